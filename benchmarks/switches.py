@@ -35,7 +35,7 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 def measure_switches(files: list[pathlib.Path], out: pathlib.Path, runs: list[str]) -> dict[str, list[float]]:
-    """Returns {method, photographs: metrics} for classical methods and each run; writes pictures of switches to `out`."""
+    """Returns {method, photographs: metrics} for classical methods and each run; writes pictures of switches."""
     from tfdecouple.runs.opened_run import Run
     from tfdecouple.visualization.full_size import read_photograph
 

@@ -171,7 +171,7 @@ class ModelConfig:
         )
 
     def _check_colour_map(self) -> None:
-        """Raises ConfigError if the model has a colour map, but no encoder, no couplings that use z, or too small a z."""
+        """Raises ConfigError if a colour map is asked for without an encoder and couplings that use z, or z is too small."""
         if self.colour_map:
             require(
                 self.conditioning == "coupling" and self.has_encoder,

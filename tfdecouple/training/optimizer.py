@@ -61,31 +61,16 @@ class Optimizer:
         self._weights = weights
         self._statistics = statistics
         self._averaged = {**weights, **statistics} if config.ema_decay else {}
-        self._groups: dict[tuple[int, int], list[str]] = {}
-        if config.optimizer == "muon":
-            for name, weight in weights.items():
-                if _is_matrix(name, weight.shape) and is_small_weight(weight.shape):
-                    self._groups.setdefault(_as_matrix(weight.shape), []).append(name)
-        names = [name for group in self._groups.values() for name in group]
-        self._momenta = FlatBuffer({name: weights[name].shape for name in names})
-        self._matrices = names
-        small = {
-            name: weight.shape
-            for name, weight in weights.items()
-            if is_small_weight(weight.shape) and name not in set(names)
-        }
+        small = {name: weight.shape for name, weight in weights.items() if is_small_weight(weight.shape)}
         self._small = list(small)
-        self._large = [name for name in weights if name not in small and name not in set(names)]
+        self._large = [name for name in weights if name not in small]
         self._means, self._variances = FlatBuffer(small), FlatBuffer(small)
         self._changes = tf.Variable(tf.zeros_like(self._means.variable), trainable=False)
         self.means, self.variances = (
-            {
-                name: buffer.views.get(name) or self._momenta.views.get(name) or _make_zero_variable(weight)
-                for name, weight in weights.items()
-            }
+            {name: buffer.views.get(name) or _make_zero_variable(weight) for name, weight in weights.items()}
             for buffer in (self._means, self._variances)
         )
-        together = {**small, **{name: weights[name].shape for name in names}, **{name: statistic.shape for name, statistic in statistics.items()}}
+        together = {**small, **{name: statistic.shape for name, statistic in statistics.items()}}
         self._averages = FlatBuffer(together if config.ema_decay else {})
         self.averages = {
             name: self._averages.views.get(name) or _make_zero_variable(variable)
@@ -141,8 +126,6 @@ class Optimizer:
             with tf.control_dependencies(chains[number % _LARGE_AT_ONCE]):
                 chains[number % _LARGE_AT_ONCE] = [self._update_large(scalars, by_name[name], name)]
         new_values = self._update_small(scalars, by_name) if self._small else []
-        if self._matrices:
-            new_values += self._update_matrices(scalars, by_name)
         if self._statistics:
             variables = list(self._statistics.values())
             new = tf.where(
@@ -169,28 +152,6 @@ class Optimizer:
         difference = _read_variable(change)
         for weight, value in zip(weights, _split_vector_like(difference, weights), strict=True):
             # Weights are changed in place, because new buffers in each step would fragment the device's memory.
-            tf.raw_ops.AssignAddVariableOp(resource=weight.handle, value=value)
-        return [before + difference]
-
-    def _update_matrices(self, scalars: _UpdateScalars, gradients: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
-        config, momenta = self._config, self._momenta.variable.handle
-        weights = [self._weights[name] for name in self._matrices]
-        before = flatten_and_join([_read_variable(weight.handle) for weight in weights])
-        gradient = _scale_gradient(flatten_and_join([gradients[name] for name in self._matrices]), scalars)
-        applied = tf.cast(scalars.beta_1 < 1, tf.float32)
-        beta = config.matrix_momentum
-        old = _read_variable(momenta)
-        new = old + applied * (1 - beta) * (gradient - old)
-        tf.raw_ops.AssignVariableOp(resource=momenta, value=new)
-        direction = beta * new + (1 - beta) * gradient
-        changes = []
-        groups = tf.split(direction, [len(names) * a * b for (a, b), names in self._groups.items()])
-        for ((a, b), names), values in zip(self._groups.items(), groups, strict=True):
-            matrices = orthogonalize(tf.reshape(values, [len(names), a, b]), config.orthogonalizing_steps)
-            changes.append(tf.reshape(matrices * max(1.0, a / b) ** 0.5, [-1]))
-        rate = scalars.rate / config.learning_rate * config.matrix_rate
-        difference = -rate * tf.concat(changes, 0) - before * scalars.decay
-        for weight, value in zip(weights, _split_vector_like(difference, weights), strict=True):
             tf.raw_ops.AssignAddVariableOp(resource=weight.handle, value=value)
         return [before + difference]
 
@@ -231,36 +192,6 @@ class Optimizer:
             average_decay=tf.where(applied, average_decay, 1.0),
             gradient_scale=tf.where(applied, gradient_scale if config.clip_norm else 1.0, 0.0),
         )
-
-
-def _as_matrix(shape: Sequence[int]) -> tuple[int, int]:
-    return math.prod(shape[:-1]), shape[-1]
-
-
-def _is_matrix(name: str, shape: Sequence[int]) -> bool:
-    kind = name.rpartition("/")[2]
-    return len(shape) > 1 and (
-        kind in ("first", "second", "last_direction", "condition_kernel") or name.startswith("encoder/")
-    ) and not name.startswith("prior")
-
-
-def orthogonalize(matrices: tf.Tensor, steps: int) -> tf.Tensor:
-    """Returns the nearest semi-orthogonal matrices to `matrices` `[n, a, b]`, roughly (Newton-Schulz)."""
-    tall = matrices.shape[1] >= matrices.shape[2]
-    gram = tf.matmul(matrices, matrices, transpose_a=True) if tall else tf.matmul(matrices, matrices, transpose_b=True)
-    squares = tf.linalg.trace(gram)[:, None, None] + 1e-14
-    gram = gram / squares
-    identity = tf.eye(gram.shape[-1])
-    product = None
-    a, b, c = 3.4445, -4.7750, 2.0315
-    for step in range(steps):
-        square = tf.matmul(gram, gram)
-        factor = a * identity + b * gram + c * square
-        product = factor if product is None else tf.matmul(product, factor)
-        if step + 1 < steps:
-            gram = tf.matmul(tf.matmul(factor, gram), factor)
-    product *= tf.math.rsqrt(squares)
-    return tf.matmul(matrices, product) if tall else tf.matmul(product, matrices)
 
 
 def _apply_adam(
