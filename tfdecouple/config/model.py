@@ -171,7 +171,7 @@ class ModelConfig:
         )
 
     def _check_colour_map(self) -> None:
-        """Raises ConfigError if a colour map is asked for without an encoder and couplings that use z, or z is too small."""
+        """Raises ConfigError if a colour map has no encoder or no couplings that use z, or if z is too small for it."""
         if self.colour_map:
             require(
                 self.conditioning == "coupling" and self.has_encoder,
