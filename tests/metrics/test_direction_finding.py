@@ -140,5 +140,5 @@ class TestOfStatistics:
 
     def test_grey_images_have_no_warmer_ones(self, images):
         grey = np.repeat(images[..., :1], 3, -1)
-        with pytest.raises(DataError, match="all images are equally warmer"):
+        with pytest.raises(DataError, match="no image is warmer than another"):
             find_statistic_directions(MeanColourModel(), grey, grey)

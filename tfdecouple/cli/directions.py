@@ -34,7 +34,7 @@ def add_parser(commands: Any) -> None:
         commands,
         "directions",
         "find the directions in z that stand for labels, for numbers such as an age, or for brightness and colour",
-        "Each direction is found in training images and tested on held-out images; its accuracy is printed. The file "
+        "Each direction is found in training images and measured on held-out images; the result is printed. The file "
         "directions.json in the run folder keeps all directions, for `edit` and the exported web page. A picture shows "
         "steps along each direction.",
     )
@@ -50,10 +50,8 @@ def add_parser(commands: Any) -> None:
     text = "find the directions brighter, warmer, more contrast and more saturated instead, which need no labels: each "
     text += "changes that property of decoded images, and the other three as little as the model allows"
     group.add_argument("--statistics", action="store_true", help=text)
-    text = (
-        f"number of training images, drawn at random, and of images of --split; 0 means at most {_MOST_IMAGES:,}, or "
-    )
-    text += f"{_MOST_DECODED} with --statistics"
+    text = "number of training images, drawn at random, and of images of --split; 0 means at most "
+    text += f"{_MOST_IMAGES:,}, or {_MOST_DECODED} with --statistics"
     arguments.add_number(parser, "--images", 0, text)
     arguments.add_amounts(parser)
     arguments.add_drawing(parser, 3, "images in a picture, of --split")

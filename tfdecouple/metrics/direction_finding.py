@@ -125,11 +125,11 @@ def find_statistic_directions(
     """
 
     def compute(pixels: np.ndarray) -> np.ndarray:
-        return np.concatenate([function(pixels / 255.0) for function in CHANGES.values()], 1)
+        return np.array([[function(image[None] / 255.0).item() for function in CHANGES.values()] for image in pixels])
 
     deviation = compute(images).std(0)
     if deviation.min() < 1e-6:
-        raise DataError(f"all images are equally {list(CHANGES)[deviation.argmin()]}; take others with --data")
+        raise DataError(f"no image is {list(CHANGES)[deviation.argmin()]} than another; take others with --data")
     z, v = encode_drawn_images(model, images, batch_size)
     held_z, held_v = encode_drawn_images(model, held_out, batch_size)
     assert z is not None and held_z is not None, "the model has no z"
