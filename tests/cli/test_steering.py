@@ -147,6 +147,7 @@ class TestEdit:
         edit = ("edit", "--run", own, "--out", tmp_path / "edited", "--amounts=1", "--direction", "more contrast", file)
         assert command(*edit) == 0
         assert (tmp_path / "edited" / f"{file.stem}-more_contrast+1.png").is_file()
+        capsys.readouterr()
         said = refused(capsys, lambda: command(*edit, "--method", "means"))
         assert "there is no direction 'more contrast' by the method means" in said
 

@@ -212,7 +212,7 @@ def save_direction_pictures(
     note, done = f"{images.note} {opened.note()}", 0
     with Counter("pictures", len(directions) * len(images.pixels) * len(amounts)) as counter:
         for name, found in methods.items():
-            vectors = {one.method: one.vector for one in found}
+            vectors = {one.method if len(found) > 1 else "": one.vector for one in found}
             picture = draw_edit_grid(opened.model, images.pixels, vectors, amounts, name, note)
             facts |= {"direction": name, "found": {one.method: dict(one.figures) for one in found}}
             summary = f"steps along {name} of {len(images.pixels)} images"
