@@ -14,7 +14,6 @@ from export.endpoints import Endpoint
 from export.export_folder import JSON_NAME
 from export.provenance import Provenance
 from tfdecouple.config.shapes import PILLOW_MODES, Shape, describe_channels
-from tfdecouple.data.sources import describe_image_rights
 from tfdecouple.errors import UserError
 from tfdecouple.runs.publishing import make_model_card_head
 from tfdecouple.storage.files import read_json
@@ -37,13 +36,6 @@ _EXAMPLE_ORDER = ("onnx", "litert", "savedmodel", "web")
 
 # Two exports are of the same model if these entries of their model cards are equal.
 _SAME = ("name", "config_sha256", "any_size")
-
-
-def describe_rights(provenance: Provenance) -> str:
-    """Returns a sentence for the model card on the licence of the images that the exported run was trained on."""
-    if not provenance.images_known:
-        return "No licence is claimed: the weights do not say what images they were trained on."
-    return describe_image_rights(provenance.config.data)
 
 
 def make_model_card(
@@ -83,7 +75,7 @@ def make_model_card(
             "alpha": model.bound_of_scales,
             "parameters": provenance.parameters,
         },
-        "data": {"source": provenance.data, "licence": describe_rights(provenance)},
+        "data": {"source": provenance.data, "licence": provenance.rights},
         "bits_per_dim": provenance.bits_per_dim,
         "exact": judge_exactness(model.bound_of_scales, model.n_bits, formats),
         "endpoints": _name_files(described, formats),

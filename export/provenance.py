@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tfdecouple.config import Config
+from tfdecouple.config import Config, DataConfig
 from tfdecouple.data import choose_user_crop
 from tfdecouple.data.image_file import describe_cropping, describe_resizing
 from tfdecouple.errors import RunError, one_line
@@ -19,12 +19,11 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import latent_directions
 from tfdecouple.runs.latent_directions import Directions
 from tfdecouple.runs.opened_run import Run
-from tfdecouple.runs.publishing import hide_image_path
+from tfdecouple.runs.publishing import describe_training_images
 from tfdecouple.runs.run_folder import (
     SUMMARY,
-    are_images_known,
-    describe_unknown_data,
     find_test_metrics,
+    find_training_data,
     is_run_folder,
     read_summary,
     run_name,
@@ -45,9 +44,10 @@ class Provenance:
         averaged: whether the weights are averages over the training.
         parameters: the number of trainable parameters.
         data: a description of the training data.
+        rights: a sentence on the rights in the training images.
+        training_data: the data options of the training; None if unknown, as for imported weights.
         bits_per_dim: {"validation": bits/dim, "test": bits/dim, "test_images": count} of these weights, as far as the
             run recorded them; None if it recorded none.
-        images_known: whether the training images are known; for imported weights, for example, they are not.
         directions: the directions in z along which one property of images changes; None if the run has none.
         label_names: the names of the model's labels in their order; () for a model without labels.
         omissions: the files of the run that cannot be used, {name of the file: reason}.
@@ -60,8 +60,9 @@ class Provenance:
     averaged: bool
     parameters: int
     data: str
+    rights: str
+    training_data: DataConfig | None
     bits_per_dim: Mapping[str, Any] | None
-    images_known: bool = True
     directions: Directions | None = None
     label_names: tuple[str, ...] = ()
     omissions: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -121,8 +122,7 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
         bits["validation"] = summary["validation_bits_per_dim"]
     if test := find_test_metrics(summary, step):
         bits |= {"test": test["bits_per_dim"], "test_images": test["images"]}
-    known = are_images_known(summary, step)
-    data = hide_image_path(str(summary.get("data") or config.data.source), config)
+    data, rights = describe_training_images(config, summary, step)
     return model, Provenance(
         name=make_safe_name(name or _find_run_name(run)),
         run=_find_run_name(run),
@@ -130,9 +130,10 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
         step=step,
         averaged=opened.averaged,
         parameters=model.parameter_count()["total"],
-        data=data if known else describe_unknown_data(config),
+        data=data,
+        rights=rights,
+        training_data=find_training_data(config, summary, step),
         bits_per_dim=bits or None,
-        images_known=known,
         directions=directions,
         label_names=opened.label_names,
         omissions=omissions,

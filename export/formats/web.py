@@ -19,7 +19,6 @@ from tfdecouple.config import DataConfig, ModelConfig
 from tfdecouple.config.shapes import describe_images, is_square_of_rgb
 from tfdecouple.data.sample_images import PHOTOGRAPHS, Photograph, open_photograph
 from tfdecouple.errors import UserError
-from tfdecouple.runs.latent_directions import MEANS
 
 PAGE = pathlib.Path(__file__).parents[1] / "page"
 CONFIG = "model/config.json"
@@ -88,7 +87,8 @@ def require_page_support(model: ModelConfig) -> None:
 def describe_model(provenance: Provenance) -> dict[str, Any]:
     """Returns facts about the model for the web page, as a dict: shape, bits/dim, labels, directions in z, examples."""
     bits, model = provenance.bits_per_dim or {}, provenance.config.model
-    directions = [one for one in provenance.directions or () if one.method == MEANS][:_MOST_SLIDERS]
+    found = provenance.directions
+    directions = [found[name] for name in found.names[:_MOST_SLIDERS]] if found else []
     sliders = [
         {"name": one.name, "vector": one.vector.tolist(), "description": one.describe_accuracy()} for one in directions
     ]
@@ -102,7 +102,7 @@ def describe_model(provenance: Provenance) -> dict[str, Any]:
         "latent_dim": model.latent_dim,
         "bits_per_dim": bits.get("test", bits.get("validation")),
         "data": provenance.data,
-        "examples": describe_examples(provenance.config.data if provenance.images_known else None),
+        "examples": describe_examples(provenance.training_data),
     }
 
 

@@ -9,8 +9,8 @@ import { Picture, createElement, getElement } from "./page_elements.js";
 
 /** @typedef {import("./code_arithmetic.js").Code} Code */
 
-/** The largest amount of a direction that a slider adds to z or subtracts from z. */
-const LARGEST_AMOUNT = 2;
+/** The largest amount of a direction that a slider adds to z or subtracts from z, like the default of `edit`. */
+const LARGEST_AMOUNT = 1;
 
 /** Shows A or B, decoded after steps along the model's directions in z. */
 export class DirectionsSection {

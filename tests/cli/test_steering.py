@@ -12,7 +12,8 @@ from tfdecouple import load_directions
 from tfdecouple.cli import main
 from tfdecouple.data.image_file import read_image
 from tfdecouple.errors import RunError, UserError
-from tfdecouple.runs.latent_directions import METHODS, Direction, Directions
+from tfdecouple.metrics.image_statistics import CHANGES
+from tfdecouple.runs.latent_directions import CLASSIFIER, MEANS, Direction, Directions
 from tfdecouple.runs.opened_run import Run, hash_weights, load_model
 
 pytestmark = pytest.mark.usefixtures("eager_file", "quiet")
@@ -64,7 +65,9 @@ class TestDirections:
         files = sorted((coloured / "train").rglob("*.png"))
         z = model.posterior(np.stack([read_image(str(file), (8, 8, 3), 0) for file in files])).mean().numpy()
         is_red = np.array([file.parent.name == "red" for file in files])
-        np.testing.assert_allclose(directions["red"].vector, z[is_red].mean(0) - z[~is_red].mean(0), atol=1e-5)
+        np.testing.assert_allclose(
+            directions["red"].vector, is_red.std() * (z[is_red].mean(0) - z[~is_red].mean(0)), atol=1e-5
+        )
         for one in directions:
             figures = one.figures
             assert 0 <= figures["accuracy"] <= 1 and figures["split"] == "validation"
@@ -76,7 +79,11 @@ class TestDirections:
         names = {f"direction-{name}.{kind}" for name in ("red", "green", "blue") for kind in ("png", "json")}
         assert {path.name for path in pictures.iterdir()} == names
         facts = json.loads((pictures / "direction-red.json").read_text())
-        assert facts["amounts"] == [-1, 0, 1] and facts["direction"] == "red" and set(facts["found"]) == set(METHODS)
+        assert (
+            facts["amounts"] == [-1, 0, 1]
+            and facts["direction"] == "red"
+            and set(facts["found"]) == {MEANS, CLASSIFIER}
+        )
 
     def test_numbers_of_a_file_join_what_is_there(self, found, run, coloured, tmp_path, capsys):
         rows = ["file,brightness,is_red,nothing"]
@@ -104,7 +111,7 @@ class TestDirections:
         said = refused(capsys, lambda: find(run, coloured, "--attributes", tmp_path / "others.csv"))
         assert "no row for any of 24 images of train" in said
         both = ("--attributes", tmp_path / "others.csv", "--labels", "red")
-        assert "excludes" in refused(capsys, lambda: find(run, coloured, *both))
+        assert "not allowed with argument --" in refused(capsys, lambda: find(run, coloured, *both))
 
 
 class TestEdit:
@@ -127,6 +134,22 @@ class TestEdit:
             np.testing.assert_array_equal(tile, right)
         assert {path.name for path in tmp_path.iterdir()} == {"edit.png", "edit.json", "green-0-red+1.5.png"}
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "green-0-red+1.5.png")), edited)
+
+    def test_statistics_need_no_labels_and_edit_takes_them_by_name(self, run, image_folder, tmp_path, capsys):
+        own = shutil.copytree(run, tmp_path / "own")
+        assert find(own, image_folder, "--statistics", "--images", 12, "--out", tmp_path) == 0
+        assert "warmer          decoded     brighter " in capsys.readouterr().out
+        found = load_directions(own)
+        assert found.names[-4:] == list(CHANGES) and found["warmer"].method == "decoded"
+        assert set(found["warmer"].figures["changes"]) == set(CHANGES)
+        assert (tmp_path / "direction-more_contrast.png").is_file()
+        file = next(image_folder.rglob("*.png"))
+        edit = ("edit", "--run", own, "--out", tmp_path / "edited", "--amounts=1", "--direction", "more contrast", file)
+        assert command(*edit) == 0
+        assert (tmp_path / "edited" / f"{file.stem}-more_contrast+1.png").is_file()
+        capsys.readouterr()
+        said = refused(capsys, lambda: command(*edit, "--method", "means"))
+        assert "there is no direction 'more contrast' by the method means" in said
 
     def test_default_amounts_are_within_a_standard_deviation_of_images(self, found, run, coloured, tmp_path):
         directions, _ = found

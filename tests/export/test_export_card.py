@@ -17,7 +17,6 @@ from helpers.variants import OF_CLASSES
 from export.card import (
     JSON_NAME,
     TEXT_NAME,
-    describe_rights,
     judge_exactness,
     make_model_card,
     merge_earlier_formats,
@@ -29,14 +28,13 @@ from export.provenance import Provenance, open_run
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.errors import UserError
 from tfdecouple.runs.opened_run import load_model, save_run
-from tfdecouple.runs.publishing import hide_image_path
+from tfdecouple.runs.publishing import describe_training_images, hide_image_path
 
 
 def provenance_of(data: DataConfig | None = None, model=SMALL) -> Provenance:
     config = Config(name="tiny", model=model, data=data or DataConfig())
-    return Provenance(
-        name="tiny", run="tiny", config=config, step=1, averaged=False, parameters=1, data="any", bits_per_dim=None
-    )
+    about = {"name": "tiny", "run": "tiny", "config": config, "step": 1, "averaged": False, "parameters": 1}
+    return Provenance(**about, data="any", rights="any", training_data=config.data, bits_per_dim=None)  # type: ignore[arg-type]
 
 
 # The facts by which an entry is known to be of the model of `provenance_of`.
@@ -216,12 +214,13 @@ class TestRights:
             assert source in lines and not re.search("CC0|CC BY|public domain|photograph", lines)
         save_run(model, tmp_path / "with data", Config(model=SMALL, data=DataConfig(source="folder:/home/ada/faces")))
         _, provenance = open_run(tmp_path / "with data")
-        assert provenance.images_known and provenance.data == "folder:faces"
-        assert "No licence" not in describe_rights(provenance)
+        assert provenance.data == "folder:faces" and provenance.training_data is not None
+        assert "No licence" not in provenance.rights
 
     def test_other_runs_say_whose_images_they_are(self) -> None:
         for source, said in {"photographs": "CC0", "cifar10": "Krizhevsky", "folder:faces": "not recorded"}.items():
-            assert said in describe_rights(provenance_of(DataConfig(source=source)))
+            config = Config(name="tiny", data=DataConfig(source=source))
+            assert said in describe_training_images(config, {}, 1)[1]
 
 
 @pytest.fixture(scope="module")

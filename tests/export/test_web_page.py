@@ -24,7 +24,7 @@ from export.pipeline import ExportConfig, export
 from export.provenance import open_run
 from tfdecouple.config import DataConfig
 from tfdecouple.data.image_file import read_image
-from tfdecouple.runs.latent_directions import METHODS, Direction, Directions
+from tfdecouple.runs.latent_directions import CLASSIFIER, MEANS, Direction, Directions
 from tfdecouple.runs.opened_run import hash_weights, load_model
 from tfdecouple.runs.run_folder import load_config
 from tfdecouple.visualization.full_size import UserPhotograph, change_at_full_size
@@ -114,7 +114,7 @@ def steered_run(tiny_run, tmp_path_factory):
     found = [
         Direction(name, method, rng.standard_normal(4).astype(np.float32), {"accuracy": 0.75})
         for name in ("<b>bright", "dark")
-        for method in METHODS
+        for method in (MEANS, CLASSIFIER)
     ]
     Directions(hash_weights(load_model(run)), {}, tuple(found)).write(run)
     return run

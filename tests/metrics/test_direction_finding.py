@@ -1,11 +1,19 @@
 """Directions in z against distributions whose directions are known."""
 
+import types
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from tfdecouple.metrics.direction_finding import find_label_directions, find_number_directions
-from tfdecouple.runs.latent_directions import CLASSIFIER, MEANS
+from tfdecouple.errors import DataError
+from tfdecouple.metrics.direction_finding import (
+    find_label_directions,
+    find_number_directions,
+    find_statistic_directions,
+)
+from tfdecouple.metrics.image_statistics import CHANGES, compute_brightness
+from tfdecouple.runs.latent_directions import CLASSIFIER, DECODED, MEANS
 
 DIMENSIONS = 4
 COVARIANCE = np.array([[1.0, 0.8, 0, 0], [0.8, 1.0, 0, 0], [0, 0, 0.25, 0], [0, 0, 0, 4.0]])
@@ -30,11 +38,12 @@ class TestOfALabel:
         training, held_out = classes(20_000, share), classes(5_000, share, seed=1)
         found = find_label_directions("label", *training, *held_out, seed=0)
         assert [one.method for one in found] == [MEANS, CLASSIFIER]
-        np.testing.assert_allclose(found[0].vector, SHIFT, atol=0.15)
-        # The normal goes as far along itself as the means lie apart.
+        # Both go as far as the means lie apart along them, times the standard deviation of the label.
+        unit = np.sqrt(share * (1 - share))
+        np.testing.assert_allclose(found[0].vector, unit * SHIFT, atol=0.15 * unit)
         normal = np.linalg.solve(COVARIANCE, SHIFT)
         assert cosine(found[1].vector, normal) > 0.95
-        assert np.linalg.norm(found[1].vector) == pytest.approx(normal @ SHIFT / np.linalg.norm(normal), rel=0.1)
+        assert np.linalg.norm(found[1].vector) == pytest.approx(unit * normal @ SHIFT / np.linalg.norm(normal), rel=0.1)
         best = np.sqrt(SHIFT @ np.linalg.solve(COVARIANCE, SHIFT))
         along = SHIFT @ SHIFT / np.sqrt(SHIFT @ COVARIANCE @ SHIFT)
         for one, distance in zip(found, (along, best), strict=True):
@@ -92,3 +101,44 @@ class TestOfANumber:
         z, values, held_z, _ = numbers
         for one in find_number_directions("age", z, values, held_z[:count], np.full(count, 50.0)):
             assert one.figures["r2"] is None and one.figures["held_out"] == count
+
+
+class MeanColourModel:
+    """A model whose z is an image's mean colour, and v what is left."""
+
+    def encode(self, images):
+        mean = images.mean((1, 2)).astype(np.float32)
+        return types.SimpleNamespace(z=mean, v=images - mean[:, None, None])
+
+    def decode(self, z, v):
+        return np.clip(np.rint(v + z[:, None, None]), 0, 255).astype(np.uint8)
+
+
+class TestOfStatistics:
+    @pytest.fixture(scope="class")
+    def images(self):
+        """Images with more yellow the brighter they are."""
+        rng = np.random.default_rng(3)
+        light, green = rng.uniform(-30, 30, 300), rng.uniform(-10, 10, 300)
+        blue = rng.uniform(-20, 20, 300) - light
+        colours = 120 + np.stack([light - green, light + green, blue], 1)
+        texture = rng.standard_normal((300, 8, 8, 1)) * rng.uniform(5, 20, (300, 1, 1, 1))
+        return np.clip(colours[:, None, None] + texture, 0, 255).astype(np.uint8)
+
+    def test_a_direction_changes_its_own_statistic_though_images_have_it_with_another(self, images):
+        found = find_statistic_directions(MeanColourModel(), images[:250], images[250:])
+        assert [(one.name, one.method) for one in found] == [(name, DECODED) for name in CHANGES]
+        brighter, warmer, contrast = (one.figures["changes"] for one in found[:3])
+        for changes, expected in ((brighter, [1, 0, 0]), (warmer, [0, 1, 0]), (contrast, [0, 0, 0])):
+            np.testing.assert_allclose(list(changes.values())[:3], expected, atol=0.15)
+        # The slope of z per standard deviation of the brightness changes the warmth as well.
+        z = images.mean((1, 2), dtype=np.float32)
+        values = compute_brightness(images / 255)[:, 0]
+        slope, _ = find_number_directions("brightness", z[:250], values[:250], z[250:], values[250:])
+        assert slope.vector[0] > 0 > slope.vector[2] and abs(brighter["warmer"]) < 0.15
+        assert found[0].describe_accuracy().startswith("brighter +")
+
+    def test_grey_images_have_no_warmer_ones(self, images):
+        grey = np.repeat(images[..., :1], 3, -1)
+        with pytest.raises(DataError, match="no image is warmer than another"):
+            find_statistic_directions(MeanColourModel(), grey, grey)

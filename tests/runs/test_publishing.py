@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import shutil
 
 import pytest
@@ -9,6 +10,8 @@ import yaml
 from helpers.refusals import refused
 
 import tfdecouple
+from export.formats.web import describe_model
+from export.provenance import open_run
 from tfdecouple.cli import main
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.errors import RunError, UntrustedError
@@ -187,6 +190,39 @@ def test_of_images_that_nobody_stated_nothing_is_claimed(kind, tiny_run, tmp_pat
     assert main(["publish", "--run", str(tmp_path / "run"), "--to", str(tmp_path / "to"), "--licence", "mit"]) == 0
     found, body = header(tmp_path / "to")
     assert "model-index" not in found
-    assert "| trained on | data unknown |\n| rights in the images | nobody stated what images they are |" in body
+    assert "| trained on | data unknown |\n| rights in the images | No licence is claimed: " in body
     assert "photograph" not in body and "CC0" not in body
     assert not any(b"secret" in path.read_bytes() for path in (tmp_path / "to").rglob("*") if path.is_file())
+
+
+def test_weights_of_a_folder_are_published_with_data_that_all_users_have(run, published, tmp_path):
+    """The model card and an export state what the weights were trained on, also after a second publication."""
+    first, second, rights = str(tmp_path / "first"), str(tmp_path / "second"), "104 photographs,\n all CC0."
+    stated = ["--data", "photographs", "--rights", rights]
+    assert main(["publish", "--run", str(run), "--to", first, "--licence", "mit", *stated]) == 0
+    assert main(["publish", "--run", first, "--to", second]) == 0
+    for folder in (first, second):
+        assert load_config(folder).data.source == "photographs" and Run.open(folder).open_source(None, None).sizes
+        found, body = header(pathlib.Path(folder))
+        assert "| trained on | folder faces" in body and "| rights in the images | 104 photographs, all CC0. |" in body
+        assert found["model-index"][0]["results"][0]["dataset"]["type"] == "folder"
+        _, provenance = open_run(folder)
+        assert (provenance.data, provenance.rights) == ("folder faces", "104 photographs, all CC0.")
+        # Whether the folder had the page's example photographs is not known.
+        assert {example["seen"] for example in describe_model(provenance)["examples"]} == {None}
+    assert load_config(published).data.source == "folder:faces"
+
+
+def test_other_data_of_published_weights_leave_the_rights_in_the_training_images(run, tmp_path):
+    (run_of_step := shutil.copytree(run, tmp_path / "run") / "summary.json").unlink()
+    to = str(tmp_path / "to")
+    assert main(["publish", "--run", str(run_of_step.parent), "--to", to, "--licence", "mit", "--data", "cifar10"]) == 0
+    _, body = header(pathlib.Path(to))
+    assert "| trained on | folder:faces" in body and "whoever trained on them" in body and "Krizhevsky" not in body
+
+
+@pytest.mark.parametrize("data", ["photograps", "folder:/home/ada/faces"])
+def test_published_weights_take_data_that_all_users_have(data, run, tmp_path, capsys):
+    arguments = ["publish", "--run", str(run), "--to", str(tmp_path / "to"), "--licence", "mit", "--data", data]
+    assert f"--data is {data!r}; give a data set that all users have" in refused(capsys, lambda: main(arguments))
+    assert not (tmp_path / "to").exists()

@@ -1,4 +1,4 @@
-"""`python -m tfdecouple directions`: finds directions in z along which a label, or a value such as an age, changes."""
+"""`python -m tfdecouple directions`: finds directions in z for labels, numbers such as an age, or image statistics."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfdecouple.cli import options as arguments
+from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.errors import DataError, RunError, UserError, make_printable, nearest
 from tfdecouple.runtime.process import start_tensorflow
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # Without --images, at most this many training images and this many held-out images are encoded.
 _MOST_IMAGES = 10_000
+# The same with --statistics, which also decodes images.
+_MOST_DECODED = 500
 
 
 def add_parser(commands: Any) -> None:
@@ -30,8 +33,8 @@ def add_parser(commands: Any) -> None:
     parser = arguments.add_command(
         commands,
         "directions",
-        "find the directions in z that stand for labels, or for numbers such as an age",
-        "Each direction is found in training images and tested on held-out images; its accuracy is printed. The file "
+        "find the directions in z that stand for labels, for numbers such as an age, or for brightness and colour",
+        "Each direction is found in training images and measured on held-out images; the result is printed. The file "
         "directions.json in the run folder keeps all directions, for `edit` and the exported web page. A picture shows "
         "steps along each direction.",
     )
@@ -39,11 +42,16 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--run", required=True, metavar="RUN", help="run folder, into which directions.json is written")
     arguments.add_out(parser)
     arguments.add_data(parser, split="validation")
-    parser.add_argument("--labels", nargs="+", metavar="NAME", help="use these labels only")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--labels", nargs="+", metavar="NAME", help="use these labels only")
     text = "find a direction for each column of a CSV file instead: a line of names, then for each image a line that "
     text += "begins with the image's path below the data folder. A column with two values counts as a label"
-    parser.add_argument("--attributes", metavar="FILE", help=text)
-    text = f"number of training images, drawn at random, and of images of --split; 0 means at most {_MOST_IMAGES:,}"
+    group.add_argument("--attributes", metavar="FILE", help=text)
+    text = "find the directions brighter, warmer, more contrast and more saturated instead, which need no labels: each "
+    text += "changes that property of decoded images, and the other three as little as the model allows"
+    group.add_argument("--statistics", action="store_true", help=text)
+    text = "number of training images, drawn at random, and of images of --split; 0 means at most "
+    text += f"{_MOST_IMAGES:,}, or {_MOST_DECODED} with --statistics"
     arguments.add_number(parser, "--images", 0, text)
     arguments.add_amounts(parser)
     arguments.add_drawing(parser, 3, "images in a picture, of --split")
@@ -51,13 +59,13 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command `directions`: finds directions in z, writes directions.json and pictures; returns 0."""
-    if options.attributes and options.labels:
-        raise UserError("--attributes excludes --labels: give one of them, then the other")
     if options.split == "train":
         raise UserError("--split is 'train', which directions are found in; take validation or test")
     start_tensorflow()
     from tfdecouple.cli.run_images import open_data
     from tfdecouple.data.labels import read_attributes
+    from tfdecouple.metrics.direction_finding import find_statistic_directions
+    from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_images
     from tfdecouple.runs.latent_directions import Directions
     from tfdecouple.runs.opened_run import Run, hash_weights
     from tfdecouple.runs.run_folder import is_run_folder
@@ -69,16 +77,22 @@ def run(options: argparse.Namespace) -> int:
         )
     attributes = read_attributes(options.attributes) if options.attributes else None
     opened = Run.open(options.run, z_for="directions")
+    if options.statistics and opened.config.model.image_shape[-1] != RGB_CHANNELS:
+        raise UserError(f"--statistics takes RGB images, and those of {options.run} are not; find --labels instead")
     source = open_data(opened, options)
-    names = choose_direction_labels(source, options.labels) if attributes is None else list(attributes.names)
-    training, held_out = (
-        encode_examples(opened, source, split, options, names, attributes) for split in ("train", options.split)
-    )
+    splits = ("train", options.split)
+    if options.statistics:
+        count, images = options.images or _MOST_DECODED, []
+        for split in splits:
+            indices = draw_image_indices(source, split, count, options.seed)
+            images.append(read_drawn_images(opened.model, source, split, indices)[0])
+        directions = find_statistic_directions(opened.model, *images, seed=options.seed)
+    else:
+        names = choose_direction_labels(source, options.labels) if attributes is None else list(attributes.names)
+        examples = (encode_examples(opened, source, split, options, names, attributes) for split in splits)
+        directions = find_directions(names, *examples, options.seed)
     about = {"data": source.title, "source": source.name, "split": options.split, "seed": options.seed}
-    directions = [
-        dataclasses.replace(one, figures={**one.figures, **about})
-        for one in find_directions(names, training, held_out, options.seed)
-    ]
+    directions = [dataclasses.replace(one, figures={**one.figures, **about}) for one in directions]
     earlier: Iterable[Direction] = ()
     try:
         earlier = opened.directions() or ()
@@ -89,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
     kept = (one for one in earlier if one.name not in found)
     new = Directions(hash_weights(opened.model), opened.facts(), (*kept, *directions))
     path = new.write(pathlib.Path(opened.path))
-    width = max(map(len, names))
+    width = max(len(one.name) for one in directions)
     for one in directions:
         name = make_printable(one.name, 100)
         print(f"{name:{width}}  {one.method:10}  {one.describe_accuracy() or 'held-out images of one kind alone'}")
@@ -106,7 +120,7 @@ def choose_direction_labels(source: Source, labels: Sequence[str] | None) -> lis
     if len(source.label_names) < 2:
         raise DataError(
             f"{source.title} has {len(source.label_names)} labels, and directions need two or more, such as "
-            "sub-folders; or give numbers by file name with --attributes"
+            "sub-folders; or give numbers by file name with --attributes, or --statistics, which needs no labels"
         )
     for name in labels or ():
         if name not in source.label_names:
@@ -199,7 +213,7 @@ def save_direction_pictures(
     note, done = f"{images.note} {opened.note()}", 0
     with Counter("pictures", len(directions) * len(images.pixels) * len(amounts)) as counter:
         for name, found in methods.items():
-            vectors = {one.method: one.vector for one in found}
+            vectors = {one.method if len(found) > 1 else "": one.vector for one in found}
             picture = draw_edit_grid(opened.model, images.pixels, vectors, amounts, name, note)
             facts |= {"direction": name, "found": {one.method: dict(one.figures) for one in found}}
             summary = f"steps along {name} of {len(images.pixels)} images"

@@ -20,7 +20,8 @@ def add_parser(commands: Any) -> None:
     )
     arguments.add_run(parser, required=True)
     parser.add_argument("--direction", required=True, metavar="NAME", help="name of the direction")
-    arguments.add_choice(parser, "--method", ("means", "classifier"), "how the direction was found: means, classifier")
+    text = "how the direction was found: means, classifier or decoded; default the first that the run has"
+    parser.add_argument("--method", choices=("means", "classifier", "decoded"), metavar="NAME", help=text)
     arguments.add_amounts(parser)
     arguments.add_size(parser)
     parser.add_argument("files", nargs="+", metavar="FILE", help="images of any size")

@@ -22,9 +22,7 @@ _LONGEST_SIDE = 16_383
 MOST_IN_A_PICTURE = 100_000
 # The list --amounts has at most MOST_AMOUNTS multiples of a direction in z, from -MOST_AMOUNT to MOST_AMOUNT.
 MOST_AMOUNTS, MOST_AMOUNT = 50, 1000.0
-# Default of --amounts. For a number, and for a label that a tenth to nine tenths of the images have, the positions of
-# images along the direction have a standard deviation of at least 0.3, the square root of 0.1 * 0.9.
-DEFAULT_AMOUNTS = "-0.3,-0.15,0,0.15,0.3"
+DEFAULT_AMOUNTS = "-1,-0.5,0,0.5,1"
 
 
 def get_program_name() -> str:
@@ -137,8 +135,10 @@ def require_image_pairs(options: argparse.Namespace) -> None:
 
 def add_amounts(parser: argparse.ArgumentParser) -> None:
     """Adds the option --amounts, multiples of a direction in z, to a parser."""
-    text = "multiples of the direction that are added to z: 0 gives the image itself, and 1 is often beyond all images "
-    text += f"that the model has seen (default --amounts={DEFAULT_AMOUNTS})"
+    text = (
+        "multiples of the direction that are added to z, in standard deviations of its property over images; 0 gives "
+    )
+    text += f"the image itself (default --amounts={DEFAULT_AMOUNTS})"
     parser.add_argument("--amounts", type=parse_amounts, default=DEFAULT_AMOUNTS, metavar="A,B,...", help=text)
 
 

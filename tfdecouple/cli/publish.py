@@ -22,6 +22,11 @@ def add_parser(commands: Any) -> None:
     text = "licence of the weights, as the Hub names it: apache-2.0, cc-by-4.0, other; default that of their card"
     parser.add_argument("--licence", metavar="ID", help=text)
     parser.add_argument("--name", metavar="NAME", help="name of the model; default the last part of --to")
+    text = "data set that commands use with the published weights if the user names none: photographs, or a TFDS name; "
+    text += "default that of the training, which the model card states in any case"
+    parser.add_argument("--data", metavar="NAME", help=text)
+    text = "sentence on the rights in the training images, for the model card; default what is known of the data set"
+    parser.add_argument("--rights", metavar="TEXT", help=text)
     parser.add_argument("--private", action="store_true", help="make a new repository on the Hub private")
 
 
@@ -30,7 +35,8 @@ def run(options: argparse.Namespace) -> int:
     start_tensorflow()
     from tfdecouple.runs.publishing import publish
 
-    place = publish(options.run, options.to, licence=options.licence, name=options.name, private=options.private)
+    names = ("licence", "name", "data", "rights", "private")
+    place = publish(options.run, options.to, **{name: getattr(options, name) for name in names})
     print(f"{place}: config, weights, card and manifest")
     print(f"  import tfdecouple; model = tfdecouple.load_{'pretrained' if '://' in place else 'model'}({place!r})")
     return 0

@@ -1,10 +1,11 @@
 """Functions that find directions in z along which one property of an image changes, and evaluate the directions.
 
-Directions are found on training images and evaluated on held-out images, by two methods. The first is the difference of
-means, as in Glow (Kingma and Dhariwal, 2018, section 6). The second is the normal of a regularised linear classifier,
-which ignores properties that are only correlated with the label. z is not standardised for the classifier. Dimensions
-that the encoder does not use hardly vary and change nothing in an image. Without standardisation, the regularisation
-keeps their weights small.
+Directions are found on training images and evaluated on held-out images. For labels and numbers there are two methods.
+The first is the difference of means, as in Glow (Kingma and Dhariwal, 2018, section 6). The second is the normal of a
+regularised linear classifier, which ignores properties that are only correlated with the label. z is not standardised
+for the classifier. Dimensions that the encoder does not use hardly vary and change nothing in an image. Without
+standardisation, the regularisation keeps their weights small. Directions for statistics of images come from decoded
+images.
 
 In all functions `z` are the codes of the training images, float32 `[n, d_z]`, and `held_z` those of held-out images.
 """
@@ -19,12 +20,17 @@ from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score, roc_auc_score
 from threadpoolctl import threadpool_limits
 
+from tfdecouple.errors import DataError
+from tfdecouple.metrics.drawn_images import decode_images, encode_drawn_images
+from tfdecouple.metrics.image_statistics import CHANGES
 from tfdecouple.metrics.linear_classifier import STRENGTHS, fit_classifier
-from tfdecouple.runs.latent_directions import CLASSIFIER, MEANS, Direction
+from tfdecouple.runs.latent_directions import CLASSIFIER, DECODED, MEANS, Direction
 
 # At least this many training images must have a label, and as many lack it. A fifth of all is held out to choose C, the
 # inverse strength of the classifier's regularisation.
 LEAST = 5
+# At this penalty, one standard deviation of z costs as much as a tenth of a standard deviation of a statistic.
+_LENGTH_PENALTY = 0.01
 
 
 def find_label_directions(
@@ -32,11 +38,12 @@ def find_label_directions(
 ) -> list[Direction]:
     """Returns two directions in z from images without a label to images with it: by means and by a linear classifier.
 
-    `name` becomes the name of both directions. `z` and `held_z`, float32 `[n, d_z]`, are the codes of training and of
-    held-out images. `has` and `held_has`, bool `[n]`, say which of these images have the label. At least `LEAST`
-    training images have it, and at least `LEAST` lack it. The classifier is fitted to equally many images with and
-    without the label, drawn with `seed`, so that neither class dominates the threshold and the choice of C, the inverse
-    regularisation strength.
+    Each is as long as the slope of the mean of z per standard deviation of the label, which counts as 0 or 1: as the
+    difference of the means times the standard deviation. `name` becomes the name of both directions. `z` and `held_z`,
+    float32 `[n, d_z]`, are the codes of training and of held-out images. `has` and `held_has`, bool `[n]`, say which of
+    these images have the label. At least `LEAST` training images have it, and at least `LEAST` lack it. The classifier
+    is fitted to equally many images with and without the label, drawn with `seed`, so that neither class dominates the
+    threshold and the choice of C, the inverse regularisation strength.
 
     The metrics of a direction (`Direction.figures`) are `accuracy`, the mean of the accuracies on held-out images with
     and without the label (0.5 is chance); the binomial `standard_error` of `accuracy`; `auroc`; counts of images; and
@@ -51,6 +58,7 @@ def find_label_directions(
         "held_out_with": int(held_has.sum()),
         "held_out_without": int((~held_has).sum()),
     }
+    slope = has.std() * difference
     by_means = _evaluate_scores(held_z @ difference - difference @ (means[0] + means[1]) / 2, held_has)
     rng = np.random.default_rng(seed)
     kinds = [rng.permutation(np.flatnonzero(kind)) for kind in (has, ~has)]
@@ -62,8 +70,8 @@ def find_label_directions(
     scores = _subtract_centre(held_z, centre) @ weights + fitted.classifier.intercept_[0]
     by_classifier = _evaluate_scores(scores, held_has) | {"C": fitted.strength, "converged": fitted.converged}
     return [
-        Direction(name, MEANS, difference.astype(np.float32), counts | by_means),
-        Direction(name, CLASSIFIER, _scale_normal(weights, difference), counts | by_classifier),
+        Direction(name, MEANS, slope.astype(np.float32), counts | by_means),
+        Direction(name, CLASSIFIER, _scale_normal(weights, slope), counts | by_classifier),
     ]
 
 
@@ -97,6 +105,49 @@ def find_number_directions(
         Direction(name, MEANS, slope.astype(np.float32), counts | {"r2": r2[MEANS]}),
         Direction(name, CLASSIFIER, normal, counts | {"r2": r2[CLASSIFIER], "alpha": float(ridge.alpha_)}),
     ]
+
+
+def find_statistic_directions(
+    model: Any, images: np.ndarray, held_out: np.ndarray, batch_size: int = 64, seed: int = 0
+) -> list[Direction]:
+    """Returns for each of `CHANGES` the direction in z that changes its statistic of decoded images, and no other.
+
+    Each image is decoded from its v and from its z plus, and minus, half a random step, drawn from the covariance of z.
+    Least squares give the change of each statistic, in its standard deviations over `images`, per standard deviation of
+    z along each principal axis. The direction is the shortest step, in standard deviations of z, that changes its
+    statistic by 1 and the others by 0. The penalty `_LENGTH_PENALTY` shortens a direction along which decoded images
+    hardly change.
+
+    `images` and `held_out` are uint8 `[n, height, width, 3]`, with values of the model's levels. The metric of a
+    direction is `changes`, {name in `CHANGES`: mean change of its statistic, in standard deviations, in the images of
+    `held_out` that are decoded from their v and from z plus the direction}. DataError is raised if all images have the
+    same value of a statistic.
+    """
+
+    def compute(pixels: np.ndarray) -> np.ndarray:
+        return np.array([[function(image[None] / 255.0).item() for function in CHANGES.values()] for image in pixels])
+
+    deviation = compute(images).std(0)
+    if deviation.min() < 1e-6:
+        raise DataError(f"no image is {list(CHANGES)[deviation.argmin()]} than another; take others with --data")
+    z, v = encode_drawn_images(model, images, batch_size)
+    held_z, held_v = encode_drawn_images(model, held_out, batch_size)
+    assert z is not None and held_z is not None, "the model has no z"
+    _, scales, axes = np.linalg.svd(z - z.mean(0), full_matrices=False)
+    axes *= scales[:, None] / math.sqrt(len(z))
+    steps = np.random.default_rng(seed).standard_normal((len(z), len(axes)))
+    half = (steps @ axes / 2).astype(np.float32)
+    up, down = (compute(decode_images(model, moved, v, batch_size)) for moved in (z + half, z - half))
+    slopes = np.linalg.lstsq(steps, (up - down) / deviation, rcond=None)[0]
+    vectors = np.linalg.solve(slopes.T @ slopes + _LENGTH_PENALTY * np.eye(len(CHANGES)), slopes.T) @ axes
+    counts = {"kind": "statistic", "images": len(images), "held_out": len(held_out)}
+    directions, before = [], compute(held_out)
+    for number, (name, vector) in enumerate(zip(CHANGES, vectors.astype(np.float32), strict=True)):
+        after = compute(decode_images(model, held_z + vector, held_v, batch_size))
+        changes = dict(zip(CHANGES, ((after - before) / deviation).mean(0).tolist(), strict=True))
+        figures = {**counts, "deviation": float(deviation[number]), "changes": changes}
+        directions.append(Direction(name, DECODED, vector, figures))
+    return directions
 
 
 def _subtract_centre(z: np.ndarray, centre: np.ndarray) -> np.ndarray:

@@ -78,6 +78,18 @@ def encode_drawn_images(
     return np.concatenate(z) if z else None, v
 
 
+def decode_images(model: DecoupledModel, z: np.ndarray, v: np.ndarray, batch_size: int) -> np.ndarray:
+    """Returns the images that the model decodes from each row of `z` and the same row of `v`, uint8 like `v`."""
+    images, done = [], 0
+    with Counter("decoding", len(z)) as counter:
+        for (some_z, count), (some_v, _) in zip(
+            make_padded_batches(z, batch_size), make_padded_batches(v, batch_size), strict=True
+        ):
+            images.append(np.asarray(model.decode(some_z, some_v))[:count])
+            counter(done := done + count)
+    return np.concatenate(images)
+
+
 def make_padded_batches(values: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
     """Yields pairs (batch of rows of `values`, count of rows that are not padding); all batches have the same size."""
     size = min(batch_size, len(values))

@@ -16,14 +16,13 @@ from tfdecouple.config.shapes import describe_images, is_square_of_rgb
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.metrics.base import Estimate, Metric, Result
 from tfdecouple.metrics.drawn_images import (
+    decode_images,
     draw_image_indices,
     encode_drawn_images,
-    make_padded_batches,
     read_drawn_images,
 )
 from tfdecouple.metrics.latent_use import draw_derangement
 from tfdecouple.metrics.linear_classifier import fit_pca, flatten_images, standardize_features
-from tfdecouple.runtime.progress import Counter
 
 # Smallest number of training images for the regressions, and smallest number of evaluated images.
 LEAST = 4
@@ -81,6 +80,11 @@ def compute_colour(images: np.ndarray) -> np.ndarray:
     return np.stack([red - green, (red + green) / 2 - blue], 1)
 
 
+def compute_saturation(images: np.ndarray) -> np.ndarray:
+    """Returns the mean distance of each image's colours from the grey of the same luminance, `[n, 1]`."""
+    return np.linalg.norm(images - _compute_luminance(images)[..., None], axis=-1).mean((1, 2))[:, None]
+
+
 def compute_contrast(images: np.ndarray) -> np.ndarray:
     """Returns the standard deviation of each image's luminance over pixels, `[n, 1]`; `images` are `[n, S, S, 3]`."""
     return _compute_luminance(images).std((1, 2))[:, None]
@@ -135,6 +139,13 @@ STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "dominant orientation": compute_orientation,
     "brightest quadrant": find_brightest_quadrant,
 }
+# Words for a higher value of a statistic, and the functions that compute it, `[n, 1]`, of images in [0, 1].
+CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "brighter": compute_brightness,
+    "warmer": lambda images: compute_colour(images)[:, 1:],
+    "more contrast": compute_contrast,
+    "more saturated": compute_saturation,
+}
 
 
 def compute_image_statistics(
@@ -166,7 +177,7 @@ def compute_image_statistics(
     (train_z, train_v), (z, v) = (encode_drawn_images(model, each, batch_size) for each in (train, images))
     assert train_z is not None and z is not None, "the model has no z"
     partner = draw_derangement(len(images), randomness.derive_seed(seed, "switch"))
-    switched = _decode_switched_images(model, z[partner], v, batch_size)
+    switched = decode_images(model, z[partner], v, batch_size)
     of_train, of_images, of_switched = (
         {name: function(each / 255.0) for name, function in STATISTICS.items()} for each in (train, images, switched)
     )
@@ -209,18 +220,6 @@ def _format_image_statistics(report: dict[str, Any]) -> list[str]:
 
 def _compute_luminance(images: np.ndarray) -> np.ndarray:
     return images @ np.array([0.299, 0.587, 0.114])
-
-
-def _decode_switched_images(model: Any, z: np.ndarray, v: np.ndarray, batch_size: int) -> np.ndarray:
-    """Returns the images that the model decodes from each row of `z` and the same row of `v`, uint8 `[n, S, S, 3]`."""
-    images, done = [], 0
-    with Counter("switching", len(z)) as counter:
-        for (some_z, count), (some_v, _) in zip(
-            make_padded_batches(z, batch_size), make_padded_batches(v, batch_size), strict=True
-        ):
-            images.append(np.asarray(model.decode(some_z, some_v))[:count])
-            counter(done := done + count)
-    return np.concatenate(images)
 
 
 def _bootstrap_errors(statistic: Callable[..., Any], *values: np.ndarray, seed: int) -> list[dict[str, float]]:

@@ -14,8 +14,7 @@ from tfdecouple.errors import RunError, UserError, nearest, one_line
 from tfdecouple.storage.files import read_model, write_json
 
 FILE = "directions.json"
-MEANS, CLASSIFIER = "means", "classifier"
-METHODS = (MEANS, CLASSIFIER)
+MEANS, CLASSIFIER, DECODED = METHODS = "means", "classifier", "decoded"
 # With fewer held-out images of a kind than this, an accuracy near chance has a standard error above 6 %.
 FEW = 30
 
@@ -24,14 +23,15 @@ FEW = 30
 class Direction:
     """A direction in z that changes one property of an image.
 
-    Adding `vector` to z changes the property by one unit. For a label, the unit is the distance, along the direction,
-    between the mean z of images without the label and the mean z of images with the label. For a numeric property,
-    such as a column of a table, the unit is one standard deviation of the property.
+    Adding `vector` to z changes the property by one standard deviation over images. A label counts as a property with
+    the values 0 and 1.
 
     Attributes:
-        name: the name of the label, of two labels ("coffee to rocket"), or of the column of numbers.
+        name: the name of the label, of two labels ("coffee to rocket"), of the column of numbers, or "brighter" or
+            another name of a statistic of images.
         method: how the direction was found: "means", the difference between the means of z (numeric property: the
-            slope of z), or "classifier", the normal of a linear classifier (numeric property: of a ridge regression).
+            slope of z); "classifier", the normal of a linear classifier (numeric property: of a ridge regression); or
+            "decoded", from decoded images (statistics of images).
         vector: the direction as a vector in z, float32 `[d_z]`.
         figures: metrics on held-out images, and counts of images, by name.
     """
@@ -42,8 +42,12 @@ class Direction:
     figures: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def describe_accuracy(self) -> str:
-        """Returns a text on how well this direction predicts the property of held-out images; "" if not measured."""
+        """Returns a text on what this direction predicts or changes in held-out images; "" if not measured."""
         accuracy, r2 = self.figures.get("accuracy"), self.figures.get("r2")
+        changes = self.figures.get("changes")
+        if isinstance(changes, dict) and all(isinstance(change, float) for change in changes.values()):
+            listed = ", ".join(f"{name} {change:+.2f}" for name, change in changes.items())
+            return f"{listed} standard deviations"
         counts = [self.figures.get(name) for name in ("held_out_with", "held_out_without", "held_out")]
         least = min((count for count in counts if isinstance(count, int)), default=FEW)
         few = f"; too few images to be sure (held out: {least})" if least < FEW else ""
@@ -78,7 +82,7 @@ class Directions:
         return len(self.directions)
 
     def __getitem__(self, name: str) -> Direction:
-        """Returns the `Direction` with this name and the method "means"; raises UserError where there is none."""
+        """Returns the first `Direction` with this name; raises UserError where there is none."""
         return self.find(name)
 
     @property
@@ -86,12 +90,13 @@ class Directions:
         """The names of all directions in z, a list of texts in which each name stands once."""
         return list(dict.fromkeys(direction.name for direction in self.directions))
 
-    def find(self, name: str, method: str = MEANS) -> Direction:
-        """Returns the `Direction` with this name and method ("means", "classifier"); raises UserError if absent."""
-        matches = [one for one in self.directions if (one.name, one.method) == (name, method)]
+    def find(self, name: str, method: str | None = None) -> Direction:
+        """Returns the first `Direction` with this name and, if given, this method; raises UserError if absent."""
+        matches = [one for one in self.directions if one.name == name and method in (None, one.method)]
         if not matches:
             listed = ", ".join(self.names[:20]) + (" and more" if len(self.names) > 20 else "")
-            raise UserError(f"there is no direction {name!r}{nearest(name, self.names)}; there are {listed}")
+            by = f" by the method {method}" if method and name in self.names else nearest(name, self.names)
+            raise UserError(f"there is no direction {name!r}{by}; there are {listed}")
         return matches[0]
 
     def write(self, folder: pathlib.Path) -> pathlib.Path:
@@ -138,7 +143,7 @@ class _DirectionEntry(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="allow", strict=True)
     # The names of labels are those of folders, columns or classes of a data set, of which none is so long.
     name: Annotated[str, pydantic.Field(min_length=1, max_length=1000)]
-    method: Literal["means", "classifier"]
+    method: Literal["means", "classifier", "decoded"]
     # The bounds exclude numbers that are too large for float32, in which the vector is used.
     vector: list[Annotated[float, pydantic.Field(gt=-1e30, lt=1e30)]]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from tfdecouple.config import Config
 from tfdecouple.config.shapes import Shape, describe_images
-from tfdecouple.data.sources import describe_image_rights, locate_images
+from tfdecouple.data.sources import describe_image_rights, find_source_kind, locate_images, replace_source
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.runs.opened_run import Run, write_run
 from tfdecouple.runs.pretrained import BUNDLED, CARD, HUB, Manifest, parse_hub_address, upload_weights
@@ -23,11 +23,11 @@ from tfdecouple.runs.run_folder import (
     METRICS,
     METRICS_BYTES,
     SUMMARY,
-    are_images_known,
     describe_unknown_data,
     find_run_folder,
     find_test_metrics,
     load_config,
+    find_training_data,
     read_summary,
 )
 from tfdecouple.storage.files import write_json, write_text
@@ -35,10 +35,20 @@ from tfdecouple.storage.files import write_json, write_text
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
 # The header of a model card, which has the licence, ends within so many characters.
 _HEADER_LENGTH = 2**16
+_NO_RIGHTS = "No licence is claimed: the weights do not say what images they were trained on."
 _TASK = "unconditional-image-generation"
 
 
-def publish(run: str, to: str, *, licence: str | None = None, name: str | None = None, private: bool = False) -> str:
+def publish(
+    run: str,
+    to: str,
+    *,
+    licence: str | None = None,
+    name: str | None = None,
+    data: str | None = None,
+    rights: str | None = None,
+    private: bool = False,
+) -> str:
     """Publishes the best weights of a run; returns the path of their folder, or the address of their commit on the Hub.
 
     Paths of this machine and the state of the training are not published.
@@ -49,6 +59,10 @@ def publish(run: str, to: str, *, licence: str | None = None, name: str | None =
         licence: the licence of the weights, as the Hub names it ("apache-2.0"); None to copy it from the model card
             (README.md) of `run`.
         name: the name of the model; None for the last part of `to`.
+        data: the data set, such as "photographs" or "cifar10", whose images the commands use with the published weights
+            unless the user names another; None for that of the training. The model card states that of the training.
+        rights: a sentence for the model card on the rights in the training images; None for what is known of the data
+            set.
         private: whether a new repository on the Hub is private.
 
     Raises:
@@ -59,6 +73,8 @@ def publish(run: str, to: str, *, licence: str | None = None, name: str | None =
     licence = licence or _read_licence(run)
     if not _LICENCE.fullmatch(licence):
         raise UserError(f"the licence is {licence!r}; name it as the Hub does, such as apache-2.0, cc-by-4.0 or other")
+    if data and ((kind := find_source_kind(data)) is None or kind.pattern.endswith(":PATH")):
+        raise UserError(f"--data is {data!r}; give a data set that all users have: photographs, or a TFDS name")
     on_hub = to.startswith(HUB)
     name = name or (parse_hub_address(to)[0].rpartition("/")[2] if on_hub else pathlib.Path(to).absolute().name)
     target = pathlib.Path(to).absolute()
@@ -72,7 +88,7 @@ def publish(run: str, to: str, *, licence: str | None = None, name: str | None =
             folder = pathlib.Path(scratch) / "model"
             folder.mkdir()
             address = to if on_hub else name if target.parent == BUNDLED else None
-            _write_published_files(opened, folder, name, licence, address)
+            _write_published_files(opened, folder, name, licence, address, data or "", rights or "")
             if on_hub:
                 return upload_weights(folder, to, private=private, message=f"{name}, update {opened.step}")
             os.replace(folder, target)
@@ -94,19 +110,27 @@ def _read_licence(run: str) -> str:
     return match[1]
 
 
-def _write_published_files(opened: Run, folder: pathlib.Path, name: str, licence: str, address: str | None) -> None:
+def _write_published_files(
+    opened: Run, folder: pathlib.Path, name: str, licence: str, address: str | None, data: str, rights: str
+) -> None:
     """Writes the run's best weights into `folder`, as a run folder with model card, manifest and no private paths."""
     config = opened.config
     directions = opened.directions() if config.model.has_latent else None
     # The published config must not contain private paths of this machine.
-    data = dataclasses.replace(config.data, source=hide_image_path(config.data.source, config), data_dir=None)
+    source = hide_image_path(config.data.source, config)
+    options = dataclasses.replace(replace_source(config.data, data or source), data_dir=None)
     training = dataclasses.replace(config.training, init_from=None)
-    write_run(folder, opened.model, dataclasses.replace(config, data=data, training=training), opened.step)
+    write_run(folder, opened.model, dataclasses.replace(config, data=options, training=training), opened.step)
     summary: dict[str, Any] = {}
     try:
         summary = read_summary(opened.path) or {}
     except ValueError as error:
         print(f"{SUMMARY} cannot be read and is left out: {one_line(error)}")
+    if data:
+        # Of weights that are published again, summary.json has the source of the training already.
+        summary.setdefault("source", source)
+    if rights:
+        summary["rights"] = " ".join(rights.split())
     if summary:
         if summary.get("data"):
             summary["data"] = hide_image_path(summary["data"], config)
@@ -136,6 +160,19 @@ def hide_image_path(text: str, config: Config) -> str:
     return text.replace(folder, pathlib.Path(folder).name) if option == "data.source" else text
 
 
+def describe_training_images(config: Config, summary: Mapping[str, Any], step: int) -> tuple[str, str]:
+    """Returns what the weights of `step` were trained on, and the rights in these images: two texts for a model card.
+
+    `summary` is the content of summary.json, or {}.
+    """
+    training = find_training_data(config, summary, step)
+    if training is None:
+        data, rights = describe_unknown_data(config), _NO_RIGHTS
+    else:
+        data, rights = summary.get("data") or training.source, describe_image_rights(training)
+    return hide_image_path(data, config), summary.get("rights", rights)
+
+
 def make_weights_card(opened: Run, name: str, licence: str, summary: dict[str, Any], address: str | None = None) -> str:
     """Returns the text of the model card of published weights: a YAML header for the Hub, then Markdown.
 
@@ -143,11 +180,9 @@ def make_weights_card(opened: Run, name: str, licence: str, summary: dict[str, A
     None for a folder.
     """
     config, model = opened.config, opened.config.model
-    known = are_images_known(summary, opened.step)
-    trained_on = summary.get("data") or config.data.source if known else describe_unknown_data(config)
-    data = hide_image_path(trained_on, config)
-    rights = describe_image_rights(config.data) if known else "nobody stated what images they are"
-    test = find_test_metrics(summary, opened.step) if known else None
+    data, rights = describe_training_images(config, summary, opened.step)
+    training = find_training_data(config, summary, opened.step)
+    test = find_test_metrics(summary, opened.step) if training else None
     header: dict[str, Any] = {
         "license": licence,
         "library_name": "tfdecouple",
@@ -155,11 +190,11 @@ def make_weights_card(opened: Run, name: str, licence: str, summary: dict[str, A
         "tags": ["tfdecouple", "tensorflow", "keras", "normalizing-flow", "vae", "representation-learning"],
         "metrics": ["bits_per_dim"],
     }
-    if test:
+    if training and test:
         metric = {"type": "bits_per_dim", "name": "bits per dimension, ELBO", "value": round(test["bits_per_dim"], 4)}
         result = {
             "task": {"type": _TASK},
-            "dataset": {"type": config.data.source.partition(":")[0], "name": data, "split": "test"},
+            "dataset": {"type": training.source.partition(":")[0], "name": data, "split": "test"},
             "metrics": [metric],
         }
         header["model-index"] = [{"name": name, "results": [result]}]

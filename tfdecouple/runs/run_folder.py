@@ -14,6 +14,7 @@ Loggers add files, such as tensorboard/. A folder of published weights is a run 
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import pydantic
 
-from tfdecouple.config import Config
+from tfdecouple.config import Config, DataConfig
 from tfdecouple.errors import RunError, nearest, one_line
 from tfdecouple.runs.pretrained import HUB, find_pretrained, list_pretrained
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
@@ -178,6 +179,8 @@ class _Summary(pydantic.BaseModel):
     test: _TestMetrics | None = None
     imported_from: str | None = None
     data: str | None = None
+    source: str | None = None
+    rights: str | None = None
     reconstruction: str | None = None
 
 
@@ -187,7 +190,7 @@ def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     summary = read_model(path, _Summary).model_dump(exclude_unset=True)
-    if not summary.keys() & {"imported_from", "test"}:
+    if not summary.keys() & {"imported_from", "test", "source", "rights"}:
         raise ValueError("it has no figures of a test")
     return summary
 
@@ -203,11 +206,13 @@ def describe_unknown_data(config: Config) -> str:
     return f"data unknown ({config.description})" if config.description else "data unknown"
 
 
-def are_images_known(summary: Mapping[str, Any] | None, step: int) -> bool:
-    """Returns whether the config of a run names the images on which the weights of `step` were trained.
+def find_training_data(config: Config, summary: Mapping[str, Any], step: int) -> DataConfig | None:
+    """Returns the data options with which the weights of `step` were trained; None if their images are unknown.
 
     For an imported checkpoint, and for a model that `save_run` got without a config, the images are unknown: the config
-    beside these weights has the default data source.
+    beside these weights has the default data source. `publish --data` puts another data source into the config, and
+    that of the training into `summary`, the content of summary.json or {}.
     """
-    summary = summary or {}
-    return "imported_from" not in summary and (step > 0 or summary.get("data") is not None)
+    if "imported_from" in summary or not (step > 0 or summary.get("data")):
+        return None
+    return dataclasses.replace(config.data, source=summary.get("source", config.data.source))
