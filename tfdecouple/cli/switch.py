@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
 def _switch_folder(options: argparse.Namespace) -> int:
     """Writes all photographs of a folder with z of --reference; returns 1 if a photograph cannot be read, else 0."""
     if len(options.files) != 1 or options.out is None:
-        raise UserError(f"--reference needs one folder of photographs (got {len(options.files)}) and --to, another folder")
+        raise UserError(f"--reference needs one folder of photographs, got {len(options.files)}, and --to OUT")
     if (options.pairing, options.size) != ("auto", "own"):
         raise UserError("--reference takes neither --pairing nor --size: each photograph is written at its own size")
     start_tensorflow()
