@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tfdecouple.model.outlier_scores import outlier_scores
     from tfdecouple.runs.opened_run import load_directions, load_model, load_pretrained, save_run
     from tfdecouple.runtime.precision import full_float32
+    from tfdecouple.visualization.photograph_folder import switch_folder
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ _NAMES = {
     "model.outlier_scores": ("outlier_scores",),
     "runs.opened_run": ("load_directions", "load_model", "load_pretrained", "save_run"),
     "runtime.precision": ("full_float32",),
+    "visualization.photograph_folder": ("switch_folder",),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
@@ -65,6 +67,7 @@ __all__ = [
     "override",
     "preset_names",
     "save_run",
+    "switch_folder",
 ]
 
 
@@ -72,6 +75,6 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'tfdecouple' has no attribute {name!r}")
     module = _MODULES[name]
-    if module.partition(".")[0] in ("model", "runs"):
+    if module.partition(".")[0] in ("model", "runs", "visualization"):
         require_backend()
     return getattr(importlib.import_module(f"tfdecouple.{module}"), name)

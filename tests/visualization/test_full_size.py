@@ -113,6 +113,13 @@ class TestPhotograph:
         assert (read_photograph(animation, 3, 2048).pixels == 10).all()
         assert read_photograph(animation, 1, 2048).pixels.shape == (9, 9, 1)
 
+    def test_jpeg_file_with_further_pictures_stays_a_jpeg_file(self, tmp_path):
+        image = Image.fromarray(smooth_photograph(20, 30))
+        path = written(tmp_path, image, "a.jpg", format="MPO", save_all=True, append_images=[image])
+        photograph = read_photograph(path, 3, 2048)
+        content, suffix = photograph.encode_photograph(photograph.pixels)
+        assert suffix == ".jpg" and Image.open(io.BytesIO(content)).format == "JPEG"
+
     def test_other_colour_spaces_become_srgb(self, tmp_path):
         profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
         srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))

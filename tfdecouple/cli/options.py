@@ -18,6 +18,8 @@ MOST_TEMPERATURE = 1000
 RUN_HELP = f"run folder, also one in training; the bundled weights, {DEFAULT}; or weights on the Hub, {HUB}OWNER/NAME"
 # Largest value of --max-side, in pixels; every supported image format can store sides of this length.
 _LONGEST_SIDE = 16_383
+# Default of --max-side, in pixels; a folder of photographs with --reference has no limit by default.
+MAX_SIDE = 2048
 # Largest value of --count, the number of images in a picture.
 MOST_IN_A_PICTURE = 100_000
 # The list --amounts has at most MOST_AMOUNTS multiples of a direction in z, from -MOST_AMOUNT to MOST_AMOUNT.
@@ -114,7 +116,7 @@ def add_size(parser: argparse.ArgumentParser) -> None:
     )
     add_choice(parser, "--size", ("own", "model"), text)
     text = "shrink larger photographs until both sides have at most N pixels"
-    add_number(parser, "--max-side", 2048, text, 1, _LONGEST_SIDE)
+    add_number(parser, "--max-side", MAX_SIDE, text, 1, _LONGEST_SIDE)
 
 
 def require_image_files(options: argparse.Namespace) -> None:

@@ -115,13 +115,13 @@ def _assign_files_to_splits(folder: pathlib.Path) -> dict[str, tuple[list[ImageF
                 f"the folder {folder} has a sub-folder {present[0]} but none named train; "
                 "put the training images into train, or rename the other"
             )
-        splits = split_files_by_hash(_list_image_files(folder, 3))
+        splits = split_files_by_hash(list_image_files(folder, 3))
         return {name: (files, chosen.format(len(files), "")) for name, files in splits.items()}
     if {"val", "validation"} <= set(present):
         raise DataError(f"the folder {folder} has the sub-folders val and validation; keep one of them")
     missing = {"validation", "test"} - {SPLIT_FOLDERS[name] for name in present}
     least = {name: 3 if missing and name == "train" else 1 for name in present}
-    files = {SPLIT_FOLDERS[name]: (_list_image_files(folder / name, least[name]), f"{name}/") for name in present}
+    files = {SPLIT_FOLDERS[name]: (list_image_files(folder / name, least[name]), f"{name}/") for name in present}
     if missing:
         training, _ = files["train"]
         # A split without a sub-folder gets the images of train/ that the hash assigns to it; train loses these images.
@@ -134,7 +134,7 @@ def _assign_files_to_splits(folder: pathlib.Path) -> dict[str, tuple[list[ImageF
     return {name: files[name] for name in ("train", "validation", "test")}
 
 
-def _list_image_files(folder: pathlib.Path, least: int) -> list[ImageFile]:
+def list_image_files(folder: pathlib.Path, least: int) -> list[ImageFile]:
     """Returns the `ImageFile`s of a folder and its sub-folders, sorted by key; hidden files are left out.
 
     Raises:

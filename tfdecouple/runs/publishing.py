@@ -26,8 +26,8 @@ from tfdecouple.runs.run_folder import (
     describe_unknown_data,
     find_run_folder,
     find_test_metrics,
-    load_config,
     find_training_data,
+    load_config,
     read_summary,
 )
 from tfdecouple.storage.files import write_json, write_text

@@ -8,11 +8,12 @@ of the small copy. The maps are interpolated and applied to the pixels of the ph
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import io
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,8 @@ def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.nd
     maps = _fit_colour_maps(before / np.float32(255), after / np.float32(255)).astype(np.float32)
     planes = [[Image.fromarray(maps[:, :, c, k].copy()) for k in range(channels + 1)] for c in range(channels)]
     result = np.empty_like(photograph)
-    for top in range(0, height, _ROWS):
+
+    def change_rows(top: int) -> None:
         bottom = min(top + _ROWS, height)
         box = (0, top / height * rows_of_maps, columns_of_maps, bottom / height * rows_of_maps)
         source = photograph[top:bottom] / np.float32(255)
@@ -66,6 +68,10 @@ def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.nd
             )
             value = value + sum(gain * source[..., k] for k, gain in enumerate(gains))
             result[top:bottom, :, channel] = np.clip(value * 255 + 0.5, 0, 255)
+
+    # Pillow and NumPy release Python's lock, so that two threads compute on two cores.
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(change_rows, range(0, height, _ROWS)))
     return result
 
 
@@ -137,12 +143,40 @@ class UserPhotograph:
         image = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0])
         if self.alpha is not None:
             image.putalpha(Image.fromarray(self.alpha))
-        kind = self.format if self.format in _WRITTEN else "PNG"
-        ending, options = _WRITTEN[kind]
-        suffix = pathlib.PurePath(self.path).suffix
+        kind, suffix = _choose_format(self.path, self.format)
         buffer = io.BytesIO()
-        image.save(buffer, kind, **options)
-        return buffer.getvalue(), suffix if kind == self.format and suffix else ending
+        image.save(buffer, kind, **_WRITTEN[kind][1])
+        return buffer.getvalue(), suffix
+
+
+def _choose_format(path: str, kind: str) -> tuple[str, str]:
+    """Returns Pillow's name and the file ending of the format in which a photograph at `path`, of `kind`, is saved."""
+    suffix = pathlib.PurePath(path).suffix
+    if kind not in _WRITTEN:
+        return "PNG", _WRITTEN["PNG"][0]
+    return kind, suffix or _WRITTEN[kind][0]
+
+
+@contextlib.contextmanager
+def _open_photograph(path: str) -> Iterator[tuple[Image.Image, str]]:
+    """A context with a photograph's Pillow image and format; it converts each exception inside to a DataError."""
+    try:
+        with open_image_file(path) as image:
+            # The files of many telephones are MPO: a JPEG file that further pictures follow.
+            yield image, "JPEG" if image.format == "MPO" else image.format or "PNG"
+    # Pillow raises nearly any class of exception for a damaged file, so each exception becomes DataError.
+    except Exception as error:
+        raise DataError(f"cannot read the image {path}: {one_line(error)}; give another image file") from error
+
+
+def find_result_name(path: str) -> str:
+    """Returns the name under which a changed photograph is saved: that of `path`, if its format can be written.
+
+    The name ends in .png for a photograph in another format. Only the header of the file is read; DataError is raised
+    if it is damaged.
+    """
+    with _open_photograph(path) as (_, kind):
+        return pathlib.PurePath(path).with_suffix(_choose_format(path, kind)[1]).name
 
 
 def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
@@ -156,28 +190,23 @@ def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
     """
     if channels not in (1, 3):
         raise DataError(f"the model's images have {channels} channels, and photographs have 3 or 1; take --size model")
-    try:
-        with open_image_file(path) as image:
-            kind = image.format or "PNG"
-            # After `draft`, Pillow decodes a large JPEG file at a fraction of its size, which saves most of the time.
-            image.draft("RGB", (max_side, max_side))
-            profile = image.info.get("icc_profile")
-            image = scale_to_8_bits(image)
-            has_alpha = image.has_transparency_data and channels == 3
-            mode = "RGBA" if has_alpha else "RGB"
-            # `convert` would copy all pixels even if the mode is right.
-            image = image if image.mode == mode else image.convert(mode)
-            image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-            image = ImageOps.exif_transpose(image)
-            alpha = np.asarray(image.getchannel("A")) if has_alpha else None
-            image = image.convert("RGB")
-            # If the colour profile is missing or broken, the colours are taken as sRGB without an error.
-            with contextlib.suppress(ImageCms.PyCMSError, OSError):
-                if profile:
-                    srgb = ImageCms.createProfile("sRGB")
-                    image = ImageCms.profileToProfile(image, io.BytesIO(profile), srgb) or image
-            pixels = np.asarray(image if channels == 3 else image.convert("L"))
-    # Pillow raises nearly any class of exception for a damaged file, so each exception becomes DataError.
-    except Exception as error:
-        raise DataError(f"cannot read the image {path}: {one_line(error)}; give another image file") from error
+    with _open_photograph(path) as (image, kind):
+        # After `draft`, Pillow decodes a large JPEG file at a fraction of its size, which saves most of the time.
+        image.draft("RGB", (max_side, max_side))
+        profile = image.info.get("icc_profile")
+        image = scale_to_8_bits(image)
+        has_alpha = image.has_transparency_data and channels == 3
+        mode = "RGBA" if has_alpha else "RGB"
+        # `convert` would copy all pixels even if the mode is right.
+        image = image if image.mode == mode else image.convert(mode)
+        image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+        image = ImageOps.exif_transpose(image)
+        alpha = np.asarray(image.getchannel("A")) if has_alpha else None
+        image = image.convert("RGB")
+        # If the colour profile is missing or broken, the colours are taken as sRGB without an error.
+        with contextlib.suppress(ImageCms.PyCMSError, OSError):
+            if profile:
+                srgb = ImageCms.createProfile("sRGB")
+                image = ImageCms.profileToProfile(image, io.BytesIO(profile), srgb) or image
+        pixels = np.asarray(image if channels == 3 else image.convert("L"))
     return UserPhotograph(path, pixels.reshape(*pixels.shape[:2], channels), alpha, kind)

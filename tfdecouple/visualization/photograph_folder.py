@@ -1,0 +1,123 @@
+"""A function that decodes all photographs of a folder with z of one reference, and writes them at their own size."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tfdecouple.data.image_folder import list_image_files
+from tfdecouple.errors import DataError, UserError
+from tfdecouple.model import DecoupledModel
+from tfdecouple.model.interpolation import interpolate_codes
+from tfdecouple.runs.opened_run import hash_weights
+from tfdecouple.runtime.progress import Counter
+from tfdecouple.storage.files import hash_file, read_json, write_bytes, write_json
+from tfdecouple.visualization.full_size import change_at_full_size, find_result_name, read_photograph
+
+# Name of the file beside the results that says from which reference and model they were made.
+MANIFEST = "switch.json"
+
+
+class SwitchedFolder(NamedTuple):
+    """The result of `switch_folder`.
+
+    Attributes:
+        written: paths of the photographs that this call wrote.
+        kept: paths of the photographs that an earlier call wrote.
+        errors: an error for each photograph that cannot be read; its message has the path.
+    """
+
+    written: list[pathlib.Path]
+    kept: list[pathlib.Path]
+    errors: list[DataError]
+
+
+def switch_folder(
+    model: DecoupledModel,
+    reference: str | pathlib.Path,
+    folder: str | pathlib.Path,
+    out: str | pathlib.Path,
+    strength: float,
+    max_side: int = 16_383,
+) -> SwitchedFolder:
+    """Writes each photograph of a folder and its sub-folders, with z of one reference, into the folder `out`.
+
+    The model computes the change of colours at its own size, and `change_at_full_size` applies the change to the
+    photograph. A result has the photograph's path below the folder. It has the photograph's file format, too, but PNG
+    for a format such as GIF. Photographs that cannot be read are skipped, and results of an earlier call with the same
+    reference, model, `strength` and `max_side` are kept. The progress is shown on standard error.
+
+    Args:
+        model: a model of RGB or grey images, with a z that an encoder computes.
+        reference: path of the image whose z the photographs get.
+        folder: path of the folder of photographs.
+        out: path of the folder for the results, outside `folder`.
+        strength: from 0, z of the photograph itself, to 1, z of the reference.
+        max_side: longest side of a result, in pixels; a larger photograph is shrunk. All formats can store the default.
+
+    Raises:
+        DataError: if `folder` has no images, or the reference cannot be read.
+        UserError: before anything is written, if `out` is inside `folder` or holds other files of the results' names,
+            if two photographs would be written to the same file, or if the model has no z.
+        OSError: if a result cannot be written.
+    """
+    folder, out = pathlib.Path(folder), pathlib.Path(out)
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}; name a folder of photographs")
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"results in {out} would be read as photographs of {folder}; name a folder outside of it")
+    files = list_image_files(folder, 1)
+    shape = model.config.image_shape
+    z = model.posterior(read_photograph(str(reference), shape[-1], max_side).shrink_photograph(shape)[None]).mean()
+    result = SwitchedFolder([], [], [])
+    photographs: dict[pathlib.Path, str] = {}
+    for file in files:
+        try:
+            path = out / pathlib.PurePath(file.key).with_name(find_result_name(file.path))
+        except DataError as error:
+            result.errors.append(error)
+            continue
+        if path in photographs:
+            raise UserError(f"{photographs[path]} and {file.path} would both be written to {path}; rename one of them")
+        photographs[path] = file.path
+    result.kept.extend(path for path in photographs if path.exists())
+    job = {
+        "folder": str(folder.resolve()),
+        "reference": pathlib.PurePath(reference).name,
+        "reference_sha256": hash_file(pathlib.Path(reference)),
+        "weights_sha256": hash_weights(model),
+        "strength": float(strength),
+        "max_side": max_side,
+    }
+    _begin_job(out / MANIFEST, job, bool(result.kept))
+    done = len(files) - len(photographs) + len(result.kept)
+    with Counter("switching", len(files), before=done) as counter:
+        for path in [path for path in photographs if path not in set(result.kept)]:
+            try:
+                photograph = read_photograph(photographs[path], shape[-1], max_side)
+                before = np.asarray(model.quantize_images(photograph.shrink_photograph(shape)[None]))
+                own = model.encode(before)
+                after = model.decode(interpolate_codes(own.z, z, [strength])[:, 0], own.v)
+                pixels = change_at_full_size(photograph.pixels, before[0], np.asarray(after)[0])
+                write_bytes(path, photograph.encode_photograph(pixels)[0])
+                result.written.append(path)
+            except DataError as error:
+                result.errors.append(error)
+            counter(done := done + 1)
+    return result
+
+
+def _begin_job(manifest: pathlib.Path, job: dict[str, Any], has_results: bool) -> None:
+    """Writes `job` as the JSON file `manifest`; raises UserError if the folder has results of another job."""
+    try:
+        earlier = read_json(manifest)
+    except FileNotFoundError:
+        earlier = {} if has_results else job
+    except ValueError:
+        earlier = {}
+    if earlier != job:
+        what = "another folder, reference, model, --strength or --max-side"
+        raise UserError(f"{manifest.parent} holds images of {what}; name another folder for the results")
+    write_json(manifest, job)
