@@ -13,7 +13,7 @@ from tfdecouple.runtime.process import start_tensorflow
 
 _TITLES = {"within": "Switch within a class", "across": "Switch across classes"}
 # Default of --strength, from 0 (z of the photograph itself) to 1 (z of the pair's other photograph); chosen by eye.
-DEFAULT_STRENGTH = 0.7
+DEFAULT_STRENGTH = 0.9
 
 
 def add_parser(commands: Any) -> None:
