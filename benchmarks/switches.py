@@ -151,7 +151,10 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     files = sorted(path for path in options.photographs.iterdir() if path.is_file())
     metrics = measure_switches(files, options.out, options.runs)
-    table = make_table(("switch, photographs", *METRICS), [(name, *row) for name, row in metrics.items()])
+    table = make_table(
+        ("switch, photographs", *METRICS),
+        [(name, *row, *[""] * (len(METRICS) - len(row))) for name, row in metrics.items()],
+    )
     print(table)
     write_json(options.out / "switches.json", {k: dict(zip(METRICS, row, strict=False)) for k, row in metrics.items()})
     write_tables(options.docs, {"switches": table})

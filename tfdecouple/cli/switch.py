@@ -24,8 +24,7 @@ def add_parser(commands: Any) -> None:
         "exchange the global codes z of pairs of images (paper Figure 1)",
         f"With your own photographs: {arguments.get_program_name()} switch a.jpg b.jpg, or, for z of one image in a "
         "folder of photographs, switch --reference R.jpg FOLDER --to OUT. Without files, pairs come from the data set; "
-        "where it has labels, one picture shows pairs within classes and another pairs across classes. "
-        "With the bundled weights, colours and light follow z only in the scenes of their six training photographs.",
+        "where it has labels, one picture shows pairs within classes and another pairs across classes.",
     )
     arguments.add_run(parser, out=False)
     text = "folder for the results; default RUN/pictures, or ./pictures where RUN is no folder"

@@ -246,7 +246,7 @@ def load_directions(run: str | pathlib.Path) -> Directions:
     Unlike `Run.directions`, the function does not check that the directions were found with the run's present weights.
 
     >>> sorted({direction.name for direction in load_directions("photographs")})[:2]
-    ['astronaut', 'chelsea']
+    ['brighter', 'more contrast']
 
     Raises:
         RunError: where the folder is no run folder, or its directions are missing or damaged.
