@@ -149,7 +149,10 @@ class UserPhotograph:
 
     def shrink_photograph(self, image_shape: tuple[int, int, int]) -> np.ndarray:
         """Returns this photograph, resized without cropping to height and width of `image_shape`, uint8."""
-        return np.asarray(shrink_images(tf.constant(self.pixels[None]), *image_shape[:2]))[0]
+        # The height is shrunk in strips of 512 columns, because TensorFlow's float32 copy of a strip is small.
+        strips = np.split(self.pixels[None], range(512, self.pixels.shape[1], 512), axis=2)
+        narrow = [shrink_images(tf.constant(strip), image_shape[0], strip.shape[2]) for strip in strips]
+        return np.asarray(shrink_images(tf.concat(narrow, 2), *image_shape[:2]))[0]
 
     def encode_photograph(self, pixels: np.ndarray) -> tuple[bytes, str]:
         """Encodes `pixels`, uint8, in this photograph's file format; returns (bytes, file ending such as ".jpg")."""
