@@ -8,7 +8,6 @@ of the small copy. The maps are interpolated and applied to the pixels of the ph
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import io
@@ -33,8 +32,6 @@ _EVENNESS = 0.01
 # Smallest gain of luminance of a colour map. A smaller one would wash out detail that the small image lacks.
 _LEAST_CONTRAST = 0.8
 _LUMINANCE = (0.299, 0.587, 0.114)
-# Count of pixel rows that are computed at once, so that the memory in use does not grow with the photograph's height.
-_ROWS = 64
 
 
 def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -51,28 +48,44 @@ def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.nd
     """
     if photograph.shape == after.shape:
         return after
-    height, width, channels = photograph.shape
-    rows_of_maps, columns_of_maps = before.shape[:2]
-    maps = _fit_colour_maps(before / np.float32(255), after / np.float32(255)).astype(np.float32)
-    planes = [[Image.fromarray(maps[:, :, c, k].copy()) for k in range(channels + 1)] for c in range(channels)]
+    maps = np.moveaxis(_fit_colour_maps(before / np.float32(255), after / np.float32(255)), 1, -1).astype(np.float32)
+    maps[:, :, -1] *= 255
+    # The last row and column are repeated, so that the pixels at the borders also lie between two maps.
+    maps = np.pad(maps, [(0, 1), (0, 0), (0, 0), (0, 1)], "edge")
+    low_rows, row_shares = _find_neighbours(photograph.shape[0], before.shape[0])
+    low_columns, shares = _find_neighbours(photograph.shape[1], before.shape[1])
+    maps = maps.take(low_columns, -1) * (1 - shares) + maps.take(low_columns + 1, -1) * shares
     result = np.empty_like(photograph)
-
-    def change_rows(top: int) -> None:
-        bottom = min(top + _ROWS, height)
-        box = (0, top / height * rows_of_maps, columns_of_maps, bottom / height * rows_of_maps)
-        source = photograph[top:bottom] / np.float32(255)
-        for channel in range(channels):
-            *gains, value = (
-                np.asarray(plane.resize((width, bottom - top), Image.Resampling.BILINEAR, box))
-                for plane in planes[channel]
-            )
-            value = value + sum(gain * source[..., k] for k, gain in enumerate(gains))
-            result[top:bottom, :, channel] = np.clip(value * 255 + 0.5, 0, 255)
-
-    # Pillow and NumPy release Python's lock, so that two threads compute on two cores.
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        list(pool.map(change_rows, range(0, height, _ROWS)))
+    # Each band lies between two rows of maps. Bands keep the float32 copies of the photograph small.
+    for row, (upper, lower) in enumerate(zip(maps[:-1], maps[1:], strict=True)):
+        first, last = np.searchsorted(low_rows, [row, row + 1])
+        source = np.moveaxis(photograph[first:last], -1, 0).astype(np.float32)
+        for channel in range(len(source)):
+            value = _apply_maps(lower[channel] - upper[channel], source) * row_shares[first:last, None]
+            value += _apply_maps(upper[channel], source)
+            result[first:last, :, channel] = np.clip(value + np.float32(0.5), 0, 255)
     return result
+
+
+def _apply_maps(maps: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Applies one map per column, float32 `[channels + 1, W]`, to float32 `[channels, rows, W]`; returns `[rows, W]`.
+
+    The last number of each map is the offset, and the numbers before it are the gains of the channels.
+    """
+    value = maps[-1] + maps[0] * source[0]
+    for gain, plane in zip(maps[1:-1], source[1:], strict=True):
+        value += gain * plane
+    return value
+
+
+def _find_neighbours(length: int, small_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns, for each pixel along a side, its place between two pixels of a small image, for linear interpolation.
+
+    The result is (indices of the first of the two pixels, weights of the second), int64 and float32 `[length]`.
+    """
+    places = ((np.arange(length) + 0.5) * small_length / length - 0.5).clip(0, small_length - 1)
+    low = places.astype(int)
+    return low, (places - low).astype(np.float32)
 
 
 def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -136,7 +149,10 @@ class UserPhotograph:
 
     def shrink_photograph(self, image_shape: tuple[int, int, int]) -> np.ndarray:
         """Returns this photograph, resized without cropping to height and width of `image_shape`, uint8."""
-        return np.asarray(shrink_images(tf.constant(self.pixels[None]), *image_shape[:2]))[0]
+        # The height is shrunk in strips of 512 columns, because TensorFlow's float32 copy of a strip is small.
+        strips = np.split(self.pixels[None], range(512, self.pixels.shape[1], 512), axis=2)
+        narrow = [shrink_images(tf.constant(strip), image_shape[0], strip.shape[2]) for strip in strips]
+        return np.asarray(shrink_images(tf.concat(narrow, 2), *image_shape[:2]))[0]
 
     def encode_photograph(self, pixels: np.ndarray) -> tuple[bytes, str]:
         """Encodes `pixels`, uint8, in this photograph's file format; returns (bytes, file ending such as ".jpg")."""

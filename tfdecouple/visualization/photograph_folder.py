@@ -6,6 +6,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
 from tfdecouple.data.image_folder import list_image_files
 from tfdecouple.errors import DataError, UserError
@@ -96,17 +97,25 @@ def switch_folder(
     with Counter("switching", len(files), before=done) as counter:
         for path in [path for path in photographs if path not in set(result.kept)]:
             try:
-                photograph = read_photograph(photographs[path], shape[-1], max_side)
-                before = np.asarray(model.quantize_images(photograph.shrink_photograph(shape)[None]))
-                own = model.encode(before)
-                after = model.decode(interpolate_codes(own.z, z, [strength])[:, 0], own.v)
-                pixels = change_at_full_size(photograph.pixels, before[0], np.asarray(after)[0])
-                write_bytes(path, photograph.encode_photograph(pixels)[0])
+                _switch_photograph(model, photographs[path], path, z, strength, max_side)
                 result.written.append(path)
             except DataError as error:
                 result.errors.append(error)
             counter(done := done + 1)
     return result
+
+
+def _switch_photograph(
+    model: DecoupledModel, photograph_path: str, path: pathlib.Path, z: tf.Tensor, strength: float, max_side: int
+) -> None:
+    """Writes the photograph at `photograph_path` with z moved towards `z`, float32 `[1, d_z]`, to the file `path`."""
+    shape = model.config.image_shape
+    photograph = read_photograph(photograph_path, shape[-1], max_side)
+    before = np.asarray(model.quantize_images(photograph.shrink_photograph(shape)[None]))
+    own = model.encode(before)
+    after = model.decode(interpolate_codes(own.z, z, [strength])[:, 0], own.v)
+    pixels = change_at_full_size(photograph.pixels, before[0], np.asarray(after)[0])
+    write_bytes(path, photograph.encode_photograph(pixels)[0])
 
 
 def _begin_job(manifest: pathlib.Path, job: dict[str, Any], has_results: bool) -> None:
