@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 import signal
 import tempfile
@@ -35,6 +36,16 @@ _STAGING, _LOCK = ".export-", ".export.lock"
 # While an exported folder is replaced, the old folder lies in the hidden folder, with this prefix before its name, so
 # that it can be restored.
 _OLD = "old-"
+
+# Pattern of the paths in an export folder at which an export writes files.
+_WRITTEN = re.compile(
+    r"client\.py|model_card\.json|MODEL_CARD\.md|(batching|models|monitoring)\.config|docker-compose\.yml"
+    rf"|{VECTORS}/[0-9a-f]{{16}}\.npz|onnx/\w+\.onnx|litert/\w+\.tflite"
+    r"|savedmodel/\d+/((saved_model|fingerprint)\.pb|variables/variables\.(index|data-\d{5}-of-\d{5})"
+    r"|assets\.extra/(model_card\.json|tf_serving_warmup_requests))"
+    r"|web/(\w+\.(js|html|css)|model/\w+\.(onnx|jpg|json)|runtime/[\w-][\w.-]*)",
+    re.ASCII,
+)
 
 # The largest size in bytes of a manifest or model card that is read.
 MOST_BYTES = 2**24
@@ -121,9 +132,11 @@ class Manifest(_Model):
                 yield "changed", name
 
     def find_stray_files(self, folder: pathlib.Path) -> Iterator[str]:
-        """Yields paths in this manifest that lie in no part of the export, and paths that only the model card names."""
+        """Yields paths in this manifest that belong to no part of the export, and paths that only the card names."""
         within = (f"{VECTORS}/", *(f"{part}/" for part in self.parts))
-        yield from (name for name in self.files if "/" in name and not name.startswith(within))
+        for name in self.files:
+            if not _WRITTEN.fullmatch(name) or ("/" in name and not name.startswith(within)):
+                yield name
         try:
             formats = read_json(folder / JSON_NAME, MOST_BYTES).get("formats", {})
             named = [name for entry in formats.values() for name in entry["files"]]
@@ -149,9 +162,10 @@ def digest_folder(folder: pathlib.Path, prefix: str = "") -> dict[str, FileDiges
     return {prefix + path.relative_to(folder).as_posix(): FileDigest.from_file(path) for path in files}
 
 
-def find_planted_files(folder: pathlib.Path) -> list[str]:
-    """Returns the paths in `folder`, where an export builds files, that no export writes: hidden ones, links, pipes."""
-    return [name for name, file_type in _list_entries(folder) if file_type != "file" or "/." in f"/{name}"]
+def find_planted_files(folder: pathlib.Path, part: str) -> list[str]:
+    """Returns the paths in `folder`, where an export builds its part `part`, that no export writes; links are some."""
+    paths = ((f"{part}/{name}", file_type) for name, file_type in _list_entries(folder))
+    return [path for path, file_type in paths if file_type != "file" or not _WRITTEN.fullmatch(path)]
 
 
 def name_vectors_file(file: pathlib.Path) -> str:

@@ -27,7 +27,7 @@ using Bytes = std::vector<std::uint8_t>;
 constexpr int kChannels = 3;
 constexpr int kTestImages = 16;
 // The most pixels that an image may have. The header of a small file can claim any number of pixels.
-constexpr std::int64_t kMostPixels = std::int64_t{1} << 27;
+constexpr std::int64_t kMostPixels = std::int64_t{1} << 26;
 constexpr char kUsage[] =
     "usage: ./switch FOLDER A B [--crop N], or ./switch FOLDER --check, where FOLDER has encoder.onnx and decoder.onnx, "
     "and A, B are images (binary PPM)";
@@ -84,7 +84,7 @@ Image read_ppm(const std::string& path) {
   const auto width = read_header_number(file), height = read_header_number(file), largest = read_header_number(file);
   if (!width || !height) throw Problem("it has no pixels");
   if (width * height > kMostPixels) {
-    throw Problem("it has " + std::to_string(width * height) + " pixels; at most 2^27 are read");
+    throw Problem("it has " + std::to_string(width * height) + " pixels; at most 2^26 are read");
   }
   if (largest != 255) throw Problem("its largest value is " + std::to_string(largest) + "; it must be 255");
   Image image{static_cast<int>(width), static_cast<int>(height), {}};

@@ -21,7 +21,7 @@ const USAGE =
 /** The accepted formats. Sharp would also render SVG, which can refer to other files. */
 const FORMATS = ["gif", "jpeg", "png", "tiff", "webp"];
 /** The most pixels that an image may have. A small file can have very many pixels. */
-const MOST_PIXELS = 2 ** 27;
+const MOST_PIXELS = 2 ** 26;
 
 /** An error that is printed as one line. */
 class Problem extends Error {}

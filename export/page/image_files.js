@@ -10,7 +10,7 @@ const CHANNELS = 3;
 const STRIP_PIXELS = 2 ** 20;
 
 /** The most pixels that a picture may have. The browser decodes all pixels, and a small file can have very many. */
-const MOST_PIXELS = 2 ** 27;
+const MOST_PIXELS = 2 ** 26;
 
 /** Says, in a sentence for the reader of the page, why a file cannot be used as a picture. */
 export class ImageError extends Error {}

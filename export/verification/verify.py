@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import pathlib
@@ -81,11 +80,14 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
         changed.add(name)
     same = len({*manifest.files} - changed)
     report(f"{same} of {len(manifest.files)} files are as they were exported")
-    problems += [f"no part of the manifest: {name}" for name in manifest.find_stray_files(folder)]
+    problems += [f"no part of the export: {name}" for name in manifest.find_stray_files(folder)]
     if not manifest.parts:
         problems.append("the manifest names nothing that could be checked")
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        problems += check_served_name(folder, read_json(folder / JSON_NAME, MOST_BYTES)["name"])
+    try:
+        card = read_json(folder / JSON_NAME, MOST_BYTES)
+        problems += [*check_served_name(folder, card["name"]), *check_page_settings(folder, card)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        problems.append(f"model card or settings cannot be read: {one_line(error)}")
     for name, part in manifest.parts.items():
         part_files = {file for file in manifest.files if file.startswith(f"{name}/")} | {part.vectors}
         if changed & part_files or not part_files <= {*manifest.files}:
@@ -120,6 +122,15 @@ def check_served_name(folder: pathlib.Path, name: str) -> Iterator[str]:
         else:
             if name not in names:
                 yield f"models.config names {', '.join(names)} and not the model {name}"
+
+
+def check_page_settings(folder: pathlib.Path, card: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a problem if the web page in `folder` has a name or shape of the model that its card has not."""
+    path = folder / "web" / "model" / "config.json"
+    page = read_json(path, MOST_BYTES) if path.is_file() else {}
+    for key, right in {"name": card["name"], **card["architecture"]}.items():
+        if page.get(key, right) != right:
+            yield f"web/model/config.json has {key} = {page[key]}; expected {right}"
 
 
 def _available_runtimes(runtime: str, name: str, report: Progress) -> Iterator[tuple[str, dict[str, str]]]:

@@ -72,7 +72,7 @@ class TestFormats:
 
 
 class TestPixels:
-    @pytest.mark.parametrize(("width", "height"), [(12_000, 12_000), (20_000, 20_000), (2**31 - 1, 2**31 - 1)])
+    @pytest.mark.parametrize(("width", "height"), [(10_000, 10_000), (20_000, 20_000), (2**31 - 1, 2**31 - 1)])
     def test_more_than_the_budget_are_refused_in_one_line(self, tmp_path, width, height):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -86,9 +86,6 @@ class TestPixels:
         assert read_image(str(path), (0, 0, 3), 0).shape == (20, 20, 3)
         Image.fromarray(np.full((80, 80, 3), 90, np.uint8)).save(path)
         assert "more than 1,000" in refusal(str(path))
-
-    def test_png_of_100_million_is_refused(self, tmp_path):
-        assert "more than " in refusal(written(tmp_path / "x.png", make_png_header(10_000, 10_000)))
 
 
 def within_a_minute(call):

@@ -65,7 +65,14 @@ class TestRefusals:
         monkeypatch.setattr(pipeline, "write_text", full)
         assert "No space left on device" in refused()
 
-    @pytest.mark.parametrize("name", ["pipe", "link", ".hidden", ".hidden/file"])
+    @pytest.mark.parametrize(("key", "wrong"), [("name", "other"), ("image_shape", [4, 4, 3]), ("n_bits", 5)])
+    def test_page_that_describes_another_model_is_not_published(self, quick, refused, monkeypatch, runtime, key, wrong):
+        describe = pipeline.describe_model
+        monkeypatch.setattr(pipeline, "describe_model", lambda provenance: {**describe(provenance), key: wrong})
+        line = refused("--format", "web", "--web-runtime", runtime, expected=EXIT_REFUSED)
+        assert line.startswith(f"error: not published: web/model/config.json has {key} = {wrong}; expected ")
+
+    @pytest.mark.parametrize("name", ["pipe", "link", ".hidden", ".hidden/file", "notes.txt"])
     def test_what_another_program_puts_among_the_files_is_not_published(self, quick, refused, monkeypatch, name):
         def write(deployed, endpoints, metadata, folder, report):
             write_onnx_files(deployed, endpoints, metadata, folder, report)

@@ -195,7 +195,27 @@ class TestVerify:
             shutil.rmtree(copy / "savedmodel")
             whole["files"] = {name: one for name, one in whole["files"].items() if not name.startswith("savedmodel/")}
         (copy / MANIFEST).write_text(json.dumps(whole))
-        assert any(line.startswith("no part of the manifest: savedmodel/1") for line in problems_of(copy)[0])
+        assert any(line.startswith("no part of the export: savedmodel/1") for line in problems_of(copy)[0])
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "install.sh",
+            "numpy.py",
+            "Models.config",
+            "onnx/weights.bin",
+            "onnx/deep/encoder.onnx",
+            "savedmodel/1/assets/vocabulary.txt",
+            "savedmodel/1/saved_model.pbtxt",
+        ],
+    )
+    def test_file_that_no_export_writes_is_refused_even_if_the_manifest_lists_it(self, copy, files_alone, name):
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).write_text("x")
+        whole = json.loads((copy / MANIFEST).read_text())
+        whole["files"][name] = FileDigest.from_file(copy / name).model_dump()
+        (copy / MANIFEST).write_text(json.dumps(whole))
+        assert problems_of(copy)[0] == [f"no part of the export: {name}"]
 
     def test_digest_of_the_manifest_is_printed_and_compared(self, copy, files_alone, capsys):
         digest = hashlib.sha256((copy / MANIFEST).read_bytes()).hexdigest()

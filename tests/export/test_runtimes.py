@@ -1,5 +1,6 @@
 """What the runtimes answer to inputs that no caller should send, as the table in docs/runtimes.md states it."""
 
+import contextlib
 import functools
 
 import numpy as np
@@ -29,6 +30,7 @@ class OnnxRuntime(OnnxFiles):
     wrong_shape = (onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, "dimensions|rank")
     wrong_type = (onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, "data type")
     unequal = (onnxruntime.capi.onnxruntime_pybind11_state.Fail, "Add|Mul|Concat|broadcast")
+    empty = ()
     not_finite = 0
 
 
@@ -39,6 +41,7 @@ class SavedModelSession:
     wrong_shape = (tf.errors.InvalidArgumentError, r"not compatible with expected shape \[\?[^$]*shape_of_{name}\b")
     wrong_type = (tf.errors.InvalidArgumentError, "is provided")
     unequal = (tf.errors.InvalidArgumentError, "shape|Shape|dimension")
+    empty = tf.errors.InvalidArgumentError  # oneDNN raises it; TensorFlow's own kernels do not.
     not_finite = 0
 
     def __init__(self, folder):
@@ -65,6 +68,7 @@ class LiteRT(LiteRTFiles):
     offered = [*FILES]
     wrong_shape = unequal = (RuntimeError, "failed to prepare")
     wrong_type = (ValueError, "expected type")
+    empty = RuntimeError
     not_finite = 255
 
 
@@ -195,6 +199,12 @@ class TestShapesAndTypes:
         for endpoint in runtime.offered:
             outputs = runtime.call_endpoint(endpoint, draw(endpoint, count))
             assert {len(array) for array in outputs.values()} == {count}, endpoint
+
+    def test_empty_batches_are_answered_by_empty_batches_or_the_error_of_the_table(self, runtime):
+        for endpoint in runtime.offered:
+            with contextlib.suppress(runtime.empty):
+                outputs = runtime.call_endpoint(endpoint, draw(endpoint, 0))
+                assert {len(array) for array in outputs.values()} == {0}, endpoint
 
     @pytest.mark.parametrize("dtype", ["float32", "int8", "int64", "bool"])
     def test_images_of_another_type_are_refused(self, runtime, dtype):

@@ -19,7 +19,7 @@ from helpers.program_inputs import WITHOUT_Z, make_png_header, quantize_to_5_bit
 from PIL import Image
 
 from export.client import make_test_images
-from tfdecouple.data.image_file import read_image
+from tfdecouple.data.image_file import MOST_PIXELS, read_image
 
 EXAMPLES = ROOT / "examples"
 NEEDED = {"node": ("node", "npm"), "cpp": ("g++", "make")}
@@ -205,7 +205,7 @@ def test_refuses_wrong_arguments_and_pictures(example, exported, tmp_path):
         contents += [b"P3\n8 8\n255\n", b"P6\n8 8\n65535\n" + whole, b"P6\n99999 99999\n255\n", b"P6\n8 eight\n255\n"]
     else:
         contents += [
-            make_png_header(12_000, 12_000),
+            make_png_header(10_000, 10_000),
             b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>',
         ]
     for content in contents:
@@ -241,3 +241,18 @@ def test_node_names_exact_versions():
     assert package["private"] is True and package["type"] == "module"
     assert package["dependencies"].keys() == {"onnxruntime-node", "sharp"}
     assert all(re.fullmatch(r"\d+\.\d+\.\d+", version) for version in package["dependencies"].values())
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "examples/onnxruntime_cpp/switch.cpp",
+        "examples/onnxruntime_node/switch.mjs",
+        "examples/tf_serving/client.py",
+        "export/client.py",
+        "export/page/image_files.js",
+    ],
+)
+def test_program_refuses_images_of_more_pixels_than_training_does(path):
+    (exponent,) = re.findall(r"most_?pixels.* = .*(?:<<|\*\*) ?(\d+)", (ROOT / path).read_text("utf-8"), re.IGNORECASE)
+    assert 2 ** int(exponent) == MOST_PIXELS

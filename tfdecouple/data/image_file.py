@@ -25,7 +25,7 @@ from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, Shape, describe
 from tfdecouple.errors import DataError, one_line
 
 # Images with more pixels (200 MB as RGB) are refused, because a small file can claim an image of any size. A JPEG file
-# of up to four times as many pixels is decoded at half its size.
+# of at most 178 million pixels, Pillow's own limit, is decoded at half its size.
 MOST_PIXELS = 2**26
 
 # {ending of a file's name: formats that Pillow tries for the file}. Users often give a file of a common format the
