@@ -50,6 +50,17 @@ def switch_folder(
     for a format such as GIF. Photographs that cannot be read are skipped, and results of an earlier call with the same
     reference, model, `strength` and `max_side` are kept. The progress is shown on standard error.
 
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> from tfdecouple.runs.opened_run import load_pretrained
+    >>> with tempfile.TemporaryDirectory() as name:
+    ...     folder = pathlib.Path(name, "photographs")
+    ...     folder.mkdir()
+    ...     Image.new("RGB", (9, 7)).save(folder / "a.png")
+    ...     result = switch_folder(load_pretrained("photographs"), folder / "a.png", folder, f"{name}/out", 1.0)
+    ...     [path.name for path in result.written]
+    ['a.png']
+
     Args:
         model: a model of RGB or grey images, with a z that an encoder computes.
         reference: path of the image whose z the photographs get.
