@@ -8,7 +8,7 @@ from tfdecouple.config import TrainingConfig
 from tfdecouple.errors import RunError
 from tfdecouple.model import gradient
 from tfdecouple.storage.checkpoints import CheckpointFolder
-from tfdecouple.training.optimizer import FlatBuffer, Optimizer
+from tfdecouple.training.optimizer import FlatBuffer, Optimizer, orthogonalize
 
 
 @pytest.fixture(params=["small", "large"])
@@ -113,3 +113,60 @@ def test_moves_as_the_adamw_of_pytorch(decay):
         np.testing.assert_allclose(ours.weight, weight, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(ours.optimizer.means["w"].numpy(), m, rtol=1e-5, atol=1e-8)
         np.testing.assert_allclose(ours.optimizer.variances["w"].numpy(), v, rtol=1e-4, atol=1e-10)
+
+
+class TestMuon:
+    NAMES = ("flow/step/first", "flow/step/linear/kernel", "encoder/last_direction", "prior_flow/step/first")
+
+    def make(self, **config):
+        """Returns four matrices under Muon, of which the first and the third are kernels, and their optimizer."""
+        rng = np.random.default_rng(0)
+        weights = {name: tf.Variable(rng.standard_normal((6, 4)), dtype=tf.float32) for name in self.NAMES}
+        optimizer = Optimizer(TrainingConfig(optimizer="muon", learning_rate=0.1, **config), weights, {})
+        optimizer.start_averages()
+        return weights, optimizer
+
+    @staticmethod
+    def apply(optimizer, gradients, applied=True, rate=0.1):
+        update = tf.function(optimizer.apply_update, autograph=False)
+        inputs = [tf.constant(gradient, tf.float32) for gradient in gradients]
+        update(tf.constant(applied), inputs, [], tf.constant(0, tf.int64), tf.constant(rate), tf.constant(1.0))
+
+    @pytest.mark.usefixtures("size")
+    def test_kernels_move_along_orthogonal_matrices_and_other_weights_by_adam(self):
+        weights, optimizer = self.make(matrix_rate=0.5, ema_decay=0.9, weight_decay=0.0)
+        before = [weight.numpy() for weight in weights.values()]
+        gradients = np.random.default_rng(1).standard_normal((4, 6, 4))
+        self.apply(optimizer, gradients, rate=0.05)
+        for name, old, slope in zip(self.NAMES, before, gradients, strict=True):
+            change = weights[name].numpy() - old
+            if name in self.NAMES[::2]:
+                # Half of the peak of `learning_rate` is half of `matrix_rate`; a tall matrix moves further.
+                u, values, v = np.linalg.svd(-change / (0.25 * 1.5**0.5), full_matrices=False)
+                assert (values > 0.6).all() and (values < 1.3).all()
+                ours, _, right = np.linalg.svd(slope, full_matrices=False)
+                np.testing.assert_allclose(u @ v, ours @ right, atol=0.25)
+            else:
+                np.testing.assert_allclose(change, -0.05 * np.sign(slope), rtol=1e-3)
+            expected = 0.1 * old + 0.9 * weights[name].numpy()
+            np.testing.assert_allclose(optimizer.averages[name].numpy(), expected, rtol=1e-5)
+        assert set(optimizer.variances) == set(self.NAMES[1::2]) and set(optimizer.means) == set(self.NAMES)
+
+    @pytest.mark.usefixtures("size")
+    def test_a_skipped_update_changes_nothing(self):
+        weights, optimizer = self.make(ema_decay=0.9, clip_norm=1.0)
+        self.apply(optimizer, np.ones((4, 6, 4)))
+        groups = weights, optimizer.means, optimizer.variances, optimizer.averages
+        before = [variable.numpy() for group in groups for variable in group.values()]
+        self.apply(optimizer, np.full((4, 6, 4), np.nan), applied=False, rate=np.nan)
+        after = [variable.numpy() for group in groups for variable in group.values()]
+        np.testing.assert_array_equal(after, before)
+
+    @pytest.mark.parametrize("shape", [(3, 6, 4), (2, 4, 6), (1, 5, 5)])
+    def test_orthogonalized_matrices_keep_their_singular_vectors(self, shape):
+        matrices = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        for matrix, result in zip(matrices, orthogonalize(tf.constant(matrices)).numpy(), strict=True):
+            u, _, v = np.linalg.svd(matrix, full_matrices=False)
+            inner = u.T @ result @ v.T
+            assert (np.diag(inner) > 0.5).all() and (np.diag(inner) < 1.3).all()
+            np.testing.assert_allclose(inner - np.diag(np.diag(inner)), 0, atol=1e-3)

@@ -29,6 +29,10 @@ class TrainingConfig:
         warmup_steps: number of updates in which the learning rate rises linearly from 1e-7 to the peak.
         decay_rate: factor by which each update after the warm-up multiplies the learning rate.
         linear_decay: whether the learning rate also falls linearly to 0, from the end of the warm-up to the last step.
+        optimizer: "adam", as in the paper, or "muon": the kernels of coupling nets and encoder move along their
+            orthogonalised momentum (Jordan, 2024), all other weights by Adam. Small models learn more in each CPU
+            second (docs/trials.md).
+        matrix_rate: the learning rate of these kernels at the peak of `learning_rate`, whose schedule it follows.
         beta_1, beta_2, epsilon: Adam's parameters (Kingma and Ba, 2015).
         weight_decay: decoupled weight decay: each update subtracts this times learning rate times weight.
         clip_norm: largest global norm of the gradient; 0 for no clipping.
@@ -86,6 +90,8 @@ class TrainingConfig:
     warmup_steps: Count = 50
     decay_rate: Fraction = 0.999997
     linear_decay: bool = False
+    optimizer: Literal["adam", "muon"] = "adam"
+    matrix_rate: NonNegative = 0.02
     beta_1: BelowOne = 0.9
     beta_2: BelowOne = 0.999
     epsilon: Annotated[float, pydantic.Field(gt=0)] = 1e-8

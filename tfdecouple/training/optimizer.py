@@ -1,4 +1,4 @@
-"""The Adam optimizer, with decoupled weight decay and running averages of the weights."""
+"""The optimizers Adam and Muon, with decoupled weight decay and running averages of the weights."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from tfdecouple.runtime.tensorflow_internals import VARIABLE_VALUE_KEY, Trackabl
 # hold temporary copies of all weights: half a gigabyte for the 52 million weights of the preset cifar10.
 _LARGE_AT_ONCE = 2
 
+# Muon's momentum, and coefficients of the polynomial that orthogonalises a matrix in a few steps (Jordan, 2024).
+_MOMENTUM, _COEFFICIENTS, _ORTHOGONALIZING_STEPS = 0.95, (3.4445, -4.7750, 2.0315), 5
+
 _Named = Mapping[str, tf.Variable]
 
 
@@ -34,14 +37,16 @@ class _UpdateScalars(NamedTuple):
     epsilon: tf.Tensor
     average_decay: tf.Tensor
     gradient_scale: tf.Tensor
+    momentum: tf.Tensor
 
 
 class Optimizer:
-    """An Adam optimizer with running averages of weights and moving statistics; create it in `strategy.scope()`.
+    """Adam or Muon, with running averages of weights and moving statistics; create it in `strategy.scope()`.
 
     Keras' optimizers build some twenty operations for each variable, and a deep flow has a thousand variables. Here one
     vector has the first moments of all small weights, a second one the second moments, and a third one the averages;
     one operation changes each vector. TensorFlow's fused kernel updates each large weight without temporary copies.
+    Muon's small kernels of equal shape share one vector of momenta, so that they are orthogonalised together.
 
     The graph has no `tf.cond`, because the host would have to wait for a GPU in each step. A skipped update adds zero
     to every variable.
@@ -52,7 +57,8 @@ class Optimizer:
         statistics: moving statistics of batch normalisation by name; the optimizer averages them, too.
 
     Attributes:
-        means, variances: the first and second moments of the gradients, by name of the weight.
+        means, variances: the first and second moments of the gradients, by name of the weight. Muon's kernels have no
+            second moments.
         averages: running averages by name of the weight or statistic; empty if `ema_decay` is 0.
     """
 
@@ -61,16 +67,22 @@ class Optimizer:
         self._weights = weights
         self._statistics = statistics
         self._averaged = {**weights, **statistics} if config.ema_decay else {}
-        small = {name: weight.shape for name, weight in weights.items() if is_small_weight(weight.shape)}
+        groups = _group_kernels(weights) if config.optimizer == "muon" else []
+        self._kernels = [(names, FlatBuffer({name: weights[name].shape for name in names})) for names in groups]
+        momenta = {name: view for _, buffer in self._kernels for name, view in buffer.views.items()}
+        by_adam = {name: weight for name, weight in weights.items() if name not in momenta}
+        small = {name: weight.shape for name, weight in by_adam.items() if is_small_weight(weight.shape)}
         self._small = list(small)
-        self._large = [name for name in weights if name not in small]
+        self._large = [name for name in by_adam if name not in small]
         self._means, self._variances = FlatBuffer(small), FlatBuffer(small)
         self._changes = tf.Variable(tf.zeros_like(self._means.variable), trainable=False)
         self.means, self.variances = (
-            {name: buffer.views.get(name) or _make_zero_variable(weight) for name, weight in weights.items()}
+            {name: buffer.views.get(name) or _make_zero_variable(weight) for name, weight in by_adam.items()}
             for buffer in (self._means, self._variances)
         )
-        together = {**small, **{name: statistic.shape for name, statistic in statistics.items()}}
+        self.means |= momenta
+        kernels = {name: weights[name].shape for name in momenta if is_small_weight(weights[name].shape)}
+        together = {**small, **kernels, **{name: statistic.shape for name, statistic in statistics.items()}}
         self._averages = FlatBuffer(together if config.ema_decay else {})
         self.averages = {
             name: self._averages.views.get(name) or _make_zero_variable(variable)
@@ -126,6 +138,8 @@ class Optimizer:
             with tf.control_dependencies(chains[number % _LARGE_AT_ONCE]):
                 chains[number % _LARGE_AT_ONCE] = [self._update_large(scalars, by_name[name], name)]
         new_values = self._update_small(scalars, by_name) if self._small else []
+        for names, momenta in self._kernels:
+            new_values += self._update_kernels(scalars, [by_name[name] for name in names], names, momenta)
         if self._statistics:
             variables = list(self._statistics.values())
             new = tf.where(
@@ -154,6 +168,33 @@ class Optimizer:
             # Weights are changed in place, because new buffers in each step would fragment the device's memory.
             tf.raw_ops.AssignAddVariableOp(resource=weight.handle, value=value)
         return [before + difference]
+
+    def _update_kernels(
+        self, scalars: _UpdateScalars, gradients: list[tf.Tensor], names: list[str], momenta: FlatBuffer
+    ) -> list[tf.Tensor]:
+        """Updates kernels of one shape by Muon; returns the new kernels as one vector in a list, [] for a large one."""
+        weights, handle = [self._weights[name] for name in names], momenta.variable.handle
+        gradient = _scale_gradient(flatten_and_join(gradients), scalars)
+        old = _read_variable(handle)
+        new = old + (1 - scalars.momentum) * (gradient - old)
+        tf.raw_ops.AssignVariableOp(resource=handle, value=new)
+        rows, columns = math.prod(weights[0].shape[:-1]), weights[0].shape[-1]
+        # The direction is Nesterov's: the momentum one step ahead.
+        ahead = tf.reshape(new + (1 - _MOMENTUM) * (gradient - new), [len(names), rows, columns])
+        rate = scalars.rate * (
+            self._config.matrix_rate / (self._config.learning_rate or 1) * max(1, rows / columns) ** 0.5
+        )
+        before = flatten_and_join([_read_variable(weight.handle) for weight in weights])
+        difference = -rate * tf.reshape(orthogonalize(ahead), [-1]) - scalars.decay * before
+        for weight, value in zip(weights, _split_vector_like(difference, weights), strict=True):
+            tf.raw_ops.AssignAddVariableOp(resource=weight.handle, value=value)
+        if is_small_weight(weights[0].shape):
+            return [before + difference]
+        if names[0] in self.averages:
+            average, after = self.averages[names[0]].handle, tf.reshape(before + difference, weights[0].shape)
+            change = _read_variable(average) - after
+            tf.raw_ops.ResourceApplyGradientDescent(var=average, alpha=1 - scalars.average_decay, delta=change)
+        return []
 
     def _update_large(self, scalars: _UpdateScalars, gradient: tf.Tensor, name: str) -> tf.Operation:
         weight, mean, variance = (each[name].handle for each in (self._weights, self.means, self.variances))
@@ -191,7 +232,41 @@ class Optimizer:
             epsilon=tf.where(applied, config.epsilon * tf.sqrt(1 - power_2), 1.0),
             average_decay=tf.where(applied, average_decay, 1.0),
             gradient_scale=tf.where(applied, gradient_scale if config.clip_norm else 1.0, 0.0),
+            momentum=tf.where(applied, _MOMENTUM, 1.0),
         )
+
+
+def _group_kernels(weights: _Named) -> list[list[str]]:
+    """Returns the names of the kernels of coupling nets and encoder, in groups of one shape; a large one is a group."""
+    groups: dict[Any, list[str]] = {}
+    for name, weight in weights.items():
+        is_kernel = name.startswith(("flow/", "encoder/")) and len(weight.shape) > 1
+        if is_kernel and not name.endswith("linear/kernel") and "colour" not in name:
+            shape = math.prod(weight.shape[:-1]), weight.shape[-1]
+            groups.setdefault(shape if is_small_weight(weight.shape) else name, []).append(name)
+    return list(groups.values())
+
+
+def orthogonalize(matrices: tf.Tensor) -> tf.Tensor:
+    """Returns matrices `[n, a, b]` with the singular vectors of `matrices` and singular values of about 1 (0.7 to 1.2).
+
+    Newton-Schulz steps multiply a matrix X by a polynomial of X^T X. All steps are computed in the smaller of the two
+    sides of X, and X itself is multiplied once.
+    """
+    tall = matrices.shape[1] >= matrices.shape[2]
+    gram = tf.matmul(matrices, matrices, transpose_a=tall, transpose_b=not tall)
+    # The sum of the squares of all singular values is an upper bound of their largest square.
+    bound = tf.linalg.trace(gram)[:, None, None] + 1e-20
+    gram /= bound
+    a, b, c = _COEFFICIENTS
+    product = tf.eye(gram.shape[-1], batch_shape=[gram.shape[0]])
+    for _ in range(_ORTHOGONALIZING_STEPS):
+        factor = b * gram + c * tf.matmul(gram, gram)
+        factor = tf.linalg.set_diag(factor, tf.linalg.diag_part(factor) + a)
+        product = tf.matmul(product, factor)
+        gram = tf.matmul(tf.matmul(factor, gram), factor)
+    product *= tf.math.rsqrt(bound)
+    return tf.matmul(matrices, product) if tall else tf.matmul(product, matrices)
 
 
 def _apply_adam(
