@@ -108,7 +108,6 @@ def make_export_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _run_command(arguments: Sequence[str] | None, prog: str) -> int:
-    """Parses the arguments of `python -m export`, exports a run or verifies an export, and returns the exit status."""
     parser = make_export_parser(prog)
     options = parser.parse_args(get_arguments(arguments))
     require_packages("onnx", "tf2onnx", "onnxruntime", "tensorflow_serving", what="the export")

@@ -234,7 +234,6 @@ def _decode_at_own_size(model, path):
 
 
 def _switch_pictures(model, paths):
-    """Exchanges z between the two picture files `paths`, writes ab.png and ba.png, and returns the exit status."""
     if model.needs_labels or "z" not in [output.name for output in model.encoder.get_outputs()]:
         return _fail("this model needs labels, or has no z to switch; call Model in a program")
     pictures = []
@@ -248,7 +247,6 @@ def _switch_pictures(model, paths):
 
 
 def _write_pictures(pictures):
-    """Writes picture files from {file name: (pixels, description)} to the working folder, and returns exit status 0."""
     from PIL import Image
 
     for name, (pixels, description) in pictures.items():

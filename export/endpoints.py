@@ -349,7 +349,6 @@ def _build_sample_graph(deployed: DeployedModel, inputs: Tensors) -> dict[str, t
 
 
 def _encode_both(deployed: DeployedModel, inputs: Tensors) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    """Encodes the inputs images_a and images_b as one batch; returns [z of a, z of b] and [v of a, v of b]."""
     import tensorflow as tf
 
     # For batches of different sizes `tf.stack` raises an error; after `tf.concat`, `tf.split` would mix a and b.

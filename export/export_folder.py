@@ -236,7 +236,6 @@ class Staging:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Removes the hidden folder, the lock of the export folder, and empty folders that `__enter__` made."""
         with ignore_interruptions():
             shutil.rmtree(self.area, ignore_errors=True)
             self._lock.close()

@@ -97,7 +97,6 @@ class ExportConfig:
     web_gpu: bool = False
 
     def __post_init__(self) -> None:
-        """Raises UserError for a wrong option, an option of a format that is not exported, or an existing version."""
         for name in self.formats:
             if name not in FORMATS:
                 raise UserError(f"there is no format {name!r}; there are {', '.join(FORMATS)}")
@@ -230,7 +229,6 @@ class _Exporter:
         }
 
     def _make_vectors(self) -> tuple[dict[str, np.ndarray], str]:
-        """Returns the test vectors ({name: array}, inputs and the Keras model's answers) and their source in words."""
         data, shape = self._provenance.config.data, self._model.config.image_shape
         if not self._config.any_size:
             images, source = load_real_images(data, shape)
@@ -256,7 +254,6 @@ class _Exporter:
         self._formats["savedmodel"]["signatures"] = [*names]
 
     def _make_files(self, area: pathlib.Path, name: str, deployed: DeployedModel) -> None:
-        """Writes and verifies the files of the format `name`, "onnx" or "litert", in the hidden folder `area`."""
         chosen = [endpoint for endpoint in self._endpoints if endpoint.onnx]
         folder = _make_folder(area / name)
         if name == "onnx":
@@ -288,7 +285,6 @@ class _Exporter:
         self._formats[name] = {**self._about, "files": paths, **measured}
 
     def _make_page(self, area: pathlib.Path, runtime: pathlib.Path) -> None:
-        """Writes the web page into the hidden folder `area`, with the ONNX files in `area` and onnxruntime-web."""
         self._report("building the web page")
         models = {name: file for name, file in self._names.items() if file in PAGE_MODELS}
         about = {**describe_model(self._provenance), "web_gpu": self._config.web_gpu}
@@ -306,7 +302,6 @@ class _Exporter:
         self._report(f"  the page is {self._formats['web']['bytes'] / 1e6:.1f} MB")
 
     def _publish(self, staging: Staging, card: dict[str, Any], version: int | None) -> list[pathlib.Path]:
-        """Writes model card, settings and manifest, renames all files into the export folder; returns the new paths."""
         self._report("putting it in place")
         # All files are written before the first is renamed into place, so that a full disk leaves no half export.
         files, vectors = _make_folder(staging.area / "files"), staging.area / _VECTORS

@@ -62,7 +62,6 @@ def derive_seed(seed: Any, *parts: Any) -> tf.Tensor:
 
 
 def _hash_text(text: str) -> int:
-    """Returns a hash of a text, a whole number below 2**31."""
     return zlib.crc32(text.encode()) & 0x7FFFFFFF
 
 

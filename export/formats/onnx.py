@@ -106,7 +106,6 @@ def _make_placeholder(placeholders: dict[str, tf.Tensor], name: str, array: np.n
 
 
 def _rename_values(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
-    """Renames the tensors of an ONNX graph in place; `names` is {old name: new name}."""
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
@@ -157,7 +156,6 @@ def _replace_min_by_clip(graph: onnx.GraphProto) -> None:
 
 
 def _name_free_axes(graph: onnx.GraphProto, endpoint: Endpoint) -> None:
-    """Gives a graph's inputs and outputs the shapes of the endpoint, with names for the batch and axes of any size."""
     arrays = {array.name: array for array in (*endpoint.inputs, *endpoint.outputs)}
     for value in [*graph.input, *graph.output]:
         element_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(arrays[value.name].dtype))

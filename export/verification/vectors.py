@@ -366,7 +366,6 @@ class KerasAnswers:
         return [None if column[0] is None else np.stack(column) for column in columns]
 
     def _run_in_batches(self, function: Callable[..., Any], *arrays: Optional) -> list[np.ndarray]:
-        """Calls `function` on batches of rows of `arrays`, all of one size; returns the joined results of all rows."""
         inputs = [array for array in arrays if array is not None]
         length, pixels = len(inputs[0]), max(math.prod(array.shape[1:3]) for array in inputs if array.ndim in (2, 4))
         at_once = max(2, min(64, _PIXELS_AT_ONCE // pixels))

@@ -123,7 +123,6 @@ class ModelConfig:
     dequantization_map_channels: Positive = 4
 
     def __post_init__(self) -> None:
-        """Raises ConfigError if the model's options have impossible values or combinations; the message names them."""
         validate_options(self, "model.")
         require(
             len(self.image_shape) == 3 and min(self.image_shape) >= 1,
@@ -147,7 +146,6 @@ class ModelConfig:
             self._check_encoder("dequantization_encoder_channels", "the encoder of the dequantisation")
 
     def _check_labels(self) -> None:
-        """Raises ConfigError if `prior`, `classes`, `class_probabilities` and `conditioning` contradict each other."""
         if self.prior == "classes":
             require(
                 self.classes >= 1, "model.prior is 'classes' and model.classes is 0; give the number of labels there"
@@ -166,7 +164,6 @@ class ModelConfig:
         )
 
     def _check_flow(self, prefix: str = "") -> None:
-        """Raises ConfigError if the options `steps`, `hidden_channels`, `factors` (with `prefix`) describe no flow."""
         option = f"model.{prefix}"
         steps, widths, factors = (getattr(self, f"{prefix}{name}") for name in ("steps", "hidden_channels", "factors"))
         levels = len(steps)

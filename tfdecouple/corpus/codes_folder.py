@@ -71,7 +71,6 @@ class CodesFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Unlocks the folder of codes, so that another program can write to it."""
         self._lock.release()
 
     @contextlib.contextmanager

@@ -208,7 +208,6 @@ class FileSplit(Split):
         return image, label
 
     def decode_examples(self, indices: np.ndarray | None = None, replace_unreadable: bool = False) -> tf.data.Dataset:
-        """Returns a dataset of dicts (image, label, index) of all images, or of those with `indices`; see `Split`."""
         if replace_unreadable:
             return super().decode_examples(indices)
 

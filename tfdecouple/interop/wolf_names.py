@@ -109,7 +109,6 @@ def match_weights(model: DecoupledModel) -> Iterator[WeightMatch]:
 
 
 def _match_flow(root: str, ours: str, flow: Flow, weights: list[str]) -> Iterator[WeightMatch]:
-    """Yields a `WeightMatch` (two names, converter) for each weight of a flow; names begin with `root` and `ours`."""
     names = _IMAGE_WEIGHTS_WITH_MAP if flow.local else _IMAGE_WEIGHTS
     for level, stages in enumerate(flow.levels):
         block = f"{root}.blocks.{level}"
@@ -152,7 +151,6 @@ def _match_blocks(root: str, ours: str, blocks: list[ResNetBlock], weights: list
 
 
 def _match_encoder(model: DecoupledModel, weights: list[str]) -> Iterator[WeightMatch]:
-    """Yields a `WeightMatch` (wolf's name, this project's name, converter) for each weight of a model's encoder."""
     root, encoder = "discriminator.encoder.net", model.encoder
     assert encoder is not None
     yield from _match_blocks(root, "encoder", encoder.blocks, weights)

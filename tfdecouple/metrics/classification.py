@@ -56,13 +56,11 @@ class LinearProbe(Metric):
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds the flag --probe and the option --probe-images, the number of training images, to argparse's `group`."""
         super().add_options(group)
         text = "training images of --probe; 0 for as many as --images, or at most 10000, fewer where they are large"
         add_number(group, "--probe-images", 0, text)
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the classifiers' test accuracies, and a picture of the confusion matrix for z (without z: for v)."""
         from tfdecouple.visualization.plots import plot_confusion, render_figure
 
         options, source, model = self.options, evaluation.source, evaluation.opened.model
@@ -174,7 +172,6 @@ class Classification(Metric):
     needs_plots = True
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the model's accuracy in classifying the images of --split, and a picture of the confusion matrix."""
         from tfdecouple.visualization.plots import plot_confusion, render_figure
 
         opened = evaluation.opened

@@ -46,12 +46,10 @@ class FrechetDistance(Metric):
 
     @property
     def split(self) -> str:
-        """The value of --frechet-split."""
         return str(self.options.frechet_split)
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds --frechet, --trust, --frechet-images, --frechet-split and --temperature to argparse's `group`."""
         text = "also the Frechet distance of samples by the features of a network, an ONNX or Keras file"
         group.add_argument("--frechet", metavar="EXTRACTOR", help=text)
         text = "accept a Keras file (.keras) as the extractor, which can run code: only where you know its source"

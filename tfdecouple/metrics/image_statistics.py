@@ -59,7 +59,6 @@ class ImageStatistics(Metric):
             )
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns a `Result`: the dict of `compute_image_statistics` for images of --split, and lines of a table."""
         options, source, opened = self.options, evaluation.source, evaluation.opened
         most = max(_VALUES // math.prod(opened.config.model.image_shape), LEAST)
         images = []
@@ -191,7 +190,6 @@ def compute_image_statistics(
 
 
 def _format_image_statistics(report: dict[str, Any]) -> list[str]:
-    """Returns the lines of the printed table of `report`, the result of `compute_image_statistics`."""
     lines = [
         f"statistics of images: R2 of a linear regression from {report['dimensions']} numbers at most, fitted on "
         f"{report['train_images']:,} training images, on {report['images']:,} images; and after a switch of z",

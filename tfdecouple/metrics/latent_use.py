@@ -36,7 +36,6 @@ class UseOfZ(Metric):
     needs_z = needs_posterior = True
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the values of `LatentUse` for the images of --split, averaged over --samples draws per image."""
         from tfdecouple.runtime.progress import Counter
 
         model, draws, seed = evaluation.opened.model, self.options.samples, self.options.seed
@@ -255,7 +254,6 @@ def compute_mutual_information(z: np.ndarray, mean: np.ndarray, stddev: np.ndarr
 
 
 def _compute_log_density(z: np.ndarray, mean: np.ndarray, stddev: np.ndarray) -> np.ndarray:
-    """Returns the log density, in nats, of each entry of `z` under a normal distribution with `mean` and `stddev`."""
     return -np.square((z - mean) / stddev) / 2 - np.log(stddev) - math.log(2 * math.pi) / 2
 
 

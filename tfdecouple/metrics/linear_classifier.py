@@ -27,7 +27,6 @@ _EXACT_PCA = 4096
 
 
 def _make_linear_svm() -> Any:
-    """Returns an unfitted linear SVM with squared hinge loss, which fits each class against the rest."""
     from sklearn.svm import LinearSVC
 
     return LinearSVC(dual=False, max_iter=MAX_ITERATIONS)

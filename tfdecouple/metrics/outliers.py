@@ -45,7 +45,6 @@ class Outliers(Metric):
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds the option --outliers, a list of data sets and synthetic outliers ("noise"), to argparse's `group`."""
         text = (
             "also how well the model's scores separate outliers from the run's images: images of other data "
             f"({list_source_kinds()}), {', '.join(MADE[:-1])} or {MADE[-1]}"
@@ -73,7 +72,6 @@ class Outliers(Metric):
             source.open_split(options.split)
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns how well each score separates outliers from images of --split, all scores, and their histograms."""
         from tfdecouple.visualization.plots import COLOURS, plot_histograms, render_figure
 
         options, source, count = self.options, evaluation.source, evaluation.count

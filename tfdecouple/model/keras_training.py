@@ -123,7 +123,6 @@ class SkippedSteps(keras.callbacks.Callback):
         self._bound_metrics, self._every, self._steps = metrics, training.max_skipped_steps, 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Resets the count of the steps skipped in this epoch to 0."""
         self._bound_metrics.not_applied.assign(0)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:

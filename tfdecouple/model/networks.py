@@ -297,7 +297,6 @@ class Networks(KeepsWeights, keras.Model):
             raise UserError("this model knows no labels (model.classes is 0)")
 
     def _visit_flows(self, x: tf.Tensor, z: tf.Tensor | None, labels: tf.Tensor | None, visit: Visit) -> None:
-        """Runs prior flow on z and flow on x, but calls `visit(layer, input, condition)` for each innermost layer."""
         if z is not None and self.prior_flow is not None:
             shifted = z
             if self.prior_affine is not None:
@@ -475,7 +474,6 @@ class Networks(KeepsWeights, keras.Model):
     def _evaluate_bound_at_other_size(
         self, images: tf.Tensor, z_noise: tf.Tensor, u_noise: tf.Tensor, labels: Any, training: bool = False
     ) -> tuple[Elbo, Latents]:
-        """Returns the result of `elbo_and_latents` for images of another size than `config.image_shape`."""
         bins, encoder_bins = self._find_bins_of_any_size(images)
         elbo, latents = negative_elbo(
             self, bins, z_noise, u_noise, labels=labels, encoder_bins=encoder_bins, training=training

@@ -115,7 +115,6 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
 
 
 def _count_widest_map(config: ModelConfig) -> int:
-    """Returns how many values the largest feature map of a model has for a single image."""
     sizes = [math.prod(config.image_shape)]
     sizes += [stage.positions * stage.hidden for stage in _list_stages(config)]
     for encoder, shape in _list_encoders(config):
@@ -210,7 +209,6 @@ def count_stored_bytes(cost: Cost, net_bytes: int, memory: str) -> int:
 
 
 def _compute_flow_costs(config: ModelConfig) -> Iterator[Cost]:
-    """Yields the `Cost` of each flow step and each `FactorOut` layer, in the model's and the dequantizer's flow."""
     networks = _make_smallest_networks(config)
     flows = [networks["flow"][0]] + ([networks["dequantizer"][0].flow] if config.has_dequantizer else [])
     stages = ((flow, stage) for flow in flows for stage in flow.stages)
@@ -222,12 +220,10 @@ def _compute_flow_costs(config: ModelConfig) -> Iterator[Cost]:
 
 
 def _list_stages(config: ModelConfig) -> list[StagePlan]:
-    """Returns the `StagePlan` of each stage in the model's flow, then of each stage in the dequantizer's flow."""
     return list(itertools.chain(*config.levels, *config.dequantization_levels))
 
 
 def _list_encoders(config: ModelConfig) -> list[tuple[Any, tuple]]:
-    """Returns [(unbuilt encoder, input shape)]: the encoder of z and the dequantizer's, if the model has them."""
     networks = _make_smallest_networks(config)
     found = [networks["encoder"]] if config.has_encoder else []
     if config.has_dequantizer:

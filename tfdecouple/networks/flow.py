@@ -81,7 +81,6 @@ class FactorOut(InvertibleComposite):
         self.actnorm = ActNorm(name="actnorm", dtype=self.dtype_policy)
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(layer, input shape, condition shape)] of this layer's 1x1 convolution, coupling and actnorm."""
         self._remaining = x_shape[-1] - self.dropped
         return [
             (self.mixing, x_shape, condition_shape),
@@ -90,14 +89,12 @@ class FactorOut(InvertibleComposite):
         ]
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Runs 1x1 convolution, coupling and actnorm on x with `run_layers`; returns output and log-determinant."""
         h, log_det = run_layers([self.mixing, self.coupling], x, condition)
         remaining, dropped = tf.split(h, [self._remaining, self.dropped], -1)
         dropped, change = run_layers([self.actnorm], dropped, None)
         return tf.concat([remaining, dropped], -1), log_det + change
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Inverts actnorm, coupling and 1x1 convolution with `run_layers`; returns x for y, and log |det dx/dy|."""
         remaining, dropped = tf.split(y, [self._remaining, self.dropped], -1)
         dropped, change = run_layers([self.actnorm], dropped, None)
         x, log_det = run_layers([self.coupling, self.mixing], tf.concat([remaining, dropped], -1), condition)
@@ -174,7 +171,6 @@ class Flow(InvertibleComposite):
         return (None, stage.height, stage.width, self.condition_size * stage.reduction**2)
 
     def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(layer, input shape, condition shape)] of the flow's direct sub-layers; `x_shape` is ignored."""
         image = (None, *self.config.image_shape)
         children: list[tuple[BaseLayer, Any, Any]] = []
         for stage in self.stages:

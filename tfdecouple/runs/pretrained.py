@@ -270,7 +270,6 @@ def upload_weights(folder: pathlib.Path, address: str, *, private: bool, message
 
 @contextlib.contextmanager
 def _convert_hub_errors(address: str) -> Iterator[None]:
-    """Returns a context that turns every error of the Hub's client into a RunError of one line with `address`."""
     try:
         yield
     except UserError:

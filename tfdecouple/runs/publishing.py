@@ -95,7 +95,6 @@ def _read_licence(run: str) -> str:
 
 
 def _write_published_files(opened: Run, folder: pathlib.Path, name: str, licence: str, address: str | None) -> None:
-    """Writes the run's best weights into `folder`, as a run folder with model card, manifest and no private paths."""
     config = opened.config
     directions = opened.directions() if config.model.has_latent else None
     # The published config must not contain private paths of this machine.

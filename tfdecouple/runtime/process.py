@@ -240,7 +240,6 @@ def _print_interruption(*saved: object) -> int:
 
 
 def _print_error(text: str, status: int) -> int:
-    """Prints an error to standard error as one line, with unprintable characters escaped; returns `status`."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

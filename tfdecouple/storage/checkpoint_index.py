@@ -35,7 +35,6 @@ class StoredTensor(NamedTuple):
     shape: tuple[int, ...]
 
     def __str__(self) -> str:
-        """Returns a text such as "float32 of shape (2, 3)"."""
         return f"{self.dtype.name} of shape {self.shape}"
 
 

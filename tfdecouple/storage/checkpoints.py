@@ -151,7 +151,6 @@ class DamagedCheckpointError(RunError):
 
 @contextlib.contextmanager
 def _convert_read_errors(prefix: str) -> Iterator[None]:
-    """Returns a context that turns errors while reading the checkpoint `prefix` into DamagedCheckpointError."""
     try:
         yield
     except (tf.errors.OpError, OSError, RuntimeError, LookupError, ValueError) as error:
@@ -159,12 +158,10 @@ def _convert_read_errors(prefix: str) -> Iterator[None]:
 
 
 def _make_key(group: str, name: str) -> str:
-    """Returns the key that TensorFlow gives the variable `name` of `group`, written by `write_checkpoint`."""
     return f"{group}/{name.replace('.', '..').replace('/', '.S')}{_KEY_SUFFIX}"
 
 
 def _make_checkpoint(groups: Mapping[str, Variables]) -> tf.train.Checkpoint:
-    """Returns a `tf.train.Checkpoint` of the variables in `groups`, a dict of dicts by group and name."""
     # Keras' variables are unwrapped, because `tf.train.Checkpoint` accepts TensorFlow's variables only.
     return tf.train.Checkpoint(
         **{

@@ -123,7 +123,6 @@ def _open_source(config: Config, download: bool) -> Source:
 
 @contextlib.contextmanager
 def _convert_resource_errors(path: pathlib.Path) -> Iterator[None]:
-    """Returns a context that turns OSError (a full disk) and out-of-memory errors into a RunError of one line."""
     try:
         yield
     except OSError as error:
@@ -196,7 +195,6 @@ class Trainer:
             return self._measure_test_images(stop)
 
     def _print_run_description(self, messages: list[str]) -> None:
-        """Prints which model, devices, run folder and images the training uses, then each text in `messages`."""
         sizes, count = self.source.sizes, self.strategy.num_replicas_in_sync
         kind = self.strategy.extended.worker_devices[0].rpartition("device:")[2].partition(":")[0]
         devices = f"{count} {kind}{'s' if count > 1 else ''}"
@@ -217,7 +215,6 @@ class Trainer:
             )
 
     def _initialize_weights(self) -> None:
-        """Sets the initial weights: loaded from the run `training.init_from`, or computed from training images."""
         run = self.training.init_from
         if run is None:
             count = min(self.training.init_images, self.source.sizes["train"])
@@ -240,7 +237,6 @@ class Trainer:
         self.state.optimizer.start_averages()
 
     def _broadcast_model(self) -> None:
-        """Copies the weights of the chief's model to the models of all other workers."""
         self.workers.broadcast_variables(self.state.group_checkpoint_variables()["model"].values())
 
     def _write_run_files(self) -> None:
@@ -315,8 +311,6 @@ class Trainer:
         return bool(stop.reason)
 
     def _load_training_batches(self) -> Iterator[Any]:
-        """Returns an endless iterator over micro-batches of images (and labels), beginning at the current step."""
-
         def load_examples(context: tf.distribute.InputContext) -> tf.data.Dataset:
             batches = make_training_batches(
                 self.source,

@@ -128,7 +128,6 @@ class TrainStep:
         return self._apply_device_results(self._strategy.run(split, args=(sums,)), stop)
 
     def _compute_device_result(self, examples: Any, step: tf.Tensor, number: Any) -> Share:
-        """Returns this device's `Share` (bound and gradients of its images) for the micro-batch with index `number`."""
         training, state = self._training, self.state
         images, labels = examples if state.model.config.has_classes else (examples, None)
         replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)

@@ -99,7 +99,6 @@ def draw_grid(
 
 
 def _wrap_caption(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Returns the words of a text as a list of lines at most `width` pixels wide; a wider word fills one line."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
