@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from tfdecouple.doctor import benchmark, device_checks, installation
+from tfdecouple.doctor import device_checks, installation, speed
 from tfdecouple.doctor.report import DEFAULT, VARIANTS, Request, Result, Task
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.runtime.process import make_python_command, run_program, start_tensorflow
@@ -42,14 +42,12 @@ class Check(NamedTuple):
         run: a function of a `Task` (options, variant, devices) that yields `Result`s; it runs in a new process.
         takes: a function of a `Task` that returns whether to run the check; by default, only for default options.
         promises: whether the check fails if time or memory does not suffice; checks that only measure do not fail.
-        environment: additional environment variables of the process.
     """
 
     title: str
     run: Callable[[Task], Iterator[Result]]
     takes: Callable[[Task], bool] = lambda task: task.variant == DEFAULT
     promises: bool = True
-    environment: dict[str, str] = {}
 
 
 # All checks by name, in the order of the report. The check "build" comes first, because it finds the devices for the
@@ -65,15 +63,7 @@ CHECKS = {
         device_checks.compare_devices,
         lambda task: len(task.devices) > 1 and task.variant == DEFAULT,
     ),
-    "speed": Check("how fast it is", benchmark.measure_speed, lambda task: True, promises=False),
-    "memory": Check(
-        "memory of training, measured and calculated (--preset NAME)",
-        benchmark.measure_memory,
-        # With XLA memory is not checked, because this project cannot calculate the memory that XLA needs.
-        lambda task: task.request.preset is not None and task.variant.name != "XLA",
-        promises=False,
-        environment=benchmark.COUNTING,
-    ),
+    "speed": Check("how fast it is", speed.measure_speed, lambda task: True, promises=False),
 }
 
 
@@ -101,7 +91,7 @@ def run_checks(request: Request, names: Iterable[str], progress: Callable[[str],
 def run_in_process(name: str, task: Task) -> list[Result]:
     """Runs the check `name` of `doctor` in a new process; returns its `Result`s, and one more if the process fails."""
     check, limit = CHECKS[name], task.request.timeout
-    python = make_python_command("-m", _MODULE, **PASSIVE, **check.environment)
+    python = make_python_command("-m", _MODULE, **PASSIVE)
     # With TFDECOUPLE_TRACEBACK the process shares this program's standard error, so that users see its tracebacks.
     errors = None if os.environ.get("TFDECOUPLE_TRACEBACK") else subprocess.PIPE
     text = pickle.dumps((name, task))
