@@ -39,8 +39,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # This checkout comes first on `sys.path`, so that no other installed version of the project is measured.
 sys.path.insert(0, str(ROOT))
 
-from tfdecouple.config import MEMORY, PRECISIONS, Config, load_preset, override  # noqa: E402
-from tfdecouple.doctor.benchmark import (  # noqa: E402
+from benchmarks.model_benchmark import (  # noqa: E402
     COUNTING,
     EMA_DECAY,
     PHASES,
@@ -49,6 +48,7 @@ from tfdecouple.doctor.benchmark import (  # noqa: E402
     read_peak_bytes,
     time_calls,
 )
+from tfdecouple.config import MEMORY, PRECISIONS, Config, load_preset, override  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
