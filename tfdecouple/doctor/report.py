@@ -117,10 +117,8 @@ def make_text(results: Results, titles: Mapping[str, str]) -> Iterator[str]:
             yield textwrap.fill(result.message, _WIDTH, initial_indent=first, subsequent_indent=" " * len(first))
     count = sum(result.holds is not None for each in results.values() for result in each)
     failures = find_failures(results)
-    if not failures:
-        yield f"\nAll {count} promises that were tried hold here."
-    else:
-        yield f"\n{len(failures)} of {count} promises do not hold here:"
+    few = f"{len(failures)} of {count} promises do not hold here:"
+    yield f"\n{few}" if failures else f"\nAll {count} promises that were tried hold here."
     for name, result in failures:
         line = f"{name}, {result.what}: {result.message}. What to do: {result.advice}"
         yield textwrap.fill(line, _WIDTH, initial_indent="  ", subsequent_indent="    ")
