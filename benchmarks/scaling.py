@@ -40,15 +40,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import make_table, run_throughput, write_json, write_tables  # noqa: E402
+from benchmarks.training_cost import count_activation_bytes, count_multiply_adds  # noqa: E402
 from tfdecouple.config import MEMORY, PRECISIONS, Config, load_preset, override  # noqa: E402
 from tfdecouple.doctor.installation import describe_machine  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
-from tfdecouple.networks.architecture import (  # noqa: E402
-    FLOAT32,
-    count_activation_bytes,
-    count_multiply_adds,
-    count_parameters,
-)
+from tfdecouple.networks.architecture import FLOAT32, count_parameters  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 TABLES = ("batch", "depth", "large", "memory", "ceiling")

@@ -17,12 +17,13 @@ from PIL import Image
 
 from tfdecouple.config import MEMORY, load_preset, override
 from tfdecouple.model import DecoupledModel
-from tfdecouple.networks.architecture import count_activation_bytes, count_parameters
+from tfdecouple.networks.architecture import count_parameters
 
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import compare, compiling, dispatches, scaling  # noqa: E402
 from benchmarks.common import write_tables  # noqa: E402
+from benchmarks.training_cost import count_activation_bytes  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("forked")
 
