@@ -52,10 +52,7 @@ class Model:
         return onnxruntime.InferenceSession(str(self.folder / f"{name}.onnx"), providers=list(self.providers))
 
     def _run_session(self, session, inputs):
-        """Runs an ONNX session on {input name: array} in batches, and returns {output name: array}.
-
-        An array with a single row is passed with every batch of the other arrays.
-        """
+        """Runs an ONNX session in batches; an array with a single row is passed with every batch of the others."""
         names, count = [output.name for output in session.get_outputs()], max(map(len, inputs.values()))
         parts = [
             session.run(names, {k: a if len(a) == 1 else a[start : start + self.batch] for k, a in inputs.items()})

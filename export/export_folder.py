@@ -208,11 +208,7 @@ class Staging:
         self._made: list[pathlib.Path] = []
 
     def __enter__(self) -> Staging:
-        """Makes and locks the export folder, and makes the hidden folder.
-
-        Raises:
-            UserError: if another export writes to the folder, or the folder is not writable.
-        """
+        """Makes the export folder and the hidden folder; UserError if another export writes there, or nobody may."""
         try:
             self._made = [parent for parent in (self.folder, *self.folder.parents) if not parent.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -242,10 +242,7 @@ class _Exporter:
         return vectors, source
 
     def _make_saved_model(self, area: pathlib.Path, deployed: DeployedModel, part: str) -> None:
-        """Writes a SavedModel into the hidden folder `area` and verifies it.
-
-        `part` is the path that the SavedModel gets in the export folder, such as "savedmodel/3".
-        """
+        """Writes and verifies a SavedModel; `part` is its path in the export folder, such as "savedmodel/3"."""
         names = {endpoint.name: endpoint.name for endpoint in self._signatures}
         folder = area / "savedmodel"
         save_saved_model(deployed, self._signatures, folder, lambda name: self._report(f"SavedModel: {name}"))
@@ -339,10 +336,7 @@ class _Exporter:
         return [*published, staging.folder / TEXT_NAME]
 
     def _make_manifest(self, staging: Staging, vectors: str) -> tuple[Manifest, set[str]]:
-        """Returns the export folder's new manifest, and the paths of old files of test vectors that it does not need.
-
-        `vectors` is the path of this export's test vectors in the export folder.
-        """
+        """Returns the new manifest, and paths of old test vectors that it does not need; `vectors` is a path."""
         formats = self._config.formats
         parts = {name: part for name, part in self._parts.items() if name.partition("/")[0] in formats}
         files = digest_folder(staging.area / "files")

@@ -114,10 +114,7 @@ def _rename_values(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
 
 
 def _insert_weights(graph: onnx.GraphProto, arrays: Mapping[str, np.ndarray]) -> None:
-    """Turns the inputs of an ONNX graph that are weights, {name: array}, into initializers.
-
-    If a node of the graph transposes a weight, the node is removed and the initializer is the transposed weight.
-    """
+    """Turns inputs of an ONNX graph that are weights, {name: array}, into initializers; transposes them in advance."""
     inputs = [value for value in graph.input if value.name not in arrays]
     del graph.input[:]
     graph.input.extend(inputs)

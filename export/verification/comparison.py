@@ -144,10 +144,7 @@ def _compare_answers(opened: Runtime, endpoint: str, vectors: Arrays) -> tuple[l
 
 
 def _check_shapes(opened: Runtime, endpoint: str, vectors: Arrays, any_size: bool) -> Iterator[str]:
-    """Yields a problem for each shape that is declared unlike the model's, and each wrong shape that is not refused.
-
-    `any_size` says whether height and width of the images are free.
-    """
+    """Yields a problem for each shape that is declared unlike the model's, and each wrong shape that is not refused."""
     name = opened.aliases.get(endpoint, endpoint)
     inputs = {key: array[:2] for key, array in select_arrays(vectors, f"in/{name}/").items()}
     outputs = {key.removesuffix("/values"): array for key, array in select_arrays(vectors, f"out/{name}/").items()}
@@ -201,10 +198,7 @@ def _compare_round_trips(opened: Runtime, vectors: Arrays, found: Report, size: 
 
 
 def _compare_weight_digests(opened: Runtime, vectors: Arrays) -> Iterator[str]:
-    """Yields a problem for each weight in the exported files that is not finite float32, and one if too many differ.
-
-    A weight differs if its digest is not in `vectors`, the test vectors.
-    """
+    """Yields a problem for each weight that is not finite float32, and one if too many have an unknown digest."""
     digests = {*vectors[f"weights/{opened.layout}"].tolist()}
     total, equal, others = 0, 0, []
     for name, array in opened.read_weights():

@@ -348,10 +348,7 @@ class KerasAnswers:
     def _answer_rows(
         self, method: str, compute: Callable[..., Sequence[Optional]], *inputs: Optional
     ) -> list[Optional]:
-        """Returns the arrays that `compute(*inputs)` returns; a row that occurred before comes from a cache.
-
-        `method` names the function in the keys of the cache. Row n of each result belongs to row n of the inputs.
-        """
+        """Returns the arrays of `compute(*inputs)`; rows that `method` has computed before come from a cache."""
         arrays = [array for array in inputs if array is not None]
         keys = [
             hashlib.sha256(b"|".join([method.encode(), *(array[row].tobytes() for array in arrays)])).digest()

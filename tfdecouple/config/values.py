@@ -107,10 +107,7 @@ def _describe_accepted_values(error: Mapping[str, Any]) -> str:
 
 
 def _convert_numbers(value: Any, name: str) -> Any:
-    """Returns the value of an option with Python's numbers instead of NumPy's, and tuples instead of lists.
-
-    Numbers without a fraction become int. ConfigError is raised for a number that is too large for TensorFlow.
-    """
+    """Converts NumPy's numbers and lists to Python's numbers and tuples; ConfigError for a number too large."""
     if isinstance(value, list | tuple):
         return tuple(_convert_numbers(inner, f"{name}[{index}]") for index, inner in enumerate(value))
     if isinstance(value, numbers.Real) and not isinstance(value, bool):

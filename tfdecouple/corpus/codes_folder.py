@@ -45,12 +45,7 @@ class CodesFolder:
         self._shards: dict[str, Shard] = {}
 
     def __enter__(self) -> CodesFolder:
-        """Makes and locks the folder, removes temporary files from the folder, and returns this object.
-
-        Raises:
-            UserError: if another program writes to the folder, or the folder cannot be written, or holds other files
-                but no manifest.
-        """
+        """Locks the folder; UserError if another program or other files are in it, or it cannot be written."""
         with self.convert_write_errors():
             self.path.mkdir(parents=True, exist_ok=True)
             # A folder without a manifest can hold files that a program left when it was killed early.

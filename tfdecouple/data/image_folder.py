@@ -135,11 +135,7 @@ def _assign_files_to_splits(folder: pathlib.Path) -> dict[str, tuple[list[ImageF
 
 
 def _list_image_files(folder: pathlib.Path, least: int) -> list[ImageFile]:
-    """Returns the `ImageFile`s of a folder and its sub-folders, sorted by key; hidden files are left out.
-
-    Raises:
-        DataError: if there are fewer than `least` image files.
-    """
+    """Returns a folder's `ImageFile`s, sorted by key, without hidden files; DataError if fewer than `least`."""
     files = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -112,10 +112,7 @@ def run_in_process(name: str, task: Task) -> list[Result]:
 
 
 def _explain_end(name: str, status: int, errors: bytes) -> tuple[str, str] | None:
-    """Returns why a check's process failed, (key of `_ADVICE`, reason); None if it succeeded, with status 0.
-
-    `errors` is what the process wrote to standard error. UserError is raised if the machine has too few devices.
-    """
+    """Returns why a check's process failed, (key of `_ADVICE`, reason), or None; `errors` is its standard error."""
     lines = [line.strip() for line in errors.decode("utf-8", "replace").splitlines() if line.strip()]
     last = one_line(lines[-1].removeprefix("error: ") if lines else "it printed nothing")
     if status == -signal.SIGKILL:

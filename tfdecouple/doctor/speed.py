@@ -69,10 +69,7 @@ def _time_calls(repeat: Callable[[int], None], calls: int) -> float:
 
 
 def _make_phases(config: Config, devices: int) -> dict[str, Callable[[int], None]]:
-    """Returns {phase: function of a count} for a new model and a batch of random images.
-
-    The function does the work of the phase, such as a training step, as often as its argument says.
-    """
+    """Returns {phase: function that does the phase's work as often as its argument says}, for a new model."""
     import tensorflow as tf
 
     from tfdecouple.training.state import TrainingState

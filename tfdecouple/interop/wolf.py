@@ -204,10 +204,7 @@ def translate_config(values: Mapping[str, Any], *, image_shape: Shape, n_bits: i
 
 
 def _translate_flow(values: Mapping[str, Any], name: str, inverse: bool) -> dict[str, Any]:
-    """Returns {option: value} of a flow, such as "steps", from section `name` of the config of wolf (authors' code).
-
-    WolfError is raised if the section's entry `inverse` differs from the argument `inverse`.
-    """
+    """Returns {option: value} of the flow in section `name` of wolf's config; WolfError for another `inverse`."""
     _get_choice(values, f"{name}.type", ("glow",))
     _require_values(values, name, activation="elu", coupling_type="conv", in_channels=3, normalize=None)
     _get_choice(values, f"{name}.inverse", (inverse,), True)
@@ -316,10 +313,7 @@ def _get_latent_dim(values: Mapping[str, Any]) -> int:
 
 
 def _get_value(values: Any, name: str, kind: type = object, default: Any = ...) -> Any:
-    """Returns the value at a dotted name, such as "generator.flow.alpha", in `values`, the config of the authors' code.
-
-    An absent value becomes `default`. WolfError is raised if there is no default, or if a value is not of type `kind`.
-    """
+    """Returns the value at a dotted name in wolf's config, or `default`; WolfError without one or for a wrong type."""
     for key in name.split("."):
         if not isinstance(values, Mapping) or key not in values:
             if default is not ...:

@@ -16,10 +16,7 @@ WeightMatch = tuple[str, str, Convert]
 
 
 def _convert_kernel(array: np.ndarray) -> np.ndarray:
-    """Returns Torch's kernel `[out, in, height, width]` as TensorFlow's kernel `[height, width, in, out]`.
-
-    The function also serves transposed convolutions: both libraries exchange in and out for their kernels.
-    """
+    """Returns Torch's kernel `[out, in, h, w]` as TensorFlow's `[h, w, in, out]`; also if transposed."""
     return array.transpose(2, 3, 1, 0)
 
 

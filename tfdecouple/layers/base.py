@@ -374,10 +374,7 @@ class InvertibleComposite(Nested, InvertibleLayer):
         return self._bind_run(self.run_inverse, "_inverse", y, condition)()
 
     def _bind_run(self, run: Callable, method: str, x: tf.Tensor, condition: Condition) -> Callable[[], Any]:
-        """Returns a function without arguments that calls `run` (`run_forward` or `run_inverse`) on x and condition.
-
-        `method` is the name of the inner layers' method for the same direction, "_forward" or "_inverse".
-        """
+        """Returns a function that calls `run` on x and condition; `method` is the inner layers' method for it."""
         if self.execution is None:
             return functools.partial(run, x, condition, functools.partial(_run_layers, method))
         run = functools.partial(run, run_layers=functools.partial(self.execution.run_chain, method))

@@ -141,10 +141,7 @@ def _format_accuracy(result: dict[str, Any]) -> str:
 
 
 def _format_linear_classifiers(report: dict[str, Any]) -> list[str]:
-    """Returns the lines of a table of test accuracies, a row for each set of features, a column for each classifier.
-
-    `report` is the dict of values that `LinearProbe.compute` returns.
-    """
+    """Returns the lines of a table of test accuracies, a row for each set of features, a column for each classifier."""
     lines = [
         f"Test accuracy of linear classifiers, {report['classes']} classes (paper Table 4): "
         f"{report['train_images']:,} training, {report['test_images']:,} test images.",

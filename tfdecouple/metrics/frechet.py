@@ -71,10 +71,7 @@ class FrechetDistance(Metric):
         )
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the Frechet distance of samples and its floor, in squared units of features, and warnings.
-
-        A warning says that images are too few for a meaningful distance.
-        """
+        """Returns the Frechet distance of samples and its floor, in squared units of features, and warnings."""
         options, model, source = self.options, evaluation.opened.model, evaluation.source
         extractor = open_feature_extractor(options.frechet, model.config.image_shape, options.trust)
         samples, split = options.frechet_images, self.split

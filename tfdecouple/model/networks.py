@@ -377,10 +377,7 @@ class Networks(KeepsWeights, keras.Model):
         return self._make_prior([self.prior_affine.as_bijector(labels)], tf.shape(labels))
 
     def _make_prior(self, first: list[tfb.Bijector], batch: Any) -> tfd.Distribution:
-        """Returns the TFP distribution over z that the bijectors `first`, then the prior flow, map to N(0, I).
-
-        `batch` is the batch shape of the distribution.
-        """
+        """Returns the TFP distribution over z, of shape `batch`, that `first`, then the prior flow, map to N(0, I)."""
         base = tfd.Sample(tfd.Normal(tf.zeros(batch), 1.0), [self.config.latent_dim])
         flow = [] if self.prior_flow is None else [self.prior_flow.as_bijector()]
         # `tfb.Chain` applies the last bijector of its list first.

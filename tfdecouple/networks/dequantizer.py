@@ -104,9 +104,6 @@ class Dequantizer(Nested, BaseLayer):
         return tuple(x_shape), tuple(x_shape)[:1]
 
     def call(self, x: tf.Tensor, noise: tf.Tensor, training: bool = False) -> Mapped:
-        """Returns u in (0, 1) for images x in [-1, 1) and standard normal noise, and log |det du/dnoise|, `[batch]`.
-
-        In training the encoder normalises by the statistics of the batch and updates its moving statistics.
-        """
+        """Returns u in (0, 1) for images x in [-1, 1) and standard normal noise, and log |det du/dnoise|, `[batch]`."""
         local = self.encoder(x, training=True) if training else self.encoder.run_inference(x)
         return self.flow.forward_and_log_det(noise, local)

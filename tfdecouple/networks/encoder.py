@@ -288,12 +288,7 @@ class Encoder(StartsAtZero, _BlockNetwork):
 
     @full_float32()
     def call(self, x: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns mean and log-variance of z for images, each `[batch, d_z]`.
-
-        Args:
-            x: images, `[batch, height, width, channels]` in [-1, 1), without dequantization noise.
-            training: whether to normalise by the batch's statistics and to update the moving statistics.
-        """
+        """Returns mean and log-variance of z, each `[batch, d_z]`, for images x in [-1, 1) without noise."""
         h = join_shards(_elu(self.top.call(self._run_blocks(x, training))))
         h = tf.reshape(h, [-1, self.last.direction.shape[0]])
         h = tf.matmul(h, self.last.kernel()) + tf.convert_to_tensor(self.last.bias)
@@ -320,8 +315,5 @@ class LocalResNet(_BlockNetwork):
         return (*x_shape[:-1], self.map_channels)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Returns maps `[batch, height, width, map_channels]` for images x of the same size in [-1, 1).
-
-        In training, batch normalisation uses the batch's statistics and updates its moving statistics.
-        """
+        """Returns maps `[batch, height, width, map_channels]` for images x of the same size in [-1, 1)."""
         return join_shards(self._run_blocks(x, training))

@@ -199,10 +199,6 @@ class Flow(InvertibleComposite):
         step_layers: Sequence[str],
         couplings: Mapping[str, Any],
     ) -> tuple[tuple[Stage, ...], ...]:
-        """Makes the stages of each level from the plans in `levels`; every coupling gets the arguments `couplings`.
-
-        Couplings in flow steps use `transform`, and couplings in `FactorOut` layers use `multiscale_transform`.
-        """
         dtype = self.dtype_policy
 
         def make_stage(plan: StagePlan) -> Stage:

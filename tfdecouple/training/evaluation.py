@@ -121,11 +121,7 @@ class EvaluationReports:
         return summary, lines
 
     def _count_shown_images(self, step: int) -> int:
-        """Returns how many validation or test images are encoded, decoded and drawn after `step` training steps.
-
-        The count is limited by `training.pictures`, by the images' size and by the count of training images up to
-        `step`, but is at least 4.
-        """
+        """Returns how many images are drawn: at most `training.pictures` and the images trained on, at least 4."""
         seen = step * self._config.training.batch_size
         most = min(self._config.training.pictures, count_shown_images(self._config.model.image_shape), seen)
         return max(most, _LEAST_RECONSTRUCTED)

@@ -326,10 +326,7 @@ class Trainer:
         return iter(self.strategy.distribute_datasets_from_function(load_examples, make_device_input_options()))
 
     def _fetch_step_result(self, result: StepResult) -> StepResult:
-        """Waits for a step and returns its result as Python numbers; prints how many updates were skipped, if any.
-
-        DivergedError is raised if the updates of `training.max_skipped_steps` steps in a row were skipped.
-        """
+        """Waits for a step and returns its result as numbers; DivergedError after too many skipped updates."""
         fetched = result.fetch_numbers()
         self._write_run_files()
         step = int(self.state.step.numpy())
@@ -363,10 +360,7 @@ class Trainer:
         self.progress.set_metrics(row["bits_per_dim"], images_per_second)
 
     def _save_checkpoint(self, overwrite: bool = True) -> None:
-        """Writes a checkpoint of the current step; with `overwrite=False`, an existing checkpoint of the step stays.
-
-        DivergedError is raised if a weight is not finite, because a run could not continue from such a checkpoint.
-        """
+        """Writes a checkpoint of this step; DivergedError if a weight is not finite: no run could resume."""
         if not self.state.has_finite_weights():
             raise DivergedError(
                 f"training diverged: weights are not finite at step {self.step}, which is not saved; all weights of "
@@ -390,10 +384,7 @@ class Trainer:
             self._evaluate_validation(stop)
 
     def _evaluate_validation(self, stop: StopRequest) -> None:
-        """Computes and logs the bits/dim of validation images; saves the (averaged) weights if it is the lowest so far.
-
-        A signal ends the evaluation at once: the state was saved before, and the resumed run repeats the evaluation.
-        """
+        """Computes and logs the bits/dim of validation images; saves the weights if it is the lowest so far."""
         count = self._count_evaluated_images("validation", self.training.evaluation_images)
         where = (
             f"while the validation images were measured at step {self.step} of {self.training.steps}, saved; "
@@ -408,10 +399,7 @@ class Trainer:
         self.progress.print_line(message)
 
     def _measure_test_images(self, stop: StopRequest) -> dict[str, Any]:
-        """Evaluates the best weights on test images, writes summary.json and returns its content, a dict.
-
-        If `training.evaluation_samples` is 0, no test images are evaluated.
-        """
+        """Evaluates the best weights on test images, writes summary.json and returns its content, a dict."""
         training, count = self.training, self._count_evaluated_images("test")
         where = (
             f"while the test images were measured; all {self.step} steps and the best weights are saved, "
@@ -434,17 +422,11 @@ class Trainer:
             return summary
 
     def _stop_evaluation_at_once(self, stop: StopRequest, where: str) -> contextlib.AbstractContextManager[None]:
-        """Returns a context in which a signal raises InterruptedRunError at once; its message ends with `where`.
-
-        With several workers the context has no effect, because workers stop together, after a step.
-        """
+        """Returns a context in which a signal raises InterruptedRunError at once, except with several workers."""
         return contextlib.nullcontext() if self.workers.count > 1 else stop.stop_at_once(where)
 
     def _count_evaluated_images(self, split: str, limit: int = 0) -> int:
-        """Returns how many images of a split to evaluate: all, or at most `limit` if it is not 0.
-
-        A short run evaluates at most as many images as it was trained on, but at least 64 if the split has so many.
-        """
+        """Returns how many images to evaluate: at most `limit` (0: all) and the images trained on, but at least 64."""
         size = self.source.sizes[split]
         return min(size, limit or size, max(self.step * self.training.batch_size, _LEAST_EVALUATED))
 
