@@ -92,10 +92,7 @@ class Model:
         return self.decode(**{**b, "z": a["z"]}), self.decode(**{**a, "z": b["z"]})
 
     def fit(self, picture):
-        """Crops the centre of a picture, uint8 `[height, width, channels]`, and resizes it to the model's shape.
-
-        The pixels equal those that training makes of the same picture, byte for byte.
-        """
+        """Crops a picture's centre and resizes it to the model's shape; the pixels equal those of training, byte for byte."""
         (height, width, _), (rows_as, columns_as, _) = picture.shape, self.shape
         rows = min(height, max(width * rows_as // columns_as, 1))
         columns = min(width, max(height * columns_as // rows_as, 1))

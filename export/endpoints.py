@@ -76,10 +76,7 @@ class Array:
         return tf.TensorSpec([None if isinstance(size, str) else size for size in self.axes], self.dtype, self.name)
 
     def to_dict(self) -> dict[str, object]:
-        """Returns "name", "dtype", "shape" and "meaning" of this input or output as a dict for JSON.
-
-        In "shape", the batch and axes of any size are names, such as "height".
-        """
+        """Returns name, dtype, shape and meaning as a dict; in "shape", free axes are names such as "height"."""
         return {"name": self.name, "dtype": self.dtype, "shape": [*self.axes], "meaning": self.meaning}
 
     def draw_values(self, rng: np.random.Generator, count: int) -> np.ndarray:

@@ -155,10 +155,7 @@ def find_planted_files(folder: pathlib.Path) -> list[str]:
 
 
 def name_vectors_file(file: pathlib.Path) -> str:
-    """Returns the path that `file`, a file of test vectors, gets in the export folder: `test_vectors/DIGEST.npz`.
-
-    The digest is that of the file's bytes, so that several exports of the same model share one file.
-    """
+    """Returns the path of test vectors in an export, which has the digest of `file`: equal vectors share one file."""
     return f"{VECTORS}/{hash_file(file)[:16]}.npz"
 
 

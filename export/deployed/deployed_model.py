@@ -138,10 +138,7 @@ class DeployedModel(Deployed):
         return (z - classes.gather_rows(classes.shift, labels)) * classes.gather_rows(classes.unscale, labels)
 
     def evaluate_class_priors(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the prior flow's output for z and each label, and log p(z, y) of z and each label y.
-
-        The shapes are `[batch, classes, d_z]` and `[batch, classes]`.
-        """
+        """Returns the prior flow's output, `[batch, classes, d_z]`, and log p(z, y), `[batch, classes]`."""
         assert self.classes is not None and self.prior is not None
         scaled = z[:, None] * self.classes.scale + self.classes.shift
         classes, latent_dim = scaled.shape[1:]

@@ -286,10 +286,7 @@ class DeployedDequantizer(Deployed):
         self.flow = DeployedFlow(dequantizer.flow, layout, "dequantizer/flow")
 
     def forward_and_log_det(self, x: tf.Tensor, noise: tf.Tensor) -> Output:
-        """Turns normal noise into dequantisation noise u of images x; returns u and the log-determinant.
-
-        x is in [-1, 1), at the lower edges of the bins of pixels.
-        """
+        """Returns dequantisation noise u of images x in [-1, 1), the lower edges of bins, and the log-determinant."""
         for block in self.blocks:
             x = block(x)
         u, flow_log_det = self.flow.forward_and_log_det(noise, x)

@@ -119,10 +119,7 @@ class Layout:
         return (channels, height, width) if self.order == "NCHW" else (height, width, channels)
 
     def order_flattened(self, height: int, width: int, channels: int) -> np.ndarray:
-        """Returns an int array that turns a flattened NHWC image into the image flattened in this layout.
-
-        Entry i is the index, in the flattened NHWC image, of entry i of the image that is flattened in this layout.
-        """
+        """Returns int `[n]`: for each entry of an image flattened in this layout, its index in the flattened NHWC image."""
         indices = np.arange(height * width * channels).reshape(height, width, channels)
         return (indices.transpose(2, 0, 1) if self.order == "NCHW" else indices).ravel()
 

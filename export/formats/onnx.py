@@ -39,10 +39,7 @@ def write_onnx_files(
     folder: pathlib.Path,
     report: Callable[[str], Any],
 ) -> None:
-    """Writes an ONNX file for each endpoint into a folder, named by `Endpoint.onnx`.
-
-    `deployed` is the model with folded weights, in the layout NCHW. `metadata`, {name: text}, goes into each file.
-    """
+    """Writes an ONNX file for each endpoint, with `metadata`, {name: text}; the layout of `deployed` is NCHW."""
     for endpoint in endpoints:
         report(f"ONNX: {endpoint.onnx}")
         model = build_onnx(deployed, endpoint, {**metadata, "endpoint": endpoint.name})

@@ -252,10 +252,7 @@ class KerasAnswers:
         return Encoding(*self._answer_rows("encode", self._compute_codes, images, labels))  # type: ignore[arg-type]
 
     def decode(self, z: Optional, v: np.ndarray) -> np.ndarray:
-        """Returns the images that the Keras model decodes, float64, in units of bins, before they become pixels.
-
-        A value from k to k + 1 lies in bin k.
-        """
+        """Returns the images that the Keras model decodes, float64, in units of bins: k to k + 1 lies in bin k."""
         (x,) = self._answer_rows("decode", self._compute_images, z, v)
         assert x is not None
         return self._model.quantizer.scale_to_bins(x.astype(np.float64))

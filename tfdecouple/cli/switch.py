@@ -34,10 +34,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command `switch`: writes a picture per pairing, and the user's photographs with exchanged z; returns 0.
-
-    The pairing is "within" a label, "across" labels or "any"; for the user's photographs it is called "pairs".
-    """
+    """Runs the command `switch`: writes a picture per pairing, and the user's photographs with exchanged z; returns 0."""
     arguments.require_image_pairs(options)
     start_tensorflow()
     from tfdecouple.cli.run_images import OwnSizeResults, choose_pairs, get_pair_labels, save_picture

@@ -148,10 +148,7 @@ class CodesFolder:
 
 
 def read_shard_records(folder: pathlib.Path, manifest: CodesManifest, report: Report) -> dict[str, Shard]:
-    """Returns {file name: `Shard`} of all code files in the manifest and in the journal of `folder`.
-
-    `report` is a callback that receives a text about each damaged line of the journal.
-    """
+    """Returns {file name: `Shard`} of manifest and journal; `report` receives a text for each damaged line."""
     try:
         lines = (folder / JOURNAL).read_bytes().splitlines()
     except FileNotFoundError:

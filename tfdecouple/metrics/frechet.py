@@ -172,10 +172,7 @@ def compute_frechet_distance(a: Moments, b: Moments) -> float:
 def draw_model_samples(
     model: DecoupledModel, count: int, temperature: float, seed: int, batch_size: int
 ) -> Iterator[np.ndarray]:
-    """Yields uint8 batches of `count` samples in all, with v scaled by `temperature`.
-
-    The sample with index k depends only on k, on `seed`, on `temperature` and on the model.
-    """
+    """Yields uint8 batches of `count` samples; sample k depends only on k, `seed`, `temperature` and the model."""
     import tensorflow as tf
 
     from tfdecouple import randomness

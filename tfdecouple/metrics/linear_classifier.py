@@ -45,10 +45,7 @@ CLASSIFIERS: dict[str, Callable[[], Any]] = {
 
 
 def standardize_features(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Scales all arrays of features so that `train` has mean 0 and standard deviation 1, and returns the arrays.
-
-    The arrays are float32 `[n, features]` and changed in place. A feature that is constant over `train` becomes 0.
-    """
+    """Scales arrays in place so that `train` has mean 0 and deviation 1; a constant feature of `train` becomes 0."""
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler(copy=False).fit(train)

@@ -385,10 +385,7 @@ class Networks(KeepsWeights, keras.Model):
         return tfd.TransformedDistribution(base, tfb.Invert(tfb.Chain(maps)), name="prior") if maps else base
 
     def posterior(self, images: Any) -> tfd.Distribution:
-        """Returns q(z|x), a diagonal Gaussian of batch shape `[batch]` and event shape `[d_z]` (paper equation 5).
-
-        The images are uint8 `[batch, height, width, channels]`, of any height and width as for `encode`.
-        """
+        """Returns q(z|x), a diagonal Gaussian `[batch]` of event shape `[d_z]`, for uint8 images (paper equation 5)."""
         self._require_latent("a posterior over z", density=True)
         self.require_initialized()
         assert self.encoder is not None

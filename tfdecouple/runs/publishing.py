@@ -205,10 +205,7 @@ def make_weights_card(opened: Run, name: str, licence: str, summary: dict[str, A
 def make_model_card_head(
     name: str, shape: Shape, n_bits: int, latent_dim: int | None, facts: Mapping[str, str]
 ) -> list[str]:
-    """Returns the first lines of a model card, for published weights or an export: a description and a table.
-
-    `latent_dim` is None for a model without z. `facts` has the name and the value of each row of the table.
-    """
+    """Returns the first lines of a model card: a description and a table of `facts`; `latent_dim` is None without z."""
     images = describe_images(shape) + (f" in {2**n_bits} levels of each channel" if n_bits < 8 else "")
     return [
         f"# {name}",

@@ -11,10 +11,7 @@ from tfdecouple.errors import one_line
 
 
 def make_number_type(kind: type[int] | type[float], least: float = 0, most: float = 2**31 - 1) -> Callable[[str], Any]:
-    """Returns a function, for argparse's `type`, that converts an option's text to a number from `least` to `most`.
-
-    `kind` is int or float. The function raises ArgumentTypeError for text that is no number of this type and range.
-    """
+    """Returns a function for argparse's `type`: text to int or float in a range, or ArgumentTypeError."""
     numeral = "a whole number" if kind is int else "a finite number"
 
     def convert(text: str) -> Any:

@@ -46,10 +46,7 @@ def require_own_files(folder: pathlib.Path) -> None:
 
 
 def read_bytes(path: str | pathlib.Path, at_most: int) -> bytes:
-    """Returns the content of an untrusted file; OSError is raised if it cannot be read.
-
-    ValueError is raised if it is no regular file, or has more than `at_most` bytes.
-    """
+    """Returns an untrusted file's content; OSError, or ValueError if it is not regular or exceeds `at_most` bytes."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         # A pipe is refused, because reading it could wait without end.

@@ -194,10 +194,7 @@ class LostWorkerError(RunError):
 
 @contextlib.contextmanager
 def convert_lost_worker_errors(rank: int) -> Iterator[None]:
-    """Returns a context that turns TensorFlow's errors after the end of another worker into LostWorkerError.
-
-    The message names this process by `rank`, its index among all workers.
-    """
+    """Returns a context that turns TensorFlow's errors after the end of another worker into LostWorkerError."""
     try:
         yield
     except _LOST as error:
@@ -248,10 +245,7 @@ class Workers:
         return result if self.rank == 0 else json.loads(text)
 
     def require_equal(self, what: str, values: Mapping[str, Any]) -> None:
-        """Raises RunError in every process unless all workers have equal `values`, which are JSON values by name.
-
-        The message begins with `what`, a text that names the values, and lists the differences.
-        """
+        """Raises RunError in every process, with `what` and the differences, unless all workers have equal `values`."""
         chiefs, *others = map(json.loads, self._exchange_texts(json.dumps(values)))
         for rank, other in enumerate(others, 1):
             if changed := [f"{k} is {v!r} and {other[k]!r}" for k, v in chiefs.items() if other[k] != v]:
