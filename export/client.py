@@ -92,7 +92,7 @@ class Model:
         return self.decode(**{**b, "z": a["z"]}), self.decode(**{**a, "z": b["z"]})
 
     def fit(self, picture):
-        """Crops a picture's centre and resizes it to the model's shape; the pixels equal those of training, byte for byte."""
+        """Crops a picture's centre and resizes it to the model's shape; the pixels equal those of training exactly."""
         (height, width, _), (rows_as, columns_as, _) = picture.shape, self.shape
         rows = min(height, max(width * rows_as // columns_as, 1))
         columns = min(width, max(height * columns_as // rows_as, 1))
@@ -204,7 +204,6 @@ def main(arguments=None):
 
 
 def _check_model(model):
-    """Encodes and decodes test images, prints how many decode exactly; returns the exit status: 0 if all do, else 1."""
     images = make_test_images(*model.shape) // model.step * model.step
     with _explain_errors(f"encode and decode with the files in {model.folder}"):
         codes = model.encode(images, np.zeros(len(images)))
@@ -215,7 +214,6 @@ def _check_model(model):
 
 
 def _decode_at_own_size(model, path):
-    """Encodes and decodes a picture at its own size to own_size.png; returns 0 if exact, 1 if not, 2 after an error."""
     if not model.any_size:
         return _fail(f"these files are for images of {model.shape[1]} x {model.shape[0]}; export with --any-size")
     with _explain_errors(f"read {path}"):

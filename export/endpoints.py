@@ -301,8 +301,6 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
 
 
 def _free_sides(endpoint: Endpoint, image: tuple[int, ...], *sides: str) -> Endpoint:
-    """Returns `endpoint` for images of any size instead of `image`; `sides` name height and width of its inputs."""
-
     def free(arrays: tuple[Array, ...], names: tuple[str, ...]) -> tuple[Array, ...]:
         return tuple(dataclasses.replace(one, free=names) if one.shape == image else one for one in arrays)
 

@@ -41,7 +41,6 @@ MOST_BYTES = 2**24
 
 
 def _require_inside(name: str) -> str:
-    """Returns the path `name` unchanged; raises ValueError if it leads out of the export folder."""
     path = pathlib.PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name:
         raise ValueError("it lies outside of the folder")
@@ -160,11 +159,7 @@ def name_vectors_file(file: pathlib.Path) -> str:
 
 
 def load_manifest(folder: pathlib.Path) -> Manifest:
-    """Returns the manifest of an export folder.
-
-    Raises:
-        UserError: if the folder or its `manifest.json` is missing, or the file is not valid.
-    """
+    """Returns the manifest of an export folder; UserError if the folder or a valid `manifest.json` is missing."""
     path = folder / MANIFEST
     if not folder.is_dir():
         raise UserError(f"there is no export folder {folder}")
@@ -250,11 +245,7 @@ class Staging:
         return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
     def publish_version(self, built: pathlib.Path, version: int) -> None:
-        """Renames the folder `built`, a SavedModel, to `savedmodel/VERSION`; a server never sees an incomplete folder.
-
-        Raises:
-            UserError: if the version exists already.
-        """
+        """Renames the whole SavedModel `built` to `savedmodel/VERSION`; UserError if the version exists already."""
         target = self.folder / "savedmodel" / str(version)
         target.parent.mkdir(exist_ok=True)
         require_free_version(target)

@@ -51,8 +51,6 @@ from export.verification.folded_weights import digest_weights
 from export.verification.runtimes import RUNTIMES
 from export.verification.vectors import choose_image_sizes, load_real_images, make_test_vectors
 from export.verification.verify import check_served_name, compare_in_process
-from tfdecouple.data import choose_user_crop
-from tfdecouple.data.image_file import describe_cropping
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.model.any_size import find_weight_of_fixed_size
 from tfdecouple.runs.publishing import hide_image_path
@@ -204,7 +202,10 @@ class _Exporter:
             self._report("asking the Keras model for the right answers")
             digests = digest_weights(self._model, deployed)
             vectors, source = self._make_vectors()
-            vectors |= {**digests, "metadata": np.array(json.dumps(self._describe_files()))}
+            # Programs that call the files need these entries of the metadata, so the verification compares them.
+            facts = provenance.make_metadata()
+            metadata = {name: facts[name] for name in ("image_shape", "n_bits", "d_z", "crop")}
+            vectors |= {**digests, "metadata": np.array(json.dumps(metadata))}
             np.savez_compressed(staging.area / _VECTORS, allow_pickle=False, **vectors)
             version = None
             if "savedmodel" in config.formats:
@@ -217,16 +218,6 @@ class _Exporter:
             formats = {name: self._formats[name] for name in config.formats}
             card = make_model_card(provenance, self._endpoints, hide_image_path(source, provenance.config), formats)
             return self._publish(staging, card, version)
-
-    def _describe_files(self) -> dict[str, str]:
-        """Returns the metadata that programs need which call the files, {name: text}, from the config of the run."""
-        model, crop = self._model.config, choose_user_crop(self._provenance.config.data)
-        return {
-            "image_shape": json.dumps(model.image_shape),
-            "n_bits": str(model.n_bits),
-            "d_z": str(model.latent_dim if model.has_latent else 0),
-            "crop": describe_cropping(model.image_shape, crop),
-        }
 
     def _make_vectors(self) -> tuple[dict[str, np.ndarray], str]:
         data, shape = self._provenance.config.data, self._model.config.image_shape

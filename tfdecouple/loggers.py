@@ -111,7 +111,6 @@ class TensorBoard(Logger):
 
 @contextlib.contextmanager
 def _convert_writer_errors() -> Iterator[None]:
-    """Returns a context in which errors of TensorFlow's writer of TensorBoard files become OSError."""
     import tensorflow as tf
 
     try:

@@ -210,5 +210,4 @@ class DeployedModel(Deployed):
 
 
 def _normal_log_density(x: tf.Tensor) -> tf.Tensor:
-    """Returns the log density of each image in x under N(0, I), `[batch]`; Python computes the constant term."""
     return -0.5 * (tf.reduce_sum(tf.square(x), [1, 2, 3]) + math.prod(x.shape[1:]) * math.log(2 * math.pi))

@@ -206,7 +206,6 @@ class DeployedFlow(Deployed):
         return self.layout.unsqueeze(h) if squeezes else h
 
     def _squeeze_conditions(self, conditions: Conditions) -> Conditions:
-        """Squeezes the conditions of couplings for a squeezed image if z is a feature map; else returns them as is."""
         return tuple(map(self.layout.squeeze, conditions)) if self._local else conditions
 
 

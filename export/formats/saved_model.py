@@ -79,7 +79,6 @@ def _trace_endpoint(
 
 
 def _read_variables(stored: Kind) -> Kind:
-    """Returns a copy of the layer `stored`, whose weights are variables, with tensors of their values as weights."""
     return stored.replace_arrays(lambda name, variable: tf.convert_to_tensor(variable))
 
 

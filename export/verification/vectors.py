@@ -323,7 +323,6 @@ class KerasAnswers:
         return bins if self._unperturbed is None else self._perturb(bins, self.config.n_bins / 2)
 
     def _perturb(self, values: np.ndarray, scale: float | None = None) -> np.ndarray:
-        """Changes each value up or down, at random, by `PERTURBATION` times `scale` (None: times the value itself)."""
         signs = self._rng.choice(np.array([-1.0, 1.0]), values.shape)
         return (values + PERTURBATION * signs * (values if scale is None else scale)).astype(np.float32)
 

@@ -60,7 +60,6 @@ def choose_images(run: Run, options: argparse.Namespace, source: Source | None =
 def _make_images(
     run: Run, source: Source, split: str, indices: np.ndarray, pixels: np.ndarray, labels: np.ndarray
 ) -> Images:
-    """Returns quantised `pixels` as `Images`; `indices` are the images' positions in `split`, `labels` their labels."""
     run.require_labels(source)
     names = get_label_names(source, labels)
     facts = {"data": source.title, "split": split, "indices": indices.tolist(), "labels": names}

@@ -34,7 +34,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command `switch`: writes a picture per pairing, and the user's photographs with exchanged z; returns 0."""
+    """Runs the command `switch`: writes a picture per pairing, and the user's images with exchanged z; returns 0."""
     arguments.require_image_pairs(options)
     start_tensorflow()
     from tfdecouple.cli.run_images import OwnSizeResults, choose_pairs, get_pair_labels, save_picture

@@ -106,7 +106,6 @@ def hash_file_key(key: str) -> float:
 
 
 def _assign_files_to_splits(folder: pathlib.Path) -> dict[str, tuple[list[ImageFile], str]]:
-    """Returns {split: (its `ImageFile`s, text that describes them)} for the image files below `folder`."""
     present = sorted(name for name in SPLIT_FOLDERS if (folder / name).is_dir())
     chosen = "{} images {}chosen by a hash of their names"
     if "train" not in present:
@@ -173,11 +172,7 @@ class FileSplit(Split):
         self._bad_images = bad_images
 
     def load_folder_into_memory(self) -> MemorySplit:
-        """Reads all image files of this split; returns a `MemorySplit` of the readable images.
-
-        Raises:
-            DataError: if no image is readable, or if any is unreadable and `data.on_bad_image` is "stop".
-        """
+        """Returns a `MemorySplit` of the readable images; DataError if none is, or by `data.on_bad_image`."""
         images = np.empty((self.size, *self._image_shape), np.uint8)
 
         def fill(index: int) -> bool:

@@ -125,7 +125,7 @@ def find_photographs(config: DataConfig) -> tuple[Photograph, ...]:
 
 
 def find_split_band(size: tuple[int, int], split: str) -> Box:
-    """Returns a split's part of a photograph of `size` (width, height): (left, top, right, bottom), the last two exclusive."""
+    """Returns a split's part of a photograph of `size` (width, height): (left, top, right, bottom), exclusive."""
     width, height = size
     length = max(size) - MARGIN * (len(BANDS) - 1)
     start = 0

@@ -143,11 +143,7 @@ def _load_torch_file(path: pathlib.Path) -> Any:
 
 
 def assign_weights(model: DecoupledModel, state: Arrays) -> None:
-    """Copies weights of wolf (the authors' code), {name: array}, into a model, and marks the model as initialised.
-
-    Raises:
-        WolfError: if an array is missing, superfluous or of the wrong shape; the message names the array.
-    """
+    """Copies wolf's weights, {name: array}, into a model; WolfError names a missing, superfluous or wrong array."""
     variables = model.named_variables()
     left = {name for name in state if not name.endswith(_DERIVED)}
     for theirs, ours, convert in match_weights(model):
@@ -173,11 +169,7 @@ def assign_weights(model: DecoupledModel, state: Arrays) -> None:
 
 
 def translate_config(values: Mapping[str, Any], *, image_shape: Shape, n_bits: int = 8) -> ModelConfig:
-    """Returns the `ModelConfig` that corresponds to `values`, the JSON config of wolf (the authors' PyTorch code).
-
-    Raises:
-        WolfError: if wolf's model has a part that this project lacks, or a value is missing; the message names it.
-    """
+    """Returns the `ModelConfig` for wolf's JSON config `values`; WolfError for a missing value or an unknown part."""
     if image_shape[-1] != RGB_CHANNELS:
         raise WolfError(f"the number of channels is {image_shape[-1]}; models of the reference have {RGB_CHANNELS}")
     kind = _get_choice(values, "discriminator.type", ("gaussian", "base", "categorical"))
@@ -226,7 +218,6 @@ def _translate_flow(values: Mapping[str, Any], name: str, inverse: bool) -> dict
 
 
 def _translate_dequantizer(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns {option: value} for dequantisation from the config of wolf (authors' code); {} for uniform noise."""
     if _get_choice(values, "dequantizer.type", ("uniform", "flow")) == "uniform":
         return {}
     _get_choice(values, "dequantizer.encoder.type", ("local_resnet_bn",))
@@ -247,7 +238,6 @@ def _translate_dequantizer(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _translate_class_codes(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns {option: value} for a model with z a function of the label, from the config of wolf (authors' code)."""
     _require_values(values, "discriminator", activation="elu")
     return {
         "conditioning": "coupling",
@@ -273,7 +263,6 @@ def _get_class_probabilities(values: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 def _translate_encoder_and_prior(values: Mapping[str, Any], image_shape: Shape) -> dict[str, Any]:
-    """Returns {option: value} for encoder q(z|x) and prior p(z), from the config of wolf (the authors' code)."""
     dim = _get_latent_dim(values)
     _get_choice(values, "discriminator.encoder.type", ("global_resnet_bn",))
     _require_values(values, "discriminator.encoder", activation="elu", in_planes=3)
@@ -328,8 +317,6 @@ def _get_value(values: Any, name: str, kind: type = object, default: Any = ...) 
 
 
 def _get_whole_numbers(values: Any, name: str, default: Any = ...) -> tuple:
-    """Returns the list at a dotted name in the config of the authors' code as a tuple of int, or of tuples of int."""
-
     def make_tuple(value: Any, may_nest: bool) -> Any:
         if isinstance(value, list) and may_nest:
             return tuple(make_tuple(inner, False) for inner in value)
@@ -341,7 +328,6 @@ def _get_whole_numbers(values: Any, name: str, default: Any = ...) -> tuple:
 
 
 def _get_choice(values: Any, name: str, choices: tuple[Any, ...], default: Any = ...) -> Any:
-    """Returns the value at a dotted name in the config of the authors' code; WolfError unless it is in `choices`."""
     value = _get_value(values, name, default=default)
     if value not in choices:
         raise WolfError(f"{name} is {value!r}, which is not supported; supported: {', '.join(map(str, choices))}")
@@ -349,6 +335,5 @@ def _get_choice(values: Any, name: str, choices: tuple[Any, ...], default: Any =
 
 
 def _require_values(values: Any, section: str, **required: Any) -> None:
-    """Raises WolfError if a section of the authors' config has one of the options in `required` with another value."""
     for option, value in required.items():
         _get_choice(values, f"{section}.{option}", (value,), value)

@@ -261,7 +261,6 @@ def open_feature_extractor(path: pathlib.Path | str, image_shape: Shape, trust: 
 
 
 def _open_onnx_extractor(path: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], list[str], int]:
-    """Opens an ONNX file; returns a function from images to features, the inputs' dtypes, and the count of outputs."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -277,7 +276,6 @@ def _open_onnx_extractor(path: pathlib.Path) -> tuple[Callable[[np.ndarray], Any
 
 
 def _open_keras_extractor(path: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], list[str], int]:
-    """Opens a Keras file; returns a function from images to features, the inputs' dtypes, and the count of outputs."""
     import keras
 
     model = keras.saving.load_model(path, compile=False)

@@ -210,7 +210,6 @@ def _compute_luminance(images: np.ndarray) -> np.ndarray:
 
 
 def _decode_switched_images(model: Any, z: np.ndarray, v: np.ndarray, batch_size: int) -> np.ndarray:
-    """Returns the images that the model decodes from each row of `z` and the same row of `v`, uint8 `[n, S, S, 3]`."""
     images, done = [], 0
     with Counter("switching", len(z)) as counter:
         for (some_z, count), (some_v, _) in zip(
@@ -222,7 +221,6 @@ def _decode_switched_images(model: Any, z: np.ndarray, v: np.ndarray, batch_size
 
 
 def _bootstrap_errors(statistic: Callable[..., Any], *values: np.ndarray, seed: int) -> list[dict[str, float]]:
-    """Returns, as a list, {"mean": value, "standard_error": error} of each value that `statistic(*values)` returns."""
     import scipy.stats
 
     errors = scipy.stats.bootstrap(

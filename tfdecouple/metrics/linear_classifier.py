@@ -133,11 +133,7 @@ def fit_classifier(
 def read_labelled_images(
     model: DecoupledModel, source: Source, split: str, count: int, *, seed: int, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns at most `count` random images of a split, uint8 `[n, height, width, channels]`, and labels, int32 `[n]`.
-
-    Raises:
-        DataError: if an image has no label.
-    """
+    """Returns at most `count` random images, uint8 `[n, ...]`, and labels, int32 `[n]`; DataError without a label."""
     from tfdecouple.data.labels import require_labels
 
     images, labels = read_drawn_images(model, source, split, draw_image_indices(source, split, count, seed), batch_size)

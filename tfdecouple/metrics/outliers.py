@@ -239,7 +239,6 @@ def compute_auroc(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> 
 
 
 def _compute_separation(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Returns, `[2, ...]`, AUROC and the share of outliers below the threshold that lets 95 % of the inliers pass."""
     # The quantile is a little below `PASSING`, because rounding errors could otherwise let 96 instead of 95 % pass.
     threshold = np.quantile(inliers, PASSING - 1e-9, axis=axis, method="inverted_cdf", keepdims=True)
     return np.stack([compute_auroc(inliers, outliers, axis), (outliers <= threshold).mean(axis)])

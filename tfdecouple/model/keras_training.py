@@ -315,7 +315,6 @@ def list_moving_statistics(model: Networks) -> list[keras.Variable]:
 
 
 def _read_batch(model: Networks, data: Any) -> tuple[tf.Tensor, Any]:
-    """Checks a batch from Keras; returns (images, labels), where labels are None for a model without labels."""
     images, labels = unpack_images(data)
     images = tf.convert_to_tensor(images)
     require_images(images, model.config.image_shape)

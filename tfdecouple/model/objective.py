@@ -111,7 +111,6 @@ def dequantize(
 
 
 def _evaluate_prior(networks: Any, z: tf.Tensor, labels: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the prior flow's output for z, `[batch, d_z]`, and log p(z), or log p(z, y) for a label y, `[batch]`."""
     if networks.prior_affine is not None:
         return select_prior_by_label(*evaluate_class_priors(networks, z), labels)
     return _evaluate_flow_prior(networks, z)

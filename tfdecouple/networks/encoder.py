@@ -121,7 +121,6 @@ class BatchNorm(BaseLayer):
 
 
 def _batch_statistics(x: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns mean and biased variance `[channels]` over the images of all devices, which have equally many images."""
     shards = x if isinstance(x, list) else [x]
     images = sum(get_sizes(shard)[0] for shard in shards)
     count = multiply_sizes([images, *get_sizes(shards[0])[1:-1]], shards[0].dtype)

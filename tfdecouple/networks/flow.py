@@ -279,7 +279,6 @@ class Flow(InvertibleComposite):
         return h, log_det if self.whitening is None else whitening_log_det + log_det
 
     def _enter_level(self, depth: int, h: tf.Tensor, condition: Condition) -> tuple[tf.Tensor, Condition]:
-        """Squeezes a level's input, and a condition that is a map, if the level begins with a squeeze; returns both."""
         if not (depth or self.is_squeezed_first):
             return h, condition
         if condition is not None and self.local:

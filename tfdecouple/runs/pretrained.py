@@ -58,11 +58,7 @@ def list_pretrained() -> tuple[str, ...]:
 
 
 def find_pretrained(name: str) -> pathlib.Path | None:
-    """Returns the folder of the weights `name`, bundled or downloaded from the Hugging Face Hub; None if unknown.
-
-    Raises:
-        UserError: where the Hub lacks the weights, files differ from the manifest, or the Hub's client is missing.
-    """
+    """Returns the folder of the weights `name`, bundled or from the Hub; None if unknown; UserError if unusable."""
     if name.startswith(HUB):
         return download_weights(name)
     return BUNDLED / name if name in list_pretrained() else None

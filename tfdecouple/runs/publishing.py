@@ -82,7 +82,6 @@ def publish(run: str, to: str, *, licence: str | None = None, name: str | None =
 
 
 def _read_licence(run: str) -> str:
-    """Returns the licence in the model card (README.md) of a run; raises UserError if there is no card or licence."""
     card = find_run_folder(run) / CARD
     text = ""
     if card.is_file():

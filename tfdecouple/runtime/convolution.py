@@ -141,5 +141,4 @@ def _count_packed_pixels(x: tf.Tensor, outputs: int) -> int:
 
 
 def _compute_filled_share(channels: int) -> float:
-    """Returns the filled fraction, at most 1, of the vector registers that hold `channels` float32 numbers."""
     return channels / (-(-channels // get_vector_size()) * get_vector_size())

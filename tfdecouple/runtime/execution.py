@@ -255,7 +255,6 @@ def _make_traced_function(run: Callable[..., Any], compiled: bool = False) -> An
 
 
 def _make_open_spec(x: tf.Tensor | None) -> tf.TensorSpec | None:
-    """Returns a `TensorSpec` with the rank, dtype and channels (last axis) of x, other sizes open; None for None."""
     if x is None:
         return None
     return tf.TensorSpec([None] * (len(x.shape) - 1) + [x.shape[-1] if len(x.shape) > 1 else None], x.dtype)
@@ -365,7 +364,6 @@ def accept_shards(function: Callable[..., tf.Tensor]) -> Callable[..., Any]:
 
 
 def _split_batch(x: tf.Tensor | None, shards: int) -> list[Any]:
-    """Splits a batch into a list of `shards` parts, in the order of the images; None becomes a list of None."""
     if x is None or shards == 1:
         return [x] * shards
     count = get_sizes(x)[0]
@@ -412,7 +410,6 @@ def get_backward_mode() -> str | None:
 
 
 def _get_error_probe() -> tf.Tensor | None:
-    """Returns the error probe (a scalar with the inversion error as gradient) of `backward_memory`, or None."""
     return getattr(_state, "backward", (None, None))[1]
 
 

@@ -115,7 +115,6 @@ def train(
 
 
 def _open_source(config: Config, download: bool) -> Source:
-    """Returns the opened data set of a run; raises DataError if the count of its labels does not suit the model."""
     source = open_source(config.data, config.model.image_shape, download)
     require_label_count(source, config.model)
     return source
@@ -431,7 +430,6 @@ class Trainer:
         return min(size, limit or size, max(self.step * self.training.batch_size, _LEAST_EVALUATED))
 
     def _load_evaluation_batches(self, split: str, count: int) -> tf.data.Dataset:
-        """Returns a dataset of batches of a split's first `count` images; the devices get equal parts of a batch."""
         size = round_batch_size(self.training.evaluation_batch_size, count, self.strategy.num_replicas_in_sync)
         batches = make_evaluation_batches(self.source, split, batch_size=size, limit=count)
         return check_batch_labels(batches, self.source, self.config.model)

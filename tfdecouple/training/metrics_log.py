@@ -99,7 +99,6 @@ def read_metrics(path: pathlib.Path) -> Iterator[dict[str, Any]]:
 
 
 def _read_log_lines(path: pathlib.Path) -> Iterator[dict[str, Any] | None]:
-    """Yields each row of a log as a dict, and None for each damaged line except an incomplete last one."""
     with path.open("rb") as file:
         while line := file.readline(_MOST_LINE_BYTES):
             row = _parse_log_row(line)

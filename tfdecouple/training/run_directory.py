@@ -80,7 +80,6 @@ class RunDirectory:
             self._acquire_lock()
 
     def _holds_this_run(self) -> bool:
-        """Returns True if the run folder holds this run, False if it is new or empty; else raises RunError."""
         path = self.path
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             return False
@@ -115,7 +114,6 @@ class RunDirectory:
         return True
 
     def _acquire_lock(self) -> None:
-        """Locks the run folder, and makes it if it is missing; raises RunError if another program is training there."""
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire()

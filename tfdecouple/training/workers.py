@@ -62,11 +62,7 @@ class Cluster(pydantic.BaseModel):
 
 
 def find_cluster() -> Cluster | None:
-    """Returns the `Cluster` in the environment variable TF_CONFIG; None if unset, or if there is only one worker.
-
-    Raises:
-        ConfigError: where TF_CONFIG is no valid description of a cluster.
-    """
+    """Returns the `Cluster` in TF_CONFIG; None if unset or of one worker; ConfigError for an invalid description."""
     text = os.environ.get("TF_CONFIG", "").strip()
     if not text:
         return None
