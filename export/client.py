@@ -157,10 +157,7 @@ def _fail(text):
 
 @contextlib.contextmanager
 def _explain_errors(action):
-    """A context that ends the program after any exception, with the line "error: cannot ACTION: ..." and exit status 2.
-
-    Pillow and ONNX Runtime raise many classes of exception for files that are missing, damaged or of another export.
-    """
+    """A context that ends the program with one line and exit status 2 after any exception of any library."""
     try:
         yield
     except Exception as error:

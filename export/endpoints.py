@@ -318,9 +318,6 @@ def find_endpoint(config: ModelConfig, name: str) -> Endpoint:
     return next(one for one in list_endpoints(config) if one.name == name)
 
 
-# --- functions that build the graphs of endpoints: {input name: tensor} -> {output name: tensor} ---
-
-
 def _build_encode_graph(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
     z, v = deployed.encode(inputs["images"], inputs.get("labels"))
     return {**({} if z is None else {"z": z}), "v": deployed.layout.to_nhwc(v)}
@@ -376,9 +373,6 @@ def _build_edit_graph(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.
 
     z, v = deployed.encode(inputs["images"], inputs.get("labels"))
     return {"edited": deployed.decode(z + tf.reshape(inputs["amount"], [-1, 1]) * inputs["direction"], v)}
-
-
-# --- functions that compute the answers of the Keras model: {input name: array} -> {output name: array} ---
 
 
 def _answer_encode(model: KerasAnswers, inputs: Arrays) -> Arrays:

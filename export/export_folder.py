@@ -87,10 +87,7 @@ class Manifest(_Model):
     def record_export(
         self, folder: pathlib.Path, parts: Mapping[str, Part], files: Mapping[str, FileDigest]
     ) -> Manifest:
-        """Returns a copy of this manifest with the new `parts` and `files` of an export, without outdated ones.
-
-        `parts` is {name: part of the export}, and `files` is {path in the export folder `folder`: size and SHA-256}.
-        """
+        """Returns a copy with the new `parts` and `files` of an export into `folder`, and without outdated ones."""
         old_parts = {name: part for name, part in self.parts.items() if name not in parts and (folder / name).exists()}
         all_parts = {**old_parts, **parts}
         within = tuple(f"{name}/" for name in old_parts)
@@ -103,10 +100,7 @@ class Manifest(_Model):
         return Manifest(format=1, parts=all_parts, files=dict(sorted({**old_files, **files}.items())))
 
     def find_changed_files(self, folder: pathlib.Path) -> Iterator[tuple[str, str]]:
-        """Yields (difference, path) for each file in `folder` that differs from this manifest.
-
-        The difference is "changed", "missing", "unknown" (not in the manifest, or an empty folder) or "link".
-        """
+        """Yields ("changed", "missing", "unknown" or "link", path) for each file in `folder` that differs."""
         present = dict(_list_entries(folder))
         for name, file_type in present.items():
             if file_type == "link":
@@ -132,10 +126,7 @@ class Manifest(_Model):
 
 
 def _list_entries(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
-    """Yields (path, type) of all files, links, empty folders ("other") and so on in `folder`, at any depth.
-
-    The type is "file", "link" or "other". An empty folder counts, because a server takes it for a version of a model.
-    """
+    """Yields (path, "file", "link" or "other") of all in `folder`; servers take an empty folder for a version."""
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not path.is_dir() or not any(path.iterdir()):
             file_type = "link" if path.is_symlink() else "file" if path.is_file() else "other"

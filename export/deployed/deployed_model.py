@@ -114,10 +114,7 @@ class DeployedModel(Deployed):
         return None if self.encoder is None else self.infer_posterior(bins)[0]
 
     def encode(self, images: tf.Tensor, labels: tf.Tensor | None = None) -> tuple[tf.Tensor | None, tf.Tensor]:
-        """Returns the codes z and v of uint8 images; v is in the layout of the graph (NHWC or NCHW).
-
-        If the graph takes images of any size, images are shrunk to compute z, and padded to compute v.
-        """
+        """Returns z and v (in the graph's layout) of uint8 images, which are shrunk and padded if of any size."""
         padded, shrunk = pad_and_shrink_images(self.config, images)
         bins = self.to_bins(padded)
         z = self.infer_z(bins if shrunk is padded else self.to_bins(shrunk), labels)

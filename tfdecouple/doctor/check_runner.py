@@ -1,8 +1,6 @@
 """The checks of the command `doctor`, and the program that runs each check in a process of its own.
 
-`python -P -m tfdecouple.doctor.check_runner` reads the name of a check and a pickled `Task` (what to check, on which
-devices) from standard input, and writes each `Result` to standard output as a line of JSON. If a check fails, hangs or
-runs out of memory, other checks still run.
+It reads a check's name and a pickled `Task` from standard input, and writes each `Result` as a line of JSON.
 """
 
 from __future__ import annotations
@@ -68,10 +66,9 @@ CHECKS = {
 
 
 def run_checks(request: Request, names: Iterable[str], progress: Callable[[str], Any]) -> dict[str, list[Result]]:
-    """Runs the check "build" and the checks in `names`; returns {name of the check: its `Result`s}.
+    """Runs "build" and the checks `names`; returns {name: its `Result`s}; UserError if there are too few devices.
 
-    The callback `progress` receives a line of text before each process starts. UserError is raised if the machine has
-    fewer devices than `request.devices`.
+    The callback `progress` receives a line of text before each process starts.
     """
     devices: tuple[str, ...] = ("CPU:0",)
     results: dict[str, list[Result]] = {}

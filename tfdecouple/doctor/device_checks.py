@@ -1,7 +1,7 @@
 """Checks of `doctor` with a small trained model: do all devices compute the same numbers, train alike, invert exactly?
 
-The run folder `doctor/model/` has `numbers.npz` beside its checkpoint: photographs that the model was not trained on,
-and what the model computes from some of them in float32 on a CPU. `benchmarks/doctor_model.py` makes this folder.
+`benchmarks/doctor_model.py` makes the run folder `doctor/model/`. Beside the checkpoint, its `numbers.npz` has unseen
+photographs, and what the model computes from some of them in float32 on a CPU.
 """
 
 from __future__ import annotations
@@ -49,14 +49,12 @@ def load_small_config() -> Config:
 
 def load_numbers() -> dict[str, np.ndarray]:
     """Returns {name: array} of `numbers.npz`: photographs "images", and what a CPU computed from some of them."""
-    with np.load(MODEL / NUMBERS) as archive:
-        return dict(archive)
+    return dict(np.load(MODEL / NUMBERS))
 
 
 def load_photographs(count: int) -> np.ndarray:
     """Returns photographs that the small model was not trained on, uint8 `[count, 16, 16, 3]`, repeated if needed."""
-    images = load_numbers()["images"]
-    return np.resize(images, (count, *images.shape[1:]))
+    return np.resize(load_numbers()["images"], (count, 16, 16, 3))
 
 
 def make_training(strategy: Any, settings: Sequence[str] = (), folder: pathlib.Path = MODEL) -> tuple[Any, Any]:
@@ -157,7 +155,6 @@ def compare_devices(task: Task) -> Iterator[Result]:
 
 
 def _train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Trains the small model on images `[steps, batch, ...]`; returns its weights before and after, as `[weights]`."""
     import tensorflow as tf
 
     state, step = make_training(strategy, [f"training.batch_size={images.shape[1]}", "training.warmup_steps=1"])

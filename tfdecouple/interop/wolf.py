@@ -165,9 +165,6 @@ def assign_weights(model: DecoupledModel, state: Arrays) -> None:
     assert not variables, f"weights without a source: {sorted(variables)}"
 
 
-# --- translation of the config of wolf, the authors' PyTorch code ---
-
-
 def translate_config(values: Mapping[str, Any], *, image_shape: Shape, n_bits: int = 8) -> ModelConfig:
     """Returns the `ModelConfig` for wolf's JSON config `values`; WolfError for a missing value or an unknown part."""
     if image_shape[-1] != RGB_CHANNELS:

@@ -134,10 +134,7 @@ def _match_layer(
 
 
 def _match_blocks(root: str, ours: str, blocks: list[ResNetBlock], weights: list[str]) -> Iterator[WeightMatch]:
-    """Yields a `WeightMatch` (two names, converter) for each weight in the ResNet blocks of an encoder.
-
-    There are two blocks for each level from fine to coarse, then two transposed ones for each from coarse to fine.
-    """
+    """Yields a `WeightMatch` for each weight in an encoder's blocks: two a level, then two transposed ones."""
     levels = sum(not block.transposed for block in blocks) // 2
     for index, block in enumerate(blocks):
         level = 2 * levels - 1 - index // 2 if block.transposed else index // 2

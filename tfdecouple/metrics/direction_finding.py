@@ -104,7 +104,6 @@ def _subtract_centre(z: np.ndarray, centre: np.ndarray) -> np.ndarray:
 
 
 def _scale_normal(normal: np.ndarray, difference: np.ndarray) -> np.ndarray:
-    """Returns the vector `normal` as float32, with the length of the projection of `difference` onto `normal`."""
     square = normal @ normal
     return ((abs(normal @ difference) / square if square > 0 else 0.0) * normal).astype(np.float32)
 

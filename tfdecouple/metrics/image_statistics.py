@@ -263,10 +263,7 @@ def _regress_switch(switched: np.ndarray, of_z: np.ndarray, of_v: np.ndarray, se
     y, a, b = ((each - mean) / scale for each in (switched, of_z, of_v))
 
     def solve_normal_equations(*products: np.ndarray, axis: int = -1) -> np.ndarray:
-        """Returns p and q, `[2, ...]`, of the least-squares fit y = p a + q b.
-
-        `products` are five arrays, a * a, a * b, b * b, a * y and b * y of all images, which are summed along `axis`.
-        """
+        """Returns p and q, `[2, ...]`, of the fit y = p a + q b, from images' products: aa, ab, bb, ay and by."""
         aa, ab, bb, ay, by = (each.sum(axis) for each in products)
         determinant = np.maximum(aa * bb - ab**2, 1e-12)
         return np.stack([(bb * ay - ab * by) / determinant, (aa * by - ab * ay) / determinant])

@@ -147,10 +147,7 @@ def compute_latent_use(
 
     @tf.function(autograph=False, reduce_retracing=True)
     def compute_terms(batch: dict[str, tf.Tensor], codes: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
-        """Returns `[batch, 3]`: -log p(x|z) + log q(u|x) for each of two codes z, and log p(z) of the first code.
-
-        `codes` are `[2, batch, d_z]`: the z of each image, and the z of another image.
-        """
+        """Returns `[batch, 3]`: -log p(x|z) + log q(u|x) for two `codes` `[2, batch, d_z]`, log p(z) of the first."""
         images, index, log_q = batch["image"], batch["index"], 0.0
         u = randomness.draw_u_noise(config.image_shape, seed, number, index, has_normal_noise)
         if has_normal_noise:

@@ -110,10 +110,7 @@ class Outliers(Metric):
         return Result(values, _format_separation(reports, options), render_figure(figure))
 
     def _read_outlier_batches(self, evaluation: Any, name: str) -> Iterator[Mapping[str, Any]]:
-        """Yields batches of the outliers `name`, such as "noise" or a data set, up to `evaluation.count` images.
-
-        A batch is a dict of "image", "index", "weight" (0 for padding) and, from a data set, "label".
-        """
+        """Yields at most `evaluation.count` outliers `name`, as dicts of "image", "index", "weight", maybe "label"."""
         from tfdecouple.data import make_evaluation_batches
 
         options, start = self.options, 0
@@ -201,11 +198,7 @@ class OutlierScorer:
 
 
 def _score_images(scorer: OutlierScorer, batches: Iterable[Mapping[str, Any]], name: str, total: int) -> Scores:
-    """Returns {score or "index" or "label": array `[n]`} of the n images of all batches; the label is -1 for none.
-
-    `name` names the images, and `total` is their count, for the progress bar and errors. Raises RunError if a score is
-    not finite.
-    """
+    """Returns {score, "index" or "label" (-1: none): array `[n]`}; RunError if a score is not finite."""
     from tfdecouple.runtime.progress import Counter
 
     rows: list[Scores] = []

@@ -56,9 +56,6 @@ def make_training_config(options: dict[str, Any]) -> TrainingConfig:
     return parse_config(TrainingConfig, values, "training.")
 
 
-# --- metrics of the bound, and counts of skipped steps ---
-
-
 class BoundMetrics:
     """The Keras metrics of the evidence lower bound, means over images since the last reset; counts of skipped steps.
 
@@ -150,9 +147,6 @@ class SkippedSteps(keras.callbacks.Callback):
             )
 
 
-# --- images from the user ---
-
-
 def unpack_images(data: Any) -> tuple[Any, Any]:
     """Returns (images, labels), with None for no labels, from the data that `fit` or a training step receives.
 
@@ -179,10 +173,7 @@ def is_read_by_batches(x: Any) -> bool:
 
 
 def check_images(x: Any, y: Any, config: ModelConfig) -> None:
-    """Raises DataError if images x or labels y do not fit the model; warns if a model without labels gets labels.
-
-    x and y are arguments of `fit`. The batches of generators are checked later, in each step.
-    """
+    """Raises DataError if arguments x or y of `fit` do not fit the model; generators are checked in each step."""
     if isinstance(x, tf.data.Dataset):
         images, labels = unpack_images(x.element_spec)
         require_images(images, config.image_shape)
@@ -243,9 +234,6 @@ def wrap_generator(x: Any) -> Any:
     if not isinstance(x, types.GeneratorType):
         return x
     return (batch if isinstance(batch, tuple) else (batch,) for batch in x)
-
-
-# --- steps of `fit`, `evaluate` and `predict` on a batch ---
 
 
 def train_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:

@@ -196,10 +196,7 @@ class Networks(KeepsWeights, keras.Model):
         return self.code_net.compute_codes()
 
     def named_variables(self) -> dict[str, keras.Variable]:
-        """Returns {path: variable} of all weights, with paths such as `flow/level_0_part_0_step_0/actnorm_1/bias`.
-
-        The paths depend only on the config; checkpoints and imports identify weights by path.
-        """
+        """Returns {path: variable} of all weights, such as `flow/level_0_part_0_step_0/actnorm_1/bias`."""
         return self._name_variables(self.variables)
 
     def parameter_count(self) -> dict[str, int]:
@@ -328,10 +325,7 @@ class Networks(KeepsWeights, keras.Model):
     def export(
         self, filepath: Any, format: str = "tf_saved_model", *rest: Any, input_signature: Any = None, **options: Any
     ) -> Any:
-        """Exports `encode` as a SavedModel, as `keras.Model.export` does, and raises UserError for other formats.
-
-        The command `python -m export` exports all functions of the model, also as ONNX and LiteRT files.
-        """
+        """Exports `encode` as a SavedModel, as `keras.Model.export` does, and raises UserError for other formats."""
         if format != "tf_saved_model":
             raise UserError(
                 f"Keras' export to {format!r} lacks operations that this model needs; python -m export makes files "
@@ -587,7 +581,6 @@ def run_in_parts(function: Callable[..., Any], count: int, *batches: tf.Tensor |
 
 
 def _walk_layers(layer: keras.layers.Layer, path: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
-    """Yields (path, layer) for `layer` itself, with the path "", and for all layers inside, outer layers first."""
     yield path, layer
     for child in layer._flatten_layers(include_self=False, recursive=False):
         yield from _walk_layers(child, f"{path}/{child.name}".lstrip("/"))

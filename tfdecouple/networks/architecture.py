@@ -116,10 +116,7 @@ def _count_widest_map(config: ModelConfig) -> int:
 
 
 def require_memory(config: ModelConfig) -> None:
-    """Raises ConfigError if the weights, or the largest map of one image, need more memory than this machine has.
-
-    The check creates no weight. The message names the option of the config with the largest value.
-    """
+    """Raises ConfigError, which names an option, if weights or the largest map of an image exceed the memory."""
     memory = read_total_memory()
     counts = count_parameters(config)
     weights, image = counts["total"] * FLOAT32, _count_widest_map(config) * FLOAT32
@@ -141,10 +138,7 @@ def require_memory(config: ModelConfig) -> None:
 
 
 def count_inference_bytes(config: ModelConfig, height: int, width: int) -> int:
-    """Returns the bytes, besides the weights, that `encode`, `decode` or `elbo` needs at most for one image.
-
-    The image has this `height` and `width`, in pixels.
-    """
+    """Returns the bytes, besides weights, that `encode`, `decode` or `elbo` needs for an image of this size."""
     own_height, own_width, channels = config.image_shape
     # Values are counted for an image of the config's size; the result is scaled by the ratio of the pixel counts.
     stages = list_stages(config)

@@ -197,7 +197,6 @@ def _download_file(
 def _stream_file(
     address: str, name: str, revision: str, snapshots: pathlib.Path, facts: FileDigest | None, deadline: float
 ) -> str:
-    """Does the work of `_download_file`, until `deadline` on the clock `time.monotonic`."""
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session
 

@@ -278,9 +278,6 @@ def _get_trace_settings() -> tuple[Any, ...]:
     return get_net_precision(), get_backward_mode(), is_traced_for_xla()
 
 
-# --- shards: the parts of a batch that CPU cores compute at the same time ---
-
-
 def count_shards() -> int:
     """Returns the number of shards (parts) into which a batch of images is split for computation; 1 with a GPU.
 
@@ -369,9 +366,6 @@ def _split_batch(x: tf.Tensor | None, shards: int) -> list[Any]:
     count = get_sizes(x)[0]
     edges = [count * number // shards for number in range(shards + 1)]
     return [x[start:stop] for start, stop in itertools.pairwise(edges)]
-
-
-# --- activation memory: how activations reach the backward pass ---
 
 
 @contextlib.contextmanager

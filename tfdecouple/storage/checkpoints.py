@@ -113,10 +113,7 @@ class CheckpointFolder:
                 variable.assign(reader.get_tensor(key))
 
     def read_weight_shapes(self, kind: str, step: int) -> dict[str, tuple[int, ...]]:
-        """Returns the shapes of the model's weights in a checkpoint, a dict by name, without reading the weights.
-
-        DamagedCheckpointError is raised if the index cannot be read, or if the weights have more bytes than the files.
-        """
+        """Returns {name: shape} of a checkpoint's weights; DamagedCheckpointError if index or size is wrong."""
         prefix, group = self.checkpoint_path(kind, step), "model/"
         with _convert_read_errors(prefix):
             stored = read_index(prefix)

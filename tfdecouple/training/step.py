@@ -250,10 +250,7 @@ def compute_kl_weight(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
 
 
 def compute_noise_deviation(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
-    """Returns the standard deviation of the noise on training images after `update` updates, in pixel values, float32.
-
-    The deviation falls from `noise` to 0 along half a cosine over `noise_steps` updates (Tschannen et al., 2024).
-    """
+    """Returns the noise's deviation in pixel values: `noise`, falling along half a cosine (Tschannen et al., 2024)."""
     done = tf.minimum(1.0, tf.cast(update, tf.float32) / max(config.noise_steps, 1))
     return config.noise * tf.where(done < 1, (1 + tf.cos(math.pi * done)) / 2, 0.0)
 

@@ -233,10 +233,7 @@ class Workers:
         return self._call_and_exchange(act)[0]
 
     def call_on_chief(self, act: Callable[[], Any]) -> Any:
-        """Calls `act` in the chief's process, and returns the result, which must be JSON values, in every process.
-
-        An error of `act` is raised in the chief's process; the other processes raise RunError with its message.
-        """
+        """Returns in every process what `act` returns in the chief's; an error there becomes RunError elsewhere."""
         result, text = self._call_and_exchange(act if self.rank == 0 else lambda: None)
         return result if self.rank == 0 else json.loads(text)
 

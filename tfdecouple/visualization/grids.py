@@ -124,10 +124,7 @@ def draw_sample_grid(
     on_images: OnImages = lambda done: None,
     side: int = 0,
 ) -> Image.Image:
-    """Draws `count` samples of a model at each temperature, in rows of ten, all from the same noise; returns a picture.
-
-    A temperature multiplies the noise v before decoding (paper section 3.1); z does not depend on it.
-    """
+    """Returns a picture of `count` samples at each temperature, which scales v (paper section 3.1)."""
     bands = []
     for temperature in temperatures:
         bands.append(arrange_rows(np.asarray(model.sample(count, temperature, seed=seed)), min(count, 10)))
