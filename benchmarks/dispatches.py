@@ -28,8 +28,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import make_table, write_json  # noqa: E402
+from benchmarks.model_benchmark import Benchmark  # noqa: E402
 from benchmarks.throughput import make_config  # noqa: E402
-from tfdecouple.doctor.benchmark import Benchmark  # noqa: E402
 from tfdecouple.doctor.installation import describe_machine  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 

@@ -144,7 +144,7 @@ def compute_hours(config: Config, precision: str) -> float:
 
     `precision` is "float32" or "tf32". Evaluations, and the multiply-adds of the prior over z, do not count.
     """
-    from tfdecouple.networks.architecture import count_multiply_adds
+    from benchmarks.training_cost import count_multiply_adds
 
     images = config.training.steps * config.training.batch_size
     return OPERATIONS * count_multiply_adds(config.model) * images / (SHARE * PEAKS[precision] * 3600)
@@ -152,7 +152,8 @@ def compute_hours(config: Config, precision: str) -> float:
 
 def render_models() -> str:
     """Returns a Markdown table with a row for each preset at the paper's size: parameters, bits/dim, hours."""
-    from tfdecouple.networks.architecture import count_multiply_adds, count_parameters
+    from benchmarks.training_cost import count_multiply_adds
+    from tfdecouple.networks.architecture import count_parameters
 
     counted = json.loads(COUNTS.read_text(encoding="utf-8"))
     rows = []

@@ -39,9 +39,16 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # This checkout comes first on `sys.path`, so that no other installed version of the project is measured.
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.model_benchmark import (  # noqa: E402
+    COUNTING,
+    EMA_DECAY,
+    PHASES,
+    Benchmark,
+    make_timed_config,
+    read_peak_bytes,
+    time_calls,
+)
 from tfdecouple.config import MEMORY, PRECISIONS, Config, load_preset, override  # noqa: E402
-from tfdecouple.doctor.benchmark import COUNTING, EMA_DECAY, Benchmark, make_timed_config, read_live_bytes, time_calls  # noqa: E402
-from tfdecouple.doctor.report import PHASES  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
@@ -102,7 +109,7 @@ def measure_phase(options: argparse.Namespace) -> int:
         "peak_rss_mib": round(read_peak_rss_mib(), 1),
     }
     if options.live:
-        row["peak_live_mib"] = round(read_live_bytes("CPU:0") / 2**20, 2)
+        row["peak_live_mib"] = round(read_peak_bytes("CPU:0") / 2**20, 2)
     if walls:
         images = work.images * calls
         row |= {

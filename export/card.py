@@ -134,7 +134,6 @@ def judge_exactness(alpha: float | None, n_bits: int, formats: Mapping[str, Any]
 
 
 def _read_formats(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns {format: entry in the model card} for formats whose files exist in `folder`; {} for an invalid card."""
     try:
         formats = read_json(folder / JSON_NAME, 2**24)["formats"]
         return {
@@ -225,7 +224,6 @@ def render_model_card(card: Mapping[str, Any]) -> str:
 
 
 def _describe_labels(architecture: Mapping[str, Any]) -> str:
-    """Returns the words on the model's labels for the line "architecture" of the model card; "" without labels."""
     names = architecture.get("labels") or []
     if not names:
         return ""
@@ -234,7 +232,6 @@ def _describe_labels(architecture: Mapping[str, Any]) -> str:
 
 
 def _describe_bits_per_dim(bits: Mapping[str, Any] | None) -> str:
-    """Returns the model's bits/dim in words for the model card, such as "3.214 on 1000 test images (ELBO)"."""
     if not bits:
         return "not recorded for these weights"
     parts = []
@@ -250,7 +247,6 @@ def _describe_endpoint_array(array: Mapping[str, Any]) -> str:
 
 
 def _list_verification_results(name: str, entry: Mapping[str, Any]) -> list[str]:
-    """Returns Markdown lines on a format's verification: differences from the Keras model, images decoded exactly."""
     lines = [f"### {name}", "", f"From run {entry['run']}, step {entry['step']}: {', '.join(entry['files'])}", ""]
     if "signatures" in entry:
         lines += [f"Signatures: {', '.join(entry['signatures'])}", ""]
@@ -273,7 +269,6 @@ def _list_verification_results(name: str, entry: Mapping[str, Any]) -> list[str]
 
 
 def _list_example_calls(card: Mapping[str, Any]) -> list[str]:
-    """Returns Markdown lines with an example program for each exported format, to be run in the export folder."""
     formats, image_shape = card["formats"], card["architecture"]["image_shape"]
     endpoint_inputs = {
         name: [_fill_free_axes(array, image_shape) for array in endpoint["inputs"]]
@@ -304,25 +299,21 @@ def _list_example_calls(card: Mapping[str, Any]) -> list[str]:
 
 
 def _fill_free_axes(array: Mapping[str, Any], image_shape: Shape) -> dict[str, Any]:
-    """Returns an endpoint's input, a dict, with the model's image size in "shape" instead of names such as "height"."""
     sides = [image_shape[axis] if isinstance(size, str) else size for axis, size in enumerate(array["shape"][1:])]
     return {**array, "shape": ["batch", *sides]}
 
 
 def _write_python_zeros(array: Mapping[str, Any]) -> str:
-    """Returns Python code for an array of zeros, an endpoint's input for one image: `np.zeros((1, 64), np.float32)`."""
     sizes = ", ".join(map(str, [1, *array["shape"][1:]]))
     return f"np.zeros(({sizes}{',' if len(array['shape']) == 1 else ''}), np.{array['dtype']})"
 
 
 def _write_js_zeros(array: Mapping[str, Any]) -> str:
-    """Returns JavaScript code for a tensor of zeros, an endpoint's input for one image: `new ort.Tensor(...)`."""
     sizes, kind = [1, *array["shape"][1:]], array["dtype"]
     return f'new ort.Tensor("{kind}", new {kind.capitalize()}Array({math.prod(sizes)}), {sizes})'
 
 
 def _write_json_zeros(array: Mapping[str, Any]) -> str:
-    """Returns Python code for one input of a JSON request, zeros for one image, such as `"z": [0.0] * 64`."""
     value = "0.0" if array["dtype"] == "float32" else "0"
     for size in reversed(array["shape"][1:]):
         value = f"[{value}] * {size}"

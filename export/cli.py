@@ -108,7 +108,6 @@ def make_export_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _run_command(arguments: Sequence[str] | None, prog: str) -> int:
-    """Parses the arguments of `python -m export`, exports a run or verifies an export, and returns the exit status."""
     parser = make_export_parser(prog)
     options = parser.parse_args(get_arguments(arguments))
     require_packages("onnx", "tf2onnx", "onnxruntime", "tensorflow_serving", what="the export")
@@ -143,10 +142,7 @@ def _run_command(arguments: Sequence[str] | None, prog: str) -> int:
 
 
 def _verify_export(folder: pathlib.Path, expected: str | None) -> int:
-    """Verifies an export folder, prints the result, and returns the exit status: 0, or 4 for a problem.
-
-    `expected` is the SHA-256 that `manifest.json` must have; None: any. Raises UserError without a valid manifest.json.
-    """
+    """Verifies an export folder; `expected` is its manifest's SHA-256 (None: any); returns exit status 0 or 4."""
     from export.export_folder import MANIFEST, load_manifest
     from export.verification.comparison import join_problems
     from export.verification.verify import verify_folder

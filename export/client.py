@@ -52,10 +52,7 @@ class Model:
         return onnxruntime.InferenceSession(str(self.folder / f"{name}.onnx"), providers=list(self.providers))
 
     def _run_session(self, session, inputs):
-        """Runs an ONNX session on {input name: array} in batches, and returns {output name: array}.
-
-        An array with a single row is passed with every batch of the other arrays.
-        """
+        """Runs an ONNX session in batches; an array with a single row is passed with every batch of the others."""
         names, count = [output.name for output in session.get_outputs()], max(map(len, inputs.values()))
         parts = [
             session.run(names, {k: a if len(a) == 1 else a[start : start + self.batch] for k, a in inputs.items()})
@@ -95,10 +92,7 @@ class Model:
         return self.decode(**{**b, "z": a["z"]}), self.decode(**{**a, "z": b["z"]})
 
     def fit(self, picture):
-        """Crops the centre of a picture, uint8 `[height, width, channels]`, and resizes it to the model's shape.
-
-        The pixels equal those that training makes of the same picture, byte for byte.
-        """
+        """Crops a picture's centre and resizes it to the model's shape; the pixels equal those of training exactly."""
         (height, width, _), (rows_as, columns_as, _) = picture.shape, self.shape
         rows = min(height, max(width * rows_as // columns_as, 1))
         columns = min(width, max(height * columns_as // rows_as, 1))
@@ -163,10 +157,7 @@ def _fail(text):
 
 @contextlib.contextmanager
 def _explain_errors(action):
-    """A context that ends the program after any exception, with the line "error: cannot ACTION: ..." and exit status 2.
-
-    Pillow and ONNX Runtime raise many classes of exception for files that are missing, damaged or of another export.
-    """
+    """A context that ends the program with one line and exit status 2 after any exception of any library."""
     try:
         yield
     except Exception as error:
@@ -210,7 +201,6 @@ def main(arguments=None):
 
 
 def _check_model(model):
-    """Encodes and decodes test images, prints how many decode exactly; returns the exit status: 0 if all do, else 1."""
     images = make_test_images(*model.shape) // model.step * model.step
     with _explain_errors(f"encode and decode with the files in {model.folder}"):
         codes = model.encode(images, np.zeros(len(images)))
@@ -221,7 +211,6 @@ def _check_model(model):
 
 
 def _decode_at_own_size(model, path):
-    """Encodes and decodes a picture at its own size to own_size.png; returns 0 if exact, 1 if not, 2 after an error."""
     if not model.any_size:
         return _fail(f"these files are for images of {model.shape[1]} x {model.shape[0]}; export with --any-size")
     with _explain_errors(f"read {path}"):
@@ -234,7 +223,6 @@ def _decode_at_own_size(model, path):
 
 
 def _switch_pictures(model, paths):
-    """Exchanges z between the two picture files `paths`, writes ab.png and ba.png, and returns the exit status."""
     if model.needs_labels or "z" not in [output.name for output in model.encoder.get_outputs()]:
         return _fail("this model needs labels, or has no z to switch; call Model in a program")
     pictures = []
@@ -248,7 +236,6 @@ def _switch_pictures(model, paths):
 
 
 def _write_pictures(pictures):
-    """Writes picture files from {file name: (pixels, description)} to the working folder, and returns exit status 0."""
     from PIL import Image
 
     for name, (pixels, description) in pictures.items():

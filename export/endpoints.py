@@ -76,10 +76,7 @@ class Array:
         return tf.TensorSpec([None if isinstance(size, str) else size for size in self.axes], self.dtype, self.name)
 
     def to_dict(self) -> dict[str, object]:
-        """Returns "name", "dtype", "shape" and "meaning" of this input or output as a dict for JSON.
-
-        In "shape", the batch and axes of any size are names, such as "height".
-        """
+        """Returns name, dtype, shape and meaning as a dict; in "shape", free axes are names such as "height"."""
         return {"name": self.name, "dtype": self.dtype, "shape": [*self.axes], "meaning": self.meaning}
 
     def draw_values(self, rng: np.random.Generator, count: int) -> np.ndarray:
@@ -304,8 +301,6 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
 
 
 def _free_sides(endpoint: Endpoint, image: tuple[int, ...], *sides: str) -> Endpoint:
-    """Returns `endpoint` for images of any size instead of `image`; `sides` name height and width of its inputs."""
-
     def free(arrays: tuple[Array, ...], names: tuple[str, ...]) -> tuple[Array, ...]:
         return tuple(dataclasses.replace(one, free=names) if one.shape == image else one for one in arrays)
 
@@ -321,9 +316,6 @@ def list_onnx_names(config: ModelConfig, any_size: bool = False) -> dict[str, st
 def find_endpoint(config: ModelConfig, name: str) -> Endpoint:
     """Returns the endpoint called `name` of a model with this config; raises StopIteration if there is none."""
     return next(one for one in list_endpoints(config) if one.name == name)
-
-
-# --- functions that build the graphs of endpoints: {input name: tensor} -> {output name: tensor} ---
 
 
 def _build_encode_graph(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
@@ -349,7 +341,6 @@ def _build_sample_graph(deployed: DeployedModel, inputs: Tensors) -> dict[str, t
 
 
 def _encode_both(deployed: DeployedModel, inputs: Tensors) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    """Encodes the inputs images_a and images_b as one batch; returns [z of a, z of b] and [v of a, v of b]."""
     import tensorflow as tf
 
     # For batches of different sizes `tf.stack` raises an error; after `tf.concat`, `tf.split` would mix a and b.
@@ -382,9 +373,6 @@ def _build_edit_graph(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.
 
     z, v = deployed.encode(inputs["images"], inputs.get("labels"))
     return {"edited": deployed.decode(z + tf.reshape(inputs["amount"], [-1, 1]) * inputs["direction"], v)}
-
-
-# --- functions that compute the answers of the Keras model: {input name: array} -> {output name: array} ---
 
 
 def _answer_encode(model: KerasAnswers, inputs: Arrays) -> Arrays:

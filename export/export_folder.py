@@ -52,7 +52,6 @@ MOST_BYTES = 2**24
 
 
 def _require_inside(name: str) -> str:
-    """Returns the path `name` unchanged; raises ValueError if it leads out of the export folder."""
     path = pathlib.PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name:
         raise ValueError("it lies outside of the folder")
@@ -99,10 +98,7 @@ class Manifest(_Model):
     def record_export(
         self, folder: pathlib.Path, parts: Mapping[str, Part], files: Mapping[str, FileDigest]
     ) -> Manifest:
-        """Returns a copy of this manifest with the new `parts` and `files` of an export, without outdated ones.
-
-        `parts` is {name: part of the export}, and `files` is {path in the export folder `folder`: size and SHA-256}.
-        """
+        """Returns a copy with the new `parts` and `files` of an export into `folder`, and without outdated ones."""
         old_parts = {name: part for name, part in self.parts.items() if name not in parts and (folder / name).exists()}
         all_parts = {**old_parts, **parts}
         within = tuple(f"{name}/" for name in old_parts)
@@ -115,10 +111,7 @@ class Manifest(_Model):
         return Manifest(format=1, parts=all_parts, files=dict(sorted({**old_files, **files}.items())))
 
     def find_changed_files(self, folder: pathlib.Path) -> Iterator[tuple[str, str]]:
-        """Yields (difference, path) for each file in `folder` that differs from this manifest.
-
-        The difference is "changed", "missing", "unknown" (not in the manifest, or an empty folder) or "link".
-        """
+        """Yields ("changed", "missing", "unknown" or "link", path) for each file in `folder` that differs."""
         present = dict(_list_entries(folder))
         for name, file_type in present.items():
             if file_type == "link":
@@ -146,10 +139,7 @@ class Manifest(_Model):
 
 
 def _list_entries(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
-    """Yields (path, type) of all files, links, empty folders ("other") and so on in `folder`, at any depth.
-
-    The type is "file", "link" or "other". An empty folder counts, because a server takes it for a version of a model.
-    """
+    """Yields (path, "file", "link" or "other") of all in `folder`; servers take an empty folder for a version."""
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not path.is_dir() or not any(path.iterdir()):
             file_type = "link" if path.is_symlink() else "file" if path.is_file() else "other"
@@ -169,19 +159,12 @@ def find_planted_files(folder: pathlib.Path, part: str) -> list[str]:
 
 
 def name_vectors_file(file: pathlib.Path) -> str:
-    """Returns the path that `file`, a file of test vectors, gets in the export folder: `test_vectors/DIGEST.npz`.
-
-    The digest is that of the file's bytes, so that several exports of the same model share one file.
-    """
+    """Returns the path of test vectors in an export, which has the digest of `file`: equal vectors share one file."""
     return f"{VECTORS}/{hash_file(file)[:16]}.npz"
 
 
 def load_manifest(folder: pathlib.Path) -> Manifest:
-    """Returns the manifest of an export folder.
-
-    Raises:
-        UserError: if the folder or its `manifest.json` is missing, or the file is not valid.
-    """
+    """Returns the manifest of an export folder; UserError if the folder or a valid `manifest.json` is missing."""
     path = folder / MANIFEST
     if not folder.is_dir():
         raise UserError(f"there is no export folder {folder}")
@@ -222,11 +205,7 @@ class Staging:
         self._made: list[pathlib.Path] = []
 
     def __enter__(self) -> Staging:
-        """Makes and locks the export folder, and makes the hidden folder.
-
-        Raises:
-            UserError: if another export writes to the folder, or the folder is not writable.
-        """
+        """Makes the export folder and the hidden folder; UserError if another export writes there, or nobody may."""
         try:
             self._made = [parent for parent in (self.folder, *self.folder.parents) if not parent.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -250,7 +229,6 @@ class Staging:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Removes the hidden folder, the lock of the export folder, and empty folders that `__enter__` made."""
         with ignore_interruptions():
             shutil.rmtree(self.area, ignore_errors=True)
             self._lock.close()
@@ -272,11 +250,7 @@ class Staging:
         return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
     def publish_version(self, built: pathlib.Path, version: int) -> None:
-        """Renames the folder `built`, a SavedModel, to `savedmodel/VERSION`; a server never sees an incomplete folder.
-
-        Raises:
-            UserError: if the version exists already.
-        """
+        """Renames the whole SavedModel `built` to `savedmodel/VERSION`; UserError if the version exists already."""
         target = self.folder / "savedmodel" / str(version)
         target.parent.mkdir(exist_ok=True)
         require_free_version(target)

@@ -51,8 +51,6 @@ from export.verification.folded_weights import digest_weights
 from export.verification.runtimes import RUNTIMES
 from export.verification.vectors import choose_image_sizes, load_real_images, make_test_vectors
 from export.verification.verify import check_page_settings, check_served_name, compare_in_process
-from tfdecouple.data import choose_user_crop
-from tfdecouple.data.image_file import describe_cropping
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.model.any_size import find_weight_of_fixed_size
 from tfdecouple.runs.publishing import hide_image_path
@@ -97,7 +95,6 @@ class ExportConfig:
     web_gpu: bool = False
 
     def __post_init__(self) -> None:
-        """Raises UserError for a wrong option, an option of a format that is not exported, or an existing version."""
         for name in self.formats:
             if name not in FORMATS:
                 raise UserError(f"there is no format {name!r}; there are {', '.join(FORMATS)}")
@@ -205,7 +202,10 @@ class _Exporter:
             self._report("asking the Keras model for the right answers")
             digests = digest_weights(self._model, deployed)
             vectors, source = self._make_vectors()
-            vectors |= {**digests, "metadata": np.array(json.dumps(self._describe_files()))}
+            # Programs that call the files need these entries of the metadata, so the verification compares them.
+            facts = provenance.make_metadata()
+            metadata = {name: facts[name] for name in ("image_shape", "n_bits", "d_z", "crop")}
+            vectors |= {**digests, "metadata": np.array(json.dumps(metadata))}
             np.savez_compressed(staging.area / _VECTORS, allow_pickle=False, **vectors)
             version = None
             if "savedmodel" in config.formats:
@@ -219,18 +219,7 @@ class _Exporter:
             card = make_model_card(provenance, self._endpoints, hide_image_path(source, provenance.config), formats)
             return self._publish(staging, card, version)
 
-    def _describe_files(self) -> dict[str, str]:
-        """Returns the metadata that programs need which call the files, {name: text}, from the config of the run."""
-        model, crop = self._model.config, choose_user_crop(self._provenance.config.data)
-        return {
-            "image_shape": json.dumps(model.image_shape),
-            "n_bits": str(model.n_bits),
-            "d_z": str(model.latent_dim if model.has_latent else 0),
-            "crop": describe_cropping(model.image_shape, crop),
-        }
-
     def _make_vectors(self) -> tuple[dict[str, np.ndarray], str]:
-        """Returns the test vectors ({name: array}, inputs and the Keras model's answers) and their source in words."""
         data, shape = self._provenance.config.data, self._model.config.image_shape
         if not self._config.any_size:
             images, source = load_real_images(data, shape)
@@ -244,10 +233,7 @@ class _Exporter:
         return vectors, source
 
     def _make_saved_model(self, area: pathlib.Path, deployed: DeployedModel, part: str) -> None:
-        """Writes a SavedModel into the hidden folder `area` and verifies it.
-
-        `part` is the path that the SavedModel gets in the export folder, such as "savedmodel/3".
-        """
+        """Writes and verifies a SavedModel; `part` is its path in the export folder, such as "savedmodel/3"."""
         names = {endpoint.name: endpoint.name for endpoint in self._signatures}
         folder = area / "savedmodel"
         save_saved_model(deployed, self._signatures, folder, lambda name: self._report(f"SavedModel: {name}"))
@@ -256,7 +242,6 @@ class _Exporter:
         self._formats["savedmodel"]["signatures"] = [*names]
 
     def _make_files(self, area: pathlib.Path, name: str, deployed: DeployedModel) -> None:
-        """Writes and verifies the files of the format `name`, "onnx" or "litert", in the hidden folder `area`."""
         chosen = [endpoint for endpoint in self._endpoints if endpoint.onnx]
         folder = _make_folder(area / name)
         if name == "onnx":
@@ -288,7 +273,6 @@ class _Exporter:
         self._formats[name] = {**self._about, "files": paths, **measured}
 
     def _make_page(self, area: pathlib.Path, runtime: pathlib.Path) -> None:
-        """Writes the web page into the hidden folder `area`, with the ONNX files in `area` and onnxruntime-web."""
         self._report("building the web page")
         models = {name: file for name, file in self._names.items() if file in PAGE_MODELS}
         about = {**describe_model(self._provenance), "web_gpu": self._config.web_gpu}
@@ -306,7 +290,6 @@ class _Exporter:
         self._report(f"  the page is {self._formats['web']['bytes'] / 1e6:.1f} MB")
 
     def _publish(self, staging: Staging, card: dict[str, Any], version: int | None) -> list[pathlib.Path]:
-        """Writes model card, settings and manifest, renames all files into the export folder; returns the new paths."""
         self._report("putting it in place")
         # All files are written before the first is renamed into place, so that a full disk leaves no half export.
         files, vectors = _make_folder(staging.area / "files"), staging.area / _VECTORS
@@ -344,10 +327,7 @@ class _Exporter:
         return [*published, staging.folder / TEXT_NAME]
 
     def _make_manifest(self, staging: Staging, vectors: str) -> tuple[Manifest, set[str]]:
-        """Returns the export folder's new manifest, and the paths of old files of test vectors that it does not need.
-
-        `vectors` is the path of this export's test vectors in the export folder.
-        """
+        """Returns the new manifest, and paths of old test vectors that it does not need; `vectors` is a path."""
         formats = self._config.formats
         parts = {name: part for name, part in self._parts.items() if name.partition("/")[0] in formats}
         files = digest_folder(staging.area / "files")

@@ -86,7 +86,6 @@ class TensorBoard(Logger):
                 hparams.hparams({name: v if isinstance(v, float | int | str) else json.dumps(v) for name, v in options})
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Adds the numeric metrics of a training step to the TensorBoard event file, as "KIND/NAME"."""
         import tensorflow as tf
 
         with _convert_writer_errors(), self._writer.as_default(step=step):
@@ -94,7 +93,6 @@ class TensorBoard(Logger):
                 tf.summary.scalar(name, value)
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
-        """Adds the picture in the PNG file `path`, drawn at a training step, to the TensorBoard event file."""
         import numpy as np
         import tensorflow as tf
         from PIL import Image
@@ -103,19 +101,16 @@ class TensorBoard(Logger):
             tf.summary.image(name, np.asarray(picture.convert("RGB"))[None])
 
     def flush(self) -> None:
-        """Writes all metrics and pictures that are still in memory to the TensorBoard event file."""
         with _convert_writer_errors():
             self._writer.flush()
 
     def close(self) -> None:
-        """Closes the TensorBoard event file at the end of a run."""
         with _convert_writer_errors():
             self._writer.close()
 
 
 @contextlib.contextmanager
 def _convert_writer_errors() -> Iterator[None]:
-    """Returns a context in which errors of TensorFlow's writer of TensorBoard files become OSError."""
     import tensorflow as tf
 
     try:
@@ -160,15 +155,12 @@ class WeightsAndBiases(Logger):
         self._run.define_metric("*", step_metric="step")
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Adds the numeric metrics of a training step to the run of Weights & Biases, as "KIND/NAME"."""
         self._run.log({"step": step, **select_numbers(kind, values)})
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
-        """Adds the picture in the PNG file `path`, drawn at a training step, to the run of Weights & Biases."""
         self._run.log({"step": step, name: self._image(str(path))})
 
     def close(self) -> None:
-        """Ends the run of Weights & Biases, if `open` started one."""
         if self._run is not None:
             self._run.finish()
 

@@ -62,7 +62,6 @@ def derive_seed(seed: Any, *parts: Any) -> tf.Tensor:
 
 
 def _hash_text(text: str) -> int:
-    """Returns a hash of a text, a whole number below 2**31."""
     return zlib.crc32(text.encode()) & 0x7FFFFFFF
 
 
@@ -142,10 +141,7 @@ def _compute_key_and_counter(first: tf.Tensor, second: tf.Tensor) -> tuple[list[
 
 
 def _run_philox(counter: Sequence[Any], key: Sequence[Any]) -> list[tf.Tensor]:
-    """Returns four tensors of random 32-bit integers as uint64: Philox 4x32 with ten rounds (Salmon et al., 2011).
-
-    The four tensors of `counter` and the two of `key` are uint64, too, below 2**32, and are broadcast.
-    """
+    """Returns four uint64 tensors of random 32-bit integers: Philox 4x32 with ten rounds (Salmon et al., 2011)."""
     a, b, c, d = counter
     mask, shift, *factors = (tf.constant(number, tf.uint64) for number in (_MASK, 32, *_PHILOX_FACTORS))
     for number in range(10):

@@ -55,7 +55,6 @@ class Affine(Transform):
     parameters = 2
 
     def bijector(self, raw: Sequence[tf.Tensor], alpha: float) -> tfb.Bijector:
-        """Returns the bijector y = s x + b, with s = 1 + alpha tanh(u/2), for the net's outputs `raw` = (b, u)."""
         from tfdecouple.bijectors import BoundedAffine
 
         shift, unbounded = raw
@@ -73,7 +72,6 @@ class Additive(Transform):
     parameters = 1
 
     def bijector(self, raw: Sequence[tf.Tensor], alpha: float) -> tfb.Bijector:
-        """Returns the bijector y = x + b for the net's output `raw` = (b,); `alpha`, a bound of scales, is unused."""
         from tfdecouple.bijectors import Shift
 
         return Shift(*raw)

@@ -146,7 +146,6 @@ class DeployedConditioner(DeployedUnfolded):
     """An export's coupling net whose class a user has added to `CONDITIONERS`; it calls the net of the model."""
 
     def __call__(self, x: tf.Tensor, conditions: Conditions) -> tf.Tensor:
-        """Runs this coupling net on x; returns the parameters, not yet bounded, of the coupling's transform."""
         z = conditions[-1] if self._layer.condition_size else None
         return self.layout.from_nhwc(self._layer.output(self.read_weights(), self.layout.to_nhwc(x), z))
 
@@ -196,7 +195,6 @@ class DeployedNet(Deployed):
             self.local = make_linear("condition", "condition_kernel", "condition_bias")
 
     def __call__(self, x: tf.Tensor, conditions: Conditions) -> tf.Tensor:
-        """Runs this coupling net on x; returns the parameters, not yet bounded, of the coupling's transform."""
         h = self.second(self.layout.elu(self.first(x)))
         if self._index is not None:
             h += conditions[self._index]
@@ -220,7 +218,6 @@ class DeployedSplit:
         self._inverse_order = np.argsort(order).tolist()
 
     def __call__(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Splits x into x_a, the channels that the coupling leaves unchanged, and x_b, the channels to transform."""
         first, second = sorted((self.unchanged, self.transformed))
         if self._consecutive:
             low, high = self._layout.split_channels(x, [len(first), len(second)])

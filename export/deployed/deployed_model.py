@@ -114,10 +114,7 @@ class DeployedModel(Deployed):
         return None if self.encoder is None else self.infer_posterior(bins)[0]
 
     def encode(self, images: tf.Tensor, labels: tf.Tensor | None = None) -> tuple[tf.Tensor | None, tf.Tensor]:
-        """Returns the codes z and v of uint8 images; v is in the layout of the graph (NHWC or NCHW).
-
-        If the graph takes images of any size, images are shrunk to compute z, and padded to compute v.
-        """
+        """Returns z and v (in the graph's layout) of uint8 images, which are shrunk and padded if of any size."""
         padded, shrunk = pad_and_shrink_images(self.config, images)
         bins = self.to_bins(padded)
         z = self.infer_z(bins if shrunk is padded else self.to_bins(shrunk), labels)
@@ -138,10 +135,7 @@ class DeployedModel(Deployed):
         return (z - classes.gather_rows(classes.shift, labels)) * classes.gather_rows(classes.unscale, labels)
 
     def evaluate_class_priors(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the prior flow's output for z and each label, and log p(z, y) of z and each label y.
-
-        The shapes are `[batch, classes, d_z]` and `[batch, classes]`.
-        """
+        """Returns the prior flow's output, `[batch, classes, d_z]`, and log p(z, y), `[batch, classes]`."""
         assert self.classes is not None and self.prior is not None
         scaled = z[:, None] * self.classes.scale + self.classes.shift
         classes, latent_dim = scaled.shape[1:]
@@ -213,5 +207,4 @@ class DeployedModel(Deployed):
 
 
 def _normal_log_density(x: tf.Tensor) -> tf.Tensor:
-    """Returns the log density of each image in x under N(0, I), `[batch]`; Python computes the constant term."""
     return -0.5 * (tf.reduce_sum(tf.square(x), [1, 2, 3]) + math.prod(x.shape[1:]) * math.log(2 * math.pi))

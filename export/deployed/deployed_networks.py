@@ -123,7 +123,6 @@ class DeployedWhitening(Deployed):
         return y * tf.exp(log_scale) + mean
 
     def _infer_gaussian(self, z: tf.Tensor) -> list[tf.Tensor]:
-        """Returns mu(z) and log sigma(z), which the net of this layer computes, each in the shape of v."""
         mean_and_log_scale = tf.split(self.last(self.layout.elu(self.first(z))), 2, -1)
         return [tf.reshape(one, [-1, *self._shape]) for one in mean_and_log_scale]
 
@@ -201,7 +200,6 @@ class DeployedFlow(Deployed):
         return (*self.layout.slice_channels(self.layout.as_one_pixel(self.condition(z)), self._widths), z)
 
     def _run_level(self, depth: int, h: tf.Tensor, conditions: Conditions) -> Output:
-        """Runs the flow's level `depth` and all deeper levels on h; returns their part of v and the log-determinant."""
         squeezes = depth > 0 or self._squeezes_first
         log_det: LogDet = 0.0
         left: list[tf.Tensor] = []
@@ -220,7 +218,6 @@ class DeployedFlow(Deployed):
         return self.layout.unsqueeze(v) if squeezes else v, log_det
 
     def _invert_level(self, depth: int, v: tf.Tensor, conditions: Conditions) -> tf.Tensor:
-        """Inverts the flow's level `depth` and all deeper levels: returns the input for which their output is v."""
         stages, squeezes = self.levels[depth][::-1], depth > 0 or self._squeezes_first
         if squeezes:
             v, conditions = self.layout.squeeze(v), self._squeeze_conditions(conditions)
@@ -235,7 +232,6 @@ class DeployedFlow(Deployed):
         return self.layout.unsqueeze(h) if squeezes else h
 
     def _squeeze_conditions(self, conditions: Conditions) -> Conditions:
-        """Squeezes the conditions of couplings for a squeezed image if z is a feature map; else returns them as is."""
         return tuple(map(self.layout.squeeze, conditions)) if self._local else conditions
 
 
@@ -276,7 +272,6 @@ class DeployedBlock(Deployed):
         self.second = fold_convolution(f"{name}/second", block.convolution_2, block.norm_2, layout, 1)
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        """Runs this ResNet block on feature maps x; input and output are in the layout of the graph (NHWC or NCHW)."""
         shortcut = x if self.shortcut is None else self.shortcut(x)
         return self.layout.elu(self.second(self.layout.elu(self.first(x))) + shortcut)
 
@@ -323,10 +318,7 @@ class DeployedDequantizer(Deployed):
         self.flow = DeployedFlow(dequantizer.flow, layout, "dequantizer/flow")
 
     def forward_and_log_det(self, x: tf.Tensor, noise: tf.Tensor) -> Output:
-        """Turns normal noise into dequantisation noise u of images x; returns u and the log-determinant.
-
-        x is in [-1, 1), at the lower edges of the bins of pixels.
-        """
+        """Returns dequantisation noise u of images x in [-1, 1), the lower edges of bins, and the log-determinant."""
         for block in self.blocks:
             x = block(x)
         u, flow_log_det = self.flow.forward_and_log_det(noise, x)

@@ -76,11 +76,7 @@ def to_float64(variable: Any) -> np.ndarray:
 
 
 def round_to_float32(name: str, value: np.ndarray) -> np.ndarray:
-    """Rounds a folded weight to a float32 array; `name` is the name of the weight in error messages.
-
-    Raises:
-        InversionError: if an entry of the weight is not finite.
-    """
+    """Rounds the folded weight `name` to float32; InversionError if an entry is not finite."""
     if not np.all(np.isfinite(value)):
         raise InversionError(f"weight {name} is not finite; the run has diverged and cannot be exported")
     return np.ascontiguousarray(value, np.float32)
@@ -119,10 +115,7 @@ class Layout:
         return (channels, height, width) if self.order == "NCHW" else (height, width, channels)
 
     def order_flattened(self, height: int, width: int, channels: int) -> np.ndarray:
-        """Returns an int array that turns a flattened NHWC image into the image flattened in this layout.
-
-        Entry i is the index, in the flattened NHWC image, of entry i of the image that is flattened in this layout.
-        """
+        """Returns int `[n]`: for each entry of an image flattened in this layout, its index in the NHWC image."""
         indices = np.arange(height * width * channels).reshape(height, width, channels)
         return (indices.transpose(2, 0, 1) if self.order == "NCHW" else indices).ravel()
 

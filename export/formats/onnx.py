@@ -39,10 +39,7 @@ def write_onnx_files(
     folder: pathlib.Path,
     report: Callable[[str], Any],
 ) -> None:
-    """Writes an ONNX file for each endpoint into a folder, named by `Endpoint.onnx`.
-
-    `deployed` is the model with folded weights, in the layout NCHW. `metadata`, {name: text}, goes into each file.
-    """
+    """Writes an ONNX file for each endpoint, with `metadata`, {name: text}; the layout of `deployed` is NCHW."""
     for endpoint in endpoints:
         report(f"ONNX: {endpoint.onnx}")
         model = build_onnx(deployed, endpoint, {**metadata, "endpoint": endpoint.name})
@@ -106,7 +103,6 @@ def _make_placeholder(placeholders: dict[str, tf.Tensor], name: str, array: np.n
 
 
 def _rename_values(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
-    """Renames the tensors of an ONNX graph in place; `names` is {old name: new name}."""
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
@@ -115,10 +111,7 @@ def _rename_values(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
 
 
 def _insert_weights(graph: onnx.GraphProto, arrays: Mapping[str, np.ndarray]) -> None:
-    """Turns the inputs of an ONNX graph that are weights, {name: array}, into initializers.
-
-    If a node of the graph transposes a weight, the node is removed and the initializer is the transposed weight.
-    """
+    """Turns inputs of an ONNX graph that are weights, {name: array}, into initializers; transposes them in advance."""
     inputs = [value for value in graph.input if value.name not in arrays]
     del graph.input[:]
     graph.input.extend(inputs)
@@ -157,7 +150,6 @@ def _replace_min_by_clip(graph: onnx.GraphProto) -> None:
 
 
 def _name_free_axes(graph: onnx.GraphProto, endpoint: Endpoint) -> None:
-    """Gives a graph's inputs and outputs the shapes of the endpoint, with names for the batch and axes of any size."""
     arrays = {array.name: array for array in (*endpoint.inputs, *endpoint.outputs)}
     for value in [*graph.input, *graph.output]:
         element_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(arrays[value.name].dtype))
@@ -170,7 +162,6 @@ def _name_free_axes(graph: onnx.GraphProto, endpoint: Endpoint) -> None:
 
 @contextlib.contextmanager
 def _silence_tf2onnx() -> Iterator[None]:
-    """A context in which tf2onnx prints and logs nothing; the verification later finds faults in converted files."""
     loggers = [logging.getLogger(name) for name in ("tf2onnx", "tensorflow")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

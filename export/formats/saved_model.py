@@ -65,8 +65,6 @@ def save_saved_model(
 def _trace_endpoint(
     shared: DeployedModel, endpoint: Endpoint, report: Callable[[str], Any]
 ) -> tf.types.experimental.ConcreteFunction:
-    """Returns the traced function of an endpoint; `shared` is the model with folded weights, which are variables."""
-
     def build_graph(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         report(endpoint.name)
         # Shapes are checked in the graph, because a server does not check them, and a wrong rank would end its process.
@@ -81,7 +79,6 @@ def _trace_endpoint(
 
 
 def _read_variables(stored: Kind) -> Kind:
-    """Returns a copy of the layer `stored`, whose weights are variables, with tensors of their values as weights."""
     return stored.replace_arrays(lambda name, variable: tf.convert_to_tensor(variable))
 
 

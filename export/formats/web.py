@@ -118,10 +118,7 @@ def make_example_files() -> dict[str, bytes]:
 
 
 def describe_examples(data: DataConfig | None) -> list[dict[str, Any]]:
-    """Returns file, title, author and licence of each example photograph, and "seen", whether the model trained on it.
-
-    "seen" is None (unknown) unless the training data, with the config `data`, are the sample photographs.
-    """
+    """Returns file, title, author, licence of each example; "seen" (None: unknown) says if the model trained on it."""
     seen = data.photographs if data is not None and data.source == "photographs" else None
     return [
         {

@@ -111,7 +111,6 @@ def compare_files(
 
 
 def _compare_answers(opened: Runtime, endpoint: str, vectors: Arrays) -> tuple[list[str], dict[str, dict[str, float]]]:
-    """Runs an endpoint on its test inputs; returns a list of problems, and {output: differences from the model}."""
     own_name = opened.aliases.get(endpoint, endpoint)
     inputs, parts = select_arrays(vectors, f"in/{own_name}/"), select_arrays(vectors, f"out/{own_name}/")
     if not parts:
@@ -144,10 +143,7 @@ def _compare_answers(opened: Runtime, endpoint: str, vectors: Arrays) -> tuple[l
 
 
 def _check_shapes(opened: Runtime, endpoint: str, vectors: Arrays, any_size: bool) -> Iterator[str]:
-    """Yields a problem for each shape that is declared unlike the model's, and each wrong shape that is not refused.
-
-    `any_size` says whether height and width of the images are free.
-    """
+    """Yields a problem for each shape that is declared unlike the model's, and each wrong shape that is not refused."""
     name = opened.aliases.get(endpoint, endpoint)
     inputs = {key: array[:2] for key, array in select_arrays(vectors, f"in/{name}/").items()}
     outputs = {key.removesuffix("/values"): array for key, array in select_arrays(vectors, f"out/{name}/").items()}
@@ -201,10 +197,7 @@ def _compare_round_trips(opened: Runtime, vectors: Arrays, found: Report, size: 
 
 
 def _compare_weight_digests(opened: Runtime, vectors: Arrays) -> Iterator[str]:
-    """Yields a problem for each weight in the exported files that is not finite float32, and one if too many differ.
-
-    A weight differs if its digest is not in `vectors`, the test vectors.
-    """
+    """Yields a problem for each weight that is not finite float32, and one if too many have an unknown digest."""
     digests = {*vectors[f"weights/{opened.layout}"].tolist()}
     total, equal, others = 0, 0, []
     for name, array in opened.read_weights():

@@ -155,7 +155,6 @@ class _ExpectedWeights:
             self._expect(f"{name}/bias", bias)
 
     def _expect_mix(self, step: str, arrays: Arrays) -> None:
-        """Adds the expected weights of a flow step's map W (e^s x + b) (actnorm, 1x1 convolution) and its inverse."""
         matrix = arrays["kernel"]
         channels = len(matrix)
         actnorm = self._layers.get(f"{step}/actnorm_1")
@@ -172,7 +171,6 @@ class _ExpectedWeights:
         self._expect(f"{step}/log_det", terms.sum(), _ROUNDING * scale)
 
     def _expect_convolution(self, block: str, kind: str, arrays: Arrays) -> None:
-        """Adds to the expected weights those of a ResNet block's convolution with folded batch normalisation."""
         name, norm_name = _CONVOLUTIONS[kind]
         norm, block_name = self._layers[f"{block}/{norm_name}"], block.rpartition("/")[2]
         epsilon, strides = self._blocks[block_name]
@@ -203,14 +201,12 @@ class _ExpectedWeights:
 
 
 def _fold_weight_norm(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the kernel g V / ||V|| (gain g, direction V) and the bias of a weight-normalised layer."""
     direction = arrays["last_direction"]
     norms = np.linalg.norm(direction.reshape(-1, direction.shape[-1]), axis=0)
     return direction / norms * arrays["last_gain"], arrays["last_bias"]
 
 
 def _as_plain_convolution(kernel: np.ndarray, strides: int) -> np.ndarray:
-    """Returns the kernel of a 3 x 3 convolution that equals a transposed convolution with `kernel` and `strides`."""
     size, _, outputs, inputs = kernel.shape
     spread = np.zeros((inputs, 3 * strides, 3 * strides, outputs))
     place = slice(strides - size // 2, strides - size // 2 + size)

@@ -122,7 +122,6 @@ class SavedModel(Runtime):
         self.aliases = {_DEFAULT: next(iter(names))}
 
     def call_endpoint(self, endpoint: str, inputs: Arrays) -> Arrays:
-        """Runs a signature of the SavedModel on `inputs`, {input name: array}; returns {output name: array}."""
         signature = self._signatures[endpoint]
         if {*inputs} != {*signature.inputs}:
             raise ValueError(f"the inputs are {', '.join(inputs)}; expected {', '.join(signature.inputs)}")
@@ -130,7 +129,6 @@ class SavedModel(Runtime):
         return dict(zip(signature.outputs, outputs, strict=True))
 
     def read_shapes(self, endpoint: str) -> dict[str, Shape]:
-        """Returns {name: shape that a signature declares} of its inputs and outputs; None: a free size."""
         import tensorflow as tf
 
         infos = [*self._signatures[endpoint].inputs.items(), *self._signatures[endpoint].outputs.items()]
@@ -150,7 +148,6 @@ class SavedModel(Runtime):
             raise ValueError(f"they are for {', '.join(asked)}; expected is one for each signature")
 
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields (name, array) of each weight, a variable of the SavedModel."""
         names = [one.name for one in self._session.graph.get_operations() if one.type == "VarHandleOp"]
         # All variables are read in one call, because every call of a session takes time for the whole graph.
         yield from zip(names, self._session.run([f"{name}/Read/ReadVariableOp:0" for name in names]), strict=True)
@@ -177,12 +174,10 @@ class OnnxFiles(Runtime):
         self.available = all(provider in one.get_providers() for one in self._sessions.values())
 
     def call_endpoint(self, endpoint: str, inputs: Arrays) -> Arrays:
-        """Runs the ONNX file of an endpoint on `inputs`, {input name: array}; returns {output name: array}."""
         names = [output.name for output in self._sessions[endpoint].get_outputs()]
         return dict(zip(names, self._sessions[endpoint].run(names, inputs), strict=True))
 
     def read_shapes(self, endpoint: str) -> dict[str, Shape]:
-        """Returns {name: shape that an ONNX file declares} of its inputs and outputs; None: a free size."""
         arrays = [*self._sessions[endpoint].get_inputs(), *self._sessions[endpoint].get_outputs()]
         return {array.name: tuple(size if isinstance(size, int) else None for size in array.shape) for array in arrays}
 
@@ -225,11 +220,9 @@ class LiteRTFiles(Runtime):
         self._runners = {endpoint: one.get_signature_runner(endpoint) for endpoint, one in interpreters.items()}
 
     def call_endpoint(self, endpoint: str, inputs: Arrays) -> Arrays:
-        """Runs the LiteRT file of an endpoint on `inputs`, {input name: array}; returns {output name: array}."""
         return self._runners[endpoint](**inputs)
 
     def read_shapes(self, endpoint: str) -> dict[str, Shape]:
-        """Returns {name: shape that a LiteRT file declares} of its inputs and outputs; None: a free size."""
         runner = self._runners[endpoint]
         details = {**runner.get_input_details(), **runner.get_output_details()}
         shapes = {name: one["shape_signature"].tolist() for name, one in details.items()}

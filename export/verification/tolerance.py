@@ -130,5 +130,4 @@ def _compute_tolerances(values: np.ndarray, perturbed: np.ndarray, most: float =
 
 
 def _find_largest(values: np.ndarray) -> np.ndarray:
-    """Returns the largest absolute value in each of n images, float64 `[n]`; NaN for an image with a NaN."""
     return np.abs(values.astype(np.float64)).reshape(len(values), -1).max(1)

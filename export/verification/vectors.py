@@ -252,10 +252,7 @@ class KerasAnswers:
         return Encoding(*self._answer_rows("encode", self._compute_codes, images, labels))  # type: ignore[arg-type]
 
     def decode(self, z: Optional, v: np.ndarray) -> np.ndarray:
-        """Returns the images that the Keras model decodes, float64, in units of bins, before they become pixels.
-
-        A value from k to k + 1 lies in bin k.
-        """
+        """Returns the images that the Keras model decodes, float64, in units of bins: k to k + 1 lies in bin k."""
         (x,) = self._answer_rows("decode", self._compute_images, z, v)
         assert x is not None
         return self._model.quantizer.scale_to_bins(x.astype(np.float64))
@@ -326,7 +323,6 @@ class KerasAnswers:
         return bins if self._unperturbed is None else self._perturb(bins, self.config.n_bins / 2)
 
     def _perturb(self, values: np.ndarray, scale: float | None = None) -> np.ndarray:
-        """Changes each value up or down, at random, by `PERTURBATION` times `scale` (None: times the value itself)."""
         signs = self._rng.choice(np.array([-1.0, 1.0]), values.shape)
         return (values + PERTURBATION * signs * (values if scale is None else scale)).astype(np.float32)
 
@@ -348,10 +344,7 @@ class KerasAnswers:
     def _answer_rows(
         self, method: str, compute: Callable[..., Sequence[Optional]], *inputs: Optional
     ) -> list[Optional]:
-        """Returns the arrays that `compute(*inputs)` returns; a row that occurred before comes from a cache.
-
-        `method` names the function in the keys of the cache. Row n of each result belongs to row n of the inputs.
-        """
+        """Returns the arrays of `compute(*inputs)`; rows that `method` has computed before come from a cache."""
         arrays = [array for array in inputs if array is not None]
         keys = [
             hashlib.sha256(b"|".join([method.encode(), *(array[row].tobytes() for array in arrays)])).digest()
@@ -366,7 +359,6 @@ class KerasAnswers:
         return [None if column[0] is None else np.stack(column) for column in columns]
 
     def _run_in_batches(self, function: Callable[..., Any], *arrays: Optional) -> list[np.ndarray]:
-        """Calls `function` on batches of rows of `arrays`, all of one size; returns the joined results of all rows."""
         inputs = [array for array in arrays if array is not None]
         length, pixels = len(inputs[0]), max(math.prod(array.shape[1:3]) for array in inputs if array.ndim in (2, 4))
         at_once = max(2, min(64, _PIXELS_AT_ONCE // pixels))

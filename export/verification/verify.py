@@ -134,10 +134,7 @@ def check_page_settings(folder: pathlib.Path, card: Mapping[str, Any]) -> Iterat
 
 
 def _available_runtimes(runtime: str, name: str, report: Progress) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields (name, options of `compare_files`) of each installed package or provider that can run a part of an export.
-
-    `runtime` is the part's runtime, such as "onnx", and `name` names the part in messages.
-    """
+    """Yields (name, options of `compare_files`) of each installed package or provider that can run a part."""
     if runtime == "litert" and importlib.util.find_spec("ai_edge_litert") is None:
         report(f"{name}: ai-edge-litert is not installed here: not checked")
     elif runtime != "onnx":

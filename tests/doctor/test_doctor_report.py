@@ -1,4 +1,4 @@
-"""What doctor reports: judgements of a machine, the recommendation, the report, and the command's mistakes."""
+"""What doctor reports: judgements of a machine, the report, and the command's mistakes."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from tfdecouple.cli import main
 from tfdecouple.config import load_preset, override
 from tfdecouple.doctor import check_runner, installation
-from tfdecouple.doctor.report import VARIANTS, Request, Result, format_settings, make_text, recommend_settings
+from tfdecouple.doctor.report import VARIANTS, Request, Result, make_text
 
 FACTS = {
     "versions": {"tensorflow": "2.21.0"},
@@ -67,43 +67,6 @@ class TestBuild:
         assert installation.find_used_devices(Request(devices=asked), results) == tuple(devices[:used])
 
 
-def timed(variant, rate, batch=16, devices=1):
-    figures = {"phase": "train", "variant": variant, "batch": batch, "devices": devices, "images_per_s": rate}
-    return Result(f"train, {variant}", None, f"{rate} images/s", figures=figures)
-
-
-# All variants compared, and right.
-RIGHT = tuple(Result(f"CPU:0, {each.name}", True, "", figures={"variant": each.name}) for each in VARIANTS)
-
-
-def recommended(*rows, numerics=RIGHT):
-    found = recommend_settings({"numerics": numerics, "speed": rows})
-    return found["settings"], found["why"]
-
-
-class TestRecommendation:
-    ROWS = (timed("float32", 100.0), timed("tf32", 150.0), timed("bfloat16 nets", 160.0), timed("recompute", 80.0))
-
-    def test_takes_the_fastest_precision_that_is_worth_it(self):
-        settings, why = recommended(*self.ROWS)
-        assert format_settings(settings) == "--set training.precision=mixed_bfloat16"
-        override(load_preset("quickstart"), settings)
-        assert any("tf32: 1.50 times" in line for line in why)
-        assert recommended(self.ROWS[0], timed("tf32", 102.0))[0] == []
-        assert recommended() == ([], ["training was not timed: nothing to choose from"])
-
-    def test_takes_no_precision_whose_numbers_are_wrong_or_were_not_compared(self):
-        wrong = Result("GPU:0", False, "", "do not", {"variant": "bfloat16 nets"})
-        settings, why = recommended(*self.ROWS, numerics=[*RIGHT, wrong])
-        assert settings == ["training.precision=tf32"]
-        assert any("numbers are wrong" in line for line in why)
-        # Where the process of the check failed, nothing but the default is safe.
-        assert recommended(*self.ROWS, numerics=[*RIGHT, Result("GPU:0", False, "", "see")])[0] == []
-        settings, why = recommended(*self.ROWS, numerics=())
-        assert settings == [] and any("1.60 times as fast as float32; its numbers were not" in line for line in why)
-        assert recommended(*self.ROWS, numerics=RIGHT[1:2])[0] == ["training.precision=tf32"]
-
-
 def test_every_variant_is_an_option_that_there_is():
     assert len({variant.name for variant in VARIANTS}) == len(VARIANTS) and not VARIANTS[0].settings
     for variant in VARIANTS[1:]:
@@ -112,17 +75,9 @@ def test_every_variant_is_an_option_that_there_is():
 
 
 class TestReport:
-    @staticmethod
-    def report(*results, settings=()):
-        request, found = Request(preset="cifar10", settings=settings), {"settings": ["a.b=1"], "why": ["so"]}
-        return "\n".join(make_text(request, {"speed": results}, {"speed": "how fast it is"}, found))
-
-    def test_its_command_has_the_users_own_settings(self):
-        text = self.report(settings=("model.steps=[1,1]", "a.c=1"))
-        assert "train.py --preset cifar10 --set 'model.steps=[1,1]' --set a.c=1 --set a.b=1\n" in text
-
     def test_says_of_each_failure_what_to_do(self):
-        text = self.report(Result("one", False, "off by much", "take another"), Result("two", True, "well"))
+        results = [Result("one", False, "off by much", "take another"), Result("two", True, "well")]
+        text = "\n".join(make_text({"speed": results}, {"speed": "how fast it is"}))
         assert "FAILS  one  off by much" in text
         assert "speed, one: off by much. What to do: take another" in text
         assert "1 of 2 promises do not hold" in text
@@ -149,9 +104,8 @@ class TestCommand:
     def test_the_status_says_whether_all_holds(self, holds, status, monkeypatch, tmp_path, capsys):
         result = Result("one", holds, "said", "" if holds else "do this")
         monkeypatch.setattr(check_runner, "run_in_process", lambda name, task: [result])
-        assert main(["doctor", "--out", str(tmp_path / "new"), "--recommend", "--only", "numerics"]) == status
-        output = capsys.readouterr()
-        assert output.out == "\n" and "said" in output.err
+        assert main(["doctor", "--out", str(tmp_path / "new"), "--only", "numerics"]) == status
+        assert "said" in capsys.readouterr().out
         plain = json.loads((tmp_path / "new" / "doctor.json").read_text())
         assert plain["holds"] is holds and list(plain["checks"]) == ["build", "numerics"]
         assert "said" in (tmp_path / "new" / "doctor.txt").read_text()

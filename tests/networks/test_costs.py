@@ -3,18 +3,19 @@
 import dataclasses
 import math
 import re
+import sys
 
 import pytest
+from helpers.places import ROOT
 
 from tfdecouple import transforms
 from tfdecouple.config import MEMORY, load_preset, preset_names
 from tfdecouple.layers import Coupling
-from tfdecouple.networks.architecture import (
-    FLOAT32,
-    count_activation_bytes,
-    count_multiply_adds,
-    count_stored_bytes,
-)
+from tfdecouple.networks.architecture import FLOAT32
+
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.training_cost import count_activation_bytes, count_multiply_adds, count_stored_bytes  # noqa: E402
 
 
 def test_a_transform_says_itself_what_it_keeps(monkeypatch):

@@ -15,18 +15,20 @@ from helpers.places import ROOT
 from helpers.runs import write_run
 from PIL import Image
 
-from tfdecouple.config import MEMORY, load_preset
-from tfdecouple.doctor.benchmark import WITHIN
+from tfdecouple.config import MEMORY, load_preset, override
 from tfdecouple.model import DecoupledModel
-from tfdecouple.networks.architecture import count_activation_bytes, count_parameters
+from tfdecouple.networks.architecture import count_parameters
 
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import compare, compiling, dispatches, scaling  # noqa: E402
 from benchmarks.common import write_tables  # noqa: E402
+from benchmarks.training_cost import count_activation_bytes  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("forked")
 
+# Largest allowed ratio between the measured and the calculated memory of an image, in either direction.
+WITHIN = 4 / 3
 SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 
@@ -56,6 +58,33 @@ class TestScaling:
         count = scaling.find_largest_micro_batch(config, 24)
         assert state + count * one <= 0.9 * 24 * 2**30 < state + (count + 1) * one
         assert scaling.find_largest_micro_batch(config, 2) == 0
+
+    @pytest.mark.parametrize(
+        ("precision", "phase", "peak"),
+        [("float32", "train", 19.5), ("tf32", "train", 156), ("mixed_bfloat16", "train", 312), ("tf32", "eval", 19.5)],
+    )
+    def test_ceiling_is_the_peak_over_the_operations_of_an_image(self, precision, phase, peak):
+        config = override(load_preset("cifar10"), [f"training.precision={precision}"])
+        # The paper's model has 5.826 G multiply-adds in a forward pass; a training step has three times as many.
+        operations = 2 * 5.826e9 * (3 if phase == "train" else 1)
+        assert scaling.compute_ceiling(config, phase, "A100") == pytest.approx(peak * 1e12 / operations, rel=1e-3)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("memory", ["keep", "invert"])
+    def test_an_image_takes_the_memory_that_was_calculated(self, memory):
+        # So few layers that an image is most of what is computed.
+        settings = ["model.image_shape=[64,64,3]", "model.steps=[1,1]", "model.hidden_channels=[16,16]"]
+        settings += ["model.encoder_channels=[16]", "model.latent_dim=4", "training.init_images=2"]
+        calculated = count_activation_bytes(override(load_preset("quickstart"), settings).model, memory=memory) / 2**20
+        options = ["--preset", "quickstart", "--memory", memory, "--live", "--threads", "1"]
+        options += [text for setting in settings for text in ("--set", setting)]
+        small = round(256 / calculated)
+        smaller, larger = (
+            json.loads(printed_by("throughput", "--phase", f"first_step{batch}", *options).splitlines()[-1])
+            for batch in (small, 2 * small)
+        )
+        measured = (larger["peak_live_mib"] - smaller["peak_live_mib"]) / small
+        assert 1 / WITHIN <= measured / calculated <= WITHIN
 
     def test_measured_memory_in_the_docs_is_near_the_calculation(self):
         table = SCALING.partition("<!-- depth -->")[2].partition("<!-- end depth -->")[0]

@@ -174,6 +174,26 @@ class TestPublicNames:
             _ = tfdecouple.nothing
 
 
+def test_public_methods_that_override_nothing_have_docstrings():
+    """A method may also override one of a base class outside the project, such as a layer of Keras."""
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in MODULES.values()]
+    classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    methods: dict[str, set[str]] = {node.name: set() for node in classes}
+    bases: dict[str, set[str]] = {node.name: set() for node in classes}
+    bare = []
+    for node in classes:
+        bases[node.name] |= {ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases}
+        for method in (child for child in node.body if isinstance(child, ast.FunctionDef)):
+            methods[node.name].add(method.name)
+            if not method.name.startswith("_") and not ast.get_docstring(method):
+                bare.append((node.name, method.name))
+
+    def is_overridden(name, method):
+        return any(base not in bases or method in methods[base] or is_overridden(base, method) for base in bases[name])
+
+    assert [pair for pair in bare if not is_overridden(*pair)] == []
+
+
 # Texts with which a module starts Python or forks.
 STARTS = (
     r"\b(executable|ProcessPoolExecutor|multiprocessing|runpy|pty)\b|\b(fork|spawn|posix_spawn|exec[lv])\w*\("

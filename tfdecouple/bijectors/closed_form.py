@@ -92,7 +92,6 @@ class ClosedForm(tfb.Bijector):
         return -self._forward_log_det_jacobian(self._inverse(y))
 
     def _sum_per_image(self, log_det: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        """Sums `log_det`, a value for each position of x or one scalar for all, over each image; returns `[batch]`."""
         events = get_sizes(x)[: len(x.shape) - self.forward_min_event_ndims]
         if log_det.shape.rank == 0:
             # All positions have the same log-determinant, so a product replaces TFP's sum over a map of equal numbers.

@@ -62,10 +62,7 @@ class BoundedAffine(ClosedForm):
         return self._shared if self.alpha == 1 else tf.math.log(self._shared)
 
     def _scale_with_gradient(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns s x, and the log-determinant of each image, `[batch]`, for x of the shape of `unbounded`.
-
-        The custom gradient needs half as many operations as the gradient that TensorFlow derives.
-        """
+        """Returns s x and log-determinants, `[batch]`; the gradient needs half as many operations as TensorFlow's."""
         alpha, inner, scale, log_scale = self.alpha, self._inner, self.scale, self._forward_log_det_jacobian(x)
 
         # TensorFlow stores all arguments of this function until the backward pass, so only two tensors are arguments.

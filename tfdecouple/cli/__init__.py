@@ -58,10 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Runs the command of `tfdecouple` named by `arguments[0]` with the other arguments; returns its exit status.
-
-    Without arguments, prints the help. Raises UserError if there is no command of this name.
-    """
+    """Runs the command `arguments[0]`, or prints the help; returns the status; UserError for an unknown command."""
     name = arguments[0] if arguments else ""
     if name and not name.startswith("-") and name not in COMMANDS:
         hint = nearest(name, [*COMMANDS, "export"])

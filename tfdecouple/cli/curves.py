@@ -44,10 +44,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def read_training_curves(path: str, name: str) -> Any:
-    """Returns the `Curves` to plot from the log metrics.jsonl of the run at `path`; `name` stands in the legend.
-
-    Raises RunError if the log is missing or has no bits/dim yet.
-    """
+    """Returns the `Curves` of the run at `path`, called `name` in the legend; RunError without a log or bits/dim."""
     from tfdecouple.runs.run_folder import METRICS, METRICS_BYTES, find_run_folder, load_config
     from tfdecouple.training.metrics_log import read_metrics
     from tfdecouple.visualization.plots import Curves

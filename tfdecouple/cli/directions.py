@@ -113,10 +113,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def choose_direction_labels(source: Source, labels: Sequence[str] | None) -> list[str]:
-    """Returns the names in `labels` (the option --labels) without repetitions; for None, all labels of the data set.
-
-    Raises DataError if the data set has fewer than two labels, and UserError if it lacks one of `labels`.
-    """
+    """Returns `labels` without repetitions, or all of the data set; raises DataError or UserError if it lacks them."""
     if len(source.label_names) < 2:
         raise DataError(
             f"{source.title} has {len(source.label_names)} labels, and directions need two or more, such as "

@@ -1,8 +1,7 @@
-"""`python -m tfdecouple doctor`: tests whether this machine computes correctly, and measures speed and memory."""
+"""`python -m tfdecouple doctor`: tests whether this machine computes correctly, and measures speed."""
 
 import argparse
 import pathlib
-import sys
 import time
 from typing import Any
 
@@ -26,7 +25,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--out", metavar="DIR", type=pathlib.Path, help="write doctor.json and doctor.txt there")
     parser.add_argument("--quick", action="store_true", help="run only what takes some minutes on two CPU cores")
-    text = "time this preset, and compare its memory with the calculation; default a small model"
+    text = "time this preset; default a small model"
     parser.add_argument("--preset", metavar="NAME", help=text)
     text = "change an option, as for train.py"
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help=text)
@@ -34,22 +33,13 @@ def add_parser(commands: Any) -> None:
     arguments.add_number(parser, "--devices", None, text, 1, MOST_DEVICES)
     parser.add_argument("--only", metavar="NAME", nargs="+", default=[], help="run these checks only, such as numerics")
     arguments.add_number(parser, "--timeout", 900, "seconds after which a check is ended", 1, 10**6)
-    text = "print only the recommended --set options; the report goes to standard error"
-    parser.add_argument("--recommend", action="store_true", help=text)
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command `doctor`: runs checks, prints and writes a report; returns 0, or EXIT_FAILS if a check fails."""
-    from tfdecouple.doctor.benchmark import make_doctor_config
     from tfdecouple.doctor.check_runner import CHECKS, run_checks
-    from tfdecouple.doctor.report import (
-        Request,
-        find_failures,
-        format_settings,
-        make_json,
-        make_text,
-        recommend_settings,
-    )
+    from tfdecouple.doctor.report import Request, find_failures, make_json, make_text
+    from tfdecouple.doctor.speed import make_doctor_config
     from tfdecouple.storage.files import write_json, write_text
 
     for name in options.only:
@@ -60,21 +50,17 @@ def run(options: argparse.Namespace) -> int:
     make_doctor_config(request)
     if options.out is not None:
         write_text(options.out / "doctor.txt", "not done yet\n")
-    output = sys.stderr if options.recommend else sys.stdout
     start = time.monotonic()
 
     def report_progress(text: str) -> None:
-        print(f"[{time.monotonic() - start:4.0f} s] {text}", file=output, flush=True)
+        print(f"[{time.monotonic() - start:4.0f} s] {text}", flush=True)
 
     results = run_checks(request, options.only or CHECKS, report_progress)
-    recommendation = recommend_settings(results)
     titles = {name: check.title for name, check in CHECKS.items()}
-    text = "\n".join(make_text(request, results, titles, recommendation))
-    print(text, file=output, flush=True)
+    text = "\n".join(make_text(results, titles))
+    print(text, flush=True)
     if options.out is not None:
-        write_json(options.out / "doctor.json", make_json(request, results, recommendation))
+        write_json(options.out / "doctor.json", make_json(request, results))
         write_text(options.out / "doctor.txt", text + "\n")
-        print(f"\n{options.out / 'doctor.json'}", file=output)
-    if options.recommend:
-        print(format_settings(recommendation["settings"]))
+        print(f"\n{options.out / 'doctor.json'}")
     return EXIT_FAILS if find_failures(results) else 0

@@ -110,7 +110,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _verify_codes(out: pathlib.Path) -> int:
-    """Compares the files of codes in `out` with the folder's manifest; prints differences; returns 1 if any, else 0."""
     start_tensorflow()
     from tfdecouple.corpus.codes_folder import verify_codes
     from tfdecouple.corpus.codes_manifest import CodesManifest
@@ -132,7 +131,6 @@ def _verify_codes(out: pathlib.Path) -> int:
 
 
 def _require_fields(opened: Run, options: argparse.Namespace) -> None:
-    """Raises UserError if the options ask for values that the model lacks, such as z or the standard deviation of z."""
     if options.z_std and opened.config.model.has_class_codes:
         raise UserError(f"--z-std: z of {options.run} is a function of the label and has no standard deviation")
     if opened.config.model.has_latent:
@@ -143,7 +141,6 @@ def _require_fields(opened: Run, options: argparse.Namespace) -> None:
 
 
 def _make_manifest(opened: Run, source: Source, options: argparse.Namespace) -> CodesManifest:
-    """Returns the manifest (description) of the codes to be written: fields, model, data, and images per file."""
     from tfdecouple.corpus.codes_manifest import CodesManifest, DataFacts, ModelFacts, choose_code_fields
     from tfdecouple.corpus.encoding import hash_image_keys
     from tfdecouple.runs.opened_run import hash_weights

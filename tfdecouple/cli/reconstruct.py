@@ -49,7 +49,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _reconstruct_at_own_size(opened: Any, options: argparse.Namespace) -> int:
-    """Reconstructs at most --count uncropped images, writes a picture and a JSON file for each; returns 0."""
     from tfdecouple.cli.run_images import open_data, save_picture
     from tfdecouple.metrics.drawn_images import draw_uncropped_images
     from tfdecouple.visualization.grids import draw_grid

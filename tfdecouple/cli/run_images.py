@@ -60,7 +60,6 @@ def choose_images(run: Run, options: argparse.Namespace, source: Source | None =
 def _make_images(
     run: Run, source: Source, split: str, indices: np.ndarray, pixels: np.ndarray, labels: np.ndarray
 ) -> Images:
-    """Returns quantised `pixels` as `Images`; `indices` are the images' positions in `split`, `labels` their labels."""
     run.require_labels(source)
     names = get_label_names(source, labels)
     facts = {"data": source.title, "split": split, "indices": indices.tolist(), "labels": names}
@@ -146,7 +145,6 @@ def pair_images(labels: np.ndarray, pairing: str, count: int) -> np.ndarray:
 
 
 def _alternate_groups(groups: list[list[int]]) -> list[tuple[int, ...]]:
-    """Pairs the indices within each group; returns the first pair of each group, then the second pairs, and so on."""
     pairs = (zip(group[::2], group[1::2], strict=False) for group in groups)
     return [pair for turn in itertools.zip_longest(*pairs) for pair in turn if pair]
 
@@ -168,10 +166,7 @@ def save_picture(
 
 
 def write_picture(path: pathlib.Path, picture: Image.Image | bytes | None, facts: dict[str, Any]) -> None:
-    """Writes a picture, unless it is None, as PNG file `path`, and then `facts` as a JSON file of the same name.
-
-    If the JSON file exists, the picture is therefore complete. A picture is a Pillow image, or bytes of a PNG file.
-    """
+    """Writes a picture (Pillow's, PNG bytes or None) to `path`, then `facts` as JSON, so that JSON means complete."""
     if isinstance(picture, Image.Image):
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")

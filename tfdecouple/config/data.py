@@ -49,7 +49,6 @@ class DataConfig:
     photograph_crops: Positive = 32768
 
     def __post_init__(self) -> None:
-        """Raises ConfigError if one of the options of the images has an impossible value; the message names it."""
         validate_options(self, "data.")
         require(bool(self.source), "data.source is empty; give photographs, a TFDS name or folder:PATH")
         require(bool(self.photographs), "data.photographs is empty; leave it out for all whose licence is known")

@@ -127,7 +127,6 @@ class ModelConfig:
     dequantization_map_channels: Positive = 4
 
     def __post_init__(self) -> None:
-        """Raises ConfigError if the model's options have impossible values or combinations; the message names them."""
         validate_options(self, "model.")
         require(
             len(self.image_shape) == 3 and min(self.image_shape) >= 1,
@@ -152,7 +151,6 @@ class ModelConfig:
             self._check_encoder("dequantization_encoder_channels", "the encoder of the dequantisation")
 
     def _check_labels(self) -> None:
-        """Raises ConfigError if `prior`, `classes`, `class_probabilities` and `conditioning` contradict each other."""
         if self.prior == "classes":
             require(
                 self.classes >= 1, "model.prior is 'classes' and model.classes is 0; give the number of labels there"
@@ -187,7 +185,6 @@ class ModelConfig:
             )
 
     def _check_flow(self, prefix: str = "") -> None:
-        """Raises ConfigError if the options `steps`, `hidden_channels`, `factors` (with `prefix`) describe no flow."""
         option = f"model.{prefix}"
         steps, widths, factors = (getattr(self, f"{prefix}{name}") for name in ("steps", "hidden_channels", "factors"))
         levels = len(steps)
@@ -227,14 +224,12 @@ class ModelConfig:
             )
 
     def _check_encoder(self, name: str, network: str) -> None:
-        """Raises ConfigError unless images can be halved as often as the option `name` has entries (one per level)."""
         levels = len(getattr(self, name))
         require(levels >= 1, f"model.{name} is empty; give one number per level")
         require(levels <= MOST_LEVELS, f"model.{name} has {levels} levels; there can be {MOST_LEVELS} at most")
         self._check_halving(2**levels, f"{network} halves", f"model.{name}")
 
     def _check_halving(self, scale: int, halve: str, option: str) -> None:
-        """Raises ConfigError unless height and width of the images (`image_shape`) are multiples of `scale`."""
         *sides, channels = self.image_shape
         nearest = [*(-(-side // scale) * scale for side in sides), channels]
         require(

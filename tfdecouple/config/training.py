@@ -124,7 +124,6 @@ class TrainingConfig:
     init_from: str | None = None
 
     def __post_init__(self) -> None:
-        """Raises ConfigError if one of the training options has an impossible value; the message names it."""
         validate_options(self, "training.")
         require(
             not self.noise or self.noise_steps >= 1,

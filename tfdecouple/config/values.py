@@ -89,7 +89,6 @@ def validate_options(config: Any, prefix: str = "") -> None:
 
 @functools.cache
 def _make_type_adapters(cls: type) -> dict[str, tuple[Any, pydantic.TypeAdapter]]:
-    """Returns a dict from each option's name to the option's type and to pydantic's validator of this type."""
     adapters = {}
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
         if typing.get_origin(hint) is tuple:
@@ -101,7 +100,6 @@ def _make_type_adapters(cls: type) -> dict[str, tuple[Any, pydantic.TypeAdapter]
 
 
 def _describe_accepted_values(error: Mapping[str, Any]) -> str:
-    """Returns a text on the values that an option accepts, such as "at least 1", given the dict of pydantic's error."""
     if error["type"].startswith("int_") and isinstance(error["input"], float) and abs(error["input"]) > _LARGEST[int]:
         return f"at most {_LARGEST[int]:.2g}"
     bounds = {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in error.get("ctx", {}).items()}
@@ -109,10 +107,7 @@ def _describe_accepted_values(error: Mapping[str, Any]) -> str:
 
 
 def _convert_numbers(value: Any, name: str) -> Any:
-    """Returns the value of an option with Python's numbers instead of NumPy's, and tuples instead of lists.
-
-    Numbers without a fraction become int. ConfigError is raised for a number that is too large for TensorFlow.
-    """
+    """Converts NumPy's numbers and lists to Python's numbers and tuples; ConfigError for a number too large."""
     if isinstance(value, list | tuple):
         return tuple(_convert_numbers(inner, f"{name}[{index}]") for index, inner in enumerate(value))
     if isinstance(value, numbers.Real) and not isinstance(value, bool):

@@ -256,11 +256,7 @@ def _find_encoder_file(model: str) -> str:
 
 
 def _choose_output_fields(session: Any, options: argparse.Namespace) -> tuple[tuple[Field, ...], Shape]:
-    """Returns the fields to store for each image (z; with --v also v), and the shape of the images to encode.
-
-    Raises:
-        UserError: if the ONNX file is not an encoder that these options can use.
-    """
+    """Returns the fields to store and the shape of the images; UserError for an ONNX file that cannot be used."""
     outputs = {output.name: tuple(output.shape[1:]) for output in session.get_outputs()}
     inputs = {array.name: tuple(array.shape[1:]) for array in session.get_inputs()}
     if list(inputs) == ["images", "labels"]:

@@ -60,10 +60,7 @@ def serialize_examples(
 
 
 def make_parquet_schema(fields: Sequence[Field]) -> pa.Schema:
-    """Returns the Arrow schema of a Parquet file with key, label and the codes `fields` of images, a column for each.
-
-    The metadata of a column of codes have the shape of the code of one image.
-    """
+    """Returns the Arrow schema of key, label and codes `fields`; metadata of a column have the shape of a code."""
     import pyarrow as pa
 
     columns = [pa.field("key", pa.string(), False), pa.field("label", pa.int32(), False)]
@@ -77,10 +74,7 @@ def make_parquet_schema(fields: Sequence[Field]) -> pa.Schema:
 def make_parquet_table(
     keys: Sequence[bytes], labels: Sequence[int], arrays: Mapping[str, np.ndarray], fields: Sequence[Field]
 ) -> pa.Table:
-    """Returns an Arrow table with the key, the label and the codes `fields` of n images.
-
-    `keys`, `labels` and `arrays` have an entry for each image, as for `serialize_examples`.
-    """
+    """Returns an Arrow table of key, label and codes `fields` of n images; arguments as for `serialize_examples`."""
     import pyarrow as pa
 
     columns = [pa.array([key.decode() for key in keys], pa.string()), pa.array(np.asarray(labels, np.int32))]

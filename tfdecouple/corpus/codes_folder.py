@@ -45,12 +45,7 @@ class CodesFolder:
         self._shards: dict[str, Shard] = {}
 
     def __enter__(self) -> CodesFolder:
-        """Makes and locks the folder, removes temporary files from the folder, and returns this object.
-
-        Raises:
-            UserError: if another program writes to the folder, or the folder cannot be written, or holds other files
-                but no manifest.
-        """
+        """Locks the folder; UserError if another program or other files are in it, or it cannot be written."""
         with self.convert_write_errors():
             self.path.mkdir(parents=True, exist_ok=True)
             # A folder without a manifest can hold files that a program left when it was killed early.
@@ -71,7 +66,6 @@ class CodesFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Unlocks the folder of codes, so that another program can write to it."""
         self._lock.release()
 
     @contextlib.contextmanager
@@ -154,10 +148,7 @@ class CodesFolder:
 
 
 def read_shard_records(folder: pathlib.Path, manifest: CodesManifest, report: Report) -> dict[str, Shard]:
-    """Returns {file name: `Shard`} of all code files in the manifest and in the journal of `folder`.
-
-    `report` is a callback that receives a text about each damaged line of the journal.
-    """
+    """Returns {file name: `Shard`} of manifest and journal; `report` receives a text for each damaged line."""
     try:
         lines = (folder / JOURNAL).read_bytes().splitlines()
     except FileNotFoundError:

@@ -24,7 +24,6 @@ _MOST_BYTES, _MOST_FILES, _MOST_VALUES = 2**24, 75_000, 2**31
 
 
 def _check_file_name(name: str) -> str:
-    """Returns `name` if it is a file name without folders that does not begin with a dot; else raises ValueError."""
     if not name or name.startswith(".") or "\0" in name or pathlib.PurePath(name).name != name:
         raise ValueError("it is no name of a file in this folder")
     return name

@@ -133,7 +133,6 @@ def hash_image_keys(source: Source, splits: Sequence[str]) -> str:
 def _encode_batches(
     source: Source, split: str, indices: np.ndarray, encoder: ImageEncoder, batch_size: int
 ) -> Iterator[Rows]:
-    """Yields a dict of "index", "label" and code arrays for each batch of the images with `indices`, ascending."""
     batches = source.open_split(split).decode_examples(indices).batch(batch_size).prefetch(2).as_numpy_iterator()
     while True:
         try:

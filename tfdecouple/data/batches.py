@@ -199,7 +199,6 @@ def read_chosen_batches(
 
 
 def _decode_examples(source: Source, split: str, indices: np.ndarray | None) -> tf.data.Dataset:
-    """Returns a dataset of dicts (image, label, index): one for each image of a split, or for each of `indices`."""
     opened = source.open_split(split)
     if indices is None:
         return opened.decode_examples()

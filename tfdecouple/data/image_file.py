@@ -225,10 +225,7 @@ def _open_array(path: str, file: BinaryIO | None, channels: int) -> np.ndarray:
 
 
 def scale_to_8_bits(image: Image.Image) -> Image.Image:
-    """Reduces a Pillow image of 16 bits per value to the upper 8 bits; returns an image of 8 bits unchanged.
-
-    For images of 32 bits the function raises ValueError. Pillow's `convert` would clip 16-bit values at 255.
-    """
+    """Reduces a 16-bit Pillow image to its upper 8 bits, which `convert` would clip; ValueError for 32 bits."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):

@@ -106,7 +106,6 @@ def hash_file_key(key: str) -> float:
 
 
 def _assign_files_to_splits(folder: pathlib.Path) -> dict[str, tuple[list[ImageFile], str]]:
-    """Returns {split: (its `ImageFile`s, text that describes them)} for the image files below `folder`."""
     present = sorted(name for name in SPLIT_FOLDERS if (folder / name).is_dir())
     chosen = "{} images {}chosen by a hash of their names"
     if "train" not in present:
@@ -135,11 +134,7 @@ def _assign_files_to_splits(folder: pathlib.Path) -> dict[str, tuple[list[ImageF
 
 
 def list_image_files(folder: pathlib.Path, least: int) -> list[ImageFile]:
-    """Returns the `ImageFile`s of a folder and its sub-folders, sorted by key; hidden files are left out.
-
-    Raises:
-        DataError: if there are fewer than `least` image files.
-    """
+    """Returns a folder's `ImageFile`s, sorted by key, without hidden files; DataError if fewer than `least`."""
     files = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -177,11 +172,7 @@ class FileSplit(Split):
         self._bad_images = bad_images
 
     def load_folder_into_memory(self) -> MemorySplit:
-        """Reads all image files of this split; returns a `MemorySplit` of the readable images.
-
-        Raises:
-            DataError: if no image is readable, or if any is unreadable and `data.on_bad_image` is "stop".
-        """
+        """Returns a `MemorySplit` of the readable images; DataError if none is, or by `data.on_bad_image`."""
         images = np.empty((self.size, *self._image_shape), np.uint8)
 
         def fill(index: int) -> bool:
@@ -208,7 +199,6 @@ class FileSplit(Split):
         return image, label
 
     def decode_examples(self, indices: np.ndarray | None = None, replace_unreadable: bool = False) -> tf.data.Dataset:
-        """Returns a dataset of dicts (image, label, index) of all images, or of those with `indices`; see `Split`."""
         if replace_unreadable:
             return super().decode_examples(indices)
 

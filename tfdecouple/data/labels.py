@@ -31,10 +31,7 @@ def check_labels(source: Source, labels: np.ndarray) -> np.ndarray:
 
 
 def require_labels(source: Source, split: str, labels: np.ndarray, what: str) -> np.ndarray:
-    """Returns `labels`, of images of a split, as int32 `[n]`; raises DataError if an image has no label or a wrong one.
-
-    The argument `what` says in the message what needs labels, such as "a linear probe".
-    """
+    """Returns labels as int32 `[n]`; DataError, on `what` needs them, if one is missing or wrong."""
     labels = check_labels(source, labels)
     if (labels == NO_LABEL).any():
         raise DataError(f"{source.title} has {split} images without a label; {what} needs labels, as sub-folders give")

@@ -125,10 +125,7 @@ def find_photographs(config: DataConfig) -> tuple[Photograph, ...]:
 
 
 def find_split_band(size: tuple[int, int], split: str) -> Box:
-    """Returns the part of a photograph whose crops belong to `split`, its band: (left, top, right, bottom) in pixels.
-
-    Right and bottom are exclusive. `size` is the photograph's (width, height).
-    """
+    """Returns a split's part of a photograph of `size` (width, height): (left, top, right, bottom), exclusive."""
     width, height = size
     length = max(size) - MARGIN * (len(BANDS) - 1)
     start = 0

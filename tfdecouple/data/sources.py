@@ -73,14 +73,12 @@ class Photographs(SourceKind):
         """Returns None, because no option of the config holds the path of the sample photographs."""
 
     def describe_image_rights(self, config: DataConfig) -> str:
-        """Returns a sentence with author and licence of each photograph that `config.photographs` names."""
         from tfdecouple.data.sample_images import find_photographs
 
         listed = ", ".join(f"{each.name} by {each.author} ({each.licence})" for each in find_photographs(config))
         return f"Photographs that come with scikit-image and scikit-learn: {listed}."
 
     def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
-        """Returns the `Source` of random crops of the sample photographs; see `open_photographs`."""
         from tfdecouple.data.sample_images import open_photographs
 
         return open_photographs(config, image_shape)
@@ -102,7 +100,6 @@ class TensorFlowDatasets(SourceKind):
     }
 
     def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
-        """Returns the `Source` of a data set of TensorFlow Datasets; see `open_tfds`."""
         from tfdecouple.data.tfds import open_tfds
 
         return open_tfds(config, image_shape, download)
@@ -119,7 +116,6 @@ class ImageFolder(SourceKind):
     }
 
     def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
-        """Returns the `Source` of the image files in a folder; see `open_folder`."""
         from tfdecouple.data.image_folder import open_folder
 
         return open_folder(config, image_shape)

@@ -203,7 +203,6 @@ class MemorySplit(Split):
         self._arrays: tuple[tf.Tensor, ...] = ()
 
     def load_split_arrays(self) -> None:
-        """Loads the images and labels of this split into memory at the first call; later calls do nothing."""
         if self._load is not None:
             # The arrays stay in the memory of the CPU, because tf.data pipelines run there.
             with tf.device("/CPU:0"):
@@ -212,7 +211,6 @@ class MemorySplit(Split):
             self._load = None
 
     def decode_record(self, record: tf.Tensor) -> Tensors:
-        """Returns (image, label), as tensors, of the image in memory with the index `record`, int64 []."""
         images, labels = self._arrays
         return tf.gather(images, record), tf.gather(labels, record)
 
@@ -234,7 +232,6 @@ class RecordSplit(Split):
         self._window = window
 
     def list_records(self) -> tf.data.Dataset:
-        """Returns a dataset of all records (encoded images with labels) of this split, in order."""
         return self._records
 
     def select_records(self, indices: np.ndarray) -> tf.data.Dataset:
@@ -263,5 +260,4 @@ class RecordSplit(Split):
         return windows.enumerate().flat_map(permute)
 
     def decode_record(self, record: Any) -> Tensors:
-        """Returns (image, label) of `record`, an encoded image with its label; calls the constructor's `decode`."""
         return self._decode(record)

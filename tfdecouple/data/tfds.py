@@ -207,10 +207,7 @@ def _make_record_split(
 
 
 def decode_tfds_image(encoded: tf.Tensor, feature: Any) -> tf.Tensor:
-    """Decodes the bytes of an image file, a string tensor, to the pixels that Pillow gives, uint8 [H, W, channels].
-
-    The argument `feature` is the data set's `tfds.features.Image`, which knows shape and encoding.
-    """
+    """Decodes an image file, a string tensor, to the pixels that Pillow gives, uint8 [H, W, channels]."""
     pixels = tf.cond(
         tf.io.is_jpeg(encoded),
         # With the default `dct_method` of TensorFlow, pixel values would differ from Pillow's by up to 7.

@@ -1,8 +1,6 @@
 """The checks of the command `doctor`, and the program that runs each check in a process of its own.
 
-`python -P -m tfdecouple.doctor.check_runner` reads the name of a check and a pickled `Task` (what to check, on which
-devices) from standard input, and writes each `Result` to standard output as a line of JSON. If a check fails, hangs or
-runs out of memory, other checks still run.
+It reads a check's name and a pickled `Task` from standard input, and writes each `Result` as a line of JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from tfdecouple.doctor import benchmark, device_checks, installation
+from tfdecouple.doctor import device_checks, installation, speed
 from tfdecouple.doctor.report import DEFAULT, VARIANTS, Request, Result, Task
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.runtime.process import make_python_command, run_program, start_tensorflow
@@ -42,14 +40,12 @@ class Check(NamedTuple):
         run: a function of a `Task` (options, variant, devices) that yields `Result`s; it runs in a new process.
         takes: a function of a `Task` that returns whether to run the check; by default, only for default options.
         promises: whether the check fails if time or memory does not suffice; checks that only measure do not fail.
-        environment: additional environment variables of the process.
     """
 
     title: str
     run: Callable[[Task], Iterator[Result]]
     takes: Callable[[Task], bool] = lambda task: task.variant == DEFAULT
     promises: bool = True
-    environment: dict[str, str] = {}
 
 
 # All checks by name, in the order of the report. The check "build" comes first, because it finds the devices for the
@@ -65,23 +61,14 @@ CHECKS = {
         device_checks.compare_devices,
         lambda task: len(task.devices) > 1 and task.variant == DEFAULT,
     ),
-    "speed": Check("how fast it is", benchmark.measure_speed, lambda task: True, promises=False),
-    "memory": Check(
-        "memory of training, measured and calculated (--preset NAME)",
-        benchmark.measure_memory,
-        # With XLA memory is not checked, because this project cannot calculate the memory that XLA needs.
-        lambda task: task.request.preset is not None and task.variant.name != "XLA",
-        promises=False,
-        environment=benchmark.COUNTING,
-    ),
+    "speed": Check("how fast it is", speed.measure_speed, lambda task: True, promises=False),
 }
 
 
 def run_checks(request: Request, names: Iterable[str], progress: Callable[[str], Any]) -> dict[str, list[Result]]:
-    """Runs the check "build" and the checks in `names`; returns {name of the check: its `Result`s}.
+    """Runs "build" and the checks `names`; returns {name: its `Result`s}; UserError if there are too few devices.
 
-    The callback `progress` receives a line of text before each process starts. UserError is raised if the machine has
-    fewer devices than `request.devices`.
+    The callback `progress` receives a line of text before each process starts.
     """
     devices: tuple[str, ...] = ("CPU:0",)
     results: dict[str, list[Result]] = {}
@@ -101,7 +88,7 @@ def run_checks(request: Request, names: Iterable[str], progress: Callable[[str],
 def run_in_process(name: str, task: Task) -> list[Result]:
     """Runs the check `name` of `doctor` in a new process; returns its `Result`s, and one more if the process fails."""
     check, limit = CHECKS[name], task.request.timeout
-    python = make_python_command("-m", _MODULE, **PASSIVE, **check.environment)
+    python = make_python_command("-m", _MODULE, **PASSIVE)
     # With TFDECOUPLE_TRACEBACK the process shares this program's standard error, so that users see its tracebacks.
     errors = None if os.environ.get("TFDECOUPLE_TRACEBACK") else subprocess.PIPE
     text = pickle.dumps((name, task))
@@ -122,10 +109,7 @@ def run_in_process(name: str, task: Task) -> list[Result]:
 
 
 def _explain_end(name: str, status: int, errors: bytes) -> tuple[str, str] | None:
-    """Returns why a check's process failed, (key of `_ADVICE`, reason); None if it succeeded, with status 0.
-
-    `errors` is what the process wrote to standard error. UserError is raised if the machine has too few devices.
-    """
+    """Returns why a check's process failed, (key of `_ADVICE`, reason), or None; `errors` is its standard error."""
     lines = [line.strip() for line in errors.decode("utf-8", "replace").splitlines() if line.strip()]
     last = one_line(lines[-1].removeprefix("error: ") if lines else "it printed nothing")
     if status == -signal.SIGKILL:

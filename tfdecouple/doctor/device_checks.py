@@ -1,7 +1,7 @@
 """Checks of `doctor` with a small trained model: do all devices compute the same numbers, train alike, invert exactly?
 
-The run folder `doctor/model/` has `numbers.npz` beside its checkpoint: photographs that the model was not trained on,
-and what the model computes from some of them in float32 on a CPU. `benchmarks/doctor_model.py` makes this folder.
+`benchmarks/doctor_model.py` makes the run folder `doctor/model/`. Beside the checkpoint, its `numbers.npz` has unseen
+photographs, and what the model computes from some of them in float32 on a CPU.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ STEPS = 10
 # Largest allowed difference of weights trained on several devices from weights trained on one, relative to the
 # change in training. The bound exceeds rounding errors, because Adam's steps are large for tiny gradients, too.
 WEIGHTS_BOUND = 1e-3
-_RED, _GREEN, _BLUE, _CYAN = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 255, 255)
-_MAGENTA, _YELLOW = (255, 0, 255), (255, 255, 0)
-
-
-# --- the small trained model, which the checks of `doctor` run on each device ---
+# Pairs of saturated colours of which checkerboards are made.
+_COLOURS = {
+    "red and blue": ((255, 0, 0), (0, 0, 255)),
+    "green and magenta": ((0, 255, 0), (255, 0, 255)),
+    "cyan and yellow": ((0, 255, 255), (255, 255, 0)),
+}
 
 
 def load_small_config() -> Config:
@@ -48,14 +49,12 @@ def load_small_config() -> Config:
 
 def load_numbers() -> dict[str, np.ndarray]:
     """Returns {name: array} of `numbers.npz`: photographs "images", and what a CPU computed from some of them."""
-    with np.load(MODEL / NUMBERS) as archive:
-        return dict(archive)
+    return dict(np.load(MODEL / NUMBERS))
 
 
 def load_photographs(count: int) -> np.ndarray:
     """Returns photographs that the small model was not trained on, uint8 `[count, 16, 16, 3]`, repeated if needed."""
-    images = load_numbers()["images"]
-    return np.resize(images, (count, *images.shape[1:]))
+    return np.resize(load_numbers()["images"], (count, 16, 16, 3))
 
 
 def make_training(strategy: Any, settings: Sequence[str] = (), folder: pathlib.Path = MODEL) -> tuple[Any, Any]:
@@ -72,11 +71,8 @@ def make_training(strategy: Any, settings: Sequence[str] = (), folder: pathlib.P
     return state, TrainStep(config, state, strategy)
 
 
-# --- the check "numerics": does every device compute the same numbers? ---
-
-
 def compute_numbers(device: str, images: np.ndarray, folder: pathlib.Path = MODEL) -> dict[str, np.ndarray]:
-    """Returns {name: array} of what `doctor`'s small model computes on a device: z, v, x, bits/dim and samples."""
+    """Returns {name: array} of what the small model computes on a device: z, v, x, bits/dim and samples."""
     import tensorflow as tf
 
     from tfdecouple.runs.opened_run import load_model
@@ -104,8 +100,11 @@ def compute_gradient(
     state, step = make_training(get_mirrored_strategy((device,)), tuple(settings), folder)
     step([images], 0)
     # After the first step, Adam's running means of gradients are the gradient times 1 - beta_1.
-    means = [variable.numpy().ravel() for _, variable in sorted(state.optimizer.means.items())]
-    return np.concatenate(means) / (1 - load_small_config().training.beta_1)
+    return _join(state.optimizer.means) / (1 - load_small_config().training.beta_1)
+
+
+def _join(variables: Mapping[str, Any]) -> np.ndarray:
+    return np.concatenate([variable.numpy().ravel() for _, variable in sorted(variables.items())])
 
 
 def measure_distances(numbers: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -135,17 +134,12 @@ def check_numbers(device: str, variant: Variant, distances: Mapping[str, float])
     bounds = dict.fromkeys(distances, BOUND) | {"gradient": variant.gradient}
     wrong = [name for name, value in distances.items() if not value <= bounds[name]]
     message = f"off the bundled numbers by: {listed}" + (f"; too far: {', '.join(wrong)}" if wrong else "")
-    advice = (
-        f"do not train here with {' '.join(variant.settings)}"
-        if variant.settings
-        else f"{device} does not compute in full float32: look for variables that lower the precision (TF_*, "
-        "NVIDIA_*, XLA_FLAGS), for errors of its memory (nvidia-smi -q -d ECC), try another driver"
-    )
+    advice = f"do not train here with {' '.join(variant.settings)}"
+    if not variant.settings:
+        advice = f"{device} does not compute in full float32: look for variables that lower the precision (TF_*, "
+        advice += "NVIDIA_*, XLA_FLAGS), for errors of its memory (nvidia-smi -q -d ECC), try another driver"
     figures = {"device": device, "variant": variant.name, "off": dict(distances)}
     return Result(f"{device}, {variant.name}", not wrong, message, advice, figures)
-
-
-# --- the check "devices": do several devices together train as one device does? ---
 
 
 def compare_devices(task: Task) -> Iterator[Result]:
@@ -161,19 +155,15 @@ def compare_devices(task: Task) -> Iterator[Result]:
 
 
 def _train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Trains the small model on images `[steps, batch, ...]`; returns its weights before and after, as `[weights]`."""
     import tensorflow as tf
 
     state, step = make_training(strategy, [f"training.batch_size={images.shape[1]}", "training.warmup_steps=1"])
 
-    def read_weights() -> np.ndarray:
-        return np.concatenate([variable.numpy().ravel() for _, variable in sorted(state.trainable.items())])
-
-    start = read_weights()
+    start = _join(state.trainable)
     data = tf.data.Dataset.from_tensor_slices(images)
     for number, batch in enumerate(strategy.experimental_distribute_dataset(data)):
         step([batch], number)
-    return start, read_weights()
+    return start, _join(state.trainable)
 
 
 def check_weights(what: str, start: np.ndarray, alone: np.ndarray, together: np.ndarray) -> Result:
@@ -188,39 +178,18 @@ def check_weights(what: str, start: np.ndarray, alone: np.ndarray, together: np.
     return Result(what, off <= WEIGHTS_BOUND, message, advice, {"off": off, "bitwise": is_bitwise})
 
 
-# --- the check "exactness": is decode(encode(image)) equal to the image? ---
-
-
-def count_changed_subpixels(model: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns for each image how many subpixels (colour values) change by encoding and decoding, and the RMS of its v.
-
-    The arrays are int `[n]` and float `[n]`. The RMS, root mean square, is near 1 for images like the training images.
-    """
-    with warnings.catch_warnings():
-        # The model warns of images that it might not reconstruct exactly. Here changes are counted instead.
-        warnings.simplefilter("ignore", ExactnessWarning)
-        z, v = model.encode(images)
-    changed = (np.asarray(model.decode(z, v)) != images).reshape(len(images), -1).sum(1)
-    return changed, np.sqrt(np.square(np.asarray(v)).mean((1, 2, 3)))
-
-
 def make_extreme_images(image_shape: Shape, count: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Returns images that are hard to encode, such as checkerboards: {name: uint8 `[n, height, width, channels]`}."""
     height, width, channels = image_shape
     rng = np.random.default_rng(seed)
     odd = np.indices((height, width)).sum(0)[..., None] % 2
 
-    def make_boards(a: Any, b: Any) -> list[np.ndarray]:
-        return [np.where(odd == 0, a, b), np.where(odd == 0, b, a)]
-
-    kinds: dict[str, Any] = {"black, white": [0, 255], "checkerboard, black and white": make_boards(0, 255)}
+    pairs: dict[str, Any] = {"black and white": (0, 255), **(_COLOURS if channels == RGB_CHANNELS else {})}
+    boards = {name: [np.where(odd == 0, a, b), np.where(odd == 0, b, a)] for name, (a, b) in pairs.items()}
+    kinds: dict[str, Any] = {"black, white": [0, 255]}
     if channels == RGB_CHANNELS:
-        kinds |= {
-            "plain red, green, blue": [_RED, _GREEN, _BLUE],
-            "checkerboard, red and blue": make_boards(_RED, _BLUE),
-            "checkerboard, green and magenta": make_boards(_GREEN, _MAGENTA),
-            "checkerboard, cyan and yellow": make_boards(_CYAN, _YELLOW),
-        }
+        kinds["plain red, green, blue"] = 255 * np.eye(channels, dtype=int)
+    kinds |= {f"checkerboard, {name}": images for name, images in boards.items()}
     kinds["noise"] = rng.integers(0, 256, (count, *image_shape), dtype=np.uint8)
     kinds["noise of 0 and 255"] = 255 * rng.integers(0, 2, (count, *image_shape))
     if channels > 1:
@@ -239,14 +208,17 @@ def try_round_trips(task: Task) -> Iterator[Result]:
 
     photographs = load_photographs(64 if task.request.quick else PHOTOGRAPHS)
     kinds = {"photographs": photographs, **make_extreme_images(photographs.shape[1:], len(photographs))}
-    names = np.repeat(list(kinds), list(map(len, kinds.values())))
+    # All images are run as one batch, because TensorFlow would trace the model again for each batch size.
+    images, names = np.concatenate([*kinds.values()]), np.repeat([*kinds], [len(group) for group in kinds.values()])
     for device in dict.fromkeys(["CPU:0", *task.devices]):
-        with tf.device(device):
-            # All images are run as one batch, because TensorFlow would trace the model again for each batch size.
-            changed, _ = count_changed_subpixels(load_model(MODEL), np.concatenate(list(kinds.values())))
-        lost = {kind: int((changed[names == kind] > 0).sum()) for kind in kinds}
+        with tf.device(device), warnings.catch_warnings():
+            # The model warns of images that it might not reconstruct exactly. Here they are counted instead.
+            warnings.simplefilter("ignore", ExactnessWarning)
+            model = load_model(MODEL)
+            is_lost = (np.asarray(model.decode(*model.encode(images))) != images).any((1, 2, 3))
+        lost = {kind: int(is_lost[names == kind].sum()) for kind in kinds}
         listed = ", ".join(f"{count} of {len(kinds[kind])} {kind}" for kind, count in lost.items() if count)
-        message = f"lost: {listed}" if listed else f"all {len(changed)} images of {len(kinds)} kinds come back"
+        message = f"lost: {listed}" if listed else f"all {len(images)} images of {len(kinds)} kinds come back"
         advice = (
             f"{device} does not compute in full float32 or not the same way twice: look for variables that lower the "
             "precision, and decode nothing there until then"

@@ -41,8 +41,7 @@ def describe_machine() -> dict[str, Any]:
 
 def list_instruction_sets() -> list[str]:
     """Returns the processor's instruction sets that matter for speed, by Linux' names such as "avx2"."""
-    flags = read_cpuinfo("flags").split()
-    return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
+    return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in read_cpuinfo("flags").split()]
 
 
 def inspect_machine(task: Task) -> Iterator[Result]:
@@ -69,9 +68,8 @@ def inspect_machine(task: Task) -> Iterator[Result]:
 
 def find_used_devices(request: Request, results: list[Result]) -> tuple[str, ...]:
     """Returns the names of the devices to check, such as ("GPU:0",), from the `results` of `inspect_machine`."""
-    facts = next((result.figures for result in results if "devices" in result.figures), None)
-    if facts is None:
-        return ("CPU:0",)
+    none = {"devices": ["CPU:0"], "gpus": []}
+    facts = next((result.figures for result in results if "devices" in result.figures), none)
     return tuple(facts["devices"][: request.devices or (None if facts["gpus"] else 1)])
 
 
@@ -101,7 +99,6 @@ def check_machine(facts: dict[str, Any]) -> Iterator[Result]:
 
 
 def _read_driver() -> list[str]:
-    """Returns a line of text from nvidia-smi for each GPU: driver, name, memory ...; [] if nvidia-smi cannot be run."""
     fields = "driver_version,name,memory.total,memory.used,compute_cap,mig.mode.current"
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:

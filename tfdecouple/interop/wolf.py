@@ -143,11 +143,7 @@ def _load_torch_file(path: pathlib.Path) -> Any:
 
 
 def assign_weights(model: DecoupledModel, state: Arrays) -> None:
-    """Copies weights of wolf (the authors' code), {name: array}, into a model, and marks the model as initialised.
-
-    Raises:
-        WolfError: if an array is missing, superfluous or of the wrong shape; the message names the array.
-    """
+    """Copies wolf's weights, {name: array}, into a model; WolfError names a missing, superfluous or wrong array."""
     variables = model.named_variables()
     left = {name for name in state if not name.endswith(_DERIVED)}
     for theirs, ours, convert in match_weights(model):
@@ -169,15 +165,8 @@ def assign_weights(model: DecoupledModel, state: Arrays) -> None:
     assert not variables, f"weights without a source: {sorted(variables)}"
 
 
-# --- translation of the config of wolf, the authors' PyTorch code ---
-
-
 def translate_config(values: Mapping[str, Any], *, image_shape: Shape, n_bits: int = 8) -> ModelConfig:
-    """Returns the `ModelConfig` that corresponds to `values`, the JSON config of wolf (the authors' PyTorch code).
-
-    Raises:
-        WolfError: if wolf's model has a part that this project lacks, or a value is missing; the message names it.
-    """
+    """Returns the `ModelConfig` for wolf's JSON config `values`; WolfError for a missing value or an unknown part."""
     if image_shape[-1] != RGB_CHANNELS:
         raise WolfError(f"the number of channels is {image_shape[-1]}; models of the reference have {RGB_CHANNELS}")
     kind = _get_choice(values, "discriminator.type", ("gaussian", "base", "categorical"))
@@ -204,10 +193,7 @@ def translate_config(values: Mapping[str, Any], *, image_shape: Shape, n_bits: i
 
 
 def _translate_flow(values: Mapping[str, Any], name: str, inverse: bool) -> dict[str, Any]:
-    """Returns {option: value} of a flow, such as "steps", from section `name` of the config of wolf (authors' code).
-
-    WolfError is raised if the section's entry `inverse` differs from the argument `inverse`.
-    """
+    """Returns {option: value} of the flow in section `name` of wolf's config; WolfError for another `inverse`."""
     _get_choice(values, f"{name}.type", ("glow",))
     _require_values(values, name, activation="elu", coupling_type="conv", in_channels=3, normalize=None)
     _get_choice(values, f"{name}.inverse", (inverse,), True)
@@ -229,7 +215,6 @@ def _translate_flow(values: Mapping[str, Any], name: str, inverse: bool) -> dict
 
 
 def _translate_dequantizer(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns {option: value} for dequantisation from the config of wolf (authors' code); {} for uniform noise."""
     if _get_choice(values, "dequantizer.type", ("uniform", "flow")) == "uniform":
         return {}
     _get_choice(values, "dequantizer.encoder.type", ("local_resnet_bn",))
@@ -250,7 +235,6 @@ def _translate_dequantizer(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _translate_class_codes(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns {option: value} for a model with z a function of the label, from the config of wolf (authors' code)."""
     _require_values(values, "discriminator", activation="elu")
     return {
         "conditioning": "coupling",
@@ -276,7 +260,6 @@ def _get_class_probabilities(values: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 def _translate_encoder_and_prior(values: Mapping[str, Any], image_shape: Shape) -> dict[str, Any]:
-    """Returns {option: value} for encoder q(z|x) and prior p(z), from the config of wolf (the authors' code)."""
     dim = _get_latent_dim(values)
     _get_choice(values, "discriminator.encoder.type", ("global_resnet_bn",))
     _require_values(values, "discriminator.encoder", activation="elu", in_planes=3)
@@ -316,10 +299,7 @@ def _get_latent_dim(values: Mapping[str, Any]) -> int:
 
 
 def _get_value(values: Any, name: str, kind: type = object, default: Any = ...) -> Any:
-    """Returns the value at a dotted name, such as "generator.flow.alpha", in `values`, the config of the authors' code.
-
-    An absent value becomes `default`. WolfError is raised if there is no default, or if a value is not of type `kind`.
-    """
+    """Returns the value at a dotted name in wolf's config, or `default`; WolfError without one or for a wrong type."""
     for key in name.split("."):
         if not isinstance(values, Mapping) or key not in values:
             if default is not ...:
@@ -334,8 +314,6 @@ def _get_value(values: Any, name: str, kind: type = object, default: Any = ...) 
 
 
 def _get_whole_numbers(values: Any, name: str, default: Any = ...) -> tuple:
-    """Returns the list at a dotted name in the config of the authors' code as a tuple of int, or of tuples of int."""
-
     def make_tuple(value: Any, may_nest: bool) -> Any:
         if isinstance(value, list) and may_nest:
             return tuple(make_tuple(inner, False) for inner in value)
@@ -347,7 +325,6 @@ def _get_whole_numbers(values: Any, name: str, default: Any = ...) -> tuple:
 
 
 def _get_choice(values: Any, name: str, choices: tuple[Any, ...], default: Any = ...) -> Any:
-    """Returns the value at a dotted name in the config of the authors' code; WolfError unless it is in `choices`."""
     value = _get_value(values, name, default=default)
     if value not in choices:
         raise WolfError(f"{name} is {value!r}, which is not supported; supported: {', '.join(map(str, choices))}")
@@ -355,6 +332,5 @@ def _get_choice(values: Any, name: str, choices: tuple[Any, ...], default: Any =
 
 
 def _require_values(values: Any, section: str, **required: Any) -> None:
-    """Raises WolfError if a section of the authors' config has one of the options in `required` with another value."""
     for option, value in required.items():
         _get_choice(values, f"{section}.{option}", (value,), value)

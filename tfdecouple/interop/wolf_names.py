@@ -16,10 +16,7 @@ WeightMatch = tuple[str, str, Convert]
 
 
 def _convert_kernel(array: np.ndarray) -> np.ndarray:
-    """Returns Torch's kernel `[out, in, height, width]` as TensorFlow's kernel `[height, width, in, out]`.
-
-    The function also serves transposed convolutions: both libraries exchange in and out for their kernels.
-    """
+    """Returns Torch's kernel `[out, in, h, w]` as TensorFlow's `[h, w, in, out]`; also if transposed."""
     return array.transpose(2, 3, 1, 0)
 
 
@@ -109,7 +106,6 @@ def match_weights(model: DecoupledModel) -> Iterator[WeightMatch]:
 
 
 def _match_flow(root: str, ours: str, flow: Flow, weights: list[str]) -> Iterator[WeightMatch]:
-    """Yields a `WeightMatch` (two names, converter) for each weight of a flow; names begin with `root` and `ours`."""
     names = _IMAGE_WEIGHTS_WITH_MAP if flow.local else _IMAGE_WEIGHTS
     for level, stages in enumerate(flow.levels):
         block = f"{root}.blocks.{level}"
@@ -138,10 +134,7 @@ def _match_layer(
 
 
 def _match_blocks(root: str, ours: str, blocks: list[ResNetBlock], weights: list[str]) -> Iterator[WeightMatch]:
-    """Yields a `WeightMatch` (two names, converter) for each weight in the ResNet blocks of an encoder.
-
-    There are two blocks for each level from fine to coarse, then two transposed ones for each from coarse to fine.
-    """
+    """Yields a `WeightMatch` for each weight in an encoder's blocks: two a level, then two transposed ones."""
     levels = sum(not block.transposed for block in blocks) // 2
     for index, block in enumerate(blocks):
         level = 2 * levels - 1 - index // 2 if block.transposed else index // 2
@@ -152,7 +145,6 @@ def _match_blocks(root: str, ours: str, blocks: list[ResNetBlock], weights: list
 
 
 def _match_encoder(model: DecoupledModel, weights: list[str]) -> Iterator[WeightMatch]:
-    """Yields a `WeightMatch` (wolf's name, this project's name, converter) for each weight of a model's encoder."""
     root, encoder = "discriminator.encoder.net", model.encoder
     assert encoder is not None
     yield from _match_blocks(root, "encoder", encoder.blocks, weights)

@@ -314,7 +314,6 @@ class InvertibleLayer(BaseLayer):
         return Gradients(x, x_gradient, rest[0] if rest else None, weight_gradients)
 
     def _prepare_inputs(self, x: Any, condition: Any) -> tuple[tf.Tensor, Condition]:
-        """Casts x and condition to tensors of this layer's dtype, builds the layer if needed, and checks the shapes."""
         x = cast_to_tensor(x, self.compute_dtype)
         if condition is not None:
             condition = cast_to_tensor(condition, self.compute_dtype)
@@ -355,12 +354,10 @@ class InvertibleComposite(Nested, InvertibleLayer):
     execution: Execution | None = None
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Initialises all innermost layers, first to last, from a batch x; returns this layer's outputs for x."""
         return self.visit_layers(x, condition, lambda layer, *inputs: layer.initialize(*inputs))
 
     @full_float32()
     def visit_layers(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
-        """Runs this layer's forward direction, but calls `visit` for each innermost layer; returns the output."""
         x, condition = self._prepare_inputs(x, condition)
 
         def run_layers(layers: Sequence[InvertibleLayer], h: tf.Tensor, condition: Condition) -> Mapped:
@@ -377,10 +374,7 @@ class InvertibleComposite(Nested, InvertibleLayer):
         return self._bind_run(self.run_inverse, "_inverse", y, condition)()
 
     def _bind_run(self, run: Callable, method: str, x: tf.Tensor, condition: Condition) -> Callable[[], Any]:
-        """Returns a function without arguments that calls `run` (`run_forward` or `run_inverse`) on x and condition.
-
-        `method` is the name of the inner layers' method for the same direction, "_forward" or "_inverse".
-        """
+        """Returns a function that calls `run` on x and condition; `method` is the inner layers' method for it."""
         if self.execution is None:
             return functools.partial(run, x, condition, functools.partial(_run_layers, method))
         run = functools.partial(run, run_layers=functools.partial(self.execution.run_chain, method))
@@ -396,7 +390,6 @@ class InvertibleComposite(Nested, InvertibleLayer):
 
 
 def _run_layers(method: str, layers: Sequence[InvertibleLayer], h: tf.Tensor, condition: Condition) -> Mapped:
-    """Calls the method named `method` of each layer in turn; returns last output and sum of log-determinants."""
     log_dets = []
     for layer in layers:
         h, log_det = getattr(layer, method)(h, condition)
@@ -413,15 +406,12 @@ class InvertibleSequence(InvertibleComposite):
     sequence: list[InvertibleLayer]
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(layer, `x_shape`, `condition_shape`)] of this sequence's layers, which all keep the shape."""
         return [(layer, x_shape, condition_shape) for layer in self.sequence]
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Runs this sequence's layers, first to last, on x; returns the last output and the sum of log-determinants."""
         return run_layers(self.sequence, x, condition)
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Inverts this sequence's layers, last to first: returns the x that they map to y, and log |det dx/dy|."""
         return run_layers(self.sequence[::-1], y, condition)
 
     def _bind_run(self, run: Callable, method: str, x: tf.Tensor, condition: Condition) -> Callable[[], Any]:

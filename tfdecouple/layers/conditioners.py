@@ -109,11 +109,9 @@ class CouplingNet(StartsAtZero, BaseLayer):
         return self.output(self.read_tensors(), x, condition)
 
     def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple:
-        """Returns the shape of this coupling net's output, `(batch, ..., outputs)`, for Keras' `summary`."""
         return (*x_shape[:-1], self.outputs)
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns this coupling net's `Cost` for one image: multiply-adds, and counts of input and hidden values."""
         positions = math.prod(x_shape[1:-1])
         shapes = [weight.shape for weight in self.declare(x_shape, condition_shape).values()]
         adds = sum(math.prod(shape) * (positions if len(shape) == 4 else 1) for shape in shapes if len(shape) > 1)
@@ -134,7 +132,6 @@ class ConvNet(CouplingNet):
     _local = False
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight` (shape, initializer)} of three convolutions, and of FC(z) if conditional."""
         weights = {
             "first": Weight((3, 3, x_shape[-1], self.hidden), fan_in_uniform),
             "second": Weight((1, 1, self.hidden, self.hidden), fan_in_uniform),
@@ -148,7 +145,6 @@ class ConvNet(CouplingNet):
         return weights | weight_norm((3, 3, self.hidden, self.outputs))
 
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
-        """Returns this net's output, `[batch, height, width, outputs]`, for x `[batch, height, width, channels]`."""
         dtype = "bfloat16" if get_net_precision() == "bfloat16" else self.compute_dtype
         last, kernels = WeightNorm.from_weights(weights), [tf.cast(weights["first"], dtype)]
         kernels += [tf.cast(tf.squeeze(weights["second"], [0, 1]), dtype), last.direction, last.gain]
@@ -202,7 +198,6 @@ class MLP(CouplingNet):
     """The coupling net for vectors, in the prior over z (paper B.3): FC - ELU - FC - ELU - FC, without a condition."""
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight` (shape, initializer)} of the three dense layers of this MLP."""
         return {
             "first": Weight((x_shape[-1], self.hidden), fan_in_uniform),
             "first_bias": Weight((self.hidden,)),
@@ -212,7 +207,6 @@ class MLP(CouplingNet):
         }
 
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
-        """Returns this MLP's output, `[batch, outputs]`, for x `[batch, channels]`; `condition` is ignored."""
         last = WeightNorm.from_weights(weights)
         h = tf.nn.elu(multiply_in_full_precision(x, weights["first"]) + weights["first_bias"])
         h = tf.nn.elu(multiply_in_full_precision(h, weights["second"]) + weights["second_bias"])

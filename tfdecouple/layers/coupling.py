@@ -167,7 +167,6 @@ class Coupling(Nested, InvertibleLayer):
         self.net: Any = None
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(coupling net, shape of its input x_a, condition shape)]; the first call also creates the net."""
         unchanged, transformed = self.split.count_channels(x_shape[-1])
         self._outputs = TRANSFORMS[self.transform].parameters * transformed
         if self.net is None:
@@ -185,7 +184,6 @@ class Coupling(Nested, InvertibleLayer):
         return [(self.net, (*x_shape[:-1], unchanged), condition_shape)]
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns this coupling's `Cost` (multiply-adds, stored values) for one image, of its net and its transform."""
         _, transformed = self.split.count_channels(x_shape[-1])
         activations = math.prod(x_shape[1:-1]) * transformed * TRANSFORMS[self.transform].count_activations(self.alpha)
         return super().cost(x_shape, condition_shape).add_cost(Cost(activations=activations))
@@ -248,7 +246,6 @@ class Coupling(Nested, InvertibleLayer):
         return Gradients(x, x_gradient, rest[0] if rest else None, weight_gradients)
 
     def _make_bijector(self, raw: tf.Tensor) -> tfb.Bijector:
-        """Returns this coupling's bijector from x_b to y_b; its parameters are `raw`, the coupling net's output."""
         transform = TRANSFORMS[self.transform]
         if raw.shape[-1] != self._outputs:
             raise UserError(f"the conditioner of {self.name} gives {raw.shape[-1]} channels; it needs {self._outputs}")

@@ -36,7 +36,6 @@ class ActNorm(InvertibleLayer):
     """
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight` (shape, initializer)} of this actnorm's log-scale and bias, each `[channels]`."""
         initializer = functools.partial(keras.initializers.RandomNormal, stddev=0.05)
         return {"log_scale": Weight(x_shape[-1:], initializer), "bias": Weight(x_shape[-1:])}
 
@@ -53,7 +52,6 @@ class ActNorm(InvertibleLayer):
         return (x - mean) * tf.exp(log_scale)
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ChannelAffine:
-        """Returns the bijector y = exp(log_scale) * x + bias, with both parameters from the dict `weights`."""
         return ChannelAffine(weights["bias"], weights["log_scale"])
 
 
@@ -70,7 +68,6 @@ class InvertibleLinear(InvertibleLayer):
     """
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {"kernel": `Weight` (shape, initializer)} of this layer's matrix W, `[channels, channels]`."""
         return {"kernel": Weight((x_shape[-1], x_shape[-1]), keras.initializers.Orthogonal)}
 
     def compute_condition_number(self) -> tf.Tensor:
@@ -79,11 +76,9 @@ class InvertibleLinear(InvertibleLayer):
         return values[0] / values[-1]
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns this layer's `Cost` for one image: multiply-adds of W x, and count of values in the stored input."""
         return super().cost(x_shape, condition_shape).add_cost(Cost(math.prod(x_shape[1:]) * x_shape[-1]))
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ChannelMatrix:
-        """Returns the bijector y = W x, with the matrix W from the entry "kernel" of `weights`."""
         return ChannelMatrix(weights["kernel"])
 
 
@@ -112,16 +107,13 @@ class Squeeze(InvertibleLayer):
         BaseLayer.build(self, x_shape)
 
     def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple[tuple, tuple]:
-        """Returns the shapes of output, (batch, h, w, 4c), and log_det, (batch,), for an input (batch, 2h, 2w, c)."""
         batch, height, width, channels = x_shape
         return (batch, height // 2, width // 2, 4 * channels), (batch,)
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ClosedForm:
-        """Returns the squeeze as a bijector, `[..., 2h, 2w, c]` to `[..., h, w, 4c]`; both arguments are ignored."""
         return bijectors.Squeeze()
 
     def as_bijector(self, condition: Condition = None) -> ClosedForm:
-        """Returns the squeeze as a TFP bijector, `[..., 2h, 2w, c]` to `[..., h, w, 4c]`; `condition` is ignored."""
         return bijectors.Squeeze()
 
 
@@ -138,7 +130,6 @@ class Sigmoid(InvertibleLayer):
     recovers_input = False
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ClosedForm:
-        """Returns the bijector y = 1 / (1 + exp(-x)), which has no parameters."""
         return bijectors.Sigmoid()
 
 
@@ -156,7 +147,6 @@ class SinhArcsinh(InvertibleLayer):
     """
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight` (shape)} of skewness and log-tails, each `[channels]`; `bijector` bounds them."""
         return {"skewness": Weight(x_shape[-1:]), "tails": Weight(x_shape[-1:])}
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> tfb.Bijector:
@@ -186,7 +176,6 @@ class ConditionalWhitening(StartsAtZero, InvertibleLayer):
         self.condition_size = condition_size
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight` (shape, initializer)} of this layer's net from z to mean and log-scale."""
         return {
             "first": Weight((self.condition_size, self.hidden), fan_in_uniform),
             "first_bias": Weight((self.hidden,)),
@@ -200,7 +189,6 @@ class ConditionalWhitening(StartsAtZero, InvertibleLayer):
         return x
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ClosedForm:
-        """Returns the bijector v = (h - mu(z)) / sigma(z); z is `condition`; `weights` of the net give mu and sigma."""
         require_condition(self, self.condition_size, condition)
         h = tf.nn.elu(multiply_in_full_precision(condition, weights["first"]) + weights["first_bias"])
         last = WeightNorm.from_weights(weights)

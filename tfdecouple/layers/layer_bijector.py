@@ -62,7 +62,6 @@ class LayerBijector(tfb.Bijector):
         return self._run_layer_method(self._layer.inverse_and_log_det, y, condition)[1]
 
     def _run_layer_method(self, method: Callable, x: tf.Tensor, condition: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        """Calls `method` of the wrapped layer on x with any leading axes; the two results keep these axes."""
         condition = self._condition if condition is None else condition
         event_ndims, condition_ndims = self._layer._event_ndims, self._layer._condition_ndims
         batch, event = tf.shape(x)[:-event_ndims], x.shape[-event_ndims:]

@@ -95,18 +95,10 @@ class Metric:
         return bool(getattr(self.options, self.name))
 
     def prepare_inputs(self) -> None:
-        """Checks this metric's options and files; `evaluate` calls this before it computes any metric.
-
-        Raises:
-            UserError: if an option is wrong, or a file or a data set that the metric needs is missing.
-        """
+        """Checks options and files before any metric is computed; UserError if one is wrong or missing."""
 
     def compute(self, evaluation: Any) -> Result:
-        """Computes this metric; `evaluation`, a `cli.evaluate.Evaluation`, has the run, the images and the devices.
-
-        Raises:
-            UserError: if the metric cannot be computed for a reason that the user can change.
-        """
+        """Computes this metric of a `cli.evaluate.Evaluation`; UserError for a reason that the user can change."""
         raise NotImplementedError
 
 

@@ -36,11 +36,9 @@ class BitsPerDim(Metric):
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds the option --samples, the number of draws per image, to the argparse group of `evaluate`."""
         add_number(group, "--samples", 1, "draws per image for the ELBO, --latent-use and --outliers", 1)
 
     def is_requested(self) -> bool:
-        """Returns True, because `evaluate` always computes this metric."""
         return True
 
     def compute(self, evaluation: Any) -> Result:
@@ -57,12 +55,10 @@ class ImportanceWeighted(Metric):
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds the option --importance, the number of draws per image (0 for no such bound), to argparse's `group`."""
         text = "also the importance-weighted bound over N draws per image, a tighter one; 0 for none"
         add_number(group, "--importance", 0, text)
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the importance-weighted bound in bits/dim, its gain over the ELBO, and a count of effective draws."""
         bound, line = _evaluate_bound(evaluation, IMPORTANCE_WEIGHTED, self.options.importance)
         gain = f"    {bound.gain.to_text(4)} below the ELBO over the same draws"
         return Result(
@@ -71,7 +67,6 @@ class ImportanceWeighted(Metric):
 
 
 def _evaluate_bound(evaluation: Any, bound: str, k: int) -> tuple[Bound, str]:
-    """Returns the bound named `bound` for the images of --split, from `k` draws per image, and a line to print."""
     from tfdecouple.runtime.progress import Counter
 
     evaluator, draws = (
@@ -92,7 +87,6 @@ class OwnSize(Metric):
     help = "also bits/dim of the images at their own size, neither cropped nor resized (folders and photographs)"
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns each image's bits/dim at its own size, averaged over --samples draws, and the mean of all images."""
         from tfdecouple import randomness
         from tfdecouple.metrics.drawn_images import draw_uncropped_images
         from tfdecouple.runtime.progress import Counter
@@ -254,7 +248,6 @@ class BoundEvaluator:
         return Bound(bound, k, len(bits), mean, error, reconstruction, kl, dequantization, gain, effective_draws)
 
     def _gather_from_devices(self, values: Any) -> np.ndarray:
-        """Joins the parts of `values` that lie on several devices into one array, in the order of the batch."""
         return self._strategy.gather(values, axis=0).numpy()
 
     def _compute_elbo_terms(

@@ -56,13 +56,11 @@ class LinearProbe(Metric):
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds the flag --probe and the option --probe-images, the number of training images, to argparse's `group`."""
         super().add_options(group)
         text = "training images of --probe; 0 for as many as --images, or at most 10000, fewer where they are large"
         add_number(group, "--probe-images", 0, text)
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the classifiers' test accuracies, and a picture of the confusion matrix for z (without z: for v)."""
         from tfdecouple.visualization.plots import plot_confusion, render_figure
 
         options, source, model = self.options, evaluation.source, evaluation.opened.model
@@ -143,10 +141,7 @@ def _format_accuracy(result: dict[str, Any]) -> str:
 
 
 def _format_linear_classifiers(report: dict[str, Any]) -> list[str]:
-    """Returns the lines of a table of test accuracies, a row for each set of features, a column for each classifier.
-
-    `report` is the dict of values that `LinearProbe.compute` returns.
-    """
+    """Returns the lines of a table of test accuracies, a row for each set of features, a column for each classifier."""
     lines = [
         f"Test accuracy of linear classifiers, {report['classes']} classes (paper Table 4): "
         f"{report['train_images']:,} training, {report['test_images']:,} test images.",
@@ -174,7 +169,6 @@ class Classification(Metric):
     needs_plots = True
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the model's accuracy in classifying the images of --split, and a picture of the confusion matrix."""
         from tfdecouple.visualization.plots import plot_confusion, render_figure
 
         opened = evaluation.opened

@@ -155,16 +155,12 @@ def _subtract_centre(z: np.ndarray, centre: np.ndarray) -> np.ndarray:
 
 
 def _scale_normal(normal: np.ndarray, difference: np.ndarray) -> np.ndarray:
-    """Returns the vector `normal` as float32, with the length of the projection of `difference` onto `normal`."""
     square = normal @ normal
     return ((abs(normal @ difference) / square if square > 0 else 0.0) * normal).astype(np.float32)
 
 
 def _evaluate_scores(scores: np.ndarray, has: np.ndarray) -> dict[str, Any]:
-    """Returns a dict of accuracy, standard error and AUROC of a classifier of a label, by its scores on n images.
-
-    A score above 0 predicts the label; `has`, bool `[n]`, says which images have the label.
-    """
+    """Returns accuracy, its standard error and AUROC of a classifier that predicts the label if a score is above 0."""
     if has.all() or not has.any():
         return {"accuracy": None, "standard_error": None, "auroc": None}
     shares, sizes = (np.mean(scores[has] > 0), np.mean(scores[~has] <= 0)), (has.sum(), (~has).sum())

@@ -32,10 +32,7 @@ def draw_image_indices(source: Source, split: str, count: int, seed: int) -> np.
 def read_drawn_batches(
     source: Source, split: str, indices: np.ndarray, batch_size: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields batches of the images of a split with `indices`, in ascending order, and shows a progress bar.
-
-    A batch is a dict of "image" uint8 `[b, height, width, channels]`, "label" int32 `[b]` (-1 for none) and "index".
-    """
+    """Yields batches {"image": uint8, "label": int32, -1 for none, "index"} of the images with `indices`, ascending."""
     from tfdecouple.data import read_chosen_batches
 
     done = 0

@@ -46,12 +46,10 @@ class FrechetDistance(Metric):
 
     @property
     def split(self) -> str:
-        """The value of --frechet-split."""
         return str(self.options.frechet_split)
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds --frechet, --trust, --frechet-images, --frechet-split and --temperature to argparse's `group`."""
         text = "also the Frechet distance of samples by the features of a network, an ONNX or Keras file"
         group.add_argument("--frechet", metavar="EXTRACTOR", help=text)
         text = "accept a Keras file (.keras) as the extractor, which can run code: only where you know its source"
@@ -73,10 +71,7 @@ class FrechetDistance(Metric):
         )
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the Frechet distance of samples and its floor, in squared units of features, and warnings.
-
-        A warning says that images are too few for a meaningful distance.
-        """
+        """Returns the Frechet distance of samples and its floor, in squared units of features, and warnings."""
         options, model, source = self.options, evaluation.opened.model, evaluation.source
         extractor = open_feature_extractor(options.frechet, model.config.image_shape, options.trust)
         samples, split = options.frechet_images, self.split
@@ -177,10 +172,7 @@ def compute_frechet_distance(a: Moments, b: Moments) -> float:
 def draw_model_samples(
     model: DecoupledModel, count: int, temperature: float, seed: int, batch_size: int
 ) -> Iterator[np.ndarray]:
-    """Yields uint8 batches of `count` samples in all, with v scaled by `temperature`.
-
-    The sample with index k depends only on k, on `seed`, on `temperature` and on the model.
-    """
+    """Yields uint8 batches of `count` samples; sample k depends only on k, `seed`, `temperature` and the model."""
     import tensorflow as tf
 
     from tfdecouple import randomness
@@ -269,7 +261,6 @@ def open_feature_extractor(path: pathlib.Path | str, image_shape: Shape, trust: 
 
 
 def _open_onnx_extractor(path: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], list[str], int]:
-    """Opens an ONNX file; returns a function from images to features, the inputs' dtypes, and the count of outputs."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -285,7 +276,6 @@ def _open_onnx_extractor(path: pathlib.Path) -> tuple[Callable[[np.ndarray], Any
 
 
 def _open_keras_extractor(path: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], list[str], int]:
-    """Opens a Keras file; returns a function from images to features, the inputs' dtypes, and the count of outputs."""
     import keras
 
     model = keras.saving.load_model(path, compile=False)

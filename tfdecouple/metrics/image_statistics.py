@@ -58,7 +58,6 @@ class ImageStatistics(Metric):
             )
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns a `Result`: the dict of `compute_image_statistics` for images of --split, and lines of a table."""
         options, source, opened = self.options, evaluation.source, evaluation.opened
         most = max(_VALUES // math.prod(opened.config.model.image_shape), LEAST)
         images = []
@@ -202,7 +201,6 @@ def compute_image_statistics(
 
 
 def _format_image_statistics(report: dict[str, Any]) -> list[str]:
-    """Returns the lines of the printed table of `report`, the result of `compute_image_statistics`."""
     lines = [
         f"statistics of images: R2 of a linear regression from {report['dimensions']} numbers at most, fitted on "
         f"{report['train_images']:,} training images, on {report['images']:,} images; and after a switch of z",
@@ -223,7 +221,6 @@ def _compute_luminance(images: np.ndarray) -> np.ndarray:
 
 
 def _bootstrap_errors(statistic: Callable[..., Any], *values: np.ndarray, seed: int) -> list[dict[str, float]]:
-    """Returns, as a list, {"mean": value, "standard_error": error} of each value that `statistic(*values)` returns."""
     import scipy.stats
 
     errors = scipy.stats.bootstrap(
@@ -266,10 +263,7 @@ def _regress_switch(switched: np.ndarray, of_z: np.ndarray, of_v: np.ndarray, se
     y, a, b = ((each - mean) / scale for each in (switched, of_z, of_v))
 
     def solve_normal_equations(*products: np.ndarray, axis: int = -1) -> np.ndarray:
-        """Returns p and q, `[2, ...]`, of the least-squares fit y = p a + q b.
-
-        `products` are five arrays, a * a, a * b, b * b, a * y and b * y of all images, which are summed along `axis`.
-        """
+        """Returns p and q, `[2, ...]`, of the fit y = p a + q b, from images' products: aa, ab, bb, ay and by."""
         aa, ab, bb, ay, by = (each.sum(axis) for each in products)
         determinant = np.maximum(aa * bb - ab**2, 1e-12)
         return np.stack([(bb * ay - ab * by) / determinant, (aa * by - ab * ay) / determinant])

@@ -36,7 +36,6 @@ class UseOfZ(Metric):
     needs_z = needs_posterior = True
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the values of `LatentUse` for the images of --split, averaged over --samples draws per image."""
         from tfdecouple.runtime.progress import Counter
 
         model, draws, seed = evaluation.opened.model, self.options.samples, self.options.seed
@@ -148,10 +147,7 @@ def compute_latent_use(
 
     @tf.function(autograph=False, reduce_retracing=True)
     def compute_terms(batch: dict[str, tf.Tensor], codes: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
-        """Returns `[batch, 3]`: -log p(x|z) + log q(u|x) for each of two codes z, and log p(z) of the first code.
-
-        `codes` are `[2, batch, d_z]`: the z of each image, and the z of another image.
-        """
+        """Returns `[batch, 3]`: -log p(x|z) + log q(u|x) for two `codes` `[2, batch, d_z]`, log p(z) of the first."""
         images, index, log_q = batch["image"], batch["index"], 0.0
         u = randomness.draw_u_noise(config.image_shape, seed, number, index, has_normal_noise)
         if has_normal_noise:
@@ -255,7 +251,6 @@ def compute_mutual_information(z: np.ndarray, mean: np.ndarray, stddev: np.ndarr
 
 
 def _compute_log_density(z: np.ndarray, mean: np.ndarray, stddev: np.ndarray) -> np.ndarray:
-    """Returns the log density, in nats, of each entry of `z` under a normal distribution with `mean` and `stddev`."""
     return -np.square((z - mean) / stddev) / 2 - np.log(stddev) - math.log(2 * math.pi) / 2
 
 

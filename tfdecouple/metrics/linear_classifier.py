@@ -27,7 +27,6 @@ _EXACT_PCA = 4096
 
 
 def _make_linear_svm() -> Any:
-    """Returns an unfitted linear SVM with squared hinge loss, which fits each class against the rest."""
     from sklearn.svm import LinearSVC
 
     return LinearSVC(dual=False, max_iter=MAX_ITERATIONS)
@@ -46,10 +45,7 @@ CLASSIFIERS: dict[str, Callable[[], Any]] = {
 
 
 def standardize_features(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Scales all arrays of features so that `train` has mean 0 and standard deviation 1, and returns the arrays.
-
-    The arrays are float32 `[n, features]` and changed in place. A feature that is constant over `train` becomes 0.
-    """
+    """Scales arrays in place so that `train` has mean 0 and deviation 1; a constant feature of `train` becomes 0."""
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler(copy=False).fit(train)
@@ -137,11 +133,7 @@ def fit_classifier(
 def read_labelled_images(
     model: DecoupledModel, source: Source, split: str, count: int, *, seed: int, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns at most `count` random images of a split, uint8 `[n, height, width, channels]`, and labels, int32 `[n]`.
-
-    Raises:
-        DataError: if an image has no label.
-    """
+    """Returns at most `count` random images, uint8 `[n, ...]`, and labels, int32 `[n]`; DataError without a label."""
     from tfdecouple.data.labels import require_labels
 
     images, labels = read_drawn_images(model, source, split, draw_image_indices(source, split, count, seed), batch_size)

@@ -45,7 +45,6 @@ class Outliers(Metric):
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds the option --outliers, a list of data sets and synthetic outliers ("noise"), to argparse's `group`."""
         text = (
             "also how well the model's scores separate outliers from the run's images: images of other data "
             f"({list_source_kinds()}), {', '.join(MADE[:-1])} or {MADE[-1]}"
@@ -73,7 +72,6 @@ class Outliers(Metric):
             source.open_split(options.split)
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns how well each score separates outliers from images of --split, all scores, and their histograms."""
         from tfdecouple.visualization.plots import COLOURS, plot_histograms, render_figure
 
         options, source, count = self.options, evaluation.source, evaluation.count
@@ -112,10 +110,7 @@ class Outliers(Metric):
         return Result(values, _format_separation(reports, options), render_figure(figure))
 
     def _read_outlier_batches(self, evaluation: Any, name: str) -> Iterator[Mapping[str, Any]]:
-        """Yields batches of the outliers `name`, such as "noise" or a data set, up to `evaluation.count` images.
-
-        A batch is a dict of "image", "index", "weight" (0 for padding) and, from a data set, "label".
-        """
+        """Yields at most `evaluation.count` outliers `name`, as dicts of "image", "index", "weight", maybe "label"."""
         from tfdecouple.data import make_evaluation_batches
 
         options, start = self.options, 0
@@ -203,11 +198,7 @@ class OutlierScorer:
 
 
 def _score_images(scorer: OutlierScorer, batches: Iterable[Mapping[str, Any]], name: str, total: int) -> Scores:
-    """Returns {score or "index" or "label": array `[n]`} of the n images of all batches; the label is -1 for none.
-
-    `name` names the images, and `total` is their count, for the progress bar and errors. Raises RunError if a score is
-    not finite.
-    """
+    """Returns {score, "index" or "label" (-1: none): array `[n]`}; RunError if a score is not finite."""
     from tfdecouple.runtime.progress import Counter
 
     rows: list[Scores] = []
@@ -241,7 +232,6 @@ def compute_auroc(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> 
 
 
 def _compute_separation(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Returns, `[2, ...]`, AUROC and the share of outliers below the threshold that lets 95 % of the inliers pass."""
     # The quantile is a little below `PASSING`, because rounding errors could otherwise let 96 instead of 95 % pass.
     threshold = np.quantile(inliers, PASSING - 1e-9, axis=axis, method="inverted_cdf", keepdims=True)
     return np.stack([compute_auroc(inliers, outliers, axis), (outliers <= threshold).mean(axis)])

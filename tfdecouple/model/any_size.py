@@ -130,10 +130,7 @@ def require_any_size(config: ModelConfig, name: str, array: Any) -> None:
 
 
 def count_images_at_once(config: ModelConfig, height: int, width: int) -> int:
-    """Returns how many images of this height and width the model encodes or decodes at once, at least 1.
-
-    Raises UserError if a single image needs more memory than is free.
-    """
+    """Returns how many images of this size the model processes at once; UserError if memory is too small for one."""
     needed, free = count_inference_bytes(config, height, width), read_free_memory()
     if needed > free:
         scale = (free / needed) ** 0.5

@@ -56,9 +56,6 @@ def make_training_config(options: dict[str, Any]) -> TrainingConfig:
     return parse_config(TrainingConfig, values, "training.")
 
 
-# --- metrics of the bound, and counts of skipped steps ---
-
-
 class BoundMetrics:
     """The Keras metrics of the evidence lower bound, means over images since the last reset; counts of skipped steps.
 
@@ -123,7 +120,6 @@ class SkippedSteps(keras.callbacks.Callback):
         self._bound_metrics, self._every, self._steps = metrics, training.max_skipped_steps, 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Resets the count of the steps skipped in this epoch to 0."""
         self._bound_metrics.not_applied.assign(0)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -149,9 +145,6 @@ class SkippedSteps(keras.callbacks.Callback):
                 "them. A smaller learning rate, a warm-up or clipping may help (docs/divergence.md); compile before "
                 "you fit again"
             )
-
-
-# --- images from the user ---
 
 
 def unpack_images(data: Any) -> tuple[Any, Any]:
@@ -180,10 +173,7 @@ def is_read_by_batches(x: Any) -> bool:
 
 
 def check_images(x: Any, y: Any, config: ModelConfig) -> None:
-    """Raises DataError if images x or labels y do not fit the model; warns if a model without labels gets labels.
-
-    x and y are arguments of `fit`. The batches of generators are checked later, in each step.
-    """
+    """Raises DataError if arguments x or y of `fit` do not fit the model; generators are checked in each step."""
     if isinstance(x, tf.data.Dataset):
         images, labels = unpack_images(x.element_spec)
         require_images(images, config.image_shape)
@@ -244,9 +234,6 @@ def wrap_generator(x: Any) -> Any:
     if not isinstance(x, types.GeneratorType):
         return x
     return (batch if isinstance(batch, tuple) else (batch,) for batch in x)
-
-
-# --- steps of `fit`, `evaluate` and `predict` on a batch ---
 
 
 def train_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
@@ -316,7 +303,6 @@ def list_moving_statistics(model: Networks) -> list[keras.Variable]:
 
 
 def _read_batch(model: Networks, data: Any) -> tuple[tf.Tensor, Any]:
-    """Checks a batch from Keras; returns (images, labels), where labels are None for a model without labels."""
     images, labels = unpack_images(data)
     images = tf.convert_to_tensor(images)
     require_images(images, model.config.image_shape)

@@ -197,10 +197,7 @@ class Networks(KeepsWeights, keras.Model):
         return self.code_net.compute_codes()
 
     def named_variables(self) -> dict[str, keras.Variable]:
-        """Returns {path: variable} of all weights, with paths such as `flow/level_0_part_0_step_0/actnorm_1/bias`.
-
-        The paths depend only on the config; checkpoints and imports identify weights by path.
-        """
+        """Returns {path: variable} of all weights, such as `flow/level_0_part_0_step_0/actnorm_1/bias`."""
         return self._name_variables(self.variables)
 
     def parameter_count(self) -> dict[str, int]:
@@ -304,7 +301,6 @@ class Networks(KeepsWeights, keras.Model):
             raise UserError("this model knows no labels (model.classes is 0)")
 
     def _visit_flows(self, x: tf.Tensor, z: tf.Tensor | None, labels: tf.Tensor | None, visit: Visit) -> None:
-        """Runs prior flow on z and flow on x, but calls `visit(layer, input, condition)` for each innermost layer."""
         if z is not None and self.prior_flow is not None:
             shifted = z
             if self.prior_affine is not None:
@@ -336,10 +332,7 @@ class Networks(KeepsWeights, keras.Model):
     def export(
         self, filepath: Any, format: str = "tf_saved_model", *rest: Any, input_signature: Any = None, **options: Any
     ) -> Any:
-        """Exports `encode` as a SavedModel, as `keras.Model.export` does, and raises UserError for other formats.
-
-        The command `python -m export` exports all functions of the model, also as ONNX and LiteRT files.
-        """
+        """Exports `encode` as a SavedModel, as `keras.Model.export` does, and raises UserError for other formats."""
         if format != "tf_saved_model":
             raise UserError(
                 f"Keras' export to {format!r} lacks operations that this model needs; python -m export makes files "
@@ -385,10 +378,7 @@ class Networks(KeepsWeights, keras.Model):
         return self._make_prior([self.prior_affine.as_bijector(labels)], tf.shape(labels))
 
     def _make_prior(self, first: list[tfb.Bijector], batch: Any) -> tfd.Distribution:
-        """Returns the TFP distribution over z that the bijectors `first`, then the prior flow, map to N(0, I).
-
-        `batch` is the batch shape of the distribution.
-        """
+        """Returns the TFP distribution over z, of shape `batch`, that `first`, then the prior flow, map to N(0, I)."""
         base = tfd.Sample(tfd.Normal(tf.zeros(batch), 1.0), [self.config.latent_dim])
         flow = [] if self.prior_flow is None else [self.prior_flow.as_bijector()]
         # `tfb.Chain` applies the last bijector of its list first.
@@ -396,10 +386,7 @@ class Networks(KeepsWeights, keras.Model):
         return tfd.TransformedDistribution(base, tfb.Invert(tfb.Chain(maps)), name="prior") if maps else base
 
     def posterior(self, images: Any) -> tfd.Distribution:
-        """Returns q(z|x), a diagonal Gaussian of batch shape `[batch]` and event shape `[d_z]` (paper equation 5).
-
-        The images are uint8 `[batch, height, width, channels]`, of any height and width as for `encode`.
-        """
+        """Returns q(z|x), a diagonal Gaussian `[batch]` of event shape `[d_z]`, for uint8 images (paper equation 5)."""
         self._require_latent("a posterior over z", density=True)
         self.require_initialized()
         assert self.encoder is not None
@@ -482,7 +469,6 @@ class Networks(KeepsWeights, keras.Model):
     def _evaluate_bound_at_other_size(
         self, images: tf.Tensor, z_noise: tf.Tensor, u_noise: tf.Tensor, labels: Any, training: bool = False
     ) -> tuple[Elbo, Latents]:
-        """Returns the result of `elbo_and_latents` for images of another size than `config.image_shape`."""
         bins, encoder_bins = self._find_bins_of_any_size(images)
         elbo, latents = negative_elbo(
             self, bins, z_noise, u_noise, labels=labels, encoder_bins=encoder_bins, training=training
@@ -602,7 +588,6 @@ def run_in_parts(function: Callable[..., Any], count: int, *batches: tf.Tensor |
 
 
 def _walk_layers(layer: keras.layers.Layer, path: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
-    """Yields (path, layer) for `layer` itself, with the path "", and for all layers inside, outer layers first."""
     yield path, layer
     for child in layer._flatten_layers(include_self=False, recursive=False):
         yield from _walk_layers(child, f"{path}/{child.name}".lstrip("/"))

@@ -111,17 +111,13 @@ def dequantize(
 
 
 def _evaluate_prior(networks: Any, z: tf.Tensor, labels: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the prior flow's output for z, `[batch, d_z]`, and log p(z), or log p(z, y) for a label y, `[batch]`."""
     if networks.prior_affine is not None:
         return select_prior_by_label(*evaluate_class_priors(networks, z), labels)
     return _evaluate_flow_prior(networks, z)
 
 
 def evaluate_class_priors(networks: Any, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Evaluates p(z, y) for z `[batch, d_z]` and every label y; returns the prior flow's outputs and log p(z, y).
-
-    The outputs are `[batch, classes, d_z]`, standard normal under the model, and log p(z, y) is `[batch, classes]`.
-    """
+    """Returns the prior flow's outputs, `[batch, classes, d_z]`, and log p(z, y), `[batch, classes]`."""
     shifted, log_det = networks.prior_affine(z)
     classes, latent_dim = shifted.shape[1:]
     noise, log_prob = _evaluate_flow_prior(networks, tf.reshape(shifted, [-1, latent_dim]))

@@ -101,10 +101,7 @@ def score_typicality(parts: Sequence[tf.Tensor]) -> tf.Tensor:
 
 
 def compute_chi_moments(dimensions: int) -> tuple[float, float]:
-    """Returns mean and standard deviation of the length of a standard normal vector of 12 or more dimensions.
-
-    Stirling's series gives the variance, because in many dimensions `dimensions` - mean^2 would be inexact.
-    """
+    """Returns mean and deviation of a normal vector's length by Stirling's series, for 12 dimensions or more."""
     variance = 0.5 - 1 / (8 * dimensions) - 1 / (16 * dimensions**2) + 5 / (128 * dimensions**3)
     return math.sqrt(dimensions - variance), math.sqrt(variance)
 

@@ -44,10 +44,7 @@ def warn_of_far_images(v: tf.Tensor) -> None:
 
 
 def require_finite(what: str, *arrays: tf.Tensor) -> None:
-    """Raises InversionError if one of `arrays`, each `[batch, ...]`, contains NaN or infinity.
-
-    The message begins with the text `what` and names the images by index.
-    """
+    """Raises InversionError, which begins with `what` and names images, if an array has NaN or infinity."""
     finite = np.ones(arrays[0].shape[0], bool)
     for array in arrays:
         finite &= np.isfinite(np.asarray(array)).all(tuple(range(1, len(array.shape))))

@@ -1,7 +1,4 @@
-"""Functions that compute a model's weight shapes, multiply-adds and memory from its config, without building the model.
-
-`benchmarks/scaling.py` compares the calculated bytes with the measured memory of processes.
-"""
+"""Functions that compute a model's weight shapes and memory from its config, without building the model."""
 
 from __future__ import annotations
 
@@ -9,27 +6,21 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from tfdecouple.config import ModelConfig
 from tfdecouple.config.shapes import StagePlan, name_flow_steps
 from tfdecouple.errors import ConfigError
 from tfdecouple.runtime.devices import format_bytes, read_total_memory
 
-if TYPE_CHECKING:
-    from tfdecouple.layers.base import Cost
-
 Shape = tuple[int, ...]
 
-# Bytes of one value in each precision.
-FLOAT32, BFLOAT16 = 4, 2
+# Bytes of one value.
+FLOAT32 = 4
 
-# A backward pass by inversion holds this many feature maps of the size of a layer's input at once: values and gradients
-# of the layer, and of the halves of a coupling.
-_INVERSION_MAPS = 8
 # Outside the flow this many arrays of the image's size are in memory: pixels, noise, x, v, and a gradient for each.
-_IMAGE_MAPS = 8
+IMAGE_MAPS = 8
 # A pass without gradients holds this many hidden maps of a coupling net, and this many maps of a stage, at once.
 _HIDDEN_MAPS, _STAGE_MAPS = 3, 8
 
@@ -60,7 +51,7 @@ def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
 
 
 @functools.lru_cache(maxsize=8)
-def _make_smallest_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
+def make_smallest_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
     """Returns the networks of `make_networks` with one flow step per stage: a stage's steps have equal shapes."""
 
     def reduce(steps: tuple) -> tuple:
@@ -82,7 +73,7 @@ def compute_weight_shapes(config: ModelConfig) -> dict[str, Shape]:
         for stage in itertools.chain(*levels):
             repeated[f"{flow}/{stage.step_names[0]}"] = [f"{flow}/{name}" for name in stage.step_names]
     shapes: dict[str, Shape] = {"initialized": ()}
-    for name, (network, x_shape) in _make_smallest_networks(config).items():
+    for name, (network, x_shape) in make_smallest_networks(config).items():
         for path, shape in network.compute_weight_shapes(x_shape).items():
             parts = f"{name}/{path}".split("/")
             end = 3 if name == "dequantizer" else 2
@@ -115,10 +106,9 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
 
 
 def _count_widest_map(config: ModelConfig) -> int:
-    """Returns how many values the largest feature map of a model has for a single image."""
     sizes = [math.prod(config.image_shape)]
-    sizes += [stage.positions * stage.hidden for stage in _list_stages(config)]
-    for encoder, shape in _list_encoders(config):
+    sizes += [stage.positions * stage.hidden for stage in list_stages(config)]
+    for encoder, shape in list_encoders(config):
         for block in encoder.blocks:
             shape = block.compute_output_shape(shape)
             sizes.append(math.prod(shape[1:]))
@@ -126,10 +116,7 @@ def _count_widest_map(config: ModelConfig) -> int:
 
 
 def require_memory(config: ModelConfig) -> None:
-    """Raises ConfigError if the weights, or the largest map of one image, need more memory than this machine has.
-
-    The check creates no weight. The message names the option of the config with the largest value.
-    """
+    """Raises ConfigError, which names an option, if weights or the largest map of an image exceed the memory."""
     memory = read_total_memory()
     counts = count_parameters(config)
     weights, image = counts["total"] * FLOAT32, _count_widest_map(config) * FLOAT32
@@ -150,85 +137,28 @@ def require_memory(config: ModelConfig) -> None:
     )
 
 
-def count_multiply_adds(config: ModelConfig) -> int:
-    """Returns the multiply-adds for one image in encoder, flow and dequantizer (if there is one), without the prior."""
-    in_flows = sum(cost.multiply_adds for cost in _compute_flow_costs(config))
-    return in_flows + sum(encoder.cost(x_shape).multiply_adds for encoder, x_shape in _list_encoders(config))
-
-
-def count_activation_bytes(config: ModelConfig, *, memory: str = "keep", precision: str = "float32") -> int:
-    """Returns the bytes of activations in a training step, for each image of a micro-batch.
-
-    The backward pass needs the inputs of layers, for the gradients of kernels, and the activations of the transforms.
-    (The gradient of an ELU needs the ELU's output, which the next convolution stores anyway.) With "recompute" the
-    hidden maps of one coupling net at a time are in memory, in the worst case those of the largest net. With "invert"
-    the input and the output of each stage are stored, and one layer at a time holds values and gradients.
-
-    Args:
-        config: the architecture.
-        memory: how activations reach the backward pass, a value of `training.memory`: "keep", "recompute" or "invert".
-        precision: precision of the coupling nets, a value of `training.precision`.
-    """
-    net_bytes = BFLOAT16 if precision == "mixed_bfloat16" else FLOAT32
-    stages = _list_stages(config)
-    if memory == "invert":
-        stored = sum(2 * FLOAT32 * stage.positions * stage.channels for stage in stages)
-    else:
-        stored = sum(count_stored_bytes(cost, net_bytes, memory) for cost in _compute_flow_costs(config))
-    stored += FLOAT32 * sum(encoder.cost(x_shape).activations for encoder, x_shape in _list_encoders(config))
-    # A coupling net's backward pass holds three gradients of hidden maps and, except with "keep", two recomputed maps.
-    hidden = net_bytes * (3 if memory == "keep" else 5)
-    inverted = FLOAT32 * (_INVERSION_MAPS if memory == "invert" else 0)
-    working = max(stage.positions * (hidden * stage.hidden + inverted * stage.channels) for stage in stages)
-    return stored + working + FLOAT32 * _IMAGE_MAPS * math.prod(config.image_shape)
-
-
 def count_inference_bytes(config: ModelConfig, height: int, width: int) -> int:
-    """Returns the bytes, besides the weights, that `encode`, `decode` or `elbo` needs at most for one image.
-
-    The image has this `height` and `width`, in pixels.
-    """
+    """Returns the bytes, besides weights, that `encode`, `decode` or `elbo` needs for an image of this size."""
     own_height, own_width, channels = config.image_shape
     # Values are counted for an image of the config's size; the result is scaled by the ratio of the pixel counts.
-    stages = _list_stages(config)
+    stages = list_stages(config)
     widest = [stage.positions * (_HIDDEN_MAPS * stage.hidden + _STAGE_MAPS * stage.channels) for stage in stages]
     if config.has_dequantizer:
-        encoder, x_shape = _list_encoders(config)[-1]
+        encoder, x_shape = list_encoders(config)[-1]
         blocks = encoder.children(x_shape)
         widest += [_HIDDEN_MAPS * math.prod(block.compute_output_shape(shape)[1:]) for block, shape, _ in blocks]
-    numbers = max(widest) + _IMAGE_MAPS * own_height * own_width * channels
+    numbers = max(widest) + IMAGE_MAPS * own_height * own_width * channels
     return FLOAT32 * numbers * height * width // (own_height * own_width)
 
 
-def count_stored_bytes(cost: Cost, net_bytes: int, memory: str) -> int:
-    """Returns how many bytes for each image a layer with this `Cost` stores for the backward pass, in mode `memory`.
-
-    `memory` is "keep" or "recompute"; values in the coupling nets have `net_bytes` bytes.
-    """
-    hidden_maps = 2 * cost.hidden_map if memory == "keep" else 0
-    return FLOAT32 * cost.activations + net_bytes * (cost.net_inputs + hidden_maps)
-
-
-def _compute_flow_costs(config: ModelConfig) -> Iterator[Cost]:
-    """Yields the `Cost` of each flow step and each `FactorOut` layer, in the model's and the dequantizer's flow."""
-    networks = _make_smallest_networks(config)
-    flows = [networks["flow"][0]] + ([networks["dequantizer"][0].flow] if config.has_dequantizer else [])
-    stages = ((flow, stage) for flow in flows for stage in flow.stages)
-    for (flow, stage), plan in zip(stages, _list_stages(config), strict=True):
-        inputs = (None, plan.height, plan.width, plan.channels), flow.compute_condition_shape(plan)
-        yield from [stage.steps[0].cost(*inputs)] * plan.steps
-        if stage.factor_out is not None:
-            yield stage.factor_out.cost(*inputs)
-
-
-def _list_stages(config: ModelConfig) -> list[StagePlan]:
+def list_stages(config: ModelConfig) -> list[StagePlan]:
     """Returns the `StagePlan` of each stage in the model's flow, then of each stage in the dequantizer's flow."""
     return list(itertools.chain(*config.levels, *config.dequantization_levels))
 
 
-def _list_encoders(config: ModelConfig) -> list[tuple[Any, tuple]]:
+def list_encoders(config: ModelConfig) -> list[tuple[Any, tuple]]:
     """Returns [(unbuilt encoder, input shape)]: the encoder of z and the dequantizer's, if the model has them."""
-    networks = _make_smallest_networks(config)
+    networks = make_smallest_networks(config)
     found = [networks["encoder"]] if config.has_encoder else []
     if config.has_dequantizer:
         dequantizer, x_shape = networks["dequantizer"]

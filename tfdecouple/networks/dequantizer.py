@@ -38,7 +38,6 @@ class DequantizingFlow(Flow):
         self.sigmoid = Sigmoid(name="sigmoid", dtype=self.dtype_policy)
 
     def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(layer, input shape, condition shape)] of this flow's direct sub-layers."""
         return [*super().children(), (self.sigmoid, (None, *self.config.image_shape), None)]
 
     def _make_levels(self) -> tuple[tuple[Stage, ...], ...]:
@@ -75,7 +74,6 @@ class DequantizingFlow(Flow):
         return u, log_det + change
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the noise x that this flow maps to y = u, and log |det dx/du|, `[batch]`."""
         y, change = run_layers([self.sigmoid], y, None)
         x, log_det = super().run_inverse(y, condition, run_layers)
         return x, log_det + change
@@ -96,22 +94,16 @@ class Dequantizer(Nested, BaseLayer):
         self.flow = DequantizingFlow(self.config, name="flow")
 
     def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(layer, image shape, None)] of the dequantizer's two direct sub-layers, encoder and flow."""
         image = (None, *self.config.image_shape)
         return [(self.encoder, image, None), (self.flow, image, None)]
 
     def build(self, x_shape: Any = None) -> None:  # type: ignore[override]
-        """Creates the weights of the dequantizer's encoder and flow for images of the config's size."""
         super().build(x_shape)
 
     def compute_output_shape(self, x_shape: Any, noise_shape: Any = None) -> tuple[tuple, tuple]:
-        """Returns the shape of u, which is the shape of the images, and the shape `(batch,)` of the log-determinant."""
         return tuple(x_shape), tuple(x_shape)[:1]
 
     def call(self, x: tf.Tensor, noise: tf.Tensor, training: bool = False) -> Mapped:
-        """Returns u in (0, 1) for images x in [-1, 1) and standard normal noise, and log |det du/dnoise|, `[batch]`.
-
-        In training the encoder normalises by the statistics of the batch and updates its moving statistics.
-        """
+        """Returns u in (0, 1) for images x in [-1, 1) and standard normal noise, and log |det du/dnoise|, `[batch]`."""
         local = self.encoder(x, training=True) if training else self.encoder.run_inference(x)
         return self.flow.forward_and_log_det(noise, local)

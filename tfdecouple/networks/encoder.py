@@ -47,7 +47,6 @@ class Convolution(BaseLayer):
         self.bias_fan_in = bias_fan_in
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight` (shape, initializer)} of this convolution's kernel and, if it has one, bias."""
         channels = (self.planes, x_shape[-1]) if self.transposed else (x_shape[-1], self.planes)
         weights = {"kernel": Weight((self.size, self.size, *channels), fan_in_uniform)}
         if self.bias_fan_in:
@@ -55,7 +54,6 @@ class Convolution(BaseLayer):
         return weights
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
-        """Returns the shape `(batch, height, width, planes)` of this convolution's output for an input of `x_shape`."""
         batch, height, width, _ = x_shape
         sides = (side * self.strides if self.transposed else side // self.strides for side in (height, width))
         return (batch, *sides, self.planes)
@@ -96,7 +94,6 @@ class BatchNorm(BaseLayer):
     epsilon = 1e-5
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight` (shape, initializer)} of scale, shift, moving mean, moving variance, `[channels]`."""
         shape = x_shape[-1:]
         return {
             "gamma": Weight(shape, "ones"),
@@ -106,7 +103,6 @@ class BatchNorm(BaseLayer):
         }
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
-        """Returns `x_shape`, because batch normalisation keeps the shape of its input."""
         return tuple(x_shape)
 
     def call(self, x: Batch, training: bool = False) -> Batch:
@@ -126,7 +122,6 @@ class BatchNorm(BaseLayer):
 
 
 def _batch_statistics(x: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns mean and biased variance `[channels]` over the images of all devices, which have equally many images."""
     shards = x if isinstance(x, list) else [x]
     images = sum(get_sizes(shard)[0] for shard in shards)
     count = multiply_sizes([images, *get_sizes(shards[0])[1:-1]], shards[0].dtype)
@@ -175,7 +170,6 @@ class ResNetBlock(Nested, BaseLayer):
         self.shortcut: list[BaseLayer] = []
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(layer, input shape, None: no condition)] of this block's convolutions and normalisations."""
         inner = self.compute_output_shape(x_shape)
         if not self.shortcut and (self.strides != 1 or x_shape[-1] != self.planes):
             name = "shortcut_convolution"
@@ -185,7 +179,6 @@ class ResNetBlock(Nested, BaseLayer):
         return [(*each, None) for each in zip(layers, (x_shape, inner, inner, inner, x_shape, inner), strict=False)]
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns this block's `Cost` for one image: multiply-adds, and values stored for the backward pass."""
         self.children(x_shape)
         *sides, channels = x_shape[1:]
         *out_sides, planes = self.compute_output_shape(x_shape)[1:]
@@ -201,7 +194,6 @@ class ResNetBlock(Nested, BaseLayer):
         return Cost(first + 9 * planes**2 * out, activations)
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
-        """Returns the shape of this block's output, `(batch, height, width, planes)`, for maps of shape `x_shape`."""
         return self.convolution_1.compute_output_shape(x_shape)
 
     @full_float32()
@@ -227,7 +219,6 @@ class _BlockNetwork(Nested, BaseLayer):
         ]
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(block, input shape, None as the condition's shape)] of this network's ResNet blocks."""
         children: list[tuple[BaseLayer, Any, Any]] = []
         for block in self.blocks:
             children.append((block, x_shape, None))
@@ -285,14 +276,12 @@ class Encoder(StartsAtZero, _BlockNetwork):
         self.top = Convolution(out_channels, 1, bias_fan_in=self.channels[-1], name="top")
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight` (shape, initializer)} of the encoder's last dense layer, for images of `x_shape`."""
         weights = weight_norm((math.prod(self.compute_map_shape(x_shape)[1:]), 2 * self.latent_dim))
         if self.colours:
             weights["colour_kernel"] = Weight((count_colour_numbers(x_shape[-1]), 2 * self.latent_dim))
         return weights
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(layer, input shape, None: no condition)] of the encoder's ResNet blocks and last convolution."""
         blocks = super().children(x_shape)
         block, shape, _ = blocks[-1]
         return [*blocks, (self.top, block.compute_output_shape(shape), None)]
@@ -302,7 +291,6 @@ class Encoder(StartsAtZero, _BlockNetwork):
         return (*self.children(x_shape)[-1][1][:-1], self.out_channels)
 
     def compute_output_shape(self, x_shape: Any) -> tuple[tuple, tuple]:
-        """Returns the shapes of mean and log-variance of z, each `(batch, latent_dim)`, for images of `x_shape`."""
         return ((x_shape[0], self.latent_dim),) * 2
 
     def carry_colours(self, mean: tf.Tensor, deviation: tf.Tensor) -> None:
@@ -319,12 +307,7 @@ class Encoder(StartsAtZero, _BlockNetwork):
 
     @full_float32()
     def call(self, x: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns mean and log-variance of z for images, each `[batch, d_z]`.
-
-        Args:
-            x: images, `[batch, height, width, channels]` in [-1, 1), without dequantization noise.
-            training: whether to normalise by the batch's statistics and to update the moving statistics.
-        """
+        """Returns mean and log-variance of z, each `[batch, d_z]`, for images x in [-1, 1) without noise."""
         h = join_shards(_elu(self.top.call(self._run_blocks(x, training))))
         h = tf.reshape(h, [-1, self.last.direction.shape[0]])
         h = tf.matmul(h, self.last.kernel()) + tf.convert_to_tensor(self.last.bias)
@@ -350,12 +333,8 @@ class LocalResNet(_BlockNetwork):
         self.map_channels = map_channels
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
-        """Returns the shape of this network's output, `(batch, height, width, map_channels)`."""
         return (*x_shape[:-1], self.map_channels)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Returns maps `[batch, height, width, map_channels]` for images x of the same size in [-1, 1).
-
-        In training, batch normalisation uses the batch's statistics and updates its moving statistics.
-        """
+        """Returns maps `[batch, height, width, map_channels]` for images x of the same size in [-1, 1)."""
         return join_shards(self._run_blocks(x, training))

@@ -82,7 +82,6 @@ class FactorOut(InvertibleComposite):
         self.actnorm = ActNorm(name="actnorm", dtype=self.dtype_policy)
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(layer, input shape, condition shape)] of this layer's 1x1 convolution, coupling and actnorm."""
         self._remaining = x_shape[-1] - self.dropped
         return [
             (self.mixing, x_shape, condition_shape),
@@ -91,14 +90,12 @@ class FactorOut(InvertibleComposite):
         ]
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Runs 1x1 convolution, coupling and actnorm on x with `run_layers`; returns output and log-determinant."""
         h, log_det = run_layers([self.mixing, self.coupling], x, condition)
         remaining, dropped = tf.split(h, [self._remaining, self.dropped], -1)
         dropped, change = run_layers([self.actnorm], dropped, None)
         return tf.concat([remaining, dropped], -1), log_det + change
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Inverts actnorm, coupling and 1x1 convolution with `run_layers`; returns x for y, and log |det dx/dy|."""
         remaining, dropped = tf.split(y, [self._remaining, self.dropped], -1)
         dropped, change = run_layers([self.actnorm], dropped, None)
         x, log_det = run_layers([self.coupling, self.mixing], tf.concat([remaining, dropped], -1), condition)
@@ -177,7 +174,6 @@ class Flow(InvertibleComposite):
         return (None, stage.height, stage.width, self.condition_size * stage.reduction**2)
 
     def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(layer, input shape, condition shape)] of the flow's direct sub-layers; `x_shape` is ignored."""
         image = (None, *self.config.image_shape)
         children: list[tuple[BaseLayer, Any, Any]] = []
         if self.colour_map is not None:
@@ -208,10 +204,6 @@ class Flow(InvertibleComposite):
         step_layers: Sequence[str],
         couplings: Mapping[str, Any],
     ) -> tuple[tuple[Stage, ...], ...]:
-        """Makes the stages of each level from the plans in `levels`; every coupling gets the arguments `couplings`.
-
-        Couplings in flow steps use `transform`, and couplings in `FactorOut` layers use `multiscale_transform`.
-        """
         dtype = self.dtype_policy
 
         def make_stage(plan: StagePlan) -> Stage:
@@ -297,7 +289,6 @@ class Flow(InvertibleComposite):
         return x, log_det + change
 
     def _enter_level(self, depth: int, h: tf.Tensor, condition: Condition) -> tuple[tf.Tensor, Condition]:
-        """Squeezes a level's input, and a condition that is a map, if the level begins with a squeeze; returns both."""
         if not (depth or self.is_squeezed_first):
             return h, condition
         if condition is not None and self.local:

@@ -75,7 +75,6 @@ class ClassCodes(_ClassLayer):
     """A net from the label to z: embedding - FC - ELU - FC - ELU - FC, as in the paper's code ("categorical" there)."""
 
     def declare(self, x_shape: Any = None, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight` (shape, initializer)} of the embedding of labels and of three dense layers."""
         size, hidden = self.latent_dim, _HIDDEN_FACTOR * self.latent_dim
         embedding = functools.partial(keras.initializers.RandomUniform, -_EMBEDDING_RANGE, _EMBEDDING_RANGE)
         after_size, after_hidden = (functools.partial(make_bias_initializer, fan_in) for fan_in in (size, hidden))
@@ -90,7 +89,6 @@ class ClassCodes(_ClassLayer):
         }
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
-        """Returns the shape of z, `(batch, d_z)`, for labels of shape `x_shape`, which is `(batch,)`."""
         return (*x_shape, self.latent_dim)
 
     @full_float32()
@@ -119,7 +117,6 @@ class ClassAffine(_ClassLayer):
         return dict.fromkeys(("log_scale", "shift"), Weight((self.classes, self.latent_dim)))
 
     def compute_output_shape(self, x_shape: Any) -> tuple[tuple, tuple]:
-        """Returns the shapes of this layer's output, `(batch, classes, d_z)`, and log-determinants, `(classes,)`."""
         return (x_shape[0], self.classes, self.latent_dim), (self.classes,)
 
     def reset_to_zero(self) -> None:

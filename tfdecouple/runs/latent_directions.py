@@ -74,7 +74,6 @@ class Directions:
     directions: tuple[Direction, ...]
 
     def __iter__(self) -> Iterator[Direction]:
-        """Yields all directions in z as `Direction`s, in the order in which they were found."""
         return iter(self.directions)
 
     def __len__(self) -> int:
@@ -82,7 +81,6 @@ class Directions:
         return len(self.directions)
 
     def __getitem__(self, name: str) -> Direction:
-        """Returns the first `Direction` with this name; raises UserError where there is none."""
         return self.find(name)
 
     @property

@@ -101,10 +101,7 @@ class Run:
     def encode_split(
         self, source: Source, split: str, indices: np.ndarray, title: str
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the means of q(z|x) of images in a split, float32 `[n, d_z]`, and the images' labels, int32 `[n]`.
-
-        `indices` are the positions of the images in the split, in ascending order. `title` labels the progress bar.
-        """
+        """Returns means of q(z|x), float32 `[n, d_z]`, and labels, int32 `[n]`; `indices` must ascend."""
         codes, labels, done = [], [], 0
         with Counter(title, len(indices)) as counter:
             for batch in read_chosen_batches(source, split, indices, batch_size=128):
@@ -114,10 +111,7 @@ class Run:
         return np.concatenate(codes), np.concatenate(labels)
 
     def directions(self) -> Directions | None:
-        """Returns the `Directions` in z from this run's directions.json; None if the run has no such file.
-
-        RunError is raised if the directions were found with other weights than the model now has.
-        """
+        """Returns the `Directions` in directions.json, None without it; RunError if they belong to other weights."""
         directions = Directions.read(self.folder, self.config.model.latent_dim)
         if directions is not None and directions.weights_sha256 != hash_weights(self.model):
             raise RunError(

@@ -58,11 +58,7 @@ def list_pretrained() -> tuple[str, ...]:
 
 
 def find_pretrained(name: str) -> pathlib.Path | None:
-    """Returns the folder of the weights `name`, bundled or downloaded from the Hugging Face Hub; None if unknown.
-
-    Raises:
-        UserError: where the Hub lacks the weights, files differ from the manifest, or the Hub's client is missing.
-    """
+    """Returns the folder of the weights `name`, bundled or from the Hub; None if unknown; UserError if unusable."""
     if name.startswith(HUB):
         return download_weights(name)
     return BUNDLED / name if name in list_pretrained() else None
@@ -201,7 +197,6 @@ def _download_file(
 def _stream_file(
     address: str, name: str, revision: str, snapshots: pathlib.Path, facts: FileDigest | None, deadline: float
 ) -> str:
-    """Does the work of `_download_file`, until `deadline` on the clock `time.monotonic`."""
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session
 
@@ -270,7 +265,6 @@ def upload_weights(folder: pathlib.Path, address: str, *, private: bool, message
 
 @contextlib.contextmanager
 def _convert_hub_errors(address: str) -> Iterator[None]:
-    """Returns a context that turns every error of the Hub's client into a RunError of one line with `address`."""
     try:
         yield
     except UserError:

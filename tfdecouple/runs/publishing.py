@@ -98,7 +98,6 @@ def publish(
 
 
 def _read_licence(run: str) -> str:
-    """Returns the licence in the model card (README.md) of a run; raises UserError if there is no card or licence."""
     card = find_run_folder(run) / CARD
     text = ""
     if card.is_file():
@@ -113,7 +112,6 @@ def _read_licence(run: str) -> str:
 def _write_published_files(
     opened: Run, folder: pathlib.Path, name: str, licence: str, address: str | None, data: str, rights: str
 ) -> None:
-    """Writes the run's best weights into `folder`, as a run folder with model card, manifest and no private paths."""
     config = opened.config
     directions = opened.directions() if config.model.has_latent else None
     # The published config must not contain private paths of this machine.
@@ -241,10 +239,7 @@ def make_weights_card(opened: Run, name: str, licence: str, summary: dict[str, A
 def make_model_card_head(
     name: str, shape: Shape, n_bits: int, latent_dim: int | None, facts: Mapping[str, str]
 ) -> list[str]:
-    """Returns the first lines of a model card, for published weights or an export: a description and a table.
-
-    `latent_dim` is None for a model without z. `facts` has the name and the value of each row of the table.
-    """
+    """Returns the first lines of a model card: a description and a table of `facts`; `latent_dim` is None without z."""
     images = describe_images(shape) + (f" in {2**n_bits} levels of each channel" if n_bits < 8 else "")
     return [
         f"# {name}",

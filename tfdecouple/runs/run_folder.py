@@ -157,10 +157,7 @@ def read_label_names(run: str | pathlib.Path, classes: int) -> tuple[str, ...]:
 
 
 def find_changed_label(run: str | pathlib.Path, classes: int, names: Sequence[str]) -> tuple[str, str] | None:
-    """Returns (name in the run, name in `names`) of the first label whose names differ; None if no names differ.
-
-    None is also returned for a run without labels.json, such as an imported one, because its labels have no names.
-    """
+    """Returns (name in the run, name in `names`) of the first differing label; None without any or labels.json."""
     if not (find_run_folder(run) / LABELS).is_file():
         return None
     pairs = zip(read_label_names(run, classes), names, strict=True)

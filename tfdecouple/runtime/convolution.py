@@ -100,7 +100,6 @@ def get_vector_size() -> int:
 
 
 def _choose_convolution(x: tf.Tensor, outputs: int) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Returns the fastest convolution, a function of maps shaped as x and a 3x3 kernel with `outputs` outputs."""
     if (neighbours := _count_packed_pixels(x, outputs)) > 1:
         return functools.partial(_convolve_packed, neighbours=neighbours)
     return functools.partial(tf.nn.conv2d, strides=1, padding="SAME")
@@ -135,7 +134,6 @@ def _fills_registers(x: tf.Tensor) -> bool:
 
 
 def _count_packed_pixels(x: tf.Tensor, outputs: int) -> int:
-    """Returns how many pixels of a row share a vector register in a convolution of x to `outputs` channels, or 1."""
     if not _fills_registers(x) or x.dtype == tf.bfloat16:
         return 1
     most = min(get_vector_size() // outputs, x.shape[2] // 2)
@@ -143,5 +141,4 @@ def _count_packed_pixels(x: tf.Tensor, outputs: int) -> int:
 
 
 def _compute_filled_share(channels: int) -> float:
-    """Returns the filled fraction, at most 1, of the vector registers that hold `channels` float32 numbers."""
     return channels / (-(-channels // get_vector_size()) * get_vector_size())

@@ -143,7 +143,6 @@ class Execution:
     def _run_for_inversion(
         self, layers: Sequence[Any], x: tf.Tensor, condition: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Runs layers one after another on x, as `run_chain`; the backward pass recovers their inputs by inversion."""
         weights = [read_layer_weights(layer) for layer in layers]
         probe, precision, compiled = _get_error_probe(), get_net_precision() or "float32", bool(get_jit_compile())
 
@@ -182,7 +181,6 @@ class Execution:
         y_gradient: tf.Tensor,
         log_det_gradient: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None, list[list[tf.Tensor | None]]]:
-        """Inverts a chain of layers from its output y; returns its input x, and the gradients for x, z and weights."""
         z_gradient = None if z is None else tf.zeros_like(z)
         weight_gradients: list[list[tf.Tensor | None]] = []
         for layer, own in zip(reversed(layers), reversed(weights), strict=True):
@@ -257,7 +255,6 @@ def _make_traced_function(run: Callable[..., Any], compiled: bool = False) -> An
 
 
 def _make_open_spec(x: tf.Tensor | None) -> tf.TensorSpec | None:
-    """Returns a `TensorSpec` with the rank, dtype and channels (last axis) of x, other sizes open; None for None."""
     if x is None:
         return None
     return tf.TensorSpec([None] * (len(x.shape) - 1) + [x.shape[-1] if len(x.shape) > 1 else None], x.dtype)
@@ -266,7 +263,6 @@ def _make_open_spec(x: tf.Tensor | None) -> tf.TensorSpec | None:
 def _run_with_weights(
     method: Callable[..., Any], variables: list[keras.Variable], weights: list[tf.Tensor], *inputs: tf.Tensor | None
 ) -> Any:
-    """Runs a layer's method on `inputs`, with `weights` as values of the layer's `variables`; returns the outputs."""
     with substitute_weights(zip(variables, weights, strict=True)):
         return method(*inputs)
 
@@ -279,11 +275,7 @@ def _describe_layer(layer: keras.layers.Layer) -> str:
 
 
 def _get_trace_settings() -> tuple[Any, ...]:
-    """Returns the current thread's settings on which a trace depends: precision, memory mode, whether XLA compiles."""
     return get_net_precision(), get_backward_mode(), is_traced_for_xla()
-
-
-# --- shards: the parts of a batch that CPU cores compute at the same time ---
 
 
 def count_shards() -> int:
@@ -369,15 +361,11 @@ def accept_shards(function: Callable[..., tf.Tensor]) -> Callable[..., Any]:
 
 
 def _split_batch(x: tf.Tensor | None, shards: int) -> list[Any]:
-    """Splits a batch into a list of `shards` parts, in the order of the images; None becomes a list of None."""
     if x is None or shards == 1:
         return [x] * shards
     count = get_sizes(x)[0]
     edges = [count * number // shards for number in range(shards + 1)]
     return [x[start:stop] for start, stop in itertools.pairwise(edges)]
-
-
-# --- activation memory: how activations reach the backward pass ---
 
 
 @contextlib.contextmanager
@@ -416,7 +404,6 @@ def get_backward_mode() -> str | None:
 
 
 def _get_error_probe() -> tf.Tensor | None:
-    """Returns the error probe (a scalar with the inversion error as gradient) of `backward_memory`, or None."""
     return getattr(_state, "backward", (None, None))[1]
 
 

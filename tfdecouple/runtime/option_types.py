@@ -11,10 +11,7 @@ from tfdecouple.errors import one_line
 
 
 def make_number_type(kind: type[int] | type[float], least: float = 0, most: float = 2**31 - 1) -> Callable[[str], Any]:
-    """Returns a function, for argparse's `type`, that converts an option's text to a number from `least` to `most`.
-
-    `kind` is int or float. The function raises ArgumentTypeError for text that is no number of this type and range.
-    """
+    """Returns a function for argparse's `type`: text to int or float in a range, or ArgumentTypeError."""
     numeral = "a whole number" if kind is int else "a finite number"
 
     def convert(text: str) -> Any:
@@ -34,10 +31,7 @@ def make_number_type(kind: type[int] | type[float], least: float = 0, most: floa
 def add_number(
     parser: Any, name: str, default: float | None, text: str, least: float = 0, most: float = 2**31 - 1
 ) -> None:
-    """Adds the option `name` to a parser; its value is a number from `least` to `most`.
-
-    The number is a float if `default` is a float, else an int. The help is `text`, then the default unless it is None.
-    """
+    """Adds an option for a number from `least` to `most`, a float if `default` is one; the help ends with `default`."""
     kind = make_number_type(float if isinstance(default, float) else int, least, most)
     help_text = text if default is None else f"{text} (default {default:g})"
     metavar = "X" if isinstance(default, float) else "N"

@@ -114,7 +114,6 @@ def _keep_memory() -> None:
 
 @contextlib.contextmanager
 def _hide_packages(*names: str) -> Iterator[None]:
-    """A context in which imports of the packages `names` fail, unless a package has been imported before."""
     hidden = [name for name in names if name not in sys.modules]
     # Python raises ImportError for a module whose entry in `sys.modules` is None.
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
@@ -240,7 +239,6 @@ def _print_interruption(*saved: object) -> int:
 
 
 def _print_error(text: str, status: int) -> int:
-    """Prints an error to standard error as one line, with unprintable characters escaped; returns `status`."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

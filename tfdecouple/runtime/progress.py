@@ -150,10 +150,7 @@ class TrainingProgress:
         self._metrics = f"{bits_per_dim:.3f} bits/dim, {images_per_second:.{digits}f} images/s"
 
     def show_note(self, text: str, at_once: bool = False) -> None:
-        """Shows a note on what the training does between steps, such as an evaluation.
-
-        Without a terminal, the note is printed only if no line was printed for `INTERVAL` seconds, or if `at_once`.
-        """
+        """Shows a note on work between steps; without a terminal only `at_once`, or each `INTERVAL` seconds."""
         if self._bar is not None:
             with self._ignore_output_errors():
                 self._bar.set_description_str(text)

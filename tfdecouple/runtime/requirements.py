@@ -33,10 +33,7 @@ class MissingPackageError(UserError, ImportError):
 
 
 def require_packages(*modules: str, what: str) -> None:
-    """Raises MissingPackageError if an optional package is not installed; imports none of the packages.
-
-    `modules` are import names, and `what` is the subject of the message, such as "the export".
-    """
+    """Raises MissingPackageError, about `what`, unless all `modules` (import names) are installed; imports none."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
             raise MissingPackageError(describe_missing_package(module, what))
@@ -52,10 +49,7 @@ def describe_missing_package(module: str, what: str) -> str:
 
 
 def require_backend() -> None:
-    """Raises ConfigError unless the backend of Keras is TensorFlow.
-
-    The check does not import Keras, because that import raises ImportError if the package of the backend is missing.
-    """
+    """Raises ConfigError unless Keras' backend is TensorFlow, without importing Keras, which would fail first."""
     home = os.environ.get("KERAS_HOME")
     file = (pathlib.Path(home) if home else pathlib.Path("~", ".keras").expanduser()) / "keras.json"
     values = None

@@ -35,7 +35,6 @@ class StoredTensor(NamedTuple):
     shape: tuple[int, ...]
 
     def __str__(self) -> str:
-        """Returns a text such as "float32 of shape (2, 3)"."""
         return f"{self.dtype.name} of shape {self.shape}"
 
 
@@ -60,7 +59,6 @@ def read_index(prefix: str) -> dict[str, StoredTensor]:
 
 
 def _check_entry(key: str, entry: BundleEntryProto, files: list[int]) -> StoredTensor:
-    """Returns type and shape of a tensor; raises ValueError unless it fits into one of `files`, sizes in bytes."""
     shape, dtype = tuple(dimension.size for dimension in entry.shape.dim), _TYPES.get(entry.dtype)
     shard = entry.shard_id
     stored = files[shard] if 0 <= shard < len(files) else 0
@@ -84,7 +82,6 @@ def _check_entry(key: str, entry: BundleEntryProto, files: list[int]) -> StoredT
 
 
 def _read_table(content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yields (key, value) of a table in ascending order of the keys, the first of which is b"", that of the header."""
     if len(content) < 48 or content[-8:] != _MAGIC:
         raise ValueError("its index is no table")
     start, _ = _read_numbers(content, len(content) - 48, 4)

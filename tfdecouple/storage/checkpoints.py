@@ -113,10 +113,7 @@ class CheckpointFolder:
                 variable.assign(reader.get_tensor(key))
 
     def read_weight_shapes(self, kind: str, step: int) -> dict[str, tuple[int, ...]]:
-        """Returns the shapes of the model's weights in a checkpoint, a dict by name, without reading the weights.
-
-        DamagedCheckpointError is raised if the index cannot be read, or if the weights have more bytes than the files.
-        """
+        """Returns {name: shape} of a checkpoint's weights; DamagedCheckpointError if index or size is wrong."""
         prefix, group = self.checkpoint_path(kind, step), "model/"
         with _convert_read_errors(prefix):
             stored = read_index(prefix)
@@ -151,7 +148,6 @@ class DamagedCheckpointError(RunError):
 
 @contextlib.contextmanager
 def _convert_read_errors(prefix: str) -> Iterator[None]:
-    """Returns a context that turns errors while reading the checkpoint `prefix` into DamagedCheckpointError."""
     try:
         yield
     except (tf.errors.OpError, OSError, RuntimeError, LookupError, ValueError) as error:
@@ -159,12 +155,10 @@ def _convert_read_errors(prefix: str) -> Iterator[None]:
 
 
 def _make_key(group: str, name: str) -> str:
-    """Returns the key that TensorFlow gives the variable `name` of `group`, written by `write_checkpoint`."""
     return f"{group}/{name.replace('.', '..').replace('/', '.S')}{_KEY_SUFFIX}"
 
 
 def _make_checkpoint(groups: Mapping[str, Variables]) -> tf.train.Checkpoint:
-    """Returns a `tf.train.Checkpoint` of the variables in `groups`, a dict of dicts by group and name."""
     # Keras' variables are unwrapped, because `tf.train.Checkpoint` accepts TensorFlow's variables only.
     return tf.train.Checkpoint(
         **{

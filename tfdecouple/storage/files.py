@@ -46,10 +46,7 @@ def require_own_files(folder: pathlib.Path) -> None:
 
 
 def read_bytes(path: str | pathlib.Path, at_most: int) -> bytes:
-    """Returns the content of an untrusted file; OSError is raised if it cannot be read.
-
-    ValueError is raised if it is no regular file, or has more than `at_most` bytes.
-    """
+    """Returns an untrusted file's content; OSError, or ValueError if it is not regular or exceeds `at_most` bytes."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         # A pipe is refused, because reading it could wait without end.
@@ -169,10 +166,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def write_json(path: pathlib.Path, values: Any) -> None:
-    """Writes values to a file as indented JSON, completely or not at all; each list of numbers stands in one line.
-
-    NaN and infinities become null, because JSON has no such numbers.
-    """
+    """Writes indented JSON, completely or not at all, with a list of numbers in one line, and null for NaN."""
     indented = json.dumps(_replace_nan_by_none(values), indent=2, allow_nan=False)
     text = _NUMBER_LIST.sub(lambda match: f"[{' '.join(match[1].split())}]", indented)
     write_text(path, text + "\n")

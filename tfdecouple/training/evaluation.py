@@ -121,11 +121,7 @@ class EvaluationReports:
         return summary, lines
 
     def _count_shown_images(self, step: int) -> int:
-        """Returns how many validation or test images are encoded, decoded and drawn after `step` training steps.
-
-        The count is limited by `training.pictures`, by the images' size and by the count of training images up to
-        `step`, but is at least 4.
-        """
+        """Returns how many images are drawn: at most `training.pictures` and the images trained on, at least 4."""
         seen = step * self._config.training.batch_size
         most = min(self._config.training.pictures, count_shown_images(self._config.model.image_shape), seen)
         return max(most, _LEAST_RECONSTRUCTED)
@@ -133,7 +129,6 @@ class EvaluationReports:
     def _draw_pictures(
         self, step: int, images: np.ndarray, labels: np.ndarray | None
     ) -> tuple[str, dict[str, pathlib.Path]]:
-        """Saves pictures of `images` as PNG files; returns a text on exact reconstruction, and a dict of file paths."""
         if not self._config.training.pictures:
             return f"reconstruction: {self._describe_exactness(images, labels)}", {}
         prefix, folder = f"step-{step:09d}-", self._directory.path / "images"
@@ -148,7 +143,6 @@ class EvaluationReports:
         return f"reconstruction: {_describe_exact_count(exact, images)}", pictures
 
     def _describe_exactness(self, images: np.ndarray, labels: np.ndarray | None) -> str:
-        """Encodes and decodes `images`; returns a text on how many are reconstructed exactly, or on why it failed."""
         model = self._state.model
         try:
             quantized = np.asarray(model.quantize_images(images))
@@ -159,5 +153,4 @@ class EvaluationReports:
 
 
 def _describe_exact_count(exact: int, images: np.ndarray) -> str:
-    """Returns the text "N of M images identical to the last pixel"; N is `exact`, and M is the count of `images`."""
     return f"{exact} of {len(images)} images identical to the last pixel"

@@ -115,7 +115,6 @@ def train(
 
 
 def _open_source(config: Config, download: bool) -> Source:
-    """Returns the opened data set of a run; raises DataError if the count of its labels does not suit the model."""
     source = open_source(config.data, config.model.image_shape, download)
     require_label_count(source, config.model)
     return source
@@ -123,7 +122,6 @@ def _open_source(config: Config, download: bool) -> Source:
 
 @contextlib.contextmanager
 def _convert_resource_errors(path: pathlib.Path) -> Iterator[None]:
-    """Returns a context that turns OSError (a full disk) and out-of-memory errors into a RunError of one line."""
     try:
         yield
     except OSError as error:
@@ -196,7 +194,6 @@ class Trainer:
             return self._measure_test_images(stop)
 
     def _print_run_description(self, messages: list[str]) -> None:
-        """Prints which model, devices, run folder and images the training uses, then each text in `messages`."""
         sizes, count = self.source.sizes, self.strategy.num_replicas_in_sync
         kind = self.strategy.extended.worker_devices[0].rpartition("device:")[2].partition(":")[0]
         devices = f"{count} {kind}{'s' if count > 1 else ''}"
@@ -217,7 +214,6 @@ class Trainer:
             )
 
     def _initialize_weights(self) -> None:
-        """Sets the initial weights: loaded from the run `training.init_from`, or computed from training images."""
         run = self.training.init_from
         if run is None:
             count = min(self.training.init_images, self.source.sizes["train"])
@@ -240,7 +236,6 @@ class Trainer:
         self.state.optimizer.start_averages()
 
     def _broadcast_model(self) -> None:
-        """Copies the weights of the chief's model to the models of all other workers."""
         self.workers.broadcast_variables(self.state.group_checkpoint_variables()["model"].values())
 
     def _write_run_files(self) -> None:
@@ -315,8 +310,6 @@ class Trainer:
         return bool(stop.reason)
 
     def _load_training_batches(self) -> Iterator[Any]:
-        """Returns an endless iterator over micro-batches of images (and labels), beginning at the current step."""
-
         def load_examples(context: tf.distribute.InputContext) -> tf.data.Dataset:
             batches = make_training_batches(
                 self.source,
@@ -332,10 +325,7 @@ class Trainer:
         return iter(self.strategy.distribute_datasets_from_function(load_examples, make_device_input_options()))
 
     def _fetch_step_result(self, result: StepResult) -> StepResult:
-        """Waits for a step and returns its result as Python numbers; prints how many updates were skipped, if any.
-
-        DivergedError is raised if the updates of `training.max_skipped_steps` steps in a row were skipped.
-        """
+        """Waits for a step and returns its result as numbers; DivergedError after too many skipped updates."""
         fetched = result.fetch_numbers()
         self._write_run_files()
         step = int(self.state.step.numpy())
@@ -369,10 +359,7 @@ class Trainer:
         self.progress.set_metrics(row["bits_per_dim"], images_per_second)
 
     def _save_checkpoint(self, overwrite: bool = True) -> None:
-        """Writes a checkpoint of the current step; with `overwrite=False`, an existing checkpoint of the step stays.
-
-        DivergedError is raised if a weight is not finite, because a run could not continue from such a checkpoint.
-        """
+        """Writes a checkpoint of this step; DivergedError if a weight is not finite: no run could resume."""
         if not self.state.has_finite_weights():
             raise DivergedError(
                 f"training diverged: weights are not finite at step {self.step}, which is not saved; all weights of "
@@ -396,10 +383,7 @@ class Trainer:
             self._evaluate_validation(stop)
 
     def _evaluate_validation(self, stop: StopRequest) -> None:
-        """Computes and logs the bits/dim of validation images; saves the (averaged) weights if it is the lowest so far.
-
-        A signal ends the evaluation at once: the state was saved before, and the resumed run repeats the evaluation.
-        """
+        """Computes and logs the bits/dim of validation images; saves the weights if it is the lowest so far."""
         count = self._count_evaluated_images("validation", self.training.evaluation_images)
         where = (
             f"while the validation images were measured at step {self.step} of {self.training.steps}, saved; "
@@ -414,10 +398,7 @@ class Trainer:
         self.progress.print_line(message)
 
     def _measure_test_images(self, stop: StopRequest) -> dict[str, Any]:
-        """Evaluates the best weights on test images, writes summary.json and returns its content, a dict.
-
-        If `training.evaluation_samples` is 0, no test images are evaluated.
-        """
+        """Evaluates the best weights on test images, writes summary.json and returns its content, a dict."""
         training, count = self.training, self._count_evaluated_images("test")
         where = (
             f"while the test images were measured; all {self.step} steps and the best weights are saved, "
@@ -440,22 +421,15 @@ class Trainer:
             return summary
 
     def _stop_evaluation_at_once(self, stop: StopRequest, where: str) -> contextlib.AbstractContextManager[None]:
-        """Returns a context in which a signal raises InterruptedRunError at once; its message ends with `where`.
-
-        With several workers the context has no effect, because workers stop together, after a step.
-        """
+        """Returns a context in which a signal raises InterruptedRunError at once, except with several workers."""
         return contextlib.nullcontext() if self.workers.count > 1 else stop.stop_at_once(where)
 
     def _count_evaluated_images(self, split: str, limit: int = 0) -> int:
-        """Returns how many images of a split to evaluate: all, or at most `limit` if it is not 0.
-
-        A short run evaluates at most as many images as it was trained on, but at least 64 if the split has so many.
-        """
+        """Returns how many images to evaluate: at most `limit` (0: all) and the images trained on, but at least 64."""
         size = self.source.sizes[split]
         return min(size, limit or size, max(self.step * self.training.batch_size, _LEAST_EVALUATED))
 
     def _load_evaluation_batches(self, split: str, count: int) -> tf.data.Dataset:
-        """Returns a dataset of batches of a split's first `count` images; the devices get equal parts of a batch."""
         size = round_batch_size(self.training.evaluation_batch_size, count, self.strategy.num_replicas_in_sync)
         batches = make_evaluation_batches(self.source, split, batch_size=size, limit=count)
         return check_batch_labels(batches, self.source, self.config.model)

@@ -54,10 +54,7 @@ class MetricsLog:
         return damaged
 
     def write(self, kind: str, step: int, values: Mapping[str, Any], pictures: Mapping[str, pathlib.Path] = {}) -> None:
-        """Adds a row to the log: the training step, `kind` ("train", "validation" or "test"), and metrics by name.
-
-        Loggers such as TensorBoard also get `pictures`, the paths of PNG files by picture name.
-        """
+        """Adds a row: step, `kind` ("train", "validation", "test") and metrics; loggers also get `pictures`."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_format_log_row({"step": step, "kind": kind, **values}))
         self._call_loggers(lambda logger: logger.write(kind, step, values))
@@ -99,7 +96,6 @@ def read_metrics(path: pathlib.Path) -> Iterator[dict[str, Any]]:
 
 
 def _read_log_lines(path: pathlib.Path) -> Iterator[dict[str, Any] | None]:
-    """Yields each row of a log as a dict, and None for each damaged line except an incomplete last one."""
     with path.open("rb") as file:
         while line := file.readline(_MOST_LINE_BYTES):
             row = _parse_log_row(line)

@@ -157,7 +157,6 @@ class Optimizer:
             tf.raw_ops.ResourceApplyGradientDescent(var=average, alpha=1 - scalars.average_decay, delta=change)
 
     def _update_small(self, scalars: _UpdateScalars, gradients: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
-        """Updates all weights with few entries, and their moments; returns the new weights, one vector in a list."""
         weights = [self._weights[name] for name in self._small]
         before, change = flatten_and_join([_read_variable(weight.handle) for weight in weights]), self._changes.handle
         tf.raw_ops.AssignVariableOp(resource=change, value=before * -scalars.decay)
@@ -272,7 +271,6 @@ def orthogonalize(matrices: tf.Tensor) -> tf.Tensor:
 def _apply_adam(
     scalars: _UpdateScalars, gradient: tf.Tensor, weight: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor
 ) -> tf.Operation:
-    """Updates a weight and its moments (their resource handles) by Adam's rule; returns the operation that does it."""
     powers = {"beta1_power": scalars.beta_1_power, "beta2_power": scalars.beta_2_power}
     options = {"beta1": scalars.beta_1, "beta2": scalars.beta_2, "epsilon": scalars.epsilon, "lr": scalars.rate}
     return tf.raw_ops.ResourceApplyAdam(var=weight, m=mean, v=variance, grad=gradient, **powers, **options)
@@ -284,7 +282,6 @@ def _scale_gradient(gradient: tf.Tensor, scalars: _UpdateScalars) -> tf.Tensor:
 
 
 def _split_vector_like(vector: tf.Tensor, variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
-    """Splits a vector into consecutive tensors, one with the shape of each variable, in the order of `variables`."""
     parts = tf.split(vector, [math.prod(variable.shape) for variable in variables])
     return [tf.reshape(part, variable.shape) for part, variable in zip(parts, variables, strict=True)]
 

@@ -80,7 +80,6 @@ class RunDirectory:
             self._acquire_lock()
 
     def _holds_this_run(self) -> bool:
-        """Returns True if the run folder holds this run, False if it is new or empty; else raises RunError."""
         path = self.path
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             return False
@@ -115,7 +114,6 @@ class RunDirectory:
         return True
 
     def _acquire_lock(self) -> None:
-        """Locks the run folder, and makes it if it is missing; raises RunError if another program is training there."""
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire()
@@ -135,10 +133,7 @@ class RunDirectory:
             )
 
     def restore_newest_state(self, state: TrainingState) -> tuple[list[str], bool]:
-        """Loads the newest readable checkpoint into `state`; returns messages for the user, and whether it is new.
-
-        RunError is raised if the folder has checkpoints, but none of them can be read.
-        """
+        """Loads the newest checkpoint; returns messages, and if the run is new; RunError if none is readable."""
         self.checkpoints.remove_remains()
         for left in self.path.glob(TEMPORARY):
             left.unlink(missing_ok=True)
@@ -214,10 +209,7 @@ class RunDirectory:
         load_weights(run, state.model, averaged=other.training.ema_decay > 0, names=names)
 
     def write_run_files(self, label_names: Sequence[str] = ()) -> int:
-        """Writes config.json and labels.json, opens the log, and returns how many damaged lines the log had.
-
-        RunError is raised if another program has started a run in the folder since `require_same_run`.
-        """
+        """Writes config and labels, opens the log; returns its damaged lines' count; RunError if a new run is there."""
         if not self._lock.is_locked:
             self._acquire_lock()
             if (self.path / CONFIG).exists():

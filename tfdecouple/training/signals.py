@@ -38,7 +38,6 @@ class StopRequest:
         self._raises = False
 
     def __enter__(self) -> StopRequest:
-        """Installs the signal handlers (only in the main thread, as Python demands) and returns this `StopRequest`."""
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 # SIGHUP stays ignored in a program under nohup, which must survive the end of its terminal.
@@ -50,7 +49,6 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Restores the signal handlers that `__enter__` has replaced."""
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 

@@ -93,10 +93,7 @@ class TrainingState:
         self.halted.assign(tf.cast(~running | (skipped >= self._training.max_skipped_steps), tf.int64))
 
     def fetch_running_means(self) -> dict[str, float]:
-        """Returns a dict of training metrics: means over the applied steps since the last call, or NaN without a step.
-
-        The keys are `RUNNING_MEANS`. The call resets the sums from which the means are computed.
-        """
+        """Returns {key of `RUNNING_MEANS`: mean over the applied steps since the last call, or NaN}."""
         *totals, count = self.window.numpy().tolist()
         self.window.assign(tf.zeros_like(self.window))
         return {name: total / count if count else math.nan for name, total in zip(RUNNING_MEANS, totals, strict=True)}

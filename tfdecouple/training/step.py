@@ -109,10 +109,7 @@ class TrainStep:
         return self._strategy.run(lambda: tf.zeros([sum(self._sizes)]))
 
     def _add_micro_batch(self, sums: Any, examples: Any, step: tf.Tensor, number: tf.Tensor) -> Any:
-        """Adds each device's gradients and bound for a micro-batch to the device's sums, and returns the new sums.
-
-        A device's sums are one vector, because passing a thousand tensors from call to call would take long.
-        """
+        """Returns each device's sums with a micro-batch added; one vector, because many tensors would take long."""
 
         def add(sums: tf.Tensor, examples: Any) -> tf.Tensor:
             share = self._compute_device_result(examples, step, number)
@@ -128,7 +125,6 @@ class TrainStep:
         return self._apply_device_results(self._strategy.run(split, args=(sums,)), stop)
 
     def _compute_device_result(self, examples: Any, step: tf.Tensor, number: Any) -> Share:
-        """Returns this device's `Share` (bound and gradients of its images) for the micro-batch with index `number`."""
         training, state = self._training, self.state
         images, labels = examples if state.model.config.has_classes else (examples, None)
         replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
@@ -161,10 +157,7 @@ class TrainStep:
         return share
 
     def _augment_images(self, images: tf.Tensor, seed: tf.Tensor, own: slice) -> tf.Tensor:
-        """Returns this device's training images with noise, and with some replaced by patterns, if options say so.
-
-        Patterns are synthetic images: noise and checkerboards. `own` is the slice of the whole batch with `images`.
-        """
+        """Returns a device's training images with noise and patterns, by the options; `own` is its slice of a batch."""
         training, updates = self._training, self.state.updates
         shape = [training.batch_size, *images.shape[1:]]
         if training.noise:
@@ -178,10 +171,7 @@ class TrainStep:
         return images
 
     def _apply_device_results(self, shares: Share, stop: tf.Tensor) -> StepResult:
-        """Sums the devices' results, updates the weights, and returns the `StepResult`.
-
-        The update is skipped if a sum is not finite, inverting was inexact, or training has halted.
-        """
+        """Sums the devices' results; updates the weights unless a sum is not finite or inverting was inexact."""
         training, state = self._training, self.state
         # All workers must take part in this collective sum, so it is computed even if the update is then skipped.
         total, stop = self._sum_device_results(shares, stop)
@@ -263,10 +253,7 @@ def compute_kl_weight(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
 
 
 def compute_noise_deviation(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
-    """Returns the standard deviation of the noise on training images after `update` updates, in pixel values, float32.
-
-    The deviation falls from `noise` to 0 along half a cosine over `noise_steps` updates (Tschannen et al., 2024).
-    """
+    """Returns the noise's deviation in pixel values: `noise`, falling along half a cosine (Tschannen et al., 2024)."""
     done = tf.minimum(1.0, tf.cast(update, tf.float32) / max(config.noise_steps, 1))
     return config.noise * tf.where(done < 1, (1 + tf.cos(math.pi * done)) / 2, 0.0)
 

@@ -62,11 +62,7 @@ class Cluster(pydantic.BaseModel):
 
 
 def find_cluster() -> Cluster | None:
-    """Returns the `Cluster` in the environment variable TF_CONFIG; None if unset, or if there is only one worker.
-
-    Raises:
-        ConfigError: where TF_CONFIG is no valid description of a cluster.
-    """
+    """Returns the `Cluster` in TF_CONFIG; None if unset or of one worker; ConfigError for an invalid description."""
     text = os.environ.get("TF_CONFIG", "").strip()
     if not text:
         return None
@@ -194,10 +190,7 @@ class LostWorkerError(RunError):
 
 @contextlib.contextmanager
 def convert_lost_worker_errors(rank: int) -> Iterator[None]:
-    """Returns a context that turns TensorFlow's errors after the end of another worker into LostWorkerError.
-
-    The message names this process by `rank`, its index among all workers.
-    """
+    """Returns a context that turns TensorFlow's errors after the end of another worker into LostWorkerError."""
     try:
         yield
     except _LOST as error:
@@ -240,18 +233,12 @@ class Workers:
         return self._call_and_exchange(act)[0]
 
     def call_on_chief(self, act: Callable[[], Any]) -> Any:
-        """Calls `act` in the chief's process, and returns the result, which must be JSON values, in every process.
-
-        An error of `act` is raised in the chief's process; the other processes raise RunError with its message.
-        """
+        """Returns in every process what `act` returns in the chief's; an error there becomes RunError elsewhere."""
         result, text = self._call_and_exchange(act if self.rank == 0 else lambda: None)
         return result if self.rank == 0 else json.loads(text)
 
     def require_equal(self, what: str, values: Mapping[str, Any]) -> None:
-        """Raises RunError in every process unless all workers have equal `values`, which are JSON values by name.
-
-        The message begins with `what`, a text that names the values, and lists the differences.
-        """
+        """Raises RunError in every process, with `what` and the differences, unless all workers have equal `values`."""
         chiefs, *others = map(json.loads, self._exchange_texts(json.dumps(values)))
         for rank, other in enumerate(others, 1):
             if changed := [f"{k} is {v!r} and {other[k]!r}" for k, v in chiefs.items() if other[k] != v]:

@@ -99,7 +99,6 @@ def draw_grid(
 
 
 def _wrap_caption(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Returns the words of a text as a list of lines at most `width` pixels wide; a wider word fills one line."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
@@ -125,10 +124,7 @@ def draw_sample_grid(
     on_images: OnImages = lambda done: None,
     side: int = 0,
 ) -> Image.Image:
-    """Draws `count` samples of a model at each temperature, in rows of ten, all from the same noise; returns a picture.
-
-    A temperature multiplies the noise v before decoding (paper section 3.1); z does not depend on it.
-    """
+    """Returns a picture of `count` samples at each temperature, which scales v (paper section 3.1)."""
     bands = []
     for temperature in temperatures:
         bands.append(arrange_rows(np.asarray(model.sample(count, temperature, seed=seed)), min(count, 10)))
@@ -151,10 +147,7 @@ def draw_class_grid(
     on_images: OnImages = lambda done: None,
     side: int = 0,
 ) -> Image.Image:
-    """Draws a row of a model's samples for each of `labels`; returns a picture. The images of a column share v.
-
-    `names` are the names of all labels of the model, in order.
-    """
+    """Returns a picture with a row of samples for each of `labels`; the images of a column share v."""
     rows = []
     for label in labels:
         rows.append(np.asarray(model.sample(columns, temperature, seed=seed, labels=label)))
@@ -299,10 +292,7 @@ def draw_edit_grid(
 
 
 def draw_neighbour_grid(queries: np.ndarray, neighbours: Mapping[str, np.ndarray], caption: str = "") -> Image.Image:
-    """Draws a model's samples, `queries`, each beside the k images of a data set nearest to it; returns a picture.
-
-    `neighbours` is {name of a distance, such as "pixels": nearest images by this distance, uint8 `[n, k, ...]`}.
-    """
+    """Returns a picture of `queries`, each beside its k nearest images by each distance (such as "pixels")."""
     k = next(iter(neighbours.values())).shape[1]
     blocks = [np.concatenate([queries[:, None], images], 1) for images in neighbours.values()]
     labels = [label for name in neighbours for label in ("sample", f"{name}: 1", *map(str, range(2, k + 1)))]

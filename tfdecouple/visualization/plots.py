@@ -113,10 +113,7 @@ def project_to_components(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def project_by_t_sne(codes: np.ndarray, seed: int) -> np.ndarray:
-    """Projects codes `[n, d]` of at least four images to two dimensions by t-SNE; returns points, float32 `[n, 2]`.
-
-    t-SNE keeps neighbours together, and distorts large distances.
-    """
+    """Projects codes `[n, d]` to points `[n, 2]` by t-SNE, which keeps neighbours together; n must be at least 4."""
     import threadpoolctl
     from sklearn.manifold import TSNE
 

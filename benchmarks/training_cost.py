@@ -1,0 +1,82 @@
+"""Calculates multiply-adds and memory of training from a model's config, as sums of the `Cost` of its layers.
+
+`benchmarks/scaling.py` compares the calculated bytes with the measured memory of processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tfdecouple.config import ModelConfig
+from tfdecouple.networks.architecture import (
+    FLOAT32,
+    IMAGE_MAPS,
+    list_encoders,
+    list_stages,
+    make_smallest_networks,
+)
+
+if TYPE_CHECKING:
+    from tfdecouple.layers.base import Cost
+
+# Bytes of one value in the coupling nets with precision "mixed_bfloat16".
+BFLOAT16 = 2
+# A backward pass by inversion holds this many feature maps of the size of a layer's input at once: values and gradients
+# of the layer, and of the halves of a coupling.
+_INVERSION_MAPS = 8
+
+
+def count_multiply_adds(config: ModelConfig) -> int:
+    """Returns the multiply-adds for one image in encoder, flow and dequantizer (if there is one), without the prior."""
+    in_flows = sum(cost.multiply_adds for cost in compute_flow_costs(config))
+    return in_flows + sum(encoder.cost(x_shape).multiply_adds for encoder, x_shape in list_encoders(config))
+
+
+def count_activation_bytes(config: ModelConfig, *, memory: str = "keep", precision: str = "float32") -> int:
+    """Returns the bytes of activations in a training step, for each image of a micro-batch.
+
+    The backward pass needs the inputs of layers, for the gradients of kernels, and the activations of the transforms.
+    (The gradient of an ELU needs the ELU's output, which the next convolution stores anyway.) With "recompute" the
+    hidden maps of one coupling net at a time are in memory, in the worst case those of the largest net. With "invert"
+    the input and the output of each stage are stored, and one layer at a time holds values and gradients.
+
+    Args:
+        config: the architecture.
+        memory: how activations reach the backward pass, a value of `training.memory`: "keep", "recompute" or "invert".
+        precision: precision of the coupling nets, a value of `training.precision`.
+    """
+    net_bytes = BFLOAT16 if precision == "mixed_bfloat16" else FLOAT32
+    stages = list_stages(config)
+    if memory == "invert":
+        stored = sum(2 * FLOAT32 * stage.positions * stage.channels for stage in stages)
+    else:
+        stored = sum(count_stored_bytes(cost, net_bytes, memory) for cost in compute_flow_costs(config))
+    stored += FLOAT32 * sum(encoder.cost(x_shape).activations for encoder, x_shape in list_encoders(config))
+    # A coupling net's backward pass holds three gradients of hidden maps and, except with "keep", two recomputed maps.
+    hidden = net_bytes * (3 if memory == "keep" else 5)
+    inverted = FLOAT32 * (_INVERSION_MAPS if memory == "invert" else 0)
+    working = max(stage.positions * (hidden * stage.hidden + inverted * stage.channels) for stage in stages)
+    return stored + working + FLOAT32 * IMAGE_MAPS * math.prod(config.image_shape)
+
+
+def count_stored_bytes(cost: Cost, net_bytes: int, memory: str) -> int:
+    """Returns how many bytes for each image a layer with this `Cost` stores for the backward pass, in mode `memory`.
+
+    `memory` is "keep" or "recompute"; values in the coupling nets have `net_bytes` bytes.
+    """
+    hidden_maps = 2 * cost.hidden_map if memory == "keep" else 0
+    return FLOAT32 * cost.activations + net_bytes * (cost.net_inputs + hidden_maps)
+
+
+def compute_flow_costs(config: ModelConfig) -> Iterator[Cost]:
+    """Yields the `Cost` of each flow step and each `FactorOut` layer, in the model's and the dequantizer's flow."""
+    networks = make_smallest_networks(config)
+    flows = [networks["flow"][0]] + ([networks["dequantizer"][0].flow] if config.has_dequantizer else [])
+    stages = ((flow, stage) for flow in flows for stage in flow.stages)
+    for (flow, stage), plan in zip(stages, list_stages(config), strict=True):
+        inputs = (None, plan.height, plan.width, plan.channels), flow.compute_condition_shape(plan)
+        yield from [stage.steps[0].cost(*inputs)] * plan.steps
+        if stage.factor_out is not None:
+            yield stage.factor_out.cost(*inputs)
