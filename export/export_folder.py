@@ -27,8 +27,6 @@ MANIFEST = "manifest.json"
 VECTORS = "test_vectors"
 # The file name of the model card as JSON.
 JSON_NAME = "model_card.json"
-# The path within a SavedModel at which TensorFlow Serving looks for warm-up requests.
-WARMUP_FILE = pathlib.Path("assets.extra", "tf_serving_warmup_requests")
 # The settings of TensorFlow Serving. Users may edit these files, so the verification accepts changes in them.
 EDITABLE = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
 

@@ -15,7 +15,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from export.deployed.deployed_model import DeployedModel
 from export.deployed.graph import Deployed
 from export.endpoints import Endpoint
-from export.export_folder import WARMUP_FILE
+from export.formats import WARMUP_FILE
 from tfdecouple.storage.files import write_text
 
 # Each folded weight is a variable of the SavedModel, named by this prefix and the weight's name, "." replacing "/".

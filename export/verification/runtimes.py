@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from export.export_folder import WARMUP_FILE
+from export.formats import WARMUP_FILE
 from tfdecouple.runtime.devices import count_cores
 
 # A provider of ONNX Runtime that sends its inputs to a service on another machine.

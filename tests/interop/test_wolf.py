@@ -100,7 +100,7 @@ class TestCommand:
             (["--config", "no/such.json"], "no/such.json"),
             (["--image-shape", 48, 48, 3], "48"),
             (["--n-bits", 9], "n_bits is 9"),
-            (["--n-bits", 0], "n_bits is 0"),
+            (["--n-bits", 0], "--n-bits is 0"),
         ],
     )
     def test_mistake_is_one_line_and_leaves_no_run(self, tmp_path, eager, capsys, arguments, message):

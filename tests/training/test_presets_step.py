@@ -18,7 +18,7 @@ def in_small(model):
         steps=(1, (1,) * stages, 1),
         hidden_channels=(4, 4, 4),
         factors=model.factors[:1],
-        latent_dim=4,
+        latent_dim=9,
         encoder_channels=(4, 4),
         encoder_out_channels=2,
         prior_steps=1,

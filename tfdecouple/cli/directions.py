@@ -86,11 +86,11 @@ def run(options: argparse.Namespace) -> int:
         for split in splits:
             indices = draw_image_indices(source, split, count, options.seed)
             images.append(read_drawn_images(opened.model, source, split, indices)[0])
-        directions = find_statistic_directions(opened.model, *images, seed=options.seed)
+        directions = find_statistic_directions(opened.model, images[0], images[1], seed=options.seed)
     else:
         names = choose_direction_labels(source, options.labels) if attributes is None else list(attributes.names)
-        examples = (encode_examples(opened, source, split, options, names, attributes) for split in splits)
-        directions = find_directions(names, *examples, options.seed)
+        examples = [encode_examples(opened, source, split, options, names, attributes) for split in splits]
+        directions = find_directions(names, examples[0], examples[1], options.seed)
     about = {"data": source.title, "source": source.name, "split": options.split, "seed": options.seed}
     directions = [dataclasses.replace(one, figures={**one.figures, **about}) for one in directions]
     earlier: Iterable[Direction] = ()

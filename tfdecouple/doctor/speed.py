@@ -86,7 +86,7 @@ def _make_phases(config: Config, devices: int) -> dict[str, Callable[[int], None
     state.optimizer.start_averages()
     data = tf.data.Dataset.from_tensors(images if labels is None else (images, labels)).repeat()
     batches = iter(strategy.experimental_distribute_dataset(data))
-    z, v = model.encode(images, labels)
+    z, v = model.encode(images, labels)[:2]
     score = tf.function(lambda: model.elbo(images, seed=0, labels=labels).bits_per_dim, autograph=False)
 
     def train(count: int) -> None:

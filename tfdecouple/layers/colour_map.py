@@ -54,7 +54,8 @@ def measure_colours(x: tf.Tensor) -> tf.Tensor:
     mean = tf.reduce_mean(rotated, [1, 2], keepdims=True)
     planes = tf.unstack(rotated - mean, axis=-1)
     covariance = [[tf.reduce_mean(a * b, [1, 2]) for b in planes] for a in planes]
-    log_scales, slopes = [], []
+    log_scales: list[tf.Tensor] = []
+    slopes: list[tf.Tensor] = []
     for j in range(channels):
         variance = covariance[j][j] + _LEAST_VARIANCE
         log_scales.append(tf.math.log(variance) / 2)
