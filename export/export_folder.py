@@ -126,9 +126,10 @@ class Manifest(_Model):
 
     def find_stray_files(self, folder: pathlib.Path) -> Iterator[str]:
         """Yields paths in this manifest that belong to no part of the export, and paths that only the card names."""
-        within = (f"{VECTORS}/", *(f"{part}/" for part in self.parts))
+        within = tuple(f"{part}/" for part in self.parts)
         for name in self.files:
-            if not _WRITTEN.fullmatch(name) or ("/" in name and not name.startswith(within)):
+            of_a_part = "/" not in name or name.startswith(within) or name in self.vectors
+            if not _WRITTEN.fullmatch(name) or not of_a_part:
                 yield name
         try:
             formats = read_json(folder / JSON_NAME, MOST_BYTES).get("formats", {})
