@@ -49,14 +49,8 @@ _WRITTEN = re.compile(
 MOST_BYTES = 2**24
 
 
-def _require_inside(name: str) -> str:
-    path = pathlib.PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\0" in name:
-        raise ValueError("it lies outside of the folder")
-    return name
-
-
-_Inside = Annotated[str, pydantic.AfterValidator(_require_inside)]
+# A path that does not lead out of the export folder, because no name in it begins with a dot.
+_Inside = Annotated[str, pydantic.Field(pattern=r"^(\w[\w.-]*/)*\w[\w.-]*$")]
 
 
 class _Model(pydantic.BaseModel):
@@ -124,9 +118,10 @@ class Manifest(_Model):
 
     def find_stray_files(self, folder: pathlib.Path) -> Iterator[str]:
         """Yields paths in this manifest that belong to no part of the export, and paths that only the card names."""
-        within = (f"{VECTORS}/", *(f"{part}/" for part in self.parts))
+        within = tuple(f"{part}/" for part in self.parts)
         for name in self.files:
-            if not _WRITTEN.fullmatch(name) or ("/" in name and not name.startswith(within)):
+            of_a_part = "/" not in name or name.startswith(within) or name in self.vectors
+            if not _WRITTEN.fullmatch(name) or not of_a_part:
                 yield name
         try:
             formats = read_json(folder / JSON_NAME, MOST_BYTES).get("formats", {})

@@ -50,7 +50,7 @@ from export.verification.comparison import RefusedError, join_problems
 from export.verification.folded_weights import digest_weights
 from export.verification.runtimes import RUNTIMES
 from export.verification.vectors import choose_image_sizes, load_real_images, make_test_vectors
-from export.verification.verify import check_page_settings, check_served_name, compare_in_process
+from export.verification.verify import check_settings, compare_in_process
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.model.any_size import find_weight_of_fixed_size
 from tfdecouple.runs.publishing import hide_image_path
@@ -305,7 +305,7 @@ class _Exporter:
         for name in EDITABLE:
             if (staging.folder / name).is_file():
                 shutil.copyfile(staging.folder / name, files / name)
-        if problems := [*check_served_name(files, card["name"]), *check_page_settings(staging.area, card)]:
+        if problems := [*check_settings(files, staging.area, card)]:
             raise RefusedError(f"not published: {join_problems(problems)}")
         record, old_vectors = self._make_manifest(staging, name_vectors_file(vectors))
         write_json(staging.area / MANIFEST, record.model_dump())

@@ -21,7 +21,7 @@ import numpy as np
 
 from export.verification.runtimes import RUNTIMES, Runtime
 from export.verification.tolerance import Answer
-from tfdecouple.errors import UserError
+from tfdecouple.errors import UserError, make_printable
 
 # The largest count of pixels in a batch of images that are encoded and decoded.
 _PIXELS_AT_ONCE = 16 * 64 * 64
@@ -227,8 +227,8 @@ def select_arrays(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
 def join_problems(problems: Sequence[str]) -> str:
     """Joins problems into one line: a single problem as it is; for several, their count and the first five."""
     if len(problems) == 1:
-        return problems[0]
-    listed = [f"({number}) {text}" for number, text in enumerate(problems[:_LISTED], 1)]
+        return make_printable(problems[0])
+    listed = [f"({number}) {make_printable(text)}" for number, text in enumerate(problems[:_LISTED], 1)]
     more = [f"and {len(problems) - _LISTED} more"] if problems[_LISTED:] else []
     return f"{len(problems)} problems: " + "; ".join([*listed, *more])
 

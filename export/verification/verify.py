@@ -85,7 +85,7 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
         problems.append("the manifest names nothing that could be checked")
     try:
         card = read_json(folder / JSON_NAME, MOST_BYTES)
-        problems += [*check_served_name(folder, card["name"]), *check_page_settings(folder, card)]
+        problems += check_settings(folder, folder, card)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problems.append(f"model card or settings cannot be read: {one_line(error)}")
     for name, part in manifest.parts.items():
@@ -109,8 +109,8 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
     return problems, not_compared
 
 
-def check_served_name(folder: pathlib.Path, name: str) -> Iterator[str]:
-    """Yields a problem if `models.config`, the settings of a server in `folder`, has no model `name`."""
+def check_settings(folder: pathlib.Path, around_page: pathlib.Path, card: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a problem if `models.config` in `folder` or `web/` in `around_page` differs from the model card `card`."""
     path = folder / "models.config"
     if path.is_file():
         with path.open("rb") as file:
@@ -120,13 +120,9 @@ def check_served_name(folder: pathlib.Path, name: str) -> Iterator[str]:
         except (text_format.ParseError, ValueError) as error:
             yield f"models.config cannot be read: {one_line(error)}"
         else:
-            if name not in names:
-                yield f"models.config names {', '.join(names)} and not the model {name}"
-
-
-def check_page_settings(folder: pathlib.Path, card: Mapping[str, Any]) -> Iterator[str]:
-    """Yields a problem if the web page in `folder` has a name or shape of the model that its card has not."""
-    path = folder / "web" / "model" / "config.json"
+            if card["name"] not in names:
+                yield f"models.config names {', '.join(names)} and not the model {card['name']}"
+    path = around_page / "web" / "model" / "config.json"
     page = read_json(path, MOST_BYTES) if path.is_file() else {}
     for key, right in {"name": card["name"], **card["architecture"]}.items():
         if page.get(key, right) != right:

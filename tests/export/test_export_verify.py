@@ -207,6 +207,7 @@ class TestVerify:
             "onnx/deep/encoder.onnx",
             "savedmodel/1/assets/vocabulary.txt",
             "savedmodel/1/saved_model.pbtxt",
+            "test_vectors/0123456789abcdef.npz",
         ],
     )
     def test_file_that_no_export_writes_is_refused_even_if_the_manifest_lists_it(self, copy, files_alone, name):
@@ -232,6 +233,11 @@ class TestVerify:
         assert main(["--verify", str(copy), "--expect", digest]) == EXIT_REFUSED
         err = capsys.readouterr().err
         assert err.count("\n") == 1 and f"expected {digest}" in err
+
+    def test_name_of_an_unknown_file_is_printed_in_one_line_without_escapes(self, copy, files_alone, capsys):
+        (copy / "onnx" / "a\nb\x1b[2J").touch()
+        assert main(["--verify", str(copy)]) == EXIT_REFUSED
+        assert capsys.readouterr().err.endswith(": unknown: onnx/a b\\x1b[2J\n")
 
     def test_many_problems_are_the_first_five_and_a_count_in_one_line(self, copy, files_alone, capsys):
         for number in range(173):
