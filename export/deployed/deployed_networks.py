@@ -22,7 +22,7 @@ from export.deployed.deployed_layers import (
 from export.deployed.graph import Deployed, Layout, LogDet, round_to_float32, to_float64
 from tfdecouple.bijectors import Sigmoid
 from tfdecouple.layers import ActNorm, ColourMap, ConditionalWhitening, Coupling, InvertibleConv1x1
-from tfdecouple.layers.colour_map import make_colour_matrices, map_colours, measure_colours
+from tfdecouple.layers.colour_map import get_colour_axes, make_colour_matrices, map_colours, measure_colours
 from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import Encoder, ResNetBlock
 from tfdecouple.networks.flow import FactorOut, Flow, FlowStep
@@ -128,22 +128,29 @@ class DeployedWhitening(Deployed):
 
 
 class DeployedColourMap(Deployed):
-    """The first layer of an export's flow, y = W(z) (x - shift(z)), with matrix and shift from a linear map of z."""
+    """The first layer of an export's flow, y = (x - shift(z)) A(z), with matrix and shift from a linear map of z."""
 
     def __init__(self, layer: ColourMap, name: str, layout: Layout):
         super().__init__(name, layout)
         self.linear = DeployedLinear(name, to_float64(layer.kernel), to_float64(layer.bias), layout)
+        axes = get_colour_axes(layer._channels or 0)
+        self.rows, self.columns = (
+            round_to_float32(f"{name}/{key}", array) for key, array in (("rows", axes), ("columns", axes.T))
+        )
 
     def forward_and_log_det(self, x: tf.Tensor, z: tf.Tensor) -> Output:
         """Returns images x with normalised colours, and the log-determinant `[batch]`."""
-        matrix, _, shift, log_det = make_colour_matrices(self.linear(z), x.shape[self.layout.axis])
+        matrix, _, shift, log_det = self._make_matrices(x, z)
         y = map_colours(self.layout.to_nhwc(x) - shift[:, None, None], matrix)
         return self.layout.from_nhwc(y), log_det * self.layout.count_pixels(x)
 
     def inverse(self, y: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
         """Returns the images x whose normalised colours are y."""
-        _, inverse, shift, _ = make_colour_matrices(self.linear(z), y.shape[self.layout.axis])
+        _, inverse, shift, _ = self._make_matrices(y, z)
         return self.layout.from_nhwc(map_colours(self.layout.to_nhwc(y), inverse) + shift[:, None, None])
+
+    def _make_matrices(self, x: tf.Tensor, z: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return make_colour_matrices(self.linear(z), x.shape[self.layout.axis], (self.rows, self.columns))
 
 
 class DeployedFlow(Deployed):
@@ -292,6 +299,8 @@ class DeployedEncoder(Deployed):
         self.colour_kernel = None
         if encoder.colours:
             self.colour_kernel = round_to_float32("encoder/colour_kernel", to_float64(encoder.colour_kernel))
+            channels = encoder.blocks[0].convolution_1.kernel.shape[2]
+            self.colour_axes = round_to_float32("encoder/colour_axes", get_colour_axes(channels).T)
         self.last = DeployedLinear(
             "encoder/last", kernel[layout.order_flattened(*sides, encoder.out_channels)], bias, layout
         )
@@ -304,7 +313,7 @@ class DeployedEncoder(Deployed):
         h = self.layout.elu(self.top(h))
         outputs = self.last(tf.reshape(h, [-1, self.last.kernel.shape[0]]))
         if self.colour_kernel is not None:
-            outputs += tf.matmul(measure_colours(self.layout.to_nhwc(x)), self.colour_kernel)
+            outputs += tf.matmul(measure_colours(self.layout.to_nhwc(x), self.colour_axes), self.colour_kernel)
         mean, log_variance = tf.split(outputs, 2, -1)
         return mean, log_variance
 

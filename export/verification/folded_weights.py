@@ -14,6 +14,7 @@ import numpy as np
 from export.deployed.deployed_model import DeployedModel
 from export.deployed.graph import Layout
 from export.verification.comparison import RefusedError, digest_array, join_problems
+from tfdecouple.layers.colour_map import get_colour_axes
 from tfdecouple.model import DecoupledModel
 
 Arrays = dict[str, np.ndarray]
@@ -122,8 +123,12 @@ class _ExpectedWeights:
             self._expect_linear(f"{layer}/last", *(array[..., columns] for array in _fold_weight_norm(arrays)))
         elif layer == "flow/colour_map":
             self._expect_linear(layer, arrays["kernel"], arrays["bias"])
+            axes = get_colour_axes(self._config.image_shape[-1])
+            self._expect(f"{layer}/rows", axes)
+            self._expect(f"{layer}/columns", axes.T)
         elif layer == "encoder":
             if "colour_kernel" in arrays:
+                self._expect("encoder/colour_axes", get_colour_axes(self._config.image_shape[-1]).T)
                 self._expect("encoder/colour_kernel", arrays["colour_kernel"])
             kernel, bias = _fold_weight_norm(arrays)
             channels = self._layers["encoder/top"]["bias"].size

@@ -35,11 +35,12 @@ def count_colour_numbers(channels: int) -> int:
     return channels * (channels + 3) // 2
 
 
-def _get_axes(channels: int) -> np.ndarray:
+def get_colour_axes(channels: int) -> np.ndarray:
+    """Returns the axes to which colours are rotated, float64 `[c, c]`: an orthogonal matrix with an axis a row."""
     return _AXES if channels == 3 else np.eye(channels)
 
 
-def measure_colours(x: tf.Tensor) -> tf.Tensor:
+def measure_colours(x: tf.Tensor, axes: Any = None) -> tf.Tensor:
     """Returns mean and covariance of each image's colours, `[batch, n]`, for images x `[batch, height, width, c]`.
 
     Channels are rotated to luminance and two colour differences. The n = c (c + 3) / 2 numbers are the means of the
@@ -48,12 +49,17 @@ def measure_colours(x: tf.Tensor) -> tf.Tensor:
 
     >>> measure_colours(tf.zeros([2, 4, 4, 3])).shape.as_list()
     [2, 9]
+
+    Args:
+        x: images, float32 or float64.
+        axes: the transpose of `get_colour_axes`, as a weight of an export; None to use a constant.
     """
     channels = x.shape[-1]
-    rotated = multiply_channels(x, tf.constant(_get_axes(channels), x.dtype), transpose=True, full=True)
-    mean = tf.reduce_mean(rotated, [1, 2], keepdims=True)
-    planes = tf.unstack(rotated - mean, axis=-1)
-    covariance = [[tf.reduce_mean(a * b, [1, 2]) for b in planes] for a in planes]
+    axes = tf.constant(get_colour_axes(channels).T, x.dtype) if axes is None else axes
+    rotated = multiply_channels(x, axes, full=True)
+    mean = _average_pixels(rotated)
+    planes = tf.unstack(rotated - mean[:, None, None], axis=-1)
+    covariance = [[_average_pixels(a * b) for b in planes] for a in planes]
     log_scales: list[tf.Tensor] = []
     slopes: list[tf.Tensor] = []
     for j in range(channels):
@@ -64,35 +70,49 @@ def measure_colours(x: tf.Tensor) -> tf.Tensor:
         for i in column:
             for k in column:
                 covariance[i][k] -= column[i] * column[k] * variance
-    return tf.concat([mean[:, 0, 0], tf.stack(log_scales + slopes, -1)], -1)
+    return tf.concat([mean, tf.stack(log_scales + slopes, -1)], -1)
 
 
-def make_colour_matrices(numbers: tf.Tensor, channels: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+def _average_pixels(x: tf.Tensor) -> tf.Tensor:
+    # Sums of rows, and then of their means, round less than one long sum, which some runtimes add up in order.
+    return tf.reduce_mean(tf.reduce_mean(x, 2), 1)
+
+
+def make_colour_matrices(numbers: tf.Tensor, channels: int, axes: Any = None) -> tuple[tf.Tensor, ...]:
     """Returns the map that normalises colours with these mean and covariance, numbers of `measure_colours`.
 
-    The map is y = W (x - shift) for each pixel; W is lower triangular in the rotated channels. Returns W and its
-    inverse, `[batch, c, c]`; shift, `[batch, c]`; and log |det W|, `[batch]`.
+    The map is y = (x - shift) A for the colour x of each pixel, a row of channels. Returns A and its inverse,
+    `[batch, c, c]`; shift, `[batch, c]`; and log |det A|, `[batch]`. `axes` are `get_colour_axes` and their transpose,
+    as weights of an export; None to use constants.
     """
+    rows, columns = axes or (tf.constant(each, numbers.dtype) for each in _transpose_axes(channels))
     means, log_scales = numbers[:, :channels], numbers[:, channels : 2 * channels]
-    slopes = iter(tf.unstack(numbers[:, 2 * channels :, None], axis=1))
-    axes = [tf.constant(axis[None], numbers.dtype) for axis in _get_axes(channels)]
-    # Row i of `rows` maps a colour to channel i less what the channels before explain; `columns` is the inverse.
-    rows, columns = list(axes), list(axes)
+    slopes = iter(tf.unstack(numbers[:, 2 * channels :], axis=1))
+    zero = means[:, 0] * 0
+    lower = [[zero + float(i == j) for j in range(channels)] for i in range(channels)]
+    # `lower` has the slopes of each channel on the channels before, and `back` its inverse.
+    back = [list(row) for row in lower]
     for j in range(channels):
         for i in range(j + 1, channels):
-            slope = next(slopes)
-            rows[i] = rows[i] - slope * rows[j]
-            columns[j] = columns[j] + slope * axes[i]
-    batch = tf.zeros_like(means[:, :1])
-    matrix = tf.stack([row + batch for row in rows], 1) * tf.exp(-log_scales)[:, :, None]
-    inverse = tf.stack([column + batch for column in columns], 2) * tf.exp(log_scales)[:, None]
-    shift = multiply_in_full_precision(means, tf.concat(axes, 0))
-    return matrix, inverse, shift, -tf.reduce_sum(log_scales, -1)
+            lower[i][j] = slope = next(slopes)
+            for k in range(j + 1):
+                back[i][k] = back[i][k] - slope * back[j][k]
+    matrix = tf.matmul(columns, _stack_transposed(back) * tf.exp(-log_scales)[:, None])
+    inverse = tf.matmul(_stack_transposed(lower) * tf.exp(log_scales)[:, :, None], rows)
+    return matrix, inverse, multiply_in_full_precision(means, rows), -tf.reduce_sum(log_scales, -1)
+
+
+def _transpose_axes(channels: int) -> tuple[np.ndarray, np.ndarray]:
+    return get_colour_axes(channels), get_colour_axes(channels).T
+
+
+def _stack_transposed(entries: list[list[tf.Tensor]]) -> tf.Tensor:
+    return tf.stack([tf.stack(column, 1) for column in zip(*entries, strict=True)], 1)
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class ColourMap(InvertibleLayer):
-    """A layer y = W(z) (x - shift(z)) that maps the colours of each image by its own matrix and shift, made from z.
+    """A layer y = (x - shift(z)) A(z) that maps the colours of each image by its own matrix and shift, made from z.
 
     A linear map of z gives mean and covariance of the colours as `measure_colours` does. For the z of an image, after
     `start_from`, the colours of y have mean 0 and covariance I, so that a switch of z exchanges mean and covariance of
@@ -115,7 +135,7 @@ class ColourMap(InvertibleLayer):
         return {"kernel": Weight((self.condition_size, count), initializer), "bias": Weight((count,))}
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns this layer's `Cost` for one image: multiply-adds of W x and of the linear map of z, stored input."""
+        """Returns this layer's `Cost` for one image: multiply-adds of x A and of the linear map of z, stored input."""
         own = math.prod(x_shape[1:]) * x_shape[-1] + self.condition_size * count_colour_numbers(x_shape[-1])
         return super().cost(x_shape, condition_shape).add_cost(Cost(own))
 
@@ -141,10 +161,10 @@ class ColourMap(InvertibleLayer):
 
 
 def map_colours(x: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
-    """Multiplies the colour of each pixel in x `[batch, height, width, c]` by the image's matrix `[batch, c, c]`."""
+    """Multiplies the colour of each pixel in x `[batch, height, width, c]`, a row, by the image's `[batch, c, c]`."""
     batch, height, width, channels = get_sizes(x)
     pixels = tf.reshape(x, [batch, height * width, channels])
-    return tf.reshape(multiply_in_full_precision(pixels, matrix, transpose_b=True), [batch, height, width, channels])
+    return tf.reshape(multiply_in_full_precision(pixels, matrix), [batch, height, width, channels])
 
 
 def compute_start(numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
