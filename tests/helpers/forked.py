@@ -45,6 +45,8 @@ READ_AT_START = (
 # the server sets them, libraries read them later, or they change no result.
 EXEMPT = (
     *("PYTHONPATH", "TF_CPP_MIN_LOG_LEVEL", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "ONEDNN_MAX_CPU_ISA"),
+    # `import tfdecouple` sets this variable, in the server as well.
+    "TF_ENABLE_ONEDNN_OPTS",
     *("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OPENBLAS_NUM_THREADS"),
     # The program reads TF_CONFIG after its start, to find the other workers of its training run.
     "TF_CONFIG",
