@@ -118,7 +118,8 @@ def test_a_transform_is_a_class_and_its_place_in_the_registry(with_transform):
 @pytest.mark.slow
 def test_the_tests_of_layers_take_a_new_transform_in(with_transform):
     folder, name = with_transform
-    shutil.copytree(ROOT / "tests", folder / "tests")
+    for name_of_folder in ("tests", "benchmarks"):
+        shutil.copytree(ROOT / name_of_folder, folder / name_of_folder)
     shutil.copy(ROOT / "setup.cfg", folder)
     tested = run_in_copy(folder, "-m", "pytest", "-q", "-k", name, "tests/layers", "tests/test_bijectors.py")
     assert tested.returncode == 0 and " passed" in tested.stdout, tested.stdout + tested.stderr

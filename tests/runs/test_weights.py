@@ -178,4 +178,5 @@ class TestTrained:
         assert all(area["noise"][name] > 0.95 for name in ("bits_per_dim", "shell", "typicality")), area
         # The likelihood of images of one colour is that of photographs.
         assert area["constant"]["bits_per_dim"] < 0.6
-        assert area["constant"]["typicality"] > 0.95 and area["constant"]["bits_per_dim_minus_codec"] > 0.95
+        # The colour map gives an image of one colour usual contrast, so v of such an image is usual, too.
+        assert area["constant"]["bits_per_dim_minus_codec"] > 0.95
