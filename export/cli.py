@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -89,7 +90,7 @@ def make_export_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--version",
         metavar="N",
-        type=make_number_type(int, -(2**63), 2**63 - 1),
+        type=make_number_type(int, -math.inf, math.inf),
         help="version of the SavedModel; default the next free number",
     )
     parser.add_argument("--name", metavar="NAME", help="name of the model; default the name of the run folder")

@@ -46,8 +46,9 @@ class TestVersions:
             export(request, ignore_message)
         assert read_tree(tmp_path) == before
 
-    def test_number_that_no_server_takes_is_refused(self, refused):
-        assert "the version is 0; it must be at least 1" in refused("--version", 0)
+    @pytest.mark.parametrize("version", [0, 2**63])
+    def test_number_that_no_server_takes_is_refused(self, refused, version):
+        assert f"the version is {version}; it must be at least 1" in refused("--version", version)
 
 
 class TestPlace:

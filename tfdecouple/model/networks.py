@@ -236,6 +236,7 @@ class Networks(KeepsWeights, keras.Model):
             for name, variable in self.named_variables().items():
                 variable.assign(new[name])
 
+        x = self.quantizer.place_at_edges(bins)
         z, labels = None, self._make_labels_in_turn(bins.shape[0])
         if self.prior_affine is not None:
             self.prior_affine.reset_to_zero()
@@ -245,15 +246,14 @@ class Networks(KeepsWeights, keras.Model):
             shape = [bins.shape[0], self.config.latent_dim]
             z = tf.random.stateless_normal(shape, randomness.derive_seed(seed, "initialize"))
             if self.flow.colour_map is not None:
-                start = compute_start(measure_colours(self.quantizer.place_at_edges(bins)))
+                start = compute_start(measure_colours(x))
                 self.encoder.carry_colours(*start)
                 self.flow.colour_map.start_from(*start)
-                mean, log_variance = self.encoder.run_inference(self.quantizer.place_at_edges(bins))
+                mean, log_variance = self.encoder.run_inference(x)
                 z = mean + tf.exp(log_variance / 2) * z
         elif self.code_net is not None:
             # Couplings start as the identity for every z, so the initialisation does not depend on the labels.
             z = self.code_net(labels)
-        x = self.quantizer.place_at_edges(bins)
         self._visit_flows(x, z, labels, lambda layer, *inputs: layer.initialize(*inputs))
         if self.dequantizer is not None:
             self.dequantizer.flow.initialize_from_noise(randomness.derive_seed(seed, "dequantize"))
