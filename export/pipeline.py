@@ -43,12 +43,12 @@ from export.export_folder import (
 from export.formats import FILE_FORMATS, FORMATS
 from export.formats.litert import write_litert_files
 from export.formats.onnx import write_onnx_files
+from export.formats.runtimes import RUNTIMES
 from export.formats.saved_model import save_saved_model, write_serving_files, write_warmup_requests
 from export.formats.web import PAGE_MODELS, describe_model, find_web_runtime, require_page_support, write_web_page
 from export.provenance import open_run
 from export.verification.comparison import RefusedError, join_problems
 from export.verification.folded_weights import digest_weights
-from export.verification.runtimes import RUNTIMES
 from export.verification.vectors import choose_image_sizes, load_real_images, make_test_vectors
 from export.verification.verify import check_settings, compare_in_process
 from tfdecouple.errors import UserError, one_line

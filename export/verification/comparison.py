@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from export.verification.runtimes import RUNTIMES, Runtime
+from export.formats.runtimes import RUNTIMES, Runtime
 from export.verification.tolerance import Answer
 from tfdecouple.errors import UserError, make_printable
 

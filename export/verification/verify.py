@@ -14,8 +14,8 @@ from google.protobuf import text_format
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from export.export_folder import EDITABLE, JSON_NAME, MOST_BYTES, load_manifest
+from export.formats.runtimes import REMOTE, RUNTIMES
 from export.verification.comparison import REPORT, Report
-from export.verification.runtimes import REMOTE, RUNTIMES
 from tfdecouple.errors import one_line
 from tfdecouple.runtime.process import make_python_command
 from tfdecouple.storage.files import read_json

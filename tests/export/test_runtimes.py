@@ -14,7 +14,7 @@ from tensorflow.python.client import pywrap_tf_session
 from export.deployed.deployed_model import DeployedModel
 from export.endpoints import find_endpoint, list_endpoints, list_onnx_names
 from export.formats.litert import write_litert_files
-from export.verification.runtimes import LiteRTFiles, OnnxFiles
+from export.formats.runtimes import LiteRTFiles, OnnxFiles
 
 COUNT, BAD = 4, 2
 OTHERS = [row for row in range(COUNT) if row != BAD]

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from export.formats.runtimes import RUNTIMES, Runtime
 from export.verification.comparison import compare_files
-from export.verification.runtimes import RUNTIMES, Runtime
 from export.verification.tolerance import FACTOR, Answer
 from export.verification.vectors import choose_batch_sizes
 
