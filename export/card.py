@@ -12,6 +12,7 @@ from typing import Any
 
 from export.endpoints import Endpoint
 from export.export_folder import JSON_NAME
+from export.formats import FORMATS
 from export.provenance import Provenance
 from tfdecouple.config.shapes import PILLOW_MODES, Shape, describe_channels
 from tfdecouple.errors import UserError
@@ -29,13 +30,6 @@ _EXACT_RUNTIMES = (
     "(`docker compose up tf-serving-gpu` sets it).",
     "All: decode with the runtime, the device and the precision that encoded.",
 )
-
-# The folder of the Markdown templates, one for each format, with code that runs the exported files.
-_TEMPLATES = pathlib.Path(__file__).with_name("calls")
-_EXAMPLE_ORDER = ("onnx", "litert", "savedmodel", "web")
-
-# Two exports are of the same model if these entries of their model cards are equal.
-_SAME = ("name", "config_sha256", "any_size")
 
 
 def make_model_card(
@@ -139,38 +133,25 @@ def _read_formats(folder: pathlib.Path) -> dict[str, Any]:
         return {
             name: entry
             for name, entry in formats.items()
-            if all(key in entry for key in (*_SAME, "run", "step"))
+            if all(key in entry for key in ("name", "run", "step"))
             and all((folder / file).exists() for file in entry["files"])
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
-def require_same_model(folder: pathlib.Path, formats: Sequence[str], about: Mapping[str, Any]) -> None:
-    """Raises UserError if an export would leave files of two models in the export folder `folder`.
+def require_replaceable_export(folder: pathlib.Path, formats: Sequence[str], name: str) -> None:
+    """Raises UserError if an export of `formats` of the model called `name` would leave other files in `folder`.
 
-    `formats` are the names of the formats to export; earlier files of all other formats must be of the same model.
-    `about` identifies the model to export: a dict with "name", "config_sha256" and "any_size" as in the model card.
+    An earlier export there must be of a model of this name, and have no other formats than the new one.
     """
-    for name, entry in _read_formats(folder).items():
-        if entry["name"] != about["name"] or (name not in formats and any(entry[key] != about[key] for key in _SAME)):
+    for earlier, entry in _read_formats(folder).items():
+        if entry["name"] != name or earlier not in formats:
             raise UserError(
-                f"{folder} holds the format {name} of another model, exported as {entry['name']} from run "
+                f"{folder} holds the format {earlier} of an earlier export, exported as {entry['name']} from run "
                 f"{entry['run']}, step {entry['step']}; choose another --to, or remove {', '.join(entry['files'])}"
+                + ("" if earlier in formats else f", or export {earlier}, too")
             )
-
-
-def merge_earlier_formats(card: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
-    """Returns the new model card `card` with the formats added that earlier exports wrote into the folder `folder`."""
-    formats, architecture = {**_read_formats(folder), **card["formats"]}, card["architecture"]
-    try:
-        exact = judge_exactness(architecture["alpha"], architecture["n_bits"], formats)
-        merged = {**card, "endpoints": _name_files(card["endpoints"], formats), "formats": formats, "exact": exact}
-        render_model_card(merged)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        # The earlier model card is damaged, so the new one describes this export alone.
-        return dict(card)
-    return merged
 
 
 def render_model_card(card: Mapping[str, Any]) -> str:
@@ -294,7 +275,7 @@ def _list_example_calls(card: Mapping[str, Any]) -> list[str]:
         "json_inputs": ", ".join(map(_write_json_zeros, endpoint_inputs[signature])),
         "megabytes": f"{formats.get('web', {}).get('bytes', 0) / 1e6:.1f}",
     }
-    templates = [(_TEMPLATES / f"{name}.md").read_text(encoding="utf-8") for name in _EXAMPLE_ORDER if name in formats]
+    templates = [one.read_example() for name, one in FORMATS.items() if name in formats]
     return "\n".join(string.Template(template).substitute(values) for template in templates).splitlines()
 
 

@@ -77,7 +77,7 @@ def make_export_parser(prog: str) -> argparse.ArgumentParser:
         nargs="+",
         metavar="NAME",
         default=["savedmodel", "onnx"],
-        help=f"{', '.join(FORMATS)}; default savedmodel and onnx",
+        help="; ".join(f"{name}: {one.summary}" for name, one in FORMATS.items()) + "; default savedmodel and onnx",
     )
     parser.add_argument(
         "--endpoints", nargs="+", metavar="NAME", default=[], help="signatures of the SavedModel; default all"

@@ -1,8 +1,8 @@
 """The endpoints of an export, functions that users call by name such as "encode": their class, and all endpoints.
 
-A new endpoint needs changes in this file alone: a function that builds its graph, a function that computes the right
-answer with the Keras model, and an `Endpoint` in `list_endpoints`. Signature, warm-up request, ONNX file, verification
-and model card follow from the `Endpoint`. TensorFlow is imported only when a graph is built, because the import takes
+A new endpoint needs changes in this file alone: a function that computes its outputs, for the Keras model and for an
+export, and an `Endpoint` in `list_endpoints`. Signature, warm-up request, ONNX file, verification and model card follow
+from the `Endpoint`. TensorFlow is imported only when a graph is built, because the import takes
 seconds.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,13 +21,11 @@ from tfdecouple.config.shapes import describe_channels
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from export.deployed.deployed_model import DeployedModel
+    from export.exported_model import Answers
 
 
-Tensors = Mapping[str, "tf.Tensor"]
-Arrays = dict[str, np.ndarray]
-# The type is `export.verification.vectors.KerasAnswers`. Importing it here would be circular.
-KerasAnswers = Any
+# {name: array}, or {name: tensor} where a graph is built.
+Arrays = dict[str, Any]
 
 # The values of `Array.holds`, which says what an endpoint's input contains if the input is no scalar.
 IMAGE, GLOBAL_CODE, LOCAL_CODE, NORMAL, UNIFORM = "image", "global code", "local code", "normal noise", "uniform noise"
@@ -101,9 +99,9 @@ class Endpoint:
         summary: a sentence that describes the endpoint.
         inputs: the inputs in the order of the signature.
         outputs: the outputs in the order of the signature.
-        build: `build(deployed model, {input name: tensor})` builds the graph and returns `{output name: tensor}`.
-        answer: `answer(KerasAnswers, {input name: array})` returns the Keras model's `{output name: array}`, in which
-            images are values before they are rounded to pixels, as `KerasAnswers.decode` returns them.
+        answer: `answer(Answers, {input name: tensor})` returns `{output name: tensor}`. With the `Answers` of an
+            exported model it builds the graph of the endpoint. With `KerasAnswers`, inputs and outputs are NumPy
+            arrays, and images are values before they are rounded to pixels.
         onnx: the name of the endpoint's ONNX file, without suffix; None for an endpoint without a file.
         needs_z: whether only models with z have the endpoint.
     """
@@ -112,8 +110,7 @@ class Endpoint:
     summary: str
     inputs: tuple[Array, ...]
     outputs: tuple[Array, ...]
-    build: Callable[[DeployedModel, Tensors], dict[str, tf.Tensor]]
-    answer: Callable[[KerasAnswers, Arrays], Arrays]
+    answer: Callable[[Answers, Arrays], Arrays]
     onnx: str | None = None
     needs_z: bool = False
 
@@ -174,8 +171,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
         summary="Encodes images deterministically; decode gives the very same pixels back.",
         inputs=(images, *labels),
         outputs=(*z, v),
-        build=_build_encode_graph,
-        answer=_answer_encode,
+        answer=_encode,
         onnx="encoder",
     )
     encode_global = Endpoint(
@@ -183,8 +179,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
         summary="The posterior of z given images, a diagonal Gaussian.",
         inputs=(images,),
         outputs=(vector("z_mean", "the z of encode"), vector("z_log_variance", "natural logarithm of the variance")),
-        build=_build_encode_global_graph,
-        answer=_answer_encode_global,
+        answer=_encode_global,
         needs_z=True,
     )
     decode = Endpoint(
@@ -192,7 +187,6 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
         summary="Decodes codes to images.",
         inputs=(*z, v),
         outputs=(images,),
-        build=_build_decode_graph,
         answer=lambda model, inputs: {"images": model.decode(inputs.get("z"), inputs["v"])},
         onnx="decoder",
     )
@@ -201,8 +195,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
         summary="Turns noise into new images.",
         inputs=(*([label("labels")] if has_labels else []), *z_noise, v_noise, temperature),
         outputs=(images,),
-        build=_build_sample_graph,
-        answer=_answer_sample,
+        answer=_sample,
         onnx="sampler",
     )
     switch = Endpoint(
@@ -210,8 +203,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
         summary="Switches the global codes of two images.",
         inputs=(images_a, *labels_a, images_b, *labels_b),
         outputs=(picture("images_ab", "z of a with v of b"), picture("images_ba", "z of b with v of a")),
-        build=_build_switch_graph,
-        answer=_answer_switch,
+        answer=_switch,
         needs_z=True,
     )
     interpolate = Endpoint(
@@ -226,8 +218,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
             scalar("beta", "place of v between a (0) and b (1)", 1.0, 0.0),
         ),
         outputs=(images,),
-        build=_build_interpolate_graph,
-        answer=_answer_interpolate,
+        answer=_interpolate,
         needs_z=True,
     )
     edit = Endpoint(
@@ -240,8 +231,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
             scalar("amount", "multiples of the direction", 0.0, 2.0),
         ),
         outputs=(picture("edited", "the image with the other z, its v as it was"),),
-        build=_build_edit_graph,
-        answer=_answer_edit,
+        answer=_edit,
         needs_z=True,
     )
     prior_nats: tuple[Array, ...] = ()
@@ -262,7 +252,6 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
                 scale=4 * dimensions**0.5,
             ),
         ),
-        build=lambda deployed, inputs: deployed.compute_scores(inputs),
         answer=lambda model, inputs: model.score(
             inputs["images"], inputs.get("z_noise"), inputs["u_noise"], inputs.get("labels")
         ),
@@ -277,7 +266,6 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
                 "log_probabilities", "float32", (config.classes,), "log p(y|x) of each label y", scale=4 * dimensions
             ),
         ),
-        build=lambda deployed, inputs: {"log_probabilities": deployed.compute_label_probabilities(inputs["images"])},
         answer=lambda model, inputs: {"log_probabilities": model.classify(inputs["images"])},
     )
     if any_size:
@@ -318,90 +306,37 @@ def find_endpoint(config: ModelConfig, name: str) -> Endpoint:
     return next(one for one in list_endpoints(config) if one.name == name)
 
 
-def _build_encode_graph(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
-    z, v = deployed.encode(inputs["images"], inputs.get("labels"))
-    return {**({} if z is None else {"z": z}), "v": deployed.layout.to_nhwc(v)}
-
-
-def _build_encode_global_graph(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
-    mean, log_variance = deployed.infer_posterior(deployed.to_bins(inputs["images"]))
-    return {"z_mean": mean, "z_log_variance": log_variance}
-
-
-def _build_decode_graph(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
-    return {"images": deployed.decode(inputs.get("z"), deployed.layout.from_nhwc(inputs["v"]))}
-
-
-def _build_sample_graph(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
-    import tensorflow as tf
-
-    z = deployed.z_from_noise(inputs.get("z_noise"), inputs.get("labels"))
-    v = tf.reshape(inputs["temperature"], [-1, 1, 1, 1]) * inputs["v_noise"]
-    return {"images": deployed.decode(z, deployed.layout.from_nhwc(v))}
-
-
-def _encode_both(deployed: DeployedModel, inputs: Tensors) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    import tensorflow as tf
-
-    # For batches of different sizes `tf.stack` raises an error; after `tf.concat`, `tf.split` would mix a and b.
-    pairs, labels = tf.stack([inputs["images_a"], inputs["images_b"]]), None
-    if "labels_a" in inputs:
-        labels = tf.reshape(tf.stack([inputs["labels_a"], inputs["labels_b"]]), [-1])
-    z, v = deployed.encode(tf.reshape(pairs, [-1, *deployed.config.image_shape]), labels)
-    return tf.split(z, 2), tf.split(v, 2)
-
-
-def _build_switch_graph(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
-    import tensorflow as tf
-
-    z, v = _encode_both(deployed, inputs)
-    images_ab, images_ba = tf.split(deployed.decode(tf.concat(z, 0), tf.concat([v[1], v[0]], 0)), 2)
-    return {"images_ab": images_ab, "images_ba": images_ba}
-
-
-def _build_interpolate_graph(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
-    import tensorflow as tf
-
-    z, v = _encode_both(deployed, inputs)
-    alpha, beta = tf.reshape(inputs["alpha"], [-1, 1]), tf.reshape(inputs["beta"], [-1, 1, 1, 1])
-    # This formula is exact at both ends: 1 * a + 0 * b is a, to the last bit.
-    return {"images": deployed.decode((1 - alpha) * z[0] + alpha * z[1], (1 - beta) * v[0] + beta * v[1])}
-
-
-def _build_edit_graph(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
-    import tensorflow as tf
-
-    z, v = deployed.encode(inputs["images"], inputs.get("labels"))
-    return {"edited": deployed.decode(z + tf.reshape(inputs["amount"], [-1, 1]) * inputs["direction"], v)}
-
-
-def _answer_encode(model: KerasAnswers, inputs: Arrays) -> Arrays:
+def _encode(model: Answers, inputs: Arrays) -> Arrays:
     z, _, v = model.encode(inputs["images"], inputs.get("labels"))
     return {"v": v} if z is None else {"z": z, "v": v}
 
 
-def _answer_encode_global(model: KerasAnswers, inputs: Arrays) -> Arrays:
-    z, z_log_variance, _ = model.encode(inputs["images"])
-    assert z is not None and z_log_variance is not None
+def _encode_global(model: Answers, inputs: Arrays) -> Arrays:
+    z, z_log_variance = model.infer_posterior(inputs["images"])
     return {"z_mean": z, "z_log_variance": z_log_variance}
 
 
-def _answer_sample(model: KerasAnswers, inputs: Arrays) -> Arrays:
+def _sample(model: Answers, inputs: Arrays) -> Arrays:
     z = model.z_from_noise(inputs.get("z_noise"), inputs.get("labels"))
     return {"images": model.decode(z, inputs["temperature"][:, None, None, None] * inputs["v_noise"])}
 
 
-def _answer_switch(model: KerasAnswers, inputs: Arrays) -> Arrays:
-    a, b = (model.encode(inputs[f"images_{one}"], inputs.get(f"labels_{one}")) for one in "ab")
+def _encode_both(model: Answers, inputs: Arrays) -> Iterator[Any]:
+    return (model.encode(inputs[f"images_{one}"], inputs.get(f"labels_{one}")) for one in "ab")
+
+
+def _switch(model: Answers, inputs: Arrays) -> Arrays:
+    a, b = _encode_both(model, inputs)
     return {"images_ab": model.decode(a.z, b.v), "images_ba": model.decode(b.z, a.v)}
 
 
-def _answer_interpolate(model: KerasAnswers, inputs: Arrays) -> Arrays:
-    a, b = (model.encode(inputs[f"images_{one}"], inputs.get(f"labels_{one}")) for one in "ab")
+def _interpolate(model: Answers, inputs: Arrays) -> Arrays:
+    a, b = _encode_both(model, inputs)
     alpha, beta = inputs["alpha"][:, None], inputs["beta"][:, None, None, None]
+    # This formula is exact at both ends: 1 * a + 0 * b is a, to the last bit.
     return {"images": model.decode((1 - alpha) * a.z + alpha * b.z, (1 - beta) * a.v + beta * b.v)}
 
 
-def _answer_edit(model: KerasAnswers, inputs: Arrays) -> Arrays:
+def _edit(model: Answers, inputs: Arrays) -> Arrays:
     z, _, v = model.encode(inputs["images"], inputs.get("labels"))
     return {"edited": model.decode(z + inputs["amount"][:, None] * inputs["direction"], v)}

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from filelock import FileLock, Timeout
 
+from export.formats import FORMATS
 from tfdecouple.errors import UserError
 from tfdecouple.storage.files import FileDigest, hash_file, read_json, read_model
 
@@ -38,12 +39,13 @@ _OLD = "old-"
 # Pattern of the paths in an export folder at which an export writes files.
 _WRITTEN = re.compile(
     r"client\.py|model_card\.json|MODEL_CARD\.md|(batching|models|monitoring)\.config|docker-compose\.yml"
-    rf"|{VECTORS}/[0-9a-f]{{16}}\.npz|onnx/\w+\.onnx|litert/\w+\.tflite"
-    r"|savedmodel/\d+/((saved_model|fingerprint)\.pb|variables/variables\.(index|data-\d{5}-of-\d{5})"
-    r"|assets\.extra/(model_card\.json|tf_serving_warmup_requests))"
-    r"|web/(\w+\.(js|html|css)|model/\w+\.(onnx|jpg|json)|runtime/[\w-][\w.-]*)",
+    rf"|{VECTORS}/[0-9a-f]{{16}}\.npz|"
+    + "|".join(rf"{name}/{r'[0-9]+/' if one.has_versions else ''}{one.files}" for name, one in FORMATS.items()),
     re.ASCII,
 )
+
+# Pattern of the names of the parts of an export.
+_PART = f"^({'|'.join(name + ('/[1-9][0-9]*' if one.has_versions else '') for name, one in FORMATS.items())})$"
 
 # The largest size in bytes of a manifest or model card that is read.
 MOST_BYTES = 2**24
@@ -79,7 +81,7 @@ class Manifest(_Model):
     """
 
     format: Literal[1]
-    parts: dict[Annotated[str, pydantic.Field(pattern=r"^(onnx|litert|web|savedmodel/[1-9][0-9]*)$")], Part]
+    parts: dict[Annotated[str, pydantic.Field(pattern=_PART)], Part]
     files: dict[_Inside, FileDigest]
 
     @property
@@ -90,17 +92,15 @@ class Manifest(_Model):
     def record_export(
         self, folder: pathlib.Path, parts: Mapping[str, Part], files: Mapping[str, FileDigest]
     ) -> Manifest:
-        """Returns a copy with the new `parts` and `files` of an export into `folder`, and without outdated ones."""
-        old_parts = {name: part for name, part in self.parts.items() if name not in parts and (folder / name).exists()}
-        all_parts = {**old_parts, **parts}
-        within = tuple(f"{name}/" for name in old_parts)
-        needed = {part.vectors for part in all_parts.values()}
-        old_files = {
-            name: digest
-            for name, digest in self.files.items()
-            if name.startswith(within) or name in needed or ("/" not in name and (folder / name).exists())
+        """Returns the manifest of an export into `folder` with `parts` and `files`; earlier versions in it stay."""
+        versions = {
+            name: part
+            for name, part in self.parts.items()
+            if "/" in name and name not in parts and (folder / name).exists()
         }
-        return Manifest(format=1, parts=all_parts, files=dict(sorted({**old_files, **files}.items())))
+        within = (*(f"{name}/" for name in versions), *(part.vectors for part in versions.values()))
+        kept = {name: digest for name, digest in self.files.items() if name.startswith(within)}
+        return Manifest(format=1, parts={**versions, **parts}, files=dict(sorted({**kept, **files}.items())))
 
     def find_changed_files(self, folder: pathlib.Path) -> Iterator[tuple[str, str]]:
         """Yields ("changed", "missing", "unknown" or "link", path) for each file in `folder` that differs."""
@@ -242,9 +242,9 @@ class Staging:
         names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
         return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
-    def publish_version(self, built: pathlib.Path, version: int) -> None:
-        """Renames the whole SavedModel `built` to `savedmodel/VERSION`; UserError if the version exists already."""
-        target = self.folder / "savedmodel" / str(version)
+    def publish_version(self, built: pathlib.Path, name: str) -> None:
+        """Renames the folder `built` to `name`, such as "savedmodel/3"; UserError if the version exists already."""
+        target = self.folder / name
         target.parent.mkdir(exist_ok=True)
         require_free_version(target)
         os.rename(built, target)

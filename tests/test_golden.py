@@ -7,12 +7,12 @@ import shutil
 import numpy as np
 import onnxruntime
 import pytest
-import tensorflow as tf
+from helpers.graphs import call_endpoint
 from helpers.places import DATA
 
 import tfdecouple
-from export.deployed.deployed_model import DeployedModel
 from export.endpoints import find_endpoint
+from export.exported_model import ExportedModel
 from export.formats.onnx import build_onnx
 
 GOLDEN = DATA / "golden"
@@ -132,20 +132,19 @@ def test_training_goes_on_from_the_golden_state(generation, tmp_path):
 
 
 class TestExport:
-    def test_deployed_graph_answers_with_the_golden_numbers(self, model, numbers, eager):
-        deployed = DeployedModel(model)
+    def test_folded_graph_answers_with_the_golden_numbers(self, model, numbers):
+        exported = ExportedModel(model)
 
         def call(of, inputs):
-            made = find_endpoint(model.config, of).build(deployed, {n: tf.constant(a) for n, a in inputs.items()})
-            return {name: array.numpy() for name, array in made.items()}
+            return call_endpoint(exported, find_endpoint(model.config, of), inputs)
 
         check(call, numbers, ("encode", "decode", "sample", "score"))
 
     def test_onnx_files_answer_with_the_golden_numbers(self, model, numbers):
-        deployed = DeployedModel(model, "NCHW")
+        exported = ExportedModel(model, channels_first=True)
 
         def call(of, inputs):
-            file = build_onnx(deployed, find_endpoint(model.config, of), {}).SerializeToString()
+            file = build_onnx(exported, find_endpoint(model.config, of), {}).SerializeToString()
             session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
             names = [output.name for output in session.get_outputs()]
             return dict(zip(names, session.run(names, inputs), strict=True))

@@ -33,7 +33,7 @@ class Transform(abc.ABC):
         The bijector is elementwise (`forward_min_event_ndims=0`), either a `ClosedForm` of `tfdecouple/bijectors/` or
         a bijector of TFP. Every coupling starts with raw parameters of 0, for which the bijector must be the identity.
         Forward and inverse should use operations that tf2onnx converts (exp, tanh, sigmoid, softplus, log, products,
-        sums, quotients; not expm1 and log1p), and no arrays of constants, which the verification of exports refuses.
+        sums, quotients; not expm1 and log1p).
 
         Args:
             raw: the output of the coupling's net: a tensor, unbounded and of the shape of x_b, for each parameter.

@@ -1,9 +1,252 @@
-"""The writers of exported files, with a module for each format."""
+"""The formats of exported files: a class for each in `FORMATS`, with the modules that write and run the files.
 
+Options, help, model card, manifest and verification follow from the classes. Heavy packages are imported in methods.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import importlib.util
 import pathlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
-# These formats have a file for each endpoint that has a file name (`Endpoint.onnx`); a SavedModel has all endpoints.
-FILE_FORMATS = ("onnx", "litert")
-FORMATS = ("savedmodel", *FILE_FORMATS, "web")
-# Path of the requests with which TensorFlow Serving warms a model up, below the folder of a SavedModel.
-WARMUP_FILE = pathlib.Path("assets.extra", "tf_serving_warmup_requests")
+from export.formats.runtimes import REMOTE, LiteRTFiles, OnnxFiles, Runtime, SavedModel
+from tfdecouple.errors import UserError
+from tfdecouple.runtime.requirements import require_packages
+
+if TYPE_CHECKING:
+    from export.endpoints import Endpoint
+    from export.exported_model import ExportedModel
+    from export.provenance import Provenance
+
+# The program that is published beside ONNX files and runs them with ONNX Runtime and NumPy alone.
+CLIENT = pathlib.Path(__file__).parents[1] / "client.py"
+# The folder of the Markdown templates, one for each format, with code that runs the exported files.
+_TEMPLATES = pathlib.Path(__file__).parents[1] / "calls"
+
+
+@dataclasses.dataclass
+class Job:
+    """What formats need to write one export.
+
+    Attributes:
+        config: the options, an `ExportConfig`.
+        provenance: the run of the weights.
+        endpoints: the endpoints of the model.
+        area: the folder in which each format has its folder while it is built.
+        report: a callback that receives lines of progress.
+        exported: {whether channels come first: folded networks}.
+        entries: {format that is built: its entry in the model card}.
+    """
+
+    config: Any
+    provenance: Provenance
+    endpoints: Sequence[Endpoint]
+    area: pathlib.Path
+    report: Callable[[str], Any]
+    exported: dict[bool, ExportedModel] = dataclasses.field(default_factory=dict)
+    entries: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+
+class Format(abc.ABC):
+    """The base class of formats.
+
+    Attributes:
+        name: the name of the option's value, and of the folder.
+        title: the name of the files in messages.
+        summary: a description in a few words for the help.
+        files: a regular expression of the paths of all files in the folder.
+        options: the fields of `ExportConfig` that are for this format alone.
+        needs: the formats that are built first, even if they are not published.
+        channels_first: whether the files contain networks for maps with channels first.
+        has_versions: whether each export adds a folder with a number, and earlier ones stay.
+        runtime: the class that runs the files for the verification; None if nothing runs them.
+        inside: the folder of the files that `runtime` opens, below the folder of the format.
+        copied: whether `runtime` opens copies of files of another format, which the export verified there.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    summary: ClassVar[str]
+    files: ClassVar[str]
+    options: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
+    channels_first: ClassVar[bool] = False
+    has_versions: ClassVar[bool] = False
+    runtime: ClassVar[type[Runtime] | None] = None
+    inside: ClassVar[str] = ""
+    copied: ClassVar[bool] = False
+
+    def require_support(self, config: Any) -> None:
+        """Raises UserError if the format cannot be written with the options `config`, before the run is opened."""
+        return
+
+    def prepare(self, job: Job) -> None:
+        """Raises UserError if the format cannot be written for this model; fetches what the format needs."""
+        return
+
+    @abc.abstractmethod
+    def write(self, job: Job, folder: pathlib.Path) -> dict[str, str]:
+        """Writes the files into a new folder; returns {endpoint that `runtime` calls: name of its file, no suffix}."""
+
+    def write_beside(self, job: Job, folder: pathlib.Path) -> None:
+        """Writes files that belong beside the folder of this format."""
+        return
+
+    def describe(self, job: Job, folder: pathlib.Path) -> dict[str, Any]:
+        """Returns further entries of the model card; without `runtime` "checked", how the files were checked."""
+        sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*.*"))}
+        checked = {} if self.runtime else {"checked": "the folded weights were compared with the model's"}
+        return {"bytes": sizes, **checked}
+
+    def list_runtimes(self, report: Callable[[str], Any]) -> Iterator[tuple[str, dict[str, str]]]:
+        """Yields (name, options of `compare_files`) of each package or provider here that can run the files."""
+        if self.runtime is not None:
+            if importlib.util.find_spec(self.runtime.package.replace("-", "_")) is None:
+                report(f"{self.name}: {self.runtime.package} is not installed here: not checked")
+            else:
+                yield self.runtime.package, {}
+
+    def read_example(self) -> str:
+        """Returns a Markdown template with code that runs the files; "" if there is none."""
+        path = _TEMPLATES / f"{self.name}.md"
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+class _SavedModelFormat(Format):
+    name, title, summary = "savedmodel", "SavedModel", "a SavedModel for TensorFlow Serving"
+    files = (
+        r"((saved_model|fingerprint)\.pb|variables/variables\.(index|data-\d{5}-of-\d{5})"
+        r"|assets\.extra/(model_card\.json|tf_serving_warmup_requests))"
+    )
+    options, has_versions, runtime = ("endpoints", "version"), True, SavedModel
+
+    def write(self, job: Job, folder: pathlib.Path) -> dict[str, str]:
+        from export.formats import saved_model
+
+        chosen = self._choose_endpoints(job)
+        saved_model.save_saved_model(
+            job.exported[False], chosen, folder, lambda name: job.report(f"SavedModel: {name}")
+        )
+        saved_model.write_warmup_requests(folder, job.provenance.name, chosen)
+        return {endpoint.name: endpoint.name for endpoint in chosen}
+
+    def prepare(self, job: Job) -> None:
+        self._choose_endpoints(job)
+
+    def write_beside(self, job: Job, folder: pathlib.Path) -> None:
+        from export.formats import saved_model
+
+        saved_model.write_serving_files(folder, job.provenance.name)
+
+    def describe(self, job: Job, folder: pathlib.Path) -> dict[str, Any]:
+        return {"signatures": [endpoint.name for endpoint in self._choose_endpoints(job)]}
+
+    def _choose_endpoints(self, job: Job) -> list[Endpoint]:
+        offered = {endpoint.name: endpoint for endpoint in job.endpoints}
+        for name in job.config.endpoints:
+            if name not in offered:
+                raise UserError(f"this model has no endpoint {name!r}; it has {', '.join(offered)}")
+        return [offered[name] for name in dict.fromkeys(job.config.endpoints or offered)]
+
+
+class _OnnxFormat(Format):
+    name, title, summary = "onnx", "onnx files", "files for ONNX Runtime"
+    files, channels_first, runtime = r"\w+\.onnx", True, OnnxFiles
+
+    def write(self, job: Job, folder: pathlib.Path) -> dict[str, str]:
+        from export.formats import onnx
+
+        folder.mkdir()
+        metadata = {**job.provenance.make_metadata(), "name": job.provenance.name}
+        onnx.write_onnx_files(job.exported[True], _list_with_files(job), metadata, folder, job.report)
+        return _name_files(job)
+
+    def write_beside(self, job: Job, folder: pathlib.Path) -> None:
+        shutil.copyfile(CLIENT, folder / CLIENT.name)
+
+    def list_runtimes(self, report: Callable[[str], Any]) -> Iterator[tuple[str, dict[str, str]]]:
+        import onnxruntime
+
+        for provider in onnxruntime.get_available_providers():
+            if provider == REMOTE:
+                report(f"{self.name}: {provider} computes on a server elsewhere: not checked")
+            else:
+                yield provider, {"provider": provider}
+
+
+class _LiteRTFormat(Format):
+    name, title, summary = "litert", "litert files", "LiteRT files for phones"
+    files, runtime = r"\w+\.tflite", LiteRTFiles
+
+    def require_support(self, config: Any) -> None:
+        require_packages("ai_edge_litert", what="the format litert")
+
+    def write(self, job: Job, folder: pathlib.Path) -> dict[str, str]:
+        from export.formats import litert
+
+        folder.mkdir()
+        litert.write_litert_files(job.exported[False], _list_with_files(job), folder, job.report)
+        return _name_files(job)
+
+
+class _WebFormat(_OnnxFormat):
+    name, title, summary = "web", "web page", "a static web page"
+    files = r"(\w+\.(js|html|css)|model/\w+\.(onnx|jpg|json)|runtime/[\w-][\w.-]*)"
+    options, needs, inside, copied = ("web_runtime", "web_gpu"), ("onnx",), "model", True
+
+    def require_support(self, config: Any) -> None:
+        if config.any_size:
+            raise UserError("--any-size is not for the format web, whose page has pictures at their own size anyway")
+
+    def prepare(self, job: Job) -> None:
+        from export.formats import web
+
+        web.require_page_support(job.provenance.config.model)
+        job.report("looking for onnxruntime-web")
+        scratch = job.area / "npm"
+        scratch.mkdir()
+        self._runtime_files = web.find_web_runtime(job.config.web_runtime, scratch, job.config.web_gpu)
+
+    def write(self, job: Job, folder: pathlib.Path) -> dict[str, str]:
+        from export.formats import web
+
+        job.report("building the web page")
+        about = {**web.describe_model(job.provenance), "web_gpu": job.config.web_gpu}
+        web.write_web_page(folder, job.area / "onnx", self._runtime_files, about)
+        return {name: file for name, file in _name_files(job).items() if file in web.PAGE_MODELS}
+
+    def write_beside(self, job: Job, folder: pathlib.Path) -> None:
+        """Writes nothing: the page has all that it needs."""
+
+    def describe(self, job: Job, folder: pathlib.Path) -> dict[str, Any]:
+        # The model card counts images that the ONNX files decode exactly in Python, because no browser was tried.
+        trips = job.entries["onnx"]["round_trip"].values()
+        kept, tried = (sum(trip[count] for trip in trips) for count in ("identical", "images"))
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        job.report(f"  the page is {size / 1e6:.1f} MB")
+        checked = f"{kept} of {tried} images came back in ONNX Runtime in Python; no browser was tried"
+        return {"files": ["web/index.html"], "checked": checked, "bytes": size}
+
+
+def _list_with_files(job: Job) -> list[Endpoint]:
+    return [endpoint for endpoint in job.endpoints if endpoint.onnx]
+
+
+def _name_files(job: Job) -> dict[str, str]:
+    return {endpoint.name: endpoint.onnx for endpoint in job.endpoints if endpoint.onnx}
+
+
+# {name of a format: the format}, in the order in which formats are built and described.
+FORMATS: dict[str, Format] = {
+    one.name: one
+    for one in (
+        _SavedModelFormat(),
+        _OnnxFormat(),
+        _LiteRTFormat(),
+        _WebFormat(),
+    )
+}

@@ -12,21 +12,21 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from export.endpoints import Array, Endpoint, Tensors
+from export.endpoints import Array, Arrays, Endpoint
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.runtime.numerics import get_sizes
 
 if TYPE_CHECKING:
-    from export.deployed.deployed_model import DeployedModel
+    from export.exported_model import Answers, ExportedModel
 
 
 def write_litert_files(
-    deployed: DeployedModel, endpoints: Sequence[Endpoint], folder: pathlib.Path, report: Callable[[str], Any]
+    exported: ExportedModel, endpoints: Sequence[Endpoint], folder: pathlib.Path, report: Callable[[str], Any]
 ) -> None:
     """Writes a float32 LiteRT file for each endpoint into a folder, as `NAME.tflite`, with built-in operations alone.
 
-    NAME is `Endpoint.onnx`. `deployed` is the model with folded weights, in the layout NHWC. `report` is called with
-    lines of progress. TensorFlow converts the files from a temporary SavedModel.
+    NAME is `Endpoint.onnx`. `report` is called with lines of progress. TensorFlow converts the files from a temporary
+    SavedModel.
 
     Raises:
         UserError: if an endpoint needs more than LiteRT's built-in operations.
@@ -37,7 +37,7 @@ def write_litert_files(
 
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         saved = pathlib.Path(scratch, "savedmodel")
-        save_saved_model(deployed, [*map(_add_shape_checks, endpoints)], saved)
+        save_saved_model(exported, [*map(_add_shape_checks, endpoints)], saved)
         for endpoint in endpoints:
             report(f"LiteRT: {endpoint.onnx}")
             converter = tf.lite.TFLiteConverter.from_saved_model(str(saved), signature_keys=[endpoint.name])
@@ -61,7 +61,7 @@ def _add_shape_checks(endpoint: Endpoint) -> Endpoint:
     the batch axis. Axes of any size are not checked.
     """
 
-    def build(deployed: DeployedModel, inputs: Tensors) -> dict[str, Any]:
+    def answer(answers: Answers, inputs: Arrays) -> Arrays:
         import tensorflow as tf
 
         def check_shape(array: Array) -> tf.Tensor:
@@ -69,6 +69,6 @@ def _add_shape_checks(endpoint: Endpoint) -> Endpoint:
             row_shape = [1, *get_sizes(tensor)[1 : 1 + len(array.free)], *array.shape[len(array.free) :]]
             return tf.concat([tensor, tf.zeros(row_shape, array.dtype)], 0)[:-1]
 
-        return endpoint.build(deployed, {array.name: check_shape(array) for array in endpoint.inputs})
+        return endpoint.answer(answers, {array.name: check_shape(array) for array in endpoint.inputs})
 
-    return dataclasses.replace(endpoint, build=build)
+    return dataclasses.replace(endpoint, answer=answer)

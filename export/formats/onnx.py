@@ -1,7 +1,7 @@
 """The writer of ONNX files: tf2onnx converts the graph of each endpoint, and then its weights are inserted.
 
 No other module calls tf2onnx. Without it, `build_onnx` can write the nodes of an endpoint with `onnx.helper`, because
-the layers in `export/deployed/` use few kinds of operations.
+folded graphs have few kinds of operations.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 import onnx
 import tensorflow as tf
 
-from export.deployed.deployed_model import DeployedModel
-from export.endpoints import Endpoint
+from export.endpoints import Array, Endpoint
+from export.exported_model import ExportedModel
 from export.provenance import read_version
 
 # The version of the ONNX operators: the highest that tf2onnx writes; ONNX Runtime reads it on all platforms.
@@ -33,20 +33,20 @@ _PASSES = (
 
 
 def write_onnx_files(
-    deployed: DeployedModel,
+    exported: ExportedModel,
     endpoints: Iterable[Endpoint],
     metadata: Mapping[str, str],
     folder: pathlib.Path,
     report: Callable[[str], Any],
 ) -> None:
-    """Writes an ONNX file for each endpoint, with `metadata`, {name: text}; the layout of `deployed` is NCHW."""
+    """Writes an ONNX file for each endpoint, with `metadata`, {name: text}; `exported` has its channels first."""
     for endpoint in endpoints:
         report(f"ONNX: {endpoint.onnx}")
-        model = build_onnx(deployed, endpoint, {**metadata, "endpoint": endpoint.name})
+        model = build_onnx(exported, endpoint, {**metadata, "endpoint": endpoint.name})
         onnx.save(model, folder / f"{endpoint.onnx}.onnx")
 
 
-def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[str, str]) -> onnx.ModelProto:
+def build_onnx(exported: ExportedModel, endpoint: Endpoint, metadata: Mapping[str, str]) -> onnx.ModelProto:
     """Returns the ONNX model of an endpoint; it contains all weights, and `metadata`, {name: text}, as properties.
 
     During the conversion, the weights are inputs of the graph; afterwards they become initializers of the ONNX model.
@@ -57,20 +57,22 @@ def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[st
         import tf2onnx.tfonnx
         from tf2onnx import optimizer
 
+        arrays = exported.collect_arrays()
+        names = {f"weight_{number}": name for number, name in enumerate(arrays)}
         with tf.Graph().as_default() as graph:
-            placeholders: dict[str, tf.Tensor] = {}
-            symbolic = deployed.replace_arrays(lambda name, array: _make_placeholder(placeholders, name, array))
-            inputs = {
-                array.name: tf.compat.v1.placeholder(array.dtype, array.make_tensor_spec().shape, array.name)
-                for array in endpoint.inputs
-            }
-            tensors = endpoint.build(symbolic, inputs)
+            placed = {name: tf.compat.v1.placeholder("float32", arrays[name].shape, key) for key, name in names.items()}
+            inputs = {array.name: _place_input(array) for array in endpoint.inputs}
+            tensors = endpoint.answer(exported.make_answers(placed.__getitem__), inputs)
             outputs = [tf.identity(tensors[array.name], f"output/{array.name}") for array in endpoint.outputs]
-            weights = {name: tensor for name, tensor in placeholders.items() if tensor.consumers()}
+        # Log-determinants, and the weights that only they need, are left out.
+        needed = tf.compat.v1.graph_util.extract_sub_graph(graph.as_graph_def(), [one.op.name for one in outputs])
+        weights = {node.name: names[node.name] for node in needed.node if node.name in names}
+        with tf.Graph().as_default() as graph:
+            tf.import_graph_def(needed, name="")
         converted = tf2onnx.tfonnx.process_tf_graph(
             graph,
             opset=OPSET,
-            input_names=[tensor.name for tensor in [*inputs.values(), *weights.values()]],
+            input_names=[*(tensor.name for tensor in inputs.values()), *(f"{key}:0" for key in weights)],
             output_names=[tensor.name for tensor in outputs],
         )
         # Each pass runs once; `tf2onnx.optimizer.optimize_graph` would run a second round, which changes nothing.
@@ -80,10 +82,9 @@ def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[st
         model = converted.make_model(endpoint.summary)
     renamed = {tensor.name: array.name for tensor, array in zip(outputs, endpoint.outputs, strict=True)}
     renamed |= {f"{array.name}:0": array.name for array in endpoint.inputs}
-    renamed |= {tensor.name: name for name, tensor in weights.items()}
+    renamed |= {f"{key}:0": name for key, name in weights.items()}
     _rename_values(model.graph, renamed)
-    arrays = deployed.collect_arrays()
-    _insert_weights(model.graph, {name: arrays[name] for name in weights})
+    _insert_weights(model.graph, {name: arrays[name] for name in weights.values()})
     _replace_min_by_clip(model.graph)
     _name_free_axes(model.graph, endpoint)
     used = {node.domain for node in model.graph.node}
@@ -97,9 +98,8 @@ def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[st
     return model
 
 
-def _make_placeholder(placeholders: dict[str, tf.Tensor], name: str, array: np.ndarray) -> tf.Tensor:
-    placeholders[name] = tf.compat.v1.placeholder(tf.float32, array.shape, "weight/" + name.replace("/", "."))
-    return placeholders[name]
+def _place_input(array: Array) -> tf.Tensor:
+    return tf.compat.v1.placeholder(array.dtype, array.make_tensor_spec().shape, array.name)
 
 
 def _rename_values(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
@@ -126,6 +126,10 @@ def _insert_weights(graph: onnx.GraphProto, arrays: Mapping[str, np.ndarray]) ->
             used.update(node.input)
     del graph.node[:]
     graph.node.extend(nodes)
+    for tensor in graph.initializer:
+        # The optimiser gives single numbers the rank of a map.
+        if tensor.data_type == onnx.TensorProto.FLOAT and set(tensor.dims) == {1}:
+            tensor.ClearField("dims")
     names = {}
     for output, (name, order) in transposed.items():
         # A weight that the graph uses both as it is and transposed becomes two initializers, which need two names.

@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from export.formats import WARMUP_FILE
 from tfdecouple.runtime.devices import count_cores
 
+# Path of the requests with which TensorFlow Serving warms a model up, below the folder of a SavedModel.
+WARMUP_FILE = pathlib.Path("assets.extra", "tf_serving_warmup_requests")
 # A provider of ONNX Runtime that sends its inputs to a service on another machine.
 REMOTE = "AzureExecutionProvider"
 # With these options ONNX Runtime's providers compute in full float32. In TF32 or float16 images do not decode exactly.
@@ -242,6 +243,3 @@ class LiteRTFiles(Runtime):
                     array = np.frombuffer(bytes(data), np.float32).reshape(tensor.shape)
                     if array.any():
                         yield f"{name}.tflite: {tensor.name.decode()}", array
-
-
-RUNTIMES: dict[str, type[Runtime]] = {"savedmodel": SavedModel, "onnx": OnnxFiles, "litert": LiteRTFiles}

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from export.formats.runtimes import RUNTIMES, Runtime
+from export.formats import FORMATS
+from export.formats.runtimes import Runtime
 from export.verification.tolerance import Answer
 from tfdecouple.errors import UserError, make_printable
 
@@ -67,17 +68,18 @@ def compare_files(
     """Runs the exported files in `folder`; returns a `Report` on how their answers differ from the Keras model's.
 
     Args:
-        runtime: the runtime to run the files in, a key of `RUNTIMES`.
+        runtime: the name of the format whose runtime runs the files, a key of `FORMATS`.
         folder: the folder with the exported files.
         vectors: the test vectors, {name: array}: inputs and the Keras model's answers (`vectors.make_test_vectors`),
-            digests of weights (`folded_weights.digest_weights`) and `metadata`, JSON of {name: text}. For
+            digests of weights (`digest_weights`) and `metadata`, JSON of {name: text}. For
             files that take images of any size, `sizes`
             has names of sizes, such as "8x6", and the names of the arrays for this size begin with "8x6/".
         names: {endpoint: name of its file, without suffix}.
         provider: an execution provider of ONNX Runtime; "" for the CPU.
         report: a callback that receives lines of progress.
     """
-    found, runtime_class = Report(), RUNTIMES[runtime]
+    found, runtime_class = Report(), FORMATS[runtime].runtime
+    assert runtime_class is not None
     found.notes[runtime_class.package] = importlib.metadata.version(runtime_class.package)
     try:
         opened = runtime_class(folder, names, **({"provider": provider} if provider else {}))
@@ -217,6 +219,11 @@ def digest_array(array: np.ndarray) -> str:
     """Returns the SHA-256 of an array's dtype and sorted values, so that the order of its axes does not matter."""
     # Adding 0 turns -0.0 into 0.0. The two compare equal, so their order after sorting would depend on the axes.
     return hashlib.sha256(array.dtype.str.encode() + (np.sort(array, axis=None) + 0).tobytes()).hexdigest()
+
+
+def digest_weights(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns the sorted digests of the weights `arrays` of an export, as an array of texts."""
+    return np.array(sorted(map(digest_array, arrays.values())))
 
 
 def select_arrays(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:

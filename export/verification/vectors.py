@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -22,6 +22,7 @@ from export.endpoints import (
     find_endpoint,
     list_endpoints,
 )
+from export.exported_model import Answers, Encoding
 from export.verification.comparison import RefusedError
 from export.verification.tolerance import PERTURBATION, Answer
 from tfdecouple.config import DataConfig
@@ -29,8 +30,6 @@ from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.data import load_images, open_source
 from tfdecouple.errors import DataError
 from tfdecouple.model import DecoupledModel
-from tfdecouple.model.any_size import pad_and_shrink_images
-from tfdecouple.model.outlier_scores import OutlierScores, score_latents
 from tfdecouple.runtime.precision import full_float32
 
 # Limits of the real images that are encoded and decoded: their count, and the pixels of all together.
@@ -115,7 +114,10 @@ def make_test_vectors(
         report(f"  {endpoint.name}")
         values = {array.name: inputs.make_values(array, endpoint) for array in endpoint.inputs}
         vectors |= {f"in/{endpoint.name}/{name}": array for name, array in values.items()}
-        right, other = (endpoint.answer(answers, values) for answers in (plain, perturbed))
+        right, other = (
+            {name: np.asarray(array) for name, array in endpoint.answer(answers, values).items()}
+            for answers in (plain, perturbed)
+        )
         if lacking := [one.name for one in endpoint.outputs if one.name not in right]:
             raise RefusedError(
                 f"not published: endpoint {endpoint.name} cannot be compared: its answer lacks {', '.join(lacking)} "
@@ -219,15 +221,7 @@ def load_real_images(data: DataConfig, shape: tuple[int, int, int]) -> tuple[np.
     raise DataError("neither the data of this run nor the sample photographs can be read")
 
 
-class Encoding(NamedTuple):
-    """The codes of images: `z` and `z_log_variance` are `[n, d_z]` or None, and `v` has the shape of the images."""
-
-    z: Optional
-    z_log_variance: Optional
-    v: np.ndarray
-
-
-class KerasAnswers:
+class KerasAnswers(Answers):
     """The Keras model as the reference of the verification: computes codes, images and scores for `Endpoint.answer`.
 
     Answers to equal rows of inputs are computed once. For a model without z, z is None.
@@ -241,86 +235,49 @@ class KerasAnswers:
 
     def __init__(self, model: DecoupledModel, unperturbed: KerasAnswers | None = None):
         model.require_initialized()
-        self.config = model.config
-        self._model, self._unperturbed = model, unperturbed
-        self._rng = np.random.default_rng(0)
+        super().__init__(model)
+        self._unperturbed, self._rng = unperturbed, np.random.default_rng(0)
         self._cache: dict[bytes, list[Optional]] = {}
 
     def encode(self, images: np.ndarray, labels: Optional = None) -> Encoding:
         """Returns the Keras model's codes of uint8 images; labels are used only if z is a function of the label."""
         labels = labels if self.config.has_class_codes else None
-        return Encoding(*self._answer_rows("encode", self._compute_codes, images, labels))  # type: ignore[arg-type]
+        return Encoding(*self._answer_rows("encode", super().encode, images, labels))
+
+    def infer_posterior(self, images: np.ndarray) -> tuple[Optional, Optional]:
+        """Returns mean and log-variance of q(z|x) of uint8 images, as `encode` computes them."""
+        return self.encode(images)[:2]
 
     def decode(self, z: Optional, v: np.ndarray) -> np.ndarray:
         """Returns the images that the Keras model decodes, float64, in units of bins: k to k + 1 lies in bin k."""
-        (x,) = self._answer_rows("decode", self._compute_images, z, v)
+        (x,) = self._answer_rows("decode", self._invert_flow, z, v)
         assert x is not None
-        return self._model.quantizer.scale_to_bins(x.astype(np.float64))
-
-    def z_from_noise(self, noise: Optional, labels: Optional = None) -> Optional:
-        """Returns z that the Keras model's prior makes of normal noise (and labels, if it has any); None without z."""
-        if not self.config.has_latent:
-            return None
-        if noise is None:
-            assert labels is not None
-            noise = np.zeros((len(labels), self.config.latent_dim), np.float32)
-        return self._run_in_batches(lambda *inputs: [self._model.z_from_noise(*inputs)], noise, labels)[0]
+        return self._quantizer.scale_to_bins(x.astype(np.float64))
 
     def score(
         self, images: np.ndarray, z_noise: Optional, u_noise: np.ndarray, labels: Optional = None
     ) -> dict[str, np.ndarray]:
         """Returns the Keras model's outlier scores of uint8 images, for noise of z and u, as {name: array `[n]`}."""
-        if z_noise is None:
-            z_noise = np.zeros((len(images), self.config.latent_dim), np.float32)
         if self._unperturbed is not None:
-            z_noise = self._perturb_noise(images, z_noise)
+            z_noise = None if z_noise is None else self._perturb_noise(images, z_noise)
             # The noise u is changed in units of bins, so that x changes as much as it does for changed images.
             u_noise = self._perturb(u_noise, self.config.n_bins / 2)
-
-        def compute(images: Any, z_noise: Any, u_noise: Any, labels: Any) -> list[tf.Tensor]:
-            elbo, latents = self._model.elbo_and_latents(images, z_noise, u_noise, labels=labels)
-            scores = score_latents(self._model, elbo, latents)
-            return [score for score in scores if score is not None]
-
-        names = [name for name in OutlierScores._fields if name != "prior_nats" or self.config.has_encoder]
-        return dict(zip(names, self._run_in_batches(compute, images, z_noise, u_noise, labels), strict=True))
-
-    def classify(self, images: np.ndarray) -> np.ndarray:
-        """Returns the Keras model's log p(y|x) of each label y for uint8 images x, `[n, classes]`."""
-        return self._run_in_batches(
-            lambda bins: [tf.math.log_softmax(self._model.evaluate_log_joint(bins))], self._to_bins(images)
-        )[0]
+        return super().score(images, z_noise, u_noise, labels)
 
     def to_pixels(self, bins: np.ndarray) -> np.ndarray:
         """Converts values in units of bins to uint8 pixels; a value outside the bins gets the nearest bin's pixel."""
-        quantizer = self._model.quantizer
+        quantizer = self._quantizer
         bins = np.floor(np.nan_to_num(bins, nan=-1))
         return (np.clip(bins, 0, quantizer.n_bins - 1) * quantizer.pixels_per_bin).astype(np.uint8)
 
-    def _compute_codes(self, images: np.ndarray, labels: Optional) -> list[Optional]:
-        padded, shrunk = pad_and_shrink_images(self.config, tf.constant(images))
-        bins, mean, log_variance = self._to_bins(padded), None, None
-        if labels is not None:
-            mean = self.z_from_noise(None, labels)
-        flow, encoder, quantizer = self._model.flow, self._model.encoder, self._model.quantizer
-        if encoder is not None:
-            to_encode = bins if shrunk is padded else self._to_bins(shrunk)
-            mean, log_variance = self._run_in_batches(
-                lambda part: encoder.run_inference(quantizer.place_at_edges(part)), to_encode
-            )
-        (v,) = self._run_in_batches(
-            lambda part, z: flow.forward_and_log_det(quantizer.place_at_centres(part), z)[:1], bins, mean
-        )
-        return [mean, log_variance, v]
+    def _find_bins(self, images: Any) -> np.ndarray:
+        bins = np.asarray(super()._find_bins(images))
+        return bins if self._unperturbed is None else self._perturb(bins, self.config.n_bins / 2)
 
-    def _compute_images(self, z: Optional, v: np.ndarray) -> list[np.ndarray]:
+    def _invert_flow(self, z: Optional, v: np.ndarray) -> Any:
         if self._unperturbed is not None:
             z, v = None if z is None else self._perturb(z), self._perturb(v)
-        return self._run_in_batches(lambda z, v: self._model.flow.inverse_and_log_det(v, z)[:1], z, v)
-
-    def _to_bins(self, images: Any) -> np.ndarray:
-        bins = np.asarray(self._model.quantizer.find_bins(images))
-        return bins if self._unperturbed is None else self._perturb(bins, self.config.n_bins / 2)
+        return super()._invert_flow(z, v)
 
     def _perturb(self, values: np.ndarray, scale: float | None = None) -> np.ndarray:
         signs = self._rng.choice(np.array([-1.0, 1.0]), values.shape)
@@ -333,8 +290,6 @@ class KerasAnswers:
         """
         assert self._unperturbed is not None
         perturbed = self._perturb(noise)
-        if not self.config.has_encoder:
-            return perturbed
         (mean, log_variance, _), (other_mean, other_log_variance, _) = (
             answers.encode(images) for answers in (self._unperturbed, self)
         )
@@ -358,13 +313,14 @@ class KerasAnswers:
         columns = zip(*(self._cache[key] for key in keys), strict=True)
         return [None if column[0] is None else np.stack(column) for column in columns]
 
-    def _run_in_batches(self, function: Callable[..., Any], *arrays: Optional) -> list[np.ndarray]:
-        inputs = [array for array in arrays if array is not None]
-        length, pixels = len(inputs[0]), max(math.prod(array.shape[1:3]) for array in inputs if array.ndim in (2, 4))
+    def _run(self, function: Callable[..., Any], *arrays: Any) -> list[np.ndarray]:
+        given = [None if array is None else np.asarray(array) for array in arrays]
+        inputs = [array for array in given if array is not None]
+        length, pixels = len(inputs[0]), max(math.prod(array.shape[1:3]) for array in inputs)
         at_once = max(2, min(64, _PIXELS_AT_ONCE // pixels))
         parts = []
         for start in range(0, length, at_once):
             rows = np.minimum(np.arange(start, start + at_once), length - 1)
-            results = function(*(None if array is None else tf.constant(array[rows]) for array in arrays))
+            results = function(*(None if array is None else tf.constant(array[rows]) for array in given))
             parts.append([np.asarray(value)[: length - start] for value in results])
         return [np.concatenate(values) for values in zip(*parts, strict=True)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import pathlib
 import subprocess
@@ -14,7 +13,7 @@ from google.protobuf import text_format
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from export.export_folder import EDITABLE, JSON_NAME, MOST_BYTES, load_manifest
-from export.formats.runtimes import REMOTE, RUNTIMES
+from export.formats import FORMATS
 from export.verification.comparison import REPORT, Report
 from tfdecouple.errors import one_line
 from tfdecouple.runtime.process import make_python_command
@@ -94,11 +93,12 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
             problems.append(f"{name}: its answers were not checked, since files of it are not as they were exported")
             continue
         unavailable, compared = [], False
-        runs_as, where = ("onnx", "web/model") if name == "web" else (name.partition("/")[0], name)
-        for runtime, options in _available_runtimes(runs_as, name, report):
+        exported_format = FORMATS[name.partition("/")[0]]
+        where = f"{name}/{exported_format.inside}"
+        for runtime, options in exported_format.list_runtimes(report):
             report(f"{name}: {runtime}")
             paths = (folder / where).resolve(), (folder / part.vectors).resolve()
-            found = compare_in_process(runs_as, *paths, {"names": part.names, **options}, report)
+            found = compare_in_process(exported_format.name, *paths, {"names": part.names, **options}, report)
             if found.notes.get("unavailable"):
                 report(f"{name}: {runtime} is installed but cannot be started here: not checked")
                 unavailable.append(f"{name} by {runtime}")
@@ -127,19 +127,3 @@ def check_settings(folder: pathlib.Path, around_page: pathlib.Path, card: Mappin
     for key, right in {"name": card["name"], **card["architecture"]}.items():
         if page.get(key, right) != right:
             yield f"web/model/config.json has {key} = {page[key]}; expected {right}"
-
-
-def _available_runtimes(runtime: str, name: str, report: Progress) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields (name, options of `compare_files`) of each installed package or provider that can run a part."""
-    if runtime == "litert" and importlib.util.find_spec("ai_edge_litert") is None:
-        report(f"{name}: ai-edge-litert is not installed here: not checked")
-    elif runtime != "onnx":
-        yield RUNTIMES[runtime].package, {}
-    else:
-        import onnxruntime
-
-        for provider in onnxruntime.get_available_providers():
-            if provider == REMOTE:
-                report(f"{name}: {provider} computes on a server elsewhere: not checked")
-            else:
-                yield provider, {"provider": provider}

@@ -8,8 +8,8 @@ from helpers.places import make_once
 from helpers.serving_server import read_models
 
 from export.cli import main
-from export.deployed.deployed_model import DeployedModel
 from export.endpoints import list_endpoints
+from export.exported_model import ExportedModel
 from export.formats.saved_model import save_saved_model, write_warmup_requests
 from export.formats.web import RUNTIME_FILES
 from export.provenance import open_run
@@ -81,7 +81,7 @@ def small_saved_model(model, tmp_path_factory):
 
     def make(folder):
         chosen = [endpoint for endpoint in list_endpoints(model.config) if endpoint.name in SIGNATURES]
-        save_saved_model(DeployedModel(model), chosen, folder / "savedmodel")
+        save_saved_model(ExportedModel(model), chosen, folder / "savedmodel")
         write_warmup_requests(folder / "savedmodel", "tiny", chosen)
 
     return make_once(tmp_path_factory, "small", make) / "savedmodel"

@@ -19,7 +19,7 @@ from helpers.program_inputs import (
 from PIL import Image
 
 from export import client as source
-from export.pipeline import CLIENT
+from export.formats import CLIENT
 from tfdecouple.data.image_file import read_image
 
 ALL_COME_BACK = "16 of 16 test images decode exactly\n"

@@ -19,9 +19,8 @@ from export.card import (
     TEXT_NAME,
     judge_exactness,
     make_model_card,
-    merge_earlier_formats,
     render_model_card,
-    require_same_model,
+    require_replaceable_export,
 )
 from export.endpoints import list_endpoints
 from export.provenance import Provenance, open_run
@@ -37,9 +36,7 @@ def provenance_of(data: DataConfig | None = None, model=SMALL) -> Provenance:
     return Provenance(**about, data="any", rights="any", training_data=config.data, bits_per_dim=None)  # type: ignore[arg-type]
 
 
-# The facts by which an entry is known to be of the model of `provenance_of`.
-CONFIG_DIGEST = provenance_of().make_metadata()["config_sha256"]
-ABOUT = {"name": "tiny", "config_sha256": CONFIG_DIGEST, "run": "tiny", "step": 1, "any_size": False}
+ABOUT = {"name": "tiny", "run": "tiny", "step": 1, "any_size": False}
 CHECKED = "44 of 44 images came back in ONNX Runtime in Python; no browser was tried"
 PAGE = {**ABOUT, "files": ["web/index.html"], "checked": CHECKED, "bytes": 34_900_000}
 
@@ -154,7 +151,7 @@ def test_a_folder_of_images_is_told_by_its_name_alone() -> None:
     )
 
 
-class TestEarlierFormats:
+class TestEarlierExport:
     @pytest.fixture
     def folder(self, tmp_path):
         (tmp_path / "onnx").mkdir()
@@ -162,36 +159,20 @@ class TestEarlierFormats:
         (tmp_path / JSON_NAME).write_text(json.dumps(card_of({"onnx": entry(lost=1)})))
         return tmp_path
 
-    def test_of_the_same_model_count(self, folder) -> None:
-        now = card_of({"savedmodel": entry()})
-        assert now["exact"]["promised"] is True
-        whole = merge_earlier_formats(now, folder)
-        assert set(whole["formats"]) == {"onnx", "savedmodel"} and whole["exact"]["promised"] is False
-        text = render_model_card(whole)
-        assert "savedmodel 25 of 25" in text
-        onnx_files = {one["onnx"] for one in whole["endpoints"].values()} - {None}
-        assert onnx_files == set(re.findall(r"onnx/\w+\.onnx(?= \|)", text)) >= {"onnx/encoder.onnx"}
+    def test_with_another_format_or_name_is_refused(self, folder) -> None:
+        require_replaceable_export(folder, ["savedmodel", "onnx"], "tiny")
+        for formats, name in ((["savedmodel"], "tiny"), (["savedmodel", "onnx"], "other")):
+            with pytest.raises(UserError, match="holds the format onnx of an earlier export, exported as tiny"):
+                require_replaceable_export(folder, formats, name)
 
-    def test_that_were_removed_do_not_count(self, folder) -> None:
+    def test_whose_files_were_removed_does_not_count(self, folder) -> None:
         (folder / "onnx" / "encoder.onnx").unlink()
-        whole = merge_earlier_formats(card_of({"savedmodel": entry()}), folder)
-        assert set(whole["formats"]) == {"savedmodel"} and whole["exact"]["promised"] is True
-        assert {one["onnx"] for one in whole["endpoints"].values()} == {None}
+        require_replaceable_export(folder, ["savedmodel"], "tiny")
 
-    @pytest.mark.parametrize("text", ["[]", "{", '{"formats": [1]}', '{"formats": {"onnx": {}}}', "half"])
-    def test_of_a_damaged_card_do_not_count(self, folder, text) -> None:
-        half = card_of({"onnx": entry(parity=3)})
-        (folder / JSON_NAME).write_text(json.dumps(half) if text == "half" else text)
-        card = card_of({"savedmodel": entry()})
-        require_same_model(folder, ["savedmodel"], ABOUT)
-        assert merge_earlier_formats(card, folder) == card
-
-    def test_of_another_model_are_refused_unless_they_are_replaced(self, folder) -> None:
-        require_same_model(folder, ["savedmodel"], ABOUT)
-        require_same_model(folder, ["savedmodel", "onnx"], ABOUT | {"config_sha256": "0"})
-        for formats, change in ((["savedmodel"], {"config_sha256": "0"}), (["savedmodel", "onnx"], {"name": "other"})):
-            with pytest.raises(UserError, match="holds the format onnx of another model, exported as tiny from run ti"):
-                require_same_model(folder, formats, ABOUT | change)
+    @pytest.mark.parametrize("text", ["[]", "{", '{"formats": [1]}', '{"formats": {"onnx": {}}}'])
+    def test_with_a_damaged_card_does_not_count(self, folder, text) -> None:
+        (folder / JSON_NAME).write_text(text)
+        require_replaceable_export(folder, ["savedmodel"], "other")
 
 
 class TestRights:

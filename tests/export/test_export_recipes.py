@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import onnx
 import pytest
 import tensorflow as tf
@@ -15,6 +16,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from export.cli import EXIT_REFUSED
 from export.endpoints import list_endpoints
+from export.exported_model import ExportedModel
 
 
 @pytest.fixture
@@ -39,25 +41,27 @@ def run_export(copy, run, to):
 USE = """
 import doctest, sys
 import numpy as np, tensorflow as tf
-tf.config.run_functions_eagerly(True)
 from export import endpoints as signatures
-from export.deployed.deployed_model import DeployedModel
+from export.exported_model import ExportedModel
 from export.endpoints import IMAGE
 from export.provenance import open_run
 from export.endpoints import find_endpoint, list_endpoints
 from export.verification.vectors import KerasAnswers
 
 model, _ = open_run(sys.argv[1])
-rng = np.random.default_rng(0)
+rng, exported = np.random.default_rng(0), ExportedModel(model)
 images = rng.integers(0, 256, (3, *model.config.image_shape), dtype=np.uint8)
 for name, output in {"reconstruct": "decoded", "length": "length"}.items():
     one = find_endpoint(model.config, name)
     given = {array.name: images if array.holds == IMAGE else array.draw_values(rng, 3) for array in one.inputs}
-    made = one.build(DeployedModel(model), {name: tf.constant(value) for name, value in given.items()})
+    arrays = exported.collect_arrays()
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        read = exported.make_answers(lambda name: tf.constant(arrays[name]))
+        made = session.run(one.answer(read, {name: tf.constant(value) for name, value in given.items()}))
     answers = KerasAnswers(model)
     (right,) = one.answer(answers, given).values()
     right = answers.to_pixels(right) if output == "decoded" else right
-    np.testing.assert_allclose(made[output].numpy(), right, rtol=1e-5)
+    np.testing.assert_allclose(made[output], right, rtol=1e-5)
 assert doctest.testmod(signatures).failed == 0
 print(*given, "of", *(one.name for one in list_endpoints(model.config)))
 """
@@ -90,13 +94,61 @@ class TestEndpoint:
         assert names.split() == [*(one.name for one in list_endpoints(config)), "reconstruct", "length"]
 
     def test_with_another_graph_than_the_model_is_refused(self, copy, tiny_run, tmp_path):
-        file = copy / "export" / "endpoints.py"
+        file = copy / "export" / "exported_model.py"
         text = file.read_text(encoding="utf-8")
-        right = 'deployed.encode(inputs["images"], inputs.get("labels"))'
-        assert f"*{right}" in text
-        file.write_text(text.replace(f"*{right}", f"*(1.01 * code for code in {right})"))
+        right = "self._quantizer.round_to_pixels(self._invert_flow(z, v)[0])"
+        assert right in text
+        file.write_text(text.replace(right, right.replace("(z, v)", "(z, 1.01 * v)")))
         done = run_export(copy, tiny_run, tmp_path / "to")
         assert done.returncode == EXIT_REFUSED and "reconstruct: decoded: " in done.stderr
+        assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.slow
+class TestFormat:
+    @pytest.fixture
+    def formats(self, tmp_path):
+        """A copy of the packages with the two formats of the recipes."""
+        file = copy_packages(tmp_path / "copy") / "export" / "formats" / "__init__.py"
+        before = "# {name of a format"
+        weights, _, row = read_recipe("export format").partition("\n# in `FORMATS`\n")
+        insert_text(file, before, weights + "\n\n\n")
+        append_rows(file, "FORMATS", row)
+        module, _, rest = read_recipe("export format with a runtime").partition("\n# export/formats/__init__.py\n")
+        (file.parent / "graph_files.py").write_text(module.partition("\n")[2], encoding="utf-8")
+        graphs, _, row = rest.partition("\n# in `FORMATS`\n")
+        insert_text(file, before, graphs + "\n\n\n")
+        append_rows(file, "FORMATS", row)
+        return file.parents[2]
+
+    def test_of_weights_alone_and_one_with_a_runtime_are_written_verified_and_described(
+        self, formats, tiny_run, opened, tmp_path
+    ):
+        to = tmp_path / "to"
+        done = run_in_copy(
+            formats, "-m", "export", "--run", str(tiny_run), "--to", str(to), "--format", "graphs", "weights"
+        )
+        assert done.returncode == 0, done.stderr
+        right = ExportedModel(opened[0]).collect_arrays()
+        with np.load(to / "weights" / "weights.npz") as archive:
+            assert {name: array.tolist() for name, array in archive.items()} == {
+                name: array.tolist() for name, array in right.items()
+            }
+        entries = json.loads((to / "model_card.json").read_text())["formats"]
+        assert set(entries["graphs"]["parity"]) == {"encode", "decode", "sample"} and "checked" in entries["weights"]
+        assert "### weights" in (to / "MODEL_CARD.md").read_text()
+        verified = run_in_copy(formats, "-m", "export", "--verify", str(to))
+        assert verified.returncode == 0 and "answers were not checked of weights" in verified.stdout, verified.stderr
+        (to / "graphs" / "encoder.pb").write_bytes((to / "graphs" / "decoder.pb").read_bytes())
+        assert run_in_copy(formats, "-m", "export", "--verify", str(to)).returncode == EXIT_REFUSED
+
+    def test_whose_files_answer_wrongly_is_not_published(self, formats, tiny_run, tmp_path):
+        file = formats / "export" / "formats" / "graph_files.py"
+        file.write_text(file.read_text().replace("inputs[name] for name", "inputs[name] * 0 for name"))
+        done = run_in_copy(
+            formats, "-m", "export", "--run", str(tiny_run), "--to", str(tmp_path / "to"), "--format", "graphs"
+        )
+        assert done.returncode == EXIT_REFUSED and "encode: " in done.stderr
         assert not (tmp_path / "to").exists()
 
 

@@ -1,4 +1,4 @@
-"""Exports of the models of the paper's authors: files and deployed graph give the reference's float64 numbers.
+"""Exports of the models of the paper's authors: files and folded graph give the reference's float64 numbers.
 
 Beside the models in tests/data, the folders `wolf_small`, `wolf_base`, `wolf_small_var` and `wolf_small_cat` of the
 folder that the environment variable TFDECOUPLE_REFERENCE_DIR names are tried, each with config.json, model.npz and
@@ -13,12 +13,12 @@ import pathlib
 import numpy as np
 import onnxruntime
 import pytest
-import tensorflow as tf
+from helpers.graphs import call_endpoint, run_graph
 from helpers.models import random_images
 from helpers.places import DATA
 
-from export.deployed.deployed_model import DeployedModel
 from export.endpoints import find_endpoint
+from export.exported_model import ExportedModel
 from export.formats.onnx import build_onnx
 from tfdecouple.interop.wolf import import_wolf
 
@@ -52,23 +52,32 @@ class Reference:
         )
         # The z that belongs to `decoded`.
         self.z_input = self.arrays.get("z_input", self.arrays.get("prior_sample"))
-        self.config, self.layout, self.deployed = model.config, layout, DeployedModel(model, layout)
+        self.config, self.layout = model.config, layout
+        self.exported = ExportedModel(model, channels_first=layout == "NCHW")
 
     @functools.cache  # noqa: B019 - as long as the module's fixture lives
     def session(self, of):
-        built = build_onnx(self.deployed, find_endpoint(self.config, of), {})
+        built = build_onnx(self.exported, find_endpoint(self.config, of), {})
         return onnxruntime.InferenceSession(built.SerializeToString(), providers=["CPUExecutionProvider"])
 
     def call(self, of, **given):
-        """Runs an endpoint: of the deployed graph in NHWC, of an ONNX file in NCHW."""
+        """Runs an endpoint: of the folded graph in NHWC, of an ONNX file in NCHW."""
         one = find_endpoint(self.config, of)
         given = {"labels": self.arrays.get("labels"), **given}
         given = {array.name: given[array.name].astype(array.dtype) for array in one.inputs}
         if self.layout == "NCHW":
             names = [array.name for array in one.outputs]
             return dict(zip(names, self.session(of).run(names, given), strict=True))
-        made = one.build(self.deployed, {name: tf.constant(array) for name, array in given.items()})
-        return {name: array.numpy() for name, array in made.items()}
+        return call_endpoint(self.exported, one, given)
+
+    def run(self, network, method, *names):
+        """Runs a folded method of a network on arrays of the reference; returns its results."""
+        inputs = {str(number): self.arrays[name].astype("float32") for number, name in enumerate(names)}
+
+        def build(answers, placed):
+            return getattr(getattr(answers.networks, network), method)(*placed.values())
+
+        return run_graph(self.exported, build, inputs)
 
     def same(self, ours, name):
         """Asserts that an array is the reference's, and prints how near it is."""
@@ -124,41 +133,37 @@ def test_every_image_comes_back(reference):
 
 @pytest.mark.parametrize("reference", [case for case in CASES if case[1] == "NHWC"], indirect=True, ids="-".join)
 class TestPieces:
-    """Results that only the deployed graph gives by itself: scores, and parts of codes, images and scores."""
-
-    def tensor(self, reference, name):
-        return tf.constant(reference.arrays[name].astype("float32"))
+    """Results that only the folded graph gives by itself: scores, and parts of codes, images and scores."""
 
     def test_prior_is_the_references(self, reference):
         if not reference.config.has_encoder:
             return
         if "prior_noise" in reference.arrays:
-            reference.same(reference.deployed.prior.inverse(self.tensor(reference, "prior_noise")), "prior_sample")
-        noise, log_det = reference.deployed.prior.forward_and_log_det(self.tensor(reference, "z"))
+            (z,) = reference.run("prior_flow", "inverse_and_log_det", "prior_noise")
+            reference.same(z, "prior_sample")
+        noise, log_det = reference.run("prior_flow", "forward_and_log_det", "z")
         constant = 0.5 * noise.shape[1] * math.log(2 * math.pi)
-        reference.same(log_det - 0.5 * tf.reduce_sum(tf.square(noise), -1) - constant, "log_prior_z")
+        reference.same(log_det - 0.5 * np.square(noise).sum(-1) - constant, "log_prior_z")
 
     def test_flow_is_the_references_in_both_directions(self, reference):
-        bins, deployed, has_z = self.tensor(reference, "images"), reference.deployed, reference.config.has_latent
-        x = deployed.quantizer.place_in_bins(bins, self.tensor(reference, "dequantization_noise"))
-        v, log_det = deployed.flow.forward_and_log_det(x, self.tensor(reference, "z") if has_z else None)
+        arrays, has_z = reference.arrays, reference.config.has_latent
+        arrays["x"] = (arrays["images"] + arrays["dequantization_noise"]) * 2 / reference.config.n_bins - 1
+        arrays["z of v"] = reference.z_input
+        v, log_det = reference.run("flow", "forward_and_log_det", "x", *(["z"] if has_z else []))
         reference.same(v, "v")
         reference.same(log_det, "log_det")
-        z = tf.constant(reference.z_input.astype("float32")) if has_z else None
-        reference.same(deployed.flow.inverse(self.tensor(reference, "v_input"), z), "decoded")
+        (x,) = reference.run("flow", "inverse_and_log_det", "v_input", *(["z of v"] if has_z else []))
+        reference.same(x, "decoded")
 
     def test_dequantisation_and_labels_are_the_references(self, reference):
-        deployed, arrays = reference.deployed, reference.arrays
+        arrays = reference.arrays
         if reference.config.has_class_codes:
-            reference.same(deployed.classes.codes, "class_codes")
-            reference.same(deployed.classes.log_probabilities, "class_log_probabilities")
+            reference.same(reference.run("code_net", "compute_codes"), "class_codes")
         if not reference.config.has_dequantizer:
             return
-        x, noise = (
-            deployed.quantizer.place_at_edges(self.tensor(reference, "images")),
-            arrays["dequantization_normal_noise"],
-        )
-        u, log_det = deployed.dequantizer.forward_and_log_det(x, tf.constant(noise.astype("float32")))
+        arrays["edges"] = arrays["images"] * 2.0 / reference.config.n_bins - 1
+        noise = arrays["dequantization_normal_noise"]
+        u, log_det = reference.run("dequantizer", "call", "edges", "dequantization_normal_noise")
         reference.same(u, "dequantization_noise")
         reference.same(-0.5 * (np.square(noise) + math.log(2 * math.pi)).sum((1, 2, 3)) - log_det, "log_q_u")
 

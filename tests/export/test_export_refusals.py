@@ -17,6 +17,7 @@ from helpers.runs import write_run
 from export import pipeline
 from export.card import TEXT_NAME
 from export.cli import EXIT_REFUSED
+from export.formats import web
 from export.formats.onnx import write_onnx_files
 from export.pipeline import ExportConfig, export
 from tfdecouple.model import DecoupledModel
@@ -67,15 +68,15 @@ class TestRefusals:
 
     @pytest.mark.parametrize(("key", "wrong"), [("name", "other"), ("image_shape", [4, 4, 3]), ("n_bits", 5)])
     def test_page_that_describes_another_model_is_not_published(self, quick, refused, monkeypatch, runtime, key, wrong):
-        describe = pipeline.describe_model
-        monkeypatch.setattr(pipeline, "describe_model", lambda provenance: {**describe(provenance), key: wrong})
+        describe = web.describe_model
+        monkeypatch.setattr(web, "describe_model", lambda provenance: {**describe(provenance), key: wrong})
         line = refused("--format", "web", "--web-runtime", runtime, expected=EXIT_REFUSED)
         assert line.startswith(f"error: not published: web/model/config.json has {key} = {wrong}; expected ")
 
     @pytest.mark.parametrize("name", ["pipe", "link", ".hidden", ".hidden/file", "notes.txt"])
     def test_what_another_program_puts_among_the_files_is_not_published(self, quick, refused, monkeypatch, name):
-        def write(deployed, endpoints, metadata, folder, report):
-            write_onnx_files(deployed, endpoints, metadata, folder, report)
+        def write(exported, endpoints, metadata, folder, report):
+            write_onnx_files(exported, endpoints, metadata, folder, report)
             (folder / name).parent.mkdir(exist_ok=True)
             if name == "pipe":
                 os.mkfifo(folder / name)
@@ -84,7 +85,7 @@ class TestRefusals:
             else:
                 (folder / name).touch()
 
-        monkeypatch.setattr(pipeline, "write_onnx_files", write)
+        monkeypatch.setattr("export.formats.onnx.write_onnx_files", write)
         line = refused("--format", "onnx", expected=EXIT_REFUSED)
         assert line == f"error: not published: onnx/{name} is no file of the export; let no other program write there\n"
 

@@ -11,8 +11,8 @@ from helpers.graphs import make_inputs
 from helpers.models import SMALL, random_images
 from tensorflow.python.client import pywrap_tf_session
 
-from export.deployed.deployed_model import DeployedModel
 from export.endpoints import find_endpoint, list_endpoints, list_onnx_names
+from export.exported_model import ExportedModel
 from export.formats.litert import write_litert_files
 from export.formats.runtimes import LiteRTFiles, OnnxFiles
 
@@ -88,7 +88,7 @@ def runtimes(exported, opened, tmp_path_factory):
         pytest.importorskip("ai_edge_litert")
         folder = tmp_path_factory.mktemp("litert")
         offered = [one for one in list_endpoints(opened[0].config) if one.onnx]
-        write_litert_files(DeployedModel(opened[0]), offered, folder, str)
+        write_litert_files(ExportedModel(opened[0]), offered, folder, str)
         return LiteRT(folder, FILES)
 
     return runtime

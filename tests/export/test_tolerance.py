@@ -1,9 +1,12 @@
 """How answers are compared, image by image; and how the files of a runtime are compared with test vectors."""
 
+import types
+
 import numpy as np
 import pytest
 
-from export.formats.runtimes import RUNTIMES, Runtime
+from export.formats import FORMATS
+from export.formats.runtimes import Runtime
 from export.verification.comparison import compare_files
 from export.verification.tolerance import FACTOR, Answer
 from export.verification.vectors import choose_batch_sizes
@@ -156,7 +159,7 @@ class Made(Runtime):
 @pytest.fixture
 def compare(monkeypatch, tmp_path):
     """A function that compares functions, by endpoints, with test vectors."""
-    monkeypatch.setitem(RUNTIMES, "made", Made)
+    monkeypatch.setitem(FORMATS, "made", types.SimpleNamespace(runtime=Made))
 
     def run(vectors, **functions):
         monkeypatch.setattr(Made, "functions", functions)

@@ -30,7 +30,7 @@ SERVING = ("batching.config", "docker-compose.yml", "models.config", "monitoring
 SIGNATURES = ("encode", "decode")
 
 
-def _save_placeholder_model(deployed, chosen, folder, report):
+def _save_placeholder_model(exported, chosen, folder, report):
     (folder / "variables").mkdir(parents=True)
     (folder / "saved_model.pb").write_text("graph")
     # The pause gives a test that watches the export folder time to notice an incomplete version of the SavedModel.
@@ -39,13 +39,25 @@ def _save_placeholder_model(deployed, chosen, folder, report):
         (folder / "variables" / name).write_text("weights")
 
 
+class NoNetworks:
+    """Stands in for the folded networks of an export."""
+
+    def __init__(self, *arguments):
+        pass
+
+    def find_faults(self):
+        return []
+
+    def collect_arrays(self):
+        return {}
+
+
 def _replace_slow_parts(patch, opened, **parts):
     """Patches slow functions of the package `export`; `parts` maps more of their dotted names to replacements."""
     parts = {
         "pipeline.open_run": lambda run, name: opened,
         "pipeline.load_real_images": lambda data, shape: (None, "test images"),
-        "pipeline.DeployedModel": lambda model, order="NHWC": None,
-        "pipeline.digest_weights": lambda model, deployed: {},
+        "pipeline.ExportedModel": NoNetworks,
         **parts,
     }
     for name, value in parts.items():
@@ -61,8 +73,8 @@ def write_placeholders(patch, opened):
     """
     parts = {
         "pipeline.make_test_vectors": lambda model, images, report: {},
-        "formats.onnx.build_onnx": lambda deployed, endpoint, metadata: onnx.ModelProto(producer_name="it"),
-        "pipeline.save_saved_model": _save_placeholder_model,
+        "formats.onnx.build_onnx": lambda exported, endpoint, metadata: onnx.ModelProto(producer_name="it"),
+        "formats.saved_model.save_saved_model": _save_placeholder_model,
         "pipeline.compare_in_process": lambda runtime, folder, vectors, options, report: Report(),
     }
     _replace_slow_parts(patch, opened, **parts)
@@ -71,11 +83,15 @@ def write_placeholders(patch, opened):
 def copy_finished_files(patch, exported, opened, saved_model, vectors):
     """Patches the export to copy the ONNX files of `exported` and the folder `saved_model`, not to build models."""
     onnx_files = exported / "onnx"
+    digests = np.concatenate([array for name, array in vectors.items() if name.startswith("weights/")])
     parts = {
-        "pipeline.make_test_vectors": lambda model, images, report: vectors,
-        "formats.onnx.build_onnx": lambda deployed, one, metadata: onnx.load(onnx_files / f"{one.onnx}.onnx"),
-        "pipeline.save_saved_model": lambda deployed, chosen, folder, report: shutil.copytree(saved_model, folder),
-        "pipeline.write_warmup_requests": lambda folder, name, chosen: None,
+        "pipeline.make_test_vectors": lambda model, images, report: dict(vectors),
+        "pipeline.digest_weights": lambda arrays: digests,
+        "formats.onnx.build_onnx": lambda exported, one, metadata: onnx.load(onnx_files / f"{one.onnx}.onnx"),
+        "formats.saved_model.save_saved_model": lambda exported, chosen, folder, report: shutil.copytree(
+            saved_model, folder
+        ),
+        "formats.saved_model.write_warmup_requests": lambda folder, name, chosen: None,
     }
     _replace_slow_parts(patch, opened, **parts)
 

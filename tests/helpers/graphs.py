@@ -1,4 +1,4 @@
-"""Small models, one for each config option that changes an export, as Keras models, export layers and ONNX models."""
+"""Small models, one for each config option that changes an export, as Keras models, folded networks and ONNX models."""
 
 import dataclasses
 import functools
@@ -6,9 +6,10 @@ import random
 
 import numpy as np
 import onnxruntime
+import tensorflow as tf
 
-from export.deployed.deployed_model import DeployedModel
 from export.endpoints import IMAGE, find_endpoint, list_endpoints
+from export.exported_model import ExportedModel
 from export.formats.onnx import build_onnx
 from export.verification.vectors import KerasAnswers
 from helpers import variants
@@ -74,9 +75,26 @@ def get_model(name):
 
 
 @functools.cache
-def get_deployed_model(name, order="NHWC"):
-    """Returns the model VARIANTS[name] made of an export's layers, made once; `order` of axes is NHWC or NCHW."""
-    return DeployedModel(get_model(name), order)
+def get_exported_model(name, channels_first=False):
+    """Returns the folded networks of the model VARIANTS[name], made once. Do not change them."""
+    return ExportedModel(get_model(name), channels_first)
+
+
+def run_graph(exported, build, inputs):
+    """Builds a graph of folded networks by `build(Answers, {name: tensor})`, runs it, and returns its arrays."""
+    arrays = exported.collect_arrays()
+    with tf.Graph().as_default():
+        placed = {
+            name: tf.compat.v1.placeholder(array.dtype, [None, *array.shape[1:]]) for name, array in inputs.items()
+        }
+        outputs = build(exported.make_answers(lambda name: tf.constant(arrays[name])), placed)
+        with tf.compat.v1.Session() as session:
+            return session.run(outputs, {tensor: inputs[name] for name, tensor in placed.items()})
+
+
+def call_endpoint(exported, endpoint, inputs):
+    """Returns {output name: array} of an endpoint's folded graph for `inputs`, of which it takes those that it has."""
+    return run_graph(exported, endpoint.answer, {array.name: inputs[array.name] for array in endpoint.inputs})
 
 
 def make_inputs(config, count=5, seed=1):
@@ -167,7 +185,7 @@ IN_FILES = ["alpha-0.8", "combined", "classes", "grey", "five channels"]
 @functools.cache
 def get_onnx_model(name, endpoint):
     """Returns the `onnx.ModelProto` of an endpoint, such as "encode", of the model VARIANTS[name]. Do not change it."""
-    return build_onnx(get_deployed_model(name, "NCHW"), find_endpoint(VARIANTS[name], endpoint), {"run": name})
+    return build_onnx(get_exported_model(name, True), find_endpoint(VARIANTS[name], endpoint), {"run": name})
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from helpers.places import PATIENCE, ROOT
 from helpers.variants import images_of, variant
 
 import tfdecouple
-from export.deployed.deployed_model import DeployedModel
+from export.exported_model import ExportedModel
 from export.verification.comparison import compare_files
 from export.verification.vectors import choose_batch_sizes as batch_sizes
 from export.verification.vectors import make_test_vectors
@@ -113,7 +113,7 @@ VERBS = {
     "step": lambda m: m.flow.levels[1][0].layers[0].forward_and_log_det(PART, z_of(m)),
     "1x1 convolution": lambda m: m.flow.levels[1][0].layers[0].sequence[1].inverse_and_log_det(PART),
     "coupling's scale": lambda m: scales(m),
-    "folding": lambda m: list(DeployedModel(m).collect_arrays().values()),
+    "folding": lambda m: list(ExportedModel(m).collect_arrays().values()),
 }
 VERBS_OF_Z = {
     "encode's z": lambda m: m.encode(IMAGES).z,

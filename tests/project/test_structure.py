@@ -47,7 +47,8 @@ ORDER = [
 EXPORT_ORDER = [
     # Alone, as it is published.
     "client",
-    "deployed",
+    "folding",
+    "exported_model",
     "endpoints",
     "provenance",
     "formats",

@@ -263,7 +263,7 @@ class InvertibleLayer(BaseLayer):
         weights. It is a `ClosedForm` of `tfdecouple/bijectors/` or a bijector of TFP, and acts on values, on channels
         (the last axis), or on images (`forward_min_event_ndims` of 0, 1 or 3). In a layer that is exported, the
         bijector may use only operations that tf2onnx converts (exp, tanh, sigmoid, softplus, log, products, sums,
-        quotients; not expm1 and log1p), and no arrays except the weights.
+        quotients; not expm1 and log1p).
         """
         raise NotImplementedError
 

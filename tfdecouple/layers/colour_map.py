@@ -40,7 +40,7 @@ def get_colour_axes(channels: int) -> np.ndarray:
     return _AXES if channels == 3 else np.eye(channels)
 
 
-def measure_colours(x: tf.Tensor, axes: Any = None) -> tf.Tensor:
+def measure_colours(x: tf.Tensor) -> tf.Tensor:
     """Returns mean and covariance of each image's colours, `[batch, n]`, for images x `[batch, height, width, c]`.
 
     Channels are rotated to luminance and two colour differences. The n = c (c + 3) / 2 numbers are the means of the
@@ -49,14 +49,9 @@ def measure_colours(x: tf.Tensor, axes: Any = None) -> tf.Tensor:
 
     >>> measure_colours(tf.zeros([2, 4, 4, 3])).shape.as_list()
     [2, 9]
-
-    Args:
-        x: images, float32 or float64.
-        axes: the transpose of `get_colour_axes`, as a weight of an export; None to use a constant.
     """
     channels = x.shape[-1]
-    axes = tf.constant(get_colour_axes(channels).T, x.dtype) if axes is None else axes
-    rotated = multiply_channels(x, axes, full=True)
+    rotated = multiply_channels(x, tf.constant(get_colour_axes(channels).T, x.dtype), full=True)
     mean = _average_pixels(rotated)
     planes = tf.unstack(rotated - mean[:, None, None], axis=-1)
     covariance = [[_average_pixels(a * b) for b in planes] for a in planes]
@@ -78,14 +73,14 @@ def _average_pixels(x: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(tf.reduce_mean(x, 2), 1)
 
 
-def make_colour_matrices(numbers: tf.Tensor, channels: int, axes: Any = None) -> tuple[tf.Tensor, ...]:
+def make_colour_matrices(numbers: tf.Tensor, channels: int) -> tuple[tf.Tensor, ...]:
     """Returns the map that normalises colours with these mean and covariance, numbers of `measure_colours`.
 
     The map is y = (x - shift) A for the colour x of each pixel, a row of channels. Returns A and its inverse,
-    `[batch, c, c]`; shift, `[batch, c]`; and log |det A|, `[batch]`. `axes` are `get_colour_axes` and their transpose,
-    as weights of an export; None to use constants.
+    `[batch, c, c]`; shift, `[batch, c]`; and log |det A|, `[batch]`.
     """
-    rows, columns = axes or (tf.constant(each, numbers.dtype) for each in _transpose_axes(channels))
+    axes = get_colour_axes(channels)
+    rows, columns = (tf.constant(each, numbers.dtype) for each in (axes, axes.T))
     means, log_scales = numbers[:, :channels], numbers[:, channels : 2 * channels]
     slopes = iter(tf.unstack(numbers[:, 2 * channels :], axis=1))
     zero = means[:, 0] * 0
@@ -100,10 +95,6 @@ def make_colour_matrices(numbers: tf.Tensor, channels: int, axes: Any = None) ->
     matrix = tf.matmul(columns, _stack_transposed(back) * tf.exp(-log_scales)[:, None])
     inverse = tf.matmul(_stack_transposed(lower) * tf.exp(log_scales)[:, :, None], rows)
     return matrix, inverse, multiply_in_full_precision(means, rows), -tf.reduce_sum(log_scales, -1)
-
-
-def _transpose_axes(channels: int) -> tuple[np.ndarray, np.ndarray]:
-    return get_colour_axes(channels), get_colour_axes(channels).T
 
 
 def _stack_transposed(entries: list[list[tf.Tensor]]) -> tf.Tensor:

@@ -22,6 +22,8 @@ import tensorflow as tf
 from tfdecouple.runtime.devices import read_cpuinfo
 from tfdecouple.runtime.numerics import get_sizes
 
+# The name of a graph's collection; in a graph with an entry there, convolutions are plain ones, as exports need them.
+PLAIN_CONVOLUTIONS = "plain convolutions"
 _OPTIONS = {"strides": [1, 1, 1, 1], "padding": "SAME"}
 
 
@@ -130,6 +132,8 @@ def _convolve_packed(x: tf.Tensor, kernel: tf.Tensor, neighbours: int, reflected
 
 def _fills_registers(x: tf.Tensor) -> bool:
     """Returns whether convolutions of x are rearranged to fill vector registers: on CPUs, if x's size is known."""
+    if tf.compat.v1.get_default_graph().get_collection(PLAIN_CONVOLUTIONS):
+        return False
     return x.shape[1:].is_fully_defined() and not tf.config.get_visible_devices("GPU")
 
 

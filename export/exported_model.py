@@ -1,0 +1,272 @@
+"""The model of an export: the model's own computations, on networks whose weights are folded.
+
+`Answers` computes what endpoints return, with the networks of the Keras model or with those of an export.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from export.folding import Constant, Folded, Network, find_differences, fold_graph, name_weight, trace_network
+from tfdecouple.model import DecoupledModel
+from tfdecouple.model.any_size import pad_and_shrink_images
+from tfdecouple.model.networks import Networks
+from tfdecouple.model.objective import negative_elbo
+from tfdecouple.model.outlier_scores import OutlierScores, score_latents
+
+# The largest difference of a folded network from the model's in float64, relative to the largest value of a tensor.
+_TOLERANCE = 1e-9
+
+
+class Encoding(NamedTuple):
+    """The codes of images: `z` and `z_log_variance` are `[batch, d_z]` or None; `v` has the shape of the images."""
+
+    z: Any
+    z_log_variance: Any
+    v: Any
+
+
+class Answers:
+    """The functions of which endpoints are made, for the networks of the Keras model or of an export.
+
+    `networks` is a `DecoupledModel`, or an object with the same attributes, such as `encoder` and `flow`.
+    """
+
+    def __init__(self, networks: Any):
+        self.networks, self.config, self._quantizer = networks, networks.config, networks.quantizer
+
+    def encode(self, images: Any, labels: Any = None) -> Encoding:
+        """Returns the codes of uint8 images, which may have any size; labels are for a z that they alone determine."""
+        networks, quantizer = self.networks, self._quantizer
+        padded, shrunk = pad_and_shrink_images(self.config, tf.convert_to_tensor(images))
+        bins = self._find_bins(padded)
+        z, z_log_variance = self._infer_z(bins if shrunk is padded else self._find_bins(shrunk), labels)
+        (v,) = self._run(
+            lambda part, z: networks.flow.forward_and_log_det(quantizer.place_at_centres(part), z)[:1], bins, z
+        )
+        return Encoding(z, z_log_variance, v)
+
+    def infer_posterior(self, images: Any) -> tuple[Any, Any]:
+        """Returns mean and log-variance of q(z|x), each `[batch, d_z]`, for uint8 images of the model's size."""
+        return self._infer_z(self._find_bins(images), None)
+
+    def _infer_z(self, bins: Any, labels: Any) -> tuple[Any, Any]:
+        """Returns z and the log-variance of q(z|x) for images whose pixels are in bins `bins`; None without them."""
+        encoder, quantizer = self.networks.encoder, self._quantizer
+        if encoder is None:
+            return (None if self.networks.code_net is None else self.z_from_noise(None, labels)), None
+        return self._run(lambda part: encoder.run_inference(quantizer.place_at_edges(part)), bins)
+
+    def decode(self, z: Any, v: Any) -> Any:
+        """Returns the uint8 images that are decoded from codes; z is None for a model without z."""
+        return self._quantizer.round_to_pixels(self._invert_flow(z, v)[0])
+
+    def z_from_noise(self, noise: Any, labels: Any = None) -> Any:
+        """Returns z that the prior makes of normal noise (and labels, if it has any); None for a model without z."""
+        if not self.config.has_latent:
+            return None
+        return self._run(lambda *inputs: (Networks.z_from_noise(self.networks, *inputs),), noise, labels)[0]
+
+    def score(self, images: Any, z_noise: Any, u_noise: Any, labels: Any = None) -> dict[str, Any]:
+        """Returns the outlier scores of uint8 images, for noise of z and u, as {name: `[batch]`}."""
+
+        def compute(bins: Any, z_noise: Any, u_noise: Any, labels: Any) -> list[tf.Tensor]:
+            elbo = negative_elbo(self.networks, bins, z_noise, u_noise, labels=labels)
+            scores = score_latents(self.networks, *elbo)
+            return [score for score in scores if score is not None]
+
+        names = [name for name in OutlierScores._fields if name != "prior_nats" or self.config.has_encoder]
+        scores = self._run(compute, self._quantizer.find_bins(images), z_noise, u_noise, labels)
+        return dict(zip(names, scores, strict=True))
+
+    def classify(self, images: Any) -> Any:
+        """Returns log p(y|x) of each label y for uint8 images x, `[batch, classes]`."""
+
+        def compute(bins: Any) -> tuple[tf.Tensor]:
+            return (tf.math.log_softmax(Networks.evaluate_log_joint(self.networks, bins)),)
+
+        return self._run(compute, self._find_bins(images))[0]
+
+    def _find_bins(self, images: Any) -> Any:
+        return self._quantizer.find_bins(images)
+
+    def _invert_flow(self, z: Any, v: Any) -> Any:
+        return self._run(lambda z, v: self.networks.flow.inverse_and_log_det(v, z)[:1], z, v)
+
+    def _run(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """Returns `function(*inputs)`, a sequence of tensors; inputs and results have one row for each image."""
+        return function(*inputs)
+
+
+class _Method(NamedTuple):
+    """A traced and folded method of a network; `names` is {placeholder in the folded graph: name of its weight}."""
+
+    traced: Network
+    folded: Folded
+    names: Mapping[str, str]
+
+    def call(self, read: Callable[[str], tf.Tensor], *inputs: Any) -> Any:
+        """Adds the folded graph to the caller's graph; `read` returns the tensor of the weight of a name."""
+        tensors = [tensor for tensor in inputs if tf.is_tensor(tensor)]
+        given = dict(zip(self.folded.inputs, tensors, strict=True))
+        given |= {placeholder: read(name) for placeholder, name in self.names.items()}
+        used = {name for node in self.folded.graph_def.node for name in node.input}
+        # In a graph, the first output of an operation has the name of the operation.
+        given = {name: tensor for name, tensor in given.items() if name.removesuffix(":0") in used}
+        outputs = tf.import_graph_def(self.folded.graph_def, given, self.folded.outputs, name="")
+        return tf.nest.pack_sequence_as(self.traced.results, outputs)
+
+
+class _ExportedNetwork:
+    """A network of an export, whose methods are those of the model's network `layer`, in their folded form."""
+
+    call: Callable[..., Any]
+
+    def __init__(self, layer: Any, methods: Mapping[str, Callable[..., Any]]):
+        self._layer = layer
+        vars(self).update(methods)
+
+    def __call__(self, *inputs: tf.Tensor) -> Any:
+        return self.call(*inputs)
+
+    def split_v(self, v: tf.Tensor) -> list[tf.Tensor]:
+        """Returns the parts of v in the order in which they leave the flow; this needs no weights."""
+        return self._layer.split_v(v)
+
+
+class ExportedModel:
+    """The folded networks of a model, from which the graphs of all endpoints (such as "encode") are made.
+
+    Args:
+        model: the Keras model.
+        channels_first: whether the graphs are for ONNX files, in which maps have their channels first.
+        any_size: whether the flow takes images of any height and width.
+
+    Raises:
+        NotInitializedError: if the model has no weights.
+        InversionError: if the matrix of a 1x1 convolution cannot be inverted, or a weight is not finite.
+
+    Attributes:
+        weights: {name: constant in float64}; equal constants of several methods have one name.
+    """
+
+    def __init__(self, model: DecoupledModel, channels_first: bool = False, any_size: bool = False):
+        model.require_initialized()
+        self.config, self._model = model.config, model
+        self.weights: dict[str, Constant] = {}
+        self._names: dict[bytes, str] = {}
+        self._methods: dict[tuple[str, str], _Method] = {}
+        self._sizes = {path: math.prod(variable.shape) for path, variable in model.named_variables().items()}
+        paths = {id(variable): path for path, variable in model.named_variables().items()}
+        for network, method, specs in _list_methods(model, any_size):
+            layer = getattr(model, network)
+            variables = {paths[id(variable)]: variable for variable in layer.variables}
+            traced = trace_network(functools.partial(_run_method, layer, method), variables, specs)
+            folded = fold_graph(traced, channels_first)
+            names = {tensor: self._name_weight(constant) for tensor, constant in folded.weights.items()}
+            self._methods[network, method] = _Method(traced, folded, names)
+
+    def _name_weight(self, constant: Constant) -> str:
+        key = repr(constant.values.shape).encode() + constant.values.tobytes()
+        if key not in self._names:
+            name = name_weight(constant, self._sizes)
+            number = sum(other.partition("#")[0] == name for other in self.weights)
+            self._names[key] = f"{name}#{number}" if number else name
+            self.weights[self._names[key]] = constant
+        return self._names[key]
+
+    def collect_arrays(self) -> dict[str, np.ndarray]:
+        """Returns {name: array} of the weights, rounded to float32."""
+        return {name: np.asarray(constant.values, np.float32) for name, constant in self.weights.items()}
+
+    def find_faults(self) -> Iterator[str]:
+        """Compares each operation that reads a folded weight with the model's own; yields a line for each fault.
+
+        The operations run in float64 on the model's tensors for random inputs, in both directions of the flow, and may
+        differ by 1e-9 of the largest value.
+        """
+        rng = np.random.default_rng(0)
+        for (network, method), (traced, folded, names) in self._methods.items():
+            # With labels as inputs, there is an image of each label.
+            count = self.config.classes if any(one.dtype == tf.int32 for one in traced.inputs) else 2
+            inputs = [self._draw_input(rng, count, tensor) for tensor in traced.inputs]
+            weights = {placeholder: self.weights[name].values for placeholder, name in names.items()}
+            for placeholders, difference in find_differences(traced, folded, weights, inputs):
+                if not difference <= _TOLERANCE:
+                    read = ", ".join(names[placeholder] for placeholder in placeholders) or "none alone"
+                    yield (
+                        f"{network}.{method} with the folded weights {read} is not the model's: it differs by "
+                        f"{difference:.1e} of the largest value"
+                    )
+
+    def _draw_input(self, rng: np.random.Generator, count: int, tensor: tf.Tensor) -> np.ndarray:
+        if tensor.dtype == tf.int32:
+            return np.arange(count, dtype=np.int32)
+        shape = self.config.image_shape if tensor.shape.rank == 4 else tensor.shape[1:]
+        return rng.standard_normal((count, *shape))
+
+    def make_answers(self, read: Callable[[str], tf.Tensor], shared: bool = False) -> Answers:
+        """Returns the functions of which endpoints are made, for code that builds a graph.
+
+        `read` returns the tensor of the weight of a name, in the caller's graph. If `shared`, a method of a network is
+        a `tf.function`, so that a graph that calls it several times contains it once.
+        """
+        networks: dict[str, dict[str, Any]] = {}
+        for (network, method), folded in self._methods.items():
+            networks.setdefault(network, {})[method] = _make_call(folded, read, shared)
+        return Answers(_ExportedNetworks(self._model, networks))
+
+
+def _run_method(layer: Any, method: str, *inputs: tf.Tensor) -> Any:
+    """Returns the results of a method that endpoints read: of an inverse, all but the log-determinant."""
+    results = getattr(layer, method)(*inputs)
+    return results[:1] if method == "inverse_and_log_det" else results
+
+
+def _make_call(method: _Method, read: Callable[[str], tf.Tensor], shared: bool) -> Callable[..., Any]:
+    def call(*inputs: tf.Tensor | None) -> Any:
+        return method.call(read, *inputs)
+
+    return tf.function(call, autograph=False) if shared else call
+
+
+class _ExportedNetworks:
+    """An object with those attributes of a `DecoupledModel` from which the objective and endpoints are computed."""
+
+    def __init__(self, model: DecoupledModel, methods: Mapping[str, Mapping[str, Any]]):
+        self.config, self.quantizer, self._model = model.config, model.quantizer, model
+        for name in ("flow", "encoder", "prior_flow", "prior_affine", "code_net", "dequantizer"):
+            setattr(self, name, _ExportedNetwork(getattr(model, name), methods[name]) if name in methods else None)
+
+    @property
+    def class_log_probabilities(self) -> tf.Tensor:
+        """The logarithm of p(y) for each label y, a constant `[classes]` of the caller's graph."""
+        return self._model.class_log_probabilities
+
+
+def _list_methods(model: DecoupledModel, any_size: bool) -> Iterator[tuple[str, str, list[tf.TensorSpec]]]:
+    """Yields (network, method, specifications of the method's inputs) for all methods that endpoints call."""
+    config = model.config
+    image, labels = tf.TensorSpec([None, *config.image_shape]), tf.TensorSpec([None], tf.int32)
+    z = [tf.TensorSpec([None, config.latent_dim])]
+    x = tf.TensorSpec([None, None, None, config.image_shape[-1]]) if any_size else image
+    for method in ("forward_and_log_det", "inverse_and_log_det"):
+        yield "flow", method, [x, *(z if config.has_latent else [])]
+        if model.prior_flow is not None:
+            yield "prior_flow", method, z
+    if model.encoder is not None:
+        yield "encoder", "run_inference", [image]
+    if model.prior_affine is not None:
+        yield "prior_affine", "call", z
+        yield "prior_affine", "invert_for_labels", [*z, labels]
+    if model.code_net is not None:
+        yield "code_net", "call", [labels]
+        yield "code_net", "compute_codes", []
+    if model.dequantizer is not None:
+        yield "dequantizer", "call", [image, image]
