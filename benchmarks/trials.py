@@ -6,8 +6,7 @@
     python benchmarks/trials.py --docs docs/trials.md              # makes the table from the results
 
 `benchmarks/trials.json` has the options that all trials share, and the name, options and seeds of each trial. A trial
-with `from` begins with the options of the trial of that name. A trial with `commit` is not run again: some of its
-options no longer exist, and the commit is the last one that has them. Seed 0 of all trials comes first, then seed 1.
+with `from` begins with the options of the trial of that name. Seed 0 of all trials comes first, then seed 1.
 
 Each trial is `python train.py` with a run folder in --workdir. The test images are not used
 (`training.evaluation_samples=0`). Then logistic regression predicts the class from z (the posterior mean). It is fitted
@@ -51,14 +50,12 @@ class Trial(NamedTuple):
         seed: value of `training.seed`.
         arguments: arguments of train.py, except for the run folder and the data folder.
         shown: the arguments that the table shows, because not all trials share them.
-        commit: last commit that has the trial's options, or "" if the options still exist.
     """
 
     name: str
     seed: int
     arguments: tuple[str, ...]
     shown: tuple[str, ...]
-    commit: str = ""
 
     @property
     def key(self) -> str:
@@ -96,7 +93,7 @@ def run_action(options: argparse.Namespace) -> int:
     if options.docs:
         write_tables(options.docs, {"trials": render_trials(rows)})
         return 0
-    waiting = [trial for trial in list_trials(options.only) if not trial.commit and find_row(trial, rows) is None]
+    waiting = [trial for trial in list_trials(options.only) if find_row(trial, rows) is None]
     if options.list:
         for trial in waiting:
             print(f"{trial.key}: {trial.command}")
@@ -134,7 +131,7 @@ def _make_trial(plan: dict[str, Any], trial: dict[str, Any], changes: list[str],
     shown = [f"--{name} {trial[name]}" for name in ("preset", "steps") if name in trial]
     words = [word for name in ("preset", "steps") for word in (f"--{name}", str(trial.get(name, plan[name])))]
     words += [word for each in (*plan["set"], f"training.seed={seed}", *changes) for word in ("--set", each)]
-    return Trial(trial["name"], seed, tuple(words), (*shown, *changes), trial.get("commit", ""))
+    return Trial(trial["name"], seed, tuple(words), (*shown, *changes))
 
 
 def find_row(trial: Trial, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -229,7 +226,7 @@ def render_trials(rows: list[dict[str, Any]]) -> str:
     """Returns a Markdown table of `rows`, metrics of trials, with a line for each trial whose options still exist."""
     seeds: dict[str, tuple[Trial, list[list[str]]]] = {}
     for trial in list_trials():
-        if not trial.commit and (row := find_row(trial, rows)):
+        if (row := find_row(trial, rows)):
             seeds.setdefault(trial.name, (trial, []))[1].append(_format_metrics(row))
     lines = []
     for name, (trial, metrics) in seeds.items():

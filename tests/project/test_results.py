@@ -116,8 +116,7 @@ class TestTrials:
         planned, rows = trials.list_trials(), trials.read_rows(trials.ROWS)
         assert len({trial.key for trial in planned}) == len(planned) == len(rows) >= 30
         for trial in planned:
-            if not trial.commit:
-                override(load_preset(trial.arguments[1]), trial.arguments[5::2])
+            override(load_preset(trial.arguments[1]), trial.arguments[5::2])
             # No test image is evaluated.
             assert {"training.evaluation_samples=0", f"training.seed={trial.seed}"} <= {*trial.arguments}
             assert trials.find_row(trial, rows)
