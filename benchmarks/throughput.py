@@ -17,8 +17,9 @@ TensorFlow is set up as in the project's programs, but with --threads threads. I
 output is one JSON object. `first_step_s` is the time from the start of the process to the end of the first call.
 `built_cpu_s` has the CPU seconds of the process until the model is built, and `first_call_cpu_s` those of the first
 call. After the first two calls come --reps repetitions, each with as many calls as take --seconds or longer.
-`peak_rss_mib` is the largest resident memory of the whole process, tracing included. With --live, `peak_live_mib` is the largest memory of
-TensorFlow's tensors at one time, weights included, counted by an allocator that TensorFlow has for GPUs.
+`peak_rss_mib` is the largest resident memory of the whole process, tracing included. With --live, `peak_live_mib` is
+the largest memory of TensorFlow's tensors at one time, weights included, counted by an allocator that TensorFlow has
+for GPUs.
 """
 
 from __future__ import annotations
