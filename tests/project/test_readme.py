@@ -37,7 +37,7 @@ SMALL = {
 
 def commands(text):
     """The commands that run the project's programs in the blocks of a document, as lists of words."""
-    lines = [line for block in split_code(text)[0] if not block.language for line in list_commands(block.text)]
+    lines = [line for block in split_code(text) if not block.language for line in list_commands(block.text)]
     return [split_command(line) for line in lines if line.startswith("python")]
 
 
@@ -81,7 +81,7 @@ def test_the_commands_of_the_readme_run_one_after_the_other(checkout):
 
 
 def python_blocks(text):
-    return [block.text for block in split_code(text)[0] if block.language == "python"]
+    return [block.text for block in split_code(text) if block.language == "python"]
 
 
 def test_the_python_of_the_readme_runs():
