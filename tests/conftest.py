@@ -164,13 +164,13 @@ def watched_run(image_folder, tmp_path_factory):
     """The folder of a finished training run, and {count of finished steps: count of values copied to the host}."""
 
     def make(folder):
-        from helpers.runs import ReadCounter, run_config
+        from helpers.runs import count_reads, run_config
 
         from tfdecouple.training import train
 
-        with ReadCounter().count_reads() as reads:
+        with count_reads() as reads:
             train(run_config(image_folder), folder / "run")
-        (folder / "reads.json").write_text(json.dumps(list(reads.after.items())))
+        (folder / "reads.json").write_text(json.dumps(list(reads.items())))
 
     folder = copy_once(tmp_path_factory, "finished", make)
     return folder / "run", dict(json.loads((folder / "reads.json").read_text()))

@@ -39,7 +39,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_training_on_grey_files_with_labels_learns(tmp_path):
+def test_training_on_grey_files_with_labels_lowers_bits_per_dim(tmp_path):
     from tfdecouple.training import train
 
     for number, image in enumerate(smooth(40, 16, 24)):
@@ -56,7 +56,7 @@ def test_training_on_grey_files_with_labels_learns(tmp_path):
         assert picture.mode == "RGB"
 
 
-def test_every_image_comes_back_and_others_are_refused(run, eager):
+def test_grey_images_decode_exactly_and_rgb_images_are_refused(run, eager):
     model = load_model(run)
     images = np.concatenate(
         [random_images(4, SHAPE), np.zeros((1, *SHAPE), np.uint8), np.full((1, *SHAPE), 255, np.uint8)]
@@ -70,7 +70,7 @@ def test_every_image_comes_back_and_others_are_refused(run, eager):
         model.encode(np.zeros((1, 8, 12, 3), np.uint8))
 
 
-def test_commands_draw_its_pictures_and_write_its_codes(run, eager, tmp_path, capsys):
+def test_commands_draw_pictures_and_write_codes_of_a_grey_model(run, eager, tmp_path, capsys):
     from tfdecouple.cli import main
 
     for number in range(2):
@@ -104,7 +104,7 @@ def exported(run, tmp_path_factory):
     return copy_once(tmp_path_factory, "grey-exported", make) / "grey"
 
 
-def test_export_passes_the_gate_and_its_card_says_what_images_are(exported):
+def test_export_of_a_grey_model_is_exact_and_its_card_describes_grey_images(exported):
     card = json.loads((exported / "model_card.json").read_text())
     for name in ("savedmodel", "onnx"):
         trips = card["formats"][name]["round_trip"]
@@ -119,7 +119,7 @@ def test_export_passes_the_gate_and_its_card_says_what_images_are(exported):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [SHAPE, (8, 8, 5)])
-def test_every_endpoint_and_format_passes_the_gate(tmp_path, forked, shape):
+def test_every_endpoint_and_format_of_unusual_channels_is_verified(tmp_path, forked, shape):
     """The photographs that verify a model of five channels repeat their three channels."""
     from export.pipeline import ExportConfig, export
 
@@ -137,7 +137,7 @@ def test_every_endpoint_and_format_passes_the_gate(tmp_path, forked, shape):
     cards.run_python_blocks(to, 2)
 
 
-def test_client_crops_resizes_encodes_and_switches(exported, run, eager, tmp_path):
+def test_client_of_a_grey_export_crops_resizes_and_switches(exported, run, eager, tmp_path):
     command = [sys.executable, "-I", str(exported / "client.py")]
     done = subprocess.run([*command, "--check"], cwd=tmp_path, capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("16 of 16 test images decode exactly\n", 0), done.stderr
@@ -153,13 +153,3 @@ def test_client_crops_resizes_encodes_and_switches(exported, run, eager, tmp_pat
         assert picture.mode == "L"
         difference = np.abs(np.asarray(picture, int) - np.asarray(load_model(run).switch(a, b)[0])[0, ..., 0])
     assert np.mean(difference > 0) < 0.02
-
-
-def test_page_refuses_it_in_a_line(run, tmp_path):
-    from export.pipeline import ExportConfig, export
-
-    with pytest.raises(UserError) as refused:
-        export(ExportConfig(run=run, to=tmp_path / "page", formats=("web",)), report=lambda text: None)
-    assert str(refused.value) == (
-        "the web page takes squares of RGB, and this model grey images of 8 x 12 pixels; leave the format web out"
-    )

@@ -23,7 +23,7 @@ from tfdecouple.networks import architecture
 from tfdecouple.networks.architecture import compute_weight_shapes, count_parameters, require_memory
 from tfdecouple.runs.run_folder import load_config
 from tfdecouple.runtime import devices
-from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
+from tfdecouple.storage.checkpoints import CheckpointFolder
 
 COMMITTED = sorted(path.parent for path in (ROOT / "docs" / "results").glob("*/checkpoints"))
 COMMITTED += [ROOT / "tests" / "data" / "golden" / "1" / "run", ROOT / "tfdecouple" / "pretrained" / "photographs"]
@@ -65,7 +65,7 @@ def enlarged(tiny_run, tmp_path):
 
 
 @pytest.mark.parametrize("kind", TOO_LARGE)
-def test_every_way_to_open_or_train_it_is_one_line(enlarged, no_model, capsys, kind, tmp_path):
+def test_too_large_model_is_refused_by_every_program_in_one_line(enlarged, no_model, capsys, kind, tmp_path):
     assignments, says = TOO_LARGE[kind]
     run = enlarged(assignments)
     # A size that the checkpoint does not have is refused by the checkpoint.
@@ -92,7 +92,9 @@ def test_every_way_to_open_or_train_it_is_one_line(enlarged, no_model, capsys, k
         ('model.prior="normal"', "the weight prior_flow/.* missing by the config"),
     ],
 )
-def test_config_that_does_not_fit_its_weights_is_refused_before_the_model(enlarged, no_model, assignment, says):
+def test_config_that_does_not_fit_the_checkpoint_is_refused_before_weights_are_made(
+    enlarged, no_model, assignment, says
+):
     with pytest.raises(RunError, match=f"does not fit the config beside it: {says}"):
         tfdecouple.load_model(enlarged([assignment]))
 
@@ -105,7 +107,7 @@ def test_config_that_does_not_fit_its_weights_is_refused_before_the_model(enlarg
     ],
     ids=["turned", "renamed"],
 )
-def test_checkpoint_of_as_many_parameters_is_refused_by_its_first_other_weight(
+def test_checkpoint_with_as_many_parameters_is_refused_naming_the_first_different_weight(
     enlarged, no_model, tmp_path, change, says
 ):
     run = enlarged([])
@@ -123,23 +125,15 @@ def test_checkpoint_of_as_many_parameters_is_refused_by_its_first_other_weight(
 
 
 @pytest.mark.parametrize("run", COMMITTED, ids=lambda run: f"{run.parent.name}/{run.name}")
-def test_checkpoints_say_which_weights_they_hold(run):
+def test_committed_checkpoint_has_the_weight_shapes_of_its_config(run):
     folder = CheckpointFolder(run / "checkpoints")
     assert folder.read_weight_shapes("best", folder.list_checkpoint_steps("best")[0]) == compute_weight_shapes(
         load_config(run).model
     )
 
 
-def test_weights_that_are_more_than_their_file_are_damaged(tiny_run, tmp_path):
-    shutil.copytree(tiny_run / "checkpoints", tmp_path, dirs_exist_ok=True)
-    (data,) = tmp_path.glob("*.data-*")
-    data.write_bytes(data.read_bytes()[:1000])
-    with pytest.raises(DamagedCheckpointError, match="which has 1,000 bytes"):
-        CheckpointFolder(tmp_path).read_weight_shapes("best", 1)
-
-
 class TestMemory:
-    def test_no_preset_is_too_large_to_be_used(self, monkeypatch):
+    def test_every_preset_fits_a_gibibyte_of_memory(self, monkeypatch):
         monkeypatch.setattr(architecture, "read_total_memory", lambda: 2**30)
         for name in preset_names():
             require_memory(load_preset(name).model)
@@ -147,7 +141,7 @@ class TestMemory:
         with pytest.raises(ConfigError, match="the model is too large: it needs"):
             require_memory(TINY)
 
-    def test_of_a_container_counts(self, monkeypatch, tmp_path):
+    def test_memory_limit_of_a_container_counts_as_total_memory(self, monkeypatch, tmp_path):
         whole = devices.read_total_memory()
         assert 2**28 < whole < 2**50
         (tmp_path / "max").write_text("max\n")
@@ -161,7 +155,7 @@ class TestMemory:
         monkeypatch.setattr(devices, "_GROUP_FILES", [("used", "limit", "parts", "cache")])
         assert devices.read_total_memory() == 12345
 
-    def test_what_is_free_is_what_is_not_used_but_for_files(self, monkeypatch, tmp_path):
+    def test_free_memory_of_a_container_includes_its_file_cache(self, monkeypatch, tmp_path):
         monkeypatch.setattr(devices, "_GROUP_FILES", [])
         available = devices.read_free_memory()
         assert 2**26 < available < devices.read_total_memory()
@@ -178,7 +172,7 @@ class TestMemory:
 
 
 @pytest.mark.parametrize("count", [10**9, 2**62])
-def test_crops_that_fill_the_memory_are_refused(count):
+def test_crops_that_exceed_memory_are_refused(count):
     data = override(Config(), [f"data.photograph_crops={count}"]).data
     with pytest.raises(DataError, match=f"data.photograph_crops is {count}"):
         open_source(data, (64, 64, 3))

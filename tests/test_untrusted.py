@@ -39,7 +39,7 @@ def payload(tmp_path, monkeypatch, request):
 
 class TestDataSet:
     @pytest.mark.parametrize("name", ["innocent/1.0.0", "innocent/default/1.0.0", "cifar10/9.9.9"])
-    def test_that_tfds_has_no_class_for_is_not_read(self, tmp_path, payload, name):
+    def test_data_set_without_a_class_in_tfds_runs_no_code(self, tmp_path, payload, name):
         where = tmp_path / "data" / name
         where.mkdir(parents=True)
         (where / "features.json").write_text(json.dumps(FEATURES).replace("PAYLOAD", payload[0]))
@@ -53,7 +53,7 @@ class TestDataSet:
         assert not payload[1].exists()
 
     @pytest.mark.parametrize("name", ["kaggle:innocent", "huggingface:innocent", "cifar10/data_dir=elsewhere"])
-    def test_name_brings_no_code_and_no_place(self, tmp_path, name):
+    def test_name_of_a_data_set_cannot_load_code_or_choose_a_folder(self, tmp_path, name):
         for data_dir in (None, str(tmp_path)):
             with pytest.raises(DataError, match=name):
                 open_source(DataConfig(source=f"tfds:{name}", data_dir=data_dir), (8, 8, 3))
@@ -71,7 +71,7 @@ def planted(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("entry", ["", os.curdir, "{}"])
-def test_another_python_imports_nothing_from_the_working_folder(planted, monkeypatch, entry):
+def test_subprocess_imports_nothing_from_the_working_folder(planted, monkeypatch, entry):
     for name in ("json", "tfdecouple", "export"):
         (planted / f"{name}.py").write_text(PAYLOAD)
     # With `python -m` the working folder is the first entry of `sys.path`; with `python -c` it is "".
@@ -84,7 +84,7 @@ def test_another_python_imports_nothing_from_the_working_folder(planted, monkeyp
 
 
 @pytest.mark.parametrize("command", [["tfdecouple", "explain"], ["export", "--help"]], ids=" ".join)
-def test_program_imports_no_package_of_the_working_folder(planted, command):
+def test_program_imports_nothing_from_the_working_folder(planted, command):
     ended = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
     assert (ended.stderr, ended.returncode) == ("", 0)
     assert not (planted / "ran").exists()
@@ -102,7 +102,7 @@ class Runs:
 
 # What reads a file of torch.
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_file_of_torch_that_would_run_code_is_refused_and_runs_nothing(tmp_path, zipped):
+def test_pytorch_file_that_would_run_code_is_refused(tmp_path, zipped):
     torch = pytest.importorskip("torch")
     path, folder = tmp_path / "model.pt", tmp_path / "made"
     torch.save({"a": torch.zeros(2), "b": Runs(folder)}, path, _use_new_zipfile_serialization=zipped)
@@ -115,7 +115,7 @@ def test_file_of_torch_that_would_run_code_is_refused_and_runs_nothing(tmp_path,
 
 
 @pytest.mark.parametrize("version", ["1.13.1", "2.5.1+cu124"])
-def test_torch_with_which_a_file_can_run_code_is_not_used(tmp_path, monkeypatch, version):
+def test_vulnerable_version_of_pytorch_is_refused(tmp_path, monkeypatch, version):
     torch = pytest.importorskip("torch")
     path = tmp_path / "model.pt"
     torch.save({"a": torch.zeros(2)}, path)

@@ -25,7 +25,7 @@ def arguments_of(path, word):
     return [rest for found, rest in instructions(path) if found == word]
 
 
-def test_training_copies_what_exists_and_what_the_context_includes():
+def test_training_image_copies_existing_files_that_the_build_context_includes():
     sources = [source for rest in arguments_of(TRAIN, "COPY") for source in rest.split()[:-1]]
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     let_in = {line[1:] for line in ignored if line.startswith("!")}
@@ -39,7 +39,7 @@ def test_training_copies_what_exists_and_what_the_context_includes():
     assert packages <= set(sources)
 
 
-def test_training_installs_known_extras_and_starts_a_known_command():
+def test_training_image_installs_known_extras_and_starts_a_known_command():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     given = dict(rest.split("=") for rest in arguments_of(TRAIN, "ARG"))
@@ -50,7 +50,7 @@ def test_training_installs_known_extras_and_starts_a_known_command():
     check_command(f"{entry} {command}")
 
 
-def test_server_starts_as_the_compose_file_of_an_export_starts_it(tmp_path):
+def test_serving_image_starts_as_the_compose_file_of_an_export(tmp_path):
     write_serving_files(tmp_path, "NAME")
     compose = (tmp_path / "docker-compose.yml").read_text(encoding="utf-8")
     (command,) = (json.loads(rest) for rest in arguments_of(SERVE, "CMD"))

@@ -60,7 +60,7 @@ def run(command, folder):
     return ended.stdout
 
 
-def test_the_commands_of_the_readme_run_one_after_the_other(checkout):
+def test_commands_of_the_readme_run_in_order(checkout):
     """All commands except those that need your own images."""
     said = {}
     imports = [command for command in commands(WEIGHTS) if "runs/imported" in command]
@@ -84,7 +84,7 @@ def python_blocks(text):
     return [block.text for block in split_code(text) if block.language == "python"]
 
 
-def test_the_python_of_the_readme_runs():
+def test_python_of_the_readme_runs():
     from tfdecouple.data import load_images, open_source
     from tfdecouple.runs.run_folder import load_config
 
@@ -102,7 +102,7 @@ def test_the_python_of_the_readme_runs():
     assert np.asarray(names["new"]).shape == (16, 64, 64, 3) and np.asarray(names["bits"]).shape == (16,)
 
 
-def test_the_python_of_the_page_on_codes_runs(tiny_run, tmp_path, monkeypatch):
+def test_python_of_the_page_on_codes_runs(tiny_run, tmp_path, monkeypatch):
     out = tmp_path / "codes"
     command = [sys.executable, "-m", "tfdecouple", "encode", "--run", str(tiny_run), "--out", str(out), "--v"]
     run([*command, "--format", "parquet", "--limit", "20"], ROOT)

@@ -24,7 +24,7 @@ def hook():
     return module
 
 
-def test_the_api_has_all_public_names(hook):
+def test_api_pages_list_all_public_names(hook):
     found = hook.list_public_names()
     assert found["tfdecouple"] == [f"tfdecouple.{name}" for name in tfdecouple.__all__]
     for package in hook.PUBLIC_PACKAGES:
@@ -39,7 +39,7 @@ def test_the_api_has_all_public_names(hook):
 
 
 @pytest.mark.slow
-def test_the_site_is_complete_and_fetches_nothing_from_elsewhere(hook, tmp_path):
+def test_site_builds_without_warnings_and_fetches_nothing_from_elsewhere(hook, tmp_path):
     # A broken link is a warning, and mkdocs.yml makes warnings errors.
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=user_environment(), capture_output=True, text=True, check=False)
