@@ -114,7 +114,7 @@ class TestConfig:
             # argparse says so itself, after the usage.
             assert end.code == 2 and "Traceback" not in capsys.readouterr().err
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(
         st.sampled_from(list_option_names()),
         st.recursive(

@@ -99,6 +99,7 @@ class TestModelsAroundIt:
 
 
 class TestExport:
+    @pytest.mark.slow
     def test_keras_export_of_a_model_that_was_never_called_serves_codes(self, tmp_path):
         model = initialised()
         tf.config.run_functions_eagerly(False)

@@ -21,14 +21,14 @@ class TestUnknownNames:
             ({"batch_size": 3}, "training.batch_size"),
         ],
     )
-    def test_unknown_name_is_refused_with_the_nearest_one(self, values, nearest):
+    def test_unknown_option_is_refused_with_the_nearest_name(self, values, nearest):
         message = refusal(lambda: parse_config(Config, values))
         wrong = next(iter(values))
         inner = values[wrong]
         name = f"{wrong}.{next(iter(inner))}" if isinstance(inner, dict) and inner else wrong
         assert f"'{name}'" in message and f"{nearest}" in message
 
-    def test_a_name_near_to_none_is_refused_with_the_way_to_find_it(self):
+    def test_unknown_option_without_a_near_name_is_refused_with_advice(self):
         assert "tfdecouple explain" in refusal(lambda: parse_config(Config, {"zzzzzz": 1}))
 
 
@@ -52,7 +52,7 @@ class TestWrongTypes:
             ("model", [], "a JSON object"),
         ],
     )
-    def test_wrong_type_is_refused_with_name_value_and_what_it_must_be(self, name, value, expected):
+    def test_option_of_a_wrong_type_is_refused_with_name_value_and_type(self, name, value, expected):
         section, _, option = name.partition(".")
         message = refusal(lambda: parse_config(Config, {section: {option: value} if option else value}))
         assert message.startswith(name) and expected in message
@@ -60,7 +60,7 @@ class TestWrongTypes:
             assert repr(value) in message
 
     @pytest.mark.parametrize("values", [[], "text", 3, None])
-    def test_config_must_be_an_object(self, values):
+    def test_config_that_is_no_object_is_refused(self, values):
         assert "JSON object" in refusal(lambda: parse_config(Config, values))
 
 
@@ -120,7 +120,7 @@ SECTIONS = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig
 
 class TestImpossibleValues:
     @pytest.mark.parametrize(("name", "value", "expected", "others"), IMPOSSIBLE)
-    def test_impossible_value_is_refused_in_one_line(self, name, value, expected, others):
+    def test_impossible_value_of_an_option_is_refused_in_one_line(self, name, value, expected, others):
         section, _, option = name.partition(".")
         message = refusal(lambda: SECTIONS[section](**{option: value, **others}))
         assert expected in message and f"{section}." in message
@@ -136,6 +136,6 @@ class TestImpossibleValues:
             {"steps": (1, (1,), (1,), 1), "hidden_channels": (4,) * 4, "factors": (4, 3)},
         ],
     )
-    def test_options_that_play_no_part_are_not_checked(self, options):
+    def test_unused_options_are_not_checked(self, options):
         config = ModelConfig(**options)
         assert {name: getattr(config, name) for name in options} == options

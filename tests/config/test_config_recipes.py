@@ -5,7 +5,7 @@ import json
 from helpers.recipes import copy_packages, insert_text, read_recipe, run_in_copy
 
 
-def test_a_preset_is_a_file(tmp_path):
+def test_preset_recipe_needs_one_file(tmp_path):
     folder = copy_packages(tmp_path)
     (folder / "tfdecouple" / "presets" / "mine.json").write_text(read_recipe("preset"), encoding="utf-8")
     shown = run_in_copy(folder, "-m", "tfdecouple", "presets", "mine")
@@ -31,7 +31,7 @@ for assignment in ("training.patience=-1", "training.patience=many", "training.p
 """
 
 
-def test_an_option_is_two_lines(tmp_path):
+def test_option_recipe_needs_two_lines_and_is_checked(tmp_path):
     folder = copy_packages(tmp_path)
     where, line, field = read_recipe("option").splitlines()
     assert where.startswith("# config/training.py")

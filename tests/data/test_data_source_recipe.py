@@ -55,7 +55,7 @@ def with_source(tmp_path_factory):
     return folder
 
 
-def test_they_are_opened_from_any_folder_and_named_by_messages(with_source):
+def test_data_sources_of_the_recipes_are_opened_from_any_folder_and_listed(with_source):
     used = run_in_copy(with_source, "-c", USE)
     assert used.returncode == 0, used.stderr
     listed, refused, found = used.stdout.splitlines()
@@ -66,7 +66,7 @@ def test_they_are_opened_from_any_folder_and_named_by_messages(with_source):
 
 
 @pytest.mark.slow
-def test_a_run_is_resumed_from_another_folder_and_evaluated(with_source, tmp_path):
+def test_run_with_the_recipe_resumes_from_another_folder_and_is_evaluated(with_source, tmp_path):
     np.save(with_source / "some.npy", np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8))
     run = ["train.py", "--preset", "tiny", "--workdir", str(tmp_path / "run"), "--data"]
     first = run_in_copy(with_source, *run, "array:some.npy", "--steps", "2")

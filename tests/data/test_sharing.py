@@ -20,22 +20,24 @@ def contexts(pipelines, replicas):
 @pytest.mark.parametrize(
     ("pipelines", "replicas", "micro_batches", "start_step"), [(1, 2, 1, 3), (2, 2, 2, 1), (2, 4, 1, 0)]
 )
-def test_slices_in_order_are_the_batch(source, image_folder, pipelines, replicas, micro_batches, start_step):
+def test_slices_of_all_workers_in_order_are_the_batch(
+    source, image_folder, pipelines, replicas, micro_batches, start_step
+):
     options = {"batch_size": 8, "seed": 3, "start_step": start_step}
     config = run_config(image_folder).data
     # Two batches an epoch: four steps cross its border.
     whole = list(make_training_batches(source, config, **options).take(4).as_numpy_iterator())
     options["micro_batches"] = micro_batches
-    own = replicas // pipelines
+    local = replicas // pipelines
     shares = [
         list(
             make_training_batches(source, config, **options, context=context)
-            .take(4 * micro_batches * own)
+            .take(4 * micro_batches * local)
             .as_numpy_iterator()
         )
         for context in contexts(pipelines, replicas)
     ]
-    slices = [piece for part in range(4 * micro_batches) for share in shares for piece in share[part * own :][:own]]
+    slices = [piece for part in range(4 * micro_batches) for share in shares for piece in share[part * local :][:local]]
     parts = replicas * micro_batches
     for step, batch in enumerate(whole):
         pieces = slices[step * parts :][:parts]
@@ -45,7 +47,7 @@ def test_slices_in_order_are_the_batch(source, image_folder, pipelines, replicas
 
 
 @pytest.mark.parametrize(("pipelines", "replicas"), [(1, 2), (2, 4)])
-def test_evaluation_counts_each_image_once(source, pipelines, replicas):
+def test_evaluation_of_several_workers_counts_each_image_once(source, pipelines, replicas):
     batches = make_evaluation_batches(source, "train", batch_size=8)
     counted = []
     for context in contexts(pipelines, replicas):

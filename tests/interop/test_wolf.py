@@ -78,21 +78,15 @@ def compute(model):
 
 class TestNumbers:
     @pytest.mark.parametrize("name", REFERENCE.results)
-    def test_result_is_the_references(self, computed, name):
+    def test_imported_model_computes_the_result_of_the_reference_code(self, computed, name):
         REFERENCE.assert_computed(computed, name)
 
-    def test_images_come_back_from_their_codes(self, model, eager):
+    def test_imported_model_decodes_images_exactly(self, model, eager):
         assert REFERENCE.arrays["n_bits"] == 8
         np.testing.assert_array_equal(model.decode(*model.encode(IMAGES, verify=True)), IMAGES)
 
 
 class TestCommand:
-    def test_it_says_how_many_parameters_came_and_how_to_open_them(self, imported):
-        run, said = imported
-        summary = json.loads((run / "summary.json").read_text())
-        assert f"{run}: {summary['parameters']['total']:,} parameters imported" in said
-        assert f"tfdecouple.load_model({str(run)!r})" in said
-
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
@@ -103,17 +97,19 @@ class TestCommand:
             (["--n-bits", 0], "--n-bits is 0"),
         ],
     )
-    def test_mistake_is_one_line_and_leaves_no_run(self, tmp_path, eager, capsys, arguments, message):
+    def test_wrong_argument_of_the_import_is_one_line_and_leaves_no_run(
+        self, tmp_path, eager, capsys, arguments, message
+    ):
         line = refused(capsys, lambda: run_command("--workdir", tmp_path / "run", *arguments))
         assert message in line
         assert not (tmp_path / "run").exists()
 
-    def test_a_folder_with_a_run_is_not_overwritten(self, imported, eager, capsys):
+    def test_import_does_not_overwrite_a_run(self, imported, eager, capsys):
         before = (imported[0] / "config.json").read_bytes()
         assert str(imported[0]) in refused(capsys, lambda: run_command("--workdir", imported[0]))
         assert (imported[0] / "config.json").read_bytes() == before
 
-    def test_config_is_that_of_the_reference(self, imported):
+    def test_imported_config_is_that_of_the_checkpoint(self, imported):
         assert tfdecouple.runs.run_folder.load_config(imported[0]).model == tfdecouple.ModelConfig(
             image_shape=(32, 32, 3),
             n_bits=8,
@@ -213,7 +209,7 @@ class TestVariants:
     """Configs that the fixture does not have, made from its weights."""
 
     @pytest.mark.parametrize("name", VARIANTS)
-    def test_variant_imports_and_gives_back_its_images(self, name, tmp_path, eager):
+    def test_variant_of_a_checkpoint_is_imported_and_decodes_exactly(self, name, tmp_path, eager):
         config, state, options, expected = VARIANTS[name]
         options = {"image_shape": (32, 32, 3), **options}
         model = import_wolf(*write(tmp_path, config, state), workdir=tmp_path / "run", **options)
@@ -222,36 +218,12 @@ class TestVariants:
         levels = 256 // model.config.n_bins
         np.testing.assert_array_equal(model.decode(*model.encode(images)), images // levels * levels)
 
-    def test_additive_couplings_keep_the_shift(self, tmp_path, eager):
-        """The outputs that remain are the shift: with the scale at 1, both models agree."""
-        names = [n for n in STATE if any(p in n for p in ("conv3.conv.weight_g", "conv3.conv.bias"))]
-        names += [n for n in STATE if any(p in n for p in ("fc3.linear.weight_g", "fc3.linear.bias"))]
-        plain = dict(STATE)
-        for name in names:
-            plain[name] = STATE[name].copy()
-            plain[name][len(plain[name]) // 2 :] = 0
-        bounds = []
-        for name, config, state in (("affine", CONFIG, plain), ("additive", edited(ADDITIVE), additive_state())):
-            model = import_wolf(*write(tmp_path, config, state), image_shape=(32, 32, 3), workdir=tmp_path / name)
-            bounds.append(model.elbo_from_noise(IMAGES, np.ones((2, 8), "f4"), np.zeros(IMAGES.shape, "f4")))
-        one, two = bounds
-        np.testing.assert_allclose(one.reconstruction, two.reconstruction, rtol=1e-4)
-        np.testing.assert_allclose(one.kl, two.kl, rtol=1e-4)
-
-    def test_defaults_of_the_reference_stand_for_what_is_absent(self):
+    def test_missing_options_of_a_checkpoint_have_the_defaults_of_the_reference_code(self):
         options = "alpha factors levels coupling_type transform prior_transform activation inverse in_channels"
         absent = [f"generator.flow.{option}" for option in options.split()]
         absent += ["discriminator.encoder.activation", "discriminator.prior.alpha", "discriminator.prior.transform"]
         given = translate_config(CONFIG, image_shape=(32, 32, 3))
         assert translate_config(edited(dict.fromkeys(absent, ...)), image_shape=(32, 32, 3)) == given
-
-
-def refusal(call):
-    """The message of the WolfError that `call` raises; it is one line."""
-    with pytest.raises(WolfError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 class TestUnsupported:
@@ -271,24 +243,16 @@ class TestUnsupported:
             ({"generator.flow.num_steps": [1, [1, 1], [1, 1, 1, 1], 1]}, ["impossible", "steps[2]"]),
             ({"generator.flow": ...}, ["lacks", "generator.flow"]),
             ({"generator.flow.num_steps": []}, ["generator.flow.num_steps []", "an entry for each level"]),
+            ({"generator.flow.num_steps": [1, ["a"], [1], 1]}, ["num_steps"]),
+            ({"discriminator.dim": "8", "generator.flow.h_channels": "8"}, ["dim"]),
         ],
     )
-    def test_what_this_project_does_not_have_is_named(self, changes, words):
+    def test_unsupported_option_of_a_checkpoint_is_named(self, changes, words):
         assert_refused(edited(changes), words)
 
-    @pytest.mark.parametrize(
-        ("changes", "word"),
-        [
-            ({"generator.flow.num_steps": [1, ["a"], [1], 1]}, "num_steps"),
-            ({"discriminator.dim": "8", "generator.flow.h_channels": "8"}, "dim"),
-        ],
-    )
-    def test_values_of_the_wrong_type_are_refused(self, changes, word):
-        assert word in refusal(lambda: translate_config(edited(changes), image_shape=(32, 32, 3)))
-
     @pytest.mark.parametrize(("size", "word"), [(64, "in_dim 64"), (36, "36")])
-    def test_image_shape_that_does_not_fit_is_refused(self, size, word):
-        assert word in refusal(lambda: translate_config(CONFIG, image_shape=(size, size, 3)))
+    def test_image_shape_that_does_not_fit_the_checkpoint_is_refused(self, size, word):
+        assert word in message_of(WolfError, lambda: translate_config(CONFIG, image_shape=(size, size, 3)))
 
 
 STEP = "generator.flow.blocks.0.steps.0"
@@ -323,16 +287,16 @@ class TestWeights:
         ],
         ids=["missing", "superfluous", "shape", "shape-of-vector", "rank"],
     )
-    def test_weights_that_do_not_fit_are_named(self, change, words, scratch):
+    def test_weight_that_does_not_fit_the_config_is_named(self, change, words, scratch):
         state = dict(STATE)
         change(state)
-        message = refusal(lambda: assign_weights(scratch, state))
+        message = message_of(WolfError, lambda: assign_weights(scratch, state))
         assert [word for word in words if word not in message] == []
         assert not scratch.initialized.numpy()
 
-    def test_a_refused_import_leaves_no_run_folder(self, tmp_path):
+    def test_refused_import_leaves_no_run_folder(self, tmp_path):
         paths = write(tmp_path, CONFIG, {**STATE, "extra": np.zeros(3)})
-        refusal(lambda: import_wolf(*paths, image_shape=(32, 32, 3), workdir=tmp_path / "run"))
+        message_of(WolfError, lambda: import_wolf(*paths, image_shape=(32, 32, 3), workdir=tmp_path / "run"))
         assert not (tmp_path / "run").exists()
 
 
@@ -359,23 +323,23 @@ class TestFiles:
             ("weights.npz", archived(flag=1), "no readable .npz"),
         ],
     )
-    def test_file_of_another_kind_or_a_damaged_one_is_named(self, tmp_path, name, content, word):
+    def test_weights_file_that_is_damaged_or_of_another_format_is_named(self, tmp_path, name, content, word):
         path = tmp_path / name
         path.write_bytes(content)
-        message = refusal(lambda: read_state_dict(path))
+        message = message_of(WolfError, lambda: read_state_dict(path))
         assert name in message and word in message
 
-    def test_pickled_objects_and_single_arrays_are_not_loaded(self, tmp_path):
+    def test_npz_file_with_pickled_objects_is_refused(self, tmp_path):
         path = tmp_path / "weights.npz"
         np.savez(path, evil=np.array([{"a": 1}], dtype=object))
-        assert "no readable .npz" in refusal(lambda: read_state_dict(path))
+        assert "no readable .npz" in message_of(WolfError, lambda: read_state_dict(path))
         with path.open("wb") as file:
             np.save(file, np.zeros(3))
-        assert "save it with np.savez" in refusal(lambda: read_state_dict(path))
+        assert "save it with np.savez" in message_of(WolfError, lambda: read_state_dict(path))
 
 
 class TestTorch:
-    def test_pt_without_torch_says_what_to_install(self, tmp_path, monkeypatch):
+    def test_pt_file_without_pytorch_names_the_extra(self, tmp_path, monkeypatch):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         path = tmp_path / "model.pt"
         path.write_bytes(b"x")
@@ -387,7 +351,7 @@ class TestTorch:
         [lambda state: {"core": state}, dict, lambda state: {f"module.{name}": a for name, a in state.items()}],
         ids=["core", "bare", "data-parallel"],
     )
-    def test_pt_holds_the_same_arrays(self, tmp_path, wrap):
+    def test_pt_file_of_any_wrapping_has_the_same_arrays(self, tmp_path, wrap):
         torch = pytest.importorskip("torch")
         path = tmp_path / "model.pt"
         torch.save(wrap({name: torch.from_numpy(array) for name, array in STATE.items()}), path)
@@ -407,14 +371,14 @@ class TestTorch:
         ],
         ids=["epoch", "optimizer", "nested", "core", "list"],
     )
-    def test_pt_of_something_else_is_named(self, tmp_path, wrap, words):
+    def test_pt_file_without_a_state_dict_is_named(self, tmp_path, wrap, words):
         torch = pytest.importorskip("torch")
         path = tmp_path / "model.pt"
         torch.save(wrap({"a": torch.zeros(2)}), path)
-        message = refusal(lambda: read_state_dict(path))
+        message = message_of(WolfError, lambda: read_state_dict(path))
         assert [word for word in ["model.pt", "state dict", *words] if word not in message] == []
 
-    def test_bfloat16_of_a_pt_becomes_float32(self, tmp_path):
+    def test_bfloat16_weights_become_float32(self, tmp_path):
         torch = pytest.importorskip("torch")
         torch.save({"a": torch.tensor([0.5, -3.0], dtype=torch.bfloat16)}, tmp_path / "model.pt")
         (array,) = read_state_dict(tmp_path / "model.pt").values()

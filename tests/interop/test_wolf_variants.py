@@ -87,7 +87,7 @@ def computed(tmp_path_factory):
 @pytest.mark.parametrize(
     ("reference", "name"), [(each, name) for each in (CLASSES, DEQUANTIZER) for name in each.results]
 )
-def test_result_is_the_references(computed, reference, name):
+def test_variant_computes_the_result_of_the_reference_code(computed, reference, name):
     reference.assert_computed(computed[reference], name)
 
 
@@ -112,12 +112,12 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("reference", CONFIGS)
-def test_config_is_that_of_the_reference(reference):
+def test_config_of_a_variant_is_that_of_the_checkpoint(reference):
     assert translate_config(reference.config, image_shape=(32, 32, 3)) == CONFIGS[reference]
 
 
 @pytest.mark.parametrize("given", ["probs", "logits"])
-def test_other_classes_with_unequal_probabilities(given):
+def test_class_codes_and_unequal_probabilities_are_imported(given):
     rng = np.random.default_rng(1)
     shares = rng.uniform(0.2, 3, 7)
     numbers = shares if given == "probs" else np.log(shares) + 5
@@ -151,7 +151,7 @@ def test_other_classes_with_unequal_probabilities(given):
         ({"type": "mixture"}, ["discriminator.type", "categorical"]),
     ],
 )
-def test_classes_that_this_project_does_not_have_are_named(changes, words):
+def test_unsupported_option_of_classes_is_named(changes, words):
     assert_refused(CLASSES.edited({f"discriminator.{name}": value for name, value in changes.items()}), words)
 
 
@@ -169,5 +169,5 @@ def test_classes_that_this_project_does_not_have_are_named(changes, words):
         ),
     ],
 )
-def test_dequantisation_that_this_project_does_not_have_is_named(changes, words):
+def test_unsupported_option_of_dequantisation_is_named(changes, words):
     assert_refused(DEQUANTIZER.edited({f"dequantizer.{name}": value for name, value in changes.items()}), words)

@@ -29,7 +29,7 @@ except ConfigError as error:
 """
 
 
-def test_a_logger_is_a_class_and_its_place_in_the_registry(tmp_path):
+def test_logger_recipe_needs_a_class_and_a_row_of_the_registry(tmp_path):
     folder = copy_packages(tmp_path)
     logger, _, line = read_recipe("logger").partition("\n# in `LOGGERS`\n")
     loggers = folder / "tfdecouple" / "loggers.py"
@@ -37,8 +37,8 @@ def test_a_logger_is_a_class_and_its_place_in_the_registry(tmp_path):
     append_rows(loggers, "LOGGERS", line)
     used = run_in_copy(folder, "-c", USE)
     assert used.returncode == 0, used.stderr
-    (said,) = used.stdout.splitlines()
-    assert said.endswith(" or 'lines'") and all(repr(name) in said for name in LOGGERS)
+    (message,) = used.stdout.splitlines()
+    assert message.endswith(" or 'lines'") and all(repr(name) in message for name in LOGGERS)
     lines = (folder / "run" / "log.txt").read_text(encoding="utf-8").splitlines()
     assert lines == ["10 train/bits_per_dim 7.375", "20 train/bits_per_dim 6.75"]
     assert (folder / "run" / "tensorboard").is_dir()

@@ -36,7 +36,7 @@ def picture(folder):
 
 
 class TestConfig:
-    def test_a_missing_package_is_one_line(self, monkeypatch):
+    def test_missing_package_of_a_logger_is_one_line(self, monkeypatch):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         require_loggers(["tensorboard"])
         with pytest.raises(MissingPackageError, match=r"training.loggers=wandb needs wandb, .*'tfdecouple\[loggers\]'"):
@@ -44,7 +44,7 @@ class TestConfig:
 
 
 class TestTensorBoard:
-    def test_has_the_config_as_hyperparameters(self, tmp_path):
+    def test_tensorboard_has_the_config_as_hyperparameters(self, tmp_path):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
         from tensorboard.plugins.hparams import plugin_data_pb2
 
@@ -94,7 +94,7 @@ class TestWeightsAndBiases:
         monkeypatch.delenv("WANDB_MODE", raising=False)
         return fake
 
-    def test_is_offline_and_one_run_over_restarts(self, tmp_path, wandb, monkeypatch):
+    def test_weights_and_biases_is_offline_and_one_run_over_restarts(self, tmp_path, wandb, monkeypatch):
         for step in (0, 1):
             log = log_of(tmp_path, "wandb")
             log.open(step)
@@ -110,7 +110,7 @@ class TestWeightsAndBiases:
         log_of(tmp_path, "wandb").open(2)
         assert wandb.started[-1]["mode"] == "online"
 
-    def test_one_that_fails_is_left_out_and_the_run_goes_on(self, tmp_path, wandb, monkeypatch, capsys):
+    def test_failing_logger_is_dropped_and_the_run_continues(self, tmp_path, wandb, monkeypatch, capsys):
         log = log_of(tmp_path, "wandb", "tensorboard")
         log.open(0)
         write_rows(log, 1)

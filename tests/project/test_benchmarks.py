@@ -122,6 +122,7 @@ def test_export_benchmark_times_each_endpoint_of_a_runtime(exported):
     assert all(row["ms"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_throughput_benchmark_prints_one_json_object():
     changes = [text for assignment in SMALL_SETTINGS for text in ("--set", assignment)]
     options = ["--phase", "train2", "--preset", "quickstart", "--reps", "1", "--seconds", "0.01"]

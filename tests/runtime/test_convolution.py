@@ -56,7 +56,7 @@ def operations(function, x, kernel):
 
 
 @pytest.mark.parametrize("inputs", [1, 8, *(pytest.param(count, marks=pytest.mark.slow) for count in (2, 3, 24, 64))])
-def test_is_the_convolution_and_its_gradients_in_every_shape(inputs, monkeypatch):
+def test_convolve_equals_the_convolution_and_its_gradients_in_every_shape(inputs, monkeypatch):
     """The kernels of TensorFlow's library have read beyond their maps: free memory is NaN here."""
     monkeypatch.setattr(convolution, "get_vector_size", LANES)
     wrong = []
@@ -78,13 +78,13 @@ class TestPacking:
     @pytest.mark.parametrize(
         ("outputs", "width", "step"), [(2, 16, 8), (2, 12, 6), (5, 8, 2), (5, 9, 3), (8, 8, 2), (8, 7, 1), (9, 8, 1)]
     )
-    def test_neighbours_share_a_vector_as_far_as_they_fit_and_divide_the_row(self, outputs, width, step):
+    def test_convolve_packs_neighbouring_pixels_that_fit_a_vector_and_divide_the_row(self, outputs, width, step):
         found = operations(convolve, maps(2, 4, width, 24), maps(3, 3, 24, outputs))
         (forward,) = found["Conv2D"]
         assert forward.get_attr("strides") == [1, 1, step, 1]
         assert forward.inputs[1].shape[-1] == step * outputs
 
-    def test_images_of_unknown_size_and_a_gpu_get_the_operations_of_tensorflow(self, monkeypatch):
+    def test_convolve_packs_no_pixels_of_unknown_sizes_or_on_a_gpu(self, monkeypatch):
         kernel = maps(3, 3, WIDE, SMALL)
 
         def is_plain(x):
@@ -102,7 +102,7 @@ class TestPacking:
 @pytest.mark.parametrize(
     ("described", "lanes"), [("flags : avx2 avx512f avx512_bf16 amx_bf16", 16), ("flags : avx2", 8), (None, 8)]
 )
-def test_vectors_are_those_of_the_processor(described, lanes, tmp_path, monkeypatch):
+def test_vector_size_is_that_of_the_processor(described, lanes, tmp_path, monkeypatch):
     file = tmp_path / "cpuinfo"
     if described is not None:
         file.write_text(described, encoding="utf-8")

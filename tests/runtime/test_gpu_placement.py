@@ -17,8 +17,7 @@ from tfdecouple.runtime.execution import read_layer_weights, substitute_weights
 
 # Copies from the host to the GPU, for which nothing waits, and the reason for each. None grows with the images.
 UPLOADS = {
-    "StatelessRandomGetKeyCounter -> StatelessRandomNormalV2": "key and counter of a draw",
-    "StatelessRandomGetKeyCounter -> StatelessRandomUniformV2": "key and counter of a draw",
+    **{f"StatelessRandomGetKeyCounter -> StatelessRandom{kind}V2": "key of a draw" for kind in ("Normal", "Uniform")},
     "StatelessRandomGetKeyCounter -> StridedSlice": "the counter of a draw that begins in the middle",
     "StridedSlice -> Cast": "a hash of the seed, for noise by index",
     "Const -> Cast": "the count of images",
@@ -42,7 +41,7 @@ MODELS = {
 }
 # Options of training that change images and gradients.
 AUGMENTED = {"noise": 1.0, "noise_steps": 10, "patterns": 0.1, "clip_norm": 1.0, "kl_warmup_steps": 5}
-SCALAR, WHOLE = tf.TensorSpec([]), tf.TensorSpec([], tf.int32)
+SCALAR, WHOLE, WHOLE_PAIR = tf.TensorSpec([]), tf.TensorSpec([], tf.int32), tf.TensorSpec([2], tf.int32)
 
 
 @pytest.fixture
@@ -109,16 +108,16 @@ def assert_stays_on_gpu(traced_functions):
 class TestOnGpu:
     @pytest.mark.parametrize("memory", MEMORY)
     @pytest.mark.parametrize("precision", PRECISIONS)
-    def test_training_step_waits_for_determinants_and_inverses_only(self, precision, memory):
+    def test_training_step_of_each_precision_and_memory_mode_waits_only_for_determinants(self, precision, memory):
         assert_stays_on_gpu(trace_step(Trainer(devices=None, model=STAGES, precision=precision, memory=memory)))
 
     @pytest.mark.parametrize("name", MODELS)
-    def test_every_kind_of_model_waits_for_determinants_and_inverses_only(self, name):
+    def test_training_and_inference_of_each_kind_of_model_wait_only_for_determinants(self, name):
         trainer = Trainer(devices=None, model=MODELS[name], **AUGMENTED)
         assert_stays_on_gpu([*trace_step(trainer), *trace_inference(trainer)])
 
     @pytest.mark.parametrize("name", ["labels", "dequantization"])
-    def test_micro_batches_wait_for_determinants_and_inverses_only(self, name):
+    def test_micro_batches_wait_only_for_determinants(self, name):
         assert_stays_on_gpu(trace_step(Trainer(devices=None, model=MODELS[name], micro_batches=2, **AUGMENTED)))
 
 
@@ -144,7 +143,7 @@ def lower_products():
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.filterwarnings("ignore:this function calls tfdecouple:RuntimeWarning")
 @pytest.mark.parametrize(("is_on", "asked"), [(False, "HIGHEST"), (True, "DEFAULT")])
-def test_xla_is_asked_for_full_precision_of_a_coupling_unless_tf32_is_on(is_on, asked):
+def test_xla_computes_a_coupling_in_full_precision_unless_tf32_is_on(is_on, asked):
     tf.config.experimental.enable_tensor_float_32_execution(is_on)
     products = lower_products()
     # Four products, the 3x3 convolutions, the 1x1 convolution and that of z, and two gradients of each.
@@ -152,49 +151,27 @@ def test_xla_is_asked_for_full_precision_of_a_coupling_unless_tf32_is_on(is_on, 
     assert {name for line in products for name in re.findall("HIGHEST|HIGH|DEFAULT", line)} == {asked}
 
 
-def place(function, *inputs):
-    """Returns the `Placement` of a function, traced with `inputs` inside another function."""
+def halve_in_loop(x):
+    return tf.while_loop(lambda x: tf.reduce_max(x) > 1, lambda x: [x / 2], [x])
+
+
+@pytest.mark.parametrize(
+    ("function", "spec", "kind", "description"),
+    [
+        (lambda x: tf.nn.fractional_avg_pool(x, [1, 2, 2, 1])[0], tf.TensorSpec([1, 4, 4, 1]), "on_cpu", "Fractional"),
+        (tf.math.digamma, tf.TensorSpec([2], tf.bfloat16), "on_cpu", "Digamma"),
+        (lambda x: tf.random.experimental.stateless_fold_in(x, 1), WHOLE_PAIR, "downloads", "-> Pack"),
+        (halve_in_loop, tf.TensorSpec([3]), "downloads", "Identity -> result"),
+        (
+            lambda x: tf.cond(tf.reduce_max(x) > 1, lambda: x, lambda: -x),
+            tf.TensorSpec([3]),
+            "downloads",
+            "StatelessIf",
+        ),
+        (tf.linalg.inv, tf.TensorSpec([3, 3]), "waiting", "MatrixInverse"),
+    ],
+)
+def test_placement_finds_copies_and_waits(function, spec, kind, description):
     inner = tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
-    return place_on_gpu(tf.function(lambda *given: inner(*given)).get_concrete_function(*inputs))
-
-
-class TestPlacement:
-    """The helper finds what the tests above exclude."""
-
-    def test_finds_an_operation_without_a_gpu_kernel(self):
-        found = place(lambda x: tf.nn.fractional_avg_pool(x, [1, 2, 2, 1])[0], tf.TensorSpec([1, 4, 4, 1]))
-        assert list(found.on_cpu) == ["FractionalAvgPool float32, int64"]
-        assert "argument -> FractionalAvgPool" in found.downloads
-
-    def test_tells_dtypes_apart(self):
-        def convolve(x):
-            return tf.nn.conv2d(x, tf.ones([1, 1, 3, 3], x.dtype), 1, "SAME")
-
-        kinds = {dtype: place(convolve, tf.TensorSpec([1, 4, 4, 3], dtype)).on_cpu for dtype in (tf.float32, tf.int32)}
-        assert kinds == {tf.float32: {}, tf.int32: {}}
-        assert place(tf.math.digamma, tf.TensorSpec([2], tf.bfloat16)).on_cpu
-
-    def test_finds_a_seed_that_is_drawn_on_the_gpu(self):
-        found = place(lambda seed: tf.random.experimental.stateless_fold_in(seed, 1), tf.TensorSpec([2], tf.int32))
-        assert list(found.downloads) == ["StatelessRandomUniformFullIntV2 -> Pack"]
-
-    def test_finds_the_condition_of_a_loop(self):
-        def halve(x):
-            return tf.while_loop(lambda x: tf.reduce_max(x) > 1, lambda x: [x / 2], [x])
-
-        assert list(place(halve, tf.TensorSpec([3])).downloads) == ["Identity -> result"]
-
-    def test_finds_the_condition_of_a_branch(self):
-        def halve(x):
-            return tf.cond(tf.reduce_max(x) > 1, lambda: x / 2, lambda: x)
-
-        assert list(place(halve, tf.TensorSpec([3])).downloads) == ["Greater -> StatelessIf"]
-
-    def test_finds_large_indices_made_by_the_host(self):
-        def choose(x):
-            return tf.where(tf.range(8) // 2 % 2 > 0, x, 0.0)
-
-        assert place(choose, tf.TensorSpec([8])).uploads
-
-    def test_finds_operations_that_complete_on_the_host(self):
-        assert list(place(tf.linalg.inv, tf.TensorSpec([3, 3])).waiting) == ["MatrixInverse"]
+    placement = place_on_gpu(tf.function(lambda x: inner(x)).get_concrete_function(spec))
+    assert any(description in found for found in getattr(placement, kind))
