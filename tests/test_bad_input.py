@@ -1,7 +1,5 @@
 """Tests that bad options, configs and terminals give one line: no traceback, and no run folder out of place."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Tests of the elementary bijectors: by the checks of TensorFlow, and the log-determinant of Jacobians."""
 
-from __future__ import annotations
-
 import gc
 import itertools
 import weakref

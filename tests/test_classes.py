@@ -1,7 +1,5 @@
 """Tests of models that know labels: z as a function of the label, and a prior over z with a part for each label."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import keras

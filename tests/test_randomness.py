@@ -1,7 +1,5 @@
 """Tests of tfdecouple.randomness: seeds that nobody gave are fresh wherever they are drawn."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import tensorflow as tf

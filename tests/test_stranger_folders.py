@@ -1,7 +1,5 @@
 """What a stranger's folder may hold: files of bounded sizes and folders, and no way out of it."""
 
-from __future__ import annotations
-
 import math
 import os
 import pathlib

@@ -1,7 +1,5 @@
 """Tests that a model too large for its weights or for the machine is refused before a weight of it is made."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 import shutil

@@ -1,7 +1,5 @@
 """Tests that data sets and files of strangers run no code."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -108,7 +108,7 @@ IMPOSSIBLE = [
     ("training.micro_batches", 0, "at least 1", {}),
     ("training.learning_rate", 1e30, "is 1e+30; it must be at most 1", {}),
     ("training.epsilon", 0.0, "is 0; it must be above 0", {}),
-    ("training.noise", 8.0, "say when the noise is gone", {}),
+    ("training.noise", 8.0, "set the update at which the noise ends", {}),
     ("training.noise", 1e38, "is 1e+38; it must be at most 255", {"noise_steps": 1}),
     ("training.patterns", 1.0, "is 1; it must be below 1", {}),
     ("training.beta_1", 1.0, "below 1", {}),

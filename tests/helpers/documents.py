@@ -3,8 +3,6 @@
 The checks call the project's argument parsers, load its presets, and look for the files that a command names.
 """
 
-from __future__ import annotations
-
 import argparse
 import configparser
 import contextlib

@@ -11,8 +11,6 @@ of a traced function, TensorFlow then calls a copy of the function, and copies o
 products replaced. The emulation therefore also covers gradients, and functions that were traced before it began.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import threading

@@ -1,7 +1,5 @@
 """Tiny model configs, random images, functions that perturb weights, and functions on gradients and Jacobians."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Test images that carry their index in their first red value, as arrays, files and data sources."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Functions that write and read training runs and count copies to the host, and a fake training step."""
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import math

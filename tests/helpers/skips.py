@@ -5,8 +5,6 @@ A REASON that ends in * stands for all reasons with this beginning. With pytest'
 `make test-all`, a skip that is not in expected_skips.txt fails the run.
 """
 
-from __future__ import annotations
-
 import collections
 
 import pytest

@@ -1,7 +1,5 @@
 """Tiny model configs by name, one for each option of a model, and functions that make and compare their models."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

@@ -1,7 +1,5 @@
 """Workers of one distributed training run, either as threads of the test's process or as two processes."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import socket

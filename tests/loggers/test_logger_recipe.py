@@ -1,7 +1,5 @@
 """The recipe of docs/extending.md for a logger, carried out literally in a copy of the package."""
 
-from __future__ import annotations
-
 from helpers.recipes import append_rows, copy_packages, insert_text, read_recipe, run_in_copy
 
 from tfdecouple.loggers import LOGGERS

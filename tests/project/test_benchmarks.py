@@ -1,7 +1,5 @@
 """The benchmarks: formulas against numbers worked out by hand, and short runs."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import random

@@ -1,7 +1,5 @@
 """A SavedModel from C: TensorFlow's C++ loader gives the same images and codes as Python."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 import shutil

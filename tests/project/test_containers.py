@@ -1,7 +1,5 @@
 """The Dockerfiles copy, install, run and set only what exists. No image is built here."""
 
-from __future__ import annotations
-
 import configparser
 import json
 import re

@@ -1,7 +1,5 @@
 """The versions in setup.cfg, constraints/ and the examples agree, and admit no known hole."""
 
-from __future__ import annotations
-
 import configparser
 
 import pytest

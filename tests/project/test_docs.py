@@ -1,7 +1,5 @@
 """The documentation: programs accept its commands, its names and files exist, its links lead somewhere."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import pkgutil

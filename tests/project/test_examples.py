@@ -1,7 +1,5 @@
 """Tests that run the examples for ONNX Runtime in Node.js and in C++ from the command line, as a user would."""
 
-from __future__ import annotations
-
 import functools
 import os
 import pathlib

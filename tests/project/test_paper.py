@@ -1,7 +1,5 @@
 """The tables of docs/paper.md come from the presets, which have the options of the paper and its authors' code."""
 
-from __future__ import annotations
-
 import sys
 
 import pytest

@@ -1,7 +1,5 @@
 """The tables of docs/RESULTS.md and docs/trials.md come from files, which belong to the committed weights."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 import shlex

@@ -1,7 +1,5 @@
 """The site is built without a warning, has every public name and the tour, and fetches nothing from elsewhere."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import re

@@ -1,7 +1,5 @@
 """Imports point one way, importing the package costs nothing, and public names have examples."""
 
-from __future__ import annotations
-
 import ast
 import os
 import re

@@ -1,7 +1,5 @@
 """Tests of the notebook `tour.ipynb`: it is committed with outputs, and a new run draws pictures of the same sizes."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -1,7 +1,5 @@
 """Tests of tfdecouple.runtime.convolution: whatever is packed or swapped, it is the convolution and its gradients."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import tensorflow as tf

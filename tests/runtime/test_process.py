@@ -1,7 +1,5 @@
 """Tests of what a program sets for its process: by the devices there are, and as the environment changes it."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

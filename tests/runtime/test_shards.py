@@ -1,7 +1,5 @@
 """Tests of a batch in shards side by side: the same numbers as in one, wherever the flow and the encoder run."""
 
-from __future__ import annotations
-
 import random
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Tests of the private parts of TensorFlow that the package uses: each does what the package needs."""
 
-from __future__ import annotations
-
 import inspect
 
 import pytest

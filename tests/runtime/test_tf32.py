@@ -1,7 +1,5 @@
 """Tests of the hold on TensorFlow's switch for TF32."""
 
-from __future__ import annotations
-
 import threading
 import warnings
 

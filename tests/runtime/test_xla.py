@@ -1,7 +1,5 @@
 """Tests of what XLA compiles: each kind of layer by itself, with the numbers that TensorFlow computes."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import keras

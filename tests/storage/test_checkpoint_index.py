@@ -1,7 +1,5 @@
 """Indices of checkpoints that TensorFlow would end the process for, or read otherwise than they look."""
 
-from __future__ import annotations
-
 import os
 import shutil
 

@@ -1,7 +1,5 @@
 """Tests of files written whole."""
 
-from __future__ import annotations
-
 import math
 import os
 import pathlib

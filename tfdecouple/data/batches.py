@@ -80,7 +80,7 @@ def make_training_batches(
     # The position in the batch decides which pipeline decodes an image, because it decides on the image's noise, too.
     slice_size = micro_batch // context.num_input_pipelines
 
-    def is_ours(number: tf.Tensor, record: Any) -> tf.Tensor:
+    def is_local(number: tf.Tensor, record: Any) -> tf.Tensor:
         return tf.equal(number % micro_batch // slice_size, context.input_pipeline_id)
 
     def make_example(number: tf.Tensor, record: Any) -> dict[str, tf.Tensor]:
@@ -90,7 +90,7 @@ def make_training_batches(
     # Decoding comes after the loop over epochs, so that tf.data prefetches images of the next epoch in time.
     records = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch_records)
     if context.num_input_pipelines > 1:
-        records = records.filter(is_ours)
+        records = records.filter(is_local)
     batches = (
         records.map(make_example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         .batch(context.get_per_replica_batch_size(micro_batch), drop_remainder=True)
@@ -148,13 +148,15 @@ def slice_for_replicas(batches: tf.data.Dataset, context: tf.distribute.InputCon
     tensor `[batch, ...]` is a tensor `[batch / R, ...]`. `context` gives p, P and R.
     """
     replicas = context.num_replicas_in_sync
-    own = replicas // context.num_input_pipelines
-    first = context.input_pipeline_id * own
+    local_count = replicas // context.num_input_pipelines
+    first = context.input_pipeline_id * local_count
 
     def slice_batch(batch: Any) -> Any:
         def cut(values: tf.Tensor) -> tf.Tensor:
             size = values.shape[0]
-            return tf.reshape(values, [replicas, size // replicas if size else -1, *values.shape[1:]])[first:][:own]
+            return tf.reshape(values, [replicas, size // replicas if size else -1, *values.shape[1:]])[first:][
+                :local_count
+            ]
 
         return tf.nest.map_structure(cut, batch)
 
