@@ -46,11 +46,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
-    """Makes Python's garbage collection ignore all objects that exist after the imports, and run rarely.
-
-    A collection is slow, because TensorFlow graphs have many small objects. The fixture `release_memory` runs a
-    collection after each test file.
-    """
+    """Makes garbage collection rare, because TensorFlow graphs have many objects; `release_memory` runs it."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000)

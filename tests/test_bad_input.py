@@ -25,8 +25,6 @@ from tfdecouple.storage.files import parse_json
 HUGE = "1" + "0" * 400
 NAMES = {
     "out of its folder": "../../ESCAPED",
-    "absolute": "/tmp/ESCAPED",
-    "backslashes": "..\\..\\ESCAPED",
     "the folder above": "..",
     "empty": "",
     "hidden": ".hidden",
@@ -37,7 +35,6 @@ NAMES = {
 }
 TEXTS = {
     "NaN": '{"training": {"learning_rate": NaN}}',
-    "1e999": '{"training": {"learning_rate": 1e999}}',
     "more than a float32": '{"training": {"clip_norm": 1e300}}',
     "400 digits as a number": f'{{"training": {{"learning_rate": {HUGE}}}}}',
     "5000 digits": f'{{"training": {{"steps": {"9" * 5000}}}}}',
@@ -47,16 +44,12 @@ TEXTS = {
     "surrogate in a path": '{"data": {"source": "folder:\\ud800"}}',
     "NUL in a path": '{"data": {"data_dir": "a\\u0000b"}}',
     "empty": "",
-    "no object": "3",
     "a seed of 33 bits": '{"training": {"seed": 4294967296}}',
     "not UTF-8": b'{"name": "\xe9"}',
 }
 OPTIONS = {
     "seed": ["--seed", str(2**32)],
-    "seed of 400 digits": ["--seed", HUGE],
-    "NaN": ["--set", "training.learning_rate=NaN"],
     "surrogate": ["--data", "folder:\udce9"],
-    "surrogate in an option": ["--set", "\udce9=3"],
     "name": ["--set", "name=../../ESCAPED"],
     "escape": ["--preset", "a\x1b[2Jb"],
     "nested": ["--set", "model.steps=" + "[" * 900],
@@ -64,13 +57,9 @@ OPTIONS = {
     "config that is a folder": ["--config", "."],
     "NUL": ["--set", "data.source=folder:\0"],
     "workdir of an unset variable": ["--workdir", ""],
-    "workdir= of an unset variable": ["--workdir="],
     "config of an unset variable": ["--config", ""],
     "argument of an unset variable": [""],
-    "full-width steps": ["--steps", "\uff11\uff12"],
     "full-width seed": ["--seed", "\uff11"],
-    "full-width devices": ["--devices", "\uff11"],
-    "full-width number of an option": ["--set", "training.steps=\uff11\uff12"],
     "full-width number in a list": ["--set", "model.steps=[\uff11,\uff12]"],
 }
 
@@ -145,10 +134,8 @@ class TestConfig:
         ["sample", "--count", "\uff13"],
         ["sample", "--temperature", "\uff11.\uff15"],
         ["sample", "--out", ""],
-        ["sample", "--out="],
         ["edit", "--run", "photographs", "--direction", "coffee", "--amounts", "\uff11", "x.png"],
         ["doctor", "--devices", "\uff11"],
-        ["doctor", "--devices", "1000000000"],
         ["switch", "", ""],
         ["export", "--run", "photographs", "--to", ""],
         ["export", "--run", "photographs", "--to", "out", "--version", "\uff11"],

@@ -15,46 +15,15 @@ PACKAGE = ROOT / "tfdecouple"
 EXPORT = ROOT / "export"
 # Each module, or each sub-package as a whole, may import only what stands before it.
 ORDER = [
-    "errors",
-    "arguments",
-    "randomness",
-    "runtime",
-    "storage",
-    "bijectors",
-    "transforms",
-    "loggers",
-    "config",
-    "layers",
-    "networks",
-    "runs.pretrained",
-    "runs.run_folder",
-    "model",
-    "runs.latent_directions",
-    "data",
-    "runs",
-    "interop",
-    "visualization",
-    "metrics",
-    "corpus",
-    "training",
-    "doctor",
-    "cli",
-    "__main__",
-]
+    "errors", "arguments", "randomness", "runtime", "storage", "bijectors", "transforms", "loggers", "config", "layers",
+    "networks", "runs.pretrained", "runs.run_folder", "model", "runs.latent_directions", "data", "runs", "interop",
+    "visualization", "metrics", "corpus", "training", "doctor", "cli", "__main__",
+]  # fmt: skip
+# The client imports nothing, because exports copy it.
 EXPORT_ORDER = [
-    # Alone, as it is published.
-    "client",
-    "deployed",
-    "endpoints",
-    "provenance",
-    "formats",
-    "export_folder",
-    "card",
-    "verification",
-    "pipeline",
-    "cli",
-    "__main__",
-]
+    "client", "deployed", "endpoints", "provenance", "formats", "export_folder", "card", "verification", "pipeline",
+    "cli", "__main__",
+]  # fmt: skip
 
 
 def modules(package):

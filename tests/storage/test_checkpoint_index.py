@@ -87,25 +87,18 @@ def write_index(folder, content):
 # Tensors that no checkpoint of a run has; at most some of them can be read by TensorFlow.
 TENSORS = {
     "negative dimension": make_entry(shape=[-1]),
-    "255 dimensions": make_entry(shape=[1] * 255),
     "2^62 x 2^62": make_entry(shape=[2**62, 2**62]),
-    "2^62 x 2^62 x 0": make_entry(shape=[2**62, 2**62, 0], size=0),
     "reference": make_entry(dtype=101),
     "unknown type": make_entry(dtype=9999),
-    "no type": make_entry(dtype=0),
     "complex": make_entry(dtype=8, size=8),
     "2^40 strings": make_entry(dtype=7, shape=[2**40], size=64),
-    "2^40 strings of 2^40 bytes": make_entry(dtype=7, shape=[2**40], size=2**40),
     "unknown rank": make_entry() + b"\x12\x02\x18\x01",
     "in parts": make_entry(shape=[2], size=8, slices=[{"extent": [{"start": 0, "length": 1}]}]),
     "too few bytes": make_entry(shape=[3]),
     "too many bytes": make_entry(size=8),
     "before the file": make_entry(offset=-4),
-    "negative size": make_entry(shape=[1], size=-4),
     "after the file": make_entry(offset=61),
-    "offset of 2^63 - 1": make_entry(offset=2**63 - 1),
     "another data file": make_entry(shard_id=1),
-    "data file -1": make_entry(shard_id=-1),
     "no message": b"\xff",
 }
 
@@ -128,7 +121,6 @@ def make_block_of(*entries):
 
 TABLES = {
     "empty": b"",
-    "a footer alone": MAGIC,
     "no table": bytes(100),
     "places beyond the file": bytes([1, 1, 0xFF, 0xFF, 0xFF, 0x7F, 1]).ljust(40, b"\0") + MAGIC,
     "place of more than 32 bits": (b"\xff" * 8 + b"\1\1\1\1").ljust(40, b"\0") + MAGIC,
@@ -136,12 +128,9 @@ TABLES = {
     "two headers": make_block_of(HEADER, (A, GOOD)),
     "header that is no message": make_index({A: GOOD}, header=b"\xff"),
     "no data files": make_index({A: GOOD}, header=make_header(0)),
-    "-1 data files": make_index({A: GOOD}, header=make_header(-1)),
     "two data files": make_index({A: GOOD}, header=make_header(2)),
-    "2^31 - 1 data files": make_index({A: GOOD}, header=make_header(2**31 - 1)),
     "big-endian": make_index({A: GOOD}, header=make_header(endianness=1)),
     "compressed": make_table(make_block([HEADER, (A, GOOD)], compression=1), separators=[b"\xff"]),
-    "keys out of order": make_block_of((B, GOOD), (A, GOOD)),
     "a key twice": make_block_of((A, GOOD), (A, make_entry(shape=[-1]))),
     "key that is no UTF-8": make_block_of((b"\xff", GOOD)),
     "blocks out of order": make_table(
@@ -149,10 +138,8 @@ TABLES = {
     ),
     "block before its last key": make_table(make_block([HEADER, (A, GOOD)]), separators=[b"a"]),
     "restart inside of an entry": make_table(make_block([HEADER, (A, GOOD)], [0, 3]), separators=[b"\xff"]),
-    "no restart": make_table(make_block([HEADER, (A, GOOD)], []), separators=[b"\xff"]),
     "more restarts than bytes": make_table(b"\xff\xff\xff\x7f" + bytes(5), separators=[b"\xff"]),
     "block without keys": make_table(make_block([]), separators=[b"\xff"]),
-    "no blocks": make_table(separators=[]),
     "entry longer than its block": make_table(b"\0\x7f\0abc" + bytes(4) + b"\1\0\0\0" + bytes(5), separators=[b"x"]),
     "more of a key than there is": make_table(b"\5\1\0abc" + bytes(4) + b"\1\0\0\0" + bytes(5), separators=[b"x"]),
 }
