@@ -10,7 +10,6 @@ import pytest
 import tensorflow as tf
 from helpers.models import SMALL, give_effect, random_images
 from helpers.places import PATIENCE, ROOT, user_environment
-from tensorflow.python.autograph.impl import api
 
 from tfdecouple.errors import DataError, NotInitializedError, UserError
 from tfdecouple.model import DecoupledModel
@@ -136,49 +135,3 @@ class TestSettingsOfKeras:
         code = "import tfdecouple\ntry:\n    tfdecouple.DecoupledModel\nexcept tfdecouple.UserError as e:\n    print(e)"
         ended = python(code, KERAS_BACKEND=backend)
         assert ended.stdout.startswith(f"Keras' backend is '{backend}'"), ended.stderr[-1000:]
-
-
-def test_autograph_rewrites_no_function_of_the_package(model, traced, monkeypatch):
-    convert, rewritten = api._convert_actual, []
-
-    def note(entity, context):
-        rewritten.append(entity.__module__)
-        return convert(entity, context)
-
-    monkeypatch.setattr(api, "_convert_actual", note)
-
-    @tf.function
-    def loss(images):
-        codes = model.encode(images)
-        v, _ = model.flow.forward_and_log_det(tf.cast(images, tf.float32) / 128 - 1, codes.z)
-        return tf.reduce_mean(model.elbo(images, seed=0, training=True).bits_per_dim) + tf.reduce_mean(v)
-
-    loss.get_concrete_function(tf.TensorSpec([3, 8, 8, 3], tf.uint8))
-    assert rewritten and not [name for name in rewritten if name.startswith("tfdecouple")]
-
-
-@pytest.mark.usefixtures("traced")
-def test_training_step_of_a_user_traces_each_kind_of_layer_once():
-    model = initialised(steps=(2, 2), conditioning="none")
-    optimizer = keras.optimizers.Adam(1e-2)
-    optimizer.build(model.trainable_variables)
-
-    @tf.function
-    def step(images):
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(model.elbo(images, seed=0, training=True).bits_per_dim)
-        gradients = tape.gradient(loss, model.trainable_variables)
-        optimizer.apply(gradients, model.trainable_variables)
-        return loss
-
-    def traces():
-        kinds = model.flow.execution._layer_functions.values()
-        return [function.experimental_get_tracing_count() for function in (step, *kinds)]
-
-    images = random_images(8, seed=2)
-    losses = [float(step(images))]
-    first = traces()
-    # These are the step, and the kind of flow step of each of the two levels.
-    assert first == [1] * 3
-    losses += [float(step(images)) for _ in range(3)]
-    assert traces() == first and losses[-1] < losses[0]

@@ -112,10 +112,6 @@ class TestImages:
         message_of(DataError, lambda: small.switch(IMAGES, given))
         message_of(DataError, lambda: small.interpolate(given, IMAGES, [0.5], [0.5]))
 
-    def test_lists_of_arrays_are_accepted_as_images(self, small):
-        np.testing.assert_array_equal(small.encode(list(IMAGES)).v, small.encode(IMAGES).v)
-        np.testing.assert_array_equal(small.switch(list(IMAGES), tuple(IMAGES))[0], IMAGES)
-
 
 NO_CODES = {
     "None": None,
@@ -144,12 +140,6 @@ class TestSeeds:
     def test_seed_that_is_no_integer_of_32_bits_is_refused(self, small, seed):
         assert "seed" in message_of(UserError, lambda: small.sample(1, seed=seed))
         assert "seed" in message_of(UserError, lambda: small.elbo(IMAGES, seed=seed))
-
-    def test_integers_of_every_library_are_accepted_as_seeds(self, small):
-        first = small.sample(2, seed=7)
-        for seed in (np.uint8(7), np.array(7), tf.constant(7, tf.int64), [0, 7]):
-            np.testing.assert_array_equal(small.sample(2, seed=seed), first)
-        assert small.sample(2, seed=2**32 - 1).shape == (2, 8, 8, 3)
 
 
 class TestSample:

@@ -100,16 +100,3 @@ class TestImpossibleValues:
         section, _, option = name.partition(".")
         message = refusal(lambda: SECTIONS[section](**{option: value, **others}))
         assert expected in message and f"{section}." in message
-
-    @pytest.mark.parametrize(
-        "options",
-        [
-            # Without z nobody reads these.
-            {"conditioning": "none", "latent_dim": 0, "encoder_channels": ()},
-            {"dequantization_steps": (), "dequantization_encoder_channels": ()},
-            {"steps": (1, (1,), (1,), 1), "hidden_channels": (4,) * 4, "factors": (4, 3)},
-        ],
-    )
-    def test_unused_options_are_not_checked(self, options):
-        config = ModelConfig(**options)
-        assert {name: getattr(config, name) for name in options} == options

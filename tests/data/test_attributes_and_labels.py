@@ -50,12 +50,6 @@ def source(*names):
     return Source(name="x", title="things", label_names=names, image_shape=(8, 8, 3), splits={})
 
 
-def test_known_labels_are_accepted_as_int32():
-    labels = check_labels(source("a", "b"), np.array([1, 0, -1], np.int64))
-    assert labels.tolist() == [1, 0, -1] and labels.dtype == np.int32
-    assert check_labels(source(), np.array([-1, -1])).tolist() == [-1, -1]
-
-
 @pytest.mark.parametrize(
     ("names", "labels", "part"),
     [

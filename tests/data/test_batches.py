@@ -38,13 +38,6 @@ class TestTrainingOrder:
         for step in (5, 6, 14):
             assert_same(take_batches(source, AUGMENTED, 15 - step, start_step=step), unbroken[step:])
 
-    def test_order_of_images_depends_only_on_the_seed(self, source):
-        tf.random.set_seed(1)
-        first = take_batches(source, AUGMENTED, 8)
-        tf.random.set_seed(2)
-        assert_same(take_batches(source, AUGMENTED, 8), first)
-        assert read_numbers(take_batches(source, AUGMENTED, 6, seed=2)) != read_numbers(first[:6])
-
     def test_epochs_differ_in_order_and_repeat_no_image(self, source):
         assert count_epoch_steps(source, 4) == 6
         batches = take_batches(source, PLAIN, 36)

@@ -7,8 +7,7 @@ import subprocess
 import sys
 
 import pytest
-import tensorflow as tf
-from helpers.models import LEAST, SMALL, SMALL_SETTINGS, random_images
+from helpers.models import LEAST, SMALL_SETTINGS, random_images
 from helpers.places import ROOT
 from helpers.runs import write_run
 from PIL import Image
@@ -18,7 +17,7 @@ from tfdecouple.model import DecoupledModel
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import compare, compiling, dispatches, scaling  # noqa: E402
+from benchmarks import scaling  # noqa: E402
 from benchmarks.common import write_tables  # noqa: E402
 from benchmarks.training_cost import count_activation_bytes  # noqa: E402
 
@@ -81,20 +80,6 @@ class TestScaling:
         assert (tmp_path / "plot.png").stat().st_size > 10000
 
 
-def test_comparison_reports_medians_against_the_faster_form():
-    def run(rate):
-        return {"images_per_s": rate, "best_images_per_s": 2 * rate, "cpu_s_per_image": 1 / rate, "peak_rss_mib": 9}
-
-    rounds = [(run(ours), {"plain": run(4), "compiled": run(theirs)}) for ours, theirs in ((6, 5), (9, 6), (20, 8))]
-    comparison = compare.parse_comparison("train16")
-    assert comparison.counterpart == "train16"
-    found = compare.summarize_rounds(comparison, rounds, [{"limit_train_images_per_s": limit} for limit in (12, 18)])
-    assert (found["against"], found["ratio"], found["cpu_ratio"]) == ("compiled", 1.5, pytest.approx(1.5))
-    assert found["part_of_limit"] == 0.5 and "| train16 | compiled | 9.00 | 6.00 | 1.50 |" in compare.render_results(
-        [found]
-    )
-
-
 @pytest.mark.slow
 def test_exactness_benchmark_loses_no_value_of_grey_rectangles(tmp_path):
     random.seed(0)
@@ -128,22 +113,6 @@ def test_throughput_benchmark_prints_one_json_object():
     assert found["batch"] == 2
     for name in ("images_per_s", "best_images_per_s", "cpu_s_per_image", "peak_rss_mib", "first_step_s", "params"):
         assert found[name] > 0
-
-
-def test_dispatch_count_includes_operations_in_called_functions():
-    def inner(x):
-        return tf.tanh(x) * x
-
-    inner = tf.function(inner, autograph=False, experimental_attributes={"_noinline": True})
-    counts = dispatches.count_operations(lambda: tf.function(lambda x: inner(inner(x)), autograph=False)(tf.ones([2])))
-    assert counts["Tanh"] == counts["Mul"] == 2
-
-
-@pytest.mark.slow
-def test_compiling_benchmark_finds_equal_results_with_xla():
-    kind = list(compiling.list_layer_kinds(SMALL))[0]
-    found = compiling.measure_kind(kind, 2)
-    assert found["off"] < 1e-5 and found["compiled_s"] > found["xla_s"] > 0 and found["tensorflow_s"] > 0
 
 
 @pytest.mark.slow

@@ -58,23 +58,14 @@ class TestFullFloat32:
         assert seen == [False, False] and enabled()
 
 
-class TestTensorFloat32:
-    @pytest.mark.parametrize("users", [True, False])
-    def test_tensor_float_32_turns_tf32_on_inside_and_restores_the_setting(self, users):
-        enable(users)
-        with tensor_float_32():
-            assert enabled()
-        assert enabled() is users
-
-    def test_full_float32_has_priority_over_tensor_float_32(self):
-        enable(False)
-        with tensor_float_32():
-            with full_float32():
-                assert not enabled()
-                with tensor_float_32():
-                    assert not enabled()
-            assert enabled()
-        assert not enabled()
+def test_tensor_float_32_turns_tf32_on_unless_full_float32_is_active():
+    enable(False)
+    with tensor_float_32():
+        assert enabled()
+        with full_float32(), tensor_float_32():
+            assert not enabled()
+        assert enabled()
+    assert not enabled()
 
 
 class TestWarning:
