@@ -32,7 +32,7 @@ collect_ignore_glob = ["*/conftest.py"]
 
 
 def pytest_configure(config):
-    """Starts to count skipped tests; sets TensorFlow up in each process of pytest that runs tests."""
+    """Sets TensorFlow up in each process of pytest that runs tests."""
     skips.pytest_configure(config)
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         import tensorflow as tf

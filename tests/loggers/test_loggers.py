@@ -1,4 +1,4 @@
-"""Tests of loggers beside metrics.jsonl, with a mock of the client of Weights & Biases (test_loggers_real.py has it)."""
+"""Tests of loggers beside metrics.jsonl; test_loggers_real.py has the real client of Weights & Biases."""
 
 import importlib.util
 import sys

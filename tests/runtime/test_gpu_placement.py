@@ -26,13 +26,10 @@ _COMPLETED_BY_HOST = {"LogMatrixDeterminant", "MatrixDeterminant", "MatrixInvers
 
 
 class Placement(NamedTuple):
-    """What a traced function would do on a machine with a GPU: four dicts from a description to where it occurs.
+    """What a traced function would do on a machine with a GPU: dicts from a description to a place in the function.
 
-    Attributes:
-        downloads: copies from the GPU to the host, for which the host waits; "MAKER -> USER" of the copied tensor.
-        uploads: copies from the host to the GPU; "MAKER -> USER".
-        waiting: types of operations that run on the GPU and complete on the host.
-        on_cpu: operations on floats that have no GPU kernel; "TYPE dtype, dtype".
+    `downloads` (for which the host waits) and `uploads` are copies, described as "MAKER -> USER". `waiting` are
+    operations that complete on the host, and `on_cpu` operations on floats without a GPU kernel.
     """
 
     downloads: dict[str, str]
@@ -43,14 +40,15 @@ class Placement(NamedTuple):
 
 def place_on_gpu(traced: tf.types.experimental.ConcreteFunction) -> Placement:
     """Returns the `Placement` of a traced function and of all functions that it calls, each counted once."""
-    library = {each.signature.name: each for each in traced.graph.as_graph_def().library.function}
+    library = {function.signature.name: function for function in traced.graph.as_graph_def().library.function}
     placement, definitions = Placement({}, {}, {}, {}), [traced.function_def]
     nodes = [node for definition in [*definitions, *library.values()] for node in definition.node_def]
     conditions = {node.attr["cond"].func.name for node in nodes if node.op in ("While", "StatelessWhile")}
     while definitions:
         definition = definitions.pop()
         _place_function(definition, placement, definition.signature.name in conditions)
-        definitions += [library.pop(name) for name in _list_called_functions(definition) if name in library]
+        called = {name for node in definition.node_def for name in _list_functions(node)}
+        definitions += [library.pop(name) for name in called if name in library]
     return placement
 
 
@@ -129,18 +127,11 @@ def _match_kernel(op: str, attributes: tuple[tuple[str, int], ...]) -> Any:
     registered = kernels.get_registered_kernels_for_op(op).kernel
     for kind in _KERNEL_TYPES:
         for kernel in registered:
-            fits = all(
-                each.name not in types or types[each.name] in each.allowed_values.list.type
-                for each in kernel.constraint
-            )
+            limits = [limit for limit in kernel.constraint if limit.name in types]
+            fits = all(types[limit.name] in limit.allowed_values.list.type for limit in limits)
             if kernel.device_type == kind and not kernel.label and fits:
                 return kernel
     return None
-
-
-def _list_called_functions(definition: Any) -> set[str]:
-    """Returns the names of the functions that the nodes of a `FunctionDef` call."""
-    return {name for node in definition.node_def for name in _list_functions(node)}
 
 
 def _list_functions(node: Any) -> list[str]:
@@ -181,7 +172,7 @@ SCALAR, WHOLE, WHOLE_PAIR = tf.TensorSpec([]), tf.TensorSpec([], tf.int32), tf.T
 @pytest.fixture
 def gpu(monkeypatch):
     """Makes the code take its branches for a GPU; a logical CPU device stands for the GPU."""
-    (device,) = (each for each in tf.config.list_logical_devices("CPU") if each.name.endswith(GPU))
+    (device,) = (cpu for cpu in tf.config.list_logical_devices("CPU") if cpu.name.endswith(GPU))
     before = tf.config.experimental.tensor_float_32_execution_enabled()
     # Traces that can later run in TF32 would warn.
     tf.config.experimental.enable_tensor_float_32_execution(False)
