@@ -161,7 +161,9 @@ class TestRefusals:
 def test_alpha_that_rounds_to_1_acts_as_1():
     unbounded = tf.constant([-100.0, 0.0, 3.0])
     almost, whole = (BoundedAffine(tf.zeros([3]), unbounded, alpha) for alpha in (1 - 1e-8, 1.0))
-    for ours, theirs in zip(*(forward_and_log_det(each, tf.ones([1, 3])) for each in (almost, whole)), strict=True):
+    for ours, theirs in zip(
+        *(forward_and_log_det(bijector, tf.ones([1, 3])) for bijector in (almost, whole)), strict=True
+    ):
         np.testing.assert_array_equal(ours, theirs)
     assert np.all(np.isfinite(almost.inverse_and_log_det(tf.ones([1, 3]))[1]))
 

@@ -1,4 +1,4 @@
-"""Tests of models that know labels: z as a function of the label, and a prior over z with a part for each label."""
+"""Tests of models with labels: z as a function of the label, and a prior over z with a part for each label."""
 
 import dataclasses
 
@@ -57,17 +57,17 @@ class TestCodes:
         joint = np.stack([model.likelihood(np.tile(code, (3, 1))).log_prob(x) for code in model.class_codes.numpy()], 1)
         joint = joint.astype("f8") + SHARES
         expected = joint - scipy.special.logsumexp(joint, 1, keepdims=True)
-        found = model.classify(images)
-        np.testing.assert_allclose(found, expected, atol=2e-3)
-        np.testing.assert_allclose(tf.reduce_logsumexp(found, 1), 0, atol=1e-5)
-        equal(found, tf.function(model.classify)(images))
+        computed = model.classify(images)
+        np.testing.assert_allclose(computed, expected, atol=2e-3)
+        np.testing.assert_allclose(tf.reduce_logsumexp(computed, 1), 0, atol=1e-5)
+        equal(computed, tf.function(model.classify)(images))
 
     def test_samples_of_mixed_labels_equal_the_samples_of_each_label(self):
         model = variant("classes")
-        every = [model.sample(4, seed=1, labels=label) for label in range(3)]
-        assert not np.array_equal(every[0], every[1])
+        samples = [model.sample(4, seed=1, labels=label) for label in range(3)]
+        assert not np.array_equal(samples[0], samples[1])
         mixed = model.sample(4, seed=1, labels=[2, 1, 0, 2])
-        equal(mixed, np.stack([every[label][number] for number, label in enumerate([2, 1, 0, 2])]))
+        equal(mixed, np.stack([samples[label][number] for number, label in enumerate([2, 1, 0, 2])]))
 
     def test_labels_of_samples_follow_their_probabilities(self):
         model = variant("classes")

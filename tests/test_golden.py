@@ -1,4 +1,4 @@
-"""A run that an earlier version wrote means today what it meant then. See tests/data/golden/make.py."""
+"""Tests that a run of an earlier version still gives its numbers; see tests/data/golden/make.py."""
 
 import dataclasses
 import json
@@ -38,11 +38,11 @@ def model(generation):
     return tfdecouple.load_model(generation / "run")
 
 
-def assert_same(found, numbers, names):
+def assert_same(results, numbers, names):
     """Asserts that arrays are the golden ones, given the golden name of each output."""
-    assert set(names) <= set(found)
+    assert set(names) <= set(results)
     for output, name in names.items():
-        ours, theirs = np.asarray(found[output]), numbers[f"OUT_{name}"]
+        ours, theirs = np.asarray(results[output]), numbers[f"OUT_{name}"]
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
         if theirs.dtype == np.uint8:
             assert np.ptp(theirs) > 50
@@ -74,11 +74,11 @@ OUTPUTS = {
 def check(call, numbers, endpoints_to_try):
     """Asserts that calls answer with the golden numbers, and that images come back."""
     for of in endpoints_to_try:
-        found = call(of, inputs_of(numbers, of))
+        results = call(of, inputs_of(numbers, of))
         if of == "decode":
-            np.testing.assert_array_equal(found["images"], numbers["IN_images"])
+            np.testing.assert_array_equal(results["images"], numbers["IN_images"])
         else:
-            assert_same(found, numbers, OUTPUTS[of])
+            assert_same(results, numbers, OUTPUTS[of])
 
 
 @pytest.mark.usefixtures("eager")
@@ -86,14 +86,14 @@ class TestRun:
     def test_golden_run_computes_its_golden_numbers(self, model, numbers):
         codes, posterior = model.encode(numbers["IN_images"], verify=True), model.posterior(numbers["IN_images"])
         elbo = model.elbo_from_noise(numbers["IN_images"], numbers["IN_z_noise"], numbers["IN_u_noise"])
-        found = {
+        results = {
             **codes._asdict(),
             "z_log_variance": 2 * np.log(posterior.stddev()),
             "sample_z": model.z_from_noise(numbers["IN_z_noise"]),
             **elbo._asdict(),
         }
         names = ("z", "v", "z_log_variance", "sample_z", "reconstruction", "kl", "bits_per_dim")
-        assert_same(found, numbers, {name: name for name in names})
+        assert_same(results, numbers, {name: name for name in names})
 
     def test_golden_run_decodes_and_samples_the_same_pixels(self, model, numbers):
         np.testing.assert_array_equal(model.decode(numbers["OUT_z"], numbers["OUT_v"]), numbers["IN_images"])

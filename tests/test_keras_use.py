@@ -1,4 +1,4 @@
-"""What a user of Keras does with the model: files, models around it, Keras' own export, other settings of Keras."""
+"""Tests of the model in Keras: files, models around it, Keras' own export, other backends."""
 
 import dataclasses
 import subprocess

@@ -1,4 +1,4 @@
-"""What callers pass by mistake to the Python API: refused in one line, and what makes sense at the edge works."""
+"""Tests that wrong arguments of the Python API are refused in one line, and that empty and unusual ones work."""
 
 import numpy as np
 import pytest
@@ -197,8 +197,8 @@ class TestEdit:
         direction = Direction("a", MEANS, self.DIRECTION)
         for amount in (tf.constant(1.5), [1.5], np.full(3, 1.5)):
             np.testing.assert_array_equal(small.edit(IMAGES, direction, amount), expected)
-        each = small.edit(IMAGES, np.stack([self.DIRECTION, 0 * self.DIRECTION, -self.DIRECTION]), [1.5, 9, -1.5])
-        np.testing.assert_array_equal(each, [expected[0], IMAGES[1], expected[2]])
+        edited = small.edit(IMAGES, np.stack([self.DIRECTION, 0 * self.DIRECTION, -self.DIRECTION]), [1.5, 9, -1.5])
+        np.testing.assert_array_equal(edited, [expected[0], IMAGES[1], expected[2]])
 
     def test_edit_by_zero_returns_the_images_exactly(self, small):
         np.testing.assert_array_equal(small.edit(IMAGES, 100 * self.DIRECTION, -0.0), IMAGES)

@@ -1,4 +1,4 @@
-"""Tests of tfdecouple.randomness: seeds that nobody gave are fresh wherever they are drawn."""
+"""Tests of tfdecouple.randomness: fresh seeds, parts of draws, and noise by the index of an image."""
 
 import numpy as np
 import pytest
@@ -69,9 +69,9 @@ class TestNoiseByIndex:
         base, index = randomness.derive_seed(seed, "base"), [5, 0, 2**31 - 1, 5]
         seeds = [randomness.derive_seed(base, number, "u") for number in index]
         uniform = randomness.draw_noise_by_index(shape, base, tf.constant(index, dtype), "u", normal_noise=False)
-        np.testing.assert_array_equal(uniform, [tf.random.stateless_uniform(shape, own) for own in seeds])
+        np.testing.assert_array_equal(uniform, [tf.random.stateless_uniform(shape, image_seed) for image_seed in seeds])
         normal = randomness.draw_noise_by_index(shape, base, tf.constant(index, dtype), "u")
-        right = [tf.random.stateless_normal(shape, own) for own in seeds]
+        right = [tf.random.stateless_normal(shape, image_seed) for image_seed in seeds]
         np.testing.assert_allclose(normal, right, rtol=1e-5, atol=1e-5)
 
     def test_noise_of_an_image_does_not_depend_on_its_batch(self):

@@ -1,4 +1,4 @@
-"""Tests that a model too large for its weights or for the machine is refused before a weight of it is made."""
+"""Tests that a model too large for its checkpoint or the machine is refused before weights are made."""
 
 import json
 import pathlib
@@ -109,15 +109,17 @@ def test_checkpoint_with_as_many_parameters_is_refused_naming_the_first_differen
     enlarged, no_model, tmp_path, change, says
 ):
     run = enlarged([])
-    kept = CheckpointFolder(run / "checkpoints")
-    shapes = kept.read_weight_shapes("best", 1)
+    checkpoints = CheckpointFolder(run / "checkpoints")
+    shapes = checkpoints.read_weight_shapes("best", 1)
     name = min(name for name, shape in shapes.items() if shape != shape[::-1])
     shape = shapes.pop(name)
     shapes |= change(name, shape)
-    kept.write_checkpoint("best", 1, {"model": {name: tf.Variable(tf.zeros(shape)) for name, shape in shapes.items()}})
+    checkpoints.write_checkpoint(
+        "best", 1, {"model": {name: tf.Variable(tf.zeros(shape)) for name, shape in shapes.items()}}
+    )
     with pytest.raises(RunError) as refused:
         tfdecouple.load_model(run)
-    fits = f"the checkpoint {kept.checkpoint_path('best', 1)} does not fit the config beside it"
+    fits = f"the checkpoint {checkpoints.checkpoint_path('best', 1)} does not fit the config beside it"
     says = says.format(other=shape[::-1])
     assert str(refused.value) == f"{fits}: the weight {name} is of shape {shape} by the config, and {says}"
 

@@ -1,4 +1,4 @@
-"""Tests that data sets and files of strangers run no code."""
+"""Tests that untrusted data sets, files and working folders run no code."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What no config may be: unknown names, wrong types and impossible values, each refused in one clear line."""
+"""Tests that unknown names, wrong types and impossible values of options are refused in one clear line."""
 
 import math
 

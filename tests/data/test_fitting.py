@@ -55,8 +55,10 @@ class TestFiles:
         path = saved(tmp_path / "image.png", pixels)
         np.testing.assert_array_equal(read_image(path, (16, 24, channels), 0), pixels)
         # Pillow would weigh the others by the last, the alpha channel.
-        each = [Image.fromarray(pixels[..., one]).resize((12, 8), Image.Resampling.BILINEAR) for one in range(channels)]
-        np.testing.assert_array_equal(read_image(path, (8, 12, channels), 0), np.stack(list(map(np.asarray, each)), -1))
+        planes = [Image.fromarray(pixels[..., k]).resize((12, 8), Image.Resampling.BILINEAR) for k in range(channels)]
+        np.testing.assert_array_equal(
+            read_image(path, (8, 12, channels), 0), np.stack(list(map(np.asarray, planes)), -1)
+        )
 
     def test_unusable_image_file_is_named(self, tmp_path):
         path = saved(tmp_path / "image.png", noise(8, 12, 3))

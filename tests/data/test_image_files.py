@@ -1,4 +1,4 @@
-"""Untrusted image files start no other program, take limited memory, and never block."""
+"""Tests that untrusted image files start no program, take limited memory, and never block."""
 
 import io
 import os

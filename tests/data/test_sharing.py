@@ -1,4 +1,4 @@
-"""How several workers share the images."""
+"""Tests of the division of images among several workers."""
 
 import numpy as np
 import pytest

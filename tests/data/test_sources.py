@@ -1,4 +1,4 @@
-"""Names of data sets: what is suggested for an unknown name, and absolute paths of folders."""
+"""Tests of names of data sources: suggestions for unknown names, and absolute paths."""
 
 import os
 

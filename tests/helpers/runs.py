@@ -68,9 +68,9 @@ def assert_same_checkpoint(ours, theirs, name):
 
 def read_log(run):
     """Returns {(kind, step): dict of metrics} of a run's metrics.jsonl; a kind is "train", "validation" or "test"."""
-    found = list(read_metrics(run / "metrics.jsonl"))
-    values = {(row["kind"], row["step"]): row for row in found}
-    assert len(values) == len(found)
+    rows = list(read_metrics(run / "metrics.jsonl"))
+    values = {(row["kind"], row["step"]): row for row in rows}
+    assert len(values) == len(rows)
     return values
 
 

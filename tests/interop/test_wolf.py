@@ -267,13 +267,13 @@ def deeper():
     """Twice the steps in one stage, in the last level and in the prior."""
     state = dict(STATE)
     for name, array in STATE.items():
-        for one, two in (
+        for old, new in (
             ("blocks.1.layers.1.0.", "blocks.1.layers.1.1."),
             ("blocks.3.steps.0.", "blocks.3.steps.1."),
             ("prior.flow.steps.1.", "prior.flow.steps.2."),
         ):
-            if one in name:
-                state[name.replace(one, two)] = array * 0.9
+            if old in name:
+                state[name.replace(old, new)] = array * 0.9
     return state
 
 
@@ -289,12 +289,12 @@ def of_two_levels():
         }
     )
     upper = ("discriminator.prior.", *(f"generator.flow.blocks.{level}." for level in (1, 2, 3)))
-    kept = {name: array for name, array in STATE.items() if not name.startswith(upper)}
+    state = {name: array for name, array in STATE.items() if not name.startswith(upper)}
     # The first step of the first stage of level 1 stands for a last level: it has the right channels.
     for name, array in STATE.items():
         if ".blocks.1.layers.0.0." in name:
-            kept[name.replace(".layers.0.0.", ".steps.0.")] = array
-    return config, kept
+            state[name.replace(".layers.0.0.", ".steps.0.")] = array
+    return config, state
 
 
 def without_z():

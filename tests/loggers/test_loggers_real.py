@@ -1,4 +1,4 @@
-"""Weights & Biases through its own client, in local files."""
+"""Tests of the logger of Weights & Biases with its own client, in local files."""
 
 import pytest
 from helpers.runs import run_config

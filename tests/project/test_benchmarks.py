@@ -1,4 +1,4 @@
-"""The benchmarks: formulas against numbers worked out by hand, and short runs."""
+"""Tests of the benchmarks: calculated tables, and short runs."""
 
 import dataclasses
 import json
@@ -38,8 +38,8 @@ def printed_by(name, *arguments):
 
 def written_by(name, folder, *arguments):
     """Returns the rows that a benchmark writes with `--json`."""
-    printed_by(name, *arguments, "--json", folder / "found.json")
-    return json.loads((folder / "found.json").read_text(encoding="utf-8"))["rows"]
+    printed_by(name, *arguments, "--json", folder / "measured.json")
+    return json.loads((folder / "measured.json").read_text(encoding="utf-8"))["rows"]
 
 
 class TestScaling:
@@ -109,10 +109,10 @@ def test_export_benchmark_times_each_endpoint_of_a_runtime(exported):
 def test_throughput_benchmark_prints_one_json_object():
     changes = [text for assignment in SMALL_SETTINGS for text in ("--set", assignment)]
     options = ["--phase", "train2", "--preset", "quickstart", "--reps", "1", "--seconds", "0.01"]
-    found = json.loads(printed_by("throughput", *options, *changes).splitlines()[-1])
-    assert found["batch"] == 2
+    measured = json.loads(printed_by("throughput", *options, *changes).splitlines()[-1])
+    assert measured["batch"] == 2
     for name in ("images_per_s", "best_images_per_s", "cpu_s_per_image", "peak_rss_mib", "first_step_s", "params"):
-        assert found[name] > 0
+        assert measured[name] > 0
 
 
 @pytest.mark.slow

@@ -172,9 +172,9 @@ def test_check_of_an_example_counts_exactly_decoded_images(example, exported, tm
         ended = example(mean_colours(tmp_path, **arguments), "--check")
         assert (ended.returncode, ended.stdout, ended.stderr) == all_of_them
     assert example(write_onnx_models(tmp_path / "without z", WITHOUT_Z), "--check").stdout == f"16 {CHECKED}"
-    kept = np.sum(make_test_images(8, 8, 3).max((1, 2, 3)) <= 253)
+    exact = np.sum(make_test_images(8, 8, 3).max((1, 2, 3)) <= 253)
     ended = example(mean_colours(tmp_path, 253), "--check")
-    assert kept < 16 and (ended.returncode, ended.stdout) == (1, f"{kept} {CHECKED}")
+    assert exact < 16 and (ended.returncode, ended.stdout) == (1, f"{exact} {CHECKED}")
 
 
 def test_example_reads_pictures_of_any_size_as_training_does(example, exported, tmp_path):

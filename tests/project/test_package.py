@@ -109,7 +109,7 @@ class TestContents:
 
     def test_package_indexes_would_accept_the_metadata(self, source, wheel):
         with zipfile.ZipFile(wheel) as archive:
-            (text,) = (archive.read(each) for each in archive.namelist() if each.endswith("dist-info/METADATA"))
+            (text,) = (archive.read(name) for name in archive.namelist() if name.endswith("dist-info/METADATA"))
         metadata = Metadata.from_email(text, validate=True)
         assert (metadata.name, str(metadata.version)) == ("tfdecouple", tfdecouple.__version__)
         assert metadata.description_content_type == "text/markdown" and metadata.license_files == ["LICENSE"]
@@ -132,8 +132,8 @@ class TestInstalled:
         changes = [word for setting in (*SMALL_SETTINGS, "training.batch_size=4") for word in ("--set", setting)]
         arguments = ["--steps", "1", "--workdir", tmp_path / "run", *changes]
         code = f"{WITHOUT_EXTRAS}\nfrom tfdecouple.cli import train_main\nsys.exit(train_main(sys.argv[1:]))"
-        said = run([installed, "-c", code, *arguments], tmp_path)
-        assert "model.steps=[1, 1]" in said and "test: " in said
+        printed = run([installed, "-c", code, *arguments], tmp_path)
+        assert "model.steps=[1, 1]" in printed and "test: " in printed
 
     @pytest.mark.parametrize("name", ["export/__init__.py", "export.py"])
     def test_installed_commands_ignore_a_module_export_in_the_working_folder(self, installed, tmp_path, name):

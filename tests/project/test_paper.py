@@ -1,4 +1,4 @@
-"""The tables of docs/paper.md come from the presets, which have the options of the paper and its authors' code."""
+"""Tests that the tables of docs/paper.md come from the presets, which have the options of the paper."""
 
 import sys
 

@@ -62,7 +62,7 @@ def run(command, folder):
 
 def test_commands_of_the_readme_run_in_order(checkout):
     """All commands except those that need your own images."""
-    said = {}
+    outputs = {}
     imports = [command for command in commands(WEIGHTS) if "runs/imported" in command]
     for _, *arguments in [*commands(README), *imports]:
         if any(argument.startswith("folder:/my/") for argument in arguments):
@@ -70,9 +70,9 @@ def test_commands_of_the_readme_run_in_order(checkout):
         key = " ".join(arguments)
         if key == "train.py":
             arguments += [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
-        said[key] = run([sys.executable, *arguments], checkout)
-    assert len(said) == 4, list(said)
-    assert (checkout / "runs" / "quickstart" / "images").is_dir() and "bits/dim" in said["train.py"]
+        outputs[key] = run([sys.executable, *arguments], checkout)
+    assert len(outputs) == 4, list(outputs)
+    assert (checkout / "runs" / "quickstart" / "images").is_dir() and "bits/dim" in outputs["train.py"]
     for run_name in ("quickstart", "imported"):
         exported = checkout / "exported" / run_name
         assert (exported / "savedmodel" / "1" / "saved_model.pb").is_file()

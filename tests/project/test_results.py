@@ -1,4 +1,4 @@
-"""The tables of docs/RESULTS.md and docs/trials.md come from files, which belong to the committed weights."""
+"""Tests that the tables of docs/RESULTS.md and docs/trials.md come from files of the committed weights."""
 
 import json
 import pathlib

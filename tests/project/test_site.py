@@ -29,7 +29,7 @@ def test_site_builds_without_warnings_and_fetches_nothing_from_elsewhere(tmp_pat
             tag for tag in re.findall(r"<link[^>]*>", text) if re.search("stylesheet|icon|preload|preconnect", tag)
         ]
         fetched = [*re.findall(r'\bsrc="([^"]+)"', text), *re.findall(r'href="([^"]+)"', " ".join(links))]
-        assert fetched and not [one for one in fetched if one.strip().lower().startswith(("http", "//"))], path
+        assert fetched and not [link for link in fetched if link.strip().lower().startswith(("http", "//"))], path
         assert "fonts.googleapis" not in text, path
     tour = pages[tmp_path / "tour" / "index.html"]
     # The page has the pictures and what the cells print.

@@ -1,4 +1,4 @@
-"""Tests of tfdecouple.runtime.convolution: whatever is packed or swapped, it is the convolution and its gradients."""
+"""Tests that `convolve`, however it packs pixels, equals the convolution and its gradients."""
 
 import numpy as np
 import pytest
@@ -47,10 +47,10 @@ def operations(function, x, kernel):
     def run(x, kernel):
         return with_gradients(function, x, kernel, tf.ones([*tf.unstack(tf.shape(x))[:-1], kernel.shape[-1]], x.dtype))
 
-    found = {}
+    results = {}
     for operation in tf.function(run, autograph=False).get_concrete_function(x, kernel).graph.get_operations():
-        found.setdefault(operation.type, []).append(operation)
-    return found
+        results.setdefault(operation.type, []).append(operation)
+    return results
 
 
 @pytest.mark.parametrize("inputs", [1, 8, *(pytest.param(count, marks=pytest.mark.slow) for count in (2, 3, 24, 64))])
@@ -64,8 +64,8 @@ def test_convolve_equals_the_convolution_and_its_gradients_in_every_shape(inputs
             given = [tf.cast(maps(*shape, seed=seed), tf.float32) for seed, shape in enumerate(shapes)]
             expected = with_gradients(plain, *[tf.cast(value, tf.float64) for value in given])
             spoil_free_memory()
-            found = with_gradients(convolve, *given)
-            for name, value, right in zip(("value", "input", "kernel"), found, expected, strict=True):
+            results = with_gradients(convolve, *given)
+            for name, value, right in zip(("value", "input", "kernel"), results, expected, strict=True):
                 # Written so that NaN is wrong.
                 if not np.abs(np.asarray(value) - right).max() <= 1e-5 * np.abs(right).max():
                     wrong.append((name, outputs, height, width))
@@ -77,8 +77,8 @@ class TestPacking:
         ("outputs", "width", "step"), [(2, 16, 8), (2, 12, 6), (5, 8, 2), (5, 9, 3), (8, 8, 2), (8, 7, 1), (9, 8, 1)]
     )
     def test_convolve_packs_neighbouring_pixels_that_fit_a_vector_and_divide_the_row(self, outputs, width, step):
-        found = operations(convolve, maps(2, 4, width, 24), maps(3, 3, 24, outputs))
-        (forward,) = found["Conv2D"]
+        results = operations(convolve, maps(2, 4, width, 24), maps(3, 3, 24, outputs))
+        (forward,) = results["Conv2D"]
         assert forward.get_attr("strides") == [1, 1, step, 1]
         assert forward.inputs[1].shape[-1] == step * outputs
 
@@ -86,8 +86,8 @@ class TestPacking:
         kernel = maps(3, 3, WIDE, SMALL)
 
         def is_plain(x):
-            found = operations(convolve, x, kernel)
-            (forward,), (backward,) = found["Conv2D"], found["Conv2DBackpropFilter"]
+            results = operations(convolve, x, kernel)
+            (forward,), (backward,) = results["Conv2D"], results["Conv2DBackpropFilter"]
             return forward.get_attr("strides") == [1, 1, 1, 1] and backward.outputs[0].shape == kernel.shape
 
         assert not is_plain(maps(2, 4, 4, WIDE))

@@ -1,4 +1,4 @@
-"""Tests of what a program sets for its process: by the devices there are, and as the environment changes it."""
+"""Tests of the settings of TensorFlow, threads and memory that a program makes for its process."""
 
 import os
 import subprocess
@@ -17,22 +17,24 @@ from tfdecouple.training.workers import make_device_input_options
 
 @pytest.fixture
 def set_to(monkeypatch):
-    """What TensorFlow is told, by the name of the setting; `gpus` lists devices that are not there."""
-    told = {"gpus": [], "growth": []}
+    """What TensorFlow is settings, by the name of the setting; `gpus` lists devices that are not there."""
+    settings = {"gpus": [], "growth": []}
     for name in (process.ALLOW_GROWTH, process.SHARDS, "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
     for name in ("list_physical_devices", "get_visible_devices"):
-        monkeypatch.setattr(tf.config, name, lambda kind=None: told["gpus"] if kind == "GPU" else [])
+        monkeypatch.setattr(tf.config, name, lambda kind=None: settings["gpus"] if kind == "GPU" else [])
     monkeypatch.setattr(process, "_keep_memory", lambda: None)
     monkeypatch.setattr(process.gc, "set_threshold", lambda *_: None)
-    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda gpu, on: told["growth"].append((gpu, on)))
-    monkeypatch.setattr(tf.config.optimizer, "set_experimental_options", told.update)
+    monkeypatch.setattr(
+        tf.config.experimental, "set_memory_growth", lambda gpu, on: settings["growth"].append((gpu, on))
+    )
+    monkeypatch.setattr(tf.config.optimizer, "set_experimental_options", settings.update)
     for kind in ("intra", "inter"):
         name = f"{kind}_op_parallelism_threads"
-        monkeypatch.setattr(tf.config.threading, f"set_{name}", lambda n, kind=kind: told.__setitem__(kind, n))
-        monkeypatch.setattr(tf.config.threading, f"get_{name}", lambda kind=kind: told.get(kind, 0))
-    return told
+        monkeypatch.setattr(tf.config.threading, f"set_{name}", lambda n, kind=kind: settings.__setitem__(kind, n))
+        monkeypatch.setattr(tf.config.threading, f"get_{name}", lambda kind=kind: settings.get(kind, 0))
+    return settings
 
 
 def test_graph_optimizer_and_memory_growth_are_on_only_with_gpus(set_to, monkeypatch):

@@ -1,4 +1,4 @@
-"""How far work is: what is said, and when."""
+"""Tests of the display of progress and of the time left."""
 
 import io
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Packages that only an extra brings: a line that names it, whatever is asked for."""
+"""Tests that a missing optional package is named together with the extra that installs it."""
 
 import importlib.util
 

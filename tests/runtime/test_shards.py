@@ -1,4 +1,4 @@
-"""Tests of a batch in shards side by side: the same numbers as in one, wherever the flow and the encoder run."""
+"""Tests that a batch divided into shards gives the numbers of a whole batch."""
 
 import random
 

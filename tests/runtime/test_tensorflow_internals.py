@@ -29,10 +29,10 @@ def test_paused_gradient_tape_records_nothing():
 
 @pytest.mark.parametrize("jit_compile", [None, True])
 def test_tracing_for_xla_is_recognised_in_nested_functions(jit_compile):
-    found = []
-    inner = tf.function(lambda x: found.append(is_traced_for_xla()) or x, autograph=False)
+    results = []
+    inner = tf.function(lambda x: results.append(is_traced_for_xla()) or x, autograph=False)
     tf.function(lambda x: inner(x), autograph=False, jit_compile=jit_compile).get_concrete_function(tf.TensorSpec([]))
-    assert found == [bool(jit_compile)] and not is_traced_for_xla()
+    assert results == [bool(jit_compile)] and not is_traced_for_xla()
 
 
 def test_worker_timeout_reaches_the_coordination_service(monkeypatch):
@@ -69,5 +69,5 @@ def test_checkpoint_saves_and_restores_a_trackable_like_a_variable(tmp_path):
 
 def test_only_one_module_uses_private_parts_of_tensorflow():
     files = [*(ROOT / "tfdecouple").rglob("*.py"), *(ROOT / "export").rglob("*.py")]
-    found = [file.name for file in files if "tensorflow.python" in file.read_text(encoding="utf-8")]
-    assert found == ["tensorflow_internals.py"]
+    results = [file.name for file in files if "tensorflow.python" in file.read_text(encoding="utf-8")]
+    assert results == ["tensorflow_internals.py"]

@@ -1,4 +1,4 @@
-"""Tests of the hold on TensorFlow's switch for TF32."""
+"""Tests of the contexts that switch TensorFlow's TF32 on and off."""
 
 import threading
 import warnings
@@ -75,11 +75,11 @@ class TestWarning:
 
     @staticmethod
     def traced(run):
-        """What is said while a function is traced."""
-        with warnings.catch_warnings(record=True) as said:
+        """What is caught while a function is traced."""
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             tf.function(run, autograph=False).get_concrete_function()
-        return [warning for warning in said if "TF32" in str(warning.message)]
+        return [warning for warning in caught if "TF32" in str(warning.message)]
 
     def test_traced_model_warns_once_in_the_line_of_the_caller(self, small_model):
         def run():
@@ -87,9 +87,9 @@ class TestWarning:
             return small_model.decode(z, v), small_model.prior.log_prob(z)
 
         for _ in range(2):
-            said = self.traced(run)
-            assert len(said) == 1 and said[0].filename == __file__
-            assert "\n" not in str(said[0].message) and "may lose images" in str(said[0].message)
+            caught = self.traced(run)
+            assert len(caught) == 1 and caught[0].filename == __file__
+            assert "\n" not in str(caught[0].message) and "may lose images" in str(caught[0].message)
 
     def test_model_called_outside_a_trace_does_not_warn(self, small_model):
         with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Indices of checkpoints that TensorFlow would end the process for, or read otherwise than they look."""
+"""Tests that malformed indices of checkpoints are refused before TensorFlow reads them."""
 
 import os
 import shutil

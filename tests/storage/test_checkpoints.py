@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, read back or refused; and the model that a run folder gives."""
+"""Tests that checkpoints are written completely, read back or refused, and that a run folder gives its model."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""Tests of files written whole."""
+"""Tests that files are written completely or not at all."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Photographs at their own size: how they are read, changed and written."""
+"""Tests of photographs at their own size: reading, changing colours, writing."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Grids of images: the place of every pixel, and the pictures of an evaluation."""
+"""Tests of grids of images, pixel by pixel, and of the pictures of an evaluation."""
 
 import numpy as np
 import pytest

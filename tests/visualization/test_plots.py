@@ -1,4 +1,4 @@
-"""Projections of codes, and plots of them, of curves of training, and of confusion matrices."""
+"""Tests of plots: projected codes, training curves and confusion matrices."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""What a stranger's folder may hold: files of bounded sizes and folders, and no way out of it."""
+"""Tests of untrusted run folders: files of limited size, and no link out of the folder."""
 
 import math
 import os
@@ -74,14 +74,14 @@ COMMANDS = {
 
 
 class TestRunFolder:
-    @pytest.mark.parametrize("way", WAYS_OUT)
-    def test_run_folder_with_a_link_outside_or_no_regular_file_is_refused(self, run, outside, way, monkeypatch):
+    @pytest.mark.parametrize("kind", WAYS_OUT)
+    def test_run_folder_with_a_link_outside_or_no_regular_file_is_refused(self, run, outside, kind, monkeypatch):
         monkeypatch.chdir(run.parent)
-        path = run / way.partition(",")[0]
+        path = run / kind.partition(",")[0]
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(path, ignore_errors=True)
         path.unlink(missing_ok=True)
-        WAYS_OUT[way](path, outside)
+        WAYS_OUT[kind](path, outside)
         with pytest.raises(UserError) as refused:
             tfdecouple.load_model("run")
         assert path.name in str(refused.value) and "\n" not in str(refused.value)
