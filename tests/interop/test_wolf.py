@@ -263,20 +263,6 @@ def additive_state():
     return state
 
 
-def deeper():
-    """Twice the steps in one stage, in the last level and in the prior."""
-    state = dict(STATE)
-    for name, array in STATE.items():
-        for old, new in (
-            ("blocks.1.layers.1.0.", "blocks.1.layers.1.1."),
-            ("blocks.3.steps.0.", "blocks.3.steps.1."),
-            ("prior.flow.steps.1.", "prior.flow.steps.2."),
-        ):
-            if old in name:
-                state[name.replace(old, new)] = array * 0.9
-    return state
-
-
 def of_two_levels():
     """A first and a last level, with none between them, and no prior flow."""
     config = edited(
@@ -309,10 +295,6 @@ ADDITIVE = {
     "generator.flow.prior_transform": "additive",
     "discriminator.prior.transform": "additive",
 }
-DEEPER = {
-    "generator.flow.num_steps": [1, [1, 2], [1, 1], 2],
-    "discriminator.prior.num_steps": 3,
-}
 # name: config, weights, what import_wolf is told, what the imported config must say
 VARIANTS = {
     "additive": (edited(ADDITIVE), additive_state(), {}, {"transform": "additive", "prior_transform": "additive"}),
@@ -322,7 +304,6 @@ VARIANTS = {
         {"n_bits": 5},
         {"alpha": 0.5, "prior_alpha": 0.25, "n_bits": 5},
     ),
-    "deeper": (edited(DEEPER), deeper(), {}, {"steps": (1, (1, 2), (1, 1), 2), "prior_steps": 3}),
     "two levels, normal prior": (*of_two_levels(), {}, {"steps": (1, 1), "hidden_channels": (8, 16)}),
     "without z": (*without_z(), {}, {"conditioning": "none"}),
 }
@@ -429,7 +410,7 @@ def archived(first=b"", flag=0):
     """A compressed .npz file with other bytes at the start of its data, or with a flag: 1 says that it is encrypted."""
     np.savez_compressed(file := io.BytesIO(), a=np.zeros(99))
     content = bytearray(file.getvalue())
-    # ZIP: 30 bytes, a name and more, of lengths that these tell, come before the data.
+    # In a ZIP file, 30 bytes, a name and an extra field, whose lengths are in the bytes 26 and 28, precede the data.
     start = 30 + content[26] + content[28]
     content[start : start + len(first)] = first
     for flags in (6, content.rindex(b"PK\1\2") + 8):
