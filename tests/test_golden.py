@@ -52,35 +52,6 @@ def assert_same(results, numbers, names):
             assert np.abs(ours.astype("float64") - theirs).max() < TOLERANCE * largest, output
 
 
-def inputs_of(numbers, of):
-    """The golden inputs of an endpoint; those of decode are the golden codes."""
-    if of == "decode":
-        return {"z": numbers["OUT_z"], "v": numbers["OUT_v"]}
-    return {name: numbers[f"IN_{name}"] for name in INPUTS[of]}
-
-
-INPUTS = {
-    "encode": ["images"],
-    "sample": ["z_noise", "v_noise", "temperature"],
-    "score": ["images", "z_noise", "u_noise"],
-}
-OUTPUTS = {
-    "encode": {"z": "z", "v": "v"},
-    "sample": {"images": "sample_images"},
-    "score": {"bits_per_dim": "bits_per_dim"},
-}
-
-
-def check(call, numbers, endpoints_to_try):
-    """Asserts that calls answer with the golden numbers, and that images come back."""
-    for of in endpoints_to_try:
-        results = call(of, inputs_of(numbers, of))
-        if of == "decode":
-            np.testing.assert_array_equal(results["images"], numbers["IN_images"])
-        else:
-            assert_same(results, numbers, OUTPUTS[of])
-
-
 @pytest.mark.usefixtures("eager")
 class TestRun:
     def test_golden_run_computes_its_golden_numbers(self, model, numbers):
@@ -123,23 +94,45 @@ def test_training_resumes_from_the_golden_checkpoint(generation, tmp_path):
     assert outcome.summary["steps"] == 50 and abs(outcome.summary["test"]["bits_per_dim"] - before) < 0.5
 
 
+# {endpoint: ({input: golden name}, {output: golden name})}.
+ENDPOINTS = {
+    "encode": ({"images": "IN_images"}, {"z": "z", "v": "v"}),
+    "decode": ({"z": "OUT_z", "v": "OUT_v"}, {}),
+    "sample": (
+        {name: f"IN_{name}" for name in ("z_noise", "v_noise", "temperature")},
+        {"images": "sample_images"},
+    ),
+    "score": ({name: f"IN_{name}" for name in ("images", "z_noise", "u_noise")}, {"bits_per_dim": "bits_per_dim"}),
+}
+
+
+def check_endpoints(call, numbers, endpoints):
+    """Asserts that `call(endpoint, inputs)` gives the golden numbers, and that the golden images decode exactly."""
+    for endpoint in endpoints:
+        inputs, outputs = ENDPOINTS[endpoint]
+        results = call(endpoint, {name: numbers[golden] for name, golden in inputs.items()})
+        assert_same(results, numbers, outputs)
+        if endpoint == "decode":
+            np.testing.assert_array_equal(results["images"], numbers["IN_images"])
+
+
 class TestExport:
     def test_deployed_graph_of_the_golden_run_computes_its_golden_numbers(self, model, numbers, eager):
         deployed = DeployedModel(model)
 
-        def call(of, inputs):
-            made = find_endpoint(model.config, of).build(deployed, {n: tf.constant(a) for n, a in inputs.items()})
-            return {name: array.numpy() for name, array in made.items()}
+        def call(name, inputs):
+            tensors = {name: tf.constant(array) for name, array in inputs.items()}
+            return find_endpoint(model.config, name).build(deployed, tensors)
 
-        check(call, numbers, ("encode", "decode", "sample", "score"))
+        check_endpoints(call, numbers, ENDPOINTS)
 
     def test_onnx_files_of_the_golden_run_compute_its_golden_numbers(self, model, numbers):
         deployed = DeployedModel(model, "NCHW")
 
-        def call(of, inputs):
-            file = build_onnx(deployed, find_endpoint(model.config, of), {}).SerializeToString()
+        def call(name, inputs):
+            file = build_onnx(deployed, find_endpoint(model.config, name), {}).SerializeToString()
             session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
             names = [output.name for output in session.get_outputs()]
             return dict(zip(names, session.run(names, inputs), strict=True))
 
-        check(call, numbers, ("encode", "decode", "sample"))
+        check_endpoints(call, numbers, ("encode", "decode", "sample"))

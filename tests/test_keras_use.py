@@ -1,6 +1,5 @@
 """Tests of the model in Keras: files, models around it, Keras' own export, other backends."""
 
-import dataclasses
 import subprocess
 import sys
 
@@ -8,8 +7,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.models import SMALL, give_effect, random_images
+from helpers.models import LEAST, SMALL, random_images
 from helpers.places import PATIENCE, ROOT, user_environment
+from helpers.variants import fresh
 
 from tfdecouple.errors import DataError, NotInitializedError, UserError
 from tfdecouple.model import DecoupledModel
@@ -25,15 +25,9 @@ def python(code, *arguments, **environment):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
-def initialised(**changes):
-    model = DecoupledModel(dataclasses.replace(SMALL, **changes))
-    model.initialize(random_images(16))
-    return give_effect(model)
-
-
 @pytest.fixture(scope="module")
 def model():
-    return initialised()
+    return fresh(SMALL)
 
 
 def classifier(model, code="z"):
@@ -100,7 +94,7 @@ class TestModelsAroundIt:
 class TestExport:
     @pytest.mark.slow
     def test_keras_export_of_a_model_that_was_never_called_serves_codes(self, tmp_path):
-        model = initialised()
+        model = fresh(SMALL)
         tf.config.run_functions_eagerly(False)
         model.export(tmp_path / "exported", verbose=False)
         tf.config.run_functions_eagerly(True)
@@ -117,7 +111,7 @@ class TestExport:
         with pytest.raises(NotInitializedError):
             DecoupledModel(SMALL).export(tmp_path / "exported")
         with pytest.raises(UserError, match="python -m export"):
-            initialised(conditioning="none").export(tmp_path / "exported")
+            fresh(LEAST).export(tmp_path / "exported")
         assert not (tmp_path / "exported").exists()
 
 

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from helpers.models import LEAST, SMALL, give_effect, random_images
 from helpers.refusals import message_of
-from helpers.variants import has_weights, read_weights
+from helpers.variants import fresh, has_weights, read_weights
 
 from tfdecouple import randomness
 from tfdecouple.errors import DataError, UserError
@@ -19,35 +19,29 @@ IMAGES = random_images(3)
 NONE = np.zeros((0, 8, 8, 3), np.uint8)
 
 
-def made(config):
-    model = DecoupledModel(config)
-    model.initialize(random_images(16))
-    return give_effect(model)
-
-
 @pytest.fixture(scope="module")
 def small():
-    return made(SMALL)
+    return fresh(SMALL)
 
 
 @pytest.fixture(scope="module")
 def without_z():
-    return made(LEAST)
+    return fresh(LEAST)
 
 
 class TestInitialize:
     def test_initialize_refuses_to_overwrite_weights_without_force(self):
-        model, fresh = DecoupledModel(SMALL), DecoupledModel(SMALL)
+        model, other = DecoupledModel(SMALL), DecoupledModel(SMALL)
         model.initialize(random_images(16))
         give_effect(model)
         before = read_weights(model)
         assert "force=True" in message_of(UserError, lambda: model.initialize(IMAGES))
         assert has_weights(model, before)
         model.initialize(IMAGES, force=True)
-        fresh.initialize(IMAGES)
+        other.initialize(IMAGES)
         # The first layer depends on the images alone.
         first = next(name for name in before if "actnorm" in name and name.startswith("flow/level_0"))
-        np.testing.assert_array_equal(read_weights(model)[first], read_weights(fresh)[first])
+        np.testing.assert_array_equal(read_weights(model)[first], read_weights(other)[first])
         assert not np.array_equal(before[first], read_weights(model)[first])
 
     def test_initialize_of_a_mirrored_model_refuses_a_second_call(self):
@@ -233,7 +227,7 @@ class TestEdit:
 
 class TestOwnLoop:
     def test_elbo_in_training_updates_moving_statistics_of_batch_normalisation(self):
-        model, images = made(SMALL), random_images(8, seed=2)
+        model, images = fresh(SMALL), random_images(8, seed=2)
         moving = {n: v for n, v in model.named_variables().items() if "moving" in n}
         assert moving
         before = {name: variable.numpy() for name, variable in moving.items()}

@@ -66,11 +66,6 @@ WAYS_OUT = {
     "wandb/id": _link,
     "images/wandb/run-1/file.png": _link,
 }
-COMMANDS = {
-    "publish": ["publish", "--run", "run", "--to", "published", "--licence", "mit"],
-    "sample": ["sample", "--run", "run"],
-    "curves": ["curves", "--run", "run"],
-}
 
 
 class TestRunFolder:
@@ -86,12 +81,11 @@ class TestRunFolder:
             tfdecouple.load_model("run")
         assert path.name in str(refused.value) and "\n" not in str(refused.value)
 
-    @pytest.mark.parametrize("command", COMMANDS)
+    @pytest.mark.parametrize("command", ["publish --run run --to published --licence mit", "sample --run run"])
     def test_command_refuses_a_run_folder_with_a_link_outside(self, run, outside, command, monkeypatch, capsys):
         monkeypatch.chdir(run.parent)
-        (run / "metrics.jsonl").unlink(missing_ok=True)
         (run / "metrics.jsonl").symlink_to(outside)
-        assert main(COMMANDS[command]) == 2
+        assert main(command.split()) == 2
         assert "metrics.jsonl is a link" in capsys.readouterr().err
         assert not (run.parent / "published").exists() and not (run / "pictures").exists()
 

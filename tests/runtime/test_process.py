@@ -67,6 +67,12 @@ def test_two_threads_get_a_shard_each_and_more_threads_share_one_unless_requeste
     assert [set_to["intra"], set_to["inter"], count_shards()] == expected
 
 
+def test_thread_count_of_the_user_is_not_changed(set_to, monkeypatch):
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "2")
+    process.divide_cores(2)
+    assert "intra" not in set_to
+
+
 @pytest.mark.parametrize("value", ["-1", "two", "99999"])
 def test_invalid_count_of_shards_is_refused(set_to, monkeypatch, value):
     monkeypatch.setenv(process.SHARDS, value)
