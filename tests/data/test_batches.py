@@ -1,4 +1,4 @@
-"""Tests of batches: order, augmentation, evaluation, and what is refused."""
+"""Tests of batches: order, augmentation, evaluation, division among workers, and refusals."""
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from helpers.numbered import (
     read_numbers,
     take_batches,
 )
+from helpers.runs import run_config
 
 from tfdecouple.config import DataConfig
 from tfdecouple.data import (
@@ -22,7 +23,9 @@ from tfdecouple.data import (
     load_images,
     make_evaluation_batches,
     make_training_batches,
+    open_source,
     read_chosen_batches,
+    slice_for_replicas,
 )
 from tfdecouple.data.batches import augment_image
 from tfdecouple.data.splits import Split
@@ -159,3 +162,52 @@ def test_augmentation_differs_between_images_and_epochs():
     ]
     assert len({picture.tobytes() for picture in epochs[0]}) > 3
     assert not np.array_equal(epochs[0], epochs[1])
+
+
+@pytest.fixture(scope="module")
+def folder_source(image_folder):
+    return open_source(run_config(image_folder).data, (8, 8, 3))
+
+
+def contexts(pipelines, replicas):
+    return [tf.distribute.InputContext(pipelines, number, replicas) for number in range(pipelines)]
+
+
+@pytest.mark.parametrize(
+    ("pipelines", "replicas", "micro_batches", "start_step"), [(1, 2, 1, 3), (2, 2, 2, 1), (2, 4, 1, 0)]
+)
+def test_slices_of_all_workers_in_order_are_the_batch(
+    folder_source, image_folder, pipelines, replicas, micro_batches, start_step
+):
+    options = {"batch_size": 8, "seed": 3, "start_step": start_step}
+    config = run_config(image_folder).data
+    # Two batches an epoch: four steps cross its border.
+    whole = list(make_training_batches(folder_source, config, **options).take(4).as_numpy_iterator())
+    options["micro_batches"] = micro_batches
+    local = replicas // pipelines
+    shares = [
+        list(
+            make_training_batches(folder_source, config, **options, context=context)
+            .take(4 * micro_batches * local)
+            .as_numpy_iterator()
+        )
+        for context in contexts(pipelines, replicas)
+    ]
+    slices = [piece for part in range(4 * micro_batches) for share in shares for piece in share[part * local :][:local]]
+    parts = replicas * micro_batches
+    for step, batch in enumerate(whole):
+        pieces = slices[step * parts :][:parts]
+        assert all(len(piece["label"]) == 8 // parts for piece in pieces)
+        for name in batch:
+            np.testing.assert_array_equal(np.concatenate([piece[name] for piece in pieces]), batch[name])
+
+
+@pytest.mark.parametrize(("pipelines", "replicas"), [(1, 2), (2, 4)])
+def test_evaluation_of_several_workers_counts_each_image_once(folder_source, pipelines, replicas):
+    batches = make_evaluation_batches(folder_source, "train", batch_size=8)
+    counted = []
+    for context in contexts(pipelines, replicas):
+        for piece in slice_for_replicas(batches, context).as_numpy_iterator():
+            assert len(piece["weight"]) == 8 // replicas
+            counted += [int(index) for index, weight in zip(piece["index"], piece["weight"], strict=True) if weight]
+    assert sorted(counted) == list(range(20))

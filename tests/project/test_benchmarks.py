@@ -1,8 +1,12 @@
-"""Tests of the benchmarks: calculated tables, and short runs."""
+"""Tests of the benchmarks: tables of the documentation, and short runs."""
 
 import dataclasses
+import hashlib
 import json
+import pathlib
 import random
+import re
+import shlex
 import subprocess
 import sys
 
@@ -13,12 +17,13 @@ from helpers.runs import write_run
 from PIL import Image
 
 from tfdecouple.config import MEMORY, load_preset, override
+from tfdecouple.errors import UserError
 from tfdecouple.model import DecoupledModel
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import scaling  # noqa: E402
-from benchmarks.common import write_tables  # noqa: E402
+from benchmarks import paper, photographs, results, scaling, trials  # noqa: E402
+from benchmarks.common import replace_table, write_tables  # noqa: E402
 from benchmarks.training_cost import count_activation_bytes  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -125,3 +130,111 @@ def test_inversion_benchmark_shows_errors_growing_as_a_scale_vanishes(tmp_path):
     assert max(first) < 1e-4 and len(spoiled) == 5
     errors = [error for error, _ in spoiled]
     assert errors == sorted(errors) and errors[-1] > 1e-3
+
+
+PAGE = results.PAGE.read_text(encoding="utf-8")
+
+
+class TestPages:
+    def test_tables_of_results_and_trials_come_from_the_files(self):
+        assert not results.list_differences(PAGE, results.replace_tables(PAGE))
+        page = (ROOT / "docs" / "trials.md").read_text(encoding="utf-8")
+        assert replace_table(page, "trials", trials.render_trials(trials.read_rows(trials.ROWS))) == page
+
+    def test_results_check_finds_a_changed_digit_and_the_program_restores_it(self, monkeypatch, capsys, tmp_path):
+        bits = results.load_result("conditional/evaluation/bits_per_dim-test.json")["bits_per_dim"]
+        changed = f"**{bits + 0.001:.4f}"
+        monkeypatch.setattr(results, "PAGE", tmp_path / "page.md")
+        results.PAGE.write_text(PAGE.replace(f"**{bits:.4f}", changed))
+        monkeypatch.setattr(sys, "argv", ["results.py", "--check"])
+        assert results.main() == 1 and changed in capsys.readouterr().out
+        monkeypatch.setattr(sys, "argv", ["results.py"])
+        assert results.main() == 0 and results.PAGE.read_text() == PAGE
+
+
+class TestFiles:
+    def test_result_files_belong_to_the_committed_weights(self):
+        steps = {
+            run: results.load_result(f"{run}/summary.json")["best_step"] for run in (*results.TITLES, "quickstart")
+        }
+        written = [
+            (run, json.loads(path.read_text(encoding="utf-8")))
+            for run in steps
+            for folder in ("evaluation", "pictures")
+            for path in (results.FILES / run / folder).rglob("*.json")
+            if path.name != "curves.json"
+        ]
+        rows = [row for name in ("exactness", "every_image") for row in results.load_result(f"{name}.json")["rows"]]
+        written += [(pathlib.PurePath(row["run"]).name, row) for row in rows]
+        assert len(written) > 70
+        for run, content in written:
+            assert content["step"] == steps[run], (run, content)
+
+    def test_result_files_of_all_listed_commands_exist(self):
+        for line in (line for lines in results.list_commands().values() for line in lines if "train.py" not in line):
+            words = shlex.split(line)
+            run = words[words.index("--run") + 1]
+            out = words[words.index("--out") + 1] if "--out" in words else f"{run}/evaluation"
+            if "--json" in words:
+                assert (ROOT / words[words.index("--json") + 1]).is_file(), line
+            elif words[3] == "evaluate":
+                assert (ROOT / out / "bits_per_dim-test.json").is_file(), line
+            else:
+                pictures = ROOT / (out if "--out" in words else f"{run}/pictures")
+                assert list(pictures.glob(f"{words[3].removesuffix('s')}*.json")), line
+
+
+class TestTrials:
+    def test_every_planned_trial_is_valid_and_has_a_row(self):
+        planned, rows = trials.list_trials(), trials.read_rows(trials.ROWS)
+        assert len({trial.key for trial in planned}) == len(planned) == len(rows) >= 30
+        for trial in planned:
+            if not trial.commit:
+                override(load_preset(trial.arguments[1]), trial.arguments[5::2])
+            # No test image is evaluated.
+            assert {"training.evaluation_samples=0", f"training.seed={trial.seed}"} <= {*trial.arguments}
+            assert trials.find_row(trial, rows)
+        assert [trial.seed for trial in trials.list_trials(["glow"])] == [0, 1, 2]
+        with pytest.raises(UserError, match="no trial 'glove'"):
+            trials.list_trials(["glove"])
+
+
+PAPER = paper.PAGE.read_text(encoding="utf-8")
+
+
+def test_tables_of_the_paper_page_agree_with_the_presets_and_a_change_is_found(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(paper, "PAGE", tmp_path / "paper.md")
+    paper.PAGE.write_text(PAPER.replace("51,860,457", "CHANGED", 1), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["paper.py", "--check"])
+    assert paper.main() == 1 and "CHANGED" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["paper.py"])
+    assert paper.main() == 0 and paper.PAGE.read_text(encoding="utf-8") == PAPER
+
+
+@pytest.mark.parametrize("option", paper.OPTIONS)
+def test_presets_have_the_options_that_the_paper_page_states(option):
+    _, stated = paper.OPTIONS[option]
+    values = [load_preset(name).flatten_options()[option] for name in paper.DATA_SETS.values()]
+    by_data_set = isinstance(stated, list) and len(stated) == len(values)
+    for value, expected in zip(values, stated if by_data_set else [stated] * len(values), strict=True):
+        assert expected is None or value == expected
+
+
+def test_table_lists_free_photographs_with_unique_names_and_digests():
+    table = json.loads(photographs.TABLE.read_text(encoding="utf-8"))
+    rows = table["photographs"]
+    assert {row["licence"] for row in rows} == {"public domain", "CC0-1.0"}
+    assert {row["package"] for row in rows} == table["suites"].keys()
+    for field, form in (("file", r"[a-z0-9-]+\.png"), ("sha256", "[0-9a-f]{64}")):
+        values = [row[field] for row in rows]
+        assert len(set(values)) == len(values) and all(re.fullmatch(form, value) for value in values)
+
+
+def test_photograph_with_another_digest_is_refused(tmp_path):
+    row = {"package": "moors", "path": "heath.jpg", "sha256": hashlib.sha256(b"purple").hexdigest()}
+    (tmp_path / "moors").mkdir()
+    (tmp_path / "moors" / "heath.jpg").write_bytes(b"purple")
+    assert photographs.read_photograph(row, tmp_path) == b"purple"
+    (tmp_path / "moors" / "heath.jpg").write_bytes(b"brown")
+    with pytest.raises(UserError, match="SHA-256"):
+        photographs.read_photograph(row, tmp_path)
