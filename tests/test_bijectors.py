@@ -120,6 +120,15 @@ class TestLogDets:
             close(ours, theirs)
 
 
+def test_log_determinants_of_any_bijector_of_tfp_are_those_of_the_jacobian():
+    bijector, x = tfb.SinhArcsinh(tf.constant(0.3, tf.float64), tf.constant(1.2, tf.float64)), tf.constant(X)
+    y, log_det = forward_and_log_det(bijector, x)
+    close(log_det, jacobian_log_det(lambda x, _: forward_and_log_det(bijector, x), x))
+    back, inverse = inverse_and_log_det(bijector, tf.identity(y))
+    close(back, x)
+    close(inverse, -log_det)
+
+
 class TestUseByTfp:
     @pytest.mark.parametrize(("name", "leading"), itertools.product(["actnorm", "matrix", "squeeze"], [(), (2, 1, 3)]))
     def test_bijector_accepts_any_leading_dimensions(self, name, leading):

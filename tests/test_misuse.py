@@ -83,6 +83,8 @@ class TestEmptyBatches:
         assert likelihood.sample(0).shape == (0, 3, 8, 8, 3) and small.likelihood(z).log_prob(v).shape == (0,)
         assert small.prior.log_prob(small.prior.sample(0)).shape == (0,)
         assert "no images" in message_of(DataError, lambda: small.diagnose(NONE))
+        assert "0 and 3 images" in message_of(DataError, lambda: small.switch(NONE, IMAGES))
+        assert "noise" in message_of(UserError, lambda: small.dequantize(IMAGES, np.zeros((2, 8, 8, 3))))
 
 
 NO_IMAGES = {
@@ -124,9 +126,10 @@ class TestCodes:
         assert "z" in message_of(UserError, lambda: small.decode(NO_CODES[kind], codes.v))
         assert "v" in message_of(UserError, lambda: small.decode(codes.z, NO_CODES[kind]))
 
-    def test_lists_and_float64_arrays_are_accepted_as_codes(self, small):
+    def test_lists_and_float64_arrays_are_accepted_as_images_and_codes(self, small):
         z, v = (np.asarray(code) for code in small.encode(IMAGES))
         np.testing.assert_array_equal(small.decode(z.tolist(), v.astype(np.float64)), IMAGES)
+        np.testing.assert_array_equal(small.encode(list(IMAGES)).v, v)
 
 
 class TestSeeds:

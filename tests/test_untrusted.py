@@ -24,7 +24,7 @@ from tfdecouple.config import Config, DataConfig
 from tfdecouple.corpus.codes_manifest import CodesManifest
 from tfdecouple.data import open_source
 from tfdecouple.data.image_file import read_image
-from tfdecouple.errors import DataError, UserError
+from tfdecouple.errors import DataError, RunError, UserError
 from tfdecouple.interop import wolf
 from tfdecouple.runs.latent_directions import Direction, Directions
 from tfdecouple.runs.opened_run import hash_weights
@@ -232,6 +232,8 @@ class TestRunFolder:
         (line,) = capsys.readouterr().out.splitlines()
         assert line.isprintable() and len(line) < 1000
         assert "'none'" in refused(capsys, lambda: main(list(map(str, [*command, "none", tmp_path / "a.png"]))))
+        Directions(hash_weights(model), {}, (Direction("x" * 10**6, "means", vector),)).write(run)
+        message_of(RunError, lambda: tfdecouple.load_directions(run))
 
     def test_publish_leaves_out_a_log_and_a_card_that_are_too_large(self, run, tmp_path, capsys):
         (run / "README.md").write_text('---\nlicense: "mit"\n')

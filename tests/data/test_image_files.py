@@ -136,6 +136,10 @@ class TestPythonClients:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             assert "pixels" in refuses(tmp_path / "x.png")
 
+    def test_client_refuses_pixels_of_32_bits(self, tmp_path, refuses):
+        Image.new("F", (8, 8)).save(tmp_path / "x.tif")
+        assert "pixels have the mode F, not 8 or 16 bits" in refuses(tmp_path / "x.tif")
+
 
 def test_threads_share_one_limit_of_pixels_in_memory(tmp_path, monkeypatch):
     """However many threads decode images, no more pixels are in memory than the budget."""

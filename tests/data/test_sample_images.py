@@ -53,6 +53,14 @@ class TestPhotographs:
     def test_crops_larger_than_a_photograph_are_refused(self):
         message = one_line_error(lambda: open_source(DataConfig(), (90, 90, 3)))
         assert "a side of 90 pixels" in message and "chelsea has room for crops of 83" in message
+        assert "have 3 channels, or 1" in one_line_error(lambda: open_source(DataConfig(), (16, 24, 4)))
+
+    def test_crops_for_grey_models_are_grey(self):
+        data = DataConfig(photographs=("coffee",), photograph_crops=8)
+        grey, rgb = (load_images(open_source(data, (16, 24, channels)), "test", 8)[0] for channels in (1, 3))
+        # Rounding before or after the conversion to grey changes a value by 2 at most.
+        converted = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in rgb])
+        assert np.abs(grey[..., 0].astype(int) - converted).max() <= 2 and grey.std() > 10
 
     def test_missing_file_of_a_photograph_is_named(self, monkeypatch):
         missing = photographs_module.Photograph("coffee", "scikit-image", "skimage/data/no_cat.png", "", "")
