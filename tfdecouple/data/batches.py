@@ -148,15 +148,13 @@ def slice_for_replicas(batches: tf.data.Dataset, context: tf.distribute.InputCon
     tensor `[batch, ...]` is a tensor `[batch / R, ...]`. `context` gives p, P and R.
     """
     replicas = context.num_replicas_in_sync
-    local_count = replicas // context.num_input_pipelines
-    first = context.input_pipeline_id * local_count
+    count = replicas // context.num_input_pipelines
+    first = context.input_pipeline_id * count
 
     def slice_batch(batch: Any) -> Any:
         def cut(values: tf.Tensor) -> tf.Tensor:
             size = values.shape[0]
-            return tf.reshape(values, [replicas, size // replicas if size else -1, *values.shape[1:]])[first:][
-                :local_count
-            ]
+            return tf.reshape(values, [replicas, size // replicas if size else -1, *values.shape[1:]])[first:][:count]
 
         return tf.nest.map_structure(cut, batch)
 

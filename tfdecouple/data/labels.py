@@ -34,9 +34,7 @@ def require_labels(source: Source, split: str, labels: np.ndarray, what: str) ->
     """Returns labels as int32 `[n]`; DataError, on `what` needs them, if one is missing or wrong."""
     labels = check_labels(source, labels)
     if (labels == NO_LABEL).any():
-        raise DataError(
-            f"{source.title} has {split} images without a label; {what} needs labels, such as names of sub-folders"
-        )
+        raise DataError(f"{source.title} has {split} images without a label; {what} needs labels, such as sub-folders")
     return labels
 
 

@@ -209,6 +209,4 @@ def open_source(config: DataConfig, image_shape: Shape, download: bool = False) 
         return kind.open(config, image_shape, download)
     except OSError as error:
         reason = error.strerror or one_line(error)
-        raise DataError(
-            f"cannot open data.source={config.source}: {reason}; fix this or use another data.source"
-        ) from error
+        raise DataError(f"cannot open data.source={config.source}: {reason}; fix this or use other images") from error

@@ -183,7 +183,10 @@ def translate_config(values: Mapping[str, Any], *, image_shape: Shape, n_bits: i
         if channels := _get_value(values, "generator.flow.h_channels", default=0):
             raise WolfError(f"generator.flow.h_channels is {channels} without a latent model; it must be 0")
     elif kind == "categorical":
-        options |= _translate_class_codes(values)
+        _require_values(values, "discriminator", activation="elu")
+        options |= {"prior": "classes", "latent_dim": _get_latent_dim(values)}
+        options["classes"] = _get_value(values, "discriminator.num_events", int)
+        options["class_probabilities"] = _get_class_probabilities(values)
     else:
         options |= _translate_encoder_and_prior(values, image_shape)
     try:
@@ -231,17 +234,6 @@ def _translate_dequantizer(values: Mapping[str, Any]) -> dict[str, Any]:
         "dequantization_encoder_channels": _get_whole_numbers(values, "dequantizer.encoder.hidden_planes"),
         "dequantization_map_channels": map_channels,
         **{f"dequantization_{name}": value for name, value in options.items()},
-    }
-
-
-def _translate_class_codes(values: Mapping[str, Any]) -> dict[str, Any]:
-    _require_values(values, "discriminator", activation="elu")
-    return {
-        "conditioning": "coupling",
-        "latent_dim": _get_latent_dim(values),
-        "prior": "classes",
-        "classes": _get_value(values, "discriminator.num_events", int),
-        "class_probabilities": _get_class_probabilities(values),
     }
 
 
