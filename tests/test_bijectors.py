@@ -167,6 +167,13 @@ class TestRefusals:
                 make()
 
 
+def test_squeeze_refuses_sides_and_channels_that_do_not_divide():
+    assert Squeeze().forward_event_shape([4, None, 3]) == [2, None, 12]
+    for run in (lambda: Squeeze().forward(X[:, :3]), lambda: Squeeze().inverse(X)):
+        with pytest.raises(UserError):
+            run()
+
+
 def test_alpha_that_rounds_to_1_acts_as_1():
     unbounded = tf.constant([-100.0, 0.0, 3.0])
     almost, whole = (BoundedAffine(tf.zeros([3]), unbounded, alpha) for alpha in (1 - 1e-8, 1.0))
