@@ -174,7 +174,7 @@ def measure_kind(kind: Kind, images: int) -> dict[str, float]:
     row = {"compiled_s": max(0.0, first_s - xla_s), "xla_s": xla_s, "tensorflow_s": tensorflow_s, "off": max(off)}
     if max(off) > EXPECTED_ROUNDING:
         rounding = measure_relative_errors(expected, _compute_in_float64(layer, kind, inputs))
-        row["rounding"] = max(own for own, by_xla in zip(rounding, off, strict=True) if by_xla > EXPECTED_ROUNDING)
+        row["rounding"] = max(error for error, by_xla in zip(rounding, off, strict=True) if by_xla > EXPECTED_ROUNDING)
     return row
 
 

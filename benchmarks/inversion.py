@@ -94,8 +94,12 @@ def train_model(options: argparse.Namespace, alpha: float) -> Iterator[list[Any]
     """Trains a model with this alpha; yields table rows of gradient errors, lists, for each --updates and precision."""
     preset = load_preset(options.preset)
     # The preset's learning rate replaces the tiny one of `make_timed_config`, with which the model would not learn.
-    own = [f"training.learning_rate={preset.training.learning_rate}", f"model.alpha={alpha}", "training.memory=keep"]
-    benchmark = make_benchmark(override(make_timed_config(preset, options.batch), [*own, *options.set]))
+    changes = [
+        f"training.learning_rate={preset.training.learning_rate}",
+        f"model.alpha={alpha}",
+        "training.memory=keep",
+    ]
+    benchmark = make_benchmark(override(make_timed_config(preset, options.batch), [*changes, *options.set]))
     work, gradients, done = benchmark.make_work("train", options.batch), Gradients(benchmark, options.batch), 0
     for updates in sorted(options.updates):
         for _ in range(updates - done):
@@ -152,17 +156,17 @@ class Gradients:
         import numpy as np
 
         full, *_ = self._compute("keep", "float32")
-        kept, _ = self._compute("keep", precision)
+        stored, _ = self._compute("keep", precision)
         inverted, error = self._compute("invert", precision)
-        off = measure_relative_errors(inverted, kept)
+        off = measure_relative_errors(inverted, stored)
         worst = int(np.argmax(off))
         return [
             f"{error:.1e}",
             f"{off[worst]:.1e}",
             self.variables[worst].path.partition("/")[2],
             f"{np.median(off):.1e}",
-            f"{_measure_distance(kept, inverted):.1e}",
-            "" if precision == "float32" else f"{_measure_distance(full, kept):.1e}",
+            f"{_measure_distance(stored, inverted):.1e}",
+            "" if precision == "float32" else f"{_measure_distance(full, stored):.1e}",
         ]
 
     def _compute(self, mode: str, precision: str) -> tuple[list[Any], float]:

@@ -160,7 +160,8 @@ def render_models() -> str:
     for name in list_models():
         config = load_preset(name)
         training = config.training
-        hours = [round(hours, 2 - len(str(int(hours)))) for hours in (compute_hours(config, each) for each in PEAKS)]
+        exact = [compute_hours(config, precision) for precision in PEAKS]
+        hours = [round(number, 2 - len(str(int(number)))) for number in exact]
         rows.append(
             [
                 config.description.partition(":")[0],
@@ -171,7 +172,7 @@ def render_models() -> str:
                 counted.get(name, {}).get("total"),
                 f"{count_multiply_adds(config.model) / 1e9:.1f}",
                 f"{training.steps:,} x {training.batch_size}",
-                *(int(each) for each in hours),
+                *map(int, hours),
             ]
         )
     header = ["images", "model", "command", "bits/dim in the paper", "parameters", "parameters, authors' code"]

@@ -87,8 +87,8 @@ Rows = list[dict[str, Any]]
 
 def set_depth(config: Config, steps: int) -> Config:
     """Returns a copy of the config `config` with `steps` flow steps in every stage of the flow."""
-    every = [[steps] * len(entry) if isinstance(entry, tuple) else steps for entry in config.model.steps]
-    return override(config, [f"model.steps={every}"])
+    counts = [[steps] * len(entry) if isinstance(entry, tuple) else steps for entry in config.model.steps]
+    return override(config, [f"model.steps={counts}"])
 
 
 def count_state_bytes(parameters: int, *, averages: bool, micro_batches: int = 1) -> int:
@@ -238,9 +238,9 @@ def calculate_memory() -> Rows:
     """Returns calculated memory, a list of dicts, for each preset in LARGE at each of DEPTHS and at its own depth."""
     rows = []
     for name in LARGE:
-        own = load_preset(name)
+        preset = load_preset(name)
         for depth in (*DEPTHS, None):
-            config = own if depth is None else set_depth(own, depth)
+            config = preset if depth is None else set_depth(preset, depth)
             parameters = count_parameters(config.model)["total"]
             row: dict[str, Any] = {"preset": name, "depth": depth, "params": parameters}
             row["state_gib"] = count_state_bytes(parameters, averages=False, micro_batches=2) / GIB
@@ -291,7 +291,7 @@ def render_batches(rows: Rows) -> str:
     by_key = {(row["kind"], row["batch"]): row for row in rows}
     lines: list[list[object]] = [[batch, *(by_key[kind, batch]["images_per_s"] for kind in kinds)] for batch in batches]
     times = [[by_key[kind, batch]["ms_per_call"] for batch in batches] for kind in kinds]
-    lines.append(["exponent of the time", *(f"{fit_exponent(batches, each):.2f}" for each in times)])
+    lines.append(["exponent of the time", *(f"{fit_exponent(batches, durations):.2f}" for durations in times)])
     return make_table(["batch size", *kinds], lines)
 
 

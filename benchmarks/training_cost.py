@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ BFLOAT16 = 2
 _INVERSION_MAPS = 8
 
 
+@functools.cache
 def count_multiply_adds(config: ModelConfig) -> int:
     """Returns the multiply-adds for one image in encoder, flow and dequantizer (if there is one), without the prior."""
     in_flows = sum(cost.multiply_adds for cost in compute_flow_costs(config))

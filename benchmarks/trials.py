@@ -118,19 +118,19 @@ def list_trials(only: list[str] | None = None) -> list[Trial]:
     for name in only or []:
         if name not in options:
             raise UserError(f"--only: there is no trial {name!r}; there are {', '.join(options)}")
-    found = []
+    listed = []
     for seed in range(1 + max(max(trial.get("seeds", [0])) for trial in trials)):
         for trial in trials:
             if seed in trial.get("seeds", [0]) and (not only or trial["name"] in only):
                 start = options[trial["from"]] if "from" in trial else []
-                found.append(_make_trial(plan, trial, [*start, *options[trial["name"]]], seed))
-    return found
+                listed.append(_make_trial(plan, trial, [*start, *options[trial["name"]]], seed))
+    return listed
 
 
 def _make_trial(plan: dict[str, Any], trial: dict[str, Any], changes: list[str], seed: int) -> Trial:
     shown = [f"--{name} {trial[name]}" for name in ("preset", "steps") if name in trial]
     words = [word for name in ("preset", "steps") for word in (f"--{name}", str(trial.get(name, plan[name])))]
-    words += [word for each in (*plan["set"], f"training.seed={seed}", *changes) for word in ("--set", each)]
+    words += [word for text in (*plan["set"], f"training.seed={seed}", *changes) for word in ("--set", text)]
     return Trial(trial["name"], seed, tuple(words), (*shown, *changes))
 
 
@@ -172,7 +172,7 @@ def run_trial(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
         row["diverged_after"] = metrics[-1]["step"]
     else:
         summary = parse_json((run / "summary.json").read_text(encoding="utf-8"))
-        (best,) = [each for each in metrics if (each["kind"], each["step"]) == ("validation", summary["best_step"])]
+        (best,) = [row for row in metrics if (row["kind"], row["step"]) == ("validation", summary["best_step"])]
         row |= {
             "data": summary["data"],
             "parameters": summary["parameters"]["total"],
@@ -205,7 +205,7 @@ def measure_probe(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
     half = min(PROBED, source.sizes["train"] // 2)
     images, labels = read_labelled_images(model, source, "train", 2 * half, seed=0, batch_size=size)
     means = [model.posterior(images[start : start + size]).mean() for start in range(0, 2 * half, size)]
-    z = np.concatenate([each.numpy() for each in means])
+    z = np.concatenate(means)
     fitted_on, held_out = standardize_features(z[:half], z[half:])
     fitted = fit_classifier("logistic regression", fitted_on, labels[:half])
     accuracy = float(np.mean(fitted.classifier.predict(held_out) == labels[half:]))

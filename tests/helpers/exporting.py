@@ -1,7 +1,5 @@
 """Functions that replace the slow functions of the package `export` in a test, and that read export folders."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import shutil
@@ -73,7 +71,7 @@ def copy_finished_files(patch, exported, opened, saved_model, vectors):
     onnx_files = exported / "onnx"
     parts = {
         "pipeline.make_test_vectors": lambda model, images, report: vectors,
-        "formats.onnx.build_onnx": lambda deployed, one, metadata: onnx.load(onnx_files / f"{one.onnx}.onnx"),
+        "formats.onnx.build_onnx": lambda deployed, endpoint, metadata: onnx.load(onnx_files / f"{endpoint.onnx}.onnx"),
         "pipeline.save_saved_model": lambda deployed, chosen, folder, report: shutil.copytree(saved_model, folder),
         "pipeline.write_warmup_requests": lambda folder, name, chosen: None,
     }

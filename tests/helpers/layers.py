@@ -1,7 +1,5 @@
 """Invertible layers with test inputs and conditions, by name, and a check that every invertible layer must pass."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import pkgutil

@@ -107,7 +107,7 @@ def test_the_card_has_the_header_of_the_hub_and_says_what_is_known(published):
     assert result["dataset"] == {"type": "folder", "name": "folder faces", "split": "test"}
     assert result["metrics"][0]["value"] == 6.5432
     assert "| licence of the weights | cc-by-4.0 |" in body and "6.543 on 4 test images" in body
-    assert "their rights are known to whoever trained on them" in body
+    assert "the person who trained the model knows their rights" in body
     hub = pytest.importorskip("huggingface_hub")
     read = hub.ModelCardData(**hub.ModelCard((published / "README.md").read_text()).data.to_dict())
     assert read.eval_results[0].metric_value == 6.5432
@@ -218,7 +218,11 @@ def test_other_data_of_published_weights_leave_the_rights_in_the_training_images
     to = str(tmp_path / "to")
     assert main(["publish", "--run", str(run_of_step.parent), "--to", to, "--licence", "mit", "--data", "cifar10"]) == 0
     _, body = header(pathlib.Path(to))
-    assert "| trained on | folder:faces" in body and "whoever trained on them" in body and "Krizhevsky" not in body
+    assert (
+        "| trained on | folder:faces" in body
+        and "the person who trained the model" in body
+        and "Krizhevsky" not in body
+    )
 
 
 @pytest.mark.parametrize("data", ["photograps", "folder:/home/ada/faces"])

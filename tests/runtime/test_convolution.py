@@ -1,6 +1,4 @@
-"""Tests of tfdecouple.runtime.convolution: whatever way is chosen, it is the convolution and its gradients."""
-
-from __future__ import annotations
+"""Tests that `convolve`, whatever way is chosen, equals the convolution and its gradients."""
 
 import numpy as np
 import pytest
@@ -40,15 +38,15 @@ def operations(function, x, kernel):
     def run(x, kernel):
         return with_gradients(function, x, kernel, tf.ones([*tf.unstack(tf.shape(x))[:-1], kernel.shape[-1]], x.dtype))
 
-    found = {}
+    results = {}
     for operation in tf.function(run, autograph=False).get_concrete_function(x, kernel).graph.get_operations():
-        found.setdefault(operation.type, []).append(operation)
-    return found
+        results.setdefault(operation.type, []).append(operation)
+    return results
 
 
 @pytest.mark.parametrize("onednn", [True, False])
 @pytest.mark.parametrize("inputs", [1, 36, *(pytest.param(count, marks=pytest.mark.slow) for count in (2, 3, 24, 64))])
-def test_is_the_convolution_and_its_gradients_in_every_shape(inputs, onednn, monkeypatch):
+def test_convolve_equals_the_convolution_and_its_gradients_in_every_shape(inputs, onednn, monkeypatch):
     """The kernels of TensorFlow's library have read beyond their maps: free memory is NaN here."""
     monkeypatch.setattr(convolution, "is_onednn_on", lambda: onednn)
     wrong = []
@@ -58,8 +56,8 @@ def test_is_the_convolution_and_its_gradients_in_every_shape(inputs, onednn, mon
             given = [tf.cast(maps(*shape, seed=seed), tf.float32) for seed, shape in enumerate(shapes)]
             expected = with_gradients(plain, *[tf.cast(value, tf.float64) for value in given])
             spoil_free_memory()
-            found = with_gradients(convolve, *given)
-            for name, value, right in zip(("value", "input", "kernel"), found, expected, strict=True):
+            results = with_gradients(convolve, *given)
+            for name, value, right in zip(("value", "input", "kernel"), results, expected, strict=True):
                 # Written so that NaN is wrong.
                 if not np.abs(np.asarray(value) - right).max() <= 1e-5 * np.abs(right).max():
                     wrong.append((name, outputs, height, width))

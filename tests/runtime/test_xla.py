@@ -1,7 +1,5 @@
 """Tests of what XLA compiles: each kind of layer by itself, with the numbers that TensorFlow computes."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import keras
@@ -49,7 +47,7 @@ def assert_near(found, expected, tolerance=1e-5):
 
 class TestLayers:
     @pytest.mark.parametrize("name", KINDS)
-    def test_loss_and_gradients_are_those_of_tensorflow(self, name):
+    def test_loss_and_gradients_compiled_by_xla_equal_those_of_tensorflow(self, name):
         make, shape, condition = KINDS[name]
         layer, batch = make(), 3
         layer.build((None, *shape), condition and (None, *condition))
@@ -78,7 +76,7 @@ class TestLayers:
 
 
 class TestSwitch:
-    def test_a_kind_is_compiled_once_however_many_layers_there_are(self):
+    def test_each_kind_of_layer_is_compiled_once(self):
         def count(steps):
             flow = DecoupledModel(dataclasses.replace(SMALLEST, steps=steps), jit_compile=True).flow
             run = tf.function(lambda x, z: flow.forward_and_log_det(x, z), autograph=False)
@@ -87,7 +85,7 @@ class TestSwitch:
         assert count((1, 1)) == count((3, 2)) == (2, 0)
 
 
-def test_compiled_model_brings_images_back():
+def test_model_compiled_by_xla_decodes_images_exactly():
     plain, compiled = fresh(SMALLEST), DecoupledModel(SMALLEST, jit_compile=True)
     compiled.set_weights(plain.get_weights())
     given = random_images(3, 4)

@@ -127,7 +127,7 @@ class TrainingConfig:
         validate_options(self, "training.")
         require(
             not self.noise or self.noise_steps >= 1,
-            f"training.noise is {self.noise:g} and training.noise_steps 0; say when the noise is gone",
+            f"training.noise is {self.noise:g} and training.noise_steps 0; set the update at which the noise ends",
         )
         require(
             self.batch_size % self.micro_batches == 0,

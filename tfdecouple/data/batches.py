@@ -82,7 +82,7 @@ def make_training_batches(
     slice_size = micro_batch // context.num_input_pipelines
 
     @tf.autograph.experimental.do_not_convert
-    def is_ours(number: tf.Tensor, record: Any) -> tf.Tensor:
+    def is_local(number: tf.Tensor, record: Any) -> tf.Tensor:
         return tf.equal(number % micro_batch // slice_size, context.input_pipeline_id)
 
     @tf.autograph.experimental.do_not_convert
@@ -93,7 +93,7 @@ def make_training_batches(
     # Decoding comes after the loop over epochs, so that tf.data prefetches images of the next epoch in time.
     records = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch_records)
     if context.num_input_pipelines > 1:
-        records = records.filter(is_ours)
+        records = records.filter(is_local)
     batches = (
         records.map(make_example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         .batch(context.get_per_replica_batch_size(micro_batch), drop_remainder=True)
@@ -152,14 +152,14 @@ def slice_for_replicas(batches: tf.data.Dataset, context: tf.distribute.InputCon
     tensor `[batch, ...]` is a tensor `[batch / R, ...]`. `context` gives p, P and R.
     """
     replicas = context.num_replicas_in_sync
-    own = replicas // context.num_input_pipelines
-    first = context.input_pipeline_id * own
+    count = replicas // context.num_input_pipelines
+    first = context.input_pipeline_id * count
 
     @tf.autograph.experimental.do_not_convert
     def slice_batch(batch: Any) -> Any:
         def cut(values: tf.Tensor) -> tf.Tensor:
             size = values.shape[0]
-            return tf.reshape(values, [replicas, size // replicas if size else -1, *values.shape[1:]])[first:][:own]
+            return tf.reshape(values, [replicas, size // replicas if size else -1, *values.shape[1:]])[first:][:count]
 
         return tf.nest.map_structure(cut, batch)
 

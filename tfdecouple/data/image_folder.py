@@ -235,4 +235,4 @@ class FileSplit(Split):
             return None
 
     def _make_none_readable_error(self) -> DataError:
-        return DataError(f"none of the {self.size} images can be read, the first is {self._paths[0]}; mend them")
+        return DataError(f"none of the {self.size} images can be read, the first is {self._paths[0]}; repair them")

@@ -29,7 +29,7 @@ _warned: weakref.WeakSet[tf.Graph] = weakref.WeakSet()
 def has_tf32() -> bool:
     """Returns whether a GPU of this machine computes in TF32 (NVIDIA since Ampere, compute capability 8.0)."""
     details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
-    return any(each.get("compute_capability", (0, 0)) >= (8, 0) for each in details)
+    return any(gpu.get("compute_capability", (0, 0)) >= (8, 0) for gpu in details)
 
 
 class _Switch:
