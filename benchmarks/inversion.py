@@ -200,7 +200,7 @@ def _round_products(precision: str) -> Iterator[None]:
     """Makes products inside a `with` use TF32 (emulated without a GPU) if `precision` is "tf32", else float32."""
     from helpers.emulation import emulated_accelerator
 
-    from tfdecouple.runtime.precision import full_float32, has_tf32, tensor_float_32
+    from tfdecouple.numerics.tf32 import full_float32, has_tf32, tensor_float_32
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(tensor_float_32() if precision == "tf32" else full_float32())

@@ -32,7 +32,7 @@ from tfdecouple.metrics.latent_use import compute_latent_use
 from tfdecouple.metrics.outliers import OutlierScorer
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.round_trip import FAR
-from tfdecouple.runtime import precision as tf32
+from tfdecouple.numerics import tf32
 
 enabled = tf.config.experimental.tensor_float_32_execution_enabled
 enable = tf.config.experimental.enable_tensor_float_32_execution

@@ -21,6 +21,8 @@ ORDER = [
     "errors",
     "arguments",
     "randomness",
+    "tensorflow_internals",
+    "numerics",
     "runtime",
     "storage",
     "bijectors",

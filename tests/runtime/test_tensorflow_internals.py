@@ -9,7 +9,7 @@ import tensorflow as tf
 from helpers.places import ROOT
 from tensorflow.python.eager import context
 
-from tfdecouple.runtime.tensorflow_internals import (
+from tfdecouple.tensorflow_internals import (
     VARIABLE_VALUE_KEY,
     Trackable,
     is_traced_for_xla,

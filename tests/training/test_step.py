@@ -17,8 +17,8 @@ from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.gradient import INVERSION_BOUND
 from tfdecouple.networks.prior import PriorFlow
+from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.runtime import execution
-from tfdecouple.runtime.precision import full_float32
 from tfdecouple.training import loop, train
 
 pytestmark = pytest.mark.usefixtures("weights_of_both_sizes")

@@ -10,7 +10,7 @@ from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import util as tfp_util
 
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.numerics import get_sizes, multiply_sizes
+from tfdecouple.numerics.arithmetic import get_sizes, multiply_sizes
 
 
 def forward_and_log_det(bijector: tfb.Bijector, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

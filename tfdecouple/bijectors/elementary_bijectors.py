@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfdecouple.bijectors.closed_form import ClosedForm
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.numerics import compute_log_abs_det, get_sizes, invert_matrix, multiply_channels
+from tfdecouple.numerics.arithmetic import compute_log_abs_det, get_sizes, invert_matrix, multiply_channels
 
 
 class BoundedAffine(ClosedForm):

@@ -13,8 +13,8 @@ from tfdecouple.layers.elementary_layers import (
     SinhArcsinh,
     Squeeze,
 )
+from tfdecouple.numerics.tf32 import net_precision
 from tfdecouple.runtime.execution import backward_memory
-from tfdecouple.runtime.precision import net_precision
 
 __all__ = [
     "MLP",

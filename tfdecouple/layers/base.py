@@ -14,6 +14,8 @@ from tensorflow_probability import bijectors as tfb
 from tfdecouple.bijectors import forward_and_log_det, inverse_and_log_det
 from tfdecouple.errors import UnsupportedError, UserError
 from tfdecouple.layers.layer_bijector import LayerBijector, cast_to_tensor
+from tfdecouple.numerics.arithmetic import make_zero_log_det
+from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.runtime.execution import (
     Execution,
     disable_autograph,
@@ -21,8 +23,6 @@ from tfdecouple.runtime.execution import (
     read_layer_weights,
     substitute_weights,
 )
-from tfdecouple.runtime.numerics import make_zero_log_det
-from tfdecouple.runtime.precision import full_float32
 
 Shape = tuple[int, ...]
 # The condition of a layer: z `[batch, d_z]`, a feature map `[batch, height, width, channels]`, or None.

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.layers.base import Condition, Cost, InvertibleLayer, Mapped, Weight, require_condition
-from tfdecouple.runtime.numerics import get_sizes, multiply_channels, multiply_in_full_precision, multiply_sizes
+from tfdecouple.numerics.arithmetic import get_sizes, multiply_channels, multiply_in_full_precision, multiply_sizes
 
 # Variance that is added to each channel, so that an image of one colour has finite numbers; two neighbouring pixel
 # values are 1/128 apart.

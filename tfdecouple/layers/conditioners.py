@@ -11,10 +11,10 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.layers.base import BaseLayer, Condition, Cost, Shape, Weight, require_condition
+from tfdecouple.numerics.arithmetic import multiply_channels, multiply_in_full_precision
+from tfdecouple.numerics.tf32 import full_float32, get_net_precision
 from tfdecouple.runtime.convolution import convolve, convolve_normed
 from tfdecouple.runtime.execution import apply_memory_mode
-from tfdecouple.runtime.numerics import multiply_channels, multiply_in_full_precision
-from tfdecouple.runtime.precision import full_float32, get_net_precision
 
 
 def fan_in_uniform() -> keras.initializers.Initializer:

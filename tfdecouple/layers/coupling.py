@@ -26,8 +26,8 @@ from tfdecouple.layers.base import (
     read_trainable_weights,
 )
 from tfdecouple.layers.conditioners import MLP, ConvNet, CouplingNet, LocalConvNet
-from tfdecouple.runtime.numerics import get_sizes
-from tfdecouple.runtime.precision import full_float32
+from tfdecouple.numerics.arithmetic import get_sizes
+from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.transforms import TRANSFORMS
 
 PATTERNS = ("continuous", "alternate")

@@ -16,7 +16,7 @@ from tfdecouple.bijectors import ChannelAffine, ChannelMatrix, ClosedForm, White
 from tfdecouple.errors import UserError
 from tfdecouple.layers.base import BaseLayer, Condition, Cost, InvertibleLayer, Weight, require_condition
 from tfdecouple.layers.conditioners import StartsAtZero, WeightNorm, fan_in_uniform, weight_norm
-from tfdecouple.runtime.numerics import get_sizes, multiply_in_full_precision, multiply_sizes
+from tfdecouple.numerics.arithmetic import get_sizes, multiply_in_full_precision, multiply_sizes
 
 # A channel with a smaller standard deviation counts as constant; pixel values k and k + 1 are 2/256 apart in x.
 _CONSTANT = 1e-4

@@ -17,9 +17,9 @@ import tensorflow as tf
 from tfdecouple.config import ModelConfig
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.networks.architecture import compute_weight_shapes, count_inference_bytes
+from tfdecouple.numerics.arithmetic import get_sizes
+from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.runtime.devices import format_bytes, read_free_memory
-from tfdecouple.runtime.numerics import get_sizes
-from tfdecouple.runtime.precision import full_float32
 
 # Longest side of an image, in pixels, for which float32 holds all sums in `shrink_images` exactly.
 LONGEST_SIDE = 32_767

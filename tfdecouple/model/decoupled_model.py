@@ -30,13 +30,13 @@ from tfdecouple.model.interpolation import interpolate_codes
 from tfdecouple.model.networks import Codes, Networks, run_in_parts
 from tfdecouple.model.round_trip import format_image_numbers, require_exact_images, require_finite, warn_of_far_images
 from tfdecouple.networks.architecture import compute_weight_shapes
+from tfdecouple.numerics.arithmetic import get_sizes
+from tfdecouple.numerics.tf32 import full_float32, tensor_float_32
 from tfdecouple.runs.pretrained import list_pretrained
 from tfdecouple.runs.run_folder import CONFIG, find_run_folder, load_config, require_fitting_weights
 from tfdecouple.runs.run_folder import load_weights as read_weights
 from tfdecouple.runtime.devices import read_free_memory
 from tfdecouple.runtime.execution import disable_autograph
-from tfdecouple.runtime.numerics import get_sizes
-from tfdecouple.runtime.precision import full_float32, tensor_float_32
 
 # `sample` and `interpolate` decode at most this many images at once to limit memory; results do not depend on it.
 CHUNK = 64

@@ -18,7 +18,7 @@ from tfdecouple.config import ModelConfig, TrainingConfig, parse_config
 from tfdecouple.errors import DataError, DivergedError, UserError, warn_user
 from tfdecouple.model.gradient import differentiate_bound, judge_step
 from tfdecouple.model.networks import Networks
-from tfdecouple.runtime.numerics import get_sizes
+from tfdecouple.numerics.arithmetic import get_sizes
 
 # Names of the options of `TrainingConfig` that `compile` accepts besides the arguments of Keras' `compile`.
 OPTIONS = ("kl_weight", "precision", "memory", "jit_compile", "seed", "init_images", "max_skipped_steps")

@@ -41,8 +41,8 @@ from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import Encoder
 from tfdecouple.networks.flow import Flow
 from tfdecouple.networks.prior import ClassAffine, ClassCodes, PriorFlow
+from tfdecouple.numerics.arithmetic import get_sizes, multiply_sizes
 from tfdecouple.runtime.execution import backward_memory, disable_autograph, get_backward_mode
-from tfdecouple.runtime.numerics import get_sizes, multiply_sizes
 from tfdecouple.runtime.requirements import require_backend
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfdecouple.runtime.numerics import get_sizes, make_zero_log_det, multiply_sizes
+from tfdecouple.numerics.arithmetic import get_sizes, make_zero_log_det, multiply_sizes
 
 
 class Elbo(NamedTuple):

@@ -14,9 +14,9 @@ from tfdecouple.config.shapes import Block, plan_encoder_blocks, plan_map_blocks
 from tfdecouple.layers.base import BaseLayer, Cost, Nested, Weight
 from tfdecouple.layers.colour_map import START_DEVIATION, count_colour_numbers, measure_colours
 from tfdecouple.layers.conditioners import StartsAtZero, fan_in_uniform, make_bias_initializer, weight_norm
+from tfdecouple.numerics.arithmetic import get_sizes, multiply_in_full_precision, multiply_sizes
+from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.runtime.execution import Batch, Execution, accept_shards, join_shards, split_into_shards
-from tfdecouple.runtime.numerics import get_sizes, multiply_in_full_precision, multiply_sizes
-from tfdecouple.runtime.precision import full_float32
 
 # Weight of the old value when batch normalisation updates its moving statistics.
 _MOMENTUM = 0.9

@@ -25,8 +25,8 @@ from tfdecouple.layers import (
     Squeeze,
 )
 from tfdecouple.layers.base import BaseLayer, Condition, InvertibleComposite, Mapped, RunLayers
+from tfdecouple.numerics.arithmetic import make_zero_log_det
 from tfdecouple.runtime.execution import Execution
-from tfdecouple.runtime.numerics import make_zero_log_det
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")

@@ -17,9 +17,9 @@ from tfdecouple.layers import InvertibleLinear, InvertibleSequence
 from tfdecouple.layers.base import BaseLayer, Weight
 from tfdecouple.layers.conditioners import fan_in_uniform, make_bias_initializer
 from tfdecouple.networks.flow import FlowStep
+from tfdecouple.numerics.arithmetic import multiply_in_full_precision
+from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.runtime.execution import Execution
-from tfdecouple.runtime.numerics import multiply_in_full_precision
-from tfdecouple.runtime.precision import full_float32
 
 # As in the paper's code, the embedding is initialised within +-0.1, and hidden layers are four times as wide as z.
 _EMBEDDING_RANGE, _HIDDEN_FACTOR = 0.1, 4

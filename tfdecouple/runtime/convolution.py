@@ -19,8 +19,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from tfdecouple.numerics.arithmetic import get_sizes
 from tfdecouple.runtime.devices import read_cpuinfo
-from tfdecouple.runtime.numerics import get_sizes
 
 _OPTIONS = {"strides": [1, 1, 1, 1], "padding": "SAME"}
 

@@ -31,9 +31,9 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.numerics import get_sizes
-from tfdecouple.runtime.precision import get_net_precision, net_precision
-from tfdecouple.runtime.tensorflow_internals import is_traced_for_xla, pause_gradient_tapes
+from tfdecouple.numerics.arithmetic import get_sizes
+from tfdecouple.numerics.tf32 import get_net_precision, net_precision
+from tfdecouple.tensorflow_internals import is_traced_for_xla, pause_gradient_tapes
 
 BACKWARD_MODES = ("keep", "recompute", "invert")
 # Largest size of a hidden map, in bytes, that stays in the cache of one core; measured with caches of 1 MiB.

@@ -21,8 +21,8 @@ from tfdecouple.data.labels import check_batch_labels, make_training_inputs, req
 from tfdecouple.errors import DivergedError, RunError, one_line
 from tfdecouple.loggers import require_loggers
 from tfdecouple.metrics.bits_per_dim import Bound, BoundEvaluator
+from tfdecouple.numerics.tf32 import has_tf32
 from tfdecouple.runs.run_folder import CONFIG
-from tfdecouple.runtime.precision import has_tf32
 from tfdecouple.runtime.progress import TrainingProgress
 from tfdecouple.training.evaluation import EvaluationReports
 from tfdecouple.training.metrics_log import MetricsLog

@@ -16,7 +16,7 @@ import tensorflow as tf
 from tfdecouple import randomness
 from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.model.gradient import Share, differentiate_bound, judge_step, put_in_slot
-from tfdecouple.runtime.precision import full_float32, tensor_float_32
+from tfdecouple.numerics.tf32 import full_float32, tensor_float_32
 from tfdecouple.training.state import TrainingState
 
 # Learning rate of the first update of the warm-up, as in the paper's code.

@@ -15,7 +15,7 @@ from tfdecouple.errors import DivergedError, ExactnessWarning, NotInitializedErr
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.model import Codes, DecoupledModel
 from tfdecouple.model.keras_training import list_moving_statistics
-from tfdecouple.runtime import precision
+from tfdecouple.numerics import tf32 as precision
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
 from tfdecouple.training.workers import make_strategy

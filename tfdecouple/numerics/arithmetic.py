@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 
 import tensorflow as tf
 
-from tfdecouple.runtime.precision import get_net_precision
-from tfdecouple.runtime.tensorflow_internals import is_traced_for_xla
+from tfdecouple.numerics.tf32 import get_net_precision
+from tfdecouple.tensorflow_internals import is_traced_for_xla
 
 
 def multiply_in_full_precision(a: tf.Tensor, b: tf.Tensor, transpose_b: bool = False) -> tf.Tensor:
