@@ -22,8 +22,7 @@ from tfdecouple.bijectors import (
     Sigmoid,
     Squeeze,
     Whitening,
-    forward_and_log_det,
-    inverse_and_log_det,
+    with_log_det,
 )
 from tfdecouple.errors import UserError
 from tfdecouple.transforms import TRANSFORMS
@@ -92,20 +91,23 @@ class TestLogDets:
             bijector = make(*(tf.constant(array[:1]) for array in arrays))
         else:
             bijector = made(name)
-        y, log_det = forward_and_log_det(bijector, x)
-        close(log_det, jacobian_log_det(lambda x, _: forward_and_log_det(bijector, x), x))
-        back, inverse = inverse_and_log_det(bijector, y)
+        y, log_det = with_log_det(bijector).forward_and_log_det(x)
+        close(log_det, jacobian_log_det(lambda x, _: with_log_det(bijector).forward_and_log_det(x), x))
+        back, inverse = with_log_det(bijector).inverse_and_log_det(y)
         close(back, x)
         close(inverse, -log_det)
 
     @pytest.mark.parametrize("name", CASES)
     def test_of_images_they_are_what_tfp_says(self, name):
         bijector, x = made(name), tf.constant(X)
-        y, log_det = forward_and_log_det(bijector, x)
+        y, log_det = with_log_det(bijector).forward_and_log_det(x)
         close(y, made(name).forward(x), 0)
         # Where it is the same for all events, TFP gives it once for all images.
         close(log_det, np.broadcast_to(made(name).forward_log_det_jacobian(x, event_ndims=3), [2]))
-        close(inverse_and_log_det(bijector, y)[1], np.broadcast_to(made(name).inverse_log_det_jacobian(y, 3), [2]))
+        close(
+            with_log_det(bijector).inverse_and_log_det(y)[1],
+            np.broadcast_to(made(name).inverse_log_det_jacobian(y, 3), [2]),
+        )
 
     @pytest.mark.parametrize("name", ["actnorm", "affine-1", "affine-0.6"])
     def test_gradients_in_closed_form_are_those_of_tensorflow(self, name):
@@ -132,12 +134,12 @@ class TestLogDets:
 
     def test_a_bijector_of_tfp_will_do(self):
         theirs, x = tfb.SinhArcsinh(tf.constant(0.3, tf.float64), tf.constant(1.2, tf.float64)), tf.constant(X)
-        y, log_det = forward_and_log_det(theirs, x)
-        close(log_det, jacobian_log_det(lambda x, _: forward_and_log_det(theirs, x), x))
-        back, inverse = inverse_and_log_det(theirs, tf.identity(y))
+        y, log_det = with_log_det(theirs).forward_and_log_det(x)
+        close(log_det, jacobian_log_det(lambda x, _: with_log_det(theirs).forward_and_log_det(x), x))
+        back, inverse = with_log_det(theirs).inverse_and_log_det(tf.identity(y))
         close(back, x)
         close(inverse, -log_det)
-        assert forward_and_log_det(tfb.Shift(tf.ones([3], tf.float64)), x)[1].shape == [2]
+        assert with_log_det(tfb.Shift(tf.ones([3], tf.float64))).forward_and_log_det(x)[1].shape == [2]
 
 
 class TestAsTFPWantsThem:
@@ -152,7 +154,7 @@ class TestAsTFPWantsThem:
         log_det = made(name).forward_log_det_jacobian(x, event_ndims=3)
         close(
             tf.broadcast_to(log_det, leading),
-            tf.fill(leading, forward_and_log_det(made(name), tf.constant(X[:1]))[1][0]),
+            tf.fill(leading, with_log_det(made(name)).forward_and_log_det(tf.constant(X[:1]))[1][0]),
         )
 
     @pytest.mark.parametrize("name", OURS)
@@ -197,7 +199,9 @@ class TestRefusals:
 def test_alpha_that_rounds_to_1_is_1():
     unbounded = tf.constant([-100.0, 0.0, 3.0])
     almost, whole = (BoundedAffine(tf.zeros([3]), unbounded, alpha) for alpha in (1 - 1e-8, 1.0))
-    for ours, theirs in zip(*(forward_and_log_det(each, tf.ones([1, 3])) for each in (almost, whole)), strict=True):
+    for ours, theirs in zip(
+        *(with_log_det(each).forward_and_log_det(tf.ones([1, 3])) for each in (almost, whole)), strict=True
+    ):
         np.testing.assert_array_equal(ours, theirs)
     assert np.all(np.isfinite(almost.inverse_and_log_det(tf.ones([1, 3]))[1]))
 
@@ -205,7 +209,7 @@ def test_alpha_that_rounds_to_1_is_1():
 def test_maps_are_not_kept():
     bijector = BoundedAffine(tf.zeros([3]), tf.ones([3]))
     x = tf.ones([2, 4, 4, 3])
-    seen = weakref.ref(forward_and_log_det(bijector, x)[0])
+    seen = weakref.ref(with_log_det(bijector).forward_and_log_det(x)[0])
     gc.disable()
     try:
         assert seen() is None

@@ -18,7 +18,7 @@ from tfdecouple.cli import main, train_main
 from tfdecouple.config import Config, DataConfig, load_preset, override, preset_names
 from tfdecouple.data import open_source
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError
-from tfdecouple.model.networks import Networks
+from tfdecouple.model import DecoupledModel
 from tfdecouple.networks import architecture
 from tfdecouple.networks.architecture import compute_weight_shapes, count_parameters, require_memory
 from tfdecouple.runs.run_folder import load_config
@@ -44,7 +44,7 @@ def no_model(monkeypatch):
     def made(*_, **__):
         pytest.fail("a model is made")
 
-    monkeypatch.setattr(Networks, "build", made)
+    monkeypatch.setattr(DecoupledModel, "build", made)
 
 
 @pytest.fixture

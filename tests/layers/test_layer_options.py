@@ -22,13 +22,14 @@ from tfdecouple.layers import (
     InvertibleConv1x1,
     InvertibleLayer,
     InvertibleLinear,
+    InvertibleSequence,
     Squeeze,
-    net_precision,
 )
 from tfdecouple.networks.encoder import Encoder, ResNetBlock
 from tfdecouple.networks.flow import FactorOut, FlowStep
 from tfdecouple.networks.prior import PriorFlow
 from tfdecouple.runtime.execution import Execution
+from tfdecouple.runtime.run_mode import RunMode
 
 
 class TestPrecision:
@@ -36,7 +37,7 @@ class TestPrecision:
         layer = give_effect(build_layer(Coupling(8, CONDITION), (None, 4, 4, 6)), scale=0.3)
         x, z = tf.random.stateless_normal([2, 4, 4, 6], [0, 1]), tf.ones([2, CONDITION])
         exact, exact_log_det = layer.forward_and_log_det(x, z)
-        with net_precision("bfloat16"):
+        with RunMode(precision="mixed_bfloat16").apply():
             rough, rough_log_det = layer.forward_and_log_det(x, z)
         assert rough.dtype == rough_log_det.dtype == tf.float32
         assert 0 < np.abs(rough - exact).max() < 0.1
@@ -70,8 +71,8 @@ class TestPrecision:
             np.testing.assert_array_equal(ours, theirs)
 
     def test_another_name_is_refused(self):
-        with pytest.raises(UserError, match="one of float32, tf32, bfloat16"), net_precision("float16"):
-            pass
+        with pytest.raises(UserError, match="one of float32, tf32, mixed_bfloat16"):
+            RunMode(precision="float16")
 
 
 class CountingActNorm(ActNorm):
@@ -87,24 +88,25 @@ class CountingActNorm(ActNorm):
 class TestTraces:
     def test_layers_of_one_kind_share_a_trace_and_keep_their_own_weights(self):
         CountingActNorm.runs = 0
-        traces, x = Execution(), tf.random.stateless_normal([2, 2, 2, 3], [0, 1])
-        layers = [give_effect(build_layer(CountingActNorm(), (None, 2, 2, 3)), seed) for seed in range(3)]
-        outputs = [traces.run_layer(layer.forward_and_log_det, x, None) for layer in layers]
+        x, stack = tf.random.stateless_normal([2, 2, 2, 3], [0, 1]), InvertibleSequence()
+        stack.sequence = [CountingActNorm() for _ in range(3)]
+        give_effect(build_layer(stack, (None, 2, 2, 3)))
+        expected = stack.forward_and_log_det(x)
+        CountingActNorm.runs = 0
+        Execution(stack)
+        for ours, theirs in zip(stack.forward_and_log_det(x), expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5)
         assert CountingActNorm.runs == 1
-        for layer, (y, log_det) in zip(layers, outputs, strict=True):
-            expected = layer.forward_and_log_det(x)
-            np.testing.assert_allclose(y, expected[0], rtol=1e-6)
-            np.testing.assert_allclose(log_det, expected[1], rtol=1e-6)
-        assert np.abs(outputs[0][0] - outputs[1][0]).max() > 1e-3
 
     def test_each_precision_has_a_trace_of_its_own(self):
-        traces, x = Execution(), tf.random.stateless_normal([2, 4, 4, 6], [0, 1])
+        x = tf.random.stateless_normal([2, 4, 4, 6], [0, 1])
         layer = give_effect(build_layer(Coupling(8), (None, 4, 4, 6)), scale=0.3)
-        exact = traces.run_layer(layer.forward_and_log_det, x, None)[0]
-        with net_precision("bfloat16"):
-            rough = traces.run_layer(layer.forward_and_log_det, x, None)[0]
+        Execution(layer)
+        exact = layer.forward_and_log_det(x)[0]
+        with RunMode(precision="mixed_bfloat16").apply():
+            rough = layer.forward_and_log_det(x)[0]
         assert 0 < np.abs(rough - exact).max() < 0.1
-        np.testing.assert_array_equal(traces.run_layer(layer.forward_and_log_det, x, None)[0], exact)
+        np.testing.assert_array_equal(layer.forward_and_log_det(x)[0], exact)
 
 
 OTHER = {"name": "other", "dtype": "float64"}
@@ -207,18 +209,14 @@ def test_layers_ask_for_no_shape_that_is_known(layer, method):
     assert asked == [set(), {"Shape"}]
 
 
-class Twice(keras.layers.Layer):
-    def run(self, x, condition):
-        return (2 * x,)
-
-
 def test_many_networks_and_shapes_are_no_warning(caplog):
-    networks = [(Execution(), Twice()) for _ in range(4)]
     logging.getLogger("tensorflow").addHandler(caplog.handler)
     try:
-        for execution, network in networks:
-            for size in range(1, 5):
-                execution.trace_network(network, "run", network.run, tf.ones([1, size]))()
+        for layer in (ActNorm(), ActNorm(), ActNorm(), ActNorm()):
+            layer.build((None, 2, 2, 3))
+            Execution(layer)
+            for side in range(1, 5):
+                layer.forward_and_log_det(tf.ones([1, side, side, 3]))
     finally:
         logging.getLogger("tensorflow").removeHandler(caplog.handler)
     assert "retracing" not in caplog.text

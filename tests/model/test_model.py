@@ -270,7 +270,7 @@ class TestSwitchAndInterpolate:
     def test_result_does_not_depend_on_the_size_of_chunks(self, small_model, monkeypatch):
         a, b = images_of(small_model, 2, 1), images_of(small_model, 2, 2)
         whole = small_model.interpolate(a, b, [0, 0.3, 1], [0, 0.6, 1])
-        monkeypatch.setattr("tfdecouple.model.decoupled_model.CHUNK", 5)
+        monkeypatch.setattr("tfdecouple.model.codes.CHUNK", 5)
         equal(small_model.interpolate(a, b, [0, 0.3, 1], [0, 0.6, 1]), whole)
 
     @pytest.mark.parametrize("alphas", [[0, 0.5], []])

@@ -99,11 +99,11 @@ def count_stored_numbers(layer, x_shape, condition_size, memory):
     """How many numbers of an image TensorFlow stores for a layer's backward pass, without weights and copies."""
     import tensorflow as tf
 
-    from tfdecouple.layers import backward_memory
-    from tfdecouple.runtime.execution import substitute_weights
+    from tfdecouple.layers.base import substitute_weights
+    from tfdecouple.runtime.run_mode import RunMode
 
     def run(weights, x, condition):
-        with substitute_weights(zip(layer.variables, weights, strict=True)), backward_memory(memory):
+        with substitute_weights(zip(layer.variables, weights, strict=True)), RunMode(memory).apply():
             return layer.forward_and_log_det(x, condition)
 
     given = [tf.TensorSpec(weight.shape) for weight in layer.variables], tf.TensorSpec(x_shape)

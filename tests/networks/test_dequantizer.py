@@ -15,7 +15,8 @@ from tfdecouple import randomness
 from tfdecouple.errors import UserError
 from tfdecouple.layers import Coupling, LocalConvNet
 from tfdecouple.networks.dequantizer import Dequantizer, DequantizingFlow, LocalResNet
-from tfdecouple.runtime import execution
+from tfdecouple.runtime.execution import Execution
+from tfdecouple.runtime.run_mode import RunMode
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -102,15 +103,18 @@ def test_the_network_to_the_map_goes_down_and_up_again():
 
 class TestDequantizer:
     @pytest.mark.parametrize("training", [False, True])
-    def test_in_shards_it_is_the_same(self, monkeypatch, training):
+    def test_in_shards_it_is_the_same(self, training):
         layer = Dequantizer(TWO_LEVELS)
         layer.build()
         give_effect(layer)
         rng = np.random.default_rng(0)
         x, noise = (rng.standard_normal((3, 4, 4, 3)).astype("float32") for _ in range(2))
         whole = layer(x, noise, training=training)
-        monkeypatch.setattr(execution, "count_shards", lambda: 2)
-        for ours, theirs in zip(layer(x, noise, training=training), whole, strict=True):
+        Execution(layer.encoder)
+        Execution(layer.flow)
+        with RunMode(shards=2).apply():
+            parts = layer(x, noise, training=training)
+        for ours, theirs in zip(parts, whole, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
     def test_starts_beside_the_uniform_distribution(self):

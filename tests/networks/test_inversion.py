@@ -12,10 +12,11 @@ from helpers.traces import run_eagerly
 from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.errors import UserError
-from tfdecouple.layers import Coupling, backward_memory
+from tfdecouple.layers import Coupling
 from tfdecouple.model.gradient import INVERSION_BOUND
 from tfdecouple.networks.flow import Flow
-from tfdecouple.runtime import execution
+from tfdecouple.runtime import execution, run_mode
+from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.transforms import TRANSFORMS, Transform
 
 SMALL = dataclasses.replace(TINY, image_shape=(4, 4, 3), steps=(1, (1, 1), 1), factors=(3,), encoder_channels=(4,))
@@ -35,6 +36,7 @@ def built(dtype="float64", **options):
     config = dataclasses.replace(SMALL, **options)
     flow = Flow(config, dtype=dtype)
     flow.build()
+    execution.Execution(flow)
     give_effect(flow)
     rng = np.random.default_rng(0)
     x = tf.constant(rng.standard_normal((3, *config.image_shape)), dtype)
@@ -49,7 +51,7 @@ def function_of(flow):
     @tf.function(autograph=False)
     def gradients(mode, x, z):
         probe = tf.zeros([])
-        with backward_memory(mode, probe):
+        with RunMode(mode, probe=probe).apply():
             with tf.GradientTape() as tape:
                 tape.watch([x, z, probe])
                 v, log_det = flow.forward_and_log_det(x, z)
@@ -92,8 +94,8 @@ def test_gradients_in_float32_are_within_the_promise_after_updates(alpha, eager)
 
 
 def test_another_mode_is_refused():
-    with pytest.raises(UserError, match="one of keep, recompute, invert"), backward_memory("recomputed"):
-        pass
+    with pytest.raises(UserError, match="one of keep, recompute, invert"):
+        RunMode("recomputed")
 
 
 def test_nothing_is_kept_between_the_steps_of_a_stage():
@@ -120,7 +122,7 @@ def test_probe_tells_what_did_not_come_back(eager):
 
 
 def test_probe_tells_the_worst_image_of_all_shards(monkeypatch, eager):
-    monkeypatch.setattr(execution, "count_shards", lambda: 2)
+    monkeypatch.setattr(run_mode, "count_shards", lambda: 2)
     # Something of each image and stage that does not depend on rounding.
     monkeypatch.setattr(
         execution, "measure_inversion_error", lambda _, stored: tf.cast(stored[:, 0, 0, 0] ** 2, tf.float32)

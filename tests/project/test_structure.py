@@ -31,6 +31,7 @@ ORDER = [
     "config",
     "layers",
     "networks",
+    "runtime.execution",
     "runs.pretrained",
     "runs.run_folder",
     "model",

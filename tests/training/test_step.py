@@ -12,13 +12,14 @@ from helpers.trainers import BATCH, GLOW, Trainer, assert_close, assert_equal
 from helpers.variants import VARIANTS
 
 from tfdecouple.data import make_evaluation_batches
-from tfdecouple.layers import ActNorm, ConditionalWhitening, InvertibleConv1x1, net_precision
+from tfdecouple.layers import ActNorm, ConditionalWhitening, InvertibleConv1x1
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
-from tfdecouple.model import DecoupledModel
+from tfdecouple.model import DecoupledModel, objective
 from tfdecouple.model.gradient import INVERSION_BOUND
 from tfdecouple.networks.prior import PriorFlow
 from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.runtime import execution
+from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.training import loop, train
 
 pytestmark = pytest.mark.usefixtures("weights_of_both_sizes")
@@ -38,18 +39,19 @@ def one_device():
     """
     trainer = Trainer()
     trainer.read = []
-    original = trainer.state.model.elbo_from_noise
+    original = objective.negative_elbo
 
-    def look(*args, **options):
-        weights = trainer.state.model.trainable_variables
+    def look(model, *args, **options):
+        weights = model.trainable_variables
         trainer.read.append([tf.is_symbolic_tensor(w.value) and w.value is w.value for w in weights])
-        return original(*args, **options)
+        return original(model, *args, **options)
 
-    trainer.state.model.elbo_from_noise = look
     states, results = [trainer.values()], []
-    for _ in range(3):
-        results.append(trainer.take())
-        states.append(trainer.values())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(objective, "negative_elbo", look)
+        for _ in range(3):
+            results.append(trainer.take())
+            states.append(trainer.values())
     return trainer, states, results
 
 
@@ -240,7 +242,7 @@ class TestPrecision:
         def found(precision):
             @tf.function(autograph=False)
             def run():
-                with net_precision(precision), tf.GradientTape() as tape:
+                with RunMode(precision=precision).apply(), tf.GradientTape() as tape:
                     tape.watch(x)
                     y, log_det = method(x, *given)
                     loss = tf.reduce_sum(tf.sin(y)) + tf.reduce_sum(log_det)
@@ -284,9 +286,9 @@ class PoisonedTrainer(Trainer):
     def __init__(self, **training):
         super().__init__(devices=2, **training)
         self.poison = {kind: tf.Variable(-1, dtype=tf.int32) for kind in ("loss", "gradient")}
-        original = self.state.model.elbo_from_noise
+        original = objective.negative_elbo
 
-        def elbo_from_noise(*args, **options):
+        def poison(*args, **options):
             here = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
             factor = {kind: tf.where(tf.equal(device, here), math.nan, 1.0) for kind, device in self.poison.items()}
 
@@ -294,10 +296,15 @@ class PoisonedTrainer(Trainer):
             def pass_on(value):
                 return value, lambda upstream: upstream * factor["gradient"]
 
-            elbo = original(*args, **options)
-            return elbo._replace(reconstruction=pass_on(elbo.reconstruction) * factor["loss"])
+            elbo, latents = original(*args, **options)
+            return elbo._replace(reconstruction=pass_on(elbo.reconstruction) * factor["loss"]), latents
 
-        self.state.model.elbo_from_noise = elbo_from_noise
+        self._poison = poison
+
+    def take(self, count=1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(objective, "negative_elbo", self._poison)
+            return super().take(count)
 
     def take_poisoned(self, kind, device, count=1):
         """Takes steps whose loss or gradient is NaN on one device."""

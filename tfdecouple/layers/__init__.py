@@ -13,8 +13,6 @@ from tfdecouple.layers.elementary_layers import (
     SinhArcsinh,
     Squeeze,
 )
-from tfdecouple.numerics.tf32 import net_precision
-from tfdecouple.runtime.execution import backward_memory
 
 __all__ = [
     "MLP",
@@ -32,6 +30,4 @@ __all__ = [
     "Sigmoid",
     "SinhArcsinh",
     "Squeeze",
-    "backward_memory",
-    "net_precision",
 ]

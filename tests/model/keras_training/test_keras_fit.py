@@ -11,8 +11,9 @@ from helpers.models import random_images
 from helpers.variants import OF_CLASSES, SMALLEST
 
 from tfdecouple.errors import DataError, UserError
-from tfdecouple.model.gradient import differentiate_bound
+from tfdecouple.model import densities, objective
 from tfdecouple.model.keras_training import read_first_images
+from tfdecouple.model.objective import differentiate_bound
 
 NAMES = {"loss", "bits_per_dim", "reconstruction", "kl", "dequantization"}
 
@@ -85,13 +86,14 @@ class TestImages:
     def test_labels_are_those_of_the_model(self, make, images, kind, monkeypatch):
         model, labels = make(config=OF_CLASSES[kind]), np.arange(20) % 3
         taken = []
-        original = model.elbo_from_noise
+        original = objective.negative_elbo
 
         def look(*arguments, labels, **options):
             taken.append(None if labels is None else np.array(labels))
             return original(*arguments, labels=labels, **options)
 
-        monkeypatch.setattr(model, "elbo_from_noise", look)
+        for module in (objective, densities):
+            monkeypatch.setattr(module, "negative_elbo", look)
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "this model knows")
             model.fit(
@@ -187,10 +189,10 @@ class TestCompile:
         # What the trainer hands on as well; that noise is of the seed test_keras_steps.py shows.
         told = {}
 
-        def note(model, images, labels, training, **rest):
-            told.update({name: getattr(training, name) for name in ("precision", "memory", "jit_compile")})
+        def note(model, images, labels, mode, **rest):
+            told.update({name: getattr(mode, name) for name in ("precision", "memory", "jit_compile")})
             told["kl_weight"] = rest["kl_weight"]
-            return differentiate_bound(model, images, labels, dataclasses.replace(training, jit_compile=False), **rest)
+            return differentiate_bound(model, images, labels, mode.replace(jit_compile=False), **rest)
 
         monkeypatch.setattr("tfdecouple.model.keras_training.differentiate_bound", note)
         model.train_on_batch(images)

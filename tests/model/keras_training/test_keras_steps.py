@@ -13,9 +13,9 @@ from helpers.variants import SMALLEST
 from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.errors import DivergedError, ExactnessWarning, NotInitializedError, UserError
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
-from tfdecouple.model import Codes, DecoupledModel
+from tfdecouple.model import Codes, DecoupledModel, objective
 from tfdecouple.model.keras_training import list_moving_statistics
-from tfdecouple.numerics import tf32 as precision
+from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
 from tfdecouple.training.workers import make_strategy
@@ -59,13 +59,13 @@ class TestTraining:
     def test_steps_that_are_not_finite_are_skipped_and_end_a_training(self, make, images, snapshot, monkeypatch):
         model = make(keras.optimizers.Adam(1e-3), WITHOUT_Z, max_skipped_steps=3)
         bad = tf.Variable(False)
-        original = model.elbo_from_noise
+        original = objective.negative_elbo
 
         def sometimes(*arguments, **options):
-            elbo = original(*arguments, **options)
-            return elbo._replace(kl=elbo.kl * tf.where(bad, math.nan, 1.0))
+            elbo, latents = original(*arguments, **options)
+            return elbo._replace(kl=elbo.kl * tf.where(bad, math.nan, 1.0)), latents
 
-        monkeypatch.setattr(model, "elbo_from_noise", sometimes)
+        monkeypatch.setattr(objective, "negative_elbo", sometimes)
         model.fit(images, batch_size=10, verbose=0)
         before = snapshot(model)
         bad.assign(True)
@@ -167,17 +167,19 @@ class TestPrecision:
 
     def test_follows_the_global_policy(self, make, images, policy, monkeypatch):
         asked, losses = [], []
-        original = precision.net_precision
-        monkeypatch.setattr(
-            "tfdecouple.model.gradient.net_precision", lambda dtype: asked.append(dtype) or original(dtype)
-        )
+
+        def note(*arguments, **options):
+            asked.append(RunMode(*arguments, **options).precision)
+            return RunMode(*arguments, **options)
+
+        monkeypatch.setattr("tfdecouple.model.keras_training.RunMode", note)
         for global_policy, told in (("mixed_bfloat16", None), ("float32", "mixed_bfloat16")):
             policy(global_policy)
             model = make(config=WITHOUT_Z, precision=told)
             losses.append(model.fit(images, batch_size=20, verbose=0, shuffle=False).history["loss"])
             assert model.dtype_policy.name == "float32"
             assert {variable.dtype for variable in model.trainable_variables} == {"float32"}
-        assert set(asked) == {"bfloat16"} and losses[0] == losses[1]
+        assert set(asked) == {"mixed_bfloat16"} and losses[0] == losses[1]
         policy("mixed_float16")
         with pytest.raises(UserError, match="policy is mixed_float16, in which these models do not train"):
             make()
