@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from export import pipeline
 from export.cli import main as export_main
 from tfdecouple import training
-from tfdecouple.cli import main, train_main
+from tfdecouple.cli import main
+from tfdecouple.cli.train import main as train_main
 from tfdecouple.config import Config, list_option_names, parse_config
 from tfdecouple.errors import ConfigError, DataError
 from tfdecouple.runtime.process import run_program

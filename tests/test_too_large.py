@@ -14,7 +14,8 @@ from helpers.refusals import refused
 
 import tfdecouple
 from export.cli import main as export_main
-from tfdecouple.cli import main, train_main
+from tfdecouple.cli import main
+from tfdecouple.cli.train import main as train_main
 from tfdecouple.config import Config, DataConfig, load_preset, override, preset_names
 from tfdecouple.data import open_source
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError
