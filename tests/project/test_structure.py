@@ -118,6 +118,12 @@ class TestImports:
             elif not module.startswith(("tfdecouple.cli", "tfdecouple.__main__")):
                 assert not above, module
 
+    def test_layers_networks_and_objective_import_nothing_of_runtime(self):
+        alone = ("tfdecouple.layers", "tfdecouple.networks", "tfdecouple.bijectors", "tfdecouple.model.objective")
+        # The architecture asks how much memory the machine has.
+        for module in (module for module in PRODUCT if module.startswith(alone) and "architecture" not in module):
+            assert not [name for name in IMPORTS[module] if name.startswith("tfdecouple.runtime")], module
+
     def test_have_no_cycle(self):
         graph = {module: names & set(MODULES) - {module} for module, names in IMPORTS.items()}
         assert [*graphlib.TopologicalSorter(graph).static_order()]
