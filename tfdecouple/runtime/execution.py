@@ -64,7 +64,7 @@ class Execution:
         if probes is None:
             probes = make_image_probes(mode, x)
         if x.shape[0] == 0:
-            return tuple(output[:0] for output in self.run(method, *_make_one_image(x, condition)))  # type: ignore
+            return tuple(output[:0] for output in self.run(method, *_make_one_image(x, condition)))
         if traced := self._find_trace(functools.partial(self.run, method), method, mode, x, condition, probes):
             return traced(x, condition, probes)
         count, outputs = mode.count_parts(x), []

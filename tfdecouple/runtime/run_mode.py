@@ -1,16 +1,4 @@
-"""How networks run: memory of the backward pass, precision of the nets, XLA, and shards of a batch.
-
-**Memory.** A mode selects how activations reach the backward pass: stored, recomputed, or recovered by inverting the
-layers. With "invert" only the input and the output of a chain of layers are stored, however many layers there are: the
-backward pass starts from the stored output, and each layer returns its input and its gradients together. Rounding
-errors add up along a chain, and a layer that divides by small scales multiplies the errors. So the recovered input of
-the chain is compared with the stored input. The difference is reported as the gradient of the error probe, a dummy
-scalar input.
-
-**Shards.** On CPUs the parts of a batch, called shards, are computed at the same time, so that every core has work.
-Without a backward pass, a core runs a coupling net on a few images at a time, so that their hidden maps stay in the
-core's cache.
-"""
+"""How networks run: memory of the backward pass, precision of the nets, XLA, and shards (parts) of a batch."""
 
 from __future__ import annotations
 
@@ -42,7 +30,9 @@ class RunMode(Kernels):
     "keep" stores all activations. "recompute" does not store the hidden maps of coupling nets, which have many times as
     many channels as the maps between layers: computing them a second time takes most of a forward pass's time. Values
     and gradients are equal to the bit with "keep" and "recompute". "invert" stores the input and the output of each
-    chain of flow layers and recovers the maps between the layers by inversion; gradients differ only by rounding.
+    chain of flow layers: the backward pass starts from the output, and each layer returns its input and its gradients
+    together; gradients differ only by rounding. Rounding errors add up along a chain, and a layer that divides by small
+    scales multiplies them, so the recovered input of a chain is compared with the stored input.
 
     Training can use a lower precision while encode and decode of the same model use float32. Exact inversion needs
     float32, because in lower precision the inputs of a net are rounded differently in the two directions.
@@ -103,11 +93,8 @@ class RunMode(Kernels):
         """Whether TensorFlow's switch for TF32 may be on."""
         return self.precision == "tf32"
 
-    def convolve(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        return convolution.convolve(x, kernel)
-
-    def convolve_normed(self, x: tf.Tensor, direction: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:
-        return convolution.convolve_normed(x, direction, gain)
+    convolve = staticmethod(convolution.convolve)
+    convolve_normed = staticmethod(convolution.convolve_normed)
 
     def run_net(
         self, net: Callable[..., tf.Tensor], x: tf.Tensor, condition: tf.Tensor | None, *weights: tf.Tensor
