@@ -49,7 +49,7 @@ def flow_of(config):
 
 
 class TestFlow:
-    def test_the_map_conditions_each_coupling_and_reaches_each_place(self):
+    def test_map_conditions_each_coupling_and_reaches_each_pixel(self):
         layer, noise, local = flow_of(THREE_LEVELS)
         nets = [one for one in list_layers(layer) if isinstance(one, LocalConvNet)]
         assert len(nets) == sum(isinstance(one, Coupling) for one in list_layers(layer)) == 13
@@ -78,7 +78,7 @@ class TestFlow:
         assert "\n" not in str(error.value)
 
 
-def test_the_network_to_the_map_goes_down_and_up_again():
+def test_map_network_halves_and_then_doubles_the_sides():
     network = LocalResNet((3, 5), 2)
     network.build((None, 8, 8, 3))
     ups = [block for block in network.blocks if block.transposed]
@@ -88,7 +88,7 @@ def test_the_network_to_the_map_goes_down_and_up_again():
 
 class TestDequantizer:
     @pytest.mark.parametrize("training", [False, True])
-    def test_in_shards_it_is_the_same(self, training):
+    def test_dequantizer_gives_equal_results_in_shards(self, training):
         layer = Dequantizer(TWO_LEVELS)
         layer.build()
         give_effect(layer)
@@ -102,7 +102,7 @@ class TestDequantizer:
         for ours, theirs in zip(parts, whole, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
-    def test_starts_beside_the_uniform_distribution(self):
+    def test_dequantizer_starts_near_the_uniform_distribution(self):
         layer = Dequantizer(TWO_LEVELS)
         layer.build()
         rng = np.random.default_rng(0)
@@ -131,7 +131,7 @@ class TestVerb:
         x = 2 * (images.astype("float32") + u) / 256 - 1
         np.testing.assert_allclose(elbo.reconstruction, -model.likelihood(z).log_prob(x), rtol=1e-4)
 
-    def test_no_images_have_no_places(self):
+    def test_dequantize_of_no_images_returns_empty_arrays(self):
         model = variant("dequantization")
         u, log_q = model.dequantize(np.zeros((0, 4, 4, 3), "uint8"), np.zeros((0, 4, 4, 3)))
         assert u.shape == (0, 4, 4, 3) and log_q.shape == (0,)

@@ -79,7 +79,7 @@ class TestBlock:
     @pytest.mark.parametrize("training", [False, True])
     @pytest.mark.parametrize("transposed", [False, True])
     @pytest.mark.parametrize(("planes", "strides"), [(3, 1), (5, 1), (3, 2), (5, 2)])
-    def test_block_is_what_one_writes_by_hand(self, planes, strides, transposed, training):
+    def test_resnet_block_equals_numpy(self, planes, strides, transposed, training):
         block = with_statistics(built(ResNetBlock(planes, strides, transposed), (None, 6, 6, 3)))
         x = noise(2, 6, 6, 3)
         expected = block_by_hand(block, x, training)

@@ -38,7 +38,7 @@ def code_of_tiny():
 
 
 class TestStep:
-    def test_initialize_sets_the_layers_inside(self, eager):
+    def test_initialize_of_a_step_sets_the_layers_inside(self, eager):
         step, x = (
             FlowStep({"hidden": 4}, dtype="float64"),
             1 + 2 * np.random.default_rng(0).standard_normal((32, 4, 4, 3)),
@@ -103,7 +103,7 @@ class TestConditioning:
 
     @pytest.mark.parametrize("shape", [(2, 8, 8, 1), (2, 6, 8, 3), (8, 8, 3), (2, 192)])
     @pytest.mark.parametrize("direction", ["forward_and_log_det", "inverse_and_log_det"])
-    def test_shapes_that_it_cannot_squeeze_are_refused(self, shape, direction):
+    def test_flow_refuses_shapes_that_it_cannot_squeeze(self, shape, direction):
         layer, _, z = flow("tiny")
         with pytest.raises(UserError, match="it needs"):
             getattr(layer, direction)(np.zeros(shape), z)

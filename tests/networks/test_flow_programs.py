@@ -58,7 +58,7 @@ class TestPrograms:
         assert traces == [1] * 2 + [None] * 2 and [v.shape[0] for v in found] == [1, 3, 2, 5, 1]
 
     @pytest.mark.parametrize("method", ["forward_and_log_det", "inverse_and_log_det"])
-    def test_values_that_stand_for_weights_stand_for_them_in_programs_too(self, method):
+    def test_values_that_replace_weights_reach_traced_functions(self, method):
         layer = make_flow(1, 1)
         x, z = np.ones((1, 4, 4, 3), "float32"), np.ones((1, 4), "float32")
         layer.build()

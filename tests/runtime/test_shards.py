@@ -38,7 +38,7 @@ class TestHowMany:
     @pytest.mark.parametrize(
         ("images", "count", "expected"), [(1, 2, False), (2, 2, True), (3, 2, True), (8, 1, False)]
     )
-    def test_each_shard_needs_an_image(self, in_shards, images, count, expected):
+    def test_a_batch_is_split_only_if_each_shard_gets_an_image(self, in_shards, images, count, expected):
         in_shards(count)
         for mode in (RunMode(), RunMode(shards=count)):
             assert mode.count_parts(tf.zeros([images, 2, 2, 3])) == (count if expected else 1)
@@ -94,7 +94,7 @@ def own_cache(monkeypatch):
     [(0.5, 1, [1] * 5), (2.9, 1, [2, 2, 1]), (3, 1, [3, 2]), (5, 1, [5]), (0.5, 2, [5])],
 )
 @pytest.mark.parametrize("has_condition", [False, True])
-def test_as_many_images_at_a_time_as_have_a_map_in_the_cache_of_their_own_core(
+def test_slices_have_as_many_images_as_fit_into_the_cache_of_a_core(
     own_cache, images, threads, expected, has_condition
 ):
     own_cache(int(images * 4 * 2 * 8 * 4), threads)
@@ -113,7 +113,7 @@ def test_as_many_images_at_a_time_as_have_a_map_in_the_cache_of_their_own_core(
 
 
 class TestModel:
-    def test_evaluates_in_turns_as_in_one(self, model, own_cache, eager):
+    def test_model_gives_equal_results_in_slices(self, model, own_cache, eager):
         images = random_images(5)
         whole, bound = model.encode(images), model.elbo(images, seed=0)
         own_cache(2**10)
@@ -124,7 +124,7 @@ class TestModel:
         np.testing.assert_array_equal(model.decode(*codes), images)
 
     @pytest.mark.parametrize("images", [1, 2, 3, 4, 7])
-    def test_decodes_what_it_encoded_whichever_of_the_two_was_in_shards(
+    def test_images_are_recovered_for_different_shards_in_encode_and_decode(
         self, model, in_shards, eager, monkeypatch, images
     ):
         # Eagerly, since a trace keeps the shards that it was made with.
@@ -151,7 +151,7 @@ class TestModel:
             np.testing.assert_array_equal(model.decode(*codes), batch)
             assert used(decoding)
 
-    def test_bound_and_gradients_are_those_of_one(self, model, in_shards, eager):
+    def test_bound_and_gradients_in_shards_equal_those_of_the_whole_batch(self, model, in_shards, eager):
         images, z_noise = random_images(4), tf.random.stateless_normal([4, SMALL.latent_dim], [0, 1])
         u_noise = tf.random.stateless_uniform([4, 8, 8, 3], [0, 2])
         weights = [variable.value for variable in model.trainable_variables]

@@ -30,7 +30,7 @@ def default_setting():
 
 class TestFullFloat32:
     @pytest.mark.parametrize("users", [True, False])
-    def test_is_off_inside_and_as_the_user_set_it_outside(self, users):
+    def test_full_float32_turns_tf32_off_and_restores_the_users_setting(self, users):
         enable(users)
         with full_float32():
             assert not enabled()
@@ -39,7 +39,7 @@ class TestFullFloat32:
             assert not enabled()
         assert enabled() is users
 
-    def test_the_last_of_several_threads_gives_it_back(self):
+    def test_last_thread_to_leave_restores_the_switch(self):
         first_left = threading.Event()
         second_in = threading.Event()
         seen = []
@@ -62,13 +62,13 @@ class TestFullFloat32:
 
 class TestTensorFloat32:
     @pytest.mark.parametrize("users", [True, False])
-    def test_is_on_inside_and_as_the_user_set_it_outside(self, users):
+    def test_tensor_float_32_turns_tf32_on_and_restores_the_users_setting(self, users):
         enable(users)
         with tensor_float_32():
             assert enabled()
         assert enabled() is users
 
-    def test_yields_to_full_float32(self):
+    def test_full_float32_overrides_tensor_float_32(self):
         enable(False)
         with tensor_float_32():
             with full_float32():
@@ -92,7 +92,7 @@ class TestWarning:
             tf.function(run, autograph=False).get_concrete_function()
         return [warning for warning in said if "TF32" in str(warning.message)]
 
-    def test_once_a_trace_in_one_line_at_the_users_own(self, small_model):
+    def test_trace_with_tf32_warns_once_at_the_line_of_the_user(self, small_model):
         def run():
             z, v = small_model.encode(random_images(2, 4))
             return small_model.decode(z, v), small_model.prior.log_prob(z)
@@ -102,13 +102,13 @@ class TestWarning:
             assert len(said) == 1 and said[0].filename == __file__
             assert "\n" not in str(said[0].message) and "may lose images" in str(said[0].message)
 
-    def test_not_where_the_model_is_called_from_outside(self, small_model):
+    def test_eager_call_does_not_warn_of_tf32(self, small_model):
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
             small_model.decode(*small_model.encode(random_images(7, 4)))
 
 
-def test_onnx_extractors_on_gpus_are_told_to_leave_tf32_alone(monkeypatch, tmp_path):
+def test_onnx_extractors_on_gpus_run_without_tf32(monkeypatch, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     opened = []

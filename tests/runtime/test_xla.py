@@ -50,7 +50,7 @@ def assert_near(found, expected, tolerance=1e-5):
 
 class TestLayers:
     @pytest.mark.parametrize("name", KINDS)
-    def test_loss_and_gradients_are_those_of_tensorflow(self, name):
+    def test_loss_and_gradients_by_xla_equal_those_of_tensorflow(self, name):
         make, shape, condition = KINDS[name]
         layer, batch = make(), 3
         layer.build((None, *shape), condition and (None, *condition))
@@ -83,7 +83,7 @@ class TestLayers:
 
 
 class TestSwitch:
-    def test_a_kind_is_compiled_once_however_many_layers_there_are(self):
+    def test_layers_of_one_kind_are_compiled_once(self):
         def count(steps):
             flow = DecoupledModel(dataclasses.replace(SMALLEST, steps=steps), jit_compile=True).flow
             run = tf.function(lambda x, z: flow.forward_and_log_det(x, z), autograph=False)
@@ -92,7 +92,7 @@ class TestSwitch:
         assert count((1, 1)) == count((3, 2)) == (2, 0)
 
 
-def test_compiled_model_brings_images_back():
+def test_compiled_model_recovers_images():
     plain, compiled = fresh(SMALLEST), DecoupledModel(SMALLEST, jit_compile=True)
     compiled.set_weights(plain.get_weights())
     given = random_images(3, 4)

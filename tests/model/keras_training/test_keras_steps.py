@@ -24,7 +24,7 @@ WITHOUT_Z = dataclasses.replace(SMALLEST, conditioning="none")
 
 
 class TestTraining:
-    def test_a_step_is_one_of_the_trainer(self, make, images):
+    def test_a_step_of_fit_equals_a_step_of_the_trainer(self, make, images):
         optimizer = keras.optimizers.AdamW(0.01, weight_decay=0.01, epsilon=1e-8)
         # Neither is what it is by default.
         options = {"kl_weight": 3.0, "seed": 5}
@@ -82,7 +82,7 @@ class TestTraining:
         model.compile(keras.optimizers.Adam(1e-3))
         assert model.fit(images, batch_size=10, verbose=0).history["skipped_steps"] == [0]
 
-    def test_a_network_that_is_not_trainable_stays(self, make, images):
+    def test_fit_leaves_a_network_that_is_not_trainable_unchanged(self, make, images):
         model = make()
         model.encoder.trainable = False
         model.compile(keras.optimizers.Adam(1e-3))
@@ -93,7 +93,7 @@ class TestTraining:
 
 
 class TestMeasuring:
-    def test_is_that_of_the_trainer_whatever_the_batches(self, make, images):
+    def test_evaluate_equals_the_evaluation_of_a_run_for_any_batch_size(self, make, images):
         model = make(seed=5)
         found = [model.evaluate(images, batch_size=size, verbose=0, return_dict=True) for size in (20, 7)]
         batches = tf.data.Dataset.from_tensor_slices(
@@ -104,7 +104,7 @@ class TestMeasuring:
             assert found[0][name] == pytest.approx(found[1][name], rel=1e-6, abs=1e-6)
             assert found[0][name] == pytest.approx(right[name], rel=1e-6, abs=1e-6)
 
-    def test_predict_encodes(self, model, make, images, monkeypatch):
+    def test_predict_returns_the_codes_of_encode(self, model, make, images, monkeypatch):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExactnessWarning)
             codes, right = model.predict(images, batch_size=7, verbose=0), model.encode(images)
@@ -117,7 +117,7 @@ class TestMeasuring:
         without = make(config=WITHOUT_Z)
         assert without.predict(images[:3], verbose=0).z is None
 
-    def test_without_weights_is_one_line(self, make, images):
+    def test_methods_without_weights_raise_an_error_of_one_line(self, make, images):
         model = make(start=False)
         for method in (model.evaluate, model.predict, model.train_on_batch):
             with pytest.raises(NotInitializedError):
@@ -165,7 +165,7 @@ class TestPrecision:
         yield keras.config.set_dtype_policy
         keras.config.set_dtype_policy(before)
 
-    def test_follows_the_global_policy(self, make, images, policy, monkeypatch):
+    def test_precision_of_fit_follows_the_global_policy(self, make, images, policy, monkeypatch):
         asked, losses = [], []
 
         def note(*arguments, **options):
@@ -186,7 +186,7 @@ class TestPrecision:
         make(precision="float32")
 
     @pytest.mark.parametrize("memory", ["recompute", "invert"])
-    def test_memory_is_what_compile_was_told(self, make, images, memory):
+    def test_memory_modes_of_compile_give_equal_losses(self, make, images, memory):
         kept, other = make(config=WITHOUT_Z), make(config=WITHOUT_Z, memory=memory)
         found = [model.train_on_batch(images, return_dict=True) for model in (kept, other)]
         assert found[1] == pytest.approx(found[0], rel=1e-5)
