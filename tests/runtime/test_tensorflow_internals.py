@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import os
+import subprocess
+import sys
 
 import pytest
 import tensorflow as tf
-from helpers.places import ROOT
+from helpers.places import PATIENCE, ROOT
 from tensorflow.python.eager import context
 
 from tfdecouple.tensorflow_internals import (
@@ -27,6 +30,16 @@ def test_no_tape_records_in_a_pause():
             constant = x**2
         y += constant
     assert tape.gradient(y, x) == 6
+
+
+@pytest.mark.parametrize("chosen", ["0", "1"])
+def test_tensorflow_says_whether_onednn_computes(chosen):
+    program = "import tensorflow; from tfdecouple.tensorflow_internals import is_onednn_on as on; print(on())"
+    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": chosen}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.stdout == f"{chosen == '1'}\n"
 
 
 @pytest.mark.parametrize("jit_compile", [None, True])

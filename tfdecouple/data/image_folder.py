@@ -202,6 +202,7 @@ class FileSplit(Split):
         if replace_unreadable:
             return super().decode_examples(indices)
 
+        @tf.autograph.experimental.do_not_convert
         def decode(index: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
             image, label, position = self._decode_next_readable(index)
             return {"image": image, "label": label, "index": index}, tf.equal(position, index)

@@ -62,6 +62,7 @@ def check_batch_labels(batches: tf.data.Dataset, source: Source, model: ModelCon
         message += "; where model.prior is 'classes' each image needs one, as sub-folders give"
     source.bad_images.store_image_error(DataError(message), _UNKNOWN)
 
+    @tf.autograph.experimental.do_not_convert
     def check(batch: dict[str, Any]) -> dict[str, Any]:
         label = batch["label"]
         known = tf.reduce_all((label >= least) & (label < model.classes))

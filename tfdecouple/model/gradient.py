@@ -52,7 +52,9 @@ def place_in_vector(value: tf.Tensor, position: int | tf.Tensor, length: int) ->
 
 def flatten_and_join(values: Sequence[tf.Tensor]) -> tf.Tensor:
     """Returns the entries of all tensors in `values` as one vector, one tensor after the other."""
-    return tf.concat([tf.reshape(value, [-1]) for value in values], 0)
+    # All tensors share one constant, because each operation of a training step lengthens the start of a run.
+    flat = tf.constant([-1])
+    return tf.concat([value if len(value.shape) == 1 else tf.reshape(value, flat) for value in values], 0)
 
 
 def is_small_weight(shape: Sequence[int]) -> bool:

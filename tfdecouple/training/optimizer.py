@@ -283,7 +283,8 @@ def _scale_gradient(gradient: tf.Tensor, scalars: _UpdateScalars) -> tf.Tensor:
 
 def _split_vector_like(vector: tf.Tensor, variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
     parts = tf.split(vector, [math.prod(variable.shape) for variable in variables])
-    return [tf.reshape(part, variable.shape) for part, variable in zip(parts, variables, strict=True)]
+    shapes = {tuple(variable.shape): tf.constant(list(variable.shape)) for variable in variables}
+    return [tf.reshape(part, shapes[tuple(variable.shape)]) for part, variable in zip(parts, variables, strict=True)]
 
 
 def _read_variable(handle: tf.Tensor) -> tf.Tensor:
