@@ -1,16 +1,19 @@
 """A step that is the same on any number of devices and all or nothing."""
 
 import math
+import traceback
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.emulation import emulated_accelerator
 from helpers.models import LEAST, give_effect, random_images
+from helpers.places import ROOT
 from helpers.runs import run_config
 from helpers.trainers import BATCH, GLOW, Trainer, assert_close, assert_equal
 from helpers.variants import VARIANTS
 
+from tfdecouple.bijectors import BoundedAffine
 from tfdecouple.data import make_evaluation_batches
 from tfdecouple.layers import ActNorm, ConditionalWhitening, InvertibleConv1x1
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
@@ -435,3 +438,19 @@ class TestNotFinite:
         assert all(np.isfinite(value).all() for name, value in after.items() if "best" not in name)
         for name in (*trainer.state.trainable, *trainer.state.moving):
             assert np.any(after[f"model/{name}"] != before[f"model/{name}"]), name
+
+
+def test_a_step_reaches_the_affine_transform_in_nine_calls(monkeypatch):
+    class ReachedError(Exception):
+        pass
+
+    def reach(self, x):
+        raise ReachedError
+
+    trainer, package = Trainer(), str(ROOT / "tfdecouple")
+    monkeypatch.setattr(BoundedAffine, "forward_and_log_det", reach)
+    with pytest.raises(ReachedError) as caught:
+        trainer.take()
+    files = [frame.filename for frame in traceback.extract_tb(caught.tb) if frame.filename.startswith(package)]
+    # The function `reach`, instead of the transform's, is one more.
+    assert len(files) + 1 <= 9 and len({*files}) + 1 <= 5, files
