@@ -150,7 +150,6 @@ class SinhArcsinh(InvertibleLayer):
         return {"skewness": Weight(x_shape[-1:]), "tails": Weight(x_shape[-1:])}
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> tfb.Bijector:
-        """Returns the bijector y = s sinh((arcsinh(x) + skewness) * tails), with bounded parameters from `weights`."""
         # Tails between exp(-1/4) and exp(1/4) keep the output finite when many of these layers follow each other.
         skewness, log_tails = (tf.tanh(weights[name]) / 4 for name in ("skewness", "tails"))
         return tfb.SinhArcsinh(skewness, tf.exp(log_tails))

@@ -49,7 +49,6 @@ def conditional_prior(model: Any, labels: Any) -> tfd.Distribution:
 
 
 def _make_prior(model: Any, first: list[tfb.Bijector], batch: Any) -> tfd.Distribution:
-    """Returns the TFP distribution over z, of shape `batch`, that `first`, then the prior flow, map to N(0, I)."""
     base = tfd.Sample(tfd.Normal(tf.zeros(batch), 1.0), [model.config.latent_dim])
     flow = [] if model.prior_flow is None else [model.prior_flow.as_bijector()]
     # `tfb.Chain` applies the last bijector of its list first.

@@ -111,7 +111,6 @@ class ClassAffine(_ClassLayer):
     """
 
     def declare(self, x_shape: Any = None, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight` (shape)} of log-scale and shift of z for each label, both `[classes, d_z]`."""
         return dict.fromkeys(("log_scale", "shift"), Weight((self.classes, self.latent_dim)))
 
     def compute_output_shape(self, x_shape: Any) -> tuple[tuple, tuple]:
