@@ -181,15 +181,14 @@ class Gradients:
         import keras
         import tensorflow as tf
 
-        from tfdecouple.layers import backward_memory, net_precision
-        from tfdecouple.model.gradient import NETS
+        from tfdecouple.runtime.run_mode import RunMode
 
         @tf.function(autograph=False)
         def run() -> Any:
             # With `invert`, the gradient of the error probe, a dummy scalar input, is the inversion error.
             weights, probe = [tf.convert_to_tensor(variable) for variable in self.variables], tf.zeros([])
             scope = keras.StatelessScope(state_mapping=list(zip(self.variables, weights, strict=True)))
-            with scope, backward_memory(mode, probe), net_precision(NETS[precision]):
+            with scope, RunMode(mode, precision, probe=probe).apply():
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
                     tape.watch([*weights, probe])
                     elbo = self._model.elbo_from_noise(*self._inputs, training=True)
@@ -204,7 +203,7 @@ def _round_products(precision: str) -> Iterator[None]:
     """Makes products inside a `with` use TF32 (emulated without a GPU) if `precision` is "tf32", else float32."""
     from helpers.emulation import emulated_accelerator
 
-    from tfdecouple.runtime.precision import full_float32, has_tf32, tensor_float_32
+    from tfdecouple.numerics.tf32 import full_float32, has_tf32, tensor_float_32
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(tensor_float_32() if precision == "tf32" else full_float32())

@@ -226,7 +226,7 @@ def render_trials(rows: list[dict[str, Any]]) -> str:
     """Returns a Markdown table of `rows`, metrics of trials, with a line for each trial whose options still exist."""
     seeds: dict[str, tuple[Trial, list[list[str]]]] = {}
     for trial in list_trials():
-        if (row := find_row(trial, rows)):
+        if row := find_row(trial, rows):
             seeds.setdefault(trial.name, (trial, []))[1].append(_format_metrics(row))
     lines = []
     for name, (trial, metrics) in seeds.items():

@@ -20,11 +20,12 @@ import tfdecouple
 from export import pipeline
 from export.cli import main as export_main
 from tfdecouple import training
-from tfdecouple.cli import main, train_main
+from tfdecouple.cli import main
+from tfdecouple.cli.train import main as train_main
 from tfdecouple.config import Config, DataConfig, list_option_names, load_preset, override, parse_config
 from tfdecouple.data import open_source
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError
-from tfdecouple.model.networks import Networks
+from tfdecouple.model import DecoupledModel
 from tfdecouple.networks import architecture
 from tfdecouple.networks.architecture import compute_weight_shapes, count_parameters, require_memory
 from tfdecouple.runs.run_folder import load_config
@@ -228,7 +229,7 @@ def no_model(monkeypatch):
     def made(*_, **__):
         pytest.fail("a model is made")
 
-    monkeypatch.setattr(Networks, "build", made)
+    monkeypatch.setattr(DecoupledModel, "build", made)
 
 
 @pytest.fixture

@@ -19,8 +19,7 @@ from tfdecouple.bijectors import (
     Sigmoid,
     Squeeze,
     Whitening,
-    forward_and_log_det,
-    inverse_and_log_det,
+    with_log_det,
 )
 from tfdecouple.errors import UserError
 from tfdecouple.transforms import TRANSFORMS
@@ -81,20 +80,23 @@ class TestLogDets:
             bijector = make(*(tf.constant(array[:1]) for array in arrays))
         else:
             bijector = made(name)
-        y, log_det = forward_and_log_det(bijector, x)
-        close(log_det, jacobian_log_det(lambda x, _: forward_and_log_det(bijector, x), x))
-        back, inverse = inverse_and_log_det(bijector, y)
+        y, log_det = with_log_det(bijector).forward_and_log_det(x)
+        close(log_det, jacobian_log_det(lambda x, _: with_log_det(bijector).forward_and_log_det(x), x))
+        back, inverse = with_log_det(bijector).inverse_and_log_det(y)
         close(back, x)
         close(inverse, -log_det)
 
     @pytest.mark.parametrize("name", CASES)
     def test_log_determinants_of_images_equal_those_of_tfp(self, name):
         bijector, x = made(name), tf.constant(X)
-        y, log_det = forward_and_log_det(bijector, x)
+        y, log_det = with_log_det(bijector).forward_and_log_det(x)
         close(y, made(name).forward(x), 0)
         # A log-determinant that is the same for all events is returned once for all images by TFP.
         close(log_det, np.broadcast_to(made(name).forward_log_det_jacobian(x, event_ndims=3), [2]))
-        close(inverse_and_log_det(bijector, y)[1], np.broadcast_to(made(name).inverse_log_det_jacobian(y, 3), [2]))
+        close(
+            with_log_det(bijector).inverse_and_log_det(y)[1],
+            np.broadcast_to(made(name).inverse_log_det_jacobian(y, 3), [2]),
+        )
 
     @pytest.mark.parametrize("name", ["actnorm", "affine-1", "affine-0.6"])
     def test_closed_form_gradients_equal_those_of_tensorflow(self, name):
@@ -122,9 +124,9 @@ class TestLogDets:
 
 def test_log_determinants_of_any_bijector_of_tfp_are_those_of_the_jacobian():
     bijector, x = tfb.SinhArcsinh(tf.constant(0.3, tf.float64), tf.constant(1.2, tf.float64)), tf.constant(X)
-    y, log_det = forward_and_log_det(bijector, x)
-    close(log_det, jacobian_log_det(lambda x, _: forward_and_log_det(bijector, x), x))
-    back, inverse = inverse_and_log_det(bijector, tf.identity(y))
+    y, log_det = with_log_det(bijector).forward_and_log_det(x)
+    close(log_det, jacobian_log_det(lambda x, _: with_log_det(bijector).forward_and_log_det(x), x))
+    back, inverse = with_log_det(bijector).inverse_and_log_det(tf.identity(y))
     close(back, x)
     close(inverse, -log_det)
 
@@ -141,7 +143,7 @@ class TestUseByTfp:
         log_det = made(name).forward_log_det_jacobian(x, event_ndims=3)
         close(
             tf.broadcast_to(log_det, leading),
-            tf.fill(leading, forward_and_log_det(made(name), tf.constant(X[:1]))[1][0]),
+            tf.fill(leading, with_log_det(made(name)).forward_and_log_det(tf.constant(X[:1]))[1][0]),
         )
 
     @pytest.mark.parametrize("name", CASES)
@@ -178,7 +180,7 @@ def test_alpha_that_rounds_to_1_acts_as_1():
     unbounded = tf.constant([-100.0, 0.0, 3.0])
     almost, whole = (BoundedAffine(tf.zeros([3]), unbounded, alpha) for alpha in (1 - 1e-8, 1.0))
     for ours, theirs in zip(
-        *(forward_and_log_det(bijector, tf.ones([1, 3])) for bijector in (almost, whole)), strict=True
+        *(with_log_det(bijector).forward_and_log_det(tf.ones([1, 3])) for bijector in (almost, whole)), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
     assert np.all(np.isfinite(almost.inverse_and_log_det(tf.ones([1, 3]))[1]))
@@ -187,7 +189,7 @@ def test_alpha_that_rounds_to_1_acts_as_1():
 def test_bijector_keeps_no_feature_map_alive():
     bijector = BoundedAffine(tf.zeros([3]), tf.ones([3]))
     x = tf.ones([2, 4, 4, 3])
-    seen = weakref.ref(forward_and_log_det(bijector, x)[0])
+    seen = weakref.ref(with_log_det(bijector).forward_and_log_det(x)[0])
     gc.disable()
     try:
         assert seen() is None

@@ -10,7 +10,7 @@ from helpers.variants import fresh, has_weights, read_weights
 from tfdecouple import randomness
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.model import DecoupledModel
-from tfdecouple.model import decoupled_model as model_module
+from tfdecouple.model import codes as model_module
 from tfdecouple.runs.latent_directions import MEANS, Direction
 
 pytestmark = pytest.mark.usefixtures("eager")

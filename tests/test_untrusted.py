@@ -19,7 +19,8 @@ from PIL import Image
 
 import tfdecouple
 from export.export_folder import load_manifest as load_export_manifest
-from tfdecouple.cli import main, train_main
+from tfdecouple.cli import main
+from tfdecouple.cli.train import main as train_main
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.corpus.codes_manifest import CodesManifest
 from tfdecouple.data import open_source

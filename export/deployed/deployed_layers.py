@@ -17,7 +17,7 @@ import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
 from export.deployed.graph import Deployed, Layout, LogDet, round_to_float32, to_float64
-from tfdecouple.bijectors import forward_and_log_det
+from tfdecouple.bijectors import with_log_det
 from tfdecouple.errors import InversionError
 from tfdecouple.layers import MLP, ActNorm, ConvNet, Coupling, LocalConvNet
 from tfdecouple.layers.base import BaseLayer
@@ -134,7 +134,7 @@ class DeployedRegistered(DeployedUnfolded):
 
     def forward_and_log_det(self, x: tf.Tensor, conditions: Conditions = ()) -> Output:
         """Returns y, the value at x of the bijector of the model's layer, and the log-determinant."""
-        y, log_det = forward_and_log_det(self._layer.bijector(self.read_weights()), self.layout.to_nhwc(x))
+        y, log_det = with_log_det(self._layer.bijector(self.read_weights())).forward_and_log_det(self.layout.to_nhwc(x))
         return self.layout.from_nhwc(y), log_det
 
     def inverse(self, y: tf.Tensor, conditions: Conditions = ()) -> tf.Tensor:
@@ -253,7 +253,7 @@ class DeployedCoupling(Deployed):
     def forward_and_log_det(self, x: tf.Tensor, conditions: Conditions = ()) -> Output:
         """Runs this coupling: returns x with half of its channels transformed, and the log-determinant."""
         x_a, x_b = self._split(x)
-        y_b, log_det = forward_and_log_det(self._make_bijector(x_a, conditions), x_b)
+        y_b, log_det = with_log_det(self._make_bijector(x_a, conditions)).forward_and_log_det(x_b)
         return self._split.merge_channels(x_a, y_b), log_det
 
     def inverse(self, y: tf.Tensor, conditions: Conditions = ()) -> tf.Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.errors import InversionError
-from tfdecouple.runtime.numerics import get_sizes
+from tfdecouple.numerics.arithmetic import get_sizes
 
 # A weight: a NumPy array, or the tensor, placeholder or variable that a graph reads instead.
 Array = Any

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from export.endpoints import Array, Endpoint, Tensors
 from tfdecouple.errors import UserError, one_line
-from tfdecouple.runtime.numerics import get_sizes
+from tfdecouple.numerics.arithmetic import get_sizes
 
 if TYPE_CHECKING:
     from export.deployed.deployed_model import DeployedModel

@@ -31,7 +31,7 @@ from tfdecouple.errors import DataError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.any_size import pad_and_shrink_images
 from tfdecouple.model.outlier_scores import OutlierScores, score_latents
-from tfdecouple.runtime.precision import full_float32
+from tfdecouple.numerics.tf32 import full_float32
 
 # Limits of the real images that are encoded and decoded: their count, and the pixels of all together.
 _ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS = 32, 32 * 32 * 32

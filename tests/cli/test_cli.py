@@ -11,7 +11,8 @@ from helpers.refusals import refused
 from helpers.runs import run_config
 
 import tfdecouple
-from tfdecouple.cli import COMMANDS, main, train_main
+from tfdecouple.cli import COMMANDS, main
+from tfdecouple.cli.train import main as train_main
 from tfdecouple.config import Config, list_option_names, load_preset, parse_config, preset_names
 from tfdecouple.runtime.process import run_program
 from tfdecouple.storage.files import write_json
@@ -37,7 +38,8 @@ sys.exit(run_program(main))
 # The help of every command, one after the other, and the heavy packages that were loaded for it.
 HELP = f"""
 import sys
-from tfdecouple.cli import main, train_main
+from tfdecouple.cli import main
+from tfdecouple.cli.train import main as train_main
 
 for call in (lambda: train_main(["--help"]), *(lambda name=name: main([name, "--help"]) for name in {COMMANDS})):
     try:

@@ -20,6 +20,7 @@ from markdown_it import MarkdownIt
 
 from helpers.places import ROOT
 from tfdecouple import cli
+from tfdecouple.cli import train
 from tfdecouple.config import Config, load_preset, override
 
 # Paths of the project's Markdown files, without model cards, whose commands run in an export folder.
@@ -117,7 +118,7 @@ def parse_options(program: object, arguments: list[str]) -> argparse.Namespace:
 
 
 def _check_train(arguments: list[str]) -> None:
-    options = parse_options(cli.train_main, arguments)
+    options = parse_options(train.main, arguments)
     # With --help the parser ends the program, `options` is empty, and there is no preset to check.
     if hasattr(options, "preset"):
         override(Config() if options.config else load_preset(options.preset), options.set)

@@ -24,7 +24,7 @@ from tensorflow.python import pywrap_tfe
 from tensorflow.python.eager import context
 from tensorflow.python.framework import op_def_registry
 
-from tfdecouple.runtime import precision as tf32
+from tfdecouple.numerics import tf32
 
 # {TensorFlow operation that multiplies matrices: indices of the inputs that are rounded to TF32, or None for all}.
 _PRODUCTS: dict[str, tuple[int, ...] | None] = {

@@ -83,7 +83,7 @@ def trained(name, conditioner, eager_file):
     return model, [float(step()) for _ in range(6)]
 
 
-def test_both_are_planned_counted_and_trained(name, trained):
+def test_layer_and_conditioner_of_recipes_are_counted_and_trained(name, trained):
     model, losses = trained
     shapes = compute_weight_shapes(model.config)
     assert shapes == {path: tuple(value.shape) for path, value in model.named_variables().items()}
@@ -95,7 +95,7 @@ def test_both_are_planned_counted_and_trained(name, trained):
     assert len(own) == 2 and np.all(own[0] != 0)
 
 
-def test_the_conditioner_is_in_every_coupling_of_the_decoder_and_costs_what_it_does(conditioner, trained):
+def test_conditioner_of_the_recipe_is_in_every_coupling_and_its_cost_is_counted(conditioner, trained):
     model, _ = trained
     kind = pkgutil.resolve_name(CONDITIONERS[conditioner])
     nets = [layer.net for layer in model.flow._flatten_layers() if isinstance(layer, Coupling)]
@@ -108,12 +108,12 @@ def test_the_conditioner_is_in_every_coupling_of_the_decoder_and_costs_what_it_d
     assert count_multiply_adds(model.config) != count_multiply_adds(usual)
 
 
-def test_images_come_back_through_it(trained):
+def test_model_with_layers_of_recipes_recovers_images(trained):
     model, _ = trained
     np.testing.assert_array_equal(model.decode(*model.encode(IMAGES)), IMAGES)
 
 
-def test_it_is_invertible_with_the_log_determinant_of_its_jacobian(name):
+def test_layer_of_the_recipe_inverts_with_the_log_det_of_its_jacobian(name):
     layer = pkgutil.resolve_name(STEP_LAYERS[name])(dtype="float64")
     layer.build((None, 2, 2, 4))
     rng = np.random.default_rng(0)
@@ -128,7 +128,7 @@ def test_it_is_invertible_with_the_log_determinant_of_its_jacobian(name):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("traced")
-def test_a_run_with_it_loads_and_passes_the_gate(trained, tmp_path, forked):
+def test_run_with_layers_of_recipes_loads_and_its_export_passes_verification(trained, tmp_path, forked):
     model, _ = trained
     run = write_run(tmp_path / "run", model)
     np.testing.assert_array_equal(load_model(run).encode(IMAGES).v, model.encode(IMAGES).v)

@@ -22,6 +22,7 @@ from helpers.places import ROOT
 
 import tfdecouple
 from tfdecouple import cli
+from tfdecouple.cli import train
 from tfdecouple.config import Config, list_option_names, load_preset, override, preset_names
 
 
@@ -66,7 +67,7 @@ def test_programs_accept_the_commands_in_their_help(program, capsys, monkeypatch
     from export.cli import main as export_main
 
     monkeypatch.setattr(sys, "argv", ["train.py" if program == "train.py" else "tfdecouple/__main__.py"])
-    main = {"train.py": cli.train_main, "-m tfdecouple": cli.main, "-m export": export_main}[program]
+    main = {"train.py": train.main, "-m tfdecouple": cli.main, "-m export": export_main}[program]
     # Each command of `python -m tfdecouple` has its own help.
     helps = [["--help"], *([name, "--help"] for name in cli.COMMANDS if program == "-m tfdecouple")]
     for arguments in helps:

@@ -15,9 +15,10 @@ PACKAGE = ROOT / "tfdecouple"
 EXPORT = ROOT / "export"
 # Each module, or each sub-package as a whole, may import only what stands before it.
 ORDER = [
-    "errors", "arguments", "randomness", "runtime", "storage", "bijectors", "transforms", "loggers", "config", "layers",
-    "networks", "runs.pretrained", "runs.run_folder", "model", "runs.latent_directions", "data", "runs", "interop",
-    "visualization", "metrics", "corpus", "training", "doctor", "cli", "__main__",
+    "errors", "arguments", "randomness", "tensorflow_internals", "numerics", "runtime", "storage", "bijectors",
+    "transforms", "loggers", "config", "layers", "networks", "runtime.execution", "runs.pretrained", "runs.run_folder",
+    "model", "runs.latent_directions", "data", "runs", "interop", "visualization", "metrics", "corpus", "training",
+    "doctor", "cli", "__main__",
 ]  # fmt: skip
 # The client imports nothing, because exports copy it.
 EXPORT_ORDER = [
@@ -71,6 +72,12 @@ class TestImports:
             assert own in order, f"{own} has no place in the order of this test"
             inside = {section(name, order) for name in IMPORTS[module] if name.startswith(f"{package}.")}
             assert inside <= {own, *order[: order.index(own)]}, module
+
+    def test_layers_networks_and_objective_import_nothing_of_runtime(self):
+        alone = ("tfdecouple.layers", "tfdecouple.networks", "tfdecouple.bijectors", "tfdecouple.model.objective")
+        # The architecture asks how much memory the machine has.
+        for module in (module for module in PRODUCT if module.startswith(alone) and "architecture" not in module):
+            assert not [name for name in IMPORTS[module] if name.startswith("tfdecouple.runtime")], module
 
 
 def run(code):

@@ -11,7 +11,7 @@ from helpers.refusals import message_of
 
 from tfdecouple.errors import ConfigError
 from tfdecouple.runtime import process
-from tfdecouple.runtime.execution import count_shards
+from tfdecouple.runtime.run_mode import count_shards
 from tfdecouple.training.workers import make_device_input_options
 
 

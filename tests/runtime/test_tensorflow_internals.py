@@ -10,7 +10,7 @@ import tensorflow as tf
 from helpers.places import PATIENCE, ROOT
 from tensorflow.python.eager import context
 
-from tfdecouple.runtime.tensorflow_internals import (
+from tfdecouple.tensorflow_internals import (
     VARIABLE_VALUE_KEY,
     Trackable,
     is_traced_for_xla,
@@ -32,7 +32,7 @@ def test_paused_gradient_tape_records_nothing():
 
 @pytest.mark.parametrize("chosen", ["0", "1"])
 def test_tensorflow_says_whether_onednn_computes(chosen):
-    program = "import tensorflow; from tfdecouple.runtime.tensorflow_internals import is_onednn_on as on; print(on())"
+    program = "import tensorflow; from tfdecouple.tensorflow_internals import is_onednn_on as on; print(on())"
     environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": chosen}
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE

@@ -11,8 +11,8 @@ from helpers.places import PATIENCE
 
 from tfdecouple.errors import ExtractorError
 from tfdecouple.metrics import frechet
-from tfdecouple.runtime import precision as tf32
-from tfdecouple.runtime.precision import full_float32, tensor_float_32
+from tfdecouple.numerics import tf32
+from tfdecouple.numerics.tf32 import full_float32, tensor_float_32
 
 enabled = tf.config.experimental.tensor_float_32_execution_enabled
 enable = tf.config.experimental.enable_tensor_float_32_execution

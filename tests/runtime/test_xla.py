@@ -14,7 +14,8 @@ from tfdecouple import DecoupledModel
 from tfdecouple.layers import ConditionalWhitening, Sigmoid
 from tfdecouple.networks.flow import FactorOut, FlowStep
 from tfdecouple.networks.prior import PriorStep
-from tfdecouple.runtime.execution import Execution, jit_compiled
+from tfdecouple.runtime.execution import Execution
+from tfdecouple.runtime.run_mode import RunMode
 
 Z = 3
 COUPLINGS = {"hidden": 4, "condition_size": Z}
@@ -57,14 +58,18 @@ class TestLayers:
         weights = [tf.convert_to_tensor(variable) for variable in layer.trainable_variables]
 
         def loss_and_gradients(on):
-            traces = Execution()
+            Execution(layer)
 
             @tf.function(autograph=False)
             def run(x, weights):
                 mapping = list(zip(layer.trainable_variables, weights, strict=True))
-                with keras.StatelessScope(state_mapping=mapping), jit_compiled(on), tf.GradientTape() as tape:
+                with (
+                    keras.StatelessScope(state_mapping=mapping),
+                    RunMode(jit_compile=on).apply(),
+                    tf.GradientTape() as tape,
+                ):
                     tape.watch([x, weights])
-                    y, log_det = traces.run_layer(layer.forward_and_log_det, x, z)
+                    y, log_det = layer.forward_and_log_det(x, z)
                     loss = tf.reduce_sum(y * tf.sin(y)) - tf.reduce_sum(log_det)
                 return y, log_det, tape.gradient(loss, [x, *weights])
 

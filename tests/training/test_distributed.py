@@ -59,7 +59,12 @@ class TestTwoRanks:
                 state, progress = states[workers.rank], TrainingProgress(config.training.steps, io.StringIO())
                 with contextlib.closing(RunDirectory(tmp_path / "run", config)) as directory:
                     workers.call_on_chief(directory.require_same_run)
-                    return Trainer(config, state, source, strategy, directory, progress, workers).train_to_end()
+                    trainer = Trainer(config, state, source, strategy, directory, progress, workers)
+                    if summary := trainer.start():
+                        return summary
+                    with loop.StopRequest() as stop:
+                        trainer.train_to_last_step(stop)
+                        return trainer.measure_test_images(stop)
 
             return states, WorkerThreads().run(act)
 

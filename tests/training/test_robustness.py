@@ -120,7 +120,7 @@ import os, signal, sys
 sys.path.insert(0, "tests")
 import pytest
 from helpers.runs import call_before_steps
-from tfdecouple.cli import train_main
+from tfdecouple.cli.train import main as train_main
 
 call_before_steps(pytest.MonkeyPatch(), lambda _, step: step == 8 and os.kill(os.getpid(), signal.SIGKILL))
 sys.exit(train_main(sys.argv[1:]))

@@ -24,7 +24,7 @@ from helpers.runs import (
 )
 from PIL import Image
 
-from tfdecouple.cli import train_main
+from tfdecouple.cli.train import main as train_main
 from tfdecouple.config import DataConfig
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.runs.opened_run import load_model

@@ -1,24 +1,28 @@
 """A step that is the same on any number of devices and all or nothing."""
 
 import math
+import traceback
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.emulation import emulated_accelerator
 from helpers.models import LEAST, give_effect, random_images
+from helpers.places import ROOT
 from helpers.runs import run_config
 from helpers.trainers import BATCH, GLOW, Trainer, assert_close, assert_equal
 from helpers.variants import VARIANTS
 
+from tfdecouple.bijectors import BoundedAffine
 from tfdecouple.data import make_evaluation_batches
-from tfdecouple.layers import ActNorm, ConditionalWhitening, InvertibleConv1x1, net_precision
+from tfdecouple.layers import ActNorm, ConditionalWhitening, InvertibleConv1x1
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
-from tfdecouple.model import DecoupledModel
+from tfdecouple.model import DecoupledModel, objective
 from tfdecouple.model.gradient import INVERSION_BOUND
 from tfdecouple.networks.prior import PriorFlow
+from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.runtime import execution
-from tfdecouple.runtime.precision import full_float32
+from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.training import loop, train
 
 pytestmark = pytest.mark.usefixtures("weights_of_both_sizes")
@@ -38,18 +42,19 @@ def one_device():
     """
     trainer = Trainer()
     trainer.read = []
-    original = trainer.state.model.elbo_from_noise
+    original = objective.negative_elbo
 
-    def look(*args, **options):
-        weights = trainer.state.model.trainable_variables
+    def look(model, *args, **options):
+        weights = model.trainable_variables
         trainer.read.append([tf.is_symbolic_tensor(w.value) and w.value is w.value for w in weights])
-        return original(*args, **options)
+        return original(model, *args, **options)
 
-    trainer.state.model.elbo_from_noise = look
     states, results = [trainer.values()], []
-    for _ in range(3):
-        results.append(trainer.take())
-        states.append(trainer.values())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(objective, "negative_elbo", look)
+        for _ in range(3):
+            results.append(trainer.take())
+            states.append(trainer.values())
     return trainer, states, results
 
 
@@ -240,7 +245,7 @@ class TestPrecision:
         def found(precision):
             @tf.function(autograph=False)
             def run():
-                with net_precision(precision), tf.GradientTape() as tape:
+                with RunMode(precision=precision).apply(), tf.GradientTape() as tape:
                     tape.watch(x)
                     y, log_det = method(x, *given)
                     loss = tf.reduce_sum(tf.sin(y)) + tf.reduce_sum(log_det)
@@ -284,9 +289,9 @@ class PoisonedTrainer(Trainer):
     def __init__(self, **training):
         super().__init__(devices=2, **training)
         self.poison = {kind: tf.Variable(-1, dtype=tf.int32) for kind in ("loss", "gradient")}
-        original = self.state.model.elbo_from_noise
+        original = objective.negative_elbo
 
-        def elbo_from_noise(*args, **options):
+        def poison(*args, **options):
             here = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
             factor = {kind: tf.where(tf.equal(device, here), math.nan, 1.0) for kind, device in self.poison.items()}
 
@@ -294,10 +299,15 @@ class PoisonedTrainer(Trainer):
             def pass_on(value):
                 return value, lambda upstream: upstream * factor["gradient"]
 
-            elbo = original(*args, **options)
-            return elbo._replace(reconstruction=pass_on(elbo.reconstruction) * factor["loss"])
+            elbo, latents = original(*args, **options)
+            return elbo._replace(reconstruction=pass_on(elbo.reconstruction) * factor["loss"]), latents
 
-        self.state.model.elbo_from_noise = elbo_from_noise
+        self._poison = poison
+
+    def take(self, count=1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(objective, "negative_elbo", self._poison)
+            return super().take(count)
 
     def take_poisoned(self, kind, device, count=1):
         """Takes steps whose loss or gradient is NaN on one device."""
@@ -428,3 +438,19 @@ class TestNotFinite:
         assert all(np.isfinite(value).all() for name, value in after.items() if "best" not in name)
         for name in (*trainer.state.trainable, *trainer.state.moving):
             assert np.any(after[f"model/{name}"] != before[f"model/{name}"]), name
+
+
+def test_a_step_reaches_the_affine_transform_in_nine_calls(monkeypatch):
+    class ReachedError(Exception):
+        pass
+
+    def reach(self, x):
+        raise ReachedError
+
+    trainer, package = Trainer(), str(ROOT / "tfdecouple")
+    monkeypatch.setattr(BoundedAffine, "forward_and_log_det", reach)
+    with pytest.raises(ReachedError) as caught:
+        trainer.take()
+    files = [frame.filename for frame in traceback.extract_tb(caught.tb) if frame.filename.startswith(package)]
+    # The function `reach`, instead of the transform's, is one more.
+    assert len(files) + 1 <= 9 and len({*files}) + 1 <= 5, files

@@ -42,11 +42,6 @@ COMMANDS = [
 ]
 
 
-def train_main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program `python train.py` with `arguments`, by default the command line's; returns the exit status."""
-    return run_program(lambda: run_command(["train", *get_arguments(arguments)]))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program `python -m tfdecouple` with `arguments`, by default the command line's; returns its status."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
@@ -59,6 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_command(arguments: Sequence[str]) -> int:
     """Runs the command `arguments[0]`, or prints the help; returns the status; UserError for an unknown command."""
+    options = parse_arguments(arguments)
+    return 0 if options is None else int(import_command(options.command).run(options))
+
+
+def parse_arguments(arguments: Sequence[str]) -> Any:
+    """Returns the options of the command `arguments[0]`; without a command prints the help and returns None."""
     name = arguments[0] if arguments else ""
     if name and not name.startswith("-") and name not in COMMANDS:
         hint = nearest(name, [*COMMANDS, "export"])
@@ -67,8 +68,8 @@ def run_command(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.command is None:
         parser.print_help()
-        return 0
-    return int(import_command(options.command).run(options))
+        return None
+    return options
 
 
 def make_parser(names: Sequence[str], program: str = "") -> argparse.ArgumentParser:

@@ -19,7 +19,7 @@ from tfdecouple.metrics.base import require_finite_values
 from tfdecouple.metrics.outliers import OutlierScorer
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.round_trip import far_from_training
-from tfdecouple.runtime.precision import full_float32
+from tfdecouple.numerics.tf32 import full_float32
 
 # A function of images, their indices in the split and their labels. It returns {name of a field: array of codes}.
 ImageEncoder = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]

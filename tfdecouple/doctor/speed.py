@@ -38,7 +38,7 @@ def make_doctor_config(request: Request, batch: int = QUICK_BATCH, variant: Vari
 
 def measure_speed(task: Task) -> Iterator[Result]:
     """Yields a `Result` with the speed in images per second for each batch size and phase (training, encoding ...)."""
-    from tfdecouple.runtime.execution import jit_compiled
+    from tfdecouple.runtime.run_mode import RunMode
 
     request, variant, count = task.request, task.variant, len(task.devices)
     sizes = [(batch, 1) for batch in ([QUICK_BATCH] if request.quick else BATCHES[task.devices[0][:3]])]
@@ -49,7 +49,7 @@ def measure_speed(task: Task) -> Iterator[Result]:
         phases = _make_phases(config, devices)
         for phase in variant.phases if devices == 1 else ["train"]:
             # With training.jit_compile XLA also compiles inference, as after `load_model(run, jit_compile=True)`.
-            with jit_compiled(config.training.jit_compile):
+            with RunMode(jit_compile=config.training.jit_compile).apply():
                 phases[phase](1)
                 first = time.perf_counter() - start
                 calls = max(1, math.ceil(_SECONDS[request.quick] / _time_calls(phases[phase], 1)))

@@ -202,7 +202,7 @@ class BoundEvaluator:
         import tensorflow as tf
 
         from tfdecouple.data import slice_for_replicas
-        from tfdecouple.runtime.precision import full_float32
+        from tfdecouple.numerics.tf32 import full_float32
 
         self._model.require_initialized()
         if self._strategy.num_replicas_in_sync > 1:

@@ -200,7 +200,7 @@ def classify_images(
     """
     import tensorflow as tf
 
-    from tfdecouple.runtime.precision import full_float32
+    from tfdecouple.numerics.tf32 import full_float32
 
     classify = tf.function(model.classify, autograph=False, reduce_retracing=True)
     log_probabilities, labels, done = [], [], 0

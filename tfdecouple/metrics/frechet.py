@@ -207,7 +207,7 @@ def open_feature_extractor(path: pathlib.Path | str, image_shape: Shape, trust: 
         ExtractorError: if the file is missing or unreadable, or its network does not accept images of `image_shape`.
             The returned function raises ExtractorError for features that are not finite.
     """
-    from tfdecouple.runtime.precision import full_float32
+    from tfdecouple.numerics.tf32 import full_float32
 
     path = pathlib.Path(path)
     is_keras = path.suffix == ".keras"

@@ -136,7 +136,7 @@ def compute_latent_use(
     import tensorflow as tf
 
     from tfdecouple import randomness
-    from tfdecouple.runtime.precision import full_float32
+    from tfdecouple.numerics.tf32 import full_float32
 
     config, has_normal_noise = model.config, model.config.has_dequantizer
 

@@ -184,7 +184,7 @@ class OutlierScorer:
         import tensorflow as tf
 
         from tfdecouple.metrics.bits_per_dim import compute_codec_bits
-        from tfdecouple.runtime.precision import full_float32
+        from tfdecouple.numerics.tf32 import full_float32
 
         inputs, sums = (tf.constant(images), tf.constant(index, tf.int64)), dict[str, Any]()
         for number in range(self._samples):

@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfdecouple.runtime.numerics import get_sizes, multiply_channels
-from tfdecouple.runtime.tensorflow_internals import is_onednn_on
+from tfdecouple.numerics.arithmetic import get_sizes, multiply_channels
+from tfdecouple.tensorflow_internals import is_onednn_on
 
 _OPTIONS = {"strides": [1, 1, 1, 1], "padding": "SAME"}
 # {whether oneDNN is on: the least number of inputs per output with which a convolution is faster as a matrix product}.

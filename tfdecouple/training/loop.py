@@ -21,8 +21,8 @@ from tfdecouple.data.labels import check_batch_labels, make_training_inputs, req
 from tfdecouple.errors import DivergedError, RunError, one_line
 from tfdecouple.loggers import require_loggers
 from tfdecouple.metrics.bits_per_dim import Bound, BoundEvaluator
+from tfdecouple.numerics.tf32 import has_tf32
 from tfdecouple.runs.run_folder import CONFIG
-from tfdecouple.runtime.precision import has_tf32
 from tfdecouple.runtime.progress import TrainingProgress
 from tfdecouple.training.evaluation import EvaluationReports
 from tfdecouple.training.metrics_log import MetricsLog
@@ -111,7 +111,12 @@ def train(
         with strategy.scope():
             state = TrainingState(config)
         trainer = Trainer(config, state, source, strategy, directory, progress, workers)
-        return Outcome(path, trainer.train_to_end(), is_chief)
+        summary = trainer.start()
+        if summary is None:
+            with StopRequest() as stop:
+                trainer.train_to_last_step(stop)
+                summary = trainer.measure_test_images(stop)
+        return Outcome(path, summary, is_chief)
 
 
 def _open_source(config: Config, download: bool) -> Source:
@@ -172,8 +177,8 @@ class Trainer:
         self.skipped = 0
         self._files_written = False
 
-    def train_to_end(self) -> dict[str, Any]:
-        """Trains to the run's last step and evaluates test images; returns the content of summary.json, a dict."""
+    def start(self) -> dict[str, Any] | None:
+        """Restores the newest state, or initialises the weights; returns summary.json, a dict, of a run that ended."""
         messages, is_new = self.directory.restore_newest_state(self.state)
         if not is_new:
             self.workers.broadcast_variables(
@@ -189,9 +194,7 @@ class Trainer:
             self._initialize_weights()
         else:
             self._write_run_files()
-        with StopRequest() as stop:
-            self._train_to_last_step(stop)
-            return self._measure_test_images(stop)
+        return None
 
     def _print_run_description(self, messages: list[str]) -> None:
         sizes, count = self.source.sizes, self.strategy.num_replicas_in_sync
@@ -252,7 +255,7 @@ class Trainer:
                 f"metrics.jsonl: {damaged} damaged rows are left out; the checkpoints are not touched"
             )
 
-    def _train_to_last_step(self, stop: StopRequest) -> None:
+    def train_to_last_step(self, stop: StopRequest) -> None:
         """Takes all remaining training steps; after a signal, saves the state and raises InterruptedRunError.
 
         Steps are dispatched without waiting for their results, so that a GPU is never idle. A step's result is copied
@@ -397,7 +400,7 @@ class Trainer:
             message = self.reports.report_validation(self.step, measured, is_best)
         self.progress.print_line(message)
 
-    def _measure_test_images(self, stop: StopRequest) -> dict[str, Any]:
+    def measure_test_images(self, stop: StopRequest) -> dict[str, Any]:
         """Evaluates the best weights on test images, writes summary.json and returns its content, a dict."""
         training, count = self.training, self._count_evaluated_images("test")
         where = (

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfdecouple.config import TrainingConfig
 from tfdecouple.model.gradient import flatten_and_join, is_small_weight
-from tfdecouple.runtime.tensorflow_internals import VARIABLE_VALUE_KEY, Trackable
+from tfdecouple.tensorflow_internals import VARIABLE_VALUE_KEY, Trackable
 
 # At most this many large weights are updated at the same time. Without a limit, TensorFlow would update all at once and
 # hold temporary copies of all weights: half a gigabyte for the 52 million weights of the preset cifar10.

@@ -15,8 +15,9 @@ import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.config import Config, TrainingConfig
-from tfdecouple.model.gradient import Share, differentiate_bound, judge_step, put_in_slot
-from tfdecouple.runtime.precision import full_float32, tensor_float_32
+from tfdecouple.model.gradient import check_step, flatten_and_join, place_in_vector
+from tfdecouple.model.objective import DeviceResult, differentiate_bound
+from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.training.state import TrainingState
 
 # Learning rate of the first update of the warm-up, as in the paper's code.
@@ -67,13 +68,14 @@ class TrainStep:
 
     def __init__(self, config: Config, state: TrainingState, strategy: tf.distribute.Strategy):
         self.state = state
-        self._training = config.training
+        training = self._training = config.training
+        self._mode = RunMode(training.memory, training.precision, training.jit_compile)
         self._strategy = strategy
         # The step needs the largest inversion error, but results of devices are added up. So each micro-batch of each
         # device writes its error to a separate entry of a vector; the largest entry of the summed vector is the result.
-        self._slots = config.training.micro_batches * strategy.num_replicas_in_sync
+        self._errors = config.training.micro_batches * strategy.num_replicas_in_sync
         weights, moving = ([v.shape for v in group.values()] for group in (state.trainable, state.moving))
-        self._shapes = Share(weights, moving, [tf.TensorShape(())] * 3, tf.TensorShape([self._slots]))
+        self._shapes = DeviceResult(weights, moving, [tf.TensorShape(())] * 3, tf.TensorShape([self._errors]))
         self._sizes = [math.prod(shape) for shape in tf.nest.flatten(self._shapes)]
         # AutoGraph is off, because its search of loops over a thousand variables for control flow takes seconds.
         self._whole = tf.function(self._take_undivided_step, autograph=False)
@@ -93,7 +95,7 @@ class TrainStep:
             stop: whether a signal has asked this process to stop.
         """
         step, stop = tf.constant(step, tf.int32), tf.constant(float(stop))
-        with tensor_float_32() if self._training.precision == "tf32" else full_float32():
+        with self._mode.switch_tf32():
             if len(micro_batches) == 1:
                 return self._whole(micro_batches[0], step, stop)
             sums = self._start()
@@ -112,19 +114,19 @@ class TrainStep:
         """Returns each device's sums with a micro-batch added; one vector, because many tensors would take long."""
 
         def add(sums: tf.Tensor, examples: Any) -> tf.Tensor:
-            share = self._compute_device_result(examples, step, number)
-            return sums + tf.concat([tf.reshape(value, [-1]) for value in tf.nest.flatten(share)], 0)
+            result = self._compute_device_result(examples, step, number)
+            return sums + flatten_and_join(tf.nest.flatten(result))
 
         return self._strategy.run(add, args=(sums, examples))
 
     def _apply_micro_batches(self, sums: Any, stop: tf.Tensor) -> StepResult:
-        def split(sums: tf.Tensor) -> Share:
+        def split(sums: tf.Tensor) -> DeviceResult:
             flat = tf.nest.pack_sequence_as(self._shapes, tf.split(sums, self._sizes))
             return tf.nest.map_structure(tf.reshape, flat, self._shapes)
 
         return self._apply_device_results(self._strategy.run(split, args=(sums,)), stop)
 
-    def _compute_device_result(self, examples: Any, step: tf.Tensor, number: Any) -> Share:
+    def _compute_device_result(self, examples: Any, step: tf.Tensor, number: Any) -> DeviceResult:
         training, state = self._training, self.state
         images, labels = examples if state.model.config.has_classes else (examples, None)
         replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
@@ -137,11 +139,11 @@ class TrainStep:
         if labels is not None:
             labels = tf.ensure_shape(labels, (count,))
         variables = state.model.named_variables()
-        share = differentiate_bound(
+        result = differentiate_bound(
             state.model,
             images,
             labels,
-            training,
+            self._mode,
             seed=seed,
             own=own,
             batch_size=training.batch_size,
@@ -150,11 +152,11 @@ class TrainStep:
             kl_weight=compute_kl_weight(training, state.updates),
             weights=[tf.convert_to_tensor(weight) for weight in state.trainable.values()],
         )
-        slot = number * self._strategy.num_replicas_in_sync + replica
-        share = share._replace(inversion_error=put_in_slot(share.inversion_error, slot, self._slots))
+        position = number * self._strategy.num_replicas_in_sync + replica
+        result = result._replace(inversion_error=place_in_vector(result.inversion_error, position, self._errors))
         if training.micro_batches > 1:
-            share = share._replace(moving=[statistic / training.micro_batches for statistic in share.moving])
-        return share
+            result = result._replace(moving=[statistic / training.micro_batches for statistic in result.moving])
+        return result
 
     def _augment_images(self, images: tf.Tensor, seed: tf.Tensor, own: slice) -> tf.Tensor:
         """Returns a device's training images with noise and patterns, by the options; `own` is its slice of a batch."""
@@ -170,16 +172,16 @@ class TrainStep:
             images = tf.where(is_replaced[:, None, None, None], drawn, images)
         return images
 
-    def _apply_device_results(self, shares: Share, stop: tf.Tensor) -> StepResult:
+    def _apply_device_results(self, results: DeviceResult, stop: tf.Tensor) -> StepResult:
         """Sums the devices' results; updates the weights unless a sum is not finite or inverting was inexact."""
         training, state = self._training, self.state
         # All workers must take part in this collective sum, so it is computed even if the update is then skipped.
-        total, stop = self._sum_device_results(shares, stop)
+        total, stop = self._sum_device_results(results, stop)
         reconstruction, kl, dequantization = total.terms
         loss = reconstruction + kl + dequantization
         error = tf.reduce_max(total.inversion_error)
         first = [self._strategy.experimental_local_results(gradient)[0] for gradient in total.gradients]
-        finite, inverted, norm = judge_step(total._replace(gradients=first, inversion_error=error), training.precision)
+        finite, inverted, norm = check_step(total._replace(gradients=first, inversion_error=error), training.precision)
         applied = finite & inverted & tf.equal(state.halted, 0)
 
         rate = compute_learning_rate(training, state.updates)
@@ -202,12 +204,12 @@ class TrainStep:
         state.count_step(result)
         return result
 
-    def _sum_device_results(self, shares: Share, stop: tf.Tensor) -> tuple[Share, tf.Tensor]:
+    def _sum_device_results(self, results: DeviceResult, stop: tf.Tensor) -> tuple[DeviceResult, tf.Tensor]:
         """Sums the devices' gradients, terms of the bound, inversion errors and `stop`; averages the moving statistics.
 
         All sums stay on the devices. `Strategy.reduce` would copy them to the host, for which the update would wait.
         """
-        state, scalars = self.state, [*shares.terms, shares.inversion_error, self._strategy.run(tf.identity, (stop,))]
+        state, scalars = self.state, [*results.terms, results.inversion_error, self._strategy.run(tf.identity, (stop,))]
         options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=self._training.bytes_per_pack)
 
         def reduce_to_devices(reduction: Any, values: list[Any], variables: list[tf.Variable]) -> list[Any]:
@@ -217,11 +219,11 @@ class TrainStep:
 
         # A sum goes to the devices of the variable beside it; the variable `step` has a copy on each device.
         destinations = [*state.trainable.values(), *[state.step] * len(scalars)]
-        sums = reduce_to_devices(tf.distribute.ReduceOp.SUM, [*shares.gradients, *scalars], destinations)
-        moving = reduce_to_devices(tf.distribute.ReduceOp.MEAN, shares.moving, list(state.moving.values()))
-        count = len(shares.gradients)
+        sums = reduce_to_devices(tf.distribute.ReduceOp.SUM, [*results.gradients, *scalars], destinations)
+        moving = reduce_to_devices(tf.distribute.ReduceOp.MEAN, results.moving, list(state.moving.values()))
+        count = len(results.gradients)
         *terms, error, stop = (self._strategy.experimental_local_results(each)[0] for each in sums[count:])
-        return Share(sums[:count], moving, terms, error), stop
+        return DeviceResult(sums[:count], moving, terms, error), stop
 
 
 def compute_learning_rate(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:

@@ -17,8 +17,8 @@ import tensorflow as tf
 from tfdecouple.config import TrainingConfig
 from tfdecouple.errors import ConfigError, RunError, UserError, one_line
 from tfdecouple.runtime.devices import MOST_DEVICES
-from tfdecouple.runtime.tensorflow_internals import worker_timeout
 from tfdecouple.storage.files import parse_json
+from tfdecouple.tensorflow_internals import worker_timeout
 
 # Example of a value of the environment variable TF_CONFIG, for error messages.
 _EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'

@@ -10,7 +10,7 @@ PAGE = (ROOT / "docs" / "keras.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
-def test_its_script_runs(tmp_path, monkeypatch):
+def test_script_of_the_keras_page_runs(tmp_path, monkeypatch):
     from helpers.models import random_images
 
     (block,) = split_code(PAGE)
