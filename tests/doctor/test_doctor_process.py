@@ -8,7 +8,7 @@ from helpers.planted_checks import PLANTED
 from helpers.recipes import copy_packages, insert_text, read_recipe, run_in_copy
 
 from tfdecouple.doctor import check_runner
-from tfdecouple.doctor.report import Request, Result, Task
+from tfdecouple.doctor.check_runner import Result, Task
 from tfdecouple.errors import UserError
 
 
@@ -19,9 +19,7 @@ def run(monkeypatch):
     monkeypatch.setattr(check_runner, "CHECKS", {**check_runner.CHECKS, **PLANTED})
     if str(TESTS) not in sys.path:
         monkeypatch.syspath_prepend(str(TESTS))
-    return lambda name, timeout=PATIENCE: check_runner.run_in_process(
-        name, Task(Request(timeout=timeout), devices=("CPU:3",))
-    )
+    return lambda name, timeout=PATIENCE: check_runner.run_in_process(name, Task(timeout=timeout, devices=("CPU:3",)))
 
 
 def test_results_arrive_whatever_is_printed_and_the_users_folder_is_not_imported_from(run, tmp_path, monkeypatch):
@@ -56,7 +54,7 @@ def test_too_little_memory_breaks_no_promise_where_there_is_none(run, name, hold
 
 def test_more_devices_than_there_are_are_one_line():
     with pytest.raises(UserError, match=r"^--devices is 0; it must be from 1 to 256$"):
-        check_runner.run_in_process("build", Task(Request(devices=0)))
+        check_runner.run_in_process("build", Task(count=0))
 
 
 def test_each_check_gets_the_variants_that_it_takes_and_the_devices_that_build_finds(monkeypatch):
@@ -67,14 +65,14 @@ def test_each_check_gets_the_variants_that_it_takes_and_the_devices_that_build_f
         return [Result("versions", True, "", figures={"devices": ["GPU:0", "GPU:1"], "gpus": [{}, {}]})]
 
     monkeypatch.setattr(check_runner, "run_in_process", note)
-    results = check_runner.run_checks(Request(preset="quickstart"), check_runner.CHECKS, lambda text: None)
+    results = check_runner.run_checks(Task(preset="quickstart"), check_runner.CHECKS, lambda text: None)
     assert list(results) == list(check_runner.CHECKS)
     of = {name: [variant for each, variant, _ in asked if each == name] for name in check_runner.CHECKS}
     assert of["build"] == of["exactness"] == of["devices"] == ["float32"]
     assert {"tf32", "XLA"} < set(of["numerics"]) == set(of["speed"])
     assert {devices for name, _, devices in asked if name != "build"} == {("GPU:0", "GPU:1")}
     asked.clear()
-    check_runner.run_checks(Request(quick=True), ["speed"], lambda text: None)
+    check_runner.run_checks(Task(quick=True), ["speed"], lambda text: None)
     assert {name for name, _, _ in asked} == {"build", "speed"} and len(asked) == 4
 
 
@@ -83,7 +81,6 @@ def test_the_check_of_the_recipe_in_docs_extending_runs_and_is_reported(tmp_path
     module, _, registered = read_recipe("doctor check").partition("# in `CHECKS`\n")
     folder = copy / "tfdecouple" / "doctor"
     (folder / "repetition.py").write_text(module, encoding="utf-8")
-    insert_text(folder / "check_runner.py", "installation", "repetition, ", after="from tfdecouple.doctor import")
     insert_text(folder / "check_runner.py", "\n}", "\n" + registered, after="CHECKS = {")
     done = run_in_copy(copy, "-m", "tfdecouple", "doctor", "--only", "repetition", anew=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -7,7 +7,7 @@ import pytest
 from tfdecouple.cli import main
 from tfdecouple.config import load_preset, override
 from tfdecouple.doctor import check_runner, installation
-from tfdecouple.doctor.report import VARIANTS, Request, Result, make_text
+from tfdecouple.doctor.check_runner import VARIANTS, Result, Task, make_text
 
 FACTS = {
     "versions": {"tensorflow": "2.21.0"},
@@ -57,30 +57,33 @@ class TestBuild:
         found = of_machine(environment={"ONEDNN_DEFAULT_FPMATH_MODE": "BF16"})["float32 of the CPU"]
         assert found.holds is False and found.advice == "unset ONEDNN_DEFAULT_FPMATH_MODE"
 
-    @pytest.mark.parametrize(
-        ("devices", "asked", "used"),
-        [(["CPU:0", "CPU:1"], None, 1), (["CPU:0", "CPU:1"], 2, 2), (["GPU:0", "GPU:1"], None, 2), (["GPU:0"], 1, 1)],
-    )
-    def test_says_which_devices_compute(self, devices, asked, used):
-        facts = {**FACTS, "devices": devices, "gpus": [{}] * len(devices) if "GPU:0" in devices else []}
-        results = [Result("versions", True, "", figures=facts)]
-        assert installation.find_used_devices(Request(devices=asked), results) == tuple(devices[:used])
+
+@pytest.mark.parametrize(
+    ("devices", "asked", "used"),
+    [(["CPU:0", "CPU:1"], None, 1), (["CPU:0", "CPU:1"], 2, 2), (["GPU:0", "GPU:1"], None, 2), (["GPU:0"], 1, 1)],
+)
+def test_doctor_uses_all_gpus_or_one_cpu_unless_the_user_gives_a_number(devices, asked, used, monkeypatch):
+    tasks = []
+    facts = {**FACTS, "devices": devices, "gpus": [{}] * len(devices) if "GPU:0" in devices else []}
+    found = [Result("versions", None, "", figures=facts)]
+    monkeypatch.setattr(check_runner, "run_in_process", lambda name, task: tasks.append(task) or found)
+    check_runner.run_checks(Task(count=asked), ["exactness"], lambda text: None)
+    assert tasks[-1].devices == tuple(devices[:used])
 
 
-def test_every_variant_is_an_option_that_there_is():
+def test_each_variant_changes_one_option_of_training():
     assert len({variant.name for variant in VARIANTS}) == len(VARIANTS) and not VARIANTS[0].settings
     for variant in VARIANTS[1:]:
         override(load_preset("quickstart"), list(variant.settings))
         assert len(variant.settings) == 1
 
 
-class TestReport:
-    def test_says_of_each_failure_what_to_do(self):
-        results = [Result("one", False, "off by much", "take another"), Result("two", True, "well")]
-        text = "\n".join(make_text({"speed": results}, {"speed": "how fast it is"}))
-        assert "FAILS  one  off by much" in text
-        assert "speed, one: off by much. What to do: take another" in text
-        assert "1 of 2 promises do not hold" in text
+def test_report_says_what_to_do_about_each_failure():
+    text = "\n".join(
+        make_text({"speed": [Result("one", False, "off by much", "take another"), Result("two", True, "")]})
+    )
+    assert "FAILS  one  off by much" in text and "1 of 2 tests failed" in text
+    assert "speed, one: off by much. What to do: take another" in text
 
 
 class TestCommand:

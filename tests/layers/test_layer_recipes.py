@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import jacobian_log_det, random_images
-from helpers.places import ROOT
 from helpers.recipes import read_recipe
 from helpers.runs import write_run
 from helpers.variants import SMALLEST
@@ -21,12 +20,8 @@ from export.pipeline import ExportConfig, export
 from tfdecouple.config import CONDITIONERS, STEP_LAYERS
 from tfdecouple.layers import Coupling
 from tfdecouple.model import DecoupledModel
-from tfdecouple.networks.architecture import compute_weight_shapes, count_parameters
+from tfdecouple.networks.architecture import compute_weight_shapes, count_multiply_adds, count_parameters
 from tfdecouple.runs.opened_run import load_model
-
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.training_cost import count_multiply_adds  # noqa: E402
 
 # A function of this file runs a few times.
 pytestmark = pytest.mark.usefixtures("eager_file")
