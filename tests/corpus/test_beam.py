@@ -167,12 +167,12 @@ def test_keys_and_labels_are_those_of_the_data_code():
     others = ["/data/dogs/1.txt", "/data/.dogs/1.png", "/data/dogs/.1.png", "/data/png"]
     reader = make_folder_reader("/data/", [*paths, *others], (8, 8, 3), 0)
     assert reader.labels == ("cats", ODD)
-    assert [reader.is_image_path(path) for path in paths + others] == [True] * 4 + [False] * 4
-    assert [reader.find_label_name(path) for path in paths] == ["cats", "cats", "", ODD]
-    assert reader.find_image_key("/data/cats/1.PNG") == "cats/1.PNG"
+    keys = [("cats/1.PNG", "cats"), ("cats/old/2.png", "cats"), ("3.png", ""), (f"{ODD}/4.png", ODD)]
+    assert [reader.find_key_and_label(path) for path in paths + others] == [*keys, *[None] * 4]
     paths = ["/data/train/cats/1.png", "/data/val/1.png", "/data/other/1.png", "/data/1.png"]
     reader = make_folder_reader("/data/", paths, (8, 8, 3), 0)
-    assert reader.labels == ("cats",) and [reader.is_image_path(path) for path in paths] == [True, True, False, False]
+    keys = [("train/cats/1.png", "cats"), ("val/1.png", ""), None, None]
+    assert reader.labels == ("cats",) and [reader.find_key_and_label(path) for path in paths] == keys
 
 
 def test_error_of_a_step_is_one_line(encode, tmp_path, monkeypatch, capsys):

@@ -16,7 +16,7 @@ from tfdecouple.storage.checkpoints import CheckpointFolder
 
 pytestmark = pytest.mark.usefixtures("eager_file", "quiet")
 
-MANIFEST, JOURNAL = "_manifest.json", "_shards.jsonl"
+MANIFEST = "_manifest.json"
 KINDS = ("tfrecord", "parquet")
 
 
@@ -186,36 +186,18 @@ class TestDamagedManifest:
         assert contents(out) == before
 
 
-@pytest.fixture
-def interrupted(codes):
-    """A folder of three of six files whose journal has a line for the second and the third."""
+def test_interrupted_folder_is_verified_and_completed(codes, written, arguments, capsys):
     out = codes()
     manifest = json.loads((out / MANIFEST).read_text())
-    for shard in manifest["shards"][3:]:
+    first, second, third, *others = manifest["shards"]
+    for shard in others:
         (out / shard["name"]).unlink()
-    (out / MANIFEST).write_text(json.dumps(manifest | {"complete": False, "totals": {}, "shards": []}))
-    (out / JOURNAL).write_text("".join(json.dumps(shard) + "\n" for shard in manifest["shards"][1:3]))
-    return out
-
-
-LINES = [
-    b'{"name": "train-000',
-    b'{"name": "train-00000-of-00002.tfrecord", "bytes": "1", "sha256": ""}',
-    b'{"name": "../../other", "bytes": 1, "images": 1, "sha256": ""}',
-    b"[" * 100_000,
-    b"\x00\xff",
-]
-
-
-def test_an_interrupted_folder_with_a_damaged_journal_is_completed(interrupted, written, arguments, capsys):
-    journal = interrupted / JOURNAL
-    journal.write_bytes(b"\n".join([*LINES, journal.read_bytes(), *LINES]))
-    flip(interrupted / "train-00001-of-00002.tfrecord")
-    status, lines = verify(interrupted, capsys)
-    assert status == 1 and lines[:10] == [f"{journal} has a damaged line"] * 10
-    assert lines[10] == f"{interrupted / 'train-00000-of-00002.tfrecord'} has no SHA-256 on record"
-    assert lines[11].startswith(f"{interrupted / 'train-00001-of-00002.tfrecord'} has another content")
-    assert lines[12] == f"{interrupted} has 3 of 6 files: it is not complete"
-    assert main(arguments("tfrecord", interrupted)) == 0
+    (out / MANIFEST).write_text(json.dumps(manifest | {"complete": False, "totals": {}, "shards": [third, second]}))
+    flip(out / second["name"])
+    status, lines = verify(out, capsys)
+    assert status == 1 and lines[0] == f"{out / first['name']} has no SHA-256 on record"
+    assert lines[1].startswith(f"{out / second['name']} has another content")
+    assert lines[2] == f"{out} has 3 of 6 files: it is not complete"
+    assert main(arguments("tfrecord", out)) == 0
     assert "1 of 6 files are there already" in capsys.readouterr().out
-    assert contents(interrupted) == contents(written["tfrecord"])
+    assert contents(out) == contents(written["tfrecord"])
