@@ -153,7 +153,7 @@ class TestReconstruct:
         same = [np.array_equal(shown.tile(0, column), shown.tile(1, column)) for column in range(3)]
         assert same == [True, False, True]
         assert shown.facts["exact"] == 2
-        assert "2 of 3 images come back" in capsys.readouterr().out
+        assert "2 of 3 images are equal to the last pixel" in capsys.readouterr().out
 
     def test_images_of_5_bits_are_compared_as_the_model_sees_them(self, run_without_z, image_folder, tmp_path):
         command("reconstruct", "--run", run_without_z, "--out", tmp_path, "--count", 4)

@@ -54,7 +54,7 @@ def test_too_little_memory_breaks_no_promise_where_there_is_none(run, name, hold
 
 def test_more_devices_than_there_are_are_one_line():
     with pytest.raises(UserError, match=r"^--devices is 0; it must be from 1 to 256$"):
-        check_runner.run_in_process("build", Task(count=0))
+        check_runner.run_in_process("build", Task(requested=0))
 
 
 def test_each_check_gets_the_variants_that_it_takes_and_the_devices_that_build_finds(monkeypatch):

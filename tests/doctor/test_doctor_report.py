@@ -67,7 +67,7 @@ def test_doctor_uses_all_gpus_or_one_cpu_unless_the_user_gives_a_number(devices,
     facts = {**FACTS, "devices": devices, "gpus": [{}] * len(devices) if "GPU:0" in devices else []}
     found = [Result("versions", None, "", figures=facts)]
     monkeypatch.setattr(check_runner, "run_in_process", lambda name, task: tasks.append(task) or found)
-    check_runner.run_checks(Task(count=asked), ["exactness"], lambda text: None)
+    check_runner.run_checks(Task(requested=asked), ["exactness"], lambda text: None)
     assert tasks[-1].devices == tuple(devices[:used])
 
 

@@ -113,7 +113,7 @@ def _add_pipeline_steps(
     end = f".{options.format}"
     if options.format == "parquet":
         fields = encoder[1]
-        codes = codes | "To tables" >> beam.Map(lambda batch: make_parquet_table(*batch, fields))
+        codes = codes | "To tables" >> beam.Map(lambda batch: make_parquet_table(batch[0], batch[1], batch[2], fields))
         schema = make_parquet_schema(fields)
         write: Any = beam.io.parquetio.WriteToParquetBatched(
             f"{out}/{SPLIT}", schema, file_name_suffix=end, num_shards=options.shards

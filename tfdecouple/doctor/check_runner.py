@@ -67,7 +67,7 @@ class Task(NamedTuple):
     quick: bool = False
     timeout: float = 900.0
     # Number of devices that the user asks for, or None.
-    count: int | None = None
+    requested: int | None = None
     variant: Variant = DEFAULT
     devices: tuple[str, ...] = ("CPU:0",)
 
@@ -124,7 +124,7 @@ def run_checks(task: Task, names: Iterable[str], progress: Callable[[str], Any])
         if name == "build":
             # If the check "build" failed, the other checks try the CPU. Without GPUs, one CPU is used by default.
             facts = {"devices": ["CPU:0"], "gpus": []} | (results[name][0].figures if results[name] else {})
-            devices = tuple(facts["devices"][: task.count or (None if facts["gpus"] else 1)])
+            devices = tuple(facts["devices"][: task.requested or (None if facts["gpus"] else 1)])
     return results
 
 
@@ -167,7 +167,7 @@ def make_json(task: Task, results: Mapping[str, Sequence[Result]]) -> dict[str, 
         "schema": 2,
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "holds": all(result.holds is not False for listed in results.values() for result in listed),
-        "request": {**dict(zip(Task._fields[:4], task, strict=False)), "devices": task.count},
+        "request": {**dict(zip(Task._fields[:4], task, strict=False)), "devices": task.requested},
         "checks": {name: [result._asdict() for result in listed] for name, listed in results.items()},
     }
 
@@ -198,7 +198,7 @@ def main() -> int:
         from tfdecouple.training.workers import make_strategy
 
         # TensorFlow can make logical CPU devices, as --devices needs without GPUs, only before its first computation.
-        make_strategy(task.count)
+        make_strategy(task.requested)
         module, _, function = CHECKS[name].run.partition(":")
         for result in getattr(importlib.import_module(f"tfdecouple.doctor.{module}"), function)(task):
             print(json.dumps(result._asdict()), file=results, flush=True)

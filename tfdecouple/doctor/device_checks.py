@@ -70,7 +70,8 @@ def compute_numbers(device: str, images: np.ndarray, folder: pathlib.Path = MODE
         x = model.flow.inverse_and_log_det(v, z)[0]
         bits = model.elbo_from_noise(images, z_noise, u_noise).bits_per_dim
         sampled = model.flow.inverse_and_log_det(0.7 * v_noise, model.z_from_noise(z_noise))[0]
-    return {"z": z.numpy(), "v": v.numpy(), "x": x.numpy(), "bits_per_dim": bits.numpy(), "sampled": sampled.numpy()}
+    values = {"z": z, "v": v, "x": x, "bits_per_dim": bits, "sampled": sampled}
+    return {name: np.asarray(value) for name, value in values.items()}
 
 
 def compute_gradient(

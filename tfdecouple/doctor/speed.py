@@ -77,7 +77,7 @@ def measure_speed(task: Task) -> Iterator[Result]:
         yield from compare_with_ceiling(make_doctor_config(task), gpu, fastest)
 
 
-def _make_phases(config: Config, devices: int) -> dict[str, Callable[[int], None]]:
+def _make_phases(config: Config, devices: int) -> dict[str, Callable[[int], Any]]:
     """Returns {phase: function that does the phase's work as often as its argument says}, for a new model."""
     import tensorflow as tf
 
@@ -105,8 +105,8 @@ def _make_phases(config: Config, devices: int) -> dict[str, Callable[[int], None
         if not (result := result.fetch_numbers()).applied:
             raise UserError(f"a step was not applied: {result}")
 
-    def repeat(call: Callable[[], Any]) -> Callable[[int], None]:
-        return lambda count: [call().numpy() for _ in range(count)][:0]
+    def repeat(call: Callable[[], Any]) -> Callable[[int], Any]:
+        return lambda count: [call().numpy() for _ in range(count)]
 
     encode, decode = lambda: model.encode(images, labels).v, lambda: model.decode(z, v)
     return {"train": train, "eval": repeat(score), "encode": repeat(encode), "decode": repeat(decode)}
