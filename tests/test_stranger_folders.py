@@ -25,9 +25,9 @@ from tfdecouple.corpus.codes_manifest import CodesManifest
 from tfdecouple.data.image_file import read_image
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError
 from tfdecouple.runs.latent_directions import Direction, Directions
+from tfdecouple.runs.metrics_log import MetricsLog
 from tfdecouple.runs.opened_run import hash_weights
 from tfdecouple.storage.checkpoints import CheckpointFolder
-from tfdecouple.training.metrics_log import MetricsLog
 from tfdecouple.training.workers import find_cluster
 
 pytestmark = pytest.mark.usefixtures("eager_file")

@@ -21,7 +21,7 @@ from tfdecouple.errors import ConfigError, DataError, RunError, UserError
 from tfdecouple.model.networks import Networks
 from tfdecouple.networks import architecture
 from tfdecouple.networks.architecture import compute_weight_shapes, count_parameters, require_memory
-from tfdecouple.runs.run_folder import load_config
+from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.runtime import devices
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 
@@ -126,7 +126,7 @@ def test_checkpoint_of_as_many_parameters_is_refused_by_its_first_other_weight(
 def test_checkpoints_say_which_weights_they_hold(run):
     folder = CheckpointFolder(run / "checkpoints")
     assert folder.read_weight_shapes("best", folder.list_checkpoint_steps("best")[0]) == compute_weight_shapes(
-        load_config(run).model
+        RunFolder(run).read_config().model
     )
 
 

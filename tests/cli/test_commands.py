@@ -20,7 +20,7 @@ from tfdecouple.config import DataConfig
 from tfdecouple.data.image_file import read_image
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import load_model
-from tfdecouple.runs.run_folder import load_config
+from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.storage.files import write_text
 from tfdecouple.visualization.plots import project_to_components
 
@@ -355,7 +355,7 @@ class TestCurves:
     def test_run_that_still_writes_a_value_that_is_not_finite_and_a_model_without_kl(self, finished_run, tmp_path):
         run = tmp_path / "still"
         run.mkdir()
-        config = load_config(finished_run)
+        config = RunFolder(finished_run).read_config()
         # Where z is a function of the label there is no KL.
         model = dataclasses.replace(config.model, classes=3, prior="classes")
         write_text(run / "config.json", dataclasses.replace(config, model=model).to_json())

@@ -10,7 +10,7 @@ from helpers.emulation import emulated_accelerator, keep_tf32_switch
 from tfdecouple.doctor import device_checks
 from tfdecouple.doctor.check_runner import VARIANTS, Task
 from tfdecouple.runs import opened_run
-from tfdecouple.runs.run_folder import load_weights
+from tfdecouple.runs.run_folder import RunFolder
 
 
 @contextlib.contextmanager
@@ -27,7 +27,7 @@ def traced_once():
 
     def reset_training(*arguments):
         state, step = make(*arguments)
-        load_weights(device_checks.MODEL, state.model, averaged=False)
+        RunFolder(device_checks.MODEL).load_weights(state.model, averaged=False)
         for variable in (*state.optimizer.means.values(), *state.optimizer.variances.values()):
             variable.assign(np.zeros(variable.shape, np.float32))
         return state, step

@@ -11,7 +11,7 @@ import pathlib
 from tfdecouple.config import Config, override
 from tfdecouple.errors import ConfigError
 from tfdecouple.loggers import LOGGERS, require_loggers
-from tfdecouple.training.metrics_log import MetricsLog
+from tfdecouple.runs.metrics_log import MetricsLog
 
 config = override(Config(), ['training.loggers=["tensorboard", "lines"]'])
 require_loggers(config.training.loggers)

@@ -30,6 +30,7 @@ ORDER = [
     "layers",
     "networks",
     "runs.pretrained",
+    "runs.metrics_log",
     "runs.run_folder",
     "model",
     "runs.latent_directions",

@@ -18,7 +18,7 @@ from tfdecouple.errors import RunError, UntrustedError
 from tfdecouple.runs.opened_run import Run, hash_weights, load_model, save_run
 from tfdecouple.runs.pretrained import MANIFEST, Manifest
 from tfdecouple.runs.publishing import make_weights_card
-from tfdecouple.runs.run_folder import load_config
+from tfdecouple.runs.run_folder import RunFolder
 
 SUMMARY = {
     "steps": 9,
@@ -62,7 +62,7 @@ def header(folder):
 def test_it_is_a_run_folder_with_the_same_weights(run, published):
     assert hash_weights(load_model(published)) == hash_weights(load_model(run))
     assert tfdecouple.load_directions(published)["smile"].vector.tolist() == [1, 0, 0, 0]
-    assert load_config(published).model == load_config(run).model
+    assert RunFolder(published).read_config().model == RunFolder(run).read_config().model
 
 
 def test_nothing_tells_where_it_was_made(run, published):
@@ -71,7 +71,7 @@ def test_nothing_tells_where_it_was_made(run, published):
     for path in files:
         content = path.read_bytes()
         assert b"/home/" not in content and b"secret" not in content and str(run.parent).encode() not in content, path
-    data = load_config(published).data
+    data = RunFolder(published).read_config().data
     assert (data.source, data.data_dir) == ("folder:faces", None)
     assert json.loads((published / "summary.json").read_text())["test"] == SUMMARY["test"]
 
@@ -202,7 +202,10 @@ def test_weights_of_a_folder_are_published_with_data_that_all_users_have(run, pu
     assert main(["publish", "--run", str(run), "--to", first, "--licence", "mit", *stated]) == 0
     assert main(["publish", "--run", first, "--to", second]) == 0
     for folder in (first, second):
-        assert load_config(folder).data.source == "photographs" and Run.open(folder).open_source(None, None).sizes
+        assert (
+            RunFolder(folder).read_config().data.source == "photographs"
+            and Run.open(folder).open_source(None, None).sizes
+        )
         found, body = header(pathlib.Path(folder))
         assert "| trained on | folder faces" in body and "| rights in the images | 104 photographs, all CC0. |" in body
         assert found["model-index"][0]["results"][0]["dataset"]["type"] == "folder"
@@ -210,7 +213,7 @@ def test_weights_of_a_folder_are_published_with_data_that_all_users_have(run, pu
         assert (provenance.data, provenance.rights) == ("folder faces", "104 photographs, all CC0.")
         # Whether the folder had the page's example photographs is not known.
         assert {example["seen"] for example in describe_model(provenance)["examples"]} == {None}
-    assert load_config(published).data.source == "folder:faces"
+    assert RunFolder(published).read_config().data.source == "folder:faces"
 
 
 def test_other_data_of_published_weights_leave_the_rights_in_the_training_images(run, tmp_path):

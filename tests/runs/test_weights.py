@@ -23,7 +23,7 @@ from tfdecouple.metrics.image_statistics import CHANGES
 from tfdecouple.runs import pretrained
 from tfdecouple.runs.opened_run import hash_weights
 from tfdecouple.runs.pretrained import MANIFEST, Manifest
-from tfdecouple.runs.run_folder import find_run_folder, is_run_folder, load_config, read_summary
+from tfdecouple.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -37,7 +37,7 @@ def test_the_folder_is_whole_and_small():
 
 
 def test_the_card_and_the_config_say_what_they_are():
-    config, summary = load_config("photographs"), read_summary("photographs")
+    config, summary = RunFolder("photographs").read_config(), RunFolder("photographs").read_summary()
     assert config.data.photographs == PHOTOGRAPHS
     assert config.model == load_preset("quickstart64").model
     text = (HERE / "README.md").read_text()
@@ -50,7 +50,7 @@ def test_the_card_and_the_config_say_what_they_are():
 def test_images_come_back_and_another_z_gives_other_pictures():
     """Of the pictures that the page begins with, crops that the model never saw, and noise."""
     model = tfdecouple.DecoupledModel.from_preset("photographs")
-    crops, _ = load_images(open_source(load_config("photographs").data, (64, 64, 3)), "test", 2)
+    crops, _ = load_images(open_source(RunFolder("photographs").read_config().data, (64, 64, 3)), "test", 2)
     pictures = [np.asarray(Image.open(io.BytesIO(file))) for file in make_example_files().values()]
     examples = [crop_and_resize(pixels, (64, 64, 3), 0)[None] for pixels in pictures]
     images = np.concatenate([*examples, crops, random_images(1, 64)])
@@ -105,13 +105,13 @@ def test_commands_take_them_where_no_run_is_named(others, tmp_path, capsys):
 
 
 def test_a_run_folder_of_that_name_goes_before(others, tiny_run, tmp_path):
-    assert find_run_folder("photographs") == others and not is_run_folder("photographs")
+    assert RunFolder("photographs").path == others and not RunFolder("photographs").is_folder
     (tmp_path / "here" / "photographs").mkdir()
     # A folder of that name that is no run, of images for example, does not.
-    assert find_run_folder("photographs") == others
+    assert RunFolder("photographs").path == others
     shutil.copytree(tiny_run, tmp_path / "here" / "photographs", dirs_exist_ok=True)
-    assert is_run_folder("photographs")
-    assert (find_run_folder("photographs") / "config.json").samefile("photographs/config.json")
+    assert RunFolder("photographs").is_folder
+    assert (RunFolder("photographs").path / "config.json").samefile("photographs/config.json")
 
 
 def test_where_results_go(others, tmp_path):
@@ -150,12 +150,12 @@ class TestTrained:
 
     @pytest.fixture(scope="class")
     def source(self):
-        return open_source(load_config("photographs").data, (64, 64, 3))
+        return open_source(RunFolder("photographs").read_config().data, (64, 64, 3))
 
     def test_bits_per_dim_of_the_sample_photographs_are_those_of_the_docs(self, run, traced, tmp_path):
         assert main(["evaluate", "--run", str(run), "--out", str(tmp_path)]) == 0
         found = json.loads((tmp_path / "bits_per_dim-test.json").read_text())
-        assert found["images"] == 1000 and found["step"] == read_summary("photographs")["best_step"]
+        assert found["images"] == 1000 and found["step"] == RunFolder("photographs").read_summary()["best_step"]
         assert f"{found['bits_per_dim']:.2f} bits/dim" in (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
 
     @pytest.mark.parametrize(("size", "every"), [(50, 2), (1, 50), (3, 25)])

@@ -128,7 +128,7 @@ class TestCheckpointFolder:
         whole = sorted(folder.path.iterdir())
         # A folder stands where the file must go.
         (folder.path / "step-000000003.data-00000-of-00001" / "inside").mkdir(parents=True)
-        with pytest.raises(RunError, match="cannot write the checkpoint .* the run goes on from step 2") as error:
+        with pytest.raises(RunError, match="cannot write the checkpoint .* the run resumes from step 2") as error:
             folder.write_checkpoint("step", 3, variables(3))
         assert "\n" not in str(error.value)
         assert sorted(folder.path.iterdir()) == whole

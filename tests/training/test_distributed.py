@@ -20,9 +20,9 @@ from tfdecouple.runtime.progress import TrainingProgress
 from tfdecouple.storage.files import write_json
 from tfdecouple.training import InterruptedRunError, loop, train
 from tfdecouple.training.loop import Trainer
-from tfdecouple.training.run_directory import RunDirectory
 from tfdecouple.training.signals import StopRequest
 from tfdecouple.training.state import TrainingState
+from tfdecouple.training.training_folder import TrainingFolder
 from tfdecouple.training.workers import make_strategy
 
 
@@ -57,7 +57,7 @@ class TestTwoRanks:
 
             def act(workers):
                 state, progress = states[workers.rank], TrainingProgress(config.training.steps, io.StringIO())
-                with contextlib.closing(RunDirectory(tmp_path / "run", config)) as directory:
+                with contextlib.closing(TrainingFolder(tmp_path / "run", config)) as directory:
                     workers.call_on_chief(directory.require_same_run)
                     return Trainer(config, state, source, strategy, directory, progress, workers).train_to_end()
 
@@ -161,19 +161,19 @@ class TestInterruption:
         (status, _, err), (other_status, other_out, other_err) = pair.end()
         assert (status, other_status) == (75, 75)
         stopped = max(pair.saved())
-        ending = f"at step {stopped} of 1000000, saved; the same command goes on from here\n"
+        ending = f"at step {stopped} of 1000000, saved; the same command resumes\n"
         assert err == f"error: stopped by a signal to another worker {ending}"
         assert (other_out, other_err) == ("", f"error: stopped by SIGTERM {ending}")
 
         # One process goes on from what two have saved,
         config = run_config(image_folder, model=LEAST, steps=stopped + 2, evaluate_every=10**6, pictures=0)
         assert train(config, pair.run).summary["steps"] == stopped + 2
-        assert f"goes on from step {stopped}\n" in capfd.readouterr().out
+        assert f"resumes from step {stopped}\n" in capfd.readouterr().out
         # and two from what one has saved.
         pair.start("--steps", stopped + 4)
         (status, out, err), (other_status, _, other_err) = pair.end()
         assert (status, other_status, err, other_err) == (0, 0, "", "")
-        assert f"goes on from step {stopped + 2}\n" in out
+        assert f"resumes from step {stopped + 2}\n" in out
         # Every second step has a row, and the last one of each run that came to its end.
         expected = {*range(2, stopped + 5, 2), stopped + 2, stopped + 4}
         assert {step for kind, step in read_log(pair.run) if kind == "train"} == expected
@@ -186,14 +186,14 @@ class TestInterruption:
         status, _, err = pair.end()[1 - killed]
         assert status == 4
         assert err.count("\n") == 1 and "Traceback" not in err
-        assert f"another worker has ended, so worker {1 - killed} cannot go on" in err
+        assert f"another worker has ended, so worker {1 - killed} cannot continue" in err
         kept = max(pair.saved())
         assert kept >= saved
 
         pair.start("--steps", kept + 2)
         (status, out, err), (other_status, _, other_err) = pair.end()
         assert (status, other_status, err, other_err) == (0, 0, "", "")
-        assert f"goes on from step {kept}\n" in out
+        assert f"resumes from step {kept}\n" in out
         assert max(pair.saved()) == kept + 2
 
 

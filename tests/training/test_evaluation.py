@@ -11,7 +11,7 @@ from PIL import Image
 
 from tfdecouple.errors import DataError
 from tfdecouple.runs.opened_run import Run
-from tfdecouple.runs.run_folder import read_summary
+from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.training import train
 
@@ -50,7 +50,7 @@ def test_figures_that_are_no_numbers_leave_a_whole_summary(image_folder, tmp_pat
     stand_ins(lambda split: math.nan)
     config = run_config(image_folder, model=LEAST, steps=1)
     train(config, tmp_path / "run")
-    summary = read_summary(tmp_path / "run")
+    summary = RunFolder(tmp_path / "run").read_summary()
     assert summary["validation_bits_per_dim"] is None and summary["best_step"] == 1
     assert summary["test"]["bits_per_dim"] is None
     assert "no validation gave a finite figure: those of step 1 are measured instead\n" in capsys.readouterr().out

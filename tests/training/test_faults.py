@@ -12,7 +12,7 @@ from helpers.models import LEAST
 from helpers.runs import call_before_steps, read_checkpoint, read_log_without_timing, run_config
 
 from tfdecouple.errors import DataError, RunError, UserError
-from tfdecouple.runs.run_folder import read_summary
+from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.training import DivergedError, InterruptedRunError, train
 
@@ -47,7 +47,7 @@ class TestDamagedSummary:
     def test_is_told_from_a_whole_one(self, tmp_path, content):
         (tmp_path / "summary.json").write_bytes(content)
         with pytest.raises(ValueError):
-            read_summary(tmp_path)
+            RunFolder(tmp_path).read_summary()
 
 
 def test_signal_while_the_test_images_are_measured_says_what_is_kept(
@@ -98,8 +98,8 @@ def test_run_goes_on_with_the_evaluation_amid_which_it_ended(image_folder, tmp_p
             train_measuring("run", *measured)
     train_measuring("run", 10, 10)
     assert read_log_without_timing(tmp_path / "run") == read_log_without_timing(tmp_path / "whole")
-    assert read_summary(tmp_path / "run") == read_summary(tmp_path / "whole")
-    assert read_summary(tmp_path / "run")["best_step"] == 10
+    assert RunFolder(tmp_path / "run").read_summary() == RunFolder(tmp_path / "whole").read_summary()
+    assert RunFolder(tmp_path / "run").read_summary()["best_step"] == 10
 
 
 @pytest.mark.usefixtures("fake_step")

@@ -24,8 +24,8 @@ from tfdecouple.errors import ConfigError, DataError, RunError
 from tfdecouple.runs.opened_run import Run, load_model
 from tfdecouple.runs.run_folder import LABELS
 from tfdecouple.training import train
-from tfdecouple.training.run_directory import RunDirectory
 from tfdecouple.training.state import TrainingState
+from tfdecouple.training.training_folder import TrainingFolder
 
 pytestmark = pytest.mark.usefixtures("eager_file")
 
@@ -187,7 +187,7 @@ class TestStart:
         config = config_of(labelled_folder, model)
         state = TrainingState(config)
         before = {name: variable.numpy() for name, variable in state.model.named_variables().items()}
-        RunDirectory(tmp_path / "run", config).load_initial_weights(state, str(plain_run), ())
+        TrainingFolder(tmp_path / "run", config).load_initial_weights(state, str(plain_run), ())
         theirs = load_model(plain_run).named_variables()
         for name, variable in state.model.named_variables().items():
             equal(variable, theirs[name] if name in theirs else before[name])
@@ -197,7 +197,7 @@ class TestStart:
     def test_not_from_a_run_of_other_labels(self, labelled_folder, tmp_path):
         run = write_run(tmp_path / "theirs", fresh(PRIOR))
         config = config_of(labelled_folder, PRIOR)
-        directory, state = RunDirectory(tmp_path / "run", config), TrainingState(config)
+        directory, state = TrainingFolder(tmp_path / "run", config), TrainingState(config)
         # Of an import nobody knows the names.
         directory.load_initial_weights(state, str(run), ("a", "b", "c"))
         (run / "labels.json").write_text(json.dumps(["b", "a", "c"]))

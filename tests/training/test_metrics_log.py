@@ -6,8 +6,8 @@ import math
 import pytest
 from helpers.runs import read_log_without_timing
 
+from tfdecouple.runs.metrics_log import MetricsLog
 from tfdecouple.storage.files import parse_json
-from tfdecouple.training.metrics_log import MetricsLog
 
 ROWS = [{"step": 1, "kind": "train", "a": 1.0}, {"step": 2, "kind": "train", "a": 2.0}]
 NO_ROWS = [

@@ -28,11 +28,11 @@ from tfdecouple.cli import train_main
 from tfdecouple.config import DataConfig
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.runs.opened_run import load_model
-from tfdecouple.runs.run_folder import load_config
+from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import write_json
 from tfdecouple.training import DivergedError, evaluation, train
-from tfdecouple.training.run_directory import RunDirectory, make_paths_absolute
+from tfdecouple.training.training_folder import TrainingFolder, make_paths_absolute
 
 # But what the fixtures of classes run is traced, as `finished_run` was.
 pytestmark = pytest.mark.usefixtures("eager")
@@ -61,7 +61,7 @@ def stop_before_step(monkeypatch, number):
 class TestFolder:
     def test_config_is_complete_and_reloads(self, finished_run, image_folder):
         config = run_config(image_folder)
-        assert load_config(finished_run) == config
+        assert RunFolder(finished_run).read_config() == config
         written = json.loads((finished_run / "config.json").read_text())
         for section in ("model", "data", "training"):
             fields = dataclasses.fields(getattr(config, section))
@@ -160,10 +160,10 @@ class TestResumption:
             assert train_main(arguments) == 75
         err = capsys.readouterr().err
         assert err.count("\n") == 1
-        assert "stopped by SIGTERM at step 7 of 10, saved; the same command goes on from here" in err
+        assert "stopped by SIGTERM at step 7 of 10, saved; the same command resumes" in err
         assert (tmp_path / "run" / "checkpoints" / "step-000000007.index").exists()
         assert train_main(arguments) == 0
-        assert "goes on from step 7" in capsys.readouterr().out
+        assert "resumes from step 7" in capsys.readouterr().out
         # Of the two steps of this row one was taken by each program.
         assert read_log_without_timing(tmp_path / "run")["train", 8]["kl"] == np.mean(
             [fake_step.kl(6), fake_step.kl(7)]
@@ -189,8 +189,8 @@ class TestResumption:
         with pytest.raises(FirstStepError):
             train(run_config(image_folder), run)
         out = capsys.readouterr().out
-        assert "passed over: the checkpoint" in out and "step-000000010 is damaged" in out
-        assert "goes on from step 5" in out
+        assert "not used: the checkpoint" in out and "step-000000010 is damaged" in out
+        assert "resumes from step 5" in out
         assert (checkpoints.list_checkpoint_steps(), checkpoints.list_checkpoint_steps("best")) == ([5], [])
         assert max(step for _, step in read_log_without_timing(run)) == 5
 
@@ -227,7 +227,7 @@ class TestPlaceOfImages:
         with pytest.raises(FirstStepError):
             train(run_config(image_folder, steps=11, loggers=()), tmp_path / "run")
         assert f"images are read from {image_folder}; {tmp_path / 'gone'}, where" in capsys.readouterr().out
-        assert load_config(tmp_path / "run") == run_config(image_folder, steps=11, loggers=())
+        assert RunFolder(tmp_path / "run").read_config() == run_config(image_folder, steps=11, loggers=())
         # Where both are there they are different images.
         (tmp_path / "other").mkdir()
         with pytest.raises(RunError, match="data.source was .* and is now"):
@@ -274,7 +274,7 @@ class TestRefusals:
     def test_folder_of_a_program_that_ended_as_it_began_is_no_obstacle(self, tmp_path, image_folder):
         (tmp_path / ".lock").touch()
         (tmp_path / ".config.json.123.tmp").write_text("{")
-        directory = RunDirectory(tmp_path, run_config(image_folder))
+        directory = TrainingFolder(tmp_path, run_config(image_folder))
         directory.require_same_run()
         assert not directory.is_resumed
 

@@ -105,4 +105,4 @@ def test_progress_goes_on_in_silence_where_its_output_is_gone(capsys):
     progress.show_note("still more")
     progress.close_bar()
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "cannot write to standard output (Input/output error); training goes on" in err
+    assert err.count("\n") == 1 and "cannot write to standard output (Input/output error); training continues" in err

@@ -63,4 +63,4 @@ class TestWorkers:
         with pytest.raises(LostWorkerError) as error, convert_lost_worker_errors(1):
             raise tf.errors.UnavailableError(None, None, message)
         assert "\n" not in str(error.value)
-        assert "worker 1 cannot go on" in str(error.value) and "Connection reset by peer" in str(error.value)
+        assert "worker 1 cannot continue" in str(error.value) and "Connection reset by peer" in str(error.value)

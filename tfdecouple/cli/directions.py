@@ -68,9 +68,9 @@ def run(options: argparse.Namespace) -> int:
     from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_images
     from tfdecouple.runs.latent_directions import Directions
     from tfdecouple.runs.opened_run import Run, hash_weights
-    from tfdecouple.runs.run_folder import is_run_folder
+    from tfdecouple.runs.run_folder import RunFolder
 
-    if not is_run_folder(options.run):
+    if not RunFolder(options.run).is_folder:
         raise UserError(
             f"directions are kept in a run folder, and {options.run} is none; make one of it first, with "
             f"python -m tfdecouple publish --run {options.run} --to DIR"

@@ -193,10 +193,10 @@ def count_test_evaluation(run: str | pathlib.Path, out: pathlib.Path, source: So
     log is RUN/evaluation/test_evaluations.log, or in `out` if RUN is not a run folder or is not writable.
     """
     from tfdecouple.cli.run_images import name_unwritable_path
-    from tfdecouple.runs.run_folder import is_run_folder
+    from tfdecouple.runs.run_folder import RunFolder
 
     own = pathlib.Path(run) / "evaluation"
-    folder = own if is_run_folder(run) and os.access(own if own.exists() else own.parent, os.W_OK) else out
+    folder = own if RunFolder(run).is_folder and os.access(own if own.exists() else own.parent, os.W_OK) else out
     line = json.dumps(f"{source.name}: {source.title}, test ({source.descriptions['test']})") + "\n"
     with name_unwritable_path(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from tfdecouple.errors import DataError, UserError, make_printable, one_line
 from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_images
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import Run
-from tfdecouple.runs.run_folder import is_run_folder
+from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.storage.files import write_bytes, write_json
 
 # Name of the sub-folder of a run folder into which commands write pictures.
@@ -151,7 +151,7 @@ def _alternate_groups(groups: list[list[int]]) -> list[tuple[int, ...]]:
 
 def find_results_folder(run: str, out: pathlib.Path | None, name: str) -> pathlib.Path:
     """Returns the folder for results: `out` unless None, else RUN/`name`, or ./`name` if `run` is not a run folder."""
-    return out or (pathlib.Path(run) / name if is_run_folder(run) else pathlib.Path(name))
+    return out or (pathlib.Path(run) / name if RunFolder(run).is_folder else pathlib.Path(name))
 
 
 def save_picture(

@@ -43,7 +43,7 @@ def load_photographs(count: int) -> np.ndarray:
 
 def make_training(strategy: Any, settings: Sequence[str] = (), folder: pathlib.Path = MODEL) -> tuple[Any, Any]:
     """Returns a `TrainingState` with the trained weights of `doctor`'s small model, and its `TrainStep` to train on."""
-    from tfdecouple.runs.run_folder import load_weights
+    from tfdecouple.runs.run_folder import RunFolder
     from tfdecouple.training.state import TrainingState
     from tfdecouple.training.step import TrainStep
 
@@ -51,7 +51,7 @@ def make_training(strategy: Any, settings: Sequence[str] = (), folder: pathlib.P
     config = override(load_small_config(), [*batch, "training.ema_decay=0.0", *settings])
     with strategy.scope():
         state = TrainingState(config)
-    load_weights(folder, state.model, averaged=False)
+    RunFolder(folder).load_weights(state.model, averaged=False)
     return state, TrainStep(config, state, strategy)
 
 

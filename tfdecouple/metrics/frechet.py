@@ -64,10 +64,10 @@ class FrechetDistance(Metric):
 
     def prepare_inputs(self) -> None:
         """Opens the extractor of --frechet and tries it on two images: a bad file fails before a metric is computed."""
-        from tfdecouple.runs.run_folder import load_config
+        from tfdecouple.runs.run_folder import RunFolder
 
         open_feature_extractor(
-            self.options.frechet, load_config(self.options.run).model.image_shape, self.options.trust
+            self.options.frechet, RunFolder(self.options.run).read_config().model.image_shape, self.options.trust
         )
 
     def compute(self, evaluation: Any) -> Result:

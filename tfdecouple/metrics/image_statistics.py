@@ -46,11 +46,11 @@ class ImageStatistics(Metric):
 
     def prepare_inputs(self) -> None:
         """Raises UserError if --split is train, to which regressions are fitted, or the images are no RGB squares."""
-        from tfdecouple.runs.run_folder import load_config
+        from tfdecouple.runs.run_folder import RunFolder
 
         if self.options.split == "train":
             raise UserError("--split is 'train', which --image-statistics is fitted on; take validation or test")
-        shape = load_config(self.options.run).model.image_shape
+        shape = RunFolder(self.options.run).read_config().model.image_shape
         if not is_square_of_rgb(shape):
             raise UserError(
                 f"--image-statistics takes squares of RGB, and those of this model are {describe_images(shape)}; "

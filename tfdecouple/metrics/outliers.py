@@ -55,9 +55,9 @@ class Outliers(Metric):
         """Opens the data sets that --outliers names; raises UserError for an unknown name."""
         from tfdecouple.data import open_source
         from tfdecouple.data.sources import replace_source
-        from tfdecouple.runs.run_folder import load_config
+        from tfdecouple.runs.run_folder import RunFolder
 
-        options, config = self.options, load_config(self.options.run)
+        options, config = self.options, RunFolder(self.options.run).read_config()
         self._sources: dict[str, Source] = {}
         for name in options.outliers:
             if name in MADE:

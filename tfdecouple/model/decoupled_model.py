@@ -31,8 +31,7 @@ from tfdecouple.model.networks import Codes, Networks, run_in_parts
 from tfdecouple.model.round_trip import format_image_numbers, require_exact_images, require_finite, warn_of_far_images
 from tfdecouple.networks.architecture import compute_weight_shapes
 from tfdecouple.runs.pretrained import list_pretrained
-from tfdecouple.runs.run_folder import CONFIG, find_run_folder, load_config, require_fitting_weights
-from tfdecouple.runs.run_folder import load_weights as read_weights
+from tfdecouple.runs.run_folder import CONFIG, RunFolder
 from tfdecouple.runtime.devices import read_free_memory
 from tfdecouple.runtime.execution import disable_autograph
 from tfdecouple.runtime.numerics import get_sizes
@@ -79,7 +78,7 @@ class DecoupledModel(Networks):
             ConfigError: if no preset or bundled weights have this name, or `load_weights` is true for a preset without
                 weights.
         """
-        if not (find_run_folder(preset) / CONFIG).is_file():
+        if not (RunFolder(preset).path / CONFIG).is_file():
             known = (*list_pretrained(), *preset_names())
             if preset not in known:
                 hint = nearest(preset, known)
@@ -90,11 +89,11 @@ class DecoupledModel(Networks):
                     f"{', '.join(list_pretrained())}"
                 )
             return cls(load_preset(preset).model, **kwargs)
-        config = load_config(preset)
-        require_fitting_weights(preset, compute_weight_shapes(config.model))
+        config = RunFolder(preset).read_config()
+        RunFolder(preset).require_fitting_weights(compute_weight_shapes(config.model))
         model = cls(config.model, **kwargs)
         if load_weights:
-            read_weights(preset, model, averaged=config.training.ema_decay > 0)
+            RunFolder(preset).load_weights(model, averaged=config.training.ema_decay > 0)
         return model
 
     def call(self, images: tf.Tensor, labels: Any = None, training: bool = False) -> Codes | SizedCodes:

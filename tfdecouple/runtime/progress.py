@@ -187,7 +187,7 @@ class TrainingProgress:
                 drop_output()
             with contextlib.suppress(OSError):
                 print(
-                    f"cannot write to standard output ({error.strerror or error}); training goes on without, "
+                    f"cannot write to standard output ({error.strerror or error}); training continues without, "
                     "its figures are in metrics.jsonl",
                     file=sys.stderr,
                     flush=True,

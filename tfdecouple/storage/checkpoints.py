@@ -72,8 +72,8 @@ class CheckpointFolder:
         except (tf.errors.OpError, OSError) as error:
             self.remove_remains()
             steps = self.list_checkpoint_steps()
-            # The folder of an imported or published model, or of codes, has no training to go on from.
-            resumes = f", the run goes on from step {steps[0]}" if steps else ""
+            # The folder of an imported or published model, or of codes, has no training to resume.
+            resumes = f", the run resumes from step {steps[0]}" if steps else ""
             full = isinstance(error, tf.errors.ResourceExhaustedError)
             code = errno.ENOSPC if full else getattr(error, "errno", None)
             raise RunError(

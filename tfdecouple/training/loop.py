@@ -8,7 +8,7 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -25,11 +25,10 @@ from tfdecouple.runs.run_folder import CONFIG
 from tfdecouple.runtime.precision import has_tf32
 from tfdecouple.runtime.progress import TrainingProgress
 from tfdecouple.training.evaluation import EvaluationReports
-from tfdecouple.training.metrics_log import MetricsLog
-from tfdecouple.training.run_directory import RunDirectory, make_paths_absolute
 from tfdecouple.training.signals import InterruptedRunError, StopRequest
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import StepResult, TrainStep, add_image_noise, compute_noise_deviation
+from tfdecouple.training.training_folder import TrainingFolder, make_paths_absolute
 from tfdecouple.training.workers import (
     Workers,
     convert_lost_worker_errors,
@@ -99,7 +98,7 @@ def train(
         stack.enter_context(_convert_resource_errors(path))
         workers.require_equal("the options", config.flatten_options())
         workers.call_on_chief(lambda: require_loggers(config.training.loggers))
-        directory = RunDirectory(path, config, progress.print_line)
+        directory = TrainingFolder(path, config, progress.print_line)
         stack.callback(directory.close)
         require_divisible_batch(config.training, strategy.num_replicas_in_sync)
         workers.call_on_chief(directory.require_same_run)
@@ -125,7 +124,7 @@ def _convert_resource_errors(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        resumes = "goes on from the last checkpoint" if (path / CONFIG).is_file() else "begins the run anew"
+        resumes = "resumes from the last checkpoint" if (path / CONFIG).is_file() else "starts the run again"
         raise RunError(
             f"cannot write to the run folder {path}: {error.strerror or error}; the same command {resumes}"
         ) from error
@@ -151,7 +150,7 @@ class Trainer:
         state: TrainingState,
         source: Source,
         strategy: tf.distribute.Strategy,
-        directory: RunDirectory,
+        directory: TrainingFolder,
         progress: TrainingProgress,
         workers: Workers,
     ):
@@ -161,10 +160,8 @@ class Trainer:
         self.source = source
         self.strategy = strategy
         self.workers = workers
-        self.directory = cast(RunDirectory, _ChiefProxy(workers, directory))
-        self.log = cast(MetricsLog, _ChiefProxy(workers, directory.log))
-        reports = EvaluationReports(config, state, source, directory, progress.show_note)
-        self.reports = cast(EvaluationReports, _ChiefProxy(workers, reports))
+        self.directory = directory
+        self.reports = EvaluationReports(config, state, source, directory, progress.show_note)
         self.progress = progress
         self.take_step = TrainStep(config, state, strategy)
         self.evaluator = BoundEvaluator(state.model, strategy)
@@ -174,14 +171,14 @@ class Trainer:
 
     def train_to_end(self) -> dict[str, Any]:
         """Trains to the run's last step and evaluates test images; returns the content of summary.json, a dict."""
-        messages, is_new = self.directory.restore_newest_state(self.state)
+        messages, is_new = self.workers.call_on_chief(lambda: self.directory.restore_newest_state(self.state))
         if not is_new:
             self.workers.broadcast_variables(
                 variable for group in self.state.group_checkpoint_variables().values() for variable in group.values()
             )
         self.step = self._read_at = int(self.state.step.numpy())
         self.skipped = self.step - int(self.state.updates.numpy())
-        if summary := self.directory.read_finished_summary():
+        if summary := self.workers.call_on_chief(self.directory.read_finished_summary):
             return summary
         self.progress.show_start(self.step)
         self._print_run_description(messages)
@@ -230,7 +227,8 @@ class Trainer:
                 images = add_image_noise(images, compute_noise_deviation(self.training, tf.constant(0)), normal)
             self.state.model.initialize(images, seed=self.training.seed)
         else:
-            self.directory.load_initial_weights(self.state, run, self.source.label_names)
+            names = self.source.label_names
+            self.workers.call_on_chief(lambda: self.directory.load_initial_weights(self.state, run, names))
         # Different processors may round differently, so all workers continue with the chief's weights.
         self._broadcast_model()
         self.state.optimizer.start_averages()
@@ -247,9 +245,10 @@ class Trainer:
         if self._files_written:
             return
         self._files_written = True
-        if damaged := self.directory.write_run_files(self.source.label_names):
+        names = self.source.label_names
+        if damaged := self.workers.call_on_chief(lambda: self.directory.write_run_files(names)):
             self.progress.print_line(
-                f"metrics.jsonl: {damaged} damaged rows are left out; the checkpoints are not touched"
+                f"metrics.jsonl: {damaged} damaged rows are left out; the checkpoints are unchanged"
             )
 
     def _train_to_last_step(self, stop: StopRequest) -> None:
@@ -296,7 +295,7 @@ class Trainer:
             self._save_checkpoint(overwrite=False)
             cause = stop.reason or "a signal to another worker"
             raise InterruptedRunError(
-                f"stopped by {cause} at step {self.step} of {training.steps}, saved; the same command goes on from here"
+                f"stopped by {cause} at step {self.step} of {training.steps}, saved; the same command resumes"
             )
 
     def _should_stop(self, stop: StopRequest, fetched: StepResult | None = None) -> bool:
@@ -355,7 +354,7 @@ class Trainer:
             "images_per_second": images_per_second,
             "skipped_steps": self.skipped,
         }
-        self.log.write("train", self.step, row)
+        self.workers.call_on_chief(lambda: self.directory.log.write("train", self.step, row))
         self.progress.set_metrics(row["bits_per_dim"], images_per_second)
 
     def _save_checkpoint(self, overwrite: bool = True) -> None:
@@ -365,7 +364,7 @@ class Trainer:
                 f"training diverged: weights are not finite at step {self.step}, which is not saved; all weights of "
                 f"the checkpoints in {self.directory.checkpoints.path} are finite. See docs/divergence.md"
             )
-        self.directory.save_training_state(self.state, self.step, overwrite)
+        self.workers.call_on_chief(lambda: self.directory.save_training_state(self.state, self.step, overwrite))
 
     def _is_evaluation_step(self) -> bool:
         return self.step == self.training.steps or self.step % self.training.evaluate_every == 0
@@ -376,7 +375,7 @@ class Trainer:
         The images are evaluated if an evaluation is due at the current step and the log has none. The log may also have
         an evaluation where none is due: at the former last step, if `training.steps` was raised.
         """
-        bits_per_dim = self.log.validation_bits_per_dim(self.step)
+        bits_per_dim = self.workers.call_on_chief(lambda: self.directory.log.validation_bits_per_dim(self.step))
         if bits_per_dim is not None:
             self.state.update_best_evaluation(self.step, bits_per_dim)
         elif self._is_evaluation_step():
@@ -387,14 +386,14 @@ class Trainer:
         count = self._count_evaluated_images("validation", self.training.evaluation_images)
         where = (
             f"while the validation images were measured at step {self.step} of {self.training.steps}, saved; "
-            "the same command goes on from here"
+            "the same command resumes"
         )
         with self._stop_evaluation_at_once(stop, where), self.state.optimizer.use_averages():
             count_batch = self.progress.make_counter("validation", count)
             batches = self._load_evaluation_batches("validation", count)
             measured = self.evaluator(batches, seed=self.training.seed, on_batch=count_batch)
             is_best = self.state.update_best_evaluation(self.step, measured.bits_per_dim)
-            message = self.reports.report_validation(self.step, measured, is_best)
+            message = self.workers.call_on_chief(lambda: self.reports.report_validation(self.step, measured, is_best))
         self.progress.print_line(message)
 
     def _measure_test_images(self, stop: StopRequest) -> dict[str, Any]:
@@ -405,7 +404,7 @@ class Trainer:
             "the same command measures them again"
         )
         with self._stop_evaluation_at_once(stop, where):
-            self.directory.load_best_weights(self.state)
+            self.workers.call_on_chief(lambda: self.directory.load_best_weights(self.state))
             self._broadcast_model()
             test: Bound | None = None
             if training.evaluation_samples:
@@ -415,7 +414,7 @@ class Trainer:
                     seed=training.seed,
                     on_batch=self.progress.make_counter("test", count),
                 )
-            summary, lines = self.reports.write_summary(self.step, test, count)
+            summary, lines = self.workers.call_on_chief(lambda: self.reports.write_summary(self.step, test, count))
             for line in lines:
                 self.progress.print_line(line)
             return summary
@@ -433,17 +432,3 @@ class Trainer:
         size = round_batch_size(self.training.evaluation_batch_size, count, self.strategy.num_replicas_in_sync)
         batches = make_evaluation_batches(self.source, split, batch_size=size, limit=count)
         return check_batch_labels(batches, self.source, self.config.model)
-
-
-class _ChiefProxy:
-    """A proxy of `target`: methods are called in the chief's process (rank 0) only, and all workers get the results."""
-
-    def __init__(self, workers: Workers, target: Any):
-        self._workers = workers
-        self._target = target
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._target, name)
-        if not callable(value):
-            return value
-        return lambda *args, **options: self._workers.call_on_chief(lambda: value(*args, **options))
