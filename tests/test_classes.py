@@ -224,7 +224,7 @@ def test_models_are_saved_and_loaded_by_keras(name, tmp_path):
 
 def test_a_model_without_labels_takes_none():
     model = variant("coupling")
-    assert "knows no labels" in message_of(DataError, lambda: model.encode(images_of(model), LABELS))
+    assert "has no labels" in message_of(DataError, lambda: model.encode(images_of(model), LABELS))
     for call in (lambda: model.classify(images_of(model)), lambda: model.class_log_probabilities):
         assert "knows no labels" in message_of(UserError, call)
     assert "no function of the label" in message_of(UserError, lambda: model.class_codes)

@@ -8,14 +8,14 @@ from helpers.trainers import BATCH, augment_images
 
 from tfdecouple import randomness
 from tfdecouple.config import Config, TrainingConfig
-from tfdecouple.training.state import TrainingState
-from tfdecouple.training.step import (
+from tfdecouple.model.step_effects import (
     add_image_noise,
     compute_kl_weight,
-    compute_learning_rate,
     compute_noise_deviation,
     draw_pattern_images,
 )
+from tfdecouple.training.state import TrainingState
+from tfdecouple.training.step import compute_learning_rate
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 50])

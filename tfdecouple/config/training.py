@@ -12,6 +12,17 @@ from tfdecouple.loggers import LOGGERS
 
 PRECISIONS = ("float32", "tf32", "mixed_bfloat16")
 MEMORY = ("keep", "recompute", "invert")
+# Options of a run by `train.py` that `compile` does not take: a Keras optimizer has its own learning rate and schedule,
+# and `fit` has arguments and callbacks for the others. All other options take effect in each step, there and in `fit`.
+OPTIMIZER_OPTIONS = (
+    "learning_rate", "warmup_steps", "decay_rate", "linear_decay", "optimizer", "matrix_rate", "beta_1", "beta_2",
+    "epsilon", "weight_decay", "clip_norm", "ema_decay",
+)  # fmt: skip
+RUN_OPTIONS = (
+    "steps", "batch_size", "micro_batches", "bytes_per_pack", "log_every", "evaluate_every", "checkpoint_every",
+    "keep_checkpoints", "evaluation_batch_size", "evaluation_images", "pictures", "evaluation_samples", "loggers",
+    "init_from",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,3 +145,9 @@ class TrainingConfig:
             f"training.batch_size is {self.batch_size} and training.micro_batches {self.micro_batches}; "
             "the first must be a multiple of the second",
         )
+
+
+# Names of the options that take effect in each training step, of `train.py` and of Keras' `fit`.
+STEP_OPTIONS = tuple(
+    field.name for field in dataclasses.fields(TrainingConfig) if field.name not in (*OPTIMIZER_OPTIONS, *RUN_OPTIONS)
+)

@@ -23,12 +23,14 @@ from tfdecouple.arguments import (
     require_images,
 )
 from tfdecouple.config import TrainingConfig, load_preset, preset_names
+from tfdecouple.config.training import STEP_OPTIONS
 from tfdecouple.errors import ConfigError, DataError, InversionError, UserError, nearest
 from tfdecouple.model import keras_training
 from tfdecouple.model.any_size import SizedCodes, compute_size_multiple, require_any_size, round_side_up
 from tfdecouple.model.interpolation import interpolate_codes
 from tfdecouple.model.networks import Codes, Networks, run_in_parts
 from tfdecouple.model.round_trip import format_image_numbers, require_exact_images, require_finite, warn_of_far_images
+from tfdecouple.model.step_effects import add_first_noise
 from tfdecouple.networks.architecture import compute_weight_shapes
 from tfdecouple.runs.pretrained import list_pretrained
 from tfdecouple.runs.run_folder import CONFIG, RunFolder
@@ -362,20 +364,16 @@ class DecoupledModel(Networks):
         Args:
             optimizer: a Keras optimizer, with its schedule, clipping and weight decay, or the name of an optimizer.
             loss: must be None, because the loss is always the negative evidence lower bound.
-            **options: `run_eagerly`, `steps_per_execution` and `auto_scale_loss` as in Keras, and the following
-                options, with the defaults of `TrainingConfig`: `kl_weight` (weight of the KL term), `precision`
-                ("float32", "tf32" or "mixed_bfloat16"; by default the precision of Keras' global policy), `memory` (how
-                activations reach the backward pass: "keep", "recompute" or "invert"), `jit_compile` (whether XLA
-                compiles the layers), `seed` (of all noise in training and evaluation), `init_images` (number of
-                training images from which `fit` initialises a model without weights) and `max_skipped_steps` (training
-                ends after this many skipped steps in a row; `fit` says which steps are skipped).
+            **options: `run_eagerly`, `steps_per_execution` and `auto_scale_loss` as in Keras, and those options of
+                `TrainingConfig` that take effect in each step (`config.training.STEP_OPTIONS`), such as `kl_weight`,
+                `noise`, `memory` or `seed`, with its defaults; `precision` is by default that of Keras' global policy.
 
         Raises:
             UserError: if a loss or metrics are given, or Keras' policy is float16.
             ConfigError: if an option has an impossible value.
         """
         training = keras_training.make_training_config({"loss": loss, **options})
-        options = {name: value for name, value in options.items() if name not in keras_training.OPTIONS}
+        options = {name: value for name, value in options.items() if name not in STEP_OPTIONS}
         metrics = keras_training.BoundMetrics(self.nats_to_bits_per_dim, training)
         # Keras' `jit_compile` would make XLA compile a whole training step, so it stays off; XLA compiles layers only.
         super().compile(optimizer, jit_compile=False, **options)
@@ -389,7 +387,7 @@ class DecoupledModel(Networks):
             return config
         for name in keras_training.FIXED:
             config.pop(name, None)
-        return {**config, **{name: getattr(self._options, name) for name in keras_training.OPTIONS}}
+        return {**config, **{name: getattr(self._options, name) for name in STEP_OPTIONS}}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles a loaded model with the dict that `get_compile_config` returned when the model was saved."""
@@ -450,7 +448,7 @@ class DecoupledModel(Networks):
                 print(
                     f"starting the weights from {len(images)} training images, then tracing the first step", flush=True
                 )
-            self.initialize(images, seed=training.seed)
+            self.initialize(add_first_noise(images, training), seed=training.seed)
         if isinstance(x, tf.data.Dataset):
             # Keras does not shuffle a `tf.data.Dataset`, and would warn about the default of its `fit`, shuffle=True.
             options.setdefault("shuffle", False)

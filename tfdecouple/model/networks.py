@@ -18,7 +18,7 @@ from tfdecouple.arguments import as_images, as_labels, as_pixel_noise, as_z, req
 from tfdecouple.config import ModelConfig, parse_config
 from tfdecouple.errors import DataError, NotInitializedError, UserError
 from tfdecouple.layers import Coupling, InvertibleLinear
-from tfdecouple.layers.base import KeepsWeights, Visit
+from tfdecouple.layers.base import InvertibleLayer, KeepsWeights, Visit
 from tfdecouple.layers.colour_map import compute_start, measure_colours
 from tfdecouple.model.any_size import (
     compute_size_multiple,
@@ -40,7 +40,7 @@ from tfdecouple.networks.architecture import count_by_network, make_networks, re
 from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import Encoder
 from tfdecouple.networks.flow import Flow
-from tfdecouple.networks.prior import ClassAffine, ClassCodes, PriorFlow
+from tfdecouple.networks.prior import ClassAffine, ClassCodes
 from tfdecouple.runtime.execution import backward_memory, disable_autograph, get_backward_mode
 from tfdecouple.runtime.numerics import get_sizes, multiply_sizes
 from tfdecouple.runtime.requirements import require_backend
@@ -97,15 +97,17 @@ class Networks(KeepsWeights, keras.Model):
         made = {name: network for name, (network, _) in make_networks(self.config).items()}
         self.flow: Flow = made["flow"]
         self.encoder: Encoder | None = made.get("encoder")
-        self.prior_flow: PriorFlow | None = made.get("prior_flow")
+        self.prior_flow: InvertibleLayer | None = made.get("prior_flow")
         self.prior_affine: ClassAffine | None = made.get("prior_affine")
         self.code_net: ClassCodes | None = made.get("class_codes")
         self.dequantizer: Dequantizer | None = made.get("dequantizer")
         networks = [self.flow, self.encoder, self.prior_flow]
         if self.dequantizer is not None:
             networks += [self.dequantizer.encoder, self.dequantizer.flow]
-        for network in filter(None, networks):
-            network.execution.jit_compile = jit_compile
+        for network in networks:
+            # A prior flow without traces of its own, such as a single layer, has no `execution`.
+            if hasattr(network, "execution"):
+                network.execution.jit_compile = jit_compile
         self.build()
 
     def build(self, input_shape: Any = None) -> None:

@@ -6,10 +6,11 @@ import dataclasses
 import functools
 import itertools
 import math
+import pkgutil
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tfdecouple.config import Config, ModelConfig
+from tfdecouple.config import PRIORS, Config, ModelConfig
 from tfdecouple.config.shapes import StagePlan, name_flow_steps
 from tfdecouple.errors import ConfigError
 from tfdecouple.runtime.devices import format_bytes, read_total_memory
@@ -40,17 +41,15 @@ def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
     from tfdecouple.networks.dequantizer import Dequantizer
     from tfdecouple.networks.encoder import Encoder
     from tfdecouple.networks.flow import Flow
-    from tfdecouple.networks.prior import ClassAffine, ClassCodes, PriorFlow
+    from tfdecouple.networks.prior import ClassAffine, ClassCodes
 
     image, z = (None, *config.image_shape), (None, config.latent_dim)
     networks: dict[str, tuple[Any, tuple]] = {"flow": (Flow(config, name="flow"), image)}
     if config.has_encoder:
         options = config.latent_dim, config.encoder_channels, config.encoder_out_channels, config.colour_map
         networks["encoder"] = Encoder(*options, name="encoder"), image
-        if config.prior == "flow":
-            width, transform, alpha = config.prior_hidden, config.prior_transform, config.prior_alpha
-            prior = PriorFlow(config.prior_steps, width, transform=transform, alpha=alpha, name="prior_flow")
-            networks["prior_flow"] = prior, z
+        if config.prior in PRIORS:
+            networks["prior_flow"] = pkgutil.resolve_name(PRIORS[config.prior])(config, name="prior_flow"), z
         if config.has_classes:
             networks["prior_affine"] = ClassAffine(config.classes, config.latent_dim, name="prior_affine"), z
     if config.has_class_codes:

@@ -219,6 +219,7 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
 def write_run(folder: pathlib.Path, model: DecoupledModel, config: Config, step: int) -> None:
     """Writes a run folder with a config and one checkpoint: the weights of `model`, as the run's best, of `step`."""
     config.to_json()  # A config that cannot be written raises its error here, before the folder is made.
+    folder.mkdir(parents=True, exist_ok=True)
     run = RunFolder(folder, is_written=True)
     run.write_best_weights(model.named_variables(), step)
     run.write_config(config)

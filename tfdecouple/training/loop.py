@@ -13,7 +13,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdecouple import randomness
 from tfdecouple.config import Config, describe_config
 from tfdecouple.data import Source, make_evaluation_batches, make_training_batches, open_source
 from tfdecouple.data.batches import round_batch_size
@@ -21,13 +20,14 @@ from tfdecouple.data.labels import check_batch_labels, make_training_inputs, req
 from tfdecouple.errors import DivergedError, RunError, one_line
 from tfdecouple.loggers import require_loggers
 from tfdecouple.metrics.bits_per_dim import Bound, BoundEvaluator
+from tfdecouple.model.step_effects import add_first_noise
 from tfdecouple.runs.run_folder import CONFIG
 from tfdecouple.runtime.precision import has_tf32
 from tfdecouple.runtime.progress import TrainingProgress
 from tfdecouple.training.evaluation import EvaluationReports
 from tfdecouple.training.signals import InterruptedRunError, StopRequest
 from tfdecouple.training.state import TrainingState
-from tfdecouple.training.step import StepResult, TrainStep, add_image_noise, compute_noise_deviation
+from tfdecouple.training.step import StepResult, TrainStep
 from tfdecouple.training.training_folder import TrainingFolder, make_paths_absolute
 from tfdecouple.training.workers import (
     Workers,
@@ -218,13 +218,7 @@ class Trainer:
                 f"starting the weights from {count} training images, then tracing the first step", at_once=True
             )
             first = make_training_batches(self.source, self.config.data, batch_size=count, seed=self.training.seed)
-            images = next(iter(first))["image"]
-            if self.training.noise:
-                # The first updates train on images with noise, so the layers are initialised from noisy images, too.
-                normal = tf.random.stateless_normal(
-                    images.shape, randomness.derive_seed(self.training.seed, "start", "images")
-                )
-                images = add_image_noise(images, compute_noise_deviation(self.training, tf.constant(0)), normal)
+            images = add_first_noise(next(iter(first))["image"], self.training)
             self.state.model.initialize(images, seed=self.training.seed)
         else:
             names = self.source.label_names
