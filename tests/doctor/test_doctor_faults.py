@@ -69,23 +69,23 @@ def compared(variant="float32"):
 
 class TestNumerics:
     @pytest.mark.parametrize("variant", ["float32", pytest.param("bfloat16 nets", marks=pytest.mark.slow)])
-    def test_hold_here(self, variant):
+    def test_numerics_pass_on_this_cpu(self, variant):
         result = compared(variant)
         assert result.holds, result.message
         # The gradient in bfloat16 is another one.
         assert variant == "float32" or result.figures["off"]["gradient"] > 1e-4
 
-    def test_hold_on_an_accelerator_that_adds_up_in_another_order(self):
+    def test_numerics_pass_with_rounding_of_another_summation_order(self):
         with emulated_accelerator(noise=1e-6):
             result = compared()
         assert result.holds, result.message
 
-    def test_find_tf32_that_is_left_on(self):
+    def test_numerics_fail_with_tf32_left_on(self):
         with faulty():
             result = compared()
         assert not result.holds and "float32" in result.advice, result.message
 
-    def test_find_a_device_that_computes_something_else(self, compared_with):
+    def test_numerics_fail_on_a_device_with_wrong_v(self, compared_with):
         first, second = compared_with({"v": 1.001}, devices=("CPU:1",))
         assert first.what.startswith("CPU:0") and first.holds
         assert second.what.startswith("CPU:1") and second.holds is False and "too large: v" in second.message
@@ -100,19 +100,19 @@ class TestNumerics:
             ({"gradient": 1.5}, "bfloat16 nets", False),
         ],
     )
-    def test_bounds_of_a_variant(self, compared_with, factors, variant, holds):
+    def test_numerics_have_a_bound_for_each_variant(self, compared_with, factors, variant, holds):
         result = compared_with(factors, VARIANT[variant])[-1]
         assert result.holds is holds
         assert variant == "float32" or "training.precision=mixed_bfloat16" in result.advice
 
 
 class TestExactness:
-    def test_every_kind_comes_back(self):
+    def test_exactness_passes_for_every_kind_of_image(self):
         (result,) = device_checks.try_round_trips(Task(quick=True))
         assert result.holds, result.message
         assert len(result.figures["lost"]) == 10 and result.what == "Keras, CPU:0"
 
-    def test_images_that_tf32_loses_are_found(self):
+    def test_exactness_fails_for_images_that_tf32_loses(self):
         with faulty():
             (result,) = device_checks.try_round_trips(Task(quick=True))
         assert result.holds is False and "lost: " in result.message and "noise" in result.message

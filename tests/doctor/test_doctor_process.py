@@ -22,7 +22,7 @@ def run(monkeypatch):
     return lambda name, timeout=PATIENCE: check_runner.run_in_process(name, Task(timeout=timeout, devices=("CPU:3",)))
 
 
-def test_results_arrive_whatever_is_printed_and_the_users_folder_is_not_imported_from(run, tmp_path, monkeypatch):
+def test_check_process_ignores_prints_and_modules_of_the_users_folder(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "json.py").write_text("raise SystemExit('imported from the folder of the user')")
     first, second = run("well")
@@ -40,7 +40,7 @@ def test_results_arrive_whatever_is_printed_and_the_users_folder_is_not_imported
         ("hangs", 1, "time", "not done after 4 s"),
     ],
 )
-def test_a_failure_is_a_line_with_advice_after_the_results(run, name, before, kind, message):
+def test_failed_check_process_adds_a_line_with_advice(run, name, before, kind, message):
     *results, last = run(name, 4 if kind == "time" else PATIENCE)
     assert results == [Result("first", True, "well")] * before
     assert last.figures["failed"] == kind and message in last.message and "\n" not in last.message and last.advice
@@ -48,16 +48,16 @@ def test_a_failure_is_a_line_with_advice_after_the_results(run, name, before, ki
 
 
 @pytest.mark.parametrize(("name", "holds"), [("measured_fails_late", False), ("measured_wants_memory", None)])
-def test_too_little_memory_breaks_no_promise_where_there_is_none(run, name, holds):
+def test_measurement_without_memory_is_no_failure(run, name, holds):
     assert run(name)[-1].holds is holds
 
 
-def test_more_devices_than_there_are_are_one_line():
+def test_too_many_devices_for_doctor_is_one_line():
     with pytest.raises(UserError, match=r"^--devices is 0; it must be from 1 to 256$"):
         check_runner.run_in_process("build", Task(requested=0))
 
 
-def test_each_check_gets_the_variants_that_it_takes_and_the_devices_that_build_finds(monkeypatch):
+def test_doctor_runs_each_check_with_its_variants_on_the_found_devices(monkeypatch):
     asked = []
 
     def note(name, task):
@@ -76,7 +76,7 @@ def test_each_check_gets_the_variants_that_it_takes_and_the_devices_that_build_f
     assert {name for name, _, _ in asked} == {"build", "speed"} and len(asked) == 4
 
 
-def test_the_check_of_the_recipe_in_docs_extending_runs_and_is_reported(tmp_path):
+def test_doctor_check_of_the_recipe_is_run_and_reported(tmp_path):
     copy = copy_packages(tmp_path)
     module, _, registered = read_recipe("doctor check").partition("# in `CHECKS`\n")
     folder = copy / "tfdecouple" / "doctor"

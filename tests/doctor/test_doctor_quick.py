@@ -14,7 +14,7 @@ from tfdecouple.doctor.check_runner import CHECKS
 pytestmark = pytest.mark.slow
 
 
-def test_all_promises_hold_here(tmp_path, forked):
+def test_quick_doctor_passes_on_two_logical_devices(tmp_path, forked):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "tfdecouple", "doctor", "--quick", "--devices", "2", "--timeout", str(PATIENCE)]
     here = {**user_environment(), "PYTHONPATH": str(ROOT)}
@@ -52,7 +52,7 @@ print("sockets are refused", file=sys.stderr)
 """
 
 
-def test_rounding_is_found_without_network_and_where_nobody_may_write(tmp_path):
+def test_doctor_finds_rounding_without_network_and_writable_folders(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK, encoding="utf-8")
     nowhere = {"HOME": "/proc/nothing", "TMPDIR": "/proc/nothing", "KERAS_HOME": "/proc/nothing"}
     rounds = {"ONEDNN_DEFAULT_FPMATH_MODE": "BF16"}

@@ -42,7 +42,7 @@ class TestBuild:
             ("NoDevFiles", 2, 0, None),
         ],
     )
-    def test_gpus_that_the_user_leaves_visible_are_to_be_seen(self, visible, present, seen, holds):
+    def test_build_fails_if_tensorflow_misses_visible_gpus(self, visible, present, seen, holds):
         environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
         found = of_machine(nvidia_smi=[GPU] * present, gpus=[{}] * seen, environment=environment)
         assert found["GPUs in use"].holds is holds
@@ -52,7 +52,7 @@ class TestBuild:
                 "CUDA_VISIBLE_DEVICES" in found["GPUs in use"].message and "names GPUs" in found["GPUs in use"].advice
             )
 
-    def test_a_variable_that_rounds_on_the_cpu_is_a_failure(self):
+    def test_build_fails_for_a_variable_that_rounds_float32(self):
         assert "float32 of the CPU" not in of_machine(environment={"ONEDNN_DEFAULT_FPMATH_MODE": "STRICT"})
         found = of_machine(environment={"ONEDNN_DEFAULT_FPMATH_MODE": "BF16"})["float32 of the CPU"]
         assert found.holds is False and found.advice == "unset ONEDNN_DEFAULT_FPMATH_MODE"
@@ -98,13 +98,13 @@ class TestCommand:
             (["--out", "/proc/nothing"], "/proc/nothing"),
         ],
     )
-    def test_mistakes_are_one_line_before_anything_is_measured(self, arguments, says, capsys):
+    def test_wrong_option_of_doctor_is_one_line(self, arguments, says, capsys):
         assert main(["doctor", *arguments]) == 2
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1
 
     @pytest.mark.parametrize(("holds", "status"), [(True, 0), (False, 5)])
-    def test_the_status_says_whether_all_holds(self, holds, status, monkeypatch, tmp_path, capsys):
+    def test_doctor_status_is_5_if_a_check_fails(self, holds, status, monkeypatch, tmp_path, capsys):
         result = Result("one", holds, "said", "" if holds else "do this")
         monkeypatch.setattr(check_runner, "run_in_process", lambda name, task: [result])
         assert main(["doctor", "--out", str(tmp_path / "new"), "--only", "numerics"]) == status

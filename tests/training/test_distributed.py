@@ -90,9 +90,7 @@ class TestTwoRanks:
         assert rows == {("train", 2), ("train", 4), ("train", 5), ("validation", 5), ("test", 5)}
         self.assert_same(*states)
 
-    def test_both_stop_at_the_same_step_and_what_the_chief_restores_is_what_both_have(
-        self, ranks, fake_step, monkeypatch
-    ):
+    def test_two_ranks_stop_at_one_step_and_restore_the_chiefs_state(self, ranks, fake_step, monkeypatch):
         monkeypatch.setattr(fake_step, "told_to_stop", 3)
         _, ended = ranks()
         for error in ended:
@@ -112,7 +110,7 @@ class TestTwoRanks:
 
 @pytest.mark.slow
 class TestTwoProcesses:
-    def test_end_well_and_only_the_chief_speaks(self, shared_run):
+    def test_only_the_chief_of_two_processes_prints(self, shared_run):
         (status, out, err), (other_status, other_out, other_err) = shared_run.ended
         assert (status, other_status) == (0, 0), (err, other_err)
         assert (err, other_err) == ("", "")
@@ -120,7 +118,7 @@ class TestTwoProcesses:
         assert other_out == ""
 
     @pytest.mark.parametrize("step", [5, 10])
-    def test_weights_are_those_of_one_process(self, shared_run, finished_run, step):
+    def test_two_processes_train_the_weights_of_one(self, shared_run, finished_run, step):
         # Ten steps of Adam at a learning rate of 0.01 enlarge what another order of additions changes; two devices of
         # one process differ from one by as much.
         ours, theirs = (read_checkpoint(run, f"step-{step:09d}") for run in (shared_run.folder, finished_run))
@@ -128,7 +126,7 @@ class TestTwoProcesses:
         for key, value in ours.items():
             np.testing.assert_allclose(value, theirs[key], rtol=5e-5, atol=5e-5, err_msg=key)
 
-    def test_folder_is_that_of_one_process(self, shared_run, finished_run):
+    def test_two_processes_write_the_folder_of_one(self, shared_run, finished_run):
         for pattern in ("*", "images/*", "checkpoints/*"):
             names = [sorted(path.name for path in run.glob(pattern)) for run in (shared_run.folder, finished_run)]
             assert names[0] == names[1]
@@ -154,7 +152,7 @@ class TestTwoProcesses:
 
 @pytest.mark.slow
 class TestInterruption:
-    def test_signal_to_one_stops_both_and_any_number_goes_on(self, pair, image_folder, capfd):
+    def test_signal_to_one_worker_stops_both_and_any_number_resumes(self, pair, image_folder, capfd):
         pair.start()
         pair.wait_for_checkpoint()
         pair.processes[1].send_signal(signal.SIGTERM)
@@ -179,7 +177,7 @@ class TestInterruption:
         assert {step for kind, step in read_log(pair.run) if kind == "train"} == expected
 
     @pytest.mark.parametrize("killed", [0, 1])
-    def test_after_a_killed_worker_the_same_command_goes_on(self, pair, killed):
+    def test_same_command_resumes_after_a_killed_worker(self, pair, killed):
         pair.start()
         saved = pair.wait_for_checkpoint()
         pair.processes[killed].kill()
@@ -199,7 +197,7 @@ class TestInterruption:
 
 @pytest.mark.slow
 class TestRefusals:
-    def test_are_those_of_all_workers(self, pair):
+    def test_refusal_in_one_worker_ends_all_workers(self, pair):
         """Whatever the chief finds wrong with the folder ends the others, too, which would wait for it otherwise."""
         pair.run.mkdir()
         (pair.run / "diary.txt").write_text("dear diary")

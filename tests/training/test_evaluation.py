@@ -33,12 +33,12 @@ class TestUnreadableImages:
         data = dataclasses.replace(config.data, on_bad_image="skip", cache_gib=0.0)
         return dataclasses.replace(config, data=data)
 
-    def test_are_left_out_of_the_summary(self, config, tmp_path, stand_ins):
+    def test_unreadable_test_images_are_left_out_of_the_summary(self, config, tmp_path, stand_ins):
         summary = train(config, tmp_path / "run").summary
         assert summary["lossless_codecs_images"] == 3
         assert summary["reconstruction"] == "3 of 3 images identical to the last pixel"
 
-    def test_where_there_is_no_other_it_is_one_line(self, config, tmp_path, stand_ins):
+    def test_only_unreadable_test_images_is_one_line(self, config, tmp_path, stand_ins):
         for file in (tmp_path / "test").iterdir():
             file.write_text("no image")
         with pytest.raises(DataError, match="none of the 4 images can be read") as error:

@@ -188,7 +188,7 @@ class TestKill:
 
 
 class TestSignals:
-    def test_program_saves_and_the_same_command_goes_on(self, image_folder, tmp_path):
+    def test_signalled_training_saves_and_the_same_command_resumes(self, image_folder, tmp_path):
         run = tmp_path / "run"
         config = run_config(image_folder, model=LEAST, **ENDLESS, checkpoint_every=3)
         step = -1
@@ -240,9 +240,7 @@ class TestFullDisk:
 
     # Nothing fits; the log and no checkpoint; the checkpoint, and not all pictures of the evaluation.
     @pytest.mark.parametrize("room", [0, 40, 120])
-    def test_is_one_line_and_the_same_command_goes_on_once_there_is_room(
-        self, config, stopped_run, whole_run, small_disk, tmp_path, room
-    ):
+    def test_training_resumes_after_a_full_disk(self, config, stopped_run, whole_run, small_disk, tmp_path, room):
         run = small_disk / "run"
         shutil.copytree(stopped_run, run)
         checkpoints = CheckpointFolder(run / "checkpoints")
@@ -264,7 +262,7 @@ class TestFullDisk:
         assert_same_checkpoint(run, whole_run, "step-000000010")
         assert read_log_without_timing(run) == read_log_without_timing(whole_run)
 
-    def test_as_a_run_begins_is_one_line(self, image_folder, small_disk, tmp_path):
+    def test_full_disk_at_the_start_is_one_line(self, image_folder, small_disk, tmp_path):
         fill(small_disk)
         config, run = run_config(image_folder, model=LEAST, steps=1), small_disk / "run"
         status, _, err = Program(config, run, tmp_path).end()

@@ -14,7 +14,7 @@ import numpy as np
 
 from tfdecouple.config.shapes import describe_images, is_square_of_rgb
 from tfdecouple.errors import DataError, UserError
-from tfdecouple.metrics.base import Estimate, Metric, Result
+from tfdecouple.metrics.base import Estimate, Metric, Result, format_table
 from tfdecouple.metrics.drawn_images import (
     decode_images,
     draw_image_indices,
@@ -204,16 +204,14 @@ def _format_image_statistics(report: dict[str, Any]) -> list[str]:
     lines = [
         f"statistics of images: R2 of a linear regression from {report['dimensions']} numbers at most, fitted on "
         f"{report['train_images']:,} training images, on {report['images']:,} images; and after a switch of z",
-        f"    {'':22}{'from z':>15}{'from v, PCA':>15}{'pixels, PCA':>15}"
-        f"{'follows z':>15}{'follows v':>15}{'nearer to z':>15}",
     ]
+    rows = [["", "from z", "from v, PCA", "pixels, PCA", "follows z", "follows v", "nearer to z"]]
     for name, found in report["statistics"].items():
         figures = [*found["r2"].values(), found["switch"]["z"], found["switch"]["v"]]
+        nearer = {key: 100 * value for key, value in found["switch"]["nearer_to_z"].items()}
         cells = [Estimate(**figure).to_text(2) for figure in figures]
-        nearer = {name: 100 * value for name, value in found["switch"]["nearer_to_z"].items()}
-        cells.append(f"{Estimate(**nearer).to_text(0)} %")
-        lines.append(f"    {name:22}" + "".join(f"{cell:>15}" for cell in cells))
-    return lines
+        rows.append([name, *cells, f"{Estimate(**nearer).to_text(0)} %"])
+    return lines + format_table(rows)
 
 
 def _compute_luminance(images: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfdecouple.errors import DataError
-from tfdecouple.metrics.base import Estimate, Metric, Result, describe_draw_count, require_finite_values
+from tfdecouple.metrics.base import Estimate, Metric, Result, describe_draw_count, format_table, require_finite_values
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -55,11 +55,11 @@ def _format_latent_use(use: LatentUse) -> list[str]:
         f"    active units         {use.active_units} of {dimensions} (variance of the posterior mean above 0.01)",
         f"    bits/dim             {use.bits_per_dim.to_text(4)}, and with the z of another image "
         f"{use.shuffled_bits_per_dim.to_text(4)}: {use.shuffling_costs.to_text(4)} worse",
-        "    dimension   variance of mean   KL to N(0, 1)   information I(x; z_i), KL to q(z_i)",
     ]
-    rows = zip(use.information, range(dimensions), use.mean_variance, use.kl_to_normal, strict=True)
-    for information, number, variance, kl in sorted(rows, reverse=True)[:_LISTED]:
-        lines.append(f"    {number:9}   {variance:16.4f}   {kl:13.4f}   {information:9.4f}")
+    order = sorted(range(dimensions), key=use.information.__getitem__, reverse=True)[:_LISTED]
+    columns = use.mean_variance, use.kl_to_normal, use.information
+    rows = [["dimension", "variance of mean", "KL to N(0, 1)", "information I(x; z_i), KL to q(z_i)"]]
+    lines += format_table(rows + [[str(n), *(f"{column[n]:.4f}" for column in columns)] for n in order])
     if dimensions > _LISTED:
         lines.append(f"    and {dimensions - _LISTED} dimensions of less information")
     return lines

@@ -10,7 +10,7 @@ import numpy as np
 
 from tfdecouple.data.sources import find_source_kind, list_source_kinds
 from tfdecouple.errors import UserError, nearest
-from tfdecouple.metrics.base import Metric, Result, describe_draw_count, require_finite_values
+from tfdecouple.metrics.base import Metric, Result, describe_draw_count, format_table, require_finite_values
 from tfdecouple.metrics.drawn_images import draw_image_indices
 
 if TYPE_CHECKING:
@@ -134,17 +134,16 @@ def _format_separation(reports: dict[str, Any], options: Any) -> list[str]:
     draws = describe_draw_count(options.samples)
     lines = [f"outliers: how well each score separates them, {draws} an image, intervals of 95 %"]
     for name, report in reports.items():
-        lines += [
-            f"    {name} ({report['images']:,} images), against {report['known_images']:,} of {options.split}",
-            f"        {'score':48}{'AUROC':>24}{'false positives at 95 %':>30}",
-        ]
-        for score, each in report["detection"].items():
-            low, high = each["auroc_interval"]
-            area = f"{each['auroc']:.3f} [{low:.3f}, {high:.3f}]"
-            low, high = (100 * end for end in each["false_positives_interval"])
-            share = f"{100 * each['false_positives']:.1f} % [{low:.1f}, {high:.1f}]"
-            lines.append(f"        {f'{score}: {SCORES[score]}':48}{area:>24}{share:>30}")
-    if any(each["auroc"] < 0.5 for report in reports.values() for each in report["detection"].values()):
+        lines.append(f"    {name} ({report['images']:,} images), against {report['known_images']:,} of {options.split}")
+        rows = [["score", "AUROC", "false positives at 95 %"]]
+        for score, found in report["detection"].items():
+            low, high = found["auroc_interval"]
+            area = f"{found['auroc']:.3f} [{low:.3f}, {high:.3f}]"
+            low, high = (100 * end for end in found["false_positives_interval"])
+            share = f"{100 * found['false_positives']:.1f} % [{low:.1f}, {high:.1f}]"
+            rows.append([f"{score}: {SCORES[score]}", area, share])
+        lines += format_table(rows, indent=8)
+    if any(found["auroc"] < 0.5 for report in reports.values() for found in report["detection"].values()):
         lines.append("    an AUROC below 0.5: by that score outliers are the more usual images")
     return lines
 
