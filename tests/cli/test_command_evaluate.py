@@ -186,7 +186,7 @@ class TestRefusals:
 
     def test_evaluate_refuses_classify_without_labels_before_measuring(self, made_run, tmp_path, capsys):
         message = refused(capsys, "--run", made_run, "--out", tmp_path / "out", "--classify")
-        assert "--classify needs a model that knows labels" in message
+        assert "--classify needs a model with labels" in message
         assert not (tmp_path / "out").exists()
 
     def test_evaluate_names_a_folder_that_cannot_be_written(self, made_run, tmp_path, capsys):

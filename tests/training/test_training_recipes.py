@@ -13,9 +13,11 @@ from tfdecouple.storage.files import write_json
 USE = f"""
 import json, sys
 sys.path.append({str(TESTS)!r})
+from tfdecouple.runtime.process import start_tensorflow
+start_tensorflow()
 import numpy as np, tensorflow as tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from tfdecouple.training.workers import make_strategy
+make_strategy(2)
 from helpers.models import random_images
 from helpers.trainers import SMALL, Trainer
 from tfdecouple.config import TrainingConfig

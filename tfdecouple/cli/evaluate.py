@@ -130,7 +130,7 @@ class Evaluation:
         model = self.opened.config.model
         for metric in metrics:
             if metric.needs_classes and not model.has_classes:
-                raise UserError(f"{metric.option} needs a model that knows labels; that of {options.run} knows none")
+                raise UserError(f"{metric.option} needs a model with labels; that of {options.run} has none")
             if metric.needs_posterior and model.has_class_codes:
                 raise UserError(
                     f"{metric.option} needs z of an image, and z of this model is a function of the label "
