@@ -107,7 +107,7 @@ class LinearProbe(Metric):
             classify(name, *flat)
             if model.config.has_latent:
                 pca = fit_pca(flat[0], model.config.latent_dim, options.seed)
-                reduced = (np.ascontiguousarray(pca.transform(each), np.float32) for each in flat)
+                reduced = (np.ascontiguousarray(pca.transform(array), np.float32) for array in flat)
                 classify(f"{name}, PCA", *standardize_features(*reduced))
 
         classify_with_pca("pixels", train, test)
@@ -208,9 +208,9 @@ def classify_images(
     for batch in batches:
         image, label, weight = (np.asarray(batch[name]) for name in ("image", "label", "weight"))
         with full_float32():
-            found = classify(tf.constant(image)).numpy()
+            log_probability = classify(tf.constant(image)).numpy()
         labelled = (weight > 0) & (label >= 0)
-        log_probabilities.append(found[labelled])
+        log_probabilities.append(log_probability[labelled])
         labels.append(label[labelled])
         on_batch(done := done + int((weight > 0).sum()))
     log_p, right = np.concatenate(log_probabilities).astype(np.float64), np.concatenate(labels)

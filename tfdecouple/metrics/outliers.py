@@ -78,16 +78,16 @@ class Outliers(Metric):
         scorer = OutlierScorer(evaluation.opened.model, options.samples, options.seed)
         inliers = _score_images(scorer, evaluation.make_image_batches().as_numpy_iterator(), options.split, count)
         meanings = {name: meaning for name, meaning in SCORES.items() if name in inliers}
-        every, reports = {options.split: inliers}, {}
+        per_image, reports = {options.split: inliers}, {}
         for name in dict.fromkeys(options.outliers):
             outliers = _score_images(scorer, self._read_outlier_batches(evaluation, name), name, count)
             detection = {}
             for key in meanings:
                 # A `shell` far below 0 is as unusual as one far above, so only its distance from 0 counts.
-                ours, others = (np.abs(each[key]) if key == "shell" else each[key] for each in (inliers, outliers))
-                detection[key] = compare_outlier_scores(ours, others, options.seed)
+                inner, outer = (np.abs(s[key]) if key == "shell" else s[key] for s in (inliers, outliers))
+                detection[key] = compare_outlier_scores(inner, outer, options.seed)
             reports[name] = {"images": len(outliers["index"]), "known_images": count, "detection": detection}
-            every[name] = outliers
+            per_image[name] = outliers
         values = {
             "images": count,
             "samples": options.samples,
@@ -97,14 +97,14 @@ class Outliers(Metric):
             # Scores are written with seven digits, because float32 has no more.
             "per_image": {
                 name: {
-                    key: [one if isinstance(one, int) else float(f"{one:.7g}") for one in values.tolist()]
-                    for key, values in each.items()
+                    key: [value if isinstance(value, int) else float(f"{value:.7g}") for value in values.tolist()]
+                    for key, values in scores.items()
                 }
-                for name, each in every.items()
+                for name, scores in per_image.items()
             },
         }
-        shown = list(every.items())[: 1 + len(COLOURS)]
-        panels = {f"{key}: {meaning}": {name: each[key] for name, each in shown} for key, meaning in meanings.items()}
+        shown = list(per_image.items())[: 1 + len(COLOURS)]
+        panels = {f"{key}: {text}": {name: scores[key] for name, scores in shown} for key, text in meanings.items()}
         title = f"Scores of {source.title}, {options.split}, and of other images; the last bins hold what is beyond"
         figure = plot_histograms(panels, f"{title}\n{evaluation.opened.note()}")
         return Result(values, _format_separation(reports, options), render_figure(figure))
@@ -123,7 +123,7 @@ class Outliers(Metric):
                 yield {"image": images, "index": index, "weight": batch["weight"]}
             return
         source = self._sources[name]
-        size, count = (min(each, evaluation.count) for each in (evaluation.batch_size, source.sizes[options.split]))
+        size, count = (min(limit, evaluation.count) for limit in (evaluation.batch_size, source.sizes[options.split]))
         indices = draw_image_indices(source, options.split, count, options.seed)
         with source.guard():
             batches = make_evaluation_batches(source, options.split, batch_size=size, indices=indices)

@@ -136,10 +136,10 @@ def _write_published_files(
     if config.model.classes and (opened.folder / LABELS).is_file():
         write_json(folder / LABELS, opened.label_names)
     if directions is not None:
-        for one in directions:
+        for direction in directions:
             # The data set of a direction is not published, because its name may be a private path of this machine.
-            one.figures.pop("data", None)
-            one.figures.pop("source", None)
+            direction.figures.pop("data", None)
+            direction.figures.pop("source", None)
         dataclasses.replace(directions, about={**directions.about, "run": name}).write(folder)
     if (metrics := opened.folder / METRICS).is_file():
         if metrics.stat().st_size <= METRICS_BYTES:
