@@ -18,7 +18,7 @@ from export import pipeline
 from export.cli import main as export_main
 from tfdecouple import training
 from tfdecouple.cli import doctor, main, train_main
-from tfdecouple.cli.pictures import PictureCommand
+from tfdecouple.cli.picture_commands import PictureCommand
 from tfdecouple.config import Config, list_option_names, parse_config
 from tfdecouple.errors import ConfigError, DataError
 from tfdecouple.runtime.process import run_program

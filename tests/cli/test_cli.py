@@ -10,7 +10,7 @@ from helpers.refusals import refused
 from helpers.runs import run_config
 
 import tfdecouple
-from tfdecouple.cli import COMMANDS, curves, evaluate, main, pictures, train_main
+from tfdecouple.cli import COMMANDS, curves, evaluate, main, picture_commands, train_main
 from tfdecouple.config import Config, list_option_names, load_preset, parse_config, preset_names
 from tfdecouple.runtime.process import run_program
 from tfdecouple.storage.files import write_json
@@ -122,13 +122,13 @@ class TestRefusals:
     @pytest.mark.parametrize("typed", ["switch no.png such.png", "interpolate no.png such.png", "edit no.png"])
     def test_missing_photograph_is_found_before_tensorflow_starts(self, capsys, monkeypatch, typed):
         name, *files = typed.split()
-        monkeypatch.setattr(pictures, "start_tensorflow", lambda: pytest.fail("TensorFlow was started"))
+        monkeypatch.setattr(picture_commands, "start_tensorflow", lambda: pytest.fail("TensorFlow was started"))
         more = ["--run", "photographs", "--direction", "x"] if name == "edit" else []
         assert "there is no image file no.png" in refused(capsys, lambda: main([name, *more, *files]))
 
     @pytest.mark.parametrize("typed", ["curves --run x", "project", "evaluate --outliers noise", "evaluate --probe"])
     def test_missing_matplotlib_is_found_before_tensorflow_starts(self, capsys, monkeypatch, typed):
-        for module in (pictures, curves, evaluate):
+        for module in (picture_commands, curves, evaluate):
             monkeypatch.setattr(module, "start_tensorflow", lambda: pytest.fail("TensorFlow was started"))
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         assert "needs matplotlib, which is missing" in refused(capsys, lambda: main(typed.split()))

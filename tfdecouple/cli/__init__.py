@@ -15,7 +15,7 @@ from typing import Any
 
 from tfdecouple import __version__
 from tfdecouple.cli.options import Parser, get_program_name
-from tfdecouple.cli.pictures import PICTURE_COMMANDS
+from tfdecouple.cli.picture_commands import PICTURE_COMMANDS
 from tfdecouple.errors import UserError, nearest
 from tfdecouple.runtime.process import get_arguments, run_program
 

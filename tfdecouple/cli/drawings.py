@@ -1,4 +1,4 @@
-"""Functions that draw the pictures of the commands in `pictures`, from an opened run and the command's options.
+"""Functions that draw the pictures of the commands in `picture_commands`, from an opened run and the command's options.
 
 Each function yields drawings: tuples of a file name without ending, a picture (of Pillow, or the bytes of a PNG file),
 a summary in a few words, and facts for the JSON file beside the picture.

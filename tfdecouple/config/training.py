@@ -56,8 +56,8 @@ class TrainingConfig:
             0 for no noise, as in the paper. Validation and test images never have noise.
         noise_steps: number of updates after which the noise has fallen to 0.
         patterns: share of the training images, chosen at random, that are replaced by noise and checkerboards
-            (`training/step.py`), so that unnatural images are reconstructed exactly, too; 0 for none, as in the paper.
-            A share of 0.01 is enough after long training. Validation and test images are never replaced.
+            (`model/step_effects.py`), so that unnatural images are reconstructed exactly, too; 0 for none, as in the
+            paper. A share of 0.01 is enough after long training. Validation and test images are never replaced.
         patterns_after: number of updates before the first image is replaced; the best weights are then chosen among
             later evaluations.
         precision: arithmetic of the matrix products in a training step. "float32": full precision, as in the paper's

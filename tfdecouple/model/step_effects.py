@@ -1,4 +1,4 @@
-"""What options of a training change in a step of `train.py` and of Keras' `fit`: the images and the KL term's weight.
+"""Effects of options in a training step, of `train.py` and of Keras' `fit`: changed images, weight of the KL term.
 
 In all functions `update` is the number of updates before this one, an integer scalar; skipped steps do not count.
 """
