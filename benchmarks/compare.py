@@ -37,8 +37,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import make_table, run_json, run_throughput, write_json  # noqa: E402
 from benchmarks.throughput import parse_phase  # noqa: E402
-from tfdecouple.doctor.installation import describe_machine, list_instruction_sets  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
+from tfdecouple.runtime.devices import describe_machine, list_instruction_sets  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 # For each kind of work of this project, such as encode: the work of the PyTorch program that is compared with it.

@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import make_table, measure_relative_errors, write_json, write_tables  # noqa: E402
 from tfdecouple.config import ModelConfig, load_preset, preset_names  # noqa: E402
-from tfdecouple.doctor.installation import describe_machine  # noqa: E402
+from tfdecouple.runtime.devices import describe_machine  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
 # Standard deviation of the noise that is added to initial weights; without noise, couplings would be the identity.

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.common import make_table, write_json  # noqa: E402
 from benchmarks.model_benchmark import Benchmark  # noqa: E402
 from benchmarks.throughput import make_config  # noqa: E402
-from tfdecouple.doctor.installation import describe_machine  # noqa: E402
+from tfdecouple.runtime.devices import describe_machine  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
 # Types of operation that are not counted, because TensorFlow runs them to fold constants before the first step.

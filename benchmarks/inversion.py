@@ -38,7 +38,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from benchmarks.common import make_table, measure_relative_errors, write_json  # noqa: E402
 from benchmarks.model_benchmark import Benchmark, make_timed_config  # noqa: E402
 from tfdecouple.config import PRECISIONS, Config, DataConfig, load_preset, override  # noqa: E402
-from tfdecouple.doctor.installation import describe_machine  # noqa: E402
+from tfdecouple.runtime.devices import describe_machine  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
 HEADER = ["alpha", "updates", "precision", "error", "largest", "of", "median", "whole", "precision alone"]

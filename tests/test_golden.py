@@ -77,12 +77,12 @@ class TestRun:
 @pytest.mark.slow
 def test_training_resumes_from_the_golden_checkpoint(generation, tmp_path):
     """Optimiser, averages and counters too: the `step` checkpoint is read whole."""
-    from tfdecouple.runs.run_folder import load_config
+    from tfdecouple.runs.run_folder import RunFolder
     from tfdecouple.training import train
 
     run = tmp_path / "run"
     shutil.copytree(generation / "run", run)
-    config = load_config(run)
+    config = RunFolder(run).read_config()
     longer = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=50))
     outcome = train(longer, run)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

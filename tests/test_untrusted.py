@@ -28,10 +28,10 @@ from tfdecouple.data.image_file import read_image
 from tfdecouple.errors import DataError, RunError, UserError
 from tfdecouple.interop import wolf
 from tfdecouple.runs.latent_directions import Direction, Directions
+from tfdecouple.runs.metrics_log import MetricsLog
 from tfdecouple.runs.opened_run import hash_weights
 from tfdecouple.runtime.process import make_python_command
 from tfdecouple.storage.checkpoints import CheckpointFolder
-from tfdecouple.training.metrics_log import MetricsLog
 
 pytestmark = pytest.mark.usefixtures("eager_file")
 

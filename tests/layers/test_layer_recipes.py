@@ -1,4 +1,4 @@
-"""The recipes of docs/extending.md for a layer of each step and for a conditioner: trained, inverted and exported."""
+"""The recipes of docs/extending.md for a layer of each step, a conditioner and a prior: trained, inverted, exported."""
 
 from __future__ import annotations
 
@@ -12,21 +12,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import jacobian_log_det, random_images
-from helpers.places import ROOT
 from helpers.recipes import read_recipe
 from helpers.runs import write_run
 from helpers.variants import SMALLEST
+from tensorflow_probability import distributions as tfd
 
 from export.pipeline import ExportConfig, export
-from tfdecouple.config import CONDITIONERS, STEP_LAYERS
+from tfdecouple.config import CONDITIONERS, PRIORS, STEP_LAYERS
 from tfdecouple.layers import Coupling
 from tfdecouple.model import DecoupledModel
-from tfdecouple.networks.architecture import compute_weight_shapes, count_parameters
+from tfdecouple.networks.architecture import compute_weight_shapes, count_multiply_adds, count_parameters
 from tfdecouple.runs.opened_run import load_model
-
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.training_cost import count_multiply_adds  # noqa: E402
 
 # A function of this file runs a few times.
 pytestmark = pytest.mark.usefixtures("eager_file")
@@ -59,6 +55,25 @@ def conditioner():
     """The name of the conditioner of the recipe."""
     with registered("conditioner", CONDITIONERS, "CONDITIONERS") as name:
         yield name
+
+
+def test_prior_of_the_recipe_is_a_learned_gaussian_that_is_planned_sampled_and_trained():
+    with registered("prior", PRIORS, "PRIORS") as prior:
+        model = DecoupledModel(dataclasses.replace(SMALLEST, prior=prior))
+        model.initialize(IMAGES, seed=0)
+        assert model.parameter_count() == count_parameters(model.config)
+        shift, log_scale = (model.named_variables()[f"prior_flow/{name}"] for name in ("shift", "log_scale"))
+        before = model.elbo(IMAGES, seed=0).bits_per_dim
+        shift.assign([0.5, 0, 0, 0]), log_scale.assign([0, 0, 0, 1])
+        z = model.encode(IMAGES).z
+        right = tf.reduce_sum(tfd.Normal(-shift, tf.exp(-log_scale)).log_prob(z), -1)
+        np.testing.assert_allclose(model.prior.log_prob(z), right, rtol=1e-4)
+        np.testing.assert_allclose(model.z_from_noise(tf.zeros([1, 4]))[0], -shift, atol=1e-6)
+        assert np.abs(model.elbo(IMAGES, seed=0).bits_per_dim - before).max() > 1e-3
+        np.testing.assert_array_equal(model.decode(*model.encode(IMAGES)), IMAGES)
+        model.compile("adam")
+        model.train_on_batch(IMAGES)
+        assert shift.numpy()[1] != 0
 
 
 @pytest.fixture(scope="module")

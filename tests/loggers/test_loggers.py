@@ -10,8 +10,8 @@ from PIL import Image
 
 from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.loggers import LOGGERS, require_loggers
+from tfdecouple.runs.metrics_log import MetricsLog, read_metrics
 from tfdecouple.runtime.requirements import MissingPackageError
-from tfdecouple.training.metrics_log import MetricsLog, read_metrics
 
 CONFIG = Config(name="tiny", model=SMALL, training=TrainingConfig(learning_rate=0.5))
 

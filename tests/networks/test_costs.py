@@ -11,11 +11,11 @@ from helpers.places import ROOT
 from tfdecouple import transforms
 from tfdecouple.config import MEMORY, load_preset, preset_names
 from tfdecouple.layers import Coupling
-from tfdecouple.networks.architecture import FLOAT32
+from tfdecouple.networks.architecture import FLOAT32, count_multiply_adds
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.training_cost import count_activation_bytes, count_multiply_adds, count_stored_bytes  # noqa: E402
+from benchmarks.training_cost import count_activation_bytes, count_stored_bytes  # noqa: E402
 
 
 def test_stored_values_of_a_coupling_follow_from_its_transform(monkeypatch):

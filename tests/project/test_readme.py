@@ -86,10 +86,10 @@ def python_blocks(text):
 
 def test_python_of_the_readme_runs():
     from tfdecouple.data import load_images, open_source
-    from tfdecouple.runs.run_folder import load_config
+    from tfdecouple.runs.run_folder import RunFolder
 
     (block,) = python_blocks(README)
-    config = load_config("photographs")
+    config = RunFolder("photographs").read_config()
     images, _ = load_images(open_source(config.data, config.model.image_shape), "test", 16)
     assert "images = ..." in block
     names = {"given": images}

@@ -15,10 +15,12 @@ from typing import Any
 
 from tfdecouple import __version__
 from tfdecouple.cli.options import Parser, get_program_name
+from tfdecouple.cli.picture_commands import PICTURE_COMMANDS
 from tfdecouple.errors import UserError, nearest
 from tfdecouple.runtime.process import get_arguments, run_program
 
-# The help lists the commands in this order. A command's module has the name of the command, with "_" instead of "-".
+# The help lists the commands in this order, `PICTURE_COMMANDS` among them. The module of any other command has the name
+# of the command, with "_" instead of "-".
 COMMANDS = [
     "train",
     "presets",
@@ -88,8 +90,9 @@ def make_parser(names: Sequence[str], program: str = "") -> argparse.ArgumentPar
 
 
 def import_command(name: str) -> Any:
-    """Imports the module of a command, such as "encode-beam", and returns the module."""
-    return importlib.import_module(f"tfdecouple.cli.{name.replace('-', '_')}")
+    """Returns the entry of a command in `PICTURE_COMMANDS`, or imports and returns its module (for "encode-beam")."""
+    pictures = {command.name: command for command in PICTURE_COMMANDS}
+    return pictures.get(name) or importlib.import_module(f"tfdecouple.cli.{name.replace('-', '_')}")
 
 
 def import_export() -> Any:

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfdecouple.arguments import require_images
 from tfdecouple.config import ModelConfig, TrainingConfig, load_preset, parse_config, preset_names
 from tfdecouple.errors import ConfigError, NotInitializedError, UserError, nearest
-from tfdecouple.layers.base import KeepsWeights, disable_autograph
+from tfdecouple.layers.base import InvertibleLayer, KeepsWeights, disable_autograph
 from tfdecouple.model import codes, densities, initialization, keras_training
 from tfdecouple.model.any_size import SizedCodes
 from tfdecouple.model.codes import Codes
@@ -22,10 +22,9 @@ from tfdecouple.networks.architecture import compute_weight_shapes, count_by_net
 from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import Encoder
 from tfdecouple.networks.flow import Flow
-from tfdecouple.networks.prior import ClassAffine, ClassCodes, PriorFlow
+from tfdecouple.networks.prior import ClassAffine, ClassCodes
 from tfdecouple.runs.pretrained import list_pretrained
-from tfdecouple.runs.run_folder import CONFIG, find_run_folder, load_config, require_fitting_weights
-from tfdecouple.runs.run_folder import load_weights as read_weights
+from tfdecouple.runs.run_folder import CONFIG, RunFolder
 from tfdecouple.runtime.execution import Execution
 from tfdecouple.runtime.requirements import require_backend
 
@@ -80,7 +79,7 @@ class DecoupledModel(KeepsWeights, keras.Model):
         made = {name: network for name, (network, _) in make_networks(self.config).items()}
         self.flow: Flow = made["flow"]
         self.encoder: Encoder | None = made.get("encoder")
-        self.prior_flow: PriorFlow | None = made.get("prior_flow")
+        self.prior_flow: InvertibleLayer | None = made.get("prior_flow")
         self.prior_affine: ClassAffine | None = made.get("prior_affine")
         self.code_net: ClassCodes | None = made.get("class_codes")
         self.dequantizer: Dequantizer | None = made.get("dequantizer")
@@ -136,7 +135,7 @@ class DecoupledModel(KeepsWeights, keras.Model):
             ConfigError: if no preset or bundled weights have this name, or `load_weights` is true for a preset without
                 weights.
         """
-        if not (find_run_folder(preset) / CONFIG).is_file():
+        if not (RunFolder(preset).path / CONFIG).is_file():
             known = (*list_pretrained(), *preset_names())
             if preset not in known:
                 hint = nearest(preset, known)
@@ -147,11 +146,11 @@ class DecoupledModel(KeepsWeights, keras.Model):
                     f"{', '.join(list_pretrained())}"
                 )
             return cls(load_preset(preset).model, **kwargs)
-        config = load_config(preset)
-        require_fitting_weights(preset, compute_weight_shapes(config.model))
+        config = RunFolder(preset).read_config()
+        RunFolder(preset).require_fitting_weights(compute_weight_shapes(config.model))
         model = cls(config.model, **kwargs)
         if load_weights:
-            read_weights(preset, model, averaged=config.training.ema_decay > 0)
+            RunFolder(preset).load_weights(model, averaged=config.training.ema_decay > 0)
         return model
 
     @property

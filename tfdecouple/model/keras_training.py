@@ -15,17 +15,17 @@ import tensorflow as tf
 from tfdecouple import randomness
 from tfdecouple.arguments import as_labels, as_tensor, require_images
 from tfdecouple.config import ModelConfig, TrainingConfig, parse_config
+from tfdecouple.config.training import OPTIMIZER_OPTIONS, RUN_OPTIONS, STEP_OPTIONS
 from tfdecouple.errors import DataError, DivergedError, UserError, warn_user
 from tfdecouple.model.codes import Codes
 from tfdecouple.model.gradient import check_step
 from tfdecouple.model.objective import differentiate_bound
 from tfdecouple.model.round_trip import require_finite, warn_of_far_images
+from tfdecouple.model.step_effects import add_first_noise, augment_images, compute_kl_weight
 from tfdecouple.numerics.arithmetic import get_sizes
 from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.runtime.run_mode import RunMode
 
-# Names of the options of `TrainingConfig` that `compile` accepts besides the arguments of Keras' `compile`.
-OPTIONS = ("kl_weight", "precision", "memory", "jit_compile", "seed", "init_images", "max_skipped_steps")
 # Names of arguments of Keras' `compile` that must be None, because the loss is always the negative bound.
 FIXED = ("loss", "loss_weights", "metrics", "weighted_metrics")
 TERMS = ("reconstruction", "kl", "dequantization")
@@ -47,7 +47,10 @@ def make_training_config(options: dict[str, Any]) -> TrainingConfig:
                 f"compile got {name}; the loss is the negative evidence lower bound and its terms are the metrics: "
                 "leave it out"
             )
-    policy, values = keras.config.dtype_policy().name, {name: options[name] for name in OPTIONS if name in options}
+    for name in options.keys() & {*OPTIMIZER_OPTIONS, *RUN_OPTIONS}:
+        instead = "give a Keras optimizer" if name in OPTIMIZER_OPTIONS else "fit has arguments and callbacks"
+        raise UserError(f"compile got {name}, an option of train.py; {instead} instead, or train by python train.py")
+    policy, values = keras.config.dtype_policy().name, {name: options[name] for name in STEP_OPTIONS if name in options}
     if values.get("precision") is None:
         if "float16" in policy and policy not in _POLICIES:
             raise UserError(
@@ -92,16 +95,17 @@ class BoundMetrics:
         """Returns {name: value} of all metrics of the bound, with float64 scalars as values."""
         return {metric.name: metric.result() for metric in self.metrics}
 
-    def add_images(self, terms: tf.Tensor, count: tf.Tensor) -> None:
+    def add_images(self, terms: tf.Tensor, count: tf.Tensor, kl_weight: float | tf.Tensor) -> None:
         """Adds `count` images to these metrics, given their means of the bound's `terms` in nats, float64 `[3]`."""
-        reconstruction, kl, dequantization = each = tf.unstack(terms)
-        loss = reconstruction + self._training.kl_weight * kl + dequantization
-        for metric, value in zip(self.metrics, [loss, self._bits_per_dim(tf.add_n(each)), *each], strict=True):
+        reconstruction, kl, dequantization = separate = tf.unstack(terms)
+        loss = reconstruction + kl_weight * kl + dequantization
+        for metric, value in zip(self.metrics, [loss, self._bits_per_dim(tf.add_n(separate)), *separate], strict=True):
             metric.update_state(value, count)
 
-    def count_step(self, applied: tf.Tensor, terms: tf.Tensor, count: tf.Tensor) -> None:
+    def count_step(self, applied: tf.Tensor, terms: tf.Tensor, count: tf.Tensor, kl_weight: tf.Tensor) -> None:
         """Counts a training step as applied or skipped; if it was applied, adds its `count` images to the metrics."""
-        self.add_images(tf.where(applied, terms, tf.zeros_like(terms)), tf.where(applied, count, tf.zeros_like(count)))
+        terms, count = (tf.where(applied, value, tf.zeros_like(value)) for value in (terms, count))
+        self.add_images(terms, count, kl_weight)
         # Once training has diverged, the count stays, so that the host sees it: the host looks only every few steps.
         skipped = self.skipped + tf.cast(self.converges, tf.int64)
         self.skipped.assign(tf.where(applied, tf.zeros_like(self.skipped), skipped))
@@ -191,7 +195,7 @@ def check_images(x: Any, y: Any, config: ModelConfig) -> None:
         if config.has_classes:
             as_labels(labels, len(images), config.classes, config.has_class_codes)
     if labels is not None and not config.has_classes:
-        warn_user("this model knows no labels: those that are given are ignored")
+        warn_user("this model has no labels: the given labels are ignored")
 
 
 def require_one_device(model: keras.Model) -> None:
@@ -246,20 +250,16 @@ def compile(model: Any, optimizer: Any = "adam", loss: None = None, **options: A
     Args:
         optimizer: a Keras optimizer, with its schedule, clipping and weight decay, or the name of an optimizer.
         loss: must be None, because the loss is always the negative evidence lower bound.
-        **options: `run_eagerly`, `steps_per_execution` and `auto_scale_loss` as in Keras, and the following
-            options, with the defaults of `TrainingConfig`: `kl_weight` (weight of the KL term), `precision`
-            ("float32", "tf32" or "mixed_bfloat16"; by default the precision of Keras' global policy), `memory` (how
-            activations reach the backward pass: "keep", "recompute" or "invert"), `jit_compile` (whether XLA
-            compiles the layers), `seed` (of all noise in training and evaluation), `init_images` (number of
-            training images from which `fit` initialises a model without weights) and `max_skipped_steps` (training
-            ends after this many skipped steps in a row; `fit` says which steps are skipped).
+        **options: `run_eagerly`, `steps_per_execution` and `auto_scale_loss` as in Keras, and those options of
+            `TrainingConfig` that take effect in each step (`config.training.STEP_OPTIONS`), such as `kl_weight`,
+            `noise`, `memory` or `seed`, with its defaults; `precision` is by default that of Keras' global policy.
 
     Raises:
         UserError: if a loss or metrics are given, or Keras' policy is float16.
         ConfigError: if an option has an impossible value.
     """
     training = make_training_config({"loss": loss, **options})
-    options = {name: value for name, value in options.items() if name not in OPTIONS}
+    options = {name: value for name, value in options.items() if name not in STEP_OPTIONS}
     metrics = BoundMetrics(model.nats_to_bits_per_dim, training)
     # Keras' `jit_compile` would make XLA compile a whole training step, so it stays off; XLA compiles layers only.
     keras.Model.compile(model, optimizer, jit_compile=False, **options)
@@ -274,7 +274,7 @@ def get_compile_config(model: Any) -> dict[str, Any]:
         return config
     for name in FIXED:
         config.pop(name, None)
-    return {**config, **{name: getattr(model._options, name) for name in OPTIONS}}
+    return {**config, **{name: getattr(model._options, name) for name in STEP_OPTIONS}}
 
 
 def compile_from_config(model: Any, config: dict[str, Any]) -> None:
@@ -336,7 +336,7 @@ def fit(model: Any, x: Any = None, y: Any = None, *rest: Any, **options: Any) ->
         require_images(images, model.config.image_shape)
         if options.get("verbose", True):
             print(f"starting the weights from {len(images)} training images, then tracing the first step", flush=True)
-        model.initialize(images, seed=training.seed)
+        model.initialize(add_first_noise(images, training), seed=training.seed)
     if isinstance(x, tf.data.Dataset):
         # Keras does not shuffle a `tf.data.Dataset`, and would warn about the default of its `fit`, shuffle=True.
         options.setdefault("shuffle", False)
@@ -424,8 +424,10 @@ def train_step(model: Any, data: Any) -> dict[str, tf.Tensor]:
     if model.optimizer.gradient_accumulation_steps:
         # Steps that accumulate gradients for one update share a value of `iterations`; the image count varies the seed.
         seed = randomness.derive_seed(seed, metrics.image_count)
-    count = get_sizes(images)[0]
+    count, update = get_sizes(images)[0], tf.convert_to_tensor(model.optimizer.iterations)
     labels = as_labels(labels, count, model.config.classes, model.config.has_class_codes)
+    images = augment_images(images, training, update, seed, slice(0, count), count)
+    kl_weight = compute_kl_weight(training, update)
     result = differentiate_bound(
         model,
         images,
@@ -436,7 +438,7 @@ def train_step(model: Any, data: Any) -> dict[str, tf.Tensor]:
         batch_size=count,
         trainable=model.trainable_variables,
         moving=list_moving_statistics(model),
-        kl_weight=training.kl_weight,
+        kl_weight=kl_weight,
     )
     verdict = check_step(result, training.precision)
     applied = verdict.finite & verdict.inverted & metrics.converges
@@ -453,7 +455,8 @@ def train_step(model: Any, data: Any) -> dict[str, tf.Tensor]:
     tf.distribute.get_replica_context().merge_call(
         lambda strategy: tf.cond(applied, lambda: strategy.run(apply), lambda: tf.constant(False))
     )
-    metrics.count_step(applied, tf.cast(tf.stack(result.terms), tf.float64), tf.cast(count, tf.float64))
+    terms = tf.cast(tf.stack(result.terms), tf.float64)
+    metrics.count_step(applied, terms, tf.cast(count, tf.float64), tf.cast(kl_weight, tf.float64))
     return {**metrics.collect_results(), "skipped_steps": metrics.not_applied + 0}
 
 
@@ -468,7 +471,7 @@ def test_step(model: Any, data: Any) -> dict[str, tf.Tensor]:
     u = randomness.draw_u_noise(config.image_shape, *which, config.has_dequantizer)
     elbo = model.elbo_from_noise(images, z, u, labels=labels)
     terms = tf.cast(tf.stack([elbo.reconstruction, elbo.kl, elbo.dequantization], -1), tf.float64)
-    metrics.add_images(tf.reduce_mean(terms, 0), tf.cast(tf.shape(terms)[0], tf.float64))
+    metrics.add_images(tf.reduce_mean(terms, 0), tf.cast(tf.shape(terms)[0], tf.float64), training.kl_weight)
     return metrics.collect_results()
 
 

@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
+from tfdecouple.config import ModelConfig
 from tfdecouple.config.shapes import name_flow_steps
 from tfdecouple.layers import InvertibleLinear, InvertibleSequence
 from tfdecouple.layers.base import BaseLayer, Weight
@@ -50,6 +51,12 @@ class PriorFlow(InvertibleSequence):
         self.steps, self.hidden, self.transform, self.alpha = steps, hidden, transform, alpha
         couplings = {"hidden": hidden, "transform": transform, "alpha": alpha}
         self.sequence = [PriorStep(couplings, name=name, dtype=self.dtype_policy) for name in name_flow_steps(steps)]
+
+
+def make_prior_flow(config: ModelConfig, name: str) -> PriorFlow:
+    """Returns the `PriorFlow` of a model's config, unbuilt."""
+    width, transform, alpha = config.prior_hidden, config.prior_transform, config.prior_alpha
+    return PriorFlow(config.prior_steps, width, transform=transform, alpha=alpha, name=name)
 
 
 class _ClassLayer(BaseLayer):

@@ -196,7 +196,7 @@ class Optimizer:
         return []
 
     def _update_large(self, scalars: _UpdateScalars, gradient: tf.Tensor, name: str) -> tf.Operation:
-        weight, mean, variance = (each[name].handle for each in (self._weights, self.means, self.variances))
+        weight, mean, variance = (group[name].handle for group in (self._weights, self.means, self.variances))
         if self._config.weight_decay:
             tf.raw_ops.AssignSubVariableOp(resource=weight, value=_read_variable(weight) * scalars.decay)
         done = _apply_adam(scalars, _scale_gradient(gradient, scalars), weight, mean, variance)

@@ -1,8 +1,4 @@
-"""A training step: gradients on all devices, their sum, a check, and one update; and schedules over the updates.
-
-Schedules determine the learning rate (paper appendix C.2), the weight of the KL term and the noise on images. Their
-argument `update` is the number of updates before this one, an integer scalar.
-"""
+"""A training step: gradients on all devices, their sum, a check, and one update; and the learning rate's schedule."""
 
 from __future__ import annotations
 
@@ -17,6 +13,7 @@ from tfdecouple import randomness
 from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.model.gradient import check_step, flatten_and_join, place_in_vector
 from tfdecouple.model.objective import DeviceResult, differentiate_bound
+from tfdecouple.model.step_effects import augment_images, compute_kl_weight
 from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.training.state import TrainingState
 
@@ -135,7 +132,7 @@ class TrainStep:
         start = number * size + replica * count
         seed, own = randomness.derive_seed(training.seed, "step", step), slice(start, start + count)
         images = tf.ensure_shape(images, (count, *state.model.config.image_shape))
-        images = self._augment_images(images, seed, own)
+        images = augment_images(images, training, state.updates, seed, own, training.batch_size)
         if labels is not None:
             labels = tf.ensure_shape(labels, (count,))
         variables = state.model.named_variables()
@@ -157,20 +154,6 @@ class TrainStep:
         if training.micro_batches > 1:
             result = result._replace(moving=[statistic / training.micro_batches for statistic in result.moving])
         return result
-
-    def _augment_images(self, images: tf.Tensor, seed: tf.Tensor, own: slice) -> tf.Tensor:
-        """Returns a device's training images with noise and patterns, by the options; `own` is its slice of a batch."""
-        training, updates = self._training, self.state.updates
-        shape = [training.batch_size, *images.shape[1:]]
-        if training.noise:
-            drawn = tf.random.stateless_normal(shape, randomness.derive_seed(seed, "images"))[own]
-            images = add_image_noise(images, compute_noise_deviation(training, updates), drawn)
-        if training.patterns:
-            chances = tf.random.stateless_uniform(shape[:1], randomness.derive_seed(seed, "chances"))[own]
-            drawn = draw_pattern_images(shape, randomness.derive_seed(seed, "patterns"))[own]
-            is_replaced = (chances < training.patterns) & (updates >= training.patterns_after)
-            images = tf.where(is_replaced[:, None, None, None], drawn, images)
-        return images
 
     def _apply_device_results(self, results: DeviceResult, stop: tf.Tensor) -> StepResult:
         """Sums the devices' results; updates the weights unless a sum is not finite or inverting was inexact."""
@@ -241,53 +224,3 @@ def compute_learning_rate(config: TrainingConfig, update: tf.Tensor) -> tf.Tenso
     if config.linear_decay:
         falling *= tf.nn.relu((config.steps - update) / max(config.steps - warmup, 1.0))
     return tf.cast(tf.where(update < warmup, rising, falling), tf.float32)
-
-
-def compute_kl_weight(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
-    """Returns the weight of the KL term in the loss after `update` updates, a float32 scalar.
-
-    The weight rises linearly from 0 to `kl_weight` over `kl_warmup_steps` updates and then stays. In the paper the
-    weight is always 1.
-    """
-    if not config.kl_warmup_steps:
-        return tf.constant(config.kl_weight)
-    return config.kl_weight * tf.minimum(tf.cast(update, tf.float32) / config.kl_warmup_steps, 1.0)
-
-
-def compute_noise_deviation(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
-    """Returns the noise's deviation in pixel values: `noise`, falling along half a cosine (Tschannen et al., 2024)."""
-    done = tf.minimum(1.0, tf.cast(update, tf.float32) / max(config.noise_steps, 1))
-    return config.noise * tf.where(done < 1, (1 + tf.cos(math.pi * done)) / 2, 0.0)
-
-
-def add_image_noise(images: tf.Tensor, deviation: tf.Tensor, normal: tf.Tensor) -> tf.Tensor:
-    """Returns uint8 images plus `deviation * normal` (N(0, 1) noise) in pixel values, rounded and clipped to 0..255."""
-    noisy = tf.round(tf.cast(images, tf.float32) + deviation * normal)
-    return tf.cast(tf.clip_by_value(noisy, 0.0, 255.0), tf.uint8)
-
-
-def draw_pattern_images(shape: Sequence[int], seed: tf.Tensor) -> tf.Tensor:
-    """Returns synthetic images, uint8 of the given shape: half are noise, half are checkerboards of two colours.
-
-    The pixels of noise are independent. The fields of a checkerboard are squares with a side of 1, 2, 4, ... pixels, up
-    to one field that covers the image; all sides are equally likely. Half of all images have only the values 0 and 255,
-    and a quarter are grey (all channels are equal). An image depends only on the seed and on the index of the image.
-    """
-    batch, height, width, channels = shape
-
-    def chance(purpose: str) -> tf.Tensor:
-        return tf.random.stateless_uniform([batch, 1, 1], randomness.derive_seed(seed, purpose))
-
-    values = tf.floor(
-        256 * tf.random.stateless_uniform([batch, height * width, channels], randomness.derive_seed(seed, "values"))
-    )
-    values = tf.where(chance("extremes") < 0.5, tf.where(values < 128, 0.0, 255.0), values)
-    values = tf.where(chance("grey") < 0.25, values[..., :1], values)
-    sides = 1 + math.ceil(math.log2(max(height, width)))
-    # On a GPU TensorFlow computes with int32 on the host, and with int64 on the GPU.
-    side = tf.cast(2 ** tf.floor(sides * chance("side")), tf.int64)
-    rows, columns = np.arange(height)[None, :, None], np.arange(width)[None, None, :]
-    # `values` has a colour for each pixel of noise; a checkerboard uses the first two of these colours.
-    board = (rows // side + columns // side) % 2
-    positions = tf.where(chance("board") < 0.5, board, rows * width + columns)
-    return tf.cast(tf.gather(values, positions, batch_dims=1), tf.uint8)

@@ -24,12 +24,12 @@ MARGIN = 1e-3
 
 
 def make_run(folder):
-    from tfdecouple.runs.run_folder import load_config
+    from tfdecouple.runs.run_folder import RunFolder
     from tfdecouple.training import train
 
     # Both kinds of levels that every model has, with odd and even channel counts, and a learning rate with which every
     # coupling gets an effect in forty steps.
-    config = load_config(HERE / "1" / "run")
+    config = RunFolder(HERE / "1" / "run").read_config()
     with tempfile.TemporaryDirectory() as scratch:
         whole = pathlib.Path(scratch) / "run"
         train(config, whole)

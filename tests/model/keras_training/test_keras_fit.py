@@ -61,9 +61,7 @@ class TestImages:
                 warnings.simplefilter("always")
                 history = model.fit(*given, shuffle=False, verbose=0, **size).history
             ours = [str(each.message) for each in told if "labels" in str(each.message)]
-            assert ours == (["this model knows no labels: those that are given are ignored"] if has_labels else []), (
-                kind
-            )
+            assert ours == (["this model has no labels: the given labels are ignored"] if has_labels else []), kind
             expected = expected or history
             np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-6, err_msg=kind)
 

@@ -24,10 +24,10 @@ WITHOUT_Z = dataclasses.replace(SMALLEST, conditioning="none")
 
 
 class TestTraining:
-    def test_a_step_of_fit_equals_a_step_of_the_trainer(self, make, images):
+    def test_fit_takes_the_steps_of_the_trainer_with_every_option(self, make, images):
         optimizer = keras.optimizers.AdamW(0.01, weight_decay=0.01, epsilon=1e-8)
-        # Neither is what it is by default.
-        options = {"kl_weight": 3.0, "seed": 5}
+        # None of these options has its default value.
+        options = {"kl_weight": 3.0, "kl_warmup_steps": 4, "noise": 30.0, "noise_steps": 5, "patterns": 0.3, "seed": 5}
         keras_model = make(optimizer, **options)
         training = TrainingConfig(
             batch_size=10,
@@ -48,7 +48,10 @@ class TestTraining:
             right = take([tf.constant(batch)], step).fetch_numbers()
             found = keras_model.train_on_batch(batch, return_dict=True)
             for name in ("bits_per_dim", "reconstruction", "kl", "dequantization"):
-                assert found[name] == pytest.approx(getattr(right, name), rel=1e-5, abs=1e-5), name
+                # With a KL weight of 0 in the first step, rounding decides some of Adam's steps.
+                assert found[name] == pytest.approx(getattr(right, name), rel=1e-3 if step else 1e-5, abs=1e-5), name
+            loss = right.reconstruction + 3 * step / 4 * right.kl + right.dequantization
+            assert found["loss"] == pytest.approx(loss, rel=1e-3)
         assert list_moving_statistics(keras_model)
         for name, variable in state.model.named_variables().items():
             value = keras_model.named_variables()[name]
