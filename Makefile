@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# Options that are appended to the command of `make train` and of the tests: make train ARGS="--preset cifar10_small"
+# Options that are appended to the command of `make train` and of the tests: make train ARGS="--steps 300"
 ARGS ?=
 # Two processes run the tests. All tests of a file run in one process, so that they share its fixtures.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -19,7 +19,7 @@ PYTEST_SLOW := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reor
 # They also show that pytest can collect modules whose packages the extra `test` does not install.
 SHORT := export tests/test_golden.py tests/data/test_image_files.py tests/test_untrusted.py::TestDataSet \
 	tests/corpus/test_encode.py::TestCodes tests/runtime/test_tensorflow_internals.py \
-	tests/training/test_step.py::TestPrecision::test_of_tf32_leaves_what_is_inverted_or_measured_in_full
+	tests/training/test_step.py::TestPrecision::test_tf32_steps_keep_inversions_and_bounds_in_full_precision
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -28,7 +28,7 @@ SHORT := export tests/test_golden.py tests/data/test_image_files.py tests/test_u
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-train: $(VENV)/.stamp-base ## train the quickstart preset, or another: make train ARGS="--preset NAME"
+train: $(VENV)/.stamp-base ## train the quickstart preset, or on other images: make train ARGS="--data folder:DIR"
 	$(BIN)/python train.py $(ARGS)
 
 test: $(VENV)/.stamp-test ## run the quick tests: six minutes on two cores
@@ -83,9 +83,10 @@ $(VENV)/.stamp-venv:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
+# A first training needs no extra; those of `all` would double the time of the installation.
 $(VENV)/.stamp-base: setup.cfg pyproject.toml | $(VENV)/.stamp-venv
 	@echo "Installing tfdecouple into $(VENV): about a minute the first time"
-	$(PIP) install -e '.[all]'
+	$(PIP) install -e .
 	@touch $@
 
 $(VENV)/.stamp-%: setup.cfg pyproject.toml | $(VENV)/.stamp-venv

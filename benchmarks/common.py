@@ -93,9 +93,9 @@ def replace_table(document: str, name: str, table: str) -> str:
         UserError: if one of the two lines is missing.
     """
     begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
-    before, found, rest = document.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
+    before, opening, rest = document.partition(begin)
+    _, closing, after = rest.partition(end)
+    if not (opening and closing):
         raise UserError(f"the document has no lines {begin} and {end} to put the table {name} between")
     return f"{before}{begin}\n\n{table}\n\n{end}{after}"
 
@@ -103,7 +103,7 @@ def replace_table(document: str, name: str, table: str) -> str:
 def list_differences(page: str, made: str) -> list[str]:
     """Returns a message for each line of `page`, the text of a document, that differs in the new text `made`."""
     pairs = itertools.zip_longest(page.splitlines(), made.splitlines(), fillvalue="")
-    return [f"the page says {ours!r}, the files say {theirs!r}" for ours, theirs in pairs if ours != theirs]
+    return [f"the page has {ours!r}, and the files give {theirs!r}" for ours, theirs in pairs if ours != theirs]
 
 
 def write_tables(page: pathlib.Path | None, tables: Mapping[str, str]) -> None:

@@ -37,8 +37,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import make_table, run_json, run_throughput, write_json  # noqa: E402
 from benchmarks.throughput import parse_phase  # noqa: E402
-from tfdecouple.doctor.installation import describe_machine, list_instruction_sets  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
+from tfdecouple.runtime.devices import describe_machine, list_instruction_sets  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 # For each kind of work of this project, such as encode: the work of the PyTorch program that is compared with it.
@@ -126,23 +126,26 @@ def run_rounds(options: argparse.Namespace) -> int:
         return run_json(command, drop=("PYTHONPATH",))
 
     gemm: list[dict[str, Any]] = []
-    runs: dict[str, list[Round]] = {each.name: [] for each in comparisons}
+    runs: dict[str, list[Round]] = {comparison.name: [] for comparison in comparisons}
     for number in range(1, options.rounds + 1):
-        for each in comparisons:
+        for comparison in comparisons:
             if options.yardstick:
                 gemm.append(run_yardstick("gemm"))
-            ours = run_throughput(each.phase, *common, *each.arguments)
-            if each.counterpart:
+            ours = run_throughput(comparison.phase, *common, *comparison.arguments)
+            if comparison.counterpart:
                 forms = options.form or [""]
-                theirs = {f"{each.counterpart} {form}".strip(): run_yardstick(each.counterpart, form) for form in forms}
+                theirs = {
+                    f"{comparison.counterpart} {form}".strip(): run_yardstick(comparison.counterpart, form)
+                    for form in forms
+                }
             else:
-                name = each.name.partition("/")[2] or "float32"
-                theirs = {name: run_throughput(each.phase, *common, *each.others)}
-            runs[each.name].append((ours, theirs))
+                name = comparison.name.partition("/")[2] or "float32"
+                theirs = {name: run_throughput(comparison.phase, *common, *comparison.others)}
+            runs[comparison.name].append((ours, theirs))
             rates = {name: round(run["images_per_s"], 2) for name, run in {"ours": ours, **theirs}.items()}
-            print(f"round {number}, {each.name}, images/s: {rates}", file=sys.stderr)
+            print(f"round {number}, {comparison.name}, images/s: {rates}", file=sys.stderr)
         # Results are written after each round, so that an interrupted program keeps the finished rounds.
-        results = [summarize_rounds(each, runs[each.name], gemm) for each in comparisons]
+        results = [summarize_rounds(comparison, runs[comparison.name], gemm) for comparison in comparisons]
         measured = {"machine": machine, "threads": options.threads, "gemm": gemm, "results": results, "runs": runs}
         write_json(options.json, measured)
         print(render_results(results), flush=True)
@@ -175,7 +178,7 @@ def summarize_rounds(comparison: Comparison, rounds: list[Round], gemm: list[dic
         "ratio": rate / median(theirs, "images_per_s"),
         "ratios": [our["images_per_s"] / their["images_per_s"] for our, their in zip(ours, theirs, strict=True)],
         "cpu_ratio": median(theirs, "cpu_s_per_image") / median(ours, "cpu_s_per_image"),
-        "part_of_limit": rate / max(float(each[limit]) for each in gemm) if gemm else None,
+        "part_of_limit": rate / max(float(product[limit]) for product in gemm) if gemm else None,
     }
 
 
@@ -183,11 +186,15 @@ def render_results(results: list[dict[str, Any]]) -> str:
     """Returns a Markdown table of speeds, ratios and memory, with a row for each dict from `summarize_rounds`."""
     header = ["phase", "against", "images/s", "theirs", "ratio", "of each round", "CPU ratio", "MiB", "theirs"]
     rows = [
-        [each["phase"], each["against"], float(each["ours_images_per_s"]), float(each["theirs_images_per_s"])]
-        + [f"{each['ratio']:.2f}", " ".join(f"{ratio:.2f}" for ratio in each["ratios"]), f"{each['cpu_ratio']:.2f}"]
-        + [round(each["ours_peak_rss_mib"]), round(each["theirs_peak_rss_mib"])]
-        + ["" if each["part_of_limit"] is None else f"{each['part_of_limit']:.0%}"]
-        for each in results
+        [result["phase"], result["against"], float(result["ours_images_per_s"]), float(result["theirs_images_per_s"])]
+        + [
+            f"{result['ratio']:.2f}",
+            " ".join(f"{ratio:.2f}" for ratio in result["ratios"]),
+            f"{result['cpu_ratio']:.2f}",
+        ]
+        + [round(result["ours_peak_rss_mib"]), round(result["theirs_peak_rss_mib"])]
+        + ["" if result["part_of_limit"] is None else f"{result['part_of_limit']:.0%}"]
+        for result in results
     ]
     return make_table([*header, "of the GEMM limit"], rows)
 

@@ -5,7 +5,7 @@
 
 All layers of one class, config and shape are one kind of layer. For each kind of layer in the flow, the dequantizer and
 the prior, the program makes one layer, perturbs its weights, and runs it forward and backward on random inputs: once by
-TensorFlow, and once compiled by XLA (`jit_compiled`). A kind that several presets have is measured once. Each preset
+TensorFlow, and once compiled by XLA. A kind that several presets have is measured once. Each preset
 is measured in a new process, because XLA fails after some two hundred compilations in a process. Columns of the table:
 
   compiling     CPU seconds of the first call minus those of a later call, forward and backward, summed over the kinds
@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import make_table, measure_relative_errors, write_json, write_tables  # noqa: E402
 from tfdecouple.config import ModelConfig, load_preset, preset_names  # noqa: E402
-from tfdecouple.doctor.installation import describe_machine  # noqa: E402
+from tfdecouple.runtime.devices import describe_machine  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
 # Standard deviation of the noise that is added to initial weights; without noise, couplings would be the identity.
@@ -174,7 +174,7 @@ def measure_kind(kind: Kind, images: int) -> dict[str, float]:
     row = {"compiled_s": max(0.0, first_s - xla_s), "xla_s": xla_s, "tensorflow_s": tensorflow_s, "off": max(off)}
     if max(off) > EXPECTED_ROUNDING:
         rounding = measure_relative_errors(expected, _compute_in_float64(layer, kind, inputs))
-        row["rounding"] = max(own for own, by_xla in zip(rounding, off, strict=True) if by_xla > EXPECTED_ROUNDING)
+        row["rounding"] = max(error for error, by_xla in zip(rounding, off, strict=True) if by_xla > EXPECTED_ROUNDING)
     return row
 
 
@@ -195,18 +195,18 @@ def time_calls(layer: Any, inputs: tuple[Any, Any], compiled: bool) -> tuple[lis
     import keras
     import tensorflow as tf
 
-    from tfdecouple.layers import backward_memory
-    from tfdecouple.runtime.execution import Execution, jit_compiled
+    from tfdecouple.runtime.execution import Execution
+    from tfdecouple.runtime.run_mode import RunMode
 
-    traces = Execution()
+    Execution(layer)
 
     def run(x: Any, z: Any, weights: list[Any]) -> list[Any]:
         mapping = list(zip(layer.trainable_variables, weights, strict=True))
-        with keras.StatelessScope(state_mapping=mapping), backward_memory("keep"), jit_compiled(compiled):
+        with keras.StatelessScope(state_mapping=mapping), RunMode("keep", jit_compile=compiled).apply():
             sources = [x, *([] if z is None else [z]), *weights]
             with tf.GradientTape() as tape:
                 tape.watch(sources)
-                y, log_det = traces.run_layer(layer.forward_and_log_det, x, z)
+                y, log_det = layer.forward_and_log_det(x, z)
                 loss = tf.reduce_mean(tf.reduce_sum(tf.square(y), list(range(1, len(y.shape)))) / 2 - log_det)
             return [loss, *tape.gradient(loss, sources, unconnected_gradients="zero")]
 

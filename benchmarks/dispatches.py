@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.common import make_table, write_json  # noqa: E402
 from benchmarks.model_benchmark import Benchmark  # noqa: E402
 from benchmarks.throughput import make_config  # noqa: E402
-from tfdecouple.doctor.installation import describe_machine  # noqa: E402
+from tfdecouple.runtime.devices import describe_machine  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
 # Types of operation that are not counted, because TensorFlow runs them to fold constants before the first step.
@@ -92,7 +92,7 @@ def count_operations(call: Callable[[], Any]) -> collections.Counter[str]:
         space = xplane_pb2.XSpace.FromString(file.read_bytes())
     counts: collections.Counter[str] = collections.Counter()
     for plane in space.planes:
-        names = {number: stat.name for number, stat in plane.stat_metadata.items()}
+        names = {number: metadata.name for number, metadata in plane.stat_metadata.items()}
         for line in plane.lines:
             for event in line.events:
                 name = plane.event_metadata[event.metadata_id].name
@@ -100,7 +100,9 @@ def count_operations(call: Callable[[], Any]) -> collections.Counter[str]:
                 node, _, kind = name.rpartition(":")
                 if name == "ExecutorState::ProcessAsync::Start":
                     # This event stands for an asynchronous operation, whose type is one of the event's statistics.
-                    stats = {names[one.metadata_id]: one.str_value or names.get(one.ref_value) for one in event.stats}
+                    stats = {
+                        names[stat.metadata_id]: stat.str_value or names.get(stat.ref_value) for stat in event.stats
+                    }
                     counts[stats["kernel_type"]] += 1
                 elif node and not node.endswith(":") and kind.isidentifier() and kind not in _FOLDING_TYPES:
                     counts[kind] += 1

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.export_worker import OTHERS, RUNTIMES  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
-from tfdecouple.runs.run_folder import find_run_folder, load_config  # noqa: E402
+from tfdecouple.runs.run_folder import RunFolder  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 
@@ -61,11 +61,11 @@ def measure_export(options: argparse.Namespace) -> int:
         runtimes = options.runtimes or [name for name in RUNTIMES if name != "keras"]
         measure_runtimes(options.exported.resolve(), options.exported.resolve(), runtimes, options)
         return 0
-    if load_config(options.run).model.has_class_codes:
+    if RunFolder(options.run).read_config().model.has_class_codes:
         raise UserError("z of this model is a function of the label, and the benchmark has no labels")
     with tempfile.TemporaryDirectory() as folder:
         run, exported, runtimes = (
-            find_run_folder(options.run).resolve(),
+            RunFolder(options.run).path.resolve(),
             pathlib.Path(folder) / "exported",
             options.runtimes or [*RUNTIMES],
         )

@@ -38,7 +38,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from benchmarks.common import make_table, measure_relative_errors, write_json  # noqa: E402
 from benchmarks.model_benchmark import Benchmark, make_timed_config  # noqa: E402
 from tfdecouple.config import PRECISIONS, Config, DataConfig, load_preset, override  # noqa: E402
-from tfdecouple.doctor.installation import describe_machine  # noqa: E402
+from tfdecouple.runtime.devices import describe_machine  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
 HEADER = ["alpha", "updates", "precision", "error", "largest", "of", "median", "whole", "precision alone"]
@@ -94,8 +94,12 @@ def train_model(options: argparse.Namespace, alpha: float) -> Iterator[list[Any]
     """Trains a model with this alpha; yields table rows of gradient errors, lists, for each --updates and precision."""
     preset = load_preset(options.preset)
     # The preset's learning rate replaces the tiny one of `make_timed_config`, with which the model would not learn.
-    own = [f"training.learning_rate={preset.training.learning_rate}", f"model.alpha={alpha}", "training.memory=keep"]
-    benchmark = make_benchmark(override(make_timed_config(preset, options.batch), [*own, *options.set]))
+    changes = [
+        f"training.learning_rate={preset.training.learning_rate}",
+        f"model.alpha={alpha}",
+        "training.memory=keep",
+    ]
+    benchmark = make_benchmark(override(make_timed_config(preset, options.batch), [*changes, *options.set]))
     work, gradients, done = benchmark.make_work("train", options.batch), Gradients(benchmark, options.batch), 0
     for updates in sorted(options.updates):
         for _ in range(updates - done):
@@ -152,17 +156,17 @@ class Gradients:
         import numpy as np
 
         full, *_ = self._compute("keep", "float32")
-        kept, _ = self._compute("keep", precision)
+        stored, _ = self._compute("keep", precision)
         inverted, error = self._compute("invert", precision)
-        off = measure_relative_errors(inverted, kept)
+        off = measure_relative_errors(inverted, stored)
         worst = int(np.argmax(off))
         return [
             f"{error:.1e}",
             f"{off[worst]:.1e}",
             self.variables[worst].path.partition("/")[2],
             f"{np.median(off):.1e}",
-            f"{_measure_distance(kept, inverted):.1e}",
-            "" if precision == "float32" else f"{_measure_distance(full, kept):.1e}",
+            f"{_measure_distance(stored, inverted):.1e}",
+            "" if precision == "float32" else f"{_measure_distance(full, stored):.1e}",
         ]
 
     def _compute(self, mode: str, precision: str) -> tuple[list[Any], float]:
@@ -177,15 +181,14 @@ class Gradients:
         import keras
         import tensorflow as tf
 
-        from tfdecouple.layers import backward_memory, net_precision
-        from tfdecouple.model.gradient import NETS
+        from tfdecouple.runtime.run_mode import RunMode
 
         @tf.function(autograph=False)
         def run() -> Any:
             # With `invert`, the gradient of the error probe, a dummy scalar input, is the inversion error.
             weights, probe = [tf.convert_to_tensor(variable) for variable in self.variables], tf.zeros([])
             scope = keras.StatelessScope(state_mapping=list(zip(self.variables, weights, strict=True)))
-            with scope, backward_memory(mode, probe), net_precision(NETS[precision]):
+            with scope, RunMode(mode, precision, probe=probe).apply():
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
                     tape.watch([*weights, probe])
                     elbo = self._model.elbo_from_noise(*self._inputs, training=True)
@@ -200,7 +203,7 @@ def _round_products(precision: str) -> Iterator[None]:
     """Makes products inside a `with` use TF32 (emulated without a GPU) if `precision` is "tf32", else float32."""
     from helpers.emulation import emulated_accelerator
 
-    from tfdecouple.runtime.precision import full_float32, has_tf32, tensor_float_32
+    from tfdecouple.numerics.tf32 import full_float32, has_tf32, tensor_float_32
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(tensor_float_32() if precision == "tf32" else full_float32())

@@ -74,10 +74,11 @@ class Benchmark:
 
         from tfdecouple.data import load_images, make_evaluation_batches
         from tfdecouple.metrics.bits_per_dim import BoundEvaluator
-        from tfdecouple.runtime.execution import jit_compiled
+        from tfdecouple.runtime.run_mode import RunMode
 
         # With training.jit_compile XLA also compiles inference, as it does after `load_model(run, jit_compile=True)`.
-        compiled, model = jit_compiled(self.config.training.jit_compile), self.model
+        compiled: Any = RunMode(jit_compile=self.config.training.jit_compile).apply()
+        model = self.model
         if phase == "train":
             begin = self._make_step()
             return Work(compiled(lambda: _require_applied(begin().fetch_numbers())), batch, compiled(begin))

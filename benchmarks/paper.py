@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import list_differences, make_table, replace_table  # noqa: E402
-from tfdecouple.config import Config, load_preset, preset_names  # noqa: E402
+from tfdecouple.config import Config, load_preset, override, preset_names  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 PAGE = ROOT / "docs" / "paper.md"
@@ -46,11 +46,8 @@ FID = {"cifar10": "37.52", "cifar10_glow": "46.50", "cifar10_base_conditioned": 
 # Accuracies in % in Table 4, by the features of the linear classifier.
 PROBE = {"z": "59.53", "v": "17.16", "pixels": "35.32"}
 
-# Peaks of an A100 in operations a second, and the share of a peak that the calculated hours assume.
-PEAKS = {"float32": 19.5e12, "tf32": 156e12}
+# The share of an A100's calculated ceiling that the calculated hours assume.
 SHARE = 0.3
-# A multiply-add is two operations, and a training step costs three forward passes.
-OPERATIONS = 6
 
 # The presets of the paper's models of 8-bit images, whose options the table "options" shows.
 DATA_SETS = {"CIFAR-10": "cifar10", "ImageNet": "imagenet64", "LSUN": "lsun_bedroom_128", "CelebA-HQ": "celeba_hq_256"}
@@ -144,23 +141,22 @@ def compute_hours(config: Config, precision: str) -> float:
 
     `precision` is "float32" or "tf32". Evaluations, and the multiply-adds of the prior over z, do not count.
     """
-    from benchmarks.training_cost import count_multiply_adds
+    from tfdecouple.networks.architecture import compute_ceiling
 
-    images = config.training.steps * config.training.batch_size
-    return OPERATIONS * count_multiply_adds(config.model) * images / (SHARE * PEAKS[precision] * 3600)
+    rate = SHARE * compute_ceiling(override(config, [f"training.precision={precision}"]), "train", "A100")
+    return config.training.steps * config.training.batch_size / rate / 3600
 
 
 def render_models() -> str:
     """Returns a Markdown table with a row for each preset at the paper's size: parameters, bits/dim, hours."""
-    from benchmarks.training_cost import count_multiply_adds
-    from tfdecouple.networks.architecture import count_parameters
+    from tfdecouple.networks.architecture import count_multiply_adds, count_parameters
 
     counted = json.loads(COUNTS.read_text(encoding="utf-8"))
     rows = []
     for name in list_models():
         config = load_preset(name)
         training = config.training
-        hours = [round(hours, 2 - len(str(int(hours)))) for hours in (compute_hours(config, each) for each in PEAKS)]
+        hours = [compute_hours(config, precision) for precision in ("float32", "tf32")]
         rows.append(
             [
                 config.description.partition(":")[0],
@@ -171,7 +167,7 @@ def render_models() -> str:
                 counted.get(name, {}).get("total"),
                 f"{count_multiply_adds(config.model) / 1e9:.1f}",
                 f"{training.steps:,} x {training.batch_size}",
-                *(int(each) for each in hours),
+                *(int(round(value, 2 - len(str(int(value))))) for value in hours),
             ]
         )
     header = ["images", "model", "command", "bits/dim in the paper", "parameters", "parameters, authors' code"]

@@ -136,7 +136,7 @@ def run_action(options: argparse.Namespace) -> int:
     made = replace_tables(page)
     if options.check:
         wrong = list_differences(page, made)
-        print("\n".join(wrong) if wrong else "the tables of docs/RESULTS.md say what the files say")
+        print("\n".join(wrong) if wrong else "the tables of docs/RESULTS.md agree with the files")
         return 1 if wrong else 0
     PAGE.write_text(made, encoding="utf-8")
     return 0
@@ -257,9 +257,9 @@ def _render_seeds() -> str:
     rows = []
     for run, values in bits.items():
         (mean, error), (difference, its_error) = compute_mean_and_error(values), compare_with_ours(run)
-        each = ", ".join(f"{value:.4f}" for value in values)
+        listed = ", ".join(f"{value:.4f}" for value in values)
         worse = f"{difference:.4f}±{its_error:.4f}" if run != "conditional" else ""
-        rows.append([RUNS[run], each, f"{mean:.4f}±{error:.4f}", worse])
+        rows.append([RUNS[run], listed, f"{mean:.4f}±{error:.4f}", worse])
     return make_table(
         ["model", f"validation bits/dim at update {step:,}, seeds 0, 1, ...", "mean", "difference from ours"], rows
     )
@@ -270,7 +270,7 @@ def load_accuracies(run: str = "conditional") -> dict[str, dict[str, float]]:
     return {
         row["features"]: {
             "dimensions": row["dimensions"],
-            **{name: 100 * each["accuracy"] for name, each in row["classifiers"].items()},
+            **{name: 100 * result["accuracy"] for name, result in row["classifiers"].items()},
         }
         for row in load_result(f"{run}/evaluation/probe/probe-test.json")["results"]
     }
@@ -283,11 +283,11 @@ def _render_probe() -> str:
     for run, pixels in (("conditional", ("pixels", "pixels, PCA")), (LATENT_256, ("pixels, PCA",))):
         accuracies = load_accuracies(run)
         for features in ("z", "v", "v, PCA", *pixels):
-            each, strong = accuracies[features], "**" if features == "z" else ""
-            per_cent = [f"{strong}{each[kind]:.1f}{strong}" for kind in ("linear SVM", "logistic regression")]
+            metrics, strong = accuracies[features], "**" if features == "z" else ""
+            per_cent = [f"{strong}{metrics[kind]:.1f}{strong}" for kind in ("linear SVM", "logistic regression")]
             in_paper = paper.PROBE.get(features, "") if run == "conditional" else ""
             of = "" if features in names else TITLES[run]
-            rows.append([names.get(features, features), of, int(each["dimensions"]), *per_cent, in_paper])
+            rows.append([names.get(features, features), of, int(metrics["dimensions"]), *per_cent, in_paper])
     rows.append(["Deep InfoMax, quoted by the paper", "", "", "", "", PAPER_INFOMAX])
     return make_table(["features", "model", "dimensions", "linear SVM", "logistic regression", "in the paper"], rows)
 
@@ -299,9 +299,10 @@ def _render_statistics() -> str:
     switched image, which is decoded from z of one image and v of another.
     """
     rows = []
-    for name, each in load_result("conditional/evaluation/statistics/image_statistics-test.json")["statistics"].items():
-        explained = [f"{each['r2'][kind]['mean']:.2f}" for kind in ("z", "v, PCA", "pixels, PCA")]
-        switch = each["switch"]
+    measured = load_result("conditional/evaluation/statistics/image_statistics-test.json")["statistics"]
+    for name, metrics in measured.items():
+        explained = [f"{metrics['r2'][kind]['mean']:.2f}" for kind in ("z", "v, PCA", "pixels, PCA")]
+        switch = metrics["switch"]
         followed = [f"{switch[code]['mean']:.2f}±{switch[code]['standard_error']:.2f}" for code in ("z", "v")]
         nearer = f"{100 * switch['nearer_to_z']['mean']:.0f}"
         rows.append([name, *explained, *followed, nearer])

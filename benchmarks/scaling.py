@@ -40,11 +40,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import make_table, run_throughput, write_json, write_tables  # noqa: E402
-from benchmarks.training_cost import count_activation_bytes, count_multiply_adds  # noqa: E402
+from benchmarks.training_cost import count_activation_bytes  # noqa: E402
 from tfdecouple.config import MEMORY, PRECISIONS, Config, load_preset, override  # noqa: E402
-from tfdecouple.doctor.installation import describe_machine  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
-from tfdecouple.networks.architecture import FLOAT32, count_parameters  # noqa: E402
+from tfdecouple.networks.architecture import FLOAT32, PEAKS, compute_ceiling, count_parameters  # noqa: E402
+from tfdecouple.runtime.devices import describe_machine  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 TABLES = ("batch", "depth", "large", "memory", "ceiling")
@@ -65,15 +65,6 @@ GPUS_GIB = (24, 80)
 # Fraction of a GPU's memory that tensors can use; the CUDA context, convolution workspaces and gaps take the rest.
 USABLE = 0.9
 GIB, MIB = 2**30, 2**20
-# Published peaks of GPUs (H100 SXM, A100, GeForce RTX 4090) in TFLOP/s by `training.precision`, without sparsity.
-# Products of bfloat16 are summed in float32.
-PEAKS = {
-    "H100": {"float32": 66.9, "tf32": 494.7, "mixed_bfloat16": 989.4},
-    "A100": {"float32": 19.5, "tf32": 156.0, "mixed_bfloat16": 312.0},
-    "RTX 4090": {"float32": 82.6, "tf32": 82.6, "mixed_bfloat16": 165.2},
-}
-# A training step computes as many products as three forward passes: one forward, and two gradients of each product.
-_FORWARD_PASSES = {"train": 3, "eval": 1}
 # A memory measurement compares two batches. The smaller batch has about this many MiB of activations, so that they
 # outweigh workspaces and weights; its number of images is limited to this range, so that a CPU is fast enough.
 MEMORY_MIB, MEMORY_IMAGES = 256, (4, 128)
@@ -87,8 +78,8 @@ Rows = list[dict[str, Any]]
 
 def set_depth(config: Config, steps: int) -> Config:
     """Returns a copy of the config `config` with `steps` flow steps in every stage of the flow."""
-    every = [[steps] * len(entry) if isinstance(entry, tuple) else steps for entry in config.model.steps]
-    return override(config, [f"model.steps={every}"])
+    counts = [[steps] * len(entry) if isinstance(entry, tuple) else steps for entry in config.model.steps]
+    return override(config, [f"model.steps={counts}"])
 
 
 def count_state_bytes(parameters: int, *, averages: bool, micro_batches: int = 1) -> int:
@@ -238,9 +229,9 @@ def calculate_memory() -> Rows:
     """Returns calculated memory, a list of dicts, for each preset in LARGE at each of DEPTHS and at its own depth."""
     rows = []
     for name in LARGE:
-        own = load_preset(name)
+        preset = load_preset(name)
         for depth in (*DEPTHS, None):
-            config = own if depth is None else set_depth(own, depth)
+            config = preset if depth is None else set_depth(preset, depth)
             parameters = count_parameters(config.model)["total"]
             row: dict[str, Any] = {"preset": name, "depth": depth, "params": parameters}
             row["state_gib"] = count_state_bytes(parameters, averages=False, micro_batches=2) / GIB
@@ -250,15 +241,6 @@ def calculate_memory() -> Rows:
                     row[f"{memory}_on_{gib}"] = find_largest_micro_batch(config, gib, memory)
             rows.append(row)
     return rows
-
-
-def compute_ceiling(config: Config, phase: str, gpu: str) -> float:
-    """Returns the images/s that a GPU can reach at most in a phase: its published peak over the products of an image.
-
-    `gpu` is a key of `PEAKS`, and `phase` is "train" or "eval". Only training has another precision than float32.
-    """
-    precision = config.training.precision if phase == "train" else "float32"
-    return 1e12 * PEAKS[gpu][precision] / (2 * _FORWARD_PASSES[phase] * count_multiply_adds(config.model))
 
 
 def calculate_ceilings() -> Rows:
@@ -291,7 +273,7 @@ def render_batches(rows: Rows) -> str:
     by_key = {(row["kind"], row["batch"]): row for row in rows}
     lines: list[list[object]] = [[batch, *(by_key[kind, batch]["images_per_s"] for kind in kinds)] for batch in batches]
     times = [[by_key[kind, batch]["ms_per_call"] for batch in batches] for kind in kinds]
-    lines.append(["exponent of the time", *(f"{fit_exponent(batches, each):.2f}" for each in times)])
+    lines.append(["exponent of the time", *(f"{fit_exponent(batches, durations):.2f}" for durations in times)])
     return make_table(["batch size", *kinds], lines)
 
 

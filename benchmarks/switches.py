@@ -67,8 +67,8 @@ def switch_pairs(model: Any, pairs: list[Pair]) -> tuple[list[np.ndarray], float
 
     sides = model.config.image_shape[:2]
     contents, references = (
-        tf.concat([shrink_images(tf.constant(one[None]), *sides) for one in ones], 0)
-        for ones in zip(*pairs, strict=True)
+        tf.concat([shrink_images(tf.constant(image[None]), *sides) for image in images], 0)
+        for images in zip(*pairs, strict=True)
     )
     z, v = model.encode(contents)
     before, after = np.asarray(contents), np.asarray(model.decode(model.encode(references).z, v))
@@ -94,8 +94,8 @@ def measure_transfer(pairs: list[Pair], results: list[np.ndarray]) -> list[float
         colours = [image.reshape(-1, 3) / 255 for image in (content, reference, result)]
         moments = [(c.mean(0) - c.mean(), c.mean(0) @ LUMINANCE, (c @ LUMINANCE).std()) for c in colours]
         for number, (of_content, of_reference, of_result) in enumerate(zip(*moments, strict=True)):
-            way = np.atleast_1d(of_reference - of_content)
-            shares[number] += way @ np.atleast_1d(of_result - of_content), way @ way
+            change = np.atleast_1d(of_reference - of_content)
+            shares[number] += change @ np.atleast_1d(of_result - of_content), change @ change
         slopes = [np.stack(np.gradient(image / 255 @ LUMINANCE)).ravel() for image in (content, result)]
         correlations.append(float(np.corrcoef(*slopes)[0, 1]))
         covariances = [np.cov(colours[number].T) for number in (2, 1)]

@@ -14,10 +14,12 @@ A phase is a kind of work followed by the number of images in a batch. The kinds
   first_step  one training step, timed from the start of the program
 
 TensorFlow is set up as in the project's programs, but with --threads threads. Images are random. The last line of the
-output is one JSON object. `first_step_s` is the time from the start of the process to the end of the first call. After
-the first two calls come --reps repetitions, each with as many calls as take --seconds or longer. `peak_rss_mib` is the
-largest resident memory of the whole process, tracing included. With --live, `peak_live_mib` is the largest memory of
-TensorFlow's tensors at one time, weights included, counted by an allocator that TensorFlow has for GPUs.
+output is one JSON object. `first_step_s` is the time from the start of the process to the end of the first call.
+`built_cpu_s` has the CPU seconds of the process until the model is built, and `first_call_cpu_s` those of the first
+call. After the first two calls come --reps repetitions, each with as many calls as take --seconds or longer.
+`peak_rss_mib` is the largest resident memory of the whole process, tracing included. With --live, `peak_live_mib` is
+the largest memory of TensorFlow's tensors at one time, weights included, counted by an allocator that TensorFlow has
+for GPUs.
 """
 
 from __future__ import annotations
@@ -84,13 +86,13 @@ def measure_phase(options: argparse.Namespace) -> int:
     import tfdecouple.training  # noqa: F401 - imports all that train.py imports
 
     benchmark = Benchmark(config)
-    built = time.monotonic() - find_process_start()
+    built, built_cpu = time.monotonic() - find_process_start(), time.process_time()
     work = benchmark.make_work("train" if kind == "first_step" else kind, batch)
     work.call()
-    first = time.monotonic() - find_process_start()
+    first, first_cpu = time.monotonic() - find_process_start(), time.process_time()
     begun = time.perf_counter()
     work.call()
-    second = time.perf_counter() - begun
+    second, second_cpu = time.perf_counter() - begun, time.process_time()
     calls = max(1, math.ceil(options.seconds / second)) if kind != "first_step" else 1
     walls, cpus = time_calls(work.call, 0 if kind == "first_step" else options.reps, calls, work.begin)
     row = {
@@ -106,6 +108,9 @@ def measure_phase(options: argparse.Namespace) -> int:
         "first_step_s": round(first, 2),
         "first_call_s": round(first - built, 2),
         "second_step_s": round(second, 4),
+        "built_cpu_s": round(built_cpu, 2),
+        "first_call_cpu_s": round(first_cpu - built_cpu, 2),
+        "second_call_cpu_s": round(second_cpu - first_cpu, 2),
         "peak_rss_mib": round(read_peak_rss_mib(), 1),
     }
     if options.live:

@@ -1,4 +1,4 @@
-"""Calculates multiply-adds and memory of training from a model's config, as sums of the `Cost` of its layers.
+"""Calculates the memory of training from a model's config, as a sum of the `Cost` of its layers.
 
 `benchmarks/scaling.py` compares the calculated bytes with the measured memory of processes.
 """
@@ -6,16 +6,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tfdecouple.config import ModelConfig
 from tfdecouple.networks.architecture import (
     FLOAT32,
     IMAGE_MAPS,
+    compute_flow_costs,
     list_encoders,
     list_stages,
-    make_smallest_networks,
 )
 
 if TYPE_CHECKING:
@@ -26,12 +25,6 @@ BFLOAT16 = 2
 # A backward pass by inversion holds this many feature maps of the size of a layer's input at once: values and gradients
 # of the layer, and of the halves of a coupling.
 _INVERSION_MAPS = 8
-
-
-def count_multiply_adds(config: ModelConfig) -> int:
-    """Returns the multiply-adds for one image in encoder, flow and dequantizer (if there is one), without the prior."""
-    in_flows = sum(cost.multiply_adds for cost in compute_flow_costs(config))
-    return in_flows + sum(encoder.cost(x_shape).multiply_adds for encoder, x_shape in list_encoders(config))
 
 
 def count_activation_bytes(config: ModelConfig, *, memory: str = "keep", precision: str = "float32") -> int:
@@ -68,15 +61,3 @@ def count_stored_bytes(cost: Cost, net_bytes: int, memory: str) -> int:
     """
     hidden_maps = 2 * cost.hidden_map if memory == "keep" else 0
     return FLOAT32 * cost.activations + net_bytes * (cost.net_inputs + hidden_maps)
-
-
-def compute_flow_costs(config: ModelConfig) -> Iterator[Cost]:
-    """Yields the `Cost` of each flow step and each `FactorOut` layer, in the model's and the dequantizer's flow."""
-    networks = make_smallest_networks(config)
-    flows = [networks["flow"][0]] + ([networks["dequantizer"][0].flow] if config.has_dequantizer else [])
-    stages = ((flow, stage) for flow in flows for stage in flow.stages)
-    for (flow, stage), plan in zip(stages, list_stages(config), strict=True):
-        inputs = (None, plan.height, plan.width, plan.channels), flow.compute_condition_shape(plan)
-        yield from [stage.steps[0].cost(*inputs)] * plan.steps
-        if stage.factor_out is not None:
-            yield stage.factor_out.cost(*inputs)

@@ -6,8 +6,7 @@
     python benchmarks/trials.py --docs docs/trials.md              # makes the table from the results
 
 `benchmarks/trials.json` has the options that all trials share, and the name, options and seeds of each trial. A trial
-with `from` begins with the options of the trial of that name. A trial with `commit` is not run again: some of its
-options no longer exist, and the commit is the last one that has them. Seed 0 of all trials comes first, then seed 1.
+with `from` begins with the options of the trial of that name. Seed 0 of all trials comes first, then seed 1.
 
 Each trial is `python train.py` with a run folder in --workdir. The test images are not used
 (`training.evaluation_samples=0`). Then logistic regression predicts the class from z (the posterior mean). It is fitted
@@ -51,14 +50,12 @@ class Trial(NamedTuple):
         seed: value of `training.seed`.
         arguments: arguments of train.py, except for the run folder and the data folder.
         shown: the arguments that the table shows, because not all trials share them.
-        commit: last commit that has the trial's options, or "" if the options still exist.
     """
 
     name: str
     seed: int
     arguments: tuple[str, ...]
     shown: tuple[str, ...]
-    commit: str = ""
 
     @property
     def key(self) -> str:
@@ -96,7 +93,7 @@ def run_action(options: argparse.Namespace) -> int:
     if options.docs:
         write_tables(options.docs, {"trials": render_trials(rows)})
         return 0
-    waiting = [trial for trial in list_trials(options.only) if not trial.commit and find_row(trial, rows) is None]
+    waiting = [trial for trial in list_trials(options.only) if find_row(trial, rows) is None]
     if options.list:
         for trial in waiting:
             print(f"{trial.key}: {trial.command}")
@@ -121,20 +118,20 @@ def list_trials(only: list[str] | None = None) -> list[Trial]:
     for name in only or []:
         if name not in options:
             raise UserError(f"--only: there is no trial {name!r}; there are {', '.join(options)}")
-    found = []
+    listed = []
     for seed in range(1 + max(max(trial.get("seeds", [0])) for trial in trials)):
         for trial in trials:
             if seed in trial.get("seeds", [0]) and (not only or trial["name"] in only):
                 start = options[trial["from"]] if "from" in trial else []
-                found.append(_make_trial(plan, trial, [*start, *options[trial["name"]]], seed))
-    return found
+                listed.append(_make_trial(plan, trial, [*start, *options[trial["name"]]], seed))
+    return listed
 
 
 def _make_trial(plan: dict[str, Any], trial: dict[str, Any], changes: list[str], seed: int) -> Trial:
     shown = [f"--{name} {trial[name]}" for name in ("preset", "steps") if name in trial]
     words = [word for name in ("preset", "steps") for word in (f"--{name}", str(trial.get(name, plan[name])))]
-    words += [word for each in (*plan["set"], f"training.seed={seed}", *changes) for word in ("--set", each)]
-    return Trial(trial["name"], seed, tuple(words), (*shown, *changes), trial.get("commit", ""))
+    words += [word for text in (*plan["set"], f"training.seed={seed}", *changes) for word in ("--set", text)]
+    return Trial(trial["name"], seed, tuple(words), (*shown, *changes))
 
 
 def find_row(trial: Trial, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -175,7 +172,7 @@ def run_trial(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
         row["diverged_after"] = metrics[-1]["step"]
     else:
         summary = parse_json((run / "summary.json").read_text(encoding="utf-8"))
-        (best,) = [each for each in metrics if (each["kind"], each["step"]) == ("validation", summary["best_step"])]
+        (best,) = [row for row in metrics if (row["kind"], row["step"]) == ("validation", summary["best_step"])]
         row |= {
             "data": summary["data"],
             "parameters": summary["parameters"]["total"],
@@ -208,7 +205,7 @@ def measure_probe(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
     half = min(PROBED, source.sizes["train"] // 2)
     images, labels = read_labelled_images(model, source, "train", 2 * half, seed=0, batch_size=size)
     means = [model.posterior(images[start : start + size]).mean() for start in range(0, 2 * half, size)]
-    z = np.concatenate([each.numpy() for each in means])
+    z = np.concatenate(means)
     fitted_on, held_out = standardize_features(z[:half], z[half:])
     fitted = fit_classifier("logistic regression", fitted_on, labels[:half])
     accuracy = float(np.mean(fitted.classifier.predict(held_out) == labels[half:]))
@@ -229,7 +226,7 @@ def render_trials(rows: list[dict[str, Any]]) -> str:
     """Returns a Markdown table of `rows`, metrics of trials, with a line for each trial whose options still exist."""
     seeds: dict[str, tuple[Trial, list[list[str]]]] = {}
     for trial in list_trials():
-        if not trial.commit and (row := find_row(trial, rows)):
+        if row := find_row(trial, rows):
             seeds.setdefault(trial.name, (trial, []))[1].append(_format_metrics(row))
     lines = []
     for name, (trial, metrics) in seeds.items():

@@ -16,7 +16,8 @@ import tensorflow as tf
 from export.folding import Constant, Folded, Network, find_differences, fold_graph, name_weight, trace_network
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.any_size import pad_and_shrink_images
-from tfdecouple.model.networks import Networks
+from tfdecouple.model.codes import z_from_noise
+from tfdecouple.model.densities import evaluate_log_joint
 from tfdecouple.model.objective import negative_elbo
 from tfdecouple.model.outlier_scores import OutlierScores, score_latents
 
@@ -71,7 +72,7 @@ class Answers:
         """Returns z that the prior makes of normal noise (and labels, if it has any); None for a model without z."""
         if not self.config.has_latent:
             return None
-        return self._run(lambda *inputs: (Networks.z_from_noise(self.networks, *inputs),), noise, labels)[0]
+        return self._run(lambda *inputs: (z_from_noise(self.networks, *inputs),), noise, labels)[0]
 
     def score(self, images: Any, z_noise: Any, u_noise: Any, labels: Any = None) -> dict[str, Any]:
         """Returns the outlier scores of uint8 images, for noise of z and u, as {name: `[batch]`}."""
@@ -89,7 +90,7 @@ class Answers:
         """Returns log p(y|x) of each label y for uint8 images x, `[batch, classes]`."""
 
         def compute(bins: Any) -> tuple[tf.Tensor]:
-            return (tf.math.log_softmax(Networks.evaluate_log_joint(self.networks, bins)),)
+            return (tf.math.log_softmax(evaluate_log_joint(self.networks, bins)),)
 
         return self._run(compute, self._find_bins(images))[0]
 

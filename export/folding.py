@@ -17,9 +17,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.errors import InversionError
-from tfdecouple.runtime.convolution import PLAIN_CONVOLUTIONS
-from tfdecouple.runtime.execution import substitute_weights
-from tfdecouple.runtime.numerics import get_sizes
+from tfdecouple.layers.base import substitute_weights
+from tfdecouple.numerics.arithmetic import get_sizes
+from tfdecouple.numerics.kernels import Kernels
+from tfdecouple.runtime.run_mode import RunMode
 
 Array = np.ndarray
 
@@ -53,14 +54,22 @@ class Network:
     weights: Mapping[str, tuple[tf.Tensor, Array]]
 
 
+@dataclasses.dataclass(frozen=True)
+class _PlainMode(RunMode):
+    """A run mode in which a convolution is one operation, which `fold_graph` joins with others."""
+
+    convolve = Kernels.convolve
+    convolve_normed = Kernels.convolve_normed
+
+
 def trace_network(method: Callable[..., Any], variables: Mapping[str, Any], specs: Sequence[tf.TensorSpec]) -> Network:
     """Returns the traced `method`, a function of tensors with these `specs` that reads the model's `variables`.
 
     The images of a batch are not divided among threads, and convolutions are plain: runtimes compute these fastest.
     """
+    mode = _PlainMode(memory="keep", jit_compile=False, shards=1)
     values = {path: np.asarray(variable, np.float64) for path, variable in variables.items()}
-    with tf.Graph().as_default() as graph, _inline_functions():
-        graph.add_to_collection(PLAIN_CONVOLUTIONS, True)
+    with tf.Graph().as_default() as graph, _inline_functions(), mode.apply():
         inputs = tuple(tf.compat.v1.placeholder(spec.dtype, spec.shape) for spec in specs)
         weights = {
             path: (tf.compat.v1.placeholder(variable.dtype, variable.shape), values[path])

@@ -20,14 +20,7 @@ from tfdecouple.runs import latent_directions
 from tfdecouple.runs.latent_directions import Directions
 from tfdecouple.runs.opened_run import Run
 from tfdecouple.runs.publishing import describe_training_images
-from tfdecouple.runs.run_folder import (
-    SUMMARY,
-    find_test_metrics,
-    find_training_data,
-    is_run_folder,
-    read_summary,
-    run_name,
-)
+from tfdecouple.runs.run_folder import SUMMARY, RunFolder, find_test_metrics, find_training_data
 
 _PACKAGES = ("tfdecouple", "tensorflow", "keras", "tf2onnx", "onnx")
 
@@ -109,7 +102,7 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
     summary: dict[str, Any] = {}
     omissions: dict[str, str] = {}
     try:
-        summary = read_summary(run) or {}
+        summary = RunFolder(run).read_summary() or {}
     except (OSError, ValueError) as error:
         omissions[SUMMARY] = one_line(error)
     directions = None
@@ -141,7 +134,7 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
 
 
 def _find_run_name(run: str | pathlib.Path) -> str:
-    return pathlib.Path(run).absolute().name if is_run_folder(run) else run_name(run)
+    return pathlib.Path(run).absolute().name if RunFolder(run).is_folder else RunFolder(run).name
 
 
 def make_safe_name(name: str) -> str:

@@ -32,7 +32,7 @@ collect_ignore_glob = ["*/conftest.py"]
 
 
 def pytest_configure(config):
-    """Starts to count skipped tests; sets TensorFlow up in each process of pytest that runs tests."""
+    """Sets TensorFlow up in each process of pytest that runs tests."""
     skips.pytest_configure(config)
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         import tensorflow as tf
@@ -46,11 +46,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
-    """Makes Python's garbage collection ignore all objects that exist after the imports, and run rarely.
-
-    A collection is slow, because TensorFlow graphs have many small objects. The fixture `release_memory` runs a
-    collection after each test file.
-    """
+    """Makes garbage collection rare, because TensorFlow graphs have many objects; `release_memory` runs it."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000)
@@ -164,13 +160,13 @@ def watched_run(image_folder, tmp_path_factory):
     """The folder of a finished training run, and {count of finished steps: count of values copied to the host}."""
 
     def make(folder):
-        from helpers.runs import ReadCounter, run_config
+        from helpers.runs import count_reads, run_config
 
         from tfdecouple.training import train
 
-        with ReadCounter().count_reads() as reads:
+        with count_reads() as reads:
             train(run_config(image_folder), folder / "run")
-        (folder / "reads.json").write_text(json.dumps(list(reads.after.items())))
+        (folder / "reads.json").write_text(json.dumps(list(reads.items())))
 
     folder = copy_once(tmp_path_factory, "finished", make)
     return folder / "run", dict(json.loads((folder / "reads.json").read_text()))

@@ -1,9 +1,6 @@
-"""Tests of models that know labels: z as a function of the label, and a prior over z with a part for each label."""
-
-from __future__ import annotations
+"""Tests of models with labels: z as a function of the label, and a prior over z with a part for each label."""
 
 import dataclasses
-import math
 
 import keras
 import numpy as np
@@ -14,8 +11,7 @@ from helpers.models import assert_gradients_reach_weights, random_images
 from helpers.refusals import message_of
 from helpers.variants import OF_CLASSES, SMALLEST, equal, fresh, images_of, read_weights, variant
 
-from tfdecouple.config import ModelConfig
-from tfdecouple.errors import ConfigError, DataError, UserError
+from tfdecouple.errors import DataError, UserError
 from tfdecouple.model import DecoupledModel
 
 pytestmark = pytest.mark.usefixtures("eager")
@@ -37,7 +33,7 @@ def noise(model, count=3, seed=3):
 class TestCodes:
     """`model.prior=classes`."""
 
-    def test_z_is_the_code_of_the_label_and_images_come_back_whatever_it_is(self):
+    def test_z_is_the_code_of_the_label_and_any_label_decodes_exactly(self):
         model, images = variant("classes"), images_of(variant("classes"))
         codes = model.class_codes
         assert codes.shape == (3, 4) and np.ptp(codes, 0).max() > 0.1
@@ -45,7 +41,7 @@ class TestCodes:
         for label in range(3):
             equal(model.decode(*model.encode(images, label, verify=True)), images)
 
-    def test_the_bound_is_of_image_and_label(self):
+    def test_bound_of_a_labelled_image_includes_the_probability_of_its_label(self):
         model, images = variant("classes"), images_of(variant("classes"))
         z_noise, u = noise(model)
         elbo = model.elbo_from_noise(images, z_noise, u, labels=LABELS)
@@ -55,31 +51,31 @@ class TestCodes:
         density = model.likelihood(model.class_codes.numpy()[LABELS]).log_prob(x)
         np.testing.assert_allclose(elbo.reconstruction, -density, rtol=1e-5)
 
-    def test_classification_is_bayes_rule(self, traced):
+    def test_classification_by_class_codes_is_bayes_rule(self, traced):
         model, images = variant("classes"), images_of(variant("classes"))
         x = model.quantizer.place_at_centres(model.quantizer.find_bins(images))
         joint = np.stack([model.likelihood(np.tile(code, (3, 1))).log_prob(x) for code in model.class_codes.numpy()], 1)
         joint = joint.astype("f8") + SHARES
         expected = joint - scipy.special.logsumexp(joint, 1, keepdims=True)
-        found = model.classify(images)
-        np.testing.assert_allclose(found, expected, atol=2e-3)
-        np.testing.assert_allclose(tf.reduce_logsumexp(found, 1), 0, atol=1e-5)
-        equal(found, tf.function(model.classify)(images))
+        computed = model.classify(images)
+        np.testing.assert_allclose(computed, expected, atol=2e-3)
+        np.testing.assert_allclose(tf.reduce_logsumexp(computed, 1), 0, atol=1e-5)
+        equal(computed, tf.function(model.classify)(images))
 
-    def test_samples_of_a_label_have_its_code_and_the_draws_of_the_seed(self):
+    def test_samples_of_mixed_labels_equal_the_samples_of_each_label(self):
         model = variant("classes")
-        every = [model.sample(4, seed=1, labels=label) for label in range(3)]
-        assert not np.array_equal(every[0], every[1])
+        samples = [model.sample(4, seed=1, labels=label) for label in range(3)]
+        assert not np.array_equal(samples[0], samples[1])
         mixed = model.sample(4, seed=1, labels=[2, 1, 0, 2])
-        equal(mixed, np.stack([every[label][number] for number, label in enumerate([2, 1, 0, 2])]))
+        equal(mixed, np.stack([samples[label][number] for number, label in enumerate([2, 1, 0, 2])]))
 
-    def test_labels_of_samples_are_drawn_from_their_probabilities(self):
+    def test_labels_of_samples_follow_their_probabilities(self):
         model = variant("classes")
         drawn = model.draw_labels(0, 4000, tf.constant([1, 2])).numpy()
         np.testing.assert_allclose(np.bincount(drawn, minlength=3) / 4000, [1 / 8, 2 / 8, 5 / 8], atol=0.03)
         equal(drawn[1000:1500], model.draw_labels(1000, 1500, tf.constant([1, 2])))
 
-    def test_pairs_have_labels_of_both(self):
+    def test_switch_and_interpolate_use_the_labels_of_both_images(self):
         model = variant("classes")
         a, b = images_of(model), images_of(model, seed=2)
         ab, ba = model.switch(a, b, (LABELS, LABELS[::-1]))
@@ -91,24 +87,12 @@ class TestCodes:
         equal(between[:, 1, 1], b)
 
     @pytest.mark.parametrize("labels", [3, [LABELS], None])
-    def test_what_is_no_pair_of_labels_is_one_line(self, labels):
+    def test_labels_that_are_no_pair_are_refused_in_one_line(self, labels):
         model = variant("classes")
         message = message_of(DataError, lambda: model.switch(images_of(model), images_of(model), labels))
         assert labels is None or "must be a pair" in message
 
-    @pytest.mark.parametrize("name", OF_CLASSES)
-    def test_within_a_layer_in_mixed_precision_it_is_the_same(self, name):
-        model, images = variant(name), images_of(variant(name))
-
-        class OfAUser(keras.layers.Layer):
-            def call(self, inputs):
-                return (*model.encode(images, LABELS), model.elbo(images, seed=1, labels=LABELS).bits_per_dim)
-
-        layers = OfAUser(dtype="mixed_bfloat16"), OfAUser()
-        for ours, theirs in zip(*(layer(tf.zeros([1])) for layer in layers), strict=True):
-            equal(ours, theirs)
-
-    def test_there_is_no_encoder_and_no_density_of_z(self):
+    def test_model_with_class_codes_has_no_encoder_and_no_density_of_z(self):
         model = variant("classes")
         assert model.encoder is None and model.prior_flow is None
         for call in (
@@ -129,23 +113,16 @@ class TestCodes:
             (2**40, ["1099511627776"]),
         ],
     )
-    def test_missing_and_unknown_labels_are_one_line(self, labels, words):
+    def test_missing_and_unknown_labels_are_refused_in_one_line(self, labels, words):
         model = variant("classes")
         message = message_of(DataError, lambda: model.encode(images_of(model), labels))
         assert [word for word in words if word not in message] == []
-
-    def test_no_images_at_all(self):
-        model = variant("classes")
-        none = np.zeros((0, 4, 4, 3), np.uint8)
-        assert model.encode(none, np.zeros(0, int)).z.shape == (0, 4)
-        assert model.classify(none).shape == (0, 3) and model.sample(0).shape == (0, 4, 4, 3)
-        assert model.elbo(none, labels=np.zeros(0, int)).kl.shape == (0,)
 
 
 class TestPriorOfLabels:
     """`model.prior=flow` with `model.classes`."""
 
-    def test_at_its_start_it_is_the_model_without_labels(self):
+    def test_new_prior_of_labels_equals_the_model_without_labels(self):
         plain = fresh(SMALLEST)
         model = DecoupledModel(OF_CLASSES["prior-classes"])
         model.initialize(random_images(8, 4))
@@ -166,7 +143,7 @@ class TestPriorOfLabels:
         equal(model.encode(images).z, plain.encode(images).z)
         np.testing.assert_allclose(model.classify(images), np.tile(SHARES, (3, 1)), atol=1e-4)
 
-    def test_the_prior_is_the_mixture_of_its_parts_and_classification_is_bayes_rule_for_z(self):
+    def test_prior_is_a_mixture_over_labels_and_classification_is_bayes_rule_for_z(self):
         model, images = variant("prior-classes"), images_of(variant("prior-classes"))
         z = model.posterior(images).mean()
         parts = (
@@ -178,7 +155,7 @@ class TestPriorOfLabels:
         np.testing.assert_allclose(model.classify(images), parts - mixture[:, None], atol=1e-4)
         assert np.ptp(parts - SHARES, 1).max() > 0.05
 
-    def test_the_bound_takes_the_part_of_the_label_or_the_mixture(self):
+    def test_bound_uses_the_prior_of_a_known_label_and_the_mixture_otherwise(self):
         model, images = variant("prior-classes"), images_of(variant("prior-classes"))
         z_noise, u = noise(model)
         posterior = model.posterior(images)
@@ -193,7 +170,7 @@ class TestPriorOfLabels:
             np.testing.assert_allclose(latents.log_prior, log_prior, atol=1e-4)
 
     @pytest.mark.parametrize("prior", ["flow", "normal"])
-    def test_z_of_a_label_comes_from_its_part(self, prior):
+    def test_z_drawn_for_a_label_comes_from_its_prior(self, prior):
         model = fresh(dataclasses.replace(OF_CLASSES["prior-classes"], prior=prior))
         normal = noise(model)[0]
         z = model.z_from_noise(normal, tf.constant(LABELS, tf.int32))
@@ -201,13 +178,9 @@ class TestPriorOfLabels:
         back = latents if model.prior_flow is None else model.prior_flow.forward_and_log_det(latents)[0]
         np.testing.assert_allclose(back, normal, atol=1e-5)
 
-    def test_labels_of_samples_must_be_known(self):
-        message_of(DataError, lambda: variant("prior-classes").sample(2, labels=[0, -1]))
-        message_of(UserError, lambda: variant("prior-classes").class_codes)
-
 
 @pytest.mark.parametrize(("name", "labels"), [("classes", LABELS), ("prior-classes", LABELS), ("prior-classes", None)])
-def test_gradients_reach_every_weight(name, labels):
+def test_gradients_reach_every_weight_of_a_model_with_labels(name, labels):
     model, images = variant(name), images_of(variant(name))
     draws = noise(model)
     loss = lambda: tf.reduce_sum(model.elbo_from_noise(images, *draws, True, labels).bits_per_dim)  # noqa: E731
@@ -215,35 +188,16 @@ def test_gradients_reach_every_weight(name, labels):
 
 
 @pytest.mark.parametrize("name", OF_CLASSES)
-def test_models_are_saved_and_loaded_by_keras(name, tmp_path):
+def test_keras_saves_and_loads_a_model_with_labels(name, tmp_path):
     model = variant(name)
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     equal(again.classify(images_of(model)), model.classify(images_of(model)))
 
 
-def test_a_model_without_labels_takes_none():
+def test_model_without_labels_refuses_labels():
     model = variant("coupling")
-    assert "knows no labels" in message_of(DataError, lambda: model.encode(images_of(model), LABELS))
+    assert "has no labels" in message_of(DataError, lambda: model.encode(images_of(model), LABELS))
     for call in (lambda: model.classify(images_of(model)), lambda: model.class_log_probabilities):
         assert "knows no labels" in message_of(UserError, call)
     assert "no function of the label" in message_of(UserError, lambda: model.class_codes)
-
-
-def test_equal_probabilities_are_the_default():
-    model = DecoupledModel(dataclasses.replace(OF_CLASSES["classes"], class_probabilities=()))
-    np.testing.assert_allclose(model.class_log_probabilities, [-math.log(3)] * 3, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"prior": "classes"}, ["model.classes is 0"]),
-        ({"classes": 3, "conditioning": "none"}, ["model.conditioning", "labels"]),
-        ({"classes": 3, "class_probabilities": (0.5, 0.5)}, ["has 2 entries", "3"]),
-        ({"classes": 2, "class_probabilities": (0.0, 1.0)}, ["above 0"]),
-    ],
-)
-def test_impossible_options_are_refused(options, words):
-    message = message_of(ConfigError, lambda: ModelConfig(**options))
-    assert [word for word in words if word not in message] == []

@@ -1,4 +1,4 @@
-"""A model of grey rectangles from a folder of files to its exports, and the exports of one of five channels."""
+"""Tests of a model of grey rectangles, from image files to exports, and of exports of a model of five channels."""
 
 import json
 import subprocess
@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 from helpers import cards
-from helpers.forked import forked_programs
 from helpers.models import SMALL, random_images
 from helpers.places import copy_once
 from helpers.runs import run_config, write_run
@@ -15,6 +14,7 @@ from helpers.variants import fresh
 from PIL import Image
 
 from tfdecouple.config import ModelConfig
+from tfdecouple.data.image_file import read_image
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.runs.opened_run import load_model
 
@@ -39,7 +39,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_training_on_grey_files_with_labels_learns(tmp_path):
+def test_training_on_grey_files_with_labels_lowers_bits_per_dim(tmp_path):
     from tfdecouple.training import train
 
     for number, image in enumerate(smooth(40, 16, 24)):
@@ -56,7 +56,7 @@ def test_training_on_grey_files_with_labels_learns(tmp_path):
         assert picture.mode == "RGB"
 
 
-def test_every_image_comes_back_and_others_are_refused(run, eager):
+def test_grey_images_decode_exactly_and_rgb_images_are_refused(run, eager):
     model = load_model(run)
     images = np.concatenate(
         [random_images(4, SHAPE), np.zeros((1, *SHAPE), np.uint8), np.full((1, *SHAPE), 255, np.uint8)]
@@ -70,7 +70,7 @@ def test_every_image_comes_back_and_others_are_refused(run, eager):
         model.encode(np.zeros((1, 8, 12, 3), np.uint8))
 
 
-def test_commands_draw_its_pictures_and_write_its_codes(run, eager, tmp_path, capsys):
+def test_commands_draw_pictures_and_write_codes_of_a_grey_model(run, eager, tmp_path, capsys):
     from tfdecouple.cli import main
 
     for number in range(2):
@@ -93,33 +93,9 @@ def test_commands_draw_its_pictures_and_write_its_codes(run, eager, tmp_path, ca
     assert [field["shape"] for field in manifest["fields"] if field["name"] == "v"] == [[8, 12, 1]]
 
 
-@pytest.fixture(scope="module")
-def exported(run, tmp_path_factory):
-    from export.pipeline import ExportConfig, export
-
-    def make(folder):
-        with forked_programs():
-            export(ExportConfig(run=run, to=folder / "grey", endpoints=("encode", "decode")), report=lambda text: None)
-
-    return copy_once(tmp_path_factory, "grey-exported", make) / "grey"
-
-
-def test_export_passes_the_gate_and_its_card_says_what_images_are(exported):
-    card = json.loads((exported / "model_card.json").read_text())
-    for name in ("savedmodel", "onnx"):
-        trips = card["formats"][name]["round_trip"]
-        assert trips.keys() == {"real", "black", "white", "noise", "0/255 noise", "checkerboard"}
-        assert all(trip["identical"] == trip["images"] for trip in trips.values())
-    assert card["architecture"]["image_shape"] == [8, 12, 1]
-    text = (exported / "MODEL_CARD.md").read_text()
-    assert "| architecture | 8 x 12 grey, 8 bits" in text and "np.zeros((1, 8, 12, 1), np.uint8)" in text
-    assert "grey without transparency, cropped to the largest centre in the proportions of the model's images" in text
-    cards.run_python_blocks(exported)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [SHAPE, (8, 8, 5)])
-def test_every_endpoint_and_format_passes_the_gate(tmp_path, forked, shape):
+def test_every_endpoint_and_format_of_unusual_channels_is_verified(tmp_path, forked, shape):
     """The photographs that verify a model of five channels repeat their three channels."""
     from export.pipeline import ExportConfig, export
 
@@ -135,31 +111,23 @@ def test_every_endpoint_and_format_passes_the_gate(tmp_path, forked, shape):
         assert {"encode", "decode", "sample"} <= {*entry["parity"]}
         assert all(trip["identical"] == trip["images"] for trip in entry["round_trip"].values())
     cards.run_python_blocks(to, 2)
+    if shape == SHAPE:
+        text = (to / "MODEL_CARD.md").read_text()
+        assert "| architecture | 8 x 12 grey, 8 bits" in text and "grey without transparency, cropped" in text
+        check_client_of_grey_images(to, run, tmp_path)
 
 
-def test_client_crops_resizes_encodes_and_switches(exported, run, eager, tmp_path):
+def check_client_of_grey_images(exported, run, folder):
+    """Asserts that the client of a grey export crops and resizes pictures, and switches them as the model does."""
     command = [sys.executable, "-I", str(exported / "client.py")]
-    done = subprocess.run([*command, "--check"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([*command, "--check"], cwd=folder, capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("16 of 16 test images decode exactly\n", 0), done.stderr
-    for name, shape in {"a.png": (30, 20, 3), "b.png": (8, 12, 1)}.items():
-        pixels = random_images(1, shape)[0]
-        Image.fromarray(pixels[..., 0] if shape[-1] == 1 else pixels).save(tmp_path / name)
-    done = subprocess.run([*command, "a.png", "b.png"], cwd=tmp_path, capture_output=True, text=True)
+    Image.fromarray(random_images(1, (30, 20, 3))[0]).save(folder / "a.png")
+    Image.fromarray(random_images(1, (8, 12, 1))[0, ..., 0]).save(folder / "b.png")
+    done = subprocess.run([*command, "a.png", "b.png"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    from tfdecouple.data.image_file import read_image
-
-    a, b = (read_image(str(tmp_path / name), SHAPE, 0)[None] for name in ("a.png", "b.png"))
-    with Image.open(tmp_path / "ab.png") as picture:
+    a, b = (read_image(str(folder / name), SHAPE, 0)[None] for name in ("a.png", "b.png"))
+    with Image.open(folder / "ab.png") as picture:
         assert picture.mode == "L"
         difference = np.abs(np.asarray(picture, int) - np.asarray(load_model(run).switch(a, b)[0])[0, ..., 0])
     assert np.mean(difference > 0) < 0.02
-
-
-def test_page_refuses_it_in_a_line(run, tmp_path):
-    from export.pipeline import ExportConfig, export
-
-    with pytest.raises(UserError) as refused:
-        export(ExportConfig(run=run, to=tmp_path / "page", formats=("web",)), report=lambda text: None)
-    assert str(refused.value) == (
-        "the web page takes squares of RGB, and this model grey images of 8 x 12 pixels; leave the format web out"
-    )

@@ -1,6 +1,5 @@
-"""What a user of Keras does with the model: files, models around it, Keras' own export, other settings of Keras."""
+"""Tests of the model in Keras: files, models around it, Keras' own export, other backends."""
 
-import dataclasses
 import subprocess
 import sys
 
@@ -8,9 +7,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.models import SMALL, give_effect, random_images
+from helpers.models import LEAST, SMALL, random_images
 from helpers.places import PATIENCE, ROOT, user_environment
-from tensorflow.python.autograph.impl import api
+from helpers.variants import fresh
 
 from tfdecouple.errors import DataError, NotInitializedError, UserError
 from tfdecouple.model import DecoupledModel
@@ -26,15 +25,9 @@ def python(code, *arguments, **environment):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
-def initialised(**changes):
-    model = DecoupledModel(dataclasses.replace(SMALL, **changes))
-    model.initialize(random_images(16))
-    return give_effect(model)
-
-
 @pytest.fixture(scope="module")
 def model():
-    return initialised()
+    return fresh(SMALL)
 
 
 def classifier(model, code="z"):
@@ -54,7 +47,7 @@ np.savez(folder + "/answers.npz", model.decode(*model.encode(images)), classifie
 
 
 @pytest.mark.slow
-def test_files_load_once_the_class_is_imported(model, tmp_path, forked):
+def test_keras_files_load_in_a_new_process_once_the_class_is_imported(model, tmp_path, forked):
     whole = classifier(model)
     model.save(tmp_path / "model.keras")
     whole.save(tmp_path / "classifier.keras")
@@ -67,7 +60,7 @@ def test_files_load_once_the_class_is_imported(model, tmp_path, forked):
 
 
 @pytest.mark.parametrize("part", ["model", "encoder", "inner layer"])
-def test_quantize_and_enable_lora_are_refused_in_one_line(model, part):
+def test_quantize_and_enable_lora_are_refused(model, part):
     inner = list(model.encoder._flatten_layers())[-1]
     layer = {"model": model, "encoder": model.encoder, "inner layer": inner}[part]
     for method, argument in ((layer.quantize, "int8"), (layer.enable_lora, 4)):
@@ -77,7 +70,7 @@ def test_quantize_and_enable_lora_are_refused_in_one_line(model, part):
 
 class TestModelsAroundIt:
     @pytest.mark.parametrize("code", ["z", "v"])
-    def test_save_and_load(self, model, tmp_path, code):
+    def test_keras_model_around_the_codes_is_saved_and_loaded(self, model, tmp_path, code):
         whole = classifier(model, code)
         expected = whole.predict(IMAGES, verbose=0)
         codes = np.asarray(getattr(model.encode(IMAGES), code)).reshape(3, -1)
@@ -86,32 +79,22 @@ class TestModelsAroundIt:
         loaded = keras.saving.load_model(tmp_path / "whole.keras")
         np.testing.assert_array_equal(loaded.predict(IMAGES, verbose=0), expected)
 
-    def test_quantize_changes_only_layers_of_keras(self, model):
-        whole, weights = classifier(model), model.get_weights()
-        with pytest.warns(UserWarning, match="would change no layer"):
-            whole.quantize("int8")
-        assert whole.layers[-1].kernel.dtype == "int8"
-        assert all(np.array_equal(a, b) for a, b in zip(weights, model.get_weights(), strict=True))
-
-    def test_one_around_a_model_without_weights_says_so_when_it_is_used(self):
+    def test_keras_model_around_an_uninitialised_model_is_refused_when_called(self):
         whole = classifier(DecoupledModel(SMALL))
         with pytest.raises(NotInitializedError, match="not initialised"):
             whole(tf.constant(IMAGES))
 
-    def test_other_images_are_refused_as_it_is_built(self, model):
+    def test_keras_input_of_other_images_is_refused_while_building(self, model):
         with pytest.raises(DataError, match="float32"):
             model(keras.Input((8, 8, 3)))
         with pytest.raises(DataError, match="needs"):
             model(keras.Input((16, 16, 3), dtype="uint8"))
 
-    def test_one_around_a_model_without_z_is_refused(self):
-        with pytest.raises(UserError, match="no z"):
-            classifier(initialised(conditioning="none"), "v")
-
 
 class TestExport:
-    def test_of_a_model_that_was_never_called(self, tmp_path):
-        model = initialised()
+    @pytest.mark.slow
+    def test_keras_export_of_a_model_that_was_never_called_serves_codes(self, tmp_path):
+        model = fresh(SMALL)
         tf.config.run_functions_eagerly(False)
         model.export(tmp_path / "exported", verbose=False)
         tf.config.run_functions_eagerly(True)
@@ -124,11 +107,11 @@ class TestExport:
         np.testing.assert_allclose(v, expected.v, atol=1e-5)
         assert loaded.serve(IMAGES[:1])[1].shape == (1, 8, 8, 3)
 
-    def test_what_cannot_be_exported_is_one_line(self, tmp_path):
+    def test_keras_export_of_an_unusable_model_is_refused_and_writes_nothing(self, tmp_path):
         with pytest.raises(NotInitializedError):
             DecoupledModel(SMALL).export(tmp_path / "exported")
         with pytest.raises(UserError, match="python -m export"):
-            initialised(conditioning="none").export(tmp_path / "exported")
+            fresh(LEAST).export(tmp_path / "exported")
         assert not (tmp_path / "exported").exists()
 
 
@@ -138,7 +121,7 @@ SAMPLE = "import sys\nfrom tfdecouple.cli import main\nsys.exit(main(['sample', 
 class TestSettingsOfKeras:
     # The package of the second backend is missing, for which any import of Keras ends in a traceback.
     @pytest.mark.parametrize("backend", ["jax", "nonsense"])
-    def test_another_backend_is_one_line(self, backend, tmp_path):
+    def test_another_backend_of_keras_is_refused_in_one_line(self, backend, tmp_path):
         ended = python(SAMPLE, tmp_path, KERAS_BACKEND=backend)
         assert ended.returncode == 2
         assert ended.stderr.startswith(f"error: Keras' backend is '{backend}' (by KERAS_BACKEND); tfdecouple needs")
@@ -146,56 +129,3 @@ class TestSettingsOfKeras:
         code = "import tfdecouple\ntry:\n    tfdecouple.DecoupledModel\nexcept tfdecouple.UserError as e:\n    print(e)"
         ended = python(code, KERAS_BACKEND=backend)
         assert ended.stdout.startswith(f"Keras' backend is '{backend}'"), ended.stderr[-1000:]
-
-    def test_in_the_file_of_settings(self, tmp_path):
-        (tmp_path / "keras.json").write_text('{"backend": "jax"}')
-        ended = python(SAMPLE, tmp_path, KERAS_HOME=str(tmp_path))
-        assert ended.returncode == 2
-        assert ended.stderr.startswith(f"error: Keras' backend is 'jax' (in {tmp_path / 'keras.json'})")
-        assert ended.stderr.count("\n") == 1
-
-
-def test_autograph_rewrites_the_users_function_and_none_of_ours(model, traced, monkeypatch):
-    convert, rewritten = api._convert_actual, []
-
-    def note(entity, context):
-        rewritten.append(entity.__module__)
-        return convert(entity, context)
-
-    monkeypatch.setattr(api, "_convert_actual", note)
-
-    @tf.function
-    def loss(images):
-        codes = model.encode(images)
-        v, _ = model.flow.forward_and_log_det(tf.cast(images, tf.float32) / 128 - 1, codes.z)
-        return tf.reduce_mean(model.elbo(images, seed=0, training=True).bits_per_dim) + tf.reduce_mean(v)
-
-    loss.get_concrete_function(tf.TensorSpec([3, 8, 8, 3], tf.uint8))
-    assert rewritten and not [name for name in rewritten if name.startswith("tfdecouple")]
-
-
-@pytest.mark.usefixtures("traced")
-def test_a_step_of_a_users_loop_is_traced_once_and_so_is_each_kind_of_layer():
-    model = initialised(steps=(2, 2), conditioning="none")
-    optimizer = keras.optimizers.Adam(1e-2)
-    optimizer.build(model.trainable_variables)
-
-    @tf.function
-    def step(images):
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(model.elbo(images, seed=0, training=True).bits_per_dim)
-        gradients = tape.gradient(loss, model.trainable_variables)
-        optimizer.apply(gradients, model.trainable_variables)
-        return loss
-
-    def traces():
-        kinds = model.flow.execution._layer_functions.values()
-        return [function.experimental_get_tracing_count() for function in (step, *kinds)]
-
-    images = random_images(8, seed=2)
-    losses = [float(step(images))]
-    first = traces()
-    # These are the step, and the kind of flow step of each of the two levels.
-    assert first == [1] * 3
-    losses += [float(step(images)) for _ in range(3)]
-    assert traces() == first and losses[-1] < losses[0]

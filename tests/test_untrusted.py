@@ -1,19 +1,37 @@
-"""Tests that data sets and files of strangers run no code."""
-
-from __future__ import annotations
+"""Tests that untrusted data sets, files and folders run no code, lead nowhere else and take limited memory."""
 
 import json
+import math
 import os
+import pathlib
+import shutil
+import socket
 import subprocess
 import sys
+import threading
+import tracemalloc
 
+import numpy as np
 import pytest
+from helpers.models import LEAST
+from helpers.refusals import message_of, refused
+from PIL import Image
 
-from tfdecouple.config import DataConfig
+import tfdecouple
+from export.export_folder import load_manifest as load_export_manifest
+from tfdecouple.cli import main
+from tfdecouple.cli.train import main as train_main
+from tfdecouple.config import Config, DataConfig
+from tfdecouple.corpus.codes_manifest import CodesManifest
 from tfdecouple.data import open_source
-from tfdecouple.errors import DataError, UserError
+from tfdecouple.data.image_file import read_image
+from tfdecouple.errors import DataError, RunError, UserError
 from tfdecouple.interop import wolf
+from tfdecouple.runs.latent_directions import Direction, Directions
+from tfdecouple.runs.metrics_log import MetricsLog
+from tfdecouple.runs.opened_run import hash_weights
 from tfdecouple.runtime.process import make_python_command
+from tfdecouple.storage.checkpoints import CheckpointFolder
 
 pytestmark = pytest.mark.usefixtures("eager_file")
 
@@ -39,7 +57,7 @@ def payload(tmp_path, monkeypatch, request):
 
 class TestDataSet:
     @pytest.mark.parametrize("name", ["innocent/1.0.0", "innocent/default/1.0.0", "cifar10/9.9.9"])
-    def test_that_tfds_has_no_class_for_is_not_read(self, tmp_path, payload, name):
+    def test_data_set_without_a_class_in_tfds_runs_no_code(self, tmp_path, payload, name):
         where = tmp_path / "data" / name
         where.mkdir(parents=True)
         (where / "features.json").write_text(json.dumps(FEATURES).replace("PAYLOAD", payload[0]))
@@ -53,7 +71,7 @@ class TestDataSet:
         assert not payload[1].exists()
 
     @pytest.mark.parametrize("name", ["kaggle:innocent", "huggingface:innocent", "cifar10/data_dir=elsewhere"])
-    def test_name_brings_no_code_and_no_place(self, tmp_path, name):
+    def test_name_of_a_data_set_cannot_load_code_or_choose_a_folder(self, tmp_path, name):
         for data_dir in (None, str(tmp_path)):
             with pytest.raises(DataError, match=name):
                 open_source(DataConfig(source=f"tfds:{name}", data_dir=data_dir), (8, 8, 3))
@@ -71,7 +89,7 @@ def planted(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("entry", ["", os.curdir, "{}"])
-def test_another_python_imports_nothing_from_the_working_folder(planted, monkeypatch, entry):
+def test_subprocess_imports_nothing_from_the_working_folder(planted, monkeypatch, entry):
     for name in ("json", "tfdecouple", "export"):
         (planted / f"{name}.py").write_text(PAYLOAD)
     # With `python -m` the working folder is the first entry of `sys.path`; with `python -c` it is "".
@@ -84,7 +102,7 @@ def test_another_python_imports_nothing_from_the_working_folder(planted, monkeyp
 
 
 @pytest.mark.parametrize("command", [["tfdecouple", "explain"], ["export", "--help"]], ids=" ".join)
-def test_program_imports_no_package_of_the_working_folder(planted, command):
+def test_program_imports_nothing_from_the_working_folder(planted, command):
     ended = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
     assert (ended.stderr, ended.returncode) == ("", 0)
     assert not (planted / "ran").exists()
@@ -102,7 +120,7 @@ class Runs:
 
 # What reads a file of torch.
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_file_of_torch_that_would_run_code_is_refused_and_runs_nothing(tmp_path, zipped):
+def test_pytorch_file_that_would_run_code_is_refused(tmp_path, zipped):
     torch = pytest.importorskip("torch")
     path, folder = tmp_path / "model.pt", tmp_path / "made"
     torch.save({"a": torch.zeros(2), "b": Runs(folder)}, path, _use_new_zipfile_serialization=zipped)
@@ -115,7 +133,7 @@ def test_file_of_torch_that_would_run_code_is_refused_and_runs_nothing(tmp_path,
 
 
 @pytest.mark.parametrize("version", ["1.13.1", "2.5.1+cu124"])
-def test_torch_with_which_a_file_can_run_code_is_not_used(tmp_path, monkeypatch, version):
+def test_vulnerable_version_of_pytorch_is_refused(tmp_path, monkeypatch, version):
     torch = pytest.importorskip("torch")
     path = tmp_path / "model.pt"
     torch.save({"a": torch.zeros(2)}, path)
@@ -125,3 +143,203 @@ def test_torch_with_which_a_file_can_run_code_is_not_used(tmp_path, monkeypatch,
         wolf.read_state_dict(path)
     assert f"and {version} is installed" in str(caught.value) and "pip install -U" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+DEEP = "[" * 50_000
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path):
+    """A run folder, from somebody else."""
+    return shutil.copytree(tiny_run, tmp_path / "run")
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """A file that is none of the run's."""
+    path = tmp_path / "secret"
+    path.write_text("a private key\n")
+    return path
+
+
+def _socket(path, outside):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(path))
+
+
+def _link(path, outside):
+    path.symlink_to(outside)
+
+
+# Functions that put something at a path of a run folder, given a file outside.
+WAYS_OUT = {
+    "metrics.jsonl": _link,
+    "metrics.jsonl, relative": lambda path, outside: path.symlink_to(os.path.relpath(outside, path.parent)),
+    "summary.json": lambda path, outside: os.mkfifo(path),
+    "directions.json": _socket,
+    ".lock": lambda path, outside: path.symlink_to(outside.with_name("absent")),
+    "checkpoints": lambda path, outside: path.symlink_to(outside.parent),
+    "images/deeper/file.png": _link,
+    "wandb/id": _link,
+    "images/wandb/run-1/file.png": _link,
+}
+
+
+class TestRunFolder:
+    @pytest.mark.parametrize("kind", WAYS_OUT)
+    def test_run_folder_with_a_link_outside_or_no_regular_file_is_refused(self, run, outside, kind, monkeypatch):
+        monkeypatch.chdir(run.parent)
+        path = run / kind.partition(",")[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+        path.unlink(missing_ok=True)
+        WAYS_OUT[kind](path, outside)
+        with pytest.raises(UserError) as refused:
+            tfdecouple.load_model("run")
+        assert path.name in str(refused.value) and "\n" not in str(refused.value)
+
+    @pytest.mark.parametrize("command", ["publish --run run --to published --licence mit", "sample --run run"])
+    def test_command_refuses_a_run_folder_with_a_link_outside(self, run, outside, command, monkeypatch, capsys):
+        monkeypatch.chdir(run.parent)
+        (run / "metrics.jsonl").symlink_to(outside)
+        assert main(command.split()) == 2
+        assert "metrics.jsonl is a link" in capsys.readouterr().err
+        assert not (run.parent / "published").exists() and not (run / "pictures").exists()
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_run_whose_weights_are_not_finite_is_refused(self, run, tmp_path, capsys, value):
+        folder = CheckpointFolder(run / "checkpoints")
+        model = tfdecouple.load_model(run)
+        weights = model.named_variables()
+        name = next(name for name in weights if name.startswith("flow/") and name.endswith("/kernel"))
+        weights[name].assign(np.full(weights[name].shape, value, np.float32))
+        folder.write_checkpoint("best", folder.list_checkpoint_steps("best")[0], {"model": weights})
+        for command in (
+            ["sample", "--run", run],
+            ["publish", "--run", run, "--to", tmp_path / "x", "--licence", "mit"],
+        ):
+            line = refused(capsys, lambda command=command: main(list(map(str, command))))
+            assert f"the weights of {run} are not finite ({name} at step " in line
+        assert not (tmp_path / "x").exists()
+
+    @pytest.mark.parametrize("name", ["\x1b[2Jx\r\n\u202eb", "long " * 150])
+    def test_names_of_directions_are_printed_without_control_characters(self, run, tmp_path, capsys, name):
+        model = tfdecouple.load_model(run)
+        vector = np.zeros(model.config.latent_dim, np.float32)
+        Directions(hash_weights(model), {}, (Direction(name, "means", vector),)).write(run)
+        Image.fromarray(np.zeros(model.config.image_shape, np.uint8)).save(tmp_path / "a.png")
+        command = ["edit", "--run", run, "--out", tmp_path / "out", "--size", "model", "--direction"]
+        assert main(list(map(str, [*command, name, tmp_path / "a.png"]))) == 0
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.isprintable() and len(line) < 1000
+        assert "'none'" in refused(capsys, lambda: main(list(map(str, [*command, "none", tmp_path / "a.png"]))))
+        Directions(hash_weights(model), {}, (Direction("x" * 10**6, "means", vector),)).write(run)
+        message_of(RunError, lambda: tfdecouple.load_directions(run))
+
+    def test_publish_leaves_out_a_log_and_a_card_that_are_too_large(self, run, tmp_path, capsys):
+        (run / "README.md").write_text('---\nlicense: "mit"\n')
+        for name in ("README.md", "metrics.jsonl"):
+            sparse(run / name)
+        command = ["publish", "--run", str(run), "--to", str(tmp_path / "published")]
+        tracemalloc.start()
+        try:
+            assert main(command) == 0
+            assert tracemalloc.get_traced_memory()[1] < 10**8
+        finally:
+            tracemalloc.stop()
+        assert "metrics.jsonl has more than 134,217,728 bytes and is left out" in capsys.readouterr().out
+        files = {path.name: path.stat().st_size for path in (tmp_path / "published").iterdir()}
+        assert "metrics.jsonl" not in files and files["README.md"] < 10_000
+
+    def test_training_refuses_checkpoints_linked_to_another_run(self, run, tmp_path, capsys):
+        other = shutil.copytree(run, tmp_path / "other")
+        shutil.rmtree(run / "checkpoints")
+        (run / "checkpoints").symlink_to(other / "checkpoints")
+        before = sorted(other.rglob("*"))
+        assert train_main(["--config", str(run / "config.json"), "--workdir", str(run), "--steps", "41"]) == 2
+        assert "checkpoints" in capsys.readouterr().err and sorted(other.rglob("*")) == before
+
+    def test_training_refuses_a_lock_file_that_is_a_link(self, tmp_path, capsys):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / ".lock").symlink_to(tmp_path / "made")
+        (tmp_path / "config.json").write_text(Config(model=LEAST, data=DataConfig(photograph_crops=64)).to_json())
+        options = ["--config", tmp_path / "config.json", "--workdir", tmp_path / "run", "--steps", 1]
+        assert train_main(list(map(str, options))) == 2
+        assert ".lock" in capsys.readouterr().err and not (tmp_path / "made").exists()
+
+    def test_run_with_links_of_weights_and_biases_is_opened(self, run, outside):
+        logs = run / "wandb" / "offline-run-20260101_000000-1" / "logs"
+        logs.mkdir(parents=True)
+        (logs / "debug-core.log").symlink_to(outside)
+        tfdecouple.load_model(run)
+
+    def test_run_with_links_inside_its_folder_is_opened(self, run):
+        (run / "checkpoints").rename(run / "kept")
+        (run / "checkpoints").symlink_to("kept")
+        (run.parent / "link").symlink_to(run)
+        tfdecouple.load_model(run.parent / "link").require_initialized()
+
+
+def sparse(path: pathlib.Path) -> pathlib.Path:
+    """A file of 300 MB that takes no room."""
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    os.truncate(path, 300_000_000)
+    return path
+
+
+READERS = {
+    "config.json": Config.from_json,
+    "_manifest.json": lambda path: CodesManifest.read_manifest(path.parent),
+    "manifest.json": lambda path: load_export_manifest(path.parent),
+}
+
+
+@pytest.mark.parametrize("name", ["a\nb.png", "\x1b[2Jb.png", "\u202eb.png"])
+def test_file_names_in_errors_are_printable(tmp_path, name):
+    (tmp_path / name).write_bytes(b"no image")
+    assert message_of(DataError, lambda: read_image(str(tmp_path / name), (8, 8, 3), 0)).isprintable()
+    assert message_of(DataError, lambda: read_image(str(tmp_path / "absent" / name), (8, 8, 3), 0)).isprintable()
+
+
+@pytest.mark.parametrize("devices", ["1000000000", "257", "0", "-1"])
+def test_impossible_counts_of_devices_are_refused(tmp_path, capsys, devices):
+    (tmp_path / "config.json").write_text(Config(model=LEAST, data=DataConfig(photograph_crops=64)).to_json())
+    options = ["--config", str(tmp_path / "config.json"), "--workdir", str(tmp_path / "run"), "--devices", devices]
+    assert f"--devices is {devices}; it must be at " in refused(capsys, lambda: train_main(options))
+
+
+def test_log_with_300_megabytes_of_zeros_is_reduced_to_its_rows(tmp_path):
+    row = b'{"step": 1, "kind": "train", "a": 1.0}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(row)
+    os.truncate(tmp_path / "metrics.jsonl", 300_000_000)
+    tracemalloc.start()
+    try:
+        assert MetricsLog(tmp_path).open(1) > 0
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == row
+
+
+class TestJson:
+    @pytest.mark.parametrize("name", READERS)
+    def test_json_file_that_is_too_large_is_refused(self, tmp_path, name):
+        with pytest.raises(UserError, match=r"300,000,000 bytes"):
+            READERS[name](sparse(tmp_path / name))
+
+    @pytest.mark.parametrize("name", READERS)
+    def test_json_path_that_is_a_pipe_is_refused_without_waiting(self, tmp_path, name):
+        os.mkfifo(tmp_path / name)
+        # Whoever reads it all the same gets an end.
+        writer = os.open(tmp_path / name, os.O_RDWR | os.O_NONBLOCK)
+        threading.Timer(3, os.close, [writer]).start()
+        with pytest.raises(UserError, match="no regular file"):
+            READERS[name](tmp_path / name)
+
+    @pytest.mark.parametrize("name", READERS)
+    def test_deeply_nested_json_is_refused_in_one_line(self, tmp_path, name):
+        (tmp_path / name).write_text(DEEP)
+        with pytest.raises(UserError, match="nested too deeply") as refused:
+            READERS[name](tmp_path / name)
+        assert "\n" not in str(refused.value)

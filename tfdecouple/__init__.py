@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig, load_preset, override, preset_names
     from tfdecouple.model import Codes, DecoupledModel, Elbo
     from tfdecouple.model.outlier_scores import outlier_scores
+    from tfdecouple.numerics.tf32 import full_float32
     from tfdecouple.runs.opened_run import load_directions, load_model, load_pretrained, save_run
-    from tfdecouple.runtime.precision import full_float32
     from tfdecouple.visualization.photograph_folder import switch_folder
 
 __version__ = "0.1.0"
@@ -38,7 +38,7 @@ _NAMES = {
     "model": ("Codes", "DecoupledModel", "Elbo"),
     "model.outlier_scores": ("outlier_scores",),
     "runs.opened_run": ("load_directions", "load_model", "load_pretrained", "save_run"),
-    "runtime.precision": ("full_float32",),
+    "numerics.tf32": ("full_float32",),
     "visualization.photograph_folder": ("switch_folder",),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}

@@ -124,7 +124,7 @@ def as_labels(value: Any, count: Any, classes: int, required: bool) -> tf.Tensor
     """
     if not classes:
         if value is not None:
-            raise DataError("this model knows no labels (model.classes is 0): pass no labels")
+            raise DataError("this model has no labels (model.classes is 0): pass no labels")
         return None
     valid = f"a whole number from 0 to {classes - 1}"
     if value is None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from export.endpoints import Array, Arrays, Endpoint
 from tfdecouple.errors import UserError, one_line
-from tfdecouple.runtime.numerics import get_sizes
+from tfdecouple.numerics.arithmetic import get_sizes
 
 if TYPE_CHECKING:
     from export.exported_model import Answers, ExportedModel

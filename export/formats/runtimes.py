@@ -98,7 +98,7 @@ class SavedModel(Runtime):
         import tensorflow as tf
         from tensorflow.core.protobuf.config_pb2 import CallableOptions
 
-        from tfdecouple.runtime.precision import full_float32
+        from tfdecouple.numerics.tf32 import full_float32
 
         def make_function(signature: Any) -> Callable[..., list[np.ndarray]]:
             feed, fetch = ([info.name for info in infos.values()] for infos in (signature.inputs, signature.outputs))

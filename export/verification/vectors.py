@@ -30,7 +30,7 @@ from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.data import load_images, open_source
 from tfdecouple.errors import DataError
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runtime.precision import full_float32
+from tfdecouple.numerics.tf32 import full_float32
 
 # Limits of the real images that are encoded and decoded: their count, and the pixels of all together.
 _ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS = 32, 32 * 32 * 32

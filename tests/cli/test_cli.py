@@ -1,7 +1,6 @@
 """The command lines: what they print, what they refuse and with which exit status, and that they keep quiet."""
 
 import json
-import re
 import subprocess
 import sys
 
@@ -11,7 +10,8 @@ from helpers.refusals import refused
 from helpers.runs import run_config
 
 import tfdecouple
-from tfdecouple.cli import COMMANDS, main, train_main
+from tfdecouple.cli import COMMANDS, curves, evaluate, main, picture_commands
+from tfdecouple.cli.train import main as train_main
 from tfdecouple.config import Config, list_option_names, load_preset, parse_config, preset_names
 from tfdecouple.runtime.process import run_program
 from tfdecouple.storage.files import write_json
@@ -37,7 +37,8 @@ sys.exit(run_program(main))
 # The help of every command, one after the other, and the heavy packages that were loaded for it.
 HELP = f"""
 import sys
-from tfdecouple.cli import main, train_main
+from tfdecouple.cli import main
+from tfdecouple.cli.train import main as train_main
 
 for call in (lambda: train_main(["--help"]), *(lambda name=name: main([name, "--help"]) for name in {COMMANDS})):
     try:
@@ -55,20 +56,15 @@ def run_python(*arguments):
 
 
 class TestHelp:
-    def test_of_every_command_needs_no_tensorflow(self):
+    def test_help_of_every_command_needs_no_tensorflow(self):
         ended = run_python("-c", HELP)
         assert (ended.returncode, ended.stderr) == (0, "")
         assert ended.stdout.endswith("loaded: set()\n")
         assert all(f"usage: python -m tfdecouple {name}" in ended.stdout for name in COMMANDS)
 
-    def test_is_what_the_program_prints_without_a_command(self, capsys):
-        assert main([]) == 0
-        out = capsys.readouterr().out
-        assert all(re.search(rf"^ +{name}( |$)", out, re.M) for name in ["export", *COMMANDS])
-
     @pytest.mark.parametrize("command", ["", "train", "export"])
     @pytest.mark.parametrize("called", ["bin/tfdecouple", "tfdecouple/__main__.py"])
-    def test_names_the_program_as_it_was_called(self, capsys, monkeypatch, called, command):
+    def test_help_names_the_program_as_it_was_called(self, capsys, monkeypatch, called, command):
         monkeypatch.setattr(sys, "argv", [called])
         with pytest.raises(SystemExit) as end:
             main([command, "--help"] if command else ["--help"])
@@ -77,24 +73,7 @@ class TestHelp:
         assert end.value.code == 0 and out.startswith(f"usage: {typed} {command}".rstrip())
         assert typed != "tfdecouple" or "python -m" not in out.replace("python -m export", "")
 
-    def test_of_the_script_names_the_script_and_the_exit_status(self, capsys, monkeypatch):
-        monkeypatch.setattr(sys, "argv", ["/somewhere/train.py"])
-        with pytest.raises(SystemExit):
-            train_main(["--help"])
-        out = capsys.readouterr().out
-        assert out.startswith("usage: python train.py") and "3 diverged" in out and "75 stopped by a signal" in out
-
-    @pytest.mark.parametrize("arguments", [[], ["switch"], ["export"]])
-    def test_is_what_the_command_help_prints(self, capsys, arguments):
-        printed = []
-        for typed in (["help", *arguments], [*arguments, "--help"]):
-            with pytest.raises(SystemExit) as end:
-                main(typed)
-            assert end.value.code == 0
-            printed.append(capsys.readouterr().out)
-        assert printed[0] == printed[1]
-
-    def test_version_is_that_of_the_installation(self, capsys):
+    def test_version_option_prints_the_installed_version(self, capsys):
         with pytest.raises(SystemExit) as end:
             main(["--version"])
         assert (end.value.code, capsys.readouterr().out) == (0, f"tfdecouple {tfdecouple.__version__}\n")
@@ -125,11 +104,6 @@ class TestCompletion:
         script.write_text(run_python("-m", "tfdecouple", "completion", "bash").stdout)
         return script
 
-    def test_zsh_gets_a_script(self, capsys):
-        assert main(["completion", "zsh"]) == 0
-        out = capsys.readouterr().out
-        assert out.startswith("#compdef tfdecouple\n") and "--strength" in out
-
 
 class TestRefusals:
     def test_mistyped_command_is_answered_with_the_nearest(self, capsys):
@@ -150,14 +124,14 @@ class TestRefusals:
     @pytest.mark.parametrize("typed", ["switch no.png such.png", "interpolate no.png such.png", "edit no.png"])
     def test_missing_photograph_is_found_before_tensorflow_starts(self, capsys, monkeypatch, typed):
         name, *files = typed.split()
-        monkeypatch.setattr(f"tfdecouple.cli.{name}.start_tensorflow", lambda: pytest.fail("TensorFlow was started"))
+        monkeypatch.setattr(picture_commands, "start_tensorflow", lambda: pytest.fail("TensorFlow was started"))
         more = ["--run", "photographs", "--direction", "x"] if name == "edit" else []
         assert "there is no image file no.png" in refused(capsys, lambda: main([name, *more, *files]))
 
     @pytest.mark.parametrize("typed", ["curves --run x", "project", "evaluate --outliers noise", "evaluate --probe"])
     def test_missing_matplotlib_is_found_before_tensorflow_starts(self, capsys, monkeypatch, typed):
-        name = typed.split()[0]
-        monkeypatch.setattr(f"tfdecouple.cli.{name}.start_tensorflow", lambda: pytest.fail("TensorFlow was started"))
+        for module in (picture_commands, curves, evaluate):
+            monkeypatch.setattr(module, "start_tensorflow", lambda: pytest.fail("TensorFlow was started"))
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         assert "needs matplotlib, which is missing" in refused(capsys, lambda: main(typed.split()))
 
@@ -190,19 +164,15 @@ class TestRefusals:
         assert "cifar10" in line and str(tmp_path / "none") in line and "--download" in line
         assert not (tmp_path / "run").exists()
 
-    def test_run_folder_with_other_options(self, capsys, finished_run):
-        arguments = ["--config", str(finished_run / "config.json"), "--workdir", str(finished_run), "--seed", "7"]
-        assert "training.seed was 0 and is now 7" in refused(capsys, lambda: train_main(arguments))
-
 
 class TestPresets:
-    def test_are_listed_with_their_descriptions(self, capsys):
+    def test_presets_are_listed_with_descriptions(self, capsys):
         assert main(["presets"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[0] for line in lines] == list(preset_names())
         assert all(line.endswith(f" {load_preset(line.split()[0]).description}") for line in lines)
 
-    def test_one_is_printed_as_a_config_that_repeats_it(self, capsys):
+    def test_printed_preset_is_a_config_that_repeats_it(self, capsys):
         assert main(["presets", "cifar10"]) == 0
         out = capsys.readouterr().out
         preset = load_preset("cifar10")
@@ -221,7 +191,7 @@ class TestExplain:
             name, _, default = text.partition("\n")[0].partition(" = ")
             assert len(text.splitlines()) > 1 and default == json.dumps(Config().flatten_options()[name])
 
-    def test_some_are_found_by_a_part_of_their_names(self, capsys):
+    def test_explain_finds_options_by_part_of_their_names(self, capsys):
         assert main(["explain", "kl_w", "model.alpha"]) == 0
         names = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line and line[0] != " "]
         assert names == ["model.alpha", "training.kl_weight", "training.kl_warmup_steps"]
@@ -244,10 +214,6 @@ class TestProgram:
         assert run_program(interrupted) == 130
         assert capsys.readouterr().err == "error: interrupted\n"
         assert run_program(lambda: 1 // 0) == 1
-
-    def test_interrupt_is_one_line_where_what_it_left_open_fails_to_close(self):
-        ended = run_python("-c", LEFT_OPEN)
-        assert (ended.returncode, ended.stderr) == (130, "error: interrupted\n")
 
     def test_reader_that_goes_away_is_no_error(self):
         shell = f"set -o pipefail; '{sys.executable}' -m tfdecouple presets | head -n 1"

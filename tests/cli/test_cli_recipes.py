@@ -42,7 +42,7 @@ def copy(tmp_path_factory):
     return folder
 
 
-def test_help_shows_them_without_tensorflow(copy):
+def test_help_shows_metric_and_command_of_the_recipes_without_tensorflow(copy):
     code = "import sys; from tfdecouple.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
     code += "print([name for name in ('tensorflow', 'keras', 'sklearn') if name in sys.modules])"
     shown = run_in_copy(copy, "-c", code, "evaluate", "--help", anew=True)
@@ -51,7 +51,7 @@ def test_help_shows_them_without_tensorflow(copy):
     assert "say how bright samples are" in run_in_copy(copy, "-m", "tfdecouple", "--help").stdout
 
 
-def test_they_are_used(copy, tiny_run, tmp_path):
+def test_metric_command_and_picture_of_the_recipes_are_used(copy, tiny_run, tmp_path):
     done = run_in_copy(copy, "-c", USE, str(tiny_run), str(tmp_path))
     assert done.returncode == 0, done.stderr
     values = json.loads((tmp_path / "brightness-validation.json").read_text(encoding="utf-8"))

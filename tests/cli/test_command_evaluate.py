@@ -5,7 +5,6 @@ import dataclasses
 import io
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -75,7 +74,9 @@ def known(made_run, image_folder):
 
 
 class TestBitsPerDim:
-    def test_table_and_file_give_the_figure_of_the_evaluator(self, made_run, tmp_path, capsys, known, monkeypatch):
+    def test_evaluate_prints_and_writes_the_bits_per_dim_of_the_evaluator(
+        self, made_run, tmp_path, capsys, known, monkeypatch
+    ):
         monkeypatch.setattr(progress, "_FIRST", 1e6)
         assert command("--run", made_run, "--seed", 4, "--batch-size", 2, "--out", tmp_path) == 0
         values = read(tmp_path, "bits_per_dim-test")
@@ -88,7 +89,7 @@ class TestBitsPerDim:
         # Quick work has no progress to report.
         assert err == ""
 
-    def test_file_says_what_was_measured(self, made_run, image_folder, tmp_path):
+    def test_json_file_names_run_data_and_split(self, made_run, image_folder, tmp_path):
         options = ("--split", "validation", "--images", 4, "--samples", 2, "--out", tmp_path)
         assert command("--run", made_run, *options) == 0
         values = read(tmp_path, "bits_per_dim-validation")
@@ -100,7 +101,7 @@ class TestBitsPerDim:
         # Only test images are counted.
         assert "test_evaluations" not in values and not list(tmp_path.rglob("*.log"))
 
-    def test_drawn_images_get_the_figures_that_they_have_among_all(self, made_run, image_folder, tmp_path, known):
+    def test_drawn_images_have_the_same_bits_per_dim_as_among_all_images(self, made_run, image_folder, tmp_path, known):
         assert command("--run", made_run, "--images", 3, "--batch-size", 2, "--seed", 4, "--out", tmp_path) == 0
         source = open_source(DataConfig(source=f"folder:{image_folder}"), (8, 8, 3))
         drawn = np.sort(draw_image_indices(source, "test", 3, 4))
@@ -113,16 +114,6 @@ class TestBitsPerDim:
         assert values["bits_per_dim"] == pytest.approx(expected.bits_per_dim, rel=1e-6)
         assert values["bits_per_dim"] != pytest.approx(known.bits_per_dim, rel=1e-6)
 
-    def test_other_data_than_those_of_the_run(self, made_run, image_folder, tmp_path):
-        for split in ("train", "validation", "test"):
-            shutil.copytree(image_folder / "validation", tmp_path / "data" / split)
-        assert command("--run", made_run, "--data", f"folder:{tmp_path / 'data'}", "--out", tmp_path) == 0
-        values = read(tmp_path, "bits_per_dim-test")
-        assert values["images"] == 6 and values["source"] == f"folder:{tmp_path / 'data'}"
-        # The same images, in the same places, in the run's own data.
-        assert command("--run", made_run, "--split", "validation", "--out", tmp_path) == 0
-        assert read(tmp_path, "bits_per_dim-validation")["bits_per_dim"] == pytest.approx(values["bits_per_dim"])
-
 
 class TestEvaluations:
     @pytest.fixture
@@ -130,7 +121,7 @@ class TestEvaluations:
         """The run as if nobody had evaluated it."""
         return shutil.copytree(made_run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
 
-    def test_of_test_images_have_a_line_each_wherever_results_go(self, run, tmp_path, capsys):
+    def test_each_evaluation_of_test_images_is_counted_in_the_run(self, run, tmp_path, capsys):
         (run / "evaluation").mkdir()
         (run / "evaluation" / "test_evaluations.log").write_text("other data\n")
         for out in ("a", "b"):
@@ -141,7 +132,7 @@ class TestEvaluations:
         out = capsys.readouterr().out
         assert "with this one: 1\n" in out and "with this one: 2\n" in out
 
-    def test_of_a_run_that_may_not_be_written_are_counted_beside_the_results(self, run, tmp_path, monkeypatch):
+    def test_evaluations_of_a_read_only_run_are_counted_beside_the_results(self, run, tmp_path, monkeypatch):
         # The superuser, who may run the tests, can write everywhere.
         may = os.access
         monkeypatch.setattr(os, "access", lambda path, mode: "run" not in str(path).split("/")[-2:] and may(path, mode))
@@ -150,7 +141,7 @@ class TestEvaluations:
 
 
 class TestMore:
-    def test_importance_weighted_bound_and_use_of_z(self, made_run, tmp_path, capsys):
+    def test_evaluate_writes_importance_weighted_bound_and_use_of_z(self, made_run, tmp_path, capsys):
         assert command("--run", made_run, "--importance", 4, "--latent-use", "--seed", 4, "--out", tmp_path) == 0
         elbo, bound, use = (read(tmp_path, f"{name}-test") for name in ("bits_per_dim", "importance", "latent_use"))
         assert bound["bound"] == "importance-weighted" and bound["k"] == 4 and bound["images"] == 5
@@ -162,7 +153,7 @@ class TestMore:
         assert f"active units         {use['active_units']} of 4" in out
         assert f"{use['shuffling_costs']['mean']:.4f} ± " in out
 
-    def test_single_image_has_no_error_and_its_file_is_json(self, made_run, tmp_path, capsys):
+    def test_single_image_has_no_standard_error_in_table_and_json(self, made_run, tmp_path, capsys):
         assert command("--run", made_run, "--images", 1, "--out", tmp_path) == 0
         text = (tmp_path / "bits_per_dim-test.json").read_text()
         assert "NaN" not in text and json.loads(text)["standard_error"] is None
@@ -183,24 +174,22 @@ class TestRefusals:
             (["--data", "folder:no/such"], "no/such"),
         ],
     )
-    def test_mistake_is_one_line(self, made_run, capsys, tmp_path, arguments, message):
+    def test_wrong_option_of_evaluate_is_one_line(self, made_run, capsys, tmp_path, arguments, message):
         assert message in refused(capsys, "--run", made_run, "--out", tmp_path / "out", *arguments)
 
-    def test_use_of_z_of_a_model_without_z(self, image_folder, tmp_path, capsys):
+    def test_evaluate_refuses_latent_use_without_z(self, image_folder, tmp_path, capsys):
         run = make_run(tmp_path / "run", image_folder, conditioning="none")
         assert "has no z" in refused(capsys, "--run", run, "--latent-use")
         # Its bits/dim can be had.
         assert command("--run", run, "--importance", 2) == 0
         assert read(run / "evaluation", "importance-test")["kl"]["mean"] == 0
 
-    def test_labels_of_a_model_that_knows_none_are_refused_before_anything_is_measured(
-        self, made_run, tmp_path, capsys
-    ):
+    def test_evaluate_refuses_classify_without_labels_before_measuring(self, made_run, tmp_path, capsys):
         message = refused(capsys, "--run", made_run, "--out", tmp_path / "out", "--classify")
-        assert "--classify needs a model that knows labels" in message
+        assert "--classify needs a model with labels" in message
         assert not (tmp_path / "out").exists()
 
-    def test_folder_that_cannot_be_written(self, made_run, tmp_path, capsys):
+    def test_evaluate_names_a_folder_that_cannot_be_written(self, made_run, tmp_path, capsys):
         (tmp_path / "file").touch()
         error = refused(capsys, "--run", made_run, "--images", 1, "--out", tmp_path / "file" / "out")
         assert "cannot write " in error and "--out" in error
@@ -255,12 +244,7 @@ class TestAllMetrics:
         out.with_suffix(".txt").write_text(printed.getvalue())
         return out
 
-    @pytest.mark.parametrize("name", ["probe", "frechet"])
-    def test_test_images_are_looked_at_whatever_the_split(self, out, name):
-        values = read(out, f"{name}-test")
-        assert values["test_evaluations"] == 1 and values["split_images"] == 24 and values["step"] == 1
-
-    def test_probe_tells_the_classes(self, out):
+    def test_probe_classifies_dark_and_light_images(self, out):
         values = read(out, "probe-test")
         assert (values["train_images"], values["test_images"], values["classes"]) == (60, 24, 2)
         assert [row["features"] for row in values["results"]] == ["pixels", "pixels, PCA", "z", "v", "v, PCA"]
@@ -281,7 +265,7 @@ class TestAllMetrics:
         # Dark and light images: what the pixels tell at once.
         assert values["statistics"]["brightness"]["r2"]["pixels, PCA"]["mean"] > 0.9
 
-    def test_distance_is_the_formula_s(self, out, run, labelled):
+    def test_frechet_distance_and_floor_equal_the_formula(self, out, run, labelled):
         values = read(out, "frechet-test")
         assert (values["samples"], values["images"], values["floor_images"]) == (40, 24, 40)
         assert values["features"] == 3 and values["extractor"]["file"] == "colours.onnx"
@@ -311,12 +295,6 @@ class TestAllMetrics:
         assert known["bits_per_dim"].mean() == pytest.approx(bits, rel=1e-5)
         assert (out / "outliers-validation.png").is_file()
 
-    def test_scores_of_outliers_are_printed_by_the_names_of_the_documentation(self, out):
-        printed = out.with_suffix(".txt").read_text()
-        page = (ROOT / "docs" / "understanding.md").read_text(encoding="utf-8")
-        names = re.findall(r"^ {8}(\w+): ", printed, re.M)
-        assert set(names) == set(SCORES) and all(f"- `{name}`: " in page for name in names)
-
     def test_scores_of_an_image_do_not_depend_on_its_batch(self, out, run, labelled):
         scores = read(out, "outliers-validation")["per_image"]["validation"]
         images, _ = load_images(open_source(DataConfig(source=f"folder:{labelled}"), (8, 8, 3)), "validation", 6)
@@ -330,14 +308,14 @@ class TestAllMetrics:
 
 class TestMadeImages:
     @pytest.mark.parametrize("kind", MADE)
-    def test_depend_on_their_numbers_and_not_on_their_batch(self, kind):
+    def test_synthetic_outliers_depend_on_index_and_seed_alone(self, kind):
         images = random_images(50)
         made = make_outlier_images(kind, images, np.arange(50), 1)
         assert made.shape == images.shape and made.dtype == np.uint8 and len(np.unique(made, axis=0)) == 50
         np.testing.assert_array_equal(make_outlier_images(kind, images[2:], np.arange(2, 50), 1), made[2:])
         assert not np.array_equal(make_outlier_images(kind, images, np.arange(50), 2), made)
 
-    def test_are_noise_one_colour_and_pixels_in_another_order(self):
+    def test_synthetic_outliers_are_noise_one_colour_or_permuted_pixels(self):
         images = random_images(50)
         noise, flat, permuted = (make_outlier_images(kind, images, np.arange(50), 1) for kind in MADE)
         assert noise.mean() == pytest.approx(127.5, abs=3) and np.ptp(flat, (1, 2)).max() == 0
@@ -349,12 +327,12 @@ class TestMadeImages:
 @pytest.mark.parametrize(
     ("kind", "message"), [("noisy", "did you mean noise"), ("folder:/no/such", "there is no folder /no/such")]
 )
-def test_what_is_no_source_of_outliers_is_refused(run, tmp_path, capsys, kind, message):
+def test_unknown_source_of_outliers_is_refused(run, tmp_path, capsys, kind, message):
     assert message in refused(capsys, "--run", run, "--out", tmp_path, "--outliers", kind)
 
 
 class TestInterrupted:
-    def test_in_the_midst_of_the_probe(self, run, tmp_path, monkeypatch, capsys):
+    def test_interrupted_probe_keeps_earlier_results(self, run, tmp_path, monkeypatch, capsys):
         (tmp_path / "probe-test.json").write_text('{"earlier": true}')
         (tmp_path / "probe-test.png").write_bytes(b"earlier")
         fits = []
@@ -382,7 +360,7 @@ class TestInterrupted:
         }
 
     @pytest.mark.parametrize("became", [KeyboardInterrupt(), RuntimeError("INTERNAL: KeyboardInterrupt: ")])
-    def test_before_anything_was_measured(self, run, tmp_path, monkeypatch, capsys, became):
+    def test_interruption_before_the_first_metric_leaves_no_folder(self, run, tmp_path, monkeypatch, capsys, became):
         def interrupted(*arguments, **options):
             raise became
 
@@ -392,7 +370,7 @@ class TestInterrupted:
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.slow
-    def test_by_a_signal(self, run, tmp_path, forked):
+    def test_signal_keeps_finished_metrics(self, run, tmp_path, forked):
         command = [sys.executable, "-m", "tfdecouple", "evaluate", "--run", run, "--out", tmp_path, "--images", 4]
         command += ["--importance", 10**8]
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

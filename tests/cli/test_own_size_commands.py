@@ -81,7 +81,7 @@ def test_a_sample_photograph_has_the_band_of_the_split():
     assert images["chelsea"]().shape == (300, 83, 3) and images["coffee"]().shape == (400, 113, 3)
 
 
-def test_other_data_sets_are_refused():
+def test_own_size_refuses_data_sets_without_files():
     source = SimpleNamespace(name="cifar10", title="TFDS cifar10/3.0.2", image_shape=(32, 32, 3))
     message = message_of(DataError, lambda: draw_uncropped_images(source, "test", 0, 0))
     assert message.startswith("TFDS cifar10/3.0.2 has no images of their own size")

@@ -129,15 +129,6 @@ def test_folder_that_cannot_be_switched_is_refused_with_nothing_written(switch, 
     assert set(list_files(tmp_path)) == after
 
 
-def test_reference_of_one_pixel_is_a_colour(switch, photographs, tmp_path, finished_run):
-    reference = tmp_path / "pixel.png"
-    Image.fromarray(np.full((1, 1, 3), (200, 120, 40), np.uint8)).save(reference)
-    assert switch("--strength", 1, reference=reference) == 1
-    model = load_model(finished_run)
-    one, ours = (np.full((1, SIDE, SIDE, 3), (200, 120, 40), np.uint8), np.asarray(Image.open(photographs / "a.png")))
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out/a.png")), model.switch(one, ours[None])[0][0])
-
-
 def test_python_function_does_what_the_command_does(switch, photographs, finished_run, tmp_path):
     assert switch("--strength", 0.5, "--max-side", 12) == 1
     model = load_model(finished_run)

@@ -85,7 +85,7 @@ def assert_same(codes, single, *fields):
 
 class TestPipeline:
     @pytest.mark.parametrize("kind", ["tfrecord", "parquet"])
-    def test_codes_are_those_of_one_machine(self, encode, single, tiny_run, pictures, tmp_path, kind, capsys):
+    def test_beam_codes_equal_those_of_encode(self, encode, single, tiny_run, pictures, tmp_path, kind, capsys):
         assert encode("--v", "--format", kind, "--shards", 3, *IN_MEMORY) == 0
         assert "24 images in 3" in capsys.readouterr().out
         out = tmp_path / "codes"
@@ -115,7 +115,7 @@ class TestPipeline:
         if kind == "parquet":
             assert pq.read_table(out).num_rows == 24
 
-    def test_images_are_cropped_as_the_export_says(self, encode, exported, single, tmp_path):
+    def test_beam_crops_images_as_the_export(self, encode, exported, single, tmp_path):
         model = onnx.load(exported / "onnx" / "encoder.onnx")
         next(entry for entry in model.metadata_props if entry.key == "crop").value = describe_cropping((8, 8, 3), 9)
         onnx.save(model, tmp_path / "encoder.onnx")
@@ -127,7 +127,7 @@ class TestPipeline:
         assert others == {key for key in single if key.startswith("b/")}
 
     @pytest.mark.slow
-    def test_two_worker_processes(self, exported, pictures, single, tmp_path):
+    def test_beam_encodes_in_two_processes(self, exported, pictures, single, tmp_path):
         out = tmp_path / "codes"
         command = [sys.executable, "-m", "tfdecouple", "encode-beam", "--model", exported, "--images", pictures]
         command += ["--out", out, "--v", "--batch-size", 4, *TWO_WORKERS]
@@ -140,26 +140,16 @@ class TestPipeline:
 
 
 class TestRefusals:
-    def test_no_encoder(self, encode, pictures, tmp_path, capsys):
+    def test_encode_beam_refuses_a_missing_or_damaged_encoder(self, encode, pictures, tmp_path, capsys):
         assert "there is no encoder.onnx in" in refused(capsys, lambda: encode(model=pictures))
         (tmp_path / "encoder.onnx").write_text("no model")
         assert "cannot open the encoder" in refused(capsys, lambda: encode(model=tmp_path))
         shutil.copy(ROOT / "README.md", tmp_path / "encoder.onnx")
         assert "cannot open the encoder" in refused(capsys, lambda: encode(model=tmp_path / "encoder.onnx"))
 
-    def test_other_model(self, encode, exported, capsys):
-        line = refused(capsys, lambda: encode(model=exported / "onnx" / "decoder.onnx"))
-        assert "is no encoder of this project" in line
-
-    def test_no_images(self, encode, tmp_path, capsys):
+    def test_encode_beam_refuses_a_folder_without_images(self, encode, tmp_path, capsys):
         assert "there are no images in" in refused(capsys, lambda: encode(images=tmp_path / "none"))
         assert not (tmp_path / "codes").exists()
-
-    @pytest.mark.parametrize(
-        ("arguments", "message"), [("--format csv", "--format: invalid choice"), ("--threads 0", "--threads is")]
-    )
-    def test_mistake_in_the_arguments(self, encode, capsys, arguments, message):
-        assert message in refused(capsys, lambda: encode(*arguments.split()))
 
 
 def test_keys_and_labels_are_those_of_the_data_code():
@@ -167,15 +157,15 @@ def test_keys_and_labels_are_those_of_the_data_code():
     others = ["/data/dogs/1.txt", "/data/.dogs/1.png", "/data/dogs/.1.png", "/data/png"]
     reader = make_folder_reader("/data/", [*paths, *others], (8, 8, 3), 0)
     assert reader.labels == ("cats", ODD)
-    assert [reader.is_image_path(path) for path in paths + others] == [True] * 4 + [False] * 4
-    assert [reader.find_label_name(path) for path in paths] == ["cats", "cats", "", ODD]
-    assert reader.find_image_key("/data/cats/1.PNG") == "cats/1.PNG"
+    keys = [("cats/1.PNG", "cats"), ("cats/old/2.png", "cats"), ("3.png", ""), (f"{ODD}/4.png", ODD)]
+    assert [reader.find_key_and_label(path) for path in paths + others] == [*keys, *[None] * 4]
     paths = ["/data/train/cats/1.png", "/data/val/1.png", "/data/other/1.png", "/data/1.png"]
     reader = make_folder_reader("/data/", paths, (8, 8, 3), 0)
-    assert reader.labels == ("cats",) and [reader.is_image_path(path) for path in paths] == [True, True, False, False]
+    keys = [("train/cats/1.png", "cats"), ("val/1.png", ""), None, None]
+    assert reader.labels == ("cats",) and [reader.find_key_and_label(path) for path in paths] == keys
 
 
-def test_error_of_a_step_is_one_line(encode, tmp_path, monkeypatch, capsys):
+def test_error_in_the_pipeline_is_one_line(encode, tmp_path, monkeypatch, capsys):
     from tfdecouple.corpus import beam
 
     def fails(*batch):

@@ -16,7 +16,7 @@ from tfdecouple.storage.checkpoints import CheckpointFolder
 
 pytestmark = pytest.mark.usefixtures("eager_file", "quiet")
 
-MANIFEST, JOURNAL = "_manifest.json", "_shards.jsonl"
+MANIFEST = "_manifest.json"
 KINDS = ("tfrecord", "parquet")
 
 
@@ -80,22 +80,9 @@ def verify(out, capsys):
     return status, out.splitlines()
 
 
-class TestFlippedBit:
-    @pytest.mark.parametrize(("kind", "at"), [("tfrecord", -40), ("parquet", 30)])
-    def test_file_is_made_anew(self, codes, written, arguments, capsys, kind, at):
-        out = codes(kind)
-        bad = out / f"test-00001-of-00002.{kind}"
-        flip(bad, at)
-        assert main(arguments(kind, out)) == 0
-        output = capsys.readouterr().out
-        assert f"{bad} has another content than was written (its SHA-256 differs): it is written again" in output
-        assert "5 of 6 files are there already" in output
-        assert contents(out) == contents(written[kind])
-
-
 class TestVerify:
     @pytest.mark.parametrize("kind", KINDS)
-    def test_a_line_for_each_bad_file_and_status_1(self, codes, capsys, kind):
+    def test_verify_names_each_bad_file_and_returns_1(self, codes, capsys, kind):
         out = codes(kind)
         assert verify(out, capsys) == (0, [f"{out}: all 6 files are what was written"])
         names = [shard["name"] for shard in json.loads((out / MANIFEST).read_text())["shards"]]
@@ -116,7 +103,7 @@ class TestVerify:
         ]
         assert contents(out) == before
 
-    def test_weights_that_were_changed_or_lost(self, codes, capsys):
+    def test_verify_finds_changed_or_lost_weights(self, codes, capsys):
         out = codes()
         model = load_model(out / "_run")
         give_effect(model, seed=1)
@@ -127,7 +114,7 @@ class TestVerify:
         status, lines = verify(out, capsys)
         assert status == 1 and "the weights of these codes cannot be read" in lines[0]
 
-    def test_missing_arguments(self, tmp_path, capsys):
+    def test_encode_refuses_missing_arguments(self, tmp_path, capsys):
         arguments = ["encode", "--out", str(tmp_path)]
         assert "holds no codes to verify" in refused(capsys, lambda: main([*arguments, "--verify"]))
         assert "encode needs --run RUN" in refused(capsys, lambda: main(arguments))
@@ -169,7 +156,7 @@ DAMAGED = {
 
 class TestDamagedManifest:
     @pytest.mark.parametrize("shape", DAMAGED)
-    def test_is_one_line(self, written, tmp_path, shape):
+    def test_damaged_manifest_is_one_line(self, written, tmp_path, shape):
         manifest = json.loads((written["tfrecord"] / MANIFEST).read_text())
         (tmp_path / MANIFEST).write_bytes(DAMAGED[shape](manifest))
         with pytest.raises(DataError, match="manifest") as caught:
@@ -177,7 +164,7 @@ class TestDamagedManifest:
         assert str(tmp_path / MANIFEST) in str(caught.value)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
 
-    def test_commands_say_it_and_change_nothing(self, codes, arguments, capsys):
+    def test_commands_refuse_a_damaged_manifest_and_change_nothing(self, codes, arguments, capsys):
         out = codes()
         (out / MANIFEST).write_bytes(b'{"version": 1, "splits": []}')
         before = contents(out)
@@ -186,36 +173,18 @@ class TestDamagedManifest:
         assert contents(out) == before
 
 
-@pytest.fixture
-def interrupted(codes):
-    """A folder of three of six files whose journal has a line for the second and the third."""
+def test_interrupted_folder_is_verified_and_completed(codes, written, arguments, capsys):
     out = codes()
     manifest = json.loads((out / MANIFEST).read_text())
-    for shard in manifest["shards"][3:]:
+    first, second, third, *others = manifest["shards"]
+    for shard in others:
         (out / shard["name"]).unlink()
-    (out / MANIFEST).write_text(json.dumps(manifest | {"complete": False, "totals": {}, "shards": []}))
-    (out / JOURNAL).write_text("".join(json.dumps(shard) + "\n" for shard in manifest["shards"][1:3]))
-    return out
-
-
-LINES = [
-    b'{"name": "train-000',
-    b'{"name": "train-00000-of-00002.tfrecord", "bytes": "1", "sha256": ""}',
-    b'{"name": "../../other", "bytes": 1, "images": 1, "sha256": ""}',
-    b"[" * 100_000,
-    b"\x00\xff",
-]
-
-
-def test_an_interrupted_folder_with_a_damaged_journal_is_completed(interrupted, written, arguments, capsys):
-    journal = interrupted / JOURNAL
-    journal.write_bytes(b"\n".join([*LINES, journal.read_bytes(), *LINES]))
-    flip(interrupted / "train-00001-of-00002.tfrecord")
-    status, lines = verify(interrupted, capsys)
-    assert status == 1 and lines[:10] == [f"{journal} has a damaged line"] * 10
-    assert lines[10] == f"{interrupted / 'train-00000-of-00002.tfrecord'} has no SHA-256 on record"
-    assert lines[11].startswith(f"{interrupted / 'train-00001-of-00002.tfrecord'} has another content")
-    assert lines[12] == f"{interrupted} has 3 of 6 files: it is not complete"
-    assert main(arguments("tfrecord", interrupted)) == 0
+    (out / MANIFEST).write_text(json.dumps(manifest | {"complete": False, "totals": {}, "shards": [third, second]}))
+    flip(out / second["name"])
+    status, lines = verify(out, capsys)
+    assert status == 1 and lines[0] == f"{out / first['name']} has no SHA-256 on record"
+    assert lines[1].startswith(f"{out / second['name']} has another content")
+    assert lines[2] == f"{out} has 3 of 6 files: it is not complete"
+    assert main(arguments("tfrecord", out)) == 0
     assert "1 of 6 files are there already" in capsys.readouterr().out
-    assert contents(interrupted) == contents(written["tfrecord"])
+    assert contents(out) == contents(written["tfrecord"])

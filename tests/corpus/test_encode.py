@@ -17,7 +17,6 @@ from helpers.models import SMALL, give_effect, random_images
 from helpers.refusals import refused
 from helpers.runs import write_run
 
-from tfdecouple.cli import main
 from tfdecouple.config import DataConfig
 from tfdecouple.corpus import code_files, read_codes
 from tfdecouple.corpus.codes_manifest import SCORES
@@ -33,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("eager_file", "quiet")
 
 class TestCodes:
     @pytest.mark.parametrize("kind", ["tfrecord", "parquet"])
-    def test_decode_to_the_very_pixels(self, traced, encode, model, pictures, tmp_path, kind, capsys):
+    def test_stored_codes_decode_to_the_exact_pixels(self, traced, encode, model, pictures, tmp_path, kind, capsys):
         assert encode("--v", "--z-std", "--format", kind) == 0
         out = tmp_path / "codes"
         assert "31 images in 5" in capsys.readouterr().out
@@ -74,7 +73,7 @@ class TestCodes:
             z_by_key = dict(zip(table.column("key").to_pylist(), table.column("z").to_pylist(), strict=True))
             np.testing.assert_array_equal([z_by_key[key] for key in codes], z)
 
-    def test_images_far_from_the_training_are_counted(self, encode, model, pictures, tmp_path, monkeypatch, capsys):
+    def test_encode_counts_images_far_from_the_training(self, encode, model, pictures, tmp_path, monkeypatch, capsys):
         keys = sorted(key for key in list_image_keys(pictures) if key.startswith("test/"))
         v = np.asarray(model.encode(read_pixels(pictures, keys)).v)
         by_rms = sorted(zip(np.sqrt(np.square(v).mean((1, 2, 3))), keys, strict=True))
@@ -90,7 +89,7 @@ class TestCodes:
         assert encode("--split", "test", out=tmp_path / "z") == 0
         assert "are far from" not in capsys.readouterr().out
 
-    def test_scores_are_those_of_an_evaluation(self, encode, model, pictures, tmp_path):
+    def test_stored_scores_equal_those_of_evaluate(self, encode, model, pictures, tmp_path):
         assert encode("--split", "test", "--scores", "--format", "parquet") == 0
         codes = read_codes_by_key(tmp_path / "codes")
         keys = sorted(codes)
@@ -103,12 +102,7 @@ class TestCodes:
             np.testing.assert_allclose(found, right[name], rtol=1e-4, atol=1e-4, err_msg=name)
         assert set(codes[keys[0]]) == {"key", "label", "z", *SCORES}
 
-    def test_embedded_photographs_up_to_a_limit(self, tiny_run, tmp_path):
-        arguments = ["--run", tiny_run, "--out", tmp_path / "codes", "--split", "validation", "--limit", 9]
-        assert main(["encode", *map(str, arguments)]) == 0
-        assert list(read_codes_by_key(tmp_path / "codes")) == [f"validation/{number}" for number in range(9)]
-
-    def test_model_without_z_has_v(self, encode, pictures, tmp_path_factory, tmp_path, capsys):
+    def test_encode_without_z_stores_v(self, encode, pictures, tmp_path_factory, tmp_path, capsys):
         model = DecoupledModel(dataclasses.replace(SMALL, conditioning="none"))
         model.initialize(random_images(16))
         run = write_run(tmp_path_factory.mktemp("glow") / "run", give_effect(model))
@@ -121,7 +115,7 @@ class TestCodes:
         images = model.decode(None, np.stack([row["v"] for row in codes.values()]))
         np.testing.assert_array_equal(images, read_pixels(pictures, codes))
 
-    def test_code_that_is_not_finite_names_its_image(self, encode, monkeypatch, tmp_path, capsys):
+    def test_encode_names_an_image_with_a_code_that_is_not_finite(self, encode, monkeypatch, tmp_path, capsys):
         posterior = DecoupledModel.posterior
 
         def broken(self, images):
@@ -149,11 +143,11 @@ class TestRefusals:
             ("--on-bad-image ignore", "data.on_bad_image is 'ignore'"),
         ],
     )
-    def test_mistake_in_the_arguments(self, encode, tmp_path, capsys, arguments, message):
+    def test_wrong_option_of_encode_is_one_line(self, encode, tmp_path, capsys, arguments, message):
         assert message in refused(capsys, lambda: encode(*arguments.split()))
         assert not (tmp_path / "codes").exists()
 
-    def test_other_job_in_the_same_folder(self, encode, model, tiny_run, pictures, tmp_path, capsys):
+    def test_encode_refuses_a_folder_of_another_job(self, encode, model, tiny_run, pictures, tmp_path, capsys):
         assert encode() == 0
         before = read_files(tmp_path / "codes")
         # The same weights under another name, and the same files elsewhere, are the same job.
@@ -169,25 +163,25 @@ class TestRefusals:
         for arguments, options, message in (
             (["--format", "parquet"], {}, "format was tfrecord and is now parquet"),
             (["--v"], {}, "fields was z [4] and is now z [4], v [8, 8, 3]"),
-            (["--limit", 3], {}, "splits was train 20, validation 6, test 5 and is now train 3"),
+            (["--limit", 3], {}, "splits was 'train': 20, 'validation': 6, 'test': 5 and is now 'train': 3"),
             (["--data", "photographs"], {}, "data.title was images in"),
             ([], {"run": weights}, "update 1 of the run tiny, and those of update 1 of other are others"),
             # The config of a run on a folder decides how images are cropped.
             ([], {"run": cropped}, "centre_crop was 0 and is now 4"),
-            ([], {"data": data}, "was begun with other files"),
+            ([], {"data": data}, "was begun with other arguments or files: data.keys_sha256"),
         ):
             capsys.readouterr()
             assert message in refused(capsys, lambda a=arguments, o=options: encode(*a, **o))
         assert read_files(tmp_path / "codes") == before
 
-    def test_second_program(self, encode, tmp_path, capsys):
+    def test_encode_refuses_a_folder_in_use(self, encode, tmp_path, capsys):
         (tmp_path / "codes").mkdir()
         with (tmp_path / "codes" / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             assert "another program is writing to" in refused(capsys, encode)
         assert encode() == 0
 
-    def test_folder_with_other_things(self, encode, tmp_path, capsys):
+    def test_encode_refuses_a_folder_with_other_files(self, encode, tmp_path, capsys):
         (tmp_path / "codes").mkdir()
         (tmp_path / "codes" / "thesis.txt").write_text("mine")
         assert "holds other files, such as thesis.txt" in refused(capsys, encode)
@@ -197,7 +191,7 @@ class TestRefusals:
         "error",
         [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), tf.errors.ResourceExhaustedError(None, None, "full")],
     )
-    def test_full_disk_keeps_what_is_whole(self, encode, pictures, tmp_path, monkeypatch, capsys, error):
+    def test_full_disk_keeps_complete_files_of_codes(self, encode, pictures, tmp_path, monkeypatch, capsys, error):
         serialize_examples = code_files.serialize_examples
         calls = []
 
@@ -214,15 +208,6 @@ class TestRefusals:
         assert list(read_files(tmp_path / "codes", "*.tfrecord")) == [f"{FILES[0]}.tfrecord"]
         assert encode() == 0
         assert read_codes_by_key(tmp_path / "codes").keys() == list_image_keys(pictures)
-
-
-def test_full_disk_before_the_first_code_says_nothing_of_a_training(encode, monkeypatch, capsys):
-    def fail(*_, **__):
-        raise tf.errors.ResourceExhaustedError(None, None, "full")
-
-    monkeypatch.setattr(tf.train.Checkpoint, "write", fail)
-    line = refused(capsys, encode)
-    assert "No space left on device; free some space" in line and "run goes on" not in line
 
 
 def test_a_crop_for_a_data_set_is_not_taken_for_the_users_images(model, pictures, tmp_path):

@@ -63,7 +63,7 @@ def stop_after(monkeypatch):
 
 
 class TestRestart:
-    def test_same_files_as_without_a_stop(self, encode, tmp_path, stop_after, reads, pictures, capsys):
+    def test_resumed_encoding_writes_the_same_files(self, encode, tmp_path, stop_after, reads, pictures, capsys):
         assert encode("--v", out=tmp_path / "unbroken") == 0
         out = tmp_path / "codes"
         for stop in (10, 9):
@@ -92,7 +92,7 @@ class TestRestart:
         assert encode("--v") == 0
         assert not reads and read_files(out) == read_files(tmp_path / "unbroken")
 
-    def test_lost_and_cut_files_are_made_good(self, encode, tmp_path):
+    def test_encode_writes_lost_and_cut_files_again(self, encode, tmp_path):
         assert encode() == 0
         out = tmp_path / "codes"
         before = read_files(out)
@@ -103,7 +103,7 @@ class TestRestart:
         assert encode() == 0
         assert read_files(out) == before and not list(out.glob(".*.tmp"))
 
-    def test_folder_of_a_program_that_was_killed_as_it_began(self, encode, tmp_path):
+    def test_encode_starts_in_a_folder_of_a_killed_program(self, encode, tmp_path):
         out = tmp_path / "codes"
         (out / "_run" / "checkpoints").mkdir(parents=True)
         (out / "_run" / "config.json").write_text("{")
@@ -112,7 +112,7 @@ class TestRestart:
         assert encode() == 0
         assert load_model(out / "_run").config == SMALL
 
-    def test_goes_on_with_its_own_weights_when_the_run_trained_on(self, encode, tiny_run, tmp_path, stop_after, capsys):
+    def test_encode_resumes_with_its_stored_weights(self, encode, tiny_run, tmp_path, stop_after, capsys):
         assert encode(out=tmp_path / "unbroken") == 0
         run = tmp_path / "tiny"
         shutil.copytree(tiny_run, run)
@@ -146,17 +146,6 @@ class TestRestart:
         assert [shard["images"] for shard in read_manifest(out)["shards"]] == [7, 7, 6, 5, 5]
         assert read_manifest(out)["totals"]["skipped"] == 1
 
-    def test_a_whole_file_of_unreadable_images(self, encode, pictures, tmp_path):
-        data = tmp_path / "pictures"
-        shutil.copytree(pictures, data)
-        for path in (data / "train" / "even").iterdir():
-            path.write_text("no image")
-        assert encode("--on-bad-image", "skip", data=data) == 0
-        assert [shard["images"] for shard in read_manifest(tmp_path / "codes")["shards"]] == [0, 4, 6, 6, 5]
-        assert read_codes_by_key(tmp_path / "codes").keys() == {
-            key for key in list_image_keys(data) if "even" not in key
-        }
-
 
 @pytest.mark.slow
 class TestKill:
@@ -181,7 +170,7 @@ class TestKill:
             whole = found
         return True
 
-    def test_every_key_comes_once(self, tiny_run, tmp_path, forked):
+    def test_killed_encoding_stores_each_image_once(self, tiny_run, tmp_path, forked):
         out = tmp_path / "codes"
         command = [sys.executable, "-m", "tfdecouple", "encode", "--run", tiny_run, "--out", out, "--v"]
         command += ["--split", "test", "--images-per-shard", 3, "--batch-size", 8, "--format", "parquet"]
@@ -205,7 +194,7 @@ class TestFullDisk:
 
     @pytest.mark.parametrize("kind", ["tfrecord", "parquet"])
     @pytest.mark.parametrize("room", [0, 40, 350, 700])
-    def test_is_one_line_and_the_same_command_goes_on(self, tiny_run, small_disk, capsys, kind, room):
+    def test_encode_resumes_after_a_full_disk(self, tiny_run, small_disk, capsys, kind, room):
         filler = small_disk / "filler"
         filler.write_bytes(bytes(1024 * (4072 - room)))
         arguments = ["--run", tiny_run, "--out", small_disk / "codes", "--v", "--split", "test", "--format", kind]

@@ -1,4 +1,4 @@
-"""Tests of batches: order, augmentation, evaluation, and what is refused."""
+"""Tests of batches: order, augmentation, evaluation, division among workers, and refusals."""
 
 import numpy as np
 import pytest
@@ -15,38 +15,33 @@ from helpers.numbered import (
     read_numbers,
     take_batches,
 )
+from helpers.runs import run_config
 
 from tfdecouple.config import DataConfig
 from tfdecouple.data import (
-    Source,
     count_epoch_steps,
     load_images,
     make_evaluation_batches,
     make_training_batches,
+    open_source,
     read_chosen_batches,
+    slice_for_replicas,
 )
 from tfdecouple.data.batches import augment_image
-from tfdecouple.data.splits import RecordSplit, Split
+from tfdecouple.data.splits import Split
 from tfdecouple.errors import DataError
 
 
 # Files have the order of images in memory.
 @pytest.mark.parametrize("source", ["memory", "records"], indirect=True)
 class TestTrainingOrder:
-    def test_each_step_continues_bit_for_bit(self, source):
+    def test_batches_from_any_step_equal_those_of_an_unbroken_run(self, source):
         unbroken = take_batches(source, AUGMENTED, 15)
         # 6 batches an epoch: starts at, before and after its borders.
         for step in (5, 6, 14):
             assert_same(take_batches(source, AUGMENTED, 15 - step, start_step=step), unbroken[step:])
 
-    def test_order_depends_on_the_seed_alone(self, source):
-        tf.random.set_seed(1)
-        first = take_batches(source, AUGMENTED, 8)
-        tf.random.set_seed(2)
-        assert_same(take_batches(source, AUGMENTED, 8), first)
-        assert read_numbers(take_batches(source, AUGMENTED, 6, seed=2)) != read_numbers(first[:6])
-
-    def test_epochs_hold_each_image_once_and_differ_in_order_and_in_what_is_left_over(self, source):
+    def test_epochs_differ_in_order_and_repeat_no_image(self, source):
         assert count_epoch_steps(source, 4) == 6
         batches = take_batches(source, PLAIN, 36)
         epochs = [read_numbers(batches[6 * epoch : 6 * epoch + 6]) for epoch in range(6)]
@@ -55,7 +50,7 @@ class TestTrainingOrder:
         assert len({frozenset(epoch) for epoch in epochs}) > 1
 
 
-def test_start_in_mid_epoch_decodes_nothing_before():
+def test_resuming_in_mid_epoch_decodes_no_earlier_image():
     decoded = []
 
     class InOrder(Split):
@@ -79,24 +74,7 @@ def test_start_in_mid_epoch_decodes_nothing_before():
     assert min(decoded) == 4000
 
 
-def test_windows_of_records_cover_an_epoch_and_move():
-    images = numbered_images(50)
-    labels = np.arange(50, dtype=np.int32)
-
-    def decode(index):
-        return tf.gather(images, index), tf.gather(labels, index)
-
-    split = RecordSplit(50, "all", records=tf.data.Dataset.range(50), decode=decode, window=8)
-    orders = [list(split.shuffle_records(tf.constant([seed, 0], tf.int64)).as_numpy_iterator()) for seed in range(5)]
-    for order in orders:
-        assert sorted(order) == list(range(50))
-    # The records of the first window: were the borders fixed, they would be the same each time.
-    assert len({frozenset(order[:8]) for order in orders}) > 1
-    again = list(split.shuffle_records(tf.constant([3, 0], tf.int64)).as_numpy_iterator())
-    assert again == orders[3]
-
-
-def test_order_is_pinned():
+def test_order_of_images_for_a_seed_never_changes():
     # A change here means that old runs no longer continue on the same images.
     batches = take_batches(make_memory_source(numbered_images(10)), PLAIN, 3, seed=7, batch_size=5)
     assert [batch["label"].tolist() for batch in batches] == [[5, 6, 7, 9, 0], [8, 4, 3, 2, 1], [9, 7, 5, 8, 6]]
@@ -104,7 +82,7 @@ def test_order_is_pinned():
 
 class TestEvaluation:
     @pytest.mark.parametrize("batch_size", [4, 26, 40])
-    def test_each_image_exactly_once(self, source, batch_size):
+    def test_evaluation_batches_have_each_image_once_and_padding_of_weight_0(self, source, batch_size):
         wanted, labels = load_images(source, "train", TRAINING_IMAGES)
         batches = list(make_evaluation_batches(source, "train", batch_size=batch_size).as_numpy_iterator())
         assert len(batches) == -(-TRAINING_IMAGES // batch_size)
@@ -124,7 +102,7 @@ class TestEvaluation:
 
 
 class TestChosenBatches:
-    def test_only_chosen_images_come_in_ascending_order(self, source):
+    def test_chosen_images_are_read_in_ascending_order(self, source):
         images, labels = load_images(source, "train", TRAINING_IMAGES)
         batches = list(read_chosen_batches(source, "train", np.array([9, 2, 5, 2]), batch_size=2))
         assert [batch["index"].tolist() for batch in batches] == [[2, 5], [9]]
@@ -134,23 +112,8 @@ class TestChosenBatches:
         with pytest.raises(DataError, match=f"there is no image {TRAINING_IMAGES} in train"):
             list(read_chosen_batches(source, "train", np.array([0, TRAINING_IMAGES]), batch_size=2))
 
-    def test_of_records_decodes_no_others(self):
-        decoded = []
 
-        def note(number):
-            decoded.append(int(number))
-            return np.full((SIZE, SIZE, 3), number, np.uint8)
-
-        def decode(number):
-            return tf.ensure_shape(tf.numpy_function(note, [number], tf.uint8), [SIZE, SIZE, 3]), tf.constant(-1)
-
-        split = RecordSplit(12, "all", records=tf.data.Dataset.range(12), decode=decode, window=4)
-        source = Source(name="x", title="x", label_names=(), image_shape=(SIZE, SIZE, 3), splits={"train": split})
-        list(read_chosen_batches(source, "train", np.array([7, 3]), batch_size=2))
-        assert sorted(decoded) == [3, 7]
-
-
-def test_impossible_requests_are_refused():
+def test_impossible_requests_of_images_are_refused():
     source = make_memory_source(numbered_images(26))
     assert "27, but numbers has 26 training images" in one_line_error(lambda: count_epoch_steps(source, 27))
     assert "no split 'tset'; use one of train" in one_line_error(lambda: load_images(source, "tset", 1))
@@ -176,22 +139,22 @@ def candidates(image, pad, flip):
         (SIZE - 2, False, (SIZE, SIZE, 3)),
     ],
 )
-def test_augmentation_agrees_with_numpy_and_reaches_every_case(pad, flip, shape):
+def test_augmentation_gives_every_flip_and_crop_with_equal_frequency(pad, flip, shape):
     image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     counts = dict.fromkeys((candidate.tobytes() for candidate in candidates(image, pad, flip)), 0)
     config = DataConfig(horizontal_flip=flip, pad_and_crop=pad)
 
-    def one(number):
+    def augment(number):
         return augment_image(tf.constant(image), tf.stack([tf.constant(5, tf.int64), number]), config)
 
-    for result in tf.data.Dataset.range(20 * len(counts)).map(one).as_numpy_iterator():
+    for result in tf.data.Dataset.range(20 * len(counts)).map(augment).as_numpy_iterator():
         assert result.dtype == np.uint8 and result.shape == image.shape
         counts[result.tobytes()] += 1
     # Each case is expected 20 times; a uniform draw misses none and favours none.
     assert min(counts.values()) >= 3 and max(counts.values()) <= 50
 
 
-def test_augmentation_differs_between_epochs_and_between_images():
+def test_augmentation_differs_between_images_and_epochs():
     source = make_memory_source(np.repeat(numbered_images(1), 12, axis=0))
     config = DataConfig(pad_and_crop=3)
     epochs = [
@@ -199,3 +162,52 @@ def test_augmentation_differs_between_epochs_and_between_images():
     ]
     assert len({picture.tobytes() for picture in epochs[0]}) > 3
     assert not np.array_equal(epochs[0], epochs[1])
+
+
+@pytest.fixture(scope="module")
+def folder_source(image_folder):
+    return open_source(run_config(image_folder).data, (8, 8, 3))
+
+
+def contexts(pipelines, replicas):
+    return [tf.distribute.InputContext(pipelines, number, replicas) for number in range(pipelines)]
+
+
+@pytest.mark.parametrize(
+    ("pipelines", "replicas", "micro_batches", "start_step"), [(1, 2, 1, 3), (2, 2, 2, 1), (2, 4, 1, 0)]
+)
+def test_slices_of_all_workers_in_order_are_the_batch(
+    folder_source, image_folder, pipelines, replicas, micro_batches, start_step
+):
+    options = {"batch_size": 8, "seed": 3, "start_step": start_step}
+    config = run_config(image_folder).data
+    # Two batches an epoch: four steps cross its border.
+    whole = list(make_training_batches(folder_source, config, **options).take(4).as_numpy_iterator())
+    options["micro_batches"] = micro_batches
+    local = replicas // pipelines
+    shares = [
+        list(
+            make_training_batches(folder_source, config, **options, context=context)
+            .take(4 * micro_batches * local)
+            .as_numpy_iterator()
+        )
+        for context in contexts(pipelines, replicas)
+    ]
+    slices = [piece for part in range(4 * micro_batches) for share in shares for piece in share[part * local :][:local]]
+    parts = replicas * micro_batches
+    for step, batch in enumerate(whole):
+        pieces = slices[step * parts :][:parts]
+        assert all(len(piece["label"]) == 8 // parts for piece in pieces)
+        for name in batch:
+            np.testing.assert_array_equal(np.concatenate([piece[name] for piece in pieces]), batch[name])
+
+
+@pytest.mark.parametrize(("pipelines", "replicas"), [(1, 2), (2, 4)])
+def test_evaluation_of_several_workers_counts_each_image_once(folder_source, pipelines, replicas):
+    batches = make_evaluation_batches(folder_source, "train", batch_size=8)
+    counted = []
+    for context in contexts(pipelines, replicas):
+        for piece in slice_for_replicas(batches, context).as_numpy_iterator():
+            assert len(piece["weight"]) == 8 // replicas
+            counted += [int(index) for index, weight in zip(piece["index"], piece["weight"], strict=True) if weight]
+    assert sorted(counted) == list(range(20))

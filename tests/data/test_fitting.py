@@ -28,19 +28,19 @@ def saved(path, image, **options):
 class TestFiles:
     @pytest.mark.parametrize("mode", ["L", "1", "LA", "P", "RGB", "RGBA"])
     @pytest.mark.parametrize(("shape", "converted"), [(RGB, "RGB"), (GREY, "L")])
-    def test_any_mode_is_converted_as_pillow_does(self, tmp_path, mode, shape, converted):
+    def test_image_of_any_mode_is_converted_as_by_pillow(self, tmp_path, mode, shape, converted):
         image = Image.fromarray(noise(8, 12, 3)).convert(mode)
         read = read_image(saved(tmp_path / "image.png", image), shape, 0)
         assert read.shape == shape
         np.testing.assert_array_equal(read.squeeze(), np.asarray(image.convert(converted)))
 
     @pytest.mark.parametrize("shape", [RGB, GREY])
-    def test_sixteen_bits_become_their_upper_eight(self, tmp_path, shape):
+    def test_image_of_16_bits_keeps_its_upper_8_bits(self, tmp_path, shape):
         values = np.linspace(0, 65535, 96).astype(np.uint16).reshape(8, 12)
         read = read_image(saved(tmp_path / "image.png", values), shape, 0)
         np.testing.assert_array_equal(read, np.repeat((values >> 8)[..., None], shape[-1], -1))
 
-    def test_cmyk_and_orientation(self, tmp_path):
+    def test_cmyk_becomes_rgb_and_exif_orientation_is_applied(self, tmp_path):
         path = saved(tmp_path / "red.jpg", Image.new("CMYK", (12, 8), (0, 255, 255, 0)), quality=100)
         assert np.abs(read_image(path, RGB, 0).astype(int) - (255, 0, 0)).max() < 8
         exif = Image.Exif()
@@ -50,15 +50,17 @@ class TestFiles:
         np.testing.assert_array_equal(read, np.rot90(pixels, -1))
 
     @pytest.mark.parametrize("channels", [2, 4])
-    def test_other_channels_are_resized_one_by_one(self, tmp_path, channels):
+    def test_channels_of_unusual_images_are_resized_independently(self, tmp_path, channels):
         pixels = noise(16, 24, channels)
         path = saved(tmp_path / "image.png", pixels)
         np.testing.assert_array_equal(read_image(path, (16, 24, channels), 0), pixels)
         # Pillow would weigh the others by the last, the alpha channel.
-        each = [Image.fromarray(pixels[..., one]).resize((12, 8), Image.Resampling.BILINEAR) for one in range(channels)]
-        np.testing.assert_array_equal(read_image(path, (8, 12, channels), 0), np.stack(list(map(np.asarray, each)), -1))
+        planes = [Image.fromarray(pixels[..., k]).resize((12, 8), Image.Resampling.BILINEAR) for k in range(channels)]
+        np.testing.assert_array_equal(
+            read_image(path, (8, 12, channels), 0), np.stack(list(map(np.asarray, planes)), -1)
+        )
 
-    def test_refusals_name_the_file(self, tmp_path):
+    def test_unusable_image_file_is_named(self, tmp_path):
         path = saved(tmp_path / "image.png", noise(8, 12, 3))
         assert "it has 3 channels (R, G, B), and the model's images have 4 (model.image_shape)" in one_line_error(
             lambda: read_image(path, (8, 12, 4), 0)
@@ -70,7 +72,7 @@ class TestFiles:
 
 
 class TestArrays:
-    def test_any_number_of_channels(self, tmp_path):
+    def test_npy_image_may_have_any_number_of_channels(self, tmp_path):
         pixels, path = noise(16, 24, 7), str(tmp_path / "image.npy")
         np.save(path, pixels)
         np.testing.assert_array_equal(read_image(path, (16, 24, 7), 0), pixels)
@@ -89,11 +91,11 @@ class TestArrays:
             (np.zeros((0, 12, 7), np.uint8), "[0, 12, 7]"),
         ],
     )
-    def test_other_arrays_are_refused(self, tmp_path, content, message):
+    def test_npy_file_of_another_shape_or_dtype_is_refused(self, tmp_path, content, message):
         np.save(tmp_path / "image.npy", content)
         assert message in one_line_error(lambda: read_image(str(tmp_path / "image.npy"), (8, 12, 7), 0))
 
-    def test_hostile_files_are_refused(self, tmp_path):
+    def test_damaged_npy_file_is_refused(self, tmp_path):
         whole = io.BytesIO()
         np.save(whole, noise(8, 12, 7))
         claims = whole.getvalue().replace(b"(8, 12, 7), }       ", b"(99999, 99999, 7), }")
@@ -106,7 +108,7 @@ class TestArrays:
 class TestFitting:
     @pytest.mark.parametrize("size", [(8, 12), (40, 30), (9, 100), (50, 1)])
     @pytest.mark.parametrize("crop", [0, 7, 100])
-    def test_pipeline_and_files_cut_out_the_same(self, tmp_path, size, crop):
+    def test_pipeline_and_file_reader_crop_the_same_largest_box(self, tmp_path, size, crop):
         for channels in (1, 3):
             pixels = noise(*size, channels)
             path = saved(tmp_path / "image.png", pixels.squeeze(-1) if channels == 1 else pixels)
@@ -120,7 +122,7 @@ class TestFitting:
             if size == (8, 12) and crop != 7:
                 np.testing.assert_array_equal(read, pixels)
 
-    def test_grey_and_rgb_become_each_other_in_a_pipeline(self):
+    def test_pipeline_converts_between_grey_and_rgb(self):
         rgb, grey = noise(8, 12, 3), noise(8, 12, 1)
         made = crop_and_resize_tensor(tf.constant(rgb), GREY, 0)
         np.testing.assert_array_equal(made[..., 0], np.asarray(Image.fromarray(rgb).convert("L")))
@@ -129,7 +131,7 @@ class TestFitting:
 
 class TestGreyRectangles:
     @pytest.mark.parametrize("cache_gib", [1.0, 0.0])
-    def test_folder(self, tmp_path, cache_gib):
+    def test_folder_of_grey_rectangles_is_read_exactly(self, tmp_path, cache_gib):
         images = {f"{number}.png": noise(8, 12, 1)[..., 0] + np.uint8(number) for number in range(5)}
         for name, image in images.items():
             saved(tmp_path / name, image)
@@ -140,12 +142,3 @@ class TestGreyRectangles:
             for number, image in enumerate(load_images(source, split, size)[0]):
                 key = source.find_image_key(split, number)
                 np.testing.assert_array_equal(image[..., 0], images.get(key, noise(8, 12, 1)[..., 0]))
-
-    def test_photographs(self):
-        data = DataConfig(photographs=("coffee",), photograph_crops=8)
-        grey, rgb = (load_images(open_source(data, (16, 24, channels)), "test", 8)[0] for channels in (1, 3))
-        assert grey.shape == (8, 16, 24, 1) and rgb.shape == (8, 16, 24, 3)
-        # A pixel that is made grey before or after it is resized differs by rounding alone.
-        after = np.stack([np.asarray(Image.fromarray(one).convert("L")) for one in rgb])
-        assert np.abs(grey[..., 0].astype(int) - after).max() <= 2 and grey.std() > 10
-        assert "have 3 channels, or 1" in one_line_error(lambda: open_source(data, (16, 24, 4)))

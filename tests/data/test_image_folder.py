@@ -34,7 +34,7 @@ class TestFolder:
     def _files(count, prefix=""):
         return [ImageFile(f"/x/{prefix}{i}.png", f"{prefix}{i}.png", "") for i in range(count)]
 
-    def test_split_folders_and_labels(self, numbered_folder):
+    def test_subfolders_are_splits_and_labels(self, numbered_folder):
         source = self._open(numbered_folder)
         assert source.sizes == {"train": 26, "validation": 3, "test": 4}
         assert source.label_names == ("high", "low")
@@ -45,7 +45,7 @@ class TestFolder:
         np.testing.assert_array_equal(labels, [0] * 13 + [1] * 13)
         np.testing.assert_array_equal(load_images(source, "test", 4)[1], [-1] * 4)
 
-    def test_files_at_the_top_have_no_labels(self, tmp_path):
+    def test_images_directly_in_the_folder_have_no_labels(self, tmp_path):
         write_images(tmp_path, numbered_images(10))
         (tmp_path / "README.txt").write_text("not an image")
         (tmp_path / "._000.png").write_bytes(b"nor is this")
@@ -53,23 +53,12 @@ class TestFolder:
         assert sum(source.sizes.values()) == 10 and source.label_names == ()
         assert (load_images(source, "train", source.sizes["train"])[1] == -1).all()
 
-    def test_hash_split_is_stable(self):
-        files = self._files(2000)
-        parts = split_files_by_hash(files)
-        assert split_files_by_hash(files[::-1])["test"] == parts["test"][::-1]
-        assert 60 < len(parts["test"]) < 140 and 60 < len(parts["validation"]) < 140
-        # More files, or another place on disk, move none.
-        moved = [ImageFile(f"/elsewhere/{file.key}", file.key, "") for file in files]
-        larger = split_files_by_hash(moved + self._files(500, "new"))
-        for name, part in parts.items():
-            assert {file.key for file in part} <= {file.key for file in larger[name]}
-
-    def test_hash_split_is_pinned(self):
+    def test_split_of_a_file_name_never_changes(self):
         parts = split_files_by_hash(self._files(40))
         assert [file.key for file in parts["validation"]] == ["14.png", "18.png", "34.png", "38.png"]
         assert [file.key for file in parts["test"]] == ["0.png", "6.png", "8.png", "33.png"]
 
-    def test_hash_split_leaves_a_tenth_of_few_images_for_validation_and_test(self):
+    def test_few_images_leave_a_tenth_for_validation_and_for_test(self):
         for count, least in ((3, 1), (10, 1), (79, 7), (200, 8)):
             for prefix in "abcd":
                 files = self._files(count, prefix)
@@ -77,7 +66,7 @@ class TestFolder:
                 assert sorted(sum(parts.values(), []), key=files.index) == files
                 assert min(len(parts["validation"]), len(parts["test"])) >= least and parts["train"]
 
-    def test_missing_split_folders_are_held_out_of_train(self, tmp_path):
+    def test_missing_validation_is_held_out_of_train(self, tmp_path):
         write_images(tmp_path / "train", numbered_images(60))
         write_images(tmp_path / "test", numbered_images(7))
         source = self._open(tmp_path)
@@ -88,7 +77,7 @@ class TestFolder:
         assert sorted([*kept, *held_out]) == list(range(60))
         assert "without validation" in source.descriptions["train"]
 
-    def test_contradictory_folders(self, tmp_path):
+    def test_contradictory_split_folders_are_refused(self, tmp_path):
         write_images(tmp_path / "test", numbered_images(3))
         write_images(tmp_path / "cats", numbered_images(3))
         assert "none named train" in one_line_error(lambda: self._open(tmp_path))
@@ -96,7 +85,7 @@ class TestFolder:
             write_images(tmp_path / name, numbered_images(3))
         assert "val and validation" in one_line_error(lambda: self._open(tmp_path))
 
-    def test_too_few_images(self, tmp_path):
+    def test_folder_of_too_few_images_is_refused(self, tmp_path):
         write_images(tmp_path / "label", numbered_images(2))
         assert "holds 2 images" in one_line_error(lambda: self._open(tmp_path))
         (tmp_path / "train").mkdir()
@@ -113,16 +102,16 @@ class TestFolder:
         (tmp_path / "train" / "007.png").write_text("no image")
         return tmp_path
 
-    def test_bad_image_stops_when_opening(self, damaged):
+    def test_bad_image_is_refused_when_a_small_folder_is_opened(self, damaged):
         message = one_line_error(lambda: self._open(damaged))
         assert str(damaged / "train" / "003.png") in message and "data.on_bad_image=skip" in message
 
-    def test_bad_image_is_skipped_when_opening(self, damaged):
+    def test_bad_image_of_a_small_folder_is_skipped_on_request(self, damaged):
         source = self._open(damaged, on_bad_image="skip")
         assert source.skipped == 2 and source.sizes["train"] == 8
         assert load_images(source, "train", 8)[0][:, 0, 0, 0].tolist() == [0, 1, 2, 4, 5, 6, 8, 9]
 
-    def test_bad_image_stops_a_large_folder_by_name(self, damaged):
+    def test_bad_image_of_a_large_folder_is_named_when_read(self, damaged):
         source = self._open(damaged, cache_gib=0)
         assert source.sizes["train"] == 10
 
@@ -134,7 +123,7 @@ class TestFolder:
         assert "003.png" in message or "007.png" in message
         assert "003.png" in one_line_error(lambda: load_images(source, "train", 5))
 
-    def test_bad_image_is_skipped_in_a_large_folder(self, damaged):
+    def test_bad_image_of_a_large_folder_is_replaced_in_training_and_left_out_of_evaluation(self, damaged):
         source = self._open(damaged, cache_gib=0, on_bad_image="skip")
         assert source.skipped == 0
         batches = take_batches(source, PLAIN, 4, batch_size=5)
@@ -150,7 +139,7 @@ class TestFolder:
         assert load_images(source, "train", 10, at_most=True)[0][:, 0, 0, 0].tolist() == indices
         assert "has 8 of them" in one_line_error(lambda: load_images(source, "train", 10))
 
-    def test_no_readable_image(self, damaged):
+    def test_folder_without_a_readable_image_is_refused(self, damaged):
         for path in (damaged / "train").iterdir():
             path.write_text("no image")
         assert "none of the 10" in one_line_error(lambda: self._open(damaged, on_bad_image="skip"))
@@ -162,7 +151,7 @@ class TestFolder:
 
         assert "none of the 10" in one_line_error(train)
 
-    def test_guard_names_the_image_of_its_error(self, damaged):
+    def test_guard_names_only_the_image_that_caused_the_error(self, damaged):
         source = self._open(damaged, cache_gib=0)
         assert "007.png" in one_line_error(
             lambda: list(read_chosen_batches(source, "train", np.array([7]), batch_size=2))

@@ -37,7 +37,7 @@ def assert_same(found, right, name, levels=0):
     assert change.max() <= levels, f"{name}: {(change > 0).mean():.1%} differ, by up to {change.max()}"
 
 
-def test_the_filter_is_bilinear_with_antialiasing():
+def test_resizing_filter_is_bilinear_with_antialiasing():
     """By its definition, in float64 and rounded once: an independent statement of what the card promises."""
     image = random_images(1, 61)[0]
     for size in (7, SIZE, 90):
@@ -51,7 +51,7 @@ def test_the_filter_is_bilinear_with_antialiasing():
 
 
 @pytest.mark.parametrize("crop", [0, 20])
-def test_clients_in_python_read_as_training_does(files, crop):
+def test_python_clients_read_images_as_training_does(files, crop):
     served = load_program(EXAMPLES / "tf_serving" / "client.py")
     client = load_program(ROOT / "export" / "client.py")
     for name, path in files.items():
@@ -63,7 +63,7 @@ def test_clients_in_python_read_as_training_does(files, crop):
             assert_same(served.read_picture(path, shape, crop), right, name)
 
 
-def test_commands_read_as_training_does(files, wanted):
+def test_commands_read_images_as_training_does(files, wanted):
     model = types.SimpleNamespace(quantize_images=lambda pixels: pixels)
     run = types.SimpleNamespace(model=model, config=Config(name="tiny", model=TINY, data=DataConfig(source="cifar10")))
     images = read_image_files(run, [str(path) for path in files.values()]).pixels
@@ -71,7 +71,7 @@ def test_commands_read_as_training_does(files, wanted):
         assert_same(pixels, wanted[name], name)
 
 
-def test_tensorflow_datasets_are_read_as_files_are(files, wanted):
+def test_tensorflow_datasets_are_read_as_image_files_are(files, wanted):
     """All but what TFDS' own features do not hold, such as palettes, and EXIF data, which it does not heed."""
     tfds = pytest.importorskip("tensorflow_datasets")
     colours = ("exact.png", "odd.png", "tall.png", "one.png", "photograph.jpg", "photograph_444.jpg", "progressive.jpg")
@@ -79,22 +79,22 @@ def test_tensorflow_datasets_are_read_as_files_are(files, wanted):
         feature = tfds.features.Image(shape=(None, None, channels))
         encoded = tf.data.Dataset.from_tensor_slices([files[name].read_bytes() for name in names])
 
-        def read(one, feature=feature):
-            return crop_and_resize_tensor(decode_tfds_image(one, feature), (SIZE, SIZE, 3), 0)
+        def read(content, feature=feature):
+            return crop_and_resize_tensor(decode_tfds_image(content, feature), (SIZE, SIZE, 3), 0)
 
         read_images = encoded.map(read, tf.data.AUTOTUNE).as_numpy_iterator()
         for name, found in zip(names, read_images, strict=True):
             assert_same(found, wanted[name], name)
 
 
-def test_page_and_node_example_have_the_same_filter():
+def test_web_page_and_node_example_have_the_same_resizing_code():
     ours = (ROOT / "export" / "page" / "resize.js").read_bytes()
     assert (EXAMPLES / "onnxruntime_node" / "resize.js").read_bytes() == ours
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("node") is None, reason="node not installed")
-def test_the_filter_in_javascript_gives_the_very_same_bytes(tmp_path):
+def test_javascript_filter_gives_the_bytes_of_the_python_filter(tmp_path):
     program = tmp_path / "resize.mjs"
     shutil.copyfile(ROOT / "export" / "page" / "resize.js", tmp_path / "filter.mjs")
     program.write_text(
@@ -122,7 +122,7 @@ def test_the_filter_in_javascript_gives_the_very_same_bytes(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("npm") is None, reason="npm not installed")
-def test_the_node_example_reads_as_training_does(files, wanted, exported, npm_example, tmp_path):
+def test_node_example_reads_images_as_training_does(files, wanted, exported, npm_example, tmp_path):
     example = npm_example("onnxruntime_node") / "switch.mjs"
     for name, path in files.items():
         # An image switched with itself is the image as the example read it.

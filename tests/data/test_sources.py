@@ -1,4 +1,4 @@
-"""Names of data sets: what is suggested for an unknown name, and absolute paths of folders."""
+"""Tests of names of data sources: suggestions for unknown names, and absolute paths."""
 
 import os
 
@@ -21,7 +21,7 @@ from tfdecouple.data.sources import resolve_image_paths
         (f"folder:/{'x' * 300}", "File name too long"),
     ],
 )
-def test_an_unknown_name_is_refused_with_a_hint(typed, part, tmp_path, monkeypatch):
+def test_unknown_data_source_is_refused_with_a_suggestion(typed, part, tmp_path, monkeypatch):
     (tmp_path / "photos").mkdir()
     monkeypatch.chdir(tmp_path)
     assert part in one_line_error(lambda: open_source(DataConfig(source=typed), (8, 8, 3)))
@@ -37,7 +37,7 @@ def test_an_unknown_name_is_refused_with_a_hint(typed, part, tmp_path, monkeypat
         (DataConfig(source="no such"), DataConfig(source="no such")),
     ],
 )
-def test_paths_become_absolute(typed, found, tmp_path, monkeypatch):
+def test_paths_of_a_data_source_become_absolute(typed, found, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     places = {"here": tmp_path, "name": tmp_path.name, "home": os.path.expanduser("~")}
 

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers.numbered import SIZE, assert_same, numbered_images, one_line_error
+from helpers.numbered import SIZE, numbered_images, one_line_error
 from PIL import Image
 
 from tfdecouple.config import DataConfig
@@ -20,7 +20,7 @@ REAL_DATA = os.environ.get("TFDECOUPLE_DATA_DIR")
 @pytest.mark.parametrize(
     ("names", "label"), [((), None), (("species",), "species"), (("coarse", "label"), "label"), (("a", "b"), None)]
 )
-def test_the_label_is_the_feature_label_or_the_only_class(names, label):
+def test_label_of_tfds_is_the_feature_label_or_the_only_class(names, label):
     tfds = pytest.importorskip("tensorflow_datasets")
     features = {"image": tfds.features.Image(shape=(8, 8, 3)), "number": tfds.features.Scalar(np.int64)}
     features |= {name: tfds.features.ClassLabel(names=["x", "y"]) for name in names}
@@ -34,7 +34,7 @@ class TestTfds:
         return open_source(DataConfig(data_dir=data_dir, **options), (SIZE, SIZE, 3), download)
 
     @pytest.mark.parametrize("cache_gib", [1.0, 0.0])
-    def test_splits_hold_the_images_bit_for_bit(self, tiny_tfds, cache_gib):
+    def test_splits_of_tfds_have_all_images_exactly(self, tiny_tfds, cache_gib):
         source = self._open(tiny_tfds, cache_gib=cache_gib)
         assert source.sizes == {"train": 26, "validation": 4, "test": 5}
         assert source.descriptions == {"train": "train[:-4]", "validation": "train[-4:]", "test": "test"}
@@ -49,12 +49,6 @@ class TestTfds:
             seen += number.tolist()
         assert sorted(seen) == list(range(30))
 
-    def test_stream_and_memory_agree(self, tiny_tfds):
-        for split in ("train", "validation", "test"):
-            kinds = [self._open(tiny_tfds, cache_gib=cache_gib) for cache_gib in (1.0, 0.0)]
-            examples = [list(source.open_split(split).decode_examples().as_numpy_iterator()) for source in kinds]
-            assert_same(*examples)
-
     @pytest.mark.parametrize(
         ("sizes", "expected"),
         [
@@ -64,22 +58,22 @@ class TestTfds:
             ({"train": 9}, ("train[:-4]", "train[-4:-2]", "train[-2:]")),
         ],
     )
-    def test_choice_of_splits(self, sizes, expected):
+    def test_missing_splits_of_tfds_are_held_out(self, sizes, expected):
         chosen = choose_tfds_splits("some", sizes, 2)
         assert (chosen["train"], chosen["validation"], chosen["test"]) == expected
 
-    def test_splits_too_small(self):
+    def test_too_small_splits_of_tfds_are_refused(self):
         assert "9" in one_line_error(lambda: choose_tfds_splits("some", {"train": 9, "test": 3}, 9))
         assert "10 would be held out" in one_line_error(lambda: choose_tfds_splits("some", {"train": 10}, 5))
         assert "no split train" in one_line_error(lambda: choose_tfds_splits("some", {"test": 10}, 5))
 
-    def test_unknown_names(self, tiny_tfds):
+    def test_unknown_name_of_tfds_is_refused_with_a_suggestion(self, tiny_tfds):
         message = one_line_error(lambda: self._open(tiny_tfds, source="tfds:tiny_number"))
         assert "did you mean tiny_numbers?" in message
         assert "did you mean lsun/bedroom?" in one_line_error(lambda: self._open(tiny_tfds, source="tfds:lsun/bedrom"))
 
     @pytest.mark.parametrize("name", ["cifar10", "downsampled_imagenet/64x64"])
-    def test_missing_data_fail_at_once(self, tmp_path, name, monkeypatch):
+    def test_missing_data_of_tfds_is_refused_without_a_download(self, tmp_path, name, monkeypatch):
         tfds = pytest.importorskip("tensorflow_datasets")
 
         def no_download(*arguments, **options):
@@ -89,7 +83,7 @@ class TestTfds:
         message = one_line_error(lambda: self._open(str(tmp_path), source=name))
         assert name in message and f"tfds build {name.removeprefix('tfds:')} --data_dir {tmp_path}" in message
 
-    def test_failed_download_is_one_line(self, tmp_path, monkeypatch):
+    def test_failed_download_of_tfds_is_one_line(self, tmp_path, monkeypatch):
         tfds = pytest.importorskip("tensorflow_datasets")
 
         def by_hand(*arguments, **options):
@@ -99,7 +93,7 @@ class TestTfds:
         message = one_line_error(lambda: self._open(str(tmp_path), download=True, source="celeb_a_hq/256"))
         assert "does not exist. Create it and put the files there." in message
 
-    def test_download_prepares(self, tiny_tfds, tmp_path):
+    def test_download_prepares_a_tfds_data_set(self, tiny_tfds, tmp_path):
         assert "--download" in one_line_error(lambda: self._open(str(tmp_path)))
         assert self._open(str(tmp_path), download=True).sizes["train"] == 26
         assert self._open(str(tmp_path)).sizes["train"] == 26
@@ -107,13 +101,13 @@ class TestTfds:
     @pytest.mark.parametrize(
         ("shape", "dtype", "part"), [((4, 4, 4), np.uint8, "(4, 4, 4)"), ((4, 4, 1), np.float32, "float32")]
     )
-    def test_unusable_images_are_refused(self, shape, dtype, part):
+    def test_unusable_image_feature_of_tfds_is_refused(self, shape, dtype, part):
         tfds = pytest.importorskip("tensorflow_datasets")
         features = {"image": tfds.features.Image(shape=shape, dtype=dtype)}
         message = one_line_error(lambda: find_feature_keys("tfds:odd_images", features))
         assert part in message and "odd_images" in message
 
-    def test_damaged_records(self, tiny_tfds, tmp_path):
+    def test_damaged_records_of_tfds_are_refused_in_one_line(self, tiny_tfds, tmp_path):
         shutil.copytree(tiny_tfds, tmp_path, dirs_exist_ok=True)
         for path in tmp_path.rglob("*.tfrecord*"):
             path.write_bytes(path.read_bytes()[:-20])
@@ -129,13 +123,13 @@ class TestCifar10:
         config = DataConfig(source="cifar10", data_dir=str(pathlib.Path(REAL_DATA, "tensorflow_datasets")))
         return open_source(config, (32, 32, 3))
 
-    def test_splits(self, source):
+    def test_cifar10_has_its_known_splits_and_labels(self, source):
         assert source.sizes == {"train": 49000, "validation": 1000, "test": 10000}
         assert source.label_names[0] == "airplane" and len(source.label_names) == 10
         images, labels = load_images(source, "validation", 1000)
         assert images.shape == (1000, 32, 32, 3) and set(labels.tolist()) == set(range(10))
 
-    def test_validation_is_the_end_of_train(self, source):
+    def test_validation_of_cifar10_is_the_end_of_train(self, source):
         tfds = pytest.importorskip("tensorflow_datasets")
         data_dir = str(pathlib.Path(REAL_DATA, "tensorflow_datasets"))
         encoded = {"image": tfds.decode.SkipDecoding()}

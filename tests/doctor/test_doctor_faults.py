@@ -8,9 +8,9 @@ import pytest
 from helpers.emulation import emulated_accelerator, keep_tf32_switch
 
 from tfdecouple.doctor import device_checks
-from tfdecouple.doctor.report import VARIANTS, Request, Task
+from tfdecouple.doctor.check_runner import VARIANTS, Task
 from tfdecouple.runs import opened_run
-from tfdecouple.runs.run_folder import load_weights
+from tfdecouple.runs.run_folder import RunFolder
 
 
 @contextlib.contextmanager
@@ -27,7 +27,7 @@ def traced_once():
 
     def reset_training(*arguments):
         state, step = make(*arguments)
-        load_weights(device_checks.MODEL, state.model, averaged=False)
+        RunFolder(device_checks.MODEL).load_weights(state.model, averaged=False)
         for variable in (*state.optimizer.means.values(), *state.optimizer.variances.values()):
             variable.assign(np.zeros(variable.shape, np.float32))
         return state, step
@@ -38,77 +38,90 @@ def traced_once():
         yield
 
 
+@pytest.fixture
+def compared_with(monkeypatch):
+    """Compares devices of which the last one computes the stored numbers multiplied by {name: factor}."""
+    right = dict(np.load(device_checks.MODEL / device_checks.NUMBERS))
+    images = right.pop("images")
+
+    def compare(factors, variant=VARIANTS[0], devices=("CPU:1",)):
+        def compute(device, *_):
+            return {
+                name: value * factors.get(name, 1.0) if device == "CPU:1" else value for name, value in right.items()
+            }
+
+        monkeypatch.setattr(device_checks, "compute_numbers", compute)
+        monkeypatch.setattr(device_checks, "compute_gradient", lambda device, *_: compute(device)["gradient"])
+        return list(device_checks.compare_numbers(Task(variant=variant, devices=devices)))
+
+    assert len(images) == device_checks.PHOTOGRAPHS
+    return compare
+
+
 VARIANT = {variant.name: variant for variant in VARIANTS}
 
 
 def compared(variant="float32"):
     """The results of a variant on the first CPU, traced once."""
-    (result,) = device_checks.compare_numbers(Task(Request(), VARIANT[variant]))
+    (result,) = device_checks.compare_numbers(Task(variant=VARIANT[variant]))
     return result
 
 
 class TestNumerics:
     @pytest.mark.parametrize("variant", ["float32", pytest.param("bfloat16 nets", marks=pytest.mark.slow)])
-    def test_hold_here(self, variant):
+    def test_numerics_pass_on_this_cpu(self, variant):
         result = compared(variant)
         assert result.holds, result.message
         # The gradient in bfloat16 is another one.
         assert variant == "float32" or result.figures["off"]["gradient"] > 1e-4
 
-    def test_hold_on_an_accelerator_that_adds_up_in_another_order(self):
+    def test_numerics_pass_with_rounding_of_another_summation_order(self):
         with emulated_accelerator(noise=1e-6):
             result = compared()
         assert result.holds, result.message
 
-    def test_find_tf32_that_is_left_on(self):
+    def test_numerics_fail_with_tf32_left_on(self):
         with faulty():
             result = compared()
         assert not result.holds and "float32" in result.advice, result.message
 
-    def test_find_a_device_that_computes_something_else(self, monkeypatch):
-        right = device_checks.compute_numbers
-
-        def numbers(device, images):
-            found = right("CPU:0", images)
-            return found if device == "CPU:0" else {**found, "v": 1.001 * found["v"]}
-
-        monkeypatch.setattr(device_checks, "compute_numbers", numbers)
-        monkeypatch.setattr(device_checks, "compute_gradient", lambda *_: device_checks.load_numbers()["gradient"])
-        first, second = device_checks.compare_numbers(Task(Request(), devices=("CPU:1",)))
+    def test_numerics_fail_on_a_device_with_wrong_v(self, compared_with):
+        first, second = compared_with({"v": 1.001}, devices=("CPU:1",))
         assert first.what.startswith("CPU:0") and first.holds
-        assert second.what.startswith("CPU:1") and second.holds is False and "too far: v" in second.message
+        assert second.what.startswith("CPU:1") and second.holds is False and "too large: v" in second.message
 
     @pytest.mark.parametrize(
-        ("off", "variant", "holds"),
+        ("factors", "variant", "holds"),
         [
             ({"z": np.nan}, "float32", False),
-            ({"v": device_checks.BOUND, "gradient": 0.01}, "float32", False),
-            ({"gradient": 0.01}, "bfloat16 nets", True),
-            ({"gradient": 0.5}, "bfloat16 nets", False),
+            ({"v": 1 + 0.5 * device_checks.BOUND}, "float32", True),
+            ({"gradient": 1.01}, "float32", False),
+            ({"gradient": 1.01}, "bfloat16 nets", True),
+            ({"gradient": 1.5}, "bfloat16 nets", False),
         ],
     )
-    def test_bounds(self, off, variant, holds):
-        result = device_checks.check_numbers("CPU:0", VARIANT[variant], off)
+    def test_numerics_have_a_bound_for_each_variant(self, compared_with, factors, variant, holds):
+        result = compared_with(factors, VARIANT[variant])[-1]
         assert result.holds is holds
         assert variant == "float32" or "training.precision=mixed_bfloat16" in result.advice
 
 
 class TestExactness:
-    def test_every_kind_comes_back(self):
-        (result,) = device_checks.try_round_trips(Task(Request(quick=True)))
+    def test_exactness_passes_for_every_kind_of_image(self):
+        (result,) = device_checks.try_round_trips(Task(quick=True))
         assert result.holds, result.message
         assert len(result.figures["lost"]) == 10 and result.what == "Keras, CPU:0"
 
-    def test_images_that_tf32_loses_are_found(self):
+    def test_exactness_fails_for_images_that_tf32_loses(self):
         with faulty():
-            (result,) = device_checks.try_round_trips(Task(Request(quick=True)))
+            (result,) = device_checks.try_round_trips(Task(quick=True))
         assert result.holds is False and "lost: " in result.message and "noise" in result.message
 
 
-class TestDevices:
-    @pytest.mark.parametrize(("off", "holds"), [(0.0, True), (1e-6, True), (2 * device_checks.WEIGHTS_BOUND, False)])
-    def test_weights_that_are_far_off_do_not_hold(self, off, holds):
-        start, alone = np.zeros(4), np.ones(4)
-        result = device_checks.check_weights("weights", start, alone, alone + off)
-        assert result.holds is holds and result.figures["bitwise"] is (off == 0)
-        assert holds or "--devices 1" in result.advice
+@pytest.mark.parametrize(("off", "holds"), [(0.0, True), (1e-6, True), (2 * device_checks.WEIGHTS_BOUND, False)])
+def test_devices_whose_trained_weights_differ_fail(off, holds, monkeypatch):
+    weights = iter([np.ones(4), np.ones(4) + off])
+    monkeypatch.setattr(device_checks, "train_weights", lambda strategy, images: (np.zeros(4), next(weights)))
+    (result,) = device_checks.compare_devices(Task(devices=("CPU:0", "CPU:1")))
+    assert result.holds is holds and result.figures["bitwise"] is (off == 0)
+    assert holds or "--devices 1" in result.advice

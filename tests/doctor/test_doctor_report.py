@@ -7,7 +7,7 @@ import pytest
 from tfdecouple.cli import main
 from tfdecouple.config import load_preset, override
 from tfdecouple.doctor import check_runner, installation
-from tfdecouple.doctor.report import VARIANTS, Request, Result, make_text
+from tfdecouple.doctor.check_runner import VARIANTS, Result, Task, make_text
 
 FACTS = {
     "versions": {"tensorflow": "2.21.0"},
@@ -42,7 +42,7 @@ class TestBuild:
             ("NoDevFiles", 2, 0, None),
         ],
     )
-    def test_gpus_that_the_user_leaves_visible_are_to_be_seen(self, visible, present, seen, holds):
+    def test_build_fails_if_tensorflow_misses_visible_gpus(self, visible, present, seen, holds):
         environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
         found = of_machine(nvidia_smi=[GPU] * present, gpus=[{}] * seen, environment=environment)
         assert found["GPUs in use"].holds is holds
@@ -52,35 +52,38 @@ class TestBuild:
                 "CUDA_VISIBLE_DEVICES" in found["GPUs in use"].message and "names GPUs" in found["GPUs in use"].advice
             )
 
-    def test_a_variable_that_rounds_on_the_cpu_is_a_failure(self):
+    def test_build_fails_for_a_variable_that_rounds_float32(self):
         assert "float32 of the CPU" not in of_machine(environment={"ONEDNN_DEFAULT_FPMATH_MODE": "STRICT"})
         found = of_machine(environment={"ONEDNN_DEFAULT_FPMATH_MODE": "BF16"})["float32 of the CPU"]
         assert found.holds is False and found.advice == "unset ONEDNN_DEFAULT_FPMATH_MODE"
 
-    @pytest.mark.parametrize(
-        ("devices", "asked", "used"),
-        [(["CPU:0", "CPU:1"], None, 1), (["CPU:0", "CPU:1"], 2, 2), (["GPU:0", "GPU:1"], None, 2), (["GPU:0"], 1, 1)],
-    )
-    def test_says_which_devices_compute(self, devices, asked, used):
-        facts = {**FACTS, "devices": devices, "gpus": [{}] * len(devices) if "GPU:0" in devices else []}
-        results = [Result("versions", True, "", figures=facts)]
-        assert installation.find_used_devices(Request(devices=asked), results) == tuple(devices[:used])
+
+@pytest.mark.parametrize(
+    ("devices", "asked", "used"),
+    [(["CPU:0", "CPU:1"], None, 1), (["CPU:0", "CPU:1"], 2, 2), (["GPU:0", "GPU:1"], None, 2), (["GPU:0"], 1, 1)],
+)
+def test_doctor_uses_all_gpus_or_one_cpu_unless_the_user_gives_a_number(devices, asked, used, monkeypatch):
+    tasks = []
+    facts = {**FACTS, "devices": devices, "gpus": [{}] * len(devices) if "GPU:0" in devices else []}
+    found = [Result("versions", None, "", figures=facts)]
+    monkeypatch.setattr(check_runner, "run_in_process", lambda name, task: tasks.append(task) or found)
+    check_runner.run_checks(Task(requested=asked), ["exactness"], lambda text: None)
+    assert tasks[-1].devices == tuple(devices[:used])
 
 
-def test_every_variant_is_an_option_that_there_is():
+def test_each_variant_changes_one_option_of_training():
     assert len({variant.name for variant in VARIANTS}) == len(VARIANTS) and not VARIANTS[0].settings
     for variant in VARIANTS[1:]:
         override(load_preset("quickstart"), list(variant.settings))
         assert len(variant.settings) == 1
 
 
-class TestReport:
-    def test_says_of_each_failure_what_to_do(self):
-        results = [Result("one", False, "off by much", "take another"), Result("two", True, "well")]
-        text = "\n".join(make_text({"speed": results}, {"speed": "how fast it is"}))
-        assert "FAILS  one  off by much" in text
-        assert "speed, one: off by much. What to do: take another" in text
-        assert "1 of 2 promises do not hold" in text
+def test_report_says_what_to_do_about_each_failure():
+    text = "\n".join(
+        make_text({"speed": [Result("one", False, "off by much", "take another"), Result("two", True, "")]})
+    )
+    assert "FAILS  one  off by much" in text and "1 of 2 tests failed" in text
+    assert "speed, one: off by much. What to do: take another" in text
 
 
 class TestCommand:
@@ -95,13 +98,13 @@ class TestCommand:
             (["--out", "/proc/nothing"], "/proc/nothing"),
         ],
     )
-    def test_mistakes_are_one_line_before_anything_is_measured(self, arguments, says, capsys):
+    def test_wrong_option_of_doctor_is_one_line(self, arguments, says, capsys):
         assert main(["doctor", *arguments]) == 2
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1
 
     @pytest.mark.parametrize(("holds", "status"), [(True, 0), (False, 5)])
-    def test_the_status_says_whether_all_holds(self, holds, status, monkeypatch, tmp_path, capsys):
+    def test_doctor_status_is_5_if_a_check_fails(self, holds, status, monkeypatch, tmp_path, capsys):
         result = Result("one", holds, "said", "" if holds else "do this")
         monkeypatch.setattr(check_runner, "run_in_process", lambda name, task: [result])
         assert main(["doctor", "--out", str(tmp_path / "new"), "--only", "numerics"]) == status

@@ -16,7 +16,7 @@ from export.formats.web import describe_model, require_page_support
 from export.pipeline import ExportConfig, export
 from export.provenance import open_run
 from tfdecouple.errors import UserError
-from tfdecouple.runs.run_folder import LABELS, load_config
+from tfdecouple.runs.run_folder import LABELS, RunFolder
 from tfdecouple.storage.files import write_json
 
 NAMES = ["cat", "dog", "owl", "fox", "hen", "cow", "elk"]
@@ -42,7 +42,7 @@ def run(request, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("run", MODELS, indirect=True)
 def test_passes_verification(run, tmp_path, forked, npm_example):
-    with_z_of_labels = MODELS["classes"] == load_config(run).model
+    with_z_of_labels = MODELS["classes"] == RunFolder(run).read_config().model
     formats = ("savedmodel", "onnx", *(("litert",) if with_z_of_labels else ()))
     export(ExportConfig(run=run, to=tmp_path / "to", formats=formats), report=str)
     card = json.loads((tmp_path / "to" / "model_card.json").read_text())
@@ -58,7 +58,7 @@ def test_passes_verification(run, tmp_path, forked, npm_example):
 
 @pytest.mark.parametrize("run", MODELS, indirect=True)
 def test_the_web_page_is_refused_or_told_how_often_it_samples_which_label(run, tmp_path):
-    model = load_config(run).model
+    model = RunFolder(run).read_config().model
     if model.has_class_codes:
         message = message_of(UserError, lambda: require_page_support(model))
         assert "knows no labels" in message and "leave the format web out, or train" in message

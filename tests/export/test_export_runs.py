@@ -22,7 +22,7 @@ from export.verification.vectors import KerasAnswers, load_real_images, make_tes
 from tfdecouple.config import DataConfig
 from tfdecouple.data import load_images, open_source
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs.run_folder import load_config
+from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.training import train
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -59,7 +59,7 @@ def test_committed_card_is_made_of_its_figures_and_these_are_of_its_run():
     assert text == render_model_card(card)
     architecture = card["architecture"]
     assert card["exact"] == judge_exactness(architecture["alpha"], architecture["n_bits"], card["formats"])
-    config, summary = load_config(run), json.loads((run / "summary.json").read_text())
+    config, summary = RunFolder(run).read_config(), json.loads((run / "summary.json").read_text())
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()
     assert card["config_sha256"] == digest
     assert card["run"] == run.name and int(card["step"]) == summary["best_step"]
@@ -80,7 +80,9 @@ def test_committed_run_exports_without_its_data(run, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     card = exported_card(run, tmp_path / "to")
     passed(card)
-    assert card["formats"]["savedmodel"]["signatures"] == [one.name for one in list_endpoints(load_config(run).model)]
+    assert card["formats"]["savedmodel"]["signatures"] == [
+        one.name for one in list_endpoints(RunFolder(run).read_config().model)
+    ]
     assert "photographs" in card["checked"]["real_images"]
     assert all(entry["round_trip"]["real"]["identical"] >= 30 for entry in card["formats"].values())
 

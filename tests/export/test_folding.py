@@ -29,7 +29,7 @@ from export.verification.comparison import RefusedError
 from tfdecouple.errors import InversionError, NotInitializedError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.outlier_scores import outlier_scores
-from tfdecouple.runtime.numerics import get_sizes
+from tfdecouple.numerics.arithmetic import get_sizes
 
 
 def call(name, endpoint_name, **given):

@@ -26,7 +26,7 @@ from tfdecouple.config import DataConfig
 from tfdecouple.data.image_file import read_image
 from tfdecouple.runs.latent_directions import CLASSIFIER, MEANS, Direction, Directions
 from tfdecouple.runs.opened_run import hash_weights, load_model
-from tfdecouple.runs.run_folder import load_config
+from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.visualization.full_size import UserPhotograph, change_at_full_size
 
 EXAMPLE = ROOT / "examples" / "web"
@@ -156,7 +156,7 @@ def test_directions_of_the_same_weights_alone_come_to_the_page(steered_run, tmp_
 
 
 def test_the_page_knows_which_examples_the_model_has_seen():
-    found = {one["file"]: one for one in describe_examples(load_config("photographs").data)}
+    found = {one["file"]: one for one in describe_examples(RunFolder("photographs").read_config().data)}
     assert set(found) == set(make_example_files())
     assert found["model/coffee.jpg"]["seen"] is True and found["model/retina.jpg"]["seen"] is False
     assert found["model/retina.jpg"]["licence"] == "CC0"

@@ -1,7 +1,5 @@
 """Functions that run the code in an export's model card, which must encode and decode a black image exactly."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 import re

@@ -11,35 +11,28 @@ of a traced function, TensorFlow then calls a copy of the function, and copies o
 products replaced. The emulation therefore also covers gradients, and functions that were traced before it began.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 import tensorflow as tf
 from tensorflow.core.framework import function_pb2, node_def_pb2
 from tensorflow.python import pywrap_tfe
 from tensorflow.python.eager import context
 from tensorflow.python.framework import op_def_registry
 
-from tfdecouple.errors import UserError
-from tfdecouple.runtime import precision as tf32
+from tfdecouple.numerics import tf32
 
 # {TensorFlow operation that multiplies matrices: indices of the inputs that are rounded to TF32, or None for all}.
 _PRODUCTS: dict[str, tuple[int, ...] | None] = {
-    "MatMul": (0, 1),
-    "BatchMatMul": (0, 1),
-    "BatchMatMulV2": (0, 1),
-    "BatchMatMulV3": (0, 1),
+    **dict.fromkeys(("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "_FusedMatMul"), (0, 1)),
+    **dict.fromkeys(("Conv2D", "_FusedConv2D"), (0, 1)),
     "Einsum": None,
-    "Conv2D": (0, 1),
     "Conv2DBackpropInput": (1, 2),
     "Conv2DBackpropFilter": (0, 2),
-    "_FusedMatMul": (0, 1),
-    "_FusedConv2D": (0, 1),
 }
 # Float32 has 23 bits of mantissa and TF32 has 10, so rounding drops 13 bits.
 _DROPPED_BITS = 13
@@ -64,37 +57,22 @@ def emulated_accelerator(noise: float = 0.0) -> Iterator[None]:
     Args:
         noise: largest relative change of a number in a result, drawn anew for each number and each call. For
             comparison: other kernels and orders of summation change float32 results by 1e-7 to 1e-6.
-
-    Raises:
-        UserError: if the noise is not in [0, 1).
     """
-    if not 0 <= noise < 1:
-        raise UserError(f"noise is {noise}; it must lie in [0, 1), for example 1e-6")
     emulation = _Emulation(noise)
     # TensorFlow looks these two functions up by name at each call, so replacing their attributes takes effect at once.
-    with (
-        _replaced(pywrap_tfe, "TFE_Py_FastPathExecute", emulation.wrap_execute),
-        _replaced(context.Context, "call_function", emulation.wrap_call_function),
-        contextlib.closing(emulation),
-    ):
+    with contextlib.closing(emulation), pytest.MonkeyPatch.context() as patch:
+        execute, call = pywrap_tfe.TFE_Py_FastPathExecute, context.Context.call_function
+        patch.setattr(pywrap_tfe, "TFE_Py_FastPathExecute", emulation.wrap_execute(execute))
+        patch.setattr(context.Context, "call_function", emulation.wrap_call_function(call))
         yield
 
 
 @contextlib.contextmanager
 def keep_tf32_switch() -> Iterator[None]:
     """Keeps the project's code from turning TensorFlow's switch for TF32 off, inside the context, in all threads."""
-    with _replaced(tf32._switch, "turn", lambda turn: lambda **_: None):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf32._switch, "turn", lambda **_: None)
         yield
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, wrap(before))
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 class _Emulation:

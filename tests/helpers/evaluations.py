@@ -1,7 +1,5 @@
 """Functions that compute one metric of `tfdecouple evaluate` without the command, and write ONNX feature extractors."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import numpy as np

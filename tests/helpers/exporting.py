@@ -1,7 +1,5 @@
 """Functions that replace the slow functions of the package `export` in a test, and that read export folders."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import shutil

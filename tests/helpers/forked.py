@@ -1,14 +1,10 @@
 """Fast starts of Python programs in tests: processes are forked from a server that has imported TensorFlow.
 
-Importing TensorFlow takes some five seconds, longer than most programs of the tests run. Inside `forked_programs()`,
-`subprocess` forks programs that are started with `sys.executable`. A forked program has its own arguments, environment,
-folder, files, signals and status, and TensorFlow, Keras and TFP are already imported. TensorFlow has not run anything
-yet, so that the program can set TensorFlow up. The children of a forked program are forked as well, unless the program
-was started with `start_new_session`.
-
-A new process is started if the difference could matter: for options of Python, and for environment variables that
-libraries read while they are loaded. Tests of imports, of messages while libraries are loaded, and of memory must not
-use forked programs. NumPy's linear algebra has one thread in forked programs.
+Importing TensorFlow takes some five seconds. Inside `forked_programs()`, `subprocess` forks programs that are started
+with `sys.executable`. A forked program has its own arguments, environment, folder, files, signals and status. Its
+children are forked as well, unless it was started with `start_new_session`. A new process is started for options of
+Python, and for other values of environment variables that libraries read while they are loaded. Tests of imports, of
+messages while libraries are loaded, and of memory must not use forked programs.
 
 The server is this file, started as `python forked.py SOCKET MODULE...`. It imports nothing of the project, so that a
 forked program finds the project where a new process would.
@@ -45,13 +41,8 @@ READ_AT_START = (
 # the server sets them, libraries read them later, or they change no result.
 EXEMPT = (
     *("PYTHONPATH", "TF_CPP_MIN_LOG_LEVEL", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "ONEDNN_MAX_CPU_ISA"),
-    # `import tfdecouple` sets this variable, in the server as well.
-    "TF_ENABLE_ONEDNN_OPTS",
-    *("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OPENBLAS_NUM_THREADS"),
-    # The program reads TF_CONFIG after its start, to find the other workers of its training run.
-    "TF_CONFIG",
-    # scikit-learn sets these variables when it is imported.
-    *("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"),
+    *("TF_ENABLE_ONEDNN_OPTS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OPENBLAS_NUM_THREADS"),
+    *("TF_CONFIG", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"),
 )
 # The format of the integers that client and server send: lengths, process ids, thread counts and exit statuses.
 NUMBER = struct.Struct("!i")
@@ -295,7 +286,7 @@ class _Server:
 def _renumber_descriptors(descriptors: list[int], control: socket.socket, numbers: list[int]) -> socket.socket:
     """Moves file descriptors to the `numbers` that a forked program expects; moves `control` away and returns it."""
     unused = max(100, *numbers) + 1
-    moved = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, unused) for each in (*descriptors, control.detach())]
+    moved = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, unused) for number in (*descriptors, control.detach())]
     os.closerange(3, unused)
     *moved, control_number = moved
     for descriptor, number in zip(moved, numbers, strict=True):

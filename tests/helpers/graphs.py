@@ -118,7 +118,7 @@ def make_inputs(config, count=5, seed=1):
     labelled = {"labels": labels, "labels_a": labels, "labels_b": labels[::-1].copy()}
     given = {**pictures, **labelled, **{name: values.astype("float32") for name, values in draws.items()}}
     # An endpoint (an exported function, such as "encode") that a test adds can have inputs that are not listed above.
-    for array in (array for one in list_endpoints(config) for array in one.inputs if array.name not in given):
+    for array in (array for entry in list_endpoints(config) for array in entry.inputs if array.name not in given):
         given[array.name] = images if array.holds == IMAGE else array.draw_values(rng, count)
     return given
 
@@ -152,15 +152,15 @@ def compute_expected(name, endpoint_name):
     if endpoint_name == "switch":
         return dict(zip(("images_ab", "images_ba"), model.switch(a, b, both), strict=True))
     if endpoint_name == "interpolate":
-        every = model.interpolate(a, b, list(given["alpha"]), list(given["beta"]), both)
-        return {"images": np.stack([every[k, k, k] for k in range(len(a))])}
+        images = model.interpolate(a, b, list(given["alpha"]), list(given["beta"]), both)
+        return {"images": np.stack([images[k, k, k] for k in range(len(a))])}
     # An endpoint without a case above gets the outputs that the export's verification expects.
-    one = find_endpoint(model.config, endpoint_name)
+    endpoint = find_endpoint(model.config, endpoint_name)
     answers = KerasAnswers(model)
-    right = one.answer(answers, given)
+    right = endpoint.answer(answers, given)
     return {
         array.name: answers.to_pixels(right[array.name]) if array.dtype == "uint8" else right[array.name]
-        for array in one.outputs
+        for array in endpoint.outputs
     }
 
 

@@ -1,15 +1,17 @@
-"""Invertible layers with test inputs and conditions, by name, and a check that every invertible layer must pass."""
+"""The list of invertible layers, with options, shapes and conditions, for which tests check the laws of a layer."""
 
-from __future__ import annotations
-
+import dataclasses
 import functools
 import itertools
 import pkgutil
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from helpers.models import give_effect, jacobian_log_det
+from helpers.models import TINY, give_effect
+from helpers.variants import STAGES, VARIANTS
 from tfdecouple.config import STEP_LAYERS
 from tfdecouple.layers import (
     ActNorm,
@@ -18,8 +20,12 @@ from tfdecouple.layers import (
     Coupling,
     InvertibleConv1x1,
     InvertibleLinear,
+    Sigmoid,
     Squeeze,
 )
+from tfdecouple.networks.dequantizer import DequantizingFlow
+from tfdecouple.networks.flow import FactorOut, Flow, FlowStep
+from tfdecouple.networks.prior import PriorFlow, PriorStep
 from tfdecouple.transforms import TRANSFORMS
 
 BATCH = 2
@@ -34,69 +40,118 @@ SCALES = {
 }
 
 
-def list_layers(layer):
-    """Returns a list of a Keras layer and all layers inside it, at any depth; Keras has no public method for this."""
-    return layer._flatten_layers()
+class Case(NamedTuple):
+    """A layer, the shapes of its input and of its condition (None for no condition), both without the batch axis."""
+
+    make: Callable[..., Any]
+    shape: tuple[int, ...]
+    condition: tuple[int, ...] | None = None
+
+    def build(self, **options):
+        """Returns the layer, built for its shapes, in float64 unless `options` say otherwise."""
+        layer = self.make(**{"dtype": "float64", **options})
+        shapes = (None, *self.shape), None if self.condition is None else (None, *self.condition)
+        layer.build(*shapes[: 1 if self.condition is None else 2])
+        return layer
 
 
-def coupling_cases():
+def couplings():
     for (pattern, part), scale in itertools.product(PATTERNS, SCALES):
-        options = {"pattern": pattern, "part": part, "dtype": "float64", **SCALES[scale]}
-        name = f"coupling-{pattern}-{part}-{scale}"
-        yield f"{name}-image", functools.partial(Coupling, 4, **options), (2, 2, 6), 0
-        yield f"{name}-image-conditional", functools.partial(Coupling, 4, CONDITION, **options), (2, 2, 6), CONDITION
-        yield f"{name}-vector", functools.partial(Coupling, 4, **options), (6,), 0
+        name, options = f"coupling-{pattern}-{part}-{scale}", {"pattern": pattern, "part": part, **SCALES[scale]}
+        yield f"{name}-image", Case(functools.partial(Coupling, 4, **options), (2, 2, 6))
+        yield f"{name}-image-z", Case(functools.partial(Coupling, 4, CONDITION, **options), (2, 2, 6), (CONDITION,))
+        yield f"{name}-vector", Case(functools.partial(Coupling, 4, **options), (6,))
     for pattern, part in PATTERNS:
-        options = {"pattern": pattern, "part": part, "dtype": "float64"}
-        name = f"coupling-{pattern}-{part}-odd"
-        yield name, functools.partial(Coupling, 4, CONDITION, **options), (2, 2, 5), CONDITION
-    options = {"transformed": 1, "dtype": "float64"}
-    yield "coupling-one-of-four", functools.partial(Coupling, 4, CONDITION, **options), (2, 2, 4), CONDITION
+        make = functools.partial(Coupling, 4, CONDITION, pattern=pattern, part=part)
+        yield f"coupling-{pattern}-{part}-odd", Case(make, (2, 2, 5), (CONDITION,))
+    yield (
+        "coupling-one-of-four",
+        Case(functools.partial(Coupling, 4, CONDITION, transformed=1), (2, 2, 4), (CONDITION,)),
+    )
 
 
-whitening = functools.partial(ConditionalWhitening, 5, CONDITION, dtype="float64")
-
-# {name of a case: (constructor of a layer, input shape without batch axis, length of the condition, 0 for none)}.
-CASES = {
-    "actnorm-image": (functools.partial(ActNorm, dtype="float64"), (3, 2, 3), 0),
-    "actnorm-vector": (functools.partial(ActNorm, dtype="float64"), (5,), 0),
-    "conv1x1": (functools.partial(InvertibleConv1x1, dtype="float64"), (3, 2, 4), 0),
-    "linear": (functools.partial(InvertibleLinear, dtype="float64"), (5,), 0),
-    "squeeze": (functools.partial(Squeeze, dtype="float64"), (4, 2, 3), 0),
-    "whitening-image": (whitening, (2, 2, 3), CONDITION),
-    "colour-map": (functools.partial(ColourMap, CONDITION, dtype="float64"), (2, 2, 3), CONDITION),
-    "whitening-vector": (whitening, (5,), CONDITION),
-    **{
-        f"step-layer-{name}": (functools.partial(pkgutil.resolve_name(place), dtype="float64"), (3, 2, 3), 0)
-        for name, place in STEP_LAYERS.items()
-    },
-    **{name: (make, shape, condition) for name, make, shape, condition in coupling_cases()},
+Z, OPTIONS, ADDITIVE = (CONDITION,), {"hidden": 4, "condition_size": CONDITION}, {"hidden": 4, "transform": "additive"}
+_DEQUANTIZER = dataclasses.replace(
+    TINY,
+    image_shape=(4, 4, 3),
+    encoder_channels=(4,),
+    steps=(1, 1),
+    hidden_channels=(4, 4),
+    dequantization="flow",
+    dequantization_steps=(1, (1,), 1),
+    dequantization_hidden_channels=(3, 4, 5),
+    dequantization_alpha=0.7,
+    dequantization_encoder_channels=(3,),
+    dequantization_map_channels=3,
+)
+_PLAIN = {"conditioning": "none", "transform": "additive", "multiscale_transform": "additive"}
+_ADDITIVE_DEQUANTIZER = dataclasses.replace(_DEQUANTIZER, dequantization_transform="additive")
+_FLOWS = {
+    "base": dataclasses.replace(STAGES, conditioning="base", base_hidden=5),
+    "grey": VARIANTS["grey"],
+    "plain": dataclasses.replace(STAGES, **_PLAIN),
+    "three-stages": dataclasses.replace(STAGES, steps=(1, (1, 2, 1), 1)),
+    "factors-2-and-3": dataclasses.replace(
+        STAGES, steps=(1, (1,), (1, 1), 1), factors=(2, 3), hidden_channels=(3, 3, 3, 3), image_shape=(8, 8, 3)
+    ),
 }
-# Names of cases for tests of methods that ignore a coupling's options: all other layers, and only two couplings.
-KINDS = [name for name in CASES if not name.startswith("coupling")] + [
-    "coupling-alternate-first-affine-1.0-image-conditional",
+# Layers that contain layers.
+BLOCKS = {
+    "step": Case(functools.partial(FlowStep, OPTIONS), (2, 2, 4), Z),
+    "step-odd": Case(functools.partial(FlowStep, {**OPTIONS, "alpha": 0.6}), (2, 2, 3), Z),
+    "step-one-pixel": Case(functools.partial(FlowStep, OPTIONS), (1, 1, 2), Z),
+    "step-additive": Case(functools.partial(FlowStep, ADDITIVE), (2, 2, 4)),
+    "factor-out": Case(functools.partial(FactorOut, 2, OPTIONS), (2, 2, 6), Z),
+    "factor-out-map": Case(functools.partial(FactorOut, 4, OPTIONS), (2, 1, 9), (2, 1, CONDITION)),
+    "factor-out-additive": Case(functools.partial(FactorOut, 1, ADDITIVE), (2, 2, 3)),
+    "prior-step-additive": Case(functools.partial(PriorStep, ADDITIVE), (5,)),
+    "prior-flow": Case(functools.partial(PriorFlow, 2, 5, alpha=0.6), (6,)),
+    "dequantizing-flow": Case(functools.partial(DequantizingFlow, _DEQUANTIZER), (4, 4, 3), (4, 4, 3)),
+    "dequantizing-additive": Case(functools.partial(DequantizingFlow, _ADDITIVE_DEQUANTIZER), (4, 4, 3), (4, 4, 3)),
+    **{
+        f"flow-{name}": Case(
+            functools.partial(Flow, config), config.image_shape, (config.latent_dim,) if config.has_latent else None
+        )
+        for name, config in _FLOWS.items()
+    },
+}
+CASES = {
+    "actnorm-image": Case(ActNorm, (3, 2, 3)),
+    "actnorm-vector": Case(ActNorm, (5,)),
+    "conv1x1": Case(InvertibleConv1x1, (3, 2, 4)),
+    "linear": Case(InvertibleLinear, (5,)),
+    "squeeze": Case(Squeeze, (4, 2, 3)),
+    "sigmoid": Case(Sigmoid, (2, 2, 3)),
+    "whitening-image": Case(functools.partial(ConditionalWhitening, 5, CONDITION), (2, 2, 3), Z),
+    "whitening-vector": Case(functools.partial(ConditionalWhitening, 5, CONDITION), (5,), Z),
+    "colour-map": Case(functools.partial(ColourMap, CONDITION), (2, 2, 3), Z),
+    "coupling-map": Case(functools.partial(Coupling, **OPTIONS), (2, 3, 4), (2, 3, CONDITION)),
+    **{f"step-layer-{name}": Case(pkgutil.resolve_name(place), (3, 2, 3)) for name, place in STEP_LAYERS.items()},
+    **dict(couplings()),
+    **BLOCKS,
+}
+# Names of cases for laws that do not depend on a coupling's options: all other layers, and three couplings.
+KINDS = [name for name in CASES if not name.startswith("coupling-") or name == "coupling-map"] + [
+    "coupling-alternate-first-affine-1.0-image-z",
     "coupling-continuous-first-additive-1.0-vector",
 ]
-# Names of four cases, one for each pattern in which a coupling splits the channels.
-SPLITS = [f"coupling-{pattern}-{part}-affine-0.6-image-conditional" for pattern, part in PATTERNS]
-CONDITIONAL = [name for name in KINDS if CASES[name][2]]
+CONDITIONAL = [name for name in KINDS if CASES[name].condition]
 
 
 @functools.cache
 def get_case(name):
-    """Returns (layer, inputs, conditions) of the case CASES[name], which `build_case` makes once for all tests."""
-    return build_case(name, *CASES[name])
+    """Returns (layer, inputs, conditions) of CASES[name]: random weights, inputs `[2, *shape]`, conditions or None."""
+    case, rng = CASES[name], np.random.default_rng(1)
+    # Larger weights of a whole flow would multiply rounding errors.
+    scale = 0.1 if name.startswith(("flow", "dequantizing")) else 0.3
+    layer = give_effect(case.build(name=name.replace(".", "_").replace("-", "_")), scale=scale)
+    x = tf.constant(rng.standard_normal((BATCH, *case.shape)))
+    return layer, x, None if case.condition is None else tf.constant(rng.standard_normal((BATCH, *case.condition)))
 
 
-def build_case(name, make, shape, condition_size):
-    """Returns a layer with random weights, inputs `[2, *shape]`, and conditions `[2, condition_size]`, None for 0."""
-    rng = np.random.default_rng(1)
-    layer = make(name=name.replace(".", "_").replace("-", "_"))
-    layer.build((None, *shape))
-    give_effect(layer, scale=0.3)
-    x = tf.constant(rng.standard_normal((BATCH, *shape)))
-    condition = tf.constant(rng.standard_normal((BATCH, condition_size))) if condition_size else None
-    return layer, x, condition
+def list_layers(layer):
+    """Returns a list of a Keras layer and all layers inside it, at any depth; Keras has no public method for this."""
+    return layer._flatten_layers()
 
 
 def assert_close(a, b, tolerance=1e-9):
@@ -106,13 +161,3 @@ def assert_close(a, b, tolerance=1e-9):
 def build_layer(layer, shape):
     layer.build(shape)
     return layer
-
-
-def check_layer(layer, shape):
-    """Builds `layer`; asserts that inverse and log-determinant are right for random inputs `shape`, `[batch, ...]`."""
-    give_effect(build_layer(layer, (None, *shape[1:])), scale=0.3)
-    rng = np.random.default_rng(0)
-    x, condition = tf.constant(rng.standard_normal(shape)), tf.constant(rng.standard_normal((shape[0], CONDITION)))
-    y, log_det = layer.forward_and_log_det(x, condition)
-    assert_close(layer.inverse_and_log_det(y, condition)[0], x, 1e-8)
-    assert_close(log_det, jacobian_log_det(layer.forward_and_log_det, x, condition), 1e-8)

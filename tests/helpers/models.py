@@ -1,7 +1,6 @@
 """Tiny model configs, random images, functions that perturb weights, and functions on gradients and Jacobians."""
 
-from __future__ import annotations
-
+import dataclasses
 import math
 
 import numpy as np
@@ -25,18 +24,7 @@ TINY = ModelConfig(
 
 
 # A config with only two levels, for tests of training runs, which spend most of their time on tracing.
-SMALL = ModelConfig(
-    image_shape=(8, 8, 3),
-    latent_dim=4,
-    steps=(1, 1),
-    hidden_channels=(4, 6),
-    alpha=0.8,
-    encoder_channels=(4,),
-    encoder_out_channels=2,
-    prior_steps=1,
-    prior_hidden=6,
-    prior_alpha=0.8,
-)
+SMALL = dataclasses.replace(TINY, steps=(1, 1), hidden_channels=(4, 6), encoder_channels=(4,))
 
 # Assignments for the command-line option --set that make the model and the data set of a preset small.
 SMALL_SETTINGS = [

@@ -1,7 +1,5 @@
 """Test images that carry their index in their first red value, as arrays, files and data sources."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Callable
 
@@ -59,10 +57,10 @@ def take_batches(
 
 def assert_same(first: list[dict], second: list[dict]) -> None:
     assert len(first) == len(second) > 0
-    for one, other in zip(first, second, strict=True):
-        assert one.keys() == other.keys()
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name])
+    for batch, other in zip(first, second, strict=True):
+        assert batch.keys() == other.keys()
+        for name in batch:
+            np.testing.assert_array_equal(batch[name], other[name])
 
 
 def read_numbers(batches: list[dict]) -> list[int]:

@@ -1,7 +1,5 @@
 """Paths in the repository, folders that tests share, and the time limit and environment of programs in tests."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import pathlib

@@ -7,8 +7,7 @@ import time
 import types
 
 from tfdecouple.doctor import check_runner
-from tfdecouple.doctor.check_runner import Check
-from tfdecouple.doctor.report import Result
+from tfdecouple.doctor.check_runner import Check, Result
 from tfdecouple.runtime.process import run_program
 
 
@@ -42,11 +41,13 @@ def crashes(task):
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
-PLANTED = {run.__name__: Check("planted", run) for run in (well, fails_late, hangs, wants_memory, is_killed, crashes)}
-PLANTED |= {f"measured_{name}": Check("planted", PLANTED[name].run, promises=False) for name in list(PLANTED)}
+NAMES = ("well", "fails_late", "hangs", "wants_memory", "is_killed", "crashes")
+PLANTED = {name: Check("planted", f"planted:{name}") for name in NAMES}
+PLANTED |= {f"measured_{name}": Check("planted", f"planted:{name}", promises=False) for name in NAMES}
 
 if __name__ == "__main__":
     check_runner.CHECKS.update(PLANTED)
     check_runner.start_tensorflow = lambda: None
+    sys.modules["tfdecouple.doctor.planted"] = sys.modules["__main__"]
     sys.modules["tfdecouple.training.workers"] = types.SimpleNamespace(make_strategy=lambda devices: None)
     sys.exit(run_program(check_runner.main))

@@ -1,7 +1,5 @@
 """Image files in many formats and small ONNX models, inputs of an export's client.py and of the example programs."""
 
-from __future__ import annotations
-
 import importlib.util
 import pathlib
 import re

@@ -1,7 +1,5 @@
 """Functions that add the example code in docs/extending.md to a copy of the project's packages, and run the copy."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pathlib

@@ -1,7 +1,5 @@
 """Functions that assert that a program or a function fails with a message of one line, and return the message."""
 
-from __future__ import annotations
-
 import pytest
 
 from tfdecouple.errors import ConfigError

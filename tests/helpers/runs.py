@@ -1,7 +1,6 @@
-"""Functions that write and read training runs, a fake training step, and a counter of copies from device to host."""
+"""Functions that write and read training runs and count copies to the host, and a fake training step."""
 
-from __future__ import annotations
-
+import collections
 import contextlib
 import math
 
@@ -13,7 +12,7 @@ from tensorflow.python.ops import gen_resource_variable_ops
 
 from helpers.models import SMALL
 from tfdecouple.config import Config, DataConfig, TrainingConfig
-from tfdecouple.training.metrics_log import read_metrics
+from tfdecouple.runs.metrics_log import read_metrics
 from tfdecouple.training.step import StepResult, TrainStep
 
 # Names of the metrics in metrics.jsonl that measure speed, which differs between two runs of one config.
@@ -69,9 +68,9 @@ def assert_same_checkpoint(ours, theirs, name):
 
 def read_log(run):
     """Returns {(kind, step): dict of metrics} of a run's metrics.jsonl; a kind is "train", "validation" or "test"."""
-    found = list(read_metrics(run / "metrics.jsonl"))
-    values = {(row["kind"], row["step"]): row for row in found}
-    assert len(values) == len(found)
+    rows = list(read_metrics(run / "metrics.jsonl"))
+    values = {(row["kind"], row["step"]): row for row in rows}
+    assert len(values) == len(rows)
     return values
 
 
@@ -119,67 +118,27 @@ def call_before_steps(monkeypatch, act, of=TrainStep):
     monkeypatch.setattr(of, "__call__", step)
 
 
-class WatchedTensor:
-    """A wrapper of a tensor that calls `count()` each time a program copies the tensor's value to the host."""
+@contextlib.contextmanager
+def count_reads():
+    """Yields {count of finished steps: count of values that training copies to the host}, filled inside the context."""
+    numpy, read, take = ops._EagerTensorBase._numpy, gen_resource_variable_ops.read_variable_op, TrainStep.__call__
+    counts, steps = collections.Counter(), [0]
 
-    def __init__(self, tensor, count):
-        self._tensor = tensor
-        self._count = count
+    def count_numpy(tensor):
+        counts[steps[-1]] += 1
+        return numpy(tensor)
 
-    def numpy(self):
-        self._count()
-        return self._tensor.numpy()
+    def count_variable(*args, **kwargs):
+        counts[steps[-1]] += tf.executing_eagerly()
+        return read(*args, **kwargs)
 
-    def __array__(self, *args, **kwargs):
-        return np.asarray(self.numpy(), *args, **kwargs)
+    def take_step(function, micro_batches, step, *flags):
+        result = take(function, micro_batches, step, *flags)
+        steps.append(step + 1)
+        return result
 
-    def __tf_tensor__(self, *_):
-        return tf.convert_to_tensor(self.numpy())
-
-    def __format__(self, spec):
-        return format(self.numpy(), spec)
-
-    def __float__(self):
-        return float(self.numpy())
-
-    def __int__(self):
-        return int(self.numpy())
-
-    def __bool__(self):
-        return bool(self.numpy())
-
-
-class ReadCounter:
-    """A counter of values that training copies to the host; `after` is {count of finished steps: count of copies}."""
-
-    def __init__(self):
-        self.after = {}
-        self._step = 0
-
-    def count(self):
-        self.after[self._step] = self.after.get(self._step, 0) + 1
-
-    @contextlib.contextmanager
-    def count_reads(self):
-        """Patches TensorFlow so that this counter counts copies to the host inside the context; yields the counter."""
-        numpy, read, take = ops._EagerTensorBase._numpy, gen_resource_variable_ops.read_variable_op, TrainStep.__call__
-
-        def count_numpy(tensor):
-            self.count()
-            return numpy(tensor)
-
-        def count_variable(*args, **kwargs):
-            if tf.executing_eagerly():
-                self.count()
-            return read(*args, **kwargs)
-
-        def take_step(function, micro_batches, step, *flags):
-            result = take(function, micro_batches, step, *flags)
-            self._step = step + 1
-            return StepResult(*(WatchedTensor(value, self.count) for value in result))
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ops._EagerTensorBase, "_numpy", count_numpy)
-            patch.setattr(gen_resource_variable_ops, "read_variable_op", count_variable)
-            patch.setattr(TrainStep, "__call__", take_step)
-            yield self
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops._EagerTensorBase, "_numpy", count_numpy)
+        patch.setattr(gen_resource_variable_ops, "read_variable_op", count_variable)
+        patch.setattr(TrainStep, "__call__", take_step)
+        yield counts

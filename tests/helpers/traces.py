@@ -1,7 +1,5 @@
 """Contexts that run each `tf.function` without tracing, or free traced functions that TensorFlow would keep forever."""
 
-from __future__ import annotations
-
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator

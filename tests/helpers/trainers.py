@@ -9,6 +9,7 @@ import tensorflow as tf
 from helpers.models import SMALL, give_effect, random_images
 from tfdecouple import randomness
 from tfdecouple.config import Config, TrainingConfig
+from tfdecouple.model import step_effects
 from tfdecouple.training.optimizer import BufferView
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
@@ -20,10 +21,10 @@ GLOW = dataclasses.replace(SMALL, conditioning="none")
 
 def augment_images(state, images, step, number=0, **training):
     """Augments `images`, the part of a batch on the device with index `number`, as training step `step` would."""
-    config = Config(model=SMALL, training=TrainingConfig(batch_size=BATCH, **training))
-    take, start = TrainStep(config, state, tf.distribute.get_strategy()), number * len(images)
-    seed = randomness.derive_seed(config.training.seed, "step", tf.constant(step))
-    return take._augment_images(images, seed, slice(start, start + len(images)))
+    config, start = TrainingConfig(batch_size=BATCH, **training), number * len(images)
+    seed = randomness.derive_seed(config.seed, "step", tf.constant(step))
+    place = slice(start, start + len(images))
+    return step_effects.augment_images(images, config, state.updates, seed, place, BATCH)
 
 
 class Trainer:

@@ -1,29 +1,16 @@
 """Tiny model configs by name, one for each option of a model, and functions that make and compare their models."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 
 import numpy as np
 
-from helpers.models import give_effect, random_images
+from helpers.models import SMALL, give_effect, random_images
 from tfdecouple.config import ModelConfig
 from tfdecouple.model import DecoupledModel
 
 # A config with two levels; feature maps of the last level have 2 x 2 pixels.
-SMALLEST = ModelConfig(
-    image_shape=(4, 4, 3),
-    latent_dim=4,
-    steps=(1, 1),
-    hidden_channels=(4, 4),
-    alpha=0.8,
-    encoder_channels=(4,),
-    encoder_out_channels=2,
-    prior_steps=1,
-    prior_hidden=4,
-    prior_alpha=0.8,
-)
+SMALLEST = dataclasses.replace(SMALL, image_shape=(4, 4, 3), hidden_channels=(4, 4), prior_hidden=4)
 # A config with three levels; in the inner one, channels leave the flow. The last level's maps have 1 x 1 pixels.
 STAGES = dataclasses.replace(SMALLEST, steps=(1, (1,), 1), hidden_channels=(4, 4, 4))
 VARIANTS = {

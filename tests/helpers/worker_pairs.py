@@ -1,7 +1,5 @@
 """Workers of one distributed training run, either as threads of the test's process or as two processes."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import socket
@@ -51,9 +49,9 @@ def find_free_ports(count):
     """Returns a list of `count` TCP ports (ints) of this machine that no program uses."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        for opened in sockets:
+            opened.bind(("127.0.0.1", 0))
+        return [opened.getsockname()[1] for opened in sockets]
 
 
 class WorkerProcesses:

@@ -1,4 +1,4 @@
-"""The recipes of docs/extending.md for a layer of each step and for a conditioner: trained, inverted and exported."""
+"""The recipes of docs/extending.md for a layer of each step, a conditioner and a prior: trained, inverted, exported."""
 
 from __future__ import annotations
 
@@ -12,21 +12,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import jacobian_log_det, random_images
-from helpers.places import ROOT
 from helpers.recipes import read_recipe
 from helpers.runs import write_run
 from helpers.variants import SMALLEST
+from tensorflow_probability import distributions as tfd
 
 from export.pipeline import ExportConfig, export
-from tfdecouple.config import CONDITIONERS, STEP_LAYERS
+from tfdecouple.config import CONDITIONERS, PRIORS, STEP_LAYERS
 from tfdecouple.layers import Coupling
 from tfdecouple.model import DecoupledModel
-from tfdecouple.networks.architecture import compute_weight_shapes, count_parameters
+from tfdecouple.networks.architecture import compute_weight_shapes, count_multiply_adds, count_parameters
 from tfdecouple.runs.opened_run import load_model
-
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.training_cost import count_multiply_adds  # noqa: E402
 
 # A function of this file runs a few times.
 pytestmark = pytest.mark.usefixtures("eager_file")
@@ -61,6 +57,25 @@ def conditioner():
         yield name
 
 
+def test_prior_of_the_recipe_is_a_learned_gaussian_that_is_planned_sampled_and_trained():
+    with registered("prior", PRIORS, "PRIORS") as prior:
+        model = DecoupledModel(dataclasses.replace(SMALLEST, prior=prior))
+        model.initialize(IMAGES, seed=0)
+        assert model.parameter_count() == count_parameters(model.config)
+        shift, log_scale = (model.named_variables()[f"prior_flow/{name}"] for name in ("shift", "log_scale"))
+        before = model.elbo(IMAGES, seed=0).bits_per_dim
+        shift.assign([0.5, 0, 0, 0]), log_scale.assign([0, 0, 0, 1])
+        z = model.encode(IMAGES).z
+        right = tf.reduce_sum(tfd.Normal(-shift, tf.exp(-log_scale)).log_prob(z), -1)
+        np.testing.assert_allclose(model.prior.log_prob(z), right, rtol=1e-4)
+        np.testing.assert_allclose(model.z_from_noise(tf.zeros([1, 4]))[0], -shift, atol=1e-6)
+        assert np.abs(model.elbo(IMAGES, seed=0).bits_per_dim - before).max() > 1e-3
+        np.testing.assert_array_equal(model.decode(*model.encode(IMAGES)), IMAGES)
+        model.compile("adam")
+        model.train_on_batch(IMAGES)
+        assert shift.numpy()[1] != 0
+
+
 @pytest.fixture(scope="module")
 def trained(name, conditioner, eager_file):
     """A model that has both, the layer behind one that comes along, after some updates, and their losses."""
@@ -83,7 +98,7 @@ def trained(name, conditioner, eager_file):
     return model, [float(step()) for _ in range(6)]
 
 
-def test_both_are_planned_counted_and_trained(name, trained):
+def test_layer_and_conditioner_of_recipes_are_counted_and_trained(name, trained):
     model, losses = trained
     shapes = compute_weight_shapes(model.config)
     assert shapes == {path: tuple(value.shape) for path, value in model.named_variables().items()}
@@ -95,7 +110,7 @@ def test_both_are_planned_counted_and_trained(name, trained):
     assert len(own) == 2 and np.all(own[0] != 0)
 
 
-def test_the_conditioner_is_in_every_coupling_of_the_decoder_and_costs_what_it_does(conditioner, trained):
+def test_conditioner_of_the_recipe_is_in_every_coupling_and_its_cost_is_counted(conditioner, trained):
     model, _ = trained
     kind = pkgutil.resolve_name(CONDITIONERS[conditioner])
     nets = [layer.net for layer in model.flow._flatten_layers() if isinstance(layer, Coupling)]
@@ -108,12 +123,12 @@ def test_the_conditioner_is_in_every_coupling_of_the_decoder_and_costs_what_it_d
     assert count_multiply_adds(model.config) != count_multiply_adds(usual)
 
 
-def test_images_come_back_through_it(trained):
+def test_model_with_layers_of_recipes_recovers_images(trained):
     model, _ = trained
     np.testing.assert_array_equal(model.decode(*model.encode(IMAGES)), IMAGES)
 
 
-def test_it_is_invertible_with_the_log_determinant_of_its_jacobian(name):
+def test_layer_of_the_recipe_inverts_with_the_log_det_of_its_jacobian(name):
     layer = pkgutil.resolve_name(STEP_LAYERS[name])(dtype="float64")
     layer.build((None, 2, 2, 4))
     rng = np.random.default_rng(0)
@@ -128,7 +143,7 @@ def test_it_is_invertible_with_the_log_determinant_of_its_jacobian(name):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("traced")
-def test_a_run_with_it_loads_and_passes_the_gate(trained, tmp_path, forked):
+def test_run_with_layers_of_recipes_loads_and_its_export_passes_verification(trained, tmp_path, forked):
     model, _ = trained
     run = write_run(tmp_path / "run", model)
     np.testing.assert_array_equal(load_model(run).encode(IMAGES).v, model.encode(IMAGES).v)

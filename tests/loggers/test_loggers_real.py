@@ -1,4 +1,4 @@
-"""Weights & Biases through its own client, in local files."""
+"""Tests of the logger of Weights & Biases with its own client, in local files."""
 
 import pytest
 from helpers.runs import run_config
@@ -7,7 +7,7 @@ from tfdecouple.training import train
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_is_one_run_of_wandb(image_folder, tmp_path):
+def test_resumed_training_is_one_run_of_weights_and_biases(image_folder, tmp_path):
     pytest.importorskip("wandb", reason="wandb is not installed")
     for steps in (5, 10):
         train(run_config(image_folder, steps=steps, loggers=("wandb",)), tmp_path / "run")

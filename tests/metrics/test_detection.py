@@ -13,14 +13,14 @@ def normals(shift, count, seed=0):
 
 
 @pytest.mark.parametrize("shift", [0.0, 2.0])
-def test_two_normal_distributions_have_their_closed_forms(shift):
+def test_auroc_of_two_normals_has_its_closed_form(shift):
     found = compare_outlier_scores(*normals(shift, 20_000), resamples=2)
     assert found["auroc"] == pytest.approx(stats.norm.cdf(shift / np.sqrt(2)), abs=0.01)
     passing = stats.norm.cdf(stats.norm.ppf(0.95) - shift)
     assert found["false_positives"] == pytest.approx(passing, abs=0.01)
 
 
-def test_separate_equal_and_tied_scores():
+def test_auroc_of_separate_equal_and_tied_scores():
     rng = np.random.default_rng(1)
     inliers, outliers = rng.integers(0, 6, 70), rng.integers(2, 9, 50)
     difference = outliers[:, None] - inliers[None]
@@ -39,7 +39,7 @@ def test_separate_equal_and_tied_scores():
     assert compare_outlier_scores(inliers, np.array([94.0, 94.5, 90.0, 200.0]), resamples=2)["false_positives"] == 0.5
 
 
-def test_intervals_are_around_the_value_and_depend_on_the_seed():
+def test_bootstrap_intervals_contain_the_value_and_depend_on_the_seed():
     scores = normals(1.0, 50)
     found, again, other = (compare_outlier_scores(*scores, seed=seed) for seed in (3, 3, 4))
     assert found == again != other

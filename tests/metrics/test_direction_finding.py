@@ -34,7 +34,7 @@ def cosine(a, b):
 
 class TestOfALabel:
     @pytest.mark.parametrize("share", [0.5, 0.1], ids=["even", "rare"])
-    def test_directions_and_their_accuracy_have_closed_forms(self, share):
+    def test_label_directions_and_accuracy_have_closed_forms(self, share):
         training, held_out = classes(20_000, share), classes(5_000, share, seed=1)
         found = find_label_directions("label", *training, *held_out, seed=0)
         assert [one.method for one in found] == [MEANS, CLASSIFIER]
@@ -54,7 +54,7 @@ class TestOfALabel:
             assert figures["images_with"] + figures["images_without"] == 20_000
         assert found[1].figures["accuracy"] > found[0].figures["accuracy"]
 
-    def test_normal_keeps_off_a_dimension_that_hardly_varies(self):
+    def test_classifier_direction_avoids_a_dimension_that_hardly_varies(self):
         """Though it tells the label better than the others: an image takes no notice of it."""
         (z, has), (held_z, held_has) = classes(3000), classes(3000, seed=1)
         z[:, 3], held_z[:, 3] = 1e-4 * has, 1e-4 * held_has
@@ -63,7 +63,7 @@ class TestOfALabel:
         normal = np.linalg.solve(COVARIANCE, SHIFT)
         assert cosine(classifier.vector, normal) > 0.95
 
-    def test_chance_is_one_half_however_rare_the_label(self):
+    def test_chance_accuracy_is_one_half_for_rare_labels(self):
         training, held_out = classes(3000, 0.1, shift=0), classes(3000, 0.1, seed=1, shift=0)
         for one in find_label_directions("nothing", *training, *held_out, seed=0):
             assert one.figures["accuracy"] == pytest.approx(0.5, abs=5 * one.figures["standard_error"])
@@ -86,7 +86,7 @@ class TestOfANumber:
             made += [z.astype(np.float32), values]
         return made
 
-    def test_directions_and_r2_have_closed_forms(self, numbers):
+    def test_number_directions_and_r2_have_closed_forms(self, numbers):
         slope, ridge = find_number_directions("age", *numbers)
         np.testing.assert_allclose(slope.vector, SHIFT, atol=0.1)
         assert cosine(ridge.vector, np.linalg.solve(COVARIANCE, SHIFT)) > 0.98
@@ -138,7 +138,7 @@ class TestOfStatistics:
         assert slope.vector[0] > 0 > slope.vector[2] and abs(brighter["warmer"]) < 0.15
         assert found[0].describe_accuracy().startswith("brighter +")
 
-    def test_grey_images_have_no_warmer_ones(self, images):
+    def test_grey_images_have_no_direction_of_warmth(self, images):
         grey = np.repeat(images[..., :1], 3, -1)
         with pytest.raises(DataError, match="no image is warmer than another"):
             find_statistic_directions(MeanColourModel(), grey, grey)

@@ -10,7 +10,7 @@ from helpers.evaluations import compute_mean_colours, compute_metric, write_onnx
 from helpers.models import SMALL, random_images
 
 from tfdecouple.cli import main
-from tfdecouple.errors import DataError, ExtractorError, InversionError, NotInitializedError, UntrustedError
+from tfdecouple.errors import DataError, ExtractorError, NotInitializedError, UntrustedError
 from tfdecouple.metrics.frechet import (
     FrechetDistance,
     Moments,
@@ -35,7 +35,7 @@ def distance(mean_a, a, mean_b, b):
 
 
 class TestDistance:
-    def test_of_shifted_scaled_and_diagonal_gaussians(self):
+    def test_distance_of_gaussians_has_its_closed_form(self):
         covariance, zero, shift = spd(20, 0), np.zeros(20), np.linspace(-1, 2, 20)
         assert distance(shift, covariance, shift, covariance) == pytest.approx(0, abs=1e-12 * 20)
         assert distance(zero, covariance, shift, covariance) == pytest.approx(np.square(shift).sum(), rel=1e-12)
@@ -45,7 +45,7 @@ class TestDistance:
         found = distance(np.zeros(15), np.diag(a**2), np.ones(15), np.diag(b**2))
         assert found == pytest.approx(15 + np.square(a - b).sum(), rel=1e-12)
 
-    def test_of_singular_covariances(self):
+    def test_distance_is_exact_for_singular_covariances(self):
         # The covariances of 5 images of 60 features. In common directions the distance is known.
         directions = np.linalg.qr(np.random.default_rng(0).standard_normal((60, 5)))[0]
         a, b = np.array([1.0, 2, 3, 4, 5]), np.array([2.0, 2, 1, 0, 7])
@@ -79,7 +79,7 @@ def extractor(tmp_path_factory):
 
 class TestExtractor:
     @pytest.mark.parametrize(("write", "name"), [(write_onnx, "a.onnx"), (write_keras, "a.keras")])
-    def test_gives_features_of_uint8_images(self, write, name, tmp_path):
+    def test_extractor_gives_features_of_uint8_images(self, write, name, tmp_path):
         path = write(tmp_path / name)
         opened = open_feature_extractor(path, (8, 8, 3), trust=name.endswith(".keras"))
         for images in (random_images(5), random_images(3, seed=1)):
@@ -101,18 +101,14 @@ class TestExtractor:
             (lambda p: write_keras(p / "a.keras", pooled=False), ("features of shape (2, 8, 8, 3)",)),
         ],
     )
-    def test_refuses_in_one_line(self, write, parts, tmp_path):
+    def test_unsuitable_extractor_is_refused_in_one_line(self, write, parts, tmp_path):
         path = write(tmp_path)
         with pytest.raises(ExtractorError) as caught:
             open_feature_extractor(path, (8, 8, 3), trust=True)
         message = str(caught.value)
         assert "\n" not in message and all(part in message for part in parts), message
 
-    def test_refuses_images_that_are_neither_grey_nor_rgb(self, extractor):
-        with pytest.raises(ExtractorError, match="the images have 2 channels, .* takes 3; only grey"):
-            open_feature_extractor(extractor, (8, 12, 2))
-
-    def test_refuses_other_files_and_keras_files_with_code_in_one_line(self, tmp_path):
+    def test_other_files_and_keras_code_are_refused_as_extractors(self, tmp_path):
         images = keras.Input((None, None, 3), dtype="uint8")
         keras.Model(images, keras.layers.Lambda(lambda x: x[:, 0, 0])(images)).save(tmp_path / "code.keras")
         for name, part in {"text.onnx": "as ONNX", "text.keras": "Keras", "code.keras": "cannot be opened"}.items():
@@ -122,7 +118,7 @@ class TestExtractor:
                 open_feature_extractor(tmp_path / name, (8, 8, 3), trust=True)
             assert "\n" not in str(caught.value)
 
-    def test_opens_a_keras_file_only_where_it_is_trusted(self, tiny_run, tmp_path, monkeypatch, capsys):
+    def test_keras_extractor_needs_trust(self, tiny_run, tmp_path, monkeypatch, capsys):
         path = write_keras(tmp_path / "a.keras")
         monkeypatch.setattr(keras.saving, "load_model", lambda *_, **__: pytest.fail("it was opened"))
         with pytest.raises(UntrustedError, match="--trust"):
@@ -145,7 +141,7 @@ class TestResult:
     def source(self, make_source):
         return make_source((random_images(60, seed=1) // 2,), (random_images(50, seed=2),))
 
-    def test_names_the_network_and_warns_of_a_floor_of_fewer_images(self, tiny_model, source, extractor):
+    def test_frechet_names_the_network_and_warns_of_few_floor_images(self, tiny_model, source, extractor):
         values, lines, _ = compute_frechet(tiny_model, source, extractor, frechet_images=64)
         assert values["name"] == "Frechet distance (colours.onnx)"
         sha256 = hashlib.sha256(extractor.read_bytes()).hexdigest()
@@ -157,7 +153,7 @@ class TestResult:
             assert count in warning and "64 samples" in warning and f"Warning: {warning}" in lines
 
     @pytest.mark.parametrize("split", ["train", "train+validation"])
-    def test_compares_with_the_images_of_the_chosen_split(self, tiny_model, make_source, extractor, split):
+    def test_frechet_compares_with_the_chosen_split(self, tiny_model, make_source, extractor, split):
         parts = {name: random_images(20 * n, seed=n) // n for n, name in enumerate(("train", "validation", "test"), 1)}
         source = make_source(**{name: (images,) for name, images in parts.items()})
         values = compute_frechet(tiny_model, source, extractor, 60, split).values
@@ -168,11 +164,11 @@ class TestResult:
         assert values["floor"] == pytest.approx(compute_frechet_distance(*moments), rel=1e-3)
 
     @pytest.mark.parametrize(("count", "kinds"), [(3, 3), (4, 0)])
-    def test_warns_where_there_are_no_more_images_than_features(self, tiny_model, source, extractor, count, kinds):
+    def test_frechet_warns_of_fewer_images_than_features(self, tiny_model, source, extractor, count, kinds):
         warnings = compute_frechet(tiny_model, source, extractor, frechet_images=count).values["warnings"]
         assert len(warnings) == kinds and all("no more than the 3 features" in warning for warning in warnings)
 
-    def test_refuses_too_few_images_and_a_model_without_weights(self, tiny_model, source, extractor):
+    def test_frechet_refuses_too_few_images_and_missing_weights(self, tiny_model, source, extractor):
         with pytest.raises(DataError, match="test images is 1; a covariance needs at least 2"):
             compute_frechet(tiny_model, source, extractor, frechet_images=1)
         with pytest.raises(NotInitializedError):
@@ -180,7 +176,7 @@ class TestResult:
 
 
 class TestSamples:
-    def test_a_sample_depends_on_its_number_and_the_seed_alone(self, tiny_model):
+    def test_sample_depends_on_its_number_and_the_seed_alone(self, tiny_model):
         found = samples(tiny_model, 20, batch_size=16)
         assert found.shape == (20, 8, 8, 3) and found.dtype == np.uint8
         assert len(np.unique(found.reshape(20, -1), axis=0)) == 20
@@ -203,7 +199,3 @@ class TestSamples:
         noise = np.array(tiny_model.prior_flow.forward_and_log_det(z)[0])
         np.testing.assert_allclose(noise.mean(0), 0, atol=0.35)
         np.testing.assert_allclose(np.cov(noise.T), np.eye(4), atol=0.5)
-
-    def test_samples_that_are_not_finite_are_refused(self, tiny_model):
-        with pytest.raises(InversionError, match="not finite"):
-            samples(tiny_model, 2, temperature=1e38)

@@ -13,7 +13,7 @@ from helpers.variants import variant
 from tfdecouple.errors import DataError, RunError, UserError
 from tfdecouple.metrics import latent_use
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
-from tfdecouple.metrics.latent_use import compute_latent_use, compute_mutual_information, draw_derangement
+from tfdecouple.metrics.latent_use import compute_latent_use, draw_derangement
 
 # The posterior mean of z_0 is the first pixel over its standard deviation: N(0, 1) over images.
 SCALE = 38.0
@@ -48,7 +48,7 @@ class TestLinearGaussian:
         assert use.information[0] == pytest.approx(use.mutual_information.mean, abs=1e-6)
         assert use.information[1:] == pytest.approx([0, 0], abs=1e-9)
 
-    def test_active_units(self, use, images):
+    def test_active_units_are_counted_by_variance(self, use, images):
         model = LinearGaussian(3, **KNOWING)
         variance = (model.x(images) @ model.slopes).var(ddof=1)
         assert use.mean_variance == pytest.approx([variance, 0, 0], rel=1e-5)
@@ -70,7 +70,7 @@ class TestLinearGaussian:
         assert drawn.kl.mean == pytest.approx(sum(drawn.kl_to_normal), abs=5 * drawn.kl.standard_error)
         assert drawn.kl.mean != sum(drawn.kl_to_normal)
 
-    def test_cost_of_shuffling(self, use, images):
+    def test_shuffling_costs_have_their_closed_form(self, use, images):
         model = LinearGaussian(3, **KNOWING)
         x, mean = model.x(images), model.x(images) @ model.slopes
         # The mean over all pairs of squares without the spread of z, which is the same for both.
@@ -83,7 +83,7 @@ class TestLinearGaussian:
         assert 0 < costs.standard_error < expected / 4
         assert costs.mean == pytest.approx(use.shuffled_bits_per_dim.mean - use.bits_per_dim.mean)
 
-    def test_z_that_is_not_used(self):
+    def test_unused_z_has_no_information_and_no_cost(self):
         class Deaf(LinearGaussian):
             def likelihood(self, z):
                 return super().likelihood(0 * z)
@@ -120,15 +120,6 @@ class TestDraws:
         other = use(7, seed=1)
         assert other.kl != seven.kl and other.shuffled_bits_per_dim != seven.shuffled_bits_per_dim
 
-    def test_size_of_chunks_changes_nothing(self, monkeypatch):
-        rng = np.random.default_rng(0)
-        mean, stddev = rng.normal(size=(20, 3)), rng.uniform(0.1, 1, (20, 3))
-        z = mean + stddev * rng.normal(size=(20, 3))
-        whole = compute_mutual_information(z, mean, stddev)
-        monkeypatch.setattr(latent_use, "_CHUNK_NUMBERS", 7 * 60)
-        for one, other in zip(compute_mutual_information(z, mean, stddev), whole, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-12)
-
     @pytest.mark.parametrize("count", [2, 3, 50])
     def test_derangement_leaves_no_image_its_own_z(self, count):
         partners = [draw_derangement(count, seed) for seed in range(8)]
@@ -153,7 +144,7 @@ def test_own_z_of_a_model_gives_the_elbo(kind):
 
 @pytest.mark.usefixtures("eager")
 class TestRefusals:
-    def test_model_without_posterior_and_a_single_image(self):
+    def test_latent_use_refuses_models_without_posterior_and_single_images(self):
         for kind, message in (("none", "has no z"), ("classes", "function of the label")):
             with pytest.raises(UserError, match=message) as error:
                 compute_latent_use(variant(kind), counted_batches(random_images(3, 4), 3))
@@ -161,7 +152,7 @@ class TestRefusals:
         with pytest.raises(DataError, match="1 image is too few"):
             compute(LinearGaussian(), gaussian_images(1))
 
-    def test_posterior_or_likelihood_that_is_not_finite(self):
+    def test_latent_use_refuses_values_that_are_not_finite(self):
         class Broken(LinearGaussian):
             def likelihood(self, z):
                 return super().likelihood(z * math.nan)

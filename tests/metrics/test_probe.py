@@ -156,7 +156,7 @@ class TestLinearProbe:
         for one, other in zip(fitted[:10], fitted[10:], strict=True):
             np.testing.assert_array_equal(one, other)
 
-    def test_confusion_adds_up(self, result):
+    def test_confusion_matrix_counts_every_test_image(self, result):
         confusion = result.values["confusion"]
         counts = np.array(confusion["counts"])
         assert confusion["features"] == "z" and confusion["labels"] == [0, 1, 2]
@@ -192,7 +192,9 @@ class TestLinearProbe:
             ({"images": 3}, 10_000, 2**26, 10, 3),
         ],
     )
-    def test_numbers_of_images(self, tiny_model, source, fitted, monkeypatch, options, most, values, train, test):
+    def test_probe_uses_the_requested_numbers_of_images(
+        self, tiny_model, source, fitted, monkeypatch, options, most, values, train, test
+    ):
         monkeypatch.setattr(classification, "IMAGES", most)
         monkeypatch.setattr(classification, "VALUES", values)
         found = compute_metric(LinearProbe, tiny_model, source, **options).values

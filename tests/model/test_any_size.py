@@ -40,7 +40,7 @@ def average_areas(values, count):
 
 class TestShrinking:
     @pytest.mark.parametrize(("old", "new"), [((13, 7), (4, 4)), ((5, 12), (5, 3)), ((2, 1), (5, 4)), ((9, 9), (9, 9))])
-    def test_pixels_are_exact_averages_of_areas(self, old, new):
+    def test_shrunk_pixels_are_exact_averages_of_areas(self, old, new):
         image = random_images(1, (*old, 3))[0]
         rows = np.stack([[average_areas(image[:, x, c], new[0]) for c in range(3)] for x in range(old[1])], 1)
         right = np.stack([[average_areas(rows[c, :, y], new[1]) for c in range(3)] for y in range(new[0])])
@@ -92,7 +92,7 @@ class TestCodes:
         x = larger.quantizer.place_at_centres(np.pad(images, [(0, 0), (0, 1), (0, 1), (0, 0)], "edge").astype("f4"))
         np.testing.assert_allclose(v, larger.flow.forward_and_log_det(x, z)[0], rtol=1e-5, atol=1e-5)
 
-    def test_pieces_of_a_batch_are_its_images(self, small_model, monkeypatch):
+    def test_batch_divided_for_memory_gives_equal_codes_and_bounds(self, small_model, monkeypatch):
         images = pictures(small_model, 12, 10, 5)
         together = small_model.encode(images), small_model.elbo(images, seed=1)
         monkeypatch.setattr(any_size, "_PIXELS_AT_ONCE", 2 * 12 * 10)
@@ -102,12 +102,12 @@ class TestCodes:
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
         equal(small_model.decode(*apart[0]), images)
 
-    def test_no_images_have_no_codes(self, small_model):
+    def test_empty_batches_of_any_size_are_encoded_and_decoded(self, small_model):
         none = np.zeros((0, 9, 5, 3), np.uint8)
         assert small_model.decode(*small_model.encode(none)).shape == none.shape
         assert [part.shape for part in small_model.elbo(none)] == [(0,)] * 4
 
-    def test_what_is_made_of_z_and_v_has_the_size_of_v(self, small_model):
+    def test_switch_edit_and_interpolate_give_the_size_of_v(self, small_model):
         a, b = pictures(small_model, 11, 9, seed=1), pictures(small_model, 6, 14, seed=2)
         ab, ba = small_model.switch(a, b)
         assert ab.shape == b.shape and ba.shape == a.shape and np.any(ab != b)
@@ -138,7 +138,7 @@ class TestTraces:
         for one, other in zip(before, model.encode(own), strict=True):
             equal(one, other)
 
-    def test_a_function_of_a_users_takes_free_sizes(self):
+    def test_traced_function_takes_images_of_unknown_size(self):
         model = variant("coupling")
         images = pictures(model, 7, 10)
         signature = [tf.TensorSpec([None, None, None, 3], tf.uint8)]
@@ -151,7 +151,7 @@ class TestTraces:
 
 @pytest.mark.usefixtures("eager")
 class TestBound:
-    def test_bits_per_dim_follow_from_the_jacobian_of_the_flow(self, small_model):
+    def test_bits_per_dim_at_another_size_follow_from_the_jacobian(self, small_model):
         size = (7, 5)
         model, images = small_model, pictures(small_model, *size, 1)
         rng = np.random.default_rng(0)
@@ -174,7 +174,7 @@ class TestBound:
 
 @pytest.mark.usefixtures("eager")
 class TestRefusals:
-    def test_a_model_with_weights_of_its_size_names_one(self):
+    def test_model_of_fixed_size_refuses_other_sizes_and_names_a_weight(self):
         model = variant("base")
         images = pictures(model, 12, 10)
         for method in (model.encode, model.elbo, model.posterior):
@@ -183,22 +183,22 @@ class TestRefusals:
         assert "whitening" in message_of(DataError, lambda: model.decode(z, np.zeros((2, 12, 10, 3))))
 
     @pytest.mark.parametrize("shape", [(2, 0, 5, 3), (2, 5, 5, 1), (5, 5, 3)])
-    def test_what_are_no_images_of_the_models_channels(self, small_model, shape):
+    def test_images_of_wrong_channels_or_axes_are_refused(self, small_model, shape):
         message = message_of(DataError, lambda: small_model.encode(np.zeros(shape, np.uint8)))
         assert str(shape) in message and "another height and width" in message
 
-    def test_sides_longer_than_any(self, small_model):
+    def test_sides_above_the_longest_are_refused(self, small_model):
         images = np.zeros((1, any_size.LONGEST_SIDE + 1, 1, 3), np.uint8)
         assert "32,767" in message_of(DataError, lambda: small_model.encode(images))
 
-    def test_codes_of_no_size(self, small_model):
+    def test_decode_refuses_a_size_that_does_not_fit_v(self, small_model):
         z, v, size = small_model.encode(pictures(small_model, 11, 9))
         assert "multiples of 2" in message_of(UserError, lambda: small_model.decode(z, v[:, :11]))
         for wrong in ((11, 11), (1, 9)):
             assert "size is" in message_of(UserError, lambda wrong=wrong: small_model.decode(z, v, wrong))
         assert "whole number" in message_of(UserError, lambda: small_model.decode(z, v, (11.5, 9)))
 
-    def test_too_large_for_memory_is_said_before_anything_is_computed(self, small_model, monkeypatch):
+    def test_images_too_large_for_memory_are_refused_before_computing(self, small_model, monkeypatch):
         needed = count_inference_bytes(small_model.config, 120, 90)
         monkeypatch.setattr(any_size, "read_free_memory", lambda: needed // 4)
         message = message_of(UserError, lambda: small_model.encode(pictures(small_model, 120, 90)))

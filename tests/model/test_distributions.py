@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("eager")
 
 
 class TestPrior:
-    def test_log_prob_is_that_of_the_noise_and_the_flows_log_det(self, small_model):
+    def test_prior_log_prob_is_that_of_the_noise_plus_the_log_det(self, small_model):
         z = tf.random.stateless_normal([5, 4], [0, 1])
         noise, log_det = small_model.prior_flow.forward_and_log_det(z)
         expected = tf.reduce_sum(tfd.Normal(0.0, 1.0).log_prob(noise), -1) + log_det
@@ -23,7 +23,7 @@ class TestPrior:
         np.testing.assert_allclose(small_model.z_from_noise(noise), z, rtol=1e-4, atol=1e-5)
         assert np.abs(noise - z).max() > 0.1
 
-    def test_density_integrates_to_1(self):
+    def test_prior_density_integrates_to_1(self):
         model = fresh(dataclasses.replace(SMALLEST, latent_dim=2))
         side = np.linspace(-12, 12, 241, dtype="float32")
         grid = np.stack(np.meshgrid(side, side), -1)
@@ -33,7 +33,7 @@ class TestPrior:
 
 class TestPosterior:
     @pytest.mark.parametrize("name", ["coupling", "base", "normal"])
-    def test_it_is_the_encoders_gaussian(self, name):
+    def test_posterior_is_the_gaussian_of_the_encoder(self, name):
         model = variant(name)
         images = images_of(model)
         posterior = model.posterior(images)
@@ -52,7 +52,7 @@ class TestLikelihood:
         return images, u, 2 * (images + u) / np.float32(256) - 1, rng.standard_normal((3, 4)).astype("float32")
 
     @pytest.mark.parametrize("name", ["coupling", "none", "base"])
-    def test_log_prob_is_minus_the_reconstruction_of_the_bound(self, name):
+    def test_likelihood_log_prob_is_minus_the_reconstruction_term(self, name):
         model = variant(name)
         images, u, x, noise = self.inputs(model)
         z = None
@@ -62,7 +62,7 @@ class TestLikelihood:
         elbo = model.elbo_from_noise(images, noise, u)
         np.testing.assert_allclose(model.likelihood(z).log_prob(x), -elbo.reconstruction, rtol=1e-5)
 
-    def test_batch_shape_is_that_of_z_and_samples_lead(self, small_model):
+    def test_likelihood_has_the_batch_shape_of_z(self, small_model):
         _, _, x, z = self.inputs(small_model)
         for shape in ((4,), (3, 4), (1, 3, 4), (3, 1, 4)):
             likelihood = small_model.likelihood(z[0] if shape == (4,) else z.reshape(shape))
@@ -77,7 +77,7 @@ class TestLikelihood:
         together = likelihood.log_prob(x[0])
         np.testing.assert_allclose(together[2], small_model.likelihood(z[2]).log_prob(x[0]), rtol=1e-5)
 
-    def test_transformed_distribution_of_the_flow_is_the_same(self, small_model):
+    def test_likelihood_equals_a_transformed_distribution_of_the_flow(self, small_model):
         _, _, x, z = self.inputs(small_model)
         base = tfd.Sample(tfd.Normal(tf.zeros(3), tf.ones(3)), (4, 4, 3))
         theirs = tfd.TransformedDistribution(base, tfb.Invert(small_model.flow.as_bijector()))
@@ -87,7 +87,7 @@ class TestLikelihood:
         draw = theirs.sample(seed=[1, 2], bijector_kwargs={"condition": z})
         equal(draw, small_model.likelihood(z).sample(seed=[1, 2]))
 
-    def test_samples_are_codes_that_the_flow_maps_back_to_noise(self, small_model):
+    def test_flow_maps_samples_of_the_likelihood_to_noise(self, small_model):
         z = tf.zeros([4000, 4])
         v = small_model.flow.forward_and_log_det(small_model.likelihood(z).sample(seed=3), z)[0]
         assert abs(float(tf.reduce_mean(v))) < 0.02 and abs(float(tf.math.reduce_std(v)) - 1) < 0.02

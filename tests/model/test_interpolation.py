@@ -24,13 +24,13 @@ def angles(codes, other):
 
 
 @pytest.mark.parametrize("path", ["lerp", "slerp"])
-def test_both_ends_are_exact(codes, path):
+def test_interpolation_is_exact_at_both_ends(codes, path):
     found = interpolate_codes(*codes, [0, 1], path)
     np.testing.assert_array_equal(found[:, 0], codes[0])
     np.testing.assert_array_equal(found[:, 1], codes[1])
 
 
-def test_arc_turns_at_an_even_speed_and_stays_as_long_as_a_draw(codes):
+def test_slerp_turns_at_an_even_speed_and_keeps_the_length(codes):
     a, b = codes.reshape(2, 3, -1)
     # One is longer than a draw.
     b = 1.5 * b
@@ -46,6 +46,6 @@ def test_arc_turns_at_an_even_speed_and_stays_as_long_as_a_draw(codes):
 
 
 @pytest.mark.parametrize(("a", "b"), [([1, 2], [2, 4]), ([1, 2], [-2, -4]), ([0, 0], [1, 2]), ([0, 0], [0, 0])])
-def test_where_there_is_no_one_arc_the_line_is_taken(a, b):
+def test_slerp_of_parallel_codes_is_the_line(a, b):
     a, b = np.float32([a]), np.float32([b])
     np.testing.assert_array_equal(interpolate_codes(a, b, PLACES, "slerp"), interpolate_codes(a, b, PLACES))

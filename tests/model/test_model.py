@@ -138,7 +138,7 @@ class TestLostImages:
             # What was decoded again and came back needs no warning.
             model.encode(images, verify=True)
 
-    def test_within_a_function_verify_is_refused(self, small_model):
+    def test_encode_with_verify_is_refused_within_a_function(self, small_model):
         encode = tf.function(lambda images: small_model.encode(images, verify=True))
         assert "tf.function" in message_of(UserError, lambda: encode(tf.constant(images_of(small_model))))
 
@@ -162,7 +162,7 @@ class TestLostImages:
         model.encoder.last.bias.assign(np.full(8, math.nan))
         message_of(InversionError, lambda: model.encode(images))
 
-    def test_only_the_broken_image_is_named(self, small_model):
+    def test_decode_names_only_the_image_with_nan(self, small_model):
         z, v = (np.array(code) for code in small_model.encode(images_of(small_model)))
         v[1, 0, 0, 0] = math.nan
         assert "image 1 of the batch" in message_of(InversionError, lambda: small_model.decode(z, v))
@@ -199,7 +199,7 @@ class TestWithoutZ:
         assert codes.z is None and model.encoder is None and model.prior_flow is None
         equal(model.decode(None, codes.v), images)
 
-    def test_sampling_and_interpolation_work(self):
+    def test_model_without_z_samples_and_interpolates(self):
         model = variant("none")
         a, b = images_of(model, 2, 1), images_of(model, 2, 2)
         assert model.sample(3, seed=1).shape == (3, 4, 4, 3)
@@ -219,12 +219,12 @@ class TestWithoutZ:
         ],
         ids=["posterior", "prior", "switch", "likelihood of z", "decode of z"],
     )
-    def test_what_needs_z_is_refused_in_one_line(self, call):
+    def test_methods_that_need_z_are_refused_without_z(self, call):
         assert "no z" in message_of(UserError, lambda: call(variant("none"), images_of(variant("none"))))
 
 
 class TestSample:
-    def test_shape_and_type(self, small_model):
+    def test_samples_have_the_shape_and_dtype_of_images(self, small_model):
         images = small_model.sample(5, seed=1)
         assert images.shape == (5, 4, 4, 3) and images.dtype == tf.uint8
         assert len(np.unique(images)) > 20
@@ -237,7 +237,7 @@ class TestSample:
             equal(small_model.sample(4, temperature, seed=7), small_model.decode(z, temperature * v))
         assert np.any(small_model.sample(4, 0.7, seed=7) != small_model.sample(4, 1.0, seed=7))
 
-    def test_a_quantised_model_samples_its_levels(self, of_bits):
+    def test_samples_of_a_1_bit_model_have_two_values(self, of_bits):
         images = of_bits(1).sample(4, seed=1)
         assert set(np.unique(images)) == {0, 128}
 
@@ -270,11 +270,11 @@ class TestSwitchAndInterpolate:
     def test_result_does_not_depend_on_the_size_of_chunks(self, small_model, monkeypatch):
         a, b = images_of(small_model, 2, 1), images_of(small_model, 2, 2)
         whole = small_model.interpolate(a, b, [0, 0.3, 1], [0, 0.6, 1])
-        monkeypatch.setattr("tfdecouple.model.decoupled_model.CHUNK", 5)
+        monkeypatch.setattr("tfdecouple.model.codes.CHUNK", 5)
         equal(small_model.interpolate(a, b, [0, 0.3, 1], [0, 0.6, 1]), whole)
 
     @pytest.mark.parametrize("alphas", [[0, 0.5], []])
-    def test_in_a_function_for_batches_of_any_size(self, small_model, alphas):
+    def test_interpolate_works_in_a_function_for_batches_of_any_size(self, small_model, alphas):
         a, b = images_of(small_model, 2, 1), images_of(small_model, 2, 2)
 
         def run(a, b):
@@ -286,7 +286,7 @@ class TestSwitchAndInterpolate:
 
 class TestBadArguments:
     @pytest.mark.parametrize("method", ["initialize", "diagnose", "quantize_images", "classify"])
-    def test_what_works_at_the_models_size_alone_refuses_others(self, method):
+    def test_methods_of_one_image_size_refuse_other_sizes(self, method):
         images = np.zeros((2, 4, 8, 3), "uint8")
         message = message_of(DataError, lambda: getattr(variant("prior-classes"), method)(images))
         assert "(2, 4, 8, 3); this model needs [batch, 4, 4, 3]" in message

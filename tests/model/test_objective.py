@@ -22,11 +22,11 @@ pytestmark = pytest.mark.usefixtures("eager")
 
 class TestGradients:
     @pytest.mark.parametrize("name", ["base", "additive", "dequantization"])
-    def test_every_weight_receives_a_gradient(self, name):
+    def test_every_weight_of_a_model_receives_a_gradient(self, name):
         every_weight_learns(fresh(VARIANTS[name]))
 
     @pytest.mark.slow
-    def test_every_weight_receives_a_gradient_through_the_traced_functions(self, traced):
+    def test_every_weight_receives_a_gradient_through_traced_functions(self, traced):
         every_weight_learns(fresh(STAGES))
 
     def test_noise_of_z_reaches_the_posterior(self):
@@ -51,7 +51,7 @@ def every_weight_learns(model):
 
 class TestElbo:
     @pytest.mark.parametrize("n_bits", [8, 5, 1])
-    def test_bits_per_dim_is_the_formula(self, of_bits, n_bits):
+    def test_bits_per_dim_follow_from_the_terms_in_nats(self, of_bits, n_bits):
         model = of_bits(n_bits)
         elbo = model.elbo(images_of(model), seed=1)
         nats = sum(np.asarray(part, "float64") for part in (elbo.reconstruction, elbo.kl, elbo.dequantization))

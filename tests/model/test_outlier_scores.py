@@ -17,34 +17,34 @@ pytestmark = pytest.mark.usefixtures("eager")
 
 class TestShell:
     @pytest.mark.parametrize("dimensions", [48, 192, 3072, 196_608])
-    def test_moments_are_those_of_the_chi_distribution(self, dimensions):
+    def test_chi_moments_equal_those_of_scipy(self, dimensions):
         mean, deviation = compute_chi_moments(dimensions)
         assert mean == pytest.approx(stats.chi.mean(dimensions), rel=1e-8)
         # Of large numbers SciPy's own variance is a difference that rounds.
         exact = stats.chi.std(dimensions) if dimensions < 1000 else math.sqrt(0.5 - 1 / (8 * dimensions))
         assert deviation == pytest.approx(exact, rel=1e-6)
 
-    def test_is_the_number_of_standard_deviations_of_the_length(self):
+    def test_shell_score_counts_standard_deviations_of_the_length(self):
         lengths = np.linspace(10, 18, 9)
         v = np.random.default_rng(0).standard_normal((9, 8, 8, 3))
         v *= (lengths / np.linalg.norm(v.reshape(9, -1), axis=1))[:, None, None, None]
         expected = (lengths - stats.chi.mean(192)) / stats.chi.std(192)
         np.testing.assert_allclose(score_shell(tf.constant(v, tf.float32)), expected, atol=2e-5)
 
-    def test_of_the_origin_and_of_drawn_latents(self):
+    def test_shell_score_of_the_origin_and_of_normal_draws(self):
         assert float(score_shell(tf.zeros([1, 8, 8, 3]))[0]) == pytest.approx(-stats.chi.mean(192) / stats.chi.std(192))
         drawn = score_shell(tf.constant(np.random.default_rng(1).standard_normal((20_000, 64)), tf.float32)).numpy()
         assert abs(drawn.mean()) < 4 / math.sqrt(20_000) and drawn.std() == pytest.approx(1, abs=0.03)
 
 
 class TestTypicality:
-    def test_mean_square_is_one_under_the_model(self):
+    def test_mean_square_of_typicality_is_1_under_the_model(self):
         rng = np.random.default_rng(2)
         parts = [tf.constant(rng.standard_normal((20_000, *shape)), tf.float32) for shape in [(4,), (2, 2, 3), (48,)]]
         squares = np.square(score_typicality(parts))
         assert squares.mean() == pytest.approx(1, abs=4 * float(squares.std()) / math.sqrt(20_000))
 
-    def test_one_part_does_not_make_up_for_another(self):
+    def test_typicality_of_opposite_parts_does_not_cancel(self):
         parts = [tf.ones([1, 50]) * math.sqrt(0.5), tf.ones([1, 50]) * math.sqrt(1.5)]
         # Squared lengths of 25 and 75 where 50 are expected, with a standard deviation of 10.
         assert float(score_typicality(parts)[0]) == pytest.approx(2.5, rel=1e-5)
@@ -57,7 +57,7 @@ class TestOfAModel:
         rng = np.random.default_rng(3)
         return rng.standard_normal((3, 4)).astype("f4"), rng.random((3, 8, 8, 3), "f4")
 
-    def test_scores_are_of_the_draws_of_the_bound(self, tiny_model, noise):
+    def test_outlier_scores_follow_from_the_latents_of_the_bound(self, tiny_model, noise):
         images = random_images(3, seed=5)
         z_noise, u_noise = noise
         scores = outlier_scores(tiny_model, images, z_noise, u_noise)
@@ -75,7 +75,7 @@ class TestOfAModel:
         each = [(np.square(part).sum(1) - part.shape[1]) / math.sqrt(2 * part.shape[1]) for part in parts]
         np.testing.assert_allclose(scores.typicality, np.sqrt(np.mean(np.square(each), 0)), rtol=1e-3)
 
-    def test_parts_are_what_leaves_the_flow_and_what_goes_through(self, tiny_model):
+    def test_split_v_gives_the_channels_that_leave_each_stage(self, tiny_model):
         """A change of one part of v moves x without touching what the other parts are made from."""
         v = tf.constant(np.random.default_rng(4).standard_normal((1, 8, 8, 3)), tf.float32)
         parts = tiny_model.flow.split_v(v)
@@ -86,14 +86,14 @@ class TestOfAModel:
         every = np.concatenate([part.numpy().ravel() for part in parts])
         np.testing.assert_array_equal(np.sort(every), np.sort(v.numpy().ravel()))
 
-    def test_without_z_and_of_no_images(self, tiny_model):
+    def test_outlier_scores_of_no_images_are_empty(self, tiny_model):
         empty = np.zeros((0, 8, 8, 3), np.uint8)
         scores = outlier_scores(tiny_model, empty, np.zeros((0, 4), "f4"), np.zeros((0, 8, 8, 3), "f4"))
         assert all(value.shape == (0,) for value in scores)
 
 
 @pytest.mark.usefixtures("traced")
-def test_batches_may_be_of_several_sizes():
+def test_outlier_scorer_takes_batches_of_several_sizes():
     images = random_images(4, LEAST.image_shape)
     model = DecoupledModel(LEAST)
     model.initialize(images)

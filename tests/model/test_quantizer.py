@@ -13,12 +13,12 @@ PIXELS = np.arange(256, dtype="uint8")
 
 @pytest.mark.parametrize("n_bits", range(1, 9))
 class TestEveryNumberOfBits:
-    def test_levels_are_whole_numbers_below_n_bins(self, n_bits):
+    def test_bins_are_whole_numbers_below_n_bins(self, n_bits):
         bins = Quantizer(n_bits).find_bins(PIXELS)
         assert bins.dtype == tf.float32
         np.testing.assert_array_equal(bins, PIXELS // (256 // 2**n_bits))
 
-    def test_pixels_come_back_from_all_of_their_bin(self, n_bits):
+    def test_every_x_of_a_bin_gives_the_same_pixel(self, n_bits):
         quantizer = Quantizer(n_bits)
         bins = quantizer.find_bins(PIXELS)
         expected = PIXELS // quantizer.pixels_per_bin * quantizer.pixels_per_bin
@@ -28,7 +28,7 @@ class TestEveryNumberOfBits:
             np.testing.assert_array_equal(pixels, expected)
         np.testing.assert_array_equal(quantizer.quantize_pixels(PIXELS), expected)
 
-    def test_bins_tile_x(self, n_bits):
+    def test_bins_cover_the_range_of_x_without_gaps(self, n_bits):
         quantizer = Quantizer(n_bits)
         bins = np.arange(quantizer.n_bins, dtype="float64")
         edges = quantizer.place_at_edges(bins)

@@ -32,7 +32,7 @@ from tfdecouple.metrics.latent_use import compute_latent_use
 from tfdecouple.metrics.outliers import OutlierScorer
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.round_trip import FAR
-from tfdecouple.runtime import precision as tf32
+from tfdecouple.numerics import tf32
 
 enabled = tf.config.experimental.tensor_float_32_execution_enabled
 enable = tf.config.experimental.enable_tensor_float_32_execution
@@ -173,7 +173,7 @@ def test_encode_warns_of_every_kind_that_a_committed_run_lost_and_of_no_images_o
 
 
 class TestModel:
-    def test_every_verb_is_in_full_float32(self, model):
+    def test_every_method_of_a_model_computes_in_full_float32(self, model):
         verbs = {**VERBS, **(VERBS_OF_Z if model.config.has_latent else {})}
         blind = {name for name, run in verbs.items() if check(name, run, model)}
         if model.config.transform == "additive":
@@ -182,7 +182,7 @@ class TestModel:
             blind -= {"prior", "prior's sample", "z_from_noise"}
         assert blind <= COARSE
 
-    def test_images_come_back_and_the_users_products_stay_as_they_were(self, model):
+    def test_images_are_recovered_and_products_of_the_user_keep_tf32(self, model):
         a = tf.constant([[1.0 + 2**-12]])
         with emulated_accelerator():
             for _ in range(2):
@@ -192,7 +192,7 @@ class TestModel:
         assert tf.matmul(a, a) > 1
 
 
-def test_the_start_from_data():
+def test_initialize_computes_in_full_float32():
     def start():
         again = DecoupledModel(SMALL)
         again.initialize(random_images(16), seed=3)
@@ -212,7 +212,7 @@ def test_the_start_from_data():
 class TestGradients:
     """Those that users take themselves, after the model has returned."""
 
-    def test_are_in_full_float32_within_the_context_and_else_as_the_user_set_it(self):
+    def test_gradients_are_in_full_float32_within_the_context_only(self):
         model = built("coupling")
         weights = [variable.value for variable in model.trainable_variables]
 
@@ -242,7 +242,7 @@ class TestPrograms:
     }
 
     @pytest.mark.parametrize("name", ["bounds", "corpus", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
-    def test_compute_in_full_float32(self, name):
+    def test_traced_functions_compute_in_full_float32(self, name):
         assert not check(name, self.PROGRAMS[name], built("coupling"))
 
     # Of models that know labels or learn u, and what each enters by itself: by name, the model and what is run.
@@ -257,7 +257,7 @@ class TestPrograms:
     }
 
     @pytest.mark.parametrize("name", OTHERS)
-    def test_of_labels_and_of_u_compute_in_full_float32(self, name):
+    def test_label_and_dequantizer_networks_compute_in_full_float32(self, name):
         kind, run = self.OTHERS[name]
         assert not check(name, run, variant(kind))
 
@@ -275,7 +275,7 @@ def test_a_saved_model_is_checked_with_the_switch_off(monkeypatch, tmp_path):
 
 
 class TestThreads:
-    def test_eight_at_once(self):
+    def test_eight_threads_share_the_switch_for_tf32(self):
         models = [built("coupling")] * 4
         images = [np.asarray(model.quantize_images(IMAGES)) for model in models]
         full = [model.encode(IMAGES).v.numpy() for model in models]
@@ -319,7 +319,7 @@ class TestTrainedRuns:
         source = open_source(DataConfig(source="photographs", photographs=every), (32, 32, 3))
         return load_images(source, "test", max(CROPS) + 1)[0][CROPS]
 
-    def test_keep_every_image_which_without_the_mending_they_lose(self, run, crops):
+    def test_trained_runs_recover_images_that_tf32_would_lose(self, run, crops):
         model = tfdecouple.load_model(RESULTS / run)
 
         def lost():

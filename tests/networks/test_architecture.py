@@ -67,7 +67,7 @@ def check_weights(config):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_weights_are_those_of_the_model(name):
+def test_planned_weights_are_those_of_the_built_model(name):
     check_weights(CONFIGS[name])
 
 
@@ -86,7 +86,7 @@ PRESETS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) f
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_weights_are_those_of_the_preset(name, without_values):
+def test_planned_weights_of_a_preset_are_those_of_the_built_model(name, without_values):
     check_weights(load_preset(name).model)
 
 
@@ -94,7 +94,7 @@ REFERENCE = json.loads((DATA / "reference_parameter_counts.json").read_text())
 
 
 @pytest.mark.parametrize("preset", REFERENCE)
-def test_presets_count_as_the_code_of_the_papers_authors(preset):
+def test_parameter_counts_of_presets_equal_those_of_the_authors_code(preset):
     config, expected = load_preset(preset).model, REFERENCE[preset]
     networks = ("flow", "encoder", "prior", "class_codes", "dequantizer", "total")
     assert count_parameters(config) == {name: expected[name] for name in networks if name in expected}

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("eager")
 
 class TestInitialize:
     @pytest.mark.parametrize("name", ["coupling", "none", "additive"])
-    def test_every_actnorm_gives_mean_0_and_deviation_1(self, name):
+    def test_initialize_gives_every_actnorm_outputs_of_mean_0_and_deviation_1(self, name):
         config = VARIANTS[name]
         model, images = DecoupledModel(config), random_images(32, 4)
         give_effect(model)
@@ -56,7 +56,7 @@ class TestInitialize:
         visit_layers_with(model.flow, 2 * images.astype("float32") / 256 - 1, z, look)
         assert len(norms) == sum(name.endswith("/log_scale") for name in model.named_variables())
 
-    def test_it_repeats_and_depends_on_the_images(self):
+    def test_initialize_repeats_and_depends_on_the_images(self):
         model = DecoupledModel(SMALLEST)
         model.initialize(random_images(16, 4))
         first = read_weights(model)
@@ -101,7 +101,7 @@ USES = {
 
 class TestUninitialised:
     @pytest.mark.parametrize("use", USES)
-    def test_use_is_refused_and_changes_nothing(self, use):
+    def test_use_of_an_uninitialised_model_is_refused_and_changes_nothing(self, use):
         model = blank()
         before = read_weights(model)
         with pytest.raises(NotInitializedError) as caught:
@@ -151,7 +151,7 @@ class TestSaving:
 
 class TestDiagnose:
     @pytest.mark.parametrize("network", ["flow", "prior_flow"])
-    def test_it_sees_the_smallest_scale_and_the_worst_matrix(self, network):
+    def test_diagnose_finds_the_smallest_scale_and_the_worst_matrix(self, network):
         model = DecoupledModel(dataclasses.replace(SMALLEST, alpha=1.0, prior_alpha=1.0))
         model.initialize(random_images(16, 4))
         step = model.flow.levels[0][0].steps[0] if network == "flow" else model.prior_flow.sequence[0]

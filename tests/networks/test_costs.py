@@ -11,14 +11,14 @@ from helpers.places import ROOT
 from tfdecouple import transforms
 from tfdecouple.config import MEMORY, load_preset, preset_names
 from tfdecouple.layers import Coupling
-from tfdecouple.networks.architecture import FLOAT32
+from tfdecouple.networks.architecture import FLOAT32, count_multiply_adds
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.training_cost import count_activation_bytes, count_multiply_adds, count_stored_bytes  # noqa: E402
+from benchmarks.training_cost import count_activation_bytes, count_stored_bytes  # noqa: E402
 
 
-def test_a_transform_says_itself_what_it_keeps(monkeypatch):
+def test_stored_values_of_a_coupling_follow_from_its_transform(monkeypatch):
     class Doubled(transforms.Additive):
         """Two parameters, and no scale."""
 
@@ -41,7 +41,7 @@ def test_a_transform_says_itself_what_it_keeps(monkeypatch):
     assert kept("doubled") == 2 + 5
 
 
-def test_costs_of_a_coupling_by_hand():
+def test_cost_of_a_coupling_equals_a_count_by_hand():
     def cost(alpha):
         return Coupling(8, 3, alpha=alpha).cost((None, 2, 2, 3), (None, 3))
 
@@ -59,7 +59,7 @@ TRAINING_IMAGES["celeb_a_hq/256"] = 30_000
 
 
 @pytest.mark.parametrize("preset", [n for n in preset_names() if "Estimate, not measured" in load_preset(n).notes])
-def test_what_a_preset_states_is_what_is_calculated(preset):
+def test_costs_stated_in_presets_are_those_calculated(preset):
     config = load_preset(preset)
     training = config.training
 
@@ -99,11 +99,11 @@ def count_stored_numbers(layer, x_shape, condition_size, memory):
     """How many numbers of an image TensorFlow stores for a layer's backward pass, without weights and copies."""
     import tensorflow as tf
 
-    from tfdecouple.layers import backward_memory
-    from tfdecouple.runtime.execution import substitute_weights
+    from tfdecouple.layers.base import substitute_weights
+    from tfdecouple.runtime.run_mode import RunMode
 
     def run(weights, x, condition):
-        with substitute_weights(zip(layer.variables, weights, strict=True)), backward_memory(memory):
+        with substitute_weights(zip(layer.variables, weights, strict=True)), RunMode(memory).apply():
             return layer.forward_and_log_det(x, condition)
 
     given = [tf.TensorSpec(weight.shape) for weight in layer.variables], tf.TensorSpec(x_shape)
@@ -124,7 +124,7 @@ def count_stored_numbers(layer, x_shape, condition_size, memory):
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
 @pytest.mark.parametrize("memory", ["keep", "recompute"])
-def test_what_is_calculated_for_a_step_is_what_tensorflow_stores(memory, alpha):
+def test_calculated_memory_of_a_step_is_what_tensorflow_stores(memory, alpha):
     """At most that is held, and little less: of a transform whole numbers are counted."""
     from tfdecouple.networks.flow import FlowStep
 

@@ -15,12 +15,20 @@ from helpers.models import give_effect
 from helpers.places import ROOT
 from helpers.variants import STAGES
 
-from tfdecouple.layers import Coupling, InvertibleSequence, backward_memory
+from tfdecouple.layers import Coupling, InvertibleSequence
 from tfdecouple.networks.flow import Flow, FlowStep
 from tfdecouple.runtime import convolution
 from tfdecouple.runtime.execution import Execution
+from tfdecouple.runtime.run_mode import RunMode
 
 sys.path.insert(0, str(ROOT))
+
+
+def make_flow(*steps):
+    """Returns a flow of two levels with so many steps, whose layers run through traced functions."""
+    flow = Flow(dataclasses.replace(STAGES, steps=steps, hidden_channels=(4, 4)))
+    Execution(flow)
+    return flow
 
 
 class TestPrograms:
@@ -28,28 +36,30 @@ class TestPrograms:
 
     def test_a_deeper_flow_needs_no_more_traces(self, monkeypatch):
         traces = []
-        original = FlowStep._forward
+        original = FlowStep.run_forward
 
         def counted(self, x, condition):
             traces.append(self.name)
             return original(self, x, condition)
 
-        monkeypatch.setattr(FlowStep, "_forward", counted)
-        layer = Flow(dataclasses.replace(STAGES, steps=(2, 3), hidden_channels=(4, 4)))
+        monkeypatch.setattr(FlowStep, "run_forward", counted)
+        layer = make_flow(2, 3)
         layer.forward_and_log_det(np.zeros((1, 4, 4, 3)), np.zeros((1, 4)))
         assert len(traces) == 2
 
     def test_two_traces_do_for_batches_of_all_sizes(self, monkeypatch):
         traces = []
-        original = FlowStep._forward
-        monkeypatch.setattr(FlowStep, "_forward", lambda *given: traces.append(given[1].shape[0]) or original(*given))
-        layer = Flow(dataclasses.replace(STAGES, steps=(1, 1), hidden_channels=(4, 4)))
+        original = FlowStep.run_forward
+        monkeypatch.setattr(
+            FlowStep, "run_forward", lambda *given: traces.append(given[1].shape[0]) or original(*given)
+        )
+        layer = make_flow(1, 1)
         found = [layer.forward_and_log_det(np.zeros((n, 4, 4, 3)), np.zeros((n, 4)))[0] for n in (1, 3, 2, 5, 1)]
         assert traces == [1] * 2 + [None] * 2 and [v.shape[0] for v in found] == [1, 3, 2, 5, 1]
 
     @pytest.mark.parametrize("method", ["forward_and_log_det", "inverse_and_log_det"])
-    def test_values_that_stand_for_weights_stand_for_them_in_programs_too(self, method):
-        layer = Flow(dataclasses.replace(STAGES, steps=(1, 1), hidden_channels=(4, 4)))
+    def test_values_that_replace_weights_reach_traced_functions(self, method):
+        layer = make_flow(1, 1)
         x, z = np.ones((1, 4, 4, 3), "float32"), np.ones((1, 4), "float32")
         layer.build()
         give_effect(layer)
@@ -73,7 +83,8 @@ class TestPrograms:
             np.testing.assert_array_equal(ours, theirs)
 
     def test_inverting_runs_a_net_once_for_the_inverse_and_the_gradients(self, monkeypatch):
-        without_packing(monkeypatch)
+        # With oneDNN, the backward pass has no forward convolutions but those that are computed again.
+        monkeypatch.setattr(convolution, "is_onednn_on", lambda: True)
         graph = tf.function(gradients_of_couplings(), autograph=False)
         library = graph.get_concrete_function("invert").graph.as_graph_def().library.function
         bodies = [collections.Counter(node.op for node in needed(each)) for each in library]
@@ -88,7 +99,7 @@ class Couplings(InvertibleSequence):
 
     def __init__(self):
         super().__init__()
-        self.execution = Execution()
+        Execution(self)
         self.sequence = [Coupling(hidden=4, condition_size=CONDITION, name=name) for name in ("first", "second")]
 
 
@@ -102,17 +113,12 @@ def gradients_of_couplings():
     weights = [variable.value for variable in layer.trainable_variables]
 
     def gradients(mode):
-        with backward_memory(mode), tf.GradientTape() as tape:
+        with RunMode(mode).apply(), tf.GradientTape() as tape:
             v, log_det = layer.forward_and_log_det(x, z)
             loss = tf.reduce_sum(v**2) - tf.reduce_sum(log_det)
         return [loss, *tape.gradient(loss, weights)]
 
     return gradients
-
-
-def without_packing(monkeypatch):
-    """Leaves forward convolutions out of the backward pass, so that it is seen which are computed again."""
-    monkeypatch.setattr(convolution, "get_vector_size", lambda: 1)
 
 
 def needed(function):

@@ -12,10 +12,11 @@ from helpers.traces import run_eagerly
 from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.errors import UserError
-from tfdecouple.layers import Coupling, backward_memory
+from tfdecouple.layers import Coupling
 from tfdecouple.model.gradient import INVERSION_BOUND
 from tfdecouple.networks.flow import Flow
-from tfdecouple.runtime import execution
+from tfdecouple.runtime import execution, run_mode
+from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.transforms import TRANSFORMS, Transform
 
 SMALL = dataclasses.replace(TINY, image_shape=(4, 4, 3), steps=(1, (1, 1), 1), factors=(3,), encoder_channels=(4,))
@@ -35,6 +36,7 @@ def built(dtype="float64", **options):
     config = dataclasses.replace(SMALL, **options)
     flow = Flow(config, dtype=dtype)
     flow.build()
+    execution.Execution(flow)
     give_effect(flow)
     rng = np.random.default_rng(0)
     x = tf.constant(rng.standard_normal((3, *config.image_shape)), dtype)
@@ -49,7 +51,7 @@ def function_of(flow):
     @tf.function(autograph=False)
     def gradients(mode, x, z):
         probe = tf.zeros([])
-        with backward_memory(mode, probe):
+        with RunMode(mode, probe=probe).apply():
             with tf.GradientTape() as tape:
                 tape.watch([x, z, probe])
                 v, log_det = flow.forward_and_log_det(x, z)
@@ -60,7 +62,7 @@ def function_of(flow):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_those_of_a_backward_pass_that_keeps_everything(kind):
+def test_gradients_by_inversion_equal_those_of_stored_activations(kind):
     flow, x, z = built(**KINDS[kind])
     gradients = function_of(flow)
     # Without a mode each layer computes all by itself.
@@ -78,7 +80,7 @@ def test_gradients_are_those_of_a_backward_pass_that_keeps_everything(kind):
 
 
 @pytest.mark.parametrize("alpha", [pytest.param(0.5, marks=pytest.mark.slow), 1.0])
-def test_gradients_in_float32_are_within_the_promise_after_updates(alpha, eager):
+def test_gradients_by_inversion_in_float32_stay_within_the_bound(alpha, eager):
     flow, x, z = built("float32", alpha=alpha, conditioning="none", **TWO_LEVELS)
     gradients = function_of(flow)
     for _ in range(10):
@@ -91,12 +93,12 @@ def test_gradients_in_float32_are_within_the_promise_after_updates(alpha, eager)
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * np.abs(theirs).max(), err_msg=variable.path)
 
 
-def test_another_mode_is_refused():
-    with pytest.raises(UserError, match="one of keep, recompute, invert"), backward_memory("recomputed"):
-        pass
+def test_an_unknown_memory_mode_is_refused():
+    with pytest.raises(UserError, match="one of keep, recompute, invert"):
+        RunMode("recomputed")
 
 
-def test_nothing_is_kept_between_the_steps_of_a_stage():
+def test_inversion_stores_no_map_between_the_steps_of_a_stage():
     depth = 3
     flow, x, z = built("float32", conditioning="none", steps=(1, depth), hidden_channels=(4, 4))
     graph = function_of(flow).get_concrete_function("invert", x, z).graph
@@ -109,7 +111,7 @@ def test_nothing_is_kept_between_the_steps_of_a_stage():
     assert len(maps) == 1 + depth and len(kept) == 2
 
 
-def test_probe_tells_what_did_not_come_back(eager):
+def test_error_probe_reports_inexact_inversion(eager):
     flow, x, z = built("float32", conditioning="none", **TWO_LEVELS)
     matrix, gradients = flow.levels[0][0].steps[0].sequence[1].kernel, function_of(flow)
     u, values, v = np.linalg.svd(matrix.numpy())
@@ -119,8 +121,8 @@ def test_probe_tells_what_did_not_come_back(eager):
         assert np.isfinite(loss) and (float(probe) > INVERSION_BOUND["float32"]) == is_lost
 
 
-def test_probe_tells_the_worst_image_of_all_shards(monkeypatch, eager):
-    monkeypatch.setattr(execution, "count_shards", lambda: 2)
+def test_error_probe_reports_the_worst_image_of_all_shards(monkeypatch, eager):
+    monkeypatch.setattr(run_mode, "count_shards", lambda: 2)
     # Something of each image and stage that does not depend on rounding.
     monkeypatch.setattr(
         execution, "measure_inversion_error", lambda _, stored: tf.cast(stored[:, 0, 0, 0] ** 2, tf.float32)
@@ -132,7 +134,7 @@ def test_probe_tells_the_worst_image_of_all_shards(monkeypatch, eager):
     assert float(gradients("invert", x, z)[1][2]) == pytest.approx(max(of_each), rel=1e-6)
 
 
-def test_transform_of_tfp_has_its_gradients(monkeypatch):
+def test_gradients_by_inversion_are_right_for_a_transform_of_tfp(monkeypatch):
     class Skewed(Transform):
         name = "skewed"
         parameters = 2

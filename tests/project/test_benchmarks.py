@@ -1,28 +1,29 @@
-"""The benchmarks: formulas against numbers worked out by hand, and short runs."""
-
-from __future__ import annotations
+"""Tests of the benchmarks: tables of the documentation, and short runs."""
 
 import dataclasses
+import hashlib
 import json
+import pathlib
 import random
+import re
+import shlex
 import subprocess
 import sys
 
 import pytest
-import tensorflow as tf
-from helpers.models import LEAST, SMALL, SMALL_SETTINGS, random_images
+from helpers.models import LEAST, SMALL_SETTINGS, random_images
 from helpers.places import ROOT
 from helpers.runs import write_run
 from PIL import Image
 
 from tfdecouple.config import MEMORY, load_preset, override
+from tfdecouple.errors import UserError
 from tfdecouple.model import DecoupledModel
-from tfdecouple.networks.architecture import count_parameters
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import compare, compiling, dispatches, scaling  # noqa: E402
-from benchmarks.common import write_tables  # noqa: E402
+from benchmarks import paper, photographs, results, scaling, trials  # noqa: E402
+from benchmarks.common import replace_table, write_tables  # noqa: E402
 from benchmarks.training_cost import count_activation_bytes  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -42,36 +43,14 @@ def printed_by(name, *arguments):
 
 def written_by(name, folder, *arguments):
     """Returns the rows that a benchmark writes with `--json`."""
-    printed_by(name, *arguments, "--json", folder / "found.json")
-    return json.loads((folder / "found.json").read_text(encoding="utf-8"))["rows"]
+    printed_by(name, *arguments, "--json", folder / "measured.json")
+    return json.loads((folder / "measured.json").read_text(encoding="utf-8"))["rows"]
 
 
 class TestScaling:
-    def test_exponents(self):
-        assert scaling.fit_exponent([1, 2, 4, 8], [3, 6, 12, 24]) == pytest.approx(1)
-        assert scaling.fit_exponent([1, 10], [1, 100]) == pytest.approx(2)
-
-    def test_the_largest_micro_batch_fills_the_memory(self):
-        config = load_preset("lsun_bedroom_128")
-        state = scaling.count_state_bytes(count_parameters(config.model)["total"], averages=False, micro_batches=2)
-        one = count_activation_bytes(config.model)
-        count = scaling.find_largest_micro_batch(config, 24)
-        assert state + count * one <= 0.9 * 24 * 2**30 < state + (count + 1) * one
-        assert scaling.find_largest_micro_batch(config, 2) == 0
-
-    @pytest.mark.parametrize(
-        ("precision", "phase", "peak"),
-        [("float32", "train", 19.5), ("tf32", "train", 156), ("mixed_bfloat16", "train", 312), ("tf32", "eval", 19.5)],
-    )
-    def test_ceiling_is_the_peak_over_the_operations_of_an_image(self, precision, phase, peak):
-        config = override(load_preset("cifar10"), [f"training.precision={precision}"])
-        # The paper's model has 5.826 G multiply-adds in a forward pass; a training step has three times as many.
-        operations = 2 * 5.826e9 * (3 if phase == "train" else 1)
-        assert scaling.compute_ceiling(config, phase, "A100") == pytest.approx(peak * 1e12 / operations, rel=1e-3)
-
     @pytest.mark.slow
     @pytest.mark.parametrize("memory", ["keep", "invert"])
-    def test_an_image_takes_the_memory_that_was_calculated(self, memory):
+    def test_image_takes_the_calculated_memory(self, memory):
         # So few layers that an image is most of what is computed.
         settings = ["model.image_shape=[64,64,3]", "model.steps=[1,1]", "model.hidden_channels=[16,16]"]
         settings += ["model.encoder_channels=[16]", "model.latent_dim=4", "training.init_images=2"]
@@ -86,15 +65,7 @@ class TestScaling:
         measured = (larger["peak_live_mib"] - smaller["peak_live_mib"]) / small
         assert 1 / WITHIN <= measured / calculated <= WITHIN
 
-    def test_measured_memory_in_the_docs_is_near_the_calculation(self):
-        table = SCALING.partition("<!-- depth -->")[2].partition("<!-- end depth -->")[0]
-        rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.strip().splitlines()]
-        places = [rows[0].index(name) for name in ("MiB/image, measured", "MiB/image, calculated")]
-        pairs = [[float(row[place]) for place in places] for row in rows[2:] if row[1] != "exponent"]
-        assert len(pairs) == 15
-        assert all(1 / WITHIN <= measured / calculated <= WITHIN for measured, calculated in pairs)
-
-    def test_rows_become_the_tables_of_the_docs_and_a_plot(self, tmp_path, monkeypatch):
+    def test_scaling_rows_become_the_tables_and_the_plot_of_the_docs(self, tmp_path, monkeypatch):
         monkeypatch.setattr(scaling, "DEPTHS", (1,))
         memory = scaling.calculate_memory()
         page = tmp_path / "scaling.md"
@@ -114,22 +85,8 @@ class TestScaling:
         assert (tmp_path / "plot.png").stat().st_size > 10000
 
 
-def test_comparison_takes_medians_and_the_fastest_form():
-    def run(rate):
-        return {"images_per_s": rate, "best_images_per_s": 2 * rate, "cpu_s_per_image": 1 / rate, "peak_rss_mib": 9}
-
-    rounds = [(run(ours), {"plain": run(4), "compiled": run(theirs)}) for ours, theirs in ((6, 5), (9, 6), (20, 8))]
-    comparison = compare.parse_comparison("train16")
-    assert comparison.counterpart == "train16"
-    found = compare.summarize_rounds(comparison, rounds, [{"limit_train_images_per_s": limit} for limit in (12, 18)])
-    assert (found["against"], found["ratio"], found["cpu_ratio"]) == ("compiled", 1.5, pytest.approx(1.5))
-    assert found["part_of_limit"] == 0.5 and "| train16 | compiled | 9.00 | 6.00 | 1.50 |" in compare.render_results(
-        [found]
-    )
-
-
 @pytest.mark.slow
-def test_exactness_takes_images_of_any_shape(tmp_path):
+def test_exactness_benchmark_loses_no_value_of_grey_rectangles(tmp_path):
     random.seed(0)
     model = DecoupledModel(dataclasses.replace(LEAST, image_shape=(4, 8, 1)))
     model.initialize(random_images(16, (4, 8, 1)))
@@ -143,7 +100,7 @@ def test_exactness_takes_images_of_any_shape(tmp_path):
     assert len(rows) == 5 and rows[-1]["of"] == 3 and all(row["lost"] == 0 for row in rows)
 
 
-def test_export_times_a_runtime(exported):
+def test_export_benchmark_times_each_endpoint_of_a_runtime(exported):
     options = ["--runtimes", "onnx", "--rounds", "1", "--batches", "2"]
     rows = [json.loads(line) for line in printed_by("export", "--exported", exported, *options).splitlines()]
     assert [(row["what"], row["runtime"], row["batch"]) for row in rows] == [
@@ -153,33 +110,18 @@ def test_export_times_a_runtime(exported):
     assert all(row["ms"] > 0 for row in rows)
 
 
-def test_throughput_ends_in_one_json_object():
+@pytest.mark.slow
+def test_throughput_benchmark_prints_one_json_object():
     changes = [text for assignment in SMALL_SETTINGS for text in ("--set", assignment)]
     options = ["--phase", "train2", "--preset", "quickstart", "--reps", "1", "--seconds", "0.01"]
-    found = json.loads(printed_by("throughput", *options, *changes).splitlines()[-1])
-    assert found["batch"] == 2
+    measured = json.loads(printed_by("throughput", *options, *changes).splitlines()[-1])
+    assert measured["batch"] == 2
     for name in ("images_per_s", "best_images_per_s", "cpu_s_per_image", "peak_rss_mib", "first_step_s", "params"):
-        assert found[name] > 0
-
-
-def test_operations_are_counted_in_functions_as_well():
-    def inner(x):
-        return tf.tanh(x) * x
-
-    inner = tf.function(inner, autograph=False, experimental_attributes={"_noinline": True})
-    counts = dispatches.count_operations(lambda: tf.function(lambda x: inner(inner(x)), autograph=False)(tf.ones([2])))
-    assert counts["Tanh"] == counts["Mul"] == 2
+        assert measured[name] > 0
 
 
 @pytest.mark.slow
-def test_a_kind_is_compiled_and_computes_the_same():
-    kind = list(compiling.list_layer_kinds(SMALL))[0]
-    found = compiling.measure_kind(kind, 2)
-    assert found["off"] < 1e-5 and found["compiled_s"] > found["xla_s"] > 0 and found["tensorflow_s"] > 0
-
-
-@pytest.mark.slow
-def test_gradients_by_inversion_are_right_until_a_layer_divides_by_nothing(tmp_path):
+def test_inversion_benchmark_shows_errors_growing_as_a_scale_vanishes(tmp_path):
     changes = [text for assignment in SMALL_SETTINGS for text in ("--set", assignment)]
     options = ["--alphas", "0.5", "--updates", "1", "--precisions", "float32", "--batch", "2", "--break", *changes]
     first, *spoiled = [
@@ -188,3 +130,110 @@ def test_gradients_by_inversion_are_right_until_a_layer_divides_by_nothing(tmp_p
     assert max(first) < 1e-4 and len(spoiled) == 5
     errors = [error for error, _ in spoiled]
     assert errors == sorted(errors) and errors[-1] > 1e-3
+
+
+PAGE = results.PAGE.read_text(encoding="utf-8")
+
+
+class TestPages:
+    def test_tables_of_results_and_trials_come_from_the_files(self):
+        assert not results.list_differences(PAGE, results.replace_tables(PAGE))
+        page = (ROOT / "docs" / "trials.md").read_text(encoding="utf-8")
+        assert replace_table(page, "trials", trials.render_trials(trials.read_rows(trials.ROWS))) == page
+
+    def test_results_check_finds_a_changed_digit_and_the_program_restores_it(self, monkeypatch, capsys, tmp_path):
+        bits = results.load_result("conditional/evaluation/bits_per_dim-test.json")["bits_per_dim"]
+        changed = f"**{bits + 0.001:.4f}"
+        monkeypatch.setattr(results, "PAGE", tmp_path / "page.md")
+        results.PAGE.write_text(PAGE.replace(f"**{bits:.4f}", changed))
+        monkeypatch.setattr(sys, "argv", ["results.py", "--check"])
+        assert results.main() == 1 and changed in capsys.readouterr().out
+        monkeypatch.setattr(sys, "argv", ["results.py"])
+        assert results.main() == 0 and results.PAGE.read_text() == PAGE
+
+
+class TestFiles:
+    def test_result_files_belong_to_the_committed_weights(self):
+        steps = {
+            run: results.load_result(f"{run}/summary.json")["best_step"] for run in (*results.TITLES, "quickstart")
+        }
+        written = [
+            (run, json.loads(path.read_text(encoding="utf-8")))
+            for run in steps
+            for folder in ("evaluation", "pictures")
+            for path in (results.FILES / run / folder).rglob("*.json")
+            if path.name != "curves.json"
+        ]
+        rows = [row for name in ("exactness", "every_image") for row in results.load_result(f"{name}.json")["rows"]]
+        written += [(pathlib.PurePath(row["run"]).name, row) for row in rows]
+        assert len(written) > 70
+        for run, content in written:
+            assert content["step"] == steps[run], (run, content)
+
+    def test_result_files_of_all_listed_commands_exist(self):
+        for line in (line for lines in results.list_commands().values() for line in lines if "train.py" not in line):
+            words = shlex.split(line)
+            run = words[words.index("--run") + 1]
+            out = words[words.index("--out") + 1] if "--out" in words else f"{run}/evaluation"
+            if "--json" in words:
+                assert (ROOT / words[words.index("--json") + 1]).is_file(), line
+            elif words[3] == "evaluate":
+                assert (ROOT / out / "bits_per_dim-test.json").is_file(), line
+            else:
+                pictures = ROOT / (out if "--out" in words else f"{run}/pictures")
+                assert list(pictures.glob(f"{words[3].removesuffix('s')}*.json")), line
+
+
+class TestTrials:
+    def test_every_planned_trial_is_valid_and_has_a_row(self):
+        planned, rows = trials.list_trials(), trials.read_rows(trials.ROWS)
+        assert len({trial.key for trial in planned}) == len(planned) == len(rows) >= 30
+        for trial in planned:
+            override(load_preset(trial.arguments[1]), trial.arguments[5::2])
+            # No test image is evaluated.
+            assert {"training.evaluation_samples=0", f"training.seed={trial.seed}"} <= {*trial.arguments}
+            assert trials.find_row(trial, rows)
+        assert [trial.seed for trial in trials.list_trials(["glow"])] == [0, 1, 2]
+        with pytest.raises(UserError, match="no trial 'glove'"):
+            trials.list_trials(["glove"])
+
+
+PAPER = paper.PAGE.read_text(encoding="utf-8")
+
+
+def test_tables_of_the_paper_page_agree_with_the_presets_and_a_change_is_found(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(paper, "PAGE", tmp_path / "paper.md")
+    paper.PAGE.write_text(PAPER.replace("51,860,457", "CHANGED", 1), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["paper.py", "--check"])
+    assert paper.main() == 1 and "CHANGED" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["paper.py"])
+    assert paper.main() == 0 and paper.PAGE.read_text(encoding="utf-8") == PAPER
+
+
+@pytest.mark.parametrize("option", paper.OPTIONS)
+def test_presets_have_the_options_that_the_paper_page_states(option):
+    _, stated = paper.OPTIONS[option]
+    values = [load_preset(name).flatten_options()[option] for name in paper.DATA_SETS.values()]
+    by_data_set = isinstance(stated, list) and len(stated) == len(values)
+    for value, expected in zip(values, stated if by_data_set else [stated] * len(values), strict=True):
+        assert expected is None or value == expected
+
+
+def test_table_lists_free_photographs_with_unique_names_and_digests():
+    table = json.loads(photographs.TABLE.read_text(encoding="utf-8"))
+    rows = table["photographs"]
+    assert {row["licence"] for row in rows} == {"public domain", "CC0-1.0"}
+    assert {row["package"] for row in rows} == table["suites"].keys()
+    for field, form in (("file", r"[a-z0-9-]+\.png"), ("sha256", "[0-9a-f]{64}")):
+        values = [row[field] for row in rows]
+        assert len(set(values)) == len(values) and all(re.fullmatch(form, value) for value in values)
+
+
+def test_photograph_with_another_digest_is_refused(tmp_path):
+    row = {"package": "moors", "path": "heath.jpg", "sha256": hashlib.sha256(b"purple").hexdigest()}
+    (tmp_path / "moors").mkdir()
+    (tmp_path / "moors" / "heath.jpg").write_bytes(b"purple")
+    assert photographs.read_photograph(row, tmp_path) == b"purple"
+    (tmp_path / "moors" / "heath.jpg").write_bytes(b"brown")
+    with pytest.raises(UserError, match="SHA-256"):
+        photographs.read_photograph(row, tmp_path)

@@ -1,7 +1,5 @@
 """A SavedModel from C: TensorFlow's C++ loader gives the same images and codes as Python."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 import shutil
@@ -25,7 +23,7 @@ SOURCE = TESTS / "c" / "round_trip.c"
 TOLERANCE = 1e-6
 
 
-def test_c_gives_back_the_images_and_the_codes_of_python(exported, tmp_path):
+def test_c_program_computes_the_images_and_codes_of_python(exported, tmp_path):
     program, libraries = tmp_path / "round_trip", pathlib.Path(tf.sysconfig.get_lib())
     command = [COMPILER, "-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-o", program, SOURCE]
     # As system headers, so that only our own code gives warnings.

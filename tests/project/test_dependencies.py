@@ -1,17 +1,17 @@
-"""The versions in setup.cfg, constraints/ and the examples agree, and admit no known hole."""
-
-from __future__ import annotations
+"""Tests that setup.cfg, constraints/, the examples and the Dockerfiles agree, and admit no vulnerable version."""
 
 import configparser
+import json
 import re
 
 import pytest
+from helpers.documents import check_command
 from helpers.places import ROOT
 from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from export.formats.saved_model import write_serving_files
 from tfdecouple.runtime.requirements import EXTRAS
 
 # The last version of each package with a known hole; see SECURITY.md.
@@ -40,7 +40,7 @@ def setup() -> configparser.ConfigParser:
     return config
 
 
-def test_the_extra_that_a_message_names_brings_the_package():
+def test_extra_named_in_a_message_installs_the_package():
     config, distributions = setup(), {"tensorflow_serving": "tensorflow-serving-api"}
     extras, base = config["options.extras_require"], requirements(config["options"]["install_requires"])
     for module, extra in EXTRAS.items():
@@ -49,15 +49,6 @@ def test_the_extra_that_a_message_names_brings_the_package():
         assert name not in {canonicalize_name(found.name) for found in base}, module
     (ours,) = requirements(extras["all"])
     assert ours.extras == set(EXTRAS.values()) - APART
-
-
-def test_every_place_names_the_same_versions_of_python():
-    config = setup()
-    named = re.findall(r"Python :: (3\.\d+)$", config["metadata"]["classifiers"], re.M)
-    assert tuple(named) == PYTHONS
-    admitted = SpecifierSet(config["options"]["python_requires"])
-    assert [f"3.{minor}" for minor in range(20) if f"3.{minor}.1" in admitted] == named
-    assert f"With Python {', '.join(PYTHONS[:-1])} or {PYTHONS[-1]}," in (ROOT / "README.md").read_text("utf-8")
 
 
 def pinned(name: str, python: str) -> dict[str, Version]:
@@ -74,7 +65,7 @@ def pinned(name: str, python: str) -> dict[str, Version]:
 
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("name", ["lowest", "newest"])
-def test_constraints_pin_what_is_declared(name, python):
+def test_constraints_pin_each_declared_package_within_its_range(name, python):
     versions, wanted = pinned(name, python), declared()
     assert versions.keys() == wanted.keys()
     for package, version in versions.items():
@@ -87,7 +78,7 @@ def test_constraints_pin_what_is_declared(name, python):
 
 
 @pytest.mark.parametrize("package", HOLES)
-def test_no_known_hole_is_admitted(package):
+def test_no_requirement_admits_a_vulnerable_version(package):
     config = setup()
     places = {"install_requires": config["options"]["install_requires"], **config["options.extras_require"]}
     places |= {path: path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*/requirements.txt")}
@@ -99,3 +90,44 @@ def test_no_known_hole_is_admitted(package):
         if canonicalize_name(found.name) == package
     ]
     assert named and [place for place, found in named if found.specifier.contains(HOLES[package])] == []
+
+
+TRAIN, SERVE = (ROOT / "docker" / f"{name}.Dockerfile" for name in ("train", "serve"))
+
+
+def arguments_of(path, word):
+    """Returns the arguments of all instructions `word`, such as "COPY", of a Dockerfile."""
+    text = re.sub(r"\\\n\s*", "", path.read_text(encoding="utf-8"))
+    return re.findall(rf"^{word}\s+(.*?)\s*$", text, re.M)
+
+
+def test_training_image_copies_the_package_installs_known_extras_and_starts_a_known_command():
+    sources = {source for arguments in arguments_of(TRAIN, "COPY") for source in arguments.split()[:-1]}
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert "*" in ignored and {line[1:] for line in ignored if line.startswith("!")} == sources
+    assert all((ROOT / source).exists() for source in sources)
+    config = setup()
+    packages = {line.partition(".")[0] for line in config["options.packages.find"]["include"].split()}
+    assert packages | {"pyproject.toml", "setup.cfg", config["metadata"]["license_files"], "README.md"} <= sources
+    given = dict(arguments.split("=") for arguments in arguments_of(TRAIN, "ARG"))
+    assert set(given["EXTRAS"].split(",")) <= set(config["options.extras_require"])
+    assert f"Programming Language :: Python :: {given['PYTHON']}" in config["metadata"]["classifiers"]
+    (entry,), (command,) = (json.loads(arguments_of(TRAIN, word)[0]) for word in ("ENTRYPOINT", "CMD"))
+    assert entry in config["options.entry_points"]["console_scripts"]
+    check_command(f"{entry} {command}")
+
+
+def test_serving_image_starts_as_the_compose_file_of_an_export(tmp_path):
+    write_serving_files(tmp_path, "NAME")
+    compose = (tmp_path / "docker-compose.yml").read_text(encoding="utf-8")
+    (command,) = map(json.loads, arguments_of(SERVE, "CMD"))
+    assert command == re.findall(r'^ +- "(--[^"]+)"$', compose, re.M)
+    # The image copies what the compose file mounts, to the same places.
+    places = {}
+    for arguments in arguments_of(SERVE, "COPY"):
+        *sources, target = arguments.replace("${NAME}", "NAME").split()
+        places |= {source: target + source if target.endswith("/") else target for source in sources}
+    assert places == dict(re.findall(r'- "\./([^:]+):([^:]+):ro"', compose))
+    assert arguments_of(SERVE, "EXPOSE") == ["8500 8501"] and '"127.0.0.1:8500:8500"' in compose
+    assert "NVIDIA_TF32_OVERRIDE=0" in arguments_of(SERVE, "ENV")
+    assert arguments_of(SERVE, "FROM")[0].partition(":")[0] in compose

@@ -37,7 +37,7 @@ SMALL = {
 
 def commands(text):
     """The commands that run the project's programs in the blocks of a document, as lists of words."""
-    lines = [line for block in split_code(text)[0] if not block.language for line in list_commands(block.text)]
+    lines = [line for block in split_code(text) if not block.language for line in list_commands(block.text)]
     return [split_command(line) for line in lines if line.startswith("python")]
 
 
@@ -60,9 +60,9 @@ def run(command, folder):
     return ended.stdout
 
 
-def test_the_commands_of_the_readme_run_one_after_the_other(checkout):
+def test_commands_of_the_readme_run_in_order(checkout):
     """All commands except those that need your own images."""
-    said = {}
+    outputs = {}
     imports = [command for command in commands(WEIGHTS) if "runs/imported" in command]
     for _, *arguments in [*commands(README), *imports]:
         if any(argument.startswith("folder:/my/") for argument in arguments):
@@ -70,9 +70,9 @@ def test_the_commands_of_the_readme_run_one_after_the_other(checkout):
         key = " ".join(arguments)
         if key == "train.py":
             arguments += [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
-        said[key] = run([sys.executable, *arguments], checkout)
-    assert len(said) == 4, list(said)
-    assert (checkout / "runs" / "quickstart" / "images").is_dir() and "bits/dim" in said["train.py"]
+        outputs[key] = run([sys.executable, *arguments], checkout)
+    assert len(outputs) == 4, list(outputs)
+    assert (checkout / "runs" / "quickstart" / "images").is_dir() and "bits/dim" in outputs["train.py"]
     for run_name in ("quickstart", "imported"):
         exported = checkout / "exported" / run_name
         assert (exported / "savedmodel" / "1" / "saved_model.pb").is_file()
@@ -81,15 +81,15 @@ def test_the_commands_of_the_readme_run_one_after_the_other(checkout):
 
 
 def python_blocks(text):
-    return [block.text for block in split_code(text)[0] if block.language == "python"]
+    return [block.text for block in split_code(text) if block.language == "python"]
 
 
-def test_the_python_of_the_readme_runs():
+def test_python_of_the_readme_runs():
     from tfdecouple.data import load_images, open_source
-    from tfdecouple.runs.run_folder import load_config
+    from tfdecouple.runs.run_folder import RunFolder
 
     (block,) = python_blocks(README)
-    config = load_config("photographs")
+    config = RunFolder("photographs").read_config()
     images, _ = load_images(open_source(config.data, config.model.image_shape), "test", 16)
     assert "images = ..." in block
     names = {"given": images}
@@ -102,7 +102,7 @@ def test_the_python_of_the_readme_runs():
     assert np.asarray(names["new"]).shape == (16, 64, 64, 3) and np.asarray(names["bits"]).shape == (16,)
 
 
-def test_the_python_of_the_page_on_codes_runs(tiny_run, tmp_path, monkeypatch):
+def test_python_of_the_page_on_codes_runs(tiny_run, tmp_path, monkeypatch):
     out = tmp_path / "codes"
     command = [sys.executable, "-m", "tfdecouple", "encode", "--run", str(tiny_run), "--out", str(out), "--v"]
     run([*command, "--format", "parquet", "--limit", "20"], ROOT)

@@ -1,9 +1,6 @@
 """Imports point one way, importing the package costs nothing, and public names have examples."""
 
-from __future__ import annotations
-
 import ast
-import graphlib
 import os
 import re
 import subprocess
@@ -18,47 +15,16 @@ PACKAGE = ROOT / "tfdecouple"
 EXPORT = ROOT / "export"
 # Each module, or each sub-package as a whole, may import only what stands before it.
 ORDER = [
-    "errors",
-    "arguments",
-    "randomness",
-    "runtime",
-    "storage",
-    "bijectors",
-    "transforms",
-    "loggers",
-    "config",
-    "layers",
-    "networks",
-    "runs.pretrained",
-    "runs.run_folder",
-    "model",
-    "runs.latent_directions",
-    "data",
-    "runs",
-    "interop",
-    "visualization",
-    "metrics",
-    "corpus",
-    "training",
-    "doctor",
-    "cli",
-    "__main__",
-]
+    "errors", "arguments", "randomness", "tensorflow_internals", "numerics", "runtime", "storage", "bijectors",
+    "transforms", "loggers", "config", "layers", "networks", "runtime.execution", "runs.pretrained", "runs.metrics_log",
+    "runs.run_folder", "model", "runs.latent_directions", "data", "runs", "interop", "visualization", "metrics",
+    "corpus", "training", "doctor", "cli", "__main__",
+]  # fmt: skip
+# The client imports nothing, because exports copy it.
 EXPORT_ORDER = [
-    # Alone, as it is published.
-    "client",
-    "folding",
-    "exported_model",
-    "endpoints",
-    "provenance",
-    "formats",
-    "export_folder",
-    "card",
-    "verification",
-    "pipeline",
-    "cli",
-    "__main__",
-]
+    "client", "folding", "exported_model", "endpoints", "provenance", "formats", "export_folder", "card",
+    "verification", "pipeline", "cli", "__main__",
+]  # fmt: skip
 
 
 def modules(package):
@@ -98,7 +64,7 @@ def section(module, order):
 
 class TestImports:
     @pytest.mark.parametrize(("package", "order"), [("tfdecouple", ORDER), ("export", EXPORT_ORDER)])
-    def test_point_one_way(self, package, order):
+    def test_imports_point_one_way(self, package, order):
         for module in MODULES:
             if not module.startswith(f"{package}."):
                 continue
@@ -107,18 +73,11 @@ class TestImports:
             inside = {section(name, order) for name in IMPORTS[module] if name.startswith(f"{package}.")}
             assert inside <= {own, *order[: order.index(own)]}, module
 
-    def test_of_the_library_and_the_export_reach_no_program(self):
-        for module, names in IMPORTS.items():
-            above = {name.split(".")[0] for name in names} & {"export", "tests", "train"}
-            commands = {name for name in names if name.startswith(("tfdecouple.cli", "tfdecouple.training"))}
-            if module.startswith("export"):
-                assert above <= {"export"} and not commands, module
-            elif not module.startswith(("tfdecouple.cli", "tfdecouple.__main__")):
-                assert not above, module
-
-    def test_have_no_cycle(self):
-        graph = {module: names & set(MODULES) - {module} for module, names in IMPORTS.items()}
-        assert [*graphlib.TopologicalSorter(graph).static_order()]
+    def test_layers_networks_and_objective_import_nothing_of_runtime(self):
+        alone = ("tfdecouple.layers", "tfdecouple.networks", "tfdecouple.bijectors", "tfdecouple.model.objective")
+        # The architecture asks how much memory the machine has.
+        for module in (module for module in PRODUCT if module.startswith(alone) and "architecture" not in module):
+            assert not [name for name in IMPORTS[module] if name.startswith("tfdecouple.runtime")], module
 
 
 def run(code):
@@ -131,7 +90,7 @@ def run(code):
 
 
 class TestImporting:
-    def test_help_configs_and_verification_do_not_load_tensorflow(self):
+    def test_help_configs_and_verification_load_no_tensorflow(self):
         """And importing the package prints nothing."""
         heavy = ("tensorflow", "keras", "tensorflow_probability", "tf_keras", "tensorflow_datasets", "tf2onnx")
         light = "cli, tfdecouple.networks.architecture, export.cli, export.endpoints, export.verification.comparison"
@@ -140,7 +99,7 @@ class TestImporting:
 
     @pytest.mark.slow
     @pytest.mark.usefixtures("forked")
-    def test_a_run_opens_without_what_posix_alone_has(self):
+    def test_run_opens_without_modules_that_only_posix_has(self):
         modules = [module for module in PRODUCT if module != "tfdecouple.__main__"]
         code = f"""
 import importlib, sys, tfdecouple
@@ -165,14 +124,10 @@ print(tfdecouple.load_pretrained("photographs").config.latent_dim)
 
 class TestPublicNames:
     @pytest.mark.parametrize("name", tfdecouple.__all__)
-    def test_resolves_and_shows_an_example(self, name):
+    def test_public_name_resolves_and_its_docstring_has_an_example(self, name):
         value = getattr(tfdecouple, name)
         assert value.__name__ == name and value.__module__.startswith("tfdecouple.")
         assert isinstance(value, type) and issubclass(value, Exception) or ">>> " in value.__doc__
-
-    def test_other_names_are_unknown(self):
-        with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-            _ = tfdecouple.nothing
 
 
 def test_public_methods_that_override_nothing_have_docstrings():
@@ -202,7 +157,7 @@ STARTS = (
 )
 
 
-def test_python_is_started_by_one_function():
+def test_python_is_started_by_one_function_only():
     """`runtime.process.make_python_command` starts Python with -P, which imports no module of the working folder."""
     files = [ROOT / "train.py", *PACKAGE.rglob("*.py"), *EXPORT.rglob("*.py")]
     found = [file for file in files if re.search(STARTS, file.read_text(encoding="utf-8"))]

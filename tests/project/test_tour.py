@@ -1,7 +1,5 @@
 """Tests of the notebook `tour.ipynb`: it is committed with outputs, and a new run draws pictures of the same sizes."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json
@@ -22,7 +20,7 @@ def outputs(notebook):
     return "".join("".join(output.get("text", "")) for output in found), sizes
 
 
-def test_every_cell_was_run_in_order():
+def test_committed_tour_has_outputs_of_all_cells_in_order():
     notebook = json.loads(TOUR.read_text(encoding="utf-8"))
     counts = [cell["execution_count"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert counts == list(range(1, len(counts) + 1))
@@ -32,7 +30,7 @@ def test_every_cell_was_run_in_order():
 
 
 @pytest.mark.slow
-def test_it_runs_elsewhere_and_draws_the_same_pictures(tmp_path):
+def test_tour_runs_again_and_draws_pictures_of_the_same_sizes(tmp_path):
     nbclient = pytest.importorskip("nbclient")
     notebook = pytest.importorskip("nbformat").read(TOUR, as_version=4)
     _, committed = outputs(notebook)

@@ -14,7 +14,6 @@ from PIL import Image
 import tfdecouple
 from export.formats.web import make_example_files
 from tfdecouple.cli import main
-from tfdecouple.cli.run_images import find_results_folder
 from tfdecouple.config import PHOTOGRAPHS, load_preset
 from tfdecouple.data import load_images, open_source
 from tfdecouple.data.image_file import crop_and_resize
@@ -23,21 +22,21 @@ from tfdecouple.metrics.image_statistics import CHANGES
 from tfdecouple.runs import pretrained
 from tfdecouple.runs.opened_run import hash_weights
 from tfdecouple.runs.pretrained import MANIFEST, Manifest
-from tfdecouple.runs.run_folder import find_run_folder, is_run_folder, load_config, read_summary
+from tfdecouple.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("eager")
 
 HERE = pretrained.find_pretrained("photographs")
 
 
-def test_the_folder_is_whole_and_small():
+def test_bundled_weights_are_complete_and_small():
     manifest = Manifest.read(HERE / MANIFEST, "photographs")
     assert manifest == Manifest.from_folder(HERE)
     assert sum(facts.bytes for name, facts in manifest.files.items() if "/best-" in name) < 8_000_000
 
 
-def test_the_card_and_the_config_say_what_they_are():
-    config, summary = load_config("photographs"), read_summary("photographs")
+def test_card_and_config_describe_the_bundled_weights():
+    config, summary = RunFolder("photographs").read_config(), RunFolder("photographs").read_summary()
     assert config.data.photographs == PHOTOGRAPHS
     assert config.model == load_preset("quickstart64").model
     text = (HERE / "README.md").read_text()
@@ -47,10 +46,10 @@ def test_the_card_and_the_config_say_what_they_are():
     assert summary["reconstruction"] == "16 of 16 images identical to the last pixel"
 
 
-def test_images_come_back_and_another_z_gives_other_pictures():
+def test_bundled_weights_decode_exactly_and_use_z():
     """Of the pictures that the page begins with, crops that the model never saw, and noise."""
     model = tfdecouple.DecoupledModel.from_preset("photographs")
-    crops, _ = load_images(open_source(load_config("photographs").data, (64, 64, 3)), "test", 2)
+    crops, _ = load_images(open_source(RunFolder("photographs").read_config().data, (64, 64, 3)), "test", 2)
     pictures = [np.asarray(Image.open(io.BytesIO(file))) for file in make_example_files().values()]
     examples = [crop_and_resize(pixels, (64, 64, 3), 0)[None] for pixels in pictures]
     images = np.concatenate([*examples, crops, random_images(1, 64)])
@@ -84,7 +83,7 @@ def installed(folder):
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def test_commands_take_them_where_no_run_is_named(others, tmp_path, capsys):
+def test_commands_use_bundled_weights_by_default(others, tmp_path, capsys):
     before = installed(others)
     assert main(["switch", "a.png", "b.png"]) == 0
     assert "pictures/switch-pairs.png: switch, 1 pair" in capsys.readouterr().out
@@ -104,23 +103,17 @@ def test_commands_take_them_where_no_run_is_named(others, tmp_path, capsys):
     assert installed(others) == before
 
 
-def test_a_run_folder_of_that_name_goes_before(others, tiny_run, tmp_path):
-    assert find_run_folder("photographs") == others and not is_run_folder("photographs")
+def test_run_folder_precedes_bundled_weights_of_its_name(others, tiny_run, tmp_path):
+    assert RunFolder("photographs").path == others and not RunFolder("photographs").is_folder
     (tmp_path / "here" / "photographs").mkdir()
     # A folder of that name that is no run, of images for example, does not.
-    assert find_run_folder("photographs") == others
+    assert RunFolder("photographs").path == others
     shutil.copytree(tiny_run, tmp_path / "here" / "photographs", dirs_exist_ok=True)
-    assert is_run_folder("photographs")
-    assert (find_run_folder("photographs") / "config.json").samefile("photographs/config.json")
+    assert RunFolder("photographs").is_folder
+    assert (RunFolder("photographs").path / "config.json").samefile("photographs/config.json")
 
 
-def test_where_results_go(others, tmp_path):
-    assert str(find_results_folder("runs/mine", None, "pictures")) == "runs/mine/pictures"
-    assert str(find_results_folder("photographs", None, "pictures")) == "pictures"
-    assert str(find_results_folder("hf://ada/faces", tmp_path, "pictures")) == str(tmp_path)
-
-
-def test_from_preset_as_keras_users_expect(others):
+def test_from_preset_loads_bundled_weights(others):
     with_weights = tfdecouple.DecoupledModel.from_preset("photographs")
     assert hash_weights(with_weights) == hash_weights(tfdecouple.load_pretrained("photographs"))
     without = tfdecouple.DecoupledModel.from_preset("photographs", load_weights=False)
@@ -150,16 +143,16 @@ class TestTrained:
 
     @pytest.fixture(scope="class")
     def source(self):
-        return open_source(load_config("photographs").data, (64, 64, 3))
+        return open_source(RunFolder("photographs").read_config().data, (64, 64, 3))
 
     def test_bits_per_dim_of_the_sample_photographs_are_those_of_the_docs(self, run, traced, tmp_path):
         assert main(["evaluate", "--run", str(run), "--out", str(tmp_path)]) == 0
         found = json.loads((tmp_path / "bits_per_dim-test.json").read_text())
-        assert found["images"] == 1000 and found["step"] == read_summary("photographs")["best_step"]
+        assert found["images"] == 1000 and found["step"] == RunFolder("photographs").read_summary()["best_step"]
         assert f"{found['bits_per_dim']:.2f} bits/dim" in (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
 
     @pytest.mark.parametrize(("size", "every"), [(50, 2), (1, 50), (3, 25)])
-    def test_crops_come_back(self, model, source, traced, size, every):
+    def test_bundled_weights_decode_crops_exactly(self, model, source, traced, size, every):
         crops = load_images(source, "test", 1000)[0][size % every :: every]
         crops = crops[: len(crops) // size * size]
         batches = np.split(crops, len(crops) // size)
@@ -170,7 +163,7 @@ class TestTrained:
         z, v = (np.concatenate(parts)[: 2 * size] for parts in zip(*codes, strict=True))
         np.testing.assert_array_equal(model.decode(z, v), crops[: 2 * size])
 
-    def test_outliers_are_told_and_likelihood_alone_misleads(self, run, traced, tmp_path):
+    def test_bundled_weights_detect_outliers_better_than_likelihood(self, run, traced, tmp_path):
         arguments = ["--run", run, "--images", "100", "--batch-size", "50", "--out", tmp_path]
         assert main(["evaluate", *map(str, arguments), "--outliers", "noise", "constant"]) == 0
         kinds = json.loads((tmp_path / "outliers-test.json").read_text())["outliers"]

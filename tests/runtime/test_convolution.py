@@ -1,24 +1,13 @@
-"""Tests of tfdecouple.runtime.convolution: whatever is packed or swapped, it is the convolution and its gradients."""
-
-from __future__ import annotations
+"""Tests that `convolve`, whatever way is chosen, equals the convolution and its gradients."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdecouple.runtime import convolution, devices
+from tfdecouple.runtime import convolution
 from tfdecouple.runtime.convolution import convolve
 
 SMALL, WIDE = 3, 20
-LANES = convolution.get_vector_size
-
-
-@pytest.fixture(autouse=True, scope="module")
-def of_sixteen_channels():
-    """Whatever processor runs the tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convolution, "get_vector_size", lambda: 16)
-        yield
 
 
 def maps(*shape, seed=0):
@@ -49,16 +38,17 @@ def operations(function, x, kernel):
     def run(x, kernel):
         return with_gradients(function, x, kernel, tf.ones([*tf.unstack(tf.shape(x))[:-1], kernel.shape[-1]], x.dtype))
 
-    found = {}
+    results = {}
     for operation in tf.function(run, autograph=False).get_concrete_function(x, kernel).graph.get_operations():
-        found.setdefault(operation.type, []).append(operation)
-    return found
+        results.setdefault(operation.type, []).append(operation)
+    return results
 
 
-@pytest.mark.parametrize("inputs", [1, 8, *(pytest.param(count, marks=pytest.mark.slow) for count in (2, 3, 24, 64))])
-def test_is_the_convolution_and_its_gradients_in_every_shape(inputs, monkeypatch):
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("inputs", [1, 36, *(pytest.param(count, marks=pytest.mark.slow) for count in (2, 3, 24, 64))])
+def test_convolve_equals_the_convolution_and_its_gradients_in_every_shape(inputs, onednn, monkeypatch):
     """The kernels of TensorFlow's library have read beyond their maps: free memory is NaN here."""
-    monkeypatch.setattr(convolution, "get_vector_size", LANES)
+    monkeypatch.setattr(convolution, "is_onednn_on", lambda: onednn)
     wrong = []
     for outputs in (*range(1, 10), 12, 15, 16, 17, 24, 48):
         for height, width in ((2, 2), (3, 4), (2, 7), (1, 12), (2, 16), (1, 18)):
@@ -66,47 +56,42 @@ def test_is_the_convolution_and_its_gradients_in_every_shape(inputs, monkeypatch
             given = [tf.cast(maps(*shape, seed=seed), tf.float32) for seed, shape in enumerate(shapes)]
             expected = with_gradients(plain, *[tf.cast(value, tf.float64) for value in given])
             spoil_free_memory()
-            found = with_gradients(convolve, *given)
-            for name, value, right in zip(("value", "input", "kernel"), found, expected, strict=True):
+            results = with_gradients(convolve, *given)
+            for name, value, right in zip(("value", "input", "kernel"), results, expected, strict=True):
                 # Written so that NaN is wrong.
                 if not np.abs(np.asarray(value) - right).max() <= 1e-5 * np.abs(right).max():
                     wrong.append((name, outputs, height, width))
     assert not wrong
 
 
-class TestPacking:
-    @pytest.mark.parametrize(
-        ("outputs", "width", "step"), [(2, 16, 8), (2, 12, 6), (5, 8, 2), (5, 9, 3), (8, 8, 2), (8, 7, 1), (9, 8, 1)]
-    )
-    def test_neighbours_share_a_vector_as_far_as_they_fit_and_divide_the_row(self, outputs, width, step):
-        found = operations(convolve, maps(2, 4, width, 24), maps(3, 3, 24, outputs))
-        (forward,) = found["Conv2D"]
-        assert forward.get_attr("strides") == [1, 1, step, 1]
-        assert forward.inputs[1].shape[-1] == step * outputs
+@pytest.mark.parametrize("onednn", [True, False])
+class TestChoice:
+    def test_few_outputs_of_many_inputs_are_a_matrix_product(self, onednn, monkeypatch):
+        monkeypatch.setattr(convolution, "is_onednn_on", lambda: onednn)
+        least = convolution._LEAST_RATIO[onednn] * SMALL
+        for inputs, is_product in ((least - 1, False), (least, True)):
+            graph = operations(convolve, maps(2, 4, 4, inputs), maps(3, 3, inputs, SMALL))
+            assert ("MatMul" in graph) == is_product
 
-    def test_images_of_unknown_size_and_a_gpu_get_the_operations_of_tensorflow(self, monkeypatch):
+    def test_the_kernel_gradient_has_at_least_as_many_outputs_as_inputs(self, onednn, monkeypatch):
+        monkeypatch.setattr(convolution, "is_onednn_on", lambda: onednn)
+        for inputs, outputs in ((SMALL, WIDE), (WIDE, SMALL)):
+            (gradient,) = operations(convolve, maps(2, 4, 4, inputs), maps(3, 3, inputs, outputs))[
+                "Conv2DBackpropFilter"
+            ]
+            assert gradient.outputs[0].shape == [3, 3, SMALL, WIDE]
+
+    def test_images_of_unknown_size_and_a_gpu_get_the_operations_of_tensorflow(self, onednn, monkeypatch):
+        monkeypatch.setattr(convolution, "is_onednn_on", lambda: onednn)
         kernel = maps(3, 3, WIDE, SMALL)
 
         def is_plain(x):
-            found = operations(convolve, x, kernel)
-            (forward,), (backward,) = found["Conv2D"], found["Conv2DBackpropFilter"]
-            return forward.get_attr("strides") == [1, 1, 1, 1] and backward.outputs[0].shape == kernel.shape
+            graph = operations(convolve, x, kernel)
+            (gradient,) = graph["Conv2DBackpropFilter"]
+            return "Conv2DBackpropInput" in graph and gradient.outputs[0].shape == kernel.shape
 
         assert not is_plain(maps(2, 4, 4, WIDE))
         assert not is_plain(tf.TensorSpec([None, 4, 4, WIDE], kernel.dtype))
         assert is_plain(tf.TensorSpec([2, None, None, WIDE], kernel.dtype))
         monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["/GPU:0"] if kind == "GPU" else [])
         assert is_plain(maps(2, 4, 4, WIDE))
-
-
-@pytest.mark.parametrize(
-    ("described", "lanes"), [("flags : avx2 avx512f avx512_bf16 amx_bf16", 16), ("flags : avx2", 8), (None, 8)]
-)
-def test_vectors_are_those_of_the_processor(described, lanes, tmp_path, monkeypatch):
-    file = tmp_path / "cpuinfo"
-    if described is not None:
-        file.write_text(described, encoding="utf-8")
-    monkeypatch.setattr(devices, "_CPUINFO", file)
-    devices.read_cpuinfo.cache_clear()
-    assert LANES() == lanes
-    devices.read_cpuinfo.cache_clear()

@@ -1,24 +1,148 @@
-"""What can be known of a GPU without one: from the kernels that TensorFlow registers follow copies and waits."""
+"""Where TensorFlow would run the model on a machine with a GPU, by the kernels that TensorFlow registers."""
 
-from __future__ import annotations
-
+import functools
 import re
+from typing import Any, NamedTuple
 
 import pytest
 import tensorflow as tf
-from helpers.gpu_placement import GPU, place_on_gpu
 from helpers.trainers import BATCH, Trainer
 from helpers.variants import OF_CLASSES, STAGES, VARIANTS
+from tensorflow.python.framework import kernels, op_def_registry
 
 from tfdecouple.config import MEMORY, PRECISIONS
 from tfdecouple.layers import Coupling
+from tfdecouple.layers.base import read_weights, substitute_weights
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
-from tfdecouple.runtime.execution import read_layer_weights, substitute_weights
+
+# The logical device that stands for the GPU in explicit placements, as of a strategy. CPU:0 is the CPU.
+GPU = "CPU:1"
+# TensorFlow looks for a kernel of the first type, and then for one that fits every kind of device.
+_KERNEL_TYPES = ("GPU", "DEFAULT")
+# Tensors of these types are handles, which are always in the host's memory.
+_HANDLES = (tf.resource, tf.variant, tf.string)
+# Operations whose GPU kernels complete only after the host has read a status, or a size, from the GPU.
+_COMPLETED_BY_HOST = {"LogMatrixDeterminant", "MatrixDeterminant", "MatrixInverse", "Cholesky", "Svd", "Where"}
+
+
+class Placement(NamedTuple):
+    """What a traced function would do on a machine with a GPU: dicts from a description to a place in the function.
+
+    `downloads` (for which the host waits) and `uploads` are copies, described as "MAKER -> USER". `waiting` are
+    operations that complete on the host, and `on_cpu` operations on floats without a GPU kernel.
+    """
+
+    downloads: dict[str, str]
+    uploads: dict[str, str]
+    waiting: dict[str, str]
+    on_cpu: dict[str, str]
+
+
+def place_on_gpu(traced: tf.types.experimental.ConcreteFunction) -> Placement:
+    """Returns the `Placement` of a traced function and of all functions that it calls, each counted once."""
+    library = {function.signature.name: function for function in traced.graph.as_graph_def().library.function}
+    placement, definitions = Placement({}, {}, {}, {}), [traced.function_def]
+    nodes = [node for definition in [*definitions, *library.values()] for node in definition.node_def]
+    conditions = {node.attr["cond"].func.name for node in nodes if node.op in ("While", "StatelessWhile")}
+    while definitions:
+        definition = definitions.pop()
+        _place_function(definition, placement, definition.signature.name in conditions)
+        called = {name for node in definition.node_def for name in _list_functions(node)}
+        definitions += [library.pop(name) for name in called if name in library]
+    return placement
+
+
+def _place_function(definition: Any, placement: Placement, is_condition: bool) -> None:
+    """Adds the operations of a traced function (a `FunctionDef`), possibly a loop's condition, to `placement`."""
+    # {tensor: (type of the operation that makes it, whether it is in the GPU's memory)}.
+    made = {arg.name: ("argument", _is_passed_on_gpu(tf.as_dtype(arg.type))) for arg in definition.signature.input_arg}
+    placed = [(node, _find_gpu_kernel(node)) for node in definition.node_def]
+    for node, kernel in placed:
+        for arg, position, dtype in _list_arguments(node, "output_arg"):
+            made[f"{node.name}:{arg}:{position}"] = node.op, _is_in_gpu_memory(node, arg, dtype, kernel)
+
+    def record(source: str, user: str, is_used_on_gpu: bool, dtype: tf.DType, where: str) -> None:
+        maker, is_on_gpu = made[source]
+        if is_on_gpu != is_used_on_gpu and dtype not in _HANDLES:
+            (placement.downloads if is_on_gpu else placement.uploads)[f"{maker} -> {user}"] = where
+
+    for node, kernel in placed:
+        where, inputs = f"{definition.signature.name}/{node.name}", _list_arguments(node, "input_arg")
+        dtypes = {dtype for _, _, dtype in [*inputs, *_list_arguments(node, "output_arg")]}
+        if kernel is None and "CPU:0" not in node.device and any(dtype.is_floating for dtype in dtypes):
+            placement.on_cpu[f"{node.op} {', '.join(sorted(dtype.name for dtype in dtypes))}"] = where
+        if node.op in _COMPLETED_BY_HOST:
+            placement.waiting[node.op] = where
+        for source, (arg, _, dtype) in zip(node.input, inputs, strict=False):
+            record(source, node.op, _is_in_gpu_memory(node, arg, dtype, kernel), dtype, where)
+    for arg in definition.signature.output_arg:
+        dtype = tf.as_dtype(arg.type)
+        # The host decides whether a loop goes on.
+        is_used_on_gpu = _is_passed_on_gpu(dtype) and not is_condition
+        record(definition.ret[arg.name], "result", is_used_on_gpu, dtype, definition.signature.name)
+
+
+def _list_arguments(node: Any, kind: str) -> list[tuple[str, int, tf.DType]]:
+    """Returns [(name, index, dtype)] of all tensors of a node's inputs ("input_arg") or outputs ("output_arg")."""
+    found: list[tuple[str, int, tf.DType]] = []
+    for arg in getattr(op_def_registry.get(node.op), kind):
+        if arg.type_list_attr:
+            types = list(node.attr[arg.type_list_attr].list.type)
+        else:
+            types = [node.attr[arg.type_attr].type if arg.type_attr else arg.type]
+            types *= node.attr[arg.number_attr].i if arg.number_attr else 1
+        found += [(arg.name, index, tf.as_dtype(one)) for index, one in enumerate(types)]
+    return found
+
+
+def _is_passed_on_gpu(dtype: tf.DType) -> bool:
+    """Returns whether functions take and return tensors of `dtype` in the GPU's memory: all but int32."""
+    return dtype not in (tf.int32, *_HANDLES)
+
+
+def _is_in_gpu_memory(node: Any, arg: str, dtype: tf.DType, kernel: Any) -> bool:
+    """Returns whether the input or output `arg` of a node that runs with `kernel` (None: on the CPU) is on the GPU."""
+    if kernel is None or dtype in _HANDLES:
+        return False
+    return arg not in kernel.host_memory_arg and (_is_passed_on_gpu(dtype) or not _list_functions(node))
+
+
+def _find_gpu_kernel(node: Any) -> Any:
+    """Returns the registration of the kernel that a GPU would run a node with; None where the CPU runs the node."""
+    if "CPU:0" in node.device:
+        return None
+    types = {name: value.type for name, value in sorted(node.attr.items()) if value.type}
+    if any(dtype == tf.resource for _, _, dtype in _list_arguments(node, "input_arg")):
+        # An operation on a variable runs where the variable is.
+        variable = types.get("dtype", types.get("T", 0))
+        if variable and _match_kernel("VarHandleOp", (("dtype", variable),)) is None:
+            return None
+    return _match_kernel(node.op, tuple(types.items()))
+
+
+@functools.cache
+def _match_kernel(op: str, attributes: tuple[tuple[str, int], ...]) -> Any:
+    """Returns the registration of the GPU kernel of an operation with these types by attribute, or None."""
+    types = dict(attributes)
+    registered = kernels.get_registered_kernels_for_op(op).kernel
+    for kind in _KERNEL_TYPES:
+        for kernel in registered:
+            limits = [limit for limit in kernel.constraint if limit.name in types]
+            fits = all(types[limit.name] in limit.allowed_values.list.type for limit in limits)
+            if kernel.device_type == kind and not kernel.label and fits:
+                return kernel
+    return None
+
+
+def _list_functions(node: Any) -> list[str]:
+    """Returns the names of the functions that a node calls."""
+    functions = [function for value in node.attr.values() for function in [value.func, *value.list.func]]
+    return [function.name for function in functions if function.name]
+
 
 # Copies from the host to the GPU, for which nothing waits, and the reason for each. None grows with the images.
 UPLOADS = {
-    "StatelessRandomGetKeyCounter -> StatelessRandomNormalV2": "key and counter of a draw",
-    "StatelessRandomGetKeyCounter -> StatelessRandomUniformV2": "key and counter of a draw",
+    **{f"StatelessRandomGetKeyCounter -> StatelessRandom{kind}V2": "key of a draw" for kind in ("Normal", "Uniform")},
     "StatelessRandomGetKeyCounter -> StridedSlice": "the counter of a draw that begins in the middle",
     "StridedSlice -> Cast": "a hash of the seed, for noise by index",
     "Const -> Cast": "the count of images",
@@ -42,13 +166,13 @@ MODELS = {
 }
 # Options of training that change images and gradients.
 AUGMENTED = {"noise": 1.0, "noise_steps": 10, "patterns": 0.1, "clip_norm": 1.0, "kl_warmup_steps": 5}
-SCALAR, WHOLE = tf.TensorSpec([]), tf.TensorSpec([], tf.int32)
+SCALAR, WHOLE, WHOLE_PAIR = tf.TensorSpec([]), tf.TensorSpec([], tf.int32), tf.TensorSpec([2], tf.int32)
 
 
 @pytest.fixture
 def gpu(monkeypatch):
     """Makes the code take its branches for a GPU; a logical CPU device stands for the GPU."""
-    (device,) = (each for each in tf.config.list_logical_devices("CPU") if each.name.endswith(GPU))
+    (device,) = (cpu for cpu in tf.config.list_logical_devices("CPU") if cpu.name.endswith(GPU))
     before = tf.config.experimental.tensor_float_32_execution_enabled()
     # Traces that can later run in TF32 would warn.
     tf.config.experimental.enable_tensor_float_32_execution(False)
@@ -109,16 +233,16 @@ def assert_stays_on_gpu(traced_functions):
 class TestOnGpu:
     @pytest.mark.parametrize("memory", MEMORY)
     @pytest.mark.parametrize("precision", PRECISIONS)
-    def test_training_step_waits_for_determinants_and_inverses_only(self, precision, memory):
+    def test_training_step_of_each_precision_and_memory_mode_waits_only_for_determinants(self, precision, memory):
         assert_stays_on_gpu(trace_step(Trainer(devices=None, model=STAGES, precision=precision, memory=memory)))
 
     @pytest.mark.parametrize("name", MODELS)
-    def test_every_kind_of_model_waits_for_determinants_and_inverses_only(self, name):
+    def test_training_and_inference_of_each_kind_of_model_wait_only_for_determinants(self, name):
         trainer = Trainer(devices=None, model=MODELS[name], **AUGMENTED)
         assert_stays_on_gpu([*trace_step(trainer), *trace_inference(trainer)])
 
     @pytest.mark.parametrize("name", ["labels", "dequantization"])
-    def test_micro_batches_wait_for_determinants_and_inverses_only(self, name):
+    def test_micro_batches_wait_only_for_determinants(self, name):
         assert_stays_on_gpu(trace_step(Trainer(devices=None, model=MODELS[name], micro_batches=2, **AUGMENTED)))
 
 
@@ -126,7 +250,7 @@ def lower_products():
     """Returns the lines of the StableHLO for a GPU with the products of a coupling and of its gradients."""
     layer = Coupling(hidden=4, condition_size=3, alpha=0.8)
     layer.build((None, 4, 4, 4), (None, 3))
-    weights = read_layer_weights(layer)
+    weights = read_weights(layer)
 
     def compute_gradients(x, z, *values):
         with substitute_weights(zip(layer.variables, values, strict=True)), tf.GradientTape() as tape:
@@ -144,7 +268,7 @@ def lower_products():
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.filterwarnings("ignore:this function calls tfdecouple:RuntimeWarning")
 @pytest.mark.parametrize(("is_on", "asked"), [(False, "HIGHEST"), (True, "DEFAULT")])
-def test_xla_is_asked_for_full_precision_of_a_coupling_unless_tf32_is_on(is_on, asked):
+def test_xla_computes_a_coupling_in_full_precision_unless_tf32_is_on(is_on, asked):
     tf.config.experimental.enable_tensor_float_32_execution(is_on)
     products = lower_products()
     # Four products, the 3x3 convolutions, the 1x1 convolution and that of z, and two gradients of each.
@@ -152,49 +276,27 @@ def test_xla_is_asked_for_full_precision_of_a_coupling_unless_tf32_is_on(is_on, 
     assert {name for line in products for name in re.findall("HIGHEST|HIGH|DEFAULT", line)} == {asked}
 
 
-def place(function, *inputs):
-    """Returns the `Placement` of a function, traced with `inputs` inside another function."""
+def halve_in_loop(x):
+    return tf.while_loop(lambda x: tf.reduce_max(x) > 1, lambda x: [x / 2], [x])
+
+
+@pytest.mark.parametrize(
+    ("function", "spec", "kind", "description"),
+    [
+        (lambda x: tf.nn.fractional_avg_pool(x, [1, 2, 2, 1])[0], tf.TensorSpec([1, 4, 4, 1]), "on_cpu", "Fractional"),
+        (tf.math.digamma, tf.TensorSpec([2], tf.bfloat16), "on_cpu", "Digamma"),
+        (lambda x: tf.random.experimental.stateless_fold_in(x, 1), WHOLE_PAIR, "downloads", "-> Pack"),
+        (halve_in_loop, tf.TensorSpec([3]), "downloads", "Identity -> result"),
+        (
+            lambda x: tf.cond(tf.reduce_max(x) > 1, lambda: x, lambda: -x),
+            tf.TensorSpec([3]),
+            "downloads",
+            "StatelessIf",
+        ),
+        (tf.linalg.inv, tf.TensorSpec([3, 3]), "waiting", "MatrixInverse"),
+    ],
+)
+def test_placement_finds_copies_and_waits(function, spec, kind, description):
     inner = tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
-    return place_on_gpu(tf.function(lambda *given: inner(*given)).get_concrete_function(*inputs))
-
-
-class TestPlacement:
-    """The helper finds what the tests above exclude."""
-
-    def test_finds_an_operation_without_a_gpu_kernel(self):
-        found = place(lambda x: tf.nn.fractional_avg_pool(x, [1, 2, 2, 1])[0], tf.TensorSpec([1, 4, 4, 1]))
-        assert list(found.on_cpu) == ["FractionalAvgPool float32, int64"]
-        assert "argument -> FractionalAvgPool" in found.downloads
-
-    def test_tells_dtypes_apart(self):
-        def convolve(x):
-            return tf.nn.conv2d(x, tf.ones([1, 1, 3, 3], x.dtype), 1, "SAME")
-
-        kinds = {dtype: place(convolve, tf.TensorSpec([1, 4, 4, 3], dtype)).on_cpu for dtype in (tf.float32, tf.int32)}
-        assert kinds == {tf.float32: {}, tf.int32: {}}
-        assert place(tf.math.digamma, tf.TensorSpec([2], tf.bfloat16)).on_cpu
-
-    def test_finds_a_seed_that_is_drawn_on_the_gpu(self):
-        found = place(lambda seed: tf.random.experimental.stateless_fold_in(seed, 1), tf.TensorSpec([2], tf.int32))
-        assert list(found.downloads) == ["StatelessRandomUniformFullIntV2 -> Pack"]
-
-    def test_finds_the_condition_of_a_loop(self):
-        def halve(x):
-            return tf.while_loop(lambda x: tf.reduce_max(x) > 1, lambda x: [x / 2], [x])
-
-        assert list(place(halve, tf.TensorSpec([3])).downloads) == ["Identity -> result"]
-
-    def test_finds_the_condition_of_a_branch(self):
-        def halve(x):
-            return tf.cond(tf.reduce_max(x) > 1, lambda: x / 2, lambda: x)
-
-        assert list(place(halve, tf.TensorSpec([3])).downloads) == ["Greater -> StatelessIf"]
-
-    def test_finds_large_indices_made_by_the_host(self):
-        def choose(x):
-            return tf.where(tf.range(8) // 2 % 2 > 0, x, 0.0)
-
-        assert place(choose, tf.TensorSpec([8])).uploads
-
-    def test_finds_operations_that_complete_on_the_host(self):
-        assert list(place(tf.linalg.inv, tf.TensorSpec([3, 3])).waiting) == ["MatrixInverse"]
+    placement = place_on_gpu(tf.function(lambda x: inner(x)).get_concrete_function(spec))
+    assert any(description in found for found in getattr(placement, kind))

@@ -49,7 +49,7 @@ def run(arguments, instructions):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("instructions", SETS)
-def test_passes_without_newer_instructions(instructions, forked):
+def test_numeric_tests_pass_without_newer_instructions(instructions, forked):
     try:
         flags = set(pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     except OSError:

@@ -1,4 +1,4 @@
-"""How far work is: what is said, and when."""
+"""Tests of the display of progress and of the time left."""
 
 import io
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ def clock(monkeypatch):
 
 
 class TestCounter:
-    def test_plain_lines_come_after_some_seconds_and_not_too_often(self, clock):
+    def test_progress_lines_begin_after_some_seconds_and_are_rare(self, clock):
         file = io.StringIO()
         with Counter("counting", 50, file) as counter:
             for done, clock.now in [(10, 104), (20, 106), (30, 115), (40, 122), (50, 123)]:
@@ -33,7 +33,7 @@ class TestCounter:
             "counting: 40 of 50 images, 1.67 images/s, 6 s left",
         ]
 
-    def test_what_came_before_is_not_of_this_speed(self, clock):
+    def test_progress_speed_ignores_images_of_an_earlier_run(self, clock):
         file = io.StringIO()
         with Counter("counting", 100_000, file, before=50_000) as counter:
             for done, clock.now in [(50_100, 190), (50_250, 205)]:
@@ -43,7 +43,7 @@ class TestCounter:
             "counting: 50250 of 100000 images, 10 images/s, 1 h 23 min left",
         ]
 
-    def test_terminal_gets_a_bar_that_goes_away(self):
+    def test_progress_bar_of_a_terminal_leaves_no_line(self):
         file = Terminal()
         with Counter("counting", 50, file) as counter:
             counter(20)

@@ -1,4 +1,4 @@
-"""Packages that only an extra brings: a line that names it, whatever is asked for."""
+"""Tests that a missing optional package is named together with the extra that installs it."""
 
 import importlib.util
 
@@ -18,21 +18,14 @@ def bare(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else find(name))
 
 
-def test_commands_name_the_extra_before_they_begin(bare, capsys):
+def test_command_names_the_missing_extra_before_it_begins(bare, capsys):
     line = refused(capsys, lambda: export_main(["--run", "runs/x", "--to", "y"]))
     assert "the export needs onnx, which is missing: pip install 'tfdecouple[export]'" in line
     line = refused(capsys, lambda: main(["encode", "--run", "x", "--out", "y", "--format", "parquet"]))
     assert "--format parquet needs pyarrow, which is missing: pip install 'tfdecouple[parquet]'" in line
 
 
-def test_metrics_that_draw_name_it_before_anything_is_measured(bare, tiny_run, tmp_path, capsys):
-    arguments = ["evaluate", "--run", str(tiny_run), "--out", str(tmp_path / "out"), "--outliers", "noise"]
-    line = refused(capsys, lambda: main(arguments))
-    assert "--outliers needs matplotlib, which is missing: pip install 'tfdecouple[plots]'" in line
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_package_that_an_import_does_not_find(capsys):
+def test_failed_import_of_an_optional_package_names_its_extra(capsys):
     def draw():
         raise ModuleNotFoundError("No module named 'matplotlib.axes'", name="matplotlib.axes")
 

@@ -1,6 +1,4 @@
-"""Tests of a batch in shards side by side: the same numbers as in one, wherever the flow and the encoder run."""
-
-from __future__ import annotations
+"""Tests that a batch divided into shards gives the numbers of a whole batch."""
 
 import random
 
@@ -9,8 +7,11 @@ import pytest
 import tensorflow as tf
 from helpers.models import SMALL, give_effect, random_images
 
+from tfdecouple.layers import InvertibleLayer
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runtime import execution
+from tfdecouple.runtime import execution, run_mode
+from tfdecouple.runtime.execution import Execution
+from tfdecouple.runtime.run_mode import RunMode
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def in_shards(monkeypatch):
     """Sets the number of shards, as `tf.config.threading` sets it in a program."""
 
     def set_shards(count):
-        monkeypatch.setattr(execution, "count_shards", lambda: count)
+        monkeypatch.setattr(run_mode, "count_shards", lambda: count)
 
     return set_shards
 
@@ -35,34 +36,44 @@ class TestHowMany:
     @pytest.mark.parametrize(
         ("images", "count", "expected"), [(1, 2, False), (2, 2, True), (3, 2, True), (8, 1, False)]
     )
-    def test_each_shard_needs_an_image(self, in_shards, images, count, expected):
+    def test_a_batch_is_split_only_if_each_shard_gets_an_image(self, in_shards, images, count, expected):
         in_shards(count)
-        assert execution.is_sharded(tf.zeros([images, 2, 2, 3])) is expected
+        for mode in (RunMode(), RunMode(shards=count)):
+            assert mode.count_parts(tf.zeros([images, 2, 2, 3])) == (count if expected else 1)
         # Vectors, as those of the prior, are soon done.
-        assert not execution.is_sharded(tf.zeros([images, 2]))
+        assert RunMode().count_parts(tf.zeros([images, 2])) == 1
 
 
-class TestShards:
-    @pytest.mark.parametrize("known", [True, False])
-    @pytest.mark.parametrize(("images", "sizes"), [(6, [3, 3]), (5, [2, 3]), (2, [1, 1])])
-    def test_together_are_the_batch_in_order(self, images, sizes, known):
-        x = tf.reshape(tf.range(images * 4, dtype=tf.float32), [images, 4])
-        seen = []
+class Doubling(InvertibleLayer):
+    """Twice the input plus the condition; notes the number of images in each part."""
 
-        def transformation(x, condition):
-            seen.append(x.shape[0])
-            return 2 * x + condition, tf.reduce_sum(x, 1)
+    def __init__(self):
+        super().__init__()
+        self.seen = []
 
-        shape = [images if known else None, 4]
+    def _forward(self, x, condition):
+        self.seen.append(x.shape[0])
+        return 2 * x + condition[:, None, None], tf.reduce_sum(x, [1, 2, 3])
 
-        @tf.function(input_signature=[tf.TensorSpec(shape)] * 2)
-        def run(x, condition):
-            return execution.run_in_shards(transformation, 2, False, x, condition)
 
-        y, log_det = run(x, x + 1)
-        np.testing.assert_array_equal(y, 3 * x + 1)
-        np.testing.assert_array_equal(log_det, tf.reduce_sum(x, 1))
-        assert seen == (sizes if known else [None, None])
+@pytest.mark.parametrize(("images", "sizes"), [(6, [3, 3]), (5, [2, 3]), (2, [1, 1]), (None, [None])])
+def test_parts_of_a_batch_are_run_one_by_one_and_joined_in_order(images, sizes):
+    count = images or 4
+    x = tf.reshape(tf.range(count * 16, dtype=tf.float32), [count, 2, 2, 4])
+    z, layer = tf.reshape(tf.range(count * 4, dtype=tf.float32), [count, 4]), Doubling()
+    layer.build(x.shape, z.shape)
+    Execution(layer)
+
+    @tf.function(input_signature=[tf.TensorSpec([images, *x.shape[1:]]), tf.TensorSpec([images, 4])])
+    def run(x, z):
+        with RunMode(shards=2).apply():
+            return layer.forward_and_log_det(x, z)
+
+    y, log_det = run(x, z)
+    np.testing.assert_array_equal(y, 2 * x + z[:, None, None])
+    np.testing.assert_array_equal(log_det, tf.reduce_sum(x, [1, 2, 3]))
+    # Parts of equal size share a trace; the second of two sizes is traced for any size.
+    assert layer.seen in ([sizes[0]], [sizes[0], None])
 
 
 @pytest.fixture
@@ -71,7 +82,7 @@ def own_cache(monkeypatch):
 
     def set_cache(size, threads=1):
         monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: threads)
-        monkeypatch.setattr(execution, "_CACHE_BYTES", size)
+        monkeypatch.setattr(run_mode, "_CACHE_BYTES", size)
 
     return set_cache
 
@@ -81,7 +92,7 @@ def own_cache(monkeypatch):
     [(0.5, 1, [1] * 5), (2.9, 1, [2, 2, 1]), (3, 1, [3, 2]), (5, 1, [5]), (0.5, 2, [5])],
 )
 @pytest.mark.parametrize("has_condition", [False, True])
-def test_as_many_images_at_a_time_as_have_a_map_in_the_cache_of_their_own_core(
+def test_as_many_images_run_at_once_as_fit_into_the_cache_of_a_core(
     own_cache, images, threads, expected, has_condition
 ):
     own_cache(int(images * 4 * 2 * 8 * 4), threads)
@@ -94,28 +105,18 @@ def test_as_many_images_at_a_time_as_have_a_map_in_the_cache_of_their_own_core(
     x, condition = tf.random.stateless_normal([5, 4, 2, 3], [0, 1]), None
     if has_condition:
         condition = tf.random.stateless_normal([5, 3], [0, 2])
-    found = execution.run_in_slices(double, x, condition, tf.ones([8]))
+    found = run_mode.run_in_slices(double, x, condition, tf.ones([8]))
     assert seen == expected
     np.testing.assert_array_equal(found, double(x, condition, None))
 
 
 class TestModel:
-    def test_evaluates_in_turns_as_in_one(self, model, own_cache, eager):
-        images = random_images(5)
-        whole, bound = model.encode(images), model.elbo(images, seed=0)
-        own_cache(2**10)
-        codes = model.encode(images)
-        for found, expected in zip(codes, whole, strict=True):
-            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(model.elbo(images, seed=0).bits_per_dim, bound.bits_per_dim, rtol=1e-5)
-        np.testing.assert_array_equal(model.decode(*codes), images)
-
-    @pytest.mark.parametrize("images", [1, 2, 3, 4, 7])
-    def test_decodes_what_it_encoded_whichever_of_the_two_was_in_shards(
+    @pytest.mark.parametrize("images", [1, 2, 7])
+    def test_model_decodes_exactly_with_any_shards_of_encoding_and_decoding(
         self, model, in_shards, eager, monkeypatch, images
     ):
         # Eagerly, since a trace keeps the shards that it was made with.
-        counts, split_batch = set(), execution._split_batch
+        counts, split_batch = set(), run_mode.split_into_parts
 
         def split(x, shards):
             counts.add(shards)
@@ -127,7 +128,8 @@ class TestModel:
             counts.clear()
             return found
 
-        monkeypatch.setattr(execution, "_split_batch", split)
+        monkeypatch.setattr(run_mode, "split_into_parts", split)
+        monkeypatch.setattr(execution, "split_into_parts", split)
         batch = random_images(images, seed=images)
         for encoding, decoding in ((2, 2), (1, 2), (3, 1)):
             in_shards(encoding)
@@ -137,7 +139,7 @@ class TestModel:
             np.testing.assert_array_equal(model.decode(*codes), batch)
             assert used(decoding)
 
-    def test_bound_and_gradients_are_those_of_one(self, model, in_shards, eager):
+    def test_elbo_and_gradients_of_two_shards_equal_those_of_one(self, model, in_shards, eager):
         images, z_noise = random_images(4), tf.random.stateless_normal([4, SMALL.latent_dim], [0, 1])
         u_noise = tf.random.stateless_uniform([4, 8, 8, 3], [0, 2])
         weights = [variable.value for variable in model.trainable_variables]

@@ -1,15 +1,16 @@
 """Tests of the private parts of TensorFlow that the package uses: each does what the package needs."""
 
-from __future__ import annotations
-
 import inspect
+import os
+import subprocess
+import sys
 
 import pytest
 import tensorflow as tf
-from helpers.places import ROOT
+from helpers.places import PATIENCE, ROOT
 from tensorflow.python.eager import context
 
-from tfdecouple.runtime.tensorflow_internals import (
+from tfdecouple.tensorflow_internals import (
     VARIABLE_VALUE_KEY,
     Trackable,
     is_traced_for_xla,
@@ -18,7 +19,7 @@ from tfdecouple.runtime.tensorflow_internals import (
 )
 
 
-def test_no_tape_records_in_a_pause():
+def test_paused_gradient_tape_records_nothing():
     x = tf.constant(3.0)
     with tf.GradientTape() as tape:
         tape.watch(x)
@@ -29,15 +30,25 @@ def test_no_tape_records_in_a_pause():
     assert tape.gradient(y, x) == 6
 
 
+@pytest.mark.parametrize("chosen", ["0", "1"])
+def test_tensorflow_says_whether_onednn_computes(chosen):
+    program = "import tensorflow; from tfdecouple.tensorflow_internals import is_onednn_on as on; print(on())"
+    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": chosen}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.stdout == f"{chosen == '1'}\n"
+
+
 @pytest.mark.parametrize("jit_compile", [None, True])
-def test_xla_is_known_in_nested_functions(jit_compile):
-    found = []
-    inner = tf.function(lambda x: found.append(is_traced_for_xla()) or x, autograph=False)
+def test_tracing_for_xla_is_recognised_in_nested_functions(jit_compile):
+    results = []
+    inner = tf.function(lambda x: results.append(is_traced_for_xla()) or x, autograph=False)
     tf.function(lambda x: inner(x), autograph=False, jit_compile=jit_compile).get_concrete_function(tf.TensorSpec([]))
-    assert found == [bool(jit_compile)] and not is_traced_for_xla()
+    assert results == [bool(jit_compile)] and not is_traced_for_xla()
 
 
-def test_timeout_reaches_the_coordination_service(monkeypatch):
+def test_worker_timeout_reaches_the_coordination_service(monkeypatch):
     name, option = "configure_coordination_service", "heartbeat_timeout_in_ms"
     assert option in inspect.signature(getattr(context.Context, name)).parameters
     received = []
@@ -48,7 +59,7 @@ def test_timeout_reaches_the_coordination_service(monkeypatch):
     assert received == [{option: 7000}, {}]
 
 
-def test_trackable_is_saved_and_restored_by_a_checkpoint(tmp_path):
+def test_checkpoint_saves_and_restores_a_trackable_like_a_variable(tmp_path):
     class Number(Trackable):
         """A number that a checkpoint holds as it holds a variable."""
 
@@ -69,7 +80,7 @@ def test_trackable_is_saved_and_restored_by_a_checkpoint(tmp_path):
     assert restored.value == 5 and variable.numpy() == 5
 
 
-def test_other_modules_use_no_private_part_of_tensorflow():
+def test_only_one_module_uses_private_parts_of_tensorflow():
     files = [*(ROOT / "tfdecouple").rglob("*.py"), *(ROOT / "export").rglob("*.py")]
-    found = [file.name for file in files if "tensorflow.python" in file.read_text(encoding="utf-8")]
-    assert found == ["tensorflow_internals.py"]
+    results = [file.name for file in files if "tensorflow.python" in file.read_text(encoding="utf-8")]
+    assert results == ["tensorflow_internals.py"]

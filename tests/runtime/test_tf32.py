@@ -1,6 +1,4 @@
-"""Tests of the hold on TensorFlow's switch for TF32."""
-
-from __future__ import annotations
+"""Tests of the contexts that switch TensorFlow's TF32 on and off."""
 
 import threading
 import warnings
@@ -13,8 +11,8 @@ from helpers.places import PATIENCE
 
 from tfdecouple.errors import ExtractorError
 from tfdecouple.metrics import frechet
-from tfdecouple.runtime import precision as tf32
-from tfdecouple.runtime.precision import full_float32, tensor_float_32
+from tfdecouple.numerics import tf32
+from tfdecouple.numerics.tf32 import full_float32, tensor_float_32
 
 enabled = tf.config.experimental.tensor_float_32_execution_enabled
 enable = tf.config.experimental.enable_tensor_float_32_execution
@@ -30,7 +28,7 @@ def default_setting():
 
 class TestFullFloat32:
     @pytest.mark.parametrize("users", [True, False])
-    def test_is_off_inside_and_as_the_user_set_it_outside(self, users):
+    def test_full_float32_turns_tf32_off_inside_and_restores_the_setting(self, users):
         enable(users)
         with full_float32():
             assert not enabled()
@@ -39,7 +37,7 @@ class TestFullFloat32:
             assert not enabled()
         assert enabled() is users
 
-    def test_the_last_of_several_threads_gives_it_back(self):
+    def test_full_float32_of_several_threads_restores_the_setting_last(self):
         first_left = threading.Event()
         second_in = threading.Event()
         seen = []
@@ -60,23 +58,14 @@ class TestFullFloat32:
         assert seen == [False, False] and enabled()
 
 
-class TestTensorFloat32:
-    @pytest.mark.parametrize("users", [True, False])
-    def test_is_on_inside_and_as_the_user_set_it_outside(self, users):
-        enable(users)
-        with tensor_float_32():
-            assert enabled()
-        assert enabled() is users
-
-    def test_yields_to_full_float32(self):
-        enable(False)
-        with tensor_float_32():
-            with full_float32():
-                assert not enabled()
-                with tensor_float_32():
-                    assert not enabled()
-            assert enabled()
-        assert not enabled()
+def test_tensor_float_32_turns_tf32_on_unless_full_float32_is_active():
+    enable(False)
+    with tensor_float_32():
+        assert enabled()
+        with full_float32(), tensor_float_32():
+            assert not enabled()
+        assert enabled()
+    assert not enabled()
 
 
 class TestWarning:
@@ -86,29 +75,29 @@ class TestWarning:
 
     @staticmethod
     def traced(run):
-        """What is said while a function is traced."""
-        with warnings.catch_warnings(record=True) as said:
+        """What is caught while a function is traced."""
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             tf.function(run, autograph=False).get_concrete_function()
-        return [warning for warning in said if "TF32" in str(warning.message)]
+        return [warning for warning in caught if "TF32" in str(warning.message)]
 
-    def test_once_a_trace_in_one_line_at_the_users_own(self, small_model):
+    def test_traced_model_warns_once_in_the_line_of_the_caller(self, small_model):
         def run():
             z, v = small_model.encode(random_images(2, 4))
             return small_model.decode(z, v), small_model.prior.log_prob(z)
 
         for _ in range(2):
-            said = self.traced(run)
-            assert len(said) == 1 and said[0].filename == __file__
-            assert "\n" not in str(said[0].message) and "may lose images" in str(said[0].message)
+            caught = self.traced(run)
+            assert len(caught) == 1 and caught[0].filename == __file__
+            assert "\n" not in str(caught[0].message) and "may lose images" in str(caught[0].message)
 
-    def test_not_where_the_model_is_called_from_outside(self, small_model):
+    def test_model_called_outside_a_trace_does_not_warn(self, small_model):
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
             small_model.decode(*small_model.encode(random_images(7, 4)))
 
 
-def test_onnx_extractors_on_gpus_are_told_to_leave_tf32_alone(monkeypatch, tmp_path):
+def test_onnx_extractor_on_a_gpu_is_opened_without_tf32(monkeypatch, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     opened = []
@@ -125,7 +114,7 @@ def test_onnx_extractors_on_gpus_are_told_to_leave_tf32_alone(monkeypatch, tmp_p
     assert opened == [(both[0], {"use_tf32": "0"}), (both[1], {})]
 
 
-def test_extractors_run_in_full_float32(tmp_path, monkeypatch):
+def test_feature_extractor_runs_in_full_float32(tmp_path, monkeypatch):
     def run(images):
         return np.full([len(images), 1], float(enabled()))
 

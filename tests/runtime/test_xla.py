@@ -1,7 +1,5 @@
 """Tests of what XLA compiles: each kind of layer by itself, with the numbers that TensorFlow computes."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import keras
@@ -16,7 +14,8 @@ from tfdecouple import DecoupledModel
 from tfdecouple.layers import ConditionalWhitening, Sigmoid
 from tfdecouple.networks.flow import FactorOut, FlowStep
 from tfdecouple.networks.prior import PriorStep
-from tfdecouple.runtime.execution import Execution, jit_compiled
+from tfdecouple.runtime.execution import Execution
+from tfdecouple.runtime.run_mode import RunMode
 
 Z = 3
 COUPLINGS = {"hidden": 4, "condition_size": Z}
@@ -49,7 +48,7 @@ def assert_near(found, expected, tolerance=1e-5):
 
 class TestLayers:
     @pytest.mark.parametrize("name", KINDS)
-    def test_loss_and_gradients_are_those_of_tensorflow(self, name):
+    def test_loss_and_gradients_compiled_by_xla_equal_those_of_tensorflow(self, name):
         make, shape, condition = KINDS[name]
         layer, batch = make(), 3
         layer.build((None, *shape), condition and (None, *condition))
@@ -59,14 +58,18 @@ class TestLayers:
         weights = [tf.convert_to_tensor(variable) for variable in layer.trainable_variables]
 
         def loss_and_gradients(on):
-            traces = Execution()
+            Execution(layer)
 
             @tf.function(autograph=False)
             def run(x, weights):
                 mapping = list(zip(layer.trainable_variables, weights, strict=True))
-                with keras.StatelessScope(state_mapping=mapping), jit_compiled(on), tf.GradientTape() as tape:
+                with (
+                    keras.StatelessScope(state_mapping=mapping),
+                    RunMode(jit_compile=on).apply(),
+                    tf.GradientTape() as tape,
+                ):
                     tape.watch([x, weights])
-                    y, log_det = traces.run_layer(layer.forward_and_log_det, x, z)
+                    y, log_det = layer.forward_and_log_det(x, z)
                     loss = tf.reduce_sum(y * tf.sin(y)) - tf.reduce_sum(log_det)
                 return y, log_det, tape.gradient(loss, [x, *weights])
 
@@ -78,7 +81,7 @@ class TestLayers:
 
 
 class TestSwitch:
-    def test_a_kind_is_compiled_once_however_many_layers_there_are(self):
+    def test_each_kind_of_layer_is_compiled_once(self):
         def count(steps):
             flow = DecoupledModel(dataclasses.replace(SMALLEST, steps=steps), jit_compile=True).flow
             run = tf.function(lambda x, z: flow.forward_and_log_det(x, z), autograph=False)
@@ -87,7 +90,7 @@ class TestSwitch:
         assert count((1, 1)) == count((3, 2)) == (2, 0)
 
 
-def test_compiled_model_brings_images_back():
+def test_model_compiled_by_xla_decodes_images_exactly():
     plain, compiled = fresh(SMALLEST), DecoupledModel(SMALLEST, jit_compile=True)
     compiled.set_weights(plain.get_weights())
     given = random_images(3, 4)

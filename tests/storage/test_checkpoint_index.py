@@ -1,25 +1,76 @@
-"""Indices of checkpoints that TensorFlow would end the process for, or read otherwise than they look."""
-
-from __future__ import annotations
+"""Tests that malformed indices of checkpoints are refused before TensorFlow reads them."""
 
 import os
 import shutil
 
 import pytest
 import tensorflow as tf
-from helpers.checkpoint_index import KEY, MAGIC, make_block, make_entry, make_header, make_index, make_table, mask_crc
 from helpers.refusals import message_of
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+from tensorflow.core.protobuf import tensor_bundle_pb2
 
 import tfdecouple
 from tfdecouple.errors import RunError
 from tfdecouple.storage.checkpoint_index import read_index
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 
+KEY = "model/{}/.ATTRIBUTES/VARIABLE_VALUE"
+MAGIC = bytes.fromhex("57fb808b247547db")
+
+
+def varint(value):
+    """Returns an unsigned integer in seven bits a byte, the least significant first."""
+    encoded = b""
+    while value > 127:
+        encoded += bytes([value & 127 | 128])
+        value >>= 7
+    return encoded + bytes([value])
+
+
+def make_block(pairs, restarts=(0,), compression=0):
+    """Returns a block with its type and checksum; `restarts` are the offsets that the block says its keys begin at."""
+    entries = b"".join(varint(0) + varint(len(key)) + varint(len(value)) + key + value for key, value in pairs)
+    block = entries + b"".join(number.to_bytes(4, "little") for number in (*restarts, len(restarts)))
+    block += bytes([compression])
+    return block + masked_crc32c(block).to_bytes(4, "little")
+
+
+def make_table(*blocks, separators):
+    """Returns a table with data `blocks`; the key of each in the index of blocks is one of `separators`."""
+    content, handles = b"", []
+    for block, separator in zip(blocks, separators, strict=True):
+        handles.append((separator, varint(len(content)) + varint(len(block) - 5)))
+        content += block
+    index, empty = make_block(handles), make_block([])
+    places = varint(len(content)) + varint(len(empty) - 5), varint(len(content + empty)) + varint(len(index) - 5)
+    return content + empty + index + b"".join(places).ljust(40, b"\0") + MAGIC
+
+
+def make_entry(dtype=1, shape=(), size=4, **fields):
+    """Returns the entry of a tensor, by default a float32 scalar at the beginning of the data file."""
+    entry = tensor_bundle_pb2.BundleEntryProto(dtype=dtype, size=size, **fields)
+    for dimension in shape:
+        entry.shape.dim.add(size=dimension)
+    return entry.SerializeToString()
+
+
+def make_header(num_shards=1, **fields):
+    """Returns the header of an index, by default of a checkpoint with one data file."""
+    header = tensor_bundle_pb2.BundleHeaderProto(num_shards=num_shards, **fields)
+    header.version.producer = 1
+    return header.SerializeToString()
+
+
+def make_index(entries, header=None):
+    """Returns the index of the tensors `entries` by key, in one block."""
+    pairs = [(b"", make_header() if header is None else header), *sorted(entries.items())]
+    return make_table(make_block(pairs), separators=[b"\xff"])
+
+
 DATA = bytes(range(64))
 A, B, Z = (KEY.format(name).encode() for name in "abz")
-GOOD = make_entry(crc32c=int.from_bytes(mask_crc(DATA[:4]), "little"))
+GOOD = make_entry(crc32c=masked_crc32c(DATA[:4]))
 HEADER = b"", make_header()
-PIECE = {"extent": [{"start": 0, "length": 1}]}
 
 
 @pytest.fixture
@@ -36,32 +87,25 @@ def write_index(folder, content):
 # Tensors that no checkpoint of a run has; at most some of them can be read by TensorFlow.
 TENSORS = {
     "negative dimension": make_entry(shape=[-1]),
-    "255 dimensions": make_entry(shape=[1] * 255),
     "2^62 x 2^62": make_entry(shape=[2**62, 2**62]),
-    "2^62 x 2^62 x 0": make_entry(shape=[2**62, 2**62, 0], size=0),
     "reference": make_entry(dtype=101),
     "unknown type": make_entry(dtype=9999),
-    "no type": make_entry(dtype=0),
     "complex": make_entry(dtype=8, size=8),
     "2^40 strings": make_entry(dtype=7, shape=[2**40], size=64),
-    "2^40 strings of 2^40 bytes": make_entry(dtype=7, shape=[2**40], size=2**40),
     "unknown rank": make_entry() + b"\x12\x02\x18\x01",
-    "in parts": make_entry(shape=[2], size=8, slices=[PIECE]),
+    "in parts": make_entry(shape=[2], size=8, slices=[{"extent": [{"start": 0, "length": 1}]}]),
     "too few bytes": make_entry(shape=[3]),
     "too many bytes": make_entry(size=8),
     "before the file": make_entry(offset=-4),
-    "negative size": make_entry(shape=[1], size=-4),
     "after the file": make_entry(offset=61),
-    "offset of 2^63 - 1": make_entry(offset=2**63 - 1),
     "another data file": make_entry(shard_id=1),
-    "data file -1": make_entry(shard_id=-1),
     "no message": b"\xff",
 }
 
 
 @pytest.mark.parametrize("needed", [True, False], ids=["of the model", "that no model needs"])
 @pytest.mark.parametrize("kind", TENSORS)
-def test_tensor_that_no_run_has_is_refused_before_tensorflow_opens_the_index(folder, kind, needed, monkeypatch):
+def test_impossible_tensor_is_refused_before_tensorflow_reads_the_index(folder, kind, needed, monkeypatch):
     monkeypatch.setattr(tf.train, "load_checkpoint", lambda prefix: pytest.fail("TensorFlow opens the index"))
     write_index(folder, make_index({A: TENSORS[kind]} if needed else {A: GOOD, Z: TENSORS[kind]}))
     for read in (
@@ -77,7 +121,6 @@ def make_block_of(*entries):
 
 TABLES = {
     "empty": b"",
-    "a footer alone": MAGIC,
     "no table": bytes(100),
     "places beyond the file": bytes([1, 1, 0xFF, 0xFF, 0xFF, 0x7F, 1]).ljust(40, b"\0") + MAGIC,
     "place of more than 32 bits": (b"\xff" * 8 + b"\1\1\1\1").ljust(40, b"\0") + MAGIC,
@@ -85,12 +128,9 @@ TABLES = {
     "two headers": make_block_of(HEADER, (A, GOOD)),
     "header that is no message": make_index({A: GOOD}, header=b"\xff"),
     "no data files": make_index({A: GOOD}, header=make_header(0)),
-    "-1 data files": make_index({A: GOOD}, header=make_header(-1)),
     "two data files": make_index({A: GOOD}, header=make_header(2)),
-    "2^31 - 1 data files": make_index({A: GOOD}, header=make_header(2**31 - 1)),
     "big-endian": make_index({A: GOOD}, header=make_header(endianness=1)),
     "compressed": make_table(make_block([HEADER, (A, GOOD)], compression=1), separators=[b"\xff"]),
-    "keys out of order": make_block_of((B, GOOD), (A, GOOD)),
     "a key twice": make_block_of((A, GOOD), (A, make_entry(shape=[-1]))),
     "key that is no UTF-8": make_block_of((b"\xff", GOOD)),
     "blocks out of order": make_table(
@@ -98,17 +138,15 @@ TABLES = {
     ),
     "block before its last key": make_table(make_block([HEADER, (A, GOOD)]), separators=[b"a"]),
     "restart inside of an entry": make_table(make_block([HEADER, (A, GOOD)], [0, 3]), separators=[b"\xff"]),
-    "no restart": make_table(make_block([HEADER, (A, GOOD)], []), separators=[b"\xff"]),
     "more restarts than bytes": make_table(b"\xff\xff\xff\x7f" + bytes(5), separators=[b"\xff"]),
     "block without keys": make_table(make_block([]), separators=[b"\xff"]),
-    "no blocks": make_table(separators=[]),
     "entry longer than its block": make_table(b"\0\x7f\0abc" + bytes(4) + b"\1\0\0\0" + bytes(5), separators=[b"x"]),
     "more of a key than there is": make_table(b"\5\1\0abc" + bytes(4) + b"\1\0\0\0" + bytes(5), separators=[b"x"]),
 }
 
 
 @pytest.mark.parametrize("kind", TABLES)
-def test_index_that_tensorflow_never_writes_is_refused_before_tensorflow_opens_it(folder, kind, monkeypatch):
+def test_malformed_index_is_refused_before_tensorflow_reads_it(folder, kind, monkeypatch):
     monkeypatch.setattr(tf.train, "load_checkpoint", lambda prefix: pytest.fail("TensorFlow opens the index"))
     write_index(folder, TABLES[kind])
     message_of(DamagedCheckpointError, lambda: folder.read_weight_shapes("step", 1))
@@ -116,7 +154,7 @@ def test_index_that_tensorflow_never_writes_is_refused_before_tensorflow_opens_i
     message_of(DamagedCheckpointError, lambda: folder.read_checkpoint("step", 1, groups))
 
 
-def test_keys_that_repeat_each_other_without_end_are_refused(folder):
+def test_keys_that_expand_to_terabytes_are_refused(folder):
     # Each of these keys repeats a million bytes of the key before it and adds one: a hundred terabytes in all.
     million = b"k" * 10**6
     more = b"".join(b"\xc0\x84\x3d\1" + bytes([len(GOOD), number]) + GOOD for number in range(1, 200))
@@ -125,20 +163,20 @@ def test_keys_that_repeat_each_other_without_end_are_refused(folder):
     assert "too long" in message_of(DamagedCheckpointError, lambda: folder.read_weight_shapes("step", 1))
 
 
-def test_index_of_300_megabytes_is_not_read(folder):
+def test_index_of_300_megabytes_is_refused(folder):
     write_index(folder, b"")
     os.truncate(folder.path / "step-000000001.index", 300_000_000)
     assert "300,000,000 bytes" in message_of(DamagedCheckpointError, lambda: folder.read_weight_shapes("step", 1))
 
 
-def test_tensor_of_another_type_than_the_weight_is_refused(folder):
+def test_tensor_of_another_dtype_than_the_weight_is_refused(folder):
     write_index(folder, make_index({A: make_entry(dtype=3)}))
     read = folder.read_checkpoint
     says = message_of(RunError, lambda: read("step", 1, {"model": {"a": tf.Variable(0.0)}}))
     assert "model/a is float32 of shape () by the config, and int32 of shape () in the checkpoint" in says
 
 
-def test_only_the_asked_tensors_are_read(folder):
+def test_only_requested_tensors_are_read_and_checked(folder):
     # The checksum of the second tensor is wrong.
     write_index(folder, make_index({A: GOOD, B: make_entry(offset=4)}))
     a, b = tf.Variable(0.0), tf.Variable(0.0)
@@ -162,7 +200,7 @@ def test_index_of_several_blocks_and_data_files_is_read_as_by_tensorflow(folder)
     assert expected[Z.decode()] == (tf.int64, (2, 2))
 
 
-def test_run_whose_index_would_end_the_process_is_one_line(tiny_run, tmp_path):
+def test_run_whose_index_would_crash_tensorflow_is_refused_in_one_line(tiny_run, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     (index,) = run.glob("checkpoints/*.index")
     index.write_bytes(make_index({A: make_entry(shape=[-1])}))

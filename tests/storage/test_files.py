@@ -1,8 +1,5 @@
-"""Tests of files written whole."""
+"""Tests that files are written completely or not at all."""
 
-from __future__ import annotations
-
-import json
 import math
 import os
 import pathlib
@@ -13,30 +10,18 @@ from tfdecouple.storage.files import TEMPORARY, move_into_place, parse_json, tem
 
 
 class TestWriting:
-    def test_json_has_lists_of_numbers_in_one_line_each_and_texts_as_they_are(self, tmp_path):
-        values = {
-            "text": "[\n 1, 2 ]",
-            "numbers": [1, -3e-7, None, True],
-            "rows": [[1, 2], []],
-            "mixed": [{"a": [1]}, "[ 1 ]"],
-        }
-        write_json(tmp_path / "file.json", values)
-        text = (tmp_path / "file.json").read_text(encoding="utf-8")
-        assert json.loads(text) == values
-        assert '  "numbers": [1, -3e-07, null, true],\n' in text and "\n    [1, 2],\n" in text
-
-    def test_json_has_null_for_what_is_no_number(self, tmp_path):
+    def test_json_has_null_for_numbers_that_are_not_finite(self, tmp_path):
         write_json(tmp_path / "file.json", {"a": [math.nan, 1.5], "b": {"c": math.inf, "d": (-math.inf, 2)}})
         assert parse_json((tmp_path / "file.json").read_bytes()) == {"a": [None, 1.5], "b": {"c": None, "d": [None, 2]}}
 
-    def test_replaces_a_file_and_leaves_nothing_else(self, tmp_path):
+    def test_write_replaces_a_file_and_leaves_no_other(self, tmp_path):
         path = tmp_path / "new folder" / "file.json"
         write_json(path, [1])
         write_json(path, {"a": 2})
         assert path.read_text() == '{\n  "a": 2\n}\n' and os.listdir(path.parent) == ["file.json"]
 
     @pytest.mark.parametrize("moment", ["open", "fsync", "replace"])
-    def test_what_fails_leaves_the_old_file(self, moment, monkeypatch, tmp_path):
+    def test_failed_write_leaves_the_old_file(self, moment, monkeypatch, tmp_path):
         path = tmp_path / "file"
         path.write_bytes(b"old")
 
@@ -54,7 +39,7 @@ class TestWriting:
                 write_bytes(path, b"new")
         assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
 
-    def test_file_on_its_way_is_hidden_and_known_as_temporary(self, tmp_path):
+    def test_unfinished_file_has_a_hidden_temporary_name(self, tmp_path):
         with temporary_file(tmp_path / "file") as temporary:
             temporary.write_bytes(b"half")
             assert temporary.match(TEMPORARY) and not (tmp_path / "file").exists()

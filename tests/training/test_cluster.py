@@ -43,12 +43,12 @@ class TestTfConfig:
             ({"worker": ["a:1"], "chief": ["c:1"]}, {"type": "chief"}, ["c:1", "a:1"], 0),
         ],
     )
-    def test_workers_are_named_in_their_order_and_the_chief_first(self, set_tf_config, cluster, task, workers, rank):
+    def test_cluster_lists_the_chief_first(self, set_tf_config, cluster, task, workers, rank):
         set_tf_config(tf_config(cluster, **task))
         assert (find_cluster().workers, find_cluster().rank) == (workers, rank)
 
     @pytest.mark.parametrize("given", ["", " ", {}, {"cluster": {}}, tf_config({"worker": ["a:1"]})])
-    def test_one_worker_is_no_cluster(self, set_tf_config, given):
+    def test_single_worker_is_no_cluster(self, set_tf_config, given):
         set_tf_config(given)
         assert find_cluster() is None
 
@@ -70,7 +70,7 @@ class TestTfConfig:
             (tf_config(index=None), "task.index: Input should be a valid integer"),
         ],
     )
-    def test_mistakes_are_named_in_one_line(self, set_tf_config, given, message):
+    def test_wrong_tf_config_is_one_line(self, set_tf_config, given, message):
         set_tf_config(given)
         refused = refusal(find_cluster)
         assert refused.startswith("TF_CONFIG is no description of a cluster") and message in refused
@@ -98,7 +98,7 @@ def hidden_gpu(monkeypatch):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [gpu] if kind == "GPU" else listed(kind))
 
 
-def test_gpu_that_is_hidden_is_none(hidden_gpu, set_tf_config):
+def test_hidden_gpu_is_not_used(hidden_gpu, set_tf_config):
     assert "CPU" in make_strategy(1).extended.worker_devices[0]
     set_tf_config(tf_config())
     with pytest.raises(ConfigError, match="a worker of this cluster has only one CPU device"):
@@ -140,7 +140,7 @@ class TestExamples:
         ("status", "restarts", "again"),
         [(0, 0, False), (75, 0, True), (137, 3, True), (2, 0, False), (75, 50, False)],
     )
-    def test_slurm_script_goes_on_where_that_helps(self, tmp_path, set_tf_config, status, restarts, again):
+    def test_slurm_script_resumes_interrupted_runs_only(self, tmp_path, set_tf_config, status, restarts, again):
         stand_in(tmp_path, "srun", f'SLURM_NODEID=1 "$@"; exit {status}')
         stand_in(tmp_path, "python", 'echo "$TF_CONFIG"; echo "$@"')
         variables = stand_in(tmp_path, "scontrol", '[ "$1" = show ] && printf "node9\\nnode10\\n" || echo "$@"')
@@ -155,7 +155,7 @@ class TestExamples:
         assert (find_cluster().workers, find_cluster().rank) == (["node9:16007", "node10:16007"], 1)
 
     @pytest.mark.parametrize("index", [0, 1])
-    def test_pods_of_kubernetes_know_each_other(self, tmp_path, set_tf_config, index):
+    def test_kubernetes_pods_have_each_others_addresses(self, tmp_path, set_tf_config, index):
         lines = (CLUSTER_EXAMPLES / "kubernetes.yaml").read_text().splitlines()
         first = next(number for number, line in enumerate(lines) if line.strip() == "- |") + 1
         script = "\n".join(lines[first : next(n for n, line in enumerate(lines) if "ports:" in line)])

@@ -20,9 +20,9 @@ from tfdecouple.runtime.progress import TrainingProgress
 from tfdecouple.storage.files import write_json
 from tfdecouple.training import InterruptedRunError, loop, train
 from tfdecouple.training.loop import Trainer
-from tfdecouple.training.run_directory import RunDirectory
 from tfdecouple.training.signals import StopRequest
 from tfdecouple.training.state import TrainingState
+from tfdecouple.training.training_folder import TrainingFolder
 from tfdecouple.training.workers import make_strategy
 
 
@@ -57,9 +57,14 @@ class TestTwoRanks:
 
             def act(workers):
                 state, progress = states[workers.rank], TrainingProgress(config.training.steps, io.StringIO())
-                with contextlib.closing(RunDirectory(tmp_path / "run", config)) as directory:
+                with contextlib.closing(TrainingFolder(tmp_path / "run", config)) as directory:
                     workers.call_on_chief(directory.require_same_run)
-                    return Trainer(config, state, source, strategy, directory, progress, workers).train_to_end()
+                    trainer = Trainer(config, state, source, strategy, directory, progress, workers)
+                    if summary := trainer.start():
+                        return summary
+                    with loop.StopRequest() as stop:
+                        trainer.train_to_last_step(stop)
+                        return trainer.measure_test_images(stop)
 
             return states, WorkerThreads().run(act)
 
@@ -90,9 +95,7 @@ class TestTwoRanks:
         assert rows == {("train", 2), ("train", 4), ("train", 5), ("validation", 5), ("test", 5)}
         self.assert_same(*states)
 
-    def test_both_stop_at_the_same_step_and_what_the_chief_restores_is_what_both_have(
-        self, ranks, fake_step, monkeypatch
-    ):
+    def test_two_ranks_stop_at_one_step_and_restore_the_chiefs_state(self, ranks, fake_step, monkeypatch):
         monkeypatch.setattr(fake_step, "told_to_stop", 3)
         _, ended = ranks()
         for error in ended:
@@ -112,7 +115,7 @@ class TestTwoRanks:
 
 @pytest.mark.slow
 class TestTwoProcesses:
-    def test_end_well_and_only_the_chief_speaks(self, shared_run):
+    def test_only_the_chief_of_two_processes_prints(self, shared_run):
         (status, out, err), (other_status, other_out, other_err) = shared_run.ended
         assert (status, other_status) == (0, 0), (err, other_err)
         assert (err, other_err) == ("", "")
@@ -120,7 +123,7 @@ class TestTwoProcesses:
         assert other_out == ""
 
     @pytest.mark.parametrize("step", [5, 10])
-    def test_weights_are_those_of_one_process(self, shared_run, finished_run, step):
+    def test_two_processes_train_the_weights_of_one(self, shared_run, finished_run, step):
         # Ten steps of Adam at a learning rate of 0.01 enlarge what another order of additions changes; two devices of
         # one process differ from one by as much.
         ours, theirs = (read_checkpoint(run, f"step-{step:09d}") for run in (shared_run.folder, finished_run))
@@ -128,7 +131,7 @@ class TestTwoProcesses:
         for key, value in ours.items():
             np.testing.assert_allclose(value, theirs[key], rtol=5e-5, atol=5e-5, err_msg=key)
 
-    def test_folder_is_that_of_one_process(self, shared_run, finished_run):
+    def test_two_processes_write_the_folder_of_one(self, shared_run, finished_run):
         for pattern in ("*", "images/*", "checkpoints/*"):
             names = [sorted(path.name for path in run.glob(pattern)) for run in (shared_run.folder, finished_run)]
             assert names[0] == names[1]
@@ -154,52 +157,52 @@ class TestTwoProcesses:
 
 @pytest.mark.slow
 class TestInterruption:
-    def test_signal_to_one_stops_both_and_any_number_goes_on(self, pair, image_folder, capfd):
+    def test_signal_to_one_worker_stops_both_and_any_number_resumes(self, pair, image_folder, capfd):
         pair.start()
         pair.wait_for_checkpoint()
         pair.processes[1].send_signal(signal.SIGTERM)
         (status, _, err), (other_status, other_out, other_err) = pair.end()
         assert (status, other_status) == (75, 75)
         stopped = max(pair.saved())
-        ending = f"at step {stopped} of 1000000, saved; the same command goes on from here\n"
+        ending = f"at step {stopped} of 1000000, saved; the same command resumes\n"
         assert err == f"error: stopped by a signal to another worker {ending}"
         assert (other_out, other_err) == ("", f"error: stopped by SIGTERM {ending}")
 
         # One process goes on from what two have saved,
         config = run_config(image_folder, model=LEAST, steps=stopped + 2, evaluate_every=10**6, pictures=0)
         assert train(config, pair.run).summary["steps"] == stopped + 2
-        assert f"goes on from step {stopped}\n" in capfd.readouterr().out
+        assert f"resumes from step {stopped}\n" in capfd.readouterr().out
         # and two from what one has saved.
         pair.start("--steps", stopped + 4)
         (status, out, err), (other_status, _, other_err) = pair.end()
         assert (status, other_status, err, other_err) == (0, 0, "", "")
-        assert f"goes on from step {stopped + 2}\n" in out
+        assert f"resumes from step {stopped + 2}\n" in out
         # Every second step has a row, and the last one of each run that came to its end.
         expected = {*range(2, stopped + 5, 2), stopped + 2, stopped + 4}
         assert {step for kind, step in read_log(pair.run) if kind == "train"} == expected
 
     @pytest.mark.parametrize("killed", [0, 1])
-    def test_after_a_killed_worker_the_same_command_goes_on(self, pair, killed):
+    def test_same_command_resumes_after_a_killed_worker(self, pair, killed):
         pair.start()
         saved = pair.wait_for_checkpoint()
         pair.processes[killed].kill()
         status, _, err = pair.end()[1 - killed]
         assert status == 4
         assert err.count("\n") == 1 and "Traceback" not in err
-        assert f"another worker has ended, so worker {1 - killed} cannot go on" in err
+        assert f"another worker has ended, so worker {1 - killed} cannot continue" in err
         kept = max(pair.saved())
         assert kept >= saved
 
         pair.start("--steps", kept + 2)
         (status, out, err), (other_status, _, other_err) = pair.end()
         assert (status, other_status, err, other_err) == (0, 0, "", "")
-        assert f"goes on from step {kept}\n" in out
+        assert f"resumes from step {kept}\n" in out
         assert max(pair.saved()) == kept + 2
 
 
 @pytest.mark.slow
 class TestRefusals:
-    def test_are_those_of_all_workers(self, pair):
+    def test_refusal_in_one_worker_ends_all_workers(self, pair):
         """Whatever the chief finds wrong with the folder ends the others, too, which would wait for it otherwise."""
         pair.run.mkdir()
         (pair.run / "diary.txt").write_text("dear diary")

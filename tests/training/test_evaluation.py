@@ -11,7 +11,7 @@ from PIL import Image
 
 from tfdecouple.errors import DataError
 from tfdecouple.runs.opened_run import Run
-from tfdecouple.runs.run_folder import read_summary
+from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.training import train
 
@@ -33,12 +33,12 @@ class TestUnreadableImages:
         data = dataclasses.replace(config.data, on_bad_image="skip", cache_gib=0.0)
         return dataclasses.replace(config, data=data)
 
-    def test_are_left_out_of_the_summary(self, config, tmp_path, stand_ins):
+    def test_unreadable_test_images_are_left_out_of_the_summary(self, config, tmp_path, stand_ins):
         summary = train(config, tmp_path / "run").summary
         assert summary["lossless_codecs_images"] == 3
         assert summary["reconstruction"] == "3 of 3 images identical to the last pixel"
 
-    def test_where_there_is_no_other_it_is_one_line(self, config, tmp_path, stand_ins):
+    def test_only_unreadable_test_images_is_one_line(self, config, tmp_path, stand_ins):
         for file in (tmp_path / "test").iterdir():
             file.write_text("no image")
         with pytest.raises(DataError, match="none of the 4 images can be read") as error:
@@ -50,7 +50,7 @@ def test_figures_that_are_no_numbers_leave_a_whole_summary(image_folder, tmp_pat
     stand_ins(lambda split: math.nan)
     config = run_config(image_folder, model=LEAST, steps=1)
     train(config, tmp_path / "run")
-    summary = read_summary(tmp_path / "run")
+    summary = RunFolder(tmp_path / "run").read_summary()
     assert summary["validation_bits_per_dim"] is None and summary["best_step"] == 1
     assert summary["test"]["bits_per_dim"] is None
     assert "no validation gave a finite figure: those of step 1 are measured instead\n" in capsys.readouterr().out

@@ -21,11 +21,11 @@ from PIL import Image
 
 from tfdecouple.cli import main
 from tfdecouple.errors import ConfigError, DataError, RunError
-from tfdecouple.runs.opened_run import Run, load_model
+from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runs.run_folder import LABELS
 from tfdecouple.training import train
-from tfdecouple.training.run_directory import RunDirectory
 from tfdecouple.training.state import TrainingState
+from tfdecouple.training.training_folder import TrainingFolder
 
 pytestmark = pytest.mark.usefixtures("eager_file")
 
@@ -64,11 +64,7 @@ def labelled_run(labelled_folder, eager_file, tmp_path_factory):
 
 
 class TestRun:
-    def test_keeps_the_names_of_its_labels(self, labelled_run):
-        assert json.loads((labelled_run / LABELS).read_text()) == NAMES
-        assert Run.open(labelled_run).label_names == tuple(NAMES)
-
-    def test_kl_is_the_cost_of_the_label(self, labelled_run, labelled_folder):
+    def test_kl_of_class_codes_is_the_cost_of_the_label(self, labelled_run, labelled_folder):
         row = read_log(labelled_run)["validation", 2]
         shares = np.array(CODED.class_probabilities) / 8
         assert row["kl"] == pytest.approx(-np.log(shares).mean(), rel=1e-5)
@@ -76,7 +72,7 @@ class TestRun:
         assert -np.log(shares.max()) < read_log(labelled_run)["train", 2]["kl"] < -np.log(shares.min())
 
     @pytest.mark.slow
-    def test_goes_on_bit_for_bit(self, labelled_run, labelled_folder, tmp_path):
+    def test_run_with_labels_resumes_bit_for_bit(self, labelled_run, labelled_folder, tmp_path):
         train(config_of(labelled_folder, micro_batches=2, steps=2), tmp_path / "run")
         train(config_of(labelled_folder, micro_batches=2), tmp_path / "run")
         assert_same_checkpoint(tmp_path / "run", labelled_run, "step-000000004")
@@ -86,7 +82,7 @@ class TestRun:
         ]
         assert validation[0] == validation[1]
 
-    def test_is_measured_by_its_labels(self, labelled_run, tmp_path, capsys):
+    def test_evaluate_uses_the_labels_of_images(self, labelled_run, tmp_path, capsys):
         arguments = ["evaluate", "--run", str(labelled_run), "--split", "validation", "--out", str(tmp_path)]
         assert main([*arguments, "--classify", "--importance", "2"]) == 0
         found = json.loads((tmp_path / "classify-validation.json").read_text())
@@ -104,7 +100,7 @@ class TestRun:
         folder = json.loads((run / "config.json").read_text())["data"]["source"].removeprefix("folder:")
         return sorted(pathlib.Path(folder, "validation").glob("*/*.png"))
 
-    def test_draws_its_labels_by_name(self, labelled_run, tmp_path, capsys):
+    def test_sample_draws_labels_by_name(self, labelled_run, tmp_path, capsys):
         arguments = ["sample", "--run", str(labelled_run), "--out", str(tmp_path), "--count", "2"]
         assert main([*arguments, "--labels", "c", "a", "--temperatures", "0.5"]) == 0
         facts = json.loads((tmp_path / "sample-0.5.json").read_text())
@@ -124,7 +120,7 @@ class TestRun:
             (["encode", "--z-std", "--out", "x"], ["--z-std"]),
         ],
     )
-    def test_what_needs_a_posterior_is_refused_in_a_line(self, labelled_run, arguments, words, capsys):
+    def test_metrics_that_need_a_posterior_refuse_class_codes(self, labelled_run, arguments, words, capsys):
         assert main([arguments[0], "--run", str(labelled_run), *arguments[1:]]) != 0
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith("error:") and [word for word in words if word not in error] == []
@@ -146,22 +142,22 @@ class TestRefused:
             (dataclasses.replace(PRIOR, classes=2, class_probabilities=()), ["3 labels", "model.classes=3"]),
         ],
     )
-    def test_another_number_of_labels(self, model, words, labelled_folder, tmp_path):
+    def test_training_refuses_another_number_of_labels(self, model, words, labelled_folder, tmp_path):
         message = message_of(DataError, lambda: train(config_of(labelled_folder, model), tmp_path / "run"))
         assert [word for word in words if word not in message] == [] and not (tmp_path / "run").exists()
 
-    def test_images_without_labels(self, image_folder, tmp_path):
+    def test_training_refuses_images_without_labels(self, image_folder, tmp_path):
         message = message_of(DataError, lambda: train(config_of(image_folder), tmp_path / "run"))
         assert "has no labels" in message and "sub-folders" in message
 
-    def test_an_image_without_a_label(self, labelled_folder, tmp_path):
+    def test_training_refuses_an_image_without_a_label(self, labelled_folder, tmp_path):
         shutil.copytree(labelled_folder, tmp_path / "images")
         for number, image in enumerate(random_images(8, 4)):
             Image.fromarray(image).save(tmp_path / "images" / "train" / f"{number}.png")
         message = message_of(DataError, lambda: train(config_of(tmp_path / "images"), tmp_path / "run"))
         assert "none of 0 to 2" in message and "model.prior" in message
 
-    def test_labels_of_other_names_than_it_began_with(self, labelled_folder, labelled_run, tmp_path):
+    def test_resumption_refuses_labels_of_other_names(self, labelled_folder, labelled_run, tmp_path):
         shutil.copytree(labelled_folder, tmp_path / "images")
         shutil.copytree(labelled_run, tmp_path / "run")
         for split in ("train", "validation", "test"):
@@ -183,32 +179,27 @@ class TestStart:
         return write_run(tmp_path_factory.mktemp("plain") / "run", fresh(SMALLEST))
 
     @pytest.mark.parametrize("model", [PRIOR, CODED])
-    def test_from_a_run_without_labels(self, model, plain_run, labelled_folder, tmp_path):
+    def test_model_with_labels_starts_from_a_run_without(self, model, plain_run, labelled_folder, tmp_path):
         config = config_of(labelled_folder, model)
         state = TrainingState(config)
         before = {name: variable.numpy() for name, variable in state.model.named_variables().items()}
-        RunDirectory(tmp_path / "run", config).load_initial_weights(state, str(plain_run), ())
+        TrainingFolder(tmp_path / "run", config).load_initial_weights(state, str(plain_run), ())
         theirs = load_model(plain_run).named_variables()
         for name, variable in state.model.named_variables().items():
             equal(variable, theirs[name] if name in theirs else before[name])
         new = {name.partition("/")[0] for name in state.model.named_variables() if name not in theirs}
         assert new == {"prior_affine" if model is PRIOR else "class_codes"}
 
-    def test_not_from_a_run_of_other_labels(self, labelled_folder, tmp_path):
+    def test_init_from_refuses_a_run_with_other_labels(self, labelled_folder, tmp_path):
         run = write_run(tmp_path / "theirs", fresh(PRIOR))
         config = config_of(labelled_folder, PRIOR)
-        directory, state = RunDirectory(tmp_path / "run", config), TrainingState(config)
+        directory, state = TrainingFolder(tmp_path / "run", config), TrainingState(config)
         # Of an import nobody knows the names.
         directory.load_initial_weights(state, str(run), ("a", "b", "c"))
         (run / "labels.json").write_text(json.dumps(["b", "a", "c"]))
         directory.load_initial_weights(state, str(run), ("b", "a", "c"))
         message = message_of(ConfigError, lambda: directory.load_initial_weights(state, str(run), ("a", "b", "c")))
         assert "the label 'b' where the images have 'a'" in message
-
-    def test_not_from_another_architecture(self, plain_run, labelled_folder, tmp_path):
-        model = dataclasses.replace(PRIOR, prior="normal")
-        config = config_of(labelled_folder, model, init_from=str(plain_run))
-        assert "model.prior" in message_of(ConfigError, lambda: train(config, tmp_path / "run"))
 
 
 def test_two_devices_take_the_step_of_one():

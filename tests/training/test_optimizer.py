@@ -40,7 +40,7 @@ class Updated:
 
 @pytest.mark.usefixtures("size")
 @pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}])
-def test_changes_nothing_where_the_step_is_not_applied_whatever_the_gradient(options):
+def test_optimizer_changes_nothing_in_a_skipped_step(options):
     ours = Updated(weight_decay=0.1, ema_decay=0.9, **options)
     ours.update([0.5, 0.0])
     before = ours.values()
@@ -66,13 +66,13 @@ def test_averages_move_towards_the_new_values_quickly_at_first_and_are_lent():
 
 @pytest.mark.usefixtures("size")
 @pytest.mark.parametrize(("clip_norm", "scale"), [(0.0, 1.0), (1.0, 0.5)])
-def test_scales_the_gradient_only_where_it_is_clipped(clip_norm, scale):
+def test_optimizer_scales_only_clipped_gradients(clip_norm, scale):
     ours = Updated(clip_norm=clip_norm)
     ours.update([0.5, -0.5], scale=0.5)
     np.testing.assert_allclose(ours.optimizer.means["w"].numpy(), 0.1 * scale * np.array([0.5, -0.5]), rtol=1e-6)
 
 
-def test_pieces_of_a_vector_are_variables_to_a_checkpoint(tmp_path):
+def test_checkpoint_stores_views_of_a_flat_buffer_as_variables(tmp_path):
     shapes = {"a/b": tf.TensorShape([2, 3]), "c": tf.TensorShape([]), "d": tf.TensorShape([4])}
     values = {
         name: np.random.default_rng(n).random(shape, np.float32) for n, (name, shape) in enumerate(shapes.items())
@@ -97,7 +97,7 @@ def test_pieces_of_a_vector_are_variables_to_a_checkpoint(tmp_path):
 
 @pytest.mark.usefixtures("size")
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_moves_as_the_adamw_of_pytorch(decay):
+def test_optimizer_updates_equal_adamw_of_pytorch(decay):
     rng = np.random.default_rng(0)
     start = rng.standard_normal((3, 4))
     ours = Updated(start, beta_1=0.9, beta_2=0.99, epsilon=1e-3, weight_decay=decay)
@@ -153,7 +153,7 @@ class TestMuon:
         assert set(optimizer.variances) == set(self.NAMES[1::2]) and set(optimizer.means) == set(self.NAMES)
 
     @pytest.mark.usefixtures("size")
-    def test_a_skipped_update_changes_nothing(self):
+    def test_muon_changes_nothing_in_a_skipped_step(self):
         weights, optimizer = self.make(ema_decay=0.9, clip_norm=1.0)
         self.apply(optimizer, np.ones((4, 6, 4)))
         groups = weights, optimizer.means, optimizer.variances, optimizer.averages

@@ -44,7 +44,7 @@ KINDS = {kind_of_layers(load_preset(name).model): name for name in preset_names(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", KINDS.values())
-def test_step_reaches_every_weight(preset, eager):
+def test_step_of_each_preset_changes_every_weight(preset, eager):
     config = load_preset(preset)
     options = {name: getattr(config.training, name) for name in ("clip_norm", "kl_weight", "precision", "memory")}
     options["micro_batches"] = min(2, config.training.micro_batches)

@@ -120,7 +120,7 @@ import os, signal, sys
 sys.path.insert(0, "tests")
 import pytest
 from helpers.runs import call_before_steps
-from tfdecouple.cli import train_main
+from tfdecouple.cli.train import main as train_main
 
 call_before_steps(pytest.MonkeyPatch(), lambda _, step: step == 8 and os.kill(os.getpid(), signal.SIGKILL))
 sys.exit(train_main(sys.argv[1:]))
@@ -144,7 +144,7 @@ class TestKill:
         run = killed_after_step_5(config, tmp_path / "run")
         status, out, err = Program(config, run).end()
         assert (status, err) == (0, "")
-        assert "goes on from step 5" in out
+        assert "resumes from step 5" in out
         assert_same_checkpoint(run, unbroken_run, "step-000000010")
         assert read_log_without_timing(run) == read_log_without_timing(unbroken_run)
         ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (run, unbroken_run))
@@ -171,14 +171,14 @@ class TestKill:
             assert newest >= goal
             assert err == ""
             if number:
-                assert f"goes on from step {reached}\n" in out, out
+                assert f"resumes from step {reached}\n" in out, out
                 assert "no checkpoint" not in out
             reached = newest
         program = Program(config, run)
         assert program.wait_for_step(reached + 1)
         status, out, err = program.end(signal.SIGTERM)
         assert status == 75
-        assert f"goes on from step {reached}\n" in out, out
+        assert f"resumes from step {reached}\n" in out, out
         # Two checkpoints of two files each, and nothing that any of the killed programs left.
         assert len(list((run / "checkpoints").iterdir())) == 4
         names = {".lock", "checkpoints", "config.json", "metrics.jsonl", "tensorboard"}
@@ -188,7 +188,7 @@ class TestKill:
 
 
 class TestSignals:
-    def test_program_saves_and_the_same_command_goes_on(self, image_folder, tmp_path):
+    def test_signalled_training_saves_and_the_same_command_resumes(self, image_folder, tmp_path):
         run = tmp_path / "run"
         config = run_config(image_folder, model=LEAST, **ENDLESS, checkpoint_every=3)
         step = -1
@@ -198,9 +198,9 @@ class TestSignals:
             assert program.wait_for_step(max(3, step + 1))
             status, out, err = program.end(number)
             assert status == 75
-            assert (f"goes on from step {step}\n" in out) == (step >= 0), out
+            assert (f"resumes from step {step}\n" in out) == (step >= 0), out
             assert err.count("\n") == 1
-            assert f"stopped by {number.name} at step" in err and "saved; the same command goes on from here" in err
+            assert f"stopped by {number.name} at step" in err and "saved; the same command resumes" in err
             assert program.newest() > step
             step = program.newest()
             assert f"at step {step} of 100000" in err
@@ -240,9 +240,7 @@ class TestFullDisk:
 
     # Nothing fits; the log and no checkpoint; the checkpoint, and not all pictures of the evaluation.
     @pytest.mark.parametrize("room", [0, 40, 120])
-    def test_is_one_line_and_the_same_command_goes_on_once_there_is_room(
-        self, config, stopped_run, whole_run, small_disk, tmp_path, room
-    ):
+    def test_training_resumes_after_a_full_disk(self, config, stopped_run, whole_run, small_disk, tmp_path, room):
         run = small_disk / "run"
         shutil.copytree(stopped_run, run)
         checkpoints = CheckpointFolder(run / "checkpoints")
@@ -260,11 +258,11 @@ class TestFullDisk:
         newest = checkpoints.list_checkpoint_steps()[0]
         status, out, err = Program(config, run, tmp_path).end()
         assert (status, err) == (0, "")
-        assert f"goes on from step {newest}\n" in out
+        assert f"resumes from step {newest}\n" in out
         assert_same_checkpoint(run, whole_run, "step-000000010")
         assert read_log_without_timing(run) == read_log_without_timing(whole_run)
 
-    def test_as_a_run_begins_is_one_line(self, image_folder, small_disk, tmp_path):
+    def test_full_disk_at_the_start_is_one_line(self, image_folder, small_disk, tmp_path):
         fill(small_disk)
         config, run = run_config(image_folder, model=LEAST, steps=1), small_disk / "run"
         status, _, err = Program(config, run, tmp_path).end()

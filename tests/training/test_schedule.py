@@ -8,18 +8,18 @@ from helpers.trainers import BATCH, augment_images
 
 from tfdecouple import randomness
 from tfdecouple.config import Config, TrainingConfig
-from tfdecouple.training.state import TrainingState
-from tfdecouple.training.step import (
+from tfdecouple.model.step_effects import (
     add_image_noise,
     compute_kl_weight,
-    compute_learning_rate,
     compute_noise_deviation,
     draw_pattern_images,
 )
+from tfdecouple.training.state import TrainingState
+from tfdecouple.training.step import compute_learning_rate
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 50])
-def test_rises_linearly_and_then_decays_exponentially(warmup):
+def test_learning_rate_rises_linearly_then_decays_exponentially(warmup):
     config = TrainingConfig(learning_rate=1e-3, warmup_steps=warmup, decay_rate=0.999997)
     for update in (0, 1, 49, 50, 51, 10**6):
         rising = np.float64(1e-7) + (np.float64(1e-3) - 1e-7) * update / max(warmup, 1)
@@ -30,7 +30,7 @@ def test_rises_linearly_and_then_decays_exponentially(warmup):
 
 
 @pytest.mark.parametrize(("warmup", "expected"), [(0, [0.4, 0.4, 0.4, 0.4]), (4, [0.0, 0.1, 0.4, 0.4])])
-def test_weight_of_the_kl_rises_linearly_and_stays(warmup, expected):
+def test_kl_weight_rises_linearly_then_stays(warmup, expected):
     config = TrainingConfig(kl_weight=0.4, kl_warmup_steps=warmup)
     weights = [compute_kl_weight(config, tf.constant(update, tf.int64)) for update in (0, 1, 5, 100)]
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
@@ -44,22 +44,13 @@ def test_noise_falls_along_a_cosine_and_is_gone():
     assert found[4] == found[5] == 0
 
 
-def test_images_with_noise_are_images():
-    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
-    normal = np.random.default_rng(0).standard_normal(images.shape).astype(np.float32)
-    noisy = add_image_noise(images, tf.constant(20.0), normal).numpy()
-    assert noisy.dtype == np.uint8
-    np.testing.assert_array_equal(noisy, np.clip(np.round(images + np.float32(20) * normal), 0, 255))
-    np.testing.assert_array_equal(add_image_noise(images, tf.constant(0.0), normal), images)
-
-
 @pytest.fixture(scope="module")
 def state():
     return TrainingState(Config(model=SMALL))
 
 
 @pytest.mark.usefixtures("eager")
-def test_noise_is_of_the_update_and_of_the_place_in_the_batch(state):
+def test_image_noise_depends_on_update_and_index_in_the_batch(state):
     images, step = tf.constant(random_images(BATCH)), 3
 
     def seen(images, **options):
@@ -92,14 +83,14 @@ def _field(image):
 
 
 class TestDrawn:
-    def test_half_are_noise_and_half_boards_of_every_size(self, many):
+    def test_half_of_the_patterns_are_noise_and_half_are_checkerboards(self, many):
         assert many.dtype == np.uint8
         sides = np.bincount([_field(image) for image in many], minlength=9)
         # Of a ninth of the boards the two colours are the same by chance. Within four standard deviations.
         for side, expected in {0: 1000, 1: 223, 2: 223, 4: 223, 8: 332}.items():
             assert abs(sides[side] - expected) < 4 * np.sqrt(expected), sides
 
-    def test_half_have_values_of_0_and_255_alone_and_a_quarter_are_grey(self, many):
+    def test_half_of_the_patterns_are_extreme_and_a_quarter_grey(self, many):
         noise = many[[_field(image) == 0 for image in many]]
         has_extremes = np.isin(noise, (0, 255)).all(axis=(1, 2, 3))
         is_grey = (noise == noise[..., :1]).all(axis=(1, 2, 3))
@@ -108,7 +99,7 @@ class TestDrawn:
             assert abs(some.mean() - 127.5) < 2
         assert set(np.unique(noise[~has_extremes])) == set(range(256))
 
-    def test_they_repeat_with_their_seed_alone_and_are_of_any_shape(self, many):
+    def test_patterns_depend_on_the_seed_alone_and_have_any_shape(self, many):
         np.testing.assert_array_equal(draw_pattern_images(many.shape, randomness.make_seed(0)), many)
         assert (draw_pattern_images(many.shape, randomness.make_seed(1)).numpy() != many).any(
             axis=(1, 2, 3)
@@ -118,7 +109,7 @@ class TestDrawn:
             assert found.shape == (64, *shape) and found.min() == 0 and found.max() == 255
 
 
-def test_patterns_are_of_the_update_and_of_the_place_in_the_batch(state):
+def test_patterns_depend_on_update_and_index_in_the_batch(state):
     images, step, options = tf.constant(random_images(BATCH)), 3, {"patterns": 0.5, "patterns_after": 2}
     state.updates.assign(1)
     np.testing.assert_array_equal(augment_images(state, images, step, **options), images)
@@ -133,7 +124,7 @@ def test_patterns_are_of_the_update_and_of_the_place_in_the_batch(state):
     np.testing.assert_array_equal(augment_images(state, images[4:], step, 1, micro_batches=2, **options), mixed[4:])
 
 
-def test_weights_that_saw_no_patterns_are_no_rivals_of_those_that_did():
+def test_best_weights_are_chosen_among_those_trained_on_patterns():
     state = TrainingState(Config(model=LEAST, training=TrainingConfig(patterns=0.1, patterns_after=20)))
     figures = [(10, 4.0), (20, 3.0), (30, np.nan), (40, 5.0), (50, 5.5), (60, 4.5)]
     assert [state.update_best_evaluation(*figure) for figure in figures] == [True, True, False, True, False, True]

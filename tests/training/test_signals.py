@@ -9,7 +9,7 @@ from tfdecouple.training.signals import InterruptedRunError, StopRequest
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_notes_the_signal_and_puts_the_handlers_back(number):
+def test_stop_request_notes_the_signal_and_restores_handlers(number):
     before = signal.getsignal(number)
     with StopRequest() as stop:
         assert stop.reason is None
@@ -26,7 +26,7 @@ def test_second_interrupt_stops_at_once():
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_program_under_nohup_goes_on_without_its_terminal():
+def test_training_under_nohup_ignores_hangups():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with StopRequest() as stop:
@@ -36,7 +36,7 @@ def test_program_under_nohup_goes_on_without_its_terminal():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_ends_at_once_what_need_not_be_finished_and_no_more_than_that():
+def test_signal_ends_an_evaluation_at_once():
     with StopRequest() as stop:
         with pytest.raises(InterruptedRunError, match="stopped by SIGTERM in a test"), stop.stop_at_once("in a test"):
             os.kill(os.getpid(), signal.SIGTERM)

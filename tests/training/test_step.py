@@ -1,24 +1,28 @@
 """A step that is the same on any number of devices and all or nothing."""
 
 import math
+import traceback
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.emulation import emulated_accelerator
 from helpers.models import LEAST, give_effect, random_images
+from helpers.places import ROOT
 from helpers.runs import run_config
 from helpers.trainers import BATCH, GLOW, Trainer, assert_close, assert_equal
 from helpers.variants import VARIANTS
 
+from tfdecouple.bijectors import BoundedAffine
 from tfdecouple.data import make_evaluation_batches
-from tfdecouple.layers import ActNorm, ConditionalWhitening, InvertibleConv1x1, net_precision
+from tfdecouple.layers import ActNorm, ConditionalWhitening, InvertibleConv1x1
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
-from tfdecouple.model import DecoupledModel
+from tfdecouple.model import DecoupledModel, objective
 from tfdecouple.model.gradient import INVERSION_BOUND
 from tfdecouple.networks.prior import PriorFlow
+from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.runtime import execution
-from tfdecouple.runtime.precision import full_float32
+from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.training import loop, train
 
 pytestmark = pytest.mark.usefixtures("weights_of_both_sizes")
@@ -38,18 +42,19 @@ def one_device():
     """
     trainer = Trainer()
     trainer.read = []
-    original = trainer.state.model.elbo_from_noise
+    original = objective.negative_elbo
 
-    def look(*args, **options):
-        weights = trainer.state.model.trainable_variables
+    def look(model, *args, **options):
+        weights = model.trainable_variables
         trainer.read.append([tf.is_symbolic_tensor(w.value) and w.value is w.value for w in weights])
-        return original(*args, **options)
+        return original(model, *args, **options)
 
-    trainer.state.model.elbo_from_noise = look
     states, results = [trainer.values()], []
-    for _ in range(3):
-        results.append(trainer.take())
-        states.append(trainer.values())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(objective, "negative_elbo", look)
+        for _ in range(3):
+            results.append(trainer.take())
+            states.append(trainer.values())
     return trainer, states, results
 
 
@@ -73,7 +78,7 @@ def assert_inverts(trainer, kept):
 
 
 class TestStep:
-    def test_changes_every_trainable_weight_and_moving_statistic(self, one_device):
+    def test_step_changes_every_trainable_weight_and_moving_statistic(self, one_device):
         trainer, states, _ = one_device
         assert trainer.state.trainable and trainer.state.moving
         for name in (*trainer.state.trainable, *trainer.state.moving):
@@ -89,7 +94,7 @@ class TestStep:
                 average = decay * average + (1 - decay) * state[f"model/{name}"]
             np.testing.assert_allclose(states[-1][f"averages/{name}"], average, rtol=1e-5, atol=1e-6, err_msg=name)
 
-    def test_reports_the_terms_of_the_bound_and_the_rate_of_the_schedule(self, one_device):
+    def test_step_reports_terms_of_the_bound_and_learning_rate(self, one_device):
         result = one_device[2][0]
         nats = result.reconstruction + result.kl + result.dequantization
         assert result.bits_per_dim == pytest.approx(nats / (8 * 8 * 3 * math.log(2)) + 7, rel=1e-5)
@@ -97,7 +102,7 @@ class TestStep:
         rates = [result.learning_rate for result in one_device[2]]
         np.testing.assert_allclose(rates, [1e-7, 0.5 * (0.01 + 1e-7), 0.01], rtol=1e-5)
 
-    def test_noise_goes_by_the_step(self, one_device):
+    def test_noise_of_a_step_depends_on_its_number(self, one_device):
         trainer, states, _ = one_device
         (images,) = tf.data.Dataset.from_tensor_slices(random_images(BATCH)).batch(BATCH)
         results = []
@@ -131,12 +136,7 @@ class TestStep:
             (result.reconstruction + result.kl + result.dequantization) / (8 * 8 * 3 * math.log(2)) + 7, rel=1e-5
         )
 
-    def test_reads_each_weight_once_for_all_shards_of_a_batch(self, one_device):
-        # The model sees tensors, each of them read before, and no variables that every use would read again.
-        trainer = one_device[0]
-        assert trainer.read == [[True] * len(trainer.state.trainable)]
-
-    def test_graph_asks_the_host_nothing(self, one_device):
+    def test_step_graph_has_no_control_flow_on_the_host(self, one_device):
         # A GPU would stand still while the host waits for the predicate of a condition.
         (whole,) = one_device[0].step_function._whole._list_all_concrete_functions_for_serialization()
         graph = whole.graph.as_graph_def()
@@ -146,7 +146,7 @@ class TestStep:
         assert kinds.count("ResourceApplyAdam") >= 2
 
     @pytest.mark.slow
-    def test_recomputing_changes_no_bit(self, clipped):
+    def test_recomputing_activations_changes_no_bit(self, clipped):
         trainer = Trainer(model=GLOW, clip_norm=0.25, memory="recompute")
         result = trainer.take()
         assert result == clipped[0][0]
@@ -201,14 +201,14 @@ class TestPrecision:
             yield
         assert tf.config.experimental.tensor_float_32_execution_enabled()
 
-    def test_of_float32_is_full_whatever_the_switch(self, one_device):
+    def test_float32_steps_are_in_full_precision_with_any_switch(self, one_device):
         trainer, states, results = one_device
         trainer.put(states[0])
         trainer.steps = 0
         assert trainer.take() == results[0]
         assert_equal(trainer.values(), states[1])
 
-    def test_of_tf32_is_rounded_but_near_whatever_the_switch(self, one_device, eager):
+    def test_tf32_steps_are_rounded_with_any_switch(self, one_device, eager):
         ours, states = Trainer(precision="tf32"), []
         for right, users in zip(one_device[2], (False, True), strict=False):
             tf.config.experimental.enable_tensor_float_32_execution(users)
@@ -221,7 +221,7 @@ class TestPrecision:
         assert 1e-6 < np.linalg.norm(found - full) / np.linalg.norm(full) < 1e-2
 
     @pytest.mark.parametrize("kind", ["1x1 convolution", "its inverse", "actnorm", "prior", "whitening"])
-    def test_of_tf32_leaves_what_is_inverted_or_measured_in_full(self, kind):
+    def test_tf32_steps_keep_inversions_and_bounds_in_full_precision(self, kind):
         layer, shape = {
             "1x1 convolution": (InvertibleConv1x1(), [2, 4, 4, 6]),
             "its inverse": (InvertibleConv1x1(), [2, 4, 4, 6]),
@@ -240,7 +240,7 @@ class TestPrecision:
         def found(precision):
             @tf.function(autograph=False)
             def run():
-                with net_precision(precision), tf.GradientTape() as tape:
+                with RunMode(precision=precision).apply(), tf.GradientTape() as tape:
                     tape.watch(x)
                     y, log_det = method(x, *given)
                     loss = tf.reduce_sum(tf.sin(y)) + tf.reduce_sum(log_det)
@@ -258,7 +258,7 @@ class TestPrecision:
         # Without going round it, all but the actnorm are rounded.
         assert kind == "actnorm" or np.abs(plain_on[0] - plain_off[0]).max() > 1e-5
 
-    def test_measures_of_a_run_in_tf32_are_in_full_float32(
+    def test_evaluations_of_a_tf32_run_are_in_full_float32(
         self, image_folder, tmp_path, stand_ins, fake_step, monkeypatch
     ):
         seen = []
@@ -284,9 +284,9 @@ class PoisonedTrainer(Trainer):
     def __init__(self, **training):
         super().__init__(devices=2, **training)
         self.poison = {kind: tf.Variable(-1, dtype=tf.int32) for kind in ("loss", "gradient")}
-        original = self.state.model.elbo_from_noise
+        original = objective.negative_elbo
 
-        def elbo_from_noise(*args, **options):
+        def poison(*args, **options):
             here = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
             factor = {kind: tf.where(tf.equal(device, here), math.nan, 1.0) for kind, device in self.poison.items()}
 
@@ -294,10 +294,15 @@ class PoisonedTrainer(Trainer):
             def pass_on(value):
                 return value, lambda upstream: upstream * factor["gradient"]
 
-            elbo = original(*args, **options)
-            return elbo._replace(reconstruction=pass_on(elbo.reconstruction) * factor["loss"])
+            elbo, latents = original(*args, **options)
+            return elbo._replace(reconstruction=pass_on(elbo.reconstruction) * factor["loss"]), latents
 
-        self.state.model.elbo_from_noise = elbo_from_noise
+        self._poison = poison
+
+    def take(self, count=1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(objective, "negative_elbo", self._poison)
+            return super().take(count)
 
     def take_poisoned(self, kind, device, count=1):
         """Takes steps whose loss or gradient is NaN on one device."""
@@ -317,7 +322,7 @@ def two_devices():
 
 
 class TestTwoDevices:
-    def test_steps_are_those_of_one_device(self, one_device, two_devices):
+    def test_steps_on_two_devices_equal_those_on_one(self, one_device, two_devices):
         assert_close(two_devices[1][0], one_device[1][0])
         assert_close(two_devices[1][1], one_device[1][-1])
         for ours, theirs in zip(two_devices[2], one_device[2], strict=True):
@@ -353,7 +358,7 @@ class TestDivision:
             pytest.param(2, 2, "invert", marks=pytest.mark.slow),
         ],
     )
-    def test_changes_nothing(self, clipped, devices, micro_batches, memory, monkeypatch):
+    def test_micro_batches_and_devices_give_the_same_step(self, clipped, devices, micro_batches, memory, monkeypatch):
         # Of each of the two stages.
         monkeypatch.setattr(
             execution, "measure_inversion_error", lambda recovered, stored: tf.fill(stored.shape[:1], 1e-6)
@@ -405,7 +410,7 @@ class TestNotFinite:
 
     @pytest.mark.parametrize("device", [0, 1])
     @pytest.mark.parametrize("kind", ["loss", "gradient"])
-    def test_step_changes_nothing_on_any_device(self, trainer, kind, device):
+    def test_step_that_is_not_finite_changes_nothing_on_any_device(self, trainer, kind, device):
         before = [trainer.values(device=number) for number in (0, 1)]
         result = trainer.take_poisoned(kind, device)
         assert not result.applied
@@ -417,7 +422,7 @@ class TestNotFinite:
             for counter in self.COUNTERS:
                 assert after[counter] == before[number][counter] + 1
 
-    def test_next_step_goes_on(self, trainer):
+    def test_step_after_a_skipped_one_is_applied(self, trainer):
         trainer.take_poisoned("loss", 0, count=2)
         before = trainer.values()
         assert before["counters/skipped"] >= 2
@@ -428,3 +433,19 @@ class TestNotFinite:
         assert all(np.isfinite(value).all() for name, value in after.items() if "best" not in name)
         for name in (*trainer.state.trainable, *trainer.state.moving):
             assert np.any(after[f"model/{name}"] != before[f"model/{name}"]), name
+
+
+def test_a_step_reaches_the_affine_transform_in_nine_calls(monkeypatch):
+    class ReachedError(Exception):
+        pass
+
+    def reach(self, x):
+        raise ReachedError
+
+    trainer, package = Trainer(), str(ROOT / "tfdecouple")
+    monkeypatch.setattr(BoundedAffine, "forward_and_log_det", reach)
+    with pytest.raises(ReachedError) as caught:
+        trainer.take()
+    files = [frame.filename for frame in traceback.extract_tb(caught.tb) if frame.filename.startswith(package)]
+    # The function `reach`, instead of the transform's, is one more.
+    assert len(files) + 1 <= 9 and len({*files}) + 1 <= 5, files

@@ -11,7 +11,7 @@ from tfdecouple.training.workers import LostWorkerError, convert_lost_worker_err
 
 
 class TestWorkers:
-    def test_chief_acts_and_all_have_the_result(self):
+    def test_all_workers_get_the_chiefs_result(self):
         calls = []
 
         def act(workers):
@@ -20,7 +20,7 @@ class TestWorkers:
         assert WorkerThreads(3).run(act) == [{"steps": [5, None], "word": "größer"}] * 3
         assert calls == [0]
 
-    def test_failure_of_the_chief_is_that_of_all(self):
+    def test_failure_of_the_chief_is_raised_in_all_workers(self):
         def fail():
             raise ConfigError("no such thing")
 
@@ -28,7 +28,7 @@ class TestWorkers:
         assert isinstance(first, ConfigError)
         assert isinstance(second, RunError) and str(second) == "worker 0: no such thing"
 
-    def test_failure_of_one_is_that_of_all(self):
+    def test_failure_of_one_worker_is_raised_in_all(self):
         def act(workers):
             def fail():
                 if workers.rank == 1:
@@ -41,13 +41,13 @@ class TestWorkers:
         assert isinstance(second, OSError)
         assert str(first) == str(third) == "worker 1: OSError: disk full"
 
-    def test_what_differs_is_named(self):
+    def test_different_options_of_workers_are_named(self):
         results = WorkerThreads().run(lambda workers: workers.require_equal("images", {"a": 1, "b": workers.rank + 5}))
         message = "images of worker 0 and worker 1 differ: b is 5 and 6"
         assert [str(error) for error in results] == [message] * 2
 
     @pytest.mark.parametrize("together", [8, 2**24])
-    def test_values_of_the_chief_are_broadcast_to_the_bit(self, together, monkeypatch):
+    def test_broadcast_copies_the_chiefs_values_to_the_bit(self, together, monkeypatch):
         monkeypatch.setattr(workers_module, "_BROADCAST_BYTES", together)
         values = [np.float32([[1e-42, np.nan, -0.0]]), np.int64(2**40), np.array([True, False]), np.float64(np.inf)]
 
@@ -58,9 +58,9 @@ class TestWorkers:
 
         assert WorkerThreads().run(act) == [[value.tobytes() for value in values]] * 2
 
-    def test_loss_is_one_line_with_the_reason(self):
+    def test_lost_worker_is_one_line_with_the_reason(self):
         message = "Graph execution error:\n\nDetected at x\nCollective ops is aborted by: Connection reset by peer\n"
         with pytest.raises(LostWorkerError) as error, convert_lost_worker_errors(1):
             raise tf.errors.UnavailableError(None, None, message)
         assert "\n" not in str(error.value)
-        assert "worker 1 cannot go on" in str(error.value) and "Connection reset by peer" in str(error.value)
+        assert "worker 1 cannot continue" in str(error.value) and "Connection reset by peer" in str(error.value)

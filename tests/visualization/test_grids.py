@@ -1,10 +1,10 @@
-"""Grids of images: the place of every pixel, and the pictures of an evaluation."""
+"""Tests of grids of images, pixel by pixel, and of the pictures of an evaluation."""
 
 import numpy as np
 import pytest
 from helpers.models import random_images
 
-from tfdecouple.visualization.grids import LINE, WIDTH, arrange_rows, draw_grid
+from tfdecouple.visualization.grids import LINE, WIDTH, draw_grid
 from tfdecouple.visualization.pictures import PICTURES, PictureInputs, save_pictures
 
 pytestmark = pytest.mark.usefixtures("eager_file")
@@ -25,7 +25,7 @@ def tile(picture, left, top, size, factor):
 
 class TestGrid:
     @pytest.mark.parametrize("group", [(0, 0), (1, 3)])
-    def test_puts_every_image_at_its_place_enlarged_by_a_whole_factor(self, group):
+    def test_grid_shows_every_image_at_its_place_enlarged_by_a_whole_factor(self, group):
         images = random_images(8).reshape(2, 4, 8, 8, 3)
         picture = draw_grid(images, group=group)
         factor, gap = factor_of(4), 2
@@ -33,20 +33,20 @@ class TestGrid:
         covered = np.zeros(pixels.shape[:2], bool)
         for row in range(2):
             for column in range(4):
-                wide = [place // every if every else 0 for place, every in zip((row, column), group, strict=True)]
-                top = gap + row * (8 * factor + gap) + wide[0] * 3 * gap
-                left = gap + column * (8 * factor + gap) + wide[1] * 3 * gap
+                gaps = [place // size if size else 0 for place, size in zip((row, column), group, strict=True)]
+                top = gap + row * (8 * factor + gap) + gaps[0] * 3 * gap
+                left = gap + column * (8 * factor + gap) + gaps[1] * 3 * gap
                 np.testing.assert_array_equal(tile(picture, left, top, 8, factor), images[row, column])
                 covered[top : top + 8 * factor, left : left + 8 * factor] = True
         assert (pixels[~covered] == 255).all()
 
     @pytest.mark.parametrize(("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (5, [0, 1, 2])])
-    def test_of_other_channels_the_first_are_shown(self, channels, shown):
+    def test_grid_shows_the_first_channels_of_unusual_images(self, channels, shown):
         images = random_images(2, (8, 8, channels)).reshape(1, 2, 8, 8, channels)
         picture = draw_grid(images)
         np.testing.assert_array_equal(tile(picture, 2, 2, 8, factor_of(2)), images[0, 0][..., shown])
 
-    def test_large_images_keep_their_size_unless_a_side_is_given(self):
+    def test_grid_keeps_the_size_of_large_images_unless_a_side_is_given(self):
         images = random_images(2, size=400).reshape(1, 2, 400, 400, 3)
         picture = draw_grid(images)
         np.testing.assert_array_equal(tile(picture, 404, 2, 400, 1), images[0, 1])
@@ -58,7 +58,7 @@ class TestGrid:
             np.testing.assert_allclose(shown, means[0, column], atol=0.5)
         assert draw_grid(images, side=8).size == draw_grid(images).size
 
-    def test_caption_and_labels_stand_beside_the_images_and_change_none(self):
+    def test_caption_and_labels_of_a_grid_change_no_image(self):
         images = random_images(6).reshape(2, 3, 8, 8, 3)
         text = "What these images show, in more words than a line can hold. " * 3
         plain = np.asarray(draw_grid(images))
@@ -71,14 +71,8 @@ class TestGrid:
         assert len(caption) > 30 and (caption < 100).any()
         assert (caption[:, -2:] == 255).all(), "a word runs out of the picture"
 
-    def test_rows_are_filled_up_with_white(self):
-        images = random_images(5)
-        rows = arrange_rows(images, 3)
-        np.testing.assert_array_equal(rows.reshape(6, 8, 8, 3)[:5], images)
-        assert rows.shape == (2, 3, 8, 8, 3) and (rows[1, 2] == 255).all()
 
-
-def test_two_images_are_enough_for_all_pictures(tiny_model, tmp_path):
+def test_two_images_suffice_for_all_pictures_of_an_evaluation(tiny_model, tmp_path):
     assert save_pictures(PictureInputs(tiny_model, random_images(2), most=4), tmp_path, "a-") == 2
     names = {"reconstructions", "samples", "interpolation", "switch"}
     assert {path.name for path in tmp_path.iterdir()} == {f"a-{name}.png" for name in names}

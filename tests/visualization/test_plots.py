@@ -1,4 +1,4 @@
-"""Projections of codes, and plots of them, of curves of training, and of confusion matrices."""
+"""Tests of plots: projected codes, training curves and confusion matrices."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from tfdecouple.visualization.plots import (
 )
 
 
-def test_components_are_where_the_variance_is():
+def test_principal_components_have_the_largest_variances():
     codes = np.random.default_rng(0).standard_normal((500, 3)) * [1, 5, 3] + 7
     points, shares = project_to_components(codes)
     np.testing.assert_allclose(np.abs(np.corrcoef(points.T, codes[:, 1:].T)[[0, 1], [2, 3]]), 1, atol=0.01)
@@ -20,7 +20,7 @@ def test_components_are_where_the_variance_is():
     np.testing.assert_allclose(project_to_components(codes[:, :1])[1], [1, 0])
 
 
-def test_legend_of_a_projection_names_frequent_labels_and_the_rest_together():
+def test_legend_of_a_projection_names_frequent_labels_and_groups_the_rest():
     labels = np.repeat(np.arange(20), np.arange(20) + 1)
     names = [f"label {number}" for number in range(20)]
     points = np.random.default_rng(0).standard_normal((len(labels), 2))
@@ -33,7 +33,7 @@ def test_legend_of_a_projection_names_frequent_labels_and_the_rest_together():
     assert unlabelled.get_legend() is None and len(unlabelled.collections) == 1
 
 
-def test_curves_are_the_figures_and_the_legend_names_the_runs():
+def test_curves_show_the_metrics_and_name_the_runs():
     steps = list(range(100))
     fall = [50.0, *(4 - step / 100 for step in steps[1:])]
     a = Curves("a", {"bits_per_dim": (steps, fall)}, {"bits_per_dim": ([50, 99], [3.7, 3.1])})
@@ -49,7 +49,7 @@ def test_curves_are_the_figures_and_the_legend_names_the_runs():
     assert low < 3.01 and 3.9 < high < 4
 
 
-def test_confusion_has_true_classes_in_rows_shares_as_shades_and_counts_as_numbers():
+def test_confusion_matrix_shows_shares_as_shades_and_counts_as_numbers():
     confusion = {"features": "z", "classifier": "linear SVM", "accuracy": 0.5, "labels": [0, 70]}
     figure = plot_confusion({**confusion, "counts": [[1, 3], [0, 8]]}, ("a",))
     (axes,) = figure.axes

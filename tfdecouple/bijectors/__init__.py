@@ -1,11 +1,12 @@
 """The elementary maps of the flow: TFP bijectors with log-determinants in closed form (paper section 2.2).
 
 A bijector takes arrays `[batch, ..., channels]` in either direction. The parameters of a bijector are tensors: a layer
-makes a new bijector in each call, from the values of its weights. `forward_and_log_det` returns value and
-log-determinant together. Unlike TFP's methods it does not cache them, so that no feature map stays in memory.
+makes a new bijector in each call, from the values of its weights. Two methods return value and log-determinant
+together; unlike TFP's methods they do not cache them, so that no feature map stays in memory. `with_log_det` gives the
+two methods to any bijector of TFP.
 """
 
-from tfdecouple.bijectors.closed_form import ClosedForm, forward_and_log_det, inverse_and_log_det
+from tfdecouple.bijectors.closed_form import ClosedForm, with_log_det
 from tfdecouple.bijectors.elementary_bijectors import (
     BoundedAffine,
     ChannelAffine,
@@ -25,6 +26,5 @@ __all__ = [
     "Sigmoid",
     "Squeeze",
     "Whitening",
-    "forward_and_log_det",
-    "inverse_and_log_det",
+    "with_log_det",
 ]

@@ -1,37 +1,40 @@
-"""The base class of bijectors in closed form, and functions that return value and log-determinant together."""
+"""The base class of bijectors that return value and log-determinant together, in closed form; `with_log_det`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import util as tfp_util
 
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.numerics import get_sizes, multiply_sizes
+from tfdecouple.numerics.arithmetic import get_sizes, multiply_sizes
 
 
-def forward_and_log_det(bijector: tfb.Bijector, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns y, the output of any TFP `bijector` for x `[batch, ..., channels]`, and log |det dy/dx|, `[batch]`.
+def with_log_det(bijector: tfb.Bijector) -> ClosedForm | _TfpBijector:
+    """Returns a bijector with the methods `forward_and_log_det` and `inverse_and_log_det`, for any bijector of TFP.
 
-    >>> y, log_det = forward_and_log_det(tfb.Scale(2.0), tf.ones([3, 5]))
+    >>> y, log_det = with_log_det(tfb.Scale(2.0)).forward_and_log_det(tf.ones([3, 5]))
     >>> y.shape.as_list(), [round(float(number), 2) for number in log_det]
     ([3, 5], [3.47, 3.47, 3.47])
     """
-    if isinstance(bijector, ClosedForm):
-        return bijector.forward_and_log_det(x)
-    log_det = bijector.forward_log_det_jacobian(x, event_ndims=len(x.shape) - 1)
-    return bijector.forward(x), tf.broadcast_to(log_det, get_sizes(x)[:1])
+    return bijector if isinstance(bijector, ClosedForm) else _TfpBijector(bijector)
 
 
-def inverse_and_log_det(bijector: tfb.Bijector, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the x that any TFP `bijector` maps to y `[batch, ..., channels]`, and log |det dx/dy|, `[batch]`."""
-    if isinstance(bijector, ClosedForm):
-        return bijector.inverse_and_log_det(y)
-    log_det = bijector.inverse_log_det_jacobian(y, event_ndims=len(y.shape) - 1)
-    return bijector.inverse(y), tf.broadcast_to(log_det, get_sizes(y)[:1])
+class _TfpBijector(NamedTuple):
+    bijector: tfb.Bijector
+
+    def forward_and_log_det(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns y, the bijector's output for x `[batch, ..., channels]`, and log |det dy/dx|, `[batch]`."""
+        log_det = self.bijector.forward_log_det_jacobian(x, event_ndims=len(x.shape) - 1)
+        return self.bijector.forward(x), tf.broadcast_to(log_det, get_sizes(x)[:1])
+
+    def inverse_and_log_det(self, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the x that the bijector maps to y `[batch, ..., channels]`, and log |det dx/dy|, `[batch]`."""
+        log_det = self.bijector.inverse_log_det_jacobian(y, event_ndims=len(y.shape) - 1)
+        return self.bijector.inverse(y), tf.broadcast_to(log_det, get_sizes(y)[:1])
 
 
 class ClosedForm(tfb.Bijector):

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfdecouple.bijectors.closed_form import ClosedForm
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.numerics import compute_log_abs_det, get_sizes, invert_matrix, multiply_channels
+from tfdecouple.numerics.arithmetic import compute_log_abs_det, get_sizes, invert_matrix, multiply_channels
 
 
 class BoundedAffine(ClosedForm):
@@ -48,7 +48,27 @@ class BoundedAffine(ClosedForm):
         """Returns y = s x + shift, and log |det dy/dx|, `[batch]`, with faster gradients if all shapes are equal."""
         if any(x.shape.as_list() != parameter.shape.as_list() for parameter in (self.shift, self.unbounded)):
             return super().forward_and_log_det(x)
-        scaled, log_det = self._scale_with_gradient(x)
+        alpha, inner, scale, log_scale = self.alpha, self._inner, self.scale, self._forward_log_det_jacobian(x)
+        axes = list(range(1, len(x.shape)))
+        scaled, log_det = x * scale, tf.reduce_sum(log_scale, axes)
+
+        # The gradient needs half as many operations as TensorFlow's. TensorFlow stores all arguments of this function
+        # until the backward pass, so only two tensors are arguments.
+        @tf.custom_gradient
+        def attach_gradient(x: tf.Tensor, unbounded: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
+            def gradient(y_gradient: tf.Tensor, log_det_gradient: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                x_gradient = y_gradient * scale
+                per_image = tf.reshape(log_det_gradient, [-1, *[1] * len(axes)])
+                if alpha == 1:
+                    # `slope` is the gradient of the loss with respect to log s, which is log 2 - softplus(-u).
+                    slope = x_gradient * x + per_image
+                    return x_gradient, tf.raw_ops.SoftplusGrad(gradients=slope, features=-unbounded)
+                slope = y_gradient * x + per_image / scale
+                return x_gradient, tf.raw_ops.TanhGrad(y=inner, dy=slope) * (alpha / 2)
+
+            return (scaled, log_det), gradient
+
+        scaled, log_det = attach_gradient(x, self.unbounded)
         return scaled + self.shift, log_det
 
     def _forward(self, x: tf.Tensor) -> tf.Tensor:
@@ -60,29 +80,6 @@ class BoundedAffine(ClosedForm):
 
     def _forward_log_det_jacobian(self, x: tf.Tensor) -> tf.Tensor:
         return self._shared if self.alpha == 1 else tf.math.log(self._shared)
-
-    def _scale_with_gradient(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns s x and log-determinants, `[batch]`; the gradient needs half as many operations as TensorFlow's."""
-        alpha, inner, scale, log_scale = self.alpha, self._inner, self.scale, self._forward_log_det_jacobian(x)
-
-        # TensorFlow stores all arguments of this function until the backward pass, so only two tensors are arguments.
-        @tf.custom_gradient
-        def run(x: tf.Tensor, unbounded: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
-            axes = list(range(1, len(x.shape)))
-
-            def gradient(y_gradient: tf.Tensor, log_det_gradient: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-                x_gradient = y_gradient * scale
-                per_image = tf.reshape(log_det_gradient, [-1, *[1] * len(axes)])
-                if alpha == 1:
-                    # `slope` is the gradient of the loss with respect to log s, which is log 2 - softplus(-u).
-                    slope = x_gradient * x + per_image
-                    return x_gradient, tf.raw_ops.SoftplusGrad(gradients=slope, features=-unbounded)
-                slope = y_gradient * x + per_image / scale
-                return x_gradient, tf.raw_ops.TanhGrad(y=inner, dy=slope) * (alpha / 2)
-
-            return (x * scale, tf.reduce_sum(log_scale, axes)), gradient
-
-        return run(x, self.unbounded)
 
 
 class Shift(ClosedForm):

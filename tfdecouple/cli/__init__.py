@@ -15,10 +15,12 @@ from typing import Any
 
 from tfdecouple import __version__
 from tfdecouple.cli.options import Parser, get_program_name
+from tfdecouple.cli.picture_commands import PICTURE_COMMANDS
 from tfdecouple.errors import UserError, nearest
 from tfdecouple.runtime.process import get_arguments, run_program
 
-# The help lists the commands in this order. A command's module has the name of the command, with "_" instead of "-".
+# The help lists the commands in this order, `PICTURE_COMMANDS` among them. The module of any other command has the name
+# of the command, with "_" instead of "-".
 COMMANDS = [
     "train",
     "presets",
@@ -42,11 +44,6 @@ COMMANDS = [
 ]
 
 
-def train_main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program `python train.py` with `arguments`, by default the command line's; returns the exit status."""
-    return run_program(lambda: run_command(["train", *get_arguments(arguments)]))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program `python -m tfdecouple` with `arguments`, by default the command line's; returns its status."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
@@ -59,6 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_command(arguments: Sequence[str]) -> int:
     """Runs the command `arguments[0]`, or prints the help; returns the status; UserError for an unknown command."""
+    options = parse_arguments(arguments)
+    return 0 if options is None else int(import_command(options.command).run(options))
+
+
+def parse_arguments(arguments: Sequence[str]) -> Any:
+    """Returns the options of the command `arguments[0]`; without a command prints the help and returns None."""
     name = arguments[0] if arguments else ""
     if name and not name.startswith("-") and name not in COMMANDS:
         hint = nearest(name, [*COMMANDS, "export"])
@@ -67,8 +70,8 @@ def run_command(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.command is None:
         parser.print_help()
-        return 0
-    return int(import_command(options.command).run(options))
+        return None
+    return options
 
 
 def make_parser(names: Sequence[str], program: str = "") -> argparse.ArgumentParser:
@@ -87,8 +90,9 @@ def make_parser(names: Sequence[str], program: str = "") -> argparse.ArgumentPar
 
 
 def import_command(name: str) -> Any:
-    """Imports the module of a command, such as "encode-beam", and returns the module."""
-    return importlib.import_module(f"tfdecouple.cli.{name.replace('-', '_')}")
+    """Returns the entry of a command in `PICTURE_COMMANDS`, or imports and returns its module (for "encode-beam")."""
+    pictures = {command.name: command for command in PICTURE_COMMANDS}
+    return pictures.get(name) or importlib.import_module(f"tfdecouple.cli.{name.replace('-', '_')}")
 
 
 def import_export() -> Any:

@@ -25,10 +25,10 @@ def run(options: argparse.Namespace) -> int:
     require_packages("matplotlib", what="the command curves")
     start_tensorflow()
     from tfdecouple.cli.run_images import PICTURES, find_results_folder, write_picture
-    from tfdecouple.runs.run_folder import run_name
+    from tfdecouple.runs.run_folder import RunFolder
     from tfdecouple.visualization.plots import plot_curves, render_figure
 
-    names = [run_name(path) for path in options.run]
+    names = [RunFolder(path).name for path in options.run]
     # In the legend, runs that share a name are called by their paths.
     shown = [name if names.count(name) == 1 else path for path, name in zip(options.run, names, strict=True)]
     curves = [read_training_curves(path, name) for path, name in zip(options.run, shown, strict=True)]
@@ -45,18 +45,14 @@ def run(options: argparse.Namespace) -> int:
 
 def read_training_curves(path: str, name: str) -> Any:
     """Returns the `Curves` of the run at `path`, called `name` in the legend; RunError without a log or bits/dim."""
-    from tfdecouple.runs.run_folder import METRICS, METRICS_BYTES, find_run_folder, load_config
-    from tfdecouple.training.metrics_log import read_metrics
+    from tfdecouple.runs.run_folder import RunFolder
     from tfdecouple.visualization.plots import Curves
 
-    config = load_config(path)
+    config = RunFolder(path).read_config()
     # KL and log q(u|x) are 0 in the log of a model that lacks these terms, and are not drawn then.
     absent = {"kl": not config.model.has_encoder, "dequantization": not config.model.has_dequantizer}
     lines: dict[str, dict[str, tuple[list[float], list[float]]]] = {"train": {}, "validation": {}}
-    log = find_run_folder(path) / METRICS
-    if log.is_file() and log.stat().st_size > METRICS_BYTES:
-        raise RunError(f"{log} has {log.stat().st_size:,} bytes, and at most {METRICS_BYTES:,} are drawn")
-    for row in read_metrics(log):
+    for row in RunFolder(path).read_metrics():
         for metric in _METRICS:
             # The log has NaN and infinity as text, which cannot be drawn.
             value = row.get(metric)

@@ -68,9 +68,9 @@ def run(options: argparse.Namespace) -> int:
     from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_images
     from tfdecouple.runs.latent_directions import Directions
     from tfdecouple.runs.opened_run import Run, hash_weights
-    from tfdecouple.runs.run_folder import is_run_folder
+    from tfdecouple.runs.run_folder import RunFolder
 
-    if not is_run_folder(options.run):
+    if not RunFolder(options.run).is_folder:
         raise UserError(
             f"directions are kept in a run folder, and {options.run} is none; make one of it first, with "
             f"python -m tfdecouple publish --run {options.run} --to DIR"
@@ -92,21 +92,22 @@ def run(options: argparse.Namespace) -> int:
         examples = [encode_examples(opened, source, split, options, names, attributes) for split in splits]
         directions = find_directions(names, examples[0], examples[1], options.seed)
     about = {"data": source.title, "source": source.name, "split": options.split, "seed": options.seed}
-    directions = [dataclasses.replace(one, figures={**one.figures, **about}) for one in directions]
+    directions = [dataclasses.replace(direction, figures={**direction.figures, **about}) for direction in directions]
     earlier: Iterable[Direction] = ()
     try:
         earlier = opened.directions() or ()
     except RunError as error:
         # Earlier directions are dropped if their file is damaged or they belong to other weights; else they are kept.
         print(f"directions.json is written anew: {error}", file=sys.stderr, flush=True)
-    found = {one.name for one in directions}
-    kept = (one for one in earlier if one.name not in found)
+    new_names = {direction.name for direction in directions}
+    kept = (direction for direction in earlier if direction.name not in new_names)
     new = Directions(hash_weights(opened.model), opened.facts(), (*kept, *directions))
     path = new.write(pathlib.Path(opened.path))
-    width = max(len(one.name) for one in directions)
-    for one in directions:
-        name = make_printable(one.name, 100)
-        print(f"{name:{width}}  {one.method:10}  {one.describe_accuracy() or 'held-out images of one kind alone'}")
+    width = max(len(direction.name) for direction in directions)
+    for direction in directions:
+        name = make_printable(direction.name, 100)
+        accuracy = direction.describe_accuracy() or "not measured: all held-out images are of one kind"
+        print(f"{name:{width}}  {direction.method:10}  {accuracy}")
     print(f"{path}: {len(directions)} directions in z", flush=True)
     save_direction_pictures(opened, source, options, directions)
     return 0
@@ -204,15 +205,16 @@ def save_direction_pictures(
 
     images, amounts = choose_images(opened, options, source), options.amounts
     methods: dict[str, list[Direction]] = {}
-    for one in directions:
-        methods.setdefault(one.name, []).append(one)
+    for direction in directions:
+        methods.setdefault(direction.name, []).append(direction)
     facts = {**images.facts, "seed": options.seed, "amounts": amounts}
     note, done = f"{images.note} {opened.note()}", 0
     with Counter("pictures", len(directions) * len(images.pixels) * len(amounts)) as counter:
-        for name, found in methods.items():
-            vectors = {one.method if len(found) > 1 else "": one.vector for one in found}
+        for name, same_name in methods.items():
+            vectors = {direction.method if len(same_name) > 1 else "": direction.vector for direction in same_name}
             picture = draw_edit_grid(opened.model, images.pixels, vectors, amounts, name, note)
-            facts |= {"direction": name, "found": {one.method: dict(one.figures) for one in found}}
+            facts["direction"] = name
+            facts["found"] = {direction.method: dict(direction.figures) for direction in same_name}
             summary = f"steps along {name} of {len(images.pixels)} images"
             save_picture(opened, options, f"direction-{arguments.make_file_name(name)}", picture, summary, **facts)
-            counter(done := done + len(found) * len(images.pixels) * len(amounts))
+            counter(done := done + len(same_name) * len(images.pixels) * len(amounts))

@@ -18,9 +18,9 @@ def add_parser(commands: Any) -> None:
     parser = arguments.add_command(
         commands,
         "doctor",
-        "test whether this machine keeps every promise of the project, and how fast it is",
+        "test whether this machine computes correctly, and how fast it is",
         "Each check runs in a process of its own. Nothing is written but temporary files and the report of --out. The "
-        f"exit status is 0 where all promises hold, and {EXIT_FAILS} where one does not; the report says what to do. "
+        f"exit status is 0 if every test passes, and {EXIT_FAILS} if one fails; the report says what to do. "
         "docs/gpu.md explains it.",
     )
     parser.add_argument("--out", metavar="DIR", type=pathlib.Path, help="write doctor.json and doctor.txt there")
@@ -37,17 +37,16 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command `doctor`: runs checks, prints and writes a report; returns 0, or EXIT_FAILS if a check fails."""
-    from tfdecouple.doctor.check_runner import CHECKS, run_checks
-    from tfdecouple.doctor.report import Request, find_failures, make_json, make_text
+    from tfdecouple.doctor.check_runner import CHECKS, Task, make_json, make_text, run_checks
     from tfdecouple.doctor.speed import make_doctor_config
     from tfdecouple.storage.files import write_json, write_text
 
     for name in options.only:
         if name not in CHECKS:
             raise UserError(f"there is no check {name!r}; there are {', '.join(CHECKS)}{nearest(name, [*CHECKS])}")
-    request = Request(options.preset, tuple(options.set), options.quick, options.devices, options.timeout)
+    task = Task(options.preset, tuple(options.set), options.quick, options.timeout, options.devices)
     # A wrong preset, option or --out raises its error here, before the checks take minutes.
-    make_doctor_config(request)
+    make_doctor_config(task)
     if options.out is not None:
         write_text(options.out / "doctor.txt", "not done yet\n")
     start = time.monotonic()
@@ -55,12 +54,11 @@ def run(options: argparse.Namespace) -> int:
     def report_progress(text: str) -> None:
         print(f"[{time.monotonic() - start:4.0f} s] {text}", flush=True)
 
-    results = run_checks(request, options.only or CHECKS, report_progress)
-    titles = {name: check.title for name, check in CHECKS.items()}
-    text = "\n".join(make_text(results, titles))
+    results = run_checks(task, options.only or CHECKS, report_progress)
+    text, report = "\n".join(make_text(results)), make_json(task, results)
     print(text, flush=True)
     if options.out is not None:
-        write_json(options.out / "doctor.json", make_json(request, results))
+        write_json(options.out / "doctor.json", report)
         write_text(options.out / "doctor.txt", text + "\n")
         print(f"\n{options.out / 'doctor.json'}")
-    return EXIT_FAILS if find_failures(results) else 0
+    return 0 if report["holds"] else EXIT_FAILS

@@ -56,8 +56,7 @@ def run(options: argparse.Namespace) -> int:
     if options.format == "parquet":
         require_packages("pyarrow", what="--format parquet")
     start_tensorflow()
-    from tfdecouple.corpus.codes_folder import CodesFolder
-    from tfdecouple.corpus.codes_manifest import CodesManifest
+    from tfdecouple.corpus.codes_folder import open_codes_folder
     from tfdecouple.corpus.encoding import encode_shards, make_image_encoder
     from tfdecouple.runs.opened_run import Run
     from tfdecouple.runtime.progress import Counter
@@ -71,37 +70,22 @@ def run(options: argparse.Namespace) -> int:
         opened.require_labels(source)
     job = _make_manifest(opened, source, options)
     batch_size = options.batch_size or opened.config.training.evaluation_batch_size
-    with CodesFolder(options.out) as folder:
-        manifest = CodesManifest.read_manifest(folder.path)
-        if manifest is None:
-            folder.begin_codes_folder(manifest := job, opened.model, opened.config, opened.step)
-        else:
-            manifest.require_same_job(job, folder.path)
-        shards = manifest.list_shard_ranges()
+    with open_codes_folder(options.out, job, opened) as folder:
+        shards, total = folder.manifest.list_shard_ranges(), sum(folder.manifest.splits.values())
         with Counter("checking what is there", len(shards), unit="files") as counter:
-            missing = folder.find_missing_shards(manifest, print, counter)
+            missing = folder.find_missing_shards(print, counter)
         if len(missing) < len(shards):
             print(f"{options.out}: {len(shards) - len(missing)} of {len(shards)} files are there already")
-        if missing:
-            total = sum(manifest.splits.values())
-            before = total - sum(shard.stop - shard.start for shard in missing)
-            with Counter("encoding", total, before=before) as counter:
-                far = encode_shards(
-                    folder,
-                    manifest,
-                    missing,
-                    source,
-                    make_image_encoder(opened.model, manifest.fields, batch_size),
-                    batch_size=batch_size,
-                    counter=lambda done: counter(before + done),
-                )
-            if far:
-                text = "far from what the model was trained on and may not decode to the very same pixels"
-                print(f"{len(far):,} of the images, such as {far[0].decode()}, are {text}")
-        if missing or not manifest.complete:
-            manifest = folder.finish_codes_folder(manifest)
+        before = total - sum(shard.stop - shard.start for shard in missing)
+        encoder = make_image_encoder(opened.model, job.fields, batch_size)
+        with Counter("encoding", total, before=before) as counter:
+            far = encode_shards(folder, missing, source, encoder, batch_size, lambda done: counter(before + done))
+        if far:
+            text = "far from what the model was trained on and may not decode to the very same pixels"
+            print(f"{len(far):,} of the images, such as {far[0].decode()}, are {text}")
+        manifest = folder.finish()
     skipped = f", {manifest.totals['skipped']} unreadable skipped" if manifest.totals["skipped"] else ""
-    fields = ", ".join(f"{field.name} {list(field.shape)}" for field in manifest.fields)
+    fields = ", ".join(map(str, manifest.fields))
     print(
         f"{options.out}: {manifest.totals['images']:,} images in {len(shards)} {manifest.format} files{skipped}; "
         f"key, label, {fields}"
@@ -165,7 +149,4 @@ def _make_manifest(opened: Run, source: Source, options: argparse.Namespace) -> 
         label_names=source.label_names,
         splits={split: min(source.sizes[split], options.limit or source.sizes[split]) for split in splits},
         images_per_shard=options.images_per_shard or most,
-        complete=False,
-        totals={},
-        shards=(),
     )

@@ -63,7 +63,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command `evaluate`: computes, prints and writes the requested metrics one by one; returns 0."""
-    metrics = [metric for metric in (each(options) for each in METRICS) if metric.is_requested()]
+    metrics = [metric for metric in (kind(options) for kind in METRICS) if metric.is_requested()]
     for metric in metrics:
         if metric.needs_plots:
             require_packages("matplotlib", what=metric.option)
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
                     with name_unwritable_path(out):
                         out.mkdir(parents=True, exist_ok=True)
                     # Test images count as evaluated from the first result on; a failure before it does not count.
-                    if "test" in [each.split for each in metrics]:
+                    if "test" in [metric.split for metric in metrics]:
                         test_evaluations = count_test_evaluation(options.run, out, evaluation.source)
                     print("\n".join(evaluation.describe_inputs(test_evaluations)))
                 print("\n" + "\n".join(result.lines), flush=True)
@@ -130,7 +130,7 @@ class Evaluation:
         model = self.opened.config.model
         for metric in metrics:
             if metric.needs_classes and not model.has_classes:
-                raise UserError(f"{metric.option} needs a model that knows labels; that of {options.run} knows none")
+                raise UserError(f"{metric.option} needs a model with labels; that of {options.run} has none")
             if metric.needs_posterior and model.has_class_codes:
                 raise UserError(
                     f"{metric.option} needs z of an image, and z of this model is a function of the label "
@@ -193,14 +193,15 @@ def count_test_evaluation(run: str | pathlib.Path, out: pathlib.Path, source: So
     log is RUN/evaluation/test_evaluations.log, or in `out` if RUN is not a run folder or is not writable.
     """
     from tfdecouple.cli.run_images import name_unwritable_path
-    from tfdecouple.runs.run_folder import is_run_folder
+    from tfdecouple.runs.run_folder import RunFolder
 
-    own = pathlib.Path(run) / "evaluation"
-    folder = own if is_run_folder(run) and os.access(own if own.exists() else own.parent, os.W_OK) else out
+    of_run = pathlib.Path(run) / "evaluation"
+    is_writable = RunFolder(run).is_folder and os.access(of_run if of_run.exists() else of_run.parent, os.W_OK)
+    folder = of_run if is_writable else out
     line = json.dumps(f"{source.name}: {source.title}, test ({source.descriptions['test']})") + "\n"
     with name_unwritable_path(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "test_evaluations.log").open("a+", encoding="utf-8") as file:
             file.write(line)
             file.seek(0)
-            return sum(each == line for each in file)
+            return sum(logged == line for logged in file)

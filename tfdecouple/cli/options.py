@@ -73,10 +73,10 @@ def add_run(parser: argparse.ArgumentParser, *, required: bool = False, out: boo
         add_out(parser)
 
 
-def add_out(parser: argparse.ArgumentParser, what: str = "pictures") -> None:
+def add_out(parser: argparse.ArgumentParser, what: str = "pictures", names: Sequence[str] = ("--out",)) -> None:
     """Adds the option --out, a folder for results, to a parser; by default the sub-folder `what` of the run folder."""
     text = f"folder for the {what}; default RUN/{what}, or ./{what} where RUN is no folder"
-    parser.add_argument("--out", metavar="DIR", type=pathlib.Path, help=text)
+    parser.add_argument(*names, metavar="DIR", type=pathlib.Path, help=text)
 
 
 def add_drawing(parser: argparse.ArgumentParser, count: int, what: str) -> None:

@@ -18,7 +18,7 @@ from tfdecouple.errors import DataError, UserError, make_printable, one_line
 from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_images
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import Run
-from tfdecouple.runs.run_folder import is_run_folder
+from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.storage.files import write_bytes, write_json
 
 # Name of the sub-folder of a run folder into which commands write pictures.
@@ -151,7 +151,7 @@ def _alternate_groups(groups: list[list[int]]) -> list[tuple[int, ...]]:
 
 def find_results_folder(run: str, out: pathlib.Path | None, name: str) -> pathlib.Path:
     """Returns the folder for results: `out` unless None, else RUN/`name`, or ./`name` if `run` is not a run folder."""
-    return out or (pathlib.Path(run) / name if is_run_folder(run) else pathlib.Path(name))
+    return out or (pathlib.Path(run) / name if RunFolder(run).is_folder else pathlib.Path(name))
 
 
 def save_picture(
@@ -190,6 +190,7 @@ class OwnSizeResults:
     """Applies to the user's full-size photographs the changes that the model made to small copies; writes the results.
 
     Attributes:
+        names: the photographs' file names, without folders and endings.
         small: the photographs, reduced to the model's size and quantised, uint8 `[n, height, width, channels]`.
     """
 
@@ -197,6 +198,7 @@ class OwnSizeResults:
         from tfdecouple.visualization.full_size import read_photograph
 
         self._folder = find_results_folder(options.run, options.out, PICTURES)
+        self.names = [pathlib.PurePath(path).stem for path in options.files]
         self._written: set[pathlib.Path] = set()
         shape = model.config.image_shape
         self._photographs = [read_photograph(path, shape[-1], options.max_side) for path in options.files]
@@ -214,7 +216,7 @@ class OwnSizeResults:
         photograph = self._photographs[index]
         pixels = change_at_full_size(photograph.pixels, self.small[index], after)
         content, suffix = photograph.encode_photograph(pixels)
-        name = f"{pathlib.PurePath(photograph.path).stem}-{change}"
+        name = f"{self.names[index]}-{change}"
         # A number is appended to the name if a photograph from another folder has the same name.
         path, number = self._folder / f"{name}{suffix}", 1
         while path in self._written:

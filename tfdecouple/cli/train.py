@@ -5,14 +5,16 @@ import json
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
+from tfdecouple.cli import parse_arguments
 from tfdecouple.cli.options import get_program_name
 from tfdecouple.config import Config, load_preset, override
 from tfdecouple.data.sources import list_source_kinds
 from tfdecouple.runtime.devices import MOST_DEVICES
 from tfdecouple.runtime.option_types import add_number, make_number_type
-from tfdecouple.runtime.process import start_tensorflow
+from tfdecouple.runtime.process import Program, get_arguments, start_tensorflow
 
 EXIT_INTERRUPTED = 75
 EXIT_DIVERGED = 3
@@ -87,6 +89,13 @@ def add_parser(commands: Any) -> None:
 def add_shortcut(group: Any, name: str, option: str, text: str, **settings: Any) -> None:
     """Adds a command-line option, such as --seed, that sets an option of the config, such as "training.seed"."""
     group.add_argument(name, dest=option, default=None, help=f"{text} ({option})", **settings)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the program `python train.py` with `arguments`, by default the command line's; returns the exit status."""
+    with Program() as program:
+        program.status = run(parse_arguments(["train", *get_arguments(arguments)]))
+    return program.status
 
 
 def run(options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ combination raises a `ConfigError` of one line that names the value.
 """
 
 from tfdecouple.config.data import PHOTOGRAPHS, DataConfig
-from tfdecouple.config.model import CONDITIONERS, STEP_LAYERS, ModelConfig
+from tfdecouple.config.model import CONDITIONERS, PRIORS, STEP_LAYERS, ModelConfig
 from tfdecouple.config.run import (
     Config,
     compare_configs,
@@ -25,6 +25,7 @@ __all__ = [
     "MEMORY",
     "PHOTOGRAPHS",
     "PRECISIONS",
+    "PRIORS",
     "STEP_LAYERS",
     "Config",
     "DataConfig",

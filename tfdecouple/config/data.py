@@ -51,4 +51,4 @@ class DataConfig:
     def __post_init__(self) -> None:
         validate_options(self, "data.")
         require(bool(self.source), "data.source is empty; give photographs, a TFDS name or folder:PATH")
-        require(bool(self.photographs), "data.photographs is empty; leave it out for all whose licence is known")
+        require(bool(self.photographs), "data.photographs is empty; leave it out to use all with a known licence")

@@ -27,6 +27,11 @@ STEP_LAYERS = {
 CONDITIONERS = {
     "convolutional": "tfdecouple.layers.conditioners:ConvNet",
 }
+# Functions of (config, name) that make a flow from z to N(0, I), by the value of `model.prior`. The values "normal"
+# and "classes" have no flow.
+PRIORS = {
+    "flow": "tfdecouple.networks.prior:make_prior_flow",
+}
 
 # Type of a factor n: 1/n of a level's channels leave the flow at the end of each stage of the level.
 Factor = Annotated[int, pydantic.Field(ge=2)]
@@ -109,7 +114,7 @@ class ModelConfig:
     conditioner: str = "convolutional"
     encoder_channels: tuple[Positive, ...] = (48, 96, 96)
     encoder_out_channels: Positive = 8
-    prior: Literal["flow", "normal", "classes"] = "flow"
+    prior: str = "flow"
     prior_steps: Annotated[int, pydantic.Field(ge=1, le=MOST_STEPS)] = 2
     prior_hidden: Positive = 256
     prior_transform: str = "affine"
@@ -133,6 +138,7 @@ class ModelConfig:
             f"model.image_shape is {list(self.image_shape)}; it must be [height, width, channels], each at least 1",
         )
         require_choice("model.conditioner", self.conditioner, CONDITIONERS)
+        require_choice("model.prior", self.prior, ("normal", "classes", *PRIORS))
         for name in ("transform", "multiscale_transform", "prior_transform", "dequantization_transform"):
             require_choice(f"model.{name}", getattr(self, name), TRANSFORMS)
         for name in self.step_layers:

@@ -12,6 +12,17 @@ from tfdecouple.loggers import LOGGERS
 
 PRECISIONS = ("float32", "tf32", "mixed_bfloat16")
 MEMORY = ("keep", "recompute", "invert")
+# Options of a run by `train.py` that `compile` does not take: a Keras optimizer has its own learning rate and schedule,
+# and `fit` has arguments and callbacks for the others. All other options take effect in each step, there and in `fit`.
+OPTIMIZER_OPTIONS = (
+    "learning_rate", "warmup_steps", "decay_rate", "linear_decay", "optimizer", "matrix_rate", "beta_1", "beta_2",
+    "epsilon", "weight_decay", "clip_norm", "ema_decay",
+)  # fmt: skip
+RUN_OPTIONS = (
+    "steps", "batch_size", "micro_batches", "bytes_per_pack", "log_every", "evaluate_every", "checkpoint_every",
+    "keep_checkpoints", "evaluation_batch_size", "evaluation_images", "pictures", "evaluation_samples", "loggers",
+    "init_from",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,8 +56,8 @@ class TrainingConfig:
             0 for no noise, as in the paper. Validation and test images never have noise.
         noise_steps: number of updates after which the noise has fallen to 0.
         patterns: share of the training images, chosen at random, that are replaced by noise and checkerboards
-            (`training/step.py`), so that unnatural images are reconstructed exactly, too; 0 for none, as in the paper.
-            A share of 0.01 is enough after long training. Validation and test images are never replaced.
+            (`model/step_effects.py`), so that unnatural images are reconstructed exactly, too; 0 for none, as in the
+            paper. A share of 0.01 is enough after long training. Validation and test images are never replaced.
         patterns_after: number of updates before the first image is replaced; the best weights are then chosen among
             later evaluations.
         precision: arithmetic of the matrix products in a training step. "float32": full precision, as in the paper's
@@ -127,10 +138,16 @@ class TrainingConfig:
         validate_options(self, "training.")
         require(
             not self.noise or self.noise_steps >= 1,
-            f"training.noise is {self.noise:g} and training.noise_steps 0; say when the noise is gone",
+            f"training.noise is {self.noise:g} and training.noise_steps 0; set the update at which the noise ends",
         )
         require(
             self.batch_size % self.micro_batches == 0,
             f"training.batch_size is {self.batch_size} and training.micro_batches {self.micro_batches}; "
             "the first must be a multiple of the second",
         )
+
+
+# Names of the options that take effect in each training step, of `train.py` and of Keras' `fit`.
+STEP_OPTIONS = tuple(
+    field.name for field in dataclasses.fields(TrainingConfig) if field.name not in (*OPTIMIZER_OPTIONS, *RUN_OPTIONS)
+)

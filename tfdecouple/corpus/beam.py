@@ -66,9 +66,8 @@ def encode_with_beam(options: argparse.Namespace) -> CodesManifest:
         FileSystems.mkdirs(out)
     try:
         # The user's options come last, because Beam uses the last value of an option.
-        quiet = ["--default_sdk_harness_log_level=ERROR"]
-        pipeline = beam.Pipeline(options=PipelineOptions([*quiet, *options.beam]))
-        _add_pipeline_steps(pipeline, options, reader, BatchEncoder(model, fields, options.threads), out)
+        pipeline = beam.Pipeline(options=PipelineOptions(["--default_sdk_harness_log_level=ERROR", *options.beam]))
+        _add_pipeline_steps(pipeline, options, reader, (model, fields, options.threads), out)
         result = pipeline.run()
         result.wait_until_finish()
     # Every exception is caught, because each runner of Beam has its own exception classes; the last line has the cause.
@@ -76,36 +75,32 @@ def encode_with_beam(options: argparse.Namespace) -> CodesManifest:
         text = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"the pipeline failed: {text[-1][:400]}; remove {options.out} before the next run") from error
     counters = result.metrics().query(MetricsFilter().with_namespace("tfdecouple"))["counters"]
-    counted = {counter.key.metric.name: counter.result for counter in counters}
-    images, skipped = counted.get("images", 0), counted.get(UNREADABLE, 0)
+    counts = {"images": 0, UNREADABLE: 0, **{counter.key.metric.name: counter.result for counter in counters}}
     # Each line is JSON that begins with the name of a file, so sorting the lines sorts the files by name.
-    shards = tuple(map(Shard.model_validate_json, sorted(_read_file_bytes(f"{out}/{_DIGESTS}").splitlines())))
+    shards = [*map(Shard.model_validate_json, sorted(_read_file_bytes(f"{out}/{_DIGESTS}").splitlines()))]
     digest = hashlib.sha256(_read_file_bytes(model)).hexdigest()
-    manifest = CodesManifest(
+    manifest = CodesManifest.model_construct(
         format=options.format,
         fields=fields,
         model=ModelFacts(run=facts.get("run"), step=int(facts.get("step", 0)), onnx_sha256=digest),
         data=DataFacts(title=f"images in {options.images}", image_shape=image_shape, centre_crop=crop),
         label_names=reader.labels,
-        splits={SPLIT: images + skipped},
+        splits={SPLIT: sum(counts.values())},
         images_per_shard=0,
-        complete=True,
-        totals={"images": images, "skipped": skipped, "bytes": sum(shard.bytes for shard in shards)},
-        shards=shards,
-    )
+    ).with_shards(shards, counts["images"])
     with FileSystems.create(f"{out}/{MANIFEST}") as file:
         file.write(json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=2).encode())
     return manifest
 
 
 def _add_pipeline_steps(
-    pipeline: Any, options: argparse.Namespace, reader: FolderReader, encoder: BatchEncoder, out: str
+    pipeline: Any, options: argparse.Namespace, reader: FolderReader, encoder: tuple, out: str
 ) -> None:
     text = functools.partial(beam.io.WriteToText, shard_name_template="", num_shards=1)
     read = (
         pipeline
         | "List files" >> fileio.MatchFiles(f"{reader.root}**")
-        | "Keep images" >> beam.Filter(lambda metadata: reader.is_image_path(metadata.path))
+        | "Keep images" >> beam.Filter(lambda metadata: reader.find_key_and_label(metadata.path) is not None)
         # Paths are passed on as bytes, because Beam encodes strings as UTF-8, and file names can be any bytes.
         | "Take paths" >> beam.Map(lambda metadata: os.fsencode(metadata.path))
         # Without this step, the worker that lists the images would also read all images.
@@ -114,16 +109,18 @@ def _add_pipeline_steps(
     )
     _ = read[UNREADABLE] | "Write unreadable" >> text(f"{out}/_{UNREADABLE}", file_name_suffix=".txt")
     batches = beam.BatchElements(min_batch_size=options.batch_size, max_batch_size=options.batch_size)
-    codes = read.images | "Batch" >> batches | "Encode" >> beam.Map(encoder.encode_batch)
+    codes = read.images | "Batch" >> batches | "Encode" >> beam.Map(encode_batch, *encoder)
+    end = f".{options.format}"
     if options.format == "parquet":
-        fields = encoder.fields
+        fields = encoder[1]
         codes = codes | "To tables" >> beam.Map(lambda batch: make_parquet_table(batch[0], batch[1], batch[2], fields))
+        schema = make_parquet_schema(fields)
         write: Any = beam.io.parquetio.WriteToParquetBatched(
-            f"{out}/{SPLIT}", make_parquet_schema(fields), file_name_suffix=".parquet", num_shards=options.shards
+            f"{out}/{SPLIT}", schema, file_name_suffix=end, num_shards=options.shards
         )
     else:
         codes = codes | "To examples" >> beam.FlatMap(lambda batch: serialize_examples(*batch))
-        write = beam.io.WriteToTFRecord(f"{out}/{SPLIT}", file_name_suffix=".tfrecord", num_shards=options.shards)
+        write = beam.io.WriteToTFRecord(f"{out}/{SPLIT}", file_name_suffix=end, num_shards=options.shards)
     _ = (
         codes
         | "Write codes" >> write
@@ -138,10 +135,9 @@ def _add_pipeline_steps(
 class FolderReader:
     """A reader of the image files below a folder, for workers; keys and labels are those of the data set `folder:PATH`.
 
-    `root` is the path of the folder, with a "/" at its end. `image_shape` is the shape to which images are cropped and
-    resized, and `centre_crop` the most pixels that the crop keeps along its shorter side, 0 for no limit. `has_splits`
-    says whether the sub-folders are splits, as they are if one is named "train". `labels` are the names of all labels,
-    sorted.
+    `root` is the path of the folder, with a "/" at its end; `has_splits` says whether its sub-folders are splits, as
+    they are if one is named "train". Images are resized to `image_shape` after a crop to at most `centre_crop` pixels
+    of the shorter side (0 for no limit). `labels` are the names of all labels, sorted.
     """
 
     root: str
@@ -150,20 +146,14 @@ class FolderReader:
     has_splits: bool
     labels: tuple[str, ...] = ()
 
-    def find_image_key(self, path: str) -> str:
-        """Returns the key of an image: `path`, the path of the image's file, relative to this reader's folder."""
-        return path.removeprefix(self.root)
-
-    def is_image_path(self, path: str) -> bool:
-        """Returns whether `path` is an image of this reader's data set, by the file's ending and the folders' names."""
-        names = self.find_image_key(path).split("/")
-        is_image = names[-1].lower().endswith(SUFFIXES) and not any(name.startswith(".") for name in names)
-        return is_image and (not self.has_splits or (len(names) > 1 and names[0] in SPLIT_FOLDERS))
-
-    def find_label_name(self, path: str) -> str:
-        """Returns the label of an image: the name of the first folder below the split in `path`, or "" for no label."""
-        folders = self.find_image_key(path).split("/")[:-1]
-        return next(iter(folders[self.has_splits :]), "")
+    def find_key_and_label(self, path: str) -> tuple[str, str] | None:
+        """Returns an image's key, its path below the folder, and its label ("" for none); None for another file."""
+        key = path.removeprefix(self.root)
+        *folders, name = key.split("/")
+        is_image = name.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in (*folders, name))
+        if not is_image or (self.has_splits and (not folders or folders[0] not in SPLIT_FOLDERS)):
+            return None
+        return key, next(iter(folders[self.has_splits :]), "")
 
     def read_image_file(self, name: bytes) -> Iterator[Any]:
         """Yields (key, label, pixels) of an image file; if the file is unreadable, a text with the tag `UNREADABLE`.
@@ -172,7 +162,7 @@ class FolderReader:
         are uint8 `[height, width, channels]`.
         """
         path = os.fsdecode(name)
-        key = encode_image_key(self.find_image_key(path))
+        key, label = self.find_key_and_label(path) or ("", "")
         try:
             if "://" not in path and not os.path.isfile(path):
                 # Only regular files are read, because reading from a pipe could block for ever.
@@ -180,46 +170,39 @@ class FolderReader:
             pixels = read_image(path, self.image_shape, self.centre_crop, io.BytesIO(_read_file_bytes(path)))
         except DataError as error:
             Metrics.counter("tfdecouple", UNREADABLE).inc()
-            yield beam.pvalue.TaggedOutput(UNREADABLE, f"{key.decode()}: {one_line(error.__cause__ or error)}")
+            line = f"{encode_image_key(key).decode()}: {one_line(error.__cause__ or error)}"
+            yield beam.pvalue.TaggedOutput(UNREADABLE, line)
         else:
-            label = self.find_label_name(path)
-            yield key, self.labels.index(label) if label in self.labels else NO_LABEL, pixels
+            yield encode_image_key(key), self.labels.index(label) if label else NO_LABEL, pixels
 
 
 def make_folder_reader(root: str, paths: Sequence[str], image_shape: Shape, centre_crop: int) -> FolderReader:
     """Returns a reader of the images among `paths`, all files below the folder `root`; DataError if there is none."""
     has_splits = any(path.startswith(f"{root}train/") for path in paths)
     reader = FolderReader(root, image_shape, centre_crop, has_splits)
-    names = {reader.find_label_name(path) for path in paths if reader.is_image_path(path)}
-    if not names:
+    images = [image for path in paths if (image := reader.find_key_and_label(path))]
+    if not images:
         raise DataError(f"there are no images in {root}; --images takes a folder of image files")
-    return dataclasses.replace(reader, labels=tuple(sorted(names - {""})))
+    return dataclasses.replace(reader, labels=tuple(sorted({label for _, label in images if label})))
 
 
-@dataclasses.dataclass(frozen=True)
-class BatchEncoder:
-    """An encoder of image batches for the workers of Beam; computes the codes `fields` with the ONNX file `model`."""
-
-    model: str
-    fields: tuple[Field, ...]
-    threads: int
-
-    def encode_batch(self, batch: Sequence[tuple[bytes, int, np.ndarray]]) -> tuple[list[bytes], list[int], dict]:
-        """Encodes n tuples (key, label, pixels); returns n keys, n labels, and a dict of code arrays, `[n, ...]`."""
-        keys, labels, pixels = (list(column) for column in zip(*batch, strict=True))
-        names = tuple(field.name for field in self.fields)
-        arrays = open_encoder_session(self.model, self.threads, names).run(names, {"images": np.stack(pixels)})
-        Metrics.counter("tfdecouple", "images").inc(len(keys))
-        return keys, labels, dict(zip(names, arrays, strict=True))
+def encode_batch(
+    batch: Sequence[tuple[bytes, int, np.ndarray]], model: str, fields: Sequence[Field], threads: int
+) -> tuple[list[bytes], list[int], dict[str, np.ndarray]]:
+    """Encodes n tuples (key, label, pixels) with the ONNX file `model`; returns n keys, labels and `[n, ...]` codes."""
+    keys, labels, pixels = (list(column) for column in zip(*batch, strict=True))
+    names = tuple(field.name for field in fields)
+    arrays = open_encoder_session(model, threads, names).run(names, {"images": np.stack(pixels)})
+    Metrics.counter("tfdecouple", "images").inc(len(keys))
+    return keys, labels, dict(zip(names, arrays, strict=True))
 
 
 @functools.lru_cache(maxsize=1)
 def open_encoder_session(model: str, threads: int, names: tuple[str, ...] = ()) -> Any:
-    """Returns an ONNX Runtime session of the ONNX file `model`; all threads of a process share the session.
+    """Returns an ONNX Runtime session of the ONNX file `model`, shared by a process; DataError if it cannot be opened.
 
     The session computes the outputs `names`; () for all. If "v" is not among `names`, the flow is removed from the
-    graph, because ONNX Runtime would run the flow even if v is not requested. Raises DataError if the file cannot be
-    opened.
+    graph, because ONNX Runtime would run the flow even if v is not requested.
     """
     import onnx.utils
     import onnxruntime
@@ -248,8 +231,7 @@ def make_digest_line(path: str) -> str:
 
 def _find_encoder_file(model: str) -> str:
     base = _make_path_absolute(model)
-    candidates = [base] if base.endswith(".onnx") else [f"{base}/onnx/encoder.onnx", f"{base}/encoder.onnx"]
-    for path in candidates:
+    for path in [base] if base.endswith(".onnx") else [f"{base}/onnx/encoder.onnx", f"{base}/encoder.onnx"]:
         if FileSystems.exists(path):
             return path
     raise UserError(f"there is no encoder.onnx in {model}; python -m export --run RUN --to {model} makes one")
@@ -268,8 +250,8 @@ def _choose_output_fields(session: Any, options: argparse.Namespace) -> tuple[tu
         raise UserError(f"{options.model} is no encoder of this project: it takes {', '.join(inputs)}")
     if "z" not in outputs and not options.v:
         raise UserError(f"the model {options.model} has no z; its code is v: add --v")
-    wanted = [name for name in (("z", "v") if options.v else ("z",)) if name in outputs]
-    return tuple(Field(name=name, shape=outputs[name]) for name in wanted), inputs["images"]
+    names = [name for name in (("z", "v") if options.v else ("z",)) if name in outputs]
+    return tuple(Field(name=name, shape=outputs[name]) for name in names), inputs["images"]
 
 
 def _read_file_bytes(path: str) -> bytes:

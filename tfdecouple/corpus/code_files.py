@@ -25,8 +25,7 @@ def write_codes(
 ) -> None:
     """Writes the codes of n images into the file `path`, in the format `name`, "tfrecord" or "parquet".
 
-    `fields` have the names of the arrays to write, such as "z". `keys` are the names of the images in UTF-8. `rows` is
-    a dict of "label", int `[n]`, and an array for each field, float32 `[n, ...]`.
+    `keys` are the names of the images in UTF-8. `rows` has "label", int `[n]`, and float32 `[n, ...]` for each field.
     """
     labels, arrays = rows["label"].tolist(), {field.name: rows[field.name] for field in fields}
     if name == "tfrecord":
@@ -42,10 +41,9 @@ def write_codes(
 def serialize_examples(
     keys: Sequence[bytes], labels: Sequence[int], arrays: Mapping[str, np.ndarray]
 ) -> Iterator[bytes]:
-    """Yields, for each image, a serialised `tf.train.Example` with the image's key, label and codes.
+    """Yields, for each image, a serialised `tf.train.Example` with the image's key (UTF-8), label (-1: none) and codes.
 
-    `keys` are the names of the images in UTF-8, and the label of an unlabelled image is -1. `arrays` is {name of the
-    field, such as "z": codes of all images, float32 `[n, ...]`}.
+    `arrays` is {name of the field, such as "z": codes of all images, float32 `[n, ...]`}.
     """
     for row, (key, label) in enumerate(zip(keys, labels, strict=True)):
         features = {
@@ -85,11 +83,8 @@ def make_parquet_table(
 
 
 def _read_tfrecords(paths: Sequence[str], fields: Sequence[Field]) -> tf.data.Dataset:
-    features = {
-        "key": tf.io.FixedLenFeature([], tf.string),
-        "label": tf.io.FixedLenFeature([], tf.int64),
-        **{field.name: tf.io.FixedLenFeature(field.shape, tf.float32) for field in fields},
-    }
+    features = {name: tf.io.FixedLenFeature([], dtype) for name, dtype in (("key", tf.string), ("label", tf.int64))}
+    features |= {field.name: tf.io.FixedLenFeature(field.shape, tf.float32) for field in fields}
 
     def parse(record: tf.Tensor) -> dict[str, tf.Tensor]:
         example = tf.io.parse_single_example(record, features)
@@ -101,23 +96,20 @@ def _read_tfrecords(paths: Sequence[str], fields: Sequence[Field]) -> tf.data.Da
 def _read_parquet(paths: Sequence[str], fields: Sequence[Field]) -> tf.data.Dataset:
     import pyarrow.parquet as pq
 
-    def to_array(column: pa.Array, field: Field) -> np.ndarray:
-        numbers = column.flatten() if field.shape else column
-        return numbers.to_numpy(zero_copy_only=False).reshape(-1, *field.shape)
-
     def read_groups() -> Iterator[dict[str, np.ndarray]]:
         for path in paths:
             with pq.ParquetFile(path) as file:
                 for group in file.iter_batches(batch_size=_GROUP_ROWS):
-                    arrays = {field.name: to_array(group.column(field.name), field) for field in fields}
-                    keys = np.array([key.encode() for key in group.column("key").to_pylist()], object)
-                    yield {"key": keys, "label": group.column("label").to_numpy(zero_copy_only=False), **arrays}
+                    columns = {name: group.column(name) for name in group.schema.names}
+                    arrays = {"key": np.array([key.encode() for key in columns["key"].to_pylist()], object)}
+                    arrays["label"] = columns["label"].to_numpy(zero_copy_only=False)
+                    for field in fields:
+                        numbers = columns[field.name].flatten() if field.shape else columns[field.name]
+                        arrays[field.name] = numbers.to_numpy(zero_copy_only=False).reshape(-1, *field.shape)
+                    yield arrays
 
-    signature = {
-        "key": tf.TensorSpec([None], tf.string),
-        "label": tf.TensorSpec([None], tf.int32),
-        **{field.name: tf.TensorSpec([None, *field.shape], tf.float32) for field in fields},
-    }
+    signature = {"key": tf.TensorSpec([None], tf.string), "label": tf.TensorSpec([None], tf.int32)}
+    signature |= {field.name: tf.TensorSpec([None, *field.shape], tf.float32) for field in fields}
     return tf.data.Dataset.from_generator(read_groups, output_signature=signature).unbatch()
 
 

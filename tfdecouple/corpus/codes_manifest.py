@@ -6,7 +6,8 @@ import math
 import operator
 import os
 import pathlib
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from collections.abc import Sequence
+from typing import Annotated, Literal, NamedTuple, Self
 
 import pydantic
 
@@ -38,15 +39,14 @@ class _Model(pydantic.BaseModel):
 
 
 class Field(_Model):
-    """The name and shape of an array that is stored for each image; the shape () stands for a scalar.
-
-    The name is "z" (posterior mean), "z_std" (standard deviation of the posterior), "v" (local code) or the name of an
-    outlier score.
-    """
+    """The name and shape of an array that is stored for each image: z (mean), z_std, v, or an outlier score ()."""
 
     name: Literal["z", "z_std", "v", *SCORES]  # type: ignore[valid-type]
     dtype: Literal["float32"] = "float32"
     shape: tuple[Annotated[int, pydantic.Field(strict=True, ge=1, le=_MOST_VALUES)], ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {list(self.shape)}"
 
     @property
     def size(self) -> int:
@@ -93,18 +93,9 @@ class DataFacts(_Model):
 class CodesManifest(_Model):
     """The manifest of a folder of codes. Its last three attributes change when the folder is complete.
 
-    Attributes:
-        version: version of the manifest's format.
-        format: format of the files of codes.
-        fields: names and shapes of the arrays that are stored for each image, beside key and label.
-        model: the model that encoded the images.
-        data: the encoded data set.
-        label_names: names of the labels; empty for images without labels.
-        splits: {name of a split: count of its images}, in the order of encoding.
-        images_per_shard: largest count of images in a code file; 0 for encode-beam, which has no such limit.
-        complete: whether all files are written.
-        totals: for a complete folder, the counts of "images" (encoded), "skipped" (unreadable images) and "bytes".
-        shards: the code files of a complete folder; () until the folder is complete.
+    `splits` is {name of a split: count of its images}, in the order of encoding. `images_per_shard` is the largest
+    count of images in a code file; 0 for encode-beam, which has no such limit. A complete folder has `totals`, the
+    counts of "images" (encoded), "skipped" (unreadable images) and "bytes", and `shards`, its code files.
     """
 
     version: Literal[1] = 1
@@ -115,9 +106,9 @@ class CodesManifest(_Model):
     label_names: tuple[str, ...]
     splits: dict[_Name, _Count]
     images_per_shard: _Count
-    complete: pydantic.StrictBool
-    totals: dict[str, _Count]
-    shards: tuple[Shard, ...]
+    complete: pydantic.StrictBool = False
+    totals: dict[str, _Count] = {}
+    shards: tuple[Shard, ...] = ()
 
     @pydantic.model_validator(mode="after")
     def _check_consistency(self) -> Self:
@@ -132,9 +123,7 @@ class CodesManifest(_Model):
             raise ValueError("images_per_shard is 0, or data.descriptions, data.keys_sha256 or model.run is missing")
         elif sum(-(-size // self.images_per_shard) for size in self.splits.values()) > _MOST_FILES:
             raise DataError(f"images_per_shard makes more than {_MOST_FILES:,} files; take more images for each")
-        elif self.complete and [shard.name for shard in self.shards] != [
-            shard.name for shard in self.list_shard_ranges()
-        ]:
+        elif self.complete and [s.name for s in self.shards] != [s.name for s in self.list_shard_ranges()]:
             raise ValueError("shards lists other files than splits and images_per_shard make")
         return self
 
@@ -165,19 +154,21 @@ class CodesManifest(_Model):
             )
         # The title contains the images' path, which may differ if the images have keys that identify them.
         title = () if self.data.keys_sha256 and job.data.keys_sha256 else ("data.title",)
-        data = ("data.image_shape", "data.centre_crop", "data.descriptions")
+        data = ("data.image_shape", "data.centre_crop", "data.descriptions", "data.keys_sha256")
         for name in ("format", "fields", "images_per_shard", *title, "splits", *data):
-            begun, now = (_describe_manifest_value(operator.attrgetter(name)(manifest)) for manifest in (self, job))
+            values = [operator.attrgetter(name)(manifest) for manifest in (self, job)]
+            begun, now = (", ".join(map(str, v)) if isinstance(v, tuple) else f"{v}".strip("{}") for v in values)
             if begun != now:
                 raise DataError(
-                    f"{folder} was begun with other arguments: {name} was {begun} and is now {now}; give the old ones, "
-                    "or name another folder with --out"
+                    f"{folder} was begun with other arguments or files: {name} was {begun} and is now {now}; give the "
+                    "old ones, or name another folder with --out"
                 )
-        if self.data.keys_sha256 != job.data.keys_sha256:
-            raise DataError(
-                f"{folder} was begun with other files than there are in {job.data.title} now; "
-                "name another folder with --out"
-            )
+
+    def with_shards(self, shards: Sequence[Shard], images: int) -> CodesManifest:
+        """Returns the manifest of the complete folder, whose files `shards` have the codes of `images` images."""
+        skipped = sum(self.splits.values()) - images
+        totals = {"images": images, "skipped": skipped, "bytes": sum(shard.bytes for shard in shards)}
+        return self.model_copy(update={"complete": True, "totals": totals, "shards": tuple(shards)})
 
     def write_manifest(self, folder: pathlib.Path) -> None:
         """Writes this manifest as the JSON file `_manifest.json` into a folder of codes."""
@@ -193,14 +184,6 @@ class CodesManifest(_Model):
             return None
         except (OSError, ValueError, DataError) as error:
             raise DataError(f"cannot read the manifest {path}: {one_line(error)}") from error
-
-
-def _describe_manifest_value(value: Any) -> str:
-    if isinstance(value, tuple) and value and isinstance(value[0], Field):
-        return ", ".join(f"{field.name} {list(field.shape)}" for field in value)
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {size}" for name, size in value.items())
-    return str(value)
 
 
 def encode_image_key(key: str) -> bytes:

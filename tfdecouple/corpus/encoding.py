@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfdecouple.arguments import as_labels
 from tfdecouple.corpus.codes_folder import CodesFolder
-from tfdecouple.corpus.codes_manifest import SCORES, CodesManifest, Field, ShardRange, encode_image_key
+from tfdecouple.corpus.codes_manifest import SCORES, Field, ShardRange, encode_image_key
 from tfdecouple.data import Source
 from tfdecouple.data.labels import check_labels
 from tfdecouple.errors import DataError, UserError, one_line
@@ -19,7 +19,7 @@ from tfdecouple.metrics.base import require_finite_values
 from tfdecouple.metrics.outliers import OutlierScorer
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.round_trip import far_from_training
-from tfdecouple.runtime.precision import full_float32
+from tfdecouple.numerics.tf32 import full_float32
 
 # A function of images, their indices in the split and their labels. It returns {name of a field: array of codes}.
 ImageEncoder = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
@@ -29,10 +29,9 @@ Rows = dict[str, np.ndarray]
 def make_image_encoder(model: DecoupledModel, fields: Sequence[Field], batch_size: int) -> ImageEncoder:
     """Returns a function that computes the codes `fields` of at most `batch_size` images, as {name: array}.
 
-    The arguments of the function are images, uint8 `[n, height, width, channels]`, their indices in the split, and
-    their labels. The function pads smaller batches, so that TensorFlow traces the model once. The flow runs only if v
-    or outlier scores are among the fields. Scores use one draw of noise, which depends on the index of the image.
-    Labels are used only by models whose z is a function of the label.
+    The arguments of the function are images, uint8 `[n, height, width, channels]`, their indices in the split, which
+    key the noise of outlier scores, and their labels, which a model uses if its z is a function of the label. The
+    function pads smaller batches, so that TensorFlow traces the model once, and runs the flow only for v and scores.
     """
     all_names = {field.name for field in fields}
     names = all_names.difference(SCORES)
@@ -66,9 +65,8 @@ def make_image_encoder(model: DecoupledModel, fields: Sequence[Field], batch_siz
             if scorer is not None:
                 codes |= scorer(pad(images), pad(index), len(images))
         except tf.errors.ResourceExhaustedError as error:
-            raise UserError(
-                f"out of memory with {batch_size} images at a time; name fewer with --batch-size"
-            ) from error
+            text = f"out of memory with {batch_size} images at a time; name fewer with --batch-size"
+            raise UserError(text) from error
         return {name: codes[name][: len(images)] for name in all_names}
 
     return encoder
@@ -76,27 +74,20 @@ def make_image_encoder(model: DecoupledModel, fields: Sequence[Field], batch_siz
 
 def encode_shards(
     folder: CodesFolder,
-    manifest: CodesManifest,
     shards: Sequence[ShardRange],
     source: Source,
     encoder: ImageEncoder,
-    *,
     batch_size: int,
     counter: Callable[[int], None],
 ) -> list[bytes]:
     """Encodes images into code files; returns the keys of images that may decode inexactly (`far_from_training`).
 
     `shards` are the code files to write, in the order of the manifest. `encoder` is the result of `make_image_encoder`,
-    and `counter` is a callback that receives the count of images encoded so far. If v is not among the codes, no key
-    is returned.
-
-    Raises:
-        DataError: if an image cannot be read.
-        RunError: if a code is not finite.
-        UserError: if a file cannot be written, or the memory is too small.
+    and `counter` receives the count of images encoded so far. Without v among the codes, no key is returned. An image
+    that cannot be read raises DataError, a code that is not finite RunError, and a full disk or memory UserError.
     """
-    done, far = 0, list[bytes]()
-    empty = {field.name: np.zeros((0, *field.shape), np.float32) for field in manifest.fields}
+    done, far, fields = 0, list[bytes](), folder.manifest.fields
+    empty = {field.name: np.zeros((0, *field.shape), np.float32) for field in fields}
     for split, group in itertools.groupby(shards, lambda shard: shard.split):
         files = list(group)
         indices = np.concatenate([np.arange(shard.start, shard.stop) for shard in files])
@@ -110,13 +101,15 @@ def encode_shards(
                 counter(done := done + len(batch["index"]))
             rows = {name: np.concatenate([part[name] for part in parts]) for name in rows}
             end = int(np.searchsorted(rows["index"], shard.stop))
-            codes, rows = ({name: each[part] for name, each in rows.items()} for part in (slice(end), slice(end, None)))
-            for field in manifest.fields:
+            codes, rows = (
+                {name: values[part] for name, values in rows.items()} for part in (slice(end), slice(end, None))
+            )
+            for field in fields:
                 require_finite_values(f"{field.name} of {split}", codes[field.name], codes["index"])
             keys = [encode_image_key(source.find_image_key(split, int(index))) for index in codes["index"]]
             if "v" in codes:
                 far += itertools.compress(keys, far_from_training(codes["v"]))
-            folder.write_shard(manifest, shard, keys, codes)
+            folder.write_shard(shard, keys, codes)
     return far
 
 

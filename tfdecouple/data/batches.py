@@ -72,6 +72,7 @@ def make_training_batches(
     order_seed = _fold_into_seed(tf.constant([seed, 0], tf.int64), _ORDER_STREAM)
     augmentation_seed = _fold_into_seed(tf.constant([seed, 0], tf.int64), _AUGMENTATION_STREAM)
 
+    @tf.autograph.experimental.do_not_convert
     def epoch_records(epoch: tf.Tensor) -> tf.data.Dataset:
         order = split.shuffle_records(_fold_into_seed(order_seed, epoch)).take(images_per_epoch)
         done = tf.where(tf.equal(epoch, first_epoch), tf.constant(first_step * batch_size, tf.int64), 0)
@@ -80,9 +81,11 @@ def make_training_batches(
     # The position in the batch decides which pipeline decodes an image, because it decides on the image's noise, too.
     slice_size = micro_batch // context.num_input_pipelines
 
-    def is_ours(number: tf.Tensor, record: Any) -> tf.Tensor:
+    @tf.autograph.experimental.do_not_convert
+    def is_local(number: tf.Tensor, record: Any) -> tf.Tensor:
         return tf.equal(number % micro_batch // slice_size, context.input_pipeline_id)
 
+    @tf.autograph.experimental.do_not_convert
     def make_example(number: tf.Tensor, record: Any) -> dict[str, tf.Tensor]:
         image, label = split.decode_record(record)
         return {"image": augment_image(image, _fold_into_seed(augmentation_seed, number), config), "label": label}
@@ -90,7 +93,7 @@ def make_training_batches(
     # Decoding comes after the loop over epochs, so that tf.data prefetches images of the next epoch in time.
     records = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch_records)
     if context.num_input_pipelines > 1:
-        records = records.filter(is_ours)
+        records = records.filter(is_local)
     batches = (
         records.map(make_example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         .batch(context.get_per_replica_batch_size(micro_batch), drop_remainder=True)
@@ -128,6 +131,7 @@ def make_evaluation_batches(
     if limit:
         examples = examples.take(limit)
 
+    @tf.autograph.experimental.do_not_convert
     def pad(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         missing = batch_size - tf.shape(batch["label"])[0]
 
@@ -148,13 +152,14 @@ def slice_for_replicas(batches: tf.data.Dataset, context: tf.distribute.InputCon
     tensor `[batch, ...]` is a tensor `[batch / R, ...]`. `context` gives p, P and R.
     """
     replicas = context.num_replicas_in_sync
-    own = replicas // context.num_input_pipelines
-    first = context.input_pipeline_id * own
+    count = replicas // context.num_input_pipelines
+    first = context.input_pipeline_id * count
 
+    @tf.autograph.experimental.do_not_convert
     def slice_batch(batch: Any) -> Any:
         def cut(values: tf.Tensor) -> tf.Tensor:
             size = values.shape[0]
-            return tf.reshape(values, [replicas, size // replicas if size else -1, *values.shape[1:]])[first:][:own]
+            return tf.reshape(values, [replicas, size // replicas if size else -1, *values.shape[1:]])[first:][:count]
 
         return tf.nest.map_structure(cut, batch)
 

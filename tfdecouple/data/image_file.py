@@ -201,8 +201,8 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
     # Pillow raises exceptions of many classes for damaged files, even SyntaxError, so each exception becomes DataError.
     except Exception as error:
         raise DataError(
-            f"cannot read the image {path}: {one_line(error)}; mend or remove it, "
-            "or data.on_bad_image=skip skips such files"
+            f"cannot read the image {path}: {one_line(error)}; repair or remove it, "
+            "or skip unreadable images with data.on_bad_image=skip"
         ) from error
 
 
@@ -218,7 +218,7 @@ def _open_array(path: str, file: BinaryIO | None, channels: int) -> np.ndarray:
         pixels = pixels[..., None]
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != channels or not pixels.size:
         raise ValueError(
-            f"it holds {pixels.dtype} {list(pixels.shape)}, and the model takes uint8 [height, width, {channels}] "
+            f"it is {pixels.dtype} {list(pixels.shape)}, and the model takes uint8 [height, width, {channels}] "
             "(model.image_shape)"
         )
     return pixels

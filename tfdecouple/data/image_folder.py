@@ -202,6 +202,7 @@ class FileSplit(Split):
         if replace_unreadable:
             return super().decode_examples(indices)
 
+        @tf.autograph.experimental.do_not_convert
         def decode(index: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
             image, label, position = self._decode_next_readable(index)
             return {"image": image, "label": label, "index": index}, tf.equal(position, index)
@@ -234,4 +235,4 @@ class FileSplit(Split):
             return None
 
     def _make_none_readable_error(self) -> DataError:
-        return DataError(f"none of the {self.size} images can be read, the first is {self._paths[0]}; mend them")
+        return DataError(f"none of the {self.size} images can be read, the first is {self._paths[0]}; repair them")

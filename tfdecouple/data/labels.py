@@ -34,7 +34,7 @@ def require_labels(source: Source, split: str, labels: np.ndarray, what: str) ->
     """Returns labels as int32 `[n]`; DataError, on `what` needs them, if one is missing or wrong."""
     labels = check_labels(source, labels)
     if (labels == NO_LABEL).any():
-        raise DataError(f"{source.title} has {split} images without a label; {what} needs labels, as sub-folders give")
+        raise DataError(f"{source.title} has {split} images without a label; {what} needs labels, such as sub-folders")
     return labels
 
 
@@ -44,7 +44,7 @@ def require_label_count(source: Source, model: ModelConfig) -> None:
     if model.has_classes and count != model.classes:
         remedy = f"set model.classes={count}"
         if not count:
-            remedy = "take images with labels, as sub-folders give, or leave out model.classes and model.prior"
+            remedy = "use images with labels, such as in sub-folders, or leave out model.classes and model.prior"
         raise DataError(f"{source.title} has {count or 'no'} labels, and model.classes is {model.classes}; {remedy}")
 
 
@@ -59,9 +59,10 @@ def check_batch_labels(batches: tf.data.Dataset, source: Source, model: ModelCon
     least = 0 if model.has_class_codes else NO_LABEL
     message = f"an image of {source.title} has a label that is none of {least} to {model.classes - 1}"
     if model.has_class_codes:
-        message += "; where model.prior is 'classes' each image needs one, as sub-folders give"
+        message += "; with model.prior=classes each image needs a label, such as the name of its sub-folder"
     source.bad_images.store_image_error(DataError(message), _UNKNOWN)
 
+    @tf.autograph.experimental.do_not_convert
     def check(batch: dict[str, Any]) -> dict[str, Any]:
         label = batch["label"]
         known = tf.reduce_all((label >= least) & (label < model.classes))

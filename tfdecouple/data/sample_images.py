@@ -75,8 +75,8 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
     height, width, channels = image_shape
     if channels not in (1, RGB_CHANNELS):
         raise DataError(
-            f"the embedded photographs have 3 channels, or 1 where they are made grey, and the model's images have "
-            f"{channels}; use another data.source"
+            f"the embedded photographs have 3 channels, or 1 as grey images, and the model's images have {channels}; "
+            "use another data.source"
         )
     longer = max(height, width)
     photographs = find_photographs(config)

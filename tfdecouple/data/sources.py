@@ -75,7 +75,7 @@ class Photographs(SourceKind):
     def describe_image_rights(self, config: DataConfig) -> str:
         from tfdecouple.data.sample_images import find_photographs
 
-        listed = ", ".join(f"{each.name} by {each.author} ({each.licence})" for each in find_photographs(config))
+        listed = ", ".join(f"{item.name} by {item.author} ({item.licence})" for item in find_photographs(config))
         return f"Photographs that come with scikit-image and scikit-learn: {listed}."
 
     def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
@@ -112,7 +112,7 @@ class ImageFolder(SourceKind):
     title = "folder:PATH"
     crops_user_images = True
     rights: ClassVar[dict[str, str]] = {
-        "": "Images from a folder: their rights are known to whoever trained on them, and not recorded here."
+        "": "Images from a folder: the person who trained the model knows their rights, which are not recorded here."
     }
 
     def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
@@ -209,4 +209,4 @@ def open_source(config: DataConfig, image_shape: Shape, download: bool = False) 
         return kind.open(config, image_shape, download)
     except OSError as error:
         reason = error.strerror or one_line(error)
-        raise DataError(f"cannot open data.source={config.source}: {reason}; mend that or name other images") from error
+        raise DataError(f"cannot open data.source={config.source}: {reason}; fix this or use other images") from error

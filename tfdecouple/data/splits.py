@@ -180,6 +180,7 @@ class Split(abc.ABC):
         numbers = tf.data.Dataset.range(self.size) if indices is None else tf.data.Dataset.from_tensor_slices(indices)
         records = self.list_records() if indices is None else self.select_records(indices)
 
+        @tf.autograph.experimental.do_not_convert
         def decode(index: tf.Tensor, record: Any) -> dict[str, tf.Tensor]:
             image, label = self.decode_record(record)
             return {"image": image, "label": label, "index": index}

@@ -1,71 +1,113 @@
-"""The checks of the command `doctor`, and the program that runs each check in a process of its own.
+"""The checks of the command `doctor`, their report, and the program that runs each check in a process of its own.
 
 It reads a check's name and a pickled `Task` from standard input, and writes each `Result` as a line of JSON.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import datetime
+import importlib
 import json
 import os
 import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tfdecouple.doctor import device_checks, installation, speed
-from tfdecouple.doctor.report import DEFAULT, VARIANTS, Request, Result, Task
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.runtime.process import make_python_command, run_program, start_tensorflow
 
 # Environment variables that make idle threads sleep, instead of occupying a core while they wait for work.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+# The phases of a model's use that `doctor` times: training, evaluation of bits/dim, encoding, decoding.
+PHASES = ("train", "eval", "encode", "decode")
 # The report's advice for a check whose process failed: out of time, out of memory, or with another error.
 _ADVICE = {
     "time": "see what else computes here (top, nvidia-smi), or give each check longer: --timeout",
     "memory": "see what else holds memory here (free, nvidia-smi), and end it, or take a machine with more",
     "error": "run this check alone (--only NAME) with TFDECOUPLE_TRACEBACK=1 in the environment; report what it prints",
 }
-# Name of this module, which Python runs as the process of a check.
 _MODULE = "tfdecouple.doctor.check_runner"
 
 
-class Check(NamedTuple):
-    """A check of the command `doctor`; its results are one part of the report.
+class Variant(NamedTuple):
+    """Options of training and inference that `doctor` checks and times, such as another precision."""
 
-    Attributes:
-        title: the title of the part.
-        run: a function of a `Task` (options, variant, devices) that yields `Result`s; it runs in a new process.
-        takes: a function of a `Task` that returns whether to run the check; by default, only for default options.
-        promises: whether the check fails if time or memory does not suffice; checks that only measure do not fail.
-    """
+    name: str
+    # The settings `NAME=VALUE`, as for `--set`, that select the variant, and the `PHASES` whose speed is measured.
+    settings: tuple[str, ...] = ()
+    phases: tuple[str, ...] = ("train",)
+    # The largest allowed relative difference of a gradient from the gradient in `numbers.npz`.
+    gradient: float = 1e-3
+    # Whether the variant is skipped on CPUs, where it would change nothing, and whether --quick includes it.
+    gpu_only: bool = False
+    in_quick: bool = False
+
+
+# All variants (options of training and inference), in the order of the report; the first has the default options.
+VARIANTS = (
+    Variant("float32", phases=PHASES, in_quick=True),
+    Variant("tf32", ("training.precision=tf32",), gradient=0.01, gpu_only=True, in_quick=True),
+    Variant("bfloat16 nets", ("training.precision=mixed_bfloat16",), gradient=0.1, in_quick=True),
+    Variant("recompute", ("training.memory=recompute",)),
+    Variant("invert", ("training.memory=invert",)),
+    Variant("XLA", ("training.jit_compile=true",), phases=PHASES),
+)
+DEFAULT = VARIANTS[0]
+
+
+class Task(NamedTuple):
+    """The task of one process of `doctor`: the command's options, a variant, and the devices by TensorFlow's names."""
+
+    preset: str | None = None  # None for the bundled small model
+    settings: tuple[str, ...] = ()
+    quick: bool = False
+    timeout: float = 900.0
+    # Number of devices that the user asks for, or None.
+    requested: int | None = None
+    variant: Variant = DEFAULT
+    devices: tuple[str, ...] = ("CPU:0",)
+
+
+class Result(NamedTuple):
+    """The result of a check or measurement, one line of the report: its subject, the outcome, and the remedy."""
+
+    what: str
+    # Whether the check succeeded; None if nothing was tested, as for a fact or a measurement.
+    holds: bool | None
+    message: str
+    advice: str = ""
+    # The numbers behind the message, as plain values for JSON.
+    figures: dict[str, Any] = {}  # noqa: RUF012 - it is never changed
+
+
+class Check(NamedTuple):
+    """A check of the command `doctor`; its results are the part of the report with the title `title`."""
 
     title: str
-    run: Callable[[Task], Iterator[Result]]
-    takes: Callable[[Task], bool] = lambda task: task.variant == DEFAULT
+    # "MODULE:NAME" of a function of a `Task` that yields `Result`s, for a module in `doctor/`.
+    run: str
+    # Whether the check runs once for each variant, and the least number of devices that it needs.
+    every_variant: bool = False
+    devices: int = 1
+    # Whether the check fails if time or memory does not suffice; checks that only measure do not fail.
     promises: bool = True
 
 
-# All checks by name, in the order of the report. The check "build" comes first, because it finds the devices for the
-# other checks.
+# All checks by name, in the order of the report. "build" comes first: it finds the devices for the other checks.
 CHECKS = {
-    "build": Check("what is installed and what is there", installation.inspect_machine),
-    "numerics": Check(
-        "the same numbers on every device, in each precision", device_checks.compare_numbers, lambda task: True
-    ),
-    "exactness": Check("images come back from their codes", device_checks.try_round_trips),
-    "devices": Check(
-        "several devices train as one does (--devices N)",
-        device_checks.compare_devices,
-        lambda task: len(task.devices) > 1 and task.variant == DEFAULT,
-    ),
-    "speed": Check("how fast it is", speed.measure_speed, lambda task: True, promises=False),
+    "build": Check("what is installed and what is there", "installation:inspect_machine"),
+    "numerics": Check("the same numbers on every device, in each precision", "device_checks:compare_numbers", True),
+    "exactness": Check("images are decoded exactly from their codes", "device_checks:try_round_trips"),
+    "devices": Check("several devices train as one does (--devices N)", "device_checks:compare_devices", devices=2),
+    "speed": Check("how fast it is", "speed:measure_speed", True, promises=False),
 }
 
 
-def run_checks(request: Request, names: Iterable[str], progress: Callable[[str], Any]) -> dict[str, list[Result]]:
+def run_checks(task: Task, names: Iterable[str], progress: Callable[[str], Any]) -> dict[str, list[Result]]:
     """Runs "build" and the checks `names`; returns {name: its `Result`s}; UserError if there are too few devices.
 
     The callback `progress` receives a line of text before each process starts.
@@ -74,24 +116,24 @@ def run_checks(request: Request, names: Iterable[str], progress: Callable[[str],
     results: dict[str, list[Result]] = {}
     for name in [name for name in CHECKS if name == "build" or name in names]:
         results[name] = []
-        for variant in VARIANTS:
-            task = Task(request, variant, devices)
-            fits = (variant.in_quick or not request.quick) and (devices[0][:3] == "GPU" or not variant.gpu_only)
-            if fits and CHECKS[name].takes(task):
+        for variant in VARIANTS if CHECKS[name].every_variant else VARIANTS[:1]:
+            fits = (variant.in_quick or not task.quick) and (devices[0][:3] == "GPU" or not variant.gpu_only)
+            if fits and len(devices) >= CHECKS[name].devices:
                 progress(f"{name}: {CHECKS[name].title}, {variant.name}")
-                results[name] += run_in_process(name, task)
+                results[name] += run_in_process(name, task._replace(variant=variant, devices=devices))
         if name == "build":
-            devices = installation.find_used_devices(request, results[name])
+            # If the check "build" failed, the other checks try the CPU. Without GPUs, one CPU is used by default.
+            facts = {"devices": ["CPU:0"], "gpus": []} | (results[name][0].figures if results[name] else {})
+            devices = tuple(facts["devices"][: task.requested or (None if facts["gpus"] else 1)])
     return results
 
 
 def run_in_process(name: str, task: Task) -> list[Result]:
     """Runs the check `name` of `doctor` in a new process; returns its `Result`s, and one more if the process fails."""
-    check, limit = CHECKS[name], task.request.timeout
-    python = make_python_command("-m", _MODULE, **PASSIVE)
+    check, limit = CHECKS[name], task.timeout
+    python, text = make_python_command("-m", _MODULE, **PASSIVE), pickle.dumps((name, task))
     # With TFDECOUPLE_TRACEBACK the process shares this program's standard error, so that users see its tracebacks.
     errors = None if os.environ.get("TFDECOUPLE_TRACEBACK") else subprocess.PIPE
-    text = pickle.dumps((name, task))
     try:
         done = subprocess.run(**python, input=text, timeout=limit, check=False, stdout=subprocess.PIPE, stderr=errors)
         output, failure = done.stdout, _explain_end(name, done.returncode, done.stderr or b"")
@@ -100,28 +142,50 @@ def run_in_process(name: str, task: Task) -> list[Result]:
     # Only complete lines are parsed, because a stopped process has possibly written only a part of its last line.
     results = [Result(**json.loads(line)) for line in output.splitlines(keepends=True) if line.endswith(b"\n")]
     if failure:
-        kind, reason = failure
-        holds = False if check.promises or kind == "error" else None
-        figures = {"failed": kind, "variant": task.variant.name}
-        message = f"{task.variant.name}: not measured: {reason}"
-        results.append(Result(check.title, holds, message, _ADVICE[kind], figures))
+        kind, variant = failure[0], task.variant.name
+        holds, message = False if check.promises or kind == "error" else None, f"{variant}: not measured: {failure[1]}"
+        results.append(Result(check.title, holds, message, _ADVICE[kind], {"failed": kind, "variant": variant}))
     return results
 
 
 def _explain_end(name: str, status: int, errors: bytes) -> tuple[str, str] | None:
     """Returns why a check's process failed, (key of `_ADVICE`, reason), or None; `errors` is its standard error."""
-    lines = [line.strip() for line in errors.decode("utf-8", "replace").splitlines() if line.strip()]
-    last = one_line(lines[-1].removeprefix("error: ") if lines else "it printed nothing")
-    if status == -signal.SIGKILL:
-        return "memory", "it was killed, most likely for want of memory"
-    if status < 0:
-        return "error", f"it was ended by signal {-status} ({last})"
-    if "out of memory" in last:
-        return "memory", last
+    line = errors.decode("utf-8", "replace").rstrip().rpartition("\n")[2].strip().removeprefix("error: ")
+    last = one_line(line or "it printed nothing")
     if name == "build" and status == 2:
         # The check "build" runs first; it ends with status 2 if the user asks for more devices than there are.
         raise UserError(last)
-    return ("error", last) if status else None
+    if status == -signal.SIGKILL or "out of memory" in last:
+        return "memory", "it was killed, most likely for want of memory" if status < 0 else last
+    return ("error", f"it was ended by signal {-status} ({last})" if status < 0 else last) if status else None
+
+
+def make_json(task: Task, results: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
+    """Returns the report of `doctor` as a dict of plain values for JSON; docs/gpu.md lists the fields."""
+    return {
+        # The version of this format, raised when a field changes its meaning or is removed.
+        "schema": 2,
+        "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "holds": all(result.holds is not False for listed in results.values() for result in listed),
+        "request": {**dict(zip(Task._fields[:4], task, strict=False)), "devices": task.requested},
+        "checks": {name: [result._asdict() for result in listed] for name, listed in results.items()},
+    }
+
+
+def make_text(results: Mapping[str, Sequence[Result]]) -> Iterator[str]:
+    """Yields the lines of `doctor`'s report: the results of each check, then the failures with advice."""
+    failures, count, marks = [], 0, {True: "holds", False: "FAILS", None: ""}
+    for name, listed in results.items():
+        yield f"\n{name}: {CHECKS[name].title}"
+        width = max([len(result.what) for result in listed], default=0)
+        for result in listed:
+            first = f"  {marks[result.holds]:5}  {result.what:{width}}  "
+            yield textwrap.fill(result.message, 120, initial_indent=first, subsequent_indent=" " * len(first))
+            count += result.holds is not None
+            if result.holds is False:
+                failures.append(f"{name}, {result.what}: {result.message}. What to do: {result.advice}")
+    yield f"\n{len(failures)} of {count} tests failed:" if failures else f"\nAll {count} tests passed."
+    yield from (textwrap.fill(line, 120, initial_indent="  ", subsequent_indent="    ") for line in failures)
 
 
 def main() -> int:
@@ -134,9 +198,10 @@ def main() -> int:
         from tfdecouple.training.workers import make_strategy
 
         # TensorFlow can make logical CPU devices, as --devices needs without GPUs, only before its first computation.
-        make_strategy(task.request.devices)
-        for result in CHECKS[name].run(task):
-            print(json.dumps(dataclasses.asdict(result)), file=results, flush=True)
+        make_strategy(task.requested)
+        module, _, function = CHECKS[name].run.partition(":")
+        for result in getattr(importlib.import_module(f"tfdecouple.doctor.{module}"), function)(task):
+            print(json.dumps(result._asdict()), file=results, flush=True)
     return 0
 
 

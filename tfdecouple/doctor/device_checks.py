@@ -14,32 +14,21 @@ from typing import Any
 import numpy as np
 
 from tfdecouple.config import Config, override
-from tfdecouple.config.shapes import RGB_CHANNELS, Shape
-from tfdecouple.doctor.report import DEFAULT, Result, Task, Variant
+from tfdecouple.data.extreme_images import make_extreme_images
+from tfdecouple.doctor.check_runner import DEFAULT, Result, Task
 from tfdecouple.errors import ExactnessWarning
 
 MODEL = pathlib.Path(__file__).parent / "model"
 NUMBERS = "numbers.npz"
-# Number of photographs from which `compute_numbers` computes, and batch size of the training step that is compared.
-IMAGES = 16
-# Seed of the noise for z, v and dequantisation in `compute_numbers`.
-SEED = 1
-# Number of photographs in `numbers.npz`.
-PHOTOGRAPHS = 128
+# Number of photographs in `numbers.npz`, and of those from which its numbers were computed, in one batch.
+PHOTOGRAPHS, IMAGES = 128, 16
 # Largest allowed relative difference (Euclidean norm) of computed arrays from the arrays in `numbers.npz`. Gradients
 # have another bound, `Variant.gradient`. docs/gpu.md, "The bounds", has the measurements.
 BOUND = 1e-4
-# Number of training steps after which weights trained on several devices are compared with weights trained on one.
-STEPS = 10
-# Largest allowed difference of weights trained on several devices from weights trained on one, relative to the
-# change in training. The bound exceeds rounding errors, because Adam's steps are large for tiny gradients, too.
-WEIGHTS_BOUND = 1e-3
-# Pairs of saturated colours of which checkerboards are made.
-_COLOURS = {
-    "red and blue": ((255, 0, 0), (0, 0, 255)),
-    "green and magenta": ((0, 255, 0), (255, 0, 255)),
-    "cyan and yellow": ((0, 255, 255), (255, 255, 0)),
-}
+# Number of training steps after which weights trained on several devices are compared with weights trained on one, and
+# the largest allowed difference relative to the change in training. The bound exceeds rounding errors, because Adam's
+# steps are large for tiny gradients, too.
+STEPS, WEIGHTS_BOUND = 10, 1e-3
 
 
 def load_small_config() -> Config:
@@ -47,19 +36,14 @@ def load_small_config() -> Config:
     return Config.from_json(MODEL / "config.json")
 
 
-def load_numbers() -> dict[str, np.ndarray]:
-    """Returns {name: array} of `numbers.npz`: photographs "images", and what a CPU computed from some of them."""
-    return dict(np.load(MODEL / NUMBERS))
-
-
 def load_photographs(count: int) -> np.ndarray:
     """Returns photographs that the small model was not trained on, uint8 `[count, 16, 16, 3]`, repeated if needed."""
-    return np.resize(load_numbers()["images"], (count, 16, 16, 3))
+    return np.resize(np.load(MODEL / NUMBERS)["images"], (count, 16, 16, 3))
 
 
 def make_training(strategy: Any, settings: Sequence[str] = (), folder: pathlib.Path = MODEL) -> tuple[Any, Any]:
     """Returns a `TrainingState` with the trained weights of `doctor`'s small model, and its `TrainStep` to train on."""
-    from tfdecouple.runs.run_folder import load_weights
+    from tfdecouple.runs.run_folder import RunFolder
     from tfdecouple.training.state import TrainingState
     from tfdecouple.training.step import TrainStep
 
@@ -67,7 +51,7 @@ def make_training(strategy: Any, settings: Sequence[str] = (), folder: pathlib.P
     config = override(load_small_config(), [*batch, "training.ema_decay=0.0", *settings])
     with strategy.scope():
         state = TrainingState(config)
-    load_weights(folder, state.model, averaged=False)
+    RunFolder(folder).load_weights(state.model, averaged=False)
     return state, TrainStep(config, state, strategy)
 
 
@@ -78,16 +62,15 @@ def compute_numbers(device: str, images: np.ndarray, folder: pathlib.Path = MODE
     from tfdecouple.runs.opened_run import load_model
 
     with tf.device(device):
-        model = load_model(folder)
-        shape, rng = model.config.image_shape, np.random.default_rng(SEED)
+        model, rng = load_model(folder), np.random.default_rng(1)
         z_noise = rng.standard_normal((IMAGES, model.config.latent_dim)).astype(np.float32)
-        v_noise = rng.standard_normal((IMAGES, *shape)).astype(np.float32)
-        u_noise = rng.random((IMAGES, *shape), np.float32)
+        v_noise = rng.standard_normal((IMAGES, *model.config.image_shape)).astype(np.float32)
+        u_noise = rng.random((IMAGES, *model.config.image_shape), np.float32)
         z, v = model.encode(images)[:2]
         x = model.flow.inverse_and_log_det(v, z)[0]
-        elbo = model.elbo_from_noise(images, z_noise, u_noise)
+        bits = model.elbo_from_noise(images, z_noise, u_noise).bits_per_dim
         sampled = model.flow.inverse_and_log_det(0.7 * v_noise, model.z_from_noise(z_noise))[0]
-    values = {"z": z, "v": v, "x": x, "bits_per_dim": elbo.bits_per_dim, "sampled": sampled}
+    values = {"z": z, "v": v, "x": x, "bits_per_dim": bits, "sampled": sampled}
     return {name: np.asarray(value) for name, value in values.items()}
 
 
@@ -107,39 +90,28 @@ def _join(variables: Mapping[str, Any]) -> np.ndarray:
     return np.concatenate([variable.numpy().ravel() for _, variable in sorted(variables.items())])
 
 
-def measure_distances(numbers: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Returns by name the relative difference of each array in `numbers` from that in `right`: |difference| / |right|.
-
-    >>> measure_distances({"z": np.array([3.0, 4.1])}, {"z": np.array([3.0, 4.0])})
-    {'z': 0.02}
-    """
-    return {
-        name: round(float(np.linalg.norm(np.float64(value) - right[name]) / np.linalg.norm(right[name])), 9)
-        for name, value in numbers.items()
-    }
-
-
 def compare_numbers(task: Task) -> Iterator[Result]:
     """Yields a `Result` for each device: whether the small model computes there the stored arrays of `numbers.npz`."""
-    right, images = load_numbers(), load_photographs(IMAGES)
+    right, images, variant = np.load(MODEL / NUMBERS), load_photographs(IMAGES), task.variant
     for device in dict.fromkeys(["CPU:0", *task.devices]):
-        numbers = compute_numbers(device, images) if task.variant == DEFAULT else {}
-        numbers["gradient"] = compute_gradient(device, images, task.variant.settings)
-        yield check_numbers(device, task.variant, measure_distances(numbers, right))
+        numbers = compute_numbers(device, images) if variant == DEFAULT else {}
+        numbers["gradient"] = compute_gradient(device, images, variant.settings)
+        off = {name: _compare(value, right[name], right[name]) for name, value in numbers.items()}
+        # The comparison is written so that NaN fails, too.
+        wrong = [n for n, value in off.items() if not value <= (variant.gradient if n == "gradient" else BOUND)]
+        listed = ", ".join(f"{name} {f'{value:.0e}' if value else 0}" for name, value in off.items())
+        message = f"relative errors: {listed}" + (f"; too large: {', '.join(wrong)}" if wrong else "")
+        advice = f"do not train here with {' '.join(variant.settings)}"
+        if variant == DEFAULT:
+            advice = f"{device} does not compute in full float32: look for variables that lower the precision (TF_*, "
+            advice += "NVIDIA_*, XLA_FLAGS), for errors of its memory (nvidia-smi -q -d ECC), try another driver"
+        figures = {"device": device, "variant": variant.name, "off": off}
+        yield Result(f"{device}, {variant.name}", not wrong, message, advice, figures)
 
 
-def check_numbers(device: str, variant: Variant, distances: Mapping[str, float]) -> Result:
-    """Returns a device's `Result`: whether the relative differences of arrays are within their bounds; NaN fails."""
-    listed = ", ".join(f"{name} {f'{value:.0e}' if value else 0}" for name, value in distances.items())
-    bounds = dict.fromkeys(distances, BOUND) | {"gradient": variant.gradient}
-    wrong = [name for name, value in distances.items() if not value <= bounds[name]]
-    message = f"off the bundled numbers by: {listed}" + (f"; too far: {', '.join(wrong)}" if wrong else "")
-    advice = f"do not train here with {' '.join(variant.settings)}"
-    if not variant.settings:
-        advice = f"{device} does not compute in full float32: look for variables that lower the precision (TF_*, "
-        advice += "NVIDIA_*, XLA_FLAGS), for errors of its memory (nvidia-smi -q -d ECC), try another driver"
-    figures = {"device": device, "variant": variant.name, "off": dict(distances)}
-    return Result(f"{device}, {variant.name}", not wrong, message, advice, figures)
+def _compare(value: np.ndarray, right: np.ndarray, scale: np.ndarray) -> float:
+    """Returns |value - right| / |scale|, with Euclidean norms."""
+    return round(float(np.linalg.norm(np.float64(value) - right) / np.linalg.norm(scale)), 9)
 
 
 def compare_devices(task: Task) -> Iterator[Result]:
@@ -147,57 +119,26 @@ def compare_devices(task: Task) -> Iterator[Result]:
     from tfdecouple.training.workers import make_strategy
 
     count = len(task.devices)
-    batch = count * max(2, IMAGES // count)
-    images = load_photographs(STEPS * batch).reshape(STEPS, batch, 16, 16, 3)
-    start, alone = _train_weights(make_strategy(1), images)
-    together = _train_weights(make_strategy(count), images)[1]
-    yield check_weights(f"weights after {STEPS} steps, 1 device against {count}", start, alone, together)
+    images = load_photographs(STEPS * count * max(2, IMAGES // count)).reshape(STEPS, -1, 16, 16, 3)
+    start, alone = train_weights(make_strategy(1), images)
+    together = train_weights(make_strategy(count), images)[1]
+    off, is_bitwise = _compare(together, alone, alone - start), bool(np.array_equal(alone, together))
+    message = "equal to the bit" if is_bitwise else f"off by {off:.0e} of the change in training"
+    advice = "train on one device (--devices 1) until this holds; try NCCL_P2P_DISABLE=1 and nvidia-smi topo -m, other "
+    advice += "versions of the driver and NCCL, and report it"
+    what = f"weights after {STEPS} steps, 1 device against {count}"
+    yield Result(what, off <= WEIGHTS_BOUND, message, advice, {"off": off, "bitwise": is_bitwise})
 
 
-def _train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the weights of the small model, `[n]`, before and after one training step on each of the batches."""
     import tensorflow as tf
 
     state, step = make_training(strategy, [f"training.batch_size={images.shape[1]}", "training.warmup_steps=1"])
-
-    start = _join(state.trainable)
-    data = tf.data.Dataset.from_tensor_slices(images)
+    start, data = _join(state.trainable), tf.data.Dataset.from_tensor_slices(images)
     for number, batch in enumerate(strategy.experimental_distribute_dataset(data)):
         step([batch], number)
     return start, _join(state.trainable)
-
-
-def check_weights(what: str, start: np.ndarray, alone: np.ndarray, together: np.ndarray) -> Result:
-    """Returns a `Result`: whether the weights `together` (of several devices) and `alone` (of one) are nearly equal."""
-    off = float(np.linalg.norm(together - alone) / np.linalg.norm(alone - start))
-    is_bitwise = bool(np.array_equal(alone, together))
-    message = "equal to the bit" if is_bitwise else f"off by {off:.0e} of the change in training"
-    advice = (
-        "train on one device (--devices 1) until this holds; try NCCL_P2P_DISABLE=1 and nvidia-smi topo -m, other "
-        "versions of the driver and NCCL, and report it"
-    )
-    return Result(what, off <= WEIGHTS_BOUND, message, advice, {"off": off, "bitwise": is_bitwise})
-
-
-def make_extreme_images(image_shape: Shape, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Returns images that are hard to encode, such as checkerboards: {name: uint8 `[n, height, width, channels]`}."""
-    height, width, channels = image_shape
-    rng = np.random.default_rng(seed)
-    odd = np.indices((height, width)).sum(0)[..., None] % 2
-
-    pairs: dict[str, Any] = {"black and white": (0, 255), **(_COLOURS if channels == RGB_CHANNELS else {})}
-    boards = {name: [np.where(odd == 0, a, b), np.where(odd == 0, b, a)] for name, (a, b) in pairs.items()}
-    kinds: dict[str, Any] = {"black, white": [0, 255]}
-    if channels == RGB_CHANNELS:
-        kinds["plain red, green, blue"] = 255 * np.eye(channels, dtype=int)
-    kinds |= {f"checkerboard, {name}": images for name, images in boards.items()}
-    kinds["noise"] = rng.integers(0, 256, (count, *image_shape), dtype=np.uint8)
-    kinds["noise of 0 and 255"] = 255 * rng.integers(0, 2, (count, *image_shape))
-    if channels > 1:
-        kinds["grey noise of 0 and 255"] = 255 * rng.integers(0, 2, (count, height, width, 1))
-    return {
-        kind: np.stack([np.broadcast_to(image, image_shape) for image in images]).astype(np.uint8)
-        for kind, images in kinds.items()
-    }
 
 
 def try_round_trips(task: Task) -> Iterator[Result]:
@@ -206,7 +147,7 @@ def try_round_trips(task: Task) -> Iterator[Result]:
 
     from tfdecouple.runs.opened_run import load_model
 
-    photographs = load_photographs(64 if task.request.quick else PHOTOGRAPHS)
+    photographs = load_photographs(64 if task.quick else PHOTOGRAPHS)
     kinds = {"photographs": photographs, **make_extreme_images(photographs.shape[1:], len(photographs))}
     # All images are run as one batch, because TensorFlow would trace the model again for each batch size.
     images, names = np.concatenate([*kinds.values()]), np.repeat([*kinds], [len(group) for group in kinds.values()])
@@ -218,9 +159,7 @@ def try_round_trips(task: Task) -> Iterator[Result]:
             is_lost = (np.asarray(model.decode(*model.encode(images))) != images).any((1, 2, 3))
         lost = {kind: int(is_lost[names == kind].sum()) for kind in kinds}
         listed = ", ".join(f"{count} of {len(kinds[kind])} {kind}" for kind, count in lost.items() if count)
-        message = f"lost: {listed}" if listed else f"all {len(images)} images of {len(kinds)} kinds come back"
-        advice = (
-            f"{device} does not compute in full float32 or not the same way twice: look for variables that lower the "
-            "precision, and decode nothing there until then"
-        )
+        message = f"lost: {listed}" if listed else f"all {len(images)} images of {len(kinds)} kinds are exact"
+        advice = f"{device} does not compute in full float32 or not the same way twice: look for variables that lower "
+        advice += "the precision, and decode nothing there until then"
         yield Result(f"Keras, {device}", not listed, message, advice, {"device": device, "lost": lost})

@@ -136,7 +136,7 @@ def _load_torch_file(path: pathlib.Path) -> Any:
     except pickle.UnpicklingError as error:
         # Torch's own message is replaced, because it advises weights_only=False, which would run code in the file.
         raise WolfError(
-            f"torch cannot read {path}: it is damaged, or holds more than tensors, and nothing of that is run; {_SAVE}"
+            f"torch cannot read {path}: it is damaged, or holds more than tensors, and no code in it was run; {_SAVE}"
         ) from error
     except Exception as error:
         raise WolfError(f"torch cannot read {path}: {one_line(error, first=True)}") from error
@@ -145,10 +145,10 @@ def _load_torch_file(path: pathlib.Path) -> Any:
 def assign_weights(model: DecoupledModel, state: Arrays) -> None:
     """Copies wolf's weights, {name: array}, into a model; WolfError names a missing, superfluous or wrong array."""
     variables = model.named_variables()
-    left = {name for name in state if not name.endswith(_DERIVED)}
+    unused = {name for name in state if not name.endswith(_DERIVED)}
     for theirs, ours, convert in match_weights(model):
         if theirs not in state:
-            raise WolfError(f"the weights lack {theirs}, which the config asks for")
+            raise WolfError(f"the weights lack {theirs}, which the config needs")
         variable = variables.pop(ours)
         try:
             value = convert(np.asarray(state[theirs]))
@@ -158,9 +158,9 @@ def assign_weights(model: DecoupledModel, state: Arrays) -> None:
         if value is None or value.shape != tuple(variable.shape):
             raise WolfError(f"{theirs} has the shape {state[theirs].shape}, which does not fit the config")
         variable.assign(value)
-        left.discard(theirs)
-    if left:
-        raise WolfError(f"the weights hold {sorted(left)[0]}, which has no place in this model ({len(left)} in all)")
+        unused.discard(theirs)
+    if unused:
+        raise WolfError(f"the weights hold {sorted(unused)[0]}, which this model does not have ({len(unused)} in all)")
     variables.pop("initialized").assign(True)
     assert not variables, f"weights without a source: {sorted(variables)}"
 
@@ -183,13 +183,16 @@ def translate_config(values: Mapping[str, Any], *, image_shape: Shape, n_bits: i
         if channels := _get_value(values, "generator.flow.h_channels", default=0):
             raise WolfError(f"generator.flow.h_channels is {channels} without a latent model; it must be 0")
     elif kind == "categorical":
-        options |= _translate_class_codes(values)
+        _require_values(values, "discriminator", activation="elu")
+        options |= {"prior": "classes", "latent_dim": _get_latent_dim(values)}
+        options["classes"] = _get_value(values, "discriminator.num_events", int)
+        options["class_probabilities"] = _get_class_probabilities(values)
     else:
         options |= _translate_encoder_and_prior(values, image_shape)
     try:
         return ModelConfig(**options)
     except ConfigError as error:
-        raise WolfError(f"the reference's config asks for something impossible: {error}") from error
+        raise WolfError(f"the reference's config describes an impossible model: {error}") from error
 
 
 def _translate_flow(values: Mapping[str, Any], name: str, inverse: bool) -> dict[str, Any]:
@@ -234,17 +237,6 @@ def _translate_dequantizer(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _translate_class_codes(values: Mapping[str, Any]) -> dict[str, Any]:
-    _require_values(values, "discriminator", activation="elu")
-    return {
-        "conditioning": "coupling",
-        "latent_dim": _get_latent_dim(values),
-        "prior": "classes",
-        "classes": _get_value(values, "discriminator.num_events", int),
-        "class_probabilities": _get_class_probabilities(values),
-    }
-
-
 def _get_class_probabilities(values: Mapping[str, Any]) -> tuple[float, ...]:
     """Returns p(y) of each class y up to a factor, from the config of wolf (authors' code); () if it has none."""
     names = ("discriminator.probs", "discriminator.logits")
@@ -252,10 +244,10 @@ def _get_class_probabilities(values: Mapping[str, Any]) -> tuple[float, ...]:
     if len(given) > 1:
         raise WolfError(f"the reference's config has both {' and '.join(names)}; leave out one")
     for name, numbers in given.items():
-        if not isinstance(numbers, list) or not all(isinstance(each, int | float) for each in numbers):
+        if not isinstance(numbers, list) or not all(isinstance(number, int | float) for number in numbers):
             raise WolfError(f"the reference's config has {name} {numbers!r}, which is no list of numbers")
         highest = max(numbers, default=0)
-        return tuple(map(float, numbers if name == names[0] else (math.exp(each - highest) for each in numbers)))
+        return tuple(map(float, numbers if name == names[0] else (math.exp(number - highest) for number in numbers)))
     return ()
 
 

@@ -114,8 +114,8 @@ def _match_flow(root: str, ours: str, flow: Flow, weights: list[str]) -> Iterato
             for index, step in enumerate(stage.steps):
                 yield from _match_layer(f"{steps}.{index}", f"{ours}/{step.name}", weights, _STEP, names)
             if stage.factor_out is not None:
-                theirs, own = f"{block}.priors.{number}", f"{ours}/{stage.factor_out.name}"
-                yield from _match_layer(theirs, own, weights, _FACTOR_OUT, names)
+                theirs, name = f"{block}.priors.{number}", f"{ours}/{stage.factor_out.name}"
+                yield from _match_layer(theirs, name, weights, _FACTOR_OUT, names)
 
 
 def _match_layer(

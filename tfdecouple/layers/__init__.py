@@ -13,8 +13,6 @@ from tfdecouple.layers.elementary_layers import (
     SinhArcsinh,
     Squeeze,
 )
-from tfdecouple.runtime.execution import backward_memory
-from tfdecouple.runtime.precision import net_precision
 
 __all__ = [
     "MLP",
@@ -32,6 +30,4 @@ __all__ = [
     "Sigmoid",
     "SinhArcsinh",
     "Squeeze",
-    "backward_memory",
-    "net_precision",
 ]

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import functools
+import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Self, TypeAlias
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 
 import keras
 import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
-from tfdecouple.bijectors import forward_and_log_det, inverse_and_log_det
+from tfdecouple.bijectors import with_log_det
 from tfdecouple.errors import UnsupportedError, UserError
 from tfdecouple.layers.layer_bijector import LayerBijector, cast_to_tensor
-from tfdecouple.runtime.execution import (
-    Execution,
-    disable_autograph,
-    make_image_probes,
-    read_layer_weights,
-    substitute_weights,
-)
-from tfdecouple.runtime.numerics import make_zero_log_det
-from tfdecouple.runtime.precision import full_float32
+from tfdecouple.numerics.arithmetic import make_zero_log_det
+from tfdecouple.numerics.tf32 import full_float32
 
 Shape = tuple[int, ...]
 # The condition of a layer: z `[batch, d_z]`, a feature map `[batch, height, width, channels]`, or None.
@@ -31,8 +24,22 @@ Condition: TypeAlias = "tf.Tensor | None"
 Mapped = tuple[tf.Tensor, tf.Tensor]
 # A callback that `visit_layers` calls instead of a layer: (layer, input, condition) -> output.
 Visit = Callable[["InvertibleLayer", tf.Tensor, "Condition"], tf.Tensor]
-# A function that runs layers in sequence: (layers, input, condition) -> (output, sum of the log-determinants).
-RunLayers = Callable[[Sequence["InvertibleLayer"], tf.Tensor, "Condition"], Mapped]
+# The path of a batch through a composite layer: a generator that yields (layers, input, condition), receives the output
+# of these layers in sequence and the sum of their log-determinants, and returns output and log-determinant of all.
+Path: TypeAlias = "Generator[tuple[Sequence[InvertibleLayer], tf.Tensor, Condition], Mapped, Mapped]"
+_Class = TypeVar("_Class", bound=type)
+
+
+def disable_autograph(owner: _Class) -> _Class:
+    """Decorates a class so that AutoGraph rewrites neither its public methods nor the functions that these call.
+
+    The decorated classes need no rewriting, because they contain no Python control flow on tensors. AutoGraph's
+    rewriting took a large part of the time of a user's first training step.
+    """
+    for name, member in list(vars(owner).items()):
+        if inspect.isfunction(member) and not name.startswith("_"):
+            setattr(owner, name, tf.autograph.experimental.do_not_convert(member))
+    return owner
 
 
 class Gradients(NamedTuple):
@@ -189,7 +196,7 @@ class InvertibleLayer(BaseLayer):
     matrix inverses would be too inexact in half precision.
     """
 
-    # Whether `backward_memory("invert")` may recover the layer's input from the output instead of storing the input.
+    # Whether the memory mode "invert" may recover the layer's input from the output instead of storing the input.
     recovers_input = True
 
     def __init__(self, **kwargs: Any):
@@ -226,7 +233,7 @@ class InvertibleLayer(BaseLayer):
         `y_gradient` and `log_det_gradient` are the gradients of the loss for y and for log_det `[batch]`.
         """
         # The gradient tapes watch tensors, so each weight is replaced by one tensor, which the code inside reads.
-        with substitute_weights(zip(self.variables, read_layer_weights(self), strict=True)):
+        with substitute_weights(zip(self.variables, read_weights(self), strict=True)):
             return self._inverse_and_gradients(y, condition, y_gradient, log_det_gradient)
 
     def as_bijector(self, condition: Any = None) -> tfb.Bijector:
@@ -294,11 +301,19 @@ class InvertibleLayer(BaseLayer):
         """
         return visit(self, x, condition)
 
+    def run_forward(self, x: tf.Tensor, condition: Condition) -> Path:
+        """Yields inner layers and their inputs; returns this layer's output for x, and log |det dy/dx|, `[batch]`."""
+        return (yield [self], x, condition)
+
+    def run_inverse(self, y: tf.Tensor, condition: Condition) -> Path:
+        """Yields inner layers and their outputs; returns the x that this layer maps to y, and log |det dx/dy|."""
+        return (yield [self], y, condition)
+
     def _forward(self, x: tf.Tensor, condition: Condition) -> Mapped:
-        return forward_and_log_det(self.bijector(self.read_tensors(), condition), x)
+        return with_log_det(self.bijector(self.read_tensors(), condition)).forward_and_log_det(x)
 
     def _inverse(self, y: tf.Tensor, condition: Condition) -> Mapped:
-        return inverse_and_log_det(self.bijector(self.read_tensors(), condition), y)
+        return with_log_det(self.bijector(self.read_tensors(), condition)).inverse_and_log_det(y)
 
     def _inverse_and_gradients(
         self, y: tf.Tensor, condition: Condition, y_gradient: tf.Tensor, log_det_gradient: tf.Tensor
@@ -340,61 +355,70 @@ class InvertibleLayer(BaseLayer):
         return x, condition
 
 
-class InvertibleComposite(Nested, InvertibleLayer):
-    """An invertible layer that consists of inner layers; two methods describe how data pass through them.
+class Walk:
+    """Iterates over the yields of a `Path`: the loop sets `answer` in each turn, and `result` is there after the loop.
 
-    Subclasses implement the methods `run_forward` and `run_inverse`, whose argument `run_layers` runs inner layers.
-    Training, inversion, initialisation and diagnostics call the two methods with different functions `run_layers`.
-
-    Attributes:
-        execution: the `Execution` that runs inner layers as `tf.function`s, which layers of equal shapes and options
-            share; None to call the inner layers directly.
+    >>> def add_twice(x):
+    ...     x = yield x + 1
+    ...     return (yield x + 1)
+    >>> walk = Walk(add_twice(0))
+    >>> for value in walk:
+    ...     walk.answer = 10 * value
+    >>> walk.result
+    110
     """
 
-    execution: Execution | None = None
+    def __init__(self, path: Generator[Any, Any, Any]):
+        self._path = path
+        self.answer: Any = None
+        self.result: Any = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return self._path.send(self.answer)
+        except StopIteration as end:
+            self.result = end.value
+            raise StopIteration from None
+
+
+class InvertibleComposite(Nested, InvertibleLayer):
+    """An invertible layer that consists of inner layers; two methods describe the path of data through them.
+
+    Subclasses implement the generators `run_forward` and `run_inverse`. Training, inversion, initialisation and
+    diagnostics run the inner layers that the generators yield in different ways.
+    """
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
         return self.visit_layers(x, condition, lambda layer, *inputs: layer.initialize(*inputs))
 
     @full_float32()
     def visit_layers(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
-        x, condition = self._prepare_inputs(x, condition)
-
-        def run_layers(layers: Sequence[InvertibleLayer], h: tf.Tensor, condition: Condition) -> Mapped:
+        walk = Walk(self.run_forward(*self._prepare_inputs(x, condition)))
+        for layers, h, own in walk:
             for layer in layers:
-                h = layer.visit_layers(h, condition, visit)
-            return h, make_zero_log_det(h)
-
-        return self.run_forward(x, condition, run_layers)[0]
+                h = layer.visit_layers(h, own, visit)
+            walk.answer = h, make_zero_log_det(h)
+        return walk.result[0]
 
     def _forward(self, x: tf.Tensor, condition: Condition) -> Mapped:
-        return self._bind_run(self.run_forward, "_forward", x, condition)()
+        return _run_layers(self.run_forward(x, condition), "_forward")
 
     def _inverse(self, y: tf.Tensor, condition: Condition) -> Mapped:
-        return self._bind_run(self.run_inverse, "_inverse", y, condition)()
-
-    def _bind_run(self, run: Callable, method: str, x: tf.Tensor, condition: Condition) -> Callable[[], Any]:
-        """Returns a function that calls `run` on x and condition; `method` is the inner layers' method for it."""
-        if self.execution is None:
-            return functools.partial(run, x, condition, functools.partial(_run_layers, method))
-        run = functools.partial(run, run_layers=functools.partial(self.execution.run_chain, method))
-        return self.execution.trace_network(self, method, run, x, condition, make_image_probes(x))
-
-    def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns this layer's output for x, and log |det dy/dx|, `[batch]`; `run_layers` runs inner layers."""
-        raise NotImplementedError
-
-    def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the x that this layer maps to y, and log |det dx/dy|, `[batch]`; `run_layers` runs inner layers."""
-        raise NotImplementedError
+        return _run_layers(self.run_inverse(y, condition), "_inverse")
 
 
-def _run_layers(method: str, layers: Sequence[InvertibleLayer], h: tf.Tensor, condition: Condition) -> Mapped:
-    log_dets = []
-    for layer in layers:
-        h, log_det = getattr(layer, method)(h, condition)
-        log_dets.append(log_det)
-    return h, tf.add_n(log_dets)
+def _run_layers(path: Path, method: str) -> Mapped:
+    walk = Walk(path)
+    for layers, h, condition in walk:
+        log_dets = []
+        for layer in layers:
+            h, log_det = getattr(layer, method)(h, condition)
+            log_dets.append(log_det)
+        walk.answer = h, tf.add_n(log_dets)
+    return walk.result
 
 
 class InvertibleSequence(InvertibleComposite):
@@ -408,16 +432,11 @@ class InvertibleSequence(InvertibleComposite):
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
         return [(layer, x_shape, condition_shape) for layer in self.sequence]
 
-    def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        return run_layers(self.sequence, x, condition)
+    def run_forward(self, x: tf.Tensor, condition: Condition) -> Path:
+        return (yield self.sequence, x, condition)
 
-    def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        return run_layers(self.sequence[::-1], y, condition)
-
-    def _bind_run(self, run: Callable, method: str, x: tf.Tensor, condition: Condition) -> Callable[[], Any]:
-        if self.execution is not None:
-            return super()._bind_run(run, method, x, condition)
-        return functools.partial(_run_layers, method, self.sequence[:: 1 if method == "_forward" else -1], x, condition)
+    def run_inverse(self, y: tf.Tensor, condition: Condition) -> Path:
+        return (yield self.sequence[::-1], y, condition)
 
     def _inverse_and_gradients(
         self, y: tf.Tensor, condition: Condition, y_gradient: tf.Tensor, log_det_gradient: tf.Tensor
@@ -438,6 +457,19 @@ class InvertibleSequence(InvertibleComposite):
         condition_gradient = tf.add_n(condition_gradients) if condition_gradients else None
         own_gradients = [weight_gradients[id(variable)] for variable in _list_trainable(self)]
         return Gradients(y, y_gradient, condition_gradient, own_gradients)
+
+
+def substitute_weights(values: Iterable[tuple[keras.Variable, tf.Tensor]]) -> keras.StatelessScope:
+    """Returns a `keras.StatelessScope`; inside it, each variable in `values` has the value of the paired tensor."""
+    scope = keras.StatelessScope()
+    for pair in values:
+        scope.add_update(pair)
+    return scope
+
+
+def read_weights(layer: keras.layers.Layer) -> list[tf.Tensor]:
+    """Returns the values of a layer's variables as a list of tensors."""
+    return [tf.convert_to_tensor(variable) for variable in layer.variables]
 
 
 def read_trainable_weights(layer: keras.layers.Layer) -> list[tf.Tensor]:

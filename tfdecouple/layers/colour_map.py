@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.layers.base import Condition, Cost, InvertibleLayer, Mapped, Weight, require_condition
-from tfdecouple.runtime.numerics import get_sizes, multiply_channels, multiply_in_full_precision, multiply_sizes
+from tfdecouple.numerics.arithmetic import get_sizes, multiply_channels, multiply_in_full_precision, multiply_sizes
 
 # Variance that is added to each channel, so that an image of one colour has finite numbers; two neighbouring pixel
 # values are 1/128 apart.
@@ -120,13 +120,11 @@ class ColourMap(InvertibleLayer):
         self.condition_size = condition_size
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight` (shape, initializer)} of the linear map from z to the numbers of the colours."""
         count = count_colour_numbers(x_shape[-1])
         initializer = functools.partial(keras.initializers.RandomNormal, stddev=0.05)
         return {"kernel": Weight((self.condition_size, count), initializer), "bias": Weight((count,))}
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns this layer's `Cost` for one image: multiply-adds of x A and of the linear map of z, stored input."""
         own = math.prod(x_shape[1:]) * x_shape[-1] + self.condition_size * count_colour_numbers(x_shape[-1])
         return super().cost(x_shape, condition_shape).add_cost(Cost(own))
 

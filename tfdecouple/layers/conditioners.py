@@ -11,10 +11,9 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.layers.base import BaseLayer, Condition, Cost, Shape, Weight, require_condition
-from tfdecouple.runtime.convolution import convolve, convolve_normed
-from tfdecouple.runtime.execution import apply_memory_mode
-from tfdecouple.runtime.numerics import multiply_channels, multiply_in_full_precision
-from tfdecouple.runtime.precision import full_float32, get_net_precision
+from tfdecouple.numerics.arithmetic import multiply_channels, multiply_in_full_precision
+from tfdecouple.numerics.kernels import Kernels, get_kernels
+from tfdecouple.numerics.tf32 import full_float32
 
 
 def fan_in_uniform() -> keras.initializers.Initializer:
@@ -145,9 +144,10 @@ class ConvNet(CouplingNet):
         return weights | weight_norm((3, 3, self.hidden, self.outputs))
 
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
-        dtype = "bfloat16" if get_net_precision() == "bfloat16" else self.compute_dtype
-        last, kernels = WeightNorm.from_weights(weights), [tf.cast(weights["first"], dtype)]
-        kernels += [tf.cast(tf.squeeze(weights["second"], [0, 1]), dtype), last.direction, last.gain]
+        kernels, last = get_kernels(), WeightNorm.from_weights(weights)
+        dtype = kernels.net_dtype or self.compute_dtype
+        own = [tf.cast(weights["first"], dtype), tf.cast(tf.squeeze(weights["second"], [0, 1]), dtype)]
+        own += [last.direction, last.gain]
         shift = None
         if self.condition_size:
             require_condition(self, self.condition_size, condition, self._local)
@@ -155,11 +155,11 @@ class ConvNet(CouplingNet):
                 # The convolved condition is as large as a hidden map. `_run_hidden_maps` computes it, because only
                 # that function can compute maps again in the backward pass instead of storing them.
                 shift = tf.cast(condition, dtype)
-                kernels += [tf.cast(weights[f"condition_{name}"], dtype) for name in ("kernel", "bias")]
+                own += [tf.cast(weights[f"condition_{name}"], dtype) for name in ("kernel", "bias")]
             else:
                 # FC(z) is one vector per image, much smaller than a map, so full precision costs little time here.
                 shift = tf.cast(tf.matmul(condition, weights["condition_kernel"]) + weights["condition_bias"], dtype)
-        y = apply_memory_mode(_run_hidden_maps)(tf.cast(x, dtype), shift, *kernels)
+        y = kernels.run_net(functools.partial(_run_hidden_maps, kernels), tf.cast(x, dtype), shift, *own)
         return tf.cast(y, self.compute_dtype) + last.bias
 
 
@@ -171,6 +171,7 @@ class LocalConvNet(ConvNet):
 
 
 def _run_hidden_maps(
+    kernels: Kernels,
     x: tf.Tensor,
     shift: tf.Tensor | None,
     first: tf.Tensor,
@@ -184,13 +185,13 @@ def _run_hidden_maps(
     `shift` is FC(z), `[batch, hidden]`, or a feature map, or None for a net without a condition. For a feature map,
     `map_convolution` contains kernel and bias of the convolution that is applied to the map; otherwise it is empty.
     """
-    h = multiply_channels(tf.nn.elu(convolve(x, first)), second)
+    h = multiply_channels(tf.nn.elu(kernels.convolve(x, first)), second)
     if map_convolution:
         kernel, bias = map_convolution
-        h = h + convolve(shift, kernel) + bias
+        h = h + kernels.convolve(shift, kernel) + bias
     elif shift is not None:
         h += tf.reshape(shift, [-1, 1, 1, shift.shape[-1]])
-    return convolve_normed(tf.nn.elu(h), direction, gain)
+    return kernels.convolve_normed(tf.nn.elu(h), direction, gain)
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")

@@ -9,9 +9,8 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tensorflow_probability import bijectors as tfb
 
-from tfdecouple.bijectors import forward_and_log_det, inverse_and_log_det
+from tfdecouple.bijectors import with_log_det
 from tfdecouple.config import CONDITIONERS
 from tfdecouple.config.shapes import halve_channels
 from tfdecouple.errors import ConfigError, UserError
@@ -26,8 +25,8 @@ from tfdecouple.layers.base import (
     read_trainable_weights,
 )
 from tfdecouple.layers.conditioners import MLP, ConvNet, CouplingNet, LocalConvNet
-from tfdecouple.runtime.numerics import get_sizes
-from tfdecouple.runtime.precision import full_float32
+from tfdecouple.numerics.arithmetic import get_sizes
+from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.transforms import TRANSFORMS
 
 PATTERNS = ("continuous", "alternate")
@@ -202,17 +201,17 @@ class Coupling(Nested, InvertibleLayer):
         bijector = self._make_bijector(self.net.call(x_a, condition))
         with tf.GradientTape() as tape:
             tape.watch(x_b)
-            y_b, _ = forward_and_log_det(bijector, x_b)
+            y_b, _ = bijector.forward_and_log_det(x_b)
         return tape.gradient(y_b, x_b)
 
     def _forward(self, x: tf.Tensor, condition: Condition) -> Mapped:
         x_a, x_b = self.split(x)
-        y_b, log_det = forward_and_log_det(self._make_bijector(self.net.call(x_a, condition)), x_b)
+        y_b, log_det = self._make_bijector(self.net.call(x_a, condition)).forward_and_log_det(x_b)
         return self.split.merge_channels(x_a, y_b), log_det
 
     def _inverse(self, y: tf.Tensor, condition: Condition) -> Mapped:
         y_a, y_b = self.split(y)
-        x_b, log_det = inverse_and_log_det(self._make_bijector(self.net.call(y_a, condition)), y_b)
+        x_b, log_det = self._make_bijector(self.net.call(y_a, condition)).inverse_and_log_det(y_b)
         return self.split.merge_channels(y_a, x_b), log_det
 
     def _inverse_and_gradients(
@@ -230,9 +229,9 @@ class Coupling(Nested, InvertibleLayer):
             bijector = self._make_bijector(raw)
             with tape.stop_recording():
                 # TFP's cache would return y_b for x_b, without a gradient for x_b. A copy of x_b is not in the cache.
-                x_b = tf.identity(inverse_and_log_det(bijector, y_b)[0])
+                x_b = tf.identity(bijector.inverse_and_log_det(y_b)[0])
             tape.watch(x_b)
-            outputs = forward_and_log_det(bijector, x_b)
+            outputs = bijector.forward_and_log_det(x_b)
         upstream = [y_b_gradient, log_det_gradient]
         x_b_gradient, raw_gradient = tape.gradient(
             outputs, [x_b, raw], output_gradients=upstream, unconnected_gradients="zero"
@@ -245,10 +244,10 @@ class Coupling(Nested, InvertibleLayer):
         x, x_gradient = self.split.merge_channels(x_a, x_b), self.split.merge_channels(x_a_gradient, x_b_gradient)
         return Gradients(x, x_gradient, rest[0] if rest else None, weight_gradients)
 
-    def _make_bijector(self, raw: tf.Tensor) -> tfb.Bijector:
+    def _make_bijector(self, raw: tf.Tensor) -> Any:
         transform = TRANSFORMS[self.transform]
         if raw.shape[-1] != self._outputs:
             raise UserError(f"the conditioner of {self.name} gives {raw.shape[-1]} channels; it needs {self._outputs}")
         # The gradient of `tf.split` is one concatenation; the gradient of slices would be a sum of zero-padded arrays.
         parameters = tf.split(raw, transform.parameters, -1) if transform.parameters > 1 else [raw]
-        return transform.bijector(parameters, self.alpha)
+        return with_log_det(transform.bijector(parameters, self.alpha))

@@ -16,7 +16,7 @@ from tfdecouple.bijectors import ChannelAffine, ChannelMatrix, ClosedForm, White
 from tfdecouple.errors import UserError
 from tfdecouple.layers.base import BaseLayer, Condition, Cost, InvertibleLayer, Weight, require_condition
 from tfdecouple.layers.conditioners import StartsAtZero, WeightNorm, fan_in_uniform, weight_norm
-from tfdecouple.runtime.numerics import get_sizes, multiply_in_full_precision, multiply_sizes
+from tfdecouple.numerics.arithmetic import get_sizes, multiply_in_full_precision, multiply_sizes
 
 # A channel with a smaller standard deviation counts as constant; pixel values k and k + 1 are 2/256 apart in x.
 _CONSTANT = 1e-4
@@ -150,7 +150,6 @@ class SinhArcsinh(InvertibleLayer):
         return {"skewness": Weight(x_shape[-1:]), "tails": Weight(x_shape[-1:])}
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> tfb.Bijector:
-        """Returns the bijector y = s sinh((arcsinh(x) + skewness) * tails), with bounded parameters from `weights`."""
         # Tails between exp(-1/4) and exp(1/4) keep the output finite when many of these layers follow each other.
         skewness, log_tails = (tf.tanh(weights[name]) / 4 for name in ("skewness", "tails"))
         return tfb.SinhArcsinh(skewness, tf.exp(log_tails))

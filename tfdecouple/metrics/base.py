@@ -102,6 +102,20 @@ class Metric:
         raise NotImplementedError
 
 
+def format_table(rows: Sequence[Sequence[str]], indent: int = 4) -> list[str]:
+    """Returns the lines of a table of texts: the first column is left-aligned, all others are right-aligned.
+
+    >>> format_table([["score", "AUROC"], ["shell", "0.5"]], indent=0)
+    ['score  AUROC', 'shell    0.5']
+    """
+    first, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *cells in rows:
+        columns = [f"{name:{first}}", *(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))]
+        lines.append(" " * indent + "  ".join(columns))
+    return lines
+
+
 def describe_draw_count(k: int) -> str:
     """Returns `k`, a count of random draws, as a text, such as "1 draw" or "3 draws"."""
     return f"{k} draw{'s' if k > 1 else ''}"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfdecouple.config.shapes import RGB_CHANNELS
-from tfdecouple.metrics.base import Estimate, Metric, Result, describe_draw_count, require_finite_values
+from tfdecouple.metrics.base import Estimate, Metric, Result, describe_draw_count, format_table, require_finite_values
 from tfdecouple.runtime.option_types import add_number
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ class BitsPerDim(Metric):
     def compute(self, evaluation: Any) -> Result:
         """Returns the ELBO in bits/dim and its terms in nats per image, as means over the images of --split."""
         elbo, line = _evaluate_bound(evaluation, ELBO, self.options.samples)
-        terms = [f"    {term:15} {getattr(elbo, term).to_text(2):>22} nats an image" for term in _TERMS]
-        return Result(dataclasses.asdict(elbo), [line, *terms])
+        terms = [[term, f"{getattr(elbo, term).to_text(2)} nats an image"] for term in _TERMS]
+        return Result(dataclasses.asdict(elbo), [line, *format_table(terms)])
 
 
 class ImportanceWeighted(Metric):
@@ -202,7 +202,7 @@ class BoundEvaluator:
         import tensorflow as tf
 
         from tfdecouple.data import slice_for_replicas
-        from tfdecouple.runtime.precision import full_float32
+        from tfdecouple.numerics.tf32 import full_float32
 
         self._model.require_initialized()
         if self._strategy.num_replicas_in_sync > 1:

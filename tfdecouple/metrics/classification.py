@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfdecouple.errors import DataError
-from tfdecouple.metrics.base import Estimate, Metric, Result
+from tfdecouple.metrics.base import Estimate, Metric, Result, format_table
 from tfdecouple.metrics.drawn_images import encode_drawn_images
 from tfdecouple.metrics.linear_classifier import (
     CLASSIFIERS,
@@ -107,7 +107,7 @@ class LinearProbe(Metric):
             classify(name, *flat)
             if model.config.has_latent:
                 pca = fit_pca(flat[0], model.config.latent_dim, options.seed)
-                reduced = (np.ascontiguousarray(pca.transform(each), np.float32) for each in flat)
+                reduced = (np.ascontiguousarray(pca.transform(array), np.float32) for array in flat)
                 classify(f"{name}, PCA", *standardize_features(*reduced))
 
         classify_with_pca("pixels", train, test)
@@ -145,12 +145,13 @@ def _format_linear_classifiers(report: dict[str, Any]) -> list[str]:
     lines = [
         f"Test accuracy of linear classifiers, {report['classes']} classes (paper Table 4): "
         f"{report['train_images']:,} training, {report['test_images']:,} test images.",
-        f"{'features':14}{'dimensions':>10}" + "".join(f"{kind:>24}" for kind in CLASSIFIERS),
     ]
+    rows = [["features", "dimensions", *CLASSIFIERS]]
     for row in report["results"]:
-        cells = "".join(f"{_format_accuracy(row['classifiers'][kind]):>24}" for kind in CLASSIFIERS)
-        lines.append(f"{row['features']:14}{row['dimensions']:>10,}{cells}")
-    lines.append(f"{'largest class':24}{100 * report['chance']:>{24 * len(CLASSIFIERS)}.2f} %")
+        accuracies = [_format_accuracy(row["classifiers"][kind]) for kind in CLASSIFIERS]
+        rows.append([row["features"], f"{row['dimensions']:,}", *accuracies])
+    lines += format_table(rows, indent=0)
+    lines.append(f"The largest class has {100 * report['chance']:.2f} % of the test images.")
     lines.append(
         f"+-: standard error. C was chosen on {report['held_out_images']:,} of the training images; z is the posterior "
         "mean."
@@ -200,16 +201,16 @@ def classify_images(
     """
     import tensorflow as tf
 
-    from tfdecouple.runtime.precision import full_float32
+    from tfdecouple.numerics.tf32 import full_float32
 
     classify = tf.function(model.classify, autograph=False, reduce_retracing=True)
     log_probabilities, labels, done = [], [], 0
     for batch in batches:
         image, label, weight = (np.asarray(batch[name]) for name in ("image", "label", "weight"))
         with full_float32():
-            found = classify(tf.constant(image)).numpy()
+            log_probability = classify(tf.constant(image)).numpy()
         labelled = (weight > 0) & (label >= 0)
-        log_probabilities.append(found[labelled])
+        log_probabilities.append(log_probability[labelled])
         labels.append(label[labelled])
         on_batch(done := done + int((weight > 0).sum()))
     log_p, right = np.concatenate(log_probabilities).astype(np.float64), np.concatenate(labels)

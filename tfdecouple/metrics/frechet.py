@@ -64,10 +64,10 @@ class FrechetDistance(Metric):
 
     def prepare_inputs(self) -> None:
         """Opens the extractor of --frechet and tries it on two images: a bad file fails before a metric is computed."""
-        from tfdecouple.runs.run_folder import load_config
+        from tfdecouple.runs.run_folder import RunFolder
 
         open_feature_extractor(
-            self.options.frechet, load_config(self.options.run).model.image_shape, self.options.trust
+            self.options.frechet, RunFolder(self.options.run).read_config().model.image_shape, self.options.trust
         )
 
     def compute(self, evaluation: Any) -> Result:
@@ -80,14 +80,14 @@ class FrechetDistance(Metric):
         def draw_images(names: str) -> Iterator[np.ndarray]:
             # Images of several splits are drawn as if the splits were one.
             splits, end = names.split("+"), 0
-            total = sum(source.open_split(each).size for each in splits)
+            total = sum(source.open_split(part).size for part in splits)
             drawn = np.random.default_rng(options.seed).permutation(total)[:samples]
             if len(drawn) < 2:
                 raise DataError(f"the number of {names} images is {len(drawn)}; a covariance needs at least 2")
-            for each in splits:
-                start, end = end, end + source.sizes[each]
+            for part in splits:
+                start, end = end, end + source.sizes[part]
                 indices = drawn[(start <= drawn) & (drawn < end)] - start
-                for batch in read_drawn_batches(source, each, indices, evaluation.batch_size):
+                for batch in read_drawn_batches(source, part, indices, evaluation.batch_size):
                     yield model.quantize_images(batch["image"]).numpy()
 
         compared = {
@@ -99,16 +99,16 @@ class FrechetDistance(Metric):
         of_images, of_floor, of_samples = moments.values()
         features = len(of_images.mean)
         warnings = [
-            f"{each.images:,} {name} are no more than the {features:,} features: their covariance is singular and the "
-            "distance far too large; take more"
-            for name, each in moments.items()
-            if each.images <= features
+            f"{moment.images:,} {name} are no more than the {features:,} features: their covariance is singular and "
+            "the distance far too large; take more"
+            for name, moment in moments.items()
+            if moment.images <= features
         ]
         warnings += [
-            f"{each.images:,} {name}, all there are, are fewer than the {samples:,} samples: the "
-            f"{'floor is' if each is of_floor else 'distance and its floor are'} larger than with as many"
-            for name, each in moments.items()
-            if each.images < samples
+            f"{moment.images:,} {name}, all there are, are fewer than the {samples:,} samples: the "
+            f"{'floor is' if moment is of_floor else 'distance and its floor are'} larger than with as many"
+            for name, moment in moments.items()
+            if moment.images < samples
         ]
         path = pathlib.Path(options.frechet)
         values = {
@@ -207,7 +207,7 @@ def open_feature_extractor(path: pathlib.Path | str, image_shape: Shape, trust: 
         ExtractorError: if the file is missing or unreadable, or its network does not accept images of `image_shape`.
             The returned function raises ExtractorError for features that are not finite.
     """
-    from tfdecouple.runtime.precision import full_float32
+    from tfdecouple.numerics.tf32 import full_float32
 
     path = pathlib.Path(path)
     is_keras = path.suffix == ".keras"
@@ -271,7 +271,7 @@ def _open_onnx_extractor(path: pathlib.Path) -> tuple[Callable[[np.ndarray], Any
     available = [pair for pair in providers.items() if pair[0] in onnxruntime.get_available_providers()]
     session = onnxruntime.InferenceSession(path, options, providers=available)
     inputs = session.get_inputs()
-    dtypes = [each.type.removeprefix("tensor(").removesuffix(")") for each in inputs]
+    dtypes = [array.type.removeprefix("tensor(").removesuffix(")") for array in inputs]
     return lambda images: session.run(None, {inputs[0].name: images})[0], dtypes, len(session.get_outputs())
 
 
@@ -280,4 +280,4 @@ def _open_keras_extractor(path: pathlib.Path) -> tuple[Callable[[np.ndarray], An
 
     model = keras.saving.load_model(path, compile=False)
     inputs, outputs = getattr(model, "inputs", None) or [], getattr(model, "outputs", None) or []
-    return model.predict_on_batch, [keras.backend.standardize_dtype(each.dtype) for each in inputs], len(outputs)
+    return model.predict_on_batch, [keras.backend.standardize_dtype(array.dtype) for array in inputs], len(outputs)

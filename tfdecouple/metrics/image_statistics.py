@@ -14,7 +14,7 @@ import numpy as np
 
 from tfdecouple.config.shapes import describe_images, is_square_of_rgb
 from tfdecouple.errors import DataError, UserError
-from tfdecouple.metrics.base import Estimate, Metric, Result
+from tfdecouple.metrics.base import Estimate, Metric, Result, format_table
 from tfdecouple.metrics.drawn_images import (
     decode_images,
     draw_image_indices,
@@ -46,11 +46,11 @@ class ImageStatistics(Metric):
 
     def prepare_inputs(self) -> None:
         """Raises UserError if --split is train, to which regressions are fitted, or the images are no RGB squares."""
-        from tfdecouple.runs.run_folder import load_config
+        from tfdecouple.runs.run_folder import RunFolder
 
         if self.options.split == "train":
             raise UserError("--split is 'train', which --image-statistics is fitted on; take validation or test")
-        shape = load_config(self.options.run).model.image_shape
+        shape = RunFolder(self.options.run).read_config().model.image_shape
         if not is_square_of_rgb(shape):
             raise UserError(
                 f"--image-statistics takes squares of RGB, and those of this model are {describe_images(shape)}; "
@@ -173,18 +173,18 @@ def compute_image_statistics(
     for what, count in (("training images", len(train)), ("images", len(images))):
         if count < LEAST:
             raise DataError(f"{count} {what} are too few for a regression of their statistics; at least {LEAST}")
-    (train_z, train_v), (z, v) = (encode_drawn_images(model, each, batch_size) for each in (train, images))
+    (train_z, train_v), (z, v) = (encode_drawn_images(model, group, batch_size) for group in (train, images))
     assert train_z is not None and z is not None, "the model has no z"
     partner = draw_derangement(len(images), randomness.derive_seed(seed, "switch"))
     switched = decode_images(model, z[partner], v, batch_size)
     of_train, of_images, of_switched = (
-        {name: function(each / 255.0) for name, function in STATISTICS.items()} for each in (train, images, switched)
+        {name: function(group / 255.0) for name, function in STATISTICS.items()} for group in (train, images, switched)
     )
     features = {"z": standardize_features(train_z.copy(), z.copy())}
     for name, both in {"v, PCA": (train_v, v), "pixels, PCA": (train, images)}.items():
         flat = standardize_features(*flatten_images(*both))
         pca = fit_pca(flat[0], z.shape[1], seed)
-        features[name] = standardize_features(*(pca.transform(each).astype(np.float32) for each in flat))
+        features[name] = standardize_features(*(pca.transform(array).astype(np.float32) for array in flat))
     statistics = {
         name: {
             "r2": {kind: _compute_r2(x, of_train[name], values, seed) for kind, x in features.items()},
@@ -204,16 +204,14 @@ def _format_image_statistics(report: dict[str, Any]) -> list[str]:
     lines = [
         f"statistics of images: R2 of a linear regression from {report['dimensions']} numbers at most, fitted on "
         f"{report['train_images']:,} training images, on {report['images']:,} images; and after a switch of z",
-        f"    {'':22}{'from z':>15}{'from v, PCA':>15}{'pixels, PCA':>15}"
-        f"{'follows z':>15}{'follows v':>15}{'nearer to z':>15}",
     ]
-    for name, found in report["statistics"].items():
-        figures = [*found["r2"].values(), found["switch"]["z"], found["switch"]["v"]]
+    rows = [["", "from z", "from v, PCA", "pixels, PCA", "follows z", "follows v", "nearer to z"]]
+    for name, result in report["statistics"].items():
+        figures = [*result["r2"].values(), result["switch"]["z"], result["switch"]["v"]]
+        nearer = {key: 100 * value for key, value in result["switch"]["nearer_to_z"].items()}
         cells = [Estimate(**figure).to_text(2) for figure in figures]
-        nearer = {name: 100 * value for name, value in found["switch"]["nearer_to_z"].items()}
-        cells.append(f"{Estimate(**nearer).to_text(0)} %")
-        lines.append(f"    {name:22}" + "".join(f"{cell:>15}" for cell in cells))
-    return lines
+        rows.append([name, *cells, f"{Estimate(**nearer).to_text(0)} %"])
+    return lines + format_table(rows)
 
 
 def _compute_luminance(images: np.ndarray) -> np.ndarray:
@@ -260,15 +258,15 @@ def _regress_switch(switched: np.ndarray, of_z: np.ndarray, of_v: np.ndarray, se
     "mean" and "standard_error"; `compute_image_statistics` explains the three.
     """
     mean, scale = of_v.mean(0), np.maximum(of_v.std(0), 1e-12)
-    y, a, b = ((each - mean) / scale for each in (switched, of_z, of_v))
+    y, a, b = ((statistic - mean) / scale for statistic in (switched, of_z, of_v))
 
     def solve_normal_equations(*products: np.ndarray, axis: int = -1) -> np.ndarray:
         """Returns p and q, `[2, ...]`, of the fit y = p a + q b, from images' products: aa, ab, bb, ay and by."""
-        aa, ab, bb, ay, by = (each.sum(axis) for each in products)
+        aa, ab, bb, ay, by = (product.sum(axis) for product in products)
         determinant = np.maximum(aa * bb - ab**2, 1e-12)
         return np.stack([(bb * ay - ab * by) / determinant, (aa * by - ab * ay) / determinant])
 
-    products = [(one * other).sum(1) for one, other in ((a, a), (a, b), (b, b), (a, y), (b, y))]
+    products = [(left * right).sum(1) for left, right in ((a, a), (a, b), (b, b), (a, y), (b, y))]
     follows_z, follows_v = _bootstrap_errors(solve_normal_equations, *products, seed=seed)
     to_z, to_v = np.square(y - a).sum(1), np.square(y - b).sum(1)
     # A switched image whose statistic is equally near to both images is a tie and does not count.

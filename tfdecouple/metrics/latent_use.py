@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfdecouple.errors import DataError
-from tfdecouple.metrics.base import Estimate, Metric, Result, describe_draw_count, require_finite_values
+from tfdecouple.metrics.base import Estimate, Metric, Result, describe_draw_count, format_table, require_finite_values
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -55,11 +55,11 @@ def _format_latent_use(use: LatentUse) -> list[str]:
         f"    active units         {use.active_units} of {dimensions} (variance of the posterior mean above 0.01)",
         f"    bits/dim             {use.bits_per_dim.to_text(4)}, and with the z of another image "
         f"{use.shuffled_bits_per_dim.to_text(4)}: {use.shuffling_costs.to_text(4)} worse",
-        "    dimension   variance of mean   KL to N(0, 1)   information I(x; z_i), KL to q(z_i)",
     ]
-    rows = zip(use.information, range(dimensions), use.mean_variance, use.kl_to_normal, strict=True)
-    for information, number, variance, kl in sorted(rows, reverse=True)[:_LISTED]:
-        lines.append(f"    {number:9}   {variance:16.4f}   {kl:13.4f}   {information:9.4f}")
+    order = sorted(range(dimensions), key=use.information.__getitem__, reverse=True)[:_LISTED]
+    columns = use.mean_variance, use.kl_to_normal, use.information
+    rows = [["dimension", "variance of mean", "KL to N(0, 1)", "information I(x; z_i), KL to q(z_i)"]]
+    lines += format_table(rows + [[str(n), *(f"{column[n]:.4f}" for column in columns)] for n in order])
     if dimensions > _LISTED:
         lines.append(f"    and {dimensions - _LISTED} dimensions of less information")
     return lines
@@ -136,7 +136,7 @@ def compute_latent_use(
     import tensorflow as tf
 
     from tfdecouple import randomness
-    from tfdecouple.runtime.precision import full_float32
+    from tfdecouple.numerics.tf32 import full_float32
 
     config, has_normal_noise = model.config, model.config.has_dequantizer
 
@@ -180,7 +180,7 @@ def compute_latent_use(
             raise DataError(f"{count} image is too few to see the use of z; at least 2 are needed")
         # The images are drawn at random, because the first images of a folder that is sorted by class are of one class.
         informed = np.sort(_draw_random_order(count, randomness.derive_seed(seed, "information"))[:INFORMATION_IMAGES])
-        kl, own, shuffled = np.zeros((3, count))
+        kl, matching, shuffled = np.zeros((3, count))
         total, per_dimension = np.zeros(len(informed)), np.zeros(dimensions)
         for number in range(samples):
             # `BoundEvaluator` draws the same noise for this seed, so that this metric and the ELBO use the same z.
@@ -197,13 +197,13 @@ def compute_latent_use(
                 rows.append(compute_terms(batch, tf.constant(codes), tf.constant(number)).numpy()[counted])
             nats = np.concatenate(rows).astype(np.float64).T
             kl += _compute_log_density(z, mean, stddev).sum(1) - nats[2]
-            own, shuffled = own + nats[0], shuffled + nats[1]
+            matching, shuffled = matching + nats[0], shuffled + nats[1]
             of_image, of_dimension = compute_mutual_information(z[informed], mean[informed], stddev[informed])
             total, per_dimension = total + of_image, per_dimension + of_dimension
     kl_to_normal = (np.square(mean) + np.square(stddev) - 1) / 2 - np.log(stddev)
     is_exact = config.prior == "normal" and not getattr(config, "has_classes", False)
     kl = kl_to_normal.sum(1) if is_exact else kl / samples
-    bits, shuffled_bits = (model.nats_to_bits_per_dim(nats / samples + kl) for nats in (own, shuffled))
+    bits, shuffled_bits = (model.nats_to_bits_per_dim(nats / samples + kl) for nats in (matching, shuffled))
     require_finite_values("the ELBO with its own z or another image's", bits + shuffled_bits, index)
     variance = mean.var(0, ddof=1)
     return LatentUse(
@@ -245,9 +245,9 @@ def compute_mutual_information(z: np.ndarray, mean: np.ndarray, stddev: np.ndarr
         densities = -tf.square((chunk - mean) * inverse) / 2 - log_stddev - math.log(2 * math.pi) / 2
         joint.append(tf.reduce_logsumexp(tf.reduce_sum(densities, 2), 1).numpy())
         marginal += tf.reduce_sum(tf.reduce_logsumexp(densities, 1), 0).numpy()
-    own = _compute_log_density(z, mean, stddev)
-    total = own.sum(1) - (np.concatenate(joint) - math.log(count))
-    return total, own.mean(0) - (marginal / count - math.log(count))
+    log_density = _compute_log_density(z, mean, stddev)
+    total = log_density.sum(1) - (np.concatenate(joint) - math.log(count))
+    return total, log_density.mean(0) - (marginal / count - math.log(count))
 
 
 def _compute_log_density(z: np.ndarray, mean: np.ndarray, stddev: np.ndarray) -> np.ndarray:

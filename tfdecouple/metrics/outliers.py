@@ -10,7 +10,7 @@ import numpy as np
 
 from tfdecouple.data.sources import find_source_kind, list_source_kinds
 from tfdecouple.errors import UserError, nearest
-from tfdecouple.metrics.base import Metric, Result, describe_draw_count, require_finite_values
+from tfdecouple.metrics.base import Metric, Result, describe_draw_count, format_table, require_finite_values
 from tfdecouple.metrics.drawn_images import draw_image_indices
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ class Outliers(Metric):
         """Opens the data sets that --outliers names; raises UserError for an unknown name."""
         from tfdecouple.data import open_source
         from tfdecouple.data.sources import replace_source
-        from tfdecouple.runs.run_folder import load_config
+        from tfdecouple.runs.run_folder import RunFolder
 
-        options, config = self.options, load_config(self.options.run)
+        options, config = self.options, RunFolder(self.options.run).read_config()
         self._sources: dict[str, Source] = {}
         for name in options.outliers:
             if name in MADE:
@@ -78,16 +78,16 @@ class Outliers(Metric):
         scorer = OutlierScorer(evaluation.opened.model, options.samples, options.seed)
         inliers = _score_images(scorer, evaluation.make_image_batches().as_numpy_iterator(), options.split, count)
         meanings = {name: meaning for name, meaning in SCORES.items() if name in inliers}
-        every, reports = {options.split: inliers}, {}
+        per_image, reports = {options.split: inliers}, {}
         for name in dict.fromkeys(options.outliers):
             outliers = _score_images(scorer, self._read_outlier_batches(evaluation, name), name, count)
             detection = {}
             for key in meanings:
                 # A `shell` far below 0 is as unusual as one far above, so only its distance from 0 counts.
-                ours, others = (np.abs(each[key]) if key == "shell" else each[key] for each in (inliers, outliers))
-                detection[key] = compare_outlier_scores(ours, others, options.seed)
+                inner, outer = (np.abs(s[key]) if key == "shell" else s[key] for s in (inliers, outliers))
+                detection[key] = compare_outlier_scores(inner, outer, options.seed)
             reports[name] = {"images": len(outliers["index"]), "known_images": count, "detection": detection}
-            every[name] = outliers
+            per_image[name] = outliers
         values = {
             "images": count,
             "samples": options.samples,
@@ -97,14 +97,14 @@ class Outliers(Metric):
             # Scores are written with seven digits, because float32 has no more.
             "per_image": {
                 name: {
-                    key: [one if isinstance(one, int) else float(f"{one:.7g}") for one in values.tolist()]
-                    for key, values in each.items()
+                    key: [value if isinstance(value, int) else float(f"{value:.7g}") for value in values.tolist()]
+                    for key, values in scores.items()
                 }
-                for name, each in every.items()
+                for name, scores in per_image.items()
             },
         }
-        shown = list(every.items())[: 1 + len(COLOURS)]
-        panels = {f"{key}: {meaning}": {name: each[key] for name, each in shown} for key, meaning in meanings.items()}
+        shown = list(per_image.items())[: 1 + len(COLOURS)]
+        panels = {f"{key}: {text}": {name: scores[key] for name, scores in shown} for key, text in meanings.items()}
         title = f"Scores of {source.title}, {options.split}, and of other images; the last bins hold what is beyond"
         figure = plot_histograms(panels, f"{title}\n{evaluation.opened.note()}")
         return Result(values, _format_separation(reports, options), render_figure(figure))
@@ -123,7 +123,7 @@ class Outliers(Metric):
                 yield {"image": images, "index": index, "weight": batch["weight"]}
             return
         source = self._sources[name]
-        size, count = (min(each, evaluation.count) for each in (evaluation.batch_size, source.sizes[options.split]))
+        size, count = (min(limit, evaluation.count) for limit in (evaluation.batch_size, source.sizes[options.split]))
         indices = draw_image_indices(source, options.split, count, options.seed)
         with source.guard():
             batches = make_evaluation_batches(source, options.split, batch_size=size, indices=indices)
@@ -134,17 +134,16 @@ def _format_separation(reports: dict[str, Any], options: Any) -> list[str]:
     draws = describe_draw_count(options.samples)
     lines = [f"outliers: how well each score separates them, {draws} an image, intervals of 95 %"]
     for name, report in reports.items():
-        lines += [
-            f"    {name} ({report['images']:,} images), against {report['known_images']:,} of {options.split}",
-            f"        {'score':48}{'AUROC':>24}{'false positives at 95 %':>30}",
-        ]
-        for score, each in report["detection"].items():
-            low, high = each["auroc_interval"]
-            area = f"{each['auroc']:.3f} [{low:.3f}, {high:.3f}]"
-            low, high = (100 * end for end in each["false_positives_interval"])
-            share = f"{100 * each['false_positives']:.1f} % [{low:.1f}, {high:.1f}]"
-            lines.append(f"        {f'{score}: {SCORES[score]}':48}{area:>24}{share:>30}")
-    if any(each["auroc"] < 0.5 for report in reports.values() for each in report["detection"].values()):
+        lines.append(f"    {name} ({report['images']:,} images), against {report['known_images']:,} of {options.split}")
+        rows = [["score", "AUROC", "false positives at 95 %"]]
+        for score, found in report["detection"].items():
+            low, high = found["auroc_interval"]
+            area = f"{found['auroc']:.3f} [{low:.3f}, {high:.3f}]"
+            low, high = (100 * end for end in found["false_positives_interval"])
+            share = f"{100 * found['false_positives']:.1f} % [{low:.1f}, {high:.1f}]"
+            rows.append([f"{score}: {SCORES[score]}", area, share])
+        lines += format_table(rows, indent=8)
+    if any(found["auroc"] < 0.5 for report in reports.values() for found in report["detection"].values()):
         lines.append("    an AUROC below 0.5: by that score outliers are the more usual images")
     return lines
 
@@ -184,7 +183,7 @@ class OutlierScorer:
         import tensorflow as tf
 
         from tfdecouple.metrics.bits_per_dim import compute_codec_bits
-        from tfdecouple.runtime.precision import full_float32
+        from tfdecouple.numerics.tf32 import full_float32
 
         inputs, sums = (tf.constant(images), tf.constant(index, tf.int64)), dict[str, Any]()
         for number in range(self._samples):

@@ -10,16 +10,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tfdecouple.arguments import as_images, as_whole_number
 from tfdecouple.config import ModelConfig
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.networks.architecture import compute_weight_shapes, count_inference_bytes
+from tfdecouple.numerics.arithmetic import get_sizes
+from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.runtime.devices import format_bytes, read_free_memory
-from tfdecouple.runtime.numerics import get_sizes
-from tfdecouple.runtime.precision import full_float32
 
 # Longest side of an image, in pixels, for which float32 holds all sums in `shrink_images` exactly.
 LONGEST_SIDE = 32_767
@@ -39,6 +41,70 @@ class SizedCodes(NamedTuple):
     z: tf.Tensor | None
     v: tf.Tensor
     size: tuple[Any, Any]
+
+
+class FittedImages(NamedTuple):
+    """Images of any size, fitted to the networks of a model.
+
+    Attributes:
+        padded: the images for the flow, uint8 `[batch, height, width, channels]`, with sides that it can halve.
+        shrunk: the images for the encoder, resized to `config.image_shape`; the object `padded` if that is their size.
+        size: height and width of the images without padding; None for images of `config.image_shape`.
+    """
+
+    padded: tf.Tensor
+    shrunk: tf.Tensor
+    size: tuple[Any, Any] | None
+
+
+def fit_images(config: ModelConfig, images: Any) -> FittedImages:
+    """Returns uint8 images as `FittedImages`; raises DataError if the model cannot encode images of their size."""
+    images = as_images(images, config.image_shape, any_size=True)
+    if images.shape[1:3] == config.image_shape[:2]:
+        return FittedImages(images, images, None)
+    require_any_size(config, "images", images)
+    height, width = get_sizes(images)[1:3]
+    return FittedImages(*pad_and_shrink_images(config, images), (height, width))
+
+
+def require_fitting_size(config: ModelConfig, v: tf.Tensor, size: tuple[Any, Any] | None) -> None:
+    """Raises DataError if the model decodes no v of this size, and UserError if `size` does not suit v."""
+    if v.shape[1:3] != config.image_shape[:2]:
+        require_any_size(config, "v", v)
+    if size is not None and not any(map(tf.is_tensor, size)):
+        multiple = compute_size_multiple(config)
+        padded = [round_side_up(as_whole_number(side, "a side in size"), multiple) for side in size]
+        if not v.shape[1:3].is_compatible_with(padded):
+            raise UserError(
+                f"size is {tuple(size)}, for which v is [batch, *{padded}, ...]; v is of shape {tuple(v.shape)}"
+            )
+
+
+def find_both_bins(quantizer: Any, padded: tf.Tensor, shrunk: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the bins of the images for the flow and of those for the encoder, found once if they are one tensor."""
+    bins = quantizer.find_bins(padded)
+    return bins, bins if shrunk is padded else quantizer.find_bins(shrunk)
+
+
+def run_within_memory(config: ModelConfig, function: Callable[..., Any], batch: tf.Tensor, *others: Any) -> Any:
+    """Returns `function(batch, *others)`, computed for so few images at a time that the computation fits in memory.
+
+    The function must treat each image separately; `others` are tensors `[batch, ...]` or None. Only images of another
+    size than `config.image_shape` are divided, and not while a graph is traced.
+    """
+    if not tf.executing_eagerly() or batch.shape[1:3] == config.image_shape[:2]:
+        return function(batch, *others)
+    count = count_images_at_once(config, *batch.shape[1:3])
+    return function(batch, *others) if batch.shape[0] <= count else run_in_parts(function, count, batch, *others)
+
+
+def run_in_parts(function: Callable[..., Any], count: int, *batches: tf.Tensor | None) -> Any:
+    """Calls `function` on `count` entries at a time of `batches`, each `[n, ...]` or None; returns joined results."""
+    starts = range(0, next(batch.shape[0] for batch in batches if batch is not None), count)
+    parts = [
+        function(*(None if batch is None else batch[start : start + count] for batch in batches)) for start in starts
+    ]
+    return tf.nest.map_structure(lambda *results: None if results[0] is None else tf.concat(results, 0), *parts)
 
 
 @full_float32()

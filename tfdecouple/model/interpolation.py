@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.numerics import get_sizes
+from tfdecouple.numerics.arithmetic import get_sizes
 
 # Codes count as parallel if the sine of the angle between them is at most this. No unique arc connects parallel codes.
 _LEAST_SINE = 1e-6

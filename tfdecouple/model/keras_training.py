@@ -1,4 +1,4 @@
-"""Functions and classes behind Keras' `fit`, `evaluate` and `predict`: metrics, checks of images, training steps."""
+"""Training with Keras: `compile`, `fit`, `evaluate` and `predict`, methods of `DecoupledModel`, and their steps."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ import tensorflow as tf
 from tfdecouple import randomness
 from tfdecouple.arguments import as_labels, as_tensor, require_images
 from tfdecouple.config import ModelConfig, TrainingConfig, parse_config
+from tfdecouple.config.training import OPTIMIZER_OPTIONS, RUN_OPTIONS, STEP_OPTIONS
 from tfdecouple.errors import DataError, DivergedError, UserError, warn_user
-from tfdecouple.model.gradient import differentiate_bound, judge_step
-from tfdecouple.model.networks import Networks
-from tfdecouple.runtime.numerics import get_sizes
+from tfdecouple.model.codes import Codes
+from tfdecouple.model.gradient import check_step
+from tfdecouple.model.objective import differentiate_bound
+from tfdecouple.model.round_trip import require_finite, warn_of_far_images
+from tfdecouple.model.step_effects import add_first_noise, augment_images, compute_kl_weight
+from tfdecouple.numerics.arithmetic import get_sizes
+from tfdecouple.numerics.tf32 import full_float32
+from tfdecouple.runtime.run_mode import RunMode
 
-# Names of the options of `TrainingConfig` that `compile` accepts besides the arguments of Keras' `compile`.
-OPTIONS = ("kl_weight", "precision", "memory", "jit_compile", "seed", "init_images", "max_skipped_steps")
 # Names of arguments of Keras' `compile` that must be None, because the loss is always the negative bound.
 FIXED = ("loss", "loss_weights", "metrics", "weighted_metrics")
 TERMS = ("reconstruction", "kl", "dequantization")
@@ -43,7 +47,10 @@ def make_training_config(options: dict[str, Any]) -> TrainingConfig:
                 f"compile got {name}; the loss is the negative evidence lower bound and its terms are the metrics: "
                 "leave it out"
             )
-    policy, values = keras.config.dtype_policy().name, {name: options[name] for name in OPTIONS if name in options}
+    for name in options.keys() & {*OPTIMIZER_OPTIONS, *RUN_OPTIONS}:
+        instead = "give a Keras optimizer" if name in OPTIMIZER_OPTIONS else "fit has arguments and callbacks"
+        raise UserError(f"compile got {name}, an option of train.py; {instead} instead, or train by python train.py")
+    policy, values = keras.config.dtype_policy().name, {name: options[name] for name in STEP_OPTIONS if name in options}
     if values.get("precision") is None:
         if "float16" in policy and policy not in _POLICIES:
             raise UserError(
@@ -88,16 +95,17 @@ class BoundMetrics:
         """Returns {name: value} of all metrics of the bound, with float64 scalars as values."""
         return {metric.name: metric.result() for metric in self.metrics}
 
-    def add_images(self, terms: tf.Tensor, count: tf.Tensor) -> None:
+    def add_images(self, terms: tf.Tensor, count: tf.Tensor, kl_weight: float | tf.Tensor) -> None:
         """Adds `count` images to these metrics, given their means of the bound's `terms` in nats, float64 `[3]`."""
-        reconstruction, kl, dequantization = each = tf.unstack(terms)
-        loss = reconstruction + self._training.kl_weight * kl + dequantization
-        for metric, value in zip(self.metrics, [loss, self._bits_per_dim(tf.add_n(each)), *each], strict=True):
+        reconstruction, kl, dequantization = separate = tf.unstack(terms)
+        loss = reconstruction + kl_weight * kl + dequantization
+        for metric, value in zip(self.metrics, [loss, self._bits_per_dim(tf.add_n(separate)), *separate], strict=True):
             metric.update_state(value, count)
 
-    def count_step(self, applied: tf.Tensor, terms: tf.Tensor, count: tf.Tensor) -> None:
+    def count_step(self, applied: tf.Tensor, terms: tf.Tensor, count: tf.Tensor, kl_weight: tf.Tensor) -> None:
         """Counts a training step as applied or skipped; if it was applied, adds its `count` images to the metrics."""
-        self.add_images(tf.where(applied, terms, tf.zeros_like(terms)), tf.where(applied, count, tf.zeros_like(count)))
+        terms, count = (tf.where(applied, value, tf.zeros_like(value)) for value in (terms, count))
+        self.add_images(terms, count, kl_weight)
         # Once training has diverged, the count stays, so that the host sees it: the host looks only every few steps.
         skipped = self.skipped + tf.cast(self.converges, tf.int64)
         self.skipped.assign(tf.where(applied, tf.zeros_like(self.skipped), skipped))
@@ -187,7 +195,7 @@ def check_images(x: Any, y: Any, config: ModelConfig) -> None:
         if config.has_classes:
             as_labels(labels, len(images), config.classes, config.has_class_codes)
     if labels is not None and not config.has_classes:
-        warn_user("this model knows no labels: those that are given are ignored")
+        warn_user("this model has no labels: the given labels are ignored")
 
 
 def require_one_device(model: keras.Model) -> None:
@@ -236,7 +244,179 @@ def wrap_generator(x: Any) -> Any:
     return (batch if isinstance(batch, tuple) else (batch,) for batch in x)
 
 
-def train_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
+def compile(model: Any, optimizer: Any = "adam", loss: None = None, **options: Any) -> None:
+    """Sets the options of `fit` and `evaluate`, which minimise and measure the negative evidence lower bound.
+
+    Args:
+        optimizer: a Keras optimizer, with its schedule, clipping and weight decay, or the name of an optimizer.
+        loss: must be None, because the loss is always the negative evidence lower bound.
+        **options: `run_eagerly`, `steps_per_execution` and `auto_scale_loss` as in Keras, and those options of
+            `TrainingConfig` that take effect in each step (`config.training.STEP_OPTIONS`), such as `kl_weight`,
+            `noise`, `memory` or `seed`, with its defaults; `precision` is by default that of Keras' global policy.
+
+    Raises:
+        UserError: if a loss or metrics are given, or Keras' policy is float16.
+        ConfigError: if an option has an impossible value.
+    """
+    training = make_training_config({"loss": loss, **options})
+    options = {name: value for name, value in options.items() if name not in STEP_OPTIONS}
+    metrics = BoundMetrics(model.nats_to_bits_per_dim, training)
+    # Keras' `jit_compile` would make XLA compile a whole training step, so it stays off; XLA compiles layers only.
+    keras.Model.compile(model, optimizer, jit_compile=False, **options)
+    # These attributes are set last, so that they keep their old values if Keras refuses an argument.
+    model._options, model._bound_metrics = training, metrics
+
+
+def get_compile_config(model: Any) -> dict[str, Any]:
+    """Returns {name: value} of the arguments of this model's `compile`, plain values that Keras saves with it."""
+    config = keras.Model.get_compile_config(model)
+    if not config or model._options is None:
+        return config
+    for name in FIXED:
+        config.pop(name, None)
+    return {**config, **{name: getattr(model._options, name) for name in STEP_OPTIONS}}
+
+
+def compile_from_config(model: Any, config: dict[str, Any]) -> None:
+    """Compiles a loaded model with the dict that `get_compile_config` returned when the model was saved."""
+    model.compile(**keras.saving.deserialize_keras_object(config))
+    _build_optimizer(model)
+
+
+def metrics(model: Any) -> list[keras.metrics.Metric]:
+    """A compiled model's Keras metrics, a list: the loss, bits per dimension and the terms of the lower bound."""
+    return keras.Model.metrics.fget(model) if model._bound_metrics is None else list(model._bound_metrics.metrics)
+
+
+def require_compiled(model: Any, method: str) -> tuple[TrainingConfig, BoundMetrics]:
+    """Returns training config and metrics from `compile`; raises UserError if `method`, such as fit, cannot run."""
+    if model._options is None or model._bound_metrics is None:
+        raise UserError(f"call model.compile(optimizer) before {method}")
+    require_one_device(model)
+    return model._options, model._bound_metrics
+
+
+def fit(model: Any, x: Any = None, y: Any = None, *rest: Any, **options: Any) -> keras.callbacks.History:
+    """Trains the model on images, as `keras.Model.fit` does, and returns the history.
+
+    A model that is not initialised yet is first initialised from `init_images` training images. A step is skipped,
+    and changes no weight, if its loss or gradient is not finite, or if activations that the memory mode "invert"
+    recovers are too inexact.
+
+    Args:
+        x: uint8 images `[n, height, width, channels]`, or a data set (or another iterable) of batches; a batch is
+            images, a tuple of images and labels, or a dict with `image` and `label`.
+        y: labels of the images, ignored by a model without labels.
+        *rest: further positional arguments of `keras.Model.fit`.
+        **options: further options of `keras.Model.fit`. The option `validation_data` has the form of x, or is a
+            tuple of images and labels.
+
+    Returns:
+        Keras' `History`, whose attribute `history` is {name of metric: list of one value for each epoch}. Names of
+        validation metrics begin with "val_".
+
+    Raises:
+        UserError: if the model was not compiled, or an option or the devices do not suit training on the bound.
+        DataError: if images or labels do not fit the model.
+        DivergedError: if `max_skipped_steps` steps in a row were skipped.
+    """
+    training, metrics = model.require_compiled("fit")
+    if options.get("sample_weight") is not None or options.get("class_weight") is not None:
+        raise UserError("every image counts alike in the bound: leave out sample_weight and class_weight")
+    check_images(x, y, model.config)
+    validation = options.get("validation_data")
+    if validation is not None:
+        is_pair = isinstance(validation, tuple) and len(validation) == 2
+        validation_x, validation_y = validation if is_pair else (validation, None)
+        check_images(validation_x, validation_y, model.config)
+        options["validation_data"] = wrap_generator(validation)
+    if not model.has_weights():
+        split = 0.0 if validation is not None else options.get("validation_split", 0.0)
+        images = read_first_images(x, split, training.init_images, training.seed)
+        require_images(images, model.config.image_shape)
+        if options.get("verbose", True):
+            print(f"starting the weights from {len(images)} training images, then tracing the first step", flush=True)
+        model.initialize(add_first_noise(images, training), seed=training.seed)
+    if isinstance(x, tf.data.Dataset):
+        # Keras does not shuffle a `tf.data.Dataset`, and would warn about the default of its `fit`, shuffle=True.
+        options.setdefault("shuffle", False)
+    callbacks = tf.nest.flatten(options.pop("callbacks", None) or [])
+    callbacks.insert(0, SkippedSteps(metrics, training))
+    names = {metric.name for metric in metrics.metrics}
+    for callback in callbacks:
+        # Keras cannot know that smaller values of these metrics are better, so "auto" is replaced by "min".
+        if getattr(callback, "mode", "") == "auto" and callback.monitor.removeprefix("val_") in names:
+            callback.mode = "min"
+    return keras.Model.fit(model, wrap_generator(x), y, *rest, callbacks=callbacks, **options)
+
+
+def evaluate(model: Any, x: Any = None, y: Any = None, *rest: Any, **options: Any) -> Any:
+    """Returns the metrics of the evidence lower bound, means over all images, as `keras.Model.evaluate` does.
+
+    The noise of an image depends only on the seed of `compile` and on the index of the image. So every batch size
+    gives the same results, and so does `python -m tfdecouple evaluate` for the same images.
+
+    The arguments are those of `keras.Model.evaluate`, with x and y in the forms that `fit` accepts.
+    """
+    model.require_compiled("evaluate")
+    model.require_initialized()
+    if not options.get("_use_cached_eval_dataset"):
+        check_images(x, y, model.config)
+    return keras.Model.evaluate(model, wrap_generator(x), y, *rest, **options)
+
+
+def predict(model: Any, x: Any, *rest: Any, **options: Any) -> Codes:
+    """Encodes images batch by batch, and returns all codes as `Codes(z, v)` of NumPy arrays.
+
+    The arguments are those of `keras.Model.predict`, with images in the forms that `fit` accepts. Codes that are
+    not finite raise InversionError.
+    """
+    model.require_initialized()
+    require_one_device(model)
+    check_images(x, None, model.config)
+    outputs = keras.Model.predict(model, wrap_generator(x), *rest, **options)
+    codes = Codes(*outputs) if model.config.has_latent else Codes(None, outputs)
+    require_finite("predict gave codes that are not finite", *[code for code in codes if code is not None])
+    warn_of_far_images(codes.v)
+    return codes
+
+
+def make_train_function(model: Any, force: bool = False) -> None:
+    """Sets `train_function`, which Keras' `fit` calls to run steps, with TF32 only if `precision` is "tf32"."""
+    if model.train_function is not None and not force:
+        return
+    training, _ = model.require_compiled("fit")
+    model.require_initialized()
+    if not model.optimizer.built:
+        # A step calls the optimizer inside `tf.cond`, where the optimizer could not create its variables.
+        _build_optimizer(model)
+    keras.Model.make_train_function(model, force)
+    # TensorFlow reads its switch for TF32 when operations run, so the context surrounds each call, not the trace.
+    context: Any = RunMode(precision=training.precision).switch_tf32()
+    model.train_function = context(model.train_function)
+
+
+def _build_optimizer(model: Any) -> None:
+    # Keras puts an optimizer's variables beside the weights, which it can only inside the scope of their strategy.
+    with model.distribute_strategy.scope():
+        model.optimizer.build(model.trainable_variables)
+
+
+def make_test_function(model: Any, force: bool = False) -> None:
+    """Sets `test_function`, which Keras' `evaluate` calls to evaluate batches, in full float32 (without TF32)."""
+    if model.test_function is None or force:
+        keras.Model.make_test_function(model, force)
+        model.test_function = full_float32()(model.test_function)
+
+
+def make_predict_function(model: Any, force: bool = False) -> None:
+    """Sets `predict_function`, which Keras' `predict` calls to encode batches, in full float32 (without TF32)."""
+    if model.predict_function is None or force:
+        keras.Model.make_predict_function(model, force)
+        model.predict_function = full_float32()(model.predict_function)
+
+
+def train_step(model: Any, data: Any) -> dict[str, tf.Tensor]:
     """Runs a step of `fit` on a batch; returns {name: value} of the metrics. A skipped step changes no weight."""
     training, metrics = model.require_compiled("fit")
     images, labels = _read_batch(model, data)
@@ -244,25 +424,28 @@ def train_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
     if model.optimizer.gradient_accumulation_steps:
         # Steps that accumulate gradients for one update share a value of `iterations`; the image count varies the seed.
         seed = randomness.derive_seed(seed, metrics.image_count)
-    count = get_sizes(images)[0]
-    share = differentiate_bound(
+    count, update = get_sizes(images)[0], tf.convert_to_tensor(model.optimizer.iterations)
+    labels = as_labels(labels, count, model.config.classes, model.config.has_class_codes)
+    images = augment_images(images, training, update, seed, slice(0, count), count)
+    kl_weight = compute_kl_weight(training, update)
+    result = differentiate_bound(
         model,
         images,
         labels,
-        training,
+        RunMode(training.memory, training.precision, training.jit_compile),
         seed=seed,
         own=slice(0, count),
         batch_size=count,
         trainable=model.trainable_variables,
         moving=list_moving_statistics(model),
-        kl_weight=training.kl_weight,
+        kl_weight=kl_weight,
     )
-    verdict = judge_step(share, training.precision)
+    verdict = check_step(result, training.precision)
     applied = verdict.finite & verdict.inverted & metrics.converges
 
     def apply() -> tf.Tensor:
-        model.optimizer.apply(share.gradients, model.trainable_variables)
-        for variable, value in zip(list_moving_statistics(model), share.moving, strict=True):
+        model.optimizer.apply(result.gradients, model.trainable_variables)
+        for variable, value in zip(list_moving_statistics(model), result.moving, strict=True):
             variable.assign(value)
         return tf.constant(True)
 
@@ -272,11 +455,12 @@ def train_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
     tf.distribute.get_replica_context().merge_call(
         lambda strategy: tf.cond(applied, lambda: strategy.run(apply), lambda: tf.constant(False))
     )
-    metrics.count_step(applied, tf.cast(tf.stack(share.terms), tf.float64), tf.cast(count, tf.float64))
+    terms = tf.cast(tf.stack(result.terms), tf.float64)
+    metrics.count_step(applied, terms, tf.cast(count, tf.float64), tf.cast(kl_weight, tf.float64))
     return {**metrics.collect_results(), "skipped_steps": metrics.not_applied + 0}
 
 
-def test_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
+def test_step(model: Any, data: Any) -> dict[str, tf.Tensor]:
     """Adds a batch's terms of the bound to the metrics of `evaluate`, and returns {name: value} of the metrics."""
     training, metrics = model.require_compiled("evaluate")
     images, labels = _read_batch(model, data)
@@ -287,22 +471,22 @@ def test_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
     u = randomness.draw_u_noise(config.image_shape, *which, config.has_dequantizer)
     elbo = model.elbo_from_noise(images, z, u, labels=labels)
     terms = tf.cast(tf.stack([elbo.reconstruction, elbo.kl, elbo.dequantization], -1), tf.float64)
-    metrics.add_images(tf.reduce_mean(terms, 0), tf.cast(tf.shape(terms)[0], tf.float64))
+    metrics.add_images(tf.reduce_mean(terms, 0), tf.cast(tf.shape(terms)[0], tf.float64), training.kl_weight)
     return metrics.collect_results()
 
 
-def predict_step(model: Networks, data: Any) -> Any:
+def predict_step(model: Any, data: Any) -> Any:
     """Returns the codes (z, v) of a batch of images for `predict`, or only the tensor v for a model without z."""
     codes = model.encode(*_read_batch(model, data))
     return codes.v if codes.z is None else tuple(codes)
 
 
-def list_moving_statistics(model: Networks) -> list[keras.Variable]:
+def list_moving_statistics(model: Any) -> list[keras.Variable]:
     """Returns a list of the variables with moving means and variances of all batch normalisations in the model."""
     return [variable for variable in model.non_trainable_variables if variable.path.endswith(("_mean", "_variance"))]
 
 
-def _read_batch(model: Networks, data: Any) -> tuple[tf.Tensor, Any]:
+def _read_batch(model: Any, data: Any) -> tuple[tf.Tensor, Any]:
     images, labels = unpack_images(data)
     images = tf.convert_to_tensor(images)
     require_images(images, model.config.image_shape)

@@ -1,13 +1,16 @@
-"""The objective of training: the negative evidence lower bound of an image, term by term (paper equation 2)."""
+"""The objective of training: the negative evidence lower bound (paper equation 2), term by term, and its gradient."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 
-from tfdecouple.runtime.numerics import get_sizes, make_zero_log_det, multiply_sizes
+from tfdecouple import randomness
+from tfdecouple.numerics.arithmetic import get_sizes, make_zero_log_det, multiply_sizes
 
 
 class Elbo(NamedTuple):
@@ -62,7 +65,7 @@ def negative_elbo(
     """Returns the terms of the negative bound for one draw of z and of x within the bins, and the latents of the draw.
 
     Args:
-        networks: a model (`Networks`), or an object with the same attributes for its networks, such as `encoder` and
+        networks: a model, or an object with the same attributes for its networks, such as `encoder` and
             `flow`.
         bins: bins of the pixels, float32 `[batch, height, width, channels]`.
         z_noise: standard normal noise, float32 `[batch, d_z]`; ignored by a model without an encoder.
@@ -81,7 +84,11 @@ def negative_elbo(
         mean, log_variance = encoder(inputs, training=True) if training else encoder.run_inference(inputs)
         z = mean + tf.exp(log_variance / 2) * z_noise
         log_posterior = -0.5 * tf.reduce_sum(log_variance + tf.square(z_noise) + math.log(2 * math.pi), -1)
-        prior_noise, log_prior = _evaluate_prior(networks, z, labels)
+        if networks.prior_affine is None:
+            prior_noise, log_det = _find_prior_map(networks)(z)
+            log_prior = standard_normal_log_prob(prior_noise) + log_det
+        else:
+            prior_noise, log_prior = select_prior_by_label(*evaluate_class_priors(networks, z), labels)
         kl = log_posterior - log_prior
     elif networks.code_net is not None:
         z, log_prior = networks.code_net(labels), tf.gather(networks.class_log_probabilities, labels)
@@ -110,26 +117,19 @@ def dequantize(
     return u, standard_normal_log_prob(u_noise) - log_det
 
 
-def _evaluate_prior(networks: Any, z: tf.Tensor, labels: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-    if networks.prior_affine is not None:
-        return select_prior_by_label(*evaluate_class_priors(networks, z), labels)
-    return _evaluate_flow_prior(networks, z)
-
-
 def evaluate_class_priors(networks: Any, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the prior flow's outputs, `[batch, classes, d_z]`, and log p(z, y), `[batch, classes]`."""
     shifted, log_det = networks.prior_affine(z)
     classes, latent_dim = shifted.shape[1:]
-    noise, log_prob = _evaluate_flow_prior(networks, tf.reshape(shifted, [-1, latent_dim]))
-    log_joint = tf.reshape(log_prob, [-1, classes]) + log_det + networks.class_log_probabilities
+    noise, change = _find_prior_map(networks)(tf.reshape(shifted, [-1, latent_dim]))
+    log_prob = tf.reshape(standard_normal_log_prob(noise) + change, [-1, classes])
+    log_joint = log_prob + log_det + networks.class_log_probabilities
     return tf.reshape(noise, [-1, classes, latent_dim]), log_joint
 
 
-def _evaluate_flow_prior(networks: Any, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    if networks.prior_flow is None:
-        return z, standard_normal_log_prob(z)
-    noise, log_det = networks.prior_flow.forward_and_log_det(z)
-    return noise, standard_normal_log_prob(noise) + log_det
+def _find_prior_map(networks: Any) -> Callable[[tf.Tensor], tuple[tf.Tensor, Any]]:
+    """Returns the function from z to standard normal noise and log-determinants: the prior flow or the identity."""
+    return (lambda z: (z, 0.0)) if networks.prior_flow is None else networks.prior_flow.forward_and_log_det
 
 
 def select_prior_by_label(
@@ -156,3 +156,84 @@ def standard_normal_log_prob(x: tf.Tensor) -> tf.Tensor:
     axes: list[int] = list(range(1, len(x.shape)))
     dimensions = multiply_sizes(get_sizes(x)[1:], x.dtype)
     return -0.5 * (tf.reduce_sum(tf.square(x), axes) + dimensions * math.log(2 * math.pi))
+
+
+class DeviceResult(NamedTuple):
+    """One device's part of the results of a training step: the step's results are the sums over the devices.
+
+    The field `moving` is an exception: the step uses its mean over the devices.
+
+    Attributes:
+        gradients: gradients for the trainable weights, in the order of the weights.
+        moving: new moving statistics of batch normalisation, in the order of the variables.
+        terms: reconstruction, kl and dequantization, the terms of the bound, in nats, each summed over the device's
+            images and divided by the image count of the whole batch.
+        inversion_error: the largest inversion error of an image (see `RunMode`), a scalar, or a vector with the scalar
+            at one index and zeros elsewhere (`place_in_vector`).
+    """
+
+    gradients: list[Any]
+    moving: list[Any]
+    terms: list[Any]
+    inversion_error: Any
+
+
+def differentiate_bound(
+    model: Any,
+    images: tf.Tensor,
+    labels: tf.Tensor | None,
+    mode: Any,
+    *,
+    seed: tf.Tensor,
+    own: slice,
+    batch_size: int | tf.Tensor,
+    trainable: Sequence[keras.Variable],
+    moving: Sequence[keras.Variable],
+    kl_weight: float | tf.Tensor,
+    weights: Sequence[tf.Tensor] | None = None,
+) -> DeviceResult:
+    """Returns one device's part of a training step: terms and gradients of the bound for the device's images.
+
+    The function changes no variable. The noise of an image depends only on the seed and on the index of the image in
+    the whole batch, not on the number of devices.
+
+    Args:
+        model: an initialised model.
+        images: the device's images, uint8 `[n, height, width, channels]`.
+        labels: labels of the images, int32 `[n]`; None for no labels.
+        mode: the `RunMode` in which the networks run.
+        seed: seed of the step's noise.
+        own: the slice of the whole batch that contains the device's images.
+        batch_size: count of images in the whole batch, over all devices.
+        trainable: variables of the weights for which gradients are computed.
+        moving: variables with the moving statistics of batch normalisation.
+        kl_weight: weight of the KL term in the loss, a scalar.
+        weights: tensors with the values of `trainable`; None to read the values from the variables.
+    """
+    config = model.config
+    z = tf.random.stateless_normal([batch_size, config.latent_dim], randomness.derive_seed(seed, "z"))[own]
+    shape = [batch_size, *config.image_shape]
+    u = randomness.draw_pixel_noise(shape, randomness.derive_seed(seed, "u"), config.has_dequantizer)[own]
+    # Each weight becomes one tensor, which all shards use (parts of the batch that run in parallel).
+    weights = weights or [tf.convert_to_tensor(weight) for weight in trainable]
+    # The backward pass returns the inversion error as the gradient of this dummy scalar (see `RunMode`).
+    probe = tf.zeros([])
+    # The scope keeps new moving statistics of batch normalisation out of the variables, so that a step can be skipped.
+    with (
+        keras.StatelessScope(state_mapping=list(zip(trainable, weights, strict=True))) as scope,
+        mode.replace(probe=probe).apply(),
+    ):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([*weights, probe])
+            # An empty batch has no statistics, so the encoder normalises as in evaluation.
+            options = {"labels": labels, "training": images.shape[0] != 0}
+            elbo, _ = negative_elbo(model, model.quantizer.find_bins(images), z, u, **options)
+            count = tf.cast(batch_size, tf.float32)
+            terms = [tf.reduce_sum(term) / count for term in (elbo.reconstruction, elbo.kl, elbo.dequantization)]
+            reconstruction, kl, dequantization = terms
+            loss = reconstruction + kl_weight * kl + dequantization
+        *gradients, error = tape.gradient(loss, [*weights, probe], unconnected_gradients="zero")
+    # A network that is not trainable computes no new moving statistics, so its variables' current values are returned.
+    new = [(variable, scope.get_current_value(variable)) for variable in moving]
+    statistics = [tf.convert_to_tensor(variable if value is None else value) for variable, value in new]
+    return DeviceResult(gradients, statistics, terms, error)

@@ -1,4 +1,4 @@
-"""Functions that compute a model's weight shapes and memory from its config, without building the model."""
+"""Functions that compute weight shapes, memory and multiply-adds of a model from its config, without building it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Mapping
-from typing import Any
+import pkgutil
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from tfdecouple.config import ModelConfig
+from tfdecouple.config import PRIORS, Config, ModelConfig
 from tfdecouple.config.shapes import StagePlan, name_flow_steps
 from tfdecouple.errors import ConfigError
 from tfdecouple.runtime.devices import format_bytes, read_total_memory
+
+if TYPE_CHECKING:
+    from tfdecouple.layers.base import Cost
 
 Shape = tuple[int, ...]
 
@@ -23,6 +27,13 @@ FLOAT32 = 4
 IMAGE_MAPS = 8
 # A pass without gradients holds this many hidden maps of a coupling net, and this many maps of a stage, at once.
 _HIDDEN_MAPS, _STAGE_MAPS = 3, 8
+# Published peaks of GPUs (H100 SXM, A100, GeForce RTX 4090) in TFLOP/s by `training.precision`, without sparsity.
+# Products of bfloat16 are summed in float32.
+PEAKS = {
+    "H100": {"float32": 66.9, "tf32": 494.7, "mixed_bfloat16": 989.4},
+    "A100": {"float32": 19.5, "tf32": 156.0, "mixed_bfloat16": 312.0},
+    "RTX 4090": {"float32": 82.6, "tf32": 82.6, "mixed_bfloat16": 165.2},
+}
 
 
 def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
@@ -30,17 +41,15 @@ def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
     from tfdecouple.networks.dequantizer import Dequantizer
     from tfdecouple.networks.encoder import Encoder
     from tfdecouple.networks.flow import Flow
-    from tfdecouple.networks.prior import ClassAffine, ClassCodes, PriorFlow
+    from tfdecouple.networks.prior import ClassAffine, ClassCodes
 
     image, z = (None, *config.image_shape), (None, config.latent_dim)
     networks: dict[str, tuple[Any, tuple]] = {"flow": (Flow(config, name="flow"), image)}
     if config.has_encoder:
         options = config.latent_dim, config.encoder_channels, config.encoder_out_channels, config.colour_map
         networks["encoder"] = Encoder(*options, name="encoder"), image
-        if config.prior == "flow":
-            width, transform, alpha = config.prior_hidden, config.prior_transform, config.prior_alpha
-            prior = PriorFlow(config.prior_steps, width, transform=transform, alpha=alpha, name="prior_flow")
-            networks["prior_flow"] = prior, z
+        if config.prior in PRIORS:
+            networks["prior_flow"] = pkgutil.resolve_name(PRIORS[config.prior])(config, name="prior_flow"), z
         if config.has_classes:
             networks["prior_affine"] = ClassAffine(config.classes, config.latent_dim, name="prior_affine"), z
     if config.has_class_codes:
@@ -164,3 +173,31 @@ def list_encoders(config: ModelConfig) -> list[tuple[Any, tuple]]:
         dequantizer, x_shape = networks["dequantizer"]
         found.append((dequantizer.encoder, x_shape))
     return found
+
+
+def compute_flow_costs(config: ModelConfig) -> Iterator[Cost]:
+    """Yields the `Cost` of each flow step and each `FactorOut` layer, in the model's and the dequantizer's flow."""
+    networks = make_smallest_networks(config)
+    flows = [networks["flow"][0]] + ([networks["dequantizer"][0].flow] if config.has_dequantizer else [])
+    stages = ((flow, stage) for flow in flows for stage in flow.stages)
+    for (flow, stage), plan in zip(stages, list_stages(config), strict=True):
+        inputs = (None, plan.height, plan.width, plan.channels), flow.compute_condition_shape(plan)
+        yield from [stage.steps[0].cost(*inputs)] * plan.steps
+        if stage.factor_out is not None:
+            yield stage.factor_out.cost(*inputs)
+
+
+def count_multiply_adds(config: ModelConfig) -> int:
+    """Returns the multiply-adds for one image in encoder, flow and dequantizer (if there is one), without the prior."""
+    in_flows = sum(cost.multiply_adds for cost in compute_flow_costs(config))
+    return in_flows + sum(encoder.cost(x_shape).multiply_adds for encoder, x_shape in list_encoders(config))
+
+
+def compute_ceiling(config: Config, phase: str, gpu: str) -> float:
+    """Returns the images/s that a GPU can reach at most in a phase: its published peak over the products of an image.
+
+    `gpu` is a key of `PEAKS`, and `phase` is "train" or "eval". Only training has another precision than float32. A
+    training step computes as many products as three forward passes: one forward, and two gradients of each product.
+    """
+    precision, passes = (config.training.precision, 3) if phase == "train" else ("float32", 1)
+    return 1e12 * PEAKS[gpu][precision] / (2 * passes * count_multiply_adds(config.model))

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfdecouple.config import ModelConfig, parse_config
 from tfdecouple.layers import ActNorm, Sigmoid
-from tfdecouple.layers.base import BaseLayer, Condition, Mapped, Nested, RunLayers
+from tfdecouple.layers.base import BaseLayer, Condition, Mapped, Nested, Path
 from tfdecouple.networks.encoder import LocalResNet
 from tfdecouple.networks.flow import Flow, Stage
 
@@ -67,15 +67,15 @@ class DequantizingFlow(Flow):
 
         self.visit_layers(noise, None, visit)
 
-    def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns u in (0, 1) for the noise x, and log |det du/dx|, `[batch]`; `run_layers` runs inner layers."""
-        y, log_det = super().run_forward(x, condition, run_layers)
-        u, change = run_layers([self.sigmoid], y, None)
+    def run_forward(self, x: tf.Tensor, condition: Condition) -> Path:
+        """Yields inner layers and their inputs; returns u in (0, 1) for noise x, and log |det du/dx|, `[batch]`."""
+        y, log_det = yield from super().run_forward(x, condition)
+        u, change = yield [self.sigmoid], y, None
         return u, log_det + change
 
-    def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        y, change = run_layers([self.sigmoid], y, None)
-        x, log_det = super().run_inverse(y, condition, run_layers)
+    def run_inverse(self, y: tf.Tensor, condition: Condition) -> Path:
+        y, change = yield [self.sigmoid], y, None
+        x, log_det = yield from super().run_inverse(y, condition)
         return x, log_det + change
 
 

@@ -14,9 +14,9 @@ from tfdecouple.config.shapes import Block, plan_encoder_blocks, plan_map_blocks
 from tfdecouple.layers.base import BaseLayer, Cost, Nested, Weight
 from tfdecouple.layers.colour_map import START_DEVIATION, count_colour_numbers, measure_colours
 from tfdecouple.layers.conditioners import StartsAtZero, fan_in_uniform, make_bias_initializer, weight_norm
-from tfdecouple.runtime.execution import Batch, Execution, accept_shards, join_shards, split_into_shards
-from tfdecouple.runtime.numerics import get_sizes, multiply_in_full_precision, multiply_sizes
-from tfdecouple.runtime.precision import full_float32
+from tfdecouple.numerics.arithmetic import get_sizes, multiply_in_full_precision, multiply_sizes
+from tfdecouple.numerics.kernels import get_kernels
+from tfdecouple.numerics.tf32 import full_float32
 
 # Weight of the old value when batch normalisation updates its moving statistics.
 _MOMENTUM = 0.9
@@ -58,7 +58,6 @@ class Convolution(BaseLayer):
         sides = (side * self.strides if self.transposed else side // self.strides for side in (height, width))
         return (batch, *sides, self.planes)
 
-    @accept_shards
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Convolves maps x to `planes` channels; `strides` divides (if `transposed`, multiplies) the maps' sides."""
         kernel, step, border = tf.convert_to_tensor(self.kernel), self.strides, self.size // 2
@@ -105,26 +104,29 @@ class BatchNorm(BaseLayer):
     def compute_output_shape(self, x_shape: Any) -> tuple:
         return tuple(x_shape)
 
-    def call(self, x: Batch, training: bool = False) -> Batch:
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Normalises maps x by the statistics of the batch in training, and otherwise by the moving statistics.
 
-        The maps are one tensor, or a list of shards (parallel parts of the batch), and the result has the same form.
         In training the moving statistics are updated. A layer that is not trainable always uses the moving statistics.
         """
+        return self.normalize([x], training)[0]
+
+    def normalize(self, parts: list[tf.Tensor], training: bool) -> list[tf.Tensor]:
+        """Normalises a batch of maps, given in parts that are computed in parallel, as `call` normalises one tensor."""
         if training and self.trainable:
-            mean, variance = _batch_statistics(x)
+            mean, variance = _batch_statistics(parts)
             for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
                 moving.assign(moving * _MOMENTUM + new * (1 - _MOMENTUM))
         else:
             mean, variance = map(tf.convert_to_tensor, (self.moving_mean, self.moving_variance))
         scale = tf.math.rsqrt(variance + self.epsilon) * tf.convert_to_tensor(self.gamma)
-        return _scale_and_shift(x, scale, tf.convert_to_tensor(self.beta) - mean * scale)
+        shift = tf.convert_to_tensor(self.beta) - mean * scale
+        return [part * scale + shift for part in parts]
 
 
-def _batch_statistics(x: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-    shards = x if isinstance(x, list) else [x]
-    images = sum(get_sizes(shard)[0] for shard in shards)
-    count = multiply_sizes([images, *get_sizes(shards[0])[1:-1]], shards[0].dtype)
+def _batch_statistics(parts: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    images = sum(get_sizes(part)[0] for part in parts)
+    count = multiply_sizes([images, *get_sizes(parts[0])[1:-1]], parts[0].dtype)
 
     def mean_over_devices(sums: list[tf.Tensor]) -> tf.Tensor:
         mean = tf.add_n(sums) / count
@@ -133,18 +135,9 @@ def _batch_statistics(x: Batch) -> tuple[tf.Tensor, tf.Tensor]:
             return mean
         return replica.all_reduce(tf.distribute.ReduceOp.MEAN, mean)
 
-    mean = mean_over_devices([tf.reduce_sum(shard, [0, 1, 2]) for shard in shards])
-    squares = [tf.reduce_sum(tf.math.squared_difference(shard, mean), [0, 1, 2]) for shard in shards]
+    mean = mean_over_devices([tf.reduce_sum(part, [0, 1, 2]) for part in parts])
+    squares = [tf.reduce_sum(tf.math.squared_difference(part, mean), [0, 1, 2]) for part in parts]
     return mean, mean_over_devices(squares)
-
-
-@accept_shards
-def _scale_and_shift(x: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
-    return x * scale + shift
-
-
-_elu = accept_shards(tf.nn.elu)
-_elu_of_sum = accept_shards(lambda x, y: tf.nn.elu(x + y))
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -197,15 +190,18 @@ class ResNetBlock(Nested, BaseLayer):
         return self.convolution_1.compute_output_shape(x_shape)
 
     @full_float32()
-    def call(self, x: Batch, training: bool = False) -> Batch:
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns this block's output for maps x; `strides` divides (in a transposed block, multiplies) the sides."""
-        # Keras' `__call__` would treat a batch's list of shards (parallel parts) as several inputs, so `call` is used.
-        h = self.norm_1.call(self.convolution_1.call(x), training)
-        h = self.norm_2.call(self.convolution_2.call(_elu(h)), training)
+        return self.run_parts([x], training)[0]
+
+    def run_parts(self, parts: list[tf.Tensor], training: bool) -> list[tf.Tensor]:
+        """Returns this block's outputs for a batch, given in parts that only the batch normalisations join."""
+        h = self.norm_1.normalize([self.convolution_1.call(part) for part in parts], training)
+        h = self.norm_2.normalize([self.convolution_2.call(tf.nn.elu(part)) for part in h], training)
         if self.shortcut:
             convolution, norm = self.shortcut
-            x = norm.call(convolution.call(x), training)
-        return _elu_of_sum(h, x)
+            parts = norm.normalize([convolution.call(part) for part in parts], training)
+        return [tf.nn.elu(left + right) for left, right in zip(h, parts, strict=True)]
 
 
 class _BlockNetwork(Nested, BaseLayer):
@@ -213,7 +209,6 @@ class _BlockNetwork(Nested, BaseLayer):
 
     def __init__(self, blocks: Iterable[Block], **kwargs: Any):
         super().__init__(**kwargs)
-        self.execution = Execution()
         self.blocks = [
             ResNetBlock(planes, strides, transposed, name=name) for name, planes, strides, transposed in blocks
         ]
@@ -225,27 +220,20 @@ class _BlockNetwork(Nested, BaseLayer):
             x_shape = block.compute_output_shape(x_shape)
         return children
 
-    @full_float32()
     def run_inference(self, x: tf.Tensor) -> Any:
-        """Returns `call(x, training=False)` for images x; in eager mode a traced function makes this method faster."""
+        """Returns `call(x, training=False)` for images x."""
+        return self(x, training=False)
 
-        def run(x: tf.Tensor, condition: None) -> tuple[tf.Tensor, ...]:
-            # All blocks are in one trace, so that XLA, if `jit_compile` is on, compiles one program for the network.
-            return self.execution.run_layer(self._infer_as_tuple, x)
-
-        outputs = self.execution.trace_network(self, "_infer_as_tuple", run, x)()
-        return outputs if len(outputs) > 1 else outputs[0]
-
-    def _infer_as_tuple(self, x: tf.Tensor, condition: None = None) -> tuple[tf.Tensor, ...]:
+    def _infer(self, x: tf.Tensor, condition: None = None) -> tuple[tf.Tensor, ...]:
         return tuple(tf.nest.flatten(self(x, training=False)))
 
-    def _run_blocks(self, x: tf.Tensor, training: bool) -> Batch:
-        # In training the batch is divided into shards (parallel parts) here, because each batch normalisation joins the
-        # statistics of all shards. Otherwise the caller has divided the batch, as no image depends on another image.
-        batch: Batch = split_into_shards(x) if training else x
+    def _run_blocks(self, x: tf.Tensor, training: bool) -> list[tf.Tensor]:
+        # In training the batch is divided here, because each batch normalisation joins the statistics of all parts.
+        # Otherwise the caller may have divided the batch, as no image depends on another image.
+        parts = get_kernels().split_batch(x) if training else [x]
         for block in self.blocks:
-            batch = block(batch, training=training)
-        return batch
+            parts = block.run_parts(parts, training)
+        return parts
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -308,7 +296,7 @@ class Encoder(StartsAtZero, _BlockNetwork):
     @full_float32()
     def call(self, x: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns mean and log-variance of z, each `[batch, d_z]`, for images x in [-1, 1) without noise."""
-        h = join_shards(_elu(self.top.call(self._run_blocks(x, training))))
+        h = _join([tf.nn.elu(self.top.call(part)) for part in self._run_blocks(x, training)])
         h = tf.reshape(h, [-1, self.last.direction.shape[0]])
         h = tf.matmul(h, self.last.kernel()) + tf.convert_to_tensor(self.last.bias)
         if self.colours:
@@ -335,6 +323,11 @@ class LocalResNet(_BlockNetwork):
     def compute_output_shape(self, x_shape: Any) -> tuple:
         return (*x_shape[:-1], self.map_channels)
 
+    @full_float32()
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns maps `[batch, height, width, map_channels]` for images x of the same size in [-1, 1)."""
-        return join_shards(self._run_blocks(x, training))
+        return _join(self._run_blocks(x, training))
+
+
+def _join(parts: list[tf.Tensor]) -> tf.Tensor:
+    return tf.concat(parts, 0) if len(parts) > 1 else parts[0]

@@ -24,9 +24,8 @@ from tfdecouple.layers import (
     InvertibleSequence,
     Squeeze,
 )
-from tfdecouple.layers.base import BaseLayer, Condition, InvertibleComposite, Mapped, RunLayers
-from tfdecouple.runtime.execution import Execution
-from tfdecouple.runtime.numerics import make_zero_log_det
+from tfdecouple.layers.base import BaseLayer, Condition, InvertibleComposite, Path
+from tfdecouple.numerics.arithmetic import make_zero_log_det
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -89,16 +88,16 @@ class FactorOut(InvertibleComposite):
             (self.actnorm, (*x_shape[:-1], self.dropped), None),
         ]
 
-    def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        h, log_det = run_layers([self.mixing, self.coupling], x, condition)
+    def run_forward(self, x: tf.Tensor, condition: Condition) -> Path:
+        h, log_det = yield [self.mixing, self.coupling], x, condition
         remaining, dropped = tf.split(h, [self._remaining, self.dropped], -1)
-        dropped, change = run_layers([self.actnorm], dropped, None)
+        dropped, change = yield [self.actnorm], dropped, None
         return tf.concat([remaining, dropped], -1), log_det + change
 
-    def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
+    def run_inverse(self, y: tf.Tensor, condition: Condition) -> Path:
         remaining, dropped = tf.split(y, [self._remaining, self.dropped], -1)
-        dropped, change = run_layers([self.actnorm], dropped, None)
-        x, log_det = run_layers([self.coupling, self.mixing], tf.concat([remaining, dropped], -1), condition)
+        dropped, change = yield [self.actnorm], dropped, None
+        x, log_det = yield [self.coupling, self.mixing], tf.concat([remaining, dropped], -1), condition
         return x, log_det + change
 
 
@@ -148,7 +147,6 @@ class Flow(InvertibleComposite):
     def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: Any):
         super().__init__(**kwargs)
         self.config = config if isinstance(config, ModelConfig) else parse_config(ModelConfig, config, "model.")
-        self.execution = Execution()
         self.is_squeezed_first = is_squeezed_first(self.config.image_shape[-1])
         self.squeeze = Squeeze(name="squeeze", dtype=self.dtype_policy)
         self.levels = self._make_levels()
@@ -237,11 +235,11 @@ class Flow(InvertibleComposite):
             condition = None
         return super()._prepare_inputs(x, condition)
 
-    def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns v for images x, and log |det dv/dx|, `[batch]`; `run_layers` runs sub-layers in sequence."""
+    def run_forward(self, x: tf.Tensor, condition: Condition) -> Path:
+        """Yields inner layers and their inputs; returns v for images x, and log |det dv/dx|, `[batch]`."""
         h, level_condition, log_det = x, condition, make_zero_log_det(x)
         if self.colour_map is not None:
-            h, log_det = run_layers([self.colour_map], h, condition)
+            h, log_det = yield [self.colour_map], h, condition
         left: list[list[tf.Tensor]] = []
         log_dets = []
         for depth, stages in enumerate(self.levels):
@@ -249,7 +247,7 @@ class Flow(InvertibleComposite):
             left.append([])
             log_dets.append(make_zero_log_det(h))
             for stage in stages:
-                h, change = run_layers(stage.layers, h, level_condition)
+                h, change = yield stage.layers, h, level_condition
                 log_dets[-1] += change
                 if stage.plan.dropped:
                     h, dropped = tf.split(h, [stage.plan.remaining, stage.plan.dropped], -1)
@@ -261,14 +259,14 @@ class Flow(InvertibleComposite):
             log_det = log_dets[depth] + log_det
         if self.whitening is None:
             return h, log_det
-        v, change = run_layers([self.whitening], h, condition)
+        v, change = yield [self.whitening], h, condition
         return v, log_det + change
 
-    def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the x that this flow maps to y = v, and log |det dx/dv|, `[batch]`, by calling `run_layers`."""
+    def run_inverse(self, y: tf.Tensor, condition: Condition) -> Path:
+        """Yields inner layers and their outputs; returns the x that this flow maps to y = v, and log |det dx/dv|."""
         h, level_condition, log_det = y, condition, make_zero_log_det(y)
         if self.whitening is not None:
-            h, whitening_log_det = run_layers([self.whitening], y, condition)
+            h, whitening_log_det = yield [self.whitening], y, condition
         left, conditions = [], []
         for depth in range(len(self.levels)):
             h, level_condition = self._enter_level(depth, h, level_condition)
@@ -279,13 +277,13 @@ class Flow(InvertibleComposite):
             for stage in reversed(stages):
                 if stage.plan.dropped:
                     h = tf.concat([h, left[depth].pop()], -1)
-                h, change = run_layers(stage.layers[::-1], h, conditions[depth])
+                h, change = yield stage.layers[::-1], h, conditions[depth]
                 log_det += change
             h = self._leave_level(depth, h)
         log_det = log_det if self.whitening is None else whitening_log_det + log_det
         if self.colour_map is None:
             return h, log_det
-        x, change = run_layers([self.colour_map], h, condition)
+        x, change = yield [self.colour_map], h, condition
         return x, log_det + change
 
     def _enter_level(self, depth: int, h: tf.Tensor, condition: Condition) -> tuple[tf.Tensor, Condition]:

@@ -12,14 +12,14 @@ import keras
 import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
+from tfdecouple.config import ModelConfig
 from tfdecouple.config.shapes import name_flow_steps
 from tfdecouple.layers import InvertibleLinear, InvertibleSequence
 from tfdecouple.layers.base import BaseLayer, Weight
 from tfdecouple.layers.conditioners import fan_in_uniform, make_bias_initializer
 from tfdecouple.networks.flow import FlowStep
-from tfdecouple.runtime.execution import Execution
-from tfdecouple.runtime.numerics import multiply_in_full_precision
-from tfdecouple.runtime.precision import full_float32
+from tfdecouple.numerics.arithmetic import multiply_in_full_precision
+from tfdecouple.numerics.tf32 import full_float32
 
 # As in the paper's code, the embedding is initialised within +-0.1, and hidden layers are four times as wide as z.
 _EMBEDDING_RANGE, _HIDDEN_FACTOR = 0.1, 4
@@ -48,10 +48,15 @@ class PriorFlow(InvertibleSequence):
 
     def __init__(self, steps: int, hidden: int, *, transform: str = "affine", alpha: float = 1.0, **kwargs: Any):
         super().__init__(**kwargs)
-        self.execution = Execution()
         self.steps, self.hidden, self.transform, self.alpha = steps, hidden, transform, alpha
         couplings = {"hidden": hidden, "transform": transform, "alpha": alpha}
         self.sequence = [PriorStep(couplings, name=name, dtype=self.dtype_policy) for name in name_flow_steps(steps)]
+
+
+def make_prior_flow(config: ModelConfig, name: str) -> PriorFlow:
+    """Returns the `PriorFlow` of a model's config, unbuilt."""
+    width, transform, alpha = config.prior_hidden, config.prior_transform, config.prior_alpha
+    return PriorFlow(config.prior_steps, width, transform=transform, alpha=alpha, name=name)
 
 
 class _ClassLayer(BaseLayer):
@@ -113,7 +118,6 @@ class ClassAffine(_ClassLayer):
     """
 
     def declare(self, x_shape: Any = None, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight` (shape)} of log-scale and shift of z for each label, both `[classes, d_z]`."""
         return dict.fromkeys(("log_scale", "shift"), Weight((self.classes, self.latent_dim)))
 
     def compute_output_shape(self, x_shape: Any) -> tuple[tuple, tuple]:

@@ -90,7 +90,7 @@ class Directions:
 
     def find(self, name: str, method: str | None = None) -> Direction:
         """Returns the first `Direction` with this name and, if given, this method; raises UserError if absent."""
-        matches = [one for one in self.directions if one.name == name and method in (None, one.method)]
+        matches = [entry for entry in self.directions if entry.name == name and method in (None, entry.method)]
         if not matches:
             listed = ", ".join(self.names[:20]) + (" and more" if len(self.names) > 20 else "")
             by = f" by the method {method}" if method and name in self.names else nearest(name, self.names)
@@ -102,8 +102,8 @@ class Directions:
         path = folder / FILE
         # Python writes floats to JSON without rounding, so `read` returns exactly the same vectors.
         directions = [
-            {"name": one.name, "method": one.method, **one.figures, "vector": one.vector.tolist()}
-            for one in self.directions
+            {"name": entry.name, "method": entry.method, **entry.figures, "vector": entry.vector.tolist()}
+            for entry in self.directions
         ]
         values = {"version": 1, "weights_sha256": self.weights_sha256, **self.about, "directions": directions}
         try:
@@ -122,7 +122,7 @@ class Directions:
         path = pathlib.Path(folder) / FILE
         try:
             file = read_model(path, _DirectionsFile, 2**26)
-            if wrong := next((one for one in file.directions if len(one.vector) != latent_dim), None):
+            if wrong := next((entry for entry in file.directions if len(entry.vector) != latent_dim), None):
                 raise ValueError(f"the vector of {wrong.name!r} has not the {latent_dim} numbers of this model's z")
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -131,8 +131,8 @@ class Directions:
                 f"cannot read {path}: {one_line(error)}; python -m tfdecouple directions writes it anew"
             ) from error
         directions = (
-            Direction(one.name, one.method, np.array(one.vector, np.float32), one.model_extra or {})
-            for one in file.directions
+            Direction(entry.name, entry.method, np.array(entry.vector, np.float32), entry.model_extra or {})
+            for entry in file.directions
         )
         return cls(file.weights_sha256, file.model_extra or {}, tuple(directions))
 

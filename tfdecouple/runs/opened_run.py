@@ -18,21 +18,8 @@ from tfdecouple.errors import ConfigError, DataError, RunError, UserError, one_l
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.architecture import compute_weight_shapes
 from tfdecouple.runs.latent_directions import Directions
-from tfdecouple.runs.run_folder import (
-    CHECKPOINTS,
-    CONFIG,
-    SUMMARY,
-    find_changed_label,
-    find_run_folder,
-    load_config,
-    load_weights,
-    read_label_names,
-    require_fitting_weights,
-    run_name,
-)
+from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.runtime.progress import Counter
-from tfdecouple.storage.checkpoints import CheckpointFolder
-from tfdecouple.storage.files import write_json, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,23 +50,24 @@ class Run:
             ConfigError: where the config is invalid, or its model needs more memory than the machine has.
             UserError: where the model has no z and `z_for` is given.
         """
-        config = load_config(run)
+        folder = RunFolder(run)
+        config = folder.read_config()
         if z_for and not config.model.has_latent:
             raise UserError(f"the model of {run} has no z (model.conditioning is 'none'), and {z_for} needs one")
-        require_fitting_weights(run, compute_weight_shapes(config.model))
+        folder.require_fitting_weights(compute_weight_shapes(config.model))
         model = DecoupledModel(config.model, jit_compile=jit_compile)
-        step = load_weights(run, model, averaged=config.training.ema_decay > 0)
+        step = folder.load_weights(model, averaged=config.training.ema_decay > 0)
         return cls(str(run), config, model, step)
 
     @property
     def name(self) -> str:
         """The name of this run: the last part of its absolute path, or the name of its repository on the Hub."""
-        return run_name(self.path)
+        return RunFolder(self.path).name
 
     @property
     def folder(self) -> pathlib.Path:
         """The path of the folder with this run's files; for an address on the Hub, the folder of downloaded files."""
-        return find_run_folder(self.path)
+        return RunFolder(self.path).path
 
     @property
     def averaged(self) -> bool:
@@ -123,14 +111,14 @@ class Run:
     @property
     def label_names(self) -> tuple[str, ...]:
         """The names of the model's labels, a tuple of texts; () for a model without labels."""
-        return read_label_names(self.path, self.config.model.classes) if self.config.model.has_classes else ()
+        return RunFolder(self.path).read_label_names(self.config.model.classes) if self.config.model.has_classes else ()
 
     def require_labels(self, source: Source) -> None:
         """Raises DataError if a data set has other labels than the model; the message names the first difference."""
         if not self.config.model.has_classes:
             return
         require_label_count(source, self.config.model)
-        if changed := find_changed_label(self.path, self.config.model.classes, source.label_names):
+        if changed := RunFolder(self.path).find_changed_label(self.config.model.classes, source.label_names):
             here, other = changed
             raise DataError(
                 f"{source.title} has the label {other!r} where the run {self.path} has {here!r}; it must have the same "
@@ -210,7 +198,7 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
     """
     model.require_initialized()
     folder, data = pathlib.Path(run), config.data.source if config else None
-    config = config or Config(name=run_name(folder), model=model.config)
+    config = config or Config(name=RunFolder(folder).name, model=model.config)
     if config.model != model.config:
         raise ConfigError("the config that save_run was given is of another model")
     # An `ema_decay` above 0 would mark the weights as averaged over training steps, which is not known here.
@@ -219,7 +207,9 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunError(f"{run} exists and is not empty; name a new folder")
         write_run(folder, model, dataclasses.replace(config, training=training), 0)
-        write_json(folder / SUMMARY, {"data": data, "test": None, "parameters": model.parameter_count()})
+        RunFolder(folder, is_written=True).write_summary(
+            {"data": data, "test": None, "parameters": model.parameter_count()}
+        )
     except OSError as error:
         raise RunError(
             f"cannot write the run {run}: {error.strerror or one_line(error)}; name another folder"
@@ -228,10 +218,11 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
 
 def write_run(folder: pathlib.Path, model: DecoupledModel, config: Config, step: int) -> None:
     """Writes a run folder with a config and one checkpoint: the weights of `model`, as the run's best, of `step`."""
-    text = config.to_json()  # A config that cannot be written raises its error here, before the folder is made.
+    config.to_json()  # A config that cannot be written raises its error here, before the folder is made.
     folder.mkdir(parents=True, exist_ok=True)
-    CheckpointFolder(folder / CHECKPOINTS).write_checkpoint("best", step, {"model": model.named_variables()})
-    write_text(folder / CONFIG, text)
+    run = RunFolder(folder, is_written=True)
+    run.write_best_weights(model.named_variables(), step)
+    run.write_config(config)
 
 
 def load_directions(run: str | pathlib.Path) -> Directions:
@@ -245,7 +236,8 @@ def load_directions(run: str | pathlib.Path) -> Directions:
     Raises:
         RunError: where the folder is no run folder, or its directions are missing or damaged.
     """
-    directions = Directions.read(find_run_folder(run), load_config(run).model.latent_dim)
+    folder = RunFolder(run)
+    directions = Directions.read(folder.path, folder.read_config().model.latent_dim)
     if directions is None:
         raise RunError(f"{run} has no directions yet; find them with python -m tfdecouple directions --run {run}")
     return directions

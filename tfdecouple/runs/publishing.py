@@ -23,12 +23,10 @@ from tfdecouple.runs.run_folder import (
     METRICS,
     METRICS_BYTES,
     SUMMARY,
+    RunFolder,
     describe_unknown_data,
-    find_run_folder,
     find_test_metrics,
     find_training_data,
-    load_config,
-    read_summary,
 )
 from tfdecouple.storage.files import write_json, write_text
 
@@ -69,7 +67,7 @@ def publish(
         UserError: where an argument is wrong, the run has no weights, or the Hub refuses the upload.
     """
     # This call refuses links out of the run folder before any file in it is read.
-    load_config(run)
+    RunFolder(run).read_config()
     licence = licence or _read_licence(run)
     if not _LICENCE.fullmatch(licence):
         raise UserError(f"the licence is {licence!r}; name it as the Hub does, such as apache-2.0, cc-by-4.0 or other")
@@ -98,7 +96,7 @@ def publish(
 
 
 def _read_licence(run: str) -> str:
-    card = find_run_folder(run) / CARD
+    card = RunFolder(run).path / CARD
     text = ""
     if card.is_file():
         with card.open(encoding="utf-8", errors="replace") as file:
@@ -121,7 +119,7 @@ def _write_published_files(
     write_run(folder, opened.model, dataclasses.replace(config, data=options, training=training), opened.step)
     summary: dict[str, Any] = {}
     try:
-        summary = read_summary(opened.path) or {}
+        summary = RunFolder(opened.path).read_summary() or {}
     except ValueError as error:
         print(f"{SUMMARY} cannot be read and is left out: {one_line(error)}")
     if data:
@@ -138,10 +136,10 @@ def _write_published_files(
     if config.model.classes and (opened.folder / LABELS).is_file():
         write_json(folder / LABELS, opened.label_names)
     if directions is not None:
-        for one in directions:
+        for direction in directions:
             # The data set of a direction is not published, because its name may be a private path of this machine.
-            one.figures.pop("data", None)
-            one.figures.pop("source", None)
+            direction.figures.pop("data", None)
+            direction.figures.pop("source", None)
         dataclasses.replace(directions, about={**directions.about, "run": name}).write(folder)
     if (metrics := opened.folder / METRICS).is_file():
         if metrics.stat().st_size <= METRICS_BYTES:

@@ -1,4 +1,4 @@
-"""The files of a run folder, and functions that find a run folder and read its files.
+"""The files of a run, in one class that finds, reads and writes them: `RunFolder`.
 
     config.json      the config of the run
     checkpoints/     best-NNNNNNNNN, the best weights, and step-NNNNNNNNN, the whole state of the training
@@ -9,12 +9,14 @@
     directions.json  directions in z, if they were computed
     .lock            locked by the program that trains
 
-Loggers add files, such as tensorboard/. A folder of published weights is a run folder, too (see `pretrained`).
+Loggers add files, such as tensorboard/. A folder of published weights is a run folder, too (see `pretrained`). No file
+but those of the client of Weights & Biases may be a link that leads out of the folder.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -24,9 +26,10 @@ import pydantic
 
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.errors import RunError, nearest, one_line
+from tfdecouple.runs.metrics_log import read_metrics
 from tfdecouple.runs.pretrained import HUB, find_pretrained, list_pretrained
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
-from tfdecouple.storage.files import read_json, read_model, require_own_files
+from tfdecouple.storage.files import read_json, read_model, require_own_files, write_json, write_text
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -34,134 +37,8 @@ SUMMARY = "summary.json"
 LABELS = "labels.json"
 # The log, and its bytes up to which it is drawn and published.
 METRICS, METRICS_BYTES = "metrics.jsonl", 2**27
+PICTURES = "images"
 LOCK = ".lock"
-
-
-def is_run_folder(run: str | pathlib.Path) -> bool:
-    """Returns whether `run` is to be read as a path of a folder, not as a name or address of pretrained weights."""
-    text = str(run)
-    return not text.startswith(HUB) and ((pathlib.Path(run) / CONFIG).is_file() or text not in list_pretrained())
-
-
-def find_run_folder(run: str | pathlib.Path) -> pathlib.Path:
-    """Returns the folder of a run; raises UserError if weights from the Hub are needed and cannot be downloaded.
-
-    A run is named by its folder; by the name of bundled weights, such as "photographs", unless a run folder in the
-    working directory has the same name; or by an address `hf://OWNER/NAME[@REVISION]`.
-    """
-    return pathlib.Path(run) if is_run_folder(run) else find_pretrained(str(run)) or pathlib.Path(run)
-
-
-def run_name(run: str | pathlib.Path) -> str:
-    """Returns the name of a run: the last part of its path, or the name of its repository on the Hub.
-
-    >>> run_name("runs/faces/"), run_name("hf://ada/faces@v1"), run_name("hf://ada/faces@refs/pr/1")
-    ('faces', 'faces', 'faces')
-    """
-    text = str(run)
-    if not text.startswith(HUB):
-        return pathlib.Path(run).resolve().name
-    return text.partition("@")[0].rpartition("/")[2]
-
-
-def load_config(run: str | pathlib.Path) -> Config:
-    """Returns the config of a run (folder, name or address), after checking that no link leads out of its folder.
-
-    Raises:
-        RunError: where the folder is missing or is no run folder.
-        UntrustedError: where the folder holds links that lead out of it, or anything but files and folders.
-        ConfigError: where the config is invalid.
-    """
-    folder = find_run_folder(run)
-    if not folder.is_dir():
-        bundled = list_pretrained()
-        raise RunError(
-            f"there is no run folder {run}{nearest(str(run), bundled)}; python train.py makes one, and "
-            f"{', '.join(bundled)} comes with the installation"
-        )
-    if not (folder / CONFIG).is_file():
-        raise RunError(f"{run} is no run folder: it has no {CONFIG}")
-    if is_run_folder(run):
-        # Weights from the Hub are not checked for links, because the cache of the Hub's client consists of links.
-        require_own_files(folder)
-    return Config.from_json(folder / CONFIG)
-
-
-def _list_checkpoints(run: str | pathlib.Path) -> Iterator[tuple[CheckpointFolder, str, int]]:
-    """Yields (folder, kind, step) of each checkpoint of a run: the kind "best", then "step", each the newest first."""
-    folder = CheckpointFolder(find_run_folder(run) / CHECKPOINTS)
-    for kind in ("best", "step"):
-        for step in folder.list_checkpoint_steps(kind):
-            yield folder, kind, step
-
-
-def require_fitting_weights(run: str | pathlib.Path, planned: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises RunError unless the run's best readable checkpoint has weights with the names and shapes in `planned`."""
-    for folder, kind, step in _list_checkpoints(run):
-        try:
-            stored = folder.read_weight_shapes(kind, step)
-        except DamagedCheckpointError:
-            continue
-        for name in {**planned, **stored}:
-            shapes = planned.get(name), stored.get(name)
-            if shapes[0] != shapes[1]:
-                expected, held = ("missing" if shape is None else f"of shape {shape}" for shape in shapes)
-                raise RunError(
-                    f"the checkpoint {folder.checkpoint_path(kind, step)} does not fit the config beside it: the "
-                    f"weight {name} is {expected} by the config, and {held} in the checkpoint"
-                )
-        return
-
-
-def load_weights(run: str | pathlib.Path, model: Any, averaged: bool, names: Collection[str] | None = None) -> int:
-    """Loads the best weights of a run into a model of the run's config, and returns the step of these weights.
-
-    If the best weights are damaged, weights in the newest readable checkpoint of the training state are loaded instead:
-    the averaged ones if `averaged` is true, else the current ones. With `names` only the weights with these names are
-    loaded. RunError is raised if no checkpoint can be read, or if weights are not finite.
-    """
-    variables = {n: variable for n, variable in model.named_variables().items() if names is None or n in names}
-    problem = None
-    for folder, kind, step in _list_checkpoints(run):
-        try:
-            folder.read_checkpoint(kind, step, {"model": variables})
-            if kind == "step" and averaged:
-                covered = list_averaged_weights(model)
-                folder.read_checkpoint(kind, step, {"averages": {n: v for n, v in variables.items() if n in covered}})
-        except DamagedCheckpointError as error:
-            problem = error
-            continue
-        if bad := [name for name, variable in variables.items() if not np.isfinite(variable.numpy()).all()]:
-            raise RunError(f"the weights of {run} are not finite ({bad[0]} at step {step}); name another run")
-        return step
-    raise problem or RunError(f"{run} holds no checkpoint yet; wait for the first one or train it on")
-
-
-def list_averaged_weights(model: Any) -> set[str]:
-    """Returns the names of the model's variables that a training averages: trainable weights and moving statistics."""
-    return {name for name, variable in model.named_variables().items() if variable.dtype == "float32"}
-
-
-def read_label_names(run: str | pathlib.Path, classes: int) -> tuple[str, ...]:
-    """Returns the names of a run's labels, a tuple of length `classes`; "0", "1", ... if the run has no labels.json."""
-    path = find_run_folder(run) / LABELS
-    if not path.is_file():
-        return tuple(map(str, range(classes)))
-    try:
-        names = read_json(path)
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot read {path}: {one_line(error)}") from error
-    if not (isinstance(names, list) and all(isinstance(name, str) for name in names) and len(names) == classes):
-        raise RunError(f"{path} is damaged: it must be a list of {classes} names of labels")
-    return tuple(names)
-
-
-def find_changed_label(run: str | pathlib.Path, classes: int, names: Sequence[str]) -> tuple[str, str] | None:
-    """Returns (name in the run, name in `names`) of the first differing label; None without any or labels.json."""
-    if not (find_run_folder(run) / LABELS).is_file():
-        return None
-    pairs = zip(read_label_names(run, classes), names, strict=True)
-    return next((pair for pair in pairs if pair[0] != pair[1]), None)
 
 
 class _TestMetrics(pydantic.BaseModel):
@@ -181,15 +58,167 @@ class _Summary(pydantic.BaseModel):
     reconstruction: str | None = None
 
 
-def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
-    """Returns the content of a run's summary.json, a dict, or None without the file; raises ValueError if damaged."""
-    path = find_run_folder(run) / SUMMARY
-    if not path.is_file():
-        return None
-    summary = read_model(path, _Summary).model_dump(exclude_unset=True)
-    if not summary.keys() & {"imported_from", "test", "source", "rights"}:
-        raise ValueError("it has no figures of a test")
-    return summary
+class RunFolder:
+    """The files of a run, which may be untrusted; a program that trains or saves a model also writes them.
+
+    Args:
+        run: a folder; the name of bundled weights, such as "photographs", unless a run folder in the working directory
+            has the same name; or an address `hf://OWNER/NAME[@REVISION]` on the Hub.
+        is_written: whether the run is written: `run` is then a path in any case.
+        keep: how many checkpoints of the training state are kept.
+
+    Attributes:
+        run: the argument `run` as text.
+        is_folder: whether `run` is read as a path of a folder, not as a name or address of pretrained weights.
+    """
+
+    def __init__(self, run: str | pathlib.Path, *, is_written: bool = False, keep: int = 3):
+        self.run, self._keep = str(run), keep
+        is_bundled = self.run in list_pretrained() and not (pathlib.Path(run) / CONFIG).is_file()
+        self.is_folder = is_written or not (self.run.startswith(HUB) or is_bundled)
+
+    @functools.cached_property
+    def path(self) -> pathlib.Path:
+        """The folder with the files; UserError if weights from the Hub are needed and cannot be downloaded."""
+        return pathlib.Path(self.run) if self.is_folder else find_pretrained(self.run) or pathlib.Path(self.run)
+
+    @property
+    def name(self) -> str:
+        """The name of the run: the last part of its path, or the name of its repository on the Hub.
+
+        >>> [RunFolder(run).name for run in ("runs/faces/", "hf://ada/faces@v1", "hf://ada/faces@refs/pr/1")]
+        ['faces', 'faces', 'faces']
+        """
+        if not self.run.startswith(HUB):
+            return pathlib.Path(self.run).resolve().name
+        return self.run.partition("@")[0].rpartition("/")[2]
+
+    @property
+    def checkpoints(self) -> CheckpointFolder:
+        """The `CheckpointFolder` of the run."""
+        return CheckpointFolder(self.path / CHECKPOINTS, self._keep)
+
+    def read_config(self) -> Config:
+        """Returns the config of the run, after checking that no link leads out of its folder.
+
+        Raises:
+            RunError: where the folder is missing or is no run folder.
+            UntrustedError: where the folder holds links that lead out of it, or anything but files and folders.
+            ConfigError: where the config is invalid.
+        """
+        if not self.path.is_dir():
+            bundled = list_pretrained()
+            raise RunError(
+                f"there is no run folder {self.run}{nearest(self.run, bundled)}; python train.py makes one, and "
+                f"{', '.join(bundled)} comes with the installation"
+            )
+        if not (self.path / CONFIG).is_file():
+            raise RunError(f"{self.run} is no run folder: it has no {CONFIG}")
+        if self.is_folder:
+            # Weights from the Hub are not checked for links, because the cache of the Hub's client consists of links.
+            require_own_files(self.path)
+        return Config.from_json(self.path / CONFIG)
+
+    def _list_checkpoints(self) -> Iterator[tuple[str, int]]:
+        """Yields (kind, step) of each checkpoint of the run: the kind "best", then "step", each the newest first."""
+        for kind in ("best", "step"):
+            yield from ((kind, step) for step in self.checkpoints.list_checkpoint_steps(kind))
+
+    def require_fitting_weights(self, planned: Mapping[str, tuple[int, ...]]) -> None:
+        """Raises RunError unless the best readable checkpoint has weights with the names and shapes in `planned`."""
+        for kind, step in self._list_checkpoints():
+            try:
+                stored = self.checkpoints.read_weight_shapes(kind, step)
+            except DamagedCheckpointError:
+                continue
+            for name in {**planned, **stored}:
+                shapes = planned.get(name), stored.get(name)
+                if shapes[0] != shapes[1]:
+                    expected, held = ("missing" if shape is None else f"of shape {shape}" for shape in shapes)
+                    raise RunError(
+                        f"the checkpoint {self.checkpoints.checkpoint_path(kind, step)} does not fit the config beside "
+                        f"it: the weight {name} is {expected} by the config, and {held} in the checkpoint"
+                    )
+            return
+
+    def load_weights(self, model: Any, averaged: bool, names: Collection[str] | None = None) -> int:
+        """Loads the best weights into a model of the run's config, and returns the step of these weights.
+
+        If the best weights are damaged, weights in the newest readable checkpoint of the training state are loaded
+        instead: the averaged ones if `averaged` is true, else the current ones. With `names` only the weights with
+        these names are loaded. RunError is raised if no checkpoint can be read, or if weights are not finite.
+        """
+        variables = {n: variable for n, variable in model.named_variables().items() if names is None or n in names}
+        problem = None
+        for kind, step in self._list_checkpoints():
+            try:
+                self.checkpoints.read_checkpoint(kind, step, {"model": variables})
+                if kind == "step" and averaged:
+                    covered = list_averaged_weights(model)
+                    group = {n: v for n, v in variables.items() if n in covered}
+                    self.checkpoints.read_checkpoint(kind, step, {"averages": group})
+            except DamagedCheckpointError as error:
+                problem = error
+                continue
+            if bad := [name for name, variable in variables.items() if not np.isfinite(variable.numpy()).all()]:
+                raise RunError(f"the weights of {self.run} are not finite ({bad[0]} at step {step}); name another run")
+            return step
+        raise problem or RunError(f"{self.run} holds no checkpoint yet; wait for the first one or train it on")
+
+    def read_label_names(self, classes: int) -> tuple[str, ...]:
+        """Returns the names of the run's labels, a tuple of length `classes`; "0", "1", ... without labels.json."""
+        path = self.path / LABELS
+        if not path.is_file():
+            return tuple(map(str, range(classes)))
+        try:
+            names = read_json(path)
+        except (OSError, ValueError) as error:
+            raise RunError(f"cannot read {path}: {one_line(error)}") from error
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names) and len(names) == classes):
+            raise RunError(f"{path} is damaged: it must be a list of {classes} names of labels")
+        return tuple(names)
+
+    def find_changed_label(self, classes: int, names: Sequence[str]) -> tuple[str, str] | None:
+        """Returns (name in the run, name in `names`) of the first differing label; None without any or labels.json."""
+        if not (self.path / LABELS).is_file():
+            return None
+        pairs = zip(self.read_label_names(classes), names, strict=True)
+        return next((pair for pair in pairs if pair[0] != pair[1]), None)
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """Returns the content of summary.json, a dict, or None without the file; raises ValueError if damaged."""
+        if not (self.path / SUMMARY).is_file():
+            return None
+        summary = read_model(self.path / SUMMARY, _Summary).model_dump(exclude_unset=True)
+        if not summary.keys() & {"imported_from", "test", "source", "rights"}:
+            raise ValueError("it has no figures of a test")
+        return summary
+
+    def read_metrics(self) -> Iterator[dict[str, Any]]:
+        """Returns an iterator over the rows of the log as dicts, without damaged rows; RunError if it is too large."""
+        path = self.path / METRICS
+        if path.is_file() and path.stat().st_size > METRICS_BYTES:
+            raise RunError(f"{path} has {path.stat().st_size:,} bytes, and at most {METRICS_BYTES:,} are read")
+        return read_metrics(path)
+
+    def write_config(self, config: Config, label_names: Sequence[str] = ()) -> None:
+        """Writes config.json and, for a model with labels, labels.json; makes the folder if it is missing."""
+        write_text(self.path / CONFIG, config.to_json())
+        if config.model.has_classes and label_names:
+            write_json(self.path / LABELS, label_names)
+
+    def write_best_weights(self, variables: Mapping[str, Any], step: int) -> None:
+        """Writes weights, {name: variable}, after `step` training steps, as the best weights of the run."""
+        self.checkpoints.write_checkpoint("best", step, {"model": variables})
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes summary.json."""
+        write_json(self.path / SUMMARY, summary)
+
+
+def list_averaged_weights(model: Any) -> set[str]:
+    """Returns the names of the model's variables that a training averages: trainable weights and moving statistics."""
+    return {name for name, variable in model.named_variables().items() if variable.dtype == "float32"}
 
 
 def find_test_metrics(summary: Mapping[str, Any], step: int) -> Mapping[str, Any] | None:

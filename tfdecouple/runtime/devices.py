@@ -1,11 +1,14 @@
-"""Facts about this machine: processor cores and flags, total memory, free memory."""
+"""Facts about this machine: processor cores and flags, versions of packages, total memory, free memory."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.metadata
 import os
 import pathlib
+import platform
+from typing import Any
 
 # The largest number of devices of one process.
 MOST_DEVICES = 256
@@ -36,6 +39,23 @@ def read_cpuinfo(field: str) -> str:
             if name.strip() == field:
                 return value.strip()
     return ""
+
+
+def describe_machine() -> dict[str, Any]:
+    """Returns a dict of facts about this machine on which speed depends: processor, cores, load, versions."""
+    return {
+        "processor": read_cpuinfo("model name") or platform.processor(),
+        "cores": count_cores(),
+        "load_average_at_start": [round(load, 2) for load in os.getloadavg()],
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")},
+    }
+
+
+def list_instruction_sets() -> list[str]:
+    """Returns the processor's instruction sets that matter for speed, by Linux' names such as "avx2"."""
+    return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in read_cpuinfo("flags").split()]
 
 
 def read_total_memory() -> int:

@@ -17,7 +17,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from tfdecouple.errors import ConfigError, UserError, make_printable, one_line
 from tfdecouple.runtime.devices import count_cores
@@ -76,7 +76,7 @@ def start_tensorflow(threads: int | None = None) -> None:
 def divide_cores(threads: int) -> None:
     """Divides `threads` threads: sets how many TensorFlow uses for one operation, and how many operations run at once.
 
-    With two threads, the halves of a batch are computed at once (`run_in_shards`), each on one thread: a small model
+    With two threads, the halves of a batch are computed at once (shards), each on one thread: a small model
     trains at 127 images/s instead of 79. With more threads, every operation uses all threads. The environment variable
     TFDECOUPLE_SHARDS sets another number of parts of a batch. If TF_NUM_INTRAOP_THREADS or TF_NUM_INTEROP_THREADS is
     set, nothing is changed. ConfigError is raised for an invalid TFDECOUPLE_SHARDS.
@@ -164,57 +164,75 @@ def get_arguments(arguments: Sequence[str] | None) -> list[str]:
 
 
 def run_program(main: Callable[[], int]) -> int:
-    """Runs the function `main` of a program, prints an error that it raises as one line, and returns the exit status.
+    """Runs the function `main` of a program inside a `Program`, and returns the exit status."""
+    with Program() as program:
+        program.status = main()
+    return program.status
 
-    Returns:
-        The status that `main` returns; 2 after a user's mistake, a full disk or too little memory; 130 after an
-        interruption (Ctrl-C); 141 if the reader of the output, such as `head`, has ended; 1 after a fault of the
-        program itself, whose traceback TFDECOUPLE_TRACEBACK=1 shows.
+
+class Program:
+    """A context for the work of a program; prints an error that leaves the context as one line.
+
+    Attributes:
+        status: the exit status, which the work sets, by default 0; 2 after a user's mistake, a full disk or too little
+            memory; 130 after an interruption (Ctrl-C); 141 if the reader of the output, such as `head`, has ended; 1
+            after a fault of the program itself, whose traceback TFDECOUPLE_TRACEBACK=1 shows.
     """
-    _prepare_output()
-    # The garbage collection at exit skips all objects, because it would take seconds with TensorFlow's graphs.
-    atexit.register(gc.freeze)
-    try:
+
+    status = 0
+
+    def __enter__(self) -> Self:
+        _prepare_output()
+        # The garbage collection at exit skips all objects, because it would take seconds with TensorFlow's graphs.
+        atexit.register(gc.freeze)
+        return self
+
+    def __exit__(self, kind: Any, raised: BaseException | None, trace: Any) -> bool:
         try:
-            status = main()
-        except SystemExit:
-            sys.stdout.flush()
-            raise
-        # The buffer is written here, so that a full disk raises OSError before the program ends.
-        sys.stdout.flush()
-        return status
-    except UserError as error:
-        return _print_error(str(error), 2)
-    except KeyboardInterrupt as interrupt:
-        return _print_interruption(*interrupt.args)
-    except BrokenPipeError:
-        # The reader of the output has ended, so nobody would read a message.
-        drop_output()
-        return 141
-    except OSError as error:
-        drop_output()
-        name = error.filename
-        where = f"cannot use {name}" if isinstance(name, str) else "cannot write to standard output, or another file"
-        return _print_error(f"{where}: {error.strerror or error}; mend that and start again", 2)
-    except UnicodeError as error:
-        return _print_error(f"a name or text is not UTF-8 here ({error}); rename it, or set LC_ALL=C.UTF-8", 2)
-    except Exception as error:
-        package = (getattr(error, "name", None) or "").partition(".")[0]
-        if isinstance(error, ModuleNotFoundError) and package in EXTRAS:
-            return _print_error(describe_missing_package(package, "the command"), 2)
-        if was_interrupted(error):
-            return _print_interruption()
-        # The class of TensorFlow's error is compared by name, because TensorFlow is possibly not imported yet. The text
-        # "failed to map segment" is from Linux' loader, for a library that does not fit into the memory.
-        out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
-        if out_of_memory or "failed to map segment" in str(error):
-            what = one_line(error, first=True)
-            return _print_error(f"out of memory ({what}); take fewer images at a time or a smaller model", 2)
-        if os.environ.get("TFDECOUPLE_TRACEBACK"):
-            raise
-        *_, last = traceback.extract_tb(error.__traceback__)
-        where = f"{type(error).__name__}: {error} ({pathlib.Path(last.filename).name}, line {last.lineno})"
-        return _print_error(f"a fault of this program, please report it: {where}; TFDECOUPLE_TRACEBACK=1 shows all", 1)
+            # The buffer is written here, so that a full disk raises OSError before the program ends.
+            if raised is None or isinstance(raised, SystemExit):
+                sys.stdout.flush()
+                return raised is None
+            raise raised
+        except UserError as error:
+            self.status = _print_error(str(error), 2)
+        except KeyboardInterrupt as interrupt:
+            self.status = _print_interruption(*interrupt.args)
+        except BrokenPipeError:
+            # The reader of the output has ended, so nobody would read a message.
+            drop_output()
+            self.status = 141
+        except OSError as error:
+            drop_output()
+            name = error.filename
+            where = "cannot write to standard output, or another file"
+            where = f"cannot use {name}" if isinstance(name, str) else where
+            self.status = _print_error(f"{where}: {error.strerror or error}; mend that and start again", 2)
+        except UnicodeError as error:
+            text = f"a name or text is not UTF-8 here ({error}); rename it, or set LC_ALL=C.UTF-8"
+            self.status = _print_error(text, 2)
+        except Exception as error:
+            self.status = _report_fault(error)
+        return True
+
+
+def _report_fault(error: Exception) -> int:
+    package = (getattr(error, "name", None) or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and package in EXTRAS:
+        return _print_error(describe_missing_package(package, "the command"), 2)
+    if was_interrupted(error):
+        return _print_interruption()
+    # The class of TensorFlow's error is compared by name, because TensorFlow is possibly not imported yet. The text
+    # "failed to map segment" is from Linux' loader, for a library that does not fit into the memory.
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
+    if out_of_memory or "failed to map segment" in str(error):
+        what = one_line(error, first=True)
+        return _print_error(f"out of memory ({what}); take fewer images at a time or a smaller model", 2)
+    if os.environ.get("TFDECOUPLE_TRACEBACK"):
+        raise error
+    *_, last = traceback.extract_tb(error.__traceback__)
+    where = f"{type(error).__name__}: {error} ({pathlib.Path(last.filename).name}, line {last.lineno})"
+    return _print_error(f"a fault of this program, please report it: {where}; TFDECOUPLE_TRACEBACK=1 shows all", 1)
 
 
 def was_interrupted(error: BaseException) -> bool:

@@ -187,8 +187,8 @@ class TrainingProgress:
                 drop_output()
             with contextlib.suppress(OSError):
                 print(
-                    f"cannot write to standard output ({error.strerror or error}); training goes on without, "
-                    "its figures are in metrics.jsonl",
+                    f"cannot write to standard output ({error.strerror or error}); training continues "
+                    "without this output, and metrics.jsonl has the metrics",
                     file=sys.stderr,
                     flush=True,
                 )

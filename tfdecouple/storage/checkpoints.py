@@ -65,15 +65,20 @@ class CheckpointFolder:
         unfinished = f".{kind}-{step:09d}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            _make_checkpoint(groups).write(str(self.path / unfinished))
+            # Keras' variables are unwrapped, because `tf.train.Checkpoint` accepts TensorFlow's variables only.
+            unwrapped = {
+                group: {name: v.value if isinstance(v, keras.Variable) else v for name, v in variables.items()}
+                for group, variables in groups.items()
+            }
+            tf.train.Checkpoint(**unwrapped).write(str(self.path / unfinished))
             # TensorFlow's own rename would copy the index, and a kill could leave half of the copy.
             for file in (*self.path.glob(f"{unfinished}.data-*"), self.path / f"{unfinished}.index"):
                 file.replace(file.with_name(file.name[1:]))
         except (tf.errors.OpError, OSError) as error:
             self.remove_remains()
             steps = self.list_checkpoint_steps()
-            # The folder of an imported or published model, or of codes, has no training to go on from.
-            resumes = f", the run goes on from step {steps[0]}" if steps else ""
+            # The folder of an imported or published model, or of codes, has no training to resume.
+            resumes = f", the run resumes from step {steps[0]}" if steps else ""
             full = isinstance(error, tf.errors.ResourceExhaustedError)
             code = errno.ENOSPC if full else getattr(error, "errno", None)
             raise RunError(
@@ -95,7 +100,11 @@ class CheckpointFolder:
             RunError: where the checkpoint lacks one of the variables.
         """
         prefix = self.checkpoint_path(kind, step)
-        targets = {_make_key(group, name): v for group, variables in groups.items() for name, v in variables.items()}
+        targets = {
+            f"{group}/{name.replace('.', '..').replace('/', '.S')}{_KEY_SUFFIX}": variable
+            for group, variables in groups.items()
+            for name, variable in variables.items()
+        }
         with _convert_read_errors(prefix):
             stored = read_index(prefix)
             for key, variable in targets.items():
@@ -152,17 +161,3 @@ def _convert_read_errors(prefix: str) -> Iterator[None]:
         yield
     except (tf.errors.OpError, OSError, RuntimeError, LookupError, ValueError) as error:
         raise DamagedCheckpointError(f"the checkpoint {prefix} is damaged ({one_line(error, first=True)})") from error
-
-
-def _make_key(group: str, name: str) -> str:
-    return f"{group}/{name.replace('.', '..').replace('/', '.S')}{_KEY_SUFFIX}"
-
-
-def _make_checkpoint(groups: Mapping[str, Variables]) -> tf.train.Checkpoint:
-    # Keras' variables are unwrapped, because `tf.train.Checkpoint` accepts TensorFlow's variables only.
-    return tf.train.Checkpoint(
-        **{
-            group: {name: v.value if isinstance(v, keras.Variable) else v for name, v in variables.items()}
-            for group, variables in groups.items()
-        }
-    )

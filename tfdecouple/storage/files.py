@@ -36,7 +36,7 @@ def require_own_files(folder: pathlib.Path) -> None:
         for path in (os.path.join(where, name) for name in (*folders, *files)):
             target = os.path.realpath(path)
             if os.path.islink(path) and os.path.commonpath([root, target]) != root:
-                raise UntrustedError(f"{path} is a link to {target}, out of the folder; put there what it leads to")
+                raise UntrustedError(f"{path} is a link to {target}, out of the folder; replace it by a copy")
             # A path may be missing by now, because a training that is still running removes old files.
             if os.path.lexists(path) and not os.path.isfile(path) and not os.path.isdir(path):
                 raise UntrustedError(f"{path} is neither a file nor a folder; remove it")

@@ -13,8 +13,8 @@ from tfdecouple.data import Source, load_images
 from tfdecouple.errors import UserError
 from tfdecouple.metrics.bits_per_dim import Bound, compute_codec_bits
 from tfdecouple.model import DecoupledModel
-from tfdecouple.training.run_directory import RunDirectory
 from tfdecouple.training.state import TrainingState
+from tfdecouple.training.training_folder import TrainingFolder
 from tfdecouple.visualization.grids import reconstruct_images
 from tfdecouple.visualization.pictures import PictureInputs, count_shown_images, save_pictures
 
@@ -40,7 +40,7 @@ class EvaluationReports:
         config: Config,
         state: TrainingState,
         source: Source,
-        directory: RunDirectory,
+        directory: TrainingFolder,
         note: Callable[[str], None],
     ):
         self._show_note = note
@@ -95,7 +95,7 @@ class EvaluationReports:
             why = f"the best weights, of step {best}, cannot be read" if best else "no validation gave a finite figure"
             lines.append(f"{why}: those of step {loaded} are measured instead")
         if test is None:
-            lines.append("test: left alone (training.evaluation_samples=0)")
+            lines.append("test: not evaluated (training.evaluation_samples=0)")
         else:
             images, labels = load_images(self._source, "test", min(_MOST_COMPRESSED, count), at_most=True)
             self._show_note("lossless codecs")

@@ -8,12 +8,11 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfdecouple import randomness
 from tfdecouple.config import Config, describe_config
 from tfdecouple.data import Source, make_evaluation_batches, make_training_batches, open_source
 from tfdecouple.data.batches import round_batch_size
@@ -21,15 +20,15 @@ from tfdecouple.data.labels import check_batch_labels, make_training_inputs, req
 from tfdecouple.errors import DivergedError, RunError, one_line
 from tfdecouple.loggers import require_loggers
 from tfdecouple.metrics.bits_per_dim import Bound, BoundEvaluator
+from tfdecouple.model.step_effects import add_first_noise
+from tfdecouple.numerics.tf32 import has_tf32
 from tfdecouple.runs.run_folder import CONFIG
-from tfdecouple.runtime.precision import has_tf32
 from tfdecouple.runtime.progress import TrainingProgress
 from tfdecouple.training.evaluation import EvaluationReports
-from tfdecouple.training.metrics_log import MetricsLog
-from tfdecouple.training.run_directory import RunDirectory, make_paths_absolute
 from tfdecouple.training.signals import InterruptedRunError, StopRequest
 from tfdecouple.training.state import TrainingState
-from tfdecouple.training.step import StepResult, TrainStep, add_image_noise, compute_noise_deviation
+from tfdecouple.training.step import StepResult, TrainStep
+from tfdecouple.training.training_folder import TrainingFolder, make_paths_absolute
 from tfdecouple.training.workers import (
     Workers,
     convert_lost_worker_errors,
@@ -99,7 +98,7 @@ def train(
         stack.enter_context(_convert_resource_errors(path))
         workers.require_equal("the options", config.flatten_options())
         workers.call_on_chief(lambda: require_loggers(config.training.loggers))
-        directory = RunDirectory(path, config, progress.print_line)
+        directory = TrainingFolder(path, config, progress.print_line)
         stack.callback(directory.close)
         require_divisible_batch(config.training, strategy.num_replicas_in_sync)
         workers.call_on_chief(directory.require_same_run)
@@ -111,7 +110,12 @@ def train(
         with strategy.scope():
             state = TrainingState(config)
         trainer = Trainer(config, state, source, strategy, directory, progress, workers)
-        return Outcome(path, trainer.train_to_end(), is_chief)
+        summary = trainer.start()
+        if summary is None:
+            with StopRequest() as stop:
+                trainer.train_to_last_step(stop)
+                summary = trainer.measure_test_images(stop)
+        return Outcome(path, summary, is_chief)
 
 
 def _open_source(config: Config, download: bool) -> Source:
@@ -125,7 +129,7 @@ def _convert_resource_errors(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        resumes = "goes on from the last checkpoint" if (path / CONFIG).is_file() else "begins the run anew"
+        resumes = "resumes from the last checkpoint" if (path / CONFIG).is_file() else "starts the run again"
         raise RunError(
             f"cannot write to the run folder {path}: {error.strerror or error}; the same command {resumes}"
         ) from error
@@ -151,7 +155,7 @@ class Trainer:
         state: TrainingState,
         source: Source,
         strategy: tf.distribute.Strategy,
-        directory: RunDirectory,
+        directory: TrainingFolder,
         progress: TrainingProgress,
         workers: Workers,
     ):
@@ -161,10 +165,8 @@ class Trainer:
         self.source = source
         self.strategy = strategy
         self.workers = workers
-        self.directory = cast(RunDirectory, _ChiefProxy(workers, directory))
-        self.log = cast(MetricsLog, _ChiefProxy(workers, directory.log))
-        reports = EvaluationReports(config, state, source, directory, progress.show_note)
-        self.reports = cast(EvaluationReports, _ChiefProxy(workers, reports))
+        self.directory = directory
+        self.reports = EvaluationReports(config, state, source, directory, progress.show_note)
         self.progress = progress
         self.take_step = TrainStep(config, state, strategy)
         self.evaluator = BoundEvaluator(state.model, strategy)
@@ -172,16 +174,16 @@ class Trainer:
         self.skipped = 0
         self._files_written = False
 
-    def train_to_end(self) -> dict[str, Any]:
-        """Trains to the run's last step and evaluates test images; returns the content of summary.json, a dict."""
-        messages, is_new = self.directory.restore_newest_state(self.state)
+    def start(self) -> dict[str, Any] | None:
+        """Restores the newest state, or initialises the weights; returns summary.json, a dict, of a run that ended."""
+        messages, is_new = self.workers.call_on_chief(lambda: self.directory.restore_newest_state(self.state))
         if not is_new:
             self.workers.broadcast_variables(
                 variable for group in self.state.group_checkpoint_variables().values() for variable in group.values()
             )
         self.step = self._read_at = int(self.state.step.numpy())
         self.skipped = self.step - int(self.state.updates.numpy())
-        if summary := self.directory.read_finished_summary():
+        if summary := self.workers.call_on_chief(self.directory.read_finished_summary):
             return summary
         self.progress.show_start(self.step)
         self._print_run_description(messages)
@@ -189,9 +191,7 @@ class Trainer:
             self._initialize_weights()
         else:
             self._write_run_files()
-        with StopRequest() as stop:
-            self._train_to_last_step(stop)
-            return self._measure_test_images(stop)
+        return None
 
     def _print_run_description(self, messages: list[str]) -> None:
         sizes, count = self.source.sizes, self.strategy.num_replicas_in_sync
@@ -221,16 +221,11 @@ class Trainer:
                 f"starting the weights from {count} training images, then tracing the first step", at_once=True
             )
             first = make_training_batches(self.source, self.config.data, batch_size=count, seed=self.training.seed)
-            images = next(iter(first))["image"]
-            if self.training.noise:
-                # The first updates train on images with noise, so the layers are initialised from noisy images, too.
-                normal = tf.random.stateless_normal(
-                    images.shape, randomness.derive_seed(self.training.seed, "start", "images")
-                )
-                images = add_image_noise(images, compute_noise_deviation(self.training, tf.constant(0)), normal)
+            images = add_first_noise(next(iter(first))["image"], self.training)
             self.state.model.initialize(images, seed=self.training.seed)
         else:
-            self.directory.load_initial_weights(self.state, run, self.source.label_names)
+            names = self.source.label_names
+            self.workers.call_on_chief(lambda: self.directory.load_initial_weights(self.state, run, names))
         # Different processors may round differently, so all workers continue with the chief's weights.
         self._broadcast_model()
         self.state.optimizer.start_averages()
@@ -247,12 +242,13 @@ class Trainer:
         if self._files_written:
             return
         self._files_written = True
-        if damaged := self.directory.write_run_files(self.source.label_names):
+        names = self.source.label_names
+        if damaged := self.workers.call_on_chief(lambda: self.directory.write_run_files(names)):
             self.progress.print_line(
-                f"metrics.jsonl: {damaged} damaged rows are left out; the checkpoints are not touched"
+                f"metrics.jsonl: {damaged} damaged rows are left out; the checkpoints are unchanged"
             )
 
-    def _train_to_last_step(self, stop: StopRequest) -> None:
+    def train_to_last_step(self, stop: StopRequest) -> None:
         """Takes all remaining training steps; after a signal, saves the state and raises InterruptedRunError.
 
         Steps are dispatched without waiting for their results, so that a GPU is never idle. A step's result is copied
@@ -296,7 +292,7 @@ class Trainer:
             self._save_checkpoint(overwrite=False)
             cause = stop.reason or "a signal to another worker"
             raise InterruptedRunError(
-                f"stopped by {cause} at step {self.step} of {training.steps}, saved; the same command goes on from here"
+                f"stopped by {cause} at step {self.step} of {training.steps}, saved; the same command resumes"
             )
 
     def _should_stop(self, stop: StopRequest, fetched: StepResult | None = None) -> bool:
@@ -355,7 +351,7 @@ class Trainer:
             "images_per_second": images_per_second,
             "skipped_steps": self.skipped,
         }
-        self.log.write("train", self.step, row)
+        self.workers.call_on_chief(lambda: self.directory.log.write("train", self.step, row))
         self.progress.set_metrics(row["bits_per_dim"], images_per_second)
 
     def _save_checkpoint(self, overwrite: bool = True) -> None:
@@ -365,7 +361,7 @@ class Trainer:
                 f"training diverged: weights are not finite at step {self.step}, which is not saved; all weights of "
                 f"the checkpoints in {self.directory.checkpoints.path} are finite. See docs/divergence.md"
             )
-        self.directory.save_training_state(self.state, self.step, overwrite)
+        self.workers.call_on_chief(lambda: self.directory.save_training_state(self.state, self.step, overwrite))
 
     def _is_evaluation_step(self) -> bool:
         return self.step == self.training.steps or self.step % self.training.evaluate_every == 0
@@ -376,7 +372,7 @@ class Trainer:
         The images are evaluated if an evaluation is due at the current step and the log has none. The log may also have
         an evaluation where none is due: at the former last step, if `training.steps` was raised.
         """
-        bits_per_dim = self.log.validation_bits_per_dim(self.step)
+        bits_per_dim = self.workers.call_on_chief(lambda: self.directory.log.validation_bits_per_dim(self.step))
         if bits_per_dim is not None:
             self.state.update_best_evaluation(self.step, bits_per_dim)
         elif self._is_evaluation_step():
@@ -387,17 +383,17 @@ class Trainer:
         count = self._count_evaluated_images("validation", self.training.evaluation_images)
         where = (
             f"while the validation images were measured at step {self.step} of {self.training.steps}, saved; "
-            "the same command goes on from here"
+            "the same command resumes"
         )
         with self._stop_evaluation_at_once(stop, where), self.state.optimizer.use_averages():
             count_batch = self.progress.make_counter("validation", count)
             batches = self._load_evaluation_batches("validation", count)
             measured = self.evaluator(batches, seed=self.training.seed, on_batch=count_batch)
             is_best = self.state.update_best_evaluation(self.step, measured.bits_per_dim)
-            message = self.reports.report_validation(self.step, measured, is_best)
+            message = self.workers.call_on_chief(lambda: self.reports.report_validation(self.step, measured, is_best))
         self.progress.print_line(message)
 
-    def _measure_test_images(self, stop: StopRequest) -> dict[str, Any]:
+    def measure_test_images(self, stop: StopRequest) -> dict[str, Any]:
         """Evaluates the best weights on test images, writes summary.json and returns its content, a dict."""
         training, count = self.training, self._count_evaluated_images("test")
         where = (
@@ -405,7 +401,7 @@ class Trainer:
             "the same command measures them again"
         )
         with self._stop_evaluation_at_once(stop, where):
-            self.directory.load_best_weights(self.state)
+            self.workers.call_on_chief(lambda: self.directory.load_best_weights(self.state))
             self._broadcast_model()
             test: Bound | None = None
             if training.evaluation_samples:
@@ -415,7 +411,7 @@ class Trainer:
                     seed=training.seed,
                     on_batch=self.progress.make_counter("test", count),
                 )
-            summary, lines = self.reports.write_summary(self.step, test, count)
+            summary, lines = self.workers.call_on_chief(lambda: self.reports.write_summary(self.step, test, count))
             for line in lines:
                 self.progress.print_line(line)
             return summary
@@ -433,17 +429,3 @@ class Trainer:
         size = round_batch_size(self.training.evaluation_batch_size, count, self.strategy.num_replicas_in_sync)
         batches = make_evaluation_batches(self.source, split, batch_size=size, limit=count)
         return check_batch_labels(batches, self.source, self.config.model)
-
-
-class _ChiefProxy:
-    """A proxy of `target`: methods are called in the chief's process (rank 0) only, and all workers get the results."""
-
-    def __init__(self, workers: Workers, target: Any):
-        self._workers = workers
-        self._target = target
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._target, name)
-        if not callable(value):
-            return value
-        return lambda *args, **options: self._workers.call_on_chief(lambda: value(*args, **options))

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfdecouple.config import TrainingConfig
 from tfdecouple.model.gradient import flatten_and_join, is_small_weight
-from tfdecouple.runtime.tensorflow_internals import VARIABLE_VALUE_KEY, Trackable
+from tfdecouple.tensorflow_internals import VARIABLE_VALUE_KEY, Trackable
 
 # At most this many large weights are updated at the same time. Without a limit, TensorFlow would update all at once and
 # hold temporary copies of all weights: half a gigabyte for the 52 million weights of the preset cifar10.
@@ -196,7 +196,7 @@ class Optimizer:
         return []
 
     def _update_large(self, scalars: _UpdateScalars, gradient: tf.Tensor, name: str) -> tf.Operation:
-        weight, mean, variance = (each[name].handle for each in (self._weights, self.means, self.variances))
+        weight, mean, variance = (group[name].handle for group in (self._weights, self.means, self.variances))
         if self._config.weight_decay:
             tf.raw_ops.AssignSubVariableOp(resource=weight, value=_read_variable(weight) * scalars.decay)
         done = _apply_adam(scalars, _scale_gradient(gradient, scalars), weight, mean, variance)
@@ -283,7 +283,8 @@ def _scale_gradient(gradient: tf.Tensor, scalars: _UpdateScalars) -> tf.Tensor:
 
 def _split_vector_like(vector: tf.Tensor, variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
     parts = tf.split(vector, [math.prod(variable.shape) for variable in variables])
-    return [tf.reshape(part, variable.shape) for part, variable in zip(parts, variables, strict=True)]
+    shapes = {tuple(variable.shape): tf.constant(list(variable.shape)) for variable in variables}
+    return [tf.reshape(part, shapes[tuple(variable.shape)]) for part, variable in zip(parts, variables, strict=True)]
 
 
 def _read_variable(handle: tf.Tensor) -> tf.Tensor:

@@ -1,8 +1,4 @@
-"""A training step: gradients on all devices, their sum, a check, and one update; and schedules over the updates.
-
-Schedules determine the learning rate (paper appendix C.2), the weight of the KL term and the noise on images. Their
-argument `update` is the number of updates before this one, an integer scalar.
-"""
+"""A training step: gradients on all devices, their sum, a check, and one update; and the learning rate's schedule."""
 
 from __future__ import annotations
 
@@ -15,8 +11,10 @@ import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.config import Config, TrainingConfig
-from tfdecouple.model.gradient import Share, differentiate_bound, judge_step, put_in_slot
-from tfdecouple.runtime.precision import full_float32, tensor_float_32
+from tfdecouple.model.gradient import check_step, flatten_and_join, place_in_vector
+from tfdecouple.model.objective import DeviceResult, differentiate_bound
+from tfdecouple.model.step_effects import augment_images, compute_kl_weight
+from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.training.state import TrainingState
 
 # Learning rate of the first update of the warm-up, as in the paper's code.
@@ -67,13 +65,14 @@ class TrainStep:
 
     def __init__(self, config: Config, state: TrainingState, strategy: tf.distribute.Strategy):
         self.state = state
-        self._training = config.training
+        training = self._training = config.training
+        self._mode = RunMode(training.memory, training.precision, training.jit_compile)
         self._strategy = strategy
         # The step needs the largest inversion error, but results of devices are added up. So each micro-batch of each
         # device writes its error to a separate entry of a vector; the largest entry of the summed vector is the result.
-        self._slots = config.training.micro_batches * strategy.num_replicas_in_sync
+        self._errors = config.training.micro_batches * strategy.num_replicas_in_sync
         weights, moving = ([v.shape for v in group.values()] for group in (state.trainable, state.moving))
-        self._shapes = Share(weights, moving, [tf.TensorShape(())] * 3, tf.TensorShape([self._slots]))
+        self._shapes = DeviceResult(weights, moving, [tf.TensorShape(())] * 3, tf.TensorShape([self._errors]))
         self._sizes = [math.prod(shape) for shape in tf.nest.flatten(self._shapes)]
         # AutoGraph is off, because its search of loops over a thousand variables for control flow takes seconds.
         self._whole = tf.function(self._take_undivided_step, autograph=False)
@@ -93,7 +92,7 @@ class TrainStep:
             stop: whether a signal has asked this process to stop.
         """
         step, stop = tf.constant(step, tf.int32), tf.constant(float(stop))
-        with tensor_float_32() if self._training.precision == "tf32" else full_float32():
+        with self._mode.switch_tf32():
             if len(micro_batches) == 1:
                 return self._whole(micro_batches[0], step, stop)
             sums = self._start()
@@ -112,19 +111,19 @@ class TrainStep:
         """Returns each device's sums with a micro-batch added; one vector, because many tensors would take long."""
 
         def add(sums: tf.Tensor, examples: Any) -> tf.Tensor:
-            share = self._compute_device_result(examples, step, number)
-            return sums + tf.concat([tf.reshape(value, [-1]) for value in tf.nest.flatten(share)], 0)
+            result = self._compute_device_result(examples, step, number)
+            return sums + flatten_and_join(tf.nest.flatten(result))
 
         return self._strategy.run(add, args=(sums, examples))
 
     def _apply_micro_batches(self, sums: Any, stop: tf.Tensor) -> StepResult:
-        def split(sums: tf.Tensor) -> Share:
+        def split(sums: tf.Tensor) -> DeviceResult:
             flat = tf.nest.pack_sequence_as(self._shapes, tf.split(sums, self._sizes))
             return tf.nest.map_structure(tf.reshape, flat, self._shapes)
 
         return self._apply_device_results(self._strategy.run(split, args=(sums,)), stop)
 
-    def _compute_device_result(self, examples: Any, step: tf.Tensor, number: Any) -> Share:
+    def _compute_device_result(self, examples: Any, step: tf.Tensor, number: Any) -> DeviceResult:
         training, state = self._training, self.state
         images, labels = examples if state.model.config.has_classes else (examples, None)
         replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
@@ -133,15 +132,15 @@ class TrainStep:
         start = number * size + replica * count
         seed, own = randomness.derive_seed(training.seed, "step", step), slice(start, start + count)
         images = tf.ensure_shape(images, (count, *state.model.config.image_shape))
-        images = self._augment_images(images, seed, own)
+        images = augment_images(images, training, state.updates, seed, own, training.batch_size)
         if labels is not None:
             labels = tf.ensure_shape(labels, (count,))
         variables = state.model.named_variables()
-        share = differentiate_bound(
+        result = differentiate_bound(
             state.model,
             images,
             labels,
-            training,
+            self._mode,
             seed=seed,
             own=own,
             batch_size=training.batch_size,
@@ -150,36 +149,22 @@ class TrainStep:
             kl_weight=compute_kl_weight(training, state.updates),
             weights=[tf.convert_to_tensor(weight) for weight in state.trainable.values()],
         )
-        slot = number * self._strategy.num_replicas_in_sync + replica
-        share = share._replace(inversion_error=put_in_slot(share.inversion_error, slot, self._slots))
+        position = number * self._strategy.num_replicas_in_sync + replica
+        result = result._replace(inversion_error=place_in_vector(result.inversion_error, position, self._errors))
         if training.micro_batches > 1:
-            share = share._replace(moving=[statistic / training.micro_batches for statistic in share.moving])
-        return share
+            result = result._replace(moving=[statistic / training.micro_batches for statistic in result.moving])
+        return result
 
-    def _augment_images(self, images: tf.Tensor, seed: tf.Tensor, own: slice) -> tf.Tensor:
-        """Returns a device's training images with noise and patterns, by the options; `own` is its slice of a batch."""
-        training, updates = self._training, self.state.updates
-        shape = [training.batch_size, *images.shape[1:]]
-        if training.noise:
-            drawn = tf.random.stateless_normal(shape, randomness.derive_seed(seed, "images"))[own]
-            images = add_image_noise(images, compute_noise_deviation(training, updates), drawn)
-        if training.patterns:
-            chances = tf.random.stateless_uniform(shape[:1], randomness.derive_seed(seed, "chances"))[own]
-            drawn = draw_pattern_images(shape, randomness.derive_seed(seed, "patterns"))[own]
-            is_replaced = (chances < training.patterns) & (updates >= training.patterns_after)
-            images = tf.where(is_replaced[:, None, None, None], drawn, images)
-        return images
-
-    def _apply_device_results(self, shares: Share, stop: tf.Tensor) -> StepResult:
+    def _apply_device_results(self, results: DeviceResult, stop: tf.Tensor) -> StepResult:
         """Sums the devices' results; updates the weights unless a sum is not finite or inverting was inexact."""
         training, state = self._training, self.state
         # All workers must take part in this collective sum, so it is computed even if the update is then skipped.
-        total, stop = self._sum_device_results(shares, stop)
+        total, stop = self._sum_device_results(results, stop)
         reconstruction, kl, dequantization = total.terms
         loss = reconstruction + kl + dequantization
         error = tf.reduce_max(total.inversion_error)
         first = [self._strategy.experimental_local_results(gradient)[0] for gradient in total.gradients]
-        finite, inverted, norm = judge_step(total._replace(gradients=first, inversion_error=error), training.precision)
+        finite, inverted, norm = check_step(total._replace(gradients=first, inversion_error=error), training.precision)
         applied = finite & inverted & tf.equal(state.halted, 0)
 
         rate = compute_learning_rate(training, state.updates)
@@ -202,12 +187,12 @@ class TrainStep:
         state.count_step(result)
         return result
 
-    def _sum_device_results(self, shares: Share, stop: tf.Tensor) -> tuple[Share, tf.Tensor]:
+    def _sum_device_results(self, results: DeviceResult, stop: tf.Tensor) -> tuple[DeviceResult, tf.Tensor]:
         """Sums the devices' gradients, terms of the bound, inversion errors and `stop`; averages the moving statistics.
 
         All sums stay on the devices. `Strategy.reduce` would copy them to the host, for which the update would wait.
         """
-        state, scalars = self.state, [*shares.terms, shares.inversion_error, self._strategy.run(tf.identity, (stop,))]
+        state, scalars = self.state, [*results.terms, results.inversion_error, self._strategy.run(tf.identity, (stop,))]
         options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=self._training.bytes_per_pack)
 
         def reduce_to_devices(reduction: Any, values: list[Any], variables: list[tf.Variable]) -> list[Any]:
@@ -217,11 +202,11 @@ class TrainStep:
 
         # A sum goes to the devices of the variable beside it; the variable `step` has a copy on each device.
         destinations = [*state.trainable.values(), *[state.step] * len(scalars)]
-        sums = reduce_to_devices(tf.distribute.ReduceOp.SUM, [*shares.gradients, *scalars], destinations)
-        moving = reduce_to_devices(tf.distribute.ReduceOp.MEAN, shares.moving, list(state.moving.values()))
-        count = len(shares.gradients)
+        sums = reduce_to_devices(tf.distribute.ReduceOp.SUM, [*results.gradients, *scalars], destinations)
+        moving = reduce_to_devices(tf.distribute.ReduceOp.MEAN, results.moving, list(state.moving.values()))
+        count = len(results.gradients)
         *terms, error, stop = (self._strategy.experimental_local_results(each)[0] for each in sums[count:])
-        return Share(sums[:count], moving, terms, error), stop
+        return DeviceResult(sums[:count], moving, terms, error), stop
 
 
 def compute_learning_rate(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
@@ -239,53 +224,3 @@ def compute_learning_rate(config: TrainingConfig, update: tf.Tensor) -> tf.Tenso
     if config.linear_decay:
         falling *= tf.nn.relu((config.steps - update) / max(config.steps - warmup, 1.0))
     return tf.cast(tf.where(update < warmup, rising, falling), tf.float32)
-
-
-def compute_kl_weight(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
-    """Returns the weight of the KL term in the loss after `update` updates, a float32 scalar.
-
-    The weight rises linearly from 0 to `kl_weight` over `kl_warmup_steps` updates and then stays. In the paper the
-    weight is always 1.
-    """
-    if not config.kl_warmup_steps:
-        return tf.constant(config.kl_weight)
-    return config.kl_weight * tf.minimum(tf.cast(update, tf.float32) / config.kl_warmup_steps, 1.0)
-
-
-def compute_noise_deviation(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
-    """Returns the noise's deviation in pixel values: `noise`, falling along half a cosine (Tschannen et al., 2024)."""
-    done = tf.minimum(1.0, tf.cast(update, tf.float32) / max(config.noise_steps, 1))
-    return config.noise * tf.where(done < 1, (1 + tf.cos(math.pi * done)) / 2, 0.0)
-
-
-def add_image_noise(images: tf.Tensor, deviation: tf.Tensor, normal: tf.Tensor) -> tf.Tensor:
-    """Returns uint8 images plus `deviation * normal` (N(0, 1) noise) in pixel values, rounded and clipped to 0..255."""
-    noisy = tf.round(tf.cast(images, tf.float32) + deviation * normal)
-    return tf.cast(tf.clip_by_value(noisy, 0.0, 255.0), tf.uint8)
-
-
-def draw_pattern_images(shape: Sequence[int], seed: tf.Tensor) -> tf.Tensor:
-    """Returns synthetic images, uint8 of the given shape: half are noise, half are checkerboards of two colours.
-
-    The pixels of noise are independent. The fields of a checkerboard are squares with a side of 1, 2, 4, ... pixels, up
-    to one field that covers the image; all sides are equally likely. Half of all images have only the values 0 and 255,
-    and a quarter are grey (all channels are equal). An image depends only on the seed and on the index of the image.
-    """
-    batch, height, width, channels = shape
-
-    def chance(purpose: str) -> tf.Tensor:
-        return tf.random.stateless_uniform([batch, 1, 1], randomness.derive_seed(seed, purpose))
-
-    values = tf.floor(
-        256 * tf.random.stateless_uniform([batch, height * width, channels], randomness.derive_seed(seed, "values"))
-    )
-    values = tf.where(chance("extremes") < 0.5, tf.where(values < 128, 0.0, 255.0), values)
-    values = tf.where(chance("grey") < 0.25, values[..., :1], values)
-    sides = 1 + math.ceil(math.log2(max(height, width)))
-    # On a GPU TensorFlow computes with int32 on the host, and with int64 on the GPU.
-    side = tf.cast(2 ** tf.floor(sides * chance("side")), tf.int64)
-    rows, columns = np.arange(height)[None, :, None], np.arange(width)[None, None, :]
-    # `values` has a colour for each pixel of noise; a checkerboard uses the first two of these colours.
-    board = (rows // side + columns // side) % 2
-    positions = tf.where(chance("board") < 0.5, board, rows * width + columns)
-    return tf.cast(tf.gather(values, positions, batch_dims=1), tf.uint8)

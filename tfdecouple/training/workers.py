@@ -17,8 +17,8 @@ import tensorflow as tf
 from tfdecouple.config import TrainingConfig
 from tfdecouple.errors import ConfigError, RunError, UserError, one_line
 from tfdecouple.runtime.devices import MOST_DEVICES
-from tfdecouple.runtime.tensorflow_internals import worker_timeout
 from tfdecouple.storage.files import parse_json
+from tfdecouple.tensorflow_internals import worker_timeout
 
 # Example of a value of the environment variable TF_CONFIG, for error messages.
 _EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
@@ -197,8 +197,8 @@ def convert_lost_worker_errors(rank: int) -> Iterator[None]:
         lines = [line.strip() for line in error.message.splitlines() if line.strip()] or [type(error).__name__]
         reason = next((line for line in lines if "aborted by" in line), lines[0])[:200]
         raise LostWorkerError(
-            f"another worker has ended, so worker {rank} cannot go on; the same command on all of them goes on from "
-            f"the last checkpoint ({reason})"
+            f"another worker has ended, so worker {rank} cannot continue; the same command on all of them "
+            f"resumes from the last checkpoint ({reason})"
         ) from error
 
 

@@ -205,7 +205,7 @@ def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
         DataError: if the file is missing, not an image or too large, or `channels` is neither 3 nor 1.
     """
     if channels not in (1, 3):
-        raise DataError(f"the model's images have {channels} channels, and photographs have 3 or 1; take --size model")
+        raise DataError(f"the model's images have {channels} channels, and photographs have 3 or 1; use --size model")
     with _open_photograph(path) as (image, kind):
         # After `draft`, Pillow decodes a large JPEG file at a fraction of its size, which saves most of the time.
         image.draft("RGB", (max_side, max_side))

@@ -73,9 +73,9 @@ def draw_grid(
 
     def find_corner(row: int, column: int) -> tuple[int, int]:
         """Returns (x, y) of the upper left corner of the image at index `row` and `column` of the grid, in pixels."""
-        wide = [place // every if every else 0 for place, every in zip((row, column), group, strict=True)]
-        left = margin + _GAP + column * (tile_width + _GAP) + wide[1] * 3 * _GAP
-        return left, header + _GAP + row * (tile_height + _GAP) + wide[0] * 3 * _GAP
+        gaps = [index // size if size else 0 for index, size in zip((row, column), group, strict=True)]
+        left = margin + _GAP + column * (tile_width + _GAP) + gaps[1] * 3 * _GAP
+        return left, header + _GAP + row * (tile_height + _GAP) + gaps[0] * 3 * _GAP
 
     left, top = find_corner(rows - 1, columns - 1)
     right, bottom = left + tile_width + _GAP, top + tile_height + _GAP
@@ -130,7 +130,7 @@ def draw_sample_grid(
         bands.append(arrange_rows(np.asarray(model.sample(count, temperature, seed=seed)), min(count, 10)))
         on_images(len(bands) * count)
     rows = len(bands[0])
-    caption = f"Samples, labelled with the temperature of v; the same place at each shares its draws. {note}"
+    caption = f"Samples, labelled with the temperature of v; samples at the same position share their noise. {note}"
     labels = [str(temperature) if row == 0 else "" for temperature in temperatures for row in range(rows)]
     return draw_grid(np.concatenate(bands), caption, group=(rows if rows > 1 else 0, 0), row_labels=labels, side=side)
 
@@ -152,7 +152,7 @@ def draw_class_grid(
     for label in labels:
         rows.append(np.asarray(model.sample(columns, temperature, seed=seed, labels=label)))
         on_images(len(rows) * columns)
-    caption = f"Samples of each label at temperature {temperature:g}; a column shares its draws. {note}"
+    caption = f"Samples of each label at temperature {temperature:g}; samples in a column share their noise. {note}"
     return draw_grid(np.stack(rows), caption, row_labels=[names[label] for label in labels], side=side)
 
 
@@ -173,7 +173,7 @@ def draw_reconstruction_grid(
 ) -> Image.Image:
     """Draws `images` above their reconstructions `decoded`; the caption says that `exact` of these are equal."""
     columns = min(len(images), 10)
-    rows = [arrange_rows(each, columns) for each in (images, decoded)]
+    rows = [arrange_rows(batch, columns) for batch in (images, decoded)]
     tiles = np.stack(rows, 1).reshape(-1, columns, *images.shape[1:])
     caption = f"Image above, decode(encode(image)) below: {exact} of {len(images)} identical to the last pixel. {note}"
     return draw_grid(tiles, caption, group=(2, 0), side=side)
@@ -284,7 +284,7 @@ def draw_edit_grid(
         rows.append(changed)
     return draw_grid(
         np.concatenate(rows).reshape(-1, len(amounts), *images.shape[1:]),
-        f"Along {name}: z changes by so many times the direction, v stays; 0 is the image itself. {note}",
+        f"Along {name}: a multiple of the direction is added to z, v stays the same; 0 is the image itself. {note}",
         group=(len(directions) if len(directions) > 1 else 0, 0),
         row_labels=list(directions) * len(images) if any(directions) else (),
         column_labels=[f"{amount:g}" for amount in amounts],

@@ -123,8 +123,8 @@ def _switch_photograph(
     shape = model.config.image_shape
     photograph = read_photograph(photograph_path, shape[-1], max_side)
     before = np.asarray(model.quantize_images(photograph.shrink_photograph(shape)[None]))
-    own = model.encode(before)
-    after = model.decode(interpolate_codes(own.z, z, [strength])[:, 0], own.v)
+    codes = model.encode(before)
+    after = model.decode(interpolate_codes(codes.z, z, [strength])[:, 0], codes.v)
     pixels = change_at_full_size(photograph.pixels, before[0], np.asarray(after)[0])
     write_bytes(path, photograph.encode_photograph(pixels)[0])
 

@@ -24,41 +24,12 @@ MARGIN = 1e-3
 
 
 def make_run(folder):
-    from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig
+    from tfdecouple.runs.run_folder import RunFolder
     from tfdecouple.training import train
 
-    # Both kinds of levels that every model has, an odd number of channels (3), an even one (12); d_z 4.
-    model = ModelConfig(
-        image_shape=(8, 8, 3),
-        latent_dim=4,
-        steps=(1, 1),
-        hidden_channels=(4, 6),
-        alpha=0.8,
-        encoder_channels=(4,),
-        encoder_out_channels=2,
-        prior_steps=1,
-        prior_hidden=6,
-        prior_alpha=0.8,
-    )
-    # A large rate, so that in forty steps every coupling gets an effect.
-    training = TrainingConfig(
-        steps=40,
-        batch_size=32,
-        learning_rate=0.02,
-        warmup_steps=5,
-        ema_decay=0.5,
-        init_images=64,
-        evaluate_every=20,
-        checkpoint_every=20,
-        keep_checkpoints=1,
-        evaluation_images=64,
-    )
-    config = Config(
-        name="golden",
-        model=model,
-        data=DataConfig(source="photographs", photograph_crops=512),
-        training=training,
-    )
+    # Both kinds of levels that every model has, with odd and even channel counts, and a learning rate with which every
+    # coupling gets an effect in forty steps.
+    config = RunFolder(HERE / "1" / "run").read_config()
     with tempfile.TemporaryDirectory() as scratch:
         whole = pathlib.Path(scratch) / "run"
         train(config, whole)

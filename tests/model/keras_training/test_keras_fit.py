@@ -11,8 +11,9 @@ from helpers.models import random_images
 from helpers.variants import OF_CLASSES, SMALLEST
 
 from tfdecouple.errors import DataError, UserError
-from tfdecouple.model.gradient import differentiate_bound
+from tfdecouple.model import densities, objective
 from tfdecouple.model.keras_training import read_first_images
+from tfdecouple.model.objective import differentiate_bound
 
 NAMES = {"loss", "bits_per_dim", "reconstruction", "kl", "dequantization"}
 
@@ -60,13 +61,11 @@ class TestImages:
                 warnings.simplefilter("always")
                 history = model.fit(*given, shuffle=False, verbose=0, **size).history
             ours = [str(each.message) for each in told if "labels" in str(each.message)]
-            assert ours == (["this model knows no labels: those that are given are ignored"] if has_labels else []), (
-                kind
-            )
+            assert ours == (["this model has no labels: the given labels are ignored"] if has_labels else []), kind
             expected = expected or history
             np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-6, err_msg=kind)
 
-    def test_grey_rectangles(self, make, tmp_path, monkeypatch):
+    def test_fit_trains_on_grey_rectangles(self, make, tmp_path, monkeypatch):
         monkeypatch.setenv("COLUMNS", "240")
         shape = (12, 8, 1)
         images = random_images(10, shape)
@@ -82,16 +81,17 @@ class TestImages:
         assert flow in printed[0] and "?" not in printed[0]
 
     @pytest.mark.parametrize("kind", ["classes", "prior-classes"])
-    def test_labels_are_those_of_the_model(self, make, images, kind, monkeypatch):
+    def test_fit_passes_labels_to_the_bound(self, make, images, kind, monkeypatch):
         model, labels = make(config=OF_CLASSES[kind]), np.arange(20) % 3
         taken = []
-        original = model.elbo_from_noise
+        original = objective.negative_elbo
 
         def look(*arguments, labels, **options):
             taken.append(None if labels is None else np.array(labels))
             return original(*arguments, labels=labels, **options)
 
-        monkeypatch.setattr(model, "elbo_from_noise", look)
+        for module in (objective, densities):
+            monkeypatch.setattr(module, "negative_elbo", look)
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "this model knows")
             model.fit(
@@ -107,7 +107,7 @@ class TestImages:
             with pytest.raises(DataError, match="needs the label of each image"):
                 model.fit(images)
 
-    def test_others_are_refused(self, make, images):
+    def test_fit_refuses_images_that_do_not_fit_the_model(self, make, images):
         model = make(start=False)
         floats = images / 255.0
         for method in (model.fit, model.evaluate, model.predict):
@@ -132,7 +132,7 @@ class TestImages:
 
 
 class TestStart:
-    def test_is_of_training_images_alone_and_once(self, make, images, monkeypatch, capsys):
+    def test_initialisation_reads_training_images_once(self, make, images, monkeypatch, capsys):
         model = make(start=False, init_images=16, seed=3)
         assert make(start=False)._options.init_images == 512
         started = []
@@ -151,7 +151,7 @@ class TestStart:
         model.fit(images, batch_size=5, validation_split=0.5, verbose=0)
         assert len(started) == 1
 
-    def test_is_of_the_first_images_of_what_is_read_again_and_of_no_generator(self, make, images):
+    def test_initialisation_reads_first_images_of_a_data_set_and_refuses_generators(self, make, images):
         class Endless(Batches):
             num_batches = None
 
@@ -169,7 +169,7 @@ class TestStart:
 
 
 class TestCompile:
-    def test_options_are_those_of_a_run_and_checked_as_they_are(self, make, images, monkeypatch):
+    def test_compile_checks_options_as_a_run_does(self, make, images, monkeypatch):
         options = {
             "kl_weight": 0.5,
             "precision": "tf32",
@@ -187,10 +187,10 @@ class TestCompile:
         # What the trainer hands on as well; that noise is of the seed test_keras_steps.py shows.
         told = {}
 
-        def note(model, images, labels, training, **rest):
-            told.update({name: getattr(training, name) for name in ("precision", "memory", "jit_compile")})
+        def note(model, images, labels, mode, **rest):
+            told.update({name: getattr(mode, name) for name in ("precision", "memory", "jit_compile")})
             told["kl_weight"] = rest["kl_weight"]
-            return differentiate_bound(model, images, labels, dataclasses.replace(training, jit_compile=False), **rest)
+            return differentiate_bound(model, images, labels, mode.replace(jit_compile=False), **rest)
 
         monkeypatch.setattr("tfdecouple.model.keras_training.differentiate_bound", note)
         model.train_on_batch(images)
@@ -201,7 +201,7 @@ class TestCompile:
             with pytest.raises(UserError, match=f"training.{name} is"):
                 model.compile("adam", **{name: value})
 
-    def test_one_that_keras_refuses_leaves_the_model_as_it_was(self, make):
+    def test_compile_that_keras_refuses_leaves_the_model_unchanged(self, make):
         model = make(start=False, kl_weight=0.5, max_skipped_steps=4)
         before = model.optimizer, model.metrics, model.get_compile_config()
         with pytest.raises(ValueError, match="nonesuch"):
@@ -211,7 +211,7 @@ class TestCompile:
 
 
 class TestHistory:
-    def test_has_the_terms_of_the_bound(self, model, history, images):
+    def test_history_has_the_terms_of_the_bound(self, model, history, images):
         assert set(history) == NAMES | {f"val_{name}" for name in NAMES} | {"skipped_steps"}
         for prefix in ("", "val_"):
             loss, bits, reconstruction, kl, dequantization = (
@@ -226,7 +226,7 @@ class TestHistory:
         assert same[0] == same[1]
         np.testing.assert_allclose(again["val_loss"], same[0][0], rtol=1e-6)
 
-    def test_loss_has_the_weight_of_the_kl_and_no_images_are_no_figure(self, make, images):
+    def test_loss_has_the_weight_of_the_kl_and_is_nan_without_images(self, make, images):
         model = make(kl_weight=0.5)
         found = model.evaluate(images, verbose=0, return_dict=True)
         assert found["loss"] == pytest.approx(found["reconstruction"] + 0.5 * found["kl"] + found["dequantization"])
@@ -237,7 +237,7 @@ class TestHistory:
 
 
 class TestCallbacks:
-    def test_work(self, model, images, tmp_path):
+    def test_callbacks_of_keras_work(self, model, images, tmp_path):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         stopping = keras.callbacks.EarlyStopping("val_bits_per_dim", patience=0, min_delta=100)

@@ -35,7 +35,7 @@ class TestLooking:
         if kind == "coupling":
             assert "((None, 4), (None, 4))" in by_name["encoder"]
 
-    def test_input_and_output(self, images, monkeypatch):
+    def test_model_has_symbolic_input_and_output(self, images, monkeypatch):
         model = variant("coupling")
         of_z = keras.Model(model.input, model.output.z)
         np.testing.assert_allclose(of_z(images), model.encode(images).z, atol=1e-5)
@@ -49,14 +49,14 @@ class TestLooking:
             assert "DecoupledModel" in drawn and all(shape in drawn for shape in shapes)
 
     @pytest.mark.slow
-    def test_it_is_drawn(self, tmp_path):
+    def test_plot_model_draws_the_model(self, tmp_path):
         keras.utils.plot_model(variant("coupling"), tmp_path / "model.png", show_shapes=True)
         with Image.open(tmp_path / "model.png") as picture:
             assert min(picture.size) > 50 and len(picture.convert("L").getcolors()) > 2
 
 
 class TestFiles:
-    def test_a_file_keeps_what_training_goes_on_with(self, make, images, tmp_path, snapshot):
+    def test_saved_file_keeps_optimizer_and_options(self, make, images, tmp_path, snapshot):
         model = make(keras.optimizers.AdamW(1e-3, weight_decay=0.1), kl_weight=0.5, seed=7, max_skipped_steps=4)
         model.fit(images, batch_size=20, verbose=0)
         with warnings.catch_warnings():
@@ -73,7 +73,7 @@ class TestFiles:
         for ours, theirs in zip(loaded.weights, model.weights, strict=True):
             np.testing.assert_allclose(np.array(ours), np.array(theirs), rtol=1e-4, atol=1e-5, err_msg=theirs.path)
 
-    def test_what_is_not_trainable(self, make, images, tmp_path):
+    def test_saved_file_keeps_layers_that_are_not_trainable(self, make, images, tmp_path):
         def trained(model):
             return [variable.path for variable in model.trainable_variables]
 
@@ -92,7 +92,7 @@ class TestFiles:
         for ours, theirs in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
             np.testing.assert_array_equal(np.array(ours), np.array(theirs), err_msg=theirs.path)
 
-    def test_a_run_folder(self, images, tmp_path):
+    def test_fitted_model_is_saved_as_a_run_folder(self, images, tmp_path):
         from export.provenance import open_run
 
         model = variant("coupling")
@@ -123,14 +123,14 @@ class TestFiles:
         assert "\n" not in str(error.value)
 
     @pytest.mark.parametrize("kind", ["onnx"])
-    def test_other_formats_of_keras_export(self, tmp_path, kind):
+    def test_keras_export_to_other_formats_is_refused(self, tmp_path, kind):
         with pytest.raises(UserError, match=f"to '{kind}' lacks operations .* python -m export") as error:
             variant("coupling").export(tmp_path / "other", format=kind)
         assert "\n" not in str(error.value)
 
 
 class TestErrors:
-    def test_are_one_line_through_keras_and_autograph(self, images, traced):
+    def test_errors_stay_one_line_through_keras_and_autograph(self, images, traced):
         model = variant("coupling")
         floats = tf.constant(images, tf.float32)
 

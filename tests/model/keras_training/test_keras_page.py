@@ -10,10 +10,10 @@ PAGE = (ROOT / "docs" / "keras.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
-def test_its_script_runs(tmp_path, monkeypatch):
+def test_script_of_the_keras_page_runs(tmp_path, monkeypatch):
     from helpers.models import random_images
 
-    (block,) = split_code(PAGE)[0]
+    (block,) = split_code(PAGE)
     code = re.sub(r"batch_size=64,\n    epochs=10", "batch_size=8,\n    epochs=2", block.text)
     assert code != block.text
     monkeypatch.chdir(tmp_path)

@@ -13,9 +13,9 @@ from helpers.variants import SMALLEST
 from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.errors import DivergedError, ExactnessWarning, NotInitializedError, UserError
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
-from tfdecouple.model import Codes, DecoupledModel
+from tfdecouple.model import Codes, DecoupledModel, objective
 from tfdecouple.model.keras_training import list_moving_statistics
-from tfdecouple.runtime import precision
+from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
 from tfdecouple.training.workers import make_strategy
@@ -24,10 +24,10 @@ WITHOUT_Z = dataclasses.replace(SMALLEST, conditioning="none")
 
 
 class TestTraining:
-    def test_a_step_is_one_of_the_trainer(self, make, images):
+    def test_fit_takes_the_steps_of_the_trainer_with_every_option(self, make, images):
         optimizer = keras.optimizers.AdamW(0.01, weight_decay=0.01, epsilon=1e-8)
-        # Neither is what it is by default.
-        options = {"kl_weight": 3.0, "seed": 5}
+        # None of these options has its default value.
+        options = {"kl_weight": 3.0, "kl_warmup_steps": 4, "noise": 30.0, "noise_steps": 5, "patterns": 0.3, "seed": 5}
         keras_model = make(optimizer, **options)
         training = TrainingConfig(
             batch_size=10,
@@ -48,7 +48,10 @@ class TestTraining:
             right = take([tf.constant(batch)], step).fetch_numbers()
             found = keras_model.train_on_batch(batch, return_dict=True)
             for name in ("bits_per_dim", "reconstruction", "kl", "dequantization"):
-                assert found[name] == pytest.approx(getattr(right, name), rel=1e-5, abs=1e-5), name
+                # With a KL weight of 0 in the first step, rounding decides some of Adam's steps.
+                assert found[name] == pytest.approx(getattr(right, name), rel=1e-3 if step else 1e-5, abs=1e-5), name
+            loss = right.reconstruction + 3 * step / 4 * right.kl + right.dequantization
+            assert found["loss"] == pytest.approx(loss, rel=1e-3)
         assert list_moving_statistics(keras_model)
         for name, variable in state.model.named_variables().items():
             value = keras_model.named_variables()[name]
@@ -59,13 +62,13 @@ class TestTraining:
     def test_steps_that_are_not_finite_are_skipped_and_end_a_training(self, make, images, snapshot, monkeypatch):
         model = make(keras.optimizers.Adam(1e-3), WITHOUT_Z, max_skipped_steps=3)
         bad = tf.Variable(False)
-        original = model.elbo_from_noise
+        original = objective.negative_elbo
 
         def sometimes(*arguments, **options):
-            elbo = original(*arguments, **options)
-            return elbo._replace(kl=elbo.kl * tf.where(bad, math.nan, 1.0))
+            elbo, latents = original(*arguments, **options)
+            return elbo._replace(kl=elbo.kl * tf.where(bad, math.nan, 1.0)), latents
 
-        monkeypatch.setattr(model, "elbo_from_noise", sometimes)
+        monkeypatch.setattr(objective, "negative_elbo", sometimes)
         model.fit(images, batch_size=10, verbose=0)
         before = snapshot(model)
         bad.assign(True)
@@ -82,7 +85,7 @@ class TestTraining:
         model.compile(keras.optimizers.Adam(1e-3))
         assert model.fit(images, batch_size=10, verbose=0).history["skipped_steps"] == [0]
 
-    def test_a_network_that_is_not_trainable_stays(self, make, images):
+    def test_fit_leaves_a_network_that_is_not_trainable_unchanged(self, make, images):
         model = make()
         model.encoder.trainable = False
         model.compile(keras.optimizers.Adam(1e-3))
@@ -93,7 +96,7 @@ class TestTraining:
 
 
 class TestMeasuring:
-    def test_is_that_of_the_trainer_whatever_the_batches(self, make, images):
+    def test_evaluate_equals_the_evaluation_of_a_run_for_any_batch_size(self, make, images):
         model = make(seed=5)
         found = [model.evaluate(images, batch_size=size, verbose=0, return_dict=True) for size in (20, 7)]
         batches = tf.data.Dataset.from_tensor_slices(
@@ -104,7 +107,7 @@ class TestMeasuring:
             assert found[0][name] == pytest.approx(found[1][name], rel=1e-6, abs=1e-6)
             assert found[0][name] == pytest.approx(right[name], rel=1e-6, abs=1e-6)
 
-    def test_predict_encodes(self, model, make, images, monkeypatch):
+    def test_predict_returns_the_codes_of_encode(self, model, make, images, monkeypatch):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExactnessWarning)
             codes, right = model.predict(images, batch_size=7, verbose=0), model.encode(images)
@@ -117,7 +120,7 @@ class TestMeasuring:
         without = make(config=WITHOUT_Z)
         assert without.predict(images[:3], verbose=0).z is None
 
-    def test_without_weights_is_one_line(self, make, images):
+    def test_methods_without_weights_raise_an_error_of_one_line(self, make, images):
         model = make(start=False)
         for method in (model.evaluate, model.predict, model.train_on_batch):
             with pytest.raises(NotInitializedError):
@@ -165,26 +168,28 @@ class TestPrecision:
         yield keras.config.set_dtype_policy
         keras.config.set_dtype_policy(before)
 
-    def test_follows_the_global_policy(self, make, images, policy, monkeypatch):
+    def test_precision_of_fit_follows_the_global_policy(self, make, images, policy, monkeypatch):
         asked, losses = [], []
-        original = precision.net_precision
-        monkeypatch.setattr(
-            "tfdecouple.model.gradient.net_precision", lambda dtype: asked.append(dtype) or original(dtype)
-        )
+
+        def note(*arguments, **options):
+            asked.append(RunMode(*arguments, **options).precision)
+            return RunMode(*arguments, **options)
+
+        monkeypatch.setattr("tfdecouple.model.keras_training.RunMode", note)
         for global_policy, told in (("mixed_bfloat16", None), ("float32", "mixed_bfloat16")):
             policy(global_policy)
             model = make(config=WITHOUT_Z, precision=told)
             losses.append(model.fit(images, batch_size=20, verbose=0, shuffle=False).history["loss"])
             assert model.dtype_policy.name == "float32"
             assert {variable.dtype for variable in model.trainable_variables} == {"float32"}
-        assert set(asked) == {"bfloat16"} and losses[0] == losses[1]
+        assert set(asked) == {"mixed_bfloat16"} and losses[0] == losses[1]
         policy("mixed_float16")
         with pytest.raises(UserError, match="policy is mixed_float16, in which these models do not train"):
             make()
         make(precision="float32")
 
     @pytest.mark.parametrize("memory", ["recompute", "invert"])
-    def test_memory_is_what_compile_was_told(self, make, images, memory):
+    def test_memory_modes_of_compile_give_equal_losses(self, make, images, memory):
         kept, other = make(config=WITHOUT_Z), make(config=WITHOUT_Z, memory=memory)
         found = [model.train_on_batch(images, return_dict=True) for model in (kept, other)]
         assert found[1] == pytest.approx(found[0], rel=1e-5)

@@ -1,4 +1,4 @@
-"""Contexts that set the precision: full float32 or TF32 for the whole process, and lower precision inside nets.
+"""Contexts that set the precision of the whole process: full float32, or TF32.
 
 On NVIDIA GPUs since Ampere TensorFlow rounds the operands of float32 matrix products and convolutions to 10 bits of
 mantissa (TF32) unless TensorFlow's switch for TF32 is off. A flow inverts exactly only if both directions compute equal
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from tfdecouple.errors import UserError, warn_user
+from tfdecouple.errors import warn_user
 
 _enabled = tf.config.experimental.tensor_float_32_execution_enabled
 _enable = tf.config.experimental.enable_tensor_float_32_execution
@@ -29,7 +29,7 @@ _warned: weakref.WeakSet[tf.Graph] = weakref.WeakSet()
 def has_tf32() -> bool:
     """Returns whether a GPU of this machine computes in TF32 (NVIDIA since Ampere, compute capability 8.0)."""
     details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
-    return any(each.get("compute_capability", (0, 0)) >= (8, 0) for each in details)
+    return any(gpu.get("compute_capability", (0, 0)) >= (8, 0) for gpu in details)
 
 
 class _Switch:
@@ -113,35 +113,3 @@ def _warn_of_trace() -> None:
         "model outside of it",
         RuntimeWarning,
     )
-
-
-# --- the precision of the products in encoder and coupling nets, the only parts that can run below float32 ---
-
-NET_PRECISIONS = ("float32", "tf32", "bfloat16")
-
-_state = threading.local()
-
-
-@contextlib.contextmanager
-def net_precision(dtype: str) -> Iterator[None]:
-    """A context that sets the precision of nets called or traced in it, to "float32", "tf32" or "bfloat16".
-
-    "bfloat16" applies to the coupling nets of images only. "tf32" allows TF32 (`tensor_float_32`) in the encoder and in
-    the coupling nets of images; all other products are computed without TF32 (`multiply_in_full_precision`).
-
-    Training can use a lower precision while encode and decode of the same model use float32. Exact inversion needs
-    float32, because in lower precision the inputs of a net are rounded differently in the two directions.
-    """
-    if dtype not in NET_PRECISIONS:
-        raise UserError(f"the precision of the nets is {dtype!r}; it must be one of {', '.join(NET_PRECISIONS)}")
-    before = getattr(_state, "dtype", None)
-    _state.dtype = None if dtype == "float32" else dtype
-    try:
-        yield
-    finally:
-        _state.dtype = before
-
-
-def get_net_precision() -> str | None:
-    """Returns "tf32" or "bfloat16", as the innermost `net_precision` context sets; None for float32 or no context."""
-    return getattr(_state, "dtype", None)

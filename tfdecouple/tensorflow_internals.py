@@ -13,12 +13,25 @@ import tensorflow as tf
 from tensorflow.python.eager import context, record
 from tensorflow.python.ops import control_flow_util
 from tensorflow.python.trackable.base import VARIABLE_VALUE_KEY, Trackable
+from tensorflow.python.util import _pywrap_util_port
 
-__all__ = ["VARIABLE_VALUE_KEY", "Trackable", "is_traced_for_xla", "pause_gradient_tapes", "worker_timeout"]
+__all__ = [
+    "VARIABLE_VALUE_KEY",
+    "Trackable",
+    "is_onednn_on",
+    "is_traced_for_xla",
+    "pause_gradient_tapes",
+    "worker_timeout",
+]
 
 # A context in which no gradient tape records operations; `tf.GradientTape.stop_recording` needs the tape, which a layer
 # does not have.
 pause_gradient_tapes = record.stop_recording
+
+
+def is_onednn_on() -> bool:
+    """Returns whether the library oneDNN computes TensorFlow's convolutions on CPUs, and not TensorFlow's own code."""
+    return bool(_pywrap_util_port.IsMklEnabled())
 
 
 def is_traced_for_xla() -> bool:

@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterable
 
 import tensorflow as tf
 
-from tfdecouple.runtime.precision import get_net_precision
-from tfdecouple.runtime.tensorflow_internals import is_traced_for_xla
+from tfdecouple.numerics.kernels import get_kernels
+from tfdecouple.tensorflow_internals import is_traced_for_xla
 
 
 def multiply_in_full_precision(a: tf.Tensor, b: tf.Tensor, transpose_b: bool = False) -> tf.Tensor:
     """Returns the matrix product a b; neither the product nor its gradients are computed in TF32.
 
-    TensorFlow's switch for TF32 applies to whole graphs. Inside `net_precision("tf32")` the switch can be on, so the
-    product is computed in float64, which the switch does not affect. Elsewhere the switch is off.
+    TensorFlow's switch for TF32 applies to whole graphs. In training with TF32 the switch can be on, so the product is
+    computed in float64, which the switch does not affect. Elsewhere the switch is off.
     """
-    if get_net_precision() != "tf32" or a.dtype == tf.float64:
+    if not get_kernels().allows_tf32 or a.dtype == tf.float64:
         return tf.matmul(a, b, transpose_b=transpose_b)
     product = tf.matmul(tf.cast(a, tf.float64), tf.cast(b, tf.float64), transpose_b=transpose_b)
     return tf.cast(product, a.dtype)

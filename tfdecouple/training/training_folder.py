@@ -1,4 +1,4 @@
-"""The run folder during a training: checks before the training, the lock of the folder, and writing of its files."""
+"""The run folder of a training: checks before the training, the lock, resumption, and the log."""
 
 from __future__ import annotations
 
@@ -15,22 +15,10 @@ from tfdecouple.config import Config, compare_configs, load_preset, preset_names
 from tfdecouple.data.sources import find_source_kind, locate_images, resolve_image_paths
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.loggers import LOGGERS
-from tfdecouple.runs.run_folder import (
-    CHECKPOINTS,
-    CONFIG,
-    LABELS,
-    LOCK,
-    SUMMARY,
-    find_changed_label,
-    find_run_folder,
-    is_run_folder,
-    load_config,
-    load_weights,
-    read_summary,
-)
-from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
-from tfdecouple.storage.files import TEMPORARY, require_own_files, write_json, write_text
-from tfdecouple.training.metrics_log import MetricsLog
+from tfdecouple.runs.metrics_log import MetricsLog
+from tfdecouple.runs.run_folder import CONFIG, LOCK, SUMMARY, RunFolder
+from tfdecouple.storage.checkpoints import DamagedCheckpointError
+from tfdecouple.storage.files import TEMPORARY, require_own_files
 from tfdecouple.training.state import TrainingState
 
 # Only these options may have another value when a run is resumed.
@@ -40,12 +28,12 @@ _CHANGEABLE = ("training.steps", "training.loggers")
 def make_paths_absolute(config: Config) -> Config:
     """Returns `config` with absolute paths of images and `training.init_from`, which hold in any working directory."""
     training, start = config.training, config.training.init_from
-    if start and is_run_folder(start):
+    if start and RunFolder(start).is_folder:
         training = dataclasses.replace(training, init_from=os.path.abspath(os.path.expanduser(start)))
     return dataclasses.replace(config, data=resolve_image_paths(config.data), training=training)
 
 
-class RunDirectory:
+class TrainingFolder(RunFolder):
     """The run folder of a training, which need not exist yet; in a distributed run only the chief (rank 0) uses it.
 
     Attributes:
@@ -55,16 +43,11 @@ class RunDirectory:
     """
 
     def __init__(self, path: pathlib.Path, config: Config, report: Callable[[str], None] = print):
-        self.path = path
-        self.checkpoints = CheckpointFolder(path / CHECKPOINTS, config.training.keep_checkpoints)
-        self.loaded_step = 0
-        self._config = config
-        self._report = report
+        super().__init__(path, is_written=True, keep=config.training.keep_checkpoints)
+        self._config, self._report, self._lock = config, report, FileLock(path / LOCK, timeout=0)
         self.log = MetricsLog(path, [LOGGERS[name](path, config) for name in config.training.loggers], report)
-        self._lock = FileLock(path / LOCK, timeout=0)
-        self.is_resumed = False
+        self.is_resumed, self.loaded_step, self._begun = False, 0, 0
         self._messages: list[str] = []
-        self._begun = 0
 
     def close(self) -> None:
         """Closes the log of this run and releases the lock of its folder."""
@@ -90,7 +73,7 @@ class RunDirectory:
             if path.is_dir() and all(entry.name == LOCK or entry.match(TEMPORARY) for entry in path.iterdir()):
                 return False
             raise RunError(f"{path} exists and is no run folder (it has no {CONFIG}); choose another --workdir")
-        before = make_paths_absolute(load_config(path))
+        before = make_paths_absolute(self.read_config())
         changed = compare_configs(before, self._config)
         # `description` and `notes` have no effect, nor has the list of photographs if the run uses other images.
         free = [*_CHANGEABLE, "description", "notes"]
@@ -125,7 +108,7 @@ class RunDirectory:
     def require_label_names(self, names: Sequence[str]) -> None:
         """Raises RunError if `names`, the label names of the images, differ from the names in the run folder."""
         classes = self._config.model.classes
-        if self.is_resumed and classes and (changed := find_changed_label(self.path, classes, names)):
+        if self.is_resumed and classes and (changed := self.find_changed_label(classes, names)):
             was, now = changed
             raise RunError(
                 f"the images have other labels than {self.path} began with: {was!r} is now {now!r}; give the folders "
@@ -147,9 +130,9 @@ class RunDirectory:
             try:
                 self.checkpoints.read_checkpoint("step", step, state.group_checkpoint_variables())
             except DamagedCheckpointError as error:
-                messages.append(f"passed over: {error}")
+                messages.append(f"not used: {error}")
                 continue
-            messages.append(f"goes on from step {int(state.step.numpy())}")
+            messages.append(f"resumes from step {int(state.step.numpy())}")
             # The run will repeat the steps after `step`, so their checkpoints and best weights are removed.
             for kind in ("step", "best"):
                 for newer in (s for s in self.checkpoints.list_checkpoint_steps(kind) if s > step):
@@ -168,13 +151,13 @@ class RunDirectory:
         if step < self._config.training.steps:
             return None
         try:
-            summary = read_summary(self.path)
+            summary = self.read_summary()
         except ValueError:
             self._report(f"{SUMMARY} is damaged; the best weights are measured on the test images again")
             return None
         if summary is None or summary.get("steps") != step:
             return None
-        self._report(f"{self.path} is complete at step {step}; a larger --steps lets it go on")
+        self._report(f"{self.path} is complete at step {step}; a larger --steps continues it")
         return summary
 
     def load_initial_weights(self, state: TrainingState, run: str, label_names: Sequence[str]) -> None:
@@ -187,7 +170,8 @@ class RunDirectory:
             ConfigError: where architecture or labels differ in any other way.
             RunError: where the other run has no weights.
         """
-        other, model = load_config(run), self._config.model
+        folder, model = RunFolder(run), self._config.model
+        other = folder.read_config()
         changed = {k: v for k, v in compare_configs(other, self._config).items() if k.startswith("model.")}
         names = set(state.model.named_variables())
         if model.has_classes and not other.model.has_classes:
@@ -199,14 +183,14 @@ class RunDirectory:
                 f"{name} is {there!r} there and {here!r} here" for name, (there, here) in changed.items()
             )
             presets = [name for name in preset_names() if load_preset(name).model == other.model]
-            remedy = f"--preset {presets[0]}" if presets else f"--config {find_run_folder(run) / CONFIG}"
+            remedy = f"--preset {presets[0]}" if presets else f"--config {folder.path / CONFIG}"
             raise ConfigError(f"--init-from {run} has another architecture, that of {remedy}: {listed}")
-        if other.model.has_classes and (label := find_changed_label(run, model.classes, label_names)):
+        if other.model.has_classes and (label := folder.find_changed_label(model.classes, label_names)):
             raise ConfigError(
                 f"--init-from {run} has the label {label[0]!r} where the images have {label[1]!r}; they must have the "
                 "same labels, in the same order"
             )
-        load_weights(run, state.model, averaged=other.training.ema_decay > 0, names=names)
+        folder.load_weights(state.model, averaged=other.training.ema_decay > 0, names=names)
 
     def write_run_files(self, label_names: Sequence[str] = ()) -> int:
         """Writes config and labels, opens the log; returns its damaged lines' count; RunError if a new run is there."""
@@ -214,9 +198,7 @@ class RunDirectory:
             self._acquire_lock()
             if (self.path / CONFIG).exists():
                 raise RunError(f"another program began a run in {self.path} meanwhile; choose another --workdir")
-        write_text(self.path / CONFIG, self._config.to_json())
-        if self._config.model.has_classes:
-            write_json(self.path / LABELS, label_names)
+        self.write_config(self._config, label_names)
         return self.log.open(self._begun, is_last=self._begun >= self._config.training.steps)
 
     def save_training_state(self, state: TrainingState, step: int, overwrite: bool = True) -> None:
@@ -233,14 +215,14 @@ class RunDirectory:
 
     def save_best_weights(self, state: TrainingState, step: int) -> None:
         """Saves the current weights of `state`'s model, after `step` training steps, as the best weights of the run."""
-        self.checkpoints.write_checkpoint("best", step, {"model": state.group_checkpoint_variables()["model"]})
+        self.write_best_weights(state.group_checkpoint_variables()["model"], step)
 
     def load_best_weights(self, state: TrainingState) -> None:
         """Loads the run's best weights into the model, or its newest readable weights if the best are damaged."""
-        self.loaded_step = load_weights(self.path, state.model, averaged=self._config.training.ema_decay > 0)
+        self.loaded_step = self.load_weights(state.model, averaged=self._config.training.ema_decay > 0)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes `summary` to summary.json; if it has test metrics, also adds them as a row to the log."""
         if summary["test"] is not None:
             self.log.write("test", summary["steps"], summary["test"])
-        write_json(self.path / SUMMARY, summary)
+        super().write_summary(summary)

@@ -1,0 +1,259 @@
+"""The laws that every invertible layer keeps, for the list of layers in tests/helpers/layers.py.
+
+Most laws are checked in float64, where a wrong term shows up far above the rounding.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.layers import BATCH, BLOCKS, CASES, CONDITIONAL, KINDS, assert_close, build_layer, get_case
+from helpers.models import (
+    assert_gradients_reach_weights,
+    give_effect,
+    jacobian_log_det,
+    negative_log_likelihood,
+    visit_layers_with,
+)
+
+from tfdecouple.errors import UserError
+from tfdecouple.layers import (
+    ActNorm,
+    ColourMap,
+    ConditionalWhitening,
+    Coupling,
+    InvertibleConv1x1,
+    InvertibleLayer,
+    InvertibleLinear,
+    Squeeze,
+)
+from tfdecouple.networks.encoder import Encoder, ResNetBlock
+from tfdecouple.networks.flow import FactorOut, FlowStep
+from tfdecouple.networks.prior import PriorFlow
+
+# Layers that keep volumes for all weights.
+VOLUME_PRESERVING = ("squeeze", "coupling-continuous-first-additive", "coupling-continuous-last-additive")
+VOLUME_PRESERVING += ("coupling-alternate-first-additive", "coupling-alternate-last-additive")
+# Layers whose weights `initialize` leaves as they are.
+NOT_INITIALIZED = ("linear", "conv1x1", "step-layer", "colour-map", "squeeze", "sigmoid")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_inverse_recovers_the_input_and_log_det_is_that_of_the_jacobian(name):
+    layer, x, condition = get_case(name)
+    y, log_det = layer.forward_and_log_det(x, condition)
+    assert_close(log_det, jacobian_log_det(layer.forward_and_log_det, x, condition), 1e-8)
+    # A layer from outside may keep volumes, too.
+    if not name.startswith("step-layer"):
+        assert np.all(log_det == 0) == name.startswith(VOLUME_PRESERVING)
+    assert np.abs(y - x).max() > 1e-3 if y.shape == x.shape else y.shape[-1] == 4 * x.shape[-1]
+    back, inverse = layer.inverse_and_log_det(y, condition)
+    assert_close(back, x, 1e-8)
+    assert_close(log_det + inverse, tf.zeros(BATCH, tf.float64), 1e-8)
+    # An array that is no output of the layer; the sigmoid's outputs lie in (0, 1).
+    given = tf.sigmoid(y) if name.startswith(("sigmoid", "dequantizing")) else y + 1
+    assert_close(layer.forward_and_log_det(layer.inverse_and_log_det(given, condition)[0], condition)[0], given, 1e-7)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_output_of_an_image_does_not_depend_on_the_other_images(name):
+    layer, x, condition = get_case(name)
+    together = layer.forward_and_log_det(x, condition)
+    alone = layer.forward_and_log_det(x[1:], None if condition is None else condition[1:])
+    assert_close(together[0][1:], alone[0])
+    assert_close(together[1][1:], alone[1])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_weight_receives_a_gradient(name):
+    layer, x, condition = get_case(name)
+    assert_gradients_reach_weights(layer, lambda: negative_log_likelihood(layer, x, condition))
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if not name.startswith(("flow", "dequantizing", "sigmoid"))])
+def test_gradients_by_inversion_equal_those_of_autodiff(name):
+    layer, x, condition = get_case(name)
+    inputs = [x, *([] if condition is None else [condition])]
+    weights = [variable.value for variable in layer.trainable_variables]
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        y, log_det = layer.forward_and_log_det(x, condition)
+    upstream = [tf.cos(y), tf.constant([1.0, -2.0], y.dtype)]
+    expected = tape.gradient([y, log_det], [inputs, weights], upstream, unconnected_gradients="zero")
+    result = layer.inverse_and_gradients(y, condition, *upstream)
+    assert_close(result.x, x, 1e-8)
+    gradients = [result.x_gradient, *([] if condition is None else [result.condition_gradient])]
+    for ours, theirs in zip(gradients + result.weight_gradients, expected[0] + expected[1], strict=True):
+        assert_close(tf.zeros_like(theirs) if ours is None else ours, theirs, 1e-7)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_initialize_returns_the_output_of_the_initialised_layer(name):
+    layer, (_, x, condition) = give_effect(CASES[name].build()), get_case(name)
+    before = layer.forward_and_log_det(x, condition)[0]
+    output = layer.initialize(x, condition)
+    assert_close(output, layer.forward_and_log_det(x, condition)[0], 1e-8)
+    assert np.allclose(output, before) == name.startswith(NOT_INITIALIZED)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_visit_reaches_every_elementary_layer_once_in_order(name):
+    layer, x, condition = get_case(name)
+    visited = []
+    output = visit_layers_with(layer, x, condition, lambda leaf, h, z: visited.append(leaf))
+    assert_close(output, layer.forward_and_log_det(x, condition)[0])
+    variables = {id(variable) for leaf in visited for variable in leaf.variables}
+    assert variables == {id(variable) for variable in layer.variables}
+    assert len({id(leaf) for leaf in visited}) == len(visited)
+    assert isinstance(visited[0], ActNorm | InvertibleConv1x1)
+
+
+@pytest.mark.parametrize("name", CONDITIONAL)
+def test_output_and_log_det_depend_on_the_condition(name):
+    layer, x, condition = get_case(name)
+    y, log_det = layer.forward_and_log_det(x, condition)
+    other, other_log_det = layer.forward_and_log_det(x, condition + 1)
+    assert np.abs(y - other).max() > 1e-3
+    assert ("additive" in name and "dequantizing" not in name) or np.abs(log_det - other_log_det).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", CONDITIONAL)
+@pytest.mark.parametrize("direction", ["forward_and_log_det", "inverse_and_log_det"])
+def test_a_missing_or_misshapen_condition_is_refused(name, direction):
+    layer, x, condition = get_case(name)
+    what, ndims = ("z", "batch") if len(CASES[name].condition) == 1 else ("a map", "batch, height, width")
+    with pytest.raises(UserError, match=rf"pass condition={what} of shape \[{ndims}, \d+\]"):
+        getattr(layer, direction)(x)
+    with pytest.raises(UserError, match=rf"condition of shape .*; it needs \[{ndims}, \d+\]"):
+        getattr(layer, direction)(x, tf.concat([condition, condition], -1))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_results_have_the_dtype_of_the_layer_for_any_input(name):
+    case = CASES[name]
+    layer = case.build(dtype="float32")
+    condition = None if case.condition is None else np.zeros((BATCH, *case.condition))
+    y, log_det = layer.forward_and_log_det(np.ones((BATCH, *case.shape)), condition)
+    x, inverse = layer.inverse_and_log_det(y, condition)
+    assert [t.dtype for t in (y, log_det, x, inverse)] == [tf.float32] * 4
+    assert log_det.shape == inverse.shape == (BATCH,) and x.shape == (BATCH, *case.shape)
+    assert math.prod(y.shape) == math.prod(x.shape)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_results_do_not_depend_on_the_dtype_policy_of_a_user(name):
+    case, before = CASES[name], keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        layer = case.make()
+        shapes = [(None, *shape) for shape in (case.shape, case.condition) if shape is not None]
+        layer.build(*shapes)
+        give_effect(layer)
+        x, condition = tf.ones([BATCH, *case.shape]), None if len(shapes) == 1 else tf.ones([BATCH, *case.condition])
+
+        class UserLayer(keras.layers.Layer):
+            def call(self, unused):
+                y, log_det = layer.forward_and_log_det(x, condition)
+                return y, log_det, layer.inverse_and_log_det(y, condition)[0]
+
+        # Keras would cast weights of the layer's dtype where a layer in mixed precision reads them.
+        results = UserLayer()(tf.zeros([1]))
+    finally:
+        keras.config.set_dtype_policy(before)
+    y, log_det = layer.forward_and_log_det(x, condition)
+    for ours, theirs in zip(results, (y, log_det, layer.inverse_and_log_det(y, condition)[0]), strict=True):
+        assert ours.dtype == tf.float32
+        np.testing.assert_array_equal(ours, theirs)
+
+
+OTHER = {"name": "other", "dtype": "float64"}
+STEP = {"transform": "additive", "alpha": 0.5, **OTHER}
+COUPLINGS = {"hidden": 5, "condition_size": 3, "transform": "additive", "alpha": 0.5}
+# A layer of each class with every option off its default, and the shape of an input.
+OFF_DEFAULT = {
+    ActNorm: (ActNorm(**OTHER), (2, 2, 3)),
+    Coupling: (Coupling(5, 3, pattern="alternate", part="first", **STEP), (2, 2, 4)),
+    InvertibleLinear: (InvertibleLinear(**OTHER), (4,)),
+    InvertibleConv1x1: (InvertibleConv1x1(**OTHER), (2, 2, 4)),
+    Squeeze: (Squeeze(**OTHER), (2, 2, 3)),
+    ColourMap: (ColourMap(3, **OTHER), (2, 2, 3)),
+    ConditionalWhitening: (ConditionalWhitening(5, 3, **OTHER), (2, 2, 3)),
+    FlowStep: (FlowStep(COUPLINGS, ("sinh_arcsinh",), **OTHER), (2, 2, 4)),
+    FactorOut: (FactorOut(1, COUPLINGS, **OTHER), (2, 2, 4)),
+    PriorFlow: (PriorFlow(3, 5, **STEP), (4,)),
+    Encoder: (Encoder(3, (4, 5), 2, True, name="other"), (8, 8, 3)),
+    ResNetBlock: (ResNetBlock(5, 2, True, name="other"), (4, 4, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", OFF_DEFAULT, ids=lambda kind: kind.__name__)
+def test_serialisation_keeps_every_option_and_the_function(kind):
+    layer, shape = OFF_DEFAULT[kind]
+    give_effect(build_layer(layer, (None, *shape)))
+    again = keras.layers.deserialize(keras.layers.serialize(layer))
+    assert type(again) is kind and again.get_config() == layer.get_config()
+    assert {*inspect.signature(kind).parameters} - {"kwargs", "dtype"} <= {*layer.get_config()}
+    # Keras stores the shapes as well and builds the layer.
+    assert again.built and [v.path for v in again.variables] == [v.path for v in layer.variables]
+    again.set_weights(layer.get_weights())
+    x = np.random.default_rng(0).standard_normal((2, *shape)).astype("float32")
+    condition = [np.ones((2, 3))] * isinstance(layer, InvertibleLayer)
+    for ours, theirs in zip(*(tf.nest.flatten(each(x, *condition)) for each in (layer, again)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_bijector_of_tfp_agrees_with_the_layer_for_any_leading_axes(name):
+    layer, x, condition = get_case(name)
+    options = {} if condition is None else {"condition": condition}
+    ndims = len(x.shape) - 1
+    y, log_det = layer.forward_and_log_det(x, condition)
+    assert_close(layer.as_bijector().forward(x, **options), y)
+    assert_close(layer.as_bijector().forward_log_det_jacobian(x, event_ndims=ndims, **options), log_det)
+    # TFP would remember the very tensor that it returned, so the inverse gets a copy.
+    copy = tf.identity(y)
+    assert_close(layer.as_bijector().inverse(copy, **options), x, 1e-8)
+    assert_close(layer.as_bijector().inverse_log_det_jacobian(copy, event_ndims=ndims, **options), -log_det, 1e-8)
+    if name == "squeeze":
+        return
+    bijector, many = layer.as_bijector(condition), tf.stack([x + 1, x, x - 1])[:, None]
+    outputs, log_dets = bijector.forward(many), bijector.forward_log_det_jacobian(many, event_ndims=ndims)
+    assert outputs.shape[:3] == log_dets.shape == (3, 1, BATCH)
+    assert_close(outputs[1, 0], y)
+    assert_close(log_dets[1, 0], log_det)
+
+
+@pytest.mark.parametrize("name", CONDITIONAL)
+def test_batch_shape_of_the_bijector_is_that_of_the_condition(name):
+    layer, x, condition = get_case(name)
+    bijector = layer.as_bijector(tf.stack([condition, condition + 1, condition - 1]))
+    assert bijector.experimental_batch_shape() == (3, BATCH)
+    assert bijector.experimental_batch_shape(x_event_ndims=len(x.shape)) == (3,)
+    assert layer.as_bijector().experimental_batch_shape() == ()
+    sliced = bijector[1]
+    assert sliced.experimental_batch_shape_tensor() == BATCH
+    assert_close(sliced.condition, condition + 1)
+    assert_close(sliced.forward(x), layer.forward_and_log_det(x, condition + 1)[0])
+
+
+def test_a_new_bijector_has_the_current_weights_and_an_old_one_keeps_its_results():
+    layer, x = build_layer(ActNorm(dtype="float64"), (None, 2)), tf.ones([3, 2], tf.float64)
+    first = layer.as_bijector()
+    y, before = first.forward(x), first.forward_log_det_jacobian(x, event_ndims=1)
+    give_effect(layer)
+    after, log_det = layer.forward_and_log_det(x)
+    assert np.all(after != y)
+    assert_close(layer.as_bijector().forward(x), after)
+    assert_close(layer.as_bijector().forward_log_det_jacobian(x, event_ndims=1), log_det)
+    assert_close(first.forward(x), y)
+    assert_close(first.forward_log_det_jacobian(x, event_ndims=1), before)
+
+
+def test_a_layer_that_is_not_built_has_no_bijector():
+    with pytest.raises(UserError, match="not built"):
+        ActNorm().as_bijector()

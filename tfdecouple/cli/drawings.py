@@ -1,0 +1,255 @@
+"""Functions that draw the pictures of the commands in `picture_commands`, from an opened run and the command's options.
+
+Each function yields drawings: tuples of a file name without ending, a picture (of Pillow, or the bytes of a PNG file),
+a summary in a few words, and facts for the JSON file beside the picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tfdecouple.cli import options as arguments
+from tfdecouple.cli.run_images import (
+    OwnSizeResults,
+    choose_images,
+    choose_pairs,
+    get_label_names,
+    get_pair_labels,
+    name_unwritable_path,
+    open_data,
+    read_image_files,
+)
+from tfdecouple.data import read_chosen_batches
+from tfdecouple.errors import DataError, UserError, make_printable, nearest
+from tfdecouple.metrics.drawn_images import draw_image_indices, draw_uncropped_images, read_drawn_images
+from tfdecouple.model.interpolation import interpolate_codes
+from tfdecouple.runs.opened_run import Run, load_directions
+from tfdecouple.runtime.progress import Counter
+from tfdecouple.visualization import grids
+
+Drawing = tuple[str, Image.Image | bytes, str, dict[str, Any]]
+
+_TITLES = {"within": "Switch within a class", "across": "Switch across classes"}
+# Number of nearest images that `neighbours` shows beside a sample.
+_NEAREST = 5
+
+
+def draw_sample(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
+    """Yields samples at all temperatures, or with --labels a drawing of samples of each label per temperature."""
+    model, count, temperatures, names = opened.model, options.count, options.temperatures, opened.label_names
+    facts, drawing = {"seed": options.seed, "count": count}, {"seed": options.seed, "note": f"\n{opened.note()}"}
+    if not options.labels:
+        with Counter("sampling", count * len(temperatures)) as counter:
+            picture = grids.draw_sample_grid(
+                model, on_images=counter, count=count, temperatures=temperatures, **drawing
+            )
+        summary = f"{count} samples at temperature {', '.join(map(str, temperatures))}"
+        yield "sample", picture, summary, {**facts, "temperatures": temperatures}
+        return
+    if not names:
+        raise UserError(f"--labels needs a model with labels, and that of {options.run} has none")
+    labels = list(names) if "all" in options.labels else options.labels
+    for label in labels:
+        if label not in names:
+            raise UserError(f"--labels has {label!r}, which is no label of {options.run}{nearest(label, names)}")
+    rows = [names.index(label) for label in labels]
+    for temperature in temperatures:
+        with Counter("sampling", count * len(labels)) as counter:
+            picture = grids.draw_class_grid(
+                model, rows, names, on_images=counter, columns=count, temperature=temperature, **drawing
+            )
+        summary = f"{count} samples of each of {len(labels)} labels at temperature {temperature}"
+        yield f"sample-{temperature:g}", picture, summary, {**facts, "temperature": temperature, "labels": labels}
+
+
+def draw_reconstruct(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
+    """Yields images beside their reconstructions; with --own-size a drawing for each image at its own size."""
+    if options.own_size:
+        yield from _draw_reconstruction_at_own_size(opened, options)
+        return
+    images = choose_images(opened, options)
+    count = len(images.pixels)
+    with Counter("reconstructing", count) as counter:
+        decoded, exact = grids.reconstruct_images(opened.model, images.pixels, counter, images.labels)
+    picture = grids.draw_reconstruction_grid(images.pixels, decoded, exact, f"\n{images.note} {opened.note()}")
+    facts = {**images.facts, "seed": options.seed, "count": count, "exact": exact}
+    yield "reconstruct", picture, f"{exact} of {count} images are equal to the last pixel", facts
+
+
+def _draw_reconstruction_at_own_size(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
+    model, source = opened.model, open_data(opened, options)
+    for name, read in draw_uncropped_images(source, options.split, options.count, options.seed).items():
+        image = model.quantizer.quantize_pixels(read()[None]).numpy()
+        decoded = model.decode(*model.encode(image)).numpy()
+        lost, (height, width) = int((decoded != image).sum()), image.shape[1:3]
+        summary = f"{width} x {height} pixels, {lost} of {image.size:,} subpixels differ"
+        picture = grids.draw_grid(
+            np.stack([image, decoded], 1), f"Image and decode(encode(image)): {summary}. {opened.note()}"
+        )
+        facts = {"data": source.title, "split": options.split, "image": name, "height": height, "width": width}
+        name = pathlib.PurePath(name).with_suffix("").as_posix().replace("/", "-")
+        yield f"reconstruct-{name}", picture, summary, {**facts, "lost_subpixels": lost}
+
+
+def draw_switch(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
+    """Yields pairs of images with exchanged z, one drawing for each pairing; writes the user's photographs likewise.
+
+    The pairing is "within" a label, "across" labels or "any"; for the user's photographs it is called "pairs".
+    """
+    results = OwnSizeResults(options, opened.model) if options.files and options.size == "own" else None
+    for pairing, (a, b) in choose_pairs(opened, options, ("within", "across")).items():
+        title, count, labels = _TITLES.get(pairing, "Switch"), len(a.pixels), get_pair_labels(a, b)
+        note = f"\n{a.note} {opened.note()}"
+        with Counter("switching", 2 * count) as counter:
+            picture = grids.draw_switch_grid(
+                opened.model, a.pixels, b.pixels, what=title, note=note, on_images=counter, labels=labels
+            )
+        facts = {"pairing": pairing, "first": a.facts, "second": b.facts, "seed": options.seed, "count": count}
+        facts |= {"strength": options.strength} if results else {}
+        yield f"switch-{pairing}", picture, f"{title.lower()}, {_count(count, 'pair')}", facts
+    if results is not None:
+        first, second = (opened.model.encode(small) for small in (results.small[::2], results.small[1::2]))
+        for side, codes, other in ((0, first, second), (1, second, first)):
+            z = interpolate_codes(codes.z, other.z, [options.strength])[:, 0]
+            for pair, image in enumerate(np.asarray(opened.model.decode(z, codes.v))):
+                results.save_photograph(2 * pair + side, image, f"z-of-{results.names[2 * pair + 1 - side]}")
+
+
+def switch_photograph_folder(opened: Run, options: argparse.Namespace) -> int:
+    """Writes all photographs of a folder with z of --reference; returns 1 if a photograph cannot be read, else 0."""
+    from tfdecouple.visualization.photograph_folder import switch_folder
+
+    limit = {"max_side": options.max_side} if options.max_side else {}
+    with name_unwritable_path(options.out):
+        result = switch_folder(
+            opened.model, options.reference, options.files[0], options.out, options.strength, **limit
+        )
+    for error in result.errors:
+        print(f"skipped: {error}", file=sys.stderr)
+    counts = f"{len(result.kept)} there already, {len(result.errors)} skipped"
+    print(f"{options.out}: {len(result.written)} photographs with z of {options.reference} written, {counts}")
+    return 1 if result.errors else 0
+
+
+def draw_interpolate(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
+    """Yields interpolations of pairs of images, z downwards and v to the right; writes the user's photographs, too.
+
+    The file A-z-X-of-B is photograph A with v of A, and z at the fraction X of the way from z of A to z of B. In these
+    files, at full size, v is not interpolated, because each photograph keeps its own fine detail.
+    """
+    has_z = opened.config.model.has_latent
+    results = OwnSizeResults(options, opened.model) if options.files and options.size == "own" and has_z else None
+    ((pairing, (a, b)),) = choose_pairs(opened, options, ("across",)).items()
+    count, places = len(a.pixels), [step / (options.steps - 1) for step in range(options.steps)]
+    paths = ("lerp", "slerp") if options.path == "both" else (options.path,)
+    with Counter("interpolating", count * len(paths) * (len(places) if has_z else 1) * len(places)) as counter:
+        labels = get_pair_labels(a, b)
+        tiles = grids.interpolate_pairs(opened.model, a.pixels, b.pixels, places, paths, counter, labels)
+    picture = grids.draw_interpolation_grid(tiles, places, paths, f"\n{a.note} {opened.note()}")
+    facts = {"pairing": pairing, "first": a.facts, "second": b.facts, "seed": options.seed, "count": count}
+    what = "z downwards, v to the right" if has_z else "v from left to right, no z"
+    facts |= {"places": places, "path": options.path}
+    yield "interpolate", picture, f"{_count(count, 'pair')} of images, {what}", facts
+    if results is not None:
+        made = np.asarray(opened.model.interpolate(results.small[::2], results.small[1::2], places, [0, 1]))
+        for pair, images in enumerate(made):
+            first, second = results.names[2 * pair : 2 * pair + 2]
+            for step, place in enumerate(places[1:], 1):
+                results.save_photograph(2 * pair, images[step, 0], f"z-{place:.2g}-of-{second}")
+                results.save_photograph(2 * pair + 1, images[-1 - step, 1], f"z-{place:.2g}-of-{first}")
+
+
+def draw_edit(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
+    """Yields the user's images along a direction in z; writes the changed photographs, too, with --size own."""
+    # For a run without directions, `opened.directions()` is None, and `load_directions` raises an error with advice.
+    directions = opened.directions() or load_directions(options.run)
+    direction, amounts = directions.find(options.direction, options.method), options.amounts
+    name, images = make_printable(direction.name, 100), read_image_files(opened, options.files)
+    results = OwnSizeResults(options, opened.model) if options.size == "own" else None
+    count, note, vectors = len(images.pixels), f"{images.note} {opened.note()}", {"": direction.vector}
+    with Counter("editing", count * len(amounts)) as counter:
+        picture = grids.draw_edit_grid(opened.model, images.pixels, vectors, amounts, name, note, counter)
+    facts = {**images.facts, "direction": direction.name, "method": direction.method, "amounts": amounts}
+    yield "edit", picture, f"{_count(count, 'image')} along {name}, {direction.method}", facts
+    if results is not None:
+        z, v = (np.asarray(code) for code in opened.model.encode(results.small)[:2])
+        for amount in filter(None, amounts):
+            edited = np.asarray(opened.model.decode(z + np.float32(amount) * direction.vector, v))
+            for index, image in enumerate(edited):
+                results.save_photograph(index, image, f"{arguments.make_file_name(direction.name)}{amount:+g}")
+
+
+def draw_neighbours(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
+    """Yields samples beside the images that are nearest to them, by pixels and by z."""
+    from scipy.spatial.distance import cdist
+
+    source, split = open_data(opened, options), options.split
+    model, has_z = opened.model, opened.config.model.has_encoder
+    samples = np.asarray(model.sample(options.count, options.temperature, seed=options.seed))
+    drawn = draw_image_indices(source, split, options.search or source.sizes[split], options.seed)
+    queries = {"pixels": samples} | ({"z": opened.encode_z(samples)} if has_z else {})
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in queries}
+    searched: list[int] = []
+    with Counter("searching", len(drawn)) as counter:
+        for batch in read_chosen_batches(source, split, drawn, batch_size=64):
+            images = np.asarray(model.quantize_images(batch["image"]))
+            for name, query in queries.items():
+                vectors = opened.encode_z(images) if name == "z" else images
+                columns[name].append(cdist(query.reshape(len(query), -1), vectors.reshape(len(vectors), -1)))
+            searched += batch["index"].tolist()
+            counter(len(searched))
+    neighbours, results = {}, {}
+    for name in queries:
+        distances = np.concatenate(columns[name], 1)
+        order = np.argsort(distances, 1, kind="stable")[:, :_NEAREST]
+        indices, distances = np.array(searched)[order], np.take_along_axis(distances, order, 1)
+        # Each image is read once, even if it is a neighbour of several samples.
+        different, rows = np.unique(indices, return_inverse=True)
+        neighbours[name] = read_drawn_images(model, source, split, different)[0][rows.reshape(indices.shape)]
+        results[name] = {"indices": indices.tolist(), "distances": distances.tolist()}
+    copies = sum(row[0] == 0 for row in results["pixels"]["distances"])
+    caption = (
+        f"Samples at temperature {options.temperature} and the {min(_NEAREST, len(searched))} images nearest to each, "
+        f"by pixels{' and by z' if has_z else ''}, among {len(searched):,} images ({source.title}, {split}). "
+        f"{copies} of {options.count} samples equal one of them.\n{opened.note()}"
+    )
+    facts = {"data": source.title, "searched": len(searched), "copies": copies, "nearest": results}
+    facts |= {name: getattr(options, name) for name in ("split", "seed", "count", "temperature")}
+    summary = f"{options.count} samples beside their nearest of {len(searched):,} images; {copies} equal one"
+    yield "neighbours", grids.draw_neighbour_grid(samples, neighbours, caption), summary, facts
+
+
+def draw_project(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
+    """Yields a plot of z of images, projected to a plane by PCA or t-SNE, coloured by label."""
+    from tfdecouple.visualization import plots
+
+    source = open_data(opened, options)
+    indices = np.sort(draw_image_indices(source, options.split, options.count, options.seed))
+    count = len(indices)
+    if count < 4:
+        raise DataError(f"project got {count} images; it needs at least 4")
+    codes, labels = opened.encode_split(source, options.split, indices, "encoding")
+    facts: dict[str, Any] = {"data": source.title, "split": options.split, "seed": options.seed, "count": count}
+    facts["method"] = options.method
+    if options.method == "pca":
+        points, shares = plots.project_to_components(codes)
+        facts["explained_variance"] = shares.tolist()
+        axes = tuple(f"principal component {n} ({share:.0%} of the variance)" for n, share in enumerate(shares, 1))
+    else:
+        points, axes = plots.project_by_t_sne(codes, options.seed), ("t-SNE 1", "t-SNE 2")
+    facts |= {"indices": indices.tolist(), "labels": get_label_names(source, labels), "points": points.tolist()}
+    title = f"z of {count:,} images: {source.title}, {options.split}\n{opened.note()}"
+    picture = plots.render_figure(plots.plot_projection(points, labels, source.label_names, axes, title))
+    summary = f"z of {count:,} images by {'PCA' if options.method == 'pca' else 't-SNE'}"
+    yield f"project-{options.method}", picture, summary, facts
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number > 1 else ''}"

@@ -1,0 +1,116 @@
+"""Initialisation of a model from images, and its diagnosis: visits of all layers; methods of `DecoupledModel`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from tfdecouple import randomness
+from tfdecouple.arguments import as_images
+from tfdecouple.errors import DataError, UserError
+from tfdecouple.layers import Coupling, InvertibleLinear
+from tfdecouple.layers.base import Visit
+from tfdecouple.layers.colour_map import compute_start, measure_colours
+from tfdecouple.runtime.run_mode import RunMode
+
+
+def initialize(model: Any, images: Any, seed: int = 0, force: bool = False) -> None:
+    """Initialises the weights from images, once, before training (paper section 2.1 and the paper's code).
+
+    Every actnorm gets the scale and shift for which its output has mean 0 and standard deviation 1 on these images,
+    without dequantisation noise. Every coupling starts as the identity, the posterior as N(0, I), and a learned
+    q(u|x) as nearly uniform.
+
+    Args:
+        images: uint8 `[batch, height, width, channels]`, a few hundred or more training images.
+        seed: seed of the noise that initialises the flows of the prior and of the dequantisation.
+        force: whether to overwrite weights that were initialised or loaded before; False raises UserError then.
+    """
+    bins = model.quantizer.find_bins(as_images(images, model.config.image_shape))
+    if bins.shape[0] == 0:
+        raise DataError("initialize got no images; it needs one at least, and some hundreds for a good start")
+    if not tf.executing_eagerly():
+        raise UserError("initialize was called within a tf.function; call it outside, once, before training")
+    if model.has_weights():
+        if not force:
+            raise UserError(
+                "this model has weights already, initialised or loaded, and initialize would overwrite them; pass "
+                "force=True to start anew"
+            )
+        new = type(model).from_config(model.get_config()).named_variables()
+        for name, variable in model.named_variables().items():
+            variable.assign(new[name])
+
+    x = model.quantizer.place_at_edges(bins)
+    z, labels = None, _make_labels_in_turn(model, bins.shape[0])
+    if model.prior_affine is not None:
+        model.prior_affine.reset_to_zero()
+    if model.encoder is not None:
+        model.encoder.reset_to_zero()
+        # The reset has made q(z|x) N(0, I) for every image, so z is drawn without running the encoder.
+        shape = [bins.shape[0], model.config.latent_dim]
+        z = tf.random.stateless_normal(shape, randomness.derive_seed(seed, "initialize"))
+        if model.flow.colour_map is not None:
+            start = compute_start(measure_colours(x))
+            model.encoder.carry_colours(*start)
+            model.flow.colour_map.start_from(*start)
+            mean, log_variance = model.encoder.run_inference(x)
+            z = mean + tf.exp(log_variance / 2) * z
+    elif model.code_net is not None:
+        # Couplings start as the identity for every z, so the initialisation does not depend on the labels.
+        z = model.code_net(labels)
+    with RunMode().apply():
+        _visit_flows(model, x, z, labels, lambda layer, *inputs: layer.initialize(*inputs))
+        if model.dequantizer is not None:
+            model.dequantizer.flow.initialize_from_noise(randomness.derive_seed(seed, "dequantize"))
+    model.initialized.assign(True)
+
+
+def diagnose(model: Any, images: Any) -> dict[str, float]:
+    """Returns {"smallest_scale": s, "worst_condition": c}, which show whether training is about to diverge.
+
+    The float s is the smallest scale that any coupling applies for these images; the inverse divides by the scales.
+    The float c is the largest condition number of any 1x1 convolution or linear layer.
+    The images are uint8 `[batch, height, width, channels]`. If the model has labels, image i gets the label i
+    modulo `classes`.
+    """
+    bins = model.quantizer.find_bins(as_images(images, model.config.image_shape))
+    if bins.shape[0] == 0:
+        raise DataError("diagnose got no images; it needs at least one")
+    scales, conditions = [tf.constant(1.0)], [tf.constant(1.0, tf.float64)]
+
+    def visit(layer: Any, x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
+        if isinstance(layer, Coupling):
+            scales.append(tf.reduce_min(layer.compute_slopes(x, condition)))
+        elif isinstance(layer, InvertibleLinear):
+            conditions.append(layer.compute_condition_number())
+        return layer.forward_and_log_det(x, condition)[0]
+
+    inputs = model.quantizer.place_at_edges(bins)
+    z = None if model.encoder is None else model.encoder.run_inference(inputs)[0]
+    labels = _make_labels_in_turn(model, bins.shape[0])
+    if model.code_net is not None:
+        z = model.code_net(labels)
+    with RunMode().apply():
+        _visit_flows(model, model.quantizer.place_at_centres(bins), z, labels, visit)
+        if model.dequantizer is not None:
+            noise = tf.random.stateless_normal(tf.shape(bins), randomness.derive_seed(0, "diagnose"))
+            model.dequantizer.flow.visit_layers(noise, model.dequantizer.encoder.run_inference(inputs), visit)
+    return {
+        "smallest_scale": float(tf.reduce_min(tf.stack(scales))),
+        "worst_condition": float(tf.reduce_max(tf.stack(conditions))),
+    }
+
+
+def _make_labels_in_turn(model: Any, count: int) -> tf.Tensor:
+    return tf.range(count) % max(model.config.classes, 1)
+
+
+def _visit_flows(model: Any, x: tf.Tensor, z: tf.Tensor | None, labels: tf.Tensor | None, visit: Visit) -> None:
+    if z is not None and model.prior_flow is not None:
+        shifted = z
+        if model.prior_affine is not None:
+            shifted = tf.gather(model.prior_affine(z)[0], labels, batch_dims=1)
+        model.prior_flow.visit_layers(shifted, None, visit)
+    model.flow.visit_layers(x, z, visit)

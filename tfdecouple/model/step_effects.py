@@ -1,0 +1,94 @@
+"""Effects of options in a training step, of `train.py` and of Keras' `fit`: changed images, weight of the KL term.
+
+In all functions `update` is the number of updates before this one, an integer scalar; skipped steps do not count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfdecouple import randomness
+from tfdecouple.config import TrainingConfig
+
+
+def augment_images(
+    images: tf.Tensor, training: TrainingConfig, update: tf.Tensor, seed: tf.Tensor, own: slice, batch_size: Any
+) -> tf.Tensor:
+    """Returns a device's training images with noise and patterns, by the options of the training.
+
+    Every draw is made for the whole batch of `batch_size` images, and the device uses the slice `own` of it, so that an
+    image gets the same noise with any number of devices.
+    """
+    shape = [batch_size, *images.shape[1:]]
+    if training.noise:
+        drawn = tf.random.stateless_normal(shape, randomness.derive_seed(seed, "images"))[own]
+        images = add_image_noise(images, compute_noise_deviation(training, update), drawn)
+    if training.patterns:
+        chances = tf.random.stateless_uniform(shape[:1], randomness.derive_seed(seed, "chances"))[own]
+        drawn = draw_pattern_images(shape, randomness.derive_seed(seed, "patterns"))[own]
+        is_replaced = (chances < training.patterns) & (update >= training.patterns_after)
+        images = tf.where(is_replaced[:, None, None, None], drawn, images)
+    return images
+
+
+def add_first_noise(images: Any, training: TrainingConfig) -> Any:
+    """Returns the images that initialise a model with the noise of the first update, on which the model then trains."""
+    if not training.noise:
+        return images
+    normal = tf.random.stateless_normal(images.shape, randomness.derive_seed(training.seed, "start", "images"))
+    return add_image_noise(images, compute_noise_deviation(training, tf.constant(0)), normal)
+
+
+def compute_kl_weight(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
+    """Returns the weight of the KL term in the loss after `update` updates, a float32 scalar.
+
+    The weight rises linearly from 0 to `kl_weight` over `kl_warmup_steps` updates and then stays. In the paper the
+    weight is always 1.
+    """
+    if not config.kl_warmup_steps:
+        return tf.constant(config.kl_weight)
+    return config.kl_weight * tf.minimum(tf.cast(update, tf.float32) / config.kl_warmup_steps, 1.0)
+
+
+def compute_noise_deviation(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
+    """Returns the noise's deviation in pixel values: `noise`, falling along half a cosine (Tschannen et al., 2024)."""
+    done = tf.minimum(1.0, tf.cast(update, tf.float32) / max(config.noise_steps, 1))
+    return config.noise * tf.where(done < 1, (1 + tf.cos(math.pi * done)) / 2, 0.0)
+
+
+def add_image_noise(images: tf.Tensor, deviation: tf.Tensor, normal: tf.Tensor) -> tf.Tensor:
+    """Returns uint8 images plus `deviation * normal` (N(0, 1) noise) in pixel values, rounded and clipped to 0..255."""
+    noisy = tf.round(tf.cast(images, tf.float32) + deviation * normal)
+    return tf.cast(tf.clip_by_value(noisy, 0.0, 255.0), tf.uint8)
+
+
+def draw_pattern_images(shape: Sequence[int], seed: tf.Tensor) -> tf.Tensor:
+    """Returns synthetic images, uint8 of the given shape: half are noise, half are checkerboards of two colours.
+
+    The pixels of noise are independent. The fields of a checkerboard are squares with a side of 1, 2, 4, ... pixels, up
+    to one field that covers the image; all sides are equally likely. Half of all images have only the values 0 and 255,
+    and a quarter are grey (all channels are equal). An image depends only on the seed and on the index of the image.
+    """
+    batch, height, width, channels = shape
+
+    def chance(purpose: str) -> tf.Tensor:
+        return tf.random.stateless_uniform([batch, 1, 1], randomness.derive_seed(seed, purpose))
+
+    values = tf.floor(
+        256 * tf.random.stateless_uniform([batch, height * width, channels], randomness.derive_seed(seed, "values"))
+    )
+    values = tf.where(chance("extremes") < 0.5, tf.where(values < 128, 0.0, 255.0), values)
+    values = tf.where(chance("grey") < 0.25, values[..., :1], values)
+    sides = 1 + math.ceil(math.log2(max(height, width)))
+    # On a GPU TensorFlow computes with int32 on the host, and with int64 on the GPU.
+    side = tf.cast(2 ** tf.floor(sides * chance("side")), tf.int64)
+    rows, columns = np.arange(height)[None, :, None], np.arange(width)[None, None, :]
+    # `values` has a colour for each pixel of noise; a checkerboard uses the first two of these colours.
+    board = (rows // side + columns // side) % 2
+    positions = tf.where(chance("board") < 0.5, board, rows * width + columns)
+    return tf.cast(tf.gather(values, positions, batch_dims=1), tf.uint8)
