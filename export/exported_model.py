@@ -21,7 +21,7 @@ from tfdecouple.model.densities import evaluate_log_joint
 from tfdecouple.model.objective import negative_elbo
 from tfdecouple.model.outlier_scores import OutlierScores, score_latents
 
-# The largest difference of a folded network from the model's in float64, relative to the largest value of a tensor.
+# The largest difference of a folded network from the model's in float64, relative to the norm of a tensor.
 _TOLERANCE = 1e-9
 
 
@@ -190,7 +190,7 @@ class ExportedModel:
         """Compares each operation that reads a folded weight with the model's own; yields a line for each fault.
 
         The operations run in float64 on the model's tensors for random inputs, in both directions of the flow, and may
-        differ by 1e-9 of the largest value.
+        differ by 1e-9 of the norm of a result.
         """
         rng = np.random.default_rng(0)
         for (network, method), (traced, folded, names) in self._methods.items():
@@ -203,7 +203,7 @@ class ExportedModel:
                     read = ", ".join(names[placeholder] for placeholder in placeholders) or "none alone"
                     yield (
                         f"{network}.{method} with the folded weights {read} is not the model's: it differs by "
-                        f"{difference:.1e} of the largest value"
+                        f"{difference:.1e} of the norm"
                     )
 
     def _draw_input(self, rng: np.random.Generator, count: int, tensor: tf.Tensor) -> np.ndarray:

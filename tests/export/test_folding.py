@@ -200,6 +200,14 @@ class TestFolding:
         found = [*folding.find_differences(traced, folded, values, [x])]
         assert found and max(difference for _, difference in found) < 1e-12
 
+    def test_a_wrong_weight_is_found_where_the_models_result_is_zero(self):
+        spec = tf.TensorSpec([None, 4])
+        traced = folding.trace_network(lambda x: tf.linalg.matmul(x, tf.zeros([4, 4])), {}, [spec])
+        folded = folding.fold_graph(traced)
+        changed = {name: constant.values + 1e-3 for name, constant in folded.weights.items()}
+        found = [*folding.find_differences(traced, folded, changed, [np.eye(4)])]
+        assert max(difference for _, difference in found) > 1
+
 
 def test_a_saved_model_has_each_direction_of_the_flow_once(exported, model):
     message = saved_model_pb2.SavedModel.FromString((exported / "savedmodel" / "1" / "saved_model.pb").read_bytes())
