@@ -109,7 +109,7 @@ def test_data_sources_of_the_recipes_are_opened_from_any_folder_and_listed(folde
 
 COUPLING = f"""
 import numpy as np, tensorflow as tf
-from tfdecouple.bijectors import forward_and_log_det
+from tfdecouple.bijectors import with_log_det
 from tfdecouple.config import load_preset
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.architecture import count_parameters
@@ -131,7 +131,7 @@ transform = TRANSFORMS[{TRANSFORM!r}]
 x, *raw = tf.unstack(tf.random.stateless_normal([1 + transform.parameters, 1, 2, 2, 3], [0, 1], dtype="float64"))
 with tf.GradientTape() as tape:
     tape.watch(x)
-    y, log_det = forward_and_log_det(transform.bijector(raw, 0.5), x)
+    y, log_det = with_log_det(transform.bijector(raw, 0.5)).forward_and_log_det(x)
 slopes = tape.gradient(y, x)
 np.testing.assert_allclose(log_det, tf.reduce_sum(tf.math.log(tf.abs(slopes)), [1, 2, 3]), rtol=1e-9)
 assert abs(float(log_det[0])) > 1e-3
