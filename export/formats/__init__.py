@@ -30,7 +30,7 @@ _TEMPLATES = pathlib.Path(__file__).parents[1] / "calls"
 
 @dataclasses.dataclass
 class Job:
-    """What formats need to write one export.
+    """The objects that formats need to write one export.
 
     Attributes:
         config: the options, an `ExportConfig`.
