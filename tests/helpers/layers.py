@@ -71,7 +71,8 @@ def couplings():
 
 
 Z, OPTIONS, ADDITIVE = (CONDITION,), {"hidden": 4, "condition_size": CONDITION}, {"hidden": 4, "transform": "additive"}
-_DEQUANTIZER = dataclasses.replace(
+# A learned dequantisation with channels that leave the flow, as in the paper's config for CelebA-HQ.
+THREE_LEVELS = dataclasses.replace(
     TINY,
     image_shape=(4, 4, 3),
     encoder_channels=(4,),
@@ -85,7 +86,7 @@ _DEQUANTIZER = dataclasses.replace(
     dequantization_map_channels=3,
 )
 _PLAIN = {"conditioning": "none", "transform": "additive", "multiscale_transform": "additive"}
-_ADDITIVE_DEQUANTIZER = dataclasses.replace(_DEQUANTIZER, dequantization_transform="additive")
+_ADDITIVE_LEVELS = dataclasses.replace(THREE_LEVELS, dequantization_transform="additive")
 _FLOWS = {
     "base": dataclasses.replace(STAGES, conditioning="base", base_hidden=5),
     "grey": VARIANTS["grey"],
@@ -106,8 +107,8 @@ BLOCKS = {
     "factor-out-additive": Case(functools.partial(FactorOut, 1, ADDITIVE), (2, 2, 3)),
     "prior-step-additive": Case(functools.partial(PriorStep, ADDITIVE), (5,)),
     "prior-flow": Case(functools.partial(PriorFlow, 2, 5, alpha=0.6), (6,)),
-    "dequantizing-flow": Case(functools.partial(DequantizingFlow, _DEQUANTIZER), (4, 4, 3), (4, 4, 3)),
-    "dequantizing-additive": Case(functools.partial(DequantizingFlow, _ADDITIVE_DEQUANTIZER), (4, 4, 3), (4, 4, 3)),
+    "dequantizing-flow": Case(functools.partial(DequantizingFlow, THREE_LEVELS), (4, 4, 3), (4, 4, 3)),
+    "dequantizing-additive": Case(functools.partial(DequantizingFlow, _ADDITIVE_LEVELS), (4, 4, 3), (4, 4, 3)),
     **{
         f"flow-{name}": Case(
             functools.partial(Flow, config), config.image_shape, (config.latent_dim,) if config.has_latent else None

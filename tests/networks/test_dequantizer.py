@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.layers import list_layers
-from helpers.models import TINY, give_effect
+from helpers.layers import THREE_LEVELS, list_layers
+from helpers.models import give_effect
 from helpers.variants import VARIANTS, images_of, variant
 
 from tfdecouple import randomness
@@ -21,20 +21,6 @@ from tfdecouple.runtime.run_mode import RunMode
 pytestmark = pytest.mark.usefixtures("eager")
 
 TWO_LEVELS = dataclasses.replace(VARIANTS["dequantization"], dequantization_map_channels=2)
-# Names of config options without their prefix: with channels that leave, as in the paper's config for CelebA-HQ.
-THREE_LEVELS = dataclasses.replace(
-    TINY,
-    image_shape=(4, 4, 3),
-    encoder_channels=(4,),
-    steps=(1, 1),
-    hidden_channels=(4, 4),
-    dequantization="flow",
-    dequantization_steps=(1, (1,), 1),
-    dequantization_hidden_channels=(3, 4, 5),
-    dequantization_alpha=0.7,
-    dequantization_encoder_channels=(3,),
-    dequantization_map_channels=3,
-)
 
 
 def flow_of(config):
