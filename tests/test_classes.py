@@ -199,5 +199,5 @@ def test_model_without_labels_refuses_labels():
     model = variant("coupling")
     assert "has no labels" in message_of(DataError, lambda: model.encode(images_of(model), LABELS))
     for call in (lambda: model.classify(images_of(model)), lambda: model.class_log_probabilities):
-        assert "knows no labels" in message_of(UserError, call)
+        assert "has no labels" in message_of(UserError, call)
     assert "no function of the label" in message_of(UserError, lambda: model.class_codes)

@@ -79,7 +79,7 @@ def require_page_support(model: ModelConfig) -> None:
         )
     if model.has_class_codes:
         raise UserError(
-            "the web page knows no labels, and this model encodes an image by its label; leave the format web out, or "
+            "the web page has no labels, and this model encodes an image by its label; leave the format web out, or "
             "train a model whose prior alone knows labels (model.prior=flow)"
         )
 

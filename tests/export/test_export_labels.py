@@ -61,6 +61,6 @@ def test_the_web_page_is_refused_or_told_how_often_it_samples_which_label(run, t
     model = RunFolder(run).read_config().model
     if model.has_class_codes:
         message = message_of(UserError, lambda: require_page_support(model))
-        assert "knows no labels" in message and "leave the format web out, or train" in message
+        assert "has no labels" in message and "leave the format web out, or train" in message
     else:
         assert describe_model(open_run(run)[1])["label_shares"] == [1, 2, 5, 0.5, 3, 0.25, 4]

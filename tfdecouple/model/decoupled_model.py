@@ -270,7 +270,7 @@ class DecoupledModel(KeepsWeights, keras.Model):
     def require_classes(self) -> None:
         """Raises UserError if the model has no labels."""
         if not self.config.has_classes:
-            raise UserError("this model knows no labels (model.classes is 0)")
+            raise UserError("this model has no labels (model.classes is 0)")
 
     def require_latent(self, what: str, density: bool = False) -> None:
         """Raises UserError if the model has no z, or (if `density`) no density of z, for which it has no `what`."""

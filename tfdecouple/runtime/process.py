@@ -207,7 +207,7 @@ class Program:
             name = error.filename
             where = "cannot write to standard output, or another file"
             where = f"cannot use {name}" if isinstance(name, str) else where
-            self.status = _print_error(f"{where}: {error.strerror or error}; mend that and start again", 2)
+            self.status = _print_error(f"{where}: {error.strerror or error}; correct this and start again", 2)
         except UnicodeError as error:
             text = f"a name or text is not UTF-8 here ({error}); rename it, or set LC_ALL=C.UTF-8"
             self.status = _print_error(text, 2)
