@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from export.folding import Constant, Folded, Network, find_differences, fold_graph, name_weight, trace_network
 from tfdecouple.model import DecoupledModel
-from tfdecouple.model.any_size import pad_and_shrink_images
+from tfdecouple.model.any_size import find_both_bins, pad_and_shrink_images
 from tfdecouple.model.codes import z_from_noise
 from tfdecouple.model.densities import evaluate_log_joint
 from tfdecouple.model.objective import negative_elbo
@@ -46,8 +46,8 @@ class Answers:
         """Returns the codes of uint8 images, which may have any size; labels are for a z that they alone determine."""
         networks, quantizer = self.networks, self._quantizer
         padded, shrunk = pad_and_shrink_images(self.config, tf.convert_to_tensor(images))
-        bins = self._find_bins(padded)
-        z, z_log_variance = self._infer_z(bins if shrunk is padded else self._find_bins(shrunk), labels)
+        bins, encoder_bins = find_both_bins(self._find_bins, padded, shrunk)
+        z, z_log_variance = self._infer_z(encoder_bins, labels)
         (v,) = self._run(
             lambda part, z: networks.flow.forward_and_log_det(quantizer.place_at_centres(part), z)[:1], bins, z
         )

@@ -80,10 +80,10 @@ def require_fitting_size(config: ModelConfig, v: tf.Tensor, size: tuple[Any, Any
             )
 
 
-def find_both_bins(quantizer: Any, padded: tf.Tensor, shrunk: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def find_both_bins(find_bins: Callable[[Any], Any], padded: tf.Tensor, shrunk: tf.Tensor) -> tuple[Any, Any]:
     """Returns the bins of the images for the flow and of those for the encoder, found once if they are one tensor."""
-    bins = quantizer.find_bins(padded)
-    return bins, bins if shrunk is padded else quantizer.find_bins(shrunk)
+    bins = find_bins(padded)
+    return bins, bins if shrunk is padded else find_bins(shrunk)
 
 
 def run_within_memory(config: ModelConfig, function: Callable[..., Any], batch: tf.Tensor, *others: Any) -> Any:

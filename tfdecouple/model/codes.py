@@ -101,7 +101,7 @@ def encode(model: Any, images: Any, labels: Any = None, verify: bool = False) ->
 
 
 def _encode_bins(model: Any, images: tf.Tensor, encoder_images: tf.Tensor, labels: tf.Tensor | None) -> Codes:
-    bins, encoder_bins = find_both_bins(model.quantizer, images, encoder_images)
+    bins, encoder_bins = find_both_bins(model.quantizer.find_bins, images, encoder_images)
     z = None if model.code_net is None else model.code_net(labels)
     if model.encoder is not None:
         z = model.encoder.run_inference(model.quantizer.place_at_edges(encoder_bins))[0]

@@ -130,7 +130,7 @@ def elbo_and_latents(
     training = training and fitted.padded.shape[0] != 0
 
     def evaluate(images: tf.Tensor, encoder_images: tf.Tensor, *draws: Any) -> tuple[Elbo, Latents]:
-        bins, encoder_bins = find_both_bins(model.quantizer, images, encoder_images)
+        bins, encoder_bins = find_both_bins(model.quantizer.find_bins, images, encoder_images)
         return negative_elbo(model, bins, *draws[:2], labels=draws[2], encoder_bins=encoder_bins, training=training)
 
     inputs = fitted.padded, fitted.shrunk, z_noise, u_noise, labels
