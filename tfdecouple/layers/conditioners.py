@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfdecouple.layers.base import BaseLayer, Condition, Cost, Shape, Weight, require_condition
 from tfdecouple.numerics.arithmetic import multiply_channels, multiply_in_full_precision
-from tfdecouple.numerics.kernels import Kernels, get_kernels
+from tfdecouple.numerics.kernels import Kernels, get_kernels, normalize_kernel
 from tfdecouple.numerics.tf32 import full_float32
 
 
@@ -53,9 +53,7 @@ class WeightNorm(NamedTuple):
 
     def kernel(self) -> tf.Tensor:
         """Returns the kernel g * V / ||V||, a tensor of the shape of V, with the outputs as the last axis."""
-        direction, gain = map(tf.convert_to_tensor, (self.direction, self.gain))
-        squares = tf.reduce_sum(tf.square(direction), list(range(len(direction.shape) - 1)))
-        return direction * (gain / tf.sqrt(squares))
+        return normalize_kernel(tf.convert_to_tensor(self.direction), tf.convert_to_tensor(self.gain))
 
 
 class StartsAtZero:

@@ -14,6 +14,12 @@ from collections.abc import Callable, Iterator
 import tensorflow as tf
 
 
+def normalize_kernel(direction: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:
+    """Returns the weight-normalised kernel g V / ||V||; the norm of V is over all axes but the last, the outputs."""
+    squares = tf.reduce_sum(tf.square(direction), list(range(len(direction.shape) - 1)))
+    return direction * (gain / tf.sqrt(squares))
+
+
 class Kernels:
     """The default operations of nets: TensorFlow's convolutions in float32, and a batch in one part.
 
@@ -31,8 +37,7 @@ class Kernels:
 
     def convolve_normed(self, x: tf.Tensor, direction: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:
         """Convolves maps x with the weight-normalised kernel g V / ||V||; V is `[3, 3, inputs, outputs]`."""
-        norm = tf.sqrt(tf.reduce_sum(tf.square(direction), [0, 1, 2]))
-        return self.convolve(x, tf.cast(direction * (gain / norm), x.dtype))
+        return self.convolve(x, tf.cast(normalize_kernel(direction, gain), x.dtype))
 
     def run_net(
         self,
