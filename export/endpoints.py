@@ -2,8 +2,7 @@
 
 A new endpoint needs changes in this file alone: a function that computes its outputs, for the Keras model and for an
 export, and an `Endpoint` in `list_endpoints`. Signature, warm-up request, ONNX file, verification and model card follow
-from the `Endpoint`. TensorFlow is imported only when a graph is built, because the import takes
-seconds.
+from the `Endpoint`. TensorFlow is imported only when a graph is built, because the import takes seconds.
 """
 
 from __future__ import annotations

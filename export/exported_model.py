@@ -125,7 +125,7 @@ class _Method(NamedTuple):
 
 
 class _ExportedNetwork:
-    """A network of an export, whose methods are those of the model's network `layer`, in their folded form."""
+    """A network of an export: its methods are the folded methods of the model's network `layer`."""
 
     call: Callable[..., Any]
 

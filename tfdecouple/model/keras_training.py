@@ -38,7 +38,8 @@ def make_training_config(options: dict[str, Any]) -> TrainingConfig:
     """Returns a checked `TrainingConfig` with the training options, given {name: value} of the arguments of `compile`.
 
     Raises:
-        UserError: if a loss or metrics are given, or Keras' policy is float16.
+        UserError: if a loss, metrics, or an option of `train.py` that has no effect here are given, or Keras' policy is
+            float16.
         ConfigError: if an option has an impossible value.
     """
     for name in FIXED:
@@ -255,7 +256,8 @@ def compile(model: Any, optimizer: Any = "adam", loss: None = None, **options: A
             `noise`, `memory` or `seed`, with its defaults; `precision` is by default that of Keras' global policy.
 
     Raises:
-        UserError: if a loss or metrics are given, or Keras' policy is float16.
+        UserError: if a loss, metrics, or an option of `train.py` that has no effect here are given, or Keras' policy is
+            float16.
         ConfigError: if an option has an impossible value.
     """
     training = make_training_config({"loss": loss, **options})

@@ -14,7 +14,7 @@ from tfdecouple.errors import RunError, UserError, nearest, one_line
 from tfdecouple.storage.files import read_model, write_json
 
 FILE = "directions.json"
-MEANS, CLASSIFIER, DECODED = METHODS = "means", "classifier", "decoded"
+MEANS, CLASSIFIER, DECODED = "means", "classifier", "decoded"
 # With fewer held-out images of a kind than this, an accuracy near chance has a standard error above 6 %.
 FEW = 30
 
