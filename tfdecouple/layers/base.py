@@ -285,8 +285,8 @@ class InvertibleLayer(BaseLayer):
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
         """Returns this layer's `Cost` for one image: the sum over sub-layers, plus a stored input if it has weights."""
         # A layer with weights stores its input, from which the gradients for the weights are computed.
-        own = Cost(activations=math.prod(x_shape[1:]) if self.declare(x_shape, condition_shape) else 0)
-        return own.add_cost(super().cost(x_shape, condition_shape))
+        stored = Cost(activations=math.prod(x_shape[1:]) if self.declare(x_shape, condition_shape) else 0)
+        return stored.add_cost(super().cost(x_shape, condition_shape))
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
         """Returns this layer's outputs for a batch x; layers that initialise weights from x override this method."""
@@ -397,9 +397,9 @@ class InvertibleComposite(Nested, InvertibleLayer):
     @full_float32()
     def visit_layers(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
         walk = Walk(self.run_forward(*self._prepare_inputs(x, condition)))
-        for layers, h, own in walk:
+        for layers, h, z in walk:
             for layer in layers:
-                h = layer.visit_layers(h, own, visit)
+                h = layer.visit_layers(h, z, visit)
             walk.answer = h, make_zero_log_det(h)
         return walk.result[0]
 
@@ -448,12 +448,12 @@ class InvertibleSequence(InvertibleComposite):
             # Without this dependency TensorFlow could invert several layers at once, with the maps of all in memory.
             with tf.control_dependencies(previous):
                 y = tf.identity(y)
-            found = layer.inverse_and_gradients(y, condition, y_gradient, log_det_gradient)
-            y, y_gradient = found.x, found.x_gradient
-            weight_gradients.update(zip(map(id, _list_trainable(layer)), found.weight_gradients, strict=True))
-            previous = [each for each in (y_gradient, *found.weight_gradients) if each is not None]
-            if found.condition_gradient is not None:
-                condition_gradients.append(found.condition_gradient)
+            result = layer.inverse_and_gradients(y, condition, y_gradient, log_det_gradient)
+            y, y_gradient = result.x, result.x_gradient
+            weight_gradients.update(zip(map(id, _list_trainable(layer)), result.weight_gradients, strict=True))
+            previous = [tensor for tensor in (y_gradient, *result.weight_gradients) if tensor is not None]
+            if result.condition_gradient is not None:
+                condition_gradients.append(result.condition_gradient)
         condition_gradient = tf.add_n(condition_gradients) if condition_gradients else None
         own_gradients = [weight_gradients[id(variable)] for variable in _list_trainable(self)]
         return Gradients(y, y_gradient, condition_gradient, own_gradients)

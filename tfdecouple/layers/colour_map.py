@@ -80,7 +80,7 @@ def make_colour_matrices(numbers: tf.Tensor, channels: int) -> tuple[tf.Tensor, 
     `[batch, c, c]`; shift, `[batch, c]`; and log |det A|, `[batch]`.
     """
     axes = get_colour_axes(channels)
-    rows, columns = (tf.constant(each, numbers.dtype) for each in (axes, axes.T))
+    rows, columns = (tf.constant(matrix, numbers.dtype) for matrix in (axes, axes.T))
     means, log_scales = numbers[:, :channels], numbers[:, channels : 2 * channels]
     slopes = iter(tf.unstack(numbers[:, 2 * channels :], axis=1))
     zero = means[:, 0] * 0
@@ -125,8 +125,8 @@ class ColourMap(InvertibleLayer):
         return {"kernel": Weight((self.condition_size, count), initializer), "bias": Weight((count,))}
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        own = math.prod(x_shape[1:]) * x_shape[-1] + self.condition_size * count_colour_numbers(x_shape[-1])
-        return super().cost(x_shape, condition_shape).add_cost(Cost(own))
+        products = math.prod(x_shape[1:]) * x_shape[-1] + self.condition_size * count_colour_numbers(x_shape[-1])
+        return super().cost(x_shape, condition_shape).add_cost(Cost(products))
 
     def start_from(self, mean: tf.Tensor, deviation: tf.Tensor) -> None:
         """Lets entry i of z give number i of the colours, `mean[i] + deviation[i] * z[i]`; the vectors are `[n]`."""

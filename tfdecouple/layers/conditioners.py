@@ -144,8 +144,8 @@ class ConvNet(CouplingNet):
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
         kernels, last = get_kernels(), WeightNorm.from_weights(weights)
         dtype = kernels.net_dtype or self.compute_dtype
-        own = [tf.cast(weights["first"], dtype), tf.cast(tf.squeeze(weights["second"], [0, 1]), dtype)]
-        own += [last.direction, last.gain]
+        arguments = [tf.cast(weights["first"], dtype), tf.cast(tf.squeeze(weights["second"], [0, 1]), dtype)]
+        arguments += [last.direction, last.gain]
         shift = None
         if self.condition_size:
             require_condition(self, self.condition_size, condition, self._local)
@@ -153,11 +153,11 @@ class ConvNet(CouplingNet):
                 # The convolved condition is as large as a hidden map. `_run_hidden_maps` computes it, because only
                 # that function can compute maps again in the backward pass instead of storing them.
                 shift = tf.cast(condition, dtype)
-                own += [tf.cast(weights[f"condition_{name}"], dtype) for name in ("kernel", "bias")]
+                arguments += [tf.cast(weights[f"condition_{name}"], dtype) for name in ("kernel", "bias")]
             else:
                 # FC(z) is one vector per image, much smaller than a map, so full precision costs little time here.
                 shift = tf.cast(tf.matmul(condition, weights["condition_kernel"]) + weights["condition_bias"], dtype)
-        y = kernels.run_net(functools.partial(_run_hidden_maps, kernels), tf.cast(x, dtype), shift, *own)
+        y = kernels.run_net(functools.partial(_run_hidden_maps, kernels), tf.cast(x, dtype), shift, *arguments)
         return tf.cast(y, self.compute_dtype) + last.bias
 
 

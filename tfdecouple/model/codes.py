@@ -180,10 +180,10 @@ def sample(model: Any, n: int, temperature: float = 1.0, seed: Any = None, label
             last, z = min(first + CHUNK, n), None
             if model.config.has_latent:
                 noise = randomness.draw_normal_part((last - first) * d_z, first * d_z, z_seed)
-                own = None if labels is None else labels[first:last]
-                if own is None and model.config.has_classes:
-                    own = model.draw_labels(first, last, randomness.derive_seed(seed, "labels"))
-                z = model.z_from_noise(tf.reshape(noise, [-1, d_z]), own)
+                chosen = None if labels is None else labels[first:last]
+                if chosen is None and model.config.has_classes:
+                    chosen = model.draw_labels(first, last, randomness.derive_seed(seed, "labels"))
+                z = model.z_from_noise(tf.reshape(noise, [-1, d_z]), chosen)
             v = randomness.draw_normal_part((last - first) * values, first * values, v_seed)
             images.append(model.decode(z, temperature * tf.reshape(v, [-1, *model.config.image_shape])))
         return tf.concat(images, 0) if images else tf.zeros([0, *model.config.image_shape], tf.uint8)

@@ -176,8 +176,8 @@ def evaluate_log_joint(model: Any, bins: tf.Tensor) -> tf.Tensor:
     if model.code_net is None:
         z = model.encoder.run_inference(model.quantizer.place_at_edges(bins))[0]
         return evaluate_class_priors(model, z)[1]
-    x, found = model.quantizer.place_at_centres(bins), []
+    x, log_probs = model.quantizer.place_at_centres(bins), []
     for code in tf.unstack(model.code_net.compute_codes()):
         v, log_det = model.flow.forward_and_log_det(x, tf.repeat(code[None], tf.shape(x)[0], 0))
-        found.append(standard_normal_log_prob(v) + log_det)
-    return tf.stack(found, -1) + model.class_log_probabilities
+        log_probs.append(standard_normal_log_prob(v) + log_det)
+    return tf.stack(log_probs, -1) + model.class_log_probabilities

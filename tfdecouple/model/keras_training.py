@@ -225,10 +225,10 @@ def read_first_images(x: Any, split: float, count: int, seed: int) -> np.ndarray
         batches = iter(x)
         if isinstance(x, keras.utils.PyDataset):
             batches = map(x.__getitem__, itertools.count() if x.num_batches is None else range(x.num_batches))
-        found: list[np.ndarray] = []
-        while sum(map(len, found)) < count and (batch := next(batches, None)) is not None:
-            found.append(np.asarray(unpack_images(batch)[0]))
-        images = np.concatenate(found)[:count] if found else np.zeros(0)
+        batches_read: list[np.ndarray] = []
+        while sum(map(len, batches_read)) < count and (batch := next(batches, None)) is not None:
+            batches_read.append(np.asarray(unpack_images(batch)[0]))
+        images = np.concatenate(batches_read)[:count] if batches_read else np.zeros(0)
     else:
         images = np.asarray(unpack_images(x)[0])
         images = images[: math.floor(len(images) * (1 - split))]
@@ -436,7 +436,7 @@ def train_step(model: Any, data: Any) -> dict[str, tf.Tensor]:
         labels,
         RunMode(training.memory, training.precision, training.jit_compile),
         seed=seed,
-        own=slice(0, count),
+        device_slice=slice(0, count),
         batch_size=count,
         trainable=model.trainable_variables,
         moving=list_moving_statistics(model),

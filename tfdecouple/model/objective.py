@@ -145,9 +145,9 @@ def select_prior_by_label(
     log_prior = tf.reduce_logsumexp(log_joint, -1)
     is_chosen = tf.equal(tf.argmax(log_joint, -1)[:, None], numbers)
     if labels is not None:
-        own = tf.cast(labels, tf.int64)[:, None]
-        is_chosen = tf.where(own >= 0, tf.equal(own, numbers), is_chosen)
-        log_prior = tf.where(own[:, 0] >= 0, tf.reduce_sum(tf.where(is_chosen, log_joint, 0.0), -1), log_prior)
+        given = tf.cast(labels, tf.int64)[:, None]
+        is_chosen = tf.where(given >= 0, tf.equal(given, numbers), is_chosen)
+        log_prior = tf.where(given[:, 0] >= 0, tf.reduce_sum(tf.where(is_chosen, log_joint, 0.0), -1), log_prior)
     return tf.reduce_sum(tf.where(is_chosen[..., None], noise, 0.0), 1), log_prior
 
 
@@ -185,7 +185,7 @@ def differentiate_bound(
     mode: Any,
     *,
     seed: tf.Tensor,
-    own: slice,
+    device_slice: slice,
     batch_size: int | tf.Tensor,
     trainable: Sequence[keras.Variable],
     moving: Sequence[keras.Variable],
@@ -203,7 +203,7 @@ def differentiate_bound(
         labels: labels of the images, int32 `[n]`; None for no labels.
         mode: the `RunMode` in which the networks run.
         seed: seed of the step's noise.
-        own: the slice of the whole batch that contains the device's images.
+        device_slice: the slice of the whole batch that contains the device's images.
         batch_size: count of images in the whole batch, over all devices.
         trainable: variables of the weights for which gradients are computed.
         moving: variables with the moving statistics of batch normalisation.
@@ -211,9 +211,9 @@ def differentiate_bound(
         weights: tensors with the values of `trainable`; None to read the values from the variables.
     """
     config = model.config
-    z = tf.random.stateless_normal([batch_size, config.latent_dim], randomness.derive_seed(seed, "z"))[own]
+    z = tf.random.stateless_normal([batch_size, config.latent_dim], randomness.derive_seed(seed, "z"))[device_slice]
     shape = [batch_size, *config.image_shape]
-    u = randomness.draw_pixel_noise(shape, randomness.derive_seed(seed, "u"), config.has_dequantizer)[own]
+    u = randomness.draw_pixel_noise(shape, randomness.derive_seed(seed, "u"), config.has_dequantizer)[device_slice]
     # Each weight becomes one tensor, which all shards use (parts of the batch that run in parallel).
     weights = weights or [tf.convert_to_tensor(weight) for weight in trainable]
     # The backward pass returns the inversion error as the gradient of this dummy scalar (see `RunMode`).

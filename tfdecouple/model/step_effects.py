@@ -17,20 +17,25 @@ from tfdecouple.config import TrainingConfig
 
 
 def augment_images(
-    images: tf.Tensor, training: TrainingConfig, update: tf.Tensor, seed: tf.Tensor, own: slice, batch_size: Any
+    images: tf.Tensor,
+    training: TrainingConfig,
+    update: tf.Tensor,
+    seed: tf.Tensor,
+    device_slice: slice,
+    batch_size: Any,
 ) -> tf.Tensor:
     """Returns a device's training images with noise and patterns, by the options of the training.
 
-    Every draw is made for the whole batch of `batch_size` images, and the device uses the slice `own` of it, so that an
+    Every draw is made for the whole batch of `batch_size` images, and the device uses `device_slice` of it, so that an
     image gets the same noise with any number of devices.
     """
     shape = [batch_size, *images.shape[1:]]
     if training.noise:
-        drawn = tf.random.stateless_normal(shape, randomness.derive_seed(seed, "images"))[own]
+        drawn = tf.random.stateless_normal(shape, randomness.derive_seed(seed, "images"))[device_slice]
         images = add_image_noise(images, compute_noise_deviation(training, update), drawn)
     if training.patterns:
-        chances = tf.random.stateless_uniform(shape[:1], randomness.derive_seed(seed, "chances"))[own]
-        drawn = draw_pattern_images(shape, randomness.derive_seed(seed, "patterns"))[own]
+        chances = tf.random.stateless_uniform(shape[:1], randomness.derive_seed(seed, "chances"))[device_slice]
+        drawn = draw_pattern_images(shape, randomness.derive_seed(seed, "patterns"))[device_slice]
         is_replaced = (chances < training.patterns) & (update >= training.patterns_after)
         images = tf.where(is_replaced[:, None, None, None], drawn, images)
     return images

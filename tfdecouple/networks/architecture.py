@@ -87,7 +87,7 @@ def compute_weight_shapes(config: ModelConfig) -> dict[str, Shape]:
             parts = f"{name}/{path}".split("/")
             end = 3 if name == "dequantizer" else 2
             step, weight = "/".join(parts[:end]), "/".join(parts[end:])
-            shapes |= {f"{each}/{weight}".rstrip("/"): shape for each in repeated.get(step, [step])}
+            shapes |= {f"{equal}/{weight}".rstrip("/"): shape for equal in repeated.get(step, [step])}
     return shapes
 
 
@@ -138,7 +138,9 @@ def require_memory(config: ModelConfig) -> None:
         else f"{format_bytes(image)} for a single image"
     )
     options = {name: value if isinstance(value, list) else [value] for name, value in config.to_dict().items()}
-    sizes = {name: max((number for number in each if type(number) is int), default=0) for name, each in options.items()}
+    sizes = {
+        name: max((number for number in values if type(number) is int), default=0) for name, values in options.items()
+    }
     name = max(sizes, key=sizes.__getitem__)
     raise ConfigError(
         f"the model is too large: it needs {what}, and this machine has {format_bytes(memory)} of memory; "
@@ -168,11 +170,11 @@ def list_stages(config: ModelConfig) -> list[StagePlan]:
 def list_encoders(config: ModelConfig) -> list[tuple[Any, tuple]]:
     """Returns [(unbuilt encoder, input shape)]: the encoder of z and the dequantizer's, if the model has them."""
     networks = make_smallest_networks(config)
-    found = [networks["encoder"]] if config.has_encoder else []
+    encoders = [networks["encoder"]] if config.has_encoder else []
     if config.has_dequantizer:
         dequantizer, x_shape = networks["dequantizer"]
-        found.append((dequantizer.encoder, x_shape))
-    return found
+        encoders.append((dequantizer.encoder, x_shape))
+    return encoders
 
 
 def compute_flow_costs(config: ModelConfig) -> Iterator[Cost]:

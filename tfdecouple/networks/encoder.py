@@ -169,7 +169,10 @@ class ResNetBlock(Nested, BaseLayer):
             convolution = Convolution(self.planes, 1, self.strides, transposed=self.transposed, name=name)
             self.shortcut = [convolution, BatchNorm(name="shortcut_norm")]
         layers = (self.convolution_1, self.norm_1, self.convolution_2, self.norm_2, *self.shortcut)
-        return [(*each, None) for each in zip(layers, (x_shape, inner, inner, inner, x_shape, inner), strict=False)]
+        return [
+            (layer, shape, None)
+            for layer, shape in zip(layers, (x_shape, inner, inner, inner, x_shape, inner), strict=False)
+        ]
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
         self.children(x_shape)

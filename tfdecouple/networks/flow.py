@@ -205,8 +205,8 @@ class Flow(InvertibleComposite):
         dtype = self.dtype_policy
 
         def make_stage(plan: StagePlan) -> Stage:
-            own = {"hidden": plan.hidden, "condition_size": self.compute_condition_shape(plan)[-1] or 0, **couplings}
-            in_steps, before_leaving = {**own, "transform": transform}, {**own, "transform": multiscale_transform}
+            common = {"hidden": plan.hidden, "condition_size": self.compute_condition_shape(plan)[-1] or 0, **couplings}
+            in_steps, before_leaving = {**common, "transform": transform}, {**common, "transform": multiscale_transform}
             steps = tuple(FlowStep(in_steps, step_layers, name=name, dtype=dtype) for name in plan.step_names)
             if not plan.dropped:
                 return Stage(plan, steps, None)

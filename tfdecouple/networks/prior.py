@@ -138,13 +138,13 @@ class ClassAffine(_ClassLayer):
     def invert_for_labels(self, y: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """Returns the z `[batch, d_z]` that this layer maps to y `[batch, d_z]` for the images' labels `[batch]`."""
         log_scale, shift = (
-            self._select_rows(labels, tf.convert_to_tensor(each)) for each in (self.log_scale, self.shift)
+            self._select_rows(labels, tf.convert_to_tensor(table)) for table in (self.log_scale, self.shift)
         )
         return (y - shift) * tf.exp(-log_scale)
 
     def as_bijector(self, labels: tf.Tensor | None = None) -> tfb.Bijector:
         """Returns this layer as a TFP bijector of z `[batch, d_z]`, or of `[..., classes, d_z]` if `labels` is None."""
-        log_scale, shift = (tf.convert_to_tensor(each) for each in (self.log_scale, self.shift))
+        log_scale, shift = (tf.convert_to_tensor(table) for table in (self.log_scale, self.shift))
         if labels is not None:
-            log_scale, shift = (tf.gather(each, labels) for each in (log_scale, shift))
+            log_scale, shift = (tf.gather(table, labels) for table in (log_scale, shift))
         return tfb.Chain([tfb.Shift(shift), tfb.Scale(log_scale=log_scale)])

@@ -68,13 +68,14 @@ class Execution:
         if traced := self._find_trace(functools.partial(self.run, method), method, mode, x, condition, probes):
             return traced(x, condition, probes)
         count, outputs = mode.count_parts(x), []
-        for part, own, probe in zip(*(split_into_parts(each, count) for each in (x, condition, probes)), strict=True):
-            own_mode = mode.replace(probe=probe)
-            with own_mode.apply():
-                walk = Walk(getattr(self.network, f"run{method}")(part, own))
+        parts = (split_into_parts(batch, count) for batch in (x, condition, probes))
+        for x_part, condition_part, probe in zip(*parts, strict=True):
+            part_mode = mode.replace(probe=probe)
+            with part_mode.apply():
+                walk = Walk(getattr(self.network, f"run{method}")(x_part, condition_part))
                 for layers, h, z in walk:
-                    if _is_inverted(own_mode, method, layers, h):
-                        walk.answer = self._run_for_inversion(own_mode, layers, h, z)
+                    if _is_inverted(part_mode, method, layers, h):
+                        walk.answer = self._run_for_inversion(part_mode, layers, h, z)
                         continue
                     log_dets = []
                     for layer in layers:
@@ -149,8 +150,8 @@ class Execution:
             y, log_dets = x, []
             # The gradient tape does not record the layers, because the tape would store the activations of each layer.
             with pause_gradient_tapes():
-                for layer, own in zip(layers, values, strict=True):
-                    y, log_det = self._trace_layer(layer, "_forward", y)(own, y, z)
+                for layer, layer_weights in zip(layers, values, strict=True):
+                    y, log_det = self._trace_layer(layer, "_forward", y)(layer_weights, y, z)
                     log_dets.append(log_det)
                 total = tf.add_n(log_dets)
 
@@ -180,13 +181,13 @@ class Execution:
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None, list[list[tf.Tensor | None]]]:
         z_gradient = None if z is None else tf.zeros_like(z)
         weight_gradients: list[list[tf.Tensor | None]] = []
-        for layer, own in zip(reversed(layers), reversed(weights), strict=True):
+        for layer, layer_weights in zip(reversed(layers), reversed(weights), strict=True):
             invert = self._trace_layer(layer, "inverse_and_gradients", y)
-            y, y_gradient, change, gradients = invert(own, y, z, y_gradient, log_det_gradient)
+            y, y_gradient, change, gradients = invert(layer_weights, y, z, y_gradient, log_det_gradient)
             if z_gradient is not None and change is not None:
                 z_gradient += change
             trainable = iter(gradients)
-            weight_gradients.insert(0, [next(trainable) if each.trainable else None for each in layer.variables])
+            weight_gradients.insert(0, [next(trainable) if v.trainable else None for v in layer.variables])
         return y, y_gradient, z_gradient, weight_gradients
 
 
@@ -215,7 +216,7 @@ def _is_inverted(mode: RunMode, method: str, layers: Sequence[Any], h: tf.Tensor
 
 def _make_one_image(x: tf.Tensor, condition: Condition) -> list[Any]:
     """Returns zeros for one image, instead of an empty batch, which convolutions refuse."""
-    return [None if each is None else tf.zeros([1, *each.shape[1:]], each.dtype) for each in (x, condition)]
+    return [None if batch is None else tf.zeros([1, *batch.shape[1:]], batch.dtype) for batch in (x, condition)]
 
 
 def _join(outputs: list[Any]) -> Any:

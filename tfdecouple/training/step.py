@@ -130,9 +130,9 @@ class TrainStep:
         size = training.batch_size // training.micro_batches
         count = size // self._strategy.num_replicas_in_sync
         start = number * size + replica * count
-        seed, own = randomness.derive_seed(training.seed, "step", step), slice(start, start + count)
+        seed, device_slice = randomness.derive_seed(training.seed, "step", step), slice(start, start + count)
         images = tf.ensure_shape(images, (count, *state.model.config.image_shape))
-        images = augment_images(images, training, state.updates, seed, own, training.batch_size)
+        images = augment_images(images, training, state.updates, seed, device_slice, training.batch_size)
         if labels is not None:
             labels = tf.ensure_shape(labels, (count,))
         variables = state.model.named_variables()
@@ -142,7 +142,7 @@ class TrainStep:
             labels,
             self._mode,
             seed=seed,
-            own=own,
+            device_slice=device_slice,
             batch_size=training.batch_size,
             trainable=[variables[name] for name in state.trainable],
             moving=[variables[name] for name in state.moving],
@@ -205,7 +205,7 @@ class TrainStep:
         sums = reduce_to_devices(tf.distribute.ReduceOp.SUM, [*results.gradients, *scalars], destinations)
         moving = reduce_to_devices(tf.distribute.ReduceOp.MEAN, results.moving, list(state.moving.values()))
         count = len(results.gradients)
-        *terms, error, stop = (self._strategy.experimental_local_results(each)[0] for each in sums[count:])
+        *terms, error, stop = (self._strategy.experimental_local_results(total)[0] for total in sums[count:])
         return DeviceResult(sums[:count], moving, terms, error), stop
 
 
