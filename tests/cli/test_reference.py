@@ -129,6 +129,33 @@ def test_folder_that_cannot_be_switched_is_refused_with_nothing_written(switch, 
     assert set(list_files(tmp_path)) == after
 
 
+def test_reference_smaller_than_any_image_of_the_model_is_refused(switch, tmp_path, capsys):
+    for size in ((1, 1), (1, 40)):
+        line = refused(capsys, lambda size=size: switch(reference=save(tmp_path / "small.png", size)))
+        assert f"{tmp_path / 'small.png'} has {size[1]} x {size[0]} pixels; give a reference of at least 2 x 2" in line
+    assert not (tmp_path / "out").exists()
+    # A limit for results does not make the reference smaller.
+    assert switch("--max-side", 1) == 1
+
+
+def test_photographs_without_colours_are_named_beside_a_coloured_reference_and_the_reverse(
+    switch, photographs, finished_run, tmp_path, capsys
+):
+    for name in ("c.gif", "cut.png", "header.png", "a.jpg"):
+        (photographs / name).unlink()
+    grey = save(tmp_path / "grey.png", (9, 9), "L")
+    out = tmp_path / "out"
+    assert switch() == 0
+    line = f"{tmp_path / 'reference.png'} has colours: 1 grey photographs written in colour, such as {out}/deeper/grey.jpg"
+    assert capsys.readouterr().err == f"{line}\n"
+    assert switch(reference=grey, out=tmp_path / "faded") == 0
+    line = f"{grey} is grey: 1 photographs written with less of their colours, such as {tmp_path}/faded/a.png"
+    assert capsys.readouterr().err == f"{line}\n"
+    (photographs / "a.png").unlink()
+    model = load_model(finished_run)
+    assert tfdecouple.switch_folder(model, grey, photographs, tmp_path / "both", strength=1).notes == []
+
+
 def test_python_function_does_what_the_command_does(switch, photographs, finished_run, tmp_path):
     assert switch("--strength", 0.5, "--max-side", 12) == 1
     model = load_model(finished_run)

@@ -131,8 +131,8 @@ def switch_photograph_folder(opened: Run, options: argparse.Namespace) -> int:
         result = switch_folder(
             opened.model, options.reference, options.files[0], options.out, options.strength, **limit
         )
-    for error in result.errors:
-        print(f"skipped: {error}", file=sys.stderr)
+    for line in (*(f"skipped: {error}" for error in result.errors), *result.notes):
+        print(line, file=sys.stderr)
     counts = f"{len(result.kept)} there already, {len(result.errors)} skipped"
     print(f"{options.out}: {len(result.written)} photographs with z of {options.reference} written, {counts}")
     return 1 if result.errors else 0

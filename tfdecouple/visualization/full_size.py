@@ -147,6 +147,11 @@ class UserPhotograph:
     alpha: np.ndarray | None
     format: str
 
+    @property
+    def is_grey(self) -> bool:
+        """Whether the photograph has no colours, whatever its file format: all channels of a pixel are equal."""
+        return bool((self.pixels == self.pixels[..., :1]).all())
+
     def shrink_photograph(self, image_shape: tuple[int, int, int]) -> np.ndarray:
         """Returns this photograph, resized without cropping to height and width of `image_shape`, uint8."""
         # The height is shrunk in strips of 512 columns, because TensorFlow's float32 copy of a strip is small.
