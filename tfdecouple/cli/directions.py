@@ -7,12 +7,11 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tfdecouple.cli import options as arguments
+from tfdecouple.cli.options import make_file_name
 from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.errors import DataError, RunError, UserError, make_printable, nearest
-from tfdecouple.runtime.process import start_tensorflow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,40 +27,14 @@ _MOST_IMAGES = 10_000
 _MOST_DECODED = 500
 
 
-def add_parser(commands: Any) -> None:
-    """Adds the command `directions` and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
-    parser = arguments.add_command(
-        commands,
-        "directions",
-        "find the directions in z that stand for labels, for numbers such as an age, or for brightness and colour",
-        "Each direction is found in training images and measured on held-out images; the result is printed. The file "
-        "directions.json in the run folder keeps all directions, for `edit` and the exported web page. A picture shows "
-        "steps along each direction.",
-    )
-    # The bundled weights, the default of other commands, have no folder into which directions.json could be written.
-    parser.add_argument("--run", required=True, metavar="RUN", help="run folder, into which directions.json is written")
-    arguments.add_out(parser)
-    arguments.add_data(parser, split="validation")
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument("--labels", nargs="+", metavar="NAME", help="use these labels only")
-    text = "find a direction for each column of a CSV file instead: a line of names, then for each image a line that "
-    text += "begins with the image's path below the data folder. A column with two values counts as a label"
-    group.add_argument("--attributes", metavar="FILE", help=text)
-    text = "find the directions brighter, warmer, more contrast and more saturated instead, which need no labels: each "
-    text += "changes that property of decoded images, and the other three as little as the model allows"
-    group.add_argument("--statistics", action="store_true", help=text)
-    text = "number of training images, drawn at random, and of images of --split; 0 means at most "
-    text += f"{_MOST_IMAGES:,}, or {_MOST_DECODED} with --statistics"
-    arguments.add_number(parser, "--images", 0, text)
-    arguments.add_amounts(parser)
-    arguments.add_drawing(parser, 3, "images in a picture, of --split")
+def require_held_out_split(options: argparse.Namespace) -> None:
+    """Raises UserError if --split of the command `directions` is "train"."""
+    if options.split == "train":
+        raise UserError("--split is 'train', which directions are found in; take validation or test")
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command `directions`: finds directions in z, writes directions.json and pictures; returns 0."""
-    if options.split == "train":
-        raise UserError("--split is 'train', which directions are found in; take validation or test")
-    start_tensorflow()
     from tfdecouple.cli.run_images import open_data
     from tfdecouple.data.labels import read_attributes
     from tfdecouple.metrics.direction_finding import find_statistic_directions
@@ -216,5 +189,5 @@ def save_direction_pictures(
             facts["direction"] = name
             facts["found"] = {direction.method: dict(direction.figures) for direction in same_name}
             summary = f"steps along {name} of {len(images.pixels)} images"
-            save_picture(opened, options, f"direction-{arguments.make_file_name(name)}", picture, summary, **facts)
+            save_picture(opened, options, f"direction-{make_file_name(name)}", picture, summary, **facts)
             counter(done := done + len(same_name) * len(images.pixels) * len(amounts))

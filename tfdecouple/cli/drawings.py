@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tfdecouple.cli import options as arguments
+from tfdecouple.cli.options import make_file_name
 from tfdecouple.cli.run_images import (
     OwnSizeResults,
     choose_images,
@@ -96,6 +96,11 @@ def _draw_reconstruction_at_own_size(opened: Run, options: argparse.Namespace) -
         facts = {"data": source.title, "split": options.split, "image": name, "height": height, "width": width}
         name = pathlib.PurePath(name).with_suffix("").as_posix().replace("/", "-")
         yield f"reconstruct-{name}", picture, summary, {**facts, "lost_subpixels": lost}
+
+
+def switch(opened: Run, options: argparse.Namespace) -> int | Iterator[Drawing]:
+    """Returns the drawings of `draw_switch`; or, with --reference, switches a folder and returns the exit status."""
+    return draw_switch(opened, options) if options.reference is None else switch_photograph_folder(opened, options)
 
 
 def draw_switch(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
@@ -183,7 +188,7 @@ def draw_edit(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
         for amount in filter(None, amounts):
             edited = np.asarray(opened.model.decode(z + np.float32(amount) * direction.vector, v))
             for index, image in enumerate(edited):
-                results.save_photograph(index, image, f"{arguments.make_file_name(direction.name)}{amount:+g}")
+                results.save_photograph(index, image, f"{make_file_name(direction.name)}{amount:+g}")
 
 
 def draw_neighbours(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:

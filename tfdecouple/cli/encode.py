@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tfdecouple.cli import options as arguments
+from tfdecouple.cli.command_table import SPLITS
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.process import start_tensorflow
 from tfdecouple.runtime.requirements import require_packages
 
 if TYPE_CHECKING:
@@ -16,46 +15,23 @@ if TYPE_CHECKING:
     from tfdecouple.data import Source
     from tfdecouple.runs.opened_run import Run
 
-FORMATS = ("tfrecord", "parquet")
 # Largest number of images, and largest size in bytes, of one file of codes. Files are small, because a killed program
 # loses its work on the file that it was writing.
 _MOST_IMAGES, _SHARD_BYTES = 5000, 2**27
 
 
-def add_parser(commands: Any) -> None:
-    """Adds the command `encode` and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
-    parser = arguments.add_command(
-        commands,
-        "encode",
-        "write the codes of all images of a data set into files",
-        "The same command resumes where it stopped. docs/encoding.md says what is in the files.",
-    )
-    parser.add_argument("--run", metavar="RUN", help=arguments.RUN_HELP)
-    parser.add_argument("--out", required=True, metavar="DIR", type=pathlib.Path, help="folder for the codes")
-    arguments.add_data(parser, "all", (*arguments.SPLITS, "all"))
-    arguments.add_choice(parser, "--format", FORMATS, "tfrecord or parquet")
-    parser.add_argument("--v", action="store_true", help="write v beside z: as many numbers as the image has")
-    parser.add_argument("--z-std", action="store_true", help="write the standard deviation of the posterior of z")
-    text = "write how unlike the training images each image is, as `evaluate --outliers` does"
-    parser.add_argument("--scores", action="store_true", help=text)
-    text = f"images per file (default {_MOST_IMAGES}, fewer where they are large)"
-    arguments.add_number(parser, "--images-per-shard", None, text, 1)
-    arguments.add_number(parser, "--batch-size", None, "images at a time (default as in evaluations)", 1)
-    arguments.add_number(parser, "--limit", None, "only the first N images of each split", 1)
-    parser.add_argument("--on-bad-image", metavar="HOW", help="stop or skip; default as the run's data.on_bad_image")
-    text = "encode nothing: check that each file of --out is what was written; status 1 where one is not"
-    parser.add_argument("--verify", action="store_true", help=text)
+def require_arguments(options: argparse.Namespace) -> None:
+    """Raises UserError if the command `encode` lacks --run, or a package for --format; --verify needs neither."""
+    if options.run is None and not options.verify:
+        raise UserError("encode needs --run RUN, the run folder whose model encodes")
+    if options.format == "parquet" and not options.verify:
+        require_packages("pyarrow", what="--format parquet")
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command `encode`: writes files of codes, or with --verify checks them; returns the exit status."""
     if options.verify:
         return _verify_codes(options.out)
-    if options.run is None:
-        raise UserError("encode needs --run RUN, the run folder whose model encodes")
-    if options.format == "parquet":
-        require_packages("pyarrow", what="--format parquet")
-    start_tensorflow()
     from tfdecouple.corpus.codes_folder import open_codes_folder
     from tfdecouple.corpus.encoding import encode_shards, make_image_encoder
     from tfdecouple.runs.opened_run import Run
@@ -94,7 +70,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _verify_codes(out: pathlib.Path) -> int:
-    start_tensorflow()
     from tfdecouple.corpus.codes_folder import verify_codes
     from tfdecouple.corpus.codes_manifest import CodesManifest
     from tfdecouple.runtime.progress import Counter
@@ -130,7 +105,7 @@ def _make_manifest(opened: Run, source: Source, options: argparse.Namespace) -> 
     from tfdecouple.runs.opened_run import hash_weights
 
     fields = choose_code_fields(opened.config.model, v=options.v, z_std=options.z_std, scores=options.scores)
-    splits = arguments.SPLITS if options.split == "all" else (options.split,)
+    splits = SPLITS if options.split == "all" else (options.split,)
     image_bytes = 64 + sum(4 * field.size for field in fields)
     most = max(1, min(_MOST_IMAGES, _SHARD_BYTES // image_bytes))
     return CodesManifest(

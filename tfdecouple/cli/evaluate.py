@@ -7,9 +7,8 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tfdecouple.cli import options as arguments
 from tfdecouple.errors import RunError, UserError, one_line
 from tfdecouple.metrics.base import Metric, Result
 from tfdecouple.metrics.bits_per_dim import BitsPerDim, ImportanceWeighted, OwnSize
@@ -38,27 +37,6 @@ METRICS: list[type[Metric]] = [
     LinearProbe,
     FrechetDistance,
 ]
-_DETAILS = (
-    "Bits/dim is always measured, and each option of the second group adds a metric. The best weights of the run are "
-    "used. Each result is printed, and written as a JSON file into the folder --out. To choose between models use "
-    "--split validation: RUN/evaluation/test_evaluations.log counts the evaluations of test images."
-)
-
-
-def add_parser(commands: Any) -> None:
-    """Adds the command `evaluate` and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
-    parser = arguments.add_command(commands, "evaluate", "measure bits/dim and other metrics of a run", _DETAILS)
-    arguments.add_run(parser, out=False)
-    arguments.add_out(parser, "evaluation")
-    arguments.add_data(parser)
-    arguments.add_number(parser, "--images", 0, "number of images, drawn with --seed; 0 for all, see --probe")
-    group = parser.add_argument_group("what to measure")
-    for metric in METRICS:
-        metric.add_options(group)
-    group = parser.add_argument_group("how")
-    arguments.add_number(group, "--seed", 0, "seed of all draws")
-    text = "images at once: changes memory and speed, and no result (default the run's)"
-    arguments.add_number(group, "--batch-size", None, text, 1)
 
 
 def run(options: argparse.Namespace) -> int:

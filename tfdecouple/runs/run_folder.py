@@ -4,13 +4,15 @@
     checkpoints/     best-NNNNNNNNN, the best weights, and step-NNNNNNNNN, the whole state of the training
     metrics.jsonl    the log: one row of metrics in each line
     summary.json     the test metrics of a finished training, or the origin of imported weights
-    images/          pictures of each evaluation
+    images/          pictures of each evaluation in training, step-NNNNNNNNN-NAME.png
     labels.json      names of the labels of a model with labels, in their order
     directions.json  directions in z, if they were computed
+    pictures/        pictures of commands, each with a JSON file of facts
+    evaluation/      results of the command `evaluate`
     .lock            locked by the program that trains
 
 Loggers add files, such as tensorboard/. A folder of published weights is a run folder, too (see `pretrained`). No file
-but those of the client of Weights & Biases may be a link that leads out of the folder.
+but those of the client of Weights & Biases may be a link that leads out of the folder (`storage.files`).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import pydantic
+from PIL import Image
 
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.errors import RunError, nearest, one_line
@@ -37,7 +40,7 @@ SUMMARY = "summary.json"
 LABELS = "labels.json"
 # The log, and its bytes up to which it is drawn and published.
 METRICS, METRICS_BYTES = "metrics.jsonl", 2**27
-PICTURES = "images"
+IMAGES, PICTURES, EVALUATION = "images", "pictures", "evaluation"
 LOCK = ".lock"
 
 
@@ -200,6 +203,18 @@ class RunFolder:
         if path.is_file() and path.stat().st_size > METRICS_BYTES:
             raise RunError(f"{path} has {path.stat().st_size:,} bytes, and at most {METRICS_BYTES:,} are read")
         return read_metrics(path)
+
+    def find_results_folder(self, name: str, out: pathlib.Path | None = None) -> pathlib.Path:
+        """Returns the folder for results: `out` unless None, else RUN/`name`, or ./`name` if the run is no folder."""
+        return out or (pathlib.Path(self.run) if self.is_folder else pathlib.Path()) / name
+
+    def write_pictures(self, step: int, pictures: Mapping[str, Image.Image]) -> dict[str, pathlib.Path]:
+        """Writes pictures of an evaluation after `step` training steps, {name: picture}; returns {name: path}."""
+        (self.path / IMAGES).mkdir(parents=True, exist_ok=True)
+        paths = {name: self.path / IMAGES / f"step-{step:09d}-{name}.png" for name in pictures}
+        for name, path in paths.items():
+            pictures[name].save(path)
+        return paths
 
     def write_config(self, config: Config, label_names: Sequence[str] = ()) -> None:
         """Writes config.json and, for a model with labels, labels.json; makes the folder if it is missing."""
