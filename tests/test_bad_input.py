@@ -19,11 +19,11 @@ import tfdecouple
 from export import pipeline
 from export.cli import main as export_main
 from tfdecouple import training
-from tfdecouple.cli import doctor, main
-from tfdecouple.cli.picture_commands import PictureCommand
+from tfdecouple.cli import command_table, main
 from tfdecouple.cli.train import main as train_main
 from tfdecouple.config import Config, DataConfig, list_option_names, load_preset, override, parse_config
 from tfdecouple.data import open_source
+from tfdecouple.doctor import check_runner
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks import architecture
@@ -138,8 +138,8 @@ def test_bad_command_line_is_refused_before_the_command_starts(elsewhere, monkey
     def fail(*_, **__):
         pytest.fail("the command starts")
 
-    monkeypatch.setattr(PictureCommand, "run", fail)
-    monkeypatch.setattr(doctor, "run", fail)
+    monkeypatch.setattr(command_table, "start_tensorflow", fail)
+    monkeypatch.setattr(check_runner, "run_checks", fail)
     monkeypatch.setattr(pipeline, "export", fail)
     monkeypatch.setattr(training, "train", fail)
     program = {"train": train_main, "export": export_main}.get(arguments[0])

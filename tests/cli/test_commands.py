@@ -14,10 +14,9 @@ from helpers.runs import run_config, write_run
 from PIL import Image
 
 from tfdecouple.cli import main
-from tfdecouple.cli.curves import read_training_curves
-from tfdecouple.cli.run_images import pair_images
 from tfdecouple.config import DataConfig
 from tfdecouple.data.image_file import read_image
+from tfdecouple.metrics.drawn_images import pair_images
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runs.run_folder import RunFolder
@@ -328,11 +327,11 @@ class TestCurves:
         command("curves", "--run", finished_run, "--out", tmp_path)
         with Image.open(tmp_path / "curves.png") as picture:
             assert picture.format == "PNG" and picture.size == (900, 660)
-        curves = read_training_curves(str(finished_run), "run")
+        curves = RunFolder(finished_run).read_curves()
         rows = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
         for kind in ("train", "validation"):
             values = [(row["step"], row["bits_per_dim"]) for row in rows if row["kind"] == kind]
-            assert list(zip(*getattr(curves, kind)["bits_per_dim"], strict=True)) == values
+            assert list(zip(*curves[kind]["bits_per_dim"], strict=True)) == values
         assert "to update 10" in capsys.readouterr().out
 
     def test_curves_leave_out_values_that_are_not_finite_and_absent_terms(self, finished_run, tmp_path):
@@ -350,9 +349,8 @@ class TestCurves:
         command("curves", "--run", run, "--run", finished_run)
         facts = json.loads((run / "pictures" / "curves.json").read_text())["runs"]
         assert [(one["name"], one["last_step"]) for one in facts] == [("still", 4), ("run", 10)]
-        curves = read_training_curves(str(run), "still")
-        assert curves.train == {"bits_per_dim": ([2, 4], [7.0, 6.0]), "learning_rate": ([4], [1.0])}
-        assert curves.validation == {}
+        curves = {"bits_per_dim": ([2, 4], [7.0, 6.0]), "learning_rate": ([4], [1.0])}
+        assert RunFolder(run).read_curves() == {"train": curves, "validation": {}}
 
 
 class TestRefusals:

@@ -144,10 +144,9 @@ def test_photographs_without_colours_are_named_beside_a_coloured_reference_and_t
     for name in ("c.gif", "cut.png", "header.png", "a.jpg"):
         (photographs / name).unlink()
     grey = save(tmp_path / "grey.png", (9, 9), "L")
-    out = tmp_path / "out"
     assert switch() == 0
-    line = f"{tmp_path / 'reference.png'} has colours: 1 grey photographs written in colour, such as {out}/deeper/grey.jpg"
-    assert capsys.readouterr().err == f"{line}\n"
+    line = f"reference.png has colours: 1 grey photographs written in colour, such as {tmp_path}/out/deeper/grey.jpg"
+    assert capsys.readouterr().err == f"{tmp_path}/{line}\n"
     assert switch(reference=grey, out=tmp_path / "faded") == 0
     line = f"{grey} is grey: 1 photographs written with less of their colours, such as {tmp_path}/faded/a.png"
     assert capsys.readouterr().err == f"{line}\n"

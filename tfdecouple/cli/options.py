@@ -43,14 +43,19 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{value[1]} {value[2]}" if value else f"{message}; {self.prog} --help lists the options")
 
 
-def option(*names: str, **settings: Any) -> AddOption:
-    """Returns the option or argument that `parser.add_argument(*names, **settings)` adds."""
-    return lambda parser: parser.add_argument(*names, **settings)
+def option(usage: str, text: str, **settings: Any) -> AddOption:
+    """Returns an option or argument with the help `text`; `usage` is like "--labels NAME ..." or "--out/--to DIR"."""
+    names, _, metavar = usage.partition(" ")
+    if metavar.endswith(" ..."):
+        settings["nargs"] = "+"
+    if metavar:
+        settings["metavar"] = metavar.removesuffix(" ...")
+    return lambda parser: parser.add_argument(*names.split("/"), help=text, **settings)
 
 
 def flag(name: str, text: str) -> AddOption:
     """Returns an option without a value, with the help `text`."""
-    return option(name, action="store_true", help=text)
+    return option(name, text, action="store_true")
 
 
 def number(name: str, default: float | None, text: str, least: float = 0, most: float = 2**31 - 1) -> AddOption:
@@ -60,7 +65,7 @@ def number(name: str, default: float | None, text: str, least: float = 0, most: 
 
 def choice(name: str, values: Sequence[str], text: str) -> AddOption:
     """Returns an option whose value is one of `values`, by default the first."""
-    return option(name, choices=values, default=values[0], metavar="NAME", help=f"{text} (default {values[0]})")
+    return option(f"{name} NAME", f"{text} (default {values[0]})", choices=values, default=values[0])
 
 
 def group(title: str, *options: AddOption) -> AddOption:
@@ -99,6 +104,12 @@ def require_switch(options: argparse.Namespace) -> None:
         raise UserError(f"--reference needs one folder of photographs, got {len(options.files)}, and --to OUT")
     elif (options.pairing, options.size) != ("auto", "own"):
         raise UserError("--reference takes neither --pairing nor --size: each photograph is written at its own size")
+
+
+def require_held_out_split(options: argparse.Namespace) -> None:
+    """Raises UserError if --split of the command `directions` is "train"."""
+    if options.split == "train":
+        raise UserError("--split is 'train', which directions are found in; take validation or test")
 
 
 def make_file_name(name: str) -> str:

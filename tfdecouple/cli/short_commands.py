@@ -4,17 +4,15 @@ import argparse
 import json
 import textwrap
 import time
-from typing import Any
 
 from tfdecouple.cli.options import get_program_name
 from tfdecouple.config import Config, describe_options, list_option_names, load_preset, preset_names
 from tfdecouple.config.run import make_unknown_option_error
-from tfdecouple.errors import RunError, UserError, nearest
+from tfdecouple.errors import UserError, nearest
 from tfdecouple.runtime.process import start_tensorflow
 
 # Exit status of `doctor` if a check fails, for example because images are not reconstructed exactly on this machine.
 EXIT_FAILS = 5
-_METRICS = ("bits_per_dim", "kl", "dequantization", "learning_rate")
 
 
 def run_presets(options: argparse.Namespace) -> int:
@@ -55,12 +53,12 @@ def run_curves(options: argparse.Namespace) -> int:
     """Runs the command `curves`: writes curves.png, the runs' metrics over the updates, and curves.json; returns 0."""
     from tfdecouple.cli.run_images import write_picture
     from tfdecouple.runs.run_folder import PICTURES, RunFolder
-    from tfdecouple.visualization.plots import plot_curves, render_figure
+    from tfdecouple.visualization.plots import Curves, plot_curves, render_figure
 
     names = [RunFolder(path).name for path in options.run]
     # In the legend, runs that share a name are called by their paths.
     shown = [name if names.count(name) == 1 else path for path, name in zip(options.run, names, strict=True)]
-    curves = [read_training_curves(path, name) for path, name in zip(options.run, shown, strict=True)]
+    curves = [Curves(name, **RunFolder(path).read_curves()) for path, name in zip(options.run, shown, strict=True)]
     runs = []
     for path, run in zip(options.run, curves, strict=True):
         last = max(steps[-1] for lines in (run.train, run.validation) for steps, _ in lines.values())
@@ -70,28 +68,6 @@ def run_curves(options: argparse.Namespace) -> int:
     write_picture(path, render_figure(plot_curves(curves)), {"command": "curves", "runs": runs})
     print(f"{path}: {summary}", flush=True)
     return 0
-
-
-def read_training_curves(path: str, name: str) -> Any:
-    """Returns the `Curves` of the run at `path`, called `name` in the legend; RunError without a log or bits/dim."""
-    from tfdecouple.runs.run_folder import RunFolder
-    from tfdecouple.visualization.plots import Curves
-
-    config = RunFolder(path).read_config()
-    # KL and log q(u|x) are 0 in the log of a model that lacks these terms, and are not drawn then.
-    absent = {"kl": not config.model.has_encoder, "dequantization": not config.model.has_dequantizer}
-    lines: dict[str, dict[str, tuple[list[float], list[float]]]] = {"train": {}, "validation": {}}
-    for row in RunFolder(path).read_metrics():
-        for metric in _METRICS:
-            # The log has NaN and infinity as text, which cannot be drawn.
-            value = row.get(metric)
-            if row["kind"] in lines and isinstance(value, int | float) and not absent.get(metric):
-                steps, values = lines[row["kind"]].setdefault(metric, ([], []))
-                steps.append(row["step"])
-                values.append(value)
-    if not any("bits_per_dim" in curves for curves in lines.values()):
-        raise RunError(f"{path} has no metrics: its metrics.jsonl is missing or has no rows yet")
-    return Curves(name, lines["train"], lines["validation"])
 
 
 def run_encode_beam(options: argparse.Namespace) -> int:

@@ -57,33 +57,32 @@ def list_options() -> list[AddOption]:
     preset = "where the options come from: quickstart (default), cifar10 and others, which `python -m tfdecouple "
     repeated = "change an option; can be repeated: --set model.alpha=0.5 --set 'model.steps=[1,[2,2],2]'; "
     whole = make_number_type(int, -(2**63), 2**63 - 1)
-    start = "start from the weights of another run or import"
     return [
         group(
             "what to train",
             group(
                 "",
-                option("--preset", metavar="NAME", default="quickstart", help=f"{preset}presets` describes"),
-                option("--config", metavar="FILE", help="take the options from a JSON file, as in a run folder"),
+                option("--preset NAME", f"{preset}presets` describes", default="quickstart"),
+                option("--config FILE", "take the options from a JSON file, as in a run folder"),
             ),
             change_option(f"{repeated}`python -m tfdecouple explain` explains each"),
-            shortcut("--steps", "training.steps", "number of updates", metavar="N", type=whole),
-            shortcut("--seed", "training.seed", "seed of all draws", metavar="N", type=whole),
-            shortcut("--init-from", "training.init_from", start, metavar="RUN"),
+            shortcut("--steps N", "training.steps", "number of updates", type=whole),
+            shortcut("--seed N", "training.seed", "seed of all draws", type=whole),
+            shortcut("--init-from RUN", "training.init_from", "start from the weights of another run or import"),
         ),
         group(
             "images",
-            shortcut("--data", "data.source", list_source_kinds(), metavar="SOURCE"),
-            shortcut("--data-dir", "data.data_dir", "folder of prepared TFDS data sets", metavar="DIR"),
+            shortcut("--data SOURCE", "data.source", list_source_kinds()),
+            shortcut("--data-dir DIR", "data.data_dir", "folder of prepared TFDS data sets"),
             DOWNLOAD,
         ),
-        group("where", option("--workdir", metavar="DIR", help="the run folder; default runs/PRESET"), DEVICES),
+        group("where", option("--workdir DIR", "the run folder; default runs/PRESET"), DEVICES),
     ]
 
 
-def shortcut(name: str, config_option: str, text: str, **settings: Any) -> AddOption:
+def shortcut(usage: str, config_option: str, text: str, **settings: Any) -> AddOption:
     """Returns a command-line option, such as --seed, that sets an option of the config, such as "training.seed"."""
-    return option(name, dest=config_option, default=None, help=f"{text} ({config_option})", **settings)
+    return option(usage, f"{text} ({config_option})", dest=config_option, default=None, **settings)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import os
 import pathlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -197,16 +199,46 @@ class RunFolder:
             raise ValueError("it has no figures of a test")
         return summary
 
-    def read_metrics(self) -> Iterator[dict[str, Any]]:
-        """Returns an iterator over the rows of the log as dicts, without damaged rows; RunError if it is too large."""
-        path = self.path / METRICS
+    def read_curves(self) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+        """Returns the finite values in the log, {kind: {metric: (steps, values)}}, of kinds "train" and "validation".
+
+        KL and log q(u|x) are left out for a model without them. RunError is raised if the log is too large, or has no
+        bits/dim.
+        """
+        path, model = self.path / METRICS, self.read_config().model
         if path.is_file() and path.stat().st_size > METRICS_BYTES:
             raise RunError(f"{path} has {path.stat().st_size:,} bytes, and at most {METRICS_BYTES:,} are read")
-        return read_metrics(path)
+        absent = {"step": True, "kl": not model.has_encoder, "dequantization": not model.has_dequantizer}
+        curves: dict[str, dict[str, tuple[list[float], list[float]]]] = {"train": {}, "validation": {}}
+        for row in read_metrics(path):
+            for metric, value in row.items() if row["kind"] in curves else ():
+                # The log has NaN and infinity as text.
+                if isinstance(value, int | float) and not absent.get(metric):
+                    steps, values = curves[row["kind"]].setdefault(metric, ([], []))
+                    steps.append(row["step"])
+                    values.append(value)
+        if not any("bits_per_dim" in metrics for metrics in curves.values()):
+            raise RunError(f"{self.run} has no metrics: its metrics.jsonl is missing or has no rows yet")
+        return curves
 
     def find_results_folder(self, name: str, out: pathlib.Path | None = None) -> pathlib.Path:
         """Returns the folder for results: `out` unless None, else RUN/`name`, or ./`name` if the run is no folder."""
         return out or (pathlib.Path(self.run) if self.is_folder else pathlib.Path()) / name
+
+    def count_test_evaluation(self, images: str, out: pathlib.Path) -> int:
+        """Logs one evaluation of the test images that the text `images` names; returns how many of them are logged.
+
+        Users see the count, because metrics on test images that guided the choice of a model say less about new images.
+        The log is RUN/evaluation/test_evaluations.log, or in `out` if RUN is not a run folder or is not writable.
+        """
+        inside = pathlib.Path(self.run) / EVALUATION
+        is_writable = self.is_folder and os.access(inside if inside.exists() else inside.parent, os.W_OK)
+        folder, line = inside if is_writable else out, json.dumps(images) + "\n"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "test_evaluations.log").open("a+", encoding="utf-8") as file:
+            file.write(line)
+            file.seek(0)
+            return sum(logged == line for logged in file)
 
     def write_pictures(self, step: int, pictures: Mapping[str, Image.Image]) -> dict[str, pathlib.Path]:
         """Writes pictures of an evaluation after `step` training steps, {name: picture}; returns {name: path}."""
