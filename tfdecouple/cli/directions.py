@@ -8,16 +8,14 @@ import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-import numpy as np
-
 from tfdecouple.cli.drawings import Drawing
 from tfdecouple.cli.options import make_file_name
 from tfdecouple.cli.run_images import choose_images, open_data
 from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.data import Source
-from tfdecouple.data.labels import Attributes, check_labels, read_attributes
+from tfdecouple.data.labels import read_attributes
 from tfdecouple.errors import DataError, RunError, UserError, make_printable, nearest
-from tfdecouple.metrics.direction_finding import LEAST, find_directions, find_statistic_directions
+from tfdecouple.metrics.direction_finding import LEAST, encode_examples, find_directions, find_statistic_directions
 from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_images
 from tfdecouple.runs.latent_directions import Direction, Directions
 from tfdecouple.runs.opened_run import Run, hash_weights
@@ -41,19 +39,20 @@ def draw_directions(opened: Run, options: argparse.Namespace) -> Iterator[Drawin
     attributes = read_attributes(options.attributes) if options.attributes else None
     if options.statistics and opened.config.model.image_shape[-1] != RGB_CHANNELS:
         raise UserError(f"--statistics takes RGB images, and those of {options.run} are not; find --labels instead")
-    source = open_data(opened, options)
-    splits = ("train", options.split)
+    source, splits = open_data(opened, options), ("train", options.split)
     if options.statistics:
-        drawn = [draw_image_indices(source, split, options.images or _MOST_DECODED, options.seed) for split in splits]
-        training, held_out = (
-            read_drawn_images(opened.model, source, split, indices)[0]
-            for split, indices in zip(splits, drawn, strict=True)
-        )
-        directions = find_statistic_directions(opened.model, training, held_out, seed=options.seed)
+        images = []
+        for split in splits:
+            indices = draw_image_indices(source, split, options.images or _MOST_DECODED, options.seed)
+            images.append(read_drawn_images(opened.model, source, split, indices)[0])
+        directions = find_statistic_directions(opened.model, images[0], images[1], seed=options.seed)
     else:
         names = choose_direction_labels(source, options.labels) if attributes is None else list(attributes.names)
-        examples = [encode_examples(opened, source, split, options, names, attributes) for split in splits]
-        directions, missing = find_directions(names, examples[0], examples[1], options.seed)
+        count, seed = options.images or _MOST_IMAGES, options.seed
+        training, held_out = (
+            encode_examples(opened, source, split, count, seed, names, attributes) for split in splits
+        )
+        directions, missing = find_directions(names, training, held_out, seed)
         for name, count in missing.items():
             print(f"no direction {name}: it needs {LEAST} images of two kinds, and there are {count}", file=sys.stderr)
     about = {"data": source.title, "source": source.name, "split": options.split, "seed": options.seed}
@@ -75,14 +74,14 @@ def draw_directions(opened: Run, options: argparse.Namespace) -> Iterator[Drawin
         accuracy = direction.describe_accuracy() or "not measured: all held-out images are of one kind"
         print(f"{name:{width}}  {direction.method:10}  {accuracy}")
     print(f"{path}: {len(directions)} directions in z", flush=True)
-    images, amounts = choose_images(opened, options, source), options.amounts
-    done, count = 0, len(images.pixels)
+    shown, amounts = choose_images(opened, options, source), options.amounts
+    done, count = 0, len(shown.pixels)
     with Counter("pictures", len(directions) * count * len(amounts)) as counter:
         for name, found in by_name.items():
             vectors = {direction.method if len(found) > 1 else "": direction.vector for direction in found}
-            note = f"{images.note} {opened.note()}"
-            picture = draw_edit_grid(opened.model, images.pixels, vectors, amounts, name, note)
-            facts = {**images.facts, "seed": options.seed, "amounts": amounts, "direction": name}
+            note = f"{shown.note} {opened.note()}"
+            picture = draw_edit_grid(opened.model, shown.pixels, vectors, amounts, name, note)
+            facts = {**shown.facts, "seed": options.seed, "amounts": amounts, "direction": name}
             facts["found"] = {direction.method: dict(direction.figures) for direction in found}
             yield f"direction-{make_file_name(name)}", picture, f"steps along {name} of {count} images", facts
             counter(done := done + len(found) * count * len(amounts))
@@ -99,33 +98,3 @@ def choose_direction_labels(source: Source, labels: Sequence[str] | None) -> lis
         if name not in source.label_names:
             raise UserError(f"--labels has {name!r}, which no image has{nearest(name, source.label_names)}")
     return list(dict.fromkeys(labels or source.label_names))
-
-
-def encode_examples(
-    opened: Run,
-    source: Source,
-    split: str,
-    options: argparse.Namespace,
-    names: Sequence[str],
-    attributes: Attributes | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Encodes images drawn from a split: returns z, float32 `[n, d_z]`, and the images' values, float64 `[n, names]`.
-
-    `names` are labels, or columns of the CSV file `attributes`. The value for a label is 1 if the image has it, else 0;
-    for a column, the number in the file. An image whose value is NaN is not used for the direction of that name.
-    """
-    indices = np.sort(draw_image_indices(source, split, options.images or _MOST_IMAGES, options.seed))
-    z, label = opened.encode_split(source, split, indices, f"encoding images of {split}")
-    label = check_labels(source, label)
-    if attributes is None:
-        numbers = [source.label_names.index(name) for name in names]
-        return z, np.where(label[:, None] >= 0, label[:, None] == numbers, np.nan)
-    if source.skipped:
-        raise DataError(f"{source.skipped} images of {source.title} cannot be read; mend or remove them")
-    values = attributes.look_up_attributes([source.find_image_key(split, index) for index in indices.tolist()])
-    if np.isnan(values).all():
-        raise DataError(
-            f"{attributes.path} has no row for any of {len(indices)} images of {split}, such as "
-            f"{source.find_image_key(split, int(indices[0]))}; its first column must name the files"
-        )
-    return z, values
