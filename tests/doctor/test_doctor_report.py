@@ -6,7 +6,7 @@ import pytest
 
 from tfdecouple.cli import main
 from tfdecouple.config import load_preset, override
-from tfdecouple.doctor import check_runner, installation
+from tfdecouple.doctor import check_runner, checks
 from tfdecouple.doctor.check_runner import VARIANTS, Result, Task, make_text
 
 FACTS = {
@@ -27,7 +27,7 @@ GPU = "570.1, a GPU, 16384 MiB"
 
 
 def of_machine(**changes):
-    return {one.what: one for one in installation.check_machine({**FACTS, **changes})}
+    return {one.what: one for one in checks.check_machine({**FACTS, **changes})}
 
 
 class TestBuild:

@@ -48,11 +48,9 @@ def draw_directions(opened: Run, options: argparse.Namespace) -> Iterator[Drawin
         directions = find_statistic_directions(opened.model, images[0], images[1], seed=options.seed)
     else:
         names = choose_direction_labels(source, options.labels) if attributes is None else list(attributes.names)
-        count, seed = options.images or _MOST_IMAGES, options.seed
-        training, held_out = (
-            encode_examples(opened, source, split, count, seed, names, attributes) for split in splits
-        )
-        directions, missing = find_directions(names, training, held_out, seed)
+        chosen = (options.images or _MOST_IMAGES, options.seed, names, attributes)
+        training, held_out = (encode_examples(opened, source, split, *chosen) for split in splits)
+        directions, missing = find_directions(names, training, held_out, options.seed)
         for name, count in missing.items():
             print(f"no direction {name}: it needs {LEAST} images of two kinds, and there are {count}", file=sys.stderr)
     about = {"data": source.title, "source": source.name, "split": options.split, "seed": options.seed}

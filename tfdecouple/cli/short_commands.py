@@ -109,8 +109,7 @@ def run_publish(options: argparse.Namespace) -> int:
 
 def run_doctor(options: argparse.Namespace) -> int:
     """Runs the command `doctor`: runs checks, prints and writes a report; returns 0, or EXIT_FAILS if a check fails."""
-    from tfdecouple.doctor.check_runner import CHECKS, Task, make_json, make_text, run_checks
-    from tfdecouple.doctor.speed import make_doctor_config
+    from tfdecouple.doctor.check_runner import CHECKS, Task, make_doctor_config, make_json, make_text, run_checks
     from tfdecouple.storage.files import write_json, write_text
 
     for name in options.only:

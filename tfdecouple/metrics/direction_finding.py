@@ -39,13 +39,7 @@ _LENGTH_PENALTY = 0.01
 
 
 def encode_examples(
-    run: Run,
-    source: Source,
-    split: str,
-    count: int,
-    seed: int,
-    names: Sequence[str],
-    attributes: Attributes | None = None,
+    run: Run, source: Source, split: str, count: int, seed: int, names: Sequence[str], attributes: Attributes | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Encodes at most `count` images drawn from a split: returns z, `[n, d_z]`, and the images' values, `[n, names]`.
 
@@ -64,8 +58,8 @@ def encode_examples(
     values = attributes.look_up_attributes(keys)
     if np.isnan(values).all():
         raise DataError(
-            f"{attributes.path} has no row for any of {len(keys)} images of {split}, such as {keys[0]}; its first column "
-            "must name the files"
+            f"{attributes.path} has no row for any of {len(keys)} images of {split}, such as {keys[0]}; its first "
+            "column must name the files"
         )
     return z, values
 
