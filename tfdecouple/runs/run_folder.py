@@ -12,7 +12,7 @@
     .lock            locked by the program that trains
 
 Loggers add files, such as tensorboard/. A folder of published weights is a run folder, too (see `pretrained`). No file
-but those of the client of Weights & Biases may be a link that leads out of the folder (`storage.files`).
+but those of the client of Weights & Biases may be a link that leads out of the folder.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ import pydantic
 from PIL import Image
 
 from tfdecouple.config import Config, DataConfig
-from tfdecouple.errors import RunError, nearest, one_line
+from tfdecouple.errors import RunError, UntrustedError, nearest, one_line
 from tfdecouple.runs.metrics_log import read_metrics
 from tfdecouple.runs.pretrained import HUB, find_pretrained, list_pretrained
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
-from tfdecouple.storage.files import read_json, read_model, require_own_files, write_json, write_text
+from tfdecouple.storage.files import read_json, read_model, write_json, write_text
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -121,8 +121,23 @@ class RunFolder:
             raise RunError(f"{self.run} is no run folder: it has no {CONFIG}")
         if self.is_folder:
             # Weights from the Hub are not checked for links, because the cache of the Hub's client consists of links.
-            require_own_files(self.path)
+            self.require_own_files()
         return Config.from_json(self.path / CONFIG)
+
+    def require_own_files(self) -> None:
+        """Raises UntrustedError if the folder holds anything but files, folders and links to files inside of it."""
+        root = os.path.realpath(self.path)
+        for where, folders, files in os.walk(self.path):
+            for path in (os.path.join(where, name) for name in (*folders, *files)):
+                target = os.path.realpath(path)
+                if os.path.islink(path) and os.path.commonpath([root, target]) != root:
+                    raise UntrustedError(f"{path} is a link to {target}, out of the folder; replace it by a copy")
+                # A path may be missing by now, because a training that is still running removes old files.
+                if os.path.lexists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+                    raise UntrustedError(f"{path} is neither a file nor a folder; remove it")
+            if where == os.path.join(self.path, "wandb"):
+                # The client of Weights & Biases puts links to its cache into these folders, so they are not checked.
+                folders[:] = [name for name in folders if not name.startswith(("run-", "offline-run-"))]
 
     def _list_checkpoints(self) -> Iterator[tuple[str, int]]:
         """Yields (kind, step) of each checkpoint of the run: the kind "best", then "step", each the newest first."""
