@@ -22,15 +22,21 @@ def pictures(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def encode(tiny_run, pictures, tmp_path):
-    """A function that runs the command `encode` with further arguments and returns its exit status."""
+@pytest.fixture(scope="module")
+def encode_into(tiny_run, pictures):
+    """A function that runs the command `encode` for a folder with further arguments and returns its exit status."""
 
-    def run(*more, run=tiny_run, data=pictures, out=tmp_path / "codes"):
+    def run(out, *more, run=tiny_run, data=pictures):
         arguments = ["--run", run, "--data", f"folder:{data}", "--out", out, "--images-per-shard", 7]
         return main(["encode", *map(str, [*arguments, "--batch-size", 4, *more])])
 
     return run
+
+
+@pytest.fixture
+def encode(encode_into, tmp_path):
+    """The function `encode_into`, by default for the folder `tmp_path / "codes"`."""
+    return lambda *more, out=tmp_path / "codes", **options: encode_into(out, *more, **options)
 
 
 @pytest.fixture(scope="module")
