@@ -10,7 +10,7 @@ import argparse
 import pathlib
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -33,7 +33,9 @@ from tfdecouple.runs.opened_run import Run, load_directions
 from tfdecouple.runs.run_folder import PICTURES, RunFolder
 from tfdecouple.runtime.progress import Counter
 from tfdecouple.visualization import grids
-from tfdecouple.visualization.photograph_folder import OwnSizeResults, switch_folder
+
+if TYPE_CHECKING:
+    from tfdecouple.visualization.full_size import OwnSizeResults
 
 Drawing = tuple[str, Image.Image, str, dict[str, Any]]
 
@@ -130,6 +132,8 @@ def draw_switch(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
 
 def switch_photograph_folder(opened: Run, options: argparse.Namespace) -> int:
     """Writes all photographs of a folder with z of --reference; returns 1 if a photograph cannot be read, else 0."""
+    from tfdecouple.visualization.photograph_folder import switch_folder
+
     limit = {"max_side": options.max_side} if options.max_side else {}
     with name_unwritable_path(options.out):
         result = switch_folder(
@@ -259,6 +263,9 @@ def draw_project(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
 def _open_photographs(opened: Run, options: argparse.Namespace) -> OwnSizeResults | None:
     if not options.files or options.size != "own":
         return None
+    # No other results need this module and what it imports.
+    from tfdecouple.visualization.full_size import OwnSizeResults
+
     folder = RunFolder(options.run).find_results_folder(PICTURES, options.out)
     return OwnSizeResults(options.files, folder, opened.model, options.max_side)
 

@@ -1,9 +1,8 @@
-"""Photographs at their own size, to which the changes that a model made to small copies are applied."""
+"""A function that decodes all photographs of a folder with z of one reference, and writes them at their own size."""
 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,44 +22,6 @@ from tfdecouple.visualization.full_size import change_at_full_size, find_result_
 MANIFEST = "switch.json"
 # All image formats can store sides of this many pixels.
 _LONGEST_SIDE = 16_383
-
-
-class OwnSizeResults:
-    """Writes photographs at their own size, changed as the model changed small copies, into the folder `out`.
-
-    Args:
-        paths: paths of the photographs.
-        out: the folder for the results.
-        model: a model of RGB or grey images.
-        max_side: longest side of a result, in pixels; larger photographs are shrunk.
-
-    Attributes:
-        names: the photographs' file names, without folders and endings.
-        small: the photographs, reduced to the model's size and quantised, uint8 `[n, height, width, channels]`.
-    """
-
-    def __init__(self, paths: Sequence[str], out: pathlib.Path, model: DecoupledModel, max_side: int) -> None:
-        self._out, self._written, shape = out, set[pathlib.Path](), model.config.image_shape
-        self.names = [pathlib.PurePath(path).stem for path in paths]
-        self._photographs = [read_photograph(path, shape[-1], max_side) for path in paths]
-        small = np.stack([photograph.shrink_photograph(shape) for photograph in self._photographs])
-        self.small = np.asarray(model.quantize_images(small))
-
-    def save_photograph(self, index: int, after: np.ndarray, change: str) -> None:
-        """Applies the change from `small[index]` to `after` to photograph `index`; writes the result, prints its path.
-
-        `after` is uint8 `[height, width, channels]` of the model's size. With `change` "z-of-b", a.jpg becomes
-        a-z-of-b.jpg; a number follows where photographs of different folders have the same name.
-        """
-        photograph = self._photographs[index]
-        pixels = change_at_full_size(photograph.pixels, self.small[index], after)
-        content, suffix = photograph.encode_photograph(pixels)
-        numbers = ("", *(f"-{number}" for number in range(2, len(self._written) + 3)))
-        names = (f"{self.names[index]}-{change}{number}{suffix}" for number in numbers)
-        path = next(self._out / name for name in names if self._out / name not in self._written)
-        self._written.add(path)
-        write_bytes(path, content)
-        print(f"{path}: {pixels.shape[1]} x {pixels.shape[0]} pixels", flush=True)
 
 
 class SwitchedFolder(NamedTuple):
