@@ -18,7 +18,7 @@ import tensorflow as tf
 from helpers import refusals
 from helpers.densities import counted_batches
 from helpers.evaluations import compute_mean_colours, write_onnx
-from helpers.models import SMALL, give_effect, random_images, strengthen_z
+from helpers.models import SMALL, give_effect, random_images, save_images, strengthen_z
 from helpers.places import ROOT, user_environment
 from helpers.runs import write_run
 from PIL import Image
@@ -202,14 +202,12 @@ COUNTS = {"train": 60, "validation": 6, "test": 24}
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
     """A folder of dark and light images, whose class any classifier can tell."""
-    folder = tmp_path_factory.mktemp("labelled")
-    for split, count in COUNTS.items():
-        for number, image in enumerate(random_images(count, seed=count) // 3):
-            light = number % 2
-            place = folder / split / ("dark", "light")[light]
-            place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image + np.uint8(120 * light)).save(place / f"{number:02}.png")
-    return folder
+    images = {
+        f"{split}/{('dark', 'light')[number % 2]}/{number:02}.png": image // 3 + np.uint8(120 * (number % 2))
+        for split, count in COUNTS.items()
+        for number, image in enumerate(random_images(count, seed=count))
+    }
+    return save_images(tmp_path_factory.mktemp("labelled"), images)
 
 
 @pytest.fixture(scope="module")

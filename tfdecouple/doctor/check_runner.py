@@ -26,7 +26,7 @@ from tfdecouple.runtime.process import make_python_command, run_program, start_t
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 # The phases of a model's use that `doctor` times: training, evaluation of bits/dim, encoding, decoding.
 PHASES = ("train", "eval", "encode", "decode")
-# The report's advice for a check whose process failed: out of time, out of memory, or with another error.
+# The report's advice for a check whose process ran out of time, out of memory, or failed with another error.
 _ADVICE = {
     "time": "see what else computes here (top, nvidia-smi), or give each check longer: --timeout",
     "memory": "see what else holds memory here (free, nvidia-smi), and end it, or take a machine with more",
