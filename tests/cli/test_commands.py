@@ -435,7 +435,6 @@ class TestRefusals:
         ("arguments", "message"),
         [
             ("reconstruct --split tests", "argument --split: invalid choice: 'tests'"),
-            ("reconstruct --count 0", "--count is 0"),
             ("sample --temperatures 0.5 -1", "--temperatures is -1"),
             ("neighbours --temperature inf", "--temperature is inf"),
             ("switch --max-side 99999", "--max-side is 99999"),
@@ -445,7 +444,6 @@ class TestRefusals:
             ("switch --pairing within", "has none"),
             ("switch a.png", "switch got 1 images"),
             ("switch a.png b.png --pairing any", "own images have no labels"),
-            ("switch no.png such.png", "there is no image file no.png"),
         ],
     )
     def test_wrong_argument_of_a_picture_command_is_one_line(self, capsys, finished_run, tmp_path, arguments, message):

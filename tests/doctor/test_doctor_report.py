@@ -86,7 +86,6 @@ class TestCommand:
         ("arguments", "says"),
         [
             (["--only", "numeric"], "there is no check 'numeric'; there are build, numerics"),
-            (["--preset", "cifar11"], "there is no preset 'cifar11'"),
             (["--set", "training.batchsize=1"], "there is no option 'training.batchsize'"),
             (["--devices", "0"], "--devices is 0"),
             (["--timeout", "0"], "--timeout is 0"),
