@@ -51,8 +51,8 @@ def draw_directions(opened: Run, options: argparse.Namespace) -> Iterator[Drawin
         chosen = (options.images or _MOST_IMAGES, options.seed, names, attributes)
         training, held_out = (encode_examples(opened, source, split, *chosen) for split in splits)
         directions, missing = find_directions(names, training, held_out, options.seed)
-        for name, count in missing.items():
-            print(f"no direction {name}: it needs {LEAST} images of two kinds, and there are {count}", file=sys.stderr)
+        for name, counts in missing.items():
+            print(f"no direction {name}: it needs {LEAST} images of two kinds, and there are {counts}", file=sys.stderr)
     about = {"data": source.title, "source": source.name, "split": options.split, "seed": options.seed}
     directions = [dataclasses.replace(direction, figures={**direction.figures, **about}) for direction in directions]
     earlier: Iterable[Direction] = ()
