@@ -1,4 +1,4 @@
-"""Functions that draw the pictures of the commands in `picture_commands`, from an opened run and the command's options.
+"""Functions that draw the pictures of the commands in `command_table`, from an opened run and the command's options.
 
 Each function yields drawings: tuples of a file name without ending, a picture of Pillow, a summary in a few words, and
 facts for the JSON file beside the picture.

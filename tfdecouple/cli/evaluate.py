@@ -23,16 +23,9 @@ if TYPE_CHECKING:
 
 # `--help` lists the metrics, and `run` computes them, in this order; metrics that take longer come later.
 METRICS: list[type[Metric]] = [
-    BitsPerDim,
-    ImportanceWeighted,
-    OwnSize,
-    UseOfZ,
-    ImageStatistics,
-    Classification,
-    Outliers,
-    LinearProbe,
+    BitsPerDim, ImportanceWeighted, OwnSize, UseOfZ, ImageStatistics, Classification, Outliers, LinearProbe,
     FrechetDistance,
-]
+]  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:

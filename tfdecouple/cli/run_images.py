@@ -46,11 +46,9 @@ def open_data(run: Run, options: argparse.Namespace) -> Source:
 
 def choose_images(run: Run, options: argparse.Namespace, source: Source | None = None) -> Images:
     """Draws at most --count images of split --split, with seed --seed, from `source`, by default from --data."""
-    source = source or open_data(run, options)
-    indices = draw_image_indices(source, options.split, options.count, options.seed)
-    return _make_images(
-        run, source, options.split, indices, *read_drawn_images(run.model, source, options.split, indices)
-    )
+    source, split = source or open_data(run, options), options.split
+    indices = draw_image_indices(source, split, options.count, options.seed)
+    return _make_images(run, source, split, indices, *read_drawn_images(run.model, source, split, indices))
 
 
 def _make_images(

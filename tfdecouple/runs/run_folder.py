@@ -236,7 +236,7 @@ class RunFolder:
             raise RunError(f"{self.run} has no metrics: its metrics.jsonl is missing or has no rows yet")
         return curves
 
-    def find_results_folder(self, name: str, out: pathlib.Path | None = None) -> pathlib.Path:
+    def find_results_folder(self, name: str, out: pathlib.Path | None) -> pathlib.Path:
         """Returns the folder for results: `out` unless None, else RUN/`name`, or ./`name` if the run is no folder."""
         return out or (pathlib.Path(self.run) if self.is_folder else pathlib.Path()) / name
 
