@@ -279,7 +279,7 @@ COMMANDS = {command.name: command for command in (
             option("--on-bad-image HOW", "stop or skip; default as the run's data.on_bad_image"),
             flag("--verify", "encode nothing: check that each file of --out is what was written; status 1 where one is "
                 "not"),
-        ], check="encode:require_arguments"),
+        ], check="options:require_encode_arguments"),
     Command("encode-beam", "encode a folder of images on a cluster, with Apache Beam",
         "Needs an export (python -m export) and the extra beam. What follows -- goes to Beam: -- --runner=DirectRunner "
         "--direct_num_workers=2 --direct_running_mode=multi_processing", "short_commands:run_encode_beam", lambda: [

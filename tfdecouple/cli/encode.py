@@ -1,42 +1,26 @@
 """`python -m tfdecouple encode`: writes the codes (z, with --v also v) of a data set's images into files."""
 
-from __future__ import annotations
-
 import argparse
 import pathlib
-from typing import TYPE_CHECKING
 
 from tfdecouple.cli.command_table import SPLITS
+from tfdecouple.corpus.codes_folder import open_codes_folder, verify_codes
+from tfdecouple.corpus.codes_manifest import CodesManifest, DataFacts, ModelFacts, choose_code_fields
+from tfdecouple.corpus.encoding import encode_shards, hash_image_keys, make_image_encoder
+from tfdecouple.data import Source
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.requirements import require_packages
-
-if TYPE_CHECKING:
-    from tfdecouple.corpus.codes_manifest import CodesManifest
-    from tfdecouple.data import Source
-    from tfdecouple.runs.opened_run import Run
+from tfdecouple.runs.opened_run import Run, hash_weights
+from tfdecouple.runtime.progress import Counter
 
 # Largest number of images, and largest size in bytes, of one file of codes. Files are small, because a killed program
 # loses its work on the file that it was writing.
 _MOST_IMAGES, _SHARD_BYTES = 5000, 2**27
 
 
-def require_arguments(options: argparse.Namespace) -> None:
-    """Raises UserError if the command `encode` lacks --run, or a package for --format; --verify needs neither."""
-    if options.run is None and not options.verify:
-        raise UserError("encode needs --run RUN, the run folder whose model encodes")
-    if options.format == "parquet" and not options.verify:
-        require_packages("pyarrow", what="--format parquet")
-
-
 def run(options: argparse.Namespace) -> int:
     """Runs the command `encode`: writes files of codes, or with --verify checks them; returns the exit status."""
     if options.verify:
         return _verify_codes(options.out)
-    from tfdecouple.corpus.codes_folder import open_codes_folder
-    from tfdecouple.corpus.encoding import encode_shards, make_image_encoder
-    from tfdecouple.runs.opened_run import Run
-    from tfdecouple.runtime.progress import Counter
-
     opened = Run.open(options.run)
     _require_fields(opened, options)
     # The images are not cached in memory (cache_gib=0), because each image is needed once.
@@ -70,10 +54,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _verify_codes(out: pathlib.Path) -> int:
-    from tfdecouple.corpus.codes_folder import verify_codes
-    from tfdecouple.corpus.codes_manifest import CodesManifest
-    from tfdecouple.runtime.progress import Counter
-
     manifest = CodesManifest.read_manifest(out)
     if manifest is None:
         raise UserError(f"{out} holds no codes to verify; name with --out a folder that encode wrote")
@@ -100,10 +80,6 @@ def _require_fields(opened: Run, options: argparse.Namespace) -> None:
 
 
 def _make_manifest(opened: Run, source: Source, options: argparse.Namespace) -> CodesManifest:
-    from tfdecouple.corpus.codes_manifest import CodesManifest, DataFacts, ModelFacts, choose_code_fields
-    from tfdecouple.corpus.encoding import hash_image_keys
-    from tfdecouple.runs.opened_run import hash_weights
-
     fields = choose_code_fields(opened.config.model, v=options.v, z_std=options.z_std, scores=options.scores)
     splits = SPLITS if options.split == "all" else (options.split,)
     image_bytes = 64 + sum(4 * field.size for field in fields)

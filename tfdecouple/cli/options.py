@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from tfdecouple.errors import DataError, UserError, nearest
 from tfdecouple.runtime.option_types import add_number
+from tfdecouple.runtime.requirements import require_packages
 
 # A function that adds an option, or a group of options, to a parser or group of argparse.
 AddOption = Callable[[Any], Any]
@@ -110,6 +111,14 @@ def require_held_out_split(options: argparse.Namespace) -> None:
     """Raises UserError if --split of the command `directions` is "train"."""
     if options.split == "train":
         raise UserError("--split is 'train', which directions are found in; take validation or test")
+
+
+def require_encode_arguments(options: argparse.Namespace) -> None:
+    """Raises UserError if the command `encode` lacks --run, or a package for --format; --verify needs neither."""
+    if options.run is None and not options.verify:
+        raise UserError("encode needs --run RUN, the run folder whose model encodes")
+    if options.format == "parquet" and not options.verify:
+        require_packages("pyarrow", what="--format parquet")
 
 
 def make_file_name(name: str) -> str:
