@@ -221,7 +221,7 @@ class TestProgram:
         assert ended.stderr == "" and ended.returncode in (0, 141)
 
     @pytest.mark.slow
-    def test_short_run_says_nothing_on_standard_error(self, image_folder, tmp_path):
+    def test_short_training_prints_nothing_on_standard_error(self, image_folder, tmp_path):
         write_json(tmp_path / "config.json", run_config(image_folder, steps=2).to_dict())
         arguments = ["train.py", "--config", tmp_path / "config.json", "--workdir", tmp_path / "run"]
         ended = run_python(*arguments)

@@ -404,7 +404,7 @@ def test_evaluate_measures_bits_per_dim_of_every_image(tiny_run, sizes, tmp_path
     assert values["bits_per_dim"] == pytest.approx(np.mean([row["bits_per_dim"] for row in values["images"]]))
 
 
-def test_a_sample_photograph_has_the_band_of_the_split():
+def test_sample_photograph_at_its_own_size_is_the_band_of_the_split():
     source = open_source(DataConfig(source="photographs", photographs=("chelsea", "coffee")), (32, 32, 3))
     images = draw_uncropped_images(source, "test", 0, seed=0)
     assert set(images) == {"chelsea", "coffee"} and len(draw_uncropped_images(source, "test", 1, seed=0)) == 1

@@ -73,7 +73,7 @@ def test_doctor_uses_all_gpus_or_one_cpu_unless_the_user_gives_a_number(devices,
     assert tasks[-1].devices == tuple(devices[:used])
 
 
-def test_report_says_what_to_do_about_each_failure():
+def test_doctor_report_advises_on_each_failure():
     text = "\n".join(
         make_text({"speed": [Result("one", False, "off by much", "take another"), Result("two", True, "")]})
     )
