@@ -149,10 +149,10 @@ def test_switch_names_grey_photographs_beside_a_coloured_reference_and_the_rever
         (photographs / name).unlink()
     grey = save(tmp_path / "grey.png", (9, 9), "L")
     assert switch() == 0
-    line = f"reference.png has colours: 1 grey photographs written in colour, such as {tmp_path}/out/deeper/grey.jpg"
+    line = f"reference.png has colours; grey photographs written in colour: 1, such as {tmp_path}/out/deeper/grey.jpg"
     assert capsys.readouterr().err == f"{tmp_path}/{line}\n"
     assert switch(reference=grey, out=tmp_path / "faded") == 0
-    line = f"{grey} is grey: 1 photographs written with less of their colours, such as {tmp_path}/faded/a.png"
+    line = f"{grey} is grey; photographs written with less of their colours: 1, such as {tmp_path}/faded/a.png"
     assert capsys.readouterr().err == f"{line}\n"
     (photographs / "a.png").unlink()
     model = load_model(finished_run)

@@ -128,10 +128,10 @@ def switch_folder(
                 result.errors.append(error)
             counter(done := done + 1)
     if others:
-        what = "is grey", "photographs written with less of their colours"
+        what = "is grey; photographs written with less of their colours"
         if not reference_is_grey:
-            what = "has colours", "grey photographs written in colour"
-        result.notes.append(make_printable(f"{reference} {what[0]}: {len(others)} {what[1]}, such as {others[0]}"))
+            what = "has colours; grey photographs written in colour"
+        result.notes.append(make_printable(f"{reference} {what}: {len(others)}, such as {others[0]}"))
     return result
 
 
