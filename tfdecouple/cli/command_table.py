@@ -25,7 +25,7 @@ MOST_AMOUNTS, MOST_AMOUNT = 50, 1000.0
 DEFAULT_AMOUNTS = "-1,-0.5,0,0.5,1"
 
 
-def load_name(name: str) -> Any:
+def load_object(name: str) -> Any:
     """Imports and returns the object `name`, "MODULE:NAME", such as a function, of a module in `tfdecouple/cli/`."""
     module, _, last = name.partition(":")
     return getattr(importlib.import_module(f"tfdecouple.cli.{module}"), last)
@@ -74,10 +74,10 @@ class Command:
         if self.package:
             require_packages(self.package, what=f"the command {self.name}")
         if self.check:
-            load_name(self.check)(options)
+            load_object(self.check)(options)
         if self.starts_tensorflow:
             start_tensorflow()
-        work = load_name(self.work)
+        work = load_object(self.work)
         if not self.draws:
             return int(work(options))
         from tfdecouple.cli.run_images import save_picture
@@ -108,13 +108,13 @@ PAIRS = [
 ]  # fmt: skip
 
 
-def out(what: str = "pictures", names: str = "--out") -> AddOption:
+def out_option(what: str = "pictures", names: str = "--out") -> AddOption:
     """Returns the option --out (all `names`): a folder for results, by default the folder `what` of the run."""
     text = f"folder for the {what}; default RUN/{what}, or ./{what} where RUN is no folder"
     return option(f"{names} DIR", text, type=pathlib.Path)
 
 
-def data(split: str = "test", splits: Sequence[str] = SPLITS) -> list[AddOption]:
+def data_options(split: str = "test", splits: Sequence[str] = SPLITS) -> list[AddOption]:
     """Returns the options that choose images: --split, by default `split`, --data, --data-dir and --download."""
     text = f"part of the data: {', '.join(splits)} (default {split})"
     return [
@@ -125,12 +125,12 @@ def data(split: str = "test", splits: Sequence[str] = SPLITS) -> list[AddOption]
     ]
 
 
-def drawing(count: int, what: str) -> list[AddOption]:
+def drawing_options(count: int, what: str) -> list[AddOption]:
     """Returns the options --count, the number of `what` in a picture, by default `count`, and --seed."""
     return [number("--count", count, f"number of {what}", 1, 100_000), SEED]
 
 
-def size(max_side: int | None = MAX_SIDE) -> list[AddOption]:
+def size_options(max_side: int | None = MAX_SIDE) -> list[AddOption]:
     """Returns the options --size and --max-side (by default `max_side`), for results at a photograph's own size."""
     text = "own: also write each result at your photograph's own size, where a guided filter repeats the change of "
     text += "colours that the model made at its size; model: only the picture at the model's size, whose pixels are "
@@ -166,8 +166,8 @@ AMOUNTS = option(
 
 # The help lists the commands in this order. Options are made by functions, so that a command imports its own alone.
 COMMANDS = {command.name: command for command in (
-    Command("train", "train a model: python train.py", "", "train:run", lambda: load_name("train:list_options")(),
-        starts_tensorflow=False, parser=lambda: load_name("train:describe_program")()),
+    Command("train", "train a model: python train.py", "", "train:run", lambda: load_object("train:list_options")(),
+        starts_tensorflow=False, parser=lambda: load_object("train:describe_program")()),
     Command("presets", "list the presets, or show one", "", "short_commands:run_presets", lambda: [
             option("name", "show all options of this preset", nargs="?")], starts_tensorflow=False),
     Command("explain", "explain the options of a training, which --set changes",
@@ -176,7 +176,7 @@ COMMANDS = {command.name: command for command in (
     Command("sample", "draw new images at several temperatures",
         "The temperature multiplies v: below 1 samples are smoother. A column shares z and the direction of v.",
         "drawings:draw_sample", lambda: [
-            RUN, out(), *drawing(10, "samples at each temperature"),
+            RUN, out_option(), *drawing_options(10, "samples at each temperature"),
             option("--temperatures T ...", "temperatures (default 0.5 0.7 0.8 0.9 1.0)",
                 type=make_number_type(float, 0, MOST_TEMPERATURE), default=(0.5, 0.7, 0.8, 0.9, 1.0)),
             option("--labels NAME ...", "draw a row of samples for each of these labels, or for all; needs a model "
@@ -184,7 +184,7 @@ COMMANDS = {command.name: command for command in (
         ], draws=True),
     Command("reconstruct", "encode images, decode their codes and count the images that are equal to the last pixel",
         "", "drawings:draw_reconstruct", lambda: [
-            RUN, out(), *data(), *drawing(20, "images"),
+            RUN, out_option(), *data_options(), *drawing_options(20, "images"),
             flag("--own-size", "neither crop nor resize the images; write a picture for each (only for the data sets "
                 "folder and photographs)"),
         ], draws=True),
@@ -193,7 +193,8 @@ COMMANDS = {command.name: command for command in (
         "photographs, switch --reference R.jpg FOLDER --to OUT. Without files, pairs come from the data set; where it "
         "has labels, one picture shows pairs within classes and another pairs across classes.",
         "drawings:switch", lambda: [
-            RUN, out(names="--out/--to"), *data(), *PAIRS, *drawing(10, "pairs"), *size(None),
+            RUN, out_option(names="--out/--to"), *data_options(), *PAIRS, *drawing_options(10, "pairs"),
+            *size_options(None),
             option("--reference R", "decode all photographs of the folder FILE with z of the image R, at their own "
                 "size, into the folder --to"),
             number("--strength", 0.9, "z of a result at its own size: from 0, z of the photograph itself, to 1, z of "
@@ -202,7 +203,8 @@ COMMANDS = {command.name: command for command in (
     Command("interpolate", "go from one image to another in z and v apart (paper Figure 5)",
         "In the picture z changes downwards and v to the right; two corners have the images themselves.",
         "drawings:draw_interpolate", lambda: [
-            RUN, out(), *data(), *PAIRS, *drawing(1, "pairs, one below another"), *size(),
+            RUN, out_option(), *data_options(), *PAIRS, *drawing_options(1, "pairs, one below another"),
+            *size_options(),
             number("--steps", 6, "images in a row and in a column", 2),
             choice("--path", ("lerp", "slerp", "both"), "path of v: lerp, a straight line as in the paper; slerp, an "
                 "arc around the origin; or both"),
@@ -214,7 +216,7 @@ COMMANDS = {command.name: command for command in (
         "steps along each direction.", "directions:draw_directions", lambda: [
             # The bundled weights, the default of other commands, have no folder to write directions.json into.
             option("--run RUN", "run folder, into which directions.json is written", required=True),
-            out(), *data("validation"), AMOUNTS, *drawing(3, "images in a picture, of --split"),
+            out_option(), *data_options("validation"), AMOUNTS, *drawing_options(3, "images in a picture, of --split"),
             group("",
                 option("--labels NAME ...", "use these labels only"),
                 option("--attributes FILE", "find a direction for each column of a CSV file instead: a line of names, "
@@ -230,7 +232,7 @@ COMMANDS = {command.name: command for command in (
     Command("edit", "change images along a direction in z",
         "v of each image does not change. The command `directions` finds the directions of a run.",
         "drawings:draw_edit", lambda: [
-            REQUIRED_RUN, out(), AMOUNTS, *size(),
+            REQUIRED_RUN, out_option(), AMOUNTS, *size_options(),
             option("files FILE ...", "images of any size"),
             option("--direction NAME", "name of the direction", required=True),
             option("--method NAME", "how the direction was found: means, classifier or decoded; default the first that "
@@ -239,18 +241,18 @@ COMMANDS = {command.name: command for command in (
     Command("neighbours", "show samples beside the training images nearest to them",
         "Distances are Euclidean, between pixels and, where the model has z, between z. A model that repeats its "
         "training images gives samples equal to their neighbours.", "drawings:draw_neighbours", lambda: [
-            RUN, out(), *data("train"), *drawing(6, "samples"),
+            RUN, out_option(), *data_options("train"), *drawing_options(6, "samples"),
             number("--temperature", 0.8, "factor of v", 0, MOST_TEMPERATURE),
             number("--search", 1000, "number of images to search, drawn at random; 0 for all"),
         ], draws=True),
     Command("project", "show the global codes z of images in the plane, coloured by label",
         "Images with similar z lie close together.", "drawings:draw_project", lambda: [
-            RUN, out(), *data(), *drawing(1000, "images"),
+            RUN, out_option(), *data_options(), *drawing_options(1000, "images"),
             choice("--method", ("pca", "tsne"), "pca, principal components, or tsne, t-SNE"),
         ], draws=True, needs_z=True, package="matplotlib"),
     Command("curves", "draw bits/dim, KL, log q(u|x) and learning rate over the updates of one or several runs",
         "", "short_commands:run_curves", lambda: [
-            out(), option("--run RUN", "run folder, or bundled weights; give it again to compare runs",
+            out_option(), option("--run RUN", "run folder, or bundled weights; give it again to compare runs",
                 required=True, action="append"),
         ], package="matplotlib"),
     Command("evaluate", "measure bits/dim and other metrics of a run",
@@ -258,9 +260,9 @@ COMMANDS = {command.name: command for command in (
         "are used. Each result is printed, and written as a JSON file into the folder --out. To choose between models "
         "use --split validation: RUN/evaluation/test_evaluations.log counts the evaluations of test images.",
         "evaluate:run", lambda: [
-            RUN, out("evaluation"), *data(),
+            RUN, out_option("evaluation"), *data_options(),
             number("--images", 0, "number of images, drawn with --seed; 0 for all, see --probe"),
-            group("what to measure", *(metric.add_options for metric in load_name("evaluate:METRICS"))),
+            group("what to measure", *(metric.add_options for metric in load_object("evaluate:METRICS"))),
             group("how", SEED,
                 number("--batch-size", None, "images at once: changes memory and speed, and no result (default the "
                     "run's)", 1)),
@@ -270,7 +272,7 @@ COMMANDS = {command.name: command for command in (
         "encode:run", lambda: [
             option("--run RUN", RUN_HELP),
             option("--out DIR", "folder for the codes", required=True, type=pathlib.Path),
-            *data("all", (*SPLITS, "all")), FORMAT, WRITE_V,
+            *data_options("all", (*SPLITS, "all")), FORMAT, WRITE_V,
             flag("--z-std", "write the standard deviation of the posterior of z"),
             flag("--scores", "write how unlike the training images each image is, as `evaluate --outliers` does"),
             number("--images-per-shard", None, "images per file (default 5000, fewer where they are large)", 1),
