@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from tfdecouple.config import Config, DataConfig  # noqa: E402
-from tfdecouple.doctor import device_checks  # noqa: E402
+from tfdecouple.doctor import checks  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
@@ -41,7 +41,7 @@ def train_small_model(folder: pathlib.Path) -> None:
     from tfdecouple.storage.files import write_json, write_text
     from tfdecouple.training import train
 
-    config = device_checks.load_small_config()
+    config = checks.load_small_config()
     if folder.exists():
         raise UserError(f"{folder} exists; name a new folder")
     with tempfile.TemporaryDirectory() as name:
@@ -55,10 +55,10 @@ def train_small_model(folder: pathlib.Path) -> None:
         summary = json.loads((scratch / "run" / "summary.json").read_text(encoding="utf-8"))
     write_json(folder / "summary.json", {**summary, "data": f"crops of {', '.join(FREE)}, of scikit-image"})
     write_text(folder / "config.json", config.to_json())
-    first = unseen[: device_checks.IMAGES]
-    numbers: dict[str, Any] = device_checks.compute_numbers("CPU:0", first, folder)
-    numbers["gradient"] = device_checks.compute_gradient("CPU:0", first, folder=folder)
-    np.savez_compressed(folder / device_checks.NUMBERS, images=unseen, **numbers)
+    first = unseen[: checks.IMAGES]
+    numbers: dict[str, Any] = checks.compute_numbers("CPU:0", first, folder)
+    numbers["gradient"] = checks.compute_gradient("CPU:0", first, folder=folder)
+    np.savez_compressed(folder / checks.NUMBERS, images=unseen, **numbers)
 
 
 def _write_free_crops(config: Config, folder: pathlib.Path) -> np.ndarray:
@@ -74,7 +74,7 @@ def _write_free_crops(config: Config, folder: pathlib.Path) -> np.ndarray:
         (folder / split).mkdir(parents=True)
         for number, image in enumerate(images[is_free]):
             Image.fromarray(image).save(folder / split / f"{number:05}.png")
-    return images[is_free][: device_checks.PHOTOGRAPHS]
+    return images[is_free][: checks.PHOTOGRAPHS]
 
 
 def main() -> int:

@@ -18,7 +18,6 @@ from helpers import skips
 from helpers.forked import forked_programs
 from helpers.places import ROOT, copy_once, make_once, user_environment
 from helpers.skips import pytest_addoption, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
-from PIL import Image
 
 # Tests interrupt programs, which would inherit an ignored SIGINT (of a background job) or SIGHUP (of nohup).
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -143,14 +142,12 @@ def of_bits(tiny_model, traced, monkeypatch):
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory):
     """The path of a folder of PNG images in three subfolders: train (20 images), validation (6) and test (5)."""
-    from helpers.models import random_images
+    from helpers.models import random_images, save_images
 
     def make(folder):
-        images = iter(random_images(31))
-        for split, count in {"train": 20, "validation": 6, "test": 5}.items():
-            (folder / split).mkdir()
-            for number in range(count):
-                Image.fromarray(next(images)).save(folder / split / f"{number}.png")
+        counts = {"train": 20, "validation": 6, "test": 5}
+        names = [f"{split}/{number}.png" for split, count in counts.items() for number in range(count)]
+        save_images(folder, dict(zip(names, random_images(31), strict=True)))
 
     return make_once(tmp_path_factory, "images", make)
 

@@ -10,7 +10,7 @@ from helpers.refusals import refused
 from helpers.runs import run_config
 
 import tfdecouple
-from tfdecouple.cli import COMMANDS, curves, evaluate, main, picture_commands
+from tfdecouple.cli import COMMANDS, command_table, evaluate, main
 from tfdecouple.cli.train import main as train_main
 from tfdecouple.config import Config, list_option_names, load_preset, parse_config, preset_names
 from tfdecouple.runtime.process import run_program
@@ -40,7 +40,7 @@ import sys
 from tfdecouple.cli import main
 from tfdecouple.cli.train import main as train_main
 
-for call in (lambda: train_main(["--help"]), *(lambda name=name: main([name, "--help"]) for name in {COMMANDS})):
+for call in (lambda: train_main(["--help"]), *(lambda name=name: main([name, "--help"]) for name in {list(COMMANDS)})):
     try:
         call()
     except SystemExit as end:
@@ -124,13 +124,13 @@ class TestRefusals:
     @pytest.mark.parametrize("typed", ["switch no.png such.png", "interpolate no.png such.png", "edit no.png"])
     def test_missing_photograph_is_found_before_tensorflow_starts(self, capsys, monkeypatch, typed):
         name, *files = typed.split()
-        monkeypatch.setattr(picture_commands, "start_tensorflow", lambda: pytest.fail("TensorFlow was started"))
+        monkeypatch.setattr(command_table, "start_tensorflow", lambda: pytest.fail("TensorFlow was started"))
         more = ["--run", "photographs", "--direction", "x"] if name == "edit" else []
         assert "there is no image file no.png" in refused(capsys, lambda: main([name, *more, *files]))
 
     @pytest.mark.parametrize("typed", ["curves --run x", "project", "evaluate --outliers noise", "evaluate --probe"])
     def test_missing_matplotlib_is_found_before_tensorflow_starts(self, capsys, monkeypatch, typed):
-        for module in (picture_commands, curves, evaluate):
+        for module in (command_table, evaluate):
             monkeypatch.setattr(module, "start_tensorflow", lambda: pytest.fail("TensorFlow was started"))
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         assert "needs matplotlib, which is missing" in refused(capsys, lambda: main(typed.split()))
@@ -221,7 +221,7 @@ class TestProgram:
         assert ended.stderr == "" and ended.returncode in (0, 141)
 
     @pytest.mark.slow
-    def test_short_run_says_nothing_on_standard_error(self, image_folder, tmp_path):
+    def test_short_training_prints_nothing_on_standard_error(self, image_folder, tmp_path):
         write_json(tmp_path / "config.json", run_config(image_folder, steps=2).to_dict())
         arguments = ["train.py", "--config", tmp_path / "config.json", "--workdir", tmp_path / "run"]
         ended = run_python(*arguments)

@@ -11,18 +11,21 @@ from PIL import Image
 
 # Uses all three in one process, and traces nothing, which takes its time.
 USE = """
-import pathlib, sys
+import sys
 import numpy as np, tensorflow as tf
 tf.config.run_functions_eagerly(True)
 from tfdecouple import load_model
 from tfdecouple.cli import main
-from tfdecouple.visualization.pictures import PictureInputs, save_pictures
+from tfdecouple.runs.run_folder import RunFolder
+from tfdecouple.visualization.pictures import PictureInputs, draw_pictures
 
 run, out = sys.argv[1:]
 assert main(["evaluate", "--run", run, "--split", "validation", "--images", "2", "--brightness", "--out", out]) == 0
 assert main(["brightness", "--run", run, "--count", "16"]) == 0
 images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
-print("exact", save_pictures(PictureInputs(load_model(run), images), pathlib.Path(out), "step-"))
+pictures, exact = draw_pictures(PictureInputs(load_model(run), images))
+RunFolder(out, is_written=True).write_pictures(7, pictures)
+print("exact", exact)
 """
 
 
@@ -35,8 +38,9 @@ def copy(tmp_path_factory):
     evaluate = package / "cli" / "evaluate.py"
     append_rows(evaluate, "METRICS", "Brightness,")
     insert_text(evaluate, "from tfdecouple.metrics.base", "from tfdecouple.metrics.brightness import Brightness\n")
-    (package / "cli" / "brightness.py").write_text(read_recipe("command"), encoding="utf-8")
-    insert_text(package / "cli" / "__init__.py", "]", '    "brightness",\n', after="COMMANDS = [")
+    module, _, row = read_recipe("command").partition("# in `COMMANDS`\n")
+    (package / "cli" / "brightness.py").write_text(module, encoding="utf-8")
+    insert_text(package / "cli" / "command_table.py", ")}", row + "\n", after="COMMANDS = {")
     with (package / "visualization" / "pictures.py").open("a", encoding="utf-8") as file:
         file.write("\n\n" + read_recipe("picture") + "\n")
     return folder
@@ -65,8 +69,8 @@ def test_metric_command_and_picture_of_the_recipes_are_used(copy, tiny_run, tmp_
     # After the ELBO, which is always measured.
     assert lines.index(measured) > next(n for n, line in enumerate(lines) if "bits/dim: ELBO" in line)
     exact = int(lines[-1].removeprefix("exact "))
-    with Image.open(tmp_path / "step-differences.png") as picture:
+    with Image.open(tmp_path / "images" / "step-000000007-differences.png") as picture:
         assert (np.asarray(picture) == 0).any()
     assert exact == 4
-    names = {path.name for path in tmp_path.glob("step-*.png")}
-    assert names >= {f"step-{name}.png" for name in ("differences", "reconstructions", "samples", "interpolation")}
+    names = {path.name.removeprefix("step-000000007-") for path in tmp_path.glob("images/*.png")}
+    assert names >= {"differences.png", "reconstructions.png", "samples.png", "interpolation.png"}

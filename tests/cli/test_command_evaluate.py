@@ -18,7 +18,7 @@ import tensorflow as tf
 from helpers import refusals
 from helpers.densities import counted_batches
 from helpers.evaluations import compute_mean_colours, write_onnx
-from helpers.models import SMALL, give_effect, random_images, strengthen_z
+from helpers.models import SMALL, give_effect, random_images, save_images, strengthen_z
 from helpers.places import ROOT, user_environment
 from helpers.runs import write_run
 from PIL import Image
@@ -202,14 +202,12 @@ COUNTS = {"train": 60, "validation": 6, "test": 24}
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
     """A folder of dark and light images, whose class any classifier can tell."""
-    folder = tmp_path_factory.mktemp("labelled")
-    for split, count in COUNTS.items():
-        for number, image in enumerate(random_images(count, seed=count) // 3):
-            light = number % 2
-            place = folder / split / ("dark", "light")[light]
-            place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image + np.uint8(120 * light)).save(place / f"{number:02}.png")
-    return folder
+    images = {
+        f"{split}/{('dark', 'light')[number % 2]}/{number:02}.png": image // 3 + np.uint8(120 * (number % 2))
+        for split, count in COUNTS.items()
+        for number, image in enumerate(random_images(count, seed=count))
+    }
+    return save_images(tmp_path_factory.mktemp("labelled"), images)
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +254,7 @@ class TestAllMetrics:
             assert picture.format == "PNG"
             picture.load()
 
-    def test_statistics_of_images_are_of_the_split(self, out):
+    def test_image_statistics_are_measured_on_the_requested_split(self, out):
         values = read(out, "image_statistics-validation")
         assert (values["split"], values["train_images"], values["images"]) == ("validation", 60, 6)
         for name, found in values["statistics"].items():
@@ -278,7 +276,7 @@ class TestAllMetrics:
         # Noise in the place of images is far from them.
         assert values["distance"] > 2 * values["floor"]
 
-    def test_outliers_are_told_by_the_scores_of_each_image(self, out, kinds):
+    def test_outlier_detection_is_computed_from_the_scores_of_each_image(self, out, kinds):
         values = read(out, "outliers-validation")
         assert list(values["outliers"]) == list(kinds) and values["scores"] == SCORES
         scores = {
@@ -295,7 +293,7 @@ class TestAllMetrics:
         assert known["bits_per_dim"].mean() == pytest.approx(bits, rel=1e-5)
         assert (out / "outliers-validation.png").is_file()
 
-    def test_scores_of_an_image_do_not_depend_on_its_batch(self, out, run, labelled):
+    def test_outlier_scores_of_an_image_do_not_depend_on_its_batch(self, out, run, labelled):
         scores = read(out, "outliers-validation")["per_image"]["validation"]
         images, _ = load_images(open_source(DataConfig(source=f"folder:{labelled}"), (8, 8, 3)), "validation", 6)
         right, order = (

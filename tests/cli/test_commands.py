@@ -4,20 +4,23 @@ import dataclasses
 import json
 import random
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.models import SMALL, give_effect, random_images
-from helpers.refusals import refused
+from helpers.models import SMALL, give_effect, random_images, save_images
+from helpers.refusals import message_of, refused
 from helpers.runs import run_config, write_run
 from PIL import Image
 
+from tfdecouple import randomness
 from tfdecouple.cli import main
-from tfdecouple.cli.curves import read_training_curves
-from tfdecouple.cli.run_images import pair_images
 from tfdecouple.config import DataConfig
+from tfdecouple.data import open_source
 from tfdecouple.data.image_file import read_image
+from tfdecouple.errors import DataError
+from tfdecouple.metrics.drawn_images import draw_uncropped_images, pair_images
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runs.run_folder import RunFolder
@@ -33,14 +36,11 @@ SIDE, GAP, LINE = 8, 2, 18
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
     """A folder with two labels: 12 images for training, 4 for validation and 8 for test."""
-    folder = tmp_path_factory.mktemp("labelled")
-    images = iter(random_images(24, seed=9))
-    for split, count in {"train": 6, "validation": 2, "test": 4}.items():
-        for label in ("bright", "dark"):
-            (folder / split / label).mkdir(parents=True)
-            for number in range(count):
-                Image.fromarray(next(images)).save(folder / split / label / f"{number}.png")
-    return folder
+    counts = {"train": 6, "validation": 2, "test": 4}.items()
+    places = [(f"{split}/{label}", count) for split, count in counts for label in ("bright", "dark")]
+    names = [f"{place}/{number}.png" for place, count in places for number in range(count)]
+    images = dict(zip(names, random_images(24, seed=9), strict=True))
+    return save_images(tmp_path_factory.mktemp("labelled"), images)
 
 
 @pytest.fixture(scope="module")
@@ -328,11 +328,11 @@ class TestCurves:
         command("curves", "--run", finished_run, "--out", tmp_path)
         with Image.open(tmp_path / "curves.png") as picture:
             assert picture.format == "PNG" and picture.size == (900, 660)
-        curves = read_training_curves(str(finished_run), "run")
+        curves = RunFolder(finished_run).read_curves()
         rows = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
         for kind in ("train", "validation"):
             values = [(row["step"], row["bits_per_dim"]) for row in rows if row["kind"] == kind]
-            assert list(zip(*getattr(curves, kind)["bits_per_dim"], strict=True)) == values
+            assert list(zip(*curves[kind]["bits_per_dim"], strict=True)) == values
         assert "to update 10" in capsys.readouterr().out
 
     def test_curves_leave_out_values_that_are_not_finite_and_absent_terms(self, finished_run, tmp_path):
@@ -350,9 +350,72 @@ class TestCurves:
         command("curves", "--run", run, "--run", finished_run)
         facts = json.loads((run / "pictures" / "curves.json").read_text())["runs"]
         assert [(one["name"], one["last_step"]) for one in facts] == [("still", 4), ("run", 10)]
-        curves = read_training_curves(str(run), "still")
-        assert curves.train == {"bits_per_dim": ([2, 4], [7.0, 6.0]), "learning_rate": ([4], [1.0])}
-        assert curves.validation == {}
+        curves = {"bits_per_dim": ([2, 4], [7.0, 6.0]), "learning_rate": ([4], [1.0])}
+        assert RunFolder(run).read_curves() == {"train": curves, "validation": {}}
+
+
+# Sizes by name; the first picture lies on its side, as its EXIF data say.
+SIZES = {"cat/lying.png": (13, 20), "dog/upright.png": (9, 30), "model.png": (8, 8)}
+
+
+@pytest.fixture(scope="module")
+def sizes(tmp_path_factory):
+    """A folder with three test images of several sizes."""
+    names = [f"{split}/{number}.png" for split in ("train", "validation") for number in range(2)]
+    images = {name: random_images(1, SIDE)[0] for name in names} | {f"test/{name}": read_sized(name) for name in SIZES}
+    folder = save_images(tmp_path_factory.mktemp("photographs"), images)
+    lying, exif = Image.fromarray(read_sized("cat/lying.png")), Image.Exif()
+    exif[0x0112] = 6
+    lying.transpose(Image.Transpose.ROTATE_90).save(folder / "test/cat/lying.png", exif=exif)
+    return folder
+
+
+def read_sized(name):
+    return random_images(1, (*SIZES[name], 3), seed=len(name))[0]
+
+
+def test_reconstruct_counts_the_subpixels_of_every_image(tiny_run, sizes, tmp_path, capsys):
+    command("reconstruct", "--run", tiny_run, "--data", f"folder:{sizes}", "--out", tmp_path, "--own-size")
+    assert capsys.readouterr().out.count(", 0 of ") == 3
+    for name, (height, width) in SIZES.items():
+        # The names of a folder with splits begin with that of the split.
+        file = tmp_path / f"reconstruct-test-{name.replace('/', '-')}"
+        facts = json.loads(file.with_suffix(".json").read_text())
+        assert facts["image"] == f"test/{name}" and facts["lost_subpixels"] == 0
+        assert (facts["height"], facts["width"]) == (height, width)
+        pixels = np.asarray(Image.open(file))
+        factor = max(1, 800 // (2 * (width + 2)))
+        shown = pixels[2 : 2 + height * factor : factor, 2 : 2 + width * factor : factor]
+        np.testing.assert_array_equal(shown, read_sized(name))
+
+
+def test_evaluate_measures_bits_per_dim_of_every_image(tiny_run, sizes, tmp_path, capsys):
+    options = ("--own-size", "--samples", 2, "--seed", 3)
+    command("evaluate", "--run", tiny_run, "--data", f"folder:{sizes}", "--out", tmp_path, *options)
+    values = json.loads((tmp_path / "own_size-test.json").read_text())
+    assert f"{values['bits_per_dim']:.4f}" in capsys.readouterr().out and values["samples"] == 2
+    model = load_model(tiny_run)
+    for index, row in enumerate(values["images"]):
+        name = row["image"].removeprefix("test/")
+        assert SIZES[name] == (row["height"], row["width"])
+        seeds = [randomness.derive_seed(3, "own size", index, draw) for draw in range(2)]
+        bits = [float(model.elbo(read_sized(name)[None], seed).bits_per_dim[0]) for seed in seeds]
+        assert row["bits_per_dim"] == pytest.approx(np.mean(bits), rel=1e-6)
+    assert values["bits_per_dim"] == pytest.approx(np.mean([row["bits_per_dim"] for row in values["images"]]))
+
+
+def test_sample_photograph_at_its_own_size_is_the_band_of_the_split():
+    source = open_source(DataConfig(source="photographs", photographs=("chelsea", "coffee")), (32, 32, 3))
+    images = draw_uncropped_images(source, "test", 0, seed=0)
+    assert set(images) == {"chelsea", "coffee"} and len(draw_uncropped_images(source, "test", 1, seed=0)) == 1
+    # Of 451 x 300 and 600 x 400 pixels; a fifth of what two margins of 16 pixels leave.
+    assert images["chelsea"]().shape == (300, 83, 3) and images["coffee"]().shape == (400, 113, 3)
+
+
+def test_own_size_refuses_data_sets_without_files():
+    source = SimpleNamespace(name="cifar10", title="TFDS cifar10/3.0.2", image_shape=(32, 32, 3))
+    message = message_of(DataError, lambda: draw_uncropped_images(source, "test", 0, 0))
+    assert message.startswith("TFDS cifar10/3.0.2 has no images of their own size")
 
 
 class TestRefusals:
@@ -372,7 +435,6 @@ class TestRefusals:
         ("arguments", "message"),
         [
             ("reconstruct --split tests", "argument --split: invalid choice: 'tests'"),
-            ("reconstruct --count 0", "--count is 0"),
             ("sample --temperatures 0.5 -1", "--temperatures is -1"),
             ("neighbours --temperature inf", "--temperature is inf"),
             ("switch --max-side 99999", "--max-side is 99999"),
@@ -382,7 +444,6 @@ class TestRefusals:
             ("switch --pairing within", "has none"),
             ("switch a.png", "switch got 1 images"),
             ("switch a.png b.png --pairing any", "own images have no labels"),
-            ("switch no.png such.png", "there is no image file no.png"),
         ],
     )
     def test_wrong_argument_of_a_picture_command_is_one_line(self, capsys, finished_run, tmp_path, arguments, message):

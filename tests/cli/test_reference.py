@@ -53,7 +53,9 @@ def list_files(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_results_have_names_and_sizes_of_photographs_and_z_of_reference(switch, photographs, finished_run, tmp_path):
+def test_switched_folder_has_names_and_sizes_of_photographs_and_z_of_reference(
+    switch, photographs, finished_run, tmp_path
+):
     assert switch("--strength", 1) == 1
     out = tmp_path / "out"
     assert list_files(out) == ["a.jpg", "a.png", "c.png", "deeper/grey.jpg", "switch.json"]
@@ -85,7 +87,9 @@ def test_unreadable_photographs_are_named_and_results_are_kept(switch, photograp
     assert (tmp_path / "out" / "a.jpg").is_file() and (tmp_path / "out" / "cut.png").is_file()
 
 
-def test_results_of_another_job_are_refused(switch, photographs, tmp_path, capsys):
+def test_switch_refuses_a_folder_with_results_of_another_reference_folder_or_strength(
+    switch, photographs, tmp_path, capsys
+):
     assert switch("--strength", 1) == 1
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     other = save(tmp_path / "other.png", (5, 7), seed=9)
@@ -129,7 +133,33 @@ def test_folder_that_cannot_be_switched_is_refused_with_nothing_written(switch, 
     assert set(list_files(tmp_path)) == after
 
 
-def test_python_function_does_what_the_command_does(switch, photographs, finished_run, tmp_path):
+def test_switch_refuses_a_reference_smaller_than_any_image_of_the_model(switch, tmp_path, capsys):
+    for size in ((1, 1), (1, 40)):
+        line = refused(capsys, lambda size=size: switch(reference=save(tmp_path / "small.png", size)))
+        assert f"{tmp_path / 'small.png'} has {size[1]} x {size[0]} pixels; give a reference of at least 2 x 2" in line
+    assert not (tmp_path / "out").exists()
+    # A limit for results does not make the reference smaller.
+    assert switch("--max-side", 1) == 1
+
+
+def test_switch_names_grey_photographs_beside_a_coloured_reference_and_the_reverse(
+    switch, photographs, finished_run, tmp_path, capsys
+):
+    for name in ("c.gif", "cut.png", "header.png", "a.jpg"):
+        (photographs / name).unlink()
+    grey = save(tmp_path / "grey.png", (9, 9), "L")
+    assert switch() == 0
+    line = f"reference.png has colours; grey photographs written in colour: 1, such as {tmp_path}/out/deeper/grey.jpg"
+    assert capsys.readouterr().err == f"{tmp_path}/{line}\n"
+    assert switch(reference=grey, out=tmp_path / "faded") == 0
+    line = f"{grey} is grey; photographs written with less of their colours: 1, such as {tmp_path}/faded/a.png"
+    assert capsys.readouterr().err == f"{line}\n"
+    (photographs / "a.png").unlink()
+    model = load_model(finished_run)
+    assert tfdecouple.switch_folder(model, grey, photographs, tmp_path / "both", strength=1).notes == []
+
+
+def test_switch_folder_writes_the_files_that_the_command_writes(switch, photographs, finished_run, tmp_path):
     assert switch("--strength", 0.5, "--max-side", 12) == 1
     model = load_model(finished_run)
     arguments = (model, tmp_path / "reference.png", photographs)

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers.models import save_images
 from helpers.refusals import refused
 from PIL import Image
 
@@ -22,16 +23,14 @@ pytestmark = pytest.mark.usefixtures("eager_file", "quiet")
 @pytest.fixture(scope="module")
 def coloured(tmp_path_factory):
     """Red, green and blue images with noise: of each 8 for training, 4 for validation and 4 for test."""
-    folder = tmp_path_factory.mktemp("coloured")
     rng = np.random.default_rng(0)
-    for split, count in {"train": 8, "validation": 4, "test": 4}.items():
-        for number, colour in enumerate(("red", "green", "blue")):
-            (folder / split / colour).mkdir(parents=True)
-            for image in range(count):
-                pixels = rng.integers(0, 80, (8, 8, 3))
-                pixels[..., number] += 150
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / colour / f"{colour}-{image}.png")
-    return folder
+    images = {
+        f"{split}/{colour}/{colour}-{number}.png": rng.integers(0, 80, (8, 8, 3), np.uint8) + shade
+        for split, count in {"train": 8, "validation": 4, "test": 4}.items()
+        for colour, shade in zip(("red", "green", "blue"), 150 * np.eye(3, dtype=np.uint8), strict=True)
+        for number in range(count)
+    }
+    return save_images(tmp_path_factory.mktemp("coloured"), images)
 
 
 @pytest.fixture(scope="module")

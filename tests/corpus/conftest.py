@@ -2,8 +2,7 @@
 
 import pytest
 from helpers.codes import COUNTS
-from helpers.models import random_images
-from PIL import Image
+from helpers.models import random_images, save_images
 
 from tfdecouple.cli import main
 from tfdecouple.runs.opened_run import load_model
@@ -12,25 +11,27 @@ from tfdecouple.runs.opened_run import load_model
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """The path of a folder with 20 training images in two classes, 6 validation images and 5 test images."""
-    folder = tmp_path_factory.mktemp("pictures")
-    images = iter(random_images(31, seed=5))
-    for split, count in COUNTS.items():
-        for number in range(count):
-            place = folder / split / ("even", "odd")[number % 2] if split == "train" else folder / split
-            place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(next(images)).save(place / f"{number}.png")
-    return folder
+    names = [f"train/{('even', 'odd')[number % 2]}/{number}.png" for number in range(COUNTS["train"])]
+    names += [f"{split}/{number}.png" for split in ("validation", "test") for number in range(COUNTS[split])]
+    images = dict(zip(names, random_images(31, seed=5), strict=True))
+    return save_images(tmp_path_factory.mktemp("pictures"), images)
 
 
-@pytest.fixture
-def encode(tiny_run, pictures, tmp_path):
-    """A function that runs the command `encode` with further arguments and returns its exit status."""
+@pytest.fixture(scope="module")
+def encode_into(tiny_run, pictures):
+    """A function that runs the command `encode` for a folder with further arguments and returns its exit status."""
 
-    def run(*more, run=tiny_run, data=pictures, out=tmp_path / "codes"):
+    def run(out, *more, run=tiny_run, data=pictures):
         arguments = ["--run", run, "--data", f"folder:{data}", "--out", out, "--images-per-shard", 7]
         return main(["encode", *map(str, [*arguments, "--batch-size", 4, *more])])
 
     return run
+
+
+@pytest.fixture
+def encode(encode_into, tmp_path):
+    """The function `encode_into`, by default for the folder `tmp_path / "codes"`."""
+    return lambda *more, out=tmp_path / "codes", **options: encode_into(out, *more, **options)
 
 
 @pytest.fixture(scope="module")

@@ -152,7 +152,7 @@ class TestRefusals:
         assert not (tmp_path / "codes").exists()
 
 
-def test_keys_and_labels_are_those_of_the_data_code():
+def test_beam_gives_images_the_keys_and_labels_of_a_data_set_in_a_folder():
     paths = ["/data/cats/1.PNG", "/data/cats/old/2.png", "/data/3.png", f"/data/{ODD}/4.png"]
     others = ["/data/dogs/1.txt", "/data/.dogs/1.png", "/data/dogs/.1.png", "/data/png"]
     reader = make_folder_reader("/data/", [*paths, *others], (8, 8, 3), 0)
@@ -165,7 +165,7 @@ def test_keys_and_labels_are_those_of_the_data_code():
     assert reader.labels == ("cats",) and [reader.find_key_and_label(path) for path in paths] == keys
 
 
-def test_error_in_the_pipeline_is_one_line(encode, tmp_path, monkeypatch, capsys):
+def test_error_in_the_beam_pipeline_is_one_line(encode, tmp_path, monkeypatch, capsys):
     from tfdecouple.corpus import beam
 
     def fails(*batch):

@@ -4,9 +4,9 @@ import json
 import shutil
 
 import pytest
-from helpers.models import give_effect, random_images
+from helpers.codes import read_files
+from helpers.models import give_effect
 from helpers.refusals import refused
-from PIL import Image
 
 from tfdecouple.cli import main
 from tfdecouple.corpus import read_codes
@@ -21,32 +21,11 @@ KINDS = ("tfrecord", "parquet")
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    for number, image in enumerate(random_images(9, seed=5)):
-        place = folder / ("train", "test", "validation")[number % 3]
-        place.mkdir(exist_ok=True)
-        Image.fromarray(image).save(place / f"{number}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def arguments(tiny_run, pictures):
-    """Returns a function that gives the arguments of the command: nine images, two to a file."""
-
-    def make_arguments(kind, out):
-        chosen = ["--run", tiny_run, "--data", f"folder:{pictures}", "--format", kind, "--v", "--out", out]
-        return list(map(str, ["encode", *chosen, "--images-per-shard", 2, "--batch-size", 4]))
-
-    return make_arguments
-
-
-@pytest.fixture(scope="module")
-def written(arguments, tmp_path_factory):
+def written(encode_into, tmp_path_factory):
     """Whole folders of codes, by format. Do not change them."""
     folders = {kind: tmp_path_factory.mktemp("codes") / kind for kind in KINDS}
     for kind, out in folders.items():
-        assert main(arguments(kind, out)) == 0
+        assert encode_into(out, "--v", "--format", kind) == 0
     return folders
 
 
@@ -67,10 +46,6 @@ def flip(path, at=-40):
     path.write_bytes(content)
 
 
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-
-
 def verify(out, capsys):
     """Returns the status of --verify and the lines that it printed."""
     capsys.readouterr()
@@ -84,14 +59,14 @@ class TestVerify:
     @pytest.mark.parametrize("kind", KINDS)
     def test_verify_names_each_bad_file_and_returns_1(self, codes, capsys, kind):
         out = codes(kind)
-        assert verify(out, capsys) == (0, [f"{out}: all 6 files are what was written"])
+        assert verify(out, capsys) == (0, [f"{out}: all 5 files are what was written"])
         names = [shard["name"] for shard in json.loads((out / MANIFEST).read_text())["shards"]]
         flip(out / names[0])
         (out / names[1]).unlink()
         size = (out / names[2]).stat().st_size
         (out / names[2]).write_bytes((out / names[2]).read_bytes()[:-7])
         shutil.copy(out / names[4], out / f"test-00007-of-00002.{kind}")
-        before = contents(out)
+        before = read_files(out)
         status, lines = verify(out, capsys)
         assert status == 1
         assert lines == [
@@ -101,7 +76,7 @@ class TestVerify:
             f"{out / f'test-00007-of-00002.{kind}'} does not belong to these codes",
             f"{out}: 4 things not as written; the command that wrote them makes bad files anew",
         ]
-        assert contents(out) == before
+        assert read_files(out) == before
 
     def test_verify_finds_changed_or_lost_weights(self, codes, capsys):
         out = codes()
@@ -164,16 +139,16 @@ class TestDamagedManifest:
         assert str(tmp_path / MANIFEST) in str(caught.value)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
 
-    def test_commands_refuse_a_damaged_manifest_and_change_nothing(self, codes, arguments, capsys):
+    def test_commands_refuse_a_damaged_manifest_and_change_nothing(self, codes, encode_into, capsys):
         out = codes()
         (out / MANIFEST).write_bytes(b'{"version": 1, "splits": []}')
-        before = contents(out)
-        for command in (arguments("tfrecord", out), ["encode", "--verify", "--out", str(out)]):
-            assert "Field required" in refused(capsys, lambda command=command: main(command))
-        assert contents(out) == before
+        before = read_files(out)
+        for option in ("--v", "--verify"):
+            assert "Field required" in refused(capsys, lambda option=option: encode_into(out, option))
+        assert read_files(out) == before
 
 
-def test_interrupted_folder_is_verified_and_completed(codes, written, arguments, capsys):
+def test_interrupted_folder_is_verified_and_completed(codes, written, encode_into, capsys):
     out = codes()
     manifest = json.loads((out / MANIFEST).read_text())
     first, second, third, *others = manifest["shards"]
@@ -184,7 +159,7 @@ def test_interrupted_folder_is_verified_and_completed(codes, written, arguments,
     status, lines = verify(out, capsys)
     assert status == 1 and lines[0] == f"{out / first['name']} has no SHA-256 on record"
     assert lines[1].startswith(f"{out / second['name']} has another content")
-    assert lines[2] == f"{out} has 3 of 6 files: it is not complete"
-    assert main(arguments("tfrecord", out)) == 0
-    assert "1 of 6 files are there already" in capsys.readouterr().out
-    assert contents(out) == contents(written["tfrecord"])
+    assert lines[2] == f"{out} has 3 of 5 files: it is not complete"
+    assert encode_into(out, "--v") == 0
+    assert "1 of 5 files are there already" in capsys.readouterr().out
+    assert read_files(out) == read_files(written["tfrecord"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers.emulation import emulated_accelerator, keep_tf32_switch
 
-from tfdecouple.doctor import device_checks
+from tfdecouple.doctor import checks
 from tfdecouple.doctor.check_runner import VARIANTS, Task
 from tfdecouple.runs import opened_run
 from tfdecouple.runs.run_folder import RunFolder
@@ -23,25 +23,25 @@ def faulty():
 @pytest.fixture(autouse=True, scope="module")
 def traced_once():
     """Models and steps that all tests share, because tracing takes most of their time."""
-    make, load = functools.cache(device_checks.make_training), functools.cache(opened_run.load_model)
+    make, load = functools.cache(checks.make_training), functools.cache(opened_run.load_model)
 
     def reset_training(*arguments):
         state, step = make(*arguments)
-        RunFolder(device_checks.MODEL).load_weights(state.model, averaged=False)
+        RunFolder(checks.MODEL).load_weights(state.model, averaged=False)
         for variable in (*state.optimizer.means.values(), *state.optimizer.variances.values()):
             variable.assign(np.zeros(variable.shape, np.float32))
         return state, step
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device_checks, "make_training", reset_training)
-        patch.setattr(opened_run, "load_model", load)
+        patch.setattr(checks, "make_training", reset_training)
+        patch.setattr(checks, "load_model", load)
         yield
 
 
 @pytest.fixture
 def compared_with(monkeypatch):
     """Compares devices of which the last one computes the stored numbers multiplied by {name: factor}."""
-    right = dict(np.load(device_checks.MODEL / device_checks.NUMBERS))
+    right = dict(np.load(checks.MODEL / checks.NUMBERS))
     images = right.pop("images")
 
     def compare(factors, variant=VARIANTS[0], devices=("CPU:1",)):
@@ -50,11 +50,11 @@ def compared_with(monkeypatch):
                 name: value * factors.get(name, 1.0) if device == "CPU:1" else value for name, value in right.items()
             }
 
-        monkeypatch.setattr(device_checks, "compute_numbers", compute)
-        monkeypatch.setattr(device_checks, "compute_gradient", lambda device, *_: compute(device)["gradient"])
-        return list(device_checks.compare_numbers(Task(variant=variant, devices=devices)))
+        monkeypatch.setattr(checks, "compute_numbers", compute)
+        monkeypatch.setattr(checks, "compute_gradient", lambda device, *_: compute(device)["gradient"])
+        return list(checks.compare_numbers(Task(variant=variant, devices=devices)))
 
-    assert len(images) == device_checks.PHOTOGRAPHS
+    assert len(images) == checks.PHOTOGRAPHS
     return compare
 
 
@@ -63,7 +63,7 @@ VARIANT = {variant.name: variant for variant in VARIANTS}
 
 def compared(variant="float32"):
     """The results of a variant on the first CPU, traced once."""
-    (result,) = device_checks.compare_numbers(Task(variant=VARIANT[variant]))
+    (result,) = checks.compare_numbers(Task(variant=VARIANT[variant]))
     return result
 
 
@@ -94,7 +94,7 @@ class TestNumerics:
         ("factors", "variant", "holds"),
         [
             ({"z": np.nan}, "float32", False),
-            ({"v": 1 + 0.5 * device_checks.BOUND}, "float32", True),
+            ({"v": 1 + 0.5 * checks.BOUND}, "float32", True),
             ({"gradient": 1.01}, "float32", False),
             ({"gradient": 1.01}, "bfloat16 nets", True),
             ({"gradient": 1.5}, "bfloat16 nets", False),
@@ -108,20 +108,20 @@ class TestNumerics:
 
 class TestExactness:
     def test_exactness_passes_for_every_kind_of_image(self):
-        (result,) = device_checks.try_round_trips(Task(quick=True))
+        (result,) = checks.try_round_trips(Task(quick=True))
         assert result.holds, result.message
         assert len(result.figures["lost"]) == 10 and result.what == "Keras, CPU:0"
 
     def test_exactness_fails_for_images_that_tf32_loses(self):
         with faulty():
-            (result,) = device_checks.try_round_trips(Task(quick=True))
+            (result,) = checks.try_round_trips(Task(quick=True))
         assert result.holds is False and "lost: " in result.message and "noise" in result.message
 
 
-@pytest.mark.parametrize(("off", "holds"), [(0.0, True), (1e-6, True), (2 * device_checks.WEIGHTS_BOUND, False)])
+@pytest.mark.parametrize(("off", "holds"), [(0.0, True), (1e-6, True), (2 * checks.WEIGHTS_BOUND, False)])
 def test_devices_whose_trained_weights_differ_fail(off, holds, monkeypatch):
     weights = iter([np.ones(4), np.ones(4) + off])
-    monkeypatch.setattr(device_checks, "train_weights", lambda strategy, images: (np.zeros(4), next(weights)))
-    (result,) = device_checks.compare_devices(Task(devices=("CPU:0", "CPU:1")))
+    monkeypatch.setattr(checks, "train_weights", lambda strategy, images: (np.zeros(4), next(weights)))
+    (result,) = checks.compare_devices(Task(devices=("CPU:0", "CPU:1")))
     assert result.holds is holds and result.figures["bitwise"] is (off == 0)
     assert holds or "--devices 1" in result.advice

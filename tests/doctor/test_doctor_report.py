@@ -1,13 +1,15 @@
-"""What doctor reports: judgements of a machine, the report, and the command's mistakes."""
+"""What doctor reports: judgements of a machine, speed, the report, and the command's mistakes."""
 
 import json
 
 import pytest
+from helpers.models import SMALL_SETTINGS
 
 from tfdecouple.cli import main
-from tfdecouple.config import load_preset, override
-from tfdecouple.doctor import check_runner, installation
-from tfdecouple.doctor.check_runner import VARIANTS, Result, Task, make_text
+from tfdecouple.config import compare_configs, load_preset
+from tfdecouple.doctor import check_runner, checks
+from tfdecouple.doctor.check_runner import VARIANTS, Result, Task, make_doctor_config, make_text
+from tfdecouple.networks.architecture import compute_ceiling
 
 FACTS = {
     "versions": {"tensorflow": "2.21.0"},
@@ -27,7 +29,7 @@ GPU = "570.1, a GPU, 16384 MiB"
 
 
 def of_machine(**changes):
-    return {one.what: one for one in installation.check_machine({**FACTS, **changes})}
+    return {one.what: one for one in checks.check_machine({**FACTS, **changes})}
 
 
 class TestBuild:
@@ -71,14 +73,7 @@ def test_doctor_uses_all_gpus_or_one_cpu_unless_the_user_gives_a_number(devices,
     assert tasks[-1].devices == tuple(devices[:used])
 
 
-def test_each_variant_changes_one_option_of_training():
-    assert len({variant.name for variant in VARIANTS}) == len(VARIANTS) and not VARIANTS[0].settings
-    for variant in VARIANTS[1:]:
-        override(load_preset("quickstart"), list(variant.settings))
-        assert len(variant.settings) == 1
-
-
-def test_report_says_what_to_do_about_each_failure():
+def test_doctor_report_advises_on_each_failure():
     text = "\n".join(
         make_text({"speed": [Result("one", False, "off by much", "take another"), Result("two", True, "")]})
     )
@@ -91,7 +86,6 @@ class TestCommand:
         ("arguments", "says"),
         [
             (["--only", "numeric"], "there is no check 'numeric'; there are build, numerics"),
-            (["--preset", "cifar11"], "there is no preset 'cifar11'"),
             (["--set", "training.batchsize=1"], "there is no option 'training.batchsize'"),
             (["--devices", "0"], "--devices is 0"),
             (["--timeout", "0"], "--timeout is 0"),
@@ -112,3 +106,29 @@ class TestCommand:
         plain = json.loads((tmp_path / "new" / "doctor.json").read_text())
         assert plain["holds"] is holds and list(plain["checks"]) == ["build", "numerics"]
         assert "said" in (tmp_path / "new" / "doctor.txt").read_text()
+
+
+@pytest.mark.parametrize("preset", ["quickstart", "cifar10_classes"])
+def test_doctor_times_each_phase_with_and_without_labels(eager, monkeypatch, preset):
+    monkeypatch.setattr(checks, "_SECONDS", {True: 1e-3})
+    results = list(checks.measure_speed(Task(preset, (*SMALL_SETTINGS, "model.factors=[]"), quick=True)))
+    # There is no line about the ceiling, because this machine has no GPU.
+    assert [result.figures["phase"] for result in results] == list(VARIANTS[0].phases)
+    assert all(result.figures["images_per_s"] > 0 and result.holds is None for result in results)
+
+
+def test_doctor_times_each_variant_with_its_one_option_of_training():
+    for variant in VARIANTS[1:]:
+        config = make_doctor_config(Task("quickstart", variant=variant), 4)
+        ((name, (_, value)),) = compare_configs(make_doctor_config(Task("quickstart"), 4), config).items()
+        assert variant.settings == (f"{name}=" + json.dumps(value).strip('"'),)
+        assert config.training.batch_size == 4
+
+
+@pytest.mark.parametrize("gpu", ["NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA A100-SXM4-40GB", "Tesla T4", ""])
+def test_share_of_the_ceiling_is_reported_for_gpus_with_a_known_peak(gpu):
+    config = load_preset("cifar10")
+    results = list(checks.compare_with_ceiling(config, gpu, compute_ceiling(config, "train", "A100") / 4))
+    peak = {"H100": 66.9, "H200": 66.9, "A100-SXM4-40GB": 19.5}.get(gpu.replace("NVIDIA ", "").split(" ")[0])
+    assert [result.figures["share"] for result in results] == ([] if peak is None else [pytest.approx(19.5 / 4 / peak)])
+    assert all(result.holds is None and "of the ceiling" in result.what for result in results)

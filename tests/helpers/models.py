@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 from tfdecouple.config import ModelConfig
 
@@ -61,6 +62,14 @@ def random_images(count=4, size=8, seed=0):
     """Returns uniform noise, uint8 `[count, size, size, 3]`; `size` can also be (height, width, channels)."""
     shape = (size, size, 3) if isinstance(size, int) else size
     return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def save_images(folder, images):
+    """Writes `images`, {path below `folder`, such as "test/cat/1.png": pixels}, as image files; returns `folder`."""
+    for name, pixels in images.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / name)
+    return folder
 
 
 def assert_gradients_reach_weights(layer, loss):

@@ -13,7 +13,7 @@ from tfdecouple.training import evaluation, loop
 def stand_ins(monkeypatch):
     """A function that makes evaluations return the bits/dim `measure(split)`, by default 8; no pictures are written."""
     diagnostics = {"smallest_scale": 1.0, "worst_condition": 1.0}
-    monkeypatch.setattr(evaluation, "save_pictures", lambda inputs, *_: len(inputs.images))
+    monkeypatch.setattr(evaluation, "draw_pictures", lambda inputs, *_: ({}, len(inputs.images)))
     monkeypatch.setattr(evaluation, "DIAGNOSTICS", [lambda model, images: diagnostics])
 
     def fake(measure=lambda split: 8.0):

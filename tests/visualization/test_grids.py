@@ -5,7 +5,7 @@ import pytest
 from helpers.models import random_images
 
 from tfdecouple.visualization.grids import LINE, WIDTH, draw_grid
-from tfdecouple.visualization.pictures import PICTURES, PictureInputs, save_pictures
+from tfdecouple.visualization.pictures import PICTURES, PictureInputs, draw_pictures
 
 pytestmark = pytest.mark.usefixtures("eager_file")
 
@@ -72,8 +72,7 @@ class TestGrid:
         assert (caption[:, -2:] == 255).all(), "a word runs out of the picture"
 
 
-def test_two_images_suffice_for_all_pictures_of_an_evaluation(tiny_model, tmp_path):
-    assert save_pictures(PictureInputs(tiny_model, random_images(2), most=4), tmp_path, "a-") == 2
-    names = {"reconstructions", "samples", "interpolation", "switch"}
-    assert {path.name for path in tmp_path.iterdir()} == {f"a-{name}.png" for name in names}
+def test_two_images_suffice_for_all_pictures_of_an_evaluation(tiny_model):
+    pictures, exact = draw_pictures(PictureInputs(tiny_model, random_images(2), most=4))
+    assert set(pictures) == {"reconstructions", "samples", "interpolation", "switch"} and exact == 2
     assert PICTURES["switch"](PictureInputs(tiny_model, random_images(1))) is None

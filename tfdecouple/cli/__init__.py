@@ -1,9 +1,9 @@
 """The command line: `python -m tfdecouple COMMAND`, and `python train.py`, which runs the command `train`.
 
-The module of a command has two functions: `add_parser(commands)` declares its options, and `run(options)` does the work
-and returns the exit status. `run` raises UserError for a mistake that the user can correct, such as a missing run or
-image, and the program prints the error as one line. TensorFlow is imported in `run`, so that `--help` does not wait for
-this import, which takes seconds.
+The table `COMMANDS` has the options of each command, and names the function that does the work. The function raises
+UserError for a mistake that the user can correct, such as a missing run or image, and the program prints the error as
+one line. Modules with such functions import TensorFlow inside the functions, so that `--help` does not wait for this
+import, which takes seconds.
 """
 
 import argparse
@@ -14,34 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfdecouple import __version__
+from tfdecouple.cli.command_table import COMMANDS
 from tfdecouple.cli.options import Parser, get_program_name
-from tfdecouple.cli.picture_commands import PICTURE_COMMANDS
 from tfdecouple.errors import UserError, nearest
 from tfdecouple.runtime.process import get_arguments, run_program
-
-# The help lists the commands in this order, `PICTURE_COMMANDS` among them. The module of any other command has the name
-# of the command, with "_" instead of "-".
-COMMANDS = [
-    "train",
-    "presets",
-    "explain",
-    "sample",
-    "reconstruct",
-    "switch",
-    "interpolate",
-    "directions",
-    "edit",
-    "neighbours",
-    "project",
-    "curves",
-    "evaluate",
-    "encode",
-    "encode-beam",
-    "import-wolf",
-    "publish",
-    "doctor",
-    "completion",
-]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_command(arguments: Sequence[str]) -> int:
     """Runs the command `arguments[0]`, or prints the help; returns the status; UserError for an unknown command."""
     options = parse_arguments(arguments)
-    return 0 if options is None else int(import_command(options.command).run(options))
+    return 0 if options is None else COMMANDS[options.command].run(options)
 
 
 def parse_arguments(arguments: Sequence[str]) -> Any:
@@ -66,7 +42,7 @@ def parse_arguments(arguments: Sequence[str]) -> Any:
     if name and not name.startswith("-") and name not in COMMANDS:
         hint = nearest(name, [*COMMANDS, "export"])
         raise UserError(f"there is no command {name!r}{hint} ({get_program_name()} --help lists them)")
-    parser = make_parser([name] if name in COMMANDS else COMMANDS)
+    parser = make_parser([name] if name in COMMANDS else [*COMMANDS])
     options = parser.parse_args(arguments)
     if options.command is None:
         parser.print_help()
@@ -84,15 +60,9 @@ def make_parser(names: Sequence[str], program: str = "") -> argparse.ArgumentPar
     parser.add_argument("--version", action="version", version=f"tfdecouple {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name in names:
-        import_command(name).add_parser(commands)
+        COMMANDS[name].add_parser(commands)
     commands.add_parser("export", help="write a run for other programs: python -m export")
     return parser
-
-
-def import_command(name: str) -> Any:
-    """Returns the entry of a command in `PICTURE_COMMANDS`, or imports and returns its module (for "encode-beam")."""
-    pictures = {command.name: command for command in PICTURE_COMMANDS}
-    return pictures.get(name) or importlib.import_module(f"tfdecouple.cli.{name.replace('-', '_')}")
 
 
 def import_export() -> Any:

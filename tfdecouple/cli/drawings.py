@@ -1,7 +1,7 @@
-"""Functions that draw the pictures of the commands in `picture_commands`, from an opened run and the command's options.
+"""Functions that draw the pictures of the commands in `command_table`, from an opened run and the command's options.
 
-Each function yields drawings: tuples of a file name without ending, a picture (of Pillow, or the bytes of a PNG file),
-a summary in a few words, and facts for the JSON file beside the picture.
+Each function yields drawings: tuples of a file name without ending, a picture of Pillow, a summary in a few words, and
+facts for the JSON file beside the picture.
 """
 
 from __future__ import annotations
@@ -10,18 +10,17 @@ import argparse
 import pathlib
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from tfdecouple.cli import options as arguments
+from tfdecouple.cli.options import make_file_name
 from tfdecouple.cli.run_images import (
-    OwnSizeResults,
+    Images,
     choose_images,
     choose_pairs,
     get_label_names,
-    get_pair_labels,
     name_unwritable_path,
     open_data,
     read_image_files,
@@ -31,10 +30,14 @@ from tfdecouple.errors import DataError, UserError, make_printable, nearest
 from tfdecouple.metrics.drawn_images import draw_image_indices, draw_uncropped_images, read_drawn_images
 from tfdecouple.model.interpolation import interpolate_codes
 from tfdecouple.runs.opened_run import Run, load_directions
+from tfdecouple.runs.run_folder import PICTURES, RunFolder
 from tfdecouple.runtime.progress import Counter
 from tfdecouple.visualization import grids
 
-Drawing = tuple[str, Image.Image | bytes, str, dict[str, Any]]
+if TYPE_CHECKING:
+    from tfdecouple.visualization.full_size import OwnSizeResults
+
+Drawing = tuple[str, Image.Image, str, dict[str, Any]]
 
 _TITLES = {"within": "Switch within a class", "across": "Switch across classes"}
 # Number of nearest images that `neighbours` shows beside a sample.
@@ -98,14 +101,19 @@ def _draw_reconstruction_at_own_size(opened: Run, options: argparse.Namespace) -
         yield f"reconstruct-{name}", picture, summary, {**facts, "lost_subpixels": lost}
 
 
+def switch(opened: Run, options: argparse.Namespace) -> int | Iterator[Drawing]:
+    """Returns the drawings of `draw_switch`; or, with --reference, switches a folder and returns the exit status."""
+    return draw_switch(opened, options) if options.reference is None else switch_photograph_folder(opened, options)
+
+
 def draw_switch(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
     """Yields pairs of images with exchanged z, one drawing for each pairing; writes the user's photographs likewise.
 
     The pairing is "within" a label, "across" labels or "any"; for the user's photographs it is called "pairs".
     """
-    results = OwnSizeResults(options, opened.model) if options.files and options.size == "own" else None
+    results = _open_photographs(opened, options)
     for pairing, (a, b) in choose_pairs(opened, options, ("within", "across")).items():
-        title, count, labels = _TITLES.get(pairing, "Switch"), len(a.pixels), get_pair_labels(a, b)
+        title, count, labels = _TITLES.get(pairing, "Switch"), len(a.pixels), _get_pair_labels(a, b)
         note = f"\n{a.note} {opened.note()}"
         with Counter("switching", 2 * count) as counter:
             picture = grids.draw_switch_grid(
@@ -115,11 +123,11 @@ def draw_switch(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
         facts |= {"strength": options.strength} if results else {}
         yield f"switch-{pairing}", picture, f"{title.lower()}, {_count(count, 'pair')}", facts
     if results is not None:
-        first, second = (opened.model.encode(small) for small in (results.small[::2], results.small[1::2]))
-        for side, codes, other in ((0, first, second), (1, second, first)):
-            z = interpolate_codes(codes.z, other.z, [options.strength])[:, 0]
-            for pair, image in enumerate(np.asarray(opened.model.decode(z, codes.v))):
-                results.save_photograph(2 * pair + side, image, f"z-of-{results.names[2 * pair + 1 - side]}")
+        # The other photograph of the pair of photograph i is i + 1 for an even i, and i - 1 for an odd one.
+        codes, others = opened.model.encode(results.small), np.arange(len(results.small)) ^ 1
+        z = interpolate_codes(codes.z, np.asarray(codes.z)[others], [options.strength])[:, 0]
+        for index, image in enumerate(np.asarray(opened.model.decode(z, codes.v))):
+            results.save_photograph(index, image, f"z-of-{results.names[others[index]]}")
 
 
 def switch_photograph_folder(opened: Run, options: argparse.Namespace) -> int:
@@ -131,8 +139,8 @@ def switch_photograph_folder(opened: Run, options: argparse.Namespace) -> int:
         result = switch_folder(
             opened.model, options.reference, options.files[0], options.out, options.strength, **limit
         )
-    for error in result.errors:
-        print(f"skipped: {error}", file=sys.stderr)
+    for line in (*(f"skipped: {error}" for error in result.errors), *result.notes):
+        print(line, file=sys.stderr)
     counts = f"{len(result.kept)} there already, {len(result.errors)} skipped"
     print(f"{options.out}: {len(result.written)} photographs with z of {options.reference} written, {counts}")
     return 1 if result.errors else 0
@@ -145,13 +153,14 @@ def draw_interpolate(opened: Run, options: argparse.Namespace) -> Iterator[Drawi
     files, at full size, v is not interpolated, because each photograph keeps its own fine detail.
     """
     has_z = opened.config.model.has_latent
-    results = OwnSizeResults(options, opened.model) if options.files and options.size == "own" and has_z else None
+    results = _open_photographs(opened, options) if has_z else None
     ((pairing, (a, b)),) = choose_pairs(opened, options, ("across",)).items()
     count, places = len(a.pixels), [step / (options.steps - 1) for step in range(options.steps)]
     paths = ("lerp", "slerp") if options.path == "both" else (options.path,)
     with Counter("interpolating", count * len(paths) * (len(places) if has_z else 1) * len(places)) as counter:
-        labels = get_pair_labels(a, b)
-        tiles = grids.interpolate_pairs(opened.model, a.pixels, b.pixels, places, paths, counter, labels)
+        tiles = grids.interpolate_pairs(
+            opened.model, a.pixels, b.pixels, places, paths, counter, _get_pair_labels(a, b)
+        )
     picture = grids.draw_interpolation_grid(tiles, places, paths, f"\n{a.note} {opened.note()}")
     facts = {"pairing": pairing, "first": a.facts, "second": b.facts, "seed": options.seed, "count": count}
     what = "z downwards, v to the right" if has_z else "v from left to right, no z"
@@ -172,7 +181,7 @@ def draw_edit(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
     directions = opened.directions() or load_directions(options.run)
     direction, amounts = directions.find(options.direction, options.method), options.amounts
     name, images = make_printable(direction.name, 100), read_image_files(opened, options.files)
-    results = OwnSizeResults(options, opened.model) if options.size == "own" else None
+    results = _open_photographs(opened, options)
     count, note, vectors = len(images.pixels), f"{images.note} {opened.note()}", {"": direction.vector}
     with Counter("editing", count * len(amounts)) as counter:
         picture = grids.draw_edit_grid(opened.model, images.pixels, vectors, amounts, name, note, counter)
@@ -183,7 +192,7 @@ def draw_edit(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
         for amount in filter(None, amounts):
             edited = np.asarray(opened.model.decode(z + np.float32(amount) * direction.vector, v))
             for index, image in enumerate(edited):
-                results.save_photograph(index, image, f"{arguments.make_file_name(direction.name)}{amount:+g}")
+                results.save_photograph(index, image, f"{make_file_name(direction.name)}{amount:+g}")
 
 
 def draw_neighbours(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
@@ -249,6 +258,20 @@ def draw_project(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
     picture = plots.render_figure(plots.plot_projection(points, labels, source.label_names, axes, title))
     summary = f"z of {count:,} images by {'PCA' if options.method == 'pca' else 't-SNE'}"
     yield f"project-{options.method}", picture, summary, facts
+
+
+def _open_photographs(opened: Run, options: argparse.Namespace) -> OwnSizeResults | None:
+    if not options.files or options.size != "own":
+        return None
+    # No other results need this module and what it imports.
+    from tfdecouple.visualization.full_size import OwnSizeResults
+
+    folder = RunFolder(options.run).find_results_folder(PICTURES, options.out)
+    return OwnSizeResults(options.files, folder, opened.model, options.max_side)
+
+
+def _get_pair_labels(a: Images, b: Images) -> tuple[np.ndarray, np.ndarray] | None:
+    return None if a.labels is None or b.labels is None else (a.labels, b.labels)
 
 
 def _count(number: int, noun: str) -> str:

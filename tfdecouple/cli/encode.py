@@ -1,66 +1,26 @@
 """`python -m tfdecouple encode`: writes the codes (z, with --v also v) of a data set's images into files."""
 
-from __future__ import annotations
-
 import argparse
 import pathlib
-from typing import TYPE_CHECKING, Any
 
-from tfdecouple.cli import options as arguments
+from tfdecouple.cli.command_table import SPLITS
+from tfdecouple.corpus.codes_folder import open_codes_folder, verify_codes
+from tfdecouple.corpus.codes_manifest import CodesManifest, DataFacts, ModelFacts, choose_code_fields
+from tfdecouple.corpus.encoding import encode_shards, hash_image_keys, make_image_encoder
+from tfdecouple.data import Source
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.process import start_tensorflow
-from tfdecouple.runtime.requirements import require_packages
+from tfdecouple.runs.opened_run import Run, hash_weights
+from tfdecouple.runtime.progress import Counter
 
-if TYPE_CHECKING:
-    from tfdecouple.corpus.codes_manifest import CodesManifest
-    from tfdecouple.data import Source
-    from tfdecouple.runs.opened_run import Run
-
-FORMATS = ("tfrecord", "parquet")
 # Largest number of images, and largest size in bytes, of one file of codes. Files are small, because a killed program
 # loses its work on the file that it was writing.
 _MOST_IMAGES, _SHARD_BYTES = 5000, 2**27
-
-
-def add_parser(commands: Any) -> None:
-    """Adds the command `encode` and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
-    parser = arguments.add_command(
-        commands,
-        "encode",
-        "write the codes of all images of a data set into files",
-        "The same command resumes where it stopped. docs/encoding.md says what is in the files.",
-    )
-    parser.add_argument("--run", metavar="RUN", help=arguments.RUN_HELP)
-    parser.add_argument("--out", required=True, metavar="DIR", type=pathlib.Path, help="folder for the codes")
-    arguments.add_data(parser, "all", (*arguments.SPLITS, "all"))
-    arguments.add_choice(parser, "--format", FORMATS, "tfrecord or parquet")
-    parser.add_argument("--v", action="store_true", help="write v beside z: as many numbers as the image has")
-    parser.add_argument("--z-std", action="store_true", help="write the standard deviation of the posterior of z")
-    text = "write how unlike the training images each image is, as `evaluate --outliers` does"
-    parser.add_argument("--scores", action="store_true", help=text)
-    text = f"images per file (default {_MOST_IMAGES}, fewer where they are large)"
-    arguments.add_number(parser, "--images-per-shard", None, text, 1)
-    arguments.add_number(parser, "--batch-size", None, "images at a time (default as in evaluations)", 1)
-    arguments.add_number(parser, "--limit", None, "only the first N images of each split", 1)
-    parser.add_argument("--on-bad-image", metavar="HOW", help="stop or skip; default as the run's data.on_bad_image")
-    text = "encode nothing: check that each file of --out is what was written; status 1 where one is not"
-    parser.add_argument("--verify", action="store_true", help=text)
 
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command `encode`: writes files of codes, or with --verify checks them; returns the exit status."""
     if options.verify:
         return _verify_codes(options.out)
-    if options.run is None:
-        raise UserError("encode needs --run RUN, the run folder whose model encodes")
-    if options.format == "parquet":
-        require_packages("pyarrow", what="--format parquet")
-    start_tensorflow()
-    from tfdecouple.corpus.codes_folder import open_codes_folder
-    from tfdecouple.corpus.encoding import encode_shards, make_image_encoder
-    from tfdecouple.runs.opened_run import Run
-    from tfdecouple.runtime.progress import Counter
-
     opened = Run.open(options.run)
     _require_fields(opened, options)
     # The images are not cached in memory (cache_gib=0), because each image is needed once.
@@ -94,11 +54,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _verify_codes(out: pathlib.Path) -> int:
-    start_tensorflow()
-    from tfdecouple.corpus.codes_folder import verify_codes
-    from tfdecouple.corpus.codes_manifest import CodesManifest
-    from tfdecouple.runtime.progress import Counter
-
     manifest = CodesManifest.read_manifest(out)
     if manifest is None:
         raise UserError(f"{out} holds no codes to verify; name with --out a folder that encode wrote")
@@ -125,12 +80,8 @@ def _require_fields(opened: Run, options: argparse.Namespace) -> None:
 
 
 def _make_manifest(opened: Run, source: Source, options: argparse.Namespace) -> CodesManifest:
-    from tfdecouple.corpus.codes_manifest import CodesManifest, DataFacts, ModelFacts, choose_code_fields
-    from tfdecouple.corpus.encoding import hash_image_keys
-    from tfdecouple.runs.opened_run import hash_weights
-
     fields = choose_code_fields(opened.config.model, v=options.v, z_std=options.z_std, scores=options.scores)
-    splits = arguments.SPLITS if options.split == "all" else (options.split,)
+    splits = SPLITS if options.split == "all" else (options.split,)
     image_bytes = 64 + sum(4 * field.size for field in fields)
     most = max(1, min(_MOST_IMAGES, _SHARD_BYTES // image_bytes))
     return CodesManifest(

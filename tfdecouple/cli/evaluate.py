@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tfdecouple.cli import options as arguments
 from tfdecouple.errors import RunError, UserError, one_line
 from tfdecouple.metrics.base import Metric, Result
 from tfdecouple.metrics.bits_per_dim import BitsPerDim, ImportanceWeighted, OwnSize
@@ -24,41 +21,11 @@ from tfdecouple.runtime.requirements import require_packages
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from tfdecouple.data import Source
-
 # `--help` lists the metrics, and `run` computes them, in this order; metrics that take longer come later.
 METRICS: list[type[Metric]] = [
-    BitsPerDim,
-    ImportanceWeighted,
-    OwnSize,
-    UseOfZ,
-    ImageStatistics,
-    Classification,
-    Outliers,
-    LinearProbe,
+    BitsPerDim, ImportanceWeighted, OwnSize, UseOfZ, ImageStatistics, Classification, Outliers, LinearProbe,
     FrechetDistance,
-]
-_DETAILS = (
-    "Bits/dim is always measured, and each option of the second group adds a metric. The best weights of the run are "
-    "used. Each result is printed, and written as a JSON file into the folder --out. To choose between models use "
-    "--split validation: RUN/evaluation/test_evaluations.log counts the evaluations of test images."
-)
-
-
-def add_parser(commands: Any) -> None:
-    """Adds the command `evaluate` and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
-    parser = arguments.add_command(commands, "evaluate", "measure bits/dim and other metrics of a run", _DETAILS)
-    arguments.add_run(parser, out=False)
-    arguments.add_out(parser, "evaluation")
-    arguments.add_data(parser)
-    arguments.add_number(parser, "--images", 0, "number of images, drawn with --seed; 0 for all, see --probe")
-    group = parser.add_argument_group("what to measure")
-    for metric in METRICS:
-        metric.add_options(group)
-    group = parser.add_argument_group("how")
-    arguments.add_number(group, "--seed", 0, "seed of all draws")
-    text = "images at once: changes memory and speed, and no result (default the run's)"
-    arguments.add_number(group, "--batch-size", None, text, 1)
+]  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -70,9 +37,11 @@ def run(options: argparse.Namespace) -> int:
     start_tensorflow()
     import tensorflow as tf
 
-    from tfdecouple.cli.run_images import find_results_folder, name_unwritable_path
+    from tfdecouple.cli.run_images import name_unwritable_path
+    from tfdecouple.runs.run_folder import EVALUATION, RunFolder
 
-    out = find_results_folder(options.run, options.out, "evaluation")
+    folder = RunFolder(options.run)
+    out = folder.find_results_folder(EVALUATION, options.out)
     test_evaluations: int | None = None
     files: list[str] = []
     try:
@@ -85,9 +54,11 @@ def run(options: argparse.Namespace) -> int:
                 if not files:
                     with name_unwritable_path(out):
                         out.mkdir(parents=True, exist_ok=True)
-                    # Test images count as evaluated from the first result on; a failure before it does not count.
-                    if "test" in [metric.split for metric in metrics]:
-                        test_evaluations = count_test_evaluation(options.run, out, evaluation.source)
+                        # Test images count as evaluated from the first result on; a failure before it does not count.
+                        if "test" in [metric.split for metric in metrics]:
+                            source = evaluation.source
+                            images = f"{source.name}: {source.title}, test ({source.descriptions['test']})"
+                            test_evaluations = folder.count_test_evaluation(images, out)
                     print("\n".join(evaluation.describe_inputs(test_evaluations)))
                 print("\n" + "\n".join(result.lines), flush=True)
                 files.append(write_metric_result(out, evaluation, metric, result, test_evaluations))
@@ -184,24 +155,3 @@ def write_metric_result(
     name = f"{metric.name}-{metric.split}"
     write_picture(out / f"{name}.png", result.picture, {**values, **result.values})
     return f"{name}.json"
-
-
-def count_test_evaluation(run: str | pathlib.Path, out: pathlib.Path, source: Source) -> int:
-    """Logs one evaluation of the test images of `source`; returns how many evaluations of these images are logged.
-
-    Users see the count, because metrics on test images that guided the choice of a model say less about new images. The
-    log is RUN/evaluation/test_evaluations.log, or in `out` if RUN is not a run folder or is not writable.
-    """
-    from tfdecouple.cli.run_images import name_unwritable_path
-    from tfdecouple.runs.run_folder import RunFolder
-
-    of_run = pathlib.Path(run) / "evaluation"
-    is_writable = RunFolder(run).is_folder and os.access(of_run if of_run.exists() else of_run.parent, os.W_OK)
-    folder = of_run if is_writable else out
-    line = json.dumps(f"{source.name}: {source.title}, test ({source.descriptions['test']})") + "\n"
-    with name_unwritable_path(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "test_evaluations.log").open("a+", encoding="utf-8") as file:
-            file.write(line)
-            file.seek(0)
-            return sum(logged == line for logged in file)

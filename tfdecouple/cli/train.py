@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfdecouple.cli import parse_arguments
-from tfdecouple.cli.options import get_program_name
+from tfdecouple.cli.command_table import DEVICES, DOWNLOAD, change_option
+from tfdecouple.cli.options import AddOption, get_program_name, group, option
 from tfdecouple.config import Config, load_preset, override
 from tfdecouple.data.sources import list_source_kinds
-from tfdecouple.runtime.devices import MOST_DEVICES
-from tfdecouple.runtime.option_types import add_number, make_number_type
+from tfdecouple.runtime.option_types import make_number_type
 from tfdecouple.runtime.process import Program, get_arguments, start_tensorflow
 
 EXIT_INTERRUPTED = 75
@@ -44,51 +44,45 @@ exit status:
 """
 
 
-def add_parser(commands: Any) -> None:
-    """Adds the command `train` and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
+def describe_program() -> dict[str, Any]:
+    """Returns the arguments of argparse's `add_parser` for the help of the program, as the user called it."""
     is_script = pathlib.PurePath(sys.argv[0]).name == "train.py"
     program = "python train.py" if is_script else f"{get_program_name()} train"
-    parser = commands.add_parser(
-        "train",
-        help="train a model: python train.py",
-        prog=program,
-        description=_HELP.replace("python train.py", program),
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    model = parser.add_argument_group("what to train")
-    options = model.add_mutually_exclusive_group()
-    text = (
-        "where the options come from: quickstart (default), cifar10 and others, which `python -m tfdecouple presets` "
-    )
-    options.add_argument("--preset", metavar="NAME", default="quickstart", help=f"{text}describes")
-    options.add_argument("--config", metavar="FILE", help="take the options from a JSON file, as in a run folder")
-    model.add_argument(
-        "--set",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        help="change an option; can be repeated: --set model.alpha=0.5 --set 'model.steps=[1,[2,2],2]'; "
-        "`python -m tfdecouple explain` explains each",
-    )
+    description, formatter = _HELP.replace("python train.py", program), argparse.RawDescriptionHelpFormatter
+    return {"prog": program, "description": description, "epilog": _EPILOG, "formatter_class": formatter}
+
+
+def list_options() -> list[AddOption]:
+    """Returns the options of the command `train`."""
+    preset = "where the options come from: quickstart (default), cifar10 and others, which `python -m tfdecouple "
+    repeated = "change an option; can be repeated: --set model.alpha=0.5 --set 'model.steps=[1,[2,2],2]'; "
     whole = make_number_type(int, -(2**63), 2**63 - 1)
-    add_shortcut(model, "--steps", "training.steps", "number of updates", metavar="N", type=whole)
-    add_shortcut(model, "--seed", "training.seed", "seed of all draws", metavar="N", type=whole)
-    text = "start from the weights of another run or import"
-    add_shortcut(model, "--init-from", "training.init_from", text, metavar="RUN")
-    images = parser.add_argument_group("images")
-    add_shortcut(images, "--data", "data.source", list_source_kinds(), metavar="SOURCE")
-    add_shortcut(images, "--data-dir", "data.data_dir", "folder of prepared TFDS data sets", metavar="DIR")
-    images.add_argument("--download", action="store_true", help="download and prepare the TFDS data set if missing")
-    where = parser.add_argument_group("where")
-    where.add_argument("--workdir", metavar="DIR", help="the run folder; default runs/PRESET")
-    text = "use N GPUs instead of all; without GPUs, try N logical CPU devices"
-    add_number(where, "--devices", None, text, 1, MOST_DEVICES)
+    return [
+        group(
+            "what to train",
+            group(
+                "",
+                option("--preset NAME", f"{preset}presets` describes", default="quickstart"),
+                option("--config FILE", "take the options from a JSON file, as in a run folder"),
+            ),
+            change_option(f"{repeated}`python -m tfdecouple explain` explains each"),
+            shortcut("--steps N", "training.steps", "number of updates", type=whole),
+            shortcut("--seed N", "training.seed", "seed of all draws", type=whole),
+            shortcut("--init-from RUN", "training.init_from", "start from the weights of another run or import"),
+        ),
+        group(
+            "images",
+            shortcut("--data SOURCE", "data.source", list_source_kinds()),
+            shortcut("--data-dir DIR", "data.data_dir", "folder of prepared TFDS data sets"),
+            DOWNLOAD,
+        ),
+        group("where", option("--workdir DIR", "the run folder; default runs/PRESET"), DEVICES),
+    ]
 
 
-def add_shortcut(group: Any, name: str, option: str, text: str, **settings: Any) -> None:
-    """Adds a command-line option, such as --seed, that sets an option of the config, such as "training.seed"."""
-    group.add_argument(name, dest=option, default=None, help=f"{text} ({option})", **settings)
+def shortcut(usage: str, config_option: str, text: str, **settings: Any) -> AddOption:
+    """Returns a command-line option, such as --seed, that sets an option of the config, such as "training.seed"."""
+    return option(usage, f"{text} ({config_option})", dest=config_option, default=None, **settings)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,6 +101,7 @@ def run(options: argparse.Namespace) -> int:
     workdir = pathlib.Path(options.workdir or f"runs/{config.name}")
 
     start_tensorflow()
+    from tfdecouple.runs.run_folder import IMAGES
     from tfdecouple.training import DivergedError, InterruptedRunError, LostWorkerError, train
 
     try:
@@ -124,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     print()
     # Only folders that exist are named: training.pictures=0 and training.loggers=[] leave them out.
-    for title, command, folder in (("Pictures:", "", "images"), ("Curves:", "tensorboard --logdir ", "tensorboard")):
+    for title, command, folder in (("Pictures:", "", IMAGES), ("Curves:", "tensorboard --logdir ", "tensorboard")):
         if (workdir / folder).is_dir():
             print(f"{title:10} {command}{workdir / folder}")
     print(f"In Python: import tfdecouple; model = tfdecouple.load_model({str(workdir)!r}); model.sample(16)")

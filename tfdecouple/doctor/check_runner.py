@@ -9,6 +9,7 @@ import datetime
 import importlib
 import json
 import os
+import pathlib
 import pickle
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tfdecouple.config import Config, load_preset, override
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.runtime.process import make_python_command, run_program, start_tensorflow
 
@@ -24,13 +26,17 @@ from tfdecouple.runtime.process import make_python_command, run_program, start_t
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 # The phases of a model's use that `doctor` times: training, evaluation of bits/dim, encoding, decoding.
 PHASES = ("train", "eval", "encode", "decode")
-# The report's advice for a check whose process failed: out of time, out of memory, or with another error.
+# The report's advice for a check whose process ran out of time, out of memory, or failed with another error.
 _ADVICE = {
     "time": "see what else computes here (top, nvidia-smi), or give each check longer: --timeout",
     "memory": "see what else holds memory here (free, nvidia-smi), and end it, or take a machine with more",
     "error": "run this check alone (--only NAME) with TFDECOUPLE_TRACEBACK=1 in the environment; report what it prints",
 }
 _MODULE = "tfdecouple.doctor.check_runner"
+# The run folder of the small model that the checks use.
+MODEL = pathlib.Path(__file__).parent / "model"
+# Batch size that is timed with --quick, and batch size per device when several devices are timed together.
+QUICK_BATCH = 16
 
 
 class Variant(NamedTuple):
@@ -99,12 +105,26 @@ class Check(NamedTuple):
 
 # All checks by name, in the order of the report. "build" comes first: it finds the devices for the other checks.
 CHECKS = {
-    "build": Check("what is installed and what is there", "installation:inspect_machine"),
-    "numerics": Check("the same numbers on every device, in each precision", "device_checks:compare_numbers", True),
-    "exactness": Check("images are decoded exactly from their codes", "device_checks:try_round_trips"),
-    "devices": Check("several devices train as one does (--devices N)", "device_checks:compare_devices", devices=2),
-    "speed": Check("how fast it is", "speed:measure_speed", True, promises=False),
+    "build": Check("what is installed and what is there", "checks:inspect_machine"),
+    "numerics": Check("the same numbers on every device, in each precision", "checks:compare_numbers", True),
+    "exactness": Check("images are decoded exactly from their codes", "checks:try_round_trips"),
+    "devices": Check("several devices train as one does (--devices N)", "checks:compare_devices", devices=2),
+    "speed": Check("how fast it is", "checks:measure_speed", True, promises=False),
 }
+
+
+def load_small_config() -> Config:
+    """Returns the config of `doctor`'s small model: encoder, prior flow, and a flow of 3 levels for 16 x 16 images."""
+    return Config.from_json(MODEL / "config.json")
+
+
+def make_doctor_config(task: Task, batch: int = QUICK_BATCH) -> Config:
+    """Returns the config that `doctor` times: that of the preset or small model, with the settings of the variant."""
+    config = load_preset(task.preset) if task.preset else load_small_config()
+    # With the preset's learning rate, training could diverge, because one batch is repeated.
+    settings = ["training.learning_rate=1e-6", "training.micro_batches=1"]
+    settings += [f"training.{name}={batch}" for name in ("batch_size", "evaluation_batch_size")]
+    return override(config, [*settings, *task.settings, *task.variant.settings])
 
 
 def run_checks(task: Task, names: Iterable[str], progress: Callable[[str], Any]) -> dict[str, list[Result]]:

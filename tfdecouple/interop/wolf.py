@@ -17,9 +17,8 @@ from tfdecouple.errors import ConfigError, WolfError, one_line
 from tfdecouple.interop.wolf_names import match_weights
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import write_run
-from tfdecouple.runs.run_folder import SUMMARY
 from tfdecouple.runtime.requirements import require_packages
-from tfdecouple.storage.files import read_json, write_json
+from tfdecouple.storage.files import read_json
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -72,11 +71,8 @@ def import_wolf(
     )
     model = DecoupledModel(model_config)
     assign_weights(model, read_state_dict(weights_path))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(
-        folder / SUMMARY, {"imported_from": pathlib.Path(weights_path).name, "parameters": model.parameter_count()}
-    )
-    write_run(folder, model, config, 0)
+    summary = {"imported_from": pathlib.Path(weights_path).name, "parameters": model.parameter_count()}
+    write_run(folder, model, config, 0, summary)
     return model
 
 

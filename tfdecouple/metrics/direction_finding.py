@@ -13,6 +13,7 @@ In all functions `z` are the codes of the training images, float32 `[n, d_z]`, a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,17 +21,78 @@ from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score, roc_auc_score
 from threadpoolctl import threadpool_limits
 
+from tfdecouple.data import Source
+from tfdecouple.data.labels import Attributes, check_labels
 from tfdecouple.errors import DataError
-from tfdecouple.metrics.drawn_images import decode_images, encode_drawn_images
+from tfdecouple.metrics.drawn_images import decode_images, draw_image_indices, encode_drawn_images
 from tfdecouple.metrics.image_statistics import CHANGES
 from tfdecouple.metrics.linear_classifier import STRENGTHS, fit_classifier
 from tfdecouple.runs.latent_directions import CLASSIFIER, DECODED, MEANS, Direction
+from tfdecouple.runs.opened_run import Run
+from tfdecouple.runtime.progress import Counter
 
 # At least this many training images must have a label, and as many lack it. A fifth of all is held out to choose C, the
 # inverse strength of the classifier's regularisation.
 LEAST = 5
 # At this penalty, one standard deviation of z costs as much as a tenth of a standard deviation of a statistic.
 _LENGTH_PENALTY = 0.01
+
+
+def encode_examples(
+    run: Run, source: Source, split: str, count: int, seed: int, names: Sequence[str], attributes: Attributes | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Encodes at most `count` images drawn from a split: returns z, `[n, d_z]`, and the images' values, `[n, names]`.
+
+    `names` are labels, or columns of the CSV file `attributes`. The value for a label is 1 if the image has it, else 0;
+    for a column, the number in the file; NaN if unknown. DataError is raised if no image is in the file.
+    """
+    indices = np.sort(draw_image_indices(source, split, count, seed))
+    z, label = run.encode_split(source, split, indices, f"encoding images of {split}")
+    label = check_labels(source, label)
+    if attributes is None:
+        numbers = [source.label_names.index(name) for name in names]
+        return z, np.where(label[:, None] >= 0, label[:, None] == numbers, np.nan)
+    if source.skipped:
+        raise DataError(f"{source.skipped} images of {source.title} cannot be read; mend or remove them")
+    keys = [source.find_image_key(split, index) for index in indices.tolist()]
+    values = attributes.look_up_attributes(keys)
+    if np.isnan(values).all():
+        raise DataError(
+            f"{attributes.path} has no row for any of {len(keys)} images of {split}, such as {keys[0]}; its first "
+            "column must name the files"
+        )
+    return z, values
+
+
+def find_directions(
+    names: Sequence[str], training: tuple[np.ndarray, np.ndarray], held_out: tuple[np.ndarray, np.ndarray], seed: int
+) -> tuple[list[Direction], dict[str, list[int]]]:
+    """Finds directions in z for `names`, labels or numbers; returns them, and {name: counts} where images are too few.
+
+    `training` and `held_out` are results of `encode_examples`. A direction is found in `training`, and its accuracy is
+    measured on `held_out`. The counts are those of the training images of each kind. DataError is raised if no
+    direction is found.
+    """
+    directions, missing = list[Direction](), dict[str, list[int]]()
+    with Counter("finding directions", len(names), unit="directions") as counter:
+        for number, name in enumerate(names):
+            counted, held = ~np.isnan(training[1][:, number]), ~np.isnan(held_out[1][:, number])
+            z, values = training[0][counted], training[1][counted, number]
+            held_z, held_values = held_out[0][held], held_out[1][held, number]
+            kinds, counts = np.unique(values, return_counts=True)
+            if len(kinds) < 2 or len(values) < 2 * LEAST or (len(kinds) == 2 and counts.min() < LEAST):
+                missing[name] = counts.tolist()
+            elif len(kinds) == 2:
+                directions += find_label_directions(name, z, values == kinds[1], held_z, held_values == kinds[1], seed)
+            else:
+                directions += find_number_directions(name, z, values, held_z, held_values)
+            counter(number + 1)
+    if not directions:
+        raise DataError(
+            f"the images allow no direction: each needs {LEAST} of two kinds, and there are "
+            f"{next(iter(missing.values()))} for {next(iter(missing))}; take more of them, or others with --data"
+        )
+    return directions, missing
 
 
 def find_label_directions(

@@ -1,8 +1,9 @@
-"""Functions that draw images of a split at random, read them in batches or at their original size, and encode them."""
+"""Functions that draw images of a split at random, pair them, read them, also at their original size, and encode."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -122,3 +123,24 @@ def draw_uncropped_images(source: Source, split: str, count: int, seed: int) -> 
         raise DataError(f"{source.title} has no images of their own size; give folder:PATH or photographs as --data")
     chosen = np.random.default_rng(seed).permutation(len(images))[: count or None]
     return {name: images[name] for name in (list(images)[number] for number in chosen)}
+
+
+def pair_images(labels: np.ndarray, pairing: str, count: int) -> np.ndarray:
+    """Returns at most `count` pairs of indices of images, int64 `[pairs, 2]`; each image is in one pair at most.
+
+    The labels are int `[n]`, -1 for an image without a label. `pairing` is "within", for pairs with equal labels;
+    "across", for pairs with different labels; or "any". The pairs alternate between labels, to show many labels.
+    """
+    groups = [np.flatnonzero(labels == label).tolist() for label in dict.fromkeys(labels.tolist()) if label >= 0]
+    pairs = _alternate_groups([list(range(len(labels)))] if pairing == "any" else groups)
+    if pairing == "across" and groups:
+        # `images` begins with one image of the first label, two of the second, two of the third, and so on. So the
+        # first and second image, the third and fourth, and so on, have different labels.
+        images = [groups[0][0], *itertools.chain(*_alternate_groups([*groups[1:], groups[0][1:]]))]
+        pairs = [pair for pair in zip(images[::2], images[1::2], strict=False) if labels[pair[0]] != labels[pair[1]]]
+    return np.array(pairs[:count], np.int64).reshape(-1, 2)
+
+
+def _alternate_groups(groups: list[list[int]]) -> list[tuple[int, ...]]:
+    pairs = (zip(group[::2], group[1::2], strict=False) for group in groups)
+    return [pair for turn in itertools.zip_longest(*pairs) for pair in turn if pair]

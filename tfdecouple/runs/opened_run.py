@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -206,23 +207,33 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunError(f"{run} exists and is not empty; name a new folder")
-        write_run(folder, model, dataclasses.replace(config, training=training), 0)
-        RunFolder(folder, is_written=True).write_summary(
-            {"data": data, "test": None, "parameters": model.parameter_count()}
-        )
+        summary = {"data": data, "test": None, "parameters": model.parameter_count()}
+        write_run(folder, model, dataclasses.replace(config, training=training), 0, summary)
     except OSError as error:
         raise RunError(
             f"cannot write the run {run}: {error.strerror or one_line(error)}; name another folder"
         ) from error
 
 
-def write_run(folder: pathlib.Path, model: DecoupledModel, config: Config, step: int) -> None:
-    """Writes a run folder with a config and one checkpoint: the weights of `model`, as the run's best, of `step`."""
+def write_run(
+    folder: pathlib.Path,
+    model: DecoupledModel,
+    config: Config,
+    step: int,
+    summary: Mapping[str, Any] | None = None,
+    label_names: Sequence[str] = (),
+) -> None:
+    """Writes a run folder with a config and one checkpoint: the weights of `model`, as the run's best, of `step`.
+
+    The folder also gets summary.json with the content `summary`, and labels.json with `label_names`, unless empty.
+    """
     config.to_json()  # A config that cannot be written raises its error here, before the folder is made.
     folder.mkdir(parents=True, exist_ok=True)
     run = RunFolder(folder, is_written=True)
     run.write_best_weights(model.named_variables(), step)
-    run.write_config(config)
+    run.write_config(config, label_names)
+    if summary:
+        run.write_summary(summary)
 
 
 def load_directions(run: str | pathlib.Path) -> Directions:

@@ -28,7 +28,7 @@ from tfdecouple.runs.run_folder import (
     find_test_metrics,
     find_training_data,
 )
-from tfdecouple.storage.files import write_json, write_text
+from tfdecouple.storage.files import write_text
 
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
 # The header of a model card, which has the licence, ends within so many characters.
@@ -116,7 +116,6 @@ def _write_published_files(
     source = hide_image_path(config.data.source, config)
     options = dataclasses.replace(replace_source(config.data, data or source), data_dir=None)
     training = dataclasses.replace(config.training, init_from=None)
-    write_run(folder, opened.model, dataclasses.replace(config, data=options, training=training), opened.step)
     summary: dict[str, Any] = {}
     try:
         summary = RunFolder(opened.path).read_summary() or {}
@@ -127,14 +126,13 @@ def _write_published_files(
         summary.setdefault("source", source)
     if rights:
         summary["rights"] = " ".join(rights.split())
-    if summary:
-        if summary.get("data"):
-            summary["data"] = hide_image_path(summary["data"], config)
-        if "imported_from" in summary:
-            summary["imported_from"] = re.split(r"[/\\]", summary["imported_from"])[-1]
-        write_json(folder / SUMMARY, summary)
-    if config.model.classes and (opened.folder / LABELS).is_file():
-        write_json(folder / LABELS, opened.label_names)
+    if summary.get("data"):
+        summary["data"] = hide_image_path(summary["data"], config)
+    if "imported_from" in summary:
+        summary["imported_from"] = re.split(r"[/\\]", summary["imported_from"])[-1]
+    has_labels = (opened.folder / LABELS).is_file()
+    published = dataclasses.replace(config, data=options, training=training)
+    write_run(folder, opened.model, published, opened.step, summary, opened.label_names if has_labels else ())
     if directions is not None:
         for direction in directions:
             # The data set of a direction is not published, because its name may be a private path of this machine.

@@ -4,9 +4,11 @@
     checkpoints/     best-NNNNNNNNN, the best weights, and step-NNNNNNNNN, the whole state of the training
     metrics.jsonl    the log: one row of metrics in each line
     summary.json     the test metrics of a finished training, or the origin of imported weights
-    images/          pictures of each evaluation
+    images/          pictures of each evaluation in training, step-NNNNNNNNN-NAME.png
     labels.json      names of the labels of a model with labels, in their order
     directions.json  directions in z, if they were computed
+    pictures/        pictures of commands, each with a JSON file of facts
+    evaluation/      results of the command `evaluate`
     .lock            locked by the program that trains
 
 Loggers add files, such as tensorboard/. A folder of published weights is a run folder, too (see `pretrained`). No file
@@ -17,19 +19,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import os
 import pathlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pydantic
+from PIL import Image
 
 from tfdecouple.config import Config, DataConfig
-from tfdecouple.errors import RunError, nearest, one_line
+from tfdecouple.errors import RunError, UntrustedError, nearest, one_line
 from tfdecouple.runs.metrics_log import read_metrics
 from tfdecouple.runs.pretrained import HUB, find_pretrained, list_pretrained
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
-from tfdecouple.storage.files import read_json, read_model, require_own_files, write_json, write_text
+from tfdecouple.storage.files import read_json, read_model, write_json, write_text
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -37,7 +42,7 @@ SUMMARY = "summary.json"
 LABELS = "labels.json"
 # The log, and its bytes up to which it is drawn and published.
 METRICS, METRICS_BYTES = "metrics.jsonl", 2**27
-PICTURES = "images"
+IMAGES, PICTURES, EVALUATION = "images", "pictures", "evaluation"
 LOCK = ".lock"
 
 
@@ -116,8 +121,23 @@ class RunFolder:
             raise RunError(f"{self.run} is no run folder: it has no {CONFIG}")
         if self.is_folder:
             # Weights from the Hub are not checked for links, because the cache of the Hub's client consists of links.
-            require_own_files(self.path)
+            self.require_own_files()
         return Config.from_json(self.path / CONFIG)
+
+    def require_own_files(self) -> None:
+        """Raises UntrustedError if the folder holds anything but files, folders and links to files inside of it."""
+        root = os.path.realpath(self.path)
+        for where, folders, files in os.walk(self.path):
+            for path in (os.path.join(where, name) for name in (*folders, *files)):
+                target = os.path.realpath(path)
+                if os.path.islink(path) and os.path.commonpath([root, target]) != root:
+                    raise UntrustedError(f"{path} is a link to {target}, out of the folder; replace it by a copy")
+                # A path may be missing by now, because a training that is still running removes old files.
+                if os.path.lexists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+                    raise UntrustedError(f"{path} is neither a file nor a folder; remove it")
+            if where == os.path.join(self.path, "wandb"):
+                # The client of Weights & Biases puts links to its cache into these folders, so they are not checked.
+                folders[:] = [name for name in folders if not name.startswith(("run-", "offline-run-"))]
 
     def _list_checkpoints(self) -> Iterator[tuple[str, int]]:
         """Yields (kind, step) of each checkpoint of the run: the kind "best", then "step", each the newest first."""
@@ -194,12 +214,54 @@ class RunFolder:
             raise ValueError("it has no figures of a test")
         return summary
 
-    def read_metrics(self) -> Iterator[dict[str, Any]]:
-        """Returns an iterator over the rows of the log as dicts, without damaged rows; RunError if it is too large."""
-        path = self.path / METRICS
+    def read_curves(self) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+        """Returns the finite values in the log, {kind: {metric: (steps, values)}}, of kinds "train" and "validation".
+
+        KL and log q(u|x) are left out for a model without them. RunError is raised if the log is too large, or has no
+        bits/dim.
+        """
+        path, model = self.path / METRICS, self.read_config().model
         if path.is_file() and path.stat().st_size > METRICS_BYTES:
             raise RunError(f"{path} has {path.stat().st_size:,} bytes, and at most {METRICS_BYTES:,} are read")
-        return read_metrics(path)
+        absent = {"step": True, "kl": not model.has_encoder, "dequantization": not model.has_dequantizer}
+        curves: dict[str, dict[str, tuple[list[float], list[float]]]] = {"train": {}, "validation": {}}
+        for row in read_metrics(path):
+            for metric, value in row.items() if row["kind"] in curves else ():
+                # The log has NaN and infinity as text.
+                if isinstance(value, int | float) and not absent.get(metric):
+                    steps, values = curves[row["kind"]].setdefault(metric, ([], []))
+                    steps.append(row["step"])
+                    values.append(value)
+        if not any("bits_per_dim" in metrics for metrics in curves.values()):
+            raise RunError(f"{self.run} has no metrics: its metrics.jsonl is missing or has no rows yet")
+        return curves
+
+    def find_results_folder(self, name: str, out: pathlib.Path | None) -> pathlib.Path:
+        """Returns the folder for results: `out` unless None, else RUN/`name`, or ./`name` if the run is no folder."""
+        return out or (pathlib.Path(self.run) if self.is_folder else pathlib.Path()) / name
+
+    def count_test_evaluation(self, images: str, out: pathlib.Path) -> int:
+        """Logs one evaluation of the test images that the text `images` names; returns how many of them are logged.
+
+        Users see the count, because metrics on test images that guided the choice of a model say less about new images.
+        The log is RUN/evaluation/test_evaluations.log, or in `out` if RUN is not a run folder or is not writable.
+        """
+        inside = pathlib.Path(self.run) / EVALUATION
+        is_writable = self.is_folder and os.access(inside if inside.exists() else inside.parent, os.W_OK)
+        folder, line = inside if is_writable else out, json.dumps(images) + "\n"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "test_evaluations.log").open("a+", encoding="utf-8") as file:
+            file.write(line)
+            file.seek(0)
+            return sum(logged == line for logged in file)
+
+    def write_pictures(self, step: int, pictures: Mapping[str, Image.Image]) -> dict[str, pathlib.Path]:
+        """Writes pictures of an evaluation after `step` training steps, {name: picture}; returns {name: path}."""
+        (self.path / IMAGES).mkdir(parents=True, exist_ok=True)
+        paths = {name: self.path / IMAGES / f"step-{step:09d}-{name}.png" for name in pictures}
+        for name, path in paths.items():
+            pictures[name].save(path)
+        return paths
 
     def write_config(self, config: Config, label_names: Sequence[str] = ()) -> None:
         """Writes config.json and, for a model with labels, labels.json; makes the folder if it is missing."""

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Self, TypeVar
 
 import pydantic
 
-from tfdecouple.errors import UntrustedError, one_line
+from tfdecouple.errors import one_line
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
@@ -27,22 +27,6 @@ _NUMBER_LIST = re.compile(r'\[\n([^][{}"]*)\]')
 
 # JSON whose lists and dicts are nested more deeply than this is refused; files of this project need fewer levels.
 _MOST_NESTING = 50
-
-
-def require_own_files(folder: pathlib.Path) -> None:
-    """Raises UntrustedError if a folder holds anything but files, folders and links to files inside the folder."""
-    root = os.path.realpath(folder)
-    for where, folders, files in os.walk(folder):
-        for path in (os.path.join(where, name) for name in (*folders, *files)):
-            target = os.path.realpath(path)
-            if os.path.islink(path) and os.path.commonpath([root, target]) != root:
-                raise UntrustedError(f"{path} is a link to {target}, out of the folder; replace it by a copy")
-            # A path may be missing by now, because a training that is still running removes old files.
-            if os.path.lexists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-                raise UntrustedError(f"{path} is neither a file nor a folder; remove it")
-        if where == os.path.join(folder, "wandb"):
-            # The client of Weights & Biases puts links to its cache into these folders, so they are not checked.
-            folders[:] = [name for name in folders if not name.startswith(("run-", "offline-run-"))]
 
 
 def read_bytes(path: str | pathlib.Path, at_most: int) -> bytes:

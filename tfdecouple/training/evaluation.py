@@ -16,7 +16,7 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.training_folder import TrainingFolder
 from tfdecouple.visualization.grids import reconstruct_images
-from tfdecouple.visualization.pictures import PictureInputs, count_shown_images, save_pictures
+from tfdecouple.visualization.pictures import PictureInputs, count_shown_images, draw_pictures
 
 # At the end of a run, up to this many test images are also compressed with WebP and PNG, to compare bits/dim.
 _MOST_COMPRESSED = 1000
@@ -131,16 +131,15 @@ class EvaluationReports:
     ) -> tuple[str, dict[str, pathlib.Path]]:
         if not self._config.training.pictures:
             return f"reconstruction: {self._describe_exactness(images, labels)}", {}
-        prefix, folder = f"step-{step:09d}-", self._directory.path / "images"
         try:
             seed, label_names = self._config.training.seed, self._source.label_names
             inputs = PictureInputs(self._state.model, images, seed, self._count_shown_images(step), labels, label_names)
-            exact = save_pictures(inputs, folder, prefix, lambda name: self._show_note(f"drawing {name}"))
+            pictures, exact = draw_pictures(inputs, lambda name: self._show_note(f"drawing {name}"))
         except UserError as error:
             # With `model.alpha` = 1, a coupling's scale can be near 0, and inverting then fails; the run continues.
             return f"no pictures ({error})", {}
-        pictures = {path.stem[len(prefix) :]: path for path in sorted(folder.glob(f"{prefix}*.png"))}
-        return f"reconstruction: {_describe_exact_count(exact, images)}", pictures
+        paths = self._directory.write_pictures(step, pictures)
+        return f"reconstruction: {_describe_exact_count(exact, images)}", paths
 
     def _describe_exactness(self, images: np.ndarray, labels: np.ndarray | None) -> str:
         model = self._state.model

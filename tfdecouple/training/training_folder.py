@@ -18,7 +18,7 @@ from tfdecouple.loggers import LOGGERS
 from tfdecouple.runs.metrics_log import MetricsLog
 from tfdecouple.runs.run_folder import CONFIG, LOCK, SUMMARY, RunFolder
 from tfdecouple.storage.checkpoints import DamagedCheckpointError
-from tfdecouple.storage.files import TEMPORARY, require_own_files
+from tfdecouple.storage.files import TEMPORARY
 from tfdecouple.training.state import TrainingState
 
 # Only these options may have another value when a run is resumed.
@@ -67,7 +67,7 @@ class TrainingFolder(RunFolder):
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             return False
         if path.is_dir():
-            require_own_files(path)
+            self.require_own_files()
         if not (path / CONFIG).is_file():
             # A training that ended before its first step left only lock and temporary files; the folder counts as new.
             if path.is_dir() and all(entry.name == LOCK or entry.match(TEMPORARY) for entry in path.iterdir()):

@@ -1,4 +1,4 @@
-"""Functions that read a photograph, and apply to it the change of colours that a model made to a small copy.
+"""Functions that read photographs, apply to them the changes of colours that a model made to small copies, and write.
 
 A model of images of 64 x 64 pixels, for example, determines how colours change in each region, which is enough to
 change a photograph of any size. A guided filter (He, Sun and Tang, "Guided image filtering", 2013; at another size as
@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import io
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,9 @@ from scipy.ndimage import uniform_filter
 
 from tfdecouple.data.image_file import open_image_file, scale_to_8_bits
 from tfdecouple.errors import DataError, one_line
+from tfdecouple.model import DecoupledModel
 from tfdecouple.model.any_size import shrink_images
+from tfdecouple.storage.files import write_bytes
 
 # Side of the square windows, in pixels of the small image; an affine map of colours is fitted to each window.
 _WINDOW = 9
@@ -147,6 +149,11 @@ class UserPhotograph:
     alpha: np.ndarray | None
     format: str
 
+    @property
+    def is_grey(self) -> bool:
+        """Whether the photograph has no colours, whatever its file format: all channels of a pixel are equal."""
+        return bool((self.pixels == self.pixels[..., :1]).all())
+
     def shrink_photograph(self, image_shape: tuple[int, int, int]) -> np.ndarray:
         """Returns this photograph, resized without cropping to height and width of `image_shape`, uint8."""
         # The height is shrunk in strips of 512 columns, because TensorFlow's float32 copy of a strip is small.
@@ -226,3 +233,41 @@ def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
                 image = ImageCms.profileToProfile(image, io.BytesIO(profile), srgb) or image
         pixels = np.asarray(image if channels == 3 else image.convert("L"))
     return UserPhotograph(path, pixels.reshape(*pixels.shape[:2], channels), alpha, kind)
+
+
+class OwnSizeResults:
+    """Writes photographs at their own size, changed as the model changed small copies, into the folder `out`.
+
+    Args:
+        paths: paths of the photographs.
+        out: the folder for the results.
+        model: a model of RGB or grey images.
+        max_side: longest side of a result, in pixels; larger photographs are shrunk.
+
+    Attributes:
+        names: the photographs' file names, without folders and endings.
+        small: the photographs, reduced to the model's size and quantised, uint8 `[n, height, width, channels]`.
+    """
+
+    def __init__(self, paths: Sequence[str], out: pathlib.Path, model: DecoupledModel, max_side: int) -> None:
+        self._out, self._written, shape = out, set[pathlib.Path](), model.config.image_shape
+        self.names = [pathlib.PurePath(path).stem for path in paths]
+        self._photographs = [read_photograph(path, shape[-1], max_side) for path in paths]
+        small = np.stack([photograph.shrink_photograph(shape) for photograph in self._photographs])
+        self.small = np.asarray(model.quantize_images(small))
+
+    def save_photograph(self, index: int, after: np.ndarray, change: str) -> None:
+        """Applies the change from `small[index]` to `after` to photograph `index`; writes the result, prints its path.
+
+        `after` is uint8 `[height, width, channels]` of the model's size. With `change` "z-of-b", a.jpg becomes
+        a-z-of-b.jpg; a number follows where photographs of different folders have the same name.
+        """
+        photograph = self._photographs[index]
+        pixels = change_at_full_size(photograph.pixels, self.small[index], after)
+        content, suffix = photograph.encode_photograph(pixels)
+        numbers = ("", *(f"-{number}" for number in range(2, len(self._written) + 3)))
+        names = (f"{self.names[index]}-{change}{number}{suffix}" for number in numbers)
+        path = next(self._out / name for name in names if self._out / name not in self._written)
+        self._written.add(path)
+        write_bytes(path, content)
+        print(f"{path}: {pixels.shape[1]} x {pixels.shape[0]} pixels", flush=True)

@@ -183,7 +183,6 @@ def draw_switch_grid(
     model: DecoupledModel,
     a: np.ndarray,
     b: np.ndarray,
-    columns: int = 5,
     what: str = "Switch",
     note: str = "",
     on_images: OnImages = lambda done: None,
@@ -193,14 +192,14 @@ def draw_switch_grid(
     """Draws pairs of images, and what a model decodes after switching the z of a pair (paper Figure 1).
 
     A tile has two rows: an image of `a` beside decode(z of b, v of a), and an image of `b` beside decode(z of a, v of
-    b). A row of the picture has `columns` tiles. `what` is the beginning of the caption.
+    b). A row of the picture has at most five tiles. `what` is the beginning of the caption.
     """
     ab, ba = np.empty_like(a), np.empty_like(b)
     for chunk in _split_into_chunks(len(a)):
         known = None if labels is None else (labels[0][chunk], labels[1][chunk])
         ab[chunk], ba[chunk] = model.switch(a[chunk], b[chunk], known)
         on_images(2 * chunk.stop)
-    columns = min(columns, len(a))
+    columns = min(5, len(a))
     tiles = arrange_rows(np.stack([np.stack([a, ba], 1), np.stack([b, ab], 1)], 1), columns)
     rows, shape = len(tiles), a.shape[1:]
     tiles = tiles.transpose(0, 2, 1, 3, 4, 5, 6).reshape(2 * rows, 2 * columns, *shape)

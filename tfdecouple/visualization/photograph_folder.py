@@ -9,8 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.data.image_folder import list_image_files
-from tfdecouple.errors import DataError, UserError
+from tfdecouple.errors import DataError, UserError, make_printable
 from tfdecouple.model import DecoupledModel
+from tfdecouple.model.any_size import compute_size_multiple
 from tfdecouple.model.interpolation import interpolate_codes
 from tfdecouple.runs.opened_run import hash_weights
 from tfdecouple.runtime.progress import Counter
@@ -19,6 +20,8 @@ from tfdecouple.visualization.full_size import change_at_full_size, find_result_
 
 # Name of the file beside the results that says from which reference and model they were made.
 MANIFEST = "switch.json"
+# All image formats can store sides of this many pixels.
+_LONGEST_SIDE = 16_383
 
 
 class SwitchedFolder(NamedTuple):
@@ -28,11 +31,14 @@ class SwitchedFolder(NamedTuple):
         written: paths of the photographs that this call wrote.
         kept: paths of the photographs that an earlier call wrote.
         errors: an error for each photograph that cannot be read; its message has the path.
+        notes: a line that counts and names written photographs without colours beside a coloured reference, whose
+            results have colours, or photographs with colours beside a grey reference; empty if there are none.
     """
 
     written: list[pathlib.Path]
     kept: list[pathlib.Path]
     errors: list[DataError]
+    notes: list[str]
 
 
 def switch_folder(
@@ -41,7 +47,7 @@ def switch_folder(
     folder: str | pathlib.Path,
     out: str | pathlib.Path,
     strength: float,
-    max_side: int = 16_383,
+    max_side: int = _LONGEST_SIDE,
 ) -> SwitchedFolder:
     """Writes each photograph of a folder and its sub-folders, with z of one reference, into the folder `out`.
 
@@ -56,7 +62,7 @@ def switch_folder(
     >>> with tempfile.TemporaryDirectory() as name:
     ...     folder = pathlib.Path(name, "photographs")
     ...     folder.mkdir()
-    ...     Image.new("RGB", (9, 7)).save(folder / "a.png")
+    ...     Image.new("RGB", (32, 24)).save(folder / "a.png")
     ...     result = switch_folder(load_pretrained("photographs"), folder / "a.png", folder, f"{name}/out", 1.0)
     ...     [path.name for path in result.written]
     ['a.png']
@@ -67,10 +73,10 @@ def switch_folder(
         folder: path of the folder of photographs.
         out: path of the folder for the results, outside `folder`.
         strength: from 0, z of the photograph itself, to 1, z of the reference.
-        max_side: longest side of a result, in pixels; a larger photograph is shrunk. All formats can store the default.
+        max_side: longest side of a result, in pixels; a larger photograph is shrunk.
 
     Raises:
-        DataError: if `folder` has no images, or the reference cannot be read.
+        DataError: if `folder` has no images, or the reference cannot be read or is smaller than any image of the model.
         UserError: before anything is written, if `out` is inside `folder` or holds other files of the results' names,
             if two photographs would be written to the same file, or if the model has no z.
         OSError: if a result cannot be written.
@@ -81,9 +87,15 @@ def switch_folder(
     if out.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"results in {out} would be read as photographs of {folder}; name a folder outside of it")
     files = list_image_files(folder, 1)
-    shape = model.config.image_shape
-    z = model.posterior(read_photograph(str(reference), shape[-1], max_side).shrink_photograph(shape)[None]).mean()
-    result = SwitchedFolder([], [], [])
+    shape, least = model.config.image_shape, compute_size_multiple(model.config)
+    original = read_photograph(str(reference), shape[-1], _LONGEST_SIDE)
+    height, width = original.pixels.shape[:2]
+    if min(height, width) < least:
+        need = f"give a reference of at least {least} x {least}"
+        raise DataError(f"{reference} has {width} x {height} pixels; {need}, the smallest image of this model")
+    reference_is_grey = original.is_grey
+    z = model.posterior(original.shrink_photograph(shape)[None]).mean()
+    result, others = SwitchedFolder([], [], [], []), list[pathlib.Path]()
     photographs: dict[pathlib.Path, str] = {}
     for file in files:
         try:
@@ -108,18 +120,25 @@ def switch_folder(
     with Counter("switching", len(files), before=done) as counter:
         for path in [path for path in photographs if path not in set(result.kept)]:
             try:
-                _switch_photograph(model, photographs[path], path, z, strength, max_side)
+                is_grey = _switch_photograph(model, photographs[path], path, z, strength, max_side)
                 result.written.append(path)
+                if is_grey != reference_is_grey:
+                    others.append(path)
             except DataError as error:
                 result.errors.append(error)
             counter(done := done + 1)
+    if others:
+        what = "is grey; photographs written with less of their colours"
+        if not reference_is_grey:
+            what = "has colours; grey photographs written in colour"
+        result.notes.append(make_printable(f"{reference} {what}: {len(others)}, such as {others[0]}"))
     return result
 
 
 def _switch_photograph(
     model: DecoupledModel, photograph_path: str, path: pathlib.Path, z: tf.Tensor, strength: float, max_side: int
-) -> None:
-    """Writes the photograph at `photograph_path` with z moved towards `z`, float32 `[1, d_z]`, to the file `path`."""
+) -> bool:
+    """Writes the photograph at `photograph_path`, z moved towards `z`, to `path`; returns whether it has no colours."""
     shape = model.config.image_shape
     photograph = read_photograph(photograph_path, shape[-1], max_side)
     before = np.asarray(model.quantize_images(photograph.shrink_photograph(shape)[None]))
@@ -127,6 +146,7 @@ def _switch_photograph(
     after = model.decode(interpolate_codes(codes.z, z, [strength])[:, 0], codes.v)
     pixels = change_at_full_size(photograph.pixels, before[0], np.asarray(after)[0])
     write_bytes(path, photograph.encode_photograph(pixels)[0])
+    return photograph.is_grey
 
 
 def _begin_job(manifest: pathlib.Path, job: dict[str, Any], has_results: bool) -> None:

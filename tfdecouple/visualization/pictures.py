@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -67,7 +66,7 @@ def count_shown_images(image_shape: tuple[int, int, int]) -> int:
 
 # The type of functions that draw a picture with its caption, or return None if the picture does not suit the model.
 Draw = Callable[[PictureInputs], Image.Image | None]
-# {name of a picture: function that draws it}. The name is the end of the picture's file name and TensorBoard's title.
+# {name of a picture: function that draws it}. The name is part of the picture's file name and TensorBoard's title.
 PICTURES: dict[str, Draw] = {}
 
 
@@ -116,24 +115,17 @@ def _draw_switch(inputs: PictureInputs) -> Image.Image | None:
     return draw_switch_grid(inputs.model, a, b, side=_SIDE, labels=labels)
 
 
-def save_pictures(
-    inputs: PictureInputs, folder: pathlib.Path, prefix: str, on_picture: Callable[[str], None] = lambda name: None
-) -> int:
-    """Draws all pictures of an evaluation, then writes them into a folder, as files `prefix` + name + ".png".
+def draw_pictures(
+    inputs: PictureInputs, on_picture: Callable[[str], None] = lambda name: None
+) -> tuple[dict[str, Image.Image], int]:
+    """Draws all pictures of an evaluation; returns {name: picture}, and how many images are reconstructed exactly.
 
-    No file is written if drawing any picture fails. The folder need not exist. `on_picture` is a callback that receives
-    the name of each picture before it is drawn. The function returns how many images are reconstructed exactly.
-
-    Raises:
-        UserError: if the model yields pixels that are not finite.
-        OSError: if the disk is full.
+    `on_picture` is a callback that receives the name of each picture before it is drawn. UserError is raised if the
+    model yields pixels that are not finite.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     pictures = {}
     for name, draw in PICTURES.items():
         on_picture(name)
-        pictures[name] = draw(inputs)
-    for name, image in pictures.items():
-        if image is not None:
-            image.save(folder / f"{prefix}{name}.png")
-    return inputs.reconstructed[1]
+        if (picture := draw(inputs)) is not None:
+            pictures[name] = picture
+    return pictures, inputs.reconstructed[1]
