@@ -1,7 +1,5 @@
 """Tests of tfdecouple.model.distributions: the densities of a model, p(z), q(z|x) and p(x|z)."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

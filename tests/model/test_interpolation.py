@@ -1,7 +1,5 @@
 """The places between two codes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

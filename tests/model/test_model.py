@@ -1,7 +1,5 @@
 """Tests of DecoupledModel: images come back from their codes exactly; samples, switches and places between."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import warnings

@@ -1,7 +1,5 @@
 """Tests of the negative evidence lower bound: its terms, its units and its gradients."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

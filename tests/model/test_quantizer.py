@@ -1,7 +1,5 @@
 """Tests of the quantizer: pixels to bins to x and back, and bits per dimension."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import tensorflow as tf

@@ -1,45 +1,28 @@
 """Tests of the plan of a model: its weights are those of the built model and of the authors' code."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
 
 import keras
 import pytest
+from helpers.layers import THREE_LEVELS
 from helpers.models import SMALL, TINY
 from helpers.places import DATA
+from helpers.variants import ODD, OF_CLASSES, VARIANTS
 from keras.src.backend.common import global_state
 
 from tfdecouple.config import STEP_LAYERS, load_preset, preset_names
+from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.architecture import compute_weight_shapes, count_by_network, count_parameters
 
-# Smaller ones of the options of the dequantisation.
-DEQUANTIZING = dataclasses.replace(
-    TINY,
-    dequantization="flow",
-    dequantization_steps=(1, 2),
-    dequantization_hidden_channels=(3, 4),
-    dequantization_encoder_channels=(3, 5),
-    dequantization_map_channels=2,
-)
+# One config for each option of a model, with odd counts of channels, several stages and levels.
 CONFIGS = {
-    "dequantization": DEQUANTIZING,
-    "dequantization of three levels": dataclasses.replace(
-        DEQUANTIZING,
-        dequantization_steps=(1, (2,), 1),
-        dequantization_hidden_channels=(3, 4, 5),
-        dequantization_transform="additive",
-    ),
-    "small": SMALL,
-    "additive factor-out": dataclasses.replace(TINY, multiscale_transform="additive"),
-    "odd d_z": dataclasses.replace(SMALL, latent_dim=7),
-    "step layers": dataclasses.replace(SMALL, step_layers=tuple(STEP_LAYERS)),
-    "normal prior": dataclasses.replace(SMALL, prior="normal"),
-    "classes": dataclasses.replace(SMALL, prior="classes", classes=3),
-    "prior of classes": dataclasses.replace(SMALL, classes=3, class_probabilities=(1, 2, 5)),
-    "no z": dataclasses.replace(SMALL, conditioning="none"),
+    **VARIANTS,
+    **OF_CLASSES,
+    "odd": ODD,
+    "dequantization of three levels": THREE_LEVELS,
+    "step layers": dataclasses.replace(SMALL, step_layers=tuple(STEP_LAYERS), latent_dim=7),
     "thirds": dataclasses.replace(
         TINY,
         image_shape=(16, 16, 3),
@@ -48,18 +31,12 @@ CONFIGS = {
         factors=(3, 2),
         prior_steps=3,
     ),
-    "odd": dataclasses.replace(
-        TINY, image_shape=(12, 12, 3), n_bits=5, steps=(1, (1,), 1), factors=(3,), latent_dim=5, encoder_channels=(3,)
-    ),
-    "grey": dataclasses.replace(TINY, image_shape=(16, 8, 1)),
     "seven channels": dataclasses.replace(TINY, image_shape=(4, 12, 7), conditioning="base"),
 }
 
 
 def check_weights(config):
-    """Holds the planned names and shapes against those of the model that is built."""
-    from tfdecouple.model import DecoupledModel
-
+    """Asserts that the planned names and shapes are those of the model that is built."""
     model = DecoupledModel(config)
     assert compute_weight_shapes(config) == {name: tuple(v.shape) for name, v in model.named_variables().items()}
     assert count_parameters(config) == model.parameter_count()
@@ -67,7 +44,7 @@ def check_weights(config):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_planned_weights_are_those_of_the_built_model(name):
+def test_planned_weights_of_a_config_are_those_of_the_built_model(name):
     check_weights(CONFIGS[name])
 
 

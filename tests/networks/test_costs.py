@@ -8,37 +8,13 @@ import sys
 import pytest
 from helpers.places import ROOT
 
-from tfdecouple import transforms
-from tfdecouple.config import MEMORY, load_preset, preset_names
+from tfdecouple.config import load_preset, preset_names
 from tfdecouple.layers import Coupling
 from tfdecouple.networks.architecture import FLOAT32, count_multiply_adds
 
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.training_cost import count_activation_bytes, count_stored_bytes  # noqa: E402
-
-
-def test_stored_values_of_a_coupling_follow_from_its_transform(monkeypatch):
-    class Doubled(transforms.Additive):
-        """Two parameters, and no scale."""
-
-        name = "doubled"
-        parameters = 2
-
-    monkeypatch.setitem(transforms.TRANSFORMS, Doubled.name, Doubled())
-
-    def kept(transform):
-        layer = Coupling(hidden=8, transform=transform, alpha=0.5)
-        return count_stored_bytes(layer.cost((None, 1, 1, 3)), net_bytes=4, memory="recompute") / 4
-
-    assert {name: kept(name) for name in ("affine", "additive", "doubled")} == {
-        "affine": 2 + 4,
-        "additive": 2,
-        "doubled": 2,
-    }
-    # Of one that says nothing: x_b, and each parameter twice.
-    monkeypatch.setattr(Doubled, "count_activations", transforms.Transform.count_activations)
-    assert kept("doubled") == 2 + 5
 
 
 def test_cost_of_a_coupling_equals_a_count_by_hand():
@@ -84,15 +60,6 @@ def test_costs_stated_in_presets_are_those_calculated(preset):
     assert stated(r"training.micro_batches=(\d+) means") == training.micro_batches
     on_each = training.batch_size // training.micro_batches // 8
     assert stated(r"means about ([\d.]+) GB on each of 8 GPUs") == pytest.approx(on_each * gigabytes, rel=0.1)
-
-
-def test_recomputing_keeps_no_hidden_maps():
-    config = load_preset("imagenet64").model
-    plain, remat, inverted = (count_activation_bytes(config, memory=memory) for memory in MEMORY)
-    half = count_activation_bytes(config, precision="mixed_bfloat16")
-    assert inverted < remat < plain / 2 and plain / 2 < half < 0.6 * plain
-    deep, flat = (dataclasses.replace(config, steps=(n, (n, n), (n, n), (n, n), n)) for n in (16, 1))
-    assert count_activation_bytes(deep, memory="invert") == count_activation_bytes(flat, memory="invert")
 
 
 def count_stored_numbers(layer, x_shape, condition_size, memory):

@@ -1,6 +1,4 @@
-"""Tests of the backward pass by inversion: the gradients of one that keeps everything, whatever a flow is made of."""
-
-from __future__ import annotations
+"""Tests of the backward pass by inversion: gradients equal to those of stored activations, and the error probe."""
 
 import dataclasses
 
@@ -11,7 +9,6 @@ from helpers.models import TINY, give_effect
 from helpers.traces import run_eagerly
 from tensorflow_probability import bijectors as tfb
 
-from tfdecouple.errors import UserError
 from tfdecouple.layers import Coupling
 from tfdecouple.model.gradient import INVERSION_BOUND
 from tfdecouple.networks.flow import Flow
@@ -26,9 +23,6 @@ KINDS = {
     "coupling": {"alpha": 0.5, "steps": (1, (1,), 1)},
     "base, additive": {"conditioning": "base", "transform": "additive", **TWO_LEVELS},
 }
-
-# Of an input, of the gradient for an output and of that for its log-determinant.
-SHAPES = ((2, 4, 4, 4), (2, 4, 4, 4), (2,))
 
 
 def built(dtype="float64", **options):
@@ -62,7 +56,7 @@ def function_of(flow):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_by_inversion_equal_those_of_stored_activations(kind):
+def test_gradients_of_a_flow_by_inversion_equal_those_of_stored_activations(kind):
     flow, x, z = built(**KINDS[kind])
     gradients = function_of(flow)
     # Without a mode each layer computes all by itself.
@@ -93,11 +87,6 @@ def test_gradients_by_inversion_in_float32_stay_within_the_bound(alpha, eager):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * np.abs(theirs).max(), err_msg=variable.path)
 
 
-def test_an_unknown_memory_mode_is_refused():
-    with pytest.raises(UserError, match="one of keep, recompute, invert"):
-        RunMode("recomputed")
-
-
 def test_inversion_stores_no_map_between_the_steps_of_a_stage():
     depth = 3
     flow, x, z = built("float32", conditioning="none", steps=(1, depth), hidden_channels=(4, 4))
@@ -107,7 +96,7 @@ def test_inversion_stores_no_map_between_the_steps_of_a_stage():
     assert len(forward) == len(backward) == 1 + depth
     maps = [output for op in forward for output in op.outputs if len(output.shape) == 4]
     kept = [each for each in maps if set(each.consumers()) & set(backward)]
-    # The output of either stage.
+    # The outputs of the two stages.
     assert len(maps) == 1 + depth and len(kept) == 2
 
 
@@ -123,7 +112,7 @@ def test_error_probe_reports_inexact_inversion(eager):
 
 def test_error_probe_reports_the_worst_image_of_all_shards(monkeypatch, eager):
     monkeypatch.setattr(run_mode, "count_shards", lambda: 2)
-    # Something of each image and stage that does not depend on rounding.
+    # A value of each image and stage that does not depend on rounding.
     monkeypatch.setattr(
         execution, "measure_inversion_error", lambda _, stored: tf.cast(stored[:, 0, 0, 0] ** 2, tf.float32)
     )
@@ -134,7 +123,7 @@ def test_error_probe_reports_the_worst_image_of_all_shards(monkeypatch, eager):
     assert float(gradients("invert", x, z)[1][2]) == pytest.approx(max(of_each), rel=1e-6)
 
 
-def test_gradients_by_inversion_are_right_for_a_transform_of_tfp(monkeypatch):
+def test_gradients_of_a_coupling_with_a_bijector_of_tfp_by_inversion_are_right(monkeypatch):
     class Skewed(Transform):
         name = "skewed"
         parameters = 2
@@ -144,7 +133,9 @@ def test_gradients_by_inversion_are_right_for_a_transform_of_tfp(monkeypatch):
 
     monkeypatch.setitem(TRANSFORMS, "skewed", Skewed())
     layer = Coupling(hidden=4, transform="skewed", alpha=0.5, dtype="float64")
-    x, *of = (tf.constant(np.random.default_rng(n).standard_normal(shape)) for n, shape in enumerate(SHAPES))
+    # An input, and the gradients with respect to the output and its log-determinant.
+    shapes = ((2, 4, 4, 4), (2, 4, 4, 4), (2,))
+    x, *of = (tf.constant(np.random.default_rng(n).standard_normal(shape)) for n, shape in enumerate(shapes))
     layer.forward_and_log_det(x)
     give_effect(layer, scale=0.5)
     weights = [variable.value for variable in layer.trainable_variables]

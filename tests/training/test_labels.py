@@ -1,7 +1,5 @@
 """Runs of models that know labels: where labels come from, what is kept of them, and what is refused."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pathlib
