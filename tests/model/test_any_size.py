@@ -46,7 +46,7 @@ class TestShrinking:
         right = np.stack([[average_areas(rows[c, :, y], new[1]) for c in range(3)] for y in range(new[0])])
         equal(shrink_images(tf.constant(image[None]), *new)[0], right.transpose(0, 2, 1))
 
-    def test_sums_of_the_longest_sides_are_exact(self):
+    def test_shrinking_the_longest_side_is_exact(self):
         side = any_size.LONGEST_SIDE
         image = np.full((1, side, 1, 1), 255, np.uint8)
         image[0, : side // 2] = 254
@@ -61,10 +61,12 @@ class TestShrinking:
 
 @pytest.mark.usefixtures("eager")
 class TestCodes:
-    @pytest.mark.parametrize("name", [name for name in VARIANTS if not name.startswith(("base", "colour"))])
-    def test_images_of_every_size_come_back(self, name):
+    @pytest.mark.parametrize("name", VARIANTS)
+    def test_every_kind_of_model_recovers_images_of_its_own_size_and_of_others(self, name):
         model = variant(name)
-        for size in SIZES:
+        images = images_of(model, 8)
+        equal(model.decode(*model.encode(images, verify=True)), images)
+        for size in [] if name.startswith(("base", "colour")) else SIZES:
             images = pictures(model, *size)
             codes = model.encode(images, verify=True)
             multiple = compute_size_multiple(model.config)
@@ -72,14 +74,14 @@ class TestCodes:
             assert codes.v.shape[1:3] == [-(-side // multiple) * multiple for side in size]
             equal(model.decode(*codes), images)
 
-    def test_labels_give_z_at_every_size(self):
+    def test_z_of_a_label_is_equal_at_every_size(self):
         model = variant("classes")
         images = pictures(model, 7, 10)
         codes = model.encode(images, [0, 2])
         equal(codes.z, tf.gather(model.class_codes, [0, 2]))
         equal(model.decode(*codes), images)
 
-    def test_z_is_that_of_the_shrunk_image_and_v_that_of_a_flow_of_the_size(self, small_model):
+    def test_z_is_of_the_shrunk_image_and_v_is_of_a_flow_of_the_image_size(self, small_model):
         images = pictures(small_model, 11, 9)
         z, v, _ = small_model.encode(images)
         shrunk = shrink_images(tf.constant(images), 4, 4)
@@ -111,8 +113,7 @@ class TestCodes:
         a, b = pictures(small_model, 11, 9, seed=1), pictures(small_model, 6, 14, seed=2)
         ab, ba = small_model.switch(a, b)
         assert ab.shape == b.shape and ba.shape == a.shape and np.any(ab != b)
-        for image, other in zip((a, b), small_model.switch(a, a)[:1] + small_model.switch(b, b)[:1], strict=True):
-            equal(image, other)
+        equal(small_model.switch(a, a)[0], a)
         direction = np.ones(4, np.float32)
         equal(small_model.edit(a, direction, 0), a)
         assert np.any(small_model.edit(a, direction, 2) != a)
@@ -123,7 +124,7 @@ class TestCodes:
 
 
 class TestTraces:
-    def test_many_sizes_share_a_trace_and_leave_the_models_own_as_it_was(self):
+    def test_images_of_many_sizes_share_a_trace_and_leave_codes_of_the_own_size_unchanged(self):
         model = fresh(SMALLEST)
         own, images = images_of(model), [pictures(model, *size) for size in [(13, 11), (16, 16), (3, 5)]]
         before = model.encode(own)
@@ -138,7 +139,7 @@ class TestTraces:
         for one, other in zip(before, model.encode(own), strict=True):
             equal(one, other)
 
-    def test_traced_function_takes_images_of_unknown_size(self):
+    def test_traced_function_encodes_images_of_unknown_size(self):
         model = variant("coupling")
         images = pictures(model, 7, 10)
         signature = [tf.TensorSpec([None, None, None, 3], tf.uint8)]
@@ -183,11 +184,11 @@ class TestRefusals:
         assert "whitening" in message_of(DataError, lambda: model.decode(z, np.zeros((2, 12, 10, 3))))
 
     @pytest.mark.parametrize("shape", [(2, 0, 5, 3), (2, 5, 5, 1), (5, 5, 3)])
-    def test_images_of_wrong_channels_or_axes_are_refused(self, small_model, shape):
+    def test_images_of_any_size_with_wrong_channels_or_axes_are_refused(self, small_model, shape):
         message = message_of(DataError, lambda: small_model.encode(np.zeros(shape, np.uint8)))
         assert str(shape) in message and "another height and width" in message
 
-    def test_sides_above_the_longest_are_refused(self, small_model):
+    def test_images_with_sides_above_the_longest_are_refused(self, small_model):
         images = np.zeros((1, any_size.LONGEST_SIDE + 1, 1, 3), np.uint8)
         assert "32,767" in message_of(DataError, lambda: small_model.encode(images))
 

@@ -11,7 +11,7 @@ PIXELS = np.arange(256, dtype="uint8")
 
 @pytest.mark.parametrize("n_bits", range(1, 9))
 class TestEveryNumberOfBits:
-    def test_bins_are_whole_numbers_below_n_bins(self, n_bits):
+    def test_bins_of_pixels_are_whole_numbers_below_n_bins(self, n_bits):
         bins = Quantizer(n_bits).find_bins(PIXELS)
         assert bins.dtype == tf.float32
         np.testing.assert_array_equal(bins, PIXELS // (256 // 2**n_bits))
@@ -36,7 +36,7 @@ class TestEveryNumberOfBits:
         np.testing.assert_array_equal(quantizer.scale_to_bins(edges), bins)
 
 
-def test_x_outside_of_the_range_is_clipped():
+def test_x_outside_of_the_range_of_pixels_is_clipped():
     x = tf.constant([-9.0, -1.0, -1 + 1.9 / 256, 0.0, 1 - 1e-4, 1.0, 9.0])
     np.testing.assert_array_equal(Quantizer(8).round_to_pixels(x), [0, 0, 0, 128, 255, 255, 255])
     np.testing.assert_array_equal(Quantizer(1).round_to_pixels(x), [0, 0, 0, 128, 128, 128, 128])

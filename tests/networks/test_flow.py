@@ -1,4 +1,4 @@
-"""The flow: which entries of v a layer reaches, shapes that it refuses, its traces, and what a backward pass computes."""
+"""The flow: which entries of v a layer reaches, shapes that are refused, traces, and what a backward pass computes."""
 
 import collections
 import dataclasses
