@@ -53,7 +53,7 @@ def run(folder, *arguments):
     return done.stdout
 
 
-def test_preset_recipe_needs_one_file(folder):
+def test_preset_of_the_recipe_needs_one_file(folder):
     shown = run(folder, "-m", "tfdecouple", "presets", "mine")
     values = json.loads(shown[shown.index("{") :])
     assert json.loads(read_recipe("preset"))["model"].items() <= values["model"].items()
@@ -70,7 +70,7 @@ except ConfigError as error:
 """
 
 
-def test_unknown_logger_is_refused_with_the_names_of_all(folder):
+def test_unknown_logger_is_refused_with_the_names_of_all_loggers(folder):
     message = run(folder, "-c", LOGGER).strip()
     assert message.endswith(" or 'lines'") and all(repr(name) in message for name in LOGGERS)
 
@@ -138,14 +138,14 @@ assert abs(float(log_det[0])) > 1e-3
 """
 
 
-def test_transform_recipe_decodes_exactly_has_the_right_log_determinant_and_is_named_in_errors(folder):
+def test_transform_of_the_recipe_is_exact_with_the_right_log_det_and_named_in_errors(folder):
     run(folder, "-c", COUPLING)
     shown = run_in_copy(folder, "train.py", "--set", "model.transform=else", "--workdir", "run")
     assert shown.returncode == 2 and all(repr(name) in shown.stderr for name in (*TRANSFORMS, TRANSFORM))
 
 
 @pytest.mark.slow
-def test_run_with_all_recipes_is_trained_resumed_from_another_folder_evaluated_and_exported(folder, tmp_path):
+def test_run_with_all_recipes_is_trained_resumed_evaluated_and_exported(folder, tmp_path):
     np.save(folder / "some.npy", np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8))
     options = ["--preset", "tiny", "--workdir", str(tmp_path / "run"), "--set", 'training.loggers=["lines"]']
     options += ["--set", "training.log_every=2"]
@@ -165,7 +165,7 @@ def test_run_with_all_recipes_is_trained_resumed_from_another_folder_evaluated_a
     assert {"encoder.onnx", "decoder.onnx"} <= {file.name for file in (folder / "out" / "onnx").iterdir()}
 
 
-def test_bijector_recipe_is_invertible_with_the_right_log_determinant():
+def test_bijector_of_the_recipe_inverts_with_the_log_det_of_its_jacobian():
     names = {**vars(closed_form)}
     flags = annotations.compiler_flag
     exec(compile(read_recipe("bijector"), "recipe", "exec", dont_inherit=True, flags=flags), names)

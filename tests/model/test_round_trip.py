@@ -1,16 +1,14 @@
-"""The promise of exactness where products are rounded: all that a model computes, on an emulated GPU."""
+"""Exactness where products are rounded: everything that a model computes, on an emulated GPU."""
 
-import contextlib
 import dataclasses
 import functools
-import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.emulation import emulated_accelerator
+from helpers.emulation import emulated_accelerator, keep_tf32_switch
 from helpers.layers import list_layers
 from helpers.models import SMALL, TINY, give_effect, random_images
 from helpers.places import PATIENCE, ROOT
@@ -31,8 +29,6 @@ from tfdecouple.metrics.classification import classify_images
 from tfdecouple.metrics.latent_use import compute_latent_use
 from tfdecouple.metrics.outliers import OutlierScorer
 from tfdecouple.model import DecoupledModel
-from tfdecouple.model.round_trip import FAR
-from tfdecouple.numerics import tf32
 
 enabled = tf.config.experimental.tensor_float_32_execution_enabled
 enable = tf.config.experimental.enable_tensor_float_32_execution
@@ -75,14 +71,6 @@ def model(request):
     return built(request.param)
 
 
-@contextlib.contextmanager
-def unmended():
-    """TensorFlow's switch is left as it is: what a check must notice."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tf32._switch, "turn", lambda **change: None)
-        yield
-
-
 def z_of(model):
     return NOISE if model.config.has_latent else None
 
@@ -99,7 +87,7 @@ def centres(model):
     return model.quantizer.place_at_centres(model.quantizer.find_bins(tf.constant(images_of(model))))
 
 
-# What has an answer for every model, and what only where there is a z.
+# {name: computation} of every model, and of models with z.
 VERBS = {
     "encode": lambda m: m.encode(IMAGES).v,
     "decode": lambda m: m.flow.inverse_and_log_det(X, z_of(m)),
@@ -126,7 +114,7 @@ VERBS_OF_Z = {
     "prior's sample": lambda m: m.prior.sample(3, seed=(0, 1)),
     "z_from_noise": lambda m: m.z_from_noise(NOISE),
 }
-# Where TF32 must not show even without the mending: pixels of 256 levels hide it, weights are multiplied by NumPy.
+# Computations in which TF32 never shows: pixels of 256 bins hide it, and NumPy multiplies the weights.
 COARSE = {"sample", "interpolate", "folding"}
 
 
@@ -148,28 +136,14 @@ def same(one, other):
 
 
 def check(name, run, model):
-    """A verb is in full float32 to the bit where products are rounded, and the check would notice if it were not."""
+    """Asserts that rounded products change no result; returns whether they change none with TF32 left on."""
     full = answers(run, model)
     with emulated_accelerator():
         assert same(answers(run, model), full), name
         assert enabled()
-        with unmended():
+        with keep_tf32_switch():
             rounded = answers(run, model)
     return same(rounded, full)
-
-
-def test_encode_warns_of_every_kind_that_a_committed_run_lost_and_of_no_images_of_its_own_data():
-    rows = json.loads((RESULTS / "exactness.json").read_text())["rows"]
-    # Now, and with the weights of before.
-    before = json.loads((RESULTS / "by_length.json").read_text())["rows"]
-    kinds = [*rows, *(kind for row in before for kind in row.get("lost", []))]
-    lost = [kind["least_rms_of_the_lost"] for kind in kinds if kind["lost"]]
-    own = {run: "TFDS cifar10/3.0.2" for run in ("conditional", "base", "glow")} | {
-        "quickstart": "embedded photographs"
-    }
-    real = [row["most_rms"] for row in rows if row["images"] == own[row["run"]]]
-    assert len(lost) >= 5 and len(real) == 4
-    assert max(real) < FAR < min(lost)
 
 
 class TestModel:
@@ -182,7 +156,7 @@ class TestModel:
             blind -= {"prior", "prior's sample", "z_from_noise"}
         assert blind <= COARSE
 
-    def test_images_are_recovered_and_products_of_the_user_keep_tf32(self, model):
+    def test_images_are_recovered_while_products_of_the_user_keep_tf32(self, model):
         a = tf.constant([[1.0 + 2**-12]])
         with emulated_accelerator():
             for _ in range(2):
@@ -193,26 +167,23 @@ class TestModel:
 
 
 def test_initialize_computes_in_full_float32():
-    def start():
-        again = DecoupledModel(SMALL)
-        again.initialize(random_images(16), seed=3)
-        return [variable.numpy() for name, variable in again.named_variables().items() if "actnorm" in name]
-
-    def seeded():
+    def initialize():
         tf.keras.utils.set_random_seed(0)
-        return start()
+        model = DecoupledModel(SMALL)
+        model.initialize(random_images(16), seed=3)
+        return [variable.numpy() for name, variable in model.named_variables().items() if "actnorm" in name]
 
-    full = seeded()
+    full = initialize()
     with emulated_accelerator():
-        assert same(seeded(), full)
-        with unmended():
-            assert not same(seeded(), full)
+        assert same(initialize(), full)
+        with keep_tf32_switch():
+            assert not same(initialize(), full)
 
 
 class TestGradients:
     """Those that users take themselves, after the model has returned."""
 
-    def test_gradients_are_in_full_float32_within_the_context_only(self):
+    def test_gradients_of_a_user_are_in_full_float32_within_the_context_only(self):
         model = built("coupling")
         weights = [variable.value for variable in model.trainable_variables]
 
@@ -242,7 +213,7 @@ class TestPrograms:
     }
 
     @pytest.mark.parametrize("name", ["bounds", "corpus", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
-    def test_traced_functions_compute_in_full_float32(self, name):
+    def test_programs_with_a_model_compute_in_full_float32(self, name):
         assert not check(name, self.PROGRAMS[name], built("coupling"))
 
     # Of models that know labels or learn u, and what each enters by itself: by name, the model and what is run.
@@ -262,7 +233,7 @@ class TestPrograms:
         assert not check(name, run, variant(kind))
 
 
-def test_a_saved_model_is_checked_with_the_switch_off(monkeypatch, tmp_path):
+def test_verification_runs_a_saved_model_in_full_float32(monkeypatch, tmp_path):
     seen = []
 
     def load(*arguments):
@@ -275,7 +246,7 @@ def test_a_saved_model_is_checked_with_the_switch_off(monkeypatch, tmp_path):
 
 
 class TestThreads:
-    def test_eight_threads_share_the_switch_for_tf32(self):
+    def test_eight_threads_encode_in_full_float32_and_restore_the_switch_for_tf32(self):
         models = [built("coupling")] * 4
         images = [np.asarray(model.quantize_images(IMAGES)) for model in models]
         full = [model.encode(IMAGES).v.numpy() for model in models]
@@ -326,7 +297,7 @@ class TestTrainedRuns:
             back = np.asarray(model.decode(*model.encode(crops)))
             return int((back != crops).any((1, 2, 3)).sum())
 
-        with emulated_accelerator(), unmended():
+        with emulated_accelerator(), keep_tf32_switch():
             assert lost() > 0
         # With what other kernels do beside the rounding.
         with emulated_accelerator(noise=1e-6):

@@ -66,21 +66,6 @@ def test_convolve_equals_the_convolution_and_its_gradients_in_every_shape(inputs
 
 @pytest.mark.parametrize("onednn", [True, False])
 class TestChoice:
-    def test_few_outputs_of_many_inputs_are_a_matrix_product(self, onednn, monkeypatch):
-        monkeypatch.setattr(convolution, "is_onednn_on", lambda: onednn)
-        least = convolution._LEAST_RATIO[onednn] * SMALL
-        for inputs, is_product in ((least - 1, False), (least, True)):
-            graph = operations(convolve, maps(2, 4, 4, inputs), maps(3, 3, inputs, SMALL))
-            assert ("MatMul" in graph) == is_product
-
-    def test_the_kernel_gradient_has_at_least_as_many_outputs_as_inputs(self, onednn, monkeypatch):
-        monkeypatch.setattr(convolution, "is_onednn_on", lambda: onednn)
-        for inputs, outputs in ((SMALL, WIDE), (WIDE, SMALL)):
-            (gradient,) = operations(convolve, maps(2, 4, 4, inputs), maps(3, 3, inputs, outputs))[
-                "Conv2DBackpropFilter"
-            ]
-            assert gradient.outputs[0].shape == [3, 3, SMALL, WIDE]
-
     def test_images_of_unknown_size_and_a_gpu_get_the_operations_of_tensorflow(self, onednn, monkeypatch):
         monkeypatch.setattr(convolution, "is_onednn_on", lambda: onednn)
         kernel = maps(3, 3, WIDE, SMALL)

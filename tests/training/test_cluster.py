@@ -1,4 +1,4 @@
-"""Who the workers of a run are, as TF_CONFIG and the examples say."""
+"""The workers of a run by TF_CONFIG, and as the examples for clusters set it."""
 
 import json
 import os
@@ -43,12 +43,12 @@ class TestTfConfig:
             ({"worker": ["a:1"], "chief": ["c:1"]}, {"type": "chief"}, ["c:1", "a:1"], 0),
         ],
     )
-    def test_cluster_lists_the_chief_first(self, set_tf_config, cluster, task, workers, rank):
+    def test_cluster_of_tf_config_lists_the_chief_first(self, set_tf_config, cluster, task, workers, rank):
         set_tf_config(tf_config(cluster, **task))
         assert (find_cluster().workers, find_cluster().rank) == (workers, rank)
 
     @pytest.mark.parametrize("given", ["", " ", {}, {"cluster": {}}, tf_config({"worker": ["a:1"]})])
-    def test_single_worker_is_no_cluster(self, set_tf_config, given):
+    def test_tf_config_of_a_single_worker_is_no_cluster(self, set_tf_config, given):
         set_tf_config(given)
         assert find_cluster() is None
 
@@ -70,13 +70,13 @@ class TestTfConfig:
             (tf_config(index=None), "task.index: Input should be a valid integer"),
         ],
     )
-    def test_wrong_tf_config_is_one_line(self, set_tf_config, given, message):
+    def test_wrong_tf_config_is_refused_in_one_line(self, set_tf_config, given, message):
         set_tf_config(given)
         refused = refusal(find_cluster)
         assert refused.startswith("TF_CONFIG is no description of a cluster") and message in refused
 
 
-def test_evaluation_on_several_gpus_has_that_strategy(monkeypatch):
+def test_evaluation_uses_all_visible_gpus(monkeypatch):
     def refuse(*_):
         raise ConfigError("no run")
 
@@ -98,14 +98,14 @@ def hidden_gpu(monkeypatch):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [gpu] if kind == "GPU" else listed(kind))
 
 
-def test_hidden_gpu_is_not_used(hidden_gpu, set_tf_config):
+def test_gpu_hidden_from_the_process_is_not_used(hidden_gpu, set_tf_config):
     assert "CPU" in make_strategy(1).extended.worker_devices[0]
     set_tf_config(tf_config())
     with pytest.raises(ConfigError, match="a worker of this cluster has only one CPU device"):
         make_strategy(2, find_cluster())
 
 
-def test_images_missing_on_one_worker_are_refused_by_all(image_folder, tmp_path, monkeypatch):
+def test_images_missing_on_one_worker_end_all_workers(image_folder, tmp_path, monkeypatch):
     together, devices, ranks = WorkerThreads(), make_strategy(1), iter([0, 1])
     monkeypatch.setattr(loop, "find_cluster", lambda: SimpleNamespace(rank=next(ranks), workers=["a:1", "b:1"]))
     monkeypatch.setattr(loop, "make_strategy", lambda *_: devices)

@@ -1,4 +1,4 @@
-"""How a run says that it ended: with images that cannot be read, figures that are no numbers, weights that are lost."""
+"""The summary of a run with unreadable images, metrics that are not finite, or lost best weights."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("fake_step")
 
 
 class TestUnreadableImages:
-    """Of a folder that is larger than the memory for it, and does not know what can be read."""
+    """Images of a folder that is larger than the memory for it, so that its readable images are unknown."""
 
     @pytest.fixture
     def config(self, tmp_path):
@@ -38,7 +38,7 @@ class TestUnreadableImages:
         assert summary["lossless_codecs_images"] == 3
         assert summary["reconstruction"] == "3 of 3 images identical to the last pixel"
 
-    def test_only_unreadable_test_images_is_one_line(self, config, tmp_path, stand_ins):
+    def test_run_with_only_unreadable_test_images_ends_with_one_line(self, config, tmp_path, stand_ins):
         for file in (tmp_path / "test").iterdir():
             file.write_text("no image")
         with pytest.raises(DataError, match="none of the 4 images can be read") as error:
@@ -46,7 +46,7 @@ class TestUnreadableImages:
         assert "\n" not in str(error.value)
 
 
-def test_figures_that_are_no_numbers_leave_a_whole_summary(image_folder, tmp_path, stand_ins, capsys):
+def test_metrics_that_are_not_finite_are_null_in_a_complete_summary(image_folder, tmp_path, stand_ins, capsys):
     stand_ins(lambda split: math.nan)
     config = run_config(image_folder, model=LEAST, steps=1)
     train(config, tmp_path / "run")
@@ -58,7 +58,7 @@ def test_figures_that_are_no_numbers_leave_a_whole_summary(image_folder, tmp_pat
     assert "is complete at step 1" in capsys.readouterr().out
 
 
-def test_step_that_was_measured_is_named_where_the_best_is_lost(image_folder, tmp_path, stand_ins, capsys):
+def test_summary_names_the_measured_step_if_the_best_weights_are_lost(image_folder, tmp_path, stand_ins, capsys):
     measured = iter([2.0, 3.0])
     stand_ins(lambda split: next(measured) if split == "validation" else 1.0)
     config = run_config(image_folder, model=LEAST, steps=2, evaluate_every=1, evaluation_samples=0)
@@ -69,7 +69,6 @@ def test_step_that_was_measured_is_named_where_the_best_is_lost(image_folder, tm
     (tmp_path / "run" / "summary.json").unlink()
     summary = train(config, tmp_path / "run").summary
     assert (summary["best_step"], summary["validation_bits_per_dim"]) == (2, None)
-    said = "the best weights, of step 1, cannot be read: those of step 2 are measured instead\n"
-    assert said in capsys.readouterr().out
-    # That is what whoever opens the run gets.
+    line = "the best weights, of step 1, cannot be read: those of step 2 are measured instead\n"
+    assert line in capsys.readouterr().out
     assert Run.open(tmp_path / "run").step == 2

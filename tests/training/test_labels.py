@@ -62,7 +62,7 @@ def labelled_run(labelled_folder, eager_file, tmp_path_factory):
 
 
 class TestRun:
-    def test_kl_of_class_codes_is_the_cost_of_the_label(self, labelled_run, labelled_folder):
+    def test_kl_of_class_codes_is_the_information_of_the_label(self, labelled_run, labelled_folder):
         row = read_log(labelled_run)["validation", 2]
         shares = np.array(CODED.class_probabilities) / 8
         assert row["kl"] == pytest.approx(-np.log(shares).mean(), rel=1e-5)
@@ -80,7 +80,7 @@ class TestRun:
         ]
         assert validation[0] == validation[1]
 
-    def test_evaluate_uses_the_labels_of_images(self, labelled_run, tmp_path, capsys):
+    def test_evaluate_classifies_and_measures_with_the_labels_of_images(self, labelled_run, tmp_path, capsys):
         arguments = ["evaluate", "--run", str(labelled_run), "--split", "validation", "--out", str(tmp_path)]
         assert main([*arguments, "--classify", "--importance", "2"]) == 0
         found = json.loads((tmp_path / "classify-validation.json").read_text())
@@ -123,7 +123,7 @@ class TestRun:
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith("error:") and [word for word in words if word not in error] == []
 
-    def test_images_of_other_labels_are_refused(self, labelled_run, labelled_folder, tmp_path, capsys):
+    def test_evaluate_refuses_images_of_other_labels(self, labelled_run, labelled_folder, tmp_path, capsys):
         shutil.copytree(labelled_folder, tmp_path / "other")
         for split in ("train", "validation", "test"):
             (tmp_path / "other" / split / "b").rename(tmp_path / "other" / split / "bb")
@@ -177,7 +177,9 @@ class TestStart:
         return write_run(tmp_path_factory.mktemp("plain") / "run", fresh(SMALLEST))
 
     @pytest.mark.parametrize("model", [PRIOR, CODED])
-    def test_model_with_labels_starts_from_a_run_without(self, model, plain_run, labelled_folder, tmp_path):
+    def test_init_from_gives_a_model_with_labels_the_weights_of_a_run_without(
+        self, model, plain_run, labelled_folder, tmp_path
+    ):
         config = config_of(labelled_folder, model)
         state = TrainingState(config)
         before = {name: variable.numpy() for name, variable in state.model.named_variables().items()}
@@ -192,7 +194,7 @@ class TestStart:
         run = write_run(tmp_path / "theirs", fresh(PRIOR))
         config = config_of(labelled_folder, PRIOR)
         directory, state = TrainingFolder(tmp_path / "run", config), TrainingState(config)
-        # Of an import nobody knows the names.
+        # An imported run has no names of labels.
         directory.load_initial_weights(state, str(run), ("a", "b", "c"))
         (run / "labels.json").write_text(json.dumps(["b", "a", "c"]))
         directory.load_initial_weights(state, str(run), ("b", "a", "c"))
@@ -200,7 +202,7 @@ class TestStart:
         assert "the label 'b' where the images have 'a'" in message
 
 
-def test_two_devices_take_the_step_of_one():
+def test_two_devices_take_the_step_of_one_device_with_labels():
     one, two = Trainer(1, CODED), Trainer(2, CODED)
     assert one.take().applied and two.take().applied
     values = one.values()
@@ -210,7 +212,7 @@ def test_two_devices_take_the_step_of_one():
 
 
 @pytest.mark.slow
-def test_two_workers_train_as_one(labelled_folder, labelled_run, tmp_path):
+def test_two_workers_train_as_one_with_labels(labelled_folder, labelled_run, tmp_path):
     pair = WorkerProcesses(tmp_path, config_of(labelled_folder, micro_batches=2))
     pair.start()
     ended = pair.end()

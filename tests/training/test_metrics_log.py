@@ -1,4 +1,4 @@
-"""The log of a run: its rows, and what damage and crashes leave."""
+"""The log of a run: its rows, and rows that damage and crashes leave."""
 
 import json
 import math
@@ -18,7 +18,7 @@ NO_ROWS = [
     b"\xff",
     b"[" * 9999,
 ]
-# Evaluations that do not say what they measured.
+# Evaluations without bits/dim.
 EVALUATION = '{"step": 2, "kind": "validation", "bits_per_dim": %s}'
 NO_EVALUATIONS = [
     '{"step": 2, "kind": "validation"}',
@@ -27,7 +27,7 @@ NO_EVALUATIONS = [
 
 
 @pytest.mark.parametrize("is_last", [False, True])
-def test_rows_after_the_checkpoint_and_a_row_cut_short_are_removed(tmp_path, is_last):
+def test_log_drops_rows_after_the_checkpoint_and_a_row_cut_short(tmp_path, is_last):
     log = MetricsLog(tmp_path)
     log.open(0)
     for step in (1, 2, 3):
@@ -42,7 +42,7 @@ def test_rows_after_the_checkpoint_and_a_row_cut_short_are_removed(tmp_path, is_
     log.close()
     expected = {("train", step): {"step": step, "kind": "train", "bits_per_dim": float(step)} for step in (1, 2)}
     if not is_last:
-        # A look at the test images is a look, though the run goes on; at the last step they are measured again.
+        # The evaluation of test images counts while the run continues; after the last step it is repeated.
         expected["test", 2] = {"step": 2, "kind": "test", "bits_per_dim": 9.0}
     assert read_log_without_timing(tmp_path) == expected
 
@@ -50,14 +50,14 @@ def test_rows_after_the_checkpoint_and_a_row_cut_short_are_removed(tmp_path, is_
 def test_damaged_rows_of_the_log_are_counted_and_removed(tmp_path):
     first, second = (json.dumps(row).encode() for row in ROWS)
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([first, *NO_ROWS, second, b'{"step": 3, "ki']))
-    # A last line cut short is what a crash leaves, and no damage.
+    # A crash leaves a last line cut short, which is no damage.
     assert MetricsLog(tmp_path).open(2) == len(NO_ROWS)
     assert list(read_log_without_timing(tmp_path).values()) == ROWS
     assert (tmp_path / "metrics.jsonl").read_bytes().count(b"\n") == len(ROWS)
 
 
 @pytest.mark.parametrize("row", NO_EVALUATIONS)
-def test_evaluation_without_its_figure_counts_as_none(tmp_path, row):
+def test_logged_evaluation_without_its_bits_per_dim_is_ignored(tmp_path, row):
     (tmp_path / "metrics.jsonl").write_text(row + "\n")
     log = MetricsLog(tmp_path)
     assert log.validation_bits_per_dim(2) is None

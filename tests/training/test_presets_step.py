@@ -38,7 +38,7 @@ def kind_of_layers(model):
     return repr(dataclasses.replace(in_small(model), n_bits=8, alpha=1.0, prior_alpha=1.0))
 
 
-# Presets of the same kinds of layer are tried once.
+# One preset for each set of kinds of layer.
 KINDS = {kind_of_layers(load_preset(name).model): name for name in preset_names()[::-1]}
 
 

@@ -1,4 +1,4 @@
-"""What changes from update to update: the learning rate, the weight of the KL term, noise on images and patterns."""
+"""Schedules and effects of a step: learning rate, weight of the KL term, noise on images, and patterns."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_kl_weight_rises_linearly_then_stays(warmup, expected):
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
 
 
-def test_noise_falls_along_a_cosine_and_is_gone():
+def test_image_noise_falls_along_a_cosine_to_0():
     config = TrainingConfig(noise=32, noise_steps=8)
     found = [compute_noise_deviation(config, tf.constant(update, tf.int64)) for update in (0, 2, 4, 6, 8, 100)]
     expected = [32, 16 + 16 * np.sqrt(0.5), 16, 16 - 16 * np.sqrt(0.5), 0, 0]
@@ -82,7 +82,7 @@ def _field(image):
     return 0
 
 
-class TestDrawn:
+class TestPatterns:
     def test_half_of_the_patterns_are_noise_and_half_are_checkerboards(self, many):
         assert many.dtype == np.uint8
         sides = np.bincount([_field(image) for image in many], minlength=9)
@@ -101,9 +101,8 @@ class TestDrawn:
 
     def test_patterns_depend_on_the_seed_alone_and_have_any_shape(self, many):
         np.testing.assert_array_equal(draw_pattern_images(many.shape, randomness.make_seed(0)), many)
-        assert (draw_pattern_images(many.shape, randomness.make_seed(1)).numpy() != many).any(
-            axis=(1, 2, 3)
-        ).mean() > 0.9
+        other = draw_pattern_images(many.shape, randomness.make_seed(1)).numpy()
+        assert (other != many).any(axis=(1, 2, 3)).mean() > 0.9
         for shape in ((1, 1, 1), (1, 5, 2), (6, 10, 4)):
             found = draw_pattern_images([64, *shape], randomness.make_seed(3)).numpy()
             assert found.shape == (64, *shape) and found.min() == 0 and found.max() == 255
@@ -118,13 +117,12 @@ def test_patterns_depend_on_update_and_index_in_the_batch(state):
     is_image = (mixed == images).numpy().all(axis=(1, 2, 3))
     assert 0 < is_image.sum() < BATCH
     seed = randomness.derive_seed(TrainingConfig().seed, "step", step, "patterns")
-    np.testing.assert_array_equal(
-        mixed, np.where(is_image[:, None, None, None], images, draw_pattern_images(images.shape, seed))
-    )
+    patterns = draw_pattern_images(images.shape, seed)
+    np.testing.assert_array_equal(mixed, np.where(is_image[:, None, None, None], images, patterns))
     np.testing.assert_array_equal(augment_images(state, images[4:], step, 1, micro_batches=2, **options), mixed[4:])
 
 
-def test_best_weights_are_chosen_among_those_trained_on_patterns():
+def test_best_step_is_chosen_among_steps_trained_on_patterns():
     state = TrainingState(Config(model=LEAST, training=TrainingConfig(patterns=0.1, patterns_after=20)))
     figures = [(10, 4.0), (20, 3.0), (30, np.nan), (40, 5.0), (50, 5.5), (60, 4.5)]
     assert [state.update_best_evaluation(*figure) for figure in figures] == [True, True, False, True, False, True]

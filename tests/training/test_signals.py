@@ -9,7 +9,7 @@ from tfdecouple.training.signals import InterruptedRunError, StopRequest
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_stop_request_notes_the_signal_and_restores_handlers(number):
+def test_stop_request_notes_the_signal_and_restores_its_handler(number):
     before = signal.getsignal(number)
     with StopRequest() as stop:
         assert stop.reason is None
@@ -18,7 +18,7 @@ def test_stop_request_notes_the_signal_and_restores_handlers(number):
     assert signal.getsignal(number) == before
 
 
-def test_second_interrupt_stops_at_once():
+def test_second_interrupt_stops_a_training_at_once():
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.reason == "SIGINT"

@@ -1,4 +1,4 @@
-"""What workers tell each other: barriers, broadcasts, failures that are those of all."""
+"""Calls on the chief and on all workers, broadcasts, and failures of workers."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ class TestWorkers:
         assert isinstance(first, ConfigError)
         assert isinstance(second, RunError) and str(second) == "worker 0: no such thing"
 
-    def test_failure_of_one_worker_is_raised_in_all(self):
+    def test_failure_of_one_worker_is_raised_in_all_workers(self):
         def act(workers):
             def fail():
                 if workers.rank == 1:
@@ -41,7 +41,7 @@ class TestWorkers:
         assert isinstance(second, OSError)
         assert str(first) == str(third) == "worker 1: OSError: disk full"
 
-    def test_different_options_of_workers_are_named(self):
+    def test_options_that_differ_between_workers_are_named(self):
         results = WorkerThreads().run(lambda workers: workers.require_equal("images", {"a": 1, "b": workers.rank + 5}))
         message = "images of worker 0 and worker 1 differ: b is 5 and 6"
         assert [str(error) for error in results] == [message] * 2
@@ -58,7 +58,7 @@ class TestWorkers:
 
         assert WorkerThreads().run(act) == [[value.tobytes() for value in values]] * 2
 
-    def test_lost_worker_is_one_line_with_the_reason(self):
+    def test_error_of_a_lost_worker_is_one_line_with_the_reason(self):
         message = "Graph execution error:\n\nDetected at x\nCollective ops is aborted by: Connection reset by peer\n"
         with pytest.raises(LostWorkerError) as error, convert_lost_worker_errors(1):
             raise tf.errors.UnavailableError(None, None, message)
