@@ -39,7 +39,7 @@ EVERYTHING = Config(name="mine", description="a line", notes="more", model=MODEL
 
 
 class TestRoundTrip:
-    def test_json_keeps_every_option_and_its_type(self, tmp_path):
+    def test_json_of_a_config_keeps_every_option_and_its_type(self, tmp_path):
         path = tmp_path / "config.json"
         path.write_text(EVERYTHING.to_json(), encoding="utf-8")
         again = Config.from_json(path)
@@ -47,12 +47,12 @@ class TestRoundTrip:
         assert json.loads(json.dumps(EVERYTHING.to_dict())) == EVERYTHING.to_dict()
 
     @pytest.mark.parametrize(("name", "value"), [("cache_gib", 2), ("pad_and_crop", 3.0)])
-    def test_whole_numbers_and_floats_are_converted(self, name, value):
+    def test_numbers_in_a_config_get_the_type_of_the_option(self, name, value):
         config = parse_config(Config, {"data": {name: value}}).data
         assert getattr(config, name) == value
         assert type(getattr(config, name)) is type(getattr(DataConfig(), name))
 
-    def test_numbers_of_numpy_become_numbers_of_python(self):
+    def test_numbers_of_numpy_in_a_config_become_numbers_of_python(self):
         given = {"latent_dim": np.int64(6), "alpha": np.float32(0.5), "steps": [np.int32(1), [1, np.int64(2)], 3]}
         model = dataclasses.replace(MODEL, **given)
         training = dataclasses.replace(TRAINING, learning_rate=np.float64(0.5), micro_batches=np.int64(3))
@@ -60,7 +60,7 @@ class TestRoundTrip:
         assert again == EVERYTHING and again.to_json() == EVERYTHING.to_json() and repr(again) == repr(EVERYTHING)
 
 
-def test_comparison_of_configs_names_each_option_with_both_values():
+def test_comparison_of_configs_names_changed_options_with_both_values():
     assert compare_configs(EVERYTHING, parse_config(Config, EVERYTHING.to_dict())) == {}
     other = override(EVERYTHING, ["model.steps=[1,[1,1],3]", "training.seed=1"])
     assert compare_configs(EVERYTHING, other) == {
@@ -70,7 +70,7 @@ def test_comparison_of_configs_names_each_option_with_both_values():
 
 
 @pytest.mark.parametrize(("factors", "dropped"), [((4,), [0, 3, 9, 0]), ((4, 3), [0, 3, 12, 0])])
-def test_single_factor_applies_to_every_inner_level(factors, dropped):
+def test_single_factor_of_a_config_applies_to_every_inner_level(factors, dropped):
     config = ModelConfig(steps=(1, (1,), (1,), 1), hidden_channels=(4,) * 4, factors=factors)
     assert [level[0].dropped for level in config.levels] == dropped
 
@@ -106,7 +106,7 @@ class TestOverride:
             (f"training.steps={10**26}", "at most 9.2e+18"),
         ],
     )
-    def test_bad_assignment_is_refused(self, assignment, expected):
+    def test_override_refuses_a_wrong_assignment(self, assignment, expected):
         assert expected in refusal(lambda: override(Config(), [assignment]))
 
 
@@ -161,7 +161,7 @@ class TestImageShape:
     def test_impossible_image_shape_is_refused(self, shape, part):
         assert part in refusal(lambda: override(GREY, [f"model.image_shape={shape}"]))
 
-    def test_images_of_few_channels_are_squeezed_before_the_first_level(self):
+    def test_grey_images_are_squeezed_before_the_first_level(self):
         grey, colour = (override(GREY, [f"model.image_shape=[32,48,{channels}]"]).model for channels in (1, 4))
         assert [(level[0].height, level[0].width, level[0].channels) for level in grey.levels] == [
             (16, 24, 4), (8, 12, 16), (4, 6, 32), (2, 3, 64)
@@ -176,6 +176,7 @@ class TestUnknownNames:
         ("values", "nearest"),
         [
             ({"modle": {}}, "model"),
+            ({"zzzzzz": 1}, "tfdecouple explain"),
             ({"model": {"latent_dims": 3}}, "model.latent_dim"),
             ({"data": {"flip_horizontal": True}}, "data.horizontal_flip"),
             # Misplaced: it is there, in another section.

@@ -40,7 +40,7 @@ def setup() -> configparser.ConfigParser:
     return config
 
 
-def test_extra_named_in_a_message_installs_the_package():
+def test_extra_named_for_a_missing_package_installs_it():
     config, distributions = setup(), {"tensorflow_serving": "tensorflow-serving-api"}
     extras, base = config["options.extras_require"], requirements(config["options"]["install_requires"])
     for module, extra in EXTRAS.items():
@@ -71,9 +71,8 @@ def test_constraints_pin_each_declared_package_within_its_range(name, python):
     for package, version in versions.items():
         assert wanted[package].specifier.contains(version), package
         # 0.25.* begins with 0.25.0.
-        lowest = [
-            Version(s.version.removesuffix(".*")) for s in wanted[package].specifier if s.operator in (">=", "~=", "==")
-        ]
+        limits = [each for each in wanted[package].specifier if each.operator in (">=", "~=", "==")]
+        lowest = [Version(each.version.removesuffix(".*")) for each in limits]
         assert name != "lowest" or max(lowest) == version, package
 
 
@@ -83,12 +82,8 @@ def test_no_requirement_admits_a_vulnerable_version(package):
     places = {"install_requires": config["options"]["install_requires"], **config["options.extras_require"]}
     places |= {path: path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*/requirements.txt")}
     places |= {path: path.read_text(encoding="utf-8") for path in (ROOT / "constraints").glob("*.txt")}
-    named = [
-        (place, found)
-        for place, text in places.items()
-        for found in requirements(text)
-        if canonicalize_name(found.name) == package
-    ]
+    named = [(place, found) for place, text in places.items() for found in requirements(text)]
+    named = [(place, found) for place, found in named if canonicalize_name(found.name) == package]
     assert named and [place for place, found in named if found.specifier.contains(HOLES[package])] == []
 
 
@@ -101,7 +96,7 @@ def arguments_of(path, word):
     return re.findall(rf"^{word}\s+(.*?)\s*$", text, re.M)
 
 
-def test_training_image_copies_the_package_installs_known_extras_and_starts_a_known_command():
+def test_docker_image_for_training_copies_the_package_and_starts_a_known_command():
     sources = {source for arguments in arguments_of(TRAIN, "COPY") for source in arguments.split()[:-1]}
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     assert "*" in ignored and {line[1:] for line in ignored if line.startswith("!")} == sources
@@ -117,7 +112,7 @@ def test_training_image_copies_the_package_installs_known_extras_and_starts_a_kn
     check_command(f"{entry} {command}")
 
 
-def test_serving_image_starts_as_the_compose_file_of_an_export(tmp_path):
+def test_docker_image_for_serving_starts_as_the_compose_file_of_an_export(tmp_path):
     write_serving_files(tmp_path, "NAME")
     compose = (tmp_path / "docker-compose.yml").read_text(encoding="utf-8")
     (command,) = map(json.loads, arguments_of(SERVE, "CMD"))

@@ -1,4 +1,4 @@
-"""The documentation: programs accept its commands, its names and files exist, its links lead somewhere."""
+"""The documentation: programs accept its commands, and its names, files and links exist."""
 
 import ast
 import importlib
@@ -37,9 +37,8 @@ def in_documents(test):
 @in_documents
 def test_programs_accept_the_commands_of_a_document(path, text):
     blocks = [block for block in split_code(text) if block.language not in ("python", "json")]
-    commands = [
-        line for block in blocks for line in list_commands(block.text) if block.language or is_command(line)
-    ] + [code for code in find_inline_code(text) if is_command(code)]
+    commands = [line for block in blocks for line in list_commands(block.text) if block.language or is_command(line)]
+    commands += [code for code in find_inline_code(text) if is_command(code)]
     for line in commands:
         # `a|b` stands for two commands.
         choice = re.search(r"\b\w+(\|\w+)+\b", line)
@@ -80,7 +79,7 @@ def test_programs_accept_the_commands_in_their_help(program, capsys, monkeypatch
 
 
 @in_documents
-def test_names_of_the_config_of_python_and_of_files_in_a_document_exist(path, text, tiny_model):
+def test_options_python_names_and_files_in_a_document_exist(path, text, tiny_model):
     places = (ROOT, path.parent, ROOT / "tfdecouple", ROOT / "export")
     for code in find_inline_code(text):
         option = re.match(r"(training|data|model)\.([a-z_]+)\b(?!\.py)", code)

@@ -101,12 +101,10 @@ def example(request, npm_example, tmp_path_factory, tmp_path):
         missing.append("libonnxruntime-dev")
     if missing:
         pytest.skip(f"{' and '.join(missing)} not installed")
-    is_node = request.param == "node"
-    command = (
-        ["node", npm_example("onnxruntime_node") / "switch.mjs"]
-        if is_node
-        else [built(tmp_path_factory.getbasetemp() / "onnxruntime_cpp")]
-    )
+    if request.param == "node":
+        command = ["node", npm_example("onnxruntime_node") / "switch.mjs"]
+    else:
+        command = [built(tmp_path_factory.getbasetemp() / "onnxruntime_cpp")]
     return Example(command, ENDINGS[request.param], tmp_path)
 
 
@@ -133,23 +131,15 @@ def test_example_switches_as_the_onnx_models_do(example, tmp_path):
     (expected,) = decoder.run(["images"], {"z": z, "v": v[::-1]})
     assert np.mean(expected != images[::-1]) > 0.9
     ended = example(folder, a, b)
-    ab, ba = (f"{name}{example.ending}" for name in ("ab", "ba"))
-    assert (ended.returncode, ended.stderr, ended.stdout.splitlines()) == (
-        0,
-        "",
-        [
-            f"{a}: exactly the same after decoding",
-            f"{b}: exactly the same after decoding",
-            f"{ab}: z of {a}, v of {b}",
-            f"{ba}: z of {b}, v of {a}",
-        ],
-    )
+    lines = [f"{name}: exactly the same after decoding" for name in (a, b)]
+    lines += [f"ab{example.ending}: z of {a}, v of {b}", f"ba{example.ending}: z of {b}, v of {a}"]
+    assert (ended.returncode, ended.stderr, ended.stdout.splitlines()) == (0, "", lines)
     for name, right in zip(("ab", "ba"), expected, strict=True):
         np.testing.assert_array_equal(example.pixels(name), right)
 
 
 @pytest.mark.parametrize("n_bits", [8, 5])
-def test_example_counts_lost_values(example, tmp_path, n_bits):
+def test_example_counts_values_that_differ_after_decoding(example, tmp_path, n_bits):
     """With 5 bits, the example compares values after rounding them down to multiples of 8, the model's bins."""
     highest = 200 if n_bits == 8 else 240
     encoder = ENCODER if n_bits == 8 else quantize_to_5_bits(ENCODER)
@@ -233,15 +223,11 @@ def test_example_refuses_unusable_models_in_one_line(example, exported, tmp_path
     example.refuses([folder, picture, picture], "cannot decode")
 
 
+PROGRAMS = ["onnxruntime_cpp/switch.cpp", "onnxruntime_node/switch.mjs", "tf_serving/client.py"]
+
+
 @pytest.mark.parametrize(
-    "path",
-    [
-        "examples/onnxruntime_cpp/switch.cpp",
-        "examples/onnxruntime_node/switch.mjs",
-        "examples/tf_serving/client.py",
-        "export/client.py",
-        "export/page/image_files.js",
-    ],
+    "path", [*(f"examples/{name}" for name in PROGRAMS), "export/client.py", "export/page/image_files.js"]
 )
 def test_every_program_has_the_pixel_limit_of_training(path):
     (exponent,) = re.findall(r"most_?pixels.* = .*(?:<<|\*\*) ?(\d+)", (ROOT / path).read_text("utf-8"), re.IGNORECASE)

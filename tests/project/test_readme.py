@@ -61,7 +61,7 @@ def run(command, folder):
 
 
 def test_commands_of_the_readme_run_in_order(checkout):
-    """All commands except those that need your own images."""
+    """Commands that need images of the reader are left out."""
     outputs = {}
     imports = [command for command in commands(WEIGHTS) if "runs/imported" in command]
     for _, *arguments in [*commands(README), *imports]:
@@ -102,7 +102,7 @@ def test_python_of_the_readme_runs():
     assert np.asarray(names["new"]).shape == (16, 64, 64, 3) and np.asarray(names["bits"]).shape == (16,)
 
 
-def test_python_of_the_page_on_codes_runs(tiny_run, tmp_path, monkeypatch):
+def test_python_of_the_page_on_encoding_runs(tiny_run, tmp_path, monkeypatch):
     out = tmp_path / "codes"
     command = [sys.executable, "-m", "tfdecouple", "encode", "--run", str(tiny_run), "--out", str(out), "--v"]
     run([*command, "--format", "parquet", "--limit", "20"], ROOT)

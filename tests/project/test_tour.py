@@ -30,7 +30,7 @@ def test_committed_tour_has_outputs_of_all_cells_in_order():
 
 
 @pytest.mark.slow
-def test_tour_runs_again_and_draws_pictures_of_the_same_sizes(tmp_path):
+def test_tour_runs_and_draws_pictures_of_the_committed_sizes(tmp_path):
     nbclient = pytest.importorskip("nbclient")
     notebook = pytest.importorskip("nbformat").read(TOUR, as_version=4)
     _, committed = outputs(notebook)

@@ -17,7 +17,7 @@ from tfdecouple.training.workers import make_device_input_options
 
 @pytest.fixture
 def set_to(monkeypatch):
-    """What TensorFlow is settings, by the name of the setting; `gpus` lists devices that are not there."""
+    """The settings that TensorFlow gets, by name; `gpus` is the list of pretended GPUs."""
     settings = {"gpus": [], "growth": []}
     for name in (process.ALLOW_GROWTH, process.SHARDS, "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         monkeypatch.delenv(name, raising=False)
@@ -59,15 +59,13 @@ def test_graph_optimizer_and_memory_growth_are_on_only_with_gpus(set_to, monkeyp
         (8, "3", [2, 6, 3]),
     ],
 )
-def test_two_threads_get_a_shard_each_and_more_threads_share_one_unless_requested(
-    set_to, monkeypatch, threads, variable, expected
-):
+def test_two_threads_get_a_shard_each_and_more_threads_share_one(set_to, monkeypatch, threads, variable, expected):
     monkeypatch.setenv(process.SHARDS, variable)
     process.divide_cores(threads)
     assert [set_to["intra"], set_to["inter"], count_shards()] == expected
 
 
-def test_thread_count_of_the_user_is_not_changed(set_to, monkeypatch):
+def test_count_of_threads_set_by_the_user_is_kept(set_to, monkeypatch):
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "2")
     process.divide_cores(2)
     assert "intra" not in set_to
@@ -104,7 +102,6 @@ sys.exit(run_program(main))
 
 @pytest.mark.usefixtures("forked")
 def test_program_uses_every_core_and_ends_without_garbage_collection():
-    """With the graphs of a training that took 7 s on two busy cores, and 28 s on one core alone."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("TF_NUM_", "MALLOC_"))}
     command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=PATIENCE)

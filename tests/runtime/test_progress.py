@@ -68,7 +68,7 @@ def test_progress_of_training_prints_plain_lines_without_a_terminal(clock):
     assert "\r" not in file.getvalue() and "\x1b" not in file.getvalue()
 
 
-def test_training_continues_if_its_output_is_closed(capsys):
+def test_progress_of_training_ignores_a_closed_output(capsys):
     class Closed(io.StringIO):
         def write(self, *_):
             raise OSError(5, "Input/output error")

@@ -18,7 +18,7 @@ def bare(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else find(name))
 
 
-def test_command_names_the_missing_extra_before_it_begins(bare, capsys):
+def test_command_without_a_package_names_its_extra_before_it_begins(bare, capsys):
     line = refused(capsys, lambda: export_main(["--run", "runs/x", "--to", "y"]))
     assert "the export needs onnx, which is missing: pip install 'tfdecouple[export]'" in line
     line = refused(capsys, lambda: main(["encode", "--run", "x", "--out", "y", "--format", "parquet"]))

@@ -31,7 +31,7 @@ def test_paused_gradient_tape_records_nothing():
 
 
 @pytest.mark.parametrize("chosen", ["0", "1"])
-def test_tensorflow_says_whether_onednn_computes(chosen):
+def test_onednn_is_on_as_the_environment_says(chosen):
     program = "import tensorflow; from tfdecouple.tensorflow_internals import is_onednn_on as on; print(on())"
     environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": chosen}
     done = subprocess.run(
@@ -48,7 +48,7 @@ def test_tracing_for_xla_is_recognised_in_nested_functions(jit_compile):
     assert results == [bool(jit_compile)] and not is_traced_for_xla()
 
 
-def test_worker_timeout_reaches_the_coordination_service(monkeypatch):
+def test_worker_timeout_reaches_the_coordination_service_of_tensorflow(monkeypatch):
     name, option = "configure_coordination_service", "heartbeat_timeout_in_ms"
     assert option in inspect.signature(getattr(context.Context, name)).parameters
     received = []
@@ -80,7 +80,7 @@ def test_checkpoint_saves_and_restores_a_trackable_like_a_variable(tmp_path):
     assert restored.value == 5 and variable.numpy() == 5
 
 
-def test_only_one_module_uses_private_parts_of_tensorflow():
+def test_private_parts_of_tensorflow_are_used_by_one_module_only():
     files = [*(ROOT / "tfdecouple").rglob("*.py"), *(ROOT / "export").rglob("*.py")]
     results = [file.name for file in files if "tensorflow.python" in file.read_text(encoding="utf-8")]
     assert results == ["tensorflow_internals.py"]

@@ -26,46 +26,40 @@ def default_setting():
     enable(True)
 
 
-class TestFullFloat32:
-    @pytest.mark.parametrize("users", [True, False])
-    def test_full_float32_turns_tf32_off_inside_and_restores_the_setting(self, users):
-        enable(users)
-        with full_float32():
+@pytest.mark.parametrize("users", [True, False])
+def test_contexts_turn_tf32_off_or_on_inside_and_restore_the_setting_of_the_user(users):
+    enable(users)
+    with full_float32():
+        assert not enabled()
+        with full_float32(), tensor_float_32():
             assert not enabled()
-            with full_float32():
-                assert not enabled()
-            assert not enabled()
-        assert enabled() is users
-
-    def test_full_float32_of_several_threads_restores_the_setting_last(self):
-        first_left = threading.Event()
-        second_in = threading.Event()
-        seen = []
-
-        def stay():
-            with full_float32():
-                second_in.set()
-                assert first_left.wait(PATIENCE)
-                seen.append(enabled())
-
-        thread = threading.Thread(target=stay)
-        with full_float32():
-            thread.start()
-            assert second_in.wait(PATIENCE)
-        seen.append(enabled())
-        first_left.set()
-        thread.join()
-        assert seen == [False, False] and enabled()
-
-
-def test_tensor_float_32_turns_tf32_on_unless_full_float32_is_active():
-    enable(False)
+        assert not enabled()
+    assert enabled() is users
     with tensor_float_32():
         assert enabled()
         with full_float32(), tensor_float_32():
             assert not enabled()
         assert enabled()
-    assert not enabled()
+    assert enabled() is users
+
+
+def test_full_float32_of_several_threads_restores_the_setting_with_the_last_thread():
+    first_left, second_in, seen = threading.Event(), threading.Event(), []
+
+    def stay():
+        with full_float32():
+            second_in.set()
+            assert first_left.wait(PATIENCE)
+            seen.append(enabled())
+
+    thread = threading.Thread(target=stay)
+    with full_float32():
+        thread.start()
+        assert second_in.wait(PATIENCE)
+    seen.append(enabled())
+    first_left.set()
+    thread.join()
+    assert seen == [False, False] and enabled()
 
 
 class TestWarning:
@@ -81,7 +75,7 @@ class TestWarning:
             tf.function(run, autograph=False).get_concrete_function()
         return [warning for warning in caught if "TF32" in str(warning.message)]
 
-    def test_traced_model_warns_once_in_the_line_of_the_caller(self, small_model):
+    def test_traced_model_warns_once_of_tf32_in_the_line_of_the_caller(self, small_model):
         def run():
             z, v = small_model.encode(random_images(2, 4))
             return small_model.decode(z, v), small_model.prior.log_prob(z)
@@ -91,7 +85,7 @@ class TestWarning:
             assert len(caught) == 1 and caught[0].filename == __file__
             assert "\n" not in str(caught[0].message) and "may lose images" in str(caught[0].message)
 
-    def test_model_called_outside_a_trace_does_not_warn(self, small_model):
+    def test_model_called_outside_a_trace_does_not_warn_of_tf32(self, small_model):
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
             small_model.decode(*small_model.encode(random_images(7, 4)))

@@ -105,7 +105,7 @@ TENSORS = {
 
 @pytest.mark.parametrize("needed", [True, False], ids=["of the model", "that no model needs"])
 @pytest.mark.parametrize("kind", TENSORS)
-def test_impossible_tensor_is_refused_before_tensorflow_reads_the_index(folder, kind, needed, monkeypatch):
+def test_index_with_an_impossible_tensor_is_refused_before_tensorflow_reads_it(folder, kind, needed, monkeypatch):
     monkeypatch.setattr(tf.train, "load_checkpoint", lambda prefix: pytest.fail("TensorFlow opens the index"))
     write_index(folder, make_index({A: TENSORS[kind]} if needed else {A: GOOD, Z: TENSORS[kind]}))
     for read in (
@@ -154,7 +154,7 @@ def test_malformed_index_is_refused_before_tensorflow_reads_it(folder, kind, mon
     message_of(DamagedCheckpointError, lambda: folder.read_checkpoint("step", 1, groups))
 
 
-def test_keys_that_expand_to_terabytes_are_refused(folder):
+def test_index_whose_keys_expand_to_terabytes_is_refused(folder):
     # Each of these keys repeats a million bytes of the key before it and adds one: a hundred terabytes in all.
     million = b"k" * 10**6
     more = b"".join(b"\xc0\x84\x3d\1" + bytes([len(GOOD), number]) + GOOD for number in range(1, 200))
@@ -176,7 +176,7 @@ def test_tensor_of_another_dtype_than_the_weight_is_refused(folder):
     assert "model/a is float32 of shape () by the config, and int32 of shape () in the checkpoint" in says
 
 
-def test_only_requested_tensors_are_read_and_checked(folder):
+def test_only_requested_tensors_of_a_checkpoint_are_read_and_checked(folder):
     # The checksum of the second tensor is wrong.
     write_index(folder, make_index({A: GOOD, B: make_entry(offset=4)}))
     a, b = tf.Variable(0.0), tf.Variable(0.0)

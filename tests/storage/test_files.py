@@ -14,27 +14,23 @@ class TestWriting:
         write_json(tmp_path / "file.json", {"a": [math.nan, 1.5], "b": {"c": math.inf, "d": (-math.inf, 2)}})
         assert parse_json((tmp_path / "file.json").read_bytes()) == {"a": [None, 1.5], "b": {"c": None, "d": [None, 2]}}
 
-    def test_write_replaces_a_file_and_leaves_no_other(self, tmp_path):
+    def test_write_replaces_a_file_and_leaves_no_temporary_file(self, tmp_path):
         path = tmp_path / "new folder" / "file.json"
         write_json(path, [1])
         write_json(path, {"a": 2})
         assert path.read_text() == '{\n  "a": 2\n}\n' and os.listdir(path.parent) == ["file.json"]
 
     @pytest.mark.parametrize("moment", ["open", "fsync", "replace"])
-    def test_failed_write_leaves_the_old_file(self, moment, monkeypatch, tmp_path):
+    def test_failed_write_keeps_the_old_file_alone(self, moment, monkeypatch, tmp_path):
         path = tmp_path / "file"
         path.write_bytes(b"old")
 
         def full(*_, **__):
             raise OSError(28, "No space left on device")
 
+        place = {"open": (pathlib.Path, "write_bytes"), "fsync": (os, "fsync"), "replace": (pathlib.Path, "replace")}
         with monkeypatch.context() as patch:
-            patch.setattr(
-                *{"open": (pathlib.Path, "write_bytes"), "fsync": (os, "fsync"), "replace": (pathlib.Path, "replace")}[
-                    moment
-                ],
-                full,
-            )
+            patch.setattr(*place[moment], full)
             with pytest.raises(OSError, match="No space"):
                 write_bytes(path, b"new")
         assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]

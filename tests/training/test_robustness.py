@@ -187,25 +187,6 @@ class TestKill:
         assert steps == sorted(steps)
 
 
-class TestSignals:
-    def test_signalled_training_saves_and_the_same_command_resumes(self, image_folder, tmp_path):
-        run = tmp_path / "run"
-        config = run_config(image_folder, model=LEAST, **ENDLESS, checkpoint_every=3)
-        step = -1
-        # The last run shows that the run resumes after SIGHUP.
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-            program = Program(config, run)
-            assert program.wait_for_step(max(3, step + 1))
-            status, out, err = program.end(number)
-            assert status == 75
-            assert (f"resumes from step {step}\n" in out) == (step >= 0), out
-            assert err.count("\n") == 1
-            assert f"stopped by {number.name} at step" in err and "saved; the same command resumes" in err
-            assert program.newest() > step
-            step = program.newest()
-            assert f"at step {step} of 100000" in err
-
-
 @pytest.fixture
 def small_disk(disk):
     """A file system of 3 MiB; skips where none can be made."""

@@ -19,13 +19,10 @@ from helpers.runs import (
     assert_same_checkpoint,
     call_before_steps,
     read_checkpoint,
-    read_log,
     read_log_without_timing,
     run_config,
 )
-from PIL import Image
 
-from tfdecouple.cli.train import main as train_main
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runs.run_folder import RunFolder
@@ -116,26 +113,18 @@ class TestResumption:
             train(run_config(image_folder), run)
         return run
 
-    def test_signal_stops_a_run_between_steps_and_the_same_command_resumes(
-        self, image_folder, tmp_path, stand_ins, fake_step, capsys
-    ):
-        write_json(tmp_path / "config.json", run_config(image_folder, model=LEAST).to_dict())
-        arguments = ["--config", str(tmp_path / "config.json"), "--workdir", str(tmp_path / "run")]
+    def test_signal_stops_a_run_between_steps_and_the_same_command_resumes(self, fake_run, fake_step, capsys):
         with pytest.MonkeyPatch.context() as patch:
-            call_before_steps(
-                patch, lambda _, step: os.kill(os.getpid(), signal.SIGTERM) if step == 6 else None, fake_step
-            )
-            assert train_main(arguments) == 75
+            call_before_steps(patch, lambda _, step: step == 6 and os.kill(os.getpid(), signal.SIGTERM), fake_step)
+            assert fake_run.call_train_program() == 75
         err = capsys.readouterr().err
         assert err.count("\n") == 1
         assert "stopped by SIGTERM at step 7 of 10, saved; the same command resumes" in err
-        assert (tmp_path / "run" / "checkpoints" / "step-000000007.index").exists()
-        assert train_main(arguments) == 0
+        assert fake_run.list_checkpoint_steps()[0] == 7
+        assert fake_run.call_train_program() == 0
         assert "resumes from step 7" in capsys.readouterr().out
-        # Of the two steps of this row one was taken by each program.
-        assert read_log_without_timing(tmp_path / "run")["train", 8]["kl"] == np.mean(
-            [fake_step.kl(6), fake_step.kl(7)]
-        )
+        # This row averages two steps, one of each program.
+        assert fake_run.read_log()["train", 8]["kl"] == np.mean([fake_step.kl(6), fake_step.kl(7)])
 
     def test_resumed_run_ends_bit_for_bit_as_an_unbroken_one(self, resumed_run, finished_run):
         assert_same_checkpoint(resumed_run, finished_run, "step-000000010")
@@ -201,16 +190,13 @@ class TestPlaceOfImages:
             train(run_config(tmp_path / "other"), finished_run)
 
 
-def test_run_of_5_bits_without_pictures_ends_and_reports_that_tf32_needs_a_gpu(tmp_path, stand_ins, fake_step, capsys):
-    for number in range(12):
-        Image.fromarray(np.full((8, 8), number, np.uint8)).save(tmp_path / f"{number}.png")
+def test_run_of_5_bits_without_pictures_ends_and_reports_that_tf32_needs_a_gpu(fake_run, capsys):
     model = dataclasses.replace(LEAST, n_bits=5)
-    config = run_config(tmp_path, model=model, steps=2, pictures=0, precision="tf32")
-    summary = train(config, tmp_path / "run").summary
+    summary = fake_run.train(model, steps=2, pictures=0, precision="tf32")
     out = capsys.readouterr().out
     assert re.search(r"reconstruction: (\d) of \1 images identical", out)
     assert re.match(r"(\d) of \1 images", summary["reconstruction"]) and not summary["lossless_codecs_bits_per_dim"]
-    assert not (tmp_path / "run" / "images").exists()
+    assert not (fake_run.path / "images").exists()
     assert "training.precision=tf32 changes nothing here: no GPU has it" in out
 
 
@@ -282,97 +268,68 @@ class TestWarmStart:
         assert f"that of --config {finished_run / 'config.json'}:" in message
 
 
-class TestSelection:
-    def test_run_without_test_evaluation_is_complete(self, image_folder, tmp_path, stand_ins, fake_step):
-        seen = []
-        stand_ins(lambda split: seen.append(split) or 2.0)
-        config = run_config(image_folder, model=LEAST, steps=2, evaluate_every=2, evaluation_samples=0)
-        summary = train(config, tmp_path / "run").summary
-        assert seen == ["validation"] and summary["test"] is None
-        assert "lossless_codecs_bits_per_dim" not in summary and summary["validation_bits_per_dim"] == 2.0
-        assert {kind for kind, _ in read_log(tmp_path / "run")} == {"train", "validation"}
-        assert train(config, tmp_path / "run").summary == summary and seen == ["validation"]
+class TestBestStep:
+    def test_run_without_test_evaluation_is_complete(self, fake_run):
+        for _ in range(2):
+            summary = fake_run.train(steps=2, evaluate_every=2, evaluation_samples=0)
+            assert fake_run.measured == ["validation"] and summary["test"] is None
+        assert "lossless_codecs_bits_per_dim" not in summary and summary["validation_bits_per_dim"] == 8.0
+        assert {kind for kind, _ in fake_run.read_log()} == {"train", "validation"}
 
-    def test_best_step_of_a_prolonged_run_includes_its_former_last_step(
-        self, image_folder, tmp_path, stand_ins, fake_step, capsys
-    ):
-        # Of the steps 2, 3 and 4.
-        measured = iter([3.0, 2.0, 2.5])
-        stand_ins(lambda split: next(measured) if split == "validation" else 1.0)
+    def test_best_step_of_a_prolonged_run_includes_its_former_last_step(self, fake_run, capsys):
+        # The values at the steps 2, 3 and 4.
+        values = iter([3.0, 2.0, 2.5])
+        fake_run.measure(lambda split: next(values))
         for steps in (3, 4):
-            config = run_config(image_folder, model=LEAST, steps=steps, evaluate_every=2, evaluation_samples=0)
-            summary = train(config, tmp_path / "run").summary
+            summary = fake_run.train(steps=steps, evaluate_every=2, evaluation_samples=0)
         assert (summary["steps"], summary["best_step"], summary["validation_bits_per_dim"]) == (4, 3, 2.0)
-        assert CheckpointFolder(tmp_path / "run" / "checkpoints").list_checkpoint_steps("best") == [3]
+        assert fake_run.list_checkpoint_steps("best") == [3]
         assert "measured instead" not in capsys.readouterr().out
 
-    def test_best_checkpoint_is_chosen_by_validation_and_test_images_are_seen_once(
-        self, image_folder, tmp_path, stand_ins, fake_step
-    ):
-        measured = iter([3.0, 2.0, 2.5, 2.2])
-        seen = []
-
-        def measure(split):
-            seen.append(split)
-            return next(measured) if split == "validation" else 1.0
-
-        stand_ins(measure)
-        config = run_config(image_folder, model=LEAST, steps=4, evaluate_every=1, keep_checkpoints=4)
-        summary = train(config, tmp_path / "run").summary
-        assert seen == ["validation"] * 4 + ["test"]
+    def test_best_checkpoint_is_chosen_by_validation_and_test_images_are_seen_once(self, fake_run):
+        values = iter([3.0, 2.0, 2.5, 2.2])
+        fake_run.measure(lambda split: next(values, 1.0))
+        summary = fake_run.train(steps=4, evaluate_every=1, keep_checkpoints=4)
+        assert fake_run.measured == ["validation"] * 4 + ["test"]
         assert (summary["best_step"], summary["validation_bits_per_dim"]) == (2, 2.0)
-        names = {path.stem for path in (tmp_path / "run" / "checkpoints").glob("*.index")}
-        assert names == {"best-000000002", *(f"step-{step:09d}" for step in (1, 2, 3, 4))}
-        best = read_checkpoint(tmp_path / "run", "best-000000002")
-        state = read_checkpoint(tmp_path / "run", "step-000000002")
+        assert (fake_run.list_checkpoint_steps("best"), fake_run.list_checkpoint_steps()) == ([2], [4, 3, 2, 1])
+        names = ("best-000000002", "step-000000002", "step-000000004")
+        best, state, later = (read_checkpoint(fake_run.path, name) for name in names)
         averages = [key for key in state if key.startswith("averages/")]
-        later = read_checkpoint(tmp_path / "run", "step-000000004")
         assert averages and all(np.any(state[key] != later[key]) for key in averages)
         for key in averages:
             np.testing.assert_array_equal(best[key.replace("averages/", "model/", 1)], state[key], err_msg=key)
 
 
 class TestDivergence:
-    def test_diverged_run_saves_finite_weights_and_resumes(
-        self, image_folder, tmp_path, stand_ins, fake_step, monkeypatch, capsys
-    ):
-        config = run_config(image_folder, model=LEAST, max_skipped_steps=3, keep_checkpoints=9)
-        write_json(tmp_path / "config.json", config.to_dict())
-        arguments = ["--config", str(tmp_path / "config.json"), "--workdir", str(tmp_path / "run")]
-        # Two steps in a row are passed over; the second row of bad steps is one too long.
-        monkeypatch.setattr(fake_step, "bad", {1, 2, 5, 6, 7})
-        assert train_main(arguments) == 3
+    def test_diverged_run_saves_finite_weights_and_resumes(self, fake_run, capsys):
+        # Two skipped steps in a row are allowed; the second series is one step too long.
+        fake_run.skip_steps({1, 2, 5, 6, 7})
+        options = {"max_skipped_steps": 3, "keep_checkpoints": 9}
+        assert fake_run.call_train_program(**options) == 3
         out, err = capsys.readouterr()
-        assert err.count("\n") == 1
+        assert err.count("\n") == 1 and "kl" in err
         assert "training diverged: 3 steps in a row were not applied (at step 8:" in err
-        assert "kl" in err
         assert "step 2 was not applied: bits per dim, kl, gradient norm not finite" in out
-        rows = read_log_without_timing(tmp_path / "run")
-        assert rows["train", 4]["skipped_steps"] == 2
-        assert math.isfinite(rows["train", 4]["bits_per_dim"])
-        good, last = (read_checkpoint(tmp_path / "run", f"step-{step:09d}") for step in (5, 8))
+        row = fake_run.read_log()["train", 4]
+        assert row["skipped_steps"] == 2 and math.isfinite(row["bits_per_dim"])
+        good, last = (read_checkpoint(fake_run.path, f"step-{step:09d}") for step in (5, 8))
         for key, value in good.items():
             if not key.startswith("counters/"):
                 np.testing.assert_array_equal(last[key], value, err_msg=key)
-        # The cause is gone: the same command goes on.
-        monkeypatch.setattr(fake_step, "bad", ())
-        assert train_main(arguments) == 0
-        row = read_log_without_timing(tmp_path / "run")["train", 10]
-        assert row["skipped_steps"] == 5
-        assert math.isfinite(row["bits_per_dim"])
+        # Without the cause, the same command resumes.
+        fake_run.skip_steps(())
+        assert fake_run.call_train_program(**options) == 0
+        row = fake_run.read_log()["train", 10]
+        assert row["skipped_steps"] == 5 and math.isfinite(row["bits_per_dim"])
 
-    def test_diverged_run_ends_at_its_diverged_step_even_if_results_are_read_late(
-        self, image_folder, tmp_path, stand_ins, fake_step, monkeypatch, capsys
-    ):
+    def test_diverged_run_ends_at_its_diverged_step_even_if_results_are_read_late(self, fake_run, capsys):
         # Results are read after the steps 1 and 10.
-        monkeypatch.setattr(fake_step, "bad", {4, 5, 6})
+        fake_run.skip_steps({4, 5, 6})
         rare = {"log_every": 99, "evaluate_every": 99, "checkpoint_every": 99}
-        config = run_config(image_folder, model=LEAST, max_skipped_steps=3, **rare)
         with pytest.raises(DivergedError, match=r"3 steps in a row were not applied \(at step 7: "):
-            train(config, tmp_path / "run")
+            fake_run.train(max_skipped_steps=3, **rare)
         assert "3 of the steps 2 to 7 were not applied: " in capsys.readouterr().out
-        saved = read_checkpoint(tmp_path / "run", "step-000000007")
-        counters = {
-            name: saved[f"counters/{name}/.ATTRIBUTES/VARIABLE_VALUE"] for name in ("step", "updates", "skipped")
-        }
-        assert counters == {"step": 7, "updates": 4, "skipped": 3}
+        saved = read_checkpoint(fake_run.path, "step-000000007")
+        names = {"step": 7, "updates": 4, "skipped": 3}
+        assert names == {name: saved[f"counters/{name}/.ATTRIBUTES/VARIABLE_VALUE"] for name in names}

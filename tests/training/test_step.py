@@ -6,21 +6,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.emulation import emulated_accelerator
-from helpers.models import LEAST, give_effect, random_images
-from helpers.runs import run_config
+from helpers.layers import CASES, get_case
+from helpers.models import give_effect, random_images
 from helpers.trainers import BATCH, GLOW, Trainer, assert_close, assert_equal
 from helpers.variants import VARIANTS
 
 from tfdecouple.data import make_evaluation_batches
-from tfdecouple.layers import ActNorm, ConditionalWhitening, InvertibleConv1x1
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.model import DecoupledModel, objective
 from tfdecouple.model.gradient import INVERSION_BOUND
-from tfdecouple.networks.prior import PriorFlow
 from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.runtime import execution
 from tfdecouple.runtime.run_mode import RunMode
-from tfdecouple.training import loop, train
+from tfdecouple.training import loop
 
 pytestmark = pytest.mark.usefixtures("weights_of_both_sizes")
 DEQUANTIZING = VARIANTS["dequantization"]
@@ -50,17 +48,6 @@ def clipped():
     return tuple(zip(*steps, strict=True))
 
 
-def assert_inverts(trainer, kept):
-    """Takes the first of the steps that were taken with `training.memory=keep`, by inversion."""
-    result = trainer.take()
-    assert 0 < result.inversion_error < 1e-5
-    np.testing.assert_allclose(result._replace(inversion_error=0.0), kept[0][0], rtol=1e-5)
-    for name, value in kept[1][0].items():
-        if name.startswith("means/"):
-            # Of a share of the gradient.
-            np.testing.assert_allclose(trainer.values()[name], value, atol=1e-4 * np.abs(value).max(), err_msg=name)
-
-
 class TestStep:
     def test_step_changes_every_trainable_weight_and_moving_statistic(self, one_device):
         trainer, states, _ = one_device
@@ -76,7 +63,7 @@ class TestStep:
         rates = [result.learning_rate for result in one_device[2]]
         np.testing.assert_allclose(rates, [1e-7, 0.5 * (0.01 + 1e-7), 0.01], rtol=1e-5)
 
-    def test_noise_of_a_step_depends_on_its_number(self, one_device):
+    def test_noise_of_a_step_depends_on_the_index_of_the_step(self, one_device):
         trainer, states, _ = one_device
         (images,) = tf.data.Dataset.from_tensor_slices(random_images(BATCH)).batch(BATCH)
         results = []
@@ -112,16 +99,16 @@ class TestStep:
         assert not {"If", "StatelessIf", "Switch", "RefSwitch", "While", "StatelessWhile", "Case"} & set(kinds)
         assert kinds.count("ResourceApplyAdam") >= 2
 
-    @pytest.mark.slow
-    def test_step_with_recomputed_activations_is_equal_to_the_bit(self, clipped):
-        trainer = Trainer(model=GLOW, clip_norm=0.25, memory="recompute")
+    @pytest.mark.parametrize("by_xla", [False, pytest.param(True, marks=pytest.mark.slow)])
+    def test_inversion_takes_the_same_step_and_skips_one_whose_input_is_lost(self, clipped, by_xla):
+        trainer = Trainer(model=GLOW, clip_norm=0.25, memory="invert", jit_compile=by_xla)
         result = trainer.take()
-        assert result == clipped[0][0]
-        assert_equal(trainer.values(), clipped[1][0])
-
-    def test_inversion_takes_the_same_step_and_skips_one_whose_input_is_lost(self, clipped):
-        trainer = Trainer(model=GLOW, clip_norm=0.25, memory="invert")
-        assert_inverts(trainer, clipped)
+        assert 0 < result.inversion_error < 1e-5
+        np.testing.assert_allclose(result._replace(inversion_error=0.0), clipped[0][0], rtol=1e-5)
+        for name, value in clipped[1][0].items():
+            # The first moments are a share of the gradient.
+            if name.startswith("means/"):
+                np.testing.assert_allclose(trainer.values()[name], value, atol=1e-4 * np.abs(value).max(), err_msg=name)
         # A matrix near to a singular one: the loss is finite, but the step's input is lost in rounding.
         kernel = trainer.state.trainable["flow/level_1_part_0_step_0/linear/kernel"]
         u, values, v = np.linalg.svd(kernel.numpy())
@@ -132,11 +119,8 @@ class TestStep:
         assert not result.applied and math.isfinite(result.bits_per_dim) and math.isfinite(result.gradient_norm)
         assert result.inversion_error > INVERSION_BOUND["float32"]
         assert_equal(trainer.values(), before, but=("counters/step", "counters/skipped"))
-        assert (
-            trainer.state.describe_skip_reasons()
-            == f"inverting came back {result.inversion_error:.2g} off (training.memory=invert)"
-        )
-        assert trainer.state.describe_skip_reasons() == ""
+        reason = f"inverting came back {result.inversion_error:.2g} off (training.memory=invert)"
+        assert [trainer.state.describe_skip_reasons() for _ in range(2)] == [reason, ""]
 
     def test_bfloat16_nets_keep_float32_weights_and_nearly_the_loss(self, one_device, eager):
         trainer = Trainer(precision="mixed_bfloat16")
@@ -183,27 +167,19 @@ class TestPrecision:
         found, full = map(gradient_of, (states[0], one_device[1][1]))
         assert 1e-6 < np.linalg.norm(found - full) / np.linalg.norm(full) < 1e-2
 
-    @pytest.mark.parametrize("kind", ["1x1 convolution", "its inverse", "actnorm", "prior", "whitening"])
-    def test_tf32_steps_keep_inversions_and_bounds_in_full_precision(self, kind):
-        layer, shape = {
-            "actnorm": (ActNorm(), [2, 4, 4, 6]),
-            "prior": (PriorFlow(2, 8), [3, 6]),
-            "whitening": (ConditionalWhitening(8, 6), [2, 4, 4, 3]),
-        }.get(kind, (InvertibleConv1x1(), [2, 4, 4, 6]))
-        rng = np.random.default_rng(0)
-        x = tf.constant(rng.standard_normal(shape), tf.float32)
-        given = [tf.constant(rng.standard_normal([2, 6]), tf.float32)] if kind == "whitening" else []
-        layer.forward_and_log_det(x, *given)
-        give_effect(layer, scale=0.3)
+    @pytest.mark.parametrize("direction", ["forward_and_log_det", "inverse_and_log_det"])
+    @pytest.mark.parametrize("name", ["conv1x1", "actnorm-image", "prior-flow", "whitening-image"])
+    def test_tf32_steps_keep_inversions_and_bounds_in_full_precision(self, name, direction):
+        layer = give_effect(CASES[name].build(dtype="float32"), scale=0.3)
+        x, condition = (value if value is None else tf.cast(value, tf.float32) for value in get_case(name)[1:])
         weights = [variable.value for variable in layer.trainable_variables]
-        method = layer.inverse_and_log_det if kind == "its inverse" else layer.forward_and_log_det
 
-        def found(precision):
+        def run_with_and_without_switch(precision):
             @tf.function(autograph=False)
             def run():
                 with RunMode(precision=precision).apply(), tf.GradientTape() as tape:
                     tape.watch(x)
-                    y, log_det = method(x, *given)
+                    y, log_det = getattr(layer, direction)(x, condition)
                     loss = tf.reduce_sum(tf.sin(y)) + tf.reduce_sum(log_det)
                 return [y, log_det, *tape.gradient(loss, [x, *weights])]
 
@@ -211,19 +187,16 @@ class TestPrecision:
             with full_float32():
                 return rounded, [value.numpy() for value in run()]
 
-        on, off = found("tf32")
+        on, off = run_with_and_without_switch("tf32")
         assert all(np.array_equal(one, other) for one, other in zip(on, off, strict=True))
-        plain_on, plain_off = found("float32")
+        plain_on, plain_off = run_with_and_without_switch("float32")
         for one, other in zip(off, plain_off, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
-        # Without going round it, all but the actnorm are rounded.
-        assert kind == "actnorm" or np.abs(plain_on[0] - plain_off[0]).max() > 1e-5
+        # In steps without TF32, TensorFlow's switch rounds all of them but the actnorm.
+        assert name == "actnorm-image" or np.abs(plain_on[0] - plain_off[0]).max() > 1e-5
 
-    def test_evaluations_of_a_tf32_run_are_in_full_float32(
-        self, image_folder, tmp_path, stand_ins, fake_step, monkeypatch
-    ):
-        seen = []
-        original = DecoupledModel.elbo_from_noise
+    def test_evaluations_of_a_tf32_run_are_in_full_float32(self, fake_run, monkeypatch):
+        seen, original = [], DecoupledModel.elbo_from_noise
 
         def look(self, *inputs, **options):
             elbo = original(self, *inputs, **options)
@@ -234,8 +207,7 @@ class TestPrecision:
         monkeypatch.setattr(DecoupledModel, "elbo_from_noise", look)
         monkeypatch.setattr(loop, "BoundEvaluator", BoundEvaluator)
         monkeypatch.setattr(loop, "make_evaluation_batches", make_evaluation_batches)
-        config = run_config(image_folder, model=LEAST, precision="tf32", steps=1)
-        assert train(config, tmp_path / "run").summary["steps"] == 1
+        fake_run.train(precision="tf32", steps=1)
         assert len(seen) >= 2 and not any(seen)
 
 
@@ -282,19 +254,12 @@ def two_devices():
     return trainer, (start, trainer.values()), results, [trainer.values(device) for device in (0, 1)]
 
 
-class TestTwoDevices:
-    def test_steps_on_two_devices_equal_those_on_one_device(self, one_device, two_devices):
-        assert_close(two_devices[1][0], one_device[1][0])
-        assert_close(two_devices[1][1], one_device[1][-1])
-        for ours, theirs in zip(two_devices[2], one_device[2], strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-5)
-        assert_equal(*two_devices[3])
-
-
-@pytest.mark.slow
-def test_step_compiled_by_xla_with_inversion_equals_that_of_tensorflow(clipped):
-    trainer = Trainer(model=GLOW, clip_norm=0.25, memory="invert", jit_compile=True)
-    assert_inverts(trainer, clipped)
+def test_steps_on_two_devices_equal_those_on_one_device(one_device, two_devices):
+    assert_close(two_devices[1][0], one_device[1][0])
+    assert_close(two_devices[1][1], one_device[1][-1])
+    for ours, theirs in zip(two_devices[2], one_device[2], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    assert_equal(*two_devices[3])
 
 
 @pytest.mark.slow
@@ -358,39 +323,38 @@ def test_learned_dequantization_is_in_the_loss_and_trains_in_both_memory_modes(e
     assert len(moments) > 40 and all(np.any(value) for value in moments.values())
 
 
-class TestNotFinite:
-    COUNTERS = ("counters/step", "counters/skipped")
+COUNTERS = ("counters/step", "counters/skipped")
 
-    @pytest.fixture(scope="class", params=["whole", pytest.param("micro-batches", marks=pytest.mark.slow)])
-    def trainer(self, request):
-        if request.param == "whole":
-            return request.getfixturevalue("two_devices")[0]
-        trainer = PoisonedTrainer(micro_batches=2)
-        trainer.take()
-        return trainer
 
-    @pytest.mark.parametrize("device", [0, 1])
-    @pytest.mark.parametrize("kind", ["loss", "gradient"])
-    def test_step_that_is_not_finite_changes_nothing_on_any_device(self, trainer, kind, device):
-        before = [trainer.values(device=number) for number in (0, 1)]
-        result = trainer.take_poisoned(kind, device)
-        assert not result.applied
-        assert np.isfinite(result.bits_per_dim) == (kind == "gradient")
-        assert not np.isfinite(result.gradient_norm)
-        for number in (0, 1):
-            after = trainer.values(device=number)
-            assert_equal(after, before[number], but=self.COUNTERS)
-            for counter in self.COUNTERS:
-                assert after[counter] == before[number][counter] + 1
+@pytest.fixture(scope="module", params=["whole", pytest.param("micro-batches", marks=pytest.mark.slow)])
+def poisoned(request):
+    """A trainer on two devices that has taken a step."""
+    if request.param == "whole":
+        return request.getfixturevalue("two_devices")[0]
+    trainer = PoisonedTrainer(micro_batches=2)
+    trainer.take()
+    return trainer
 
-    def test_step_after_a_skipped_step_is_applied(self, trainer):
-        trainer.take_poisoned("loss", 0, count=2)
-        before = trainer.values()
-        assert before["counters/skipped"] >= 2
-        assert trainer.take().applied
-        after = trainer.values()
-        assert after["counters/skipped"] == 0
-        assert after["counters/updates"] == before["counters/updates"] + 1
-        assert all(np.isfinite(value).all() for name, value in after.items() if "best" not in name)
-        for name in (*trainer.state.trainable, *trainer.state.moving):
-            assert np.any(after[f"model/{name}"] != before[f"model/{name}"]), name
+
+@pytest.mark.parametrize("device", [0, 1])
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_step_that_is_not_finite_changes_nothing_on_any_device(poisoned, kind, device):
+    before = [poisoned.values(device=number) for number in (0, 1)]
+    result = poisoned.take_poisoned(kind, device)
+    assert not result.applied and not np.isfinite(result.gradient_norm)
+    assert np.isfinite(result.bits_per_dim) == (kind == "gradient")
+    for number in (0, 1):
+        after = poisoned.values(device=number)
+        assert_equal(after, before[number], but=COUNTERS)
+        assert all(after[counter] == before[number][counter] + 1 for counter in COUNTERS)
+
+
+def test_step_after_a_skipped_step_is_applied(poisoned):
+    poisoned.take_poisoned("loss", 0, count=2)
+    before = poisoned.values()
+    assert before["counters/skipped"] >= 2 and poisoned.take().applied
+    after = poisoned.values()
+    assert (after["counters/skipped"], after["counters/updates"]) == (0, before["counters/updates"] + 1)
+    assert all(np.isfinite(value).all() for name, value in after.items() if "best" not in name)
+    for name in (*poisoned.state.trainable, *poisoned.state.moving):
+        assert np.any(after[f"model/{name}"] != before[f"model/{name}"]), name
