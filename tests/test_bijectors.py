@@ -50,101 +50,94 @@ def make_bijector(name):
     return make(*map(tf.constant, arrays))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_methods_of_tfp_give_the_values_log_determinants_and_batch_shape_of_a_bijector(name):
-    bijector, x, (_, arrays, ndims) = make_bijector(name), tf.constant(X), CASES[name]
-    y, log_det = bijector.forward_and_log_det(x)
-    assert_close(y, make_bijector(name).forward(x), 0)
-    # A log-determinant that is the same for all events is returned once for all images by TFP.
-    assert_close(log_det, np.broadcast_to(make_bijector(name).forward_log_det_jacobian(x, event_ndims=3), [2]))
-    inverse = np.broadcast_to(make_bijector(name).inverse_log_det_jacobian(y, 3), [2])
-    assert_close(bijector.inverse_and_log_det(y)[1], inverse)
-    batch = [] if ndims or not arrays else [2, 4, 2, 3]
-    assert bijector.experimental_batch_shape(x_event_ndims=ndims) == batch
-    assert list(bijector.experimental_batch_shape_tensor(x_event_ndims=ndims)) == batch
+class TestBijector:
+    @pytest.mark.parametrize("name", CASES)
+    def test_methods_of_tfp_give_the_values_log_determinants_and_batch_shape_of_a_bijector(self, name):
+        bijector, x, (_, arrays, ndims) = make_bijector(name), tf.constant(X), CASES[name]
+        y, log_det = bijector.forward_and_log_det(x)
+        assert_close(y, make_bijector(name).forward(x), 0)
+        # A log-determinant that is the same for all events is returned once for all images by TFP.
+        assert_close(log_det, np.broadcast_to(make_bijector(name).forward_log_det_jacobian(x, event_ndims=3), [2]))
+        inverse = np.broadcast_to(make_bijector(name).inverse_log_det_jacobian(y, 3), [2])
+        assert_close(bijector.inverse_and_log_det(y)[1], inverse)
+        batch = [] if ndims or not arrays else [2, 4, 2, 3]
+        assert bijector.experimental_batch_shape(x_event_ndims=ndims) == batch
+        assert list(bijector.experimental_batch_shape_tensor(x_event_ndims=ndims)) == batch
 
+    @pytest.mark.parametrize(("name", "leading"), itertools.product(["actnorm", "matrix", "squeeze"], [(), (2, 1, 3)]))
+    def test_bijector_accepts_any_leading_axes(self, name, leading):
+        x = tf.broadcast_to(tf.constant(X[0]), [*leading, *X.shape[1:]])
+        y = make_bijector(name).forward(x)
+        expected, log_det = make_bijector(name).forward_and_log_det(tf.constant(X[:1]))
+        assert_close(y, tf.broadcast_to(expected[0], [*leading, *expected.shape[1:]]))
+        assert_close(make_bijector(name).inverse(tf.identity(y)), x)
+        result = make_bijector(name).forward_log_det_jacobian(x, event_ndims=3)
+        assert_close(tf.broadcast_to(result, leading), tf.fill(leading, log_det[0]))
 
-@pytest.mark.parametrize(("name", "leading"), itertools.product(["actnorm", "matrix", "squeeze"], [(), (2, 1, 3)]))
-def test_bijector_accepts_any_leading_axes(name, leading):
-    x = tf.broadcast_to(tf.constant(X[0]), [*leading, *X.shape[1:]])
-    y = make_bijector(name).forward(x)
-    expected, log_det = make_bijector(name).forward_and_log_det(tf.constant(X[:1]))
-    assert_close(y, tf.broadcast_to(expected[0], [*leading, *expected.shape[1:]]))
-    assert_close(make_bijector(name).inverse(tf.identity(y)), x)
-    result = make_bijector(name).forward_log_det_jacobian(x, event_ndims=3)
-    assert_close(tf.broadcast_to(result, leading), tf.fill(leading, log_det[0]))
+    @pytest.mark.parametrize("name", ["actnorm", "affine-1", "affine-0.6"])
+    def test_closed_form_gradients_of_a_bijector_equal_those_of_tensorflow(self, name):
+        make, arrays, _ = CASES[name]
+        inputs = [tf.constant(X), *map(tf.constant, arrays)]
 
+        def plain(x, shift, second):
+            if name == "actnorm":
+                return x * tf.exp(second) + shift, tf.fill([2], 8 * tf.reduce_sum(second))
+            scale = 1 + (1 if name == "affine-1" else 0.6) * tf.tanh(second / 2)
+            return x * scale + shift, tf.reduce_sum(tf.math.log(scale), [1, 2, 3])
 
-@pytest.mark.parametrize("name", ["actnorm", "affine-1", "affine-0.6"])
-def test_closed_form_gradients_of_a_bijector_equal_those_of_tensorflow(name):
-    make, arrays, _ = CASES[name]
-    inputs = [tf.constant(X), *map(tf.constant, arrays)]
+        def gradients(function):
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                y, log_det = function(*inputs)
+                loss = tf.reduce_sum(tf.sin(y)) + tf.reduce_sum(log_det * tf.constant([1.0, -3.0], tf.float64))
+            return [y, log_det, *tape.gradient(loss, inputs)]
 
-    def plain(x, shift, second):
-        if name == "actnorm":
-            return x * tf.exp(second) + shift, tf.fill([2], 8 * tf.reduce_sum(second))
-        scale = 1 + (1 if name == "affine-1" else 0.6) * tf.tanh(second / 2)
-        return x * scale + shift, tf.reduce_sum(tf.math.log(scale), [1, 2, 3])
+        ours = gradients(lambda x, *rest: make(*rest).forward_and_log_det(x))
+        for one, other in zip(ours, gradients(plain), strict=True):
+            assert_close(one, other)
 
-    def gradients(function):
-        with tf.GradientTape() as tape:
-            tape.watch(inputs)
-            y, log_det = function(*inputs)
-            loss = tf.reduce_sum(tf.sin(y)) + tf.reduce_sum(log_det * tf.constant([1.0, -3.0], tf.float64))
-        return [y, log_det, *tape.gradient(loss, inputs)]
+    def test_sigmoid_equals_that_of_tfp_and_is_finite_for_large_inputs(self):
+        x = tf.constant([[-80.0, -30.0, 0.0, 30.0, 80.0, 1.0]], tf.float64)
+        y, log_det = Sigmoid().forward_and_log_det(x)
+        assert_close(y, tfb.Sigmoid().forward(x))
+        assert_close(log_det, tf.reduce_sum(tfb.Sigmoid().forward_log_det_jacobian(x), -1))
+        assert np.all(np.isfinite(Sigmoid().forward_and_log_det(tf.constant([[-80.0], [80.0]]))[1]))
 
-    ours = gradients(lambda x, *rest: make(*rest).forward_and_log_det(x))
-    for one, other in zip(ours, gradients(plain), strict=True):
-        assert_close(one, other)
+    @pytest.mark.parametrize("kind", [tf.Variable, keras.Variable])
+    def test_bijector_refuses_a_variable_as_parameter(self, kind):
+        with pytest.raises(UserError, match="variable"):
+            ChannelAffine(kind(np.zeros(3, "float32")), tf.zeros([3]))
 
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda: ChannelAffine(tf.zeros([2, 3]), tf.zeros([3])),
+            lambda: ChannelMatrix(tf.zeros([5, 3, 3])),
+            lambda: Squeeze().forward(X[:, :3]),
+            lambda: Squeeze().inverse(X),
+        ],
+    )
+    def test_bijector_refuses_parameters_and_inputs_of_a_wrong_shape(self, call):
+        with pytest.raises(UserError, match="ax[ie]s|even|multiple of 4"):
+            call()
 
-def test_sigmoid_equals_that_of_tfp_and_is_finite_for_large_inputs():
-    x = tf.constant([[-80.0, -30.0, 0.0, 30.0, 80.0, 1.0]], tf.float64)
-    y, log_det = Sigmoid().forward_and_log_det(x)
-    assert_close(y, tfb.Sigmoid().forward(x))
-    assert_close(log_det, tf.reduce_sum(tfb.Sigmoid().forward_log_det_jacobian(x), -1))
-    assert np.all(np.isfinite(Sigmoid().forward_and_log_det(tf.constant([[-80.0], [80.0]]))[1]))
+    def test_event_shape_of_a_squeeze_can_have_an_unknown_side(self):
+        assert Squeeze().forward_event_shape([4, None, 3]) == [2, None, 12]
 
+    def test_alpha_that_float32_rounds_to_1_acts_as_1(self):
+        unbounded = tf.constant([-100.0, 0.0, 3.0])
+        almost, whole = (BoundedAffine(tf.zeros([3]), unbounded, alpha) for alpha in (1 - 1e-8, 1.0))
+        x = tf.ones([1, 3])
+        for ours, theirs in zip(almost.forward_and_log_det(x), whole.forward_and_log_det(x), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        assert np.all(np.isfinite(almost.inverse_and_log_det(x)[1]))
 
-@pytest.mark.parametrize("kind", [tf.Variable, keras.Variable])
-def test_bijector_refuses_a_variable_as_parameter(kind):
-    with pytest.raises(UserError, match="variable"):
-        ChannelAffine(kind(np.zeros(3, "float32")), tf.zeros([3]))
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: ChannelAffine(tf.zeros([2, 3]), tf.zeros([3])),
-        lambda: ChannelMatrix(tf.zeros([5, 3, 3])),
-        lambda: Squeeze().forward(X[:, :3]),
-        lambda: Squeeze().inverse(X),
-    ],
-)
-def test_bijector_refuses_parameters_and_inputs_of_a_wrong_shape(call):
-    with pytest.raises(UserError, match="ax[ie]s|even|multiple of 4"):
-        call()
-
-
-def test_event_shape_of_a_squeeze_can_have_an_unknown_side():
-    assert Squeeze().forward_event_shape([4, None, 3]) == [2, None, 12]
-
-
-def test_alpha_that_float32_rounds_to_1_acts_as_1():
-    unbounded = tf.constant([-100.0, 0.0, 3.0])
-    almost, whole = (BoundedAffine(tf.zeros([3]), unbounded, alpha) for alpha in (1 - 1e-8, 1.0))
-    x = tf.ones([1, 3])
-    for ours, theirs in zip(almost.forward_and_log_det(x), whole.forward_and_log_det(x), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    assert np.all(np.isfinite(almost.inverse_and_log_det(x)[1]))
-
-
-def test_bijector_keeps_no_feature_map_alive():
-    bijector = BoundedAffine(tf.zeros([3]), tf.ones([3]))
-    x = tf.ones([2, 4, 4, 3])
-    seen = weakref.ref(with_log_det(bijector).forward_and_log_det(x)[0])
-    gc.disable()
-    try:
-        assert seen() is None
-    finally:
-        gc.enable()
+    def test_bijector_keeps_no_feature_map_alive(self):
+        bijector = BoundedAffine(tf.zeros([3]), tf.ones([3]))
+        x = tf.ones([2, 4, 4, 3])
+        seen = weakref.ref(with_log_det(bijector).forward_and_log_det(x)[0])
+        gc.disable()
+        try:
+            assert seen() is None
+        finally:
+            gc.enable()

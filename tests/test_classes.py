@@ -177,25 +177,26 @@ class TestPriorOfLabels:
         np.testing.assert_allclose(back, normal, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "labels"), [("classes", LABELS), ("prior-classes", LABELS), ("prior-classes", None)])
-def test_gradients_reach_every_weight_of_a_model_with_labels(name, labels):
-    model, images = variant(name), images_of(variant(name))
-    draws = noise(model)
-    loss = lambda: tf.reduce_sum(model.elbo_from_noise(images, *draws, True, labels).bits_per_dim)  # noqa: E731
-    assert_gradients_reach_weights(model, loss)
+class TestLabels:
+    @pytest.mark.parametrize(
+        ("name", "labels"), [("classes", LABELS), ("prior-classes", LABELS), ("prior-classes", None)]
+    )
+    def test_gradients_reach_every_weight_of_a_model_with_labels(self, name, labels):
+        model, images = variant(name), images_of(variant(name))
+        draws = noise(model)
+        loss = lambda: tf.reduce_sum(model.elbo_from_noise(images, *draws, True, labels).bits_per_dim)  # noqa: E731
+        assert_gradients_reach_weights(model, loss)
 
+    @pytest.mark.parametrize("name", OF_CLASSES)
+    def test_keras_saves_and_loads_a_model_with_labels(self, name, tmp_path):
+        model = variant(name)
+        model.save(tmp_path / "model.keras")
+        again = keras.saving.load_model(tmp_path / "model.keras")
+        equal(again.classify(images_of(model)), model.classify(images_of(model)))
 
-@pytest.mark.parametrize("name", OF_CLASSES)
-def test_keras_saves_and_loads_a_model_with_labels(name, tmp_path):
-    model = variant(name)
-    model.save(tmp_path / "model.keras")
-    again = keras.saving.load_model(tmp_path / "model.keras")
-    equal(again.classify(images_of(model)), model.classify(images_of(model)))
-
-
-def test_model_without_labels_refuses_labels():
-    model = variant("coupling")
-    assert "has no labels" in message_of(DataError, lambda: model.encode(images_of(model), LABELS))
-    for call in (lambda: model.classify(images_of(model)), lambda: model.class_log_probabilities):
-        assert "has no labels" in message_of(UserError, call)
-    assert "no function of the label" in message_of(UserError, lambda: model.class_codes)
+    def test_model_without_labels_refuses_labels(self):
+        model = variant("coupling")
+        assert "has no labels" in message_of(DataError, lambda: model.encode(images_of(model), LABELS))
+        for call in (lambda: model.classify(images_of(model)), lambda: model.class_log_probabilities):
+            assert "has no labels" in message_of(UserError, call)
+        assert "no function of the label" in message_of(UserError, lambda: model.class_codes)

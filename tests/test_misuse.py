@@ -63,26 +63,6 @@ class TestInitialize:
         assert has_weights(model, before) and not bool(model.initialized.value)
 
 
-def test_every_method_accepts_an_empty_batch(small):
-    z, v = np.zeros((0, 4), np.float32), np.zeros((0, 8, 8, 3), np.float32)
-    assert small.decode(*small.encode(NONE)).shape == (0, 8, 8, 3)
-    posterior = small.posterior(NONE)
-    assert posterior.batch_shape == (0,) and posterior.event_shape == (4,)
-    assert posterior.sample(5, seed=1).shape == (5, 0, 4)
-    for training in (False, True):
-        assert [part.shape for part in small.elbo(NONE, training=training)] == [(0,)] * 4
-    assert [images.shape for images in small.switch(NONE, NONE)] == [(0, 8, 8, 3)] * 2
-    assert small.interpolate(NONE, NONE, [0, 1], [0]).shape == (0, 2, 1, 8, 8, 3)
-    assert small.interpolate(IMAGES, IMAGES, [], [0]).shape == (3, 0, 1, 8, 8, 3)
-    assert [part.shape for part in small.dequantize(NONE, NONE)] == [(0, 8, 8, 3), (0,)]
-    assert small.sample(0).shape == small.edit(NONE, DIRECTION, 1).shape == (0, 8, 8, 3)
-    likelihood = small.likelihood(np.zeros((3, 4), np.float32))
-    assert likelihood.sample(0).shape == (0, 3, 8, 8, 3) and small.likelihood(z).log_prob(v).shape == (0,)
-    assert small.prior.log_prob(small.prior.sample(0)).shape == (0,)
-    assert "no images" in message_of(DataError, lambda: small.diagnose(NONE))
-    assert "0 and 3 images" in message_of(DataError, lambda: small.switch(NONE, IMAGES))
-
-
 NO_IMAGES = {
     "None": None,
     "ragged lists": [[[[1, 2, 3]], [[1, 2]]]],
@@ -95,16 +75,6 @@ NO_IMAGES = {
 }
 
 
-@pytest.mark.parametrize("kind", NO_IMAGES)
-def test_input_that_is_no_batch_of_images_is_refused(small, kind):
-    given = NO_IMAGES[kind]
-    for method in ("encode", "posterior", "elbo", "diagnose", "quantize_images", "initialize"):
-        assert "images" in message_of(DataError, lambda method=method: getattr(small, method)(given))
-    message_of(DataError, lambda: small.switch(IMAGES, given))
-    message_of(DataError, lambda: small.interpolate(given, IMAGES, [0.5], [0.5]))
-    message_of(DataError, lambda: small.edit(given, DIRECTION, 1))
-
-
 NO_CODES = {
     "None": None,
     "ragged lists": [[1.0, 2.0], [1.0]],
@@ -113,13 +83,6 @@ NO_CODES = {
     "complex": np.ones((3, 4), np.complex64),
     "no batch": np.ones(4),
 }
-
-
-@pytest.mark.parametrize("kind", NO_CODES)
-def test_input_that_is_no_code_is_refused(small, kind):
-    codes = small.encode(IMAGES)
-    assert "z" in message_of(UserError, lambda: small.decode(NO_CODES[kind], codes.v))
-    assert "v" in message_of(UserError, lambda: small.decode(codes.z, NO_CODES[kind]))
 
 
 # {part of the message: (call of a model with a wrong value, the wrong values)}.
@@ -148,69 +111,100 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("part", "value"), [(part, value) for part in WRONG for value in WRONG[part][1]])
-def test_wrong_argument_of_a_method_is_refused_by_name(small, part, value):
-    assert part in message_of(UserError, lambda: WRONG[part][0](small, value))
+class TestArguments:
+    def test_every_method_accepts_an_empty_batch(self, small):
+        z, v = np.zeros((0, 4), np.float32), np.zeros((0, 8, 8, 3), np.float32)
+        assert small.decode(*small.encode(NONE)).shape == (0, 8, 8, 3)
+        posterior = small.posterior(NONE)
+        assert posterior.batch_shape == (0,) and posterior.event_shape == (4,)
+        assert posterior.sample(5, seed=1).shape == (5, 0, 4)
+        for training in (False, True):
+            assert [part.shape for part in small.elbo(NONE, training=training)] == [(0,)] * 4
+        assert [images.shape for images in small.switch(NONE, NONE)] == [(0, 8, 8, 3)] * 2
+        assert small.interpolate(NONE, NONE, [0, 1], [0]).shape == (0, 2, 1, 8, 8, 3)
+        assert small.interpolate(IMAGES, IMAGES, [], [0]).shape == (3, 0, 1, 8, 8, 3)
+        assert [part.shape for part in small.dequantize(NONE, NONE)] == [(0, 8, 8, 3), (0,)]
+        assert small.sample(0).shape == small.edit(NONE, DIRECTION, 1).shape == (0, 8, 8, 3)
+        likelihood = small.likelihood(np.zeros((3, 4), np.float32))
+        assert likelihood.sample(0).shape == (0, 3, 8, 8, 3) and small.likelihood(z).log_prob(v).shape == (0,)
+        assert small.prior.log_prob(small.prior.sample(0)).shape == (0,)
+        assert "no images" in message_of(DataError, lambda: small.diagnose(NONE))
+        assert "0 and 3 images" in message_of(DataError, lambda: small.switch(NONE, IMAGES))
 
+    @pytest.mark.parametrize("kind", NO_IMAGES)
+    def test_input_that_is_no_batch_of_images_is_refused(self, small, kind):
+        given = NO_IMAGES[kind]
+        for method in ("encode", "posterior", "elbo", "diagnose", "quantize_images", "initialize"):
+            assert "images" in message_of(DataError, lambda method=method: getattr(small, method)(given))
+        message_of(DataError, lambda: small.switch(IMAGES, given))
+        message_of(DataError, lambda: small.interpolate(given, IMAGES, [0.5], [0.5]))
+        message_of(DataError, lambda: small.edit(given, DIRECTION, 1))
 
-@pytest.mark.parametrize("chunk", [64, 3])
-def test_samples_follow_from_seed_and_temperature_with_any_size_of_chunks(without_z, small, monkeypatch, chunk):
-    monkeypatch.setattr(model_module, "CHUNK", chunk)
-    n, seed = 7, randomness.make_seed(5)
-    for model in (small, without_z):
-        v = 0.7 * tf.random.stateless_normal([n, 8, 8, 3], randomness.derive_seed(seed, "v"))
-        z = None
-        if model.encoder is not None:
-            z = model.z_from_noise(tf.random.stateless_normal([n, 4], randomness.derive_seed(seed, "z")))
-        equal(model.sample(n, 0.7, seed=5), model.decode(z, v))
+    @pytest.mark.parametrize("kind", NO_CODES)
+    def test_input_that_is_no_code_is_refused(self, small, kind):
+        codes = small.encode(IMAGES)
+        assert "z" in message_of(UserError, lambda: small.decode(NO_CODES[kind], codes.v))
+        assert "v" in message_of(UserError, lambda: small.decode(codes.z, NO_CODES[kind]))
 
+    @pytest.mark.parametrize(("part", "value"), [(part, value) for part in WRONG for value in WRONG[part][1]])
+    def test_wrong_argument_of_a_method_is_refused_by_name(self, small, part, value):
+        assert part in message_of(UserError, lambda: WRONG[part][0](small, value))
 
-def test_sampling_beyond_memory_is_refused_in_one_line(small, monkeypatch):
-    def decode(z, v):
-        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating\nmany lines")
+    @pytest.mark.parametrize("chunk", [64, 3])
+    def test_samples_follow_from_seed_and_temperature_with_any_size_of_chunks(
+        self, without_z, small, monkeypatch, chunk
+    ):
+        monkeypatch.setattr(model_module, "CHUNK", chunk)
+        n, seed = 7, randomness.make_seed(5)
+        for model in (small, without_z):
+            v = 0.7 * tf.random.stateless_normal([n, 8, 8, 3], randomness.derive_seed(seed, "v"))
+            z = None
+            if model.encoder is not None:
+                z = model.z_from_noise(tf.random.stateless_normal([n, 4], randomness.derive_seed(seed, "z")))
+            equal(model.sample(n, 0.7, seed=5), model.decode(z, v))
 
-    monkeypatch.setattr(small, "decode", decode)
-    assert "out of memory with 100 images" in message_of(UserError, lambda: small.sample(100))
-    monkeypatch.setattr(small, "decode", lambda z, v: pytest.fail("images are drawn"))
-    assert "out of memory with 1,000,000,000,000 images" in message_of(UserError, lambda: small.sample(10**12))
+    def test_sampling_beyond_memory_is_refused_in_one_line(self, small, monkeypatch):
+        def decode(z, v):
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating\nmany lines")
 
+        monkeypatch.setattr(small, "decode", decode)
+        assert "out of memory with 100 images" in message_of(UserError, lambda: small.sample(100))
+        monkeypatch.setattr(small, "decode", lambda z, v: pytest.fail("images are drawn"))
+        assert "out of memory with 1,000,000,000,000 images" in message_of(UserError, lambda: small.sample(10**12))
 
-def test_methods_accept_lists_scalars_and_float64_arrays(small):
-    z, v = (np.asarray(code) for code in small.encode(IMAGES))
-    equal(small.decode(z.tolist(), v.astype(np.float64)), IMAGES)
-    equal(small.encode(list(IMAGES)).v, v)
-    a, b = IMAGES[:1], IMAGES[1:2]
-    whole = small.interpolate(a, b, [0.25], [0.5, 1])
-    for alphas in (0.25, np.array([0.25]), tf.constant(0.25)):
-        equal(small.interpolate(a, b, alphas, [0.5, 1]), whole)
-    equal(small.interpolate(a, b, 1, 1)[:, 0, 0], b)
+    def test_methods_accept_lists_scalars_and_float64_arrays(self, small):
+        z, v = (np.asarray(code) for code in small.encode(IMAGES))
+        equal(small.decode(z.tolist(), v.astype(np.float64)), IMAGES)
+        equal(small.encode(list(IMAGES)).v, v)
+        a, b = IMAGES[:1], IMAGES[1:2]
+        whole = small.interpolate(a, b, [0.25], [0.5, 1])
+        for alphas in (0.25, np.array([0.25]), tf.constant(0.25)):
+            equal(small.interpolate(a, b, alphas, [0.5, 1]), whole)
+        equal(small.interpolate(a, b, 1, 1)[:, 0, 0], b)
 
+    def test_edit_adds_the_direction_to_z_and_keeps_v(self, small, without_z):
+        z, v = small.encode(IMAGES)
+        expected = small.decode(z + 1.5 * DIRECTION, v)
+        equal(small.edit(IMAGES, DIRECTION, 1.5), expected)
+        for amount in (tf.constant(1.5), [1.5], np.full(3, 1.5)):
+            equal(small.edit(IMAGES, Direction("a", MEANS, DIRECTION), amount), expected)
+        edited = small.edit(IMAGES, np.stack([DIRECTION, 0 * DIRECTION, -DIRECTION]), [1.5, 9, -1.5])
+        equal(edited, [expected[0], IMAGES[1], expected[2]])
+        equal(small.edit(IMAGES, 100 * DIRECTION, -0.0), IMAGES)
+        assert "has no z" in message_of(UserError, lambda: without_z.edit(IMAGES, DIRECTION, 1))
 
-def test_edit_adds_the_direction_to_z_and_keeps_v(small, without_z):
-    z, v = small.encode(IMAGES)
-    expected = small.decode(z + 1.5 * DIRECTION, v)
-    equal(small.edit(IMAGES, DIRECTION, 1.5), expected)
-    for amount in (tf.constant(1.5), [1.5], np.full(3, 1.5)):
-        equal(small.edit(IMAGES, Direction("a", MEANS, DIRECTION), amount), expected)
-    edited = small.edit(IMAGES, np.stack([DIRECTION, 0 * DIRECTION, -DIRECTION]), [1.5, 9, -1.5])
-    equal(edited, [expected[0], IMAGES[1], expected[2]])
-    equal(small.edit(IMAGES, 100 * DIRECTION, -0.0), IMAGES)
-    assert "has no z" in message_of(UserError, lambda: without_z.edit(IMAGES, DIRECTION, 1))
+    def test_edit_works_inside_a_tf_function(self, small):
+        tf.config.run_functions_eagerly(False)
+        traced = tf.function(small.edit, autograph=False)
+        edited = traced(tf.constant(IMAGES), tf.constant(DIRECTION), tf.constant([0.0, 1.0, 2.0]))
+        equal(edited[0], IMAGES[0])
+        assert np.any(edited[1] != IMAGES[1])
 
-
-def test_edit_works_inside_a_tf_function(small):
-    tf.config.run_functions_eagerly(False)
-    traced = tf.function(small.edit, autograph=False)
-    edited = traced(tf.constant(IMAGES), tf.constant(DIRECTION), tf.constant([0.0, 1.0, 2.0]))
-    equal(edited[0], IMAGES[0])
-    assert np.any(edited[1] != IMAGES[1])
-
-
-def test_elbo_in_training_updates_moving_statistics_of_batch_normalisation():
-    model, images = fresh(SMALL), random_images(8, seed=2)
-    moving = {n: v for n, v in model.named_variables().items() if "moving" in n}
-    before = {name: variable.numpy() for name, variable in moving.items()}
-    assert before
-    for training in (False, True):
-        model.elbo(images, seed=1, training=training)
-        assert all(np.any(variable != before[name]) == training for name, variable in moving.items())
+    def test_elbo_in_training_updates_moving_statistics_of_batch_normalisation(self):
+        model, images = fresh(SMALL), random_images(8, seed=2)
+        moving = {n: v for n, v in model.named_variables().items() if "moving" in n}
+        before = {name: variable.numpy() for name, variable in moving.items()}
+        assert before
+        for training in (False, True):
+            model.elbo(images, seed=1, training=training)
+            assert all(np.any(variable != before[name]) == training for name, variable in moving.items())

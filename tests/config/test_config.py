@@ -110,7 +110,7 @@ class TestOverride:
         assert expected in refusal(lambda: override(Config(), [assignment]))
 
 
-def test_unreadable_config_file_is_named(tmp_path):
+def test_unreadable_config_file_is_refused_by_name(tmp_path):
     path = tmp_path / "config.json"
     message = refusal(lambda: Config.from_json(path))
     assert "config.json" in message and "No such file" in message

@@ -54,7 +54,7 @@ class TestShrinking:
         for count, right in zip((1, 3), exact, strict=True):
             assert shrink_images(tf.constant(image), count, 1).numpy().ravel().tolist() == right
 
-    def test_padding_repeats_the_last_row_and_column(self):
+    def test_padding_of_images_repeats_the_last_row_and_column(self):
         images = random_images(2, (5, 8, 3))
         equal(pad_images(tf.constant(images), 4), np.pad(images, [(0, 0), (0, 3), (0, 0), (0, 0)], "edge"))
 

@@ -27,18 +27,6 @@ IMAGES = np.concatenate(
 )
 
 
-@pytest.mark.parametrize("n_bits", [8, 5, 1])
-def test_images_of_any_bits_come_back_from_codes_of_their_bins(of_bits, n_bits):
-    model, expected = of_bits(n_bits), quantize(IMAGES, n_bits)
-    codes = model.encode(IMAGES, verify=True)
-    assert isinstance(codes, Codes) and model.decode(*codes).dtype == tf.uint8
-    equal(model.decode(*codes), expected)
-    equal(model.quantize_images(IMAGES), expected)
-    np.testing.assert_allclose(model.encode(expected).v, codes.v, rtol=1e-4, atol=1e-4)
-    equal(model.decode(*model.encode(np.concatenate([IMAGES] * 5))), np.concatenate([expected] * 5))
-    equal(model.decode(*model.encode(IMAGES[:1])), expected[:1])
-
-
 def lossy(gain, shift):
     """A model with alpha = 1 whose first coupling shrinks what is bright and leaves what is dark."""
     model = DecoupledModel(dataclasses.replace(SMALLEST, alpha=1.0))
@@ -58,186 +46,185 @@ def lossy(gain, shift):
     return model
 
 
-@pytest.mark.parametrize(
-    ("gain", "shift", "lost"),
-    # Bright images shrink to 0, or below the rounding of a large shift; or dark ones shrink to 0.
-    [(1000.0, 0.0, [1, 3, 5]), (8.0, 1000.0, [1, 3, 5]), (-1000.0, 0.0, [0, 2, 4])],
-    ids=["underflow", "rounding", "underflow of dark ones"],
-)
-def test_verify_names_exactly_the_images_that_are_lost(gain, shift, lost):
-    model = lossy(gain, shift)
-    black, white = np.zeros((1, 4, 4, 3), "uint8"), np.full((1, 4, 4, 3), 255, "uint8")
-    dark = random_images(1, 4) // 8
-    images = np.concatenate([black, white, dark, white, black, white])
-    codes = model.encode(images)
-    assert np.all(np.isfinite(codes.v))
-    message = message_of(InversionError, lambda: model.encode(images, verify=True))
-    assert message.startswith(f"image {', '.join(map(str, lost))} of the batch") and "alpha" in message
-    # Without the lost images, encoding passes.
-    kept = np.setdiff1d(range(6), lost)
-    v = model.encode(images[kept], verify=True).v
-    np.testing.assert_allclose(v, codes.v.numpy()[kept], rtol=1e-4, atol=1e-5)
+class TestModel:
+    @pytest.mark.parametrize("n_bits", [8, 5, 1])
+    def test_images_of_any_bits_come_back_from_codes_of_their_bins(self, of_bits, n_bits):
+        model, expected = of_bits(n_bits), quantize(IMAGES, n_bits)
+        codes = model.encode(IMAGES, verify=True)
+        assert isinstance(codes, Codes) and model.decode(*codes).dtype == tf.uint8
+        equal(model.decode(*codes), expected)
+        equal(model.quantize_images(IMAGES), expected)
+        np.testing.assert_allclose(model.encode(expected).v, codes.v, rtol=1e-4, atol=1e-4)
+        equal(model.decode(*model.encode(np.concatenate([IMAGES] * 5))), np.concatenate([expected] * 5))
+        equal(model.decode(*model.encode(IMAGES[:1])), expected[:1])
 
-
-def test_encode_warns_of_images_far_from_the_training_images():
-    rng = np.random.default_rng(0)
-    near = rng.integers(120, 136, (16, 4, 4, 3), dtype="uint8")
-    far = (255 * rng.integers(0, 2, (1, 4, 4, 3))).astype("uint8")
-    model = DecoupledModel(SMALLEST)
-    model.initialize(near)
-    images = np.concatenate([near[:1], far, near[1:2]])
-    with pytest.warns(ExactnessWarning, match="^image 1 of the batch is far from") as warned:
+    @pytest.mark.parametrize(
+        ("gain", "shift", "lost"),
+        # Bright images shrink to 0, or below the rounding of a large shift; or dark ones shrink to 0.
+        [(1000.0, 0.0, [1, 3, 5]), (8.0, 1000.0, [1, 3, 5]), (-1000.0, 0.0, [0, 2, 4])],
+        ids=["underflow", "rounding", "underflow of dark ones"],
+    )
+    def test_encode_with_verify_names_exactly_the_lost_images(self, gain, shift, lost):
+        model = lossy(gain, shift)
+        black, white = np.zeros((1, 4, 4, 3), "uint8"), np.full((1, 4, 4, 3), 255, "uint8")
+        dark = random_images(1, 4) // 8
+        images = np.concatenate([black, white, dark, white, black, white])
         codes = model.encode(images)
-    assert warned[0].filename == __file__
-    assert far_from_training(codes.v).tolist() == [False, True, False]
-    assert far_from_training(np.stack([np.zeros((2, 2, 3)), np.full((2, 2, 3), np.nan)])).tolist() == [False, True]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        model.encode(near)
-        # Images that were recovered by decoding need no warning.
-        model.encode(images, verify=True)
+        assert np.all(np.isfinite(codes.v))
+        message = message_of(InversionError, lambda: model.encode(images, verify=True))
+        assert message.startswith(f"image {', '.join(map(str, lost))} of the batch") and "alpha" in message
+        # Without the lost images, encoding passes.
+        kept = np.setdiff1d(range(6), lost)
+        v = model.encode(images[kept], verify=True).v
+        np.testing.assert_allclose(v, codes.v.numpy()[kept], rtol=1e-4, atol=1e-5)
 
+    def test_encode_warns_of_images_far_from_the_training_images(self):
+        rng = np.random.default_rng(0)
+        near = rng.integers(120, 136, (16, 4, 4, 3), dtype="uint8")
+        far = (255 * rng.integers(0, 2, (1, 4, 4, 3))).astype("uint8")
+        model = DecoupledModel(SMALLEST)
+        model.initialize(near)
+        images = np.concatenate([near[:1], far, near[1:2]])
+        with pytest.warns(ExactnessWarning, match="^image 1 of the batch is far from") as warned:
+            codes = model.encode(images)
+        assert warned[0].filename == __file__
+        assert far_from_training(codes.v).tolist() == [False, True, False]
+        assert far_from_training(np.stack([np.zeros((2, 2, 3)), np.full((2, 2, 3), np.nan)])).tolist() == [False, True]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model.encode(near)
+            # Images that were recovered by decoding need no warning.
+            model.encode(images, verify=True)
 
-def test_encode_with_verify_is_refused_within_a_function(small_model):
-    encode = tf.function(lambda images: small_model.encode(images, verify=True))
-    assert "tf.function" in message_of(UserError, lambda: encode(tf.constant(images_of(small_model))))
+    def test_encode_with_verify_is_refused_within_a_function(self, small_model):
+        encode = tf.function(lambda images: small_model.encode(images, verify=True))
+        assert "tf.function" in message_of(UserError, lambda: encode(tf.constant(images_of(small_model))))
 
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("flow/level_1_part_0_step_0/coupling_alternate_first/net/last_bias", math.inf),
-        ("flow/level_1_part_0_step_0/linear/kernel", math.nan),
-    ],
-)
-def test_encode_decode_and_sample_refuse_weights_that_are_not_finite(name, value):
-    model = fresh(SMALLEST)
-    images = images_of(model)
-    codes = model.encode(images)
-    variable = model.named_variables()[name]
-    variable.assign(np.full(variable.shape, value))
-    assert "image 0, 1, 2 of the batch" in message_of(InversionError, lambda: model.encode(images))
-    assert "image 0, 1, 2 of the batch" in message_of(InversionError, lambda: model.decode(*codes))
-    message_of(InversionError, lambda: model.sample(2, seed=0))
-    variable.assign(np.zeros(variable.shape))
-    model.encoder.last.bias.assign(np.full(8, math.nan))
-    message_of(InversionError, lambda: model.encode(images))
-
-
-def test_decode_names_only_the_image_with_nan(small_model):
-    z, v = (np.array(code) for code in small_model.encode(images_of(small_model)))
-    v[1, 0, 0, 0] = math.nan
-    assert "image 1 of the batch" in message_of(InversionError, lambda: small_model.decode(z, v))
-
-
-def test_v_of_base_conditioning_is_the_code_of_the_flow_without_z_whitened_by_z():
-    model = variant("base-additive")
-    plain = DecoupledModel(dataclasses.replace(model.config, conditioning="none"))
-    values = read_weights(model)
-    for key, variable in plain.named_variables().items():
-        variable.assign(values[key])
-    images = images_of(model)
-    z, v = model.encode(images)
-    h = plain.encode(images).v
-    zero = tf.zeros_like(h)
-    mean = model.flow.whitening.inverse_and_log_det(zero, z)[0]
-    scale = model.flow.whitening.inverse_and_log_det(zero + 1, z)[0] - mean
-    np.testing.assert_allclose(v, (h - mean) / scale, rtol=1e-3, atol=1e-4)
-
-
-def test_model_without_z_encodes_decodes_samples_and_interpolates():
-    model = variant("none")
-    a, b = images_of(model, 2, 1), images_of(model, 2, 2)
-    codes = model.encode(a)
-    assert codes.z is None and model.encoder is None and model.prior_flow is None
-    equal(model.decode(None, codes.v), a)
-    assert model.sample(3, seed=1).shape == (3, 4, 4, 3)
-    grid = model.interpolate(a, b, [0, 1], [0, 1])
-    equal(grid[:, 0], grid[:, 1])
-    equal(grid[:, 0, 0], a)
-    equal(grid[:, 0, 1], b)
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda model, images: model.posterior(images),
-        lambda model, images: model.prior,
-        lambda model, images: model.switch(images, images),
-        lambda model, images: model.likelihood(np.zeros((3, 4))),
-        lambda model, images: model.decode(np.zeros((3, 4)), np.zeros(images.shape)),
-    ],
-    ids=["posterior", "prior", "switch", "likelihood of z", "decode of z"],
-)
-def test_model_without_z_refuses_methods_that_need_z(call):
-    assert "no z" in message_of(UserError, lambda: call(variant("none"), images_of(variant("none"))))
-
-
-def test_switch_decodes_z_of_one_image_with_v_of_the_other(small_model):
-    a, b = images_of(small_model, 3, 1), images_of(small_model, 3, 2)
-    ab, ba = small_model.switch(a, b)
-    equal(ab, small_model.decode(small_model.encode(a).z, small_model.encode(b).v))
-    equal(ba, small_model.decode(small_model.encode(b).z, small_model.encode(a).v))
-    assert np.any(ab != b) and np.any(ba != a)
-    for image in small_model.switch(a, a):
-        equal(image, a)
-
-
-@pytest.mark.parametrize("path", ["lerp", "slerp"])
-def test_interpolation_has_images_and_switches_in_its_corners_and_codes_between(small_model, path):
-    a, b = images_of(small_model, 3, 1), images_of(small_model, 3, 2)
-    (z_a, v_a), (z_b, v_b) = small_model.encode(a), small_model.encode(b)
-    grid = small_model.interpolate(a, b, [0, 0.25, 1], [0, 0.75, 1], path=path)
-    assert grid.shape == (3, 3, 3, 4, 4, 3) and grid.dtype == tf.uint8
-    equal(grid[:, 0, 0], a)
-    equal(grid[:, 2, 2], b)
-    ab, ba = small_model.switch(a, b)
-    equal(grid[:, 2, 0], ba)  # z of b, v of a
-    equal(grid[:, 0, 2], ab)  # z of a, v of b
-    v = interpolate_codes(v_a, v_b, [0.75], path)[:, 0]
-    equal(grid[:, 1, 1], small_model.decode(0.75 * z_a + 0.25 * z_b, v))
-    assert "path is 'arc'" in message_of(UserError, lambda: small_model.interpolate(a, b, [0], [0], path="arc"))
-
-
-def test_interpolation_does_not_depend_on_the_size_of_chunks(small_model, monkeypatch):
-    a, b = images_of(small_model, 2, 1), images_of(small_model, 2, 2)
-    whole = small_model.interpolate(a, b, [0, 0.3, 1], [0, 0.6, 1])
-    monkeypatch.setattr("tfdecouple.model.codes.CHUNK", 5)
-    equal(small_model.interpolate(a, b, [0, 0.3, 1], [0, 0.6, 1]), whole)
-
-
-@pytest.mark.parametrize("alphas", [[0, 0.5], []])
-def test_interpolate_works_in_a_function_for_batches_of_any_size(small_model, alphas):
-    a, b = images_of(small_model, 2, 1), images_of(small_model, 2, 2)
-
-    def run(a, b):
-        return small_model.interpolate(a, b, alphas, [0, 1])
-
-    signature = [tf.TensorSpec([None, 4, 4, 3], tf.uint8)] * 2
-    equal(tf.function(run, input_signature=signature)(a, b), run(a, b))
-
-
-@pytest.mark.parametrize("method", ["initialize", "diagnose", "quantize_images", "classify"])
-def test_methods_of_one_image_size_refuse_other_sizes(method):
-    images = np.zeros((2, 4, 8, 3), "uint8")
-    message = message_of(DataError, lambda: getattr(variant("prior-classes"), method)(images))
-    assert "(2, 4, 8, 3); this model needs [batch, 4, 4, 3]" in message
-
-
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_model_computes_in_float32_under_any_dtype_policy(policy):
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("flow/level_1_part_0_step_0/coupling_alternate_first/net/last_bias", math.inf),
+            ("flow/level_1_part_0_step_0/linear/kernel", math.nan),
+        ],
+    )
+    def test_encode_decode_and_sample_refuse_weights_that_are_not_finite(self, name, value):
         model = fresh(SMALLEST)
         images = images_of(model)
-        codes = model.encode(images, verify=True)
-        equal(model.decode(*codes), images)
-        assert {array.dtype for array in (*codes, *model.elbo(images, seed=1))} == {tf.float32}
-        assert {variable.dtype for variable in model.trainable_variables} == {"float32"}
-    finally:
-        keras.config.set_dtype_policy(before)
-    plain = DecoupledModel(SMALLEST)
-    plain.set_weights(model.get_weights())
-    for ours, theirs in zip(codes, plain.encode(images), strict=True):
-        equal(ours, theirs)
+        codes = model.encode(images)
+        variable = model.named_variables()[name]
+        variable.assign(np.full(variable.shape, value))
+        assert "image 0, 1, 2 of the batch" in message_of(InversionError, lambda: model.encode(images))
+        assert "image 0, 1, 2 of the batch" in message_of(InversionError, lambda: model.decode(*codes))
+        message_of(InversionError, lambda: model.sample(2, seed=0))
+        variable.assign(np.zeros(variable.shape))
+        model.encoder.last.bias.assign(np.full(8, math.nan))
+        message_of(InversionError, lambda: model.encode(images))
+
+    def test_decode_names_only_the_image_with_nan(self, small_model):
+        z, v = (np.array(code) for code in small_model.encode(images_of(small_model)))
+        v[1, 0, 0, 0] = math.nan
+        assert "image 1 of the batch" in message_of(InversionError, lambda: small_model.decode(z, v))
+
+    def test_v_of_base_conditioning_is_the_code_of_the_flow_without_z_whitened_by_z(self):
+        model = variant("base-additive")
+        plain = DecoupledModel(dataclasses.replace(model.config, conditioning="none"))
+        values = read_weights(model)
+        for key, variable in plain.named_variables().items():
+            variable.assign(values[key])
+        images = images_of(model)
+        z, v = model.encode(images)
+        h = plain.encode(images).v
+        zero = tf.zeros_like(h)
+        mean = model.flow.whitening.inverse_and_log_det(zero, z)[0]
+        scale = model.flow.whitening.inverse_and_log_det(zero + 1, z)[0] - mean
+        np.testing.assert_allclose(v, (h - mean) / scale, rtol=1e-3, atol=1e-4)
+
+    def test_model_without_z_encodes_decodes_samples_and_interpolates(self):
+        model = variant("none")
+        a, b = images_of(model, 2, 1), images_of(model, 2, 2)
+        codes = model.encode(a)
+        assert codes.z is None and model.encoder is None and model.prior_flow is None
+        equal(model.decode(None, codes.v), a)
+        assert model.sample(3, seed=1).shape == (3, 4, 4, 3)
+        grid = model.interpolate(a, b, [0, 1], [0, 1])
+        equal(grid[:, 0], grid[:, 1])
+        equal(grid[:, 0, 0], a)
+        equal(grid[:, 0, 1], b)
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda model, images: model.posterior(images),
+            lambda model, images: model.prior,
+            lambda model, images: model.switch(images, images),
+            lambda model, images: model.likelihood(np.zeros((3, 4))),
+            lambda model, images: model.decode(np.zeros((3, 4)), np.zeros(images.shape)),
+        ],
+        ids=["posterior", "prior", "switch", "likelihood of z", "decode of z"],
+    )
+    def test_model_without_z_refuses_methods_that_need_z(self, call):
+        assert "no z" in message_of(UserError, lambda: call(variant("none"), images_of(variant("none"))))
+
+    def test_switch_decodes_z_of_one_image_with_v_of_the_other(self, small_model):
+        a, b = images_of(small_model, 3, 1), images_of(small_model, 3, 2)
+        ab, ba = small_model.switch(a, b)
+        equal(ab, small_model.decode(small_model.encode(a).z, small_model.encode(b).v))
+        equal(ba, small_model.decode(small_model.encode(b).z, small_model.encode(a).v))
+        assert np.any(ab != b) and np.any(ba != a)
+        for image in small_model.switch(a, a):
+            equal(image, a)
+
+    @pytest.mark.parametrize("path", ["lerp", "slerp"])
+    def test_interpolation_has_images_and_switches_in_its_corners_and_codes_between(self, small_model, path):
+        a, b = images_of(small_model, 3, 1), images_of(small_model, 3, 2)
+        (z_a, v_a), (z_b, v_b) = small_model.encode(a), small_model.encode(b)
+        grid = small_model.interpolate(a, b, [0, 0.25, 1], [0, 0.75, 1], path=path)
+        assert grid.shape == (3, 3, 3, 4, 4, 3) and grid.dtype == tf.uint8
+        equal(grid[:, 0, 0], a)
+        equal(grid[:, 2, 2], b)
+        ab, ba = small_model.switch(a, b)
+        equal(grid[:, 2, 0], ba)  # z of b, v of a
+        equal(grid[:, 0, 2], ab)  # z of a, v of b
+        v = interpolate_codes(v_a, v_b, [0.75], path)[:, 0]
+        equal(grid[:, 1, 1], small_model.decode(0.75 * z_a + 0.25 * z_b, v))
+        assert "path is 'arc'" in message_of(UserError, lambda: small_model.interpolate(a, b, [0], [0], path="arc"))
+
+    def test_interpolation_does_not_depend_on_the_size_of_chunks(self, small_model, monkeypatch):
+        a, b = images_of(small_model, 2, 1), images_of(small_model, 2, 2)
+        whole = small_model.interpolate(a, b, [0, 0.3, 1], [0, 0.6, 1])
+        monkeypatch.setattr("tfdecouple.model.codes.CHUNK", 5)
+        equal(small_model.interpolate(a, b, [0, 0.3, 1], [0, 0.6, 1]), whole)
+
+    @pytest.mark.parametrize("alphas", [[0, 0.5], []])
+    def test_interpolate_works_in_a_function_for_batches_of_any_size(self, small_model, alphas):
+        a, b = images_of(small_model, 2, 1), images_of(small_model, 2, 2)
+
+        def run(a, b):
+            return small_model.interpolate(a, b, alphas, [0, 1])
+
+        signature = [tf.TensorSpec([None, 4, 4, 3], tf.uint8)] * 2
+        equal(tf.function(run, input_signature=signature)(a, b), run(a, b))
+
+    @pytest.mark.parametrize("method", ["initialize", "diagnose", "quantize_images", "classify"])
+    def test_methods_of_one_image_size_refuse_other_sizes(self, method):
+        images = np.zeros((2, 4, 8, 3), "uint8")
+        message = message_of(DataError, lambda: getattr(variant("prior-classes"), method)(images))
+        assert "(2, 4, 8, 3); this model needs [batch, 4, 4, 3]" in message
+
+    @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+    def test_model_computes_in_float32_under_any_dtype_policy(self, policy):
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(policy)
+        try:
+            model = fresh(SMALLEST)
+            images = images_of(model)
+            codes = model.encode(images, verify=True)
+            equal(model.decode(*codes), images)
+            assert {array.dtype for array in (*codes, *model.elbo(images, seed=1))} == {tf.float32}
+            assert {variable.dtype for variable in model.trainable_variables} == {"float32"}
+        finally:
+            keras.config.set_dtype_policy(before)
+        plain = DecoupledModel(SMALLEST)
+        plain.set_weights(model.get_weights())
+        for ours, theirs in zip(codes, plain.encode(images), strict=True):
+            equal(ours, theirs)

@@ -1,17 +1,25 @@
-"""Tests of the encoder: batch normalisation, gradients of its convolutions, and its start.
+"""Tests of the encoder and of variational dequantisation, whose map is made by the same blocks.
 
 tests/interop/test_wolf.py compares the results of encoders with those of the authors' code.
 """
 
 import collections
+import dataclasses
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.layers import get_case, list_layers
 from helpers.models import give_effect
+from helpers.variants import VARIANTS, images_of, variant
 
+from tfdecouple import randomness
+from tfdecouple.layers import Coupling, LocalConvNet
+from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import BatchNorm, Encoder, ResNetBlock
+from tfdecouple.runtime.execution import Execution
+from tfdecouple.runtime.run_mode import RunMode
 
 
 def built(layer, shape):
@@ -33,59 +41,117 @@ def noise(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype("float32")
 
 
-@pytest.mark.parametrize("transposed", [False, True])
-def test_gradient_of_a_1x1_kernel_in_the_encoder_has_no_stride(transposed):
-    """With strides, oneDNN reads beyond its memory if the count of images is odd."""
-    block = built(ResNetBlock(4, 2, transposed), (None, 4, 4, 3))
+pytestmark = pytest.mark.usefixtures("eager")
 
-    @tf.function
-    def gradients(x):
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(block(x))
-        return tape.gradient(loss, [weight.value for weight in block.trainable_weights])
-
-    graph = gradients.get_concrete_function(tf.TensorSpec([3, 4, 4, 3])).graph
-    strides = collections.defaultdict(set)
-    for operation in graph.get_operations():
-        if operation.type == "Conv2DBackpropFilter":
-            strides[tuple(operation.outputs[0].shape[:2])].add(tuple(operation.get_attr("strides")))
-    assert strides[1, 1] == {(1, 1, 1, 1)} and len(strides[3, 3]) == 2
+TWO_LEVELS = dataclasses.replace(VARIANTS["dequantization"], dequantization_map_channels=2)
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("shards", [None, [5], [2, 3], [1, 1, 3]])
-def test_batch_normalisation_in_shards_equals_that_of_keras(training, shards):
-    keras_layer = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
-    ours, theirs = (with_statistics(built(layer, (None, 4, 4, 3))) for layer in (BatchNorm(), keras_layer))
-    theirs.set_weights(ours.get_weights())
-    x = tf.constant(noise(5, 4, 4, 3) + 2)
-    upstream = noise(5, 4, 4, 3)
+class TestNetworks:
+    @pytest.mark.parametrize("transposed", [False, True])
+    def test_gradient_of_a_1x1_kernel_in_the_encoder_has_no_stride(self, transposed):
+        """With strides, oneDNN reads beyond its memory if the count of images is odd."""
+        block = built(ResNetBlock(4, 2, transposed), (None, 4, 4, 3))
 
-    def with_gradients(layer, run):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = run()
-            loss = tf.reduce_sum(y * upstream)
-        return [y, *tape.gradient(loss, [x, layer.gamma.value, layer.beta.value])]
+        @tf.function
+        def gradients(x):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(block(x))
+            return tape.gradient(loss, [weight.value for weight in block.trainable_weights])
 
-    def normalize():
-        if shards is None:
-            return ours(x, training=training)
-        return tf.concat(ours.normalize(tf.split(x, shards), training), 0)
+        graph = gradients.get_concrete_function(tf.TensorSpec([3, 4, 4, 3])).graph
+        strides = collections.defaultdict(set)
+        for operation in graph.get_operations():
+            if operation.type == "Conv2DBackpropFilter":
+                strides[tuple(operation.outputs[0].shape[:2])].add(tuple(operation.get_attr("strides")))
+        assert strides[1, 1] == {(1, 1, 1, 1)} and len(strides[3, 3]) == 2
 
-    found = with_gradients(ours, normalize)
-    expected = with_gradients(theirs, lambda: theirs(x, training=training))
-    for one, other in zip(found + ours.get_weights(), expected + theirs.get_weights(), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    @pytest.mark.parametrize("training", [False, True])
+    @pytest.mark.parametrize("shards", [None, [5], [2, 3], [1, 1, 3]])
+    def test_batch_normalisation_in_shards_equals_that_of_keras(self, training, shards):
+        keras_layer = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
+        ours, theirs = (with_statistics(built(layer, (None, 4, 4, 3))) for layer in (BatchNorm(), keras_layer))
+        theirs.set_weights(ours.get_weights())
+        x = tf.constant(noise(5, 4, 4, 3) + 2)
+        upstream = noise(5, 4, 4, 3)
 
+        def with_gradients(layer, run):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = run()
+                loss = tf.reduce_sum(y * upstream)
+            return [y, *tape.gradient(loss, [x, layer.gamma.value, layer.beta.value])]
 
-@pytest.mark.parametrize("training", [False, True])
-def test_posterior_of_an_encoder_is_standard_normal_at_the_start_and_after_a_reset(training):
-    encoder = built(Encoder(3, (4,), 2), (None, 4, 4, 3))
-    x = noise(4, 4, 4, 3)
-    for _ in range(2):
-        for part in encoder(x, training=training):
-            np.testing.assert_array_equal(part, np.zeros((4, 3)))
-        give_effect(encoder)
-        assert np.abs(encoder(x, training=training)[0]).max() > 1e-3
-        encoder.reset_to_zero()
+        def normalize():
+            if shards is None:
+                return ours(x, training=training)
+            return tf.concat(ours.normalize(tf.split(x, shards), training), 0)
+
+        found = with_gradients(ours, normalize)
+        expected = with_gradients(theirs, lambda: theirs(x, training=training))
+        for one, other in zip(found + ours.get_weights(), expected + theirs.get_weights(), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_posterior_of_an_encoder_is_standard_normal_at_the_start_and_after_a_reset(self, training):
+        encoder = built(Encoder(3, (4,), 2), (None, 4, 4, 3))
+        x = noise(4, 4, 4, 3)
+        for _ in range(2):
+            for part in encoder(x, training=training):
+                np.testing.assert_array_equal(part, np.zeros((4, 3)))
+            give_effect(encoder)
+            assert np.abs(encoder(x, training=training)[0]).max() > 1e-3
+            encoder.reset_to_zero()
+
+    def test_dequantizer_map_conditions_each_coupling_and_reaches_each_pixel(self):
+        layer, noise, local = get_case("dequantizing-flow")
+        nets = [each for each in list_layers(layer) if isinstance(each, LocalConvNet)]
+        assert len(nets) == sum(isinstance(each, Coupling) for each in list_layers(layer)) == 13
+        # The map is squeezed with the image: four times the channels a level.
+        assert sorted({net.condition_size for net in nets}) == [3, 12, 48]
+        u = layer.forward_and_log_det(noise, local)[0]
+        corner = local + 0.5 * tf.one_hot(0, 4, dtype="float64")[None, :, None, None]
+        assert np.all(np.abs(layer.forward_and_log_det(noise, corner)[0] - u).max((0, 2, 3)) > 0)
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_dequantizer_computes_equal_noise_in_shards(self, training):
+        layer = Dequantizer(TWO_LEVELS)
+        layer.build()
+        give_effect(layer)
+        rng = np.random.default_rng(0)
+        x, noise = (rng.standard_normal((3, 4, 4, 3)).astype("float32") for _ in range(2))
+        whole = layer(x, noise, training=training)
+        Execution(layer.encoder)
+        Execution(layer.flow)
+        with RunMode(shards=2).apply():
+            parts = layer(x, noise, training=training)
+        for ours, theirs in zip(parts, whole, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+    def test_dequantizer_starts_near_the_uniform_distribution(self):
+        layer = Dequantizer(TWO_LEVELS)
+        layer.build()
+        rng = np.random.default_rng(0)
+        noise = rng.standard_normal((500, 4, 4, 3)).astype("float32")
+        layer.flow.initialize_from_noise(randomness.make_seed(0))
+        u, log_det = layer(np.zeros((500, 4, 4, 3), "float32"), noise)
+        log_q = -0.5 * (np.square(noise) + np.log(2 * np.pi)).sum((1, 2, 3)) - np.asarray(log_det)
+        # By quadrature: 0.00951 nats a number; noise of standard deviation 1 would give 0.193.
+        assert 0.0095 - 0.003 < log_q.mean() / 48 < 0.0095 + 0.003
+        assert abs(np.mean(u) - 0.5) < 0.01 and abs(np.var(u) - 1 / 12) < 0.005
+
+    def test_learned_dequantization_depends_on_noise_and_image_and_is_a_term_of_the_bound(self):
+        model, rng = variant("dequantization"), np.random.default_rng(0)
+        images, noise = images_of(model), rng.standard_normal((3, 4, 4, 3)).astype("float32")
+        u, log_q = model.dequantize(images, noise)
+        assert np.all((u > 0) & (u < 1)) and np.ptp(log_q) > 0
+        other, _ = model.dequantize(255 - images, noise)
+        assert np.max(np.abs(other - u)) > 1e-3
+        z_noise = rng.standard_normal((3, 4)).astype("float32")
+        elbo = model.elbo_from_noise(images, z_noise, noise)
+        np.testing.assert_allclose(elbo.dequantization, log_q, rtol=1e-5)
+        posterior = model.posterior(images)
+        z = posterior.mean() + posterior.stddev() * z_noise
+        x = 2 * (images.astype("float32") + u) / 256 - 1
+        np.testing.assert_allclose(elbo.reconstruction, -model.likelihood(z).log_prob(x), rtol=1e-4)
+        u, log_q = model.dequantize(images[:0], noise[:0])
+        assert u.shape == (0, 4, 4, 3) and log_q.shape == (0,)

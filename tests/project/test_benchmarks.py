@@ -44,70 +44,7 @@ def written_by(name, folder, *arguments):
     return json.loads((folder / "measured.json").read_text(encoding="utf-8"))["rows"]
 
 
-def test_scaling_rows_become_the_tables_and_the_plot_of_the_docs(tmp_path, monkeypatch):
-    monkeypatch.setattr(scaling, "DEPTHS", (1,))
-    calculated = {"memory": scaling.calculate_memory(), "ceiling": scaling.calculate_ceilings()}
-    page = tmp_path / "scaling.md"
-    page.write_text(SCALING, encoding="utf-8")
-    write_tables(page, {name: scaling.render_table(name, calculated) for name in calculated})
-    assert page.read_text(encoding="utf-8") == SCALING
-    depths = [
-        {"depth": depth, "preset": "imagenet64", "memory": mode, "ms_per_call": 10.0 * depth**2}
-        | {"first_call_s": 5.0 * depth, "second_step_s": 0.1, "peak_rss_mib": 900.0}
-        | {"mib_per_image": 3.0 * depth, "calculated_mib_per_image": 3.1 * depth}
-        for mode in MEMORY
-        for depth in (1, 2, 4)
-    ]
-    assert "| invert | exponent | 2.00 | 1.01 | 0.00 | 1.00 |" in scaling.render_table("depth", {"depth": depths})
-    rows = {"depth": depths, "large": depths, "memory": calculated["memory"]}
-    scaling.plot_scaling(rows, tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").stat().st_size > 10000
-
-
-@pytest.mark.slow
-def test_exactness_benchmark_loses_no_value_of_grey_rectangles(tmp_path):
-    random.seed(0)
-    model = DecoupledModel(dataclasses.replace(LEAST, image_shape=(4, 8, 1)))
-    model.initialize(random_images(16, (4, 8, 1)))
-    folder = write_run(tmp_path / "run", model)
-    for split in ("train", "test"):
-        (tmp_path / "pictures" / split).mkdir(parents=True)
-        for number, image in enumerate(random_images(4, (4, 8, 1))):
-            Image.fromarray(image.squeeze()).save(tmp_path / "pictures" / split / f"{number}.png")
-    data = f"folder:{tmp_path / 'pictures'}"
-    rows = written_by("exactness", tmp_path, "--run", folder, "--count", "3", "--data", data)
-    assert len(rows) == 5 and rows[-1]["of"] == 3 and all(row["lost"] == 0 for row in rows)
-
-
-def test_export_benchmark_times_each_endpoint_of_a_runtime(exported):
-    options = ["--runtimes", "onnx", "--rounds", "1", "--batches", "2"]
-    rows = [json.loads(line) for line in printed_by("export", "--exported", exported, *options).splitlines()]
-    assert [(row["what"], row["runtime"], row["batch"]) for row in rows] == [
-        (name, "onnx", 2) for name in ("encode", "decode")
-    ]
-    assert all(row["ms"] > 0 for row in rows)
-
-
-@pytest.mark.slow
-def test_throughput_and_inversion_benchmarks_measure_a_small_model(tmp_path):
-    changes = [text for assignment in SMALL_SETTINGS for text in ("--set", assignment)]
-    options = ["--phase", "train2", "--preset", "quickstart", "--reps", "1", "--seconds", "0.01"]
-    measured = json.loads(printed_by("throughput", *options, *changes).splitlines()[-1])
-    names = ("images_per_s", "best_images_per_s", "cpu_s_per_image", "peak_rss_mib", "first_step_s", "params")
-    assert measured["batch"] == 2 and all(measured[name] > 0 for name in names)
-    options = ["--alphas", "0.5", "--updates", "1", "--precisions", "float32", "--batch", "2", "--break", *changes]
-    first, *errors = [float(row["error"]) for row in written_by("inversion", tmp_path, *options)]
-    # Errors grow as a scale vanishes.
-    assert first < 1e-4 and len(errors) == 5 and errors == sorted(errors) and errors[-1] > 1e-3
-
-
 PAGE = results.PAGE.read_text(encoding="utf-8")
-
-
-def test_tables_of_results_and_trials_come_from_the_result_files():
-    assert not results.list_differences(PAGE, results.replace_tables(PAGE))
-    page = (ROOT / "docs" / "trials.md").read_text(encoding="utf-8")
-    assert replace_table(page, "trials", trials.render_trials(trials.read_rows(trials.ROWS))) == page
 
 
 def check_and_restore(program, page, changed, monkeypatch, capsys, tmp_path):
@@ -121,85 +58,139 @@ def check_and_restore(program, page, changed, monkeypatch, capsys, tmp_path):
     assert program.main() == 0 and program.PAGE.read_text(encoding="utf-8") == original
 
 
-def test_results_benchmark_finds_a_changed_digit_and_restores_it(monkeypatch, capsys, tmp_path):
-    bits = results.load_result("conditional/evaluation/bits_per_dim-test.json")["bits_per_dim"]
-    changed = f"**{bits + 0.001:.4f}"
-    check_and_restore(results, PAGE.replace(f"**{bits:.4f}", changed), changed, monkeypatch, capsys, tmp_path)
+class TestBenchmarks:
+    def test_scaling_rows_become_the_tables_and_the_plot_of_the_docs(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(scaling, "DEPTHS", (1,))
+        calculated = {"memory": scaling.calculate_memory(), "ceiling": scaling.calculate_ceilings()}
+        page = tmp_path / "scaling.md"
+        page.write_text(SCALING, encoding="utf-8")
+        write_tables(page, {name: scaling.render_table(name, calculated) for name in calculated})
+        assert page.read_text(encoding="utf-8") == SCALING
+        depths = [
+            {"depth": depth, "preset": "imagenet64", "memory": mode, "ms_per_call": 10.0 * depth**2}
+            | {"first_call_s": 5.0 * depth, "second_step_s": 0.1, "peak_rss_mib": 900.0}
+            | {"mib_per_image": 3.0 * depth, "calculated_mib_per_image": 3.1 * depth}
+            for mode in MEMORY
+            for depth in (1, 2, 4)
+        ]
+        assert "| invert | exponent | 2.00 | 1.01 | 0.00 | 1.00 |" in scaling.render_table("depth", {"depth": depths})
+        rows = {"depth": depths, "large": depths, "memory": calculated["memory"]}
+        scaling.plot_scaling(rows, tmp_path / "plot.png")
+        assert (tmp_path / "plot.png").stat().st_size > 10000
 
+    @pytest.mark.slow
+    def test_exactness_benchmark_loses_no_value_of_grey_rectangles(self, tmp_path):
+        random.seed(0)
+        model = DecoupledModel(dataclasses.replace(LEAST, image_shape=(4, 8, 1)))
+        model.initialize(random_images(16, (4, 8, 1)))
+        folder = write_run(tmp_path / "run", model)
+        for split in ("train", "test"):
+            (tmp_path / "pictures" / split).mkdir(parents=True)
+            for number, image in enumerate(random_images(4, (4, 8, 1))):
+                Image.fromarray(image.squeeze()).save(tmp_path / "pictures" / split / f"{number}.png")
+        data = f"folder:{tmp_path / 'pictures'}"
+        rows = written_by("exactness", tmp_path, "--run", folder, "--count", "3", "--data", data)
+        assert len(rows) == 5 and rows[-1]["of"] == 3 and all(row["lost"] == 0 for row in rows)
 
-def test_paper_benchmark_finds_a_changed_count_of_parameters_and_restores_it(monkeypatch, capsys, tmp_path):
-    page = paper.PAGE.read_text(encoding="utf-8").replace("51,860,457", "CHANGED", 1)
-    check_and_restore(paper, page, "CHANGED", monkeypatch, capsys, tmp_path)
+    def test_export_benchmark_times_each_endpoint_of_a_runtime(self, exported):
+        options = ["--runtimes", "onnx", "--rounds", "1", "--batches", "2"]
+        rows = [json.loads(line) for line in printed_by("export", "--exported", exported, *options).splitlines()]
+        assert [(row["what"], row["runtime"], row["batch"]) for row in rows] == [
+            (name, "onnx", 2) for name in ("encode", "decode")
+        ]
+        assert all(row["ms"] > 0 for row in rows)
 
+    @pytest.mark.slow
+    def test_throughput_and_inversion_benchmarks_measure_a_small_model(self, tmp_path):
+        changes = [text for assignment in SMALL_SETTINGS for text in ("--set", assignment)]
+        options = ["--phase", "train2", "--preset", "quickstart", "--reps", "1", "--seconds", "0.01"]
+        measured = json.loads(printed_by("throughput", *options, *changes).splitlines()[-1])
+        names = ("images_per_s", "best_images_per_s", "cpu_s_per_image", "peak_rss_mib", "first_step_s", "params")
+        assert measured["batch"] == 2 and all(measured[name] > 0 for name in names)
+        options = ["--alphas", "0.5", "--updates", "1", "--precisions", "float32", "--batch", "2", "--break", *changes]
+        first, *errors = [float(row["error"]) for row in written_by("inversion", tmp_path, *options)]
+        # Errors grow as a scale vanishes.
+        assert first < 1e-4 and len(errors) == 5 and errors == sorted(errors) and errors[-1] > 1e-3
 
-def test_result_files_belong_to_the_committed_weights():
-    steps = {run: results.load_result(f"{run}/summary.json")["best_step"] for run in (*results.TITLES, "quickstart")}
-    written = [
-        (run, json.loads(path.read_text(encoding="utf-8")))
-        for run in steps
-        for folder in ("evaluation", "pictures")
-        for path in (results.FILES / run / folder).rglob("*.json")
-        if path.name != "curves.json"
-    ]
-    rows = [row for name in ("exactness", "every_image") for row in results.load_result(f"{name}.json")["rows"]]
-    written += [(pathlib.PurePath(row["run"]).name, row) for row in rows]
-    assert len(written) > 70
-    for run, content in written:
-        assert content["step"] == steps[run], (run, content)
+    def test_tables_of_results_and_trials_come_from_the_result_files(self):
+        assert not results.list_differences(PAGE, results.replace_tables(PAGE))
+        page = (ROOT / "docs" / "trials.md").read_text(encoding="utf-8")
+        assert replace_table(page, "trials", trials.render_trials(trials.read_rows(trials.ROWS))) == page
 
+    def test_results_benchmark_finds_a_changed_digit_and_restores_it(self, monkeypatch, capsys, tmp_path):
+        bits = results.load_result("conditional/evaluation/bits_per_dim-test.json")["bits_per_dim"]
+        changed = f"**{bits + 0.001:.4f}"
+        check_and_restore(results, PAGE.replace(f"**{bits:.4f}", changed), changed, monkeypatch, capsys, tmp_path)
 
-def test_result_files_of_all_commands_of_the_results_page_exist():
-    for line in (line for lines in results.list_commands().values() for line in lines if "train.py" not in line):
-        words = shlex.split(line)
-        options = dict(zip(words, words[1:], strict=False))
-        if "--json" in words:
-            assert (ROOT / options["--json"]).is_file(), line
-        elif words[3] == "evaluate":
-            assert (
-                ROOT / options.get("--out", f"{options['--run']}/evaluation") / "bits_per_dim-test.json"
-            ).is_file(), line
-        else:
-            pictures = ROOT / options.get("--out", f"{options['--run']}/pictures")
-            assert list(pictures.glob(f"{words[3].removesuffix('s')}*.json")), line
+    def test_paper_benchmark_finds_a_changed_count_of_parameters_and_restores_it(self, monkeypatch, capsys, tmp_path):
+        page = paper.PAGE.read_text(encoding="utf-8").replace("51,860,457", "CHANGED", 1)
+        check_and_restore(paper, page, "CHANGED", monkeypatch, capsys, tmp_path)
 
+    def test_result_files_belong_to_the_committed_weights(self):
+        steps = {
+            run: results.load_result(f"{run}/summary.json")["best_step"] for run in (*results.TITLES, "quickstart")
+        }
+        written = [
+            (run, json.loads(path.read_text(encoding="utf-8")))
+            for run in steps
+            for folder in ("evaluation", "pictures")
+            for path in (results.FILES / run / folder).rglob("*.json")
+            if path.name != "curves.json"
+        ]
+        rows = [row for name in ("exactness", "every_image") for row in results.load_result(f"{name}.json")["rows"]]
+        written += [(pathlib.PurePath(row["run"]).name, row) for row in rows]
+        assert len(written) > 70
+        for run, content in written:
+            assert content["step"] == steps[run], (run, content)
 
-def test_every_planned_trial_is_valid_and_has_a_row():
-    planned, rows = trials.list_trials(), trials.read_rows(trials.ROWS)
-    assert len({trial.key for trial in planned}) == len(planned) == len(rows) >= 30
-    for trial in planned:
-        override(load_preset(trial.arguments[1]), trial.arguments[5::2])
-        # No test image is evaluated.
-        assert {"training.evaluation_samples=0", f"training.seed={trial.seed}"} <= {*trial.arguments}
-        assert trials.find_row(trial, rows)
-    assert [trial.seed for trial in trials.list_trials(["glow"])] == [0, 1, 2]
-    with pytest.raises(UserError, match="no trial 'glove'"):
-        trials.list_trials(["glove"])
+    def test_result_files_of_all_commands_of_the_results_page_exist(self):
+        for line in (line for lines in results.list_commands().values() for line in lines if "train.py" not in line):
+            words = shlex.split(line)
+            options = dict(zip(words, words[1:], strict=False))
+            if "--json" in words:
+                assert (ROOT / options["--json"]).is_file(), line
+            elif words[3] == "evaluate":
+                assert (
+                    ROOT / options.get("--out", f"{options['--run']}/evaluation") / "bits_per_dim-test.json"
+                ).is_file(), line
+            else:
+                pictures = ROOT / options.get("--out", f"{options['--run']}/pictures")
+                assert list(pictures.glob(f"{words[3].removesuffix('s')}*.json")), line
 
+    def test_every_planned_trial_is_valid_and_has_a_row(self):
+        planned, rows = trials.list_trials(), trials.read_rows(trials.ROWS)
+        assert len({trial.key for trial in planned}) == len(planned) == len(rows) >= 30
+        for trial in planned:
+            override(load_preset(trial.arguments[1]), trial.arguments[5::2])
+            # No test image is evaluated.
+            assert {"training.evaluation_samples=0", f"training.seed={trial.seed}"} <= {*trial.arguments}
+            assert trials.find_row(trial, rows)
+        assert [trial.seed for trial in trials.list_trials(["glow"])] == [0, 1, 2]
+        with pytest.raises(UserError, match="no trial 'glove'"):
+            trials.list_trials(["glove"])
 
-@pytest.mark.parametrize("option", paper.OPTIONS)
-def test_presets_have_the_options_that_the_paper_page_states(option):
-    _, stated = paper.OPTIONS[option]
-    values = [load_preset(name).flatten_options()[option] for name in paper.DATA_SETS.values()]
-    by_data_set = isinstance(stated, list) and len(stated) == len(values)
-    for value, expected in zip(values, stated if by_data_set else [stated] * len(values), strict=True):
-        assert expected is None or value == expected
+    @pytest.mark.parametrize("option", paper.OPTIONS)
+    def test_presets_have_the_options_that_the_paper_page_states(self, option):
+        _, stated = paper.OPTIONS[option]
+        values = [load_preset(name).flatten_options()[option] for name in paper.DATA_SETS.values()]
+        by_data_set = isinstance(stated, list) and len(stated) == len(values)
+        for value, expected in zip(values, stated if by_data_set else [stated] * len(values), strict=True):
+            assert expected is None or value == expected
 
+    def test_table_of_photographs_lists_free_files_with_unique_names_and_digests(self):
+        table = json.loads(photographs.TABLE.read_text(encoding="utf-8"))
+        rows = table["photographs"]
+        assert {row["licence"] for row in rows} == {"public domain", "CC0-1.0"}
+        assert {row["package"] for row in rows} == table["suites"].keys()
+        for field, form in (("file", r"[a-z0-9-]+\.png"), ("sha256", "[0-9a-f]{64}")):
+            values = [row[field] for row in rows]
+            assert len(set(values)) == len(values) and all(re.fullmatch(form, value) for value in values)
 
-def test_table_of_photographs_lists_free_files_with_unique_names_and_digests():
-    table = json.loads(photographs.TABLE.read_text(encoding="utf-8"))
-    rows = table["photographs"]
-    assert {row["licence"] for row in rows} == {"public domain", "CC0-1.0"}
-    assert {row["package"] for row in rows} == table["suites"].keys()
-    for field, form in (("file", r"[a-z0-9-]+\.png"), ("sha256", "[0-9a-f]{64}")):
-        values = [row[field] for row in rows]
-        assert len(set(values)) == len(values) and all(re.fullmatch(form, value) for value in values)
-
-
-def test_photograph_with_another_digest_is_refused(tmp_path):
-    row = {"package": "moors", "path": "heath.jpg", "sha256": hashlib.sha256(b"purple").hexdigest()}
-    (tmp_path / "moors").mkdir()
-    (tmp_path / "moors" / "heath.jpg").write_bytes(b"purple")
-    assert photographs.read_photograph(row, tmp_path) == b"purple"
-    (tmp_path / "moors" / "heath.jpg").write_bytes(b"brown")
-    with pytest.raises(UserError, match="SHA-256"):
-        photographs.read_photograph(row, tmp_path)
+    def test_photograph_with_another_digest_is_refused(self, tmp_path):
+        row = {"package": "moors", "path": "heath.jpg", "sha256": hashlib.sha256(b"purple").hexdigest()}
+        (tmp_path / "moors").mkdir()
+        (tmp_path / "moors" / "heath.jpg").write_bytes(b"purple")
+        assert photographs.read_photograph(row, tmp_path) == b"purple"
+        (tmp_path / "moors" / "heath.jpg").write_bytes(b"brown")
+        with pytest.raises(UserError, match="SHA-256"):
+            photographs.read_photograph(row, tmp_path)

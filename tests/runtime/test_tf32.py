@@ -26,42 +26,6 @@ def default_setting():
     enable(True)
 
 
-@pytest.mark.parametrize("users", [True, False])
-def test_contexts_turn_tf32_off_or_on_inside_and_restore_the_setting_of_the_user(users):
-    enable(users)
-    with full_float32():
-        assert not enabled()
-        with full_float32(), tensor_float_32():
-            assert not enabled()
-        assert not enabled()
-    assert enabled() is users
-    with tensor_float_32():
-        assert enabled()
-        with full_float32(), tensor_float_32():
-            assert not enabled()
-        assert enabled()
-    assert enabled() is users
-
-
-def test_full_float32_of_several_threads_restores_the_setting_with_the_last_thread():
-    first_left, second_in, seen = threading.Event(), threading.Event(), []
-
-    def stay():
-        with full_float32():
-            second_in.set()
-            assert first_left.wait(PATIENCE)
-            seen.append(enabled())
-
-    thread = threading.Thread(target=stay)
-    with full_float32():
-        thread.start()
-        assert second_in.wait(PATIENCE)
-    seen.append(enabled())
-    first_left.set()
-    thread.join()
-    assert seen == [False, False] and enabled()
-
-
 class TestWarning:
     @pytest.fixture(autouse=True)
     def gpu(self, monkeypatch):
@@ -91,28 +55,62 @@ class TestWarning:
             small_model.decode(*small_model.encode(random_images(7, 4)))
 
 
-def test_onnx_extractor_on_a_gpu_is_opened_without_tf32(monkeypatch, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    opened = []
+class TestSwitch:
+    @pytest.mark.parametrize("users", [True, False])
+    def test_contexts_turn_tf32_off_or_on_inside_and_restore_the_setting_of_the_user(self, users):
+        enable(users)
+        with full_float32():
+            assert not enabled()
+            with full_float32(), tensor_float_32():
+                assert not enabled()
+            assert not enabled()
+        assert enabled() is users
+        with tensor_float_32():
+            assert enabled()
+            with full_float32(), tensor_float_32():
+                assert not enabled()
+            assert enabled()
+        assert enabled() is users
 
-    def session(path, options, providers):
-        opened.extend(providers)
-        raise ValueError("seen")
+    def test_full_float32_of_several_threads_restores_the_setting_with_the_last_thread(self):
+        first_left, second_in, seen = threading.Event(), threading.Event(), []
 
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
-    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
-    (tmp_path / "x.onnx").write_bytes(b"x")
-    with pytest.raises(ExtractorError, match="seen"):
-        frechet.open_feature_extractor(tmp_path / "x.onnx", (8, 8, 3))
-    assert opened == [(both[0], {"use_tf32": "0"}), (both[1], {})]
+        def stay():
+            with full_float32():
+                second_in.set()
+                assert first_left.wait(PATIENCE)
+                seen.append(enabled())
 
+        thread = threading.Thread(target=stay)
+        with full_float32():
+            thread.start()
+            assert second_in.wait(PATIENCE)
+        seen.append(enabled())
+        first_left.set()
+        thread.join()
+        assert seen == [False, False] and enabled()
 
-def test_feature_extractor_runs_in_full_float32(tmp_path, monkeypatch):
-    def run(images):
-        return np.full([len(images), 1], float(enabled()))
+    def test_onnx_extractor_on_a_gpu_is_opened_without_tf32(self, monkeypatch, tmp_path):
+        onnxruntime = pytest.importorskip("onnxruntime")
+        both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        opened = []
 
-    monkeypatch.setattr(frechet, "_open_onnx_extractor", lambda path: (run, ["uint8"], 1))
-    (tmp_path / "x.onnx").touch()
-    extractor = frechet.open_feature_extractor(tmp_path / "x.onnx", (8, 8, 3))
-    assert np.array_equal(extractor(random_images(2)), [[0.0], [0.0]])
+        def session(path, options, providers):
+            opened.extend(providers)
+            raise ValueError("seen")
+
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
+        monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+        (tmp_path / "x.onnx").write_bytes(b"x")
+        with pytest.raises(ExtractorError, match="seen"):
+            frechet.open_feature_extractor(tmp_path / "x.onnx", (8, 8, 3))
+        assert opened == [(both[0], {"use_tf32": "0"}), (both[1], {})]
+
+    def test_feature_extractor_runs_in_full_float32(self, tmp_path, monkeypatch):
+        def run(images):
+            return np.full([len(images), 1], float(enabled()))
+
+        monkeypatch.setattr(frechet, "_open_onnx_extractor", lambda path: (run, ["uint8"], 1))
+        (tmp_path / "x.onnx").touch()
+        extractor = frechet.open_feature_extractor(tmp_path / "x.onnx", (8, 8, 3))
+        assert np.array_equal(extractor(random_images(2)), [[0.0], [0.0]])

@@ -83,7 +83,7 @@ class TestRun:
         assert measured["kl"]["mean"] == pytest.approx(-np.log(np.array([1, 2, 5]) / 8).mean(), rel=1e-5)
         assert "classified right" in capsys.readouterr().out
 
-    def test_sample_draws_labels_by_name(self, labelled_run, tmp_path, capsys):
+    def test_sample_command_draws_images_of_labels_by_name(self, labelled_run, tmp_path, capsys):
         arguments = ["sample", "--run", str(labelled_run), "--out", str(tmp_path), "--count", "2"]
         assert main([*arguments, "--labels", "c", "a", "--temperatures", "0.5"]) == 0
         facts = json.loads((tmp_path / "sample-0.5.json").read_text())

@@ -38,85 +38,6 @@ class Updated:
         return [variable.numpy() for variable in variables]
 
 
-@pytest.mark.usefixtures("size")
-@pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}, {"clip_norm": 1.0, "optimizer": "muon"}])
-def test_optimizer_changes_nothing_in_a_skipped_step(options):
-    ours = Updated([[1.0, 2.0]], weight_decay=0.1, ema_decay=0.9, **options)
-    ours.update([[0.5, 0.1]])
-    before = ours.values()
-    ours.update([[np.nan, np.inf]], applied=False, rate=np.nan, scale=np.nan)
-    np.testing.assert_array_equal(ours.values(), before)
-
-
-@pytest.mark.usefixtures("size")
-def test_averages_follow_weights_and_statistics_faster_at_first_and_are_lent():
-    ours = Updated(ema_decay=0.9)
-    for updates, decay in ((0, 0.1), (10, 0.55), (1000, 0.9)):
-        before = {name: average.numpy() for name, average in ours.optimizer.averages.items()}
-        ours.update([0.5, -0.5], updates)
-        np.testing.assert_array_equal(ours.statistic, [0.5, -0.5])
-        for name, variable in (("flow/first", ours.weight), ("s", ours.statistic)):
-            expected = decay * before[name] + (1 - decay) * variable.numpy()
-            np.testing.assert_allclose(ours.optimizer.averages[name].numpy(), expected, rtol=1e-6)
-    before = ours.values()
-    with ours.optimizer.use_averages():
-        np.testing.assert_array_equal([ours.weight, ours.statistic], before[4:6])
-    np.testing.assert_array_equal(ours.values(), before)
-
-
-@pytest.mark.usefixtures("size")
-@pytest.mark.parametrize(("clip_norm", "scale"), [(0.0, 1.0), (1.0, 0.5)])
-def test_optimizer_scales_only_clipped_gradients(clip_norm, scale):
-    ours = Updated(clip_norm=clip_norm)
-    ours.update([0.5, -0.5], scale=0.5)
-    np.testing.assert_allclose(
-        ours.optimizer.means["flow/first"].numpy(), 0.1 * scale * np.array([0.5, -0.5]), rtol=1e-6
-    )
-
-
-def test_checkpoint_stores_views_of_a_flat_buffer_as_variables(tmp_path):
-    shapes = {"a/b": tf.TensorShape([2, 3]), "c": tf.TensorShape([]), "d": tf.TensorShape([4])}
-    values = {
-        name: np.random.default_rng(n).random(shape, np.float32) for n, (name, shape) in enumerate(shapes.items())
-    }
-    vector = FlatBuffer(shapes)
-    for name, value in values.items():
-        vector.views[name].assign(value)
-    np.testing.assert_array_equal(vector.variable, np.concatenate([value.ravel() for value in values.values()]))
-    with pytest.raises(ValueError, match="shape"):
-        vector.views["d"].assign(np.zeros(3, np.float32))
-    alone, other = {name: tf.Variable(tf.zeros(shape)) for name, shape in shapes.items()}, FlatBuffer(shapes)
-    # Views are read as variables, and variables as views.
-    for step, (written, read) in enumerate([(vector.views, alone), (alone, other.views)]):
-        folder = CheckpointFolder(tmp_path)
-        folder.write_checkpoint("step", step, {"means": written})
-        folder.read_checkpoint("step", step, {"means": read})
-        for name, value in values.items():
-            np.testing.assert_array_equal(read[name].numpy(), value)
-    with pytest.raises(RunError, match="does not fit"):
-        folder.read_checkpoint("step", 1, {"means": FlatBuffer({"c": tf.TensorShape([2])}).views})
-
-
-@pytest.mark.usefixtures("size")
-@pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_optimizer_updates_equal_adamw_of_pytorch(decay):
-    rng = np.random.default_rng(0)
-    start = rng.standard_normal((3, 4))
-    ours = Updated(start, beta_1=0.9, beta_2=0.99, epsilon=1e-3, weight_decay=decay)
-    weight, m, v = start.copy(), np.zeros_like(start), np.zeros_like(start)
-    for count in range(1, 8):
-        # Gradients about as small as epsilon: where it is added makes a difference.
-        gradient, rate = 2e-3 * rng.standard_normal(start.shape), 0.01 * count
-        ours.update(gradient, count - 1, rate)
-        weight *= 1 - rate * decay
-        m = 0.9 * m + 0.1 * gradient
-        v = 0.99 * v + 0.01 * gradient**2
-        weight -= rate * (m / (1 - 0.9**count)) / (np.sqrt(v / (1 - 0.99**count)) + 1e-3)
-        np.testing.assert_allclose(ours.weight, weight, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(ours.optimizer.means["flow/first"].numpy(), m, rtol=1e-5, atol=1e-8)
-        np.testing.assert_allclose(ours.optimizer.variances["flow/first"].numpy(), v, rtol=1e-4, atol=1e-10)
-
-
 class TestMuon:
     NAMES = ("flow/step/first", "flow/step/linear/kernel", "encoder/last_direction", "prior_flow/step/first")
 
@@ -162,3 +83,79 @@ class TestMuon:
             inner = u.T @ result @ v.T
             assert (np.diag(inner) > 0.5).all() and (np.diag(inner) < 1.3).all()
             np.testing.assert_allclose(inner - np.diag(np.diag(inner)), 0, atol=1e-3)
+
+
+class TestOptimizer:
+    @pytest.mark.usefixtures("size")
+    @pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}, {"clip_norm": 1.0, "optimizer": "muon"}])
+    def test_optimizer_changes_nothing_in_a_skipped_step(self, options):
+        ours = Updated([[1.0, 2.0]], weight_decay=0.1, ema_decay=0.9, **options)
+        ours.update([[0.5, 0.1]])
+        before = ours.values()
+        ours.update([[np.nan, np.inf]], applied=False, rate=np.nan, scale=np.nan)
+        np.testing.assert_array_equal(ours.values(), before)
+
+    @pytest.mark.usefixtures("size")
+    def test_averages_follow_weights_and_statistics_faster_at_first_and_are_lent(self):
+        ours = Updated(ema_decay=0.9)
+        for updates, decay in ((0, 0.1), (10, 0.55), (1000, 0.9)):
+            before = {name: average.numpy() for name, average in ours.optimizer.averages.items()}
+            ours.update([0.5, -0.5], updates)
+            np.testing.assert_array_equal(ours.statistic, [0.5, -0.5])
+            for name, variable in (("flow/first", ours.weight), ("s", ours.statistic)):
+                expected = decay * before[name] + (1 - decay) * variable.numpy()
+                np.testing.assert_allclose(ours.optimizer.averages[name].numpy(), expected, rtol=1e-6)
+        before = ours.values()
+        with ours.optimizer.use_averages():
+            np.testing.assert_array_equal([ours.weight, ours.statistic], before[4:6])
+        np.testing.assert_array_equal(ours.values(), before)
+
+    @pytest.mark.usefixtures("size")
+    @pytest.mark.parametrize(("clip_norm", "scale"), [(0.0, 1.0), (1.0, 0.5)])
+    def test_optimizer_scales_only_clipped_gradients(self, clip_norm, scale):
+        ours = Updated(clip_norm=clip_norm)
+        ours.update([0.5, -0.5], scale=0.5)
+        np.testing.assert_allclose(
+            ours.optimizer.means["flow/first"].numpy(), 0.1 * scale * np.array([0.5, -0.5]), rtol=1e-6
+        )
+
+    def test_checkpoint_stores_views_of_a_flat_buffer_as_variables(self, tmp_path):
+        shapes = {"a/b": tf.TensorShape([2, 3]), "c": tf.TensorShape([]), "d": tf.TensorShape([4])}
+        values = {
+            name: np.random.default_rng(n).random(shape, np.float32) for n, (name, shape) in enumerate(shapes.items())
+        }
+        vector = FlatBuffer(shapes)
+        for name, value in values.items():
+            vector.views[name].assign(value)
+        np.testing.assert_array_equal(vector.variable, np.concatenate([value.ravel() for value in values.values()]))
+        with pytest.raises(ValueError, match="shape"):
+            vector.views["d"].assign(np.zeros(3, np.float32))
+        alone, other = {name: tf.Variable(tf.zeros(shape)) for name, shape in shapes.items()}, FlatBuffer(shapes)
+        # Views are read as variables, and variables as views.
+        for step, (written, read) in enumerate([(vector.views, alone), (alone, other.views)]):
+            folder = CheckpointFolder(tmp_path)
+            folder.write_checkpoint("step", step, {"means": written})
+            folder.read_checkpoint("step", step, {"means": read})
+            for name, value in values.items():
+                np.testing.assert_array_equal(read[name].numpy(), value)
+        with pytest.raises(RunError, match="does not fit"):
+            folder.read_checkpoint("step", 1, {"means": FlatBuffer({"c": tf.TensorShape([2])}).views})
+
+    @pytest.mark.usefixtures("size")
+    @pytest.mark.parametrize("decay", [0.0, 0.1])
+    def test_optimizer_updates_equal_adamw_of_pytorch(self, decay):
+        rng = np.random.default_rng(0)
+        start = rng.standard_normal((3, 4))
+        ours = Updated(start, beta_1=0.9, beta_2=0.99, epsilon=1e-3, weight_decay=decay)
+        weight, m, v = start.copy(), np.zeros_like(start), np.zeros_like(start)
+        for count in range(1, 8):
+            # Gradients about as small as epsilon: where it is added makes a difference.
+            gradient, rate = 2e-3 * rng.standard_normal(start.shape), 0.01 * count
+            ours.update(gradient, count - 1, rate)
+            weight *= 1 - rate * decay
+            m = 0.9 * m + 0.1 * gradient
+            v = 0.99 * v + 0.01 * gradient**2
+            weight -= rate * (m / (1 - 0.9**count)) / (np.sqrt(v / (1 - 0.99**count)) + 1e-3)
+            np.testing.assert_allclose(ours.weight, weight, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(ours.optimizer.means["flow/first"].numpy(), m, rtol=1e-5, atol=1e-8)
+            np.testing.assert_allclose(ours.optimizer.variances["flow/first"].numpy(), v, rtol=1e-4, atol=1e-10)

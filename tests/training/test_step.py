@@ -254,24 +254,6 @@ def two_devices():
     return trainer, (start, trainer.values()), results, [trainer.values(device) for device in (0, 1)]
 
 
-def test_steps_on_two_devices_equal_those_on_one_device(one_device, two_devices):
-    assert_close(two_devices[1][0], one_device[1][0])
-    assert_close(two_devices[1][1], one_device[1][-1])
-    for ours, theirs in zip(two_devices[2], one_device[2], strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
-    assert_equal(*two_devices[3])
-
-
-@pytest.mark.slow
-def test_step_compiled_by_xla_equals_that_of_tensorflow(one_device):
-    trainer = Trainer(devices=2, jit_compile=True)
-    np.testing.assert_allclose(trainer.take(), one_device[2][0], rtol=1e-5)
-    for name, value in one_device[1][1].items():
-        # Adam makes much of what a gradient near 0 is rounded to: its first moments are a share of the gradient.
-        if name.startswith("means/") or "/moving_" in name:
-            np.testing.assert_allclose(trainer.values()[name], value, atol=1e-5 * np.abs(value).max(), err_msg=name)
-
-
 class TestDivision:
     """Without batch normalisation no division of a batch changes anything; the gradient is clipped as a whole."""
 
@@ -310,19 +292,6 @@ class TestDivision:
         np.testing.assert_allclose(trainer.values()[name], states[1][name], rtol=1e-4, atol=1e-6)
 
 
-def test_learned_dequantization_is_in_the_loss_and_trains_in_both_memory_modes(eager):
-    kept, recomputed = (Trainer(model=DEQUANTIZING, memory=memory) for memory in ("keep", "recompute"))
-    result, again = kept.take(), recomputed.take()
-    assert result.dequantization != 0 and result.applied
-    nats = result.reconstruction + result.kl + result.dequantization
-    assert result.bits_per_dim == pytest.approx(kept.state.model.nats_to_bits_per_dim(nats), rel=1e-5)
-    assert again.bits_per_dim == pytest.approx(result.bits_per_dim, rel=1e-6)
-    values = kept.values()
-    assert_close(recomputed.values(), values)
-    moments = {name: value for name, value in values.items() if name.startswith("means/dequantizer/")}
-    assert len(moments) > 40 and all(np.any(value) for value in moments.values())
-
-
 COUNTERS = ("counters/step", "counters/skipped")
 
 
@@ -336,25 +305,53 @@ def poisoned(request):
     return trainer
 
 
-@pytest.mark.parametrize("device", [0, 1])
-@pytest.mark.parametrize("kind", ["loss", "gradient"])
-def test_step_that_is_not_finite_changes_nothing_on_any_device(poisoned, kind, device):
-    before = [poisoned.values(device=number) for number in (0, 1)]
-    result = poisoned.take_poisoned(kind, device)
-    assert not result.applied and not np.isfinite(result.gradient_norm)
-    assert np.isfinite(result.bits_per_dim) == (kind == "gradient")
-    for number in (0, 1):
-        after = poisoned.values(device=number)
-        assert_equal(after, before[number], but=COUNTERS)
-        assert all(after[counter] == before[number][counter] + 1 for counter in COUNTERS)
+class TestSteps:
+    def test_steps_on_two_devices_equal_those_on_one_device(self, one_device, two_devices):
+        assert_close(two_devices[1][0], one_device[1][0])
+        assert_close(two_devices[1][1], one_device[1][-1])
+        for ours, theirs in zip(two_devices[2], one_device[2], strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+        assert_equal(*two_devices[3])
 
+    @pytest.mark.slow
+    def test_step_compiled_by_xla_equals_that_of_tensorflow(self, one_device):
+        trainer = Trainer(devices=2, jit_compile=True)
+        np.testing.assert_allclose(trainer.take(), one_device[2][0], rtol=1e-5)
+        for name, value in one_device[1][1].items():
+            # Adam makes much of what a gradient near 0 is rounded to: its first moments are a share of the gradient.
+            if name.startswith("means/") or "/moving_" in name:
+                np.testing.assert_allclose(trainer.values()[name], value, atol=1e-5 * np.abs(value).max(), err_msg=name)
 
-def test_step_after_a_skipped_step_is_applied(poisoned):
-    poisoned.take_poisoned("loss", 0, count=2)
-    before = poisoned.values()
-    assert before["counters/skipped"] >= 2 and poisoned.take().applied
-    after = poisoned.values()
-    assert (after["counters/skipped"], after["counters/updates"]) == (0, before["counters/updates"] + 1)
-    assert all(np.isfinite(value).all() for name, value in after.items() if "best" not in name)
-    for name in (*poisoned.state.trainable, *poisoned.state.moving):
-        assert np.any(after[f"model/{name}"] != before[f"model/{name}"]), name
+    def test_learned_dequantization_is_in_the_loss_and_trains_in_both_memory_modes(self, eager):
+        kept, recomputed = (Trainer(model=DEQUANTIZING, memory=memory) for memory in ("keep", "recompute"))
+        result, again = kept.take(), recomputed.take()
+        assert result.dequantization != 0 and result.applied
+        nats = result.reconstruction + result.kl + result.dequantization
+        assert result.bits_per_dim == pytest.approx(kept.state.model.nats_to_bits_per_dim(nats), rel=1e-5)
+        assert again.bits_per_dim == pytest.approx(result.bits_per_dim, rel=1e-6)
+        values = kept.values()
+        assert_close(recomputed.values(), values)
+        moments = {name: value for name, value in values.items() if name.startswith("means/dequantizer/")}
+        assert len(moments) > 40 and all(np.any(value) for value in moments.values())
+
+    @pytest.mark.parametrize("device", [0, 1])
+    @pytest.mark.parametrize("kind", ["loss", "gradient"])
+    def test_step_that_is_not_finite_changes_nothing_on_any_device(self, poisoned, kind, device):
+        before = [poisoned.values(device=number) for number in (0, 1)]
+        result = poisoned.take_poisoned(kind, device)
+        assert not result.applied and not np.isfinite(result.gradient_norm)
+        assert np.isfinite(result.bits_per_dim) == (kind == "gradient")
+        for number in (0, 1):
+            after = poisoned.values(device=number)
+            assert_equal(after, before[number], but=COUNTERS)
+            assert all(after[counter] == before[number][counter] + 1 for counter in COUNTERS)
+
+    def test_step_after_a_skipped_step_is_applied(self, poisoned):
+        poisoned.take_poisoned("loss", 0, count=2)
+        before = poisoned.values()
+        assert before["counters/skipped"] >= 2 and poisoned.take().applied
+        after = poisoned.values()
+        assert (after["counters/skipped"], after["counters/updates"]) == (0, before["counters/updates"] + 1)
+        assert all(np.isfinite(value).all() for name, value in after.items() if "best" not in name)
+        for name in (*poisoned.state.trainable, *poisoned.state.moving):
+            assert np.any(after[f"model/{name}"] != before[f"model/{name}"]), name

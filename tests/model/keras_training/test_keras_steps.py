@@ -118,40 +118,6 @@ class TestMeasuring:
                 method(images)
 
 
-def test_fit_outside_the_scope_of_a_strategy_trains_as_without_strategy(make, images, traced):
-    right = make(keras.optimizers.AdamW(0.01), WITHOUT_Z)
-    weights = right.get_weights()
-    # The second of the two logical devices is not the default.
-    with tf.distribute.MirroredStrategy(["CPU:1"]).scope():
-        model = DecoupledModel(WITHOUT_Z)
-        model.compile(keras.optimizers.AdamW(0.01))
-    model.set_weights(weights)
-    losses = [each.fit(images, batch_size=10, shuffle=False, verbose=0).history["loss"] for each in (right, model)]
-    assert losses[1] == pytest.approx(losses[0])
-    for trained, expected in zip(model.get_weights(), right.get_weights(), strict=True):
-        np.testing.assert_allclose(trained, expected, atol=1e-4)
-    assert any(not np.array_equal(a, b) for a, b in zip(model.get_weights(), weights, strict=True))
-    model.train_on_batch(images)
-
-
-def test_fit_refuses_an_optimizer_of_another_strategy_in_one_line(images):
-    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
-        model = DecoupledModel(WITHOUT_Z)
-    model.compile("adam")
-    with pytest.raises(UserError, match="scope of the model's strategy, a MirroredStrategy"):
-        model.fit(images)
-
-
-def test_methods_of_keras_refuse_several_devices_in_one_line(images):
-    with make_strategy(2).scope():
-        model = DecoupledModel(SMALLEST)
-        model.compile()
-    model.initialize(images)
-    for method in (model.fit, model.evaluate, model.predict, model.train_on_batch, model.test_on_batch):
-        with pytest.raises(UserError, match="one device, not on the 2 of a MirroredStrategy: train by python train.py"):
-            method(images)
-
-
 class TestPrecision:
     @pytest.fixture
     def policy(self):
@@ -186,3 +152,38 @@ class TestPrecision:
         assert found[1] == pytest.approx(found[0], rel=1e-5)
         for ours, theirs in zip(other.weights, kept.weights, strict=True):
             np.testing.assert_allclose(np.array(ours), np.array(theirs), rtol=1e-5, atol=1e-6, err_msg=ours.path)
+
+
+class TestStrategy:
+    def test_fit_outside_the_scope_of_a_strategy_trains_as_without_strategy(self, make, images, traced):
+        right = make(keras.optimizers.AdamW(0.01), WITHOUT_Z)
+        weights = right.get_weights()
+        # The second of the two logical devices is not the default.
+        with tf.distribute.MirroredStrategy(["CPU:1"]).scope():
+            model = DecoupledModel(WITHOUT_Z)
+            model.compile(keras.optimizers.AdamW(0.01))
+        model.set_weights(weights)
+        losses = [each.fit(images, batch_size=10, shuffle=False, verbose=0).history["loss"] for each in (right, model)]
+        assert losses[1] == pytest.approx(losses[0])
+        for trained, expected in zip(model.get_weights(), right.get_weights(), strict=True):
+            np.testing.assert_allclose(trained, expected, atol=1e-4)
+        assert any(not np.array_equal(a, b) for a, b in zip(model.get_weights(), weights, strict=True))
+        model.train_on_batch(images)
+
+    def test_fit_refuses_an_optimizer_of_another_strategy_in_one_line(self, images):
+        with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+            model = DecoupledModel(WITHOUT_Z)
+        model.compile("adam")
+        with pytest.raises(UserError, match="scope of the model's strategy, a MirroredStrategy"):
+            model.fit(images)
+
+    def test_methods_of_keras_refuse_several_devices_in_one_line(self, images):
+        with make_strategy(2).scope():
+            model = DecoupledModel(SMALLEST)
+            model.compile()
+        model.initialize(images)
+        for method in (model.fit, model.evaluate, model.predict, model.train_on_batch, model.test_on_batch):
+            with pytest.raises(
+                UserError, match="one device, not on the 2 of a MirroredStrategy: train by python train.py"
+            ):
+                method(images)
