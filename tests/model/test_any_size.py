@@ -2,7 +2,6 @@
 
 import dataclasses
 import fractions
-import itertools
 import math
 
 import numpy as np
@@ -12,7 +11,6 @@ from helpers.models import random_images
 from helpers.refusals import message_of
 from helpers.variants import SMALLEST, VARIANTS, equal, fresh, images_of, quantize, variant
 
-import tfdecouple
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.model import DecoupledModel, any_size
 from tfdecouple.model.any_size import SizedCodes, compute_size_multiple, count_images_at_once, pad_images, shrink_images
@@ -206,21 +204,3 @@ class TestRefusals:
         assert "90 x 120" in message and "45 x 60" in message
         # The memory of the model's own size is not limited by it.
         small_model.encode(images_of(small_model))
-
-
-@pytest.mark.slow
-def test_photographs_of_the_bundled_weights_come_back_at_512_pixels():
-    from skimage import data
-
-    model = tfdecouple.load_pretrained("photographs")
-    astronaut, coffee = data.astronaut(), data.coffee()[:, :, :3]
-    for image in (astronaut, coffee[:399, :511]):
-        images = image[None]
-        codes = model.encode(images)
-        equal(model.decode(*codes), images)
-        assert 1 < float(model.elbo(images, seed=0).bits_per_dim[0]) < 5
-    pairs = itertools.permutations((astronaut[None], coffee[None]))
-    assert [[image.shape for image in model.switch(a, b)] for a, b in pairs] == [
-        [coffee[None].shape, astronaut[None].shape],
-        [astronaut[None].shape, coffee[None].shape],
-    ]

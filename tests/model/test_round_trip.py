@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.emulation import emulated_accelerator, keep_tf32_switch
 from helpers.layers import list_layers
 from helpers.models import SMALL, TINY, give_effect, random_images
 from helpers.places import PATIENCE, ROOT
 from helpers.variants import images_of, variant
 
 import tfdecouple
+from benchmarks.emulation import emulated_accelerator, keep_tf32_switch
 from export.exported_model import ExportedModel
 from export.verification.comparison import compare_files
 from export.verification.vectors import choose_batch_sizes as batch_sizes

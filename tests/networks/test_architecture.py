@@ -4,18 +4,20 @@ import dataclasses
 import json
 import math
 import re
-import sys
 
 import keras
 import pytest
+import tensorflow as tf
 from helpers.layers import THREE_LEVELS
 from helpers.models import SMALL, TINY
-from helpers.places import DATA, ROOT
+from helpers.places import DATA
 from helpers.variants import ODD, OF_CLASSES, VARIANTS
 from keras.src.backend.common import global_state
 
+from benchmarks.training_cost import count_activation_bytes, count_stored_bytes
 from tfdecouple.config import STEP_LAYERS, load_preset, preset_names
 from tfdecouple.layers import Coupling
+from tfdecouple.layers.base import substitute_weights
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.architecture import (
     FLOAT32,
@@ -24,6 +26,8 @@ from tfdecouple.networks.architecture import (
     count_multiply_adds,
     count_parameters,
 )
+from tfdecouple.networks.flow import FlowStep
+from tfdecouple.runtime.run_mode import RunMode
 
 # One config for each option of a model, with odd counts of channels, several stages and levels.
 CONFIGS = {
@@ -69,21 +73,13 @@ PRESETS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) f
 REFERENCE = json.loads((DATA / "reference_parameter_counts.json").read_text())
 
 
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.training_cost import count_activation_bytes, count_stored_bytes  # noqa: E402
-
 # Images in the split train of the paper's data sets in TFDS.
 TRAINING_IMAGES = {"cifar10": 50_000, "downsampled_imagenet/64x64": 1_281_149, "lsun/bedroom": 3_033_042}
 TRAINING_IMAGES["celeb_a_hq/256"] = 30_000
 
 
 def count_stored_numbers(layer, x_shape, condition_size, memory):
-    """How many numbers of an image TensorFlow stores for a layer's backward pass, without weights and copies."""
-    import tensorflow as tf
-
-    from tfdecouple.layers.base import substitute_weights
-    from tfdecouple.runtime.run_mode import RunMode
+    """Returns how many numbers of an image TensorFlow stores for a layer's backward pass, but weights and copies."""
 
     def run(weights, x, condition):
         with substitute_weights(zip(layer.variables, weights, strict=True)), RunMode(memory).apply():
@@ -174,10 +170,8 @@ class TestPlan:
 
     @pytest.mark.parametrize("alpha", [0.5, 1.0])
     @pytest.mark.parametrize("memory", ["keep", "recompute"])
-    def test_calculated_memory_of_a_step_is_what_tensorflow_stores(self, memory, alpha):
-        """At most that is held, and little less: of a transform whole numbers are counted."""
-        from tfdecouple.networks.flow import FlowStep
-
+    def test_calculated_memory_of_a_flow_step_is_what_tensorflow_stores(self, memory, alpha):
+        """The calculation rounds the numbers of a transform up."""
         config = dataclasses.replace(load_preset("quickstart").model, alpha=alpha)
         stage = next(stage for level in config.levels for stage in level if stage.channels % 2 == 0)
         couplings = {"hidden": stage.hidden, "condition_size": config.latent_dim, "alpha": alpha}

@@ -16,14 +16,11 @@ from helpers.places import ROOT
 from helpers.runs import write_run
 from PIL import Image
 
+from benchmarks import paper, photographs, results, scaling, trials
+from benchmarks.common import replace_table, write_tables
 from tfdecouple.config import MEMORY, load_preset, override
 from tfdecouple.errors import UserError
 from tfdecouple.model import DecoupledModel
-
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import paper, photographs, results, scaling, trials  # noqa: E402
-from benchmarks.common import replace_table, write_tables  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("forked")
 

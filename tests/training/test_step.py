@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.emulation import emulated_accelerator
 from helpers.layers import CASES, get_case
 from helpers.models import give_effect, random_images
 from helpers.trainers import BATCH, GLOW, Trainer, assert_close, assert_equal
 from helpers.variants import VARIANTS
 
+from benchmarks.emulation import emulated_accelerator
 from tfdecouple.data import make_evaluation_batches
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.model import DecoupledModel, objective
