@@ -178,11 +178,12 @@ class TestShardsAndXla:
         assert count((1, 1)) == count((3, 2)) == (2, 0)
 
     def test_model_compiled_by_xla_decodes_images_exactly(self):
-        plain, compiled = fresh(SMALLEST), DecoupledModel(SMALLEST, jit_compile=True)
+        config = dataclasses.replace(SMALLEST, conditioning="none")
+        plain, compiled = fresh(config), DecoupledModel(config, jit_compile=True)
         compiled.set_weights(plain.get_weights())
         images = random_images(3, 4)
         codes = compiled.encode(images)
         np.testing.assert_array_equal(compiled.decode(*codes), images)
         with run_eagerly():
-            assert_near(codes, plain.encode(images))
+            assert_near(codes.v, plain.encode(images).v)
             np.testing.assert_array_equal(plain.decode(*codes), images)

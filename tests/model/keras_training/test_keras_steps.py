@@ -155,7 +155,7 @@ class TestPrecision:
 
 
 class TestStrategy:
-    def test_fit_outside_the_scope_of_a_strategy_trains_as_without_strategy(self, make, images, traced):
+    def test_fit_outside_the_scope_of_a_strategy_trains_as_without_strategy(self, make, images):
         right = make(keras.optimizers.AdamW(0.01), WITHOUT_Z)
         weights = right.get_weights()
         # The second of the two logical devices is not the default.
