@@ -98,10 +98,7 @@ def test_training_resumes_from_the_golden_checkpoint(generation, tmp_path):
 ENDPOINTS = {
     "encode": ({"images": "IN_images"}, {"z": "z", "v": "v"}),
     "decode": ({"z": "OUT_z", "v": "OUT_v"}, {}),
-    "sample": (
-        {name: f"IN_{name}" for name in ("z_noise", "v_noise", "temperature")},
-        {"images": "sample_images"},
-    ),
+    "sample": ({name: f"IN_{name}" for name in ("z_noise", "v_noise", "temperature")}, {"images": "sample_images"}),
     "score": ({name: f"IN_{name}" for name in ("images", "z_noise", "u_noise")}, {"bits_per_dim": "bits_per_dim"}),
 }
 

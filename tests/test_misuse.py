@@ -74,7 +74,6 @@ NO_IMAGES = {
     "no batch": IMAGES[0],
 }
 
-
 NO_CODES = {
     "None": None,
     "ragged lists": [[1.0, 2.0], [1.0]],
@@ -83,7 +82,6 @@ NO_CODES = {
     "complex": np.ones((3, 4), np.complex64),
     "no batch": np.ones(4),
 }
-
 
 # {part of the message: (call of a model with a wrong value, the wrong values)}.
 WRONG = {

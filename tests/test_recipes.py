@@ -62,7 +62,6 @@ except ConfigError as error:
     print(error)
 """
 
-
 SOURCE = """
 import os
 import numpy as np
@@ -85,7 +84,6 @@ os.chdir("/")
 assert (load_images(open_source(resolved, (8, 8, 3)), "train", 10)[0] == images[:20:2]).all()
 print(resolved.source, *sources.locate_images(resolved))
 """
-
 
 COUPLING = f"""
 import numpy as np, tensorflow as tf

@@ -29,7 +29,6 @@ CHANGED = {
     **{(pattern, "first", 5): [0, 1] for pattern in ("continuous", "alternate")},
 }
 
-
 # {part of the message: call}.
 OPTIONS = {
     "pattern is 'checkerboard'": lambda: Coupling(4, pattern="checkerboard"),
@@ -49,7 +48,6 @@ SHAPES = {
     "one of keep, recompute, invert": lambda: RunMode("recomputed"),
     "one of float32, tf32, mixed_bfloat16": lambda: RunMode(precision="float16"),
 }
-
 
 CONFIG = dataclasses.replace(SMALL, colour_map=True, latent_dim=9)
 

@@ -6,15 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import assert_gradients_reach_weights, random_images
-from helpers.variants import (
-    SMALLEST,
-    STAGES,
-    VARIANTS,
-    equal,
-    fresh,
-    images_of,
-    variant,
-)
+from helpers.variants import SMALLEST, STAGES, VARIANTS, equal, fresh, images_of, variant
 from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import distributions as tfd
 
@@ -167,6 +159,8 @@ class TestDensities:
         np.testing.assert_array_equal(Quantizer(8).round_to_pixels(x), [0, 0, 0, 128, 255, 255, 255])
         np.testing.assert_array_equal(Quantizer(1).round_to_pixels(x), [0, 0, 0, 128, 128, 128, 128])
 
+
+class TestInterpolation:
     def test_slerp_turns_at_an_even_speed_and_changes_the_length_linearly(self):
         a, b = np.random.default_rng(0).standard_normal((2, 3, 192)).astype(np.float32)
         b = 1.5 * b

@@ -18,7 +18,6 @@ from tfdecouple.model.interpolation import interpolate_codes
 
 pytestmark = pytest.mark.usefixtures("eager")
 
-
 NOISE = np.random.default_rng(0).integers(0, 2, (3, 8, 8, 3), dtype="uint8")
 # Noise, black, white, noise of extremes, and a checkerboard: three images of each.
 IMAGES = np.concatenate(

@@ -69,9 +69,7 @@ def without_values():
 QUICK = ("quickstart", "cifar10_classes", "cifar10_glow_var")
 PRESETS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in preset_names()]
 
-
 REFERENCE = json.loads((DATA / "reference_parameter_counts.json").read_text())
-
 
 # Images in the split train of the paper's data sets in TFDS.
 TRAINING_IMAGES = {"cifar10": 50_000, "downsampled_imagenet/64x64": 1_281_149, "lsun/bedroom": 3_033_042}

@@ -9,17 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import give_effect, random_images, visit_layers_with
-from helpers.variants import (
-    ODD,
-    SMALLEST,
-    VARIANTS,
-    equal,
-    fresh,
-    has_weights,
-    images_of,
-    quantize,
-    read_weights,
-)
+from helpers.variants import ODD, SMALLEST, VARIANTS, equal, fresh, has_weights, images_of, quantize, read_weights
 
 from tfdecouple import randomness
 from tfdecouple.errors import NotInitializedError
@@ -28,7 +18,6 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.architecture import make_networks
 
 pytestmark = pytest.mark.usefixtures("eager")
-
 
 USES = {
     "encode": lambda model, images: model.encode(images),

@@ -28,7 +28,6 @@ TESTS = [
     "tests/training/test_step.py::TestStep::test_bfloat16_nets_keep_float32_weights_and_nearly_the_loss",
 ]
 
-
 # What oneDNN says of itself before it first computes.
 PROGRAM = """
 import os

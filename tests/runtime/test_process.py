@@ -86,12 +86,7 @@ class TestProcess:
 
     @pytest.mark.parametrize(
         ("threads", "variable", "expected"),
-        [
-            (1, "", [1, 1, 1]),
-            (2, "", [1, 2, 2]),
-            (4, "0", [4, 4, 1]),
-            (8, "3", [2, 6, 3]),
-        ],
+        [(1, "", [1, 1, 1]), (2, "", [1, 2, 2]), (4, "0", [4, 4, 1]), (8, "3", [2, 6, 3])],
     )
     def test_two_threads_get_a_shard_each_and_more_threads_share_one(
         self, set_to, monkeypatch, threads, variable, expected

@@ -139,8 +139,7 @@ def stand_in(folder, name, script):
 
 class TestExamples:
     @pytest.mark.parametrize(
-        ("status", "restarts", "again"),
-        [(0, 0, False), (75, 0, True), (137, 3, True), (2, 0, False), (75, 50, False)],
+        ("status", "restarts", "again"), [(0, 0, False), (75, 0, True), (137, 3, True), (2, 0, False), (75, 50, False)]
     )
     def test_slurm_script_resumes_interrupted_runs_only(self, tmp_path, set_tf_config, status, restarts, again):
         stand_in(tmp_path, "srun", f'SLURM_NODEID=1 "$@"; exit {status}')
