@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers import cards
 from helpers.models import SMALL, random_images
+from helpers.numbered import write_images
 from helpers.places import copy_once
 from helpers.runs import run_config, write_run
 from helpers.variants import fresh
@@ -42,9 +43,8 @@ def run(tmp_path_factory):
 def test_training_on_grey_files_with_labels_lowers_bits_per_dim(tmp_path):
     from tfdecouple.training import train
 
-    for number, image in enumerate(smooth(40, 16, 24)):
-        (tmp_path / "images" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(tmp_path / "images" / "ab"[number % 2] / f"{number}.png")
+    for label, name in enumerate("ab"):
+        write_images(tmp_path / "images" / name, smooth(40, 16, 24)[label::2])
     config = run_config(tmp_path / "images", model=GREY, steps=10, evaluate_every=10, learning_rate=0.03)
     summary = train(config, tmp_path / "run").summary
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -70,8 +70,7 @@ def test_commands_switch_and_encode_images_of_a_grey_model(run, eager, tmp_path,
     assert main(["evaluate", "--run", str(run), "--image-statistics"]) == 2
     assert "those of this model are grey images of 8 x 12 pixels; leave it out" in capsys.readouterr().err
     for split in ("train", "validation", "test"):
-        (tmp_path / "images" / split).mkdir(parents=True)
-        Image.fromarray(smooth(1, 16, 24)[0]).save(tmp_path / "images" / split / "0.png")
+        write_images(tmp_path / "images" / split, smooth(1, 16, 24))
     images = ["--data", f"folder:{tmp_path / 'images'}", "--split", "test"]
     assert main(["encode", "--run", str(run), *images, "--v", "--out", str(tmp_path / "codes")]) == 0
     manifest = json.loads((tmp_path / "codes" / "_manifest.json").read_text())

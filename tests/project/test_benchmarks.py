@@ -13,9 +13,9 @@ import sys
 
 import pytest
 from helpers.models import LEAST, SMALL_SETTINGS, random_images
+from helpers.numbered import write_images
 from helpers.places import ROOT
 from helpers.runs import write_run
-from PIL import Image
 
 from benchmarks import paper, photographs, results, scaling, trials
 from benchmarks.common import replace_table, write_tables
@@ -85,9 +85,7 @@ class TestBenchmarks:
         model.initialize(random_images(16, (4, 8, 1)))
         folder = write_run(tmp_path / "run", model)
         for split in ("train", "test"):
-            (tmp_path / "pictures" / split).mkdir(parents=True)
-            for number, image in enumerate(random_images(4, (4, 8, 1))):
-                Image.fromarray(image.squeeze()).save(tmp_path / "pictures" / split / f"{number}.png")
+            write_images(tmp_path / "pictures" / split, random_images(4, (4, 8, 1)).squeeze())
         data = f"folder:{tmp_path / 'pictures'}"
         rows = written_by("exactness", tmp_path, "--run", folder, "--count", "3", "--data", data)
         assert len(rows) == 5 and rows[-1]["of"] == 3 and all(row["lost"] == 0 for row in rows)

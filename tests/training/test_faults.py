@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import LEAST, random_images
+from helpers.numbered import write_images
 from helpers.refusals import message_of
 from helpers.runs import call_before_steps, read_checkpoint, run_config
-from PIL import Image
 
 from tfdecouple.errors import DataError, RunError
 from tfdecouple.runs.opened_run import Run
@@ -113,11 +113,9 @@ class TestFaults:
     @pytest.mark.parametrize("readable", [3, 0])
     def test_unreadable_test_images_are_left_out_and_only_such_images_end_the_run(self, tmp_path, readable):
         for split, count in {"train": 8, "validation": 3, "test": 4}.items():
-            (tmp_path / split).mkdir()
-            for number, image in enumerate(random_images(count)):
-                Image.fromarray(image).save(tmp_path / split / f"{number}.png")
+            write_images(tmp_path / split, random_images(count))
             for number in range(4 - readable if split == "test" else 1):
-                (tmp_path / split / f"{number}.png").write_text("no image")
+                (tmp_path / split / f"{number:03d}.png").write_text("no image")
         config = run_config(tmp_path, model=LEAST, steps=1, pictures=0, init_images=4)
         # The images do not fit into the cache, so that the run does not know which ones can be read.
         data = dataclasses.replace(config.data, on_bad_image="skip", cache_gib=0.0)
