@@ -97,11 +97,3 @@ class TestModel:
             traced = tf.function(draw)
             assert np.any(traced() != traced())
             equal(traced(seed=1), traced(seed=1))
-
-    @pytest.mark.slow
-    def test_elbo_compiled_by_xla_repeats_with_its_seed(self, model):
-        images = tf.constant(random_images(2))
-        bound = tf.function(lambda images: model.elbo(images, seed=1).bits_per_dim, jit_compile=True)
-        first = bound(images)
-        assert np.all(np.isfinite(first))
-        equal(bound(images), first)

@@ -43,21 +43,6 @@ class TestLogger:
         with pytest.raises(MissingPackageError, match=r"training.loggers=wandb needs wandb, .*'tfdecouple\[loggers\]'"):
             require_loggers(["tensorboard", "wandb"])
 
-    def test_tensorboard_has_metrics_pictures_and_the_config_as_hyperparameters(self, tmp_path, picture):
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-        from tensorboard.plugins.hparams import plugin_data_pb2
-
-        log = open_log(tmp_path, "tensorboard")
-        log.write("train", 1, {"bits_per_dim": 0.5}, {"images": picture})
-        log.close()
-        events = EventAccumulator(str(tmp_path / "tensorboard"))
-        events.Reload()
-        assert {"train/bits_per_dim", "images"} <= set(events.Tags()["tensors"])
-        content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-        options = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
-        assert options["training.learning_rate"].number_value == 0.5
-        assert options["model.steps"].string_value == "[1, 1]" and options["name"].string_value == "tiny"
-
     def test_weights_and_biases_is_offline_and_one_run_over_restarts(self, tmp_path, wandb, picture, monkeypatch):
         for step in (0, 1):
             log = open_log(tmp_path, "wandb", step=step)

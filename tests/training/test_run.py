@@ -72,8 +72,9 @@ class TestFolder:
         _, reads = watched_run
         assert {step for step, count in reads.items() if count} - {0} == {1, 2, 4, 5, 6, 8, 10}
 
-    def test_tensorboard_has_the_figures_and_pictures_of_the_log(self, finished_run):
+    def test_tensorboard_has_the_metrics_pictures_and_config_of_the_run(self, finished_run):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        from tensorboard.plugins.hparams import plugin_data_pb2
 
         events = EventAccumulator(str(finished_run / "tensorboard"), size_guidance={"tensors": 0})
         events.Reload()
@@ -81,7 +82,11 @@ class TestFolder:
         tags = set(events.Tags()["tensors"])
         assert {"samples", "reconstructions", "switch", "interpolation"} <= tags
         # The config is there, too, for the tab of hyperparameters.
-        (config,) = [tag for tag in tags if tag.startswith("_hparams_/")]
+        config = "_hparams_/session_start_info"
+        content = plugin_data_pb2.HParamsPluginData.FromString(events.SummaryMetadata(config).plugin_data.content)
+        options = content.session_start_info.hparams
+        assert options["training.learning_rate"].number_value == 0.01
+        assert (options["model.steps"].string_value, options["name"].string_value) == ("[1, 1]", "tiny")
         scalars = tags - {"samples", "reconstructions", "switch", "interpolation", config}
         assert {"train/bits_per_dim", "validation/bits_per_dim", "test/bits_per_dim"} <= scalars
         for tag in scalars - {f"train/{name}" for name in TIMING}:

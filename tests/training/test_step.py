@@ -267,16 +267,17 @@ class TestDivision:
         ],
     )
     def test_micro_batches_and_devices_give_the_same_step(self, clipped, devices, micro_batches, memory, monkeypatch):
-        # The error of each of the two stages.
-        monkeypatch.setattr(
-            execution, "measure_inversion_error", lambda recovered, stored: tf.fill(stored.shape[:1], 1e-6)
-        )
-        trainer = Trainer(devices=devices, model=GLOW, clip_norm=0.25, micro_batches=micro_batches, memory=memory)
+        # An error of each image and stage that does not depend on rounding.
+        monkeypatch.setattr(execution, "measure_inversion_error", lambda _, stored: 1e-7 * stored[:, 0, 0, 0] ** 2)
+        options = {"model": GLOW, "clip_norm": 0.25, "memory": memory}
+        trainer = Trainer(devices, micro_batches=micro_batches, **options)
+        whole = Trainer(**options) if memory == "invert" else None
         for result in clipped[0]:
             assert result.gradient_norm > 1
             found = trainer.take()
-            # The largest of all, not their sum.
-            assert found.inversion_error == pytest.approx(2e-6 if memory == "invert" else 0, rel=1e-5)
+            # The largest error of an image in the whole batch.
+            error = whole.take().inversion_error if whole else 0
+            assert found.inversion_error == pytest.approx(error, rel=1e-3) and (error > 0) == bool(whole)
             np.testing.assert_allclose(found._replace(inversion_error=0.0), result, rtol=1e-5)
         assert_close(trainer.values(), clipped[1][-1], 1e-5 if memory == "keep" else 1e-4)
 
