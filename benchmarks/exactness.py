@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import make_table, write_json  # noqa: E402
 from tfdecouple.data.extreme_images import make_extreme_images  # noqa: E402
@@ -59,8 +59,7 @@ def main() -> int:
 def measure_runs(options: argparse.Namespace) -> int:
     """Encodes and decodes images with the model of each --run; prints how many images change; returns exit status 0."""
     start_tensorflow()
-    from helpers.emulation import emulated_accelerator, keep_tf32_switch
-
+    from benchmarks.emulation import emulated_accelerator, keep_tf32_switch
     from tfdecouple.config import DataConfig
     from tfdecouple.data import load_images, open_source
     from tfdecouple.runs.opened_run import Run

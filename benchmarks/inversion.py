@@ -33,7 +33,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import make_table, measure_relative_errors, write_json  # noqa: E402
 from benchmarks.model_benchmark import Benchmark, make_timed_config  # noqa: E402
@@ -201,8 +201,7 @@ class Gradients:
 @contextlib.contextmanager
 def _round_products(precision: str) -> Iterator[None]:
     """Makes products inside a `with` use TF32 (emulated without a GPU) if `precision` is "tf32", else float32."""
-    from helpers.emulation import emulated_accelerator
-
+    from benchmarks.emulation import emulated_accelerator
     from tfdecouple.numerics.tf32 import full_float32, has_tf32, tensor_float_32
 
     with contextlib.ExitStack() as stack:

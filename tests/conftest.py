@@ -19,6 +19,9 @@ from helpers.forked import forked_programs
 from helpers.places import ROOT, copy_once, make_once, user_environment
 from helpers.skips import pytest_addoption, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 
+# Some tests import benchmarks.
+sys.path.insert(0, str(ROOT))
+
 # Tests interrupt programs, which would inherit an ignored SIGINT (of a background job) or SIGHUP (of nohup).
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

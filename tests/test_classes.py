@@ -31,7 +31,7 @@ def noise(model, count=3, seed=3):
 
 
 class TestCodes:
-    """`model.prior=classes`."""
+    """Models with `model.prior=classes`."""
 
     def test_z_is_the_code_of_the_label_and_any_label_decodes_exactly(self):
         model, images = variant("classes"), images_of(variant("classes"))
@@ -87,7 +87,7 @@ class TestCodes:
         equal(between[:, 1, 1], b)
 
     @pytest.mark.parametrize("labels", [3, [LABELS], None])
-    def test_labels_that_are_no_pair_are_refused_in_one_line(self, labels):
+    def test_switch_refuses_labels_that_are_no_pair_in_one_line(self, labels):
         model = variant("classes")
         message = message_of(DataError, lambda: model.switch(images_of(model), images_of(model), labels))
         assert labels is None or "must be a pair" in message
@@ -113,14 +113,14 @@ class TestCodes:
             (2**40, ["1099511627776"]),
         ],
     )
-    def test_missing_and_unknown_labels_are_refused_in_one_line(self, labels, words):
+    def test_encode_refuses_missing_and_unknown_labels_in_one_line(self, labels, words):
         model = variant("classes")
         message = message_of(DataError, lambda: model.encode(images_of(model), labels))
         assert [word for word in words if word not in message] == []
 
 
 class TestPriorOfLabels:
-    """`model.prior=flow` with `model.classes`."""
+    """Models with `model.prior=flow` and `model.classes`."""
 
     def test_new_prior_of_labels_equals_the_model_without_labels(self):
         plain = fresh(SMALLEST)
@@ -143,19 +143,17 @@ class TestPriorOfLabels:
         equal(model.encode(images).z, plain.encode(images).z)
         np.testing.assert_allclose(model.classify(images), np.tile(SHARES, (3, 1)), atol=1e-4)
 
-    def test_prior_is_a_mixture_over_labels_and_classification_is_bayes_rule_for_z(self):
+    def test_prior_of_labels_is_a_mixture_and_classification_is_bayes_rule_for_z(self):
         model, images = variant("prior-classes"), images_of(variant("prior-classes"))
         z = model.posterior(images).mean()
-        parts = (
-            np.stack([model.conditional_prior(np.full(3, label)).log_prob(z) for label in range(3)], 1).astype("f8")
-            + SHARES
-        )
+        parts = np.stack([model.conditional_prior(np.full(3, label)).log_prob(z) for label in range(3)], 1)
+        parts = parts.astype("f8") + SHARES
         mixture = scipy.special.logsumexp(parts, 1)
         np.testing.assert_allclose(model.prior.log_prob(z), mixture, rtol=1e-5)
         np.testing.assert_allclose(model.classify(images), parts - mixture[:, None], atol=1e-4)
         assert np.ptp(parts - SHARES, 1).max() > 0.05
 
-    def test_bound_uses_the_prior_of_a_known_label_and_the_mixture_otherwise(self):
+    def test_bound_has_the_prior_of_a_known_label_and_the_mixture_otherwise(self):
         model, images = variant("prior-classes"), images_of(variant("prior-classes"))
         z_noise, u = noise(model)
         posterior = model.posterior(images)
@@ -179,25 +177,26 @@ class TestPriorOfLabels:
         np.testing.assert_allclose(back, normal, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "labels"), [("classes", LABELS), ("prior-classes", LABELS), ("prior-classes", None)])
-def test_gradients_reach_every_weight_of_a_model_with_labels(name, labels):
-    model, images = variant(name), images_of(variant(name))
-    draws = noise(model)
-    loss = lambda: tf.reduce_sum(model.elbo_from_noise(images, *draws, True, labels).bits_per_dim)  # noqa: E731
-    assert_gradients_reach_weights(model, loss)
+class TestLabels:
+    @pytest.mark.parametrize(
+        ("name", "labels"), [("classes", LABELS), ("prior-classes", LABELS), ("prior-classes", None)]
+    )
+    def test_gradients_reach_every_weight_of_a_model_with_labels(self, name, labels):
+        model, images = variant(name), images_of(variant(name))
+        draws = noise(model)
+        loss = lambda: tf.reduce_sum(model.elbo_from_noise(images, *draws, True, labels).bits_per_dim)  # noqa: E731
+        assert_gradients_reach_weights(model, loss)
 
+    @pytest.mark.parametrize("name", OF_CLASSES)
+    def test_keras_saves_and_loads_a_model_with_labels(self, name, tmp_path):
+        model = variant(name)
+        model.save(tmp_path / "model.keras")
+        again = keras.saving.load_model(tmp_path / "model.keras")
+        equal(again.classify(images_of(model)), model.classify(images_of(model)))
 
-@pytest.mark.parametrize("name", OF_CLASSES)
-def test_keras_saves_and_loads_a_model_with_labels(name, tmp_path):
-    model = variant(name)
-    model.save(tmp_path / "model.keras")
-    again = keras.saving.load_model(tmp_path / "model.keras")
-    equal(again.classify(images_of(model)), model.classify(images_of(model)))
-
-
-def test_model_without_labels_refuses_labels():
-    model = variant("coupling")
-    assert "has no labels" in message_of(DataError, lambda: model.encode(images_of(model), LABELS))
-    for call in (lambda: model.classify(images_of(model)), lambda: model.class_log_probabilities):
-        assert "has no labels" in message_of(UserError, call)
-    assert "no function of the label" in message_of(UserError, lambda: model.class_codes)
+    def test_model_without_labels_refuses_labels(self):
+        model = variant("coupling")
+        assert "has no labels" in message_of(DataError, lambda: model.encode(images_of(model), LABELS))
+        for call in (lambda: model.classify(images_of(model)), lambda: model.class_log_probabilities):
+            assert "has no labels" in message_of(UserError, call)
+        assert "no function of the label" in message_of(UserError, lambda: model.class_codes)

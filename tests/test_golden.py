@@ -17,7 +17,7 @@ from export.formats.onnx import build_onnx
 
 GOLDEN = DATA / "golden"
 GENERATIONS = sorted((path for path in GOLDEN.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
-# Of the largest value.
+# The largest difference, as a share of the largest value.
 TOLERANCE = 1e-5
 
 assert GENERATIONS, "there are no golden files"
@@ -76,7 +76,7 @@ class TestRun:
 
 @pytest.mark.slow
 def test_training_resumes_from_the_golden_checkpoint(generation, tmp_path):
-    """Optimiser, averages and counters too: the `step` checkpoint is read whole."""
+    """The `step` checkpoint has the optimizer, averages and counters, too."""
     from tfdecouple.runs.run_folder import RunFolder
     from tfdecouple.training import train
 
@@ -86,10 +86,10 @@ def test_training_resumes_from_the_golden_checkpoint(generation, tmp_path):
     longer = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=50))
     outcome = train(longer, run)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    # The evaluation at its end is made again, since there is no log that has it.
+    # The last evaluation is repeated, because the golden run has no log.
     assert {row["kind"] for row in rows if row["step"] <= config.training.steps} == {"validation"}
     assert min(row["step"] for row in rows) == config.training.steps
-    # Adam without its moments, at the large rate of this run, would throw the weights about.
+    # Without its moments, Adam would change the weights much at the large rate of this run.
     before = json.loads((generation / "run" / "summary.json").read_text())["test"]["bits_per_dim"]
     assert outcome.summary["steps"] == 50 and abs(outcome.summary["test"]["bits_per_dim"] - before) < 0.5
 
@@ -98,10 +98,7 @@ def test_training_resumes_from_the_golden_checkpoint(generation, tmp_path):
 ENDPOINTS = {
     "encode": ({"images": "IN_images"}, {"z": "z", "v": "v"}),
     "decode": ({"z": "OUT_z", "v": "OUT_v"}, {}),
-    "sample": (
-        {name: f"IN_{name}" for name in ("z_noise", "v_noise", "temperature")},
-        {"images": "sample_images"},
-    ),
+    "sample": ({name: f"IN_{name}" for name in ("z_noise", "v_noise", "temperature")}, {"images": "sample_images"}),
     "score": ({name: f"IN_{name}" for name in ("images", "z_noise", "u_noise")}, {"bits_per_dim": "bits_per_dim"}),
 }
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers import cards
 from helpers.models import SMALL, random_images
+from helpers.numbered import write_images
 from helpers.places import copy_once
 from helpers.runs import run_config, write_run
 from helpers.variants import fresh
@@ -15,7 +16,7 @@ from PIL import Image
 
 from tfdecouple.config import ModelConfig
 from tfdecouple.data.image_file import read_image
-from tfdecouple.errors import DataError, UserError
+from tfdecouple.errors import UserError
 from tfdecouple.runs.opened_run import load_model
 
 SHAPE = (8, 12, 1)
@@ -42,9 +43,8 @@ def run(tmp_path_factory):
 def test_training_on_grey_files_with_labels_lowers_bits_per_dim(tmp_path):
     from tfdecouple.training import train
 
-    for number, image in enumerate(smooth(40, 16, 24)):
-        (tmp_path / "images" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(tmp_path / "images" / "ab"[number % 2] / f"{number}.png")
+    for label, name in enumerate("ab"):
+        write_images(tmp_path / "images" / name, smooth(40, 16, 24)[label::2])
     config = run_config(tmp_path / "images", model=GREY, steps=10, evaluate_every=10, learning_rate=0.03)
     summary = train(config, tmp_path / "run").summary
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -56,21 +56,7 @@ def test_training_on_grey_files_with_labels_lowers_bits_per_dim(tmp_path):
         assert picture.mode == "RGB"
 
 
-def test_grey_images_decode_exactly_and_rgb_images_are_refused(run, eager):
-    model = load_model(run)
-    images = np.concatenate(
-        [random_images(4, SHAPE), np.zeros((1, *SHAPE), np.uint8), np.full((1, *SHAPE), 255, np.uint8)]
-    )
-    codes = model.encode(images)
-    assert codes.v.shape == images.shape
-    np.testing.assert_array_equal(model.decode(*codes), images)
-    assert [part.shape[1:] for part in model.flow.split_v(codes.v)] == [(2, 3, 16)]
-    assert model.sample(2, seed=1).shape == (2, *SHAPE)
-    with pytest.raises(DataError, match=r"images are of shape \(1, 8, 12, 3\); this model needs \[batch, 8, 12, 1\]"):
-        model.encode(np.zeros((1, 8, 12, 3), np.uint8))
-
-
-def test_commands_draw_pictures_and_write_codes_of_a_grey_model(run, eager, tmp_path, capsys):
+def test_commands_switch_and_encode_images_of_a_grey_model(run, eager, tmp_path, capsys):
     from tfdecouple.cli import main
 
     for number in range(2):
@@ -84,8 +70,7 @@ def test_commands_draw_pictures_and_write_codes_of_a_grey_model(run, eager, tmp_
     assert main(["evaluate", "--run", str(run), "--image-statistics"]) == 2
     assert "those of this model are grey images of 8 x 12 pixels; leave it out" in capsys.readouterr().err
     for split in ("train", "validation", "test"):
-        (tmp_path / "images" / split).mkdir(parents=True)
-        Image.fromarray(smooth(1, 16, 24)[0]).save(tmp_path / "images" / split / "0.png")
+        write_images(tmp_path / "images" / split, smooth(1, 16, 24))
     images = ["--data", f"folder:{tmp_path / 'images'}", "--split", "test"]
     assert main(["encode", "--run", str(run), *images, "--v", "--out", str(tmp_path / "codes")]) == 0
     manifest = json.loads((tmp_path / "codes" / "_manifest.json").read_text())
@@ -95,7 +80,7 @@ def test_commands_draw_pictures_and_write_codes_of_a_grey_model(run, eager, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [SHAPE, (8, 8, 5)])
-def test_every_endpoint_and_format_of_unusual_channels_is_verified(tmp_path, forked, shape):
+def test_export_of_a_model_of_one_or_five_channels_is_verified_in_every_format(tmp_path, forked, shape):
     """The photographs that verify a model of five channels repeat their three channels."""
     from export.pipeline import ExportConfig, export
 

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.models import jacobian_log_det
+from helpers.layers import assert_invertible
 from helpers.places import PATIENCE
 from helpers.recipes import append_rows, copy_packages, insert_text, read_recipe, run_in_copy
 
@@ -53,13 +53,6 @@ def run(folder, *arguments):
     return done.stdout
 
 
-def test_preset_recipe_needs_one_file(folder):
-    shown = run(folder, "-m", "tfdecouple", "presets", "mine")
-    values = json.loads(shown[shown.index("{") :])
-    assert json.loads(read_recipe("preset"))["model"].items() <= values["model"].items()
-    assert "a preset of our own" in shown
-
-
 LOGGER = """
 from tfdecouple.config import Config, override
 from tfdecouple.errors import ConfigError
@@ -68,12 +61,6 @@ try:
 except ConfigError as error:
     print(error)
 """
-
-
-def test_unknown_logger_is_refused_with_the_names_of_all(folder):
-    message = run(folder, "-c", LOGGER).strip()
-    assert message.endswith(" or 'lines'") and all(repr(name) in message for name in LOGGERS)
-
 
 SOURCE = """
 import os
@@ -97,15 +84,6 @@ os.chdir("/")
 assert (load_images(open_source(resolved, (8, 8, 3)), "train", 10)[0] == images[:20:2]).all()
 print(resolved.source, *sources.locate_images(resolved))
 """
-
-
-def test_data_sources_of_the_recipes_are_opened_from_any_folder_and_listed(folder):
-    listed, refused, located = run(folder, "-c", SOURCE).splitlines()
-    assert listed.endswith("or array:PATH") and "stripes" in listed
-    assert all(part in refused for part in ("did you mean stripes?", "photographs, cifar10", ", stripes", "array:PATH"))
-    path = folder / "images.npy"
-    assert located.split() == [f"array:{path}", "data.source", str(path)]
-
 
 COUPLING = f"""
 import numpy as np, tensorflow as tf
@@ -138,47 +116,68 @@ assert abs(float(log_det[0])) > 1e-3
 """
 
 
-def test_transform_recipe_decodes_exactly_has_the_right_log_determinant_and_is_named_in_errors(folder):
-    run(folder, "-c", COUPLING)
-    shown = run_in_copy(folder, "train.py", "--set", "model.transform=else", "--workdir", "run")
-    assert shown.returncode == 2 and all(repr(name) in shown.stderr for name in (*TRANSFORMS, TRANSFORM))
+class TestRecipe:
+    def test_preset_of_the_recipe_needs_one_file(self, folder):
+        shown = run(folder, "-m", "tfdecouple", "presets", "mine")
+        values = json.loads(shown[shown.index("{") :])
+        assert json.loads(read_recipe("preset"))["model"].items() <= values["model"].items()
+        assert "a preset of our own" in shown
 
+    def test_unknown_logger_is_refused_with_the_names_of_all_loggers(self, folder):
+        message = run(folder, "-c", LOGGER).strip()
+        assert message.endswith(" or 'lines'") and all(repr(name) in message for name in LOGGERS)
 
-@pytest.mark.slow
-def test_run_with_all_recipes_is_trained_resumed_from_another_folder_evaluated_and_exported(folder, tmp_path):
-    np.save(folder / "some.npy", np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8))
-    options = ["--preset", "tiny", "--workdir", str(tmp_path / "run"), "--set", 'training.loggers=["lines"]']
-    options += ["--set", "training.log_every=2"]
-    run(folder, "train.py", *options, "--data", "array:some.npy", "--steps", "2")
-    command = [sys.executable, folder / "train.py", *options, "--data", f"array:{folder / 'some.npy'}", "--steps", "4"]
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr
-    lines = (tmp_path / "run" / "log.txt").read_text(encoding="utf-8").splitlines()
-    assert [line.split()[0] for line in lines if "train/bits_per_dim" in line] == ["2", "4"]
-    run_folder = ["--run", str(tmp_path / "run")]
-    run(folder, "-m", "tfdecouple", "evaluate", *run_folder, "--data", "stripes", "--split", "validation")
-    (result,) = (tmp_path / "run").rglob("bits_per_dim-validation*.json")
-    assert json.loads(result.read_text(encoding="utf-8"))["source"] == "stripes"
-    # These endpoints run the transform in both directions, and use its log-determinant.
-    run(folder, "-m", "export", *run_folder, "--to", "out", "--endpoints", "encode", "decode", "score")
-    assert {"encoder.onnx", "decoder.onnx"} <= {file.name for file in (folder / "out" / "onnx").iterdir()}
+    def test_data_sources_of_the_recipes_are_opened_from_any_folder_and_listed(self, folder):
+        listed, refused, located = run(folder, "-c", SOURCE).splitlines()
+        assert listed.endswith("or array:PATH") and "stripes" in listed
+        assert all(
+            part in refused for part in ("did you mean stripes?", "photographs, cifar10", ", stripes", "array:PATH")
+        )
+        path = folder / "images.npy"
+        assert located.split() == [f"array:{path}", "data.source", str(path)]
 
+    def test_transform_of_the_recipe_is_exact_with_the_right_log_det_and_named_in_errors(self, folder):
+        run(folder, "-c", COUPLING)
+        shown = run_in_copy(folder, "train.py", "--set", "model.transform=else", "--workdir", "run")
+        assert shown.returncode == 2 and all(repr(name) in shown.stderr for name in (*TRANSFORMS, TRANSFORM))
 
-def test_bijector_recipe_is_invertible_with_the_right_log_determinant():
-    names = {**vars(closed_form)}
-    flags = annotations.compiler_flag
-    exec(compile(read_recipe("bijector"), "recipe", "exec", dont_inherit=True, flags=flags), names)
-    rng = np.random.default_rng(0)
-    x = tf.constant(rng.standard_normal((2, 2, 2, 3)))
-    bijector = names["SignedPower"](0.3 * rng.standard_normal(3))
-    y, log_det = bijector.forward_and_log_det(x)
-    back, inverse = bijector.inverse_and_log_det(y)
-    np.testing.assert_allclose(back, x, atol=1e-12)
-    right = jacobian_log_det(lambda x, _: bijector.forward_and_log_det(x), x)
-    np.testing.assert_allclose(log_det, right, atol=1e-9)
-    np.testing.assert_allclose(inverse, -log_det, atol=1e-9)
-    # TFP would take a constant Jacobian for that of all x.
-    for value in (x, 2 * x):
-        slopes = bijector.forward_log_det_jacobian(value, event_ndims=3)
-        np.testing.assert_allclose(slopes, bijector.forward_and_log_det(value)[1], atol=1e-9)
+    @pytest.mark.slow
+    def test_run_with_all_recipes_is_trained_resumed_evaluated_and_exported(self, folder, tmp_path):
+        np.save(folder / "some.npy", np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8))
+        options = ["--preset", "tiny", "--workdir", str(tmp_path / "run"), "--set", 'training.loggers=["lines"]']
+        options += ["--set", "training.log_every=2"]
+        run(folder, "train.py", *options, "--data", "array:some.npy", "--steps", "2")
+        command = [
+            sys.executable,
+            folder / "train.py",
+            *options,
+            "--data",
+            f"array:{folder / 'some.npy'}",
+            "--steps",
+            "4",
+        ]
+        environment = {**os.environ, "PYTHONPATH": str(folder)}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+        assert done.returncode == 0, done.stderr
+        lines = (tmp_path / "run" / "log.txt").read_text(encoding="utf-8").splitlines()
+        assert [line.split()[0] for line in lines if "train/bits_per_dim" in line] == ["2", "4"]
+        run_folder = ["--run", str(tmp_path / "run")]
+        run(folder, "-m", "tfdecouple", "evaluate", *run_folder, "--data", "stripes", "--split", "validation")
+        (result,) = (tmp_path / "run").rglob("bits_per_dim-validation*.json")
+        assert json.loads(result.read_text(encoding="utf-8"))["source"] == "stripes"
+        # These endpoints run the transform in both directions, and use its log-determinant.
+        run(folder, "-m", "export", *run_folder, "--to", "out", "--endpoints", "encode", "decode", "score")
+        assert {"encoder.onnx", "decoder.onnx"} <= {file.name for file in (folder / "out" / "onnx").iterdir()}
+
+    def test_bijector_of_the_recipe_inverts_with_the_log_det_of_its_jacobian(self):
+        names = {**vars(closed_form)}
+        flags = annotations.compiler_flag
+        exec(compile(read_recipe("bijector"), "recipe", "exec", dont_inherit=True, flags=flags), names)
+        rng = np.random.default_rng(0)
+        x = tf.constant(rng.standard_normal((2, 2, 2, 3)))
+        bijector = names["SignedPower"](0.3 * rng.standard_normal(3))
+        assert_invertible(bijector, x)
+        # TFP would take a constant Jacobian for that of all x.
+        for value in (x, 2 * x):
+            slopes = bijector.forward_log_det_jacobian(value, event_ndims=3)
+            np.testing.assert_allclose(slopes, bijector.forward_and_log_det(value)[1], atol=1e-9)

@@ -14,7 +14,6 @@ from tfdecouple.config import (
     ModelConfig,
     TrainingConfig,
     compare_configs,
-    describe_config,
     load_preset,
     override,
     parse_config,
@@ -40,7 +39,7 @@ EVERYTHING = Config(name="mine", description="a line", notes="more", model=MODEL
 
 
 class TestRoundTrip:
-    def test_json_keeps_every_option_and_its_type(self, tmp_path):
+    def test_json_of_a_config_keeps_every_option_and_its_type(self, tmp_path):
         path = tmp_path / "config.json"
         path.write_text(EVERYTHING.to_json(), encoding="utf-8")
         again = Config.from_json(path)
@@ -48,32 +47,17 @@ class TestRoundTrip:
         assert json.loads(json.dumps(EVERYTHING.to_dict())) == EVERYTHING.to_dict()
 
     @pytest.mark.parametrize(("name", "value"), [("cache_gib", 2), ("pad_and_crop", 3.0)])
-    def test_whole_numbers_and_floats_are_converted(self, name, value):
+    def test_numbers_in_a_config_get_the_type_of_the_option(self, name, value):
         config = parse_config(Config, {"data": {name: value}}).data
         assert getattr(config, name) == value
         assert type(getattr(config, name)) is type(getattr(DataConfig(), name))
 
-    def test_numbers_of_numpy_become_numbers_of_python(self):
+    def test_numbers_of_numpy_in_a_config_become_numbers_of_python(self):
         given = {"latent_dim": np.int64(6), "alpha": np.float32(0.5), "steps": [np.int32(1), [1, np.int64(2)], 3]}
         model = dataclasses.replace(MODEL, **given)
         training = dataclasses.replace(TRAINING, learning_rate=np.float64(0.5), micro_batches=np.int64(3))
         again = dataclasses.replace(EVERYTHING, model=model, training=training)
         assert again == EVERYTHING and again.to_json() == EVERYTHING.to_json() and repr(again) == repr(EVERYTHING)
-
-
-def test_comparison_of_configs_names_each_option_with_both_values():
-    assert compare_configs(EVERYTHING, parse_config(Config, EVERYTHING.to_dict())) == {}
-    other = override(EVERYTHING, ["model.steps=[1,[1,1],3]", "training.seed=1"])
-    assert compare_configs(EVERYTHING, other) == {
-        "model.steps": ([1, [1, 2], 3], [1, [1, 1], 3]),
-        "training.seed": (9, 1),
-    }
-
-
-@pytest.mark.parametrize(("factors", "dropped"), [((4,), [0, 3, 9, 0]), ((4, 3), [0, 3, 12, 0])])
-def test_single_factor_applies_to_every_inner_level(factors, dropped):
-    config = ModelConfig(steps=(1, (1,), (1,), 1), hidden_channels=(4,) * 4, factors=factors)
-    assert [level[0].dropped for level in config.levels] == dropped
 
 
 class TestOverride:
@@ -107,19 +91,8 @@ class TestOverride:
             (f"training.steps={10**26}", "at most 9.2e+18"),
         ],
     )
-    def test_bad_assignment_is_refused(self, assignment, expected):
+    def test_override_refuses_a_wrong_assignment(self, assignment, expected):
         assert expected in refusal(lambda: override(Config(), [assignment]))
-
-
-def test_unreadable_config_file_is_named(tmp_path):
-    path = tmp_path / "config.json"
-    message = refusal(lambda: Config.from_json(path))
-    assert "config.json" in message and "No such file" in message
-    for content in (b"{", b"", b"{'a': 1}", b"\xff\xfe\x00"):
-        path.write_bytes(content)
-        message = refusal(lambda: Config.from_json(path))
-        assert "config.json" in message and "cannot be read" in message
-    refusal(lambda: Config.from_json(tmp_path))
 
 
 class TestPresets:
@@ -146,89 +119,13 @@ class TestPresets:
         assert "quickstart" in refusal(lambda: load_preset("zzz"))
 
 
-GREY = override(load_preset("quickstart"), ["model.image_shape=[32,48,1]"])
-
-
-class TestImageShape:
-    def test_config_of_grey_rectangles_survives_json(self):
-        assert parse_config(Config, json.loads(GREY.to_json())) == GREY
-        assert describe_config(GREY) == "quickstart with model.image_shape=[32, 48, 1]"
-
-    @pytest.mark.parametrize(
-        ("shape", "part"),
-        [
-            ("[28,28,1]", "4 levels halve height and width 4 times (model.steps, with a squeeze before the first), so"),
-            ("[48,60,3]", "halve height and width 3 times (model.steps), so both must be multiples of 8"),
-            ("[32,32]", "is [32, 32]; it must be [height, width, channels], each at least 1"),
-            ("32", "must be a list"),
-        ],
-    )
-    def test_impossible_image_shape_is_refused(self, shape, part):
-        assert part in refusal(lambda: override(GREY, [f"model.image_shape={shape}"]))
-
-    def test_images_of_few_channels_are_squeezed_before_the_first_level(self):
-        grey, colour = (override(GREY, [f"model.image_shape=[32,48,{channels}]"]).model for channels in (1, 4))
-        assert [(level[0].height, level[0].width, level[0].channels) for level in grey.levels] == [
-            (16, 24, 4), (8, 12, 16), (4, 6, 32), (2, 3, 64)
-        ]  # fmt: skip
-        assert [(level[0].height, level[0].width, level[0].channels) for level in colour.levels] == [
-            (32, 48, 4), (16, 24, 16), (8, 12, 32), (4, 6, 64)
-        ]  # fmt: skip
-
-
-class TestUnknownNames:
-    @pytest.mark.parametrize(
-        ("values", "nearest"),
-        [
-            ({"modle": {}}, "model"),
-            ({"model": {"latent_dims": 3}}, "model.latent_dim"),
-            ({"data": {"flip_horizontal": True}}, "data.horizontal_flip"),
-            # Misplaced: it is there, in another section.
-            ({"batch_size": 3}, "training.batch_size"),
-        ],
-    )
-    def test_unknown_option_is_refused_with_the_nearest_name(self, values, nearest):
-        message = refusal(lambda: parse_config(Config, values))
-        wrong = next(iter(values))
-        inner = values[wrong]
-        name = f"{wrong}.{next(iter(inner))}" if isinstance(inner, dict) and inner else wrong
-        assert f"'{name}'" in message and f"{nearest}" in message
-
-    def test_unknown_option_without_a_near_name_is_refused_with_advice(self):
-        assert "tfdecouple explain" in refusal(lambda: parse_config(Config, {"zzzzzz": 1}))
-
-
-class TestWrongTypes:
-    @pytest.mark.parametrize(
-        ("name", "value", "expected"),
-        [
-            ("model.latent_dim", "64", "a whole number"),
-            ("model.latent_dim", 1.5, "a whole number"),
-            ("model.latent_dim", True, "a whole number"),
-            ("model.steps", 3, "a list"),
-            ("model.steps", [1, "2", 1], "a whole number or a list"),
-            ("model.conditioning", 1, "'coupling'"),
-            ("data.horizontal_flip", 1, "true or false"),
-            ("data.data_dir", 3, "text or null"),
-            ("model", [], "a JSON object"),
-        ],
-    )
-    def test_option_of_a_wrong_type_is_refused_with_name_value_and_type(self, name, value, expected):
-        section, _, option = name.partition(".")
-        message = refusal(lambda: parse_config(Config, {section: {option: value} if option else value}))
-        assert message.startswith(name) and expected in message
-        if not isinstance(value, list):
-            assert repr(value) in message
-
-    @pytest.mark.parametrize("values", [[], "text", 3, None])
-    def test_config_that_is_no_object_is_refused(self, values):
-        assert "JSON object" in refusal(lambda: parse_config(Config, values))
-
-
 LEARNED = {"dequantization": "flow"}
 IMPOSSIBLE = [
     # name, value, part of the message, other options
     ("model.image_shape", (12, 12, 3), "multiples of 8", {"steps": (1, 1), "hidden_channels": (4, 4)}),
+    ("model.image_shape", (28, 28, 1), "with a squeeze before the first), so both must be multiples of 16", {}),
+    ("model.image_shape", (32, 32), "must be [height, width, channels], each at least 1", {}),
+    ("model.image_shape", 32, "must be a list", {}),
     ("model.n_bits", 9, "at most 8", {}),
     ("model.latent_dim", 1, "at least 2", {}),
     ("model.conditioning", "all", "'coupling', 'base' or 'none'", {}),
@@ -262,7 +159,77 @@ IMPOSSIBLE = [
 SECTIONS = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig}
 
 
-class TestImpossibleValues:
+class TestConfig:
+    def test_comparison_of_configs_names_changed_options_with_both_values(self):
+        assert compare_configs(EVERYTHING, parse_config(Config, EVERYTHING.to_dict())) == {}
+        other = override(EVERYTHING, ["model.steps=[1,[1,1],3]", "training.seed=1"])
+        assert compare_configs(EVERYTHING, other) == {
+            "model.steps": ([1, [1, 2], 3], [1, [1, 1], 3]),
+            "training.seed": (9, 1),
+        }
+
+    @pytest.mark.parametrize(("factors", "dropped"), [((4,), [0, 3, 9, 0]), ((4, 3), [0, 3, 12, 0])])
+    def test_single_factor_of_a_config_applies_to_every_inner_level(self, factors, dropped):
+        config = ModelConfig(steps=(1, (1,), (1,), 1), hidden_channels=(4,) * 4, factors=factors)
+        assert [level[0].dropped for level in config.levels] == dropped
+
+    def test_unreadable_config_file_is_refused_by_name(self, tmp_path):
+        path = tmp_path / "config.json"
+        message = refusal(lambda: Config.from_json(path))
+        assert "config.json" in message and "No such file" in message
+        for content in (b"{", b"", b"{'a': 1}", b"\xff\xfe\x00"):
+            path.write_bytes(content)
+            message = refusal(lambda: Config.from_json(path))
+            assert "config.json" in message and "cannot be read" in message
+        refusal(lambda: Config.from_json(tmp_path))
+
+    @pytest.mark.parametrize(
+        ("channels", "shapes"),
+        [
+            (1, [(16, 24, 4), (8, 12, 16), (4, 6, 32), (2, 3, 64)]),
+            (4, [(32, 48, 4), (16, 24, 16), (8, 12, 32), (4, 6, 64)]),
+        ],
+    )
+    def test_grey_images_are_squeezed_before_the_first_level(self, channels, shapes):
+        levels = override(load_preset("quickstart"), [f"model.image_shape=[32,48,{channels}]"]).model.levels
+        assert [(level[0].height, level[0].width, level[0].channels) for level in levels] == shapes
+
+    @pytest.mark.parametrize(
+        ("values", "name", "nearest"),
+        [
+            ({"modle": {}}, "modle", "model"),
+            ({"model": {"latent_dims": 3}}, "model.latent_dims", "model.latent_dim"),
+            ({"data": {"flip_horizontal": True}}, "data.flip_horizontal", "data.horizontal_flip"),
+            # An option of another section.
+            ({"batch_size": 3}, "batch_size", "training.batch_size"),
+            ({"zzzzzz": 1}, "zzzzzz", "tfdecouple explain"),
+        ],
+    )
+    def test_unknown_option_is_refused_with_the_nearest_name(self, values, name, nearest):
+        message = refusal(lambda: parse_config(Config, values))
+        assert f"'{name}'" in message and nearest in message
+
+    @pytest.mark.parametrize(
+        ("name", "value", "expected"),
+        [
+            ("model.latent_dim", "64", "a whole number"),
+            ("model.latent_dim", 1.5, "a whole number"),
+            ("model.latent_dim", True, "a whole number"),
+            ("model.steps", 3, "a list"),
+            ("model.steps", [1, "2", 1], "a whole number or a list"),
+            ("model.conditioning", 1, "'coupling'"),
+            ("data.horizontal_flip", 1, "true or false"),
+            ("data.data_dir", 3, "text or null"),
+            ("model", [], "a JSON object"),
+        ],
+    )
+    def test_option_of_a_wrong_type_is_refused_with_name_value_and_type(self, name, value, expected):
+        section, _, option = name.partition(".")
+        message = refusal(lambda: parse_config(Config, {section: {option: value} if option else value}))
+        assert message.startswith(name) and expected in message
+        if not isinstance(value, list):
+            assert repr(value) in message
+
     @pytest.mark.parametrize(("name", "value", "expected", "others"), IMPOSSIBLE)
     def test_impossible_value_of_an_option_is_refused_in_one_line(self, name, value, expected, others):
         section, _, option = name.partition(".")

@@ -5,8 +5,8 @@ import functools
 
 import numpy as np
 import pytest
-from helpers.emulation import emulated_accelerator, keep_tf32_switch
 
+from benchmarks.emulation import emulated_accelerator, keep_tf32_switch
 from tfdecouple.doctor import checks
 from tfdecouple.doctor.check_runner import VARIANTS, Task
 from tfdecouple.runs import opened_run

@@ -17,11 +17,7 @@ class Density:
 
     def __init__(self, latent_dim, prior="normal", n_bits=8):
         self.config = SimpleNamespace(
-            latent_dim=latent_dim,
-            has_latent=latent_dim > 0,
-            prior=prior,
-            image_shape=SHAPE,
-            has_dequantizer=False,
+            latent_dim=latent_dim, has_latent=latent_dim > 0, prior=prior, image_shape=SHAPE, has_dequantizer=False
         )
         self.quantizer = Quantizer(n_bits)
 

@@ -22,7 +22,6 @@ from tfdecouple.model.outlier_scores import outlier_scores
 # value. The measured differences are about 5e-7.
 TOLERANCE = 1e-5
 
-
 # {name: config of a tested model}. Feature maps of TINY have odd channel counts (3, 9) and even ones (12, 24).
 VARIANTS = {
     "alpha-0.8": TINY,

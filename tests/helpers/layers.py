@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from helpers.models import TINY, give_effect
+from helpers.models import TINY, give_effect, jacobian_log_det
 from helpers.variants import STAGES, VARIANTS
 from tfdecouple.config import STEP_LAYERS
 from tfdecouple.layers import (
@@ -157,6 +157,20 @@ def list_layers(layer):
 
 def assert_close(a, b, tolerance=1e-9):
     np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=tolerance, atol=tolerance)
+
+
+def assert_invertible(layer, x, condition=None):
+    """Asserts that a layer or bijector inverts, with the log-det of its Jacobian; returns output and log-det."""
+
+    def forward(x, z):
+        return layer.forward_and_log_det(*(each for each in (x, z) if each is not None))
+
+    y, log_det = forward(x, condition)
+    assert_close(log_det, jacobian_log_det(forward, x, condition), 1e-8)
+    recovered, inverse = layer.inverse_and_log_det(*(each for each in (y, condition) if each is not None))
+    assert_close(recovered, x, 1e-8)
+    assert_close(log_det + inverse, tf.zeros_like(log_det), 1e-8)
+    return y, log_det
 
 
 def build_layer(layer, shape):

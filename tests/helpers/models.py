@@ -23,7 +23,6 @@ TINY = ModelConfig(
     prior_alpha=0.8,
 )
 
-
 # A config with only two levels, for tests of training runs, which spend most of their time on tracing.
 SMALL = dataclasses.replace(TINY, steps=(1, 1), hidden_channels=(4, 6), encoder_channels=(4,))
 

@@ -42,7 +42,6 @@ OF_CLASSES = {
     "prior-classes": dataclasses.replace(SMALLEST, classes=3, class_probabilities=(1, 2, 5)),
 }
 
-
 # A config with as many options as possible at other values than their defaults; some options exclude each other.
 ODD = ModelConfig(
     image_shape=(8, 8, 3),

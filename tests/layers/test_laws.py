@@ -3,8 +3,6 @@
 Most laws are checked in float64, where a wrong term shows up far above the rounding.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 
@@ -12,11 +10,20 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.layers import BATCH, BLOCKS, CASES, CONDITIONAL, KINDS, assert_close, build_layer, get_case
+from helpers.layers import (
+    BATCH,
+    BLOCKS,
+    CASES,
+    CONDITIONAL,
+    KINDS,
+    assert_close,
+    assert_invertible,
+    build_layer,
+    get_case,
+)
 from helpers.models import (
     assert_gradients_reach_weights,
     give_effect,
-    jacobian_log_det,
     negative_log_likelihood,
     visit_layers_with,
 )
@@ -44,24 +51,20 @@ NOT_INITIALIZED = ("linear", "conv1x1", "step-layer", "colour-map", "squeeze", "
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_inverse_recovers_the_input_and_log_det_is_that_of_the_jacobian(name):
+def test_layer_inverts_with_the_log_det_of_its_jacobian(name):
     layer, x, condition = get_case(name)
-    y, log_det = layer.forward_and_log_det(x, condition)
-    assert_close(log_det, jacobian_log_det(layer.forward_and_log_det, x, condition), 1e-8)
+    y, log_det = assert_invertible(layer, x, condition)
     # A layer from outside may keep volumes, too.
     if not name.startswith("step-layer"):
         assert np.all(log_det == 0) == name.startswith(VOLUME_PRESERVING)
     assert np.abs(y - x).max() > 1e-3 if y.shape == x.shape else y.shape[-1] == 4 * x.shape[-1]
-    back, inverse = layer.inverse_and_log_det(y, condition)
-    assert_close(back, x, 1e-8)
-    assert_close(log_det + inverse, tf.zeros(BATCH, tf.float64), 1e-8)
     # An array that is no output of the layer; the sigmoid's outputs lie in (0, 1).
     given = tf.sigmoid(y) if name.startswith(("sigmoid", "dequantizing")) else y + 1
     assert_close(layer.forward_and_log_det(layer.inverse_and_log_det(given, condition)[0], condition)[0], given, 1e-7)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_output_of_an_image_does_not_depend_on_the_other_images(name):
+def test_output_of_a_layer_for_an_image_ignores_the_other_images(name):
     layer, x, condition = get_case(name)
     together = layer.forward_and_log_det(x, condition)
     alone = layer.forward_and_log_det(x[1:], None if condition is None else condition[1:])
@@ -70,13 +73,13 @@ def test_output_of_an_image_does_not_depend_on_the_other_images(name):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_weight_receives_a_gradient(name):
+def test_every_weight_of_a_layer_receives_a_gradient(name):
     layer, x, condition = get_case(name)
     assert_gradients_reach_weights(layer, lambda: negative_log_likelihood(layer, x, condition))
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if not name.startswith(("flow", "dequantizing", "sigmoid"))])
-def test_gradients_by_inversion_equal_those_of_autodiff(name):
+def test_gradients_of_a_layer_by_inversion_equal_those_of_autodiff(name):
     layer, x, condition = get_case(name)
     inputs = [x, *([] if condition is None else [condition])]
     weights = [variable.value for variable in layer.trainable_variables]
@@ -102,7 +105,7 @@ def test_initialize_returns_the_output_of_the_initialised_layer(name):
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_a_visit_reaches_every_elementary_layer_once_in_order(name):
+def test_visit_of_a_network_reaches_every_elementary_layer_once(name):
     layer, x, condition = get_case(name)
     visited = []
     output = visit_layers_with(layer, x, condition, lambda leaf, h, z: visited.append(leaf))
@@ -114,7 +117,7 @@ def test_a_visit_reaches_every_elementary_layer_once_in_order(name):
 
 
 @pytest.mark.parametrize("name", CONDITIONAL)
-def test_output_and_log_det_depend_on_the_condition(name):
+def test_output_and_log_det_of_a_layer_depend_on_its_condition(name):
     layer, x, condition = get_case(name)
     y, log_det = layer.forward_and_log_det(x, condition)
     other, other_log_det = layer.forward_and_log_det(x, condition + 1)
@@ -124,17 +127,22 @@ def test_output_and_log_det_depend_on_the_condition(name):
 
 @pytest.mark.parametrize("name", CONDITIONAL)
 @pytest.mark.parametrize("direction", ["forward_and_log_det", "inverse_and_log_det"])
-def test_a_missing_or_misshapen_condition_is_refused(name, direction):
+def test_layer_refuses_a_missing_or_misshapen_condition(name, direction):
     layer, x, condition = get_case(name)
     what, ndims = ("z", "batch") if len(CASES[name].condition) == 1 else ("a map", "batch, height, width")
     with pytest.raises(UserError, match=rf"pass condition={what} of shape \[{ndims}, \d+\]"):
         getattr(layer, direction)(x)
-    with pytest.raises(UserError, match=rf"condition of shape .*; it needs \[{ndims}, \d+\]"):
-        getattr(layer, direction)(x, tf.concat([condition, condition], -1))
+    # Too many channels, and for maps another batch or size.
+    wrong = [tf.concat([condition, condition], -1)]
+    if what == "a map":
+        wrong += [tf.repeat(condition, 2, axis) for axis in (0, 1)]
+    for other in wrong:
+        with pytest.raises(UserError, match=rf"condition of shape .*needs \[{ndims}, \d+\]|the same batch, height"):
+            getattr(layer, direction)(x, other)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_results_have_the_dtype_of_the_layer_for_any_input(name):
+def test_results_of_a_layer_have_its_dtype_for_any_input(name):
     case = CASES[name]
     layer = case.build(dtype="float32")
     condition = None if case.condition is None else np.zeros((BATCH, *case.condition))
@@ -146,7 +154,7 @@ def test_results_have_the_dtype_of_the_layer_for_any_input(name):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_results_do_not_depend_on_the_dtype_policy_of_a_user(name):
+def test_results_of_a_layer_ignore_the_dtype_policy_of_keras(name):
     case, before = CASES[name], keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -192,7 +200,7 @@ OFF_DEFAULT = {
 
 
 @pytest.mark.parametrize("kind", OFF_DEFAULT, ids=lambda kind: kind.__name__)
-def test_serialisation_keeps_every_option_and_the_function(kind):
+def test_serialised_layer_keeps_every_option_and_its_results(kind):
     layer, shape = OFF_DEFAULT[kind]
     give_effect(build_layer(layer, (None, *shape)))
     again = keras.layers.deserialize(keras.layers.serialize(layer))
@@ -208,7 +216,7 @@ def test_serialisation_keeps_every_option_and_the_function(kind):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_bijector_of_tfp_agrees_with_the_layer_for_any_leading_axes(name):
+def test_bijector_of_a_layer_agrees_with_it_for_any_leading_axes(name):
     layer, x, condition = get_case(name)
     options = {} if condition is None else {"condition": condition}
     ndims = len(x.shape) - 1
@@ -229,7 +237,7 @@ def test_bijector_of_tfp_agrees_with_the_layer_for_any_leading_axes(name):
 
 
 @pytest.mark.parametrize("name", CONDITIONAL)
-def test_batch_shape_of_the_bijector_is_that_of_the_condition(name):
+def test_batch_shape_of_a_bijector_is_that_of_its_condition(name):
     layer, x, condition = get_case(name)
     bijector = layer.as_bijector(tf.stack([condition, condition + 1, condition - 1]))
     assert bijector.experimental_batch_shape() == (3, BATCH)
@@ -241,7 +249,7 @@ def test_batch_shape_of_the_bijector_is_that_of_the_condition(name):
     assert_close(sliced.forward(x), layer.forward_and_log_det(x, condition + 1)[0])
 
 
-def test_a_new_bijector_has_the_current_weights_and_an_old_one_keeps_its_results():
+def test_new_bijector_has_the_current_weights_and_an_old_one_keeps_its_results():
     layer, x = build_layer(ActNorm(dtype="float64"), (None, 2)), tf.ones([3, 2], tf.float64)
     first = layer.as_bijector()
     y, before = first.forward(x), first.forward_log_det_jacobian(x, event_ndims=1)
@@ -254,6 +262,6 @@ def test_a_new_bijector_has_the_current_weights_and_an_old_one_keeps_its_results
     assert_close(first.forward_log_det_jacobian(x, event_ndims=1), before)
 
 
-def test_a_layer_that_is_not_built_has_no_bijector():
+def test_layer_that_is_not_built_has_no_bijector():
     with pytest.raises(UserError, match="not built"):
         ActNorm().as_bijector()

@@ -1,107 +1,96 @@
-"""Each kind of layer by itself: what it computes, against TFP and by hand, and how it starts."""
+"""Single layers: how they start, the channels that they change, precision, wrong options and shapes, colour maps."""
 
-from __future__ import annotations
-
+import dataclasses
+import logging
 import math
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.layers import BATCH, SCALES, assert_close, build_layer, get_case
-from helpers.models import give_effect
-from tensorflow_probability import bijectors as tfb
+from helpers.layers import CONDITION, SCALES, assert_close, build_layer
+from helpers.models import SMALL, give_effect
+from helpers.refusals import message_of
 
-from tfdecouple.layers import ActNorm, Coupling, InvertibleLinear
+from tfdecouple.config import ModelConfig
+from tfdecouple.errors import ConfigError, UserError
+from tfdecouple.layers import ActNorm, Coupling, InvertibleLinear, Squeeze
+from tfdecouple.layers.colour_map import make_colour_matrices, map_colours, measure_colours
+from tfdecouple.model import DecoupledModel
+from tfdecouple.runtime.execution import Execution
+from tfdecouple.runtime.run_mode import RunMode
+
+# The channels that a coupling changes, by pattern, part and count of channels.
+CHANGED = {
+    ("continuous", "last", 6): [3, 4, 5],
+    ("continuous", "first", 6): [0, 1, 2],
+    ("alternate", "last", 6): [1, 3, 5],
+    ("alternate", "first", 6): [0, 2, 4],
+    **{(pattern, "last", 5): [3, 4] for pattern in ("continuous", "alternate")},
+    **{(pattern, "first", 5): [0, 1] for pattern in ("continuous", "alternate")},
+}
+
+# {part of the message: call}.
+OPTIONS = {
+    "pattern is 'checkerboard'": lambda: Coupling(4, pattern="checkerboard"),
+    "part is 'middle'": lambda: Coupling(4, part="middle"),
+    "transform is 'cubic'": lambda: Coupling(4, transform="cubic"),
+    **{f"alpha is {alpha}": lambda alpha=alpha: Coupling(4, alpha=alpha) for alpha in (0.0, 1.5, math.nan)},
+    "transformed is 2": lambda: Coupling(4, pattern="alternate", transformed=2),
+}
+SHAPES = {
+    "0 of 1 channels": lambda: Coupling(4).forward_and_log_det(np.ones((1, 2, 2, 1))),
+    "3 of 3 channels": lambda: Coupling(4, transformed=3).forward_and_log_det(np.ones((1, 2, 2, 3))),
+    "0 of 3 channels": lambda: Coupling(4, transformed=0).forward_and_log_det(np.ones((1, 2, 2, 3))),
+    "3 x 2 pixels": lambda: Squeeze().forward_and_log_det(np.ones((1, 3, 2, 1))),
+    "(1, 4)": lambda: Squeeze().forward_and_log_det(np.ones((1, 4))),
+    "6 channels": lambda: Squeeze().inverse_and_log_det(np.ones((1, 2, 2, 6))),
+    "condition": lambda: Coupling(4, CONDITION).forward_and_log_det(np.ones((2, 6)), np.ones((2, CONDITION))),
+    "one of keep, recompute, invert": lambda: RunMode("recomputed"),
+    "one of float32, tf32, mixed_bfloat16": lambda: RunMode(precision="float16"),
+}
+
+CONFIG = dataclasses.replace(SMALL, colour_map=True, latent_dim=9)
 
 
-class TestAgainstTFP:
-    """Each layer equals the elementary TFP bijector of the same numbers."""
-
-    @pytest.mark.parametrize("name", ["conv1x1", "linear"])
-    def test_linear_map_is_a_matrix_at_every_position(self, name):
-        layer, x, _ = get_case(name)
-        theirs = tfb.ScaleMatvecLinearOperator(tf.linalg.LinearOperatorFullMatrix(layer.kernel.value))
-        y, log_det = layer.forward_and_log_det(x)
-        assert_close(y, theirs.forward(x))
-        assert_close(layer.inverse_and_log_det(y)[0], theirs.inverse(tf.identity(y)))
-        # TFP's is that of one application; the layer applies the matrix at every position.
-        once = theirs.forward_log_det_jacobian(tf.reshape(x, [-1, x.shape[-1]])[0], event_ndims=1)
-        assert_close(log_det, tf.fill([BATCH], math.prod(x.shape[1:-1]) * once))
-
-    def test_squeeze_is_a_reshape_and_a_transpose(self):
-        layer, x, _ = get_case("squeeze")
-        theirs = tfb.Chain(
-            [
-                tfb.Reshape(event_shape_out=[2, 1, 12], event_shape_in=[2, 1, 2, 2, 3]),
-                tfb.Transpose([0, 2, 1, 3, 4]),
-                tfb.Reshape(event_shape_out=[2, 2, 1, 2, 3], event_shape_in=[4, 2, 3]),
-            ]
-        )
-        np.testing.assert_array_equal(layer.forward_and_log_det(x)[0], theirs.forward(x))
+def make_photographs(count, channels=3):
+    """Returns noise around a colour and a contrast of each image's own, uint8 `[count, 8, 8, channels]`."""
+    rng = np.random.default_rng(0)
+    colours, spread = rng.uniform(90, 160, (count, 1, 1, channels)), rng.uniform(5, 25, (count, 1, 1, channels))
+    return (colours + spread * rng.standard_normal((count, 8, 8, channels))).astype(np.uint8)
 
 
-class TestActNorm:
-    @pytest.mark.parametrize("shape", [(64, 5, 4, 3), (500, 6)])
-    def test_initialised_output_has_mean_0_and_deviation_1_in_every_channel(self, shape):
-        x = np.random.default_rng(0).standard_normal(shape) * np.arange(1, shape[-1] + 1) + 7
-        layer = ActNorm(dtype="float64")
-        layer.build(shape)
-        layer.initialize(tf.constant(x))
-        y = np.reshape(layer.forward_and_log_det(x)[0], [-1, shape[-1]])
-        assert_close(y.mean(0), np.zeros(shape[-1]))
-        assert_close(y.std(0, ddof=1), np.ones(shape[-1]))
-
-    def test_a_constant_channel_is_shifted_and_not_scaled(self):
+class TestLayer:
+    def test_actnorm_shifts_a_constant_channel_to_0_and_does_not_scale_it(self):
         x = np.random.default_rng(0).standard_normal((4, 3, 3, 2)).astype("float32")
         x[..., 1] = -0.75
-        layer = ActNorm()
-        layer.build(x.shape)
+        layer = build_layer(ActNorm(), x.shape)
         layer.initialize(tf.constant(x))
         assert layer.log_scale.numpy()[1] == 0 and layer.log_scale.numpy()[0] != 0
         np.testing.assert_array_equal(layer.forward_and_log_det(x)[0][..., 1], np.zeros((4, 3, 3)))
 
-
-class TestLinear:
-    def test_matrix_is_orthogonal_at_the_start(self):
-        layer = InvertibleLinear(dtype="float64")
-        layer.build((None, 7))
+    def test_matrix_of_a_new_linear_layer_is_orthogonal(self):
+        layer = build_layer(InvertibleLinear(dtype="float64"), (None, 7))
         matrix = layer.kernel.numpy()
         # Keras draws it in float32.
         assert_close(matrix @ matrix.T, np.eye(7), 1e-6)
         assert_close(layer.compute_condition_number(), 1, 1e-6)
 
     def test_float32_inverse_of_a_badly_conditioned_matrix_keeps_float32_precision(self):
-        layer = InvertibleLinear()
-        layer.build((None, 4))
+        layer = build_layer(InvertibleLinear(), (None, 4))
         basis = np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))[0]
         layer.kernel.assign((basis * [1, 1, 1, 1e-4]).astype("float32"))
         exact = np.linalg.inv(layer.kernel.numpy().astype("float64"))
         inverse = layer.inverse_and_log_det(np.eye(4))[0].numpy().T
         assert np.abs(inverse - exact).max() < 1e-6 * np.abs(exact).max()
 
-
-class TestCoupling:
-    @pytest.mark.parametrize(
-        ("pattern", "part", "channels", "transformed"),
-        [
-            ("continuous", "last", 6, [3, 4, 5]),
-            ("continuous", "first", 6, [0, 1, 2]),
-            ("alternate", "last", 6, [1, 3, 5]),
-            ("alternate", "first", 6, [0, 2, 4]),
-            ("continuous", "last", 5, [3, 4]),
-            ("continuous", "first", 5, [0, 1]),
-            ("alternate", "last", 5, [3, 4]),
-            ("alternate", "first", 5, [0, 1]),
-        ],
-    )
+    @pytest.mark.parametrize(("pattern", "part", "channels"), CHANGED)
     @pytest.mark.parametrize("shape", [(2, 3), ()], ids=["image", "vector"])
-    def test_pattern_and_part_choose_the_channels(self, pattern, part, channels, transformed, shape):
+    def test_pattern_and_part_of_a_coupling_choose_the_changed_channels(self, pattern, part, channels, shape):
         layer = Coupling(4, pattern=pattern, part=part, dtype="float64")
-        layer.build((None, *shape, channels))
-        give_effect(layer, scale=0.5)
+        give_effect(build_layer(layer, (None, *shape, channels)), scale=0.5)
         x = np.random.default_rng(0).standard_normal((2, *shape, channels))
         changed = np.abs(layer.forward_and_log_det(x)[0] - x).reshape(-1, channels).max(0) > 1e-6
-        assert np.flatnonzero(changed).tolist() == transformed
+        assert np.flatnonzero(changed).tolist() == CHANGED[pattern, part, channels]
 
     @pytest.mark.parametrize("scale", SCALES)
     @pytest.mark.parametrize("shape", [(2, 2, 4), (4,)], ids=["image", "vector"])
@@ -116,9 +105,77 @@ class TestCoupling:
             assert np.abs(layer.forward_and_log_det(x)[0] - x).max() > 1e-3
             layer.initialize(x)
 
-    def test_log_det_of_alpha_1_stays_right_where_the_scale_underflows(self):
+    def test_log_det_of_a_coupling_with_alpha_1_stays_right_where_the_scale_underflows(self):
         layer = build_layer(Coupling(4), (None, 1, 1, 2))
         layer.net.last.bias.assign([0.0, -200.0])
         assert layer.compute_slopes(np.ones((1, 1, 1, 2))).numpy().max() == 0
         log_det = layer.forward_and_log_det(np.ones((1, 1, 1, 2)))[1]
         np.testing.assert_allclose(log_det, [math.log(2) - 200], rtol=1e-6)
+
+    @pytest.mark.parametrize("is_traced", [False, True])
+    def test_bfloat16_reaches_the_net_of_a_coupling_and_nothing_else(self, is_traced):
+        layer = give_effect(build_layer(Coupling(8, CONDITION), (None, 4, 4, 6)), scale=0.3)
+        if is_traced:
+            Execution(layer)
+        x, z = tf.random.stateless_normal([2, 4, 4, 6], [0, 1]), tf.ones([2, CONDITION])
+        exact, exact_log_det = layer.forward_and_log_det(x, z)
+        with RunMode(precision="mixed_bfloat16").apply():
+            rough, rough_log_det = layer.forward_and_log_det(x, z)
+        assert rough.dtype == rough_log_det.dtype == tf.float32
+        assert 0 < np.abs(rough - exact).max() < 0.1
+        assert 0 < np.abs(rough_log_det - exact_log_det).max() < 1
+        np.testing.assert_array_equal(layer.forward_and_log_det(x, z)[0], exact)
+        # The channels that the coupling leaves unchanged do not pass through the net.
+        np.testing.assert_array_equal(rough[..., :3], exact[..., :3])
+
+    @pytest.mark.parametrize(("part", "call"), {**OPTIONS, **SHAPES}.items())
+    def test_impossible_option_or_shape_of_a_layer_is_refused_by_name(self, part, call):
+        assert part in message_of(ConfigError if part in OPTIONS else UserError, call)
+
+    def test_traces_of_many_networks_and_shapes_issue_no_warning_of_tensorflow(self, caplog):
+        logging.getLogger("tensorflow").addHandler(caplog.handler)
+        try:
+            for layer in (ActNorm(), ActNorm(), ActNorm(), ActNorm()):
+                layer.build((None, 2, 2, 3))
+                Execution(layer)
+                for side in range(1, 5):
+                    layer.forward_and_log_det(tf.ones([1, side, side, 3]))
+        finally:
+            logging.getLogger("tensorflow").removeHandler(caplog.handler)
+        assert "retracing" not in caplog.text
+
+    @pytest.mark.parametrize("channels", [1, 2, 3, 4])
+    def test_measured_colours_give_matrices_to_mean_0_and_covariance_1(self, channels):
+        x = tf.constant(make_photographs(4, channels) / 128.0 - 1)
+        matrix, inverse, shift, log_det = make_colour_matrices(measure_colours(x), channels)
+        y = map_colours(x - shift[:, None, None], matrix)
+        np.testing.assert_allclose(map_colours(y, inverse) + shift[:, None, None], x, atol=1e-12)
+        np.testing.assert_allclose(log_det, np.linalg.slogdet(matrix)[1], atol=1e-12)
+        for image in tf.reshape(y, [4, 64, channels]).numpy():
+            np.testing.assert_allclose(image.mean(0), 0, atol=1e-12)
+            # The variance that `measure_colours` adds makes the variances of y a little smaller than 1.
+            np.testing.assert_allclose(np.cov(image.T, ddof=0), np.eye(channels), atol=0.2)
+
+    def test_untrained_model_with_colour_map_switches_mean_and_contrast_of_colours(self):
+        model, images = DecoupledModel(CONFIG), make_photographs(32)
+        model.initialize(images)
+        np.testing.assert_allclose(np.std(model.encode(images).z, 0), 1, atol=0.01)
+        result = np.asarray(model.switch(images[:16], images[16:])[0], float)
+        for moment in (np.mean, np.std):
+            of_z, of_result = moment(images[:16], (1, 2)), moment(result, (1, 2))
+            # Images are encoded half a bin brighter than they are measured, which contrast multiplies.
+            np.testing.assert_allclose(of_result, of_z, atol=3)
+
+    @pytest.mark.parametrize(
+        ("changes", "named"),
+        [
+            ({"latent_dim": 8}, "model.latent_dim is 8"),
+            ({"conditioning": "base"}, "'base'"),
+            ({"prior": "classes", "classes": 3}, "'classes'"),
+        ],
+    )
+    def test_config_refuses_a_colour_map_that_no_z_can_carry(self, changes, named):
+        assert named in message_of(ConfigError, lambda: dataclasses.replace(CONFIG, **changes))
+
+    def test_colour_map_of_grey_images_needs_two_numbers_of_z(self):
+        assert ModelConfig(image_shape=(8, 8, 1), latent_dim=2, steps=(1, 1), hidden_channels=(4, 4), colour_map=True)

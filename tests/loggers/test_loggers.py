@@ -36,50 +36,33 @@ def open_log(folder, *names, step=0):
     return log
 
 
-def test_missing_package_of_a_logger_is_one_line(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    require_loggers(["tensorboard"])
-    with pytest.raises(MissingPackageError, match=r"training.loggers=wandb needs wandb, .*'tfdecouple\[loggers\]'"):
-        require_loggers(["tensorboard", "wandb"])
+class TestLogger:
+    def test_missing_package_of_a_logger_is_one_line(self, monkeypatch):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        require_loggers(["tensorboard"])
+        with pytest.raises(MissingPackageError, match=r"training.loggers=wandb needs wandb, .*'tfdecouple\[loggers\]'"):
+            require_loggers(["tensorboard", "wandb"])
 
+    def test_weights_and_biases_is_offline_and_one_run_over_restarts(self, tmp_path, wandb, picture, monkeypatch):
+        for step in (0, 1):
+            log = open_log(tmp_path, "wandb", step=step)
+            log.write("train", step + 1, {"bits_per_dim": 0.5, "note": "text"}, {"samples": picture})
+            log.close()
+        first, second = (call.kwargs for call in wandb.init.call_args_list)
+        assert first == second and first["resume"] == "allow" and first["mode"] == "offline"
+        assert first["dir"] == str(tmp_path) and first["config"]["training"]["learning_rate"] == 0.5
+        run = wandb.init.return_value
+        assert run.log.call_args_list[0] == mock.call({"step": 1, "train/bits_per_dim": 0.5})
+        assert wandb.Image.call_args == mock.call(str(picture)) and run.finish.call_count == 2
+        monkeypatch.setenv("WANDB_MODE", "online")
+        open_log(tmp_path, "wandb", step=2)
+        assert wandb.init.call_args.kwargs["mode"] == "online"
 
-def test_tensorboard_has_metrics_pictures_and_the_config_as_hyperparameters(tmp_path, picture):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.plugins.hparams import plugin_data_pb2
-
-    log = open_log(tmp_path, "tensorboard")
-    log.write("train", 1, {"bits_per_dim": 0.5}, {"images": picture})
-    log.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert {"train/bits_per_dim", "images"} <= set(events.Tags()["tensors"])
-    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-    options = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
-    assert options["training.learning_rate"].number_value == 0.5
-    assert options["model.steps"].string_value == "[1, 1]" and options["name"].string_value == "tiny"
-
-
-def test_weights_and_biases_is_offline_and_one_run_over_restarts(tmp_path, wandb, picture, monkeypatch):
-    for step in (0, 1):
-        log = open_log(tmp_path, "wandb", step=step)
-        log.write("train", step + 1, {"bits_per_dim": 0.5, "note": "text"}, {"samples": picture})
+    def test_failing_logger_is_dropped_and_the_run_continues(self, tmp_path, wandb, capsys):
+        log = open_log(tmp_path, "wandb", "tensorboard")
+        wandb.init.return_value.log.side_effect = ConnectionError("no \x1b[1mroute\x1b[0m\nto host")
+        for step in (1, 2):
+            log.write("train", step, {"bits_per_dim": step / 2})
         log.close()
-    first, second = (call.kwargs for call in wandb.init.call_args_list)
-    assert first == second and first["resume"] == "allow" and first["mode"] == "offline"
-    assert first["dir"] == str(tmp_path) and first["config"]["training"]["learning_rate"] == 0.5
-    run = wandb.init.return_value
-    assert run.log.call_args_list[0] == mock.call({"step": 1, "train/bits_per_dim": 0.5})
-    assert wandb.Image.call_args == mock.call(str(picture)) and run.finish.call_count == 2
-    monkeypatch.setenv("WANDB_MODE", "online")
-    open_log(tmp_path, "wandb", step=2)
-    assert wandb.init.call_args.kwargs["mode"] == "online"
-
-
-def test_failing_logger_is_dropped_and_the_run_continues(tmp_path, wandb, capsys):
-    log = open_log(tmp_path, "wandb", "tensorboard")
-    wandb.init.return_value.log.side_effect = ConnectionError("no \x1b[1mroute\x1b[0m\nto host")
-    for step in (1, 2):
-        log.write("train", step, {"bits_per_dim": step / 2})
-    log.close()
-    assert capsys.readouterr().out == "wandb failed and gets no more rows: no route to host\n"
-    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+        assert capsys.readouterr().out == "wandb failed and gets no more rows: no route to host\n"
+        assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]

@@ -15,42 +15,6 @@ from tfdecouple.model.outlier_scores import compute_chi_moments, outlier_scores,
 pytestmark = pytest.mark.usefixtures("eager")
 
 
-class TestShell:
-    @pytest.mark.parametrize("dimensions", [48, 192, 3072, 196_608])
-    def test_chi_moments_equal_those_of_scipy(self, dimensions):
-        mean, deviation = compute_chi_moments(dimensions)
-        assert mean == pytest.approx(stats.chi.mean(dimensions), rel=1e-8)
-        # Of large numbers SciPy's own variance is a difference that rounds.
-        exact = stats.chi.std(dimensions) if dimensions < 1000 else math.sqrt(0.5 - 1 / (8 * dimensions))
-        assert deviation == pytest.approx(exact, rel=1e-6)
-
-    def test_shell_score_counts_standard_deviations_of_the_length(self):
-        lengths = np.linspace(10, 18, 9)
-        v = np.random.default_rng(0).standard_normal((9, 8, 8, 3))
-        v *= (lengths / np.linalg.norm(v.reshape(9, -1), axis=1))[:, None, None, None]
-        expected = (lengths - stats.chi.mean(192)) / stats.chi.std(192)
-        np.testing.assert_allclose(score_shell(tf.constant(v, tf.float32)), expected, atol=2e-5)
-
-    def test_shell_score_of_the_origin_and_of_normal_draws(self):
-        assert float(score_shell(tf.zeros([1, 8, 8, 3]))[0]) == pytest.approx(-stats.chi.mean(192) / stats.chi.std(192))
-        drawn = score_shell(tf.constant(np.random.default_rng(1).standard_normal((20_000, 64)), tf.float32)).numpy()
-        assert abs(drawn.mean()) < 4 / math.sqrt(20_000) and drawn.std() == pytest.approx(1, abs=0.03)
-
-
-class TestTypicality:
-    def test_mean_square_of_typicality_is_1_under_the_model(self):
-        rng = np.random.default_rng(2)
-        parts = [tf.constant(rng.standard_normal((20_000, *shape)), tf.float32) for shape in [(4,), (2, 2, 3), (48,)]]
-        squares = np.square(score_typicality(parts))
-        assert squares.mean() == pytest.approx(1, abs=4 * float(squares.std()) / math.sqrt(20_000))
-
-    def test_typicality_of_opposite_parts_does_not_cancel(self):
-        parts = [tf.ones([1, 50]) * math.sqrt(0.5), tf.ones([1, 50]) * math.sqrt(1.5)]
-        # Squared lengths of 25 and 75 where 50 are expected, with a standard deviation of 10.
-        assert float(score_typicality(parts)[0]) == pytest.approx(2.5, rel=1e-5)
-        assert float(score_typicality([tf.concat(parts, 1)])[0]) == pytest.approx(0, abs=1e-5)
-
-
 class TestOfAModel:
     @pytest.fixture(scope="class")
     def noise(self):
@@ -76,7 +40,6 @@ class TestOfAModel:
         np.testing.assert_allclose(scores.typicality, np.sqrt(np.mean(np.square(each), 0)), rtol=1e-3)
 
     def test_split_v_gives_the_channels_that_leave_each_stage(self, tiny_model):
-        """A change of one part of v moves x without touching what the other parts are made from."""
         v = tf.constant(np.random.default_rng(4).standard_normal((1, 8, 8, 3)), tf.float32)
         parts = tiny_model.flow.split_v(v)
         planned = [stage for stage in tiny_model.flow.stages if stage.plan.dropped]
@@ -92,11 +55,39 @@ class TestOfAModel:
         assert all(value.shape == (0,) for value in scores)
 
 
-@pytest.mark.usefixtures("traced")
-def test_outlier_scorer_takes_batches_of_several_sizes():
-    images = random_images(4, LEAST.image_shape)
-    model = DecoupledModel(LEAST)
-    model.initialize(images)
-    scorer, index = OutlierScorer(model), np.arange(4)
-    whole, few = scorer(images, index), scorer(images[:3], index[:3])
-    np.testing.assert_allclose(few["bits_per_dim"], whole["bits_per_dim"][:3], rtol=1e-5)
+class TestScores:
+    @pytest.mark.parametrize("dimensions", [48, 192, 3072, 196_608])
+    def test_chi_moments_equal_those_of_scipy(self, dimensions):
+        mean, deviation = compute_chi_moments(dimensions)
+        assert mean == pytest.approx(stats.chi.mean(dimensions), rel=1e-8)
+        # Of large numbers SciPy's own variance is a difference that rounds.
+        exact = stats.chi.std(dimensions) if dimensions < 1000 else math.sqrt(0.5 - 1 / (8 * dimensions))
+        assert deviation == pytest.approx(exact, rel=1e-6)
+
+    def test_shell_score_counts_standard_deviations_of_the_length(self):
+        lengths = np.array([1e-30, *np.linspace(10, 18, 8)])
+        v = np.random.default_rng(0).standard_normal((9, 8, 8, 3))
+        v *= (lengths / np.linalg.norm(v.reshape(9, -1), axis=1))[:, None, None, None]
+        expected = (lengths - stats.chi.mean(192)) / stats.chi.std(192)
+        np.testing.assert_allclose(score_shell(tf.constant(v, tf.float32)), expected, atol=2e-5)
+
+    def test_typicality_of_normal_draws_has_mean_square_1(self):
+        rng = np.random.default_rng(2)
+        parts = [tf.constant(rng.standard_normal((20_000, *shape)), tf.float32) for shape in [(4,), (2, 2, 3), (48,)]]
+        squares = np.square(score_typicality(parts))
+        assert squares.mean() == pytest.approx(1, abs=4 * float(squares.std()) / math.sqrt(20_000))
+
+    def test_typicality_of_opposite_parts_does_not_cancel(self):
+        parts = [tf.ones([1, 50]) * math.sqrt(0.5), tf.ones([1, 50]) * math.sqrt(1.5)]
+        # Squared lengths of 25 and 75 where 50 are expected, with a standard deviation of 10.
+        assert float(score_typicality(parts)[0]) == pytest.approx(2.5, rel=1e-5)
+        assert float(score_typicality([tf.concat(parts, 1)])[0]) == pytest.approx(0, abs=1e-5)
+
+    @pytest.mark.usefixtures("traced")
+    def test_outlier_scorer_takes_batches_of_several_sizes(self):
+        images = random_images(4, LEAST.image_shape)
+        model = DecoupledModel(LEAST)
+        model.initialize(images)
+        scorer, index = OutlierScorer(model), np.arange(4)
+        whole, few = scorer(images, index), scorer(images[:3], index[:3])
+        np.testing.assert_allclose(few["bits_per_dim"], whole["bits_per_dim"][:3], rtol=1e-5)

@@ -1,22 +1,20 @@
-"""The promise of exactness where products are rounded: all that a model computes, on an emulated GPU."""
+"""Exactness where products are rounded: everything that a model computes, on an emulated GPU."""
 
-import contextlib
 import dataclasses
 import functools
-import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.emulation import emulated_accelerator
 from helpers.layers import list_layers
 from helpers.models import SMALL, TINY, give_effect, random_images
 from helpers.places import PATIENCE, ROOT
 from helpers.variants import images_of, variant
 
 import tfdecouple
+from benchmarks.emulation import emulated_accelerator, keep_tf32_switch
 from export.exported_model import ExportedModel
 from export.verification.comparison import compare_files
 from export.verification.vectors import choose_batch_sizes as batch_sizes
@@ -31,14 +29,12 @@ from tfdecouple.metrics.classification import classify_images
 from tfdecouple.metrics.latent_use import compute_latent_use
 from tfdecouple.metrics.outliers import OutlierScorer
 from tfdecouple.model import DecoupledModel
-from tfdecouple.model.round_trip import FAR
-from tfdecouple.numerics import tf32
 
 enabled = tf.config.experimental.tensor_float_32_execution_enabled
 enable = tf.config.experimental.enable_tensor_float_32_execution
 RESULTS = ROOT / "docs" / "results"
 
-# Every kind of layer and of p(z), each in one of these at least.
+# Models that together have every kind of layer and of p(z).
 KINDS = {
     "coupling": SMALL,
     "base": dataclasses.replace(SMALL, conditioning="base", base_hidden=6),
@@ -47,7 +43,6 @@ KINDS = {
     "three levels": TINY,
     "normal": dataclasses.replace(SMALL, prior="normal", alpha=0.5),
 }
-QUICK = ("coupling",)
 IMAGES, OTHERS = random_images(3), random_images(3, seed=1)
 LABELS = tf.constant([0, 2, 1])
 NOISE = tf.constant(np.random.default_rng(0).standard_normal([3, 4]), tf.float32)
@@ -70,17 +65,9 @@ def built(kind):
     return give_effect(model, scale=0.2)
 
 
-@pytest.fixture(params=[*QUICK, *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind not in QUICK)])
+@pytest.fixture(params=[pytest.param(kind, marks=() if kind == "coupling" else pytest.mark.slow) for kind in KINDS])
 def model(request):
     return built(request.param)
-
-
-@contextlib.contextmanager
-def unmended():
-    """TensorFlow's switch is left as it is: what a check must notice."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tf32._switch, "turn", lambda **change: None)
-        yield
 
 
 def z_of(model):
@@ -99,7 +86,7 @@ def centres(model):
     return model.quantizer.place_at_centres(model.quantizer.find_bins(tf.constant(images_of(model))))
 
 
-# What has an answer for every model, and what only where there is a z.
+# {name: computation} of every model, and of models with z.
 VERBS = {
     "encode": lambda m: m.encode(IMAGES).v,
     "decode": lambda m: m.flow.inverse_and_log_det(X, z_of(m)),
@@ -126,7 +113,7 @@ VERBS_OF_Z = {
     "prior's sample": lambda m: m.prior.sample(3, seed=(0, 1)),
     "z_from_noise": lambda m: m.z_from_noise(NOISE),
 }
-# Where TF32 must not show even without the mending: pixels of 256 levels hide it, weights are multiplied by NumPy.
+# Computations in which TF32 never shows: pixels of 256 bins hide it, and NumPy multiplies the weights.
 COARSE = {"sample", "interpolate", "folding"}
 
 
@@ -148,28 +135,14 @@ def same(one, other):
 
 
 def check(name, run, model):
-    """A verb is in full float32 to the bit where products are rounded, and the check would notice if it were not."""
+    """Asserts that rounded products change no result; returns whether they change none with TF32 left on."""
     full = answers(run, model)
     with emulated_accelerator():
         assert same(answers(run, model), full), name
         assert enabled()
-        with unmended():
+        with keep_tf32_switch():
             rounded = answers(run, model)
     return same(rounded, full)
-
-
-def test_encode_warns_of_every_kind_that_a_committed_run_lost_and_of_no_images_of_its_own_data():
-    rows = json.loads((RESULTS / "exactness.json").read_text())["rows"]
-    # Now, and with the weights of before.
-    before = json.loads((RESULTS / "by_length.json").read_text())["rows"]
-    kinds = [*rows, *(kind for row in before for kind in row.get("lost", []))]
-    lost = [kind["least_rms_of_the_lost"] for kind in kinds if kind["lost"]]
-    own = {run: "TFDS cifar10/3.0.2" for run in ("conditional", "base", "glow")} | {
-        "quickstart": "embedded photographs"
-    }
-    real = [row["most_rms"] for row in rows if row["images"] == own[row["run"]]]
-    assert len(lost) >= 5 and len(real) == 4
-    assert max(real) < FAR < min(lost)
 
 
 class TestModel:
@@ -182,7 +155,7 @@ class TestModel:
             blind -= {"prior", "prior's sample", "z_from_noise"}
         assert blind <= COARSE
 
-    def test_images_are_recovered_and_products_of_the_user_keep_tf32(self, model):
+    def test_images_are_recovered_while_products_of_the_user_keep_tf32(self, model):
         a = tf.constant([[1.0 + 2**-12]])
         with emulated_accelerator():
             for _ in range(2):
@@ -192,27 +165,21 @@ class TestModel:
         assert tf.matmul(a, a) > 1
 
 
-def test_initialize_computes_in_full_float32():
-    def start():
-        again = DecoupledModel(SMALL)
-        again.initialize(random_images(16), seed=3)
-        return [variable.numpy() for name, variable in again.named_variables().items() if "actnorm" in name]
+class TestStart:
+    def test_initialize_computes_in_full_float32(self):
+        def initialize():
+            tf.keras.utils.set_random_seed(0)
+            model = DecoupledModel(SMALL)
+            model.initialize(random_images(16), seed=3)
+            return [variable.numpy() for name, variable in model.named_variables().items() if "actnorm" in name]
 
-    def seeded():
-        tf.keras.utils.set_random_seed(0)
-        return start()
+        full = initialize()
+        with emulated_accelerator():
+            assert same(initialize(), full)
+            with keep_tf32_switch():
+                assert not same(initialize(), full)
 
-    full = seeded()
-    with emulated_accelerator():
-        assert same(seeded(), full)
-        with unmended():
-            assert not same(seeded(), full)
-
-
-class TestGradients:
-    """Those that users take themselves, after the model has returned."""
-
-    def test_gradients_are_in_full_float32_within_the_context_only(self):
+    def test_gradients_of_a_user_are_in_full_float32_within_the_context_only(self):
         model = built("coupling")
         weights = [variable.value for variable in model.trainable_variables]
 
@@ -228,85 +195,68 @@ class TestGradients:
             assert not same(gradients(), full)
 
 
+# {name: (model, computation)} of programs with a model, and of networks that only some models have.
+PROGRAMS = {
+    "bounds": ("coupling", lambda m: list(BoundEvaluator(m)(batches(), k=2).to_log_row().values())),
+    "latent use": ("coupling", lambda m: list(dataclasses.asdict(compute_latent_use(m, batches())).values())),
+    "corpus": ("coupling", lambda m: make_image_encoder(m, FIELDS, 4)(IMAGES, np.arange(3), np.zeros(3, np.int32))),
+    "test vectors": ("coupling", lambda m: make_test_vectors(m, random_images(sum(batch_sizes(8)), seed=2))),
+    "classification": ("classes", lambda m: classify_images(m, labelled(m))["log_probability"]),
+    "outliers": ("none", lambda m: list(OutlierScorer(m)(images_of(m), np.arange(3)).values())),
+    "code of each label": ("classes", lambda m: m.code_net.compute_codes()),
+    "codes of labels": ("classes", lambda m: m.code_net(LABELS)),
+    "z by its label": ("prior-classes", lambda m: m.prior_affine.invert_for_labels(NOISE, LABELS)),
+    "map of u": ("dequantization", lambda m: m.dequantizer.encoder(centres(m))),
+    "map of u, fast": ("dequantization", lambda m: m.dequantizer.encoder.run_inference(centres(m))),
+}
 SLOW = ("latent use", "test vectors")
+MARKED = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in PROGRAMS]
 
 
 class TestPrograms:
-    """What the programs compute with a model."""
+    @pytest.mark.parametrize("name", MARKED)
+    def test_programs_with_a_model_compute_in_full_float32(self, name):
+        kind, run = PROGRAMS[name]
+        assert not check(name, run, built(kind) if kind in KINDS else variant(kind))
 
-    PROGRAMS = {
-        "bounds": lambda m: list(BoundEvaluator(m)(batches(), k=2).to_log_row().values()),
-        "latent use": lambda m: list(dataclasses.asdict(compute_latent_use(m, batches())).values()),
-        "corpus": lambda m: make_image_encoder(m, FIELDS, 4)(IMAGES, np.arange(3), np.zeros(3, np.int32)),
-        "test vectors": lambda m: make_test_vectors(m, random_images(sum(batch_sizes(8)), seed=2)),
-    }
+    def test_verification_runs_a_saved_model_in_full_float32(self, monkeypatch, tmp_path):
+        seen = []
 
-    @pytest.mark.parametrize("name", ["bounds", "corpus", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
-    def test_traced_functions_compute_in_full_float32(self, name):
-        assert not check(name, self.PROGRAMS[name], built("coupling"))
+        def load(*arguments):
+            seen.append(enabled())
+            raise ValueError("no file")
 
-    # Of models that know labels or learn u, and what each enters by itself: by name, the model and what is run.
-    OTHERS = {
-        "classification": ("classes", lambda m: classify_images(m, labelled(m))["log_probability"]),
-        "outliers": ("none", lambda m: list(OutlierScorer(m)(images_of(m), np.arange(3)).values())),
-        "code of each label": ("classes", lambda m: m.code_net.compute_codes()),
-        "codes of labels": ("classes", lambda m: m.code_net(LABELS)),
-        "z by its label": ("prior-classes", lambda m: m.prior_affine.invert_for_labels(NOISE, LABELS)),
-        "map of u": ("dequantization", lambda m: m.dequantizer.encoder(centres(m))),
-        "map of u, fast": ("dequantization", lambda m: m.dequantizer.encoder.run_inference(centres(m))),
-    }
+        monkeypatch.setattr(tf.compat.v1.saved_model, "load", load)
+        report = compare_files("savedmodel", tmp_path, {}, {"encode": ""})
+        assert seen == [False] and "no file" in report.problems[0]
 
-    @pytest.mark.parametrize("name", OTHERS)
-    def test_label_and_dequantizer_networks_compute_in_full_float32(self, name):
-        kind, run = self.OTHERS[name]
-        assert not check(name, run, variant(kind))
+    def test_eight_threads_encode_in_full_float32_and_restore_the_switch_for_tf32(self):
+        model = built("coupling")
+        images, v = np.asarray(model.quantize_images(IMAGES)), model.encode(IMAGES).v.numpy()
+        a, products, exact = tf.constant([[1.0 + 2**-12]]), set(), []
+        unrounded, begin = float(tf.matmul(a, a)[0, 0]), threading.Barrier(8, timeout=PATIENCE)
 
-
-def test_a_saved_model_is_checked_with_the_switch_off(monkeypatch, tmp_path):
-    seen = []
-
-    def load(*arguments):
-        seen.append(enabled())
-        raise ValueError("no file")
-
-    monkeypatch.setattr(tf.compat.v1.saved_model, "load", load)
-    report = compare_files("savedmodel", tmp_path, {}, {"encode": ""})
-    assert seen == [False] and "no file" in report.problems[0]
-
-
-class TestThreads:
-    def test_eight_threads_share_the_switch_for_tf32(self):
-        models = [built("coupling")] * 4
-        images = [np.asarray(model.quantize_images(IMAGES)) for model in models]
-        full = [model.encode(IMAGES).v.numpy() for model in models]
-        a, products, wrong = tf.constant([[1.0 + 2**-12]]), set(), []
-        exact = float(tf.matmul(a, a)[0, 0])
-        begin = threading.Barrier(8, timeout=PATIENCE)
-
-        def use(model, images, v):
+        def encode():
             begin.wait()
             for _ in range(10):
-                if not np.array_equal(model.encode(images).v, v):
-                    wrong.append(model.name)
-                if not np.array_equal(model.decode(*model.encode(images)), images):
-                    wrong.append(model.name)
+                codes = model.encode(images)
+                exact.extend([np.array_equal(codes.v, v), np.array_equal(model.decode(*codes), images)])
 
         def multiply():
             begin.wait()
             products.update(float(tf.matmul(a, a)[0, 0]) for _ in range(100))
 
-        jobs = [(use, job) for job in zip(models, images, full, strict=True)] + [(multiply, ())] * 4
         with emulated_accelerator():
-            with ThreadPoolExecutor(len(jobs)) as threads:
-                for ended in [threads.submit(run, *arguments) for run, arguments in jobs]:
+            with ThreadPoolExecutor(8) as threads:
+                for ended in [threads.submit(run) for run in [encode, multiply] * 4]:
                     ended.result()
-            assert not wrong
-            # In other threads never less exact than the user chose, and as chosen once all have left.
-            assert products and products <= {1.0, exact}
+            assert all(exact) and len(exact) == 80
+            # Other threads never compute less exactly than the user chose; after the last thread, as the user chose.
+            assert products and products <= {1.0, unrounded}
             assert enabled() and tf.matmul(a, a) == 1
 
 
-# Of the crops for test of the embedded photographs: some that TF32 changes.
+# Test crops of the sample photographs that TF32 changes.
 CROPS = [28, 101, 173, 27, 138, 174, 62, 30]
 
 
@@ -326,8 +276,8 @@ class TestTrainedRuns:
             back = np.asarray(model.decode(*model.encode(crops)))
             return int((back != crops).any((1, 2, 3)).sum())
 
-        with emulated_accelerator(), unmended():
+        with emulated_accelerator(), keep_tf32_switch():
             assert lost() > 0
-        # With what other kernels do beside the rounding.
+        # Other kernels also sum in another order.
         with emulated_accelerator(noise=1e-6):
             assert lost() == 0 and enabled()

@@ -1,14 +1,25 @@
-"""Tests of the encoder: its layers written out by hand, batch normalisation, padding and its start."""
+"""Tests of the encoder and of variational dequantisation, whose map is made by the same blocks.
 
-from __future__ import annotations
+tests/interop/test_wolf.py compares the results of encoders with those of the authors' code.
+"""
+
+import collections
+import dataclasses
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.layers import get_case, list_layers
 from helpers.models import give_effect
+from helpers.variants import VARIANTS, images_of, variant
 
+from tfdecouple import randomness
+from tfdecouple.layers import Coupling, LocalConvNet
+from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import BatchNorm, Encoder, ResNetBlock
+from tfdecouple.runtime.execution import Execution
+from tfdecouple.runtime.run_mode import RunMode
 
 
 def built(layer, shape):
@@ -30,66 +41,15 @@ def noise(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype("float32")
 
 
-def elu(h):
-    return np.where(h > 0, h, np.expm1(h))
+pytestmark = pytest.mark.usefixtures("eager")
+
+TWO_LEVELS = dataclasses.replace(VARIANTS["dequantization"], dequantization_map_channels=2)
 
 
-def convolve(x, kernel, stride):
-    """A convolution padded by the same number of pixels on both sides, in numpy."""
-    side = kernel.shape[0]
-    x = np.pad(x, [(0, 0), (side // 2,) * 2, (side // 2,) * 2, (0, 0)])
-    height, width = (x.shape[1] - side) // stride + 1, (x.shape[2] - side) // stride + 1
-    taps = [
-        x[:, i : i + stride * height : stride, j : j + stride * width : stride] @ kernel[i, j]
-        for i in range(side)
-        for j in range(side)
-    ]
-    return sum(taps)
-
-
-def normalise(h, norm, axes=None):
-    mean = h.mean(axes) if axes else norm.moving_mean.numpy()
-    variance = h.var(axes) if axes else norm.moving_variance.numpy()
-    return (h - mean) / np.sqrt(variance + 1e-5) * norm.gamma.numpy() + norm.beta.numpy()
-
-
-def transpose(x, kernel, stride):
-    """A transposed convolution by its definition: each pixel adds its kernel around the place that it has."""
-    size = kernel.shape[0]
-    whole = np.zeros((len(x), *(side * stride + 2 * size for side in x.shape[1:3]), kernel.shape[2]))
-    for row, column in np.ndindex(*x.shape[1:3]):
-        places = (slice(size + place * stride, 2 * size + place * stride) for place in (row, column))
-        whole[(slice(None), *places)] += np.einsum("bi,hwoi->bhwo", x[:, row, column], kernel)
-    # The reference pads by half of the kernel on both sides, and adds to the end what the stride leaves over.
-    start, (height, width) = size + size // 2, x.shape[1:3]
-    return whole[:, start : start + height * stride, start : start + width * stride]
-
-
-def block_by_hand(block, x, training=False):
-    axes, run = (0, 1, 2) if training else None, transpose if block.transposed else convolve
-    h = elu(normalise(run(x, block.convolution_1.kernel.numpy(), block.strides), block.norm_1, axes))
-    h = normalise(run(h, block.convolution_2.kernel.numpy(), 1), block.norm_2, axes)
-    if block.shortcut:
-        convolution, norm = block.shortcut
-        x = normalise(run(x, convolution.kernel.numpy(), block.strides), norm, axes)
-    return elu(h + x)
-
-
-class TestBlock:
-    @pytest.mark.parametrize("training", [False, True])
+class TestNetworks:
     @pytest.mark.parametrize("transposed", [False, True])
-    @pytest.mark.parametrize(("planes", "strides"), [(3, 1), (5, 1), (3, 2), (5, 2)])
-    def test_resnet_block_equals_numpy(self, planes, strides, transposed, training):
-        block = with_statistics(built(ResNetBlock(planes, strides, transposed), (None, 6, 6, 3)))
-        x = noise(2, 6, 6, 3)
-        expected = block_by_hand(block, x, training)
-        side = 6 * strides if transposed else 6 // strides
-        assert expected.shape == (2, side, side, planes)
-        np.testing.assert_allclose(block(x, training=training), expected, rtol=1e-4, atol=1e-4)
-
-    @pytest.mark.parametrize("transposed", [False, True])
-    def test_no_gradient_for_a_kernel_of_one_pixel_has_a_stride(self, transposed):
-        """Which oneDNN computes beyond its memory where the images are an odd number."""
+    def test_gradient_of_a_1x1_kernel_in_the_encoder_has_no_stride(self, transposed):
+        """With strides, oneDNN reads beyond its memory if the count of images is odd."""
         block = built(ResNetBlock(4, 2, transposed), (None, 4, 4, 3))
 
         @tf.function
@@ -99,32 +59,15 @@ class TestBlock:
             return tape.gradient(loss, [weight.value for weight in block.trainable_weights])
 
         graph = gradients.get_concrete_function(tf.TensorSpec([3, 4, 4, 3])).graph
-        found = [operation for operation in graph.get_operations() if operation.type == "Conv2DBackpropFilter"]
-        strides = {tuple(op.outputs[0].shape[:2]): set() for op in found}
-        for operation in found:
-            strides[tuple(operation.outputs[0].shape[:2])].add(tuple(operation.get_attr("strides")))
+        strides = collections.defaultdict(set)
+        for operation in graph.get_operations():
+            if operation.type == "Conv2DBackpropFilter":
+                strides[tuple(operation.outputs[0].shape[:2])].add(tuple(operation.get_attr("strides")))
         assert strides[1, 1] == {(1, 1, 1, 1)} and len(strides[3, 3]) == 2
-
-
-class TestBatchNormalisation:
-    def model(self):
-        return with_statistics(built(Encoder(3, (4, 5), 2), (None, 8, 8, 3)))
-
-    def statistics(self, encoder):
-        return {v.path: v.numpy() for v in encoder.non_trainable_variables if v.name.startswith("moving")}
-
-    def test_inference_changes_nothing_and_treats_each_image_alone(self):
-        encoder, x = self.model(), noise(4, 8, 8, 3)
-        before = self.statistics(encoder)
-        together = np.concatenate(encoder(x, training=False), -1)
-        alone = np.concatenate(encoder(x[2:3], training=False), -1)
-        np.testing.assert_allclose(together[2:3], alone, rtol=1e-5, atol=1e-5)
-        for path, value in self.statistics(encoder).items():
-            np.testing.assert_array_equal(value, before[path])
 
     @pytest.mark.parametrize("training", [False, True])
     @pytest.mark.parametrize("shards", [None, [5], [2, 3], [1, 1, 3]])
-    def test_a_batch_is_normalised_as_keras_normalises_it(self, training, shards):
+    def test_batch_normalisation_in_shards_equals_that_of_keras(self, training, shards):
         keras_layer = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
         ours, theirs = (with_statistics(built(layer, (None, 4, 4, 3))) for layer in (BatchNorm(), keras_layer))
         theirs.set_weights(ours.get_weights())
@@ -138,22 +81,18 @@ class TestBatchNormalisation:
                 loss = tf.reduce_sum(y * upstream)
             return [y, *tape.gradient(loss, [x, layer.gamma.value, layer.beta.value])]
 
-        def by_shards():
-            return (
-                ours(x, training=training)
-                if shards is None
-                else tf.concat(ours.normalize(tf.split(x, shards), training), 0)
-            )
+        def normalize():
+            if shards is None:
+                return ours(x, training=training)
+            return tf.concat(ours.normalize(tf.split(x, shards), training), 0)
 
-        found = with_gradients(ours, by_shards)
+        found = with_gradients(ours, normalize)
         expected = with_gradients(theirs, lambda: theirs(x, training=training))
         for one, other in zip(found + ours.get_weights(), expected + theirs.get_weights(), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
-
-class TestEncoder:
     @pytest.mark.parametrize("training", [False, True])
-    def test_posterior_is_standard_normal_at_the_start_and_after_a_reset(self, training):
+    def test_posterior_of_an_encoder_is_standard_normal_at_the_start_and_after_a_reset(self, training):
         encoder = built(Encoder(3, (4,), 2), (None, 4, 4, 3))
         x = noise(4, 4, 4, 3)
         for _ in range(2):
@@ -162,3 +101,57 @@ class TestEncoder:
             give_effect(encoder)
             assert np.abs(encoder(x, training=training)[0]).max() > 1e-3
             encoder.reset_to_zero()
+
+    def test_dequantizer_map_conditions_each_coupling_and_reaches_each_pixel(self):
+        layer, noise, local = get_case("dequantizing-flow")
+        nets = [each for each in list_layers(layer) if isinstance(each, LocalConvNet)]
+        assert len(nets) == sum(isinstance(each, Coupling) for each in list_layers(layer)) == 13
+        # The map is squeezed with the image: four times the channels a level.
+        assert sorted({net.condition_size for net in nets}) == [3, 12, 48]
+        u = layer.forward_and_log_det(noise, local)[0]
+        corner = local + 0.5 * tf.one_hot(0, 4, dtype="float64")[None, :, None, None]
+        assert np.all(np.abs(layer.forward_and_log_det(noise, corner)[0] - u).max((0, 2, 3)) > 0)
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_dequantizer_computes_equal_noise_in_shards(self, training):
+        layer = Dequantizer(TWO_LEVELS)
+        layer.build()
+        give_effect(layer)
+        rng = np.random.default_rng(0)
+        x, noise = (rng.standard_normal((3, 4, 4, 3)).astype("float32") for _ in range(2))
+        whole = layer(x, noise, training=training)
+        Execution(layer.encoder)
+        Execution(layer.flow)
+        with RunMode(shards=2).apply():
+            parts = layer(x, noise, training=training)
+        for ours, theirs in zip(parts, whole, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+    def test_dequantizer_starts_near_the_uniform_distribution(self):
+        layer = Dequantizer(TWO_LEVELS)
+        layer.build()
+        rng = np.random.default_rng(0)
+        noise = rng.standard_normal((500, 4, 4, 3)).astype("float32")
+        layer.flow.initialize_from_noise(randomness.make_seed(0))
+        u, log_det = layer(np.zeros((500, 4, 4, 3), "float32"), noise)
+        log_q = -0.5 * (np.square(noise) + np.log(2 * np.pi)).sum((1, 2, 3)) - np.asarray(log_det)
+        # By quadrature: 0.00951 nats a number; noise of standard deviation 1 would give 0.193.
+        assert 0.0095 - 0.003 < log_q.mean() / 48 < 0.0095 + 0.003
+        assert abs(np.mean(u) - 0.5) < 0.01 and abs(np.var(u) - 1 / 12) < 0.005
+
+    def test_learned_dequantization_depends_on_noise_and_image_and_is_a_term_of_the_bound(self):
+        model, rng = variant("dequantization"), np.random.default_rng(0)
+        images, noise = images_of(model), rng.standard_normal((3, 4, 4, 3)).astype("float32")
+        u, log_q = model.dequantize(images, noise)
+        assert np.all((u > 0) & (u < 1)) and np.ptp(log_q) > 0
+        other, _ = model.dequantize(255 - images, noise)
+        assert np.max(np.abs(other - u)) > 1e-3
+        z_noise = rng.standard_normal((3, 4)).astype("float32")
+        elbo = model.elbo_from_noise(images, z_noise, noise)
+        np.testing.assert_allclose(elbo.dequantization, log_q, rtol=1e-5)
+        posterior = model.posterior(images)
+        z = posterior.mean() + posterior.stddev() * z_noise
+        x = 2 * (images.astype("float32") + u) / 256 - 1
+        np.testing.assert_allclose(elbo.reconstruction, -model.likelihood(z).log_prob(x), rtol=1e-4)
+        u, log_q = model.dequantize(images[:0], noise[:0])
+        assert u.shape == (0, 4, 4, 3) and log_q.shape == (0,)

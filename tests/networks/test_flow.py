@@ -1,115 +1,214 @@
-"""Tests of the flow, and of the prior's: steps, factor-outs and the whole multi-scale map, in float64."""
-
-from __future__ import annotations
+"""The flow: which entries of v a layer reaches, refusals, traces, and its backward pass in every memory mode."""
 
 import dataclasses
-import functools
-import itertools
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.layers import BATCH, assert_close, get_case
 from helpers.models import TINY, give_effect
-from helpers.variants import STAGES
+from helpers.traces import run_eagerly
+from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.errors import UserError
-from tfdecouple.layers import ActNorm, Coupling, InvertibleConv1x1
+from tfdecouple.layers import Coupling
+from tfdecouple.model.gradient import INVERSION_BOUND
 from tfdecouple.networks.flow import FactorOut, Flow, FlowStep
+from tfdecouple.runtime import execution, run_mode
+from tfdecouple.runtime.run_mode import RunMode
+from tfdecouple.transforms import TRANSFORMS, Transform
 
-FLOWS = {"tiny": TINY, "base": dataclasses.replace(STAGES, conditioning="base", base_hidden=5)}
-
-
-@functools.cache
-def flow(name):
-    config = FLOWS[name]
-    rng = np.random.default_rng(1)
-    layer = Flow(config, dtype="float64")
-    layer.build()
-    give_effect(layer)
-    x = tf.constant(rng.uniform(-1, 1, (BATCH, *config.image_shape)))
-    return layer, x, tf.constant(rng.standard_normal((BATCH, config.latent_dim))) if config.has_latent else None
+TWO_LEVELS = {"image_shape": (4, 4, 3), "steps": (1, 1), "hidden_channels": (4, 4)}
+WITHOUT_Z = {**TWO_LEVELS, "conditioning": "none"}
+# Every kind of conditioning and transform.
+KINDS = {
+    "coupling": {"image_shape": (4, 4, 3), "alpha": 0.5, "steps": (1, (1,), 1), "factors": (3,)},
+    "base, additive": {"conditioning": "base", "transform": "additive", **TWO_LEVELS},
+}
 
 
-@functools.cache
-def code_of_tiny():
-    layer, x, condition = flow("tiny")
-    return layer.forward_and_log_det(x, condition)[0]
+def make_flow(dtype="float64", **options):
+    """Returns a flow whose layers run through traces and whose every weight has an effect, three inputs, and z."""
+    config, rng = dataclasses.replace(TINY, **options), np.random.default_rng(0)
+    flow = Flow(config, dtype=dtype)
+    flow.build()
+    execution.Execution(flow)
+    shapes = (3, *config.image_shape), (3, config.latent_dim)
+    return give_effect(flow), *(tf.constant(rng.standard_normal(shape), dtype) for shape in shapes)
 
 
-class TestStep:
-    def test_initialize_of_a_step_sets_the_layers_inside(self, eager):
-        step, x = (
-            FlowStep({"hidden": 4}, dtype="float64"),
-            1 + 2 * np.random.default_rng(0).standard_normal((32, 4, 4, 3)),
-        )
-        step.build(x.shape)
-        give_effect(step)
-        y = step.initialize(x)
-        assert_close(y, step.forward_and_log_det(x)[0])
-        # After the second actnorm the couplings are the identity.
-        np.testing.assert_allclose(np.mean(y, (0, 1, 2)), 0, atol=1e-4)
-        np.testing.assert_allclose(np.std(y, (0, 1, 2)), 1, atol=1e-2)
+def make_gradients(flow):
+    """Returns a function of mode, x and z: the loss, and its gradients for x, z, the probe and the weights."""
+    weights = [variable.value for variable in flow.trainable_variables]
 
-    def test_step_is_actnorm_convolution_two_couplings_actnorm_two_couplings(self):
-        layers = get_case("step")[0].sequence
-        assert [*map(type, layers)] == [ActNorm, InvertibleConv1x1, Coupling, Coupling, ActNorm, Coupling, Coupling]
-        patterns = [(c.pattern, c.part) for c in layers if isinstance(c, Coupling)]
-        assert patterns == list(itertools.product(("continuous", "alternate"), ("last", "first")))
+    @tf.function(autograph=False)
+    def gradients(mode, x, z):
+        probe = tf.zeros([])
+        with RunMode(mode, probe=probe).apply():
+            with tf.GradientTape() as tape:
+                tape.watch([x, z, probe])
+                v, log_det = flow.forward_and_log_det(x, z)
+                loss = tf.reduce_sum(v**2 * tf.linspace(tf.ones([], v.dtype), 2, 3)) - tf.reduce_sum(tf.sin(log_det))
+            return loss, tape.gradient(loss, [x, z, probe, *weights], unconnected_gradients="zero")
 
-    def test_coupling_and_actnorm_of_a_factor_out_touch_only_the_channels_that_leave(self):
-        layer, x, condition = get_case("factor-out")
-        mixed = layer.mixing.forward_and_log_det(x)[0]
-        y = layer.forward_and_log_det(x, condition)[0]
-        np.testing.assert_array_equal(y[..., :4], mixed[..., :4])
-        assert np.all(np.abs(y - mixed).max((0, 1, 2))[4:] > 1e-3)
+    return gradients
 
 
-@pytest.mark.usefixtures("eager")
-class TestMultiScale:
-    """Which entries of v leave where (paper Figure 3c)."""
-
+class TestFlow:
     @pytest.mark.parametrize(
         ("level", "stage", "pick", "changed"),
         [
-            # What leaves first stands last, at the resolution of its level.
+            # The channels that leave first stand last, at the resolution of their level.
             (1, 0, lambda stage: stage.factor_out.actnorm, range(9, 12)),
             (1, 1, lambda stage: stage.factor_out.actnorm, range(6, 9)),
             (2, 0, lambda stage: stage.steps[0].sequence[0], range(0, 6)),
             (1, 1, lambda stage: stage.steps[0].sequence[0], range(0, 9)),
         ],
     )
-    def test_a_layer_reaches_only_the_entries_that_have_not_left(self, level, stage, pick, changed):
-        layer, x, condition = flow("tiny")
-        before = code_of_tiny()
-        bias = pick(layer.levels[level][stage]).bias
-        kept = bias.numpy()
-        bias.assign(kept + 0.1)
-        after = layer.forward_and_log_det(x, condition)[0]
-        bias.assign(kept)
+    def test_layer_of_a_flow_reaches_only_entries_of_v_that_have_not_left(self, level, stage, pick, changed, eager):
+        flow, x, z = make_flow()
+        before = flow.forward_and_log_det(x, z)[0]
+        bias = pick(flow.levels[level][stage]).bias
+        bias.assign(bias + 0.1)
+        after = flow.forward_and_log_det(x, z)[0]
         difference = np.abs(tf.nn.space_to_depth(after - before, 2)).max((0, 1, 2))
         assert np.flatnonzero(difference > 1e-12).tolist() == list(changed)
 
-
-@pytest.mark.usefixtures("eager")
-class TestConditioning:
-    @pytest.mark.parametrize("name", ["tiny", "base"])
-    def test_missing_or_misshapen_z_is_refused(self, name):
-        layer, x, z = flow(name)
-        with pytest.raises(UserError, match=r"pass condition=z of shape \[batch, 4\]"):
-            layer.forward_and_log_det(x)
-        with pytest.raises(UserError, match="it needs"):
-            layer.forward_and_log_det(x, z[:, :3])
-
-    @pytest.mark.parametrize("shape", [(2, 8, 8, 1), (2, 6, 8, 3), (8, 8, 3), (2, 192)])
     @pytest.mark.parametrize("direction", ["forward_and_log_det", "inverse_and_log_det"])
-    def test_flow_refuses_shapes_that_it_cannot_squeeze(self, shape, direction):
-        layer, _, z = flow("tiny")
-        with pytest.raises(UserError, match="it needs"):
-            getattr(layer, direction)(np.zeros(shape), z)
+    def test_flow_refuses_shapes_that_it_cannot_squeeze(self, direction, eager):
+        flow, _, z = make_flow()
+        for shape in [(3, 8, 8, 1), (3, 6, 8, 3), (8, 8, 3), (3, 192)]:
+            with pytest.raises(UserError, match="it needs"):
+                getattr(flow, direction)(np.zeros(shape), z)
+
+    @pytest.mark.parametrize("dropped", [0, 4])
+    def test_factor_out_refuses_to_drop_no_or_all_channels(self, dropped):
+        with pytest.raises(UserError, match="of 4 channels"):
+            FactorOut(dropped, {"hidden": 4}).forward_and_log_det(np.ones((1, 2, 2, 4)))
 
 
-@pytest.mark.parametrize("dropped", [0, 4])
-def test_factor_out_must_keep_and_drop_something(dropped):
-    with pytest.raises(UserError, match="of 4 channels"):
-        FactorOut(dropped, {"hidden": 4}).forward_and_log_det(np.ones((1, 2, 2, 4)))
+class TestTraces:
+    def test_steps_of_a_kind_share_one_trace_for_each_kind_of_batch_and_keep_their_weights(self, monkeypatch):
+        traces, run = [], FlowStep.run_forward
+        monkeypatch.setattr(FlowStep, "run_forward", lambda *given: traces.append(given[1].shape[0]) or run(*given))
+        flow, x, z = make_flow("float32", **{**TWO_LEVELS, "steps": (2, 3)})
+        for count in (1, 3, 2, 1):
+            v = flow.forward_and_log_det(x[:count], z[:count])[0]
+        # The first count of images has traces of its own; the second ones are for any count.
+        assert traces == [1] * 2 + [None] * 2
+        with run_eagerly():
+            np.testing.assert_allclose(v, flow.forward_and_log_det(x[:1], z[:1])[0], rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("method", ["forward_and_log_det", "inverse_and_log_det"])
+    def test_values_that_replace_weights_reach_the_traces_of_a_flow(self, method):
+        flow, x, z = make_flow(**TWO_LEVELS)
+        run, bias = getattr(flow, method), flow.levels[0][0].steps[0].sequence[0].bias
+        before = run(x, z)
+        with keras.StatelessScope(state_mapping=[(bias, bias + 0.5)]):
+            replaced = run(x, z)
+        np.testing.assert_array_equal(run(x, z)[0], before[0])
+        bias.assign(bias + 0.5)
+        expected = run(x, z)
+        assert np.abs(expected[0] - before[0]).max() > 1e-3
+        for ours, theirs in zip(replaced, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs)
+
+
+class TestGradients:
+    def test_recomputed_maps_give_equal_gradients_to_the_bit(self):
+        flow, x, z = make_flow("float32", **TWO_LEVELS)
+        gradients = make_gradients(flow)
+        stored, recomputed = (tf.nest.flatten(gradients(mode, x, z)) for mode in ("keep", "recompute"))
+        for ours, theirs in zip(recomputed, stored, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_gradients_of_a_flow_by_inversion_equal_those_of_stored_activations(self, kind):
+        flow, x, z = make_flow(**KINDS[kind])
+        gradients = make_gradients(flow)
+        # Without a mode, TensorFlow's operations compute the layers.
+        with run_eagerly():
+            right, kept = gradients(None, x, z)
+        loss, inverted = gradients("invert", x, z)
+        np.testing.assert_allclose(loss, right, rtol=1e-12)
+        names = ["x", "z", "probe", *(variable.path for variable in flow.trainable_variables)]
+        for name, ours, theirs in zip(names, inverted, kept, strict=True):
+            if name == "probe":
+                assert float(theirs) == 0 < float(ours) < 1e-12
+                continue
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9 * np.abs(theirs).max(), err_msg=name)
+            assert np.any(theirs != 0), name
+
+    @pytest.mark.parametrize("alpha", [pytest.param(0.5, marks=pytest.mark.slow), 1.0])
+    def test_gradients_by_inversion_in_float32_stay_within_the_bound(self, alpha, eager):
+        flow, x, z = make_flow("float32", alpha=alpha, **WITHOUT_Z)
+        gradients = make_gradients(flow)
+        for _ in range(10):
+            _, (_, _, _, *slopes) = gradients("keep", x, z)
+            for variable, gradient in zip(flow.trainable_variables, slopes, strict=True):
+                variable.assign_sub(0.03 * np.sign(gradient))
+        (_, (_, _, _, *kept)), (_, (_, _, probe, *inverted)) = (gradients(mode, x, z) for mode in ("keep", "invert"))
+        assert 0 < float(probe) < INVERSION_BOUND["float32"] / 10
+        for variable, ours, theirs in zip(flow.trainable_variables, inverted, kept, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * np.abs(theirs).max(), err_msg=variable.path)
+
+    def test_inversion_stores_no_map_between_the_steps_of_a_stage(self):
+        depth = 3
+        flow, x, z = make_flow("float32", **{**WITHOUT_Z, "steps": (1, depth)})
+        graph = make_gradients(flow).get_concrete_function("invert", x, z).graph
+        calls = [op for op in graph.get_operations() if "PartitionedCall" in op.type]
+        forward, backward = ([op for op in calls if (len(op.outputs) == 2) == first] for first in (True, False))
+        assert len(forward) == len(backward) == 1 + depth
+        maps = [output for op in forward for output in op.outputs if len(output.shape) == 4]
+        kept = [each for each in maps if set(each.consumers()) & set(backward)]
+        # The outputs of the two stages.
+        assert len(maps) == 1 + depth and len(kept) == 2
+
+    def test_error_probe_reports_inexact_inversion(self, eager):
+        flow, x, z = make_flow("float32", **WITHOUT_Z)
+        matrix, gradients = flow.levels[0][0].steps[0].sequence[1].kernel, make_gradients(flow)
+        u, values, v = np.linalg.svd(matrix.numpy())
+        for smallest, is_lost in ((1.0, False), (1e-2, False), (1e-6, True)):
+            matrix.assign(u * [*values[:-1], smallest] @ v)
+            loss, (_, _, probe, *_) = gradients("invert", x, z)
+            assert np.isfinite(loss) and (float(probe) > INVERSION_BOUND["float32"]) == is_lost
+
+    def test_error_probe_reports_the_worst_image_of_all_shards(self, monkeypatch, eager):
+        monkeypatch.setattr(run_mode, "count_shards", lambda: 2)
+        # A value of each image and stage that does not depend on rounding.
+        monkeypatch.setattr(
+            execution, "measure_inversion_error", lambda _, stored: tf.cast(stored[:, 0, 0, 0] ** 2, tf.float32)
+        )
+        flow, x, z = make_flow(**WITHOUT_Z)
+        gradients = make_gradients(flow)
+        of_each = [float(gradients("invert", x[n : n + 1], z[n : n + 1])[1][2]) for n in range(len(x))]
+        assert min(of_each) < 0.9 * max(of_each)
+        assert float(gradients("invert", x, z)[1][2]) == pytest.approx(max(of_each), rel=1e-6)
+
+    def test_gradients_of_a_coupling_with_a_bijector_of_tfp_by_inversion_are_right(self, monkeypatch):
+        class Skewed(Transform):
+            name = "skewed"
+            parameters = 2
+
+            def bijector(self, raw, alpha):
+                return tfb.SinhArcsinh(tf.tanh(raw[0]), tf.exp(alpha * tf.tanh(raw[1])))
+
+        monkeypatch.setitem(TRANSFORMS, "skewed", Skewed())
+        layer, rng = Coupling(hidden=4, transform="skewed", alpha=0.5, dtype="float64"), np.random.default_rng(0)
+        # An input, and the gradients with respect to the output and its log-determinant.
+        x, *upstream = (tf.constant(rng.standard_normal(shape)) for shape in ((2, 4, 4, 4), (2, 4, 4, 4), (2,)))
+        layer.forward_and_log_det(x)
+        give_effect(layer, scale=0.5)
+
+        @tf.function(autograph=False)
+        def differentiate_twice():
+            weights = [variable.value for variable in layer.trainable_variables]
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                outputs = layer.forward_and_log_det(x)
+            right = [x, *tape.gradient(outputs, [x, *weights], output_gradients=upstream)]
+            return right, layer.inverse_and_gradients(outputs[0], None, *upstream)
+
+        right, (recovered, x_gradient, _, weight_gradients) = differentiate_twice()
+        for ours, theirs in zip([recovered, x_gradient, *weight_gradients], right, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-9)

@@ -1,6 +1,7 @@
-"""Tests of the benchmarks: tables of the documentation, and short runs."""
+"""Tests of the benchmarks: the tables that they write into the documentation, and short runs."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -12,24 +13,18 @@ import sys
 
 import pytest
 from helpers.models import LEAST, SMALL_SETTINGS, random_images
+from helpers.numbered import write_images
 from helpers.places import ROOT
 from helpers.runs import write_run
-from PIL import Image
 
+from benchmarks import paper, photographs, results, scaling, trials
+from benchmarks.common import replace_table, write_tables
 from tfdecouple.config import MEMORY, load_preset, override
 from tfdecouple.errors import UserError
 from tfdecouple.model import DecoupledModel
 
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import paper, photographs, results, scaling, trials  # noqa: E402
-from benchmarks.common import replace_table, write_tables  # noqa: E402
-from benchmarks.training_cost import count_activation_bytes  # noqa: E402
-
 pytestmark = pytest.mark.usefixtures("forked")
 
-# Largest allowed ratio between the measured and the calculated memory of an image, in either direction.
-WITHIN = 4 / 3
 SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 
@@ -47,30 +42,28 @@ def written_by(name, folder, *arguments):
     return json.loads((folder / "measured.json").read_text(encoding="utf-8"))["rows"]
 
 
-class TestScaling:
-    @pytest.mark.slow
-    @pytest.mark.parametrize("memory", ["keep", "invert"])
-    def test_image_takes_the_calculated_memory(self, memory):
-        # So few layers that an image is most of what is computed.
-        settings = ["model.image_shape=[64,64,3]", "model.steps=[1,1]", "model.hidden_channels=[16,16]"]
-        settings += ["model.encoder_channels=[16]", "model.latent_dim=4", "training.init_images=2"]
-        calculated = count_activation_bytes(override(load_preset("quickstart"), settings).model, memory=memory) / 2**20
-        options = ["--preset", "quickstart", "--memory", memory, "--live", "--threads", "1"]
-        options += [text for setting in settings for text in ("--set", setting)]
-        small = round(256 / calculated)
-        smaller, larger = (
-            json.loads(printed_by("throughput", "--phase", f"first_step{batch}", *options).splitlines()[-1])
-            for batch in (small, 2 * small)
-        )
-        measured = (larger["peak_live_mib"] - smaller["peak_live_mib"]) / small
-        assert 1 / WITHIN <= measured / calculated <= WITHIN
+PAGE = results.PAGE.read_text(encoding="utf-8")
 
+
+def check_and_restore(program, page, changed, monkeypatch, capsys, tmp_path):
+    """Asserts that `--check` of a benchmark finds a changed page, and that without it the page is restored."""
+    original = program.PAGE.read_text(encoding="utf-8")
+    monkeypatch.setattr(program, "PAGE", tmp_path / "page.md")
+    # The tables of the changed page are made once for both calls.
+    monkeypatch.setattr(program, "replace_tables", functools.cache(program.replace_tables))
+    program.PAGE.write_text(page, encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["program", "--check"])
+    assert program.main() == 1 and changed in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["program"])
+    assert program.main() == 0 and program.PAGE.read_text(encoding="utf-8") == original
+
+
+class TestBenchmarks:
     def test_scaling_rows_become_the_tables_and_the_plot_of_the_docs(self, tmp_path, monkeypatch):
         monkeypatch.setattr(scaling, "DEPTHS", (1,))
-        memory = scaling.calculate_memory()
+        calculated = {"memory": scaling.calculate_memory(), "ceiling": scaling.calculate_ceilings()}
         page = tmp_path / "scaling.md"
         page.write_text(SCALING, encoding="utf-8")
-        calculated = {"memory": memory, "ceiling": scaling.calculate_ceilings()}
         write_tables(page, {name: scaling.render_table(name, calculated) for name in calculated})
         assert page.read_text(encoding="utf-8") == SCALING
         depths = [
@@ -81,78 +74,56 @@ class TestScaling:
             for depth in (1, 2, 4)
         ]
         assert "| invert | exponent | 2.00 | 1.01 | 0.00 | 1.00 |" in scaling.render_table("depth", {"depth": depths})
-        scaling.plot_scaling({"depth": depths, "large": depths, "memory": memory}, tmp_path / "plot.png")
+        rows = {"depth": depths, "large": depths, "memory": calculated["memory"]}
+        scaling.plot_scaling(rows, tmp_path / "plot.png")
         assert (tmp_path / "plot.png").stat().st_size > 10000
 
+    @pytest.mark.slow
+    def test_exactness_benchmark_loses_no_value_of_grey_rectangles(self, tmp_path):
+        random.seed(0)
+        model = DecoupledModel(dataclasses.replace(LEAST, image_shape=(4, 8, 1)))
+        model.initialize(random_images(16, (4, 8, 1)))
+        folder = write_run(tmp_path / "run", model)
+        for split in ("train", "test"):
+            write_images(tmp_path / "pictures" / split, random_images(4, (4, 8, 1)).squeeze())
+        data = f"folder:{tmp_path / 'pictures'}"
+        rows = written_by("exactness", tmp_path, "--run", folder, "--count", "3", "--data", data)
+        assert len(rows) == 5 and rows[-1]["of"] == 3 and all(row["lost"] == 0 for row in rows)
 
-@pytest.mark.slow
-def test_exactness_benchmark_loses_no_value_of_grey_rectangles(tmp_path):
-    random.seed(0)
-    model = DecoupledModel(dataclasses.replace(LEAST, image_shape=(4, 8, 1)))
-    model.initialize(random_images(16, (4, 8, 1)))
-    folder = write_run(tmp_path / "run", model)
-    for split in ("train", "test"):
-        (tmp_path / "pictures" / split).mkdir(parents=True)
-        for number, image in enumerate(random_images(4, (4, 8, 1))):
-            Image.fromarray(image.squeeze()).save(tmp_path / "pictures" / split / f"{number}.png")
-    data = f"folder:{tmp_path / 'pictures'}"
-    rows = written_by("exactness", tmp_path, "--run", folder, "--count", "3", "--data", data)
-    assert len(rows) == 5 and rows[-1]["of"] == 3 and all(row["lost"] == 0 for row in rows)
+    def test_export_benchmark_times_each_endpoint_of_a_runtime(self, exported):
+        options = ["--runtimes", "onnx", "--rounds", "1", "--batches", "2"]
+        rows = [json.loads(line) for line in printed_by("export", "--exported", exported, *options).splitlines()]
+        assert [(row["what"], row["runtime"], row["batch"]) for row in rows] == [
+            (name, "onnx", 2) for name in ("encode", "decode")
+        ]
+        assert all(row["ms"] > 0 for row in rows)
 
+    @pytest.mark.slow
+    def test_throughput_and_inversion_benchmarks_measure_a_small_model(self, tmp_path):
+        changes = [text for assignment in SMALL_SETTINGS for text in ("--set", assignment)]
+        options = ["--phase", "train2", "--preset", "quickstart", "--reps", "1", "--seconds", "0.01"]
+        measured = json.loads(printed_by("throughput", *options, *changes).splitlines()[-1])
+        names = ("images_per_s", "best_images_per_s", "cpu_s_per_image", "peak_rss_mib", "first_step_s", "params")
+        assert measured["batch"] == 2 and all(measured[name] > 0 for name in names)
+        options = ["--alphas", "0.5", "--updates", "1", "--precisions", "float32", "--batch", "2", "--break", *changes]
+        first, *errors = [float(row["error"]) for row in written_by("inversion", tmp_path, *options)]
+        # Errors grow as a scale vanishes.
+        assert first < 1e-4 and len(errors) == 5 and errors == sorted(errors) and errors[-1] > 1e-3
 
-def test_export_benchmark_times_each_endpoint_of_a_runtime(exported):
-    options = ["--runtimes", "onnx", "--rounds", "1", "--batches", "2"]
-    rows = [json.loads(line) for line in printed_by("export", "--exported", exported, *options).splitlines()]
-    assert [(row["what"], row["runtime"], row["batch"]) for row in rows] == [
-        ("encode", "onnx", 2),
-        ("decode", "onnx", 2),
-    ]
-    assert all(row["ms"] > 0 for row in rows)
-
-
-@pytest.mark.slow
-def test_throughput_benchmark_prints_one_json_object():
-    changes = [text for assignment in SMALL_SETTINGS for text in ("--set", assignment)]
-    options = ["--phase", "train2", "--preset", "quickstart", "--reps", "1", "--seconds", "0.01"]
-    measured = json.loads(printed_by("throughput", *options, *changes).splitlines()[-1])
-    assert measured["batch"] == 2
-    for name in ("images_per_s", "best_images_per_s", "cpu_s_per_image", "peak_rss_mib", "first_step_s", "params"):
-        assert measured[name] > 0
-
-
-@pytest.mark.slow
-def test_inversion_benchmark_shows_errors_growing_as_a_scale_vanishes(tmp_path):
-    changes = [text for assignment in SMALL_SETTINGS for text in ("--set", assignment)]
-    options = ["--alphas", "0.5", "--updates", "1", "--precisions", "float32", "--batch", "2", "--break", *changes]
-    first, *spoiled = [
-        (float(row["error"]), float(row["largest"])) for row in written_by("inversion", tmp_path, *options)
-    ]
-    assert max(first) < 1e-4 and len(spoiled) == 5
-    errors = [error for error, _ in spoiled]
-    assert errors == sorted(errors) and errors[-1] > 1e-3
-
-
-PAGE = results.PAGE.read_text(encoding="utf-8")
-
-
-class TestPages:
-    def test_tables_of_results_and_trials_come_from_the_files(self):
+    def test_tables_of_results_and_trials_come_from_the_result_files(self):
         assert not results.list_differences(PAGE, results.replace_tables(PAGE))
         page = (ROOT / "docs" / "trials.md").read_text(encoding="utf-8")
         assert replace_table(page, "trials", trials.render_trials(trials.read_rows(trials.ROWS))) == page
 
-    def test_results_check_finds_a_changed_digit_and_the_program_restores_it(self, monkeypatch, capsys, tmp_path):
+    def test_results_benchmark_finds_a_changed_digit_and_restores_it(self, monkeypatch, capsys, tmp_path):
         bits = results.load_result("conditional/evaluation/bits_per_dim-test.json")["bits_per_dim"]
         changed = f"**{bits + 0.001:.4f}"
-        monkeypatch.setattr(results, "PAGE", tmp_path / "page.md")
-        results.PAGE.write_text(PAGE.replace(f"**{bits:.4f}", changed))
-        monkeypatch.setattr(sys, "argv", ["results.py", "--check"])
-        assert results.main() == 1 and changed in capsys.readouterr().out
-        monkeypatch.setattr(sys, "argv", ["results.py"])
-        assert results.main() == 0 and results.PAGE.read_text() == PAGE
+        check_and_restore(results, PAGE.replace(f"**{bits:.4f}", changed), changed, monkeypatch, capsys, tmp_path)
 
+    def test_paper_benchmark_finds_a_changed_count_of_parameters_and_restores_it(self, monkeypatch, capsys, tmp_path):
+        page = paper.PAGE.read_text(encoding="utf-8").replace("51,860,457", "CHANGED", 1)
+        check_and_restore(paper, page, "CHANGED", monkeypatch, capsys, tmp_path)
 
-class TestFiles:
     def test_result_files_belong_to_the_committed_weights(self):
         steps = {
             run: results.load_result(f"{run}/summary.json")["best_step"] for run in (*results.TITLES, "quickstart")
@@ -170,21 +141,20 @@ class TestFiles:
         for run, content in written:
             assert content["step"] == steps[run], (run, content)
 
-    def test_result_files_of_all_listed_commands_exist(self):
+    def test_result_files_of_all_commands_of_the_results_page_exist(self):
         for line in (line for lines in results.list_commands().values() for line in lines if "train.py" not in line):
             words = shlex.split(line)
-            run = words[words.index("--run") + 1]
-            out = words[words.index("--out") + 1] if "--out" in words else f"{run}/evaluation"
+            options = dict(zip(words, words[1:], strict=False))
             if "--json" in words:
-                assert (ROOT / words[words.index("--json") + 1]).is_file(), line
+                assert (ROOT / options["--json"]).is_file(), line
             elif words[3] == "evaluate":
-                assert (ROOT / out / "bits_per_dim-test.json").is_file(), line
+                assert (
+                    ROOT / options.get("--out", f"{options['--run']}/evaluation") / "bits_per_dim-test.json"
+                ).is_file(), line
             else:
-                pictures = ROOT / (out if "--out" in words else f"{run}/pictures")
+                pictures = ROOT / options.get("--out", f"{options['--run']}/pictures")
                 assert list(pictures.glob(f"{words[3].removesuffix('s')}*.json")), line
 
-
-class TestTrials:
     def test_every_planned_trial_is_valid_and_has_a_row(self):
         planned, rows = trials.list_trials(), trials.read_rows(trials.ROWS)
         assert len({trial.key for trial in planned}) == len(planned) == len(rows) >= 30
@@ -197,43 +167,28 @@ class TestTrials:
         with pytest.raises(UserError, match="no trial 'glove'"):
             trials.list_trials(["glove"])
 
+    @pytest.mark.parametrize("option", paper.OPTIONS)
+    def test_presets_have_the_options_that_the_paper_page_states(self, option):
+        _, stated = paper.OPTIONS[option]
+        values = [load_preset(name).flatten_options()[option] for name in paper.DATA_SETS.values()]
+        by_data_set = isinstance(stated, list) and len(stated) == len(values)
+        for value, expected in zip(values, stated if by_data_set else [stated] * len(values), strict=True):
+            assert expected is None or value == expected
 
-PAPER = paper.PAGE.read_text(encoding="utf-8")
+    def test_table_of_photographs_lists_free_files_with_unique_names_and_digests(self):
+        table = json.loads(photographs.TABLE.read_text(encoding="utf-8"))
+        rows = table["photographs"]
+        assert {row["licence"] for row in rows} == {"public domain", "CC0-1.0"}
+        assert {row["package"] for row in rows} == table["suites"].keys()
+        for field, form in (("file", r"[a-z0-9-]+\.png"), ("sha256", "[0-9a-f]{64}")):
+            values = [row[field] for row in rows]
+            assert len(set(values)) == len(values) and all(re.fullmatch(form, value) for value in values)
 
-
-def test_tables_of_the_paper_page_agree_with_the_presets_and_a_change_is_found(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(paper, "PAGE", tmp_path / "paper.md")
-    paper.PAGE.write_text(PAPER.replace("51,860,457", "CHANGED", 1), encoding="utf-8")
-    monkeypatch.setattr(sys, "argv", ["paper.py", "--check"])
-    assert paper.main() == 1 and "CHANGED" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["paper.py"])
-    assert paper.main() == 0 and paper.PAGE.read_text(encoding="utf-8") == PAPER
-
-
-@pytest.mark.parametrize("option", paper.OPTIONS)
-def test_presets_have_the_options_that_the_paper_page_states(option):
-    _, stated = paper.OPTIONS[option]
-    values = [load_preset(name).flatten_options()[option] for name in paper.DATA_SETS.values()]
-    by_data_set = isinstance(stated, list) and len(stated) == len(values)
-    for value, expected in zip(values, stated if by_data_set else [stated] * len(values), strict=True):
-        assert expected is None or value == expected
-
-
-def test_table_lists_free_photographs_with_unique_names_and_digests():
-    table = json.loads(photographs.TABLE.read_text(encoding="utf-8"))
-    rows = table["photographs"]
-    assert {row["licence"] for row in rows} == {"public domain", "CC0-1.0"}
-    assert {row["package"] for row in rows} == table["suites"].keys()
-    for field, form in (("file", r"[a-z0-9-]+\.png"), ("sha256", "[0-9a-f]{64}")):
-        values = [row[field] for row in rows]
-        assert len(set(values)) == len(values) and all(re.fullmatch(form, value) for value in values)
-
-
-def test_photograph_with_another_digest_is_refused(tmp_path):
-    row = {"package": "moors", "path": "heath.jpg", "sha256": hashlib.sha256(b"purple").hexdigest()}
-    (tmp_path / "moors").mkdir()
-    (tmp_path / "moors" / "heath.jpg").write_bytes(b"purple")
-    assert photographs.read_photograph(row, tmp_path) == b"purple"
-    (tmp_path / "moors" / "heath.jpg").write_bytes(b"brown")
-    with pytest.raises(UserError, match="SHA-256"):
-        photographs.read_photograph(row, tmp_path)
+    def test_photograph_with_another_digest_is_refused(self, tmp_path):
+        row = {"package": "moors", "path": "heath.jpg", "sha256": hashlib.sha256(b"purple").hexdigest()}
+        (tmp_path / "moors").mkdir()
+        (tmp_path / "moors" / "heath.jpg").write_bytes(b"purple")
+        assert photographs.read_photograph(row, tmp_path) == b"purple"
+        (tmp_path / "moors" / "heath.jpg").write_bytes(b"brown")
+        with pytest.raises(UserError, match="SHA-256"):
+            photographs.read_photograph(row, tmp_path)

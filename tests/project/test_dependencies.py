@@ -40,17 +40,6 @@ def setup() -> configparser.ConfigParser:
     return config
 
 
-def test_extra_named_in_a_message_installs_the_package():
-    config, distributions = setup(), {"tensorflow_serving": "tensorflow-serving-api"}
-    extras, base = config["options.extras_require"], requirements(config["options"]["install_requires"])
-    for module, extra in EXTRAS.items():
-        name = distributions.get(module, canonicalize_name(module))
-        assert name in {canonicalize_name(found.name) for found in requirements(extras[extra])}, module
-        assert name not in {canonicalize_name(found.name) for found in base}, module
-    (ours,) = requirements(extras["all"])
-    assert ours.extras == set(EXTRAS.values()) - APART
-
-
 def pinned(name: str, python: str) -> dict[str, Version]:
     """The versions that a file of constraints pins for a version of Python."""
     found = requirements((ROOT / "constraints" / f"{name}.txt").read_text(encoding="utf-8"))
@@ -63,35 +52,6 @@ def pinned(name: str, python: str) -> dict[str, Version]:
     return versions
 
 
-@pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize("name", ["lowest", "newest"])
-def test_constraints_pin_each_declared_package_within_its_range(name, python):
-    versions, wanted = pinned(name, python), declared()
-    assert versions.keys() == wanted.keys()
-    for package, version in versions.items():
-        assert wanted[package].specifier.contains(version), package
-        # 0.25.* begins with 0.25.0.
-        lowest = [
-            Version(s.version.removesuffix(".*")) for s in wanted[package].specifier if s.operator in (">=", "~=", "==")
-        ]
-        assert name != "lowest" or max(lowest) == version, package
-
-
-@pytest.mark.parametrize("package", HOLES)
-def test_no_requirement_admits_a_vulnerable_version(package):
-    config = setup()
-    places = {"install_requires": config["options"]["install_requires"], **config["options.extras_require"]}
-    places |= {path: path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*/requirements.txt")}
-    places |= {path: path.read_text(encoding="utf-8") for path in (ROOT / "constraints").glob("*.txt")}
-    named = [
-        (place, found)
-        for place, text in places.items()
-        for found in requirements(text)
-        if canonicalize_name(found.name) == package
-    ]
-    assert named and [place for place, found in named if found.specifier.contains(HOLES[package])] == []
-
-
 TRAIN, SERVE = (ROOT / "docker" / f"{name}.Dockerfile" for name in ("train", "serve"))
 
 
@@ -101,33 +61,65 @@ def arguments_of(path, word):
     return re.findall(rf"^{word}\s+(.*?)\s*$", text, re.M)
 
 
-def test_training_image_copies_the_package_installs_known_extras_and_starts_a_known_command():
-    sources = {source for arguments in arguments_of(TRAIN, "COPY") for source in arguments.split()[:-1]}
-    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    assert "*" in ignored and {line[1:] for line in ignored if line.startswith("!")} == sources
-    assert all((ROOT / source).exists() for source in sources)
-    config = setup()
-    packages = {line.partition(".")[0] for line in config["options.packages.find"]["include"].split()}
-    assert packages | {"pyproject.toml", "setup.cfg", config["metadata"]["license_files"], "README.md"} <= sources
-    given = dict(arguments.split("=") for arguments in arguments_of(TRAIN, "ARG"))
-    assert set(given["EXTRAS"].split(",")) <= set(config["options.extras_require"])
-    assert f"Programming Language :: Python :: {given['PYTHON']}" in config["metadata"]["classifiers"]
-    (entry,), (command,) = (json.loads(arguments_of(TRAIN, word)[0]) for word in ("ENTRYPOINT", "CMD"))
-    assert entry in config["options.entry_points"]["console_scripts"]
-    check_command(f"{entry} {command}")
+class TestRequirements:
+    def test_extra_named_for_a_missing_package_installs_it(self):
+        config, distributions = setup(), {"tensorflow_serving": "tensorflow-serving-api"}
+        extras, base = config["options.extras_require"], requirements(config["options"]["install_requires"])
+        for module, extra in EXTRAS.items():
+            name = distributions.get(module, canonicalize_name(module))
+            assert name in {canonicalize_name(found.name) for found in requirements(extras[extra])}, module
+            assert name not in {canonicalize_name(found.name) for found in base}, module
+        (ours,) = requirements(extras["all"])
+        assert ours.extras == set(EXTRAS.values()) - APART
 
+    @pytest.mark.parametrize("python", PYTHONS)
+    @pytest.mark.parametrize("name", ["lowest", "newest"])
+    def test_constraints_pin_each_declared_package_within_its_range(self, name, python):
+        versions, wanted = pinned(name, python), declared()
+        assert versions.keys() == wanted.keys()
+        for package, version in versions.items():
+            assert wanted[package].specifier.contains(version), package
+            # 0.25.* begins with 0.25.0.
+            limits = [each for each in wanted[package].specifier if each.operator in (">=", "~=", "==")]
+            lowest = [Version(each.version.removesuffix(".*")) for each in limits]
+            assert name != "lowest" or max(lowest) == version, package
 
-def test_serving_image_starts_as_the_compose_file_of_an_export(tmp_path):
-    write_serving_files(tmp_path, "NAME")
-    compose = (tmp_path / "docker-compose.yml").read_text(encoding="utf-8")
-    (command,) = map(json.loads, arguments_of(SERVE, "CMD"))
-    assert command == re.findall(r'^ +- "(--[^"]+)"$', compose, re.M)
-    # The image copies what the compose file mounts, to the same places.
-    places = {}
-    for arguments in arguments_of(SERVE, "COPY"):
-        *sources, target = arguments.replace("${NAME}", "NAME").split()
-        places |= {source: target + source if target.endswith("/") else target for source in sources}
-    assert places == dict(re.findall(r'- "\./([^:]+):([^:]+):ro"', compose))
-    assert arguments_of(SERVE, "EXPOSE") == ["8500 8501"] and '"127.0.0.1:8500:8500"' in compose
-    assert "NVIDIA_TF32_OVERRIDE=0" in arguments_of(SERVE, "ENV")
-    assert arguments_of(SERVE, "FROM")[0].partition(":")[0] in compose
+    @pytest.mark.parametrize("package", HOLES)
+    def test_no_requirement_admits_a_vulnerable_version(self, package):
+        config = setup()
+        places = {"install_requires": config["options"]["install_requires"], **config["options.extras_require"]}
+        places |= {path: path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*/requirements.txt")}
+        places |= {path: path.read_text(encoding="utf-8") for path in (ROOT / "constraints").glob("*.txt")}
+        named = [(place, found) for place, text in places.items() for found in requirements(text)]
+        named = [(place, found) for place, found in named if canonicalize_name(found.name) == package]
+        assert named and [place for place, found in named if found.specifier.contains(HOLES[package])] == []
+
+    def test_docker_image_for_training_copies_the_package_and_starts_a_known_command(self):
+        sources = {source for arguments in arguments_of(TRAIN, "COPY") for source in arguments.split()[:-1]}
+        ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+        assert "*" in ignored and {line[1:] for line in ignored if line.startswith("!")} == sources
+        assert all((ROOT / source).exists() for source in sources)
+        config = setup()
+        packages = {line.partition(".")[0] for line in config["options.packages.find"]["include"].split()}
+        assert packages | {"pyproject.toml", "setup.cfg", config["metadata"]["license_files"], "README.md"} <= sources
+        given = dict(arguments.split("=") for arguments in arguments_of(TRAIN, "ARG"))
+        assert set(given["EXTRAS"].split(",")) <= set(config["options.extras_require"])
+        assert f"Programming Language :: Python :: {given['PYTHON']}" in config["metadata"]["classifiers"]
+        (entry,), (command,) = (json.loads(arguments_of(TRAIN, word)[0]) for word in ("ENTRYPOINT", "CMD"))
+        assert entry in config["options.entry_points"]["console_scripts"]
+        check_command(f"{entry} {command}")
+
+    def test_docker_image_for_serving_starts_as_the_compose_file_of_an_export(self, tmp_path):
+        write_serving_files(tmp_path, "NAME")
+        compose = (tmp_path / "docker-compose.yml").read_text(encoding="utf-8")
+        (command,) = map(json.loads, arguments_of(SERVE, "CMD"))
+        assert command == re.findall(r'^ +- "(--[^"]+)"$', compose, re.M)
+        # The image copies what the compose file mounts, to the same places.
+        places = {}
+        for arguments in arguments_of(SERVE, "COPY"):
+            *sources, target = arguments.replace("${NAME}", "NAME").split()
+            places |= {source: target + source if target.endswith("/") else target for source in sources}
+        assert places == dict(re.findall(r'- "\./([^:]+):([^:]+):ro"', compose))
+        assert arguments_of(SERVE, "EXPOSE") == ["8500 8501"] and '"127.0.0.1:8500:8500"' in compose
+        assert "NVIDIA_TF32_OVERRIDE=0" in arguments_of(SERVE, "ENV")
+        assert arguments_of(SERVE, "FROM")[0].partition(":")[0] in compose

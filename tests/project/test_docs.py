@@ -1,4 +1,4 @@
-"""The documentation: programs accept its commands, its names and files exist, its links lead somewhere."""
+"""The documentation: programs accept its commands, and its names, files and links exist."""
 
 import ast
 import importlib
@@ -34,89 +34,94 @@ def in_documents(test):
     return pytest.mark.parametrize(("path", "text"), documents)(test)
 
 
-@in_documents
-def test_programs_accept_the_commands_of_a_document(path, text):
-    blocks = [block for block in split_code(text) if block.language not in ("python", "json")]
-    commands = [
-        line for block in blocks for line in list_commands(block.text) if block.language or is_command(line)
-    ] + [code for code in find_inline_code(text) if is_command(code)]
-    for line in commands:
-        # `a|b` stands for two commands.
-        choice = re.search(r"\b\w+(\|\w+)+\b", line)
-        for word in choice[0].split("|") if choice else [""]:
-            try:
-                check_command(line.replace(choice[0], word) if choice else line, path.parent)
-            except CommandError as error:
-                # The text may name a command without its options.
-                if "arguments are required" not in str(error) or line not in find_inline_code(text) or " --" in line:
-                    raise
+class TestDocument:
+    @in_documents
+    def test_programs_accept_the_commands_of_a_document(self, path, text):
+        blocks = [block for block in split_code(text) if block.language not in ("python", "json")]
+        commands = [
+            line for block in blocks for line in list_commands(block.text) if block.language or is_command(line)
+        ]
+        commands += [code for code in find_inline_code(text) if is_command(code)]
+        for line in commands:
+            # `a|b` stands for two commands.
+            choice = re.search(r"\b\w+(\|\w+)+\b", line)
+            for word in choice[0].split("|") if choice else [""]:
+                try:
+                    check_command(line.replace(choice[0], word) if choice else line, path.parent)
+                except CommandError as error:
+                    # The text may name a command without its options.
+                    if (
+                        "arguments are required" not in str(error)
+                        or line not in find_inline_code(text)
+                        or " --" in line
+                    ):
+                        raise
 
+    @pytest.mark.parametrize("name", preset_names())
+    def test_train_accepts_the_options_in_the_notes_of_a_preset(self, name):
+        preset = load_preset(name)
+        option = r"--[a-z][\w-]* (?!with )(?:[^\s,;']|'[^']*')+"
+        for together in re.findall(rf"{option}(?: {option})*", preset.notes):
+            options = re.sub(r"\bPATH$", ".", together.rstrip(".:"))
+            check_command(f"python train.py --preset {name} {options}")
+        assert set(re.findall(r"the preset (\w+)", preset.notes)) <= set(preset_names())
 
-@pytest.mark.parametrize("name", preset_names())
-def test_train_accepts_the_options_in_the_notes_of_a_preset(name):
-    preset = load_preset(name)
-    option = r"--[a-z][\w-]* (?!with )(?:[^\s,;']|'[^']*')+"
-    for together in re.findall(rf"{option}(?: {option})*", preset.notes):
-        options = re.sub(r"\bPATH$", ".", together.rstrip(".:"))
-        check_command(f"python train.py --preset {name} {options}")
-    assert set(re.findall(r"the preset (\w+)", preset.notes)) <= set(preset_names())
+    @pytest.mark.parametrize("program", ["train.py", "-m tfdecouple", "-m export"])
+    def test_programs_accept_the_commands_in_their_help(self, program, capsys, monkeypatch):
+        from export.cli import main as export_main
 
+        monkeypatch.setattr(sys, "argv", ["train.py" if program == "train.py" else "tfdecouple/__main__.py"])
+        main = {"train.py": train.main, "-m tfdecouple": cli.main, "-m export": export_main}[program]
+        # Each command of `python -m tfdecouple` has its own help.
+        helps = [["--help"], *([name, "--help"] for name in cli.COMMANDS if program == "-m tfdecouple")]
+        for arguments in helps:
+            with pytest.raises(SystemExit):
+                main(arguments)
+        examples = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"  python {program}")]
+        assert len(examples) >= 3
+        for line in examples:
+            check_command(line.strip())
 
-@pytest.mark.parametrize("program", ["train.py", "-m tfdecouple", "-m export"])
-def test_programs_accept_the_commands_in_their_help(program, capsys, monkeypatch):
-    from export.cli import main as export_main
+    @in_documents
+    def test_options_python_names_and_files_in_a_document_exist(self, path, text, tiny_model):
+        places = (ROOT, path.parent, ROOT / "tfdecouple", ROOT / "export")
+        for code in find_inline_code(text):
+            option = re.match(r"(training|data|model)\.([a-z_]+)\b(?!\.py)", code)
+            if option and "/" not in code:
+                of_model = option[1] == "model" and option[2] in dir(tiny_model)
+                assert option[0] in list_option_names() or of_model or code.endswith(".json"), f"`{code}`"
+                if re.fullmatch(r"\w+\.\w+=\w+", code):
+                    override(Config(), [re.sub(r"=[A-Z]$", "=1", code)])
+            if dotted := re.match(r"((?:tfdecouple|export)(?:\.\w+)+)", code):
+                pkgutil.resolve_name(dotted[1])
+            if re.fullmatch(r"[\w.-]+(/[\w.-]+)+\.(py|md|c|mjs|js|sh|yaml|cfg)", code):
+                assert any((place / code).exists() for place in places), f"there is no `{code}`"
 
-    monkeypatch.setattr(sys, "argv", ["train.py" if program == "train.py" else "tfdecouple/__main__.py"])
-    main = {"train.py": train.main, "-m tfdecouple": cli.main, "-m export": export_main}[program]
-    # Each command of `python -m tfdecouple` has its own help.
-    helps = [["--help"], *([name, "--help"] for name in cli.COMMANDS if program == "-m tfdecouple")]
-    for arguments in helps:
-        with pytest.raises(SystemExit):
-            main(arguments)
-    examples = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"  python {program}")]
-    assert len(examples) >= 3
-    for line in examples:
-        check_command(line.strip())
+    @in_documents
+    def test_links_of_a_document_lead_to_files_and_headings(self, path, text):
+        for link in find_links(text):
+            target, _, anchor = link.partition("#")
+            if re.match(r"[a-z]+:", link):
+                assert re.match(r"https?://[\w.-]+(:\d+)?(/|$)|mailto:", link), link
+                continue
+            file = (path.parent / target).resolve() if target else path
+            assert file.is_relative_to(ROOT) and file.exists(), f"{link} leads nowhere"
+            if anchor:
+                assert anchor in list_anchors(file.read_text(encoding="utf-8")), f"{link}: there is no such heading"
 
-
-@in_documents
-def test_names_of_the_config_of_python_and_of_files_in_a_document_exist(path, text, tiny_model):
-    places = (ROOT, path.parent, ROOT / "tfdecouple", ROOT / "export")
-    for code in find_inline_code(text):
-        option = re.match(r"(training|data|model)\.([a-z_]+)\b(?!\.py)", code)
-        if option and "/" not in code:
-            of_model = option[1] == "model" and option[2] in dir(tiny_model)
-            assert option[0] in list_option_names() or of_model or code.endswith(".json"), f"`{code}`"
-            if re.fullmatch(r"\w+\.\w+=\w+", code):
-                override(Config(), [re.sub(r"=[A-Z]$", "=1", code)])
-        if dotted := re.match(r"((?:tfdecouple|export)(?:\.\w+)+)", code):
-            pkgutil.resolve_name(dotted[1])
-        if re.fullmatch(r"[\w.-]+(/[\w.-]+)+\.(py|md|c|mjs|js|sh|yaml|cfg)", code):
-            assert any((place / code).exists() for place in places), f"there is no `{code}`"
-
-
-@in_documents
-def test_links_of_a_document_lead_to_files_and_headings(path, text):
-    for link in find_links(text):
-        target, _, anchor = link.partition("#")
-        if re.match(r"[a-z]+:", link):
-            assert re.match(r"https?://[\w.-]+(:\d+)?(/|$)|mailto:", link), link
-            continue
-        file = (path.parent / target).resolve() if target else path
-        assert file.is_relative_to(ROOT) and file.exists(), f"{link} leads nowhere"
-        if anchor:
-            assert anchor in list_anchors(file.read_text(encoding="utf-8")), f"{link}: there is no such heading"
-
-
-@in_documents
-def test_python_blocks_of_a_document_use_names_that_exist(path, text):
-    for block in split_code(text):
-        for node in ast.walk(ast.parse(block.text)) if block.language == "python" else ():
-            if isinstance(node, ast.ImportFrom):
-                module = importlib.import_module(node.module)
-                assert all(hasattr(module, alias.name) for alias in node.names), block
-            elif isinstance(node, ast.Import):
-                for alias in node.names:
-                    importlib.import_module(alias.name)
-            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "tfdecouple":
-                assert hasattr(tfdecouple, node.attr), block
+    @in_documents
+    def test_python_blocks_of_a_document_use_names_that_exist(self, path, text):
+        for block in split_code(text):
+            for node in ast.walk(ast.parse(block.text)) if block.language == "python" else ():
+                if isinstance(node, ast.ImportFrom):
+                    module = importlib.import_module(node.module)
+                    assert all(hasattr(module, alias.name) for alias in node.names), block
+                elif isinstance(node, ast.Import):
+                    for alias in node.names:
+                        importlib.import_module(alias.name)
+                elif (
+                    isinstance(node, ast.Attribute)
+                    and isinstance(node.value, ast.Name)
+                    and node.value.id == "tfdecouple"
+                ):
+                    assert hasattr(tfdecouple, node.attr), block

@@ -101,12 +101,10 @@ def example(request, npm_example, tmp_path_factory, tmp_path):
         missing.append("libonnxruntime-dev")
     if missing:
         pytest.skip(f"{' and '.join(missing)} not installed")
-    is_node = request.param == "node"
-    command = (
-        ["node", npm_example("onnxruntime_node") / "switch.mjs"]
-        if is_node
-        else [built(tmp_path_factory.getbasetemp() / "onnxruntime_cpp")]
-    )
+    if request.param == "node":
+        command = ["node", npm_example("onnxruntime_node") / "switch.mjs"]
+    else:
+        command = [built(tmp_path_factory.getbasetemp() / "onnxruntime_cpp")]
     return Example(command, ENDINGS[request.param], tmp_path)
 
 
@@ -121,128 +119,122 @@ def mean_colours(folder, highest=255, encoder=ENCODER, shape="8, 8, 3", **metada
     return write_onnx_models(folder / "models", texts, **metadata)
 
 
-def test_example_switches_as_the_onnx_models_do(example, tmp_path):
-    folder = mean_colours(tmp_path)
-    encoder, decoder = (
-        onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
-        for name in ("encoder", "decoder")
-    )
-    images = random_images(2) // np.array([1, 3], np.uint8)[:, None, None, None]
-    a, b = (example.save(name, image) for name, image in zip("pq", images, strict=True))
-    z, v = encoder.run(["z", "v"], {"images": images})
-    (expected,) = decoder.run(["images"], {"z": z, "v": v[::-1]})
-    assert np.mean(expected != images[::-1]) > 0.9
-    ended = example(folder, a, b)
-    ab, ba = (f"{name}{example.ending}" for name in ("ab", "ba"))
-    assert (ended.returncode, ended.stderr, ended.stdout.splitlines()) == (
-        0,
-        "",
-        [
-            f"{a}: exactly the same after decoding",
-            f"{b}: exactly the same after decoding",
-            f"{ab}: z of {a}, v of {b}",
-            f"{ba}: z of {b}, v of {a}",
-        ],
-    )
-    for name, right in zip(("ab", "ba"), expected, strict=True):
-        np.testing.assert_array_equal(example.pixels(name), right)
+PROGRAMS = ["onnxruntime_cpp/switch.cpp", "onnxruntime_node/switch.mjs", "tf_serving/client.py"]
 
 
-@pytest.mark.parametrize("n_bits", [8, 5])
-def test_example_counts_lost_values(example, tmp_path, n_bits):
-    """With 5 bits, the example compares values after rounding them down to multiples of 8, the model's bins."""
-    highest = 200 if n_bits == 8 else 240
-    encoder = ENCODER if n_bits == 8 else quantize_to_5_bits(ENCODER)
-    folder = mean_colours(tmp_path, highest, encoder, n_bits=str(n_bits))
-    bright = random_images(1)[0]
-    lost = np.count_nonzero(bright > (highest if n_bits == 8 else 247))
-    assert lost > 0
-    ended = example(folder, example.save("p", bright), example.save("q", bright // 2))
-    assert ended.stdout.splitlines()[:2] == [
-        f"p{example.ending}: {lost} of {bright.size} values differ after decoding",
-        f"q{example.ending}: exactly the same after decoding",
-    ]
+class TestExample:
+    def test_example_switches_as_the_onnx_models_do(self, example, tmp_path):
+        folder = mean_colours(tmp_path)
+        encoder, decoder = (
+            onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
+            for name in ("encoder", "decoder")
+        )
+        images = random_images(2) // np.array([1, 3], np.uint8)[:, None, None, None]
+        a, b = (example.save(name, image) for name, image in zip("pq", images, strict=True))
+        z, v = encoder.run(["z", "v"], {"images": images})
+        (expected,) = decoder.run(["images"], {"z": z, "v": v[::-1]})
+        assert np.mean(expected != images[::-1]) > 0.9
+        ended = example(folder, a, b)
+        lines = [f"{name}: exactly the same after decoding" for name in (a, b)]
+        lines += [f"ab{example.ending}: z of {a}, v of {b}", f"ba{example.ending}: z of {b}, v of {a}"]
+        assert (ended.returncode, ended.stderr, ended.stdout.splitlines()) == (0, "", lines)
+        for name, right in zip(("ab", "ba"), expected, strict=True):
+            np.testing.assert_array_equal(example.pixels(name), right)
 
-
-def test_check_of_an_example_counts_exactly_decoded_images(example, exported, tmp_path):
-    all_of_them = (0, f"16 {CHECKED}", "")
-    ended = example(exported / "onnx", "--check")
-    assert (ended.returncode, ended.stdout, ended.stderr) == all_of_them
-    for arguments in ({"encoder": quantize_to_5_bits(ENCODER), "n_bits": "5"}, {}):
-        ended = example(mean_colours(tmp_path, **arguments), "--check")
-        assert (ended.returncode, ended.stdout, ended.stderr) == all_of_them
-    assert example(write_onnx_models(tmp_path / "without z", WITHOUT_Z), "--check").stdout == f"16 {CHECKED}"
-    exact = np.sum(make_test_images(8, 8, 3).max((1, 2, 3)) <= 253)
-    ended = example(mean_colours(tmp_path, 253), "--check")
-    assert exact < 16 and (ended.returncode, ended.stdout) == (1, f"{exact} {CHECKED}")
-
-
-def test_example_reads_pictures_of_any_size_as_training_does(example, exported, tmp_path):
-    """A picture that is switched with itself stays the same, so the output shows how the example read the file."""
-    picture = example.save("p", random_images(1, COLUMNS)[0][:ROWS])
-    Image.open(tmp_path / picture).save(tmp_path / "right.png")
-    for crop in (0, 20):
-        assert example(exported / "onnx", picture, picture, "--crop", crop).returncode == 0
-        np.testing.assert_array_equal(example.pixels("ab"), read_image(str(tmp_path / "right.png"), (8, 8, 3), crop))
-
-
-def test_example_refuses_wrong_arguments_and_pictures_in_one_line(example, exported, tmp_path):
-    folder, good = exported / "onnx", example.save("p", random_images(1, 8)[0])
-    bad = f"x{example.ending}"
-    example.refuses([folder, good], "usage: ")
-    crop = ["--crop=-5"] if example.ending == ".png" else ["--crop", "-5"]
-    example.refuses([folder, good, good, *crop], "-5")
-    example.refuses([folder, good, good, "--chek"], "--chek")
-    example.refuses([folder, good, "--check"], "usage: ")
-    example.refuses([folder, good, "absent.png"], "cannot read the image absent.png")
-    example.refuses(["absent", good, good], f"cannot open the model {os.path.join('absent', 'encoder.onnx')}")
-    whole = (tmp_path / good).read_bytes()
-    contents = [b"not an image", whole[: len(whole) // 2], b""]
-    if example.ending == ".ppm":
-        contents += [b"P3\n8 8\n255\n", b"P6\n8 8\n65535\n" + whole, b"P6\n99999 99999\n255\n", b"P6\n8 eight\n255\n"]
-    else:
-        contents += [
-            make_png_header(10_000, 10_000),
-            b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>',
+    @pytest.mark.parametrize("n_bits", [8, 5])
+    def test_example_counts_values_that_differ_after_decoding(self, example, tmp_path, n_bits):
+        """With 5 bits, the example compares values after rounding them down to multiples of 8, the model's bins."""
+        highest = 200 if n_bits == 8 else 240
+        encoder = ENCODER if n_bits == 8 else quantize_to_5_bits(ENCODER)
+        folder = mean_colours(tmp_path, highest, encoder, n_bits=str(n_bits))
+        bright = random_images(1)[0]
+        lost = np.count_nonzero(bright > (highest if n_bits == 8 else 247))
+        assert lost > 0
+        ended = example(folder, example.save("p", bright), example.save("q", bright // 2))
+        assert ended.stdout.splitlines()[:2] == [
+            f"p{example.ending}: {lost} of {bright.size} values differ after decoding",
+            f"q{example.ending}: exactly the same after decoding",
         ]
-    for content in contents:
-        (tmp_path / bad).write_bytes(content)
-        example.refuses([folder, bad, good], f"cannot read the image {bad}: ")
-    (tmp_path / bad).unlink()
-    os.mkfifo(tmp_path / bad)
-    example.refuses([folder, bad, good], f"cannot read the image {bad}: it is no regular file")
 
+    def test_check_of_an_example_counts_exactly_decoded_images(self, example, exported, tmp_path):
+        all_of_them = (0, f"16 {CHECKED}", "")
+        ended = example(exported / "onnx", "--check")
+        assert (ended.returncode, ended.stdout, ended.stderr) == all_of_them
+        for arguments in ({"encoder": quantize_to_5_bits(ENCODER), "n_bits": "5"}, {}):
+            ended = example(mean_colours(tmp_path, **arguments), "--check")
+            assert (ended.returncode, ended.stdout, ended.stderr) == all_of_them
+        assert example(write_onnx_models(tmp_path / "without z", WITHOUT_Z), "--check").stdout == f"16 {CHECKED}"
+        exact = np.sum(make_test_images(8, 8, 3).max((1, 2, 3)) <= 253)
+        ended = example(mean_colours(tmp_path, 253), "--check")
+        assert exact < 16 and (ended.returncode, ended.stdout) == (1, f"{exact} {CHECKED}")
 
-def test_example_refuses_unusable_models_in_one_line(example, exported, tmp_path):
-    picture = example.save("p", random_images(1, 8)[0])
-    both = (["--check"], [picture, picture])
-    for shape in ("8, 8, 1", "8, 12, 3", "8, 8, 5"):
-        folder = mean_colours(tmp_path, shape=shape)
+    def test_example_reads_pictures_of_any_size_as_training_does(self, example, exported, tmp_path):
+        """A picture that is switched with itself stays the same, so the output shows how the example read the file."""
+        picture = example.save("p", random_images(1, COLUMNS)[0][:ROWS])
+        Image.open(tmp_path / picture).save(tmp_path / "right.png")
+        for crop in (0, 20):
+            assert example(exported / "onnx", picture, picture, "--crop", crop).returncode == 0
+            np.testing.assert_array_equal(
+                example.pixels("ab"), read_image(str(tmp_path / "right.png"), (8, 8, 3), crop)
+            )
+
+    def test_example_refuses_wrong_arguments_and_pictures_in_one_line(self, example, exported, tmp_path):
+        folder, good = exported / "onnx", example.save("p", random_images(1, 8)[0])
+        bad = f"x{example.ending}"
+        example.refuses([folder, good], "usage: ")
+        crop = ["--crop=-5"] if example.ending == ".png" else ["--crop", "-5"]
+        example.refuses([folder, good, good, *crop], "-5")
+        example.refuses([folder, good, good, "--chek"], "--chek")
+        example.refuses([folder, good, "--check"], "usage: ")
+        example.refuses([folder, good, "absent.png"], "cannot read the image absent.png")
+        example.refuses(["absent", good, good], f"cannot open the model {os.path.join('absent', 'encoder.onnx')}")
+        whole = (tmp_path / good).read_bytes()
+        contents = [b"not an image", whole[: len(whole) // 2], b""]
+        if example.ending == ".ppm":
+            contents += [
+                b"P3\n8 8\n255\n",
+                b"P6\n8 8\n65535\n" + whole,
+                b"P6\n99999 99999\n255\n",
+                b"P6\n8 eight\n255\n",
+            ]
+        else:
+            contents += [
+                make_png_header(10_000, 10_000),
+                b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>',
+            ]
+        for content in contents:
+            (tmp_path / bad).write_bytes(content)
+            example.refuses([folder, bad, good], f"cannot read the image {bad}: ")
+        (tmp_path / bad).unlink()
+        os.mkfifo(tmp_path / bad)
+        example.refuses([folder, bad, good], f"cannot read the image {bad}: it is no regular file")
+
+    def test_example_refuses_unusable_models_in_one_line(self, example, exported, tmp_path):
+        picture = example.save("p", random_images(1, 8)[0])
+        both = (["--check"], [picture, picture])
+        for shape in ("8, 8, 1", "8, 12, 3", "8, 8, 5"):
+            folder = mean_colours(tmp_path, shape=shape)
+            for arguments in both:
+                example.refuses([folder, *arguments], f"takes images [{shape}], and this example squares of RGB alone")
+        labels = ENCODER.replace("images) =>", "images, int32[batch] labels) =>")
         for arguments in both:
-            example.refuses([folder, *arguments], f"takes images [{shape}], and this example squares of RGB alone")
-    labels = ENCODER.replace("images) =>", "images, int32[batch] labels) =>")
-    for arguments in both:
-        example.refuses([mean_colours(tmp_path, encoder=labels), *arguments], "takes images, labels")
-    folder = write_onnx_models(tmp_path / "without z", WITHOUT_Z)
-    example.refuses([folder, picture, picture], str(folder / "encoder.onnx"), "without z there is nothing to switch")
-    folder = mean_colours(tmp_path)
-    (folder / "decoder.onnx").write_bytes(b"not a model")
-    example.refuses([folder, picture, picture], f"cannot open the model {folder / 'decoder.onnx'}")
-    # Encoder and decoder are of different models here.
-    shutil.copy(exported / "onnx" / "decoder.onnx", folder)
-    example.refuses([folder, picture, picture], "cannot decode")
+            example.refuses([mean_colours(tmp_path, encoder=labels), *arguments], "takes images, labels")
+        folder = write_onnx_models(tmp_path / "without z", WITHOUT_Z)
+        example.refuses(
+            [folder, picture, picture], str(folder / "encoder.onnx"), "without z there is nothing to switch"
+        )
+        folder = mean_colours(tmp_path)
+        (folder / "decoder.onnx").write_bytes(b"not a model")
+        example.refuses([folder, picture, picture], f"cannot open the model {folder / 'decoder.onnx'}")
+        # Encoder and decoder are of different models here.
+        shutil.copy(exported / "onnx" / "decoder.onnx", folder)
+        example.refuses([folder, picture, picture], "cannot decode")
 
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "examples/onnxruntime_cpp/switch.cpp",
-        "examples/onnxruntime_node/switch.mjs",
-        "examples/tf_serving/client.py",
-        "export/client.py",
-        "export/page/image_files.js",
-    ],
-)
-def test_every_program_has_the_pixel_limit_of_training(path):
-    (exponent,) = re.findall(r"most_?pixels.* = .*(?:<<|\*\*) ?(\d+)", (ROOT / path).read_text("utf-8"), re.IGNORECASE)
-    assert 2 ** int(exponent) == MOST_PIXELS
+    @pytest.mark.parametrize(
+        "path", [*(f"examples/{name}" for name in PROGRAMS), "export/client.py", "export/page/image_files.js"]
+    )
+    def test_every_program_has_the_pixel_limit_of_training(self, path):
+        (exponent,) = re.findall(
+            r"most_?pixels.* = .*(?:<<|\*\*) ?(\d+)", (ROOT / path).read_text("utf-8"), re.IGNORECASE
+        )
+        assert 2 ** int(exponent) == MOST_PIXELS

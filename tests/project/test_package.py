@@ -107,7 +107,7 @@ class TestContents:
         assert {"examples/__init__.py", "constraints/lowest.txt"} <= names
         assert not any(name.startswith((".venv", "runs", ".git/")) for name in names)
 
-    def test_package_indexes_would_accept_the_metadata(self, source, wheel):
+    def test_package_indexes_would_accept_the_metadata_of_the_wheel(self, source, wheel):
         with zipfile.ZipFile(wheel) as archive:
             (text,) = (archive.read(name) for name in archive.namelist() if name.endswith("dist-info/METADATA"))
         metadata = Metadata.from_email(text, validate=True)
@@ -128,12 +128,10 @@ class TestInstalled:
         assert [line.split()[0] for line in lines] == list(tfdecouple.preset_names())
         assert "python -m export --run runs/quickstart" in run([installed, "-m", "export", "--help"], tmp_path)
 
-    def test_training_runs_without_any_extra(self, installed, tmp_path):
+    def test_installed_wheel_trains_without_any_extra(self, installed, tmp_path):
         changes = [word for setting in (*SMALL_SETTINGS, "training.batch_size=4") for word in ("--set", setting)]
         arguments = ["--steps", "1", "--workdir", tmp_path / "run", *changes]
-        code = (
-            f"{WITHOUT_EXTRAS}\nfrom tfdecouple.cli.train import main as train_main\nsys.exit(train_main(sys.argv[1:]))"
-        )
+        code = f"{WITHOUT_EXTRAS}\nfrom tfdecouple.cli.train import main\nsys.exit(main(sys.argv[1:]))"
         printed = run([installed, "-c", code, *arguments], tmp_path)
         assert "model.steps=[1, 1]" in printed and "test: " in printed
 

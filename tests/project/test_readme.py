@@ -60,58 +60,57 @@ def run(command, folder):
     return ended.stdout
 
 
-def test_commands_of_the_readme_run_in_order(checkout):
-    """All commands except those that need your own images."""
-    outputs = {}
-    imports = [command for command in commands(WEIGHTS) if "runs/imported" in command]
-    for _, *arguments in [*commands(README), *imports]:
-        if any(argument.startswith("folder:/my/") for argument in arguments):
-            continue
-        key = " ".join(arguments)
-        if key == "train.py":
-            arguments += [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
-        outputs[key] = run([sys.executable, *arguments], checkout)
-    assert len(outputs) == 4, list(outputs)
-    assert (checkout / "runs" / "quickstart" / "images").is_dir() and "bits/dim" in outputs["train.py"]
-    for run_name in ("quickstart", "imported"):
-        exported = checkout / "exported" / run_name
-        assert (exported / "savedmodel" / "1" / "saved_model.pb").is_file()
-        assert (exported / "onnx" / "decoder.onnx").is_file() and (exported / "MODEL_CARD.md").is_file()
-    assert "import" in (exported / "MODEL_CARD.md").read_text(encoding="utf-8")
-
-
 def python_blocks(text):
     return [block.text for block in split_code(text) if block.language == "python"]
 
 
-def test_python_of_the_readme_runs():
-    from tfdecouple.data import load_images, open_source
-    from tfdecouple.runs.run_folder import RunFolder
+class TestReadme:
+    def test_commands_of_the_readme_run_in_order(self, checkout):
+        """Commands that need images of the reader are left out."""
+        outputs = {}
+        imports = [command for command in commands(WEIGHTS) if "runs/imported" in command]
+        for _, *arguments in [*commands(README), *imports]:
+            if any(argument.startswith("folder:/my/") for argument in arguments):
+                continue
+            key = " ".join(arguments)
+            if key == "train.py":
+                arguments += [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
+            outputs[key] = run([sys.executable, *arguments], checkout)
+        assert len(outputs) == 4, list(outputs)
+        assert (checkout / "runs" / "quickstart" / "images").is_dir() and "bits/dim" in outputs["train.py"]
+        for run_name in ("quickstart", "imported"):
+            exported = checkout / "exported" / run_name
+            assert (exported / "savedmodel" / "1" / "saved_model.pb").is_file()
+            assert (exported / "onnx" / "decoder.onnx").is_file() and (exported / "MODEL_CARD.md").is_file()
+        assert "import" in (exported / "MODEL_CARD.md").read_text(encoding="utf-8")
 
-    (block,) = python_blocks(README)
-    config = RunFolder("photographs").read_config()
-    images, _ = load_images(open_source(config.data, config.model.image_shape), "test", 16)
-    assert "images = ..." in block
-    names = {"given": images}
-    exec(compile(block.replace("images = ...", "images = given"), "README.md", "exec"), names)
-    # The comments state these shapes.
-    assert images.dtype == np.uint8 and images.shape == (16, 64, 64, 3)
-    assert (names["z"].shape, names["v"].shape) == ((16, 32), (16, 64, 64, 3))
-    assert names["z"].dtype == names["v"].dtype == np.float32
-    assert names["ab"].shape == names["ba"].shape == (1, 64, 64, 3)
-    assert np.asarray(names["new"]).shape == (16, 64, 64, 3) and np.asarray(names["bits"]).shape == (16,)
+    def test_python_of_the_readme_runs(self):
+        from tfdecouple.data import load_images, open_source
+        from tfdecouple.runs.run_folder import RunFolder
 
+        (block,) = python_blocks(README)
+        config = RunFolder("photographs").read_config()
+        images, _ = load_images(open_source(config.data, config.model.image_shape), "test", 16)
+        assert "images = ..." in block
+        names = {"given": images}
+        exec(compile(block.replace("images = ...", "images = given"), "README.md", "exec"), names)
+        # The comments state these shapes.
+        assert images.dtype == np.uint8 and images.shape == (16, 64, 64, 3)
+        assert (names["z"].shape, names["v"].shape) == ((16, 32), (16, 64, 64, 3))
+        assert names["z"].dtype == names["v"].dtype == np.float32
+        assert names["ab"].shape == names["ba"].shape == (1, 64, 64, 3)
+        assert np.asarray(names["new"]).shape == (16, 64, 64, 3) and np.asarray(names["bits"]).shape == (16,)
 
-def test_python_of_the_page_on_codes_runs(tiny_run, tmp_path, monkeypatch):
-    out = tmp_path / "codes"
-    command = [sys.executable, "-m", "tfdecouple", "encode", "--run", str(tiny_run), "--out", str(out), "--v"]
-    run([*command, "--format", "parquet", "--limit", "20"], ROOT)
-    monkeypatch.chdir(tmp_path)
-    blocks = python_blocks(ENCODING)
-    assert len(blocks) == 2
-    names = {}
-    for block in blocks:
-        exec(compile(block, "encoding.md", "exec"), names)
-    assert np.asarray(names["images"]).shape[1:] == (8, 8, 3)
-    assert names["z"].shape[1:] == (4,) and names["z"].shape[0] == len(names["table"])
-    assert os.listdir(tmp_path) == ["codes"]
+    def test_python_of_the_page_on_encoding_runs(self, tiny_run, tmp_path, monkeypatch):
+        out = tmp_path / "codes"
+        command = [sys.executable, "-m", "tfdecouple", "encode", "--run", str(tiny_run), "--out", str(out), "--v"]
+        run([*command, "--format", "parquet", "--limit", "20"], ROOT)
+        monkeypatch.chdir(tmp_path)
+        blocks = python_blocks(ENCODING)
+        assert len(blocks) == 2
+        names = {}
+        for block in blocks:
+            exec(compile(block, "encoding.md", "exec"), names)
+        assert np.asarray(names["images"]).shape[1:] == (8, 8, 3)
+        assert names["z"].shape[1:] == (4,) and names["z"].shape[0] == len(names["table"])
+        assert os.listdir(tmp_path) == ["codes"]

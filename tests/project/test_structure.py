@@ -64,7 +64,7 @@ def section(module, order):
 
 class TestImports:
     @pytest.mark.parametrize(("package", "order"), [("tfdecouple", ORDER), ("export", EXPORT_ORDER)])
-    def test_imports_point_one_way(self, package, order):
+    def test_imports_of_a_package_point_one_way(self, package, order):
         for module in MODULES:
             if not module.startswith(f"{package}."):
                 continue
@@ -90,8 +90,7 @@ def run(code):
 
 
 class TestImporting:
-    def test_help_configs_and_verification_load_no_tensorflow(self):
-        """And importing the package prints nothing."""
+    def test_help_configs_and_verification_load_no_tensorflow_and_print_nothing(self):
         heavy = ("tensorflow", "keras", "tensorflow_probability", "tf_keras", "tensorflow_datasets", "tf2onnx")
         light = "cli, tfdecouple.networks.architecture, export.cli, export.endpoints, export.verification.comparison"
         code = f"import sys, tfdecouple.{light}; tfdecouple.load_preset('cifar10')"
@@ -99,7 +98,7 @@ class TestImporting:
 
     @pytest.mark.slow
     @pytest.mark.usefixtures("forked")
-    def test_run_opens_without_modules_that_only_posix_has(self):
+    def test_bundled_run_opens_without_modules_that_only_posix_has(self):
         modules = [module for module in PRODUCT if module != "tfdecouple.__main__"]
         code = f"""
 import importlib, sys, tfdecouple

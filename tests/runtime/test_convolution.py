@@ -1,4 +1,4 @@
-"""Tests that `convolve`, whatever way is chosen, equals the convolution and its gradients."""
+"""Tests that `convolve`, whichever way it computes, equals the convolution and its gradients."""
 
 import numpy as np
 import pytest
@@ -7,15 +7,9 @@ import tensorflow as tf
 from tfdecouple.runtime import convolution
 from tfdecouple.runtime.convolution import convolve
 
-SMALL, WIDE = 3, 20
 
-
-def maps(*shape, seed=0):
+def draw_map(*shape, seed=0):
     return tf.constant(np.random.default_rng(seed).standard_normal(shape))
-
-
-def plain(x, kernel):
-    return tf.nn.conv2d(x, kernel, 1, "SAME")
 
 
 def spoil_free_memory():
@@ -32,29 +26,18 @@ def with_gradients(function, x, kernel, upstream):
     return y, *tape.gradient(y, [x, kernel], output_gradients=upstream)
 
 
-def operations(function, x, kernel):
-    """{type: operations} of value and gradients."""
-
-    def run(x, kernel):
-        return with_gradients(function, x, kernel, tf.ones([*tf.unstack(tf.shape(x))[:-1], kernel.shape[-1]], x.dtype))
-
-    results = {}
-    for operation in tf.function(run, autograph=False).get_concrete_function(x, kernel).graph.get_operations():
-        results.setdefault(operation.type, []).append(operation)
-    return results
-
-
 @pytest.mark.parametrize("onednn", [True, False])
 @pytest.mark.parametrize("inputs", [1, 36, *(pytest.param(count, marks=pytest.mark.slow) for count in (2, 3, 24, 64))])
 def test_convolve_equals_the_convolution_and_its_gradients_in_every_shape(inputs, onednn, monkeypatch):
-    """The kernels of TensorFlow's library have read beyond their maps: free memory is NaN here."""
+    """Kernels of TensorFlow's library have read beyond their maps: free memory is NaN here."""
     monkeypatch.setattr(convolution, "is_onednn_on", lambda: onednn)
     wrong = []
     for outputs in (*range(1, 10), 12, 15, 16, 17, 24, 48):
         for height, width in ((2, 2), (3, 4), (2, 7), (1, 12), (2, 16), (1, 18)):
             shapes = [(2, height, width, inputs), (3, 3, inputs, outputs), (2, height, width, outputs)]
-            given = [tf.cast(maps(*shape, seed=seed), tf.float32) for seed, shape in enumerate(shapes)]
-            expected = with_gradients(plain, *[tf.cast(value, tf.float64) for value in given])
+            given = [tf.cast(draw_map(*shape, seed=seed), tf.float32) for seed, shape in enumerate(shapes)]
+            doubles = [tf.cast(value, tf.float64) for value in given]
+            expected = with_gradients(lambda x, kernel: tf.nn.conv2d(x, kernel, 1, "SAME"), *doubles)
             spoil_free_memory()
             results = with_gradients(convolve, *given)
             for name, value, right in zip(("value", "input", "kernel"), results, expected, strict=True):
@@ -64,34 +47,25 @@ def test_convolve_equals_the_convolution_and_its_gradients_in_every_shape(inputs
     assert not wrong
 
 
+def is_plain(x, kernel):
+    """Returns whether the convolution of `x` and its gradients are TensorFlow's operations."""
+
+    def run(x, kernel):
+        upstream = tf.ones([*tf.unstack(tf.shape(x))[:-1], kernel.shape[-1]], x.dtype)
+        return with_gradients(convolve, x, kernel, upstream)
+
+    operations = tf.function(run, autograph=False).get_concrete_function(x, kernel).graph.get_operations()
+    (gradient,) = (operation for operation in operations if operation.type == "Conv2DBackpropFilter")
+    is_input_plain = any(operation.type == "Conv2DBackpropInput" for operation in operations)
+    return is_input_plain and gradient.outputs[0].shape == kernel.shape
+
+
 @pytest.mark.parametrize("onednn", [True, False])
-class TestChoice:
-    def test_few_outputs_of_many_inputs_are_a_matrix_product(self, onednn, monkeypatch):
-        monkeypatch.setattr(convolution, "is_onednn_on", lambda: onednn)
-        least = convolution._LEAST_RATIO[onednn] * SMALL
-        for inputs, is_product in ((least - 1, False), (least, True)):
-            graph = operations(convolve, maps(2, 4, 4, inputs), maps(3, 3, inputs, SMALL))
-            assert ("MatMul" in graph) == is_product
-
-    def test_the_kernel_gradient_has_at_least_as_many_outputs_as_inputs(self, onednn, monkeypatch):
-        monkeypatch.setattr(convolution, "is_onednn_on", lambda: onednn)
-        for inputs, outputs in ((SMALL, WIDE), (WIDE, SMALL)):
-            (gradient,) = operations(convolve, maps(2, 4, 4, inputs), maps(3, 3, inputs, outputs))[
-                "Conv2DBackpropFilter"
-            ]
-            assert gradient.outputs[0].shape == [3, 3, SMALL, WIDE]
-
-    def test_images_of_unknown_size_and_a_gpu_get_the_operations_of_tensorflow(self, onednn, monkeypatch):
-        monkeypatch.setattr(convolution, "is_onednn_on", lambda: onednn)
-        kernel = maps(3, 3, WIDE, SMALL)
-
-        def is_plain(x):
-            graph = operations(convolve, x, kernel)
-            (gradient,) = graph["Conv2DBackpropFilter"]
-            return "Conv2DBackpropInput" in graph and gradient.outputs[0].shape == kernel.shape
-
-        assert not is_plain(maps(2, 4, 4, WIDE))
-        assert not is_plain(tf.TensorSpec([None, 4, 4, WIDE], kernel.dtype))
-        assert is_plain(tf.TensorSpec([2, None, None, WIDE], kernel.dtype))
-        monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["/GPU:0"] if kind == "GPU" else [])
-        assert is_plain(maps(2, 4, 4, WIDE))
+def test_convolve_of_unknown_sizes_and_on_a_gpu_uses_the_operations_of_tensorflow(onednn, monkeypatch):
+    monkeypatch.setattr(convolution, "is_onednn_on", lambda: onednn)
+    x, kernel = draw_map(2, 4, 4, 20), draw_map(3, 3, 20, 3)
+    assert not is_plain(x, kernel)
+    assert not is_plain(tf.TensorSpec([None, 4, 4, 20], kernel.dtype), kernel)
+    assert is_plain(tf.TensorSpec([2, None, None, 20], kernel.dtype), kernel)
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["/GPU:0"] if kind == "GPU" else [])
+    assert is_plain(x, kernel)

@@ -28,7 +28,6 @@ TESTS = [
     "tests/training/test_step.py::TestStep::test_bfloat16_nets_keep_float32_weights_and_nearly_the_loss",
 ]
 
-
 # What oneDNN says of itself before it first computes.
 PROGRAM = """
 import os
@@ -49,7 +48,7 @@ def run(arguments, instructions):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("instructions", SETS)
-def test_numeric_tests_pass_without_newer_instructions(instructions, forked):
+def test_numeric_tests_pass_without_newer_instructions_of_the_processor(instructions, forked):
     try:
         flags = set(pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     except OSError:
@@ -62,7 +61,7 @@ def test_numeric_tests_pass_without_newer_instructions(instructions, forked):
     assert f"cpu,isa:{taken}\n" in run(["-c", PROGRAM], instructions).stdout
     arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
     if instructions == "AVX2":
-        # TensorFlow asks the processor, not oneDNN, whether bfloat16 works, and then finds no kernel.
+        # TensorFlow asks the processor, not oneDNN, whether it has bfloat16, and then finds no kernel.
         arguments += ["-k", "not bfloat16"]
     done = run(arguments, instructions)
     assert done.returncode == 0, done.stdout[-3000:]

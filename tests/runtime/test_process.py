@@ -1,5 +1,6 @@
 """Tests of the settings of TensorFlow, threads and memory that a program makes for its process."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -7,17 +8,20 @@ import sys
 import pytest
 import tensorflow as tf
 from helpers.places import PATIENCE, ROOT
-from helpers.refusals import message_of
+from helpers.refusals import message_of, refused
 
+from export.cli import main as export_main
+from tfdecouple.cli import main
 from tfdecouple.errors import ConfigError
 from tfdecouple.runtime import process
+from tfdecouple.runtime.process import run_program
 from tfdecouple.runtime.run_mode import count_shards
 from tfdecouple.training.workers import make_device_input_options
 
 
 @pytest.fixture
 def set_to(monkeypatch):
-    """What TensorFlow is settings, by the name of the setting; `gpus` lists devices that are not there."""
+    """The settings that TensorFlow gets, by name; `gpus` is the list of pretended GPUs."""
     settings = {"gpus": [], "growth": []}
     for name in (process.ALLOW_GROWTH, process.SHARDS, "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         monkeypatch.delenv(name, raising=False)
@@ -35,49 +39,6 @@ def set_to(monkeypatch):
         monkeypatch.setattr(tf.config.threading, f"set_{name}", lambda n, kind=kind: settings.__setitem__(kind, n))
         monkeypatch.setattr(tf.config.threading, f"get_{name}", lambda kind=kind: settings.get(kind, 0))
     return settings
-
-
-def test_graph_optimizer_and_memory_growth_are_on_only_with_gpus(set_to, monkeypatch):
-    process.start_tensorflow()
-    assert set_to["disable_meta_optimizer"] and not set_to["growth"]
-    assert make_device_input_options().experimental_per_replica_buffer_size == 1
-    set_to["gpus"] = ["GPU:0", "GPU:1"]
-    process.start_tensorflow()
-    assert not set_to["disable_meta_optimizer"] and set_to["growth"] == [("GPU:0", True), ("GPU:1", True)]
-    assert make_device_input_options().experimental_per_replica_buffer_size == 2
-    monkeypatch.setenv(process.ALLOW_GROWTH, "false")
-    process.start_tensorflow()
-    assert len(set_to["growth"]) == 2
-
-
-@pytest.mark.parametrize(
-    ("threads", "variable", "expected"),
-    [
-        (1, "", [1, 1, 1]),
-        (2, "", [1, 2, 2]),
-        (4, "0", [4, 4, 1]),
-        (8, "3", [2, 6, 3]),
-    ],
-)
-def test_two_threads_get_a_shard_each_and_more_threads_share_one_unless_requested(
-    set_to, monkeypatch, threads, variable, expected
-):
-    monkeypatch.setenv(process.SHARDS, variable)
-    process.divide_cores(threads)
-    assert [set_to["intra"], set_to["inter"], count_shards()] == expected
-
-
-def test_thread_count_of_the_user_is_not_changed(set_to, monkeypatch):
-    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "2")
-    process.divide_cores(2)
-    assert "intra" not in set_to
-
-
-@pytest.mark.parametrize("value", ["-1", "two", "99999"])
-def test_invalid_count_of_shards_is_refused(set_to, monkeypatch, value):
-    monkeypatch.setenv(process.SHARDS, value)
-    message = message_of(ConfigError, process.start_tensorflow)
-    assert process.SHARDS in message and repr(value) in message and "must be" in message
 
 
 PROGRAM = """
@@ -102,24 +63,78 @@ sys.exit(run_program(main))
 """
 
 
-@pytest.mark.usefixtures("forked")
-def test_program_uses_every_core_and_ends_without_garbage_collection():
-    """With the graphs of a training that took 7 s on two busy cores, and 28 s on one core alone."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("TF_NUM_", "MALLOC_"))}
-    command = [sys.executable, "-c", PROGRAM]
-    done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=PATIENCE)
-    cores = len(os.sched_getaffinity(0))
-    threads = cores // 2 if cores == 2 else cores
-    assert (done.returncode, done.stdout, done.stderr) == (3, f"[{threads}, {cores}]\n", "")
+@pytest.fixture
+def bare(monkeypatch):
+    """An installation without any extra."""
+    find = importlib.util.find_spec
+    gone = ("onnx", "onnxruntime", "tf2onnx", "tensorflow_serving", "pyarrow", "matplotlib", "tensorflow_datasets")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else find(name))
 
 
-@pytest.mark.parametrize("users", [None, "0"])
-def test_import_switches_onednn_on_unless_the_user_set_it(users):
-    environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
-    if users is not None:
-        environment["TF_ENABLE_ONEDNN_OPTS"] = users
-    program = "import os, tfdecouple; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE
+class TestProcess:
+    def test_graph_optimizer_and_memory_growth_are_on_only_with_gpus(self, set_to, monkeypatch):
+        process.start_tensorflow()
+        assert set_to["disable_meta_optimizer"] and not set_to["growth"]
+        assert make_device_input_options().experimental_per_replica_buffer_size == 1
+        set_to["gpus"] = ["GPU:0", "GPU:1"]
+        process.start_tensorflow()
+        assert not set_to["disable_meta_optimizer"] and set_to["growth"] == [("GPU:0", True), ("GPU:1", True)]
+        assert make_device_input_options().experimental_per_replica_buffer_size == 2
+        monkeypatch.setenv(process.ALLOW_GROWTH, "false")
+        process.start_tensorflow()
+        assert len(set_to["growth"]) == 2
+
+    @pytest.mark.parametrize(
+        ("threads", "variable", "expected"),
+        [(1, "", [1, 1, 1]), (2, "", [1, 2, 2]), (4, "0", [4, 4, 1]), (8, "3", [2, 6, 3])],
     )
-    assert done.stdout == f"{users or 1}\n"
+    def test_two_threads_get_a_shard_each_and_more_threads_share_one(
+        self, set_to, monkeypatch, threads, variable, expected
+    ):
+        monkeypatch.setenv(process.SHARDS, variable)
+        process.divide_cores(threads)
+        assert [set_to["intra"], set_to["inter"], count_shards()] == expected
+
+    def test_count_of_threads_set_by_the_user_is_kept(self, set_to, monkeypatch):
+        monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "2")
+        process.divide_cores(2)
+        assert "intra" not in set_to
+
+    @pytest.mark.parametrize("value", ["-1", "two", "99999"])
+    def test_invalid_count_of_shards_is_refused(self, set_to, monkeypatch, value):
+        monkeypatch.setenv(process.SHARDS, value)
+        message = message_of(ConfigError, process.start_tensorflow)
+        assert process.SHARDS in message and repr(value) in message and "must be" in message
+
+    @pytest.mark.usefixtures("forked")
+    def test_program_uses_every_core_and_ends_without_garbage_collection(self):
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("TF_NUM_", "MALLOC_"))}
+        command = [sys.executable, "-c", PROGRAM]
+        done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=PATIENCE)
+        cores = len(os.sched_getaffinity(0))
+        threads = cores // 2 if cores == 2 else cores
+        assert (done.returncode, done.stdout, done.stderr) == (3, f"[{threads}, {cores}]\n", "")
+
+    @pytest.mark.parametrize("users", [None, "0"])
+    def test_import_switches_onednn_on_unless_the_user_set_it(self, users):
+        environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
+        if users is not None:
+            environment["TF_ENABLE_ONEDNN_OPTS"] = users
+        program = "import os, tfdecouple; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert done.stdout == f"{users or 1}\n"
+
+    def test_command_without_a_package_names_its_extra_before_it_begins(self, bare, capsys):
+        line = refused(capsys, lambda: export_main(["--run", "runs/x", "--to", "y"]))
+        assert "the export needs onnx, which is missing: pip install 'tfdecouple[export]'" in line
+        line = refused(capsys, lambda: main(["encode", "--run", "x", "--out", "y", "--format", "parquet"]))
+        assert "--format parquet needs pyarrow, which is missing: pip install 'tfdecouple[parquet]'" in line
+
+    def test_failed_import_of_an_optional_package_names_its_extra(self, capsys):
+        def draw():
+            raise ModuleNotFoundError("No module named 'matplotlib.axes'", name="matplotlib.axes")
+
+        line = refused(capsys, lambda: run_program(draw))
+        assert "the command needs matplotlib, which is missing: pip install 'tfdecouple[plots]'" in line

@@ -1,11 +1,15 @@
-"""Tests that a batch divided into shards gives the numbers of a whole batch."""
+"""Tests that a batch divided into shards, or into parts for the cache, gives the numbers of a whole batch."""
 
-import random
+import dataclasses
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.layers import CASES
 from helpers.models import SMALL, give_effect, random_images
+from helpers.traces import run_eagerly
+from helpers.variants import SMALLEST, fresh, variant
 
 from tfdecouple.layers import InvertibleLayer
 from tfdecouple.model import DecoupledModel
@@ -15,33 +19,9 @@ from tfdecouple.runtime.run_mode import RunMode
 
 
 @pytest.fixture
-def in_shards(monkeypatch):
-    """Sets the number of shards, as `tf.config.threading` sets it in a program."""
-
-    def set_shards(count):
-        monkeypatch.setattr(run_mode, "count_shards", lambda: count)
-
-    return set_shards
-
-
-@pytest.fixture(scope="module")
-def model():
-    random.seed(0)
-    model = give_effect(DecoupledModel(SMALL), scale=0.05)
-    model.initialized.assign(True)
-    return model
-
-
-class TestHowMany:
-    @pytest.mark.parametrize(
-        ("images", "count", "expected"), [(1, 2, False), (2, 2, True), (3, 2, True), (8, 1, False)]
-    )
-    def test_a_batch_is_split_only_if_each_shard_gets_an_image(self, in_shards, images, count, expected):
-        in_shards(count)
-        for mode in (RunMode(), RunMode(shards=count)):
-            assert mode.count_parts(tf.zeros([images, 2, 2, 3])) == (count if expected else 1)
-        # Vectors, as those of the prior, are soon done.
-        assert RunMode().count_parts(tf.zeros([images, 2])) == 1
+def set_shards(monkeypatch):
+    """A function that sets the count of shards of the process."""
+    return lambda count: monkeypatch.setattr(run_mode, "count_shards", lambda: count)
 
 
 class Doubling(InvertibleLayer):
@@ -56,104 +36,154 @@ class Doubling(InvertibleLayer):
         return 2 * x + condition[:, None, None], tf.reduce_sum(x, [1, 2, 3])
 
 
-@pytest.mark.parametrize(("images", "sizes"), [(6, [3, 3]), (5, [2, 3]), (2, [1, 1]), (None, [None])])
-def test_parts_of_a_batch_are_run_one_by_one_and_joined_in_order(images, sizes):
-    count = images or 4
-    x = tf.reshape(tf.range(count * 16, dtype=tf.float32), [count, 2, 2, 4])
-    z, layer = tf.reshape(tf.range(count * 4, dtype=tf.float32), [count, 4]), Doubling()
-    layer.build(x.shape, z.shape)
-    Execution(layer)
-
-    @tf.function(input_signature=[tf.TensorSpec([images, *x.shape[1:]]), tf.TensorSpec([images, 4])])
-    def run(x, z):
-        with RunMode(shards=2).apply():
-            return layer.forward_and_log_det(x, z)
-
-    y, log_det = run(x, z)
-    np.testing.assert_array_equal(y, 2 * x + z[:, None, None])
-    np.testing.assert_array_equal(log_det, tf.reduce_sum(x, [1, 2, 3]))
-    # Parts of equal size share a trace; the second of two sizes is traced for any size.
-    assert layer.seen in ([sizes[0]], [sizes[0], None])
+def count_programs(function, *arguments):
+    """Returns how many functions below a traced one are left to XLA, and how many are not."""
+    library = function.get_concrete_function(*arguments).graph.as_graph_def().library.function
+    compiled = [f.attr["_XlaMustCompile"].b for f in library if f.attr["_noinline"].b]
+    return sum(compiled), len(compiled) - sum(compiled)
 
 
-@pytest.fixture
-def own_cache(monkeypatch):
-    """Lets each operation have one core, with a cache of so many bytes."""
-
-    def set_cache(size, threads=1):
-        monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: threads)
-        monkeypatch.setattr(run_mode, "_CACHE_BYTES", size)
-
-    return set_cache
+def assert_near(results, expected, tolerance=1e-5):
+    """Asserts that tensors are equal within a part of the largest number of each, or of 1."""
+    for ours, theirs in zip(tf.nest.flatten(results), tf.nest.flatten(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * max(1, np.abs(theirs).max()))
 
 
-@pytest.mark.parametrize(
-    ("images", "threads", "expected"),
-    [(0.5, 1, [1] * 5), (2.9, 1, [2, 2, 1]), (3, 1, [3, 2]), (5, 1, [5]), (0.5, 2, [5])],
-)
-@pytest.mark.parametrize("has_condition", [False, True])
-def test_as_many_images_run_at_once_as_fit_into_the_cache_of_a_core(
-    own_cache, images, threads, expected, has_condition
-):
-    own_cache(int(images * 4 * 2 * 8 * 4), threads)
-    seen = []
+class TestShardsAndXla:
+    @pytest.mark.parametrize(("images", "count", "parts"), [(1, 2, 1), (2, 2, 2), (3, 2, 2), (8, 1, 1)])
+    def test_batch_is_split_into_shards_only_if_each_shard_gets_an_image(self, set_shards, images, count, parts):
+        set_shards(count)
+        for mode in (RunMode(), RunMode(shards=count)):
+            assert mode.count_parts(tf.zeros([images, 2, 2, 3])) == parts
+        # Vectors, as of the prior, are not worth a split.
+        assert RunMode().count_parts(tf.zeros([images, 2])) == 1
 
-    def double(x, condition, weight):
-        seen.append(x.shape[0])
-        return 2 * x if condition is None else 2 * x + condition[:, None, None]
+    @pytest.mark.parametrize(("images", "sizes"), [(6, [3, 3]), (5, [2, 3]), (2, [1, 1]), (None, [None])])
+    def test_shards_of_a_batch_are_joined_in_order_and_share_a_trace(self, images, sizes):
+        count = images or 4
+        x = tf.reshape(tf.range(count * 16, dtype=tf.float32), [count, 2, 2, 4])
+        z, layer = tf.reshape(tf.range(count * 4, dtype=tf.float32), [count, 4]), Doubling()
+        layer.build(x.shape, z.shape)
+        Execution(layer)
 
-    x, condition = tf.random.stateless_normal([5, 4, 2, 3], [0, 1]), None
-    if has_condition:
-        condition = tf.random.stateless_normal([5, 3], [0, 2])
-    found = run_mode.run_in_slices(double, x, condition, tf.ones([8]))
-    assert seen == expected
-    np.testing.assert_array_equal(found, double(x, condition, None))
+        @tf.function(input_signature=[tf.TensorSpec([images, *x.shape[1:]]), tf.TensorSpec([images, 4])])
+        def run(x, z):
+            with RunMode(shards=2).apply():
+                return layer.forward_and_log_det(x, z)
 
+        y, log_det = run(x, z)
+        np.testing.assert_array_equal(y, 2 * x + z[:, None, None])
+        np.testing.assert_array_equal(log_det, tf.reduce_sum(x, [1, 2, 3]))
+        # Parts of equal size share a trace; the second of two sizes is traced for any size.
+        assert layer.seen in ([sizes[0]], [sizes[0], None])
 
-class TestModel:
-    @pytest.mark.parametrize("images", [1, 2, 7])
-    def test_model_decodes_exactly_with_any_shards_of_encoding_and_decoding(
-        self, model, in_shards, eager, monkeypatch, images
+    @pytest.mark.parametrize(
+        ("images", "threads", "expected"),
+        [(0.5, 1, [1] * 5), (2.9, 1, [2, 2, 1]), (3, 1, [3, 2]), (5, 1, [5]), (0.5, 2, [5])],
+    )
+    @pytest.mark.parametrize("has_condition", [False, True])
+    def test_images_run_in_parts_that_fit_into_the_cache_of_a_core(
+        self, monkeypatch, images, threads, expected, has_condition
     ):
-        # Eagerly, since a trace keeps the shards that it was made with.
-        counts, split_batch = set(), run_mode.split_into_parts
+        monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: threads)
+        monkeypatch.setattr(run_mode, "_CACHE_BYTES", int(images * 4 * 2 * 8 * 4))
+        seen = []
+
+        def double(x, condition, weight):
+            seen.append(x.shape[0])
+            return 2 * x if condition is None else 2 * x + condition[:, None, None]
+
+        x = tf.random.stateless_normal([5, 4, 2, 3], [0, 1])
+        condition = tf.random.stateless_normal([5, 3], [0, 2]) if has_condition else None
+        result = run_mode.run_in_slices(double, x, condition, tf.ones([8]))
+        assert seen == expected
+        np.testing.assert_array_equal(result, double(x, condition, None))
+
+    @pytest.mark.parametrize("count", [1, 2, 7])
+    def test_model_decodes_exactly_with_any_shards_of_encoding_and_decoding(
+        self, set_shards, eager, monkeypatch, count
+    ):
+        # The test runs eagerly, since a trace keeps the shards that it was made with.
+        model, used, split_batch = variant("coupling"), set(), run_mode.split_into_parts
 
         def split(x, shards):
-            counts.add(shards)
+            used.add(shards)
             return split_batch(x, shards)
 
-        def used(count):
-            """Whether there were as many shards as this; forgets them."""
-            found = counts - {1} == ({count} if 1 < count <= images else set())
-            counts.clear()
-            return found
-
-        monkeypatch.setattr(run_mode, "split_into_parts", split)
-        monkeypatch.setattr(execution, "split_into_parts", split)
-        batch = random_images(images, seed=images)
+        for module in (run_mode, execution):
+            monkeypatch.setattr(module, "split_into_parts", split)
+        images, codes = random_images(count, 4), None
         for encoding, decoding in ((2, 2), (1, 2), (3, 1)):
-            in_shards(encoding)
-            codes = model.encode(batch)
-            assert used(encoding)
-            in_shards(decoding)
-            np.testing.assert_array_equal(model.decode(*codes), batch)
-            assert used(decoding)
+            for shards in (encoding, decoding):
+                used.clear()
+                set_shards(shards)
+                if codes is None:
+                    codes = model.encode(images)
+                else:
+                    np.testing.assert_array_equal(model.decode(*codes), images)
+                    codes = None
+                assert used - {1} == ({shards} if 1 < shards <= count else set())
 
-    def test_elbo_and_gradients_of_two_shards_equal_those_of_one(self, model, in_shards, eager):
+    def test_elbo_and_gradients_of_two_shards_equal_those_of_one(self, set_shards, eager):
+        model = give_effect(DecoupledModel(SMALL), scale=0.05)
+        model.initialized.assign(True)
         images, z_noise = random_images(4), tf.random.stateless_normal([4, SMALL.latent_dim], [0, 1])
         u_noise = tf.random.stateless_uniform([4, 8, 8, 3], [0, 2])
         weights = [variable.value for variable in model.trainable_variables]
 
-        def loss_and_gradients():
+        def loss_and_gradients(shards):
+            set_shards(shards)
             with tf.GradientTape() as tape:
                 loss = tf.reduce_sum(model.elbo_from_noise(images, z_noise, u_noise, training=True)[0])
-            return loss, tape.gradient(loss, weights, unconnected_gradients="zero")
+            return [loss, *tape.gradient(loss, weights, unconnected_gradients="zero")]
 
-        loss, gradients = loss_and_gradients()
-        in_shards(2)
-        loss_in_shards, gradients_in_shards = loss_and_gradients()
-        np.testing.assert_allclose(loss_in_shards, loss, rtol=1e-6)
-        for found, expected in zip(gradients_in_shards, gradients, strict=True):
-            np.testing.assert_allclose(
-                found, expected, rtol=1e-3, atol=1e-4 * float(tf.reduce_max(tf.abs(expected)) + 1)
-            )
+        for ours, theirs in zip(loss_and_gradients(2), loss_and_gradients(1), strict=True):
+            largest = float(tf.reduce_max(tf.abs(theirs)) + 1)
+            np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4 * largest)
+
+    @pytest.mark.parametrize(
+        "name", ["step-odd", "factor-out-additive", "prior-step-additive", "whitening-image", "sigmoid"]
+    )
+    def test_loss_and_gradients_of_a_layer_compiled_by_xla_equal_those_of_tensorflow(self, name):
+        case = CASES[name]
+        layer = give_effect(case.build(dtype="float32"))
+        x = tf.random.stateless_normal([3, *case.shape], [0, 1])
+        z = case.condition and tf.random.stateless_normal([3, *case.condition], [0, 2])
+        weights = [tf.convert_to_tensor(variable) for variable in layer.trainable_variables]
+
+        def loss_and_gradients(is_compiled):
+            Execution(layer)
+
+            @tf.function(autograph=False)
+            def run(x, weights):
+                scope = keras.StatelessScope(state_mapping=list(zip(layer.trainable_variables, weights, strict=True)))
+                with scope, RunMode(jit_compile=is_compiled).apply(), tf.GradientTape() as tape:
+                    tape.watch([x, weights])
+                    y, log_det = layer.forward_and_log_det(x, z)
+                    loss = tf.reduce_sum(y * tf.sin(y)) - tf.reduce_sum(log_det)
+                return y, log_det, tape.gradient(loss, [x, *weights])
+
+            compiled, other = count_programs(run, x, weights)
+            assert (compiled > 0 and other == 0) if is_compiled else compiled == 0
+            return run(x, weights)
+
+        assert_near(loss_and_gradients(True), loss_and_gradients(False))
+
+    def test_each_kind_of_layer_is_compiled_once_by_xla(self):
+        def count(steps):
+            flow = DecoupledModel(dataclasses.replace(SMALLEST, steps=steps), jit_compile=True).flow
+            run = tf.function(lambda x, z: flow.forward_and_log_det(x, z), autograph=False)
+            return count_programs(run, tf.zeros([1, 4, 4, 3]), tf.zeros([1, 4]))
+
+        assert count((1, 1)) == count((3, 2)) == (2, 0)
+
+    def test_model_compiled_by_xla_decodes_images_exactly(self):
+        config = dataclasses.replace(SMALLEST, conditioning="none")
+        plain, compiled = fresh(config), DecoupledModel(config, jit_compile=True)
+        compiled.set_weights(plain.get_weights())
+        images = random_images(3, 4)
+        codes = compiled.encode(images)
+        np.testing.assert_array_equal(compiled.decode(*codes), images)
+        with run_eagerly():
+            assert_near(codes.v, plain.encode(images).v)
+            np.testing.assert_array_equal(plain.decode(*codes), images)

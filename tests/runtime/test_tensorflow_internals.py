@@ -19,68 +19,66 @@ from tfdecouple.tensorflow_internals import (
 )
 
 
-def test_paused_gradient_tape_records_nothing():
-    x = tf.constant(3.0)
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        y = x**2
-        with pause_gradient_tapes():
-            constant = x**2
-        y += constant
-    assert tape.gradient(y, x) == 6
+class TestInternals:
+    def test_paused_gradient_tape_records_nothing(self):
+        x = tf.constant(3.0)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = x**2
+            with pause_gradient_tapes():
+                constant = x**2
+            y += constant
+        assert tape.gradient(y, x) == 6
 
+    @pytest.mark.parametrize("chosen", ["0", "1"])
+    def test_onednn_is_on_as_the_environment_says(self, chosen):
+        program = "import tensorflow; from tfdecouple.tensorflow_internals import is_onednn_on as on; print(on())"
+        environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": chosen}
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert done.stdout == f"{chosen == '1'}\n"
 
-@pytest.mark.parametrize("chosen", ["0", "1"])
-def test_tensorflow_says_whether_onednn_computes(chosen):
-    program = "import tensorflow; from tfdecouple.tensorflow_internals import is_onednn_on as on; print(on())"
-    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": chosen}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert done.stdout == f"{chosen == '1'}\n"
+    @pytest.mark.parametrize("jit_compile", [None, True])
+    def test_tracing_for_xla_is_recognised_in_nested_functions(self, jit_compile):
+        results = []
+        inner = tf.function(lambda x: results.append(is_traced_for_xla()) or x, autograph=False)
+        tf.function(lambda x: inner(x), autograph=False, jit_compile=jit_compile).get_concrete_function(
+            tf.TensorSpec([])
+        )
+        assert results == [bool(jit_compile)] and not is_traced_for_xla()
 
-
-@pytest.mark.parametrize("jit_compile", [None, True])
-def test_tracing_for_xla_is_recognised_in_nested_functions(jit_compile):
-    results = []
-    inner = tf.function(lambda x: results.append(is_traced_for_xla()) or x, autograph=False)
-    tf.function(lambda x: inner(x), autograph=False, jit_compile=jit_compile).get_concrete_function(tf.TensorSpec([]))
-    assert results == [bool(jit_compile)] and not is_traced_for_xla()
-
-
-def test_worker_timeout_reaches_the_coordination_service(monkeypatch):
-    name, option = "configure_coordination_service", "heartbeat_timeout_in_ms"
-    assert option in inspect.signature(getattr(context.Context, name)).parameters
-    received = []
-    monkeypatch.setattr(context.Context, name, lambda *_, **options: received.append(options))
-    with worker_timeout(7):
+    def test_worker_timeout_reaches_the_coordination_service_of_tensorflow(self, monkeypatch):
+        name, option = "configure_coordination_service", "heartbeat_timeout_in_ms"
+        assert option in inspect.signature(getattr(context.Context, name)).parameters
+        received = []
+        monkeypatch.setattr(context.Context, name, lambda *_, **options: received.append(options))
+        with worker_timeout(7):
+            context.context().configure_coordination_service("standalone")
         context.context().configure_coordination_service("standalone")
-    context.context().configure_coordination_service("standalone")
-    assert received == [{option: 7000}, {}]
+        assert received == [{option: 7000}, {}]
 
+    def test_checkpoint_saves_and_restores_a_trackable_like_a_variable(self, tmp_path):
+        class Number(Trackable):
+            """A number that a checkpoint holds as it holds a variable."""
 
-def test_checkpoint_saves_and_restores_a_trackable_like_a_variable(tmp_path):
-    class Number(Trackable):
-        """A number that a checkpoint holds as it holds a variable."""
+            value = tf.constant(1.0)
 
-        value = tf.constant(1.0)
+            def _serialize_to_tensors(self):
+                return {VARIABLE_VALUE_KEY: self.value}
 
-        def _serialize_to_tensors(self):
-            return {VARIABLE_VALUE_KEY: self.value}
+            def _restore_from_tensors(self, tensors):
+                self.value = tensors[VARIABLE_VALUE_KEY]
 
-        def _restore_from_tensors(self, tensors):
-            self.value = tensors[VARIABLE_VALUE_KEY]
+        saved, restored, variable = Number(), Number(), tf.Variable(0.0)
+        saved.value = tf.constant(5.0)
+        path = tf.train.Checkpoint(number=saved).save(tmp_path / "file")
+        tf.train.Checkpoint(number=restored).restore(path).assert_consumed()
+        # The key is that of variables, so that checkpoints of views and of variables are interchangeable.
+        tf.train.Checkpoint(number=variable).restore(path).assert_existing_objects_matched()
+        assert restored.value == 5 and variable.numpy() == 5
 
-    saved, restored, variable = Number(), Number(), tf.Variable(0.0)
-    saved.value = tf.constant(5.0)
-    path = tf.train.Checkpoint(number=saved).save(tmp_path / "file")
-    tf.train.Checkpoint(number=restored).restore(path).assert_consumed()
-    # The key is that of variables, so that checkpoints of views and of variables are interchangeable.
-    tf.train.Checkpoint(number=variable).restore(path).assert_existing_objects_matched()
-    assert restored.value == 5 and variable.numpy() == 5
-
-
-def test_only_one_module_uses_private_parts_of_tensorflow():
-    files = [*(ROOT / "tfdecouple").rglob("*.py"), *(ROOT / "export").rglob("*.py")]
-    results = [file.name for file in files if "tensorflow.python" in file.read_text(encoding="utf-8")]
-    assert results == ["tensorflow_internals.py"]
+    def test_private_parts_of_tensorflow_are_used_by_one_module_only(self):
+        files = [*(ROOT / "tfdecouple").rglob("*.py"), *(ROOT / "export").rglob("*.py")]
+        results = [file.name for file in files if "tensorflow.python" in file.read_text(encoding="utf-8")]
+        assert results == ["tensorflow_internals.py"]

@@ -26,21 +26,54 @@ def default_setting():
     enable(True)
 
 
-class TestFullFloat32:
+class TestWarning:
+    @pytest.fixture(autouse=True)
+    def gpu(self, monkeypatch):
+        monkeypatch.setattr(tf32, "has_visible_gpu", lambda: True)
+
+    @staticmethod
+    def traced(run):
+        """What is caught while a function is traced."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            tf.function(run, autograph=False).get_concrete_function()
+        return [warning for warning in caught if "TF32" in str(warning.message)]
+
+    def test_traced_model_warns_once_of_tf32_in_the_line_of_the_caller(self, small_model):
+        def run():
+            z, v = small_model.encode(random_images(2, 4))
+            return small_model.decode(z, v), small_model.prior.log_prob(z)
+
+        for _ in range(2):
+            caught = self.traced(run)
+            assert len(caught) == 1 and caught[0].filename == __file__
+            assert "\n" not in str(caught[0].message) and "may lose images" in str(caught[0].message)
+
+    def test_model_called_outside_a_trace_does_not_warn_of_tf32(self, small_model):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            small_model.decode(*small_model.encode(random_images(7, 4)))
+
+
+class TestSwitch:
     @pytest.mark.parametrize("users", [True, False])
-    def test_full_float32_turns_tf32_off_inside_and_restores_the_setting(self, users):
+    def test_contexts_turn_tf32_off_or_on_inside_and_restore_the_setting_of_the_user(self, users):
         enable(users)
         with full_float32():
             assert not enabled()
-            with full_float32():
+            with full_float32(), tensor_float_32():
                 assert not enabled()
             assert not enabled()
         assert enabled() is users
+        with tensor_float_32():
+            assert enabled()
+            with full_float32(), tensor_float_32():
+                assert not enabled()
+            assert enabled()
+        assert enabled() is users
 
-    def test_full_float32_of_several_threads_restores_the_setting_last(self):
-        first_left = threading.Event()
-        second_in = threading.Event()
-        seen = []
+    def test_full_float32_of_several_threads_restores_the_setting_with_the_last_thread(self):
+        first_left, second_in, seen = threading.Event(), threading.Event(), []
 
         def stay():
             with full_float32():
@@ -57,68 +90,27 @@ class TestFullFloat32:
         thread.join()
         assert seen == [False, False] and enabled()
 
+    def test_onnx_extractor_on_a_gpu_is_opened_without_tf32(self, monkeypatch, tmp_path):
+        onnxruntime = pytest.importorskip("onnxruntime")
+        both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        opened = []
 
-def test_tensor_float_32_turns_tf32_on_unless_full_float32_is_active():
-    enable(False)
-    with tensor_float_32():
-        assert enabled()
-        with full_float32(), tensor_float_32():
-            assert not enabled()
-        assert enabled()
-    assert not enabled()
+        def session(path, options, providers):
+            opened.extend(providers)
+            raise ValueError("seen")
 
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
+        monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+        (tmp_path / "x.onnx").write_bytes(b"x")
+        with pytest.raises(ExtractorError, match="seen"):
+            frechet.open_feature_extractor(tmp_path / "x.onnx", (8, 8, 3))
+        assert opened == [(both[0], {"use_tf32": "0"}), (both[1], {})]
 
-class TestWarning:
-    @pytest.fixture(autouse=True)
-    def gpu(self, monkeypatch):
-        monkeypatch.setattr(tf32, "has_visible_gpu", lambda: True)
+    def test_feature_extractor_runs_in_full_float32(self, tmp_path, monkeypatch):
+        def run(images):
+            return np.full([len(images), 1], float(enabled()))
 
-    @staticmethod
-    def traced(run):
-        """What is caught while a function is traced."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            tf.function(run, autograph=False).get_concrete_function()
-        return [warning for warning in caught if "TF32" in str(warning.message)]
-
-    def test_traced_model_warns_once_in_the_line_of_the_caller(self, small_model):
-        def run():
-            z, v = small_model.encode(random_images(2, 4))
-            return small_model.decode(z, v), small_model.prior.log_prob(z)
-
-        for _ in range(2):
-            caught = self.traced(run)
-            assert len(caught) == 1 and caught[0].filename == __file__
-            assert "\n" not in str(caught[0].message) and "may lose images" in str(caught[0].message)
-
-    def test_model_called_outside_a_trace_does_not_warn(self, small_model):
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", RuntimeWarning)
-            small_model.decode(*small_model.encode(random_images(7, 4)))
-
-
-def test_onnx_extractor_on_a_gpu_is_opened_without_tf32(monkeypatch, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    opened = []
-
-    def session(path, options, providers):
-        opened.extend(providers)
-        raise ValueError("seen")
-
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
-    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
-    (tmp_path / "x.onnx").write_bytes(b"x")
-    with pytest.raises(ExtractorError, match="seen"):
-        frechet.open_feature_extractor(tmp_path / "x.onnx", (8, 8, 3))
-    assert opened == [(both[0], {"use_tf32": "0"}), (both[1], {})]
-
-
-def test_feature_extractor_runs_in_full_float32(tmp_path, monkeypatch):
-    def run(images):
-        return np.full([len(images), 1], float(enabled()))
-
-    monkeypatch.setattr(frechet, "_open_onnx_extractor", lambda path: (run, ["uint8"], 1))
-    (tmp_path / "x.onnx").touch()
-    extractor = frechet.open_feature_extractor(tmp_path / "x.onnx", (8, 8, 3))
-    assert np.array_equal(extractor(random_images(2)), [[0.0], [0.0]])
+        monkeypatch.setattr(frechet, "_open_onnx_extractor", lambda path: (run, ["uint8"], 1))
+        (tmp_path / "x.onnx").touch()
+        extractor = frechet.open_feature_extractor(tmp_path / "x.onnx", (8, 8, 3))
+        assert np.array_equal(extractor(random_images(2)), [[0.0], [0.0]])

@@ -103,18 +103,6 @@ TENSORS = {
 }
 
 
-@pytest.mark.parametrize("needed", [True, False], ids=["of the model", "that no model needs"])
-@pytest.mark.parametrize("kind", TENSORS)
-def test_impossible_tensor_is_refused_before_tensorflow_reads_the_index(folder, kind, needed, monkeypatch):
-    monkeypatch.setattr(tf.train, "load_checkpoint", lambda prefix: pytest.fail("TensorFlow opens the index"))
-    write_index(folder, make_index({A: TENSORS[kind]} if needed else {A: GOOD, Z: TENSORS[kind]}))
-    for read in (
-        lambda: folder.read_checkpoint("step", 1, {"model": {"a": tf.Variable(0.0)}}),
-        lambda: folder.read_weight_shapes("step", 1),
-    ):
-        assert "step-000000001 is damaged" in message_of(DamagedCheckpointError, read)
-
-
 def make_block_of(*entries):
     return make_table(make_block([HEADER, *entries]), separators=[b"\xff"])
 
@@ -145,63 +133,71 @@ TABLES = {
 }
 
 
-@pytest.mark.parametrize("kind", TABLES)
-def test_malformed_index_is_refused_before_tensorflow_reads_it(folder, kind, monkeypatch):
-    monkeypatch.setattr(tf.train, "load_checkpoint", lambda prefix: pytest.fail("TensorFlow opens the index"))
-    write_index(folder, TABLES[kind])
-    message_of(DamagedCheckpointError, lambda: folder.read_weight_shapes("step", 1))
-    groups = {"model": {"a": tf.Variable(0.0)}}
-    message_of(DamagedCheckpointError, lambda: folder.read_checkpoint("step", 1, groups))
+class TestIndex:
+    @pytest.mark.parametrize("needed", [True, False], ids=["of the model", "that no model needs"])
+    @pytest.mark.parametrize("kind", TENSORS)
+    def test_index_with_an_impossible_tensor_is_refused_before_tensorflow_reads_it(
+        self, folder, kind, needed, monkeypatch
+    ):
+        monkeypatch.setattr(tf.train, "load_checkpoint", lambda prefix: pytest.fail("TensorFlow opens the index"))
+        write_index(folder, make_index({A: TENSORS[kind]} if needed else {A: GOOD, Z: TENSORS[kind]}))
+        for read in (
+            lambda: folder.read_checkpoint("step", 1, {"model": {"a": tf.Variable(0.0)}}),
+            lambda: folder.read_weight_shapes("step", 1),
+        ):
+            assert "step-000000001 is damaged" in message_of(DamagedCheckpointError, read)
 
+    @pytest.mark.parametrize("kind", TABLES)
+    def test_malformed_index_is_refused_before_tensorflow_reads_it(self, folder, kind, monkeypatch):
+        monkeypatch.setattr(tf.train, "load_checkpoint", lambda prefix: pytest.fail("TensorFlow opens the index"))
+        write_index(folder, TABLES[kind])
+        message_of(DamagedCheckpointError, lambda: folder.read_weight_shapes("step", 1))
+        groups = {"model": {"a": tf.Variable(0.0)}}
+        message_of(DamagedCheckpointError, lambda: folder.read_checkpoint("step", 1, groups))
 
-def test_keys_that_expand_to_terabytes_are_refused(folder):
-    # Each of these keys repeats a million bytes of the key before it and adds one: a hundred terabytes in all.
-    million = b"k" * 10**6
-    more = b"".join(b"\xc0\x84\x3d\1" + bytes([len(GOOD), number]) + GOOD for number in range(1, 200))
-    block = make_block([HEADER, (million + b"\0", GOOD)])[: -4 * 2 - 5] + more + bytes(4) + b"\1\0\0\0" + bytes(5)
-    write_index(folder, make_table(block, separators=[b"\xff"]))
-    assert "too long" in message_of(DamagedCheckpointError, lambda: folder.read_weight_shapes("step", 1))
+    def test_index_whose_keys_expand_to_terabytes_is_refused(self, folder):
+        # Each of these keys repeats a million bytes of the key before it and adds one: a hundred terabytes in all.
+        million = b"k" * 10**6
+        more = b"".join(b"\xc0\x84\x3d\1" + bytes([len(GOOD), number]) + GOOD for number in range(1, 200))
+        block = make_block([HEADER, (million + b"\0", GOOD)])[: -4 * 2 - 5] + more + bytes(4) + b"\1\0\0\0" + bytes(5)
+        write_index(folder, make_table(block, separators=[b"\xff"]))
+        assert "too long" in message_of(DamagedCheckpointError, lambda: folder.read_weight_shapes("step", 1))
 
+    def test_index_of_300_megabytes_is_refused(self, folder):
+        write_index(folder, b"")
+        os.truncate(folder.path / "step-000000001.index", 300_000_000)
+        assert "300,000,000 bytes" in message_of(DamagedCheckpointError, lambda: folder.read_weight_shapes("step", 1))
 
-def test_index_of_300_megabytes_is_refused(folder):
-    write_index(folder, b"")
-    os.truncate(folder.path / "step-000000001.index", 300_000_000)
-    assert "300,000,000 bytes" in message_of(DamagedCheckpointError, lambda: folder.read_weight_shapes("step", 1))
+    def test_tensor_of_another_dtype_than_the_weight_is_refused(self, folder):
+        write_index(folder, make_index({A: make_entry(dtype=3)}))
+        read = folder.read_checkpoint
+        says = message_of(RunError, lambda: read("step", 1, {"model": {"a": tf.Variable(0.0)}}))
+        assert "model/a is float32 of shape () by the config, and int32 of shape () in the checkpoint" in says
 
+    def test_only_requested_tensors_of_a_checkpoint_are_read_and_checked(self, folder):
+        # The checksum of the second tensor is wrong.
+        write_index(folder, make_index({A: GOOD, B: make_entry(offset=4)}))
+        a, b = tf.Variable(0.0), tf.Variable(0.0)
+        folder.read_checkpoint("step", 1, {"model": {"a": a}})
+        assert a.numpy().tobytes() == DATA[:4]
+        a.assign(0.0)
+        message_of(DamagedCheckpointError, lambda: folder.read_checkpoint("step", 1, {"model": {"a": a, "b": b}}))
+        assert (a.numpy(), b.numpy()) == (0, 0)
 
-def test_tensor_of_another_dtype_than_the_weight_is_refused(folder):
-    write_index(folder, make_index({A: make_entry(dtype=3)}))
-    read = folder.read_checkpoint
-    says = message_of(RunError, lambda: read("step", 1, {"model": {"a": tf.Variable(0.0)}}))
-    assert "model/a is float32 of shape () by the config, and int32 of shape () in the checkpoint" in says
+    def test_index_of_several_blocks_and_data_files_is_read_as_by_tensorflow(self, folder):
+        blocks = make_block([(b"", make_header(2)), (A, GOOD)]), make_block([(B, make_entry(shape=[0, 3], size=0))])
+        blocks = *blocks, make_block([(Z, make_entry(dtype=9, shape=[2, 2], size=32, shard_id=1, offset=32))])
+        write_index(folder, make_table(*blocks, separators=[A, B + b"\0", b"\xff"]))
+        for shard in range(2):
+            (folder.path / f"step-000000001.data-0000{shard}-of-00002").write_bytes(DATA)
+        reader = tf.train.load_checkpoint(folder.checkpoint_path("step", 1))
+        types = reader.get_variable_to_dtype_map()
+        expected = {key: (types[key], tuple(shape)) for key, shape in reader.get_variable_to_shape_map().items()}
+        assert read_index(folder.checkpoint_path("step", 1)) == expected
+        assert expected[Z.decode()] == (tf.int64, (2, 2))
 
-
-def test_only_requested_tensors_are_read_and_checked(folder):
-    # The checksum of the second tensor is wrong.
-    write_index(folder, make_index({A: GOOD, B: make_entry(offset=4)}))
-    a, b = tf.Variable(0.0), tf.Variable(0.0)
-    folder.read_checkpoint("step", 1, {"model": {"a": a}})
-    assert a.numpy().tobytes() == DATA[:4]
-    a.assign(0.0)
-    message_of(DamagedCheckpointError, lambda: folder.read_checkpoint("step", 1, {"model": {"a": a, "b": b}}))
-    assert (a.numpy(), b.numpy()) == (0, 0)
-
-
-def test_index_of_several_blocks_and_data_files_is_read_as_by_tensorflow(folder):
-    blocks = make_block([(b"", make_header(2)), (A, GOOD)]), make_block([(B, make_entry(shape=[0, 3], size=0))])
-    blocks = *blocks, make_block([(Z, make_entry(dtype=9, shape=[2, 2], size=32, shard_id=1, offset=32))])
-    write_index(folder, make_table(*blocks, separators=[A, B + b"\0", b"\xff"]))
-    for shard in range(2):
-        (folder.path / f"step-000000001.data-0000{shard}-of-00002").write_bytes(DATA)
-    reader = tf.train.load_checkpoint(folder.checkpoint_path("step", 1))
-    types = reader.get_variable_to_dtype_map()
-    expected = {key: (types[key], tuple(shape)) for key, shape in reader.get_variable_to_shape_map().items()}
-    assert read_index(folder.checkpoint_path("step", 1)) == expected
-    assert expected[Z.decode()] == (tf.int64, (2, 2))
-
-
-def test_run_whose_index_would_crash_tensorflow_is_refused_in_one_line(tiny_run, tmp_path):
-    run = shutil.copytree(tiny_run, tmp_path / "run")
-    (index,) = run.glob("checkpoints/*.index")
-    index.write_bytes(make_index({A: make_entry(shape=[-1])}))
-    assert "is damaged" in message_of(RunError, lambda: tfdecouple.load_model(run))
+    def test_run_whose_index_would_crash_tensorflow_is_refused_in_one_line(self, tiny_run, tmp_path):
+        run = shutil.copytree(tiny_run, tmp_path / "run")
+        (index,) = run.glob("checkpoints/*.index")
+        index.write_bytes(make_index({A: make_entry(shape=[-1])}))
+        assert "is damaged" in message_of(RunError, lambda: tfdecouple.load_model(run))

@@ -1,12 +1,17 @@
-"""Fixtures for the tests of training: stand-ins for evaluations and steps."""
+"""Fixtures for the tests of training: stand-ins for evaluations and steps, and runs that compute neither."""
 
 import pytest
-from helpers.runs import FakeStep
+from helpers.models import LEAST
+from helpers.runs import FakeStep, read_log_without_timing, run_config
 
+from tfdecouple.cli.train import main as train_main
 from tfdecouple.metrics.base import Estimate
 from tfdecouple.metrics.bits_per_dim import ELBO, Bound
 from tfdecouple.model import gradient
-from tfdecouple.training import evaluation, loop
+from tfdecouple.runs.run_folder import RunFolder
+from tfdecouple.storage.checkpoints import CheckpointFolder
+from tfdecouple.storage.files import write_json
+from tfdecouple.training import evaluation, loop, train
 
 
 @pytest.fixture
@@ -37,6 +42,49 @@ def fake_step(eager, monkeypatch):
     """The class FakeStep, which replaces TrainStep; other functions run eagerly, so that nothing is traced."""
     monkeypatch.setattr(loop, "TrainStep", FakeStep)
     return FakeStep
+
+
+class FakeRun:
+    """A run of the smallest model, in the folder `path`, whose steps and evaluations compute nothing.
+
+    `measure(f)` makes evaluations return the bits/dim f(split), and lists the measured splits in `measured`.
+    """
+
+    def __init__(self, images, path, monkeypatch, stand_ins):
+        self.images, self.path, self._monkeypatch, self._stand_ins = images, path, monkeypatch, stand_ins
+        self.measure(lambda split: 8.0)
+
+    def measure(self, function):
+        self.measured = []
+        self._stand_ins(lambda split: self.measured.append(split) or function(split))
+
+    def skip_steps(self, steps):
+        """Makes the steps with these indices have a loss that is not finite."""
+        self._monkeypatch.setattr(FakeStep, "bad", steps)
+
+    def train(self, model=LEAST, **training):
+        """Trains to the end; returns the summary."""
+        return train(run_config(self.images, model=model, **training), self.path).summary
+
+    def call_train_program(self, **training):
+        """Trains as `python train.py` does; returns the exit status."""
+        path = self.path.parent / "config.json"
+        write_json(path, run_config(self.images, model=LEAST, **training).to_dict())
+        return train_main(["--config", str(path), "--workdir", str(self.path)])
+
+    def read_log(self):
+        return read_log_without_timing(self.path)
+
+    def read_summary(self):
+        return RunFolder(self.path).read_summary()
+
+    def list_checkpoint_steps(self, kind="step"):
+        return CheckpointFolder(self.path / "checkpoints").list_checkpoint_steps(kind)
+
+
+@pytest.fixture
+def fake_run(image_folder, tmp_path, monkeypatch, stand_ins, fake_step):
+    return FakeRun(image_folder, tmp_path / "run", monkeypatch, stand_ins)
 
 
 @pytest.fixture(scope="module")

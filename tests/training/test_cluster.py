@@ -1,10 +1,11 @@
-"""Who the workers of a run are, as TF_CONFIG and the examples say."""
+"""The workers of a run by TF_CONFIG, and as the examples for clusters set it."""
 
 import json
 import os
 import subprocess
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.places import ROOT
@@ -13,10 +14,11 @@ from helpers.runs import run_config
 from helpers.worker_pairs import WorkerThreads
 
 from tfdecouple.cli.evaluate import Evaluation
-from tfdecouple.errors import ConfigError, DataError
+from tfdecouple.errors import ConfigError, DataError, RunError
 from tfdecouple.runs.opened_run import Run
 from tfdecouple.training import loop, train, workers
-from tfdecouple.training.workers import find_cluster, make_strategy
+from tfdecouple.training import workers as workers_module
+from tfdecouple.training.workers import LostWorkerError, convert_lost_worker_errors, find_cluster, make_strategy
 
 
 @pytest.fixture
@@ -43,12 +45,12 @@ class TestTfConfig:
             ({"worker": ["a:1"], "chief": ["c:1"]}, {"type": "chief"}, ["c:1", "a:1"], 0),
         ],
     )
-    def test_cluster_lists_the_chief_first(self, set_tf_config, cluster, task, workers, rank):
+    def test_cluster_of_tf_config_lists_the_chief_first(self, set_tf_config, cluster, task, workers, rank):
         set_tf_config(tf_config(cluster, **task))
         assert (find_cluster().workers, find_cluster().rank) == (workers, rank)
 
     @pytest.mark.parametrize("given", ["", " ", {}, {"cluster": {}}, tf_config({"worker": ["a:1"]})])
-    def test_single_worker_is_no_cluster(self, set_tf_config, given):
+    def test_tf_config_of_a_single_worker_is_no_cluster(self, set_tf_config, given):
         set_tf_config(given)
         assert find_cluster() is None
 
@@ -70,13 +72,13 @@ class TestTfConfig:
             (tf_config(index=None), "task.index: Input should be a valid integer"),
         ],
     )
-    def test_wrong_tf_config_is_one_line(self, set_tf_config, given, message):
+    def test_wrong_tf_config_is_refused_in_one_line(self, set_tf_config, given, message):
         set_tf_config(given)
         refused = refusal(find_cluster)
         assert refused.startswith("TF_CONFIG is no description of a cluster") and message in refused
 
 
-def test_evaluation_on_several_gpus_has_that_strategy(monkeypatch):
+def test_evaluation_uses_all_visible_gpus(monkeypatch):
     def refuse(*_):
         raise ConfigError("no run")
 
@@ -98,14 +100,14 @@ def hidden_gpu(monkeypatch):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [gpu] if kind == "GPU" else listed(kind))
 
 
-def test_hidden_gpu_is_not_used(hidden_gpu, set_tf_config):
+def test_gpu_hidden_from_the_process_is_not_used(hidden_gpu, set_tf_config):
     assert "CPU" in make_strategy(1).extended.worker_devices[0]
     set_tf_config(tf_config())
     with pytest.raises(ConfigError, match="a worker of this cluster has only one CPU device"):
         make_strategy(2, find_cluster())
 
 
-def test_images_missing_on_one_worker_are_refused_by_all(image_folder, tmp_path, monkeypatch):
+def test_images_missing_on_one_worker_end_all_workers(image_folder, tmp_path, monkeypatch):
     together, devices, ranks = WorkerThreads(), make_strategy(1), iter([0, 1])
     monkeypatch.setattr(loop, "find_cluster", lambda: SimpleNamespace(rank=next(ranks), workers=["a:1", "b:1"]))
     monkeypatch.setattr(loop, "make_strategy", lambda *_: devices)
@@ -137,8 +139,7 @@ def stand_in(folder, name, script):
 
 class TestExamples:
     @pytest.mark.parametrize(
-        ("status", "restarts", "again"),
-        [(0, 0, False), (75, 0, True), (137, 3, True), (2, 0, False), (75, 50, False)],
+        ("status", "restarts", "again"), [(0, 0, False), (75, 0, True), (137, 3, True), (2, 0, False), (75, 50, False)]
     )
     def test_slurm_script_resumes_interrupted_runs_only(self, tmp_path, set_tf_config, status, restarts, again):
         stand_in(tmp_path, "srun", f'SLURM_NODEID=1 "$@"; exit {status}')
@@ -166,3 +167,59 @@ class TestExamples:
         cluster = find_cluster()
         assert cluster.workers == ["tfdecouple-0.tfdecouple:2222", "tfdecouple-1.tfdecouple:2222"]
         assert cluster.rank == index
+
+
+class TestWorkers:
+    def test_all_workers_get_the_chiefs_result(self):
+        calls = []
+
+        def act(workers):
+            return workers.call_on_chief(lambda: calls.append(workers.rank) or {"steps": [5, None], "word": "größer"})
+
+        assert WorkerThreads(3).run(act) == [{"steps": [5, None], "word": "größer"}] * 3
+        assert calls == [0]
+
+    def test_failure_of_the_chief_is_raised_in_all_workers(self):
+        def fail():
+            raise ConfigError("no such thing")
+
+        first, second = WorkerThreads().run(lambda workers: workers.call_on_chief(fail))
+        assert isinstance(first, ConfigError)
+        assert isinstance(second, RunError) and str(second) == "worker 0: no such thing"
+
+    def test_failure_of_one_worker_is_raised_in_all_workers(self):
+        def act(workers):
+            def fail():
+                if workers.rank == 1:
+                    raise OSError("disk\nfull")
+                return workers.rank
+
+            return workers.call_on_all(fail)
+
+        first, second, third = WorkerThreads(3).run(act)
+        assert isinstance(second, OSError)
+        assert str(first) == str(third) == "worker 1: OSError: disk full"
+
+    def test_options_that_differ_between_workers_are_named(self):
+        results = WorkerThreads().run(lambda workers: workers.require_equal("images", {"a": 1, "b": workers.rank + 5}))
+        message = "images of worker 0 and worker 1 differ: b is 5 and 6"
+        assert [str(error) for error in results] == [message] * 2
+
+    @pytest.mark.parametrize("together", [8, 2**24])
+    def test_broadcast_copies_the_chiefs_values_to_the_bit(self, together, monkeypatch):
+        monkeypatch.setattr(workers_module, "_BROADCAST_BYTES", together)
+        values = [np.float32([[1e-42, np.nan, -0.0]]), np.int64(2**40), np.array([True, False]), np.float64(np.inf)]
+
+        def act(workers):
+            variables = [tf.Variable(value if (workers.rank == 0) else np.zeros_like(value)) for value in values]
+            workers.broadcast_variables(variables)
+            return [variable.numpy().tobytes() for variable in variables]
+
+        assert WorkerThreads().run(act) == [[value.tobytes() for value in values]] * 2
+
+    def test_error_of_a_lost_worker_is_one_line_with_the_reason(self):
+        message = "Graph execution error:\n\nDetected at x\nCollective ops is aborted by: Connection reset by peer\n"
+        with pytest.raises(LostWorkerError) as error, convert_lost_worker_errors(1):
+            raise tf.errors.UnavailableError(None, None, message)
+        assert "\n" not in str(error.value)
+        assert "worker 1 cannot continue" in str(error.value) and "Connection reset by peer" in str(error.value)

@@ -1,4 +1,4 @@
-"""Runs of several workers: as threads of this process, and as two processes on this machine."""
+"""Distributed runs: workers as threads of this process, and as two processes on this machine."""
 
 import contextlib
 import io
@@ -70,7 +70,7 @@ class TestTwoRanks:
 
         return run
 
-    def test_the_chief_alone_writes_and_no_signal_ends_them_while_the_test_images_are_measured(
+    def test_only_the_chief_of_two_ranks_writes_and_no_signal_ends_the_test_evaluation(
         self, ranks, stand_ins, tmp_path, monkeypatch
     ):
         asked = []
@@ -81,7 +81,7 @@ class TestTwoRanks:
                 return super().__enter__()
 
         def measure(split):
-            # All steps are taken by then. Threads get no signals.
+            # All steps are taken. Threads get no signals.
             for stop in asked:
                 stop.reason = "SIGTERM"
             return 8.0
@@ -115,15 +115,19 @@ class TestTwoRanks:
 
 @pytest.mark.slow
 class TestTwoProcesses:
-    def test_only_the_chief_of_two_processes_prints(self, shared_run):
+    def test_two_processes_write_the_folder_of_one_and_only_the_chief_prints(self, shared_run, finished_run):
         (status, out, err), (other_status, other_out, other_err) = shared_run.ended
         assert (status, other_status) == (0, 0), (err, other_err)
         assert (err, other_err) == ("", "")
         assert "2 CPUs of 2 workers" in out and "step 10: validation" in out
         assert other_out == ""
+        for pattern in ("*", "images/*", "checkpoints/*"):
+            names = [sorted(path.name for path in run.glob(pattern)) for run in (shared_run.folder, finished_run)]
+            assert names[0] == names[1]
+        assert len(list((shared_run.folder / "tensorboard").iterdir())) == 1
 
     @pytest.mark.parametrize("step", [5, 10])
-    def test_two_processes_train_the_weights_of_one(self, shared_run, finished_run, step):
+    def test_two_processes_train_the_weights_of_one_process(self, shared_run, finished_run, step):
         # Ten steps of Adam at a learning rate of 0.01 enlarge what another order of additions changes; two devices of
         # one process differ from one by as much.
         ours, theirs = (read_checkpoint(run, f"step-{step:09d}") for run in (shared_run.folder, finished_run))
@@ -131,13 +135,7 @@ class TestTwoProcesses:
         for key, value in ours.items():
             np.testing.assert_allclose(value, theirs[key], rtol=5e-5, atol=5e-5, err_msg=key)
 
-    def test_two_processes_write_the_folder_of_one(self, shared_run, finished_run):
-        for pattern in ("*", "images/*", "checkpoints/*"):
-            names = [sorted(path.name for path in run.glob(pattern)) for run in (shared_run.folder, finished_run)]
-            assert names[0] == names[1]
-        assert len(list((shared_run.folder / "tensorboard").iterdir())) == 1
-
-    def test_two_devices_of_one_process_train_as_one_and_as_two_processes_to_the_bit(
+    def test_two_devices_of_one_process_train_as_two_processes_to_the_bit(
         self, shared_run, finished_run, image_folder, tmp_path, forked
     ):
         # A program like the two: the last digits depend on how many threads an operation has.
@@ -157,7 +155,7 @@ class TestTwoProcesses:
 
 @pytest.mark.slow
 class TestInterruption:
-    def test_signal_to_one_worker_stops_both_and_any_number_resumes(self, pair, image_folder, capfd):
+    def test_signal_to_one_worker_stops_both_and_any_number_of_workers_resumes(self, pair, image_folder, capfd):
         pair.start()
         pair.wait_for_checkpoint()
         pair.processes[1].send_signal(signal.SIGTERM)
@@ -168,21 +166,21 @@ class TestInterruption:
         assert err == f"error: stopped by a signal to another worker {ending}"
         assert (other_out, other_err) == ("", f"error: stopped by SIGTERM {ending}")
 
-        # One process goes on from what two have saved,
+        # One process resumes the run of two,
         config = run_config(image_folder, model=LEAST, steps=stopped + 2, evaluate_every=10**6, pictures=0)
         assert train(config, pair.run).summary["steps"] == stopped + 2
         assert f"resumes from step {stopped}\n" in capfd.readouterr().out
-        # and two from what one has saved.
+        # and two resume the run of one.
         pair.start("--steps", stopped + 4)
         (status, out, err), (other_status, _, other_err) = pair.end()
         assert (status, other_status, err, other_err) == (0, 0, "", "")
         assert f"resumes from step {stopped + 2}\n" in out
-        # Every second step has a row, and the last one of each run that came to its end.
+        # Every second step has a row, and the last step of each finished run.
         expected = {*range(2, stopped + 5, 2), stopped + 2, stopped + 4}
         assert {step for kind, step in read_log(pair.run) if kind == "train"} == expected
 
     @pytest.mark.parametrize("killed", [0, 1])
-    def test_same_command_resumes_after_a_killed_worker(self, pair, killed):
+    def test_same_command_resumes_a_distributed_run_after_a_killed_worker(self, pair, killed):
         pair.start()
         saved = pair.wait_for_checkpoint()
         pair.processes[killed].kill()
@@ -198,16 +196,3 @@ class TestInterruption:
         assert (status, other_status, err, other_err) == (0, 0, "", "")
         assert f"resumes from step {kept}\n" in out
         assert max(pair.saved()) == kept + 2
-
-
-@pytest.mark.slow
-class TestRefusals:
-    def test_refusal_in_one_worker_ends_all_workers(self, pair):
-        """Whatever the chief finds wrong with the folder ends the others, too, which would wait for it otherwise."""
-        pair.run.mkdir()
-        (pair.run / "diary.txt").write_text("dear diary")
-        pair.start()
-        (status, _, err), (other_status, other_out, other_err) = pair.end()
-        assert (status, other_status) == (2, 2)
-        assert "exists and is no run folder" in err and other_err.startswith("error: worker 0: ")
-        assert (err.count("\n"), other_err.count("\n"), other_out) == (1, 1, "")

@@ -1,6 +1,8 @@
-"""What goes wrong around a run: mistakes that are corrected, damaged files, signals at its end, output that is gone."""
+"""Faults around a run: no memory, damaged files, unreadable images, signals amid evaluations, values not finite."""
 
+import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -8,19 +10,25 @@ import signal
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.models import LEAST
-from helpers.runs import call_before_steps, read_checkpoint, read_log_without_timing, run_config
+from helpers.models import LEAST, random_images
+from helpers.numbered import write_images
+from helpers.refusals import message_of
+from helpers.runs import call_before_steps, read_checkpoint, run_config
 
 from tfdecouple.errors import DataError, RunError
+from tfdecouple.runs.opened_run import Run
 from tfdecouple.runs.run_folder import RunFolder
-from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.training import DivergedError, InterruptedRunError, train
+from tfdecouple.training.signals import StopRequest
 
 
-class TestMistakeBeforeTheFirstStep:
-    """Nothing is written, so that the corrected command finds no run of another config."""
+def end_by_signal():
+    os.kill(os.getpid(), signal.SIGTERM)
+    pytest.fail("the run continued")
 
-    def test_first_step_without_memory_leaves_no_config(self, image_folder, tmp_path, monkeypatch):
+
+class TestFaults:
+    def test_first_step_without_memory_leaves_no_run_folder(self, image_folder, tmp_path, monkeypatch):
         def act(*_):
             raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
 
@@ -29,120 +37,153 @@ class TestMistakeBeforeTheFirstStep:
             train(run_config(image_folder), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
-
-class TestDamagedSummary:
-    @pytest.mark.parametrize(
-        "content",
-        [
+    def test_damaged_summary_of_a_run_is_detected(self, tmp_path):
+        for content in (
             b"", b'{"steps": 10, "te', b"[1]", b"\xff", b'{"steps": 10}', b'{"test": 3}', b'{"test": {}}',
             b'{"test": {"bits_per_dim": "3.5", "images": 4}}', b'{"test": {"bits_per_dim": 3.5, "images": "four"}}',
             b'{"test": null, "data": ["faces"]}', b'{"imported_from": 3}', b'{"imported_from": "x", "test": {}}',
-        ],
-    )  # fmt: skip
-    def test_damaged_summary_is_detected(self, tmp_path, content):
-        (tmp_path / "summary.json").write_bytes(content)
-        with pytest.raises(ValueError):
-            RunFolder(tmp_path).read_summary()
+        ):  # fmt: skip
+            (tmp_path / "summary.json").write_bytes(content)
+            with pytest.raises(ValueError):
+                RunFolder(tmp_path).read_summary()
 
+    def test_signal_amid_the_test_evaluation_keeps_all_steps_and_says_so(self, fake_run):
+        fake_run.measure(lambda split: 8.0 if split == "validation" else end_by_signal())
+        with pytest.raises(InterruptedRunError) as error:
+            fake_run.train()
+        assert str(error.value) == (
+            "stopped by SIGTERM while the test images were measured; all 10 steps and the best weights are saved, "
+            "the same command measures them again"
+        )
+        assert fake_run.list_checkpoint_steps() == [10, 5]
 
-def test_signal_while_the_test_images_are_measured_says_what_is_kept(
-    finished_run,
-    image_folder,
-    tmp_path,
-    stand_ins,
-):
-    run = tmp_path / "run"
-    shutil.copytree(finished_run, run)
-    (run / "summary.json").unlink()
+    def test_run_resumes_with_the_evaluation_amid_which_a_signal_ended_it(self, fake_run):
+        def train_measuring(folder, *values):
+            """Trains while evaluations give these bits/dim; a signal comes amid the next evaluation."""
+            values, fake_run.path = iter(values), fake_run.path.with_name(folder)
+            fake_run.measure(lambda split: next(values, None) or end_by_signal())
+            fake_run.train()
+            return fake_run.read_log(), fake_run.read_summary()
 
-    def measure(split):
-        assert split == "test"
-        os.kill(os.getpid(), signal.SIGTERM)
-        pytest.fail("it went on")
+        whole = train_measuring("whole", 8.0, 7.0, 7.0)
+        for step, values in ((5, []), (10, [8.0])):
+            message = f"while the validation images were measured at step {step} of 10, sav"
+            with pytest.raises(InterruptedRunError, match=message):
+                train_measuring("run", *values)
+        assert train_measuring("run", 7.0, 7.0) == whole and whole[1]["best_step"] == 10
 
-    stand_ins(measure)
-    with pytest.raises(InterruptedRunError) as error:
-        train(run_config(image_folder), run)
-    assert str(error.value) == (
-        "stopped by SIGTERM while the test images were measured; all 10 steps and the best weights are saved, "
-        "the same command measures them again"
-    )
+    def test_run_with_damaged_summary_and_log_is_measured_again(self, fake_run, capsys):
+        options = {"steps": 2, "evaluate_every": 2}
+        summary, whole = fake_run.train(**options), fake_run.read_log()
+        os.truncate(fake_run.path / "summary.json", 20)
+        lost = {**whole, ("validation", 2): {"step": 2, "kind": "validation", "bits_per_dim": None}}
+        (fake_run.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lost.values()))
+        assert fake_run.train(**options) == summary
+        assert fake_run.measured == ["validation", "test"] * 2 and fake_run.read_log() == whole
+        out = capsys.readouterr().out
+        assert "summary.json is damaged; the best weights are measured on the test images again" in out
+        assert "metrics.jsonl: 1 damaged rows are left out" in out
 
-
-@pytest.mark.usefixtures("fake_step")
-def test_run_goes_on_with_the_evaluation_amid_which_it_ended(image_folder, tmp_path, stand_ins):
-    best, config = {5: 8.0, 10: 7.0}, run_config(image_folder, model=LEAST, pictures=0)
-
-    def train_measuring(folder, *steps):
-        """Trains while evaluations give the bits/dim of these steps; a signal comes amid the next one."""
-        measured = iter(steps)
-
-        def measure(split):
-            if step := next(measured, 0):
-                return best[step]
-            os.kill(os.getpid(), signal.SIGTERM)
-            pytest.fail("it went on")
-
-        stand_ins(measure)
-        train(config, tmp_path / folder)
-
-    train_measuring("whole", 5, 10, 10)
-    for step, measured in ((5, []), (10, [5])):
-        message = f"while the validation images were measured at step {step} of 10, sav"
-        with pytest.raises(InterruptedRunError, match=message):
-            train_measuring("run", *measured)
-    train_measuring("run", 10, 10)
-    assert read_log_without_timing(tmp_path / "run") == read_log_without_timing(tmp_path / "whole")
-    assert RunFolder(tmp_path / "run").read_summary() == RunFolder(tmp_path / "whole").read_summary()
-    assert RunFolder(tmp_path / "run").read_summary()["best_step"] == 10
-
-
-@pytest.mark.usefixtures("fake_step")
-def test_damaged_summary_and_log_are_measured_again(image_folder, tmp_path, stand_ins, capsys):
-    seen, run = [], tmp_path / "run"
-    stand_ins(lambda split: seen.append(split) or 8.0)
-    config = run_config(image_folder, model=LEAST, steps=2, evaluate_every=2)
-    summary, whole = train(config, run).summary, read_log_without_timing(run)
-    os.truncate(run / "summary.json", 20)
-    lost = {**whole, ("validation", 2): {"step": 2, "kind": "validation", "bits_per_dim": None}}
-    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lost.values()))
-    assert train(config, run).summary == summary
-    assert seen == ["validation", "test"] * 2 and read_log_without_timing(run) == whole
-    out = capsys.readouterr().out
-    assert "summary.json is damaged; the best weights are measured on the test images again" in out
-    assert "metrics.jsonl: 1 damaged rows are left out" in out
-
-
-@pytest.mark.usefixtures("fake_step", "stand_ins")
-class TestWeightsThatAreNotFinite:
     @pytest.mark.parametrize("bad", [(), range(7, 99)], ids=["unnoticed", "skipped"])
-    def test_weights_that_are_not_finite_are_never_saved(self, image_folder, tmp_path, monkeypatch, fake_step, bad):
+    def test_weights_that_are_not_finite_are_never_saved(self, fake_run, fake_step, monkeypatch, bad):
         def act(step_function, step):
             if step == 7:
                 weight = next(iter(step_function.state.trainable.values()))
                 weight.assign(tf.fill(weight.shape, np.nan))
 
-        monkeypatch.setattr(fake_step, "bad", bad)
+        fake_run.skip_steps(bad)
         call_before_steps(monkeypatch, act, of=fake_step)
-        config = run_config(image_folder, model=LEAST, checkpoint_every=2, keep_checkpoints=3, evaluate_every=100)
         with pytest.raises(DivergedError, match="weights are not finite at step 8, which is not saved"):
-            train(config, tmp_path / "run")
-        saved = CheckpointFolder(tmp_path / "run" / "checkpoints").list_checkpoint_steps()
-        assert saved == [6, 4, 2]
-        values = read_checkpoint(tmp_path / "run", "step-000000006")
+            fake_run.train(checkpoint_every=2, keep_checkpoints=3, evaluate_every=100)
+        assert fake_run.list_checkpoint_steps() == [6, 4, 2]
+        values = read_checkpoint(fake_run.path, "step-000000006")
         assert all(np.isfinite(value).all() for key, value in values.items() if key.startswith("model/"))
 
+    def test_run_folder_that_is_deleted_amid_a_run_is_not_made_again(self, fake_run, fake_step, monkeypatch):
+        call_before_steps(monkeypatch, lambda _, step: step == 7 and shutil.rmtree(fake_run.path), of=fake_step)
+        with pytest.raises(RunError, match="cannot write to the run folder .*: No such file") as error:
+            fake_run.train()
+        assert "last checkpoint" not in str(error.value) and not fake_run.path.exists()
 
-@pytest.mark.usefixtures("fake_step", "stand_ins")
-def test_folder_that_is_deleted_amid_a_run_is_not_made_again(image_folder, tmp_path, monkeypatch, fake_step):
-    call_before_steps(monkeypatch, lambda _, step: step == 7 and shutil.rmtree(tmp_path / "run"), of=fake_step)
-    with pytest.raises(RunError, match="cannot write to the run folder .*: No such file") as error:
-        train(run_config(image_folder, model=LEAST), tmp_path / "run")
-    assert "last checkpoint" not in str(error.value)
-    assert not (tmp_path / "run").exists()
+    def test_training_refuses_images_that_cannot_be_opened_in_one_line(self, tmp_path):
+        message = message_of(DataError, lambda: train(run_config(f"/{'x' * 300}", model=LEAST), tmp_path / "run"))
+        assert message.startswith("cannot open data.source=folder:/x") and "File name too long" in message
 
+    @pytest.mark.usefixtures("stand_ins", "fake_step")
+    @pytest.mark.parametrize("readable", [3, 0])
+    def test_unreadable_test_images_are_left_out_and_only_such_images_end_the_run(self, tmp_path, readable):
+        for split, count in {"train": 8, "validation": 3, "test": 4}.items():
+            write_images(tmp_path / split, random_images(count))
+            for number in range(4 - readable if split == "test" else 1):
+                (tmp_path / split / f"{number:03d}.png").write_text("no image")
+        config = run_config(tmp_path, model=LEAST, steps=1, pictures=0, init_images=4)
+        # The images do not fit into the cache, so that the run does not know which ones can be read.
+        data = dataclasses.replace(config.data, on_bad_image="skip", cache_gib=0.0)
+        config = dataclasses.replace(config, data=data)
+        if not readable:
+            message = message_of(DataError, lambda: train(config, tmp_path / "run"))
+            assert "none of the 4 images can be read" in message
+            return
+        summary = train(config, tmp_path / "run").summary
+        assert summary["lossless_codecs_images"] == 3
+        assert summary["reconstruction"] == "3 of 3 images identical to the last pixel"
 
-def test_images_that_cannot_be_opened_are_no_fault_of_the_run_folder(tmp_path):
-    with pytest.raises(DataError, match="cannot open data.source=folder:/x.*: File name too long") as error:
-        train(run_config(f"/{'x' * 300}", model=LEAST), tmp_path / "run")
-    assert "\n" not in str(error.value)
+    def test_metrics_that_are_not_finite_are_null_in_a_complete_summary(self, fake_run, capsys):
+        fake_run.measure(lambda split: math.nan)
+        fake_run.train(steps=1)
+        summary = fake_run.read_summary()
+        assert summary["validation_bits_per_dim"] is None and summary["best_step"] == 1
+        assert summary["test"]["bits_per_dim"] is None
+        assert "no validation gave a finite figure: those of step 1 are measured instead\n" in capsys.readouterr().out
+        assert fake_run.train(steps=1) == summary
+        assert "is complete at step 1" in capsys.readouterr().out
+
+    def test_summary_names_the_measured_step_if_the_best_weights_are_lost(self, fake_run, capsys):
+        values, options = iter([2.0, 3.0]), {"steps": 2, "evaluate_every": 1, "evaluation_samples": 0}
+        fake_run.measure(lambda split: next(values))
+        summary = fake_run.train(**options)
+        assert (summary["best_step"], summary["validation_bits_per_dim"]) == (1, 2.0)
+        (data,) = (fake_run.path / "checkpoints").glob("best-*.data*")
+        os.truncate(data, 20)
+        (fake_run.path / "summary.json").unlink()
+        summary = fake_run.train(**options)
+        assert (summary["best_step"], summary["validation_bits_per_dim"]) == (2, None)
+        line = "the best weights, of step 1, cannot be read: those of step 2 are measured instead\n"
+        assert line in capsys.readouterr().out
+        assert Run.open(fake_run.path).step == 2
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+    def test_stop_request_notes_the_signal_and_restores_its_handler(self, number):
+        before = signal.getsignal(number)
+        with StopRequest() as stop:
+            assert stop.reason is None
+            os.kill(os.getpid(), number)
+            assert stop.reason == number.name
+        assert signal.getsignal(number) == before
+
+    def test_second_interrupt_stops_a_training_at_once(self):
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.reason == "SIGINT"
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    def test_training_under_nohup_ignores_hangups(self):
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            with StopRequest() as stop:
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert stop.reason is None
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+    def test_signal_ends_an_evaluation_at_once(self):
+        with StopRequest() as stop:
+            with (
+                pytest.raises(InterruptedRunError, match="stopped by SIGTERM in a test"),
+                stop.stop_at_once("in a test"),
+            ):
+                os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            with pytest.raises(InterruptedRunError, match="SIGTERM"), stop.stop_at_once("in a test"):
+                pytest.fail("the signal came before")

@@ -1,4 +1,4 @@
-"""The log of a run: its rows, and what damage and crashes leave."""
+"""The log of a run: its rows, and rows that damage and crashes leave."""
 
 import json
 import math
@@ -18,7 +18,7 @@ NO_ROWS = [
     b"\xff",
     b"[" * 9999,
 ]
-# Evaluations that do not say what they measured.
+# Evaluations without bits/dim.
 EVALUATION = '{"step": 2, "kind": "validation", "bits_per_dim": %s}'
 NO_EVALUATIONS = [
     '{"step": 2, "kind": "validation"}',
@@ -26,42 +26,41 @@ NO_EVALUATIONS = [
 ]
 
 
-@pytest.mark.parametrize("is_last", [False, True])
-def test_rows_after_the_checkpoint_and_a_row_cut_short_are_removed(tmp_path, is_last):
-    log = MetricsLog(tmp_path)
-    log.open(0)
-    for step in (1, 2, 3):
-        log.write("train", step, {"bits_per_dim": float(step)})
-    for step in (2, 3):
-        log.write("test", step, {"bits_per_dim": 9.0})
-    log.close()
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "ki')
-    log = MetricsLog(tmp_path)
-    log.open(2, is_last)
-    log.close()
-    expected = {("train", step): {"step": step, "kind": "train", "bits_per_dim": float(step)} for step in (1, 2)}
-    if not is_last:
-        # A look at the test images is a look, though the run goes on; at the last step they are measured again.
-        expected["test", 2] = {"step": 2, "kind": "test", "bits_per_dim": 9.0}
-    assert read_log_without_timing(tmp_path) == expected
+class TestLog:
+    @pytest.mark.parametrize("is_last", [False, True])
+    def test_log_drops_rows_after_the_checkpoint_and_a_row_cut_short(self, tmp_path, is_last):
+        log = MetricsLog(tmp_path)
+        log.open(0)
+        for step in (1, 2, 3):
+            log.write("train", step, {"bits_per_dim": float(step)})
+        for step in (2, 3):
+            log.write("test", step, {"bits_per_dim": 9.0})
+        log.close()
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 4, "ki')
+        log = MetricsLog(tmp_path)
+        log.open(2, is_last)
+        log.close()
+        expected = {("train", step): {"step": step, "kind": "train", "bits_per_dim": float(step)} for step in (1, 2)}
+        if not is_last:
+            # The evaluation of test images counts while the run continues; after the last step it is repeated.
+            expected["test", 2] = {"step": 2, "kind": "test", "bits_per_dim": 9.0}
+        assert read_log_without_timing(tmp_path) == expected
 
+    def test_damaged_rows_of_the_log_are_counted_and_removed(self, tmp_path):
+        first, second = (json.dumps(row).encode() for row in ROWS)
+        (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([first, *NO_ROWS, second, b'{"step": 3, "ki']))
+        # A crash leaves a last line cut short, which is no damage.
+        assert MetricsLog(tmp_path).open(2) == len(NO_ROWS)
+        assert list(read_log_without_timing(tmp_path).values()) == ROWS
+        assert (tmp_path / "metrics.jsonl").read_bytes().count(b"\n") == len(ROWS)
 
-def test_damaged_rows_of_the_log_are_counted_and_removed(tmp_path):
-    first, second = (json.dumps(row).encode() for row in ROWS)
-    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([first, *NO_ROWS, second, b'{"step": 3, "ki']))
-    # A last line cut short is what a crash leaves, and no damage.
-    assert MetricsLog(tmp_path).open(2) == len(NO_ROWS)
-    assert list(read_log_without_timing(tmp_path).values()) == ROWS
-    assert (tmp_path / "metrics.jsonl").read_bytes().count(b"\n") == len(ROWS)
-
-
-@pytest.mark.parametrize("row", NO_EVALUATIONS)
-def test_evaluation_without_its_figure_counts_as_none(tmp_path, row):
-    (tmp_path / "metrics.jsonl").write_text(row + "\n")
-    log = MetricsLog(tmp_path)
-    assert log.validation_bits_per_dim(2) is None
-    assert log.open(2) == 1
-    for value in (3.5, math.inf):
-        log.write("validation", 2, {"bits_per_dim": value})
-        assert MetricsLog(tmp_path).open(2) == 0 and log.validation_bits_per_dim(2) == value
+    @pytest.mark.parametrize("row", NO_EVALUATIONS)
+    def test_logged_evaluation_without_its_bits_per_dim_is_ignored(self, tmp_path, row):
+        (tmp_path / "metrics.jsonl").write_text(row + "\n")
+        log = MetricsLog(tmp_path)
+        assert log.validation_bits_per_dim(2) is None
+        assert log.open(2) == 1
+        for value in (3.5, math.inf):
+            log.write("validation", 2, {"bits_per_dim": value})
+            assert MetricsLog(tmp_path).open(2) == 0 and log.validation_bits_per_dim(2) == value

@@ -1,4 +1,4 @@
-"""Adam: its updates against its definition, averages, clipping, and steps that are not applied."""
+"""Adam and Muon: their updates, averages, clipping, and skipped steps."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from tfdecouple.training.optimizer import FlatBuffer, Optimizer, orthogonalize
 
 @pytest.fixture(params=["small", "large"])
 def size(request, monkeypatch):
-    """Lets the weights of a test be small ones, which are taken together, and then large ones."""
+    """Runs a test with small weights, which share a buffer, and with large weights."""
     monkeypatch.setattr(gradient, "_LARGEST_JOINED_SIZE", 2**12 if request.param == "small" else 0)
 
 
@@ -22,12 +22,12 @@ class Updated:
 
     def __init__(self, start=(1.0, 2.0), **config):
         self.weight, self.statistic = (tf.Variable(start, dtype=tf.float32) for _ in range(2))
-        self.optimizer = Optimizer(TrainingConfig(**config), {"w": self.weight}, {"s": self.statistic})
+        self.optimizer = Optimizer(TrainingConfig(**config), {"flow/first": self.weight}, {"s": self.statistic})
         self.optimizer.start_averages()
         self.apply = tf.function(self.optimizer.apply_update, autograph=False)
 
     def update(self, gradient, updates=0, rate=0.1, *, applied=True, scale=1.0):
-        """Updates after `updates` others; the statistic's new value is the gradient."""
+        """Takes the update number `updates`; the statistic's new value is the gradient."""
         gradient, rate, scale = (tf.constant(value, tf.float32) for value in (gradient, rate, scale))
         updates = tf.constant(updates, tf.int64)
         self.apply(tf.constant(applied), [gradient], [gradient], updates, rate, scale)
@@ -36,83 +36,6 @@ class Updated:
         kept = self.optimizer.means, self.optimizer.variances, self.optimizer.averages
         variables = [self.weight, self.statistic, *(variable for group in kept for variable in group.values())]
         return [variable.numpy() for variable in variables]
-
-
-@pytest.mark.usefixtures("size")
-@pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}])
-def test_optimizer_changes_nothing_in_a_skipped_step(options):
-    ours = Updated(weight_decay=0.1, ema_decay=0.9, **options)
-    ours.update([0.5, 0.0])
-    before = ours.values()
-    ours.update([np.nan, np.inf], applied=False, rate=np.nan, scale=np.nan)
-    np.testing.assert_array_equal(ours.values(), before)
-
-
-@pytest.mark.usefixtures("size")
-def test_averages_move_towards_the_new_values_quickly_at_first_and_are_lent():
-    ours = Updated(ema_decay=0.9)
-    for updates, decay in ((0, 0.1), (10, 0.55), (1000, 0.9)):
-        before = {name: average.numpy() for name, average in ours.optimizer.averages.items()}
-        ours.update([0.5, -0.5], updates)
-        np.testing.assert_array_equal(ours.statistic, [0.5, -0.5])
-        for name, variable in (("w", ours.weight), ("s", ours.statistic)):
-            expected = decay * before[name] + (1 - decay) * variable.numpy()
-            np.testing.assert_allclose(ours.optimizer.averages[name].numpy(), expected, rtol=1e-6)
-    before = ours.values()
-    with ours.optimizer.use_averages():
-        np.testing.assert_array_equal([ours.weight, ours.statistic], before[4:6])
-    np.testing.assert_array_equal(ours.values(), before)
-
-
-@pytest.mark.usefixtures("size")
-@pytest.mark.parametrize(("clip_norm", "scale"), [(0.0, 1.0), (1.0, 0.5)])
-def test_optimizer_scales_only_clipped_gradients(clip_norm, scale):
-    ours = Updated(clip_norm=clip_norm)
-    ours.update([0.5, -0.5], scale=0.5)
-    np.testing.assert_allclose(ours.optimizer.means["w"].numpy(), 0.1 * scale * np.array([0.5, -0.5]), rtol=1e-6)
-
-
-def test_checkpoint_stores_views_of_a_flat_buffer_as_variables(tmp_path):
-    shapes = {"a/b": tf.TensorShape([2, 3]), "c": tf.TensorShape([]), "d": tf.TensorShape([4])}
-    values = {
-        name: np.random.default_rng(n).random(shape, np.float32) for n, (name, shape) in enumerate(shapes.items())
-    }
-    vector = FlatBuffer(shapes)
-    for name, value in values.items():
-        vector.views[name].assign(value)
-    np.testing.assert_array_equal(vector.variable, np.concatenate([value.ravel() for value in values.values()]))
-    with pytest.raises(ValueError, match="shape"):
-        vector.views["d"].assign(np.zeros(3, np.float32))
-    alone, other = {name: tf.Variable(tf.zeros(shape)) for name, shape in shapes.items()}, FlatBuffer(shapes)
-    # Pieces are read as variables, and variables as pieces.
-    for step, (written, read) in enumerate([(vector.views, alone), (alone, other.views)]):
-        folder = CheckpointFolder(tmp_path)
-        folder.write_checkpoint("step", step, {"means": written})
-        folder.read_checkpoint("step", step, {"means": read})
-        for name, value in values.items():
-            np.testing.assert_array_equal(read[name].numpy(), value)
-    with pytest.raises(RunError, match="does not fit"):
-        folder.read_checkpoint("step", 1, {"means": FlatBuffer({"c": tf.TensorShape([2])}).views})
-
-
-@pytest.mark.usefixtures("size")
-@pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_optimizer_updates_equal_adamw_of_pytorch(decay):
-    rng = np.random.default_rng(0)
-    start = rng.standard_normal((3, 4))
-    ours = Updated(start, beta_1=0.9, beta_2=0.99, epsilon=1e-3, weight_decay=decay)
-    weight, m, v = start.copy(), np.zeros_like(start), np.zeros_like(start)
-    for count in range(1, 8):
-        # Gradients about as small as epsilon: where it is added makes a difference.
-        gradient, rate = 2e-3 * rng.standard_normal(start.shape), 0.01 * count
-        ours.update(gradient, count - 1, rate)
-        weight *= 1 - rate * decay
-        m = 0.9 * m + 0.1 * gradient
-        v = 0.99 * v + 0.01 * gradient**2
-        weight -= rate * (m / (1 - 0.9**count)) / (np.sqrt(v / (1 - 0.99**count)) + 1e-3)
-        np.testing.assert_allclose(ours.weight, weight, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(ours.optimizer.means["w"].numpy(), m, rtol=1e-5, atol=1e-8)
-        np.testing.assert_allclose(ours.optimizer.variances["w"].numpy(), v, rtol=1e-4, atol=1e-10)
 
 
 class TestMuon:
@@ -133,7 +56,7 @@ class TestMuon:
         update(tf.constant(applied), inputs, [], tf.constant(0, tf.int64), tf.constant(rate), tf.constant(1.0))
 
     @pytest.mark.usefixtures("size")
-    def test_kernels_move_along_orthogonal_matrices_and_other_weights_by_adam(self):
+    def test_muon_updates_kernels_by_orthogonal_matrices_and_other_weights_by_adam(self):
         weights, optimizer = self.make(matrix_rate=0.5, ema_decay=0.9, weight_decay=0.0)
         before = [weight.numpy() for weight in weights.values()]
         gradients = np.random.default_rng(1).standard_normal((4, 6, 4))
@@ -152,16 +75,6 @@ class TestMuon:
             np.testing.assert_allclose(optimizer.averages[name].numpy(), expected, rtol=1e-5)
         assert set(optimizer.variances) == set(self.NAMES[1::2]) and set(optimizer.means) == set(self.NAMES)
 
-    @pytest.mark.usefixtures("size")
-    def test_muon_changes_nothing_in_a_skipped_step(self):
-        weights, optimizer = self.make(ema_decay=0.9, clip_norm=1.0)
-        self.apply(optimizer, np.ones((4, 6, 4)))
-        groups = weights, optimizer.means, optimizer.variances, optimizer.averages
-        before = [variable.numpy() for group in groups for variable in group.values()]
-        self.apply(optimizer, np.full((4, 6, 4), np.nan), applied=False, rate=np.nan)
-        after = [variable.numpy() for group in groups for variable in group.values()]
-        np.testing.assert_array_equal(after, before)
-
     @pytest.mark.parametrize("shape", [(3, 6, 4), (2, 4, 6), (1, 5, 5)])
     def test_orthogonalized_matrices_keep_their_singular_vectors(self, shape):
         matrices = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
@@ -170,3 +83,79 @@ class TestMuon:
             inner = u.T @ result @ v.T
             assert (np.diag(inner) > 0.5).all() and (np.diag(inner) < 1.3).all()
             np.testing.assert_allclose(inner - np.diag(np.diag(inner)), 0, atol=1e-3)
+
+
+class TestOptimizer:
+    @pytest.mark.usefixtures("size")
+    @pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}, {"clip_norm": 1.0, "optimizer": "muon"}])
+    def test_optimizer_changes_nothing_in_a_skipped_step(self, options):
+        ours = Updated([[1.0, 2.0]], weight_decay=0.1, ema_decay=0.9, **options)
+        ours.update([[0.5, 0.1]])
+        before = ours.values()
+        ours.update([[np.nan, np.inf]], applied=False, rate=np.nan, scale=np.nan)
+        np.testing.assert_array_equal(ours.values(), before)
+
+    @pytest.mark.usefixtures("size")
+    def test_averages_follow_weights_and_statistics_faster_at_first_and_are_lent(self):
+        ours = Updated(ema_decay=0.9)
+        for updates, decay in ((0, 0.1), (10, 0.55), (1000, 0.9)):
+            before = {name: average.numpy() for name, average in ours.optimizer.averages.items()}
+            ours.update([0.5, -0.5], updates)
+            np.testing.assert_array_equal(ours.statistic, [0.5, -0.5])
+            for name, variable in (("flow/first", ours.weight), ("s", ours.statistic)):
+                expected = decay * before[name] + (1 - decay) * variable.numpy()
+                np.testing.assert_allclose(ours.optimizer.averages[name].numpy(), expected, rtol=1e-6)
+        before = ours.values()
+        with ours.optimizer.use_averages():
+            np.testing.assert_array_equal([ours.weight, ours.statistic], before[4:6])
+        np.testing.assert_array_equal(ours.values(), before)
+
+    @pytest.mark.usefixtures("size")
+    @pytest.mark.parametrize(("clip_norm", "scale"), [(0.0, 1.0), (1.0, 0.5)])
+    def test_optimizer_scales_only_clipped_gradients(self, clip_norm, scale):
+        ours = Updated(clip_norm=clip_norm)
+        ours.update([0.5, -0.5], scale=0.5)
+        np.testing.assert_allclose(
+            ours.optimizer.means["flow/first"].numpy(), 0.1 * scale * np.array([0.5, -0.5]), rtol=1e-6
+        )
+
+    def test_checkpoint_stores_views_of_a_flat_buffer_as_variables(self, tmp_path):
+        shapes = {"a/b": tf.TensorShape([2, 3]), "c": tf.TensorShape([]), "d": tf.TensorShape([4])}
+        values = {
+            name: np.random.default_rng(n).random(shape, np.float32) for n, (name, shape) in enumerate(shapes.items())
+        }
+        vector = FlatBuffer(shapes)
+        for name, value in values.items():
+            vector.views[name].assign(value)
+        np.testing.assert_array_equal(vector.variable, np.concatenate([value.ravel() for value in values.values()]))
+        with pytest.raises(ValueError, match="shape"):
+            vector.views["d"].assign(np.zeros(3, np.float32))
+        alone, other = {name: tf.Variable(tf.zeros(shape)) for name, shape in shapes.items()}, FlatBuffer(shapes)
+        # Views are read as variables, and variables as views.
+        for step, (written, read) in enumerate([(vector.views, alone), (alone, other.views)]):
+            folder = CheckpointFolder(tmp_path)
+            folder.write_checkpoint("step", step, {"means": written})
+            folder.read_checkpoint("step", step, {"means": read})
+            for name, value in values.items():
+                np.testing.assert_array_equal(read[name].numpy(), value)
+        with pytest.raises(RunError, match="does not fit"):
+            folder.read_checkpoint("step", 1, {"means": FlatBuffer({"c": tf.TensorShape([2])}).views})
+
+    @pytest.mark.usefixtures("size")
+    @pytest.mark.parametrize("decay", [0.0, 0.1])
+    def test_optimizer_updates_equal_adamw_of_pytorch(self, decay):
+        rng = np.random.default_rng(0)
+        start = rng.standard_normal((3, 4))
+        ours = Updated(start, beta_1=0.9, beta_2=0.99, epsilon=1e-3, weight_decay=decay)
+        weight, m, v = start.copy(), np.zeros_like(start), np.zeros_like(start)
+        for count in range(1, 8):
+            # Gradients about as small as epsilon: where it is added makes a difference.
+            gradient, rate = 2e-3 * rng.standard_normal(start.shape), 0.01 * count
+            ours.update(gradient, count - 1, rate)
+            weight *= 1 - rate * decay
+            m = 0.9 * m + 0.1 * gradient
+            v = 0.99 * v + 0.01 * gradient**2
+            weight -= rate * (m / (1 - 0.9**count)) / (np.sqrt(v / (1 - 0.99**count)) + 1e-3)
+            np.testing.assert_allclose(ours.weight, weight, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(ours.optimizer.means["flow/first"].numpy(), m, rtol=1e-5, atol=1e-8)
+            np.testing.assert_allclose(ours.optimizer.variances["flow/first"].numpy(), v, rtol=1e-4, atol=1e-10)

@@ -1,4 +1,4 @@
-"""Programs that are killed, interrupted, or run out of disk, and started again. All of it takes minutes."""
+"""Training programs that are killed, interrupted, or run out of disk, and started again."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ from tfdecouple.storage.files import write_json
 
 pytestmark = pytest.mark.slow
 
-# Of runs that somebody ends.
+# Options of runs that a signal ends.
 ENDLESS = {"steps": 100_000, "evaluate_every": 100_000}
 
 
@@ -73,7 +73,7 @@ class Program:
             self.process.send_signal(signal.SIGCONT)
 
     def is_stopped(self):
-        # Nobody but its parent may wait for that, and a forked program is no child of this process.
+        # Only a parent may wait for a stopped process, and a forked program is no child of this process.
         status = pathlib.Path("/proc", str(self.process.pid), "stat").read_text()
         return status.rpartition(")")[2].split()[0] == "T"
 
@@ -96,7 +96,7 @@ class Program:
 
 @pytest.fixture(scope="module")
 def config(image_folder):
-    """Of a short run with every kind of layer; no pictures are looked at."""
+    """The config of a short run with every kind of layer, without pictures."""
     return run_config(image_folder, pictures=0)
 
 
@@ -187,25 +187,6 @@ class TestKill:
         assert steps == sorted(steps)
 
 
-class TestSignals:
-    def test_signalled_training_saves_and_the_same_command_resumes(self, image_folder, tmp_path):
-        run = tmp_path / "run"
-        config = run_config(image_folder, model=LEAST, **ENDLESS, checkpoint_every=3)
-        step = -1
-        # The last shows that it goes on after the one before, too.
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-            program = Program(config, run)
-            assert program.wait_for_step(max(3, step + 1))
-            status, out, err = program.end(number)
-            assert status == 75
-            assert (f"resumes from step {step}\n" in out) == (step >= 0), out
-            assert err.count("\n") == 1
-            assert f"stopped by {number.name} at step" in err and "saved; the same command resumes" in err
-            assert program.newest() > step
-            step = program.newest()
-            assert f"at step {step} of 100000" in err
-
-
 @pytest.fixture
 def small_disk(disk):
     """A file system of 3 MiB; skips where none can be made."""
@@ -262,7 +243,9 @@ class TestFullDisk:
         assert_same_checkpoint(run, whole_run, "step-000000010")
         assert read_log_without_timing(run) == read_log_without_timing(whole_run)
 
-    def test_full_disk_at_the_start_is_one_line(self, image_folder, small_disk, tmp_path):
+    def test_training_on_a_full_disk_ends_with_one_line_and_starts_once_there_is_room(
+        self, image_folder, small_disk, tmp_path
+    ):
         fill(small_disk)
         config, run = run_config(image_folder, model=LEAST, steps=1), small_disk / "run"
         status, _, err = Program(config, run, tmp_path).end()

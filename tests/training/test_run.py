@@ -1,4 +1,4 @@
-"""A run: what it leaves in its folder, where it goes on, what it refuses, and what it says."""
+"""A training run: the files in its folder, resumption, refusals, selection of the best step, and divergence."""
 
 import dataclasses
 import fcntl
@@ -13,18 +13,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import LEAST, SMALL
+from helpers.refusals import message_of
 from helpers.runs import (
     TIMING,
     assert_same_checkpoint,
     call_before_steps,
     read_checkpoint,
-    read_log,
     read_log_without_timing,
     run_config,
 )
-from PIL import Image
 
-from tfdecouple.cli.train import main as train_main
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runs.run_folder import RunFolder
@@ -33,14 +31,8 @@ from tfdecouple.storage.files import write_json
 from tfdecouple.training import DivergedError, evaluation, train
 from tfdecouple.training.training_folder import TrainingFolder, make_paths_absolute
 
-# But what the fixtures of classes run is traced, as `finished_run` was.
+# The fixtures of classes are traced, as `finished_run` was.
 pytestmark = pytest.mark.usefixtures("eager")
-
-
-def one_line(error):
-    message = str(error.value)
-    assert message and "\n" not in message
-    return message
 
 
 class FirstStepError(Exception):
@@ -58,33 +50,31 @@ def stop_before_step(monkeypatch, number):
 
 
 class TestFolder:
-    def test_written_config_has_every_option_and_reloads(self, finished_run, image_folder):
-        config = run_config(image_folder)
-        assert RunFolder(finished_run).read_config() == config
-        written = json.loads((finished_run / "config.json").read_text())
-        for section in ("model", "data", "training"):
-            fields = dataclasses.fields(getattr(config, section))
-            assert set(written[section]) == {field.name for field in fields}
-
-    def test_log_has_each_row_once(self, finished_run):
+    def test_log_and_summary_have_all_rows_and_the_final_metrics(self, finished_run):
         rows = read_log_without_timing(finished_run)
-        expected = {("train", step) for step in (2, 4, 6, 8, 10)} | {
-            ("validation", 5),
-            ("validation", 10),
-            ("test", 10),
-        }
-        assert set(rows) == expected
+        evaluations = {("validation", 5), ("validation", 10), ("test", 10)}
+        assert set(rows) == {("train", step) for step in (2, 4, 6, 8, 10)} | evaluations
         assert all(math.isfinite(v) for row in rows.values() for v in row.values() if not isinstance(v, str))
         assert {"gradient_norm", "learning_rate", "skipped_steps"} <= rows["train", 2].keys()
         assert {"standard_error", "smallest_scale", "worst_condition"} <= rows["validation", 5].keys()
+        summary = json.loads((finished_run / "summary.json").read_text())
+        assert (summary["steps"], summary["test"]["images"], summary["averaged_weights"]) == (10, 5, True)
+        assert summary["test"]["bits_per_dim"] == rows["test", 10]["bits_per_dim"]
+        assert summary["validation_bits_per_dim"] == rows["validation", summary["best_step"]]["bits_per_dim"]
+        assert summary["validation_bits_per_dim"] == min(rows["validation", step]["bits_per_dim"] for step in (5, 10))
+        assert summary["reconstruction"] == "5 of 5 images identical to the last pixel"
+        assert summary["lossless_codecs_images"] == 5
+        assert set(summary["lossless_codecs_bits_per_dim"]) == {"webp", "png"}
+        assert summary["parameters"]["total"] > 1000
 
     def test_training_reads_devices_only_at_rows_of_the_log(self, watched_run):
         # Evaluations are at 5 and 10, and the first step of a process is read.
         _, reads = watched_run
         assert {step for step, count in reads.items() if count} - {0} == {1, 2, 4, 5, 6, 8, 10}
 
-    def test_tensorboard_has_the_figures_and_pictures_of_the_log(self, finished_run):
+    def test_tensorboard_has_the_metrics_pictures_and_config_of_the_run(self, finished_run):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        from tensorboard.plugins.hparams import plugin_data_pb2
 
         events = EventAccumulator(str(finished_run / "tensorboard"), size_guidance={"tensors": 0})
         events.Reload()
@@ -92,7 +82,11 @@ class TestFolder:
         tags = set(events.Tags()["tensors"])
         assert {"samples", "reconstructions", "switch", "interpolation"} <= tags
         # The config is there, too, for the tab of hyperparameters.
-        (config,) = [tag for tag in tags if tag.startswith("_hparams_/")]
+        config = "_hparams_/session_start_info"
+        content = plugin_data_pb2.HParamsPluginData.FromString(events.SummaryMetadata(config).plugin_data.content)
+        options = content.session_start_info.hparams
+        assert options["training.learning_rate"].number_value == 0.01
+        assert (options["model.steps"].string_value, options["name"].string_value) == ("[1, 1]", "tiny")
         scalars = tags - {"samples", "reconstructions", "switch", "interpolation", config}
         assert {"train/bits_per_dim", "validation/bits_per_dim", "test/bits_per_dim"} <= scalars
         for tag in scalars - {f"train/{name}" for name in TIMING}:
@@ -101,21 +95,7 @@ class TestFolder:
             logged = {step: row[name] for (of, step), row in rows.items() if of == kind}
             assert shown == pytest.approx(logged, rel=1e-6), tag
 
-    def test_summary_has_the_final_metrics(self, finished_run):
-        summary = json.loads((finished_run / "summary.json").read_text())
-        rows = read_log_without_timing(finished_run)
-        assert summary["steps"] == 10
-        assert summary["test"]["images"] == 5
-        assert summary["test"]["bits_per_dim"] == rows["test", 10]["bits_per_dim"]
-        assert summary["validation_bits_per_dim"] == rows["validation", summary["best_step"]]["bits_per_dim"]
-        assert summary["validation_bits_per_dim"] == min(rows["validation", step]["bits_per_dim"] for step in (5, 10))
-        assert summary["averaged_weights"] is True
-        assert summary["reconstruction"] == "5 of 5 images identical to the last pixel"
-        assert summary["lossless_codecs_images"] == 5
-        assert set(summary["lossless_codecs_bits_per_dim"]) == {"webp", "png"}
-        assert summary["parameters"]["total"] > 1000
-
-    def test_only_the_last_checkpoints_and_the_best_are_kept(self, finished_run):
+    def test_finished_run_keeps_only_the_last_checkpoints_and_the_best(self, finished_run):
         best = json.loads((finished_run / "summary.json").read_text())["best_step"]
         names = sorted(path.name for path in (finished_run / "checkpoints").iterdir())
         stems = sorted([f"best-{best:09d}", "step-000000005", "step-000000010"])
@@ -138,26 +118,18 @@ class TestResumption:
             train(run_config(image_folder), run)
         return run
 
-    def test_signal_stops_a_run_at_the_step_boundary_and_the_same_command_goes_on(
-        self, image_folder, tmp_path, stand_ins, fake_step, capsys
-    ):
-        write_json(tmp_path / "config.json", run_config(image_folder, model=LEAST).to_dict())
-        arguments = ["--config", str(tmp_path / "config.json"), "--workdir", str(tmp_path / "run")]
+    def test_signal_stops_a_run_between_steps_and_the_same_command_resumes(self, fake_run, fake_step, capsys):
         with pytest.MonkeyPatch.context() as patch:
-            call_before_steps(
-                patch, lambda _, step: os.kill(os.getpid(), signal.SIGTERM) if step == 6 else None, fake_step
-            )
-            assert train_main(arguments) == 75
+            call_before_steps(patch, lambda _, step: step == 6 and os.kill(os.getpid(), signal.SIGTERM), fake_step)
+            assert fake_run.call_train_program() == 75
         err = capsys.readouterr().err
         assert err.count("\n") == 1
         assert "stopped by SIGTERM at step 7 of 10, saved; the same command resumes" in err
-        assert (tmp_path / "run" / "checkpoints" / "step-000000007.index").exists()
-        assert train_main(arguments) == 0
+        assert fake_run.list_checkpoint_steps()[0] == 7
+        assert fake_run.call_train_program() == 0
         assert "resumes from step 7" in capsys.readouterr().out
-        # Of the two steps of this row one was taken by each program.
-        assert read_log_without_timing(tmp_path / "run")["train", 8]["kl"] == np.mean(
-            [fake_step.kl(6), fake_step.kl(7)]
-        )
+        # This row averages two steps, one of each program.
+        assert fake_run.read_log()["train", 8]["kl"] == np.mean([fake_step.kl(6), fake_step.kl(7)])
 
     def test_resumed_run_ends_bit_for_bit_as_an_unbroken_one(self, resumed_run, finished_run):
         assert_same_checkpoint(resumed_run, finished_run, "step-000000010")
@@ -165,7 +137,7 @@ class TestResumption:
         ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (resumed_run, finished_run))
         assert ours == theirs
 
-    def test_damaged_checkpoint_is_passed_over_for_the_one_before(
+    def test_resumption_passes_over_a_damaged_checkpoint(
         self, finished_run, image_folder, tmp_path, capsys, monkeypatch
     ):
         run = shutil.copytree(finished_run, tmp_path / "run")
@@ -184,17 +156,16 @@ class TestResumption:
         assert (checkpoints.list_checkpoint_steps(), checkpoints.list_checkpoint_steps("best")) == ([5], [])
         assert max(step for _, step in read_log_without_timing(run)) == 5
 
-    def test_run_without_any_whole_checkpoint_is_refused_in_one_line(self, finished_run, image_folder, tmp_path):
+    def test_resumption_without_any_whole_checkpoint_is_refused_in_one_line(self, finished_run, image_folder, tmp_path):
         shutil.copytree(finished_run, tmp_path / "run")
         for data in (tmp_path / "run" / "checkpoints").glob("step-*.data*"):
             os.truncate(data, 100)
-        with pytest.raises(RunError, match="no checkpoint in .* can be read.*move the folder away") as error:
-            train(run_config(image_folder), tmp_path / "run")
-        one_line(error)
+        message = message_of(RunError, lambda: train(run_config(image_folder), tmp_path / "run"))
+        assert "no checkpoint in" in message and "can be read" in message and "move the folder away" in message
 
 
 class TestPlaceOfImages:
-    def test_complete_run_says_so_and_changes_nothing_however_its_folder_is_spelled(
+    def test_complete_run_changes_nothing_however_the_image_folder_is_spelled(
         self, finished_run, image_folder, monkeypatch, capsys
     ):
         def files():
@@ -208,7 +179,7 @@ class TestPlaceOfImages:
             assert "is complete at step 10" in capsys.readouterr().out
         assert files() == before
 
-    def test_a_folder_that_was_moved_can_be_named_anew_and_steps_and_loggers_may_change(
+    def test_resumption_accepts_a_moved_image_folder_and_other_steps_and_loggers(
         self, finished_run, image_folder, tmp_path, monkeypatch, capsys
     ):
         shutil.copytree(finished_run, tmp_path / "run")
@@ -218,31 +189,26 @@ class TestPlaceOfImages:
             train(run_config(image_folder, steps=11, loggers=()), tmp_path / "run")
         assert f"images are read from {image_folder}; {tmp_path / 'gone'}, where" in capsys.readouterr().out
         assert RunFolder(tmp_path / "run").read_config() == run_config(image_folder, steps=11, loggers=())
-        # Where both are there they are different images.
+        # Two existing folders hold different images.
         (tmp_path / "other").mkdir()
         with pytest.raises(RunError, match="data.source was .* and is now"):
             train(run_config(tmp_path / "other"), finished_run)
 
 
-def test_images_of_5_bits_without_pictures_and_a_precision_that_changes_nothing(tmp_path, stand_ins, fake_step, capsys):
-    for number in range(12):
-        Image.fromarray(np.full((8, 8), number, np.uint8)).save(tmp_path / f"{number}.png")
+def test_run_of_5_bits_without_pictures_ends_and_reports_that_tf32_needs_a_gpu(fake_run, capsys):
     model = dataclasses.replace(LEAST, n_bits=5)
-    config = run_config(tmp_path, model=model, steps=2, pictures=0, precision="tf32")
-    summary = train(config, tmp_path / "run").summary
+    summary = fake_run.train(model, steps=2, pictures=0, precision="tf32")
     out = capsys.readouterr().out
     assert re.search(r"reconstruction: (\d) of \1 images identical", out)
     assert re.match(r"(\d) of \1 images", summary["reconstruction"]) and not summary["lossless_codecs_bits_per_dim"]
-    assert not (tmp_path / "run" / "images").exists()
+    assert not (fake_run.path / "images").exists()
     assert "training.precision=tf32 changes nothing here: no GPU has it" in out
 
 
 class TestRefusals:
     def test_resumption_names_changed_options_with_both_values(self, finished_run, image_folder):
         config = run_config(image_folder, learning_rate=0.5, batch_size=4)
-        with pytest.raises(RunError) as error:
-            train(config, finished_run)
-        message = one_line(error)
+        message = message_of(RunError, lambda: train(config, finished_run))
         assert "training.learning_rate was 0.01 and is now 0.5" in message
         assert "training.batch_size was 8 and is now 4" in message
         assert "only training.steps and training.loggers may change" in message
@@ -263,14 +229,13 @@ class TestRefusals:
     def test_training_refuses_a_folder_in_use(self, tmp_path, image_folder):
         with (tmp_path / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            with pytest.raises(RunError, match="another program is training in") as error:
-                train(run_config(image_folder), tmp_path)
-        one_line(error)
+            message = message_of(RunError, lambda: train(run_config(image_folder), tmp_path))
+        assert "another program is training in" in message
 
     def test_training_refuses_a_batch_that_devices_do_not_divide(self, tmp_path, image_folder):
-        with pytest.raises(ConfigError, match="training.batch_size is 9, no multiple of the 2 devices") as error:
-            train(run_config(image_folder, batch_size=9), tmp_path / "run", devices=2)
-        one_line(error)
+        config = run_config(image_folder, batch_size=9)
+        message = message_of(ConfigError, lambda: train(config, tmp_path / "run", devices=2))
+        assert "training.batch_size is 9, no multiple of the 2 devices" in message
         assert not (tmp_path / "run").exists()
 
 
@@ -303,104 +268,73 @@ class TestWarmStart:
     def test_init_from_names_a_different_architecture(self, finished_run, image_folder, tmp_path):
         model = dataclasses.replace(SMALL, latent_dim=6)
         config = run_config(image_folder, model=model, init_from=str(finished_run))
-        with pytest.raises(ConfigError, match="model.latent_dim is 4 there and 6 here") as error:
-            train(config, tmp_path / "run")
-        one_line(error)
-        assert f"that of --config {finished_run / 'config.json'}:" in str(error.value)
+        message = message_of(ConfigError, lambda: train(config, tmp_path / "run"))
+        assert "model.latent_dim is 4 there and 6 here" in message
+        assert f"that of --config {finished_run / 'config.json'}:" in message
 
 
-class TestSelection:
-    def test_run_without_test_evaluation_is_complete(self, image_folder, tmp_path, stand_ins, fake_step):
-        seen = []
-        stand_ins(lambda split: seen.append(split) or 2.0)
-        config = run_config(image_folder, model=LEAST, steps=2, evaluate_every=2, evaluation_samples=0)
-        summary = train(config, tmp_path / "run").summary
-        assert seen == ["validation"] and summary["test"] is None
-        assert "lossless_codecs_bits_per_dim" not in summary and summary["validation_bits_per_dim"] == 2.0
-        assert {kind for kind, _ in read_log(tmp_path / "run")} == {"train", "validation"}
-        # Such a run is complete all the same.
-        assert train(config, tmp_path / "run").summary == summary and seen == ["validation"]
+class TestBestStep:
+    def test_run_without_test_evaluation_is_complete(self, fake_run):
+        for _ in range(2):
+            summary = fake_run.train(steps=2, evaluate_every=2, evaluation_samples=0)
+            assert fake_run.measured == ["validation"] and summary["test"] is None
+        assert "lossless_codecs_bits_per_dim" not in summary and summary["validation_bits_per_dim"] == 8.0
+        assert {kind for kind, _ in fake_run.read_log()} == {"train", "validation"}
 
-    def test_evaluation_at_the_end_counts_where_the_number_of_steps_grows(
-        self, image_folder, tmp_path, stand_ins, fake_step, capsys
-    ):
-        # Of the steps 2, 3 and 4.
-        measured = iter([3.0, 2.0, 2.5])
-        stand_ins(lambda split: next(measured) if split == "validation" else 1.0)
+    def test_best_step_of_a_prolonged_run_includes_its_former_last_step(self, fake_run, capsys):
+        # The values at the steps 2, 3 and 4.
+        values = iter([3.0, 2.0, 2.5])
+        fake_run.measure(lambda split: next(values))
         for steps in (3, 4):
-            config = run_config(image_folder, model=LEAST, steps=steps, evaluate_every=2, evaluation_samples=0)
-            summary = train(config, tmp_path / "run").summary
+            summary = fake_run.train(steps=steps, evaluate_every=2, evaluation_samples=0)
         assert (summary["steps"], summary["best_step"], summary["validation_bits_per_dim"]) == (4, 3, 2.0)
-        assert CheckpointFolder(tmp_path / "run" / "checkpoints").list_checkpoint_steps("best") == [3]
+        assert fake_run.list_checkpoint_steps("best") == [3]
         assert "measured instead" not in capsys.readouterr().out
 
-    def test_best_checkpoint_is_chosen_by_validation_and_test_is_seen_once(
-        self, image_folder, tmp_path, stand_ins, fake_step
-    ):
-        measured = iter([3.0, 2.0, 2.5, 2.2])
-        seen = []
-
-        def measure(split):
-            seen.append(split)
-            return next(measured) if split == "validation" else 1.0
-
-        stand_ins(measure)
-        config = run_config(image_folder, model=LEAST, steps=4, evaluate_every=1, keep_checkpoints=4)
-        summary = train(config, tmp_path / "run").summary
-        assert seen == ["validation"] * 4 + ["test"]
+    def test_best_checkpoint_is_chosen_by_validation_and_test_images_are_seen_once(self, fake_run):
+        values = iter([3.0, 2.0, 2.5, 2.2])
+        fake_run.measure(lambda split: next(values, 1.0))
+        summary = fake_run.train(steps=4, evaluate_every=1, keep_checkpoints=4)
+        assert fake_run.measured == ["validation"] * 4 + ["test"]
         assert (summary["best_step"], summary["validation_bits_per_dim"]) == (2, 2.0)
-        names = {path.stem for path in (tmp_path / "run" / "checkpoints").glob("*.index")}
-        assert names == {"best-000000002", *(f"step-{step:09d}" for step in (1, 2, 3, 4))}
-        best = read_checkpoint(tmp_path / "run", "best-000000002")
-        state = read_checkpoint(tmp_path / "run", "step-000000002")
+        assert (fake_run.list_checkpoint_steps("best"), fake_run.list_checkpoint_steps()) == ([2], [4, 3, 2, 1])
+        names = ("best-000000002", "step-000000002", "step-000000004")
+        best, state, later = (read_checkpoint(fake_run.path, name) for name in names)
         averages = [key for key in state if key.startswith("averages/")]
-        later = read_checkpoint(tmp_path / "run", "step-000000004")
         assert averages and all(np.any(state[key] != later[key]) for key in averages)
         for key in averages:
             np.testing.assert_array_equal(best[key.replace("averages/", "model/", 1)], state[key], err_msg=key)
 
 
 class TestDivergence:
-    def test_diverged_run_saves_finite_weights_and_resumes(
-        self, image_folder, tmp_path, stand_ins, fake_step, monkeypatch, capsys
-    ):
-        config = run_config(image_folder, model=LEAST, max_skipped_steps=3, keep_checkpoints=9)
-        write_json(tmp_path / "config.json", config.to_dict())
-        arguments = ["--config", str(tmp_path / "config.json"), "--workdir", str(tmp_path / "run")]
-        # Two steps in a row are passed over; the second row of bad steps is one too long.
-        monkeypatch.setattr(fake_step, "bad", {1, 2, 5, 6, 7})
-        assert train_main(arguments) == 3
+    def test_diverged_run_saves_finite_weights_and_resumes(self, fake_run, capsys):
+        # Two skipped steps in a row are allowed; the second series is one step too long.
+        fake_run.skip_steps({1, 2, 5, 6, 7})
+        options = {"max_skipped_steps": 3, "keep_checkpoints": 9}
+        assert fake_run.call_train_program(**options) == 3
         out, err = capsys.readouterr()
-        assert err.count("\n") == 1
+        assert err.count("\n") == 1 and "kl" in err
         assert "training diverged: 3 steps in a row were not applied (at step 8:" in err
-        assert "kl" in err
         assert "step 2 was not applied: bits per dim, kl, gradient norm not finite" in out
-        rows = read_log_without_timing(tmp_path / "run")
-        assert rows["train", 4]["skipped_steps"] == 2
-        assert math.isfinite(rows["train", 4]["bits_per_dim"])
-        good, last = (read_checkpoint(tmp_path / "run", f"step-{step:09d}") for step in (5, 8))
+        row = fake_run.read_log()["train", 4]
+        assert row["skipped_steps"] == 2 and math.isfinite(row["bits_per_dim"])
+        good, last = (read_checkpoint(fake_run.path, f"step-{step:09d}") for step in (5, 8))
         for key, value in good.items():
             if not key.startswith("counters/"):
                 np.testing.assert_array_equal(last[key], value, err_msg=key)
-        # The cause is gone: the same command goes on.
-        monkeypatch.setattr(fake_step, "bad", ())
-        assert train_main(arguments) == 0
-        row = read_log_without_timing(tmp_path / "run")["train", 10]
-        assert row["skipped_steps"] == 5
-        assert math.isfinite(row["bits_per_dim"])
+        # Without the cause, the same command resumes.
+        fake_run.skip_steps(())
+        assert fake_run.call_train_program(**options) == 0
+        row = fake_run.read_log()["train", 10]
+        assert row["skipped_steps"] == 5 and math.isfinite(row["bits_per_dim"])
 
-    def test_run_ends_at_the_diverged_step_even_if_read_late(
-        self, image_folder, tmp_path, stand_ins, fake_step, monkeypatch, capsys
-    ):
+    def test_diverged_run_ends_at_its_diverged_step_even_if_results_are_read_late(self, fake_run, capsys):
         # Results are read after the steps 1 and 10.
-        monkeypatch.setattr(fake_step, "bad", {4, 5, 6})
+        fake_run.skip_steps({4, 5, 6})
         rare = {"log_every": 99, "evaluate_every": 99, "checkpoint_every": 99}
-        config = run_config(image_folder, model=LEAST, max_skipped_steps=3, **rare)
         with pytest.raises(DivergedError, match=r"3 steps in a row were not applied \(at step 7: "):
-            train(config, tmp_path / "run")
+            fake_run.train(max_skipped_steps=3, **rare)
         assert "3 of the steps 2 to 7 were not applied: " in capsys.readouterr().out
-        saved = read_checkpoint(tmp_path / "run", "step-000000007")
-        counters = {
-            name: saved[f"counters/{name}/.ATTRIBUTES/VARIABLE_VALUE"] for name in ("step", "updates", "skipped")
-        }
-        assert counters == {"step": 7, "updates": 4, "skipped": 3}
+        saved = read_checkpoint(fake_run.path, "step-000000007")
+        names = {"step": 7, "updates": 4, "skipped": 3}
+        assert names == {name: saved[f"counters/{name}/.ATTRIBUTES/VARIABLE_VALUE"] for name in names}

@@ -1,4 +1,4 @@
-"""What changes from update to update: the learning rate, the weight of the KL term, noise on images and patterns."""
+"""Schedules and effects of a step: learning rate, weight of the KL term, noise on images, and patterns."""
 
 import numpy as np
 import pytest
@@ -18,52 +18,9 @@ from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import compute_learning_rate
 
 
-@pytest.mark.parametrize("warmup", [0, 1, 50])
-def test_learning_rate_rises_linearly_then_decays_exponentially(warmup):
-    config = TrainingConfig(learning_rate=1e-3, warmup_steps=warmup, decay_rate=0.999997)
-    for update in (0, 1, 49, 50, 51, 10**6):
-        rising = np.float64(1e-7) + (np.float64(1e-3) - 1e-7) * update / max(warmup, 1)
-        falling = np.float64(1e-3) * np.float64(0.999997) ** (update - warmup)
-        rate = compute_learning_rate(config, tf.constant(update, tf.int64))
-        assert rate.dtype == tf.float32
-        np.testing.assert_allclose(rate, rising if update < warmup else falling, rtol=1e-6)
-
-
-@pytest.mark.parametrize(("warmup", "expected"), [(0, [0.4, 0.4, 0.4, 0.4]), (4, [0.0, 0.1, 0.4, 0.4])])
-def test_kl_weight_rises_linearly_then_stays(warmup, expected):
-    config = TrainingConfig(kl_weight=0.4, kl_warmup_steps=warmup)
-    weights = [compute_kl_weight(config, tf.constant(update, tf.int64)) for update in (0, 1, 5, 100)]
-    np.testing.assert_allclose(weights, expected, rtol=1e-6)
-
-
-def test_noise_falls_along_a_cosine_and_is_gone():
-    config = TrainingConfig(noise=32, noise_steps=8)
-    found = [compute_noise_deviation(config, tf.constant(update, tf.int64)) for update in (0, 2, 4, 6, 8, 100)]
-    expected = [32, 16 + 16 * np.sqrt(0.5), 16, 16 - 16 * np.sqrt(0.5), 0, 0]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert found[4] == found[5] == 0
-
-
 @pytest.fixture(scope="module")
 def state():
     return TrainingState(Config(model=SMALL))
-
-
-@pytest.mark.usefixtures("eager")
-def test_image_noise_depends_on_update_and_index_in_the_batch(state):
-    images, step = tf.constant(random_images(BATCH)), 3
-
-    def seen(images, **options):
-        return augment_images(state, images, step, noise=32, noise_steps=4, **options).numpy()
-
-    noisy = seen(images)
-    seed = randomness.derive_seed(TrainingConfig().seed, "step", step, "images")
-    np.testing.assert_array_equal(noisy, add_image_noise(images, 32.0, tf.random.stateless_normal(images.shape, seed)))
-    np.testing.assert_array_equal(seen(images[4:], number=1, micro_batches=2), noisy[4:])
-    state.updates.assign(2)
-    assert 0 < np.abs(seen(images).astype(int) - images).mean() < np.abs(noisy.astype(int) - images).mean()
-    state.updates.assign(4)
-    np.testing.assert_array_equal(seen(images), images)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +39,7 @@ def _field(image):
     return 0
 
 
-class TestDrawn:
+class TestPatterns:
     def test_half_of_the_patterns_are_noise_and_half_are_checkerboards(self, many):
         assert many.dtype == np.uint8
         sides = np.bincount([_field(image) for image in many], minlength=9)
@@ -101,31 +58,70 @@ class TestDrawn:
 
     def test_patterns_depend_on_the_seed_alone_and_have_any_shape(self, many):
         np.testing.assert_array_equal(draw_pattern_images(many.shape, randomness.make_seed(0)), many)
-        assert (draw_pattern_images(many.shape, randomness.make_seed(1)).numpy() != many).any(
-            axis=(1, 2, 3)
-        ).mean() > 0.9
+        other = draw_pattern_images(many.shape, randomness.make_seed(1)).numpy()
+        assert (other != many).any(axis=(1, 2, 3)).mean() > 0.9
         for shape in ((1, 1, 1), (1, 5, 2), (6, 10, 4)):
             found = draw_pattern_images([64, *shape], randomness.make_seed(3)).numpy()
             assert found.shape == (64, *shape) and found.min() == 0 and found.max() == 255
 
 
-def test_patterns_depend_on_update_and_index_in_the_batch(state):
-    images, step, options = tf.constant(random_images(BATCH)), 3, {"patterns": 0.5, "patterns_after": 2}
-    state.updates.assign(1)
-    np.testing.assert_array_equal(augment_images(state, images, step, **options), images)
-    state.updates.assign(2)
-    mixed = augment_images(state, images, step, **options)
-    is_image = (mixed == images).numpy().all(axis=(1, 2, 3))
-    assert 0 < is_image.sum() < BATCH
-    seed = randomness.derive_seed(TrainingConfig().seed, "step", step, "patterns")
-    np.testing.assert_array_equal(
-        mixed, np.where(is_image[:, None, None, None], images, draw_pattern_images(images.shape, seed))
-    )
-    np.testing.assert_array_equal(augment_images(state, images[4:], step, 1, micro_batches=2, **options), mixed[4:])
+class TestSchedule:
+    @pytest.mark.parametrize("warmup", [0, 1, 50])
+    def test_learning_rate_rises_linearly_then_decays_exponentially(self, warmup):
+        config = TrainingConfig(learning_rate=1e-3, warmup_steps=warmup, decay_rate=0.999997)
+        for update in (0, 1, 49, 50, 51, 10**6):
+            rising = np.float64(1e-7) + (np.float64(1e-3) - 1e-7) * update / max(warmup, 1)
+            falling = np.float64(1e-3) * np.float64(0.999997) ** (update - warmup)
+            rate = compute_learning_rate(config, tf.constant(update, tf.int64))
+            assert rate.dtype == tf.float32
+            np.testing.assert_allclose(rate, rising if update < warmup else falling, rtol=1e-6)
 
+    @pytest.mark.parametrize(("warmup", "expected"), [(0, [0.4, 0.4, 0.4, 0.4]), (4, [0.0, 0.1, 0.4, 0.4])])
+    def test_kl_weight_rises_linearly_then_stays(self, warmup, expected):
+        config = TrainingConfig(kl_weight=0.4, kl_warmup_steps=warmup)
+        weights = [compute_kl_weight(config, tf.constant(update, tf.int64)) for update in (0, 1, 5, 100)]
+        np.testing.assert_allclose(weights, expected, rtol=1e-6)
 
-def test_best_weights_are_chosen_among_those_trained_on_patterns():
-    state = TrainingState(Config(model=LEAST, training=TrainingConfig(patterns=0.1, patterns_after=20)))
-    figures = [(10, 4.0), (20, 3.0), (30, np.nan), (40, 5.0), (50, 5.5), (60, 4.5)]
-    assert [state.update_best_evaluation(*figure) for figure in figures] == [True, True, False, True, False, True]
-    assert int(state.best_step.numpy()) == 60
+    def test_image_noise_falls_along_a_cosine_to_0(self):
+        config = TrainingConfig(noise=32, noise_steps=8)
+        found = [compute_noise_deviation(config, tf.constant(update, tf.int64)) for update in (0, 2, 4, 6, 8, 100)]
+        expected = [32, 16 + 16 * np.sqrt(0.5), 16, 16 - 16 * np.sqrt(0.5), 0, 0]
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        assert found[4] == found[5] == 0
+
+    @pytest.mark.usefixtures("eager")
+    def test_image_noise_depends_on_update_and_index_in_the_batch(self, state):
+        images, step = tf.constant(random_images(BATCH)), 3
+
+        def seen(images, **options):
+            return augment_images(state, images, step, noise=32, noise_steps=4, **options).numpy()
+
+        noisy = seen(images)
+        seed = randomness.derive_seed(TrainingConfig().seed, "step", step, "images")
+        np.testing.assert_array_equal(
+            noisy, add_image_noise(images, 32.0, tf.random.stateless_normal(images.shape, seed))
+        )
+        np.testing.assert_array_equal(seen(images[4:], number=1, micro_batches=2), noisy[4:])
+        state.updates.assign(2)
+        assert 0 < np.abs(seen(images).astype(int) - images).mean() < np.abs(noisy.astype(int) - images).mean()
+        state.updates.assign(4)
+        np.testing.assert_array_equal(seen(images), images)
+
+    def test_patterns_depend_on_update_and_index_in_the_batch(self, state):
+        images, step, options = tf.constant(random_images(BATCH)), 3, {"patterns": 0.5, "patterns_after": 2}
+        state.updates.assign(1)
+        np.testing.assert_array_equal(augment_images(state, images, step, **options), images)
+        state.updates.assign(2)
+        mixed = augment_images(state, images, step, **options)
+        is_image = (mixed == images).numpy().all(axis=(1, 2, 3))
+        assert 0 < is_image.sum() < BATCH
+        seed = randomness.derive_seed(TrainingConfig().seed, "step", step, "patterns")
+        patterns = draw_pattern_images(images.shape, seed)
+        np.testing.assert_array_equal(mixed, np.where(is_image[:, None, None, None], images, patterns))
+        np.testing.assert_array_equal(augment_images(state, images[4:], step, 1, micro_batches=2, **options), mixed[4:])
+
+    def test_best_step_is_chosen_among_steps_trained_on_patterns(self):
+        state = TrainingState(Config(model=LEAST, training=TrainingConfig(patterns=0.1, patterns_after=20)))
+        figures = [(10, 4.0), (20, 3.0), (30, np.nan), (40, 5.0), (50, 5.5), (60, 4.5)]
+        assert [state.update_best_evaluation(*figure) for figure in figures] == [True, True, False, True, False, True]
+        assert int(state.best_step.numpy()) == 60

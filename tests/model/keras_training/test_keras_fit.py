@@ -1,4 +1,4 @@
-"""`fit` as a Keras user writes it: what it takes, what it begins with, what it shows, and with which callbacks."""
+"""`fit` and `compile` of Keras: the data that they take, initialisation, history and callbacks."""
 
 import dataclasses
 import warnings
@@ -7,7 +7,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.models import random_images
 from helpers.variants import OF_CLASSES, SMALLEST
 
 from tfdecouple.errors import DataError, UserError
@@ -33,10 +32,10 @@ class Batches(keras.utils.PyDataset):
 
 
 class TestImages:
-    def test_all_kinds_of_data_take_the_same_steps(self, make, images, snapshot):
+    def test_fit_takes_equal_steps_on_all_kinds_of_data(self, make, images, snapshot):
         labels = np.arange(20)
         dataset = tf.data.Dataset.from_tensor_slices
-        # Without z, which has no part in it and takes half of the time.
+        # A model without z takes half of the time.
         model = make(config=dataclasses.replace(SMALLEST, conditioning="none"))
         model.optimizer.build(model.trainable_variables)
         start = snapshot(model)
@@ -64,21 +63,6 @@ class TestImages:
             assert ours == (["this model has no labels: the given labels are ignored"] if has_labels else []), kind
             expected = expected or history
             np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-6, err_msg=kind)
-
-    def test_fit_trains_on_grey_rectangles(self, make, tmp_path, monkeypatch):
-        monkeypatch.setenv("COLUMNS", "240")
-        shape = (12, 8, 1)
-        images = random_images(10, shape)
-        model = make(config=dataclasses.replace(SMALLEST, image_shape=shape), start=False)
-        keeping = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", "val_bits_per_dim", save_best_only=True)
-        model.fit(images, batch_size=5, verbose=0, validation_data=images[:5], callbacks=[keeping])
-        loaded = keras.saving.load_model(tmp_path / "best.keras")
-        assert np.isfinite(loaded.fit(images, batch_size=5, verbose=0).history["loss"]).all()
-        np.testing.assert_array_equal(loaded.decode(*loaded.encode(images)), images)
-        printed = []
-        loaded.summary(expand_nested=True, line_length=200, print_fn=printed.append)
-        flow = str(((None, *shape), (None,))).replace("(None,)", "(None)")
-        assert flow in printed[0] and "?" not in printed[0]
 
     @pytest.mark.parametrize("kind", ["classes", "prior-classes"])
     def test_fit_passes_labels_to_the_bound(self, make, images, kind, monkeypatch):
@@ -132,7 +116,7 @@ class TestImages:
 
 
 class TestStart:
-    def test_initialisation_reads_training_images_once(self, make, images, monkeypatch, capsys):
+    def test_initialisation_by_fit_reads_training_images_once(self, make, images, monkeypatch, capsys):
         model = make(start=False, init_images=16, seed=3)
         assert make(start=False)._options.init_images == 512
         started = []
@@ -151,7 +135,7 @@ class TestStart:
         model.fit(images, batch_size=5, validation_split=0.5, verbose=0)
         assert len(started) == 1
 
-    def test_initialisation_reads_first_images_of_a_data_set_and_refuses_generators(self, make, images):
+    def test_initialisation_by_fit_reads_the_first_images_of_a_data_set_and_refuses_generators(self, make, images):
         class Endless(Batches):
             num_batches = None
 
@@ -169,34 +153,23 @@ class TestStart:
 
 
 class TestCompile:
-    def test_compile_checks_options_as_a_run_does(self, make, images, monkeypatch):
-        options = {
-            "kl_weight": 0.5,
-            "precision": "tf32",
-            "memory": "invert",
-            "jit_compile": True,
-            "seed": 3,
-            "max_skipped_steps": 4,
-        }
+    def test_compile_passes_its_options_to_the_step_and_checks_them(self, make, images, monkeypatch):
+        options = {"kl_weight": 0.5, "precision": "tf32", "memory": "invert", "jit_compile": True}
         schedule = keras.optimizers.schedules.CosineDecay(1e-3, 10)
         optimizer = keras.optimizers.AdamW(schedule, weight_decay=1e-6, global_clipnorm=1.0)
-        model = make(optimizer, **options)
+        model = make(optimizer, **options, seed=3, max_skipped_steps=4)
         assert model.optimizer is optimizer and not model.jit_compile
-        for name, value in options.items():
-            assert getattr(model._options, name) == value
-        # What the trainer hands on as well; that noise is of the seed test_keras_steps.py shows.
-        told = {}
+        assert (model._options.seed, model._options.max_skipped_steps) == (3, 4)
+        passed = {}
 
         def note(model, images, labels, mode, **rest):
-            told.update({name: getattr(mode, name) for name in ("precision", "memory", "jit_compile")})
-            told["kl_weight"] = rest["kl_weight"]
+            passed.update({name: getattr(mode, name) for name in options if name != "kl_weight"})
+            passed["kl_weight"] = rest["kl_weight"]
             return differentiate_bound(model, images, labels, mode.replace(jit_compile=False), **rest)
 
         monkeypatch.setattr("tfdecouple.model.keras_training.differentiate_bound", note)
         model.train_on_batch(images)
-        assert {name: told[name] for name in options if name in told} == {
-            name: options[name] for name in ("kl_weight", "precision", "memory", "jit_compile")
-        }
+        assert passed == options
         for name, value in {"kl_weight": -1, "memory": "all", "precision": "half", "seed": 2.5}.items():
             with pytest.raises(UserError, match=f"training.{name} is"):
                 model.compile("adam", **{name: value})
@@ -211,60 +184,43 @@ class TestCompile:
 
 
 class TestHistory:
-    def test_history_has_the_terms_of_the_bound(self, model, history, images):
+    def test_history_has_the_terms_of_the_bound_and_evaluate_repeats(self, model, history, images):
         assert set(history) == NAMES | {f"val_{name}" for name in NAMES} | {"skipped_steps"}
-        for prefix in ("", "val_"):
-            loss, bits, reconstruction, kl, dequantization = (
-                np.array(history[prefix + name])
-                for name in ("loss", "bits_per_dim", "reconstruction", "kl", "dequantization")
-            )
-            np.testing.assert_allclose(loss, reconstruction + kl + dequantization, rtol=1e-6)
-            np.testing.assert_allclose(bits, loss / (4 * 4 * 3 * np.log(2)) + 7, rtol=1e-6)
         again = model.fit(images, batch_size=10, verbose=0, validation_split=0.3).history
         assert set(again) == set(history)
-        same = [model.evaluate(images[-6:], batch_size=6, verbose=0) for _ in range(2)]
-        assert same[0] == same[1]
-        np.testing.assert_allclose(again["val_loss"], same[0][0], rtol=1e-6)
+        losses = [model.evaluate(images[-6:], batch_size=6, verbose=0)[0] for _ in range(2)]
+        assert losses[0] == losses[1]
+        np.testing.assert_allclose(again["val_loss"], losses[0], rtol=1e-6)
 
     def test_loss_has_the_weight_of_the_kl_and_is_nan_without_images(self, make, images):
         model = make(kl_weight=0.5)
-        found = model.evaluate(images, verbose=0, return_dict=True)
-        assert found["loss"] == pytest.approx(found["reconstruction"] + 0.5 * found["kl"] + found["dequantization"])
-        nats = found["reconstruction"] + found["kl"] + found["dequantization"]
-        assert found["bits_per_dim"] == pytest.approx(nats / (4 * 4 * 3 * np.log(2)) + 7)
+        for row in (
+            model.evaluate(images, verbose=0, return_dict=True),
+            {name: values[0] for name, values in model.fit(images, batch_size=20, verbose=0).history.items()},
+        ):
+            assert row["loss"] == pytest.approx(row["reconstruction"] + 0.5 * row["kl"] + row["dequantization"])
+            nats = row["reconstruction"] + row["kl"] + row["dequantization"]
+            assert row["bits_per_dim"] == pytest.approx(nats / (4 * 4 * 3 * np.log(2)) + 7)
         model.reset_metrics()
         assert all(np.isnan(metric.result()) for metric in model.metrics)
 
 
-class TestCallbacks:
-    def test_callbacks_of_keras_work(self, model, images, tmp_path):
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def test_callbacks_of_keras_stop_keep_the_best_and_log_the_bound(model, images, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-        stopping = keras.callbacks.EarlyStopping("val_bits_per_dim", patience=0, min_delta=100)
-        keeping = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", "val_bits_per_dim", save_best_only=True)
-        history = model.fit(
-            images,
-            batch_size=10,
-            epochs=5,
-            validation_split=0.5,
-            verbose=0,
-            callbacks=[
-                stopping,
-                keeping,
-                keras.callbacks.TensorBoard(tmp_path / "logs"),
-                keras.callbacks.CSVLogger(tmp_path / "log.csv"),
-            ],
-        ).history
-        # Nothing is better by a hundred bits: the first epoch is the best, and the second the last.
-        assert len(history["loss"]) == 2
-        assert keeping.best == min(history["val_bits_per_dim"])
-        best = keras.saving.load_model(tmp_path / "best.keras").evaluate(images[10:], batch_size=10, verbose=0)
-        assert best[1] == pytest.approx(keeping.best, rel=1e-6)
-        header = (tmp_path / "log.csv").read_text().splitlines()[0].split(",")
-        assert {"bits_per_dim", "val_bits_per_dim", "kl"} <= set(header)
-        logged = {}
-        for part in ("train", "validation"):
-            events = EventAccumulator(str(tmp_path / "logs" / part))
-            events.Reload()
-            logged[part] = set(events.Tags()["tensors"])
-        assert all({f"epoch_{name}" for name in NAMES} <= tags for tags in logged.values()), logged
+    stopping = keras.callbacks.EarlyStopping("val_bits_per_dim", patience=0, min_delta=100)
+    keeping = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", "val_bits_per_dim", save_best_only=True)
+    logging = keras.callbacks.TensorBoard(tmp_path / "logs"), keras.callbacks.CSVLogger(tmp_path / "log.csv")
+    options = {"epochs": 5, "validation_split": 0.5, "callbacks": [stopping, keeping, *logging]}
+    history = model.fit(images, batch_size=10, verbose=0, **options).history
+    # Nothing is better by a hundred bits: the first epoch is the best, and the second the last.
+    assert len(history["loss"]) == 2
+    assert keeping.best == min(history["val_bits_per_dim"])
+    best = keras.saving.load_model(tmp_path / "best.keras").evaluate(images[10:], batch_size=10, verbose=0)
+    assert best[1] == pytest.approx(keeping.best, rel=1e-6)
+    header = (tmp_path / "log.csv").read_text().splitlines()[0].split(",")
+    assert {"bits_per_dim", "val_bits_per_dim", "kl"} <= set(header)
+    for part in ("train", "validation"):
+        events = EventAccumulator(str(tmp_path / "logs" / part))
+        events.Reload()
+        assert {f"epoch_{name}" for name in NAMES} <= set(events.Tags()["tensors"]), part

@@ -2,25 +2,56 @@
 
 import dataclasses
 import re
+import subprocess
+import sys
 import warnings
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.documents import split_code
 from helpers.layers import list_layers
-from helpers.variants import OF_CLASSES, SMALLEST, VARIANTS, variant
-from PIL import Image
+from helpers.models import random_images
+from helpers.places import PATIENCE, ROOT, user_environment
+from helpers.refusals import message_of
+from helpers.variants import OF_CLASSES, SMALLEST, VARIANTS, fresh, read_weights, variant
 
 import tfdecouple
 from tfdecouple.cli import main
 from tfdecouple.errors import ConfigError, DataError, NotInitializedError, RunError, UserError
 from tfdecouple.model import Codes, DecoupledModel
 
+PAGE = (ROOT / "docs" / "keras.md").read_text(encoding="utf-8")
 
-class TestLooking:
+
+def run_python(code, *arguments, **environment):
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    environment = {**user_environment(), "TF_CPP_MIN_LOG_LEVEL": "3", **environment}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+
+
+def make_classifier(model, code="z"):
+    images = keras.Input((4, 4, 3), dtype="uint8")
+    features = keras.layers.Flatten()(getattr(model(images), code))
+    return keras.Model(images, keras.layers.Dense(10, name=f"of_{code}")(features))
+
+
+LOAD = """
+import sys, keras, numpy as np
+from tfdecouple import DecoupledModel
+folder = sys.argv[1]
+images = np.load(folder + "/images.npy")
+model, classifier = (keras.saving.load_model(folder + f"/{name}.keras") for name in ("model", "classifier"))
+np.savez(folder + "/answers.npz", model.decode(*model.encode(images)), classifier.predict(images, verbose=0))
+"""
+SAMPLE = "import sys\nfrom tfdecouple.cli import main\nsys.exit(main(['sample', '--run', sys.argv[1]]))"
+LOOK = "import tfdecouple\ntry:\n    tfdecouple.DecoupledModel\nexcept tfdecouple.UserError as e:\n    print(e)"
+
+
+class TestDescription:
     @pytest.mark.parametrize("kind", ["coupling", "dequantization", "classes"])
-    def test_summary_has_every_layer_and_its_shape(self, kind, monkeypatch):
+    def test_summary_of_keras_has_every_layer_and_its_shape(self, kind, monkeypatch):
         monkeypatch.setenv("COLUMNS", "240")
         model = DecoupledModel({**VARIANTS, **OF_CLASSES}[kind])
         printed = []
@@ -35,7 +66,7 @@ class TestLooking:
         if kind == "coupling":
             assert "((None, 4), (None, 4))" in by_name["encoder"]
 
-    def test_model_has_symbolic_input_and_output(self, images, monkeypatch):
+    def test_keras_builds_models_on_input_and_output_of_a_model(self, images, monkeypatch):
         model = variant("coupling")
         of_z = keras.Model(model.input, model.output.z)
         np.testing.assert_allclose(of_z(images), model.encode(images).z, atol=1e-5)
@@ -48,20 +79,14 @@ class TestLooking:
             drawn = keras.utils.model_to_dot(each, show_shapes=True).to_string()
             assert "DecoupledModel" in drawn and all(shape in drawn for shape in shapes)
 
-    @pytest.mark.slow
-    def test_plot_model_draws_the_model(self, tmp_path):
-        keras.utils.plot_model(variant("coupling"), tmp_path / "model.png", show_shapes=True)
-        with Image.open(tmp_path / "model.png") as picture:
-            assert min(picture.size) > 50 and len(picture.convert("L").getcolors()) > 2
-
 
 class TestFiles:
-    def test_saved_file_keeps_optimizer_and_options(self, make, images, tmp_path, snapshot):
+    def test_keras_file_keeps_optimizer_and_options(self, make, images, tmp_path, snapshot):
         model = make(keras.optimizers.AdamW(1e-3, weight_decay=0.1), kl_weight=0.5, seed=7, max_skipped_steps=4)
         model.fit(images, batch_size=20, verbose=0)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            # Of NumPy on TensorFlow's variables, in Keras: any model has it.
+            # Keras gets this warning from NumPy for any model.
             warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
             model.save(tmp_path / "x.keras")
             loaded = keras.saving.load_model(tmp_path / "x.keras")
@@ -73,22 +98,21 @@ class TestFiles:
         for ours, theirs in zip(loaded.weights, model.weights, strict=True):
             np.testing.assert_allclose(np.array(ours), np.array(theirs), rtol=1e-4, atol=1e-5, err_msg=theirs.path)
 
-    def test_saved_file_keeps_layers_that_are_not_trainable(self, make, images, tmp_path):
-        def trained(model):
-            return [variable.path for variable in model.trainable_variables]
-
-        model = make(keras.optimizers.SGD(1e-6, momentum=0.5))
-        assert set(model.get_config()) == {"name", "config"}
+    def test_layers_that_are_not_trainable_stay_so_in_fit_and_in_a_file(self, make, images, tmp_path):
+        model = make(keras.optimizers.SGD(1e-3, momentum=0.5))
         model.encoder.trainable = False
-        # But for what is made so again below it.
         model.encoder.blocks[0].norm_1.trainable = True
+        before = read_weights(model)
         model.fit(images[:10], batch_size=10, verbose=0)
+        changed = {name for name, value in read_weights(model).items() if np.any(value != before[name])}
+        assert all("/level_0_block_1/norm_1/" in name for name in changed if name.startswith("encoder/"))
+        assert {name.partition("/")[0] for name in changed} == {"encoder", "flow", "prior_flow"}
         with warnings.catch_warnings():
             warnings.filterwarnings("error", ".*optimizer")
             model.save(tmp_path / "x.keras")
             loaded = keras.saving.load_model(tmp_path / "x.keras")
-        assert trained(loaded) == trained(keras.models.clone_model(model)) == trained(model) != trained(make())
-        assert not loaded.encoder.trainable and loaded.flow.trainable
+        names = [[v.path for v in each.trainable_variables] for each in (loaded, keras.models.clone_model(model))]
+        assert names == [[v.path for v in model.trainable_variables]] * 2
         for ours, theirs in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
             np.testing.assert_array_equal(np.array(ours), np.array(theirs), err_msg=theirs.path)
 
@@ -97,49 +121,117 @@ class TestFiles:
 
         model = variant("coupling")
         tfdecouple.save_run(model, tmp_path / "mine")
-        # tests/project/test_package.py exports one.
         assert main(["sample", "--run", str(tmp_path / "mine"), "--count", "2"]) == 0
         assert (tmp_path / "mine" / "pictures" / "sample.png").is_file()
         assert np.array_equal(tfdecouple.load_model(tmp_path / "mine").encode(images).v, model.encode(images).v)
-        found, origin = open_run(tmp_path / "mine")
-        assert found.config == model.config and origin.data == "data unknown"
+        opened, origin = open_run(tmp_path / "mine")
+        assert opened.config == model.config and origin.data == "data unknown"
         data = tfdecouple.DataConfig(source="folder:faces")
-        tfdecouple.save_run(model, tmp_path / "told", tfdecouple.Config(name="mine", model=model.config, data=data))
-        assert open_run(tmp_path / "told")[1].data == "folder:faces"
-        with pytest.raises(RunError, match="is not empty"):
-            tfdecouple.save_run(model, tmp_path / "mine")
-        other = tfdecouple.Config(model=dataclasses.replace(SMALLEST, alpha=0.5))
-        with pytest.raises(ConfigError, match="of another model"):
-            tfdecouple.save_run(model, tmp_path / "other", other)
-        with pytest.raises(NotInitializedError):
-            tfdecouple.save_run(DecoupledModel(SMALLEST), tmp_path / "other")
-        # An option of another type is found before anything is written.
-        with pytest.raises(ConfigError, match="notes is .* must be text"):
-            tfdecouple.save_run(model, tmp_path / "odd", tfdecouple.Config(model=model.config, notes=object()))
-        assert not (tmp_path / "odd").exists()
-        (tmp_path / "file").touch()
-        with pytest.raises(RunError, match="cannot write the run .*: Not a directory; name another") as error:
-            tfdecouple.save_run(model, tmp_path / "file" / "x")
-        assert "\n" not in str(error.value)
+        tfdecouple.save_run(model, tmp_path / "named", tfdecouple.Config(name="mine", model=model.config, data=data))
+        assert open_run(tmp_path / "named")[1].data == "folder:faces"
 
-    @pytest.mark.parametrize("kind", ["onnx"])
-    def test_keras_export_to_other_formats_is_refused(self, tmp_path, kind):
-        with pytest.raises(UserError, match=f"to '{kind}' lacks operations .* python -m export") as error:
-            variant("coupling").export(tmp_path / "other", format=kind)
-        assert "\n" not in str(error.value)
+    def test_save_run_refuses_used_folders_and_wrong_configs_and_writes_nothing(self, tmp_path):
+        model, to = variant("coupling"), tmp_path / "other"
+        (tmp_path / "file").touch()
+        for error, words, arguments in (
+            (RunError, "is not empty", (model, tmp_path)),
+            (ConfigError, "of another model", (model, to, tfdecouple.Config(model=VARIANTS["none"]))),
+            (NotInitializedError, "not initialised", (DecoupledModel(SMALLEST), to)),
+            (RunError, "Not a directory; name another", (model, tmp_path / "file" / "x")),
+        ):
+            assert words in message_of(error, lambda given=arguments: tfdecouple.save_run(*given))
+            assert not to.exists()
 
 
 class TestErrors:
     def test_errors_stay_one_line_through_keras_and_autograph(self, images, traced):
         model = variant("coupling")
         floats = tf.constant(images, tf.float32)
-
-        @tf.function
-        def of_a_user(images):
-            return model.encode(images)
-
-        for refused in (lambda: model(floats), lambda: of_a_user(floats), lambda: model.flow(floats[:, :2], None)):
-            with pytest.raises(UserError) as error:
-                refused()
-            assert "\n" not in str(error.value) and "\x1b" not in str(error.value)
+        encode = tf.function(lambda images: model.encode(images))
+        for call in (lambda: model(floats), lambda: encode(floats), lambda: model.flow(floats[:, :2], None)):
+            assert "\x1b" not in message_of(UserError, call)
         assert issubclass(DataError, UserError)
+
+    @pytest.mark.parametrize("part", ["model", "encoder", "inner layer"])
+    def test_quantize_and_enable_lora_of_keras_are_refused(self, part):
+        model = variant("coupling")
+        layer = {"model": model, "encoder": model.encoder, "inner layer": list_layers(model.encoder)[-1]}[part]
+        for method, argument in ((layer.quantize, "int8"), (layer.enable_lora, 4)):
+            with pytest.raises(UserError, match="^Keras' quantize and enable_lora would change no layer"):
+                method(argument)
+
+    # The package of the second backend is missing, for which any import of Keras ends in a traceback.
+    @pytest.mark.parametrize("backend", ["jax", "nonsense"])
+    def test_another_backend_of_keras_is_refused_in_one_line(self, backend, tmp_path):
+        ended = run_python(SAMPLE, tmp_path, KERAS_BACKEND=backend)
+        assert ended.returncode == 2
+        assert ended.stderr.startswith(f"error: Keras' backend is '{backend}' (by KERAS_BACKEND); tfdecouple needs")
+        assert ended.stderr.count("\n") == 1
+        ended = run_python(LOOK, KERAS_BACKEND=backend)
+        assert ended.stdout.startswith(f"Keras' backend is '{backend}'"), ended.stderr[-1000:]
+
+
+class TestKerasModel:
+    @pytest.mark.slow
+    def test_keras_files_load_in_a_new_process_once_the_class_is_imported(self, images, tmp_path, forked):
+        whole = make_classifier(variant("coupling"))
+        variant("coupling").save(tmp_path / "model.keras")
+        whole.save(tmp_path / "classifier.keras")
+        np.save(tmp_path / "images.npy", images)
+        ended = run_python(LOAD, tmp_path)
+        assert ended.returncode == 0, ended.stderr[-2000:]
+        decoded, classes = np.load(tmp_path / "answers.npz").values()
+        np.testing.assert_array_equal(decoded, images)
+        np.testing.assert_allclose(classes, whole.predict(images, verbose=0), atol=1e-5)
+
+    @pytest.mark.parametrize("code", ["z", "v"])
+    def test_keras_model_around_the_codes_is_saved_and_loaded(self, images, tmp_path, code):
+        whole = make_classifier(variant("coupling"), code)
+        expected = whole.predict(images, verbose=0)
+        codes = np.asarray(getattr(variant("coupling").encode(images), code)).reshape(len(images), -1)
+        np.testing.assert_allclose(expected, codes @ whole.layers[-1].kernel.numpy(), atol=1e-4)
+        whole.save(tmp_path / "whole.keras")
+        loaded = keras.saving.load_model(tmp_path / "whole.keras")
+        np.testing.assert_array_equal(loaded.predict(images, verbose=0), expected)
+
+    def test_keras_model_around_an_uninitialised_model_or_other_images_is_refused(self, images):
+        whole = make_classifier(DecoupledModel(SMALLEST))
+        with pytest.raises(NotInitializedError, match="not initialised"):
+            whole(tf.constant(images))
+        with pytest.raises(DataError, match="float32"):
+            variant("coupling")(keras.Input((4, 4, 3)))
+        with pytest.raises(DataError, match="needs"):
+            variant("coupling")(keras.Input((16, 16, 3), dtype="uint8"))
+
+    @pytest.mark.slow
+    def test_keras_export_of_a_model_that_was_never_called_serves_codes(self, images, tmp_path):
+        model = fresh(SMALLEST)
+        tf.config.run_functions_eagerly(False)
+        model.export(tmp_path / "exported", verbose=False)
+        tf.config.run_functions_eagerly(True)
+        loaded = tf.saved_model.load(str(tmp_path / "exported"))
+        # The two names stand for one signature.
+        assert set(loaded.signatures) == {"serve", "serving_default"}
+        for ours, theirs in zip(loaded.serve(images), model(tf.constant(images)), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+        assert loaded.serve(images[:1])[1].shape == (1, 4, 4, 3)
+
+    def test_keras_export_of_an_unusable_model_is_refused_and_writes_nothing(self, tmp_path):
+        to = tmp_path / "exported"
+        with pytest.raises(NotInitializedError):
+            DecoupledModel(SMALLEST).export(to)
+        # Codes without z have no output of Keras, and other formats lack operations.
+        for model, options in ((variant("none"), {}), (variant("coupling"), {"format": "onnx"})):
+            message = message_of(UserError, lambda model=model, options=options: model.export(to, **options))
+            assert "python -m export" in message
+        assert not to.exists()
+
+    @pytest.mark.slow
+    def test_script_of_the_keras_page_runs(self, tmp_path, monkeypatch):
+        (block,) = split_code(PAGE)
+        code = re.sub(r"batch_size=64,\n    epochs=10", "batch_size=8,\n    epochs=2", block.text)
+        assert code != block.text
+        monkeypatch.chdir(tmp_path)
+        names = {"images": random_images(20, size=32), "test_images": random_images(5, size=32)}
+        exec(compile(code, "docs/keras.md", "exec"), names)
+        assert (tmp_path / "best.keras").is_file()

@@ -59,7 +59,7 @@ class TestTraining:
             # Adam takes as large a step for the smallest gradient, which rounding can turn round.
             assert off.max() < 5e-3 and off.mean() < 1e-4, name
 
-    def test_steps_that_are_not_finite_are_skipped_and_end_a_training(self, make, images, snapshot, monkeypatch):
+    def test_fit_skips_steps_that_are_not_finite_and_ends_after_too_many(self, make, images, snapshot, monkeypatch):
         model = make(keras.optimizers.Adam(1e-3), WITHOUT_Z, max_skipped_steps=3)
         bad = tf.Variable(False)
         original = objective.negative_elbo
@@ -81,18 +81,9 @@ class TestTraining:
             model.fit(images, batch_size=10, verbose=0)
         assert "\n" not in str(error.value)
         bad.assign(False)
-        # Whoever mends what was wrong compiles anew, or makes the model anew.
+        # A new `compile` starts the count of skipped steps anew.
         model.compile(keras.optimizers.Adam(1e-3))
         assert model.fit(images, batch_size=10, verbose=0).history["skipped_steps"] == [0]
-
-    def test_fit_leaves_a_network_that_is_not_trainable_unchanged(self, make, images):
-        model = make()
-        model.encoder.trainable = False
-        model.compile(keras.optimizers.Adam(1e-3))
-        before = {name: np.array(variable) for name, variable in model.named_variables().items()}
-        model.train_on_batch(images[:4])
-        changed = {name for name, value in before.items() if np.any(np.array(model.named_variables()[name]) != value)}
-        assert changed and {name.partition("/")[0] for name in changed} == {"flow", "prior_flow"}
 
 
 class TestMeasuring:
@@ -120,45 +111,11 @@ class TestMeasuring:
         without = make(config=WITHOUT_Z)
         assert without.predict(images[:3], verbose=0).z is None
 
-    def test_methods_without_weights_raise_an_error_of_one_line(self, make, images):
+    def test_methods_of_keras_refuse_a_model_without_weights(self, make, images):
         model = make(start=False)
         for method in (model.evaluate, model.predict, model.train_on_batch):
             with pytest.raises(NotInitializedError):
                 method(images)
-
-
-def test_fit_outside_the_scope_of_a_strategy_trains_as_without_strategy(make, images, traced):
-    right = make(keras.optimizers.AdamW(0.01), WITHOUT_Z)
-    weights = right.get_weights()
-    # The second of the two logical devices is not the default.
-    with tf.distribute.MirroredStrategy(["CPU:1"]).scope():
-        model = DecoupledModel(WITHOUT_Z)
-        model.compile(keras.optimizers.AdamW(0.01))
-    model.set_weights(weights)
-    losses = [each.fit(images, batch_size=10, shuffle=False, verbose=0).history["loss"] for each in (right, model)]
-    assert losses[1] == pytest.approx(losses[0])
-    for trained, expected in zip(model.get_weights(), right.get_weights(), strict=True):
-        np.testing.assert_allclose(trained, expected, atol=1e-4)
-    assert any(not np.array_equal(a, b) for a, b in zip(model.get_weights(), weights, strict=True))
-    model.train_on_batch(images)
-
-
-def test_optimizer_of_another_strategy_is_refused_in_one_line(images):
-    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
-        model = DecoupledModel(WITHOUT_Z)
-    model.compile("adam")
-    with pytest.raises(UserError, match="scope of the model's strategy, a MirroredStrategy"):
-        model.fit(images)
-
-
-def test_several_devices_are_refused_in_one_line(images):
-    with make_strategy(2).scope():
-        model = DecoupledModel(SMALLEST)
-        model.compile()
-    model.initialize(images)
-    for method in (model.fit, model.evaluate, model.predict, model.train_on_batch, model.test_on_batch):
-        with pytest.raises(UserError, match="one device, not on the 2 of a MirroredStrategy: train by python train.py"):
-            method(images)
 
 
 class TestPrecision:
@@ -168,7 +125,7 @@ class TestPrecision:
         yield keras.config.set_dtype_policy
         keras.config.set_dtype_policy(before)
 
-    def test_precision_of_fit_follows_the_global_policy(self, make, images, policy, monkeypatch):
+    def test_precision_of_fit_follows_the_dtype_policy_of_keras(self, make, images, policy, monkeypatch):
         asked, losses = [], []
 
         def note(*arguments, **options):
@@ -189,9 +146,44 @@ class TestPrecision:
         make(precision="float32")
 
     @pytest.mark.parametrize("memory", ["recompute", "invert"])
-    def test_memory_modes_of_compile_give_equal_losses(self, make, images, memory):
+    def test_fit_takes_equal_steps_in_every_memory_mode(self, make, images, memory):
         kept, other = make(config=WITHOUT_Z), make(config=WITHOUT_Z, memory=memory)
         found = [model.train_on_batch(images, return_dict=True) for model in (kept, other)]
         assert found[1] == pytest.approx(found[0], rel=1e-5)
         for ours, theirs in zip(other.weights, kept.weights, strict=True):
             np.testing.assert_allclose(np.array(ours), np.array(theirs), rtol=1e-5, atol=1e-6, err_msg=ours.path)
+
+
+class TestStrategy:
+    def test_fit_outside_the_scope_of_a_strategy_trains_as_without_strategy(self, make, images):
+        right = make(keras.optimizers.AdamW(0.01), WITHOUT_Z)
+        weights = right.get_weights()
+        # The second of the two logical devices is not the default.
+        with tf.distribute.MirroredStrategy(["CPU:1"]).scope():
+            model = DecoupledModel(WITHOUT_Z)
+            model.compile(keras.optimizers.AdamW(0.01))
+        model.set_weights(weights)
+        losses = [each.fit(images, batch_size=10, shuffle=False, verbose=0).history["loss"] for each in (right, model)]
+        assert losses[1] == pytest.approx(losses[0])
+        for trained, expected in zip(model.get_weights(), right.get_weights(), strict=True):
+            np.testing.assert_allclose(trained, expected, atol=1e-4)
+        assert any(not np.array_equal(a, b) for a, b in zip(model.get_weights(), weights, strict=True))
+        model.train_on_batch(images)
+
+    def test_fit_refuses_an_optimizer_of_another_strategy_in_one_line(self, images):
+        with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+            model = DecoupledModel(WITHOUT_Z)
+        model.compile("adam")
+        with pytest.raises(UserError, match="scope of the model's strategy, a MirroredStrategy"):
+            model.fit(images)
+
+    def test_methods_of_keras_refuse_several_devices_in_one_line(self, images):
+        with make_strategy(2).scope():
+            model = DecoupledModel(SMALLEST)
+            model.compile()
+        model.initialize(images)
+        for method in (model.fit, model.evaluate, model.predict, model.train_on_batch, model.test_on_batch):
+            with pytest.raises(
+                UserError, match="one device, not on the 2 of a MirroredStrategy: train by python train.py"
+            ):
+                method(images)

@@ -1,4 +1,4 @@
-"""An emulation of an accelerator's float32 arithmetic on a CPU, for tests of exactness without an accelerator.
+"""An emulation of an accelerator's float32 arithmetic on a CPU, to measure and test exactness without an accelerator.
 
 Two properties of accelerators matter to an invertible model:
 
@@ -16,8 +16,8 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
-import pytest
 import tensorflow as tf
 from tensorflow.core.framework import function_pb2, node_def_pb2
 from tensorflow.python import pywrap_tfe
@@ -49,29 +49,26 @@ def emulated_accelerator(noise: float = 0.0) -> Iterator[None]:
     With TensorFlow's switch for TF32 off and without noise, float32 results are unchanged to the bit. The emulation
     changes neither `tf.data` pipelines, which always run on CPUs, nor sessions of TensorFlow 1.
 
-    >>> x = tf.constant([[1.0 + 2**-12]])
-    >>> with emulated_accelerator():
-    ...     print(float(tf.matmul(x, tf.ones([1, 1]))[0, 0]))
-    1.0
-
     Args:
         noise: largest relative change of a number in a result, drawn anew for each number and each call. For
             comparison: other kernels and orders of summation change float32 results by 1e-7 to 1e-6.
     """
     emulation = _Emulation(noise)
+    execute = emulation.wrap_execute(pywrap_tfe.TFE_Py_FastPathExecute)
+    call = emulation.wrap_call_function(context.Context.call_function)
     # TensorFlow looks these two functions up by name at each call, so replacing their attributes takes effect at once.
-    with contextlib.closing(emulation), pytest.MonkeyPatch.context() as patch:
-        execute, call = pywrap_tfe.TFE_Py_FastPathExecute, context.Context.call_function
-        patch.setattr(pywrap_tfe, "TFE_Py_FastPathExecute", emulation.wrap_execute(execute))
-        patch.setattr(context.Context, "call_function", emulation.wrap_call_function(call))
+    with (
+        contextlib.closing(emulation),
+        mock.patch.object(pywrap_tfe, "TFE_Py_FastPathExecute", execute),
+        mock.patch.object(context.Context, "call_function", call),
+    ):
         yield
 
 
 @contextlib.contextmanager
 def keep_tf32_switch() -> Iterator[None]:
     """Keeps the project's code from turning TensorFlow's switch for TF32 off, inside the context, in all threads."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tf32._switch, "turn", lambda **_: None)
+    with mock.patch.object(tf32._switch, "turn", lambda **_: None):
         yield
 
 
