@@ -24,6 +24,11 @@ Tensors = tuple[tf.Tensor, tf.Tensor]
 _LOGGER = logging.getLogger(__name__)
 
 
+def fold_into_seed(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
+    """Returns a new seed, int64 [2], computed from `seed`, int64 [2], and a number, such as that of an epoch."""
+    return tf.random.experimental.stateless_fold_in(seed, number, alg=ALGORITHM)
+
+
 class BadImages:
     """The unreadable images of a data set; `data.on_bad_image` decides whether they raise errors or are skipped.
 
@@ -253,8 +258,8 @@ class RecordSplit(Split):
 
         def permute(number: tf.Tensor, window: Any) -> tf.data.Dataset:
             count = tf.shape(tf.nest.flatten(window)[0])[0]
-            window_seed = tf.random.experimental.stateless_fold_in(seed, number, alg=ALGORITHM)
-            order = tf.random.experimental.stateless_shuffle(tf.range(count), window_seed, alg=ALGORITHM)
+            seed_of_window = fold_into_seed(seed, number)
+            order = tf.random.experimental.stateless_shuffle(tf.range(count), seed_of_window, alg=ALGORITHM)
             permutation = tf.nest.map_structure(lambda values: tf.gather(values, order), window)
             return tf.data.Dataset.from_tensor_slices(permutation)
 
