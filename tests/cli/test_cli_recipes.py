@@ -34,7 +34,7 @@ def copy(tmp_path_factory):
     (package / "metrics" / "brightness.py").write_text(read_recipe("evaluation metric"), encoding="utf-8")
     evaluate = package / "cli" / "evaluate.py"
     append_rows(evaluate, "METRICS", "Brightness,")
-    insert_text(evaluate, "from tfdecouple.metrics.base", "from tfdecouple.metrics.brightness import Brightness\n")
+    insert_text(evaluate, "from tfdecouple.metrics.metric", "from tfdecouple.metrics.brightness import Brightness\n")
     (package / "cli" / "brightness.py").write_text(read_recipe("command"), encoding="utf-8")
     insert_text(package / "cli" / "__init__.py", "]", '    "brightness",\n', after="COMMANDS = [")
     with (package / "visualization" / "pictures.py").open("a", encoding="utf-8") as file:

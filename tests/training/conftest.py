@@ -3,7 +3,7 @@
 import pytest
 from helpers.runs import FakeStep
 
-from tfdecouple.metrics.base import Estimate
+from tfdecouple.metrics.metric import Estimate
 from tfdecouple.metrics.bits_per_dim import ELBO, Bound
 from tfdecouple.model import gradient
 from tfdecouple.training import evaluation, loop

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfdecouple.cli import options as arguments
 from tfdecouple.errors import RunError, UserError, one_line
-from tfdecouple.metrics.base import Metric, Result
+from tfdecouple.metrics.metric import Metric, Result
 from tfdecouple.metrics.bits_per_dim import BitsPerDim, ImportanceWeighted, OwnSize
 from tfdecouple.metrics.classification import Classification, LinearProbe
 from tfdecouple.metrics.frechet import FrechetDistance

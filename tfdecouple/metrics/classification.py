@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfdecouple.errors import DataError
-from tfdecouple.metrics.base import Estimate, Metric, Result, format_table
+from tfdecouple.metrics.metric import Estimate, Metric, Result, format_table
 from tfdecouple.metrics.drawn_images import encode_drawn_images
 from tfdecouple.metrics.linear_classifier import (
     CLASSIFIERS,

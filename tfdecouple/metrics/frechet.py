@@ -16,7 +16,7 @@ import numpy as np
 
 from tfdecouple.config.shapes import RGB_CHANNELS, Shape
 from tfdecouple.errors import DataError, ExtractorError, UntrustedError, one_line
-from tfdecouple.metrics.base import Metric, Result
+from tfdecouple.metrics.metric import Metric, Result
 from tfdecouple.metrics.drawn_images import read_drawn_batches
 from tfdecouple.runtime.option_types import add_number
 from tfdecouple.runtime.progress import Counter

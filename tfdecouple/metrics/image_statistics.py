@@ -14,7 +14,7 @@ import numpy as np
 
 from tfdecouple.config.shapes import describe_images, is_square_of_rgb
 from tfdecouple.errors import DataError, UserError
-from tfdecouple.metrics.base import Estimate, Metric, Result, format_table
+from tfdecouple.metrics.metric import Estimate, Metric, Result, format_table
 from tfdecouple.metrics.drawn_images import (
     decode_images,
     draw_image_indices,

@@ -10,7 +10,7 @@ import numpy as np
 
 from tfdecouple.data.sources import find_source_kind, list_source_kinds
 from tfdecouple.errors import UserError, nearest
-from tfdecouple.metrics.base import Metric, Result, describe_draw_count, format_table, require_finite_values
+from tfdecouple.metrics.metric import Metric, Result, describe_draw_count, format_table, require_finite_values
 from tfdecouple.metrics.drawn_images import draw_image_indices
 
 if TYPE_CHECKING:
