@@ -183,7 +183,7 @@ def measure_probe(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
     start_tensorflow()
     import numpy as np
 
-    from tfdecouple.metrics.linear_classifier import fit_classifier, read_labelled_images, standardize_features
+    from tfdecouple.metrics.classification import fit_classifier, read_labelled_images, standardize_features
     from tfdecouple.runs.opened_run import Run
 
     opened = Run.open(run)

@@ -10,10 +10,18 @@ from helpers.evaluations import compute_metric
 from helpers.models import SMALL, random_images
 
 from tfdecouple.errors import DataError, NotInitializedError
-from tfdecouple.metrics import classification, linear_classifier
-from tfdecouple.metrics.classification import LinearProbe
+from tfdecouple.metrics import classification
+from tfdecouple.metrics.classification import (
+    CLASSIFIERS,
+    STRENGTHS,
+    FittedClassifier,
+    LinearProbe,
+    fit_classifier,
+    fit_pca,
+    make_classifier,
+)
 from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_batches
-from tfdecouple.metrics.linear_classifier import CLASSIFIERS, STRENGTHS, FittedClassifier, fit_classifier, fit_pca
+from tfdecouple.metrics.metric import Estimate
 from tfdecouple.model import DecoupledModel
 
 # The tiny models' work is too small for graphs to pay.
@@ -49,7 +57,7 @@ def source(make_source):
 def two_strengths():
     """Saves time where the choice of C is not tested."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linear_classifier, "STRENGTHS", (1e-4, 1e-2))
+        patch.setattr(classification, "STRENGTHS", (1e-4, 1e-2))
         yield
 
 
@@ -81,21 +89,21 @@ def fitted(monkeypatch):
 @pytest.mark.parametrize("kind", CLASSIFIERS)
 def test_c_is_the_best_on_the_last_fifth_and_the_last_fit_is_on_all_images(kind, monkeypatch):
     # Many noisy features: a weak classifier is best, and C matters.
-    monkeypatch.setattr(linear_classifier, "STRENGTHS", STRENGTHS[:5])
+    monkeypatch.setattr(classification, "STRENGTHS", STRENGTHS[:5])
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 200)
     features = rng.standard_normal((200, 300)).astype(np.float32)
     features[:, :10] += 0.6 * (2 * labels[:, None] - 1)
     fitted = fit_classifier(kind, features, labels)
     for strength, accuracy in fitted.tried:
-        expected = CLASSIFIERS[kind]().set_params(C=strength).fit(features[:160], labels[:160])
+        expected = make_classifier(kind).set_params(C=strength).fit(features[:160], labels[:160])
         assert accuracy == pytest.approx(expected.score(features[160:], labels[160:]), abs=0.026)
     shares = [accuracy for _, accuracy in fitted.tried]
     assert fitted.held_out_accuracy == max(shares) > min(shares)
     assert fitted.strength == fitted.tried[shares.index(max(shares))][0]
-    expected = CLASSIFIERS[kind]().set_params(C=fitted.strength).fit(features, labels)
+    expected = make_classifier(kind).set_params(C=fitted.strength).fit(features, labels)
     np.testing.assert_array_equal(fitted.classifier.coef_, expected.coef_)
-    monkeypatch.setattr(linear_classifier, "MAX_ITERATIONS", 1)
+    monkeypatch.setattr(classification, "MAX_ITERATIONS", 1)
     assert not fit_classifier(kind, features, labels).converged
 
 
@@ -132,7 +140,7 @@ class TestLinearProbe:
             line = next(line for line in result.lines if line.startswith(f"{row['features']} "))
             for found in row["classifiers"].values():
                 share = found["accuracy"]
-                assert f"{100 * share:.2f} %" in line
+                assert f"{Estimate(share, found['standard_error']).to_percent(2)}" in line
                 assert found["standard_error"] == pytest.approx(math.sqrt(share * (1 - share) / 59))
 
     def test_features_are_the_models_codes(self, tiny_model, source, fitted, monkeypatch):

@@ -3,8 +3,8 @@
 import pytest
 from helpers.runs import FakeStep
 
-from tfdecouple.metrics.metric import Estimate
 from tfdecouple.metrics.bits_per_dim import ELBO, Bound
+from tfdecouple.metrics.metric import Estimate
 from tfdecouple.model import gradient
 from tfdecouple.training import evaluation, loop
 

@@ -14,7 +14,6 @@ import os
 import pathlib
 import stat
 import threading
-from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -27,6 +26,8 @@ from tfdecouple.errors import DataError, one_line
 # Images with more pixels (200 MB as RGB) are refused, because a small file can claim an image of any size. A JPEG file
 # of at most 178 million pixels, Pillow's own limit, is decoded at half its size.
 MOST_PIXELS = 2**26
+# At most two threads at once hold decoded images of more pixels than this, so that memory does not grow with threads.
+_LARGE_PIXELS, _LARGE_IMAGES = 2**22, threading.BoundedSemaphore(2)
 
 # {ending of a file's name: formats that Pillow tries for the file}. Users often give a file of a common format the
 # ending of another one, so Pillow tries all common formats for each of their endings. If the ending is not in this
@@ -129,31 +130,9 @@ def crop_and_resize_tensor(image: tf.Tensor, image_shape: Shape, centre_crop: in
     return tf.ensure_shape(tf.numpy_function(convert_and_fit, [image], tf.uint8, stateful=False), image_shape)
 
 
-class PixelBudget:
-    """A limit on how many decoded pixels all threads together hold in memory.
-
-    An image must not have more pixels than the limit, because its thread would wait for ever in `hold_pixels`.
-    """
-
-    def __init__(self, pixels: int) -> None:
-        self._free = pixels
-        self._changed = threading.Condition()
-
-    @contextlib.contextmanager
-    def hold_pixels(self, pixels: int) -> Iterator[None]:
-        """Returns a context that waits until the limit allows `pixels` more pixels, and reserves them until its end."""
-        with self._changed:
-            self._changed.wait_for(lambda: pixels <= self._free)
-            self._free -= pixels
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += pixels
-                self._changed.notify_all()
-
-
-_BUDGET = PixelBudget(2 * MOST_PIXELS)
+def _wait_for_memory(pixels: int) -> contextlib.AbstractContextManager[object]:
+    """Returns a context for decoding an image, which waits while two other threads decode large images."""
+    return _LARGE_IMAGES if pixels > _LARGE_PIXELS else contextlib.nullcontext()
 
 
 @functools.cache
@@ -181,9 +160,9 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
     try:
         if pathlib.PurePath(path).suffix.lower() == ARRAY_SUFFIX:
             pixels = _open_array(path, file, channels)
-            with _BUDGET.hold_pixels(_count_pixels(pixels.shape[1], pixels.shape[0])):
+            with _wait_for_memory(_count_pixels(pixels.shape[1], pixels.shape[0])):
                 return crop_and_resize(pixels, image_shape, centre_crop)
-        with open_image_file(path, file) as opened, _BUDGET.hold_pixels(opened.width * opened.height):
+        with open_image_file(path, file) as opened, _wait_for_memory(opened.width * opened.height):
             image: Image.Image = opened
             ImageOps.exif_transpose(image, in_place=True)
             image = scale_to_8_bits(image)

@@ -21,9 +21,9 @@ from sklearn.metrics import r2_score, roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from tfdecouple.errors import DataError
+from tfdecouple.metrics.classification import STRENGTHS, fit_classifier
 from tfdecouple.metrics.drawn_images import decode_images, encode_drawn_images
 from tfdecouple.metrics.image_statistics import CHANGES
-from tfdecouple.metrics.linear_classifier import STRENGTHS, fit_classifier
 from tfdecouple.runs.latent_directions import CLASSIFIER, DECODED, MEANS, Direction
 
 # At least this many training images must have a label, and as many lack it. A fifth of all is held out to choose C, the

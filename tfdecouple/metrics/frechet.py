@@ -16,8 +16,8 @@ import numpy as np
 
 from tfdecouple.config.shapes import RGB_CHANNELS, Shape
 from tfdecouple.errors import DataError, ExtractorError, UntrustedError, one_line
-from tfdecouple.metrics.metric import Metric, Result
 from tfdecouple.metrics.drawn_images import read_drawn_batches
+from tfdecouple.metrics.metric import Metric, Result
 from tfdecouple.runtime.option_types import add_number
 from tfdecouple.runtime.progress import Counter
 from tfdecouple.storage.files import hash_file
@@ -57,23 +57,19 @@ class FrechetDistance(Metric):
         add_number(group, "--frechet-images", 10_000, "samples of --frechet, and images to compare them with", 2)
         text = (
             f"images of --frechet: {', '.join(SPLITS)} (default test). FID on CIFAR-10 usually compares 50,000 samples "
+            "with all training images: --frechet-images 50000 --frechet-split train+validation"
         )
-        text += "with all training images: --frechet-images 50000 --frechet-split train+validation"
         group.add_argument("--frechet-split", choices=SPLITS, default="test", metavar="NAME", help=text)
         add_number(group, "--temperature", 1.0, "temperature of v of the samples of --frechet")
 
     def prepare_inputs(self) -> None:
         """Opens the extractor of --frechet and tries it on two images: a bad file fails before a metric is computed."""
-        from tfdecouple.runs.run_folder import RunFolder
-
-        open_feature_extractor(
-            self.options.frechet, RunFolder(self.options.run).read_config().model.image_shape, self.options.trust
-        )
+        shape = self.read_config().model.image_shape
+        self._extractor = open_feature_extractor(self.options.frechet, shape, self.options.trust)
 
     def compute(self, evaluation: Any) -> Result:
         """Returns the Frechet distance of samples and its floor, in squared units of features, and warnings."""
         options, model, source = self.options, evaluation.opened.model, evaluation.source
-        extractor = open_feature_extractor(options.frechet, model.config.image_shape, options.trust)
         samples, split = options.frechet_images, self.split
         floor_split = "test" if "train" in split else "train"
 
@@ -95,7 +91,7 @@ class FrechetDistance(Metric):
             f"{floor_split} images": draw_images(floor_split),
             "samples": draw_model_samples(model, samples, options.temperature, options.seed, evaluation.batch_size),
         }
-        moments = {name: compute_feature_moments(extractor, batches) for name, batches in compared.items()}
+        moments = {name: compute_feature_moments(self._extractor, batches) for name, batches in compared.items()}
         of_images, of_floor, of_samples = moments.values()
         features = len(of_images.mean)
         warnings = [

@@ -14,15 +14,10 @@ import numpy as np
 
 from tfdecouple.config.shapes import describe_images, is_square_of_rgb
 from tfdecouple.errors import DataError, UserError
-from tfdecouple.metrics.metric import Estimate, Metric, Result, format_table
-from tfdecouple.metrics.drawn_images import (
-    decode_images,
-    draw_image_indices,
-    encode_drawn_images,
-    read_drawn_images,
-)
+from tfdecouple.metrics.classification import fit_pca, flatten_images, standardize_features
+from tfdecouple.metrics.drawn_images import decode_images, draw_image_indices, encode_drawn_images, read_drawn_images
 from tfdecouple.metrics.latent_use import draw_derangement
-from tfdecouple.metrics.linear_classifier import fit_pca, flatten_images, standardize_features
+from tfdecouple.metrics.metric import Estimate, Metric, Result, format_table
 
 # Smallest number of training images for the regressions, and smallest number of evaluated images.
 LEAST = 4
@@ -46,11 +41,9 @@ class ImageStatistics(Metric):
 
     def prepare_inputs(self) -> None:
         """Raises UserError if --split is train, to which regressions are fitted, or the images are no RGB squares."""
-        from tfdecouple.runs.run_folder import RunFolder
-
         if self.options.split == "train":
             raise UserError("--split is 'train', which --image-statistics is fitted on; take validation or test")
-        shape = RunFolder(self.options.run).read_config().model.image_shape
+        shape = self.read_config().model.image_shape
         if not is_square_of_rgb(shape):
             raise UserError(
                 f"--image-statistics takes squares of RGB, and those of this model are {describe_images(shape)}; "

@@ -14,6 +14,7 @@ import numpy as np
 
 from tfdecouple.errors import DataError
 from tfdecouple.metrics.metric import Estimate, Metric, Result, describe_draw_count, format_table, require_finite_values
+from tfdecouple.runtime.progress import Counter
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -36,8 +37,6 @@ class UseOfZ(Metric):
     needs_z = needs_posterior = True
 
     def compute(self, evaluation: Any) -> Result:
-        from tfdecouple.runtime.progress import Counter
-
         model, draws, seed = evaluation.opened.model, self.options.samples, self.options.seed
         with Counter("use of z", evaluation.count * (1 + draws)) as counter:
             use = compute_latent_use(model, evaluation.make_image_batches(), samples=draws, seed=seed, on_batch=counter)

@@ -10,8 +10,9 @@ import numpy as np
 
 from tfdecouple.data.sources import find_source_kind, list_source_kinds
 from tfdecouple.errors import UserError, nearest
-from tfdecouple.metrics.metric import Metric, Result, describe_draw_count, format_table, require_finite_values
 from tfdecouple.metrics.drawn_images import draw_image_indices
+from tfdecouple.metrics.metric import Metric, Result, describe_draw_count, format_table, require_finite_values
+from tfdecouple.runtime.progress import Counter
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -55,9 +56,8 @@ class Outliers(Metric):
         """Opens the data sets that --outliers names; raises UserError for an unknown name."""
         from tfdecouple.data import open_source
         from tfdecouple.data.sources import replace_source
-        from tfdecouple.runs.run_folder import RunFolder
 
-        options, config = self.options, RunFolder(self.options.run).read_config()
+        options, config = self.options, self.read_config()
         self._sources: dict[str, Source] = {}
         for name in options.outliers:
             if name in MADE:
@@ -136,14 +136,14 @@ def _format_separation(reports: dict[str, Any], options: Any) -> list[str]:
     for name, report in reports.items():
         lines.append(f"    {name} ({report['images']:,} images), against {report['known_images']:,} of {options.split}")
         rows = [["score", "AUROC", "false positives at 95 %"]]
-        for score, found in report["detection"].items():
-            low, high = found["auroc_interval"]
-            area = f"{found['auroc']:.3f} [{low:.3f}, {high:.3f}]"
-            low, high = (100 * end for end in found["false_positives_interval"])
-            share = f"{100 * found['false_positives']:.1f} % [{low:.1f}, {high:.1f}]"
+        for score, separation in report["detection"].items():
+            low, high = separation["auroc_interval"]
+            area = f"{separation['auroc']:.3f} [{low:.3f}, {high:.3f}]"
+            low, high = (100 * end for end in separation["false_positives_interval"])
+            share = f"{100 * separation['false_positives']:.1f} % [{low:.1f}, {high:.1f}]"
             rows.append([f"{score}: {SCORES[score]}", area, share])
         lines += format_table(rows, indent=8)
-    if any(found["auroc"] < 0.5 for report in reports.values() for found in report["detection"].values()):
+    if any(separation["auroc"] < 0.5 for report in reports.values() for separation in report["detection"].values()):
         lines.append("    an AUROC below 0.5: by that score outliers are the more usual images")
     return lines
 
@@ -198,8 +198,6 @@ class OutlierScorer:
 
 def _score_images(scorer: OutlierScorer, batches: Iterable[Mapping[str, Any]], name: str, total: int) -> Scores:
     """Returns {score, "index" or "label" (-1: none): array `[n]`}; RunError if a score is not finite."""
-    from tfdecouple.runtime.progress import Counter
-
     rows: list[Scores] = []
     with Counter(f"scores of {name}", total) as counter:
         for batch in batches:
