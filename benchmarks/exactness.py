@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from benchmarks.common import make_table, write_json  # noqa: E402
-from tfdecouple.data.extreme_images import make_extreme_images  # noqa: E402
+from tfdecouple.data.sample_images import make_extreme_images  # noqa: E402
 from tfdecouple.errors import ExactnessWarning  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 

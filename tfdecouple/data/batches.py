@@ -167,11 +167,8 @@ def slice_for_replicas(batches: tf.data.Dataset, context: tf.distribute.InputCon
 def load_images(source: Source, split: str, count: int, at_most: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Returns the first `count` readable images of a split, uint8 [count, ...], and their labels, int32 [count].
 
-    With `at_most`, the function returns all images of a split that has fewer than `count`, but at least one.
-
-    Raises:
-        DataError: if the split is unknown, it has too few images, or an image is unreadable and
-            `data.on_bad_image` is "stop".
+    With `at_most`, the function returns all images of a split that has fewer than `count`, but at least one. DataError
+    is raised if the split is unknown or has too few images, or if an image is unreadable and not skipped.
     """
     with source.guard():
         loaded = next(source.open_split(split).decode_examples().take(count).batch(count).as_numpy_iterator(), None)
@@ -186,15 +183,10 @@ def read_chosen_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields batches of the images of a split with the indices `indices`, int `[n]`, in ascending order.
 
-    A repeated index counts once. Other images are not decoded, except that with `data.on_bad_image` "skip" the next
-    readable image replaces an unreadable one.
-
-    Yields:
-        Dicts of "image" uint8 [b, height, width, channels], "label" int32 [b] (-1 for none) and "index" int64 [b]. The
-        last batch may be smaller than the others.
-
-    Raises:
-        DataError: if the split is unknown, an index is too large, or an image is unreadable and not skipped.
+    A batch is a dict of "image" uint8 [b, height, width, channels], "label" int32 [b] (-1 for none) and "index" int64
+    [b]; the last batch may be smaller. A repeated index counts once. Other images are not decoded, except that with
+    `data.on_bad_image` "skip" the next readable image replaces an unreadable one. DataError is raised if the split is
+    unknown, an index is too large, or an image is unreadable and not skipped.
     """
     with source.guard():
         batches = _decode_examples(source, split, indices).batch(batch_size)

@@ -58,16 +58,14 @@ def describe_cropping(image_shape: Shape, centre_crop: int) -> str:
     if image_shape[0] == image_shape[1]:
         return f"centre square of {centre_crop} pixels, or the largest" if centre_crop else "largest centre square"
     centre = "centre in the proportions of the model's images"
-    return (
-        f"{centre}, {centre_crop} pixels along its shorter side, or the largest" if centre_crop else f"largest {centre}"
-    )
+    limit = f"{centre}, {centre_crop} pixels along its shorter side, or the largest"
+    return limit if centre_crop else f"largest {centre}"
 
 
 def find_centre_box(height: int, width: int, image_shape: Shape, centre_crop: int) -> tuple[int, int, int, int]:
     """Returns the rectangle to cut out of an image, in pixels: (first row, first column, count of rows, of columns).
 
-    The rectangle has the proportions of `image_shape`. Its shorter side has at most `centre_crop` pixels; 0 stands for
-    no limit.
+    It has the proportions of `image_shape`, and its shorter side at most `centre_crop` pixels, unless these are 0.
 
     >>> find_centre_box(100, 300, (32, 32, 3), 0)
     (0, 100, 100, 100)
@@ -87,10 +85,8 @@ def find_centre_box(height: int, width: int, image_shape: Shape, centre_crop: in
 def crop_and_resize(pixels: np.ndarray, image_shape: Shape, centre_crop: int) -> np.ndarray:
     """Cuts out the centre of an image, and resizes the centre if it has another shape; returns uint8 `image_shape`.
 
-    Args:
-        pixels: the pixels of the image, uint8 [H, W, channels], or [H, W] for one channel.
-        image_shape: shape of the result; with (0, 0, channels) the image is neither cropped nor resized.
-        centre_crop: largest count of pixels along the centre's shorter side, before resizing; 0 for no limit.
+    `pixels` are uint8 [H, W, channels], or [H, W] for one channel. With the `image_shape` (0, 0, channels), the image
+    is neither cropped nor resized. `centre_crop` is as in `find_centre_box`.
     """
     if image_shape[:2] == (0, 0):
         return pixels.reshape(*pixels.shape[:2], image_shape[2])
@@ -149,11 +145,8 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
     Pillow's mode LA, RGBA or CMYK, or a NumPy array (.npy), uint8 [H, W, channels].
 
     The arguments `image_shape` and `centre_crop` are as in `crop_and_resize`. If `file` is given, an open file, the
-    function reads from `file`, and needs `path` only for the ending and for messages.
-
-    Raises:
-        DataError: if the file is not a regular file, is not an image of a format that its ending allows, has more than
-            `MOST_PIXELS` pixels, or has another count of channels; the message has the path.
+    function reads from `file`, and needs `path` only for the ending and for messages. For a file that is no such image
+    or has more than `MOST_PIXELS` pixels, DataError with the path is raised.
     """
     _use_large_blocks()
     channels = image_shape[-1]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tfdecouple.config import Config, override
-from tfdecouple.data.extreme_images import make_extreme_images
+from tfdecouple.data.sample_images import make_extreme_images
 from tfdecouple.doctor.check_runner import DEFAULT, Result, Task
 from tfdecouple.errors import ExactnessWarning
 

@@ -262,10 +262,12 @@ def read_labelled_images(
     model: DecoupledModel, source: Source, split: str, count: int, *, seed: int, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns at most `count` random images, uint8 `[n, ...]`, and labels, int32 `[n]`; DataError without a label."""
-    from tfdecouple.data.labels import require_labels
+    from tfdecouple.data.labels import check_labels
 
     images, labels = read_drawn_images(model, source, split, draw_image_indices(source, split, count, seed), batch_size)
-    return images, require_labels(source, split, labels, "a linear classifier")
+    if (check_labels(source, labels) < 0).any():
+        raise DataError(f"{source.title} has {split} images without a label; use data with labels, such as sub-folders")
+    return images, labels
 
 
 class Classification(Metric):
