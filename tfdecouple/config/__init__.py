@@ -5,7 +5,6 @@ changes single options by their dotted names, as `--set model.latent_dim=32` doe
 combination raises a `ConfigError` of one line that names the value.
 """
 
-from tfdecouple.config.data import PHOTOGRAPHS, DataConfig
 from tfdecouple.config.model import CONDITIONERS, PRIORS, STEP_LAYERS, ModelConfig
 from tfdecouple.config.run import (
     Config,
@@ -18,7 +17,7 @@ from tfdecouple.config.run import (
     parse_config,
     preset_names,
 )
-from tfdecouple.config.training import MEMORY, PRECISIONS, TrainingConfig
+from tfdecouple.config.training import MEMORY, PHOTOGRAPHS, PRECISIONS, DataConfig, TrainingConfig
 
 __all__ = [
     "CONDITIONERS",
