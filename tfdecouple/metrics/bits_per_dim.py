@@ -181,18 +181,12 @@ class BoundEvaluator:
         """Returns a bound on the bits per dimension, averaged over the images of all batches.
 
         Args:
-            batches: a dataset of dicts of `image` (uint8, `[batch, ...]`), `index` (`[batch]`) and `weight` (`[batch]`,
-                0 for padding). All batches have the same size, a multiple of the number of devices. A model with labels
-                also needs `label` (`[batch]`), -1 for none. If z is a function of the label, none may be -1.
+            batches: a dataset of `make_evaluation_batches`. The size of a batch is a multiple of the number of devices.
             bound: the name of the bound, `ELBO` or `IMPORTANCE_WEIGHTED`.
             k: the number of draws per image, at least 1.
             seed: the seed of the draws.
             on_batch: a callback that receives the number of evaluated images after each draw.
             refuse_non_finite: whether a bound that is not finite raises RunError, with the indices of the images.
-
-        Raises:
-            DataError: if a label that the model needs is missing.
-            NotInitializedError: if the model has no weights.
         """
         import tensorflow as tf
 

@@ -195,13 +195,9 @@ def open_feature_extractor(path: pathlib.Path | str, image_shape: Shape, trust: 
 
     The network in the file must have one input, uint8 images `[n, height, width, 3]`, and one output, `[n, features]`.
     The network gets images with the height and width of `image_shape`, and must resize them if it needs another size.
-    Grey images are repeated to three channels. The network is tried on two images. A Keras file can run code; Keras
-    refuses only Lambda layers.
-
-    Raises:
-        UntrustedError: if the file is a Keras file and `trust` is False.
-        ExtractorError: if the file is missing or unreadable, or its network does not accept images of `image_shape`.
-            The returned function raises ExtractorError for features that are not finite.
+    Grey images are repeated to three channels. The network is tried on two images. A Keras file can run code (Keras
+    refuses only Lambda layers), so that it raises UntrustedError without `trust`. ExtractorError is raised if the file
+    is missing or its network does not fit, and by the returned function for features that are not finite.
     """
     from tfdecouple.numerics.tf32 import full_float32
 

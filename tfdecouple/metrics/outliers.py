@@ -149,10 +149,9 @@ def _format_separation(reports: dict[str, Any], options: Any) -> list[str]:
 
 
 class OutlierScorer:
-    """A callable that computes outlier scores of images on one device.
+    """A callable that computes outlier scores of images on one device: means over `samples` draws of z and u.
 
-    A score is the mean over `samples` draws of z and of the dequantisation noise u. The draws depend on the seed and on
-    the index of the image, so other images in a batch do not change a score.
+    The draws depend on the seed and on the index of the image, so other images in a batch do not change a score.
     """
 
     def __init__(self, model: Any, samples: int = 1, seed: int = 0):
@@ -215,8 +214,7 @@ def _score_images(scorer: OutlierScorer, batches: Iterable[Mapping[str, Any]], n
 def compute_auroc(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> Any:
     """Returns the area under the ROC curve: the probability that an outlier scores higher than an inlier.
 
-    A tie counts as half. 0.5 is chance; below 0.5 the score ranks outliers as the more usual images. `inliers` and
-    `outliers` are scores, `[..., n]` and `[..., m]`, and `axis` is the last axis of both.
+    A tie counts as half. `inliers` and `outliers` are scores, `[..., n]` and `[..., m]`; `axis` is the last axis.
 
     >>> float(compute_auroc(np.array([0.0, 1.0]), np.array([1.0, 2.0])))
     0.875
@@ -239,9 +237,8 @@ def compare_outlier_scores(
 ) -> dict[str, Any]:
     """Returns a dict of how well a score separates inliers, with scores `[n]`, from outliers, with scores `[m]`.
 
-    The keys are `auroc`, by `compute_auroc`; `false_positives`, the share of outliers below the threshold that lets
-    95 % of the inliers pass; and pairs `auroc_interval` and `false_positives_interval`, 95 % bootstrap intervals from
-    `resamples` samples.
+    The keys are `auroc`; `false_positives`, the share of outliers below the threshold that lets 95 % of the inliers
+    pass; and pairs `auroc_interval` and `false_positives_interval`, 95 % bootstrap intervals from `resamples` samples.
     """
     import scipy.stats
 
