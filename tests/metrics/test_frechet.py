@@ -10,7 +10,7 @@ from helpers.evaluations import compute_mean_colours, compute_metric, write_onnx
 from helpers.models import SMALL, random_images
 
 from tfdecouple.cli import main
-from tfdecouple.errors import DataError, ExtractorError, NotInitializedError, UntrustedError
+from tfdecouple.errors import DataError, NotInitializedError, UntrustedError, UserError
 from tfdecouple.metrics.frechet import (
     FrechetDistance,
     Moments,
@@ -103,7 +103,7 @@ class TestExtractor:
     )
     def test_unsuitable_extractor_is_refused_in_one_line(self, write, parts, tmp_path):
         path = write(tmp_path)
-        with pytest.raises(ExtractorError) as caught:
+        with pytest.raises(UserError) as caught:
             open_feature_extractor(path, (8, 8, 3), trust=True)
         message = str(caught.value)
         assert "\n" not in message and all(part in message for part in parts), message
@@ -114,7 +114,7 @@ class TestExtractor:
         for name, part in {"text.onnx": "as ONNX", "text.keras": "Keras", "code.keras": "cannot be opened"}.items():
             if name.startswith("text"):
                 (tmp_path / name).write_text("no network\n")
-            with pytest.raises(ExtractorError, match=part) as caught:
+            with pytest.raises(UserError, match=part) as caught:
                 open_feature_extractor(tmp_path / name, (8, 8, 3), trust=True)
             assert "\n" not in str(caught.value)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tfdecouple.config.shapes import RGB_CHANNELS, Shape
-from tfdecouple.errors import DataError, ExtractorError, UntrustedError, one_line
+from tfdecouple.errors import DataError, UntrustedError, UserError, one_line
 from tfdecouple.metrics.drawn_images import read_drawn_batches
 from tfdecouple.metrics.metric import Metric, Result
 from tfdecouple.runtime.option_types import add_number
@@ -196,7 +196,7 @@ def open_feature_extractor(path: pathlib.Path | str, image_shape: Shape, trust: 
     The network in the file must have one input, uint8 images `[n, height, width, 3]`, and one output, `[n, features]`.
     The network gets images with the height and width of `image_shape`, and must resize them if it needs another size.
     Grey images are repeated to three channels. The network is tried on two images. A Keras file can run code (Keras
-    refuses only Lambda layers), so that it raises UntrustedError without `trust`. ExtractorError is raised if the file
+    refuses only Lambda layers), so that it raises UntrustedError without `trust`. UserError is raised if the file
     is missing or its network does not fit, and by the returned function for features that are not finite.
     """
     from tfdecouple.numerics.tf32 import full_float32
@@ -204,14 +204,14 @@ def open_feature_extractor(path: pathlib.Path | str, image_shape: Shape, trust: 
     path = pathlib.Path(path)
     is_keras = path.suffix == ".keras"
     if not path.is_file():
-        raise ExtractorError(f"there is no extractor file {path}; name an ONNX (.onnx) or Keras (.keras) file")
+        raise UserError(f"there is no extractor file {path}; name an ONNX (.onnx) or Keras (.keras) file")
     if is_keras and not trust:
         raise UntrustedError(
             f"{path} is a Keras file, which can run code where Keras does not notice; give --trust where you know "
             "where it comes from, or name an ONNX file"
         )
     if image_shape[-1] not in (1, RGB_CHANNELS):
-        raise ExtractorError(
+        raise UserError(
             f"the images have {image_shape[-1]} channels, and the extractor {path.name} takes 3; only grey images and "
             "those of three channels can be compared by it"
         )
@@ -219,13 +219,13 @@ def open_feature_extractor(path: pathlib.Path | str, image_shape: Shape, trust: 
         run, dtypes, outputs = (_open_keras_extractor if is_keras else _open_onnx_extractor)(path)
     # Every exception is caught, because ONNX Runtime and Keras raise many exception classes for broken or unsafe files.
     except Exception as error:
-        raise ExtractorError(
+        raise UserError(
             f"{path} cannot be opened as {'a Keras model' if is_keras else 'ONNX'}: {one_line(error)}; name an ONNX "
             "(.onnx) or Keras (.keras) file"
         ) from error
     if dtypes != ["uint8"] or outputs != 1:
         inputs = " and ".join(dtypes) or "nothing"
-        raise ExtractorError(f"the extractor {path.name} takes {inputs} and has {outputs} outputs; {_NEEDS}")
+        raise UserError(f"the extractor {path.name} takes {inputs} and has {outputs} outputs; {_NEEDS}")
 
     def extract(images: np.ndarray) -> np.ndarray:
         if images.shape[-1] == 1:
@@ -235,17 +235,17 @@ def open_feature_extractor(path: pathlib.Path | str, image_shape: Shape, trust: 
                 features = np.asarray(run(images))
         # Every exception is caught, because each runtime has its own exception class for images of the wrong size.
         except Exception as error:
-            raise ExtractorError(
+            raise UserError(
                 f"the extractor {path.name} fails on images of shape {images.shape}: {one_line(error)}; {_NEEDS}, "
                 "of any n and of these images' size"
             ) from error
         if features.ndim != 2 or len(features) != len(images):
-            raise ExtractorError(
+            raise UserError(
                 f"the extractor {path.name} gave features of shape {features.shape} for {len(images)} images; "
                 "they must be [images, features]"
             )
         if not np.isfinite(features).all():
-            raise ExtractorError(f"the extractor {path.name} gave features that are not finite; use another")
+            raise UserError(f"the extractor {path.name} gave features that are not finite; use another")
         return features
 
     extract(np.resize(np.arange(256, dtype=np.uint8), (2, *image_shape)))

@@ -222,8 +222,7 @@ def compute_auroc(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> 
     import scipy.stats
 
     n, m = inliers.shape[axis], outliers.shape[axis]
-    ranks = scipy.stats.rankdata(np.concatenate([inliers, outliers], axis), axis=axis)
-    return (ranks[..., n:].sum(axis) - m * (m + 1) / 2) / (n * m)
+    return scipy.stats.mannwhitneyu(outliers, inliers, axis=axis, method="asymptotic").statistic / (n * m)
 
 
 def _compute_separation(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> np.ndarray:
