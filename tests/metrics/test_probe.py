@@ -42,9 +42,9 @@ def probe_result(model, source, train=120, test=60, **options):
 
 def accuracies(result):
     return {
-        (row["features"], kind): found["accuracy"]
+        (row["features"], kind): classifier["accuracy"]
         for row in result.values["results"]
-        for kind, found in row["classifiers"].items()
+        for kind, classifier in row["classifiers"].items()
     }
 
 
@@ -87,7 +87,7 @@ def fitted(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", CLASSIFIERS)
-def test_c_is_the_best_on_the_last_fifth_and_the_last_fit_is_on_all_images(kind, monkeypatch):
+def test_classifier_has_the_best_c_on_the_last_fifth_and_is_fitted_to_all_images(kind, monkeypatch):
     # Many noisy features: a weak classifier is best, and C matters.
     monkeypatch.setattr(classification, "STRENGTHS", STRENGTHS[:5])
     rng = np.random.default_rng(0)
@@ -107,7 +107,7 @@ def test_c_is_the_best_on_the_last_fifth_and_the_last_fit_is_on_all_images(kind,
     assert not fit_classifier(kind, features, labels).converged
 
 
-def test_components_of_few_images_hold_more_than_rounding():
+def test_pca_of_few_images_has_no_component_of_rounding_errors():
     for features in (30, 5000):
         values = np.random.default_rng(0).standard_normal((20, features)).astype(np.float32)
         pca = fit_pca(values, 64, seed=0)
@@ -126,10 +126,10 @@ def test_images_are_drawn_from_the_whole_split_and_read_once(source):
 
 
 class TestLinearProbe:
-    def test_colours_are_found_in_pixels_and_the_table_says_so(self, result):
-        found, values = accuracies(result), result.values
-        assert found["pixels", "linear SVM"] == found["pixels", "logistic regression"] == 1
-        assert found["pixels, PCA", "linear SVM"] == 1
+    def test_probe_classifies_colours_by_pixels_and_prints_every_accuracy(self, result):
+        shares, values = accuracies(result), result.values
+        assert shares["pixels", "linear SVM"] == shares["pixels", "logistic regression"] == 1
+        assert shares["pixels, PCA", "linear SVM"] == 1
         dimensions = {row["features"]: row["dimensions"] for row in values["results"]}
         assert dimensions == {"pixels": 192, "pixels, PCA": 4, "z": 4, "v": 192, "v, PCA": 4}
         assert json.loads(json.dumps(values)) == values
@@ -138,12 +138,12 @@ class TestLinearProbe:
         assert values["chance"] == pytest.approx(1 / 3)
         for row in values["results"]:
             line = next(line for line in result.lines if line.startswith(f"{row['features']} "))
-            for found in row["classifiers"].values():
-                share = found["accuracy"]
-                assert f"{Estimate(share, found['standard_error']).to_percent(2)}" in line
-                assert found["standard_error"] == pytest.approx(math.sqrt(share * (1 - share) / 59))
+            for classifier in row["classifiers"].values():
+                share = classifier["accuracy"]
+                assert f"{Estimate(share, classifier['standard_error']).to_percent(2)}" in line
+                assert classifier["standard_error"] == pytest.approx(math.sqrt(share * (1 - share) / 59))
 
-    def test_features_are_the_models_codes(self, tiny_model, source, fitted, monkeypatch):
+    def test_probe_classifies_the_codes_of_encode(self, tiny_model, source, fitted, monkeypatch):
         # Before they are standardised, the features are the codes of `encode`, whatever the batches.
         seen = []
         monkeypatch.setattr(classification, "standardize_features", lambda *both: seen.append(both) or both)
@@ -157,14 +157,14 @@ class TestLinearProbe:
             np.testing.assert_allclose(codes_z, codes.z, atol=1e-5)
             np.testing.assert_allclose(codes_v, np.reshape(codes.v, (len(x), -1)), atol=1e-4)
 
-    def test_test_images_influence_nothing_that_is_fitted(self, tiny_model, make_source, fitted):
+    def test_probe_fits_nothing_to_test_images(self, tiny_model, make_source, fitted):
         for test in (coloured_images(50, 1), (np.zeros((50, 8, 8, 3), np.uint8), np.arange(50) % 3)):
             probe_result(tiny_model, make_source(coloured_images(100), test), 100, 50)
         assert len(fitted) == 2 * 10
-        for one, other in zip(fitted[:10], fitted[10:], strict=True):
-            np.testing.assert_array_equal(one, other)
+        for first, second in zip(fitted[:10], fitted[10:], strict=True):
+            np.testing.assert_array_equal(first, second)
 
-    def test_confusion_matrix_counts_every_test_image(self, result):
+    def test_confusion_matrix_of_the_probe_counts_every_test_image(self, result):
         confusion = result.values["confusion"]
         counts = np.array(confusion["counts"])
         assert confusion["features"] == "z" and confusion["labels"] == [0, 1, 2]
@@ -172,7 +172,7 @@ class TestLinearProbe:
         np.testing.assert_array_equal(counts.sum(1), [20, 20, 20])
         assert np.trace(counts) / counts.sum() == confusion["accuracy"]
         row = next(row for row in result.values["results"] if row["features"] == "z")
-        held_out = {kind: found["held_out_accuracy"] for kind, found in row["classifiers"].items()}
+        held_out = {kind: classifier["held_out_accuracy"] for kind, classifier in row["classifiers"].items()}
         assert held_out[confusion["classifier"]] == max(held_out.values())
         assert row["classifiers"][confusion["classifier"]]["accuracy"] == confusion["accuracy"]
         labels, predicted = np.array([2, 2, 7, 9]), np.array([2, 9, 7, 2])
@@ -180,7 +180,7 @@ class TestLinearProbe:
         assert (confusion["labels"], confusion["accuracy"]) == ([2, 7, 9], 0.5)
         assert confusion["counts"] == [[1, 0, 1], [0, 1, 0], [1, 0, 0]]
 
-    def test_model_without_z_has_pixels_as_it_sees_them_and_v(self, source, fitted, monkeypatch):
+    def test_probe_of_a_model_without_z_classifies_quantised_pixels_and_v(self, source, fitted, monkeypatch):
         model = DecoupledModel(dataclasses.replace(SMALL, conditioning="none", n_bits=3))
         with pytest.raises(NotInitializedError):
             probe_result(model, source)
@@ -205,8 +205,8 @@ class TestLinearProbe:
     ):
         monkeypatch.setattr(classification, "IMAGES", most)
         monkeypatch.setattr(classification, "VALUES", values)
-        found = compute_metric(LinearProbe, tiny_model, source, **options).values
-        assert (found["train_images"], found["test_images"]) == (train, test)
+        report = compute_metric(LinearProbe, tiny_model, source, **options).values
+        assert (report["train_images"], report["test_images"]) == (train, test)
 
 
 @pytest.mark.parametrize(
