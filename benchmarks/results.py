@@ -19,10 +19,9 @@ import functools
 import json
 import pathlib
 import shlex
-import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -31,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import paper  # noqa: E402
 from benchmarks.common import make_table, update_page  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
+from tfdecouple.metrics.metric import Estimate  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 PAGE, FILES = ROOT / "docs" / "RESULTS.md", ROOT / "docs" / "results"
@@ -195,7 +195,7 @@ def _render_bits() -> str:
 
 
 def _format_bits(evaluation: dict[str, Any]) -> str:
-    return f"{evaluation['bits_per_dim']:.4f}±{evaluation['standard_error']:.4f}"
+    return Estimate(evaluation["bits_per_dim"], evaluation["standard_error"]).to_text(4)
 
 
 def compare_seeds() -> tuple[int, dict[str, list[float]]]:
@@ -216,29 +216,15 @@ def _read_validation(run: pathlib.Path) -> dict[int, float]:
     return {int(row["step"]): float(row["bits_per_dim"]) for row in rows if row["kind"] == "validation"}
 
 
-def compute_mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the mean of `values` and the standard error of the mean."""
-    return statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5
-
-
-def compare_with_ours(run: str) -> tuple[float, float]:
-    """Returns how many more bits/dim a run needs than the run "conditional" (mean over seeds), and the standard error.
-
-    Runs are subtracted seed by seed, because runs with equal seeds see the same images in the same order.
-    """
-    _, bits = compare_seeds()
-    pairs = zip(bits["conditional"], bits[run], strict=False)
-    return compute_mean_and_error([theirs - ours for ours, theirs in pairs])
-
-
 def _render_seeds() -> str:
     step, bits = compare_seeds()
     rows = []
     for run, values in bits.items():
-        (mean, error), (difference, its_error) = compute_mean_and_error(values), compare_with_ours(run)
         listed = ", ".join(f"{value:.4f}" for value in values)
-        worse = f"{difference:.4f}±{its_error:.4f}" if run != "conditional" else ""
-        rows.append([RUNS[run], listed, f"{mean:.4f}±{error:.4f}", worse])
+        # Runs are subtracted seed by seed, because runs with equal seeds see the same images in the same order.
+        differences = [theirs - ours for ours, theirs in zip(bits["conditional"], values, strict=False)]
+        worse = Estimate.from_values(differences).to_text(4) if run != "conditional" else ""
+        rows.append([RUNS[run], listed, Estimate.from_values(values).to_text(4), worse])
     return make_table(
         ["model", f"validation bits/dim at update {step:,}, seeds 0, 1, ...", "mean", "difference from ours"], rows
     )
@@ -277,7 +263,7 @@ def _render_statistics() -> str:
     for name, metrics in measured.items():
         explained = [f"{metrics['r2'][kind]['mean']:.2f}" for kind in ("z", "v, PCA", "pixels, PCA")]
         switch = metrics["switch"]
-        followed = [f"{switch[code]['mean']:.2f}±{switch[code]['standard_error']:.2f}" for code in ("z", "v")]
+        followed = [Estimate(**switch[code]).to_text(2) for code in ("z", "v")]
         nearer = f"{100 * switch['nearer_to_z']['mean']:.0f}"
         rows.append([name, *explained, *followed, nearer])
     header = ["statistic", "R2 from z", "R2 from v, PCA", "R2 from pixels, PCA"]
