@@ -9,6 +9,7 @@ import pytest
 from helpers.evaluations import compute_metric
 from helpers.models import SMALL, random_images
 
+from tfdecouple.data import read_chosen_batches
 from tfdecouple.errors import DataError, NotInitializedError
 from tfdecouple.metrics import classification
 from tfdecouple.metrics.classification import (
@@ -20,7 +21,7 @@ from tfdecouple.metrics.classification import (
     fit_pca,
     make_classifier,
 )
-from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_batches
+from tfdecouple.metrics.drawn_images import draw_image_indices
 from tfdecouple.metrics.metric import Estimate
 from tfdecouple.model import DecoupledModel
 
@@ -120,7 +121,7 @@ def test_images_are_drawn_from_the_whole_split_and_read_once(source):
     indices = draw_image_indices(source, "train", 30, seed=0)
     assert len(set(indices.tolist())) == 30 and indices.min() < 40 and indices.max() >= 80
     assert set(indices) != set(draw_image_indices(source, "train", 30, seed=1))
-    batches = list(read_drawn_batches(source, "train", indices, batch_size=7))
+    batches = list(read_chosen_batches(source, "train", indices, batch_size=7))
     np.testing.assert_array_equal(np.concatenate([b["image"] for b in batches]), images[np.sort(indices)])
     np.testing.assert_array_equal(np.concatenate([b["label"] for b in batches]), labels[np.sort(indices)])
 

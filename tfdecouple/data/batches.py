@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfdecouple.config import DataConfig
 from tfdecouple.data.splits import ALGORITHM, Source, fold_into_seed
 from tfdecouple.errors import DataError
+from tfdecouple.runtime.progress import Counter
 
 
 def count_epoch_steps(source: Source, batch_size: int) -> int:
@@ -179,18 +180,21 @@ def load_images(source: Source, split: str, count: int, at_most: bool = False) -
 
 
 def read_chosen_batches(
-    source: Source, split: str, indices: np.ndarray, *, batch_size: int
+    source: Source, split: str, indices: np.ndarray, *, batch_size: int, title: str = ""
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields batches of the images of a split with the indices `indices`, int `[n]`, in ascending order.
 
+    Progress is shown under `title`, such as "encoding", by default "reading SPLIT".
     A batch is a dict of "image" uint8 [b, height, width, channels], "label" int32 [b] (-1 for none) and "index" int64
     [b]; the last batch may be smaller. A repeated index counts once. Other images are not decoded, except that with
     `data.on_bad_image` "skip" the next readable image replaces an unreadable one. DataError is raised if the split is
     unknown, an index is too large, or an image is unreadable and not skipped.
     """
-    with source.guard():
-        batches = _decode_examples(source, split, indices).batch(batch_size)
-        yield from _set_pipeline_options(batches).as_numpy_iterator()
+    done, batches = 0, _decode_examples(source, split, indices).batch(batch_size)
+    with source.guard(), Counter(title or f"reading {split}", len(indices)) as counter:
+        for batch in _set_pipeline_options(batches).as_numpy_iterator():
+            yield batch
+            counter(done := done + len(batch["label"]))
 
 
 def _decode_examples(source: Source, split: str, indices: np.ndarray | None) -> tf.data.Dataset:

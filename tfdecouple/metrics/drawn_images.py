@@ -26,19 +26,6 @@ def draw_image_indices(source: Source, split: str, count: int, seed: int) -> np.
     return np.random.default_rng(seed).permutation(source.open_split(split).size)[:count]
 
 
-def read_drawn_batches(
-    source: Source, split: str, indices: np.ndarray, batch_size: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yields batches {"image": uint8, "label": int32, -1 for none, "index"} of the images with `indices`, ascending."""
-    from tfdecouple.data import read_chosen_batches
-
-    done = 0
-    with Counter(f"reading {split}", len(indices)) as counter:
-        for batch in read_chosen_batches(source, split, indices, batch_size=batch_size):
-            yield batch
-            counter(done := done + len(batch["label"]))
-
-
 def read_drawn_images(
     model: DecoupledModel, source: Source, split: str, indices: np.ndarray, batch_size: int = 256
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -46,9 +33,11 @@ def read_drawn_images(
 
     The images are uint8 `[n, height, width, channels]`, in the order of `indices`, and the labels int32 `[n]`.
     """
+    from tfdecouple.data import read_chosen_batches
+
     images, labels = np.empty((len(indices), *model.config.image_shape), np.uint8), np.empty(len(indices), np.int32)
     order, done = np.argsort(indices), 0
-    for batch in read_drawn_batches(source, split, indices, batch_size):
+    for batch in read_chosen_batches(source, split, indices, batch_size=batch_size):
         rows = order[done : done + len(batch["label"])]
         images[rows], labels[rows] = model.quantize_images(batch["image"]), batch["label"]
         done += len(rows)

@@ -16,7 +16,6 @@ import numpy as np
 
 from tfdecouple.config.shapes import RGB_CHANNELS, Shape
 from tfdecouple.errors import DataError, UntrustedError, UserError, one_line
-from tfdecouple.metrics.drawn_images import read_drawn_batches
 from tfdecouple.metrics.metric import Metric, Result
 from tfdecouple.runtime.option_types import add_number
 from tfdecouple.runtime.progress import Counter
@@ -69,6 +68,8 @@ class FrechetDistance(Metric):
 
     def compute(self, evaluation: Any) -> Result:
         """Returns the Frechet distance of samples and its floor, in squared units of features, and warnings."""
+        from tfdecouple.data import read_chosen_batches
+
         options, model, source = self.options, evaluation.opened.model, evaluation.source
         samples, split = options.frechet_images, self.split
         floor_split = "test" if "train" in split else "train"
@@ -83,7 +84,7 @@ class FrechetDistance(Metric):
             for part in splits:
                 start, end = end, end + source.sizes[part]
                 indices = drawn[(start <= drawn) & (drawn < end)] - start
-                for batch in read_drawn_batches(source, part, indices, evaluation.batch_size):
+                for batch in read_chosen_batches(source, part, indices, batch_size=evaluation.batch_size):
                     yield model.quantize_images(batch["image"]).numpy()
 
         compared = {
