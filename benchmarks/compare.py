@@ -56,18 +56,13 @@ Round = tuple[dict[str, Any], dict[str, dict[str, Any]]]
 
 
 class Comparison(NamedTuple):
-    """Work of this project that is timed, such as train16 (training on 16 images), and the work it is compared with.
+    """Work of this project that is timed, such as train16 (training on 16 images), and the work it is compared with."""
 
-    Attributes:
-        name: text of the comparison in --phases, such as "train16:recompute".
-        phase: argument --phase of `throughput.py`, such as "train16".
-        arguments: further arguments of `throughput.py` in the run of this project.
-        counterpart: argument --phase of the PyTorch program; None if this project is compared with itself.
-    """
-
+    # Text of the comparison in --phases, such as "train16:recompute", and arguments of `throughput.py`.
     name: str
     phase: str
     arguments: tuple[str, ...]
+    # The argument --phase of the PyTorch program; None if this project is compared with itself.
     counterpart: str | None
 
 

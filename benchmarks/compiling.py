@@ -104,12 +104,9 @@ def render_presets(presets: dict[str, dict[str, Any]]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A layer that stands for all layers with the same class, config and shapes.
+    """A layer without weights that stands for all layers with the same class, config and shapes.
 
-    Attributes:
-        layer: the layer, which has no weights yet.
-        shape: shape of the layer's input without the batch.
-        condition: shape, without the batch, of z or of the feature map that conditions the layer; None without one.
+    `shape` and `condition` are the shapes, without the batch, of the input and of what conditions the layer, if any.
     """
 
     layer: Any

@@ -100,12 +100,10 @@ def measure_runtimes(
     program = str(ROOT / "benchmarks" / "export_worker.py")
     arguments = [str(run), str(exported), str(options.threads), str(max(options.batches))]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    workers = {
-        runtime: subprocess.Popen(
-            [pythons.get(runtime, sys.executable), program, runtime, *arguments], cwd=ROOT, **pipes
-        )
-        for runtime in runtimes
-    }
+    workers = {}
+    for runtime in runtimes:
+        command = [pythons.get(runtime, sys.executable), program, runtime, *arguments]
+        workers[runtime] = subprocess.Popen(command, cwd=ROOT, **pipes)
 
     def time_call(runtime: str, endpoint: str, batch: int) -> tuple[float, float]:
         worker = workers[runtime]
@@ -129,13 +127,12 @@ def measure_runtimes(
                         times[runtime].append(seconds)
             walls = {runtime: [wall for wall, _ in times[runtime]] for runtime in runtimes}
             for runtime in runtimes:
-                median, best = statistics.median(walls[runtime]), min(walls[runtime])
+                median = statistics.median(walls[runtime])
                 row = {
                     "what": endpoint,
                     "runtime": runtime,
                     "batch": batch,
                     "images_per_s": round(batch / median, 2),
-                    "best_images_per_s": round(batch / best, 2),
                     "ms": round(1000 * median, 2),
                     "cpu_ms": round(1000 * statistics.median(cpu for _, cpu in times[runtime]), 2),
                     f"beside_{runtimes[0]}": round(statistics.median(walls[runtimes[0]]) / median, 2),

@@ -113,7 +113,6 @@ def measure_phase(options: argparse.Namespace) -> int:
         images = work.images * calls
         row |= {
             "images_per_s": round(images / statistics.median(walls), 4),
-            "best_images_per_s": round(images / min(walls), 4),
             "cpu_s_per_image": round(statistics.median(cpus) / images, 6),
             "ms_per_call": round(1000 * statistics.median(walls) / calls, 3),
             "reps": options.reps,

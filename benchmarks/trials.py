@@ -43,17 +43,11 @@ PROBED = 10_000
 
 
 class Trial(NamedTuple):
-    """One training run: the options of a trial (an experiment of trials.json) and one seed.
-
-    Attributes:
-        name: name of the trial in trials.json, such as "alpha-0.5".
-        seed: value of `training.seed`.
-        arguments: arguments of train.py, except for the run folder and the data folder.
-        shown: the arguments that the table shows, because not all trials share them.
-    """
+    """One training run: the options of a trial (an experiment of trials.json) and one seed."""
 
     name: str
     seed: int
+    # Arguments of train.py, except for the run folder and the data folder, and those that the table shows.
     arguments: tuple[str, ...]
     shown: tuple[str, ...]
 
