@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from helpers.places import ROOT
 from helpers.program_inputs import load_program, make_png_header
+from helpers.refusals import message_of
 from PIL import Image
 
 from tfdecouple.config import DataConfig
@@ -30,10 +31,8 @@ def written(path, content):
 
 
 def refusal(path):
-    with pytest.raises(DataError) as caught:
-        read_image(path, (8, 8, 3), 0)
-    message = str(caught.value)
-    assert "\n" not in message and path in message
+    message = message_of(DataError, lambda: read_image(path, (8, 8, 3), 0))
+    assert path in message
     return message
 
 

@@ -139,9 +139,8 @@ class TestDraws:
         # Drawn from a larger split: the fourth is its image 43.
         batches = counted_batches(images, 4).map(lambda batch: {**batch, "index": batch["index"] + 40})
         assert not math.isfinite(BoundEvaluator(Broken(1))(batches).bits_per_dim)
-        with pytest.raises(RunError, match=r"for 1 of 6 images \(number 43\)") as error:
+        with pytest.raises(RunError, match=r"for 1 of 6 images \(number 43\)"):
             BoundEvaluator(Broken(1))(batches, bound=IMPORTANCE_WEIGHTED, refuse_non_finite=True)
-        assert "\n" not in str(error.value)
 
 
 @pytest.mark.usefixtures("eager")
@@ -194,22 +193,19 @@ class TestModel:
         # Where labels are optional, the bound is that of images alone.
         unknown = batches.map(lambda batch: {**batch, "label": tf.fill([3], -1)})
         assert BoundEvaluator(model)(batches) == BoundEvaluator(model)(unknown)
-        with pytest.raises(DataError, match="needs the label of each image") as error:
+        with pytest.raises(DataError, match="needs the label of each image"):
             BoundEvaluator(variant("classes"))(batches)
-        assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("codec", ["webp", "png"])
-def test_bits_of_a_codec_count_whole_files(codec):
-    images = random_images(3, 16)
-    sizes = []
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [("webp", {"lossless": True, "quality": 100, "method": 6, "exact": True}), ("png", {"optimize": True})],
+)
+def test_bits_of_a_codec_count_whole_files(codec, options):
+    images, sizes = random_images(3, 16), []
     for image in images:
         file = io.BytesIO()
-        if codec == "png":
-            Image.fromarray(image).save(file, "PNG", optimize=True)
-        else:
-            Image.fromarray(image).save(file, "WEBP", lossless=True, quality=100, method=6, exact=True)
-            file.seek(0)
-            np.testing.assert_array_equal(np.asarray(Image.open(file)), image)
+        Image.fromarray(image).save(file, codec, **options)
+        np.testing.assert_array_equal(Image.open(file), image)
         sizes.append(len(file.getvalue()))
     np.testing.assert_allclose(compute_codec_bits(images, codec), 8 * np.array(sizes) / images[0].size)

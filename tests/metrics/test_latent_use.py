@@ -146,9 +146,8 @@ def test_use_of_z_has_the_kl_and_the_bits_per_dim_of_the_elbo(kind):
 class TestRefusals:
     def test_latent_use_refuses_models_without_posterior_and_single_images(self):
         for kind, message in (("none", "has no z"), ("classes", "function of the label")):
-            with pytest.raises(UserError, match=message) as error:
+            with pytest.raises(UserError, match=message):
                 compute_latent_use(variant(kind), counted_batches(random_images(3, 4), 3))
-            assert "\n" not in str(error.value)
         with pytest.raises(DataError, match="1 image is too few"):
             compute(LinearGaussian(), gaussian_images(1))
 
