@@ -26,16 +26,10 @@ def run_throughput(phase: str, *arguments: str) -> dict[str, Any]:
 
 
 def run_json(command: Sequence[str], drop: Sequence[str] = ()) -> dict[str, Any]:
-    """Runs a program and returns the JSON object in the last line of the program's output, a dict.
+    """Runs a program and returns the JSON object in the last line of its output; UserError if it fails or prints none.
 
-    Idle OpenMP threads of the program sleep instead of spinning, so that they take no CPU time.
-
-    Args:
-        command: the program and its arguments.
-        drop: names of environment variables that the program does not inherit.
-
-    Raises:
-        UserError: if the program fails or prints no JSON object; the message quotes the last line of the output.
+    Idle OpenMP threads of the program sleep instead of spinning, so that they take no CPU time. The program does not
+    inherit the environment variables in `drop`.
     """
     environment = {name: value for name, value in {**os.environ, **PASSIVE}.items() if name not in drop}
     last = (run_text(command, environment=environment).strip().splitlines() or ["nothing"])[-1]
@@ -48,16 +42,7 @@ def run_json(command: Sequence[str], drop: Sequence[str] = ()) -> dict[str, Any]
 def run_text(
     command: Sequence[str], folder: pathlib.Path | None = None, environment: Mapping[str, str] | None = None
 ) -> str:
-    """Runs a program and returns what the program writes to standard output.
-
-    Args:
-        command: the program and its arguments.
-        folder: the program's working folder; None for that of this process.
-        environment: the program's environment variables; None for those of this process.
-
-    Raises:
-        UserError: if the program cannot be run or fails; the message quotes the last line of the output.
-    """
+    """Runs a program in the working folder `folder` and returns its standard output; UserError if it fails."""
     try:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     except OSError as error:
@@ -84,35 +69,27 @@ def format_cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def replace_table(document: str, name: str, table: str) -> str:
-    """Puts `table` between the lines `<!-- NAME -->` and `<!-- end NAME -->` of a document, and returns the new text.
+def update_page(page: pathlib.Path, tables: Mapping[str, str], check: bool = False) -> int:
+    """Puts each of `tables`, {name: Markdown}, into the file `page`, between `<!-- NAME -->` and `<!-- end NAME -->`.
 
-    NAME stands for the argument `name`.
-
-    Raises:
-        UserError: if one of the two lines is missing.
+    With `check`, the file stays as it is, and the lines that would change are printed. Returns 1 if there are such
+    lines, else 0. UserError is raised if the page lacks one of the two lines.
     """
-    begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
-    before, opening, rest = document.partition(begin)
-    _, closing, after = rest.partition(end)
-    if not (opening and closing):
-        raise UserError(f"the document has no lines {begin} and {end} to put the table {name} between")
-    return f"{before}{begin}\n\n{table}\n\n{end}{after}"
-
-
-def list_differences(page: str, made: str) -> list[str]:
-    """Returns a message for each line of `page`, the text of a document, that differs in the new text `made`."""
-    pairs = itertools.zip_longest(page.splitlines(), made.splitlines(), fillvalue="")
-    return [f"the page has {ours!r}, and the files give {theirs!r}" for ours, theirs in pairs if ours != theirs]
-
-
-def write_tables(page: pathlib.Path | None, tables: Mapping[str, str]) -> None:
-    """Replaces tables in the Markdown file `page` by `tables`, {name: Markdown}; does nothing if `page` is None."""
-    if page:
-        document = page.read_text(encoding="utf-8")
-        for name, table in tables.items():
-            document = replace_table(document, name, table)
-        page.write_text(document, encoding="utf-8")
+    document = made = page.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+        before, opening, rest = made.partition(begin)
+        _, closing, after = rest.partition(end)
+        if not (opening and closing):
+            raise UserError(f"{page} has no lines {begin} and {end} to put the table {name} between")
+        made = f"{before}{begin}\n\n{table}\n\n{end}{after}"
+    if not check:
+        page.write_text(made, encoding="utf-8")
+        return 0
+    pairs = itertools.zip_longest(document.splitlines(), made.splitlines(), fillvalue="")
+    wrong = [f"the page has {ours!r}, and its table {theirs!r}" for ours, theirs in pairs if ours != theirs]
+    print("\n".join(wrong or [f"the tables of {page.name} are up to date"]))
+    return 1 if wrong else 0
 
 
 def measure_relative_errors(arrays: Iterable[Any], expected: Iterable[Any]) -> list[float]:

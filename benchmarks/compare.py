@@ -16,7 +16,7 @@ The yardstick has no encoder and no prior, averages no weights and draws no nois
 forward direction of the flow; this project's eval and encode are compared with that phase, and this project's decode
 and sample with the yardstick's decode. `PHASE:mixed_bfloat16`, `PHASE:recompute` and `PHASE:invert` compare this
 project with itself: training with this precision or this `training.memory`, by which the backward pass gets
-activations, against training in float32 with `keep`. `PHASE:invert/recompute` compares two of these values.
+activations, against training in float32 with `keep`.
 
 The limit is the rate of images that the speed of a float32 matrix product of 2048 by 2048 allows. The program takes
 the largest of all measured limits, because other work on the machine can only make a measured limit smaller.
@@ -49,8 +49,6 @@ VARIANTS = {
     "recompute": ("--memory", "recompute"),
     "invert": ("--memory", "invert"),
 }
-# Ways of training that can follow `PHASE:` in --phases: A is compared with the preset's own way, and A/B with B.
-COMPARED_VARIANTS = (*VARIANTS, "invert/recompute")
 PHASES = "train16,eval16,encode16,decode16,sample16"
 
 # One round: {measurement: value} of this project, and {description: {measurement: value}} of its competitors.
@@ -58,25 +56,17 @@ Round = tuple[dict[str, Any], dict[str, dict[str, Any]]]
 
 
 class Comparison(NamedTuple):
-    """Work of this project that is timed, such as train16 (training on 16 images), and the work it is compared with.
+    """Work of this project that is timed, such as train16 (training on 16 images), and the work it is compared with."""
 
-    Attributes:
-        name: text of the comparison in --phases, such as "train16:recompute".
-        phase: argument --phase of `throughput.py`, such as "train16".
-        arguments: further arguments of `throughput.py` in the run of this project.
-        counterpart: argument --phase of the PyTorch program; None if this project is compared with itself.
-        others: further arguments of the second run of `throughput.py` if this project is compared with itself.
-    """
-
+    # Text of the comparison in --phases, such as "train16:recompute", and arguments of `throughput.py`.
     name: str
     phase: str
     arguments: tuple[str, ...]
+    # The argument --phase of the PyTorch program; None if this project is compared with itself.
     counterpart: str | None
-    others: tuple[str, ...] = ()
 
 
 def main() -> int:
-    """Runs `compare.py`, which compares this project's speed with that of a PyTorch program; returns the status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--yardstick", type=pathlib.Path, help="the PyTorch program")
     parser.add_argument("--yardstick-python", default=sys.executable, help="a Python interpreter that has torch")
@@ -91,11 +81,7 @@ def main() -> int:
 
 
 def parse_comparison(text: str) -> Comparison:
-    """Returns the `Comparison` that a text in --phases describes, such as "encode16" or "train16:recompute".
-
-    Raises:
-        UserError: if the text before or after the colon is unknown.
-    """
+    """Returns the `Comparison` that a text in --phases describes, such as "encode16" or "train16:recompute"."""
     phase, _, variant = text.partition(":")
     kind, batch = parse_phase(phase)
     if kind not in COUNTERPARTS:
@@ -103,10 +89,9 @@ def parse_comparison(text: str) -> Comparison:
     if not variant:
         arguments = ("--precision", "float32") if kind == "train" else ()
         return Comparison(text, phase, arguments, f"{COUNTERPARTS[kind]}{batch}")
-    if variant not in COMPARED_VARIANTS or kind != "train":
-        raise UserError(f"{text!r} cannot be compared; there are trainN:{' and trainN:'.join(COMPARED_VARIANTS)}")
-    ours, _, theirs = variant.partition("/")
-    return Comparison(text, phase, VARIANTS[ours], None, VARIANTS.get(theirs, ()))
+    if variant not in VARIANTS or kind != "train":
+        raise UserError(f"{text!r} cannot be compared; there are trainN:{' and trainN:'.join(VARIANTS)}")
+    return Comparison(text, phase, VARIANTS[variant], None)
 
 
 def run_rounds(options: argparse.Namespace) -> int:
@@ -139,8 +124,7 @@ def run_rounds(options: argparse.Namespace) -> int:
                     for form in forms
                 }
             else:
-                name = comparison.name.partition("/")[2] or "float32"
-                theirs = {name: run_throughput(comparison.phase, *common, *comparison.others)}
+                theirs = {"float32": run_throughput(comparison.phase, *common)}
             runs[comparison.name].append((ours, theirs))
             rates = {name: round(run["images_per_s"], 2) for name, run in {"ours": ours, **theirs}.items()}
             print(f"round {number}, {comparison.name}, images/s: {rates}", file=sys.stderr)
@@ -186,14 +170,18 @@ def render_results(results: list[dict[str, Any]]) -> str:
     """Returns a Markdown table of speeds, ratios and memory, with a row for each dict from `summarize_rounds`."""
     header = ["phase", "against", "images/s", "theirs", "ratio", "of each round", "CPU ratio", "MiB", "theirs"]
     rows = [
-        [result["phase"], result["against"], float(result["ours_images_per_s"]), float(result["theirs_images_per_s"])]
-        + [
+        [
+            result["phase"],
+            result["against"],
+            float(result["ours_images_per_s"]),
+            float(result["theirs_images_per_s"]),
             f"{result['ratio']:.2f}",
             " ".join(f"{ratio:.2f}" for ratio in result["ratios"]),
             f"{result['cpu_ratio']:.2f}",
+            round(result["ours_peak_rss_mib"]),
+            round(result["theirs_peak_rss_mib"]),
+            "" if result["part_of_limit"] is None else f"{result['part_of_limit']:.0%}",
         ]
-        + [round(result["ours_peak_rss_mib"]), round(result["theirs_peak_rss_mib"])]
-        + ["" if result["part_of_limit"] is None else f"{result['part_of_limit']:.0%}"]
         for result in results
     ]
     return make_table([*header, "of the GEMM limit"], rows)

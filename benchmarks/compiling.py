@@ -28,14 +28,14 @@ import json
 import multiprocessing
 import pathlib
 import sys
-import time
 from collections.abc import Collection, Iterator
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import make_table, measure_relative_errors, write_json, write_tables  # noqa: E402
+from benchmarks import model_benchmark  # noqa: E402
+from benchmarks.common import make_table, measure_relative_errors, update_page, write_json  # noqa: E402
 from tfdecouple.config import ModelConfig, load_preset, preset_names  # noqa: E402
 from tfdecouple.runtime.devices import describe_machine  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
@@ -49,7 +49,6 @@ CALLS = 3
 
 
 def main() -> int:
-    """Runs the program `compiling.py`, which times XLA's compilation of layers, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", metavar="PRESET", help="presets to measure (default all)")
     parser.add_argument("--images", type=int, default=1, help="images in a batch (default 1)")
@@ -86,7 +85,8 @@ def measure_presets(options: argparse.Namespace) -> int:
             write_json(options.json, measured)
     table = render_presets(rows)
     print(table)
-    write_tables(options.docs, {"compiling": table})
+    if options.docs:
+        update_page(options.docs, {"compiling": table})
     return 0
 
 
@@ -104,12 +104,9 @@ def render_presets(presets: dict[str, dict[str, Any]]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A layer that stands for all layers with the same class, config and shapes.
+    """A layer without weights that stands for all layers with the same class, config and shapes.
 
-    Attributes:
-        layer: the layer, which has no weights yet.
-        shape: shape of the layer's input without the batch.
-        condition: shape, without the batch, of z or of the feature map that conditions the layer; None without one.
+    `shape` and `condition` are the shapes, without the batch, of the input and of what conditions the layer, if any.
     """
 
     layer: Any
@@ -213,13 +210,14 @@ def time_calls(layer: Any, inputs: tuple[Any, Any], compiled: bool) -> tuple[lis
     weights = [tf.convert_to_tensor(variable) for variable in layer.trainable_variables]
     function = tf.function(run, autograph=False)
     function.get_concrete_function(*inputs, weights)
-    seconds = []
-    for _ in range(1 + CALLS):
-        begun = time.process_time()
-        results = function(*inputs, weights)
+    results: list[Any] = []
+
+    def call() -> None:
+        results[:] = function(*inputs, weights)
         # The loss is copied to the host, because this waits until the call has computed all results.
         results[0].numpy()
-        seconds.append(time.process_time() - begun)
+
+    _, seconds = model_benchmark.time_calls(call, reps=1 + CALLS, calls=1)
     return results, seconds[0], min(seconds[1:])
 
 

@@ -26,18 +26,12 @@ from tfdecouple.doctor import checks  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
-# Names of the bundled photographs that are in the public domain or under CC0.
+# Names of these photographs.
 FREE = ("astronaut", "chelsea", "coffee", "rocket")
 
 
 def train_small_model(folder: pathlib.Path) -> None:
-    """Trains the small model with which `tfdecouple doctor` checks machines, and writes the model to a new folder.
-
-    The folder gets the config, the best weights, a summary, test images, and this CPU's results for the test images.
-
-    Raises:
-        UserError: if the folder exists.
-    """
+    """Writes config, best weights and summary of the model, test images and this CPU's results to a new folder."""
     from tfdecouple.storage.files import write_json, write_text
     from tfdecouple.training import train
 
@@ -78,7 +72,6 @@ def _write_free_crops(config: Config, folder: pathlib.Path) -> np.ndarray:
 
 
 def main() -> int:
-    """Runs the program `doctor_model.py`, which trains the small model of `tfdecouple doctor`; returns status 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="DIR", type=pathlib.Path, help="a new folder for the model")
     folder = parser.parse_args().folder

@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import make_table, write_json  # noqa: E402
-from tfdecouple.data.extreme_images import make_extreme_images  # noqa: E402
+from tfdecouple.data.sample_images import make_extreme_images  # noqa: E402
 from tfdecouple.errors import ExactnessWarning  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
@@ -33,23 +33,15 @@ BATCH = 256
 
 
 def main() -> int:
-    """Runs the program `exactness.py`, which counts images that decode(encode(image)) changes; returns its status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", action="append", required=True, type=pathlib.Path, help="run folder; may be repeated")
     parser.add_argument("--count", type=int, default=64, help="noise images, and images per data set (default 64)")
     parser.add_argument("--data", action="append", default=[], help="a source of real images, such as cifar10")
     parser.add_argument("--data-dir", help="folder of TensorFlow Datasets")
-    parser.add_argument(
-        "--emulate",
-        type=float,
-        metavar="NOISE",
-        help="compute as on a GPU that rounds to TF32, and change each result by up to NOISE of it, such as 1e-6",
-    )
-    parser.add_argument(
-        "--left-alone",
-        action="store_true",
-        help="keep TF32 on, which the project turns off, to show which images --emulate then makes inexact",
-    )
+    text = "compute as on a GPU that rounds to TF32, and change each result by up to NOISE of it, such as 1e-6"
+    parser.add_argument("--emulate", type=float, metavar="NOISE", help=text)
+    text = "keep TF32 on, which the project turns off, to show which images --emulate then makes inexact"
+    parser.add_argument("--left-alone", action="store_true", help=text)
     parser.add_argument("--every-image", action="store_true", help="count all test images of each --data, no others")
     parser.add_argument("--json", type=pathlib.Path, help="write the counts to this file")
     options = parser.parse_args()
@@ -87,10 +79,7 @@ def measure_runs(options: argparse.Namespace) -> int:
 
 
 def count_changed_subpixels(model: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns for each image how many subpixels (colour values) change by encoding and decoding, and the RMS of its v.
-
-    The arrays are int `[n]` and float `[n]`. The RMS, root mean square, is near 1 for images like the training images.
-    """
+    """Returns how many subpixels of each image change by encoding and decoding, int `[n]`, and the RMS of each v."""
     with warnings.catch_warnings():
         # The model warns of images that it might not reconstruct exactly. Here changes are counted instead.
         warnings.simplefilter("ignore", ExactnessWarning)

@@ -35,7 +35,6 @@ from tfdecouple.runtime.process import run_program  # noqa: E402
 
 
 def main() -> int:
-    """Runs the program `benchmarks/export.py`, which times exports and exported models; returns the status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--run", type=pathlib.Path, help="run folder, or the name of bundled weights")
@@ -50,11 +49,7 @@ def main() -> int:
 
 
 def measure_export(options: argparse.Namespace) -> int:
-    """Exports --run, or uses the export folder --exported; times encoding and decoding in --runtimes; returns status 0.
-
-    Raises:
-        UserError: if the run or export folder is missing, or the model computes z from a label.
-    """
+    """Exports --run, or uses the folder --exported; times encoding and decoding in --runtimes; returns status 0."""
     if options.exported:
         if not options.exported.is_dir():
             raise UserError(f"there is no export folder {options.exported}")
@@ -64,11 +59,8 @@ def measure_export(options: argparse.Namespace) -> int:
     if RunFolder(options.run).read_config().model.has_class_codes:
         raise UserError("z of this model is a function of the label, and the benchmark has no labels")
     with tempfile.TemporaryDirectory() as folder:
-        run, exported, runtimes = (
-            RunFolder(options.run).path.resolve(),
-            pathlib.Path(folder) / "exported",
-            options.runtimes or [*RUNTIMES],
-        )
+        run, exported = RunFolder(options.run).path.resolve(), pathlib.Path(folder) / "exported"
+        runtimes = options.runtimes or [*RUNTIMES]
         print(json.dumps(time_export(run, exported, ["litert"] if "litert" in runtimes else [])), flush=True)
         measure_runtimes(run, exported, runtimes, options)
     return 0
@@ -108,12 +100,10 @@ def measure_runtimes(
     program = str(ROOT / "benchmarks" / "export_worker.py")
     arguments = [str(run), str(exported), str(options.threads), str(max(options.batches))]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    workers = {
-        runtime: subprocess.Popen(
-            [pythons.get(runtime, sys.executable), program, runtime, *arguments], cwd=ROOT, **pipes
-        )
-        for runtime in runtimes
-    }
+    workers = {}
+    for runtime in runtimes:
+        command = [pythons.get(runtime, sys.executable), program, runtime, *arguments]
+        workers[runtime] = subprocess.Popen(command, cwd=ROOT, **pipes)
 
     def time_call(runtime: str, endpoint: str, batch: int) -> tuple[float, float]:
         worker = workers[runtime]
@@ -137,13 +127,12 @@ def measure_runtimes(
                         times[runtime].append(seconds)
             walls = {runtime: [wall for wall, _ in times[runtime]] for runtime in runtimes}
             for runtime in runtimes:
-                median, best = statistics.median(walls[runtime]), min(walls[runtime])
+                median = statistics.median(walls[runtime])
                 row = {
                     "what": endpoint,
                     "runtime": runtime,
                     "batch": batch,
                     "images_per_s": round(batch / median, 2),
-                    "best_images_per_s": round(batch / best, 2),
                     "ms": round(1000 * median, 2),
                     "cpu_ms": round(1000 * statistics.median(cpu for _, cpu in times[runtime]), 2),
                     f"beside_{runtimes[0]}": round(statistics.median(walls[runtimes[0]]) / median, 2),

@@ -21,12 +21,7 @@ FILES = {"encode": "encoder", "decode": "decoder"}
 def serve_calls(runtime: str, run: pathlib.Path, exported: pathlib.Path, threads: int, most: int) -> None:
     """Encodes or decodes N images for each input line "encode N" or "decode N"; prints the call's wall and CPU seconds.
 
-    Args:
-        runtime: name of the runtime in `RUNTIMES` or `OTHERS`.
-        run: path of the run folder, which the runtime "keras" loads.
-        exported: path of the export folder, which all other runtimes load.
-        threads: number of threads in which the runtime computes.
-        most: largest N that standard input may contain.
+    The runtime "keras" loads the run folder `run`, and all others the folder `exported`. `most` is the largest N.
     """
     call = {**RUNTIMES, **OTHERS}[runtime](run, exported, threads)
     model = json.loads((exported / "model_card.json").read_text(encoding="utf-8"))["architecture"]
@@ -56,20 +51,18 @@ def set_up_tensorflow(threads: int):
 
 
 def open_keras(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns a function `call(endpoint, {input: array})` that runs "encode" or "decode" of a Keras model."""
     set_up_tensorflow(threads)
     import tfdecouple
 
     model = tfdecouple.load_model(run)
 
-    def call(endpoint: str, given: dict[str, np.ndarray]) -> object:
-        return model.encode(**given) if endpoint == "encode" else model.decode(given.get("z"), given["v"])
+    def call(endpoint: str, inputs: dict[str, np.ndarray]) -> object:
+        return model.encode(**inputs) if endpoint == "encode" else model.decode(inputs.get("z"), inputs["v"])
 
     return call
 
 
 def open_saved_model(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns a function `call(endpoint, {input: array})` that runs "encode" or "decode" of a SavedModel."""
     tf = set_up_tensorflow(threads)
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
     options = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=1)
@@ -78,16 +71,15 @@ def open_saved_model(run: pathlib.Path, exported: pathlib.Path, threads: int):
         session = tf.compat.v1.Session(graph=graph, config=options)
         signatures = tf.compat.v1.saved_model.load(session, ["serve"], str(exported / "savedmodel" / "1")).signature_def
 
-    def call(endpoint: str, given: dict[str, np.ndarray]) -> object:
+    def call(endpoint: str, inputs: dict[str, np.ndarray]) -> object:
         signature = signatures[endpoint]
-        feeds = {info.name: given[key] for key, info in signature.inputs.items()}
+        feeds = {info.name: inputs[key] for key, info in signature.inputs.items()}
         return session.run({key: info.name for key, info in signature.outputs.items()}, feeds)
 
     return call
 
 
 def open_onnx(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns a function `call(endpoint, {input: array})` that runs "encode" or "decode" in ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -96,11 +88,10 @@ def open_onnx(run: pathlib.Path, exported: pathlib.Path, threads: int):
         endpoint: onnxruntime.InferenceSession(str(exported / "onnx" / f"{file}.onnx"), options)
         for endpoint, file in FILES.items()
     }
-    return lambda endpoint, given: sessions[endpoint].run(None, given)
+    return lambda endpoint, inputs: sessions[endpoint].run(None, inputs)
 
 
 def open_openvino(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns a function `call(endpoint, {input: array})` that runs "encode" or "decode" in OpenVINO."""
     import openvino as ov
 
     core, options = ov.Core(), {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
@@ -108,21 +99,21 @@ def open_openvino(run: pathlib.Path, exported: pathlib.Path, threads: int):
         endpoint: core.compile_model(str(exported / "onnx" / f"{file}.onnx"), "CPU", options)
         for endpoint, file in FILES.items()
     }
-    return lambda endpoint, given: models[endpoint](given)
+    return lambda endpoint, inputs: models[endpoint](inputs)
 
 
 def open_litert(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns a function `call(endpoint, {input: array})` that runs "encode" or "decode" in LiteRT."""
     from ai_edge_litert.interpreter import Interpreter
 
     runners = {
         endpoint: Interpreter(str(exported / "litert" / f"{file}.tflite"), num_threads=threads).get_signature_runner()
         for endpoint, file in FILES.items()
     }
-    return lambda endpoint, given: runners[endpoint](**given)
+    return lambda endpoint, inputs: runners[endpoint](**inputs)
 
 
-# For each runtime, the function that opens a model in it. Only RUNTIMES are timed by default, OTHERS on request.
+# For each runtime, the function that opens a model in it: it returns a function `call(endpoint, {input: array})` that
+# runs "encode" or "decode". Only RUNTIMES are timed by default, OTHERS on request.
 RUNTIMES = {"keras": open_keras, "savedmodel": open_saved_model, "onnx": open_onnx}
 OTHERS = {"openvino": open_openvino, "litert": open_litert}
 

@@ -91,10 +91,8 @@ class Benchmark:
         if phase == "sample":
             return Work(compiled(lambda: model.sample(batch, temperature=0.7, seed=0).numpy()), batch)
         images, labels = load_images(self.source, "test", batch, at_most=True)
-        images, labels = (
-            np.resize(images, (batch, *images.shape[1:])),
-            model.drop_unused_labels(np.resize(labels, batch)),
-        )
+        images = np.resize(images, (batch, *images.shape[1:]))
+        labels = model.drop_unused_labels(np.resize(labels, batch))
         if phase == "encode":
             return Work(compiled(lambda: model.encode(images, labels).v.numpy()), batch)
         z, v = model.encode(images, labels)[:2]

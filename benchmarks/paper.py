@@ -17,7 +17,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import list_differences, make_table, replace_table  # noqa: E402
+from benchmarks.common import make_table, update_page  # noqa: E402
 from tfdecouple.config import Config, load_preset, override, preset_names  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
@@ -104,30 +104,11 @@ OPTIONS: dict[str, tuple[str, Any]] = {
 
 
 def main() -> int:
-    """Runs the program `paper.py`, which makes or checks the tables of docs/paper.md; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing: print the lines that differ")
     options = parser.parse_args()
-    return run_program(lambda: run_action(options.check))
-
-
-def run_action(check: bool) -> int:
-    """Makes the tables of docs/paper.md or, with `check`, compares them; returns 1 if a line differs, else 0."""
-    page = PAGE.read_text(encoding="utf-8")
-    made = replace_tables(page)
-    if check:
-        wrong = list_differences(page, made)
-        print("\n".join(wrong) if wrong else "the tables of docs/paper.md agree with the presets")
-        return 1 if wrong else 0
-    PAGE.write_text(made, encoding="utf-8")
-    return 0
-
-
-def replace_tables(page: str) -> str:
-    """Returns the text `page` of docs/paper.md with all tables replaced by tables of the presets."""
-    for name, table in {"models": render_models(), "metrics": render_metrics(), "options": render_options()}.items():
-        page = replace_table(page, name, table)
-    return page
+    tables = {"models": render_models, "metrics": render_metrics, "options": render_options}
+    return run_program(lambda: update_page(PAGE, {name: render() for name, render in tables.items()}, options.check))
 
 
 def list_models() -> list[str]:

@@ -55,14 +55,9 @@ IS_FOLDER = 2
 
 
 def download_packages(suites: Mapping[str, str], folder: pathlib.Path) -> None:
-    """Downloads packages of Debian and extracts each package's files to `folder`/PACKAGE.
+    """Downloads packages of Debian and extracts each package's files to `folder`/PACKAGE; UserError if one fails.
 
-    Args:
-        suites: the release of Debian that each package is taken from, {package: suite}.
-        folder: an existing folder; apt-get's lists and the packages are written to it, too.
-
-    Raises:
-        UserError: if apt-get is missing or has no mirror of Debian, or if a package cannot be downloaded.
+    `suites` is the release of Debian that each package is taken from, {package: suite}.
     """
     form = ["--format", "$(REPO_URI)", "Label: Debian", "Identifier: Packages"]
     mirrors = run_text(["apt-get", "indextargets", *form]).split()
@@ -92,9 +87,6 @@ def read_resource(content: bytes, path: str) -> bytes:
     """Returns the file at `path` ("folder/name.webp") in a Qt resource file (.rcc), which has the bytes `content`.
 
     A resource file has a tree of entries, a block of data and a block of names. All numbers are big-endian.
-
-    Raises:
-        UserError: if `content` is no resource file or has no file at `path`, or if the file there is compressed.
     """
     magic, version, tree, data, names = struct.unpack_from(">4s4I", content.ljust(20, b"\0"))
     if magic != b"qres":
@@ -123,11 +115,7 @@ def read_resource(content: bytes, path: str) -> bytes:
 
 
 def read_photograph(photograph: Mapping[str, Any], folder: pathlib.Path) -> bytes:
-    """Returns the bytes of the file of a photograph, a row of photographs.json, from `folder`/PACKAGE.
-
-    Raises:
-        UserError: if the package has no such file, or if the SHA-256 of the file is not the one of the row.
-    """
+    """Returns a photograph's bytes, by a row of photographs.json, from `folder`/PACKAGE; UserError for other bytes."""
     name = f"{photograph['path']} of the package {photograph['package']}"
     try:
         content = (folder / photograph["package"] / photograph["path"]).read_bytes()
@@ -143,11 +131,7 @@ def read_photograph(photograph: Mapping[str, Any], folder: pathlib.Path) -> byte
 
 
 def write_photographs(folder: pathlib.Path) -> None:
-    """Makes the new folder `folder` with the subfolders train and test, whose PNG files are named in photographs.json.
-
-    Raises:
-        UserError: if the folder exists, or for each reason of `download_packages` and `read_photograph`.
-    """
+    """Makes a new folder with the sub-folders train and test, whose PNG files are named in photographs.json."""
     if folder.exists():
         raise UserError(f"{folder} exists; name a new folder")
     table = json.loads(TABLE.read_text(encoding="utf-8"))
@@ -188,11 +172,7 @@ def cut_crop(image: Any, rng: np.random.Generator) -> np.ndarray:
 
 
 def write_crops(photographs: pathlib.Path, out: pathlib.Path) -> None:
-    """Makes the new folder `out` with crops of the photographs in a folder that `write_photographs` made.
-
-    Raises:
-        UserError: if `out` exists, or if the folder of photographs is missing.
-    """
+    """Makes the new folder `out` with crops of the photographs in a folder that `write_photographs` made."""
     if out.exists():
         raise UserError(f"{out} exists; name a new folder")
     files = {split: sorted((photographs / split).glob("*.png")) for split in ("train", "test")}
@@ -214,7 +194,6 @@ def write_crops(photographs: pathlib.Path, out: pathlib.Path) -> None:
 
 
 def main() -> int:
-    """Runs the program `photographs.py`, which makes a folder of free photographs, or of crops; returns status 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="FOLDER", type=pathlib.Path, help="the folder of the photographs")
     parser.add_argument("--crops", metavar="CROPS", type=pathlib.Path, help="a new folder for crops of FOLDER")

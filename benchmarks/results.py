@@ -19,18 +19,18 @@ import functools
 import json
 import pathlib
 import shlex
-import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import paper  # noqa: E402
-from benchmarks.common import list_differences, make_table, replace_table  # noqa: E402
+from benchmarks.common import make_table, update_page  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
+from tfdecouple.metrics.metric import Estimate  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 PAGE, FILES = ROOT / "docs" / "RESULTS.md", ROOT / "docs" / "results"
@@ -102,14 +102,12 @@ def list_commands() -> dict[str, list[str]]:
 
 
 def main() -> int:
-    """Runs the program `results.py`, which makes or checks the tables of docs/RESULTS.md; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", nargs="*", metavar="NAME", help="first run these commands (default all)")
     parser.add_argument("--data-dir", help="folder of TensorFlow Datasets, for --measure")
     parser.add_argument("--extractor", help=f"path of {EXTRACTOR}, for --measure frechet")
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing: print the lines of the page that differ from the files"
-    )
+    text = "change nothing: print the lines of the page that differ from the files"
+    parser.add_argument("--check", action="store_true", help=text)
     parser.add_argument("--list", action="store_true", help="print the commands, and end")
     options = parser.parse_args()
     return run_program(lambda: run_action(options))
@@ -132,22 +130,11 @@ def run_action(options: argparse.Namespace) -> int:
             raise UserError(f"--extractor is missing: --measure frechet needs {EXTRACTOR}")
         for line in lines:
             run_command(line, options)
-    page = PAGE.read_text(encoding="utf-8")
-    made = replace_tables(page)
-    if options.check:
-        wrong = list_differences(page, made)
-        print("\n".join(wrong) if wrong else "the tables of docs/RESULTS.md agree with the files")
-        return 1 if wrong else 0
-    PAGE.write_text(made, encoding="utf-8")
-    return 0
+    return update_page(PAGE, {name: render() for name, render in TABLES.items()}, options.check)
 
 
 def run_command(line: str, options: argparse.Namespace) -> None:
-    """Runs `line`, a command line from `list_commands`, with the values of --extractor and --data-dir in `options`.
-
-    Raises:
-        UserError: if the command fails.
-    """
+    """Runs `line`, from `list_commands`, with the values of --extractor and --data-dir; UserError if it fails."""
     words = [options.extractor if word == EXTRACTOR else word for word in shlex.split(line)]
     if options.data_dir and words[3] not in WITHOUT_IMAGES and _QUICKSTART not in words[:6]:
         words += ["--data-dir", options.data_dir]
@@ -155,13 +142,6 @@ def run_command(line: str, options: argparse.Namespace) -> None:
     done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, check=False)
     if done.returncode:
         raise UserError(f"{line} ended with status {done.returncode}")
-
-
-def replace_tables(page: str) -> str:
-    """Returns the text `page` of docs/RESULTS.md with all tables replaced by tables of the files in docs/results."""
-    for name, make in TABLES.items():
-        page = replace_table(page, name, make())
-    return page
 
 
 @functools.cache
@@ -184,7 +164,6 @@ def _render_models() -> str:
 
 
 def count_run_parameters(run: str) -> int:
-    """Returns how many trained parameters the model of a run has; `run` is a folder in docs/results."""
     return int(load_result(f"{run}/summary.json")["parameters"]["total"])
 
 
@@ -216,7 +195,7 @@ def _render_bits() -> str:
 
 
 def _format_bits(evaluation: dict[str, Any]) -> str:
-    return f"{evaluation['bits_per_dim']:.4f}±{evaluation['standard_error']:.4f}"
+    return Estimate(evaluation["bits_per_dim"], evaluation["standard_error"]).to_text(4)
 
 
 def compare_seeds() -> tuple[int, dict[str, list[float]]]:
@@ -237,29 +216,15 @@ def _read_validation(run: pathlib.Path) -> dict[int, float]:
     return {int(row["step"]): float(row["bits_per_dim"]) for row in rows if row["kind"] == "validation"}
 
 
-def compute_mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the mean of `values` and the standard error of the mean."""
-    return statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5
-
-
-def compare_with_ours(run: str) -> tuple[float, float]:
-    """Returns how many more bits/dim a run needs than the run "conditional" (mean over seeds), and the standard error.
-
-    Runs are subtracted seed by seed, because runs with equal seeds see the same images in the same order.
-    """
-    _, bits = compare_seeds()
-    pairs = zip(bits["conditional"], bits[run], strict=False)
-    return compute_mean_and_error([theirs - ours for ours, theirs in pairs])
-
-
 def _render_seeds() -> str:
     step, bits = compare_seeds()
     rows = []
     for run, values in bits.items():
-        (mean, error), (difference, its_error) = compute_mean_and_error(values), compare_with_ours(run)
         listed = ", ".join(f"{value:.4f}" for value in values)
-        worse = f"{difference:.4f}±{its_error:.4f}" if run != "conditional" else ""
-        rows.append([RUNS[run], listed, f"{mean:.4f}±{error:.4f}", worse])
+        # Runs are subtracted seed by seed, because runs with equal seeds see the same images in the same order.
+        differences = [theirs - ours for ours, theirs in zip(bits["conditional"], values, strict=False)]
+        worse = Estimate.from_values(differences).to_text(4) if run != "conditional" else ""
+        rows.append([RUNS[run], listed, Estimate.from_values(values).to_text(4), worse])
     return make_table(
         ["model", f"validation bits/dim at update {step:,}, seeds 0, 1, ...", "mean", "difference from ours"], rows
     )
@@ -293,17 +258,12 @@ def _render_probe() -> str:
 
 
 def _render_statistics() -> str:
-    """Returns a Markdown table with a row for each image statistic, such as contrast.
-
-    The columns say how well z, v and pixels predict the statistic (R2), and how far the statistic follows z or v of a
-    switched image, which is decoded from z of one image and v of another.
-    """
     rows = []
     measured = load_result("conditional/evaluation/statistics/image_statistics-test.json")["statistics"]
     for name, metrics in measured.items():
         explained = [f"{metrics['r2'][kind]['mean']:.2f}" for kind in ("z", "v, PCA", "pixels, PCA")]
         switch = metrics["switch"]
-        followed = [f"{switch[code]['mean']:.2f}±{switch[code]['standard_error']:.2f}" for code in ("z", "v")]
+        followed = [Estimate(**switch[code]).to_text(2) for code in ("z", "v")]
         nearer = f"{100 * switch['nearer_to_z']['mean']:.0f}"
         rows.append([name, *explained, *followed, nearer])
     header = ["statistic", "R2 from z", "R2 from v, PCA", "R2 from pixels, PCA"]
@@ -321,7 +281,6 @@ def _render_frechet() -> str:
 
 
 def _render_exactness() -> str:
-    """Returns a Markdown table with a row for each set of images: how many, how many decode inexactly, RMS of v."""
     kinds: dict[str, dict[str, Any]] = {}
     for row in load_result("exactness.json")["rows"]:
         kinds.setdefault(row["images"], {})[row["run"]] = row
@@ -373,7 +332,6 @@ OUTLIERS |= {"permuted": "permuted pixels"}
 
 
 def _render_outliers() -> str:
-    """Returns a Markdown table of AUROCs: a row for each outlier score, a column for each set of outlier images."""
     outliers, rows = load_result("conditional/evaluation/outliers/outliers-test.json")["outliers"], []
     for score, name in SCORES.items():
         row = [name]

@@ -36,10 +36,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import make_table, run_throughput, write_json, write_tables  # noqa: E402
+from benchmarks.common import make_table, run_throughput, update_page, write_json  # noqa: E402
 from benchmarks.training_cost import count_activation_bytes  # noqa: E402
 from tfdecouple.config import MEMORY, PRECISIONS, Config, load_preset, override  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
@@ -82,17 +84,16 @@ def set_depth(config: Config, steps: int) -> Config:
     return override(config, [f"model.steps={counts}"])
 
 
-def count_state_bytes(parameters: int, *, averages: bool, micro_batches: int = 1) -> int:
-    """Returns the bytes of the float32 tensors in training whose size does not depend on the batch.
+def count_state_bytes(parameters: int, averages: bool = False) -> int:
+    """Returns the bytes of the float32 tensors in training with micro-batches that do not grow with the batch.
 
-    These tensors are the `parameters` weights, their gradients and Adam's two moments; with `averages` the averaged
-    weights; with micro-batches the sum of their gradients and the vector that is added to the sum.
+    These tensors are the `parameters` weights, their gradients and Adam's two moments, the sum of the gradients of
+    micro-batches and the vector that is added to the sum; with `averages` also the averaged weights.
     """
-    return FLOAT32 * parameters * (4 + averages + (2 if micro_batches > 1 else 0))
+    return FLOAT32 * parameters * (6 + averages)
 
 
 def main() -> int:
-    """Runs the program `scaling.py`, which measures how time and memory of models grow; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", default=",".join(TABLES), help=f"tables (default {','.join(TABLES)})")
     parser.add_argument("--preset", default="quickstart", help="preset that is measured (default quickstart)")
@@ -112,15 +113,20 @@ def measure_tables(options: argparse.Namespace) -> int:
         if name not in TABLES:
             raise UserError(f"there is no table {name!r}; there are {', '.join(TABLES)}")
     measured: dict[str, Any] = {"machine": describe_machine()}
-    for name, measure in {"batch": measure_batches, "depth": measure_depths, "large": measure_large}.items():
-        if name in names:
-            measured[name] = measure(options)
-            write_json(options.json, measured)
+    measures = {
+        "batch": lambda: measure_batches(options),
+        "depth": lambda: measure_depths(options, {options.preset: DEPTHS}, DEPTH_BATCH, MEMORY_MIB, MEMORY_IMAGES),
+        "large": lambda: measure_depths(options, MEASURED, LARGE_BATCH, LARGE_MEMORY_MIB, LARGE_MEMORY_IMAGES),
+    }
+    for name in [name for name in measures if name in names]:
+        measured[name] = measures[name]()
+        write_json(options.json, measured)
     measured |= {"memory": calculate_memory(), "ceiling": calculate_ceilings()}
     write_json(options.json, measured)
     tables = {name: render_table(name, measured) for name in names}
     print("\n\n".join(tables.values()))
-    write_tables(options.docs, tables)
+    if options.docs:
+        update_page(options.docs, tables)
     if options.plot:
         plot_scaling(measured, options.plot)
     return 0
@@ -140,20 +146,14 @@ def measure_batches(options: argparse.Namespace) -> Rows:
     ]
 
 
-def measure_depths(options: argparse.Namespace) -> Rows:
-    """Returns measurements of training, a list of dicts, for each training.memory and number of flow steps."""
-    return [
-        measure_depth(options, options.preset, memory, depth, DEPTH_BATCH, MEMORY_MIB, MEMORY_IMAGES)
-        for memory in MEMORY
-        for depth in DEPTHS
-    ]
+def measure_depths(options: argparse.Namespace, presets: dict[str, tuple[int, ...]], *sizes: Any) -> Rows:
+    """Returns measurements of training, a list of dicts, for `presets`, {preset: numbers of flow steps in a stage}.
 
-
-def measure_large(options: argparse.Namespace) -> Rows:
-    """Returns measurements on large images, a list of dicts, by preset, training.memory and number of flow steps."""
+    `sizes` are the last three arguments of `measure_depth`.
+    """
     return [
-        measure_depth(options, preset, memory, depth, LARGE_BATCH, LARGE_MEMORY_MIB, LARGE_MEMORY_IMAGES)
-        for preset, depths in MEASURED.items()
+        measure_depth(options, preset, memory, depth, *sizes)
+        for preset, depths in presets.items()
         for memory in MEMORY
         for depth in depths
     ]
@@ -212,15 +212,13 @@ def run_phase(options: argparse.Namespace, phase: str, extra: Sequence[str], pre
 
 def fit_exponent(x: Sequence[float], y: Sequence[float]) -> float:
     """Returns the exponent p of the best fit y = c x^p: the slope of log y over log x, by least squares."""
-    u, v = [math.log(value) for value in x], [math.log(value) for value in y]
-    centre = sum(u) / len(u)
-    return sum((a - centre) * b for a, b in zip(u, v, strict=True)) / sum((a - centre) ** 2 for a in u)
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
 def find_largest_micro_batch(config: Config, gib: float, memory: str = "keep") -> int:
     """Returns the number of images in the largest micro-batch that a GPU with `gib` GiB can train on; 0 for none."""
     training, parameters = config.training, count_parameters(config.model)["total"]
-    state = count_state_bytes(parameters, averages=training.ema_decay > 0, micro_batches=2)
+    state = count_state_bytes(parameters, averages=training.ema_decay > 0)
     image = count_activation_bytes(config.model, memory=memory, precision=training.precision)
     return max(0, int((USABLE * gib * GIB - state) / image))
 
@@ -234,7 +232,7 @@ def calculate_memory() -> Rows:
             config = preset if depth is None else set_depth(preset, depth)
             parameters = count_parameters(config.model)["total"]
             row: dict[str, Any] = {"preset": name, "depth": depth, "params": parameters}
-            row["state_gib"] = count_state_bytes(parameters, averages=False, micro_batches=2) / GIB
+            row["state_gib"] = count_state_bytes(parameters) / GIB
             for memory in MEMORY:
                 row[f"{memory}_gib_per_image"] = count_activation_bytes(config.model, memory=memory) / GIB
                 for gib in GPUS_GIB:
@@ -326,12 +324,7 @@ def render_memory(rows: Rows) -> str:
 
 
 def plot_scaling(measured: dict[str, Any], path: pathlib.Path) -> None:
-    """Plots time, memory per image and largest micro-batch against the number of flow steps in a stage, into a file.
-
-    Args:
-        measured: {name of a table: list of dicts of measurements}; must contain the key "memory".
-        path: path of the image file.
-    """
+    """Plots time, memory per image and largest micro-batch of the tables `measured` against the depth, into a file."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -6,7 +6,7 @@ A switch decodes z of one photograph (the reference) with v of another (the cont
 in the folder PHOTOGRAPHS, such as FOLDER/test of photographs.py, switches each pair with the weights of every RUN, and
 transfers the change of colours to photographs of 256 pixels by the guided filter of the command `switch`, at full
 strength. Classical transfers of colour are measured beside. All is measured again after a random change of colours of
-each photograph. The program writes `OUT/switches.json`, and a picture for each RUN.
+each photograph. The program writes the metrics to `OUT/switches.json`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import make_table, write_json, write_tables
+from benchmarks.common import make_table, update_page, write_json
 from benchmarks.photographs import LUMINANCE, change_colours
 from tfdecouple.runtime.process import run_program, start_tensorflow
 
@@ -34,8 +34,8 @@ METRICS = ("colour", "luminance", "contrast", "gradients", "least gradients", "d
 Pair = tuple[np.ndarray, np.ndarray]
 
 
-def measure_switches(files: list[pathlib.Path], out: pathlib.Path, runs: list[str]) -> dict[str, list[float]]:
-    """Returns {method, photographs: metrics} for classical methods and each run; writes pictures of switches."""
+def measure_switches(files: list[pathlib.Path], runs: list[str]) -> dict[str, list[float]]:
+    """Returns {method, photographs: metrics} for classical methods and each run."""
     from tfdecouple.runs.opened_run import Run
     from tfdecouple.visualization.full_size import read_photograph
 
@@ -53,8 +53,6 @@ def measure_switches(files: list[pathlib.Path], out: pathlib.Path, runs: list[st
         for name, model in models.items():
             results, back = switch_pairs(model, pairs)
             metrics[f"{name}, {kind}"] = [*measure_transfer(pairs, results), back]
-            columns = [[a for a, _ in pairs], [b for _, b in pairs], results]
-            write_pictures(out / f"{name}-{kind.split()[0]}.jpg", columns)
     return metrics
 
 
@@ -126,38 +124,25 @@ def match_colours(content: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return match_histograms(content, reference, channel_axis=-1).astype(np.uint8)
 
 
-def write_pictures(path: pathlib.Path, columns: list[list[np.ndarray]], most: int = 6, side: int = 200) -> None:
-    """Writes a JPEG file with a column for each list in `columns`, which shows the first `most` images of the list."""
-    from PIL import Image
-
-    sheet = Image.new("RGB", (len(columns) * side, most * side), "white")
-    for column, images in enumerate(columns):
-        for row, pixels in enumerate(images[:most]):
-            image = Image.fromarray(pixels)
-            image.thumbnail((side - 4, side - 4))
-            sheet.paste(image, (column * side, row * side))
-    sheet.save(path, quality=85)
-
-
 def main() -> int:
-    """Runs the program `switches.py`, which measures switches of photographs; returns exit status 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", type=pathlib.Path, metavar="PHOTOGRAPHS", help="a folder of image files")
-    parser.add_argument("out", type=pathlib.Path, metavar="OUT", help="the folder of metrics and pictures")
+    parser.add_argument("out", type=pathlib.Path, metavar="OUT", help="the folder of the metrics")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or names of bundled weights")
     parser.add_argument("--docs", type=pathlib.Path, help="put the table into this file, at <!-- switches -->")
     options = parser.parse_args()
     start_tensorflow()
     options.out.mkdir(parents=True, exist_ok=True)
     files = sorted(path for path in options.photographs.iterdir() if path.is_file())
-    metrics = measure_switches(files, options.out, options.runs)
+    metrics = measure_switches(files, options.runs)
     table = make_table(
         ("switch, photographs", *METRICS),
         [(name, *row, *[""] * (len(METRICS) - len(row))) for name, row in metrics.items()],
     )
     print(table)
     write_json(options.out / "switches.json", {k: dict(zip(METRICS, row, strict=False)) for k, row in metrics.items()})
-    write_tables(options.docs, {"switches": table})
+    if options.docs:
+        update_page(options.docs, {"switches": table})
     return 0
 
 

@@ -11,12 +11,12 @@ A phase is a kind of work followed by the number of images in a batch. The kinds
               host, as between two rows of a run's log
   eval        bits/dim with one draw of noise, as a run evaluates
   encode      `model.encode`, as the commands call it; decode and sample likewise
-  first_step  one training step, timed from the start of the program
+  first_step  one training step, the first one of the program
 
 TensorFlow is set up as in the project's programs, but with --threads threads. Images are random. The last line of the
-output is one JSON object. `first_step_s` is the time from the start of the process to the end of the first call.
-`built_cpu_s` has the CPU seconds of the process until the model is built, and `first_call_cpu_s` those of the first
-call. After the first two calls come --reps repetitions, each with as many calls as take --seconds or longer.
+output is one JSON object. `built_cpu_s` has the CPU seconds of the process until the model is built, and
+`first_call_cpu_s` those of the first call. After the first two calls come --reps repetitions, each with as many calls
+as take --seconds or longer.
 `peak_rss_mib` is the largest resident memory of the whole process, tracing included. With --live, `peak_live_mib` is
 the largest memory of TensorFlow's tensors at one time, weights included, counted by an allocator that TensorFlow has
 for GPUs.
@@ -34,8 +34,6 @@ import resource
 import statistics
 import sys
 import time
-
-_LOADED = time.monotonic()
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # This checkout comes first on `sys.path`, so that no other installed version of the project is measured.
@@ -60,7 +58,6 @@ FIRST_STEP_BATCH = 16
 
 
 def main() -> int:
-    """Runs the program `throughput.py`, which times a model's training or other work, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--phase", required=True, help="a kind of work and a number of images, such as train16")
     parser.add_argument("--preset", default="cifar10", help="preset of the model (default cifar10)")
@@ -86,13 +83,11 @@ def measure_phase(options: argparse.Namespace) -> int:
     import tfdecouple.training  # noqa: F401 - imports all that train.py imports
 
     benchmark = Benchmark(config)
-    built, built_cpu = time.monotonic() - find_process_start(), time.process_time()
+    built, built_cpu = time.perf_counter(), time.process_time()
     work = benchmark.make_work("train" if kind == "first_step" else kind, batch)
     work.call()
-    first, first_cpu = time.monotonic() - find_process_start(), time.process_time()
-    begun = time.perf_counter()
-    work.call()
-    second, second_cpu = time.perf_counter() - begun, time.process_time()
+    first, first_cpu = time.perf_counter() - built, time.process_time() - built_cpu
+    (second,), (second_cpu,) = time_calls(work.call, reps=1, calls=1)
     calls = max(1, math.ceil(options.seconds / second)) if kind != "first_step" else 1
     walls, cpus = time_calls(work.call, 0 if kind == "first_step" else options.reps, calls, work.begin)
     row = {
@@ -105,12 +100,11 @@ def measure_phase(options: argparse.Namespace) -> int:
         "memory": config.training.memory if trains else None,
         "ema_decay": config.training.ema_decay,
         "params": benchmark.model.parameter_count()["total"],
-        "first_step_s": round(first, 2),
-        "first_call_s": round(first - built, 2),
+        "first_call_s": round(first, 2),
         "second_step_s": round(second, 4),
         "built_cpu_s": round(built_cpu, 2),
-        "first_call_cpu_s": round(first_cpu - built_cpu, 2),
-        "second_call_cpu_s": round(second_cpu - first_cpu, 2),
+        "first_call_cpu_s": round(first_cpu, 2),
+        "second_call_cpu_s": round(second_cpu, 2),
         "peak_rss_mib": round(read_peak_rss_mib(), 1),
     }
     if options.live:
@@ -119,7 +113,6 @@ def measure_phase(options: argparse.Namespace) -> int:
         images = work.images * calls
         row |= {
             "images_per_s": round(images / statistics.median(walls), 4),
-            "best_images_per_s": round(images / min(walls), 4),
             "cpu_s_per_image": round(statistics.median(cpus) / images, 6),
             "ms_per_call": round(1000 * statistics.median(walls) / calls, 3),
             "reps": options.reps,
@@ -130,11 +123,7 @@ def measure_phase(options: argparse.Namespace) -> int:
 
 
 def parse_phase(text: str) -> tuple[str, int]:
-    """Splits a phase such as "train16" into the kind of work, "train", and the number of images in a batch, 16.
-
-    Raises:
-        UserError: if the kind of work is unknown, or the number is 0 or missing.
-    """
+    """Splits a phase such as "train16" into the kind of work, "train", and the number of images in a batch, 16."""
     match = re.fullmatch(r"([a-z_]+?)(\d*)", text)
     kind, digits = match.groups() if match else ("", "")
     if kind not in KINDS or not (digits or kind == "first_step") or (digits and not int(digits)):
@@ -145,24 +134,16 @@ def parse_phase(text: str) -> tuple[str, int]:
 
 
 def make_config(options: argparse.Namespace, kind: str, batch: int) -> Config:
-    """Returns the config of --preset, with --precision, --memory and --set, for timing work such as "train".
-
-    Raises:
-        UserError: if --memory or --precision (not float32) is set for work that does not train, or if --set changes
-            the batch size.
-    """
+    """Returns the config of --preset, with --precision, --memory and --set, for timing work such as "train"."""
     config = load_preset(options.preset)
     trains = kind in ("train", "first_step")
-    for given, option in ((options.precision, "--precision"), (options.memory, "--memory")):
-        if given and given != "float32" and not trains:
+    for value, option in ((options.precision, "--precision"), (options.memory, "--memory")):
+        if value and value != "float32" and not trains:
             raise UserError(f"{option} concerns training alone; {options.phase} does not train")
-    changes = []
     if trains and not config.training.ema_decay:
         print(f"the preset averages no weights: training.ema_decay={EMA_DECAY} is set, to count the work", flush=True)
-    if options.precision:
-        changes.append(f"training.precision={options.precision}")
-    if options.memory:
-        changes.append(f"training.memory={options.memory}")
+    training = {"precision": options.precision, "memory": options.memory}
+    changes = [f"training.{name}={value}" for name, value in training.items() if value]
     config = override(make_timed_config(config, batch), [*changes, *options.set])
     if config.training.batch_size != batch:
         raise UserError(f"the phase says {batch} images and --set training.batch_size={config.training.batch_size}")
@@ -173,16 +154,6 @@ def read_peak_rss_mib() -> float:
     """Returns the largest resident memory of this process since its start, in MiB."""
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size / 2**20 if sys.platform == "darwin" else size / 2**10
-
-
-def find_process_start() -> float:
-    """Returns the start time of this process, or (if unknown) of loading this file, in seconds of `time.monotonic`."""
-    try:
-        fields = pathlib.Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-        since_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-        return since_boot - time.clock_gettime(time.CLOCK_BOOTTIME) + time.monotonic()
-    except (OSError, ValueError, IndexError, AttributeError):
-        return _LOADED
 
 
 if __name__ == "__main__":

@@ -9,13 +9,7 @@ import math
 from typing import TYPE_CHECKING
 
 from tfdecouple.config import ModelConfig
-from tfdecouple.networks.architecture import (
-    FLOAT32,
-    IMAGE_MAPS,
-    compute_flow_costs,
-    list_encoders,
-    list_stages,
-)
+from tfdecouple.networks.architecture import FLOAT32, IMAGE_MAPS, compute_flow_costs, list_encoders, list_stages
 
 if TYPE_CHECKING:
     from tfdecouple.layers.base import Cost
@@ -33,12 +27,8 @@ def count_activation_bytes(config: ModelConfig, *, memory: str = "keep", precisi
     The backward pass needs the inputs of layers, for the gradients of kernels, and the activations of the transforms.
     (The gradient of an ELU needs the ELU's output, which the next convolution stores anyway.) With "recompute" the
     hidden maps of one coupling net at a time are in memory, in the worst case those of the largest net. With "invert"
-    the input and the output of each stage are stored, and one layer at a time holds values and gradients.
-
-    Args:
-        config: the architecture.
-        memory: how activations reach the backward pass, a value of `training.memory`: "keep", "recompute" or "invert".
-        precision: precision of the coupling nets, a value of `training.precision`.
+    the input and the output of each stage are stored, and one layer at a time holds values and gradients. `memory` and
+    `precision` are values of `training.memory` and `training.precision`.
     """
     net_bytes = BFLOAT16 if precision == "mixed_bfloat16" else FLOAT32
     stages = list_stages(config)

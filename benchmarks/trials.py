@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import make_table, run_json, write_tables  # noqa: E402
+from benchmarks.common import make_table, run_json, update_page  # noqa: E402
 from tfdecouple.cli.train import EXIT_DIVERGED, EXIT_INTERRUPTED  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
@@ -43,17 +43,11 @@ PROBED = 10_000
 
 
 class Trial(NamedTuple):
-    """One training run: the options of a trial (an experiment of trials.json) and one seed.
-
-    Attributes:
-        name: name of the trial in trials.json, such as "alpha-0.5".
-        seed: value of `training.seed`.
-        arguments: arguments of train.py, except for the run folder and the data folder.
-        shown: the arguments that the table shows, because not all trials share them.
-    """
+    """One training run: the options of a trial (an experiment of trials.json) and one seed."""
 
     name: str
     seed: int
+    # Arguments of train.py, except for the run folder and the data folder, and those that the table shows.
     arguments: tuple[str, ...]
     shown: tuple[str, ...]
 
@@ -69,12 +63,10 @@ class Trial(NamedTuple):
 
 
 def main() -> int:
-    """Runs the program `trials.py`, which compares training options in short runs, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="NAME", nargs="+", default=[], help="names of trials (default all)")
-    parser.add_argument(
-        "--workdir", type=pathlib.Path, default=pathlib.Path("runs/trials"), help="folder of the run folders"
-    )
+    runs = pathlib.Path("runs/trials")
+    parser.add_argument("--workdir", type=pathlib.Path, default=runs, help="folder of the run folders")
     parser.add_argument("--data-dir", help="folder of TensorFlow Datasets")
     parser.add_argument("--json", type=pathlib.Path, default=ROWS, help=f"rows (default {ROWS.relative_to(ROOT)})")
     parser.add_argument("--docs", type=pathlib.Path, help="put the table into this file, at <!-- trials -->, and end")
@@ -91,8 +83,7 @@ def run_action(options: argparse.Namespace) -> int:
         return 0
     rows = read_rows(options.json)
     if options.docs:
-        write_tables(options.docs, {"trials": render_trials(rows)})
-        return 0
+        return update_page(options.docs, {"trials": render_trials(rows)})
     waiting = [trial for trial in list_trials(options.only) if find_row(trial, rows) is None]
     if options.list:
         for trial in waiting:
@@ -107,11 +98,7 @@ def run_action(options: argparse.Namespace) -> int:
 
 
 def list_trials(only: list[str] | None = None) -> list[Trial]:
-    """Returns a `Trial` for each trial in trials.json (or each named in `only`) and seed, all with seed 0 first.
-
-    Raises:
-        UserError: if `only` contains a name that no trial has.
-    """
+    """Returns a `Trial` for each trial in trials.json (or each named in `only`) and seed, all with seed 0 first."""
     plan = parse_json(PLAN.read_text(encoding="utf-8"))
     trials = plan["trials"]
     options = {trial["name"]: trial.get("set", []) for trial in trials}
@@ -141,12 +128,7 @@ def find_row(trial: Trial, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def run_trial(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
-    """Runs train.py for a trial and measures z; returns a dict of metrics, or of the step at which training diverged.
-
-    Raises:
-        UserError: if the training fails without diverging.
-        SystemExit: if a signal stops the training.
-    """
+    """Runs train.py for a trial and measures z; returns a dict of metrics, or of the step where training diverged."""
     run = options.workdir.resolve() / trial.key
     data = ["--data-dir", options.data_dir] if options.data_dir else []
     command = [sys.executable, "train.py", *trial.arguments, "--workdir", str(run), *data]
@@ -195,7 +177,7 @@ def measure_probe(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
     start_tensorflow()
     import numpy as np
 
-    from tfdecouple.metrics.linear_classifier import fit_classifier, read_labelled_images, standardize_features
+    from tfdecouple.metrics.classification import fit_classifier, read_labelled_images, standardize_features
     from tfdecouple.runs.opened_run import Run
 
     opened = Run.open(run)

@@ -116,11 +116,8 @@ def as_codes(
 def as_labels(value: Any, count: Any, classes: int, required: bool) -> tf.Tensor | None:
     """Converts labels of images to a tensor, int32 `[count]`; returns None if there are none.
 
-    Args:
-        value: whole numbers, `[count]`, or one number for all images; -1 or None for no label, unless `required`.
-        count: the count of images, an int or a scalar tensor; None if `value` decides on the count.
-        classes: how many different labels the model has; 0 for a model without labels.
-        required: whether each image must have a label.
+    `value` has whole numbers below `classes`, `[count]`, or one number for all images; -1 or None stands for no label,
+    which is an error if labels are `required`. `count` is an int or a scalar tensor; None if `value` decides on it.
     """
     if not classes:
         if value is not None:
@@ -138,8 +135,8 @@ def as_labels(value: Any, count: Any, classes: int, required: bool) -> tf.Tensor
         labels = tf.fill([1 if count is None else count], labels)
     fixed = count if isinstance(count, int) else None
     if labels.shape.rank != 1 or (fixed is not None and labels.shape[0] not in (None, fixed)):
-        each = "image" if fixed is None else f"of the {fixed} images"
-        raise DataError(f"labels are of shape {tuple(labels.shape)}; there must be one for each {each}")
+        images = "image" if fixed is None else f"of the {fixed} images"
+        raise DataError(f"labels are of shape {tuple(labels.shape)}; there must be one for each {images}")
     if not _is_symbolic(labels):
         values = labels.numpy()
         wrong = values[(values < (0 if required else -1)) | (values >= classes)]
@@ -153,11 +150,8 @@ def as_labels(value: Any, count: Any, classes: int, required: bool) -> tf.Tensor
 def as_z_change(direction: Any, amount: Any, batch: int | None, latent_dim: int) -> tf.Tensor:
     """Returns amount * direction, what an edit adds to z of each image: float32 `[batch, d_z]` or `[1, d_z]`.
 
-    Args:
-        direction: a vector `[d_z]`, an array `[batch, d_z]`, or an object whose attribute `vector` is one of these.
-        amount: one number, or a number for each image, `[batch]`.
-        batch: the count of images; None if it is unknown because a graph is being traced.
-        latent_dim: d_z, the length of z.
+    `direction` is a vector `[d_z]`, an array `[batch, d_z]`, or an object whose attribute `vector` is one of these.
+    `amount` is one number, or a number for each image. `batch` is None if a graph is traced for any count of images.
     """
 
     def fits(leading: tf.TensorShape) -> bool:

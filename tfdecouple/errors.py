@@ -64,10 +64,6 @@ class WolfError(UserError, ValueError):
     """The error for a checkpoint of wolf, the authors' PyTorch code, that cannot be imported."""
 
 
-class ExtractorError(UserError):
-    """The error for an unusable feature extractor, a network that computes features for the Frechet distance."""
-
-
 class ExactnessWarning(UserWarning):
     """The warning that decoding the codes z and v possibly does not give exactly the encoded images."""
 

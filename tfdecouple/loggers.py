@@ -130,9 +130,8 @@ class WeightsAndBiases(Logger):
     name = "wandb"
     package = "wandb"
     is_foreign = True
-    # `open` sets these attributes to the run object of the package `wandb`, and to the package's class for pictures.
+    # `open` sets this attribute to the run object of the package `wandb`.
     _run: Any = None
-    _image: Any = None
 
     def open(self, step: int) -> None:
         """Starts a run of Weights & Biases, or resumes the one whose identifier is in the run folder's `wandb/id`."""
@@ -141,7 +140,6 @@ class WeightsAndBiases(Logger):
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             path.write_text(os.urandom(4).hex(), encoding="utf-8")
-        self._image = wandb.Image
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "tfdecouple"),
             name=os.environ.get("WANDB_NAME", self.config.name),
@@ -158,7 +156,7 @@ class WeightsAndBiases(Logger):
         self._run.log({"step": step, **select_numbers(kind, values)})
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
-        self._run.log({"step": step, name: self._image(str(path))})
+        self._run.log({"step": step, name: importlib.import_module("wandb").Image(str(path))})
 
     def close(self) -> None:
         if self._run is not None:

@@ -121,7 +121,7 @@ def draw_noise_by_index(
     key, counter = _compute_key_and_counter(*seeds)
     hashed = _run_philox([0, 0, *counter], key)[0]
     key, counter = _compute_key_and_counter(hashed, tf.constant(_hash_text(purpose), tf.uint64))
-    columns = [each[:, None] for each in (*key, *counter)]
+    columns = [number[:, None] for number in (*key, *counter)]
     bits = _run_philox([tf.constant(np.arange(blocks), tf.uint64), 0, *columns[2:]], columns[:2])
     uniform = tf.cast(tf.stack(bits, -1) & (2**23 - 1), tf.float32) * 2.0**-23
     if normal_noise:

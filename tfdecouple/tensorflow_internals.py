@@ -12,17 +12,8 @@ from collections.abc import Iterator
 import tensorflow as tf
 from tensorflow.python.eager import context, record
 from tensorflow.python.ops import control_flow_util
-from tensorflow.python.trackable.base import VARIABLE_VALUE_KEY, Trackable
+from tensorflow.python.trackable.base import VARIABLE_VALUE_KEY, Trackable  # noqa: F401 - other modules import them
 from tensorflow.python.util import _pywrap_util_port
-
-__all__ = [
-    "VARIABLE_VALUE_KEY",
-    "Trackable",
-    "is_onednn_on",
-    "is_traced_for_xla",
-    "pause_gradient_tapes",
-    "worker_timeout",
-]
 
 # A context in which no gradient tape records operations; `tf.GradientTape.stop_recording` needs the tape, which a layer
 # does not have.

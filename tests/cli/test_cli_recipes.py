@@ -37,7 +37,7 @@ def copy(tmp_path_factory):
     (package / "metrics" / "brightness.py").write_text(read_recipe("evaluation metric"), encoding="utf-8")
     evaluate = package / "cli" / "evaluate.py"
     append_rows(evaluate, "METRICS", "Brightness,")
-    insert_text(evaluate, "from tfdecouple.metrics.base", "from tfdecouple.metrics.brightness import Brightness\n")
+    insert_text(evaluate, "from tfdecouple.metrics.metric", "from tfdecouple.metrics.brightness import Brightness\n")
     module, _, row = read_recipe("command").partition("# in `COMMANDS`\n")
     (package / "cli" / "brightness.py").write_text(module, encoding="utf-8")
     insert_text(package / "cli" / "command_table.py", ")}", row + "\n", after="COMMANDS = {")

@@ -26,7 +26,7 @@ from PIL import Image
 from tfdecouple.cli import main
 from tfdecouple.config import DataConfig, TrainingConfig
 from tfdecouple.data import load_images, open_source
-from tfdecouple.metrics import classification, linear_classifier
+from tfdecouple.metrics import classification
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.metrics.drawn_images import draw_image_indices
 from tfdecouple.metrics.frechet import draw_model_samples
@@ -333,13 +333,13 @@ class TestInterrupted:
     def test_interrupted_probe_keeps_earlier_results(self, run, tmp_path, monkeypatch, capsys):
         (tmp_path / "probe-test.json").write_text('{"earlier": true}')
         (tmp_path / "probe-test.png").write_bytes(b"earlier")
-        fits = []
+        fits, fit_classifier = [], classification.fit_classifier
 
         def fit(*arguments):
             fits.append(arguments)
             if len(fits) == 3:
                 raise KeyboardInterrupt
-            return linear_classifier.fit_classifier(*arguments)
+            return fit_classifier(*arguments)
 
         monkeypatch.setattr(classification, "fit_classifier", fit)
         assert command("--run", run, "--out", tmp_path, "--images", 20, "--probe") == 130

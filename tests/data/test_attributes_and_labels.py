@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers.numbered import one_line_error
 
-from tfdecouple.data.labels import check_labels, read_attributes, require_labels
+from tfdecouple.data.labels import check_labels, read_attributes
 from tfdecouple.data.splits import Source
 
 
@@ -60,9 +60,3 @@ def source(*names):
 )
 def test_unknown_label_is_refused(names, labels, part):
     assert part in one_line_error(lambda: check_labels(source(*names), np.array(labels)))
-
-
-def test_missing_label_is_refused_if_labels_are_required():
-    assert require_labels(source("a"), "train", np.array([0, 0]), "this").tolist() == [0, 0]
-    message = one_line_error(lambda: require_labels(source("a"), "train", np.array([0, -1]), "this"))
-    assert "train images without a label; this needs labels" in message

@@ -35,13 +35,13 @@ from tfdecouple.errors import DataError
 # Files have the order of images in memory.
 @pytest.mark.parametrize("source", ["memory", "records"], indirect=True)
 class TestTrainingOrder:
-    def test_batches_from_any_step_equal_those_of_an_unbroken_run(self, source):
+    def test_training_batches_from_any_step_equal_those_of_an_unbroken_run(self, source):
         unbroken = take_batches(source, AUGMENTED, 15)
         # 6 batches an epoch: starts at, before and after its borders.
         for step in (5, 6, 14):
             assert_same(take_batches(source, AUGMENTED, 15 - step, start_step=step), unbroken[step:])
 
-    def test_epochs_differ_in_order_and_repeat_no_image(self, source):
+    def test_training_epochs_differ_in_order_and_repeat_no_image(self, source):
         assert count_epoch_steps(source, 4) == 6
         batches = take_batches(source, PLAIN, 36)
         epochs = [read_numbers(batches[6 * epoch : 6 * epoch + 6]) for epoch in range(6)]
@@ -176,7 +176,7 @@ def contexts(pipelines, replicas):
 @pytest.mark.parametrize(
     ("pipelines", "replicas", "micro_batches", "start_step"), [(1, 2, 1, 3), (2, 2, 2, 1), (2, 4, 1, 0)]
 )
-def test_slices_of_all_workers_in_order_are_the_batch(
+def test_slices_of_all_workers_in_order_are_the_training_batch(
     folder_source, image_folder, pipelines, replicas, micro_batches, start_step
 ):
     options = {"batch_size": 8, "seed": 3, "start_step": start_step}

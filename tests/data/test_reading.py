@@ -32,8 +32,8 @@ def wanted(files):
     return {name: read_image(str(path), (SIZE, SIZE, 3), 0) for name, path in files.items()}
 
 
-def assert_same(found, right, name, levels=0):
-    change = np.abs(found.reshape(right.shape).astype(int) - right)
+def assert_same(pixels, right, name, levels=0):
+    change = np.abs(pixels.reshape(right.shape).astype(int) - right)
     assert change.max() <= levels, f"{name}: {(change > 0).mean():.1%} differ, by up to {change.max()}"
 
 
@@ -83,8 +83,8 @@ def test_tensorflow_datasets_are_read_as_image_files_are(files, wanted):
             return crop_and_resize_tensor(decode_tfds_image(content, feature), (SIZE, SIZE, 3), 0)
 
         read_images = encoded.map(read, tf.data.AUTOTUNE).as_numpy_iterator()
-        for name, found in zip(names, read_images, strict=True):
-            assert_same(found, wanted[name], name)
+        for name, pixels in zip(names, read_images, strict=True):
+            assert_same(pixels, wanted[name], name)
 
 
 def test_web_page_and_node_example_have_the_same_resizing_code():

@@ -28,7 +28,7 @@ def test_unknown_data_source_is_refused_with_a_suggestion(typed, part, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("typed", "found"),
+    ("typed", "resolved"),
     [
         (DataConfig(source="folder:../{name}/photos/"), DataConfig(source="folder:{here}/photos")),
         (DataConfig(source="folder:~/photos"), DataConfig(source="folder:{home}/photos")),
@@ -37,7 +37,7 @@ def test_unknown_data_source_is_refused_with_a_suggestion(typed, part, tmp_path,
         (DataConfig(source="no such"), DataConfig(source="no such")),
     ],
 )
-def test_paths_of_a_data_source_become_absolute(typed, found, tmp_path, monkeypatch):
+def test_paths_of_a_data_source_become_absolute(typed, resolved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     places = {"here": tmp_path, "name": tmp_path.name, "home": os.path.expanduser("~")}
 
@@ -45,5 +45,5 @@ def test_paths_of_a_data_source_become_absolute(typed, found, tmp_path, monkeypa
         folder = config.data_dir and config.data_dir.format(**places)
         return DataConfig(source=config.source.format(**places), data_dir=folder)
 
-    assert resolve_image_paths(filled(typed)) == filled(found)
-    assert resolve_image_paths(filled(found)) == filled(found)
+    assert resolve_image_paths(filled(typed)) == filled(resolved)
+    assert resolve_image_paths(filled(resolved)) == filled(resolved)

@@ -83,7 +83,7 @@ class TestTfds:
         message = one_line_error(lambda: self._open(str(tmp_path), source=name))
         assert name in message and f"tfds build {name.removeprefix('tfds:')} --data_dir {tmp_path}" in message
 
-    def test_failed_download_of_tfds_is_one_line(self, tmp_path, monkeypatch):
+    def test_failed_download_of_tfds_is_refused_in_one_line(self, tmp_path, monkeypatch):
         tfds = pytest.importorskip("tensorflow_datasets")
 
         def by_hand(*arguments, **options):

@@ -14,20 +14,21 @@ def normals(shift, count, seed=0):
 
 @pytest.mark.parametrize("shift", [0.0, 2.0])
 def test_auroc_of_two_normals_has_its_closed_form(shift):
-    found = compare_outlier_scores(*normals(shift, 20_000), resamples=2)
-    assert found["auroc"] == pytest.approx(stats.norm.cdf(shift / np.sqrt(2)), abs=0.01)
+    separation = compare_outlier_scores(*normals(shift, 20_000), resamples=2)
+    assert separation["auroc"] == pytest.approx(stats.norm.cdf(shift / np.sqrt(2)), abs=0.01)
     passing = stats.norm.cdf(stats.norm.ppf(0.95) - shift)
-    assert found["false_positives"] == pytest.approx(passing, abs=0.01)
+    assert separation["false_positives"] == pytest.approx(passing, abs=0.01)
 
 
-def test_auroc_of_separate_equal_and_tied_scores():
+def test_auroc_counts_ties_as_half_and_is_0_or_1_for_separate_scores():
     rng = np.random.default_rng(1)
     inliers, outliers = rng.integers(0, 6, 70), rng.integers(2, 9, 50)
     difference = outliers[:, None] - inliers[None]
     assert compute_auroc(inliers, outliers) == pytest.approx(np.mean((difference > 0) + 0.5 * (difference == 0)))
     inliers, outliers = np.arange(100.0), np.arange(100.0) + 200
-    found = compare_outlier_scores(inliers, outliers, resamples=20)
-    assert (found["auroc"], found["false_positives"]) == (1.0, 0.0) and found["auroc_interval"] == (1.0, 1.0)
+    separation = compare_outlier_scores(inliers, outliers, resamples=20)
+    assert (separation["auroc"], separation["false_positives"]) == (1.0, 0.0)
+    assert separation["auroc_interval"] == (1.0, 1.0)
     assert compare_outlier_scores(outliers, inliers, resamples=20)["auroc"] == 0.0
     assert compare_outlier_scores(np.zeros(30), np.zeros(40), resamples=20) == {
         "auroc": 0.5,
@@ -41,7 +42,7 @@ def test_auroc_of_separate_equal_and_tied_scores():
 
 def test_bootstrap_intervals_contain_the_value_and_depend_on_the_seed():
     scores = normals(1.0, 50)
-    found, again, other = (compare_outlier_scores(*scores, seed=seed) for seed in (3, 3, 4))
-    assert found == again != other
-    low, high = found["auroc_interval"]
-    assert low < found["auroc"] < high and 0.05 < high - low < 0.3
+    separation, again, other = (compare_outlier_scores(*scores, seed=seed) for seed in (3, 3, 4))
+    assert separation == again != other
+    low, high = separation["auroc_interval"]
+    assert low < separation["auroc"] < high and 0.05 < high - low < 0.3

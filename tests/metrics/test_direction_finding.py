@@ -36,23 +36,24 @@ class TestOfALabel:
     @pytest.mark.parametrize("share", [0.5, 0.1], ids=["even", "rare"])
     def test_label_directions_and_accuracy_have_closed_forms(self, share):
         training, held_out = classes(20_000, share), classes(5_000, share, seed=1)
-        found = find_label_directions("label", *training, *held_out, seed=0)
-        assert [one.method for one in found] == [MEANS, CLASSIFIER]
+        directions = find_label_directions("label", *training, *held_out, seed=0)
+        assert [direction.method for direction in directions] == [MEANS, CLASSIFIER]
         # Both go as far as the means lie apart along them, times the standard deviation of the label.
         unit = np.sqrt(share * (1 - share))
-        np.testing.assert_allclose(found[0].vector, unit * SHIFT, atol=0.15 * unit)
+        np.testing.assert_allclose(directions[0].vector, unit * SHIFT, atol=0.15 * unit)
         normal = np.linalg.solve(COVARIANCE, SHIFT)
-        assert cosine(found[1].vector, normal) > 0.95
-        assert np.linalg.norm(found[1].vector) == pytest.approx(unit * normal @ SHIFT / np.linalg.norm(normal), rel=0.1)
+        assert cosine(directions[1].vector, normal) > 0.95
+        length = unit * normal @ SHIFT / np.linalg.norm(normal)
+        assert np.linalg.norm(directions[1].vector) == pytest.approx(length, rel=0.1)
         best = np.sqrt(SHIFT @ np.linalg.solve(COVARIANCE, SHIFT))
         along = SHIFT @ SHIFT / np.sqrt(SHIFT @ COVARIANCE @ SHIFT)
-        for one, distance in zip(found, (along, best), strict=True):
-            figures = one.figures
+        for direction, distance in zip(directions, (along, best), strict=True):
+            figures = direction.figures
             accuracy = stats.norm.cdf(distance / 2)
             assert figures["accuracy"] == pytest.approx(accuracy, abs=max(4 * figures["standard_error"], 0.02))
             assert figures["auroc"] == pytest.approx(stats.norm.cdf(distance / np.sqrt(2)), abs=0.03)
             assert figures["images_with"] + figures["images_without"] == 20_000
-        assert found[1].figures["accuracy"] > found[0].figures["accuracy"]
+        assert directions[1].figures["accuracy"] > directions[0].figures["accuracy"]
 
     def test_classifier_direction_avoids_a_dimension_that_hardly_varies(self):
         """Though it tells the label better than the others: an image takes no notice of it."""
@@ -63,16 +64,16 @@ class TestOfALabel:
         normal = np.linalg.solve(COVARIANCE, SHIFT)
         assert cosine(classifier.vector, normal) > 0.95
 
-    def test_chance_accuracy_is_one_half_for_rare_labels(self):
+    def test_accuracy_by_chance_is_one_half_for_rare_labels(self):
         training, held_out = classes(3000, 0.1, shift=0), classes(3000, 0.1, seed=1, shift=0)
-        for one in find_label_directions("nothing", *training, *held_out, seed=0):
-            assert one.figures["accuracy"] == pytest.approx(0.5, abs=5 * one.figures["standard_error"])
+        for direction in find_label_directions("nothing", *training, *held_out, seed=0):
+            assert direction.figures["accuracy"] == pytest.approx(0.5, abs=5 * direction.figures["standard_error"])
 
     def test_held_out_images_of_one_kind_have_no_accuracy_and_equal_z_no_direction(self):
         z, has = np.ones((40, 3), np.float32), np.arange(40) % 2 == 0
-        for one in find_label_directions("label", z, has, z[has], has[has], seed=0):
-            assert one.figures["accuracy"] is None and one.figures["auroc"] is None
-            np.testing.assert_array_equal(one.vector, 0)
+        for direction in find_label_directions("label", z, has, z[has], has[has], seed=0):
+            assert direction.figures["accuracy"] is None and direction.figures["auroc"] is None
+            np.testing.assert_array_equal(direction.vector, 0)
 
 
 class TestOfANumber:
@@ -99,8 +100,8 @@ class TestOfANumber:
     @pytest.mark.parametrize("count", [9, 0])
     def test_held_out_images_of_one_number_or_of_none_have_no_r2(self, numbers, count):
         z, values, held_z, _ = numbers
-        for one in find_number_directions("age", z, values, held_z[:count], np.full(count, 50.0)):
-            assert one.figures["r2"] is None and one.figures["held_out"] == count
+        for direction in find_number_directions("age", z, values, held_z[:count], np.full(count, 50.0)):
+            assert direction.figures["r2"] is None and direction.figures["held_out"] == count
 
 
 class MeanColourModel:
@@ -125,10 +126,10 @@ class TestOfStatistics:
         texture = rng.standard_normal((300, 8, 8, 1)) * rng.uniform(5, 20, (300, 1, 1, 1))
         return np.clip(colours[:, None, None] + texture, 0, 255).astype(np.uint8)
 
-    def test_a_direction_changes_its_own_statistic_though_images_have_it_with_another(self, images):
-        found = find_statistic_directions(MeanColourModel(), images[:250], images[250:])
-        assert [(one.name, one.method) for one in found] == [(name, DECODED) for name in CHANGES]
-        brighter, warmer, contrast = (one.figures["changes"] for one in found[:3])
+    def test_direction_changes_only_its_own_statistic_though_two_are_correlated(self, images):
+        directions = find_statistic_directions(MeanColourModel(), images[:250], images[250:])
+        assert [(direction.name, direction.method) for direction in directions] == [(name, DECODED) for name in CHANGES]
+        brighter, warmer, contrast = (direction.figures["changes"] for direction in directions[:3])
         for changes, expected in ((brighter, [1, 0, 0]), (warmer, [0, 1, 0]), (contrast, [0, 0, 0])):
             np.testing.assert_allclose(list(changes.values())[:3], expected, atol=0.15)
         # The slope of z per standard deviation of the brightness changes the warmth as well.
@@ -136,7 +137,7 @@ class TestOfStatistics:
         values = compute_brightness(images / 255)[:, 0]
         slope, _ = find_number_directions("brightness", z[:250], values[:250], z[250:], values[250:])
         assert slope.vector[0] > 0 > slope.vector[2] and abs(brighter["warmer"]) < 0.15
-        assert found[0].describe_accuracy().startswith("brighter +")
+        assert directions[0].describe_accuracy().startswith("brighter +")
 
     def test_grey_images_have_no_direction_of_warmth(self, images):
         grey = np.repeat(images[..., :1], 3, -1)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from helpers.evaluations import compute_mean_colours, compute_metric, write_onnx
 from helpers.models import SMALL, random_images
+from helpers.refusals import message_of
 
 from tfdecouple.cli import main
-from tfdecouple.errors import DataError, ExtractorError, NotInitializedError, UntrustedError
+from tfdecouple.errors import DataError, NotInitializedError, UntrustedError, UserError
 from tfdecouple.metrics.frechet import (
     FrechetDistance,
     Moments,
@@ -42,8 +43,8 @@ class TestDistance:
         # x and 3 x are 2 x apart.
         assert distance(zero, covariance, zero, 9 * covariance) == pytest.approx(4 * np.trace(covariance), rel=1e-12)
         a, b = np.linspace(0.1, 4, 15), np.linspace(3, 0, 15)
-        found = distance(np.zeros(15), np.diag(a**2), np.ones(15), np.diag(b**2))
-        assert found == pytest.approx(15 + np.square(a - b).sum(), rel=1e-12)
+        result = distance(np.zeros(15), np.diag(a**2), np.ones(15), np.diag(b**2))
+        assert result == pytest.approx(15 + np.square(a - b).sum(), rel=1e-12)
 
     def test_distance_is_exact_for_singular_covariances(self):
         # The covariances of 5 images of 60 features. In common directions the distance is known.
@@ -55,7 +56,7 @@ class TestDistance:
         assert distance(zero, first, zero, first) == pytest.approx(0, abs=1e-10)
         assert distance(np.zeros(3), np.zeros((3, 3)), np.ones(3), np.zeros((3, 3))) == 3
 
-    def test_moments_are_in_double_precision(self):
+    def test_moments_of_features_are_in_double_precision(self):
         # Far from 0, as features can be: differences of large sums would lose all digits.
         vectors = (1e8 + np.random.default_rng(0).standard_normal((101, 6)) * [1, 2, 3, 4, 5, 60]).astype(np.float32)
         moments = compute_feature_moments(lambda images: images, np.split(vectors, [1, 50]))
@@ -103,10 +104,8 @@ class TestExtractor:
     )
     def test_unsuitable_extractor_is_refused_in_one_line(self, write, parts, tmp_path):
         path = write(tmp_path)
-        with pytest.raises(ExtractorError) as caught:
-            open_feature_extractor(path, (8, 8, 3), trust=True)
-        message = str(caught.value)
-        assert "\n" not in message and all(part in message for part in parts), message
+        message = message_of(UserError, lambda: open_feature_extractor(path, (8, 8, 3), trust=True))
+        assert all(part in message for part in parts), message
 
     def test_other_files_and_keras_code_are_refused_as_extractors(self, tmp_path):
         images = keras.Input((None, None, 3), dtype="uint8")
@@ -114,9 +113,8 @@ class TestExtractor:
         for name, part in {"text.onnx": "as ONNX", "text.keras": "Keras", "code.keras": "cannot be opened"}.items():
             if name.startswith("text"):
                 (tmp_path / name).write_text("no network\n")
-            with pytest.raises(ExtractorError, match=part) as caught:
+            with pytest.raises(UserError, match=part):
                 open_feature_extractor(tmp_path / name, (8, 8, 3), trust=True)
-            assert "\n" not in str(caught.value)
 
     def test_keras_extractor_needs_trust(self, tiny_run, tmp_path, monkeypatch, capsys):
         path = write_keras(tmp_path / "a.keras")
@@ -158,8 +156,8 @@ class TestResult:
         source = make_source(**{name: (images,) for name, images in parts.items()})
         values = compute_frechet(tiny_model, source, extractor, 60, split).values
         images = np.concatenate([parts[name] for name in split.split("+")])
-        both = [compute_mean_colours(each) for each in (images, parts["test"])]
-        moments = [Moments(len(each), each.mean(0), np.cov(each, rowvar=False)) for each in both]
+        both = [compute_mean_colours(features) for features in (images, parts["test"])]
+        moments = [Moments(len(features), features.mean(0), np.cov(features, rowvar=False)) for features in both]
         assert values["images"] == len(images) and values["floor_split"] == "test"
         assert values["floor"] == pytest.approx(compute_frechet_distance(*moments), rel=1e-3)
 
@@ -177,13 +175,13 @@ class TestResult:
 
 class TestSamples:
     def test_sample_depends_on_its_number_and_the_seed_alone(self, tiny_model):
-        found = samples(tiny_model, 20, batch_size=16)
-        assert found.shape == (20, 8, 8, 3) and found.dtype == np.uint8
-        assert len(np.unique(found.reshape(20, -1), axis=0)) == 20
+        result = samples(tiny_model, 20, batch_size=16)
+        assert result.shape == (20, 8, 8, 3) and result.dtype == np.uint8
+        assert len(np.unique(result.reshape(20, -1), axis=0)) == 20
         # Rounding can move a pixel by a level.
-        np.testing.assert_allclose(samples(tiny_model, 20, batch_size=10).astype(int), found, atol=1)
-        np.testing.assert_allclose(samples(tiny_model, 5).astype(int), found[:5], atol=1)
-        assert (samples(tiny_model, 4, seed=1) != found[:4]).any()
+        np.testing.assert_allclose(samples(tiny_model, 20, batch_size=10).astype(int), result, atol=1)
+        np.testing.assert_allclose(samples(tiny_model, 5).astype(int), result[:5], atol=1)
+        assert (samples(tiny_model, 4, seed=1) != result[:4]).any()
 
     def test_temperature_acts_on_v_alone_and_z_is_from_the_prior(self, tiny_model, monkeypatch):
         codes = []

@@ -15,7 +15,7 @@ def flat(value, count=1, side=8):
 
 
 class TestByHand:
-    def test_colour_brightness_saturation_and_contrast_by_hand(self):
+    def test_statistics_of_plain_images_are_those_worked_out_by_hand(self):
         image = flat(0.0)
         image[..., 0], image[..., 2] = 0.8, 0.2
         np.testing.assert_allclose(statistics.compute_colour(image), [[0.8, 0.2]])
@@ -33,10 +33,10 @@ class TestByHand:
         y, x = np.mgrid[:32, :32] / 32 * 2 * np.pi * 3
         angle = np.deg2rad(degrees)
         wave = 0.5 + 0.4 * np.sin(x * np.cos(angle) + y * np.sin(angle))
-        found = statistics.compute_orientation(np.repeat(wave[None, ..., None], 3, -1))[0]
-        np.testing.assert_allclose(found, [np.cos(2 * angle), np.sin(2 * angle)], atol=0.06)
+        result = statistics.compute_orientation(np.repeat(wave[None, ..., None], 3, -1))[0]
+        np.testing.assert_allclose(result, [np.cos(2 * angle), np.sin(2 * angle)], atol=0.06)
 
-    def test_noise_has_no_orientation_and_no_slope_and_sums_of_it_are_steep(self):
+    def test_noise_has_neither_orientation_nor_spectral_slope_and_its_sums_are_steep(self):
         noise = np.repeat(np.random.default_rng(0).random((50, 32, 32, 1)), 3, -1)
         assert np.linalg.norm(statistics.compute_orientation(noise), axis=1).mean() < 0.1
         assert abs(statistics.compute_spectral_slope(noise).mean()) < 0.15
@@ -44,7 +44,7 @@ class TestByHand:
         smooth = np.cumsum(np.cumsum(noise - 0.5, 1), 2)
         assert statistics.compute_spectral_slope(smooth / np.ptp(smooth)).mean() < -2
 
-    def test_brightest_quadrant_by_hand(self):
+    def test_brightest_quadrant_is_found_in_every_corner(self):
         images = flat(0.2, 4)
         for number, (row, column) in enumerate(((0, 0), (0, 4), (4, 0), (4, 4))):
             images[number, row : row + 4, column : column + 4] = 0.9
@@ -77,23 +77,23 @@ def images_of(seed, count):
     return np.clip(colour + detail[..., None], 0, 255).astype(np.uint8)
 
 
-def test_what_z_holds_follows_z_and_the_rest_follows_v():
+def test_statistics_in_z_follow_z_in_a_switch_and_the_others_follow_v():
     model = ColourOfZ()
     report = statistics.compute_image_statistics(model, images_of(0, 150), images_of(1, 101), batch_size=25)
     assert (report["train_images"], report["images"], report["dimensions"]) == (150, 101, 3)
     # All batches are of one size.
     assert model.batches == {25}
-    for name, found in report["statistics"].items():
-        switch = found["switch"]
+    for name, result in report["statistics"].items():
+        switch = result["switch"]
         of_z = float(name in ("mean colour", "brightness"))
         assert switch["z"]["mean"] == pytest.approx(of_z, abs=0.05), name
         assert switch["v"]["mean"] == pytest.approx(1 - of_z, abs=0.05), name
         assert switch["nearer_to_z"]["mean"] == pytest.approx(of_z, abs=0.06), name
-        assert (found["r2"]["z"]["mean"] > 0.99) == of_z, name
-        assert 0 <= found["r2"]["z"]["standard_error"] < 0.1
+        assert (result["r2"]["z"]["mean"] > 0.99) == of_z, name
+        assert 0 <= result["r2"]["z"]["standard_error"] < 0.1
     assert report["statistics"]["brightest quadrant"]["r2"]["v, PCA"]["mean"] > 0.5
 
 
-def test_too_few_images_are_refused():
+def test_image_statistics_of_too_few_images_are_refused():
     with pytest.raises(DataError, match="3 images are too few"):
         statistics.compute_image_statistics(ColourOfZ(), images_of(0, 9), images_of(1, 3), batch_size=9)

@@ -8,12 +8,22 @@ import numpy as np
 import pytest
 from helpers.evaluations import compute_metric
 from helpers.models import SMALL, random_images
+from helpers.refusals import message_of
 
+from tfdecouple.data import read_chosen_batches
 from tfdecouple.errors import DataError, NotInitializedError
-from tfdecouple.metrics import classification, linear_classifier
-from tfdecouple.metrics.classification import LinearProbe
-from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_batches
-from tfdecouple.metrics.linear_classifier import CLASSIFIERS, STRENGTHS, FittedClassifier, fit_classifier, fit_pca
+from tfdecouple.metrics import classification
+from tfdecouple.metrics.classification import (
+    CLASSIFIERS,
+    STRENGTHS,
+    FittedClassifier,
+    LinearProbe,
+    fit_classifier,
+    fit_pca,
+    make_classifier,
+)
+from tfdecouple.metrics.drawn_images import draw_image_indices
+from tfdecouple.metrics.metric import Estimate
 from tfdecouple.model import DecoupledModel
 
 # The tiny models' work is too small for graphs to pay.
@@ -34,9 +44,9 @@ def probe_result(model, source, train=120, test=60, **options):
 
 def accuracies(result):
     return {
-        (row["features"], kind): found["accuracy"]
+        (row["features"], kind): classifier["accuracy"]
         for row in result.values["results"]
-        for kind, found in row["classifiers"].items()
+        for kind, classifier in row["classifiers"].items()
     }
 
 
@@ -49,7 +59,7 @@ def source(make_source):
 def two_strengths():
     """Saves time where the choice of C is not tested."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linear_classifier, "STRENGTHS", (1e-4, 1e-2))
+        patch.setattr(classification, "STRENGTHS", (1e-4, 1e-2))
         yield
 
 
@@ -79,27 +89,27 @@ def fitted(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", CLASSIFIERS)
-def test_c_is_the_best_on_the_last_fifth_and_the_last_fit_is_on_all_images(kind, monkeypatch):
+def test_classifier_has_the_best_c_on_the_last_fifth_and_is_fitted_to_all_images(kind, monkeypatch):
     # Many noisy features: a weak classifier is best, and C matters.
-    monkeypatch.setattr(linear_classifier, "STRENGTHS", STRENGTHS[:5])
+    monkeypatch.setattr(classification, "STRENGTHS", STRENGTHS[:5])
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 200)
     features = rng.standard_normal((200, 300)).astype(np.float32)
     features[:, :10] += 0.6 * (2 * labels[:, None] - 1)
     fitted = fit_classifier(kind, features, labels)
     for strength, accuracy in fitted.tried:
-        expected = CLASSIFIERS[kind]().set_params(C=strength).fit(features[:160], labels[:160])
+        expected = make_classifier(kind).set_params(C=strength).fit(features[:160], labels[:160])
         assert accuracy == pytest.approx(expected.score(features[160:], labels[160:]), abs=0.026)
     shares = [accuracy for _, accuracy in fitted.tried]
     assert fitted.held_out_accuracy == max(shares) > min(shares)
     assert fitted.strength == fitted.tried[shares.index(max(shares))][0]
-    expected = CLASSIFIERS[kind]().set_params(C=fitted.strength).fit(features, labels)
+    expected = make_classifier(kind).set_params(C=fitted.strength).fit(features, labels)
     np.testing.assert_array_equal(fitted.classifier.coef_, expected.coef_)
-    monkeypatch.setattr(linear_classifier, "MAX_ITERATIONS", 1)
+    monkeypatch.setattr(classification, "MAX_ITERATIONS", 1)
     assert not fit_classifier(kind, features, labels).converged
 
 
-def test_components_of_few_images_hold_more_than_rounding():
+def test_pca_of_few_images_has_no_component_of_rounding_errors():
     for features in (30, 5000):
         values = np.random.default_rng(0).standard_normal((20, features)).astype(np.float32)
         pca = fit_pca(values, 64, seed=0)
@@ -112,16 +122,16 @@ def test_images_are_drawn_from_the_whole_split_and_read_once(source):
     indices = draw_image_indices(source, "train", 30, seed=0)
     assert len(set(indices.tolist())) == 30 and indices.min() < 40 and indices.max() >= 80
     assert set(indices) != set(draw_image_indices(source, "train", 30, seed=1))
-    batches = list(read_drawn_batches(source, "train", indices, batch_size=7))
+    batches = list(read_chosen_batches(source, "train", indices, batch_size=7))
     np.testing.assert_array_equal(np.concatenate([b["image"] for b in batches]), images[np.sort(indices)])
     np.testing.assert_array_equal(np.concatenate([b["label"] for b in batches]), labels[np.sort(indices)])
 
 
 class TestLinearProbe:
-    def test_colours_are_found_in_pixels_and_the_table_says_so(self, result):
-        found, values = accuracies(result), result.values
-        assert found["pixels", "linear SVM"] == found["pixels", "logistic regression"] == 1
-        assert found["pixels, PCA", "linear SVM"] == 1
+    def test_probe_classifies_colours_by_pixels_and_prints_every_accuracy(self, result):
+        shares, values = accuracies(result), result.values
+        assert shares["pixels", "linear SVM"] == shares["pixels", "logistic regression"] == 1
+        assert shares["pixels, PCA", "linear SVM"] == 1
         dimensions = {row["features"]: row["dimensions"] for row in values["results"]}
         assert dimensions == {"pixels": 192, "pixels, PCA": 4, "z": 4, "v": 192, "v, PCA": 4}
         assert json.loads(json.dumps(values)) == values
@@ -130,12 +140,12 @@ class TestLinearProbe:
         assert values["chance"] == pytest.approx(1 / 3)
         for row in values["results"]:
             line = next(line for line in result.lines if line.startswith(f"{row['features']} "))
-            for found in row["classifiers"].values():
-                share = found["accuracy"]
-                assert f"{100 * share:.2f} %" in line
-                assert found["standard_error"] == pytest.approx(math.sqrt(share * (1 - share) / 59))
+            for classifier in row["classifiers"].values():
+                share = classifier["accuracy"]
+                assert f"{Estimate(share, classifier['standard_error']).to_percent(2)}" in line
+                assert classifier["standard_error"] == pytest.approx(math.sqrt(share * (1 - share) / 59))
 
-    def test_features_are_the_models_codes(self, tiny_model, source, fitted, monkeypatch):
+    def test_probe_classifies_the_codes_of_encode(self, tiny_model, source, fitted, monkeypatch):
         # Before they are standardised, the features are the codes of `encode`, whatever the batches.
         seen = []
         monkeypatch.setattr(classification, "standardize_features", lambda *both: seen.append(both) or both)
@@ -149,14 +159,14 @@ class TestLinearProbe:
             np.testing.assert_allclose(codes_z, codes.z, atol=1e-5)
             np.testing.assert_allclose(codes_v, np.reshape(codes.v, (len(x), -1)), atol=1e-4)
 
-    def test_test_images_influence_nothing_that_is_fitted(self, tiny_model, make_source, fitted):
+    def test_probe_fits_nothing_to_test_images(self, tiny_model, make_source, fitted):
         for test in (coloured_images(50, 1), (np.zeros((50, 8, 8, 3), np.uint8), np.arange(50) % 3)):
             probe_result(tiny_model, make_source(coloured_images(100), test), 100, 50)
         assert len(fitted) == 2 * 10
-        for one, other in zip(fitted[:10], fitted[10:], strict=True):
-            np.testing.assert_array_equal(one, other)
+        for first, second in zip(fitted[:10], fitted[10:], strict=True):
+            np.testing.assert_array_equal(first, second)
 
-    def test_confusion_matrix_counts_every_test_image(self, result):
+    def test_confusion_matrix_of_the_probe_counts_every_test_image(self, result):
         confusion = result.values["confusion"]
         counts = np.array(confusion["counts"])
         assert confusion["features"] == "z" and confusion["labels"] == [0, 1, 2]
@@ -164,7 +174,7 @@ class TestLinearProbe:
         np.testing.assert_array_equal(counts.sum(1), [20, 20, 20])
         assert np.trace(counts) / counts.sum() == confusion["accuracy"]
         row = next(row for row in result.values["results"] if row["features"] == "z")
-        held_out = {kind: found["held_out_accuracy"] for kind, found in row["classifiers"].items()}
+        held_out = {kind: classifier["held_out_accuracy"] for kind, classifier in row["classifiers"].items()}
         assert held_out[confusion["classifier"]] == max(held_out.values())
         assert row["classifiers"][confusion["classifier"]]["accuracy"] == confusion["accuracy"]
         labels, predicted = np.array([2, 2, 7, 9]), np.array([2, 9, 7, 2])
@@ -172,7 +182,7 @@ class TestLinearProbe:
         assert (confusion["labels"], confusion["accuracy"]) == ([2, 7, 9], 0.5)
         assert confusion["counts"] == [[1, 0, 1], [0, 1, 0], [1, 0, 0]]
 
-    def test_model_without_z_has_pixels_as_it_sees_them_and_v(self, source, fitted, monkeypatch):
+    def test_probe_of_a_model_without_z_classifies_quantised_pixels_and_v(self, source, fitted, monkeypatch):
         model = DecoupledModel(dataclasses.replace(SMALL, conditioning="none", n_bits=3))
         with pytest.raises(NotInitializedError):
             probe_result(model, source)
@@ -197,8 +207,8 @@ class TestLinearProbe:
     ):
         monkeypatch.setattr(classification, "IMAGES", most)
         monkeypatch.setattr(classification, "VALUES", values)
-        found = compute_metric(LinearProbe, tiny_model, source, **options).values
-        assert (found["train_images"], found["test_images"]) == (train, test)
+        report = compute_metric(LinearProbe, tiny_model, source, **options).values
+        assert (report["train_images"], report["test_images"]) == (train, test)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +222,5 @@ class TestLinearProbe:
 )
 def test_images_that_allow_no_classifier_are_refused_in_one_line(tiny_model, make_source, train, test, parts):
     source = make_source((random_images(len(train)), train), (random_images(9), test))
-    with pytest.raises(DataError) as caught:
-        compute_metric(LinearProbe, tiny_model, source, probe_images=len(train))
-    message = str(caught.value)
-    assert "\n" not in message and all(part in message for part in parts), message
+    message = message_of(DataError, lambda: compute_metric(LinearProbe, tiny_model, source, probe_images=len(train)))
+    assert all(part in message for part in parts), message

@@ -9,7 +9,7 @@ import tensorflow as tf
 from helpers.models import random_images
 from helpers.places import PATIENCE
 
-from tfdecouple.errors import ExtractorError
+from tfdecouple.errors import UserError
 from tfdecouple.metrics import frechet
 from tfdecouple.numerics import tf32
 from tfdecouple.numerics.tf32 import full_float32, tensor_float_32
@@ -102,7 +102,7 @@ class TestSwitch:
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
         monkeypatch.setattr(onnxruntime, "InferenceSession", session)
         (tmp_path / "x.onnx").write_bytes(b"x")
-        with pytest.raises(ExtractorError, match="seen"):
+        with pytest.raises(UserError, match="seen"):
             frechet.open_feature_extractor(tmp_path / "x.onnx", (8, 8, 3))
         assert opened == [(both[0], {"use_tf32": "0"}), (both[1], {})]
 

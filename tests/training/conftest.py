@@ -5,8 +5,8 @@ from helpers.models import LEAST
 from helpers.runs import FakeStep, read_log_without_timing, run_config
 
 from tfdecouple.cli.train import main as train_main
-from tfdecouple.metrics.base import Estimate
 from tfdecouple.metrics.bits_per_dim import ELBO, Bound
+from tfdecouple.metrics.metric import Estimate
 from tfdecouple.model import gradient
 from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.storage.checkpoints import CheckpointFolder

@@ -206,14 +206,12 @@ def draw_neighbours(opened: Run, options: argparse.Namespace) -> Iterator[Drawin
     queries = {"pixels": samples} | ({"z": opened.encode_z(samples)} if has_z else {})
     columns: dict[str, list[np.ndarray]] = {name: [] for name in queries}
     searched: list[int] = []
-    with Counter("searching", len(drawn)) as counter:
-        for batch in read_chosen_batches(source, split, drawn, batch_size=64):
-            images = np.asarray(model.quantize_images(batch["image"]))
-            for name, query in queries.items():
-                vectors = opened.encode_z(images) if name == "z" else images
-                columns[name].append(cdist(query.reshape(len(query), -1), vectors.reshape(len(vectors), -1)))
-            searched += batch["index"].tolist()
-            counter(len(searched))
+    for batch in read_chosen_batches(source, split, drawn, batch_size=64, title="searching"):
+        images = np.asarray(model.quantize_images(batch["image"]))
+        for name, query in queries.items():
+            vectors = opened.encode_z(images) if name == "z" else images
+            columns[name].append(cdist(query.reshape(len(query), -1), vectors.reshape(len(vectors), -1)))
+        searched += batch["index"].tolist()
     neighbours, results = {}, {}
     for name in queries:
         distances = np.concatenate(columns[name], 1)

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tfdecouple.errors import RunError, UserError, one_line
-from tfdecouple.metrics.base import Metric, Result
 from tfdecouple.metrics.bits_per_dim import BitsPerDim, ImportanceWeighted, OwnSize
 from tfdecouple.metrics.classification import Classification, LinearProbe
 from tfdecouple.metrics.frechet import FrechetDistance
 from tfdecouple.metrics.image_statistics import ImageStatistics
 from tfdecouple.metrics.latent_use import UseOfZ
+from tfdecouple.metrics.metric import Metric, Result
 from tfdecouple.metrics.outliers import Outliers
 from tfdecouple.runtime.process import start_tensorflow, was_interrupted
 from tfdecouple.runtime.requirements import require_packages

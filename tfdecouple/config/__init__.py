@@ -5,7 +5,7 @@ changes single options by their dotted names, as `--set model.latent_dim=32` doe
 combination raises a `ConfigError` of one line that names the value.
 """
 
-from tfdecouple.config.data import PHOTOGRAPHS, DataConfig
+# ruff: noqa: F401 - these imports are the names of this package
 from tfdecouple.config.model import CONDITIONERS, PRIORS, STEP_LAYERS, ModelConfig
 from tfdecouple.config.run import (
     Config,
@@ -18,25 +18,4 @@ from tfdecouple.config.run import (
     parse_config,
     preset_names,
 )
-from tfdecouple.config.training import MEMORY, PRECISIONS, TrainingConfig
-
-__all__ = [
-    "CONDITIONERS",
-    "MEMORY",
-    "PHOTOGRAPHS",
-    "PRECISIONS",
-    "PRIORS",
-    "STEP_LAYERS",
-    "Config",
-    "DataConfig",
-    "ModelConfig",
-    "TrainingConfig",
-    "compare_configs",
-    "parse_config",
-    "load_preset",
-    "describe_options",
-    "list_option_names",
-    "override",
-    "preset_names",
-    "describe_config",
-]
+from tfdecouple.config.training import MEMORY, PHOTOGRAPHS, PRECISIONS, DataConfig, TrainingConfig

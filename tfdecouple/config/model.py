@@ -157,16 +157,15 @@ class ModelConfig:
             self._check_encoder("dequantization_encoder_channels", "the encoder of the dequantisation")
 
     def _check_labels(self) -> None:
-        if self.prior == "classes":
-            require(
-                self.classes >= 1, "model.prior is 'classes' and model.classes is 0; give the number of labels there"
-            )
-        if self.classes or self.prior == "classes":
-            require(
-                self.has_latent,
-                "model.conditioning is 'none', and labels enter by z; set model.conditioning=coupling, or leave out "
-                "model.classes and model.prior",
-            )
+        require(
+            self.prior != "classes" or self.classes >= 1,
+            "model.prior is 'classes' and model.classes is 0; give the number of labels there",
+        )
+        require(
+            not self.classes or self.has_latent,
+            "model.conditioning is 'none', and labels enter by z; set model.conditioning=coupling, or leave out "
+            "model.classes and model.prior",
+        )
         count = len(self.class_probabilities)
         require(
             count in (0, self.classes),
@@ -175,20 +174,18 @@ class ModelConfig:
         )
 
     def _check_colour_map(self) -> None:
-        """Raises ConfigError if a colour map has no encoder or no couplings that use z, or if z is too small for it."""
-        if self.colour_map:
-            require(
-                self.conditioning == "coupling" and self.has_encoder,
-                f"model.colour_map needs an encoder and couplings that use z, and model.conditioning is "
-                f"{self.conditioning!r} and model.prior {self.prior!r}; set model.colour_map=false",
-            )
-            channels = self.image_shape[-1]
-            least = channels * (channels + 3) // 2
-            require(
-                self.latent_dim >= least,
-                f"model.latent_dim is {self.latent_dim}; model.colour_map needs at least {least} for images of "
-                f"{channels} channels",
-            )
+        require(
+            not self.colour_map or (self.conditioning == "coupling" and self.has_encoder),
+            f"model.colour_map needs an encoder and couplings that use z, and model.conditioning is "
+            f"{self.conditioning!r} and model.prior {self.prior!r}; set model.colour_map=false",
+        )
+        channels = self.image_shape[-1]
+        least = channels * (channels + 3) // 2
+        require(
+            not self.colour_map or self.latent_dim >= least,
+            f"model.latent_dim is {self.latent_dim}; model.colour_map needs at least {least} for images of "
+            f"{channels} channels",
+        )
 
     def _check_flow(self, prefix: str = "") -> None:
         option = f"model.{prefix}"

@@ -16,9 +16,8 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tfdecouple.config.data import DataConfig
 from tfdecouple.config.model import ModelConfig
-from tfdecouple.config.training import TrainingConfig
+from tfdecouple.config.training import DataConfig, TrainingConfig
 from tfdecouple.config.values import format_value, require, to_json_values, validate_options
 from tfdecouple.errors import ConfigError, nearest
 from tfdecouple.storage.files import parse_json, read_json
@@ -97,10 +96,8 @@ class Config:
 def parse_config(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     """Returns an instance of the config class `cls` with the options in `values`; other options have their defaults.
 
-    `values` has JSON values by name. In error messages `prefix`, such as "model.", stands before an option's name.
-
-    Raises:
-        ConfigError: where a name is unknown (the message has the nearest name), a type is wrong or a value impossible.
+    `values` has JSON values by name. ConfigError is raised for an unknown name, a wrong type or an impossible value; in
+    its message `prefix`, such as "model.", stands before an option's name.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{prefix.rstrip('.') or 'the config'} is {format_value(values)}; it must be a JSON object")
@@ -118,12 +115,9 @@ def make_unknown_option_error(name: str) -> ConfigError:
     """Returns the ConfigError for an unknown option; the message suggests the option with the most similar name."""
     # An option of the same name in any section is suggested first, because the user may have left out the section.
     same = [full for full in list_option_names() if full.rpartition(".")[2] == name.rpartition(".")[2]]
-    hint = (
-        f"; did you mean {same[0]}?" if same else nearest(name, (*typing.get_type_hints(Config), *list_option_names()))
-    )
-    return ConfigError(
-        f"there is no option {format_value(name)}{hint or '; python -m tfdecouple explain explains all'}"
-    )
+    similar = nearest(name, (*typing.get_type_hints(Config), *list_option_names()))
+    hint = f"; did you mean {same[0]}?" if same else similar or "; python -m tfdecouple explain explains all"
+    return ConfigError(f"there is no option {format_value(name)}{hint}")
 
 
 def override(config: Config, assignments: Iterable[str]) -> Config:
@@ -133,16 +127,14 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
     >>> changed.model.latent_dim, changed.training.precision
     (32, 'tf32')
 
-    Raises:
-        ConfigError: where an assignment is malformed, a name unknown or a value impossible.
+    ConfigError is raised where an assignment is malformed, a name unknown or a value impossible.
     """
     values = config.to_dict()
     for assignment in assignments:
         name, separator, text = assignment.partition("=")
         if not separator:
-            raise ConfigError(
-                f"--set {format_value(assignment)}: write it as NAME=VALUE, for example model.latent_dim=32"
-            )
+            text = format_value(assignment)
+            raise ConfigError(f"--set {text}: write it as NAME=VALUE, for example model.latent_dim=32")
         name = name.strip()
         if name not in list_option_names():
             raise make_unknown_option_error(name)

@@ -116,14 +116,7 @@ def plan_flow_levels(
 
     A squeeze before every level but the first multiplies the channels by four and halves height and width; images of
     one or two channels are squeezed before the first level, too. An inner level has one or more stages; after each
-    stage the same number of channels leaves the flow.
-
-    Args:
-        image_shape: height, width and channels of the images.
-        steps: number of steps of each level; for an inner level, a list with the number of steps of each stage.
-        hidden_channels: for each level, the channels of the hidden maps of the coupling nets.
-        factors: for each level between the first and the last, a number n: 1/n of the level's channels leave the flow
-            after each stage. A single entry applies to all of these levels.
+    stage the same number of channels leaves the flow. `ModelConfig` describes the other arguments.
 
     >>> for level in plan_flow_levels((8, 8, 3), (1, (2, 2), 1), (4, 5, 6), (4,)):
     ...     print([(stage.name, stage.height, stage.channels, stage.dropped) for stage in level])

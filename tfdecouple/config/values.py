@@ -61,10 +61,8 @@ def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
 def validate_options(config: Any, prefix: str = "") -> None:
     """Checks all options of a config, and converts each value in place to the type that its option declares.
 
-    Sections of the config, such as `model`, are skipped, because each section was checked when it was made.
-
-    Raises:
-        ConfigError: where a value has a wrong type or is out of its range, or a list has a name twice.
+    Sections of the config, such as `model`, are skipped, because each section was checked when it was made. ConfigError
+    is raised where a value has a wrong type or is out of its range, or a list has a name twice.
     """
     for name, (hint, adapter) in _make_type_adapters(typing.cast(typing.Hashable, type(config))).items():
         value = getattr(config, name)

@@ -15,7 +15,7 @@ from tfdecouple.corpus.codes_manifest import SCORES, Field, ShardRange, encode_i
 from tfdecouple.data import Source
 from tfdecouple.data.labels import check_labels
 from tfdecouple.errors import DataError, UserError, one_line
-from tfdecouple.metrics.base import require_finite_values
+from tfdecouple.metrics.metric import require_finite_values
 from tfdecouple.metrics.outliers import OutlierScorer
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.round_trip import far_from_training

@@ -10,11 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.config import DataConfig
-from tfdecouple.data.splits import ALGORITHM, Source
+from tfdecouple.data.splits import ALGORITHM, Source, fold_into_seed
 from tfdecouple.errors import DataError
-
-# The seeds of the order and of the augmentation differ by these numbers, so that the two are independent.
-_ORDER_STREAM, _AUGMENTATION_STREAM = 0, 1
+from tfdecouple.runtime.progress import Counter
 
 
 def count_epoch_steps(source: Source, batch_size: int) -> int:
@@ -69,13 +67,13 @@ def make_training_batches(
     first_epoch, first_step = divmod(start_step, steps)
     images_per_epoch = steps * batch_size
     micro_batch = batch_size // micro_batches
-    order_seed = _fold_into_seed(tf.constant([seed, 0], tf.int64), _ORDER_STREAM)
-    augmentation_seed = _fold_into_seed(tf.constant([seed, 0], tf.int64), _AUGMENTATION_STREAM)
+    # Two numbers are folded into the seed, so that order and augmentation are independent.
+    order_seed, augmentation_seed = (fold_into_seed(tf.constant([seed, 0], tf.int64), number) for number in (0, 1))
 
     # AutoGraph would take 0.3 s to rewrite the functions of a pipeline, which have no control flow on tensors.
     @tf.autograph.experimental.do_not_convert
     def epoch_records(epoch: tf.Tensor) -> tf.data.Dataset:
-        order = split.shuffle_records(_fold_into_seed(order_seed, epoch)).take(images_per_epoch)
+        order = split.shuffle_records(fold_into_seed(order_seed, epoch)).take(images_per_epoch)
         done = tf.where(tf.equal(epoch, first_epoch), tf.constant(first_step * batch_size, tf.int64), 0)
         return order.enumerate(epoch * images_per_epoch).skip(done)
 
@@ -89,7 +87,7 @@ def make_training_batches(
     @tf.autograph.experimental.do_not_convert
     def make_example(number: tf.Tensor, record: Any) -> dict[str, tf.Tensor]:
         image, label = split.decode_record(record)
-        return {"image": augment_image(image, _fold_into_seed(augmentation_seed, number), config), "label": label}
+        return {"image": augment_image(image, fold_into_seed(augmentation_seed, number), config), "label": label}
 
     # Decoding comes after the loop over epochs, so that tf.data prefetches images of the next epoch in time.
     records = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch_records)
@@ -170,11 +168,8 @@ def slice_for_replicas(batches: tf.data.Dataset, context: tf.distribute.InputCon
 def load_images(source: Source, split: str, count: int, at_most: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Returns the first `count` readable images of a split, uint8 [count, ...], and their labels, int32 [count].
 
-    With `at_most`, the function returns all images of a split that has fewer than `count`, but at least one.
-
-    Raises:
-        DataError: if the split is unknown, it has too few images, or an image is unreadable and
-            `data.on_bad_image` is "stop".
+    With `at_most`, the function returns all images of a split that has fewer than `count`, but at least one. DataError
+    is raised if the split is unknown or has too few images, or if an image is unreadable and not skipped.
     """
     with source.guard():
         loaded = next(source.open_split(split).decode_examples().take(count).batch(count).as_numpy_iterator(), None)
@@ -185,23 +180,21 @@ def load_images(source: Source, split: str, count: int, at_most: bool = False) -
 
 
 def read_chosen_batches(
-    source: Source, split: str, indices: np.ndarray, *, batch_size: int
+    source: Source, split: str, indices: np.ndarray, *, batch_size: int, title: str = ""
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields batches of the images of a split with the indices `indices`, int `[n]`, in ascending order.
 
-    A repeated index counts once. Other images are not decoded, except that with `data.on_bad_image` "skip" the next
-    readable image replaces an unreadable one.
-
-    Yields:
-        Dicts of "image" uint8 [b, height, width, channels], "label" int32 [b] (-1 for none) and "index" int64 [b]. The
-        last batch may be smaller than the others.
-
-    Raises:
-        DataError: if the split is unknown, an index is too large, or an image is unreadable and not skipped.
+    Progress is shown under `title`, such as "encoding", by default "reading SPLIT".
+    A batch is a dict of "image" uint8 [b, height, width, channels], "label" int32 [b] (-1 for none) and "index" int64
+    [b]; the last batch may be smaller. A repeated index counts once. Other images are not decoded, except that with
+    `data.on_bad_image` "skip" the next readable image replaces an unreadable one. DataError is raised if the split is
+    unknown, an index is too large, or an image is unreadable and not skipped.
     """
-    with source.guard():
-        batches = _decode_examples(source, split, indices).batch(batch_size)
-        yield from _set_pipeline_options(batches).as_numpy_iterator()
+    done, batches = 0, _decode_examples(source, split, indices).batch(batch_size)
+    with source.guard(), Counter(title or f"reading {split}", len(indices)) as counter:
+        for batch in _set_pipeline_options(batches).as_numpy_iterator():
+            yield batch
+            counter(done := done + len(batch["label"]))
 
 
 def _decode_examples(source: Source, split: str, indices: np.ndarray | None) -> tf.data.Dataset:
@@ -224,10 +217,6 @@ def _set_pipeline_options(batches: tf.data.Dataset) -> tf.data.Dataset:
     return batches.with_options(options).prefetch(2)
 
 
-def _fold_into_seed(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
-    return tf.random.experimental.stateless_fold_in(seed, number, alg=ALGORITHM)
-
-
 def augment_image(image: tf.Tensor, seed: tf.Tensor, config: DataConfig) -> tf.Tensor:
     """Shifts and mirrors an image, uint8 [height, width, channels], at random; `seed`, int64 [2], decides how.
 
@@ -241,7 +230,7 @@ def augment_image(image: tf.Tensor, seed: tf.Tensor, config: DataConfig) -> tf.T
     rows, columns = tf.range(height), tf.range(width)
     draws = tf.random.stateless_uniform([3], seed, alg=ALGORITHM)
     if pad:
-        # Shift and flip only change the indices of rows and columns; the pixels are copied once, at the end.
+        # Shift and flip only change the indices of rows and columns, which is faster than `tf.pad` and `tf.slice`.
         shifts = tf.cast(tf.floor(draws[:2] * (2 * pad + 1)), tf.int32) - pad
         rows, columns = _reflect_indices(rows + shifts[0], height - 1), _reflect_indices(columns + shifts[1], width - 1)
     if config.horizontal_flip:

@@ -21,8 +21,8 @@ from tfdecouple.data.image_file import SUFFIXES, read_image
 from tfdecouple.data.splits import BadImages, MemorySplit, Source, Split, Tensors
 from tfdecouple.errors import DataError
 
-# The fractions of the images that become test images and validation images by the hash of their file names.
-TEST_SHARE, VALIDATION_SHARE = 0.05, 0.05
+# The fraction of the images that become test images by the hash of their file names; as many are for validation.
+HELD_OUT_SHARE = 0.05
 # The test split and the validation split each have at least this many images, and in small folders a tenth of all.
 LEAST_HELD_OUT = 8
 
@@ -49,11 +49,8 @@ def open_folder(config: DataConfig, image_shape: Shape) -> Source:
 
     If all decoded images take at most `data.cache_gib` GiB, this function reads them into memory. It only lists the
     files of a larger folder, because even the headers of millions of files take long to read. An unreadable image in a
-    larger folder raises an error when a batch needs the image (see `Source.guard`).
-
-    Raises:
-        DataError: if the folder is missing, has too few images for three splits, or has contradictory sub-folders; if
-            the function reads an unreadable image, unless `data.on_bad_image` is "skip".
+    larger folder raises an error when a batch needs the image (see `Source.guard`). DataError is raised if the folder
+    is missing, has too few images for three splits or contradictory sub-folders, or if an image cannot be read.
     """
     # os.path.expanduser leaves "~name" of an unknown user as it is; Path.expanduser would raise an error.
     folder = pathlib.Path(os.path.expanduser(config.source.removeprefix("folder:")))
@@ -81,17 +78,16 @@ def open_folder(config: DataConfig, image_shape: Shape) -> Source:
 def split_files_by_hash(files: Sequence[ImageFile]) -> dict[str, list[ImageFile]]:
     """Divides image files by a hash of their keys: about 90 % train, 5 % validation, 5 % test; returns {split: files}.
 
-    The split of a file depends only on its key, the path below the folder: another machine gives the same split, and
-    adding or removing other files does not change it. Small folders are the exception: a validation or test split with
-    less than a tenth of the files and less than `LEAST_HELD_OUT` files also gets the files with the next larger hashes.
-    With 3 or more files, each split has at least one. The files of a split are in the order of `files`.
+    The split of a file depends only on its key, so that other files and machines do not change it. Small folders are
+    the exception: a validation or test split with less than a tenth of the files and less than `LEAST_HELD_OUT` files
+    also gets the files with the next larger hashes. With 3 or more files, each split has at least one.
     """
     hashes = [hash_file_key(file.key) for file in files]
     order = sorted(range(len(files)), key=hashes.__getitem__)
     count = len(files)
     least = min(max(count // 10, 1), LEAST_HELD_OUT)
-    test = sum(value < TEST_SHARE for value in hashes)
-    held_out = sum(value < TEST_SHARE + VALIDATION_SHARE for value in hashes)
+    test = sum(value < HELD_OUT_SHARE for value in hashes)
+    held_out = sum(value < 2 * HELD_OUT_SHARE for value in hashes)
     test = min(max(test, least), count - 2)
     held_out = min(max(held_out, test + least), count - 1)
     splits = {"train": order[held_out:], "validation": order[test:held_out], "test": order[:test]}
@@ -190,13 +186,9 @@ class FileSplit(Split):
         return MemorySplit(len(images), self.description, lambda: (images, labels), keys)
 
     def decode_record(self, record: tf.Tensor) -> Tensors:
-        """Reads the image file with the index `record`, int64 []; returns (image, label), like `Split.decode_record`.
-
-        The next readable image replaces an unreadable image. If unreadable images were left out instead, all later
-        batches would shift, and a resumed run would have to read all earlier images to find its position.
-        """
-        image, label, _ = self._decode_next_readable(record)
-        return image, label
+        # If unreadable images were left out instead of replaced, all later batches would shift, and a resumed run would
+        # have to read all earlier images to find its position.
+        return self._decode_next_readable(record)[:2]
 
     def decode_examples(self, indices: np.ndarray | None = None, replace_unreadable: bool = False) -> tf.data.Dataset:
         if replace_unreadable:

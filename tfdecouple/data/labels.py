@@ -30,14 +30,6 @@ def check_labels(source: Source, labels: np.ndarray) -> np.ndarray:
     return labels
 
 
-def require_labels(source: Source, split: str, labels: np.ndarray, what: str) -> np.ndarray:
-    """Returns labels as int32 `[n]`; DataError, on `what` needs them, if one is missing or wrong."""
-    labels = check_labels(source, labels)
-    if (labels == NO_LABEL).any():
-        raise DataError(f"{source.title} has {split} images without a label; {what} needs labels, such as sub-folders")
-    return labels
-
-
 def require_label_count(source: Source, model: ModelConfig) -> None:
     """Raises DataError if `model.classes` is neither 0 (a model without labels) nor the data source's label count."""
     count = len(source.label_names)
@@ -49,10 +41,9 @@ def require_label_count(source: Source, model: ModelConfig) -> None:
 
 
 def check_batch_labels(batches: tf.data.Dataset, source: Source, model: ModelConfig) -> tf.data.Dataset:
-    """Returns the dataset `batches` with a check: iteration fails at a label that the model does not have.
+    """Returns the dataset `batches`, whose iteration inside `source.guard()` fails at a label that the model lacks.
 
-    Iterate inside the context `source.guard()`, which turns TensorFlow's error into a DataError. For a model without
-    labels, `batches` is returned unchanged.
+    For a model without labels, `batches` is returned unchanged.
     """
     if not model.has_classes:
         return batches
@@ -65,8 +56,8 @@ def check_batch_labels(batches: tf.data.Dataset, source: Source, model: ModelCon
     @tf.autograph.experimental.do_not_convert
     def check(batch: dict[str, Any]) -> dict[str, Any]:
         label = batch["label"]
-        known = tf.reduce_all((label >= least) & (label < model.classes))
-        with tf.control_dependencies([tf.debugging.Assert(known, [_UNKNOWN])]):
+        is_valid = tf.reduce_all((label >= least) & (label < model.classes))
+        with tf.control_dependencies([tf.debugging.Assert(is_valid, [_UNKNOWN])]):
             return {**batch, "label": tf.identity(label)}
 
     return batches.map(check)
@@ -98,13 +89,10 @@ class Attributes:
 
 
 def read_attributes(path: str) -> Attributes:
-    """Reads a CSV file with numeric attributes of images; returns `Attributes`.
+    """Reads a CSV file with numeric attributes of images; returns `Attributes`; DataError if the file is malformed.
 
     The first line of the file has the names of the columns. Each other line has the key of an image (its path below the
     data folder, or "split/index"), then the attributes of the image.
-
-    Raises:
-        DataError: if the file cannot be read or is malformed; the message names the line.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:

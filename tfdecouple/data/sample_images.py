@@ -1,4 +1,4 @@
-"""The data source `photographs`: random crops of the photographs that come with scikit-image and scikit-learn."""
+"""The data source `photographs`, crops of installed photographs, and synthetic images that are hard to encode."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import concurrent.futures
 import functools
 import importlib.metadata
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -51,7 +51,7 @@ PHOTOGRAPHS = {
 
 # Each photograph is cut along its longer side into three bands, one for each split, in this order and with these
 # fractions of the side. Training gets the middle, where most photographs have their subject.
-BANDS = (("test", 0.2), ("train", 0.6), ("validation", 0.2))
+BANDS = {"test": 0.2, "train": 0.6, "validation": 0.2}
 
 # Pixels between two neighbouring bands that no split uses. A JPEG block with halved colour resolution is 16 pixels
 # wide, so no block lies in two bands.
@@ -64,9 +64,7 @@ Box = tuple[int, int, int, int]
 
 
 def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
-    """Returns the `Source` of random crops of the sample photographs, which needs no download.
-
-    If `image_shape` has one channel, the crops are grey.
+    """Returns the `Source` of random crops of the sample photographs; the crops are grey for images of one channel.
 
     Raises:
         DataError: if a photograph is unknown, missing in the installed package or too small for crops of `image_shape`;
@@ -129,7 +127,7 @@ def find_split_band(size: tuple[int, int], split: str) -> Box:
     width, height = size
     length = max(size) - MARGIN * (len(BANDS) - 1)
     start = 0
-    for name, fraction in BANDS:
+    for name, fraction in BANDS.items():
         end = start + int(fraction * length)
         if name == split:
             break
@@ -138,22 +136,20 @@ def find_split_band(size: tuple[int, int], split: str) -> Box:
 
 
 def find_largest_crop_side(size: tuple[int, int]) -> int:
-    """Returns the side, in pixels, of the largest square that fits into all three bands of a photograph.
+    """Returns the side, in pixels, of the largest square that fits into all bands of a photograph of `size`.
 
-    A band is the part of a photograph for the crops of one split. No crop of any split has a longer side, so that all
-    splits show objects at the same scales. `size` is the photograph's (width, height).
+    No crop of any split has a longer side, so that all splits show objects at the same scales.
     """
-    boxes = [find_split_band(size, name) for name, _ in BANDS]
+    boxes = [find_split_band(size, name) for name in BANDS]
     return min(min(right - left, bottom - top) for left, top, right, bottom in boxes)
 
 
 def draw_crop_boxes(size: tuple[int, int], split: str, sides: tuple[int, int], draws: np.ndarray) -> np.ndarray:
-    """Returns random rectangles inside a band, the part of a photograph for one split, as int64 [N, 4] in pixels.
+    """Returns random rectangles (left, top, right, bottom) inside a split's band of a photograph, int64 [N, 4].
 
-    Each row of the result is (left, top, right, bottom); right and bottom are exclusive. The rectangles have the
-    proportions of `sides`, the (height, width) of the model's images. A rectangle's longer side is log-uniform between
-    the longer one of `sides` and `find_largest_crop_side(size)`, so that all scales are equally frequent. Each row of
-    `draws`, uniform random numbers in [0, 1), float64 [N, 3], decides on side, column and row of one rectangle.
+    The rectangles have the proportions of `sides`, the (height, width) of the model's images. A rectangle's longer side
+    is log-uniform between the longer one of `sides` and `find_largest_crop_side(size)`, so that all scales are equally
+    frequent. Each row of `draws`, uniform numbers in [0, 1), float64 [N, 3], decides on side, column and row of one.
     """
     left, top, right, bottom = find_split_band(size, split)
     least = np.array(sides)
@@ -165,10 +161,9 @@ def draw_crop_boxes(size: tuple[int, int], split: str, sides: tuple[int, int], d
 
 
 def cut_photograph_crops(pictures: tuple[Image.Image, ...], split: str, count: int, image_shape: Shape) -> Arrays:
-    """Returns `count` random crops of `pictures`, uint8 [count, *image_shape], and their labels, int32 [count].
+    """Returns `count` random crops of a split's bands, uint8 [count, *image_shape], and their labels, int32 [count].
 
-    The label of a crop is the index of its picture. `split` decides which part (band) of a picture the crops come from.
-    Every call with the same arguments returns the same crops.
+    The label of a crop is the index of its picture. Every call with the same arguments returns the same crops.
     """
     height, width, channels = image_shape
     if channels == 1:
@@ -205,3 +200,29 @@ def open_photograph(photograph: Photograph) -> Image.Image:
             f"the photograph {photograph.path} is missing or damaged in the installed {photograph.package} "
             f"{package.version}; install a version that ships it, or use another data.source"
         ) from None
+
+
+def make_extreme_images(image_shape: Shape, count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Returns images that are hard to encode, such as checkerboards: {name: uint8 `[n, height, width, channels]`}.
+
+    `doctor` and benchmarks test with them whether decoding is exact.
+    """
+    rng, odd = np.random.default_rng(seed), np.indices(image_shape[:2]).sum(0)[..., None] % 2
+    pairs: dict[str, Any] = {"black and white": (0, 255)}
+    kinds: dict[str, Any] = {"black, white": [0, 255]}
+    if image_shape[-1] == RGB_CHANNELS:
+        kinds["plain red, green, blue"] = 255 * np.eye(3, dtype=int)
+        # Each colour is paired with its opposite or a neighbour, so that neighbouring pixels differ most.
+        pairs["red and blue"] = (255, 0, 0), (0, 0, 255)
+        pairs["green and magenta"] = (0, 255, 0), (255, 0, 255)
+        pairs["cyan and yellow"] = (0, 255, 255), (255, 255, 0)
+    for name, (a, b) in pairs.items():
+        kinds[f"checkerboard, {name}"] = [np.where(odd == 0, a, b), np.where(odd == 0, b, a)]
+    kinds["noise"] = rng.integers(0, 256, (count, *image_shape), dtype=np.uint8)
+    kinds["noise of 0 and 255"] = 255 * rng.integers(0, 2, (count, *image_shape))
+    if image_shape[-1] > 1:
+        kinds["grey noise of 0 and 255"] = 255 * rng.integers(0, 2, (count, *image_shape[:2], 1))
+    return {
+        kind: np.stack([np.broadcast_to(image, image_shape) for image in images]).astype(np.uint8)
+        for kind, images in kinds.items()
+    }

@@ -24,6 +24,11 @@ Tensors = tuple[tf.Tensor, tf.Tensor]
 _LOGGER = logging.getLogger(__name__)
 
 
+def fold_into_seed(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
+    """Returns a new seed, int64 [2], computed from `seed`, int64 [2], and a number, such as that of an epoch."""
+    return tf.random.experimental.stateless_fold_in(seed, number, alg=ALGORITHM)
+
+
 class BadImages:
     """The unreadable images of a data set; `data.on_bad_image` decides whether they raise errors or are skipped.
 
@@ -107,11 +112,7 @@ class Source:
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
-        """Returns a context in which TensorFlow's error for an unreadable image becomes a DataError with its path.
-
-        Loops over batches of this data set run inside the context. Folders that fit into memory need no guard, because
-        all their images are read when the folder is opened.
-        """
+        """Returns a context for loops over batches, in which an unreadable image raises a DataError with its path."""
         try:
             yield
         except tf.errors.OpError as error:
@@ -140,11 +141,7 @@ class Split(abc.ABC):
         self.keys = keys
 
     def load_split_arrays(self) -> None:  # noqa: B027 - most splits need nothing
-        """Loads the arrays from which this split's method `decode_record` takes images; the base class has none.
-
-        Callers call this method before TensorFlow traces `decode_record`, because an array that is loaded during the
-        trace would become a constant of the graph.
-        """
+        """Loads the arrays of `decode_record` before TensorFlow traces it: in a trace they would become constants."""
 
     def list_records(self) -> tf.data.Dataset:
         """Returns a dataset of all records of this split, in order; here a record is an image's index, int64 []."""
@@ -162,20 +159,14 @@ class Split(abc.ABC):
 
     @abc.abstractmethod
     def decode_record(self, record: Any) -> Tensors:
-        """Decodes a record of this split, inside a tf.data pipeline; returns (image, label).
-
-        The image is a tensor, uint8 [height, width, channels]; the label is a tensor, int32 [], -1 for none.
-        """
+        """Decodes a record in a tf.data pipeline; returns (image, uint8 [height, width, channels]; label, int32 [])."""
 
     def decode_examples(self, indices: np.ndarray | None = None, replace_unreadable: bool = False) -> tf.data.Dataset:
-        """Returns a dataset of all images of this split, in order, or only of those with `indices`; none is augmented.
+        """Returns a dataset of all images of this split in order, or only of those with `indices`, ascending int64 [n].
 
-        `indices` is int64 [n] and must ascend. With `replace_unreadable`, the next readable image replaces an
+        The dataset has dicts: "image" uint8 [height, width, channels], "label" int32 [] (-1 for none) and "index"
+        int64 [], the image's index in the split. With `replace_unreadable`, the next readable image replaces an
         unreadable one, so that the dataset has n images. Otherwise the dataset leaves unreadable images out.
-
-        Returns:
-            A finite dataset of dicts: "image" uint8 [height, width, channels], "label" int32 [] (-1 for none) and
-            "index" int64 [], the image's index in the split.
         """
         numbers = tf.data.Dataset.range(self.size) if indices is None else tf.data.Dataset.from_tensor_slices(indices)
         records = self.list_records() if indices is None else self.select_records(indices)
@@ -253,8 +244,8 @@ class RecordSplit(Split):
 
         def permute(number: tf.Tensor, window: Any) -> tf.data.Dataset:
             count = tf.shape(tf.nest.flatten(window)[0])[0]
-            window_seed = tf.random.experimental.stateless_fold_in(seed, number, alg=ALGORITHM)
-            order = tf.random.experimental.stateless_shuffle(tf.range(count), window_seed, alg=ALGORITHM)
+            seed_of_window = fold_into_seed(seed, number)
+            order = tf.random.experimental.stateless_shuffle(tf.range(count), seed_of_window, alg=ALGORITHM)
             permutation = tf.nest.map_structure(lambda values: tf.gather(values, order), window)
             return tf.data.Dataset.from_tensor_slices(permutation)
 

@@ -37,26 +37,23 @@ def open_tfds(config: DataConfig, image_shape: Shape, download: bool) -> Source:
     """
     builder = _find_builder(config)
     _require_prepared(builder, config, download)
-    sizes = {name: split.num_examples for name, split in builder.info.splits.items()}
+    info = builder.info
+    sizes = {name: split.num_examples for name, split in info.splits.items()}
     chosen = choose_tfds_splits(config.source, sizes, config.validation_examples)
-    image_key, label_key = find_feature_keys(config.source, builder.info.features, image_shape[-1])
-    total = sum(builder.info.splits[notation].num_examples for notation in chosen.values())
-    in_memory = total * math.prod(image_shape) <= config.cache_gib * 2**30
-    splits: dict[str, Split] = {}
-    for name, notation in chosen.items():
-        split = _make_record_split(builder, notation, image_key, label_key, image_shape, config.centre_crop)
-        if in_memory:
-            load = functools.partial(
-                _load_decoded_images, split, f"{notation} of {builder.info.full_name}", image_shape
-            )
+    image_key, label_key = find_feature_keys(config.source, info.features, image_shape[-1])
+    splits: dict[str, Split] = {
+        name: _make_record_split(builder, notation, image_key, label_key, image_shape, config.centre_crop)
+        for name, notation in chosen.items()
+    }
+    if sum(split.size for split in splits.values()) * math.prod(image_shape) <= config.cache_gib * 2**30:
+        for name, split in splits.items():
+            load = functools.partial(_load_decoded_images, split, info.full_name, image_shape)
             splits[name] = MemorySplit(split.size, split.description, load)
-        else:
-            splits[name] = split
     return Source(
         name=config.source,
-        title=f"TFDS {builder.info.full_name}",
+        title=f"TFDS {info.full_name}",
         image_shape=image_shape,
-        label_names=tuple(builder.info.features[label_key].names) if label_key else (),
+        label_names=tuple(info.features[label_key].names) if label_key else (),
         splits=splits,
     )
 
@@ -64,14 +61,10 @@ def open_tfds(config: DataConfig, image_shape: Shape, download: bool) -> Source:
 def choose_tfds_splits(source: str, sizes: Mapping[str, int], held_out: int) -> dict[str, str]:
     """Returns {split: its images in TFDS notation, such as "train[:-1000]"} for "train", "validation" and "test".
 
-    If the data set has no test split, its validation split becomes the test split, as in the paper. Each split that is
-    still missing gets `held_out` images from the end of the training split. DataError is raised if there is no training
-    split, or if it has too few images.
-
-    Args:
-        source: name of the data set in messages.
-        sizes: {split: count of its images} for the splits that the data set has.
-        held_out: count of training images that a missing split gets.
+    `sizes` is {split: count of its images} for the splits that the data set `source` has. If the data set has no test
+    split, its validation split becomes the test split, as in the paper. Each split that is still missing gets
+    `held_out` images from the end of the training split. DataError is raised if there is no training split, or if it
+    has too few images.
     """
     if "train" not in sizes:
         raise DataError(f"the data set {source} has no split train (it has {', '.join(sizes) or 'none'}); use another")
@@ -115,16 +108,10 @@ def _find_builder(config: DataConfig) -> Any:
         ) from None
     # TFDS raises exceptions of several classes for a wrong config or version, so each of them becomes DataError.
     except Exception as error:
-        raise DataError(f"cannot open the data set {name!r}{_suggest_tfds_config(name)}: {one_line(error)}") from error
-
-
-def _suggest_tfds_config(name: str) -> str:
-    import tensorflow_datasets as tfds
-
-    base = name.partition("/")[0]
-    if base not in tfds.list_builders():
-        return ""
-    return nearest(name, [f"{base}/{config}" for config in tfds.builder_cls(base).builder_configs])
+        base = name.partition("/")[0]
+        configs = tfds.builder_cls(base).builder_configs if base in tfds.list_builders() else ()
+        hint = nearest(name, [f"{base}/{config}" for config in configs])
+        raise DataError(f"cannot open the data set {name!r}{hint}: {one_line(error)}") from error
 
 
 def _require_prepared(builder: Any, config: DataConfig, download: bool) -> None:
@@ -217,12 +204,13 @@ def decode_tfds_image(encoded: tf.Tensor, feature: Any) -> tf.Tensor:
     return tf.ensure_shape(pixels, feature.shape)
 
 
-def _load_decoded_images(split: RecordSplit, title: str, image_shape: Shape) -> Arrays:
+def _load_decoded_images(split: Split, name: str, image_shape: Shape) -> Arrays:
     images = np.empty((split.size, *image_shape), np.uint8)
     labels = np.empty(split.size, np.int32)
     try:
         for batch in split.decode_examples().batch(256).prefetch(4).as_numpy_iterator():
             images[batch["index"]], labels[batch["index"]] = batch["image"], batch["label"]
     except tf.errors.OpError as error:
-        raise DataError(f"cannot read {title}: {one_line(error)}; prepare the data set again") from error
+        message = f"cannot read {split.description} of {name}: {one_line(error)}; prepare the data set again"
+        raise DataError(message) from error
     return images, labels

@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.config import Config, override
-from tfdecouple.data.extreme_images import make_extreme_images
+from tfdecouple.data.sample_images import make_extreme_images
 from tfdecouple.doctor.check_runner import (
     DEFAULT,
     MODEL,

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfdecouple.config.shapes import RGB_CHANNELS
-from tfdecouple.metrics.base import Estimate, Metric, Result, describe_draw_count, format_table, require_finite_values
+from tfdecouple.metrics.drawn_images import draw_uncropped_images
+from tfdecouple.metrics.metric import Estimate, Metric, Result, describe_draw_count, format_table, require_finite_values
 from tfdecouple.runtime.option_types import add_number
+from tfdecouple.runtime.progress import Counter
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -61,21 +63,16 @@ class ImportanceWeighted(Metric):
     def compute(self, evaluation: Any) -> Result:
         bound, line = _evaluate_bound(evaluation, IMPORTANCE_WEIGHTED, self.options.importance)
         gain = f"    {bound.gain.to_text(4)} below the ELBO over the same draws"
-        return Result(
-            dataclasses.asdict(bound), [line, gain, f"    {bound.effective_draws:.2f} effective draws of {bound.k}"]
-        )
+        draws = f"    {bound.effective_draws:.2f} effective draws of {bound.k}"
+        return Result(dataclasses.asdict(bound), [line, gain, draws])
 
 
 def _evaluate_bound(evaluation: Any, bound: str, k: int) -> tuple[Bound, str]:
-    from tfdecouple.runtime.progress import Counter
-
-    evaluator, draws = (
-        BoundEvaluator(evaluation.opened.model, evaluation.strategy),
-        f"{describe_draw_count(k)} an image",
-    )
-    options: dict[str, Any] = {"k": k, "seed": evaluation.options.seed, "refuse_non_finite": True}
+    evaluator = BoundEvaluator(evaluation.opened.model, evaluation.strategy)
+    batches, seed = evaluation.make_image_batches(), evaluation.options.seed
+    draws = f"{describe_draw_count(k)} an image"
     with Counter(f"{bound}, {draws}", evaluation.count) as counter:
-        result = evaluator(evaluation.make_image_batches(), bound=bound, on_batch=counter, **options)
+        result = evaluator(batches, bound=bound, k=k, seed=seed, on_batch=counter, refuse_non_finite=True)
     bits, name = Estimate(result.bits_per_dim, result.standard_error).to_text(4), bound + " bound" * (bound != ELBO)
     return result, f"{bits} bits/dim: {name}, {draws}, {result.images:,} images"
 
@@ -88,12 +85,10 @@ class OwnSize(Metric):
 
     def compute(self, evaluation: Any) -> Result:
         from tfdecouple import randomness
-        from tfdecouple.metrics.drawn_images import draw_uncropped_images
-        from tfdecouple.runtime.progress import Counter
 
         options, model = self.options, evaluation.opened.model
         images = draw_uncropped_images(evaluation.source, options.split, options.images, options.seed)
-        rows: list[dict[str, Any]] = []
+        rows = []
         with Counter("ELBO at own size", len(images)) as counter:
             for index, (name, read) in enumerate(images.items()):
                 image = read()
@@ -186,18 +181,12 @@ class BoundEvaluator:
         """Returns a bound on the bits per dimension, averaged over the images of all batches.
 
         Args:
-            batches: a dataset of dicts of `image` (uint8, `[batch, ...]`), `index` (`[batch]`) and `weight` (`[batch]`,
-                0 for padding). All batches have the same size, a multiple of the number of devices. A model with labels
-                also needs `label` (`[batch]`), -1 for none. If z is a function of the label, none may be -1.
+            batches: a dataset of `make_evaluation_batches`. The size of a batch is a multiple of the number of devices.
             bound: the name of the bound, `ELBO` or `IMPORTANCE_WEIGHTED`.
             k: the number of draws per image, at least 1.
             seed: the seed of the draws.
             on_batch: a callback that receives the number of evaluated images after each draw.
             refuse_non_finite: whether a bound that is not finite raises RunError, with the indices of the images.
-
-        Raises:
-            DataError: if a label that the model needs is missing.
-            NotInitializedError: if the model has no weights.
         """
         import tensorflow as tf
 
@@ -211,8 +200,8 @@ class BoundEvaluator:
             batches = self._strategy.distribute_datasets_from_function(
                 lambda context: slice_for_replicas(undistributed, context)
             )
-        # Each list gets one array per batch: ELBO terms, log sum of importance weights, log sum of squares, indices.
-        terms, log_sums, log_squares, index = [], [], [], []
+        # Both lists get one array per batch: the ELBO terms, `[draws, images, terms]`, and the indices of the images.
+        terms, indices = [], []
         done = 0
         for batch in batches:
             counted = self._gather_from_devices(batch["weight"]) > 0
@@ -224,21 +213,20 @@ class BoundEvaluator:
                     values = self._compute_on_devices(batch["image"], labels, batch["index"], *draw)
                 rows.append(self._gather_from_devices(values)[counted].astype(np.float64))
                 on_batch(done + images * (number + 1) // k)
-            draws = np.stack(rows)
-            log_weights = -(draws[..., 0] + draws[..., 1] + draws[..., 2])
-            terms.append(draws.mean(0))
-            # Without this context NumPy would warn about the infinite weights of a diverged model.
-            with np.errstate(invalid="ignore"):
-                log_sums.append(np.logaddexp.reduce(log_weights))
-                log_squares.append(np.logaddexp.reduce(2 * log_weights))
-            index.append(self._gather_from_devices(batch["index"])[counted])
+            terms.append(np.stack(rows))
+            indices.append(self._gather_from_devices(batch["index"])[counted])
             done += images
-        nats, log_sum, log_square = np.concatenate(terms), np.concatenate(log_sums), np.concatenate(log_squares)
-        # The terms are added in the same order as for the log weights, so that both bounds are identical for k = 1.
+        draws = np.concatenate(terms, 1)
+        nats = draws.mean(0)
+        # The terms are added in the same order twice, so that both bounds are identical for k = 1.
         negative_elbo = nats[:, 0] + nats[:, 1] + nats[:, 2]
+        log_weights = -(draws[..., 0] + draws[..., 1] + draws[..., 2])
+        # Without this context NumPy would warn about the infinite weights of a diverged model.
+        with np.errstate(invalid="ignore"):
+            log_sum, log_square = np.logaddexp.reduce(log_weights), np.logaddexp.reduce(2 * log_weights)
         bound_nats = negative_elbo if bound == ELBO else math.log(k) - log_sum
         if refuse_non_finite:
-            require_finite_values("the bound", np.column_stack([bound_nats, nats]), np.concatenate(index))
+            require_finite_values("the bound", np.column_stack([bound_nats, nats]), np.concatenate(indices))
         bits, elbo_bits = (self._model.nats_to_bits_per_dim(values) for values in (bound_nats, negative_elbo))
         with np.errstate(invalid="ignore", over="ignore"):
             mean, error = dataclasses.astuple(Estimate.from_values(bits))

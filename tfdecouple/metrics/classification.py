@@ -1,36 +1,41 @@
-"""Two metrics of accuracy: of linear classifiers on z, v and pixels, and of a model with labels, by Bayes' rule."""
+"""Two metrics of accuracy: of linear classifiers on z, v and pixels, and of a model with labels, by Bayes' rule.
+
+Other metrics use this module's linear classifiers, and its scaling and PCA of features, too.
+"""
 
 from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tfdecouple.errors import DataError
-from tfdecouple.metrics.base import Estimate, Metric, Result, format_table
-from tfdecouple.metrics.drawn_images import encode_drawn_images
-from tfdecouple.metrics.linear_classifier import (
-    CLASSIFIERS,
-    HELD_OUT,
-    STRENGTHS,
-    fit_classifier,
-    fit_pca,
-    flatten_images,
-    read_labelled_images,
-    standardize_features,
-)
+from tfdecouple.metrics.drawn_images import draw_image_indices, encode_drawn_images, read_drawn_images
+from tfdecouple.metrics.metric import Estimate, Metric, Result, format_table
 from tfdecouple.runtime.option_types import add_number
 from tfdecouple.runtime.progress import Counter
 
 if TYPE_CHECKING:
+    from sklearn.decomposition import PCA
+
+    from tfdecouple.data import Source
     from tfdecouple.model import DecoupledModel
 
+CLASSIFIERS = ("linear SVM", "logistic regression")
+# Candidate values of C, the inverse strength of the regularisation.
+STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+# One in five training images is held out to choose C.
+HELD_OUT = 5
+MAX_ITERATIONS = 1000
+# Largest number of features for an exact PCA. For more, the covariance matrix takes longer than a randomised PCA.
+_EXACT_PCA = 4096
 # By default classifiers get at most 10,000 images, and at most 2**26 colour values in all, because both lengthen a fit.
 IMAGES, VALUES = 10_000, 2**26
-# Smallest number of training images of the classifiers. A fifth of the images is held out to choose the regularisation.
+# Smallest number of training images of the classifiers.
 LEAST = 10
 
 
@@ -97,8 +102,8 @@ class LinearProbe(Metric):
                     "tried": fitted.tried,
                     "converged": fitted.converged,
                 }
-                line = f"{name} ({features.shape[1]:,}), {kind}: {_format_accuracy(classifiers[kind])}"
                 # Progress goes to standard error, so that standard output has only the results.
+                line = f"{name} ({features.shape[1]:,}), {kind}: {accuracy.to_percent(2)}"
                 print(line, file=sys.stderr, flush=True)
             rows[name] = {"features": name, "dimensions": features.shape[1], "classifiers": classifiers}
 
@@ -136,29 +141,133 @@ class LinearProbe(Metric):
         return Result(report, _format_linear_classifiers(report), picture)
 
 
-def _format_accuracy(result: dict[str, Any]) -> str:
-    return f"{100 * result['accuracy']:.2f} % +- {100 * result['standard_error']:.2f}"
-
-
 def _format_linear_classifiers(report: dict[str, Any]) -> list[str]:
-    """Returns the lines of a table of test accuracies, a row for each set of features, a column for each classifier."""
     lines = [
         f"Test accuracy of linear classifiers, {report['classes']} classes (paper Table 4): "
         f"{report['train_images']:,} training, {report['test_images']:,} test images.",
     ]
     rows = [["features", "dimensions", *CLASSIFIERS]]
     for row in report["results"]:
-        accuracies = [_format_accuracy(row["classifiers"][kind]) for kind in CLASSIFIERS]
+        results = [row["classifiers"][kind] for kind in CLASSIFIERS]
+        accuracies = [Estimate(result["accuracy"], result["standard_error"]).to_percent(2) for result in results]
         rows.append([row["features"], f"{row['dimensions']:,}", *accuracies])
     lines += format_table(rows, indent=0)
     lines.append(f"The largest class has {100 * report['chance']:.2f} % of the test images.")
     lines.append(
-        f"+-: standard error. C was chosen on {report['held_out_images']:,} of the training images; z is the posterior "
+        f"±: standard error. C was chosen on {report['held_out_images']:,} of the training images; z is the posterior "
         "mean."
     )
     if not all(result["converged"] for row in report["results"] for result in row["classifiers"].values()):
         lines.append("Some fits ended by their number of iterations: `converged` says which.")
     return lines
+
+
+def make_classifier(kind: str) -> Any:
+    """Returns a linear classifier of scikit-learn that is not fitted yet; `kind` is one of `CLASSIFIERS`."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import LinearSVC
+
+    if kind == "linear SVM":
+        return LinearSVC(dual=False, max_iter=MAX_ITERATIONS)
+    return LogisticRegression(max_iter=MAX_ITERATIONS, warm_start=True)
+
+
+def standardize_features(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Scales arrays in place so that `train` has mean 0 and deviation 1; a constant feature of `train` becomes 0."""
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler(copy=False).fit(train)
+    return tuple(scaler.transform(features) for features in (train, *others))
+
+
+def flatten_images(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Returns each array of images, `[n, ...]`, as an array of features, float32 `[n, features]`."""
+    return tuple(array.reshape(len(array), -1).astype(np.float32, copy=False) for array in arrays)
+
+
+def fit_pca(features: np.ndarray, count: int, seed: int) -> PCA:
+    """Returns a PCA of standardised training features, float32 `[n, features]`, with at most `count` components.
+
+    The PCA has at most n - 1 components, because n images around their mean span n - 1 dimensions. A further component
+    would be rounding error, which standardisation would enlarge. For more than 4,096 features the PCA is randomised
+    with `seed`.
+    """
+    from sklearn.decomposition import PCA
+    from threadpoolctl import threadpool_limits
+
+    solver = "covariance_eigh" if features.shape[1] <= _EXACT_PCA else "randomized"
+    pca = PCA(min(count, len(features) - 1, features.shape[1]), svd_solver=solver, random_state=seed)
+    # On cores that other programs use, too, one thread is fastest, because several threads wait for each other.
+    with threadpool_limits(1):
+        return pca.fit(features)
+
+
+class FittedClassifier(NamedTuple):
+    """A classifier of scikit-learn, fitted to all training images with the best C, the inverse regularisation strength.
+
+    Attributes:
+        classifier: the fitted classifier.
+        strength: the best value of C.
+        held_out_accuracy: the accuracy, on held-out images, of a classifier with this C that was fitted without them.
+        tried: pairs [C, held-out accuracy], one for each value of C that was tried.
+        converged: whether the final fit converged.
+    """
+
+    classifier: Any
+    strength: float
+    held_out_accuracy: float
+    tried: list[list[float]]
+    converged: bool
+
+
+def fit_classifier(
+    kind: str, features: np.ndarray, labels: np.ndarray, on_fit: Callable[[int], None] = lambda fits: None
+) -> FittedClassifier:
+    """Chooses C on the last fifth of the training images; returns a classifier with this C, fitted to all the images.
+
+    The tried values of C, the inverse strength of the regularisation, rise by factors of ten. The search stops when the
+    accuracy on the last fifth is more than its standard error below the best one, because a larger C takes longer.
+
+    Args:
+        kind: one of `CLASSIFIERS`.
+        features: standardised features of five or more training images, float32 `[n, features]`, in random order.
+        labels: the labels of the images, int `[n]`; the first four fifths must have two different labels.
+        on_fit: a callback that receives the count of fits so far.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    held_out = len(labels) // HELD_OUT
+    classifier, tried, best = make_classifier(kind), [], -1.0
+    # With one thread, results do not depend on the number of cores. More threads are at most twice as fast here, and 15
+    # times as slow on cores with other work, because threads wait for each other.
+    with threadpool_limits(1), warnings.catch_warnings():
+        # The attribute `converged` of the result says the same as this warning.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for strength in STRENGTHS:
+            classifier.set_params(C=strength).fit(features[:-held_out], labels[:-held_out])
+            accuracy = float(np.mean(classifier.predict(features[-held_out:]) == labels[-held_out:]))
+            tried.append([strength, accuracy])
+            on_fit(len(tried))
+            best = max(best, accuracy)
+            if accuracy < best - math.sqrt(best * (1 - best) / held_out):
+                break
+        strength = next(strength for strength, accuracy in tried if accuracy == best)
+        # A new classifier is fitted, because a warm start from the last value of C would be far from the solution.
+        classifier = make_classifier(kind).set_params(C=strength).fit(features, labels)
+    return FittedClassifier(classifier, strength, best, tried, bool(np.max(classifier.n_iter_) < MAX_ITERATIONS))
+
+
+def read_labelled_images(
+    model: DecoupledModel, source: Source, split: str, count: int, *, seed: int, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns at most `count` random images, uint8 `[n, ...]`, and labels, int32 `[n]`; DataError without a label."""
+    from tfdecouple.data.labels import check_labels
+
+    images, labels = read_drawn_images(model, source, split, draw_image_indices(source, split, count, seed), batch_size)
+    if (check_labels(source, labels) < 0).any():
+        raise DataError(f"{source.title} has {split} images without a label; use data with labels, such as sub-folders")
+    return images, labels
 
 
 class Classification(Metric):
@@ -175,9 +284,9 @@ class Classification(Metric):
         opened = evaluation.opened
         with Counter("classifying", evaluation.count) as counter:
             report = classify_images(opened.model, evaluation.make_image_batches(), counter)
-        accuracy = Estimate(100 * report["accuracy"], 100 * report["standard_error"])
+        accuracy = Estimate(report["accuracy"], report["standard_error"])
         lines = [
-            f"{accuracy.to_text(1)} % of {report['images']:,} images classified right by Bayes' rule; the "
+            f"{accuracy.to_percent(1)} of {report['images']:,} images classified right by Bayes' rule; the "
             f"most frequent label has {100 * report['chance']:.1f} %",
             f"    {report['log_probability']:.3f} nats: mean log p(y|x) of the right label",
         ]

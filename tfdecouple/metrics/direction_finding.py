@@ -24,9 +24,9 @@ from threadpoolctl import threadpool_limits
 from tfdecouple.data import Source
 from tfdecouple.data.labels import Attributes, check_labels
 from tfdecouple.errors import DataError
+from tfdecouple.metrics.classification import STRENGTHS, fit_classifier
 from tfdecouple.metrics.drawn_images import decode_images, draw_image_indices, encode_drawn_images
 from tfdecouple.metrics.image_statistics import CHANGES
-from tfdecouple.metrics.linear_classifier import STRENGTHS, fit_classifier
 from tfdecouple.runs.latent_directions import CLASSIFIER, DECODED, MEANS, Direction
 from tfdecouple.runs.opened_run import Run
 from tfdecouple.runtime.progress import Counter
@@ -101,11 +101,10 @@ def find_label_directions(
     """Returns two directions in z from images without a label to images with it: by means and by a linear classifier.
 
     Each is as long as the slope of the mean of z per standard deviation of the label, which counts as 0 or 1: as the
-    difference of the means times the standard deviation. `name` becomes the name of both directions. `z` and `held_z`,
-    float32 `[n, d_z]`, are the codes of training and of held-out images. `has` and `held_has`, bool `[n]`, say which of
-    these images have the label. At least `LEAST` training images have it, and at least `LEAST` lack it. The classifier
-    is fitted to equally many images with and without the label, drawn with `seed`, so that neither class dominates the
-    threshold and the choice of C, the inverse regularisation strength.
+    difference of the means times the standard deviation. `has` and `held_has`, bool `[n]`, say which of the training
+    and held-out images have the label. At least `LEAST` training images have it, and at least `LEAST` lack it. The
+    classifier is fitted to equally many images with and without the label, drawn with `seed`, so that neither class
+    dominates the threshold and the choice of C, the inverse regularisation strength.
 
     The metrics of a direction (`Direction.figures`) are `accuracy`, the mean of the accuracies on held-out images with
     and without the label (0.5 is chance); the binomial `standard_error` of `accuracy`; `auroc`; counts of images; and
@@ -143,10 +142,9 @@ def find_number_directions(
     """Returns two directions in z, by two methods, along which a numeric attribute of images, such as an age, grows.
 
     The first is the slope of the mean of z per standard deviation of the attribute. The second is the normal of a ridge
-    regression, whose penalty is chosen by leave-one-out cross-validation. `name` becomes the name of both directions.
-    `z` and `held_z`, float32 `[n, d_z]`, are the codes of training and of held-out images. `values` and `held_values`,
-    `[n]`, are the attribute of these images; the training images must not all have the same value. The metrics of a
-    direction (`Direction.figures`) are the `r2` of a linear prediction of the attribute along the direction on the
+    regression, whose penalty is chosen by leave-one-out cross-validation. `values` and `held_values`, `[n]`, are the
+    attribute of the training and held-out images; the training images must not all have the same value. The metrics of
+    a direction (`Direction.figures`) are the `r2` of a linear prediction of the attribute along the direction on the
     held-out images (None if these all have the same value), counts of images, and the penalty.
     """
     mean, deviation = values.mean(), values.std()

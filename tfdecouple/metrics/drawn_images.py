@@ -23,24 +23,8 @@ def draw_image_indices(source: Source, split: str, count: int, seed: int) -> np.
     """Returns indices of at most `count` images of a split in random order, without repetition, int64 `[n]`.
 
     The first images of a split would not be a fair sample, because an image folder is sorted by class.
-
-    Raises:
-        DataError: if the split is unknown.
     """
     return np.random.default_rng(seed).permutation(source.open_split(split).size)[:count]
-
-
-def read_drawn_batches(
-    source: Source, split: str, indices: np.ndarray, batch_size: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yields batches {"image": uint8, "label": int32, -1 for none, "index"} of the images with `indices`, ascending."""
-    from tfdecouple.data import read_chosen_batches
-
-    done = 0
-    with Counter(f"reading {split}", len(indices)) as counter:
-        for batch in read_chosen_batches(source, split, indices, batch_size=batch_size):
-            yield batch
-            counter(done := done + len(batch["label"]))
 
 
 def read_drawn_images(
@@ -48,12 +32,13 @@ def read_drawn_images(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the images with `indices` in a split, quantised to the model's number of bits, and the images' labels.
 
-    The images are uint8 `[n, height, width, channels]`, in the order of `indices`. The labels are int32 `[n]`, -1 for
-    an image without a label.
+    The images are uint8 `[n, height, width, channels]`, in the order of `indices`, and the labels int32 `[n]`.
     """
+    from tfdecouple.data import read_chosen_batches
+
     images, labels = np.empty((len(indices), *model.config.image_shape), np.uint8), np.empty(len(indices), np.int32)
     order, done = np.argsort(indices), 0
-    for batch in read_drawn_batches(source, split, indices, batch_size):
+    for batch in read_chosen_batches(source, split, indices, batch_size=batch_size):
         rows = order[done : done + len(batch["label"])]
         images[rows], labels[rows] = model.quantize_images(batch["image"]), batch["label"]
         done += len(rows)
@@ -79,11 +64,10 @@ def encode_drawn_images(
 def decode_images(model: DecoupledModel, z: np.ndarray, v: np.ndarray, batch_size: int) -> np.ndarray:
     """Returns the images that the model decodes from each row of `z` and the same row of `v`, uint8 like `v`."""
     images, done = [], 0
+    batches = zip(make_padded_batches(z, batch_size), make_padded_batches(v, batch_size), strict=True)
     with Counter("decoding", len(z)) as counter:
-        for (some_z, count), (some_v, _) in zip(
-            make_padded_batches(z, batch_size), make_padded_batches(v, batch_size), strict=True
-        ):
-            images.append(np.asarray(model.decode(some_z, some_v))[:count])
+        for (z_batch, count), (v_batch, _) in batches:
+            images.append(np.asarray(model.decode(z_batch, v_batch))[:count])
             counter(done := done + count)
     return np.concatenate(images)
 
@@ -97,11 +81,10 @@ def make_padded_batches(values: np.ndarray, batch_size: int) -> Iterator[tuple[n
 
 
 def draw_uncropped_images(source: Source, split: str, count: int, seed: int) -> dict[str, Callable[[], np.ndarray]]:
-    """Returns a dict from image name to a function that reads the image at its original size, uint8 `[H, W, channels]`.
+    """Returns {image name: function that reads the image at its original size, uint8 `[H, W, channels]`}.
 
     The images are `count` images of a split, drawn with `seed`; all images if `count` is 0. The data set `folder:PATH`
-    has its files as images, and `photographs` has the part of each photograph that belongs to the split. For any other
-    data set, the function raises DataError.
+    has its files as images, and `photographs` the split's band of each photograph. Others raise DataError.
     """
     from tfdecouple.data.image_file import read_image
     from tfdecouple.data.sample_images import PHOTOGRAPHS, find_split_band, open_photograph

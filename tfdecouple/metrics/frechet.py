@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tfdecouple.config.shapes import RGB_CHANNELS, Shape
-from tfdecouple.errors import DataError, ExtractorError, UntrustedError, one_line
-from tfdecouple.metrics.base import Metric, Result
-from tfdecouple.metrics.drawn_images import read_drawn_batches
+from tfdecouple.errors import DataError, UntrustedError, UserError, one_line
+from tfdecouple.metrics.metric import Metric, Result
 from tfdecouple.runtime.option_types import add_number
 from tfdecouple.runtime.progress import Counter
 from tfdecouple.storage.files import hash_file
@@ -57,23 +56,21 @@ class FrechetDistance(Metric):
         add_number(group, "--frechet-images", 10_000, "samples of --frechet, and images to compare them with", 2)
         text = (
             f"images of --frechet: {', '.join(SPLITS)} (default test). FID on CIFAR-10 usually compares 50,000 samples "
+            "with all training images: --frechet-images 50000 --frechet-split train+validation"
         )
-        text += "with all training images: --frechet-images 50000 --frechet-split train+validation"
         group.add_argument("--frechet-split", choices=SPLITS, default="test", metavar="NAME", help=text)
         add_number(group, "--temperature", 1.0, "temperature of v of the samples of --frechet")
 
     def prepare_inputs(self) -> None:
         """Opens the extractor of --frechet and tries it on two images: a bad file fails before a metric is computed."""
-        from tfdecouple.runs.run_folder import RunFolder
-
-        open_feature_extractor(
-            self.options.frechet, RunFolder(self.options.run).read_config().model.image_shape, self.options.trust
-        )
+        shape = self.read_config().model.image_shape
+        self._extractor = open_feature_extractor(self.options.frechet, shape, self.options.trust)
 
     def compute(self, evaluation: Any) -> Result:
         """Returns the Frechet distance of samples and its floor, in squared units of features, and warnings."""
+        from tfdecouple.data import read_chosen_batches
+
         options, model, source = self.options, evaluation.opened.model, evaluation.source
-        extractor = open_feature_extractor(options.frechet, model.config.image_shape, options.trust)
         samples, split = options.frechet_images, self.split
         floor_split = "test" if "train" in split else "train"
 
@@ -87,7 +84,7 @@ class FrechetDistance(Metric):
             for part in splits:
                 start, end = end, end + source.sizes[part]
                 indices = drawn[(start <= drawn) & (drawn < end)] - start
-                for batch in read_drawn_batches(source, part, indices, evaluation.batch_size):
+                for batch in read_chosen_batches(source, part, indices, batch_size=evaluation.batch_size):
                     yield model.quantize_images(batch["image"]).numpy()
 
         compared = {
@@ -95,7 +92,7 @@ class FrechetDistance(Metric):
             f"{floor_split} images": draw_images(floor_split),
             "samples": draw_model_samples(model, samples, options.temperature, options.seed, evaluation.batch_size),
         }
-        moments = {name: compute_feature_moments(extractor, batches) for name, batches in compared.items()}
+        moments = {name: compute_feature_moments(self._extractor, batches) for name, batches in compared.items()}
         of_images, of_floor, of_samples = moments.values()
         features = len(of_images.mean)
         warnings = [
@@ -199,27 +196,23 @@ def open_feature_extractor(path: pathlib.Path | str, image_shape: Shape, trust: 
 
     The network in the file must have one input, uint8 images `[n, height, width, 3]`, and one output, `[n, features]`.
     The network gets images with the height and width of `image_shape`, and must resize them if it needs another size.
-    Grey images are repeated to three channels. The network is tried on two images. A Keras file can run code; Keras
-    refuses only Lambda layers.
-
-    Raises:
-        UntrustedError: if the file is a Keras file and `trust` is False.
-        ExtractorError: if the file is missing or unreadable, or its network does not accept images of `image_shape`.
-            The returned function raises ExtractorError for features that are not finite.
+    Grey images are repeated to three channels. The network is tried on two images. A Keras file can run code (Keras
+    refuses only Lambda layers), so that it raises UntrustedError without `trust`. UserError is raised if the file
+    is missing or its network does not fit, and by the returned function for features that are not finite.
     """
     from tfdecouple.numerics.tf32 import full_float32
 
     path = pathlib.Path(path)
     is_keras = path.suffix == ".keras"
     if not path.is_file():
-        raise ExtractorError(f"there is no extractor file {path}; name an ONNX (.onnx) or Keras (.keras) file")
+        raise UserError(f"there is no extractor file {path}; name an ONNX (.onnx) or Keras (.keras) file")
     if is_keras and not trust:
         raise UntrustedError(
             f"{path} is a Keras file, which can run code where Keras does not notice; give --trust where you know "
             "where it comes from, or name an ONNX file"
         )
     if image_shape[-1] not in (1, RGB_CHANNELS):
-        raise ExtractorError(
+        raise UserError(
             f"the images have {image_shape[-1]} channels, and the extractor {path.name} takes 3; only grey images and "
             "those of three channels can be compared by it"
         )
@@ -227,13 +220,13 @@ def open_feature_extractor(path: pathlib.Path | str, image_shape: Shape, trust: 
         run, dtypes, outputs = (_open_keras_extractor if is_keras else _open_onnx_extractor)(path)
     # Every exception is caught, because ONNX Runtime and Keras raise many exception classes for broken or unsafe files.
     except Exception as error:
-        raise ExtractorError(
+        raise UserError(
             f"{path} cannot be opened as {'a Keras model' if is_keras else 'ONNX'}: {one_line(error)}; name an ONNX "
             "(.onnx) or Keras (.keras) file"
         ) from error
     if dtypes != ["uint8"] or outputs != 1:
         inputs = " and ".join(dtypes) or "nothing"
-        raise ExtractorError(f"the extractor {path.name} takes {inputs} and has {outputs} outputs; {_NEEDS}")
+        raise UserError(f"the extractor {path.name} takes {inputs} and has {outputs} outputs; {_NEEDS}")
 
     def extract(images: np.ndarray) -> np.ndarray:
         if images.shape[-1] == 1:
@@ -243,17 +236,17 @@ def open_feature_extractor(path: pathlib.Path | str, image_shape: Shape, trust: 
                 features = np.asarray(run(images))
         # Every exception is caught, because each runtime has its own exception class for images of the wrong size.
         except Exception as error:
-            raise ExtractorError(
+            raise UserError(
                 f"the extractor {path.name} fails on images of shape {images.shape}: {one_line(error)}; {_NEEDS}, "
                 "of any n and of these images' size"
             ) from error
         if features.ndim != 2 or len(features) != len(images):
-            raise ExtractorError(
+            raise UserError(
                 f"the extractor {path.name} gave features of shape {features.shape} for {len(images)} images; "
                 "they must be [images, features]"
             )
         if not np.isfinite(features).all():
-            raise ExtractorError(f"the extractor {path.name} gave features that are not finite; use another")
+            raise UserError(f"the extractor {path.name} gave features that are not finite; use another")
         return features
 
     extract(np.resize(np.arange(256, dtype=np.uint8), (2, *image_shape)))

@@ -14,15 +14,10 @@ import numpy as np
 
 from tfdecouple.config.shapes import describe_images, is_square_of_rgb
 from tfdecouple.errors import DataError, UserError
-from tfdecouple.metrics.base import Estimate, Metric, Result, format_table
-from tfdecouple.metrics.drawn_images import (
-    decode_images,
-    draw_image_indices,
-    encode_drawn_images,
-    read_drawn_images,
-)
+from tfdecouple.metrics.classification import fit_pca, flatten_images, standardize_features
+from tfdecouple.metrics.drawn_images import decode_images, draw_image_indices, encode_drawn_images, read_drawn_images
 from tfdecouple.metrics.latent_use import draw_derangement
-from tfdecouple.metrics.linear_classifier import fit_pca, flatten_images, standardize_features
+from tfdecouple.metrics.metric import Estimate, Metric, Result, format_table
 
 # Smallest number of training images for the regressions, and smallest number of evaluated images.
 LEAST = 4
@@ -46,11 +41,9 @@ class ImageStatistics(Metric):
 
     def prepare_inputs(self) -> None:
         """Raises UserError if --split is train, to which regressions are fitted, or the images are no RGB squares."""
-        from tfdecouple.runs.run_folder import RunFolder
-
         if self.options.split == "train":
             raise UserError("--split is 'train', which --image-statistics is fitted on; take validation or test")
-        shape = RunFolder(self.options.run).read_config().model.image_shape
+        shape = self.read_config().model.image_shape
         if not is_square_of_rgb(shape):
             raise UserError(
                 f"--image-statistics takes squares of RGB, and those of this model are {describe_images(shape)}; "
@@ -207,10 +200,9 @@ def _format_image_statistics(report: dict[str, Any]) -> list[str]:
     ]
     rows = [["", "from z", "from v, PCA", "pixels, PCA", "follows z", "follows v", "nearer to z"]]
     for name, result in report["statistics"].items():
-        figures = [*result["r2"].values(), result["switch"]["z"], result["switch"]["v"]]
-        nearer = {key: 100 * value for key, value in result["switch"]["nearer_to_z"].items()}
-        cells = [Estimate(**figure).to_text(2) for figure in figures]
-        rows.append([name, *cells, f"{Estimate(**nearer).to_text(0)} %"])
+        switch = result["switch"]
+        cells = [Estimate(**figure).to_text(2) for figure in (*result["r2"].values(), switch["z"], switch["v"])]
+        rows.append([name, *cells, Estimate(**switch["nearer_to_z"]).to_percent(0)])
     return lines + format_table(rows)
 
 
@@ -231,8 +223,8 @@ def _bootstrap_errors(statistic: Callable[..., Any], *values: np.ndarray, seed: 
 def _compute_r2(features: tuple[np.ndarray, ...], train_y: np.ndarray, y: np.ndarray, seed: int) -> dict[str, float]:
     """Returns R2 of a ridge regression from features to a statistic, as {"mean": R2, "standard_error": error}.
 
-    `features` are two arrays `[n, d]`, of the training images, to which the regression is fitted, and of the images on
-    which R2 is computed. `train_y` and `y` are the statistic, `[n, k]`, of the same two sets of images.
+    `features`, two arrays `[n, d]`, and the statistic `train_y` and `y`, `[n, k]`, are of training images, to which the
+    regression is fitted, and of the images on which R2 is computed.
     """
     from sklearn.linear_model import RidgeCV
     from threadpoolctl import threadpool_limits
@@ -251,11 +243,9 @@ def _compute_r2(features: tuple[np.ndarray, ...], train_y: np.ndarray, y: np.nda
 
 
 def _regress_switch(switched: np.ndarray, of_z: np.ndarray, of_v: np.ndarray, seed: int) -> dict[str, dict[str, float]]:
-    """Returns how far a statistic of switched images follows z and v: {"z": ..., "v": ..., "nearer_to_z": ...}.
+    """Returns how far a statistic of switched images follows z and v, as `compute_image_statistics` explains.
 
-    A switched image is decoded from z of one image and v of another. `switched`, `of_z` and `of_v`, `[n, k]`, are the
-    statistic of the switched images and of the images from which z and v come. Each value of the result is a dict of
-    "mean" and "standard_error"; `compute_image_statistics` explains the three.
+    `switched`, `of_z` and `of_v`, `[n, k]`, are the statistic of the switched images and of those of z and v.
     """
     mean, scale = of_v.mean(0), np.maximum(of_v.std(0), 1e-12)
     y, a, b = ((statistic - mean) / scale for statistic in (switched, of_z, of_v))

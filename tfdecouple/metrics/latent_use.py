@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfdecouple.errors import DataError
-from tfdecouple.metrics.base import Estimate, Metric, Result, describe_draw_count, format_table, require_finite_values
+from tfdecouple.metrics.metric import Estimate, Metric, Result, describe_draw_count, format_table, require_finite_values
+from tfdecouple.runtime.progress import Counter
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -36,8 +37,6 @@ class UseOfZ(Metric):
     needs_z = needs_posterior = True
 
     def compute(self, evaluation: Any) -> Result:
-        from tfdecouple.runtime.progress import Counter
-
         model, draws, seed = evaluation.opened.model, self.options.samples, self.options.seed
         with Counter("use of z", evaluation.count * (1 + draws)) as counter:
             use = compute_latent_use(model, evaluation.make_image_batches(), samples=draws, seed=seed, on_batch=counter)
@@ -122,14 +121,12 @@ def compute_latent_use(
     Args:
         model: a `DecoupledModel` with weights, or another density that has the attributes `config`, `prior`,
             `posterior`, `likelihood`, `quantizer`, `nats_to_bits_per_dim` and, if q(u|x) is learned, `dequantize`.
-        batches: a dataset of dicts of `image` (uint8, `[batch, ...]`), `index` (`[batch]`) and `weight` (`[batch]`, 0
-            for padding). The dataset is read 1 + `samples` times.
+        batches: a dataset of `make_evaluation_batches`, which is read 1 + `samples` times.
         samples: the number of draws of z and of the dequantisation noise u per image, at least 1.
         seed: the seed of the draws and of the permutation that gives an image the z of another image.
         on_batch: a callback that receives, after each batch, the number of images finished in all passes so far.
 
     Raises:
-        UserError: if the model has no q(z|x) or no weights.
         DataError: if there are fewer than 2 images.
         RunError: if a posterior or a likelihood is not finite.
     """
@@ -230,8 +227,7 @@ def compute_mutual_information(z: np.ndarray, mean: np.ndarray, stddev: np.ndarr
 
     The information for an image x is log q(z|x) minus the log of the mean of q(z|x') over all images x', at most log N.
     For a dimension, it is the mean over images of this difference, computed from the dimension alone. `z` is one draw
-    from each q(z|x), which has the mean `mean` and the standard deviation `stddev`. All arrays are float64, and the
-    arguments are `[N, d_z]`.
+    from each q(z|x), a normal distribution with `mean` and `stddev`. All arrays are float64.
     """
     import tensorflow as tf
 
@@ -255,11 +251,8 @@ def _compute_log_density(z: np.ndarray, mean: np.ndarray, stddev: np.ndarray) ->
 
 
 def draw_derangement(count: int, seed: Any) -> np.ndarray:
-    """Returns a random permutation of the indices 0 to `count` - 1, int64 `[count]`, that leaves no index in its place.
-
-    The function arranges the indices on a circle in random order and replaces each index by its neighbour. `count` is
-    at least 2.
-    """
+    """Returns a random permutation of `count` >= 2 indices, int64 `[count]`, that leaves no index in its place."""
+    # On a circle of all indices in random order, each index is replaced by its neighbour.
     order = _draw_random_order(count, seed)
     partner = np.empty(count, np.int64)
     partner[order] = np.roll(order, 1)

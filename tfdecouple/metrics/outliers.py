@@ -10,8 +10,9 @@ import numpy as np
 
 from tfdecouple.data.sources import find_source_kind, list_source_kinds
 from tfdecouple.errors import UserError, nearest
-from tfdecouple.metrics.base import Metric, Result, describe_draw_count, format_table, require_finite_values
 from tfdecouple.metrics.drawn_images import draw_image_indices
+from tfdecouple.metrics.metric import Metric, Result, describe_draw_count, format_table, require_finite_values
+from tfdecouple.runtime.progress import Counter
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -55,9 +56,8 @@ class Outliers(Metric):
         """Opens the data sets that --outliers names; raises UserError for an unknown name."""
         from tfdecouple.data import open_source
         from tfdecouple.data.sources import replace_source
-        from tfdecouple.runs.run_folder import RunFolder
 
-        options, config = self.options, RunFolder(self.options.run).read_config()
+        options, config = self.options, self.read_config()
         self._sources: dict[str, Source] = {}
         for name in options.outliers:
             if name in MADE:
@@ -136,23 +136,22 @@ def _format_separation(reports: dict[str, Any], options: Any) -> list[str]:
     for name, report in reports.items():
         lines.append(f"    {name} ({report['images']:,} images), against {report['known_images']:,} of {options.split}")
         rows = [["score", "AUROC", "false positives at 95 %"]]
-        for score, found in report["detection"].items():
-            low, high = found["auroc_interval"]
-            area = f"{found['auroc']:.3f} [{low:.3f}, {high:.3f}]"
-            low, high = (100 * end for end in found["false_positives_interval"])
-            share = f"{100 * found['false_positives']:.1f} % [{low:.1f}, {high:.1f}]"
+        for score, separation in report["detection"].items():
+            low, high = separation["auroc_interval"]
+            area = f"{separation['auroc']:.3f} [{low:.3f}, {high:.3f}]"
+            low, high = (100 * end for end in separation["false_positives_interval"])
+            share = f"{100 * separation['false_positives']:.1f} % [{low:.1f}, {high:.1f}]"
             rows.append([f"{score}: {SCORES[score]}", area, share])
         lines += format_table(rows, indent=8)
-    if any(found["auroc"] < 0.5 for report in reports.values() for found in report["detection"].values()):
+    if any(separation["auroc"] < 0.5 for report in reports.values() for separation in report["detection"].values()):
         lines.append("    an AUROC below 0.5: by that score outliers are the more usual images")
     return lines
 
 
 class OutlierScorer:
-    """A callable that computes outlier scores of images on one device.
+    """A callable that computes outlier scores of images on one device: means over `samples` draws of z and u.
 
-    A score is the mean over `samples` draws of z and of the dequantisation noise u. The draws depend on the seed and on
-    the index of the image, so other images in a batch do not change a score.
+    The draws depend on the seed and on the index of the image, so other images in a batch do not change a score.
     """
 
     def __init__(self, model: Any, samples: int = 1, seed: int = 0):
@@ -198,8 +197,6 @@ class OutlierScorer:
 
 def _score_images(scorer: OutlierScorer, batches: Iterable[Mapping[str, Any]], name: str, total: int) -> Scores:
     """Returns {score, "index" or "label" (-1: none): array `[n]`}; RunError if a score is not finite."""
-    from tfdecouple.runtime.progress import Counter
-
     rows: list[Scores] = []
     with Counter(f"scores of {name}", total) as counter:
         for batch in batches:
@@ -217,8 +214,7 @@ def _score_images(scorer: OutlierScorer, batches: Iterable[Mapping[str, Any]], n
 def compute_auroc(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> Any:
     """Returns the area under the ROC curve: the probability that an outlier scores higher than an inlier.
 
-    A tie counts as half. 0.5 is chance; below 0.5 the score ranks outliers as the more usual images. `inliers` and
-    `outliers` are scores, `[..., n]` and `[..., m]`, and `axis` is the last axis of both.
+    A tie counts as half. `inliers` and `outliers` are scores, `[..., n]` and `[..., m]`; `axis` is the last axis.
 
     >>> float(compute_auroc(np.array([0.0, 1.0]), np.array([1.0, 2.0])))
     0.875
@@ -226,8 +222,7 @@ def compute_auroc(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> 
     import scipy.stats
 
     n, m = inliers.shape[axis], outliers.shape[axis]
-    ranks = scipy.stats.rankdata(np.concatenate([inliers, outliers], axis), axis=axis)
-    return (ranks[..., n:].sum(axis) - m * (m + 1) / 2) / (n * m)
+    return scipy.stats.mannwhitneyu(outliers, inliers, axis=axis, method="asymptotic").statistic / (n * m)
 
 
 def _compute_separation(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -241,9 +236,8 @@ def compare_outlier_scores(
 ) -> dict[str, Any]:
     """Returns a dict of how well a score separates inliers, with scores `[n]`, from outliers, with scores `[m]`.
 
-    The keys are `auroc`, by `compute_auroc`; `false_positives`, the share of outliers below the threshold that lets
-    95 % of the inliers pass; and pairs `auroc_interval` and `false_positives_interval`, 95 % bootstrap intervals from
-    `resamples` samples.
+    The keys are `auroc`; `false_positives`, the share of outliers below the threshold that lets 95 % of the inliers
+    pass; and pairs `auroc_interval` and `false_positives_interval`, 95 % bootstrap intervals from `resamples` samples.
     """
     import scipy.stats
 

@@ -20,7 +20,6 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.architecture import compute_weight_shapes
 from tfdecouple.runs.latent_directions import Directions
 from tfdecouple.runs.run_folder import RunFolder
-from tfdecouple.runtime.progress import Counter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +90,10 @@ class Run:
         self, source: Source, split: str, indices: np.ndarray, title: str
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns means of q(z|x), float32 `[n, d_z]`, and labels, int32 `[n]`; `indices` must ascend."""
-        codes, labels, done = [], [], 0
-        with Counter(title, len(indices)) as counter:
-            for batch in read_chosen_batches(source, split, indices, batch_size=128):
-                codes.append(self.encode_z(batch["image"]))
-                labels.append(batch["label"])
-                counter(done := done + len(batch["label"]))
+        codes, labels = [], []
+        for batch in read_chosen_batches(source, split, indices, batch_size=128, title=title):
+            codes.append(self.encode_z(batch["image"]))
+            labels.append(batch["label"])
         return np.concatenate(codes), np.concatenate(labels)
 
     def directions(self) -> Directions | None:

@@ -15,6 +15,8 @@ from tfdecouple.errors import RunError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from tfdecouple.config import Config
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -39,6 +41,14 @@ class Estimate:
         error = f" ± {self.standard_error:.{digits}f}" if math.isfinite(self.standard_error) else ""
         return f"{self.mean:.{digits}f}{error}"
 
+    def to_percent(self, digits: int) -> str:
+        """Returns this estimate of a share as a text in per cent.
+
+        >>> Estimate(0.5953, 0.0049).to_percent(1)
+        '59.5 ± 0.5 %'
+        """
+        return Estimate(100 * self.mean, 100 * self.standard_error).to_text(digits) + " %"
+
 
 class Result(NamedTuple):
     """The result of a metric of `evaluate`: values for a JSON file, lines of text to print, and a picture or None.
@@ -57,8 +67,9 @@ class Metric:
     The module of a metric imports TensorFlow and scikit-learn inside functions, so that `--help` loads neither.
 
     Attributes:
-        name: the name of the metric, of its JSON file, and of the option that requests the metric.
-        help: the help text of the option that requests the metric.
+        name: the name of the metric and of its JSON file, such as "latent_use".
+        option: the command-line option that requests the metric, made of its name, such as "--latent-use".
+        help: the help text of this option.
         needs_z: whether the metric needs a model with z.
         needs_posterior: whether the metric rejects a model whose z is a function of the label instead of the image.
         needs_classes: whether the metric needs a model with labels.
@@ -66,24 +77,23 @@ class Metric:
     """
 
     name: ClassVar[str]
+    option: ClassVar[str]
     help: ClassVar[str] = ""
     needs_z: ClassVar[bool] = False
     needs_posterior: ClassVar[bool] = False
     needs_classes: ClassVar[bool] = False
     needs_plots: ClassVar[bool] = False
 
+    def __init_subclass__(cls) -> None:
+        cls.option = f"--{cls.name.replace('_', '-')}"
+
     def __init__(self, options: argparse.Namespace):
         self.options = options
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds the metric's options to `group`, an argparse group of `evaluate`; by default the flag `--NAME`."""
-        group.add_argument(f"--{cls.name.replace('_', '-')}", action="store_true", help=cls.help)
-
-    @property
-    def option(self) -> str:
-        """The name of the command-line option that requests this metric, such as "--latent-use"."""
-        return f"--{self.name.replace('_', '-')}"
+        """Adds the metric's options to `group`, an argparse group of `evaluate`; by default the flag `option`."""
+        group.add_argument(cls.option, action="store_true", help=cls.help)
 
     @property
     def split(self) -> str:
@@ -96,6 +106,12 @@ class Metric:
 
     def prepare_inputs(self) -> None:
         """Checks options and files before any metric is computed; UserError if one is wrong or missing."""
+
+    def read_config(self) -> Config:
+        """Returns the config of the run that the options name."""
+        from tfdecouple.runs.run_folder import RunFolder
+
+        return RunFolder(self.options.run).read_config()
 
     def compute(self, evaluation: Any) -> Result:
         """Computes this metric of a `cli.evaluate.Evaluation`; UserError for a reason that the user can change."""
