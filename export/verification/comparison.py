@@ -14,7 +14,7 @@ import itertools
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -238,6 +238,12 @@ def join_problems(problems: Sequence[str]) -> str:
     listed = [f"({number}) {make_printable(text)}" for number, text in enumerate(problems[:_LISTED], 1)]
     more = [f"and {len(problems) - _LISTED} more"] if problems[_LISTED:] else []
     return f"{len(problems)} problems: " + "; ".join([*listed, *more])
+
+
+def require_no_problems(problems: Iterable[str]) -> None:
+    """Raises RefusedError if there are `problems` in exported files, a line each."""
+    if found := [*problems]:
+        raise RefusedError(f"not published: {join_problems(found)}")
 
 
 def find_first_reason(error: BaseException) -> str:

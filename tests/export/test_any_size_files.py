@@ -73,18 +73,19 @@ def test_what_cannot_have_any_size_is_refused(quick, refused, monkeypatch):
 
 @pytest.mark.slow
 def test_all_formats_are_verified_at_three_sizes(tiny_run, tmp_path):
-    config = ExportConfig(run=tiny_run, to=tmp_path, formats=("savedmodel", "onnx", "litert"), any_size=True)
+    to = tmp_path / "to"
+    config = ExportConfig(run=tiny_run, to=to, formats=("savedmodel", "onnx", "litert"), any_size=True)
     export(config, report=str)
-    card = json.loads((tmp_path / "model_card.json").read_text())
+    card = json.loads((to / "model_card.json").read_text())
     sizes = ["8x8", "5x9", "21x9"]
     assert card["endpoints"].keys() == {"encode", "decode"}
-    assert read_vectors(tmp_path)["sizes"].tolist() == sizes
+    assert read_vectors(to)["sizes"].tolist() == sizes
     for entry in card["formats"].values():
         assert [*entry["parity"]] == [f"{name} {size}" for size in sizes for name in ("encode", "decode")]
         assert {f"real {size}" for size in sizes} < entry["round_trip"].keys()
         assert all(trip["identical"] == trip["images"] for trip in entry["round_trip"].values())
-    assert verify_folder(tmp_path, report=str) == ([], [])
+    assert verify_folder(to, report=str) == ([], [])
     images = random_images(2, (14, 19, 3))
-    signatures = tf.saved_model.load(str(tmp_path / "savedmodel" / "1")).signatures
+    signatures = tf.saved_model.load(str(to / "savedmodel" / "1")).signatures
     decoded = signatures["decode"](**signatures["encode"](images=tf.constant(images)))["images"]
     np.testing.assert_array_equal(decoded[:, :14, :19], images)

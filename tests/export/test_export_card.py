@@ -14,18 +14,11 @@ from helpers.models import SMALL
 from helpers.program_inputs import WITHOUT_Z, write_onnx_models
 from helpers.variants import OF_CLASSES
 
-from export.card import (
-    JSON_NAME,
-    TEXT_NAME,
-    judge_exactness,
-    make_model_card,
-    render_model_card,
-    require_replaceable_export,
-)
+from export.card import judge_exactness, make_model_card, render_model_card
 from export.endpoints import list_endpoints
+from export.export_folder import JSON_NAME, TEXT_NAME
 from export.provenance import Provenance, open_run
 from tfdecouple.config import Config, DataConfig
-from tfdecouple.errors import UserError
 from tfdecouple.runs.opened_run import load_model, save_run
 from tfdecouple.runs.publishing import describe_training_images, hide_image_path
 
@@ -36,16 +29,15 @@ def provenance_of(data: DataConfig | None = None, model=SMALL) -> Provenance:
     return Provenance(**about, data="any", rights="any", training_data=config.data, bits_per_dim=None)  # type: ignore[arg-type]
 
 
-ABOUT = {"name": "tiny", "run": "tiny", "step": 1, "any_size": False}
 CHECKED = "44 of 44 images came back in ONNX Runtime in Python; no browser was tried"
-PAGE = {**ABOUT, "files": ["web/index.html"], "checked": CHECKED, "bytes": 34_900_000}
+PAGE = {"files": ["web/index.html"], "checked": CHECKED, "bytes": 34_900_000}
 
 
 def entry(lost: int = 0, **more: object) -> dict:
     trips = {"real": {"images": 21, "identical": 21, "model": 21}}
     trips["noise"] = {"images": 4, "identical": 4 - lost, "model": 4 - lost}
     parity = {"encode": {"v": {"max": 1e-6, "mean": 1e-8}}}
-    return {**ABOUT, "files": ["onnx/encoder.onnx"], "parity": parity, "round_trip": trips, **more}
+    return {"files": ["onnx/encoder.onnx"], "parity": parity, "round_trip": trips, **more}
 
 
 def card_of(formats: dict, **options: object) -> dict:
@@ -149,30 +141,6 @@ def test_a_folder_of_images_is_told_by_its_name_alone() -> None:
     assert (
         hide_image_path("TFDS cifar10", Config(data=DataConfig(source="cifar10", data_dir="/data"))) == "TFDS cifar10"
     )
-
-
-class TestEarlierExport:
-    @pytest.fixture
-    def folder(self, tmp_path):
-        (tmp_path / "onnx").mkdir()
-        (tmp_path / "onnx" / "encoder.onnx").touch()
-        (tmp_path / JSON_NAME).write_text(json.dumps(card_of({"onnx": entry(lost=1)})))
-        return tmp_path
-
-    def test_with_another_format_or_name_is_refused(self, folder) -> None:
-        require_replaceable_export(folder, ["savedmodel", "onnx"], "tiny")
-        for formats, name in ((["savedmodel"], "tiny"), (["savedmodel", "onnx"], "other")):
-            with pytest.raises(UserError, match="holds the format onnx of an earlier export, exported as tiny"):
-                require_replaceable_export(folder, formats, name)
-
-    def test_whose_files_were_removed_does_not_count(self, folder) -> None:
-        (folder / "onnx" / "encoder.onnx").unlink()
-        require_replaceable_export(folder, ["savedmodel"], "tiny")
-
-    @pytest.mark.parametrize("text", ["[]", "{", '{"formats": [1]}', '{"formats": {"onnx": {}}}'])
-    def test_with_a_damaged_card_does_not_count(self, folder, text) -> None:
-        (folder / JSON_NAME).write_text(text)
-        require_replaceable_export(folder, ["savedmodel"], "other")
 
 
 class TestRights:

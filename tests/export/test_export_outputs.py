@@ -5,12 +5,13 @@ import shutil
 
 import onnx
 import pytest
-from helpers.exporting import ON_PAGE, RECORDS, read_card, read_tree
+from helpers.exporting import ON_PAGE, read_card, read_tree
 from PIL import Image
 
 from export import pipeline
-from export.card import JSON_NAME, TEXT_NAME, render_model_card
+from export.card import render_model_card
 from export.endpoints import list_endpoints
+from export.export_folder import JSON_NAME, MANIFEST, TEXT_NAME, VECTORS
 from export.formats import web
 from export.provenance import open_run
 
@@ -56,8 +57,6 @@ class TestCard:
         assert {key: card[key] for key in named} == named
         validation, test = summary["validation_bits_per_dim"], summary["test"]["bits_per_dim"]
         assert card["bits_per_dim"] == {"validation": validation, "test": test, "test_images": 5}
-        entry = card["formats"]["savedmodel"]
-        assert (entry["run"], str(entry["step"])) == ("run", card["step"])
         assert f"run run, step {card['step']}, averaged" in text and f"{test:.3f} on 5 test images" in text
         assert "my-faces-2" in (tmp_path / "to" / "models.config").read_text()
 
@@ -83,7 +82,7 @@ class TestWeb:
         assert (status, err) == (0, "")
         page = tmp_path / "to" / "web"
         assert str(page) in out.splitlines()
-        assert {path.name for path in (tmp_path / "to").iterdir()} == {"web", JSON_NAME, TEXT_NAME, *RECORDS}
+        assert {path.name for path in (tmp_path / "to").iterdir()} == {"web", JSON_NAME, TEXT_NAME, MANIFEST, VECTORS}
         assert set(read_card(tmp_path / "to")["formats"]) == {"web"}
         assert {path.name for path in page.iterdir()} == {*(p.name for p in web.PAGE.iterdir()), "model", "runtime"}
         for path in web.PAGE.iterdir():
@@ -123,9 +122,10 @@ class TestWeb:
         for name in web.GPU_FILES:
             (runtime / "dist" / name).write_bytes(b"for cards")
         for options, files in (((), web.RUNTIME_FILES), (("--web-gpu",), web.RUNTIME_FILES + web.GPU_FILES)):
-            assert command("--format", "web", "--web-runtime", runtime / "dist", *options)[0] == 0
-            assert {path.name for path in (tmp_path / "to" / "web" / "runtime").iterdir()} == {*files}
-            config = json.loads((tmp_path / "to" / "web" / "model" / "config.json").read_text())
+            to = tmp_path / str(len(options))
+            assert command("--format", "web", "--web-runtime", runtime / "dist", *options, to=to)[0] == 0
+            assert {path.name for path in (to / "web" / "runtime").iterdir()} == {*files}
+            config = json.loads((to / "web" / "model" / "config.json").read_text())
             assert config["web_gpu"] == bool(options)
 
     def test_runtime_that_is_missing_is_refused_before_anything_takes_time(self, quick, refused, monkeypatch, tmp_path):

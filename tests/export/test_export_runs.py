@@ -14,8 +14,9 @@ from helpers.places import ROOT
 from helpers.runs import run_config, write_run
 from PIL import Image
 
-from export.card import JSON_NAME, TEXT_NAME, judge_exactness, render_model_card
+from export.card import judge_exactness, render_model_card
 from export.endpoints import find_endpoint, list_endpoints
+from export.export_folder import JSON_NAME, TEXT_NAME
 from export.pipeline import ExportConfig, export
 from export.provenance import open_run
 from export.verification.vectors import KerasAnswers, load_real_images, make_test_vectors

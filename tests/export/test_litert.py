@@ -28,7 +28,7 @@ def test_a_missing_package_names_its_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=r"^the format litert needs ai_edge_litert.*tfdecouple\[litert\]"):
-        ExportConfig(run=tmp_path, to=tmp_path, formats=("litert",))
+        ExportConfig(run=tmp_path, to=tmp_path / "to", formats=("litert",))
 
 
 @pytest.fixture(scope="module")

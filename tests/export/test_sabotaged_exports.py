@@ -328,7 +328,7 @@ class TestSavedModel:
 
 class TestProcess:
     def test_that_finds_a_changed_weight_refuses_in_one_line_and_nothing_is_published(
-        self, monkeypatch, built, earlier, refused
+        self, monkeypatch, built, refused
     ):
         build = onnx_writer.build_onnx
 
