@@ -156,7 +156,8 @@ class _Exporter:
                 one.prepare(job)
             self._report("folding the weights")
             for first in sorted({one.channels_first for one in self._built if not one.copied}):
-                job.exported[first] = ExportedModel(self._model, first, config.any_size)
+                other = next(iter(job.exported.values()), None)
+                job.exported[first] = ExportedModel(self._model, first, config.any_size, other)
                 require_no_problems(job.exported[first].find_faults())
             self._report("asking the Keras model for the right answers")
             vectors, source = self._make_vectors()
