@@ -46,7 +46,7 @@ def make_model_card(
             "summary": endpoint.summary,
             "inputs": [array.to_dict() for array in endpoint.inputs],
             "outputs": [array.to_dict() for array in endpoint.outputs],
-            "file": endpoint.onnx,
+            "onnx": f"onnx/{endpoint.onnx}.onnx" if endpoint.onnx and "onnx" in formats else None,
         }
         for endpoint in endpoints
     }
@@ -72,21 +72,12 @@ def make_model_card(
         "data": {"source": provenance.data, "licence": provenance.rights},
         "bits_per_dim": provenance.bits_per_dim,
         "exact": judge_exactness(model.bound_of_scales, model.n_bits, formats),
-        "endpoints": _name_files(described, formats),
+        "endpoints": described,
         "checked": {
             "real_images": images,
             "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), Python {platform.python_version()}",
         },
         "formats": dict(formats),
-    }
-
-
-def _name_files(endpoints: Mapping[str, Any], formats: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns {endpoint: its entry in the model card}; adds "onnx" to each entry, the path of its ONNX file or None."""
-    has_onnx = "onnx" in formats
-    return {
-        name: {**one, "onnx": f"onnx/{one['file']}.onnx" if has_onnx and one["file"] else None}
-        for name, one in endpoints.items()
     }
 
 

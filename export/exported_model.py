@@ -226,7 +226,8 @@ class ExportedModel:
         """
         networks: dict[str, dict[str, Any]] = {}
         for (network, method), folded in self._methods.items():
-            networks.setdefault(network, {})[method] = _make_call(folded, read, shared)
+            call = functools.partial(folded.call, read)
+            networks.setdefault(network, {})[method] = tf.function(call, autograph=False) if shared else call
         return Answers(_ExportedNetworks(self._model, networks))
 
 
@@ -245,13 +246,6 @@ def _run_method(layer: Any, method: str, *inputs: tf.Tensor) -> Any:
     """Returns the results of a method that endpoints read: of an inverse, all but the log-determinant."""
     results = getattr(layer, method)(*inputs)
     return results[:1] if method == "inverse_and_log_det" else results
-
-
-def _make_call(method: _Method, read: Callable[[str], tf.Tensor], shared: bool) -> Callable[..., Any]:
-    def call(*inputs: tf.Tensor | None) -> Any:
-        return method.call(read, *inputs)
-
-    return tf.function(call, autograph=False) if shared else call
 
 
 class _ExportedNetworks:

@@ -26,7 +26,7 @@ def copy(tmp_path):
     for name in ("endpoint", "endpoint that returns numbers"):
         functions, _, rest = read_recipe(name).partition("\n# in `list_endpoints`\n")
         endpoint, _, line = rest.partition("\n# in `every`\n")
-        insert_text(file, "def list_onnx_names", functions + "\n\n\n")
+        insert_text(file, "def find_endpoint", functions + "\n\n\n")
         insert_text(file, "    every = (", endpoint + "\n")
         append_rows(file, "every", line)
     return file.parents[1]

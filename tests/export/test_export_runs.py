@@ -11,7 +11,7 @@ import pytest
 from helpers.exporting import read_vectors
 from helpers.models import SMALL, random_images
 from helpers.places import ROOT
-from helpers.runs import run_config, write_run
+from helpers.runs import write_run
 from PIL import Image
 
 from export.card import judge_exactness, render_model_card
@@ -24,7 +24,6 @@ from tfdecouple.config import DataConfig
 from tfdecouple.data import load_images, open_source
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.run_folder import RunFolder
-from tfdecouple.training import train
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -126,11 +125,6 @@ class TestJustBegun:
         assert 1e-9 < np.abs(right).max() < 1e-3
         answer = find_endpoint(begun.config, "encode_global").answer(KerasAnswers(begun), {"images": images})
         np.testing.assert_allclose(answer["z_log_variance"], right, rtol=1e-5, atol=1e-10)
-
-    @pytest.mark.slow
-    def test_exports_after_three_updates(self, image_folder, tmp_path):
-        train(run_config(image_folder, steps=3, evaluate_every=3, checkpoint_every=3, pictures=0), tmp_path / "run")
-        passed(exported_card(tmp_path / "run", tmp_path / "to"))
 
 
 @pytest.mark.parametrize(("conditioning", "n_bits"), [("none", 8), ("base", 5)])

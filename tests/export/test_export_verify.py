@@ -9,11 +9,10 @@ import shutil
 import numpy as np
 import onnx
 import pytest
-from helpers.exporting import ON_PAGE, ignore_message, read_vectors
+from helpers.exporting import ON_PAGE, ignore_message, list_onnx_names, read_vectors
 from onnx import numpy_helper
 
 from export.cli import EXIT_REFUSED, main
-from export.endpoints import list_onnx_names
 from export.export_folder import MANIFEST, TEXT_NAME, VECTORS, Manifest, load_manifest
 from export.pipeline import ExportConfig, export
 from export.verification import verify

@@ -10,12 +10,11 @@ import sys
 import numpy as np
 import pytest
 from helpers import cards
-from helpers.exporting import read_vectors
+from helpers.exporting import list_onnx_names, read_vectors
 from helpers.models import SMALL
 from tensorflow.lite.tools import flatbuffer_utils
 
 from export.card import render_model_card
-from export.endpoints import list_onnx_names
 from export.pipeline import ExportConfig, export
 from export.verification.comparison import compare_files
 from export.verification.verify import verify_folder

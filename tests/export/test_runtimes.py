@@ -7,11 +7,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import tensorflow as tf
+from helpers.exporting import list_onnx_names
 from helpers.graphs import make_inputs
 from helpers.models import SMALL, random_images
 from tensorflow.python.client import pywrap_tf_session
 
-from export.endpoints import find_endpoint, list_endpoints, list_onnx_names
+from export.endpoints import find_endpoint, list_endpoints
 from export.exported_model import ExportedModel
 from export.formats.litert import write_litert_files
 from export.formats.runtimes import LiteRTFiles, OnnxFiles

@@ -7,14 +7,14 @@ import numpy as np
 import onnx
 import pytest
 import tensorflow as tf
-from helpers.exporting import SIGNATURES
+from helpers.exporting import SIGNATURES, list_onnx_names
 from onnx import helper, numpy_helper
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from export import pipeline
 from export.cli import EXIT_REFUSED
-from export.endpoints import list_endpoints, list_onnx_names
+from export.endpoints import list_endpoints
 from export.formats import onnx as onnx_writer
 from export.formats.runtimes import WARMUP_FILE
 from export.formats.saved_model import write_serving_files
@@ -77,6 +77,28 @@ def turned_outputs(model):
     model.graph.output.extend(outputs[::-1])
 
 
+NOT_PASS = "the metadata do not pass: ValueError: "
+# (file, sabotage, beginning of the problem). Pixels of samples show changes that codes of images, which decode to the
+# middle of a bin, hide.
+EFFECTS = [
+    ("encoder", change_weight(f"{COUPLING}/last_direction", add=0.1), "encode: v: "),
+    ("encoder", change_weight("encoder/top/kernel", add=0.1), "encode: z: "),
+    ("encoder", change_weight(MIX, times=1.0001), "encode: v: "),
+    ("encoder", change_weight("encoder/last_direction", add=np.nan), "encode: z: "),
+    ("decoder", change_weight(MIX, times=1.0001), "decode: images: "),
+    ("sampler", change_weight("prior_flow/step_0/actnorm_1/bias", add=0.1), "sample: images: "),
+    ("decoder", factor("v", 1.0001), "decode: images: "),
+    ("sampler", factor("temperature", 0), "sample: images: "),
+    ("sampler", factor("z_noise", 0), "sample: images: "),
+    ("sampler", one_image_alone, "sample: it fails at batch 3: "),
+    ("encoder", turned_outputs, "encode: it returns v, z where the model returns z, v"),
+    ("encoder", free_height, "encode: images is declared as [None, None, 8, 3] where the model has [None, 8, 8"),
+    ("encoder", change_metadata("n_bits", "5"), f"{NOT_PASS}encoder.onnx has n_bits = 5; expected 8"),
+    ("decoder", change_metadata("crop", "centre 9"), f"{NOT_PASS}decoder.onnx has crop = centre 9; expected"),
+    ("sampler", change_metadata("endpoint", "decode"), f"{NOT_PASS}sampler.onnx has endpoint = decode; exp"),
+]
+
+
 @pytest.fixture
 def onnx_problems(exported, vectors, model, tmp_path):
     """A function that compares a copy of the exported ONNX files, of which `change` edits one."""
@@ -111,43 +133,7 @@ class TestOnnx:
         (problem,) = onnx_problems(file, change)
         assert problem.startswith(f"weight {file}.onnx: ") and f" and {counts[0] - 1} more has other numbers" in problem
 
-    @pytest.mark.parametrize(
-        ("file", "change", "message"),
-        [
-            ("encoder", change_weight(f"{COUPLING}/last_direction", add=0.1), "encode: v: "),
-            ("encoder", change_weight("encoder/top/kernel", add=0.1), "encode: z: "),
-            ("encoder", change_weight(MIX, times=1.0001), "encode: v: "),
-            ("encoder", change_weight("encoder/last_direction", add=np.nan), "encode: z: "),
-            # Pixels of samples show changes that codes of images, which decode to the middle of a bin, hide.
-            ("decoder", change_weight(MIX, times=1.0001), "decode: images: "),
-            ("sampler", change_weight("prior_flow/step_0/actnorm_1/bias", add=0.1), "sample: images: "),
-            ("decoder", factor("v", 1.0001), "decode: images: "),
-            ("sampler", factor("temperature", 0), "sample: images: "),
-            ("sampler", factor("z_noise", 0), "sample: images: "),
-            ("sampler", one_image_alone, "sample: it fails at batch 3: "),
-            ("encoder", turned_outputs, "encode: it returns v, z where the model returns z, v"),
-            (
-                "encoder",
-                free_height,
-                "encode: images is declared as [None, None, 8, 3] where the model has [None, 8, 8",
-            ),
-            (
-                "encoder",
-                change_metadata("n_bits", "5"),
-                "the metadata do not pass: ValueError: encoder.onnx has n_bits = 5; expected 8",
-            ),
-            (
-                "decoder",
-                change_metadata("crop", "centre 9"),
-                "the metadata do not pass: ValueError: decoder.onnx has crop = centre 9; expected",
-            ),
-            (
-                "sampler",
-                change_metadata("endpoint", "decode"),
-                "the metadata do not pass: ValueError: sampler.onnx has endpoint = decode; exp",
-            ),
-        ],
-    )
+    @pytest.mark.parametrize(("file", "change", "message"), EFFECTS)
     def test_effect_of_one_change_is_found_without_knowing_the_weights(
         self, onnx_problems, monkeypatch, file, change, message
     ):
@@ -209,16 +195,6 @@ def next_number(arrays):
     arrays[key].flat[0] = np.nextafter(arrays[key].flat[0], np.float32(9))
 
 
-def take_any_shape(folder):
-    message = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
-    for function in message.meta_graphs[0].graph_def.library.function:
-        for node in function.node_def:
-            if node.op == "EnsureShape":
-                node.op = "Identity"
-                del node.attr["shape"]
-    (folder / "saved_model.pb").write_bytes(message.SerializeToString())
-
-
 def declare_any_size(given):
     given["encode"].inputs["images"].tensor_shape.dim[1].size = -1
 
@@ -255,33 +231,34 @@ def fix_batch(given):
     given["decode"].inputs["v"].tensor_shape.dim[0].size = 1
 
 
+def clear_method(given):
+    given["decode"].ClearField("method_name")
+
+
+def replace_default(given):
+    given["serving_default"].CopyFrom(given["decode"])
+
+
+def shorten_default(given):
+    given["serving_default"].outputs.pop("z")
+
+
+NOT_OPENED, WARM_UP = "the SavedModel files cannot be opened: ", "the warm-up requests do not pass: "
 SABOTAGES = {
-    "no variables": (lambda folder: shutil.rmtree(folder / "variables"), "the SavedModel files cannot be opened: "),
-    "a variable less": (variables(lose_a_variable), "the SavedModel files cannot be opened: NotFoundError: "),
+    "no variables": (lambda folder: shutil.rmtree(folder / "variables"), NOT_OPENED),
+    "a variable less": (variables(lose_a_variable), f"{NOT_OPENED}NotFoundError: "),
     "one number": (variables(next_number), "weight "),
-    "a signature renamed": (signatures(rename_decode), "the SavedModel files cannot be opened: ValueError: the sign"),
+    "a signature renamed": (signatures(rename_decode), f"{NOT_OPENED}ValueError: the sign"),
     "batch of one": (signatures(fix_batch), "decode: v is declared as [1, 8, 8, 3] where the model has [None, 8, 8, 3"),
-    "any size declared": (
-        signatures(declare_any_size),
-        "encode: images is declared as [None, None, 8, 3] where the mod",
-    ),
-    "a signature without its method": (
-        signatures(lambda given: given["decode"].ClearField("method_name")),
-        "the SavedModel files cannot be opened: ValueError: the signature decode",
-    ),
-    "warm-up of another type": (warm_up(send_floats), "the warm-up requests do not pass: InvalidArgumentError: "),
-    "warm-up with an input more": (warm_up(send_one_input_more), "the warm-up requests do not pass: ValueError: "),
-    "warm-up without a signature": (warm_up(list.pop), "the warm-up requests do not pass: ValueError: "),
-    "warm-up cut off": (lambda folder: os.truncate(folder / WARMUP_FILE, 100), "the warm-up requests do not pass: "),
-    "no warm-up": (lambda folder: (folder / WARMUP_FILE).unlink(), "the warm-up requests do not pass: NotFoundError: "),
-    "another default": (
-        signatures(lambda given: given["serving_default"].CopyFrom(given["decode"])),
-        "serving_default: it ",
-    ),
-    "a default without z": (
-        signatures(lambda given: given["serving_default"].outputs.pop("z")),
-        "serving_default: it returns v where the model returns v, z",
-    ),
+    "any size": (signatures(declare_any_size), "encode: images is declared as [None, None, 8, 3] where the mod"),
+    "no method": (signatures(clear_method), f"{NOT_OPENED}ValueError: the signature decode"),
+    "warm-up of another type": (warm_up(send_floats), f"{WARM_UP}InvalidArgumentError: "),
+    "warm-up with an input more": (warm_up(send_one_input_more), f"{WARM_UP}ValueError: "),
+    "warm-up without a signature": (warm_up(list.pop), f"{WARM_UP}ValueError: "),
+    "warm-up cut off": (lambda folder: os.truncate(folder / WARMUP_FILE, 100), WARM_UP),
+    "no warm-up": (lambda folder: (folder / WARMUP_FILE).unlink(), f"{WARM_UP}NotFoundError: "),
+    "another default": (signatures(replace_default), "serving_default: it "),
+    "a default without z": (signatures(shorten_default), "serving_default: it returns v where the model returns v, z"),
 }
 
 
@@ -306,7 +283,12 @@ class TestSavedModel:
 
     def test_graph_whose_checks_of_shapes_are_gone_is_found(self, exported, vectors, model, tmp_path):
         folder = shutil.copytree(exported / "savedmodel" / "1", tmp_path / "savedmodel")
-        take_any_shape(folder)
+        message = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+        for function in message.meta_graphs[0].graph_def.library.function:
+            for node in (one for one in function.node_def if one.op == "EnsureShape"):
+                node.op = "Identity"
+                del node.attr["shape"]
+        (folder / "saved_model.pb").write_bytes(message.SerializeToString())
         names = [endpoint.name for endpoint in list_endpoints(model.config)]
         problems = compare_files("savedmodel", folder, vectors, dict.fromkeys(names, "")).problems
         assert "encode_global: it takes images of the shape [2, 16, 8, 3]" in problems

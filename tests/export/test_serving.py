@@ -1,4 +1,4 @@
-"""Tests of the example client of TensorFlow Serving, and of the warm-up requests in an exported SavedModel.
+"""Tests of the example client of TensorFlow Serving.
 
 The client talks to `serving_server.Server`, which follows the rules of TensorFlow Serving, because TensorFlow Serving
 itself is no Python package.
@@ -19,9 +19,7 @@ from helpers.models import SMALL, random_images
 from helpers.places import ROOT
 from helpers.serving_server import Server
 from PIL import Image
-from tensorflow_serving.apis import prediction_log_pb2
 
-from export.formats.saved_model import WARMUP_FILE
 from tfdecouple.data.image_file import read_image
 
 CLIENT = ROOT / "examples" / "tf_serving" / "client.py"
@@ -296,15 +294,3 @@ def test_wrong_arguments(client, arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         client.main(arguments.split())
     assert caught.value.code == 2 and "error: " in capsys.readouterr().err
-
-
-def test_the_warm_up_has_one_request_per_signature_and_each_runs(exported, name, signatures):
-    records = tf.data.TFRecordDataset(str(exported / "savedmodel" / "1" / WARMUP_FILE)).as_numpy_iterator()
-    requests = [prediction_log_pb2.PredictionLog.FromString(record).predict_log.request for record in records]
-    assert sorted(request.model_spec.signature_name for request in requests) == sorted(signatures)
-    for request in requests:
-        assert request.model_spec.name == name
-        inputs = {key: tf.make_ndarray(tensor) for key, tensor in request.inputs.items()}
-        assert {len(array) for array in inputs.values()} == {1}
-        outputs = signatures[request.model_spec.signature_name](**inputs)
-        assert all(len(array) == 1 and np.all(np.isfinite(array)) for array in outputs.values())

@@ -7,11 +7,17 @@ import numpy as np
 import onnx
 
 import export.pipeline  # noqa: F401 - its functions are replaced by their dotted names
-from export.endpoints import list_onnx_names
+from export.endpoints import list_endpoints
 from export.export_folder import EDITABLE, JSON_NAME, MANIFEST, TEXT_NAME, VECTORS
 from export.formats.web import PAGE_MODELS
 from export.verification.comparison import Report
 from helpers.models import TINY
+
+
+def list_onnx_names(config):
+    """Returns {endpoint: name of its ONNX file without suffix} for the endpoints of a model that have a file."""
+    return {one.name: one.onnx for one in list_endpoints(config) if one.onnx}
+
 
 # Names of the ONNX files in an export of a model with the config TINY.
 PARTS = tuple(f"{name}.onnx" for name in list_onnx_names(TINY).values())
