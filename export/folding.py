@@ -325,18 +325,12 @@ class _Folder:
         if shape.rank not in (2, 4) or not (self._channels_first or shape[1:].is_fully_defined()):
             return False
         # The model halves and joins channels by a transposition of pairs, `layers/coupling.py`.
-        for name, types in (
-            ("every second", ("Unpack", "Transpose", "Reshape")),
-            ("in turn", ("Transpose", "Pack", "Reshape")),
-        ):
+        divided, joined = ("Unpack", "Transpose", "Reshape"), ("Transpose", "Pack", "Reshape")
+        for kind, types in (("every second", divided), ("in turn", joined)):
             maps = self._trace_back(op.inputs[0], types)
             if maps and maps[0].shape[1:-1] == shape[1:-1]:
-                self._add_node(
-                    None,
-                    [self._values[one.ref()] for one in maps],
-                    op.outputs[0],
-                    view=(name, op.inputs[0].value_index),
-                )
+                values, view = [self._values[one.ref()] for one in maps], (kind, op.inputs[0].value_index)
+                self._add_node(None, values, op.outputs[0], view=view)
                 return True
         return False
 

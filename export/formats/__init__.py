@@ -155,11 +155,16 @@ class _OnnxFormat(Format):
     files, channels_first, runtime = r"\w+\.onnx", True, OnnxFiles
 
     def write(self, job: Job, folder: pathlib.Path) -> dict[str, str]:
-        from export.formats import onnx
+        import onnx
+
+        from export.formats import onnx as writer
 
         folder.mkdir()
         metadata = {**job.provenance.make_metadata(), "name": job.provenance.name}
-        onnx.write_onnx_files(job.exported[True], _list_with_files(job), metadata, folder, job.report)
+        for endpoint in _list_with_files(job):
+            job.report(f"ONNX: {endpoint.onnx}")
+            model = writer.build_onnx(job.exported[True], endpoint, {**metadata, "endpoint": endpoint.name})
+            onnx.save(model, folder / f"{endpoint.onnx}.onnx")
         shutil.copyfile(CLIENT, folder.parent / CLIENT.name)
         return _name_files(job)
 

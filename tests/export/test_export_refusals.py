@@ -18,8 +18,8 @@ from export import pipeline
 from export.cli import EXIT_REFUSED
 from export.export_folder import TEXT_NAME
 from export.formats import web
-from export.formats.onnx import write_onnx_files
 from export.pipeline import ExportConfig, export
+from export.verification.comparison import Report
 from tfdecouple.model import DecoupledModel
 
 
@@ -65,8 +65,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("name", ["pipe", "link", ".hidden", ".hidden/file", "notes.txt"])
     def test_what_another_program_puts_among_the_files_is_not_published(self, quick, refused, monkeypatch, name):
-        def write(exported, endpoints, metadata, folder, report):
-            write_onnx_files(exported, endpoints, metadata, folder, report)
+        def plant(runtime, folder, vectors, options, report):
             (folder / name).parent.mkdir(exist_ok=True)
             if name == "pipe":
                 os.mkfifo(folder / name)
@@ -74,8 +73,9 @@ class TestRefusals:
                 (folder / name).symlink_to("encoder.onnx")
             else:
                 (folder / name).touch()
+            return Report()
 
-        monkeypatch.setattr("export.formats.onnx.write_onnx_files", write)
+        monkeypatch.setattr(pipeline, "compare_in_process", plant)
         line = refused("--format", "onnx", expected=EXIT_REFUSED)
         assert (
             line.startswith("error: not published: ")

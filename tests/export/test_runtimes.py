@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from helpers.exporting import list_onnx_names
 from helpers.graphs import make_inputs
-from helpers.models import SMALL, random_images
+from helpers.models import SMALL
 from tensorflow.python.client import pywrap_tf_session
 
 from export.endpoints import find_endpoint, list_endpoints
@@ -173,6 +173,9 @@ UNEQUAL = [
     *(("decode", "z", 0), ("decode", "v", 0), ("switch", "images_a", 1), ("interpolate", "images_b", 1)),
 ]
 
+OTHER_TYPES = [("images", "float32"), ("images", "int8"), ("images", "int64"), ("images", "bool")]
+OTHER_TYPES += [("v", "float64"), ("v", "float16"), ("v", "uint8")]
+
 
 class TestShapesAndTypes:
     @pytest.mark.parametrize(("kind", "endpoint"), in_each_runtime(*((name,) for name in EVERY_ENDPOINT)))
@@ -207,14 +210,9 @@ class TestShapesAndTypes:
                 outputs = runtime.call_endpoint(endpoint, draw(endpoint, 0))
                 assert {len(array) for array in outputs.values()} == {0}, endpoint
 
-    @pytest.mark.parametrize("dtype", ["float32", "int8", "int64", "bool"])
-    def test_images_of_another_type_are_refused(self, runtime, dtype):
-        error, words = runtime.wrong_type
+    @pytest.mark.parametrize(("name", "dtype"), OTHER_TYPES)
+    def test_inputs_of_another_type_are_refused(self, runtime, name, dtype):
+        endpoint, (error, words) = "encode" if name == "images" else "decode", runtime.wrong_type
+        given = draw(endpoint)
         with pytest.raises(error, match=words):
-            runtime.call_endpoint("encode", {"images": random_images().astype(dtype)})
-
-    @pytest.mark.parametrize("dtype", ["float64", "float16", "uint8"])
-    def test_codes_of_another_type_are_refused(self, runtime, dtype):
-        given, (error, words) = draw("decode"), runtime.wrong_type
-        with pytest.raises(error, match=words):
-            runtime.call_endpoint("decode", {**given, "v": given["v"].astype(dtype)})
+            runtime.call_endpoint(endpoint, {**given, name: given[name].astype(dtype)})
