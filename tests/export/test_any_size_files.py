@@ -31,7 +31,7 @@ def files(model, tmp_path_factory):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_onnx_files_return_the_models_codes_and_the_same_pixels(files, model, eager, size):
+def test_onnx_files_of_any_size_return_the_models_codes_and_the_same_pixels(files, model, eager, size):
     served, images = client.Model(files), random_images(3, (*size, 3))
     codes = served.encode(images)
     for name, right in zip(("z", "v"), model.encode(images)[:2], strict=True):
@@ -59,13 +59,13 @@ def test_the_client_decodes_a_picture_at_its_own_size(files, tmp_path, monkeypat
         assert client.main(wrong) == 2
 
 
-def test_files_of_one_size_say_so(exported, tmp_path, monkeypatch, capsys):
+def test_client_refuses_own_sizes_for_files_of_one_size(exported, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(client, "FOLDER", exported)
     assert client.main(["--own-size", "a.png"]) == 2
     assert capsys.readouterr().err == "error: these files are for images of 8 x 8; export with --any-size\n"
 
 
-def test_what_cannot_have_any_size_is_refused(quick, refused, monkeypatch):
+def test_any_size_is_refused_for_the_page_and_for_weights_of_fixed_size(quick, refused, monkeypatch):
     assert "--any-size is not for the format web" in refused("--any-size", "--format", "web")
     monkeypatch.setattr("export.pipeline.find_weight_of_fixed_size", lambda config: "flow/whitening/last")
     assert "weight flow/whitening/last of this model has the size of its images" in refused("--any-size")

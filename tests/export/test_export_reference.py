@@ -85,7 +85,7 @@ def reference(request, tmp_path_factory):
     return Reference(FOLDERS[folder], layout, tmp_path_factory.mktemp("reference") / "run")
 
 
-def test_codes_are_the_references(reference):
+def test_exported_codes_are_the_references(reference):
     images, config = reference.arrays["images"], reference.config
     codes = reference.call("encode", images=images)
     reference.same(codes["v"], "v_bin_centre")
@@ -98,7 +98,7 @@ def test_codes_are_the_references(reference):
         reference.same(found["z_log_variance"], "posterior_log_variance")
 
 
-def test_decoded_images_are_the_references(reference):
+def test_exported_decoder_gives_the_references_images(reference):
     """Pixels of the reference's x; it carries an epsilon, so that a value on the border of two levels may differ."""
     given = {"v": reference.arrays["v_input"]}
     if reference.config.has_latent:
@@ -114,7 +114,7 @@ def test_decoded_images_are_the_references(reference):
     assert len(np.unique(expected)) > 50
 
 
-def test_every_image_comes_back(reference):
+def test_exports_of_the_references_models_decode_images_exactly(reference):
     size = reference.config.image_shape
     images = np.concatenate([reference.arrays["images"], random_images(6, size)])
     labels = np.arange(len(images)) % max(reference.config.classes, 1)
@@ -123,7 +123,7 @@ def test_every_image_comes_back(reference):
 
 
 @pytest.mark.parametrize("reference", [case for case in CASES if case[1] == "NHWC"], indirect=True, ids="-".join)
-def test_bits_per_dimension_are_the_references(self, reference):
+def test_exported_bits_per_dimension_are_the_references(self, reference):
     arrays = reference.arrays
     noise = "dequantization_normal_noise" if reference.config.has_dequantizer else "dequantization_noise"
     given = {"images": arrays["images"], "u_noise": arrays[noise]}

@@ -35,16 +35,16 @@ class TestRefusals:
             (["--web-gpu"], "--web-gpu is for the format web alone, and the formats"),
         ],
     )
-    def test_mistake_in_the_command(self, refused, arguments, message):
+    def test_mistake_in_the_command_is_refused(self, refused, arguments, message):
         assert message in refused(*arguments)
 
-    def test_run_whose_checkpoint_is_cut_off(self, refused, tiny_run, tmp_path):
+    def test_run_with_a_truncated_checkpoint_is_refused(self, refused, tiny_run, tmp_path):
         run = shutil.copytree(tiny_run, tmp_path / "run")
         (data,) = (run / "checkpoints").glob("*.data-*")
         os.truncate(data, 1000)
         assert data.name.partition(".")[0] in refused(run=run)
 
-    def test_run_that_diverged(self, refused, tmp_path):
+    def test_run_that_diverged_is_refused(self, refused, tmp_path):
         model = DecoupledModel(LEAST)
         model.initialize(random_images(16))
         kernel = next(v for v in model.trainable_variables if len(v.shape) == 4)
@@ -52,7 +52,7 @@ class TestRefusals:
         run = write_run(tmp_path / "run", model)
         assert "not finite" in refused(run=run)
 
-    def test_folder_that_is_a_file(self, refused, tmp_path):
+    def test_destination_below_a_file_is_refused(self, refused, tmp_path):
         (tmp_path / "file").touch()
         assert f"cannot write to {tmp_path / 'file' / 'to'}" in refused(to=tmp_path / "file" / "to")
 
@@ -93,14 +93,14 @@ class TestRefusals:
             (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "/to: No space left on device; free some space there\n"),
         ],
     )
-    def test_says_what_there_is_too_little_of(self, quick, refused, monkeypatch, error, said):
+    def test_lack_of_memory_and_disk_is_named(self, quick, refused, monkeypatch, error, said):
         def fail(*_, **__):
             raise error
 
         monkeypatch.setattr(pipeline, "compare_in_process", fail)
         assert said in refused()
 
-    def test_reader_of_the_output_that_goes_away_is_no_full_disk(self, quick, tiny_run, tmp_path):
+    def test_broken_pipe_of_the_output_is_no_full_disk(self, quick, tiny_run, tmp_path):
         def gone(text):
             if "verifying" in text:
                 raise BrokenPipeError

@@ -88,7 +88,7 @@ def test_committed_run_exports_without_its_data(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_bundled_weights_export(tmp_path):
+def test_bundled_weights_pass_verification_as_onnx_files(tmp_path):
     card = exported_card("photographs", tmp_path / "to", formats=("onnx",))
     passed(card, "onnx")
     assert card["run"] == "photographs" and "photographs" in card["checked"]["real_images"]
@@ -106,7 +106,7 @@ def just_begun():
 
 class TestJustBegun:
     @pytest.mark.slow
-    def test_exports_with_stable_mixtures_on_borders_of_bins(self, tmp_path):
+    def test_model_that_has_just_begun_exports_though_mixtures_lie_on_borders_of_bins(self, tmp_path):
         chosen = ("encode", "encode_global", "decode", "interpolate")
         passed(exported_card(write_run(tmp_path / "run", just_begun()), tmp_path / "to", endpoints=chosen))
         # A mixture of two bin centres in a flow that is nearly linear is the border of two bins again and again.
@@ -114,7 +114,7 @@ class TestJustBegun:
         assert np.mean(~vectors["out/interpolate/images/exact"]) > 0.005
         assert (vectors["out/interpolate/images/bound"] < 0.01).all()
 
-    def test_log_variance_is_the_models_own(self, eager):
+    def test_log_variance_near_zero_keeps_its_digits(self, eager):
         # By way of a standard deviation near 1 it would lose its digits.
         begun = just_begun()
         for variable in begun.trainable_variables:

@@ -38,20 +38,20 @@ def require_complete(to, version="1"):
 
 
 class TestDestination:
-    def test_does_not_exist_until_the_export_is_complete(self, quick, tiny_run, tmp_path):
+    def test_export_folder_does_not_exist_until_the_export_is_complete(self, quick, tiny_run, tmp_path):
         seen = []
         export(ExportConfig(run=tiny_run, to=tmp_path / "to"), lambda text: seen.append((tmp_path / "to").exists()))
         assert len(seen) > 5 and not any(seen)
         require_complete(tmp_path / "to")
 
-    def test_has_the_version_of_the_saved_model_that_was_asked_for(self, quick, command, tmp_path):
+    def test_saved_model_has_the_version_that_was_asked_for(self, quick, command, tmp_path):
         status, out, err = command("--version", 11)
         assert (status, err) == (0, "") and str(tmp_path / "to" / "savedmodel" / "11") in out.splitlines()
         require_complete(tmp_path / "to", "11")
         assert read_card(tmp_path / "to")["formats"]["savedmodel"]["files"] == ["savedmodel/11"]
 
     @pytest.mark.parametrize("make", [os.mkdir, lambda path: path.touch(), lambda path: path.symlink_to("nowhere")])
-    def test_that_exists_is_refused_and_unchanged(self, quick, refused, tiny_run, tmp_path, make):
+    def test_destination_that_exists_is_refused_and_unchanged(self, quick, refused, tiny_run, tmp_path, make):
         make(tmp_path / "to")
         assert f"{tmp_path / 'to'} exists already, and every export is a new folder" in refused()
         (tmp_path / "to").rmdir() if (tmp_path / "to").is_dir() else (tmp_path / "to").unlink()
@@ -64,12 +64,12 @@ class TestDestination:
             export(ExportConfig(run=tiny_run, to=tmp_path / "to"), come_into_being)
         assert [path.name for path in tmp_path.iterdir()] == ["to"] and not (tmp_path / "to" / "onnx").exists()
 
-    def test_of_another_export_that_is_running_is_refused(self, quick, refused, tmp_path):
+    def test_destination_of_an_export_that_is_running_is_refused(self, quick, refused, tmp_path):
         with stage_export(tmp_path / "a" / "to"):
             assert "another export is writing to" in refused(to=tmp_path / "a" / "to")
         assert list(tmp_path.iterdir()) == []
 
-    def test_is_no_half_export_after_a_kill_whose_remains_the_next_export_removes(
+    def test_killed_export_leaves_no_export_folder_and_the_next_one_removes_its_remains(
         self, quick, command, tiny_run, tmp_path, monkeypatch
     ):
         if not (process := os.fork()):
@@ -84,7 +84,7 @@ class TestDestination:
 
 class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_amid_the_rename_come_too_late(self, quick, command, monkeypatch, tmp_path, number):
+    def test_signal_amid_the_rename_comes_too_late(self, quick, command, monkeypatch, tmp_path, number):
         # TensorFlow's threads are about, which may take a signal that the main thread has blocked.
         rename = os.rename
 
@@ -100,7 +100,9 @@ class TestSignals:
         assert signal.getsignal(number) is before
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_before_it_end_the_export_with_130_and_leave_nothing(self, quick, command, monkeypatch, tmp_path, number):
+    def test_signal_before_the_rename_ends_the_export_with_130_and_leaves_nothing(
+        self, quick, command, monkeypatch, tmp_path, number
+    ):
         def signalled(*_, **__):
             os.kill(os.getpid(), number)
             time.sleep(5)
@@ -109,7 +111,7 @@ class TestSignals:
         assert command(to=tmp_path / "a" / "b" / "to")[::2] == (130, "error: interrupted\n")
         assert list(tmp_path.iterdir()) == []
 
-    def test_keep_their_handlers_in_other_threads(self):
+    def test_signals_keep_their_handlers_in_other_threads(self):
         def enter():
             with interrupt_on_sigterm(), ignore_interruptions():
                 return "entered"
@@ -189,14 +191,12 @@ def publish(run, to):
 @pytest.mark.slow
 class TestProcess:
     @pytest.mark.parametrize(("moment", "number"), zip(MOMENTS, 2 * [signal.SIGTERM, signal.SIGINT], strict=True))
-    def test_that_is_interrupted_leaves_nothing(self, least_run, tmp_path, moment, number):
+    def test_interrupted_export_leaves_nothing(self, least_run, tmp_path, moment, number):
         above = tmp_path / "a"
         assert end_amid(moment, number, least_run, above / "to", above) == (130, "error: interrupted\n")
         assert list(tmp_path.iterdir()) == []
 
-    def test_that_is_killed_at_any_moment_leaves_nothing_visible_and_the_same_command_publishes(
-        self, least_run, tmp_path
-    ):
+    def test_export_killed_at_any_moment_leaves_nothing_visible_and_succeeds_when_repeated(self, least_run, tmp_path):
         to = tmp_path / "to"
         for moment in MOMENTS:
             assert end_amid(moment, signal.SIGKILL, least_run, to)[0] == -signal.SIGKILL
@@ -206,7 +206,7 @@ class TestProcess:
     # Nothing fits; a part of the vectors; most; all but the cards. The last size is near to what an export takes beside
     # what it leaves, so that it may fit.
     @pytest.mark.parametrize("share", [0, 0.05, 0.9, 1])
-    def test_whose_disk_is_full_says_so_in_one_line_and_leaves_nothing(self, least_run, tmp_path_factory, disk, share):
+    def test_export_to_a_full_disk_is_one_line_and_leaves_nothing(self, least_run, tmp_path_factory, disk, share):
         whole = make_once(tmp_path_factory, "whole", lambda folder: publish(least_run, folder / "to")) / "to"
         kilobytes = 4 + int(share * sum(-(-path.stat().st_size // 4096) * 4 for path in whole.rglob("*")))
         folder = disk(kilobytes)

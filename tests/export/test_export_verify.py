@@ -62,7 +62,7 @@ def list_in_manifest(folder, *names):
 
 
 class TestManifest:
-    def test_has_the_digest_of_every_file(self, exported):
+    def test_manifest_has_the_digest_of_every_file(self, exported):
         listed = json.loads((exported / MANIFEST).read_text())["files"]
         there = {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()}
         assert {*listed} == there - {MANIFEST}
@@ -82,20 +82,20 @@ class TestManifest:
             "[" * 100_000, '{"format": "\\ud800"}', b"\xff\xfe\x00",
         ],
     )  # fmt: skip
-    def test_damaged_is_refused_in_one_line(self, tmp_path, capsys, text):
+    def test_damaged_manifest_is_refused_in_one_line(self, tmp_path, capsys, text):
         (tmp_path / MANIFEST).write_bytes(text if isinstance(text, bytes) else text.encode())
         assert main(["--verify", str(tmp_path)]) == 2
         err = capsys.readouterr().err
         assert err.startswith(f"error: {tmp_path / MANIFEST} is no manifest") and err.count("\n") == 1, err
 
-    def test_missing_is_refused_in_one_line_as_is_a_missing_folder(self, tmp_path, capsys):
+    def test_missing_manifest_or_folder_is_refused_in_one_line(self, tmp_path, capsys):
         assert main(["--verify", str(tmp_path)]) == 2
         err = capsys.readouterr().err
         assert err.startswith(f"error: {tmp_path} has no manifest.json") and err.count("\n") == 1
         assert main(["--verify", str(tmp_path / "none")]) == 2
         assert capsys.readouterr().err == f"error: there is no export folder {tmp_path / 'none'}\n"
 
-    def test_digest_is_printed_and_compared(self, copy, files_alone, capsys):
+    def test_digest_of_the_manifest_is_printed_and_compared(self, copy, files_alone, capsys):
         digest = hashlib.sha256((copy / MANIFEST).read_bytes()).hexdigest()
         for expected in ([], ["--expect", digest.upper()]):
             assert main(["--verify", str(copy), *expected]) == 0
@@ -192,7 +192,7 @@ CHANGES = [
 
 class TestFiles:
     @pytest.mark.parametrize(("change", "problem"), CHANGES, ids=[problem for _, problem in CHANGES])
-    def test_change_is_found_and_a_changed_part_does_not_run(self, copy, monkeypatch, change, problem):
+    def test_changed_file_is_found_and_its_part_does_not_run(self, copy, monkeypatch, change, problem):
         ran = []
         monkeypatch.setattr(verify, "compare_in_process", lambda *given: ran.append(given[1].name) or Report())
         change(copy)
@@ -210,7 +210,7 @@ class TestFiles:
         count = len(load_manifest(copy).files)
         assert f"{count - 1} of {count} files are as they were exported" in said
 
-    def test_names_and_counts_of_problems_stay_in_one_line(self, copy, files_alone, capsys):
+    def test_problems_are_reported_in_one_line_whatever_their_names_and_number(self, copy, files_alone, capsys):
         (copy / "onnx" / "a\nb\x1b[2J").touch()
         assert main(["--verify", str(copy)]) == EXIT_REFUSED
         err = capsys.readouterr().err
@@ -225,14 +225,14 @@ class TestFiles:
 
 @pytest.mark.usefixtures("forked")
 class TestAnswers:
-    def test_of_an_unchanged_export_pass(self, exported, capsys):
+    def test_unchanged_export_passes_verification(self, exported, capsys):
         assert main(["--verify", str(exported)]) == 0
         out, err = capsys.readouterr()
         assert err == ""
         assert "onnx: CPUExecutionProvider\n" in out and "savedmodel/1: tensorflow\n" in out
         assert out.endswith(f"{exported} is as it was exported, and answers as the model did\n")
 
-    def test_are_compared_even_where_digests_agree(self, copy, onnx_alone, capsys):
+    def test_answers_are_compared_even_where_digests_agree(self, copy, onnx_alone, capsys):
         path = copy / "onnx" / "decoder.onnx"
         model = onnx.load(path)
         tensor = next(one for one in model.graph.initializer if one.dims and one.data_type == onnx.TensorProto.FLOAT)
@@ -243,12 +243,12 @@ class TestAnswers:
         err = capsys.readouterr().err
         assert "onnx: CPUExecutionProvider: weight decoder.onnx: " in err and err.count("\n") == 1
 
-    def test_of_an_endpoint_that_is_dropped_from_its_part_are_missed(self, copy, onnx_alone):
+    def test_endpoint_that_the_manifest_leaves_out_is_missed(self, copy, onnx_alone):
         edit_manifest(copy, lambda manifest: manifest["parts"]["onnx"].pop("decode"))
         (problem,) = list_problems(copy)
         assert "the files are decoder.onnx, encoder.onnx, sampler.onnx; expected encoder.onnx, sa" in problem
 
-    def test_come_from_the_folder_and_the_runtime_of_the_name_of_a_part(self, copy, monkeypatch):
+    def test_part_runs_in_the_folder_and_the_runtime_of_its_name(self, copy, monkeypatch):
         shutil.copytree(copy / "savedmodel" / "1", copy / "savedmodel" / "2")
         edit_manifest(copy, lambda manifest: manifest["parts"].update({"savedmodel/2": manifest["parts"][PARTS[0]]}))
         list_in_manifest(
@@ -261,7 +261,7 @@ class TestAnswers:
         assert sorted(run) == sorted((name, (copy / one).resolve()) for name, ones in folders.items() for one in ones)
 
     @pytest.mark.usefixtures("quick")
-    def test_of_the_page_come_from_its_own_models(self, tiny_run, runtime, tmp_path, monkeypatch):
+    def test_page_is_verified_with_its_own_models(self, tiny_run, runtime, tmp_path, monkeypatch):
         export(ExportConfig(run=tiny_run, to=tmp_path / "to", formats=("web",), web_runtime=runtime), ignore_message)
         seen = []
 
@@ -274,7 +274,7 @@ class TestAnswers:
         assert seen == [("web", "model", sorted(ON_PAGE))]
 
     @pytest.mark.parametrize("started", [True, False])
-    def test_that_were_not_computed_are_named_and_not_called_right(self, copy, capsys, monkeypatch, started):
+    def test_answers_that_were_not_computed_are_named_and_not_called_right(self, copy, capsys, monkeypatch, started):
         # Nobody here can open the files of one part, and one of the other part's runtimes does not start.
         whole = json.loads((copy / MANIFEST).read_text().replace("savedmodel/1", "litert"))
         (copy / MANIFEST).write_text(json.dumps(whole))
@@ -302,7 +302,7 @@ class TestAnswers:
         assert "onnx: CUDAExecutionProvider is installed but cannot be started here: not checked" in out
 
     @pytest.mark.filterwarnings("ignore:Specified provider")
-    def test_of_a_provider_that_cannot_start_do_not_pass_as_anothers(self, exported, model):
+    def test_provider_that_cannot_start_does_not_pass_as_another(self, exported, model):
         names, provider = list_onnx_names(model.config), "CUDAExecutionProvider"
         report = compare_files("onnx", exported / "onnx", read_vectors(exported), names, provider)
         assert report.notes["unavailable"] == provider and report.parity == {}
@@ -316,7 +316,7 @@ class TestAnswers:
         (["--run", "a", "--to", "b", "--expect", "c"], "--expect belongs to --verify"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(arguments, said, capsys):
+def test_options_of_verification_and_export_together_are_refused(arguments, said, capsys):
     with pytest.raises(SystemExit) as error:
         main(arguments)
     assert error.value.code == 2 and capsys.readouterr().err.endswith(f"error: {said}\n")

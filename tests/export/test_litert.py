@@ -40,7 +40,7 @@ def phone(tiny_run, tmp_path_factory):
 
 @pytest.mark.slow
 class TestForPhones:
-    def test_files_are_published_alone_with_a_card_whose_calls_run(self, phone):
+    def test_litert_files_are_published_alone_with_a_card_whose_examples_run(self, phone):
         assert {path.name for path in (phone / "litert").iterdir()} == {f"{name}.tflite" for name in NAMES.values()}
         assert not (phone / "onnx").exists() and not (phone / "savedmodel").exists()
         card = json.loads((phone / "model_card.json").read_text())
@@ -50,13 +50,13 @@ class TestForPhones:
         assert (phone / "MODEL_CARD.md").read_text() == render_model_card(card)
         cards.run_python_blocks(phone)
 
-    def test_they_are_verified_where_they_lie(self, phone):
+    def test_litert_files_pass_verification_where_they_lie(self, phone):
         said = []
         assert verify_folder(phone, said.append) == ([], [])
         assert "litert: ai-edge-litert" in said
 
     @pytest.mark.parametrize("fault", ["weights", "cut off"])
-    def test_faults_are_named(self, phone, tmp_path, fault):
+    def test_changed_and_damaged_litert_files_are_found(self, phone, tmp_path, fault):
         copy = shutil.copytree(phone, tmp_path / "copy")
         if fault == "weights":
             change_weights(copy / "litert" / "encoder.tflite")

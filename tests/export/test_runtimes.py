@@ -135,7 +135,7 @@ class TestNotFinite:
         ("endpoint", "name"),
         [("decode", "z"), ("decode", "v"), ("sample", "z_noise"), ("sample", "v_noise"), ("sample", "temperature")],
     )
-    def test_row_is_of_one_colour_and_others_are_as_without_it(self, runtime, endpoint, name, value):
+    def test_row_that_is_not_finite_gives_one_colour_and_changes_no_other_row(self, runtime, endpoint, name, value):
         right, found = spoil(runtime, endpoint, "images", name, value)
         np.testing.assert_array_equal(found[OTHERS], right[OTHERS])
         assert np.ptp(right[BAD]) > 0 and np.any(found[BAD] != right[BAD])

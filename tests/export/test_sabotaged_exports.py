@@ -115,7 +115,7 @@ def onnx_problems(exported, vectors, model, tmp_path):
 
 
 class TestOnnx:
-    def test_right_files_pass(self, onnx_problems):
+    def test_right_onnx_files_pass(self, onnx_problems):
         assert onnx_problems() == []
 
     @pytest.mark.parametrize("file", ["encoder", "decoder", "sampler"])
@@ -134,7 +134,7 @@ class TestOnnx:
         assert problem.startswith(f"weight {file}.onnx: ") and f" and {counts[0] - 1} more has other numbers" in problem
 
     @pytest.mark.parametrize(("file", "change", "message"), EFFECTS)
-    def test_effect_of_one_change_is_found_without_knowing_the_weights(
+    def test_effect_of_one_change_of_an_onnx_file_is_found_without_digests(
         self, onnx_problems, monkeypatch, file, change, message
     ):
         monkeypatch.setattr(comparison, "_compare_weight_digests", lambda *_: [])
@@ -142,7 +142,7 @@ class TestOnnx:
         assert any(problem.startswith(message) for problem in problems), problems
 
     @pytest.mark.parametrize("how", ["swapped", "missing", "cut off", "more"])
-    def test_files_that_are_others_or_damaged(self, exported, vectors, model, tmp_path, how):
+    def test_exchanged_missing_and_damaged_onnx_files_are_found(self, exported, vectors, model, tmp_path, how):
         folder = shutil.copytree(exported / "onnx", tmp_path / "onnx")
         if how == "swapped":
             (folder / "encoder.onnx").rename(folder / "x")
@@ -272,11 +272,11 @@ class TestSavedModel:
 
         return run
 
-    def test_right_one_passes_also_when_it_is_rewritten(self, problems):
+    def test_right_saved_model_passes_also_when_it_is_rewritten(self, problems):
         assert problems(variables(lambda arrays: None)) == []
 
     @pytest.mark.parametrize("name", SABOTAGES)
-    def test_one_change_is_found(self, problems, name):
+    def test_one_change_of_a_saved_model_is_found(self, problems, name):
         change, message = SABOTAGES[name]
         found = problems(change)
         assert found and found[0].startswith(message) and "\n" not in found[0], found
@@ -309,9 +309,7 @@ class TestSavedModel:
 
 
 class TestProcess:
-    def test_that_finds_a_changed_weight_refuses_in_one_line_and_nothing_is_published(
-        self, monkeypatch, built, refused
-    ):
+    def test_export_with_a_changed_weight_is_refused_in_one_line(self, monkeypatch, built, refused):
         build = onnx_writer.build_onnx
 
         def sabotaged(exported, endpoint, metadata):
@@ -325,18 +323,20 @@ class TestProcess:
         assert err.startswith("error: not published: ")
         assert f"weight decoder.onnx: {COUPLING}/last_direction has other numbers" in err
 
-    def test_that_finds_another_name_in_the_servers_settings_refuses(self, monkeypatch, built, refused):
+    def test_export_whose_server_settings_name_another_model_is_refused(self, monkeypatch, built, refused):
         write = "export.formats.saved_model.write_serving_files"
         monkeypatch.setattr(write, lambda folder, name: write_serving_files(folder, "other"))
         err = refused("--format", "savedmodel", "--endpoints", *SIGNATURES, expected=EXIT_REFUSED)
         assert err.startswith("error: not published: models.config names other and not the model tiny")
 
-    def test_that_crashes_refuses_in_one_line(self, monkeypatch, built, refused):
+    def test_crash_of_the_verification_refuses_in_one_line(self, monkeypatch, built, refused):
         monkeypatch.setattr(pipeline.np, "savez_compressed", lambda path, **_: path.write_bytes(b"no archive"))
         err = refused("--format", "onnx", expected=EXIT_REFUSED)
         assert "the verification of onnx ended with status 1: " in err
 
-    def test_that_is_killed_refuses_in_one_line_and_leaves_no_folder(self, monkeypatch, built, tiny_run, tmp_path):
+    def test_kill_of_the_verification_refuses_in_one_line_and_leaves_no_folder(
+        self, monkeypatch, built, tiny_run, tmp_path
+    ):
         # As the kernel does where memory runs out.
         (tmp_path / "sitecustomize.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
         monkeypatch.syspath_prepend(tmp_path)
