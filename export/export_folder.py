@@ -149,7 +149,7 @@ def stage_export(folder: pathlib.Path) -> Iterator[pathlib.Path]:
                 area.mkdir()
                 yield area
             finally:
-                with ignore_interruptions():
+                with handle_signals(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):
                     shutil.rmtree(area, ignore_errors=True)
                     lock.unlink(missing_ok=True)
     except Timeout as error:
@@ -160,30 +160,15 @@ def stage_export(folder: pathlib.Path) -> Iterator[pathlib.Path]:
                 parent.rmdir()
 
 
-def interrupt_on_sigterm() -> contextlib.AbstractContextManager[None]:
-    """Returns a context in which SIGTERM raises KeyboardInterrupt, so that an export cleans up as after Ctrl-C."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    return _handle_signals(interrupt, signal.SIGTERM)
-
-
-def ignore_interruptions() -> contextlib.AbstractContextManager[None]:
-    """Returns a context that ignores SIGINT and SIGTERM, to end what must not be half done.
+@contextlib.contextmanager
+def handle_signals(handler: Callable[..., Any] | signal.Handlers, *signals: signal.Signals) -> Iterator[None]:
+    """A context in which `handler` handles `signals`; has no effect outside the main thread, as Python requires.
 
     A signal mask would not be enough: it applies to one thread, and TensorFlow's threads would get the signals.
     """
-    return _handle_signals(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM)
-
-
-@contextlib.contextmanager
-def _handle_signals(handler: Callable[..., None] | signal.Handlers, *signals: signal.Signals) -> Iterator[None]:
-    """A context in which `handler` handles `signals`; has no effect outside the main thread, as Python requires."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number in signals}
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, handler) for number in signals}
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The steps of an export: open the run, build the files, verify them, and rename them into the export folder."""
+"""The steps of an export: open the run, build and verify all files in a hidden folder, and rename the folder once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,8 +24,7 @@ from export.export_folder import (
     TEXT_NAME,
     VECTORS,
     Manifest,
-    ignore_interruptions,
-    interrupt_on_sigterm,
+    handle_signals,
     require_new_folder,
     stage_export,
 )
@@ -102,7 +102,8 @@ def export(config: ExportConfig, report: Callable[[str], Any] = print) -> list[p
         UserError: if the run cannot be opened, the disk is full, or the files do not pass their verification.
         MemoryError, ResourceExhaustedError: if memory is exhausted.
     """
-    with interrupt_on_sigterm():
+    # After SIGTERM an export cleans up as after Ctrl-C.
+    with handle_signals(signal.default_int_handler, signal.SIGTERM):
         exporter = _Exporter(config, report)
         try:
             return exporter.build_and_publish()
@@ -173,7 +174,7 @@ class _Exporter:
             self._complete_export(built, job, hide_image_path(source, self._provenance.config))
             self._report("putting it in place")
             require_new_folder(config.to)
-            with ignore_interruptions():
+            with handle_signals(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):
                 os.rename(built, config.to)
         return [config.to.absolute() / name for name in (*self._parts, TEXT_NAME)]
 

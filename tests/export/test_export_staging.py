@@ -18,7 +18,7 @@ from helpers.runs import write_run
 
 from export import pipeline
 from export.cli import main
-from export.export_folder import ignore_interruptions, interrupt_on_sigterm, stage_export
+from export.export_folder import handle_signals, stage_export
 from export.pipeline import ExportConfig, export
 from tfdecouple.errors import UserError
 from tfdecouple.model import DecoupledModel
@@ -113,7 +113,7 @@ class TestSignals:
 
     def test_signals_keep_their_handlers_in_other_threads(self):
         def enter():
-            with interrupt_on_sigterm(), ignore_interruptions():
+            with handle_signals(signal.SIG_IGN, signal.SIGTERM):
                 return "entered"
 
         with ThreadPoolExecutor(1) as pool:
