@@ -204,7 +204,7 @@ class _Exporter:
         files = [f"{part}/{path.relative_to(folder).as_posix()}" for path in sorted(folder.rglob("*.*"))]
         entry: dict[str, Any] = {"files": [part] if one.has_versions else files}
         if one.runtime is not None and not one.copied:
-            self._report(f"verifying the {one.title} in a process of its own")
+            self._report(f"verifying {one.name} in a process of its own")
             found = compare_in_process(one.name, folder / one.inside, built / VECTORS, {"names": names}, self._report)
             require_no_problems(found.problems)
             entry |= {"parity": found.parity, "round_trip": found.round_trip, **found.notes}

@@ -58,7 +58,6 @@ class Format(abc.ABC):
 
     Attributes:
         name: the name of the option's value, and of the folder.
-        title: the name of the files in messages.
         summary: a description in a few words for the help.
         files: a regular expression of the paths of all files in the folder.
         options: the fields of `ExportConfig` that are for this format alone.
@@ -71,7 +70,6 @@ class Format(abc.ABC):
     """
 
     name: ClassVar[str]
-    title: ClassVar[str]
     summary: ClassVar[str]
     files: ClassVar[str]
     options: ClassVar[tuple[str, ...]] = ()
@@ -118,7 +116,7 @@ class Format(abc.ABC):
 
 
 class _SavedModelFormat(Format):
-    name, title, summary = "savedmodel", "SavedModel", "a SavedModel for TensorFlow Serving"
+    name, summary = "savedmodel", "a SavedModel for TensorFlow Serving"
     files = (
         r"((saved_model|fingerprint)\.pb|variables/variables\.(index|data-\d{5}-of-\d{5})"
         r"|assets\.extra/(model_card\.json|tf_serving_warmup_requests))"
@@ -151,7 +149,7 @@ class _SavedModelFormat(Format):
 
 
 class _OnnxFormat(Format):
-    name, title, summary = "onnx", "onnx files", "files for ONNX Runtime"
+    name, summary = "onnx", "files for ONNX Runtime"
     files, channels_first, runtime = r"\w+\.onnx", True, OnnxFiles
 
     def write(self, job: Job, folder: pathlib.Path) -> dict[str, str]:
@@ -179,7 +177,7 @@ class _OnnxFormat(Format):
 
 
 class _LiteRTFormat(Format):
-    name, title, summary = "litert", "litert files", "LiteRT files for phones"
+    name, summary = "litert", "LiteRT files for phones"
     files, runtime = r"\w+\.tflite", LiteRTFiles
 
     def require_support(self, config: Any) -> None:
@@ -194,7 +192,7 @@ class _LiteRTFormat(Format):
 
 
 class _WebFormat(_OnnxFormat):
-    name, title, summary = "web", "web page", "a static web page"
+    name, summary = "web", "a static web page"
     files = r"(\w+\.(js|html|css)|model/\w+\.(onnx|jpg|json)|runtime/[\w-][\w.-]*)"
     options, needs, inside, copied = ("web_runtime", "web_gpu"), ("onnx",), "model", True
 

@@ -84,7 +84,7 @@ def compare_files(
     try:
         opened = runtime_class(folder, names, **({"provider": provider} if provider else {}))
     except Exception as error:  # noqa: BLE001 - a runtime raises any class of error for a file that it cannot read
-        found.problems.append(f"the {runtime_class.title} files cannot be opened: {find_first_reason(error)}")
+        found.problems.append(f"the {runtime} files cannot be opened: {find_first_reason(error)}")
         return found
     with opened:
         if not opened.available:

@@ -157,10 +157,10 @@ class Program:
 # Moments of an export by the message at their beginning, with the seconds to wait from there on an idle machine.
 MOMENTS = {
     "SavedModel: decode": 0.0,
-    "verifying the SavedModel": 0.5,
+    "verifying savedmodel": 0.5,
     "ONNX: decoder": 0.2,
     # This check is over after 0.4 s.
-    "verifying the onnx files": 0.0,
+    "verifying onnx": 0.0,
 }
 
 

@@ -64,7 +64,7 @@ class TestForPhones:
         else:
             path = copy / "litert" / "decoder.tflite"
             os.truncate(path, path.stat().st_size // 2)
-            message = "the LiteRT files cannot be opened: "
+            message = "the litert files cannot be opened: "
         problems = compare_files("litert", copy / "litert", read_vectors(copy), NAMES).problems
         assert problems and problems[0].startswith(message), problems
 

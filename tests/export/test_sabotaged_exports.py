@@ -155,7 +155,7 @@ class TestOnnx:
         else:
             os.truncate(folder / "decoder.onnx", 1000)
         problems = compare_files("onnx", folder, vectors, list_onnx_names(model.config)).problems
-        message = "encode: it fails at batch 1: " if how == "swapped" else "the ONNX files cannot be opened: "
+        message = "encode: it fails at batch 1: " if how == "swapped" else "the onnx files cannot be opened: "
         assert problems and problems[0].startswith(message) and "\n" not in problems[0]
 
 
@@ -243,7 +243,7 @@ def shorten_default(given):
     given["serving_default"].outputs.pop("z")
 
 
-NOT_OPENED, WARM_UP = "the SavedModel files cannot be opened: ", "the warm-up requests do not pass: "
+NOT_OPENED, WARM_UP = "the savedmodel files cannot be opened: ", "the warm-up requests do not pass: "
 SABOTAGES = {
     "no variables": (lambda folder: shutil.rmtree(folder / "variables"), NOT_OPENED),
     "a variable less": (variables(lose_a_variable), f"{NOT_OPENED}NotFoundError: "),

@@ -141,7 +141,7 @@ class TestPixels:
 class Made(Runtime):
     """A runtime whose endpoints are functions of a test."""
 
-    title, package, sorts_outputs = "Made", "numpy", False
+    package, sorts_outputs = "numpy", False
     functions, vectors = {}, {}
 
     def call_endpoint(self, endpoint, inputs):
