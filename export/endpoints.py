@@ -163,89 +163,59 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
         "temperature", "acts on v; 1 is the model's own distribution, lower is smoother", *TEMPERATURES
     )
     nats = scalar("prior_nats", "-log p(z, y) in nats, y the label" if has_labels else "-log p(z) in nats")
+    alpha = scalar("alpha", "place of z between a (0) and b (1)", 0.0, 1.0)
+    beta = scalar("beta", "place of v between a (0) and b (1)", 1.0, 0.0)
+    amount = scalar("amount", "multiples of the direction", 0.0, 2.0)
+    # Rounding a weight can scale all of v, whose norm is about dimensions**0.5, so that the tolerance is wide.
+    shell_meaning = "standard deviations of |v| from its mean under the model"
+    shell = scalar("shell", shell_meaning, scale=4 * dimensions**0.5)
+    typicality_meaning = "root mean square of the same, by parts of the latents; about 1 under the model"
+    typicality = scalar("typicality", typicality_meaning, scale=4 * dimensions**0.5)
+    # The tolerance is wide, because an output is the difference of log densities of several nats per dimension.
+    meaning, scale = "log p(y|x) of each label y", 4 * dimensions
+    log_probabilities = Array("log_probabilities", "float32", (config.classes,), meaning, scale=scale)
+    sample_labels = (label("labels"),) if has_labels else ()
+    score_labels = (label("labels", needed=z_is_of_label),) if has_labels else ()
+    # Each endpoint has name, summary, inputs, outputs, function and perhaps the name of its file.
+    # fmt: off
     encode = Endpoint(
-        "encode",
-        "Encodes images deterministically; decode gives the very same pixels back.",
-        (images, *labels),
-        (*z, v),
-        _encode,
-        "encoder",
+        "encode", "Encodes images deterministically; decode gives the very same pixels back.",
+        (images, *labels), (*z, v), _encode, "encoder",
     )
     encode_global = Endpoint(
-        "encode_global",
-        "The posterior of z given images, a diagonal Gaussian.",
-        (images,),
+        "encode_global", "The posterior of z given images, a diagonal Gaussian.", (images,),
         (vector("z_mean", "the z of encode"), vector("z_log_variance", "natural logarithm of the variance")),
         _encode_global,
     )
-    decode = Endpoint(
-        "decode",
-        "Decodes codes to images.",
-        (*z, v),
-        (images,),
-        lambda model, inputs: {"images": model.decode(inputs.get("z"), inputs["v"])},
-        "decoder",
-    )
+    decode = Endpoint("decode", "Decodes codes to images.", (*z, v), (images,), _decode, "decoder")
     sample = Endpoint(
-        "sample",
-        "Turns noise into new images.",
-        (*([label("labels")] if has_labels else []), *z_noise, v_noise, temperature),
-        (images,),
-        _sample,
-        "sampler",
+        "sample", "Turns noise into new images.",
+        (*sample_labels, *z_noise, v_noise, temperature), (images,), _sample, "sampler",
     )
     switch = Endpoint(
-        "switch",
-        "Switches the global codes of two images.",
-        (images_a, *labels_a, images_b, *labels_b),
-        (picture("images_ab", "z of a with v of b"), picture("images_ba", "z of b with v of a")),
-        _switch,
+        "switch", "Switches the global codes of two images.", (images_a, *labels_a, images_b, *labels_b),
+        (picture("images_ab", "z of a with v of b"), picture("images_ba", "z of b with v of a")), _switch,
     )
-    alpha = scalar("alpha", "place of z between a (0) and b (1)", 0.0, 1.0)
-    beta = scalar("beta", "place of v between a (0) and b (1)", 1.0, 0.0)
     interpolate = Endpoint(
-        "interpolate",
-        "Interpolates between two images in two dimensions.",
-        (images_a, *labels_a, images_b, *labels_b, alpha, beta),
-        (images,),
-        _interpolate,
+        "interpolate", "Interpolates between two images in two dimensions.",
+        (images_a, *labels_a, images_b, *labels_b, alpha, beta), (images,), _interpolate,
     )
-    amount = scalar("amount", "multiples of the direction", 0.0, 2.0)
     edit = Endpoint(
-        "edit",
-        "Moves z of images along a direction; at 0 the very same pixels come back.",
+        "edit", "Moves z of images along a direction; at 0 the very same pixels come back.",
         (images, *labels, vector("direction", "of directions.json, or any"), amount),
-        (picture("edited", "the image with the other z, its v as it was"),),
-        _edit,
-    )
-    # The tolerance is wide, because rounding a weight can scale all of v, whose norm is about dimensions**0.5.
-    shell, typicality = (
-        scalar(name, meaning, scale=4 * dimensions**0.5)
-        for name, meaning in (
-            ("shell", "standard deviations of |v| from its mean under the model"),
-            ("typicality", "root mean square of the same, by parts of the latents; about 1 under the model"),
-        )
+        (picture("edited", "the image with the other z, its v as it was"),), _edit,
     )
     score = Endpoint(
         "score",
         "Bits per dimension of images, an upper bound at one draw of the noise; and how usual its latents are.",
-        (images, *([label("labels", needed=z_is_of_label)] if has_labels else []), *z_noise, u_noise),
+        (images, *score_labels, *z_noise, u_noise),
         (scalar("bits_per_dim", "lower is more probable"), *([nats] if config.has_encoder else []), shell, typicality),
-        lambda model, inputs: model.score(
-            inputs["images"], inputs.get("z_noise"), inputs["u_noise"], inputs.get("labels")
-        ),
-    )
-    # The tolerance is wide, because an output is the difference of log densities of several nats per dimension.
-    log_probabilities = Array(
-        "log_probabilities", "float32", (config.classes,), "log p(y|x) of each label y", scale=4 * dimensions
+        _score,
     )
     classify = Endpoint(
-        "classify",
-        "How probable each label is of images, by Bayes' rule.",
-        (images,),
-        (log_probabilities,),
-        lambda model, inputs: {"log_probabilities": model.classify(inputs["images"])},
+        "classify", "How probable each label is of images, by Bayes' rule.", (images,), (log_probabilities,), _classify,
     )
+    # fmt: on
     if any_size:
         return _free_sides(encode, image, "height", "width"), _free_sides(
             decode, image, "padded_height", "padded_width"
@@ -290,6 +260,10 @@ def _encode_global(model: Answers, inputs: Arrays) -> Arrays:
     return {"z_mean": z, "z_log_variance": z_log_variance}
 
 
+def _decode(model: Answers, inputs: Arrays) -> Arrays:
+    return {"images": model.decode(inputs.get("z"), inputs["v"])}
+
+
 def _sample(model: Answers, inputs: Arrays) -> Arrays:
     z = model.z_from_noise(inputs.get("z_noise"), inputs.get("labels"))
     return {"images": model.decode(z, inputs["temperature"][:, None, None, None] * inputs["v_noise"])}
@@ -314,3 +288,11 @@ def _interpolate(model: Answers, inputs: Arrays) -> Arrays:
 def _edit(model: Answers, inputs: Arrays) -> Arrays:
     z, _, v = model.encode(inputs["images"], inputs.get("labels"))
     return {"edited": model.decode(z + inputs["amount"][:, None] * inputs["direction"], v)}
+
+
+def _score(model: Answers, inputs: Arrays) -> Arrays:
+    return model.score(inputs["images"], inputs.get("z_noise"), inputs["u_noise"], inputs.get("labels"))
+
+
+def _classify(model: Answers, inputs: Arrays) -> Arrays:
+    return {"log_probabilities": model.classify(inputs["images"])}
