@@ -123,7 +123,7 @@ def test_exports_of_the_references_models_decode_images_exactly(reference):
 
 
 @pytest.mark.parametrize("reference", [case for case in CASES if case[1] == "NHWC"], indirect=True, ids="-".join)
-def test_exported_bits_per_dimension_are_the_references(self, reference):
+def test_exported_bits_per_dimension_are_the_references(reference):
     arrays = reference.arrays
     noise = "dequantization_normal_noise" if reference.config.has_dequantizer else "dequantization_noise"
     given = {"images": arrays["images"], "u_noise": arrays[noise]}
