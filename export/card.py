@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-import pathlib
 import platform
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from export.endpoints import Endpoint
-from export.export_folder import JSON_NAME
 from export.formats import FORMATS
 from export.provenance import Provenance
 from tfdecouple.config.shapes import PILLOW_MODES, Shape, describe_channels
-from tfdecouple.errors import UserError
 from tfdecouple.runs.publishing import make_model_card_head
-from tfdecouple.storage.files import read_json
-
-TEXT_NAME = "MODEL_CARD.md"
 
 # Lines of the model card: the settings with which each runtime computes in full float32.
 _EXACT_RUNTIMES = (
@@ -33,13 +27,18 @@ _EXACT_RUNTIMES = (
 
 
 def make_model_card(
-    provenance: Provenance, endpoints: Sequence[Endpoint], images: str, formats: Mapping[str, Any]
+    provenance: Provenance,
+    endpoints: Sequence[Endpoint],
+    images: str,
+    formats: Mapping[str, Any],
+    any_size: bool = False,
 ) -> dict[str, Any]:
     """Returns the model card of an export, facts about the exported model, as a dict for JSON.
 
     `endpoints` are the functions that users can call, such as "encode". `images` says in words with which real images
     the files were verified. `formats` is {exported format: a dict of its files and of the results of its verification},
     such as "parity" (differences from the Keras model) and "round_trip" (counts of images that decode exactly).
+    `any_size` says whether the files take images of any height and width.
     """
     model = provenance.config.model
     described = {
@@ -47,7 +46,7 @@ def make_model_card(
             "summary": endpoint.summary,
             "inputs": [array.to_dict() for array in endpoint.inputs],
             "outputs": [array.to_dict() for array in endpoint.outputs],
-            "file": endpoint.onnx,
+            "onnx": f"onnx/{endpoint.onnx}.onnx" if endpoint.onnx and "onnx" in formats else None,
         }
         for endpoint in endpoints
     }
@@ -55,6 +54,7 @@ def make_model_card(
         "name": provenance.name,
         "paper": "Decoupling Global and Local Representations via Invertible Generative Flows, arXiv:2004.11820",
         **provenance.make_metadata(),
+        "any_size": any_size,
         "architecture": {
             "image_shape": list(model.image_shape),
             "n_bits": model.n_bits,
@@ -72,21 +72,12 @@ def make_model_card(
         "data": {"source": provenance.data, "licence": provenance.rights},
         "bits_per_dim": provenance.bits_per_dim,
         "exact": judge_exactness(model.bound_of_scales, model.n_bits, formats),
-        "endpoints": _name_files(described, formats),
+        "endpoints": described,
         "checked": {
             "real_images": images,
             "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), Python {platform.python_version()}",
         },
         "formats": dict(formats),
-    }
-
-
-def _name_files(endpoints: Mapping[str, Any], formats: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns {endpoint: its entry in the model card}; adds "onnx" to each entry, the path of its ONNX file or None."""
-    has_onnx = "onnx" in formats
-    return {
-        name: {**one, "onnx": f"onnx/{one['file']}.onnx" if has_onnx and one["file"] else None}
-        for name, one in endpoints.items()
     }
 
 
@@ -127,37 +118,10 @@ def judge_exactness(alpha: float | None, n_bits: int, formats: Mapping[str, Any]
     return {"promised": promised, "meaning": " ".join(parts)}
 
 
-def _read_formats(folder: pathlib.Path) -> dict[str, Any]:
-    try:
-        formats = read_json(folder / JSON_NAME, 2**24)["formats"]
-        return {
-            name: entry
-            for name, entry in formats.items()
-            if all(key in entry for key in ("name", "run", "step"))
-            and all((folder / file).exists() for file in entry["files"])
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def require_replaceable_export(folder: pathlib.Path, formats: Sequence[str], name: str) -> None:
-    """Raises UserError if an export of `formats` of the model called `name` would leave other files in `folder`.
-
-    An earlier export there must be of a model of this name, and have no other formats than the new one.
-    """
-    for earlier, entry in _read_formats(folder).items():
-        if entry["name"] != name or earlier not in formats:
-            raise UserError(
-                f"{folder} holds the format {earlier} of an earlier export, exported as {entry['name']} from run "
-                f"{entry['run']}, step {entry['step']}; choose another --to, or remove {', '.join(entry['files'])}"
-                + ("" if earlier in formats else f", or export {earlier}, too")
-            )
-
-
 def render_model_card(card: Mapping[str, Any]) -> str:
     """Returns the model card, a dict from `make_model_card`, as Markdown text."""
     architecture, shape = card["architecture"], card["architecture"]["image_shape"]
-    latent_dim, any_size = architecture["latent_dim"], any(entry.get("any_size") for entry in card["formats"].values())
+    latent_dim = architecture["latent_dim"]
     sides, named, is_usual = f"{shape[0]} x {shape[1]}", describe_channels(shape[-1]), shape[-1] in PILLOW_MODES
     rows = {
         "architecture": f"{sides} {named if is_usual else f'with {named}'}, {architecture['n_bits']} bits, "
@@ -178,7 +142,7 @@ def render_model_card(card: Mapping[str, Any]) -> str:
         "images": "turned upright as their EXIF data say, "
         + (f"{named} without transparency" if is_usual else f"with exactly {named}")
         + f", cropped to the {card['crop']}, resized to {sides} {card['resize']}"
-        + ("; or at their own size, to which decoded images must be cropped" if any_size else ""),
+        + ("; or at their own size, to which decoded images must be cropped" if card["any_size"] else ""),
         "checked": f"on {card['checked']['real_images']}; {card['checked']['machine']}",
     }
     lines = [
@@ -228,7 +192,7 @@ def _describe_endpoint_array(array: Mapping[str, Any]) -> str:
 
 
 def _list_verification_results(name: str, entry: Mapping[str, Any]) -> list[str]:
-    lines = [f"### {name}", "", f"From run {entry['run']}, step {entry['step']}: {', '.join(entry['files'])}", ""]
+    lines = [f"### {name}", "", f"Files: {', '.join(entry['files'])}", ""]
     if "signatures" in entry:
         lines += [f"Signatures: {', '.join(entry['signatures'])}", ""]
     if "parity" not in entry:

@@ -32,8 +32,8 @@ web page.
   python -m export --verify exported/quickstart
       the same checks again, on the machine where the files are used; without the run
 
-Every file is loaded and compared with the model in a process of its own before it is
-put in place. The same command again adds the next version of the SavedModel.
+Every file is loaded and compared with the model in a process of its own before the
+export folder is made.
 """
 
 _EPILOG = f"""\
@@ -62,7 +62,7 @@ def make_export_parser(prog: str) -> argparse.ArgumentParser:
         metavar="RUN",
         help=f"run folder; or bundled weights such as {DEFAULT}; or published ones, {HUB}OWNER/NAME",
     )
-    parser.add_argument("--to", metavar="DIR", type=pathlib.Path, help="export folder")
+    parser.add_argument("--to", metavar="DIR", type=pathlib.Path, help="export folder, which must not exist yet")
     parser.add_argument(
         "--verify",
         metavar="DIR",
@@ -91,7 +91,7 @@ def make_export_parser(prog: str) -> argparse.ArgumentParser:
         "--version",
         metavar="N",
         type=make_number_type(int, -math.inf, math.inf),
-        help="version of the SavedModel; default the next free number",
+        help="version of the SavedModel, for TensorFlow Serving; default 1",
     )
     parser.add_argument("--name", metavar="NAME", help="name of the model; default the name of the run folder")
     parser.add_argument(

@@ -89,7 +89,7 @@ class Array:
         return rng.standard_normal((count, *self.shape), np.float32)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Endpoint:
     """A function of an exported model that users can call by name, such as "encode".
 
@@ -102,7 +102,6 @@ class Endpoint:
             exported model it builds the graph of the endpoint. With `KerasAnswers`, inputs and outputs are NumPy
             arrays, and images are values before they are rounded to pixels.
         onnx: the name of the endpoint's ONNX file, without suffix; None for an endpoint without a file.
-        needs_z: whether only models with z have the endpoint.
     """
 
     name: str
@@ -111,7 +110,6 @@ class Endpoint:
     outputs: tuple[Array, ...]
     answer: Callable[[Answers, Arrays], Arrays]
     onnx: str | None = None
-    needs_z: bool = False
 
     def __post_init__(self) -> None:
         """Raises ValueError if two inputs or outputs of the endpoint have the same name, which ONNX does not allow."""
@@ -133,7 +131,8 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
     ['encode', 'decode', 'sample', 'score']
     """
     image, with_z = config.image_shape, config.has_latent
-    dimensions = math.prod(image)
+    has_labels, z_is_of_label = config.has_classes, config.has_class_codes
+    dimensions, last_label = math.prod(image), config.classes - 1
 
     def picture(name: str, meaning: str) -> Array:
         return Array(name, "uint8", image, meaning, IMAGE)
@@ -145,133 +144,84 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
         return Array(name, "float32", (), meaning, ends, scale=scale)
 
     def label(name: str, needed: bool = True) -> Array:
-        last = config.classes - 1
-        meaning = f"label, 0 to {last}" if needed else f"label, 0 to {last}, or -1 for none"
+        meaning = f"label, 0 to {last_label}" + ("" if needed else ", or -1 for none")
         return Array(name, "int32", (), meaning, LABEL, labels=(0 if needed else -1, config.classes))
 
-    v = Array("v", "float32", image, "local code", LOCAL_CODE)
-    has_labels, z_is_of_label = config.has_classes, config.has_class_codes
-    labels = (label("labels"),) if z_is_of_label else ()
     values = f"{describe_channels(image[-1])}, 0..255"
-    images = picture("images", values)
-    labels_a, labels_b = ((label(f"labels_{one}"),) if z_is_of_label else () for one in "ab")
-    images_a, images_b = picture("images_a", values), picture("images_b", values)
+    images, images_a, images_b = (picture(name, values) for name in ("images", "images_a", "images_b"))
+    labels, labels_a, labels_b = (
+        (label(name),) if z_is_of_label else () for name in ("labels", "labels_a", "labels_b")
+    )
+    z = (vector("z", "global code", GLOBAL_CODE),) if with_z else ()
+    v = Array("v", "float32", image, "local code", LOCAL_CODE)
+    z_noise = (vector("z_noise", "standard normal noise"),) if config.has_encoder else ()
     v_noise = Array("v_noise", "float32", image, "standard normal noise", NORMAL)
     u_noise = Array("u_noise", "float32", image, "uniform noise in [0, 1)", UNIFORM)
     if config.has_dequantizer:
         u_noise = Array("u_noise", "float32", image, "standard normal noise, of which q(u|x) makes u", NORMAL)
-    z = (vector("z", "global code", GLOBAL_CODE),) if with_z else ()
-    z_noise = (vector("z_noise", "standard normal noise"),) if config.has_encoder else ()
     temperature = scalar(
         "temperature", "acts on v; 1 is the model's own distribution, lower is smoother", *TEMPERATURES
     )
+    nats = scalar("prior_nats", "-log p(z, y) in nats, y the label" if has_labels else "-log p(z) in nats")
+    alpha = scalar("alpha", "place of z between a (0) and b (1)", 0.0, 1.0)
+    beta = scalar("beta", "place of v between a (0) and b (1)", 1.0, 0.0)
+    amount = scalar("amount", "multiples of the direction", 0.0, 2.0)
+    # Rounding a weight can scale all of v, whose norm is about dimensions**0.5, so that the tolerance is wide.
+    shell_meaning = "standard deviations of |v| from its mean under the model"
+    shell = scalar("shell", shell_meaning, scale=4 * dimensions**0.5)
+    typicality_meaning = "root mean square of the same, by parts of the latents; about 1 under the model"
+    typicality = scalar("typicality", typicality_meaning, scale=4 * dimensions**0.5)
+    # The tolerance is wide, because an output is the difference of log densities of several nats per dimension.
+    meaning, scale = "log p(y|x) of each label y", 4 * dimensions
+    log_probabilities = Array("log_probabilities", "float32", (config.classes,), meaning, scale=scale)
+    sample_labels = (label("labels"),) if has_labels else ()
+    score_labels = (label("labels", needed=z_is_of_label),) if has_labels else ()
+    # Each endpoint has name, summary, inputs, outputs, function and perhaps the name of its file.
+    # fmt: off
     encode = Endpoint(
-        name="encode",
-        summary="Encodes images deterministically; decode gives the very same pixels back.",
-        inputs=(images, *labels),
-        outputs=(*z, v),
-        answer=_encode,
-        onnx="encoder",
+        "encode", "Encodes images deterministically; decode gives the very same pixels back.",
+        (images, *labels), (*z, v), _encode, "encoder",
     )
     encode_global = Endpoint(
-        name="encode_global",
-        summary="The posterior of z given images, a diagonal Gaussian.",
-        inputs=(images,),
-        outputs=(vector("z_mean", "the z of encode"), vector("z_log_variance", "natural logarithm of the variance")),
-        answer=_encode_global,
-        needs_z=True,
+        "encode_global", "The posterior of z given images, a diagonal Gaussian.", (images,),
+        (vector("z_mean", "the z of encode"), vector("z_log_variance", "natural logarithm of the variance")),
+        _encode_global,
     )
-    decode = Endpoint(
-        name="decode",
-        summary="Decodes codes to images.",
-        inputs=(*z, v),
-        outputs=(images,),
-        answer=lambda model, inputs: {"images": model.decode(inputs.get("z"), inputs["v"])},
-        onnx="decoder",
-    )
+    decode = Endpoint("decode", "Decodes codes to images.", (*z, v), (images,), _decode, "decoder")
     sample = Endpoint(
-        name="sample",
-        summary="Turns noise into new images.",
-        inputs=(*([label("labels")] if has_labels else []), *z_noise, v_noise, temperature),
-        outputs=(images,),
-        answer=_sample,
-        onnx="sampler",
+        "sample", "Turns noise into new images.",
+        (*sample_labels, *z_noise, v_noise, temperature), (images,), _sample, "sampler",
     )
     switch = Endpoint(
-        name="switch",
-        summary="Switches the global codes of two images.",
-        inputs=(images_a, *labels_a, images_b, *labels_b),
-        outputs=(picture("images_ab", "z of a with v of b"), picture("images_ba", "z of b with v of a")),
-        answer=_switch,
-        needs_z=True,
+        "switch", "Switches the global codes of two images.", (images_a, *labels_a, images_b, *labels_b),
+        (picture("images_ab", "z of a with v of b"), picture("images_ba", "z of b with v of a")), _switch,
     )
     interpolate = Endpoint(
-        name="interpolate",
-        summary="Interpolates between two images in two dimensions.",
-        inputs=(
-            images_a,
-            *labels_a,
-            images_b,
-            *labels_b,
-            scalar("alpha", "place of z between a (0) and b (1)", 0.0, 1.0),
-            scalar("beta", "place of v between a (0) and b (1)", 1.0, 0.0),
-        ),
-        outputs=(images,),
-        answer=_interpolate,
-        needs_z=True,
+        "interpolate", "Interpolates between two images in two dimensions.",
+        (images_a, *labels_a, images_b, *labels_b, alpha, beta), (images,), _interpolate,
     )
     edit = Endpoint(
-        name="edit",
-        summary="Moves z of images along a direction; at 0 the very same pixels come back.",
-        inputs=(
-            images,
-            *labels,
-            vector("direction", "of directions.json, or any"),
-            scalar("amount", "multiples of the direction", 0.0, 2.0),
-        ),
-        outputs=(picture("edited", "the image with the other z, its v as it was"),),
-        answer=_edit,
-        needs_z=True,
+        "edit", "Moves z of images along a direction; at 0 the very same pixels come back.",
+        (images, *labels, vector("direction", "of directions.json, or any"), amount),
+        (picture("edited", "the image with the other z, its v as it was"),), _edit,
     )
-    prior_nats: tuple[Array, ...] = ()
-    if config.has_encoder:
-        prior_nats = (scalar("prior_nats", "-log p(z, y) in nats, y the label" if has_labels else "-log p(z) in nats"),)
     score = Endpoint(
-        name="score",
-        summary="Bits per dimension of images, an upper bound at one draw of the noise; and how usual its latents are.",
-        inputs=(images, *([label("labels", needed=z_is_of_label)] if has_labels else []), *z_noise, u_noise),
-        outputs=(
-            scalar("bits_per_dim", "lower is more probable"),
-            *prior_nats,
-            # The tolerance is wide, because rounding a weight can scale all of v, whose norm is about dimensions**0.5.
-            scalar("shell", "standard deviations of |v| from its mean under the model", scale=4 * dimensions**0.5),
-            scalar(
-                "typicality",
-                "root mean square of the same, by parts of the latents; about 1 under the model",
-                scale=4 * dimensions**0.5,
-            ),
-        ),
-        answer=lambda model, inputs: model.score(
-            inputs["images"], inputs.get("z_noise"), inputs["u_noise"], inputs.get("labels")
-        ),
+        "score",
+        "Bits per dimension of images, an upper bound at one draw of the noise; and how usual its latents are.",
+        (images, *score_labels, *z_noise, u_noise),
+        (scalar("bits_per_dim", "lower is more probable"), *([nats] if config.has_encoder else []), shell, typicality),
+        _score,
     )
     classify = Endpoint(
-        name="classify",
-        summary="How probable each label is of images, by Bayes' rule.",
-        inputs=(images,),
-        outputs=(
-            # The tolerance is wide, because an output is the difference of log densities of several nats per dimension.
-            Array(
-                "log_probabilities", "float32", (config.classes,), "log p(y|x) of each label y", scale=4 * dimensions
-            ),
-        ),
-        answer=lambda model, inputs: {"log_probabilities": model.classify(inputs["images"])},
+        "classify", "How probable each label is of images, by Bayes' rule.", (images,), (log_probabilities,), _classify,
     )
+    # fmt: on
     if any_size:
         return _free_sides(encode, image, "height", "width"), _free_sides(
             decode, image, "padded_height", "padded_width"
         )
-    lacking = {"encode_global"} if z_is_of_label else set()
+    lacking = {"encode_global", "switch", "interpolate", "edit"} if not with_z else set()
+    lacking |= {"encode_global"} if z_is_of_label else set()
     lacking |= set() if has_labels else {"classify"}
     every = (
         encode,
@@ -284,7 +234,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
         score,
         classify,
     )
-    return tuple(one for one in every if (with_z or not one.needs_z) and one.name not in lacking)
+    return tuple(one for one in every if one.name not in lacking)
 
 
 def _free_sides(endpoint: Endpoint, image: tuple[int, ...], *sides: str) -> Endpoint:
@@ -293,11 +243,6 @@ def _free_sides(endpoint: Endpoint, image: tuple[int, ...], *sides: str) -> Endp
 
     padded = ("padded_height", "padded_width")
     return dataclasses.replace(endpoint, inputs=free(endpoint.inputs, sides), outputs=free(endpoint.outputs, padded))
-
-
-def list_onnx_names(config: ModelConfig, any_size: bool = False) -> dict[str, str]:
-    """Returns {endpoint name: ONNX file name without suffix}, for the endpoints that have an ONNX file."""
-    return {one.name: one.onnx for one in list_endpoints(config, any_size) if one.onnx}
 
 
 def find_endpoint(config: ModelConfig, name: str) -> Endpoint:
@@ -313,6 +258,10 @@ def _encode(model: Answers, inputs: Arrays) -> Arrays:
 def _encode_global(model: Answers, inputs: Arrays) -> Arrays:
     z, z_log_variance = model.infer_posterior(inputs["images"])
     return {"z_mean": z, "z_log_variance": z_log_variance}
+
+
+def _decode(model: Answers, inputs: Arrays) -> Arrays:
+    return {"images": model.decode(inputs.get("z"), inputs["v"])}
 
 
 def _sample(model: Answers, inputs: Arrays) -> Arrays:
@@ -339,3 +288,11 @@ def _interpolate(model: Answers, inputs: Arrays) -> Arrays:
 def _edit(model: Answers, inputs: Arrays) -> Arrays:
     z, _, v = model.encode(inputs["images"], inputs.get("labels"))
     return {"edited": model.decode(z + inputs["amount"][:, None] * inputs["direction"], v)}
+
+
+def _score(model: Answers, inputs: Arrays) -> Arrays:
+    return model.score(inputs["images"], inputs.get("z_noise"), inputs["u_noise"], inputs.get("labels"))
+
+
+def _classify(model: Answers, inputs: Arrays) -> Arrays:
+    return {"log_probabilities": model.classify(inputs["images"])}

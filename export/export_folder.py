@@ -1,6 +1,6 @@
-"""The export folder: its manifest, and the hidden folder in which files are built before they are renamed into place.
+"""The export folder: its manifest, and the hidden folder beside it in which an export is built before it is renamed.
 
-The manifest has the SHA-256 of every file. With the manifest and the answers of the model in `test_vectors/`,
+The manifest has the SHA-256 of every file. With the manifest and the answers of the model in `test_vectors.npz`,
 `python -m export --verify DIR` verifies the files without the run.
 """
 
@@ -12,9 +12,8 @@ import pathlib
 import re
 import shutil
 import signal
-import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -22,24 +21,19 @@ from filelock import FileLock, Timeout
 
 from export.formats import FORMATS
 from tfdecouple.errors import UserError
-from tfdecouple.storage.files import FileDigest, hash_file, read_json, read_model
+from tfdecouple.storage.files import FileDigest, read_json, read_model
 
 MANIFEST = "manifest.json"
-VECTORS = "test_vectors"
-# The file name of the model card as JSON.
-JSON_NAME = "model_card.json"
+# The file of test vectors: inputs, and the Keras model's answers to them.
+VECTORS = "test_vectors.npz"
+# The file names of the model card as JSON and as Markdown.
+JSON_NAME, TEXT_NAME = "model_card.json", "MODEL_CARD.md"
 # The settings of TensorFlow Serving. Users may edit these files, so the verification accepts changes in them.
 EDITABLE = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
 
-_STAGING, _LOCK = ".export-", ".export.lock"
-# While an exported folder is replaced, the old folder lies in the hidden folder, with this prefix before its name, so
-# that it can be restored.
-_OLD = "old-"
-
 # Pattern of the paths in an export folder at which an export writes files.
 _WRITTEN = re.compile(
-    r"client\.py|model_card\.json|MODEL_CARD\.md|(batching|models|monitoring)\.config|docker-compose\.yml"
-    rf"|{VECTORS}/[0-9a-f]{{16}}\.npz|"
+    r"client\.py|model_card\.json|MODEL_CARD\.md|(batching|models|monitoring)\.config|docker-compose\.yml|test_vectors\.npz|"
     + "|".join(rf"{name}/{r'[0-9]+/' if one.has_versions else ''}{one.files}" for name, one in FORMATS.items()),
     re.ASCII,
 )
@@ -55,55 +49,34 @@ MOST_BYTES = 2**24
 _Inside = Annotated[str, pydantic.Field(pattern=r"^(\w[\w.-]*/)*\w[\w.-]*$")]
 
 
-class _Model(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
-
-
-class Part(_Model):
-    """An entry of the manifest: what `--verify` needs to run one part of an export, such as "savedmodel/3" or "onnx".
-
-    Attributes:
-        vectors: the path of the file of test vectors (inputs and the Keras model's answers).
-        names: {endpoint: name of its file, without suffix}.
-    """
-
-    vectors: Annotated[str, pydantic.Field(pattern=rf"^{VECTORS}/[0-9a-f]{{16}}\.npz$")]
-    names: dict[str, _Inside]
-
-
-class Manifest(_Model):
+class Manifest(pydantic.BaseModel):
     """The content of `manifest.json`: a record of all other files in an export folder.
 
     Attributes:
         format: the version of the manifest's format.
-        parts: {name, such as "onnx", which is the path of its folder: part of the export that can be verified}.
+        parts: {name of a part that can be verified, such as "savedmodel/3" or "onnx", which is the path of its folder:
+            {endpoint: name of its file, without suffix}}.
         files: {path in the export folder: size and SHA-256 of the file}.
     """
 
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
     format: Literal[1]
-    parts: dict[Annotated[str, pydantic.Field(pattern=_PART)], Part]
+    parts: dict[Annotated[str, pydantic.Field(pattern=_PART)], dict[str, _Inside]]
     files: dict[_Inside, FileDigest]
 
-    @property
-    def vectors(self) -> set[str]:
-        """The paths in the export folder, as a set, of the files of test vectors that this manifest's parts need."""
-        return {part.vectors for part in self.parts.values()}
+    @classmethod
+    def from_folder(cls, folder: pathlib.Path, parts: dict[str, dict[str, str]]) -> Manifest:
+        """Returns the manifest of an export in `folder` with `parts`; it leaves out files that no export writes."""
+        names = (name for name, file_type in _list_entries(folder) if file_type == "file" and _WRITTEN.fullmatch(name))
+        return cls(format=1, parts=parts, files={name: FileDigest.from_file(folder / name) for name in names})
 
-    def record_export(
-        self, folder: pathlib.Path, parts: Mapping[str, Part], files: Mapping[str, FileDigest]
-    ) -> Manifest:
-        """Returns the manifest of an export into `folder` with `parts` and `files`; earlier versions in it stay."""
-        versions = {
-            name: part
-            for name, part in self.parts.items()
-            if "/" in name and name not in parts and (folder / name).exists()
-        }
-        within = (*(f"{name}/" for name in versions), *(part.vectors for part in versions.values()))
-        kept = {name: digest for name, digest in self.files.items() if name.startswith(within)}
-        return Manifest(format=1, parts={**versions, **parts}, files=dict(sorted({**kept, **files}.items())))
+    def find_changes(self, folder: pathlib.Path) -> Iterator[tuple[str, str]]:
+        """Yields (kind of change, path) for each file by which `folder` and this manifest differ.
 
-    def find_changed_files(self, folder: pathlib.Path) -> Iterator[tuple[str, str]]:
-        """Yields ("changed", "missing", "unknown" or "link", path) for each file in `folder` that differs."""
+        The kinds are "changed", "missing", "unknown" and "link", and "no part of the export" for paths in the manifest
+        that no export writes, or that belong to none of its parts, and for paths that only the model card names.
+        """
         present = dict(_list_entries(folder))
         for name, file_type in present.items():
             if file_type == "link":
@@ -115,20 +88,15 @@ class Manifest(_Model):
                 yield "missing", name
             elif present[name] == "file" and FileDigest.from_file(folder / name) != digest:
                 yield "changed", name
-
-    def find_stray_files(self, folder: pathlib.Path) -> Iterator[str]:
-        """Yields paths in this manifest that belong to no part of the export, and paths that only the card names."""
         within = tuple(f"{part}/" for part in self.parts)
-        for name in self.files:
-            of_a_part = "/" not in name or name.startswith(within) or name in self.vectors
-            if not _WRITTEN.fullmatch(name) or not of_a_part:
-                yield name
+        strays = [n for n in self.files if not _WRITTEN.fullmatch(n) or ("/" in n and not n.startswith(within))]
         try:
-            formats = read_json(folder / JSON_NAME, MOST_BYTES).get("formats", {})
+            formats = read_json(folder / JSON_NAME, MOST_BYTES)["formats"]
             named = [name for entry in formats.values() for name in entry["files"]]
-            yield from (name for name in named if name not in {*self.parts, *self.files})
+            strays += [name for name in named if name not in {*self.parts, *self.files}]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            yield JSON_NAME
+            strays.append(JSON_NAME)
+        yield from (("no part of the export", name) for name in strays)
 
 
 def _list_entries(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
@@ -137,23 +105,6 @@ def _list_entries(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
         if path.is_symlink() or not path.is_dir() or not any(path.iterdir()):
             file_type = "link" if path.is_symlink() else "file" if path.is_file() else "other"
             yield path.relative_to(folder).as_posix(), file_type
-
-
-def digest_folder(folder: pathlib.Path, prefix: str = "") -> dict[str, FileDigest]:
-    """Returns {`prefix` + path in `folder`: size and SHA-256} of all files in a folder, at any depth."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {prefix + path.relative_to(folder).as_posix(): FileDigest.from_file(path) for path in files}
-
-
-def find_planted_files(folder: pathlib.Path, part: str) -> list[str]:
-    """Returns the paths in `folder`, where an export builds its part `part`, that no export writes; links are some."""
-    paths = ((f"{part}/{name}", file_type) for name, file_type in _list_entries(folder))
-    return [path for path, file_type in paths if file_type != "file" or not _WRITTEN.fullmatch(path)]
-
-
-def name_vectors_file(file: pathlib.Path) -> str:
-    """Returns the path of test vectors in an export, which has the digest of `file`: equal vectors share one file."""
-    return f"{VECTORS}/{hash_file(file)[:16]}.npz"
 
 
 def load_manifest(folder: pathlib.Path) -> Manifest:
@@ -171,126 +122,53 @@ def load_manifest(folder: pathlib.Path) -> Manifest:
         raise UserError(f"{path} is no manifest of an export: {error}; export the run again") from error
 
 
-def require_free_version(target: pathlib.Path) -> None:
-    """Raises UserError if `target`, the folder for a new version of a SavedModel, exists already."""
-    if target.exists():
-        raise UserError(
-            f"version {target.name} exists already in {target.parent}; leave --version out to take the next free number"
-        )
-
-
-class Staging:
-    """A context manager that locks an export folder for this process and makes a hidden folder to build files in.
-
-    The hidden folder lies in the export folder, so that files can be renamed into place on the same file system. It
-    lies outside of `savedmodel/`, which a server polls for versions. The hidden folder is removed when the context
-    ends; the next export removes the hidden folder of a killed process.
-
-    Attributes:
-        folder: the absolute path of the export folder, which is made if it does not exist.
-        area: the path of the hidden folder.
-    """
-
-    def __init__(self, folder: pathlib.Path):
-        self.folder = folder.absolute()
-        self.area = self.folder / _STAGING
-        self._lock = contextlib.ExitStack()
-        self._made: list[pathlib.Path] = []
-
-    def __enter__(self) -> Staging:
-        """Makes the export folder and the hidden folder; UserError if another export writes there, or nobody may."""
-        try:
-            self._made = [parent for parent in (self.folder, *self.folder.parents) if not parent.exists()]
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock.enter_context(FileLock(self.folder / _LOCK, timeout=0))
-            self._lock.callback((self.folder / _LOCK).unlink, missing_ok=True)
-            for remains in self.folder.glob(f"{_STAGING}*"):
-                if remains.is_dir():
-                    self._restore_folders(remains)
-                    shutil.rmtree(remains)
-            self.area = pathlib.Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.folder))
-        except Timeout as error:
-            raise UserError(
-                f"another export is writing to {self.folder}; wait for it, or choose another --to"
-            ) from error
-        except OSError as error:
-            self.__exit__()
-            raise UserError(f"cannot write to {self.folder}: {error.strerror}; choose another --to") from error
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with ignore_interruptions():
-            shutil.rmtree(self.area, ignore_errors=True)
-            self._lock.close()
-            for folder in self._made:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
-
-    def _restore_folders(self, remains: pathlib.Path) -> None:
-        """Moves old folders from the hidden folder `remains` back into the export folder, unless new ones are there."""
-        for old in remains.glob(f"{_OLD}*"):
-            target = self.folder / old.name.removeprefix(_OLD)
-            if not target.exists():
-                os.rename(old, target)
-
-    def list_versions(self) -> list[int]:
-        """Returns the versions of the SavedModel in the export folder, as integers in ascending order."""
-        folder = self.folder / "savedmodel"
-        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
-
-    def publish_version(self, built: pathlib.Path, name: str) -> None:
-        """Renames the folder `built` to `name`, such as "savedmodel/3"; UserError if the version exists already."""
-        target = self.folder / name
-        target.parent.mkdir(exist_ok=True)
-        require_free_version(target)
-        os.rename(built, target)
-
-    def publish_folder(self, built: pathlib.Path, name: str) -> None:
-        """Renames the folder `built` to `name` in the export folder; restores the older folder `name` if this fails."""
-        target, old = self.folder / name, self.area / f"{_OLD}{name}"
-        if target.exists():
-            os.rename(target, old)
-        try:
-            os.rename(built, target)
-        except OSError:
-            self._restore_folders(self.area)
-            raise
-
-    def publish_file(self, built: pathlib.Path, name: str | None = None) -> None:
-        """Renames the file `built` to `name` (None: the same name) in the export folder; replaces an older file."""
-        target = self.folder / (name or built.name)
-        target.parent.mkdir(exist_ok=True)
-        os.replace(built, target)
-
-
-def interrupt_on_sigterm() -> contextlib.AbstractContextManager[None]:
-    """Returns a context in which SIGTERM raises KeyboardInterrupt, so that an export cleans up as after Ctrl-C."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    return _handle_signals(interrupt, signal.SIGTERM)
-
-
-def ignore_interruptions() -> contextlib.AbstractContextManager[None]:
-    """Returns a context that ignores SIGINT and SIGTERM, to rename built files into place, which cannot be undone.
-
-    A signal mask would not be enough: it applies to one thread, and TensorFlow's threads would get the signals.
-    """
-    return _handle_signals(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM)
+def require_new_folder(folder: pathlib.Path) -> None:
+    """Raises UserError if `folder`, which an export shall make, exists already."""
+    if os.path.lexists(folder):
+        raise UserError(f"{folder} exists already, and every export is a new folder; choose another --to, or remove it")
 
 
 @contextlib.contextmanager
-def _handle_signals(handler: Callable[..., None] | signal.Handlers, *signals: signal.Signals) -> Iterator[None]:
-    """A context in which `handler` handles `signals`; has no effect outside the main thread, as Python requires."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number in signals}
+def stage_export(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A context that gives an empty hidden folder beside `folder`, on its file system, to build an export in.
+
+    The hidden folder is removed when the context ends. The hidden folder of a killed process is removed by the next
+    export to the same `folder`. Folders above are made if they do not exist, and are removed if nothing is published.
+
+    Raises:
+        UserError: if another process has entered this context for the same `folder`.
+    """
+    above = folder.absolute().parent
+    made = [parent for parent in (above, *above.parents) if not parent.exists()]
+    area, lock = above / f".{folder.name}.exporting", above / f".{folder.name}.exporting.lock"
+    try:
+        above.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock, timeout=0):
+            try:
+                shutil.rmtree(area, ignore_errors=True)
+                area.mkdir()
+                yield area
+            finally:
+                with handle_signals(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):
+                    shutil.rmtree(area, ignore_errors=True)
+                    lock.unlink(missing_ok=True)
+    except Timeout as error:
+        raise UserError(f"another export is writing to {folder}; wait for it, or choose another --to") from error
+    finally:
+        for parent in made:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+
+
+@contextlib.contextmanager
+def handle_signals(handler: Callable[..., Any] | signal.Handlers, *signals: signal.Signals) -> Iterator[None]:
+    """A context in which `handler` handles `signals`; has no effect outside the main thread, as Python requires.
+
+    A signal mask would not be enough: it applies to one thread, and TensorFlow's threads would get the signals.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, handler) for number in signals}
     try:
         yield
     finally:

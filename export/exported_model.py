@@ -148,6 +148,7 @@ class ExportedModel:
         model: the Keras model.
         channels_first: whether the graphs are for ONNX files, in which maps have their channels first.
         any_size: whether the flow takes images of any height and width.
+        other: an export of the same model with its channels elsewhere, whose traces are used again; None: a new trace.
 
     Raises:
         NotInitializedError: if the model has no weights.
@@ -157,21 +158,26 @@ class ExportedModel:
         weights: {name: constant in float64}; equal constants of several methods have one name.
     """
 
-    def __init__(self, model: DecoupledModel, channels_first: bool = False, any_size: bool = False):
+    def __init__(
+        self,
+        model: DecoupledModel,
+        channels_first: bool = False,
+        any_size: bool = False,
+        other: ExportedModel | None = None,
+    ):
         model.require_initialized()
         self.config, self._model = model.config, model
         self.weights: dict[str, Constant] = {}
         self._names: dict[bytes, str] = {}
         self._methods: dict[tuple[str, str], _Method] = {}
         self._sizes = {path: math.prod(variable.shape) for path, variable in model.named_variables().items()}
-        paths = {id(variable): path for path, variable in model.named_variables().items()}
-        for network, method, specs in _list_methods(model, any_size):
-            layer = getattr(model, network)
-            variables = {paths[id(variable)]: variable for variable in layer.variables}
-            traced = trace_network(functools.partial(_run_method, layer, method), variables, specs)
-            folded = fold_graph(traced, channels_first)
+        traced = (
+            _trace_methods(model, any_size) if other is None else {key: m.traced for key, m in other._methods.items()}
+        )
+        for key, network in traced.items():
+            folded = fold_graph(network, channels_first)
             names = {tensor: self._name_weight(constant) for tensor, constant in folded.weights.items()}
-            self._methods[network, method] = _Method(traced, folded, names)
+            self._methods[key] = _Method(network, folded, names)
 
     def _name_weight(self, constant: Constant) -> str:
         key = repr(constant.values.shape).encode() + constant.values.tobytes()
@@ -220,21 +226,26 @@ class ExportedModel:
         """
         networks: dict[str, dict[str, Any]] = {}
         for (network, method), folded in self._methods.items():
-            networks.setdefault(network, {})[method] = _make_call(folded, read, shared)
+            call = functools.partial(folded.call, read)
+            networks.setdefault(network, {})[method] = tf.function(call, autograph=False) if shared else call
         return Answers(_ExportedNetworks(self._model, networks))
+
+
+def _trace_methods(model: DecoupledModel, any_size: bool) -> dict[tuple[str, str], Network]:
+    """Returns {(network, method): trace} of all methods that endpoints call."""
+    paths = {id(variable): path for path, variable in model.named_variables().items()}
+    traced = {}
+    for network, method, specs in _list_methods(model, any_size):
+        layer = getattr(model, network)
+        variables = {paths[id(variable)]: variable for variable in layer.variables}
+        traced[network, method] = trace_network(functools.partial(_run_method, layer, method), variables, specs)
+    return traced
 
 
 def _run_method(layer: Any, method: str, *inputs: tf.Tensor) -> Any:
     """Returns the results of a method that endpoints read: of an inverse, all but the log-determinant."""
     results = getattr(layer, method)(*inputs)
     return results[:1] if method == "inverse_and_log_det" else results
-
-
-def _make_call(method: _Method, read: Callable[[str], tf.Tensor], shared: bool) -> Callable[..., Any]:
-    def call(*inputs: tf.Tensor | None) -> Any:
-        return method.call(read, *inputs)
-
-    return tf.function(call, autograph=False) if shared else call
 
 
 class _ExportedNetworks:

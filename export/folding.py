@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -24,15 +25,14 @@ from tfdecouple.runtime.run_mode import RunMode
 
 Array = np.ndarray
 
-# Operations whose outputs equal their inputs.
-_COPIES = ("Identity", "IdentityN", "PreventGradient", "Snapshot", "StopGradient")
 # Operations that treat each number of a map separately, so that the order of the axes does not matter.
 _ELEMENTWISE = frozenset((
     "Abs", "Add", "AddV2", "Asinh", "Atan", "Cast", "Cos", "Cosh", "Div", "Elu", "Exp", "Floor", "Log", "Maximum",
     "Minimum", "Mul", "Neg", "Pow", "RealDiv", "Reciprocal", "Relu", "Rsqrt", "Selu", "Sigmoid", "Sign", "Sin", "Sinh",
     "Softplus", "Softsign", "Sqrt", "Square", "SquaredDifference", "Sub", "Tanh",
 ))  # fmt: skip
-_ADDITIONS, _PRODUCTS = ("Add", "AddV2", "BiasAdd", "Sub"), ("Mul",)
+# {operation: the index of the input that says along which axis it works}
+_AXIS_INPUTS = {"Split": 0, "SplitV": 2, "ConcatV2": -1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,60 @@ class Network:
     outputs: tuple[tf.Tensor, ...]
     results: Any
     weights: Mapping[str, tuple[tf.Tensor, Array]]
+
+    @functools.cached_property
+    def ops(self) -> list[tf.Operation]:
+        """The operations on which the outputs depend, in the order in which they were traced."""
+        waiting, needed = [tensor.op for tensor in self.outputs], set()
+        while waiting:
+            op = waiting.pop()
+            if op not in needed:
+                needed.add(op)
+                waiting += [tensor.op for tensor in op.inputs]
+        return [op for op in self.graph.get_operations() if op in needed]
+
+    @functools.cached_property
+    def varying(self) -> set[Any]:
+        """The references of all tensors that depend on the arguments."""
+        varying = {tensor.ref() for tensor in self.inputs}
+        for op in self.ops:
+            if any(tensor.ref() in varying for tensor in op.inputs):
+                varying.update(tensor.ref() for tensor in op.outputs)
+        return varying
+
+    @functools.cached_property
+    def wide_graph(self) -> Any:
+        """The definition of the graph in float64."""
+        return widen_graph(self.graph.as_graph_def())
+
+    @functools.cached_property
+    def constants(self) -> dict[Any, Constant]:
+        """The tensors that depend on weights alone and that other operations read, {reference: constant}.
+
+        Raises InversionError if a matrix cannot be inverted, or a constant is not finite.
+        """
+        sources = {tensor.ref(): frozenset([path]) for path, (tensor, _) in self.weights.items()}
+        for op in self.ops:
+            known = frozenset().union(*(sources.get(tensor.ref(), frozenset()) for tensor in op.inputs))
+            for tensor in op.outputs:
+                sources.setdefault(tensor.ref(), known)
+        reads = [tensor for op in self.ops if op.outputs[0].ref() in self.varying for tensor in op.inputs]
+        names = {one.ref(): one.name for one in [*reads, *self.outputs] if one.ref() not in self.varying}
+        with tf.Graph().as_default() as graph:
+            tf.import_graph_def(self.wide_graph, name="")
+        feeds = {tensor.name: values for tensor, values in self.weights.values()}
+        try:
+            with tf.compat.v1.Session(graph=graph) as session:
+                arrays = session.run(names, feeds)
+        except tf.errors.InvalidArgumentError as error:
+            op = error.op and self.graph.get_operation_by_name(error.op.name)
+            paths = ", ".join(sorted(sources[op.outputs[0].ref()])) if op else "a weight"
+            raise InversionError(f"{paths} cannot be inverted; the run cannot be exported") from error
+        for ref, array in arrays.items():
+            if array.dtype == np.float64 and not np.isfinite(array).all():
+                paths = ", ".join(sorted(sources[ref]))
+                raise InversionError(f"weight {paths} is not finite; the run has diverged and cannot be exported")
+        return {ref: Constant(np.asarray(array), sources[ref]) for ref, array in arrays.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +172,8 @@ class Node:
         scale, shift: what multiplies each channel, and what is added to it afterwards; None: nothing. For a linear map
             `shift` is the bias.
         options: the options of `tf.nn.conv2d`.
-        view: (kind, node) if this node only rearranges another, such as "rows" for a list of pixels.
+        view: (kind, value) if this node only rearranges the map `value`: "rows" for a list of its pixels, "padded" and
+            "strided" with the paddings or strides, and "every second" and "in turn" for its channels.
     """
 
     op: Any
@@ -138,21 +193,21 @@ class Pair(NamedTuple):
     Attributes:
         first: whether the folded tensor is a map with its channels first.
         shape: the static shape of the folded tensor; the traced tensor may be a list of the pixels of the map.
+        weights: the placeholders of the weights that the operation of the folded tensor reads.
     """
 
     traced: str
     folded: str
     first: bool
     shape: tuple[int | None, ...]
+    weights: tuple[str, ...] = ()
 
-    def can_be_arranged(self, traced: tf.Tensor) -> bool:
-        """Returns whether `arrange` knows the height and width of the folded tensor, if it needs them."""
-        return traced.shape.rank == len(self.shape) or None not in self.shape[1:]
-
-    def arrange(self, traced: tf.Tensor) -> tf.Tensor:
-        """Returns the values of the traced tensor with the axes of the folded tensor."""
+    def arrange(self, traced: tf.Tensor) -> tf.Tensor | None:
+        """Returns the traced tensor with the axes of the folded tensor; None if this needs sides that are unknown."""
         if traced.shape.rank != len(self.shape):
             sides = [self.shape[axis] for axis in ((2, 3, 1) if self.first else range(1, len(self.shape)))]
+            if None in sides:
+                return None
             traced = tf.reshape(traced, [-1, *sides])
         return tf.transpose(traced, [0, 3, 1, 2]) if self.first else traced
 
@@ -166,7 +221,7 @@ class Folded:
         inputs: the names of the tensors of the arguments.
         outputs: the names of the tensors of the results.
         weights: {name of a placeholder: the constant that it stands for}.
-        pairs: the tensors that are computed from a folded weight, in the order of computation.
+        pairs: the tensors that are computed from a folded weight, in the order of computation, and the results.
     """
 
     graph_def: Any
@@ -186,72 +241,25 @@ class _Folder:
 
     def __init__(self, network: Network, channels_first: bool):
         self._network, self._channels_first = network, channels_first
-        self._ops = _list_needed_ops(network.outputs)
-        self._varying = {tensor.ref() for tensor in network.inputs}
-        for op in self._ops:
-            if any(tensor.ref() in self._varying for tensor in op.inputs):
-                self._varying.update(tensor.ref() for tensor in op.outputs)
         self._uses: dict[Any, int] = {}
         # The size of a tensor does not depend on its values, so that reading the size is no use of them.
-        for tensor in [*network.outputs, *(one for op in self._ops if op.type != "Shape" for one in op.inputs)]:
+        for tensor in [*network.outputs, *(one for op in network.ops if op.type != "Shape" for one in op.inputs)]:
             self._uses[tensor.ref()] = self._uses.get(tensor.ref(), 0) + 1
         # {traced tensor: (node, index of the output) that computes it, or the constant that it is}
-        self._values: dict[Any, Any] = self._evaluate_constants()
+        self._values: dict[Any, Any] = {**network.constants}
         self._nodes: list[Node] = []
         for tensor in network.inputs:
             self._add_node(tensor.op, [])
-        for op in self._ops:
-            if op.outputs and op.outputs[0].ref() in self._varying and op.outputs[0].ref() not in self._values:
+        for op in network.ops:
+            if op.outputs and op.outputs[0].ref() in network.varying and op.outputs[0].ref() not in self._values:
                 self._read_op(op)
-
-    def _evaluate_constants(self) -> dict[Any, Constant]:
-        """Returns {tensor: constant} of the tensors that depend on weights alone and that other operations read."""
-        sources: dict[Any, frozenset[str]] = {
-            tensor.ref(): frozenset([path]) for path, (tensor, _) in self._network.weights.items()
-        }
-        for op in self._ops:
-            known = frozenset().union(*(sources.get(tensor.ref(), frozenset()) for tensor in op.inputs))
-            for tensor in op.outputs:
-                sources.setdefault(tensor.ref(), known)
-        needed = {
-            tensor.ref(): tensor
-            for op in self._ops
-            for tensor in op.inputs
-            if op.outputs[0].ref() in self._varying and tensor.ref() not in self._varying
-        }
-        needed |= {one.ref(): one for one in self._network.outputs if one.ref() not in self._varying}
-        names = {ref: tensor.name for ref, tensor in needed.items()}
-        with tf.Graph().as_default() as graph:
-            tf.import_graph_def(widen_graph(self._network.graph.as_graph_def()), name="")
-        feeds = {tensor.name: values for tensor, values in self._network.weights.values()}
-        try:
-            with tf.compat.v1.Session(graph=graph) as session:
-                arrays = session.run(names, feeds)
-        except tf.errors.InvalidArgumentError as error:
-            op = error.op and self._network.graph.get_operation_by_name(error.op.name)
-            paths = ", ".join(sorted(sources[op.outputs[0].ref()])) if op else "a weight"
-            raise InversionError(f"{paths} cannot be inverted; the run cannot be exported") from error
-        constants = {}
-        for ref, array in arrays.items():
-            constants[ref] = Constant(np.asarray(array), sources[ref])
-            if constants[ref].values.dtype == np.float64 and not np.isfinite(array).all():
-                paths = ", ".join(sorted(sources[ref]))
-                raise InversionError(f"weight {paths} is not finite; the run has diverged and cannot be exported")
-        return constants
 
     # --- reading the traced operations ---
 
     def _read_op(self, op: tf.Operation) -> None:
         values = [self._values[tensor.ref()] for tensor in op.inputs]
-        readers = {
-            **dict.fromkeys(_COPIES, self._read_copy),
-            **dict.fromkeys((*_ADDITIONS, *_PRODUCTS), self._join_affine),
-            "MatMul": self._join_product,
-            "Conv2D": self._join_convolution,
-            "Reshape": self._undo_reshape,
-            "Shape": self._read_shape,
-        }
-        if op.type not in readers or not readers[op.type](op, *values):
+        reader = _READERS.get(op.type)
+        if reader is None or not reader(self, op, *values):
             self._add_node(op, values)
 
     def _read_copy(self, op: tf.Operation, *values: Any) -> bool:
@@ -289,57 +297,51 @@ class _Folder:
         return all(self._uses[tensor.ref()] == 1 for tensor in node.traced[index])
 
     def _find_view(self, node: Node) -> Any:
-        """Returns ("kind", value) if `node` rearranges the map `value`: its pixels as rows, or every second channel."""
+        """Returns ("kind", value) if `node` gives the pixels of a map as rows, or may be joined with a convolution."""
         op, value = node.op, next(iter(node.inputs), None)
         if value is None or isinstance(value, Constant):
             return "", None
-        source, index = value
-        channels = source.shapes[index][-1] if source.shapes[index].rank else None
-        kind, inner = source.view
-        if op.type == "Reshape" and channels is not None and source.shapes[index].rank in (2, 4):
-            rows = node.shapes[0]
-            if rows.rank == 2 and rows[-1] == channels and source.shapes[index].rank == 4:
-                return "rows", value
-            if rows.rank == 2 and rows[-1] == 2 and channels % 2 == 0:
-                return "pairs", value
-            if rows.rank == 1:
-                return "list", value
+        before, after = value[0].shapes[value[1]], node.shapes[0]
+        if op.type == "Reshape" and (before.rank, after.rank) == (4, 2) and before[-1] == after[-1] is not None:
+            return "rows", value
         if op.type == "Pad":
             return "padded", (value, node.inputs[1].values.tolist())
         if op.type == "StridedSlice" and (op.get_attr("begin_mask"), op.get_attr("end_mask")) == (7, 7):
             strides = node.inputs[3].values.tolist()
             if strides[0] == 1 and len(strides) == 3 and op.get_attr("shrink_axis_mask") == 0:
                 return "strided", (value, [*strides, 1])
-        if op.type == "Transpose" and node.inputs[1].values.tolist() == [1, 0] and kind in ("pairs", "two lists"):
-            return f"transposed {kind}", inner
-        if op.type == "Unpack" and kind == "transposed pairs" and op.get_attr("axis") == 0:
-            return "halves", inner
-        if op.type == "Pack" and op.get_attr("axis") == 0 and len(node.inputs) == 2:
-            views = [("", None) if isinstance(one, Constant) else one[0].view for one in node.inputs]
-            if all(view[0] == "list" for view in views):
-                return "two lists", [view[1] for view in views]
         return "", None
 
     def _undo_reshape(self, op: tf.Operation, value: Any, _: Any) -> bool:
-        """Reads a `Reshape` that gives rows, lists or pairs of channels the shape of a map again."""
-        source, index = value
-        kind, inner = source.view
-        shape = op.outputs[0].shape
-        if shape.rank == source.shapes[index].rank == 2 and shape[-1] == source.shapes[index][-1] is not None:
+        """Reads a `Reshape` that gives rows, or channels that were divided or joined in pairs, the shape of a map."""
+        before, shape = value[0].shapes[value[1]], op.outputs[0].shape
+        kind, inner = value[0].view
+        if shape.rank == before.rank == 2 and shape[-1] == before[-1] is not None:
             self._alias(op.outputs[0], value)
             return True
-        if kind == "rows" and _agree(shape, inner[0].shapes[inner[1]]):
+        if kind == "rows" and shape[1:] == inner[0].shapes[inner[1]][1:]:
             self._alias(op.outputs[0], inner)
             return True
         if shape.rank not in (2, 4) or not (self._channels_first or shape[1:].is_fully_defined()):
             return False
-        if kind == "halves" and _agree(shape[:-1], inner[0].shapes[inner[1]][:-1]):
-            self._add_node(None, [inner], op.outputs[0], view=("every second", index))
-            return True
-        if kind == "transposed two lists" and _agree(shape[:-1], inner[0][0].shapes[inner[0][1]][:-1]):
-            self._add_node(None, inner, op.outputs[0], view=("in turn", None))
-            return True
+        # The model halves and joins channels by a transposition of pairs, `layers/coupling.py`.
+        divided, joined = ("Unpack", "Transpose", "Reshape"), ("Transpose", "Pack", "Reshape")
+        for kind, types in (("every second", divided), ("in turn", joined)):
+            maps = self._trace_back(op.inputs[0], types)
+            if maps and maps[0].shape[1:-1] == shape[1:-1]:
+                values, view = [self._values[one.ref()] for one in maps], (kind, op.inputs[0].value_index)
+                self._add_node(None, values, op.outputs[0], view=view)
+                return True
         return False
+
+    def _trace_back(self, tensor: tf.Tensor, types: Sequence[str]) -> list[tf.Tensor]:
+        """Returns the tensors that operations of these types turned into `tensor`, the last type first; else []."""
+        tensors = [tensor]
+        for op_type in types:
+            if any(one.op.type != op_type for one in tensors):
+                return []
+            tensors = [inner for one in tensors for inner in one.op.inputs[: 2 if op_type == "Pack" else 1]]
+        return tensors if all(isinstance(self._values.get(one.ref()), tuple) for one in tensors) else []
 
     def _join_affine(self, op: tf.Operation, first: Any, second: Any) -> bool:
         """Reads a product or sum with a constant for each channel, which becomes part of an affine or linear map."""
@@ -347,19 +349,16 @@ class _Folder:
         value, constant = (second, first) if swapped else (first, second)
         if isinstance(value, Constant) or not isinstance(constant, Constant) or (swapped and op.type == "Sub"):
             return False
-        source, index = value
-        kind, inner = source.view
-        rows = kind == "rows"
-        if rows:
-            source, index = inner
-        shape, channels = source.shapes[index], op.outputs[0].shape[-1] if op.outputs[0].shape.rank else None
-        sizes = constant.values.shape
-        if shape.rank not in (2, 4) or not sizes or channels is None or sizes != (1,) * (len(sizes) - 1) + (channels,):
+        rows = value[0].view[0] == "rows"
+        source, index = value[0].view[1] if rows else value
+        shape, sizes = source.shapes[index], constant.values.shape
+        channels = shape[-1] if shape.rank in (2, 4) else None
+        if channels is None or op.outputs[0].shape[-1] != channels or constant.values.dtype != np.float64:
             return False
-        if shape[-1] != channels or constant.values.dtype != np.float64:
+        if sizes != (1,) * (len(sizes) - 1) + (channels,):
             return False
         constant = constant.apply(np.ravel)
-        scale = constant if op.type in _PRODUCTS else None
+        scale = constant if op.type == "Mul" else None
         shift = None if scale else constant.apply(np.negative) if op.type == "Sub" else constant
         if source.op is None and not source.view[0] and self._is_used_once((source, index)):
             if scale is not None:
@@ -443,24 +442,34 @@ class _Folder:
         # {map: its channels 0, 2, 4, ... and its channels 1, 3, 5, ...}
         self._halves: dict[Any, list[tf.Tensor]] = {}
         groups = self._group_products(needed)
+        pairs = []
         with tf.Graph().as_default() as graph:
             for node in needed:
+                written, count = [node], len(self._weights)
                 if node in groups:
-                    self._write_products(groups.pop(node), groups)
+                    written = groups[node]
+                    self._write_products(written, groups)
                 elif (node, 0) not in self._made:
                     self._write_node(node)
-            values = [self._values[tensor.ref()] for tensor in self._network.outputs]
-            outputs = tuple(tf.identity(self._write_value(value)).name for value in values)
+                if weights := tuple(self._weights)[count:]:
+                    pairs += [pair for one in written for pair in self._make_pairs(one, weights)]
+            outputs = []
+            for traced in self._network.outputs:
+                count = len(self._weights)
+                outputs.append(tf.identity(self._write_value(self._values[traced.ref()])))
+                if traced.dtype == tf.float32:
+                    weights = tuple(self._weights)[count:]
+                    pairs.append(Pair(traced.name, outputs[-1].name, False, tuple(traced.shape), weights))
         inputs = [self._made[self._values[tensor.ref()]][False].name for tensor in self._network.inputs]
-        pairs = []
-        for node in needed:
-            reads_weights = node.kernel or node.scale or node.shift
-            reads_weights = reads_weights or any(isinstance(one, Constant) and one.sources for one in node.inputs)
-            for index, traced in enumerate(node.traced):
-                if traced and reads_weights:
-                    form, tensor = next(iter(self._made[node, index].items()))
-                    pairs.append(Pair(traced[-1].name, tensor.name, form is True, tuple(tensor.shape)))
-        return Folded(graph.as_graph_def(), tuple(inputs), outputs, self._weights, tuple(pairs))
+        names = tuple(tensor.name for tensor in outputs)
+        return Folded(graph.as_graph_def(), tuple(inputs), names, self._weights, tuple(pairs))
+
+    def _make_pairs(self, node: Node, weights: tuple[str, ...]) -> Iterator[Pair]:
+        """Yields a pair for each output of a node that reads the placeholders `weights`."""
+        for index, traced in enumerate(node.traced):
+            if traced:
+                form, tensor = next(iter(self._made[node, index].items()))
+                yield Pair(traced[-1].name, tensor.name, form is True, tuple(tensor.shape), weights)
 
     def _find_needed_nodes(self) -> list[Node]:
         """Returns the nodes that compute the outputs, and those of the arguments, in the order of computation."""
@@ -529,9 +538,8 @@ class _Folder:
         ranks = [4 if isinstance(value, Constant) else value[0].shapes[value[1]].rank for value in node.inputs]
         if op.type == "Reshape":
             return ranks[0] == 2 and node.shapes[0][1:3] == [1, 1]
-        if op.type in ("Split", "SplitV", "ConcatV2"):
-            axis = {"Split": 0, "SplitV": 2, "ConcatV2": -1}[op.type]
-            return int(node.inputs[axis].values) in (-1, 3)
+        if op.type in _AXIS_INPUTS:
+            return int(node.inputs[_AXIS_INPUTS[op.type]].values) in (-1, 3)
         if op.type in ("SpaceToDepth", "DepthToSpace"):
             return True
         return op.type in _ELEMENTWISE and {*ranks} == {4}
@@ -553,10 +561,8 @@ class _Folder:
                 return [tf.cast(tf.equal(inputs[0][..., None], tf.range(shape[-1], dtype=inputs[0].dtype)), tf.float32)]
         if first and op.type == "Reshape":
             return [tf.reshape(inputs[0], [-1, shape[-1], 1, 1])]
-        if first and op.type in ("Split", "SplitV", "ConcatV2"):
-            axis = {"Split": 0, "SplitV": 2, "ConcatV2": -1}[op.type]
-            inputs = [*inputs]
-            inputs[axis] = tf.constant(1)
+        if first and op.type in _AXIS_INPUTS:
+            inputs[_AXIS_INPUTS[op.type]] = tf.constant(1)
         if first and "data_format" in attributes:
             attributes["data_format"] = tf.compat.v1.AttrValue(s=b"NCHW")
         graph = tf.compat.v1.get_default_graph()
@@ -630,24 +636,19 @@ class _Folder:
         return tensor
 
 
-def _list_needed_ops(outputs: Sequence[tf.Tensor]) -> list[tf.Operation]:
-    """Returns the operations on which `outputs` depend, in the order in which they were traced."""
-    waiting, needed = [tensor.op for tensor in outputs], set()
-    while waiting:
-        op = waiting.pop()
-        if op not in needed:
-            needed.add(op)
-            waiting += [tensor.op for tensor in op.inputs]
-    return [op for op in outputs[0].graph.get_operations() if op in needed]
+_READERS: dict[str, Callable[..., bool]] = {
+    **dict.fromkeys(("Identity", "IdentityN", "PreventGradient", "Snapshot", "StopGradient"), _Folder._read_copy),
+    **dict.fromkeys(("Add", "AddV2", "BiasAdd", "Mul", "Sub"), _Folder._join_affine),
+    "MatMul": _Folder._join_product,
+    "Conv2D": _Folder._join_convolution,
+    "Reshape": _Folder._undo_reshape,
+    "Shape": _Folder._read_shape,
+}
 
 
 def _is_affine(node: Node) -> bool:
     """Returns whether a node scales and shifts each channel, and does nothing else."""
     return node.op is None and not node.view[0] and node.kernel is None
-
-
-def _agree(first: tf.TensorShape, second: tf.TensorShape) -> bool:
-    return first.as_list()[1:] == second.as_list()[1:]
 
 
 def name_weight(constant: Constant, sizes: Mapping[str, int]) -> str:
@@ -720,7 +721,7 @@ def widen_graph(graph_def: Any) -> Any:
 
 def find_differences(
     network: Network, folded: Folded, weights: Mapping[str, Array], inputs: Sequence[Array]
-) -> Iterator[tuple[list[str], float]]:
+) -> Iterator[tuple[tuple[str, ...], float]]:
     """Yields (placeholders of weights, difference) for each operation of a folded graph that reads weights.
 
     The operation runs in float64 on the tensors of the model, which the traced graph computes from `inputs`. Its result
@@ -728,47 +729,34 @@ def find_differences(
     are those that the operation reads; `weights` is {placeholder: float64 array}.
     """
     with tf.Graph().as_default() as graph:
-        tf.import_graph_def(widen_graph(network.graph.as_graph_def()), name="model")
+        tf.import_graph_def(network.wide_graph, name="model")
         feeds = {f"model/{tensor.name}": values for tensor, values in network.weights.values()}
         feeds |= {f"model/{tensor.name}": array for tensor, array in zip(network.inputs, inputs, strict=True)}
         feeds |= {f"folded/{name}": array for name, array in weights.items()}
-        outputs = zip(network.outputs, folded.outputs, strict=True)
-        ends = [Pair(one.name, name, False, tuple(one.shape)) for one, name in outputs if one.dtype == tf.float32]
-        tensors = {pair.traced: graph.get_tensor_by_name(f"model/{pair.traced}") for pair in (*folded.pairs, *ends)}
-        pairs = [pair for pair in (*folded.pairs, *ends) if pair.can_be_arranged(tensors[pair.traced])]
-        rights = [pair.arrange(tensors[pair.traced]) for pair in pairs]
+        tensors = [graph.get_tensor_by_name(f"model/{pair.traced}") for pair in folded.pairs]
+        rights = [pair.arrange(tensor) for pair, tensor in zip(folded.pairs, tensors, strict=True)]
         wide = widen_graph(folded.graph_def)
-        read = {name if ":" in name else f"{name}:0" for node in wide.node for name in node.input}
-        given = {pair.folded: right for pair, right in zip(pairs, rights, strict=True)}
+        read = {name.partition(":")[0] for node in wide.node for name in node.input}
+        given = {pair.folded: right for pair, right in zip(folded.pairs, rights, strict=True) if right is not None}
         given |= {
             name: graph.get_tensor_by_name(f"model/{tensor.name}")
             for name, tensor in zip(folded.inputs, network.inputs, strict=True)
         }
-        stops = {f"folded/{name}" for name in given}
-        given = {name.removesuffix(":0"): tensor for name, tensor in given.items() if name in read}
+        given = {name.removesuffix(":0"): one for name, one in given.items() if name.partition(":")[0] in read}
         tf.import_graph_def(wide, given, name="folded")
-        found = []
-        for pair, right in zip(pairs, rights, strict=True):
+        sums = []
+        for pair, traced, right in zip(folded.pairs, tensors, rights, strict=True):
             made = graph.get_tensor_by_name(f"folded/{pair.folded}")
+            if right is None:
+                made, right = (
+                    tf.reshape(tf.transpose(made, [0, 2, 3, 1]) if pair.first else made, tf.shape(traced)),
+                    traced,
+                )
             # TensorFlow adds these operations to a graph in half the time of `tf.reduce_max` and the like.
-            found.append((made, tf.raw_ops.L2Loss(t=made - right), tf.raw_ops.L2Loss(t=right)))
+            sums.append((tf.raw_ops.L2Loss(t=made - right), tf.raw_ops.L2Loss(t=right)))
         # The graph runs once, so that optimising it would take longer than it saves.
         options = tf.compat.v1.ConfigProto()
         options.graph_options.rewrite_options.disable_meta_optimizer = True
         with tf.compat.v1.Session(graph=graph, config=options) as session:
-            sizes = session.run([squares for _, *squares in found], feeds)
-    for (made, *_), (difference, size) in zip(found, sizes, strict=True):
-        relative = np.sqrt(difference) / max(np.sqrt(size), np.finfo(np.float64).tiny ** 0.5)
-        yield _list_weights(made, {f"folded/{name}" for name in weights}, stops), relative
-
-
-def _list_weights(tensor: tf.Tensor, weights: set[str], stops: set[str]) -> list[str]:
-    """Returns the placeholders of weights from which a tensor is computed, without passing the tensors `stops`."""
-    names, waiting = [], [tensor]
-    while waiting:
-        for one in waiting.pop().op.inputs:
-            if one.name in weights:
-                names.append(one.name.removeprefix("folded/"))
-            elif one.name not in stops and one.name.startswith("folded/"):
-                waiting.append(one)
-    return names
+            for pair, (difference, size) in zip(folded.pairs, session.run(sums, feeds), strict=True):
+                yield pair.weights, np.sqrt(difference) / max(np.sqrt(size), np.finfo(np.float64).tiny ** 0.5)

@@ -1,4 +1,4 @@
-"""The steps of an export: open the run, build the files, verify them, and rename them into the export folder."""
+"""The steps of an export: open the run, build and verify all files in a hidden folder, and rename the folder once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import re
-import shutil
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,35 +16,29 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from export.card import JSON_NAME, TEXT_NAME, make_model_card, render_model_card, require_replaceable_export
+from export.card import make_model_card, render_model_card
 from export.endpoints import list_endpoints
 from export.export_folder import (
-    EDITABLE,
+    JSON_NAME,
     MANIFEST,
+    TEXT_NAME,
+    VECTORS,
     Manifest,
-    Part,
-    Staging,
-    digest_folder,
-    find_planted_files,
-    ignore_interruptions,
-    interrupt_on_sigterm,
-    load_manifest,
-    name_vectors_file,
-    require_free_version,
+    handle_signals,
+    require_new_folder,
+    stage_export,
 )
 from export.exported_model import ExportedModel
 from export.formats import FORMATS, Format, Job
 from export.provenance import open_run
-from export.verification.comparison import RefusedError, digest_weights, join_problems
+from export.verification.comparison import digest_weights, require_no_problems
 from export.verification.vectors import choose_image_sizes, load_real_images, make_test_vectors
 from export.verification.verify import check_settings, compare_in_process
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.model.any_size import find_weight_of_fixed_size
 from tfdecouple.runs.publishing import hide_image_path
-from tfdecouple.storage.files import FileDigest, write_json, write_text
+from tfdecouple.storage.files import write_json, write_text
 
-# Name of the file of test vectors (inputs and the Keras model's answers) in the hidden folder where files are built.
-_VECTORS = "vectors.npz"
 # Error numbers of a full disk, and of an exhausted disk quota.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # TensorFlow raises the same class of error for a full disk and for exhausted memory. If the message matches this
@@ -58,11 +52,11 @@ class ExportConfig:
 
     Attributes:
         run: the run folder, or the name or address of bundled or published weights.
-        to: the export folder.
+        to: the export folder, which must not exist yet.
         formats: the formats to write, from `FORMATS`.
         endpoints: the endpoints that the SavedModel has as signatures; () for all.
         any_size: whether the files encode and decode images of any height and width.
-        version: the number of the SavedModel's version; None for the next free number.
+        version: the number of the SavedModel's version; None for 1.
         name: the name of the model; None for the name of the run folder.
         web_runtime: the folder of onnxruntime-web; None lets npm fetch it.
         web_gpu: whether the web page also has the runtime for graphics cards.
@@ -93,23 +87,23 @@ class ExportConfig:
                     )
         for name in self.formats:
             FORMATS[name].require_support(self)
-        if self.version is not None:
-            if not 1 <= self.version < 2**63:
-                raise UserError(f"the version is {self.version}; it must be at least 1 and below 2**63")
-            require_free_version(self.to / "savedmodel" / str(self.version))
+        if self.version is not None and not 1 <= self.version < 2**63:
+            raise UserError(f"the version is {self.version}; it must be at least 1 and below 2**63")
+        require_new_folder(self.to)
 
 
 def export(config: ExportConfig, report: Callable[[str], Any] = print) -> list[pathlib.Path]:
     """Exports a run and returns the new paths: the SavedModel's version, folders of other formats, the model card.
 
-    If an error is raised, the export folder has no file of this export, and earlier files are unchanged. `report` is
-    called with lines of progress.
+    The files are built and verified in a hidden folder beside the export folder, which is then renamed. If an error is
+    raised, there is no export folder. `report` is called with lines of progress.
 
     Raises:
         UserError: if the run cannot be opened, the disk is full, or the files do not pass their verification.
         MemoryError, ResourceExhaustedError: if memory is exhausted.
     """
-    with interrupt_on_sigterm():
+    # After SIGTERM an export cleans up as after Ctrl-C.
+    with handle_signals(signal.default_int_handler, signal.SIGTERM):
         exporter = _Exporter(config, report)
         try:
             return exporter.build_and_publish()
@@ -146,26 +140,26 @@ class _Exporter:
                 f"--any-size: weight {weight} of this model has the size of its images; leave --any-size out"
             )
         self._endpoints = list_endpoints(self._model.config, config.any_size)
-        require_replaceable_export(config.to, config.formats, self._provenance.name)
         self._formats = {name: FORMATS[name] for name in FORMATS if name in config.formats}
         needed = {other for one in self._formats.values() for other in one.needs}
         self._built = [one for name, one in FORMATS.items() if name in self._formats or name in needed]
-        # The entries of the manifest, by format.
-        self._parts: dict[str, Part] = {}
+        # The entries of the manifest, {path of a part such as "savedmodel/3": {endpoint: name of its file}}.
+        self._parts: dict[str, dict[str, str]] = {}
 
     def build_and_publish(self) -> list[pathlib.Path]:
-        """Builds, verifies and publishes the exported files; returns the paths of new folders and of the model card."""
+        """Builds and verifies the export, and renames it; returns the paths of its folders and of the model card."""
         config = self._config
-        with Staging(config.to) as staging:
-            job = Job(config, self._provenance, self._endpoints, staging.area, self._report)
+        with stage_export(config.to) as area:
+            built = area / "built"
+            built.mkdir()
+            job = Job(config, self._provenance, self._endpoints, area, self._report)
             for one in self._built:
                 one.prepare(job)
-            self._version = config.version or max(staging.list_versions(), default=0) + 1
             self._report("folding the weights")
             for first in sorted({one.channels_first for one in self._built if not one.copied}):
-                job.exported[first] = ExportedModel(self._model, first, config.any_size)
-                if problems := [*job.exported[first].find_faults()]:
-                    raise RefusedError(f"not published: {join_problems(problems)}")
+                other = next(iter(job.exported.values()), None)
+                job.exported[first] = ExportedModel(self._model, first, config.any_size, other)
+                require_no_problems(job.exported[first].find_faults())
             self._report("asking the Keras model for the right answers")
             vectors, source = self._make_vectors()
             for first, exported in job.exported.items():
@@ -174,13 +168,15 @@ class _Exporter:
             facts = self._provenance.make_metadata()
             metadata = {name: facts[name] for name in ("image_shape", "n_bits", "d_z", "crop")}
             vectors["metadata"] = np.array(json.dumps(metadata))
-            np.savez_compressed(staging.area / _VECTORS, allow_pickle=False, **vectors)
+            np.savez_compressed(built / VECTORS, allow_pickle=False, **vectors)
             for one in self._built:
                 self._make_files(one, job)
-            entries = {name: job.entries[name] for name in self._formats}
-            source = hide_image_path(source, self._provenance.config)
-            card = make_model_card(self._provenance, self._endpoints, source, entries)
-            return self._publish(staging, job, card)
+            self._complete_export(built, job, hide_image_path(source, self._provenance.config))
+            self._report("putting it in place")
+            require_new_folder(config.to)
+            with handle_signals(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):
+                os.rename(built, config.to)
+        return [config.to.absolute() / name for name in (*self._parts, TEXT_NAME)]
 
     def _make_vectors(self) -> tuple[dict[str, np.ndarray], str]:
         data, shape = self._provenance.config.data, self._model.config.image_shape
@@ -195,81 +191,37 @@ class _Exporter:
             vectors |= {f"{name}/{key}": array for key, array in made.items()}
         return vectors, source
 
-    def _name_part(self, one: Format) -> str:
-        """Returns the path of a format's files in the export folder, such as "onnx" or "savedmodel/3"."""
-        return f"{one.name}/{self._version}" if one.has_versions else one.name
-
     def _make_files(self, one: Format, job: Job) -> None:
         """Writes the files of a format, compares them with the Keras model, and records both for card and manifest.
 
         Raises RefusedError if answers of the files are wrong.
         """
-        folder, vectors, part = job.area / one.name, job.area / _VECTORS, self._name_part(one)
+        published = one.name in self._formats
+        built = job.area / "built"
+        part = f"{one.name}/{self._config.version or 1}" if one.has_versions else one.name
+        folder = job.folders[one.name] = (built if published else job.area) / part
         names = one.write(job, folder)
-        entry: dict[str, Any] = {key: getattr(self._provenance, key) for key in ("name", "run", "step")}
-        entry["files"] = [part] if one.has_versions else [f"{part}/{file}" for file in digest_folder(folder)]
-        entry["any_size"] = self._config.any_size
+        files = [f"{part}/{path.relative_to(folder).as_posix()}" for path in sorted(folder.rglob("*.*"))]
+        entry: dict[str, Any] = {"files": [part] if one.has_versions else files}
         if one.runtime is not None and not one.copied:
-            self._report(f"verifying the {one.title} in a process of its own")
-            found = compare_in_process(one.name, folder / one.inside, vectors, {"names": names}, self._report)
-            if found.problems:
-                raise RefusedError(f"not published: {join_problems(found.problems)}")
+            self._report(f"verifying {one.name} in a process of its own")
+            found = compare_in_process(one.name, folder / one.inside, built / VECTORS, {"names": names}, self._report)
+            require_no_problems(found.problems)
             entry |= {"parity": found.parity, "round_trip": found.round_trip, **found.notes}
         job.entries[one.name] = {**entry, **one.describe(job, folder)}
-        self._parts[one.name] = Part(vectors=name_vectors_file(vectors), names=names)
+        if published:
+            self._parts[part] = names
 
-    def _publish(self, staging: Staging, job: Job, card: dict[str, Any]) -> list[pathlib.Path]:
-        self._report("putting it in place")
-        # All files are written before the first is renamed into place, so that a full disk leaves no half export.
-        files, vectors = staging.area / "files", staging.area / _VECTORS
-        files.mkdir()
-        for one in self._formats.values():
-            one.write_beside(job, files)
+    def _complete_export(self, built: pathlib.Path, job: Job, images: str) -> None:
+        """Writes model card and manifest, and verifies that `built` has exactly the files that they name."""
+        entries = {name: job.entries[name] for name in self._formats}
+        card = make_model_card(self._provenance, self._endpoints, images, entries, self._config.any_size)
+        for name, one in self._formats.items():
             if one.has_versions:
-                assets = staging.area / one.name / "assets.extra"
-                assets.mkdir(exist_ok=True)
-                write_json(assets / JSON_NAME, card)
-        write_json(files / JSON_NAME, card)
-        write_text(files / TEXT_NAME, render_model_card(card))
-        # Settings of a server from an earlier export are kept, because the user may have edited them.
-        for name in EDITABLE:
-            if (staging.folder / name).is_file():
-                shutil.copyfile(staging.folder / name, files / name)
-        if problems := [*check_settings(files, staging.area, card)]:
-            raise RefusedError(f"not published: {join_problems(problems)}")
-        record, old_vectors = self._make_manifest(staging, name_vectors_file(vectors))
-        write_json(staging.area / MANIFEST, record.model_dump())
-        published = []
-        with ignore_interruptions():
-            staging.publish_file(vectors, name_vectors_file(vectors))
-            for one in self._formats.values():
-                built, part = staging.area / one.name, self._name_part(one)
-                staging.publish_version(built, part) if one.has_versions else staging.publish_folder(built, part)
-                published.append(staging.folder / part)
-            for file in sorted(files.iterdir()):
-                staging.publish_file(file)
-            staging.publish_file(staging.area / MANIFEST)
-            for name in old_vectors:
-                (staging.folder / name).unlink(missing_ok=True)
-        return [*published, staging.folder / TEXT_NAME]
-
-    def _make_manifest(self, staging: Staging, vectors: str) -> tuple[Manifest, set[str]]:
-        """Returns the new manifest, and paths of old test vectors that it does not need; `vectors` is a path."""
-        files = digest_folder(staging.area / "files")
-        files[vectors] = FileDigest.from_file(staging.area / _VECTORS)
-        for one in self._formats.values():
-            built, part = staging.area / one.name, self._name_part(one)
-            if planted := find_planted_files(built, part):
-                raise RefusedError(
-                    f"not published: {planted[0]} is no file of the export; let no other program write there"
-                )
-            files |= digest_folder(built, f"{part}/")
-        before = Manifest(format=1, parts={}, files={})
-        if (staging.folder / MANIFEST).exists():
-            try:
-                before = load_manifest(staging.folder)
-            except UserError as error:
-                self._report(f"the manifest is written anew, of this export alone, and nothing is removed: {error}")
-        parts = {self._name_part(one): self._parts[name] for name, one in self._formats.items()}
-        after = before.record_export(staging.folder, parts, files)
-        return after, before.vectors - after.vectors
+                write_json(job.folders[name] / "assets.extra" / JSON_NAME, card)
+        write_json(built / JSON_NAME, card)
+        write_text(built / TEXT_NAME, render_model_card(card))
+        manifest = Manifest.from_folder(built, self._parts)
+        write_json(built / MANIFEST, manifest.model_dump())
+        changes = [f"{change}: {name}" for change, name in manifest.find_changes(built)]
+        require_no_problems([*changes, *check_settings(built, card)])

@@ -36,9 +36,10 @@ class Job:
         config: the options, an `ExportConfig`.
         provenance: the run of the weights.
         endpoints: the endpoints of the model.
-        area: the folder in which each format has its folder while it is built.
+        area: a hidden folder for files that are not published.
         report: a callback that receives lines of progress.
         exported: {whether channels come first: folded networks}.
+        folders: {format that is built: its folder}.
         entries: {format that is built: its entry in the model card}.
     """
 
@@ -48,6 +49,7 @@ class Job:
     area: pathlib.Path
     report: Callable[[str], Any]
     exported: dict[bool, ExportedModel] = dataclasses.field(default_factory=dict)
+    folders: dict[str, pathlib.Path] = dataclasses.field(default_factory=dict)
     entries: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
@@ -56,20 +58,18 @@ class Format(abc.ABC):
 
     Attributes:
         name: the name of the option's value, and of the folder.
-        title: the name of the files in messages.
         summary: a description in a few words for the help.
         files: a regular expression of the paths of all files in the folder.
         options: the fields of `ExportConfig` that are for this format alone.
         needs: the formats that are built first, even if they are not published.
         channels_first: whether the files contain networks for maps with channels first.
-        has_versions: whether each export adds a folder with a number, and earlier ones stay.
+        has_versions: whether the files are in a folder whose name is the number of a version.
         runtime: the class that runs the files for the verification; None if nothing runs them.
         inside: the folder of the files that `runtime` opens, below the folder of the format.
         copied: whether `runtime` opens copies of files of another format, which the export verified there.
     """
 
     name: ClassVar[str]
-    title: ClassVar[str]
     summary: ClassVar[str]
     files: ClassVar[str]
     options: ClassVar[tuple[str, ...]] = ()
@@ -90,11 +90,10 @@ class Format(abc.ABC):
 
     @abc.abstractmethod
     def write(self, job: Job, folder: pathlib.Path) -> dict[str, str]:
-        """Writes the files into a new folder; returns {endpoint that `runtime` calls: name of its file, no suffix}."""
+        """Writes the files into the new folder `folder`, and files that belong beside the folder of this format.
 
-    def write_beside(self, job: Job, folder: pathlib.Path) -> None:
-        """Writes files that belong beside the folder of this format."""
-        return
+        Returns {endpoint that `runtime` calls: name of its file, without suffix}.
+        """
 
     def describe(self, job: Job, folder: pathlib.Path) -> dict[str, Any]:
         """Returns further entries of the model card; without `runtime` "checked", how the files were checked."""
@@ -117,7 +116,7 @@ class Format(abc.ABC):
 
 
 class _SavedModelFormat(Format):
-    name, title, summary = "savedmodel", "SavedModel", "a SavedModel for TensorFlow Serving"
+    name, summary = "savedmodel", "a SavedModel for TensorFlow Serving"
     files = (
         r"((saved_model|fingerprint)\.pb|variables/variables\.(index|data-\d{5}-of-\d{5})"
         r"|assets\.extra/(model_card\.json|tf_serving_warmup_requests))"
@@ -132,15 +131,11 @@ class _SavedModelFormat(Format):
             job.exported[False], chosen, folder, lambda name: job.report(f"SavedModel: {name}")
         )
         saved_model.write_warmup_requests(folder, job.provenance.name, chosen)
+        saved_model.write_serving_files(folder.parents[1], job.provenance.name)
         return {endpoint.name: endpoint.name for endpoint in chosen}
 
     def prepare(self, job: Job) -> None:
         self._choose_endpoints(job)
-
-    def write_beside(self, job: Job, folder: pathlib.Path) -> None:
-        from export.formats import saved_model
-
-        saved_model.write_serving_files(folder, job.provenance.name)
 
     def describe(self, job: Job, folder: pathlib.Path) -> dict[str, Any]:
         return {"signatures": [endpoint.name for endpoint in self._choose_endpoints(job)]}
@@ -154,19 +149,22 @@ class _SavedModelFormat(Format):
 
 
 class _OnnxFormat(Format):
-    name, title, summary = "onnx", "onnx files", "files for ONNX Runtime"
+    name, summary = "onnx", "files for ONNX Runtime"
     files, channels_first, runtime = r"\w+\.onnx", True, OnnxFiles
 
     def write(self, job: Job, folder: pathlib.Path) -> dict[str, str]:
-        from export.formats import onnx
+        import onnx
+
+        from export.formats import onnx as writer
 
         folder.mkdir()
         metadata = {**job.provenance.make_metadata(), "name": job.provenance.name}
-        onnx.write_onnx_files(job.exported[True], _list_with_files(job), metadata, folder, job.report)
+        for endpoint in _list_with_files(job):
+            job.report(f"ONNX: {endpoint.onnx}")
+            model = writer.build_onnx(job.exported[True], endpoint, {**metadata, "endpoint": endpoint.name})
+            onnx.save(model, folder / f"{endpoint.onnx}.onnx")
+        shutil.copyfile(CLIENT, folder.parent / CLIENT.name)
         return _name_files(job)
-
-    def write_beside(self, job: Job, folder: pathlib.Path) -> None:
-        shutil.copyfile(CLIENT, folder / CLIENT.name)
 
     def list_runtimes(self, report: Callable[[str], Any]) -> Iterator[tuple[str, dict[str, str]]]:
         import onnxruntime
@@ -179,7 +177,7 @@ class _OnnxFormat(Format):
 
 
 class _LiteRTFormat(Format):
-    name, title, summary = "litert", "litert files", "LiteRT files for phones"
+    name, summary = "litert", "LiteRT files for phones"
     files, runtime = r"\w+\.tflite", LiteRTFiles
 
     def require_support(self, config: Any) -> None:
@@ -194,7 +192,7 @@ class _LiteRTFormat(Format):
 
 
 class _WebFormat(_OnnxFormat):
-    name, title, summary = "web", "web page", "a static web page"
+    name, summary = "web", "a static web page"
     files = r"(\w+\.(js|html|css)|model/\w+\.(onnx|jpg|json)|runtime/[\w-][\w.-]*)"
     options, needs, inside, copied = ("web_runtime", "web_gpu"), ("onnx",), "model", True
 
@@ -216,11 +214,8 @@ class _WebFormat(_OnnxFormat):
 
         job.report("building the web page")
         about = {**web.describe_model(job.provenance), "web_gpu": job.config.web_gpu}
-        web.write_web_page(folder, job.area / "onnx", self._runtime_files, about)
+        web.write_web_page(folder, job.folders["onnx"], self._runtime_files, about)
         return {name: file for name, file in _name_files(job).items() if file in web.PAGE_MODELS}
-
-    def write_beside(self, job: Job, folder: pathlib.Path) -> None:
-        """Writes nothing: the page has all that it needs."""
 
     def describe(self, job: Job, folder: pathlib.Path) -> dict[str, Any]:
         # The model card counts images that the ONNX files decode exactly in Python, because no browser was tried.

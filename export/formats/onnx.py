@@ -1,4 +1,4 @@
-"""The writer of ONNX files: tf2onnx converts the graph of each endpoint, and then its weights are inserted.
+"""Builds ONNX models: tf2onnx converts the graph of an endpoint, and then its weights are inserted.
 
 No other module calls tf2onnx. Without it, `build_onnx` can write the nodes of an endpoint with `onnx.helper`, because
 folded graphs have few kinds of operations.
@@ -9,16 +9,14 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import pathlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
 import tensorflow as tf
 
-from export.endpoints import Array, Endpoint
+from export.endpoints import Endpoint
 from export.exported_model import ExportedModel
 from export.provenance import read_version
 
@@ -32,22 +30,10 @@ _PASSES = (
 )  # fmt: skip
 
 
-def write_onnx_files(
-    exported: ExportedModel,
-    endpoints: Iterable[Endpoint],
-    metadata: Mapping[str, str],
-    folder: pathlib.Path,
-    report: Callable[[str], Any],
-) -> None:
-    """Writes an ONNX file for each endpoint, with `metadata`, {name: text}; `exported` has its channels first."""
-    for endpoint in endpoints:
-        report(f"ONNX: {endpoint.onnx}")
-        model = build_onnx(exported, endpoint, {**metadata, "endpoint": endpoint.name})
-        onnx.save(model, folder / f"{endpoint.onnx}.onnx")
-
-
 def build_onnx(exported: ExportedModel, endpoint: Endpoint, metadata: Mapping[str, str]) -> onnx.ModelProto:
     """Returns the ONNX model of an endpoint; it contains all weights, and `metadata`, {name: text}, as properties.
+
+    `exported` has its channels first.
 
     During the conversion, the weights are inputs of the graph; afterwards they become initializers of the ONNX model.
     So tf2onnx does not spend most of its time on copying and folding weights, and a TensorFlow graph's size limit does
@@ -61,7 +47,8 @@ def build_onnx(exported: ExportedModel, endpoint: Endpoint, metadata: Mapping[st
         names = {f"weight_{number}": name for number, name in enumerate(arrays)}
         with tf.Graph().as_default() as graph:
             placed = {name: tf.compat.v1.placeholder("float32", arrays[name].shape, key) for key, name in names.items()}
-            inputs = {array.name: _place_input(array) for array in endpoint.inputs}
+            specs = [array.make_tensor_spec() for array in endpoint.inputs]
+            inputs = {spec.name: tf.compat.v1.placeholder(spec.dtype, spec.shape, spec.name) for spec in specs}
             tensors = endpoint.answer(exported.make_answers(placed.__getitem__), inputs)
             outputs = [tf.identity(tensors[array.name], f"output/{array.name}") for array in endpoint.outputs]
         # Log-determinants, and the weights that only they need, are left out.
@@ -96,10 +83,6 @@ def build_onnx(exported: ExportedModel, endpoint: Endpoint, metadata: Mapping[st
     model.doc_string = endpoint.summary
     onnx.helper.set_model_props(model, dict(metadata))
     return model
-
-
-def _place_input(array: Array) -> tf.Tensor:
-    return tf.compat.v1.placeholder(array.dtype, array.make_tensor_spec().shape, array.name)
 
 
 def _rename_values(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:

@@ -40,7 +40,6 @@ class Runtime(contextlib.ExitStack, abc.ABC):
 
     Attributes:
         names: {endpoint: name of its file, without suffix}.
-        title: the name of the file format in messages.
         package: the name of the Python package that runs the files.
         suffix: the suffix of the files, of which there is one for each name; "" if all endpoints share their files.
         layout: the order of the image axes for which the weights in the files are made, "NHWC" or "NCHW".
@@ -51,7 +50,6 @@ class Runtime(contextlib.ExitStack, abc.ABC):
         available: whether the runtime can compute on this machine.
     """
 
-    title: ClassVar[str]
     package: ClassVar[str]
     suffix: ClassVar[str] = ""
     layout: ClassVar[str] = "NHWC"
@@ -88,7 +86,7 @@ class Runtime(contextlib.ExitStack, abc.ABC):
 class SavedModel(Runtime):
     """A runtime for the verification that runs a SavedModel in a TensorFlow session."""
 
-    title, package, attachments = "SavedModel", "tensorflow", "warm-up requests"
+    package, attachments = "tensorflow", "warm-up requests"
 
     def __init__(self, folder: pathlib.Path, names: Mapping[str, str]):
         super().__init__(folder, names)
@@ -157,7 +155,7 @@ class SavedModel(Runtime):
 class OnnxFiles(Runtime):
     """A runtime for the verification that runs ONNX files with one execution provider of ONNX Runtime."""
 
-    title, package, suffix, layout = "ONNX", "onnxruntime", ".onnx", "NCHW"
+    package, suffix, layout = "onnxruntime", ".onnx", "NCHW"
     sorts_outputs, attachments = False, "metadata"
 
     def __init__(self, folder: pathlib.Path, names: Mapping[str, str], provider: str = "CPUExecutionProvider"):
@@ -207,7 +205,7 @@ class LiteRTFiles(Runtime):
     As long as TensorFlow contains it, `tf.lite.Interpreter` has the same methods.
     """
 
-    title, package, suffix = "LiteRT", "ai-edge-litert", ".tflite"
+    package, suffix = "ai-edge-litert", ".tflite"
     # LiteRT's converter multiplies some weights into others, so not all weights equal the model's folded weights.
     share = 0.75
 

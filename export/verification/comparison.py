@@ -14,7 +14,7 @@ import itertools
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,7 +84,7 @@ def compare_files(
     try:
         opened = runtime_class(folder, names, **({"provider": provider} if provider else {}))
     except Exception as error:  # noqa: BLE001 - a runtime raises any class of error for a file that it cannot read
-        found.problems.append(f"the {runtime_class.title} files cannot be opened: {find_first_reason(error)}")
+        found.problems.append(f"the {runtime} files cannot be opened: {find_first_reason(error)}")
         return found
     with opened:
         if not opened.available:
@@ -238,6 +238,12 @@ def join_problems(problems: Sequence[str]) -> str:
     listed = [f"({number}) {make_printable(text)}" for number, text in enumerate(problems[:_LISTED], 1)]
     more = [f"and {len(problems) - _LISTED} more"] if problems[_LISTED:] else []
     return f"{len(problems)} problems: " + "; ".join([*listed, *more])
+
+
+def require_no_problems(problems: Iterable[str]) -> None:
+    """Raises RefusedError if there are `problems` in exported files, a line each."""
+    if found := [*problems]:
+        raise RefusedError(f"not published: {join_problems(found)}")
 
 
 def find_first_reason(error: BaseException) -> str:

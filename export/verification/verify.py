@@ -12,7 +12,7 @@ from typing import Any
 from google.protobuf import text_format
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
-from export.export_folder import EDITABLE, JSON_NAME, MOST_BYTES, load_manifest
+from export.export_folder import EDITABLE, JSON_NAME, MOST_BYTES, VECTORS, load_manifest
 from export.formats import FORMATS
 from export.verification.comparison import REPORT, Report
 from tfdecouple.errors import one_line
@@ -71,7 +71,7 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
     problems: list[str] = []
     not_compared: list[str] = []
     changed: set[str] = set()
-    for change, name in manifest.find_changed_files(folder):
+    for change, name in manifest.find_changes(folder):
         if change == "changed" and name in EDITABLE:
             report(f"changed: {name} (settings of a server, which are yours to edit)")
         else:
@@ -79,17 +79,15 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
         changed.add(name)
     same = len({*manifest.files} - changed)
     report(f"{same} of {len(manifest.files)} files are as they were exported")
-    problems += [f"no part of the export: {name}" for name in manifest.find_stray_files(folder)]
     if not manifest.parts:
         problems.append("the manifest names nothing that could be checked")
     try:
         card = read_json(folder / JSON_NAME, MOST_BYTES)
-        problems += check_settings(folder, folder, card)
+        problems += check_settings(folder, card)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problems.append(f"model card or settings cannot be read: {one_line(error)}")
-    for name, part in manifest.parts.items():
-        part_files = {file for file in manifest.files if file.startswith(f"{name}/")} | {part.vectors}
-        if changed & part_files or not part_files <= {*manifest.files}:
+    for name, names in manifest.parts.items():
+        if VECTORS not in manifest.files or any(path.startswith((f"{name}/", VECTORS)) for path in changed):
             problems.append(f"{name}: its answers were not checked, since files of it are not as they were exported")
             continue
         unavailable, compared = [], False
@@ -97,8 +95,8 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
         where = f"{name}/{exported_format.inside}"
         for runtime, options in exported_format.list_runtimes(report):
             report(f"{name}: {runtime}")
-            paths = (folder / where).resolve(), (folder / part.vectors).resolve()
-            found = compare_in_process(exported_format.name, *paths, {"names": part.names, **options}, report)
+            paths = (folder / where).resolve(), (folder / VECTORS).resolve()
+            found = compare_in_process(exported_format.name, *paths, {"names": names, **options}, report)
             if found.notes.get("unavailable"):
                 report(f"{name}: {runtime} is installed but cannot be started here: not checked")
                 unavailable.append(f"{name} by {runtime}")
@@ -109,8 +107,8 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
     return problems, not_compared
 
 
-def check_settings(folder: pathlib.Path, around_page: pathlib.Path, card: Mapping[str, Any]) -> Iterator[str]:
-    """Yields a problem if `models.config` in `folder` or `web/` in `around_page` differs from the model card `card`."""
+def check_settings(folder: pathlib.Path, card: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a problem if `models.config` or `web/` in an export folder differs from the model card `card`."""
     path = folder / "models.config"
     if path.is_file():
         with path.open("rb") as file:
@@ -122,7 +120,7 @@ def check_settings(folder: pathlib.Path, around_page: pathlib.Path, card: Mappin
         else:
             if card["name"] not in names:
                 yield f"models.config names {', '.join(names)} and not the model {card['name']}"
-    path = around_page / "web" / "model" / "config.json"
+    path = folder / "web" / "model" / "config.json"
     page = read_json(path, MOST_BYTES) if path.is_file() else {}
     for key, right in {"name": card["name"], **card["architecture"]}.items():
         if page.get(key, right) != right:

@@ -1,7 +1,5 @@
 """Fixtures for tests of the export: the opened run, stand-ins for slow parts, and the command line."""
 
-import shutil
-
 import pytest
 from helpers.exporting import SIGNATURES, copy_finished_files, read_tree, read_vectors, write_placeholders
 from helpers.places import make_once
@@ -85,12 +83,6 @@ def small_saved_model(model, tmp_path_factory):
         write_warmup_requests(folder / "savedmodel", "tiny", chosen)
 
     return make_once(tmp_path_factory, "small", make) / "savedmodel"
-
-
-@pytest.fixture
-def earlier(exported, tmp_path):
-    """The path of an export folder that an earlier export has filled."""
-    return shutil.copytree(exported, tmp_path / "to")
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def files(model, tmp_path_factory):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_onnx_files_return_the_models_codes_and_the_same_pixels(files, model, eager, size):
+def test_onnx_files_of_any_size_return_the_models_codes_and_the_same_pixels(files, model, eager, size):
     served, images = client.Model(files), random_images(3, (*size, 3))
     codes = served.encode(images)
     for name, right in zip(("z", "v"), model.encode(images)[:2], strict=True):
@@ -59,13 +59,13 @@ def test_the_client_decodes_a_picture_at_its_own_size(files, tmp_path, monkeypat
         assert client.main(wrong) == 2
 
 
-def test_files_of_one_size_say_so(exported, tmp_path, monkeypatch, capsys):
+def test_client_refuses_own_sizes_for_files_of_one_size(exported, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(client, "FOLDER", exported)
     assert client.main(["--own-size", "a.png"]) == 2
     assert capsys.readouterr().err == "error: these files are for images of 8 x 8; export with --any-size\n"
 
 
-def test_what_cannot_have_any_size_is_refused(quick, refused, monkeypatch):
+def test_any_size_is_refused_for_the_page_and_for_weights_of_fixed_size(quick, refused, monkeypatch):
     assert "--any-size is not for the format web" in refused("--any-size", "--format", "web")
     monkeypatch.setattr("export.pipeline.find_weight_of_fixed_size", lambda config: "flow/whitening/last")
     assert "weight flow/whitening/last of this model has the size of its images" in refused("--any-size")
@@ -73,18 +73,19 @@ def test_what_cannot_have_any_size_is_refused(quick, refused, monkeypatch):
 
 @pytest.mark.slow
 def test_all_formats_are_verified_at_three_sizes(tiny_run, tmp_path):
-    config = ExportConfig(run=tiny_run, to=tmp_path, formats=("savedmodel", "onnx", "litert"), any_size=True)
+    to = tmp_path / "to"
+    config = ExportConfig(run=tiny_run, to=to, formats=("savedmodel", "onnx", "litert"), any_size=True)
     export(config, report=str)
-    card = json.loads((tmp_path / "model_card.json").read_text())
+    card = json.loads((to / "model_card.json").read_text())
     sizes = ["8x8", "5x9", "21x9"]
     assert card["endpoints"].keys() == {"encode", "decode"}
-    assert read_vectors(tmp_path)["sizes"].tolist() == sizes
+    assert read_vectors(to)["sizes"].tolist() == sizes
     for entry in card["formats"].values():
         assert [*entry["parity"]] == [f"{name} {size}" for size in sizes for name in ("encode", "decode")]
         assert {f"real {size}" for size in sizes} < entry["round_trip"].keys()
         assert all(trip["identical"] == trip["images"] for trip in entry["round_trip"].values())
-    assert verify_folder(tmp_path, report=str) == ([], [])
+    assert verify_folder(to, report=str) == ([], [])
     images = random_images(2, (14, 19, 3))
-    signatures = tf.saved_model.load(str(tmp_path / "savedmodel" / "1")).signatures
+    signatures = tf.saved_model.load(str(to / "savedmodel" / "1")).signatures
     decoded = signatures["decode"](**signatures["encode"](images=tf.constant(images)))["images"]
     np.testing.assert_array_equal(decoded[:, :14, :19], images)

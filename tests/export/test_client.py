@@ -75,7 +75,7 @@ def refused(run):
     return call
 
 
-def test_it_is_published_as_it_is_and_runs_where_nothing_else_can_be_imported(exported, tmp_path):
+def test_client_is_published_unchanged_and_runs_where_nothing_else_can_be_imported(exported, tmp_path):
     assert "client.py" in json.loads((exported / "manifest.json").read_text())["files"]
     assert (exported / "client.py").read_bytes() == CLIENT.read_bytes()
     others = ("tensorflow", "keras", "tfdecouple", "export", "onnx", "scipy", "PIL")
@@ -86,13 +86,13 @@ def test_it_is_published_as_it_is_and_runs_where_nothing_else_can_be_imported(ex
     assert (done.stdout, done.returncode) == (ALL_COME_BACK, 0), done.stderr
 
 
-def test_known_images_come_back(run, exported, tmp_path):
+def test_check_of_right_files_finds_all_images_exact(run, exported, tmp_path):
     write_onnx_models(tmp_path / "5", OF_5_BITS, **METADATA)
     for folder in (exported, exported / "onnx", tmp_path / "5"):
         assert run("--check", folder) == (0, ALL_COME_BACK, "")
 
 
-def test_lost_images_are_named(run, monkeypatch):
+def test_check_names_images_that_are_not_exact(run, monkeypatch):
     def decode(self, images=source.Model.decode, **codes):
         found = images(self, **codes)
         return np.concatenate([~found[:2], found[2:]])
@@ -101,7 +101,7 @@ def test_lost_images_are_named(run, monkeypatch):
     assert run("--check") == (1, "14 of 16 test images decode exactly; not exact: 0, 1\n", "")
 
 
-def test_codes_and_switches_are_the_models_in_batches_of_any_size(client, model, eager):
+def test_client_returns_the_models_codes_and_switches_in_batches_of_any_size(client, model, eager):
     images = np.random.default_rng(1).integers(0, 256, (10, 8, 8, 3), np.uint8)
     for served in (client.Model(), client.Model(batch=3)):
         assert served.shape == SMALL.image_shape
@@ -119,7 +119,7 @@ def test_codes_and_switches_are_the_models_in_batches_of_any_size(client, model,
 
 @pytest.mark.parametrize("shape", [(8, 8), (9, 13), (64, 40), (5, 30), (201, 157)])
 @pytest.mark.parametrize("crop", [0, 20])
-def test_pictures_are_cropped_and_resized_as_in_training(client, shape, crop, tmp_path):
+def test_client_crops_and_resizes_pictures_as_training_does(client, shape, crop, tmp_path):
     picture = np.random.default_rng(sum(shape)).integers(0, 256, (*shape, 3), np.uint8)
     Image.fromarray(picture).save(tmp_path / "picture.png")
     served = client.Model()
@@ -127,7 +127,7 @@ def test_pictures_are_cropped_and_resized_as_in_training(client, shape, crop, tm
     np.testing.assert_array_equal(served.fit(picture), read_image(str(tmp_path / "picture.png"), (8, 8, 3), crop))
 
 
-def test_pictures_are_read_as_in_training(client, tmp_path):
+def test_client_reads_pictures_as_training_does(client, tmp_path):
     served = client.Model()
     for name, path in write_picture_files(tmp_path).items():
         found = served.fit(client.read_picture(path, 3))
@@ -140,18 +140,18 @@ def test_jpeg_of_too_many_pixels_is_decoded_at_half_its_size(client, tmp_path, m
     assert client.read_picture(tmp_path / "x.jpg", 3).shape == (20, 20, 3)
 
 
-def test_the_crop_of_the_card_is_taken(tmp_path):
+def test_client_takes_the_crop_of_the_metadata(tmp_path):
     write_onnx_models(tmp_path, OF_5_BITS, **{**METADATA, "crop": "centre square of 140 pixels, or the largest"})
     assert (source.Model(tmp_path).crop, source.Model(tmp_path).size) == (140, 8)
 
 
-def test_two_files_are_switched(run, tmp_path):
+def test_client_switches_two_picture_files(run, tmp_path):
     status, out, err = run("a.png", "b.png")
     assert (status, out) == (0, "ab.png: z of a.png, v of b.png\nba.png: z of b.png, v of a.png\n"), err
     assert Image.open(tmp_path / "ab.png").size == (8, 8)
 
 
-def test_new_images_are_drawn(client, run, tmp_path):
+def test_client_samples_images_from_its_seed(client, run, tmp_path):
     served, rng = client.Model(), np.random.default_rng(5)
     shapes = {"z_noise": (4,), "v_noise": (8, 8, 3)}
     given = {name: rng.standard_normal((40, *shape), np.float32) for name, shape in shapes.items()}
@@ -169,10 +169,10 @@ class TestOneLine:
         [["a.png"], ["a.png", "b.png", "--check"], ["--sample", "1", "a.png"], ["--chek"], ["--sample", "0"]],
         ids=" ".join,
     )
-    def test_of_wrong_arguments(self, refused, arguments):
+    def test_wrong_arguments_are_refused(self, refused, arguments):
         assert refused(*arguments)
 
-    def test_of_a_picture_that_cannot_be_read(self, refused, tmp_path):
+    def test_picture_that_cannot_be_read_is_refused(self, refused, tmp_path):
         Image.fromarray(np.zeros((8, 8), np.int32)).save(tmp_path / "deep.tif")
         (tmp_path / "claims.png").write_bytes(make_png_header(10_000, 10_000))
         said = {"deep.tif": "the mode I", "claims.png": "more than 67,108,864", "absent.png": "no regular file"}
@@ -189,12 +189,14 @@ class TestOneLine:
         ],
         ids=["without z", "labels", "channels"],
     )
-    def test_of_a_model_whose_pictures_are_not_switched(self, refused, tmp_path, texts, shape, said):
+    def test_switch_is_refused_for_a_model_without_z_with_labels_or_with_other_channels(
+        self, refused, tmp_path, texts, shape, said
+    ):
         write_onnx_models(tmp_path / "onnx", texts, **{**METADATA, "image_shape": json.dumps(shape)})
         assert refused("a.png", "b.png", folder=tmp_path) == f"{said}\n"
 
     @pytest.mark.parametrize("arguments", [("a.png", "b.png"), ("--check",)], ids=" ".join)
-    def test_of_files_that_are_missing_damaged_or_of_different_exports(self, refused, tmp_path, arguments):
+    def test_missing_damaged_and_foreign_files_are_refused(self, refused, tmp_path, arguments):
         cannot_open = f"cannot open encoder.onnx and decoder.onnx of an export in {tmp_path}: "
         assert refused(*arguments, folder=tmp_path).startswith(cannot_open)
         write_onnx_models(tmp_path / "onnx", {**WITH_Z, "decoder": WITHOUT_Z["decoder"]}, **METADATA)
@@ -203,14 +205,14 @@ class TestOneLine:
         (tmp_path / "onnx" / "decoder.onnx").write_bytes(b"no model")
         assert refused(*arguments, folder=tmp_path).startswith(cannot_open)
 
-    def test_of_a_missing_sampler(self, refused, exported, tmp_path):
+    def test_missing_sampler_is_refused(self, refused, exported, tmp_path):
         shutil.copytree(exported / "onnx", tmp_path / "onnx").joinpath("sampler.onnx").unlink()
         assert "sampler.onnx" in refused("--sample", 1, folder=tmp_path)
 
-    def test_without_pillow(self, refused, monkeypatch):
+    def test_missing_pillow_is_named(self, refused, monkeypatch):
         monkeypatch.setitem(sys.modules, "PIL", None)
         assert refused("a.png", "b.png").startswith("picture files need Pillow (pip install pillow): ")
 
-    def test_where_nothing_can_be_written(self, refused, tmp_path):
+    def test_output_that_cannot_be_written_is_named(self, refused, tmp_path):
         (tmp_path / "ab.png").mkdir()
         assert refused("a.png", "b.png").startswith("cannot write ab.png: ")

@@ -14,18 +14,11 @@ from helpers.models import SMALL
 from helpers.program_inputs import WITHOUT_Z, write_onnx_models
 from helpers.variants import OF_CLASSES
 
-from export.card import (
-    JSON_NAME,
-    TEXT_NAME,
-    judge_exactness,
-    make_model_card,
-    render_model_card,
-    require_replaceable_export,
-)
+from export.card import judge_exactness, make_model_card, render_model_card
 from export.endpoints import list_endpoints
+from export.export_folder import JSON_NAME, TEXT_NAME
 from export.provenance import Provenance, open_run
 from tfdecouple.config import Config, DataConfig
-from tfdecouple.errors import UserError
 from tfdecouple.runs.opened_run import load_model, save_run
 from tfdecouple.runs.publishing import describe_training_images, hide_image_path
 
@@ -36,16 +29,15 @@ def provenance_of(data: DataConfig | None = None, model=SMALL) -> Provenance:
     return Provenance(**about, data="any", rights="any", training_data=config.data, bits_per_dim=None)  # type: ignore[arg-type]
 
 
-ABOUT = {"name": "tiny", "run": "tiny", "step": 1, "any_size": False}
 CHECKED = "44 of 44 images came back in ONNX Runtime in Python; no browser was tried"
-PAGE = {**ABOUT, "files": ["web/index.html"], "checked": CHECKED, "bytes": 34_900_000}
+PAGE = {"files": ["web/index.html"], "checked": CHECKED, "bytes": 34_900_000}
 
 
 def entry(lost: int = 0, **more: object) -> dict:
     trips = {"real": {"images": 21, "identical": 21, "model": 21}}
     trips["noise"] = {"images": 4, "identical": 4 - lost, "model": 4 - lost}
     parity = {"encode": {"v": {"max": 1e-6, "mean": 1e-8}}}
-    return {**ABOUT, "files": ["onnx/encoder.onnx"], "parity": parity, "round_trip": trips, **more}
+    return {"files": ["onnx/encoder.onnx"], "parity": parity, "round_trip": trips, **more}
 
 
 def card_of(formats: dict, **options: object) -> dict:
@@ -53,97 +45,74 @@ def card_of(formats: dict, **options: object) -> dict:
     return make_model_card(provenance, list_endpoints(provenance.config.model), "4 test images", formats)
 
 
-@pytest.mark.parametrize(
-    ("alpha", "n_bits", "formats", "promised", "said"),
-    [
-        (0.8, 8, {"onnx": entry(), "savedmodel": entry()}, True, "onnx 25 of 25; savedmodel 25 of 25. Promised for "),
-        (0.8, 5, {"onnx": entry(), "savedmodel": entry(round_trip={})}, True, "multiples of 8. savedmodel: not tried"),
-        (0.8, 8, {"onnx": entry(lost=1), "savedmodel": entry()}, False, "24 of 25; savedmodel 25 of 25. Not promised"),
-        (
-            0.8,
-            8,
-            {"onnx": entry(lost=1)},
-            False,
-            "Not promised: images of these types do not all decode exactly: noise.",
-        ),
-        (1.0, 8, {"onnx": entry()}, False, "Not promised for other images: alpha is 1, so that scales have no lower"),
-        (0.8, 8, {"web": PAGE}, False, f"files that both encode and decode. web: {CHECKED}."),
-        (0.8, 8, {"savedmodel": entry(round_trip={})}, False, "Not measured: no format has files that both encode an"),
-    ],
-)
-def test_exactness_is_promised_where_all_formats_returned_all_images(alpha, n_bits, formats, promised, said) -> None:
+EXACTNESS = [
+    (0.8, 8, {"onnx": entry(), "savedmodel": entry()}, True, "onnx 25 of 25; savedmodel 25 of 25. "),
+    (0.8, 5, {"onnx": entry(), "savedmodel": entry(round_trip={})}, True, "multiples of 8. savedmodel: not tried"),
+    (0.8, 8, {"onnx": entry(lost=1), "savedmodel": entry()}, False, "onnx 24 of 25; savedmodel 25 of 25. "),
+    (0.8, 8, {"onnx": entry(lost=1)}, False, "exactly: noise."),
+    (1.0, 8, {"onnx": entry()}, False, "alpha is 1,"),
+    (0.8, 8, {"web": PAGE}, False, f"web: {CHECKED}."),
+    (0.8, 8, {"savedmodel": entry(round_trip={})}, False, "Not measured: "),
+]
+
+
+@pytest.mark.parametrize(("alpha", "n_bits", "formats", "promised", "said"), EXACTNESS)
+def test_card_promises_exactness_only_if_all_formats_returned_all_images(
+    alpha, n_bits, formats, promised, said
+) -> None:
     found = judge_exactness(alpha, n_bits, formats)
     assert found["promised"] is promised == ("Promised for" in found["meaning"]) and said in found["meaning"]
 
 
-def model_with(**options):
+def make_model(**options):
     return dataclasses.replace(SMALL, **options)
 
 
-@pytest.mark.parametrize(
-    ("card", "said", "unsaid"),
-    [
-        pytest.param(
-            card_of({"onnx": entry()}, model=model_with(transform="additive", multiscale_transform="additive")),
-            ["parameters, additive couplings", "Promised for"],
-            ["alpha is"],
-            id="additive",
-        ),
-        pytest.param(
-            card_of({"onnx": entry(lost=3), "web": PAGE}),
-            ["real 21 of 21, noise 1 of 4 (the Keras model keeps 1).", f"Checked: {CHECKED}.", f"web: {CHECKED}."],
-            [],
-            id="page",
-        ),
-        pytest.param(
-            card_of({"web": PAGE}), ["python3 -m http.server -d web", "34.9 MB"], ["InferenceSession"], id="page alone"
-        ),
-        pytest.param(
-            card_of({"onnx": entry()}, model=model_with(conditioning="none")),
-            ["without a global code"],
-            ["decouples"],
-            id="no z",
-        ),
-        pytest.param(
-            card_of({"onnx": entry()}, model=model_with(image_shape=(8, 4, 5))),
-            [
-                "| architecture | 8 x 4 with 5 channels, 8 bits",
-                "turned upright as their EXIF data say, with exactly 5 channels, cropped to the largest centre",
-                "images = np.zeros((1, 8, 4, 5), np.uint8)",
-            ],
-            [],
-            id="channels",
-        ),
-        pytest.param(
-            card_of({"onnx": entry()}, data=DataConfig(source="folder:faces", centre_crop=140)),
-            [
-                "cropped to the centre square of 140 pixels, or the largest, resized to 8 x 8 bilinear",
-                *("NVIDIA_TF32_OVERRIDE=0", "use_tf32: 0", "INFERENCE_PRECISION_HINT: f32"),
-            ],
-            [],
-            id="crop",
-        ),
-        pytest.param(
-            card_of({name: entry() for name in ("savedmodel", "onnx", "litert")}, model=OF_CLASSES["classes"]),
-            [
-                "\nlabels = np.zeros((1,), np.int32)\n",
-                '\nz, v = encoder.run(None, {"images": images, "labels": labels})\n',
-                '\nconst labels = new ort.Tensor("int32", new Int32Array(1), [1]);\n',
-                "\nconst { z, v } = await encoder.run({ images, labels });\n",
-                "\ncodes = encoder(images=np.zeros((1, 4, 4, 3), np.uint8), labels=np.zeros((1,), np.int32))\n",
-                '"instances": [{"images": [[[0] * 3] * 4] * 4, "labels": 0}]',
-            ],
-            [],
-            id="labels",
-        ),
-    ],
-)
-def test_text_states_the_model_and_its_calls(card, said, unsaid) -> None:
+ADDITIVE = make_model(transform="additive", multiscale_transform="additive")
+EVERY_FORMAT = {name: entry() for name in ("savedmodel", "onnx", "litert")}
+# (card, words in its text, words that are not there)
+TEXTS = {
+    "additive": (card_of({"onnx": entry()}, model=ADDITIVE), ["additive couplings", "Promised for"], ["alpha is"]),
+    "page": (
+        card_of({"onnx": entry(lost=3), "web": PAGE}),
+        ["real 21 of 21, noise 1 of 4 (the Keras model keeps 1).", f"Checked: {CHECKED}.", f"web: {CHECKED}."],
+        [],
+    ),
+    "page alone": (card_of({"web": PAGE}), ["http.server -d web", "34.9 MB"], ["InferenceSession"]),
+    "no z": (card_of({"onnx": entry()}, model=make_model(conditioning="none")), ["without a global"], ["decouples"]),
+    "channels": (
+        card_of({"onnx": entry()}, model=make_model(image_shape=(8, 4, 5))),
+        ["8 x 4 with 5 channels", "with exactly 5 channels, cropped", "images = np.zeros((1, 8, 4, 5), np.uint8)"],
+        [],
+    ),
+    "crop": (
+        card_of({"onnx": entry()}, data=DataConfig(source="folder:faces", centre_crop=140)),
+        ["140 pixels", "8 x 8 bilinear", "NVIDIA_TF32_OVERRIDE=0", "use_tf32: 0", "INFERENCE_PRECISION_HINT: f32"],
+        [],
+    ),
+    "labels": (
+        card_of(EVERY_FORMAT, model=OF_CLASSES["classes"]),
+        [
+            "\nlabels = np.zeros((1,), np.int32)\n",
+            '\nz, v = encoder.run(None, {"images": images, "labels": labels})\n',
+            '\nconst labels = new ort.Tensor("int32", new Int32Array(1), [1]);\n',
+            "\nconst { z, v } = await encoder.run({ images, labels });\n",
+            "\ncodes = encoder(images=np.zeros((1, 4, 4, 3), np.uint8), labels=np.zeros((1,), np.int32))\n",
+            '"instances": [{"images": [[[0] * 3] * 4] * 4, "labels": 0}]',
+        ],
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_text_of_the_card_states_the_model_and_its_calls(name) -> None:
+    card, said, unsaid = TEXTS[name]
     text = render_model_card(card)
     assert [words for words in said if words not in text] == [words for words in unsaid if words in text] == []
 
 
-def test_a_folder_of_images_is_told_by_its_name_alone() -> None:
+def test_card_names_a_folder_of_images_without_its_path() -> None:
     config = Config(data=DataConfig(source="folder:/home/somebody/photos"))
     assert hide_image_path("3 test images of images in /home/somebody/photos", config).endswith("of images in photos")
     assert (
@@ -151,32 +120,8 @@ def test_a_folder_of_images_is_told_by_its_name_alone() -> None:
     )
 
 
-class TestEarlierExport:
-    @pytest.fixture
-    def folder(self, tmp_path):
-        (tmp_path / "onnx").mkdir()
-        (tmp_path / "onnx" / "encoder.onnx").touch()
-        (tmp_path / JSON_NAME).write_text(json.dumps(card_of({"onnx": entry(lost=1)})))
-        return tmp_path
-
-    def test_with_another_format_or_name_is_refused(self, folder) -> None:
-        require_replaceable_export(folder, ["savedmodel", "onnx"], "tiny")
-        for formats, name in ((["savedmodel"], "tiny"), (["savedmodel", "onnx"], "other")):
-            with pytest.raises(UserError, match="holds the format onnx of an earlier export, exported as tiny"):
-                require_replaceable_export(folder, formats, name)
-
-    def test_whose_files_were_removed_does_not_count(self, folder) -> None:
-        (folder / "onnx" / "encoder.onnx").unlink()
-        require_replaceable_export(folder, ["savedmodel"], "tiny")
-
-    @pytest.mark.parametrize("text", ["[]", "{", '{"formats": [1]}', '{"formats": {"onnx": {}}}'])
-    def test_with_a_damaged_card_does_not_count(self, folder, text) -> None:
-        (folder / JSON_NAME).write_text(text)
-        require_replaceable_export(folder, ["savedmodel"], "other")
-
-
 class TestRights:
-    def test_an_import_and_a_model_that_was_saved_alone_claim_no_licence(self, tiny_run, tmp_path) -> None:
+    def test_card_of_imported_or_saved_weights_claims_no_licence(self, tiny_run, tmp_path) -> None:
         shutil.copytree(tiny_run / "checkpoints", tmp_path / "imported" / "checkpoints")
         config = json.loads((tiny_run / "config.json").read_text())
         config["description"] = "imported from a checkpoint of the reference, model.npz"
@@ -198,7 +143,7 @@ class TestRights:
         assert provenance.data == "folder:faces" and provenance.training_data is not None
         assert "No licence" not in provenance.rights
 
-    def test_other_runs_say_whose_images_they_are(self) -> None:
+    def test_card_states_the_rights_in_the_training_images(self) -> None:
         for source, said in {"photographs": "CC0", "cifar10": "Krizhevsky", "folder:faces": "not recorded"}.items():
             config = Config(name="tiny", data=DataConfig(source=source))
             assert said in describe_training_images(config, {}, 1)[1]
@@ -208,7 +153,7 @@ class TestRights:
 def without_z(tmp_path_factory):
     """A folder of files of a model without z, and their card."""
     folder = tmp_path_factory.mktemp("without_z")
-    card = card_of({"onnx": entry()}, model=model_with(conditioning="none"))
+    card = card_of({"onnx": entry()}, model=make_model(conditioning="none"))
     (folder / JSON_NAME).write_text(json.dumps(card))
     (folder / TEXT_NAME).write_text(render_model_card(card))
     write_onnx_models(folder / "onnx", WITHOUT_Z)
@@ -219,14 +164,14 @@ class TestCalls:
     """The blocks of the card; those of grey models, of labels and of LiteRT run where such are exported."""
 
     @pytest.mark.parametrize("folder", ["exported", "without_z"])
-    def test_python(self, folder, request) -> None:
+    def test_python_examples_of_the_card_run(self, folder, request) -> None:
         cards.run_python_blocks(request.getfixturevalue(folder))
 
-    def test_curl(self, exported) -> None:
+    def test_curl_example_of_the_card_is_answered(self, exported) -> None:
         codes = cards.run_curl_block(exported)
         assert np.shape(codes["z"]) == (SMALL.latent_dim,) and np.shape(codes["v"]) == SMALL.image_shape
 
     @pytest.mark.slow
     @pytest.mark.parametrize("folder", ["exported", "without_z"])
-    def test_javascript(self, folder, request, npm_example) -> None:
+    def test_javascript_example_of_the_card_runs(self, folder, request, npm_example) -> None:
         cards.run_javascript_block(request.getfixturevalue(folder), npm_example("onnxruntime_node"))

@@ -36,7 +36,7 @@ def weights_in(model):
 
 
 @pytest.mark.parametrize("name", IN_FILES)
-def test_files_are_the_model_and_know_its_weights(name):
+def test_onnx_files_compute_what_the_model_computes_from_its_weights(name):
     # The other variants have weights of the same kinds.
     known = {*map(digest_array, arrays_of(name).values())}
     for of in ("encode", "decode"):
@@ -50,7 +50,7 @@ def test_files_are_the_model_and_know_its_weights(name):
 
 
 @pytest.mark.parametrize("name", ["alpha-0.8", "classes", "prior of classes"])
-def test_sampler_is_the_model(name):
+def test_sampler_file_computes_what_the_model_computes(name):
     assert_same(run_onnx(name, "sample"), compute_expected(name, "sample"))
 
 
@@ -65,7 +65,7 @@ def file(request):
 
 
 class TestOnnxGraph:
-    def test_is_valid_of_standard_operators_and_states_what_it_is(self, file):
+    def test_onnx_graph_is_valid_with_standard_operators_and_a_description(self, file):
         of, model = file
         onnx.checker.check_model(model, full_check=True)
         assert OPSET == 18 and {entry.domain: entry.version for entry in model.opset_import}[""] == OPSET
@@ -75,7 +75,7 @@ class TestOnnxGraph:
         # tf2onnx would give its own.
         assert model.producer_version == importlib.metadata.version("tfdecouple")
 
-    def test_inputs_and_outputs_are_the_endpoints_in_order_with_the_batch_free(self, file):
+    def test_onnx_inputs_and_outputs_are_the_endpoints_in_order_with_the_batch_free(self, file):
         of, model = file
         for values, arrays in ((model.graph.input, of.inputs), (model.graph.output, of.outputs)):
             assert [value.name for value in values] == [array.name for array in arrays]
@@ -85,7 +85,7 @@ class TestOnnxGraph:
                 assert onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type) == array.dtype
                 assert [axis.dim_param or axis.dim_value for axis in kind.shape.dim] == ["batch", *array.shape]
 
-    def test_moves_axes_at_its_ends_alone_and_computes_nothing_that_depends_on_weights_alone(self, file):
+    def test_onnx_graph_moves_axes_at_its_ends_alone_and_computes_nothing_from_weights_alone(self, file):
         nodes, from_inputs = file[1].graph.node, {value.name for value in file[1].graph.input}
         moved = [list(attribute.ints) for node in nodes if node.op_type == "Transpose" for attribute in node.attribute]
         # Encoder and flow both read the image, and the encoder's last map becomes a vector.
@@ -115,7 +115,7 @@ class TestOnnxGraph:
         with_bias = [node for node in convolved.values() if re.search(biased, node.input[1])]
         assert with_bias and all(len(node.input) == 3 for node in with_bias)
 
-    def test_weights_go_by_the_names_of_their_layers_and_are_there_once(self, file):
+    def test_onnx_weights_have_the_names_of_their_layers_and_are_there_once(self, file):
         model, arrays = file[1], arrays_of("alpha-0.8") | arrays_of("five channels")
         named = weights_in(model)
         foreign = {name: array for name, array in named.items() if re.sub(r"/\d+$", "", name) not in arrays}
@@ -125,6 +125,6 @@ class TestOnnxGraph:
         assert set(named) <= {name for node in model.graph.node for name in node.input}
 
 
-def test_names_of_files_are_those_by_which_clients_find_them():
+def test_onnx_files_have_the_names_by_which_clients_find_them():
     known = {"encode": "encoder", "decode": "decoder", "sample": "sampler"}
     assert known.items() <= {one.name: one.onnx for one in list_endpoints(TINY) if one.onnx}.items()

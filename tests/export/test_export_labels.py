@@ -41,7 +41,7 @@ def run(request, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", MODELS, indirect=True)
-def test_passes_verification(run, tmp_path, forked, npm_example):
+def test_export_of_a_model_with_labels_passes_verification(run, tmp_path, forked, npm_example):
     with_z_of_labels = MODELS["classes"] == RunFolder(run).read_config().model
     formats = ("savedmodel", "onnx", *(("litert",) if with_z_of_labels else ()))
     export(ExportConfig(run=run, to=tmp_path / "to", formats=formats), report=str)

@@ -5,18 +5,19 @@ import shutil
 
 import onnx
 import pytest
-from helpers.exporting import ON_PAGE, RECORDS, read_card, read_tree
+from helpers.exporting import ON_PAGE, read_card, read_tree
 from PIL import Image
 
 from export import pipeline
-from export.card import JSON_NAME, TEXT_NAME, render_model_card
+from export.card import render_model_card
 from export.endpoints import list_endpoints
+from export.export_folder import JSON_NAME, MANIFEST, TEXT_NAME, VECTORS
 from export.formats import web
 from export.provenance import open_run
 
 
 class TestCard:
-    def test_agrees_with_the_files(self, exported):
+    def test_card_agrees_with_the_files(self, exported):
         card = read_card(exported)
         files = {path.name: path.stat().st_size for path in (exported / "onnx").iterdir()}
         assert card["formats"]["onnx"]["bytes"] == files
@@ -33,7 +34,7 @@ class TestCard:
         inner = json.loads((exported / "savedmodel" / "1" / "assets.extra" / JSON_NAME).read_text())
         assert inner == card
 
-    def test_states_parity_and_round_trip_of_every_endpoint(self, exported, opened):
+    def test_card_states_parity_and_round_trip_of_every_endpoint(self, exported, opened):
         card = read_card(exported)
         every = {one.name: {output.name for output in one.outputs} for one in list_endpoints(opened[0].config)}
         with_onnx = {one.name for one in list_endpoints(opened[0].config) if one.onnx}
@@ -47,7 +48,7 @@ class TestCard:
         assert all(f"| `{key}` |" in text and f"| {key} |" in text for key in every)
         assert "nan" not in text.lower().split()
 
-    def test_of_a_run_that_averages_has_its_figures(self, quick, monkeypatch, finished_run, command, tmp_path):
+    def test_card_of_a_run_that_averages_has_its_metrics(self, quick, monkeypatch, finished_run, command, tmp_path):
         monkeypatch.setattr(pipeline, "open_run", open_run)
         assert command("--format", "savedmodel", "--name", "my faces/2", run=finished_run)[::2] == (0, "")
         card, text = read_card(tmp_path / "to"), (tmp_path / "to" / TEXT_NAME).read_text()
@@ -56,18 +57,16 @@ class TestCard:
         assert {key: card[key] for key in named} == named
         validation, test = summary["validation_bits_per_dim"], summary["test"]["bits_per_dim"]
         assert card["bits_per_dim"] == {"validation": validation, "test": test, "test_images": 5}
-        entry = card["formats"]["savedmodel"]
-        assert (entry["run"], str(entry["step"])) == ("run", card["step"])
         assert f"run run, step {card['step']}, averaged" in text and f"{test:.3f} on 5 test images" in text
         assert "my-faces-2" in (tmp_path / "to" / "models.config").read_text()
 
-    def test_says_nothing_of_figures_that_were_not_finite(self, tiny_run, tmp_path):
+    def test_card_leaves_out_metrics_that_are_not_finite(self, tiny_run, tmp_path):
         run = shutil.copytree(tiny_run, tmp_path / "tiny")
         summary = {"best_step": 1, "validation_bits_per_dim": None, "test": {"bits_per_dim": None, "images": 5}}
         (run / "summary.json").write_text(json.dumps(summary))
         assert open_run(run)[1].bits_per_dim is None
 
-    def test_a_damaged_summary_is_reported_and_left_out(self, quick, monkeypatch, tiny_run, command, tmp_path):
+    def test_damaged_summary_is_reported_and_left_out(self, quick, monkeypatch, tiny_run, command, tmp_path):
         run = shutil.copytree(tiny_run, tmp_path / "tiny")
         (run / "summary.json").write_text('{"best_step": 1, "te')
         monkeypatch.setattr(pipeline, "open_run", open_run)
@@ -83,7 +82,7 @@ class TestWeb:
         assert (status, err) == (0, "")
         page = tmp_path / "to" / "web"
         assert str(page) in out.splitlines()
-        assert {path.name for path in (tmp_path / "to").iterdir()} == {"web", JSON_NAME, TEXT_NAME, *RECORDS}
+        assert {path.name for path in (tmp_path / "to").iterdir()} == {"web", JSON_NAME, TEXT_NAME, MANIFEST, VECTORS}
         assert set(read_card(tmp_path / "to")["formats"]) == {"web"}
         assert {path.name for path in page.iterdir()} == {*(p.name for p in web.PAGE.iterdir()), "model", "runtime"}
         for path in web.PAGE.iterdir():
@@ -123,9 +122,10 @@ class TestWeb:
         for name in web.GPU_FILES:
             (runtime / "dist" / name).write_bytes(b"for cards")
         for options, files in (((), web.RUNTIME_FILES), (("--web-gpu",), web.RUNTIME_FILES + web.GPU_FILES)):
-            assert command("--format", "web", "--web-runtime", runtime / "dist", *options)[0] == 0
-            assert {path.name for path in (tmp_path / "to" / "web" / "runtime").iterdir()} == {*files}
-            config = json.loads((tmp_path / "to" / "web" / "model" / "config.json").read_text())
+            to = tmp_path / str(len(options))
+            assert command("--format", "web", "--web-runtime", runtime / "dist", *options, to=to)[0] == 0
+            assert {path.name for path in (to / "web" / "runtime").iterdir()} == {*files}
+            config = json.loads((to / "web" / "model" / "config.json").read_text())
             assert config["web_gpu"] == bool(options)
 
     def test_runtime_that_is_missing_is_refused_before_anything_takes_time(self, quick, refused, monkeypatch, tmp_path):

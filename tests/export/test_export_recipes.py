@@ -26,7 +26,7 @@ def copy(tmp_path):
     for name in ("endpoint", "endpoint that returns numbers"):
         functions, _, rest = read_recipe(name).partition("\n# in `list_endpoints`\n")
         endpoint, _, line = rest.partition("\n# in `every`\n")
-        insert_text(file, "def list_onnx_names", functions + "\n\n\n")
+        insert_text(file, "def find_endpoint", functions + "\n\n\n")
         insert_text(file, "    every = (", endpoint + "\n")
         append_rows(file, "every", line)
     return file.parents[1]
@@ -69,7 +69,7 @@ print(*given, "of", *(one.name for one in list_endpoints(model.config)))
 
 @pytest.mark.slow
 class TestEndpoint:
-    def test_is_offered_warmed_up_compared_and_described_by_the_card(self, copy, tiny_run, tmp_path):
+    def test_endpoint_of_the_recipe_is_offered_warmed_up_compared_and_described(self, copy, tiny_run, tmp_path):
         done = run_export(copy, tiny_run, tmp_path / "to")
         assert done.returncode == 0, done.stderr
         signatures = tf.saved_model.load(str(tmp_path / "to" / "savedmodel" / "1")).signatures
@@ -85,7 +85,7 @@ class TestEndpoint:
         assert card["endpoints"]["reconstruct"]["onnx"] == "onnx/reconstructor.onnx"
         assert all("reconstruct" in entry["parity"] for entry in card["formats"].values())
 
-    def test_joins_those_of_a_model_of_classes_and_takes_its_labels(self, copy, tmp_path):
+    def test_endpoint_of_the_recipe_takes_the_labels_of_a_model_of_classes(self, copy, tmp_path):
         config = OF_CLASSES["classes"]
         used = run_in_copy(copy, "-c", USE, str(write_run(tmp_path / "run", fresh(config))))
         assert used.returncode == 0, used.stderr
@@ -93,7 +93,7 @@ class TestEndpoint:
         assert inputs == "images labels"
         assert names.split() == [*(one.name for one in list_endpoints(config)), "reconstruct", "length"]
 
-    def test_with_another_graph_than_the_model_is_refused(self, copy, tiny_run, tmp_path):
+    def test_endpoint_whose_graph_differs_from_the_model_is_refused(self, copy, tiny_run, tmp_path):
         file = copy / "export" / "exported_model.py"
         text = file.read_text(encoding="utf-8")
         right = "self._quantizer.round_to_pixels(self._invert_flow(z, v)[0])"
@@ -121,9 +121,7 @@ class TestFormat:
         append_rows(file, "FORMATS", row)
         return file.parents[2]
 
-    def test_of_weights_alone_and_one_with_a_runtime_are_written_verified_and_described(
-        self, formats, tiny_run, opened, tmp_path
-    ):
+    def test_formats_of_the_recipes_are_written_verified_and_described(self, formats, tiny_run, opened, tmp_path):
         to = tmp_path / "to"
         done = run_in_copy(
             formats, "-m", "export", "--run", str(tiny_run), "--to", str(to), "--format", "graphs", "weights"
@@ -142,7 +140,7 @@ class TestFormat:
         (to / "graphs" / "encoder.pb").write_bytes((to / "graphs" / "decoder.pb").read_bytes())
         assert run_in_copy(formats, "-m", "export", "--verify", str(to)).returncode == EXIT_REFUSED
 
-    def test_whose_files_answer_wrongly_is_not_published(self, formats, tiny_run, tmp_path):
+    def test_format_whose_files_answer_wrongly_is_not_published(self, formats, tiny_run, tmp_path):
         file = formats / "export" / "formats" / "graph_files.py"
         file.write_text(file.read_text().replace("inputs[name] for name", "inputs[name] * 0 for name"))
         done = run_in_copy(

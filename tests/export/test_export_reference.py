@@ -13,7 +13,7 @@ import pathlib
 import numpy as np
 import onnxruntime
 import pytest
-from helpers.graphs import call_endpoint, run_graph
+from helpers.graphs import call_endpoint
 from helpers.models import random_images
 from helpers.places import DATA
 
@@ -70,15 +70,6 @@ class Reference:
             return dict(zip(names, self.session(of).run(names, given), strict=True))
         return call_endpoint(self.exported, one, given)
 
-    def run(self, network, method, *names):
-        """Runs a folded method of a network on arrays of the reference; returns its results."""
-        inputs = {str(number): self.arrays[name].astype("float32") for number, name in enumerate(names)}
-
-        def build(answers, placed):
-            return getattr(getattr(answers.networks, network), method)(*placed.values())
-
-        return run_graph(self.exported, build, inputs)
-
     def same(self, ours, name):
         """Asserts that an array is the reference's, and prints how near it is."""
         ours, theirs = np.asarray(ours, "float64"), self.arrays[name]
@@ -94,7 +85,7 @@ def reference(request, tmp_path_factory):
     return Reference(FOLDERS[folder], layout, tmp_path_factory.mktemp("reference") / "run")
 
 
-def test_codes_are_the_references(reference):
+def test_exported_codes_are_the_references(reference):
     images, config = reference.arrays["images"], reference.config
     codes = reference.call("encode", images=images)
     reference.same(codes["v"], "v_bin_centre")
@@ -107,7 +98,7 @@ def test_codes_are_the_references(reference):
         reference.same(found["z_log_variance"], "posterior_log_variance")
 
 
-def test_decoded_images_are_the_references(reference):
+def test_exported_decoder_gives_the_references_images(reference):
     """Pixels of the reference's x; it carries an epsilon, so that a value on the border of two levels may differ."""
     given = {"v": reference.arrays["v_input"]}
     if reference.config.has_latent:
@@ -123,7 +114,7 @@ def test_decoded_images_are_the_references(reference):
     assert len(np.unique(expected)) > 50
 
 
-def test_every_image_comes_back(reference):
+def test_exports_of_the_references_models_decode_images_exactly(reference):
     size = reference.config.image_shape
     images = np.concatenate([reference.arrays["images"], random_images(6, size)])
     labels = np.arange(len(images)) % max(reference.config.classes, 1)
@@ -132,49 +123,14 @@ def test_every_image_comes_back(reference):
 
 
 @pytest.mark.parametrize("reference", [case for case in CASES if case[1] == "NHWC"], indirect=True, ids="-".join)
-class TestPieces:
-    """Results that only the folded graph gives by itself: scores, and parts of codes, images and scores."""
-
-    def test_prior_is_the_references(self, reference):
-        if not reference.config.has_encoder:
-            return
-        if "prior_noise" in reference.arrays:
-            (z,) = reference.run("prior_flow", "inverse_and_log_det", "prior_noise")
-            reference.same(z, "prior_sample")
-        noise, log_det = reference.run("prior_flow", "forward_and_log_det", "z")
-        constant = 0.5 * noise.shape[1] * math.log(2 * math.pi)
-        reference.same(log_det - 0.5 * np.square(noise).sum(-1) - constant, "log_prior_z")
-
-    def test_flow_is_the_references_in_both_directions(self, reference):
-        arrays, has_z = reference.arrays, reference.config.has_latent
-        arrays["x"] = (arrays["images"] + arrays["dequantization_noise"]) * 2 / reference.config.n_bins - 1
-        arrays["z of v"] = reference.z_input
-        v, log_det = reference.run("flow", "forward_and_log_det", "x", *(["z"] if has_z else []))
-        reference.same(v, "v")
-        reference.same(log_det, "log_det")
-        (x,) = reference.run("flow", "inverse_and_log_det", "v_input", *(["z of v"] if has_z else []))
-        reference.same(x, "decoded")
-
-    def test_dequantisation_and_labels_are_the_references(self, reference):
-        arrays = reference.arrays
-        if reference.config.has_class_codes:
-            reference.same(reference.run("code_net", "compute_codes"), "class_codes")
-        if not reference.config.has_dequantizer:
-            return
-        arrays["edges"] = arrays["images"] * 2.0 / reference.config.n_bins - 1
-        noise = arrays["dequantization_normal_noise"]
-        u, log_det = reference.run("dequantizer", "call", "edges", "dequantization_normal_noise")
-        reference.same(u, "dequantization_noise")
-        reference.same(-0.5 * (np.square(noise) + math.log(2 * math.pi)).sum((1, 2, 3)) - log_det, "log_q_u")
-
-    def test_bits_per_dimension_are_the_references(self, reference):
-        arrays = reference.arrays
-        noise = "dequantization_normal_noise" if reference.config.has_dequantizer else "dequantization_noise"
-        given = {"images": arrays["images"], "u_noise": arrays[noise]}
-        if reference.config.has_encoder:
-            given["z_noise"] = arrays["posterior_noise"]
-        found = reference.call("score", **given)
-        reference.same(found["bits_per_dim"], "bits_per_dim")
-        # A tail of a few bits per dimension is easily hidden beside the constants: in nats of the whole image as well.
-        nats = (found["bits_per_dim"] - arrays["bits_per_dim"]) * math.log(2) * math.prod(reference.config.image_shape)
-        assert np.abs(nats).max() < MEASURED * np.abs(arrays["log_likelihood_x_given_z"]).max()
+def test_exported_bits_per_dimension_are_the_references(reference):
+    arrays = reference.arrays
+    noise = "dequantization_normal_noise" if reference.config.has_dequantizer else "dequantization_noise"
+    given = {"images": arrays["images"], "u_noise": arrays[noise]}
+    if reference.config.has_encoder:
+        given["z_noise"] = arrays["posterior_noise"]
+    found = reference.call("score", **given)
+    reference.same(found["bits_per_dim"], "bits_per_dim")
+    # A tail of a few bits per dimension is easily hidden beside the constants: in nats of the whole image as well.
+    nats = (found["bits_per_dim"] - arrays["bits_per_dim"]) * math.log(2) * math.prod(reference.config.image_shape)
+    assert np.abs(nats).max() < MEASURED * np.abs(arrays["log_likelihood_x_given_z"]).max()

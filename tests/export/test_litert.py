@@ -10,12 +10,11 @@ import sys
 import numpy as np
 import pytest
 from helpers import cards
-from helpers.exporting import read_vectors
+from helpers.exporting import list_onnx_names, read_vectors
 from helpers.models import SMALL
 from tensorflow.lite.tools import flatbuffer_utils
 
 from export.card import render_model_card
-from export.endpoints import list_onnx_names
 from export.pipeline import ExportConfig, export
 from export.verification.comparison import compare_files
 from export.verification.verify import verify_folder
@@ -28,7 +27,7 @@ def test_a_missing_package_names_its_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=r"^the format litert needs ai_edge_litert.*tfdecouple\[litert\]"):
-        ExportConfig(run=tmp_path, to=tmp_path, formats=("litert",))
+        ExportConfig(run=tmp_path, to=tmp_path / "to", formats=("litert",))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +40,7 @@ def phone(tiny_run, tmp_path_factory):
 
 @pytest.mark.slow
 class TestForPhones:
-    def test_files_are_published_alone_with_a_card_whose_calls_run(self, phone):
+    def test_litert_files_are_published_alone_with_a_card_whose_examples_run(self, phone):
         assert {path.name for path in (phone / "litert").iterdir()} == {f"{name}.tflite" for name in NAMES.values()}
         assert not (phone / "onnx").exists() and not (phone / "savedmodel").exists()
         card = json.loads((phone / "model_card.json").read_text())
@@ -51,13 +50,13 @@ class TestForPhones:
         assert (phone / "MODEL_CARD.md").read_text() == render_model_card(card)
         cards.run_python_blocks(phone)
 
-    def test_they_are_verified_where_they_lie(self, phone):
+    def test_litert_files_pass_verification_where_they_lie(self, phone):
         said = []
         assert verify_folder(phone, said.append) == ([], [])
         assert "litert: ai-edge-litert" in said
 
     @pytest.mark.parametrize("fault", ["weights", "cut off"])
-    def test_faults_are_named(self, phone, tmp_path, fault):
+    def test_changed_and_damaged_litert_files_are_found(self, phone, tmp_path, fault):
         copy = shutil.copytree(phone, tmp_path / "copy")
         if fault == "weights":
             change_weights(copy / "litert" / "encoder.tflite")
@@ -65,7 +64,7 @@ class TestForPhones:
         else:
             path = copy / "litert" / "decoder.tflite"
             os.truncate(path, path.stat().st_size // 2)
-            message = "the LiteRT files cannot be opened: "
+            message = "the litert files cannot be opened: "
         problems = compare_files("litert", copy / "litert", read_vectors(copy), NAMES).problems
         assert problems and problems[0].startswith(message), problems
 

@@ -7,14 +7,14 @@ import numpy as np
 import onnx
 import pytest
 import tensorflow as tf
-from helpers.exporting import SIGNATURES
+from helpers.exporting import SIGNATURES, list_onnx_names
 from onnx import helper, numpy_helper
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from export import pipeline
 from export.cli import EXIT_REFUSED
-from export.endpoints import list_endpoints, list_onnx_names
+from export.endpoints import list_endpoints
 from export.formats import onnx as onnx_writer
 from export.formats.runtimes import WARMUP_FILE
 from export.formats.saved_model import write_serving_files
@@ -77,6 +77,28 @@ def turned_outputs(model):
     model.graph.output.extend(outputs[::-1])
 
 
+NOT_PASS = "the metadata do not pass: ValueError: "
+# (file, sabotage, beginning of the problem). Pixels of samples show changes that codes of images, which decode to the
+# middle of a bin, hide.
+EFFECTS = [
+    ("encoder", change_weight(f"{COUPLING}/last_direction", add=0.1), "encode: v: "),
+    ("encoder", change_weight("encoder/top/kernel", add=0.1), "encode: z: "),
+    ("encoder", change_weight(MIX, times=1.0001), "encode: v: "),
+    ("encoder", change_weight("encoder/last_direction", add=np.nan), "encode: z: "),
+    ("decoder", change_weight(MIX, times=1.0001), "decode: images: "),
+    ("sampler", change_weight("prior_flow/step_0/actnorm_1/bias", add=0.1), "sample: images: "),
+    ("decoder", factor("v", 1.0001), "decode: images: "),
+    ("sampler", factor("temperature", 0), "sample: images: "),
+    ("sampler", factor("z_noise", 0), "sample: images: "),
+    ("sampler", one_image_alone, "sample: it fails at batch 3: "),
+    ("encoder", turned_outputs, "encode: it returns v, z where the model returns z, v"),
+    ("encoder", free_height, "encode: images is declared as [None, None, 8, 3] where the model has [None, 8, 8"),
+    ("encoder", change_metadata("n_bits", "5"), f"{NOT_PASS}encoder.onnx has n_bits = 5; expected 8"),
+    ("decoder", change_metadata("crop", "centre 9"), f"{NOT_PASS}decoder.onnx has crop = centre 9; expected"),
+    ("sampler", change_metadata("endpoint", "decode"), f"{NOT_PASS}sampler.onnx has endpoint = decode; exp"),
+]
+
+
 @pytest.fixture
 def onnx_problems(exported, vectors, model, tmp_path):
     """A function that compares a copy of the exported ONNX files, of which `change` edits one."""
@@ -93,7 +115,7 @@ def onnx_problems(exported, vectors, model, tmp_path):
 
 
 class TestOnnx:
-    def test_right_files_pass(self, onnx_problems):
+    def test_right_onnx_files_pass(self, onnx_problems):
         assert onnx_problems() == []
 
     @pytest.mark.parametrize("file", ["encoder", "decoder", "sampler"])
@@ -111,44 +133,8 @@ class TestOnnx:
         (problem,) = onnx_problems(file, change)
         assert problem.startswith(f"weight {file}.onnx: ") and f" and {counts[0] - 1} more has other numbers" in problem
 
-    @pytest.mark.parametrize(
-        ("file", "change", "message"),
-        [
-            ("encoder", change_weight(f"{COUPLING}/last_direction", add=0.1), "encode: v: "),
-            ("encoder", change_weight("encoder/top/kernel", add=0.1), "encode: z: "),
-            ("encoder", change_weight(MIX, times=1.0001), "encode: v: "),
-            ("encoder", change_weight("encoder/last_direction", add=np.nan), "encode: z: "),
-            # Pixels of samples show changes that codes of images, which decode to the middle of a bin, hide.
-            ("decoder", change_weight(MIX, times=1.0001), "decode: images: "),
-            ("sampler", change_weight("prior_flow/step_0/actnorm_1/bias", add=0.1), "sample: images: "),
-            ("decoder", factor("v", 1.0001), "decode: images: "),
-            ("sampler", factor("temperature", 0), "sample: images: "),
-            ("sampler", factor("z_noise", 0), "sample: images: "),
-            ("sampler", one_image_alone, "sample: it fails at batch 3: "),
-            ("encoder", turned_outputs, "encode: it returns v, z where the model returns z, v"),
-            (
-                "encoder",
-                free_height,
-                "encode: images is declared as [None, None, 8, 3] where the model has [None, 8, 8",
-            ),
-            (
-                "encoder",
-                change_metadata("n_bits", "5"),
-                "the metadata do not pass: ValueError: encoder.onnx has n_bits = 5; expected 8",
-            ),
-            (
-                "decoder",
-                change_metadata("crop", "centre 9"),
-                "the metadata do not pass: ValueError: decoder.onnx has crop = centre 9; expected",
-            ),
-            (
-                "sampler",
-                change_metadata("endpoint", "decode"),
-                "the metadata do not pass: ValueError: sampler.onnx has endpoint = decode; exp",
-            ),
-        ],
-    )
-    def test_effect_of_one_change_is_found_without_knowing_the_weights(
+    @pytest.mark.parametrize(("file", "change", "message"), EFFECTS)
+    def test_effect_of_one_change_of_an_onnx_file_is_found_without_digests(
         self, onnx_problems, monkeypatch, file, change, message
     ):
         monkeypatch.setattr(comparison, "_compare_weight_digests", lambda *_: [])
@@ -156,7 +142,7 @@ class TestOnnx:
         assert any(problem.startswith(message) for problem in problems), problems
 
     @pytest.mark.parametrize("how", ["swapped", "missing", "cut off", "more"])
-    def test_files_that_are_others_or_damaged(self, exported, vectors, model, tmp_path, how):
+    def test_exchanged_missing_and_damaged_onnx_files_are_found(self, exported, vectors, model, tmp_path, how):
         folder = shutil.copytree(exported / "onnx", tmp_path / "onnx")
         if how == "swapped":
             (folder / "encoder.onnx").rename(folder / "x")
@@ -169,7 +155,7 @@ class TestOnnx:
         else:
             os.truncate(folder / "decoder.onnx", 1000)
         problems = compare_files("onnx", folder, vectors, list_onnx_names(model.config)).problems
-        message = "encode: it fails at batch 1: " if how == "swapped" else "the ONNX files cannot be opened: "
+        message = "encode: it fails at batch 1: " if how == "swapped" else "the onnx files cannot be opened: "
         assert problems and problems[0].startswith(message) and "\n" not in problems[0]
 
 
@@ -209,16 +195,6 @@ def next_number(arrays):
     arrays[key].flat[0] = np.nextafter(arrays[key].flat[0], np.float32(9))
 
 
-def take_any_shape(folder):
-    message = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
-    for function in message.meta_graphs[0].graph_def.library.function:
-        for node in function.node_def:
-            if node.op == "EnsureShape":
-                node.op = "Identity"
-                del node.attr["shape"]
-    (folder / "saved_model.pb").write_bytes(message.SerializeToString())
-
-
 def declare_any_size(given):
     given["encode"].inputs["images"].tensor_shape.dim[1].size = -1
 
@@ -255,33 +231,34 @@ def fix_batch(given):
     given["decode"].inputs["v"].tensor_shape.dim[0].size = 1
 
 
+def clear_method(given):
+    given["decode"].ClearField("method_name")
+
+
+def replace_default(given):
+    given["serving_default"].CopyFrom(given["decode"])
+
+
+def shorten_default(given):
+    given["serving_default"].outputs.pop("z")
+
+
+NOT_OPENED, WARM_UP = "the savedmodel files cannot be opened: ", "the warm-up requests do not pass: "
 SABOTAGES = {
-    "no variables": (lambda folder: shutil.rmtree(folder / "variables"), "the SavedModel files cannot be opened: "),
-    "a variable less": (variables(lose_a_variable), "the SavedModel files cannot be opened: NotFoundError: "),
+    "no variables": (lambda folder: shutil.rmtree(folder / "variables"), NOT_OPENED),
+    "a variable less": (variables(lose_a_variable), f"{NOT_OPENED}NotFoundError: "),
     "one number": (variables(next_number), "weight "),
-    "a signature renamed": (signatures(rename_decode), "the SavedModel files cannot be opened: ValueError: the sign"),
+    "a signature renamed": (signatures(rename_decode), f"{NOT_OPENED}ValueError: the sign"),
     "batch of one": (signatures(fix_batch), "decode: v is declared as [1, 8, 8, 3] where the model has [None, 8, 8, 3"),
-    "any size declared": (
-        signatures(declare_any_size),
-        "encode: images is declared as [None, None, 8, 3] where the mod",
-    ),
-    "a signature without its method": (
-        signatures(lambda given: given["decode"].ClearField("method_name")),
-        "the SavedModel files cannot be opened: ValueError: the signature decode",
-    ),
-    "warm-up of another type": (warm_up(send_floats), "the warm-up requests do not pass: InvalidArgumentError: "),
-    "warm-up with an input more": (warm_up(send_one_input_more), "the warm-up requests do not pass: ValueError: "),
-    "warm-up without a signature": (warm_up(list.pop), "the warm-up requests do not pass: ValueError: "),
-    "warm-up cut off": (lambda folder: os.truncate(folder / WARMUP_FILE, 100), "the warm-up requests do not pass: "),
-    "no warm-up": (lambda folder: (folder / WARMUP_FILE).unlink(), "the warm-up requests do not pass: NotFoundError: "),
-    "another default": (
-        signatures(lambda given: given["serving_default"].CopyFrom(given["decode"])),
-        "serving_default: it ",
-    ),
-    "a default without z": (
-        signatures(lambda given: given["serving_default"].outputs.pop("z")),
-        "serving_default: it returns v where the model returns v, z",
-    ),
+    "any size": (signatures(declare_any_size), "encode: images is declared as [None, None, 8, 3] where the mod"),
+    "no method": (signatures(clear_method), f"{NOT_OPENED}ValueError: the signature decode"),
+    "warm-up of another type": (warm_up(send_floats), f"{WARM_UP}InvalidArgumentError: "),
+    "warm-up with an input more": (warm_up(send_one_input_more), f"{WARM_UP}ValueError: "),
+    "warm-up without a signature": (warm_up(list.pop), f"{WARM_UP}ValueError: "),
+    "warm-up cut off": (lambda folder: os.truncate(folder / WARMUP_FILE, 100), WARM_UP),
+    "no warm-up": (lambda folder: (folder / WARMUP_FILE).unlink(), f"{WARM_UP}NotFoundError: "),
+    "another default": (signatures(replace_default), "serving_default: it "),
+    "a default without z": (signatures(shorten_default), "serving_default: it returns v where the model returns v, z"),
 }
 
 
@@ -295,18 +272,23 @@ class TestSavedModel:
 
         return run
 
-    def test_right_one_passes_also_when_it_is_rewritten(self, problems):
+    def test_right_saved_model_passes_also_when_it_is_rewritten(self, problems):
         assert problems(variables(lambda arrays: None)) == []
 
     @pytest.mark.parametrize("name", SABOTAGES)
-    def test_one_change_is_found(self, problems, name):
+    def test_one_change_of_a_saved_model_is_found(self, problems, name):
         change, message = SABOTAGES[name]
         found = problems(change)
         assert found and found[0].startswith(message) and "\n" not in found[0], found
 
     def test_graph_whose_checks_of_shapes_are_gone_is_found(self, exported, vectors, model, tmp_path):
         folder = shutil.copytree(exported / "savedmodel" / "1", tmp_path / "savedmodel")
-        take_any_shape(folder)
+        message = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+        for function in message.meta_graphs[0].graph_def.library.function:
+            for node in (one for one in function.node_def if one.op == "EnsureShape"):
+                node.op = "Identity"
+                del node.attr["shape"]
+        (folder / "saved_model.pb").write_bytes(message.SerializeToString())
         names = [endpoint.name for endpoint in list_endpoints(model.config)]
         problems = compare_files("savedmodel", folder, vectors, dict.fromkeys(names, "")).problems
         assert "encode_global: it takes images of the shape [2, 16, 8, 3]" in problems
@@ -327,9 +309,7 @@ class TestSavedModel:
 
 
 class TestProcess:
-    def test_that_finds_a_changed_weight_refuses_in_one_line_and_nothing_is_published(
-        self, monkeypatch, built, earlier, refused
-    ):
+    def test_export_with_a_changed_weight_is_refused_in_one_line(self, monkeypatch, built, refused):
         build = onnx_writer.build_onnx
 
         def sabotaged(exported, endpoint, metadata):
@@ -343,18 +323,20 @@ class TestProcess:
         assert err.startswith("error: not published: ")
         assert f"weight decoder.onnx: {COUPLING}/last_direction has other numbers" in err
 
-    def test_that_finds_another_name_in_the_servers_settings_refuses(self, monkeypatch, built, refused):
+    def test_export_whose_server_settings_name_another_model_is_refused(self, monkeypatch, built, refused):
         write = "export.formats.saved_model.write_serving_files"
         monkeypatch.setattr(write, lambda folder, name: write_serving_files(folder, "other"))
         err = refused("--format", "savedmodel", "--endpoints", *SIGNATURES, expected=EXIT_REFUSED)
         assert err.startswith("error: not published: models.config names other and not the model tiny")
 
-    def test_that_crashes_refuses_in_one_line(self, monkeypatch, built, refused):
+    def test_crash_of_the_verification_refuses_in_one_line(self, monkeypatch, built, refused):
         monkeypatch.setattr(pipeline.np, "savez_compressed", lambda path, **_: path.write_bytes(b"no archive"))
         err = refused("--format", "onnx", expected=EXIT_REFUSED)
         assert "the verification of onnx ended with status 1: " in err
 
-    def test_that_is_killed_refuses_in_one_line_and_leaves_no_folder(self, monkeypatch, built, tiny_run, tmp_path):
+    def test_kill_of_the_verification_refuses_in_one_line_and_leaves_no_folder(
+        self, monkeypatch, built, tiny_run, tmp_path
+    ):
         # As the kernel does where memory runs out.
         (tmp_path / "sitecustomize.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
         monkeypatch.syspath_prepend(tmp_path)

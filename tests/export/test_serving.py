@@ -1,4 +1,4 @@
-"""Tests of the example client of TensorFlow Serving, and of the warm-up requests in an exported SavedModel.
+"""Tests of the example client of TensorFlow Serving.
 
 The client talks to `serving_server.Server`, which follows the rules of TensorFlow Serving, because TensorFlow Serving
 itself is no Python package.
@@ -19,9 +19,7 @@ from helpers.models import SMALL, random_images
 from helpers.places import ROOT
 from helpers.serving_server import Server
 from PIL import Image
-from tensorflow_serving.apis import prediction_log_pb2
 
-from export.formats.saved_model import WARMUP_FILE
 from tfdecouple.data.image_file import read_image
 
 CLIENT = ROOT / "examples" / "tf_serving" / "client.py"
@@ -115,7 +113,7 @@ def results(client, address, pictures, tmp_path_factory):
     return found
 
 
-def test_the_transports_give_the_same(results):
+def test_all_transports_give_the_same_results(results):
     first = results["rest-row"]
     files = {"images_ab.png", "images_ba.png", *(f"sample_{n}.png" for n in range(3))}
     assert set(first) == {"switch", "encode", "sample", "score", "z", "v", *files}
@@ -167,7 +165,7 @@ def test_labels_are_given_where_an_endpoint_asks_for_them(client):
         client.select_labels(server, "encode", [1], [])
 
 
-def test_messages_beyond_grpcs_own_limit(connect):
+def test_messages_above_the_default_limit_of_grpc_are_sent(connect):
     """The client must lift gRPC's default limit, which refuses messages of more than 4 MB."""
     connection = connect("grpc")
     codes = connection.predict("encode", {"images": np.tile(random_images(8), (750, 1, 1, 1))})
@@ -176,7 +174,7 @@ def test_messages_beyond_grpcs_own_limit(connect):
     np.testing.assert_array_equal(decoded[-8:], random_images(8))
 
 
-def test_rest_runs_as_a_script_and_without_tensorflow(address, tmp_path):
+def test_client_runs_as_a_script_without_tensorflow_by_rest(address, tmp_path):
     program = "import runpy, sys; sys.modules |= dict.fromkeys(['tensorflow', 'grpc'])"
     program += "; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
     arguments = ["sample", "--count", "1", "--to", str(tmp_path), *address("rest-row")]
@@ -186,14 +184,14 @@ def test_rest_runs_as_a_script_and_without_tensorflow(address, tmp_path):
 
 class TestOneLineSays:
     @pytest.mark.parametrize("missing", ["grpc", "tensorflow", "tensorflow_serving.apis"])
-    def test_what_grpc_needs(self, complaint, missing, monkeypatch):
+    def test_missing_package_of_grpc_is_named(self, complaint, missing, monkeypatch):
         monkeypatch.setitem(sys.modules, missing, None)
         assert f"--transport grpc needs {missing}, which is not installed: pip install -r " in complaint(
             "grpc", "sample"
         )
 
     @pytest.mark.parametrize("transport", TRANSPORTS)
-    def test_that_no_server_or_no_model_is_there(self, complaint, transport):
+    def test_missing_server_or_model_is_named(self, complaint, transport):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -204,7 +202,7 @@ class TestOneLineSays:
         assert "has no model other: Servable not found for request: Latest(other)" in text
 
     @pytest.mark.parametrize("transport", TRANSPORTS)
-    def test_what_the_server_says_and_that_an_endpoint_is_missing(self, client, connect, name, transport):
+    def test_message_of_the_server_and_missing_endpoint_are_named(self, client, connect, name, transport):
         connection = connect(transport)
         with pytest.raises(client.Problem, match=r"answers (400 Bad Request|INVALID_ARGUMENT): .*images_b"):
             connection.predict("switch", {"images_a": random_images(1)})
@@ -214,7 +212,7 @@ class TestOneLineSays:
         ):
             client.switch_pictures(connection, types.SimpleNamespace(pictures=[]))
 
-    def test_that_a_file_is_no_picture(self, complaint, tmp_path):
+    def test_file_that_is_no_picture_is_named(self, complaint, tmp_path):
         path = tmp_path / "a.png"
         assert complaint("rest-row", "score", str(path)) == f"{path}: No such file or directory"
         Image.fromarray(random_images(1, 64)[0]).save(path)
@@ -242,14 +240,14 @@ class CodesAreImages:
         return {"images": np.clip(shown, 0, self.brightest).astype(np.uint8)}
 
 
-def test_the_check_says_what_comes_back(client, address, capsys):
+def test_check_of_a_right_server_finds_all_images_exact(client, address, capsys):
     for transport in TRANSPORTS:
         assert client.main(["--check", *address(transport)]) == 0
         assert capsys.readouterr().out == "16 of 16 test images decode exactly\n"
 
 
 @pytest.mark.parametrize("n_bits", [1, 5, 8])
-def test_of_fewer_bits_bins_are_compared(client, n_bits, tmp_path, capsys):
+def test_check_compares_bins_of_models_of_fewer_bits(client, n_bits, tmp_path, capsys):
     step = 256 >> n_bits
     assert (
         client.check_exactness(CodesAreImages(step)) == 0
@@ -292,19 +290,7 @@ WRONG_ARGUMENTS = ["switch a.jpg", "encode", "sample a.jpg", "sample --count 0",
 
 
 @pytest.mark.parametrize("arguments", [*WRONG_ARGUMENTS, "encode a.jpg --crop=-1"])
-def test_wrong_arguments(client, arguments, capsys):
+def test_wrong_arguments_of_the_serving_client_are_refused(client, arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         client.main(arguments.split())
     assert caught.value.code == 2 and "error: " in capsys.readouterr().err
-
-
-def test_the_warm_up_has_one_request_per_signature_and_each_runs(exported, name, signatures):
-    records = tf.data.TFRecordDataset(str(exported / "savedmodel" / "1" / WARMUP_FILE)).as_numpy_iterator()
-    requests = [prediction_log_pb2.PredictionLog.FromString(record).predict_log.request for record in records]
-    assert sorted(request.model_spec.signature_name for request in requests) == sorted(signatures)
-    for request in requests:
-        assert request.model_spec.name == name
-        inputs = {key: tf.make_ndarray(tensor) for key, tensor in request.inputs.items()}
-        assert {len(array) for array in inputs.values()} == {1}
-        outputs = signatures[request.model_spec.signature_name](**inputs)
-        assert all(len(array) == 1 and np.all(np.isfinite(array)) for array in outputs.values())

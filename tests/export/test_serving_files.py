@@ -11,7 +11,7 @@ from export.formats.saved_model import write_serving_files
 from export.provenance import make_safe_name
 
 
-def test_models_config(exported, name):
+def test_models_config_serves_the_newest_version_of_the_model(exported, name):
     (model,) = read_models(exported)
     assert (model.base_path, model.model_platform) == (f"/models/{name}", "tensorflow")
     assert not model.HasField("model_version_policy")
@@ -30,7 +30,7 @@ def test_any_run_name_makes_a_model_that_can_be_served(run_name, tmp_path):
     assert model.name == name
 
 
-def test_batching_and_monitoring_configs(exported):
+def test_batching_and_monitoring_configs_are_consistent(exported):
     text = re.sub("#.*", "", (exported / "batching.config").read_text())
     values = {name: int(value) for name, value in re.findall(r"^(\w+) \{ value: (\d+) \}$", text, re.MULTILINE)}
     sizes = [int(size) for size in re.findall(r"^allowed_batch_sizes: (\d+)$", text, re.MULTILINE)]
@@ -42,7 +42,7 @@ def test_batching_and_monitoring_configs(exported):
     assert re.fullmatch(r'prometheus_config \{ enable: true path: "/monitoring/\S+" \}', " ".join(text.split()))
 
 
-def test_docker_compose(exported):
+def test_docker_compose_mounts_the_files_of_the_export(exported):
     yaml = pytest.importorskip("yaml")
     services = yaml.safe_load((exported / "docker-compose.yml").read_text())["services"]
     assert set(services) == {"tf-serving", "tf-serving-gpu"}

@@ -31,7 +31,7 @@ def pixels(values, effect=1e-3, n_bins=256):
 
 
 class TestFloats:
-    def test_equal_ones_pass_with_figures_of_zero(self):
+    def test_equal_floats_pass(self):
         assert floats().compare_file(FLOATS) == ({"max": 0, "mean": 0, "unstable": 0}, None)
 
     @pytest.mark.parametrize(("times", "passes"), [(0.9, True), (1.1, False)])
@@ -59,7 +59,7 @@ class TestFloats:
         assert Answer.from_floats(right, right, scale=10).compare_file(right + np.float32(1e-5))[1] is None
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-    def test_one_value_that_is_not_finite_is_a_problem(self, value):
+    def test_value_that_is_not_finite_is_a_problem(self, value):
         found = FLOATS.copy()
         found[-1, -1] = value
         assert f"image {COUNT - 1} differ from the model, by up to " in floats().compare_file(found)[1]
@@ -74,7 +74,7 @@ class TestFloats:
         assert "image 1 differ" in floats(right).compare_file(found)[1]
         assert "no stable answer to any" in floats(np.full_like(FLOATS, np.nan)).compare_file(FLOATS)[1]
 
-    def test_every_image_that_is_off_is_counted(self):
+    def test_every_wrong_image_is_counted(self):
         found = FLOATS.copy()
         found[[2, 5, 9]] += 1
         found[5] += 1
@@ -84,7 +84,7 @@ class TestFloats:
 
 class TestPixels:
     @pytest.mark.parametrize("n_bins", [256, 32, 2])
-    def test_right_ones_pass_and_one_subpixel_far_from_a_border_that_is_off_is_a_problem(self, n_bins):
+    def test_one_wrong_subpixel_far_from_a_border_is_a_problem(self, n_bins):
         answer = pixels(bins(n_bins), n_bins=n_bins)
         assert np.array_equal(answer.values, np.floor(bins(n_bins)) * (256 // n_bins))
         assert answer.compare_file(answer.values) == ({"max": 0, "mean": 0, "unstable": 0, "differing": 0}, None)
@@ -111,7 +111,7 @@ class TestPixels:
         answer = pixels(values)
         assert answer.values[0, 0, 0].tolist() == [0, 255, 255] and answer.exact[0, 0, 0].all()
 
-    def test_bound_is_that_of_the_image(self):
+    def test_bound_of_pixels_is_that_of_their_image(self):
         effect, values = np.full((COUNT, 1, 1, 1), 1e-4), bins()
         effect[3] = 0.1
         values[[2, 3], 0, 0, 0] = 5.1
@@ -141,7 +141,7 @@ class TestPixels:
 class Made(Runtime):
     """A runtime whose endpoints are functions of a test."""
 
-    title, package, sorts_outputs = "Made", "numpy", False
+    package, sorts_outputs = "numpy", False
     functions, vectors = {}, {}
 
     def call_endpoint(self, endpoint, inputs):
@@ -178,7 +178,7 @@ class TestAnswers:
         vectors = {"in/number/number": np.arange(COUNT), **answer}
         return lambda found: compare(vectors, number=lambda number: found(number))
 
-    def test_are_compared_in_every_batch(self, report):
+    def test_answers_are_compared_in_every_batch(self, report):
         calls = []
         found = report(lambda number: calls.append(len(number)) or {"images": FLOATS[number]})
         assert calls == list(SIZES) and found.problems == []
@@ -199,7 +199,7 @@ class TestAnswers:
         (one,) = report(found).problems
         assert one.startswith(f"number: {problem}") and "\n" not in one
 
-    def test_endpoint_to_which_the_model_has_no_answers(self, compare):
+    def test_endpoint_without_answers_of_the_model_is_a_problem(self, compare):
         (problem,) = compare({}, number=lambda: {}).problems
         assert problem == "number: it cannot be compared: there are no answers of the model to it"
 
@@ -231,7 +231,7 @@ class TestRoundTrip:
 
         return run
 
-    def test_counts_every_image_of_every_kind(self, report):
+    def test_round_trip_counts_every_image_of_every_type(self, report):
         found = report()
         assert found.problems == []
         counts = {"real": COUNT, "black": 1, "noise": 4}

@@ -123,11 +123,8 @@ def steered_run(tiny_run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(steered_run, tools, tmp_path_factory):
     """The folder of an export of `steered_run`, with ONNX files and the web page."""
-    folder = tmp_path_factory.mktemp("page")
-    runtime = tools / "node_modules" / "onnxruntime-web"
-    export(
-        ExportConfig(run=steered_run, to=folder, formats=("onnx", "web"), web_runtime=runtime), report=lambda text: None
-    )
+    folder, runtime = tmp_path_factory.mktemp("page") / "exported", tools / "node_modules" / "onnxruntime-web"
+    export(ExportConfig(run=steered_run, to=folder, formats=("onnx", "web"), web_runtime=runtime), report=str)
     return folder
 
 

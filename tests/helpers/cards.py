@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 
-from export.card import JSON_NAME, TEXT_NAME
+from export.export_folder import JSON_NAME, TEXT_NAME
 from helpers.places import PATIENCE, user_environment
 
 

@@ -1,29 +1,30 @@
 """Functions that replace the slow functions of the package `export` in a test, and that read export folders."""
 
-import contextlib
 import json
 import shutil
-import time
 
 import numpy as np
 import onnx
 
 import export.pipeline  # noqa: F401 - its functions are replaced by their dotted names
-from export.card import JSON_NAME
-from export.endpoints import list_onnx_names
-from export.export_folder import VECTORS
+from export.endpoints import list_endpoints
+from export.export_folder import EDITABLE, JSON_NAME, MANIFEST, TEXT_NAME, VECTORS
 from export.formats.web import PAGE_MODELS
 from export.verification.comparison import Report
 from helpers.models import TINY
+
+
+def list_onnx_names(config):
+    """Returns {endpoint: name of its ONNX file without suffix} for the endpoints of a model that have a file."""
+    return {one.name: one.onnx for one in list_endpoints(config) if one.onnx}
+
 
 # Names of the ONNX files in an export of a model with the config TINY.
 PARTS = tuple(f"{name}.onnx" for name in list_onnx_names(TINY).values())
 # Names of the ONNX files that the web page of an export loads.
 ON_PAGE = tuple(f"{name}.onnx" for name in PAGE_MODELS)
-# The manifest (digests of the files) and the folder of test vectors, with which `--verify` checks an export's files.
-RECORDS = ("manifest.json", "test_vectors")
-# Names of the files in an export folder that configure TensorFlow Serving, a server of the SavedModel.
-SERVING = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
+# Names in an export folder with the formats savedmodel and onnx.
+COMPLETE = {"savedmodel", "onnx", "client.py", JSON_NAME, TEXT_NAME, MANIFEST, VECTORS, *EDITABLE}
 # The signatures with which tests build a small SavedModel, which loads faster than one with all signatures.
 SIGNATURES = ("encode", "decode")
 
@@ -31,8 +32,6 @@ SIGNATURES = ("encode", "decode")
 def _save_placeholder_model(exported, chosen, folder, report):
     (folder / "variables").mkdir(parents=True)
     (folder / "saved_model.pb").write_text("graph")
-    # The pause gives a test that watches the export folder time to notice an incomplete version of the SavedModel.
-    time.sleep(0.01)
     for name in ("variables.index", "variables.data-00000-of-00001"):
         (folder / "variables" / name).write_text("weights")
 
@@ -96,8 +95,7 @@ def copy_finished_files(patch, exported, opened, saved_model, vectors):
 
 def read_vectors(folder):
     """Returns the test vectors in an export folder: {name: array} of inputs and of outputs of the Keras model."""
-    (path,) = (folder / VECTORS).iterdir()
-    with np.load(path) as archive:
+    with np.load(folder / VECTORS) as archive:
         return dict(archive)
 
 
@@ -112,21 +110,3 @@ def read_tree(folder):
 
 def read_card(folder):
     return json.loads((folder / JSON_NAME).read_text())
-
-
-def list_incomplete_files(folder):
-    """Returns a list of texts, one for each file or SavedModel version in an export folder that is incomplete."""
-    incomplete = []
-    versions = folder / "savedmodel"
-    for version in versions.iterdir() if versions.exists() else ():
-        files = ("saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001")
-        incomplete += [f"{version.name} without {name}" for name in files if not (version / name).is_file()]
-        if not (version / "assets.extra" / JSON_NAME).exists():
-            incomplete.append(f"{version.name} without a card")
-    for name in (JSON_NAME, *SERVING):
-        # While an export runs, a file is possibly not there yet, but a file that is there must be complete.
-        with contextlib.suppress(FileNotFoundError):
-            text = (folder / name).read_text()
-            if not text.endswith("\n") or (name == JSON_NAME and not json.loads(text)):
-                incomplete.append(name)
-    return incomplete
