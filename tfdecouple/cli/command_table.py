@@ -9,7 +9,7 @@ from typing import Any
 
 from tfdecouple.cli.options import MAX_SIDE, AddOption, choice, flag, group, number, option
 from tfdecouple.data.sources import list_source_kinds
-from tfdecouple.errors import UserError
+from tfdecouple.errors import UserError, make_printable
 from tfdecouple.runs.pretrained import DEFAULT, HUB
 from tfdecouple.runtime.devices import MOST_DEVICES
 from tfdecouple.runtime.option_types import make_number_type
@@ -22,7 +22,6 @@ MOST_TEMPERATURE = 1000
 RUN_HELP = f"run folder, also one in training; the bundled weights, {DEFAULT}; or weights on the Hub, {HUB}OWNER/NAME"
 # The list --amounts has at most MOST_AMOUNTS multiples of a direction in z, from -MOST_AMOUNT to MOST_AMOUNT.
 MOST_AMOUNTS, MOST_AMOUNT = 50, 1000.0
-DEFAULT_AMOUNTS = "-1,-0.5,0,0.5,1"
 
 
 def load_object(name: str) -> Any:
@@ -80,29 +79,32 @@ class Command:
         work = load_object(self.work)
         if not self.draws:
             return int(work(options))
-        from tfdecouple.cli.run_images import save_picture
+        from tfdecouple.cli.run_images import write_picture
         from tfdecouple.runs.opened_run import Run
+        from tfdecouple.runs.run_folder import PICTURES, RunFolder
 
         opened = Run.open(options.run, z_for=self.name if self.needs_z else "")
         drawings = work(opened, options)
         if isinstance(drawings, int):
             return drawings
+        folder = RunFolder(options.run).find_results_folder(PICTURES, options.out)
         for name, picture, summary, facts in drawings:
-            save_picture(opened, options, name, picture, summary, **facts)
+            path = folder / f"{name}.png"
+            write_picture(path, picture, {"command": self.name, **opened.facts(), **facts})
+            # The summary can have names from untrusted files.
+            print(make_printable(f"{path}: {summary}"), flush=True)
         return 0
 
 
 RUN = option("--run RUN", f"{RUN_HELP} (default {DEFAULT})", default=DEFAULT)
 REQUIRED_RUN = option("--run RUN", RUN_HELP, required=True)
 SEED = number("--seed", 0, "seed of all draws")
-_DEVICES_HELP = "use N GPUs instead of all; without GPUs, try N logical CPU devices"
-DEVICES = number("--devices", None, _DEVICES_HELP, 1, MOST_DEVICES)
+DEVICES = number("--devices", None, "use N GPUs instead of all; without GPUs, N logical CPU devices", 1, MOST_DEVICES)
 DOWNLOAD = flag("--download", "download and prepare the TFDS data set if missing")
 WRITE_V = flag("--v", "write v beside z: as many numbers as the image has")
 FORMAT = choice("--format", ("tfrecord", "parquet"), "tfrecord or parquet")
 PAIRS = [
-    option("files FILE", "pairs of your own images, of any size, instead of the data set's: a.png b.png "
-        "[c.png d.png ...]", nargs="*"),
+    option("files FILE", "your own pairs, not the data set's, of any size: a.png b.png [c.png ...]", nargs="*"),
     choice("--pairing", ("auto", "within", "across", "any"), "pairs of the data set: within a class, across classes or "
         "any; auto: within and across if there are classes"),
 ]  # fmt: skip
@@ -132,14 +134,14 @@ def drawing_options(count: int, what: str) -> list[AddOption]:
 
 def size_options(max_side: int | None = MAX_SIDE) -> list[AddOption]:
     """Returns the options --size and --max-side (by default `max_side`), for results at a photograph's own size."""
-    text = "own: also write each result at your photograph's own size, where a guided filter repeats the change of "
-    text += "colours that the model made at its size; model: only the picture at the model's size, whose pixels are "
-    # All image formats can store the largest value of --max-side.
-    limit = f"shrink larger photographs until both sides have at most N pixels (default {MAX_SIDE})"
     return [
-        choice("--size", ("own", "model"), f"{text}exact"),
-        option("--max-side N", limit, type=make_number_type(int, 1, 16_383), default=max_side),
-    ]
+        choice("--size", ("own", "model"), "own: also write each result at your photograph's own size, where a guided "
+            "filter repeats the change of colours that the model made at its size; model: only the picture at the "
+            "model's size, whose pixels are exact"),
+        # All image formats can store the largest value of --max-side.
+        option("--max-side N", "shrink larger photographs until both sides have at most N pixels (default "
+            f"{MAX_SIDE})", type=make_number_type(int, 1, 16_383), default=max_side),
+    ]  # fmt: skip
 
 
 def change_option(text: str) -> AddOption:
@@ -156,12 +158,9 @@ def parse_amounts(text: str) -> list[float]:
 
 
 AMOUNTS = option(
-    "--amounts A,B,...",
-    "multiples of the direction that are added to z, in standard deviations of its property over images; 0 gives the "
-    f"image itself (default --amounts={DEFAULT_AMOUNTS})",
-    type=parse_amounts,
-    default=DEFAULT_AMOUNTS,
-)
+    "--amounts A,B,...", "multiples of the direction that are added to z, in standard deviations of its property over "
+    "images; 0 gives the image itself (default --amounts=-1,-0.5,0,0.5,1)", type=parse_amounts,
+    default="-1,-0.5,0,0.5,1")  # fmt: skip
 
 
 # The help lists the commands in this order. Options are made by functions, so that a command imports its own alone.
@@ -179,8 +178,7 @@ COMMANDS = {command.name: command for command in (
             RUN, out_option(), *drawing_options(10, "samples at each temperature"),
             option("--temperatures T ...", "temperatures (default 0.5 0.7 0.8 0.9 1.0)",
                 type=make_number_type(float, 0, MOST_TEMPERATURE), default=(0.5, 0.7, 0.8, 0.9, 1.0)),
-            option("--labels NAME ...", "draw a row of samples for each of these labels, or for all; needs a model "
-                "with labels"),
+            option("--labels NAME ...", "draw a row of samples for each of these labels of the model, or for all"),
         ], draws=True),
     Command("reconstruct", "encode images, decode their codes and count the images that are equal to the last pixel",
         "", "drawings:draw_reconstruct", lambda: [
@@ -206,8 +204,7 @@ COMMANDS = {command.name: command for command in (
             RUN, out_option(), *data_options(), *PAIRS, *drawing_options(1, "pairs, one below another"),
             *size_options(),
             number("--steps", 6, "images in a row and in a column", 2),
-            choice("--path", ("lerp", "slerp", "both"), "path of v: lerp, a straight line as in the paper; slerp, an "
-                "arc around the origin; or both"),
+            choice("--path", ("lerp", "slerp", "both"), "path of v: lerp, a line as in the paper; slerp, an arc; both"),
         ], draws=True, check="options:require_image_pairs"),
     Command("directions", "find the directions in z that stand for labels, for numbers such as an age, or for "
         "brightness and colour",
@@ -216,7 +213,8 @@ COMMANDS = {command.name: command for command in (
         "steps along each direction.", "directions:draw_directions", lambda: [
             # The bundled weights, the default of other commands, have no folder to write directions.json into.
             option("--run RUN", "run folder, into which directions.json is written", required=True),
-            out_option(), *data_options("validation"), AMOUNTS, *drawing_options(3, "images in a picture, of --split"),
+            out_option(), *data_options("validation", ("validation", "test")), AMOUNTS,
+            *drawing_options(3, "images in a picture, of --split"),
             group("",
                 option("--labels NAME ...", "use these labels only"),
                 option("--attributes FILE", "find a direction for each column of a CSV file instead: a line of names, "
@@ -228,7 +226,7 @@ COMMANDS = {command.name: command for command in (
             ),
             number("--images", 0, "number of training images, drawn at random, and of images of --split; 0 means at "
                 "most 10,000, or 500 with --statistics"),
-        ], draws=True, needs_z=True, check="options:require_held_out_split"),
+        ], draws=True, needs_z=True),
     Command("edit", "change images along a direction in z",
         "v of each image does not change. The command `directions` finds the directions of a run.",
         "drawings:draw_edit", lambda: [
@@ -294,7 +292,7 @@ COMMANDS = {command.name: command for command in (
             number("--shards", 0, "number of files; 0 for the runner's choice"),
             number("--threads", 1, "threads of each worker", 1),
             option("beam -- OPTION", "options of Beam and its runner", nargs="*"),
-        ]),
+        ], package="apache_beam"),
     Command("import-wolf", "turn a checkpoint of the paper's PyTorch code (wolf) into a run folder",
         "", "short_commands:run_import_wolf", lambda: [
             option("--config FILE", "the JSON config of the PyTorch code", required=True),

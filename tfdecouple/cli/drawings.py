@@ -47,12 +47,10 @@ _NEAREST = 5
 def draw_sample(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
     """Yields samples at all temperatures, or with --labels a drawing of samples of each label per temperature."""
     model, count, temperatures, names = opened.model, options.count, options.temperatures, opened.label_names
-    facts, drawing = {"seed": options.seed, "count": count}, {"seed": options.seed, "note": f"\n{opened.note()}"}
+    facts, given = {"seed": options.seed, "count": count}, {"seed": options.seed, "note": f"\n{opened.note()}"}
     if not options.labels:
         with Counter("sampling", count * len(temperatures)) as counter:
-            picture = grids.draw_sample_grid(
-                model, on_images=counter, count=count, temperatures=temperatures, **drawing
-            )
+            picture = grids.draw_sample_grid(model, on_images=counter, count=count, temperatures=temperatures, **given)
         summary = f"{count} samples at temperature {', '.join(map(str, temperatures))}"
         yield "sample", picture, summary, {**facts, "temperatures": temperatures}
         return
@@ -65,9 +63,8 @@ def draw_sample(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
     rows = [names.index(label) for label in labels]
     for temperature in temperatures:
         with Counter("sampling", count * len(labels)) as counter:
-            picture = grids.draw_class_grid(
-                model, rows, names, on_images=counter, columns=count, temperature=temperature, **drawing
-            )
+            given |= {"columns": count, "temperature": temperature}
+            picture = grids.draw_class_grid(model, rows, names, on_images=counter, **given)
         summary = f"{count} samples of each of {len(labels)} labels at temperature {temperature}"
         yield f"sample-{temperature:g}", picture, summary, {**facts, "temperature": temperature, "labels": labels}
 
@@ -93,17 +90,11 @@ def _draw_reconstruction_at_own_size(opened: Run, options: argparse.Namespace) -
         decoded = model.decode(*model.encode(image)).numpy()
         lost, (height, width) = int((decoded != image).sum()), image.shape[1:3]
         summary = f"{width} x {height} pixels, {lost} of {image.size:,} subpixels differ"
-        picture = grids.draw_grid(
-            np.stack([image, decoded], 1), f"Image and decode(encode(image)): {summary}. {opened.note()}"
-        )
+        caption = f"Image and decode(encode(image)): {summary}. {opened.note()}"
+        picture = grids.draw_grid(np.stack([image, decoded], 1), caption)
         facts = {"data": source.title, "split": options.split, "image": name, "height": height, "width": width}
         name = pathlib.PurePath(name).with_suffix("").as_posix().replace("/", "-")
         yield f"reconstruct-{name}", picture, summary, {**facts, "lost_subpixels": lost}
-
-
-def switch(opened: Run, options: argparse.Namespace) -> int | Iterator[Drawing]:
-    """Returns the drawings of `draw_switch`; or, with --reference, switches a folder and returns the exit status."""
-    return draw_switch(opened, options) if options.reference is None else switch_photograph_folder(opened, options)
 
 
 def draw_switch(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
@@ -130,15 +121,19 @@ def draw_switch(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
             results.save_photograph(index, image, f"z-of-{results.names[others[index]]}")
 
 
-def switch_photograph_folder(opened: Run, options: argparse.Namespace) -> int:
-    """Writes all photographs of a folder with z of --reference; returns 1 if a photograph cannot be read, else 0."""
+def switch(opened: Run, options: argparse.Namespace) -> int | Iterator[Drawing]:
+    """Returns the drawings of `draw_switch`, if there is no --reference.
+
+    With --reference writes all photographs of a folder with z of it; returns 1 if one cannot be read, else 0.
+    """
+    if options.reference is None:
+        return draw_switch(opened, options)
     from tfdecouple.visualization.photograph_folder import switch_folder
 
     limit = {"max_side": options.max_side} if options.max_side else {}
     with name_unwritable_path(options.out):
-        result = switch_folder(
-            opened.model, options.reference, options.files[0], options.out, options.strength, **limit
-        )
+        (folder,) = options.files
+        result = switch_folder(opened.model, options.reference, folder, options.out, options.strength, **limit)
     for line in (*(f"skipped: {error}" for error in result.errors), *result.notes):
         print(line, file=sys.stderr)
     counts = f"{len(result.kept)} there already, {len(result.errors)} skipped"
@@ -158,9 +153,8 @@ def draw_interpolate(opened: Run, options: argparse.Namespace) -> Iterator[Drawi
     count, places = len(a.pixels), [step / (options.steps - 1) for step in range(options.steps)]
     paths = ("lerp", "slerp") if options.path == "both" else (options.path,)
     with Counter("interpolating", count * len(paths) * (len(places) if has_z else 1) * len(places)) as counter:
-        tiles = grids.interpolate_pairs(
-            opened.model, a.pixels, b.pixels, places, paths, counter, _get_pair_labels(a, b)
-        )
+        labels = _get_pair_labels(a, b)
+        tiles = grids.interpolate_pairs(opened.model, a.pixels, b.pixels, places, paths, counter, labels)
     picture = grids.draw_interpolation_grid(tiles, places, paths, f"\n{a.note} {opened.note()}")
     facts = {"pairing": pairing, "first": a.facts, "second": b.facts, "seed": options.seed, "count": count}
     what = "z downwards, v to the right" if has_z else "v from left to right, no z"

@@ -13,10 +13,9 @@ from PIL import Image
 
 from tfdecouple.data import Source, choose_user_crop
 from tfdecouple.data.image_file import read_image
-from tfdecouple.errors import DataError, UserError, make_printable, one_line
+from tfdecouple.errors import DataError, UserError, one_line
 from tfdecouple.metrics.drawn_images import draw_image_indices, pair_images, read_drawn_images
 from tfdecouple.runs.opened_run import Run
-from tfdecouple.runs.run_folder import PICTURES, RunFolder
 from tfdecouple.storage.files import write_bytes, write_json
 
 
@@ -109,16 +108,6 @@ def choose_pairs(run: Run, options: argparse.Namespace, pairings: tuple[str, ...
             "--data or --pairing"
         )
     return chosen
-
-
-def save_picture(
-    opened: Run, options: argparse.Namespace, name: str, picture: Image.Image, summary: str, **facts: Any
-) -> None:
-    """Writes a picture as `name`.png, and the command, the run and `facts` as `name`.json; prints path and summary."""
-    path = RunFolder(options.run).find_results_folder(PICTURES, options.out) / f"{name}.png"
-    write_picture(path, picture, {"command": options.command, **opened.facts(), **facts})
-    # The summary can have names from untrusted files.
-    print(make_printable(f"{path}: {summary}"), flush=True)
 
 
 def write_picture(path: pathlib.Path, picture: Image.Image | None, facts: dict[str, Any]) -> None:

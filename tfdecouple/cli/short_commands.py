@@ -20,8 +20,7 @@ def run_presets(options: argparse.Namespace) -> int:
     if not options.name:
         names = preset_names()
         width = max(map(len, names))
-        for name in names:
-            print(f"{name:{width}} {load_preset(name).description}")
+        print(*(f"{name:{width}} {load_preset(name).description}" for name in names), sep="\n")
         return 0
     config = load_preset(options.name)
     start_tensorflow()
@@ -72,10 +71,6 @@ def run_curves(options: argparse.Namespace) -> int:
 
 def run_encode_beam(options: argparse.Namespace) -> int:
     """Runs the command `encode-beam`: encodes the images in --images into files in --out by Apache Beam; returns 0."""
-    try:
-        import apache_beam  # noqa: F401
-    except ImportError:
-        raise UserError("encode-beam needs Apache Beam; pip install 'tfdecouple[beam]'") from None
     from tfdecouple.corpus.beam import encode_with_beam
 
     manifest = encode_with_beam(options)

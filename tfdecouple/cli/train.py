@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tfdecouple.cli import parse_arguments
+from tfdecouple import cli
 from tfdecouple.cli.command_table import DEVICES, DOWNLOAD, change_option
 from tfdecouple.cli.options import AddOption, get_program_name, group, option
 from tfdecouple.config import Config, load_preset, override
 from tfdecouple.data.sources import list_source_kinds
 from tfdecouple.runtime.option_types import make_number_type
-from tfdecouple.runtime.process import Program, get_arguments, start_tensorflow
+from tfdecouple.runtime.process import start_tensorflow
 
 EXIT_INTERRUPTED = 75
 EXIT_DIVERGED = 3
@@ -87,9 +87,7 @@ def shortcut(usage: str, config_option: str, text: str, **settings: Any) -> AddO
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program `python train.py` with `arguments`, by default the command line's; returns the exit status."""
-    with Program() as program:
-        program.status = run(parse_arguments(["train", *get_arguments(arguments)]))
-    return program.status
+    return cli.main(["train", *(sys.argv[1:] if arguments is None else arguments)])
 
 
 def run(options: argparse.Namespace) -> int:
@@ -106,15 +104,13 @@ def run(options: argparse.Namespace) -> int:
 
     try:
         outcome = train(config, workdir, devices=options.devices, download=options.download)
-    except (InterruptedRunError, DivergedError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (InterruptedRunError, DivergedError, LostWorkerError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, LostWorkerError):
+            sys.stdout.flush()
+            # An ordinary exit would wait half a minute or more for the lost worker.
+            os._exit(EXIT_LOST)
         return EXIT_INTERRUPTED if isinstance(error, InterruptedRunError) else EXIT_DIVERGED
-    except LostWorkerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # An ordinary exit would wait half a minute or more for the lost worker.
-        os._exit(EXIT_LOST)
     if not outcome.is_chief:
         return 0
     print()
