@@ -46,7 +46,6 @@ class Command:
         package: an optional package that the command needs, or "".
         check: the function that checks the parsed options before TensorFlow starts, or "".
         starts_tensorflow: whether TensorFlow starts before the work; otherwise the work starts it if needed.
-        parser: a function that returns further arguments of argparse's `add_parser`.
     """
 
     name: str
@@ -59,12 +58,11 @@ class Command:
     package: str = ""
     check: str = ""
     starts_tensorflow: bool = True
-    parser: Callable[[], dict[str, Any]] = dict
 
     def add_parser(self, commands: Any) -> None:
         """Adds the command and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
         description = f"{self.summary[0].upper()}{self.summary[1:]}. {self.details}".strip()
-        parser = commands.add_parser(self.name, **{"help": self.summary, "description": description, **self.parser()})
+        parser = commands.add_parser(self.name, help=self.summary, description=description)
         for add_option in self.options():
             add_option(parser)
 
@@ -118,9 +116,10 @@ def out_option(what: str = "pictures", names: str = "--out") -> AddOption:
 
 def data_options(split: str = "test", splits: Sequence[str] = SPLITS) -> list[AddOption]:
     """Returns the options that choose images: --split, by default `split`, --data, --data-dir and --download."""
-    text = f"part of the data: {', '.join(splits)} (default {split})"
     return [
-        option("--split NAME", text, choices=splits, default=split),
+        option(
+            "--split NAME", f"part of the data: {', '.join(splits)}; default {split}", choices=splits, default=split
+        ),
         option("--data SOURCE", f"data set: {list_source_kinds()}; default that of the run"),
         option("--data-dir DIR", "folder of prepared TFDS data sets; default that of the run"),
         DOWNLOAD,
@@ -144,11 +143,6 @@ def size_options(max_side: int | None = MAX_SIDE) -> list[AddOption]:
     ]  # fmt: skip
 
 
-def change_option(text: str) -> AddOption:
-    """Returns the option --set, which can be repeated, with the help `text`."""
-    return option("--set NAME=VALUE", text, action="append", default=[])
-
-
 def parse_amounts(text: str) -> list[float]:
     """Converts the text of --amounts, "A,B,...", to a list of floats; raises UserError for more than `MOST_AMOUNTS`."""
     amounts = [make_number_type(float, -MOST_AMOUNT, MOST_AMOUNT)(part) for part in text.split(",")]
@@ -166,7 +160,7 @@ AMOUNTS = option(
 # The help lists the commands in this order. Options are made by functions, so that a command imports its own alone.
 COMMANDS = {command.name: command for command in (
     Command("train", "train a model: python train.py", "", "train:run", lambda: load_object("train:list_options")(),
-        starts_tensorflow=False, parser=lambda: load_object("train:describe_program")()),
+        starts_tensorflow=False),
     Command("presets", "list the presets, or show one", "", "short_commands:run_presets", lambda: [
             option("name", "show all options of this preset", nargs="?")], starts_tensorflow=False),
     Command("explain", "explain the options of a training, which --set changes",
@@ -183,8 +177,7 @@ COMMANDS = {command.name: command for command in (
     Command("reconstruct", "encode images, decode their codes and count the images that are equal to the last pixel",
         "", "drawings:draw_reconstruct", lambda: [
             RUN, out_option(), *data_options(), *drawing_options(20, "images"),
-            flag("--own-size", "neither crop nor resize the images; write a picture for each (only for the data sets "
-                "folder and photographs)"),
+            flag("--own-size", "write each image at its own size, uncropped (only data sets folder and photographs)"),
         ], draws=True),
     Command("switch", "exchange the global codes z of pairs of images (paper Figure 1)",
         "With your own photographs: python -m tfdecouple switch a.jpg b.jpg, or, for z of one image in a folder of "
@@ -206,8 +199,7 @@ COMMANDS = {command.name: command for command in (
             number("--steps", 6, "images in a row and in a column", 2),
             choice("--path", ("lerp", "slerp", "both"), "path of v: lerp, a line as in the paper; slerp, an arc; both"),
         ], draws=True, check="options:require_image_pairs"),
-    Command("directions", "find the directions in z that stand for labels, for numbers such as an age, or for "
-        "brightness and colour",
+    Command("directions", "find directions in z for labels, for numbers such as an age, or for brightness and colour",
         "Each direction is found in training images and measured on held-out images; the result is printed. The file "
         "directions.json in the run folder keeps all directions, for `edit` and the exported web page. A picture shows "
         "steps along each direction.", "directions:draw_directions", lambda: [
@@ -262,8 +254,7 @@ COMMANDS = {command.name: command for command in (
             number("--images", 0, "number of images, drawn with --seed; 0 for all, see --probe"),
             group("what to measure", *(metric.add_options for metric in load_object("evaluate:METRICS"))),
             group("how", SEED,
-                number("--batch-size", None, "images at once: changes memory and speed, and no result (default the "
-                    "run's)", 1)),
+                number("--batch-size", None, "images at once: changes memory and speed only (default the run's)", 1)),
         ], starts_tensorflow=False),
     Command("encode", "write the codes of all images of a data set into files",
         "The same command resumes where it stopped. docs/encoding.md says what is in the files.",
@@ -277,8 +268,7 @@ COMMANDS = {command.name: command for command in (
             number("--batch-size", None, "images at a time (default as in evaluations)", 1),
             number("--limit", None, "only the first N images of each split", 1),
             option("--on-bad-image HOW", "stop or skip; default as the run's data.on_bad_image"),
-            flag("--verify", "encode nothing: check that each file of --out is what was written; status 1 where one is "
-                "not"),
+            flag("--verify", "encode nothing: check that each file of --out is what was written; else status 1"),
         ], check="options:require_encode_arguments"),
     Command("encode-beam", "encode a folder of images on a cluster, with Apache Beam",
         "Needs an export (python -m export) and the extra beam. What follows -- goes to Beam: -- --runner=DirectRunner "
@@ -307,13 +297,11 @@ COMMANDS = {command.name: command for command in (
         "the Hub is that of `hf auth login` or of the variable HF_TOKEN.", "short_commands:run_publish", lambda: [
             REQUIRED_RUN,
             option("--to PLACE", "a folder, new or empty; or hf://OWNER/NAME or hf://OWNER/NAME@BRANCH", required=True),
-            option("--licence ID", "licence of the weights, as the Hub names it: apache-2.0, cc-by-4.0, other; default "
-                "that of their card"),
+            option("--licence ID", "licence as the Hub names it: apache-2.0, cc-by-4.0, other; default the card's"),
             option("--name NAME", "name of the model; default the last part of --to"),
             option("--data NAME", "data set that commands use with the published weights if the user names none: "
                 "photographs, or a TFDS name; default that of the training, which the model card states in any case"),
-            option("--rights TEXT", "sentence on the rights in the training images, for the model card; default what "
-                "is known of the data set"),
+            option("--rights TEXT", "sentence on rights in the training images, for the card; default the data set's"),
             flag("--private", "make a new repository on the Hub private"),
         ]),
     Command("doctor", "test whether this machine computes correctly, and how fast it is",
@@ -323,7 +311,7 @@ COMMANDS = {command.name: command for command in (
             option("--out DIR", "write doctor.json and doctor.txt there", type=pathlib.Path),
             flag("--quick", "run only what takes some minutes on two CPU cores"),
             option("--preset NAME", "time this preset; default a small model"),
-            change_option("change an option, as for train.py"), DEVICES,
+            option("--set NAME=VALUE", "change an option, as for train.py", action="append", default=[]), DEVICES,
             option("--only NAME ...", "run these checks only, such as numerics", default=[]),
             number("--timeout", 900, "seconds after which a check is ended", 1, 10**6),
         ], starts_tensorflow=False),

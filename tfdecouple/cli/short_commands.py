@@ -116,11 +116,9 @@ def run_doctor(options: argparse.Namespace) -> int:
     if options.out is not None:
         write_text(options.out / "doctor.txt", "not done yet\n")
     start = time.monotonic()
-
-    def report_progress(text: str) -> None:
-        print(f"[{time.monotonic() - start:4.0f} s] {text}", flush=True)
-
-    results = run_checks(task, options.only or CHECKS, report_progress)
+    results = run_checks(
+        task, options.only or CHECKS, lambda text: print(f"[{time.monotonic() - start:4.0f} s] {text}", flush=True)
+    )
     text, report = "\n".join(make_text(results)), make_json(task, results)
     print(text, flush=True)
     if options.out is not None:
