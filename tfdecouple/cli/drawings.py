@@ -112,7 +112,7 @@ def draw_switch(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
 
 
 def switch(opened: Run, options: argparse.Namespace) -> int | Iterator[Drawing]:
-    """Returns `draw_switch`'s drawings; with --reference writes a folder, and returns 1 if it skips an image, else 0."""
+    """Returns `draw_switch`'s drawings; with --reference writes a folder; returns 1 if it skips an image, else 0."""
     if options.reference is None:
         return draw_switch(opened, options)
     limit = {"max_side": options.max_side} if options.max_side else {}

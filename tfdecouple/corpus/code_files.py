@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 _GROUP_ROWS = 1024
 
 
+def encode_image_key(key: str) -> bytes:
+    r"""Returns the key of an image as UTF-8, which Parquet needs; bytes of a file name that are not UTF-8 are escaped.
+
+    >>> encode_image_key("cats/7.png"), encode_image_key("caf\udce9.png")
+    (b'cats/7.png', b'caf\\xe9.png')
+    """
+    return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").encode()
+
+
 def write_codes(
     name: str, path: pathlib.Path, fields: Sequence[Field], keys: Sequence[bytes], rows: Mapping[str, np.ndarray]
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple, Self
@@ -17,20 +16,14 @@ from tfdecouple.storage.files import FileDigest, read_model, write_json
 
 # Name of the manifest's file. It begins with an underscore, so that Arrow and Spark skip the file among the data files.
 MANIFEST = "_manifest.json"
-NO_LABEL = -1
 # Names of the outlier scores of an image. Each score is a scalar, which `tfdecouple.metrics.outliers` computes.
 SCORES = ("bits_per_dim", "bits_per_dim_minus_codec", "prior_nats", "shell", "typicality")
 # Limits for untrusted manifests: bytes of the manifest, number of code files, and values in the array of one image.
 _MOST_BYTES, _MOST_FILES, _MOST_VALUES = 2**24, 75_000, 2**31
 
 
-def _check_file_name(name: str) -> str:
-    if not name or name.startswith(".") or "\0" in name or pathlib.PurePath(name).name != name:
-        raise ValueError("it is no name of a file in this folder")
-    return name
-
-
-_Name = Annotated[str, pydantic.AfterValidator(_check_file_name)]
+# A name of a file in the folder itself, which is not hidden.
+_Name = Annotated[str, pydantic.StringConstraints(pattern=r"^[^./\\\x00][^/\\\x00]*$")]
 _Count = Annotated[int, pydantic.Field(strict=True, ge=0, lt=2**53)]
 
 
@@ -186,26 +179,9 @@ class CodesManifest(_Model):
             raise DataError(f"cannot read the manifest {path}: {one_line(error)}") from error
 
 
-def encode_image_key(key: str) -> bytes:
-    r"""Returns the key of an image as UTF-8, which Parquet needs; bytes of a file name that are not UTF-8 are escaped.
-
-    >>> encode_image_key("cats/7.png"), encode_image_key("caf\udce9.png")
-    (b'cats/7.png', b'caf\\xe9.png')
-    """
-    try:
-        return key.encode()
-    except UnicodeEncodeError:
-        return os.fsencode(key).decode("utf-8", "backslashreplace").encode()
-
-
 def choose_code_fields(config: ModelConfig, *, v: bool, z_std: bool, scores: bool = False) -> tuple[Field, ...]:
     """Returns the fields to store for an image: z if the model has z; v, z_std and outlier scores if requested."""
-    latent = (config.latent_dim,)
-    shapes: dict[str, tuple[int, ...]] = {"z": latent} if config.has_latent else {}
-    if z_std:
-        shapes["z_std"] = latent
-    if v:
-        shapes["v"] = config.image_shape
-    if scores:
-        shapes |= {name: () for name in SCORES if name != "prior_nats" or config.has_encoder}
-    return tuple(Field(name=name, shape=shape) for name, shape in shapes.items())
+    shapes = {"z": (config.latent_dim,), "z_std": (config.latent_dim,), "v": config.image_shape}
+    requested = {"z": config.has_latent, "z_std": z_std, "v": v, **dict.fromkeys(SCORES, scores)}
+    requested["prior_nats"] &= config.has_encoder
+    return tuple(Field(name=name, shape=shapes.get(name, ())) for name, stored in requested.items() if stored)
