@@ -16,6 +16,8 @@ from tfdecouple.runtime.requirements import require_packages
 if TYPE_CHECKING:
     import pyarrow as pa
 
+# {name of a field, such as "z": the codes of n images, float32 `[n, ...]`}.
+Codes = Mapping[str, np.ndarray]
 # Largest number of images in a row group of a Parquet file. A reader loads a group at once; small groups are slow.
 _GROUP_ROWS = 1024
 
@@ -29,12 +31,10 @@ def encode_image_key(key: str) -> bytes:
     return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").encode()
 
 
-def write_codes(
-    name: str, path: pathlib.Path, fields: Sequence[Field], keys: Sequence[bytes], rows: Mapping[str, np.ndarray]
-) -> None:
+def write_codes(name: str, path: pathlib.Path, fields: Sequence[Field], keys: Sequence[bytes], rows: Codes) -> None:
     """Writes the codes of n images into the file `path`, in the format `name`, "tfrecord" or "parquet".
 
-    `keys` are the names of the images in UTF-8. `rows` has "label", int `[n]`, and float32 `[n, ...]` for each field.
+    `keys` are the names of the images in UTF-8. `rows` has "label", int `[n]`, beside the codes of `fields`.
     """
     labels, arrays = rows["label"].tolist(), {field.name: rows[field.name] for field in fields}
     if name == "tfrecord":
@@ -47,13 +47,8 @@ def write_codes(
         pq.write_table(make_parquet_table(keys, labels, arrays, fields), path, row_group_size=_GROUP_ROWS)
 
 
-def serialize_examples(
-    keys: Sequence[bytes], labels: Sequence[int], arrays: Mapping[str, np.ndarray]
-) -> Iterator[bytes]:
-    """Yields, for each image, a serialised `tf.train.Example` with the image's key (UTF-8), label (-1: none) and codes.
-
-    `arrays` is {name of the field, such as "z": codes of all images, float32 `[n, ...]`}.
-    """
+def serialize_examples(keys: Sequence[bytes], labels: Sequence[int], arrays: Codes) -> Iterator[bytes]:
+    """Yields, for each image, a serialised `tf.train.Example` with an image's key (UTF-8), label (-1: none), codes."""
     for row, (key, label) in enumerate(zip(keys, labels, strict=True)):
         features = {
             "key": tf.train.Feature(bytes_list=tf.train.BytesList(value=[key])),
@@ -79,7 +74,7 @@ def make_parquet_schema(fields: Sequence[Field]) -> pa.Schema:
 
 
 def make_parquet_table(
-    keys: Sequence[bytes], labels: Sequence[int], arrays: Mapping[str, np.ndarray], fields: Sequence[Field]
+    keys: Sequence[bytes], labels: Sequence[int], arrays: Codes, fields: Sequence[Field]
 ) -> pa.Table:
     """Returns an Arrow table of key, label and codes `fields` of n images; arguments as for `serialize_examples`."""
     import pyarrow as pa

@@ -140,11 +140,9 @@ class CodesManifest(_Model):
         if self.model.weights_sha256 is None:
             raise DataError(f"{folder} was written by encode-beam; name another folder with --out")
         if self.model.weights_sha256 != job.model.weights_sha256:
-            raise DataError(
-                f"{folder} was begun with the weights of update {self.model.step} of the run {self.model.run}, and "
-                f"those of update {job.model.step} of {job.model.run} are others; take --run {folder}/_run, which has "
-                "the former, or another folder with --out"
-            )
+            begun, now = (f"update {manifest.model.step} of {manifest.model.run}" for manifest in (self, job))
+            other = f"{folder} was begun with the weights of {begun}, and those of {now} are others"
+            raise DataError(f"{other}; take --run {folder}/_run, which has the former, or another folder with --out")
         # The title contains the images' path, which may differ if the images have keys that identify them.
         title = () if self.data.keys_sha256 and job.data.keys_sha256 else ("data.title",)
         data = ("data.image_shape", "data.centre_crop", "data.descriptions", "data.keys_sha256")
@@ -152,10 +150,8 @@ class CodesManifest(_Model):
             values = [operator.attrgetter(name)(manifest) for manifest in (self, job)]
             begun, now = (", ".join(map(str, v)) if isinstance(v, tuple) else f"{v}".strip("{}") for v in values)
             if begun != now:
-                raise DataError(
-                    f"{folder} was begun with other arguments or files: {name} was {begun} and is now {now}; give the "
-                    "old ones, or name another folder with --out"
-                )
+                other = f"{folder} was begun with other arguments or files: {name} was {begun} and is now {now}"
+                raise DataError(f"{other}; give the old ones, or name another folder with --out")
 
     def with_shards(self, shards: Sequence[Shard], images: int) -> CodesManifest:
         """Returns the manifest of the complete folder, whose files `shards` have the codes of `images` images."""
