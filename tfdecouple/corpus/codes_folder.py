@@ -47,7 +47,7 @@ def open_codes_folder(path: pathlib.Path, job: CodesManifest, run: Run) -> Itera
             try:
                 stack.enter_context(FileLock(path / _LOCK, timeout=0))
             except Timeout as error:
-                raise UserError(f"another program is writing to {path}; wait, or name another --out") from error
+                raise UserError(f"another program is writing to {path}; wait for it, or name another --out") from error
             for remains in path.glob(TEMPORARY):
                 remains.unlink()
             if begun is None:
@@ -67,10 +67,9 @@ def convert_write_errors(path: pathlib.Path) -> Iterator[None]:
         yield
     except (OSError, tf.errors.OpError) as error:
         is_full = isinstance(error, tf.errors.ResourceExhaustedError)
-        reason = (
-            os.strerror(errno.ENOSPC) if is_full else getattr(error, "strerror", None) or one_line(error, first=True)
-        )
-        raise UserError(f"cannot write to {path}: {reason}; complete files are kept; the command resumes") from error
+        reason = os.strerror(errno.ENOSPC) if is_full else getattr(error, "strerror", "") or one_line(error, first=True)
+        text = f"cannot write to {path}: {reason}; complete files are kept, and the same command resumes"
+        raise UserError(text) from error
 
 
 @dataclasses.dataclass

@@ -32,6 +32,7 @@ _ADVICE = {
     "memory": "see what else holds memory here (free, nvidia-smi), and end it, or take a machine with more",
     "error": "run this check alone (--only NAME) with TFDECOUPLE_TRACEBACK=1 in the environment; report what it prints",
 }
+_MODULE = "tfdecouple.doctor.check_runner"
 # The run folder of the small model that the checks use.
 MODEL = pathlib.Path(__file__).parent / "model"
 # Batch size that is timed with --quick, and batch size per device when several devices are timed together.
@@ -149,7 +150,7 @@ def run_checks(task: Task, names: Iterable[str], progress: Callable[[str], Any])
 def run_in_process(name: str, task: Task) -> list[Result]:
     """Runs the check `name` of `doctor` in a new process; returns its `Result`s, and one more if the process fails."""
     check, limit = CHECKS[name], task.timeout
-    python, text = make_python_command("-m", "tfdecouple.doctor.check_runner", **PASSIVE), pickle.dumps((name, task))
+    python, text = make_python_command("-m", _MODULE, **PASSIVE), pickle.dumps((name, task))
     # With TFDECOUPLE_TRACEBACK the process shares this program's standard error, so that users see its tracebacks.
     errors = None if os.environ.get("TFDECOUPLE_TRACEBACK") else subprocess.PIPE
     try:

@@ -189,9 +189,7 @@ def compare_devices(task: Task) -> Iterator[Result]:
     together = train_weights(make_strategy(count), images)[1]
     off, is_bitwise = _compare(together, alone, alone - start), bool(np.array_equal(alone, together))
     message = "equal to the bit" if is_bitwise else f"off by {off:.0e} of the change in training"
-    advice = (
-        "use --devices 1 until this holds; try NCCL_P2P_DISABLE=1, nvidia-smi topo -m, another driver or NCCL; report"
-    )
+    advice = "use --devices 1 until this holds; try NCCL_P2P_DISABLE=1, another driver or NCCL, nvidia-smi topo -m"
     what = f"weights after {STEPS} steps, 1 device against {count}"
     yield Result(what, off <= WEIGHTS_BOUND, message, advice, {"off": off, "bitwise": is_bitwise})
 
@@ -220,8 +218,7 @@ def try_round_trips(task: Task) -> Iterator[Result]:
         lost = {kind: int(is_lost[names == kind].sum()) for kind in kinds}
         listed = ", ".join(f"{count} of {len(kinds[kind])} {kind}" for kind, count in lost.items() if count)
         message = f"lost: {listed}" if listed else f"all {len(images)} images of {len(kinds)} kinds are exact"
-        advice = f"{device} does not compute in full float32 or not the same way twice: look for variables that lower "
-        advice += "the precision, and decode nothing there until then"
+        advice = f"{device} computes inexactly: look for variables that lower the precision; decode nothing there"
         yield Result(f"Keras, {device}", not listed, message, advice, {"device": device, "lost": lost})
 
 
