@@ -227,10 +227,8 @@ def _choose_output_fields(session: Any, options: argparse.Namespace) -> tuple[tu
     outputs = {output.name: tuple(output.shape[1:]) for output in session.get_outputs()}
     inputs = {array.name: tuple(array.shape[1:]) for array in session.get_inputs()}
     if list(inputs) == ["images", "labels"]:
-        raise UserError(
-            f"the encoder of {options.model} needs the label of each image, by the numbers of its run; take "
-            "python -m tfdecouple encode, which knows their names"
-        )
+        missing = f"the encoder of {options.model} needs the label of each image, by the numbers of its run"
+        raise UserError(f"{missing}; take python -m tfdecouple encode, which knows their names")
     if list(inputs) != ["images"] or "v" not in outputs:
         raise UserError(f"{options.model} is no encoder of this project: it takes {', '.join(inputs)}")
     if "z" not in outputs and not options.v:

@@ -142,10 +142,8 @@ def read_codes(folder: str | pathlib.Path, split: str | None = None, partial: bo
     names = manifest.list_shard_names(split)
     paths = [str(folder / name) for name in names if (folder / name).is_file()]
     if not paths or (len(paths) < len(names) and not partial):
-        raise DataError(
-            f"{folder} has {len(paths)} of {len(names)} files; end the encoding with the command that began it, or "
-            "read what there is with partial=True"
-        )
+        remedy = "end the encoding with the command that began it, or read what there is with partial=True"
+        raise DataError(f"{folder} has {len(paths)} of {len(names)} files; {remedy}")
     if manifest.format == "tfrecord":
         return _read_tfrecords(paths, manifest.fields)
     require_packages("pyarrow", what="the format parquet")

@@ -189,7 +189,7 @@ def compare_devices(task: Task) -> Iterator[Result]:
     together = train_weights(make_strategy(count), images)[1]
     off, is_bitwise = _compare(together, alone, alone - start), bool(np.array_equal(alone, together))
     message = "equal to the bit" if is_bitwise else f"off by {off:.0e} of the change in training"
-    advice = "use --devices 1 until this holds; try NCCL_P2P_DISABLE=1, another driver or NCCL, nvidia-smi topo -m"
+    advice = "use --devices 1, report this; try NCCL_P2P_DISABLE=1, nvidia-smi topo -m, another driver or NCCL"
     what = f"weights after {STEPS} steps, 1 device against {count}"
     yield Result(what, off <= WEIGHTS_BOUND, message, advice, {"off": off, "bitwise": is_bitwise})
 
