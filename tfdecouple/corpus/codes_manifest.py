@@ -140,7 +140,8 @@ class CodesManifest(_Model):
         if self.model.weights_sha256 is None:
             raise DataError(f"{folder} was written by encode-beam; name another folder with --out")
         if self.model.weights_sha256 != job.model.weights_sha256:
-            begun, now = (f"update {manifest.model.step} of {manifest.model.run}" for manifest in (self, job))
+            begun = f"update {self.model.step} of the run {self.model.run}"
+            now = f"update {job.model.step} of {job.model.run}"
             other = f"{folder} was begun with the weights of {begun}, and those of {now} are others"
             raise DataError(f"{other}; take --run {folder}/_run, which has the former, or another folder with --out")
         # The title contains the images' path, which may differ if the images have keys that identify them.
