@@ -105,7 +105,7 @@ class TestDirections:
             capsys, lambda: find(run, coloured, "--labels", "rde")
         )
         assert "--amounts is x" in refused(capsys, lambda: find(run, coloured, "--amounts=1,x"))
-        assert "validation or test" in refused(capsys, lambda: find(run, coloured, "--split", "train"))
+        assert "--split: invalid choice: 'train'" in refused(capsys, lambda: find(run, coloured, "--split", "train"))
         (tmp_path / "others.csv").write_text("file,n\nx.png,1\n")
         said = refused(capsys, lambda: find(run, coloured, "--attributes", tmp_path / "others.csv"))
         assert "no row for any of 24 images of train" in said

@@ -17,7 +17,7 @@ from tfdecouple.runtime.requirements import EXTRAS
 # The last version of each package with a known hole; see SECURITY.md.
 HOLES = {"keras": "3.13.1", "onnx": "1.20.1", "pyarrow": "23.0.0", "pillow": "12.2.0", "torch": "2.5.1"}
 # Extras that are not part of `all`.
-APART = {"litert", "loggers", "wolf"}
+APART = {"beam", "litert", "loggers", "wolf"}
 PYTHONS = ("3.11", "3.12", "3.13")
 
 

@@ -32,12 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_command(arguments: Sequence[str]) -> int:
     """Runs the command `arguments[0]`, or prints the help; returns the status; UserError for an unknown command."""
-    options = parse_arguments(arguments)
-    return 0 if options is None else COMMANDS[options.command].run(options)
-
-
-def parse_arguments(arguments: Sequence[str]) -> Any:
-    """Returns the options of the command `arguments[0]`; without a command prints the help and returns None."""
     name = arguments[0] if arguments else ""
     if name and not name.startswith("-") and name not in COMMANDS:
         hint = nearest(name, [*COMMANDS, "export"])
@@ -46,8 +40,8 @@ def parse_arguments(arguments: Sequence[str]) -> Any:
     options = parser.parse_args(arguments)
     if options.command is None:
         parser.print_help()
-        return None
-    return options
+        return 0
+    return COMMANDS[options.command].run(options)
 
 
 def make_parser(names: Sequence[str], program: str = "") -> argparse.ArgumentParser:

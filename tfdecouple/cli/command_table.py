@@ -9,7 +9,7 @@ from typing import Any
 
 from tfdecouple.cli.options import MAX_SIDE, AddOption, choice, flag, group, number, option
 from tfdecouple.data.sources import list_source_kinds
-from tfdecouple.errors import UserError
+from tfdecouple.errors import UserError, make_printable
 from tfdecouple.runs.pretrained import DEFAULT, HUB
 from tfdecouple.runtime.devices import MOST_DEVICES
 from tfdecouple.runtime.option_types import make_number_type
@@ -22,7 +22,6 @@ MOST_TEMPERATURE = 1000
 RUN_HELP = f"run folder, also one in training; the bundled weights, {DEFAULT}; or weights on the Hub, {HUB}OWNER/NAME"
 # The list --amounts has at most MOST_AMOUNTS multiples of a direction in z, from -MOST_AMOUNT to MOST_AMOUNT.
 MOST_AMOUNTS, MOST_AMOUNT = 50, 1000.0
-DEFAULT_AMOUNTS = "-1,-0.5,0,0.5,1"
 
 
 def load_object(name: str) -> Any:
@@ -47,7 +46,6 @@ class Command:
         package: an optional package that the command needs, or "".
         check: the function that checks the parsed options before TensorFlow starts, or "".
         starts_tensorflow: whether TensorFlow starts before the work; otherwise the work starts it if needed.
-        parser: a function that returns further arguments of argparse's `add_parser`.
     """
 
     name: str
@@ -60,12 +58,11 @@ class Command:
     package: str = ""
     check: str = ""
     starts_tensorflow: bool = True
-    parser: Callable[[], dict[str, Any]] = dict
 
     def add_parser(self, commands: Any) -> None:
         """Adds the command and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
         description = f"{self.summary[0].upper()}{self.summary[1:]}. {self.details}".strip()
-        parser = commands.add_parser(self.name, **{"help": self.summary, "description": description, **self.parser()})
+        parser = commands.add_parser(self.name, help=self.summary, description=description)
         for add_option in self.options():
             add_option(parser)
 
@@ -80,29 +77,32 @@ class Command:
         work = load_object(self.work)
         if not self.draws:
             return int(work(options))
-        from tfdecouple.cli.run_images import save_picture
+        from tfdecouple.cli.run_images import write_picture
         from tfdecouple.runs.opened_run import Run
+        from tfdecouple.runs.run_folder import PICTURES, RunFolder
 
         opened = Run.open(options.run, z_for=self.name if self.needs_z else "")
         drawings = work(opened, options)
         if isinstance(drawings, int):
             return drawings
+        folder = RunFolder(options.run).find_results_folder(PICTURES, options.out)
         for name, picture, summary, facts in drawings:
-            save_picture(opened, options, name, picture, summary, **facts)
+            path = folder / f"{name}.png"
+            write_picture(path, picture, {"command": self.name, **opened.facts(), **facts})
+            # The summary can have names from untrusted files.
+            print(make_printable(f"{path}: {summary}"), flush=True)
         return 0
 
 
 RUN = option("--run RUN", f"{RUN_HELP} (default {DEFAULT})", default=DEFAULT)
 REQUIRED_RUN = option("--run RUN", RUN_HELP, required=True)
 SEED = number("--seed", 0, "seed of all draws")
-_DEVICES_HELP = "use N GPUs instead of all; without GPUs, try N logical CPU devices"
-DEVICES = number("--devices", None, _DEVICES_HELP, 1, MOST_DEVICES)
+DEVICES = number("--devices", None, "use N GPUs instead of all; without GPUs, N logical CPU devices", 1, MOST_DEVICES)
 DOWNLOAD = flag("--download", "download and prepare the TFDS data set if missing")
 WRITE_V = flag("--v", "write v beside z: as many numbers as the image has")
 FORMAT = choice("--format", ("tfrecord", "parquet"), "tfrecord or parquet")
 PAIRS = [
-    option("files FILE", "pairs of your own images, of any size, instead of the data set's: a.png b.png "
-        "[c.png d.png ...]", nargs="*"),
+    option("files FILE", "your own pairs, not the data set's, of any size: a.png b.png [c.png ...]", nargs="*"),
     choice("--pairing", ("auto", "within", "across", "any"), "pairs of the data set: within a class, across classes or "
         "any; auto: within and across if there are classes"),
 ]  # fmt: skip
@@ -116,9 +116,10 @@ def out_option(what: str = "pictures", names: str = "--out") -> AddOption:
 
 def data_options(split: str = "test", splits: Sequence[str] = SPLITS) -> list[AddOption]:
     """Returns the options that choose images: --split, by default `split`, --data, --data-dir and --download."""
-    text = f"part of the data: {', '.join(splits)} (default {split})"
     return [
-        option("--split NAME", text, choices=splits, default=split),
+        option(
+            "--split NAME", f"part of the data: {', '.join(splits)}; default {split}", choices=splits, default=split
+        ),
         option("--data SOURCE", f"data set: {list_source_kinds()}; default that of the run"),
         option("--data-dir DIR", "folder of prepared TFDS data sets; default that of the run"),
         DOWNLOAD,
@@ -132,19 +133,14 @@ def drawing_options(count: int, what: str) -> list[AddOption]:
 
 def size_options(max_side: int | None = MAX_SIDE) -> list[AddOption]:
     """Returns the options --size and --max-side (by default `max_side`), for results at a photograph's own size."""
-    text = "own: also write each result at your photograph's own size, where a guided filter repeats the change of "
-    text += "colours that the model made at its size; model: only the picture at the model's size, whose pixels are "
-    # All image formats can store the largest value of --max-side.
-    limit = f"shrink larger photographs until both sides have at most N pixels (default {MAX_SIDE})"
     return [
-        choice("--size", ("own", "model"), f"{text}exact"),
-        option("--max-side N", limit, type=make_number_type(int, 1, 16_383), default=max_side),
-    ]
-
-
-def change_option(text: str) -> AddOption:
-    """Returns the option --set, which can be repeated, with the help `text`."""
-    return option("--set NAME=VALUE", text, action="append", default=[])
+        choice("--size", ("own", "model"), "own: also write each result at your photograph's own size, where a guided "
+            "filter repeats the change of colours that the model made at its size; model: only the picture at the "
+            "model's size, whose pixels are exact"),
+        # All image formats can store the largest value of --max-side.
+        option("--max-side N", "shrink larger photographs until both sides have at most N pixels (default "
+            f"{MAX_SIDE})", type=make_number_type(int, 1, 16_383), default=max_side),
+    ]  # fmt: skip
 
 
 def parse_amounts(text: str) -> list[float]:
@@ -156,18 +152,15 @@ def parse_amounts(text: str) -> list[float]:
 
 
 AMOUNTS = option(
-    "--amounts A,B,...",
-    "multiples of the direction that are added to z, in standard deviations of its property over images; 0 gives the "
-    f"image itself (default --amounts={DEFAULT_AMOUNTS})",
-    type=parse_amounts,
-    default=DEFAULT_AMOUNTS,
-)
+    "--amounts A,B,...", "multiples of the direction that are added to z, in standard deviations of its property over "
+    "images; 0 gives the image itself (default --amounts=-1,-0.5,0,0.5,1)", type=parse_amounts,
+    default="-1,-0.5,0,0.5,1")  # fmt: skip
 
 
 # The help lists the commands in this order. Options are made by functions, so that a command imports its own alone.
 COMMANDS = {command.name: command for command in (
     Command("train", "train a model: python train.py", "", "train:run", lambda: load_object("train:list_options")(),
-        starts_tensorflow=False, parser=lambda: load_object("train:describe_program")()),
+        starts_tensorflow=False),
     Command("presets", "list the presets, or show one", "", "short_commands:run_presets", lambda: [
             option("name", "show all options of this preset", nargs="?")], starts_tensorflow=False),
     Command("explain", "explain the options of a training, which --set changes",
@@ -179,14 +172,12 @@ COMMANDS = {command.name: command for command in (
             RUN, out_option(), *drawing_options(10, "samples at each temperature"),
             option("--temperatures T ...", "temperatures (default 0.5 0.7 0.8 0.9 1.0)",
                 type=make_number_type(float, 0, MOST_TEMPERATURE), default=(0.5, 0.7, 0.8, 0.9, 1.0)),
-            option("--labels NAME ...", "draw a row of samples for each of these labels, or for all; needs a model "
-                "with labels"),
+            option("--labels NAME ...", "draw a row of samples for each of these labels of the model, or for all"),
         ], draws=True),
     Command("reconstruct", "encode images, decode their codes and count the images that are equal to the last pixel",
         "", "drawings:draw_reconstruct", lambda: [
             RUN, out_option(), *data_options(), *drawing_options(20, "images"),
-            flag("--own-size", "neither crop nor resize the images; write a picture for each (only for the data sets "
-                "folder and photographs)"),
+            flag("--own-size", "write each image at its own size, uncropped (only data sets folder and photographs)"),
         ], draws=True),
     Command("switch", "exchange the global codes z of pairs of images (paper Figure 1)",
         "With your own photographs: python -m tfdecouple switch a.jpg b.jpg, or, for z of one image in a folder of "
@@ -206,17 +197,16 @@ COMMANDS = {command.name: command for command in (
             RUN, out_option(), *data_options(), *PAIRS, *drawing_options(1, "pairs, one below another"),
             *size_options(),
             number("--steps", 6, "images in a row and in a column", 2),
-            choice("--path", ("lerp", "slerp", "both"), "path of v: lerp, a straight line as in the paper; slerp, an "
-                "arc around the origin; or both"),
+            choice("--path", ("lerp", "slerp", "both"), "path of v: lerp, a line as in the paper; slerp, an arc; both"),
         ], draws=True, check="options:require_image_pairs"),
-    Command("directions", "find the directions in z that stand for labels, for numbers such as an age, or for "
-        "brightness and colour",
+    Command("directions", "find directions in z for labels, for numbers such as an age, or for brightness and colour",
         "Each direction is found in training images and measured on held-out images; the result is printed. The file "
         "directions.json in the run folder keeps all directions, for `edit` and the exported web page. A picture shows "
         "steps along each direction.", "directions:draw_directions", lambda: [
             # The bundled weights, the default of other commands, have no folder to write directions.json into.
             option("--run RUN", "run folder, into which directions.json is written", required=True),
-            out_option(), *data_options("validation"), AMOUNTS, *drawing_options(3, "images in a picture, of --split"),
+            out_option(), *data_options("validation", ("validation", "test")), AMOUNTS,
+            *drawing_options(3, "images in a picture, of --split"),
             group("",
                 option("--labels NAME ...", "use these labels only"),
                 option("--attributes FILE", "find a direction for each column of a CSV file instead: a line of names, "
@@ -228,7 +218,7 @@ COMMANDS = {command.name: command for command in (
             ),
             number("--images", 0, "number of training images, drawn at random, and of images of --split; 0 means at "
                 "most 10,000, or 500 with --statistics"),
-        ], draws=True, needs_z=True, check="options:require_held_out_split"),
+        ], draws=True, needs_z=True),
     Command("edit", "change images along a direction in z",
         "v of each image does not change. The command `directions` finds the directions of a run.",
         "drawings:draw_edit", lambda: [
@@ -264,8 +254,7 @@ COMMANDS = {command.name: command for command in (
             number("--images", 0, "number of images, drawn with --seed; 0 for all, see --probe"),
             group("what to measure", *(metric.add_options for metric in load_object("evaluate:METRICS"))),
             group("how", SEED,
-                number("--batch-size", None, "images at once: changes memory and speed, and no result (default the "
-                    "run's)", 1)),
+                number("--batch-size", None, "images at once: changes memory and speed only (default the run's)", 1)),
         ], starts_tensorflow=False),
     Command("encode", "write the codes of all images of a data set into files",
         "The same command resumes where it stopped. docs/encoding.md says what is in the files.",
@@ -279,8 +268,7 @@ COMMANDS = {command.name: command for command in (
             number("--batch-size", None, "images at a time (default as in evaluations)", 1),
             number("--limit", None, "only the first N images of each split", 1),
             option("--on-bad-image HOW", "stop or skip; default as the run's data.on_bad_image"),
-            flag("--verify", "encode nothing: check that each file of --out is what was written; status 1 where one is "
-                "not"),
+            flag("--verify", "encode nothing: check that each file of --out is what was written; else status 1"),
         ], check="options:require_encode_arguments"),
     Command("encode-beam", "encode a folder of images on a cluster, with Apache Beam",
         "Needs an export (python -m export) and the extra beam. What follows -- goes to Beam: -- --runner=DirectRunner "
@@ -294,7 +282,7 @@ COMMANDS = {command.name: command for command in (
             number("--shards", 0, "number of files; 0 for the runner's choice"),
             number("--threads", 1, "threads of each worker", 1),
             option("beam -- OPTION", "options of Beam and its runner", nargs="*"),
-        ]),
+        ], package="apache_beam"),
     Command("import-wolf", "turn a checkpoint of the paper's PyTorch code (wolf) into a run folder",
         "", "short_commands:run_import_wolf", lambda: [
             option("--config FILE", "the JSON config of the PyTorch code", required=True),
@@ -309,13 +297,11 @@ COMMANDS = {command.name: command for command in (
         "the Hub is that of `hf auth login` or of the variable HF_TOKEN.", "short_commands:run_publish", lambda: [
             REQUIRED_RUN,
             option("--to PLACE", "a folder, new or empty; or hf://OWNER/NAME or hf://OWNER/NAME@BRANCH", required=True),
-            option("--licence ID", "licence of the weights, as the Hub names it: apache-2.0, cc-by-4.0, other; default "
-                "that of their card"),
+            option("--licence ID", "licence as the Hub names it: apache-2.0, cc-by-4.0, other; default the card's"),
             option("--name NAME", "name of the model; default the last part of --to"),
             option("--data NAME", "data set that commands use with the published weights if the user names none: "
                 "photographs, or a TFDS name; default that of the training, which the model card states in any case"),
-            option("--rights TEXT", "sentence on the rights in the training images, for the model card; default what "
-                "is known of the data set"),
+            option("--rights TEXT", "sentence on rights in the training images, for the card; default the data set's"),
             flag("--private", "make a new repository on the Hub private"),
         ]),
     Command("doctor", "test whether this machine computes correctly, and how fast it is",
@@ -325,7 +311,7 @@ COMMANDS = {command.name: command for command in (
             option("--out DIR", "write doctor.json and doctor.txt there", type=pathlib.Path),
             flag("--quick", "run only what takes some minutes on two CPU cores"),
             option("--preset NAME", "time this preset; default a small model"),
-            change_option("change an option, as for train.py"), DEVICES,
+            option("--set NAME=VALUE", "change an option, as for train.py", action="append", default=[]), DEVICES,
             option("--only NAME ...", "run these checks only, such as numerics", default=[]),
             number("--timeout", 900, "seconds after which a check is ended", 1, 10**6),
         ], starts_tensorflow=False),

@@ -23,19 +23,15 @@ from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.runtime.progress import Counter
 from tfdecouple.visualization.grids import draw_edit_grid
 
-# Without --images, at most this many training images and this many held-out images are encoded.
-_MOST_IMAGES = 10_000
-# The same with --statistics, which also decodes images.
-_MOST_DECODED = 500
+# Without --images, the most training images and the most held-out images; with --statistics they are also decoded.
+_MOST_IMAGES, _MOST_DECODED = 10_000, 500
 
 
 def draw_directions(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
     """Finds directions in z, writes and prints them; yields a drawing of images along the directions of each name."""
     if not RunFolder(options.run).is_folder:
-        raise UserError(
-            f"directions are kept in a run folder, and {options.run} is none; make one of it first, with "
-            f"python -m tfdecouple publish --run {options.run} --to DIR"
-        )
+        publish = f"python -m tfdecouple publish --run {options.run} --to DIR"
+        raise UserError(f"directions are kept in a run folder, and {options.run} is none; first make one: {publish}")
     attributes = read_attributes(options.attributes) if options.attributes else None
     if options.statistics and opened.config.model.image_shape[-1] != RGB_CHANNELS:
         raise UserError(f"--statistics takes RGB images, and those of {options.run} are not; find --labels instead")
@@ -68,17 +64,15 @@ def draw_directions(opened: Run, options: argparse.Namespace) -> Iterator[Drawin
     path = Directions(hash_weights(opened.model), opened.facts(), (*kept, *directions)).write(pathlib.Path(opened.path))
     width = max(map(len, by_name))
     for direction in directions:
-        name = make_printable(direction.name, 100)
         accuracy = direction.describe_accuracy() or "not measured: all held-out images are of one kind"
-        print(f"{name:{width}}  {direction.method:10}  {accuracy}")
+        print(f"{make_printable(direction.name, 100):{width}}  {direction.method:10}  {accuracy}")
     print(f"{path}: {len(directions)} directions in z", flush=True)
     shown, amounts = choose_images(opened, options, source), options.amounts
     done, count = 0, len(shown.pixels)
     with Counter("pictures", len(directions) * count * len(amounts)) as counter:
         for name, found in by_name.items():
             vectors = {direction.method if len(found) > 1 else "": direction.vector for direction in found}
-            note = f"{shown.note} {opened.note()}"
-            picture = draw_edit_grid(opened.model, shown.pixels, vectors, amounts, name, note)
+            picture = draw_edit_grid(opened.model, shown.pixels, vectors, amounts, name, shown.note)
             facts = {**shown.facts, "seed": options.seed, "amounts": amounts, "direction": name}
             facts["found"] = {direction.method: dict(direction.figures) for direction in found}
             yield f"direction-{make_file_name(name)}", picture, f"steps along {name} of {count} images", facts

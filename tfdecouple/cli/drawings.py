@@ -10,21 +10,13 @@ import argparse
 import pathlib
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from tfdecouple.cli import run_images
 from tfdecouple.cli.options import make_file_name
-from tfdecouple.cli.run_images import (
-    Images,
-    choose_images,
-    choose_pairs,
-    get_label_names,
-    name_unwritable_path,
-    open_data,
-    read_image_files,
-)
 from tfdecouple.data import read_chosen_batches
 from tfdecouple.errors import DataError, UserError, make_printable, nearest
 from tfdecouple.metrics.drawn_images import draw_image_indices, draw_uncropped_images, read_drawn_images
@@ -33,13 +25,11 @@ from tfdecouple.runs.opened_run import Run, load_directions
 from tfdecouple.runs.run_folder import PICTURES, RunFolder
 from tfdecouple.runtime.progress import Counter
 from tfdecouple.visualization import grids
-
-if TYPE_CHECKING:
-    from tfdecouple.visualization.full_size import OwnSizeResults
+from tfdecouple.visualization.full_size import OwnSizeResults
+from tfdecouple.visualization.photograph_folder import switch_folder
 
 Drawing = tuple[str, Image.Image, str, dict[str, Any]]
 
-_TITLES = {"within": "Switch within a class", "across": "Switch across classes"}
 # Number of nearest images that `neighbours` shows beside a sample.
 _NEAREST = 5
 
@@ -47,12 +37,10 @@ _NEAREST = 5
 def draw_sample(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
     """Yields samples at all temperatures, or with --labels a drawing of samples of each label per temperature."""
     model, count, temperatures, names = opened.model, options.count, options.temperatures, opened.label_names
-    facts, drawing = {"seed": options.seed, "count": count}, {"seed": options.seed, "note": f"\n{opened.note()}"}
+    facts, given = {"seed": options.seed, "count": count}, {"seed": options.seed, "note": f"\n{opened.note()}"}
     if not options.labels:
         with Counter("sampling", count * len(temperatures)) as counter:
-            picture = grids.draw_sample_grid(
-                model, on_images=counter, count=count, temperatures=temperatures, **drawing
-            )
+            picture = grids.draw_sample_grid(model, on_images=counter, count=count, temperatures=temperatures, **given)
         summary = f"{count} samples at temperature {', '.join(map(str, temperatures))}"
         yield "sample", picture, summary, {**facts, "temperatures": temperatures}
         return
@@ -65,9 +53,8 @@ def draw_sample(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
     rows = [names.index(label) for label in labels]
     for temperature in temperatures:
         with Counter("sampling", count * len(labels)) as counter:
-            picture = grids.draw_class_grid(
-                model, rows, names, on_images=counter, columns=count, temperature=temperature, **drawing
-            )
+            given |= {"columns": count, "temperature": temperature}
+            picture = grids.draw_class_grid(model, rows, names, on_images=counter, **given)
         summary = f"{count} samples of each of {len(labels)} labels at temperature {temperature}"
         yield f"sample-{temperature:g}", picture, summary, {**facts, "temperature": temperature, "labels": labels}
 
@@ -77,33 +64,27 @@ def draw_reconstruct(opened: Run, options: argparse.Namespace) -> Iterator[Drawi
     if options.own_size:
         yield from _draw_reconstruction_at_own_size(opened, options)
         return
-    images = choose_images(opened, options)
+    images = run_images.choose_images(opened, options)
     count = len(images.pixels)
     with Counter("reconstructing", count) as counter:
         decoded, exact = grids.reconstruct_images(opened.model, images.pixels, counter, images.labels)
-    picture = grids.draw_reconstruction_grid(images.pixels, decoded, exact, f"\n{images.note} {opened.note()}")
+    picture = grids.draw_reconstruction_grid(images.pixels, decoded, exact, f"\n{images.note}")
     facts = {**images.facts, "seed": options.seed, "count": count, "exact": exact}
     yield "reconstruct", picture, f"{exact} of {count} images are equal to the last pixel", facts
 
 
 def _draw_reconstruction_at_own_size(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
-    model, source = opened.model, open_data(opened, options)
+    model, source = opened.model, run_images.open_data(opened, options)
     for name, read in draw_uncropped_images(source, options.split, options.count, options.seed).items():
         image = model.quantizer.quantize_pixels(read()[None]).numpy()
         decoded = model.decode(*model.encode(image)).numpy()
         lost, (height, width) = int((decoded != image).sum()), image.shape[1:3]
         summary = f"{width} x {height} pixels, {lost} of {image.size:,} subpixels differ"
-        picture = grids.draw_grid(
-            np.stack([image, decoded], 1), f"Image and decode(encode(image)): {summary}. {opened.note()}"
-        )
+        caption = f"Image and decode(encode(image)): {summary}. {opened.note()}"
+        picture = grids.draw_grid(np.stack([image, decoded], 1), caption)
         facts = {"data": source.title, "split": options.split, "image": name, "height": height, "width": width}
         name = pathlib.PurePath(name).with_suffix("").as_posix().replace("/", "-")
         yield f"reconstruct-{name}", picture, summary, {**facts, "lost_subpixels": lost}
-
-
-def switch(opened: Run, options: argparse.Namespace) -> int | Iterator[Drawing]:
-    """Returns the drawings of `draw_switch`; or, with --reference, switches a folder and returns the exit status."""
-    return draw_switch(opened, options) if options.reference is None else switch_photograph_folder(opened, options)
 
 
 def draw_switch(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
@@ -112,9 +93,9 @@ def draw_switch(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
     The pairing is "within" a label, "across" labels or "any"; for the user's photographs it is called "pairs".
     """
     results = _open_photographs(opened, options)
-    for pairing, (a, b) in choose_pairs(opened, options, ("within", "across")).items():
-        title, count, labels = _TITLES.get(pairing, "Switch"), len(a.pixels), _get_pair_labels(a, b)
-        note = f"\n{a.note} {opened.note()}"
+    for pairing, (a, b) in run_images.choose_pairs(opened, options, ("within", "across")).items():
+        title = {"within": "Switch within a class", "across": "Switch across classes"}.get(pairing, "Switch")
+        count, labels, note = len(a.pixels), _get_pair_labels(a, b), f"\n{a.note}"
         with Counter("switching", 2 * count) as counter:
             picture = grids.draw_switch_grid(
                 opened.model, a.pixels, b.pixels, what=title, note=note, on_images=counter, labels=labels
@@ -130,15 +111,14 @@ def draw_switch(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
             results.save_photograph(index, image, f"z-of-{results.names[others[index]]}")
 
 
-def switch_photograph_folder(opened: Run, options: argparse.Namespace) -> int:
-    """Writes all photographs of a folder with z of --reference; returns 1 if a photograph cannot be read, else 0."""
-    from tfdecouple.visualization.photograph_folder import switch_folder
-
+def switch(opened: Run, options: argparse.Namespace) -> int | Iterator[Drawing]:
+    """Returns `draw_switch`'s drawings; with --reference writes a folder; returns 1 if it skips an image, else 0."""
+    if options.reference is None:
+        return draw_switch(opened, options)
     limit = {"max_side": options.max_side} if options.max_side else {}
-    with name_unwritable_path(options.out):
-        result = switch_folder(
-            opened.model, options.reference, options.files[0], options.out, options.strength, **limit
-        )
+    with run_images.name_unwritable_path(options.out):
+        (folder,) = options.files
+        result = switch_folder(opened.model, options.reference, folder, options.out, options.strength, **limit)
     for line in (*(f"skipped: {error}" for error in result.errors), *result.notes):
         print(line, file=sys.stderr)
     counts = f"{len(result.kept)} there already, {len(result.errors)} skipped"
@@ -154,14 +134,13 @@ def draw_interpolate(opened: Run, options: argparse.Namespace) -> Iterator[Drawi
     """
     has_z = opened.config.model.has_latent
     results = _open_photographs(opened, options) if has_z else None
-    ((pairing, (a, b)),) = choose_pairs(opened, options, ("across",)).items()
+    ((pairing, (a, b)),) = run_images.choose_pairs(opened, options, ("across",)).items()
     count, places = len(a.pixels), [step / (options.steps - 1) for step in range(options.steps)]
     paths = ("lerp", "slerp") if options.path == "both" else (options.path,)
     with Counter("interpolating", count * len(paths) * (len(places) if has_z else 1) * len(places)) as counter:
-        tiles = grids.interpolate_pairs(
-            opened.model, a.pixels, b.pixels, places, paths, counter, _get_pair_labels(a, b)
-        )
-    picture = grids.draw_interpolation_grid(tiles, places, paths, f"\n{a.note} {opened.note()}")
+        labels = _get_pair_labels(a, b)
+        tiles = grids.interpolate_pairs(opened.model, a.pixels, b.pixels, places, paths, counter, labels)
+    picture = grids.draw_interpolation_grid(tiles, places, paths, f"\n{a.note}")
     facts = {"pairing": pairing, "first": a.facts, "second": b.facts, "seed": options.seed, "count": count}
     what = "z downwards, v to the right" if has_z else "v from left to right, no z"
     facts |= {"places": places, "path": options.path}
@@ -180,11 +159,11 @@ def draw_edit(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
     # For a run without directions, `opened.directions()` is None, and `load_directions` raises an error with advice.
     directions = opened.directions() or load_directions(options.run)
     direction, amounts = directions.find(options.direction, options.method), options.amounts
-    name, images = make_printable(direction.name, 100), read_image_files(opened, options.files)
+    name, images = make_printable(direction.name, 100), run_images.read_image_files(opened, options.files)
     results = _open_photographs(opened, options)
-    count, note, vectors = len(images.pixels), f"{images.note} {opened.note()}", {"": direction.vector}
+    count, vectors = len(images.pixels), {"": direction.vector}
     with Counter("editing", count * len(amounts)) as counter:
-        picture = grids.draw_edit_grid(opened.model, images.pixels, vectors, amounts, name, note, counter)
+        picture = grids.draw_edit_grid(opened.model, images.pixels, vectors, amounts, name, images.note, counter)
     facts = {**images.facts, "direction": direction.name, "method": direction.method, "amounts": amounts}
     yield "edit", picture, f"{_count(count, 'image')} along {name}, {direction.method}", facts
     if results is not None:
@@ -199,7 +178,7 @@ def draw_neighbours(opened: Run, options: argparse.Namespace) -> Iterator[Drawin
     """Yields samples beside the images that are nearest to them, by pixels and by z."""
     from scipy.spatial.distance import cdist
 
-    source, split = open_data(opened, options), options.split
+    source, split = run_images.open_data(opened, options), options.split
     model, has_z = opened.model, opened.config.model.has_encoder
     samples = np.asarray(model.sample(options.count, options.temperature, seed=options.seed))
     drawn = draw_image_indices(source, split, options.search or source.sizes[split], options.seed)
@@ -237,21 +216,21 @@ def draw_project(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
     """Yields a plot of z of images, projected to a plane by PCA or t-SNE, coloured by label."""
     from tfdecouple.visualization import plots
 
-    source = open_data(opened, options)
+    source = run_images.open_data(opened, options)
     indices = np.sort(draw_image_indices(source, options.split, options.count, options.seed))
     count = len(indices)
     if count < 4:
         raise DataError(f"project got {count} images; it needs at least 4")
     codes, labels = opened.encode_split(source, options.split, indices, "encoding")
-    facts: dict[str, Any] = {"data": source.title, "split": options.split, "seed": options.seed, "count": count}
-    facts["method"] = options.method
+    facts: dict[str, Any] = {"data": source.title, "split": options.split, "method": options.method}
     if options.method == "pca":
         points, shares = plots.project_to_components(codes)
         facts["explained_variance"] = shares.tolist()
         axes = tuple(f"principal component {n} ({share:.0%} of the variance)" for n, share in enumerate(shares, 1))
     else:
         points, axes = plots.project_by_t_sne(codes, options.seed), ("t-SNE 1", "t-SNE 2")
-    facts |= {"indices": indices.tolist(), "labels": get_label_names(source, labels), "points": points.tolist()}
+    facts |= {"seed": options.seed, "count": count, "indices": indices.tolist()}
+    facts |= {"labels": run_images.get_label_names(source, labels), "points": points.tolist()}
     title = f"z of {count:,} images: {source.title}, {options.split}\n{opened.note()}"
     picture = plots.render_figure(plots.plot_projection(points, labels, source.label_names, axes, title))
     summary = f"z of {count:,} images by {'PCA' if options.method == 'pca' else 't-SNE'}"
@@ -261,14 +240,11 @@ def draw_project(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
 def _open_photographs(opened: Run, options: argparse.Namespace) -> OwnSizeResults | None:
     if not options.files or options.size != "own":
         return None
-    # No other results need this module and what it imports.
-    from tfdecouple.visualization.full_size import OwnSizeResults
-
     folder = RunFolder(options.run).find_results_folder(PICTURES, options.out)
     return OwnSizeResults(options.files, folder, opened.model, options.max_side)
 
 
-def _get_pair_labels(a: Images, b: Images) -> tuple[np.ndarray, np.ndarray] | None:
+def _get_pair_labels(a: run_images.Images, b: run_images.Images) -> tuple[np.ndarray, np.ndarray] | None:
     return None if a.labels is None or b.labels is None else (a.labels, b.labels)
 
 

@@ -45,11 +45,8 @@ def run(options: argparse.Namespace) -> int:
             print(f"{len(far):,} of the images, such as {far[0].decode()}, are {text}")
         manifest = folder.finish()
     skipped = f", {manifest.totals['skipped']} unreadable skipped" if manifest.totals["skipped"] else ""
-    fields = ", ".join(map(str, manifest.fields))
-    print(
-        f"{options.out}: {manifest.totals['images']:,} images in {len(shards)} {manifest.format} files{skipped}; "
-        f"key, label, {fields}"
-    )
+    written = f"{manifest.totals['images']:,} images in {len(shards)} {manifest.format} files{skipped}"
+    print(f"{options.out}: {written}; key, label, {', '.join(map(str, manifest.fields))}")
     return 0
 
 
@@ -72,9 +69,7 @@ def _verify_codes(out: pathlib.Path) -> int:
 def _require_fields(opened: Run, options: argparse.Namespace) -> None:
     if options.z_std and opened.config.model.has_class_codes:
         raise UserError(f"--z-std: z of {options.run} is a function of the label and has no standard deviation")
-    if opened.config.model.has_latent:
-        return
-    if options.z_std or not (options.v or options.scores):
+    if not opened.config.model.has_latent and (options.z_std or not (options.v or options.scores)):
         wanted = "--z-std needs one" if options.z_std else "its code is v: add --v"
         raise UserError(f"the model of {options.run} has no z (model.conditioning is 'none'); {wanted}")
 
@@ -83,13 +78,11 @@ def _make_manifest(opened: Run, source: Source, options: argparse.Namespace) -> 
     fields = choose_code_fields(opened.config.model, v=options.v, z_std=options.z_std, scores=options.scores)
     splits = SPLITS if options.split == "all" else (options.split,)
     image_bytes = 64 + sum(4 * field.size for field in fields)
-    most = max(1, min(_MOST_IMAGES, _SHARD_BYTES // image_bytes))
+    most, weights = max(1, min(_MOST_IMAGES, _SHARD_BYTES // image_bytes)), hash_weights(opened.model)
     return CodesManifest(
         format=options.format,
         fields=fields,
-        model=ModelFacts(
-            run=opened.name, step=opened.step, averaged=opened.averaged, weights_sha256=hash_weights(opened.model)
-        ),
+        model=ModelFacts(run=opened.name, step=opened.step, averaged=opened.averaged, weights_sha256=weights),
         data=DataFacts(
             title=source.title,
             image_shape=source.image_shape,

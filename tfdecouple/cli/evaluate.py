@@ -42,7 +42,6 @@ def run(options: argparse.Namespace) -> int:
 
     folder = RunFolder(options.run)
     out = folder.find_results_folder(EVALUATION, options.out)
-    test_evaluations: int | None = None
     files: list[str] = []
     try:
         for metric in metrics:
@@ -58,10 +57,10 @@ def run(options: argparse.Namespace) -> int:
                         if "test" in [metric.split for metric in metrics]:
                             source = evaluation.source
                             images = f"{source.name}: {source.title}, test ({source.descriptions['test']})"
-                            test_evaluations = folder.count_test_evaluation(images, out)
-                    print("\n".join(evaluation.describe_inputs(test_evaluations)))
+                            evaluation.test_evaluations = folder.count_test_evaluation(images, out)
+                    print("\n".join(evaluation.describe_inputs()))
                 print("\n" + "\n".join(result.lines), flush=True)
-                files.append(write_metric_result(out, evaluation, metric, result, test_evaluations))
+                files.append(write_metric_result(out, evaluation, metric, result))
     except tf.errors.ResourceExhaustedError as error:
         raise RunError(f"out of memory; try a smaller --batch-size ({one_line(error, first=True)})") from error
     except (KeyboardInterrupt, Exception) as error:
@@ -84,7 +83,10 @@ class Evaluation:
         size: the number of images in the split `--split`.
         count: the number of these images that are evaluated.
         batch_size: the number of images in a batch, before it is rounded to a multiple of the number of devices.
+        test_evaluations: the count of evaluations on test images, with this one; None if it uses no test images.
     """
+
+    test_evaluations: int | None = None
 
     def __init__(self, options: argparse.Namespace, metrics: Sequence[Metric]):
         import tensorflow as tf
@@ -128,20 +130,18 @@ class Evaluation:
         batches = make_evaluation_batches(self.source, options.split, batch_size=size, indices=indices)
         return check_batch_labels(batches, self.source, self.opened.config.model)
 
-    def describe_inputs(self, test_evaluations: int | None) -> Iterator[str]:
-        """Yields lines of text on the run, the images and, unless None, the count of evaluations on test images."""
+    def describe_inputs(self) -> Iterator[str]:
+        """Yields lines of text on the run, the images and, if there are any, the evaluations on test images."""
         split = self.options.split
         averaged = "averaged " if self.opened.averaged else ""
         yield f"{self.options.run}: {averaged}weights of step {self.opened.step}, seed {self.options.seed}"
         images = f"{self.count:,} of {self.size:,} images{', drawn' if self.count < self.size else ''}"
         yield f"{self.source.title}, {split} ({self.source.descriptions[split]}): {images}"
-        if test_evaluations is not None:
-            yield f"evaluations of these test images, with this one: {test_evaluations}"
+        if self.test_evaluations is not None:
+            yield f"evaluations of these test images, with this one: {self.test_evaluations}"
 
 
-def write_metric_result(
-    out: pathlib.Path, evaluation: Evaluation, metric: Metric, result: Result, test_evaluations: int | None
-) -> str:
+def write_metric_result(out: pathlib.Path, evaluation: Evaluation, metric: Metric, result: Result) -> str:
     """Writes a metric's values with facts on run and data as JSON, and its picture as PNG; returns the JSON's name."""
     from tfdecouple.cli.run_images import write_picture
 
@@ -150,8 +150,8 @@ def write_metric_result(
     values |= {"data": source.title, "source": source.name, "seed": evaluation.options.seed, "split": metric.split}
     values["split_description"] = "+".join(source.descriptions[split] for split in splits)
     values["split_images"] = sum(source.sizes[split] for split in splits)
-    if test_evaluations is not None:
-        values["test_evaluations"] = test_evaluations
+    if evaluation.test_evaluations is not None:
+        values["test_evaluations"] = evaluation.test_evaluations
     name = f"{metric.name}-{metric.split}"
     write_picture(out / f"{name}.png", result.picture, {**values, **result.values})
     return f"{name}.json"

@@ -107,12 +107,6 @@ def require_switch(options: argparse.Namespace) -> None:
         raise UserError("--reference takes neither --pairing nor --size: each photograph is written at its own size")
 
 
-def require_held_out_split(options: argparse.Namespace) -> None:
-    """Raises UserError if --split of the command `directions` is "train"."""
-    if options.split == "train":
-        raise UserError("--split is 'train', which directions are found in; take validation or test")
-
-
 def require_encode_arguments(options: argparse.Namespace) -> None:
     """Raises UserError if the command `encode` lacks --run, or a package for --format; --verify needs neither."""
     if options.run is None and not options.verify:

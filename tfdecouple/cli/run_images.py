@@ -2,32 +2,29 @@
 
 import argparse
 import contextlib
-import dataclasses
 import io
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from tfdecouple.data import Source, choose_user_crop
 from tfdecouple.data.image_file import read_image
-from tfdecouple.errors import DataError, UserError, make_printable, one_line
+from tfdecouple.errors import DataError, UserError, one_line
 from tfdecouple.metrics.drawn_images import draw_image_indices, pair_images, read_drawn_images
 from tfdecouple.runs.opened_run import Run
-from tfdecouple.runs.run_folder import PICTURES, RunFolder
 from tfdecouple.storage.files import write_bytes, write_json
 
 
-@dataclasses.dataclass(frozen=True)
-class Images:
+class Images(NamedTuple):
     """Images for a model, with facts about these images for a JSON file and for the caption of a picture.
 
     Attributes:
         pixels: the images, quantised to the bits of the model, uint8 `[n, height, width, channels]`.
         facts: the values for the JSON file: data set, split, indices and labels; or the paths of the user's files.
-        note: the sentence for the caption that names the data set.
+        note: the end of a picture's caption: sentences that name the data set and the run.
         labels: the label of each image, int32 `[n]`, for a model with labels; otherwise None.
     """
 
@@ -57,7 +54,7 @@ def _make_images(
     run.require_labels(source)
     names = get_label_names(source, labels)
     facts = {"data": source.title, "split": split, "indices": indices.tolist(), "labels": names}
-    return Images(pixels, facts, f"Images: {source.title}, {split}.", run.model.drop_unused_labels(labels))
+    return Images(pixels, facts, f"Images: {source.title}, {split}. {run.note()}", run.model.drop_unused_labels(labels))
 
 
 def get_label_names(source: Source, labels: np.ndarray) -> list[str | None]:
@@ -75,10 +72,10 @@ def read_image_files(run: Run, paths: list[str]) -> Images:
             # The message of `read_image` advises on data sets in folders, so only its cause is shown.
             raise DataError(f"cannot read the image {path}: {one_line(error.__cause__ or error)}") from error
     pixels = np.asarray(run.model.quantize_images(np.stack(images)))
-    return Images(pixels, {"files": list(paths)}, "Own images.")
+    return Images(pixels, {"files": list(paths)}, f"Own images. {run.note()}")
 
 
-def choose_pairs(run: Run, options: argparse.Namespace, pairings: tuple[str, ...]) -> dict[str, tuple[Images, Images]]:
+def choose_pairs(run: Run, options: argparse.Namespace, pairings: tuple[str, ...]) -> dict[str, tuple[Images, ...]]:
     """Draws at most --count pairs of images of --split for each pairing; returns {pairing: (first, second images)}.
 
     With --pairing auto, labelled images are paired in all ways in `pairings`, such as "within" a label and "across"
@@ -101,24 +98,11 @@ def choose_pairs(run: Run, options: argparse.Namespace, pairings: tuple[str, ...
     for pairing in pairings if options.pairing == "auto" and has_labels else (how,):
         pairs = pair_images(labels, pairing, options.count)
         if len(pairs):
-            first, second = (_make_images(run, source, split, pool[i], images[i], labels[i]) for i in pairs.T)
-            chosen[pairing] = (first, second)
+            chosen[pairing] = tuple(_make_images(run, source, split, pool[i], images[i], labels[i]) for i in pairs.T)
     if not chosen:
-        raise DataError(
-            f"{split} of {source.title} has no two images for --pairing {options.pairing}; take another --split, "
-            "--data or --pairing"
-        )
+        pairing = f"no two images for --pairing {options.pairing}"
+        raise DataError(f"{split} of {source.title} has {pairing}; take another --split, --data or --pairing")
     return chosen
-
-
-def save_picture(
-    opened: Run, options: argparse.Namespace, name: str, picture: Image.Image, summary: str, **facts: Any
-) -> None:
-    """Writes a picture as `name`.png, and the command, the run and `facts` as `name`.json; prints path and summary."""
-    path = RunFolder(options.run).find_results_folder(PICTURES, options.out) / f"{name}.png"
-    write_picture(path, picture, {"command": options.command, **opened.facts(), **facts})
-    # The summary can have names from untrusted files.
-    print(make_printable(f"{path}: {summary}"), flush=True)
 
 
 def write_picture(path: pathlib.Path, picture: Image.Image | None, facts: dict[str, Any]) -> None:

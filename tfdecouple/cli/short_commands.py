@@ -20,8 +20,7 @@ def run_presets(options: argparse.Namespace) -> int:
     if not options.name:
         names = preset_names()
         width = max(map(len, names))
-        for name in names:
-            print(f"{name:{width}} {load_preset(name).description}")
+        print(*(f"{name:{width}} {load_preset(name).description}" for name in names), sep="\n")
         return 0
     config = load_preset(options.name)
     start_tensorflow()
@@ -72,10 +71,6 @@ def run_curves(options: argparse.Namespace) -> int:
 
 def run_encode_beam(options: argparse.Namespace) -> int:
     """Runs the command `encode-beam`: encodes the images in --images into files in --out by Apache Beam; returns 0."""
-    try:
-        import apache_beam  # noqa: F401
-    except ImportError:
-        raise UserError("encode-beam needs Apache Beam; pip install 'tfdecouple[beam]'") from None
     from tfdecouple.corpus.beam import encode_with_beam
 
     manifest = encode_with_beam(options)
@@ -121,11 +116,9 @@ def run_doctor(options: argparse.Namespace) -> int:
     if options.out is not None:
         write_text(options.out / "doctor.txt", "not done yet\n")
     start = time.monotonic()
-
-    def report_progress(text: str) -> None:
-        print(f"[{time.monotonic() - start:4.0f} s] {text}", flush=True)
-
-    results = run_checks(task, options.only or CHECKS, report_progress)
+    results = run_checks(
+        task, options.only or CHECKS, lambda text: print(f"[{time.monotonic() - start:4.0f} s] {text}", flush=True)
+    )
     text, report = "\n".join(make_text(results)), make_json(task, results)
     print(text, flush=True)
     if options.out is not None:

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tfdecouple.cli import parse_arguments
-from tfdecouple.cli.command_table import DEVICES, DOWNLOAD, change_option
+from tfdecouple import cli
+from tfdecouple.cli.command_table import DEVICES, DOWNLOAD
 from tfdecouple.cli.options import AddOption, get_program_name, group, option
 from tfdecouple.config import Config, load_preset, override
 from tfdecouple.data.sources import list_source_kinds
 from tfdecouple.runtime.option_types import make_number_type
-from tfdecouple.runtime.process import Program, get_arguments, start_tensorflow
+from tfdecouple.runtime.process import start_tensorflow
 
 EXIT_INTERRUPTED = 75
 EXIT_DIVERGED = 3
@@ -44,28 +44,28 @@ exit status:
 """
 
 
-def describe_program() -> dict[str, Any]:
-    """Returns the arguments of argparse's `add_parser` for the help of the program, as the user called it."""
+def describe_program(parser: Any) -> None:
+    """Sets the name and the help of the command's `parser` to those of the program, as the user called it."""
     is_script = pathlib.PurePath(sys.argv[0]).name == "train.py"
-    program = "python train.py" if is_script else f"{get_program_name()} train"
-    description, formatter = _HELP.replace("python train.py", program), argparse.RawDescriptionHelpFormatter
-    return {"prog": program, "description": description, "epilog": _EPILOG, "formatter_class": formatter}
+    parser.prog = "python train.py" if is_script else f"{get_program_name()} train"
+    parser.description, parser.epilog = _HELP.replace("python train.py", parser.prog), _EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
 
 
 def list_options() -> list[AddOption]:
     """Returns the options of the command `train`."""
-    preset = "where the options come from: quickstart (default), cifar10 and others, which `python -m tfdecouple "
-    repeated = "change an option; can be repeated: --set model.alpha=0.5 --set 'model.steps=[1,[2,2],2]'; "
+    repeated = "change an option; can be repeated: --set model.alpha=0.5 --set 'model.steps=[1,[2,2],2]'; see "
     whole = make_number_type(int, -(2**63), 2**63 - 1)
     return [
+        describe_program,
         group(
             "what to train",
             group(
                 "",
-                option("--preset NAME", f"{preset}presets` describes", default="quickstart"),
+                option("--preset NAME", "see `python -m tfdecouple presets`; default quickstart", default="quickstart"),
                 option("--config FILE", "take the options from a JSON file, as in a run folder"),
             ),
-            change_option(f"{repeated}`python -m tfdecouple explain` explains each"),
+            option("--set NAME=VALUE", f"{repeated}`python -m tfdecouple explain`", action="append", default=[]),
             shortcut("--steps N", "training.steps", "number of updates", type=whole),
             shortcut("--seed N", "training.seed", "seed of all draws", type=whole),
             shortcut("--init-from RUN", "training.init_from", "start from the weights of another run or import"),
@@ -87,9 +87,7 @@ def shortcut(usage: str, config_option: str, text: str, **settings: Any) -> AddO
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program `python train.py` with `arguments`, by default the command line's; returns the exit status."""
-    with Program() as program:
-        program.status = run(parse_arguments(["train", *get_arguments(arguments)]))
-    return program.status
+    return cli.main(["train", *(sys.argv[1:] if arguments is None else arguments)])
 
 
 def run(options: argparse.Namespace) -> int:
@@ -106,15 +104,13 @@ def run(options: argparse.Namespace) -> int:
 
     try:
         outcome = train(config, workdir, devices=options.devices, download=options.download)
-    except (InterruptedRunError, DivergedError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (InterruptedRunError, DivergedError, LostWorkerError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, LostWorkerError):
+            sys.stdout.flush()
+            # An ordinary exit would wait half a minute or more for the lost worker.
+            os._exit(EXIT_LOST)
         return EXIT_INTERRUPTED if isinstance(error, InterruptedRunError) else EXIT_DIVERGED
-    except LostWorkerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # An ordinary exit would wait half a minute or more for the lost worker.
-        os._exit(EXIT_LOST)
     if not outcome.is_chief:
         return 0
     print()

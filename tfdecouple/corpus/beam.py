@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import hashlib
 import io
@@ -11,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -21,19 +20,11 @@ from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from tfdecouple.config.shapes import Shape
-from tfdecouple.corpus.code_files import make_parquet_schema, make_parquet_table, serialize_examples
-from tfdecouple.corpus.codes_manifest import (
-    MANIFEST,
-    NO_LABEL,
-    CodesManifest,
-    DataFacts,
-    Field,
-    ModelFacts,
-    Shard,
-    encode_image_key,
-)
+from tfdecouple.corpus.code_files import encode_image_key, make_parquet_schema, make_parquet_table, serialize_examples
+from tfdecouple.corpus.codes_manifest import MANIFEST, CodesManifest, DataFacts, Field, ModelFacts, Shard
 from tfdecouple.data.image_file import read_image
 from tfdecouple.data.image_folder import SPLIT_FOLDERS, SUFFIXES
+from tfdecouple.data.labels import NO_LABEL
 from tfdecouple.errors import DataError, UserError, one_line
 
 # Name of the only split of the codes, because the pipeline encodes the images of all splits alike.
@@ -93,9 +84,7 @@ def encode_with_beam(options: argparse.Namespace) -> CodesManifest:
     return manifest
 
 
-def _add_pipeline_steps(
-    pipeline: Any, options: argparse.Namespace, reader: FolderReader, encoder: tuple, out: str
-) -> None:
+def _add_pipeline_steps(pipeline: Any, options: Any, reader: FolderReader, encoder: tuple, out: str) -> None:
     text = functools.partial(beam.io.WriteToText, shard_name_template="", num_shards=1)
     read = (
         pipeline
@@ -110,17 +99,14 @@ def _add_pipeline_steps(
     _ = read[UNREADABLE] | "Write unreadable" >> text(f"{out}/_{UNREADABLE}", file_name_suffix=".txt")
     batches = beam.BatchElements(min_batch_size=options.batch_size, max_batch_size=options.batch_size)
     codes = read.images | "Batch" >> batches | "Encode" >> beam.Map(encode_batch, *encoder)
-    end = f".{options.format}"
+    files = {"file_name_suffix": f".{options.format}", "num_shards": options.shards}
     if options.format == "parquet":
         fields = encoder[1]
         codes = codes | "To tables" >> beam.Map(lambda batch: make_parquet_table(batch[0], batch[1], batch[2], fields))
-        schema = make_parquet_schema(fields)
-        write: Any = beam.io.parquetio.WriteToParquetBatched(
-            f"{out}/{SPLIT}", schema, file_name_suffix=end, num_shards=options.shards
-        )
+        write: Any = beam.io.parquetio.WriteToParquetBatched(f"{out}/{SPLIT}", make_parquet_schema(fields), **files)
     else:
         codes = codes | "To examples" >> beam.FlatMap(lambda batch: serialize_examples(*batch))
-        write = beam.io.WriteToTFRecord(f"{out}/{SPLIT}", file_name_suffix=end, num_shards=options.shards)
+        write = beam.io.WriteToTFRecord(f"{out}/{SPLIT}", **files)
     _ = (
         codes
         | "Write codes" >> write
@@ -131,8 +117,7 @@ def _add_pipeline_steps(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class FolderReader:
+class FolderReader(NamedTuple):
     """A reader of the image files below a folder, for workers; keys and labels are those of the data set `folder:PATH`.
 
     `root` is the path of the folder, with a "/" at its end; `has_splits` says whether its sub-folders are splits, as
@@ -183,7 +168,7 @@ def make_folder_reader(root: str, paths: Sequence[str], image_shape: Shape, cent
     images = [image for path in paths if (image := reader.find_key_and_label(path))]
     if not images:
         raise DataError(f"there are no images in {root}; --images takes a folder of image files")
-    return dataclasses.replace(reader, labels=tuple(sorted({label for _, label in images if label})))
+    return reader._replace(labels=tuple(sorted({label for _, label in images if label})))
 
 
 def encode_batch(
@@ -242,10 +227,8 @@ def _choose_output_fields(session: Any, options: argparse.Namespace) -> tuple[tu
     outputs = {output.name: tuple(output.shape[1:]) for output in session.get_outputs()}
     inputs = {array.name: tuple(array.shape[1:]) for array in session.get_inputs()}
     if list(inputs) == ["images", "labels"]:
-        raise UserError(
-            f"the encoder of {options.model} needs the label of each image, by the numbers of its run; take "
-            "python -m tfdecouple encode, which knows their names"
-        )
+        missing = f"the encoder of {options.model} needs the label of each image, by the numbers of its run"
+        raise UserError(f"{missing}; take python -m tfdecouple encode, which knows their names")
     if list(inputs) != ["images"] or "v" not in outputs:
         raise UserError(f"{options.model} is no encoder of this project: it takes {', '.join(inputs)}")
     if "z" not in outputs and not options.v:

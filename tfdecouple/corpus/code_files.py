@@ -16,16 +16,25 @@ from tfdecouple.runtime.requirements import require_packages
 if TYPE_CHECKING:
     import pyarrow as pa
 
+# {name of a field, such as "z": the codes of n images, float32 `[n, ...]`}.
+Codes = Mapping[str, np.ndarray]
 # Largest number of images in a row group of a Parquet file. A reader loads a group at once; small groups are slow.
 _GROUP_ROWS = 1024
 
 
-def write_codes(
-    name: str, path: pathlib.Path, fields: Sequence[Field], keys: Sequence[bytes], rows: Mapping[str, np.ndarray]
-) -> None:
+def encode_image_key(key: str) -> bytes:
+    r"""Returns the key of an image as UTF-8, which Parquet needs; bytes of a file name that are not UTF-8 are escaped.
+
+    >>> encode_image_key("cats/7.png"), encode_image_key("caf\udce9.png")
+    (b'cats/7.png', b'caf\\xe9.png')
+    """
+    return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").encode()
+
+
+def write_codes(name: str, path: pathlib.Path, fields: Sequence[Field], keys: Sequence[bytes], rows: Codes) -> None:
     """Writes the codes of n images into the file `path`, in the format `name`, "tfrecord" or "parquet".
 
-    `keys` are the names of the images in UTF-8. `rows` has "label", int `[n]`, and float32 `[n, ...]` for each field.
+    `keys` are the names of the images in UTF-8. `rows` has "label", int `[n]`, beside the codes of `fields`.
     """
     labels, arrays = rows["label"].tolist(), {field.name: rows[field.name] for field in fields}
     if name == "tfrecord":
@@ -38,13 +47,8 @@ def write_codes(
         pq.write_table(make_parquet_table(keys, labels, arrays, fields), path, row_group_size=_GROUP_ROWS)
 
 
-def serialize_examples(
-    keys: Sequence[bytes], labels: Sequence[int], arrays: Mapping[str, np.ndarray]
-) -> Iterator[bytes]:
-    """Yields, for each image, a serialised `tf.train.Example` with the image's key (UTF-8), label (-1: none) and codes.
-
-    `arrays` is {name of the field, such as "z": codes of all images, float32 `[n, ...]`}.
-    """
+def serialize_examples(keys: Sequence[bytes], labels: Sequence[int], arrays: Codes) -> Iterator[bytes]:
+    """Yields, for each image, a serialised `tf.train.Example` with an image's key (UTF-8), label (-1: none), codes."""
     for row, (key, label) in enumerate(zip(keys, labels, strict=True)):
         features = {
             "key": tf.train.Feature(bytes_list=tf.train.BytesList(value=[key])),
@@ -70,7 +74,7 @@ def make_parquet_schema(fields: Sequence[Field]) -> pa.Schema:
 
 
 def make_parquet_table(
-    keys: Sequence[bytes], labels: Sequence[int], arrays: Mapping[str, np.ndarray], fields: Sequence[Field]
+    keys: Sequence[bytes], labels: Sequence[int], arrays: Codes, fields: Sequence[Field]
 ) -> pa.Table:
     """Returns an Arrow table of key, label and codes `fields` of n images; arguments as for `serialize_examples`."""
     import pyarrow as pa
@@ -138,10 +142,8 @@ def read_codes(folder: str | pathlib.Path, split: str | None = None, partial: bo
     names = manifest.list_shard_names(split)
     paths = [str(folder / name) for name in names if (folder / name).is_file()]
     if not paths or (len(paths) < len(names) and not partial):
-        raise DataError(
-            f"{folder} has {len(paths)} of {len(names)} files; end the encoding with the command that began it, or "
-            "read what there is with partial=True"
-        )
+        remedy = "end the encoding with the command that began it, or read what there is with partial=True"
+        raise DataError(f"{folder} has {len(paths)} of {len(names)} files; {remedy}")
     if manifest.format == "tfrecord":
         return _read_tfrecords(paths, manifest.fields)
     require_packages("pyarrow", what="the format parquet")

@@ -43,18 +43,15 @@ def open_codes_folder(path: pathlib.Path, job: CodesManifest, run: Run) -> Itera
             # A folder without a manifest can hold files that a program left when it was killed early.
             for entry in path.iterdir() if begun is None else ():
                 if entry.name not in (_LOCK, RUN) and not entry.match(TEMPORARY):
-                    held = f"{path} holds other files, such as {entry.name}"
-                    raise UserError(f"{held}; name a new folder or an empty one with --out")
+                    raise UserError(f"{path} holds other files, such as {entry.name}; name a new folder with --out")
             try:
                 stack.enter_context(FileLock(path / _LOCK, timeout=0))
             except Timeout as error:
-                held = f"another program is writing to {path}"
-                raise UserError(f"{held}; wait for it, or name another folder with --out") from error
+                raise UserError(f"another program is writing to {path}; wait for it, or name another --out") from error
             for remains in path.glob(TEMPORARY):
                 remains.unlink()
             if begun is None:
-                if (path / RUN).exists():
-                    shutil.rmtree(path / RUN)
+                shutil.rmtree(path / RUN, ignore_errors=True)
                 (path / RUN).mkdir()
                 write_run(path / RUN, run.model, run.config, run.step)
                 job.write_manifest(path)
@@ -69,9 +66,8 @@ def convert_write_errors(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
-        reason = getattr(error, "strerror", None) or one_line(error, first=True)
-        if isinstance(error, tf.errors.ResourceExhaustedError):
-            reason = os.strerror(errno.ENOSPC)
+        is_full = isinstance(error, tf.errors.ResourceExhaustedError)
+        reason = os.strerror(errno.ENOSPC) if is_full else getattr(error, "strerror", "") or one_line(error, first=True)
         text = f"cannot write to {path}: {reason}; complete files are kept, and the same command resumes"
         raise UserError(text) from error
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple, Self
@@ -17,20 +16,14 @@ from tfdecouple.storage.files import FileDigest, read_model, write_json
 
 # Name of the manifest's file. It begins with an underscore, so that Arrow and Spark skip the file among the data files.
 MANIFEST = "_manifest.json"
-NO_LABEL = -1
 # Names of the outlier scores of an image. Each score is a scalar, which `tfdecouple.metrics.outliers` computes.
 SCORES = ("bits_per_dim", "bits_per_dim_minus_codec", "prior_nats", "shell", "typicality")
 # Limits for untrusted manifests: bytes of the manifest, number of code files, and values in the array of one image.
 _MOST_BYTES, _MOST_FILES, _MOST_VALUES = 2**24, 75_000, 2**31
 
 
-def _check_file_name(name: str) -> str:
-    if not name or name.startswith(".") or "\0" in name or pathlib.PurePath(name).name != name:
-        raise ValueError("it is no name of a file in this folder")
-    return name
-
-
-_Name = Annotated[str, pydantic.AfterValidator(_check_file_name)]
+# A name of a file in the folder itself, which is not hidden.
+_Name = Annotated[str, pydantic.StringConstraints(pattern=r"^[^./\\\x00][^/\\\x00]*$")]
 _Count = Annotated[int, pydantic.Field(strict=True, ge=0, lt=2**53)]
 
 
@@ -147,11 +140,10 @@ class CodesManifest(_Model):
         if self.model.weights_sha256 is None:
             raise DataError(f"{folder} was written by encode-beam; name another folder with --out")
         if self.model.weights_sha256 != job.model.weights_sha256:
-            raise DataError(
-                f"{folder} was begun with the weights of update {self.model.step} of the run {self.model.run}, and "
-                f"those of update {job.model.step} of {job.model.run} are others; take --run {folder}/_run, which has "
-                "the former, or another folder with --out"
-            )
+            begun = f"update {self.model.step} of the run {self.model.run}"
+            now = f"update {job.model.step} of {job.model.run}"
+            other = f"{folder} was begun with the weights of {begun}, and those of {now} are others"
+            raise DataError(f"{other}; take --run {folder}/_run, which has the former, or another folder with --out")
         # The title contains the images' path, which may differ if the images have keys that identify them.
         title = () if self.data.keys_sha256 and job.data.keys_sha256 else ("data.title",)
         data = ("data.image_shape", "data.centre_crop", "data.descriptions", "data.keys_sha256")
@@ -159,10 +151,8 @@ class CodesManifest(_Model):
             values = [operator.attrgetter(name)(manifest) for manifest in (self, job)]
             begun, now = (", ".join(map(str, v)) if isinstance(v, tuple) else f"{v}".strip("{}") for v in values)
             if begun != now:
-                raise DataError(
-                    f"{folder} was begun with other arguments or files: {name} was {begun} and is now {now}; give the "
-                    "old ones, or name another folder with --out"
-                )
+                other = f"{folder} was begun with other arguments or files: {name} was {begun} and is now {now}"
+                raise DataError(f"{other}; give the old ones, or name another folder with --out")
 
     def with_shards(self, shards: Sequence[Shard], images: int) -> CodesManifest:
         """Returns the manifest of the complete folder, whose files `shards` have the codes of `images` images."""
@@ -186,26 +176,9 @@ class CodesManifest(_Model):
             raise DataError(f"cannot read the manifest {path}: {one_line(error)}") from error
 
 
-def encode_image_key(key: str) -> bytes:
-    r"""Returns the key of an image as UTF-8, which Parquet needs; bytes of a file name that are not UTF-8 are escaped.
-
-    >>> encode_image_key("cats/7.png"), encode_image_key("caf\udce9.png")
-    (b'cats/7.png', b'caf\\xe9.png')
-    """
-    try:
-        return key.encode()
-    except UnicodeEncodeError:
-        return os.fsencode(key).decode("utf-8", "backslashreplace").encode()
-
-
 def choose_code_fields(config: ModelConfig, *, v: bool, z_std: bool, scores: bool = False) -> tuple[Field, ...]:
     """Returns the fields to store for an image: z if the model has z; v, z_std and outlier scores if requested."""
-    latent = (config.latent_dim,)
-    shapes: dict[str, tuple[int, ...]] = {"z": latent} if config.has_latent else {}
-    if z_std:
-        shapes["z_std"] = latent
-    if v:
-        shapes["v"] = config.image_shape
-    if scores:
-        shapes |= {name: () for name in SCORES if name != "prior_nats" or config.has_encoder}
-    return tuple(Field(name=name, shape=shape) for name, shape in shapes.items())
+    shapes = {"z": (config.latent_dim,), "z_std": (config.latent_dim,), "v": config.image_shape}
+    requested = {"z": config.has_latent, "z_std": z_std, "v": v, **dict.fromkeys(SCORES, scores)}
+    requested["prior_nats"] &= config.has_encoder
+    return tuple(Field(name=name, shape=shapes.get(name, ())) for name, stored in requested.items() if stored)

@@ -10,8 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.arguments import as_labels
+from tfdecouple.corpus.code_files import encode_image_key
 from tfdecouple.corpus.codes_folder import CodesFolder
-from tfdecouple.corpus.codes_manifest import SCORES, Field, ShardRange, encode_image_key
+from tfdecouple.corpus.codes_manifest import SCORES, Field, ShardRange
 from tfdecouple.data import Source
 from tfdecouple.data.labels import check_labels
 from tfdecouple.errors import DataError, UserError, one_line
@@ -43,10 +44,8 @@ def make_image_encoder(model: DecoupledModel, fields: Sequence[Field], batch_siz
     def encode(images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
         codes = {}
         if "v" in names:
-            z, codes["v"] = model.encode(images, labels if by_label else None)[:2]
-            if "z" in names:
-                codes["z"] = z
-        elif by_label and "z" in names:
+            codes["z"], codes["v"] = model.encode(images, labels if by_label else None)[:2]
+        elif by_label:
             codes["z"] = tf.gather(model.class_codes, labels)
         if names - codes.keys():
             posterior = model.posterior(images)
@@ -91,19 +90,20 @@ def encode_shards(
     for split, group in itertools.groupby(shards, lambda shard: shard.split):
         files = list(group)
         indices = np.concatenate([np.arange(shard.start, shard.stop) for shard in files])
-        batches = _encode_batches(source, split, indices, encoder, batch_size)
+        batches = _read_batches(source, split, indices, batch_size)
         rows: Rows = {"index": np.zeros(0, np.int64), "label": np.zeros(0, np.int32), **empty}
         for shard in files:
             # A batch may span several files, so `rows` keeps the images of the last batch that belong to later files.
             parts = [rows]
             while np.max(parts[-1]["index"], initial=-1) < shard.stop - 1 and (batch := next(batches, None)):
-                parts.append(batch)
-                counter(done := done + len(batch["index"]))
+                labels = check_labels(source, batch["label"])
+                codes = encoder(batch["image"], batch["index"], labels)
+                parts.append({"index": batch["index"], "label": labels, **codes})
+                counter(done := done + len(labels))
             rows = {name: np.concatenate([part[name] for part in parts]) for name in rows}
             end = int(np.searchsorted(rows["index"], shard.stop))
-            codes, rows = (
-                {name: values[part] for name, values in rows.items()} for part in (slice(end), slice(end, None))
-            )
+            codes = {name: values[:end] for name, values in rows.items()}
+            rows = {name: values[end:] for name, values in rows.items()}
             for field in fields:
                 require_finite_values(f"{field.name} of {split}", codes[field.name], codes["index"])
             keys = [encode_image_key(source.find_image_key(split, int(index))) for index in codes["index"]]
@@ -115,25 +115,16 @@ def encode_shards(
 
 def hash_image_keys(source: Source, splits: Sequence[str]) -> str:
     """Returns the SHA-256, in hexadecimal, of the keys of all images in `splits`; "" if no split has keys."""
-    digest = hashlib.sha256()
-    named = [split for split in splits if source.splits[split].keys is not None]
-    for split in named:
-        for index in range(source.splits[split].size):
-            digest.update(encode_image_key(source.find_image_key(split, index)) + b"\n")
-    return digest.hexdigest() if named else ""
+    digest, keys = hashlib.sha256(), [key for split in splits for key in source.splits[split].keys or ()]
+    for key in keys:
+        digest.update(encode_image_key(key) + b"\n")
+    return digest.hexdigest() if keys else ""
 
 
-def _encode_batches(
-    source: Source, split: str, indices: np.ndarray, encoder: ImageEncoder, batch_size: int
-) -> Iterator[Rows]:
-    batches = source.open_split(split).decode_examples(indices).batch(batch_size).prefetch(2).as_numpy_iterator()
-    while True:
-        try:
-            with source.guard():
-                batch = next(batches, None)
-        except tf.errors.OpError as error:
-            raise DataError(f"cannot read {source.title}: {one_line(error)}") from error
-        if batch is None:
-            return
-        labels = check_labels(source, batch["label"])
-        yield {"index": batch["index"], "label": labels, **encoder(batch["image"], batch["index"], labels)}
+def _read_batches(source: Source, split: str, indices: np.ndarray, batch_size: int) -> Iterator[Rows]:
+    try:
+        with source.guard():
+            examples = source.open_split(split).decode_examples(indices)
+            yield from examples.batch(batch_size).prefetch(2).as_numpy_iterator()
+    except tf.errors.OpError as error:
+        raise DataError(f"cannot read {source.title}: {one_line(error)}") from error

@@ -62,7 +62,6 @@ VARIANTS = (
     Variant("invert", ("training.memory=invert",)),
     Variant("XLA", ("training.jit_compile=true",), phases=PHASES),
 )
-DEFAULT = VARIANTS[0]
 
 
 class Task(NamedTuple):
@@ -74,7 +73,7 @@ class Task(NamedTuple):
     timeout: float = 900.0
     # Number of devices that the user asks for, or None.
     requested: int | None = None
-    variant: Variant = DEFAULT
+    variant: Variant = VARIANTS[0]
     devices: tuple[str, ...] = ("CPU:0",)
 
 

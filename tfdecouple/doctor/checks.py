@@ -6,6 +6,7 @@ photographs, and what the model computes from some of them in float32 on a CPU.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import itertools
 import math
@@ -25,15 +26,7 @@ import tensorflow as tf
 
 from tfdecouple.config import Config, override
 from tfdecouple.data.sample_images import make_extreme_images
-from tfdecouple.doctor.check_runner import (
-    DEFAULT,
-    MODEL,
-    QUICK_BATCH,
-    Result,
-    Task,
-    load_small_config,
-    make_doctor_config,
-)
+from tfdecouple.doctor.check_runner import MODEL, QUICK_BATCH, Result, Task, load_small_config, make_doctor_config
 from tfdecouple.errors import ExactnessWarning, UserError
 from tfdecouple.networks.architecture import PEAKS, compute_ceiling
 from tfdecouple.runs.opened_run import load_model
@@ -75,6 +68,10 @@ def inspect_machine(task: Task) -> Iterator[Result]:
     """Yields `Result`s on this machine: facts, whether TensorFlow sees all GPUs, whether float32 is fully precise."""
     gpus, built = tf.config.list_physical_devices("GPU"), tf.sysconfig.get_build_info()
     installed, devices = importlib.metadata.distributions(), tf.config.list_logical_devices("GPU" if gpus else "CPU")
+    fields = "driver_version,name,memory.total,memory.used,compute_cap,mig.mode.current"
+    command, driver = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"], list[str]()
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        driver = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
     yield from check_machine(
         {
             **describe_machine(),
@@ -86,7 +83,7 @@ def inspect_machine(task: Task) -> Iterator[Result]:
             "environment": {name: value for name, value in sorted(os.environ.items()) if _COMPUTING.fullmatch(name)},
             "gpus": [tf.config.experimental.get_device_details(gpu) for gpu in gpus],
             "devices": [device.name.partition("device:")[2] for device in devices],
-            "nvidia_smi": _read_driver(),
+            "nvidia_smi": driver,
         }
     )
 
@@ -114,15 +111,6 @@ def check_machine(facts: dict[str, Any]) -> Iterator[Result]:
     if rounding:
         values = ", ".join(f"{name}={environment[name]}" for name in rounding)
         yield Result("float32 of the CPU", False, f"rounded by {values}", f"unset {' '.join(rounding)}")
-
-
-def _read_driver() -> list[str]:
-    fields = "driver_version,name,memory.total,memory.used,compute_cap,mig.mode.current"
-    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
-        return []
 
 
 def load_photographs(count: int) -> np.ndarray:
@@ -173,7 +161,7 @@ def compare_numbers(task: Task) -> Iterator[Result]:
     """Yields a `Result` for each device: whether the small model computes there the stored arrays of `numbers.npz`."""
     right, images, variant = np.load(MODEL / NUMBERS), load_photographs(IMAGES), task.variant
     for device in dict.fromkeys(["CPU:0", *task.devices]):
-        numbers = compute_numbers(device, images) if variant == DEFAULT else {}
+        numbers = compute_numbers(device, images) if not variant.settings else {}
         numbers["gradient"] = compute_gradient(device, images, variant.settings)
         off = {name: _compare(value, right[name], right[name]) for name, value in numbers.items()}
         # The comparison is written so that NaN fails, too.
@@ -181,7 +169,7 @@ def compare_numbers(task: Task) -> Iterator[Result]:
         listed = ", ".join(f"{name} {f'{value:.0e}' if value else 0}" for name, value in off.items())
         message = f"relative errors: {listed}" + (f"; too large: {', '.join(wrong)}" if wrong else "")
         advice = f"do not train here with {' '.join(variant.settings)}"
-        if variant == DEFAULT:
+        if not variant.settings:
             advice = f"{device} does not compute in full float32: look for variables that lower the precision (TF_*, "
             advice += "NVIDIA_*, XLA_FLAGS), for errors of its memory (nvidia-smi -q -d ECC), try another driver"
         figures = {"device": device, "variant": variant.name, "off": off}
@@ -201,8 +189,7 @@ def compare_devices(task: Task) -> Iterator[Result]:
     together = train_weights(make_strategy(count), images)[1]
     off, is_bitwise = _compare(together, alone, alone - start), bool(np.array_equal(alone, together))
     message = "equal to the bit" if is_bitwise else f"off by {off:.0e} of the change in training"
-    advice = "train on one device (--devices 1) until this holds; try NCCL_P2P_DISABLE=1 and nvidia-smi topo -m, other "
-    advice += "versions of the driver and NCCL, and report it"
+    advice = "use --devices 1, report this; try NCCL_P2P_DISABLE=1, nvidia-smi topo -m, another driver or NCCL"
     what = f"weights after {STEPS} steps, 1 device against {count}"
     yield Result(what, off <= WEIGHTS_BOUND, message, advice, {"off": off, "bitwise": is_bitwise})
 
@@ -231,8 +218,7 @@ def try_round_trips(task: Task) -> Iterator[Result]:
         lost = {kind: int(is_lost[names == kind].sum()) for kind in kinds}
         listed = ", ".join(f"{count} of {len(kinds[kind])} {kind}" for kind, count in lost.items() if count)
         message = f"lost: {listed}" if listed else f"all {len(images)} images of {len(kinds)} kinds are exact"
-        advice = f"{device} does not compute in full float32 or not the same way twice: look for variables that lower "
-        advice += "the precision, and decode nothing there until then"
+        advice = f"{device} computes inexactly: look for variables that lower the precision; decode nothing there"
         yield Result(f"Keras, {device}", not listed, message, advice, {"device": device, "lost": lost})
 
 
@@ -249,7 +235,7 @@ def measure_speed(task: Task) -> Iterator[Result]:
     """Yields a `Result` with the speed in images per second for each batch size and phase (training, encoding ...)."""
     variant, count, fastest = task.variant, len(task.devices), 0.0
     sizes = [(batch, 1) for batch in ([QUICK_BATCH] if task.quick else BATCHES[task.devices[0][:3]])]
-    if count > 1 and variant == DEFAULT:
+    if count > 1 and not variant.settings:
         sizes.append((QUICK_BATCH * count, count))
     for batch, devices in sizes:
         start, config = time.perf_counter(), make_doctor_config(task, batch)
@@ -269,7 +255,7 @@ def measure_speed(task: Task) -> Iterator[Result]:
             yield Result(f"{phase}, {variant.name}, {where}", None, message, "", {**figures, "images_per_s": rate})
             fastest = max(fastest, rate) if phase == "train" and devices == 1 else fastest
             start = time.perf_counter()
-    if variant == DEFAULT and (gpus := tf.config.list_physical_devices("GPU")):
+    if not variant.settings and (gpus := tf.config.list_physical_devices("GPU")):
         gpu = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "")
         yield from compare_with_ceiling(make_doctor_config(task), gpu, fastest)
 

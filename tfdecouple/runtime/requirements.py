@@ -14,6 +14,7 @@ from tfdecouple.errors import ConfigError, UserError
 # For the import name of each optional package: the EXTRA of `pip install 'tfdecouple[EXTRA]'` that installs it.
 EXTRAS = {
     "ai_edge_litert": "litert",
+    "apache_beam": "beam",
     "onnx": "export",
     "onnxruntime": "export",
     "tensorflow_serving": "export",
