@@ -52,7 +52,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", metavar="PRESET", help="presets to measure (default all)")
     parser.add_argument("--images", type=int, default=1, help="images in a batch (default 1)")
-    parser.add_argument("--threads", type=int, default=2, help="threads that compute (default 2)")
+    parser.add_argument("--threads", type=int, default=2, help="number of threads (default 2)")
     parser.add_argument("--json", type=pathlib.Path, help="write all measurements to this file")
     parser.add_argument("--docs", type=pathlib.Path, help="put the table into this Markdown file")
     options = parser.parse_args()

@@ -126,7 +126,7 @@ def read_photograph(photograph: Mapping[str, Any], folder: pathlib.Path) -> byte
         name = f"{photograph['resource']} in {name}"
     digest = hashlib.sha256(content).hexdigest()
     if digest != photograph["sha256"]:
-        raise UserError(f"{name} is another file: its SHA-256 is {digest} instead of {photograph['sha256']}")
+        raise UserError(f"{name} has the SHA-256 {digest} instead of {photograph['sha256']}")
     return content
 
 
@@ -177,7 +177,7 @@ def write_crops(photographs: pathlib.Path, out: pathlib.Path) -> None:
         raise UserError(f"{out} exists; name a new folder")
     files = {split: sorted((photographs / split).glob("*.png")) for split in ("train", "test")}
     if not all(files.values()):
-        raise UserError(f"{photographs} has no photographs in train and test; make it by this program without --crops")
+        raise UserError(f"{photographs} has no photographs in train and test; run this program without --crops first")
     files["val"] = files["train"][::VALIDATION]
     files["train"] = [file for file in files["train"] if file not in files["val"]]
     rng = np.random.default_rng(0)

@@ -45,7 +45,7 @@ CONDITIONED = {
 # Folder of a run with 256 dimensions of z, in the tables "models" and "probe"; its weights are in commit 0e3fdba.
 LATENT_256 = "latent256"
 TITLES = RUNS | {LATENT_256: "ours, larger z"}
-# Presets of the paper's models that the compared models imitate in small; the paper's images differ from ours, too.
+# For each compared model, the preset of the larger model in the paper; the paper's images differ from ours, too.
 PAPER_PRESETS = {"conditional": "cifar10", "base": "cifar10_base_conditioned", "glow": "cifar10_glow"}
 PAPER_INFOMAX = "49.62"
 # This name in a command stands for the value of --extractor, the ONNX feature extractor of the Fréchet distance.

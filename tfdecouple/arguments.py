@@ -56,7 +56,7 @@ def require_images(images: Any, image_shape: tuple[int, int, int], any_size: boo
     if dtype != tf.uint8:
         advice = ": tf.cast(images, tf.uint8)" if dtype.is_integer else ""
         if dtype.is_floating:
-            advice = ": tf.cast(tf.round(255 * images), tf.uint8) of pixels in 0..1, without the 255 of others"
+            advice = ": tf.cast(tf.round(255 * images), tf.uint8) if pixels are in 0..1, without 255 otherwise"
         raise DataError(f"images are of type {dtype.name}; they must be uint8 with values 0..255{advice}")
     if not _has_shape(shape, image_shape, any_size):
         shown = "unknown" if shape.rank is None else tuple(shape)
@@ -108,7 +108,7 @@ def as_codes(
         raise UserError(f"v is of shape {tuple(v.shape)}; this model needs {needed} that are multiples of {multiple}")
     if z is not None and (z.shape.rank != 2 or not v.shape[:1].is_compatible_with(z.shape[:1])):
         raise UserError(
-            f"z is of shape {tuple(z.shape)} and v of {v.shape[0]} images; z must be [batch, {latent_dim}] for as many"
+            f"z is of shape {tuple(z.shape)}, and v has {v.shape[0]} images; z must be [{v.shape[0]}, {latent_dim}]"
         )
     return z, v
 

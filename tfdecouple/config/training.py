@@ -89,7 +89,7 @@ class TrainingConfig:
             for 256 x 256), and no more than the run was trained on; 0 for no pictures.
         evaluation_samples: draws of (z, u) per image in the final test evaluation; 0 for no test evaluation, as when
             options are compared.
-        loggers: where metrics and pictures go beside `metrics.jsonl`: "tensorboard", "wandb" or both. "wandb" (Weights
+        loggers: where metrics and pictures go besides `metrics.jsonl`: "tensorboard", "wandb" or both. "wandb" (Weights
             & Biases) needs the extra `loggers`, and writes to the run folder unless `WANDB_MODE` has another value. A
             resumed run may have other loggers.
         init_from: run folder, or name of pretrained weights, from whose weights this run starts; null to initialise

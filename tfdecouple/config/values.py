@@ -80,7 +80,7 @@ def validate_options(config: Any, prefix: str = "") -> None:
         has_names = isinstance(value, tuple) and all(isinstance(entry, str) for entry in value)
         require(
             not has_names or len(set(value)) == len(value),
-            f"{prefix}{name} is {format_value(to_json_values(value))}; it must name each only once",
+            f"{prefix}{name} is {format_value(to_json_values(value))}; each may occur only once",
         )
         object.__setattr__(config, name, value)
 

@@ -251,7 +251,7 @@ class InvertibleLayer(BaseLayer):
         if not self.built:
             raise UserError(
                 f"layer {self.name} is not built, so its bijector cannot know its inputs; call "
-                "layer.build((None, *shape of an input)) or the layer itself before"
+                "layer.build((None, *shape of an input)) or call the layer first"
             )
         return LayerBijector(self, condition)
 

@@ -106,8 +106,8 @@ class ColourMap(InvertibleLayer):
     """A layer y = (x - shift(z)) A(z) that maps the colours of each image by its own matrix and shift, made from z.
 
     A linear map of z gives mean and covariance of the colours as `measure_colours` does. For the z of an image, after
-    `start_from`, the colours of y have mean 0 and covariance I, so that a switch of z exchanges mean and covariance of
-    the colours. `condition_size` is the size of z.
+    `initialize_from_colours`, the colours of y have mean 0 and covariance I, so that a switch of z exchanges mean and
+    covariance of the colours. `condition_size` is the size of z.
     """
 
     saved_arguments = ("condition_size",)
@@ -128,7 +128,7 @@ class ColourMap(InvertibleLayer):
         products = math.prod(x_shape[1:]) * x_shape[-1] + self.condition_size * count_colour_numbers(x_shape[-1])
         return super().cost(x_shape, condition_shape).add_cost(Cost(products))
 
-    def start_from(self, mean: tf.Tensor, deviation: tf.Tensor) -> None:
+    def initialize_from_colours(self, mean: tf.Tensor, deviation: tf.Tensor) -> None:
         """Lets entry i of z give number i of the colours, `mean[i] + deviation[i] * z[i]`; the vectors are `[n]`."""
         rest = tf.zeros([self.condition_size - deviation.shape[0], deviation.shape[0]])
         self.kernel.assign(tf.concat([tf.linalg.diag(deviation), rest], 0))

@@ -53,7 +53,7 @@ def encode_examples(
         numbers = [source.label_names.index(name) for name in names]
         return z, np.where(label[:, None] >= 0, label[:, None] == numbers, np.nan)
     if source.skipped:
-        raise DataError(f"{source.skipped} images of {source.title} cannot be read; mend or remove them")
+        raise DataError(f"{source.skipped} images of {source.title} cannot be read; repair or remove them")
     keys = [source.find_image_key(split, index) for index in indices.tolist()]
     values = attributes.look_up_attributes(keys)
     if np.isnan(values).all():
@@ -89,8 +89,8 @@ def find_directions(
             counter(number + 1)
     if not directions:
         raise DataError(
-            f"the images allow no direction: each needs {LEAST} of two kinds, and there are "
-            f"{next(iter(missing.values()))} for {next(iter(missing))}; take more of them, or others with --data"
+            f"no direction can be found: each needs {LEAST} images of two kinds, and there are "
+            f"{next(iter(missing.values()))} for {next(iter(missing))}; use more images, or others with --data"
         )
     return directions, missing
 

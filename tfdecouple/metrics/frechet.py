@@ -51,7 +51,7 @@ class FrechetDistance(Metric):
     def add_options(cls, group: Any) -> None:
         text = "also the Frechet distance of samples by the features of a network, an ONNX or Keras file"
         group.add_argument("--frechet", metavar="EXTRACTOR", help=text)
-        text = "accept a Keras file (.keras) as the extractor, which can run code: only where you know its source"
+        text = "accept a Keras file (.keras) as the extractor, which can run code: use it only if you trust its source"
         group.add_argument("--trust", action="store_true", help=text)
         add_number(group, "--frechet-images", 10_000, "samples of --frechet, and images to compare them with", 2)
         text = (
@@ -97,12 +97,12 @@ class FrechetDistance(Metric):
         features = len(of_images.mean)
         warnings = [
             f"{moment.images:,} {name} are no more than the {features:,} features: their covariance is singular and "
-            "the distance far too large; take more"
+            "the distance far too large; take more images"
             for name, moment in moments.items()
             if moment.images <= features
         ]
         warnings += [
-            f"{moment.images:,} {name}, all there are, are fewer than the {samples:,} samples: the "
+            f"{moment.images:,} {name}, all of the data set, are fewer than the {samples:,} samples: the "
             f"{'floor is' if moment is of_floor else 'distance and its floor are'} larger than with as many"
             for name, moment in moments.items()
             if moment.images < samples

@@ -105,7 +105,7 @@ class Outliers(Metric):
         }
         shown = list(per_image.items())[: 1 + len(COLOURS)]
         panels = {f"{key}: {text}": {name: scores[key] for name, scores in shown} for key, text in meanings.items()}
-        title = f"Scores of {source.title}, {options.split}, and of other images; the last bins hold what is beyond"
+        title = f"Scores of {source.title}, {options.split}, and of outliers; the last bins include larger values"
         figure = plot_histograms(panels, f"{title}\n{evaluation.opened.note()}")
         return Result(values, _format_separation(reports, options), render_figure(figure))
 
@@ -132,7 +132,7 @@ class Outliers(Metric):
 
 def _format_separation(reports: dict[str, Any], options: Any) -> list[str]:
     draws = describe_draw_count(options.samples)
-    lines = [f"outliers: how well each score separates them, {draws} an image, intervals of 95 %"]
+    lines = [f"outliers: how well each score separates them, {draws} per image, intervals of 95 %"]
     for name, report in reports.items():
         lines.append(f"    {name} ({report['images']:,} images), against {report['known_images']:,} of {options.split}")
         rows = [["score", "AUROC", "false positives at 95 %"]]
@@ -144,7 +144,7 @@ def _format_separation(reports: dict[str, Any], options: Any) -> list[str]:
             rows.append([f"{score}: {SCORES[score]}", area, share])
         lines += format_table(rows, indent=8)
     if any(separation["auroc"] < 0.5 for report in reports.values() for separation in report["detection"].values()):
-        lines.append("    an AUROC below 0.5: by that score outliers are the more usual images")
+        lines.append("    an AUROC below 0.5: by this score, outliers are more typical than the images")
     return lines
 
 

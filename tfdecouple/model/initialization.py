@@ -54,7 +54,7 @@ def initialize(model: Any, images: Any, seed: int = 0, force: bool = False) -> N
         if model.flow.colour_map is not None:
             start = compute_start(measure_colours(x))
             model.encoder.carry_colours(*start)
-            model.flow.colour_map.start_from(*start)
+            model.flow.colour_map.initialize_from_colours(*start)
             mean, log_variance = model.encoder.run_inference(x)
             z = mean + tf.exp(log_variance / 2) * z
     elif model.code_net is not None:

@@ -109,7 +109,7 @@ def _warn_of_trace() -> None:
     _warned.add(trace)
     warn_user(
         "this function calls tfdecouple and is traced while TF32 is on: on a GPU it computes with 10 bits of mantissa "
-        "and may lose images; call tf.config.experimental.enable_tensor_float_32_execution(False) before it, or the "
-        "model outside of it",
+        "and may decode images inexactly; before it, call "
+        "tf.config.experimental.enable_tensor_float_32_execution(False), or call the model outside of this function",
         RuntimeWarning,
     )

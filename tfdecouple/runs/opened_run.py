@@ -198,7 +198,7 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
     folder, data = pathlib.Path(run), config.data.source if config else None
     config = config or Config(name=RunFolder(folder).name, model=model.config)
     if config.model != model.config:
-        raise ConfigError("the config that save_run was given is of another model")
+        raise ConfigError("the config passed to save_run describes another model")
     # An `ema_decay` above 0 would mark the weights as averaged over training steps, which is not known here.
     training = dataclasses.replace(config.training, ema_decay=0.0)
     try:

@@ -202,7 +202,7 @@ def make_weights_card(opened: Run, name: str, licence: str, summary: dict[str, A
         "weights": f"{parameters:,} float32{', averaged over the training' if opened.averaged else ''}",
     }
     if model.has_latent:
-        facts["exactness"] = f"z and v give the very same {'pixels' if model.n_bits == 8 else 'levels'} back"
+        facts["exactness"] = f"z and v decode to identical {'pixels' if model.n_bits == 8 else 'levels'}"
     if test:
         facts["bits per dimension"] = f"{test['bits_per_dim']:.3f} on {test['images']} test images (ELBO)"
     if "reconstruction" in summary:

@@ -27,7 +27,7 @@ _LEAST_RATIO = {True: 32, False: 12}
 def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """Convolves feature maps with a 3x3 kernel and zero padding; callers get maps `[batch, height, width, outputs]`.
 
-    The second result, the function that computes gradients, is for the decorator and does not reach callers.
+    Only the decorator gets the second result, the function that computes gradients.
 
     Args:
         x: feature maps, `[batch, height, width, inputs]`.
@@ -43,8 +43,8 @@ def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 def convolve_normed(x: tf.Tensor, direction: tf.Tensor, gain: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """Convolves maps with the weight-normalised 3x3 kernel g V / ||V||; callers get `[batch, height, width, outputs]`.
 
-    The second result, the function that computes gradients, is for the decorator. It does not store the kernel but
-    computes it again: stored kernels would take as much memory as all weights, for each shard (part) of a batch.
+    Only the decorator gets the second result, the function that computes gradients. It computes the kernel
+    again: stored kernels would take as much memory as all weights, for each shard (part) of a batch.
 
     Args:
         x: feature maps, `[batch, height, width, inputs]`.

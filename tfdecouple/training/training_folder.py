@@ -111,8 +111,8 @@ class TrainingFolder(RunFolder):
         if self.is_resumed and classes and (changed := self.find_changed_label(classes, names)):
             was, now = changed
             raise RunError(
-                f"the images have other labels than {self.path} began with: {was!r} is now {now!r}; give the folders "
-                "their names back, or choose another --workdir"
+                f"the images have other labels than {self.path} began with: {was!r} is now {now!r}; restore the "
+                "folders' names, or choose another --workdir"
             )
 
     def restore_newest_state(self, state: TrainingState) -> tuple[list[str], bool]:
