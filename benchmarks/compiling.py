@@ -144,7 +144,7 @@ def list_layer_kinds(config: ModelConfig) -> Iterator[Kind]:
 def measure_preset(
     preset: str, images: int, threads: int, measured: Collection[str]
 ) -> tuple[list[str], dict[str, dict[str, float]]]:
-    """Times a preset's distinct layers that `measured` lacks; returns the keys of all, and {key: times} of the new."""
+    """Times a preset's distinct layers, except keys in `measured`; returns all keys, and {key: times} of the rest."""
     start_tensorflow(threads)
     kinds = {kind.key: kind for kind in list_layer_kinds(load_preset(preset).model)}
     return list(kinds), {key: measure_kind(kind, images) for key, kind in kinds.items() if key not in measured}

@@ -36,7 +36,7 @@ from tfdecouple.runtime.process import run_program  # noqa: E402
 PAGE, FILES = ROOT / "docs" / "RESULTS.md", ROOT / "docs" / "results"
 # The three compared models: {folder of the run in docs/results: name in the tables of docs/RESULTS.md}.
 RUNS = {"conditional": "ours", "base": "baseline", "glow": "Glow"}
-# What z conditions in each compared model: {folder of the run in docs/results: part of the model}.
+# The part of each compared model that z conditions: {folder of the run in docs/results: part of the model}.
 CONDITIONED = {
     "conditional": "every coupling",
     "base": "mean and scale of the Gaussian of v (the paper's Table 3)",

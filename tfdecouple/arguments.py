@@ -60,7 +60,7 @@ def require_images(images: Any, image_shape: tuple[int, int, int], any_size: boo
         raise DataError(f"images are of type {dtype.name}; they must be uint8 with values 0..255{advice}")
     if not _has_shape(shape, image_shape, any_size):
         shown = "unknown" if shape.rank is None else tuple(shape)
-        raise DataError(f"images are of shape {shown}; this model needs {_show_batch(image_shape, any_size)}")
+        raise DataError(f"images are of shape {shown}; this model needs {_format_batch_shape(image_shape, any_size)}")
 
 
 def _has_shape(shape: tf.TensorShape, image_shape: tuple[int, int, int], any_size: bool) -> bool:
@@ -69,7 +69,7 @@ def _has_shape(shape: tf.TensorShape, image_shape: tuple[int, int, int], any_siz
     return shape.rank == 4 and tuple(shape[1:]) == image_shape
 
 
-def _show_batch(image_shape: tuple[int, int, int], any_size: bool = False) -> str:
+def _format_batch_shape(image_shape: tuple[int, int, int], any_size: bool = False) -> str:
     return f"[batch, {', '.join(map(str, image_shape))}]{', or another height and width' if any_size else ''}"
 
 
@@ -104,7 +104,7 @@ def as_codes(
     """
     z, v = as_z(z, latent_dim), as_floats(v, "v")
     if not _has_shape(v.shape, image_shape, True) or any(side and side % multiple for side in v.shape[1:3]):
-        needed = _show_batch(image_shape, True)
+        needed = _format_batch_shape(image_shape, True)
         raise UserError(f"v is of shape {tuple(v.shape)}; this model needs {needed} that are multiples of {multiple}")
     if z is not None and (z.shape.rank != 2 or not v.shape[:1].is_compatible_with(z.shape[:1])):
         raise UserError(

@@ -194,12 +194,12 @@ def trace_step(trainer):
     images, labels = make_specs(trainer.config.model, BATCH // micro_batches)
     examples = images if labels is None else (images, labels)
     if micro_batches == 1:
-        yield step._whole.get_concrete_function(examples, WHOLE, SCALAR)
+        yield step._take_step.get_concrete_function(examples, WHOLE, SCALAR)
         return
     sums = tf.TensorSpec([sum(step._sizes)])
-    yield step._start.get_concrete_function()
-    yield step._add.get_concrete_function(sums, examples, WHOLE, WHOLE)
-    yield step._finish.get_concrete_function(sums, SCALAR)
+    yield step._start_sums.get_concrete_function()
+    yield step._add_to_sums.get_concrete_function(sums, examples, WHOLE, WHOLE)
+    yield step._apply_sums.get_concrete_function(sums, SCALAR)
 
 
 def trace_inference(trainer):

@@ -92,7 +92,7 @@ class TestStep:
 
     def test_step_graph_has_no_control_flow_on_the_host(self, one_device):
         # A GPU would stand still while the host waits for the predicate of a condition.
-        (whole,) = one_device[0].step_function._whole._list_all_concrete_functions_for_serialization()
+        (whole,) = one_device[0].step_function._take_step._list_all_concrete_functions_for_serialization()
         graph = whole.graph.as_graph_def()
         nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
         kinds = [node.op for node in nodes]

@@ -14,8 +14,8 @@ from tfdecouple.loggers import LOGGERS
 PHOTOGRAPHS = ("astronaut", "chelsea", "china", "coffee", "flower", "rocket")
 PRECISIONS = ("float32", "tf32", "mixed_bfloat16")
 MEMORY = ("keep", "recompute", "invert")
-# Options of a run by `train.py` that `compile` does not take: a Keras optimizer has its own learning rate and schedule,
-# and `fit` has arguments and callbacks for the others. All other options take effect in each step, there and in `fit`.
+# `compile` refuses the options in these two tuples, because a Keras optimizer has its own learning rate and schedule,
+# and `fit` has arguments and callbacks instead of the rest. All other options affect each step, in `train.py` and `fit`.
 OPTIMIZER_OPTIONS = (
     "learning_rate", "warmup_steps", "decay_rate", "linear_decay", "optimizer", "matrix_rate", "beta_1", "beta_2",
     "epsilon", "weight_decay", "clip_norm", "ema_decay",

@@ -25,7 +25,7 @@ Mapped = tuple[tf.Tensor, tf.Tensor]
 # A callback that `visit_layers` calls instead of a layer: (layer, input, condition) -> output.
 Visit = Callable[["InvertibleLayer", tf.Tensor, "Condition"], tf.Tensor]
 # The path of a batch through a composite layer: a generator that yields (layers, input, condition), receives the output
-# of these layers in sequence and the sum of their log-determinants, and returns output and log-determinant of all.
+# of these layers in sequence and the sum of their log-determinants, and returns the composite layer's results.
 Path: TypeAlias = "Generator[tuple[Sequence[InvertibleLayer], tf.Tensor, Condition], Mapped, Mapped]"
 _Class = TypeVar("_Class", bound=type)
 

@@ -129,7 +129,7 @@ class ColourMap(InvertibleLayer):
         return super().cost(x_shape, condition_shape).add_cost(Cost(products))
 
     def initialize_from_colours(self, mean: tf.Tensor, deviation: tf.Tensor) -> None:
-        """Lets entry i of z give number i of the colours, `mean[i] + deviation[i] * z[i]`; the vectors are `[n]`."""
+        """Sets the weights so that z gives the colours `mean + deviation * z[:n]`; `mean` and `deviation` are `[n]`."""
         rest = tf.zeros([self.condition_size - deviation.shape[0], deviation.shape[0]])
         self.kernel.assign(tf.concat([tf.linalg.diag(deviation), rest], 0))
         self.bias.assign(mean)
@@ -150,7 +150,7 @@ class ColourMap(InvertibleLayer):
 
 
 def map_colours(x: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
-    """Multiplies the colour of each pixel in x `[batch, height, width, c]`, a row, by the image's `[batch, c, c]`."""
+    """Multiplies each pixel's colour in x `[batch, height, width, c]` by its image's matrix, `[batch, c, c]`."""
     batch, height, width, channels = get_sizes(x)
     pixels = tf.reshape(x, [batch, height * width, channels])
     return tf.reshape(multiply_in_full_precision(pixels, matrix), [batch, height, width, channels])

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test", "train+validation")
 _NEEDS = f"it needs one input, uint8 images [n, height, width, {RGB_CHANNELS}], and one output, features [n, features]"
 
-# A function of uint8 images `[n, height, width, channels]` that returns their features, float `[n, features]`.
+# Type of a function from uint8 images `[n, height, width, channels]` to their features, float `[n, features]`.
 Extractor = Callable[[np.ndarray], np.ndarray]
 
 
@@ -197,7 +197,7 @@ def open_feature_extractor(path: pathlib.Path | str, image_shape: Shape, trust: 
     The network in the file must have one input, uint8 images `[n, height, width, 3]`, and one output, `[n, features]`.
     The network gets images with the height and width of `image_shape`, and must resize them if it needs another size.
     Grey images are repeated to three channels. The network is tried on two images. A Keras file can run code (Keras
-    refuses only Lambda layers), so that it raises UntrustedError without `trust`. UserError is raised if the file
+    refuses only Lambda layers), so UntrustedError is raised for it without `trust`. UserError is raised if the file
     is missing or its network does not fit, and by the returned function for features that are not finite.
     """
     from tfdecouple.numerics.tf32 import full_float32

@@ -31,7 +31,7 @@ SCORES = {
 }
 # The synthetic outliers that `make_outlier_images` makes.
 MADE = ("noise", "constant", "permuted")
-# With the threshold for false positives, the share `PASSING` of the run's own images counts as no outliers. Confidence
+# False positives are counted at the threshold below which the fraction `PASSING` of the run's images lies. Confidence
 # intervals come from `RESAMPLES` bootstrap samples.
 PASSING, RESAMPLES = 0.95, 1000
 
@@ -196,7 +196,7 @@ class OutlierScorer:
 
 
 def _score_images(scorer: OutlierScorer, batches: Iterable[Mapping[str, Any]], name: str, total: int) -> Scores:
-    """Returns {score, "index" or "label" (-1: none): array `[n]`}; RunError if a score is not finite."""
+    """Returns {name of a score: array `[n]`} with "index" and "label" (-1: none); RunError if a score is not finite."""
     rows: list[Scores] = []
     with Counter(f"scores of {name}", total) as counter:
         for batch in batches:

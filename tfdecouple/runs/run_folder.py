@@ -299,7 +299,7 @@ def find_training_data(config: Config, summary: Mapping[str, Any], step: int) ->
 
     For an imported checkpoint, and for a model that `save_run` got without a config, the images are unknown: the config
     beside these weights has the default data source. `publish --data` puts another data source into the config, and
-    that of the training into `summary`, the content of summary.json or {}.
+    the training's data source into `summary`, the content of summary.json or {}.
     """
     if "imported_from" in summary or not (step > 0 or summary.get("data")):
         return None

@@ -138,7 +138,7 @@ def switch_folder(
 def _switch_photograph(
     model: DecoupledModel, photograph_path: str, path: pathlib.Path, z: tf.Tensor, strength: float, max_side: int
 ) -> bool:
-    """Writes the photograph at `photograph_path`, z moved towards `z`, to `path`; returns whether it has no colours."""
+    """Writes the photograph, with its z moved towards `z`, to `path`; returns whether the photograph is grey."""
     shape = model.config.image_shape
     photograph = read_photograph(photograph_path, shape[-1], max_side)
     before = np.asarray(model.quantize_images(photograph.shrink_photograph(shape)[None]))
