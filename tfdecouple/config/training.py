@@ -15,7 +15,7 @@ PHOTOGRAPHS = ("astronaut", "chelsea", "china", "coffee", "flower", "rocket")
 PRECISIONS = ("float32", "tf32", "mixed_bfloat16")
 MEMORY = ("keep", "recompute", "invert")
 # `compile` refuses the options in these two tuples, because a Keras optimizer has its own learning rate and schedule,
-# and `fit` has arguments and callbacks instead of the rest. All other options affect each step, in `train.py` and `fit`.
+# and `fit` has arguments and callbacks instead of the rest. All other options affect each step of `train.py` and `fit`.
 OPTIMIZER_OPTIONS = (
     "learning_rate", "warmup_steps", "decay_rate", "linear_decay", "optimizer", "matrix_rate", "beta_1", "beta_2",
     "epsilon", "weight_decay", "clip_norm", "ema_decay",

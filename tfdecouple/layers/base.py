@@ -107,7 +107,7 @@ class KeepsWeights:
     """
 
     def quantize(self, *arguments: Any, **options: Any) -> None:
-        """Raises UnsupportedError, for which Keras skips this layer when it quantises a model around the layer."""
+        """Raises UnsupportedError, at which Keras skips this layer when it quantises a model around the layer."""
         raise UnsupportedError(
             "Keras' quantize and enable_lora would change no layer of this model; to train fewer weights, set "
             "layer.trainable = False"
@@ -356,7 +356,7 @@ class InvertibleLayer(BaseLayer):
 
 
 class Walk:
-    """Iterates over the yields of a `Path`: the loop sets `answer` in each turn, and `result` is there after the loop.
+    """Iterates over the yields of a `Path`; each iteration must set `answer`, and the loop's end sets `result`.
 
     >>> def add_twice(x):
     ...     x = yield x + 1

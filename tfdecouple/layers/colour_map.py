@@ -85,7 +85,7 @@ def make_colour_matrices(numbers: tf.Tensor, channels: int) -> tuple[tf.Tensor, 
     slopes = iter(tf.unstack(numbers[:, 2 * channels :], axis=1))
     zero = means[:, 0] * 0
     lower = [[zero + float(i == j) for j in range(channels)] for i in range(channels)]
-    # `lower` has the slopes of each channel on the channels before, and `back` its inverse.
+    # `lower` has the regression slopes of each channel on the previous channels, and `back` its inverse.
     back = [list(row) for row in lower]
     for j in range(channels):
         for i in range(j + 1, channels):

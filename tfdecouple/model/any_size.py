@@ -68,7 +68,7 @@ def fit_images(config: ModelConfig, images: Any) -> FittedImages:
 
 
 def require_fitting_size(config: ModelConfig, v: tf.Tensor, size: tuple[Any, Any] | None) -> None:
-    """Raises DataError if the model cannot decode v, or UserError if v has not the shape for images of `size`."""
+    """Raises DataError if the model cannot decode v, or UserError if v is not of the shape for images of `size`."""
     if v.shape[1:3] != config.image_shape[:2]:
         require_any_size(config, "v", v)
     if size is not None and not any(map(tf.is_tensor, size)):

@@ -122,7 +122,7 @@ def _write_published_files(
     except ValueError as error:
         print(f"{SUMMARY} cannot be read and is left out: {one_line(error)}")
     if data:
-        # Of weights that are published again, summary.json has the source of the training already.
+        # If the weights were published before, their summary.json already has the training's data source.
         summary.setdefault("source", source)
     if rights:
         summary["rights"] = " ".join(rights.split())

@@ -241,7 +241,7 @@ class RunFolder:
         return out or (pathlib.Path(self.run) if self.is_folder else pathlib.Path()) / name
 
     def count_test_evaluation(self, images: str, out: pathlib.Path) -> int:
-        """Logs one evaluation of the test images that the text `images` names; returns how many of them are logged.
+        """Logs an evaluation of the test images that the text `images` names; returns how many of these are logged.
 
         Users see the count, because metrics on test images that guided the choice of a model say less about new images.
         The log is RUN/evaluation/test_evaluations.log, or in `out` if RUN is not a run folder or is not writable.

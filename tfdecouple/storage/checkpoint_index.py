@@ -21,7 +21,7 @@ from tensorflow.core.protobuf.tensor_bundle_pb2 import BundleEntryProto, BundleH
 from tfdecouple.storage.files import read_bytes
 
 _MOST_BYTES = 2**24
-# Bytes of all keys together. The table says how much of the key before it a key repeats, so keys can exceed the file.
+# Bytes of all keys together. A key can repeat the beginning of the previous key, so the keys can exceed the file.
 _MOST_KEY_BYTES = 2**26
 _MAGIC = bytes.fromhex("57fb808b247547db")
 # The types of the tensors in a checkpoint of this project. A string has at least one byte in the file.
