@@ -81,7 +81,7 @@ def require_fitting_size(config: ModelConfig, v: tf.Tensor, size: tuple[Any, Any
 
 
 def find_both_bins(find_bins: Callable[[Any], Any], padded: tf.Tensor, shrunk: tf.Tensor) -> tuple[Any, Any]:
-    """Returns the bins of the images for the flow and of those for the encoder, found once if they are one tensor."""
+    """Returns the bins of `padded` and of `shrunk`, computed only once if both are the same tensor."""
     bins = find_bins(padded)
     return bins, bins if shrunk is padded else find_bins(shrunk)
 

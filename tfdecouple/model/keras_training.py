@@ -200,7 +200,7 @@ def check_images(x: Any, y: Any, config: ModelConfig) -> None:
 
 
 def require_one_device(model: keras.Model) -> None:
-    """Raises UserError unless the model's `tf.distribute` strategy has one device, and is that of its optimizer."""
+    """Raises UserError unless model and optimizer have the same `tf.distribute` strategy, with a single device."""
     strategy, optimizer = model.distribute_strategy, getattr(model, "optimizer", None)
     name, count = type(strategy).__name__, strategy.num_replicas_in_sync
     if count > 1:

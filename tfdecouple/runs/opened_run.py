@@ -220,7 +220,7 @@ def write_run(
     summary: Mapping[str, Any] | None = None,
     label_names: Sequence[str] = (),
 ) -> None:
-    """Writes a run folder with a config and one checkpoint: the weights of `model`, as the run's best, of `step`.
+    """Writes a run folder with a config and the weights of `model`, as the best weights, after `step` training steps.
 
     The folder also gets summary.json with the content `summary`, and labels.json with `label_names`, unless empty.
     """

@@ -171,7 +171,7 @@ def run_program(main: Callable[[], int]) -> int:
 
 
 class Program:
-    """A context for the work of a program; prints an error that leaves the context as one line.
+    """A context for the work of a program; prints any error raised inside as one line.
 
     Attributes:
         status: the exit status, which the work sets, by default 0; 2 after a user's mistake, a full disk or too little

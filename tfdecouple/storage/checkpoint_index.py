@@ -123,7 +123,7 @@ def _read_block(content: bytes, start: int, size: int) -> Iterator[tuple[bytes, 
 
 
 def _read_numbers(content: bytes, place: int, count: int) -> tuple[list[int], int]:
-    """Returns `count` integers of 7 bits a byte, the least significant first, and the place after them."""
+    """Returns `count` integers of 7 bits a byte, the least significant first, and the position after them."""
     numbers = []
     for _ in range(count):
         number = shift = 0

@@ -379,7 +379,7 @@ class Trainer:
             self._evaluate_validation(stop)
 
     def _evaluate_validation(self, stop: StopRequest) -> None:
-        """Computes and logs the bits/dim of validation images; saves the weights if it is the lowest so far."""
+        """Computes and logs the bits/dim of validation images; saves the weights if these are the best so far."""
         count = self._count_evaluated_images("validation", self.training.evaluation_images)
         where = (
             f"while the validation images were measured at step {self.step} of {self.training.steps}, saved; "
