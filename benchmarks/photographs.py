@@ -115,7 +115,7 @@ def read_resource(content: bytes, path: str) -> bytes:
 
 
 def read_photograph(photograph: Mapping[str, Any], folder: pathlib.Path) -> bytes:
-    """Returns the bytes of a photograph, a row of photographs.json, from `folder`/PACKAGE; UserError for other bytes."""
+    """Returns the bytes of a photograph (a row of photographs.json) in `folder`/PACKAGE; UserError for other bytes."""
     name = f"{photograph['path']} of the package {photograph['package']}"
     try:
         content = (folder / photograph["package"] / photograph["path"]).read_bytes()

@@ -156,7 +156,7 @@ def map_colours(x: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
     return tf.reshape(multiply_in_full_precision(pixels, matrix), [batch, height, width, channels])
 
 
-def compute_start(numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def compute_colour_moments(numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns mean and standard deviation, each `[n]`, of the colours' numbers `[images, n]` of training images."""
     # The bound keeps the start finite if all images have equal colours.
     return tf.reduce_mean(numbers, 0), tf.maximum(tf.math.reduce_std(numbers, 0), START_DEVIATION)
