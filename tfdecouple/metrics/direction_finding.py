@@ -31,8 +31,8 @@ from tfdecouple.runs.latent_directions import CLASSIFIER, DECODED, MEANS, Direct
 from tfdecouple.runs.opened_run import Run
 from tfdecouple.runtime.progress import Counter
 
-# At least this many training images must have a label, and as many lack it. A fifth of all is held out to choose C, the
-# inverse strength of the classifier's regularisation.
+# At least this many training images must have a label, and at least this many must not. A fifth is held out to choose
+# C, the inverse strength of the classifier's regularisation.
 LEAST = 5
 # At this penalty, one standard deviation of z costs as much as a tenth of a standard deviation of a statistic.
 _LENGTH_PENALTY = 0.01
@@ -170,7 +170,7 @@ def find_number_directions(
 def find_statistic_directions(
     model: Any, images: np.ndarray, held_out: np.ndarray, batch_size: int = 64, seed: int = 0
 ) -> list[Direction]:
-    """Returns for each of `CHANGES` the direction in z that changes its statistic of decoded images, and no other.
+    """Returns for each of `CHANGES` the direction in z that changes only its statistic of decoded images.
 
     Each image is decoded from its v and from its z plus, and minus, half a random step, drawn from the covariance of z.
     Least squares give the change of each statistic, in its standard deviations over `images`, per standard deviation of

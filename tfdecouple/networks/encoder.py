@@ -290,7 +290,7 @@ class Encoder(StartsAtZero, _BlockNetwork):
         return ((x_shape[0], self.latent_dim),) * 2
 
     def initialize_from_colours(self, mean: tf.Tensor, deviation: tf.Tensor) -> None:
-        """Sets the weights so that entry i of z is number i of the image's colours, standardised by `mean`, `deviation`.
+        """Sets the weights so that entry i of z is number i of the colours, standardised by `mean` and `deviation`.
 
         The other entries of z stay standard normal, as `reset_to_zero` leaves them. The two vectors are `[n]`, for the
         n numbers of `measure_colours`.

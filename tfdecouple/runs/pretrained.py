@@ -34,7 +34,7 @@ DEFAULT = "photographs"
 HUB = "hf://"
 CARD, MANIFEST = "README.md", "manifest.json"
 MANIFEST_BYTES = 2**20
-# Seconds after which a download ends without a file, and the least bytes per second for which it waits longer.
+# A download fails after this many seconds plus the time that its file takes at this many bytes per second.
 _PATIENCE, _BYTES_PER_SECOND = 60, 100_000
 _MOST_REDIRECTS = 5
 # Pattern of the names of the files that a model needs; no other files are downloaded from the Hub.
