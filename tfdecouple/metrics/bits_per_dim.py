@@ -44,7 +44,6 @@ class BitsPerDim(Metric):
         return True
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the ELBO in bits/dim and its terms in nats per image, as means over the images of --split."""
         elbo, line = _evaluate_bound(evaluation, ELBO, self.options.samples)
         terms = [[term, f"{getattr(elbo, term).to_text(2)} nats per image"] for term in _TERMS]
         return Result(dataclasses.asdict(elbo), [line, *format_table(terms)])

@@ -62,7 +62,6 @@ class FrechetDistance(Metric):
         add_number(group, "--temperature", 1.0, "temperature of v of the samples of --frechet")
 
     def prepare_inputs(self) -> None:
-        """Opens the extractor of --frechet and tries it on two images: a bad file fails before a metric is computed."""
         shape = self.read_config().model.image_shape
         self._extractor = open_feature_extractor(self.options.frechet, shape, self.options.trust)
 

@@ -53,7 +53,6 @@ class Outliers(Metric):
         group.add_argument("--outliers", nargs="+", default=[], metavar="SOURCE", help=text)
 
     def prepare_inputs(self) -> None:
-        """Opens the data sets that --outliers names; raises UserError for an unknown name."""
         from tfdecouple.data import open_source
         from tfdecouple.data.sources import replace_source
 
