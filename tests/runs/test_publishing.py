@@ -134,9 +134,9 @@ def test_manifest_lists_every_file_and_detects_changes(published, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda values: values["files"].update({"model.py": {"bytes": 1, "sha256": "0"}}), '"model.py", which is no'),
-        (lambda values: values["files"].update({"../config.json": {"bytes": 1, "sha256": "0"}}), "no file of weights"),
-        (lambda values: values["files"].update({"checkpoints/best-1.pkl": {"bytes": 1, "sha256": "0"}}), "no weights"),
+        (lambda values: values["files"].update({"model.py": {"bytes": 1, "sha256": "0"}}), '"model.py", which no'),
+        (lambda values: values["files"].update({"../config.json": {"bytes": 1, "sha256": "0"}}), "no model needs"),
+        (lambda values: values["files"].update({"checkpoints/best-1.pkl": {"bytes": 1, "sha256": "0"}}), "no model needs"),
         (lambda values: values["files"].pop("config.json"), "a config and its best weights"),
         (lambda values: values["files"]["config.json"].update(bytes=-1), "files.config.json.bytes is -1"),
         (lambda values: values["files"]["config.json"].update(bytes=True), "files.config.json.bytes is True"),

@@ -95,7 +95,7 @@ class Manifest(pydantic.BaseModel):
             raise RunError(f"the manifest of {where} is damaged: {error}; fetch {path.resolve()} again") from error
         for name in manifest.model_files:
             if not NEEDED.fullmatch(name):
-                raise UntrustedError(f"the manifest of {where} names {json.dumps(name)[:100]}, no file of weights")
+                raise UntrustedError(f"the manifest of {where} names {json.dumps(name)[:100]}, which no model needs")
         if "config.json" not in manifest.files or not any("/best-" in name for name in manifest.files):
             raise RunError(f"the manifest of {where} must name the files of one model: a config and its best weights")
         return manifest
