@@ -135,8 +135,8 @@ def test_manifest_lists_every_file_and_detects_changes(published, tmp_path):
     ("change", "said"),
     [
         (lambda values: values["files"].update({"model.py": {"bytes": 1, "sha256": "0"}}), '"model.py", which no'),
-        (lambda values: values["files"].update({"../config.json": {"bytes": 1, "sha256": "0"}}), "no model needs"),
-        (lambda values: values["files"].update({"checkpoints/best-1.pkl": {"bytes": 1, "sha256": "0"}}), "no model needs"),
+        (lambda values: values["files"].update({"../config.json": {"bytes": 1, "sha256": "0"}}), "no model"),
+        (lambda values: values["files"].update({"checkpoints/best-1.pkl": {"bytes": 1, "sha256": "0"}}), "no model"),
         (lambda values: values["files"].pop("config.json"), "a config and its best weights"),
         (lambda values: values["files"]["config.json"].update(bytes=-1), "files.config.json.bytes is -1"),
         (lambda values: values["files"]["config.json"].update(bytes=True), "files.config.json.bytes is True"),
