@@ -36,7 +36,7 @@ def run_json(command: Sequence[str], drop: Sequence[str] = ()) -> dict[str, Any]
     try:
         return dict(json.loads(last))
     except (ValueError, TypeError) as error:
-        raise UserError(f"the last line of {' '.join(command)} is no JSON object; it said: {last[:300]}") from error
+        raise UserError(f"the last line of {' '.join(command)} is not a JSON object: {last[:300]}") from error
 
 
 def run_text(
@@ -49,7 +49,7 @@ def run_text(
         raise UserError(f"cannot run {command[0]}: {error.strerror}") from error
     if done.returncode:
         last = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1][:300]
-        raise UserError(f"{' '.join(command)} ended with status {done.returncode}; it said: {last}")
+        raise UserError(f"{' '.join(command)} ended with status {done.returncode}: {last}")
     return done.stdout
 
 

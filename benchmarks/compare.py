@@ -41,7 +41,7 @@ from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.devices import describe_machine, list_instruction_sets  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
-# For each kind of work of this project, such as encode: the work of the PyTorch program that is compared with it.
+# {kind of work of this project, such as encode: the work of the PyTorch program that is compared with it}.
 COUNTERPARTS = {"train": "train", "eval": "eval", "encode": "eval", "decode": "decode", "sample": "decode"}
 # Arguments of `throughput.py` for each way of training that --phases can name after the phase, as in train16:invert.
 VARIANTS = {

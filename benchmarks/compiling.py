@@ -52,7 +52,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", metavar="PRESET", help="presets to measure (default all)")
     parser.add_argument("--images", type=int, default=1, help="images in a batch (default 1)")
-    parser.add_argument("--threads", type=int, default=2, help="threads that compute (default 2)")
+    parser.add_argument("--threads", type=int, default=2, help="number of threads (default 2)")
     parser.add_argument("--json", type=pathlib.Path, help="write all measurements to this file")
     parser.add_argument("--docs", type=pathlib.Path, help="put the table into this Markdown file")
     options = parser.parse_args()
@@ -144,7 +144,7 @@ def list_layer_kinds(config: ModelConfig) -> Iterator[Kind]:
 def measure_preset(
     preset: str, images: int, threads: int, measured: Collection[str]
 ) -> tuple[list[str], dict[str, dict[str, float]]]:
-    """Times a preset's distinct layers that `measured` lacks; returns the keys of all, and {key: times} of the new."""
+    """Times a preset's distinct layers, except keys in `measured`; returns all keys, and {key: times} of the rest."""
     start_tensorflow(threads)
     kinds = {kind.key: kind for kind in list_layer_kinds(load_preset(preset).model)}
     return list(kinds), {key: measure_kind(kind, images) for key, kind in kinds.items() if key not in measured}

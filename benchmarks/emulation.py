@@ -210,7 +210,6 @@ class _Emulation:
 
 
 def _is_float32_product(node: node_def_pb2.NodeDef) -> bool:
-    """Returns whether a graph node of a traced function is a matrix product or convolution of float32 operands."""
     types = [node.attr[name].type for name in ("T", "Ta") if name in node.attr]
     return node.op in _PRODUCTS and types[0] == tf.float32.as_datatype_enum
 

@@ -41,7 +41,7 @@ def main() -> int:
     text = "compute as on a GPU that rounds to TF32, and change each result by up to NOISE of it, such as 1e-6"
     parser.add_argument("--emulate", type=float, metavar="NOISE", help=text)
     text = "keep TF32 on, which the project turns off, to show which images --emulate then makes inexact"
-    parser.add_argument("--left-alone", action="store_true", help=text)
+    parser.add_argument("--keep-tf32", action="store_true", help=text)
     parser.add_argument("--every-image", action="store_true", help="count all test images of each --data, no others")
     parser.add_argument("--json", type=pathlib.Path, help="write the counts to this file")
     options = parser.parse_args()
@@ -59,7 +59,7 @@ def measure_runs(options: argparse.Namespace) -> int:
     emulation = contextlib.ExitStack()
     if options.emulate is not None:
         emulation.enter_context(emulated_accelerator(noise=options.emulate))
-    if options.left_alone:
+    if options.keep_tf32:
         emulation.enter_context(keep_tf32_switch())
     rows = []
     with emulation:

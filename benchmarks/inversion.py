@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["float32", "mixed_bfloat16"])
     parser.add_argument("--batch", type=int, default=32, help="images in a batch (default 32)")
     parser.add_argument("--run", type=pathlib.Path, help="run folder with trained weights, instead of training")
-    parser.add_argument("--threads", type=int, default=2, help="threads that compute (default 2)")
+    parser.add_argument("--threads", type=int, default=2, help="number of threads (default 2)")
     parser.add_argument("--json", type=pathlib.Path, help="write the table to this file, too")
     options = parser.parse_args()
     return run_program(lambda: print_errors(options))

@@ -115,7 +115,7 @@ def read_resource(content: bytes, path: str) -> bytes:
 
 
 def read_photograph(photograph: Mapping[str, Any], folder: pathlib.Path) -> bytes:
-    """Returns a photograph's bytes, by a row of photographs.json, from `folder`/PACKAGE; UserError for other bytes."""
+    """Returns the bytes of a photograph (a row of photographs.json) in `folder`/PACKAGE; UserError for other bytes."""
     name = f"{photograph['path']} of the package {photograph['package']}"
     try:
         content = (folder / photograph["package"] / photograph["path"]).read_bytes()
@@ -126,7 +126,7 @@ def read_photograph(photograph: Mapping[str, Any], folder: pathlib.Path) -> byte
         name = f"{photograph['resource']} in {name}"
     digest = hashlib.sha256(content).hexdigest()
     if digest != photograph["sha256"]:
-        raise UserError(f"{name} is another file: its SHA-256 is {digest} instead of {photograph['sha256']}")
+        raise UserError(f"{name} has the SHA-256 {digest} instead of {photograph['sha256']}")
     return content
 
 
@@ -177,7 +177,7 @@ def write_crops(photographs: pathlib.Path, out: pathlib.Path) -> None:
         raise UserError(f"{out} exists; name a new folder")
     files = {split: sorted((photographs / split).glob("*.png")) for split in ("train", "test")}
     if not all(files.values()):
-        raise UserError(f"{photographs} has no photographs in train and test; make it by this program without --crops")
+        raise UserError(f"{photographs} has no photographs in train and test; run this program without --crops first")
     files["val"] = files["train"][::VALIDATION]
     files["train"] = [file for file in files["train"] if file not in files["val"]]
     rng = np.random.default_rng(0)

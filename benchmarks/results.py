@@ -36,7 +36,7 @@ from tfdecouple.runtime.process import run_program  # noqa: E402
 PAGE, FILES = ROOT / "docs" / "RESULTS.md", ROOT / "docs" / "results"
 # The three compared models: {folder of the run in docs/results: name in the tables of docs/RESULTS.md}.
 RUNS = {"conditional": "ours", "base": "baseline", "glow": "Glow"}
-# What z conditions in each compared model: {folder of the run in docs/results: part of the model}.
+# The part of each compared model that z conditions: {folder of the run in docs/results: part of the model}.
 CONDITIONED = {
     "conditional": "every coupling",
     "base": "mean and scale of the Gaussian of v (the paper's Table 3)",
@@ -45,7 +45,7 @@ CONDITIONED = {
 # Folder of a run with 256 dimensions of z, in the tables "models" and "probe"; its weights are in commit 0e3fdba.
 LATENT_256 = "latent256"
 TITLES = RUNS | {LATENT_256: "ours, larger z"}
-# Presets of the paper's models that the compared models imitate in small; the paper's images differ from ours, too.
+# For each compared model, the preset of the larger model in the paper; the paper's images differ from ours, too.
 PAPER_PRESETS = {"conditional": "cifar10", "base": "cifar10_base_conditioned", "glow": "cifar10_glow"}
 PAPER_INFOMAX = "49.62"
 # This name in a command stands for the value of --extractor, the ONNX feature extractor of the Fréchet distance.

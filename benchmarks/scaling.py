@@ -98,7 +98,7 @@ def main() -> int:
     parser.add_argument("--tables", default=",".join(TABLES), help=f"tables (default {','.join(TABLES)})")
     parser.add_argument("--preset", default="quickstart", help="preset that is measured (default quickstart)")
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="config value as for train.py")
-    parser.add_argument("--threads", type=int, default=2, help="threads that compute (default 2)")
+    parser.add_argument("--threads", type=int, default=2, help="number of threads (default 2)")
     parser.add_argument("--json", type=pathlib.Path, help="write all measurements to this file")
     parser.add_argument("--docs", type=pathlib.Path, help="put the tables into this Markdown file")
     parser.add_argument("--plot", type=pathlib.Path, help="draw the measurements into this image file")

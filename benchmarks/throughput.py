@@ -62,7 +62,7 @@ def main() -> int:
     parser.add_argument("--phase", required=True, help="a kind of work and a number of images, such as train16")
     parser.add_argument("--preset", default="cifar10", help="preset of the model (default cifar10)")
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="config value as for train.py")
-    parser.add_argument("--threads", type=int, default=2, help="threads that compute (default 2)")
+    parser.add_argument("--threads", type=int, default=2, help="number of threads (default 2)")
     parser.add_argument("--reps", type=int, default=3, help="repetitions (default 3)")
     parser.add_argument("--seconds", type=float, default=2.0, help="least duration of a repetition (default 2)")
     parser.add_argument("--precision", choices=PRECISIONS, help="training.precision (default: the preset's)")

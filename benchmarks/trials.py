@@ -167,7 +167,6 @@ def run_trial(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _count_cpu_seconds() -> float:
-    """Returns the CPU seconds of all ended child processes."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

@@ -191,7 +191,7 @@ class TestFaults:
             (KeyError("x"), 1, "a fault of this program, please report it: KeyError: 'x' (test_bad_input.py, line"),
         ],
     )
-    def test_unforeseen_exception_is_one_line(self, capsys, monkeypatch, error, status, says):
+    def test_unforeseen_exception_gives_one_error_line(self, capsys, monkeypatch, error, status, says):
         monkeypatch.delenv("TFDECOUPLE_TRACEBACK", raising=False)
 
         def program() -> int:

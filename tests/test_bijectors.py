@@ -93,8 +93,8 @@ class TestBijector:
             return [y, log_det, *tape.gradient(loss, inputs)]
 
         ours = gradients(lambda x, *rest: make(*rest).forward_and_log_det(x))
-        for one, other in zip(ours, gradients(plain), strict=True):
-            assert_close(one, other)
+        for value, expected in zip(ours, gradients(plain), strict=True):
+            assert_close(value, expected)
 
     def test_sigmoid_equals_that_of_tfp_and_is_finite_for_large_inputs(self):
         x = tf.constant([[-80.0, -30.0, 0.0, 30.0, 80.0, 1.0]], tf.float64)

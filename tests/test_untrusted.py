@@ -257,7 +257,7 @@ class TestRunFolder:
         assert train_main(list(map(str, options))) == 2
         assert ".lock" in capsys.readouterr().err and not (tmp_path / "made").exists()
 
-    def test_run_with_links_inside_its_folder_or_of_weights_and_biases_is_opened(self, run, outside):
+    def test_run_with_links_inside_its_folder_or_in_the_folder_of_weights_and_biases_is_opened(self, run, outside):
         logs = run / "wandb" / "offline-run-20260101_000000-1" / "logs"
         logs.mkdir(parents=True)
         (logs / "debug-core.log").symlink_to(outside)

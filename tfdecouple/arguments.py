@@ -56,11 +56,11 @@ def require_images(images: Any, image_shape: tuple[int, int, int], any_size: boo
     if dtype != tf.uint8:
         advice = ": tf.cast(images, tf.uint8)" if dtype.is_integer else ""
         if dtype.is_floating:
-            advice = ": tf.cast(tf.round(255 * images), tf.uint8) of pixels in 0..1, without the 255 of others"
+            advice = ": tf.cast(tf.round(255 * images), tf.uint8) if pixels are in 0..1, without 255 otherwise"
         raise DataError(f"images are of type {dtype.name}; they must be uint8 with values 0..255{advice}")
     if not _has_shape(shape, image_shape, any_size):
         shown = "unknown" if shape.rank is None else tuple(shape)
-        raise DataError(f"images are of shape {shown}; this model needs {_show_batch(image_shape, any_size)}")
+        raise DataError(f"images are of shape {shown}; this model needs {_format_batch_shape(image_shape, any_size)}")
 
 
 def _has_shape(shape: tf.TensorShape, image_shape: tuple[int, int, int], any_size: bool) -> bool:
@@ -69,7 +69,7 @@ def _has_shape(shape: tf.TensorShape, image_shape: tuple[int, int, int], any_siz
     return shape.rank == 4 and tuple(shape[1:]) == image_shape
 
 
-def _show_batch(image_shape: tuple[int, int, int], any_size: bool = False) -> str:
+def _format_batch_shape(image_shape: tuple[int, int, int], any_size: bool = False) -> str:
     return f"[batch, {', '.join(map(str, image_shape))}]{', or another height and width' if any_size else ''}"
 
 
@@ -104,11 +104,11 @@ def as_codes(
     """
     z, v = as_z(z, latent_dim), as_floats(v, "v")
     if not _has_shape(v.shape, image_shape, True) or any(side and side % multiple for side in v.shape[1:3]):
-        needed = _show_batch(image_shape, True)
+        needed = _format_batch_shape(image_shape, True)
         raise UserError(f"v is of shape {tuple(v.shape)}; this model needs {needed} that are multiples of {multiple}")
     if z is not None and (z.shape.rank != 2 or not v.shape[:1].is_compatible_with(z.shape[:1])):
         raise UserError(
-            f"z is of shape {tuple(z.shape)} and v of {v.shape[0]} images; z must be [batch, {latent_dim}] for as many"
+            f"z is of shape {tuple(z.shape)}, and v has {v.shape[0]} images; z must be [{v.shape[0]}, {latent_dim}]"
         )
     return z, v
 

@@ -17,7 +17,7 @@ _LIBRARIES = {"contextlib", "keras", "tensorflow", "tensorflow_probability", "tf
 class UserError(Exception):
     """The base class of errors that a user can correct; programs print them as one line, without a traceback.
 
-    Messages can have names from untrusted files, so that `make_printable` converts each message.
+    Messages can contain names from untrusted files, so `make_printable` removes unprintable characters.
     """
 
     # Without these attributes, Keras and AutoGraph would replace the error's message by a long text.

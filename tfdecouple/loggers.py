@@ -28,7 +28,7 @@ class Logger:
     Attributes:
         name: name of the logger in the option `training.loggers`.
         package: name of the Python package that the logger needs and that an extra of tfdecouple installs; "" for none.
-        is_foreign: whether the logger calls another project's client; if the client fails, the run goes on without it.
+        is_foreign: whether the logger calls another project's client; if that fails, the run continues without it.
     """
 
     name = ""

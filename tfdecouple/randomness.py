@@ -52,7 +52,7 @@ def derive_seed(seed: Any, *parts: Any) -> tf.Tensor:
 
     Each part is a string, or a whole number, also as a scalar tensor. Equal arguments give equal seeds.
     """
-    # TensorFlow would draw int32 numbers on a GPU and copy each to the host, which has to wait for it.
+    # TensorFlow would draw int32 numbers on a GPU, and the host would wait to copy each number.
     with tf.device("CPU:0"):
         result = make_seed(seed)
         for part in parts:

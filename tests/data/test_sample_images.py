@@ -52,7 +52,7 @@ class TestPhotographs:
 
     def test_crops_larger_than_a_photograph_are_refused(self):
         message = one_line_error(lambda: open_source(DataConfig(), (90, 90, 3)))
-        assert "a side of 90 pixels" in message and "chelsea has room for crops of 83" in message
+        assert "a side of 90 pixels" in message and "chelsea allows crops of 83" in message
         assert "have 3 channels, or 1" in one_line_error(lambda: open_source(DataConfig(), (16, 24, 4)))
 
     def test_crops_for_grey_models_are_grey(self):

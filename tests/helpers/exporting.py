@@ -84,7 +84,7 @@ def copy_finished_files(patch, exported, opened, saved_model, vectors):
     parts = {
         "pipeline.make_test_vectors": lambda model, images, report: dict(vectors),
         "pipeline.digest_weights": lambda arrays: digests,
-        "formats.onnx.build_onnx": lambda exported, one, metadata: onnx.load(onnx_files / f"{one.onnx}.onnx"),
+        "formats.onnx.build_onnx": lambda exported, endpoint, metadata: onnx.load(onnx_files / f"{endpoint.onnx}.onnx"),
         "formats.saved_model.save_saved_model": lambda exported, chosen, folder, report: shutil.copytree(
             saved_model, folder
         ),

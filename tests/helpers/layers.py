@@ -163,11 +163,11 @@ def assert_invertible(layer, x, condition=None):
     """Asserts that a layer or bijector inverts, with the log-det of its Jacobian; returns output and log-det."""
 
     def forward(x, z):
-        return layer.forward_and_log_det(*(each for each in (x, z) if each is not None))
+        return layer.forward_and_log_det(*(array for array in (x, z) if array is not None))
 
     y, log_det = forward(x, condition)
     assert_close(log_det, jacobian_log_det(forward, x, condition), 1e-8)
-    recovered, inverse = layer.inverse_and_log_det(*(each for each in (y, condition) if each is not None))
+    recovered, inverse = layer.inverse_and_log_det(*(array for array in (y, condition) if array is not None))
     assert_close(recovered, x, 1e-8)
     assert_close(log_det + inverse, tf.zeros_like(log_det), 1e-8)
     return y, log_det

@@ -235,7 +235,7 @@ class TestCommand:
             (["--n-bits", 0], "--n-bits is 0"),
         ],
     )
-    def test_wrong_argument_of_the_import_is_one_line_and_leaves_no_run(
+    def test_wrong_argument_of_the_import_gives_one_error_line_and_no_run(
         self, tmp_path, eager, capsys, arguments, message
     ):
         line = refused(capsys, lambda: run_command("--workdir", tmp_path / "run", *arguments))

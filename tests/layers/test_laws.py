@@ -211,7 +211,7 @@ def test_serialised_layer_keeps_every_option_and_its_results(kind):
     again.set_weights(layer.get_weights())
     x = np.random.default_rng(0).standard_normal((2, *shape)).astype("float32")
     condition = [np.ones((2, 3))] * isinstance(layer, InvertibleLayer)
-    for ours, theirs in zip(*(tf.nest.flatten(each(x, *condition)) for each in (layer, again)), strict=True):
+    for ours, theirs in zip(*(tf.nest.flatten(computed(x, *condition)) for computed in (layer, again)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 

@@ -105,7 +105,7 @@ class TestLayer:
             assert np.abs(layer.forward_and_log_det(x)[0] - x).max() > 1e-3
             layer.initialize(x)
 
-    def test_log_det_of_a_coupling_with_alpha_1_stays_right_where_the_scale_underflows(self):
+    def test_log_det_of_a_coupling_with_alpha_1_is_finite_where_the_scale_underflows(self):
         layer = build_layer(Coupling(4), (None, 1, 1, 2))
         layer.net.last.bias.assign([0.0, -200.0])
         assert layer.compute_slopes(np.ones((1, 1, 1, 2))).numpy().max() == 0

@@ -104,9 +104,9 @@ class TestRecipe:
         assert shapes[f"flow/level_0_part_0_step_0/{name}/axis"] == (3,)
         assert model.parameter_count() == count_parameters(model.config)
         assert np.isfinite(losses).all() and losses[-1] < losses[0]
-        own = [value.numpy() for path, value in model.named_variables().items() if f"/{name}/" in path]
+        values = [value.numpy() for path, value in model.named_variables().items() if f"/{name}/" in path]
         # That of the last step turns what is standard normal, which no direction suits better than another.
-        assert len(own) == 2 and np.all(own[0] != 0)
+        assert len(values) == 2 and np.all(values[0] != 0)
         np.testing.assert_array_equal(model.decode(*model.encode(IMAGES)), IMAGES)
 
     def test_conditioner_of_the_recipe_is_in_every_coupling_and_its_cost_is_counted(self, conditioner, trained):

@@ -37,7 +37,7 @@ def open_log(folder, *names, step=0):
 
 
 class TestLogger:
-    def test_missing_package_of_a_logger_is_one_line(self, monkeypatch):
+    def test_missing_package_of_a_logger_gives_one_error_line(self, monkeypatch):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         require_loggers(["tensorboard"])
         with pytest.raises(MissingPackageError, match=r"training.loggers=wandb needs wandb, .*'tfdecouple\[loggers\]'"):

@@ -32,7 +32,7 @@ def cosine(a, b):
     return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
 
-class TestOfALabel:
+class TestLabelDirections:
     @pytest.mark.parametrize("share", [0.5, 0.1], ids=["even", "rare"])
     def test_label_directions_and_accuracy_have_closed_forms(self, share):
         training, held_out = classes(20_000, share), classes(5_000, share, seed=1)
@@ -76,7 +76,7 @@ class TestOfALabel:
             np.testing.assert_array_equal(direction.vector, 0)
 
 
-class TestOfANumber:
+class TestNumberDirections:
     @pytest.fixture(scope="class")
     def numbers(self):
         rng = np.random.default_rng(2)
@@ -115,7 +115,7 @@ class MeanColourModel:
         return np.clip(np.rint(v + z[:, None, None]), 0, 255).astype(np.uint8)
 
 
-class TestOfStatistics:
+class TestStatisticDirections:
     @pytest.fixture(scope="class")
     def images(self):
         """Images with more yellow the brighter they are."""

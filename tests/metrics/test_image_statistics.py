@@ -14,7 +14,7 @@ def flat(value, count=1, side=8):
     return np.full((count, side, side, 3), value, float)
 
 
-class TestByHand:
+class TestKnownImages:
     def test_statistics_of_plain_images_are_those_worked_out_by_hand(self):
         image = flat(0.0)
         image[..., 0], image[..., 2] = 0.8, 0.2
@@ -36,7 +36,7 @@ class TestByHand:
         result = statistics.compute_orientation(np.repeat(wave[None, ..., None], 3, -1))[0]
         np.testing.assert_allclose(result, [np.cos(2 * angle), np.sin(2 * angle)], atol=0.06)
 
-    def test_noise_has_neither_orientation_nor_spectral_slope_and_its_sums_are_steep(self):
+    def test_noise_has_no_orientation_or_spectral_slope_and_its_cumulative_sums_a_steep_slope(self):
         noise = np.repeat(np.random.default_rng(0).random((50, 32, 32, 1)), 3, -1)
         assert np.linalg.norm(statistics.compute_orientation(noise), axis=1).mean() < 0.1
         assert abs(statistics.compute_spectral_slope(noise).mean()) < 0.15

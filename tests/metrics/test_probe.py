@@ -159,7 +159,7 @@ class TestLinearProbe:
             np.testing.assert_allclose(codes_z, codes.z, atol=1e-5)
             np.testing.assert_allclose(codes_v, np.reshape(codes.v, (len(x), -1)), atol=1e-4)
 
-    def test_probe_fits_nothing_to_test_images(self, tiny_model, make_source, fitted):
+    def test_probe_is_not_fitted_to_test_images(self, tiny_model, make_source, fitted):
         for test in (coloured_images(50, 1), (np.zeros((50, 8, 8, 3), np.uint8), np.arange(50) % 3)):
             probe_result(tiny_model, make_source(coloured_images(100), test), 100, 50)
         assert len(fitted) == 2 * 10

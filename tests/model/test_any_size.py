@@ -98,8 +98,8 @@ class TestCodes:
         monkeypatch.setattr(any_size, "_PIXELS_AT_ONCE", 2 * 12 * 10)
         assert count_images_at_once(small_model.config, 12, 10) == 2
         apart = small_model.encode(images, verify=True), small_model.elbo(images, seed=1)
-        for one, other in zip(tf.nest.flatten(together), tf.nest.flatten(apart), strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+        for whole, divided in zip(tf.nest.flatten(together), tf.nest.flatten(apart), strict=True):
+            np.testing.assert_allclose(whole, divided, rtol=1e-4, atol=1e-4)
         equal(small_model.decode(*apart[0]), images)
 
     def test_empty_batches_of_any_size_are_encoded_and_decoded(self, small_model):
@@ -124,8 +124,8 @@ class TestCodes:
 class TestTraces:
     def test_images_of_many_sizes_share_a_trace_and_leave_codes_of_the_own_size_unchanged(self):
         model = fresh(SMALLEST)
-        own, execution, traces = images_of(model), model.flow.execution, set()
-        before = model.encode(own)
+        fitting, execution, traces = images_of(model), model.flow.execution, set()
+        before = model.encode(fitting)
         for size in ((13, 11), (16, 16), (3, 5)):
             images = pictures(model, *size)
             equal(model.decode(*model.encode(images)), images)
@@ -133,8 +133,8 @@ class TestTraces:
         assert len(traces) == 1
         functions = [traced for _, traced in execution._network_functions.values()]
         assert all(function.experimental_get_tracing_count() == 1 for function in functions)
-        for one, other in zip(before, model.encode(own), strict=True):
-            equal(one, other)
+        for old, new in zip(before, model.encode(fitting), strict=True):
+            equal(old, new)
 
     def test_traced_function_encodes_images_of_unknown_size(self):
         model = variant("coupling")

@@ -75,7 +75,7 @@ PIXELS = np.arange(256, dtype="uint8")
 
 
 @pytest.mark.parametrize("n_bits", range(1, 9))
-class TestEveryNumberOfBits:
+class TestPixelBins:
     def test_bins_of_pixels_are_whole_numbers_below_n_bins(self, n_bits):
         bins = Quantizer(n_bits).find_bins(PIXELS)
         assert bins.dtype == tf.float32
@@ -128,7 +128,7 @@ class TestDensities:
     def test_every_weight_of_a_traced_model_receives_a_gradient(self, traced):
         every_weight_learns(fresh(STAGES))
 
-    def test_reconstruction_alone_gives_mean_and_variance_of_z_a_gradient(self):
+    def test_reconstruction_term_has_gradients_for_mean_and_variance_of_z(self):
         model, images = fresh(SMALLEST), random_images(4, 4)
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(model.elbo_from_noise(images, tf.ones([4, 4]), tf.zeros([4, 4, 4, 3])).reconstruction)

@@ -47,7 +47,7 @@ def lossy(gain, shift):
 
 class TestModel:
     @pytest.mark.parametrize("n_bits", [8, 5, 1])
-    def test_images_of_any_bits_come_back_from_codes_of_their_bins(self, of_bits, n_bits):
+    def test_images_of_any_bits_decode_to_the_lowest_pixels_of_their_bins(self, of_bits, n_bits):
         model, expected = of_bits(n_bits), quantize(IMAGES, n_bits)
         codes = model.encode(IMAGES, verify=True)
         assert isinstance(codes, Codes) and model.decode(*codes).dtype == tf.uint8
@@ -61,7 +61,7 @@ class TestModel:
         ("gain", "shift", "lost"),
         # Bright images shrink to 0, or below the rounding of a large shift; or dark ones shrink to 0.
         [(1000.0, 0.0, [1, 3, 5]), (8.0, 1000.0, [1, 3, 5]), (-1000.0, 0.0, [0, 2, 4])],
-        ids=["underflow", "rounding", "underflow of dark ones"],
+        ids=["underflow", "rounding", "underflow of dark images"],
     )
     def test_encode_with_verify_names_exactly_the_lost_images(self, gain, shift, lost):
         model = lossy(gain, shift)

@@ -15,7 +15,7 @@ from tfdecouple.model.outlier_scores import compute_chi_moments, outlier_scores,
 pytestmark = pytest.mark.usefixtures("eager")
 
 
-class TestOfAModel:
+class TestModelScores:
     @pytest.fixture(scope="class")
     def noise(self):
         rng = np.random.default_rng(3)
@@ -36,8 +36,8 @@ class TestOfAModel:
         np.testing.assert_allclose(scores.shell, (lengths - stats.chi.mean(192)) / stats.chi.std(192), rtol=1e-3)
         parts = [part.numpy().reshape(3, -1) for part in tiny_model.flow.split_v(v)]
         parts.append(tiny_model.prior_flow.forward_and_log_det(z)[0].numpy())
-        each = [(np.square(part).sum(1) - part.shape[1]) / math.sqrt(2 * part.shape[1]) for part in parts]
-        np.testing.assert_allclose(scores.typicality, np.sqrt(np.mean(np.square(each), 0)), rtol=1e-3)
+        deviations = [(np.square(part).sum(1) - part.shape[1]) / math.sqrt(2 * part.shape[1]) for part in parts]
+        np.testing.assert_allclose(scores.typicality, np.sqrt(np.mean(np.square(deviations), 0)), rtol=1e-3)
 
     def test_split_v_gives_the_channels_that_leave_each_stage(self, tiny_model):
         v = tf.constant(np.random.default_rng(4).standard_normal((1, 8, 8, 3)), tf.float32)
@@ -46,8 +46,8 @@ class TestOfAModel:
         assert len(parts) == len(planned) + 1
         for part, stage in zip(parts, planned, strict=False):
             assert part.shape == (1, stage.plan.height, stage.plan.width, stage.plan.dropped)
-        every = np.concatenate([part.numpy().ravel() for part in parts])
-        np.testing.assert_array_equal(np.sort(every), np.sort(v.numpy().ravel()))
+        values = np.concatenate([part.numpy().ravel() for part in parts])
+        np.testing.assert_array_equal(np.sort(values), np.sort(v.numpy().ravel()))
 
     def test_outlier_scores_of_no_images_are_empty(self, tiny_model):
         empty = np.zeros((0, 8, 8, 3), np.uint8)

@@ -265,8 +265,8 @@ CROPS = [28, 101, 173, 27, 138, 174, 62, 30]
 class TestTrainedRuns:
     @pytest.fixture(scope="class")
     def crops(self):
-        every = (*PHOTOGRAPHS[:5], "motorcycle_left", PHOTOGRAPHS[5])
-        source = open_source(DataConfig(source="photographs", photographs=every), (32, 32, 3))
+        names = (*PHOTOGRAPHS[:5], "motorcycle_left", PHOTOGRAPHS[5])
+        source = open_source(DataConfig(source="photographs", photographs=names), (32, 32, 3))
         return load_images(source, "test", max(CROPS) + 1)[0][CROPS]
 
     def test_trained_runs_recover_images_that_tf32_would_lose(self, run, crops):

@@ -116,18 +116,18 @@ class TestPlan:
         assert count_parameters(config) == {name: expected[name] for name in networks if name in expected}
         shapes = compute_weight_shapes(config)
         for part, count in expected.get("dequantizer parts", {}).items():
-            own = {name: shape for name, shape in shapes.items() if name.startswith(f"dequantizer/{part}/")}
-            assert count_by_network(own)["total"] == count
+            part_shapes = {name: shape for name, shape in shapes.items() if name.startswith(f"dequantizer/{part}/")}
+            assert count_by_network(part_shapes)["total"] == count
         sizes = {name: math.prod(shape) for name, shape in shapes.items() if name.startswith("flow/")}
         for level, count in enumerate(expected["levels"]):
             assert sum(size for name, size in sizes.items() if name.startswith(f"flow/level_{level}_")) == count
-        for layer, one, key in (
+        for layer, weight, key in (
             ("actnorm", "/log_scale", "actnorms"),
             ("linear", "/kernel", "linear_maps"),
             ("coupling", "/net/last_gain", "couplings"),
         ):
-            mine = {name: size for name, size in sizes.items() if name.split("/")[2].startswith(layer)}
-            assert [sum(name.endswith(one) for name in mine), sum(mine.values())] == expected[key]
+            layer_sizes = {name: size for name, size in sizes.items() if name.split("/")[2].startswith(layer)}
+            assert [sum(name.endswith(weight) for name in layer_sizes), sum(layer_sizes.values())] == expected[key]
 
     def test_cost_of_a_coupling_equals_a_count_by_hand(self):
         def cost(alpha):
@@ -179,5 +179,5 @@ class TestPlan:
         layer = FlowStep({**couplings, "transform": config.transform})
         shape, condition_shape = [2, stage.height, stage.width, stage.channels], (None, config.latent_dim)
         layer.build(shape, condition_shape)
-        found = FLOAT32 * count_stored_numbers(layer, shape, config.latent_dim, memory)
-        assert 0.9 <= found / count_stored_bytes(layer.cost(shape, condition_shape), FLOAT32, memory) <= 1
+        calculated = FLOAT32 * count_stored_numbers(layer, shape, config.latent_dim, memory)
+        assert 0.9 <= calculated / count_stored_bytes(layer.cost(shape, condition_shape), FLOAT32, memory) <= 1

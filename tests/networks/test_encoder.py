@@ -86,10 +86,10 @@ class TestNetworks:
                 return ours(x, training=training)
             return tf.concat(ours.normalize(tf.split(x, shards), training), 0)
 
-        found = with_gradients(ours, normalize)
+        gradients = with_gradients(ours, normalize)
         expected = with_gradients(theirs, lambda: theirs(x, training=training))
-        for one, other in zip(found + ours.get_weights(), expected + theirs.get_weights(), strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+        for value, expected_value in zip(gradients + ours.get_weights(), expected + theirs.get_weights(), strict=True):
+            np.testing.assert_allclose(value, expected_value, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("training", [False, True])
     def test_posterior_of_an_encoder_is_standard_normal_at_the_start_and_after_a_reset(self, training):
@@ -104,8 +104,8 @@ class TestNetworks:
 
     def test_dequantizer_map_conditions_each_coupling_and_reaches_each_pixel(self):
         layer, noise, local = get_case("dequantizing-flow")
-        nets = [each for each in list_layers(layer) if isinstance(each, LocalConvNet)]
-        assert len(nets) == sum(isinstance(each, Coupling) for each in list_layers(layer)) == 13
+        nets = [inner for inner in list_layers(layer) if isinstance(inner, LocalConvNet)]
+        assert len(nets) == sum(isinstance(inner, Coupling) for inner in list_layers(layer)) == 13
         # The map is squeezed with the image: four times the channels a level.
         assert sorted({net.condition_size for net in nets}) == [3, 12, 48]
         u = layer.forward_and_log_det(noise, local)[0]

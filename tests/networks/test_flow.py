@@ -160,7 +160,7 @@ class TestGradients:
         forward, backward = ([op for op in calls if (len(op.outputs) == 2) == first] for first in (True, False))
         assert len(forward) == len(backward) == 1 + depth
         maps = [output for op in forward for output in op.outputs if len(output.shape) == 4]
-        kept = [each for each in maps if set(each.consumers()) & set(backward)]
+        kept = [output for output in maps if set(output.consumers()) & set(backward)]
         # The outputs of the two stages.
         assert len(maps) == 1 + depth and len(kept) == 2
 

@@ -31,7 +31,7 @@ def declared() -> dict[str, Requirement]:
     config = setup()
     (ours,) = requirements(config["options.extras_require"]["all"])
     texts = [config["options"]["install_requires"], *(config["options.extras_require"][name] for name in ours.extras)]
-    return {canonicalize_name(found.name): found for text in texts for found in requirements(text)}
+    return {canonicalize_name(requirement.name): requirement for text in texts for requirement in requirements(text)}
 
 
 def setup() -> configparser.ConfigParser:
@@ -42,8 +42,8 @@ def setup() -> configparser.ConfigParser:
 
 def pinned(name: str, python: str) -> dict[str, Version]:
     """The versions that a file of constraints pins for a version of Python."""
-    found = requirements((ROOT / "constraints" / f"{name}.txt").read_text(encoding="utf-8"))
-    chosen = [entry for entry in found if entry.marker is None or entry.marker.evaluate({"python_version": python})]
+    entries = requirements((ROOT / "constraints" / f"{name}.txt").read_text(encoding="utf-8"))
+    chosen = [entry for entry in entries if entry.marker is None or entry.marker.evaluate({"python_version": python})]
     versions = {}
     for entry in chosen:
         (specifier,) = entry.specifier
@@ -67,8 +67,8 @@ class TestRequirements:
         extras, base = config["options.extras_require"], requirements(config["options"]["install_requires"])
         for module, extra in EXTRAS.items():
             name = distributions.get(module, canonicalize_name(module))
-            assert name in {canonicalize_name(found.name) for found in requirements(extras[extra])}, module
-            assert name not in {canonicalize_name(found.name) for found in base}, module
+            assert name in {canonicalize_name(requirement.name) for requirement in requirements(extras[extra])}, module
+            assert name not in {canonicalize_name(requirement.name) for requirement in base}, module
         (ours,) = requirements(extras["all"])
         assert ours.extras == set(EXTRAS.values()) - APART
 
@@ -80,8 +80,8 @@ class TestRequirements:
         for package, version in versions.items():
             assert wanted[package].specifier.contains(version), package
             # 0.25.* begins with 0.25.0.
-            limits = [each for each in wanted[package].specifier if each.operator in (">=", "~=", "==")]
-            lowest = [Version(each.version.removesuffix(".*")) for each in limits]
+            limits = [limit for limit in wanted[package].specifier if limit.operator in (">=", "~=", "==")]
+            lowest = [Version(limit.version.removesuffix(".*")) for limit in limits]
             assert name != "lowest" or max(lowest) == version, package
 
     @pytest.mark.parametrize("package", HOLES)
@@ -90,9 +90,9 @@ class TestRequirements:
         places = {"install_requires": config["options"]["install_requires"], **config["options.extras_require"]}
         places |= {path: path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*/requirements.txt")}
         places |= {path: path.read_text(encoding="utf-8") for path in (ROOT / "constraints").glob("*.txt")}
-        named = [(place, found) for place, text in places.items() for found in requirements(text)]
-        named = [(place, found) for place, found in named if canonicalize_name(found.name) == package]
-        assert named and [place for place, found in named if found.specifier.contains(HOLES[package])] == []
+        named = [(place, requirement) for place, text in places.items() for requirement in requirements(text)]
+        named = [(place, requirement) for place, requirement in named if canonicalize_name(requirement.name) == package]
+        assert named and [place for place, requirement in named if requirement.specifier.contains(HOLES[package])] == []
 
     def test_docker_image_for_training_copies_the_package_and_starts_a_known_command(self):
         sources = {source for arguments in arguments_of(TRAIN, "COPY") for source in arguments.split()[:-1]}

@@ -34,8 +34,8 @@ def run(command, folder):
 
 def files_of(package):
     """The files of a package that belong into a wheel, as names below the root."""
-    found = (path for path in (ROOT / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return {path.relative_to(ROOT).as_posix() for path in found}
+    paths = (path for path in (ROOT / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(ROOT).as_posix() for path in paths}
 
 
 @pytest.fixture(scope="module")

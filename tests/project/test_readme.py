@@ -84,7 +84,7 @@ class TestReadme:
             assert (exported / "onnx" / "decoder.onnx").is_file() and (exported / "MODEL_CARD.md").is_file()
         assert "import" in (exported / "MODEL_CARD.md").read_text(encoding="utf-8")
 
-    def test_python_of_the_readme_runs(self):
+    def test_python_code_of_the_readme_runs(self):
         from tfdecouple.data import load_images, open_source
         from tfdecouple.runs.run_folder import RunFolder
 
@@ -101,7 +101,7 @@ class TestReadme:
         assert names["ab"].shape == names["ba"].shape == (1, 64, 64, 3)
         assert np.asarray(names["new"]).shape == (16, 64, 64, 3) and np.asarray(names["bits"]).shape == (16,)
 
-    def test_python_of_the_page_on_encoding_runs(self, tiny_run, tmp_path, monkeypatch):
+    def test_python_code_of_the_encoding_page_runs(self, tiny_run, tmp_path, monkeypatch):
         out = tmp_path / "codes"
         command = [sys.executable, "-m", "tfdecouple", "encode", "--run", str(tiny_run), "--out", str(out), "--v"]
         run([*command, "--format", "parquet", "--limit", "20"], ROOT)

@@ -46,10 +46,10 @@ EXACT = "; 0 of 49152 values differ"
 
 def outputs(notebook):
     """Returns the text that the cells of a notebook printed, and (width, height) of each picture that they drew."""
-    found = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
-    pictures = [output.get("data", {}).get("image/png") for output in found]
-    sizes = [Image.open(io.BytesIO(base64.b64decode("".join(one)))).size for one in pictures if one]
-    return "".join("".join(output.get("text", "")) for output in found), sizes
+    cell_outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    pictures = [output.get("data", {}).get("image/png") for output in cell_outputs]
+    sizes = [Image.open(io.BytesIO(base64.b64decode("".join(encoded)))).size for encoded in pictures if encoded]
+    return "".join("".join(output.get("text", "")) for output in cell_outputs), sizes
 
 
 def test_committed_tour_has_outputs_of_all_cells_in_order():

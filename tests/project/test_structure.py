@@ -42,15 +42,15 @@ MODULES = PRODUCT | EXPORTS
 
 def imported_names(file):
     """Dotted names of the modules that a file imports, anywhere in it."""
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file} has a relative import"
             inside = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if name in MODULES else node.module for name in inside}
-    return found
+            names |= {name if name in MODULES else node.module for name in inside}
+    return names
 
 
 IMPORTS = {module: imported_names(file) for module, file in MODULES.items()}
@@ -68,10 +68,10 @@ class TestImports:
         for module in MODULES:
             if not module.startswith(f"{package}."):
                 continue
-            own = section(module, order)
-            assert own in order, f"{own} has no place in the order of this test"
+            part = section(module, order)
+            assert part in order, f"{part} has no place in the order of this test"
             inside = {section(name, order) for name in IMPORTS[module] if name.startswith(f"{package}.")}
-            assert inside <= {own, *order[: order.index(own)]}, module
+            assert inside <= {part, *order[: order.index(part)]}, module
 
     def test_layers_networks_and_objective_import_nothing_of_runtime(self):
         alone = ("tfdecouple.layers", "tfdecouple.networks", "tfdecouple.bijectors", "tfdecouple.model.objective")
@@ -159,8 +159,8 @@ STARTS = (
 def test_python_is_started_by_one_function_only():
     """`runtime.process.make_python_command` starts Python with -P, which imports no module of the working folder."""
     files = [ROOT / "train.py", *PACKAGE.rglob("*.py"), *EXPORT.rglob("*.py")]
-    found = [file for file in files if re.search(STARTS, file.read_text(encoding="utf-8"))]
-    assert found == [PACKAGE / "runtime" / "process.py"]
+    starters = [file for file in files if re.search(STARTS, file.read_text(encoding="utf-8"))]
+    assert starters == [PACKAGE / "runtime" / "process.py"]
 
 
 def test_no_tracked_file_points_outside_the_repository():

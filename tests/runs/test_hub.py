@@ -75,10 +75,10 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.hub.asked.append((self.command, self.path))
-        found = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", urllib.parse.urlparse(self.path).path)
-        if not found:
+        match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", urllib.parse.urlparse(self.path).path)
+        if not match:
             return self.answer(404, {"error": "no such page"})
-        repository, revision, name = map(urllib.parse.unquote, found.groups())
+        repository, revision, name = map(urllib.parse.unquote, match.groups())
         files = self.hub.files(repository, revision)
         if repository not in self.hub.branches:
             return self.answer(404, {"error": "no repository"}, X_Error_Code="RepoNotFound")
@@ -118,16 +118,16 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
             return self.create(json.loads(body))
         if path == "/api/validate-yaml":
             return self.answer(200, {"errors": [], "warnings": []})
-        if found := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+        if match := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
             objects = [
-                {**one, "actions": {"upload": {"href": f"{self.hub.url}/upload/{one['oid']}", "header": {}}}}
-                for one in json.loads(body)["objects"]
+                {**entry, "actions": {"upload": {"href": f"{self.hub.url}/upload/{entry['oid']}", "header": {}}}}
+                for entry in json.loads(body)["objects"]
             ]
             return self.answer(200, {"transfer": "basic", "objects": objects})
-        found = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(branch|preupload|commit)/(.+)", path)
-        if not found or found[1] not in self.hub.branches:
+        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(branch|preupload|commit)/(.+)", path)
+        if not match or match[1] not in self.hub.branches:
             return self.answer(404, {"error": "no such page"}, X_Error_Code="RepoNotFound")
-        repository, what, revision = found.groups()
+        repository, what, revision = match.groups()
         if what == "branch":
             branches = self.hub.branches[repository]
             if revision in branches:
@@ -136,7 +136,7 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
             return self.answer(200, {})
         if what == "preupload":
             files = json.loads(body)["files"]
-            modes = [(one["path"], "lfs" if one["size"] >= LFS_BYTES else "regular") for one in files]
+            modes = [(entry["path"], "lfs" if entry["size"] >= LFS_BYTES else "regular") for entry in files]
             named = [{"path": name, "uploadMode": mode, "shouldIgnore": False, "oid": None} for name, mode in modes]
             return self.answer(200, {"files": named})
         files = dict(self.hub.files(repository, revision))
@@ -228,7 +228,7 @@ def test_commit_on_the_hub_names_fixed_weights(hub, weights):
     assert (find_pretrained(f"hf://ada/faces@{first}") / "config.json").is_file() and len(hub.asked) == asked
 
 
-def test_download_takes_config_and_weights_only(hub, weights):
+def test_download_fetches_only_config_and_weights(hub, weights):
     hub.commit("ada/faces", {**weights, "evil.py": b"raise SystemExit", "metrics.jsonl": b"{}", "model.pkl": b"x"})
     folder = find_pretrained("hf://ada/faces")
     fetched = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -256,7 +256,7 @@ def without(weights, part):
         ),
         (lambda w: without(w, "index"), RunError, "hf://ada/faces: 404"),
         (lambda w: without(w, "manifest.json"), RunError, "hf://ada/faces: 404"),
-        (name_in_manifest, UntrustedError, "which is no weights"),
+        (name_in_manifest, UntrustedError, "which no model needs"),
     ],
 )
 def test_untrusted_repository_is_refused_in_one_line(hub, weights, made, error, said):
@@ -312,7 +312,7 @@ def test_download_stops_at_the_size_of_the_manifest(lied, tmp_path):
 
 
 @pytest.mark.parametrize("when", ["at once", "within the headers", "within the body"])
-def test_download_stops_after_its_patience(lied, monkeypatch, when):
+def test_download_stops_after_its_time_limit(lied, monkeypatch, when):
     monkeypatch.setattr(pretrained, "_PATIENCE", 1)
     ended = threading.Event()
 
@@ -332,7 +332,7 @@ def test_download_stops_after_its_patience(lied, monkeypatch, when):
 
 
 @pytest.mark.parametrize("tag", ["../../../../outside", "/outside", "x" * 9999])
-def test_etag_header_chooses_no_path(hub, weights, tmp_path, monkeypatch, tag):
+def test_etag_header_cannot_choose_a_path(hub, weights, tmp_path, monkeypatch, tag):
     honest = HubHandler.answer
     monkeypatch.setattr(HubHandler, "answer", lambda *args, **headers: honest(*args, **{**headers, "ETag": f'"{tag}"'}))
     hub.commit("ada/faces", weights)
@@ -342,7 +342,7 @@ def test_etag_header_chooses_no_path(hub, weights, tmp_path, monkeypatch, tag):
 
 
 @pytest.mark.parametrize("commit", ["../../../../outside", "", "main", "A" * 40])
-def test_commit_header_chooses_no_path(lied, tmp_path, commit):
+def test_commit_header_cannot_choose_a_path(lied, tmp_path, commit):
     says = lied(lambda handler: start_answer(handler, X_Repo_Commit=commit, Content_Length=0))
     # The commit of the files after the manifest is that of the manifest.
     assert "names no commit" in says or "config.json of hf://ada/faces differs" in says
@@ -350,12 +350,12 @@ def test_commit_header_chooses_no_path(lied, tmp_path, commit):
 
 
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "//", "http://127.0.0.1:9/", "#again"])
-def test_a_redirect_to_what_is_no_hub_is_one_line(lied, target):
+def test_redirect_to_another_server_gives_one_error_line(lied, target):
     says = lied(lambda handler: start_answer(handler, 302, Location=target, Content_Length=0))
     assert says.startswith("hf://ada/faces: ") and "not supported" not in says
 
 
-def test_a_redirect_takes_no_token_elsewhere(hub, weights, monkeypatch):
+def test_redirect_sends_no_token_to_another_server(hub, weights, monkeypatch):
     tokens = {}
     with run_hub() as elsewhere:
         elsewhere.branches, elsewhere.commits = hub.branches, hub.commits
@@ -372,9 +372,7 @@ def test_a_redirect_takes_no_token_elsewhere(hub, weights, monkeypatch):
     assert tokens == {hub.url: {"Bearer hf_of_this_test"}, elsewhere.url: {None}}
 
 
-def test_without_network_a_branch_is_the_commit_of_the_last_download_and_other_weights_are_one_line(
-    hub, weights, monkeypatch
-):
+def test_offline_branch_is_its_last_download_and_other_weights_give_one_error_line(hub, weights, monkeypatch):
     from huggingface_hub import constants
 
     folder = (hub.commit("ada/faces", weights), find_pretrained("hf://ada/faces"))[1]
@@ -389,7 +387,7 @@ def test_without_network_a_branch_is_the_commit_of_the_last_download_and_other_w
 
 
 @pytest.mark.parametrize("address", ["hf://ada/nobody", "hf://ada/faces@nothing"])
-def test_missing_repository_is_one_line(hub, weights, capsys, address):
+def test_missing_repository_gives_one_error_line(hub, weights, capsys, address):
     hub.commit("ada/faces", weights)
     assert refused(capsys, lambda: main(["sample", "--run", address])).startswith(f"error: {address}: 404")
 
@@ -409,7 +407,7 @@ def test_damaged_cached_file_is_named(hub, weights):
         find_pretrained("hf://ada/faces")
 
 
-def test_without_the_client_the_extra_is_named(monkeypatch, capsys):
+def test_missing_client_of_the_hub_names_its_extra(monkeypatch, capsys):
     import importlib.util
 
     find = importlib.util.find_spec

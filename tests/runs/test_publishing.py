@@ -40,9 +40,14 @@ def run(tiny_run, tmp_path_factory):
     (folder / "summary.json").write_text(json.dumps(SUMMARY))
     (folder / "metrics.jsonl").write_text('{"step": 1, "kind": "train", "bits_per_dim": 7.0}\n')
     directions = {"version": 1, "weights_sha256": hash_weights(load_model(folder)), "run": str(folder)}
-    one = {"name": "smile", "method": "means", "data": "folder /home/ada/secret place/faces", "vector": [1.0, 0, 0, 0]}
-    other = {**one, "name": "age", "source": "folder:/home/ada/clients/", "data": "images in /home/ada/clients"}
-    (folder / "directions.json").write_text(json.dumps({**directions, "directions": [one, other]}))
+    smile = {
+        "name": "smile",
+        "method": "means",
+        "data": "folder /home/ada/secret place/faces",
+        "vector": [1.0, 0, 0, 0],
+    }
+    age = {**smile, "name": "age", "source": "folder:/home/ada/clients/", "data": "images in /home/ada/clients"}
+    (folder / "directions.json").write_text(json.dumps({**directions, "directions": [smile, age]}))
     return folder
 
 
@@ -72,7 +77,7 @@ def test_published_folder_contains_no_path_of_this_machine(run, published):
 @pytest.mark.parametrize(
     ("options", "expected", "excluded"),
     [
-        ({}, ["z and v give the very same pixels back", "tfdecouple switch"], ["levels"]),
+        ({}, ["z and v decode to identical pixels", "tfdecouple switch"], ["levels"]),
         ({"n_bits": 5}, ["of 8 x 8 pixels in 32 levels of each channel"], []),
         # Without an encoder there is no z of a picture to switch.
         ({"conditioning": "none"}, [], ["tfdecouple switch"]),
@@ -104,7 +109,7 @@ def test_publish_leaves_out_a_damaged_summary(run, tmp_path, capsys):
     damaged, to = shutil.copytree(run, tmp_path / "run"), tmp_path / "faces"
     (damaged / "summary.json").write_text('{"steps": 9}')
     assert main(["publish", "--run", str(damaged), "--to", str(to), "--licence", "mit"]) == 0
-    assert "summary.json cannot be read and is left out: it has no figures of a test" in capsys.readouterr().out
+    assert "summary.json cannot be read and is left out: it has no test results" in capsys.readouterr().out
     assert not (to / "summary.json").exists() and "model-index" not in (to / "README.md").read_text()
 
 
@@ -129,9 +134,9 @@ def test_manifest_lists_every_file_and_detects_changes(published, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda values: values["files"].update({"model.py": {"bytes": 1, "sha256": "0"}}), '"model.py", which is no'),
-        (lambda values: values["files"].update({"../config.json": {"bytes": 1, "sha256": "0"}}), "which is no weights"),
-        (lambda values: values["files"].update({"checkpoints/best-1.pkl": {"bytes": 1, "sha256": "0"}}), "no weights"),
+        (lambda values: values["files"].update({"model.py": {"bytes": 1, "sha256": "0"}}), '"model.py", which no'),
+        (lambda values: values["files"].update({"../config.json": {"bytes": 1, "sha256": "0"}}), "no model"),
+        (lambda values: values["files"].update({"checkpoints/best-1.pkl": {"bytes": 1, "sha256": "0"}}), "no model"),
         (lambda values: values["files"].pop("config.json"), "a config and its best weights"),
         (lambda values: values["files"]["config.json"].update(bytes=-1), "files.config.json.bytes is -1"),
         (lambda values: values["files"]["config.json"].update(bytes=True), "files.config.json.bytes is True"),

@@ -147,13 +147,13 @@ class TestTrained:
 
     def test_bits_per_dim_of_the_sample_photographs_are_those_of_the_docs(self, run, traced, tmp_path):
         assert main(["evaluate", "--run", str(run), "--out", str(tmp_path)]) == 0
-        found = json.loads((tmp_path / "bits_per_dim-test.json").read_text())
-        assert found["images"] == 1000 and found["step"] == RunFolder("photographs").read_summary()["best_step"]
-        assert f"{found['bits_per_dim']:.2f} bits/dim" in (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+        report = json.loads((tmp_path / "bits_per_dim-test.json").read_text())
+        assert report["images"] == 1000 and report["step"] == RunFolder("photographs").read_summary()["best_step"]
+        assert f"{report['bits_per_dim']:.2f} bits/dim" in (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
 
-    @pytest.mark.parametrize(("size", "every"), [(50, 2), (1, 50), (3, 25)])
-    def test_bundled_weights_decode_crops_exactly(self, model, source, traced, size, every):
-        crops = load_images(source, "test", 1000)[0][size % every :: every]
+    @pytest.mark.parametrize(("size", "spacing"), [(50, 2), (1, 50), (3, 25)])
+    def test_bundled_weights_decode_crops_exactly(self, model, source, traced, size, spacing):
+        crops = load_images(source, "test", 1000)[0][size % spacing :: spacing]
         crops = crops[: len(crops) // size * size]
         batches = np.split(crops, len(crops) // size)
         codes = [model.encode(batch) for batch in batches]
@@ -167,7 +167,10 @@ class TestTrained:
         arguments = ["--run", run, "--images", "100", "--batch-size", "50", "--out", tmp_path]
         assert main(["evaluate", *map(str, arguments), "--outliers", "noise", "constant"]) == 0
         kinds = json.loads((tmp_path / "outliers-test.json").read_text())["outliers"]
-        area = {kind: {name: each["auroc"] for name, each in one["detection"].items()} for kind, one in kinds.items()}
+        area = {
+            kind: {name: separation["auroc"] for name, separation in report["detection"].items()}
+            for kind, report in kinds.items()
+        }
         assert all(area["noise"][name] > 0.95 for name in ("bits_per_dim", "shell", "typicality")), area
         # The likelihood of images of one colour is that of photographs.
         assert area["constant"]["bits_per_dim"] < 0.6

@@ -84,15 +84,15 @@ def _place_function(definition: Any, placement: Placement, is_condition: bool) -
 
 def _list_arguments(node: Any, kind: str) -> list[tuple[str, int, tf.DType]]:
     """Returns [(name, index, dtype)] of all tensors of a node's inputs ("input_arg") or outputs ("output_arg")."""
-    found: list[tuple[str, int, tf.DType]] = []
+    arguments: list[tuple[str, int, tf.DType]] = []
     for arg in getattr(op_def_registry.get(node.op), kind):
         if arg.type_list_attr:
             types = list(node.attr[arg.type_list_attr].list.type)
         else:
             types = [node.attr[arg.type_attr].type if arg.type_attr else arg.type]
             types *= node.attr[arg.number_attr].i if arg.number_attr else 1
-        found += [(arg.name, index, tf.as_dtype(one)) for index, one in enumerate(types)]
-    return found
+        arguments += [(arg.name, index, tf.as_dtype(dtype)) for index, dtype in enumerate(types)]
+    return arguments
 
 
 def _is_passed_on_gpu(dtype: tf.DType) -> bool:
@@ -194,12 +194,12 @@ def trace_step(trainer):
     images, labels = make_specs(trainer.config.model, BATCH // micro_batches)
     examples = images if labels is None else (images, labels)
     if micro_batches == 1:
-        yield step._whole.get_concrete_function(examples, WHOLE, SCALAR)
+        yield step._take_step.get_concrete_function(examples, WHOLE, SCALAR)
         return
     sums = tf.TensorSpec([sum(step._sizes)])
-    yield step._start.get_concrete_function()
-    yield step._add.get_concrete_function(sums, examples, WHOLE, WHOLE)
-    yield step._finish.get_concrete_function(sums, SCALAR)
+    yield step._start_sums.get_concrete_function()
+    yield step._add_to_sums.get_concrete_function(sums, examples, WHOLE, WHOLE)
+    yield step._apply_sums.get_concrete_function(sums, SCALAR)
 
 
 def trace_inference(trainer):
@@ -294,4 +294,4 @@ def halve_in_loop(x):
 def test_gpu_placement_finds_copies_waits_and_operations_without_kernel(function, spec, kind, description):
     inner = tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
     placement = place_on_gpu(tf.function(lambda x: inner(x)).get_concrete_function(spec))
-    assert any(description in found for found in getattr(placement, kind))
+    assert any(description in line for line in getattr(placement, kind))

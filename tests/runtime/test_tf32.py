@@ -47,7 +47,7 @@ class TestWarning:
         for _ in range(2):
             caught = self.traced(run)
             assert len(caught) == 1 and caught[0].filename == __file__
-            assert "\n" not in str(caught[0].message) and "may lose images" in str(caught[0].message)
+            assert "\n" not in str(caught[0].message) and "may decode images inexactly" in str(caught[0].message)
 
     def test_model_called_outside_a_trace_does_not_warn_of_tf32(self, small_model):
         with warnings.catch_warnings():

@@ -113,7 +113,7 @@ class TestCheckpointFolder:
         folder.remove_remains()
         assert sorted(folder.path.iterdir()) == whole
 
-    def test_failed_write_of_a_checkpoint_is_one_line_and_keeps_the_others(self, folder):
+    def test_failed_write_of_a_checkpoint_gives_one_error_line_and_keeps_the_others(self, folder):
         whole = sorted(folder.path.iterdir())
         # A folder stands where the file must go.
         (folder.path / "step-000000003.data-00000-of-00001" / "inside").mkdir(parents=True)
@@ -121,7 +121,7 @@ class TestCheckpointFolder:
         assert "cannot write the checkpoint" in message and "the run resumes from step 2" in message
         assert sorted(folder.path.iterdir()) == whole
 
-    def test_checkpoint_folder_that_cannot_be_made_is_one_line(self, tmp_path):
+    def test_checkpoint_folder_that_cannot_be_made_gives_one_error_line(self, tmp_path):
         (tmp_path / "file").touch()
         folder = CheckpointFolder(tmp_path / "file" / "checkpoints")
         message = message_of(RunError, lambda: folder.write_checkpoint("best", 1, variables(1)))
@@ -178,7 +178,7 @@ class TestWriting:
         assert path.read_text() == '{\n  "a": 2\n}\n' and os.listdir(path.parent) == ["file.json"]
 
     @pytest.mark.parametrize("moment", ["open", "fsync", "replace"])
-    def test_failed_write_keeps_the_old_file_alone(self, moment, monkeypatch, tmp_path):
+    def test_failed_write_leaves_only_the_old_file(self, moment, monkeypatch, tmp_path):
         path = tmp_path / "file"
         path.write_bytes(b"old")
 

@@ -72,7 +72,7 @@ class TestFaults:
                 train_measuring("run", *values)
         assert train_measuring("run", 7.0, 7.0) == whole and whole[1]["best_step"] == 10
 
-    def test_run_with_damaged_summary_and_log_is_measured_again(self, fake_run, capsys):
+    def test_run_with_damaged_summary_and_log_is_evaluated_again(self, fake_run, capsys):
         options = {"steps": 2, "evaluate_every": 2}
         summary, whole = fake_run.train(**options), fake_run.read_log()
         os.truncate(fake_run.path / "summary.json", 20)
@@ -134,7 +134,7 @@ class TestFaults:
         summary = fake_run.read_summary()
         assert summary["validation_bits_per_dim"] is None and summary["best_step"] == 1
         assert summary["test"]["bits_per_dim"] is None
-        assert "no validation gave a finite figure: those of step 1 are measured instead\n" in capsys.readouterr().out
+        assert "no validation gave a finite result: those of step 1 are measured instead\n" in capsys.readouterr().out
         assert fake_run.train(steps=1) == summary
         assert "is complete at step 1" in capsys.readouterr().out
 

@@ -70,14 +70,14 @@ class TestRun:
     ):
         arguments = ["evaluate", "--run", str(labelled_run), "--split", "validation", "--out", str(tmp_path)]
         assert main([*arguments, "--classify", "--importance", "2"]) == 0
-        found = json.loads((tmp_path / "classify-validation.json").read_text())
+        report = json.loads((tmp_path / "classify-validation.json").read_text())
         model = load_model(labelled_run)
         paths = sorted((labelled_folder / "validation").glob("*/*.png"))
         images = np.stack([np.asarray(Image.open(path)) for path in paths])
         labels = [NAMES.index(path.parent.name) for path in paths]
         right = np.argmax(model.classify(images), 1) == labels
-        assert found["images"] == 6 and found["accuracy"] == pytest.approx(right.mean())
-        assert found["chance"] == pytest.approx(1 / 3) and (tmp_path / "classify-validation.png").is_file()
+        assert report["images"] == 6 and report["accuracy"] == pytest.approx(right.mean())
+        assert report["chance"] == pytest.approx(1 / 3) and (tmp_path / "classify-validation.png").is_file()
         measured = json.loads((tmp_path / "bits_per_dim-validation.json").read_text())
         assert measured["kl"]["mean"] == pytest.approx(-np.log(np.array([1, 2, 5]) / 8).mean(), rel=1e-5)
         assert "classified right" in capsys.readouterr().out
@@ -115,7 +115,7 @@ class TestRun:
         assert "'bb'" in error and "'b'" in error
 
 
-class TestRefused:
+class TestRefusals:
     @pytest.mark.parametrize(("model", "count"), [(CODED, 4), (PRIOR, 2)])
     def test_training_refuses_another_number_of_labels(self, model, count, labelled_folder, tmp_path):
         model = dataclasses.replace(model, classes=count, class_probabilities=())

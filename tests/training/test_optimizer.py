@@ -96,7 +96,7 @@ class TestOptimizer:
         np.testing.assert_array_equal(ours.values(), before)
 
     @pytest.mark.usefixtures("size")
-    def test_averages_follow_weights_and_statistics_faster_at_first_and_are_lent(self):
+    def test_averages_follow_weights_faster_at_first_and_replace_them_inside_a_context(self):
         ours = Updated(ema_decay=0.9)
         for updates, decay in ((0, 0.1), (10, 0.55), (1000, 0.9)):
             before = {name: average.numpy() for name, average in ours.optimizer.averages.items()}

@@ -164,7 +164,7 @@ class TestResumption:
         assert "no checkpoint in" in message and "can be read" in message and "move the folder away" in message
 
 
-class TestPlaceOfImages:
+class TestImageFolders:
     def test_complete_run_changes_nothing_however_the_image_folder_is_spelled(
         self, finished_run, image_folder, monkeypatch, capsys
     ):

@@ -61,8 +61,8 @@ class TestPatterns:
         other = draw_pattern_images(many.shape, randomness.make_seed(1)).numpy()
         assert (other != many).any(axis=(1, 2, 3)).mean() > 0.9
         for shape in ((1, 1, 1), (1, 5, 2), (6, 10, 4)):
-            found = draw_pattern_images([64, *shape], randomness.make_seed(3)).numpy()
-            assert found.shape == (64, *shape) and found.min() == 0 and found.max() == 255
+            patterns = draw_pattern_images([64, *shape], randomness.make_seed(3)).numpy()
+            assert patterns.shape == (64, *shape) and patterns.min() == 0 and patterns.max() == 255
 
 
 class TestSchedule:
@@ -84,10 +84,10 @@ class TestSchedule:
 
     def test_image_noise_falls_along_a_cosine_to_0(self):
         config = TrainingConfig(noise=32, noise_steps=8)
-        found = [compute_noise_deviation(config, tf.constant(update, tf.int64)) for update in (0, 2, 4, 6, 8, 100)]
+        deviations = [compute_noise_deviation(config, tf.constant(update, tf.int64)) for update in (0, 2, 4, 6, 8, 100)]
         expected = [32, 16 + 16 * np.sqrt(0.5), 16, 16 - 16 * np.sqrt(0.5), 0, 0]
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
-        assert found[4] == found[5] == 0
+        np.testing.assert_allclose(deviations, expected, rtol=1e-6)
+        assert deviations[4] == deviations[5] == 0
 
     @pytest.mark.usefixtures("eager")
     def test_image_noise_depends_on_update_and_index_in_the_batch(self, state):

@@ -92,7 +92,7 @@ class TestStep:
 
     def test_step_graph_has_no_control_flow_on_the_host(self, one_device):
         # A GPU would stand still while the host waits for the predicate of a condition.
-        (whole,) = one_device[0].step_function._whole._list_all_concrete_functions_for_serialization()
+        (whole,) = one_device[0].step_function._take_step._list_all_concrete_functions_for_serialization()
         graph = whole.graph.as_graph_def()
         nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
         kinds = [node.op for node in nodes]
@@ -119,7 +119,7 @@ class TestStep:
         assert not result.applied and math.isfinite(result.bits_per_dim) and math.isfinite(result.gradient_norm)
         assert result.inversion_error > INVERSION_BOUND["float32"]
         assert_equal(trainer.values(), before, but=("counters/step", "counters/skipped"))
-        reason = f"inverting came back {result.inversion_error:.2g} off (training.memory=invert)"
+        reason = f"inversion error {result.inversion_error:.2g} (training.memory=invert)"
         assert [trainer.state.describe_skip_reasons() for _ in range(2)] == [reason, ""]
 
     def test_bfloat16_nets_keep_float32_weights_and_nearly_the_loss(self, one_device, eager):
@@ -132,10 +132,10 @@ class TestStep:
         groups = trainer.state.trainable, trainer.state.optimizer.averages, trainer.state.optimizer.means
         assert {variable.dtype for group in groups for variable in group.values()} == {tf.float32}
         # The recovered maps are rounded to other numbers of bfloat16, which changes the gradient no more than rounding.
-        full, kept, found = map(gradient_of, (one_device[1][1], trainer.values(), inverting.values()))
+        full, by_storing, by_inversion = map(gradient_of, (one_device[1][1], trainer.values(), inverting.values()))
         assert inverted.applied and inverted.inversion_error > 0
         assert inverted.bits_per_dim == pytest.approx(result.bits_per_dim, rel=1e-6)
-        assert 0 < np.linalg.norm(found - kept) < np.linalg.norm(kept - full)
+        assert 0 < np.linalg.norm(by_inversion - by_storing) < np.linalg.norm(by_storing - full)
 
 
 class TestPrecision:
@@ -188,10 +188,10 @@ class TestPrecision:
                 return rounded, [value.numpy() for value in run()]
 
         on, off = run_with_and_without_switch("tf32")
-        assert all(np.array_equal(one, other) for one, other in zip(on, off, strict=True))
+        assert all(np.array_equal(value, expected) for value, expected in zip(on, off, strict=True))
         plain_on, plain_off = run_with_and_without_switch("float32")
-        for one, other in zip(off, plain_off, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+        for value, expected in zip(off, plain_off, strict=True):
+            np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
         # In steps without TF32, TensorFlow's switch rounds all of them but the actnorm.
         assert name == "actnorm-image" or np.abs(plain_on[0] - plain_off[0]).max() > 1e-5
 
@@ -254,7 +254,7 @@ def two_devices():
     return trainer, (start, trainer.values()), results, [trainer.values(device) for device in (0, 1)]
 
 
-class TestDivision:
+class TestMicroBatches:
     """Without batch normalisation no division of a batch changes anything; the gradient is clipped as a whole."""
 
     @pytest.mark.parametrize(
@@ -274,11 +274,11 @@ class TestDivision:
         whole = Trainer(**options) if memory == "invert" else None
         for result in clipped[0]:
             assert result.gradient_norm > 1
-            found = trainer.take()
+            step = trainer.take()
             # The largest error of an image in the whole batch.
             error = whole.take().inversion_error if whole else 0
-            assert found.inversion_error == pytest.approx(error, rel=1e-3) and (error > 0) == bool(whole)
-            np.testing.assert_allclose(found._replace(inversion_error=0.0), result, rtol=1e-5)
+            assert step.inversion_error == pytest.approx(error, rel=1e-3) and (error > 0) == bool(whole)
+            np.testing.assert_allclose(step._replace(inversion_error=0.0), result, rtol=1e-5)
         assert_close(trainer.values(), clipped[1][-1], 1e-5 if memory == "keep" else 1e-4)
 
     @pytest.mark.slow

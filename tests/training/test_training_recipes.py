@@ -91,8 +91,8 @@ def test_recipes_of_training_add_metrics_an_effect_and_a_schedule(image_folder, 
 
     used = run_in_copy(folder, "-c", USE)
     assert used.returncode == 0, used.stderr
-    found = json.loads(used.stdout.splitlines()[-1])
-    assert found["shares"][0] == 0 and 0.3 < found["shares"][1] < 0.7 and found["shares"][2] == 1
-    without, one_device, two_devices = found["trained"]
+    results = json.loads(used.stdout.splitlines()[-1])
+    assert results["shares"][0] == 0 and 0.3 < results["shares"][1] < 0.7 and results["shares"][2] == 1
+    without, one_device, two_devices = results["trained"]
     assert one_device == pytest.approx(two_devices, rel=1e-5) and abs(one_device - without) > 1e-3
-    assert abs(found["fitted"][0] - found["fitted"][1]) > 1e-3
+    assert abs(results["fitted"][0] - results["fitted"][1]) > 1e-3

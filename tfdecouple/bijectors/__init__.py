@@ -2,7 +2,7 @@
 
 A bijector takes arrays `[batch, ..., channels]` in either direction. The parameters of a bijector are tensors: a layer
 makes a new bijector in each call, from the values of its weights. Two methods return value and log-determinant
-together; unlike TFP's methods they do not cache them, so that no feature map stays in memory. `with_log_det` gives the
+together. They have no cache, unlike TFP's methods, so that no feature map stays in memory. `with_log_det` gives the
 two methods to any bijector of TFP.
 """
 

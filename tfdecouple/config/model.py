@@ -64,8 +64,8 @@ class ModelConfig:
             from the coupling net) or "additive".
         multiscale_transform: as `transform`, for the coupling at the end of each stage, before channels leave the flow.
         alpha: the paper's bound of the affine scale, in (0, 1]: a scale lies in (1 - alpha, 1 + alpha). With a smaller
-            alpha, images less similar to the training images are still reconstructed exactly (docs/RESULTS.md, "What
-            comes back").
+            alpha, images less similar to the training images are still reconstructed exactly (docs/RESULTS.md,
+            "Reconstruction").
         step_layers: further layers at the end of each flow step of the decoder, by names in `STEP_LAYERS` such as
             "sinh_arcsinh".
         colour_map: whether the flow begins with a map of the colours, a matrix and a shift made from z, and the encoder

@@ -14,8 +14,8 @@ from tfdecouple.loggers import LOGGERS
 PHOTOGRAPHS = ("astronaut", "chelsea", "china", "coffee", "flower", "rocket")
 PRECISIONS = ("float32", "tf32", "mixed_bfloat16")
 MEMORY = ("keep", "recompute", "invert")
-# Options of a run by `train.py` that `compile` does not take: a Keras optimizer has its own learning rate and schedule,
-# and `fit` has arguments and callbacks for the others. All other options take effect in each step, there and in `fit`.
+# `compile` refuses the options in these two tuples, because a Keras optimizer has its own learning rate and schedule,
+# and `fit` has arguments and callbacks instead of the rest. All other options affect each step of `train.py` and `fit`.
 OPTIMIZER_OPTIONS = (
     "learning_rate", "warmup_steps", "decay_rate", "linear_decay", "optimizer", "matrix_rate", "beta_1", "beta_2",
     "epsilon", "weight_decay", "clip_norm", "ema_decay",
@@ -89,7 +89,7 @@ class TrainingConfig:
             for 256 x 256), and no more than the run was trained on; 0 for no pictures.
         evaluation_samples: draws of (z, u) per image in the final test evaluation; 0 for no test evaluation, as when
             options are compared.
-        loggers: where metrics and pictures go beside `metrics.jsonl`: "tensorboard", "wandb" or both. "wandb" (Weights
+        loggers: where metrics and pictures go besides `metrics.jsonl`: "tensorboard", "wandb" or both. "wandb" (Weights
             & Biases) needs the extra `loggers`, and writes to the run folder unless `WANDB_MODE` has another value. A
             resumed run may have other loggers.
         init_from: run folder, or name of pretrained weights, from whose weights this run starts; null to initialise

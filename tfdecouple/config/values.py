@@ -22,7 +22,7 @@ BelowOne = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 # Largest value of an option of each type: TensorFlow's integers have 64 bits, and most of its floats have 32 bits.
 _LARGEST = {int: 2.0**63 - 2**10, float: 1e38}
-# These texts tell what an option must be, by the type of pydantic's error, whose bounds replace the braces.
+# {type of pydantic's error: text on what the option must be}; the bounds in the error replace the braces.
 _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -80,7 +80,7 @@ def validate_options(config: Any, prefix: str = "") -> None:
         has_names = isinstance(value, tuple) and all(isinstance(entry, str) for entry in value)
         require(
             not has_names or len(set(value)) == len(value),
-            f"{prefix}{name} is {format_value(to_json_values(value))}; it must name each only once",
+            f"{prefix}{name} is {format_value(to_json_values(value))}; each may occur only once",
         )
         object.__setattr__(config, name, value)
 

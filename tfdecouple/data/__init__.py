@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    # Help texts import this package to list the data sources; importing modules at first use spares them TensorFlow.
+    # Modules are imported at first use, because help texts list the data sources and need no TensorFlow.
     for module in () if name.startswith("_") else ("sources", "batches"):
         home = importlib.import_module(f"tfdecouple.data.{module}")
         if hasattr(home, name):

@@ -77,7 +77,7 @@ def make_training_batches(
         done = tf.where(tf.equal(epoch, first_epoch), tf.constant(first_step * batch_size, tf.int64), 0)
         return order.enumerate(epoch * images_per_epoch).skip(done)
 
-    # The position in the batch decides which pipeline decodes an image, because it decides on the image's noise, too.
+    # The position in the batch decides which pipeline decodes an image, because the image's noise depends on it, too.
     slice_size = micro_batch // context.num_input_pipelines
 
     @tf.autograph.experimental.do_not_convert

@@ -108,7 +108,7 @@ def _assign_files_to_splits(folder: pathlib.Path) -> dict[str, tuple[list[ImageF
         if present:
             raise DataError(
                 f"the folder {folder} has a sub-folder {present[0]} but none named train; "
-                "put the training images into train, or rename the other"
+                f"put the training images into train, or rename {present[0]}"
             )
         splits = split_files_by_hash(list_image_files(folder, 3))
         return {name: (files, chosen.format(len(files), "")) for name, files in splits.items()}

@@ -48,7 +48,7 @@ def check_batch_labels(batches: tf.data.Dataset, source: Source, model: ModelCon
     if not model.has_classes:
         return batches
     least = 0 if model.has_class_codes else NO_LABEL
-    message = f"an image of {source.title} has a label that is none of {least} to {model.classes - 1}"
+    message = f"an image of {source.title} has a label that is not from {least} to {model.classes - 1}"
     if model.has_class_codes:
         message += "; with model.prior=classes each image needs a label, such as the name of its sub-folder"
     source.bad_images.store_image_error(DataError(message), _UNKNOWN)

@@ -83,7 +83,7 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
         largest = find_largest_crop_side(picture.size)
         if longer > largest:
             raise DataError(
-                f"the images have a side of {longer} pixels, but the photograph {photograph.name} has room for crops "
+                f"the images have a side of {longer} pixels, but the photograph {photograph.name} allows crops "
                 f"of {largest}; use at most that, or another data.source"
             )
     # The config in an untrusted run folder can ask for any count of crops, more than the machine's memory can hold.

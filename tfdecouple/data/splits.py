@@ -45,7 +45,7 @@ class BadImages:
         self._errors: dict[str, DataError] = {}
 
     def store_image_error(self, error: DataError, quoted: str = "") -> DataError:
-        """Stores and returns `error`; `find_image_error` finds it in texts that contain `quoted`, else its message."""
+        """Stores and returns `error`, which `find_image_error` finds by `quoted`, or else by the error's message."""
         return self._errors.setdefault(quoted or str(error), error)
 
     def find_image_error(self, text: str) -> DataError | None:

@@ -103,8 +103,8 @@ def _find_builder(config: DataConfig) -> Any:
         return tfds.builder_cls(parsed.name)(data_dir=data_dir, **options)
     except tfds.core.DatasetNotFoundError:
         raise DataError(
-            f"TensorFlow Datasets has no data set {name!r}{nearest(name, tfds.list_builders())}; a folder that it has "
-            "no class for is not read: its metadata name code"
+            f"TensorFlow Datasets has no data set {name!r}{nearest(name, tfds.list_builders())}; a prepared folder "
+            "without an installed class is not read, because its metadata name code that would run"
         ) from None
     # TFDS raises exceptions of several classes for a wrong config or version, so each of them becomes DataError.
     except Exception as error:

@@ -134,7 +134,7 @@ def _match_layer(
 
 
 def _match_blocks(root: str, ours: str, blocks: list[ResNetBlock], weights: list[str]) -> Iterator[WeightMatch]:
-    """Yields a `WeightMatch` for each weight in an encoder's blocks: two a level, then two transposed ones."""
+    """Yields a `WeightMatch` for each weight in an encoder's blocks."""
     levels = sum(not block.transposed for block in blocks) // 2
     for index, block in enumerate(blocks):
         level = 2 * levels - 1 - index // 2 if block.transposed else index // 2

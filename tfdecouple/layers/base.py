@@ -25,7 +25,7 @@ Mapped = tuple[tf.Tensor, tf.Tensor]
 # A callback that `visit_layers` calls instead of a layer: (layer, input, condition) -> output.
 Visit = Callable[["InvertibleLayer", tf.Tensor, "Condition"], tf.Tensor]
 # The path of a batch through a composite layer: a generator that yields (layers, input, condition), receives the output
-# of these layers in sequence and the sum of their log-determinants, and returns output and log-determinant of all.
+# of these layers in sequence and the sum of their log-determinants, and returns the composite layer's results.
 Path: TypeAlias = "Generator[tuple[Sequence[InvertibleLayer], tf.Tensor, Condition], Mapped, Mapped]"
 _Class = TypeVar("_Class", bound=type)
 
@@ -107,7 +107,7 @@ class KeepsWeights:
     """
 
     def quantize(self, *arguments: Any, **options: Any) -> None:
-        """Raises UnsupportedError, for which Keras skips this layer when it quantises a model around the layer."""
+        """Raises UnsupportedError, at which Keras skips this layer when it quantises a model around the layer."""
         raise UnsupportedError(
             "Keras' quantize and enable_lora would change no layer of this model; to train fewer weights, set "
             "layer.trainable = False"
@@ -251,7 +251,7 @@ class InvertibleLayer(BaseLayer):
         if not self.built:
             raise UserError(
                 f"layer {self.name} is not built, so its bijector cannot know its inputs; call "
-                "layer.build((None, *shape of an input)) or the layer itself before"
+                "layer.build((None, *shape of an input)) or call the layer first"
             )
         return LayerBijector(self, condition)
 
@@ -356,7 +356,7 @@ class InvertibleLayer(BaseLayer):
 
 
 class Walk:
-    """Iterates over the yields of a `Path`: the loop sets `answer` in each turn, and `result` is there after the loop.
+    """Iterates over the yields of a `Path`; each iteration must set `answer`, and the loop's end sets `result`.
 
     >>> def add_twice(x):
     ...     x = yield x + 1

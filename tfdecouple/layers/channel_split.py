@@ -43,7 +43,7 @@ class ChannelSplit:
             if value not in choices:
                 raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
         if self.transformed is not None and self.pattern != "continuous":
-            raise ConfigError(f"transformed is {self.transformed}; only the continuous pattern takes it")
+            raise ConfigError(f"transformed is {self.transformed}; only the continuous pattern has this option")
 
     def count_channels(self, channels: int) -> tuple[int, int]:
         """Returns how many of `channels` channels go to x_a and how many to x_b; raises UserError if one count is 0."""

@@ -85,7 +85,7 @@ def make_colour_matrices(numbers: tf.Tensor, channels: int) -> tuple[tf.Tensor, 
     slopes = iter(tf.unstack(numbers[:, 2 * channels :], axis=1))
     zero = means[:, 0] * 0
     lower = [[zero + float(i == j) for j in range(channels)] for i in range(channels)]
-    # `lower` has the slopes of each channel on the channels before, and `back` its inverse.
+    # `lower` has the regression slopes of each channel on the previous channels, and `back` its inverse.
     back = [list(row) for row in lower]
     for j in range(channels):
         for i in range(j + 1, channels):
@@ -106,8 +106,8 @@ class ColourMap(InvertibleLayer):
     """A layer y = (x - shift(z)) A(z) that maps the colours of each image by its own matrix and shift, made from z.
 
     A linear map of z gives mean and covariance of the colours as `measure_colours` does. For the z of an image, after
-    `start_from`, the colours of y have mean 0 and covariance I, so that a switch of z exchanges mean and covariance of
-    the colours. `condition_size` is the size of z.
+    `initialize_from_colours`, the colours of y have mean 0 and covariance I, so that a switch of z exchanges mean and
+    covariance of the colours. `condition_size` is the size of z.
     """
 
     saved_arguments = ("condition_size",)
@@ -128,8 +128,8 @@ class ColourMap(InvertibleLayer):
         products = math.prod(x_shape[1:]) * x_shape[-1] + self.condition_size * count_colour_numbers(x_shape[-1])
         return super().cost(x_shape, condition_shape).add_cost(Cost(products))
 
-    def start_from(self, mean: tf.Tensor, deviation: tf.Tensor) -> None:
-        """Lets entry i of z give number i of the colours, `mean[i] + deviation[i] * z[i]`; the vectors are `[n]`."""
+    def initialize_from_colours(self, mean: tf.Tensor, deviation: tf.Tensor) -> None:
+        """Sets the weights so that z gives the colours `mean + deviation * z[:n]`; `mean` and `deviation` are `[n]`."""
         rest = tf.zeros([self.condition_size - deviation.shape[0], deviation.shape[0]])
         self.kernel.assign(tf.concat([tf.linalg.diag(deviation), rest], 0))
         self.bias.assign(mean)
@@ -150,13 +150,13 @@ class ColourMap(InvertibleLayer):
 
 
 def map_colours(x: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
-    """Multiplies the colour of each pixel in x `[batch, height, width, c]`, a row, by the image's `[batch, c, c]`."""
+    """Multiplies each pixel's colour in x `[batch, height, width, c]` by its image's matrix, `[batch, c, c]`."""
     batch, height, width, channels = get_sizes(x)
     pixels = tf.reshape(x, [batch, height * width, channels])
     return tf.reshape(multiply_in_full_precision(pixels, matrix), [batch, height, width, channels])
 
 
-def compute_start(numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def compute_colour_moments(numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns mean and standard deviation, each `[n]`, of the colours' numbers `[images, n]` of training images."""
     # The bound keeps the start finite if all images have equal colours.
     return tf.reduce_mean(numbers, 0), tf.maximum(tf.math.reduce_std(numbers, 0), START_DEVIATION)

@@ -16,7 +16,7 @@ from tfdecouple.numerics.kernels import Kernels, get_kernels, normalize_kernel
 from tfdecouple.numerics.tf32 import full_float32
 
 
-def fan_in_uniform() -> keras.initializers.Initializer:
+def make_kernel_initializer() -> keras.initializers.Initializer:
     """Returns the initializer of kernels without weight norm, uniform in +-1/sqrt(fan_in), as in the paper's code."""
     return keras.initializers.VarianceScaling(scale=1 / 3, mode="fan_in", distribution="uniform")
 
@@ -26,7 +26,7 @@ def make_bias_initializer(fan_in: int) -> keras.initializers.Initializer:
     return keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5)
 
 
-def weight_norm(shape: Shape) -> dict[str, Weight]:
+def declare_weight_norm(shape: Shape) -> dict[str, Weight]:
     """Returns {name: `Weight` (shape, initializer)} for a `WeightNorm` with a kernel of `shape`, outputs last."""
     return {
         "last_direction": Weight(shape, functools.partial(keras.initializers.RandomNormal, stddev=0.05)),
@@ -130,16 +130,16 @@ class ConvNet(CouplingNet):
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
         weights = {
-            "first": Weight((3, 3, x_shape[-1], self.hidden), fan_in_uniform),
-            "second": Weight((1, 1, self.hidden, self.hidden), fan_in_uniform),
+            "first": Weight((3, 3, x_shape[-1], self.hidden), make_kernel_initializer),
+            "second": Weight((1, 1, self.hidden, self.hidden), make_kernel_initializer),
         }
         if self.condition_size:
             kernel = (*((3, 3) if self._local else ()), self.condition_size, self.hidden)
-            weights["condition_kernel"] = Weight(kernel, fan_in_uniform)
+            weights["condition_kernel"] = Weight(kernel, make_kernel_initializer)
             weights["condition_bias"] = Weight(
                 kernel[-1:], functools.partial(make_bias_initializer, math.prod(kernel[:-1]))
             )
-        return weights | weight_norm((3, 3, self.hidden, self.outputs))
+        return weights | declare_weight_norm((3, 3, self.hidden, self.outputs))
 
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
         kernels, last = get_kernels(), WeightNorm.from_weights(weights)
@@ -198,11 +198,11 @@ class MLP(CouplingNet):
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
         return {
-            "first": Weight((x_shape[-1], self.hidden), fan_in_uniform),
+            "first": Weight((x_shape[-1], self.hidden), make_kernel_initializer),
             "first_bias": Weight((self.hidden,)),
-            "second": Weight((self.hidden, self.hidden), fan_in_uniform),
+            "second": Weight((self.hidden, self.hidden), make_kernel_initializer),
             "second_bias": Weight((self.hidden,)),
-            **weight_norm((self.hidden, self.outputs)),
+            **declare_weight_norm((self.hidden, self.outputs)),
         }
 
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:

@@ -15,7 +15,7 @@ from tfdecouple import bijectors
 from tfdecouple.bijectors import ChannelAffine, ChannelMatrix, ClosedForm, Whitening
 from tfdecouple.errors import UserError
 from tfdecouple.layers.base import BaseLayer, Condition, Cost, InvertibleLayer, Weight, require_condition
-from tfdecouple.layers.conditioners import StartsAtZero, WeightNorm, fan_in_uniform, weight_norm
+from tfdecouple.layers.conditioners import StartsAtZero, WeightNorm, declare_weight_norm, make_kernel_initializer
 from tfdecouple.numerics.arithmetic import get_sizes, multiply_in_full_precision, multiply_sizes
 
 # A channel with a smaller standard deviation counts as constant; pixel values k and k + 1 are 2/256 apart in x.
@@ -176,9 +176,9 @@ class ConditionalWhitening(StartsAtZero, InvertibleLayer):
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
         return {
-            "first": Weight((self.condition_size, self.hidden), fan_in_uniform),
+            "first": Weight((self.condition_size, self.hidden), make_kernel_initializer),
             "first_bias": Weight((self.hidden,)),
-            **weight_norm((self.hidden, 2 * math.prod(x_shape[1:]))),
+            **declare_weight_norm((self.hidden, 2 * math.prod(x_shape[1:]))),
         }
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:

@@ -44,9 +44,8 @@ class BitsPerDim(Metric):
         return True
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the ELBO in bits/dim and its terms in nats per image, as means over the images of --split."""
         elbo, line = _evaluate_bound(evaluation, ELBO, self.options.samples)
-        terms = [[term, f"{getattr(elbo, term).to_text(2)} nats an image"] for term in _TERMS]
+        terms = [[term, f"{getattr(elbo, term).to_text(2)} nats per image"] for term in _TERMS]
         return Result(dataclasses.asdict(elbo), [line, *format_table(terms)])
 
 
@@ -57,7 +56,7 @@ class ImportanceWeighted(Metric):
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        text = "also the importance-weighted bound over N draws per image, a tighter one; 0 for none"
+        text = "also the importance-weighted bound over N draws per image, tighter than the ELBO; 0 for none"
         add_number(group, "--importance", 0, text)
 
     def compute(self, evaluation: Any) -> Result:
@@ -70,7 +69,7 @@ class ImportanceWeighted(Metric):
 def _evaluate_bound(evaluation: Any, bound: str, k: int) -> tuple[Bound, str]:
     evaluator = BoundEvaluator(evaluation.opened.model, evaluation.strategy)
     batches, seed = evaluation.make_image_batches(), evaluation.options.seed
-    draws = f"{describe_draw_count(k)} an image"
+    draws = f"{describe_draw_count(k)} per image"
     with Counter(f"{bound}, {draws}", evaluation.count) as counter:
         result = evaluator(batches, bound=bound, k=k, seed=seed, on_batch=counter, refuse_non_finite=True)
     bits, name = Estimate(result.bits_per_dim, result.standard_error).to_text(4), bound + " bound" * (bound != ELBO)
@@ -99,7 +98,7 @@ class OwnSize(Metric):
         bits_per_dim = np.array([row["bits_per_dim"] for row in rows])
         require_finite_values("the bound", bits_per_dim, np.arange(len(rows)))
         mean, draws = Estimate.from_values(bits_per_dim), describe_draw_count(options.samples)
-        lines = [f"{mean.to_text(4)} bits/dim: ELBO at own size, {draws} an image, {len(rows):,} images"]
+        lines = [f"{mean.to_text(4)} bits/dim: ELBO at own size, {draws} per image, {len(rows):,} images"]
         for name, height, width, bits in map(dict.values, rows[:20]):
             lines.append(f"    {bits:.4f}  {width} x {height}  {name}")
         values = {"bits_per_dim": mean.mean, "standard_error": mean.standard_error, "samples": options.samples}

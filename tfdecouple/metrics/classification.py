@@ -62,7 +62,7 @@ class LinearProbe(Metric):
     @classmethod
     def add_options(cls, group: Any) -> None:
         super().add_options(group)
-        text = "training images of --probe; 0 for as many as --images, or at most 10000, fewer where they are large"
+        text = "training images of --probe; 0 for the number in --images, or at most 10000, fewer if images are large"
         add_number(group, "--probe-images", 0, text)
 
     def compute(self, evaluation: Any) -> Result:
@@ -158,7 +158,7 @@ def _format_linear_classifiers(report: dict[str, Any]) -> list[str]:
         "mean."
     )
     if not all(result["converged"] for row in report["results"] for result in row["classifiers"].values()):
-        lines.append("Some fits ended by their number of iterations: `converged` says which.")
+        lines.append("Some fits reached the largest number of iterations: see `converged` in the JSON file.")
     return lines
 
 
@@ -324,7 +324,7 @@ def classify_images(
         on_batch(done := done + int((weight > 0).sum()))
     log_p, right = np.concatenate(log_probabilities).astype(np.float64), np.concatenate(labels)
     if not len(right):
-        raise DataError("no image has a label; a classification is judged by labels, as sub-folders give")
+        raise DataError("no image has a label; use images with labels, such as in sub-folders")
     predicted = log_p.argmax(1)
     accuracy = Estimate.from_values(predicted == right)
     return {

@@ -31,8 +31,8 @@ from tfdecouple.runs.latent_directions import CLASSIFIER, DECODED, MEANS, Direct
 from tfdecouple.runs.opened_run import Run
 from tfdecouple.runtime.progress import Counter
 
-# At least this many training images must have a label, and as many lack it. A fifth of all is held out to choose C, the
-# inverse strength of the classifier's regularisation.
+# At least this many training images must have a label, and at least this many must not. A fifth is held out to choose
+# C, the inverse strength of the classifier's regularisation.
 LEAST = 5
 # At this penalty, one standard deviation of z costs as much as a tenth of a standard deviation of a statistic.
 _LENGTH_PENALTY = 0.01
@@ -53,7 +53,7 @@ def encode_examples(
         numbers = [source.label_names.index(name) for name in names]
         return z, np.where(label[:, None] >= 0, label[:, None] == numbers, np.nan)
     if source.skipped:
-        raise DataError(f"{source.skipped} images of {source.title} cannot be read; mend or remove them")
+        raise DataError(f"{source.skipped} images of {source.title} cannot be read; repair or remove them")
     keys = [source.find_image_key(split, index) for index in indices.tolist()]
     values = attributes.look_up_attributes(keys)
     if np.isnan(values).all():
@@ -89,8 +89,8 @@ def find_directions(
             counter(number + 1)
     if not directions:
         raise DataError(
-            f"the images allow no direction: each needs {LEAST} of two kinds, and there are "
-            f"{next(iter(missing.values()))} for {next(iter(missing))}; take more of them, or others with --data"
+            f"no direction can be found: each needs {LEAST} images of two kinds, and there are "
+            f"{next(iter(missing.values()))} for {next(iter(missing))}; use more images, or others with --data"
         )
     return directions, missing
 
@@ -170,7 +170,7 @@ def find_number_directions(
 def find_statistic_directions(
     model: Any, images: np.ndarray, held_out: np.ndarray, batch_size: int = 64, seed: int = 0
 ) -> list[Direction]:
-    """Returns for each of `CHANGES` the direction in z that changes its statistic of decoded images, and no other.
+    """Returns for each of `CHANGES` the direction in z that changes only its statistic of decoded images.
 
     Each image is decoded from its v and from its z plus, and minus, half a random step, drawn from the covariance of z.
     Least squares give the change of each statistic, in its standard deviations over `images`, per standard deviation of

@@ -1,4 +1,4 @@
-"""Functions that draw images of a split at random, pair them, read them, also at their original size, and encode."""
+"""Functions that draw random images of a split, pair them, read them (also at their original size), and encode them."""
 
 from __future__ import annotations
 

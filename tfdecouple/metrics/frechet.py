@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test", "train+validation")
 _NEEDS = f"it needs one input, uint8 images [n, height, width, {RGB_CHANNELS}], and one output, features [n, features]"
 
-# A function of uint8 images `[n, height, width, channels]` that returns their features, float `[n, features]`.
+# Type of a function from uint8 images `[n, height, width, channels]` to their features, float `[n, features]`.
 Extractor = Callable[[np.ndarray], np.ndarray]
 
 
@@ -51,7 +51,7 @@ class FrechetDistance(Metric):
     def add_options(cls, group: Any) -> None:
         text = "also the Frechet distance of samples by the features of a network, an ONNX or Keras file"
         group.add_argument("--frechet", metavar="EXTRACTOR", help=text)
-        text = "accept a Keras file (.keras) as the extractor, which can run code: only where you know its source"
+        text = "accept a Keras file (.keras) as the extractor, which can run code: use it only if you trust its source"
         group.add_argument("--trust", action="store_true", help=text)
         add_number(group, "--frechet-images", 10_000, "samples of --frechet, and images to compare them with", 2)
         text = (
@@ -62,7 +62,6 @@ class FrechetDistance(Metric):
         add_number(group, "--temperature", 1.0, "temperature of v of the samples of --frechet")
 
     def prepare_inputs(self) -> None:
-        """Opens the extractor of --frechet and tries it on two images: a bad file fails before a metric is computed."""
         shape = self.read_config().model.image_shape
         self._extractor = open_feature_extractor(self.options.frechet, shape, self.options.trust)
 
@@ -97,12 +96,12 @@ class FrechetDistance(Metric):
         features = len(of_images.mean)
         warnings = [
             f"{moment.images:,} {name} are no more than the {features:,} features: their covariance is singular and "
-            "the distance far too large; take more"
+            "the distance far too large; take more images"
             for name, moment in moments.items()
             if moment.images <= features
         ]
         warnings += [
-            f"{moment.images:,} {name}, all there are, are fewer than the {samples:,} samples: the "
+            f"{moment.images:,} {name}, all of the data set, are fewer than the {samples:,} samples: the "
             f"{'floor is' if moment is of_floor else 'distance and its floor are'} larger than with as many"
             for name, moment in moments.items()
             if moment.images < samples
@@ -197,7 +196,7 @@ def open_feature_extractor(path: pathlib.Path | str, image_shape: Shape, trust: 
     The network in the file must have one input, uint8 images `[n, height, width, 3]`, and one output, `[n, features]`.
     The network gets images with the height and width of `image_shape`, and must resize them if it needs another size.
     Grey images are repeated to three channels. The network is tried on two images. A Keras file can run code (Keras
-    refuses only Lambda layers), so that it raises UntrustedError without `trust`. UserError is raised if the file
+    refuses only Lambda layers), so UntrustedError is raised for it without `trust`. UserError is raised if the file
     is missing or its network does not fit, and by the returned function for features that are not finite.
     """
     from tfdecouple.numerics.tf32 import full_float32

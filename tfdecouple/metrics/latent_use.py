@@ -45,12 +45,12 @@ class UseOfZ(Metric):
 
 def _format_latent_use(use: LatentUse) -> list[str]:
     dimensions = len(use.mean_variance)
-    method = "exact" if use.kl_method == "exact" else f"Monte Carlo, {describe_draw_count(use.samples)} an image"
+    method = "exact" if use.kl_method == "exact" else f"Monte Carlo, {describe_draw_count(use.samples)} per image"
     lines = [
         f"use of z: {dimensions} numbers, {use.prior} prior, {use.images:,} images",
-        f"    KL(q(z|x) || p(z))   {use.kl.to_text(3)} nats an image ({method})",
+        f"    KL(q(z|x) || p(z))   {use.kl.to_text(3)} nats per image ({method})",
         f"    information I(x; z)  {use.mutual_information.to_text(3)} nats, over {use.information_images:,} "
-        f"images (can show at most {use.information_limit:.2f})",
+        f"images (the estimate is at most {use.information_limit:.2f})",
         f"    active units         {use.active_units} of {dimensions} (variance of the posterior mean above 0.01)",
         f"    bits/dim             {use.bits_per_dim.to_text(4)}, and with the z of another image "
         f"{use.shuffled_bits_per_dim.to_text(4)}: {use.shuffling_costs.to_text(4)} worse",
@@ -60,7 +60,7 @@ def _format_latent_use(use: LatentUse) -> list[str]:
     rows = [["dimension", "variance of mean", "KL to N(0, 1)", "information I(x; z_i), KL to q(z_i)"]]
     lines += format_table(rows + [[str(n), *(f"{column[n]:.4f}" for column in columns)] for n in order])
     if dimensions > _LISTED:
-        lines.append(f"    and {dimensions - _LISTED} dimensions of less information")
+        lines.append(f"    and {dimensions - _LISTED} dimensions with less information")
     return lines
 
 
@@ -174,7 +174,7 @@ def compute_latent_use(
         # A standard deviation of 0 counts as not finite, because a distribution without spread has no density.
         require_finite_values("q(z|x)", np.stack([mean, np.where(stddev > 0, stddev, math.nan)], 1), index)
         if count < 2:
-            raise DataError(f"{count} image is too few to see the use of z; at least 2 are needed")
+            raise DataError(f"{count} image is too few to measure the use of z; at least 2 are needed")
         # The images are drawn at random, because the first images of a folder that is sorted by class are of one class.
         informed = np.sort(_draw_random_order(count, randomness.derive_seed(seed, "information"))[:INFORMATION_IMAGES])
         kl, matching, shuffled = np.zeros((3, count))

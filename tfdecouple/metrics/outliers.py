@@ -31,7 +31,7 @@ SCORES = {
 }
 # The synthetic outliers that `make_outlier_images` makes.
 MADE = ("noise", "constant", "permuted")
-# With the threshold for false positives, the share `PASSING` of the run's own images counts as no outliers. Confidence
+# False positives are counted at the threshold below which the fraction `PASSING` of the run's images lies. Confidence
 # intervals come from `RESAMPLES` bootstrap samples.
 PASSING, RESAMPLES = 0.95, 1000
 
@@ -53,7 +53,6 @@ class Outliers(Metric):
         group.add_argument("--outliers", nargs="+", default=[], metavar="SOURCE", help=text)
 
     def prepare_inputs(self) -> None:
-        """Opens the data sets that --outliers names; raises UserError for an unknown name."""
         from tfdecouple.data import open_source
         from tfdecouple.data.sources import replace_source
 
@@ -105,7 +104,7 @@ class Outliers(Metric):
         }
         shown = list(per_image.items())[: 1 + len(COLOURS)]
         panels = {f"{key}: {text}": {name: scores[key] for name, scores in shown} for key, text in meanings.items()}
-        title = f"Scores of {source.title}, {options.split}, and of other images; the last bins hold what is beyond"
+        title = f"Scores of {source.title}, {options.split}, and of outliers; the last bins include larger values"
         figure = plot_histograms(panels, f"{title}\n{evaluation.opened.note()}")
         return Result(values, _format_separation(reports, options), render_figure(figure))
 
@@ -132,7 +131,7 @@ class Outliers(Metric):
 
 def _format_separation(reports: dict[str, Any], options: Any) -> list[str]:
     draws = describe_draw_count(options.samples)
-    lines = [f"outliers: how well each score separates them, {draws} an image, intervals of 95 %"]
+    lines = [f"outliers: how well each score separates them, {draws} per image, intervals of 95 %"]
     for name, report in reports.items():
         lines.append(f"    {name} ({report['images']:,} images), against {report['known_images']:,} of {options.split}")
         rows = [["score", "AUROC", "false positives at 95 %"]]
@@ -144,7 +143,7 @@ def _format_separation(reports: dict[str, Any], options: Any) -> list[str]:
             rows.append([f"{score}: {SCORES[score]}", area, share])
         lines += format_table(rows, indent=8)
     if any(separation["auroc"] < 0.5 for report in reports.values() for separation in report["detection"].values()):
-        lines.append("    an AUROC below 0.5: by that score outliers are the more usual images")
+        lines.append("    an AUROC below 0.5: by this score, outliers are more typical than the images")
     return lines
 
 
@@ -196,7 +195,7 @@ class OutlierScorer:
 
 
 def _score_images(scorer: OutlierScorer, batches: Iterable[Mapping[str, Any]], name: str, total: int) -> Scores:
-    """Returns {score, "index" or "label" (-1: none): array `[n]`}; RunError if a score is not finite."""
+    """Returns {name of a score: array `[n]`} with "index" and "label" (-1: none); RunError if a score is not finite."""
     rows: list[Scores] = []
     with Counter(f"scores of {name}", total) as counter:
         for batch in batches:

@@ -68,7 +68,7 @@ def fit_images(config: ModelConfig, images: Any) -> FittedImages:
 
 
 def require_fitting_size(config: ModelConfig, v: tf.Tensor, size: tuple[Any, Any] | None) -> None:
-    """Raises DataError if the model cannot decode a v of this size, or UserError if images of `size` have another v."""
+    """Raises DataError if the model cannot decode v, or UserError if v is not of the shape for images of `size`."""
     if v.shape[1:3] != config.image_shape[:2]:
         require_any_size(config, "v", v)
     if size is not None and not any(map(tf.is_tensor, size)):
@@ -81,7 +81,7 @@ def require_fitting_size(config: ModelConfig, v: tf.Tensor, size: tuple[Any, Any
 
 
 def find_both_bins(find_bins: Callable[[Any], Any], padded: tf.Tensor, shrunk: tf.Tensor) -> tuple[Any, Any]:
-    """Returns the bins of the images for the flow and of those for the encoder, found once if they are one tensor."""
+    """Returns the bins of `padded` and of `shrunk`, computed only once if both are the same tensor."""
     bins = find_bins(padded)
     return bins, bins if shrunk is padded else find_bins(shrunk)
 

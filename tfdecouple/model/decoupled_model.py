@@ -182,9 +182,9 @@ class DecoupledModel(KeepsWeights, keras.Model):
         model has no symbolic output.
         """
         if not self.config.has_latent:
-            raise AttributeError("a model without z has no output of Keras, which takes no None among them")
+            raise AttributeError("a model without z has no symbolic output, because Keras accepts no None in it")
         if self.config.has_class_codes:
-            raise AttributeError("the output of this model needs labels, too: call model(images, labels)")
+            raise AttributeError("the output of this model depends on labels: call model(images, labels)")
         if not self._inbound_nodes:
             self(keras.Input(self.config.image_shape, dtype="uint8"))
 
@@ -276,11 +276,10 @@ class DecoupledModel(KeepsWeights, keras.Model):
         """Raises UserError if the model has no z, or (if `density`) no density of z, for which it has no `what`."""
         if density and self.config.has_class_codes:
             raise UserError(
-                "z of this model is a function of the label (model.prior is 'classes'), so there is no such thing as "
-                f"{what}"
+                f"z of this model is a function of the label (model.prior is 'classes'), so {what} is impossible"
             )
         if not self.config.has_latent:
-            raise UserError(f"this model has no z (model.conditioning is 'none'), so it has no such thing as {what}")
+            raise UserError(f"this model has no z (model.conditioning is 'none'), so {what} is impossible")
 
     @property
     def _d_z(self) -> int:

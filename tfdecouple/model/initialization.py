@@ -11,7 +11,7 @@ from tfdecouple.arguments import as_images
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.layers import Coupling, InvertibleLinear
 from tfdecouple.layers.base import Visit
-from tfdecouple.layers.colour_map import compute_start, measure_colours
+from tfdecouple.layers.colour_map import compute_colour_moments, measure_colours
 from tfdecouple.runtime.run_mode import RunMode
 
 
@@ -52,9 +52,9 @@ def initialize(model: Any, images: Any, seed: int = 0, force: bool = False) -> N
         shape = [bins.shape[0], model.config.latent_dim]
         z = tf.random.stateless_normal(shape, randomness.derive_seed(seed, "initialize"))
         if model.flow.colour_map is not None:
-            start = compute_start(measure_colours(x))
-            model.encoder.carry_colours(*start)
-            model.flow.colour_map.start_from(*start)
+            moments = compute_colour_moments(measure_colours(x))
+            model.encoder.initialize_from_colours(*moments)
+            model.flow.colour_map.initialize_from_colours(*moments)
             mean, log_variance = model.encoder.run_inference(x)
             z = mean + tf.exp(log_variance / 2) * z
     elif model.code_net is not None:

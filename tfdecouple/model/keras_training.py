@@ -107,7 +107,7 @@ class BoundMetrics:
         """Counts a training step as applied or skipped; if it was applied, adds its `count` images to the metrics."""
         terms, count = (tf.where(applied, value, tf.zeros_like(value)) for value in (terms, count))
         self.add_images(terms, count, kl_weight)
-        # Once training has diverged, the count stays, so that the host sees it: the host looks only every few steps.
+        # Once training has diverged, no step resets this count, because the host reads it only every few steps.
         skipped = self.skipped + tf.cast(self.converges, tf.int64)
         self.skipped.assign(tf.where(applied, tf.zeros_like(self.skipped), skipped))
         self.not_applied.assign_add(tf.cast(~applied, tf.int64))
@@ -143,14 +143,14 @@ class SkippedSteps(keras.callbacks.Callback):
         if count := int(self._bound_metrics.not_applied.numpy()):
             warn_user(
                 f"epoch {epoch + 1}: {count} step{'s were' if count > 1 else ' was'} not applied, for values that are "
-                "not finite or inversions that came back too far off (docs/divergence.md)"
+                "not finite or inexact inversions (docs/divergence.md)"
             )
 
     def _require_convergence(self) -> None:
         if not bool(self._bound_metrics.converges):
             raise DivergedError(
                 f"training diverged: {int(self._bound_metrics.skipped.numpy())} steps in a row were not applied, for "
-                "values that are not finite or inversions that came back too far off; the model has the weights before "
+                "values that are not finite or inexact inversions; the model has the weights before "
                 "them. A smaller learning rate, a warm-up or clipping may help (docs/divergence.md); compile before "
                 "you fit again"
             )
@@ -164,7 +164,7 @@ def unpack_images(data: Any) -> tuple[Any, Any]:
     """
     images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
     if weights is not None:
-        raise UserError("every image counts alike in the bound: leave out sample_weight and class_weight")
+        raise UserError("all images have equal weight in the bound: leave out sample_weight and class_weight")
     # Keras takes the pair in fit((images, labels)) for one input, so it is split here. A list of numbers is no pair.
     is_pair = isinstance(images, tuple | list) and labels is None and 1 <= len(images) <= 2
     if is_pair and all(hasattr(part, "shape") or tf.is_tensor(part) for part in images):
@@ -200,7 +200,7 @@ def check_images(x: Any, y: Any, config: ModelConfig) -> None:
 
 
 def require_one_device(model: keras.Model) -> None:
-    """Raises UserError unless the model's `tf.distribute` strategy has one device, and is that of its optimizer."""
+    """Raises UserError unless model and optimizer have the same `tf.distribute` strategy, with a single device."""
     strategy, optimizer = model.distribute_strategy, getattr(model, "optimizer", None)
     name, count = type(strategy).__name__, strategy.num_replicas_in_sync
     if count > 1:
@@ -324,7 +324,7 @@ def fit(model: Any, x: Any = None, y: Any = None, *rest: Any, **options: Any) ->
     """
     training, metrics = model.require_compiled("fit")
     if options.get("sample_weight") is not None or options.get("class_weight") is not None:
-        raise UserError("every image counts alike in the bound: leave out sample_weight and class_weight")
+        raise UserError("all images have equal weight in the bound: leave out sample_weight and class_weight")
     check_images(x, y, model.config)
     validation = options.get("validation_data")
     if validation is not None:
@@ -337,7 +337,8 @@ def fit(model: Any, x: Any = None, y: Any = None, *rest: Any, **options: Any) ->
         images = read_first_images(x, split, training.init_images, training.seed)
         require_images(images, model.config.image_shape)
         if options.get("verbose", True):
-            print(f"starting the weights from {len(images)} training images, then tracing the first step", flush=True)
+            text = f"initialising the weights from {len(images)} training images, then tracing the first step"
+            print(text, flush=True)
         model.initialize(add_first_noise(images, training), seed=training.seed)
     if isinstance(x, tf.data.Dataset):
         # Keras does not shuffle a `tf.data.Dataset`, and would warn about the default of its `fit`, shuffle=True.
@@ -399,7 +400,7 @@ def make_train_function(model: Any, force: bool = False) -> None:
 
 
 def _build_optimizer(model: Any) -> None:
-    # Keras puts an optimizer's variables beside the weights, which it can only inside the scope of their strategy.
+    # Keras places an optimizer's variables on the weights' devices, for which it needs the strategy's scope.
     with model.distribute_strategy.scope():
         model.optimizer.build(model.trainable_variables)
 

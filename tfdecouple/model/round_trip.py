@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfdecouple.errors import ExactnessWarning, InversionError, warn_user
 
 # An image counts as far from the training data if the root mean square of v is above this value. For images like the
-# training data it is near 1 (docs/RESULTS.md, "What comes back").
+# training data it is near 1 (docs/RESULTS.md, "Reconstruction").
 FAR = 3.0
 
 
@@ -38,7 +38,7 @@ def warn_of_far_images(v: tf.Tensor) -> None:
     if len(far):
         warn_user(
             f"image {format_image_numbers(far)} of the batch is far from what this model was trained on and may not "
-            "come back exactly; encode(images, verify=True) decodes again and names what is lost",
+            "be reconstructed exactly; encode(images, verify=True) checks this and names the inexact images",
             ExactnessWarning,
         )
 
@@ -61,9 +61,9 @@ def require_exact_images(decoded: tf.Tensor, x: tf.Tensor, images: tf.Tensor, al
     same = (np.asarray(decoded) == np.asarray(images)) & np.isfinite(np.asarray(x))
     lost = np.flatnonzero(~same.all(tuple(range(1, same.ndim))))
     if len(lost):
-        advice = "" if alpha is None else f"; a model with a smaller alpha keeps more images (this one has {alpha})"
+        advice = "" if alpha is None else f"; a smaller alpha reconstructs more images (this model has {alpha})"
         raise InversionError(
-            f"image {format_image_numbers(lost)} of the batch does not come back from its codes{advice}"
+            f"image {format_image_numbers(lost)} of the batch is not reconstructed exactly from its codes{advice}"
         )
 
 

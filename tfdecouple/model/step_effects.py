@@ -81,19 +81,19 @@ def draw_pattern_images(shape: Sequence[int], seed: tf.Tensor) -> tf.Tensor:
     """
     batch, height, width, channels = shape
 
-    def chance(purpose: str) -> tf.Tensor:
+    def draw_uniform(purpose: str) -> tf.Tensor:
         return tf.random.stateless_uniform([batch, 1, 1], randomness.derive_seed(seed, purpose))
 
     values = tf.floor(
         256 * tf.random.stateless_uniform([batch, height * width, channels], randomness.derive_seed(seed, "values"))
     )
-    values = tf.where(chance("extremes") < 0.5, tf.where(values < 128, 0.0, 255.0), values)
-    values = tf.where(chance("grey") < 0.25, values[..., :1], values)
+    values = tf.where(draw_uniform("extremes") < 0.5, tf.where(values < 128, 0.0, 255.0), values)
+    values = tf.where(draw_uniform("grey") < 0.25, values[..., :1], values)
     sides = 1 + math.ceil(math.log2(max(height, width)))
     # On a GPU TensorFlow computes with int32 on the host, and with int64 on the GPU.
-    side = tf.cast(2 ** tf.floor(sides * chance("side")), tf.int64)
+    side = tf.cast(2 ** tf.floor(sides * draw_uniform("side")), tf.int64)
     rows, columns = np.arange(height)[None, :, None], np.arange(width)[None, None, :]
     # `values` has a colour for each pixel of noise; a checkerboard uses the first two of these colours.
     board = (rows // side + columns // side) % 2
-    positions = tf.where(chance("board") < 0.5, board, rows * width + columns)
+    positions = tf.where(draw_uniform("board") < 0.5, board, rows * width + columns)
     return tf.cast(tf.gather(values, positions, batch_dims=1), tf.uint8)

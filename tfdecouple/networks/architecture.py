@@ -61,7 +61,7 @@ def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
 
 @functools.lru_cache(maxsize=8)
 def make_smallest_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
-    """Returns the networks of `make_networks` with one flow step per stage: a stage's steps have equal shapes."""
+    """Returns the networks of `make_networks`, but with one flow step per stage, whose steps all have equal shapes."""
 
     def reduce(steps: tuple) -> tuple:
         return tuple((1,) * len(entry) if isinstance(entry, tuple) else 1 for entry in steps)

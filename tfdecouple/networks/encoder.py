@@ -13,7 +13,12 @@ import tensorflow as tf
 from tfdecouple.config.shapes import Block, plan_encoder_blocks, plan_map_blocks
 from tfdecouple.layers.base import BaseLayer, Cost, Nested, Weight
 from tfdecouple.layers.colour_map import START_DEVIATION, count_colour_numbers, measure_colours
-from tfdecouple.layers.conditioners import StartsAtZero, fan_in_uniform, make_bias_initializer, weight_norm
+from tfdecouple.layers.conditioners import (
+    StartsAtZero,
+    declare_weight_norm,
+    make_bias_initializer,
+    make_kernel_initializer,
+)
 from tfdecouple.numerics.arithmetic import get_sizes, multiply_in_full_precision, multiply_sizes
 from tfdecouple.numerics.kernels import get_kernels
 from tfdecouple.numerics.tf32 import full_float32
@@ -48,7 +53,7 @@ class Convolution(BaseLayer):
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
         channels = (self.planes, x_shape[-1]) if self.transposed else (x_shape[-1], self.planes)
-        weights = {"kernel": Weight((self.size, self.size, *channels), fan_in_uniform)}
+        weights = {"kernel": Weight((self.size, self.size, *channels), make_kernel_initializer)}
         if self.bias_fan_in:
             weights["bias"] = Weight((self.planes,), functools.partial(make_bias_initializer, self.bias_fan_in))
         return weights
@@ -267,7 +272,7 @@ class Encoder(StartsAtZero, _BlockNetwork):
         self.top = Convolution(out_channels, 1, bias_fan_in=self.channels[-1], name="top")
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        weights = weight_norm((math.prod(self.compute_map_shape(x_shape)[1:]), 2 * self.latent_dim))
+        weights = declare_weight_norm((math.prod(self.compute_map_shape(x_shape)[1:]), 2 * self.latent_dim))
         if self.colours:
             weights["colour_kernel"] = Weight((count_colour_numbers(x_shape[-1]), 2 * self.latent_dim))
         return weights
@@ -284,8 +289,8 @@ class Encoder(StartsAtZero, _BlockNetwork):
     def compute_output_shape(self, x_shape: Any) -> tuple[tuple, tuple]:
         return ((x_shape[0], self.latent_dim),) * 2
 
-    def carry_colours(self, mean: tf.Tensor, deviation: tf.Tensor) -> None:
-        """Lets entry i of z carry number i of the image's colours, minus `mean[i]`, divided by `deviation[i]`.
+    def initialize_from_colours(self, mean: tf.Tensor, deviation: tf.Tensor) -> None:
+        """Sets the weights so that entry i of z is number i of the colours, standardised by `mean` and `deviation`.
 
         The other entries of z stay standard normal, as `reset_to_zero` leaves them. The two vectors are `[n]`, for the
         n numbers of `measure_colours`.

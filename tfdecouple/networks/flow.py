@@ -236,7 +236,6 @@ class Flow(InvertibleComposite):
         return super()._prepare_inputs(x, condition)
 
     def run_forward(self, x: tf.Tensor, condition: Condition) -> Path:
-        """Yields inner layers and their inputs; returns v for images x, and log |det dv/dx|, `[batch]`."""
         h, level_condition, log_det = x, condition, make_zero_log_det(x)
         if self.colour_map is not None:
             h, log_det = yield [self.colour_map], h, condition
@@ -263,7 +262,6 @@ class Flow(InvertibleComposite):
         return v, log_det + change
 
     def run_inverse(self, y: tf.Tensor, condition: Condition) -> Path:
-        """Yields inner layers and their outputs; returns the x that this flow maps to y = v, and log |det dx/dv|."""
         h, level_condition, log_det = y, condition, make_zero_log_det(y)
         if self.whitening is not None:
             h, whitening_log_det = yield [self.whitening], y, condition

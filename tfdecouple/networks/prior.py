@@ -16,7 +16,7 @@ from tfdecouple.config import ModelConfig
 from tfdecouple.config.shapes import name_flow_steps
 from tfdecouple.layers import InvertibleLinear, InvertibleSequence
 from tfdecouple.layers.base import BaseLayer, Weight
-from tfdecouple.layers.conditioners import fan_in_uniform, make_bias_initializer
+from tfdecouple.layers.conditioners import make_bias_initializer, make_kernel_initializer
 from tfdecouple.networks.flow import FlowStep
 from tfdecouple.numerics.arithmetic import multiply_in_full_precision
 from tfdecouple.numerics.tf32 import full_float32
@@ -85,11 +85,11 @@ class ClassCodes(_ClassLayer):
         after_size, after_hidden = (functools.partial(make_bias_initializer, fan_in) for fan_in in (size, hidden))
         return {
             "embedding": Weight((self.classes, size), embedding),
-            "first": Weight((size, hidden), fan_in_uniform),
+            "first": Weight((size, hidden), make_kernel_initializer),
             "first_bias": Weight((hidden,), after_size),
-            "second": Weight((hidden, hidden), fan_in_uniform),
+            "second": Weight((hidden, hidden), make_kernel_initializer),
             "second_bias": Weight((hidden,), after_hidden),
-            "last": Weight((hidden, size), fan_in_uniform),
+            "last": Weight((hidden, size), make_kernel_initializer),
             "last_bias": Weight((size,), after_hidden),
         }
 

@@ -40,7 +40,7 @@ class _Switch:
         self.full = self.tf32 = 0
         self._user_setting = False
 
-    def turn(self, *, full: int = 0, tf32: int = 0) -> None:
+    def count_contexts(self, *, full: int = 0, tf32: int = 0) -> None:
         """Adds `full` and `tf32` to the counts of open contexts, and sets TensorFlow's switch for TF32 accordingly.
 
         TF32 is off if a context needs it off, else on if a context needs it on, else as the user set it.
@@ -75,21 +75,21 @@ def full_float32() -> Iterator[None]:
         _warn_of_trace()
         yield
         return
-    _switch.turn(full=1)
+    _switch.count_contexts(full=1)
     try:
         yield
     finally:
-        _switch.turn(full=-1)
+        _switch.count_contexts(full=-1)
 
 
 @contextlib.contextmanager
 def tensor_float_32() -> Iterator[None]:
     """A context whose code computes in TF32 on GPUs that have it, unless any thread is inside `full_float32`."""
-    _switch.turn(tf32=1)
+    _switch.count_contexts(tf32=1)
     try:
         yield
     finally:
-        _switch.turn(tf32=-1)
+        _switch.count_contexts(tf32=-1)
 
 
 def has_visible_gpu() -> bool:
@@ -109,7 +109,7 @@ def _warn_of_trace() -> None:
     _warned.add(trace)
     warn_user(
         "this function calls tfdecouple and is traced while TF32 is on: on a GPU it computes with 10 bits of mantissa "
-        "and may lose images; call tf.config.experimental.enable_tensor_float_32_execution(False) before it, or the "
-        "model outside of it",
+        "and may decode images inexactly; before it, call "
+        "tf.config.experimental.enable_tensor_float_32_execution(False), or call the model outside of this function",
         RuntimeWarning,
     )

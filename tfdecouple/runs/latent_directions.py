@@ -139,7 +139,7 @@ class Directions:
 
 class _DirectionEntry(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="allow", strict=True)
-    # The names of labels are those of folders, columns or classes of a data set, of which none is so long.
+    # Labels are named after folders, columns or classes of a data set, whose names are shorter than this.
     name: Annotated[str, pydantic.Field(min_length=1, max_length=1000)]
     method: Literal["means", "classifier", "decoded"]
     # The bounds exclude numbers that are too large for float32, in which the vector is used.

@@ -12,7 +12,7 @@ from tfdecouple.errors import one_line
 from tfdecouple.loggers import Logger
 from tfdecouple.storage.files import move_into_place, parse_json, temporary_file
 
-# A longer line of the log counts as damaged lines of this length.
+# The log is read in pieces of at most this length, so a longer line counts as several damaged lines.
 _MOST_LINE_BYTES = 2**16
 # Name of the metric by which the best weights are chosen; every row of validation metrics has this metric.
 _SELECTED_BY = "bits_per_dim"

@@ -198,7 +198,7 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
     folder, data = pathlib.Path(run), config.data.source if config else None
     config = config or Config(name=RunFolder(folder).name, model=model.config)
     if config.model != model.config:
-        raise ConfigError("the config that save_run was given is of another model")
+        raise ConfigError("the config passed to save_run describes another model")
     # An `ema_decay` above 0 would mark the weights as averaged over training steps, which is not known here.
     training = dataclasses.replace(config.training, ema_decay=0.0)
     try:
@@ -220,7 +220,7 @@ def write_run(
     summary: Mapping[str, Any] | None = None,
     label_names: Sequence[str] = (),
 ) -> None:
-    """Writes a run folder with a config and one checkpoint: the weights of `model`, as the run's best, of `step`.
+    """Writes a run folder with a config and the weights of `model`, as the best weights, after `step` training steps.
 
     The folder also gets summary.json with the content `summary`, and labels.json with `label_names`, unless empty.
     """

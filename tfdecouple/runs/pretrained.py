@@ -34,7 +34,7 @@ DEFAULT = "photographs"
 HUB = "hf://"
 CARD, MANIFEST = "README.md", "manifest.json"
 MANIFEST_BYTES = 2**20
-# Seconds after which a download ends without a file, and the least bytes per second for which it waits longer.
+# A download fails after this many seconds plus the time that its file takes at this many bytes per second.
 _PATIENCE, _BYTES_PER_SECOND = 60, 100_000
 _MOST_REDIRECTS = 5
 # Pattern of the names of the files that a model needs; no other files are downloaded from the Hub.
@@ -95,9 +95,9 @@ class Manifest(pydantic.BaseModel):
             raise RunError(f"the manifest of {where} is damaged: {error}; fetch {path.resolve()} again") from error
         for name in manifest.model_files:
             if not NEEDED.fullmatch(name):
-                raise UntrustedError(f"the manifest of {where} names {json.dumps(name)[:100]}, which is no weights")
+                raise UntrustedError(f"the manifest of {where} names {json.dumps(name)[:100]}, which no model needs")
         if "config.json" not in manifest.files or not any("/best-" in name for name in manifest.files):
-            raise RunError(f"the manifest of {where} is not that of one model: a config and its best weights")
+            raise RunError(f"the manifest of {where} must name the files of one model: a config and its best weights")
         return manifest
 
     @property

@@ -122,7 +122,7 @@ def _write_published_files(
     except ValueError as error:
         print(f"{SUMMARY} cannot be read and is left out: {one_line(error)}")
     if data:
-        # Of weights that are published again, summary.json has the source of the training already.
+        # If the weights were published before, their summary.json already has the training's data source.
         summary.setdefault("source", source)
     if rights:
         summary["rights"] = " ".join(rights.split())
@@ -202,7 +202,7 @@ def make_weights_card(opened: Run, name: str, licence: str, summary: dict[str, A
         "weights": f"{parameters:,} float32{', averaged over the training' if opened.averaged else ''}",
     }
     if model.has_latent:
-        facts["exactness"] = f"z and v give the very same {'pixels' if model.n_bits == 8 else 'levels'} back"
+        facts["exactness"] = f"z and v decode to identical {'pixels' if model.n_bits == 8 else 'levels'}"
     if test:
         facts["bits per dimension"] = f"{test['bits_per_dim']:.3f} on {test['images']} test images (ELBO)"
     if "reconstruction" in summary:

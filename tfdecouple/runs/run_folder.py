@@ -183,7 +183,7 @@ class RunFolder:
             if bad := [name for name, variable in variables.items() if not np.isfinite(variable.numpy()).all()]:
                 raise RunError(f"the weights of {self.run} are not finite ({bad[0]} at step {step}); name another run")
             return step
-        raise problem or RunError(f"{self.run} holds no checkpoint yet; wait for the first one or train it on")
+        raise problem or RunError(f"{self.run} has no checkpoint yet; wait for the first one or continue the training")
 
     def read_label_names(self, classes: int) -> tuple[str, ...]:
         """Returns the names of the run's labels, a tuple of length `classes`; "0", "1", ... without labels.json."""
@@ -199,7 +199,7 @@ class RunFolder:
         return tuple(names)
 
     def find_changed_label(self, classes: int, names: Sequence[str]) -> tuple[str, str] | None:
-        """Returns (name in the run, name in `names`) of the first differing label; None without any or labels.json."""
+        """Returns (name in the run, name in `names`) of the first label that differs, or None."""
         if not (self.path / LABELS).is_file():
             return None
         pairs = zip(self.read_label_names(classes), names, strict=True)
@@ -211,7 +211,7 @@ class RunFolder:
             return None
         summary = read_model(self.path / SUMMARY, _Summary).model_dump(exclude_unset=True)
         if not summary.keys() & {"imported_from", "test", "source", "rights"}:
-            raise ValueError("it has no figures of a test")
+            raise ValueError("it has no test results")
         return summary
 
     def read_curves(self) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
@@ -241,7 +241,7 @@ class RunFolder:
         return out or (pathlib.Path(self.run) if self.is_folder else pathlib.Path()) / name
 
     def count_test_evaluation(self, images: str, out: pathlib.Path) -> int:
-        """Logs one evaluation of the test images that the text `images` names; returns how many of them are logged.
+        """Logs an evaluation of the test images that the text `images` names; returns how many of these are logged.
 
         Users see the count, because metrics on test images that guided the choice of a model say less about new images.
         The log is RUN/evaluation/test_evaluations.log, or in `out` if RUN is not a run folder or is not writable.
@@ -299,7 +299,7 @@ def find_training_data(config: Config, summary: Mapping[str, Any], step: int) ->
 
     For an imported checkpoint, and for a model that `save_run` got without a config, the images are unknown: the config
     beside these weights has the default data source. `publish --data` puts another data source into the config, and
-    that of the training into `summary`, the content of summary.json or {}.
+    the training's data source into `summary`, the content of summary.json or {}.
     """
     if "imported_from" in summary or not (step > 0 or summary.get("data")):
         return None

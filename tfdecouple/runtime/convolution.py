@@ -27,7 +27,7 @@ _LEAST_RATIO = {True: 32, False: 12}
 def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """Convolves feature maps with a 3x3 kernel and zero padding; callers get maps `[batch, height, width, outputs]`.
 
-    The second result, the function that computes gradients, is for the decorator and does not reach callers.
+    Only the decorator gets the second result, the function that computes gradients.
 
     Args:
         x: feature maps, `[batch, height, width, inputs]`.
@@ -43,8 +43,8 @@ def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 def convolve_normed(x: tf.Tensor, direction: tf.Tensor, gain: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """Convolves maps with the weight-normalised 3x3 kernel g V / ||V||; callers get `[batch, height, width, outputs]`.
 
-    The second result, the function that computes gradients, is for the decorator. It does not store the kernel but
-    computes it again: stored kernels would take as much memory as all weights, for each shard (part) of a batch.
+    Only the decorator gets the second result, the function that computes gradients. It computes the kernel
+    again: stored kernels would take as much memory as all weights, for each shard (part) of a batch.
 
     Args:
         x: feature maps, `[batch, height, width, inputs]`.
@@ -73,7 +73,7 @@ def convolve_normed(x: tf.Tensor, direction: tf.Tensor, gain: tf.Tensor) -> tupl
 def compute_input_gradient(x: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     """Returns the gradient with respect to the input x of a 3x3 convolution; `upstream` is the output's gradient."""
     if _is_on_cpu(x) and (not is_onednn_on() or _is_product(upstream, x.shape[-1])):
-        return _convolve(upstream, _reflect(kernel))
+        return _convolve(upstream, _transpose_kernel(kernel))
     return tf.raw_ops.Conv2DBackpropInput(input_sizes=get_sizes(x), filter=kernel, out_backprop=upstream, **_OPTIONS)
 
 
@@ -85,7 +85,7 @@ def compute_kernel_gradient(x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     gradient = tf.raw_ops.Conv2DBackpropFilter(
         input=x, filter_sizes=[3, 3, x.shape[-1], upstream.shape[-1]], out_backprop=upstream, **_OPTIONS
     )
-    return _reflect(gradient) if is_swapped else gradient
+    return _transpose_kernel(gradient) if is_swapped else gradient
 
 
 def _convolve(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -111,6 +111,6 @@ def _is_on_cpu(x: tf.Tensor) -> bool:
     return x.shape[1:].is_fully_defined() and not tf.config.get_visible_devices("GPU")
 
 
-def _reflect(kernel: tf.Tensor) -> tf.Tensor:
+def _transpose_kernel(kernel: tf.Tensor) -> tf.Tensor:
     """Reflects a kernel in height and width, and exchanges its inputs and outputs."""
     return tf.transpose(tf.reverse(kernel, [0, 1]), [0, 1, 3, 2])

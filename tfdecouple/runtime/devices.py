@@ -71,7 +71,7 @@ def read_total_memory() -> int:
 
 
 def read_free_memory() -> int:
-    """Returns how many bytes this process can still allocate: the least that machine, container or `ulimit` leave."""
+    """Returns how many bytes this process can still allocate: the smallest limit of machine, container and `ulimit`."""
     free = [read_total_memory()]
     with contextlib.suppress(OSError, ValueError, KeyError):
         free.append(1024 * _read_fields("/proc/meminfo")["MemAvailable"])

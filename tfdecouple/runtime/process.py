@@ -74,7 +74,7 @@ def start_tensorflow(threads: int | None = None) -> None:
 
 
 def divide_cores(threads: int) -> None:
-    """Divides `threads` threads: sets how many TensorFlow uses for one operation, and how many operations run at once.
+    """Sets how many of `threads` threads TensorFlow uses for one operation, and how many operations run at once.
 
     With two threads, the halves of a batch are computed at once (shards), each on one thread: a small model
     trains at 127 images/s instead of 79. With more threads, every operation uses all threads. The environment variable
@@ -159,7 +159,7 @@ def get_arguments(arguments: Sequence[str] | None) -> list[str]:
     for before, text in zip(["the first argument", *typed], typed, strict=False):
         if not text or re.fullmatch(r"--[\w-]+=", text):
             name = text.rstrip("=") or (before if before.startswith("--") else f"the argument after {before}")
-            raise UserError(f"{name} is empty; name a value, or leave it out if the default is meant")
+            raise UserError(f"{name} is empty; give a value, or leave the argument out for its default")
     return typed
 
 
@@ -171,7 +171,7 @@ def run_program(main: Callable[[], int]) -> int:
 
 
 class Program:
-    """A context for the work of a program; prints an error that leaves the context as one line.
+    """A context for the work of a program; prints any error raised inside as one line.
 
     Attributes:
         status: the exit status, which the work sets, by default 0; 2 after a user's mistake, a full disk or too little

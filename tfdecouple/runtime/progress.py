@@ -150,7 +150,7 @@ class TrainingProgress:
         self._metrics = f"{bits_per_dim:.3f} bits/dim, {images_per_second:.{digits}f} images/s"
 
     def show_note(self, text: str, at_once: bool = False) -> None:
-        """Shows a note on work between steps; without a terminal only `at_once`, or each `INTERVAL` seconds."""
+        """Shows a note on work between steps; without a terminal at most each `INTERVAL` seconds, or `at_once`."""
         if self._bar is not None:
             with self._ignore_output_errors():
                 self._bar.set_description_str(text)

@@ -118,7 +118,7 @@ class RunMode(Kernels):
 
 
 def get_run_mode() -> RunMode | None:
-    """Returns the `RunMode` of the innermost context `RunMode.apply`, or None outside of all."""
+    """Returns the `RunMode` of the innermost context `RunMode.apply`, or None outside of any such context."""
     kernels = get_kernels()
     return kernels if isinstance(kernels, RunMode) else None
 

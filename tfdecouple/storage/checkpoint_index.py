@@ -21,7 +21,7 @@ from tensorflow.core.protobuf.tensor_bundle_pb2 import BundleEntryProto, BundleH
 from tfdecouple.storage.files import read_bytes
 
 _MOST_BYTES = 2**24
-# Bytes of all keys together. The table says how much of the key before it a key repeats, so keys can exceed the file.
+# Bytes of all keys together. A key can repeat the beginning of the previous key, so the keys can exceed the file.
 _MOST_KEY_BYTES = 2**26
 _MAGIC = bytes.fromhex("57fb808b247547db")
 # The types of the tensors in a checkpoint of this project. A string has at least one byte in the file.
@@ -123,7 +123,7 @@ def _read_block(content: bytes, start: int, size: int) -> Iterator[tuple[bytes, 
 
 
 def _read_numbers(content: bytes, place: int, count: int) -> tuple[list[int], int]:
-    """Returns `count` integers of 7 bits a byte, the least significant first, and the place after them."""
+    """Returns `count` integers of 7 bits a byte, the least significant first, and the position after them."""
     numbers = []
     for _ in range(count):
         number = shift = 0

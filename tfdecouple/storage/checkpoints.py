@@ -140,7 +140,7 @@ class CheckpointFolder:
             data.unlink(missing_ok=True)
 
     def remove_remains(self) -> None:
-        """Removes from this folder what interrupted writes have left: temporary folders, data files without index."""
+        """Removes the remains of interrupted writes from this folder: temporary folders, data files without index."""
         complete = {f"{kind}-{step:09d}" for kind in ("step", "best") for step in self.list_checkpoint_steps(kind)}
         for entry in self.path.iterdir() if self.path.is_dir() else ():
             if not _FILE_NAMES.fullmatch(entry.name):

@@ -125,7 +125,7 @@ def hash_file(path: pathlib.Path) -> str:
 
 
 class FileDigest(pydantic.BaseModel):
-    """The size of a file in bytes, and the hexadecimal SHA-256 of its content, as they stand in a manifest.json."""
+    """The size of a file in bytes, and the hexadecimal SHA-256 of its content, as in a manifest.json."""
 
     model_config = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True)
     bytes: Annotated[int, pydantic.Field(ge=0)]

@@ -92,7 +92,7 @@ class EvaluationReports:
         }
         lines = []
         if loaded != best:
-            why = f"the best weights, of step {best}, cannot be read" if best else "no validation gave a finite figure"
+            why = f"the best weights, of step {best}, cannot be read" if best else "no validation gave a finite result"
             lines.append(f"{why}: those of step {loaded} are measured instead")
         if test is None:
             lines.append("test: not evaluated (training.evaluation_samples=0)")

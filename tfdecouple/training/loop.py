@@ -175,7 +175,7 @@ class Trainer:
         self._files_written = False
 
     def start(self) -> dict[str, Any] | None:
-        """Restores the newest state, or initialises the weights; returns summary.json, a dict, of a run that ended."""
+        """Restores the newest state, or initialises the weights; returns the dict in summary.json if the run ended."""
         messages, is_new = self.workers.call_on_chief(lambda: self.directory.restore_newest_state(self.state))
         if not is_new:
             self.workers.broadcast_variables(
@@ -210,7 +210,7 @@ class Trainer:
             self.progress.print_line(message)
         if self.training.precision == "tf32" and not has_tf32():
             self.progress.print_line(
-                "training.precision=tf32 changes nothing here: no GPU has it; NVIDIA's since Ampere do"
+                "training.precision=tf32 changes nothing here: no GPU has TF32, as NVIDIA's have since Ampere"
             )
 
     def _initialize_weights(self) -> None:
@@ -218,7 +218,7 @@ class Trainer:
         if run is None:
             count = min(self.training.init_images, self.source.sizes["train"])
             self.progress.show_note(
-                f"starting the weights from {count} training images, then tracing the first step", at_once=True
+                f"initialising the weights from {count} training images, then tracing the first step", at_once=True
             )
             first = make_training_batches(self.source, self.config.data, batch_size=count, seed=self.training.seed)
             images = add_first_noise(next(iter(first))["image"], self.training)
@@ -379,7 +379,7 @@ class Trainer:
             self._evaluate_validation(stop)
 
     def _evaluate_validation(self, stop: StopRequest) -> None:
-        """Computes and logs the bits/dim of validation images; saves the weights if it is the lowest so far."""
+        """Computes and logs the bits/dim of validation images; saves the weights if these are the best so far."""
         count = self._count_evaluated_images("validation", self.training.evaluation_images)
         where = (
             f"while the validation images were measured at step {self.step} of {self.training.steps}, saved; "

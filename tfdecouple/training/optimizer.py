@@ -171,7 +171,7 @@ class Optimizer:
     def _update_kernels(
         self, scalars: _UpdateScalars, gradients: list[tf.Tensor], names: list[str], momenta: FlatBuffer
     ) -> list[tf.Tensor]:
-        """Updates kernels of one shape by Muon; returns the new kernels as one vector in a list, [] for a large one."""
+        """Updates kernels of one shape by Muon; returns the new kernels as [one vector], or [] for a large kernel."""
         weights, handle = [self._weights[name] for name in names], momenta.variable.handle
         gradient = _scale_gradient(flatten_and_join(gradients), scalars)
         old = _read_variable(handle)
@@ -236,7 +236,7 @@ class Optimizer:
 
 
 def _group_kernels(weights: _Named) -> list[list[str]]:
-    """Returns the names of the kernels of coupling nets and encoder, in groups of one shape; a large one is a group."""
+    """Returns the names of coupling nets' and encoder's kernels, grouped by shape; a large kernel is alone."""
     groups: dict[Any, list[str]] = {}
     for name, weight in weights.items():
         is_kernel = name.startswith(("flow/", "encoder/")) and len(weight.shape) > 1

@@ -108,7 +108,7 @@ class TrainingState:
             names = [name.replace("_", " ") for name, count in zip(RUNNING_MEANS, counts, strict=True) if count]
             reasons.append(f"{', '.join(names)} not finite")
         if error:
-            reasons.append(f"inverting came back {error:.2g} off (training.memory=invert)")
+            reasons.append(f"inversion error {error:.2g} (training.memory=invert)")
         return "; ".join(reasons)
 
     def update_best_evaluation(self, step: int, bits_per_dim: float) -> bool:

@@ -75,10 +75,10 @@ class TrainStep:
         self._shapes = DeviceResult(weights, moving, [tf.TensorShape(())] * 3, tf.TensorShape([self._errors]))
         self._sizes = [math.prod(shape) for shape in tf.nest.flatten(self._shapes)]
         # AutoGraph is off, because its search of loops over a thousand variables for control flow takes seconds.
-        self._whole = tf.function(self._take_undivided_step, autograph=False)
-        self._start = tf.function(self._make_zero_sums, autograph=False)
-        self._add = tf.function(self._add_micro_batch, autograph=False)
-        self._finish = tf.function(self._apply_micro_batches, autograph=False)
+        self._take_step = tf.function(self._take_undivided_step, autograph=False)
+        self._start_sums = tf.function(self._make_zero_sums, autograph=False)
+        self._add_to_sums = tf.function(self._add_micro_batch, autograph=False)
+        self._apply_sums = tf.function(self._apply_micro_batches, autograph=False)
 
     def __call__(self, micro_batches: Sequence[Any], step: int, stop: bool = False) -> StepResult:
         """Takes one training step and returns its result as tensors; on a GPU the call returns before the step ends.
@@ -94,11 +94,11 @@ class TrainStep:
         step, stop = tf.constant(step, tf.int32), tf.constant(float(stop))
         with self._mode.switch_tf32():
             if len(micro_batches) == 1:
-                return self._whole(micro_batches[0], step, stop)
-            sums = self._start()
+                return self._take_step(micro_batches[0], step, stop)
+            sums = self._start_sums()
             for number, examples in enumerate(micro_batches):
-                sums = self._add(sums, examples, step, tf.constant(number))
-            return self._finish(sums, stop)
+                sums = self._add_to_sums(sums, examples, step, tf.constant(number))
+            return self._apply_sums(sums, stop)
 
     def _take_undivided_step(self, examples: Any, step: tf.Tensor, stop: tf.Tensor) -> StepResult:
         results = self._strategy.run(self._compute_device_result, args=(examples, step, 0))
@@ -108,7 +108,7 @@ class TrainStep:
         return self._strategy.run(lambda: tf.zeros([sum(self._sizes)]))
 
     def _add_micro_batch(self, sums: Any, examples: Any, step: tf.Tensor, number: tf.Tensor) -> Any:
-        """Returns each device's sums with a micro-batch added; one vector, because many tensors would take long."""
+        """Adds the results of a micro-batch to `sums`: one vector per device, because many tensors would take long."""
 
         def add(sums: tf.Tensor, examples: Any) -> tf.Tensor:
             result = self._compute_device_result(examples, step, number)
@@ -156,7 +156,7 @@ class TrainStep:
         return result
 
     def _apply_device_results(self, results: DeviceResult, stop: tf.Tensor) -> StepResult:
-        """Sums the devices' results; updates the weights unless a sum is not finite or inverting was inexact."""
+        """Sums the devices' results; updates the weights unless a sum is not finite or the inversion too inexact."""
         training, state = self._training, self.state
         # All workers must take part in this collective sum, so it is computed even if the update is then skipped.
         total, stop = self._sum_device_results(results, stop)
@@ -200,7 +200,7 @@ class TrainStep:
             # A model without an encoder has no moving statistics, and TensorFlow cannot reduce an empty list.
             return list(self._strategy.extended.batch_reduce_to(reduction, pairs, options)) if pairs else []
 
-        # A sum goes to the devices of the variable beside it; the variable `step` has a copy on each device.
+        # A sum goes to the devices of its variable in this list; the variable `step` has a copy on each device.
         destinations = [*state.trainable.values(), *[state.step] * len(scalars)]
         sums = reduce_to_devices(tf.distribute.ReduceOp.SUM, [*results.gradients, *scalars], destinations)
         moving = reduce_to_devices(tf.distribute.ReduceOp.MEAN, results.moving, list(state.moving.values()))

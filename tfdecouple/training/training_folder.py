@@ -111,8 +111,8 @@ class TrainingFolder(RunFolder):
         if self.is_resumed and classes and (changed := self.find_changed_label(classes, names)):
             was, now = changed
             raise RunError(
-                f"the images have other labels than {self.path} began with: {was!r} is now {now!r}; give the folders "
-                "their names back, or choose another --workdir"
+                f"the images have other labels than {self.path} began with: {was!r} is now {now!r}; restore the "
+                "folders' names, or choose another --workdir"
             )
 
     def restore_newest_state(self, state: TrainingState) -> tuple[list[str], bool]:
@@ -193,7 +193,10 @@ class TrainingFolder(RunFolder):
         folder.load_weights(state.model, averaged=other.training.ema_decay > 0, names=names)
 
     def write_run_files(self, label_names: Sequence[str] = ()) -> int:
-        """Writes config and labels, opens the log; returns its damaged lines' count; RunError if a new run is there."""
+        """Writes config and labels, opens the log, and returns the count of damaged log lines it removed.
+
+        RunError is raised if another program has begun a run in the folder.
+        """
         if not self._lock.is_locked:
             self._acquire_lock()
             if (self.path / CONFIG).exists():

@@ -185,7 +185,7 @@ def _open_photograph(path: str) -> Iterator[tuple[Image.Image, str]]:
     """A context with a photograph's Pillow image and format; it converts each exception inside to a DataError."""
     try:
         with open_image_file(path) as image:
-            # The files of many telephones are MPO: a JPEG file that further pictures follow.
+            # Many telephones write MPO files: a JPEG file with further pictures at its end.
             yield image, "JPEG" if image.format == "MPO" else image.format or "PNG"
     # Pillow raises nearly any class of exception for a damaged file, so each exception becomes DataError.
     except Exception as error:

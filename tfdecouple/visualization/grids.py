@@ -242,7 +242,7 @@ def draw_interpolation_grid(
     row_labels = [f"z {number}" for number in numbers] * count if rows > 1 else []
     caption = "Interpolation. Down: z from one image to the other; across: v."
     if rows == 1 < columns:
-        caption = "Interpolation of v alone, from 0, one image, to 1, the other."
+        caption = "Interpolation of v alone, from one image (0) to the other (1)."
     if tuple(paths) != ("lerp",):
         caption += f" Path of v: {', '.join(paths)}."
     return draw_grid(

@@ -18,7 +18,7 @@ from tfdecouple.runtime.progress import Counter
 from tfdecouple.storage.files import hash_file, read_json, write_bytes, write_json
 from tfdecouple.visualization.full_size import change_at_full_size, find_result_name, read_photograph
 
-# Name of the file beside the results that says from which reference and model they were made.
+# Name of the file in the results' folder that records the reference and the model.
 MANIFEST = "switch.json"
 # All image formats can store sides of this many pixels.
 _LONGEST_SIDE = 16_383
@@ -138,7 +138,7 @@ def switch_folder(
 def _switch_photograph(
     model: DecoupledModel, photograph_path: str, path: pathlib.Path, z: tf.Tensor, strength: float, max_side: int
 ) -> bool:
-    """Writes the photograph at `photograph_path`, z moved towards `z`, to `path`; returns whether it has no colours."""
+    """Writes the photograph, with its z moved towards `z`, to `path`; returns whether the photograph is grey."""
     shape = model.config.image_shape
     photograph = read_photograph(photograph_path, shape[-1], max_side)
     before = np.asarray(model.quantize_images(photograph.shrink_photograph(shape)[None]))

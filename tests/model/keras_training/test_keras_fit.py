@@ -56,10 +56,10 @@ class TestImages:
             for variable, value in zip((*model.weights, *model.optimizer.variables), start, strict=True):
                 variable.assign(value)
             size = {} if kind.startswith(("data", "Py", "gen")) else {"batch_size": 10}
-            with warnings.catch_warnings(record=True) as told:
+            with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 history = model.fit(*given, shuffle=False, verbose=0, **size).history
-            ours = [str(each.message) for each in told if "labels" in str(each.message)]
+            ours = [str(warning.message) for warning in caught if "labels" in str(warning.message)]
             assert ours == (["this model has no labels: the given labels are ignored"] if has_labels else []), kind
             expected = expected or history
             np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-6, err_msg=kind)
@@ -130,7 +130,7 @@ class TestStart:
         model.fit(images, batch_size=5, validation_split=0.5, verbose=2)
         ((taken, seed),) = started
         assert seed == 3
-        assert "starting the weights from 10 training images" in capsys.readouterr().out
+        assert "initialising the weights from 10 training images" in capsys.readouterr().out
         np.testing.assert_array_equal(taken, images[:10])
         model.fit(images, batch_size=5, validation_split=0.5, verbose=0)
         assert len(started) == 1
@@ -184,7 +184,7 @@ class TestCompile:
 
 
 class TestHistory:
-    def test_history_has_the_terms_of_the_bound_and_evaluate_repeats(self, model, history, images):
+    def test_history_has_the_terms_of_the_bound_and_evaluate_is_repeatable(self, model, history, images):
         assert set(history) == NAMES | {f"val_{name}" for name in NAMES} | {"skipped_steps"}
         again = model.fit(images, batch_size=10, verbose=0, validation_split=0.3).history
         assert set(again) == set(history)

@@ -66,7 +66,7 @@ class TestDescription:
         if kind == "coupling":
             assert "((None, 4), (None, 4))" in by_name["encoder"]
 
-    def test_keras_builds_models_on_input_and_output_of_a_model(self, images, monkeypatch):
+    def test_keras_builds_models_from_input_and_output_of_a_model(self, images, monkeypatch):
         model = variant("coupling")
         of_z = keras.Model(model.input, model.output.z)
         np.testing.assert_allclose(of_z(images), model.encode(images).z, atol=1e-5)
@@ -75,8 +75,8 @@ class TestDescription:
             _ = without.output
         assert without.output_shape == Codes(None, (None, 4, 4, 3))
         pytest.importorskip("pydot", reason="pydot is not installed")
-        for each, shapes in ((model, ["(None, 4, 4, 3)", "(None, 4)"]), (without, ["?"])):
-            drawn = keras.utils.model_to_dot(each, show_shapes=True).to_string()
+        for drawn_model, shapes in ((model, ["(None, 4, 4, 3)", "(None, 4)"]), (without, ["?"])):
+            drawn = keras.utils.model_to_dot(drawn_model, show_shapes=True).to_string()
             assert "DecoupledModel" in drawn and all(shape in drawn for shape in shapes)
 
 
@@ -93,8 +93,8 @@ class TestFiles:
         assert loaded._options == model._options and loaded.optimizer.weight_decay == pytest.approx(0.1)
         for ours, theirs in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
             np.testing.assert_array_equal(np.array(ours), np.array(theirs), err_msg=theirs.path)
-        for each in (model, loaded):
-            each.fit(images, batch_size=20, shuffle=False, verbose=0)
+        for fitted in (model, loaded):
+            fitted.fit(images, batch_size=20, shuffle=False, verbose=0)
         for ours, theirs in zip(loaded.weights, model.weights, strict=True):
             np.testing.assert_allclose(np.array(ours), np.array(theirs), rtol=1e-4, atol=1e-5, err_msg=theirs.path)
 
@@ -111,8 +111,11 @@ class TestFiles:
             warnings.filterwarnings("error", ".*optimizer")
             model.save(tmp_path / "x.keras")
             loaded = keras.saving.load_model(tmp_path / "x.keras")
-        names = [[v.path for v in each.trainable_variables] for each in (loaded, keras.models.clone_model(model))]
-        assert names == [[v.path for v in model.trainable_variables]] * 2
+        names = [
+            [variable.path for variable in copy.trainable_variables]
+            for copy in (loaded, keras.models.clone_model(model))
+        ]
+        assert names == [[variable.path for variable in model.trainable_variables]] * 2
         for ours, theirs in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
             np.testing.assert_array_equal(np.array(ours), np.array(theirs), err_msg=theirs.path)
 

@@ -46,12 +46,12 @@ class TestTraining:
         take = TrainStep(config, state, strategy)
         for step, batch in enumerate(np.split(images, 2)):
             right = take([tf.constant(batch)], step).fetch_numbers()
-            found = keras_model.train_on_batch(batch, return_dict=True)
+            metrics = keras_model.train_on_batch(batch, return_dict=True)
             for name in ("bits_per_dim", "reconstruction", "kl", "dequantization"):
                 # With a KL weight of 0 in the first step, rounding decides some of Adam's steps.
-                assert found[name] == pytest.approx(getattr(right, name), rel=1e-3 if step else 1e-5, abs=1e-5), name
+                assert metrics[name] == pytest.approx(getattr(right, name), rel=1e-3 if step else 1e-5, abs=1e-5), name
             loss = right.reconstruction + 3 * step / 4 * right.kl + right.dequantization
-            assert found["loss"] == pytest.approx(loss, rel=1e-3)
+            assert metrics["loss"] == pytest.approx(loss, rel=1e-3)
         assert list_moving_statistics(keras_model)
         for name, variable in state.model.named_variables().items():
             value = keras_model.named_variables()[name]
@@ -86,17 +86,17 @@ class TestTraining:
         assert model.fit(images, batch_size=10, verbose=0).history["skipped_steps"] == [0]
 
 
-class TestMeasuring:
+class TestEvaluation:
     def test_evaluate_equals_the_evaluation_of_a_run_for_any_batch_size(self, make, images):
         model = make(seed=5)
-        found = [model.evaluate(images, batch_size=size, verbose=0, return_dict=True) for size in (20, 7)]
+        metrics = [model.evaluate(images, batch_size=size, verbose=0, return_dict=True) for size in (20, 7)]
         batches = tf.data.Dataset.from_tensor_slices(
             {"image": images, "index": np.arange(20), "weight": np.ones(20)}
         ).batch(5)
         right = BoundEvaluator(model)(batches, seed=5).to_log_row()
         for name in ("bits_per_dim", "reconstruction", "kl", "dequantization"):
-            assert found[0][name] == pytest.approx(found[1][name], rel=1e-6, abs=1e-6)
-            assert found[0][name] == pytest.approx(right[name], rel=1e-6, abs=1e-6)
+            assert metrics[0][name] == pytest.approx(metrics[1][name], rel=1e-6, abs=1e-6)
+            assert metrics[0][name] == pytest.approx(right[name], rel=1e-6, abs=1e-6)
 
     def test_predict_returns_the_codes_of_encode(self, model, make, images, monkeypatch):
         with warnings.catch_warnings():
@@ -148,8 +148,8 @@ class TestPrecision:
     @pytest.mark.parametrize("memory", ["recompute", "invert"])
     def test_fit_takes_equal_steps_in_every_memory_mode(self, make, images, memory):
         kept, other = make(config=WITHOUT_Z), make(config=WITHOUT_Z, memory=memory)
-        found = [model.train_on_batch(images, return_dict=True) for model in (kept, other)]
-        assert found[1] == pytest.approx(found[0], rel=1e-5)
+        metrics = [model.train_on_batch(images, return_dict=True) for model in (kept, other)]
+        assert metrics[1] == pytest.approx(metrics[0], rel=1e-5)
         for ours, theirs in zip(other.weights, kept.weights, strict=True):
             np.testing.assert_allclose(np.array(ours), np.array(theirs), rtol=1e-5, atol=1e-6, err_msg=ours.path)
 
@@ -163,7 +163,7 @@ class TestStrategy:
             model = DecoupledModel(WITHOUT_Z)
             model.compile(keras.optimizers.AdamW(0.01))
         model.set_weights(weights)
-        losses = [each.fit(images, batch_size=10, shuffle=False, verbose=0).history["loss"] for each in (right, model)]
+        losses = [m.fit(images, batch_size=10, shuffle=False, verbose=0).history["loss"] for m in (right, model)]
         assert losses[1] == pytest.approx(losses[0])
         for trained, expected in zip(model.get_weights(), right.get_weights(), strict=True):
             np.testing.assert_allclose(trained, expected, atol=1e-4)
