@@ -3,7 +3,6 @@
 A TensorFlow/Keras implementation of "Decoupling Global and Local Representations via Invertible Generative Flows".
 """
 
-# ruff: noqa: F401 - type checkers and editors read the imports that programs get from `__getattr__`
 import importlib
 import os
 from typing import TYPE_CHECKING, Any
@@ -45,14 +44,30 @@ _NAMES = {
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
+    "Codes",
+    "Config",
     "ConfigError",
+    "DataConfig",
     "DataError",
+    "DecoupledModel",
+    "Elbo",
     "InversionError",
+    "ModelConfig",
     "NotInitializedError",
     "RunError",
+    "TrainingConfig",
     "UserError",
     "WolfError",
-    *_MODULES,
+    "full_float32",
+    "load_directions",
+    "load_model",
+    "load_preset",
+    "load_pretrained",
+    "outlier_scores",
+    "override",
+    "preset_names",
+    "save_run",
+    "switch_folder",
 ]
 
 

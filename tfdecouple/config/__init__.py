@@ -5,7 +5,6 @@ changes single options by their dotted names, as `--set model.latent_dim=32` doe
 combination raises a `ConfigError` of one line that names the value.
 """
 
-# ruff: noqa: F401 - these imports are the names of this package
 from tfdecouple.config.model import CONDITIONERS, PRIORS, STEP_LAYERS, ModelConfig
 from tfdecouple.config.run import (
     Config,
@@ -19,3 +18,24 @@ from tfdecouple.config.run import (
     preset_names,
 )
 from tfdecouple.config.training import MEMORY, PHOTOGRAPHS, PRECISIONS, DataConfig, TrainingConfig
+
+__all__ = [
+    "CONDITIONERS",
+    "MEMORY",
+    "PHOTOGRAPHS",
+    "PRECISIONS",
+    "PRIORS",
+    "STEP_LAYERS",
+    "Config",
+    "DataConfig",
+    "ModelConfig",
+    "TrainingConfig",
+    "compare_configs",
+    "parse_config",
+    "load_preset",
+    "describe_options",
+    "list_option_names",
+    "override",
+    "preset_names",
+    "describe_config",
+]

@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tfdecouple.data.batches import (  # noqa: F401 - `__getattr__` imports these names for programs
+    from tfdecouple.data.batches import (
         count_epoch_steps,
         load_images,
         make_evaluation_batches,
@@ -19,13 +19,25 @@ if TYPE_CHECKING:
         read_chosen_batches,
         slice_for_replicas,
     )
-    from tfdecouple.data.sources import choose_user_crop, open_source  # noqa: F401
-    from tfdecouple.data.splits import Source  # noqa: F401
+    from tfdecouple.data.sources import choose_user_crop, open_source
+    from tfdecouple.data.splits import Source
+
+__all__ = [
+    "Source",
+    "read_chosen_batches",
+    "choose_user_crop",
+    "make_evaluation_batches",
+    "load_images",
+    "open_source",
+    "slice_for_replicas",
+    "count_epoch_steps",
+    "make_training_batches",
+]
 
 
 def __getattr__(name: str) -> Any:
-    # Modules are imported at first use, because help texts list the data sources and need no TensorFlow.
-    for module in () if name.startswith("_") else ("sources", "batches"):
+    # Help texts import this package to list the data sources; importing modules at first use spares them TensorFlow.
+    for module in ("sources", "batches") if name in __all__ else ():
         home = importlib.import_module(f"tfdecouple.data.{module}")
         if hasattr(home, name):
             return getattr(home, name)

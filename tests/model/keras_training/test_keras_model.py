@@ -71,7 +71,7 @@ class TestDescription:
         of_z = keras.Model(model.input, model.output.z)
         np.testing.assert_allclose(of_z(images), model.encode(images).z, atol=1e-5)
         without = DecoupledModel(dataclasses.replace(SMALLEST, conditioning="none"))
-        with pytest.raises(AttributeError, match="a model without z has no output of Keras"):
+        with pytest.raises(AttributeError, match="a model without z has no symbolic output"):
             _ = without.output
         assert without.output_shape == Codes(None, (None, 4, 4, 3))
         pytest.importorskip("pydot", reason="pydot is not installed")
@@ -138,7 +138,7 @@ class TestFiles:
         (tmp_path / "file").touch()
         for error, words, arguments in (
             (RunError, "is not empty", (model, tmp_path)),
-            (ConfigError, "of another model", (model, to, tfdecouple.Config(model=VARIANTS["none"]))),
+            (ConfigError, "another model", (model, to, tfdecouple.Config(model=VARIANTS["none"]))),
             (NotInitializedError, "not initialised", (DecoupledModel(SMALLEST), to)),
             (RunError, "Not a directory; name another", (model, tmp_path / "file" / "x")),
         ):
