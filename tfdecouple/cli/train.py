@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tfdecouple import cli
+from tfdecouple.cli import make_parser
 from tfdecouple.cli.command_table import DEVICES, DOWNLOAD
 from tfdecouple.cli.options import AddOption, get_program_name, group, option
 from tfdecouple.config import Config, load_preset, override
 from tfdecouple.data.sources import list_source_kinds
 from tfdecouple.runtime.option_types import make_number_type
-from tfdecouple.runtime.process import start_tensorflow
+from tfdecouple.runtime.process import Program, get_arguments, start_tensorflow
 
 EXIT_INTERRUPTED = 75
 EXIT_DIVERGED = 3
@@ -87,7 +87,9 @@ def shortcut(usage: str, config_option: str, text: str, **settings: Any) -> AddO
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program `python train.py` with `arguments`, by default the command line's; returns the exit status."""
-    return cli.main(["train", *(sys.argv[1:] if arguments is None else arguments)])
+    with Program() as program:
+        program.status = run(make_parser(["train"]).parse_args(["train", *get_arguments(arguments)]))
+    return program.status
 
 
 def run(options: argparse.Namespace) -> int:

@@ -156,7 +156,7 @@ def get_arguments(arguments: Sequence[str] | None) -> list[str]:
     UserError is raised for an empty argument: a program would take its default instead of an unset variable's value.
     """
     typed = list(map(str, sys.argv[1:] if arguments is None else arguments))
-    for before, text in zip(["the first argument", *typed], typed, strict=False):
+    for before, text in zip(["the program's name", *typed], typed, strict=False):
         if not text or re.fullmatch(r"--[\w-]+=", text):
             name = text.rstrip("=") or (before if before.startswith("--") else f"the argument after {before}")
             raise UserError(f"{name} is empty; give a value, or leave the argument out for its default")
