@@ -130,7 +130,7 @@ IMPOSSIBLE = [
     ("model.latent_dim", 1, "at least 2", {}),
     ("model.conditioning", "all", "'coupling', 'base' or 'none'", {}),
     ("model.transform", "cubic", "'affine', 'additive'", {}),
-    ("model.step_layers", ("sinh_arcsinh",) * 2, "each only once", {}),
+    ("model.step_layers", ("sinh_arcsinh",) * 2, "only once", {}),
     ("model.prior", "classes", "model.classes is 0", {}),
     ("model.classes", 2, "labels enter by z", {"conditioning": "none"}),
     ("model.class_probabilities", (0.5,), "1 entries and model.classes is 2", {"classes": 2}),

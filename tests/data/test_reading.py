@@ -65,7 +65,9 @@ def test_python_clients_read_images_as_training_does(files, crop):
 
 def test_commands_read_images_as_training_does(files, wanted):
     model = types.SimpleNamespace(quantize_images=lambda pixels: pixels)
-    run = types.SimpleNamespace(model=model, config=Config(name="tiny", model=TINY, data=DataConfig(source="cifar10")))
+    run = types.SimpleNamespace(
+        model=model, config=Config(name="tiny", model=TINY, data=DataConfig(source="cifar10")), note=lambda: ""
+    )
     images = read_image_files(run, [str(path) for path in files.values()]).pixels
     for name, pixels in zip(files, images, strict=True):
         assert_same(pixels, wanted[name], name)

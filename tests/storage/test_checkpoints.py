@@ -156,7 +156,7 @@ class TestLoadModel:
         [
             (shutil.rmtree, "there is no run folder"),
             (lambda run: (run / "config.json").unlink(), "is no run folder: it has no config.json"),
-            (lambda run: shutil.rmtree(run / "checkpoints"), "holds no checkpoint yet"),
+            (lambda run: shutil.rmtree(run / "checkpoints"), "has no checkpoint yet"),
             (lambda run: [os.truncate(f, 9) for f in (run / "checkpoints").glob("*.data*")], "is damaged"),
         ],
     )

@@ -131,7 +131,7 @@ class TestRefusals:
         shutil.copytree(labelled_folder, tmp_path / "images")
         write_images(tmp_path / "images" / "train", random_images(8, 4))
         message = message_of(DataError, lambda: train(config_of(tmp_path / "images"), tmp_path / "run"))
-        assert "none of 0 to 2" in message and "model.prior" in message
+        assert "not from 0 to 2" in message and "model.prior" in message
 
     def test_resumption_refuses_labels_of_other_names(self, labelled_folder, labelled_run, tmp_path):
         shutil.copytree(labelled_folder, tmp_path / "images")

@@ -202,7 +202,7 @@ def test_run_of_5_bits_without_pictures_ends_and_reports_that_tf32_needs_a_gpu(f
     assert re.search(r"reconstruction: (\d) of \1 images identical", out)
     assert re.match(r"(\d) of \1 images", summary["reconstruction"]) and not summary["lossless_codecs_bits_per_dim"]
     assert not (fake_run.path / "images").exists()
-    assert "training.precision=tf32 changes nothing here: no GPU has it" in out
+    assert "training.precision=tf32 changes nothing here: no GPU has TF32" in out
 
 
 class TestRefusals:
