@@ -140,11 +140,11 @@ class TestPythonClients:
         assert "pixels have the mode F, not 8 or 16 bits" in refuses(tmp_path / "x.tif")
 
 
-def test_two_threads_at_most_decode_large_images_at_once(tmp_path, monkeypatch):
+def test_threads_together_hold_no_more_pixels_than_the_budget(tmp_path, monkeypatch):
     image = Image.new("L", (1000, 1000))
     for number in range(16):
         image.save(tmp_path / f"{number}.png")
-    monkeypatch.setattr(image_file, "_LARGE_PIXELS", 999_999)
+    monkeypatch.setattr(image_file, "_BUDGET", image_file.PixelBudget(2_500_000))
     at_once, most, lock = 0, 0, threading.Lock()
 
     def counting(opened, in_place):

@@ -14,6 +14,7 @@ import os
 import pathlib
 import stat
 import threading
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -26,8 +27,6 @@ from tfdecouple.errors import DataError, one_line
 # Images with more pixels (200 MB as RGB) are refused, because a small file can claim an image of any size. A JPEG file
 # of at most 178 million pixels, Pillow's own limit, is decoded at half its size.
 MOST_PIXELS = 2**26
-# At most two threads at once hold decoded images of more pixels than this, so that memory does not grow with threads.
-_LARGE_PIXELS, _LARGE_IMAGES = 2**22, threading.BoundedSemaphore(2)
 
 # {ending of a file's name: formats that Pillow tries for the file}. Users often give a file of a common format the
 # ending of another one, so Pillow tries all common formats for each of their endings. If the ending is not in this
@@ -58,14 +57,16 @@ def describe_cropping(image_shape: Shape, centre_crop: int) -> str:
     if image_shape[0] == image_shape[1]:
         return f"centre square of {centre_crop} pixels, or the largest" if centre_crop else "largest centre square"
     centre = "centre in the proportions of the model's images"
-    limit = f"{centre}, {centre_crop} pixels along its shorter side, or the largest"
-    return limit if centre_crop else f"largest {centre}"
+    return (
+        f"{centre}, {centre_crop} pixels along its shorter side, or the largest" if centre_crop else f"largest {centre}"
+    )
 
 
 def find_centre_box(height: int, width: int, image_shape: Shape, centre_crop: int) -> tuple[int, int, int, int]:
     """Returns the rectangle to cut out of an image, in pixels: (first row, first column, count of rows, of columns).
 
-    It has the proportions of `image_shape`, and its shorter side at most `centre_crop` pixels, unless these are 0.
+    The rectangle has the proportions of `image_shape`. Its shorter side has at most `centre_crop` pixels; 0 stands for
+    no limit.
 
     >>> find_centre_box(100, 300, (32, 32, 3), 0)
     (0, 100, 100, 100)
@@ -85,8 +86,10 @@ def find_centre_box(height: int, width: int, image_shape: Shape, centre_crop: in
 def crop_and_resize(pixels: np.ndarray, image_shape: Shape, centre_crop: int) -> np.ndarray:
     """Cuts out the centre of an image, and resizes the centre if it has another shape; returns uint8 `image_shape`.
 
-    `pixels` are uint8 [H, W, channels], or [H, W] for one channel. With the `image_shape` (0, 0, channels), the image
-    is neither cropped nor resized. `centre_crop` is as in `find_centre_box`.
+    Args:
+        pixels: the pixels of the image, uint8 [H, W, channels], or [H, W] for one channel.
+        image_shape: shape of the result; with (0, 0, channels) the image is neither cropped nor resized.
+        centre_crop: largest count of pixels along the centre's shorter side, before resizing; 0 for no limit.
     """
     if image_shape[:2] == (0, 0):
         return pixels.reshape(*pixels.shape[:2], image_shape[2])
@@ -126,9 +129,31 @@ def crop_and_resize_tensor(image: tf.Tensor, image_shape: Shape, centre_crop: in
     return tf.ensure_shape(tf.numpy_function(convert_and_fit, [image], tf.uint8, stateful=False), image_shape)
 
 
-def _wait_for_memory(pixels: int) -> contextlib.AbstractContextManager[object]:
-    """Returns a context for decoding an image, which waits while two other threads decode large images."""
-    return _LARGE_IMAGES if pixels > _LARGE_PIXELS else contextlib.nullcontext()
+class PixelBudget:
+    """A limit on how many decoded pixels all threads together hold in memory.
+
+    An image must not have more pixels than the limit, because its thread would wait for ever in `hold_pixels`.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        self._free = pixels
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def hold_pixels(self, pixels: int) -> Iterator[None]:
+        """Returns a context that waits until the limit allows `pixels` more pixels, and reserves them until its end."""
+        with self._changed:
+            self._changed.wait_for(lambda: pixels <= self._free)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
+
+
+_BUDGET = PixelBudget(2 * MOST_PIXELS)
 
 
 @functools.cache
@@ -145,17 +170,20 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
     Pillow's mode LA, RGBA or CMYK, or a NumPy array (.npy), uint8 [H, W, channels].
 
     The arguments `image_shape` and `centre_crop` are as in `crop_and_resize`. If `file` is given, an open file, the
-    function reads from `file`, and needs `path` only for the ending and for messages. For a file that is no such image
-    or has more than `MOST_PIXELS` pixels, DataError with the path is raised.
+    function reads from `file`, and needs `path` only for the ending and for messages.
+
+    Raises:
+        DataError: if the file is not a regular file, is not an image of a format that its ending allows, has more than
+            `MOST_PIXELS` pixels, or has another count of channels; the message has the path.
     """
     _use_large_blocks()
     channels = image_shape[-1]
     try:
         if pathlib.PurePath(path).suffix.lower() == ARRAY_SUFFIX:
             pixels = _open_array(path, file, channels)
-            with _wait_for_memory(_count_pixels(pixels.shape[1], pixels.shape[0])):
+            with _BUDGET.hold_pixels(_count_pixels(pixels.shape[1], pixels.shape[0])):
                 return crop_and_resize(pixels, image_shape, centre_crop)
-        with open_image_file(path, file) as opened, _wait_for_memory(opened.width * opened.height):
+        with open_image_file(path, file) as opened, _BUDGET.hold_pixels(opened.width * opened.height):
             image: Image.Image = opened
             ImageOps.exif_transpose(image, in_place=True)
             image = scale_to_8_bits(image)
