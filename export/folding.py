@@ -7,7 +7,6 @@ maps. The result computes the same numbers from fewer operations, and its consta
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -21,6 +20,7 @@ from tfdecouple.errors import InversionError
 from tfdecouple.layers.base import substitute_weights
 from tfdecouple.numerics.arithmetic import get_sizes
 from tfdecouple.numerics.kernels import Kernels
+from tfdecouple.runtime.execution import run_functions_eagerly
 from tfdecouple.runtime.run_mode import RunMode
 
 Array = np.ndarray
@@ -123,7 +123,7 @@ def trace_network(method: Callable[..., Any], variables: Mapping[str, Any], spec
     """
     mode = _PlainMode(memory="keep", jit_compile=False, shards=1)
     values = {path: np.asarray(variable, np.float64) for path, variable in variables.items()}
-    with tf.Graph().as_default() as graph, _inline_functions(), mode.apply():
+    with tf.Graph().as_default() as graph, run_functions_eagerly(), mode.apply():
         inputs = tuple(tf.compat.v1.placeholder(spec.dtype, spec.shape) for spec in specs)
         weights = {
             path: (tf.compat.v1.placeholder(variable.dtype, variable.shape), values[path])
@@ -133,17 +133,6 @@ def trace_network(method: Callable[..., Any], variables: Mapping[str, Any], spec
             results = method(*inputs)
             outputs = tuple(map(tf.identity, tf.nest.flatten(results)))
     return Network(graph, inputs, outputs, results, weights)
-
-
-@contextlib.contextmanager
-def _inline_functions() -> Iterator[None]:
-    """A context in which a call of a `tf.function` adds the operations of the function to the caller's graph."""
-    before = tf.config.functions_run_eagerly()
-    tf.config.run_functions_eagerly(True)
-    try:
-        yield
-    finally:
-        tf.config.run_functions_eagerly(before)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,7 +264,7 @@ class _Folder:
         return True
 
     def _add_node(self, op: Any, inputs: list[Any], *tensors: tf.Tensor, **fields: Any) -> Node:
-        """Adds a node that repeats `op`, or that computes `tensors[0]` as its fields say."""
+        """Adds a node and returns it; it repeats the operation `op`, or computes `tensors` by its other `fields`."""
         outputs = tensors or op.outputs
         node = Node(op, inputs, [one.shape for one in outputs], [[one] for one in outputs], **fields)
         self._nodes.append(node)
@@ -436,8 +425,8 @@ class _Folder:
         """Writes the nodes that the outputs need as a graph."""
         needed = self._find_needed_nodes()
         self._weights: dict[str, Constant] = {}
-        # The tensor of each output of a node, by whether its channels come first; "pixel" is for vectors that are
-        # images of one pixel.
+        # {(node, index of its output): {layout: tensor}}. The layout is True if channels come first, False if they come
+        # last, or "pixel" for a vector in the shape of an image of one pixel.
         self._made: dict[tuple[Node, int], dict[Any, tf.Tensor]] = {}
         # {map: its channels 0, 2, 4, ... and its channels 1, 3, 5, ...}
         self._halves: dict[Any, list[tf.Tensor]] = {}

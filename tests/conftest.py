@@ -57,18 +57,18 @@ def pytest_collection_finish():
 @pytest.fixture
 def eager():
     """Makes each `tf.function` run eagerly during a test; for one or two calls this is faster than tracing."""
-    from helpers.traces import run_eagerly
+    from tfdecouple.runtime.execution import run_functions_eagerly
 
-    with run_eagerly():
+    with run_functions_eagerly():
         yield
 
 
 @pytest.fixture(scope="module")
 def eager_file():
     """Makes each `tf.function` run eagerly during all tests of a file, and in the file's module-scoped fixtures."""
-    from helpers.traces import run_eagerly
+    from tfdecouple.runtime.execution import run_functions_eagerly
 
-    with run_eagerly():
+    with run_functions_eagerly():
         yield
 
 

@@ -1,4 +1,4 @@
-"""Contexts that run each `tf.function` without tracing, or free traced functions that TensorFlow would keep forever."""
+"""A context that frees traced functions, which TensorFlow would keep forever."""
 
 import contextlib
 import weakref
@@ -11,17 +11,6 @@ from tensorflow_probability import bijectors as tfb
 
 # Beginnings of the names by which TensorFlow registers the gradients of traced `tf.custom_gradient`s and functions.
 _NAMES = ("CustomGradient-", "PartitionedCall-")
-
-
-@contextlib.contextmanager
-def run_eagerly() -> Iterator[None]:
-    """Runs each `tf.function` eagerly inside the context; this is faster than tracing for one or two calls."""
-    before = tf.config.functions_run_eagerly()
-    tf.config.run_functions_eagerly(True)
-    try:
-        yield
-    finally:
-        tf.config.run_functions_eagerly(before)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ import tensorflow as tf
 from helpers.models import random_images
 from helpers.places import DATA
 from helpers.refusals import message_of, refused
-from helpers.traces import run_eagerly
 
 import tfdecouple
 from tfdecouple.cli import main
@@ -21,6 +20,7 @@ from tfdecouple.errors import WolfError
 from tfdecouple.interop.wolf import assign_weights, import_wolf, read_state_dict, translate_config
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import load_model
+from tfdecouple.runtime.execution import run_functions_eagerly
 from tfdecouple.runtime.requirements import MissingPackageError
 
 # Largest allowed difference from a result of wolf, the authors' code, divided by the result's largest value.
@@ -75,7 +75,7 @@ def run_command(*arguments):
 def imported(tmp_path_factory):
     """The run folder that the command made, and what it printed."""
     run, printed = tmp_path_factory.mktemp("imported") / "wolf", []
-    with pytest.MonkeyPatch.context() as patch, run_eagerly():
+    with pytest.MonkeyPatch.context() as patch, run_functions_eagerly():
         patch.setattr("builtins.print", lambda *text, **options: printed.append(" ".join(map(str, text))))
         assert run_command("--workdir", run) == 0
     return run, "\n".join(printed)
@@ -170,7 +170,7 @@ def computed(model, tmp_path_factory):
     for reference in (CLASSES, DEQUANTIZER):
         files = reference.folder / "config.json", reference.folder / "model.npz"
         runs[reference] = import_wolf(*files, image_shape=(32, 32, 3), workdir=folder / reference.folder.name)
-    with run_eagerly():
+    with run_functions_eagerly():
         return {
             REFERENCE: compute_with_prior(model),
             CLASSES: compute_with_classes(load_model(folder / CLASSES.folder.name)),

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import TINY, give_effect
-from helpers.traces import run_eagerly
 from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.errors import UserError
@@ -15,6 +14,7 @@ from tfdecouple.layers import Coupling
 from tfdecouple.model.gradient import INVERSION_BOUND
 from tfdecouple.networks.flow import FactorOut, Flow, FlowStep
 from tfdecouple.runtime import execution, run_mode
+from tfdecouple.runtime.execution import run_functions_eagerly
 from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.transforms import TRANSFORMS, Transform
 
@@ -96,7 +96,7 @@ class TestTraces:
             v = flow.forward_and_log_det(x[:count], z[:count])[0]
         # The first count of images has traces of its own; the second ones are for any count.
         assert traces == [1] * 2 + [None] * 2
-        with run_eagerly():
+        with run_functions_eagerly():
             np.testing.assert_allclose(v, flow.forward_and_log_det(x[:1], z[:1])[0], rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("method", ["forward_and_log_det", "inverse_and_log_det"])
@@ -127,7 +127,7 @@ class TestGradients:
         flow, x, z = make_flow(**KINDS[kind])
         gradients = make_gradients(flow)
         # Without a mode, TensorFlow's operations compute the layers.
-        with run_eagerly():
+        with run_functions_eagerly():
             right, kept = gradients(None, x, z)
         loss, inverted = gradients("invert", x, z)
         np.testing.assert_allclose(loss, right, rtol=1e-12)

@@ -8,13 +8,12 @@ import pytest
 import tensorflow as tf
 from helpers.layers import CASES
 from helpers.models import SMALL, give_effect, random_images
-from helpers.traces import run_eagerly
 from helpers.variants import SMALLEST, fresh, variant
 
 from tfdecouple.layers import InvertibleLayer
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runtime import execution, run_mode
-from tfdecouple.runtime.execution import Execution
+from tfdecouple.runtime.execution import Execution, run_functions_eagerly
 from tfdecouple.runtime.run_mode import RunMode
 
 
@@ -184,6 +183,6 @@ class TestShardsAndXla:
         images = random_images(3, 4)
         codes = compiled.encode(images)
         np.testing.assert_array_equal(compiled.decode(*codes), images)
-        with run_eagerly():
+        with run_functions_eagerly():
             assert_near(codes.v, plain.encode(images).v)
             np.testing.assert_array_equal(plain.decode(*codes), images)

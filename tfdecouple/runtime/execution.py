@@ -8,9 +8,10 @@ with the number of operations.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -271,3 +272,14 @@ def measure_inversion_error(recovered: tf.Tensor, stored: tf.Tensor) -> tf.Tenso
     largest = tf.reduce_max(tf.abs(stored), axes)
     difference = tf.reduce_max(tf.abs(recovered - stored), axes)
     return tf.cast(tf.math.divide_no_nan(difference, largest), tf.float32)
+
+
+@contextlib.contextmanager
+def run_functions_eagerly() -> Iterator[None]:
+    """A context in which a `tf.function` runs without a trace of its own; in a graph, its operations join the graph."""
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)

@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import pytest
 from helpers.models import give_effect, random_images
-from helpers.traces import run_eagerly
 from helpers.variants import SMALLEST
 
 from tfdecouple.model import DecoupledModel
+from tfdecouple.runtime.execution import run_functions_eagerly
 
 IMAGES = random_images(20, size=4)
 
@@ -45,14 +45,14 @@ def made(optimizer=None, config=SMALLEST, start=True, **options):
 @pytest.fixture(scope="module")
 def model():
     """A compiled model that several tests train on: do not count on its weights."""
-    with run_eagerly():
+    with run_functions_eagerly():
         return made()
 
 
 @pytest.fixture(scope="module")
 def history(model):
     """What two epochs with a validation leave in the history."""
-    with run_eagerly(), warnings.catch_warnings():
+    with run_functions_eagerly(), warnings.catch_warnings():
         warnings.simplefilter("error")
         # Of TensorFlow, on data sets where functions run eagerly.
         warnings.filterwarnings("ignore", "Even though the")
