@@ -63,17 +63,11 @@ def list_commands() -> dict[str, list[str]]:
     runs = [f"{_RUN}/{run}" for run in RUNS]
     all_runs, ours = " ".join(f"--run {run}" for run in runs), runs[0]
     exactness, evaluate = "python benchmarks/exactness.py", f"{_PROGRAM} evaluate --run"
-    evaluate_quickstart = f"{evaluate} {_QUICKSTART} --out {_RUN}/quickstart/evaluation"
-    of_quickstart = f"--run {_QUICKSTART} --out {_RUN}/quickstart/pictures"
     outliers = "--outliers photographs noise constant permuted"
     return {
         "quickstart": [
-            f"python train.py --steps 3000 --workdir {_QUICKSTART}",
-            f"{evaluate_quickstart} --latent-use",
-            f"{evaluate_quickstart}/statistics --image-statistics --images 500",
-            f"{_PROGRAM} switch {of_quickstart} --seed 1",
-            f"{_PROGRAM} interpolate {of_quickstart} --seed 1",
-            f"{_PROGRAM} directions {of_quickstart} --images 4000 --amounts=-2,-1,0,1,2",
+            f"python train.py --workdir {_QUICKSTART}",
+            f"{_PROGRAM} switch --run {_QUICKSTART} --out {_RUN}/quickstart/pictures --seed 1",
         ],
         "curves": [f"{_PROGRAM} curves {all_runs} --out {_RUN}", f"{_PROGRAM} curves --run {ours}"],
         "bits": [f"{evaluate} {run}" for run in runs],

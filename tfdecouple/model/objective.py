@@ -65,14 +65,13 @@ def negative_elbo(
     """Returns the terms of the negative bound for one draw of z and of x within the bins, and the latents of the draw.
 
     Args:
-        networks: a model, or an object with the same attributes for its networks, such as `encoder` and
-            `flow`.
+        networks: a model, or an object with the same attributes for its networks, such as `encoder` and `flow`.
         bins: bins of the pixels, float32 `[batch, height, width, channels]`.
         z_noise: standard normal noise, float32 `[batch, d_z]`; ignored by a model without an encoder.
         u_noise: dequantization noise of the shape of `bins`: standard normal for a learned q(u|x), otherwise uniform in
             [0, 1).
-        labels: labels of the images, int32 `[batch]`; -1 or None for no label. If z is a function of the
-        label, every image must have one.
+        labels: labels of the images, int32 `[batch]`; -1 or None for no label. If z is a function of the label, every
+            image must have one.
         encoder_bins: bins of the same images resized to the model's image size, for the encoder; None for `bins`.
         training: whether the encoders normalise by the statistics of the batch.
     """
