@@ -20,7 +20,7 @@ from tfdecouple.cli.options import make_file_name
 from tfdecouple.data import read_chosen_batches
 from tfdecouple.errors import DataError, UserError, make_printable, nearest
 from tfdecouple.metrics.drawn_images import draw_image_indices, draw_uncropped_images, read_drawn_images
-from tfdecouple.model.interpolation import interpolate_codes
+from tfdecouple.model.codes import interpolate_codes
 from tfdecouple.runs.opened_run import Run, load_directions
 from tfdecouple.runs.run_folder import PICTURES, RunFolder
 from tfdecouple.runtime.progress import Counter

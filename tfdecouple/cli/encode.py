@@ -4,8 +4,8 @@ import argparse
 import pathlib
 
 from tfdecouple.cli.command_table import SPLITS
+from tfdecouple.corpus.code_files import CodesManifest, DataFacts, ModelFacts, choose_code_fields
 from tfdecouple.corpus.codes_folder import open_codes_folder, verify_codes
-from tfdecouple.corpus.codes_manifest import CodesManifest, DataFacts, ModelFacts, choose_code_fields
 from tfdecouple.corpus.encoding import encode_shards, hash_image_keys, make_image_encoder
 from tfdecouple.data import Source
 from tfdecouple.errors import UserError

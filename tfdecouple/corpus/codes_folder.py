@@ -15,8 +15,7 @@ import numpy as np
 import tensorflow as tf
 from filelock import FileLock, Timeout
 
-from tfdecouple.corpus.code_files import write_codes
-from tfdecouple.corpus.codes_manifest import CodesManifest, Shard, ShardRange
+from tfdecouple.corpus.code_files import CodesManifest, Shard, ShardRange, write_codes
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.runs.opened_run import Run, hash_weights, load_model, write_run
 from tfdecouple.storage.files import TEMPORARY, FileDigest, move_into_place, temporary_file

@@ -10,16 +10,15 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.arguments import as_labels
-from tfdecouple.corpus.code_files import encode_image_key
+from tfdecouple.corpus.code_files import SCORES, Field, ShardRange, encode_image_key
 from tfdecouple.corpus.codes_folder import CodesFolder
-from tfdecouple.corpus.codes_manifest import SCORES, Field, ShardRange
 from tfdecouple.data import Source
 from tfdecouple.data.labels import check_labels
 from tfdecouple.errors import DataError, UserError, one_line
 from tfdecouple.metrics.metric import require_finite_values
 from tfdecouple.metrics.outliers import OutlierScorer
 from tfdecouple.model import DecoupledModel
-from tfdecouple.model.round_trip import far_from_training
+from tfdecouple.model.codes import far_from_training
 from tfdecouple.numerics.tf32 import full_float32
 
 # A function of images, their indices in the split and their labels. It returns {name of a field: array of codes}.
