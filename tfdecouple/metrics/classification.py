@@ -144,7 +144,7 @@ class LinearProbe(Metric):
 def _format_linear_classifiers(report: dict[str, Any]) -> list[str]:
     lines = [
         f"Test accuracy of linear classifiers, {report['classes']} classes (paper Table 4): "
-        f"{report['train_images']:,} training, {report['test_images']:,} test images.",
+        f"{report['train_images']:,} training, {report['test_images']:,} test images."
     ]
     rows = [["features", "dimensions", *CLASSIFIERS]]
     for row in report["results"]:
@@ -294,9 +294,7 @@ class Classification(Metric):
 
 
 def classify_images(
-    model: DecoupledModel,
-    batches: Iterable[Mapping[str, Any]],
-    on_batch: Callable[[int], None] = lambda done: None,
+    model: DecoupledModel, batches: Iterable[Mapping[str, Any]], on_batch: Callable[[int], None] = lambda done: None
 ) -> dict[str, Any]:
     """Classifies each image x as the label y with the highest p(y|x); returns a dict of the accuracy and more metrics.
 

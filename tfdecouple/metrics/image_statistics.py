@@ -185,18 +185,13 @@ def compute_image_statistics(
         }
         for name, values in of_images.items()
     }
-    return {
-        "train_images": len(train),
-        "images": len(images),
-        "dimensions": z.shape[1],
-        "statistics": statistics,
-    }
+    return {"train_images": len(train), "images": len(images), "dimensions": z.shape[1], "statistics": statistics}
 
 
 def _format_image_statistics(report: dict[str, Any]) -> list[str]:
     lines = [
         f"statistics of images: R2 of a linear regression from {report['dimensions']} numbers at most, fitted on "
-        f"{report['train_images']:,} training images, on {report['images']:,} images; and after a switch of z",
+        f"{report['train_images']:,} training images, on {report['images']:,} images; and after a switch of z"
     ]
     rows = [["", "from z", "from v, PCA", "pixels, PCA", "follows z", "follows v", "nearer to z"]]
     for name, result in report["statistics"].items():

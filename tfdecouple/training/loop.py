@@ -53,11 +53,7 @@ class Outcome:
 
 
 def train(
-    config: Config,
-    workdir: str | pathlib.Path,
-    *,
-    devices: int | None = None,
-    download: bool = False,
+    config: Config, workdir: str | pathlib.Path, *, devices: int | None = None, download: bool = False
 ) -> Outcome:
     """Trains a run to its last step, from its beginning or its newest checkpoint, and returns an `Outcome`.
 

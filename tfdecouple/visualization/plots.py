@@ -125,11 +125,7 @@ def project_by_t_sne(codes: np.ndarray, seed: int) -> np.ndarray:
 
 
 def plot_projection(
-    points: np.ndarray,
-    labels: np.ndarray,
-    names: Sequence[str],
-    axis_names: Sequence[str],
-    title: str,
+    points: np.ndarray, labels: np.ndarray, names: Sequence[str], axis_names: Sequence[str], title: str
 ) -> Figure:
     """Plots points in two dimensions, `[n, 2]`, coloured by label; returns the matplotlib figure.
 
