@@ -24,7 +24,6 @@ from export.export_folder import (
     TEXT_NAME,
     VECTORS,
     Manifest,
-    handle_signals,
     require_new_folder,
     stage_export,
 )
@@ -37,6 +36,7 @@ from export.verification.verify import check_settings, compare_in_process
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.model.any_size import find_weight_of_fixed_size
 from tfdecouple.runs.publishing import hide_image_path
+from tfdecouple.runtime.process import handle_signals
 from tfdecouple.storage.files import write_json, write_text
 
 # Error numbers of a full disk, and of an exhausted disk quota.

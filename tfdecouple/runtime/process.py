@@ -21,7 +21,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self, TextIO
 
 from tfdecouple.errors import ConfigError, RunError, UserError, make_printable, one_line
@@ -328,6 +328,22 @@ def drop_output(stream: TextIO | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())
 
 
+@contextlib.contextmanager
+def handle_signals(handler: Callable[..., Any] | signal.Handlers, *signals: signal.Signals) -> Iterator[None]:
+    """A context in which `handler` handles `signals`; has no effect outside the main thread, as Python requires.
+
+    A signal mask would not be enough: it applies to one thread, and TensorFlow's threads would get the signals.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
 class InterruptedRunError(RunError):
     """Raised after a signal has stopped a run, whose state is saved."""
 
@@ -339,7 +355,7 @@ class _Stopped(BaseException):
     """Ends the code in the context `stop_at_once`; not an `Exception`, because libraries may catch exceptions."""
 
 
-class StopRequest:
+class StopRequest(contextlib.ExitStack):
     """A context that records SIGTERM, SIGHUP or Ctrl-C in `reason`; a second Ctrl-C ends the program without saving.
 
     Attributes:
@@ -347,24 +363,15 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.reason: str | None = None
-        self._old_handlers: dict[signal.Signals, object] = {}
         self._raises = False
 
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
-                # SIGHUP stays ignored in a program under nohup, which must survive the end of its terminal.
-                if number.name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
-                    continue
-                self._old_handlers[number] = signal.signal(number, self._handle_signal)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._old_handlers.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+    def __enter__(self) -> Self:
+        # SIGHUP stays ignored in a program under nohup, which must survive the end of its terminal.
+        chosen = [one for one in _SIGNALS if one.name != "SIGHUP" or signal.getsignal(one) is not signal.SIG_IGN]
+        self.enter_context(handle_signals(self._handle_signal, *chosen))
+        return super().__enter__()
 
     @contextlib.contextmanager
     def stop_at_once(self, where: str) -> Iterator[None]:
