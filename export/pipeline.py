@@ -136,9 +136,7 @@ class _Exporter:
         for file, reason in self._provenance.omissions.items():
             self._report(f"{file} cannot be used and is left out: {reason}")
         if config.any_size and (weight := find_weight_of_fixed_size(self._model.config)):
-            raise UserError(
-                f"--any-size: weight {weight} of this model has the size of its images; leave --any-size out"
-            )
+            raise UserError(f"--any-size: weight {weight} of this model has the size of its images; leave it out")
         self._endpoints = list_endpoints(self._model.config, config.any_size)
         self._formats = {name: FORMATS[name] for name in FORMATS if name in config.formats}
         needed = {other for one in self._formats.values() for other in one.needs}

@@ -127,9 +127,8 @@ def _insert_weights(graph: onnx.GraphProto, arrays: Mapping[str, np.ndarray]) ->
 
 def _replace_min_by_clip(graph: onnx.GraphProto) -> None:
     """Replaces Min(x, 0) in each ELU by Clip, which ONNX Runtime computes faster than the minimum of two tensors."""
-    zeros = {
-        tensor.name for tensor in graph.initializer if not tensor.dims and onnx.numpy_helper.to_array(tensor) == 0.0
-    }
+    scalars = [tensor for tensor in graph.initializer if not tensor.dims]
+    zeros = {tensor.name for tensor in scalars if onnx.numpy_helper.to_array(tensor) == 0}
     for node in graph.node:
         if node.op_type == "Min" and len(node.input) == 2 and node.input[1] in zeros:
             node.op_type = "Clip"

@@ -140,9 +140,7 @@ def list_image_files(folder: pathlib.Path, least: int) -> list[ImageFile]:
                 parts = path.relative_to(folder).parts
                 files.append(ImageFile(str(path), "/".join(parts), parts[0] if len(parts) > 1 else ""))
     if len(files) < least:
-        raise DataError(
-            f"the folder {folder} holds {len(files)} images ({', '.join(SUFFIXES)}); at least {least} are needed"
-        )
+        raise DataError(f"the folder {folder} holds {len(files)} images ({', '.join(SUFFIXES)}); give {least} or more")
     return sorted(files, key=lambda file: file.key)
 
 

@@ -402,11 +402,9 @@ def match_weights(model: DecoupledModel) -> Iterator[WeightMatch]:
     """Yields (name in wolf, name in this project, function that converts wolf's array) for each weight of a model."""
     weights = list(model.named_variables())
     yield from _match_flow("generator.flow", "flow", model.flow, weights)
-    if model.dequantizer is not None:
-        yield from _match_blocks(
-            "dequantizer.encoder.net", "dequantizer/encoder", model.dequantizer.encoder.blocks, weights
-        )
-        yield from _match_flow("dequantizer.flow.core", "dequantizer/flow", model.dequantizer.flow, weights)
+    if (dequantizer := model.dequantizer) is not None:
+        yield from _match_blocks("dequantizer.encoder.net", "dequantizer/encoder", dequantizer.encoder.blocks, weights)
+        yield from _match_flow("dequantizer.flow.core", "dequantizer/flow", dequantizer.flow, weights)
     if model.encoder is not None:
         yield from _match_encoder(model, weights)
     if model.code_net is not None:

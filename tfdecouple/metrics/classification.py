@@ -116,9 +116,7 @@ class LinearProbe(Metric):
                 classify(f"{name}, PCA", *standardize_features(*reduced))
 
         classify_with_pca("pixels", train, test)
-        (z, v), (test_z, test_v) = (
-            encode_drawn_images(model, images, evaluation.batch_size) for images in (train, test)
-        )
+        (z, v), (test_z, test_v) = (encode_drawn_images(model, group, evaluation.batch_size) for group in (train, test))
         if z is not None and test_z is not None:
             classify("z", *standardize_features(z, test_z))
         classify_with_pca("v", v, test_v)

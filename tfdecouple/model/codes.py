@@ -415,11 +415,10 @@ def require_exact_images(decoded: tf.Tensor, x: tf.Tensor, images: tf.Tensor, al
         )
 
 
-def format_image_numbers(indices: Any, most: int = 8) -> str:
-    """Returns images' indices as text for a message: at most `most` of the indices, then the count of the rest.
+def format_image_numbers(indices: Any) -> str:
+    """Returns images' indices as text for a message: at most eight of the indices, then the count of the rest.
 
-    >>> format_image_numbers([3, 5]), format_image_numbers(range(10), 2)
-    ('3, 5', '0, 1 and 8 more')
+    >>> format_image_numbers([3, 5]), format_image_numbers(range(10))
+    ('3, 5', '0, 1, 2, 3, 4, 5, 6, 7 and 2 more')
     """
-    text = ", ".join(str(i) for i in indices[:most])
-    return text + (f" and {len(indices) - most} more" if len(indices) > most else "")
+    return ", ".join(map(str, indices[:8])) + (f" and {len(indices) - 8} more" if len(indices) > 8 else "")

@@ -217,9 +217,7 @@ class _BlockNetwork(Nested, BaseLayer):
 
     def __init__(self, blocks: Iterable[Block], **kwargs: Any):
         super().__init__(**kwargs)
-        self.blocks = [
-            ResNetBlock(planes, strides, transposed, name=name) for name, planes, strides, transposed in blocks
-        ]
+        self.blocks = [ResNetBlock(*options, name=name) for name, *options in blocks]
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
         children: list[tuple[BaseLayer, Any, Any]] = []

@@ -192,7 +192,7 @@ def make_weights_card(opened: Run, name: str, licence: str, summary: dict[str, A
             "metrics": [metric],
         }
         header["model-index"] = [{"name": name, "results": [result]}]
-    run = address or f"path/to/{name}"
+    run, latent_dim = address or f"path/to/{name}", model.latent_dim if model.has_latent else None
     load = f'tfdecouple.load_pretrained("{address}")' if address else f'tfdecouple.load_model("{run}")'
     parameters = opened.model.parameter_count()["total"]
     facts = {
@@ -213,9 +213,7 @@ def make_weights_card(opened: Run, name: str, licence: str, summary: dict[str, A
         *(f"{key}: {json.dumps(value)}" for key, value in header.items()),
         "---",
         "",
-        *make_model_card_head(
-            name, model.image_shape, model.n_bits, model.latent_dim if model.has_latent else None, facts
-        ),
+        *make_model_card_head(name, model.image_shape, model.n_bits, latent_dim, facts),
         "",
         "```python",
         "import tfdecouple",

@@ -62,7 +62,7 @@ class EvaluationReports:
         images = np.asarray(model.quantize_images(images))
         diagnostics = {name: value for diagnose in DIAGNOSTICS for name, value in diagnose(model, images).items()}
         if is_best:
-            self._directory.save_best_weights(self._state, step)
+            self._directory.write_best_weights(self._state.group_checkpoint_variables()["model"], step)
         exactness, pictures = self._draw_pictures(step, images, model.drop_unused_labels(labels))
         self._directory.log.write("validation", step, {**measured.to_log_row(), **diagnostics}, pictures)
         return (
@@ -113,10 +113,8 @@ class EvaluationReports:
                 f"{weights} of step {loaded})"
             )
             lines += [f"      {self._source.note}"] * bool(self._source.note)
-            for codec, bits in coded.items():
-                lines.append(
-                    f"      {bits:.4f} bits/dim for lossless {codec} on {len(images)} of these images, one file each"
-                )
+            where = f"on {len(images)} of these images, one file each"
+            lines += [f"      {bits:.4f} bits/dim for lossless {codec} {where}" for codec, bits in coded.items()]
         self._directory.write_summary(summary)
         return summary, lines
 

@@ -205,9 +205,7 @@ class Trainer:
         for message in messages:
             self.progress.print_line(message)
         if self.training.precision == "tf32" and not has_tf32():
-            self.progress.print_line(
-                "training.precision=tf32 changes nothing here: no GPU has TF32, as NVIDIA's have since Ampere"
-            )
+            self.progress.print_line("training.precision=tf32 changes nothing here: no GPU has TF32 (Ampere or newer)")
 
     def _initialize_weights(self) -> None:
         run = self.training.init_from
@@ -240,9 +238,7 @@ class Trainer:
         self._files_written = True
         names = self.source.label_names
         if damaged := self.workers.call_on_chief(lambda: self.directory.write_run_files(names)):
-            self.progress.print_line(
-                f"metrics.jsonl: {damaged} damaged rows are left out; the checkpoints are unchanged"
-            )
+            self.progress.print_line(f"metrics.jsonl: {damaged} damaged rows are left out; checkpoints are unchanged")
 
     def train_to_last_step(self, stop: StopRequest) -> None:
         """Takes all remaining training steps; after a signal, saves the state and raises InterruptedRunError.
