@@ -1,7 +1,5 @@
 """Makes the model card of an export: facts on the model, results of its verification, and example code."""
 
-from __future__ import annotations
-
 import math
 import os
 import platform

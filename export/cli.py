@@ -1,7 +1,5 @@
 """The command line of `python -m export`, which exports a run or, with `--verify`, checks an export folder again."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import pathlib

@@ -1,7 +1,5 @@
 """The steps of an export: open the run, build and verify all files in a hidden folder, and rename the folder once."""
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import json

@@ -4,8 +4,6 @@ No other module calls tf2onnx. Without it, `build_onnx` can write the nodes of a
 folded graphs have few kinds of operations.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

@@ -1,7 +1,5 @@
 """The writer of a SavedModel with endpoints as signatures, and of the settings of TensorFlow Serving."""
 
-from __future__ import annotations
-
 import pathlib
 import re
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ Each function yields drawings: tuples of a file name without ending, a picture o
 facts for the JSON file beside the picture.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import pathlib

@@ -1,7 +1,5 @@
 """Functions that make `tf.data` datasets and iterators of image batches, for training and evaluation."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any

@@ -6,8 +6,6 @@ the result. Pillow filters rows, then columns, and rounds to 8 bits after each. 
 same bytes in JavaScript.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

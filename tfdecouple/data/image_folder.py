@@ -1,7 +1,5 @@
 """The data source `folder:PATH`: a folder of image files, assigned to splits by sub-folders or a hash of file names."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import hashlib
 import itertools

@@ -1,7 +1,5 @@
 """The data source `photographs`, crops of installed photographs, and synthetic images that are hard to encode."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import functools
 import importlib.metadata

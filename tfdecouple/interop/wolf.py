@@ -1,7 +1,5 @@
 """Imports checkpoints of wolf, the PyTorch code of the paper's authors; error messages call wolf "the reference"."""
 
-from __future__ import annotations
-
 import math
 import pathlib
 import pickle

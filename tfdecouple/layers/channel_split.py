@@ -1,7 +1,5 @@
 """The split of channels into those that a coupling transforms and those that it leaves unchanged (paper Figure 3b)."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import tensorflow as tf

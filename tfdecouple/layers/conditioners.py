@@ -1,7 +1,5 @@
 """The conditioners, the neural nets inside couplings: convolutional nets for images, a perceptron for vectors."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Mapping

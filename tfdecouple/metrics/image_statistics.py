@@ -3,8 +3,6 @@
 The paper claims that z is global and v local (section 3.2, Figure 1). This metric tests the claim without labels.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable

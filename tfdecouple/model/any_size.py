@@ -5,8 +5,6 @@ which works at one size only. So z is the code of the image resized to `config.i
 flow, given this z, for the image padded to sides that the flow can halve.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools
@@ -63,7 +61,8 @@ def fit_images(config: ModelConfig, images: Any) -> FittedImages:
     if images.shape[1:3] == config.image_shape[:2]:
         return FittedImages(images, images, None)
     require_any_size(config, "images", images)
-    return FittedImages(*pad_and_shrink_images(config, images), tuple(get_sizes(images)[1:3]))
+    height, width = get_sizes(images)[1:3]
+    return FittedImages(*pad_and_shrink_images(config, images), (height, width))
 
 
 def require_fitting_size(config: ModelConfig, v: tf.Tensor, size: tuple[Any, Any] | None) -> None:

@@ -3,8 +3,6 @@
 Images that are not, or possibly not, reconstructed exactly from their codes raise errors or warnings.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The class `DecoupledModel`: its networks and weights; the modules of this package have its methods, by subject."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any, Self

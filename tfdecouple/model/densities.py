@@ -1,7 +1,5 @@
 """The densities of a model: prior, posterior, likelihood, evidence lower bound; methods of `DecoupledModel`."""
 
-from __future__ import annotations
-
 import contextlib
 from typing import Any
 

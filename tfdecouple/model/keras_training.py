@@ -1,7 +1,5 @@
 """Training with Keras: `compile`, `fit`, `evaluate` and `predict`, methods of `DecoupledModel`, and their steps."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import types

@@ -3,8 +3,6 @@
 In all functions `update` is the number of updates before this one, an integer scalar; skipped steps do not count.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -5,8 +5,6 @@ A layer calls `get_kernels()`. The default, `Kernels`, computes by TensorFlow's 
 are run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The log of a run: the file `metrics.jsonl`, whose rows are also passed to loggers such as TensorBoard."""
 
-from __future__ import annotations
-
 import json
 import math
 import pathlib

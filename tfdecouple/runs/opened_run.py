@@ -1,7 +1,5 @@
 """Opening of run folders, with their model, data set and directions in z; and saving of models as run folders."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -7,8 +7,6 @@ of the Hub (`HF_ENDPOINT`), the folder of downloaded files (`HF_HOME`) and the u
 used, because it limits neither bytes nor seconds, and takes the names of files from headers of the answer.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json

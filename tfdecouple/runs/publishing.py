@@ -1,7 +1,5 @@
 """Publishing of a run's weights, with model card and manifest, in a folder or on the Hugging Face Hub."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -15,8 +15,6 @@ Loggers add files, such as tensorboard/. A folder of published weights is a run 
 but those of the client of Weights & Biases may be a link that leads out of the folder.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

@@ -3,8 +3,6 @@
 Only programs call these functions, and never the library, because they change settings of the whole process.
 """
 
-from __future__ import annotations
-
 import argparse
 import atexit
 import contextlib

@@ -7,8 +7,6 @@ key before it as the table says, except at the restarts of a block, where a sear
 header; the others say type, shape and place of one tensor each.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import math

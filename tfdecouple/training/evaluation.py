@@ -1,7 +1,5 @@
 """Writing of evaluation results to the run folder: metrics, pictures, the best weights, and summary.json at the end."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """The training loop: checks, training steps, evaluations, checkpoints, and a summary at the end."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os

@@ -1,7 +1,5 @@
 """The run folder of a training: checks before the training, the lock, resumption, and the log."""
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import os

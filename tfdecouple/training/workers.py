@@ -1,7 +1,5 @@
 """The workers (processes) and devices that train together: the cluster, the strategy, and calls across workers."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import itertools

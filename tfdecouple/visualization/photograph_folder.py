@@ -1,7 +1,5 @@
 """A function that decodes all photographs of a folder with z of one reference, and writes them at their own size."""
 
-from __future__ import annotations
-
 import pathlib
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Functions that plot training curves, codes projected to two dimensions, histograms and confusion matrices."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
