@@ -105,11 +105,8 @@ class EvaluationReports:
             summary["lossless_codecs_images"] = len(images)
             summary["reconstruction"] = self._describe_exactness(images[:shown], labels[:shown])
             samples = f"{test.k} sample{'s' if test.k > 1 else ''}"
-            weights = "averaged weights" if averages else "weights"
-            lines.append(
-                f"test: {test.bits_per_dim:.4f} bits/dim (ELBO, {samples}, {test.images} images, "
-                f"{weights} of step {loaded})"
-            )
+            about = f"ELBO, {samples}, {test.images} images, {'averaged ' if averages else ''}weights of step {loaded}"
+            lines.append(f"test: {test.bits_per_dim:.4f} bits/dim ({about})")
             lines += [f"      {self._source.note}"] * bool(self._source.note)
             where = f"on {len(images)} of these images, one file each"
             lines += [f"      {bits:.4f} bits/dim for lossless {codec} {where}" for codec, bits in coded.items()]

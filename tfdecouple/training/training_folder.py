@@ -136,10 +136,8 @@ class TrainingFolder(RunFolder):
                     self.checkpoints.remove_checkpoint(kind, newer)
             return messages
         if messages:
-            raise RunError(
-                f"no checkpoint in {self.checkpoints.path} can be read: {messages[-1]}; "
-                "move the folder away to start again"
-            )
+            problem = f"no checkpoint in {self.checkpoints.path} can be read: {messages[-1]}"
+            raise RunError(f"{problem}; move the folder away to start again")
         return messages
 
     def read_finished_summary(self) -> dict[str, Any] | None:

@@ -143,9 +143,8 @@ def _make_cluster_strategy(cluster: Cluster, devices: int | None) -> tf.distribu
         num_accelerators={"GPU": len(gpus)},
         rpc_layer="grpc",
     )
-    options = tf.distribute.experimental.CommunicationOptions(
-        implementation=_Communication.AUTO if gpus else _Communication.RING
-    )
+    implementation = _Communication.AUTO if gpus else _Communication.RING
+    options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
     with worker_timeout(_MOST_SILENCE):
         return tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
 
