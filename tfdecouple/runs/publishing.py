@@ -22,7 +22,6 @@ from tfdecouple.runs.run_folder import (
     METRICS_BYTES,
     SUMMARY,
     RunFolder,
-    describe_unknown_data,
     find_test_metrics,
     find_training_data,
 )
@@ -159,7 +158,7 @@ def describe_training_images(config: Config, summary: Mapping[str, Any], step: i
     """
     training = find_training_data(config, summary, step)
     if training is None:
-        data, rights = describe_unknown_data(config), _NO_RIGHTS
+        data, rights = "data unknown" + (f" ({config.description})" if config.description else ""), _NO_RIGHTS
     else:
         data, rights = summary.get("data") or training.source, describe_image_rights(training)
     return hide_image_path(data, config), summary.get("rights", rights)

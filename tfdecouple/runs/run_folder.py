@@ -287,11 +287,6 @@ def find_test_metrics(summary: Mapping[str, Any], step: int) -> Mapping[str, Any
     return test if test and test["bits_per_dim"] is not None else None
 
 
-def describe_unknown_data(config: Config) -> str:
-    """Returns the text "data unknown", followed in brackets by the config's description if there is one."""
-    return f"data unknown ({config.description})" if config.description else "data unknown"
-
-
 def find_training_data(config: Config, summary: Mapping[str, Any], step: int) -> DataConfig | None:
     """Returns the data options with which the weights of `step` were trained; None if their images are unknown.
 
