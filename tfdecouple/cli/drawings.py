@@ -244,7 +244,7 @@ def draw_project(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
 
 def draw_directions(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
     """Finds directions in z, writes and prints them; yields a drawing of images along the directions of each name."""
-    # This module imports scikit-learn, which the other commands do not need.
+    # The module of directions imports scikit-learn, which the other drawings do not need.
     from tfdecouple.metrics.direction_finding import LEAST, encode_examples, find_directions, find_statistic_directions
 
     if not RunFolder(options.run).is_folder:
