@@ -110,7 +110,9 @@ class Manifest(pydantic.BaseModel):
             if not path.is_file():
                 raise RunError(f"{where} lacks {name}, which its manifest names; fetch or publish it again")
             if facts != FileDigest.from_file(path):
-                raise RunError(f"{name} of {where} differs from its manifest; remove {path.resolve()}, fetch it again")
+                raise RunError(
+                    f"{name} of {where} differs from its manifest; remove {path.resolve()} and fetch it again"
+                )
 
 
 def parse_hub_address(address: str) -> tuple[str, str | None]:
