@@ -1,7 +1,5 @@
 """Makes the model card of an export: facts on the model, results of its verification, and example code."""
 
-from __future__ import annotations
-
 import math
 import os
 import platform
@@ -215,12 +213,12 @@ def _list_verification_results(name: str, entry: Mapping[str, Any]) -> list[str]
 
 def _list_example_calls(card: Mapping[str, Any]) -> list[str]:
     formats, image_shape = card["formats"], card["architecture"]["image_shape"]
-    endpoint_inputs = {
+    arrays = {
         name: [_fill_free_axes(array, image_shape) for array in endpoint["inputs"]]
         for name, endpoint in card["endpoints"].items()
     }
-    inputs, codes = ([array["name"] for array in endpoint_inputs[name]] for name in ("encode", "decode"))
-    black = [(array["name"], _write_python_zeros(array)) for array in endpoint_inputs["encode"]]
+    inputs, codes = ([array["name"] for array in arrays[name]] for name in ("encode", "decode"))
+    black = [(array["name"], _write_python_zeros(array)) for array in arrays["encode"]]
     signature = formats.get("savedmodel", {}).get("signatures", ["encode"])[0]
     values = {
         "name": card["name"],
@@ -230,13 +228,11 @@ def _list_example_calls(card: Mapping[str, Any]) -> list[str]:
         "assign_codes": ", ".join(codes) if len(codes) > 1 else f"({codes[0]},)",
         "feed_inputs": "{" + ", ".join(f'"{name}": {name}' for name in inputs) + "}",
         "feed_codes": "{" + ", ".join(f'"{name}": {name}' for name in codes) + "}",
-        "js_assign_inputs": "\n".join(
-            f"const {one['name']} = {_write_js_zeros(one)};" for one in endpoint_inputs["encode"]
-        ),
+        "js_assign_inputs": "\n".join(f"const {one['name']} = {_write_js_zeros(one)};" for one in arrays["encode"]),
         "keyword_inputs": ", ".join(f"{name}={value}" for name, value in black),
         "keyword_codes": ", ".join(f'{name}=codes["{name}"]' for name in codes),
         "signature": signature,
-        "json_inputs": ", ".join(map(_write_json_zeros, endpoint_inputs[signature])),
+        "json_inputs": ", ".join(map(_write_json_zeros, arrays[signature])),
         "megabytes": f"{formats.get('web', {}).get('bytes', 0) / 1e6:.1f}",
     }
     templates = [one.read_example() for name, one in FORMATS.items() if name in formats]

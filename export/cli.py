@@ -1,7 +1,5 @@
 """The command line of `python -m export`, which exports a run or, with `--verify`, checks an export folder again."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import pathlib
@@ -10,8 +8,7 @@ from collections.abc import Sequence
 
 from export.formats import FORMATS
 from tfdecouple.runs.pretrained import DEFAULT, HUB
-from tfdecouple.runtime.option_types import make_number_type
-from tfdecouple.runtime.process import get_arguments, run_program, start_tensorflow
+from tfdecouple.runtime.process import get_arguments, make_number_type, run_program, start_tensorflow
 from tfdecouple.runtime.requirements import require_packages
 from tfdecouple.storage.files import hash_file
 
@@ -57,54 +54,26 @@ def make_export_parser(prog: str) -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--run",
-        metavar="RUN",
-        help=f"run folder; or bundled weights such as {DEFAULT}; or published ones, {HUB}OWNER/NAME",
-    )
-    parser.add_argument("--to", metavar="DIR", type=pathlib.Path, help="export folder, which must not exist yet")
-    parser.add_argument(
-        "--verify",
-        metavar="DIR",
-        type=pathlib.Path,
-        help="check an export folder again, here, without the run: digests of all files, and their answers",
-    )
-    parser.add_argument(
-        "--expect", metavar="DIGEST", help="with --verify: the SHA-256 of manifest.json that the export has printed"
-    )
-    parser.add_argument(
-        "--format",
-        nargs="+",
-        metavar="NAME",
-        default=["savedmodel", "onnx"],
-        help="; ".join(f"{name}: {one.summary}" for name, one in FORMATS.items()) + "; default savedmodel and onnx",
-    )
-    parser.add_argument(
-        "--endpoints", nargs="+", metavar="NAME", default=[], help="signatures of the SavedModel; default all"
-    )
-    parser.add_argument(
-        "--any-size",
-        action="store_true",
-        help="files that encode and decode images of any height and width, instead of the model's",
-    )
-    parser.add_argument(
-        "--version",
-        metavar="N",
-        type=make_number_type(int, -math.inf, math.inf),
-        help="version of the SavedModel, for TensorFlow Serving; default 1",
-    )
-    parser.add_argument("--name", metavar="NAME", help="name of the model; default the name of the run folder")
-    parser.add_argument(
-        "--web-runtime",
-        metavar="DIR",
-        type=pathlib.Path,
-        help="folder of the npm package onnxruntime-web, for the format web; default: npm fetches it",
-    )
-    parser.add_argument(
-        "--web-gpu",
-        action="store_true",
-        help="give the web page the runtime for graphics cards, too: 27 MB more, used where it is exact and faster",
-    )
+    add = parser.add_argument
+    text = f"run folder; or bundled weights such as {DEFAULT}; or published ones, {HUB}OWNER/NAME"
+    add("--run", metavar="RUN", help=text)
+    add("--to", metavar="DIR", type=pathlib.Path, help="export folder, which must not exist yet")
+    text = "check an export folder again, here, without the run: digests of all files, and their answers"
+    add("--verify", metavar="DIR", type=pathlib.Path, help=text)
+    text = "with --verify: the SHA-256 of manifest.json that the export has printed"
+    add("--expect", metavar="DIGEST", help=text)
+    text = "; ".join(f"{name}: {one.summary}" for name, one in FORMATS.items()) + "; default savedmodel and onnx"
+    add("--format", nargs="+", metavar="NAME", default=["savedmodel", "onnx"], help=text)
+    add("--endpoints", nargs="+", metavar="NAME", default=[], help="signatures of the SavedModel; default all")
+    text = "files that encode and decode images of any height and width, instead of the model's"
+    add("--any-size", action="store_true", help=text)
+    number = make_number_type(int, -math.inf, math.inf)
+    add("--version", metavar="N", type=number, help="version of the SavedModel, for TensorFlow Serving; default 1")
+    add("--name", metavar="NAME", help="name of the model; default the name of the run folder")
+    text = "folder of the npm package onnxruntime-web, for the format web; default: npm fetches it"
+    add("--web-runtime", metavar="DIR", type=pathlib.Path, help=text)
+    text = "give the web page the runtime for graphics cards, too: 27 MB more, used where it is exact and faster"
+    add("--web-gpu", action="store_true", help=text)
     return parser
 
 

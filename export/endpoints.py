@@ -32,6 +32,8 @@ LABEL = "label"
 # The verification compares samples at temperatures (factors of the noise v) from the first to the second of these; the
 # slider of the web page ends at the second.
 TEMPERATURES = (0.1, 1.2)
+# Names of the axes of padded images, whose sides the flow can halve.
+_PADDED = ("padded_height", "padded_width")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +117,7 @@ class Endpoint:
         """Raises ValueError if two inputs or outputs of the endpoint have the same name, which ONNX does not allow."""
         names = [array.name for array in (*self.inputs, *self.outputs)]
         if len({*names}) < len(names):
-            raise ValueError(
-                f"endpoint {self.name} names two arrays alike ({', '.join(names)}); ONNX needs them to differ"
-            )
+            raise ValueError(f"endpoint {self.name} names two arrays alike ({', '.join(names)}); names must differ")
 
 
 def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoint, ...]:
@@ -131,7 +131,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
     ['encode', 'decode', 'sample', 'score']
     """
     image, with_z = config.image_shape, config.has_latent
-    has_labels, z_is_of_label = config.has_classes, config.has_class_codes
+    has_labels, by_label = config.has_classes, config.has_class_codes
     dimensions, last_label = math.prod(image), config.classes - 1
 
     def picture(name: str, meaning: str) -> Array:
@@ -149,9 +149,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
 
     values = f"{describe_channels(image[-1])}, 0..255"
     images, images_a, images_b = (picture(name, values) for name in ("images", "images_a", "images_b"))
-    labels, labels_a, labels_b = (
-        (label(name),) if z_is_of_label else () for name in ("labels", "labels_a", "labels_b")
-    )
+    labels, labels_a, labels_b = ((label(name),) if by_label else () for name in ("labels", "labels_a", "labels_b"))
     z = (vector("z", "global code", GLOBAL_CODE),) if with_z else ()
     v = Array("v", "float32", image, "local code", LOCAL_CODE)
     z_noise = (vector("z_noise", "standard normal noise"),) if config.has_encoder else ()
@@ -175,7 +173,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
     meaning, scale = "log p(y|x) of each label y", 4 * dimensions
     log_probabilities = Array("log_probabilities", "float32", (config.classes,), meaning, scale=scale)
     sample_labels = (label("labels"),) if has_labels else ()
-    score_labels = (label("labels", needed=z_is_of_label),) if has_labels else ()
+    score_labels = (label("labels", needed=by_label),) if has_labels else ()
     # Each endpoint has name, summary, inputs, outputs, function and perhaps the name of its file.
     # fmt: off
     encode = Endpoint(
@@ -217,11 +215,9 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
     )
     # fmt: on
     if any_size:
-        return _free_sides(encode, image, "height", "width"), _free_sides(
-            decode, image, "padded_height", "padded_width"
-        )
+        return _free_sides(encode, image, ("height", "width")), _free_sides(decode, image, _PADDED)
     lacking = {"encode_global", "switch", "interpolate", "edit"} if not with_z else set()
-    lacking |= {"encode_global"} if z_is_of_label else set()
+    lacking |= {"encode_global"} if by_label else set()
     lacking |= set() if has_labels else {"classify"}
     every = (
         encode,
@@ -237,12 +233,11 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
     return tuple(one for one in every if one.name not in lacking)
 
 
-def _free_sides(endpoint: Endpoint, image: tuple[int, ...], *sides: str) -> Endpoint:
-    def free(arrays: tuple[Array, ...], names: tuple[str, ...]) -> tuple[Array, ...]:
+def _free_sides(endpoint: Endpoint, image: tuple[int, ...], sides: tuple[str, str]) -> Endpoint:
+    def free(arrays: tuple[Array, ...], names: tuple[str, str]) -> tuple[Array, ...]:
         return tuple(dataclasses.replace(one, free=names) if one.shape == image else one for one in arrays)
 
-    padded = ("padded_height", "padded_width")
-    return dataclasses.replace(endpoint, inputs=free(endpoint.inputs, sides), outputs=free(endpoint.outputs, padded))
+    return dataclasses.replace(endpoint, inputs=free(endpoint.inputs, sides), outputs=free(endpoint.outputs, _PADDED))
 
 
 def find_endpoint(config: ModelConfig, name: str) -> Endpoint:

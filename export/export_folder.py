@@ -12,15 +12,15 @@ import pathlib
 import re
 import shutil
 import signal
-import threading
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
 import pydantic
 from filelock import FileLock, Timeout
 
 from export.formats import FORMATS
 from tfdecouple.errors import UserError
+from tfdecouple.runtime.process import handle_signals
 from tfdecouple.storage.files import FileDigest, read_json, read_model
 
 MANIFEST = "manifest.json"
@@ -158,19 +158,3 @@ def stage_export(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         for parent in made:
             with contextlib.suppress(OSError):
                 parent.rmdir()
-
-
-@contextlib.contextmanager
-def handle_signals(handler: Callable[..., Any] | signal.Handlers, *signals: signal.Signals) -> Iterator[None]:
-    """A context in which `handler` handles `signals`; has no effect outside the main thread, as Python requires.
-
-    A signal mask would not be enough: it applies to one thread, and TensorFlow's threads would get the signals.
-    """
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, handler) for number in signals}
-    try:
-        yield
-    finally:
-        for number, former in before.items():
-            signal.signal(number, former)

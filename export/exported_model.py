@@ -44,13 +44,11 @@ class Answers:
 
     def encode(self, images: Any, labels: Any = None) -> Encoding:
         """Returns the codes of uint8 images, which may have any size; labels are for a z that they alone determine."""
-        networks, quantizer = self.networks, self._quantizer
+        flow, quantizer = self.networks.flow, self._quantizer
         padded, shrunk = pad_and_shrink_images(self.config, tf.convert_to_tensor(images))
         bins, encoder_bins = find_both_bins(self._find_bins, padded, shrunk)
         z, z_log_variance = self._infer_z(encoder_bins, labels)
-        (v,) = self._run(
-            lambda part, z: networks.flow.forward_and_log_det(quantizer.place_at_centres(part), z)[:1], bins, z
-        )
+        (v,) = self._run(lambda part, z: flow.forward_and_log_det(quantizer.place_at_centres(part), z)[:1], bins, z)
         return Encoding(z, z_log_variance, v)
 
     def infer_posterior(self, images: Any) -> tuple[Any, Any]:
@@ -171,9 +169,7 @@ class ExportedModel:
         self._names: dict[bytes, str] = {}
         self._methods: dict[tuple[str, str], _Method] = {}
         self._sizes = {path: math.prod(variable.shape) for path, variable in model.named_variables().items()}
-        traced = (
-            _trace_methods(model, any_size) if other is None else {key: m.traced for key, m in other._methods.items()}
-        )
+        traced = {key: m.traced for key, m in other._methods.items()} if other else _trace_methods(model, any_size)
         for key, network in traced.items():
             folded = fold_graph(network, channels_first)
             names = {tensor: self._name_weight(constant) for tensor, constant in folded.weights.items()}

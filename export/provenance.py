@@ -1,7 +1,5 @@
 """The provenance of exported weights: the training run, its config, its data and its metrics."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import importlib.metadata

@@ -22,7 +22,7 @@ from export.export_folder import load_manifest as load_export_manifest
 from tfdecouple.cli import main
 from tfdecouple.cli.train import main as train_main
 from tfdecouple.config import Config, DataConfig
-from tfdecouple.corpus.codes_manifest import CodesManifest
+from tfdecouple.corpus.code_files import CodesManifest
 from tfdecouple.data import open_source
 from tfdecouple.data.image_file import read_image
 from tfdecouple.errors import DataError, RunError, UserError

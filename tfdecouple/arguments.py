@@ -4,8 +4,6 @@ The functions raise UserError, or DataError for images and labels, if a value ha
 range.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 from typing import Any

@@ -1,7 +1,5 @@
 """Exceptions and warnings for users. Each message is one line that names the mistake, the wrong value and a remedy."""
 
-from __future__ import annotations
-
 import difflib
 import re
 import sys

@@ -3,8 +3,6 @@
 Methods, not the module, import large packages, because `tfdecouple.config` imports this module without TensorFlow.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import importlib

@@ -1,7 +1,5 @@
 """Stateless random numbers, which depend only on a seed, the name of their purpose, and possibly an index."""
 
-from __future__ import annotations
-
 import math
 import secrets
 import zlib

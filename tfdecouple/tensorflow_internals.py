@@ -3,8 +3,6 @@
 Each has a test in tests/runtime/test_tensorflow_internals.py, which `make test-nightly` runs with the nightly builds.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections.abc import Iterator

@@ -127,9 +127,7 @@ class _SavedModelFormat(Format):
         from export.formats import saved_model
 
         chosen = self._choose_endpoints(job)
-        saved_model.save_saved_model(
-            job.exported[False], chosen, folder, lambda name: job.report(f"SavedModel: {name}")
-        )
+        saved_model.save_saved_model(job.exported[False], chosen, folder, job.report)
         saved_model.write_warmup_requests(folder, job.provenance.name, chosen)
         saved_model.write_serving_files(folder.parents[1], job.provenance.name)
         return {endpoint.name: endpoint.name for endpoint in chosen}

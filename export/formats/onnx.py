@@ -4,8 +4,6 @@ No other module calls tf2onnx. Without it, `build_onnx` can write the nodes of a
 folded graphs have few kinds of operations.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging
@@ -127,9 +125,8 @@ def _insert_weights(graph: onnx.GraphProto, arrays: Mapping[str, np.ndarray]) ->
 
 def _replace_min_by_clip(graph: onnx.GraphProto) -> None:
     """Replaces Min(x, 0) in each ELU by Clip, which ONNX Runtime computes faster than the minimum of two tensors."""
-    zeros = {
-        tensor.name for tensor in graph.initializer if not tensor.dims and onnx.numpy_helper.to_array(tensor) == 0.0
-    }
+    scalars = [tensor for tensor in graph.initializer if not tensor.dims]
+    zeros = {tensor.name for tensor in scalars if onnx.numpy_helper.to_array(tensor) == 0}
     for node in graph.node:
         if node.op_type == "Min" and len(node.input) == 2 and node.input[1] in zeros:
             node.op_type = "Clip"

@@ -5,8 +5,6 @@ the SavedModel: it reads graph, signatures and variables as the C++ loader of a 
 needs Python functions fails.
 """
 
-from __future__ import annotations
-
 import abc
 import contextlib
 import pathlib

@@ -1,7 +1,5 @@
 """The writer of a SavedModel with endpoints as signatures, and of the settings of TensorFlow Serving."""
 
-from __future__ import annotations
-
 import pathlib
 import re
 from collections.abc import Callable, Sequence
@@ -27,11 +25,11 @@ def save_saved_model(
     exported: ExportedModel,
     endpoints: Sequence[Endpoint],
     folder: pathlib.Path,
-    report: Callable[[str], Any] = lambda name: None,
+    report: Callable[[str], Any] = lambda text: None,
 ) -> None:
     """Writes a SavedModel into the new folder `folder`, with each endpoint as a signature.
 
-    The first endpoint is also the signature `serving_default`. `report` is called with an endpoint's name when the
+    The first endpoint is also the signature `serving_default`. `report` is called with a line of progress when an
     endpoint is traced. The weights of `exported` are stored as variables, so that all signatures share them and the
     size limit of a graph does not apply. A full disk raises OSError or tf.errors.OpError.
     """
@@ -58,7 +56,7 @@ def _trace_endpoint(
     answers: Answers, endpoint: Endpoint, report: Callable[[str], Any]
 ) -> tf.types.experimental.ConcreteFunction:
     def build_graph(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        report(endpoint.name)
+        report(f"SavedModel: {endpoint.name}")
         # Shapes are checked in the graph, because a server does not check them, and a wrong rank would end its process.
         pairs = zip(specs, inputs, strict=True)
         checked = {spec.name: tf.ensure_shape(tensor, spec.shape, f"shape_of_{spec.name}") for spec, tensor in pairs}

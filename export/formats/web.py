@@ -1,7 +1,5 @@
 """The writer of the web page: a folder with the page and the model's ONNX files, for any server of static files."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -23,8 +23,7 @@ from export.endpoints import (
     list_endpoints,
 )
 from export.exported_model import Answers, Encoding
-from export.verification.comparison import RefusedError
-from export.verification.tolerance import PERTURBATION, Answer
+from export.verification.comparison import PERTURBATION, Answer, RefusedError
 from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.data import load_images, open_source

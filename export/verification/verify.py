@@ -1,7 +1,5 @@
 """Verifies exported files, each format in a new process: before publication, and later by `--verify`."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 import subprocess

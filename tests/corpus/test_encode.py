@@ -19,7 +19,7 @@ from helpers.runs import write_run
 
 from tfdecouple.config import DataConfig
 from tfdecouple.corpus import code_files, read_codes
-from tfdecouple.corpus.codes_manifest import SCORES
+from tfdecouple.corpus.code_files import SCORES
 from tfdecouple.errors import DataError
 from tfdecouple.metrics import outliers
 from tfdecouple.metrics.outliers import OutlierScorer
@@ -78,7 +78,7 @@ class TestCodes:
         v = np.asarray(model.encode(read_pixels(pictures, keys)).v)
         by_rms = sorted(zip(np.sqrt(np.square(v).mean((1, 2, 3))), keys, strict=True))
         # All but the two nearest are far.
-        monkeypatch.setattr("tfdecouple.model.round_trip.FAR", float(by_rms[1][0] + by_rms[2][0]) / 2)
+        monkeypatch.setattr("tfdecouple.model.codes.FAR", float(by_rms[1][0] + by_rms[2][0]) / 2)
         far = {key for _, key in by_rms[2:]}
         assert encode("--split", "test", "--v") == 0
         output = capsys.readouterr().out

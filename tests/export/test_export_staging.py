@@ -18,10 +18,11 @@ from helpers.runs import write_run
 
 from export import pipeline
 from export.cli import main
-from export.export_folder import handle_signals, stage_export
+from export.export_folder import stage_export
 from export.pipeline import ExportConfig, export
 from tfdecouple.errors import UserError
 from tfdecouple.model import DecoupledModel
+from tfdecouple.runtime.process import handle_signals
 
 
 def require_complete(to, version="1"):

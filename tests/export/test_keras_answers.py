@@ -9,7 +9,7 @@ from helpers.variants import fresh
 
 from export.endpoints import find_endpoint, list_endpoints
 from export.verification import vectors
-from export.verification.tolerance import FACTOR, PERTURBATION, Answer
+from export.verification.comparison import FACTOR, PERTURBATION, Answer
 from export.verification.vectors import KerasAnswers, make_test_vectors
 from tfdecouple.model.outlier_scores import compute_chi_moments
 

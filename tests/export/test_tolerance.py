@@ -7,8 +7,7 @@ import pytest
 
 from export.formats import FORMATS
 from export.formats.runtimes import Runtime
-from export.verification.comparison import compare_files
-from export.verification.tolerance import FACTOR, Answer
+from export.verification.comparison import FACTOR, Answer, compare_files
 from export.verification.vectors import choose_batch_sizes
 
 SIZES = choose_batch_sizes(8)

@@ -10,7 +10,7 @@ from helpers.variants import SMALLEST, STAGES, VARIANTS, equal, fresh, images_of
 from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import distributions as tfd
 
-from tfdecouple.model.interpolation import interpolate_codes
+from tfdecouple.model.codes import interpolate_codes
 from tfdecouple.model.quantizer import Quantizer
 
 pytestmark = pytest.mark.usefixtures("eager")

@@ -14,7 +14,7 @@ from helpers.variants import SMALLEST, equal, fresh, images_of, quantize, read_w
 
 from tfdecouple.errors import DataError, ExactnessWarning, InversionError, UserError
 from tfdecouple.model import Codes, DecoupledModel, far_from_training
-from tfdecouple.model.interpolation import interpolate_codes
+from tfdecouple.model.codes import interpolate_codes
 
 pytestmark = pytest.mark.usefixtures("eager")
 

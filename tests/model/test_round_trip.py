@@ -20,7 +20,7 @@ from export.verification.comparison import compare_files
 from export.verification.vectors import choose_batch_sizes as batch_sizes
 from export.verification.vectors import make_test_vectors
 from tfdecouple.config import PHOTOGRAPHS, DataConfig
-from tfdecouple.corpus.codes_manifest import Field
+from tfdecouple.corpus.code_files import Field
 from tfdecouple.corpus.encoding import make_image_encoder
 from tfdecouple.data import load_images, open_source
 from tfdecouple.layers import Coupling

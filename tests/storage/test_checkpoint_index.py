@@ -11,8 +11,7 @@ from tensorflow.core.protobuf import tensor_bundle_pb2
 
 import tfdecouple
 from tfdecouple.errors import RunError
-from tfdecouple.storage.checkpoint_index import read_index
-from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
+from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError, read_index
 
 KEY = "model/{}/.ATTRIBUTES/VARIABLE_VALUE"
 MAGIC = bytes.fromhex("57fb808b247547db")

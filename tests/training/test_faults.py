@@ -18,8 +18,8 @@ from helpers.runs import call_before_steps, read_checkpoint, run_config
 from tfdecouple.errors import DataError, RunError
 from tfdecouple.runs.opened_run import Run
 from tfdecouple.runs.run_folder import RunFolder
+from tfdecouple.runtime.process import StopRequest
 from tfdecouple.training import DivergedError, InterruptedRunError, train
-from tfdecouple.training.signals import StopRequest
 
 
 def end_by_signal():

@@ -1,7 +1,5 @@
 """The elementary bijectors: maps of single values, of channels (actnorm, 1x1 convolution) and of pixels (squeeze)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

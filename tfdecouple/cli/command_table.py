@@ -12,8 +12,7 @@ from tfdecouple.data.sources import list_source_kinds
 from tfdecouple.errors import UserError, make_printable
 from tfdecouple.runs.pretrained import DEFAULT, HUB
 from tfdecouple.runtime.devices import MOST_DEVICES
-from tfdecouple.runtime.option_types import make_number_type
-from tfdecouple.runtime.process import start_tensorflow
+from tfdecouple.runtime.process import make_number_type, start_tensorflow
 from tfdecouple.runtime.requirements import require_packages
 
 SPLITS = ("train", "validation", "test")
@@ -202,7 +201,7 @@ COMMANDS = {command.name: command for command in (
     Command("directions", "find directions in z for labels, for numbers such as an age, or for brightness and colour",
         "Each direction is found in training images and measured on held-out images; the result is printed. The file "
         "directions.json in the run folder keeps all directions, for `edit` and the exported web page. A picture shows "
-        "steps along each direction.", "directions:draw_directions", lambda: [
+        "steps along each direction.", "drawings:draw_directions", lambda: [
             # The bundled weights, the default of other commands, have no folder to write directions.json into.
             option("--run RUN", "run folder, into which directions.json is written", required=True),
             out_option(), *data_options("validation", ("validation", "test")), AMOUNTS,

@@ -4,9 +4,14 @@ import argparse
 import pathlib
 
 from tfdecouple.cli.command_table import SPLITS
-from tfdecouple.corpus.codes_folder import open_codes_folder, verify_codes
-from tfdecouple.corpus.codes_manifest import CodesManifest, DataFacts, ModelFacts, choose_code_fields
-from tfdecouple.corpus.encoding import encode_shards, hash_image_keys, make_image_encoder
+from tfdecouple.corpus.code_files import CodesManifest, DataFacts, ModelFacts, choose_code_fields
+from tfdecouple.corpus.encoding import (
+    encode_shards,
+    hash_image_keys,
+    make_image_encoder,
+    open_codes_folder,
+    verify_codes,
+)
 from tfdecouple.data import Source
 from tfdecouple.errors import UserError
 from tfdecouple.runs.opened_run import Run, hash_weights

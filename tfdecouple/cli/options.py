@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from tfdecouple.errors import DataError, UserError, nearest
-from tfdecouple.runtime.option_types import add_number
+from tfdecouple.runtime.process import add_number
 from tfdecouple.runtime.requirements import require_packages
 
 # A function that adds an option, or a group of options, to a parser or group of argparse.
@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError with the `message` of argparse, instead of printing the usage and ending the program."""
-        # Messages of `option_types`, such as "is 0; it must be at least 1", make a sentence after the option's name.
+        # Messages of `make_number_type`, such as "is 0; it must be at least 1", follow the option's name.
         value = re.fullmatch(r"argument (\S+): (is .*)", message, re.DOTALL)
         raise UserError(f"{value[1]} {value[2]}" if value else f"{message}; {self.prog} --help lists the options")
 

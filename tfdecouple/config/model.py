@@ -1,7 +1,5 @@
 """The options of the model's architecture: `ModelConfig`."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Annotated, Any, Literal
 

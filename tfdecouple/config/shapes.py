@@ -3,8 +3,6 @@
 The config uses these functions for its checks, and the networks are built from the functions' results.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple

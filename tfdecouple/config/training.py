@@ -1,7 +1,5 @@
 """The options of a training and of its images: `TrainingConfig` and `DataConfig`."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Annotated, Literal
 

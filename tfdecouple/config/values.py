@@ -1,7 +1,5 @@
 """Checks and conversions of the values of options; pydantic checks the type and the range of each value."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import numbers

@@ -20,8 +20,18 @@ from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from tfdecouple.config.shapes import Shape
-from tfdecouple.corpus.code_files import encode_image_key, make_parquet_schema, make_parquet_table, serialize_examples
-from tfdecouple.corpus.codes_manifest import MANIFEST, CodesManifest, DataFacts, Field, ModelFacts, Shard
+from tfdecouple.corpus.code_files import (
+    MANIFEST,
+    CodesManifest,
+    DataFacts,
+    Field,
+    ModelFacts,
+    Shard,
+    encode_image_key,
+    make_parquet_schema,
+    make_parquet_table,
+    serialize_examples,
+)
 from tfdecouple.data.image_file import read_image
 from tfdecouple.data.image_folder import SPLIT_FOLDERS, SUFFIXES
 from tfdecouple.data.labels import NO_LABEL

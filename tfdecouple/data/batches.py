@@ -1,7 +1,5 @@
 """Functions that make `tf.data` datasets and iterators of image batches, for training and evaluation."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -19,9 +17,7 @@ def count_epoch_steps(source: Source, batch_size: int) -> int:
     """Returns how many complete batches of training images an epoch has; raises DataError if there is none."""
     size = source.sizes["train"]
     if batch_size > size:
-        raise DataError(
-            f"the batch size is {batch_size}, but {source.name} has {size} training images; use at most that"
-        )
+        raise DataError(f"the batch size is {batch_size}, but {source.name} has {size} training images; use fewer")
     return size // batch_size
 
 

@@ -6,8 +6,6 @@ the result. Pillow filters rows, then columns, and rounds to 8 bits after each. 
 same bytes in JavaScript.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os
@@ -54,12 +52,11 @@ def describe_resizing(image_shape: Shape) -> str:
 
 def describe_cropping(image_shape: Shape, centre_crop: int) -> str:
     """Returns a text that says how to crop images for a model, for an export's metadata; programs read its digits."""
-    if image_shape[0] == image_shape[1]:
-        return f"centre square of {centre_crop} pixels, or the largest" if centre_crop else "largest centre square"
-    centre = "centre in the proportions of the model's images"
-    return (
-        f"{centre}, {centre_crop} pixels along its shorter side, or the largest" if centre_crop else f"largest {centre}"
-    )
+    centre, limit = "centre square", f" of {centre_crop} pixels"
+    if image_shape[0] != image_shape[1]:
+        centre = "centre in the proportions of the model's images"
+        limit = f", {centre_crop} pixels along its shorter side"
+    return f"{centre}{limit}, or the largest" if centre_crop else f"largest {centre}"
 
 
 def find_centre_box(height: int, width: int, image_shape: Shape, centre_crop: int) -> tuple[int, int, int, int]:

@@ -1,7 +1,5 @@
 """The data source `folder:PATH`: a folder of image files, assigned to splits by sub-folders or a hash of file names."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import hashlib
 import itertools
@@ -140,9 +138,7 @@ def list_image_files(folder: pathlib.Path, least: int) -> list[ImageFile]:
                 parts = path.relative_to(folder).parts
                 files.append(ImageFile(str(path), "/".join(parts), parts[0] if len(parts) > 1 else ""))
     if len(files) < least:
-        raise DataError(
-            f"the folder {folder} holds {len(files)} images ({', '.join(SUFFIXES)}); at least {least} are needed"
-        )
+        raise DataError(f"the folder {folder} holds {len(files)} images ({', '.join(SUFFIXES)}); give {least} or more")
     return sorted(files, key=lambda file: file.key)
 
 

@@ -1,7 +1,5 @@
 """Checks of image labels (indices of label names, or -1 for none); numeric attributes of images from CSV files."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 from collections.abc import Sequence

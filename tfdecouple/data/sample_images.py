@@ -1,7 +1,5 @@
 """The data source `photographs`, crops of installed photographs, and synthetic images that are hard to encode."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import functools
 import importlib.metadata
@@ -89,8 +87,7 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
     # The config in an untrusted run folder can ask for any count of crops, more than the machine's memory can hold.
     if config.photograph_crops * math.prod(image_shape) > read_total_memory():
         raise DataError(
-            f"data.photograph_crops is {config.photograph_crops}, which takes more memory than this machine has; use "
-            "fewer"
+            f"data.photograph_crops is {config.photograph_crops}, more than this machine's memory holds; use fewer"
         )
     counts = {"train": config.photograph_crops, **_HELD_OUT_CROPS}
     splits = {

@@ -1,7 +1,5 @@
 """The data sources of TensorFlow Datasets (TFDS): functions that find, prepare, split and decode a data set."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import math

@@ -3,8 +3,6 @@
 It reads a check's name and a pickled `Task` from standard input, and writes each `Result` as a line of JSON.
 """
 
-from __future__ import annotations
-
 import datetime
 import importlib
 import json

@@ -4,8 +4,6 @@
 photographs, and what the model computes from some of them in float32 on a CPU.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.metadata
 import itertools

@@ -1,7 +1,5 @@
 """The split of channels into those that a coupling transforms and those that it leaves unchanged (paper Figure 3b)."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import tensorflow as tf
@@ -49,9 +47,7 @@ class ChannelSplit:
         """Returns how many of `channels` channels go to x_a and how many to x_b; raises UserError if one count is 0."""
         transformed = halve_channels(channels)[1] if self.transformed is None else self.transformed
         if not 0 < transformed < channels:
-            raise UserError(
-                f"a coupling cannot transform {transformed} of {channels} channels; both sides need at least one"
-            )
+            raise UserError(f"a coupling cannot transform {transformed} of {channels} channels; both sides need one")
         return channels - transformed, transformed
 
     def __call__(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -4,8 +4,6 @@ The encoder gets the same numbers as additional inputs (`measure_colours`), so t
 exactly, also of images unlike the training images. The paper does not have this layer.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """The conditioners, the neural nets inside couplings: convolutional nets for images, a perceptron for vectors."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Mapping
@@ -136,9 +134,8 @@ class ConvNet(CouplingNet):
         if self.condition_size:
             kernel = (*((3, 3) if self._local else ()), self.condition_size, self.hidden)
             weights["condition_kernel"] = Weight(kernel, make_kernel_initializer)
-            weights["condition_bias"] = Weight(
-                kernel[-1:], functools.partial(make_bias_initializer, math.prod(kernel[:-1]))
-            )
+            initializer = functools.partial(make_bias_initializer, math.prod(kernel[:-1]))
+            weights["condition_bias"] = Weight(kernel[-1:], initializer)
         return weights | declare_weight_norm((3, 3, self.hidden, self.outputs))
 
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:

@@ -1,7 +1,5 @@
 """The coupling layer, which transforms some channels depending on the other channels and z (paper equation 6)."""
 
-from __future__ import annotations
-
 import math
 import pkgutil
 from typing import Any

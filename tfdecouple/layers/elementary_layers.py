@@ -1,7 +1,5 @@
 """The layers that apply one bijector: actnorm, 1x1 convolution, squeeze, sigmoid, sinh-arcsinh, whitening."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The wrapper that turns an invertible layer into a TFP bijector, for the distributions of TFP."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from typing import Any

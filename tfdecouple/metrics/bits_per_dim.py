@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import io
 import math
 from collections.abc import Callable
@@ -20,7 +21,7 @@ import numpy as np
 from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.metrics.drawn_images import draw_uncropped_images
 from tfdecouple.metrics.metric import Estimate, Metric, Result, describe_draw_count, format_table, require_finite_values
-from tfdecouple.runtime.option_types import add_number
+from tfdecouple.runtime.process import add_number
 from tfdecouple.runtime.progress import Counter
 
 if TYPE_CHECKING:
@@ -195,10 +196,7 @@ class BoundEvaluator:
         self._model.require_initialized()
         if self._strategy.num_replicas_in_sync > 1:
             # A single device reads `batches` directly, because a distributed dataset can take long to close.
-            undistributed = batches
-            batches = self._strategy.distribute_datasets_from_function(
-                lambda context: slice_for_replicas(undistributed, context)
-            )
+            batches = self._strategy.distribute_datasets_from_function(functools.partial(slice_for_replicas, batches))
         # Both lists get one array per batch: the ELBO terms, `[draws, images, terms]`, and the indices of the images.
         terms, indices = [], []
         done = 0

@@ -16,7 +16,7 @@ import numpy as np
 from tfdecouple.errors import DataError
 from tfdecouple.metrics.drawn_images import draw_image_indices, encode_drawn_images, read_drawn_images
 from tfdecouple.metrics.metric import Estimate, Metric, Result, format_table
-from tfdecouple.runtime.option_types import add_number
+from tfdecouple.runtime.process import add_number
 from tfdecouple.runtime.progress import Counter
 
 if TYPE_CHECKING:
@@ -116,9 +116,7 @@ class LinearProbe(Metric):
                 classify(f"{name}, PCA", *standardize_features(*reduced))
 
         classify_with_pca("pixels", train, test)
-        (z, v), (test_z, test_v) = (
-            encode_drawn_images(model, images, evaluation.batch_size) for images in (train, test)
-        )
+        (z, v), (test_z, test_v) = (encode_drawn_images(model, group, evaluation.batch_size) for group in (train, test))
         if z is not None and test_z is not None:
             classify("z", *standardize_features(z, test_z))
         classify_with_pca("v", v, test_v)
@@ -144,7 +142,7 @@ class LinearProbe(Metric):
 def _format_linear_classifiers(report: dict[str, Any]) -> list[str]:
     lines = [
         f"Test accuracy of linear classifiers, {report['classes']} classes (paper Table 4): "
-        f"{report['train_images']:,} training, {report['test_images']:,} test images.",
+        f"{report['train_images']:,} training, {report['test_images']:,} test images."
     ]
     rows = [["features", "dimensions", *CLASSIFIERS]]
     for row in report["results"]:
@@ -294,9 +292,7 @@ class Classification(Metric):
 
 
 def classify_images(
-    model: DecoupledModel,
-    batches: Iterable[Mapping[str, Any]],
-    on_batch: Callable[[int], None] = lambda done: None,
+    model: DecoupledModel, batches: Iterable[Mapping[str, Any]], on_batch: Callable[[int], None] = lambda done: None
 ) -> dict[str, Any]:
     """Classifies each image x as the label y with the highest p(y|x); returns a dict of the accuracy and more metrics.
 

@@ -10,8 +10,6 @@ images.
 In all functions `z` are the codes of the training images, float32 `[n, d_z]`, and `held_z` those of held-out images.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

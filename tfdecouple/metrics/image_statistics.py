@@ -3,8 +3,6 @@
 The paper claims that z is global and v local (section 3.2, Figure 1). This metric tests the claim without labels.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable
@@ -185,18 +183,13 @@ def compute_image_statistics(
         }
         for name, values in of_images.items()
     }
-    return {
-        "train_images": len(train),
-        "images": len(images),
-        "dimensions": z.shape[1],
-        "statistics": statistics,
-    }
+    return {"train_images": len(train), "images": len(images), "dimensions": z.shape[1], "statistics": statistics}
 
 
 def _format_image_statistics(report: dict[str, Any]) -> list[str]:
     lines = [
         f"statistics of images: R2 of a linear regression from {report['dimensions']} numbers at most, fitted on "
-        f"{report['train_images']:,} training images, on {report['images']:,} images; and after a switch of z",
+        f"{report['train_images']:,} training images, on {report['images']:,} images; and after a switch of z"
     ]
     rows = [["", "from z", "from v, PCA", "pixels, PCA", "follows z", "follows v", "nearer to z"]]
     for name, result in report["statistics"].items():

@@ -145,7 +145,7 @@ def require_finite_values(what: str, values: np.ndarray, index: np.ndarray) -> N
     """
     bad = np.flatnonzero(~np.isfinite(values).all(tuple(range(1, values.ndim))))
     if len(bad):
-        from tfdecouple.model.round_trip import format_image_numbers
+        from tfdecouple.model.codes import format_image_numbers
 
         raise RunError(
             f"{what} is not finite for {len(bad)} of {len(values)} images "

@@ -5,8 +5,6 @@ which works at one size only. So z is the code of the image resized to `config.i
 flow, given this z, for the image padded to sides that the flow can halve.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools
@@ -75,9 +73,7 @@ def require_fitting_size(config: ModelConfig, v: tf.Tensor, size: tuple[Any, Any
         multiple = compute_size_multiple(config)
         padded = [round_side_up(as_whole_number(side, "a side in size"), multiple) for side in size]
         if not v.shape[1:3].is_compatible_with(padded):
-            raise UserError(
-                f"size is {tuple(size)}, for which v is [batch, *{padded}, ...]; v is of shape {tuple(v.shape)}"
-            )
+            raise UserError(f"size is {tuple(size)}, for which v is [batch, *{padded}, ...]; it is {tuple(v.shape)}")
 
 
 def find_both_bins(find_bins: Callable[[Any], Any], padded: tf.Tensor, shrunk: tf.Tensor) -> tuple[Any, Any]:
@@ -100,10 +96,9 @@ def run_within_memory(config: ModelConfig, function: Callable[..., Any], batch: 
 
 def run_in_parts(function: Callable[..., Any], count: int, *batches: tf.Tensor | None) -> Any:
     """Calls `function` on `count` entries at a time of `batches`, each `[n, ...]` or None; returns joined results."""
-    starts = range(0, next(batch.shape[0] for batch in batches if batch is not None), count)
-    parts = [
-        function(*(None if batch is None else batch[start : start + count] for batch in batches)) for start in starts
-    ]
+    size = next(batch.shape[0] for batch in batches if batch is not None)
+    slices = [slice(start, start + count) for start in range(0, size, count)]
+    parts = [function(*(None if batch is None else batch[part] for batch in batches)) for part in slices]
     return tf.nest.map_structure(lambda *results: None if results[0] is None else tf.concat(results, 0), *parts)
 
 

@@ -1,12 +1,14 @@
-"""The codes of images: encode, decode, sample, switch, interpolate and edit; methods of `DecoupledModel`."""
+"""The codes of images: encode, decode, sample, switch, interpolate and edit; methods of `DecoupledModel`.
 
-from __future__ import annotations
+Images that are not, or possibly not, reconstructed exactly from their codes raise errors or warnings.
+"""
 
 import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tfdecouple import randomness
@@ -20,7 +22,7 @@ from tfdecouple.arguments import (
     as_whole_number,
     as_z_change,
 )
-from tfdecouple.errors import DataError, InversionError, UserError
+from tfdecouple.errors import DataError, ExactnessWarning, InversionError, UserError, warn_user
 from tfdecouple.model.any_size import (
     SizedCodes,
     compute_size_multiple,
@@ -30,13 +32,16 @@ from tfdecouple.model.any_size import (
     run_in_parts,
     run_within_memory,
 )
-from tfdecouple.model.interpolation import interpolate_codes
-from tfdecouple.model.round_trip import format_image_numbers, require_exact_images, require_finite, warn_of_far_images
 from tfdecouple.numerics.arithmetic import get_sizes
 from tfdecouple.runtime.devices import read_free_memory
 
 # `sample` and `interpolate` decode at most this many images at once to limit memory; results do not depend on it.
 CHUNK = 64
+# Codes count as parallel if the sine of the angle between them is at most this. No unique arc connects parallel codes.
+_LEAST_SINE = 1e-6
+# An image counts as far from the training data if the root mean square of v is above this value. For images like the
+# training data it is near 1 (docs/RESULTS.md, "Reconstruction").
+FAR = 3.0
 
 
 class Codes(NamedTuple):
@@ -311,3 +316,107 @@ def draw_labels(model: Any, first: int, last: int, seed: tf.Tensor) -> tf.Tensor
     uniform = (1 + tf.math.erf(normal / math.sqrt(2))) / 2
     # As int64 the labels stay on a GPU; TensorFlow would copy int32 results of the search to the host.
     return tf.cast(tf.searchsorted(borders, uniform, side="right", out_type=tf.int64), tf.int32)
+
+
+def interpolate_codes(
+    a: tf.Tensor, b: tf.Tensor, positions: Sequence[float] | np.ndarray, path: str = "lerp"
+) -> tf.Tensor:
+    """Returns codes at `positions` on the path from a to b; positions 0 and 1 give a and b to the bit.
+
+    Standard normal codes in many dimensions lie near a sphere around the origin. The middle of the line between two
+    independent codes has only 1/sqrt(2) of their length, like a sample at a low temperature. On the path "slerp"
+    (spherical linear interpolation, Shoemake 1985) the direction turns at a constant speed from a to b, and the length
+    changes linearly. The path "lerp" is the line. Any other `path` raises UserError.
+
+    The codes a and b are float32 `[n, ...]`, and the result for k positions is float32 `[n, k, ...]`.
+    """
+    if path not in ("lerp", "slerp"):
+        raise UserError(f"path is {path!r}; it must be lerp or slerp")
+    a, b = tf.convert_to_tensor(a), tf.convert_to_tensor(b)
+    axes = [1] * (len(a.shape) - 1)
+    position = tf.constant(positions, tf.float32)[None]
+    of_a, of_b = _weigh_arc(a, b, positions) if path == "slerp" else (1 - position, position)
+    of_a, of_b = (tf.reshape(weight, [-1, len(positions), *axes]) for weight in (of_a, of_b))
+    # Positions 0 and 1 give a and b exactly, because 1 * a + 0 * b equals a to the bit.
+    return of_a * a[:, None] + of_b * b[:, None]
+
+
+def _weigh_arc(a: tf.Tensor, b: tf.Tensor, positions: Sequence[float] | np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns float32 weights `[n, k]` of a and of b, whose weighted sums are the codes at k positions on the arc."""
+    width = math.prod(get_sizes(a)[1:])
+    a, b = (tf.reshape(tf.cast(code, tf.float64), [-1, width]) for code in (a, b))
+    position = tf.constant(positions, tf.float64)[None]
+    length_a, length_b = (tf.norm(code, axis=1)[:, None] for code in (a, b))
+    both = length_a * length_b
+    cosine = tf.math.divide_no_nan(tf.reduce_sum(a * b, 1)[:, None], both)
+    angle = tf.acos(tf.clip_by_value(cosine, -1, 1))
+    sine = tf.sin(angle)
+    has_arc = (sine > _LEAST_SINE) & (both > 0)
+    # For parallel codes `tf.where` computes the quotients below and drops them; divisors of 1 avoid division by zero.
+    sine, length_a, length_b = (tf.where(has_arc, value, 1) for value in (sine, length_a, length_b))
+    length = (1 - position) * length_a + position * length_b
+    of_a = tf.where(has_arc, length / length_a * tf.sin((1 - position) * angle) / sine, 1 - position)
+    of_b = tf.where(has_arc, length / length_b * tf.sin(position * angle) / sine, position)
+    return tf.cast(of_a, tf.float32), tf.cast(of_b, tf.float32)
+
+
+def far_from_training(v: Any) -> np.ndarray:
+    """Returns for each image whether it is so unlike the training data that decoding may be inexact, bool `[batch]`.
+
+    Training makes v standard normal, so the root mean square of v is near 1 for images like the training data. Above 3
+    (`FAR`) the flow stretches the image so much that float32 may be too inexact for the inverse. This function does not
+    decode the images; `encode(images, verify=True)` does.
+
+    >>> far_from_training(np.stack([np.ones([4, 4, 3]), np.full([4, 4, 3], 5.0)])).tolist()
+    [False, True]
+
+    Args:
+        v: local codes, `[batch, height, width, channels]`.
+    """
+    v = np.asarray(v)
+    # A comparison with NaN is false, so its negation counts an image whose v contains NaN as far.
+    return ~(np.sqrt(np.square(v).mean(tuple(range(1, v.ndim)))) <= FAR)
+
+
+def warn_of_far_images(v: tf.Tensor) -> None:
+    """Warns of images that are `far_from_training`, given the local codes v `[batch, height, width, channels]`."""
+    far = np.flatnonzero(far_from_training(v))
+    if len(far):
+        warn_user(
+            f"image {format_image_numbers(far)} of the batch is far from what this model was trained on and may not "
+            "be reconstructed exactly; encode(images, verify=True) checks this and names the inexact images",
+            ExactnessWarning,
+        )
+
+
+def require_finite(what: str, *arrays: tf.Tensor) -> None:
+    """Raises InversionError, which begins with `what` and names images, if an array has NaN or infinity."""
+    finite = np.ones(arrays[0].shape[0], bool)
+    for array in arrays:
+        finite &= np.isfinite(np.asarray(array)).all(tuple(range(1, len(array.shape))))
+    if not finite.all():
+        raise InversionError(f"{what}, for image {format_image_numbers(np.flatnonzero(~finite))} of the batch")
+
+
+def require_exact_images(decoded: tf.Tensor, x: tf.Tensor, images: tf.Tensor, alpha: float | None) -> None:
+    """Raises InversionError, with the images' indices, if `decoded` differs from `images` or x is not finite.
+
+    All arrays are `[batch, height, width, channels]`; `decoded` is x rounded to pixels. `alpha` is the model's bound
+    of the scales of couplings, None if no coupling scales. The message advises a model with a smaller alpha.
+    """
+    same = (np.asarray(decoded) == np.asarray(images)) & np.isfinite(np.asarray(x))
+    lost = np.flatnonzero(~same.all(tuple(range(1, same.ndim))))
+    if len(lost):
+        advice = "" if alpha is None else f"; a smaller alpha reconstructs more images (this model has {alpha})"
+        raise InversionError(
+            f"image {format_image_numbers(lost)} of the batch is not reconstructed exactly from its codes{advice}"
+        )
+
+
+def format_image_numbers(indices: Any) -> str:
+    """Returns images' indices as text for a message: at most eight of the indices, then the count of the rest.
+
+    >>> format_image_numbers([3, 5]), format_image_numbers(range(10))
+    ('3, 5', '0, 1, 2, 3, 4, 5, 6, 7 and 2 more')
+    """
+    return ", ".join(map(str, indices[:8])) + (f" and {len(indices) - 8} more" if len(indices) > 8 else "")

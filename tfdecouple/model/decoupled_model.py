@@ -1,7 +1,5 @@
 """The class `DecoupledModel`: its networks and weights; the modules of this package have its methods, by subject."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any, Self
@@ -99,9 +97,7 @@ class DecoupledModel(KeepsWeights, keras.Model):
         for network, shape in {**of_images, self.prior_flow: z, self.prior_affine: z, self.code_net: (None,)}.items():
             if network is not None:
                 network.build(shape)
-        self.initialized = self.add_weight(
-            name="initialized", shape=(), dtype="bool", initializer="zeros", trainable=False
-        )
+        self.initialized = self.add_weight((), "zeros", "bool", trainable=False, name="initialized")
         self.built = True
 
     def get_config(self) -> dict[str, Any]:
@@ -275,9 +271,7 @@ class DecoupledModel(KeepsWeights, keras.Model):
     def require_latent(self, what: str, density: bool = False) -> None:
         """Raises UserError if the model has no z, or (if `density`) no density of z, for which it has no `what`."""
         if density and self.config.has_class_codes:
-            raise UserError(
-                f"z of this model is a function of the label (model.prior is 'classes'), so {what} is impossible"
-            )
+            raise UserError(f"z is a function of the label (model.prior is 'classes'), so {what} is impossible")
         if not self.config.has_latent:
             raise UserError(f"this model has no z (model.conditioning is 'none'), so {what} is impossible")
 

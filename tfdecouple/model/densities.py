@@ -1,7 +1,5 @@
 """The densities of a model: prior, posterior, likelihood, evidence lower bound; methods of `DecoupledModel`."""
 
-from __future__ import annotations
-
 import contextlib
 from typing import Any
 
@@ -13,13 +11,7 @@ from tfdecouple import randomness
 from tfdecouple.arguments import as_images, as_labels, as_pixel_noise, as_z
 from tfdecouple.model import objective
 from tfdecouple.model.any_size import find_both_bins, fit_images, run_within_memory
-from tfdecouple.model.objective import (
-    Elbo,
-    Latents,
-    evaluate_class_priors,
-    negative_elbo,
-    standard_normal_log_prob,
-)
+from tfdecouple.model.objective import Elbo, Latents, evaluate_class_priors, negative_elbo, standard_normal_log_prob
 from tfdecouple.numerics.arithmetic import get_sizes, multiply_sizes
 from tfdecouple.runtime.run_mode import RunMode, get_run_mode
 

@@ -1,7 +1,5 @@
 """The check whether a training step is applied, and functions that join small weights and gradients to one vector."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

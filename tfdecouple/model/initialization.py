@@ -1,7 +1,5 @@
 """Initialisation of a model from images, and its diagnosis: visits of all layers; methods of `DecoupledModel`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import tensorflow as tf

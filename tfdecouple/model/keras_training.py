@@ -1,7 +1,5 @@
 """Training with Keras: `compile`, `fit`, `evaluate` and `predict`, methods of `DecoupledModel`, and their steps."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import types
@@ -17,10 +15,9 @@ from tfdecouple.arguments import as_labels, as_tensor, require_images
 from tfdecouple.config import ModelConfig, TrainingConfig, parse_config
 from tfdecouple.config.training import OPTIMIZER_OPTIONS, RUN_OPTIONS, STEP_OPTIONS
 from tfdecouple.errors import DataError, DivergedError, UserError, warn_user
-from tfdecouple.model.codes import Codes
+from tfdecouple.model.codes import Codes, require_finite, warn_of_far_images
 from tfdecouple.model.gradient import check_step
 from tfdecouple.model.objective import differentiate_bound
-from tfdecouple.model.round_trip import require_finite, warn_of_far_images
 from tfdecouple.model.step_effects import add_first_noise, augment_images, compute_kl_weight
 from tfdecouple.numerics.arithmetic import get_sizes
 from tfdecouple.numerics.tf32 import full_float32

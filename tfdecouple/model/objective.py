@@ -1,7 +1,5 @@
 """The objective of training: the negative evidence lower bound (paper equation 2), term by term, and its gradient."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """The conversion between pixels, their bins, and the values x in [-1, 1) that the flow maps."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any

@@ -3,8 +3,6 @@
 In all functions `update` is the number of updates before this one, an integer scalar; skipped steps do not count.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -81,12 +79,10 @@ def draw_pattern_images(shape: Sequence[int], seed: tf.Tensor) -> tf.Tensor:
     """
     batch, height, width, channels = shape
 
-    def draw_uniform(purpose: str) -> tf.Tensor:
-        return tf.random.stateless_uniform([batch, 1, 1], randomness.derive_seed(seed, purpose))
+    def draw_uniform(purpose: str, *sizes: int) -> tf.Tensor:
+        return tf.random.stateless_uniform([batch, *(sizes or (1, 1))], randomness.derive_seed(seed, purpose))
 
-    values = tf.floor(
-        256 * tf.random.stateless_uniform([batch, height * width, channels], randomness.derive_seed(seed, "values"))
-    )
+    values = tf.floor(256 * draw_uniform("values", height * width, channels))
     values = tf.where(draw_uniform("extremes") < 0.5, tf.where(values < 128, 0.0, 255.0), values)
     values = tf.where(draw_uniform("grey") < 0.25, values[..., :1], values)
     sides = 1 + math.ceil(math.log2(max(height, width)))

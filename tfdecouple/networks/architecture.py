@@ -138,9 +138,7 @@ def require_memory(config: ModelConfig) -> None:
         else f"{format_bytes(image)} for a single image"
     )
     options = {name: value if isinstance(value, list) else [value] for name, value in config.to_dict().items()}
-    sizes = {
-        name: max((number for number in values if type(number) is int), default=0) for name, values in options.items()
-    }
+    sizes = {name: max((n for n in values if type(n) is int), default=0) for name, values in options.items()}
     name = max(sizes, key=sizes.__getitem__)
     raise ConfigError(
         f"the model is too large: it needs {what}, and this machine has {format_bytes(memory)} of memory; "

@@ -4,8 +4,6 @@ The method is from Ho et al., "Flow++", 2019. The paper of this model does not m
 has it. The flow consists of the same layers as the decoder, conditioned on a map of the image instead of z.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The encoder q(z|x), which computes mean and log-variance of z from an image (paper section 2.1 and B.1)."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Iterable
@@ -217,9 +215,7 @@ class _BlockNetwork(Nested, BaseLayer):
 
     def __init__(self, blocks: Iterable[Block], **kwargs: Any):
         super().__init__(**kwargs)
-        self.blocks = [
-            ResNetBlock(planes, strides, transposed, name=name) for name, planes, strides, transposed in blocks
-        ]
+        self.blocks = [ResNetBlock(one.planes, one.strides, one.transposed, name=one.name) for one in blocks]
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
         children: list[tuple[BaseLayer, Any, Any]] = []

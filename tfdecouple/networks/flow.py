@@ -1,7 +1,5 @@
 """The flow, which is the invertible decoder: it maps x to v, conditioned on z (paper section 2.2, Figure 3)."""
 
-from __future__ import annotations
-
 import dataclasses
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence

@@ -3,8 +3,6 @@
 The layers with weights for each label shift and scale z by the label, or compute z from the label.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Matrix products, inverses and determinants in full precision, and sizes of tensors, known or not."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 

@@ -5,8 +5,6 @@ A layer calls `get_kernels()`. The default, `Kernels`, computes by TensorFlow's 
 are run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
@@ -40,11 +38,7 @@ class Kernels:
         return self.convolve(x, tf.cast(normalize_kernel(direction, gain), x.dtype))
 
     def run_net(
-        self,
-        net: Callable[..., tf.Tensor],
-        x: tf.Tensor,
-        condition: tf.Tensor | None,
-        *weights: tf.Tensor,
+        self, net: Callable[..., tf.Tensor], x: tf.Tensor, condition: tf.Tensor | None, *weights: tf.Tensor
     ) -> tf.Tensor:
         """Returns the output of a coupling net, a function that maps each image separately.
 

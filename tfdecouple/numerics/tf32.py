@@ -8,8 +8,6 @@ TensorFlow has one switch for the whole process and reads it when an operation s
 thread is inside `full_float32`; then all other threads compute in full float32, too, which is more exact.
 """
 
-from __future__ import annotations
-
 import contextlib
 import threading
 import weakref

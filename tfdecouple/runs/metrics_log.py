@@ -1,7 +1,5 @@
 """The log of a run: the file `metrics.jsonl`, whose rows are also passed to loggers such as TensorBoard."""
 
-from __future__ import annotations
-
 import json
 import math
 import pathlib
@@ -57,13 +55,13 @@ class MetricsLog:
         """Adds a row: step, `kind` ("train", "validation", "test") and metrics; loggers also get `pictures`."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_format_log_row({"step": step, "kind": kind, **values}))
-        self._call_loggers(lambda logger: logger.write(kind, step, values))
 
-        def write_pictures(logger: Logger) -> None:
+        def write_row(logger: Logger) -> None:
+            logger.write(kind, step, values)
             for name, path in pictures.items():
                 logger.write_picture(name, step, path)
 
-        self._call_loggers(write_pictures)
+        self._call_loggers(write_row)
 
     def validation_bits_per_dim(self, step: int) -> float | None:
         """Returns the bits/dim of the validation images at `step`; None if the log has no row of such an evaluation."""

@@ -1,7 +1,5 @@
 """Opening of run folders, with their model, data set and directions in z; and saving of models as run folders."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
@@ -15,7 +13,7 @@ from tfdecouple.config import Config, DataConfig, override
 from tfdecouple.data import Source, open_source, read_chosen_batches
 from tfdecouple.data.labels import require_label_count
 from tfdecouple.data.sources import replace_source
-from tfdecouple.errors import ConfigError, DataError, RunError, UserError, one_line
+from tfdecouple.errors import ConfigError, DataError, RunError, UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.architecture import compute_weight_shapes
 from tfdecouple.runs.latent_directions import Directions
@@ -207,9 +205,7 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
         summary = {"data": data, "test": None, "parameters": model.parameter_count()}
         write_run(folder, model, dataclasses.replace(config, training=training), 0, summary)
     except OSError as error:
-        raise RunError(
-            f"cannot write the run {run}: {error.strerror or one_line(error)}; name another folder"
-        ) from error
+        raise RunError(f"cannot write the run {run}: {error.strerror or error}; name another folder") from error
 
 
 def write_run(

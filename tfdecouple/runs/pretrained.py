@@ -7,8 +7,6 @@ of the Hub (`HF_ENDPOINT`), the folder of downloaded files (`HF_HOME`) and the u
 used, because it limits neither bytes nor seconds, and takes the names of files from headers of the answer.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json
@@ -236,13 +234,6 @@ def _stream_file(
     raise RunError(f"{address}: more than {_MOST_REDIRECTS} redirects for {name}")
 
 
-def _open_hub_client(address: str) -> Any:
-    require_packages("huggingface_hub", what=address)
-    import huggingface_hub
-
-    return huggingface_hub.HfApi(library_name="tfdecouple")
-
-
 def upload_weights(folder: pathlib.Path, address: str, *, private: bool, message: str) -> str:
     """Uploads a folder of published weights in one commit, and returns the address of the commit.
 
@@ -250,9 +241,10 @@ def upload_weights(folder: pathlib.Path, address: str, *, private: bool, message
     if `private` is true. `message` is the message of the commit.
     """
     repository, branch = parse_hub_address(address)
-    hub = _open_hub_client(address)
-    from huggingface_hub import CommitOperationAdd
+    require_packages("huggingface_hub", what=address)
+    from huggingface_hub import CommitOperationAdd, HfApi
 
+    hub = HfApi(library_name="tfdecouple")
     names = [*Manifest.read(folder / MANIFEST, str(folder)).files, MANIFEST]
     files = [CommitOperationAdd(name, folder / name) for name in names]
     with _convert_hub_errors(address):

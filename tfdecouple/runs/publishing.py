@@ -1,7 +1,5 @@
 """Publishing of a run's weights, with model card and manifest, in a folder or on the Hugging Face Hub."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
@@ -24,7 +22,6 @@ from tfdecouple.runs.run_folder import (
     METRICS_BYTES,
     SUMMARY,
     RunFolder,
-    describe_unknown_data,
     find_test_metrics,
     find_training_data,
 )
@@ -161,7 +158,7 @@ def describe_training_images(config: Config, summary: Mapping[str, Any], step: i
     """
     training = find_training_data(config, summary, step)
     if training is None:
-        data, rights = describe_unknown_data(config), _NO_RIGHTS
+        data, rights = "data unknown" + (f" ({config.description})" if config.description else ""), _NO_RIGHTS
     else:
         data, rights = summary.get("data") or training.source, describe_image_rights(training)
     return hide_image_path(data, config), summary.get("rights", rights)
@@ -192,7 +189,7 @@ def make_weights_card(opened: Run, name: str, licence: str, summary: dict[str, A
             "metrics": [metric],
         }
         header["model-index"] = [{"name": name, "results": [result]}]
-    run = address or f"path/to/{name}"
+    run, latent_dim = address or f"path/to/{name}", model.latent_dim if model.has_latent else None
     load = f'tfdecouple.load_pretrained("{address}")' if address else f'tfdecouple.load_model("{run}")'
     parameters = opened.model.parameter_count()["total"]
     facts = {
@@ -213,9 +210,7 @@ def make_weights_card(opened: Run, name: str, licence: str, summary: dict[str, A
         *(f"{key}: {json.dumps(value)}" for key, value in header.items()),
         "---",
         "",
-        *make_model_card_head(
-            name, model.image_shape, model.n_bits, model.latent_dim if model.has_latent else None, facts
-        ),
+        *make_model_card_head(name, model.image_shape, model.n_bits, latent_dim, facts),
         "",
         "```python",
         "import tfdecouple",

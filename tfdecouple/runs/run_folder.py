@@ -15,8 +15,6 @@ Loggers add files, such as tensorboard/. A folder of published weights is a run 
 but those of the client of Weights & Biases may be a link that leads out of the folder.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json
@@ -287,11 +285,6 @@ def find_test_metrics(summary: Mapping[str, Any], step: int) -> Mapping[str, Any
     """Returns the test metrics in a run's `summary`, a dict; None if missing, not finite, or of another step."""
     test = summary.get("test") if summary.get("best_step") == step else None
     return test if test and test["bits_per_dim"] is not None else None
-
-
-def describe_unknown_data(config: Config) -> str:
-    """Returns the text "data unknown", followed in brackets by the config's description if there is one."""
-    return f"data unknown ({config.description})" if config.description else "data unknown"
 
 
 def find_training_data(config: Config, summary: Mapping[str, Any], step: int) -> DataConfig | None:

@@ -9,8 +9,6 @@ processors, unless TensorFlow was imported before. On a GPU, and for images of u
 operations are used. docs/scaling.md has the speeds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import tensorflow as tf

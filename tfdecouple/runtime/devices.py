@@ -1,7 +1,5 @@
 """Facts about this machine: processor cores and flags, versions of packages, total memory, free memory."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib.metadata

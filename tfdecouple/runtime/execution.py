@@ -6,8 +6,6 @@ instead of containing their operations, because the time in which TensorFlow pre
 with the number of operations.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json

@@ -115,7 +115,6 @@ class TrainingProgress:
 
     def show_start(self, step: int) -> None:
         """Starts the display of a training's progress at `step`: 0, or the step at which the training resumes."""
-        self._left = TimeLeft(self._total, 0.0)
         if self._file.isatty():
             options = {"initial": step, "unit": "step", "bar_format": "step {n_fmt}/{total_fmt} |{bar}| {desc}"}
             self._bar = tqdm(total=self._total, file=self._file, dynamic_ncols=True, **options)

@@ -1,7 +1,5 @@
 """Checks that Keras uses TensorFlow, and that optional packages are installed."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import json

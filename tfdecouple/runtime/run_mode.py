@@ -63,13 +63,9 @@ class RunMode(Kernels):
 
     def __post_init__(self) -> None:
         if self.memory not in (None, *MEMORY_MODES):
-            raise UserError(
-                f"the memory of the backward pass is {self.memory!r}; it must be one of {', '.join(MEMORY_MODES)}"
-            )
+            raise UserError(f"the memory mode is {self.memory!r}; it must be one of {', '.join(MEMORY_MODES)}")
         if self.precision not in PRECISIONS:
-            raise UserError(
-                f"the precision of the nets is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}"
-            )
+            raise UserError(f"the precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
 
     def apply(self) -> contextlib.AbstractContextManager[None]:
         """Returns a context in which networks run in this mode."""

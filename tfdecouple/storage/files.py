@@ -1,7 +1,5 @@
 """Functions that read untrusted files up to a size limit, and write files completely or not at all."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

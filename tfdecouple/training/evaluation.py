@@ -1,7 +1,5 @@
 """Writing of evaluation results to the run folder: metrics, pictures, the best weights, and summary.json at the end."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -62,7 +60,7 @@ class EvaluationReports:
         images = np.asarray(model.quantize_images(images))
         diagnostics = {name: value for diagnose in DIAGNOSTICS for name, value in diagnose(model, images).items()}
         if is_best:
-            self._directory.save_best_weights(self._state, step)
+            self._directory.write_best_weights(self._state.group_checkpoint_variables()["model"], step)
         exactness, pictures = self._draw_pictures(step, images, model.drop_unused_labels(labels))
         self._directory.log.write("validation", step, {**measured.to_log_row(), **diagnostics}, pictures)
         return (
@@ -107,16 +105,11 @@ class EvaluationReports:
             summary["lossless_codecs_images"] = len(images)
             summary["reconstruction"] = self._describe_exactness(images[:shown], labels[:shown])
             samples = f"{test.k} sample{'s' if test.k > 1 else ''}"
-            weights = "averaged weights" if averages else "weights"
-            lines.append(
-                f"test: {test.bits_per_dim:.4f} bits/dim (ELBO, {samples}, {test.images} images, "
-                f"{weights} of step {loaded})"
-            )
+            about = f"ELBO, {samples}, {test.images} images, {'averaged ' if averages else ''}weights of step {loaded}"
+            lines.append(f"test: {test.bits_per_dim:.4f} bits/dim ({about})")
             lines += [f"      {self._source.note}"] * bool(self._source.note)
-            for codec, bits in coded.items():
-                lines.append(
-                    f"      {bits:.4f} bits/dim for lossless {codec} on {len(images)} of these images, one file each"
-                )
+            where = f"on {len(images)} of these images, one file each"
+            lines += [f"      {bits:.4f} bits/dim for lossless {codec} {where}" for codec, bits in coded.items()]
         self._directory.write_summary(summary)
         return summary, lines
 

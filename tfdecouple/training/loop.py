@@ -1,7 +1,5 @@
 """The training loop: checks, training steps, evaluations, checkpoints, and a summary at the end."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os
@@ -23,9 +21,9 @@ from tfdecouple.metrics.bits_per_dim import Bound, BoundEvaluator
 from tfdecouple.model.step_effects import add_first_noise
 from tfdecouple.numerics.tf32 import has_tf32
 from tfdecouple.runs.run_folder import CONFIG
+from tfdecouple.runtime.process import InterruptedRunError, StopRequest
 from tfdecouple.runtime.progress import TrainingProgress
 from tfdecouple.training.evaluation import EvaluationReports
-from tfdecouple.training.signals import InterruptedRunError, StopRequest
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import StepResult, TrainStep
 from tfdecouple.training.training_folder import TrainingFolder, make_paths_absolute
@@ -53,11 +51,7 @@ class Outcome:
 
 
 def train(
-    config: Config,
-    workdir: str | pathlib.Path,
-    *,
-    devices: int | None = None,
-    download: bool = False,
+    config: Config, workdir: str | pathlib.Path, *, devices: int | None = None, download: bool = False
 ) -> Outcome:
     """Trains a run to its last step, from its beginning or its newest checkpoint, and returns an `Outcome`.
 
@@ -209,9 +203,7 @@ class Trainer:
         for message in messages:
             self.progress.print_line(message)
         if self.training.precision == "tf32" and not has_tf32():
-            self.progress.print_line(
-                "training.precision=tf32 changes nothing here: no GPU has TF32, as NVIDIA's have since Ampere"
-            )
+            self.progress.print_line("training.precision=tf32 changes nothing here: no GPU has TF32 (Ampere or newer)")
 
     def _initialize_weights(self) -> None:
         run = self.training.init_from
@@ -244,9 +236,7 @@ class Trainer:
         self._files_written = True
         names = self.source.label_names
         if damaged := self.workers.call_on_chief(lambda: self.directory.write_run_files(names)):
-            self.progress.print_line(
-                f"metrics.jsonl: {damaged} damaged rows are left out; the checkpoints are unchanged"
-            )
+            self.progress.print_line(f"metrics.jsonl: {damaged} damaged rows are left out; checkpoints are unchanged")
 
     def train_to_last_step(self, stop: StopRequest) -> None:
         """Takes all remaining training steps; after a signal, saves the state and raises InterruptedRunError.

@@ -1,7 +1,5 @@
 """The state of a training, as checkpoints hold it: the model, the optimizer and counters."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

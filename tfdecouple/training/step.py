@@ -170,8 +170,7 @@ class TrainStep:
         rate = compute_learning_rate(training, state.updates)
         scale = tf.minimum(1.0, training.clip_norm / norm) if training.clip_norm else None
         self._strategy.run(
-            state.optimizer.apply_update,
-            args=(applied, total.gradients, total.moving, state.updates, rate, scale),
+            state.optimizer.apply_update, args=(applied, total.gradients, total.moving, state.updates, rate, scale)
         )
         result = StepResult(
             bits_per_dim=state.model.nats_to_bits_per_dim(loss),

@@ -1,7 +1,5 @@
 """The run folder of a training: checks before the training, the lock, resumption, and the log."""
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import os
@@ -101,9 +99,8 @@ class TrainingFolder(RunFolder):
         try:
             self._lock.acquire()
         except Timeout as error:
-            raise RunError(
-                f"another program is training in {self.path}; wait for it or choose another --workdir"
-            ) from error
+            text = f"another program is training in {self.path}; wait for it or choose another --workdir"
+            raise RunError(text) from error
 
     def require_label_names(self, names: Sequence[str]) -> None:
         """Raises RunError if `names`, the label names of the images, differ from the names in the run folder."""
@@ -139,10 +136,8 @@ class TrainingFolder(RunFolder):
                     self.checkpoints.remove_checkpoint(kind, newer)
             return messages
         if messages:
-            raise RunError(
-                f"no checkpoint in {self.checkpoints.path} can be read: {messages[-1]}; "
-                "move the folder away to start again"
-            )
+            problem = f"no checkpoint in {self.checkpoints.path} can be read: {messages[-1]}"
+            raise RunError(f"{problem}; move the folder away to start again")
         return messages
 
     def read_finished_summary(self) -> dict[str, Any] | None:
@@ -179,9 +174,7 @@ class TrainingFolder(RunFolder):
             for name in ("model.classes", "model.class_probabilities", *(["model.prior"] * model.has_class_codes)):
                 changed.pop(name, None)
         if changed:
-            listed = "; ".join(
-                f"{name} is {there!r} there and {here!r} here" for name, (there, here) in changed.items()
-            )
+            listed = "; ".join(f"{name} is {its!r} there and {ours!r} here" for name, (its, ours) in changed.items())
             presets = [name for name in preset_names() if load_preset(name).model == other.model]
             remedy = f"--preset {presets[0]}" if presets else f"--config {folder.path / CONFIG}"
             raise ConfigError(f"--init-from {run} has another architecture, that of {remedy}: {listed}")
@@ -215,10 +208,6 @@ class TrainingFolder(RunFolder):
         if overwrite or step not in self.checkpoints.list_checkpoint_steps():
             self.log.flush()
             self.checkpoints.write_checkpoint("step", step, state.group_checkpoint_variables())
-
-    def save_best_weights(self, state: TrainingState, step: int) -> None:
-        """Saves the current weights of `state`'s model, after `step` training steps, as the best weights of the run."""
-        self.write_best_weights(state.group_checkpoint_variables()["model"], step)
 
     def load_best_weights(self, state: TrainingState) -> None:
         """Loads the run's best weights into the model, or its newest readable weights if the best are damaged."""

@@ -1,7 +1,5 @@
 """The workers (processes) and devices that train together: the cluster, the strategy, and calls across workers."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import itertools
@@ -145,9 +143,8 @@ def _make_cluster_strategy(cluster: Cluster, devices: int | None) -> tf.distribu
         num_accelerators={"GPU": len(gpus)},
         rpc_layer="grpc",
     )
-    options = tf.distribute.experimental.CommunicationOptions(
-        implementation=_Communication.AUTO if gpus else _Communication.RING
-    )
+    implementation = _Communication.AUTO if gpus else _Communication.RING
+    options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
     with worker_timeout(_MOST_SILENCE):
         return tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
 

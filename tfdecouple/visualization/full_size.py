@@ -6,8 +6,6 @@ in Chen et al., "Bilateral guided upsampling", 2016) describes the change by an 
 of the small copy. The maps are interpolated and applied to the pixels of the photograph.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import io

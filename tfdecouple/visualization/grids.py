@@ -6,8 +6,6 @@ labels of the images, `[n]`, or two arrays for pairs of images, or None for a mo
 callback that receives the count of finished images.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 

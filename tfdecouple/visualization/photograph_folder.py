@@ -1,7 +1,5 @@
 """A function that decodes all photographs of a folder with z of one reference, and writes them at their own size."""
 
-from __future__ import annotations
-
 import pathlib
 from typing import Any, NamedTuple
 
@@ -12,7 +10,7 @@ from tfdecouple.data.image_folder import list_image_files
 from tfdecouple.errors import DataError, UserError, make_printable
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.any_size import compute_size_multiple
-from tfdecouple.model.interpolation import interpolate_codes
+from tfdecouple.model.codes import interpolate_codes
 from tfdecouple.runs.opened_run import hash_weights
 from tfdecouple.runtime.progress import Counter
 from tfdecouple.storage.files import hash_file, read_json, write_bytes, write_json

@@ -1,7 +1,5 @@
 """The pictures that a training run saves at each evaluation: grids of validation images and of samples."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

@@ -1,7 +1,5 @@
 """Functions that plot training curves, codes projected to two dimensions, histograms and confusion matrices."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -125,11 +123,7 @@ def project_by_t_sne(codes: np.ndarray, seed: int) -> np.ndarray:
 
 
 def plot_projection(
-    points: np.ndarray,
-    labels: np.ndarray,
-    names: Sequence[str],
-    axis_names: Sequence[str],
-    title: str,
+    points: np.ndarray, labels: np.ndarray, names: Sequence[str], axis_names: Sequence[str], title: str
 ) -> Figure:
     """Plots points in two dimensions, `[n, 2]`, coloured by label; returns the matplotlib figure.
 
