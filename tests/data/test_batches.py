@@ -17,16 +17,8 @@ from helpers.numbered import (
 )
 from helpers.runs import run_config
 
+from tfdecouple import data
 from tfdecouple.config import DataConfig
-from tfdecouple.data import (
-    count_epoch_steps,
-    load_images,
-    make_evaluation_batches,
-    make_training_batches,
-    open_source,
-    read_chosen_batches,
-    slice_for_replicas,
-)
 from tfdecouple.data.batches import augment_image
 from tfdecouple.data.splits import Split
 from tfdecouple.errors import DataError
@@ -42,7 +34,7 @@ class TestTrainingOrder:
             assert_same(take_batches(source, AUGMENTED, 15 - step, start_step=step), unbroken[step:])
 
     def test_training_epochs_differ_in_order_and_repeat_no_image(self, source):
-        assert count_epoch_steps(source, 4) == 6
+        assert data.count_epoch_steps(source, 4) == 6
         batches = take_batches(source, PLAIN, 36)
         epochs = [read_numbers(batches[6 * epoch : 6 * epoch + 6]) for epoch in range(6)]
         assert all(len(set(epoch)) == len(epoch) == 24 for epoch in epochs)
@@ -83,8 +75,8 @@ def test_order_of_images_for_a_seed_never_changes():
 class TestEvaluation:
     @pytest.mark.parametrize("batch_size", [4, 26, 40])
     def test_evaluation_batches_have_each_image_once_and_padding_of_weight_0(self, source, batch_size):
-        wanted, labels = load_images(source, "train", TRAINING_IMAGES)
-        batches = list(make_evaluation_batches(source, "train", batch_size=batch_size).as_numpy_iterator())
+        wanted, labels = data.load_images(source, "train", TRAINING_IMAGES)
+        batches = list(data.make_evaluation_batches(source, "train", batch_size=batch_size).as_numpy_iterator())
         assert len(batches) == -(-TRAINING_IMAGES // batch_size)
         joined = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
         for batch in batches:
@@ -97,29 +89,29 @@ class TestEvaluation:
         np.testing.assert_array_equal(joined["image"][:TRAINING_IMAGES], wanted)
         np.testing.assert_array_equal(joined["label"][:TRAINING_IMAGES], labels)
         assert not joined["image"][TRAINING_IMAGES:].any()
-        limited = make_evaluation_batches(source, "train", batch_size=batch_size, limit=7).as_numpy_iterator()
+        limited = data.make_evaluation_batches(source, "train", batch_size=batch_size, limit=7).as_numpy_iterator()
         assert np.concatenate([batch["index"][batch["weight"] > 0] for batch in limited]).tolist() == list(range(7))
 
 
 class TestChosenBatches:
     def test_chosen_images_are_read_in_ascending_order(self, source):
-        images, labels = load_images(source, "train", TRAINING_IMAGES)
-        batches = list(read_chosen_batches(source, "train", np.array([9, 2, 5, 2]), batch_size=2))
+        images, labels = data.load_images(source, "train", TRAINING_IMAGES)
+        batches = list(data.read_chosen_batches(source, "train", np.array([9, 2, 5, 2]), batch_size=2))
         assert [batch["index"].tolist() for batch in batches] == [[2, 5], [9]]
         np.testing.assert_array_equal(np.concatenate([batch["image"] for batch in batches]), images[[2, 5, 9]])
         np.testing.assert_array_equal(np.concatenate([batch["label"] for batch in batches]), labels[[2, 5, 9]])
-        assert list(read_chosen_batches(source, "train", np.zeros(0), batch_size=2)) == []
+        assert list(data.read_chosen_batches(source, "train", np.zeros(0), batch_size=2)) == []
         with pytest.raises(DataError, match=f"there is no image {TRAINING_IMAGES} in train"):
-            list(read_chosen_batches(source, "train", np.array([0, TRAINING_IMAGES]), batch_size=2))
+            list(data.read_chosen_batches(source, "train", np.array([0, TRAINING_IMAGES]), batch_size=2))
 
 
 def test_impossible_requests_of_images_are_refused():
     source = make_memory_source(numbered_images(26))
-    assert "27, but numbers has 26 training images" in one_line_error(lambda: count_epoch_steps(source, 27))
-    assert "no split 'tset'; use one of train" in one_line_error(lambda: load_images(source, "tset", 1))
-    assert "numbers has 26 of them in train" in one_line_error(lambda: load_images(source, "train", 30))
+    assert "27, but numbers has 26 training images" in one_line_error(lambda: data.count_epoch_steps(source, 27))
+    assert "no split 'tset'; use one of train" in one_line_error(lambda: data.load_images(source, "tset", 1))
+    assert "numbers has 26 of them in train" in one_line_error(lambda: data.load_images(source, "train", 30))
     config = DataConfig(pad_and_crop=SIZE)
-    message = one_line_error(lambda: make_training_batches(source, config, batch_size=2, seed=1))
+    message = one_line_error(lambda: data.make_training_batches(source, config, batch_size=2, seed=1))
     assert "pad_and_crop is 8; it must be below the shorter side of the images, 8" in message
 
 
@@ -166,7 +158,7 @@ def test_augmentation_differs_between_images_and_epochs():
 
 @pytest.fixture(scope="module")
 def folder_source(image_folder):
-    return open_source(run_config(image_folder).data, (8, 8, 3))
+    return data.open_source(run_config(image_folder).data, (8, 8, 3))
 
 
 def contexts(pipelines, replicas):
@@ -182,12 +174,12 @@ def test_slices_of_all_workers_in_order_are_the_training_batch(
     options = {"batch_size": 8, "seed": 3, "start_step": start_step}
     config = run_config(image_folder).data
     # Two batches an epoch: four steps cross its border.
-    whole = list(make_training_batches(folder_source, config, **options).take(4).as_numpy_iterator())
+    whole = list(data.make_training_batches(folder_source, config, **options).take(4).as_numpy_iterator())
     options["micro_batches"] = micro_batches
     local = replicas // pipelines
     shares = [
         list(
-            make_training_batches(folder_source, config, **options, context=context)
+            data.make_training_batches(folder_source, config, **options, context=context)
             .take(4 * micro_batches * local)
             .as_numpy_iterator()
         )
@@ -204,10 +196,10 @@ def test_slices_of_all_workers_in_order_are_the_training_batch(
 
 @pytest.mark.parametrize(("pipelines", "replicas"), [(1, 2), (2, 4)])
 def test_evaluation_of_several_workers_counts_each_image_once(folder_source, pipelines, replicas):
-    batches = make_evaluation_batches(folder_source, "train", batch_size=8)
+    batches = data.make_evaluation_batches(folder_source, "train", batch_size=8)
     counted = []
     for context in contexts(pipelines, replicas):
-        for piece in slice_for_replicas(batches, context).as_numpy_iterator():
+        for piece in data.slice_for_replicas(batches, context).as_numpy_iterator():
             assert len(piece["weight"]) == 8 // replicas
             counted += [int(index) for index, weight in zip(piece["index"], piece["weight"], strict=True) if weight]
     assert sorted(counted) == list(range(20))
