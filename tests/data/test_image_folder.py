@@ -14,21 +14,15 @@ from helpers.numbered import (
     write_images,
 )
 
+from tfdecouple import data
 from tfdecouple.config import DataConfig
-from tfdecouple.data import (
-    load_images,
-    make_evaluation_batches,
-    make_training_batches,
-    open_source,
-    read_chosen_batches,
-)
 from tfdecouple.data.image_folder import ImageFile, split_files_by_hash
 
 
 class TestFolder:
     @staticmethod
     def _open(folder, size=SIZE, **options):
-        return open_source(DataConfig(source=f"folder:{folder}", **options), (size, size, 3))
+        return data.open_source(DataConfig(source=f"folder:{folder}", **options), (size, size, 3))
 
     @staticmethod
     def _files(count, prefix=""):
@@ -39,11 +33,11 @@ class TestFolder:
         assert source.sizes == {"train": 26, "validation": 3, "test": 4}
         assert source.label_names == ("high", "low")
         assert source.descriptions == {"train": "train/", "validation": "val/", "test": "test/"}
-        images, labels = load_images(source, "train", 26)
+        images, labels = data.load_images(source, "train", 26)
         # "high" comes first by name and holds the images from 13 on.
         np.testing.assert_array_equal(images, np.roll(numbered_images(26), -13, axis=0))
         np.testing.assert_array_equal(labels, [0] * 13 + [1] * 13)
-        np.testing.assert_array_equal(load_images(source, "test", 4)[1], [-1] * 4)
+        np.testing.assert_array_equal(data.load_images(source, "test", 4)[1], [-1] * 4)
 
     def test_images_directly_in_the_folder_have_no_labels(self, tmp_path):
         write_images(tmp_path, numbered_images(10))
@@ -51,7 +45,7 @@ class TestFolder:
         (tmp_path / "._000.png").write_bytes(b"nor is this")
         source = self._open(tmp_path)
         assert sum(source.sizes.values()) == 10 and source.label_names == ()
-        assert (load_images(source, "train", source.sizes["train"])[1] == -1).all()
+        assert (data.load_images(source, "train", source.sizes["train"])[1] == -1).all()
 
     def test_split_of_a_file_name_never_changes(self):
         parts = split_files_by_hash(self._files(40))
@@ -72,8 +66,8 @@ class TestFolder:
         source = self._open(tmp_path)
         assert source.sizes["test"] == 7 and source.sizes["validation"] >= 1
         assert source.sizes["train"] + source.sizes["validation"] == 60
-        kept = load_images(source, "train", source.sizes["train"])[0][:, 0, 0, 0]
-        held_out = load_images(source, "validation", source.sizes["validation"])[0][:, 0, 0, 0]
+        kept = data.load_images(source, "train", source.sizes["train"])[0][:, 0, 0, 0]
+        held_out = data.load_images(source, "validation", source.sizes["validation"])[0][:, 0, 0, 0]
         assert sorted([*kept, *held_out]) == list(range(60))
         assert "without validation" in source.descriptions["train"]
 
@@ -109,7 +103,7 @@ class TestFolder:
     def test_bad_image_of_a_small_folder_is_skipped_on_request(self, damaged):
         source = self._open(damaged, on_bad_image="skip")
         assert source.skipped == 2 and source.sizes["train"] == 8
-        assert load_images(source, "train", 8)[0][:, 0, 0, 0].tolist() == [0, 1, 2, 4, 5, 6, 8, 9]
+        assert data.load_images(source, "train", 8)[0][:, 0, 0, 0].tolist() == [0, 1, 2, 4, 5, 6, 8, 9]
 
     def test_bad_image_of_a_large_folder_is_named_when_read(self, damaged):
         source = self._open(damaged, cache_gib=0)
@@ -117,11 +111,11 @@ class TestFolder:
 
         def train():
             with source.guard():
-                list(make_training_batches(source, PLAIN, batch_size=5, seed=0).take(2))
+                list(data.make_training_batches(source, PLAIN, batch_size=5, seed=0).take(2))
 
         message = one_line_error(train)
         assert "003.png" in message or "007.png" in message
-        assert "003.png" in one_line_error(lambda: load_images(source, "train", 5))
+        assert "003.png" in one_line_error(lambda: data.load_images(source, "train", 5))
 
     def test_bad_image_of_a_large_folder_is_replaced_in_training_and_left_out_of_evaluation(self, damaged):
         source = self._open(damaged, cache_gib=0, on_bad_image="skip")
@@ -132,12 +126,12 @@ class TestFolder:
         for epoch in (batches[:2], batches[2:]):
             assert sorted(read_numbers(epoch)) == [0, 1, 2, 4, 4, 5, 6, 8, 8, 9]
         assert_same(take_batches(source, PLAIN, 1, start_step=3, batch_size=5), batches[3:])
-        weighed = list(make_evaluation_batches(source, "train", batch_size=3).as_numpy_iterator())
+        weighed = list(data.make_evaluation_batches(source, "train", batch_size=3).as_numpy_iterator())
         indices = [int(i) for batch in weighed for i, w in zip(batch["index"], batch["weight"], strict=True) if w]
         assert indices == [0, 1, 2, 4, 5, 6, 8, 9] and source.skipped == 2
-        assert load_images(source, "train", 8)[0][:, 0, 0, 0].tolist() == indices
-        assert load_images(source, "train", 10, at_most=True)[0][:, 0, 0, 0].tolist() == indices
-        assert "has 8 of them" in one_line_error(lambda: load_images(source, "train", 10))
+        assert data.load_images(source, "train", 8)[0][:, 0, 0, 0].tolist() == indices
+        assert data.load_images(source, "train", 10, at_most=True)[0][:, 0, 0, 0].tolist() == indices
+        assert "has 8 of them" in one_line_error(lambda: data.load_images(source, "train", 10))
 
     def test_folder_without_a_readable_image_is_refused(self, damaged):
         for path in (damaged / "train").iterdir():
@@ -154,9 +148,9 @@ class TestFolder:
     def test_guard_names_only_the_image_that_caused_the_error(self, damaged):
         source = self._open(damaged, cache_gib=0)
         assert "007.png" in one_line_error(
-            lambda: list(read_chosen_batches(source, "train", np.array([7]), batch_size=2))
+            lambda: list(data.read_chosen_batches(source, "train", np.array([7]), batch_size=2))
         )
         # Bad images are known by now, but have no part in this error.
         with pytest.raises(tf.errors.InvalidArgumentError), source.guard():
             tf.debugging.assert_equal(1, 2)
-        assert "003.png" in one_line_error(lambda: load_images(source, "train", 4))
+        assert "003.png" in one_line_error(lambda: data.load_images(source, "train", 4))
