@@ -12,17 +12,8 @@ import tensorflow as tf
 
 from helpers.models import TINY, give_effect, jacobian_log_det
 from helpers.variants import STAGES, VARIANTS
+from tfdecouple import layers
 from tfdecouple.config import STEP_LAYERS
-from tfdecouple.layers import (
-    ActNorm,
-    ColourMap,
-    ConditionalWhitening,
-    Coupling,
-    InvertibleConv1x1,
-    InvertibleLinear,
-    Sigmoid,
-    Squeeze,
-)
 from tfdecouple.networks.dequantizer import DequantizingFlow
 from tfdecouple.networks.flow import FactorOut, Flow, FlowStep
 from tfdecouple.networks.prior import PriorFlow, PriorStep
@@ -58,15 +49,18 @@ class Case(NamedTuple):
 def couplings():
     for (pattern, part), scale in itertools.product(PATTERNS, SCALES):
         name, options = f"coupling-{pattern}-{part}-{scale}", {"pattern": pattern, "part": part, **SCALES[scale]}
-        yield f"{name}-image", Case(functools.partial(Coupling, 4, **options), (2, 2, 6))
-        yield f"{name}-image-z", Case(functools.partial(Coupling, 4, CONDITION, **options), (2, 2, 6), (CONDITION,))
-        yield f"{name}-vector", Case(functools.partial(Coupling, 4, **options), (6,))
+        yield f"{name}-image", Case(functools.partial(layers.Coupling, 4, **options), (2, 2, 6))
+        yield (
+            f"{name}-image-z",
+            Case(functools.partial(layers.Coupling, 4, CONDITION, **options), (2, 2, 6), (CONDITION,)),
+        )
+        yield f"{name}-vector", Case(functools.partial(layers.Coupling, 4, **options), (6,))
     for pattern, part in PATTERNS:
-        make = functools.partial(Coupling, 4, CONDITION, pattern=pattern, part=part)
+        make = functools.partial(layers.Coupling, 4, CONDITION, pattern=pattern, part=part)
         yield f"coupling-{pattern}-{part}-odd", Case(make, (2, 2, 5), (CONDITION,))
     yield (
         "coupling-one-of-four",
-        Case(functools.partial(Coupling, 4, CONDITION, transformed=1), (2, 2, 4), (CONDITION,)),
+        Case(functools.partial(layers.Coupling, 4, CONDITION, transformed=1), (2, 2, 4), (CONDITION,)),
     )
 
 
@@ -117,16 +111,16 @@ BLOCKS = {
     },
 }
 CASES = {
-    "actnorm-image": Case(ActNorm, (3, 2, 3)),
-    "actnorm-vector": Case(ActNorm, (5,)),
-    "conv1x1": Case(InvertibleConv1x1, (3, 2, 4)),
-    "linear": Case(InvertibleLinear, (5,)),
-    "squeeze": Case(Squeeze, (4, 2, 3)),
-    "sigmoid": Case(Sigmoid, (2, 2, 3)),
-    "whitening-image": Case(functools.partial(ConditionalWhitening, 5, CONDITION), (2, 2, 3), Z),
-    "whitening-vector": Case(functools.partial(ConditionalWhitening, 5, CONDITION), (5,), Z),
-    "colour-map": Case(functools.partial(ColourMap, CONDITION), (2, 2, 3), Z),
-    "coupling-map": Case(functools.partial(Coupling, **OPTIONS), (2, 3, 4), (2, 3, CONDITION)),
+    "actnorm-image": Case(layers.ActNorm, (3, 2, 3)),
+    "actnorm-vector": Case(layers.ActNorm, (5,)),
+    "conv1x1": Case(layers.InvertibleConv1x1, (3, 2, 4)),
+    "linear": Case(layers.InvertibleLinear, (5,)),
+    "squeeze": Case(layers.Squeeze, (4, 2, 3)),
+    "sigmoid": Case(layers.Sigmoid, (2, 2, 3)),
+    "whitening-image": Case(functools.partial(layers.ConditionalWhitening, 5, CONDITION), (2, 2, 3), Z),
+    "whitening-vector": Case(functools.partial(layers.ConditionalWhitening, 5, CONDITION), (5,), Z),
+    "colour-map": Case(functools.partial(layers.ColourMap, CONDITION), (2, 2, 3), Z),
+    "coupling-map": Case(functools.partial(layers.Coupling, **OPTIONS), (2, 3, 4), (2, 3, CONDITION)),
     **{f"step-layer-{name}": Case(pkgutil.resolve_name(place), (3, 2, 3)) for name, place in STEP_LAYERS.items()},
     **dict(couplings()),
     **BLOCKS,
