@@ -4,6 +4,8 @@ import fcntl
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -20,6 +22,16 @@ SHARED = "TFDECOUPLE_MADE_ONCE"
 def user_environment():
     """Returns {name: value} of the environment without `TF_CPP_MIN_LOG_LEVEL`, so TensorFlow logs as for a user."""
     return {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+
+
+def run_python(*arguments, folder=ROOT, **variables):
+    """Runs Python in a folder, as a user would; returns a `CompletedProcess` with texts.
+
+    `variables` are added to the environment; those that are None are removed.
+    """
+    environment = {name: value for name, value in {**user_environment(), **variables}.items() if value is not None}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
