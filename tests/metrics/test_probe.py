@@ -13,15 +13,6 @@ from helpers.refusals import message_of
 from tfdecouple.data import read_chosen_batches
 from tfdecouple.errors import DataError, NotInitializedError
 from tfdecouple.metrics import classification
-from tfdecouple.metrics.classification import (
-    CLASSIFIERS,
-    STRENGTHS,
-    FittedClassifier,
-    LinearProbe,
-    fit_classifier,
-    fit_pca,
-    make_classifier,
-)
 from tfdecouple.metrics.drawn_images import draw_image_indices
 from tfdecouple.metrics.metric import Estimate
 from tfdecouple.model import DecoupledModel
@@ -39,7 +30,7 @@ def coloured_images(count, seed=0):
 
 
 def probe_result(model, source, train=120, test=60, **options):
-    return compute_metric(LinearProbe, model, source, probe_images=train, images=test, **options)
+    return compute_metric(classification.LinearProbe, model, source, probe_images=train, images=test, **options)
 
 
 def accuracies(result):
@@ -82,37 +73,37 @@ def fitted(monkeypatch):
 
     def fit(kind, features, *_):
         seen.append(features.copy())
-        return FittedClassifier(FirstClass(), 1.0, 0.5, [[1.0, 0.5]], True)
+        return classification.FittedClassifier(FirstClass(), 1.0, 0.5, [[1.0, 0.5]], True)
 
     monkeypatch.setattr(classification, "fit_classifier", fit)
     return seen
 
 
-@pytest.mark.parametrize("kind", CLASSIFIERS)
+@pytest.mark.parametrize("kind", classification.CLASSIFIERS)
 def test_classifier_has_the_best_c_on_the_last_fifth_and_is_fitted_to_all_images(kind, monkeypatch):
     # Many noisy features: a weak classifier is best, and C matters.
-    monkeypatch.setattr(classification, "STRENGTHS", STRENGTHS[:5])
+    monkeypatch.setattr(classification, "STRENGTHS", classification.STRENGTHS[:5])
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 200)
     features = rng.standard_normal((200, 300)).astype(np.float32)
     features[:, :10] += 0.6 * (2 * labels[:, None] - 1)
-    fitted = fit_classifier(kind, features, labels)
+    fitted = classification.fit_classifier(kind, features, labels)
     for strength, accuracy in fitted.tried:
-        expected = make_classifier(kind).set_params(C=strength).fit(features[:160], labels[:160])
+        expected = classification.make_classifier(kind).set_params(C=strength).fit(features[:160], labels[:160])
         assert accuracy == pytest.approx(expected.score(features[160:], labels[160:]), abs=0.026)
     shares = [accuracy for _, accuracy in fitted.tried]
     assert fitted.held_out_accuracy == max(shares) > min(shares)
     assert fitted.strength == fitted.tried[shares.index(max(shares))][0]
-    expected = make_classifier(kind).set_params(C=fitted.strength).fit(features, labels)
+    expected = classification.make_classifier(kind).set_params(C=fitted.strength).fit(features, labels)
     np.testing.assert_array_equal(fitted.classifier.coef_, expected.coef_)
     monkeypatch.setattr(classification, "MAX_ITERATIONS", 1)
-    assert not fit_classifier(kind, features, labels).converged
+    assert not classification.fit_classifier(kind, features, labels).converged
 
 
 def test_pca_of_few_images_has_no_component_of_rounding_errors():
     for features in (30, 5000):
         values = np.random.default_rng(0).standard_normal((20, features)).astype(np.float32)
-        pca = fit_pca(values, 64, seed=0)
+        pca = classification.fit_pca(values, 64, seed=0)
         assert len(pca.components_) == 19 and pca.explained_variance_.min() > 1e-3
         assert pca.transform(values).dtype == np.float32
 
@@ -207,7 +198,7 @@ class TestLinearProbe:
     ):
         monkeypatch.setattr(classification, "IMAGES", most)
         monkeypatch.setattr(classification, "VALUES", values)
-        report = compute_metric(LinearProbe, tiny_model, source, **options).values
+        report = compute_metric(classification.LinearProbe, tiny_model, source, **options).values
         assert (report["train_images"], report["test_images"]) == (train, test)
 
 
@@ -222,5 +213,7 @@ class TestLinearProbe:
 )
 def test_images_that_allow_no_classifier_are_refused_in_one_line(tiny_model, make_source, train, test, parts):
     source = make_source((random_images(len(train)), train), (random_images(9), test))
-    message = message_of(DataError, lambda: compute_metric(LinearProbe, tiny_model, source, probe_images=len(train)))
+    message = message_of(
+        DataError, lambda: compute_metric(classification.LinearProbe, tiny_model, source, probe_images=len(train))
+    )
     assert all(part in message for part in parts), message
