@@ -2,14 +2,12 @@
 
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from helpers.documents import list_commands, split_code, split_command
 from helpers.models import random_images
-from helpers.places import DATA, ROOT, user_environment
+from helpers.places import DATA, ROOT, run_python
 from PIL import Image
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
@@ -54,9 +52,9 @@ def checkout(tmp_path_factory):
     return folder
 
 
-def run(command, folder):
-    ended = subprocess.run(command, cwd=folder, env=user_environment(), capture_output=True, text=True)
-    assert ended.returncode == 0, f"{command}\n{ended.stderr}"
+def run(*arguments, folder=ROOT):
+    ended = run_python(*arguments, folder=folder)
+    assert ended.returncode == 0, f"{arguments}\n{ended.stderr}"
     return ended.stdout
 
 
@@ -75,7 +73,7 @@ class TestReadme:
             key = " ".join(arguments)
             if key == "train.py":
                 arguments += [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
-            outputs[key] = run([sys.executable, *arguments], checkout)
+            outputs[key] = run(*arguments, folder=checkout)
         assert len(outputs) == 4, list(outputs)
         assert (checkout / "runs" / "quickstart" / "images").is_dir() and "bits/dim" in outputs["train.py"]
         for run_name in ("quickstart", "imported"):
@@ -103,8 +101,8 @@ class TestReadme:
 
     def test_python_code_of_the_encoding_page_runs(self, tiny_run, tmp_path, monkeypatch):
         out = tmp_path / "codes"
-        command = [sys.executable, "-m", "tfdecouple", "encode", "--run", str(tiny_run), "--out", str(out), "--v"]
-        run([*command, "--format", "parquet", "--limit", "20"], ROOT)
+        options = ("--run", tiny_run, "--out", out, "--v", "--format", "parquet", "--limit", 20)
+        run("-m", "tfdecouple", "encode", *options)
         monkeypatch.chdir(tmp_path)
         blocks = python_blocks(ENCODING)
         assert len(blocks) == 2
