@@ -2,12 +2,10 @@
 
 import importlib.util
 import os
-import subprocess
-import sys
 
 import pytest
 import tensorflow as tf
-from helpers.places import PATIENCE, ROOT
+from helpers.places import run_python
 from helpers.refusals import message_of, refused
 
 from export.cli import main as export_main
@@ -30,9 +28,8 @@ def set_to(monkeypatch):
         monkeypatch.setattr(tf.config, name, lambda kind=None: settings["gpus"] if kind == "GPU" else [])
     monkeypatch.setattr(process, "_keep_memory", lambda: None)
     monkeypatch.setattr(process.gc, "set_threshold", lambda *_: None)
-    monkeypatch.setattr(
-        tf.config.experimental, "set_memory_growth", lambda gpu, on: settings["growth"].append((gpu, on))
-    )
+    growth = settings["growth"]
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda gpu, on: growth.append((gpu, on)))
     monkeypatch.setattr(tf.config.optimizer, "set_experimental_options", settings.update)
     for kind in ("intra", "inter"):
         name = f"{kind}_op_parallelism_threads"
@@ -88,9 +85,7 @@ class TestProcess:
         ("threads", "variable", "expected"),
         [(1, "", [1, 1, 1]), (2, "", [1, 2, 2]), (4, "0", [4, 4, 1]), (8, "3", [2, 6, 3])],
     )
-    def test_two_threads_get_a_shard_each_and_more_threads_share_one(
-        self, set_to, monkeypatch, threads, variable, expected
-    ):
+    def test_two_threads_get_a_shard_each_and_more_share_one(self, set_to, monkeypatch, threads, variable, expected):
         monkeypatch.setenv(process.SHARDS, variable)
         process.divide_cores(threads)
         assert [set_to["intra"], set_to["inter"], count_shards()] == expected
@@ -108,23 +103,17 @@ class TestProcess:
 
     @pytest.mark.usefixtures("forked")
     def test_program_uses_every_core_and_ends_without_garbage_collection(self):
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("TF_NUM_", "MALLOC_"))}
-        command = [sys.executable, "-c", PROGRAM]
-        done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=PATIENCE)
+        done = run_python(
+            "-c", PROGRAM, **{name: None for name in os.environ if name.startswith(("TF_NUM_", "MALLOC_"))}
+        )
         cores = len(os.sched_getaffinity(0))
         threads = cores // 2 if cores == 2 else cores
         assert (done.returncode, done.stdout, done.stderr) == (3, f"[{threads}, {cores}]\n", "")
 
     @pytest.mark.parametrize("users", [None, "0"])
     def test_import_switches_onednn_on_unless_the_user_set_it(self, users):
-        environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
-        if users is not None:
-            environment["TF_ENABLE_ONEDNN_OPTS"] = users
         program = "import os, tfdecouple; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
-        done = subprocess.run(
-            [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE
-        )
-        assert done.stdout == f"{users or 1}\n"
+        assert run_python("-c", program, TF_ENABLE_ONEDNN_OPTS=users).stdout == f"{users or 1}\n"
 
     def test_command_without_a_package_names_its_extra_before_it_begins(self, bare, capsys):
         line = refused(capsys, lambda: export_main(["--run", "runs/x", "--to", "y"]))
