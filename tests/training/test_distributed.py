@@ -4,14 +4,12 @@ import contextlib
 import io
 import json
 import signal
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from helpers.models import LEAST
-from helpers.places import PATIENCE, ROOT, user_environment
+from helpers.places import run_python
 from helpers.runs import assert_same_checkpoint, read_checkpoint, read_log, run_config
 from helpers.worker_pairs import WorkerProcesses, WorkerThreads
 
@@ -140,11 +138,8 @@ class TestTwoProcesses:
     ):
         # A program like the two: the last digits depend on how many threads an operation has.
         write_json(tmp_path / "config.json", run_config(image_folder, pictures=0).to_dict())
-        command = [sys.executable, "train.py", "--config", str(tmp_path / "config.json"), "--devices", "2"]
-        command += ["--workdir", str(tmp_path / "run")]
-        done = subprocess.run(
-            command, cwd=ROOT, env=user_environment(), capture_output=True, text=True, timeout=PATIENCE
-        )
+        options = ("--config", tmp_path / "config.json", "--devices", 2, "--workdir", tmp_path / "run")
+        done = run_python("train.py", *options)
         assert (done.returncode, done.stderr) == (0, "") and "2 CPUs" in done.stdout
         for step in (5, 10):
             assert_same_checkpoint(shared_run.folder, tmp_path / "run", f"step-{step:09d}")
