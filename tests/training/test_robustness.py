@@ -14,7 +14,7 @@ import time
 import pytest
 from helpers.forked import forked_programs
 from helpers.models import LEAST
-from helpers.places import PATIENCE, ROOT, user_environment
+from helpers.places import PATIENCE, ROOT, run_python, user_environment
 from helpers.runs import assert_same_checkpoint, read_log_without_timing, run_config
 
 from tfdecouple.storage.checkpoints import CheckpointFolder
@@ -26,11 +26,11 @@ pytestmark = pytest.mark.slow
 ENDLESS = {"steps": 100_000, "evaluate_every": 100_000}
 
 
-def command(config, run, beside=None):
-    """The command that trains a run; the config lies in a folder beside it."""
+def write_options(config, run, beside=None):
+    """Writes the config into a folder beside the run, and returns the options of `train.py`."""
     path = (beside or run.parent) / "program.json"
     write_json(path, config.to_dict())
-    return list(map(str, [sys.executable, "train.py", "--config", path, "--workdir", run]))
+    return ["--config", str(path), "--workdir", str(run)]
 
 
 class Program:
@@ -41,10 +41,9 @@ class Program:
         self.run = run
         self.files = [(beside / f"program.{name}").open("w+") for name in ("out", "err")]
         out, err = self.files
+        command = [sys.executable, "train.py", *write_options(config, run, beside)]
         with forked_programs():
-            self.process = subprocess.Popen(
-                command(config, run, beside), cwd=ROOT, env=user_environment(), stdout=out, stderr=err
-            )
+            self.process = subprocess.Popen(command, cwd=ROOT, env=user_environment(), stdout=out, stderr=err)
 
     def wait_for(self, condition):
         """Waits until `condition()` holds; False where the program ended before."""
@@ -108,8 +107,7 @@ def unbroken_run(config, tmp_path_factory):
     machine.
     """
     run = tmp_path_factory.mktemp("unbroken") / "run"
-    arguments = command(config, run)
-    done = subprocess.run(arguments, cwd=ROOT, env=user_environment(), capture_output=True, text=True)
+    done = run_python("train.py", *write_options(config, run))
     assert (done.returncode, done.stderr) == (0, "")
     return run
 
@@ -129,11 +127,8 @@ sys.exit(train_main(sys.argv[1:]))
 
 def killed_after_step_5(config, run):
     """Makes a run that was killed after step 5 of 10."""
-    _, _, *arguments = command(config, run)
     with forked_programs():
-        done = subprocess.run(
-            [sys.executable, "-c", KILLED, *arguments], cwd=ROOT, env=user_environment(), capture_output=True, text=True
-        )
+        done = run_python("-c", KILLED, *write_options(config, run))
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert CheckpointFolder(run / "checkpoints").list_checkpoint_steps() == [5] and not (run / "summary.json").exists()
     return run
