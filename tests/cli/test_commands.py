@@ -2,16 +2,16 @@
 
 import dataclasses
 import json
-import random
 import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.models import SMALL, give_effect, random_images, save_images
+from helpers.models import SMALL, random_images, save_images
 from helpers.refusals import message_of, refused
 from helpers.runs import run_config, write_run
+from helpers.variants import fresh
 from PIL import Image
 
 from tfdecouple import randomness
@@ -52,11 +52,9 @@ def model(finished_run):
 @pytest.fixture(scope="module")
 def run_without_z(image_folder, tmp_path_factory):
     """A run folder of a model without z, which sees 5 bits of each colour."""
-    random.seed(0)
-    model = DecoupledModel(dataclasses.replace(SMALL, conditioning="none", n_bits=5))
-    model.initialize(random_images(16))
-    folder = tmp_path_factory.mktemp("without") / "z"
-    return write_run(folder, give_effect(model), data=DataConfig(source=f"folder:{image_folder}"))
+    model = fresh(dataclasses.replace(SMALL, conditioning="none", n_bits=5))
+    data = DataConfig(source=f"folder:{image_folder}")
+    return write_run(tmp_path_factory.mktemp("without") / "z", model, data=data)
 
 
 class Shown:
@@ -182,14 +180,14 @@ class TestSwitch:
         assert Shown(tmp_path, "switch-any", rows=2, columns=4, group=(2, 2)).facts["count"] == 2
 
     def test_switch_writes_photographs_at_their_own_size(self, finished_run, model, tmp_path):
-        kinds = {
-            "a.jpg": (40, 30, "RGB"),
-            "b.png": (8, 8, "L"),
-            "more/a.png": (300, 10, "RGBA"),
-            "c.webp": (1, 1, "RGB"),
-        }
-        paths = [tmp_path / name for name in kinds]
-        for number, (path, (width, height, mode)) in enumerate(zip(paths, kinds.values(), strict=True)):
+        kinds = [
+            ("a.jpg", 40, 30, "RGB"),
+            ("b.png", 8, 8, "L"),
+            ("more/a.png", 300, 10, "RGBA"),
+            ("c.webp", 1, 1, "RGB"),
+        ]
+        paths = [tmp_path / name for name, *_ in kinds]
+        for number, (path, (_, width, height, mode)) in enumerate(zip(paths, kinds, strict=True)):
             path.parent.mkdir(exist_ok=True)
             pixels = np.random.default_rng(number).integers(0, 256, (height, width, 4), np.uint8)
             Image.fromarray(pixels, "RGBA").convert(mode).save(path)
@@ -275,9 +273,7 @@ class TestInterpolate:
 
 
 class TestNeighbours:
-    def test_neighbours_counts_samples_that_repeat_training_images(
-        self, finished_run, image_folder, model, tmp_path, monkeypatch
-    ):
+    def test_neighbours_counts_repeated_images(self, finished_run, image_folder, model, tmp_path, monkeypatch):
         images = files_of(image_folder, "train")
         repeated = images[[4, 17]]
         monkeypatch.setattr(DecoupledModel, "sample", lambda self, n, temperature, seed: tf.constant(repeated))

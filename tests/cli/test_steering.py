@@ -55,18 +55,22 @@ def found(run, coloured, tmp_path_factory, eager_file):
     return load_directions(run), pictures
 
 
+@pytest.fixture(scope="module")
+def train_codes(run, coloured, eager_file):
+    """The model's z of the training images, in the order of their paths, and whether each image is red."""
+    files = sorted((coloured / "train").rglob("*.png"))
+    images = np.stack([read_image(str(file), (8, 8, 3), 0) for file in files])
+    return load_model(run).posterior(images).mean().numpy(), np.array([file.parent.name == "red" for file in files])
+
+
 class TestDirections:
-    def test_directions_of_each_label_are_found_by_both_methods(self, found, run, coloured):
+    def test_directions_of_each_label_are_found_by_both_methods(self, found, run, train_codes):
         directions, _ = found
         assert directions.names == ["blue", "green", "red"] and len(directions) == 6
-        model = load_model(run)
-        assert directions.weights_sha256 == hash_weights(model)
-        files = sorted((coloured / "train").rglob("*.png"))
-        z = model.posterior(np.stack([read_image(str(file), (8, 8, 3), 0) for file in files])).mean().numpy()
-        is_red = np.array([file.parent.name == "red" for file in files])
-        np.testing.assert_allclose(
-            directions["red"].vector, is_red.std() * (z[is_red].mean(0) - z[~is_red].mean(0)), atol=1e-5
-        )
+        assert directions.weights_sha256 == hash_weights(load_model(run))
+        z, is_red = train_codes
+        expected = is_red.std() * (z[is_red].mean(0) - z[~is_red].mean(0))
+        np.testing.assert_allclose(directions["red"].vector, expected, atol=1e-5)
         for one in directions:
             figures = one.figures
             assert 0 <= figures["accuracy"] <= 1 and figures["split"] == "validation"
@@ -78,11 +82,8 @@ class TestDirections:
         names = {f"direction-{name}.{kind}" for name in ("red", "green", "blue") for kind in ("png", "json")}
         assert {path.name for path in pictures.iterdir()} == names
         facts = json.loads((pictures / "direction-red.json").read_text())
-        assert (
-            facts["amounts"] == [-1, 0, 1]
-            and facts["direction"] == "red"
-            and set(facts["found"]) == {MEANS, CLASSIFIER}
-        )
+        assert (facts["amounts"], facts["direction"]) == ([-1, 0, 1], "red")
+        assert set(facts["found"]) == {MEANS, CLASSIFIER}
 
     def test_directions_of_a_csv_file_join_earlier_directions(self, found, run, coloured, tmp_path, capsys):
         rows = ["file,brightness,is_red,nothing"]
@@ -100,17 +101,17 @@ class TestDirections:
         assert directions["brightness"].figures["kind"] == "number"
 
     def test_directions_refuses_wrong_labels_amounts_and_files(self, run, coloured, image_folder, tmp_path, capsys):
-        assert "directions need two or more" in refused(capsys, lambda: find(run, image_folder))
-        assert "'rde', which no image has; did you mean red" in refused(
-            capsys, lambda: find(run, coloured, "--labels", "rde")
-        )
-        assert "--amounts is x" in refused(capsys, lambda: find(run, coloured, "--amounts=1,x"))
-        assert "--split: invalid choice: 'train'" in refused(capsys, lambda: find(run, coloured, "--split", "train"))
+        def refuse(*more, folder=coloured):
+            return refused(capsys, lambda: find(run, folder, *more))
+
+        assert "directions need two or more" in refuse(folder=image_folder)
+        assert "'rde', which no image has; did you mean red" in refuse("--labels", "rde")
+        assert "--amounts is x" in refuse("--amounts=1,x")
+        assert "--split: invalid choice: 'train'" in refuse("--split", "train")
         (tmp_path / "others.csv").write_text("file,n\nx.png,1\n")
-        said = refused(capsys, lambda: find(run, coloured, "--attributes", tmp_path / "others.csv"))
-        assert "no row for any of 24 images of train" in said
-        both = ("--attributes", tmp_path / "others.csv", "--labels", "red")
-        assert "not allowed with argument --" in refused(capsys, lambda: find(run, coloured, *both))
+        attributes = ("--attributes", tmp_path / "others.csv")
+        assert "no row for any of 24 images of train" in refuse(*attributes)
+        assert "not allowed with argument --" in refuse(*attributes, "--labels", "red")
 
 
 class TestEdit:
@@ -150,11 +151,10 @@ class TestEdit:
         said = refused(capsys, lambda: command(*edit, "--method", "means"))
         assert "there is no direction 'more contrast' by the method means" in said
 
-    def test_default_amounts_are_within_a_standard_deviation_of_images(self, found, run, coloured, tmp_path):
-        directions, _ = found
-        files = sorted((coloured / "train").rglob("*.png"))
-        z = load_model(run).posterior(np.stack([read_image(str(file), (8, 8, 3), 0) for file in files])).mean().numpy()
-        arguments = ("--out", tmp_path, "--size", "model", "--direction", "red", files[0])
+    def test_default_amounts_are_within_a_deviation_of_images(self, found, run, coloured, train_codes, tmp_path):
+        (directions, _), (z, _) = found, train_codes
+        file = next((coloured / "train").rglob("*.png"))
+        arguments = ("--out", tmp_path, "--size", "model", "--direction", "red", file)
         assert command("edit", "--run", run, *arguments) == 0
         amounts = json.loads((tmp_path / "edit.json").read_text())["amounts"]
         assert len(amounts) > 2

@@ -124,12 +124,7 @@ def candidates(image, pad, flip):
 
 
 @pytest.mark.parametrize(
-    ("pad", "flip", "shape"),
-    [
-        (0, True, (SIZE, SIZE, 3)),
-        (2, True, (SIZE, 12, 1)),
-        (SIZE - 2, False, (SIZE, SIZE, 3)),
-    ],
+    ("pad", "flip", "shape"), [(0, True, (SIZE, SIZE, 3)), (2, True, (SIZE, 12, 1)), (SIZE - 2, False, (SIZE, SIZE, 3))]
 )
 def test_augmentation_gives_every_flip_and_crop_with_equal_frequency(pad, flip, shape):
     image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -149,9 +144,8 @@ def test_augmentation_gives_every_flip_and_crop_with_equal_frequency(pad, flip, 
 def test_augmentation_differs_between_images_and_epochs():
     source = make_memory_source(np.repeat(numbered_images(1), 12, axis=0))
     config = DataConfig(pad_and_crop=3)
-    epochs = [
-        np.concatenate([batch["image"] for batch in take_batches(source, config, 3, start_step=s)]) for s in (0, 3)
-    ]
+    batches = take_batches(source, config, 6)
+    epochs = [np.concatenate([batch["image"] for batch in epoch]) for epoch in (batches[:3], batches[3:])]
     assert len({picture.tobytes() for picture in epochs[0]}) > 3
     assert not np.array_equal(epochs[0], epochs[1])
 
@@ -166,25 +160,17 @@ def contexts(pipelines, replicas):
 
 
 @pytest.mark.parametrize(
-    ("pipelines", "replicas", "micro_batches", "start_step"), [(1, 2, 1, 3), (2, 2, 2, 1), (2, 4, 1, 0)]
+    ("pipelines", "replicas", "micro_batches", "start"), [(1, 2, 1, 3), (2, 2, 2, 1), (2, 4, 1, 0)]
 )
-def test_slices_of_all_workers_in_order_are_the_training_batch(
-    folder_source, image_folder, pipelines, replicas, micro_batches, start_step
-):
-    options = {"batch_size": 8, "seed": 3, "start_step": start_step}
-    config = run_config(image_folder).data
+def test_slices_of_all_workers_are_the_batch(folder_source, image_folder, pipelines, replicas, micro_batches, start):
+    options, config = {"batch_size": 8, "seed": 3, "start_step": start}, run_config(image_folder).data
     # Two batches an epoch: four steps cross its border.
     whole = list(data.make_training_batches(folder_source, config, **options).take(4).as_numpy_iterator())
     options["micro_batches"] = micro_batches
-    local = replicas // pipelines
-    shares = [
-        list(
-            data.make_training_batches(folder_source, config, **options, context=context)
-            .take(4 * micro_batches * local)
-            .as_numpy_iterator()
-        )
-        for context in contexts(pipelines, replicas)
-    ]
+    local, shares = replicas // pipelines, []
+    for context in contexts(pipelines, replicas):
+        share = data.make_training_batches(folder_source, config, **options, context=context)
+        shares.append(list(share.take(4 * micro_batches * local).as_numpy_iterator()))
     slices = [piece for part in range(4 * micro_batches) for share in shares for piece in share[part * local :][:local]]
     parts = replicas * micro_batches
     for step, batch in enumerate(whole):

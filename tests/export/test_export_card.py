@@ -57,9 +57,7 @@ EXACTNESS = [
 
 
 @pytest.mark.parametrize(("alpha", "n_bits", "formats", "promised", "said"), EXACTNESS)
-def test_card_promises_exactness_only_if_all_formats_returned_all_images(
-    alpha, n_bits, formats, promised, said
-) -> None:
+def test_card_promises_exactness_only_if_it_was_measured(alpha, n_bits, formats, promised, said) -> None:
     found = judge_exactness(alpha, n_bits, formats)
     assert found["promised"] is promised == ("Promised for" in found["meaning"]) and said in found["meaning"]
 
@@ -115,9 +113,8 @@ def test_text_of_the_card_states_the_model_and_its_calls(name) -> None:
 def test_card_names_a_folder_of_images_without_its_path() -> None:
     config = Config(data=DataConfig(source="folder:/home/somebody/photos"))
     assert hide_image_path("3 test images of images in /home/somebody/photos", config).endswith("of images in photos")
-    assert (
-        hide_image_path("TFDS cifar10", Config(data=DataConfig(source="cifar10", data_dir="/data"))) == "TFDS cifar10"
-    )
+    config = Config(data=DataConfig(source="cifar10", data_dir="/data"))
+    assert hide_image_path("TFDS cifar10", config) == "TFDS cifar10"
 
 
 class TestRights:

@@ -251,9 +251,8 @@ class TestAnswers:
     def test_part_runs_in_the_folder_and_the_runtime_of_its_name(self, copy, monkeypatch):
         shutil.copytree(copy / "savedmodel" / "1", copy / "savedmodel" / "2")
         edit_manifest(copy, lambda manifest: manifest["parts"].update({"savedmodel/2": manifest["parts"][PARTS[0]]}))
-        list_in_manifest(
-            copy, *(path.relative_to(copy).as_posix() for path in copy.glob("savedmodel/2/**/*") if path.is_file())
-        )
+        files = (path for path in copy.glob("savedmodel/2/**/*") if path.is_file())
+        list_in_manifest(copy, *(path.relative_to(copy).as_posix() for path in files))
         run = []
         monkeypatch.setattr(verify, "compare_in_process", lambda *given: run.append(given[:2]) or Report())
         assert list_problems(copy) == []

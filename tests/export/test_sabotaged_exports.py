@@ -134,9 +134,7 @@ class TestOnnx:
         assert problem.startswith(f"weight {file}.onnx: ") and f" and {counts[0] - 1} more has other numbers" in problem
 
     @pytest.mark.parametrize(("file", "change", "message"), EFFECTS)
-    def test_effect_of_one_change_of_an_onnx_file_is_found_without_digests(
-        self, onnx_problems, monkeypatch, file, change, message
-    ):
+    def test_effect_of_one_change_is_found_without_digests(self, onnx_problems, monkeypatch, file, change, message):
         monkeypatch.setattr(comparison, "_compare_weight_digests", lambda *_: [])
         problems = onnx_problems(file, change)
         assert any(problem.startswith(message) for problem in problems), problems
@@ -167,10 +165,8 @@ def variables(change):
         reader = tf.train.load_checkpoint(prefix)
         arrays = {key: reader.get_tensor(key) for key in sorted(reader.get_variable_to_dtype_map())}
         change(arrays)
-        tensors = [tf.convert_to_tensor(array) for array in arrays.values()]
-        tf.raw_ops.SaveV2(
-            prefix=prefix, tensor_names=list(arrays), shape_and_slices=[""] * len(arrays), tensors=tensors
-        )
+        tensors, whole = [tf.convert_to_tensor(array) for array in arrays.values()], [""] * len(arrays)
+        tf.raw_ops.SaveV2(prefix=prefix, tensor_names=list(arrays), shape_and_slices=whole, tensors=tensors)
 
     return sabotage
 
@@ -334,9 +330,7 @@ class TestProcess:
         err = refused("--format", "onnx", expected=EXIT_REFUSED)
         assert "the verification of onnx ended with status 1: " in err
 
-    def test_kill_of_the_verification_refuses_in_one_line_and_leaves_no_folder(
-        self, monkeypatch, built, tiny_run, tmp_path
-    ):
+    def test_kill_of_the_verification_refuses_and_leaves_no_folder(self, monkeypatch, built, tiny_run, tmp_path):
         # As the kernel does where memory runs out.
         (tmp_path / "sitecustomize.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
         monkeypatch.syspath_prepend(tmp_path)

@@ -30,6 +30,8 @@ from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.visualization.full_size import UserPhotograph, change_at_full_size
 
 EXAMPLE = ROOT / "examples" / "web"
+CHECKS = TESTS / "helpers" / "page_checks.mjs"
+NEEDS_NODE = pytest.mark.skipif(shutil.which("node") is None, reason="there is no node")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -44,26 +46,16 @@ def test_temperatures_of_the_slider_are_verified(exported):
     assert read_vectors(exported)["in/sample/temperature"].max() == np.float32(most)
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node")
-@pytest.mark.parametrize(
-    "check",
-    [
-        "exact_and_faster_card_takes_over",
-        "card_is_left_alone_unless_exact_and_faster",
-        "new_pictures_take_verdict_and_pictures_away",
-        "first_start_of_the_sampler_shows_progress",
-        "pictures_of_the_map_have_names",
-    ],
-)
+@NEEDS_NODE
+@pytest.mark.parametrize("check", re.findall(r"^  async (\w+)\(", CHECKS.read_text(encoding="utf-8"), re.MULTILINE))
 def test_the_modules_of_the_page_do_without_a_browser_what_they_should(check, tmp_path):
     folder = shutil.copytree(ROOT / "export" / "page", tmp_path / "page")
     (folder / "package.json").write_text('{"type": "module"}')
-    command = ["node", TESTS / "helpers" / "page_checks.mjs", folder, check]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run(["node", CHECKS, folder, check], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node")
+@NEEDS_NODE
 def test_the_page_changes_photographs_as_python_does(tmp_path):
     shutil.copyfile(ROOT / "export" / "page" / "guided_filter.js", tmp_path / "guided_filter.js")
     (tmp_path / "package.json").write_text('{"type": "module"}')

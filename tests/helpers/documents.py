@@ -180,9 +180,8 @@ def _check_stage(program: str, arguments: list[str], folder: pathlib.Path) -> No
         if extras := re.fullmatch(r"(?:\.|tfdecouple)\[([\w,-]+)\]", argument):
             setup = configparser.ConfigParser()
             setup.read(ROOT / "setup.cfg")
-            unknown = {name.replace("-", "_") for name in extras[1].split(",")} - {
-                name.replace("-", "_") for name in setup["options.extras_require"]
-            }
+            known = {name.replace("-", "_") for name in setup["options.extras_require"]}
+            unknown = {name.replace("-", "_") for name in extras[1].split(",")} - known
             assert not unknown, f"setup.cfg has no extra {unknown}"
     if program == "docker" and arguments[0] == "run" and "tfdecouple" in arguments:
         _check_tfdecouple(arguments[arguments.index("tfdecouple") + 1 :])

@@ -85,9 +85,7 @@ def copy_finished_files(patch, exported, opened, saved_model, vectors):
         "pipeline.make_test_vectors": lambda model, images, report: dict(vectors),
         "pipeline.digest_weights": lambda arrays: digests,
         "formats.onnx.build_onnx": lambda exported, endpoint, metadata: onnx.load(onnx_files / f"{endpoint.onnx}.onnx"),
-        "formats.saved_model.save_saved_model": lambda exported, chosen, folder, report: shutil.copytree(
-            saved_model, folder
-        ),
+        "formats.saved_model.save_saved_model": lambda *given: shutil.copytree(saved_model, given[2]),
         "formats.saved_model.write_warmup_requests": lambda folder, name, chosen: None,
     }
     _replace_slow_parts(patch, opened, **parts)

@@ -83,9 +83,8 @@ def run_graph(exported, build, inputs):
     """Builds a graph of folded networks by `build(Answers, {name: tensor})`, runs it, and returns its arrays."""
     arrays = exported.collect_arrays()
     with tf.Graph().as_default():
-        placed = {
-            name: tf.compat.v1.placeholder(array.dtype, [None, *array.shape[1:]]) for name, array in inputs.items()
-        }
+        specs = {name: (array.dtype, [None, *array.shape[1:]]) for name, array in inputs.items()}
+        placed = {name: tf.compat.v1.placeholder(*spec) for name, spec in specs.items()}
         outputs = build(exported.make_answers(lambda name: tf.constant(arrays[name])), placed)
         with tf.compat.v1.Session() as session:
             return session.run(outputs, {tensor: inputs[name] for name, tensor in placed.items()})
@@ -190,9 +189,8 @@ def get_onnx_model(name, endpoint):
 @functools.cache
 def open_onnx(name, endpoint):
     """Returns the `onnxruntime.InferenceSession` of an endpoint, such as "encode", of the model VARIANTS[name]."""
-    return onnxruntime.InferenceSession(
-        get_onnx_model(name, endpoint).SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    content = get_onnx_model(name, endpoint).SerializeToString()
+    return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
 
 def run_onnx(name, endpoint, **given):

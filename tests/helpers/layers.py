@@ -47,21 +47,16 @@ class Case(NamedTuple):
 
 
 def couplings():
+    alone, with_z = functools.partial(layers.Coupling, 4), functools.partial(layers.Coupling, 4, CONDITION)
     for (pattern, part), scale in itertools.product(PATTERNS, SCALES):
         name, options = f"coupling-{pattern}-{part}-{scale}", {"pattern": pattern, "part": part, **SCALES[scale]}
-        yield f"{name}-image", Case(functools.partial(layers.Coupling, 4, **options), (2, 2, 6))
-        yield (
-            f"{name}-image-z",
-            Case(functools.partial(layers.Coupling, 4, CONDITION, **options), (2, 2, 6), (CONDITION,)),
-        )
-        yield f"{name}-vector", Case(functools.partial(layers.Coupling, 4, **options), (6,))
+        yield f"{name}-image", Case(functools.partial(alone, **options), (2, 2, 6))
+        yield f"{name}-image-z", Case(functools.partial(with_z, **options), (2, 2, 6), (CONDITION,))
+        yield f"{name}-vector", Case(functools.partial(alone, **options), (6,))
     for pattern, part in PATTERNS:
-        make = functools.partial(layers.Coupling, 4, CONDITION, pattern=pattern, part=part)
+        make = functools.partial(with_z, pattern=pattern, part=part)
         yield f"coupling-{pattern}-{part}-odd", Case(make, (2, 2, 5), (CONDITION,))
-    yield (
-        "coupling-one-of-four",
-        Case(functools.partial(layers.Coupling, 4, CONDITION, transformed=1), (2, 2, 4), (CONDITION,)),
-    )
+    yield "coupling-one-of-four", Case(functools.partial(with_z, transformed=1), (2, 2, 4), (CONDITION,))
 
 
 Z, OPTIONS, ADDITIVE = (CONDITION,), {"hidden": 4, "condition_size": CONDITION}, {"hidden": 4, "transform": "additive"}
@@ -103,13 +98,10 @@ BLOCKS = {
     "prior-flow": Case(functools.partial(PriorFlow, 2, 5, alpha=0.6), (6,)),
     "dequantizing-flow": Case(functools.partial(DequantizingFlow, THREE_LEVELS), (4, 4, 3), (4, 4, 3)),
     "dequantizing-additive": Case(functools.partial(DequantizingFlow, _ADDITIVE_LEVELS), (4, 4, 3), (4, 4, 3)),
-    **{
-        f"flow-{name}": Case(
-            functools.partial(Flow, config), config.image_shape, (config.latent_dim,) if config.has_latent else None
-        )
-        for name, config in _FLOWS.items()
-    },
 }
+for _name, _config in _FLOWS.items():
+    _condition = (_config.latent_dim,) if _config.has_latent else None
+    BLOCKS[f"flow-{_name}"] = Case(functools.partial(Flow, _config), _config.image_shape, _condition)
 CASES = {
     "actnorm-image": Case(layers.ActNorm, (3, 2, 3)),
     "actnorm-vector": Case(layers.ActNorm, (5,)),

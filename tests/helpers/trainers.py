@@ -58,9 +58,8 @@ class Trainer:
             if model.has_classes:
                 examples = examples, np.arange(BATCH, dtype=np.int32) % model.classes
             size = BATCH // self.config.training.micro_batches
-            micro_batches = self.strategy.experimental_distribute_dataset(
-                tf.data.Dataset.from_tensor_slices(examples).batch(size)
-            )
+            batches = tf.data.Dataset.from_tensor_slices(examples).batch(size)
+            micro_batches = self.strategy.experimental_distribute_dataset(batches)
             result = self.step_function(list(micro_batches), self.steps)
             self.steps += 1
         return result.fetch_numbers()
