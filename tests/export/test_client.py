@@ -160,7 +160,7 @@ class TestOneLine:
         ],
         ids=["without z", "labels", "channels"],
     )
-    def test_switch_by_a_model_that_cannot_is_refused(self, refused, tmp_path, texts, channels, said):
+    def test_switch_is_refused_for_unsuitable_models(self, refused, tmp_path, texts, channels, said):
         write_onnx_models(tmp_path / "onnx", texts, **{**METADATA, "image_shape": f"[8, 8, {channels}]"})
         line = refused("a.png", "b.png", folder=tmp_path)
         assert said in line and line.endswith("; call Model in a program\n")

@@ -150,9 +150,7 @@ class TestResult:
         values = compute_frechet(tiny_model, source, extractor, 60, split).values
         images = np.concatenate([parts[name] for name in split.split("+")])
         both = [compute_mean_colours(features) for features in (images, parts["test"])]
-        moments = [
-            frechet.Moments(len(features), features.mean(0), np.cov(features, rowvar=False)) for features in both
-        ]
+        moments = [frechet.Moments(len(rows), rows.mean(0), np.cov(rows, rowvar=False)) for rows in both]
         assert values["images"] == len(images) and values["floor_split"] == "test"
         assert values["floor"] == pytest.approx(frechet.compute_frechet_distance(*moments), rel=1e-3)
 

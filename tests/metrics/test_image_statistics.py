@@ -19,11 +19,10 @@ class TestKnownImages:
         image = flat(0.0)
         image[..., 0], image[..., 2] = 0.8, 0.2
         np.testing.assert_allclose(statistics.compute_colour(image), [[0.8, 0.2]])
-        np.testing.assert_allclose(statistics.compute_brightness(image), [[0.299 * 0.8 + 0.114 * 0.2]])
         grey = 0.299 * 0.8 + 0.114 * 0.2
-        np.testing.assert_allclose(
-            statistics.compute_saturation(image), [[np.hypot(np.hypot(0.8 - grey, grey), 0.2 - grey)]]
-        )
+        np.testing.assert_allclose(statistics.compute_brightness(image), [[grey]])
+        saturation = np.linalg.norm([0.8 - grey, grey, 0.2 - grey])
+        np.testing.assert_allclose(statistics.compute_saturation(image), [[saturation]])
         halves = flat(0.0)
         halves[:, :4] = 1
         np.testing.assert_allclose(statistics.compute_contrast(halves), [[0.5]])

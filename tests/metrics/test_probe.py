@@ -186,20 +186,17 @@ class TestLinearProbe:
         assert set(np.unique(seen[0] % 32)) == {0}
 
     @pytest.mark.parametrize(
-        ("options", "most", "values", "train", "test"),
+        ("options", "values", "counts"),
         [
-            ({}, 10_000, 192 * 20, 20, 20),
-            ({"images": 3, "probe_images": 17}, 10_000, 2**26, 17, 3),
-            ({"images": 3}, 10_000, 2**26, 10, 3),
+            ({}, 192 * 20, (20, 20)),
+            ({"images": 3, "probe_images": 17}, 2**26, (17, 3)),
+            ({"images": 3}, 2**26, (10, 3)),
         ],
     )
-    def test_probe_uses_the_requested_numbers_of_images(
-        self, tiny_model, source, fitted, monkeypatch, options, most, values, train, test
-    ):
-        monkeypatch.setattr(classification, "IMAGES", most)
+    def test_probe_uses_the_requested_images(self, tiny_model, source, fitted, monkeypatch, options, values, counts):
         monkeypatch.setattr(classification, "VALUES", values)
         report = compute_metric(classification.LinearProbe, tiny_model, source, **options).values
-        assert (report["train_images"], report["test_images"]) == (train, test)
+        assert (report["train_images"], report["test_images"]) == counts
 
 
 @pytest.mark.parametrize(
@@ -213,7 +210,5 @@ class TestLinearProbe:
 )
 def test_images_that_allow_no_classifier_are_refused_in_one_line(tiny_model, make_source, train, test, parts):
     source = make_source((random_images(len(train)), train), (random_images(9), test))
-    message = message_of(
-        DataError, lambda: compute_metric(classification.LinearProbe, tiny_model, source, probe_images=len(train))
-    )
+    message = message_of(DataError, lambda: probe_result(tiny_model, source, len(train)))
     assert all(part in message for part in parts), message

@@ -28,20 +28,18 @@ from tfdecouple.config import Config, list_option_names, load_preset, override, 
 
 def in_documents(test):
     """Parametrises a test by the path and the text of each document."""
-    documents = [
-        pytest.param(path, path.read_text(encoding="utf-8"), id=str(path.relative_to(ROOT))) for path in DOCUMENTS
-    ]
-    return pytest.mark.parametrize(("path", "text"), documents)(test)
+    documents = [(path, path.read_text(encoding="utf-8")) for path in DOCUMENTS]
+    return pytest.mark.parametrize(
+        ("path", "text"), documents, ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS]
+    )(test)
 
 
 class TestDocument:
     @in_documents
     def test_programs_accept_the_commands_of_a_document(self, path, text):
-        blocks = [block for block in split_code(text) if block.language not in ("python", "json")]
-        commands = [
-            line for block in blocks for line in list_commands(block.text) if block.language or is_command(line)
-        ]
-        commands += [code for code in find_inline_code(text) if is_command(code)]
+        commands = [code for code in find_inline_code(text) if is_command(code)]
+        for block in (block for block in split_code(text) if block.language not in ("python", "json")):
+            commands += [line for line in list_commands(block.text) if block.language or is_command(line)]
         for line in commands:
             # `a|b` stands for two commands.
             choice = re.search(r"\b\w+(\|\w+)+\b", line)
@@ -50,11 +48,8 @@ class TestDocument:
                     check_command(line.replace(choice[0], word) if choice else line, path.parent)
                 except CommandError as error:
                     # The text may name a command without its options.
-                    if (
-                        "arguments are required" not in str(error)
-                        or line not in find_inline_code(text)
-                        or " --" in line
-                    ):
+                    is_named_only = line in find_inline_code(text) and " --" not in line
+                    if "arguments are required" not in str(error) or not is_named_only:
                         raise
 
     @pytest.mark.parametrize("name", preset_names())
@@ -119,9 +114,5 @@ class TestDocument:
                 elif isinstance(node, ast.Import):
                     for alias in node.names:
                         importlib.import_module(alias.name)
-                elif (
-                    isinstance(node, ast.Attribute)
-                    and isinstance(node.value, ast.Name)
-                    and node.value.id == "tfdecouple"
-                ):
+                elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "tfdecouple":
                     assert hasattr(tfdecouple, node.attr), block

@@ -23,6 +23,9 @@ def set_shards(monkeypatch):
     return lambda count: monkeypatch.setattr(run_mode, "count_shards", lambda: count)
 
 
+COMPILED = ["step-odd", "factor-out-additive", "prior-step-additive", "whitening-image", "sigmoid"]
+
+
 class Doubling(InvertibleLayer):
     """Twice the input plus the condition; notes the number of images in each part."""
 
@@ -81,9 +84,7 @@ class TestShardsAndXla:
         [(0.5, 1, [1] * 5), (2.9, 1, [2, 2, 1]), (3, 1, [3, 2]), (5, 1, [5]), (0.5, 2, [5])],
     )
     @pytest.mark.parametrize("has_condition", [False, True])
-    def test_images_run_in_parts_that_fit_into_the_cache_of_a_core(
-        self, monkeypatch, images, threads, expected, has_condition
-    ):
+    def test_parts_of_a_batch_fit_into_the_cache(self, monkeypatch, images, threads, expected, has_condition):
         monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: threads)
         monkeypatch.setattr(run_mode, "_CACHE_BYTES", int(images * 4 * 2 * 8 * 4))
         seen = []
@@ -99,9 +100,7 @@ class TestShardsAndXla:
         np.testing.assert_array_equal(result, double(x, condition, None))
 
     @pytest.mark.parametrize("count", [1, 2, 7])
-    def test_model_decodes_exactly_with_any_shards_of_encoding_and_decoding(
-        self, set_shards, eager, monkeypatch, count
-    ):
+    def test_model_decodes_exactly_with_any_shards(self, set_shards, eager, monkeypatch, count):
         # The test runs eagerly, since a trace keeps the shards that it was made with.
         model, used, split_batch = variant("coupling"), set(), run_mode.split_into_parts
 
@@ -140,9 +139,7 @@ class TestShardsAndXla:
             largest = float(tf.reduce_max(tf.abs(theirs)) + 1)
             np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4 * largest)
 
-    @pytest.mark.parametrize(
-        "name", ["step-odd", "factor-out-additive", "prior-step-additive", "whitening-image", "sigmoid"]
-    )
+    @pytest.mark.parametrize("name", COMPILED)
     def test_loss_and_gradients_of_a_layer_compiled_by_xla_equal_those_of_tensorflow(self, name):
         case = CASES[name]
         layer = give_effect(case.build(dtype="float32"))

@@ -68,9 +68,7 @@ class TestTwoRanks:
 
         return run
 
-    def test_only_the_chief_of_two_ranks_writes_and_no_signal_ends_the_test_evaluation(
-        self, ranks, stand_ins, tmp_path, monkeypatch
-    ):
+    def test_only_the_chief_writes_and_no_signal_ends_the_test(self, ranks, stand_ins, tmp_path, monkeypatch):
         asked = []
 
         class Noted(StopRequest):
@@ -133,9 +131,7 @@ class TestTwoProcesses:
         for key, value in ours.items():
             np.testing.assert_allclose(value, theirs[key], rtol=5e-5, atol=5e-5, err_msg=key)
 
-    def test_two_devices_of_one_process_train_as_two_processes_to_the_bit(
-        self, shared_run, finished_run, image_folder, tmp_path, forked
-    ):
+    def test_two_devices_train_exactly_as_two_processes(self, shared_run, finished_run, image_folder, tmp_path, forked):
         # A program like the two: the last digits depend on how many threads an operation has.
         write_json(tmp_path / "config.json", run_config(image_folder, pictures=0).to_dict())
         options = ("--config", tmp_path / "config.json", "--devices", 2, "--workdir", tmp_path / "run")

@@ -65,9 +65,7 @@ class TestRun:
         # Of a batch with labels drawn without replacement it lies between the ends.
         assert -np.log(shares.max()) < read_log(labelled_run)["train", 2]["kl"] < -np.log(shares.min())
 
-    def test_evaluate_classifies_and_measures_with_the_labels_of_images(
-        self, labelled_run, labelled_folder, tmp_path, capsys
-    ):
+    def test_evaluate_uses_the_labels_of_images(self, labelled_run, labelled_folder, tmp_path, capsys):
         arguments = ["evaluate", "--run", str(labelled_run), "--split", "validation", "--out", str(tmp_path)]
         assert main([*arguments, "--classify", "--importance", "2"]) == 0
         report = json.loads((tmp_path / "classify-validation.json").read_text())
@@ -155,9 +153,7 @@ class TestStart:
         return write_run(tmp_path_factory.mktemp("plain") / "run", fresh(SMALLEST))
 
     @pytest.mark.parametrize("model", [PRIOR, CODED])
-    def test_init_from_gives_a_model_with_labels_the_weights_of_a_run_without(
-        self, model, plain_run, labelled_folder, tmp_path
-    ):
+    def test_init_from_accepts_a_run_without_labels(self, model, plain_run, labelled_folder, tmp_path):
         config = config_of(labelled_folder, model)
         state = TrainingState(config)
         before = {name: variable.numpy() for name, variable in state.model.named_variables().items()}

@@ -103,11 +103,9 @@ class TestFiles:
             warnings.filterwarnings("error", ".*optimizer")
             model.save(tmp_path / "x.keras")
             loaded = keras.saving.load_model(tmp_path / "x.keras")
-        names = [
-            [variable.path for variable in copy.trainable_variables]
-            for copy in (loaded, keras.models.clone_model(model))
-        ]
-        assert names == [[variable.path for variable in model.trainable_variables]] * 2
+        names = [variable.path for variable in model.trainable_variables]
+        for copy in (loaded, keras.models.clone_model(model)):
+            assert [variable.path for variable in copy.trainable_variables] == names
         for ours, theirs in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
             np.testing.assert_array_equal(np.array(ours), np.array(theirs), err_msg=theirs.path)
 
