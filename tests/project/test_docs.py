@@ -25,13 +25,8 @@ from tfdecouple import cli
 from tfdecouple.cli import train
 from tfdecouple.config import Config, list_option_names, load_preset, override, preset_names
 
-
-def in_documents(test):
-    """Parametrises a test by the path and the text of each document."""
-    documents = [(path, path.read_text(encoding="utf-8")) for path in DOCUMENTS]
-    return pytest.mark.parametrize(
-        ("path", "text"), documents, ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS]
-    )(test)
+TEXTS = [(path, path.read_text(encoding="utf-8")) for path in DOCUMENTS]
+in_documents = pytest.mark.parametrize(("path", "text"), TEXTS, ids=[str(path.relative_to(ROOT)) for path, _ in TEXTS])
 
 
 class TestDocument:
