@@ -43,13 +43,10 @@ def call(name, endpoint_name, **given):
 
 
 # The other endpoints are made of the same parts, and differ between models no more than they do here.
-EVERY_ENDPOINT = ("alpha-0.8", "base", "classes", "prior of classes")
-FURTHER_ENDPOINTS = [
-    (name, one.name)
-    for name in EVERY_ENDPOINT
-    for one in list_endpoints(VARIANTS[name])
-    if one.name not in ("encode", "score")
-]
+FURTHER_ENDPOINTS = []
+for variant in ("alpha-0.8", "base", "classes", "prior of classes"):
+    names = (one.name for one in list_endpoints(VARIANTS[variant]))
+    FURTHER_ENDPOINTS += [(variant, name) for name in names if name not in ("encode", "score")]
 
 
 class TestEndpoints:

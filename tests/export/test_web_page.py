@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -103,11 +104,8 @@ def steered_run(tiny_run, tmp_path_factory):
     """A copy of the tiny run with two directions in z, each by both methods; the page shows the difference of means."""
     run = shutil.copytree(tiny_run, tmp_path_factory.mktemp("steered") / "tiny")
     rng = np.random.default_rng(0)
-    found = [
-        Direction(name, method, rng.standard_normal(4).astype(np.float32), {"accuracy": 0.75})
-        for name in ("<b>bright", "dark")
-        for method in (MEANS, CLASSIFIER)
-    ]
+    pairs = itertools.product(("<b>bright", "dark"), (MEANS, CLASSIFIER))
+    found = (Direction(*pair, rng.standard_normal(4).astype(np.float32), {"accuracy": 0.75}) for pair in pairs)
     Directions(hash_weights(load_model(run)), {}, tuple(found)).write(run)
     return run
 

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from helpers.models import TINY, give_effect, jacobian_log_det
-from helpers.variants import STAGES, VARIANTS
+from helpers import variants
+from helpers.models import give_effect, jacobian_log_det
+from helpers.variants import SMALLEST, STAGES, VARIANTS
 from tfdecouple import layers
 from tfdecouple.config import STEP_LAYERS
 from tfdecouple.networks.dequantizer import DequantizingFlow
@@ -62,17 +63,7 @@ def couplings():
 Z, OPTIONS, ADDITIVE = (CONDITION,), {"hidden": 4, "condition_size": CONDITION}, {"hidden": 4, "transform": "additive"}
 # A learned dequantisation with channels that leave the flow, as in the paper's config for CelebA-HQ.
 THREE_LEVELS = dataclasses.replace(
-    TINY,
-    image_shape=(4, 4, 3),
-    encoder_channels=(4,),
-    steps=(1, 1),
-    hidden_channels=(4, 4),
-    dequantization="flow",
-    dequantization_steps=(1, (1,), 1),
-    dequantization_hidden_channels=(3, 4, 5),
-    dequantization_alpha=0.7,
-    dequantization_encoder_channels=(3,),
-    dequantization_map_channels=3,
+    SMALLEST, **{**variants.DEQUANTIZATION_OF_THREE_LEVELS, "dequantization_map_channels": 3}
 )
 _PLAIN = {"conditioning": "none", "transform": "additive", "multiscale_transform": "additive"}
 _ADDITIVE_LEVELS = dataclasses.replace(THREE_LEVELS, dequantization_transform="additive")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
 import re
@@ -117,13 +118,10 @@ class TestBenchmarks:
     def test_result_files_belong_to_the_committed_weights(self):
         runs = (*results.TITLES, "quickstart")
         steps = {run: results.load_result(f"{run}/summary.json")["best_step"] for run in runs}
-        written = [
-            (run, json.loads(path.read_text(encoding="utf-8")))
-            for run in steps
-            for folder in ("evaluation", "pictures")
-            for path in (results.FILES / run / folder).rglob("*.json")
-            if path.name != "curves.json"
-        ]
+        written = []
+        for run, folder in itertools.product(steps, ("evaluation", "pictures")):
+            paths = (path for path in (results.FILES / run / folder).rglob("*.json") if path.name != "curves.json")
+            written += [(run, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
         rows = [row for name in ("exactness", "every_image") for row in results.load_result(f"{name}.json")["rows"]]
         written += [(pathlib.PurePath(row["run"]).name, row) for row in rows]
         assert len(written) > 70

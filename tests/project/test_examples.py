@@ -117,10 +117,8 @@ PROGRAMS += ["examples/tf_serving/client.py", "export/client.py", "export/page/i
 class TestExample:
     def test_example_switches_as_the_onnx_models_do(self, example, tmp_path):
         folder = mean_colours(tmp_path)
-        encoder, decoder = (
-            onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
-            for name in ("encoder", "decoder")
-        )
+        open_model = functools.partial(onnxruntime.InferenceSession, providers=["CPUExecutionProvider"])
+        encoder, decoder = (open_model(folder / f"{name}.onnx") for name in ("encoder", "decoder"))
         images = random_images(2) // np.array([1, 3], np.uint8)[:, None, None, None]
         a, b = (example.save(name, image) for name, image in zip("pq", images, strict=True))
         z, v = encoder.run(["z", "v"], {"images": images})
@@ -143,10 +141,8 @@ class TestExample:
         lost = np.count_nonzero(bright > (highest if n_bits == 8 else 247))
         assert lost > 0
         ended = example(folder, example.save("p", bright), example.save("q", bright // 2))
-        assert ended.stdout.splitlines()[:2] == [
-            f"p{example.ending}: {lost} of {bright.size} values differ after decoding",
-            f"q{example.ending}: exactly the same after decoding",
-        ]
+        lines = [f"p{example.ending}: {lost} of {bright.size} values differ after decoding"]
+        assert ended.stdout.splitlines()[:2] == [*lines, f"q{example.ending}: exactly the same after decoding"]
 
     def test_check_of_an_example_counts_exactly_decoded_images(self, example, exported, tmp_path):
         all_of_them = (0, f"16 {CHECKED}", "")

@@ -16,21 +16,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 WEIGHTS = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
 ENCODING = (ROOT / "docs" / "encoding.md").read_text(encoding="utf-8")
 IMPORTED = DATA / "wolf_small"
-# Options that make the quickstart and its export short. The shapes of images and z stay.
-SMALL = {
-    "model.steps": "[1,1]",
-    "model.hidden_channels": "[4,4]",
-    "model.encoder_channels": "[4]",
-    # Enough steps to change every weight: the verification of exports would find no effect at the start.
-    "training.steps": 20,
-    "training.learning_rate": 0.01,
-    "training.warmup_steps": 2,
-    "training.ema_decay": 0.5,
-    "training.batch_size": 8,
-    "training.init_images": 16,
-    "training.evaluation_images": 16,
-    "data.photograph_crops": 64,
-}
+# Options that make the quickstart and its export short. The shapes of images and z stay. The steps are enough to change
+# every weight: the verification of exports would find no effect at the start.
+SMALL = ["model.steps=[1,1]", "model.hidden_channels=[4,4]", "model.encoder_channels=[4]", "data.photograph_crops=64"]
+SMALL += ["training.steps=20", "training.learning_rate=0.01", "training.warmup_steps=2", "training.ema_decay=0.5"]
+SMALL += ["training.batch_size=8", "training.init_images=16", "training.evaluation_images=16"]
 
 
 def commands(text):
@@ -72,7 +62,7 @@ class TestReadme:
                 continue
             key = " ".join(arguments)
             if key == "train.py":
-                arguments += [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
+                arguments += [word for assignment in SMALL for word in ("--set", assignment)]
             outputs[key] = run(*arguments, folder=checkout)
         assert len(outputs) == 4, list(outputs)
         assert (checkout / "runs" / "quickstart" / "images").is_dir() and "bits/dim" in outputs["train.py"]

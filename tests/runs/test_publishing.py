@@ -19,10 +19,8 @@ from tfdecouple.runs.pretrained import MANIFEST, Manifest
 from tfdecouple.runs.publishing import make_weights_card
 from tfdecouple.runs.run_folder import RunFolder
 
-SUMMARY = {
-    "steps": 9,
-    "best_step": 1,
-    "test": {"bits_per_dim": 6.54321, "standard_error": 0.1, "images": 4},
+SUMMARY = {"steps": 9, "best_step": 1, "test": {"bits_per_dim": 6.54321, "standard_error": 0.1, "images": 4}}
+SUMMARY |= {
     "data": "folder /home/ada/secret place/faces",
     "reconstruction": "4 of 4 images identical to the last pixel",
 }
