@@ -1,5 +1,3 @@
-"""Tests that bad options, configs and terminals, and too large models, give one line and no traceback."""
-
 import json
 import os
 import pathlib

@@ -1,5 +1,3 @@
-"""Tests of models with labels: z as a function of the label, and a prior over z with a part for each label."""
-
 import dataclasses
 
 import keras

@@ -1,5 +1,3 @@
-"""Tests that wrong arguments of the Python API are refused in one line, and that empty and unusual ones work."""
-
 import numpy as np
 import pytest
 import tensorflow as tf

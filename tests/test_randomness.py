@@ -1,5 +1,3 @@
-"""Tests of tfdecouple.randomness: fresh seeds, parts of draws, and noise by the index of an image."""
-
 import numpy as np
 import pytest
 import tensorflow as tf

@@ -1,5 +1,3 @@
-"""Tests that carry out recipes of docs/extending.md literally in a copy of the packages."""
-
 from __future__ import annotations
 
 import json

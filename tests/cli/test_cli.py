@@ -1,5 +1,3 @@
-"""The command lines: what they print, what they refuse and with which exit status, and that they keep quiet."""
-
 import json
 import subprocess
 import sys

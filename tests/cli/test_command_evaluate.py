@@ -1,5 +1,3 @@
-"""`python -m tfdecouple evaluate`: what it measures, writes and refuses, and what is kept when it is interrupted."""
-
 import contextlib
 import dataclasses
 import io

@@ -1,5 +1,3 @@
-"""The commands about a run: that pictures and figures beside them say the same, and what they refuse."""
-
 import dataclasses
 import json
 import shutil

@@ -1,5 +1,3 @@
-"""`directions` and `edit`: what they find, keep and show, and what they refuse."""
-
 import json
 import shutil
 

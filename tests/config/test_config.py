@@ -1,5 +1,3 @@
-"""Tests of tfdecouple.config: JSON, differences, changes, presets, and refusals in one clear line."""
-
 import dataclasses
 import json
 import math

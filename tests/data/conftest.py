@@ -1,5 +1,3 @@
-"""Fixtures with data sets of numbered images: TFDS, a folder, and sources of each kind of split."""
-
 import pytest
 from helpers.numbered import SIZE, TRAINING_IMAGES, numbered_images, write_images
 

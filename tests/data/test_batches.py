@@ -1,5 +1,3 @@
-"""Tests of batches: order, augmentation, evaluation, division among workers, and refusals."""
-
 import numpy as np
 import pytest
 import tensorflow as tf

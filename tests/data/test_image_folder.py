@@ -1,5 +1,3 @@
-"""Tests of folders of image files."""
-
 import numpy as np
 import pytest
 import tensorflow as tf

@@ -1,5 +1,3 @@
-"""Tests of the embedded photographs."""
-
 import hashlib
 
 import numpy as np

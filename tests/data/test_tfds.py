@@ -1,5 +1,3 @@
-"""Tests of data sets of TensorFlow Datasets."""
-
 import io
 import os
 import pathlib

@@ -1,5 +1,3 @@
-"""Fixtures for tests of the export: the opened run, stand-ins for slow parts, and the command line."""
-
 import pytest
 from helpers.exporting import SIGNATURES, copy_finished_files, read_tree, read_vectors, write_placeholders
 from helpers.places import make_once

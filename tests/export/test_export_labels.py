@@ -1,5 +1,3 @@
-"""Exports of models that know labels: verified, with their card."""
-
 from __future__ import annotations
 
 import dataclasses

@@ -1,5 +1,3 @@
-"""Tests of the content of an export: its model card, which stands in several files, and the files of its web page."""
-
 import json
 import shutil
 

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import shutil
+from functools import partial
 
 import numpy as np
 import onnx
@@ -109,84 +110,76 @@ class TestManifest:
         assert err.count("\n") == 1 and f"expected {digest}" in err
 
 
-def change_in_place(path):
-    content = bytearray(path.read_bytes())
+# Changes of an export folder.
+
+
+def change_byte(folder, name):
+    content = bytearray((folder / name).read_bytes())
     content[100] ^= 1
-    path.write_bytes(content)
+    (folder / name).write_bytes(content)
 
 
-def add_file(name):
-    def change(folder):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("x")
-
-    return change
+def add_file(folder, name):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("x")
 
 
-def replace_by_link(name):
-    def change(folder):
-        (folder / name).rename(folder.parent / "elsewhere")
-        (folder / name).symlink_to(folder.parent / "elsewhere")
-
-    return change
+def replace_by_link(folder, name):
+    (folder / name).rename(folder.parent / "elsewhere")
+    (folder / name).symlink_to(folder.parent / "elsewhere")
 
 
-def list_new_file(name):
-    def change(folder):
-        add_file(name)(folder)
-        list_in_manifest(folder, name)
-
-    return change
+def list_new_file(folder, name):
+    add_file(folder, name)
+    list_in_manifest(folder, name)
 
 
-def drop_part(remove):
-    def change(folder):
-        def drop(manifest):
-            del manifest["parts"]["savedmodel/1"]
-            if remove:
-                names = [name for name in manifest["files"] if not name.startswith("savedmodel/")]
-                manifest["files"] = {name: manifest["files"][name] for name in names}
-
-        edit_manifest(folder, drop)
-        if remove:
-            shutil.rmtree(folder / "savedmodel")
-
-    return change
+def drop_part(folder):
+    edit_manifest(folder, lambda manifest: manifest["parts"].pop("savedmodel/1"))
 
 
-def edit_settings(old, new):
-    def change(folder):
-        path = folder / "models.config"
-        path.write_text(path.read_text().replace(old, new, 1))
+def drop_part_and_files(folder):
+    drop_part(folder)
+    shutil.rmtree(folder / "savedmodel")
+    names = [name for name in load_manifest(folder).files if name.startswith("savedmodel/")]
+    edit_manifest(folder, lambda manifest: [manifest["files"].pop(name) for name in names])
 
-    return change
+
+def edit_settings(folder, old, new):
+    path = folder / "models.config"
+    path.write_text(path.read_text().replace(old, new, 1))
 
 
 VARIABLES = "savedmodel/1/variables/variables.data-00000-of-00001"
 CHANGES = [
     (lambda folder: os.truncate(folder / "onnx/encoder.onnx", 1000), "changed: onnx/encoder.onnx"),
-    (lambda folder: change_in_place(folder / VARIABLES), f"changed: {VARIABLES}"),
+    (partial(change_byte, name=VARIABLES), f"changed: {VARIABLES}"),
     (lambda folder: (folder / TEXT_NAME).unlink(), "missing: MODEL_CARD.md"),
     (lambda folder: (folder / "onnx/sampler.onnx").unlink(), "missing: onnx/sampler.onnx"),
-    *((replace_by_link(name), f"link: {name}") for name in ("onnx/encoder.onnx", MANIFEST, "onnx")),
+    *((partial(replace_by_link, name=name), f"link: {name}") for name in ("onnx/encoder.onnx", MANIFEST, "onnx")),
     # Hidden files, and a whole version that another export has made.
-    *((add_file(name), f"unknown: {name}") for name in (".exports.sh", "onnx/.export", "onnx/more.onnx")),
-    (add_file("savedmodel/2/saved_model.pb"), "unknown: savedmodel/2/saved_model.pb"),
+    *(
+        (partial(add_file, name=name), f"unknown: {name}")
+        for name in (".exports.sh", "onnx/.export", "onnx/more.onnx", "savedmodel/2/saved_model.pb")
+    ),
     # A server takes an empty folder for a version.
     (lambda folder: (folder / "savedmodel/2/a").mkdir(parents=True), "unknown: savedmodel/2/a"),
     # Files that no export writes, even if the manifest lists them.
     *(
-        (list_new_file(name), f"no part of the export: {name}")
+        (partial(list_new_file, name=name), f"no part of the export: {name}")
         for name in (
             *("install.sh", "numpy.py", "Models.config", "onnx/weights.bin", "onnx/deep/encoder.onnx", "more.npz"),
             *("savedmodel/1/assets/vocabulary.txt", "savedmodel/1/saved_model.pbtxt", "savedmodel/2/saved_model.pb"),
         )
     ),
     # A part that is dropped with its lines, and perhaps with its files, while another part is left.
-    (drop_part(False), "no part of the export: savedmodel/1/saved_model.pb"),
-    (drop_part(True), "no part of the export: savedmodel/1"),
-    (edit_settings('name: "tiny"', 'name: "other"'), "models.config names other and not the model tiny"),
-    (edit_settings("config {", "config { port: 8500"), "models.config cannot be read: "),
+    (drop_part, "no part of the export: savedmodel/1/saved_model.pb"),
+    (drop_part_and_files, "no part of the export: savedmodel/1"),
+    (
+        partial(edit_settings, old='name: "tiny"', new='name: "other"'),
+        "models.config names other and not the model tiny",
+    ),
+    (partial(edit_settings, old="config {", new="config { port: 8500"), "models.config cannot be read: "),
 ]
 
 

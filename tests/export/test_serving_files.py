@@ -1,5 +1,3 @@
-"""The settings that an export writes for TensorFlow Serving."""
-
 import re
 
 import pytest

@@ -36,17 +36,16 @@ PROGRAMS += ("docker", "curl", "export", "sudo")
 
 
 class Block(NamedTuple):
-    """A block of code in a Markdown document: the language after the opening ```, or ""; the code; its first line."""
+    """A block of code in a Markdown document: the language after the opening ```, or ""; the code."""
 
     language: str
     text: str
-    line: int
 
 
 def split_code(text: str) -> list[Block]:
     """Returns the code blocks of a Markdown text."""
     tokens = [token for token in MarkdownIt().parse(text) if token.type in ("fence", "code_block")]
-    return [Block(token.info, token.content, token.map[0] + 1) for token in tokens]
+    return [Block(token.info, token.content) for token in tokens]
 
 
 def _list_spans(text: str) -> list:

@@ -1,5 +1,3 @@
-"""A function that makes a source of images in memory."""
-
 import numpy as np
 import pytest
 

@@ -1,5 +1,3 @@
-"""The Frechet distance: closed forms, extractors of both formats, and results with their floor."""
-
 import hashlib
 import json
 

@@ -1,5 +1,3 @@
-"""Tests of the densities p(z), q(z|x) and p(x|z), the ELBO, the bins of pixels, and paths between two codes."""
-
 import math
 
 import numpy as np

@@ -1,5 +1,3 @@
-"""Tests of the benchmarks: the tables that they write into the documentation, and short runs."""
-
 import dataclasses
 import hashlib
 import itertools

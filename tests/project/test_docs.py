@@ -1,5 +1,3 @@
-"""The documentation: programs accept its commands, and its names, files and links exist."""
-
 import ast
 import importlib
 import pkgutil

@@ -1,5 +1,3 @@
-"""The commands and the Python of the README and of other pages run, with a small model."""
-
 import os
 import shutil
 

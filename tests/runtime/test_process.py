@@ -1,5 +1,3 @@
-"""Tests of the settings of TensorFlow, threads and memory that a program makes for its process."""
-
 import importlib.util
 import os
 

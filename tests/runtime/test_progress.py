@@ -1,5 +1,3 @@
-"""Tests of the display of progress and of the time left, of training and of other work."""
-
 import io
 from types import SimpleNamespace
 

@@ -1,5 +1,3 @@
-"""Fixtures for the tests of training: stand-ins for evaluations and steps, and runs that compute neither."""
-
 import pytest
 from helpers.models import LEAST
 from helpers.runs import FakeStep, read_log_without_timing, run_config

@@ -1,5 +1,3 @@
-"""Distributed runs: workers as threads of this process, and as two processes on this machine."""
-
 import contextlib
 import io
 import json

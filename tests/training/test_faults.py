@@ -1,5 +1,3 @@
-"""Faults around a run: no memory, damaged files, unreadable images, signals amid evaluations, values not finite."""
-
 import dataclasses
 import json
 import math

@@ -1,5 +1,3 @@
-"""Runs of models that know labels: where labels come from, what is kept of them, and what is refused."""
-
 import dataclasses
 import json
 import random

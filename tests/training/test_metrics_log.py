@@ -1,5 +1,3 @@
-"""The log of a run: its rows, and rows that damage and crashes leave."""
-
 import json
 import math
 

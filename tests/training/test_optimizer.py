@@ -1,5 +1,3 @@
-"""Adam and Muon: their updates, averages, clipping, and skipped steps."""
-
 import numpy as np
 import pytest
 import tensorflow as tf

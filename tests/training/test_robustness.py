@@ -1,5 +1,3 @@
-"""Training programs that are killed, interrupted, or run out of disk, and started again."""
-
 import contextlib
 import json
 import os

@@ -1,5 +1,3 @@
-"""A training run: the files in its folder, resumption, refusals, selection of the best step, and divergence."""
-
 import dataclasses
 import fcntl
 import json

@@ -1,5 +1,3 @@
-"""Schedules and effects of a step: learning rate, weight of the KL term, noise on images, and patterns."""
-
 import numpy as np
 import pytest
 import tensorflow as tf

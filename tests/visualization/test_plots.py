@@ -1,5 +1,3 @@
-"""Tests of plots: projected codes, training curves and confusion matrices."""
-
 import numpy as np
 
 from tfdecouple.visualization import plots

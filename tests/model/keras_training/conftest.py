@@ -1,5 +1,3 @@
-"""What the tests of Keras' methods share: models of the smallest size, compiled, and their images."""
-
 import warnings
 
 import keras

@@ -1,5 +1,3 @@
-"""`fit` and `compile` of Keras: the data that they take, initialisation, history and callbacks."""
-
 import dataclasses
 import warnings
 
