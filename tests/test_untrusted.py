@@ -42,32 +42,23 @@ FEATURES = {
 }
 
 
-@pytest.fixture
-def payload(tmp_path, monkeypatch, request):
-    """Returns the name of a module that leaves a file `ran` beside itself when it is imported, and that file."""
-    folder = tmp_path / "runs" / "evil"
-    folder.mkdir(parents=True)
-    name = f"payload_{abs(hash(request.node.name))}"
-    (folder / f"{name}.py").write_text(PAYLOAD)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(folder))
-    yield name, folder / "ran"
-    sys.modules.pop(name, None)
-
-
 class TestDataSet:
     @pytest.mark.parametrize("name", ["innocent/1.0.0", "innocent/default/1.0.0", "cifar10/9.9.9"])
-    def test_data_set_without_a_class_in_tfds_runs_no_code(self, tmp_path, payload, name):
-        where = tmp_path / "data" / name
+    def test_data_set_without_a_class_in_tfds_runs_no_code(self, tmp_path, monkeypatch, name):
+        where, module = tmp_path / "data" / name, f"payload_{name.replace('/', '_').replace('.', '_')}"
         where.mkdir(parents=True)
-        (where / "features.json").write_text(json.dumps(FEATURES).replace("PAYLOAD", payload[0]))
+        # The module leaves a file `ran` beside itself when it is imported.
+        (tmp_path / f"{module}.py").write_text(PAYLOAD)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        (where / "features.json").write_text(json.dumps(FEATURES).replace("PAYLOAD", module))
         splits = [{"name": "train", "shardLengths": ["9"], "numBytes": "9"}]
         info = {"name": name.partition("/")[0], "version": where.name, "fileFormat": "tfrecord", "splits": splits}
         (where / "dataset_info.json").write_text(json.dumps(info))
         named, _, version = name.rpartition("/")
         config = DataConfig(source=f"tfds:{named}:{version}", data_dir=str(tmp_path / "data"))
         assert named in message_of(DataError, lambda: open_source(config, (8, 8, 3)))
-        assert not payload[1].exists()
+        assert not (tmp_path / "ran").exists()
 
     @pytest.mark.parametrize("name", ["kaggle:innocent", "huggingface:innocent", "cifar10/data_dir=elsewhere"])
     def test_name_of_a_data_set_cannot_load_code_or_choose_a_folder(self, tmp_path, name):

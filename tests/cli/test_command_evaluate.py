@@ -211,11 +211,6 @@ def run(labelled, tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("runs") / "run", labelled)
 
 
-@pytest.fixture(scope="module")
-def extractor(tmp_path_factory):
-    return write_onnx(tmp_path_factory.mktemp("extractor") / "colours.onnx")
-
-
 def distance(*images):
     """The Frechet distance of two sets of images by the formula as it is usually written."""
     features = [compute_mean_colours(each) for each in images]
@@ -230,8 +225,9 @@ class TestAllMetrics:
         return (*MADE, f"folder:{image_folder}")
 
     @pytest.fixture(scope="class")
-    def out(self, run, extractor, kinds, tmp_path_factory):
-        out = tmp_path_factory.mktemp("evaluation")
+    def out(self, run, kinds, tmp_path_factory):
+        out, extractor = tmp_path_factory.mktemp("evaluation"), tmp_path_factory.mktemp("extractor") / "colours.onnx"
+        write_onnx(extractor)
         more = ["--probe", "--frechet", extractor, "--frechet-images", 40, "--image-statistics", "--seed", 3]
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             assert command("--run", run, "--out", out, "--split", "validation", *more, "--outliers", *kinds) == 0

@@ -1,5 +1,9 @@
+import shutil
+
+import numpy as np
+import onnx
 import pytest
-from helpers.exporting import SIGNATURES, copy_finished_files, read_tree, read_vectors, write_placeholders
+from helpers.exporting import SIGNATURES, read_tree, read_vectors
 from helpers.places import make_once
 from helpers.serving_server import read_models
 
@@ -9,6 +13,7 @@ from export.exported_model import ExportedModel
 from export.formats.saved_model import save_saved_model, write_warmup_requests
 from export.formats.web import RUNTIME_FILES
 from export.provenance import open_run
+from export.verification.comparison import Report
 
 
 @pytest.fixture(scope="session")
@@ -17,10 +22,48 @@ def opened(tiny_run):
     return open_run(tiny_run)
 
 
+class NoNetworks:
+    """Stands in for the folded networks of an export."""
+
+    def __init__(self, *arguments):
+        pass
+
+    def find_faults(self):
+        return []
+
+    def collect_arrays(self):
+        return {}
+
+
 @pytest.fixture
-def quick(opened, monkeypatch):
+def replace(opened, monkeypatch):
+    """A function that replaces functions of the package `export` by their dotted names, beside four slow ones."""
+
+    def replace_parts(parts):
+        slow = {"pipeline.open_run": lambda run, name: opened, "pipeline.ExportedModel": NoNetworks}
+        slow["pipeline.load_real_images"] = lambda data, shape: (None, "test images")
+        for name, value in {**slow, **parts}.items():
+            monkeypatch.setattr(f"export.{name}", value)
+
+    return replace_parts
+
+
+@pytest.fixture
+def quick(replace):
     """Makes exports write placeholder files that pass verification, for tests of where the files go."""
-    write_placeholders(monkeypatch, opened)
+
+    def save_placeholders(exported, chosen, folder, report):
+        (folder / "variables").mkdir(parents=True)
+        for name in ("saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001"):
+            (folder / name).write_text("weights")
+
+    parts = {
+        "pipeline.make_test_vectors": lambda model, images, report: {},
+        "formats.onnx.build_onnx": lambda exported, endpoint, metadata: onnx.ModelProto(producer_name="it"),
+        "formats.saved_model.save_saved_model": save_placeholders,
+        "pipeline.compare_in_process": lambda runtime, folder, vectors, options, report: Report(),
+    }
+    replace(parts)
 
 
 @pytest.fixture
@@ -84,9 +127,18 @@ def small_saved_model(model, tmp_path_factory):
 
 
 @pytest.fixture
-def built(opened, vectors, exported, small_saved_model, monkeypatch):
+def built(vectors, exported, small_saved_model, replace):
     """Makes exports copy finished files instead of building them, for tests of verification."""
-    copy_finished_files(monkeypatch, exported, opened, small_saved_model, vectors)
+    files = exported / "onnx"
+    digests = np.concatenate([array for name, array in vectors.items() if name.startswith("weights/")])
+    parts = {
+        "pipeline.make_test_vectors": lambda model, images, report: dict(vectors),
+        "pipeline.digest_weights": lambda arrays: digests,
+        "formats.onnx.build_onnx": lambda exported, endpoint, metadata: onnx.load(files / f"{endpoint.onnx}.onnx"),
+        "formats.saved_model.save_saved_model": lambda *given: shutil.copytree(small_saved_model, given[2]),
+        "formats.saved_model.write_warmup_requests": lambda folder, name, chosen: None,
+    }
+    replace(parts)
 
 
 @pytest.fixture(scope="module")

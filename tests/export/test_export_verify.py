@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import onnx
 import pytest
-from helpers.exporting import ON_PAGE, ignore_message, list_onnx_names, read_vectors
+from helpers.exporting import ON_PAGE, list_onnx_names, read_vectors
 from onnx import numpy_helper
 
 from export.cli import EXIT_REFUSED, main
@@ -47,7 +47,7 @@ def onnx_alone(monkeypatch):
 
 
 def list_problems(folder):
-    return verify.verify_folder(folder, ignore_message)[0]
+    return verify.verify_folder(folder, report=str)[0]
 
 
 def edit_manifest(folder, change):
@@ -254,7 +254,7 @@ class TestAnswers:
 
     @pytest.mark.usefixtures("quick")
     def test_page_is_verified_with_its_own_models(self, tiny_run, runtime, tmp_path, monkeypatch):
-        export(ExportConfig(run=tiny_run, to=tmp_path / "to", formats=("web",), web_runtime=runtime), ignore_message)
+        export(ExportConfig(run=tiny_run, to=tmp_path / "to", formats=("web",), web_runtime=runtime), report=str)
         seen = []
 
         def run(runtime, folder, vectors, options, report):

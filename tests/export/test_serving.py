@@ -26,27 +26,8 @@ TRANSPORTS = ("rest-row", "rest-column", "grpc")
 
 
 @pytest.fixture(scope="module")
-def server(exported, name):
-    with Server(exported / "savedmodel", name) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def client():
     return load_program(CLIENT)
-
-
-@pytest.fixture(scope="module")
-def signatures(exported):
-    """The signatures of the SavedModel, without a server: {name: function of arrays that returns {name: array}}."""
-    loaded = tf.saved_model.load(str(exported / "savedmodel" / "1"))
-
-    def caller(signature):
-        return lambda **inputs: {key: tensor.numpy() for key, tensor in signature(**inputs).items()}
-
-    yield {key: caller(signature) for key, signature in loaded.signatures.items()}
-    # The object must live until here, because it owns the variables of the signatures.
-    del loaded
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +41,15 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(server, name):
-    """A function of a transport that returns the client's arguments for it: ports, model and transport."""
+def address(exported, name):
+    """A function of a transport that returns the client's arguments for a running server: ports, model, transport."""
+    with Server(exported / "savedmodel", name) as server:
 
-    def call(transport, model=name, ports=None):
-        rest, grpc = ports or (server.rest_port, server.grpc_port)
-        return ["--rest-port", str(rest), "--grpc-port", str(grpc), "--model", model, "--transport", transport]
+        def call(transport, model=name, ports=None):
+            rest, grpc = ports or (server.rest_port, server.grpc_port)
+            return ["--rest-port", str(rest), "--grpc-port", str(grpc), "--model", model, "--transport", transport]
 
-    return call
+        yield call
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +101,9 @@ def test_all_transports_give_the_same_results(results):
             np.testing.assert_array_equal(results[transport][key], value, f"{key} by {transport}")
 
 
-def test_results_are_the_saved_models_own(results, signatures, client, pictures):
-    got, size = results["grpc"], SMALL.image_shape[0]
+def test_results_are_the_saved_models_own(results, exported, client, pictures):
+    got, size, loaded = results["grpc"], SMALL.image_shape[0], tf.saved_model.load(str(exported / "savedmodel" / "1"))
+    signatures = loaded.signatures
     images = np.stack([client.read_picture(path, (size, size, 3)) for path in pictures])
     switched = signatures["switch"](images_a=images[:1], images_b=images[1:])
     np.testing.assert_array_equal(got["images_ab.png"], switched["images_ab"][0])

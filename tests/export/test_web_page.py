@@ -110,14 +110,6 @@ def steered_run(tiny_run, tmp_path_factory):
     return run
 
 
-@pytest.fixture(scope="module")
-def page(steered_run, tools, tmp_path_factory):
-    """The folder of an export of `steered_run`, with ONNX files and the web page."""
-    folder, runtime = tmp_path_factory.mktemp("page") / "exported", tools / "node_modules" / "onnxruntime-web"
-    export(ExportConfig(run=steered_run, to=folder, formats=("onnx", "web"), web_runtime=runtime), report=str)
-    return folder
-
-
 @pytest.mark.slow
 def test_the_page_of_a_model_of_7_bits_whose_prior_knows_labels_works_in_a_browser(tools, tmp_path):
     config = dataclasses.replace(OF_CLASSES["prior-classes"], class_probabilities=(3, 1, 2), n_bits=7)
@@ -153,7 +145,9 @@ def test_the_page_knows_which_examples_the_model_has_seen():
 
 
 @pytest.mark.slow
-def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(page, tools, tmp_path):
+def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(steered_run, tools, tmp_path):
+    page, runtime = tmp_path / "page", tools / "node_modules" / "onnxruntime-web"
+    export(ExportConfig(run=steered_run, to=page, formats=("onnx", "web"), web_runtime=runtime), report=str)
     a, b = random_images(16, seed=1), random_images(16, seed=2)
     encoded = {name: base64.b64encode(images.tobytes()).decode() for name, images in (("a", a), ("b", b))}
     (tmp_path / "inputs.json").write_text(json.dumps(encoded))

@@ -47,16 +47,11 @@ def source(make_source):
 
 
 @pytest.fixture(scope="module")
-def two_strengths():
-    """Saves time where the choice of C is not tested."""
+def result(tiny_model, source):
     with pytest.MonkeyPatch.context() as patch:
+        # Few strengths save time.
         patch.setattr(classification, "STRENGTHS", (1e-4, 1e-2))
-        yield
-
-
-@pytest.fixture(scope="module")
-def result(tiny_model, source, two_strengths):
-    return probe_result(tiny_model, source)
+        return probe_result(tiny_model, source)
 
 
 class FirstClass:

@@ -4,9 +4,8 @@ import shutil
 import numpy as np
 import pytest
 from helpers.documents import list_commands, split_code, split_command
-from helpers.models import random_images
+from helpers.models import random_images, save_images
 from helpers.places import DATA, ROOT, run_python
-from PIL import Image
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 
@@ -27,19 +26,6 @@ def commands(text):
     return [split_command(line) for line in lines if line.startswith("python")]
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory):
-    """A folder with the packages and the files that the README names."""
-    folder = tmp_path_factory.mktemp("checkout")
-    for name in ("train.py", "tfdecouple", "export"):
-        (folder / name).symlink_to(ROOT / name)
-    for name, image in zip(("a.jpg", "b.jpg"), random_images(2, 48), strict=True):
-        Image.fromarray(image).save(folder / name)
-    for name in ("config.json", "model.npz"):
-        shutil.copy(IMPORTED / name, folder)
-    return folder
-
-
 def run(*arguments, folder=ROOT):
     ended = run_python(*arguments, folder=folder)
     assert ended.returncode == 0, f"{arguments}\n{ended.stderr}"
@@ -51,8 +37,13 @@ def python_blocks(text):
 
 
 class TestReadme:
-    def test_commands_of_the_readme_run_in_order(self, checkout):
+    def test_commands_of_the_readme_run_in_order(self, tmp_path):
         """Commands that need images of the reader are left out."""
+        for name in ("train.py", "tfdecouple", "export"):
+            (tmp_path / name).symlink_to(ROOT / name)
+        for name in ("config.json", "model.npz"):
+            shutil.copy(IMPORTED / name, tmp_path)
+        save_images(tmp_path, dict(zip(("a.jpg", "b.jpg"), random_images(2, 48), strict=True)))
         outputs = {}
         imports = [command for command in commands(WEIGHTS) if "runs/imported" in command]
         for _, *arguments in [*commands(README), *imports]:
@@ -61,11 +52,11 @@ class TestReadme:
             key = " ".join(arguments)
             if key == "train.py":
                 arguments += [word for assignment in SMALL for word in ("--set", assignment)]
-            outputs[key] = run(*arguments, folder=checkout)
+            outputs[key] = run(*arguments, folder=tmp_path)
         assert len(outputs) == 4, list(outputs)
-        assert (checkout / "runs" / "quickstart" / "images").is_dir() and "bits/dim" in outputs["train.py"]
+        assert (tmp_path / "runs" / "quickstart" / "images").is_dir() and "bits/dim" in outputs["train.py"]
         for run_name in ("quickstart", "imported"):
-            exported = checkout / "exported" / run_name
+            exported = tmp_path / "exported" / run_name
             assert (exported / "savedmodel" / "1" / "saved_model.pb").is_file()
             assert (exported / "onnx" / "decoder.onnx").is_file() and (exported / "MODEL_CARD.md").is_file()
         assert "import" in (exported / "MODEL_CARD.md").read_text(encoding="utf-8")

@@ -58,14 +58,6 @@ sys.exit(run_program(main))
 """
 
 
-@pytest.fixture
-def bare(monkeypatch):
-    """An installation without any extra."""
-    find = importlib.util.find_spec
-    gone = ("onnx", "onnxruntime", "tf2onnx", "tensorflow_serving", "pyarrow", "matplotlib", "tensorflow_datasets")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else find(name))
-
-
 class TestProcess:
     def test_graph_optimizer_and_memory_growth_are_on_only_with_gpus(self, set_to, monkeypatch):
         process.start_tensorflow()
@@ -113,7 +105,9 @@ class TestProcess:
         program = "import os, tfdecouple; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
         assert run_python("-c", program, TF_ENABLE_ONEDNN_OPTS=users).stdout == f"{users or 1}\n"
 
-    def test_command_without_a_package_names_its_extra_before_it_begins(self, bare, capsys):
+    def test_command_without_a_package_names_its_extra_before_it_begins(self, monkeypatch, capsys):
+        find, missing = importlib.util.find_spec, ("onnx", "pyarrow")
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else find(name))
         line = refused(capsys, lambda: export_main(["--run", "runs/x", "--to", "y"]))
         assert "the export needs onnx, which is missing: pip install 'tfdecouple[export]'" in line
         line = refused(capsys, lambda: main(["encode", "--run", "x", "--out", "y", "--format", "parquet"]))

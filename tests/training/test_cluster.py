@@ -92,15 +92,9 @@ def test_evaluation_uses_all_visible_gpus(monkeypatch):
     assert asked == [("CPU:0", "CPU:1")]
 
 
-@pytest.fixture
-def hidden_gpu(monkeypatch):
-    """Adds a GPU that this process does not see."""
-    gpu = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")
-    listed = tf.config.list_physical_devices
+def test_gpu_hidden_from_the_process_is_not_used(monkeypatch, set_tf_config):
+    gpu, listed = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU"), tf.config.list_physical_devices
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [gpu] if kind == "GPU" else listed(kind))
-
-
-def test_gpu_hidden_from_the_process_is_not_used(hidden_gpu, set_tf_config):
     assert "CPU" in make_strategy(1).extended.worker_devices[0]
     set_tf_config(tf_config())
     with pytest.raises(ConfigError, match="a worker of this cluster has only one CPU device"):

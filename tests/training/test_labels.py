@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import random
 import shutil
 
 import numpy as np
@@ -145,14 +144,9 @@ class TestRefusals:
 class TestStart:
     """`training.init_from`."""
 
-    @pytest.fixture(scope="class")
-    def plain_run(self, tmp_path_factory):
-        random.seed(0)
-        return write_run(tmp_path_factory.mktemp("plain") / "run", fresh(SMALLEST))
-
     @pytest.mark.parametrize("model", [PRIOR, CODED])
-    def test_init_from_accepts_a_run_without_labels(self, model, plain_run, labelled_folder, tmp_path):
-        config = config_of(labelled_folder, model)
+    def test_init_from_accepts_a_run_without_labels(self, model, labelled_folder, tmp_path):
+        plain_run, config = write_run(tmp_path / "plain", fresh(SMALLEST)), config_of(labelled_folder, model)
         state = TrainingState(config)
         before = {name: variable.numpy() for name, variable in state.model.named_variables().items()}
         TrainingFolder(tmp_path / "run", config).load_initial_weights(state, str(plain_run), ())

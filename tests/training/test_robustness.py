@@ -91,25 +91,6 @@ class Program:
         return self.process.returncode, *(file.read() for file in self.files)
 
 
-@pytest.fixture(scope="module")
-def config(image_folder):
-    """The config of a short run with every kind of layer, without pictures."""
-    return run_config(image_folder, pictures=0)
-
-
-@pytest.fixture(scope="module")
-def unbroken_run(config, tmp_path_factory):
-    """A run that nothing interrupts, by Python as a user starts it.
-
-    In the process of the tests an operation has other threads, so that the last digits may differ, and do on a busy
-    machine.
-    """
-    run = tmp_path_factory.mktemp("unbroken") / "run"
-    done = run_python("train.py", *write_options(config, run))
-    assert (done.returncode, done.stderr) == (0, "")
-    return run
-
-
 # A run that is killed between its steps 5 and 10, from within: from outside it may be over before the signal comes.
 KILLED = """
 import os, signal, sys
@@ -133,7 +114,12 @@ def killed_after_step_5(config, run):
 
 
 class TestKill:
-    def test_killed_run_ends_as_an_unbroken_one_bit_for_bit(self, config, unbroken_run, tmp_path):
+    def test_killed_run_ends_as_an_unbroken_one_bit_for_bit(self, image_folder, tmp_path):
+        config, unbroken_run = run_config(image_folder, pictures=0), tmp_path / "unbroken" / "run"
+        unbroken_run.parent.mkdir()
+        # In the process of the tests an operation has other threads, so that the last digits may differ.
+        done = run_python("train.py", *write_options(config, unbroken_run))
+        assert (done.returncode, done.stderr) == (0, "")
         run = killed_after_step_5(config, tmp_path / "run")
         status, out, err = Program(config, run).end()
         assert (status, err) == (0, "")

@@ -178,7 +178,12 @@ class TestCompile:
 
 
 class TestHistory:
-    def test_history_has_the_terms_of_the_bound_and_evaluate_is_repeatable(self, model, history, images):
+    def test_history_has_the_terms_of_the_bound_and_evaluate_is_repeatable(self, model, images):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            # Of TensorFlow, on data sets where functions run eagerly.
+            warnings.filterwarnings("ignore", "Even though the")
+            history = model.fit(images, batch_size=10, epochs=2, validation_data=images[:6], verbose=0).history
         assert set(history) == NAMES | {f"val_{name}" for name in NAMES} | {"skipped_steps"}
         again = model.fit(images, batch_size=10, verbose=0, validation_split=0.3).history
         assert set(again) == set(history)
