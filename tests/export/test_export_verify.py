@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from helpers.exporting import ON_PAGE, list_onnx_names, read_vectors
+from helpers.refusals import refused
 from onnx import numpy_helper
 
 from export.cli import EXIT_REFUSED, main
@@ -44,6 +45,11 @@ def onnx_alone(monkeypatch):
         return compare_files(runtime, folder, dict(np.load(vectors)), **options) if runtime == "onnx" else Report()
 
     monkeypatch.setattr(verify, "compare_in_process", compare)
+
+
+def refuse(capsys, folder, *options, status=2):
+    """Asserts that `--verify` of a folder ends with this status and one line of error; returns the line."""
+    return refused(capsys, lambda: main(["--verify", str(folder), *options]), begun=True, status=status)
 
 
 def list_problems(folder):
@@ -85,16 +91,12 @@ class TestManifest:
     )  # fmt: skip
     def test_damaged_manifest_is_refused_in_one_line(self, tmp_path, capsys, text):
         (tmp_path / MANIFEST).write_bytes(text if isinstance(text, bytes) else text.encode())
-        assert main(["--verify", str(tmp_path)]) == 2
-        err = capsys.readouterr().err
-        assert err.startswith(f"error: {tmp_path / MANIFEST} is no manifest") and err.count("\n") == 1, err
+        line = refuse(capsys, tmp_path)
+        assert line.startswith(f"error: {tmp_path / MANIFEST} is no manifest")
 
     def test_missing_manifest_or_folder_is_refused_in_one_line(self, tmp_path, capsys):
-        assert main(["--verify", str(tmp_path)]) == 2
-        err = capsys.readouterr().err
-        assert err.startswith(f"error: {tmp_path} has no manifest.json") and err.count("\n") == 1
-        assert main(["--verify", str(tmp_path / "none")]) == 2
-        assert capsys.readouterr().err == f"error: there is no export folder {tmp_path / 'none'}\n"
+        assert refuse(capsys, tmp_path).startswith(f"error: {tmp_path} has no manifest.json")
+        assert refuse(capsys, tmp_path / "none") == f"error: there is no export folder {tmp_path / 'none'}\n"
 
     def test_digest_of_the_manifest_is_printed_and_compared(self, copy, files_alone, capsys):
         digest = hashlib.sha256((copy / MANIFEST).read_bytes()).hexdigest()
@@ -105,9 +107,7 @@ class TestManifest:
         list_in_manifest(copy, TEXT_NAME)
         assert main(["--verify", str(copy)]) == 0
         capsys.readouterr()
-        assert main(["--verify", str(copy), "--expect", digest]) == EXIT_REFUSED
-        err = capsys.readouterr().err
-        assert err.count("\n") == 1 and f"expected {digest}" in err
+        assert f"expected {digest}" in refuse(capsys, copy, "--expect", digest, status=EXIT_REFUSED)
 
 
 # Changes of an export folder.
@@ -205,15 +205,11 @@ class TestFiles:
 
     def test_problems_are_reported_in_one_line_whatever_their_names_and_number(self, copy, files_alone, capsys):
         (copy / "onnx" / "a\nb\x1b[2J").touch()
-        assert main(["--verify", str(copy)]) == EXIT_REFUSED
-        err = capsys.readouterr().err
-        assert err.count("\n") == 1 and "unknown: onnx/a b\\x1b[2J" in err
+        assert "unknown: onnx/a b\\x1b[2J" in refuse(capsys, copy, status=EXIT_REFUSED)
         for number in range(172):
             (copy / f"{number:03}").touch()
-        assert main(["--verify", str(copy)]) == EXIT_REFUSED
-        err = capsys.readouterr().err
-        assert err.count("\n") == 1 and " problems: " in err and "unknown: 004; and 1" in err
-        assert "unknown: 005" not in err
+        line = refuse(capsys, copy, status=EXIT_REFUSED)
+        assert " problems: " in line and "unknown: 004; and 1" in line and "unknown: 005" not in line
 
 
 @pytest.mark.usefixtures("forked")
@@ -232,9 +228,8 @@ class TestAnswers:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.001), tensor.name))
         onnx.save(model, path)
         list_in_manifest(copy, "onnx/decoder.onnx")
-        assert main(["--verify", str(copy)]) == EXIT_REFUSED
-        err = capsys.readouterr().err
-        assert "onnx: CPUExecutionProvider: weight decoder.onnx: " in err and err.count("\n") == 1
+        line = refuse(capsys, copy, status=EXIT_REFUSED)
+        assert "onnx: CPUExecutionProvider: weight decoder.onnx: " in line
 
     def test_endpoint_that_the_manifest_leaves_out_is_missed(self, copy, onnx_alone):
         edit_manifest(copy, lambda manifest: manifest["parts"]["onnx"].pop("decode"))
