@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from helpers.models import TINY
 from helpers.places import PATIENCE, ROOT
-from helpers.refusals import refused
+from helpers.refusals import message_of, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -294,11 +294,9 @@ def test_checkpoint_of_other_weights_is_refused_by_name(enlarged, no_model, tmp_
     shapes |= change(name, shape)
     weights = {name: tf.Variable(tf.zeros(shape)) for name, shape in shapes.items()}
     checkpoints.write_checkpoint("best", 1, {"model": weights})
-    with pytest.raises(RunError) as refused:
-        tfdecouple.load_model(run)
-    fits = f"the checkpoint {checkpoints.checkpoint_path('best', 1)} does not fit the config beside it"
-    says = says.format(other=shape[::-1])
-    assert str(refused.value) == f"{fits}: the weight {name} is of shape {shape} by the config, and {says}"
+    line = message_of(RunError, lambda: tfdecouple.load_model(run))
+    assert str(checkpoints.checkpoint_path("best", 1)) in line
+    assert line.endswith(f"the weight {name} is of shape {shape} by the config, and {says.format(other=shape[::-1])}")
 
 
 @pytest.mark.parametrize("run", COMMITTED, ids=lambda run: f"{run.parent.name}/{run.name}")

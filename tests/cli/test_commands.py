@@ -65,7 +65,7 @@ class Shown:
             self.pixels = np.asarray(picture)
 
     def require(self, images, header=0, **options):
-        """Asserts that the picture is a grid of `images`, `[rows, columns, 8, 8, 3]`, below a header, with a caption."""
+        """Asserts that the picture is a grid of `images`, `[rows, columns, 8, 8, 3]`, with a header and a caption."""
         grid = np.asarray(draw_grid(np.asarray(images), **options))
         bottom, margin = header + grid.shape[0], self.pixels.shape[1] - grid.shape[1]
         np.testing.assert_array_equal(self.pixels[header:bottom, margin:], grid)

@@ -14,6 +14,7 @@ from tfdecouple.errors import RunError, UserError
 from tfdecouple.metrics.image_statistics import CHANGES
 from tfdecouple.runs.latent_directions import CLASSIFIER, MEANS, Direction, Directions
 from tfdecouple.runs.opened_run import Run, hash_weights, load_model
+from tfdecouple.visualization.grids import LINE, draw_grid
 
 pytestmark = pytest.mark.usefixtures("eager_file", "quiet")
 
@@ -121,15 +122,10 @@ class TestEdit:
         assert "along red, means" in capsys.readouterr().out
         facts = json.loads((tmp_path / "edit.json").read_text())
         assert facts["amounts"] == [0, 1.5] and facts["files"] == [str(file)]
-        pixels = np.asarray(Image.open(tmp_path / "edit.png"))
-        # Two images of 8 pixels in about 800; the header of the columns is 18 high.
-        side = 8 * (800 // (2 * 10))
         image = read_image(str(file), (8, 8, 3), 0)
         edited = np.asarray(load_model(run).edit(image[None], directions["red"], 1.5))[0]
-        for column, right in enumerate((image, edited)):
-            left = 2 + column * (side + 2)
-            tile = pixels[20 : 20 + side : side // 8, left : left + side : side // 8]
-            np.testing.assert_array_equal(tile, right)
+        grid = np.asarray(draw_grid(np.stack([[image, edited]])))
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "edit.png"))[LINE : LINE + len(grid)], grid)
         assert {path.name for path in tmp_path.iterdir()} == {"edit.png", "edit.json", "green-0-red+1.5.png"}
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "green-0-red+1.5.png")), edited)
 
@@ -145,9 +141,8 @@ class TestEdit:
         edit = ("edit", "--run", own, "--out", tmp_path / "edited", "--amounts=1", "--direction", "more contrast", file)
         assert command(*edit) == 0
         assert (tmp_path / "edited" / f"{file.stem}-more_contrast+1.png").is_file()
-        capsys.readouterr()
-        said = refused(capsys, lambda: command(*edit, "--method", "means"))
-        assert "there is no direction 'more contrast' by the method means" in said
+        line = refused(capsys, lambda: command(*edit, "--method", "means"), begun=True)
+        assert "there is no direction 'more contrast' by the method means" in line
 
     def test_default_amounts_are_within_a_deviation_of_images(self, found, run, coloured, train_codes, tmp_path):
         (directions, _), (z, _) = found, train_codes

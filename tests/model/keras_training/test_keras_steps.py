@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.densities import counted_batches
+from helpers.refusals import message_of
 from helpers.variants import SMALLEST
 
 from tfdecouple.config import Config, TrainingConfig
@@ -71,9 +72,8 @@ class TestTraining:
         assert history["skipped_steps"] == [2] and np.isnan(history["bits_per_dim"]).all()
         for ours, theirs in zip(snapshot(model), before, strict=True):
             np.testing.assert_array_equal(ours, theirs)
-        with pytest.raises(DivergedError, match="training diverged: 3 steps in a row were not applied") as error:
-            model.fit(images, batch_size=10, verbose=0)
-        assert "\n" not in str(error.value)
+        line = message_of(DivergedError, lambda: model.fit(images, batch_size=10, verbose=0))
+        assert line.startswith("training diverged: 3 steps in a row were not applied")
         bad.assign(False)
         # A new `compile` starts the count of skipped steps anew.
         model.compile(keras.optimizers.Adam(1e-3))
