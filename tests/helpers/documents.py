@@ -85,23 +85,21 @@ class _Parsed(BaseException):
     """The exception that ends a program as soon as it has parsed its command line; `args[0]` is the parsed options."""
 
 
+def _end_program(options: argparse.Namespace) -> None:
+    raise _Parsed(options)
+
+
 def parse_options(program: object, arguments: list[str]) -> argparse.Namespace:
     """Runs the function `main` of a program until it has parsed `arguments`; returns the options.
 
-    Raises:
-        CommandError: if the parser refuses the command line.
+    Raises CommandError if the parser refuses the command line.
     """
-
-    def end_after(read):
-        def parse_args(parser, args=None, namespace=None):
-            raise _Parsed(read(parser, args, namespace))
-
-        return parse_args
 
     errors = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         for name in ("parse_args", "parse_intermixed_args"):
-            patch.setattr(argparse.ArgumentParser, name, end_after(getattr(argparse.ArgumentParser, name)))
+            read = getattr(argparse.ArgumentParser, name)
+            patch.setattr(argparse.ArgumentParser, name, lambda *given, read=read: _end_program(read(*given)))
         patch.setattr(sys, "argv", ["program", *arguments])
         # Documented commands must write options in full, so argparse must not accept abbreviations.
         patch.setattr(argparse.ArgumentParser, "_get_option_tuples", lambda parser, text: [])
@@ -204,11 +202,9 @@ def is_command(line: str) -> bool:
 
 
 def check_command(line: str, folder: pathlib.Path = ROOT) -> None:
-    """Raises CommandError if a command names an option, preset, file or module that does not exist.
+    """Raises CommandError if a command, or a chain of commands, names an option, preset or file that does not exist.
 
-    Args:
-        line: the command in the documentation, possibly a pipe or a chain of commands.
-        folder: the folder to which paths in the command are relative, if they are not relative to the repository.
+    Paths in the command are relative to the repository or to `folder`.
     """
     for is_separator, words in itertools.groupby(split_command(line), lambda word: word in ("|", "&&", ";")):
         if is_separator:

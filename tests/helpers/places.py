@@ -37,12 +37,8 @@ def run_python(*arguments, folder=ROOT, **variables):
 def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
     """Returns the path of a folder that all test processes share; the first caller fills it by `make(folder)`.
 
-    Later callers wait until the folder is filled. Tests must neither change the folder nor lock a file in it.
-
-    Args:
-        factory: pytest's fixture `tmp_path_factory`.
-        name: name of the folder; each `make` needs another name.
-        make: function that fills the empty folder whose path it receives.
+    Later callers wait until the folder is filled. Each `make` needs a name of its own. Tests must neither change the
+    folder nor lock a file in it.
     """
     base = factory.getbasetemp()
     if SHARED in os.environ:

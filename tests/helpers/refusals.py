@@ -6,13 +6,9 @@ from tfdecouple.errors import ConfigError
 
 
 def refused(capsys, call, *, begun=False, status=2) -> str:
-    """Asserts that a program ends with `status` and one line "error: ..." on standard error; returns the line.
+    """Asserts that `call()`, a program, returns `status` and prints one line "error: ..."; returns the line.
 
-    Args:
-        capsys: pytest's fixture `capsys`.
-        call: function without arguments that runs the program in this process and returns its exit status.
-        begun: whether the program is allowed to print on standard output before it fails.
-        status: the expected exit status.
+    Nothing is allowed on standard output, unless the program had `begun`.
     """
     assert call() == status
     out, err = capsys.readouterr()
