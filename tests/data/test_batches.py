@@ -56,7 +56,7 @@ def test_resuming_in_mid_epoch_decodes_no_earlier_image():
 
             return tf.zeros([SIZE, SIZE, 3], tf.uint8), tf.numpy_function(note, [record], tf.int32)
 
-    source = make_memory_source(numbered_images(2))
+    source = make_memory_source(train=(numbered_images(2),))
     # An epoch so long that what is read ahead does not reach its end.
     source.splits["train"] = InOrder(8000, "all")
     batch = take_batches(source, PLAIN, 1, start_step=1000)[0]
@@ -66,7 +66,8 @@ def test_resuming_in_mid_epoch_decodes_no_earlier_image():
 
 def test_order_of_images_for_a_seed_never_changes():
     # A change here means that old runs no longer continue on the same images.
-    batches = take_batches(make_memory_source(numbered_images(10)), PLAIN, 3, seed=7, batch_size=5)
+    source = make_memory_source(train=(numbered_images(10),))
+    batches = take_batches(source, PLAIN, 3, seed=7, batch_size=5)
     assert [batch["label"].tolist() for batch in batches] == [[5, 6, 7, 9, 0], [8, 4, 3, 2, 1], [9, 7, 5, 8, 6]]
 
 
@@ -104,7 +105,7 @@ class TestChosenBatches:
 
 
 def test_impossible_requests_of_images_are_refused():
-    source = make_memory_source(numbered_images(26))
+    source = make_memory_source(train=(numbered_images(26),))
     assert "27, but numbers has 26 training images" in one_line_error(lambda: data.count_epoch_steps(source, 27))
     assert "no split 'tset'; use one of train" in one_line_error(lambda: data.load_images(source, "tset", 1))
     assert "numbers has 26 of them in train" in one_line_error(lambda: data.load_images(source, "train", 30))
@@ -140,7 +141,7 @@ def test_augmentation_gives_every_flip_and_crop_with_equal_frequency(pad, flip, 
 
 
 def test_augmentation_differs_between_images_and_epochs():
-    source = make_memory_source(np.repeat(numbered_images(1), 12, axis=0))
+    source = make_memory_source(train=(np.repeat(numbered_images(1), 12, axis=0),))
     config = DataConfig(pad_and_crop=3)
     batches = take_batches(source, config, 6)
     epochs = [np.concatenate([batch["image"] for batch in epoch]) for epoch in (batches[:3], batches[3:])]

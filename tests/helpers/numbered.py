@@ -36,11 +36,16 @@ def one_line_error(call: Callable[[], object]) -> str:
     return message_of(DataError, call)
 
 
-def make_memory_source(images: np.ndarray, labels: np.ndarray | None = None) -> Source:
-    labels = np.arange(len(images), dtype=np.int32) if labels is None else labels
-    split = MemorySplit(len(images), "all", lambda: (images, labels))
-    splits = {"train": split, "test": split}
-    return Source(name="numbers", title="numbers", label_names=(), image_shape=(SIZE, SIZE, 3), splits=splits)
+def make_memory_source(**splits: tuple[np.ndarray, list[int]] | tuple[np.ndarray]) -> Source:
+    """Returns a source in memory, given (images, labels) of each split; without labels, each label is the index."""
+
+    def make_split(images, labels=None):
+        labels = np.asarray(range(len(images)) if labels is None else labels, np.int32)
+        return MemorySplit(len(images), "all", lambda: (images, labels))
+
+    names = {"name": "numbers", "title": "numbers", "label_names": ("red", "green", "blue")}
+    parts = {name: make_split(*given) for name, given in splits.items()}
+    return Source(**names, image_shape=(SIZE, SIZE, 3), splits=parts)
 
 
 def take_batches(source: Source, config: DataConfig, count: int, **options: int) -> list[dict]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers.evaluations import compute_mean_colours, compute_metric, write_onnx
 from helpers.models import SMALL, random_images
+from helpers.numbered import make_memory_source
 from helpers.refusals import message_of, refused
 
 from tfdecouple.cli import main
@@ -127,8 +128,8 @@ def compute_frechet(model, source, extractor, frechet_images=40, frechet_split="
 
 class TestResult:
     @pytest.fixture(scope="class")
-    def source(self, make_source):
-        return make_source((random_images(60, seed=1) // 2,), (random_images(50, seed=2),))
+    def source(self):
+        return make_memory_source(train=(random_images(60, seed=1) // 2,), test=(random_images(50, seed=2),))
 
     def test_frechet_names_the_network_and_warns_of_few_floor_images(self, tiny_model, source, extractor):
         values, lines, _ = compute_frechet(tiny_model, source, extractor, frechet_images=64)
@@ -142,9 +143,9 @@ class TestResult:
             assert count in warning and "64 samples" in warning and f"Warning: {warning}" in lines
 
     @pytest.mark.parametrize("split", ["train", "train+validation"])
-    def test_frechet_compares_with_the_chosen_split(self, tiny_model, make_source, extractor, split):
+    def test_frechet_compares_with_the_chosen_split(self, tiny_model, extractor, split):
         parts = {name: random_images(20 * n, seed=n) // n for n, name in enumerate(("train", "validation", "test"), 1)}
-        source = make_source(**{name: (images,) for name, images in parts.items()})
+        source = make_memory_source(**{name: (images,) for name, images in parts.items()})
         values = compute_frechet(tiny_model, source, extractor, 60, split).values
         images = np.concatenate([parts[name] for name in split.split("+")])
         both = [compute_mean_colours(features) for features in (images, parts["test"])]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers.evaluations import compute_metric
 from helpers.models import SMALL, random_images
+from helpers.numbered import make_memory_source
 from helpers.refusals import message_of
 
 from tfdecouple.data import read_chosen_batches
@@ -42,8 +43,8 @@ def accuracies(result):
 
 
 @pytest.fixture(scope="module")
-def source(make_source):
-    return make_source(coloured_images(120), coloured_images(60, seed=1))
+def source():
+    return make_memory_source(train=coloured_images(120), test=coloured_images(60, seed=1))
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +146,9 @@ class TestLinearProbe:
             np.testing.assert_allclose(codes_z, codes.z, atol=1e-5)
             np.testing.assert_allclose(codes_v, np.reshape(codes.v, (len(x), -1)), atol=1e-4)
 
-    def test_probe_is_not_fitted_to_test_images(self, tiny_model, make_source, fitted):
+    def test_probe_is_not_fitted_to_test_images(self, tiny_model, fitted):
         for test in (coloured_images(50, 1), (np.zeros((50, 8, 8, 3), np.uint8), np.arange(50) % 3)):
-            probe_result(tiny_model, make_source(coloured_images(100), test), 100, 50)
+            probe_result(tiny_model, make_memory_source(train=coloured_images(100), test=test), 100, 50)
         assert len(fitted) == 2 * 10
         for first, second in zip(fitted[:10], fitted[10:], strict=True):
             np.testing.assert_array_equal(first, second)
@@ -203,7 +204,7 @@ class TestLinearProbe:
         ([0, 1], [0] * 9, ("2", "at least 10")),
     ],
 )
-def test_images_that_allow_no_classifier_are_refused_in_one_line(tiny_model, make_source, train, test, parts):
-    source = make_source((random_images(len(train)), train), (random_images(9), test))
+def test_images_that_allow_no_classifier_are_refused_in_one_line(tiny_model, train, test, parts):
+    source = make_memory_source(train=(random_images(len(train)), train), test=(random_images(9), test))
     message = message_of(DataError, lambda: probe_result(tiny_model, source, len(train)))
     assert all(part in message for part in parts), message
