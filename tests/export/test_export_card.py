@@ -22,13 +22,6 @@ from tfdecouple.config import Config, DataConfig
 from tfdecouple.runs.opened_run import load_model, save_run
 from tfdecouple.runs.publishing import describe_training_images, hide_image_path
 
-
-def provenance_of(data: DataConfig | None = None, model=SMALL) -> Provenance:
-    config = Config(name="tiny", model=model, data=data or DataConfig())
-    about = {"name": "tiny", "run": "tiny", "config": config, "step": 1, "averaged": False, "parameters": 1}
-    return Provenance(**about, data="any", rights="any", training_data=config.data, bits_per_dim=None)  # type: ignore[arg-type]
-
-
 CHECKED = "44 of 44 images came back in ONNX Runtime in Python; no browser was tried"
 PAGE = {"files": ["web/index.html"], "checked": CHECKED, "bytes": 34_900_000}
 
@@ -40,9 +33,11 @@ def entry(lost: int = 0, **more: object) -> dict:
     return {"files": ["onnx/encoder.onnx"], "parity": parity, "round_trip": trips, **more}
 
 
-def card_of(formats: dict, **options: object) -> dict:
-    provenance = provenance_of(**options)  # type: ignore[arg-type]
-    return make_model_card(provenance, list_endpoints(provenance.config.model), "4 test images", formats)
+def card_of(formats: dict, data: DataConfig | None = None, model=SMALL) -> dict:
+    config = Config(name="tiny", model=model, data=data or DataConfig())
+    about = {"name": "tiny", "run": "tiny", "config": config, "step": 1, "averaged": False, "parameters": 1}
+    provenance = Provenance(**about, data="any", rights="any", training_data=config.data, bits_per_dim=None)  # type: ignore[arg-type]
+    return make_model_card(provenance, list_endpoints(model), "4 test images", formats)
 
 
 EXACTNESS = [

@@ -17,19 +17,14 @@ from tfdecouple.model import DecoupledModel
 pytestmark = pytest.mark.usefixtures("eager_file")
 
 
-def spd(width, seed):
-    """A random covariance."""
-    factor = np.random.default_rng(seed).standard_normal((width, 2 * width))
-    return factor @ factor.T / width
-
-
 def distance(mean_a, a, mean_b, b):
     return frechet.compute_frechet_distance(frechet.Moments(100, mean_a, a), frechet.Moments(100, mean_b, b))
 
 
 class TestDistance:
     def test_distance_of_gaussians_has_its_closed_form(self):
-        covariance, zero, shift = spd(20, 0), np.zeros(20), np.linspace(-1, 2, 20)
+        factor, zero, shift = np.random.default_rng(0).standard_normal((20, 40)), np.zeros(20), np.linspace(-1, 2, 20)
+        covariance = factor @ factor.T / 20
         assert distance(shift, covariance, shift, covariance) == pytest.approx(0, abs=1e-12 * 20)
         assert distance(zero, covariance, shift, covariance) == pytest.approx(np.square(shift).sum(), rel=1e-12)
         # x and 3 x are 2 x apart.

@@ -106,9 +106,7 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
     def do_PUT(self):
         self.hub.asked.append((self.command, self.path))
         content = self.body()
-        if hashlib.sha256(content).hexdigest() != self.path.rpartition("/")[2]:
-            return self.answer(400, {"error": "another digest"})
-        self.hub.objects[self.path.rpartition("/")[2]] = content
+        self.hub.objects[hashlib.sha256(content).hexdigest()] = content
         return self.answer(200)
 
     def do_POST(self):

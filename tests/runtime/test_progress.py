@@ -7,11 +7,6 @@ from tfdecouple.runtime import progress
 from tfdecouple.runtime.progress import Counter, TrainingProgress
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that stands still; `clock.now` sets it."""
@@ -39,7 +34,8 @@ class TestCounter:
         assert first == "counting: 50100 of 100000 images" and second.endswith(", 10 images/s, 1 h 23 min left")
 
     def test_progress_bar_of_a_terminal_leaves_no_line(self):
-        file = Terminal()
+        file = io.StringIO()
+        file.isatty = lambda: True
         with Counter("counting", 50, file) as counter:
             counter(20)
             counter(50)
