@@ -17,7 +17,6 @@ from tfdecouple.cli.evaluate import Evaluation
 from tfdecouple.errors import ConfigError, DataError, RunError
 from tfdecouple.runs.opened_run import Run
 from tfdecouple.training import loop, train, workers
-from tfdecouple.training import workers as workers_module
 from tfdecouple.training.workers import LostWorkerError, convert_lost_worker_errors, find_cluster, make_strategy
 
 
@@ -201,7 +200,7 @@ class TestWorkers:
 
     @pytest.mark.parametrize("together", [8, 2**24])
     def test_broadcast_copies_the_chiefs_values_to_the_bit(self, together, monkeypatch):
-        monkeypatch.setattr(workers_module, "_BROADCAST_BYTES", together)
+        monkeypatch.setattr(workers, "_BROADCAST_BYTES", together)
         values = [np.float32([[1e-42, np.nan, -0.0]]), np.int64(2**40), np.array([True, False]), np.float64(np.inf)]
 
         def act(workers):

@@ -19,8 +19,6 @@ from tfdecouple.runtime import execution
 from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.training import loop
 
-DEQUANTIZING = VARIANTS["dequantization"]
-
 
 @pytest.fixture(autouse=True, scope="module")
 def weights_of_both_sizes():
@@ -330,7 +328,8 @@ class TestSteps:
                 np.testing.assert_allclose(trainer.values()[name], value, atol=1e-5 * np.abs(value).max(), err_msg=name)
 
     def test_learned_dequantization_is_in_the_loss_and_trains_in_both_memory_modes(self, eager):
-        kept, recomputed = (Trainer(model=DEQUANTIZING, memory=memory) for memory in ("keep", "recompute"))
+        model = VARIANTS["dequantization"]
+        kept, recomputed = (Trainer(model=model, memory=memory) for memory in ("keep", "recompute"))
         result, again = kept.take(), recomputed.take()
         assert result.dequantization != 0 and result.applied
         nats = result.reconstruction + result.kl + result.dequantization
