@@ -112,12 +112,7 @@ class TestConfig:
     @given(
         st.sampled_from(list_option_names()),
         st.recursive(
-            st.none()
-            | st.booleans()
-            | st.integers()
-            | st.floats()
-            | st.text()
-            | st.sampled_from([10**30, -(10**400), 1e308]),
+            st.from_type(bool | int | float | str | None) | st.sampled_from([10**30, -(10**400), 1e308]),
             lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=2),
             max_leaves=8,
         ),

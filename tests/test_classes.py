@@ -90,11 +90,8 @@ class TestCodes:
     def test_model_with_class_codes_has_no_encoder_and_no_density_of_z(self):
         model = variant("classes")
         assert model.encoder is None and model.prior_flow is None
-        for call in (
-            lambda: model.posterior(images_of(model)),
-            lambda: model.prior,
-            lambda: model.conditional_prior([0]),
-        ):
+        images = images_of(model)
+        for call in (lambda: model.posterior(images), lambda: model.prior, lambda: model.conditional_prior([0])):
             assert "function of the label" in message_of(UserError, call)
 
     @pytest.mark.parametrize(

@@ -31,14 +31,8 @@ class Trainer:
     """A training state and a `TrainStep` on logical CPU devices, with initial weights that ignore the device count."""
 
     def __init__(self, devices=1, model=SMALL, effect=True, **training):
-        options = {
-            "batch_size": BATCH,
-            "learning_rate": 0.01,
-            "warmup_steps": 2,
-            "ema_decay": 0.9,
-            "weight_decay": 0.01,
-        }
-        self.config = Config(model=model, training=TrainingConfig(**{**options, **training}))
+        training = {"batch_size": BATCH, "learning_rate": 0.01, "warmup_steps": 2, "ema_decay": 0.9, **training}
+        self.config = Config(model=model, training=TrainingConfig(**{"weight_decay": 0.01, **training}))
         self.strategy = make_strategy(devices)
         keras.utils.set_random_seed(1)
         with self.strategy.scope():

@@ -170,11 +170,7 @@ class TestLinearProbe:
 
     @pytest.mark.parametrize(
         ("options", "values", "counts"),
-        [
-            ({}, 192 * 20, (20, 20)),
-            ({"images": 3, "probe_images": 17}, 2**26, (17, 3)),
-            ({"images": 3}, 2**26, (10, 3)),
-        ],
+        [({}, 3840, (20, 20)), ({"images": 3, "probe_images": 17}, 2**26, (17, 3)), ({"images": 3}, 2**26, (10, 3))],
     )
     def test_probe_uses_the_requested_images(self, tiny_model, source, fitted, monkeypatch, options, values, counts):
         monkeypatch.setattr(classification, "VALUES", values)
