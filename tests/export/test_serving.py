@@ -1,8 +1,4 @@
-"""Tests of the example client of TensorFlow Serving.
-
-The client talks to `serving_server.Server`, which follows the rules of TensorFlow Serving, because TensorFlow Serving
-itself is no Python package.
-"""
+"""The example client of TensorFlow Serving, which is no Python package, against helpers/serving_server.py."""
 
 import contextlib
 import io

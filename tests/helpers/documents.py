@@ -1,7 +1,4 @@
-"""Functions that read the project's Markdown documents, and check the commands in them without running the commands.
-
-The checks call the project's argument parsers, load its presets, and look for the files that a command names.
-"""
+"""Functions that read the project's Markdown documents, and check the commands in them without running them."""
 
 import argparse
 import configparser
