@@ -41,6 +41,10 @@ class TestFolder:
         assert [file.key for file in parts["validation"]] == ["14.png", "18.png", "34.png", "38.png"]
         assert [file.key for file in parts["test"]] == ["0.png", "6.png", "8.png", "33.png"]
 
+    def test_many_images_leave_about_a_twentieth_for_validation_and_for_test(self):
+        parts = split_files_by_hash(self._files(4000))
+        assert {name: len(files) for name, files in parts.items()} == {"train": 3601, "validation": 208, "test": 191}
+
     def test_few_images_leave_a_tenth_for_validation_and_for_test(self):
         for count, least in ((3, 1), (10, 1), (79, 7), (200, 8)):
             for prefix in "abcd":

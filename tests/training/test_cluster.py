@@ -204,7 +204,7 @@ class TestWorkers:
         values = [np.float32([[1e-42, np.nan, -0.0]]), np.int64(2**40), np.array([True, False]), np.float64(np.inf)]
 
         def act(workers):
-            variables = [tf.Variable(value if (workers.rank == 0) else np.zeros_like(value)) for value in values]
+            variables = [tf.Variable(value if (workers.rank == 0) else np.ones_like(value)) for value in values]
             workers.broadcast_variables(variables)
             return [variable.numpy().tobytes() for variable in variables]
 
