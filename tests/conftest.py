@@ -14,10 +14,9 @@ import subprocess
 import sys
 
 import pytest
-from helpers import skips
 from helpers.forked import forked_programs
 from helpers.places import ROOT, copy_once, make_once, user_environment
-from helpers.skips import pytest_addoption, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
+from helpers.skips import SkipChecker
 
 # Some tests import benchmarks.
 sys.path.insert(0, str(ROOT))
@@ -33,9 +32,15 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
 collect_ignore_glob = ["*/conftest.py"]
 
 
+def pytest_addoption(parser):
+    parser.addini("strict_skips", "a skip that is not in tests/expected_skips.txt fails the run", "bool", default=False)
+
+
 def pytest_configure(config):
-    """Sets TensorFlow up in each process of pytest that runs tests."""
-    skips.pytest_configure(config)
+    """Sets TensorFlow up in each process of pytest that runs tests, and registers the check of skips."""
+    # The controller of pytest-xdist gets the reports of all workers.
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(SkipChecker(config), "skips")
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         import tensorflow as tf
 

@@ -1,5 +1,3 @@
-"""Tests that bad options, configs and terminals, and too large models, give one line and no traceback."""
-
 import json
 import os
 import pathlib
@@ -11,7 +9,7 @@ import pytest
 import tensorflow as tf
 from helpers.models import TINY
 from helpers.places import PATIENCE, ROOT
-from helpers.refusals import refused
+from helpers.refusals import message_of, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -114,12 +112,7 @@ class TestConfig:
     @given(
         st.sampled_from(list_option_names()),
         st.recursive(
-            st.none()
-            | st.booleans()
-            | st.integers()
-            | st.floats()
-            | st.text()
-            | st.sampled_from([10**30, -(10**400), 1e308]),
+            st.from_type(bool | int | float | str | None) | st.sampled_from([10**30, -(10**400), 1e308]),
             lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=2),
             max_leaves=8,
         ),
@@ -274,9 +267,7 @@ def test_too_large_model_is_refused_by_every_program_in_one_line(enlarged, no_mo
         ('model.prior="normal"', "the weight prior_flow/.* missing by the config"),
     ],
 )
-def test_config_that_does_not_fit_the_checkpoint_is_refused_before_weights_are_made(
-    enlarged, no_model, assignment, says
-):
+def test_config_that_does_not_fit_the_checkpoint_is_refused(enlarged, no_model, assignment, says):
     with pytest.raises(RunError, match=f"does not fit the config beside it: {says}"):
         tfdecouple.load_model(enlarged([assignment]))
 
@@ -289,31 +280,25 @@ def test_config_that_does_not_fit_the_checkpoint_is_refused_before_weights_are_m
     ],
     ids=["turned", "renamed"],
 )
-def test_checkpoint_with_as_many_parameters_is_refused_naming_the_first_different_weight(
-    enlarged, no_model, tmp_path, change, says
-):
+def test_checkpoint_of_other_weights_is_refused_by_name(enlarged, no_model, tmp_path, change, says):
     run = enlarged([])
     checkpoints = CheckpointFolder(run / "checkpoints")
     shapes = checkpoints.read_weight_shapes("best", 1)
     name = min(name for name, shape in shapes.items() if shape != shape[::-1])
     shape = shapes.pop(name)
     shapes |= change(name, shape)
-    checkpoints.write_checkpoint(
-        "best", 1, {"model": {name: tf.Variable(tf.zeros(shape)) for name, shape in shapes.items()}}
-    )
-    with pytest.raises(RunError) as refused:
-        tfdecouple.load_model(run)
-    fits = f"the checkpoint {checkpoints.checkpoint_path('best', 1)} does not fit the config beside it"
-    says = says.format(other=shape[::-1])
-    assert str(refused.value) == f"{fits}: the weight {name} is of shape {shape} by the config, and {says}"
+    weights = {name: tf.Variable(tf.zeros(shape)) for name, shape in shapes.items()}
+    checkpoints.write_checkpoint("best", 1, {"model": weights})
+    line = message_of(RunError, lambda: tfdecouple.load_model(run))
+    assert str(checkpoints.checkpoint_path("best", 1)) in line
+    assert line.endswith(f"the weight {name} is of shape {shape} by the config, and {says.format(other=shape[::-1])}")
 
 
 @pytest.mark.parametrize("run", COMMITTED, ids=lambda run: f"{run.parent.name}/{run.name}")
 def test_committed_checkpoint_has_the_weight_shapes_of_its_config(run):
     folder = CheckpointFolder(run / "checkpoints")
-    assert folder.read_weight_shapes("best", folder.list_checkpoint_steps("best")[0]) == compute_weight_shapes(
-        RunFolder(run).read_config().model
-    )
+    shapes = folder.read_weight_shapes("best", folder.list_checkpoint_steps("best")[0])
+    assert shapes == compute_weight_shapes(RunFolder(run).read_config().model)
 
 
 class TestMemory:

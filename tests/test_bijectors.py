@@ -14,16 +14,7 @@ import tensorflow as tf
 from helpers.layers import assert_close
 from tensorflow_probability import bijectors as tfb
 
-from tfdecouple.bijectors import (
-    BoundedAffine,
-    ChannelAffine,
-    ChannelMatrix,
-    Shift,
-    Sigmoid,
-    Squeeze,
-    Whitening,
-    with_log_det,
-)
+from tfdecouple import bijectors
 from tfdecouple.errors import UserError
 
 
@@ -34,14 +25,14 @@ def normal(*shape):
 X, PAIR = normal(2, 4, 2, 3), (normal(2, 4, 2, 3), np.sin(normal(2, 4, 2, 3)))
 # {name: (constructor with arrays, the arrays, axes of an event)}.
 CASES = {
-    "actnorm": (ChannelAffine, (normal(3), np.sin(normal(3))), 1),
-    "matrix": (ChannelMatrix, (normal(3, 3),), 1),
-    "affine-1": (BoundedAffine, PAIR, 0),
-    "affine-0.6": (lambda *arrays: BoundedAffine(*arrays, alpha=0.6), PAIR, 0),
-    "additive": (Shift, PAIR[:1], 0),
-    "whitening": (Whitening, PAIR, 0),
-    "sigmoid": (Sigmoid, (), 0),
-    "squeeze": (Squeeze, (), 3),
+    "actnorm": (bijectors.ChannelAffine, (normal(3), np.sin(normal(3))), 1),
+    "matrix": (bijectors.ChannelMatrix, (normal(3, 3),), 1),
+    "affine-1": (bijectors.BoundedAffine, PAIR, 0),
+    "affine-0.6": (lambda *arrays: bijectors.BoundedAffine(*arrays, alpha=0.6), PAIR, 0),
+    "additive": (bijectors.Shift, PAIR[:1], 0),
+    "whitening": (bijectors.Whitening, PAIR, 0),
+    "sigmoid": (bijectors.Sigmoid, (), 0),
+    "squeeze": (bijectors.Squeeze, (), 3),
 }
 
 
@@ -98,23 +89,23 @@ class TestBijector:
 
     def test_sigmoid_equals_that_of_tfp_and_is_finite_for_large_inputs(self):
         x = tf.constant([[-80.0, -30.0, 0.0, 30.0, 80.0, 1.0]], tf.float64)
-        y, log_det = Sigmoid().forward_and_log_det(x)
+        y, log_det = bijectors.Sigmoid().forward_and_log_det(x)
         assert_close(y, tfb.Sigmoid().forward(x))
         assert_close(log_det, tf.reduce_sum(tfb.Sigmoid().forward_log_det_jacobian(x), -1))
-        assert np.all(np.isfinite(Sigmoid().forward_and_log_det(tf.constant([[-80.0], [80.0]]))[1]))
+        assert np.all(np.isfinite(bijectors.Sigmoid().forward_and_log_det(tf.constant([[-80.0], [80.0]]))[1]))
 
     @pytest.mark.parametrize("kind", [tf.Variable, keras.Variable])
     def test_bijector_refuses_a_variable_as_parameter(self, kind):
         with pytest.raises(UserError, match="variable"):
-            ChannelAffine(kind(np.zeros(3, "float32")), tf.zeros([3]))
+            bijectors.ChannelAffine(kind(np.zeros(3, "float32")), tf.zeros([3]))
 
     @pytest.mark.parametrize(
         "call",
         [
-            lambda: ChannelAffine(tf.zeros([2, 3]), tf.zeros([3])),
-            lambda: ChannelMatrix(tf.zeros([5, 3, 3])),
-            lambda: Squeeze().forward(X[:, :3]),
-            lambda: Squeeze().inverse(X),
+            lambda: bijectors.ChannelAffine(tf.zeros([2, 3]), tf.zeros([3])),
+            lambda: bijectors.ChannelMatrix(tf.zeros([5, 3, 3])),
+            lambda: bijectors.Squeeze().forward(X[:, :3]),
+            lambda: bijectors.Squeeze().inverse(X),
         ],
     )
     def test_bijector_refuses_parameters_and_inputs_of_a_wrong_shape(self, call):
@@ -122,20 +113,20 @@ class TestBijector:
             call()
 
     def test_event_shape_of_a_squeeze_can_have_an_unknown_side(self):
-        assert Squeeze().forward_event_shape([4, None, 3]) == [2, None, 12]
+        assert bijectors.Squeeze().forward_event_shape([4, None, 3]) == [2, None, 12]
 
     def test_alpha_that_float32_rounds_to_1_acts_as_1(self):
         unbounded = tf.constant([-100.0, 0.0, 3.0])
-        almost, whole = (BoundedAffine(tf.zeros([3]), unbounded, alpha) for alpha in (1 - 1e-8, 1.0))
+        almost, whole = (bijectors.BoundedAffine(tf.zeros([3]), unbounded, alpha) for alpha in (1 - 1e-8, 1.0))
         x = tf.ones([1, 3])
         for ours, theirs in zip(almost.forward_and_log_det(x), whole.forward_and_log_det(x), strict=True):
             np.testing.assert_array_equal(ours, theirs)
         assert np.all(np.isfinite(almost.inverse_and_log_det(x)[1]))
 
     def test_bijector_keeps_no_feature_map_alive(self):
-        bijector = BoundedAffine(tf.zeros([3]), tf.ones([3]))
+        bijector = bijectors.BoundedAffine(tf.zeros([3]), tf.ones([3]))
         x = tf.ones([2, 4, 4, 3])
-        seen = weakref.ref(with_log_det(bijector).forward_and_log_det(x)[0])
+        seen = weakref.ref(bijectors.with_log_det(bijector).forward_and_log_det(x)[0])
         gc.disable()
         try:
             assert seen() is None

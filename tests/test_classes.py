@@ -1,5 +1,3 @@
-"""Tests of models with labels: z as a function of the label, and a prior over z with a part for each label."""
-
 import dataclasses
 
 import keras
@@ -19,15 +17,12 @@ pytestmark = pytest.mark.usefixtures("eager")
 LABELS = np.array([2, 0, 1])
 SHARES = np.log(np.array([1, 2, 5]) / 8)
 NONE = np.full(3, -1)
+GIVEN = [("classes", LABELS), ("prior-classes", LABELS), ("prior-classes", None)]
 
 
 def noise(model, count=3, seed=3):
-    rng = np.random.default_rng(seed)
-    size = model.config.image_shape[0]
-    return (
-        rng.standard_normal((count, model.config.latent_dim)).astype("f4"),
-        rng.random((count, size, size, 3)).astype("f4"),
-    )
+    rng, size = np.random.default_rng(seed), model.config.image_shape[0]
+    return rng.standard_normal((count, model.config.latent_dim), "f4"), rng.random((count, size, size, 3), "f4")
 
 
 class TestCodes:
@@ -95,11 +90,8 @@ class TestCodes:
     def test_model_with_class_codes_has_no_encoder_and_no_density_of_z(self):
         model = variant("classes")
         assert model.encoder is None and model.prior_flow is None
-        for call in (
-            lambda: model.posterior(images_of(model)),
-            lambda: model.prior,
-            lambda: model.conditional_prior([0]),
-        ):
+        images = images_of(model)
+        for call in (lambda: model.posterior(images), lambda: model.prior, lambda: model.conditional_prior([0])):
             assert "function of the label" in message_of(UserError, call)
 
     @pytest.mark.parametrize(
@@ -132,9 +124,8 @@ class TestPriorOfLabels:
         z = plain.posterior(images).mean()
         np.testing.assert_allclose(model.prior.log_prob(z), plain.prior.log_prob(z), rtol=1e-5)
         np.testing.assert_allclose(model.conditional_prior(LABELS).log_prob(z), plain.prior.log_prob(z), rtol=1e-5)
-        known, unknown, both = (
-            model.elbo_from_noise(images, z_noise, u, labels=labels) for labels in (LABELS, None, [2, -1, 1])
-        )
+        choices = (LABELS, None, [2, -1, 1])
+        known, unknown, both = (model.elbo_from_noise(images, z_noise, u, labels=labels) for labels in choices)
         bound = plain.elbo_from_noise(images, z_noise, u)
         np.testing.assert_allclose(unknown.bits_per_dim, bound.bits_per_dim, rtol=1e-5)
         np.testing.assert_allclose(known.kl, bound.kl - SHARES[LABELS], rtol=1e-4)
@@ -178,9 +169,7 @@ class TestPriorOfLabels:
 
 
 class TestLabels:
-    @pytest.mark.parametrize(
-        ("name", "labels"), [("classes", LABELS), ("prior-classes", LABELS), ("prior-classes", None)]
-    )
+    @pytest.mark.parametrize(("name", "labels"), GIVEN)
     def test_gradients_reach_every_weight_of_a_model_with_labels(self, name, labels):
         model, images = variant(name), images_of(variant(name))
         draws = noise(model)

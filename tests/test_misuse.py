@@ -1,5 +1,3 @@
-"""Tests that wrong arguments of the Python API are refused in one line, and that empty and unusual ones work."""
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -149,9 +147,7 @@ class TestArguments:
         assert part in message_of(UserError, lambda: WRONG[part][0](small, value))
 
     @pytest.mark.parametrize("chunk", [64, 3])
-    def test_samples_follow_from_seed_and_temperature_with_any_size_of_chunks(
-        self, without_z, small, monkeypatch, chunk
-    ):
+    def test_samples_follow_from_seed_and_temperature(self, without_z, small, monkeypatch, chunk):
         monkeypatch.setattr(model_module, "CHUNK", chunk)
         n, seed = 7, randomness.make_seed(5)
         for model in (small, without_z):

@@ -1,5 +1,3 @@
-"""Tests of tfdecouple.randomness: fresh seeds, parts of draws, and noise by the index of an image."""
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -83,17 +81,12 @@ class TestNoiseByIndex:
         assert len(np.unique(np.stack(draws))) == 40
 
 
-class TestModel:
-    @pytest.fixture(scope="class")
-    def model(self):
-        return fresh(LEAST)
-
-    def test_traced_bounds_and_samples_are_new_at_each_call_without_a_seed(self, model):
-        images = tf.constant(random_images(2))
-        for draw in (
-            lambda seed=None: model.elbo(images, seed, training=True).bits_per_dim,
-            lambda seed=None: model.sample(2, seed=seed),
-        ):
-            traced = tf.function(draw)
-            assert np.any(traced() != traced())
-            equal(traced(seed=1), traced(seed=1))
+def test_traced_bounds_and_samples_are_new_at_each_call_without_a_seed():
+    model, images = fresh(LEAST), tf.constant(random_images(2))
+    for draw in (
+        lambda seed=None: model.elbo(images, seed, training=True).bits_per_dim,
+        lambda seed=None: model.sample(2, seed=seed),
+    ):
+        traced = tf.function(draw)
+        assert np.any(traced() != traced())
+        equal(traced(seed=1), traced(seed=1))

@@ -1,26 +1,20 @@
-"""Tests that carry out recipes of docs/extending.md literally in a copy of the packages."""
-
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import re
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.layers import assert_invertible
-from helpers.places import PATIENCE
+from helpers.places import run_python
 from helpers.recipes import append_rows, copy_packages, insert_text, read_recipe, run_in_copy
 
 from tfdecouple.bijectors import closed_form
 from tfdecouple.loggers import LOGGERS
 from tfdecouple.transforms import TRANSFORMS
 
-(TRANSFORM,) = (
-    line.split('"')[1] for line in read_recipe("coupling transform").splitlines() if line.startswith("    name =")
-)
+(TRANSFORM,) = re.findall(r'^    name = "(.*)"', read_recipe("coupling transform"), re.MULTILINE)
 MODEL = {"image_shape": [8, 8, 3], "latent_dim": 4, "steps": [1, 1], "hidden_channels": [4, 6], "encoder_channels": [4]}
 MODEL |= {"encoder_out_channels": 2, "prior_steps": 1, "prior_hidden": 6, "alpha": 0.5, "prior_alpha": 0.5}
 MODEL |= {f"{place}transform": TRANSFORM for place in ("", "multiscale_", "prior_")}
@@ -130,9 +124,8 @@ class TestRecipe:
     def test_data_sources_of_the_recipes_are_opened_from_any_folder_and_listed(self, folder):
         listed, refused, located = run(folder, "-c", SOURCE).splitlines()
         assert listed.endswith("or array:PATH") and "stripes" in listed
-        assert all(
-            part in refused for part in ("did you mean stripes?", "photographs, cifar10", ", stripes", "array:PATH")
-        )
+        parts = ("did you mean stripes?", "photographs, cifar10", ", stripes", "array:PATH")
+        assert all(part in refused for part in parts)
         path = folder / "images.npy"
         assert located.split() == [f"array:{path}", "data.source", str(path)]
 
@@ -144,20 +137,11 @@ class TestRecipe:
     @pytest.mark.slow
     def test_run_with_all_recipes_is_trained_resumed_evaluated_and_exported(self, folder, tmp_path):
         np.save(folder / "some.npy", np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8))
-        options = ["--preset", "tiny", "--workdir", str(tmp_path / "run"), "--set", 'training.loggers=["lines"]']
-        options += ["--set", "training.log_every=2"]
-        run(folder, "train.py", *options, "--data", "array:some.npy", "--steps", "2")
-        command = [
-            sys.executable,
-            folder / "train.py",
-            *options,
-            "--data",
-            f"array:{folder / 'some.npy'}",
-            "--steps",
-            "4",
-        ]
-        environment = {**os.environ, "PYTHONPATH": str(folder)}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+        options = ["train.py", "--preset", "tiny", "--workdir", str(tmp_path / "run")]
+        options += ["--set", 'training.loggers=["lines"]', "--set", "training.log_every=2"]
+        run(folder, *options, "--data", "array:some.npy", "--steps", "2")
+        options[0], data = folder / "train.py", f"array:{folder / 'some.npy'}"
+        done = run_python(*options, "--data", data, "--steps", 4, folder=tmp_path, PYTHONPATH=str(folder))
         assert done.returncode == 0, done.stderr
         lines = (tmp_path / "run" / "log.txt").read_text(encoding="utf-8").splitlines()
         assert [line.split()[0] for line in lines if "train/bits_per_dim" in line] == ["2", "4"]

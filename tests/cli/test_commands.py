@@ -1,17 +1,15 @@
-"""The commands about a run: that pictures and figures beside them say the same, and what they refuse."""
-
 import dataclasses
 import json
-import random
 import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.models import SMALL, give_effect, random_images, save_images
+from helpers.models import SMALL, random_images, save_images
 from helpers.refusals import message_of, refused
 from helpers.runs import run_config, write_run
+from helpers.variants import fresh
 from PIL import Image
 
 from tfdecouple import randomness
@@ -25,12 +23,12 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.storage.files import write_text
+from tfdecouple.visualization.grids import LINE, draw_grid
 from tfdecouple.visualization.plots import project_to_components
 
 pytestmark = pytest.mark.usefixtures("eager_file")
 
-# Of the pictures: side of an image, and what their documentation says of gaps.
-SIDE, GAP, LINE = 8, 2, 18
+SIDE = 8
 
 
 @pytest.fixture(scope="module")
@@ -52,42 +50,29 @@ def model(finished_run):
 @pytest.fixture(scope="module")
 def run_without_z(image_folder, tmp_path_factory):
     """A run folder of a model without z, which sees 5 bits of each colour."""
-    random.seed(0)
-    model = DecoupledModel(dataclasses.replace(SMALL, conditioning="none", n_bits=5))
-    model.initialize(random_images(16))
-    folder = tmp_path_factory.mktemp("without") / "z"
-    return write_run(folder, give_effect(model), data=DataConfig(source=f"folder:{image_folder}"))
+    model = fresh(dataclasses.replace(SMALL, conditioning="none", n_bits=5))
+    data = DataConfig(source=f"folder:{image_folder}")
+    return write_run(tmp_path_factory.mktemp("without") / "z", model, data=data)
 
 
 class Shown:
-    """A picture that a command wrote, with its facts; `group` has the rows and columns of a group, 0 for none."""
+    """A picture that a command wrote, with its facts."""
 
-    def __init__(self, folder, name, rows, columns, group=(0, 0), header=0, width=800):
+    def __init__(self, folder, name):
         self.facts = json.loads((folder / f"{name}.json").read_text())
-        self._side = SIDE * (width // (columns * (SIDE + GAP)))
-        self._group = group
-        self._header = header
         with Image.open(folder / f"{name}.png") as picture:
             assert picture.format == "PNG" and picture.mode == "RGB"
             self.pixels = np.asarray(picture)
-        right = self._start(columns - 1, group[1]) + self._side + GAP
-        bottom = self._start(rows - 1, group[0]) + self._side + GAP
+
+    def require(self, images, header=0, **options):
+        """Asserts that the picture is a grid of `images`, `[rows, columns, 8, 8, 3]`, with a header and a caption."""
+        grid = np.asarray(draw_grid(np.asarray(images), **options))
+        bottom, margin = header + grid.shape[0], self.pixels.shape[1] - grid.shape[1]
+        np.testing.assert_array_equal(self.pixels[header:bottom, margin:], grid)
         # What is left over is for the labels of the rows, and for whole lines of the caption.
-        self._margin = self.pixels.shape[1] - right
-        assert 0 <= self._margin < 60
-        lines, rest = divmod(self.pixels.shape[0] - header - bottom - 6, LINE)
-        assert 1 <= lines <= 8 and rest == 0
-        assert (self.pixels[header + bottom :] < 100).any(), "there is no caption"
-
-    def _start(self, index, together):
-        return GAP + index * (self._side + GAP) + (index // together * 3 * GAP if together else 0)
-
-    def tile(self, row, column):
-        """The image at a place."""
-        left = self._margin + self._start(column, self._group[1])
-        top = self._header + self._start(row, self._group[0])
-        step = self._side // SIDE
-        return self.pixels[top : top + self._side : step, left : left + self._side : step]
+        lines, rest = divmod(self.pixels.shape[0] - bottom - 6, LINE)
+        assert 0 <= margin < 60 and 1 <= lines <= 8 and rest == 0
+        assert (self.pixels[bottom:] < 100).any(), "there is no caption"
 
 
 def command(*arguments):
@@ -105,12 +90,11 @@ class TestSample:
     def test_sample_shows_the_samples_of_the_model_at_each_temperature(self, finished_run, model, tmp_path, capsys):
         options = ("--temperatures", 0.5, 1, "--count", 12, "--seed", 3)
         command("sample", "--run", finished_run, "--out", tmp_path, *options)
-        shown = Shown(tmp_path, "sample", rows=4, columns=10, group=(2, 0))
-        for band, temperature in enumerate((0.5, 1.0)):
-            samples = np.asarray(model.sample(12, temperature, seed=3))
-            np.testing.assert_array_equal(shown.tile(2 * band, 9), samples[9])
-            np.testing.assert_array_equal(shown.tile(2 * band + 1, 1), samples[11])
-            assert (shown.tile(2 * band + 1, 2) == 255).all()
+        shown = Shown(tmp_path, "sample")
+        images = np.full((2, 20, SIDE, SIDE, 3), 255, np.uint8)
+        for band, temperature in zip(images, (0.5, 1.0), strict=True):
+            band[:12] = model.sample(12, temperature, seed=3)
+        shown.require(images.reshape(4, 10, SIDE, SIDE, 3), group=(2, 0))
         expected = {"run": str(finished_run), "averaged": True, "seed": 3, "count": 12, "temperatures": [0.5, 1.0]}
         assert expected.items() <= shown.facts.items()
         assert shown.facts["step"] in (5, 10)
@@ -122,38 +106,36 @@ class TestSample:
         shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("best-*", "summary.json"))
         command("sample", "--run", run, "--count", 4, "--temperatures", 1)
         assert {path.name for path in (run / "pictures").iterdir()} == {"sample.png", "sample.json"}
-        shown = Shown(run / "pictures", "sample", rows=1, columns=4)
+        shown = Shown(run / "pictures", "sample")
         assert (shown.facts["step"], shown.facts["averaged"]) == (10, True)
-        np.testing.assert_array_equal(shown.tile(0, 3), load_model(run).sample(4, 1.0, seed=0)[3])
+        shown.require([load_model(run).sample(4, 1.0, seed=0)])
 
 
 class TestReconstruct:
     def test_reconstruct_shows_and_counts_exact_images(self, finished_run, image_folder, tmp_path):
         command("reconstruct", "--run", finished_run, "--out", tmp_path)
-        shown = Shown(tmp_path, "reconstruct", rows=2, columns=5, group=(2, 0))
-        images = files_of(image_folder, "test")
+        shown = Shown(tmp_path, "reconstruct")
         assert sorted(shown.facts["indices"]) == list(range(5))
-        for column, index in enumerate(shown.facts["indices"]):
-            for row in range(2):
-                np.testing.assert_array_equal(shown.tile(row, column), images[index])
+        images = files_of(image_folder, "test")[shown.facts["indices"]]
+        shown.require([images, images], group=(2, 0))
         expected = {"exact": 5, "count": 5, "split": "test", "data": f"images in {image_folder}", "labels": [None] * 5}
         assert expected.items() <= shown.facts.items()
 
-    def test_reconstruct_does_not_count_an_inexact_image(self, finished_run, tmp_path, monkeypatch, capsys):
-        decode = DecoupledModel.decode
-
-        def lossy(self, z, v):
-            images = np.array(decode(self, z, v))
-            images[1] ^= 1
-            return images
-
-        monkeypatch.setattr(DecoupledModel, "decode", lossy)
+    def test_inexact_image_is_not_counted(self, finished_run, image_folder, tmp_path, monkeypatch, capsys):
+        decode, change = DecoupledModel.decode, np.uint8([0, 1, 0]).reshape(3, 1, 1, 1)
+        monkeypatch.setattr(DecoupledModel, "decode", lambda self, z, v: np.array(decode(self, z, v)) ^ change)
         command("reconstruct", "--run", finished_run, "--out", tmp_path, "--split", "validation", "--count", 3)
-        shown = Shown(tmp_path, "reconstruct", rows=2, columns=3, group=(2, 0))
-        same = [np.array_equal(shown.tile(0, column), shown.tile(1, column)) for column in range(3)]
-        assert same == [True, False, True]
+        shown = Shown(tmp_path, "reconstruct")
+        images = files_of(image_folder, "validation")[shown.facts["indices"]]
+        shown.require([images, images ^ change], group=(2, 0))
         assert shown.facts["exact"] == 2
         assert "2 of 3 images are equal to the last pixel" in capsys.readouterr().out
+
+
+def arrange_pairs(model, a, b):
+    """Returns the images of a switch, `[2, 2 * pairs, 8, 8, 3]`: of each pair a and ba, and below them b and ab."""
+    ab, ba = model.switch(a, b)
+    return [np.stack(images, 1).reshape(-1, SIDE, SIDE, 3) for images in ([a, ba], [b, ab])]
 
 
 class TestSwitch:
@@ -161,47 +143,34 @@ class TestSwitch:
         command("switch", "--run", finished_run, "--out", tmp_path, "--data", f"folder:{labelled}", "--count", 3)
         images = files_of(labelled, "test")
         for how in ("within", "across"):
-            shown = Shown(tmp_path, f"switch-{how}", rows=2, columns=6, group=(2, 2))
+            shown = Shown(tmp_path, f"switch-{how}")
             first, second = shown.facts["first"], shown.facts["second"]
             assert shown.facts["pairing"] == how and shown.facts["count"] == 3
             assert len({*first["indices"], *second["indices"]}) == 6
             names = [("bright", "dark")[index >= 4] for index in first["indices"]]
             assert first["labels"] == names
             assert [a == b for a, b in zip(names, second["labels"], strict=True)] == [how == "within"] * 3
-            a, b = images[first["indices"]], images[second["indices"]]
-            ab, ba = (np.asarray(switched) for switched in model.switch(a, b))
-            for pair in range(3):
-                for place, expected in {(0, 0): a, (0, 1): ba, (1, 0): b, (1, 1): ab}.items():
-                    tile = shown.tile(place[0], 2 * pair + place[1])
-                    np.testing.assert_array_equal(tile, expected[pair], err_msg=f"{how} {pair} {place}")
+            shown.require(arrange_pairs(model, images[first["indices"]], images[second["indices"]]), group=(2, 2))
 
     def test_switch_pairs_images_without_labels(self, finished_run, tmp_path):
         command("switch", "--run", finished_run, "--out", tmp_path)
         assert {path.name for path in tmp_path.iterdir()} == {"switch-any.png", "switch-any.json"}
         # Of five images two pairs.
-        assert Shown(tmp_path, "switch-any", rows=2, columns=4, group=(2, 2)).facts["count"] == 2
+        assert Shown(tmp_path, "switch-any").facts["count"] == 2
 
     def test_switch_writes_photographs_at_their_own_size(self, finished_run, model, tmp_path):
-        kinds = {
-            "a.jpg": (40, 30, "RGB"),
-            "b.png": (8, 8, "L"),
-            "more/a.png": (300, 10, "RGBA"),
-            "c.webp": (1, 1, "RGB"),
-        }
-        paths = [tmp_path / name for name in kinds]
-        for number, (path, (width, height, mode)) in enumerate(zip(paths, kinds.values(), strict=True)):
+        kinds = [("a.jpg", 40, 30, "RGB"), ("b.png", 8, 8, "L")]
+        kinds += [("more/a.png", 300, 10, "RGBA"), ("c.webp", 1, 1, "RGB")]
+        paths = [tmp_path / name for name, *_ in kinds]
+        for number, (path, (_, width, height, mode)) in enumerate(zip(paths, kinds, strict=True)):
             path.parent.mkdir(exist_ok=True)
             pixels = np.random.default_rng(number).integers(0, 256, (height, width, 4), np.uint8)
             Image.fromarray(pixels, "RGBA").convert(mode).save(path)
         command("switch", "--run", finished_run, "--out", tmp_path / "out", "--max-side", 100, *paths)
-        shown = Shown(tmp_path / "out", "switch-pairs", rows=2, columns=4, group=(2, 2))
+        shown = Shown(tmp_path / "out", "switch-pairs")
         assert shown.facts["first"] == {"files": [str(paths[0]), str(paths[2])]}
         images = np.stack([read_image(path, (SIDE, SIDE, 3), 0) for path in paths])
-        ab, _ = model.switch(images[::2], images[1::2])
-        for pair in range(2):
-            np.testing.assert_array_equal(shown.tile(0, 2 * pair), images[2 * pair])
-            np.testing.assert_array_equal(shown.tile(1, 2 * pair), images[2 * pair + 1])
-            np.testing.assert_array_equal(shown.tile(1, 2 * pair + 1), ab[pair])
+        shown.require(arrange_pairs(model, images[::2], images[1::2]), group=(2, 2))
         results = {path.name: Image.open(path).size for path in (tmp_path / "out").iterdir() if path.suffix != ".json"}
         assert results.pop("switch-pairs.png")
         expected = {"a-z-of-b.jpg": (40, 30), "b-z-of-a.png": (8, 8), "a-z-of-c.png": (100, 3), "c-z-of-a.webp": (1, 1)}
@@ -214,8 +183,7 @@ class TestSwitch:
 
     def test_switch_strength_interpolates_z(self, finished_run, model, tmp_path):
         images = random_images(2, SIDE)
-        for name, image in zip("ab", images, strict=True):
-            Image.fromarray(image).save(tmp_path / f"{name}.png")
+        save_images(tmp_path, {"a.png": images[0], "b.png": images[1]})
         files = [tmp_path / "a.png", tmp_path / "b.png"]
         own, other = (tmp_path / name for name in ("own", "other"))
         command("switch", "--run", finished_run, "--out", own, "--strength", 0, *files)
@@ -241,48 +209,43 @@ def test_pairs_are_within_or_across_labels_which_take_turns():
 
 
 class TestInterpolate:
-    def test_interpolate_shows_the_images_in_two_corners(self, finished_run, image_folder, model, tmp_path):
-        command("interpolate", "--run", finished_run, "--out", tmp_path, "--steps", 3, "--count", 2)
-        shown = Shown(tmp_path, "interpolate", rows=6, columns=3, group=(3, 0), header=LINE)
-        assert shown.facts["places"] == [0, 0.5, 1]
+    @staticmethod
+    def read_pairs(shown, image_folder):
+        """Returns the first and the second images of a picture's pairs."""
         images = files_of(image_folder, "test")
-        for pair in range(2):
-            a, b = (images[shown.facts[which]["indices"][pair]] for which in ("first", "second"))
-            np.testing.assert_array_equal(shown.tile(3 * pair, 0), a)
-            np.testing.assert_array_equal(shown.tile(3 * pair + 2, 2), b)
-            # z goes down, v to the right.
-            z_of_b = model.decode(model.encode(b[None]).z, model.encode(a[None]).v)[0]
-            np.testing.assert_array_equal(shown.tile(3 * pair + 2, 0), z_of_b)
+        return (images[shown.facts[which]["indices"]] for which in ("first", "second"))
+
+    def test_interpolate_shows_z_downwards_and_v_to_the_right(self, finished_run, image_folder, model, tmp_path):
+        command("interpolate", "--run", finished_run, "--out", tmp_path, "--steps", 3, "--count", 2)
+        shown, places = Shown(tmp_path, "interpolate"), [0, 0.5, 1]
+        assert shown.facts["places"] == places
+        images = model.interpolate(*self.read_pairs(shown, image_folder), places, places, path=shown.facts["path"])
+        shown.require(np.reshape(images, [6, 3, SIDE, SIDE, 3]), header=LINE, group=(3, 0))
 
     def test_interpolate_without_z_has_one_row(self, run_without_z, image_folder, tmp_path):
         command("interpolate", "--run", run_without_z, "--out", tmp_path, "--steps", 4)
-        shown = Shown(tmp_path, "interpolate", rows=1, columns=4, header=LINE)
-        images = files_of(image_folder, "test") & 0b11111000
-        np.testing.assert_array_equal(shown.tile(0, 0), images[shown.facts["first"]["indices"][0]])
-        np.testing.assert_array_equal(shown.tile(0, 3), images[shown.facts["second"]["indices"][0]])
+        shown = Shown(tmp_path, "interpolate")
+        pairs, places = self.read_pairs(shown, image_folder), [0, 1 / 3, 2 / 3, 1]
+        shown.require(
+            load_model(run_without_z).interpolate(*pairs, [0], places, path=shown.facts["path"])[0], header=LINE
+        )
 
     def test_interpolate_shows_line_and_arc_together(self, finished_run, image_folder, model, tmp_path):
         command("interpolate", "--run", finished_run, "--out", tmp_path, "--steps", 3, "--path", "both")
-        shown = Shown(tmp_path, "interpolate", rows=3, columns=6, group=(0, 3), header=LINE, width=1600)
-        images = files_of(image_folder, "test")
-        a, b = (images[shown.facts[which]["indices"]] for which in ("first", "second"))
+        shown, places = Shown(tmp_path, "interpolate"), [0, 0.5, 1]
+        a, b = self.read_pairs(shown, image_folder)
         assert shown.facts["path"] == "both"
-        for left, path in ((0, "lerp"), (3, "slerp")):
-            right = model.interpolate(a, b, [0, 0.5, 1], [0, 0.5, 1], path=path)[0].numpy()
-            for row in range(3):
-                for column in range(3):
-                    np.testing.assert_array_equal(shown.tile(row, left + column), right[row, column])
+        images = [model.interpolate(a, b, places, places, path=path)[0] for path in ("lerp", "slerp")]
+        shown.require(np.concatenate(images, 1), header=LINE, group=(0, 3), width=1600)
 
 
 class TestNeighbours:
-    def test_neighbours_counts_samples_that_repeat_training_images(
-        self, finished_run, image_folder, model, tmp_path, monkeypatch
-    ):
+    def test_neighbours_counts_repeated_images(self, finished_run, image_folder, model, tmp_path, monkeypatch):
         images = files_of(image_folder, "train")
         repeated = images[[4, 17]]
         monkeypatch.setattr(DecoupledModel, "sample", lambda self, n, temperature, seed: tf.constant(repeated))
         command("neighbours", "--run", finished_run, "--out", tmp_path, "--count", 2)
-        shown = Shown(tmp_path, "neighbours", rows=2, columns=12, group=(0, 6), header=LINE, width=1000)
+        shown = Shown(tmp_path, "neighbours")
         assert shown.facts["copies"] == 2 and shown.facts["searched"] == 20 and shown.facts["split"] == "train"
         nearest = shown.facts["nearest"]
         z = np.asarray(model.posterior(images).mean())
@@ -290,17 +253,15 @@ class TestNeighbours:
             distances = np.linalg.norm(vectors[None] - vectors[[4, 17], None], axis=2)
             np.testing.assert_allclose(nearest[name]["distances"], np.sort(distances, 1)[:, :5], atol=1e-4)
             assert [row[0] for row in nearest[name]["indices"]] == [4, 17]
-        for half, name in enumerate(("pixels", "z")):
-            for row in range(2):
-                np.testing.assert_array_equal(shown.tile(row, 6 * half), repeated[row])
-                for rank, index in enumerate(nearest[name]["indices"][row]):
-                    np.testing.assert_array_equal(shown.tile(row, 6 * half + 1 + rank), images[index])
+        halves = [np.insert(images[nearest[name]["indices"]], 0, repeated, axis=1) for name in ("pixels", "z")]
+        shown.require(np.concatenate(halves, 1), header=LINE, group=(0, 6), width=1000)
 
     def test_neighbours_without_z_searches_part_of_the_images(self, run_without_z, tmp_path):
         command("neighbours", "--run", run_without_z, "--out", tmp_path, "--count", 3, "--search", 4)
-        # Four images are searched, so that no sample has more neighbours.
-        shown = Shown(tmp_path, "neighbours", rows=3, columns=5, group=(0, 5), header=LINE, width=1000)
-        assert set(shown.facts["nearest"]) == {"pixels"} and shown.facts["searched"] == 4
+        facts = Shown(tmp_path, "neighbours").facts
+        assert set(facts["nearest"]) == {"pixels"} and facts["searched"] == 4
+        # No sample has more neighbours than images are searched.
+        assert np.shape(facts["nearest"]["pixels"]["indices"]) == (3, 4)
 
 
 class TestProject:

@@ -53,9 +53,7 @@ def list_files(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_switched_folder_has_names_and_sizes_of_photographs_and_z_of_reference(
-    switch, photographs, finished_run, tmp_path
-):
+def test_switched_folder_has_names_sizes_and_v_of_photographs(switch, photographs, finished_run, tmp_path):
     assert switch("--strength", 1) == 1
     out = tmp_path / "out"
     assert list_files(out) == ["a.jpg", "a.png", "c.png", "deeper/grey.jpg", "switch.json"]
@@ -87,9 +85,7 @@ def test_unreadable_photographs_are_named_and_results_are_kept(switch, photograp
     assert (tmp_path / "out" / "a.jpg").is_file() and (tmp_path / "out" / "cut.png").is_file()
 
 
-def test_switch_refuses_a_folder_with_results_of_another_reference_folder_or_strength(
-    switch, photographs, tmp_path, capsys
-):
+def test_switch_refuses_a_folder_with_results_of_another_command(switch, photographs, tmp_path, capsys):
     assert switch("--strength", 1) == 1
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     other = save(tmp_path / "other.png", (5, 7), seed=9)
@@ -142,9 +138,7 @@ def test_switch_refuses_a_reference_smaller_than_any_image_of_the_model(switch, 
     assert switch("--max-side", 1) == 1
 
 
-def test_switch_names_grey_photographs_beside_a_coloured_reference_and_the_reverse(
-    switch, photographs, finished_run, tmp_path, capsys
-):
+def test_switch_names_photographs_that_gain_or_lose_colours(switch, photographs, finished_run, tmp_path, capsys):
     for name in ("c.gif", "cut.png", "header.png", "a.jpg"):
         (photographs / name).unlink()
     grey = save(tmp_path / "grey.png", (9, 9), "L")

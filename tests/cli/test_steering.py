@@ -1,5 +1,3 @@
-"""`directions` and `edit`: what they find, keep and show, and what they refuse."""
-
 import json
 import shutil
 
@@ -16,6 +14,7 @@ from tfdecouple.errors import RunError, UserError
 from tfdecouple.metrics.image_statistics import CHANGES
 from tfdecouple.runs.latent_directions import CLASSIFIER, MEANS, Direction, Directions
 from tfdecouple.runs.opened_run import Run, hash_weights, load_model
+from tfdecouple.visualization.grids import LINE, draw_grid
 
 pytestmark = pytest.mark.usefixtures("eager_file", "quiet")
 
@@ -55,18 +54,22 @@ def found(run, coloured, tmp_path_factory, eager_file):
     return load_directions(run), pictures
 
 
+@pytest.fixture(scope="module")
+def train_codes(run, coloured, eager_file):
+    """The model's z of the training images, in the order of their paths, and whether each image is red."""
+    files = sorted((coloured / "train").rglob("*.png"))
+    images = np.stack([read_image(str(file), (8, 8, 3), 0) for file in files])
+    return load_model(run).posterior(images).mean().numpy(), np.array([file.parent.name == "red" for file in files])
+
+
 class TestDirections:
-    def test_directions_of_each_label_are_found_by_both_methods(self, found, run, coloured):
+    def test_directions_of_each_label_are_found_by_both_methods(self, found, run, train_codes):
         directions, _ = found
         assert directions.names == ["blue", "green", "red"] and len(directions) == 6
-        model = load_model(run)
-        assert directions.weights_sha256 == hash_weights(model)
-        files = sorted((coloured / "train").rglob("*.png"))
-        z = model.posterior(np.stack([read_image(str(file), (8, 8, 3), 0) for file in files])).mean().numpy()
-        is_red = np.array([file.parent.name == "red" for file in files])
-        np.testing.assert_allclose(
-            directions["red"].vector, is_red.std() * (z[is_red].mean(0) - z[~is_red].mean(0)), atol=1e-5
-        )
+        assert directions.weights_sha256 == hash_weights(load_model(run))
+        z, is_red = train_codes
+        expected = is_red.std() * (z[is_red].mean(0) - z[~is_red].mean(0))
+        np.testing.assert_allclose(directions["red"].vector, expected, atol=1e-5)
         for one in directions:
             figures = one.figures
             assert 0 <= figures["accuracy"] <= 1 and figures["split"] == "validation"
@@ -78,11 +81,8 @@ class TestDirections:
         names = {f"direction-{name}.{kind}" for name in ("red", "green", "blue") for kind in ("png", "json")}
         assert {path.name for path in pictures.iterdir()} == names
         facts = json.loads((pictures / "direction-red.json").read_text())
-        assert (
-            facts["amounts"] == [-1, 0, 1]
-            and facts["direction"] == "red"
-            and set(facts["found"]) == {MEANS, CLASSIFIER}
-        )
+        assert (facts["amounts"], facts["direction"]) == ([-1, 0, 1], "red")
+        assert set(facts["found"]) == {MEANS, CLASSIFIER}
 
     def test_directions_of_a_csv_file_join_earlier_directions(self, found, run, coloured, tmp_path, capsys):
         rows = ["file,brightness,is_red,nothing"]
@@ -100,17 +100,17 @@ class TestDirections:
         assert directions["brightness"].figures["kind"] == "number"
 
     def test_directions_refuses_wrong_labels_amounts_and_files(self, run, coloured, image_folder, tmp_path, capsys):
-        assert "directions need two or more" in refused(capsys, lambda: find(run, image_folder))
-        assert "'rde', which no image has; did you mean red" in refused(
-            capsys, lambda: find(run, coloured, "--labels", "rde")
-        )
-        assert "--amounts is x" in refused(capsys, lambda: find(run, coloured, "--amounts=1,x"))
-        assert "--split: invalid choice: 'train'" in refused(capsys, lambda: find(run, coloured, "--split", "train"))
+        def refuse(*more, folder=coloured):
+            return refused(capsys, lambda: find(run, folder, *more))
+
+        assert "directions need two or more" in refuse(folder=image_folder)
+        assert "'rde', which no image has; did you mean red" in refuse("--labels", "rde")
+        assert "--amounts is x" in refuse("--amounts=1,x")
+        assert "--split: invalid choice: 'train'" in refuse("--split", "train")
         (tmp_path / "others.csv").write_text("file,n\nx.png,1\n")
-        said = refused(capsys, lambda: find(run, coloured, "--attributes", tmp_path / "others.csv"))
-        assert "no row for any of 24 images of train" in said
-        both = ("--attributes", tmp_path / "others.csv", "--labels", "red")
-        assert "not allowed with argument --" in refused(capsys, lambda: find(run, coloured, *both))
+        attributes = ("--attributes", tmp_path / "others.csv")
+        assert "no row for any of 24 images of train" in refuse(*attributes)
+        assert "not allowed with argument --" in refuse(*attributes, "--labels", "red")
 
 
 class TestEdit:
@@ -122,15 +122,10 @@ class TestEdit:
         assert "along red, means" in capsys.readouterr().out
         facts = json.loads((tmp_path / "edit.json").read_text())
         assert facts["amounts"] == [0, 1.5] and facts["files"] == [str(file)]
-        pixels = np.asarray(Image.open(tmp_path / "edit.png"))
-        # Two images of 8 pixels in about 800; the header of the columns is 18 high.
-        side = 8 * (800 // (2 * 10))
         image = read_image(str(file), (8, 8, 3), 0)
         edited = np.asarray(load_model(run).edit(image[None], directions["red"], 1.5))[0]
-        for column, right in enumerate((image, edited)):
-            left = 2 + column * (side + 2)
-            tile = pixels[20 : 20 + side : side // 8, left : left + side : side // 8]
-            np.testing.assert_array_equal(tile, right)
+        grid = np.asarray(draw_grid(np.stack([[image, edited]])))
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "edit.png"))[LINE : LINE + len(grid)], grid)
         assert {path.name for path in tmp_path.iterdir()} == {"edit.png", "edit.json", "green-0-red+1.5.png"}
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "green-0-red+1.5.png")), edited)
 
@@ -146,15 +141,13 @@ class TestEdit:
         edit = ("edit", "--run", own, "--out", tmp_path / "edited", "--amounts=1", "--direction", "more contrast", file)
         assert command(*edit) == 0
         assert (tmp_path / "edited" / f"{file.stem}-more_contrast+1.png").is_file()
-        capsys.readouterr()
-        said = refused(capsys, lambda: command(*edit, "--method", "means"))
-        assert "there is no direction 'more contrast' by the method means" in said
+        line = refused(capsys, lambda: command(*edit, "--method", "means"), begun=True)
+        assert "there is no direction 'more contrast' by the method means" in line
 
-    def test_default_amounts_are_within_a_standard_deviation_of_images(self, found, run, coloured, tmp_path):
-        directions, _ = found
-        files = sorted((coloured / "train").rglob("*.png"))
-        z = load_model(run).posterior(np.stack([read_image(str(file), (8, 8, 3), 0) for file in files])).mean().numpy()
-        arguments = ("--out", tmp_path, "--size", "model", "--direction", "red", files[0])
+    def test_default_amounts_are_within_a_deviation_of_images(self, found, run, coloured, train_codes, tmp_path):
+        (directions, _), (z, _) = found, train_codes
+        file = next((coloured / "train").rglob("*.png"))
+        arguments = ("--out", tmp_path, "--size", "model", "--direction", "red", file)
         assert command("edit", "--run", run, *arguments) == 0
         amounts = json.loads((tmp_path / "edit.json").read_text())["amounts"]
         assert len(amounts) > 2

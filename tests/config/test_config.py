@@ -1,5 +1,3 @@
-"""Tests of tfdecouple.config: JSON, differences, changes, presets, and refusals in one clear line."""
-
 import dataclasses
 import json
 import math
@@ -21,18 +19,9 @@ from tfdecouple.config import (
 )
 
 # Options of every type, off their defaults.
-MODEL = ModelConfig(
-    image_shape=(16, 8, 3),
-    latent_dim=6,
-    steps=(1, (1, 2), 3),
-    hidden_channels=(4, 5, 6),
-    alpha=0.5,
-    step_layers=("sinh_arcsinh",),
-    encoder_channels=(4, 8),
-    prior="normal",
-    classes=3,
-    class_probabilities=(0.5, 0.25, 0.25),
-)
+FLOW = {"steps": (1, (1, 2), 3), "hidden_channels": (4, 5, 6), "alpha": 0.5, "step_layers": ("sinh_arcsinh",)}
+CODES = {"latent_dim": 6, "prior": "normal", "classes": 3, "class_probabilities": (0.5, 0.25, 0.25)}
+MODEL = ModelConfig(image_shape=(16, 8, 3), encoder_channels=(4, 8), **FLOW, **CODES)
 DATA = DataConfig(source="folder:/my/images", data_dir="/data", horizontal_flip=True, photographs=("coffee", "rocket"))
 TRAINING = TrainingConfig(batch_size=12, micro_batches=3, learning_rate=0.5, seed=9, init_from="runs/other")
 EVERYTHING = Config(name="mine", description="a line", notes="more", model=MODEL, data=DATA, training=TRAINING)
@@ -163,10 +152,8 @@ class TestConfig:
     def test_comparison_of_configs_names_changed_options_with_both_values(self):
         assert compare_configs(EVERYTHING, parse_config(Config, EVERYTHING.to_dict())) == {}
         other = override(EVERYTHING, ["model.steps=[1,[1,1],3]", "training.seed=1"])
-        assert compare_configs(EVERYTHING, other) == {
-            "model.steps": ([1, [1, 2], 3], [1, [1, 1], 3]),
-            "training.seed": (9, 1),
-        }
+        changed = {"model.steps": ([1, [1, 2], 3], [1, [1, 1], 3]), "training.seed": (9, 1)}
+        assert compare_configs(EVERYTHING, other) == changed
 
     @pytest.mark.parametrize(("factors", "dropped"), [((4,), [0, 3, 9, 0]), ((4, 3), [0, 3, 12, 0])])
     def test_single_factor_of_a_config_applies_to_every_inner_level(self, factors, dropped):

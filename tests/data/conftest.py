@@ -1,5 +1,3 @@
-"""Fixtures with data sets of numbered images: TFDS, a folder, and sources of each kind of split."""
-
 import pytest
 from helpers.numbered import SIZE, TRAINING_IMAGES, numbered_images, write_images
 
@@ -19,11 +17,8 @@ def tiny_tfds(tmp_path_factory):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
-            features = {
-                "image": tfds.features.Image(shape=(SIZE, SIZE, 3)),
-                "label": tfds.features.ClassLabel(names=["even", "odd"]),
-                "comment": tfds.features.Text(),
-            }
+            features = {"image": tfds.features.Image(shape=(SIZE, SIZE, 3)), "comment": tfds.features.Text()}
+            features["label"] = tfds.features.ClassLabel(names=["even", "odd"])
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, dl_manager):
@@ -53,11 +48,8 @@ def numbered_folder(tmp_path_factory):
 def source(request):
     """A source with `TRAINING_IMAGES` training images, held in memory, in files or in TFDS records."""
     if request.param == "records":
-        data_dir = request.getfixturevalue("tiny_tfds")
-        opened = open_source(
-            DataConfig(source="tfds:tiny_numbers", data_dir=data_dir, validation_examples=4, cache_gib=0),
-            (SIZE, SIZE, 3),
-        )
+        options = {"data_dir": request.getfixturevalue("tiny_tfds"), "validation_examples": 4, "cache_gib": 0}
+        opened = open_source(DataConfig(source="tfds:tiny_numbers", **options), (SIZE, SIZE, 3))
         assert isinstance(opened.splits["train"], RecordSplit)
     else:
         folder = request.getfixturevalue("numbered_folder")

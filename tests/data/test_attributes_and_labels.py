@@ -1,5 +1,3 @@
-"""Tests of attributes, which are numbers by file name, and of labels: what is read, and which values are refused."""
-
 import numpy as np
 import pytest
 from helpers.numbered import one_line_error

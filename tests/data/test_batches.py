@@ -1,5 +1,3 @@
-"""Tests of batches: order, augmentation, evaluation, division among workers, and refusals."""
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -17,16 +15,8 @@ from helpers.numbered import (
 )
 from helpers.runs import run_config
 
+from tfdecouple import data
 from tfdecouple.config import DataConfig
-from tfdecouple.data import (
-    count_epoch_steps,
-    load_images,
-    make_evaluation_batches,
-    make_training_batches,
-    open_source,
-    read_chosen_batches,
-    slice_for_replicas,
-)
 from tfdecouple.data.batches import augment_image
 from tfdecouple.data.splits import Split
 from tfdecouple.errors import DataError
@@ -42,7 +32,7 @@ class TestTrainingOrder:
             assert_same(take_batches(source, AUGMENTED, 15 - step, start_step=step), unbroken[step:])
 
     def test_training_epochs_differ_in_order_and_repeat_no_image(self, source):
-        assert count_epoch_steps(source, 4) == 6
+        assert data.count_epoch_steps(source, 4) == 6
         batches = take_batches(source, PLAIN, 36)
         epochs = [read_numbers(batches[6 * epoch : 6 * epoch + 6]) for epoch in range(6)]
         assert all(len(set(epoch)) == len(epoch) == 24 for epoch in epochs)
@@ -66,7 +56,7 @@ def test_resuming_in_mid_epoch_decodes_no_earlier_image():
 
             return tf.zeros([SIZE, SIZE, 3], tf.uint8), tf.numpy_function(note, [record], tf.int32)
 
-    source = make_memory_source(numbered_images(2))
+    source = make_memory_source(train=(numbered_images(2),))
     # An epoch so long that what is read ahead does not reach its end.
     source.splits["train"] = InOrder(8000, "all")
     batch = take_batches(source, PLAIN, 1, start_step=1000)[0]
@@ -76,15 +66,16 @@ def test_resuming_in_mid_epoch_decodes_no_earlier_image():
 
 def test_order_of_images_for_a_seed_never_changes():
     # A change here means that old runs no longer continue on the same images.
-    batches = take_batches(make_memory_source(numbered_images(10)), PLAIN, 3, seed=7, batch_size=5)
+    source = make_memory_source(train=(numbered_images(10),))
+    batches = take_batches(source, PLAIN, 3, seed=7, batch_size=5)
     assert [batch["label"].tolist() for batch in batches] == [[5, 6, 7, 9, 0], [8, 4, 3, 2, 1], [9, 7, 5, 8, 6]]
 
 
 class TestEvaluation:
     @pytest.mark.parametrize("batch_size", [4, 26, 40])
     def test_evaluation_batches_have_each_image_once_and_padding_of_weight_0(self, source, batch_size):
-        wanted, labels = load_images(source, "train", TRAINING_IMAGES)
-        batches = list(make_evaluation_batches(source, "train", batch_size=batch_size).as_numpy_iterator())
+        wanted, labels = data.load_images(source, "train", TRAINING_IMAGES)
+        batches = list(data.make_evaluation_batches(source, "train", batch_size=batch_size).as_numpy_iterator())
         assert len(batches) == -(-TRAINING_IMAGES // batch_size)
         joined = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
         for batch in batches:
@@ -97,29 +88,29 @@ class TestEvaluation:
         np.testing.assert_array_equal(joined["image"][:TRAINING_IMAGES], wanted)
         np.testing.assert_array_equal(joined["label"][:TRAINING_IMAGES], labels)
         assert not joined["image"][TRAINING_IMAGES:].any()
-        limited = make_evaluation_batches(source, "train", batch_size=batch_size, limit=7).as_numpy_iterator()
+        limited = data.make_evaluation_batches(source, "train", batch_size=batch_size, limit=7).as_numpy_iterator()
         assert np.concatenate([batch["index"][batch["weight"] > 0] for batch in limited]).tolist() == list(range(7))
 
 
 class TestChosenBatches:
     def test_chosen_images_are_read_in_ascending_order(self, source):
-        images, labels = load_images(source, "train", TRAINING_IMAGES)
-        batches = list(read_chosen_batches(source, "train", np.array([9, 2, 5, 2]), batch_size=2))
+        images, labels = data.load_images(source, "train", TRAINING_IMAGES)
+        batches = list(data.read_chosen_batches(source, "train", np.array([9, 2, 5, 2]), batch_size=2))
         assert [batch["index"].tolist() for batch in batches] == [[2, 5], [9]]
         np.testing.assert_array_equal(np.concatenate([batch["image"] for batch in batches]), images[[2, 5, 9]])
         np.testing.assert_array_equal(np.concatenate([batch["label"] for batch in batches]), labels[[2, 5, 9]])
-        assert list(read_chosen_batches(source, "train", np.zeros(0), batch_size=2)) == []
+        assert list(data.read_chosen_batches(source, "train", np.zeros(0), batch_size=2)) == []
         with pytest.raises(DataError, match=f"there is no image {TRAINING_IMAGES} in train"):
-            list(read_chosen_batches(source, "train", np.array([0, TRAINING_IMAGES]), batch_size=2))
+            list(data.read_chosen_batches(source, "train", np.array([0, TRAINING_IMAGES]), batch_size=2))
 
 
 def test_impossible_requests_of_images_are_refused():
-    source = make_memory_source(numbered_images(26))
-    assert "27, but numbers has 26 training images" in one_line_error(lambda: count_epoch_steps(source, 27))
-    assert "no split 'tset'; use one of train" in one_line_error(lambda: load_images(source, "tset", 1))
-    assert "numbers has 26 of them in train" in one_line_error(lambda: load_images(source, "train", 30))
+    source = make_memory_source(train=(numbered_images(26),))
+    assert "27, but numbers has 26 training images" in one_line_error(lambda: data.count_epoch_steps(source, 27))
+    assert "no split 'tset'; use one of train" in one_line_error(lambda: data.load_images(source, "tset", 1))
+    assert "numbers has 26 of them in train" in one_line_error(lambda: data.load_images(source, "train", 30))
     config = DataConfig(pad_and_crop=SIZE)
-    message = one_line_error(lambda: make_training_batches(source, config, batch_size=2, seed=1))
+    message = one_line_error(lambda: data.make_training_batches(source, config, batch_size=2, seed=1))
     assert "pad_and_crop is 8; it must be below the shorter side of the images, 8" in message
 
 
@@ -132,12 +123,7 @@ def candidates(image, pad, flip):
 
 
 @pytest.mark.parametrize(
-    ("pad", "flip", "shape"),
-    [
-        (0, True, (SIZE, SIZE, 3)),
-        (2, True, (SIZE, 12, 1)),
-        (SIZE - 2, False, (SIZE, SIZE, 3)),
-    ],
+    ("pad", "flip", "shape"), [(0, True, (SIZE, SIZE, 3)), (2, True, (SIZE, 12, 1)), (SIZE - 2, False, (SIZE, SIZE, 3))]
 )
 def test_augmentation_gives_every_flip_and_crop_with_equal_frequency(pad, flip, shape):
     image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -155,18 +141,17 @@ def test_augmentation_gives_every_flip_and_crop_with_equal_frequency(pad, flip, 
 
 
 def test_augmentation_differs_between_images_and_epochs():
-    source = make_memory_source(np.repeat(numbered_images(1), 12, axis=0))
+    source = make_memory_source(train=(np.repeat(numbered_images(1), 12, axis=0),))
     config = DataConfig(pad_and_crop=3)
-    epochs = [
-        np.concatenate([batch["image"] for batch in take_batches(source, config, 3, start_step=s)]) for s in (0, 3)
-    ]
+    batches = take_batches(source, config, 6)
+    epochs = [np.concatenate([batch["image"] for batch in epoch]) for epoch in (batches[:3], batches[3:])]
     assert len({picture.tobytes() for picture in epochs[0]}) > 3
     assert not np.array_equal(epochs[0], epochs[1])
 
 
 @pytest.fixture(scope="module")
 def folder_source(image_folder):
-    return open_source(run_config(image_folder).data, (8, 8, 3))
+    return data.open_source(run_config(image_folder).data, (8, 8, 3))
 
 
 def contexts(pipelines, replicas):
@@ -174,25 +159,17 @@ def contexts(pipelines, replicas):
 
 
 @pytest.mark.parametrize(
-    ("pipelines", "replicas", "micro_batches", "start_step"), [(1, 2, 1, 3), (2, 2, 2, 1), (2, 4, 1, 0)]
+    ("pipelines", "replicas", "micro_batches", "start"), [(1, 2, 1, 3), (2, 2, 2, 1), (2, 4, 1, 0)]
 )
-def test_slices_of_all_workers_in_order_are_the_training_batch(
-    folder_source, image_folder, pipelines, replicas, micro_batches, start_step
-):
-    options = {"batch_size": 8, "seed": 3, "start_step": start_step}
-    config = run_config(image_folder).data
+def test_slices_of_all_workers_are_the_batch(folder_source, image_folder, pipelines, replicas, micro_batches, start):
+    options, config = {"batch_size": 8, "seed": 3, "start_step": start}, run_config(image_folder).data
     # Two batches an epoch: four steps cross its border.
-    whole = list(make_training_batches(folder_source, config, **options).take(4).as_numpy_iterator())
+    whole = list(data.make_training_batches(folder_source, config, **options).take(4).as_numpy_iterator())
     options["micro_batches"] = micro_batches
-    local = replicas // pipelines
-    shares = [
-        list(
-            make_training_batches(folder_source, config, **options, context=context)
-            .take(4 * micro_batches * local)
-            .as_numpy_iterator()
-        )
-        for context in contexts(pipelines, replicas)
-    ]
+    local, shares = replicas // pipelines, []
+    for context in contexts(pipelines, replicas):
+        share = data.make_training_batches(folder_source, config, **options, context=context)
+        shares.append(list(share.take(4 * micro_batches * local).as_numpy_iterator()))
     slices = [piece for part in range(4 * micro_batches) for share in shares for piece in share[part * local :][:local]]
     parts = replicas * micro_batches
     for step, batch in enumerate(whole):
@@ -204,10 +181,10 @@ def test_slices_of_all_workers_in_order_are_the_training_batch(
 
 @pytest.mark.parametrize(("pipelines", "replicas"), [(1, 2), (2, 4)])
 def test_evaluation_of_several_workers_counts_each_image_once(folder_source, pipelines, replicas):
-    batches = make_evaluation_batches(folder_source, "train", batch_size=8)
+    batches = data.make_evaluation_batches(folder_source, "train", batch_size=8)
     counted = []
     for context in contexts(pipelines, replicas):
-        for piece in slice_for_replicas(batches, context).as_numpy_iterator():
+        for piece in data.slice_for_replicas(batches, context).as_numpy_iterator():
             assert len(piece["weight"]) == 8 // replicas
             counted += [int(index) for index, weight in zip(piece["index"], piece["weight"], strict=True) if weight]
     assert sorted(counted) == list(range(20))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import TINY, random_images
-from helpers.places import PATIENCE, ROOT, user_environment
+from helpers.places import PATIENCE, ROOT
 from helpers.program_inputs import SIZE, load_program, write_picture_files
 from PIL import Image
 
@@ -65,9 +65,8 @@ def test_python_clients_read_images_as_training_does(files, crop):
 
 def test_commands_read_images_as_training_does(files, wanted):
     model = types.SimpleNamespace(quantize_images=lambda pixels: pixels)
-    run = types.SimpleNamespace(
-        model=model, config=Config(name="tiny", model=TINY, data=DataConfig(source="cifar10")), note=lambda: ""
-    )
+    config = Config(name="tiny", model=TINY, data=DataConfig(source="cifar10"))
+    run = types.SimpleNamespace(model=model, config=config, note=lambda: "")
     images = read_image_files(run, [str(path) for path in files.values()]).pixels
     for name, pixels in zip(files, images, strict=True):
         assert_same(pixels, wanted[name], name)
@@ -129,8 +128,6 @@ def test_node_example_reads_images_as_training_does(files, wanted, exported, npm
     for name, path in files.items():
         # An image switched with itself is the image as the example read it.
         command = ["node", example, exported / "onnx", path, path]
-        ended = subprocess.run(
-            command, cwd=tmp_path, env=user_environment(), capture_output=True, text=True, timeout=PATIENCE
-        )
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
         assert ended.returncode == 0 and "exactly the same" in ended.stdout, f"{name}: {ended.stdout}{ended.stderr}"
         assert_same(np.asarray(Image.open(tmp_path / "ab.png")), wanted[name], name)

@@ -1,9 +1,6 @@
-"""Tests of the embedded photographs."""
-
 import hashlib
 
 import numpy as np
-import pytest
 import tensorflow as tf
 from helpers.numbered import one_line_error
 from PIL import Image
@@ -14,12 +11,8 @@ from tfdecouple.data import sample_images as photographs_module
 
 
 class TestPhotographs:
-    @pytest.fixture(scope="class")
-    def source(self):
-        return open_source(DataConfig(photograph_crops=600), (32, 32, 3))
-
-    def test_crops_do_not_depend_on_their_count_or_a_seed(self, source):
-        again = open_source(DataConfig(photograph_crops=100), (32, 32, 3))
+    def test_crops_do_not_depend_on_their_count_or_a_seed(self):
+        source, again = (open_source(DataConfig(photograph_crops=count), (32, 32, 3)) for count in (600, 100))
         tf.random.set_seed(3)
         for split, count in (("train", 100), ("validation", 512), ("test", 1000)):
             np.testing.assert_array_equal(load_images(source, split, count)[0], load_images(again, split, count)[0])

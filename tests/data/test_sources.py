@@ -1,5 +1,3 @@
-"""Tests of names of data sources: suggestions for unknown names, and absolute paths."""
-
 import os
 
 import pytest

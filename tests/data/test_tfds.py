@@ -1,5 +1,3 @@
-"""Tests of data sets of TensorFlow Datasets."""
-
 import io
 import os
 import pathlib
@@ -17,9 +15,10 @@ from tfdecouple.data.tfds import choose_tfds_splits, find_feature_keys
 REAL_DATA = os.environ.get("TFDECOUPLE_DATA_DIR")
 
 
-@pytest.mark.parametrize(
-    ("names", "label"), [((), None), (("species",), "species"), (("coarse", "label"), "label"), (("a", "b"), None)]
-)
+LABELS = [((), None), (("species",), "species"), (("coarse", "label"), "label"), (("a", "b"), None)]
+
+
+@pytest.mark.parametrize(("names", "label"), LABELS)
 def test_label_of_tfds_is_the_feature_label_or_the_only_class(names, label):
     tfds = pytest.importorskip("tensorflow_datasets")
     features = {"image": tfds.features.Image(shape=(8, 8, 3)), "number": tfds.features.Scalar(np.int64)}
@@ -134,12 +133,8 @@ class TestCifar10:
         data_dir = str(pathlib.Path(REAL_DATA, "tensorflow_datasets"))
         encoded = {"image": tfds.decode.SkipDecoding()}
         wanted = tfds.load("cifar10", split="train[-1000:]", data_dir=data_dir, download=False, decoders=encoded)
-        pairs = zip(
-            source.open_split("validation").decode_examples().as_numpy_iterator(),
-            wanted.as_numpy_iterator(),
-            strict=True,
-        )
-        for ours, theirs in pairs:
+        images = source.open_split("validation").decode_examples()
+        for ours, theirs in zip(images.as_numpy_iterator(), wanted.as_numpy_iterator(), strict=True):
             with Image.open(io.BytesIO(theirs["image"])) as image:
                 np.testing.assert_array_equal(ours["image"], image)
             assert ours["label"] == theirs["label"]

@@ -1,5 +1,3 @@
-"""Exported files for images of any height and width."""
-
 import json
 
 import numpy as np

@@ -6,17 +6,7 @@ import re
 import numpy as np
 import onnx
 import pytest
-from helpers.graphs import (
-    IN_FILES,
-    VARIANTS,
-    assert_same,
-    compute_expected,
-    get_exported_model,
-    get_model,
-    get_onnx_model,
-    make_inputs,
-    run_onnx,
-)
+from helpers import graphs
 from helpers.models import TINY
 
 from export.endpoints import find_endpoint, list_endpoints
@@ -28,30 +18,30 @@ pytestmark = pytest.mark.usefixtures("eager")
 
 def arrays_of(name):
     """Returns the weights in a variant's ONNX files, by name."""
-    return get_exported_model(name, True).collect_arrays()
+    return graphs.get_exported_model(name, True).collect_arrays()
 
 
 def weights_in(model):
     return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
-@pytest.mark.parametrize("name", IN_FILES)
+@pytest.mark.parametrize("name", graphs.IN_FILES)
 def test_onnx_files_compute_what_the_model_computes_from_its_weights(name):
     # The other variants have weights of the same kinds.
     known = {*map(digest_array, arrays_of(name).values())}
     for of in ("encode", "decode"):
-        assert_same(run_onnx(name, of), compute_expected(name, of), VARIANTS[name].n_bits)
-        for tensor in get_onnx_model(name, of).graph.initializer:
+        graphs.assert_same(graphs.run_onnx(name, of), graphs.compute_expected(name, of), graphs.VARIANTS[name].n_bits)
+        for tensor in graphs.get_onnx_model(name, of).graph.initializer:
             if tensor.dims and tensor.data_type == onnx.TensorProto.FLOAT:
                 array = onnx.numpy_helper.to_array(tensor)
                 assert digest_array(array) in known, tensor.name
-    images = get_model(name).quantize_images(make_inputs(VARIANTS[name])["images"])
-    np.testing.assert_array_equal(run_onnx(name, "decode", **run_onnx(name, "encode"))["images"], images)
+    images = graphs.get_model(name).quantize_images(graphs.make_inputs(graphs.VARIANTS[name])["images"])
+    np.testing.assert_array_equal(graphs.run_onnx(name, "decode", **graphs.run_onnx(name, "encode"))["images"], images)
 
 
 @pytest.mark.parametrize("name", ["alpha-0.8", "classes", "prior of classes"])
 def test_sampler_file_computes_what_the_model_computes(name):
-    assert_same(run_onnx(name, "sample"), compute_expected(name, "sample"))
+    graphs.assert_same(graphs.run_onnx(name, "sample"), graphs.compute_expected(name, "sample"))
 
 
 FILES = [("alpha-0.8", "encode"), ("alpha-0.8", "decode"), ("alpha-0.8", "sample"), ("five channels", "encode")]
@@ -61,7 +51,7 @@ FILES = [("alpha-0.8", "encode"), ("alpha-0.8", "decode"), ("alpha-0.8", "sample
 def file(request):
     """(endpoint, ONNX model)."""
     name, of = request.param
-    return find_endpoint(VARIANTS[name], of), get_onnx_model(name, of)
+    return find_endpoint(graphs.VARIANTS[name], of), graphs.get_onnx_model(name, of)
 
 
 class TestOnnxGraph:

@@ -1,5 +1,3 @@
-"""Exports of models that know labels: verified, with their card."""
-
 from __future__ import annotations
 
 import dataclasses
@@ -21,14 +19,8 @@ from tfdecouple.storage.files import write_json
 
 NAMES = ["cat", "dog", "owl", "fox", "hen", "cow", "elk"]
 # Their sizes differ from those of the models of other tests.
-OPTIONS = {
-    "classes": 7,
-    "class_probabilities": (1, 2, 5, 0.5, 3, 0.25, 4),
-    "steps": (2, 1),
-    "hidden_channels": (5, 7),
-    "latent_dim": 6,
-    "alpha": 0.65,
-}
+OPTIONS = {"classes": 7, "class_probabilities": (1, 2, 5, 0.5, 3, 0.25, 4)}
+OPTIONS |= {"steps": (2, 1), "hidden_channels": (5, 7), "latent_dim": 6, "alpha": 0.65}
 MODELS = {name: dataclasses.replace(config, **OPTIONS) for name, config in OF_CLASSES.items()}
 
 

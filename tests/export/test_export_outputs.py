@@ -1,5 +1,3 @@
-"""Tests of the content of an export: its model card, which stands in several files, and the files of its web page."""
-
 import json
 import shutil
 
@@ -99,24 +97,13 @@ class TestWeb:
                 assert picture.mode == "RGB" and max(picture.size) <= web.EXAMPLE_SIDE
         sizes = {f"model/{name}": (page / "model" / name).stat().st_size for name in ON_PAGE}
         sizes |= {f"runtime/{name}": 100 + number for number, name in enumerate(web.RUNTIME_FILES)}
-        known = {
-            "name": "tiny",
-            "image_shape": [8, 8, 3],
-            "n_bits": 8,
-            "centre_crop": 0,
-            "latent_dim": 4,
-            "bits_per_dim": None,
-            "data": opened[1].data,
-            "sizes": sizes,
-            "web_gpu": False,
-        }
+        known = {"name": "tiny", "image_shape": [8, 8, 3], "n_bits": 8, "centre_crop": 0, "latent_dim": 4}
+        known |= {"bits_per_dim": None, "data": opened[1].data, "sizes": sizes, "web_gpu": False}
         assert known.items() <= config.items()
         size = sum(path.stat().st_size for path in page.rglob("*") if path.is_file())
         assert f"{size / 1e6:.1f} MB" in (tmp_path / "to" / TEXT_NAME).read_text()
 
-    def test_runtime_for_graphics_cards_comes_only_where_it_is_asked_for(
-        self, quick, command, refused, runtime, tmp_path
-    ):
+    def test_runtime_for_graphics_cards_comes_only_on_request(self, quick, command, refused, runtime, tmp_path):
         line = refused("--format", "web", "--web-runtime", runtime, "--web-gpu")
         assert web.GPU_FILES[2] in line
         for name in web.GPU_FILES:

@@ -43,13 +43,8 @@ class Reference:
 
     def __init__(self, source, layout, workdir):
         self.arrays = dict(np.load(source / "reference.npz"))
-        model = import_wolf(
-            source / "config.json",
-            source / "model.npz",
-            image_shape=self.arrays["images"].shape[1:],
-            n_bits=int(self.arrays["n_bits"]),
-            workdir=workdir,
-        )
+        options = {"image_shape": self.arrays["images"].shape[1:], "n_bits": int(self.arrays["n_bits"])}
+        model = import_wolf(source / "config.json", source / "model.npz", workdir=workdir, **options)
         # The z that belongs to `decoded`.
         self.z_input = self.arrays.get("z_input", self.arrays.get("prior_sample"))
         self.config, self.layout = model.config, layout

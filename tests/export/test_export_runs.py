@@ -80,9 +80,8 @@ def test_committed_run_exports_without_its_data(run, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     card = exported_card(run, tmp_path / "to")
     passed(card)
-    assert card["formats"]["savedmodel"]["signatures"] == [
-        one.name for one in list_endpoints(RunFolder(run).read_config().model)
-    ]
+    offered = [one.name for one in list_endpoints(RunFolder(run).read_config().model)]
+    assert card["formats"]["savedmodel"]["signatures"] == offered
     assert "photographs" in card["checked"]["real_images"]
     assert all(entry["round_trip"]["real"]["identical"] >= 30 for entry in card["formats"].values())
 
@@ -148,9 +147,10 @@ def test_data_of_a_run_are_used_where_they_are_at_hand(finished_run):
     assert where.startswith("5 test images of ") and len(images) == 21
 
 
-@pytest.mark.parametrize(
-    ("shape", "taken"), [((8, 12, 1), (8, 12, 1)), ((72, 96, 1), (48, 64, 1)), ((8, 12, 5), (8, 12, 3))], ids=str
-)
+SHAPES = [((8, 12, 1), (8, 12, 1)), ((72, 96, 1), (48, 64, 1)), ((8, 12, 5), (8, 12, 3))]
+
+
+@pytest.mark.parametrize(("shape", "taken"), SHAPES, ids=str)
 def test_without_data_photographs_are_made_images_of_any_shape(shape, taken):
     """Grey, larger than they are, and of more channels than they have, which then take turns."""
     images, where = load_real_images(DataConfig(source="folder:none"), shape)

@@ -1,7 +1,6 @@
 """Publication of an export: the export folder comes into being by one rename, complete, or not at all."""
 
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -12,16 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from helpers.exporting import COMPLETE, PARTS, read_card
 from helpers.forked import forked_programs
-from helpers.models import LEAST, give_effect, random_images
+from helpers.models import LEAST
 from helpers.places import PATIENCE, ROOT, make_once, user_environment
 from helpers.runs import write_run
+from helpers.variants import fresh
 
 from export import pipeline
 from export.cli import main
 from export.export_folder import stage_export
 from export.pipeline import ExportConfig, export
 from tfdecouple.errors import UserError
-from tfdecouple.model import DecoupledModel
 from tfdecouple.runtime.process import handle_signals
 
 
@@ -70,9 +69,7 @@ class TestDestination:
             assert "another export is writing to" in refused(to=tmp_path / "a" / "to")
         assert list(tmp_path.iterdir()) == []
 
-    def test_killed_export_leaves_no_export_folder_and_the_next_one_removes_its_remains(
-        self, quick, command, tiny_run, tmp_path, monkeypatch
-    ):
+    def test_remains_of_a_killed_export_are_hidden_and_removed_by_the_next(self, quick, command, tiny_run, tmp_path):
         if not (process := os.fork()):
             os.rename = lambda source, target: os.kill(os.getpid(), signal.SIGKILL)
             main(["--run", str(tiny_run), "--to", str(tmp_path / "to")])
@@ -101,9 +98,7 @@ class TestSignals:
         assert signal.getsignal(number) is before
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_signal_before_the_rename_ends_the_export_with_130_and_leaves_nothing(
-        self, quick, command, monkeypatch, tmp_path, number
-    ):
+    def test_signal_before_the_rename_ends_the_export(self, quick, command, monkeypatch, tmp_path, number):
         def signalled(*_, **__):
             os.kill(os.getpid(), number)
             time.sleep(5)
@@ -124,10 +119,7 @@ class TestSignals:
 @pytest.fixture(scope="module")
 def least_run(tmp_path_factory):
     """A run whose export takes as little time as can be."""
-    random.seed(0)
-    model = DecoupledModel(LEAST)
-    model.initialize(random_images(16))
-    return write_run(tmp_path_factory.mktemp("runs") / "least", give_effect(model))
+    return write_run(tmp_path_factory.mktemp("runs") / "least", fresh(LEAST))
 
 
 class Program:
@@ -147,22 +139,16 @@ class Program:
                 return
         raise AssertionError(f"the program ended before {text!r}: {self.process.stderr.read()}")
 
-    def end(self, number=None):
-        """Sends a signal, waits for the end, and returns status, output and errors."""
-        if number is not None:
-            self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, out, err
+    def end(self, number=0):
+        """Sends a signal (0 is none), waits for the end, and returns the status and the errors."""
+        self.process.send_signal(number)
+        err = self.process.communicate(timeout=PATIENCE)[1]
+        return self.process.returncode, err
 
 
-# Moments of an export by the message at their beginning, with the seconds to wait from there on an idle machine.
-MOMENTS = {
-    "SavedModel: decode": 0.0,
-    "verifying savedmodel": 0.5,
-    "ONNX: decoder": 0.2,
-    # This check is over after 0.4 s.
-    "verifying onnx": 0.0,
-}
+# Moments of an export by the message at their beginning, with the seconds to wait from there on an idle machine. The
+# last one is over after 0.4 s.
+MOMENTS = {"SavedModel: decode": 0.0, "verifying savedmodel": 0.5, "ONNX: decoder": 0.2, "verifying onnx": 0.0}
 
 
 def end_amid(message, number, run, to, made=None):
@@ -175,7 +161,7 @@ def end_amid(message, number, run, to, made=None):
         program = Program(run, to)
         program.wait_for(message)
         time.sleep(MOMENTS[message] / 4**attempt)
-        status, _, err = program.end(number)
+        status, err = program.end(number)
         if status != 0:
             return status, err
         shutil.rmtree(made or to)
@@ -184,8 +170,7 @@ def end_amid(message, number, run, to, made=None):
 
 def publish(run, to):
     """Exports a run without interruption, and asserts that the folder is complete."""
-    status, _, err = Program(run, to).end()
-    assert (status, err) == (0, "")
+    assert Program(run, to).end() == (0, "")
     require_complete(to)
 
 
@@ -211,7 +196,7 @@ class TestProcess:
         whole = make_once(tmp_path_factory, "whole", lambda folder: publish(least_run, folder / "to")) / "to"
         kilobytes = 4 + int(share * sum(-(-path.stat().st_size // 4096) * 4 for path in whole.rglob("*")))
         folder = disk(kilobytes)
-        status, _, err = Program(least_run, folder / "to").end()
+        status, err = Program(least_run, folder / "to").end()
         if share == 1 and status == 0:
             return require_complete(folder / "to")
         assert status == 2, err

@@ -5,11 +5,13 @@ import importlib.util
 import json
 import os
 import shutil
+from functools import partial
 
 import numpy as np
 import onnx
 import pytest
-from helpers.exporting import ON_PAGE, ignore_message, list_onnx_names, read_vectors
+from helpers.exporting import ON_PAGE, list_onnx_names, read_vectors
+from helpers.refusals import refused
 from onnx import numpy_helper
 
 from export.cli import EXIT_REFUSED, main
@@ -45,8 +47,13 @@ def onnx_alone(monkeypatch):
     monkeypatch.setattr(verify, "compare_in_process", compare)
 
 
+def refuse(capsys, folder, *options, status=2):
+    """Asserts that `--verify` of a folder ends with this status and one line of error; returns the line."""
+    return refused(capsys, lambda: main(["--verify", str(folder), *options]), begun=True, status=status)
+
+
 def list_problems(folder):
-    return verify.verify_folder(folder, ignore_message)[0]
+    return verify.verify_folder(folder, report=str)[0]
 
 
 def edit_manifest(folder, change):
@@ -84,16 +91,12 @@ class TestManifest:
     )  # fmt: skip
     def test_damaged_manifest_is_refused_in_one_line(self, tmp_path, capsys, text):
         (tmp_path / MANIFEST).write_bytes(text if isinstance(text, bytes) else text.encode())
-        assert main(["--verify", str(tmp_path)]) == 2
-        err = capsys.readouterr().err
-        assert err.startswith(f"error: {tmp_path / MANIFEST} is no manifest") and err.count("\n") == 1, err
+        line = refuse(capsys, tmp_path)
+        assert line.startswith(f"error: {tmp_path / MANIFEST} is no manifest")
 
     def test_missing_manifest_or_folder_is_refused_in_one_line(self, tmp_path, capsys):
-        assert main(["--verify", str(tmp_path)]) == 2
-        err = capsys.readouterr().err
-        assert err.startswith(f"error: {tmp_path} has no manifest.json") and err.count("\n") == 1
-        assert main(["--verify", str(tmp_path / "none")]) == 2
-        assert capsys.readouterr().err == f"error: there is no export folder {tmp_path / 'none'}\n"
+        assert refuse(capsys, tmp_path).startswith(f"error: {tmp_path} has no manifest.json")
+        assert refuse(capsys, tmp_path / "none") == f"error: there is no export folder {tmp_path / 'none'}\n"
 
     def test_digest_of_the_manifest_is_printed_and_compared(self, copy, files_alone, capsys):
         digest = hashlib.sha256((copy / MANIFEST).read_bytes()).hexdigest()
@@ -104,89 +107,79 @@ class TestManifest:
         list_in_manifest(copy, TEXT_NAME)
         assert main(["--verify", str(copy)]) == 0
         capsys.readouterr()
-        assert main(["--verify", str(copy), "--expect", digest]) == EXIT_REFUSED
-        err = capsys.readouterr().err
-        assert err.count("\n") == 1 and f"expected {digest}" in err
+        assert f"expected {digest}" in refuse(capsys, copy, "--expect", digest, status=EXIT_REFUSED)
 
 
-def change_in_place(path):
-    content = bytearray(path.read_bytes())
+# Changes of an export folder.
+
+
+def change_byte(folder, name):
+    content = bytearray((folder / name).read_bytes())
     content[100] ^= 1
-    path.write_bytes(content)
+    (folder / name).write_bytes(content)
 
 
-def add_file(name):
-    def change(folder):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("x")
-
-    return change
+def add_file(folder, name):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("x")
 
 
-def replace_by_link(name):
-    def change(folder):
-        (folder / name).rename(folder.parent / "elsewhere")
-        (folder / name).symlink_to(folder.parent / "elsewhere")
-
-    return change
+def replace_by_link(folder, name):
+    (folder / name).rename(folder.parent / "elsewhere")
+    (folder / name).symlink_to(folder.parent / "elsewhere")
 
 
-def list_new_file(name):
-    def change(folder):
-        add_file(name)(folder)
-        list_in_manifest(folder, name)
-
-    return change
+def list_new_file(folder, name):
+    add_file(folder, name)
+    list_in_manifest(folder, name)
 
 
-def drop_part(remove):
-    def change(folder):
-        def drop(manifest):
-            del manifest["parts"]["savedmodel/1"]
-            if remove:
-                names = [name for name in manifest["files"] if not name.startswith("savedmodel/")]
-                manifest["files"] = {name: manifest["files"][name] for name in names}
-
-        edit_manifest(folder, drop)
-        if remove:
-            shutil.rmtree(folder / "savedmodel")
-
-    return change
+def drop_part(folder):
+    edit_manifest(folder, lambda manifest: manifest["parts"].pop("savedmodel/1"))
 
 
-def edit_settings(old, new):
-    def change(folder):
-        path = folder / "models.config"
-        path.write_text(path.read_text().replace(old, new, 1))
+def drop_part_and_files(folder):
+    drop_part(folder)
+    shutil.rmtree(folder / "savedmodel")
+    names = [name for name in load_manifest(folder).files if name.startswith("savedmodel/")]
+    edit_manifest(folder, lambda manifest: [manifest["files"].pop(name) for name in names])
 
-    return change
+
+def edit_settings(folder, old, new):
+    path = folder / "models.config"
+    path.write_text(path.read_text().replace(old, new, 1))
 
 
 VARIABLES = "savedmodel/1/variables/variables.data-00000-of-00001"
 CHANGES = [
     (lambda folder: os.truncate(folder / "onnx/encoder.onnx", 1000), "changed: onnx/encoder.onnx"),
-    (lambda folder: change_in_place(folder / VARIABLES), f"changed: {VARIABLES}"),
+    (partial(change_byte, name=VARIABLES), f"changed: {VARIABLES}"),
     (lambda folder: (folder / TEXT_NAME).unlink(), "missing: MODEL_CARD.md"),
     (lambda folder: (folder / "onnx/sampler.onnx").unlink(), "missing: onnx/sampler.onnx"),
-    *((replace_by_link(name), f"link: {name}") for name in ("onnx/encoder.onnx", MANIFEST, "onnx")),
+    *((partial(replace_by_link, name=name), f"link: {name}") for name in ("onnx/encoder.onnx", MANIFEST, "onnx")),
     # Hidden files, and a whole version that another export has made.
-    *((add_file(name), f"unknown: {name}") for name in (".exports.sh", "onnx/.export", "onnx/more.onnx")),
-    (add_file("savedmodel/2/saved_model.pb"), "unknown: savedmodel/2/saved_model.pb"),
+    *(
+        (partial(add_file, name=name), f"unknown: {name}")
+        for name in (".exports.sh", "onnx/.export", "onnx/more.onnx", "savedmodel/2/saved_model.pb")
+    ),
     # A server takes an empty folder for a version.
     (lambda folder: (folder / "savedmodel/2/a").mkdir(parents=True), "unknown: savedmodel/2/a"),
     # Files that no export writes, even if the manifest lists them.
     *(
-        (list_new_file(name), f"no part of the export: {name}")
+        (partial(list_new_file, name=name), f"no part of the export: {name}")
         for name in (
             *("install.sh", "numpy.py", "Models.config", "onnx/weights.bin", "onnx/deep/encoder.onnx", "more.npz"),
             *("savedmodel/1/assets/vocabulary.txt", "savedmodel/1/saved_model.pbtxt", "savedmodel/2/saved_model.pb"),
         )
     ),
     # A part that is dropped with its lines, and perhaps with its files, while another part is left.
-    (drop_part(False), "no part of the export: savedmodel/1/saved_model.pb"),
-    (drop_part(True), "no part of the export: savedmodel/1"),
-    (edit_settings('name: "tiny"', 'name: "other"'), "models.config names other and not the model tiny"),
-    (edit_settings("config {", "config { port: 8500"), "models.config cannot be read: "),
+    (drop_part, "no part of the export: savedmodel/1/saved_model.pb"),
+    (drop_part_and_files, "no part of the export: savedmodel/1"),
+    (
+        partial(edit_settings, old='name: "tiny"', new='name: "other"'),
+        "models.config names other and not the model tiny",
+    ),
+    (partial(edit_settings, old="config {", new="config { port: 8500"), "models.config cannot be read: "),
 ]
 
 
@@ -212,15 +205,11 @@ class TestFiles:
 
     def test_problems_are_reported_in_one_line_whatever_their_names_and_number(self, copy, files_alone, capsys):
         (copy / "onnx" / "a\nb\x1b[2J").touch()
-        assert main(["--verify", str(copy)]) == EXIT_REFUSED
-        err = capsys.readouterr().err
-        assert err.count("\n") == 1 and "unknown: onnx/a b\\x1b[2J" in err
+        assert "unknown: onnx/a b\\x1b[2J" in refuse(capsys, copy, status=EXIT_REFUSED)
         for number in range(172):
             (copy / f"{number:03}").touch()
-        assert main(["--verify", str(copy)]) == EXIT_REFUSED
-        err = capsys.readouterr().err
-        assert err.count("\n") == 1 and " problems: " in err and "unknown: 004; and 1" in err
-        assert "unknown: 005" not in err
+        line = refuse(capsys, copy, status=EXIT_REFUSED)
+        assert " problems: " in line and "unknown: 004; and 1" in line and "unknown: 005" not in line
 
 
 @pytest.mark.usefixtures("forked")
@@ -239,9 +228,8 @@ class TestAnswers:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.001), tensor.name))
         onnx.save(model, path)
         list_in_manifest(copy, "onnx/decoder.onnx")
-        assert main(["--verify", str(copy)]) == EXIT_REFUSED
-        err = capsys.readouterr().err
-        assert "onnx: CPUExecutionProvider: weight decoder.onnx: " in err and err.count("\n") == 1
+        line = refuse(capsys, copy, status=EXIT_REFUSED)
+        assert "onnx: CPUExecutionProvider: weight decoder.onnx: " in line
 
     def test_endpoint_that_the_manifest_leaves_out_is_missed(self, copy, onnx_alone):
         edit_manifest(copy, lambda manifest: manifest["parts"]["onnx"].pop("decode"))
@@ -251,9 +239,8 @@ class TestAnswers:
     def test_part_runs_in_the_folder_and_the_runtime_of_its_name(self, copy, monkeypatch):
         shutil.copytree(copy / "savedmodel" / "1", copy / "savedmodel" / "2")
         edit_manifest(copy, lambda manifest: manifest["parts"].update({"savedmodel/2": manifest["parts"][PARTS[0]]}))
-        list_in_manifest(
-            copy, *(path.relative_to(copy).as_posix() for path in copy.glob("savedmodel/2/**/*") if path.is_file())
-        )
+        files = (path for path in copy.glob("savedmodel/2/**/*") if path.is_file())
+        list_in_manifest(copy, *(path.relative_to(copy).as_posix() for path in files))
         run = []
         monkeypatch.setattr(verify, "compare_in_process", lambda *given: run.append(given[:2]) or Report())
         assert list_problems(copy) == []
@@ -262,7 +249,7 @@ class TestAnswers:
 
     @pytest.mark.usefixtures("quick")
     def test_page_is_verified_with_its_own_models(self, tiny_run, runtime, tmp_path, monkeypatch):
-        export(ExportConfig(run=tiny_run, to=tmp_path / "to", formats=("web",), web_runtime=runtime), ignore_message)
+        export(ExportConfig(run=tiny_run, to=tmp_path / "to", formats=("web",), web_runtime=runtime), report=str)
         seen = []
 
         def run(runtime, folder, vectors, options, report):

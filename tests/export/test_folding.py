@@ -5,18 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.graphs import (
-    IN_FILES,
-    TOLERANCE,
-    VARIANTS,
-    assert_same,
-    call_endpoint,
-    compute_expected,
-    get_exported_model,
-    get_model,
-    make_inputs,
-    run_graph,
-)
+from helpers import graphs
 from helpers.models import TINY, random_images
 from helpers.places import ROOT
 from tensorflow.core.protobuf import saved_model_pb2
@@ -34,8 +23,10 @@ from tfdecouple.numerics.arithmetic import get_sizes
 
 def call(name, endpoint_name, **given):
     """Runs an endpoint of the folded graph of a variant."""
-    one = find_endpoint(VARIANTS[name], endpoint_name)
-    made = call_endpoint(get_exported_model(name), one, {**make_inputs(VARIANTS[name]), **given})
+    one = find_endpoint(graphs.VARIANTS[name], endpoint_name)
+    made = graphs.call_endpoint(
+        graphs.get_exported_model(name), one, {**graphs.make_inputs(graphs.VARIANTS[name]), **given}
+    )
     assert list(made) == [array.name for array in one.outputs]
     for array in one.outputs:
         assert made[array.name].dtype == array.dtype and made[array.name].shape[1:] == array.shape
@@ -43,49 +34,50 @@ def call(name, endpoint_name, **given):
 
 
 # The other endpoints are made of the same parts, and differ between models no more than they do here.
-EVERY_ENDPOINT = ("alpha-0.8", "base", "classes", "prior of classes")
-FURTHER_ENDPOINTS = [
-    (name, one.name)
-    for name in EVERY_ENDPOINT
-    for one in list_endpoints(VARIANTS[name])
-    if one.name not in ("encode", "score")
-]
+FURTHER_ENDPOINTS = []
+for variant in ("alpha-0.8", "base", "classes", "prior of classes"):
+    names = (one.name for one in list_endpoints(graphs.VARIANTS[variant]))
+    FURTHER_ENDPOINTS += [(variant, name) for name in names if name not in ("encode", "score")]
 
 
 class TestEndpoints:
-    @pytest.mark.parametrize("name", VARIANTS)
+    @pytest.mark.parametrize("name", graphs.VARIANTS)
     def test_codes_and_scores_are_the_models_and_images_decode_exactly(self, name):
-        model, exported, given = get_model(name), get_exported_model(name), make_inputs(VARIANTS[name])
+        model, exported, given = (
+            graphs.get_model(name),
+            graphs.get_exported_model(name),
+            graphs.make_inputs(graphs.VARIANTS[name]),
+        )
         codes = call(name, "encode")
-        assert_same(codes, compute_expected(name, "encode"))
+        graphs.assert_same(codes, graphs.compute_expected(name, "encode"))
         images = call(name, "decode", **codes)["images"]
         np.testing.assert_array_equal(images, model.quantize_images(given["images"]))
-        assert_same(call(name, "score"), compute_expected(name, "score"))
+        graphs.assert_same(call(name, "score"), graphs.compute_expected(name, "score"))
         # Before it is rounded to pixels.
-        inputs = {key: given[key] for key in ("v", *(["z"] if VARIANTS[name].has_latent else []))}
+        inputs = {key: given[key] for key in ("v", *(["z"] if graphs.VARIANTS[name].has_latent else []))}
 
         def run_both(answers, placed):
             flow, z = answers.networks.flow, placed.get("z")
             (x,) = flow.inverse_and_log_det(placed["v"], z)
             return x, flow.forward_and_log_det(x, z)[1]
 
-        x, found = run_graph(exported, run_both, inputs)
+        x, found = graphs.run_graph(exported, run_both, inputs)
         right, log_det = model.flow.inverse_and_log_det(given["v"], inputs.get("z"))
-        assert_same({"x": x}, {"x": right})
-        np.testing.assert_allclose(found, -log_det, rtol=10 * TOLERANCE)
+        graphs.assert_same({"x": x}, {"x": right})
+        np.testing.assert_allclose(found, -log_det, rtol=10 * graphs.TOLERANCE)
 
     @pytest.mark.parametrize(("name", "of"), FURTHER_ENDPOINTS)
     def test_endpoint_is_the_model(self, name, of):
-        assert_same(call(name, of), compute_expected(name, of), VARIANTS[name].n_bits)
+        graphs.assert_same(call(name, of), graphs.compute_expected(name, of), graphs.VARIANTS[name].n_bits)
 
     def test_images_without_a_label_are_scored_by_the_mixture(self):
         labels = np.array([-1, 1, -1, 2, 0], np.int32)
-        model, given = get_model("prior of classes"), make_inputs(VARIANTS["prior of classes"])
+        model, given = graphs.get_model("prior of classes"), graphs.make_inputs(graphs.VARIANTS["prior of classes"])
         right = outlier_scores(model, given["images"], given["z_noise"], given["u_noise"], labels).to_dict()
-        assert_same(call("prior of classes", "score", labels=labels), right)
+        graphs.assert_same(call("prior of classes", "score", labels=labels), right)
 
     def test_ends_of_an_interpolation_and_a_switch_of_an_image_with_itself_are_the_images(self):
-        images = {key: make_inputs(TINY)[key] for key in ("images_a", "images_b")}
+        images = {key: graphs.make_inputs(TINY)[key] for key in ("images_a", "images_b")}
         for place, end in zip((0, 1), images.values(), strict=True):
             ends = np.full(5, place, "float32")
             np.testing.assert_array_equal(call("alpha-0.8", "interpolate", alpha=ends, beta=ends)["images"], end)
@@ -123,18 +115,15 @@ class OffByAThousandth(ExportedModel):
         change_weights(self, ["flow/level_1_part_0_step_0/coupling_continuous_first/net/first"])
 
 
-class TestCheck:
-    @pytest.mark.parametrize(
-        ("name", "first"), [*((name, False) for name in VARIANTS), *((name, True) for name in IN_FILES)]
-    )
-    def test_any_weight_changed_by_a_thousandth_is_found(self, name, first):
-        exported = ExportedModel(get_model(name), first)
-        assert list(exported.find_faults()) == []
-        change_weights(exported, [*exported.weights])
-        assert list_named(exported.find_faults()) == {*exported.weights}
+# Models with options of `ExportedModel`.
+LAYOUTS = [*((name, {}) for name in graphs.VARIANTS), *((name, {"channels_first": True}) for name in graphs.IN_FILES)]
+LAYOUTS.append(("alpha-0.8", {"channels_first": True, "any_size": True}))
 
-    def test_any_weight_of_a_flow_for_images_of_any_size_is_found(self):
-        exported = ExportedModel(get_model("alpha-0.8"), channels_first=True, any_size=True)
+
+class TestCheck:
+    @pytest.mark.parametrize(("name", "layout"), LAYOUTS)
+    def test_any_weight_changed_by_a_thousandth_is_found(self, name, layout):
+        exported = ExportedModel(graphs.get_model(name), **layout)
         assert list(exported.find_faults()) == []
         change_weights(exported, [*exported.weights])
         assert list_named(exported.find_faults()) == {*exported.weights}
@@ -154,30 +143,30 @@ class TestCheck:
         }[kind]
         right = getattr(folding._Folder, name)
         monkeypatch.setattr(folding._Folder, name, lambda self, *inputs: change(right(self, *inputs)))
-        exported = ExportedModel(get_model("alpha-0.8"), channels_first=True)
+        exported = ExportedModel(graphs.get_model("alpha-0.8"), channels_first=True)
         assert list(exported.find_faults())
 
     @pytest.mark.slow
     @pytest.mark.parametrize(
-        ("run", "formats"), [("photographs", ("savedmodel",)), (ROOT / "docs/results/conditional", ("onnx",))], ids=str
+        ("run", "form"), [("photographs", "savedmodel"), (ROOT / "docs/results/conditional", "onnx")], ids=str
     )
-    def test_export_with_a_wrong_weight_is_refused(self, run, formats, tmp_path, monkeypatch):
+    def test_export_with_a_wrong_weight_is_refused(self, run, form, tmp_path, monkeypatch):
         monkeypatch.setattr("export.pipeline.ExportedModel", OffByAThousandth)
         monkeypatch.setattr("export.pipeline.make_test_vectors", lambda model, images, report: {})
         with pytest.raises(RefusedError, match="weights flow/level_1_part_0_step_0/coupling_cont[a-z_]*/net/first"):
-            export(ExportConfig(run=run, to=tmp_path / "to", formats=formats), str)
+            export(ExportConfig(run=run, to=tmp_path / "to", formats=(form,)), str)
         assert not (tmp_path / "to").exists()
 
 
 class TestFolding:
     def test_a_model_without_weights_is_refused(self):
         with pytest.raises(NotInitializedError):
-            ExportedModel(DecoupledModel(VARIANTS["5 bits"]))
+            ExportedModel(DecoupledModel(graphs.VARIANTS["5 bits"]))
 
     @pytest.mark.usefixtures("eager")
     @pytest.mark.parametrize("value", [0.0, np.nan])
     def test_what_cannot_be_inverted_is_refused_by_name(self, value):
-        model = DecoupledModel(VARIANTS["5 bits"])
+        model = DecoupledModel(graphs.VARIANTS["5 bits"])
         model.initialize(random_images(16, 4))
         model.flow.levels[1][0].steps[0].sequence[1].kernel.assign(np.full((12, 12), value))
         with pytest.raises(InversionError, match="level_1_part_0_step_0"):

@@ -1,5 +1,3 @@
-"""LiteRT files for phones: exported, verified, refused."""
-
 from __future__ import annotations
 
 import json

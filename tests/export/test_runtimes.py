@@ -110,11 +110,6 @@ def runtime(request, runtimes):
     return runtimes(request.param)
 
 
-@pytest.fixture
-def saved_model(runtimes):
-    return runtimes("SavedModel")
-
-
 def draw(endpoint, count=COUNT):
     """Returns inputs of an endpoint."""
     every = make_inputs(SMALL, count)
@@ -149,8 +144,8 @@ class TestNotFinite:
 
     @pytest.mark.parametrize("value", NOT_FINITE)
     @pytest.mark.parametrize("name", ["z_noise", "u_noise"])
-    def test_score_is_not_a_number_of_that_row_alone(self, saved_model, name, value):
-        right, found = spoil(saved_model, "score", "bits_per_dim", name, value)
+    def test_score_is_not_a_number_of_that_row_alone(self, runtimes, name, value):
+        right, found = spoil(runtimes("SavedModel"), "score", "bits_per_dim", name, value)
         np.testing.assert_allclose(found[OTHERS], right[OTHERS], rtol=1e-6)
         assert not np.isfinite(found[BAD])
 

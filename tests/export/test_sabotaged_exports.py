@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from functools import partial
 
 import numpy as np
 import onnx
@@ -27,29 +28,23 @@ COUPLING = "flow/level_1_part_0_step_0/coupling_continuous_first/net"
 MIX = "flow/level_0_part_0_step_0/linear/kernel"
 
 
-def change_weight(name, add=0.0, times=1.0):
-    """Returns a sabotage of an ONNX model that changes the first number of a weight, or all of its numbers."""
-
-    def sabotage(model):
-        # Weights that are made of one weight of the model are told apart by numbers.
-        tensor = next(one for one in model.graph.initializer if one.name.partition("#")[0] == name and one.dims)
-        changed = numpy_helper.to_array(tensor) * np.float32(times)
-        changed.flat[0] += add
-        tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
-
-    return sabotage
+# Sabotages of an ONNX model.
 
 
-def factor(name, number):
-    """Returns a sabotage of an ONNX model that multiplies an input by a number."""
+def change_weight(model, name, add=0.0, times=1.0):
+    """Changes the first number of a weight, or all of its numbers."""
+    # Weights that are made of one weight of the model are told apart by numbers.
+    tensor = next(one for one in model.graph.initializer if one.name.partition("#")[0] == name and one.dims)
+    changed = numpy_helper.to_array(tensor) * np.float32(times)
+    changed.flat[0] += add
+    tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
 
-    def sabotage(model):
-        for node in model.graph.node:
-            node.input[:] = ["changed" if given == name else given for given in node.input]
-        model.graph.initializer.append(numpy_helper.from_array(np.float32(number), "factor"))
-        model.graph.node.insert(0, helper.make_node("Mul", [name, "factor"], ["changed"]))
 
-    return sabotage
+def multiply_input(model, name, by):
+    for node in model.graph.node:
+        node.input[:] = ["changed" if given == name else given for given in node.input]
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(by), "factor"))
+    model.graph.node.insert(0, helper.make_node("Mul", [name, "factor"], ["changed"]))
 
 
 def one_image_alone(model):
@@ -61,14 +56,9 @@ def free_height(model):
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "height"
 
 
-def change_metadata(key, value):
-    """Returns a sabotage of an ONNX model that changes an entry of its metadata."""
-
-    def sabotage(model):
-        (entry,) = (entry for entry in model.metadata_props if entry.key == key)
-        entry.value = value
-
-    return sabotage
+def change_metadata(model, key, value):
+    (entry,) = (entry for entry in model.metadata_props if entry.key == key)
+    entry.value = value
 
 
 def turned_outputs(model):
@@ -81,21 +71,33 @@ NOT_PASS = "the metadata do not pass: ValueError: "
 # (file, sabotage, beginning of the problem). Pixels of samples show changes that codes of images, which decode to the
 # middle of a bin, hide.
 EFFECTS = [
-    ("encoder", change_weight(f"{COUPLING}/last_direction", add=0.1), "encode: v: "),
-    ("encoder", change_weight("encoder/top/kernel", add=0.1), "encode: z: "),
-    ("encoder", change_weight(MIX, times=1.0001), "encode: v: "),
-    ("encoder", change_weight("encoder/last_direction", add=np.nan), "encode: z: "),
-    ("decoder", change_weight(MIX, times=1.0001), "decode: images: "),
-    ("sampler", change_weight("prior_flow/step_0/actnorm_1/bias", add=0.1), "sample: images: "),
-    ("decoder", factor("v", 1.0001), "decode: images: "),
-    ("sampler", factor("temperature", 0), "sample: images: "),
-    ("sampler", factor("z_noise", 0), "sample: images: "),
+    ("encoder", partial(change_weight, name=f"{COUPLING}/last_direction", add=0.1), "encode: v: "),
+    ("encoder", partial(change_weight, name="encoder/top/kernel", add=0.1), "encode: z: "),
+    ("encoder", partial(change_weight, name=MIX, times=1.0001), "encode: v: "),
+    ("encoder", partial(change_weight, name="encoder/last_direction", add=np.nan), "encode: z: "),
+    ("decoder", partial(change_weight, name=MIX, times=1.0001), "decode: images: "),
+    ("sampler", partial(change_weight, name="prior_flow/step_0/actnorm_1/bias", add=0.1), "sample: images: "),
+    ("decoder", partial(multiply_input, name="v", by=1.0001), "decode: images: "),
+    ("sampler", partial(multiply_input, name="temperature", by=0), "sample: images: "),
+    ("sampler", partial(multiply_input, name="z_noise", by=0), "sample: images: "),
     ("sampler", one_image_alone, "sample: it fails at batch 3: "),
     ("encoder", turned_outputs, "encode: it returns v, z where the model returns z, v"),
     ("encoder", free_height, "encode: images is declared as [None, None, 8, 3] where the model has [None, 8, 8"),
-    ("encoder", change_metadata("n_bits", "5"), f"{NOT_PASS}encoder.onnx has n_bits = 5; expected 8"),
-    ("decoder", change_metadata("crop", "centre 9"), f"{NOT_PASS}decoder.onnx has crop = centre 9; expected"),
-    ("sampler", change_metadata("endpoint", "decode"), f"{NOT_PASS}sampler.onnx has endpoint = decode; exp"),
+    (
+        "encoder",
+        partial(change_metadata, key="n_bits", value="5"),
+        f"{NOT_PASS}encoder.onnx has n_bits = 5; expected 8",
+    ),
+    (
+        "decoder",
+        partial(change_metadata, key="crop", value="centre 9"),
+        f"{NOT_PASS}decoder.onnx has crop = centre 9; ",
+    ),
+    (
+        "sampler",
+        partial(change_metadata, key="endpoint", value="decode"),
+        f"{NOT_PASS}sampler.onnx has endpoint = decode",
+    ),
 ]
 
 
@@ -134,9 +136,7 @@ class TestOnnx:
         assert problem.startswith(f"weight {file}.onnx: ") and f" and {counts[0] - 1} more has other numbers" in problem
 
     @pytest.mark.parametrize(("file", "change", "message"), EFFECTS)
-    def test_effect_of_one_change_of_an_onnx_file_is_found_without_digests(
-        self, onnx_problems, monkeypatch, file, change, message
-    ):
+    def test_effect_of_one_change_is_found_without_digests(self, onnx_problems, monkeypatch, file, change, message):
         monkeypatch.setattr(comparison, "_compare_weight_digests", lambda *_: [])
         problems = onnx_problems(file, change)
         assert any(problem.startswith(message) for problem in problems), problems
@@ -159,31 +159,33 @@ class TestOnnx:
         assert problems and problems[0].startswith(message) and "\n" not in problems[0]
 
 
-def variables(change):
-    """Returns a sabotage that rewrites the variables of a SavedModel after `change` has edited {key: array}."""
-
-    def sabotage(folder):
-        prefix = str(folder / "variables" / "variables")
-        reader = tf.train.load_checkpoint(prefix)
-        arrays = {key: reader.get_tensor(key) for key in sorted(reader.get_variable_to_dtype_map())}
-        change(arrays)
-        tensors = [tf.convert_to_tensor(array) for array in arrays.values()]
-        tf.raw_ops.SaveV2(
-            prefix=prefix, tensor_names=list(arrays), shape_and_slices=[""] * len(arrays), tensors=tensors
-        )
-
-    return sabotage
+# Sabotages of a SavedModel: functions that change its variables {key: array}, its signatures, or its warm-up requests,
+# and three functions that read these from its folder and write them again.
 
 
-def signatures(change):
-    """Returns a sabotage that edits the signatures of a SavedModel."""
+def edit_variables(folder, change):
+    prefix = str(folder / "variables" / "variables")
+    reader = tf.train.load_checkpoint(prefix)
+    arrays = {key: reader.get_tensor(key) for key in sorted(reader.get_variable_to_dtype_map())}
+    change(arrays)
+    tensors, whole = [tf.convert_to_tensor(array) for array in arrays.values()], [""] * len(arrays)
+    tf.raw_ops.SaveV2(prefix=prefix, tensor_names=list(arrays), shape_and_slices=whole, tensors=tensors)
 
-    def sabotage(folder):
-        message = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
-        change(message.meta_graphs[0].signature_def)
-        (folder / "saved_model.pb").write_bytes(message.SerializeToString())
 
-    return sabotage
+def edit_signatures(folder, change):
+    message = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    change(message.meta_graphs[0].signature_def)
+    (folder / "saved_model.pb").write_bytes(message.SerializeToString())
+
+
+def edit_warm_up(folder, change):
+    path = str(folder / WARMUP_FILE)
+    records = [*tf.data.TFRecordDataset(path).as_numpy_iterator()]
+    logs = [prediction_log_pb2.PredictionLog.FromString(record) for record in records]
+    change(logs)
+    with tf.io.TFRecordWriter(path) as writer:
+        for log in logs:
+            writer.write(log.SerializeToString())
 
 
 def lose_a_variable(arrays):
@@ -197,21 +199,6 @@ def next_number(arrays):
 
 def declare_any_size(given):
     given["encode"].inputs["images"].tensor_shape.dim[1].size = -1
-
-
-def warm_up(change):
-    """Returns a sabotage that edits the list of warm-up requests of a SavedModel."""
-
-    def sabotage(folder):
-        path = str(folder / WARMUP_FILE)
-        records = [*tf.data.TFRecordDataset(path).as_numpy_iterator()]
-        logs = [prediction_log_pb2.PredictionLog.FromString(record) for record in records]
-        change(logs)
-        with tf.io.TFRecordWriter(path) as writer:
-            for log in logs:
-                writer.write(log.SerializeToString())
-
-    return sabotage
 
 
 def send_floats(logs):
@@ -246,19 +233,28 @@ def shorten_default(given):
 NOT_OPENED, WARM_UP = "the savedmodel files cannot be opened: ", "the warm-up requests do not pass: "
 SABOTAGES = {
     "no variables": (lambda folder: shutil.rmtree(folder / "variables"), NOT_OPENED),
-    "a variable less": (variables(lose_a_variable), f"{NOT_OPENED}NotFoundError: "),
-    "one number": (variables(next_number), "weight "),
-    "a signature renamed": (signatures(rename_decode), f"{NOT_OPENED}ValueError: the sign"),
-    "batch of one": (signatures(fix_batch), "decode: v is declared as [1, 8, 8, 3] where the model has [None, 8, 8, 3"),
-    "any size": (signatures(declare_any_size), "encode: images is declared as [None, None, 8, 3] where the mod"),
-    "no method": (signatures(clear_method), f"{NOT_OPENED}ValueError: the signature decode"),
-    "warm-up of another type": (warm_up(send_floats), f"{WARM_UP}InvalidArgumentError: "),
-    "warm-up with an input more": (warm_up(send_one_input_more), f"{WARM_UP}ValueError: "),
-    "warm-up without a signature": (warm_up(list.pop), f"{WARM_UP}ValueError: "),
+    "a variable less": (partial(edit_variables, change=lose_a_variable), f"{NOT_OPENED}NotFoundError: "),
+    "one number": (partial(edit_variables, change=next_number), "weight "),
+    "a signature renamed": (partial(edit_signatures, change=rename_decode), f"{NOT_OPENED}ValueError: the sign"),
+    "batch of one": (
+        partial(edit_signatures, change=fix_batch),
+        "decode: v is declared as [1, 8, 8, 3] where the model has [None, 8, 8, 3",
+    ),
+    "any size": (
+        partial(edit_signatures, change=declare_any_size),
+        "encode: images is declared as [None, None, 8, 3] where the mod",
+    ),
+    "no method": (partial(edit_signatures, change=clear_method), f"{NOT_OPENED}ValueError: the signature decode"),
+    "warm-up of another type": (partial(edit_warm_up, change=send_floats), f"{WARM_UP}InvalidArgumentError: "),
+    "warm-up with an input more": (partial(edit_warm_up, change=send_one_input_more), f"{WARM_UP}ValueError: "),
+    "warm-up without a signature": (partial(edit_warm_up, change=list.pop), f"{WARM_UP}ValueError: "),
     "warm-up cut off": (lambda folder: os.truncate(folder / WARMUP_FILE, 100), WARM_UP),
     "no warm-up": (lambda folder: (folder / WARMUP_FILE).unlink(), f"{WARM_UP}NotFoundError: "),
-    "another default": (signatures(replace_default), "serving_default: it "),
-    "a default without z": (signatures(shorten_default), "serving_default: it returns v where the model returns v, z"),
+    "another default": (partial(edit_signatures, change=replace_default), "serving_default: it "),
+    "a default without z": (
+        partial(edit_signatures, change=shorten_default),
+        "serving_default: it returns v where the model returns v, z",
+    ),
 }
 
 
@@ -273,7 +269,7 @@ class TestSavedModel:
         return run
 
     def test_right_saved_model_passes_also_when_it_is_rewritten(self, problems):
-        assert problems(variables(lambda arrays: None)) == []
+        assert problems(partial(edit_variables, change=lambda arrays: None)) == []
 
     @pytest.mark.parametrize("name", SABOTAGES)
     def test_one_change_of_a_saved_model_is_found(self, problems, name):
@@ -315,7 +311,7 @@ class TestProcess:
         def sabotaged(exported, endpoint, metadata):
             model = build(exported, endpoint, metadata)
             if endpoint.onnx == "decoder":
-                change_weight(f"{COUPLING}/last_direction", add=0.1)(model)
+                change_weight(model, f"{COUPLING}/last_direction", add=0.1)
             return model
 
         monkeypatch.setattr("export.formats.onnx.build_onnx", sabotaged)
@@ -334,9 +330,7 @@ class TestProcess:
         err = refused("--format", "onnx", expected=EXIT_REFUSED)
         assert "the verification of onnx ended with status 1: " in err
 
-    def test_kill_of_the_verification_refuses_in_one_line_and_leaves_no_folder(
-        self, monkeypatch, built, tiny_run, tmp_path
-    ):
+    def test_kill_of_the_verification_refuses_and_leaves_no_folder(self, monkeypatch, built, tiny_run, tmp_path):
         # As the kernel does where memory runs out.
         (tmp_path / "sitecustomize.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
         monkeypatch.syspath_prepend(tmp_path)

@@ -1,14 +1,8 @@
-"""Tests of the example client of TensorFlow Serving.
-
-The client talks to `serving_server.Server`, which follows the rules of TensorFlow Serving, because TensorFlow Serving
-itself is no Python package.
-"""
+"""The example client of TensorFlow Serving, which is no Python package, against helpers/serving_server.py."""
 
 import contextlib
-import importlib.util
 import io
 import socket
-import subprocess
 import sys
 import types
 
@@ -16,7 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import SMALL, random_images
-from helpers.places import ROOT
+from helpers.places import ROOT, run_python
+from helpers.program_inputs import load_program
 from helpers.serving_server import Server
 from PIL import Image
 
@@ -27,30 +22,8 @@ TRANSPORTS = ("rest-row", "rest-column", "grpc")
 
 
 @pytest.fixture(scope="module")
-def server(exported, name):
-    with Server(exported / "savedmodel", name) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def client():
-    spec = importlib.util.spec_from_file_location("serving_client", CLIENT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def signatures(exported):
-    """The signatures of the SavedModel, without a server: {name: function of arrays that returns {name: array}}."""
-    loaded = tf.saved_model.load(str(exported / "savedmodel" / "1"))
-
-    def caller(signature):
-        return lambda **inputs: {key: tensor.numpy() for key, tensor in signature(**inputs).items()}
-
-    yield {key: caller(signature) for key, signature in loaded.signatures.items()}
-    # The object must live until here, because it owns the variables of the signatures.
-    del loaded
+    return load_program(CLIENT)
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +37,15 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(server, name):
-    """A function of a transport that returns the client's arguments for it: ports, model and transport."""
+def address(exported, name):
+    """A function of a transport that returns the client's arguments for a running server: ports, model, transport."""
+    with Server(exported / "savedmodel", name) as server:
 
-    def call(transport, model=name, ports=None):
-        rest, grpc = ports or (server.rest_port, server.grpc_port)
-        return ["--rest-port", str(rest), "--grpc-port", str(grpc), "--model", model, "--transport", transport]
+        def call(transport, model=name, ports=None):
+            rest, grpc = ports or (server.rest_port, server.grpc_port)
+            return ["--rest-port", str(rest), "--grpc-port", str(grpc), "--model", model, "--transport", transport]
 
-    return call
+        yield call
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +97,9 @@ def test_all_transports_give_the_same_results(results):
             np.testing.assert_array_equal(results[transport][key], value, f"{key} by {transport}")
 
 
-def test_results_are_the_saved_models_own(results, signatures, client, pictures):
-    got, size = results["grpc"], SMALL.image_shape[0]
+def test_results_are_the_saved_models_own(results, exported, client, pictures):
+    got, size, loaded = results["grpc"], SMALL.image_shape[0], tf.saved_model.load(str(exported / "savedmodel" / "1"))
+    signatures = loaded.signatures
     images = np.stack([client.read_picture(path, (size, size, 3)) for path in pictures])
     switched = signatures["switch"](images_a=images[:1], images_b=images[1:])
     np.testing.assert_array_equal(got["images_ab.png"], switched["images_ab"][0])
@@ -145,8 +120,7 @@ def test_results_are_the_saved_models_own(results, signatures, client, pictures)
     np.testing.assert_array_equal([got[f"sample_{number}.png"] for number in range(3)], samples)
 
     rng = np.random.default_rng(5)
-    u_noise = rng.random((2, size, size, 3), np.float32)
-    z_noise = rng.standard_normal((2, 4), np.float32)
+    u_noise, z_noise = rng.random((2, size, size, 3), np.float32), rng.standard_normal((2, 4), np.float32)
     bits = signatures["score"](images=images, z_noise=z_noise, u_noise=u_noise)["bits_per_dim"]
     printed = [float(line.split(": ")[1].split()[0]) for line in got["score"].splitlines()]
     np.testing.assert_allclose(printed, bits, atol=1e-3)
@@ -177,8 +151,7 @@ def test_messages_above_the_default_limit_of_grpc_are_sent(connect):
 def test_client_runs_as_a_script_without_tensorflow_by_rest(address, tmp_path):
     program = "import runpy, sys; sys.modules |= dict.fromkeys(['tensorflow', 'grpc'])"
     program += "; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
-    arguments = ["sample", "--count", "1", "--to", str(tmp_path), *address("rest-row")]
-    done = subprocess.run([sys.executable, "-c", program, str(CLIENT), *arguments], capture_output=True, text=True)
+    done = run_python("-c", program, CLIENT, "sample", "--count", 1, "--to", tmp_path, *address("rest-row"))
     assert (done.returncode, done.stdout.split()) == (0, [str(tmp_path / "sample_0.png")]), done.stderr
 
 
@@ -186,9 +159,7 @@ class TestOneLineSays:
     @pytest.mark.parametrize("missing", ["grpc", "tensorflow", "tensorflow_serving.apis"])
     def test_missing_package_of_grpc_is_named(self, complaint, missing, monkeypatch):
         monkeypatch.setitem(sys.modules, missing, None)
-        assert f"--transport grpc needs {missing}, which is not installed: pip install -r " in complaint(
-            "grpc", "sample"
-        )
+        assert f"grpc needs {missing}, which is not installed: pip install -r " in complaint("grpc", "sample")
 
     @pytest.mark.parametrize("transport", TRANSPORTS)
     def test_missing_server_or_model_is_named(self, complaint, transport):
@@ -207,9 +178,7 @@ class TestOneLineSays:
         with pytest.raises(client.Problem, match=r"answers (400 Bad Request|INVALID_ARGUMENT): .*images_b"):
             connection.predict("switch", {"images_a": random_images(1)})
         del connection.signatures["switch"]
-        with pytest.raises(
-            client.Problem, match=f"model {name} has no endpoint switch, only decode, .*encode, .*score"
-        ):
+        with pytest.raises(client.Problem, match=f"model {name} has no endpoint switch, only decode, .*encode, .*sc"):
             client.switch_pictures(connection, types.SimpleNamespace(pictures=[]))
 
     def test_file_that_is_no_picture_is_named(self, complaint, tmp_path):
@@ -249,10 +218,8 @@ def test_check_of_a_right_server_finds_all_images_exact(client, address, capsys)
 @pytest.mark.parametrize("n_bits", [1, 5, 8])
 def test_check_compares_bins_of_models_of_fewer_bits(client, n_bits, tmp_path, capsys):
     step = 256 >> n_bits
-    assert (
-        client.check_exactness(CodesAreImages(step)) == 0
-        and client.check_exactness(CodesAreImages(step, 256 - 2 * step)) == 1
-    )
+    assert client.check_exactness(CodesAreImages(step)) == 0
+    assert client.check_exactness(CodesAreImages(step, 256 - 2 * step)) == 1
     # All values of this picture are 1, so the client cannot find the step in the picture itself.
     Image.fromarray(np.full((8, 8), 1, np.uint8)).save(tmp_path / "dark.png")
     options = types.SimpleNamespace(pictures=[tmp_path / "dark.png"], crop=0, to=tmp_path, labels=[])
@@ -287,9 +254,10 @@ def test_other_channels_are_refused_in_a_line(client, complaint, pictures, comma
 
 
 WRONG_ARGUMENTS = ["switch a.jpg", "encode", "sample a.jpg", "sample --count 0", "", "--check encode a.jpg"]
+WRONG_ARGUMENTS.append("encode a.jpg --crop=-1")
 
 
-@pytest.mark.parametrize("arguments", [*WRONG_ARGUMENTS, "encode a.jpg --crop=-1"])
+@pytest.mark.parametrize("arguments", WRONG_ARGUMENTS)
 def test_wrong_arguments_of_the_serving_client_are_refused(client, arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         client.main(arguments.split())

@@ -1,5 +1,3 @@
-"""The settings that an export writes for TensorFlow Serving."""
-
 import re
 
 import pytest
@@ -58,11 +56,9 @@ def test_docker_compose_mounts_the_files_of_the_export(exported):
     assert mounts[read_models(exported)[0].base_path] == "savedmodel"
     flags = dict(flag.removeprefix("--").split("=") for flag in service["command"])
     assert flags.pop("enable_batching") == "true"
-    assert {flag: mounts[path] for flag, path in flags.items()} == {
-        "model_config_file": "models.config",
-        "monitoring_config_file": "monitoring.config",
-        "batching_parameters_file": "batching.config",
-    }
+    files = {"model_config_file": "models.config", "monitoring_config_file": "monitoring.config"}
+    files["batching_parameters_file"] = "batching.config"
+    assert {flag: mounts[path] for flag, path in flags.items()} == files
     # The official image reads no other switch of TF32 than this variable.
     gpu = services["tf-serving-gpu"]
     assert gpu["environment"] == {"NVIDIA_TF32_OVERRIDE": "0"} and gpu["extends"] == {"service": "tf-serving"}

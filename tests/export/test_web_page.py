@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -30,6 +31,8 @@ from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.visualization.full_size import UserPhotograph, change_at_full_size
 
 EXAMPLE = ROOT / "examples" / "web"
+CHECKS = TESTS / "helpers" / "page_checks.mjs"
+NEEDS_NODE = pytest.mark.skipif(shutil.which("node") is None, reason="there is no node")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -44,26 +47,16 @@ def test_temperatures_of_the_slider_are_verified(exported):
     assert read_vectors(exported)["in/sample/temperature"].max() == np.float32(most)
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node")
-@pytest.mark.parametrize(
-    "check",
-    [
-        "exact_and_faster_card_takes_over",
-        "card_is_left_alone_unless_exact_and_faster",
-        "new_pictures_take_verdict_and_pictures_away",
-        "first_start_of_the_sampler_shows_progress",
-        "pictures_of_the_map_have_names",
-    ],
-)
+@NEEDS_NODE
+@pytest.mark.parametrize("check", re.findall(r"^  async (\w+)\(", CHECKS.read_text(encoding="utf-8"), re.MULTILINE))
 def test_the_modules_of_the_page_do_without_a_browser_what_they_should(check, tmp_path):
     folder = shutil.copytree(ROOT / "export" / "page", tmp_path / "page")
     (folder / "package.json").write_text('{"type": "module"}')
-    command = ["node", TESTS / "helpers" / "page_checks.mjs", folder, check]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run(["node", CHECKS, folder, check], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node")
+@NEEDS_NODE
 def test_the_page_changes_photographs_as_python_does(tmp_path):
     shutil.copyfile(ROOT / "export" / "page" / "guided_filter.js", tmp_path / "guided_filter.js")
     (tmp_path / "package.json").write_text('{"type": "module"}')
@@ -111,21 +104,10 @@ def steered_run(tiny_run, tmp_path_factory):
     """A copy of the tiny run with two directions in z, each by both methods; the page shows the difference of means."""
     run = shutil.copytree(tiny_run, tmp_path_factory.mktemp("steered") / "tiny")
     rng = np.random.default_rng(0)
-    found = [
-        Direction(name, method, rng.standard_normal(4).astype(np.float32), {"accuracy": 0.75})
-        for name in ("<b>bright", "dark")
-        for method in (MEANS, CLASSIFIER)
-    ]
+    pairs = itertools.product(("<b>bright", "dark"), (MEANS, CLASSIFIER))
+    found = (Direction(*pair, rng.standard_normal(4).astype(np.float32), {"accuracy": 0.75}) for pair in pairs)
     Directions(hash_weights(load_model(run)), {}, tuple(found)).write(run)
     return run
-
-
-@pytest.fixture(scope="module")
-def page(steered_run, tools, tmp_path_factory):
-    """The folder of an export of `steered_run`, with ONNX files and the web page."""
-    folder, runtime = tmp_path_factory.mktemp("page") / "exported", tools / "node_modules" / "onnxruntime-web"
-    export(ExportConfig(run=steered_run, to=folder, formats=("onnx", "web"), web_runtime=runtime), report=str)
-    return folder
 
 
 @pytest.mark.slow
@@ -163,7 +145,9 @@ def test_the_page_knows_which_examples_the_model_has_seen():
 
 
 @pytest.mark.slow
-def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(page, tools, tmp_path):
+def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(steered_run, tools, tmp_path):
+    page, runtime = tmp_path / "page", tools / "node_modules" / "onnxruntime-web"
+    export(ExportConfig(run=steered_run, to=page, formats=("onnx", "web"), web_runtime=runtime), report=str)
     a, b = random_images(16, seed=1), random_images(16, seed=2)
     encoded = {name: base64.b64encode(images.tobytes()).decode() for name, images in (("a", a), ("b", b))}
     (tmp_path / "inputs.json").write_text(json.dumps(encoded))

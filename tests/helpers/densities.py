@@ -16,9 +16,8 @@ class Density:
     """The base class of densities that stand in for a `DecoupledModel` of images with one pixel and three channels."""
 
     def __init__(self, latent_dim, prior="normal", n_bits=8):
-        self.config = SimpleNamespace(
-            latent_dim=latent_dim, has_latent=latent_dim > 0, prior=prior, image_shape=SHAPE, has_dequantizer=False
-        )
+        latent = {"latent_dim": latent_dim, "has_latent": latent_dim > 0, "prior": prior}
+        self.config = SimpleNamespace(**latent, image_shape=SHAPE, has_dequantizer=False)
         self.quantizer = Quantizer(n_bits)
 
     def require_initialized(self):
@@ -83,9 +82,8 @@ class LinearGaussian(Density):
         noise = tf.cast(z_noise[:, 0], tf.float64)
         z += self.stddev * noise
         difference = (pixels + u) / 128 - 1 - z[:, None] * self.weights
-        reconstruction = tf.reduce_sum(
-            tf.square(difference / self.noise) / 2 + math.log(self.noise) + math.log(2 * math.pi) / 2, 1
-        )
+        nats = tf.square(difference / self.noise) / 2 + math.log(self.noise) + math.log(2 * math.pi) / 2
+        reconstruction = tf.reduce_sum(nats, 1)
         kl = -tf.square(noise) / 2 - math.log(self.stddev) + tf.square(z) / 2
         return reconstruction, kl, tf.zeros_like(kl)
 

@@ -1,7 +1,4 @@
-"""Functions that read the project's Markdown documents, and check the commands in them without running the commands.
-
-The checks call the project's argument parsers, load its presets, and look for the files that a command names.
-"""
+"""Functions that read the project's Markdown documents, and check the commands in them without running them."""
 
 import argparse
 import configparser
@@ -36,17 +33,16 @@ PROGRAMS += ("docker", "curl", "export", "sudo")
 
 
 class Block(NamedTuple):
-    """A block of code in a Markdown document: the language after the opening ```, or ""; the code; its first line."""
+    """A block of code in a Markdown document: the language after the opening ```, or ""; the code."""
 
     language: str
     text: str
-    line: int
 
 
 def split_code(text: str) -> list[Block]:
     """Returns the code blocks of a Markdown text."""
     tokens = [token for token in MarkdownIt().parse(text) if token.type in ("fence", "code_block")]
-    return [Block(token.info, token.content, token.map[0] + 1) for token in tokens]
+    return [Block(token.info, token.content) for token in tokens]
 
 
 def _list_spans(text: str) -> list:
@@ -86,23 +82,21 @@ class _Parsed(BaseException):
     """The exception that ends a program as soon as it has parsed its command line; `args[0]` is the parsed options."""
 
 
+def _end_program(options: argparse.Namespace) -> None:
+    raise _Parsed(options)
+
+
 def parse_options(program: object, arguments: list[str]) -> argparse.Namespace:
     """Runs the function `main` of a program until it has parsed `arguments`; returns the options.
 
-    Raises:
-        CommandError: if the parser refuses the command line.
+    Raises CommandError if the parser refuses the command line.
     """
-
-    def end_after(read):
-        def parse_args(parser, args=None, namespace=None):
-            raise _Parsed(read(parser, args, namespace))
-
-        return parse_args
 
     errors = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         for name in ("parse_args", "parse_intermixed_args"):
-            patch.setattr(argparse.ArgumentParser, name, end_after(getattr(argparse.ArgumentParser, name)))
+            read = getattr(argparse.ArgumentParser, name)
+            patch.setattr(argparse.ArgumentParser, name, lambda *given, read=read: _end_program(read(*given)))
         patch.setattr(sys, "argv", ["program", *arguments])
         # Documented commands must write options in full, so argparse must not accept abbreviations.
         patch.setattr(argparse.ArgumentParser, "_get_option_tuples", lambda parser, text: [])
@@ -180,9 +174,8 @@ def _check_stage(program: str, arguments: list[str], folder: pathlib.Path) -> No
         if extras := re.fullmatch(r"(?:\.|tfdecouple)\[([\w,-]+)\]", argument):
             setup = configparser.ConfigParser()
             setup.read(ROOT / "setup.cfg")
-            unknown = {name.replace("-", "_") for name in extras[1].split(",")} - {
-                name.replace("-", "_") for name in setup["options.extras_require"]
-            }
+            known = {name.replace("-", "_") for name in setup["options.extras_require"]}
+            unknown = {name.replace("-", "_") for name in extras[1].split(",")} - known
             assert not unknown, f"setup.cfg has no extra {unknown}"
     if program == "docker" and arguments[0] == "run" and "tfdecouple" in arguments:
         _check_tfdecouple(arguments[arguments.index("tfdecouple") + 1 :])
@@ -206,11 +199,9 @@ def is_command(line: str) -> bool:
 
 
 def check_command(line: str, folder: pathlib.Path = ROOT) -> None:
-    """Raises CommandError if a command names an option, preset, file or module that does not exist.
+    """Raises CommandError if a command, or a chain of commands, names an option, preset or file that does not exist.
 
-    Args:
-        line: the command in the documentation, possibly a pipe or a chain of commands.
-        folder: the folder to which paths in the command are relative, if they are not relative to the repository.
+    Paths in the command are relative to the repository or to `folder`.
     """
     for is_separator, words in itertools.groupby(split_command(line), lambda word: word in ("|", "&&", ";")):
         if is_separator:

@@ -6,8 +6,8 @@ children are forked as well, unless it was started with `start_new_session`. A n
 Python, and for other values of environment variables that libraries read while they are loaded. Tests of imports, of
 messages while libraries are loaded, and of memory must not use forked programs.
 
-The server is this file, started as `python forked.py SOCKET MODULE...`. It imports nothing of the project, so that a
-forked program finds the project where a new process would.
+The server is this file, started as `python forked.py LISTENER LIFELINE MODULE...` with the numbers of two sockets. It
+imports nothing of the project, so that a forked program finds the project where a new process would.
 """
 
 from __future__ import annotations
@@ -74,64 +74,48 @@ _START_VARIABLES = _select_start_variables(os.environ)
 # --- The client: a test's process, or a forked program, that starts programs. ---
 
 
-class ServerConnection:
-    """A connection to the fork server, a process that has imported TensorFlow and forks Python programs on request."""
-
-    def __init__(self, control: socket.socket):
-        self._control = control
-        self._lock = threading.Lock()
-
-    @classmethod
-    def start_server(cls) -> ServerConnection | None:
-        """Starts the fork server; returns a connection to it, or None if it cannot fork, because it has threads."""
-        ours, theirs = socket.socketpair()
-        others = {name: value for name, value in os.environ.items() if not name.startswith(READ_AT_START)}
-        # NumPy's linear algebra gets one thread, because a fork copies only one thread of the server.
-        environment = {**others, **_START_VARIABLES, "TF_CPP_MIN_LOG_LEVEL": "3", "OPENBLAS_NUM_THREADS": "1"}
-        with theirs:
-            command = [sys.executable, __file__, str(theirs.fileno()), *MODULES]
-            nowhere = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            server = cls(ours)
-            server._process = _Popen(command, env=environment, pass_fds=[theirs.fileno()], **nowhere)
-        # A fork copies only one thread, so libraries that started more threads in the server would fail in a program.
-        return server if _receive_number(ours) == 1 else None
-
-    def start_program(self, descriptors: list[int], request: dict) -> tuple[int, socket.socket]:
-        """Asks the fork server to start a program; returns its process id and a socket that gets its exit status."""
-        ours, theirs = socket.socketpair()
-        with theirs, self._lock:
-            socket.send_fds(self._control, [b"f"], [theirs.fileno(), *descriptors])
-        text = json.dumps(request).encode()
-        ours.sendall(NUMBER.pack(len(text)) + text)
-        return _receive_number(ours), ours
-
-
-_starting = threading.Lock()
-
-
-@functools.cache
-def _start_server_once() -> ServerConnection | None:
-    return ServerConnection.start_server()
-
-
 # The original `Popen` starts the server; `ForkedPopen` overrides its method with these argument names.
 _Popen = subprocess.Popen
 _ARGUMENTS = list(inspect.signature(_Popen._execute_child).parameters)[1:]
 # Of these arguments of `subprocess.Popen`, the fork server supports only these default values.
 _NOT_FORKED = {"executable": None, "preexec_fn": None, "shell": False, "gid": None, "gids": None, "uid": None}
 _NOT_FORKED |= {"umask": -1, "process_group": -1, "close_fds": True}
+_starting = threading.Lock()
+
+
+@functools.cache
+def _start_server() -> bytes | None:
+    """Starts the fork server; returns its address, or None if it cannot fork, because it has threads."""
+    # The server ends when the other end of its lifeline is closed, with the process that started it.
+    lifeline, servers_end = socket.socketpair()
+    others = {name: value for name, value in os.environ.items() if not name.startswith(READ_AT_START)}
+    # NumPy's linear algebra gets one thread, because a fork copies only one thread of the server.
+    environment = {**others, **_START_VARIABLES, "TF_CPP_MIN_LOG_LEVEL": "3", "OPENBLAS_NUM_THREADS": "1"}
+    with socket.socket(socket.AF_UNIX) as listener, servers_end:
+        # Linux chooses an address that is no file.
+        listener.bind("")
+        listener.listen(100)
+        descriptors = [listener.fileno(), servers_end.fileno()]
+        command = [sys.executable, __file__, *map(str, descriptors), *MODULES]
+        nowhere = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        ForkedPopen.server = _Popen(command, env=environment, pass_fds=descriptors, **nowhere), lifeline
+        address = listener.getsockname()
+    # A fork copies only one thread, so libraries that started more threads in the server would fail in a program.
+    return address if _receive_number(lifeline) == 1 else None
 
 
 class ForkedPopen(subprocess.Popen):
     """A `subprocess.Popen` that lets the fork server start its process if possible, or else starts it as usual."""
 
+    server: tuple[subprocess.Popen, socket.socket]
     _status_connection: socket.socket | None = None
 
     @staticmethod
-    def connect() -> ServerConnection | None:
-        # The lock keeps two threads from starting two servers, of which one would be garbage collected and not answer.
+    def find_address() -> bytes | None:
+        """Returns the address of the fork server, which the first call starts, or None if it cannot fork."""
+        # The lock keeps two threads from starting two servers.
         with _starting:
-            return _start_server_once()
+            return _start_server()
 
     def _execute_child(self, *values):
         given = dict(zip(_ARGUMENTS, values, strict=True))
@@ -139,19 +123,19 @@ class ForkedPopen(subprocess.Popen):
         program = None
         if all(given[name] == value for name, value in _NOT_FORKED.items()):
             program = _find_forkable_program(given["args"], environment, given["cwd"])
-        if program is None or self.connect() is None:
+        if program is None or (address := self.find_address()) is None:
             return super()._execute_child(*values)
         pipes = [given[name] for name in ("p2cread", "c2pwrite", "errwrite")]
         standard = [number if pipe == -1 else pipe for number, pipe in enumerate(pipes)]
-        request = {
-            "arguments": program,
-            "environment": environment,
-            "folder": os.path.abspath(given["cwd"] or "."),
-            "descriptors": [0, 1, 2, *given["pass_fds"]],
-            "start_new_session": given["start_new_session"],
-        }
+        request = {"arguments": program, "environment": environment, "folder": os.path.abspath(given["cwd"] or ".")}
+        request |= {"descriptors": [0, 1, 2, *given["pass_fds"]], "start_new_session": given["start_new_session"]}
+        text = json.dumps(request).encode()
         try:
-            self.pid, self._status_connection = self.connect().start_program([*standard, *given["pass_fds"]], request)
+            connection = socket.socket(socket.AF_UNIX)
+            connection.connect(address)
+            socket.send_fds(connection, [NUMBER.pack(len(text))], [*standard, *given["pass_fds"]])
+            connection.sendall(text)
+            self.pid, self._status_connection = _receive_number(connection), connection
             self._child_created = True
         finally:
             ends = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
@@ -211,99 +195,66 @@ def forked_programs() -> Iterator[None]:
 # --- The server: a process that has imported TensorFlow and forks programs. ---
 
 
-class _Server:
-    """The fork server: it reads requests from sockets, forks a program for each, and sends back the exit statuses."""
-
-    def __init__(self, control: socket.socket):
-        self._first = control
-        self._clients = {control.fileno(): control}
-        self._running: dict[int, tuple[int, socket.socket]] = {}
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(control, selectors.EVENT_READ)
-
-    def serve(self) -> dict | None:
-        """Forks a process for each request; returns the request in a forked process, None in the server at its end."""
-        while True:
-            for key, _ in self._selector.select():
-                if key.fd in self._running:
-                    self._send_status(key.fd)
-                    continue
-                control = self._clients[key.fd]
-                message, descriptors, *_ = socket.recv_fds(control, 1, 250)
-                if message:
-                    request = self._fork_program(descriptors)
-                    if request is not None:
-                        return request
-                elif control is self._first:
-                    return None
-                else:
-                    # This client, a forked program, has ended; programs that it started go on and keep theirs.
-                    self._selector.unregister(control)
-                    self._clients.pop(key.fd).close()
-
-    def _send_status(self, number: int) -> None:
-        process, connection = self._running.pop(number)
-        self._selector.unregister(number)
-        os.close(number)
-        status = os.waitpid(process, 0)[1]
-        # If the client ended before the program that it started, nobody receives the status, which is no error.
-        with contextlib.suppress(OSError):
-            connection.sendall(NUMBER.pack(status))
-        connection.close()
-
-    def _fork_program(self, descriptors: list[int]) -> dict | None:
-        connection = socket.socket(fileno=descriptors.pop(0))
-        request = json.loads(_receive_bytes(connection, _receive_number(connection)))
-        ours, theirs = socket.socketpair()
-        process = os.fork()
-        if not process:
-            for opened in (connection, ours):
-                opened.close()
-            self._close()
-            request["control"] = _renumber_descriptors(descriptors, theirs, request["descriptors"])
-            return request
-        for descriptor in descriptors:
-            os.close(descriptor)
-        theirs.close()
-        connection.sendall(NUMBER.pack(process))
-        self._clients[ours.fileno()] = ours
-        number = os.pidfd_open(process)
-        self._running[number] = process, connection
-        for waiting in (ours, number):
-            self._selector.register(waiting, selectors.EVENT_READ)
-        return None
-
-    def _close(self) -> None:
-        """Closes the server's file descriptors in a forked process, where the program needs their numbers."""
-        self._selector.close()
-        for control in self._clients.values():
-            control.close()
-        for number, (_, connection) in self._running.items():
-            os.close(number)
-            connection.close()
+def _serve(listener: socket.socket, lifeline: socket.socket) -> dict | None:
+    """Forks a process for each request; returns the request in a forked process, None in the server at its end."""
+    # {file descriptor of a process: (its id, connection to its client)}.
+    running: dict[int, tuple[int, socket.socket]] = {}
+    selector = selectors.DefaultSelector()
+    for opened in (listener, lifeline):
+        selector.register(opened, selectors.EVENT_READ)
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj is lifeline:
+                return None
+            if key.fileobj is not listener:
+                process, connection = running.pop(key.fd)
+                selector.unregister(key.fd)
+                os.close(key.fd)
+                status = os.waitpid(process, 0)[1]
+                # If the client ended before the program that it started, nobody receives the status, which is no error.
+                with contextlib.suppress(OSError):
+                    connection.sendall(NUMBER.pack(status))
+                connection.close()
+                continue
+            connection = listener.accept()[0]
+            length, descriptors, *_ = socket.recv_fds(connection, NUMBER.size, 250)
+            if not length:
+                # The client was killed before it sent its request.
+                connection.close()
+                continue
+            request = json.loads(_receive_bytes(connection, *NUMBER.unpack(length)))
+            process = os.fork()
+            if not process:
+                # Else Python would close these numbers later, when they stand for files of the program.
+                for opened in (selector, listener, lifeline, connection, *(client for _, client in running.values())):
+                    opened.close()
+                _renumber_descriptors(descriptors, request["descriptors"])
+                return request
+            for descriptor in descriptors:
+                os.close(descriptor)
+            connection.sendall(NUMBER.pack(process))
+            number = os.pidfd_open(process)
+            running[number] = process, connection
+            selector.register(number, selectors.EVENT_READ)
 
 
-def _renumber_descriptors(descriptors: list[int], control: socket.socket, numbers: list[int]) -> socket.socket:
-    """Moves file descriptors to the `numbers` that a forked program expects; moves `control` away and returns it."""
+def _renumber_descriptors(descriptors: list[int], numbers: list[int]) -> None:
+    """Moves file descriptors to the `numbers` that a forked program expects, and closes all others."""
     unused = max(100, *numbers) + 1
-    moved = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, unused) for number in (*descriptors, control.detach())]
+    moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, unused) for descriptor in descriptors]
     os.closerange(3, unused)
-    *moved, control_number = moved
     for descriptor, number in zip(moved, numbers, strict=True):
         os.dup2(descriptor, number)
         os.close(descriptor)
-    return socket.socket(fileno=control_number)
 
 
-def _run_program(request: dict, search_path: list[str]) -> None:
+def _run_program(request: dict, address: bytes, search_path: list[str]) -> None:
     """Runs a requested program (`-c CODE`, `-m MODULE` or FILE) in this forked process, as `python` would run it."""
     if request["start_new_session"]:
         os.setsid()
-        request["control"].close()
     else:
         # This program stays in the server's session, so the server can fork the programs that it starts as well.
-        server = ServerConnection(request["control"])
-        ForkedPopen.connect = staticmethod(lambda: server)
+        ForkedPopen.find_address = staticmethod(lambda: address)
         subprocess.Popen = ForkedPopen
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -343,23 +294,23 @@ def _open_streams() -> None:
 
 
 def main() -> None:
-    """Runs the fork server: imports the modules named in `sys.argv`, forks programs, ends with the first client."""
+    """Runs the fork server: imports the modules named in `sys.argv`, forks programs, ends with its lifeline."""
     # Python adds the folder of this file to its path, but the forked programs must not find the modules there.
     del sys.path[0]
     search_path = list(sys.path)
-    number, *modules = sys.argv[1:]
-    control = socket.socket(fileno=int(number))
-    for module in modules:
+    listener, lifeline = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
+    address = listener.getsockname()
+    for module in sys.argv[3:]:
         importlib.import_module(module)
     # The client uses the server only if the server has one thread, as forked processes would inherit locks of others.
     threads = len(os.listdir("/proc/self/task"))
     # Garbage collection skips frozen objects, so forked programs share their memory with the server.
     gc.collect()
     gc.freeze()
-    control.sendall(NUMBER.pack(threads))
-    request = _Server(control).serve()
+    lifeline.sendall(NUMBER.pack(threads))
+    request = _serve(listener, lifeline)
     if request is not None:
-        _run_program(request, search_path)
+        _run_program(request, address, search_path)
 
 
 if __name__ == "__main__":

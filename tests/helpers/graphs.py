@@ -22,6 +22,7 @@ from tfdecouple.model.outlier_scores import outlier_scores
 # value. The measured differences are about 5e-7.
 TOLERANCE = 1e-5
 
+WITH_STEP_LAYERS = {"steps": (1, (1, 1, 1), 2), "step_layers": tuple(STEP_LAYERS), "multiscale_transform": "additive"}
 # {name: config of a tested model}. Feature maps of TINY have odd channel counts (3, 9) and even ones (12, 24).
 VARIANTS = {
     "alpha-0.8": TINY,
@@ -35,16 +36,7 @@ VARIANTS = {
     "d_z 2": dataclasses.replace(SMALLEST, latent_dim=2),
     "d_z 5": dataclasses.replace(SMALLEST, latent_dim=5, prior_steps=2),
     "another factor": dataclasses.replace(TINY, steps=(1, (1, 1, 2), 1), factors=(6,)),
-    "combined": dataclasses.replace(
-        TINY,
-        steps=(1, (1, 1, 1), 2),
-        latent_dim=5,
-        n_bits=5,
-        alpha=1.0,
-        prior_alpha=1.0,
-        multiscale_transform="additive",
-        step_layers=tuple(STEP_LAYERS),
-    ),
+    "combined": dataclasses.replace(TINY, latent_dim=5, n_bits=5, alpha=1.0, prior_alpha=1.0, **WITH_STEP_LAYERS),
     "dequantization": variants.VARIANTS["dequantization"],
     "grey": dataclasses.replace(variants.VARIANTS["dequantization"], image_shape=(4, 8, 1)),
     "five channels": dataclasses.replace(
@@ -83,9 +75,8 @@ def run_graph(exported, build, inputs):
     """Builds a graph of folded networks by `build(Answers, {name: tensor})`, runs it, and returns its arrays."""
     arrays = exported.collect_arrays()
     with tf.Graph().as_default():
-        placed = {
-            name: tf.compat.v1.placeholder(array.dtype, [None, *array.shape[1:]]) for name, array in inputs.items()
-        }
+        specs = {name: (array.dtype, [None, *array.shape[1:]]) for name, array in inputs.items()}
+        placed = {name: tf.compat.v1.placeholder(*spec) for name, spec in specs.items()}
         outputs = build(exported.make_answers(lambda name: tf.constant(arrays[name])), placed)
         with tf.compat.v1.Session() as session:
             return session.run(outputs, {tensor: inputs[name] for name, tensor in placed.items()})
@@ -190,9 +181,8 @@ def get_onnx_model(name, endpoint):
 @functools.cache
 def open_onnx(name, endpoint):
     """Returns the `onnxruntime.InferenceSession` of an endpoint, such as "encode", of the model VARIANTS[name]."""
-    return onnxruntime.InferenceSession(
-        get_onnx_model(name, endpoint).SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    content = get_onnx_model(name, endpoint).SerializeToString()
+    return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
 
 def run_onnx(name, endpoint, **given):

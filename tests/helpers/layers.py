@@ -10,19 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from helpers.models import TINY, give_effect, jacobian_log_det
-from helpers.variants import STAGES, VARIANTS
+from helpers import variants
+from helpers.models import give_effect, jacobian_log_det
+from helpers.variants import SMALLEST, STAGES, VARIANTS
+from tfdecouple import layers
 from tfdecouple.config import STEP_LAYERS
-from tfdecouple.layers import (
-    ActNorm,
-    ColourMap,
-    ConditionalWhitening,
-    Coupling,
-    InvertibleConv1x1,
-    InvertibleLinear,
-    Sigmoid,
-    Squeeze,
-)
 from tfdecouple.networks.dequantizer import DequantizingFlow
 from tfdecouple.networks.flow import FactorOut, Flow, FlowStep
 from tfdecouple.networks.prior import PriorFlow, PriorStep
@@ -56,34 +48,22 @@ class Case(NamedTuple):
 
 
 def couplings():
+    alone, with_z = functools.partial(layers.Coupling, 4), functools.partial(layers.Coupling, 4, CONDITION)
     for (pattern, part), scale in itertools.product(PATTERNS, SCALES):
         name, options = f"coupling-{pattern}-{part}-{scale}", {"pattern": pattern, "part": part, **SCALES[scale]}
-        yield f"{name}-image", Case(functools.partial(Coupling, 4, **options), (2, 2, 6))
-        yield f"{name}-image-z", Case(functools.partial(Coupling, 4, CONDITION, **options), (2, 2, 6), (CONDITION,))
-        yield f"{name}-vector", Case(functools.partial(Coupling, 4, **options), (6,))
+        yield f"{name}-image", Case(functools.partial(alone, **options), (2, 2, 6))
+        yield f"{name}-image-z", Case(functools.partial(with_z, **options), (2, 2, 6), (CONDITION,))
+        yield f"{name}-vector", Case(functools.partial(alone, **options), (6,))
     for pattern, part in PATTERNS:
-        make = functools.partial(Coupling, 4, CONDITION, pattern=pattern, part=part)
+        make = functools.partial(with_z, pattern=pattern, part=part)
         yield f"coupling-{pattern}-{part}-odd", Case(make, (2, 2, 5), (CONDITION,))
-    yield (
-        "coupling-one-of-four",
-        Case(functools.partial(Coupling, 4, CONDITION, transformed=1), (2, 2, 4), (CONDITION,)),
-    )
+    yield "coupling-one-of-four", Case(functools.partial(with_z, transformed=1), (2, 2, 4), (CONDITION,))
 
 
 Z, OPTIONS, ADDITIVE = (CONDITION,), {"hidden": 4, "condition_size": CONDITION}, {"hidden": 4, "transform": "additive"}
 # A learned dequantisation with channels that leave the flow, as in the paper's config for CelebA-HQ.
 THREE_LEVELS = dataclasses.replace(
-    TINY,
-    image_shape=(4, 4, 3),
-    encoder_channels=(4,),
-    steps=(1, 1),
-    hidden_channels=(4, 4),
-    dequantization="flow",
-    dequantization_steps=(1, (1,), 1),
-    dequantization_hidden_channels=(3, 4, 5),
-    dequantization_alpha=0.7,
-    dequantization_encoder_channels=(3,),
-    dequantization_map_channels=3,
+    SMALLEST, **{**variants.DEQUANTIZATION_OF_THREE_LEVELS, "dequantization_map_channels": 3}
 )
 _PLAIN = {"conditioning": "none", "transform": "additive", "multiscale_transform": "additive"}
 _ADDITIVE_LEVELS = dataclasses.replace(THREE_LEVELS, dequantization_transform="additive")
@@ -109,24 +89,21 @@ BLOCKS = {
     "prior-flow": Case(functools.partial(PriorFlow, 2, 5, alpha=0.6), (6,)),
     "dequantizing-flow": Case(functools.partial(DequantizingFlow, THREE_LEVELS), (4, 4, 3), (4, 4, 3)),
     "dequantizing-additive": Case(functools.partial(DequantizingFlow, _ADDITIVE_LEVELS), (4, 4, 3), (4, 4, 3)),
-    **{
-        f"flow-{name}": Case(
-            functools.partial(Flow, config), config.image_shape, (config.latent_dim,) if config.has_latent else None
-        )
-        for name, config in _FLOWS.items()
-    },
 }
+for _name, _config in _FLOWS.items():
+    _condition = (_config.latent_dim,) if _config.has_latent else None
+    BLOCKS[f"flow-{_name}"] = Case(functools.partial(Flow, _config), _config.image_shape, _condition)
 CASES = {
-    "actnorm-image": Case(ActNorm, (3, 2, 3)),
-    "actnorm-vector": Case(ActNorm, (5,)),
-    "conv1x1": Case(InvertibleConv1x1, (3, 2, 4)),
-    "linear": Case(InvertibleLinear, (5,)),
-    "squeeze": Case(Squeeze, (4, 2, 3)),
-    "sigmoid": Case(Sigmoid, (2, 2, 3)),
-    "whitening-image": Case(functools.partial(ConditionalWhitening, 5, CONDITION), (2, 2, 3), Z),
-    "whitening-vector": Case(functools.partial(ConditionalWhitening, 5, CONDITION), (5,), Z),
-    "colour-map": Case(functools.partial(ColourMap, CONDITION), (2, 2, 3), Z),
-    "coupling-map": Case(functools.partial(Coupling, **OPTIONS), (2, 3, 4), (2, 3, CONDITION)),
+    "actnorm-image": Case(layers.ActNorm, (3, 2, 3)),
+    "actnorm-vector": Case(layers.ActNorm, (5,)),
+    "conv1x1": Case(layers.InvertibleConv1x1, (3, 2, 4)),
+    "linear": Case(layers.InvertibleLinear, (5,)),
+    "squeeze": Case(layers.Squeeze, (4, 2, 3)),
+    "sigmoid": Case(layers.Sigmoid, (2, 2, 3)),
+    "whitening-image": Case(functools.partial(layers.ConditionalWhitening, 5, CONDITION), (2, 2, 3), Z),
+    "whitening-vector": Case(functools.partial(layers.ConditionalWhitening, 5, CONDITION), (5,), Z),
+    "colour-map": Case(functools.partial(layers.ColourMap, CONDITION), (2, 2, 3), Z),
+    "coupling-map": Case(functools.partial(layers.Coupling, **OPTIONS), (2, 3, 4), (2, 3, CONDITION)),
     **{f"step-layer-{name}": Case(pkgutil.resolve_name(place), (3, 2, 3)) for name, place in STEP_LAYERS.items()},
     **dict(couplings()),
     **BLOCKS,

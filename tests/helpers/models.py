@@ -27,15 +27,8 @@ TINY = ModelConfig(
 SMALL = dataclasses.replace(TINY, steps=(1, 1), hidden_channels=(4, 6), encoder_channels=(4,))
 
 # Assignments for the command-line option --set that make the model and the data set of a preset small.
-SMALL_SETTINGS = [
-    "model.image_shape=[8,8,3]",
-    "model.steps=[1,1]",
-    "model.hidden_channels=[4,4]",
-    "model.encoder_channels=[4]",
-    "model.latent_dim=4",
-    "training.init_images=8",
-    "data.photograph_crops=64",
-]
+SMALL_SETTINGS = ["model.image_shape=[8,8,3]", "model.steps=[1,1]", "model.hidden_channels=[4,4]", "model.latent_dim=4"]
+SMALL_SETTINGS += ["model.encoder_channels=[4]", "training.init_images=8", "data.photograph_crops=64"]
 
 # The model config that TensorFlow traces fastest, for tests in which only files and processes matter.
 LEAST = ModelConfig(image_shape=(8, 8, 3), conditioning="none", steps=(1, 1), hidden_channels=(2, 2), alpha=0.8)

@@ -36,22 +36,21 @@ def one_line_error(call: Callable[[], object]) -> str:
     return message_of(DataError, call)
 
 
-def make_memory_source(images: np.ndarray, labels: np.ndarray | None = None) -> Source:
-    labels = np.arange(len(images), dtype=np.int32) if labels is None else labels
-    split = MemorySplit(len(images), "all", lambda: (images, labels))
-    return Source(
-        name="numbers",
-        title="numbers",
-        label_names=(),
-        image_shape=(SIZE, SIZE, 3),
-        splits={"train": split, "test": split},
-    )
+def make_memory_source(**splits: tuple[np.ndarray, list[int]] | tuple[np.ndarray]) -> Source:
+    """Returns a source in memory, given (images, labels) of each split; without labels, each label is the index."""
+
+    def make_split(images, labels=None):
+        labels = np.asarray(range(len(images)) if labels is None else labels, np.int32)
+        return MemorySplit(len(images), "all", lambda: (images, labels))
+
+    names = {"name": "numbers", "title": "numbers", "label_names": ("red", "green", "blue")}
+    parts = {name: make_split(*given) for name, given in splits.items()}
+    return Source(**names, image_shape=(SIZE, SIZE, 3), splits=parts)
 
 
-def take_batches(
-    source: Source, config: DataConfig, count: int, *, seed: int = 1, start_step: int = 0, batch_size: int = 4
-):
-    batches = make_training_batches(source, config, batch_size=batch_size, seed=seed, start_step=start_step)
+def take_batches(source: Source, config: DataConfig, count: int, **options: int) -> list[dict]:
+    """Returns the first `count` training batches, by default of 4 images and with seed 1."""
+    batches = make_training_batches(source, config, **{"batch_size": 4, "seed": 1, **options})
     return list(batches.take(count).as_numpy_iterator())
 
 

@@ -4,6 +4,8 @@ import fcntl
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -22,15 +24,21 @@ def user_environment():
     return {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
 
 
+def run_python(*arguments, folder=ROOT, **variables):
+    """Runs Python in a folder, as a user would; returns a `CompletedProcess` with texts.
+
+    `variables` are added to the environment; those that are None are removed.
+    """
+    environment = {name: value for name, value in {**user_environment(), **variables}.items() if value is not None}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+
+
 def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
     """Returns the path of a folder that all test processes share; the first caller fills it by `make(folder)`.
 
-    Later callers wait until the folder is filled. Tests must neither change the folder nor lock a file in it.
-
-    Args:
-        factory: pytest's fixture `tmp_path_factory`.
-        name: name of the folder; each `make` needs another name.
-        make: function that fills the empty folder whose path it receives.
+    Later callers wait until the folder is filled. Each `make` needs a name of its own. Tests must neither change the
+    folder nor lock a file in it.
     """
     base = factory.getbasetemp()
     if SHARED in os.environ:

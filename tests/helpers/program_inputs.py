@@ -15,7 +15,6 @@ from PIL import Image
 from helpers.models import TINY, random_images
 
 SIZE = TINY.image_shape[0]
-ORIENTATION = 0x0112  # The EXIF tag of the orientation of an image.
 
 
 def load_program(path: pathlib.Path) -> types.ModuleType:
@@ -32,12 +31,6 @@ def draw_smooth_image(height: int, width: int) -> np.ndarray:
     y, x, channel = np.ogrid[:height, :width, :3]
     waves = 128 + 90 * np.sin(x / 7 + channel) * np.cos(y / 5) + 30 * np.sin((x + 2 * y) / 2)
     return np.clip(waves, 0, 255).astype(np.uint8)
-
-
-def make_orientation(orientation: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    return exif
 
 
 def write_picture_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -70,10 +63,10 @@ def write_picture_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
         "grey.jpg": (Image.fromarray(draw_smooth_image(90, 91)[..., 0]), {}),
     }
     for orientation in (3, 5, 6):  # EXIF codes: rotated by 180 degrees, transposed, rotated by 90 degrees.
-        files[f"turned_{orientation}.jpg"] = (
-            Image.fromarray(draw_smooth_image(60, 85)),
-            {"exif": make_orientation(orientation), "subsampling": 0},
-        )
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        turned = Image.fromarray(draw_smooth_image(60, 85)), {"exif": exif, "subsampling": 0}
+        files[f"turned_{orientation}.jpg"] = turned
     for name, (image, options) in files.items():
         image.save(folder / name, **options)
     return {name: folder / name for name in files}
@@ -85,10 +78,8 @@ def make_png_header(width: int, height: int) -> bytes:
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
-    )
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
 
 
 # ONNX models, as text, of an encoder and a decoder of 8 x 8 images without z; they use the image as v.

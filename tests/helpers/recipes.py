@@ -1,16 +1,14 @@
 """Functions that add the example code in docs/extending.md to a copy of the project's packages, and run the copy."""
 
 import contextlib
-import os
 import pathlib
 import re
 import shutil
 import subprocess
-import sys
 import textwrap
 
 from helpers.forked import forked_programs
-from helpers.places import PATIENCE, ROOT
+from helpers.places import ROOT, run_python
 
 
 def read_recipe(name: str) -> str:
@@ -50,7 +48,5 @@ def append_rows(file: pathlib.Path, name: str, lines: str) -> None:
 
 def run_in_copy(folder: pathlib.Path, *arguments: str, anew: bool = False) -> subprocess.CompletedProcess:
     """Runs Python in the copy `folder` of the packages, as a fork unless `anew`; returns a `CompletedProcess`."""
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
-    command = [sys.executable, *arguments]
     with contextlib.nullcontext() if anew else forked_programs():
-        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+        return run_python(*arguments, folder=folder, PYTHONPATH=str(folder))

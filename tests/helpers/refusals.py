@@ -5,15 +5,12 @@ import pytest
 from tfdecouple.errors import ConfigError
 
 
-def refused(capsys, call, *, begun=False) -> str:
-    """Asserts that a program ends with status 2 and one line "error: ..." on standard error; returns the line.
+def refused(capsys, call, *, begun=False, status=2) -> str:
+    """Asserts that `call()`, a program, returns `status` and prints one line "error: ..."; returns the line.
 
-    Args:
-        capsys: pytest's fixture `capsys`.
-        call: function without arguments that runs the program in this process and returns its exit status.
-        begun: whether the program is allowed to print on standard output before it fails.
+    Nothing is allowed on standard output, unless the program had `begun`.
     """
-    assert call() == 2
+    assert call() == status
     out, err = capsys.readouterr()
     assert begun or out == ""
     assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1, err

@@ -21,25 +21,11 @@ TIMING = ("images_per_second",)
 
 def run_config(images, *, model=SMALL, **training):
     """Returns the config of a run of ten steps on the image folder `images`; steps 5 and 10 evaluate and save."""
-    options = {
-        "steps": 10,
-        "batch_size": 8,
-        "learning_rate": 0.01,
-        "warmup_steps": 2,
-        "ema_decay": 0.5,
-        "init_images": 16,
-        "log_every": 2,
-        "evaluate_every": 5,
-        "checkpoint_every": 5,
-        "evaluation_batch_size": 4,
-        "keep_checkpoints": 2,
-    }
-    return Config(
-        name="tiny",
-        model=model,
-        data=DataConfig(source=f"folder:{images}", horizontal_flip=True, pad_and_crop=1),
-        training=TrainingConfig(**{**options, **training}),
-    )
+    options = {"steps": 10, "batch_size": 8, "learning_rate": 0.01, "warmup_steps": 2, "ema_decay": 0.5}
+    options |= {"init_images": 16, "log_every": 2, "evaluate_every": 5, "evaluation_batch_size": 4}
+    options |= {"checkpoint_every": 5, "keep_checkpoints": 2}
+    data = DataConfig(source=f"folder:{images}", horizontal_flip=True, pad_and_crop=1)
+    return Config(name="tiny", model=model, data=data, training=TrainingConfig(**{**options, **training}))
 
 
 def write_run(folder, model, **config):

@@ -1,4 +1,4 @@
-"""Hooks of pytest, for conftest.py, that compare skipped tests with tests/expected_skips.txt.
+"""A plugin of pytest that compares skipped tests with tests/expected_skips.txt.
 
 A line of that file is `TEST | REASON`. TEST is a test without its parameters, or the file of a module that is skipped.
 A line that ends in * stands for all reasons with this beginning. With pytest's option `-o strict_skips=true`, as in
@@ -12,11 +12,12 @@ from helpers.places import TESTS
 EXPECTED = TESTS / "expected_skips.txt"
 
 
-class _SkipChecker:
+class SkipChecker:
     """A plugin of pytest; `unexpected` is the set of "TEST | REASON" of skips that expected_skips.txt does not list."""
 
-    def __init__(self):
-        self.expected, self.unexpected = EXPECTED.read_text(encoding="utf-8").splitlines(), set()
+    def __init__(self, config):
+        self.is_strict, self.unexpected = config.getini("strict_skips"), set()
+        self.expected = EXPECTED.read_text(encoding="utf-8").splitlines()
 
     def pytest_runtest_logreport(self, report):
         # Expected failures are no skips; pytest reports them as skipped, too, but with an attribute `wasxfail`.
@@ -29,30 +30,12 @@ class _SkipChecker:
     # If a complete module is skipped, pytest calls the hook `pytest_collectreport` instead.
     pytest_collectreport = pytest_runtest_logreport
 
+    def pytest_sessionfinish(self, session):
+        if self.unexpected and self.is_strict and not session.exitstatus:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-_KEY = pytest.StashKey[_SkipChecker]()
-
-
-def pytest_addoption(parser):
-    parser.addini("strict_skips", "a skip that is not in tests/expected_skips.txt fails the run", "bool", default=False)
-
-
-def pytest_configure(config):
-    """Registers the check, but not in workers of pytest-xdist, whose controller gets all reports."""
-    if not hasattr(config, "workerinput"):
-        config.stash[_KEY] = _SkipChecker()
-        config.pluginmanager.register(config.stash[_KEY], "skips")
-
-
-def pytest_sessionfinish(session):
-    checker = session.config.stash.get(_KEY, None)
-    if checker and checker.unexpected and session.config.getini("strict_skips") and not session.exitstatus:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-def pytest_terminal_summary(terminalreporter, config):
-    checker = config.stash.get(_KEY, None)
-    if checker and checker.unexpected:
-        terminalreporter.section(f"skips that are not in tests/{EXPECTED.name}")
-        for skip in sorted(checker.unexpected):
-            terminalreporter.line(skip)
+    def pytest_terminal_summary(self, terminalreporter):
+        if self.unexpected:
+            terminalreporter.section(f"skips that are not in tests/{EXPECTED.name}")
+            for skip in sorted(self.unexpected):
+                terminalreporter.line(skip)

@@ -65,6 +65,5 @@ def _read_closure(function: Any) -> dict[str, Any]:
     """Returns {name: value} of the variables in a function's closure, or {} for a function without a closure."""
     if not getattr(function, "__closure__", None):
         return {}
-    return {
-        name: cell.cell_contents for name, cell in zip(function.__code__.co_freevars, function.__closure__, strict=True)
-    }
+    cells = zip(function.__code__.co_freevars, function.__closure__, strict=True)
+    return {name: cell.cell_contents for name, cell in cells}

@@ -31,14 +31,8 @@ class Trainer:
     """A training state and a `TrainStep` on logical CPU devices, with initial weights that ignore the device count."""
 
     def __init__(self, devices=1, model=SMALL, effect=True, **training):
-        options = {
-            "batch_size": BATCH,
-            "learning_rate": 0.01,
-            "warmup_steps": 2,
-            "ema_decay": 0.9,
-            "weight_decay": 0.01,
-        }
-        self.config = Config(model=model, training=TrainingConfig(**{**options, **training}))
+        training = {"batch_size": BATCH, "learning_rate": 0.01, "warmup_steps": 2, "ema_decay": 0.9, **training}
+        self.config = Config(model=model, training=TrainingConfig(**{"weight_decay": 0.01, **training}))
         self.strategy = make_strategy(devices)
         keras.utils.set_random_seed(1)
         with self.strategy.scope():
@@ -58,9 +52,8 @@ class Trainer:
             if model.has_classes:
                 examples = examples, np.arange(BATCH, dtype=np.int32) % model.classes
             size = BATCH // self.config.training.micro_batches
-            micro_batches = self.strategy.experimental_distribute_dataset(
-                tf.data.Dataset.from_tensor_slices(examples).batch(size)
-            )
+            batches = tf.data.Dataset.from_tensor_slices(examples).batch(size)
+            micro_batches = self.strategy.experimental_distribute_dataset(batches)
             result = self.step_function(list(micro_batches), self.steps)
             self.steps += 1
         return result.fetch_numbers()

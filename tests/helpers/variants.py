@@ -9,6 +9,11 @@ from helpers.models import SMALL, give_effect, random_images
 from tfdecouple.config import ModelConfig
 from tfdecouple.model import DecoupledModel
 
+# A learned dequantisation of two levels, and of three, in which channels leave the flow.
+DEQUANTIZATION = {"dequantization": "flow", "dequantization_steps": (1, 1), "dequantization_hidden_channels": (3, 4)}
+DEQUANTIZATION |= {"dequantization_encoder_channels": (3,), "dequantization_map_channels": 2}
+DEQUANTIZATION_OF_THREE_LEVELS = {"dequantization_steps": (1, (1,), 1), "dequantization_hidden_channels": (3, 4, 5)}
+DEQUANTIZATION_OF_THREE_LEVELS = {**DEQUANTIZATION, **DEQUANTIZATION_OF_THREE_LEVELS, "dequantization_alpha": 0.7}
 # A config with two levels; feature maps of the last level have 2 x 2 pixels.
 SMALLEST = dataclasses.replace(SMALL, image_shape=(4, 4, 3), hidden_channels=(4, 4), prior_hidden=4)
 # A config with three levels; in the inner one, channels leave the flow. The last level's maps have 1 x 1 pixels.
@@ -26,15 +31,7 @@ VARIANTS = {
     "alpha-1": dataclasses.replace(STAGES, alpha=1.0, prior_alpha=1.0),
     # Grey images are squeezed (2 x 2 pixels become 4 channels) before the first level; the last has 1 x 2 pixels.
     "grey": dataclasses.replace(SMALLEST, image_shape=(4, 8, 1)),
-    "dequantization": dataclasses.replace(
-        SMALLEST,
-        dequantization="flow",
-        dequantization_steps=(1, 1),
-        dequantization_hidden_channels=(3, 4),
-        dequantization_alpha=0.9,
-        dequantization_encoder_channels=(3,),
-        dequantization_map_channels=2,
-    ),
+    "dequantization": dataclasses.replace(SMALLEST, **DEQUANTIZATION, dequantization_alpha=0.9),
 }
 # {name: config of a model that uses class labels}.
 OF_CLASSES = {
@@ -62,14 +59,9 @@ ODD = ModelConfig(
     prior_transform="additive",
     prior_alpha=0.25,
     base_hidden=6,
-    dequantization="flow",
-    dequantization_steps=(1, (1,), 1),
-    dequantization_hidden_channels=(3, 4, 5),
+    **DEQUANTIZATION_OF_THREE_LEVELS,
     dequantization_factors=(3,),
     dequantization_transform="additive",
-    dequantization_alpha=0.75,
-    dequantization_encoder_channels=(3,),
-    dequantization_map_channels=2,
 )
 
 

@@ -1,6 +1,5 @@
 """Workers of one distributed training run, either as threads of the test's process or as two processes."""
 
-import contextlib
 import json
 import socket
 import subprocess
@@ -45,15 +44,6 @@ class WorkerThreads:
         return total
 
 
-def find_free_ports(count):
-    """Returns a list of `count` TCP ports (ints) of this machine that no program uses."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for opened in sockets:
-            opened.bind(("127.0.0.1", 0))
-        return [opened.getsockname()[1] for opened in sockets]
-
-
 class WorkerProcesses:
     """Two processes on this machine that train one model together: workers of `train.py` with one run folder."""
 
@@ -64,7 +54,9 @@ class WorkerProcesses:
         self.processes = []
 
     def start(self, *arguments):
-        addresses = [f"127.0.0.1:{port}" for port in find_free_ports(2)]
+        # Both ports are free, and differ, because both sockets are open at once.
+        with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
+            addresses = [f"127.0.0.1:{opened.getsockname()[1]}" for opened in (first, second)]
         command = [sys.executable, "train.py", "--config", str(self.folder / "config.json"), "--workdir", str(self.run)]
         for index in (0, 1):
             task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}

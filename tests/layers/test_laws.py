@@ -21,24 +21,10 @@ from helpers.layers import (
     build_layer,
     get_case,
 )
-from helpers.models import (
-    assert_gradients_reach_weights,
-    give_effect,
-    negative_log_likelihood,
-    visit_layers_with,
-)
+from helpers.models import assert_gradients_reach_weights, give_effect, negative_log_likelihood, visit_layers_with
 
+from tfdecouple import layers
 from tfdecouple.errors import UserError
-from tfdecouple.layers import (
-    ActNorm,
-    ColourMap,
-    ConditionalWhitening,
-    Coupling,
-    InvertibleConv1x1,
-    InvertibleLayer,
-    InvertibleLinear,
-    Squeeze,
-)
 from tfdecouple.networks.encoder import Encoder, ResNetBlock
 from tfdecouple.networks.flow import FactorOut, FlowStep
 from tfdecouple.networks.prior import PriorFlow
@@ -113,7 +99,7 @@ def test_visit_of_a_network_reaches_every_elementary_layer_once(name):
     variables = {id(variable) for leaf in visited for variable in leaf.variables}
     assert variables == {id(variable) for variable in layer.variables}
     assert len({id(leaf) for leaf in visited}) == len(visited)
-    assert isinstance(visited[0], ActNorm | InvertibleConv1x1)
+    assert isinstance(visited[0], layers.ActNorm | layers.InvertibleConv1x1)
 
 
 @pytest.mark.parametrize("name", CONDITIONAL)
@@ -184,13 +170,13 @@ STEP = {"transform": "additive", "alpha": 0.5, **OTHER}
 COUPLINGS = {"hidden": 5, "condition_size": 3, "transform": "additive", "alpha": 0.5}
 # A layer of each class with every option off its default, and the shape of an input.
 OFF_DEFAULT = {
-    ActNorm: (ActNorm(**OTHER), (2, 2, 3)),
-    Coupling: (Coupling(5, 3, pattern="alternate", part="first", **STEP), (2, 2, 4)),
-    InvertibleLinear: (InvertibleLinear(**OTHER), (4,)),
-    InvertibleConv1x1: (InvertibleConv1x1(**OTHER), (2, 2, 4)),
-    Squeeze: (Squeeze(**OTHER), (2, 2, 3)),
-    ColourMap: (ColourMap(3, **OTHER), (2, 2, 3)),
-    ConditionalWhitening: (ConditionalWhitening(5, 3, **OTHER), (2, 2, 3)),
+    layers.ActNorm: (layers.ActNorm(**OTHER), (2, 2, 3)),
+    layers.Coupling: (layers.Coupling(5, 3, pattern="alternate", part="first", **STEP), (2, 2, 4)),
+    layers.InvertibleLinear: (layers.InvertibleLinear(**OTHER), (4,)),
+    layers.InvertibleConv1x1: (layers.InvertibleConv1x1(**OTHER), (2, 2, 4)),
+    layers.Squeeze: (layers.Squeeze(**OTHER), (2, 2, 3)),
+    layers.ColourMap: (layers.ColourMap(3, **OTHER), (2, 2, 3)),
+    layers.ConditionalWhitening: (layers.ConditionalWhitening(5, 3, **OTHER), (2, 2, 3)),
     FlowStep: (FlowStep(COUPLINGS, ("sinh_arcsinh",), **OTHER), (2, 2, 4)),
     FactorOut: (FactorOut(1, COUPLINGS, **OTHER), (2, 2, 4)),
     PriorFlow: (PriorFlow(3, 5, **STEP), (4,)),
@@ -210,7 +196,7 @@ def test_serialised_layer_keeps_every_option_and_its_results(kind):
     assert again.built and [v.path for v in again.variables] == [v.path for v in layer.variables]
     again.set_weights(layer.get_weights())
     x = np.random.default_rng(0).standard_normal((2, *shape)).astype("float32")
-    condition = [np.ones((2, 3))] * isinstance(layer, InvertibleLayer)
+    condition = [np.ones((2, 3))] * isinstance(layer, layers.InvertibleLayer)
     for ours, theirs in zip(*(tf.nest.flatten(computed(x, *condition)) for computed in (layer, again)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -250,7 +236,7 @@ def test_batch_shape_of_a_bijector_is_that_of_its_condition(name):
 
 
 def test_new_bijector_has_the_current_weights_and_an_old_one_keeps_its_results():
-    layer, x = build_layer(ActNorm(dtype="float64"), (None, 2)), tf.ones([3, 2], tf.float64)
+    layer, x = build_layer(layers.ActNorm(dtype="float64"), (None, 2)), tf.ones([3, 2], tf.float64)
     first = layer.as_bijector()
     y, before = first.forward(x), first.forward_log_det_jacobian(x, event_ndims=1)
     give_effect(layer)
@@ -264,4 +250,4 @@ def test_new_bijector_has_the_current_weights_and_an_old_one_keeps_its_results()
 
 def test_layer_that_is_not_built_has_no_bijector():
     with pytest.raises(UserError, match="not built"):
-        ActNorm().as_bijector()
+        layers.ActNorm().as_bijector()

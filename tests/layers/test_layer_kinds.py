@@ -1,5 +1,3 @@
-"""Single layers: how they start, the channels that they change, precision, wrong options and shapes, colour maps."""
-
 import dataclasses
 import logging
 import math

@@ -17,12 +17,6 @@ CONFIG = Config(name="tiny", model=SMALL, training=TrainingConfig(learning_rate=
 
 
 @pytest.fixture
-def picture(tmp_path):
-    Image.new("RGB", (3, 2)).save(tmp_path / "picture.png")
-    return tmp_path / "picture.png"
-
-
-@pytest.fixture
 def wandb(monkeypatch):
     client = mock.MagicMock()
     monkeypatch.setitem(sys.modules, "wandb", client)
@@ -43,7 +37,9 @@ class TestLogger:
         with pytest.raises(MissingPackageError, match=r"training.loggers=wandb needs wandb, .*'tfdecouple\[loggers\]'"):
             require_loggers(["tensorboard", "wandb"])
 
-    def test_weights_and_biases_is_offline_and_one_run_over_restarts(self, tmp_path, wandb, picture, monkeypatch):
+    def test_weights_and_biases_is_offline_and_one_run_over_restarts(self, tmp_path, wandb, monkeypatch):
+        picture = tmp_path / "picture.png"
+        Image.new("RGB", (3, 2)).save(picture)
         for step in (0, 1):
             log = open_log(tmp_path, "wandb", step=step)
             log.write("train", step + 1, {"bits_per_dim": 0.5, "note": "text"}, {"samples": picture})

@@ -1,5 +1,3 @@
-"""Tests of the logger of Weights & Biases with its own client, in local files."""
-
 import pytest
 from helpers.runs import run_config
 

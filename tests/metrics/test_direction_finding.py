@@ -1,9 +1,8 @@
 """Directions in z against distributions whose directions are known."""
 
-import types
-
 import numpy as np
 import pytest
+from helpers.evaluations import MeanColourModel
 from scipy import stats
 
 from tfdecouple.errors import DataError
@@ -102,17 +101,6 @@ class TestNumberDirections:
         z, values, held_z, _ = numbers
         for direction in find_number_directions("age", z, values, held_z[:count], np.full(count, 50.0)):
             assert direction.figures["r2"] is None and direction.figures["held_out"] == count
-
-
-class MeanColourModel:
-    """A model whose z is an image's mean colour, and v what is left."""
-
-    def encode(self, images):
-        mean = images.mean((1, 2)).astype(np.float32)
-        return types.SimpleNamespace(z=mean, v=images - mean[:, None, None])
-
-    def decode(self, z, v):
-        return np.clip(np.rint(v + z[:, None, None]), 0, 255).astype(np.uint8)
 
 
 class TestStatisticDirections:

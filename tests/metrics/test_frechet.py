@@ -1,5 +1,3 @@
-"""The Frechet distance: closed forms, extractors of both formats, and results with their floor."""
-
 import hashlib
 import json
 
@@ -8,36 +6,25 @@ import numpy as np
 import pytest
 from helpers.evaluations import compute_mean_colours, compute_metric, write_onnx
 from helpers.models import SMALL, random_images
-from helpers.refusals import message_of
+from helpers.numbered import make_memory_source
+from helpers.refusals import message_of, refused
 
 from tfdecouple.cli import main
 from tfdecouple.errors import DataError, NotInitializedError, UntrustedError, UserError
-from tfdecouple.metrics.frechet import (
-    FrechetDistance,
-    Moments,
-    compute_feature_moments,
-    compute_frechet_distance,
-    draw_model_samples,
-    open_feature_extractor,
-)
+from tfdecouple.metrics import frechet
 from tfdecouple.model import DecoupledModel
 
 pytestmark = pytest.mark.usefixtures("eager_file")
 
 
-def spd(width, seed):
-    """A random covariance."""
-    factor = np.random.default_rng(seed).standard_normal((width, 2 * width))
-    return factor @ factor.T / width
-
-
 def distance(mean_a, a, mean_b, b):
-    return compute_frechet_distance(Moments(100, mean_a, a), Moments(100, mean_b, b))
+    return frechet.compute_frechet_distance(frechet.Moments(100, mean_a, a), frechet.Moments(100, mean_b, b))
 
 
 class TestDistance:
     def test_distance_of_gaussians_has_its_closed_form(self):
-        covariance, zero, shift = spd(20, 0), np.zeros(20), np.linspace(-1, 2, 20)
+        factor, zero, shift = np.random.default_rng(0).standard_normal((20, 40)), np.zeros(20), np.linspace(-1, 2, 20)
+        covariance = factor @ factor.T / 20
         assert distance(shift, covariance, shift, covariance) == pytest.approx(0, abs=1e-12 * 20)
         assert distance(zero, covariance, shift, covariance) == pytest.approx(np.square(shift).sum(), rel=1e-12)
         # x and 3 x are 2 x apart.
@@ -59,7 +46,7 @@ class TestDistance:
     def test_moments_of_features_are_in_double_precision(self):
         # Far from 0, as features can be: differences of large sums would lose all digits.
         vectors = (1e8 + np.random.default_rng(0).standard_normal((101, 6)) * [1, 2, 3, 4, 5, 60]).astype(np.float32)
-        moments = compute_feature_moments(lambda images: images, np.split(vectors, [1, 50]))
+        moments = frechet.compute_feature_moments(lambda images: images, np.split(vectors, [1, 50]))
         exact = vectors.astype(np.float64)
         assert moments.images == 101
         np.testing.assert_allclose(moments.mean, exact.mean(0), rtol=1e-15)
@@ -82,7 +69,7 @@ class TestExtractor:
     @pytest.mark.parametrize(("write", "name"), [(write_onnx, "a.onnx"), (write_keras, "a.keras")])
     def test_extractor_gives_features_of_uint8_images(self, write, name, tmp_path):
         path = write(tmp_path / name)
-        opened = open_feature_extractor(path, (8, 8, 3), trust=name.endswith(".keras"))
+        opened = frechet.open_feature_extractor(path, (8, 8, 3), trust=name.endswith(".keras"))
         for images in (random_images(5), random_images(3, seed=1)):
             np.testing.assert_allclose(opened(images), compute_mean_colours(images), rtol=1e-6)
 
@@ -104,7 +91,7 @@ class TestExtractor:
     )
     def test_unsuitable_extractor_is_refused_in_one_line(self, write, parts, tmp_path):
         path = write(tmp_path)
-        message = message_of(UserError, lambda: open_feature_extractor(path, (8, 8, 3), trust=True))
+        message = message_of(UserError, lambda: frechet.open_feature_extractor(path, (8, 8, 3), trust=True))
         assert all(part in message for part in parts), message
 
     def test_other_files_and_keras_code_are_refused_as_extractors(self, tmp_path):
@@ -114,30 +101,30 @@ class TestExtractor:
             if name.startswith("text"):
                 (tmp_path / name).write_text("no network\n")
             with pytest.raises(UserError, match=part):
-                open_feature_extractor(tmp_path / name, (8, 8, 3), trust=True)
+                frechet.open_feature_extractor(tmp_path / name, (8, 8, 3), trust=True)
 
     def test_keras_extractor_needs_trust(self, tiny_run, tmp_path, monkeypatch, capsys):
         path = write_keras(tmp_path / "a.keras")
         monkeypatch.setattr(keras.saving, "load_model", lambda *_, **__: pytest.fail("it was opened"))
         with pytest.raises(UntrustedError, match="--trust"):
-            open_feature_extractor(path, (8, 8, 3))
-        assert main(["evaluate", "--run", str(tiny_run), "--frechet", str(path)]) == 2
-        assert "give --trust" in capsys.readouterr().err
+            frechet.open_feature_extractor(path, (8, 8, 3))
+        command = ["evaluate", "--run", str(tiny_run), "--frechet", str(path)]
+        assert "give --trust" in refused(capsys, lambda: main(command))
 
 
 def samples(model, count, temperature=0.7, seed=0, batch_size=16):
-    return np.concatenate(list(draw_model_samples(model, count, temperature, seed, batch_size)))
+    return np.concatenate(list(frechet.draw_model_samples(model, count, temperature, seed, batch_size)))
 
 
 def compute_frechet(model, source, extractor, frechet_images=40, frechet_split="test"):
     options = {"frechet_images": frechet_images, "frechet_split": frechet_split, "temperature": 0.7, "batch_size": 16}
-    return compute_metric(FrechetDistance, model, source, frechet=extractor, **options)
+    return compute_metric(frechet.FrechetDistance, model, source, frechet=extractor, **options)
 
 
 class TestResult:
     @pytest.fixture(scope="class")
-    def source(self, make_source):
-        return make_source((random_images(60, seed=1) // 2,), (random_images(50, seed=2),))
+    def source(self):
+        return make_memory_source(train=(random_images(60, seed=1) // 2,), test=(random_images(50, seed=2),))
 
     def test_frechet_names_the_network_and_warns_of_few_floor_images(self, tiny_model, source, extractor):
         values, lines, _ = compute_frechet(tiny_model, source, extractor, frechet_images=64)
@@ -151,15 +138,15 @@ class TestResult:
             assert count in warning and "64 samples" in warning and f"Warning: {warning}" in lines
 
     @pytest.mark.parametrize("split", ["train", "train+validation"])
-    def test_frechet_compares_with_the_chosen_split(self, tiny_model, make_source, extractor, split):
+    def test_frechet_compares_with_the_chosen_split(self, tiny_model, extractor, split):
         parts = {name: random_images(20 * n, seed=n) // n for n, name in enumerate(("train", "validation", "test"), 1)}
-        source = make_source(**{name: (images,) for name, images in parts.items()})
+        source = make_memory_source(**{name: (images,) for name, images in parts.items()})
         values = compute_frechet(tiny_model, source, extractor, 60, split).values
         images = np.concatenate([parts[name] for name in split.split("+")])
         both = [compute_mean_colours(features) for features in (images, parts["test"])]
-        moments = [Moments(len(features), features.mean(0), np.cov(features, rowvar=False)) for features in both]
+        moments = [frechet.Moments(len(rows), rows.mean(0), np.cov(rows, rowvar=False)) for rows in both]
         assert values["images"] == len(images) and values["floor_split"] == "test"
-        assert values["floor"] == pytest.approx(compute_frechet_distance(*moments), rel=1e-3)
+        assert values["floor"] == pytest.approx(frechet.compute_frechet_distance(*moments), rel=1e-3)
 
     @pytest.mark.parametrize(("count", "kinds"), [(3, 3), (4, 0)])
     def test_frechet_warns_of_fewer_images_than_features(self, tiny_model, source, extractor, count, kinds):

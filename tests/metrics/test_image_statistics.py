@@ -1,10 +1,8 @@
 """Statistics of images by hand, and what follows z and v in a model of which that is known."""
 
-import types
-
 import numpy as np
 import pytest
-import tensorflow as tf
+from helpers.evaluations import MeanColourModel
 
 from tfdecouple.errors import DataError
 from tfdecouple.metrics import image_statistics as statistics
@@ -19,11 +17,10 @@ class TestKnownImages:
         image = flat(0.0)
         image[..., 0], image[..., 2] = 0.8, 0.2
         np.testing.assert_allclose(statistics.compute_colour(image), [[0.8, 0.2]])
-        np.testing.assert_allclose(statistics.compute_brightness(image), [[0.299 * 0.8 + 0.114 * 0.2]])
         grey = 0.299 * 0.8 + 0.114 * 0.2
-        np.testing.assert_allclose(
-            statistics.compute_saturation(image), [[np.hypot(np.hypot(0.8 - grey, grey), 0.2 - grey)]]
-        )
+        np.testing.assert_allclose(statistics.compute_brightness(image), [[grey]])
+        saturation = np.linalg.norm([0.8 - grey, grey, 0.2 - grey])
+        np.testing.assert_allclose(statistics.compute_saturation(image), [[saturation]])
         halves = flat(0.0)
         halves[:, :4] = 1
         np.testing.assert_allclose(statistics.compute_contrast(halves), [[0.5]])
@@ -51,21 +48,6 @@ class TestKnownImages:
         np.testing.assert_array_equal(statistics.find_brightest_quadrant(images), [[-1, -1], [1, -1], [-1, 1], [1, 1]])
 
 
-class ColourOfZ:
-    """A model of which all is known: z is the mean colour, v is what is left."""
-
-    def __init__(self):
-        self.batches = set()
-
-    def encode(self, images):
-        self.batches.add(len(images))
-        mean = images.mean((1, 2)).astype(np.float32)
-        return types.SimpleNamespace(z=tf.constant(mean), v=tf.constant(images - mean[:, None, None]))
-
-    def decode(self, z, v):
-        return np.clip(np.rint(v + z[:, None, None]), 0, 255).astype(np.uint8)
-
-
 def images_of(seed, count):
     """Images whose colour, contrast, light and direction are drawn each by itself."""
     rng = np.random.default_rng(seed)
@@ -78,7 +60,7 @@ def images_of(seed, count):
 
 
 def test_statistics_in_z_follow_z_in_a_switch_and_the_others_follow_v():
-    model = ColourOfZ()
+    model = MeanColourModel()
     report = statistics.compute_image_statistics(model, images_of(0, 150), images_of(1, 101), batch_size=25)
     assert (report["train_images"], report["images"], report["dimensions"]) == (150, 101, 3)
     # All batches are of one size.
@@ -96,4 +78,4 @@ def test_statistics_in_z_follow_z_in_a_switch_and_the_others_follow_v():
 
 def test_image_statistics_of_too_few_images_are_refused():
     with pytest.raises(DataError, match="3 images are too few"):
-        statistics.compute_image_statistics(ColourOfZ(), images_of(0, 9), images_of(1, 3), batch_size=9)
+        statistics.compute_image_statistics(MeanColourModel(), images_of(0, 9), images_of(1, 3), batch_size=9)

@@ -3,25 +3,18 @@
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from helpers.evaluations import compute_metric
 from helpers.models import SMALL, random_images
+from helpers.numbered import make_memory_source
 from helpers.refusals import message_of
 
 from tfdecouple.data import read_chosen_batches
 from tfdecouple.errors import DataError, NotInitializedError
 from tfdecouple.metrics import classification
-from tfdecouple.metrics.classification import (
-    CLASSIFIERS,
-    STRENGTHS,
-    FittedClassifier,
-    LinearProbe,
-    fit_classifier,
-    fit_pca,
-    make_classifier,
-)
 from tfdecouple.metrics.drawn_images import draw_image_indices
 from tfdecouple.metrics.metric import Estimate
 from tfdecouple.model import DecoupledModel
@@ -39,80 +32,60 @@ def coloured_images(count, seed=0):
 
 
 def probe_result(model, source, train=120, test=60, **options):
-    return compute_metric(LinearProbe, model, source, probe_images=train, images=test, **options)
-
-
-def accuracies(result):
-    return {
-        (row["features"], kind): classifier["accuracy"]
-        for row in result.values["results"]
-        for kind, classifier in row["classifiers"].items()
-    }
+    return compute_metric(classification.LinearProbe, model, source, probe_images=train, images=test, **options)
 
 
 @pytest.fixture(scope="module")
-def source(make_source):
-    return make_source(coloured_images(120), coloured_images(60, seed=1))
+def source():
+    return make_memory_source(train=coloured_images(120), test=coloured_images(60, seed=1))
 
 
 @pytest.fixture(scope="module")
-def two_strengths():
-    """Saves time where the choice of C is not tested."""
+def result(tiny_model, source):
     with pytest.MonkeyPatch.context() as patch:
+        # Few strengths save time.
         patch.setattr(classification, "STRENGTHS", (1e-4, 1e-2))
-        yield
-
-
-@pytest.fixture(scope="module")
-def result(tiny_model, source, two_strengths):
-    return probe_result(tiny_model, source)
-
-
-class FirstClass:
-    """A classifier that predicts the first class."""
-
-    def predict(self, features):
-        return np.zeros(len(features), np.int32)
+        return probe_result(tiny_model, source)
 
 
 @pytest.fixture
 def fitted(monkeypatch):
     """The features that classifiers would be fitted to; the fits, which take the time, are left out."""
-    seen = []
+    seen, first_class = [], SimpleNamespace(predict=lambda features: np.zeros(len(features), np.int32))
 
     def fit(kind, features, *_):
         seen.append(features.copy())
-        return FittedClassifier(FirstClass(), 1.0, 0.5, [[1.0, 0.5]], True)
+        return classification.FittedClassifier(first_class, 1.0, 0.5, [[1.0, 0.5]], True)
 
     monkeypatch.setattr(classification, "fit_classifier", fit)
     return seen
 
 
-@pytest.mark.parametrize("kind", CLASSIFIERS)
+@pytest.mark.parametrize("kind", classification.CLASSIFIERS)
 def test_classifier_has_the_best_c_on_the_last_fifth_and_is_fitted_to_all_images(kind, monkeypatch):
     # Many noisy features: a weak classifier is best, and C matters.
-    monkeypatch.setattr(classification, "STRENGTHS", STRENGTHS[:5])
+    monkeypatch.setattr(classification, "STRENGTHS", classification.STRENGTHS[:5])
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 200)
     features = rng.standard_normal((200, 300)).astype(np.float32)
     features[:, :10] += 0.6 * (2 * labels[:, None] - 1)
-    fitted = fit_classifier(kind, features, labels)
+    fitted = classification.fit_classifier(kind, features, labels)
     for strength, accuracy in fitted.tried:
-        expected = make_classifier(kind).set_params(C=strength).fit(features[:160], labels[:160])
+        expected = classification.make_classifier(kind).set_params(C=strength).fit(features[:160], labels[:160])
         assert accuracy == pytest.approx(expected.score(features[160:], labels[160:]), abs=0.026)
     shares = [accuracy for _, accuracy in fitted.tried]
     assert fitted.held_out_accuracy == max(shares) > min(shares)
     assert fitted.strength == fitted.tried[shares.index(max(shares))][0]
-    expected = make_classifier(kind).set_params(C=fitted.strength).fit(features, labels)
+    expected = classification.make_classifier(kind).set_params(C=fitted.strength).fit(features, labels)
     np.testing.assert_array_equal(fitted.classifier.coef_, expected.coef_)
     monkeypatch.setattr(classification, "MAX_ITERATIONS", 1)
-    assert not fit_classifier(kind, features, labels).converged
+    assert not classification.fit_classifier(kind, features, labels).converged
 
 
 def test_pca_of_few_images_has_no_component_of_rounding_errors():
     for features in (30, 5000):
         values = np.random.default_rng(0).standard_normal((20, features)).astype(np.float32)
-        pca = fit_pca(values, 64, seed=0)
+        pca = classification.fit_pca(values, 64, seed=0)
         assert len(pca.components_) == 19 and pca.explained_variance_.min() > 1e-3
         assert pca.transform(values).dtype == np.float32
 
@@ -129,9 +102,10 @@ def test_images_are_drawn_from_the_whole_split_and_read_once(source):
 
 class TestLinearProbe:
     def test_probe_classifies_colours_by_pixels_and_prints_every_accuracy(self, result):
-        shares, values = accuracies(result), result.values
-        assert shares["pixels", "linear SVM"] == shares["pixels", "logistic regression"] == 1
-        assert shares["pixels, PCA", "linear SVM"] == 1
+        values = result.values
+        of_pixels, of_components = (row["classifiers"] for row in values["results"][:2])
+        assert of_pixels["linear SVM"]["accuracy"] == of_pixels["logistic regression"]["accuracy"] == 1
+        assert of_components["linear SVM"]["accuracy"] == 1
         dimensions = {row["features"]: row["dimensions"] for row in values["results"]}
         assert dimensions == {"pixels": 192, "pixels, PCA": 4, "z": 4, "v": 192, "v, PCA": 4}
         assert json.loads(json.dumps(values)) == values
@@ -159,9 +133,9 @@ class TestLinearProbe:
             np.testing.assert_allclose(codes_z, codes.z, atol=1e-5)
             np.testing.assert_allclose(codes_v, np.reshape(codes.v, (len(x), -1)), atol=1e-4)
 
-    def test_probe_is_not_fitted_to_test_images(self, tiny_model, make_source, fitted):
+    def test_probe_is_not_fitted_to_test_images(self, tiny_model, fitted):
         for test in (coloured_images(50, 1), (np.zeros((50, 8, 8, 3), np.uint8), np.arange(50) % 3)):
-            probe_result(tiny_model, make_source(coloured_images(100), test), 100, 50)
+            probe_result(tiny_model, make_memory_source(train=coloured_images(100), test=test), 100, 50)
         assert len(fitted) == 2 * 10
         for first, second in zip(fitted[:10], fitted[10:], strict=True):
             np.testing.assert_array_equal(first, second)
@@ -195,20 +169,13 @@ class TestLinearProbe:
         assert set(np.unique(seen[0] % 32)) == {0}
 
     @pytest.mark.parametrize(
-        ("options", "most", "values", "train", "test"),
-        [
-            ({}, 10_000, 192 * 20, 20, 20),
-            ({"images": 3, "probe_images": 17}, 10_000, 2**26, 17, 3),
-            ({"images": 3}, 10_000, 2**26, 10, 3),
-        ],
+        ("options", "values", "counts"),
+        [({}, 3840, (20, 20)), ({"images": 3, "probe_images": 17}, 2**26, (17, 3)), ({"images": 3}, 2**26, (10, 3))],
     )
-    def test_probe_uses_the_requested_numbers_of_images(
-        self, tiny_model, source, fitted, monkeypatch, options, most, values, train, test
-    ):
-        monkeypatch.setattr(classification, "IMAGES", most)
+    def test_probe_uses_the_requested_images(self, tiny_model, source, fitted, monkeypatch, options, values, counts):
         monkeypatch.setattr(classification, "VALUES", values)
-        report = compute_metric(LinearProbe, tiny_model, source, **options).values
-        assert (report["train_images"], report["test_images"]) == (train, test)
+        report = compute_metric(classification.LinearProbe, tiny_model, source, **options).values
+        assert (report["train_images"], report["test_images"]) == counts
 
 
 @pytest.mark.parametrize(
@@ -220,7 +187,7 @@ class TestLinearProbe:
         ([0, 1], [0] * 9, ("2", "at least 10")),
     ],
 )
-def test_images_that_allow_no_classifier_are_refused_in_one_line(tiny_model, make_source, train, test, parts):
-    source = make_source((random_images(len(train)), train), (random_images(9), test))
-    message = message_of(DataError, lambda: compute_metric(LinearProbe, tiny_model, source, probe_images=len(train)))
+def test_images_that_allow_no_classifier_are_refused_in_one_line(tiny_model, train, test, parts):
+    source = make_memory_source(train=(random_images(len(train)), train), test=(random_images(9), test))
+    message = message_of(DataError, lambda: probe_result(tiny_model, source, len(train)))
     assert all(part in message for part in parts), message

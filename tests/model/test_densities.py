@@ -1,5 +1,3 @@
-"""Tests of the densities p(z), q(z|x) and p(x|z), the ELBO, the bins of pixels, and paths between two codes."""
-
 import math
 
 import numpy as np
@@ -53,11 +51,9 @@ class TestLikelihood:
         _, _, x, z = self.inputs(small_model)
         base = tfd.Sample(tfd.Normal(tf.zeros(3), tf.ones(3)), (4, 4, 3))
         theirs = tfd.TransformedDistribution(base, tfb.Invert(small_model.flow.as_bijector()))
-        np.testing.assert_allclose(
-            theirs.log_prob(x, bijector_kwargs={"condition": z}), small_model.likelihood(z).log_prob(x), rtol=1e-5
-        )
-        draw = theirs.sample(seed=[1, 2], bijector_kwargs={"condition": z})
-        equal(draw, small_model.likelihood(z).sample(seed=[1, 2]))
+        ours, options = small_model.likelihood(z), {"bijector_kwargs": {"condition": z}}
+        np.testing.assert_allclose(theirs.log_prob(x, **options), ours.log_prob(x), rtol=1e-5)
+        equal(theirs.sample(seed=[1, 2], **options), ours.sample(seed=[1, 2]))
 
 
 def every_weight_learns(model):
@@ -66,9 +62,8 @@ def every_weight_learns(model):
     z_noise = rng.standard_normal((4, model.config.latent_dim)).astype("float32")
     u_noise = rng.random(images.shape, "float32")
     assert len(model.trainable_variables) > 30
-    assert_gradients_reach_weights(
-        model, lambda: tf.reduce_mean(model.elbo_from_noise(images, z_noise, u_noise, training=True).bits_per_dim)
-    )
+    draws = images, z_noise, u_noise
+    assert_gradients_reach_weights(model, lambda: tf.reduce_mean(model.elbo_from_noise(*draws, True).bits_per_dim))
 
 
 PIXELS = np.arange(256, dtype="uint8")
@@ -168,9 +163,8 @@ class TestInterpolation:
         for index, place in enumerate(PLACES):
             np.testing.assert_allclose(measure_angles(codes[:, index], a), place * measure_angles(a, b), atol=1e-3)
         lengths, of_a, of_b = (np.linalg.norm(code, axis=-1)[..., None] for code in (codes, a, b))
-        np.testing.assert_allclose(
-            lengths[..., 0], (1 - np.float32(PLACES)) * of_a + np.float32(PLACES) * of_b, rtol=1e-5
-        )
+        places = np.float32(PLACES)
+        np.testing.assert_allclose(lengths[..., 0], (1 - places) * of_a + places * of_b, rtol=1e-5)
         for path in ("lerp", "slerp"):
             np.testing.assert_array_equal(interpolate_codes(a, b, [0, 1], path), np.stack([a, b], 1))
 

@@ -16,14 +16,9 @@ pytestmark = pytest.mark.usefixtures("eager")
 
 
 class TestModelScores:
-    @pytest.fixture(scope="class")
-    def noise(self):
-        rng = np.random.default_rng(3)
-        return rng.standard_normal((3, 4)).astype("f4"), rng.random((3, 8, 8, 3), "f4")
-
-    def test_outlier_scores_follow_from_the_latents_of_the_bound(self, tiny_model, noise):
-        images = random_images(3, seed=5)
-        z_noise, u_noise = noise
+    def test_outlier_scores_follow_from_the_latents_of_the_bound(self, tiny_model):
+        images, rng = random_images(3, seed=5), np.random.default_rng(3)
+        z_noise, u_noise = rng.standard_normal((3, 4)).astype("f4"), rng.random((3, 8, 8, 3), "f4")
         scores = outlier_scores(tiny_model, images, z_noise, u_noise)
         bound = tiny_model.elbo_from_noise(images, z_noise, u_noise)
         np.testing.assert_array_equal(scores.bits_per_dim, bound.bits_per_dim)

@@ -30,6 +30,7 @@ from tfdecouple.networks.flow import FlowStep
 from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.transforms import TRANSFORMS, Transform
 
+OF_FOUR_LEVELS = {"steps": (2, (1, 2), (3,), 1), "hidden_channels": (3, 4, 5, 6), "factors": (3, 2)}
 # One config for each option of a model, with odd counts of channels, several stages and levels.
 CONFIGS = {
     **VARIANTS,
@@ -37,14 +38,7 @@ CONFIGS = {
     "odd": ODD,
     "dequantization of three levels": THREE_LEVELS,
     "step layers": dataclasses.replace(SMALL, step_layers=tuple(STEP_LAYERS), latent_dim=7),
-    "thirds": dataclasses.replace(
-        TINY,
-        image_shape=(16, 16, 3),
-        steps=(2, (1, 2), (3,), 1),
-        hidden_channels=(3, 4, 5, 6),
-        factors=(3, 2),
-        prior_steps=3,
-    ),
+    "thirds": dataclasses.replace(TINY, image_shape=(16, 16, 3), prior_steps=3, **OF_FOUR_LEVELS),
     "seven channels": dataclasses.replace(TINY, image_shape=(4, 12, 7), conditioning="base"),
 }
 

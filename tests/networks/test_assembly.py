@@ -1,5 +1,3 @@
-"""Tests of the networks as one Keras model: their start from data, their files, names and diagnosis."""
-
 import dataclasses
 import math
 import random

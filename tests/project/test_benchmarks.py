@@ -1,26 +1,23 @@
-"""Tests of the benchmarks: the tables that they write into the documentation, and short runs."""
-
 import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
-import random
 import re
 import shlex
-import subprocess
 import sys
 
 import pytest
 from helpers.models import LEAST, SMALL_SETTINGS, random_images
 from helpers.numbered import write_images
-from helpers.places import ROOT
+from helpers.places import ROOT, run_python
 from helpers.runs import write_run
+from helpers.variants import fresh
 
 from benchmarks import paper, photographs, results, scaling, trials
 from benchmarks.common import update_page
 from tfdecouple.config import MEMORY, load_preset, override
 from tfdecouple.errors import UserError
-from tfdecouple.model import DecoupledModel
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -29,8 +26,7 @@ SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 def printed_by(name, *arguments):
     """Returns what a benchmark prints."""
-    command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", *arguments]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    done = run_python(ROOT / "benchmarks" / f"{name}.py", *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -77,10 +73,7 @@ class TestBenchmarks:
 
     @pytest.mark.slow
     def test_exactness_benchmark_loses_no_value_of_grey_rectangles(self, tmp_path):
-        random.seed(0)
-        model = DecoupledModel(dataclasses.replace(LEAST, image_shape=(4, 8, 1)))
-        model.initialize(random_images(16, (4, 8, 1)))
-        folder = write_run(tmp_path / "run", model)
+        folder = write_run(tmp_path / "run", fresh(dataclasses.replace(LEAST, image_shape=(4, 8, 1))))
         for split in ("train", "test"):
             write_images(tmp_path / "pictures" / split, random_images(4, (4, 8, 1)).squeeze())
         data = f"folder:{tmp_path / 'pictures'}"
@@ -90,10 +83,8 @@ class TestBenchmarks:
     def test_export_benchmark_times_each_endpoint_of_a_runtime(self, exported):
         options = ["--runtimes", "onnx", "--rounds", "1", "--batches", "2"]
         rows = [json.loads(line) for line in printed_by("export", "--exported", exported, *options).splitlines()]
-        assert [(row["what"], row["runtime"], row["batch"]) for row in rows] == [
-            (name, "onnx", 2) for name in ("encode", "decode")
-        ]
-        assert all(row["ms"] > 0 for row in rows)
+        found = [(row["what"], row["runtime"], row["batch"]) for row in rows]
+        assert found == [("encode", "onnx", 2), ("decode", "onnx", 2)] and all(row["ms"] > 0 for row in rows)
 
     @pytest.mark.slow
     def test_throughput_and_inversion_benchmarks_measure_a_small_model(self, tmp_path):
@@ -123,16 +114,12 @@ class TestBenchmarks:
         check_and_restore(paper, page, "CHANGED", monkeypatch, capsys, tmp_path)
 
     def test_result_files_belong_to_the_committed_weights(self):
-        steps = {
-            run: results.load_result(f"{run}/summary.json")["best_step"] for run in (*results.TITLES, "quickstart")
-        }
-        written = [
-            (run, json.loads(path.read_text(encoding="utf-8")))
-            for run in steps
-            for folder in ("evaluation", "pictures")
-            for path in (results.FILES / run / folder).rglob("*.json")
-            if path.name != "curves.json"
-        ]
+        runs = (*results.TITLES, "quickstart")
+        steps = {run: results.load_result(f"{run}/summary.json")["best_step"] for run in runs}
+        written = []
+        for run, folder in itertools.product(steps, ("evaluation", "pictures")):
+            paths = (path for path in (results.FILES / run / folder).rglob("*.json") if path.name != "curves.json")
+            written += [(run, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
         rows = [row for name in ("exactness", "every_image") for row in results.load_result(f"{name}.json")["rows"]]
         written += [(pathlib.PurePath(row["run"]).name, row) for row in rows]
         assert len(written) > 70
@@ -146,9 +133,8 @@ class TestBenchmarks:
             if "--json" in words:
                 assert (ROOT / options["--json"]).is_file(), line
             elif words[3] == "evaluate":
-                assert (
-                    ROOT / options.get("--out", f"{options['--run']}/evaluation") / "bits_per_dim-test.json"
-                ).is_file(), line
+                folder = ROOT / options.get("--out", f"{options['--run']}/evaluation")
+                assert (folder / "bits_per_dim-test.json").is_file(), line
             else:
                 pictures = ROOT / options.get("--out", f"{options['--run']}/pictures")
                 assert list(pictures.glob(f"{words[3].removesuffix('s')}*.json")), line

@@ -1,5 +1,3 @@
-"""The documentation: programs accept its commands, and its names, files and links exist."""
-
 import ast
 import importlib
 import pkgutil
@@ -7,17 +5,7 @@ import re
 import sys
 
 import pytest
-from helpers.documents import (
-    DOCUMENTS,
-    CommandError,
-    check_command,
-    find_inline_code,
-    find_links,
-    is_command,
-    list_anchors,
-    list_commands,
-    split_code,
-)
+from helpers import documents
 from helpers.places import ROOT
 
 import tfdecouple
@@ -25,36 +13,28 @@ from tfdecouple import cli
 from tfdecouple.cli import train
 from tfdecouple.config import Config, list_option_names, load_preset, override, preset_names
 
-
-def in_documents(test):
-    """Parametrises a test by the path and the text of each document."""
-    documents = [
-        pytest.param(path, path.read_text(encoding="utf-8"), id=str(path.relative_to(ROOT))) for path in DOCUMENTS
-    ]
-    return pytest.mark.parametrize(("path", "text"), documents)(test)
+TEXTS = [(path, path.read_text(encoding="utf-8")) for path in documents.DOCUMENTS]
+in_documents = pytest.mark.parametrize(("path", "text"), TEXTS, ids=[str(path.relative_to(ROOT)) for path, _ in TEXTS])
 
 
 class TestDocument:
     @in_documents
     def test_programs_accept_the_commands_of_a_document(self, path, text):
-        blocks = [block for block in split_code(text) if block.language not in ("python", "json")]
-        commands = [
-            line for block in blocks for line in list_commands(block.text) if block.language or is_command(line)
-        ]
-        commands += [code for code in find_inline_code(text) if is_command(code)]
+        commands = [code for code in documents.find_inline_code(text) if documents.is_command(code)]
+        for block in (block for block in documents.split_code(text) if block.language not in ("python", "json")):
+            commands += [
+                line for line in documents.list_commands(block.text) if block.language or documents.is_command(line)
+            ]
         for line in commands:
             # `a|b` stands for two commands.
             choice = re.search(r"\b\w+(\|\w+)+\b", line)
             for word in choice[0].split("|") if choice else [""]:
                 try:
-                    check_command(line.replace(choice[0], word) if choice else line, path.parent)
-                except CommandError as error:
+                    documents.check_command(line.replace(choice[0], word) if choice else line, path.parent)
+                except documents.CommandError as error:
                     # The text may name a command without its options.
-                    if (
-                        "arguments are required" not in str(error)
-                        or line not in find_inline_code(text)
-                        or " --" in line
-                    ):
+                    is_named_only = line in documents.find_inline_code(text) and " --" not in line
+                    if "arguments are required" not in str(error) or not is_named_only:
                         raise
 
     @pytest.mark.parametrize("name", preset_names())
@@ -63,7 +43,7 @@ class TestDocument:
         option = r"--[a-z][\w-]* (?!with )(?:[^\s,;']|'[^']*')+"
         for together in re.findall(rf"{option}(?: {option})*", preset.notes):
             options = re.sub(r"\bPATH$", ".", together.rstrip(".:"))
-            check_command(f"python train.py --preset {name} {options}")
+            documents.check_command(f"python train.py --preset {name} {options}")
         assert set(re.findall(r"the preset (\w+)", preset.notes)) <= set(preset_names())
 
     @pytest.mark.parametrize("program", ["train.py", "-m tfdecouple", "-m export"])
@@ -80,12 +60,12 @@ class TestDocument:
         examples = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"  python {program}")]
         assert len(examples) >= 3
         for line in examples:
-            check_command(line.strip())
+            documents.check_command(line.strip())
 
     @in_documents
     def test_options_python_names_and_files_in_a_document_exist(self, path, text, tiny_model):
         places = (ROOT, path.parent, ROOT / "tfdecouple", ROOT / "export")
-        for code in find_inline_code(text):
+        for code in documents.find_inline_code(text):
             option = re.match(r"(training|data|model)\.([a-z_]+)\b(?!\.py)", code)
             if option and "/" not in code:
                 of_model = option[1] == "model" and option[2] in dir(tiny_model)
@@ -99,7 +79,7 @@ class TestDocument:
 
     @in_documents
     def test_links_of_a_document_lead_to_files_and_headings(self, path, text):
-        for link in find_links(text):
+        for link in documents.find_links(text):
             target, _, anchor = link.partition("#")
             if re.match(r"[a-z]+:", link):
                 assert re.match(r"https?://[\w.-]+(:\d+)?(/|$)|mailto:", link), link
@@ -107,11 +87,13 @@ class TestDocument:
             file = (path.parent / target).resolve() if target else path
             assert file.is_relative_to(ROOT) and file.exists(), f"{link} leads nowhere"
             if anchor:
-                assert anchor in list_anchors(file.read_text(encoding="utf-8")), f"{link}: there is no such heading"
+                assert anchor in documents.list_anchors(file.read_text(encoding="utf-8")), (
+                    f"{link}: there is no such heading"
+                )
 
     @in_documents
     def test_python_blocks_of_a_document_use_names_that_exist(self, path, text):
-        for block in split_code(text):
+        for block in documents.split_code(text):
             for node in ast.walk(ast.parse(block.text)) if block.language == "python" else ():
                 if isinstance(node, ast.ImportFrom):
                     module = importlib.import_module(node.module)
@@ -119,9 +101,5 @@ class TestDocument:
                 elif isinstance(node, ast.Import):
                     for alias in node.names:
                         importlib.import_module(alias.name)
-                elif (
-                    isinstance(node, ast.Attribute)
-                    and isinstance(node.value, ast.Name)
-                    and node.value.id == "tfdecouple"
-                ):
+                elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "tfdecouple":
                     assert hasattr(tfdecouple, node.attr), block

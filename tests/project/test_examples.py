@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from helpers.models import random_images
-from helpers.places import PATIENCE, ROOT, user_environment
+from helpers.places import PATIENCE, ROOT
 from helpers.program_inputs import WITHOUT_Z, make_png_header, quantize_to_5_bits, write_onnx_models
 from PIL import Image
 
@@ -56,14 +56,8 @@ class Example:
         self.command, self.ending, self.folder = command, ending, folder
 
     def __call__(self, *arguments):
-        return subprocess.run(
-            list(map(str, [*self.command, *arguments])),
-            cwd=self.folder,
-            env=user_environment(),
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
+        command = list(map(str, [*self.command, *arguments]))
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=PATIENCE)
 
     def save(self, name, pixels):
         """Writes a picture in a format that the example reads, PNG or PPM, and returns the file name."""
@@ -110,25 +104,21 @@ def example(request, npm_example, tmp_path_factory, tmp_path):
 
 def mean_colours(folder, highest=255, encoder=ENCODER, shape="8, 8, 3", **metadata):
     """Writes ONNX files of the mean-colour model, whose decoder clips values above `highest`; returns their folder."""
-    decoder = DECODER.replace("255.0", f"{highest}.0")
-    texts = {"encoder": encoder, "decoder": decoder}
-    texts = {
-        name: text.replace("8, 8, 3]", f"{shape}]").replace("batch, 3]", f"batch, {shape[-1]}]")
-        for name, text in texts.items()
-    }
+    texts = {"encoder": encoder, "decoder": DECODER.replace("255.0", f"{highest}.0")}
+    for name, text in texts.items():
+        texts[name] = text.replace("8, 8, 3]", f"{shape}]").replace("batch, 3]", f"batch, {shape[-1]}]")
     return write_onnx_models(folder / "models", texts, **metadata)
 
 
-PROGRAMS = ["onnxruntime_cpp/switch.cpp", "onnxruntime_node/switch.mjs", "tf_serving/client.py"]
+PROGRAMS = [f"examples/{name}" for name in ("onnxruntime_cpp/switch.cpp", "onnxruntime_node/switch.mjs")]
+PROGRAMS += ["examples/tf_serving/client.py", "export/client.py", "export/page/image_files.js"]
 
 
 class TestExample:
     def test_example_switches_as_the_onnx_models_do(self, example, tmp_path):
         folder = mean_colours(tmp_path)
-        encoder, decoder = (
-            onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
-            for name in ("encoder", "decoder")
-        )
+        open_model = functools.partial(onnxruntime.InferenceSession, providers=["CPUExecutionProvider"])
+        encoder, decoder = (open_model(folder / f"{name}.onnx") for name in ("encoder", "decoder"))
         images = random_images(2) // np.array([1, 3], np.uint8)[:, None, None, None]
         a, b = (example.save(name, image) for name, image in zip("pq", images, strict=True))
         z, v = encoder.run(["z", "v"], {"images": images})
@@ -151,10 +141,8 @@ class TestExample:
         lost = np.count_nonzero(bright > (highest if n_bits == 8 else 247))
         assert lost > 0
         ended = example(folder, example.save("p", bright), example.save("q", bright // 2))
-        assert ended.stdout.splitlines()[:2] == [
-            f"p{example.ending}: {lost} of {bright.size} values differ after decoding",
-            f"q{example.ending}: exactly the same after decoding",
-        ]
+        lines = [f"p{example.ending}: {lost} of {bright.size} values differ after decoding"]
+        assert ended.stdout.splitlines()[:2] == [*lines, f"q{example.ending}: exactly the same after decoding"]
 
     def test_check_of_an_example_counts_exactly_decoded_images(self, example, exported, tmp_path):
         all_of_them = (0, f"16 {CHECKED}", "")
@@ -174,9 +162,8 @@ class TestExample:
         Image.open(tmp_path / picture).save(tmp_path / "right.png")
         for crop in (0, 20):
             assert example(exported / "onnx", picture, picture, "--crop", crop).returncode == 0
-            np.testing.assert_array_equal(
-                example.pixels("ab"), read_image(str(tmp_path / "right.png"), (8, 8, 3), crop)
-            )
+            right = read_image(str(tmp_path / "right.png"), (8, 8, 3), crop)
+            np.testing.assert_array_equal(example.pixels("ab"), right)
 
     def test_example_refuses_wrong_arguments_and_pictures_in_one_line(self, example, exported, tmp_path):
         folder, good = exported / "onnx", example.save("p", random_images(1, 8)[0])
@@ -191,17 +178,11 @@ class TestExample:
         whole = (tmp_path / good).read_bytes()
         contents = [b"not an image", whole[: len(whole) // 2], b""]
         if example.ending == ".ppm":
-            contents += [
-                b"P3\n8 8\n255\n",
-                b"P6\n8 8\n65535\n" + whole,
-                b"P6\n99999 99999\n255\n",
-                b"P6\n8 eight\n255\n",
-            ]
+            contents += [b"P3\n8 8\n255\n", b"P6\n8 8\n65535\n" + whole]
+            contents += [b"P6\n99999 99999\n255\n", b"P6\n8 eight\n255\n"]
         else:
-            contents += [
-                make_png_header(10_000, 10_000),
-                b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>',
-            ]
+            vectors = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>'
+            contents += [make_png_header(10_000, 10_000), vectors]
         for content in contents:
             (tmp_path / bad).write_bytes(content)
             example.refuses([folder, bad, good], f"cannot read the image {bad}: ")
@@ -220,9 +201,8 @@ class TestExample:
         for arguments in both:
             example.refuses([mean_colours(tmp_path, encoder=labels), *arguments], "takes images, labels")
         folder = write_onnx_models(tmp_path / "without z", WITHOUT_Z)
-        example.refuses(
-            [folder, picture, picture], str(folder / "encoder.onnx"), "without z there is nothing to switch"
-        )
+        words = str(folder / "encoder.onnx"), "without z there is nothing to switch"
+        example.refuses([folder, picture, picture], *words)
         folder = mean_colours(tmp_path)
         (folder / "decoder.onnx").write_bytes(b"not a model")
         example.refuses([folder, picture, picture], f"cannot open the model {folder / 'decoder.onnx'}")
@@ -230,11 +210,8 @@ class TestExample:
         shutil.copy(exported / "onnx" / "decoder.onnx", folder)
         example.refuses([folder, picture, picture], "cannot decode")
 
-    @pytest.mark.parametrize(
-        "path", [*(f"examples/{name}" for name in PROGRAMS), "export/client.py", "export/page/image_files.js"]
-    )
+    @pytest.mark.parametrize("path", PROGRAMS)
     def test_every_program_has_the_pixel_limit_of_training(self, path):
-        (exponent,) = re.findall(
-            r"most_?pixels.* = .*(?:<<|\*\*) ?(\d+)", (ROOT / path).read_text("utf-8"), re.IGNORECASE
-        )
+        pattern = r"most_?pixels.* = .*(?:<<|\*\*) ?(\d+)"
+        (exponent,) = re.findall(pattern, (ROOT / path).read_text("utf-8"), re.IGNORECASE)
         assert 2 ** int(exponent) == MOST_PIXELS

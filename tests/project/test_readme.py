@@ -1,16 +1,11 @@
-"""The commands and the Python of the README and of other pages run, with a small model."""
-
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from helpers.documents import list_commands, split_code, split_command
-from helpers.models import random_images
-from helpers.places import DATA, ROOT, user_environment
-from PIL import Image
+from helpers.models import random_images, save_images
+from helpers.places import DATA, ROOT, run_python
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 
@@ -18,21 +13,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 WEIGHTS = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
 ENCODING = (ROOT / "docs" / "encoding.md").read_text(encoding="utf-8")
 IMPORTED = DATA / "wolf_small"
-# Options that make the quickstart and its export short. The shapes of images and z stay.
-SMALL = {
-    "model.steps": "[1,1]",
-    "model.hidden_channels": "[4,4]",
-    "model.encoder_channels": "[4]",
-    # Enough steps to change every weight: the verification of exports would find no effect at the start.
-    "training.steps": 20,
-    "training.learning_rate": 0.01,
-    "training.warmup_steps": 2,
-    "training.ema_decay": 0.5,
-    "training.batch_size": 8,
-    "training.init_images": 16,
-    "training.evaluation_images": 16,
-    "data.photograph_crops": 64,
-}
+# Options that make the quickstart and its export short. The shapes of images and z stay. The steps are enough to change
+# every weight: the verification of exports would find no effect at the start.
+SMALL = ["model.steps=[1,1]", "model.hidden_channels=[4,4]", "model.encoder_channels=[4]", "data.photograph_crops=64"]
+SMALL += ["training.steps=20", "training.learning_rate=0.01", "training.warmup_steps=2", "training.ema_decay=0.5"]
+SMALL += ["training.batch_size=8", "training.init_images=16", "training.evaluation_images=16"]
 
 
 def commands(text):
@@ -41,22 +26,9 @@ def commands(text):
     return [split_command(line) for line in lines if line.startswith("python")]
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory):
-    """A folder with the packages and the files that the README names."""
-    folder = tmp_path_factory.mktemp("checkout")
-    for name in ("train.py", "tfdecouple", "export"):
-        (folder / name).symlink_to(ROOT / name)
-    for name, image in zip(("a.jpg", "b.jpg"), random_images(2, 48), strict=True):
-        Image.fromarray(image).save(folder / name)
-    for name in ("config.json", "model.npz"):
-        shutil.copy(IMPORTED / name, folder)
-    return folder
-
-
-def run(command, folder):
-    ended = subprocess.run(command, cwd=folder, env=user_environment(), capture_output=True, text=True)
-    assert ended.returncode == 0, f"{command}\n{ended.stderr}"
+def run(*arguments, folder=ROOT):
+    ended = run_python(*arguments, folder=folder)
+    assert ended.returncode == 0, f"{arguments}\n{ended.stderr}"
     return ended.stdout
 
 
@@ -65,8 +37,13 @@ def python_blocks(text):
 
 
 class TestReadme:
-    def test_commands_of_the_readme_run_in_order(self, checkout):
+    def test_commands_of_the_readme_run_in_order(self, tmp_path):
         """Commands that need images of the reader are left out."""
+        for name in ("train.py", "tfdecouple", "export"):
+            (tmp_path / name).symlink_to(ROOT / name)
+        for name in ("config.json", "model.npz"):
+            shutil.copy(IMPORTED / name, tmp_path)
+        save_images(tmp_path, dict(zip(("a.jpg", "b.jpg"), random_images(2, 48), strict=True)))
         outputs = {}
         imports = [command for command in commands(WEIGHTS) if "runs/imported" in command]
         for _, *arguments in [*commands(README), *imports]:
@@ -74,12 +51,12 @@ class TestReadme:
                 continue
             key = " ".join(arguments)
             if key == "train.py":
-                arguments += [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
-            outputs[key] = run([sys.executable, *arguments], checkout)
+                arguments += [word for assignment in SMALL for word in ("--set", assignment)]
+            outputs[key] = run(*arguments, folder=tmp_path)
         assert len(outputs) == 4, list(outputs)
-        assert (checkout / "runs" / "quickstart" / "images").is_dir() and "bits/dim" in outputs["train.py"]
+        assert (tmp_path / "runs" / "quickstart" / "images").is_dir() and "bits/dim" in outputs["train.py"]
         for run_name in ("quickstart", "imported"):
-            exported = checkout / "exported" / run_name
+            exported = tmp_path / "exported" / run_name
             assert (exported / "savedmodel" / "1" / "saved_model.pb").is_file()
             assert (exported / "onnx" / "decoder.onnx").is_file() and (exported / "MODEL_CARD.md").is_file()
         assert "import" in (exported / "MODEL_CARD.md").read_text(encoding="utf-8")
@@ -103,8 +80,8 @@ class TestReadme:
 
     def test_python_code_of_the_encoding_page_runs(self, tiny_run, tmp_path, monkeypatch):
         out = tmp_path / "codes"
-        command = [sys.executable, "-m", "tfdecouple", "encode", "--run", str(tiny_run), "--out", str(out), "--v"]
-        run([*command, "--format", "parquet", "--limit", "20"], ROOT)
+        options = ("--run", tiny_run, "--out", out, "--v", "--format", "parquet", "--limit", 20)
+        run("-m", "tfdecouple", "encode", *options)
         monkeypatch.chdir(tmp_path)
         blocks = python_blocks(ENCODING)
         assert len(blocks) == 2

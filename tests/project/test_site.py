@@ -5,11 +5,9 @@ import importlib.util
 import io
 import json
 import re
-import subprocess
-import sys
 
 import pytest
-from helpers.places import PATIENCE, ROOT, user_environment
+from helpers.places import PATIENCE, ROOT, run_python
 from PIL import Image
 
 
@@ -20,8 +18,7 @@ def test_site_builds_without_warnings_and_fetches_nothing_from_elsewhere(tmp_pat
     hook = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hook)
     # A broken link is a warning, and mkdocs.yml makes warnings errors.
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=user_environment(), capture_output=True, text=True, check=False)
+    done = run_python("-m", "mkdocs", "build", "--quiet", "--site-dir", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     pages = {path: path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html")}
     for page, names in hook.list_public_names().items():
@@ -29,9 +26,8 @@ def test_site_builds_without_warnings_and_fetches_nothing_from_elsewhere(tmp_pat
         assert set(names) <= set(anchors), page
     for path, text in pages.items():
         # A browser fetches scripts, pictures and these kinds of links with the page.
-        links = [
-            tag for tag in re.findall(r"<link[^>]*>", text) if re.search("stylesheet|icon|preload|preconnect", tag)
-        ]
+        tags = re.findall(r"<link[^>]*>", text)
+        links = [tag for tag in tags if re.search("stylesheet|icon|preload|preconnect", tag)]
         fetched = [*re.findall(r'\bsrc="([^"]+)"', text), *re.findall(r'href="([^"]+)"', " ".join(links))]
         assert fetched and not [link for link in fetched if link.strip().lower().startswith(("http", "//"))], path
         assert "fonts.googleapis" not in text, path

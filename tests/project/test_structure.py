@@ -4,10 +4,9 @@ import ast
 import os
 import re
 import subprocess
-import sys
 
 import pytest
-from helpers.places import PATIENCE, ROOT
+from helpers.places import ROOT, run_python
 
 import tfdecouple
 
@@ -82,9 +81,7 @@ class TestImports:
 
 def run(code):
     """Runs Python in a process of its own and returns what it prints."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=PATIENCE)
+    result = run_python("-c", code)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import yaml
-from helpers.refusals import refused
+from helpers.refusals import message_of, refused
 
 from export.formats.web import describe_model
 from export.provenance import open_run
@@ -19,10 +19,8 @@ from tfdecouple.runs.pretrained import MANIFEST, Manifest
 from tfdecouple.runs.publishing import make_weights_card
 from tfdecouple.runs.run_folder import RunFolder
 
-SUMMARY = {
-    "steps": 9,
-    "best_step": 1,
-    "test": {"bits_per_dim": 6.54321, "standard_error": 0.1, "images": 4},
+SUMMARY = {"steps": 9, "best_step": 1, "test": {"bits_per_dim": 6.54321, "standard_error": 0.1, "images": 4}}
+SUMMARY |= {
     "data": "folder /home/ada/secret place/faces",
     "reconstruction": "4 of 4 images identical to the last pixel",
 }
@@ -40,12 +38,7 @@ def run(tiny_run, tmp_path_factory):
     (folder / "summary.json").write_text(json.dumps(SUMMARY))
     (folder / "metrics.jsonl").write_text('{"step": 1, "kind": "train", "bits_per_dim": 7.0}\n')
     directions = {"version": 1, "weights_sha256": hash_weights(load_model(folder)), "run": str(folder)}
-    smile = {
-        "name": "smile",
-        "method": "means",
-        "data": "folder /home/ada/secret place/faces",
-        "vector": [1.0, 0, 0, 0],
-    }
+    smile = {"name": "smile", "method": "means", "data": SUMMARY["data"], "vector": [1.0, 0, 0, 0]}
     age = {**smile, "name": "age", "source": "folder:/home/ada/clients/", "data": "images in /home/ada/clients"}
     (folder / "directions.json").write_text(json.dumps({**directions, "directions": [smile, age]}))
     return folder
@@ -115,10 +108,8 @@ def test_publish_leaves_out_a_damaged_summary(run, tmp_path, capsys):
 
 def test_manifest_lists_every_file_and_detects_changes(published, tmp_path):
     manifest = Manifest.read(published / MANIFEST, "x")
-    assert set(manifest.files) | {MANIFEST} == {
-        path.relative_to(published).as_posix() for path in published.rglob("*") if path.is_file()
-    }
-    assert manifest == Manifest.from_folder(published)
+    files = {path.relative_to(published).as_posix() for path in published.rglob("*") if path.is_file()}
+    assert {*manifest.files, MANIFEST} == files and manifest == Manifest.from_folder(published)
     manifest.require_matching_files(published, "x")
     copy = shutil.copytree(published, tmp_path / "copy")
     (data,) = copy.glob("checkpoints/*.data-*")
@@ -148,9 +139,8 @@ def test_untrusted_manifest_is_refused(published, tmp_path, change, said):
     values = json.loads((published / MANIFEST).read_text())
     change(values)
     (tmp_path / MANIFEST).write_text(json.dumps(values))
-    with pytest.raises((RunError, UntrustedError)) as refusal:
-        Manifest.read(tmp_path / MANIFEST, "hf://ada/faces")
-    assert said in str(refusal.value) and "hf://ada/faces" in str(refusal.value) and "\n" not in str(refusal.value)
+    line = message_of((RunError, UntrustedError), lambda: Manifest.read(tmp_path / MANIFEST, "hf://ada/faces"))
+    assert said in line and "hf://ada/faces" in line
 
 
 def test_publish_refuses_wrong_arguments(run, published, tmp_path, capsys):
@@ -194,10 +184,8 @@ def test_weights_of_a_folder_are_published_with_data_that_all_users_have(run, pu
     assert main(["publish", "--run", str(run), "--to", first, "--licence", "mit", *stated]) == 0
     assert main(["publish", "--run", first, "--to", second]) == 0
     for folder in (first, second):
-        assert (
-            RunFolder(folder).read_config().data.source == "photographs"
-            and Run.open(folder).open_source(None, None).sizes
-        )
+        assert RunFolder(folder).read_config().data.source == "photographs"
+        assert Run.open(folder).open_source(None, None).sizes
         found, body = header(pathlib.Path(folder))
         assert "| trained on | folder faces" in body and "| rights in the images | 104 photographs, all CC0. |" in body
         assert found["model-index"][0]["results"][0]["dataset"]["type"] == "folder"
@@ -213,11 +201,8 @@ def test_other_data_of_published_weights_leave_the_rights_in_the_training_images
     to = str(tmp_path / "to")
     assert main(["publish", "--run", str(run_of_step.parent), "--to", to, "--licence", "mit", "--data", "cifar10"]) == 0
     _, body = header(pathlib.Path(to))
-    assert (
-        "| trained on | folder:faces" in body
-        and "the person who trained the model" in body
-        and "Krizhevsky" not in body
-    )
+    assert "| trained on | folder:faces" in body and "the person who trained the model" in body
+    assert "Krizhevsky" not in body
 
 
 @pytest.mark.parametrize("data", ["photograps", "folder:/home/ada/faces"])

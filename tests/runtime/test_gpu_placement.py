@@ -147,11 +147,8 @@ UPLOADS = {
     "StridedSlice -> Cast": "a hash of the seed, for noise by index",
     "Const -> Cast": "the count of images",
     "Equal -> SelectV2": "the micro-batch's place among the inversion errors",
-    **{
-        f"{maker} -> {user}": "labels"
-        for maker in ("argument", "EnsureShape")
-        for user in ("Cast", "GatherV2", "OneHot")
-    },
+    **{f"argument -> {user}": "labels" for user in ("Cast", "GatherV2", "OneHot")},
+    **{f"EnsureShape -> {user}": "labels" for user in ("Cast", "GatherV2", "OneHot")},
 }
 # Operations whose results the host has to see before the GPU continues, one of each for a 1x1 convolution.
 WAITING = {
@@ -208,9 +205,8 @@ def trace_inference(trainer):
     images, labels = make_specs(config, BATCH)
     coded = (labels,) if config.has_class_codes else ()
     evaluator = BoundEvaluator(model, trainer.strategy)
-    yield evaluator._compute_on_devices.get_concrete_function(
-        images, labels, tf.TensorSpec([BATCH], tf.int64), WHOLE, WHOLE
-    )
+    index = tf.TensorSpec([BATCH], tf.int64)
+    yield evaluator._compute_on_devices.get_concrete_function(images, labels, index, WHOLE, WHOLE)
     z, v = tf.TensorSpec([BATCH, config.latent_dim]), tf.TensorSpec([BATCH, *config.image_shape])
     for function, *inputs in [
         (lambda *given: model.encode(*given), images, *coded),

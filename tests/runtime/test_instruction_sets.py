@@ -4,13 +4,10 @@ What differs between processors is which of oneDNN's kernels compute products an
 they take at a time. The tests that depend on it run again, each set of instructions in a process of its own.
 """
 
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
-from helpers.places import PATIENCE, ROOT
+from helpers.places import run_python
 
 # What oneDNN calls a set; a flag of /proc/cpuinfo by which a processor has it, those of newer ones, and how
 # oneDNN then says what it takes.
@@ -37,15 +34,6 @@ tf.nn.conv2d(tf.ones([1, 8, 8, 16]), tf.ones([3, 3, 16, 16]), 1, "SAME")
 """
 
 
-def run(arguments, instructions):
-    """Runs Python, told to take no newer instructions."""
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT, env={**os.environ, "ONEDNN_MAX_CPU_ISA": instructions}, capture_output=True, text=True,
-        timeout=PATIENCE,
-    )  # fmt: skip
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("instructions", SETS)
 def test_numeric_tests_pass_without_newer_instructions_of_the_processor(instructions, forked):
@@ -58,11 +46,11 @@ def test_numeric_tests_pass_without_newer_instructions_of_the_processor(instruct
         pytest.skip("the processor has none of these instructions")
     if not newer & flags:
         pytest.skip("the processor has no newer instructions: the quick tests ran with these")
-    assert f"cpu,isa:{taken}\n" in run(["-c", PROGRAM], instructions).stdout
+    assert f"cpu,isa:{taken}\n" in run_python("-c", PROGRAM, ONEDNN_MAX_CPU_ISA=instructions).stdout
     arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
     if instructions == "AVX2":
         # TensorFlow asks the processor, not oneDNN, whether it has bfloat16, and then finds no kernel.
         arguments += ["-k", "not bfloat16"]
-    done = run(arguments, instructions)
+    done = run_python(*arguments, ONEDNN_MAX_CPU_ISA=instructions)
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" in done.stdout

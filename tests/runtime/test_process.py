@@ -1,13 +1,9 @@
-"""Tests of the settings of TensorFlow, threads and memory that a program makes for its process."""
-
 import importlib.util
 import os
-import subprocess
-import sys
 
 import pytest
 import tensorflow as tf
-from helpers.places import PATIENCE, ROOT
+from helpers.places import run_python
 from helpers.refusals import message_of, refused
 
 from export.cli import main as export_main
@@ -30,9 +26,8 @@ def set_to(monkeypatch):
         monkeypatch.setattr(tf.config, name, lambda kind=None: settings["gpus"] if kind == "GPU" else [])
     monkeypatch.setattr(process, "_keep_memory", lambda: None)
     monkeypatch.setattr(process.gc, "set_threshold", lambda *_: None)
-    monkeypatch.setattr(
-        tf.config.experimental, "set_memory_growth", lambda gpu, on: settings["growth"].append((gpu, on))
-    )
+    growth = settings["growth"]
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda gpu, on: growth.append((gpu, on)))
     monkeypatch.setattr(tf.config.optimizer, "set_experimental_options", settings.update)
     for kind in ("intra", "inter"):
         name = f"{kind}_op_parallelism_threads"
@@ -63,14 +58,6 @@ sys.exit(run_program(main))
 """
 
 
-@pytest.fixture
-def bare(monkeypatch):
-    """An installation without any extra."""
-    find = importlib.util.find_spec
-    gone = ("onnx", "onnxruntime", "tf2onnx", "tensorflow_serving", "pyarrow", "matplotlib", "tensorflow_datasets")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else find(name))
-
-
 class TestProcess:
     def test_graph_optimizer_and_memory_growth_are_on_only_with_gpus(self, set_to, monkeypatch):
         process.start_tensorflow()
@@ -88,9 +75,7 @@ class TestProcess:
         ("threads", "variable", "expected"),
         [(1, "", [1, 1, 1]), (2, "", [1, 2, 2]), (4, "0", [4, 4, 1]), (8, "3", [2, 6, 3])],
     )
-    def test_two_threads_get_a_shard_each_and_more_threads_share_one(
-        self, set_to, monkeypatch, threads, variable, expected
-    ):
+    def test_two_threads_get_a_shard_each_and_more_share_one(self, set_to, monkeypatch, threads, variable, expected):
         monkeypatch.setenv(process.SHARDS, variable)
         process.divide_cores(threads)
         assert [set_to["intra"], set_to["inter"], count_shards()] == expected
@@ -108,25 +93,21 @@ class TestProcess:
 
     @pytest.mark.usefixtures("forked")
     def test_program_uses_every_core_and_ends_without_garbage_collection(self):
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("TF_NUM_", "MALLOC_"))}
-        command = [sys.executable, "-c", PROGRAM]
-        done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=PATIENCE)
+        done = run_python(
+            "-c", PROGRAM, **{name: None for name in os.environ if name.startswith(("TF_NUM_", "MALLOC_"))}
+        )
         cores = len(os.sched_getaffinity(0))
         threads = cores // 2 if cores == 2 else cores
         assert (done.returncode, done.stdout, done.stderr) == (3, f"[{threads}, {cores}]\n", "")
 
     @pytest.mark.parametrize("users", [None, "0"])
     def test_import_switches_onednn_on_unless_the_user_set_it(self, users):
-        environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
-        if users is not None:
-            environment["TF_ENABLE_ONEDNN_OPTS"] = users
         program = "import os, tfdecouple; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
-        done = subprocess.run(
-            [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE
-        )
-        assert done.stdout == f"{users or 1}\n"
+        assert run_python("-c", program, TF_ENABLE_ONEDNN_OPTS=users).stdout == f"{users or 1}\n"
 
-    def test_command_without_a_package_names_its_extra_before_it_begins(self, bare, capsys):
+    def test_command_without_a_package_names_its_extra_before_it_begins(self, monkeypatch, capsys):
+        find, missing = importlib.util.find_spec, ("onnx", "pyarrow")
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else find(name))
         line = refused(capsys, lambda: export_main(["--run", "runs/x", "--to", "y"]))
         assert "the export needs onnx, which is missing: pip install 'tfdecouple[export]'" in line
         line = refused(capsys, lambda: main(["encode", "--run", "x", "--out", "y", "--format", "parquet"]))

@@ -1,5 +1,3 @@
-"""Tests of the display of progress and of the time left, of training and of other work."""
-
 import io
 from types import SimpleNamespace
 
@@ -7,11 +5,6 @@ import pytest
 
 from tfdecouple.runtime import progress
 from tfdecouple.runtime.progress import Counter, TrainingProgress
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 @pytest.fixture
@@ -28,23 +21,21 @@ class TestCounter:
         with Counter("counting", 50, file) as counter:
             for done, clock.now in [(10, 104), (20, 106), (30, 115), (40, 122), (50, 123)]:
                 counter(done)
-        assert file.getvalue().splitlines() == [
-            "counting: 20 of 50 images, 5 images/s, 6 s left",
-            "counting: 40 of 50 images, 1.67 images/s, 6 s left",
-        ]
+        first, second = file.getvalue().splitlines()
+        assert first == "counting: 20 of 50 images, 5 images/s, 6 s left"
+        assert second == "counting: 40 of 50 images, 1.67 images/s, 6 s left"
 
     def test_progress_speed_ignores_images_of_an_earlier_run(self, clock):
         file = io.StringIO()
         with Counter("counting", 100_000, file, before=50_000) as counter:
             for done, clock.now in [(50_100, 190), (50_250, 205)]:
                 counter(done)
-        assert file.getvalue().splitlines() == [
-            "counting: 50100 of 100000 images",
-            "counting: 50250 of 100000 images, 10 images/s, 1 h 23 min left",
-        ]
+        first, second = file.getvalue().splitlines()
+        assert first == "counting: 50100 of 100000 images" and second.endswith(", 10 images/s, 1 h 23 min left")
 
     def test_progress_bar_of_a_terminal_leaves_no_line(self):
-        file = Terminal()
+        file = io.StringIO()
+        file.isatty = lambda: True
         with Counter("counting", 50, file) as counter:
             counter(20)
             counter(50)

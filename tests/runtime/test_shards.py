@@ -81,9 +81,7 @@ class TestShardsAndXla:
         [(0.5, 1, [1] * 5), (2.9, 1, [2, 2, 1]), (3, 1, [3, 2]), (5, 1, [5]), (0.5, 2, [5])],
     )
     @pytest.mark.parametrize("has_condition", [False, True])
-    def test_images_run_in_parts_that_fit_into_the_cache_of_a_core(
-        self, monkeypatch, images, threads, expected, has_condition
-    ):
+    def test_parts_of_a_batch_fit_into_the_cache(self, monkeypatch, images, threads, expected, has_condition):
         monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: threads)
         monkeypatch.setattr(run_mode, "_CACHE_BYTES", int(images * 4 * 2 * 8 * 4))
         seen = []
@@ -99,9 +97,7 @@ class TestShardsAndXla:
         np.testing.assert_array_equal(result, double(x, condition, None))
 
     @pytest.mark.parametrize("count", [1, 2, 7])
-    def test_model_decodes_exactly_with_any_shards_of_encoding_and_decoding(
-        self, set_shards, eager, monkeypatch, count
-    ):
+    def test_model_decodes_exactly_with_any_shards(self, set_shards, eager, monkeypatch, count):
         # The test runs eagerly, since a trace keeps the shards that it was made with.
         model, used, split_batch = variant("coupling"), set(), run_mode.split_into_parts
 

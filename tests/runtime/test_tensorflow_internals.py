@@ -1,22 +1,13 @@
 """Tests of the private parts of TensorFlow that the package uses: each does what the package needs."""
 
 import inspect
-import os
-import subprocess
-import sys
 
 import pytest
 import tensorflow as tf
-from helpers.places import PATIENCE, ROOT
+from helpers.places import ROOT, run_python
 from tensorflow.python.eager import context
 
-from tfdecouple.tensorflow_internals import (
-    VARIABLE_VALUE_KEY,
-    Trackable,
-    is_traced_for_xla,
-    pause_gradient_tapes,
-    worker_timeout,
-)
+from tfdecouple import tensorflow_internals
 
 
 class TestInternals:
@@ -25,7 +16,7 @@ class TestInternals:
         with tf.GradientTape() as tape:
             tape.watch(x)
             y = x**2
-            with pause_gradient_tapes():
+            with tensorflow_internals.pause_gradient_tapes():
                 constant = x**2
             y += constant
         assert tape.gradient(y, x) == 6
@@ -33,42 +24,37 @@ class TestInternals:
     @pytest.mark.parametrize("chosen", ["0", "1"])
     def test_onednn_is_on_as_the_environment_says(self, chosen):
         program = "import tensorflow; from tfdecouple.tensorflow_internals import is_onednn_on as on; print(on())"
-        environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": chosen}
-        done = subprocess.run(
-            [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE
-        )
-        assert done.stdout == f"{chosen == '1'}\n"
+        assert run_python("-c", program, TF_ENABLE_ONEDNN_OPTS=chosen).stdout == f"{chosen == '1'}\n"
 
     @pytest.mark.parametrize("jit_compile", [None, True])
     def test_tracing_for_xla_is_recognised_in_nested_functions(self, jit_compile):
         results = []
-        inner = tf.function(lambda x: results.append(is_traced_for_xla()) or x, autograph=False)
-        tf.function(lambda x: inner(x), autograph=False, jit_compile=jit_compile).get_concrete_function(
-            tf.TensorSpec([])
-        )
-        assert results == [bool(jit_compile)] and not is_traced_for_xla()
+        inner = tf.function(lambda x: results.append(tensorflow_internals.is_traced_for_xla()) or x, autograph=False)
+        outer = tf.function(lambda x: inner(x), autograph=False, jit_compile=jit_compile)
+        outer.get_concrete_function(tf.TensorSpec([]))
+        assert results == [bool(jit_compile)] and not tensorflow_internals.is_traced_for_xla()
 
     def test_worker_timeout_reaches_the_coordination_service_of_tensorflow(self, monkeypatch):
         name, option = "configure_coordination_service", "heartbeat_timeout_in_ms"
         assert option in inspect.signature(getattr(context.Context, name)).parameters
         received = []
         monkeypatch.setattr(context.Context, name, lambda *_, **options: received.append(options))
-        with worker_timeout(7):
+        with tensorflow_internals.worker_timeout(7):
             context.context().configure_coordination_service("standalone")
         context.context().configure_coordination_service("standalone")
         assert received == [{option: 7000}, {}]
 
     def test_checkpoint_saves_and_restores_a_trackable_like_a_variable(self, tmp_path):
-        class Number(Trackable):
+        class Number(tensorflow_internals.Trackable):
             """A number that a checkpoint holds as it holds a variable."""
 
             value = tf.constant(1.0)
 
             def _serialize_to_tensors(self):
-                return {VARIABLE_VALUE_KEY: self.value}
+                return {tensorflow_internals.VARIABLE_VALUE_KEY: self.value}
 
             def _restore_from_tensors(self, tensors):
-                self.value = tensors[VARIABLE_VALUE_KEY]
+                self.value = tensors[tensorflow_internals.VARIABLE_VALUE_KEY]
 
         saved, restored, variable = Number(), Number(), tf.Variable(0.0)
         saved.value = tf.constant(5.0)

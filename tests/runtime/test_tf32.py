@@ -1,5 +1,3 @@
-"""Tests of the contexts that switch TensorFlow's TF32 on and off."""
-
 import threading
 import warnings
 

@@ -1,5 +1,3 @@
-"""Fixtures for the tests of training: stand-ins for evaluations and steps, and runs that compute neither."""
-
 import pytest
 from helpers.models import LEAST
 from helpers.runs import FakeStep, read_log_without_timing, run_config
@@ -7,7 +5,6 @@ from helpers.runs import FakeStep, read_log_without_timing, run_config
 from tfdecouple.cli.train import main as train_main
 from tfdecouple.metrics.bits_per_dim import ELBO, Bound
 from tfdecouple.metrics.metric import Estimate
-from tfdecouple.model import gradient
 from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import write_json
@@ -22,15 +19,11 @@ def stand_ins(monkeypatch):
     monkeypatch.setattr(evaluation, "DIAGNOSTICS", [lambda model, images: diagnostics])
 
     def fake(measure=lambda split: 8.0):
-        class FakeEvaluator:
-            def __init__(self, *_):
-                pass
+        def evaluate(batches, k=1, **_):
+            one, zero = Estimate(1.0, 0.1), Estimate(0.0, 0.0)
+            return Bound(ELBO, k, 5, measure(batches), 0.1, one, one, zero, zero, 1.0)
 
-            def __call__(self, batches, k=1, **_):
-                one, zero = Estimate(1.0, 0.1), Estimate(0.0, 0.0)
-                return Bound(ELBO, k, 5, measure(batches), 0.1, one, one, zero, zero, 1.0)
-
-        monkeypatch.setattr(loop, "BoundEvaluator", FakeEvaluator)
+        monkeypatch.setattr(loop, "BoundEvaluator", lambda *_: evaluate)
         monkeypatch.setattr(loop, "make_evaluation_batches", lambda source, split, **_: split)
 
     fake()
@@ -85,11 +78,3 @@ class FakeRun:
 @pytest.fixture
 def fake_run(image_folder, tmp_path, monkeypatch, stand_ins, fake_step):
     return FakeRun(image_folder, tmp_path / "run", monkeypatch, stand_ins)
-
-
-@pytest.fixture(scope="module")
-def weights_of_both_sizes():
-    """Lowers the limit of small weights to 64 numbers, so that a tiny model has small and large weights."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gradient, "_LARGEST_JOINED_SIZE", 64)
-        yield

@@ -17,7 +17,6 @@ from tfdecouple.cli.evaluate import Evaluation
 from tfdecouple.errors import ConfigError, DataError, RunError
 from tfdecouple.runs.opened_run import Run
 from tfdecouple.training import loop, train, workers
-from tfdecouple.training import workers as workers_module
 from tfdecouple.training.workers import LostWorkerError, convert_lost_worker_errors, find_cluster, make_strategy
 
 
@@ -92,15 +91,9 @@ def test_evaluation_uses_all_visible_gpus(monkeypatch):
     assert asked == [("CPU:0", "CPU:1")]
 
 
-@pytest.fixture
-def hidden_gpu(monkeypatch):
-    """Adds a GPU that this process does not see."""
-    gpu = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")
-    listed = tf.config.list_physical_devices
+def test_gpu_hidden_from_the_process_is_not_used(monkeypatch, set_tf_config):
+    gpu, listed = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU"), tf.config.list_physical_devices
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [gpu] if kind == "GPU" else listed(kind))
-
-
-def test_gpu_hidden_from_the_process_is_not_used(hidden_gpu, set_tf_config):
     assert "CPU" in make_strategy(1).extended.worker_devices[0]
     set_tf_config(tf_config())
     with pytest.raises(ConfigError, match="a worker of this cluster has only one CPU device"):
@@ -207,11 +200,11 @@ class TestWorkers:
 
     @pytest.mark.parametrize("together", [8, 2**24])
     def test_broadcast_copies_the_chiefs_values_to_the_bit(self, together, monkeypatch):
-        monkeypatch.setattr(workers_module, "_BROADCAST_BYTES", together)
+        monkeypatch.setattr(workers, "_BROADCAST_BYTES", together)
         values = [np.float32([[1e-42, np.nan, -0.0]]), np.int64(2**40), np.array([True, False]), np.float64(np.inf)]
 
         def act(workers):
-            variables = [tf.Variable(value if (workers.rank == 0) else np.zeros_like(value)) for value in values]
+            variables = [tf.Variable(value if (workers.rank == 0) else np.ones_like(value)) for value in values]
             workers.broadcast_variables(variables)
             return [variable.numpy().tobytes() for variable in variables]
 

@@ -1,17 +1,13 @@
-"""Distributed runs: workers as threads of this process, and as two processes on this machine."""
-
 import contextlib
 import io
 import json
 import signal
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from helpers.models import LEAST
-from helpers.places import PATIENCE, ROOT, user_environment
+from helpers.places import run_python
 from helpers.runs import assert_same_checkpoint, read_checkpoint, read_log, run_config
 from helpers.worker_pairs import WorkerProcesses, WorkerThreads
 
@@ -70,9 +66,7 @@ class TestTwoRanks:
 
         return run
 
-    def test_only_the_chief_of_two_ranks_writes_and_no_signal_ends_the_test_evaluation(
-        self, ranks, stand_ins, tmp_path, monkeypatch
-    ):
+    def test_only_the_chief_writes_and_no_signal_ends_the_test(self, ranks, stand_ins, tmp_path, monkeypatch):
         asked = []
 
         class Noted(StopRequest):
@@ -135,16 +129,11 @@ class TestTwoProcesses:
         for key, value in ours.items():
             np.testing.assert_allclose(value, theirs[key], rtol=5e-5, atol=5e-5, err_msg=key)
 
-    def test_two_devices_of_one_process_train_as_two_processes_to_the_bit(
-        self, shared_run, finished_run, image_folder, tmp_path, forked
-    ):
+    def test_two_devices_train_exactly_as_two_processes(self, shared_run, finished_run, image_folder, tmp_path, forked):
         # A program like the two: the last digits depend on how many threads an operation has.
         write_json(tmp_path / "config.json", run_config(image_folder, pictures=0).to_dict())
-        command = [sys.executable, "train.py", "--config", str(tmp_path / "config.json"), "--devices", "2"]
-        command += ["--workdir", str(tmp_path / "run")]
-        done = subprocess.run(
-            command, cwd=ROOT, env=user_environment(), capture_output=True, text=True, timeout=PATIENCE
-        )
+        options = ("--config", tmp_path / "config.json", "--devices", 2, "--workdir", tmp_path / "run")
+        done = run_python("train.py", *options)
         assert (done.returncode, done.stderr) == (0, "") and "2 CPUs" in done.stdout
         for step in (5, 10):
             assert_same_checkpoint(shared_run.folder, tmp_path / "run", f"step-{step:09d}")

@@ -1,5 +1,3 @@
-"""Adam and Muon: their updates, averages, clipping, and skipped steps."""
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -115,15 +113,13 @@ class TestOptimizer:
     def test_optimizer_scales_only_clipped_gradients(self, clip_norm, scale):
         ours = Updated(clip_norm=clip_norm)
         ours.update([0.5, -0.5], scale=0.5)
-        np.testing.assert_allclose(
-            ours.optimizer.means["flow/first"].numpy(), 0.1 * scale * np.array([0.5, -0.5]), rtol=1e-6
-        )
+        means = ours.optimizer.means["flow/first"].numpy()
+        np.testing.assert_allclose(means, 0.1 * scale * np.array([0.5, -0.5]), rtol=1e-6)
 
     def test_checkpoint_stores_views_of_a_flat_buffer_as_variables(self, tmp_path):
         shapes = {"a/b": tf.TensorShape([2, 3]), "c": tf.TensorShape([]), "d": tf.TensorShape([4])}
-        values = {
-            name: np.random.default_rng(n).random(shape, np.float32) for n, (name, shape) in enumerate(shapes.items())
-        }
+        rng = np.random.default_rng(0)
+        values = {name: rng.random(shape, np.float32) for name, shape in shapes.items()}
         vector = FlatBuffer(shapes)
         for name, value in values.items():
             vector.views[name].assign(value)

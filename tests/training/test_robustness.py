@@ -1,5 +1,3 @@
-"""Training programs that are killed, interrupted, or run out of disk, and started again."""
-
 import contextlib
 import json
 import os
@@ -14,7 +12,7 @@ import time
 import pytest
 from helpers.forked import forked_programs
 from helpers.models import LEAST
-from helpers.places import PATIENCE, ROOT, user_environment
+from helpers.places import PATIENCE, ROOT, run_python, user_environment
 from helpers.runs import assert_same_checkpoint, read_log_without_timing, run_config
 
 from tfdecouple.storage.checkpoints import CheckpointFolder
@@ -26,11 +24,11 @@ pytestmark = pytest.mark.slow
 ENDLESS = {"steps": 100_000, "evaluate_every": 100_000}
 
 
-def command(config, run, beside=None):
-    """The command that trains a run; the config lies in a folder beside it."""
+def write_options(config, run, beside=None):
+    """Writes the config into a folder beside the run, and returns the options of `train.py`."""
     path = (beside or run.parent) / "program.json"
     write_json(path, config.to_dict())
-    return list(map(str, [sys.executable, "train.py", "--config", path, "--workdir", run]))
+    return ["--config", str(path), "--workdir", str(run)]
 
 
 class Program:
@@ -41,10 +39,9 @@ class Program:
         self.run = run
         self.files = [(beside / f"program.{name}").open("w+") for name in ("out", "err")]
         out, err = self.files
+        command = [sys.executable, "train.py", *write_options(config, run, beside)]
         with forked_programs():
-            self.process = subprocess.Popen(
-                command(config, run, beside), cwd=ROOT, env=user_environment(), stdout=out, stderr=err
-            )
+            self.process = subprocess.Popen(command, cwd=ROOT, env=user_environment(), stdout=out, stderr=err)
 
     def wait_for(self, condition):
         """Waits until `condition()` holds; False where the program ended before."""
@@ -94,26 +91,6 @@ class Program:
         return self.process.returncode, *(file.read() for file in self.files)
 
 
-@pytest.fixture(scope="module")
-def config(image_folder):
-    """The config of a short run with every kind of layer, without pictures."""
-    return run_config(image_folder, pictures=0)
-
-
-@pytest.fixture(scope="module")
-def unbroken_run(config, tmp_path_factory):
-    """A run that nothing interrupts, by Python as a user starts it.
-
-    In the process of the tests an operation has other threads, so that the last digits may differ, and do on a busy
-    machine.
-    """
-    run = tmp_path_factory.mktemp("unbroken") / "run"
-    arguments = command(config, run)
-    done = subprocess.run(arguments, cwd=ROOT, env=user_environment(), capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    return run
-
-
 # A run that is killed between its steps 5 and 10, from within: from outside it may be over before the signal comes.
 KILLED = """
 import os, signal, sys
@@ -129,18 +106,20 @@ sys.exit(train_main(sys.argv[1:]))
 
 def killed_after_step_5(config, run):
     """Makes a run that was killed after step 5 of 10."""
-    _, _, *arguments = command(config, run)
     with forked_programs():
-        done = subprocess.run(
-            [sys.executable, "-c", KILLED, *arguments], cwd=ROOT, env=user_environment(), capture_output=True, text=True
-        )
+        done = run_python("-c", KILLED, *write_options(config, run))
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert CheckpointFolder(run / "checkpoints").list_checkpoint_steps() == [5] and not (run / "summary.json").exists()
     return run
 
 
 class TestKill:
-    def test_killed_run_ends_as_an_unbroken_one_bit_for_bit(self, config, unbroken_run, tmp_path):
+    def test_killed_run_ends_as_an_unbroken_one_bit_for_bit(self, image_folder, tmp_path):
+        config, unbroken_run = run_config(image_folder, pictures=0), tmp_path / "unbroken" / "run"
+        unbroken_run.parent.mkdir()
+        # In the process of the tests an operation has other threads, so that the last digits may differ.
+        done = run_python("train.py", *write_options(config, unbroken_run))
+        assert (done.returncode, done.stderr) == (0, "")
         run = killed_after_step_5(config, tmp_path / "run")
         status, out, err = Program(config, run).end()
         assert (status, err) == (0, "")
@@ -243,9 +222,7 @@ class TestFullDisk:
         assert_same_checkpoint(run, whole_run, "step-000000010")
         assert read_log_without_timing(run) == read_log_without_timing(whole_run)
 
-    def test_training_on_a_full_disk_ends_with_one_line_and_starts_once_there_is_room(
-        self, image_folder, small_disk, tmp_path
-    ):
+    def test_training_starts_once_a_full_disk_has_room(self, image_folder, small_disk, tmp_path):
         fill(small_disk)
         config, run = run_config(image_folder, model=LEAST, steps=1), small_disk / "run"
         status, _, err = Program(config, run, tmp_path).end()

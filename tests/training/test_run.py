@@ -1,5 +1,3 @@
-"""A training run: the files in its folder, resumption, refusals, selection of the best step, and divergence."""
-
 import dataclasses
 import fcntl
 import json
@@ -12,16 +10,9 @@ import signal
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import runs
 from helpers.models import LEAST, SMALL
 from helpers.refusals import message_of
-from helpers.runs import (
-    TIMING,
-    assert_same_checkpoint,
-    call_before_steps,
-    read_checkpoint,
-    read_log_without_timing,
-    run_config,
-)
 
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.runs.opened_run import load_model
@@ -46,12 +37,12 @@ def stop_before_step(monkeypatch, number):
         assert step == number
         raise FirstStepError
 
-    call_before_steps(monkeypatch, act)
+    runs.call_before_steps(monkeypatch, act)
 
 
 class TestFolder:
     def test_log_and_summary_have_all_rows_and_the_final_metrics(self, finished_run):
-        rows = read_log_without_timing(finished_run)
+        rows = runs.read_log_without_timing(finished_run)
         evaluations = {("validation", 5), ("validation", 10), ("test", 10)}
         assert set(rows) == {("train", step) for step in (2, 4, 6, 8, 10)} | evaluations
         assert all(math.isfinite(v) for row in rows.values() for v in row.values() if not isinstance(v, str))
@@ -78,7 +69,7 @@ class TestFolder:
 
         events = EventAccumulator(str(finished_run / "tensorboard"), size_guidance={"tensors": 0})
         events.Reload()
-        rows = read_log_without_timing(finished_run)
+        rows = runs.read_log_without_timing(finished_run)
         tags = set(events.Tags()["tensors"])
         assert {"samples", "reconstructions", "switch", "interpolation"} <= tags
         # The config is there, too, for the tab of hyperparameters.
@@ -89,7 +80,7 @@ class TestFolder:
         assert (options["model.steps"].string_value, options["name"].string_value) == ("[1, 1]", "tiny")
         scalars = tags - {"samples", "reconstructions", "switch", "interpolation", config}
         assert {"train/bits_per_dim", "validation/bits_per_dim", "test/bits_per_dim"} <= scalars
-        for tag in scalars - {f"train/{name}" for name in TIMING}:
+        for tag in scalars - {f"train/{name}" for name in runs.TIMING}:
             kind, name = tag.split("/")
             shown = {event.step: float(tf.make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)}
             logged = {step: row[name] for (of, step), row in rows.items() if of == kind}
@@ -115,12 +106,12 @@ class TestResumption:
         with pytest.MonkeyPatch.context() as patch:
             # The pictures are those of the finished run.
             patch.setattr(evaluation, "draw_pictures", lambda inputs, *_: ({}, len(inputs.images)))
-            train(run_config(image_folder), run)
+            train(runs.run_config(image_folder), run)
         return run
 
     def test_signal_stops_a_run_between_steps_and_the_same_command_resumes(self, fake_run, fake_step, capsys):
         with pytest.MonkeyPatch.context() as patch:
-            call_before_steps(patch, lambda _, step: step == 6 and os.kill(os.getpid(), signal.SIGTERM), fake_step)
+            runs.call_before_steps(patch, lambda _, step: step == 6 and os.kill(os.getpid(), signal.SIGTERM), fake_step)
             assert fake_run.call_train_program() == 75
         err = capsys.readouterr().err
         assert err.count("\n") == 1
@@ -132,14 +123,12 @@ class TestResumption:
         assert fake_run.read_log()["train", 8]["kl"] == np.mean([fake_step.kl(6), fake_step.kl(7)])
 
     def test_resumed_run_ends_bit_for_bit_as_an_unbroken_one(self, resumed_run, finished_run):
-        assert_same_checkpoint(resumed_run, finished_run, "step-000000010")
-        assert read_log_without_timing(resumed_run) == read_log_without_timing(finished_run)
+        runs.assert_same_checkpoint(resumed_run, finished_run, "step-000000010")
+        assert runs.read_log_without_timing(resumed_run) == runs.read_log_without_timing(finished_run)
         ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (resumed_run, finished_run))
         assert ours == theirs
 
-    def test_resumption_passes_over_a_damaged_checkpoint(
-        self, finished_run, image_folder, tmp_path, capsys, monkeypatch
-    ):
+    def test_resumption_skips_a_damaged_checkpoint(self, finished_run, image_folder, tmp_path, capsys, monkeypatch):
         run = shutil.copytree(finished_run, tmp_path / "run")
         checkpoints = CheckpointFolder(run / "checkpoints")
         data = checkpoints.path / "step-000000010.data-00000-of-00001"
@@ -149,25 +138,23 @@ class TestResumption:
             file.rename(file.with_name(f"best-000000010.{file.name.partition('.')[2]}"))
         stop_before_step(monkeypatch, 5)
         with pytest.raises(FirstStepError):
-            train(run_config(image_folder), run)
+            train(runs.run_config(image_folder), run)
         out = capsys.readouterr().out
         assert "not used: the checkpoint" in out and "step-000000010 is damaged" in out
         assert "resumes from step 5" in out
         assert (checkpoints.list_checkpoint_steps(), checkpoints.list_checkpoint_steps("best")) == ([5], [])
-        assert max(step for _, step in read_log_without_timing(run)) == 5
+        assert max(step for _, step in runs.read_log_without_timing(run)) == 5
 
     def test_resumption_without_any_whole_checkpoint_is_refused_in_one_line(self, finished_run, image_folder, tmp_path):
         shutil.copytree(finished_run, tmp_path / "run")
         for data in (tmp_path / "run" / "checkpoints").glob("step-*.data*"):
             os.truncate(data, 100)
-        message = message_of(RunError, lambda: train(run_config(image_folder), tmp_path / "run"))
+        message = message_of(RunError, lambda: train(runs.run_config(image_folder), tmp_path / "run"))
         assert "no checkpoint in" in message and "can be read" in message and "move the folder away" in message
 
 
 class TestImageFolders:
-    def test_complete_run_changes_nothing_however_the_image_folder_is_spelled(
-        self, finished_run, image_folder, monkeypatch, capsys
-    ):
+    def test_complete_run_accepts_any_spelling_of_its_images(self, finished_run, image_folder, monkeypatch, capsys):
         def files():
             paths = (path for path in finished_run.rglob("*") if path.is_file() and path.name != ".lock")
             return {path: path.read_bytes() for path in paths}
@@ -175,24 +162,22 @@ class TestImageFolders:
         before = files()
         monkeypatch.chdir(image_folder.parent)
         for spelled in (image_folder, f"./{image_folder.name}/"):
-            assert train(run_config(spelled), finished_run).summary["steps"] == 10
+            assert train(runs.run_config(spelled), finished_run).summary["steps"] == 10
             assert "is complete at step 10" in capsys.readouterr().out
         assert files() == before
 
-    def test_resumption_accepts_a_moved_image_folder_and_other_steps_and_loggers(
-        self, finished_run, image_folder, tmp_path, monkeypatch, capsys
-    ):
+    def test_resumption_accepts_a_moved_image_folder(self, finished_run, image_folder, tmp_path, monkeypatch, capsys):
         shutil.copytree(finished_run, tmp_path / "run")
-        write_json(tmp_path / "run" / "config.json", run_config(tmp_path / "gone").to_dict())
+        write_json(tmp_path / "run" / "config.json", runs.run_config(tmp_path / "gone").to_dict())
         stop_before_step(monkeypatch, 10)
         with pytest.raises(FirstStepError):
-            train(run_config(image_folder, steps=11, loggers=()), tmp_path / "run")
+            train(runs.run_config(image_folder, steps=11, loggers=()), tmp_path / "run")
         assert f"images are read from {image_folder}; {tmp_path / 'gone'}, where" in capsys.readouterr().out
-        assert RunFolder(tmp_path / "run").read_config() == run_config(image_folder, steps=11, loggers=())
+        assert RunFolder(tmp_path / "run").read_config() == runs.run_config(image_folder, steps=11, loggers=())
         # Two existing folders hold different images.
         (tmp_path / "other").mkdir()
         with pytest.raises(RunError, match="data.source was .* and is now"):
-            train(run_config(tmp_path / "other"), finished_run)
+            train(runs.run_config(tmp_path / "other"), finished_run)
 
 
 def test_run_of_5_bits_without_pictures_ends_and_reports_that_tf32_needs_a_gpu(fake_run, capsys):
@@ -207,7 +192,7 @@ def test_run_of_5_bits_without_pictures_ends_and_reports_that_tf32_needs_a_gpu(f
 
 class TestRefusals:
     def test_resumption_names_changed_options_with_both_values(self, finished_run, image_folder):
-        config = run_config(image_folder, learning_rate=0.5, batch_size=4)
+        config = runs.run_config(image_folder, learning_rate=0.5, batch_size=4)
         message = message_of(RunError, lambda: train(config, finished_run))
         assert "training.learning_rate was 0.01 and is now 0.5" in message
         assert "training.batch_size was 8 and is now 4" in message
@@ -216,24 +201,24 @@ class TestRefusals:
     def test_training_refuses_a_folder_with_other_files(self, tmp_path, image_folder):
         (tmp_path / "diary.txt").write_text("dear diary")
         with pytest.raises(RunError, match="exists and is no run folder"):
-            train(run_config(image_folder), tmp_path)
+            train(runs.run_config(image_folder), tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["diary.txt"]
 
     def test_leftovers_of_a_killed_start_do_not_block_a_run(self, tmp_path, image_folder):
         (tmp_path / ".lock").touch()
         (tmp_path / ".config.json.123.tmp").write_text("{")
-        directory = TrainingFolder(tmp_path, run_config(image_folder))
+        directory = TrainingFolder(tmp_path, runs.run_config(image_folder))
         directory.require_same_run()
         assert not directory.is_resumed
 
     def test_training_refuses_a_folder_in_use(self, tmp_path, image_folder):
         with (tmp_path / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            message = message_of(RunError, lambda: train(run_config(image_folder), tmp_path))
+            message = message_of(RunError, lambda: train(runs.run_config(image_folder), tmp_path))
         assert "another program is training in" in message
 
     def test_training_refuses_a_batch_that_devices_do_not_divide(self, tmp_path, image_folder):
-        config = run_config(image_folder, batch_size=9)
+        config = runs.run_config(image_folder, batch_size=9)
         message = message_of(ConfigError, lambda: train(config, tmp_path / "run", devices=2))
         assert "training.batch_size is 9, no multiple of the 2 devices" in message
         assert not (tmp_path / "run").exists()
@@ -249,10 +234,10 @@ class TestWarmStart:
             started.append((weights, {name: average.numpy() for name, average in state.optimizer.averages.items()}))
             raise FirstStepError
 
-        call_before_steps(monkeypatch, look)
+        runs.call_before_steps(monkeypatch, look)
         monkeypatch.chdir(finished_run.parent)
         with pytest.raises(FirstStepError):
-            train(run_config(image_folder, init_from=finished_run.name), tmp_path / "run")
+            train(runs.run_config(image_folder, init_from=finished_run.name), tmp_path / "run")
         ((weights, averages),) = started
         for name, variable in load_model(finished_run).named_variables().items():
             np.testing.assert_array_equal(weights[name], variable, err_msg=name)
@@ -263,11 +248,11 @@ class TestWarmStart:
         monkeypatch.chdir(tmp_path)
         named = {"first": str(tmp_path / "first"), "photographs": "photographs", "hf://ada/faces": "hf://ada/faces"}
         for typed, kept in [*named.items(), (None, None)]:
-            assert make_paths_absolute(run_config(image_folder, init_from=typed)).training.init_from == kept
+            assert make_paths_absolute(runs.run_config(image_folder, init_from=typed)).training.init_from == kept
 
     def test_init_from_names_a_different_architecture(self, finished_run, image_folder, tmp_path):
         model = dataclasses.replace(SMALL, latent_dim=6)
-        config = run_config(image_folder, model=model, init_from=str(finished_run))
+        config = runs.run_config(image_folder, model=model, init_from=str(finished_run))
         message = message_of(ConfigError, lambda: train(config, tmp_path / "run"))
         assert "model.latent_dim is 4 there and 6 here" in message
         assert f"that of --config {finished_run / 'config.json'}:" in message
@@ -299,7 +284,7 @@ class TestBestStep:
         assert (summary["best_step"], summary["validation_bits_per_dim"]) == (2, 2.0)
         assert (fake_run.list_checkpoint_steps("best"), fake_run.list_checkpoint_steps()) == ([2], [4, 3, 2, 1])
         names = ("best-000000002", "step-000000002", "step-000000004")
-        best, state, later = (read_checkpoint(fake_run.path, name) for name in names)
+        best, state, later = (runs.read_checkpoint(fake_run.path, name) for name in names)
         averages = [key for key in state if key.startswith("averages/")]
         assert averages and all(np.any(state[key] != later[key]) for key in averages)
         for key in averages:
@@ -318,7 +303,7 @@ class TestDivergence:
         assert "step 2 was not applied: bits per dim, kl, gradient norm not finite" in out
         row = fake_run.read_log()["train", 4]
         assert row["skipped_steps"] == 2 and math.isfinite(row["bits_per_dim"])
-        good, last = (read_checkpoint(fake_run.path, f"step-{step:09d}") for step in (5, 8))
+        good, last = (runs.read_checkpoint(fake_run.path, f"step-{step:09d}") for step in (5, 8))
         for key, value in good.items():
             if not key.startswith("counters/"):
                 np.testing.assert_array_equal(last[key], value, err_msg=key)
@@ -335,6 +320,6 @@ class TestDivergence:
         with pytest.raises(DivergedError, match=r"3 steps in a row were not applied \(at step 7: "):
             fake_run.train(max_skipped_steps=3, **rare)
         assert "3 of the steps 2 to 7 were not applied: " in capsys.readouterr().out
-        saved = read_checkpoint(fake_run.path, "step-000000007")
+        saved = runs.read_checkpoint(fake_run.path, "step-000000007")
         names = {"step": 7, "updates": 4, "skipped": 3}
         assert names == {name: saved[f"counters/{name}/.ATTRIBUTES/VARIABLE_VALUE"] for name in names}

@@ -1,5 +1,3 @@
-"""Schedules and effects of a step: learning rate, weight of the KL term, noise on images, and patterns."""
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -98,9 +96,8 @@ class TestSchedule:
 
         noisy = seen(images)
         seed = randomness.derive_seed(TrainingConfig().seed, "step", step, "images")
-        np.testing.assert_array_equal(
-            noisy, add_image_noise(images, 32.0, tf.random.stateless_normal(images.shape, seed))
-        )
+        noise = tf.random.stateless_normal(images.shape, seed)
+        np.testing.assert_array_equal(noisy, add_image_noise(images, 32.0, noise))
         np.testing.assert_array_equal(seen(images[4:], number=1, micro_batches=2), noisy[4:])
         state.updates.assign(2)
         assert 0 < np.abs(seen(images).astype(int) - images).mean() < np.abs(noisy.astype(int) - images).mean()

@@ -13,15 +13,19 @@ from helpers.variants import VARIANTS
 from benchmarks.emulation import emulated_accelerator
 from tfdecouple.data import make_evaluation_batches
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
-from tfdecouple.model import DecoupledModel, objective
-from tfdecouple.model.gradient import INVERSION_BOUND
+from tfdecouple.model import DecoupledModel, gradient, objective
 from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.runtime import execution
 from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.training import loop
 
-pytestmark = pytest.mark.usefixtures("weights_of_both_sizes")
-DEQUANTIZING = VARIANTS["dequantization"]
+
+@pytest.fixture(autouse=True, scope="module")
+def weights_of_both_sizes():
+    """Lowers the limit of small weights to 64 numbers, so that a tiny model has small and large weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gradient, "_LARGEST_JOINED_SIZE", 64)
+        yield
 
 
 def gradient_of(values):
@@ -117,7 +121,7 @@ class TestStep:
         before = trainer.values()
         result = trainer.take()
         assert not result.applied and math.isfinite(result.bits_per_dim) and math.isfinite(result.gradient_norm)
-        assert result.inversion_error > INVERSION_BOUND["float32"]
+        assert result.inversion_error > gradient.INVERSION_BOUND["float32"]
         assert_equal(trainer.values(), before, but=("counters/step", "counters/skipped"))
         reason = f"inversion error {result.inversion_error:.2g} (training.memory=invert)"
         assert [trainer.state.describe_skip_reasons() for _ in range(2)] == [reason, ""]
@@ -324,7 +328,8 @@ class TestSteps:
                 np.testing.assert_allclose(trainer.values()[name], value, atol=1e-5 * np.abs(value).max(), err_msg=name)
 
     def test_learned_dequantization_is_in_the_loss_and_trains_in_both_memory_modes(self, eager):
-        kept, recomputed = (Trainer(model=DEQUANTIZING, memory=memory) for memory in ("keep", "recompute"))
+        model = VARIANTS["dequantization"]
+        kept, recomputed = (Trainer(model=model, memory=memory) for memory in ("keep", "recompute"))
         result, again = kept.take(), recomputed.take()
         assert result.dequantization != 0 and result.applied
         nats = result.reconstruction + result.kl + result.dequantization

@@ -1,5 +1,3 @@
-"""Tests of photographs at their own size: reading, changing colours, writing."""
-
 import io
 
 import numpy as np

@@ -1,5 +1,3 @@
-"""Tests of grids of images, pixel by pixel, and of the pictures of an evaluation."""
-
 import numpy as np
 import pytest
 from helpers.models import random_images

@@ -1,7 +1,3 @@
-"""What the tests of Keras' methods share: models of the smallest size, compiled, and their images."""
-
-import warnings
-
 import keras
 import numpy as np
 import pytest
@@ -47,16 +43,6 @@ def model():
     """A compiled model that several tests train on: do not count on its weights."""
     with run_functions_eagerly():
         return made()
-
-
-@pytest.fixture(scope="module")
-def history(model):
-    """What two epochs with a validation leave in the history."""
-    with run_functions_eagerly(), warnings.catch_warnings():
-        warnings.simplefilter("error")
-        # Of TensorFlow, on data sets where functions run eagerly.
-        warnings.filterwarnings("ignore", "Even though the")
-        return model.fit(IMAGES, batch_size=10, epochs=2, validation_data=IMAGES[:6], verbose=0).history
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 import dataclasses
 import re
-import subprocess
-import sys
 import warnings
 
 import keras
@@ -13,7 +11,7 @@ import tensorflow as tf
 from helpers.documents import split_code
 from helpers.layers import list_layers
 from helpers.models import random_images
-from helpers.places import PATIENCE, ROOT, user_environment
+from helpers.places import ROOT, run_python
 from helpers.refusals import message_of
 from helpers.variants import OF_CLASSES, SMALLEST, VARIANTS, fresh, read_weights, variant
 
@@ -23,12 +21,6 @@ from tfdecouple.errors import ConfigError, DataError, NotInitializedError, RunEr
 from tfdecouple.model import Codes, DecoupledModel
 
 PAGE = (ROOT / "docs" / "keras.md").read_text(encoding="utf-8")
-
-
-def run_python(code, *arguments, **environment):
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    environment = {**user_environment(), "TF_CPP_MIN_LOG_LEVEL": "3", **environment}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def make_classifier(model, code="z"):
@@ -111,11 +103,9 @@ class TestFiles:
             warnings.filterwarnings("error", ".*optimizer")
             model.save(tmp_path / "x.keras")
             loaded = keras.saving.load_model(tmp_path / "x.keras")
-        names = [
-            [variable.path for variable in copy.trainable_variables]
-            for copy in (loaded, keras.models.clone_model(model))
-        ]
-        assert names == [[variable.path for variable in model.trainable_variables]] * 2
+        names = [variable.path for variable in model.trainable_variables]
+        for copy in (loaded, keras.models.clone_model(model)):
+            assert [variable.path for variable in copy.trainable_variables] == names
         for ours, theirs in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
             np.testing.assert_array_equal(np.array(ours), np.array(theirs), err_msg=theirs.path)
 
@@ -166,11 +156,12 @@ class TestErrors:
     # The package of the second backend is missing, for which any import of Keras ends in a traceback.
     @pytest.mark.parametrize("backend", ["jax", "nonsense"])
     def test_another_backend_of_keras_is_refused_in_one_line(self, backend, tmp_path):
-        ended = run_python(SAMPLE, tmp_path, KERAS_BACKEND=backend)
+        variables = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        ended = run_python("-c", SAMPLE, tmp_path, **variables)
         assert ended.returncode == 2
         assert ended.stderr.startswith(f"error: Keras' backend is '{backend}' (by KERAS_BACKEND); tfdecouple needs")
         assert ended.stderr.count("\n") == 1
-        ended = run_python(LOOK, KERAS_BACKEND=backend)
+        ended = run_python("-c", LOOK, **variables)
         assert ended.stdout.startswith(f"Keras' backend is '{backend}'"), ended.stderr[-1000:]
 
 
@@ -181,7 +172,7 @@ class TestKerasModel:
         variant("coupling").save(tmp_path / "model.keras")
         whole.save(tmp_path / "classifier.keras")
         np.save(tmp_path / "images.npy", images)
-        ended = run_python(LOAD, tmp_path)
+        ended = run_python("-c", LOAD, tmp_path)
         assert ended.returncode == 0, ended.stderr[-2000:]
         decoded, classes = np.load(tmp_path / "answers.npz").values()
         np.testing.assert_array_equal(decoded, images)

@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.densities import counted_batches
+from helpers.refusals import message_of
 from helpers.variants import SMALLEST
 
 from tfdecouple.config import Config, TrainingConfig
@@ -29,15 +31,8 @@ class TestTraining:
         # None of these options has its default value.
         options = {"kl_weight": 3.0, "kl_warmup_steps": 4, "noise": 30.0, "noise_steps": 5, "patterns": 0.3, "seed": 5}
         keras_model = make(optimizer, **options)
-        training = TrainingConfig(
-            batch_size=10,
-            learning_rate=0.01,
-            warmup_steps=0,
-            decay_rate=1.0,
-            weight_decay=0.01,
-            clip_norm=0.0,
-            **options,
-        )
+        options |= {"learning_rate": 0.01, "weight_decay": 0.01, "batch_size": 10}
+        training = TrainingConfig(**options, warmup_steps=0, decay_rate=1.0, clip_norm=0.0)
         config, strategy = Config(model=SMALLEST, training=training), make_strategy()
         with strategy.scope():
             state = TrainingState(config)
@@ -77,9 +72,8 @@ class TestTraining:
         assert history["skipped_steps"] == [2] and np.isnan(history["bits_per_dim"]).all()
         for ours, theirs in zip(snapshot(model), before, strict=True):
             np.testing.assert_array_equal(ours, theirs)
-        with pytest.raises(DivergedError, match="training diverged: 3 steps in a row were not applied") as error:
-            model.fit(images, batch_size=10, verbose=0)
-        assert "\n" not in str(error.value)
+        line = message_of(DivergedError, lambda: model.fit(images, batch_size=10, verbose=0))
+        assert line.startswith("training diverged: 3 steps in a row were not applied")
         bad.assign(False)
         # A new `compile` starts the count of skipped steps anew.
         model.compile(keras.optimizers.Adam(1e-3))
@@ -90,10 +84,7 @@ class TestEvaluation:
     def test_evaluate_equals_the_evaluation_of_a_run_for_any_batch_size(self, make, images):
         model = make(seed=5)
         metrics = [model.evaluate(images, batch_size=size, verbose=0, return_dict=True) for size in (20, 7)]
-        batches = tf.data.Dataset.from_tensor_slices(
-            {"image": images, "index": np.arange(20), "weight": np.ones(20)}
-        ).batch(5)
-        right = BoundEvaluator(model)(batches, seed=5).to_log_row()
+        right = BoundEvaluator(model)(counted_batches(images, 5), seed=5).to_log_row()
         for name in ("bits_per_dim", "reconstruction", "kl", "dequantization"):
             assert metrics[0][name] == pytest.approx(metrics[1][name], rel=1e-6, abs=1e-6)
             assert metrics[0][name] == pytest.approx(right[name], rel=1e-6, abs=1e-6)
@@ -183,7 +174,5 @@ class TestStrategy:
             model.compile()
         model.initialize(images)
         for method in (model.fit, model.evaluate, model.predict, model.train_on_batch, model.test_on_batch):
-            with pytest.raises(
-                UserError, match="one device, not on the 2 of a MirroredStrategy: train by python train.py"
-            ):
+            with pytest.raises(UserError, match="one device, not on the 2 of a MirroredStrategy: .* python train.py"):
                 method(images)
