@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from export.formats import FORMATS
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.process import handle_signals
+from tfdecouple.runtime.signals import handle_signals
 from tfdecouple.storage.files import FileDigest, read_json, read_model
 
 MANIFEST = "manifest.json"

@@ -34,7 +34,7 @@ from export.verification.verify import check_settings, compare_in_process
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.model.any_size import find_weight_of_fixed_size
 from tfdecouple.runs.publishing import hide_image_path
-from tfdecouple.runtime.process import handle_signals
+from tfdecouple.runtime.signals import handle_signals
 from tfdecouple.storage.files import write_json, write_text
 
 # Error numbers of a full disk, and of an exhausted disk quota.
@@ -134,7 +134,8 @@ class _Exporter:
         for file, reason in self._provenance.omissions.items():
             self._report(f"{file} cannot be used and is left out: {reason}")
         if config.any_size and (weight := find_weight_of_fixed_size(self._model.config)):
-            raise UserError(f"--any-size: weight {weight} of this model has the size of its images; leave it out")
+            text = f"--any-size: weight {weight} of this model has the size of its images; leave --any-size out"
+            raise UserError(text)
         self._endpoints = list_endpoints(self._model.config, config.any_size)
         self._formats = {name: FORMATS[name] for name in FORMATS if name in config.formats}
         needed = {other for one in self._formats.values() for other in one.needs}

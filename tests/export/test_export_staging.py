@@ -21,7 +21,7 @@ from export.cli import main
 from export.export_folder import stage_export
 from export.pipeline import ExportConfig, export
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.process import handle_signals
+from tfdecouple.runtime.signals import handle_signals
 
 
 def require_complete(to, version="1"):

@@ -12,8 +12,8 @@ from helpers.runs import assert_same_checkpoint, read_checkpoint, read_log, run_
 from helpers.worker_pairs import WorkerProcesses, WorkerThreads
 
 from tfdecouple.data import open_source
-from tfdecouple.runtime.process import StopRequest
 from tfdecouple.runtime.progress import TrainingProgress
+from tfdecouple.runtime.signals import StopRequest
 from tfdecouple.storage.files import write_json
 from tfdecouple.training import InterruptedRunError, loop, train
 from tfdecouple.training.loop import Trainer

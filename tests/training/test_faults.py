@@ -16,7 +16,7 @@ from helpers.runs import call_before_steps, read_checkpoint, run_config
 from tfdecouple.errors import DataError, RunError
 from tfdecouple.runs.opened_run import Run
 from tfdecouple.runs.run_folder import RunFolder
-from tfdecouple.runtime.process import StopRequest
+from tfdecouple.runtime.signals import StopRequest
 from tfdecouple.training import DivergedError, InterruptedRunError, train
 
 
