@@ -299,7 +299,7 @@ def make_collective_sum(strategy: tf.distribute.Strategy, count: int) -> Callabl
     devices = strategy.num_replicas_in_sync // count
 
     def add(data: np.ndarray) -> np.ndarray:
-        def value_on_device(device: tf.distribute.ValueContext) -> tf.Tensor:
+        def value_on_device(device: tf.distribute.experimental.ValueContext) -> tf.Tensor:
             # Only the first device of each worker contributes the worker's data, so that the sum has them once.
             has_data = device.replica_id_in_sync_group % devices == 0
             return tf.constant(data if has_data else np.zeros_like(data), tf.float32)
