@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from export.formats import FORMATS
 from tfdecouple.runs.pretrained import DEFAULT, HUB
-from tfdecouple.runtime.process import get_arguments, make_number_type, run_program, start_tensorflow
+from tfdecouple.runtime.option_types import make_number_type
+from tfdecouple.runtime.process import get_arguments, run_program, start_tensorflow
 from tfdecouple.runtime.requirements import require_packages
 from tfdecouple.storage.files import hash_file
 

@@ -12,7 +12,8 @@ from tfdecouple.data.sources import list_source_kinds
 from tfdecouple.errors import UserError, make_printable
 from tfdecouple.runs.pretrained import DEFAULT, HUB
 from tfdecouple.runtime.devices import MOST_DEVICES
-from tfdecouple.runtime.process import make_number_type, start_tensorflow
+from tfdecouple.runtime.option_types import make_number_type
+from tfdecouple.runtime.process import start_tensorflow
 from tfdecouple.runtime.requirements import require_packages
 
 SPLITS = ("train", "validation", "test")

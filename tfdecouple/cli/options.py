@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from tfdecouple.errors import DataError, UserError, nearest
-from tfdecouple.runtime.process import add_number
+from tfdecouple.runtime.option_types import add_number
 from tfdecouple.runtime.requirements import require_packages
 
 # A function that adds an option, or a group of options, to a parser or group of argparse.

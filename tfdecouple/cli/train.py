@@ -13,7 +13,8 @@ from tfdecouple.cli.command_table import DEVICES, DOWNLOAD
 from tfdecouple.cli.options import AddOption, get_program_name, group, option
 from tfdecouple.config import Config, load_preset, override
 from tfdecouple.data.sources import list_source_kinds
-from tfdecouple.runtime.process import Program, get_arguments, make_number_type, start_tensorflow
+from tfdecouple.runtime.option_types import make_number_type
+from tfdecouple.runtime.process import Program, get_arguments, start_tensorflow
 
 EXIT_INTERRUPTED = 75
 EXIT_DIVERGED = 3

@@ -21,7 +21,7 @@ import numpy as np
 from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.metrics.drawn_images import draw_uncropped_images
 from tfdecouple.metrics.metric import Estimate, Metric, Result, describe_draw_count, format_table, require_finite_values
-from tfdecouple.runtime.process import add_number
+from tfdecouple.runtime.option_types import add_number
 from tfdecouple.runtime.progress import Counter
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import numpy as np
 from tfdecouple.errors import DataError
 from tfdecouple.metrics.drawn_images import draw_image_indices, encode_drawn_images, read_drawn_images
 from tfdecouple.metrics.metric import Estimate, Metric, Result, format_table
-from tfdecouple.runtime.process import add_number
+from tfdecouple.runtime.option_types import add_number
 from tfdecouple.runtime.progress import Counter
 
 if TYPE_CHECKING:

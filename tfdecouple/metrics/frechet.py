@@ -17,7 +17,7 @@ import numpy as np
 from tfdecouple.config.shapes import RGB_CHANNELS, Shape
 from tfdecouple.errors import DataError, UntrustedError, UserError, one_line
 from tfdecouple.metrics.metric import Metric, Result
-from tfdecouple.runtime.process import add_number
+from tfdecouple.runtime.option_types import add_number
 from tfdecouple.runtime.progress import Counter
 from tfdecouple.storage.files import hash_file
 

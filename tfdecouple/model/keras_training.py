@@ -153,6 +153,12 @@ class SkippedSteps(keras.callbacks.Callback):
             )
 
 
+def require_equal_weights(*weights: Any) -> None:
+    """Raises UserError unless all `weights` of images or classes, arguments of Keras' `fit`, are None."""
+    if any(weight is not None for weight in weights):
+        raise UserError("all images have equal weight in the bound: leave out sample_weight and class_weight")
+
+
 def unpack_images(data: Any) -> tuple[Any, Any]:
     """Returns (images, labels), with None for no labels, from the data that `fit` or a training step receives.
 
@@ -160,8 +166,7 @@ def unpack_images(data: Any) -> tuple[Any, Any]:
     Datasets. A dict without `image` raises DataError, and sample weights raise UserError.
     """
     images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
-    if weights is not None:
-        raise UserError("all images have equal weight in the bound: leave out sample_weight and class_weight")
+    require_equal_weights(weights)
     # Keras takes the pair in fit((images, labels)) for one input, so it is split here. A list of numbers is no pair.
     is_pair = isinstance(images, tuple | list) and labels is None and 1 <= len(images) <= 2
     if is_pair and all(hasattr(part, "shape") or tf.is_tensor(part) for part in images):
@@ -320,8 +325,7 @@ def fit(model: Any, x: Any = None, y: Any = None, *rest: Any, **options: Any) ->
         DivergedError: if `max_skipped_steps` steps in a row were skipped.
     """
     training, metrics = model.require_compiled("fit")
-    if options.get("sample_weight") is not None or options.get("class_weight") is not None:
-        raise UserError("all images have equal weight in the bound: leave out sample_weight and class_weight")
+    require_equal_weights(options.get("sample_weight"), options.get("class_weight"))
     check_images(x, y, model.config)
     validation = options.get("validation_data")
     if validation is not None:

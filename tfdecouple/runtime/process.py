@@ -1,15 +1,13 @@
-"""The start and the end of a program: arguments, TensorFlow's settings, and errors as one line with an exit status.
+"""The start and the end of a program: TensorFlow's settings, and errors as one line with an exit status.
 
 Only programs call these functions, and never the library, because they change settings of the whole process.
 """
 
-import argparse
 import atexit
 import contextlib
 import ctypes
 import gc
 import logging
-import math
 import os
 import pathlib
 import re
@@ -161,34 +159,6 @@ def get_arguments(arguments: Sequence[str] | None) -> list[str]:
             name = text.rstrip("=") or (before if before.startswith("--") else f"the argument after {before}")
             raise UserError(f"{name} is empty; give a value, or leave the argument out for its default")
     return typed
-
-
-def make_number_type(kind: type[int] | type[float], least: float = 0, most: float = 2**31 - 1) -> Callable[[str], Any]:
-    """Returns a function for argparse's `type`: text to int or float in a range, or ArgumentTypeError."""
-    numeral = "a whole number" if kind is int else "a finite number"
-
-    def convert(text: str) -> Any:
-        try:
-            # Python's int and float take digits of every script, such as full-width ones.
-            value: float = kind(text) if text.isascii() else math.nan
-        except ValueError:
-            value = math.nan
-        if not least <= value <= most:
-            bound = f"at least {least:,}" if value < least else f"at most {most:,}" if value > most else numeral
-            raise argparse.ArgumentTypeError(f"is {one_line(text, 60)}; it must be {bound}")
-        return value
-
-    return convert
-
-
-def add_number(
-    parser: Any, name: str, default: float | None, text: str, least: float = 0, most: float = 2**31 - 1
-) -> None:
-    """Adds an option for a number from `least` to `most`, a float if `default` is one; the help ends with `default`."""
-    kind = make_number_type(float if isinstance(default, float) else int, least, most)
-    help_text = text if default is None else f"{text} (default {default:g})"
-    metavar = "X" if isinstance(default, float) else "N"
-    parser.add_argument(name, type=kind, default=default, metavar=metavar, help=help_text)
 
 
 def run_program(main: Callable[[], int]) -> int:
