@@ -85,8 +85,8 @@ def time_export(run: pathlib.Path, to: pathlib.Path, extra: list[str]) -> dict[s
         "what": "export",
         "run": run.name,
         "total_s": round(total, 1),
-        "savedmodel_s": round(find_mark("verifying the SavedModel") - find_mark("SavedModel: "), 1),
-        "onnx_s": round(find_mark("verifying the onnx files") - find_mark("ONNX: "), 1),
+        "savedmodel_s": round(find_mark("verifying savedmodel") - find_mark("SavedModel: "), 1),
+        "onnx_s": round(find_mark("verifying onnx") - find_mark("ONNX: "), 1),
         "onnx_bytes": sizes,
         "savedmodel_bytes": sum(p.stat().st_size for p in (to / "savedmodel").rglob("*") if p.is_file()),
     }
