@@ -51,7 +51,7 @@ def make_model_card(
     return {
         "name": provenance.name,
         "paper": "Decoupling Global and Local Representations via Invertible Generative Flows, arXiv:2004.11820",
-        **provenance.make_metadata(),
+        **provenance.metadata,
         "any_size": any_size,
         "architecture": {
             "image_shape": list(model.image_shape),

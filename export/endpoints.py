@@ -12,8 +12,6 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tfdecouple.config import ModelConfig
 from tfdecouple.config.shapes import describe_channels
 
@@ -77,18 +75,6 @@ class Array:
     def to_dict(self) -> dict[str, object]:
         """Returns name, dtype, shape and meaning as a dict; in "shape", free axes are names such as "height"."""
         return {"name": self.name, "dtype": self.dtype, "shape": [*self.axes], "meaning": self.meaning}
-
-    def draw_values(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Returns `count` test values of this input, `[count, *shape]`: noise, labels, or evenly spaced scalars."""
-        if not isinstance(self.holds, str):
-            first, last = self.holds
-            return np.linspace(first, last, count, dtype=np.float32)
-        if self.holds == LABEL:
-            first, end = self.labels
-            return (first + np.arange(count) % (end - first)).astype(np.int32)
-        if self.holds == UNIFORM:
-            return rng.random((count, *self.shape), np.float32)
-        return rng.standard_normal((count, *self.shape), np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

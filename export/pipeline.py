@@ -162,8 +162,7 @@ class _Exporter:
             for first, exported in job.exported.items():
                 vectors[f"weights/{'NCHW' if first else 'NHWC'}"] = digest_weights(exported.collect_arrays())
             # Programs that call the files need these entries of the metadata, so the verification compares them.
-            facts = self._provenance.make_metadata()
-            metadata = {name: facts[name] for name in ("image_shape", "n_bits", "d_z", "crop")}
+            metadata = {name: self._provenance.metadata[name] for name in ("image_shape", "n_bits", "d_z", "crop")}
             vectors["metadata"] = np.array(json.dumps(metadata))
             np.savez_compressed(built / VECTORS, allow_pickle=False, **vectors)
             for one in self._built:
@@ -213,12 +212,14 @@ class _Exporter:
         """Writes model card and manifest, and verifies that `built` has exactly the files that they name."""
         entries = {name: job.entries[name] for name in self._formats}
         card = make_model_card(self._provenance, self._endpoints, images, entries, self._config.any_size)
-        for name, one in self._formats.items():
-            if one.has_versions:
-                write_json(job.folders[name] / "assets.extra" / JSON_NAME, card)
+        text = render_model_card(card)
+        write_text(built / TEXT_NAME, text)
         write_json(built / JSON_NAME, card)
-        write_text(built / TEXT_NAME, render_model_card(card))
+        for name, exported_format in self._formats.items():
+            if exported_format.has_versions:
+                write_json(job.folders[name] / "assets.extra" / JSON_NAME, card)
         manifest = Manifest.from_folder(built, self._parts)
         write_json(built / MANIFEST, manifest.model_dump())
-        changes = [f"{change}: {name}" for change, name in manifest.find_changes(built)]
-        require_no_problems([*changes, *check_settings(built, card)])
+        problems = [f"{change}: {name}" for change, name in manifest.find_changes(built)]
+        problems += check_settings(built, card)
+        require_no_problems(problems)

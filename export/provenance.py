@@ -1,6 +1,7 @@
 """The provenance of exported weights: the training run, its config, its data and its metrics."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -18,7 +19,7 @@ from tfdecouple.runs import latent_directions
 from tfdecouple.runs.latent_directions import Directions
 from tfdecouple.runs.opened_run import Run
 from tfdecouple.runs.publishing import describe_training_images
-from tfdecouple.runs.run_folder import SUMMARY, RunFolder, find_test_metrics, find_training_data
+from tfdecouple.runs.run_folder import SUMMARY, find_test_metrics, find_training_data
 
 _PACKAGES = ("tfdecouple", "tensorflow", "keras", "tf2onnx", "onnx")
 
@@ -63,8 +64,9 @@ class Provenance:
         """The side in pixels of the centre square to crop from an image of the export's user; 0: the largest square."""
         return choose_user_crop(self.config.data)
 
-    def make_metadata(self) -> dict[str, str]:
-        """Returns facts about run and model, {name: text}, for the metadata of ONNX files and for the model card."""
+    @functools.cached_property
+    def metadata(self) -> dict[str, str]:
+        """Facts about run and model, {name: text}, for the metadata of ONNX files and for the model card."""
         model = self.config.model
         config = json.dumps(self.config.to_dict(), sort_keys=True)
         return {
@@ -100,7 +102,7 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
     summary: dict[str, Any] = {}
     omissions: dict[str, str] = {}
     try:
-        summary = RunFolder(run).read_summary() or {}
+        summary = opened.folder.read_summary() or {}
     except (OSError, ValueError) as error:
         omissions[SUMMARY] = one_line(error)
     directions = None
@@ -115,8 +117,8 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
         bits |= {"test": test["bits_per_dim"], "test_images": test["images"]}
     data, rights = describe_training_images(config, summary, step)
     return model, Provenance(
-        name=make_safe_name(name or _find_run_name(run)),
-        run=_find_run_name(run),
+        name=make_safe_name(name or opened.folder.name),
+        run=opened.folder.name,
         config=config,
         step=step,
         averaged=opened.averaged,
@@ -129,10 +131,6 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
         label_names=opened.label_names,
         omissions=omissions,
     )
-
-
-def _find_run_name(run: str | pathlib.Path) -> str:
-    return pathlib.Path(run).absolute().name if RunFolder(run).is_folder else RunFolder(run).name
 
 
 def make_safe_name(name: str) -> str:

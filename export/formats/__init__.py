@@ -156,7 +156,7 @@ class _OnnxFormat(Format):
         from export.formats import onnx as writer
 
         folder.mkdir()
-        metadata = {**job.provenance.make_metadata(), "name": job.provenance.name}
+        metadata = {**job.provenance.metadata, "name": job.provenance.name}
         for endpoint in _list_with_files(job):
             job.report(f"ONNX: {endpoint.onnx}")
             model = writer.build_onnx(job.exported[True], endpoint, {**metadata, "endpoint": endpoint.name})

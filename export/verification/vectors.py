@@ -16,6 +16,7 @@ from export.endpoints import (
     IMAGE,
     LABEL,
     LOCAL_CODE,
+    UNIFORM,
     Array,
     Arrays,
     Endpoint,
@@ -143,11 +144,13 @@ class _Inputs:
             # images_b are images_a shifted by half the batch. If the batch is even, each pair of images occurs in both
             # orders, and the Keras model computes equal answers only once.
             alike = [one.name for one in endpoint.inputs if one.holds == array.holds]
-            values = self._images if array.holds == IMAGE else array.draw_values(self._rng, len(self._images))
+            values = self._images if array.holds == IMAGE else draw_values(array, self._rng, len(self._images))
             return np.roll(values, len(values) // 2 * alike.index(array.name), 0)
         if array.name not in self._made:
             codes = array.holds in (GLOBAL_CODE, LOCAL_CODE)
-            self._made |= self._make_codes() if codes else {array.name: array.draw_values(self._rng, len(self._images))}
+            self._made |= (
+                self._make_codes() if codes else {array.name: draw_values(array, self._rng, len(self._images))}
+            )
         return self._made[array.name]
 
     def _make_codes(self) -> Arrays:
@@ -170,6 +173,19 @@ class _Inputs:
             if of_samples is not None:
                 mixed[name] = np.concatenate([getattr(encoding, name)[:half], of_samples[half:]])
         return mixed
+
+
+def draw_values(array: Array, rng: np.random.Generator, count: int) -> np.ndarray:
+    """Returns `count` test values of an input, `[count, *array.shape]`: noise, labels, or evenly spaced scalars."""
+    if not isinstance(array.holds, str):
+        first, last = array.holds
+        return np.linspace(first, last, count, dtype=np.float32)
+    if array.holds == LABEL:
+        first, end = array.labels
+        return (first + np.arange(count) % (end - first)).astype(np.int32)
+    if array.holds == UNIFORM:
+        return rng.random((count, *array.shape), np.float32)
+    return rng.standard_normal((count, *array.shape), np.float32)
 
 
 def make_extreme_images(

@@ -46,14 +46,14 @@ from export.exported_model import ExportedModel
 from export.endpoints import IMAGE
 from export.provenance import open_run
 from export.endpoints import find_endpoint, list_endpoints
-from export.verification.vectors import KerasAnswers
+from export.verification.vectors import KerasAnswers, draw_values
 
 model, _ = open_run(sys.argv[1])
 rng, exported = np.random.default_rng(0), ExportedModel(model)
 images = rng.integers(0, 256, (3, *model.config.image_shape), dtype=np.uint8)
 for name, output in {"reconstruct": "decoded", "length": "length"}.items():
     one = find_endpoint(model.config, name)
-    given = {array.name: images if array.holds == IMAGE else array.draw_values(rng, 3) for array in one.inputs}
+    given = {array.name: images if array.holds == IMAGE else draw_values(array, rng, 3) for array in one.inputs}
     arrays = exported.collect_arrays()
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         read = exported.make_answers(lambda name: tf.constant(arrays[name]))

@@ -10,7 +10,7 @@ from helpers.variants import fresh
 from export.endpoints import find_endpoint, list_endpoints
 from export.verification import vectors
 from export.verification.comparison import FACTOR, PERTURBATION, Answer
-from export.verification.vectors import KerasAnswers, make_test_vectors
+from export.verification.vectors import KerasAnswers, draw_values, make_test_vectors
 from tfdecouple.model.outlier_scores import compute_chi_moments
 
 # The counts below are of these endpoints; a new one may ask for more.
@@ -67,7 +67,7 @@ def test_kept_images_come_back_also_from_perturbed_codes(model, monkeypatch):
 def answers_of(model, name, images):
     """Returns the model's answers of an endpoint to inputs and to perturbed inputs."""
     rng, offered = np.random.default_rng(0), find_endpoint(model.config, name)
-    given = {one.name: images if one.dtype == "uint8" else one.draw_values(rng, len(images)) for one in offered.inputs}
+    given = {one.name: images if one.dtype == "uint8" else draw_values(one, rng, len(images)) for one in offered.inputs}
     plain = KerasAnswers(model)
     return offered, *(offered.answer(each, given) for each in (plain, KerasAnswers(model, plain)))
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from export.endpoints import IMAGE, find_endpoint, list_endpoints
 from export.exported_model import ExportedModel
 from export.formats.onnx import build_onnx
-from export.verification.vectors import KerasAnswers
+from export.verification.vectors import KerasAnswers, draw_values
 from helpers import variants
 from helpers.models import TINY, give_effect, random_images
 from helpers.variants import ODD, OF_CLASSES, SMALLEST, STAGES, fresh
@@ -109,7 +109,7 @@ def make_inputs(config, count=5, seed=1):
     given = {**pictures, **labelled, **{name: values.astype("float32") for name, values in draws.items()}}
     # An endpoint (an exported function, such as "encode") that a test adds can have inputs that are not listed above.
     for array in (array for entry in list_endpoints(config) for array in entry.inputs if array.name not in given):
-        given[array.name] = images if array.holds == IMAGE else array.draw_values(rng, count)
+        given[array.name] = images if array.holds == IMAGE else draw_values(array, rng, count)
     return given
 
 

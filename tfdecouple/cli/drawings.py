@@ -279,7 +279,7 @@ def draw_directions(opened: Run, options: argparse.Namespace) -> Iterator[Drawin
     for direction in directions:
         by_name.setdefault(direction.name, []).append(direction)
     kept = (direction for direction in earlier if direction.name not in by_name)
-    path = Directions(hash_weights(opened.model), opened.facts(), (*kept, *directions)).write(pathlib.Path(opened.path))
+    path = Directions(hash_weights(opened.model), opened.facts(), (*kept, *directions)).write(opened.folder.path)
     width = max(map(len, by_name))
     for direction in directions:
         accuracy = direction.describe_accuracy() or "not measured: all held-out images are of one kind"

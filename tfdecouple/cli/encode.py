@@ -87,7 +87,7 @@ def _make_manifest(opened: Run, source: Source, options: argparse.Namespace) -> 
     return CodesManifest(
         format=options.format,
         fields=fields,
-        model=ModelFacts(run=opened.name, step=opened.step, averaged=opened.averaged, weights_sha256=weights),
+        model=ModelFacts(run=opened.folder.name, step=opened.step, averaged=opened.averaged, weights_sha256=weights),
         data=DataFacts(
             title=source.title,
             image_shape=source.image_shape,

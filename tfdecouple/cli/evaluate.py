@@ -146,7 +146,7 @@ def write_metric_result(out: pathlib.Path, evaluation: Evaluation, metric: Metri
     from tfdecouple.cli.run_images import write_picture
 
     opened, source, splits = evaluation.opened, evaluation.source, metric.split.split("+")
-    values = {"command": "evaluate", "run": opened.path, "step": opened.step, "averaged_weights": opened.averaged}
+    values = {"command": "evaluate", "run": opened.folder.run, "step": opened.step, "averaged_weights": opened.averaged}
     values |= {"data": source.title, "source": source.name, "seed": evaluation.options.seed, "split": metric.split}
     values["split_description"] = "+".join(source.descriptions[split] for split in splits)
     values["split_images"] = sum(source.sizes[split] for split in splits)

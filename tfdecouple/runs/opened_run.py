@@ -25,11 +25,11 @@ class Run:
     """An opened run: its config, and its model with the best weights so far (averaged, if the run averages weights).
 
     Attributes:
-        path: the path of the run folder, or the name or address of pretrained weights, as the user wrote it.
+        folder: the files of the run; `folder.run` is its path, name or address, as the user wrote it.
         step: count of training steps after which the weights were saved.
     """
 
-    path: str
+    folder: RunFolder
     config: Config
     model: DecoupledModel
     step: int
@@ -55,17 +55,7 @@ class Run:
         folder.require_fitting_weights(compute_weight_shapes(config.model))
         model = DecoupledModel(config.model, jit_compile=jit_compile)
         step = folder.load_weights(model, averaged=config.training.ema_decay > 0)
-        return cls(str(run), config, model, step)
-
-    @property
-    def name(self) -> str:
-        """The name of this run: the last part of its absolute path, or the name of its repository on the Hub."""
-        return RunFolder(self.path).name
-
-    @property
-    def folder(self) -> pathlib.Path:
-        """The path of the folder with this run's files; for an address on the Hub, the folder of downloaded files."""
-        return RunFolder(self.path).path
+        return cls(folder, config, model, step)
 
     @property
     def averaged(self) -> bool:
@@ -74,11 +64,11 @@ class Run:
 
     def facts(self) -> dict[str, Any]:
         """Returns a dict that identifies this run in a JSON file: path, step, and whether weights are averaged."""
-        return {"run": self.path, "step": self.step, "averaged": self.averaged}
+        return {"run": self.folder.run, "step": self.step, "averaged": self.averaged}
 
     def note(self) -> str:
         """Returns a sentence with this run's name and count of updates, for the end of a picture's caption."""
-        return f"Run {self.name}, update {self.step:,}{', averaged weights' if self.averaged else ''}."
+        return f"Run {self.folder.name}, update {self.step:,}{', averaged weights' if self.averaged else ''}."
 
     def encode_z(self, images: np.ndarray) -> np.ndarray:
         """Returns the means of q(z|x) of uint8 images, float32 `[n, d_z]`, without computing v."""
@@ -96,10 +86,10 @@ class Run:
 
     def directions(self) -> Directions | None:
         """Returns the `Directions` in directions.json, None without it; RunError if they belong to other weights."""
-        directions = Directions.read(self.folder, self.config.model.latent_dim)
+        directions = Directions.read(self.folder.path, self.config.model.latent_dim)
         if directions is not None and directions.weights_sha256 != hash_weights(self.model):
             raise RunError(
-                f"the directions in {self.path} were found with other weights than its best ones now; "
+                f"the directions in {self.folder.run} were found with other weights than its best ones now; "
                 "find them again with python -m tfdecouple directions"
             )
         return directions
@@ -107,18 +97,18 @@ class Run:
     @property
     def label_names(self) -> tuple[str, ...]:
         """The names of the model's labels, a tuple of texts; () for a model without labels."""
-        return RunFolder(self.path).read_label_names(self.config.model.classes) if self.config.model.has_classes else ()
+        return self.folder.read_label_names(self.config.model.classes) if self.config.model.has_classes else ()
 
     def require_labels(self, source: Source) -> None:
         """Raises DataError if a data set has other labels than the model; the message names the first difference."""
         if not self.config.model.has_classes:
             return
         require_label_count(source, self.config.model)
-        if changed := RunFolder(self.path).find_changed_label(self.config.model.classes, source.label_names):
+        if changed := self.folder.find_changed_label(self.config.model.classes, source.label_names):
             here, other = changed
             raise DataError(
-                f"{source.title} has the label {other!r} where the run {self.path} has {here!r}; it must have the same "
-                f"labels: {', '.join(self.label_names[:20])}"
+                f"{source.title} has the label {other!r} where the run {self.folder.run} has {here!r}; it must have "
+                f"the same labels: {', '.join(self.label_names[:20])}"
             )
 
     def open_source(

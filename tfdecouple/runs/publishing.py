@@ -115,7 +115,7 @@ def _write_published_files(
     training = dataclasses.replace(config.training, init_from=None)
     summary: dict[str, Any] = {}
     try:
-        summary = RunFolder(opened.path).read_summary() or {}
+        summary = opened.folder.read_summary() or {}
     except ValueError as error:
         print(f"{SUMMARY} cannot be read and is left out: {one_line(error)}")
     if data:
@@ -127,7 +127,7 @@ def _write_published_files(
         summary["data"] = hide_image_path(summary["data"], config)
     if "imported_from" in summary:
         summary["imported_from"] = re.split(r"[/\\]", summary["imported_from"])[-1]
-    has_labels = (opened.folder / LABELS).is_file()
+    has_labels = (opened.folder.path / LABELS).is_file()
     published = dataclasses.replace(config, data=options, training=training)
     write_run(folder, opened.model, published, opened.step, summary, opened.label_names if has_labels else ())
     if directions is not None:
@@ -136,7 +136,7 @@ def _write_published_files(
             direction.figures.pop("data", None)
             direction.figures.pop("source", None)
         dataclasses.replace(directions, about={**directions.about, "run": name}).write(folder)
-    if (metrics := opened.folder / METRICS).is_file():
+    if (metrics := opened.folder.path / METRICS).is_file():
         if metrics.stat().st_size <= METRICS_BYTES:
             shutil.copyfile(metrics, folder / METRICS)
         else:
