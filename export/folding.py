@@ -286,7 +286,10 @@ class _Folder:
         return all(self._uses[tensor.ref()] == 1 for tensor in node.traced[index])
 
     def _find_view(self, node: Node) -> Any:
-        """Returns ("kind", value) if `node` gives the pixels of a map as rows, or may be joined with a convolution."""
+        """Returns (kind, what `node` reads): "rows" if it lists a map's pixels; "" if it is no node of these kinds.
+
+        The kinds "padded" and "strided" are of nodes whose work a convolution can do; paddings or strides are added.
+        """
         op, value = node.op, next(iter(node.inputs), None)
         if value is None or isinstance(value, Constant):
             return "", None

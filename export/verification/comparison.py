@@ -84,9 +84,9 @@ def compare_files(
         runtime: the name of the format whose runtime runs the files, a key of `FORMATS`.
         folder: the folder with the exported files.
         vectors: the test vectors, {name: array}: inputs and the Keras model's answers (`vectors.make_test_vectors`),
-            digests of weights (`digest_weights`) and `metadata`, JSON of {name: text}. For
-            files that take images of any size, `sizes`
-            has names of sizes, such as "8x6", and the names of the arrays for this size begin with "8x6/".
+            digests of weights (`digest_weights`) and `metadata`, JSON of {name: text}. For files that take images of
+            any size, `sizes` has names of sizes, such as "8x6", and the names of the arrays for this size begin with
+            "8x6/".
         names: {endpoint: name of its file, without suffix}.
         provider: an execution provider of ONNX Runtime; "" for the CPU.
         report: a callback that receives lines of progress.

@@ -190,8 +190,8 @@ class StoredTensor(NamedTuple):
 def read_index(prefix: str) -> dict[str, StoredTensor]:
     """Returns type and shape of each tensor in the checkpoint `prefix`, a dict by the tensor's key.
 
-    OSError is raised if a file is missing; ValueError or LookupError if the index is damaged, or names a tensor of a
-    type that no run has, of parts, or of another size than its place in the data files.
+    OSError is raised if a file is missing; ValueError or LookupError if the index is damaged, or a tensor in it has
+    a type that no run has, is stored in parts, or does not fit into the data files.
     """
     table = _read_table(read_bytes(pathlib.Path(f"{prefix}.index"), _MOST_BYTES))
     try:
