@@ -44,8 +44,9 @@ def run(options: argparse.Namespace) -> int:
     out = folder.find_results_folder(EVALUATION, options.out)
     files: list[str] = []
     try:
+        config = folder.read_config()
         for metric in metrics:
-            metric.prepare_inputs()
+            metric.prepare_inputs(config)
         evaluation = Evaluation(options, metrics)
         with evaluation.source.guard():
             for metric in metrics:

@@ -22,6 +22,7 @@ from tfdecouple.runtime.progress import Counter
 from tfdecouple.storage.files import hash_file
 
 if TYPE_CHECKING:
+    from tfdecouple.config import Config
     from tfdecouple.model import DecoupledModel
 
 # Values of --frechet-split. Training and validation images together are all images that training may use.
@@ -61,9 +62,9 @@ class FrechetDistance(Metric):
         group.add_argument("--frechet-split", choices=SPLITS, default="test", metavar="NAME", help=text)
         add_number(group, "--temperature", 1.0, "temperature of v of the samples of --frechet")
 
-    def prepare_inputs(self) -> None:
-        shape = self.read_config().model.image_shape
-        self._extractor = open_feature_extractor(self.options.frechet, shape, self.options.trust)
+    def prepare_inputs(self, config: Config) -> None:
+        options = self.options
+        self._extractor = open_feature_extractor(options.frechet, config.model.image_shape, options.trust)
 
     def compute(self, evaluation: Any) -> Result:
         """Returns the Frechet distance of samples and its floor, in squared units of features, and warnings."""

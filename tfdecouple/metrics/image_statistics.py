@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tfdecouple.config import Config
 from tfdecouple.config.shapes import describe_images, is_square_of_rgb
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.metrics.classification import fit_pca, flatten_images, standardize_features
@@ -37,16 +38,13 @@ class ImageStatistics(Metric):
     )
     needs_z = needs_posterior = True
 
-    def prepare_inputs(self) -> None:
+    def prepare_inputs(self, config: Config) -> None:
         """Raises UserError if --split is train, to which regressions are fitted, or the images are no RGB squares."""
         if self.options.split == "train":
             raise UserError("--split is 'train', which --image-statistics is fitted on; take validation or test")
-        shape = self.read_config().model.image_shape
-        if not is_square_of_rgb(shape):
-            raise UserError(
-                f"--image-statistics takes squares of RGB, and those of this model are {describe_images(shape)}; "
-                "leave it out"
-            )
+        if not is_square_of_rgb(config.model.image_shape):
+            kind = describe_images(config.model.image_shape)
+            raise UserError(f"--image-statistics takes squares of RGB, and those of this model are {kind}; leave it out")
 
     def compute(self, evaluation: Any) -> Result:
         options, source, opened = self.options, evaluation.source, evaluation.opened
@@ -159,14 +157,12 @@ def compute_image_statistics(
     Raises:
         DataError: if there are fewer than `LEAST` images.
     """
-    from tfdecouple import randomness
-
     for what, count in (("training images", len(train)), ("images", len(images))):
         if count < LEAST:
             raise DataError(f"{count} {what} are too few for a regression of their statistics; at least {LEAST}")
     (train_z, train_v), (z, v) = (encode_drawn_images(model, group, batch_size) for group in (train, images))
     assert train_z is not None and z is not None, "the model has no z"
-    partner = draw_derangement(len(images), randomness.derive_seed(seed, "switch"))
+    partner = draw_derangement(len(images), seed)
     switched = decode_images(model, z[partner], v, batch_size)
     of_train, of_images, of_switched = (
         {name: function(group / 255.0) for name, function in STATISTICS.items()} for group in (train, images, switched)

@@ -176,14 +176,14 @@ def compute_latent_use(
         if count < 2:
             raise DataError(f"{count} image is too few to measure the use of z; at least 2 are needed")
         # The images are drawn at random, because the first images of a folder that is sorted by class are of one class.
-        informed = np.sort(_draw_random_order(count, randomness.derive_seed(seed, "information"))[:INFORMATION_IMAGES])
+        informed = np.sort(np.random.default_rng(seed).permutation(count)[:INFORMATION_IMAGES])
         kl, matching, shuffled = np.zeros((3, count))
         total, per_dimension = np.zeros(len(informed)), np.zeros(dimensions)
         for number in range(samples):
             # `BoundEvaluator` draws the same noise for this seed, so that this metric and the ELBO use the same z.
             noise = randomness.draw_z_noise(config.latent_dim, seed, number, index)
             z = mean + stddev * noise.numpy()
-            other = z[draw_derangement(count, randomness.derive_seed(seed, "shuffle", number))]
+            other = z[draw_derangement(count, [seed, number])]
             rows, start = [], 0
             for batch, counted in iterate_batches():
                 stop = start + int(counted.sum())
@@ -253,16 +253,7 @@ def _compute_log_density(z: np.ndarray, mean: np.ndarray, stddev: np.ndarray) ->
 def draw_derangement(count: int, seed: Any) -> np.ndarray:
     """Returns a random permutation of `count` >= 2 indices, int64 `[count]`, that leaves no index in its place."""
     # On a circle of all indices in random order, each index is replaced by its neighbour.
-    order = _draw_random_order(count, seed)
+    order = np.random.default_rng(seed).permutation(count)
     partner = np.empty(count, np.int64)
     partner[order] = np.roll(order, 1)
     return partner
-
-
-def _draw_random_order(count: int, seed: Any) -> np.ndarray:
-    import tensorflow as tf
-
-    from tfdecouple import randomness
-
-    keys = tf.random.stateless_uniform([count], randomness.make_seed(seed), dtype=tf.float64)
-    return np.argsort(keys.numpy(), kind="stable")

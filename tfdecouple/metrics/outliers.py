@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfdecouple.data.sources import find_source_kind, list_source_kinds
+from tfdecouple.data.sources import find_source_kind, list_source_kinds, open_source, replace_source
 from tfdecouple.errors import UserError, nearest
+from tfdecouple.metrics.bits_per_dim import compute_codec_bits
 from tfdecouple.metrics.drawn_images import draw_image_indices
 from tfdecouple.metrics.metric import Metric, Result, describe_draw_count, format_table, require_finite_values
 from tfdecouple.runtime.progress import Counter
@@ -17,6 +18,7 @@ from tfdecouple.runtime.progress import Counter
 if TYPE_CHECKING:
     import tensorflow as tf
 
+    from tfdecouple.config import Config
     from tfdecouple.data import Source
 
 MINUS_CODEC = "bits_per_dim_minus_codec"
@@ -52,11 +54,8 @@ class Outliers(Metric):
         )
         group.add_argument("--outliers", nargs="+", default=[], metavar="SOURCE", help=text)
 
-    def prepare_inputs(self) -> None:
-        from tfdecouple.data import open_source
-        from tfdecouple.data.sources import replace_source
-
-        options, config = self.options, self.read_config()
+    def prepare_inputs(self, config: Config) -> None:
+        options = self.options
         self._sources: dict[str, Source] = {}
         for name in options.outliers:
             if name in MADE:
@@ -180,7 +179,6 @@ class OutlierScorer:
         """
         import tensorflow as tf
 
-        from tfdecouple.metrics.bits_per_dim import compute_codec_bits
         from tfdecouple.numerics.tf32 import full_float32
 
         inputs, sums = (tf.constant(images), tf.constant(index, tf.int64)), dict[str, Any]()

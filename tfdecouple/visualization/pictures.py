@@ -70,12 +70,7 @@ PICTURES: dict[str, Draw] = {}
 
 def register_picture(name: str) -> Callable[[Draw], Draw]:
     """Returns a decorator that registers a function in `PICTURES`, by which evaluations draw the picture `name`."""
-
-    def register(draw: Draw) -> Draw:
-        PICTURES[name] = draw
-        return draw
-
-    return register
+    return lambda draw: PICTURES.setdefault(name, draw)
 
 
 @register_picture("reconstructions")
@@ -121,9 +116,8 @@ def draw_pictures(
     `on_picture` is a callback that receives the name of each picture before it is drawn. UserError is raised if the
     model yields pixels that are not finite.
     """
-    pictures = {}
+    drawn = {}
     for name, draw in PICTURES.items():
         on_picture(name)
-        if (picture := draw(inputs)) is not None:
-            pictures[name] = picture
-    return pictures, inputs.reconstructed[1]
+        drawn[name] = draw(inputs)
+    return {name: picture for name, picture in drawn.items() if picture is not None}, inputs.reconstructed[1]
