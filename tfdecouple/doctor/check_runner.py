@@ -4,11 +4,11 @@ It reads a check's name and a pickled `Task` from standard input, and writes eac
 """
 
 import datetime
-import importlib
 import json
 import os
 import pathlib
 import pickle
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -216,8 +216,7 @@ def main() -> int:
 
         # TensorFlow can make logical CPU devices, as --devices needs without GPUs, only before its first computation.
         make_strategy(task.requested)
-        module, _, function = CHECKS[name].run.partition(":")
-        for result in getattr(importlib.import_module(f"tfdecouple.doctor.{module}"), function)(task):
+        for result in pkgutil.resolve_name(f"tfdecouple.doctor.{CHECKS[name].run}")(task):
             print(json.dumps(result._asdict()), file=results, flush=True)
     return 0
 
