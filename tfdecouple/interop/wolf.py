@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig
+from tfdecouple.config import Config, ModelConfig, TrainingConfig
 from tfdecouple.config.shapes import RGB_CHANNELS, Shape
 from tfdecouple.errors import ConfigError, WolfError, one_line
 from tfdecouple.model import DecoupledModel
@@ -60,20 +60,18 @@ def import_wolf(
     try:
         values = read_json(config_path)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise WolfError(f"{config_path} cannot be read: {reason}") from error
-    model_config = translate_config(values, image_shape=image_shape, n_bits=n_bits)
+        raise WolfError(f"{config_path} cannot be read: {getattr(error, 'strerror', error)}") from error
+    weights_name = pathlib.Path(weights_path).name
     # The config is made before the weights are read, so that an invalid folder name raises its error at once.
     config = Config(
         name=folder.absolute().name,
-        description=f"imported from a checkpoint of the reference, {pathlib.Path(weights_path).name}",
-        model=model_config,
-        data=DataConfig(),
+        description=f"imported from a checkpoint of the reference, {weights_name}",
+        model=translate_config(values, image_shape=image_shape, n_bits=n_bits),
         training=TrainingConfig(init_images=1),
     )
-    model = DecoupledModel(model_config)
+    model = DecoupledModel(config.model)
     assign_weights(model, read_state_dict(weights_path))
-    summary = {"imported_from": pathlib.Path(weights_path).name, "parameters": model.parameter_count()}
+    summary = {"imported_from": weights_name, "parameters": model.parameter_count()}
     write_run(folder, model, config, 0, summary)
     return model
 
@@ -81,24 +79,19 @@ def import_wolf(
 def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """Returns the weights in a `.npz` or `.pt` file of wolf (the authors' PyTorch code) as {wolf's name: array}.
 
-    Raises:
-        WolfError: if the file is missing, damaged or in another format, torch is too old, or the file holds an object
-            that is no tensor or would run code.
-        MissingPackageError: if the file needs torch, which is not installed.
+    WolfError is raised if the file is missing, damaged or in another format, torch is too old, or the file holds an
+    object that is no tensor or would run code; MissingPackageError, if the file needs torch, which is not installed.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise WolfError(f"there is no file {path}")
     if path.suffix == ".npz":
         try:
-            loaded = np.load(path, allow_pickle=False)
-            if not isinstance(loaded, np.ndarray):
-                with loaded:
-                    return {name: loaded[name] for name in loaded.files}
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
         # Every exception is caught, because damaged archives raise many classes: zlib.error, BadZipFile and more.
         except Exception as error:
-            raise WolfError(f"{path} is no readable .npz file: {one_line(error)}") from error
-        raise WolfError(f"{path} is a single array without a name, as .npy files are; save it with np.savez")
+            raise WolfError(f"{path} is no readable .npz file: {one_line(error)}; save it with np.savez") from error
     if path.suffix not in (".pt", ".pth"):
         raise WolfError(f"{path} is neither .npz nor .pt; these two can be read")
     state = _load_torch_file(path)
@@ -108,14 +101,14 @@ def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         raise WolfError(f"{path} is of type {type(state).__name__}, no mapping of names to tensors; {_SAVE}")
     import torch
 
-    arrays = {}
+    weights = {}
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise WolfError(f"{path} holds {name!r}, of type {type(tensor).__name__}, which is no tensor; {_SAVE}")
         # NumPy has no bfloat16, so tensors of this dtype become float32.
         tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-        arrays[name.removeprefix("module.")] = tensor.detach().numpy()
-    return arrays
+        weights[name.removeprefix("module.")] = tensor.detach().numpy()
+    return weights
 
 
 def _load_torch_file(path: pathlib.Path) -> Any:
@@ -126,8 +119,7 @@ def _load_torch_file(path: pathlib.Path) -> Any:
     # Versions of torch before 2.6 can run code in the file despite weights_only=True (CVE-2025-32434).
     if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 6):
         raise WolfError(
-            f"reading {path.name} needs torch 2.6 or later, and {torch.__version__} is installed, with which such a "
-            f"file can run code: pip install -U torch"
+            f"with torch {torch.__version__}, {path.name} could run code: pip install -U torch (2.6 or later)"
         )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -263,13 +255,7 @@ def _translate_encoder_and_prior(values: Mapping[str, Any], image_shape: Shape) 
             f"--image-shape {' '.join(map(str, image_shape))} does not fit discriminator.in_dim {in_dim}: "
             f"{len(planes)} encoder levels leave {height} x {width} x {out_planes} values"
         )
-    options = {
-        "conditioning": "coupling",
-        "latent_dim": dim,
-        "encoder_channels": planes,
-        "encoder_out_channels": out_planes,
-        "prior": prior,
-    }
+    options = {"latent_dim": dim, "encoder_channels": planes, "encoder_out_channels": out_planes, "prior": prior}
     if prior == "flow":
         _require_values(values, "discriminator.prior", coupling_type="mlp", activation="elu", heads=1)
         options |= {
@@ -430,10 +416,9 @@ def _match_flow(root: str, ours: str, flow: Flow, weights: list[str]) -> Iterato
 def _match_layer(
     theirs: str, ours: str, weights: list[str], layers: Mapping[str, str], names: Mapping[str, tuple[str, Convert]]
 ) -> Iterator[WeightMatch]:
-    """Yields a `WeightMatch` (two names, converter) for each of `weights` whose name begins with `ours` and "/".
+    """Yields a `WeightMatch` for each of `weights` below `ours`; names in wolf (authors' code) begin with `theirs`.
 
-    In wolf (the authors' code) these names begin with `theirs`. `layers` maps this project's names of layers to wolf's
-    names; `names` maps this project's names of weights to pairs of wolf's name and a function that converts the array.
+    `layers` and `names` are two of the tables above, of names of layers and of names of weights.
     """
     for path in weights:
         if path.startswith(f"{ours}/"):
@@ -443,13 +428,11 @@ def _match_layer(
 
 
 def _match_blocks(root: str, ours: str, blocks: list[ResNetBlock], weights: list[str]) -> Iterator[WeightMatch]:
-    """Yields a `WeightMatch` for each weight in an encoder's blocks."""
     levels = sum(not block.transposed for block in blocks) // 2
     for index, block in enumerate(blocks):
         level = 2 * levels - 1 - index // 2 if block.transposed else index // 2
-        level_name = f"{'de' if block.transposed else ''}resnet{level}"
         layers = _TRANSPOSED_BLOCK if block.transposed else _BLOCK
-        theirs = f"{root}.{level_name}.main.{index % 2}"
+        theirs = f"{root}.{'de' if block.transposed else ''}resnet{level}.main.{index % 2}"
         yield from _match_layer(theirs, f"{ours}/{block.name}", weights, layers, _ENCODER_WEIGHTS)
 
 
@@ -461,8 +444,7 @@ def _match_encoder(model: DecoupledModel, weights: list[str]) -> Iterator[Weight
 
     def convert_dense_kernel(array: np.ndarray) -> np.ndarray:
         """Returns wolf's kernel `[out, in]` as `[in, out]`, with flattened inputs channels last, not channels first."""
-        maps = array.reshape(len(array), planes, *sides).transpose(2, 3, 1, 0)
-        return maps.reshape(-1, len(array))
+        return _convert_kernel(array.reshape(len(array), planes, *sides)).reshape(-1, len(array))
 
     yield f"{root}.top.weight", "encoder/top/kernel", _convert_kernel
     yield f"{root}.top.bias", "encoder/top/bias", np.asarray
