@@ -19,9 +19,7 @@ from tfdecouple.runtime.requirements import require_packages
 class Logger:
     """The base class of loggers, which write the metrics and pictures of a training run; its methods do nothing.
 
-    Args:
-        folder: path of the run folder, in which a logger changes nothing before `open`.
-        config: the `Config` of the run.
+    Before `open`, a logger changes nothing in `folder`, the run folder. `config` is the `Config` of the run.
 
     Attributes:
         name: name of the logger in the option `training.loggers`.
@@ -128,7 +126,7 @@ class WeightsAndBiases(Logger):
     name = "wandb"
     package = "wandb"
     is_foreign = True
-    # `open` sets this attribute to the run object of the package `wandb`.
+    # The run object of the package `wandb`.
     _run: Any = None
 
     def open(self, step: int) -> None:

@@ -144,7 +144,7 @@ def test_threads_together_hold_no_more_pixels_than_the_budget(tmp_path, monkeypa
     image = Image.new("L", (1000, 1000))
     for number in range(16):
         image.save(tmp_path / f"{number}.png")
-    monkeypatch.setattr(image_file, "_BUDGET", image_file.PixelBudget(2_500_000))
+    monkeypatch.setattr(image_file, "_FREE_BLOCKS", threading.Semaphore(2))
     at_once, most, lock = 0, 0, threading.Lock()
 
     def counting(opened, in_place):

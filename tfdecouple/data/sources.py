@@ -193,10 +193,8 @@ def describe_image_rights(config: DataConfig) -> str:
 def open_source(config: DataConfig, image_shape: Shape, download: bool = False) -> Source:
     """Opens the data set that `config.source` names; returns a `Source` with images of `image_shape` (appendix C.1).
 
-    If `download` is true, TFDS (TensorFlow Datasets) downloads and prepares missing data.
-
-    Raises:
-        DataError: if the name is unknown, or the data are missing, unreadable or unusable.
+    If `download` is true, TFDS (TensorFlow Datasets) downloads and prepares missing data. DataError is raised if the
+    name is unknown, or the data are missing, unreadable or unusable.
     """
     kind = find_source_kind(config.source)
     if kind is None:

@@ -119,7 +119,8 @@ def _load_torch_file(path: pathlib.Path) -> Any:
     # Versions of torch before 2.6 can run code in the file despite weights_only=True (CVE-2025-32434).
     if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 6):
         raise WolfError(
-            f"with torch {torch.__version__}, {path.name} could run code: pip install -U torch (2.6 or later)"
+            f"reading {path.name} safely needs torch 2.6 or later, and {torch.__version__} is installed: "
+            "pip install -U torch"
         )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
