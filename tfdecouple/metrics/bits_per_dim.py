@@ -20,7 +20,7 @@ import numpy as np
 
 from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.metrics.drawn_images import draw_uncropped_images
-from tfdecouple.metrics.metric import Estimate, Metric, Result, describe_draw_count, format_table, require_finite_values
+from tfdecouple.metrics.metric import Estimate, Metric, Result, format_count, format_table, require_finite_values
 from tfdecouple.runtime.option_types import add_number
 from tfdecouple.runtime.progress import Counter
 
@@ -70,7 +70,7 @@ class ImportanceWeighted(Metric):
 def _evaluate_bound(evaluation: Any, bound: str, k: int) -> tuple[Bound, str]:
     evaluator = BoundEvaluator(evaluation.opened.model, evaluation.strategy)
     batches, seed = evaluation.make_image_batches(), evaluation.options.seed
-    draws = f"{describe_draw_count(k)} per image"
+    draws = f"{format_count(k, 'draw')} per image"
     with Counter(f"{bound}, {draws}", evaluation.count) as counter:
         result = evaluator(batches, bound=bound, k=k, seed=seed, on_batch=counter, refuse_non_finite=True)
     bits, name = Estimate(result.bits_per_dim, result.standard_error).to_text(4), bound + " bound" * (bound != ELBO)
@@ -98,7 +98,7 @@ class OwnSize(Metric):
                 counter(index + 1)
         bits_per_dim = np.array([row["bits_per_dim"] for row in rows])
         require_finite_values("the bound", bits_per_dim, np.arange(len(rows)))
-        mean, draws = Estimate.from_values(bits_per_dim), describe_draw_count(options.samples)
+        mean, draws = Estimate.from_values(bits_per_dim), format_count(options.samples, "draw")
         lines = [f"{mean.to_text(4)} bits/dim: ELBO at own size, {draws} per image, {len(rows):,} images"]
         for name, height, width, bits in map(dict.values, rows[:20]):
             lines.append(f"    {bits:.4f}  {width} x {height}  {name}")

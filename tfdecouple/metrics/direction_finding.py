@@ -165,9 +165,7 @@ def find_number_directions(
     ]
 
 
-def find_statistic_directions(
-    model: Any, images: np.ndarray, held_out: np.ndarray, batch_size: int = 64, seed: int = 0
-) -> list[Direction]:
+def find_statistic_directions(model: Any, images: np.ndarray, held_out: np.ndarray, seed: int = 0) -> list[Direction]:
     """Returns for each of `CHANGES` the direction in z that changes only its statistic of decoded images.
 
     Each image is decoded from its v and from its z plus, and minus, half a random step, drawn from the covariance of z.
@@ -188,20 +186,20 @@ def find_statistic_directions(
     deviation = compute(images).std(0)
     if deviation.min() < 1e-6:
         raise DataError(f"no image is {list(CHANGES)[deviation.argmin()]} than another; take others with --data")
-    z, v = encode_drawn_images(model, images, batch_size)
-    held_z, held_v = encode_drawn_images(model, held_out, batch_size)
+    z, v = encode_drawn_images(model, images)
+    held_z, held_v = encode_drawn_images(model, held_out)
     assert z is not None and held_z is not None, "the model has no z"
     _, scales, axes = np.linalg.svd(z - z.mean(0), full_matrices=False)
     axes *= scales[:, None] / math.sqrt(len(z))
     steps = np.random.default_rng(seed).standard_normal((len(z), len(axes)))
     half = (steps @ axes / 2).astype(np.float32)
-    up, down = (compute(decode_images(model, moved, v, batch_size)) for moved in (z + half, z - half))
+    up, down = (compute(decode_images(model, moved, v)) for moved in (z + half, z - half))
     slopes = np.linalg.lstsq(steps, (up - down) / deviation, rcond=None)[0]
     vectors = np.linalg.solve(slopes.T @ slopes + _LENGTH_PENALTY * np.eye(len(CHANGES)), slopes.T) @ axes
     counts = {"kind": "statistic", "images": len(images), "held_out": len(held_out)}
     directions, before = [], compute(held_out)
     for number, (name, vector) in enumerate(zip(CHANGES, vectors.astype(np.float32), strict=True)):
-        after = compute(decode_images(model, held_z + vector, held_v, batch_size))
+        after = compute(decode_images(model, held_z + vector, held_v))
         changes = dict(zip(CHANGES, ((after - before) / deviation).mean(0).tolist(), strict=True))
         figures = {**counts, "deviation": float(deviation[number]), "changes": changes}
         directions.append(Direction(name, DECODED, vector, figures))

@@ -43,8 +43,8 @@ class ImageStatistics(Metric):
         if self.options.split == "train":
             raise UserError("--split is 'train', which --image-statistics is fitted on; take validation or test")
         if not is_square_of_rgb(config.model.image_shape):
-            kind = describe_images(config.model.image_shape)
-            raise UserError(f"--image-statistics takes squares of RGB, and those of this model are {kind}; leave it out")
+            images = describe_images(config.model.image_shape)
+            raise UserError(f"--image-statistics takes squares of RGB, and this model's are {images}; leave it out")
 
     def compute(self, evaluation: Any) -> Result:
         options, source, opened = self.options, evaluation.source, evaluation.opened
@@ -153,9 +153,7 @@ def compute_image_statistics(
     `train` and `images` are uint8 `[n, S, S, 3]`, at least `LEAST` images each. The keys of the result are
     `train_images` and `images` (counts), `dimensions` (d_z), and `statistics`. For each statistic there is `r2`, by the
     features that predict it, and `switch`, with `z`, `v` and `nearer_to_z`. Each value is {"mean", "standard_error"}.
-
-    Raises:
-        DataError: if there are fewer than `LEAST` images.
+    DataError is raised if there are fewer images.
     """
     for what, count in (("training images", len(train)), ("images", len(images))):
         if count < LEAST:
@@ -210,10 +208,9 @@ def _bootstrap_errors(statistic: Callable[..., Any], *values: np.ndarray, seed: 
 
 
 def _compute_r2(features: tuple[np.ndarray, ...], train_y: np.ndarray, y: np.ndarray, seed: int) -> dict[str, float]:
-    """Returns R2 of a ridge regression from features to a statistic, as {"mean": R2, "standard_error": error}.
+    """Returns R2, {"mean", "standard_error"}, of a ridge regression of a statistic on two arrays of features `[n, d]`.
 
-    `features`, two arrays `[n, d]`, and the statistic `train_y` and `y`, `[n, k]`, are of training images, to which the
-    regression is fitted, and of the images on which R2 is computed.
+    The regression is fitted to the first array and to `train_y`, `[n, k]`; R2 is that of the second array and `y`.
     """
     from sklearn.linear_model import RidgeCV
     from threadpoolctl import threadpool_limits
@@ -232,10 +229,7 @@ def _compute_r2(features: tuple[np.ndarray, ...], train_y: np.ndarray, y: np.nda
 
 
 def _regress_switch(switched: np.ndarray, of_z: np.ndarray, of_v: np.ndarray, seed: int) -> dict[str, dict[str, float]]:
-    """Returns how far a statistic of switched images follows z and v, as `compute_image_statistics` explains.
-
-    `switched`, `of_z` and `of_v`, `[n, k]`, are the statistic of the switched images and of those of z and v.
-    """
+    """Returns how far a statistic, `[n, k]`, of switched images follows those of the images that gave z and v."""
     mean, scale = of_v.mean(0), np.maximum(of_v.std(0), 1e-12)
     y, a, b = ((statistic - mean) / scale for statistic in (switched, of_z, of_v))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfdecouple.errors import DataError
-from tfdecouple.metrics.metric import Estimate, Metric, Result, describe_draw_count, format_table, require_finite_values
+from tfdecouple.metrics.metric import Estimate, Metric, Result, format_count, format_table, require_finite_values
 from tfdecouple.runtime.progress import Counter
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class UseOfZ(Metric):
 
 def _format_latent_use(use: LatentUse) -> list[str]:
     dimensions = len(use.mean_variance)
-    method = "exact" if use.kl_method == "exact" else f"Monte Carlo, {describe_draw_count(use.samples)} per image"
+    method = "exact" if use.kl_method == "exact" else f"Monte Carlo, {format_count(use.samples, 'draw')} per image"
     lines = [
         f"use of z: {dimensions} numbers, {use.prior} prior, {use.images:,} images",
         f"    KL(q(z|x) || p(z))   {use.kl.to_text(3)} nats per image ({method})",
@@ -117,6 +117,7 @@ def compute_latent_use(
     """Returns a `LatentUse`, metrics of how much a model uses z on a set of images, computed on one device.
 
     Draws depend on the seed and on the index of the image, so that the batch size changes a result by rounding alone.
+    DataError is raised if there are fewer than 2 images, and RunError if a posterior or a likelihood is not finite.
 
     Args:
         model: a `DecoupledModel` with weights, or another density that has the attributes `config`, `prior`,
@@ -125,10 +126,6 @@ def compute_latent_use(
         samples: the number of draws of z and of the dequantisation noise u per image, at least 1.
         seed: the seed of the draws and of the permutation that gives an image the z of another image.
         on_batch: a callback that receives, after each batch, the number of images finished in all passes so far.
-
-    Raises:
-        DataError: if there are fewer than 2 images.
-        RunError: if a posterior or a likelihood is not finite.
     """
     import tensorflow as tf
 

@@ -123,9 +123,9 @@ def format_table(rows: Sequence[Sequence[str]], indent: int = 4) -> list[str]:
     return [template.format(*row) for row in rows]
 
 
-def describe_draw_count(k: int) -> str:
-    """Returns `k`, a count of random draws, as a text, such as "1 draw" or "3 draws"."""
-    return f"{k} draw{'s' if k > 1 else ''}"
+def format_count(number: int, noun: str) -> str:
+    """Returns a count as a text, such as "1 draw" or "3 draws"."""
+    return f"{number} {noun}{'s' if number > 1 else ''}"
 
 
 def require_finite_values(what: str, values: np.ndarray, index: np.ndarray) -> None:

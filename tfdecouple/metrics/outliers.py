@@ -12,7 +12,7 @@ from tfdecouple.data.sources import find_source_kind, list_source_kinds, open_so
 from tfdecouple.errors import UserError, nearest
 from tfdecouple.metrics.bits_per_dim import compute_codec_bits
 from tfdecouple.metrics.drawn_images import draw_image_indices
-from tfdecouple.metrics.metric import Metric, Result, describe_draw_count, format_table, require_finite_values
+from tfdecouple.metrics.metric import Metric, Result, format_count, format_table, require_finite_values
 from tfdecouple.runtime.progress import Counter
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Outliers(Metric):
 
 
 def _format_separation(reports: dict[str, Any], options: Any) -> list[str]:
-    draws = describe_draw_count(options.samples)
+    draws = format_count(options.samples, "draw")
     lines = [f"outliers: how well each score separates them, {draws} per image, intervals of 95 %"]
     for name, report in reports.items():
         lines.append(f"    {name} ({report['images']:,} images), against {report['known_images']:,} of {options.split}")

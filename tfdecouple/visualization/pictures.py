@@ -10,7 +10,6 @@ from PIL import Image
 
 from tfdecouple.model import DecoupledModel
 from tfdecouple.visualization.grids import (
-    draw_class_grid,
     draw_interpolation_grid,
     draw_reconstruction_grid,
     draw_sample_grid,
@@ -80,7 +79,9 @@ def _draw_reconstructions(inputs: PictureInputs) -> Image.Image:
 
 @register_picture("samples")
 def _draw_samples(inputs: PictureInputs) -> Image.Image:
-    return draw_sample_grid(inputs.model, count=min(max(inputs.most // 4, 2), 10), seed=inputs.seed, side=_SIDE)
+    rows = {str(temperature): {"temperature": temperature} for temperature in (0.5, 0.7, 0.8, 0.9, 1.0)}
+    count = min(max(inputs.most // 4, 2), 10)
+    return draw_sample_grid(inputs.model, rows, "the temperature of v", count=count, seed=inputs.seed, side=_SIDE)
 
 
 @register_picture("classes")
@@ -88,8 +89,9 @@ def _draw_classes(inputs: PictureInputs) -> Image.Image | None:
     if inputs.labels is None:
         return None
     most = max(inputs.most // 4, 2)
-    labels, columns = range(min(len(inputs.label_names), most)), min(most, 10)
-    return draw_class_grid(inputs.model, labels, inputs.label_names, columns=columns, seed=inputs.seed, side=_SIDE)
+    rows = {name: {"temperature": 0.7, "labels": label} for label, name in enumerate(inputs.label_names[:most])}
+    what = "a class; the temperature of v is 0.7"
+    return draw_sample_grid(inputs.model, rows, what, count=min(most, 10), seed=inputs.seed, side=_SIDE)
 
 
 @register_picture("interpolation")
