@@ -1,7 +1,4 @@
-"""Loggers, which write metrics and pictures of a training run to TensorBoard or Weights & Biases, by name.
-
-Methods, not the module, import large packages, because `tfdecouple.config` imports this module without TensorFlow.
-"""
+"""Loggers, which write metrics and pictures of a training run to TensorBoard or Weights & Biases, by name."""
 
 import contextlib
 import errno
@@ -19,7 +16,8 @@ from tfdecouple.runtime.requirements import require_packages
 class Logger:
     """The base class of loggers, which write the metrics and pictures of a training run; its methods do nothing.
 
-    Before `open`, a logger changes nothing in `folder`, the run folder. `config` is the `Config` of the run.
+    Before `open`, a logger changes nothing in `folder`, the run folder. `config` is the `Config` of the run. Methods
+    import large packages, because `tfdecouple.config` imports this module without TensorFlow.
 
     Attributes:
         name: name of the logger in the option `training.loggers`.
@@ -63,12 +61,7 @@ class TensorBoard(Logger):
     """
 
     name = "tensorboard"
-
-    def __init__(self, folder: pathlib.Path, config: Any):
-        import tensorflow as tf
-
-        super().__init__(folder / "tensorboard", config)
-        self._writer = tf.summary.create_noop_writer()
+    _writer: Any = None
 
     def open(self, step: int) -> None:
         """Opens a new TensorBoard event file and writes the config; TensorBoard drops old values of repeated steps."""
@@ -76,7 +69,7 @@ class TensorBoard(Logger):
         from tensorboard.plugins.hparams import api as hparams
 
         with _convert_writer_errors():
-            self._writer = tf.summary.create_file_writer(str(self.folder))
+            self._writer = tf.summary.create_file_writer(str(self.folder / "tensorboard"))
             with self._writer.as_default(step=step):
                 options = self.config.flatten_options().items()
                 hparams.hparams({name: v if isinstance(v, float | int | str) else json.dumps(v) for name, v in options})
@@ -101,8 +94,9 @@ class TensorBoard(Logger):
             self._writer.flush()
 
     def close(self) -> None:
-        with _convert_writer_errors():
-            self._writer.close()
+        if self._writer is not None:
+            with _convert_writer_errors():
+                self._writer.close()
 
 
 @contextlib.contextmanager
@@ -126,7 +120,6 @@ class WeightsAndBiases(Logger):
     name = "wandb"
     package = "wandb"
     is_foreign = True
-    # The run object of the package `wandb`.
     _run: Any = None
 
     def open(self, step: int) -> None:

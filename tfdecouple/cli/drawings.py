@@ -1,8 +1,4 @@
-"""Functions that draw the pictures of the commands in `command_table`, from an opened run and the command's options.
-
-Each function yields drawings: tuples of a file name without ending, a picture of Pillow, a summary in a few words, and
-facts for the JSON file beside the picture.
-"""
+"""Functions that draw the pictures of the commands in `command_table`, from an opened run and the command's options."""
 
 import argparse
 import dataclasses
@@ -31,6 +27,7 @@ from tfdecouple.visualization import grids
 from tfdecouple.visualization.full_size import OwnSizeResults
 from tfdecouple.visualization.photograph_folder import switch_folder
 
+# A file name without ending, a picture, a summary in a few words, and facts for the JSON file beside the picture.
 Drawing = tuple[str, Image.Image, str, dict[str, Any]]
 
 # Number of nearest images that `neighbours` shows beside a sample.
@@ -43,13 +40,12 @@ _MOST_IMAGES, _MOST_DECODED = 10_000, 500
 def draw_sample(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
     """Yields samples at all temperatures, or with --labels a drawing of samples of each label per temperature."""
     count, temperatures, names = options.count, options.temperatures, opened.label_names
-    facts, given = {"seed": options.seed, "count": count}, {"seed": options.seed, "note": f"\n{opened.note()}"}
+    facts = {"seed": options.seed, "count": count}
+    shared = {**facts, "note": f"\n{opened.note()}"}
     if not options.labels:
         rows = {str(temperature): {"temperature": temperature} for temperature in temperatures}
         with Counter("sampling", count * len(rows)) as counter:
-            picture = grids.draw_sample_grid(
-                opened.model, rows, "the temperature of v", count=count, on_images=counter, **given
-            )
+            picture = grids.draw_sample_grid(opened.model, rows, "the temperature of v", on_images=counter, **shared)
         summary = f"{count} samples at temperature {', '.join(rows)}"
         yield "sample", picture, summary, {**facts, "temperatures": temperatures}
         return
@@ -63,7 +59,7 @@ def draw_sample(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
         rows = {label: {"temperature": temperature, "labels": names.index(label)} for label in labels}
         what = f"a class; the temperature of v is {temperature:g}"
         with Counter("sampling", count * len(labels)) as counter:
-            picture = grids.draw_sample_grid(opened.model, rows, what, count=count, on_images=counter, **given)
+            picture = grids.draw_sample_grid(opened.model, rows, what, on_images=counter, **shared)
         summary = f"{count} samples of each of {len(labels)} labels at temperature {temperature}"
         yield f"sample-{temperature:g}", picture, summary, {**facts, "temperature": temperature, "labels": labels}
 

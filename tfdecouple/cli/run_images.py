@@ -19,13 +19,10 @@ from tfdecouple.storage.files import write_bytes, write_json
 
 
 class Images(NamedTuple):
-    """Images for a model, with facts about these images for a JSON file and for the caption of a picture.
+    """Images for a model, with `facts` for a JSON file, and a `note` on data set and run for the caption of a picture.
 
-    Attributes:
-        pixels: the images, quantised to the bits of the model, uint8 `[n, height, width, channels]`.
-        facts: the values for the JSON file: data set, split, indices and labels; or the paths of the user's files.
-        note: the end of a picture's caption: sentences that name the data set and the run.
-        labels: the label of each image, int32 `[n]`, for a model with labels; otherwise None.
+    `pixels`, uint8 `[n, height, width, channels]`, are quantised to the bits of the model. `labels` are the labels,
+    int32 `[n]`, for a model with labels; otherwise None.
     """
 
     pixels: np.ndarray

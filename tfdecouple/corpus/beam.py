@@ -20,18 +20,8 @@ from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from tfdecouple.config.shapes import Shape
-from tfdecouple.corpus.code_files import (
-    MANIFEST,
-    CodesManifest,
-    DataFacts,
-    Field,
-    ModelFacts,
-    Shard,
-    encode_image_key,
-    make_parquet_schema,
-    make_parquet_table,
-    serialize_examples,
-)
+from tfdecouple.corpus import code_files
+from tfdecouple.corpus.code_files import CodesManifest, DataFacts, Field, ModelFacts, Shard, encode_image_key
 from tfdecouple.data.image_file import read_image
 from tfdecouple.data.image_folder import SPLIT_FOLDERS, SUFFIXES
 from tfdecouple.data.labels import NO_LABEL
@@ -87,7 +77,7 @@ def encode_with_beam(options: argparse.Namespace) -> CodesManifest:
         splits={SPLIT: sum(counts.values())},
         images_per_shard=0,
     ).with_shards(shards, counts["images"])
-    with FileSystems.create(f"{out}/{MANIFEST}") as file:
+    with FileSystems.create(f"{out}/{code_files.MANIFEST}") as file:
         file.write(json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=2).encode())
     return manifest
 
@@ -110,10 +100,11 @@ def _add_pipeline_steps(pipeline: Any, options: Any, reader: FolderReader, encod
     files = {"file_name_suffix": f".{options.format}", "num_shards": options.shards}
     if options.format == "parquet":
         fields = encoder[1]
-        codes = codes | "To tables" >> beam.Map(lambda batch: make_parquet_table(batch[0], batch[1], batch[2], fields))
-        write: Any = beam.io.parquetio.WriteToParquetBatched(f"{out}/{SPLIT}", make_parquet_schema(fields), **files)
+        schema = code_files.make_parquet_schema(fields)
+        codes = codes | "To tables" >> beam.MapTuple(code_files.make_parquet_table, fields)
+        write: Any = beam.io.parquetio.WriteToParquetBatched(f"{out}/{SPLIT}", schema, **files)
     else:
-        codes = codes | "To examples" >> beam.FlatMap(lambda batch: serialize_examples(*batch))
+        codes = codes | "To examples" >> beam.FlatMapTuple(code_files.serialize_examples)
         write = beam.io.WriteToTFRecord(f"{out}/{SPLIT}", **files)
     # Without the step "Spread files", the worker that lists the written files would also read all files.
     digests = codes | "Write codes" >> write | "Spread files" >> beam.Reshuffle() | "Read back" >> beam.Map(hash_shard)

@@ -1,7 +1,4 @@
-"""Files of codes: their manifest, functions that write TFRecord or Parquet files, and `read_codes`, which reads them.
-
-The manifest of a folder of codes lists the model, the images, the arrays of each image, and the SHA-256 of the files.
-"""
+"""Files of codes: their manifest, functions that write TFRecord or Parquet files, and `read_codes` to read them."""
 
 from __future__ import annotations
 

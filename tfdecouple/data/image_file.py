@@ -1,9 +1,7 @@
 """Functions that read image files with Pillow, and crop and resize images to the shape of the model's images.
 
 The functions cut out the centre of an image, in the proportions of the model's images, and resize it with Pillow's
-filter BILINEAR on 8-bit pixels. To shrink an image, this filter averages over a triangle whose width is two pixels of
-the result. Pillow filters rows, then columns, and rounds to 8 bits after each. `export/page/resize.js` computes the
-same bytes in JavaScript.
+filter BILINEAR on 8-bit pixels. `export/page/resize.js` computes the same bytes in JavaScript.
 """
 
 import contextlib

@@ -17,11 +17,7 @@ from tfdecouple.runtime.devices import read_total_memory
 
 
 class Photograph(NamedTuple):
-    """A photograph that comes with an installed Python package.
-
-    `name` is the photograph's name in `data.photographs`. `path` is the path of the file below the folder of installed
-    packages. `author` and `licence` are what the package states.
-    """
+    """A photograph of an installed package, which states author and licence; `path` is below the folder of packages."""
 
     name: str
     package: str

@@ -1,7 +1,4 @@
-"""The checks of the command `doctor`, their report, and the program that runs each check in a process of its own.
-
-It reads a check's name and a pickled `Task` from standard input, and writes each `Result` as a line of JSON.
-"""
+"""The checks of the command `doctor`, their report, and the program that runs each check in a process of its own."""
 
 import datetime
 import json
@@ -206,7 +203,7 @@ def make_text(results: Mapping[str, Sequence[Result]]) -> Iterator[str]:
 
 
 def main() -> int:
-    """Runs the check of `doctor` that standard input names; writes `Result`s to standard output as JSON; returns 0."""
+    """Runs the check whose name and `Task` are pickled in standard input; prints each `Result` as JSON; returns 0."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as results:
         # What libraries print to standard output goes to standard error, so that it does not mix with the results.
         os.dup2(2, 1)

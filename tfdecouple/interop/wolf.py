@@ -2,7 +2,6 @@
 
 import math
 import pathlib
-import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -94,25 +93,6 @@ def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
             raise WolfError(f"{path} is no readable .npz file: {one_line(error)}; save it with np.savez") from error
     if path.suffix not in (".pt", ".pth"):
         raise WolfError(f"{path} is neither .npz nor .pt; these two can be read")
-    state = _load_torch_file(path)
-    if isinstance(state, Mapping):
-        state = state.get("core", state)
-    if not isinstance(state, Mapping):
-        raise WolfError(f"{path} is of type {type(state).__name__}, no mapping of names to tensors; {_SAVE}")
-    import torch
-
-    weights = {}
-    for name, tensor in state.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise WolfError(f"{path} holds {name!r}, of type {type(tensor).__name__}, which is no tensor; {_SAVE}")
-        # NumPy has no bfloat16, so tensors of this dtype become float32.
-        tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-        weights[name.removeprefix("module.")] = tensor.detach().numpy()
-    return weights
-
-
-def _load_torch_file(path: pathlib.Path) -> Any:
-    """Returns the tensors and plain Python values in a file of `torch.save`, without running code in the file."""
     require_packages("torch", what=f"reading {path.name}")
     import torch
 
@@ -123,14 +103,25 @@ def _load_torch_file(path: pathlib.Path) -> Any:
             "pip install -U torch"
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # Torch's own message is replaced, because it advises weights_only=False, which would run code in the file.
-        raise WolfError(
-            f"torch cannot read {path}: it is damaged, or holds more than tensors, and no code in it was run; {_SAVE}"
-        ) from error
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    # Torch's own message is replaced, because it can advise weights_only=False, which would run code in the file.
     except Exception as error:
-        raise WolfError(f"torch cannot read {path}: {one_line(error, first=True)}") from error
+        raise WolfError(
+            f"torch cannot read {path} ({type(error).__name__}): it is damaged or holds more than tensors, and no code "
+            f"in it was run; {_SAVE}"
+        ) from error
+    if isinstance(state, Mapping):
+        state = state.get("core", state)
+    if not isinstance(state, Mapping):
+        raise WolfError(f"{path} is of type {type(state).__name__}, no mapping of names to tensors; {_SAVE}")
+    weights = {}
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise WolfError(f"{path} holds {name!r}, of type {type(tensor).__name__}, which is no tensor; {_SAVE}")
+        # NumPy has no bfloat16, so tensors of this dtype become float32.
+        tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+        weights[name.removeprefix("module.")] = tensor.detach().numpy()
+    return weights
 
 
 def assign_weights(model: DecoupledModel, state: Arrays) -> None:
@@ -171,8 +162,7 @@ def translate_config(values: Mapping[str, Any], *, image_shape: Shape, n_bits: i
     }
     if kind == "base":
         options["conditioning"] = "none"
-        if channels := _get_value(values, "generator.flow.h_channels", default=0):
-            raise WolfError(f"generator.flow.h_channels is {channels} without a latent model; it must be 0")
+        _get_choice(values, "generator.flow.h_channels", (0, None), 0)
     elif kind == "categorical":
         _require_values(values, "discriminator", activation="elu")
         options |= {"prior": "classes", "latent_dim": _get_latent_dim(values)}
@@ -196,8 +186,7 @@ def _translate_flow(values: Mapping[str, Any], name: str, inverse: bool) -> dict
         raise WolfError(f"the reference's config has {name}.num_steps []; it must have an entry for each level")
     hidden = _get_value(values, f"{name}.hidden_channels")
     is_same = isinstance(hidden, int)
-    if (levels := _get_value(values, f"{name}.levels", default=len(steps))) != len(steps):
-        raise WolfError(f"{name}.levels is {levels}, but num_steps has {len(steps)} entries")
+    _require_values(values, name, levels=len(steps))
     return {
         "steps": steps,
         "hidden_channels": (hidden,) * len(steps) if is_same else _get_whole_numbers(values, f"{name}.hidden_channels"),
@@ -390,8 +379,20 @@ def match_weights(model: DecoupledModel) -> Iterator[WeightMatch]:
     if (dequantizer := model.dequantizer) is not None:
         yield from _match_blocks("dequantizer.encoder.net", "dequantizer/encoder", dequantizer.encoder.blocks, weights)
         yield from _match_flow("dequantizer.flow.core", "dequantizer/flow", dequantizer.flow, weights)
-    if model.encoder is not None:
-        yield from _match_encoder(model, weights)
+    if (encoder := model.encoder) is not None:
+        root = "discriminator.encoder.net"
+        yield from _match_blocks(root, "encoder", encoder.blocks, weights)
+        *sides, planes = encoder.compute_map_shape(model.input_shape)[1:]
+
+        def convert_dense_kernel(array: np.ndarray) -> np.ndarray:
+            """Returns wolf's kernel `[out, in]` as `[in, out]`, with flattened inputs channels last, not first."""
+            return _convert_kernel(array.reshape(len(array), planes, *sides)).reshape(-1, len(array))
+
+        yield f"{root}.top.weight", "encoder/top/kernel", _convert_kernel
+        yield f"{root}.top.bias", "encoder/top/bias", np.asarray
+        yield "discriminator.fc.linear.weight_v", "encoder/last_direction", convert_dense_kernel
+        yield "discriminator.fc.linear.weight_g", "encoder/last_gain", np.ravel
+        yield "discriminator.fc.linear.bias", "encoder/last_bias", np.asarray
     if model.code_net is not None:
         for name, (theirs, convert) in _CLASS_WEIGHTS.items():
             yield f"discriminator.{theirs}", f"class_codes/{name}", convert
@@ -435,20 +436,3 @@ def _match_blocks(root: str, ours: str, blocks: list[ResNetBlock], weights: list
         layers = _TRANSPOSED_BLOCK if block.transposed else _BLOCK
         theirs = f"{root}.{'de' if block.transposed else ''}resnet{level}.main.{index % 2}"
         yield from _match_layer(theirs, f"{ours}/{block.name}", weights, layers, _ENCODER_WEIGHTS)
-
-
-def _match_encoder(model: DecoupledModel, weights: list[str]) -> Iterator[WeightMatch]:
-    root, encoder = "discriminator.encoder.net", model.encoder
-    assert encoder is not None
-    yield from _match_blocks(root, "encoder", encoder.blocks, weights)
-    *sides, planes = encoder.compute_map_shape(model.input_shape)[1:]
-
-    def convert_dense_kernel(array: np.ndarray) -> np.ndarray:
-        """Returns wolf's kernel `[out, in]` as `[in, out]`, with flattened inputs channels last, not channels first."""
-        return _convert_kernel(array.reshape(len(array), planes, *sides)).reshape(-1, len(array))
-
-    yield f"{root}.top.weight", "encoder/top/kernel", _convert_kernel
-    yield f"{root}.top.bias", "encoder/top/bias", np.asarray
-    yield "discriminator.fc.linear.weight_v", "encoder/last_direction", convert_dense_kernel
-    yield "discriminator.fc.linear.weight_g", "encoder/last_gain", np.ravel
-    yield "discriminator.fc.linear.bias", "encoder/last_bias", np.asarray

@@ -1,10 +1,4 @@
-"""Bits per dimension of images: by the ELBO, by the tighter importance-weighted bound, and of lossless codecs.
-
-Both bounds are, in expectation, upper bounds of -log2 p(image) per colour value. Here p(image) is the integral of the
-density over the bins of the pixels and over z (paper equation 2). The importance-weighted bound (Burda et al.,
-"Importance Weighted Autoencoders", 2016) takes the mean over k draws inside the logarithm. For k = 1 it is equal to the
-ELBO, and it falls as k grows.
-"""
+"""Bits per dimension of images: by the ELBO, by the tighter importance-weighted bound, and of lossless codecs."""
 
 from __future__ import annotations
 
@@ -110,10 +104,14 @@ class OwnSize(Metric):
 class Bound:
     """A bound on the bits per dimension, averaged over images, with its terms.
 
+    In expectation, it is an upper bound of -log2 p(image) per colour value, where p(image) is the integral of the
+    density over the bins of the pixels and over z (paper equation 2).
+
     Attributes:
         bound: the name of the bound, `ELBO` or `IMPORTANCE_WEIGHTED`.
         k: the number of draws of z and of the dequantisation noise u per image. The ELBO averages the log importance
-            weights of the draws; the importance-weighted bound is the log of the average weight.
+            weights of the draws; the importance-weighted bound (Burda et al., "Importance Weighted Autoencoders", 2016)
+            is the log of the average weight, equal to the ELBO for k = 1 and lower for larger k.
         images: the number of images.
         bits_per_dim: the bound in bits per colour value.
         standard_error: the standard error of `bits_per_dim`, from the spread over images.
@@ -158,14 +156,26 @@ class BoundEvaluator:
     def __init__(self, model: Any, strategy: tf.distribute.Strategy | None = None):
         import tensorflow as tf
 
+        from tfdecouple import randomness
+
         self._model = model
         self._has_classes = getattr(model.config, "has_classes", False)
         self._strategy = strategy or tf.distribute.get_strategy()
+        config = model.config
+
+        def compute_terms(
+            images: tf.Tensor, labels: tf.Tensor | None, index: tf.Tensor, seed: tf.Tensor, number: tf.Tensor
+        ) -> tf.Tensor:
+            """Returns the three terms of each image's ELBO, in nats, `[batch, 3]`, for the draw with this `number`."""
+            draw = seed, number, index
+            z = randomness.draw_z_noise(config.latent_dim, *draw)
+            u = randomness.draw_u_noise(config.image_shape, *draw, config.has_dequantizer)
+            options = {} if labels is None else {"labels": labels}
+            return tf.stack(model.elbo_from_noise(images, z, u, **options)[:3], -1)
+
         # Seed and index of the draw are tensors, so that TensorFlow traces anew for a new batch shape only.
         self._compute_on_devices = tf.function(
-            lambda *inputs: self._strategy.run(self._compute_elbo_terms, args=inputs),
-            autograph=False,
-            reduce_retracing=True,
+            lambda *inputs: self._strategy.run(compute_terms, args=inputs), autograph=False, reduce_retracing=True
         )
 
     def __call__(
@@ -234,21 +244,6 @@ class BoundEvaluator:
 
     def _gather_from_devices(self, values: Any) -> np.ndarray:
         return self._strategy.gather(values, axis=0).numpy()
-
-    def _compute_elbo_terms(
-        self, images: tf.Tensor, labels: tf.Tensor | None, index: tf.Tensor, seed: tf.Tensor, number: tf.Tensor
-    ) -> tf.Tensor:
-        """Returns the three terms of each image's ELBO, in nats, `[batch, 3]`, for the draw with the index `number`."""
-        import tensorflow as tf
-
-        from tfdecouple import randomness
-
-        config = self._model.config
-        draw = seed, number, index
-        z = randomness.draw_z_noise(config.latent_dim, *draw)
-        u = randomness.draw_u_noise(config.image_shape, *draw, config.has_dequantizer)
-        options = {} if labels is None else {"labels": labels}
-        return tf.stack(self._model.elbo_from_noise(images, z, u, **options)[:3], -1)
 
 
 # Options of Pillow that give the smallest lossless files. `exact` also preserves the colours of transparent pixels.

@@ -1,7 +1,4 @@
-"""Two metrics of accuracy: of linear classifiers on z, v and pixels, and of a model with labels, by Bayes' rule.
-
-Other metrics use this module's linear classifiers, and its scaling and PCA of features, too.
-"""
+"""Two metrics of accuracy: of linear classifiers on z, v and pixels, and of a model with labels, by Bayes' rule."""
 
 from __future__ import annotations
 
@@ -99,8 +96,7 @@ class LinearProbe(Metric):
                     "converged": fitted.converged,
                 }
                 # Progress goes to standard error, so that standard output has only the results.
-                line = f"{name} ({features.shape[1]:,}), {kind}: {accuracy.to_percent(2)}"
-                print(line, file=sys.stderr, flush=True)
+                print(f"{name} ({features.shape[1]:,}), {kind}: {accuracy.to_percent(2)}", file=sys.stderr, flush=True)
             rows[name] = {"features": name, "dimensions": features.shape[1], "classifiers": classifiers}
 
         def classify_with_pca(name: str, *both: np.ndarray) -> None:

@@ -1,12 +1,5 @@
 """Functions that find directions in z along which one property of an image changes, and evaluate the directions.
 
-Directions are found on training images and evaluated on held-out images. For labels and numbers there are two methods.
-The first is the difference of means, as in Glow (Kingma and Dhariwal, 2018, section 6). The second is the normal of a
-regularised linear classifier, which ignores properties that are only correlated with the label. z is not standardised
-for the classifier. Dimensions that the encoder does not use hardly vary and change nothing in an image. Without
-standardisation, the regularisation keeps their weights small. Directions for statistics of images come from decoded
-images.
-
 In all functions `z` are the codes of the training images, float32 `[n, d_z]`, and `held_z` those of held-out images.
 """
 
@@ -98,11 +91,13 @@ def find_label_directions(
 ) -> list[Direction]:
     """Returns two directions in z from images without a label to images with it: by means and by a linear classifier.
 
-    Each is as long as the slope of the mean of z per standard deviation of the label, which counts as 0 or 1: as the
-    difference of the means times the standard deviation. `has` and `held_has`, bool `[n]`, say which of the training
-    and held-out images have the label. At least `LEAST` training images have it, and at least `LEAST` lack it. The
-    classifier is fitted to equally many images with and without the label, drawn with `seed`, so that neither class
-    dominates the threshold and the choice of C, the inverse regularisation strength.
+    The first is the difference of means, as in Glow (Kingma and Dhariwal, 2018, section 6). The second is the normal of
+    the classifier, which ignores properties that are only correlated with the label. Each is as long as the slope of
+    the mean of z per standard deviation of the label, which counts as 0 or 1: as the difference of the means times the
+    standard deviation. `has` and `held_has`, bool `[n]`, say which of the training and held-out images have the label.
+    At least `LEAST` training images have it, and at least `LEAST` lack it. The classifier is fitted to equally many
+    images with and without the label, drawn with `seed`, so that neither class dominates the threshold and the choice
+    of C, the inverse regularisation strength.
 
     The metrics of a direction (`Direction.figures`) are `accuracy`, the mean of the accuracies on held-out images with
     and without the label (0.5 is chance); the binomial `standard_error` of `accuracy`; `auroc`; counts of images; and
@@ -123,6 +118,7 @@ def find_label_directions(
     kinds = [rng.permutation(np.flatnonzero(kind)) for kind in (has, ~has)]
     # Images with and without the label alternate, so that the last fifth, which is held out, has both classes.
     chosen = np.stack([kind[: min(map(len, kinds))] for kind in kinds], 1).ravel()
+    # z is not standardised, so that the regularisation keeps the weights of dimensions small that hardly vary.
     centre = z[chosen].mean(0, dtype=np.float64)
     fitted = fit_classifier("logistic regression", _subtract_centre(z[chosen], centre), has[chosen])
     weights = fitted.classifier.coef_[0].astype(np.float64)

@@ -1,7 +1,4 @@
-"""A metric that tells which statistics of images, such as colour and contrast, are encoded in z and which in v.
-
-The paper claims that z is global and v local (section 3.2, Figure 1). This metric tests the claim without labels.
-"""
+"""A metric of how far z is global and v local (paper section 3.2): which statistics of images each of them encodes."""
 
 import dataclasses
 import math

@@ -1,7 +1,4 @@
-"""A metric of how much a model uses z: KL of z, information about the image, and bits/dim with z of another image.
-
-A strong flow can ignore z without any effect on bits/dim.
-"""
+"""A metric of how much a model uses z: KL of z, information about the image, and bits/dim with z of another image."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ _LISTED = 12
 
 
 class UseOfZ(Metric):
-    """The metric of how much a model uses its global code z."""
+    """The metric of how much a model uses its global code z, which a strong flow can ignore at the same bits/dim."""
 
     name = "latent_use"
     help = "also how much the model uses z"
@@ -178,8 +175,7 @@ def compute_latent_use(
         total, per_dimension = np.zeros(len(informed)), np.zeros(dimensions)
         for number in range(samples):
             # `BoundEvaluator` draws the same noise for this seed, so that this metric and the ELBO use the same z.
-            noise = randomness.draw_z_noise(config.latent_dim, seed, number, index)
-            z = mean + stddev * noise.numpy()
+            z = mean + stddev * randomness.draw_z_noise(config.latent_dim, seed, number, index).numpy()
             other = z[draw_derangement(count, [seed, number])]
             rows, start = [], 0
             for batch, counted in iterate_batches():

@@ -1,9 +1,8 @@
 """Functions that read photographs, apply to them the changes of colours that a model made to small copies, and write.
 
-A model of images of 64 x 64 pixels, for example, determines how colours change in each region, which is enough to
-change a photograph of any size. A guided filter (He, Sun and Tang, "Guided image filtering", 2013; at another size as
-in Chen et al., "Bilateral guided upsampling", 2016) describes the change by an affine map of colours around each pixel
-of the small copy. The maps are interpolated and applied to the pixels of the photograph.
+A guided filter (He, Sun and Tang, "Guided image filtering", 2013; at another size as in Chen et al., "Bilateral guided
+upsampling", 2016) describes the change by an affine map of colours around each pixel of the small copy. The maps are
+interpolated and applied to the pixels of the photograph.
 """
 
 import contextlib
@@ -116,9 +115,8 @@ _WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
 class UserPhotograph:
     """A photograph that a user passes to a command, read from the file `path` in Pillow's `format`, such as "JPEG".
 
-    Attributes:
-        pixels: the pixels, upright and in sRGB, uint8 `[H, W, 3]`, or `[H, W, 1]` for a model of grey images.
-        alpha: the alpha channel, uint8 `[H, W]`; None for a photograph without transparency.
+    `pixels` are upright and in sRGB, uint8 `[H, W, 3]`, or `[H, W, 1]` for a model of grey images. `alpha` is the alpha
+    channel, uint8 `[H, W]`, or None.
     """
 
     path: str
@@ -182,10 +180,8 @@ def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
     """Reads a `UserPhotograph` from a file, and shrinks it if a side is longer than `max_side` pixels.
 
     The photograph is turned upright as its EXIF data say, and its colours are converted to sRGB. Of an animation, the
-    first picture is read. Values of 16 bits become 8 bits. `channels` is 3 for a model of RGB images, 1 for grey ones.
-
-    Raises:
-        DataError: if the file is missing, not an image or too large, or `channels` is neither 3 nor 1.
+    first picture is read. Values of 16 bits become 8 bits. `channels` is 3 for a model of RGB images, 1 for grey ones;
+    for others, or a file that is missing, no image or too large, DataError is raised.
     """
     if channels not in (1, 3):
         raise DataError(f"the model's images have {channels} channels, and photographs have 3 or 1; use --size model")
@@ -214,11 +210,7 @@ def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
 class OwnSizeResults:
     """Writes photographs at their own size, changed as the model changed small copies, into the folder `out`.
 
-    Args:
-        paths: paths of the photographs.
-        out: the folder for the results.
-        model: a model of RGB or grey images.
-        max_side: longest side of a result, in pixels; larger photographs are shrunk.
+    Photographs with a side of more than `max_side` pixels are shrunk.
 
     Attributes:
         names: the photographs' file names, without folders and endings.

@@ -71,7 +71,6 @@ def draw_grid(
     header = LINE if column_labels else 0
 
     def find_corner(row: int, column: int) -> tuple[int, int]:
-        """Returns (x, y) of the upper left corner of the image at index `row` and `column` of the grid, in pixels."""
         gaps = [index // size if size else 0 for index, size in zip((row, column), group, strict=True)]
         left = margin + _GAP + column * (tile_width + _GAP) + gaps[1] * 3 * _GAP
         return left, header + _GAP + row * (tile_height + _GAP) + gaps[0] * 3 * _GAP

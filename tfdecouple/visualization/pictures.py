@@ -9,14 +9,7 @@ import numpy as np
 from PIL import Image
 
 from tfdecouple.model import DecoupledModel
-from tfdecouple.visualization.grids import (
-    draw_interpolation_grid,
-    draw_reconstruction_grid,
-    draw_sample_grid,
-    draw_switch_grid,
-    interpolate_pairs,
-    reconstruct_images,
-)
+from tfdecouple.visualization import grids
 
 # Largest count of images in a picture if they have at most 64 x 64 pixels; a picture of larger images has fewer.
 USUAL = 40
@@ -43,7 +36,7 @@ class PictureInputs:
     @functools.cached_property
     def reconstructed(self) -> tuple[np.ndarray, int]:
         """The decoded images, uint8, and the count of them that equal the originals; computed at the first use."""
-        return reconstruct_images(self.model, self.images, labels=self.labels)
+        return grids.reconstruct_images(self.model, self.images, labels=self.labels)
 
     def select_image_pairs(self, count: int) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
         """Makes `count` pairs of the validation images; returns (first images, second images, their labels or None)."""
@@ -74,14 +67,14 @@ def register_picture(name: str) -> Callable[[Draw], Draw]:
 
 @register_picture("reconstructions")
 def _draw_reconstructions(inputs: PictureInputs) -> Image.Image:
-    return draw_reconstruction_grid(inputs.images, *inputs.reconstructed, side=_SIDE)
+    return grids.draw_reconstruction_grid(inputs.images, *inputs.reconstructed, side=_SIDE)
 
 
 @register_picture("samples")
 def _draw_samples(inputs: PictureInputs) -> Image.Image:
     rows = {str(temperature): {"temperature": temperature} for temperature in (0.5, 0.7, 0.8, 0.9, 1.0)}
     count = min(max(inputs.most // 4, 2), 10)
-    return draw_sample_grid(inputs.model, rows, "the temperature of v", count=count, seed=inputs.seed, side=_SIDE)
+    return grids.draw_sample_grid(inputs.model, rows, "the temperature of v", count=count, seed=inputs.seed, side=_SIDE)
 
 
 @register_picture("classes")
@@ -91,14 +84,15 @@ def _draw_classes(inputs: PictureInputs) -> Image.Image | None:
     most = max(inputs.most // 4, 2)
     rows = {name: {"temperature": 0.7, "labels": label} for label, name in enumerate(inputs.label_names[:most])}
     what = "a class; the temperature of v is 0.7"
-    return draw_sample_grid(inputs.model, rows, what, count=min(most, 10), seed=inputs.seed, side=_SIDE)
+    return grids.draw_sample_grid(inputs.model, rows, what, count=min(most, 10), seed=inputs.seed, side=_SIDE)
 
 
 @register_picture("interpolation")
 def _draw_interpolation(inputs: PictureInputs) -> Image.Image:
     places = (0, 0.2, 0.4, 0.6, 0.8, 1) if inputs.most >= 10 else (0, 0.5, 1)
     a, b, labels = inputs.select_image_pairs(1)
-    return draw_interpolation_grid(interpolate_pairs(inputs.model, a, b, places, labels=labels), places, side=_SIDE)
+    tiles = grids.interpolate_pairs(inputs.model, a, b, places, labels=labels)
+    return grids.draw_interpolation_grid(tiles, places, side=_SIDE)
 
 
 @register_picture("switch")
@@ -107,7 +101,7 @@ def _draw_switch(inputs: PictureInputs) -> Image.Image | None:
     if not (inputs.model.config.has_latent and count):
         return None
     a, b, labels = inputs.select_image_pairs(count)
-    return draw_switch_grid(inputs.model, a, b, side=_SIDE, labels=labels)
+    return grids.draw_switch_grid(inputs.model, a, b, side=_SIDE, labels=labels)
 
 
 def draw_pictures(
