@@ -1,16 +1,14 @@
 """Loggers, which write metrics and pictures of a training run to TensorBoard or Weights & Biases, by name."""
 
-import contextlib
-import errno
 import importlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfdecouple.errors import one_line
 from tfdecouple.runtime.requirements import require_packages
+from tfdecouple.storage.files import convert_tensorflow_errors
 
 
 class Logger:
@@ -68,7 +66,7 @@ class TensorBoard(Logger):
         import tensorflow as tf
         from tensorboard.plugins.hparams import api as hparams
 
-        with _convert_writer_errors():
+        with convert_tensorflow_errors():
             self._writer = tf.summary.create_file_writer(str(self.folder / "tensorboard"))
             with self._writer.as_default(step=step):
                 options = self.config.flatten_options().items()
@@ -77,7 +75,7 @@ class TensorBoard(Logger):
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         import tensorflow as tf
 
-        with _convert_writer_errors(), self._writer.as_default(step=step):
+        with convert_tensorflow_errors(), self._writer.as_default(step=step):
             for name, value in select_numbers(kind, values).items():
                 tf.summary.scalar(name, value)
 
@@ -86,29 +84,17 @@ class TensorBoard(Logger):
         import tensorflow as tf
         from PIL import Image
 
-        with _convert_writer_errors(), self._writer.as_default(step=step), Image.open(path) as picture:
+        with convert_tensorflow_errors(), self._writer.as_default(step=step), Image.open(path) as picture:
             tf.summary.image(name, np.asarray(picture.convert("RGB"))[None])
 
     def flush(self) -> None:
-        with _convert_writer_errors():
+        with convert_tensorflow_errors():
             self._writer.flush()
 
     def close(self) -> None:
         if self._writer is not None:
-            with _convert_writer_errors():
+            with convert_tensorflow_errors():
                 self._writer.close()
-
-
-@contextlib.contextmanager
-def _convert_writer_errors() -> Iterator[None]:
-    import tensorflow as tf
-
-    try:
-        yield
-    except tf.errors.ResourceExhaustedError as error:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-    except tf.errors.OpError as error:
-        raise OSError(errno.EIO, one_line(error, first=True)) from error
 
 
 class WeightsAndBiases(Logger):

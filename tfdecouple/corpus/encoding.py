@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import itertools
-import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +26,7 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.model.codes import far_from_training
 from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.runs.opened_run import Run, hash_weights, load_model, write_run
-from tfdecouple.storage.files import TEMPORARY, FileDigest, move_into_place, temporary_file
+from tfdecouple.storage.files import TEMPORARY, FileDigest, convert_tensorflow_errors, move_into_place, temporary_file
 
 # Name of the run folder with the weights of the encoding model. No other weights can decode the codes.
 RUN = "_run"
@@ -70,12 +68,11 @@ def open_codes_folder(path: pathlib.Path, job: CodesManifest, run: Run) -> Itera
 def convert_write_errors(path: pathlib.Path) -> Iterator[None]:
     """Returns a context that raises UserError, "cannot write", instead of file errors of Python or TensorFlow."""
     try:
-        yield
-    except (OSError, tf.errors.OpError) as error:
-        is_full = isinstance(error, tf.errors.ResourceExhaustedError)
-        reason = os.strerror(errno.ENOSPC) if is_full else getattr(error, "strerror", "") or one_line(error, first=True)
-        text = f"cannot write to {path}: {reason}; complete files are kept, and the same command resumes"
-        raise UserError(text) from error
+        with convert_tensorflow_errors():
+            yield
+    except OSError as error:
+        text = "complete files are kept, and the same command resumes"
+        raise UserError(f"cannot write to {path}: {error.strerror or error}; {text}") from error
 
 
 @dataclasses.dataclass

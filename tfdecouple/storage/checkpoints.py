@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf.tensor_bundle_pb2 import BundleEntryProto, BundleHeaderProto
 
 from tfdecouple.errors import RunError, one_line
-from tfdecouple.storage.files import read_bytes
+from tfdecouple.storage.files import convert_tensorflow_errors, read_bytes
 
 Variables = Mapping[str, Any]
 
@@ -79,22 +79,19 @@ class CheckpointFolder:
                 group: {name: v.value if isinstance(v, keras.Variable) else v for name, v in variables.items()}
                 for group, variables in groups.items()
             }
-            tf.train.Checkpoint(**unwrapped).write(str(self.path / unfinished))
+            with convert_tensorflow_errors():
+                tf.train.Checkpoint(**unwrapped).write(str(self.path / unfinished))
             # TensorFlow's own rename would copy the index, and a kill could leave half of the copy.
             for file in (*self.path.glob(f"{unfinished}.data-*"), self.path / f"{unfinished}.index"):
                 file.replace(file.with_name(file.name[1:]))
-        except (tf.errors.OpError, OSError) as error:
+        except OSError as error:
             self.remove_remains()
             steps = self.list_checkpoint_steps()
             # The folder of an imported or published model, or of codes, has no training to resume.
             resumes = f", the run resumes from step {steps[0]}" if steps else ""
-            full = isinstance(error, tf.errors.ResourceExhaustedError)
-            code = errno.ENOSPC if full else getattr(error, "errno", None)
-            raise RunError(
-                f"cannot write the checkpoint {self.checkpoint_path(kind, step)}: "
-                f"{os.strerror(code) if code else one_line(error, first=True)}; "
-                f"{'free some space and ' if code == errno.ENOSPC else ''}start again{resumes}"
-            ) from error
+            remedy = f"{'free some space and ' if error.errno == errno.ENOSPC else ''}start again{resumes}"
+            path = self.checkpoint_path(kind, step)
+            raise RunError(f"cannot write the checkpoint {path}: {error.strerror or error}; {remedy}") from error
         for other in self.list_checkpoint_steps(kind)[self.keep if kind == "step" else 0 :]:
             # The new checkpoint stays even if an older run in this folder has left checkpoints of later steps.
             if other != step:

@@ -1,6 +1,7 @@
 """Functions that read untrusted files up to a size limit, and write files completely or not at all."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -81,6 +82,19 @@ def parse_json(text: str | bytes) -> Any:
     if level:
         raise ValueError("it is nested too deeply")
     return values
+
+
+@contextlib.contextmanager
+def convert_tensorflow_errors() -> Iterator[None]:
+    """Returns a context that raises OSError for an error of TensorFlow in writing a file, ENOSPC for a full disk."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+    except tf.errors.OpError as error:
+        raise OSError(errno.EIO, one_line(error, first=True)) from error
 
 
 @contextlib.contextmanager
