@@ -15,8 +15,10 @@ from helpers.refusals import message_of
 from PIL import Image
 
 from tfdecouple.config import DataConfig
-from tfdecouple.data import image_file, load_images, open_source
+from tfdecouple.data import image_file
+from tfdecouple.data.batches import load_images
 from tfdecouple.data.image_file import MOST_PIXELS, read_image
+from tfdecouple.data.sources import open_source
 from tfdecouple.errors import DataError
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))

@@ -13,8 +13,9 @@ from PIL import Image
 from tfdecouple.cli import run_images
 from tfdecouple.cli.options import make_file_name
 from tfdecouple.config.shapes import RGB_CHANNELS
-from tfdecouple.data import Source, read_chosen_batches
+from tfdecouple.data.batches import read_chosen_batches
 from tfdecouple.data.labels import read_attributes
+from tfdecouple.data.splits import Source
 from tfdecouple.errors import DataError, RunError, UserError, make_printable, nearest
 from tfdecouple.metrics.drawn_images import draw_image_indices, draw_uncropped_images, read_drawn_images
 from tfdecouple.metrics.metric import format_count

@@ -12,7 +12,7 @@ from tfdecouple.corpus.encoding import (
     open_codes_folder,
     verify_codes,
 )
-from tfdecouple.data import Source
+from tfdecouple.data.splits import Source
 from tfdecouple.errors import UserError
 from tfdecouple.metrics.metric import format_count
 from tfdecouple.runs.opened_run import Run, hash_weights

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from tfdecouple.data import Source, choose_user_crop
 from tfdecouple.data.image_file import read_image
+from tfdecouple.data.sources import choose_user_crop
+from tfdecouple.data.splits import Source
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.metrics.drawn_images import draw_image_indices, pair_images, read_drawn_images
 from tfdecouple.runs.opened_run import Run

@@ -17,8 +17,8 @@ from filelock import FileLock, Timeout
 
 from tfdecouple.arguments import as_labels
 from tfdecouple.corpus.code_files import CodesManifest, Field, Shard, ShardRange, encode_image_key, write_codes
-from tfdecouple.data import Source
 from tfdecouple.data.labels import check_labels
+from tfdecouple.data.splits import Source
 from tfdecouple.errors import DataError, UserError, one_line
 from tfdecouple.metrics.metric import require_finite_values
 from tfdecouple.metrics.outliers import SCORES, OutlierScorer

@@ -200,7 +200,7 @@ class BoundEvaluator:
         """
         import tensorflow as tf
 
-        from tfdecouple.data import slice_for_replicas
+        from tfdecouple.data.batches import slice_for_replicas
         from tfdecouple.numerics.tf32 import full_float32
 
         self._model.require_initialized()

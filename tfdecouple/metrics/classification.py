@@ -19,7 +19,7 @@ from tfdecouple.runtime.progress import Counter
 if TYPE_CHECKING:
     from sklearn.decomposition import PCA
 
-    from tfdecouple.data import Source
+    from tfdecouple.data.splits import Source
     from tfdecouple.model import DecoupledModel
 
 CLASSIFIERS = ("linear SVM", "logistic regression")

@@ -15,7 +15,7 @@ from tfdecouple.errors import DataError
 from tfdecouple.runtime.progress import Counter
 
 if TYPE_CHECKING:
-    from tfdecouple.data import Source
+    from tfdecouple.data.splits import Source
     from tfdecouple.model import DecoupledModel
 
 
@@ -34,7 +34,7 @@ def read_drawn_images(
 
     The images are uint8 `[n, height, width, channels]`, in the order of `indices`, and the labels int32 `[n]`.
     """
-    from tfdecouple.data import read_chosen_batches
+    from tfdecouple.data.batches import read_chosen_batches
 
     images, labels = np.empty((len(indices), *model.config.image_shape), np.uint8), np.empty(len(indices), np.int32)
     order, done = np.argsort(indices), 0

@@ -65,7 +65,7 @@ class FrechetDistance(Metric):
 
     def compute(self, evaluation: Any) -> Result:
         """Returns the Frechet distance of samples and its floor, in squared units of features, and warnings."""
-        from tfdecouple.data import read_chosen_batches
+        from tfdecouple.data.batches import read_chosen_batches
 
         options, model, source = self.options, evaluation.opened.model, evaluation.source
         samples, split = options.frechet_images, self.split

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
     from tfdecouple.config import Config
-    from tfdecouple.data import Source
+    from tfdecouple.data.splits import Source
 
 MINUS_CODEC = "bits_per_dim_minus_codec"
 CODEC = "webp"
@@ -109,7 +109,7 @@ class Outliers(Metric):
 
     def _read_outlier_batches(self, evaluation: Any, name: str) -> Iterator[Mapping[str, Any]]:
         """Yields at most `evaluation.count` outliers `name`, as dicts of "image", "index", "weight", maybe "label"."""
-        from tfdecouple.data import make_evaluation_batches
+        from tfdecouple.data.batches import make_evaluation_batches
 
         options, start = self.options, 0
         if name in MADE:
