@@ -34,7 +34,6 @@ class Command:
     """A command of `tfdecouple`; its functions are named as "MODULE:FUNCTION" of a module in `tfdecouple/cli/`.
 
     Attributes:
-        name: the command.
         summary: what the command does, without a full stop, for the list of commands.
         details: sentences for the command's help.
         work: the function that does the work. It takes the parsed options and returns the exit status; if `draws` is

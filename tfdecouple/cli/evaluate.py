@@ -79,8 +79,7 @@ class Evaluation:
     Attributes:
         options: the options of the command.
         strategy: a `tf.distribute` strategy: over all GPUs if the machine has several, else TensorFlow's default.
-        opened: the opened run, with its model and config.
-        source: the opened data set.
+        opened, source: the opened run, with its model and config, and the opened data set.
         size: the number of images in the split `--split`.
         count: the number of these images that are evaluated.
         batch_size: the number of images in a batch, before it is rounded to a multiple of the number of devices.

@@ -82,10 +82,9 @@ def find_centre_box(height: int, width: int, image_shape: Shape, centre_crop: in
 def crop_and_resize(pixels: np.ndarray, image_shape: Shape, centre_crop: int) -> np.ndarray:
     """Cuts out the centre of an image, and resizes the centre if it has another shape; returns uint8 `image_shape`.
 
-    Args:
-        pixels: the pixels of the image, uint8 [H, W, channels], or [H, W] for one channel.
-        image_shape: shape of the result; with (0, 0, channels) the image is neither cropped nor resized.
-        centre_crop: largest count of pixels along the centre's shorter side, before resizing; 0 for no limit.
+    `pixels` are uint8 [H, W, channels], or [H, W] for one channel. With (0, 0, channels) as `image_shape`, the image is
+    neither cropped nor resized. The centre's shorter side has at most `centre_crop` pixels before resizing; 0 for no
+    limit.
     """
     if image_shape[:2] == (0, 0):
         return pixels.reshape(*pixels.shape[:2], image_shape[2])

@@ -50,9 +50,8 @@ PHOTOGRAPHS, IMAGES = 128, 16
 # Largest allowed relative difference (Euclidean norm) of computed arrays from the arrays in `numbers.npz`. Gradients
 # have another bound, `Variant.gradient`. docs/gpu.md, "The bounds", has the measurements.
 BOUND = 1e-4
-# Number of training steps after which weights trained on several devices are compared with weights trained on one, and
-# the largest allowed difference relative to the change in training. The bound exceeds rounding errors, because Adam's
-# steps are large for tiny gradients, too.
+# Number of training steps on one device and on several, and the largest difference of their weights relative to the
+# change in training. The bound exceeds rounding errors, because Adam's steps are large for tiny gradients, too.
 STEPS, WEIGHTS_BOUND = 10, 1e-3
 # Batch sizes that are timed on CPUs and on GPUs; some GPUs have too little memory for the last one.
 BATCHES = {"CPU": (4, 16, 64), "GPU": (1, 16, 64, 256, 1024)}

@@ -41,16 +41,12 @@ def import_wolf(
 ) -> DecoupledModel:
     """Converts a checkpoint of wolf, the authors' PyTorch code, to a new run folder, and returns the model.
 
-    Args:
-        config_path: path of wolf's JSON config.
-        weights_path: path of wolf's state dict, `.npz` (one array per name) or `.pt` (needs torch).
-        image_shape: height, width and channels of the images; wolf's config lacks height and width.
-        n_bits: bits per colour channel, which wolf's config lacks.
-        workdir: path of the new run folder.
+    `config_path` is wolf's JSON config, and `weights_path` its state dict, `.npz` (one array per name) or `.pt` (needs
+    torch). Wolf's config lacks height and width of the images in `image_shape`, and the bits per colour channel.
 
     Raises:
         WolfError: if the config has parts that this project does not have, such as MaCow flows, the weights do not fit
-            the config, or the run folder is not empty.
+            the config, or the run folder `workdir` is not empty.
         ConfigError: if the folder's name is not valid as the name of a run.
     """
     folder = pathlib.Path(workdir)

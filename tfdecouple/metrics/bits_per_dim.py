@@ -190,13 +190,10 @@ class BoundEvaluator:
     ) -> Bound:
         """Returns a bound on the bits per dimension, averaged over the images of all batches.
 
-        Args:
-            batches: a dataset of `make_evaluation_batches`. The size of a batch is a multiple of the number of devices.
-            bound: the name of the bound, `ELBO` or `IMPORTANCE_WEIGHTED`.
-            k: the number of draws per image, at least 1.
-            seed: the seed of the draws.
-            on_batch: a callback that receives the number of evaluated images after each draw.
-            refuse_non_finite: whether a bound that is not finite raises RunError, with the indices of the images.
+        `batches` is a dataset of `make_evaluation_batches`, whose batch size is a multiple of the number of devices.
+        `bound` is `ELBO` or `IMPORTANCE_WEIGHTED`, from `k` draws per image. The callback `on_batch` receives the
+        number of evaluated images after each draw. With `refuse_non_finite`, a bound that is not finite raises
+        RunError, with the indices of the images.
         """
         import tensorflow as tf
 

@@ -116,13 +116,11 @@ def compute_latent_use(
     Draws depend on the seed and on the index of the image, so that the batch size changes a result by rounding alone.
     DataError is raised if there are fewer than 2 images, and RunError if a posterior or a likelihood is not finite.
 
-    Args:
-        model: a `DecoupledModel` with weights, or another density that has the attributes `config`, `prior`,
-            `posterior`, `likelihood`, `quantizer`, `nats_to_bits_per_dim` and, if q(u|x) is learned, `dequantize`.
-        batches: a dataset of `make_evaluation_batches`, which is read 1 + `samples` times.
-        samples: the number of draws of z and of the dequantisation noise u per image, at least 1.
-        seed: the seed of the draws and of the permutation that gives an image the z of another image.
-        on_batch: a callback that receives, after each batch, the number of images finished in all passes so far.
+    `model` is a `DecoupledModel` with weights, or another density that has the attributes `config`, `prior`,
+    `posterior`, `likelihood`, `quantizer`, `nats_to_bits_per_dim` and, if q(u|x) is learned, `dequantize`. `batches`, a
+    dataset of `make_evaluation_batches`, is read 1 + `samples` times, where `samples` is the number of draws of z and
+    of the dequantisation noise u per image. The callback `on_batch` receives, after each batch, the number of images
+    finished in all passes so far.
     """
     import tensorflow as tf
 

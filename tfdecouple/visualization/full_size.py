@@ -42,10 +42,8 @@ def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.nd
     compute the result, so encoding the result does not give the codes of `after`. If the photograph has the model's
     size, the result is `after`.
 
-    Args:
-        photograph: the pixels of the photograph, uint8 `[H, W, channels]`, with three channels or one.
-        before: the photograph, resized to the size of the model's images, uint8 `[h, w, channels]`.
-        after: the image that the model made of `before`, uint8 `[h, w, channels]`.
+    `photograph`, uint8 `[H, W, channels]`, has three channels or one. `before` is the photograph in the size of the
+    model's images, and `after` is the image that the model made of `before`; both are uint8 `[h, w, channels]`.
     """
     if photograph.shape == after.shape:
         return after

@@ -60,13 +60,8 @@ def switch_folder(
     ...     [path.name for path in result.written]
     ['a.png']
 
-    Args:
-        model: a model of RGB or grey images, with a z that an encoder computes.
-        reference: path of the image whose z the photographs get.
-        folder: path of the folder of photographs.
-        out: path of the folder for the results, outside `folder`.
-        strength: from 0, z of the photograph itself, to 1, z of the reference.
-        max_side: longest side of a result, in pixels; a larger photograph is shrunk.
+    The model has RGB or grey images, and an encoder. `strength` goes from 0, z of the photograph itself, to 1, z of the
+    image `reference`. Photographs with a side of more than `max_side` pixels are shrunk.
 
     Raises:
         DataError: if `folder` has no images, or the reference cannot be read or is smaller than any image of the model.
