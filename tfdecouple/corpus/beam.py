@@ -101,7 +101,8 @@ def _add_pipeline_steps(pipeline: Any, options: Any, reader: FolderReader, encod
     if options.format == "parquet":
         fields = encoder[1]
         schema = code_files.make_parquet_schema(fields)
-        codes = codes | "To tables" >> beam.Map(lambda batch: code_files.make_parquet_table(*batch, fields))
+        make_table = code_files.make_parquet_table
+        codes = codes | "To tables" >> beam.Map(lambda batch: make_table(batch[0], batch[1], batch[2], fields))
         write: Any = beam.io.parquetio.WriteToParquetBatched(f"{out}/{SPLIT}", schema, **files)
     else:
         codes = codes | "To examples" >> beam.FlatMapTuple(code_files.serialize_examples)
