@@ -59,7 +59,8 @@ def _write_free_crops(config: Config, folder: pathlib.Path) -> np.ndarray:
     """Writes crops of the photographs in FREE as PNG files for each split; returns test crops, uint8 `[n, h, w, 3]`."""
     from PIL import Image
 
-    from tfdecouple.data import load_images, open_source
+    from tfdecouple.data.batches import load_images
+    from tfdecouple.data.sources import open_source
 
     source = open_source(config.data, config.model.image_shape)
     for split in ("train", "validation", "test"):

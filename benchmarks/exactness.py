@@ -53,7 +53,8 @@ def measure_runs(options: argparse.Namespace) -> int:
     start_tensorflow()
     from benchmarks.emulation import emulated_accelerator, keep_tf32_switch
     from tfdecouple.config import DataConfig
-    from tfdecouple.data import load_images, open_source
+    from tfdecouple.data.batches import load_images
+    from tfdecouple.data.sources import open_source
     from tfdecouple.runs.opened_run import Run
 
     emulation = contextlib.ExitStack()

@@ -100,7 +100,7 @@ def train_model(options: argparse.Namespace, alpha: float) -> Iterator[list[Any]
 
 def make_benchmark(config: Config) -> Benchmark:
     """Returns a `Benchmark` (model, training step and data) of a config, on crops of the bundled photographs."""
-    from tfdecouple.data import open_source
+    from tfdecouple.data.sources import open_source
 
     data = DataConfig(source="photographs", photograph_crops=2048)
     return Benchmark(config, open_source(data, config.model.image_shape))
@@ -113,7 +113,7 @@ class Gradients:
         import tensorflow as tf
 
         from tfdecouple import randomness
-        from tfdecouple.data import load_images
+        from tfdecouple.data.batches import load_images
 
         self.variables = benchmark.model.trainable_variables
         self._model = benchmark.model

@@ -52,7 +52,7 @@ class Benchmark:
     def __init__(self, config: Config, source: Any = None, devices: int = 1):
         import keras
 
-        from tfdecouple.data import make_training_batches
+        from tfdecouple.data.batches import make_training_batches
         from tfdecouple.training.state import TrainingState
         from tfdecouple.training.step import TrainStep
         from tfdecouple.training.workers import make_strategy
@@ -72,7 +72,7 @@ class Benchmark:
         """Returns the `Work` (functions to time) of a phase, such as "train", on batches of `batch` images."""
         import numpy as np
 
-        from tfdecouple.data import load_images, make_evaluation_batches
+        from tfdecouple.data.batches import load_images, make_evaluation_batches
         from tfdecouple.metrics.bits_per_dim import BoundEvaluator
         from tfdecouple.runtime.run_mode import RunMode
 
@@ -100,7 +100,7 @@ class Benchmark:
 
     def _make_step(self) -> Callable[[], Any]:
         """Returns a function that starts a training step and returns the step's result without waiting for a GPU."""
-        from tfdecouple.data import make_training_batches
+        from tfdecouple.data.batches import make_training_batches
         from tfdecouple.data.labels import make_training_inputs
         from tfdecouple.training.workers import make_device_input_options
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfdecouple.config import Config, DataConfig
-from tfdecouple.data import choose_user_crop
 from tfdecouple.data.image_file import describe_cropping, describe_resizing
+from tfdecouple.data.sources import choose_user_crop
 from tfdecouple.errors import RunError, one_line
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import latent_directions

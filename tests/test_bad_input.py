@@ -20,7 +20,7 @@ from tfdecouple import training
 from tfdecouple.cli import command_table, main
 from tfdecouple.cli.train import main as train_main
 from tfdecouple.config import Config, DataConfig, list_option_names, load_preset, override, parse_config
-from tfdecouple.data import open_source
+from tfdecouple.data.sources import open_source
 from tfdecouple.doctor import check_runner
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError
 from tfdecouple.model import DecoupledModel

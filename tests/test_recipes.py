@@ -60,7 +60,9 @@ SOURCE = """
 import os
 import numpy as np
 from tfdecouple.config import DataConfig
-from tfdecouple.data import load_images, open_source, sources, make_training_batches
+from tfdecouple.data import sources
+from tfdecouple.data.batches import load_images, make_training_batches
+from tfdecouple.data.sources import open_source
 source = open_source(DataConfig(source="stripes"), (8, 8, 3))
 batch = next(iter(make_training_batches(source, DataConfig(), batch_size=4, seed=0)))["image"].numpy()
 assert batch.shape == (4, 8, 8, 3) and (batch == batch[:, :, :1, :1]).all() and batch.std() > 0

@@ -23,8 +23,8 @@ from tfdecouple.cli import main
 from tfdecouple.cli.train import main as train_main
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.corpus.code_files import CodesManifest
-from tfdecouple.data import open_source
 from tfdecouple.data.image_file import read_image
+from tfdecouple.data.sources import open_source
 from tfdecouple.errors import DataError, RunError, UserError
 from tfdecouple.interop import wolf
 from tfdecouple.runs.latent_directions import Direction, Directions

@@ -1,27 +1,21 @@
-"""Loggers, which write metrics and pictures of a training run to TensorBoard or Weights & Biases, by name.
+"""Loggers, which write metrics and pictures of a training run to TensorBoard or Weights & Biases, by name."""
 
-Methods, not the module, import large packages, because `tfdecouple.config` imports this module without TensorFlow.
-"""
-
-import contextlib
-import errno
 import importlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfdecouple.errors import one_line
 from tfdecouple.runtime.requirements import require_packages
+from tfdecouple.storage.files import convert_tensorflow_errors
 
 
 class Logger:
     """The base class of loggers, which write the metrics and pictures of a training run; its methods do nothing.
 
-    Args:
-        folder: path of the run folder, in which a logger changes nothing before `open`.
-        config: the `Config` of the run.
+    Before `open`, a logger changes nothing in `folder`, the run folder. `config` is the `Config` of the run. Methods
+    import large packages, because `tfdecouple.config` imports this module without TensorFlow.
 
     Attributes:
         name: name of the logger in the option `training.loggers`.
@@ -65,20 +59,15 @@ class TensorBoard(Logger):
     """
 
     name = "tensorboard"
-
-    def __init__(self, folder: pathlib.Path, config: Any):
-        import tensorflow as tf
-
-        super().__init__(folder / "tensorboard", config)
-        self._writer = tf.summary.create_noop_writer()
+    _writer: Any = None
 
     def open(self, step: int) -> None:
         """Opens a new TensorBoard event file and writes the config; TensorBoard drops old values of repeated steps."""
         import tensorflow as tf
         from tensorboard.plugins.hparams import api as hparams
 
-        with _convert_writer_errors():
-            self._writer = tf.summary.create_file_writer(str(self.folder))
+        with convert_tensorflow_errors():
+            self._writer = tf.summary.create_file_writer(str(self.folder / "tensorboard"))
             with self._writer.as_default(step=step):
                 options = self.config.flatten_options().items()
                 hparams.hparams({name: v if isinstance(v, float | int | str) else json.dumps(v) for name, v in options})
@@ -86,7 +75,7 @@ class TensorBoard(Logger):
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         import tensorflow as tf
 
-        with _convert_writer_errors(), self._writer.as_default(step=step):
+        with convert_tensorflow_errors(), self._writer.as_default(step=step):
             for name, value in select_numbers(kind, values).items():
                 tf.summary.scalar(name, value)
 
@@ -95,28 +84,17 @@ class TensorBoard(Logger):
         import tensorflow as tf
         from PIL import Image
 
-        with _convert_writer_errors(), self._writer.as_default(step=step), Image.open(path) as picture:
+        with convert_tensorflow_errors(), self._writer.as_default(step=step), Image.open(path) as picture:
             tf.summary.image(name, np.asarray(picture.convert("RGB"))[None])
 
     def flush(self) -> None:
-        with _convert_writer_errors():
+        with convert_tensorflow_errors():
             self._writer.flush()
 
     def close(self) -> None:
-        with _convert_writer_errors():
-            self._writer.close()
-
-
-@contextlib.contextmanager
-def _convert_writer_errors() -> Iterator[None]:
-    import tensorflow as tf
-
-    try:
-        yield
-    except tf.errors.ResourceExhaustedError as error:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-    except tf.errors.OpError as error:
-        raise OSError(errno.EIO, one_line(error, first=True)) from error
+        if self._writer is not None:
+            with convert_tensorflow_errors():
+                self._writer.close()
 
 
 class WeightsAndBiases(Logger):
@@ -128,7 +106,6 @@ class WeightsAndBiases(Logger):
     name = "wandb"
     package = "wandb"
     is_foreign = True
-    # `open` sets this attribute to the run object of the package `wandb`.
     _run: Any = None
 
     def open(self, step: int) -> None:

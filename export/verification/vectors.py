@@ -27,7 +27,8 @@ from export.exported_model import Answers, Encoding
 from export.verification.comparison import PERTURBATION, Answer, RefusedError
 from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import RGB_CHANNELS
-from tfdecouple.data import load_images, open_source
+from tfdecouple.data.batches import load_images
+from tfdecouple.data.sources import open_source
 from tfdecouple.errors import DataError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.numerics.tf32 import full_float32

@@ -23,7 +23,8 @@ from PIL import Image
 
 from tfdecouple.cli import main
 from tfdecouple.config import DataConfig, TrainingConfig
-from tfdecouple.data import load_images, open_source
+from tfdecouple.data.batches import load_images
+from tfdecouple.data.sources import open_source
 from tfdecouple.metrics import classification
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.metrics.drawn_images import draw_image_indices

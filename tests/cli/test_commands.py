@@ -15,8 +15,8 @@ from PIL import Image
 from tfdecouple import randomness
 from tfdecouple.cli import main
 from tfdecouple.config import DataConfig
-from tfdecouple.data import open_source
 from tfdecouple.data.image_file import read_image
+from tfdecouple.data.sources import open_source
 from tfdecouple.errors import DataError
 from tfdecouple.metrics.drawn_images import draw_uncropped_images, pair_images
 from tfdecouple.model import DecoupledModel

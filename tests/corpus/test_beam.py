@@ -166,13 +166,13 @@ def test_beam_gives_images_the_keys_and_labels_of_a_data_set_in_a_folder():
 
 
 def test_error_in_the_beam_pipeline_is_one_line(encode, tmp_path, monkeypatch, capsys):
-    from tfdecouple.corpus import beam
+    from tfdecouple.corpus import code_files
 
     def fails(*batch):
         raise DataError("the encoder went away")
         yield
 
-    monkeypatch.setattr(beam, "serialize_examples", fails)
+    monkeypatch.setattr(code_files, "serialize_examples", fails)
     line = capsys.readouterr() and refused(capsys, lambda: encode(*IN_MEMORY))
     assert "the pipeline failed" in line and "the encoder went away" in line
     assert f"remove {tmp_path / 'codes'} before the next run" in line

@@ -2,7 +2,7 @@ import pytest
 from helpers.numbered import SIZE, TRAINING_IMAGES, numbered_images, write_images
 
 from tfdecouple.config import DataConfig
-from tfdecouple.data import open_source
+from tfdecouple.data.sources import open_source
 from tfdecouple.data.splits import MemorySplit, RecordSplit
 
 

@@ -15,9 +15,10 @@ from helpers.numbered import (
 )
 from helpers.runs import run_config
 
-from tfdecouple import data
 from tfdecouple.config import DataConfig
+from tfdecouple.data import batches as data
 from tfdecouple.data.batches import augment_image
+from tfdecouple.data.sources import open_source
 from tfdecouple.data.splits import Split
 from tfdecouple.errors import DataError
 
@@ -151,7 +152,7 @@ def test_augmentation_differs_between_images_and_epochs():
 
 @pytest.fixture(scope="module")
 def folder_source(image_folder):
-    return data.open_source(run_config(image_folder).data, (8, 8, 3))
+    return open_source(run_config(image_folder).data, (8, 8, 3))
 
 
 def contexts(pipelines, replicas):

@@ -10,8 +10,9 @@ from helpers.numbered import one_line_error
 from PIL import Image
 
 from tfdecouple.config import DataConfig
-from tfdecouple.data import load_images, open_source
+from tfdecouple.data.batches import load_images
 from tfdecouple.data.image_file import crop_and_resize, crop_and_resize_tensor, find_centre_box, read_image
+from tfdecouple.data.sources import open_source
 
 RGB, GREY = (8, 12, 3), (8, 12, 1)
 

@@ -15,8 +15,10 @@ from helpers.refusals import message_of
 from PIL import Image
 
 from tfdecouple.config import DataConfig
-from tfdecouple.data import image_file, load_images, open_source
+from tfdecouple.data import image_file
+from tfdecouple.data.batches import load_images
 from tfdecouple.data.image_file import MOST_PIXELS, read_image
+from tfdecouple.data.sources import open_source
 from tfdecouple.errors import DataError
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
@@ -144,7 +146,7 @@ def test_threads_together_hold_no_more_pixels_than_the_budget(tmp_path, monkeypa
     image = Image.new("L", (1000, 1000))
     for number in range(16):
         image.save(tmp_path / f"{number}.png")
-    monkeypatch.setattr(image_file, "_BUDGET", image_file.PixelBudget(2_500_000))
+    monkeypatch.setattr(image_file, "_FREE_BLOCKS", threading.Semaphore(2))
     at_once, most, lock = 0, 0, threading.Lock()
 
     def counting(opened, in_place):

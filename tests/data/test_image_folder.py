@@ -3,15 +3,16 @@ import pytest
 import tensorflow as tf
 from helpers import numbered
 
-from tfdecouple import data
 from tfdecouple.config import DataConfig
+from tfdecouple.data import batches as data
 from tfdecouple.data.image_folder import ImageFile, split_files_by_hash
+from tfdecouple.data.sources import open_source
 
 
 class TestFolder:
     @staticmethod
     def _open(folder, size=numbered.SIZE, **options):
-        return data.open_source(DataConfig(source=f"folder:{folder}", **options), (size, size, 3))
+        return open_source(DataConfig(source=f"folder:{folder}", **options), (size, size, 3))
 
     @staticmethod
     def _files(count, prefix=""):

@@ -6,8 +6,9 @@ from helpers.numbered import one_line_error
 from PIL import Image
 
 from tfdecouple.config import DataConfig
-from tfdecouple.data import load_images, open_source
 from tfdecouple.data import sample_images as photographs_module
+from tfdecouple.data.batches import load_images
+from tfdecouple.data.sources import open_source
 
 
 class TestPhotographs:

@@ -4,8 +4,7 @@ import pytest
 from helpers.numbered import one_line_error
 
 from tfdecouple.config import DataConfig
-from tfdecouple.data import open_source
-from tfdecouple.data.sources import resolve_image_paths
+from tfdecouple.data.sources import open_source, resolve_image_paths
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from helpers.numbered import SIZE, numbered_images, one_line_error
 from PIL import Image
 
 from tfdecouple.config import DataConfig
-from tfdecouple.data import load_images, open_source
+from tfdecouple.data.batches import load_images
+from tfdecouple.data.sources import open_source
 from tfdecouple.data.tfds import choose_tfds_splits, find_feature_keys
 
 REAL_DATA = os.environ.get("TFDECOUPLE_DATA_DIR")

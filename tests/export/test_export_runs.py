@@ -21,7 +21,8 @@ from export.pipeline import ExportConfig, export
 from export.provenance import open_run
 from export.verification.vectors import KerasAnswers, load_real_images, make_test_vectors
 from tfdecouple.config import DataConfig
-from tfdecouple.data import load_images, open_source
+from tfdecouple.data.batches import load_images
+from tfdecouple.data.sources import open_source
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.run_folder import RunFolder
 

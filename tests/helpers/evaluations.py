@@ -14,9 +14,9 @@ OPTIONS |= {"probe_images": 0, "frechet_images": 10_000, "frechet_split": "test"
 def compute_metric(metric, model, source, *, batch_size=32, **options):
     """Returns what the metric class `metric` computes for a model and a data source; `options` override `OPTIONS`."""
     instance = metric(SimpleNamespace(**{**OPTIONS, **options}))
-    instance.read_config = lambda: SimpleNamespace(model=model.config)
-    instance.prepare_inputs()
-    run = SimpleNamespace(model=model, config=SimpleNamespace(model=model.config), label_names=source.label_names)
+    config = SimpleNamespace(model=model.config)
+    instance.prepare_inputs(config)
+    run = SimpleNamespace(model=model, config=config, label_names=source.label_names)
     context = SimpleNamespace(opened=run, source=source, batch_size=batch_size, options=instance.options)
     return instance.compute(context)
 

@@ -12,7 +12,7 @@ from helpers.models import SMALL, random_images
 from helpers.numbered import make_memory_source
 from helpers.refusals import message_of
 
-from tfdecouple.data import read_chosen_batches
+from tfdecouple.data.batches import read_chosen_batches
 from tfdecouple.errors import DataError, NotInitializedError
 from tfdecouple.metrics import classification
 from tfdecouple.metrics.drawn_images import draw_image_indices

@@ -22,7 +22,8 @@ from export.verification.vectors import make_test_vectors
 from tfdecouple.config import PHOTOGRAPHS, DataConfig
 from tfdecouple.corpus.code_files import Field
 from tfdecouple.corpus.encoding import make_image_encoder
-from tfdecouple.data import load_images, open_source
+from tfdecouple.data.batches import load_images
+from tfdecouple.data.sources import open_source
 from tfdecouple.layers import Coupling
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.metrics.classification import classify_images

@@ -62,7 +62,8 @@ class TestReadme:
         assert "import" in (exported / "MODEL_CARD.md").read_text(encoding="utf-8")
 
     def test_python_code_of_the_readme_runs(self):
-        from tfdecouple.data import load_images, open_source
+        from tfdecouple.data.batches import load_images
+        from tfdecouple.data.sources import open_source
         from tfdecouple.runs.run_folder import RunFolder
 
         (block,) = python_blocks(README)

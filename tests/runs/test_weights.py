@@ -15,8 +15,9 @@ import tfdecouple
 from export.formats.web import make_example_files
 from tfdecouple.cli import main
 from tfdecouple.config import PHOTOGRAPHS, load_preset
-from tfdecouple.data import load_images, open_source
+from tfdecouple.data.batches import load_images
 from tfdecouple.data.image_file import crop_and_resize
+from tfdecouple.data.sources import open_source
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.metrics.image_statistics import CHANGES
 from tfdecouple.runs import pretrained

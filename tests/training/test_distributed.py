@@ -11,7 +11,7 @@ from helpers.places import run_python
 from helpers.runs import assert_same_checkpoint, read_checkpoint, read_log, run_config
 from helpers.worker_pairs import WorkerProcesses, WorkerThreads
 
-from tfdecouple.data import open_source
+from tfdecouple.data.sources import open_source
 from tfdecouple.runtime.progress import TrainingProgress
 from tfdecouple.runtime.signals import StopRequest
 from tfdecouple.storage.files import write_json

@@ -11,7 +11,7 @@ from helpers.trainers import BATCH, GLOW, Trainer, assert_close, assert_equal
 from helpers.variants import VARIANTS
 
 from benchmarks.emulation import emulated_accelerator
-from tfdecouple.data import make_evaluation_batches
+from tfdecouple.data.batches import make_evaluation_batches
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.model import DecoupledModel, gradient, objective
 from tfdecouple.numerics.tf32 import full_float32

@@ -1,10 +1,4 @@
-"""The command line: `python -m tfdecouple COMMAND`, and `python train.py`, which runs the command `train`.
-
-The table `COMMANDS` has the options of each command, and names the function that does the work. The function raises
-UserError for a mistake that the user can correct, such as a missing run or image, and the program prints the error as
-one line. Modules with such functions import TensorFlow inside the functions, so that `--help` does not wait for this
-import, which takes seconds.
-"""
+"""The command line: `python -m tfdecouple COMMAND`, and `python train.py`, which runs the command `train`."""
 
 import argparse
 import importlib

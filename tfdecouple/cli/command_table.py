@@ -2,8 +2,8 @@
 
 import argparse
 import dataclasses
-import importlib
 import pathlib
+import pkgutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,8 +26,7 @@ MOST_AMOUNTS, MOST_AMOUNT = 50, 1000.0
 
 def load_object(name: str) -> Any:
     """Imports and returns the object `name`, "MODULE:NAME", such as a function, of a module in `tfdecouple/cli/`."""
-    module, _, last = name.partition(":")
-    return getattr(importlib.import_module(f"tfdecouple.cli.{module}"), last)
+    return pkgutil.resolve_name(f"tfdecouple.cli.{name}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +34,6 @@ class Command:
     """A command of `tfdecouple`; its functions are named as "MODULE:FUNCTION" of a module in `tfdecouple/cli/`.
 
     Attributes:
-        name: the command.
         summary: what the command does, without a full stop, for the list of commands.
         details: sentences for the command's help.
         work: the function that does the work. It takes the parsed options and returns the exit status; if `draws` is
@@ -277,7 +275,6 @@ COMMANDS = {command.name: command for command in (
             option("--images DIR", "folder of images; sub-folders are labels", required=True),
             option("--out DIR", "folder for the codes, new or empty", required=True),
             FORMAT, WRITE_V,
-            number("--centre-crop", None, "as data.centre_crop (default: as the export crops pictures)"),
             number("--batch-size", 32, "images at a time", 1),
             number("--shards", 0, "number of files; 0 for the runner's choice"),
             number("--threads", 1, "threads of each worker", 1),

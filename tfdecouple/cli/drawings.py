@@ -1,8 +1,4 @@
-"""Functions that draw the pictures of the commands in `command_table`, from an opened run and the command's options.
-
-Each function yields drawings: tuples of a file name without ending, a picture of Pillow, a summary in a few words, and
-facts for the JSON file beside the picture.
-"""
+"""Functions that draw the pictures of the commands in `command_table`, from an opened run and the command's options."""
 
 import argparse
 import dataclasses
@@ -17,10 +13,12 @@ from PIL import Image
 from tfdecouple.cli import run_images
 from tfdecouple.cli.options import make_file_name
 from tfdecouple.config.shapes import RGB_CHANNELS
-from tfdecouple.data import Source, read_chosen_batches
+from tfdecouple.data.batches import read_chosen_batches
 from tfdecouple.data.labels import read_attributes
+from tfdecouple.data.splits import Source
 from tfdecouple.errors import DataError, RunError, UserError, make_printable, nearest
 from tfdecouple.metrics.drawn_images import draw_image_indices, draw_uncropped_images, read_drawn_images
+from tfdecouple.metrics.metric import format_count
 from tfdecouple.model.codes import interpolate_codes
 from tfdecouple.runs.latent_directions import Direction, Directions
 from tfdecouple.runs.opened_run import Run, hash_weights, load_directions
@@ -30,6 +28,7 @@ from tfdecouple.visualization import grids
 from tfdecouple.visualization.full_size import OwnSizeResults
 from tfdecouple.visualization.photograph_folder import switch_folder
 
+# A file name without ending, a picture, a summary in a few words, and facts for the JSON file beside the picture.
 Drawing = tuple[str, Image.Image, str, dict[str, Any]]
 
 # Number of nearest images that `neighbours` shows beside a sample.
@@ -41,12 +40,14 @@ _MOST_IMAGES, _MOST_DECODED = 10_000, 500
 
 def draw_sample(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
     """Yields samples at all temperatures, or with --labels a drawing of samples of each label per temperature."""
-    model, count, temperatures, names = opened.model, options.count, options.temperatures, opened.label_names
-    facts, given = {"seed": options.seed, "count": count}, {"seed": options.seed, "note": f"\n{opened.note()}"}
+    count, temperatures, names = options.count, options.temperatures, opened.label_names
+    facts = {"seed": options.seed, "count": count}
+    shared = {**facts, "note": f"\n{opened.note()}"}
     if not options.labels:
-        with Counter("sampling", count * len(temperatures)) as counter:
-            picture = grids.draw_sample_grid(model, on_images=counter, count=count, temperatures=temperatures, **given)
-        summary = f"{count} samples at temperature {', '.join(map(str, temperatures))}"
+        rows = {str(temperature): {"temperature": temperature} for temperature in temperatures}
+        with Counter("sampling", count * len(rows)) as counter:
+            picture = grids.draw_sample_grid(opened.model, rows, "the temperature of v", on_images=counter, **shared)
+        summary = f"{count} samples at temperature {', '.join(rows)}"
         yield "sample", picture, summary, {**facts, "temperatures": temperatures}
         return
     if not names:
@@ -55,11 +56,11 @@ def draw_sample(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
     for label in labels:
         if label not in names:
             raise UserError(f"--labels has {label!r}, which is no label of {options.run}{nearest(label, names)}")
-    rows = [names.index(label) for label in labels]
     for temperature in temperatures:
+        rows = {label: {"temperature": temperature, "labels": names.index(label)} for label in labels}
+        what = f"a class; the temperature of v is {temperature:g}"
         with Counter("sampling", count * len(labels)) as counter:
-            given |= {"columns": count, "temperature": temperature}
-            picture = grids.draw_class_grid(model, rows, names, on_images=counter, **given)
+            picture = grids.draw_sample_grid(opened.model, rows, what, on_images=counter, **shared)
         summary = f"{count} samples of each of {len(labels)} labels at temperature {temperature}"
         yield f"sample-{temperature:g}", picture, summary, {**facts, "temperature": temperature, "labels": labels}
 
@@ -107,7 +108,7 @@ def draw_switch(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
             )
         facts = {"pairing": pairing, "first": a.facts, "second": b.facts, "seed": options.seed, "count": count}
         facts |= {"strength": options.strength} if results else {}
-        yield f"switch-{pairing}", picture, f"{title.lower()}, {_count(count, 'pair')}", facts
+        yield f"switch-{pairing}", picture, f"{title.lower()}, {format_count(count, 'pair')}", facts
     if results is not None:
         # The other photograph of the pair of photograph i is i + 1 for an even i, and i - 1 for an odd one.
         codes, others = opened.model.encode(results.small), np.arange(len(results.small)) ^ 1
@@ -149,7 +150,7 @@ def draw_interpolate(opened: Run, options: argparse.Namespace) -> Iterator[Drawi
     facts = {"pairing": pairing, "first": a.facts, "second": b.facts, "seed": options.seed, "count": count}
     what = "z downwards, v to the right" if has_z else "v from left to right, no z"
     facts |= {"places": places, "path": options.path}
-    yield "interpolate", picture, f"{_count(count, 'pair')} of images, {what}", facts
+    yield "interpolate", picture, f"{format_count(count, 'pair')} of images, {what}", facts
     if results is not None:
         made = np.asarray(opened.model.interpolate(results.small[::2], results.small[1::2], places, [0, 1]))
         for pair, images in enumerate(made):
@@ -170,7 +171,7 @@ def draw_edit(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
     with Counter("editing", count * len(amounts)) as counter:
         picture = grids.draw_edit_grid(opened.model, images.pixels, vectors, amounts, name, images.note, counter)
     facts = {**images.facts, "direction": direction.name, "method": direction.method, "amounts": amounts}
-    yield "edit", picture, f"{_count(count, 'image')} along {name}, {direction.method}", facts
+    yield "edit", picture, f"{format_count(count, 'image')} along {name}, {direction.method}", facts
     if results is not None:
         z, v = (np.asarray(code) for code in opened.model.encode(results.small)[:2])
         for amount in filter(None, amounts):
@@ -319,7 +320,3 @@ def _open_photographs(opened: Run, options: argparse.Namespace) -> OwnSizeResult
 
 def _get_pair_labels(a: run_images.Images, b: run_images.Images) -> tuple[np.ndarray, np.ndarray] | None:
     return None if a.labels is None or b.labels is None else (a.labels, b.labels)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' if number > 1 else ''}"

@@ -12,8 +12,9 @@ from tfdecouple.corpus.encoding import (
     open_codes_folder,
     verify_codes,
 )
-from tfdecouple.data import Source
+from tfdecouple.data.splits import Source
 from tfdecouple.errors import UserError
+from tfdecouple.metrics.metric import format_count
 from tfdecouple.runs.opened_run import Run, hash_weights
 from tfdecouple.runtime.progress import Counter
 
@@ -67,7 +68,7 @@ def _verify_codes(out: pathlib.Path) -> int:
         return 0
     print(*problems, sep="\n")
     hint = "" if manifest.model.weights_sha256 is None else "; the command that wrote them makes bad files anew"
-    print(f"{out}: {len(problems)} thing{'s' if len(problems) > 1 else ''} not as written{hint}")
+    print(f"{out}: {format_count(len(problems), 'thing')} not as written{hint}")
     return 1
 
 

@@ -44,8 +44,9 @@ def run(options: argparse.Namespace) -> int:
     out = folder.find_results_folder(EVALUATION, options.out)
     files: list[str] = []
     try:
+        config = folder.read_config()
         for metric in metrics:
-            metric.prepare_inputs()
+            metric.prepare_inputs(config)
         evaluation = Evaluation(options, metrics)
         with evaluation.source.guard():
             for metric in metrics:
@@ -78,8 +79,7 @@ class Evaluation:
     Attributes:
         options: the options of the command.
         strategy: a `tf.distribute` strategy: over all GPUs if the machine has several, else TensorFlow's default.
-        opened: the opened run, with its model and config.
-        source: the opened data set.
+        opened, source: the opened run, with its model and config, and the opened data set.
         size: the number of images in the split `--split`.
         count: the number of these images that are evaluated.
         batch_size: the number of images in a batch, before it is rounded to a multiple of the number of devices.
@@ -117,8 +117,7 @@ class Evaluation:
 
     def make_image_batches(self) -> tf.data.Dataset:
         """Returns a dataset of batches of the images to evaluate: dicts with "image", "label", "index" and "weight"."""
-        from tfdecouple.data import make_evaluation_batches
-        from tfdecouple.data.batches import round_batch_size
+        from tfdecouple.data.batches import make_evaluation_batches, round_batch_size
         from tfdecouple.data.labels import check_batch_labels
         from tfdecouple.metrics.drawn_images import draw_image_indices
 

@@ -10,22 +10,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from tfdecouple.data import Source, choose_user_crop
 from tfdecouple.data.image_file import read_image
-from tfdecouple.errors import DataError, UserError, one_line
+from tfdecouple.data.sources import choose_user_crop
+from tfdecouple.data.splits import Source
+from tfdecouple.errors import DataError, UserError
 from tfdecouple.metrics.drawn_images import draw_image_indices, pair_images, read_drawn_images
 from tfdecouple.runs.opened_run import Run
 from tfdecouple.storage.files import write_bytes, write_json
 
 
 class Images(NamedTuple):
-    """Images for a model, with facts about these images for a JSON file and for the caption of a picture.
+    """Images for a model, with `facts` for a JSON file, and a `note` on data set and run for the caption of a picture.
 
-    Attributes:
-        pixels: the images, quantised to the bits of the model, uint8 `[n, height, width, channels]`.
-        facts: the values for the JSON file: data set, split, indices and labels; or the paths of the user's files.
-        note: the end of a picture's caption: sentences that name the data set and the run.
-        labels: the label of each image, int32 `[n]`, for a model with labels; otherwise None.
+    `pixels`, uint8 `[n, height, width, channels]`, are quantised to the bits of the model. `labels` are the labels,
+    int32 `[n]`, for a model with labels; otherwise None.
     """
 
     pixels: np.ndarray
@@ -64,14 +62,9 @@ def get_label_names(source: Source, labels: np.ndarray) -> list[str | None]:
 
 def read_image_files(run: Run, paths: list[str]) -> Images:
     """Reads the image files at `paths`, cropped and resized to the model's size; DataError if one cannot be read."""
-    images, crop = [], choose_user_crop(run.config.data)
-    for path in paths:
-        try:
-            images.append(read_image(path, run.config.model.image_shape, crop))
-        except DataError as error:
-            # The message of `read_image` advises on data sets in folders, so only its cause is shown.
-            raise DataError(f"cannot read the image {path}: {one_line(error.__cause__ or error)}") from error
-    pixels = np.asarray(run.model.quantize_images(np.stack(images)))
+    crop = choose_user_crop(run.config.data)
+    images = np.stack([read_image(path, run.config.model.image_shape, crop) for path in paths])
+    pixels = np.asarray(run.model.quantize_images(images))
     return Images(pixels, {"files": list(paths)}, f"Own images. {run.note()}")
 
 

@@ -20,18 +20,8 @@ from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from tfdecouple.config.shapes import Shape
-from tfdecouple.corpus.code_files import (
-    MANIFEST,
-    CodesManifest,
-    DataFacts,
-    Field,
-    ModelFacts,
-    Shard,
-    encode_image_key,
-    make_parquet_schema,
-    make_parquet_table,
-    serialize_examples,
-)
+from tfdecouple.corpus import code_files
+from tfdecouple.corpus.code_files import CodesManifest, DataFacts, Field, ModelFacts, Shard, encode_image_key
 from tfdecouple.data.image_file import read_image
 from tfdecouple.data.image_folder import SPLIT_FOLDERS, SUFFIXES
 from tfdecouple.data.labels import NO_LABEL
@@ -53,10 +43,8 @@ def encode_with_beam(options: argparse.Namespace) -> CodesManifest:
     session = open_encoder_session(model, options.threads)
     fields, image_shape = _choose_output_fields(session, options)
     facts = session.get_modelmeta().custom_metadata_map
-    crop = options.centre_crop
-    if crop is None:
-        # `describe_cropping` wrote the text "crop" at export; its only number is the side of the centre crop.
-        crop = int((re.findall(r"\d+", facts.get("crop", "")) or [0])[0])
+    # `describe_cropping` wrote the text "crop" at export; its only number is the side of the centre crop.
+    crop = int((re.findall(r"\d+", facts.get("crop", "")) or [0])[0])
     out, root = _make_path_absolute(options.out), _make_path_absolute(options.images) + "/"
     if FileSystems.match([f"{out}/*"], [1])[0].metadata_list:
         raise UserError(f"{options.out} is not empty; name a new folder with --out")
@@ -77,8 +65,8 @@ def encode_with_beam(options: argparse.Namespace) -> CodesManifest:
         raise UserError(f"the pipeline failed: {text[-1][:400]}; remove {options.out} before the next run") from error
     counters = result.metrics().query(MetricsFilter().with_namespace("tfdecouple"))["counters"]
     counts = {"images": 0, UNREADABLE: 0, **{counter.key.metric.name: counter.result for counter in counters}}
-    # Each line is JSON that begins with the name of a file, so sorting the lines sorts the files by name.
-    shards = [*map(Shard.model_validate_json, sorted(_read_file_bytes(f"{out}/{_DIGESTS}").splitlines()))]
+    shards = [Shard.model_validate_json(line) for line in _read_file_bytes(f"{out}/{_DIGESTS}").splitlines()]
+    shards.sort(key=lambda shard: shard.name)
     digest = hashlib.sha256(_read_file_bytes(model)).hexdigest()
     manifest = CodesManifest.model_construct(
         format=options.format,
@@ -89,7 +77,7 @@ def encode_with_beam(options: argparse.Namespace) -> CodesManifest:
         splits={SPLIT: sum(counts.values())},
         images_per_shard=0,
     ).with_shards(shards, counts["images"])
-    with FileSystems.create(f"{out}/{MANIFEST}") as file:
+    with FileSystems.create(f"{out}/{code_files.MANIFEST}") as file:
         file.write(json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=2).encode())
     return manifest
 
@@ -112,27 +100,23 @@ def _add_pipeline_steps(pipeline: Any, options: Any, reader: FolderReader, encod
     files = {"file_name_suffix": f".{options.format}", "num_shards": options.shards}
     if options.format == "parquet":
         fields = encoder[1]
-        codes = codes | "To tables" >> beam.Map(lambda batch: make_parquet_table(batch[0], batch[1], batch[2], fields))
-        write: Any = beam.io.parquetio.WriteToParquetBatched(f"{out}/{SPLIT}", make_parquet_schema(fields), **files)
+        schema = code_files.make_parquet_schema(fields)
+        make_table = code_files.make_parquet_table
+        codes = codes | "To tables" >> beam.Map(lambda batch: make_table(batch[0], batch[1], batch[2], fields))
+        write: Any = beam.io.parquetio.WriteToParquetBatched(f"{out}/{SPLIT}", schema, **files)
     else:
-        codes = codes | "To examples" >> beam.FlatMap(lambda batch: serialize_examples(*batch))
+        codes = codes | "To examples" >> beam.FlatMapTuple(code_files.serialize_examples)
         write = beam.io.WriteToTFRecord(f"{out}/{SPLIT}", **files)
-    _ = (
-        codes
-        | "Write codes" >> write
-        # Without this step, the worker that lists the written files would also read all files.
-        | "Spread files" >> beam.Reshuffle()
-        | "Read back" >> beam.Map(make_digest_line)
-        | "Write digests" >> text(f"{out}/{_DIGESTS}")
-    )
+    # Without the step "Spread files", the worker that lists the written files would also read all files.
+    digests = codes | "Write codes" >> write | "Spread files" >> beam.Reshuffle() | "Read back" >> beam.Map(hash_shard)
+    _ = digests | "Write digests" >> text(f"{out}/{_DIGESTS}")
 
 
 class FolderReader(NamedTuple):
-    """A reader of the image files below a folder, for workers; keys and labels are those of the data set `folder:PATH`.
+    """A reader of the image files below the folder `root`; keys and labels are those of the data set `folder:PATH`.
 
-    `root` is the path of the folder, with a "/" at its end; `has_splits` says whether its sub-folders are splits, as
-    they are if one is named "train". Images are resized to `image_shape` after a crop to at most `centre_crop` pixels
-    of the shorter side (0 for no limit). `labels` are the names of all labels, sorted.
+    `root` ends in "/"; `has_splits` says whether its sub-folders are splits, as they are if one is named "train". The
+    arguments `image_shape` and `centre_crop` are as in `crop_and_resize`. `labels` are all labels' names, sorted.
     """
 
     root: str
@@ -194,10 +178,10 @@ def encode_batch(
 
 @functools.lru_cache(maxsize=1)
 def open_encoder_session(model: str, threads: int, names: tuple[str, ...] = ()) -> Any:
-    """Returns an ONNX Runtime session of the ONNX file `model`, shared by a process; DataError if it cannot be opened.
+    """Returns an ONNX Runtime session, shared by a process, that computes the outputs `names` (() for all) of a file.
 
-    The session computes the outputs `names`; () for all. If "v" is not among `names`, the flow is removed from the
-    graph, because ONNX Runtime would run the flow even if v is not requested.
+    If "v" is not among `names`, the flow is removed from the graph, because ONNX Runtime would run the flow even if v
+    is not requested. DataError is raised if the file cannot be opened.
     """
     import onnx.utils
     import onnxruntime
@@ -216,12 +200,12 @@ def open_encoder_session(model: str, threads: int, names: tuple[str, ...] = ()) 
         raise DataError(f"cannot open the encoder {model}: {one_line(error)}") from error
 
 
-def make_digest_line(path: str) -> str:
-    """Returns a line of JSON with the name of a file, its size in bytes and its SHA-256."""
+def hash_shard(path: str) -> str:
+    """Returns the `Shard` of a code file, with the size and the SHA-256 of the file, as JSON."""
     file: Any
     with FileSystems.open(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return json.dumps({"name": path.rpartition("/")[2], "bytes": file.tell(), "sha256": digest})
+        return Shard(name=path.rpartition("/")[2], bytes=file.tell(), sha256=digest).model_dump_json()
 
 
 def _find_encoder_file(model: str) -> str:
@@ -243,7 +227,7 @@ def _choose_output_fields(session: Any, options: argparse.Namespace) -> tuple[tu
         raise UserError(f"{options.model} is no encoder of this project: it takes {', '.join(inputs)}")
     if "z" not in outputs and not options.v:
         raise UserError(f"the model {options.model} has no z; its code is v: add --v")
-    names = [name for name in (("z", "v") if options.v else ("z",)) if name in outputs]
+    names = [name for name in ("z", "v") if name in outputs and (name == "z" or options.v)]
     return tuple(Field(name=name, shape=outputs[name]) for name in names), inputs["images"]
 
 

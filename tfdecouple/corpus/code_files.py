@@ -1,7 +1,4 @@
-"""Files of codes: their manifest, functions that write TFRecord or Parquet files, and `read_codes`, which reads them.
-
-The manifest of a folder of codes lists the model, the images, the arrays of each image, and the SHA-256 of the files.
-"""
+"""Files of codes: their manifest, functions that write TFRecord or Parquet files, and `read_codes` to read them."""
 
 from __future__ import annotations
 
@@ -17,6 +14,7 @@ import tensorflow as tf
 
 from tfdecouple.config import ModelConfig
 from tfdecouple.errors import DataError, one_line
+from tfdecouple.metrics.outliers import SCORES
 from tfdecouple.runtime.requirements import require_packages
 from tfdecouple.storage.files import FileDigest, read_model, write_json
 
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
 
 # Name of the manifest's file. It begins with an underscore, so that Arrow and Spark skip the file among the data files.
 MANIFEST = "_manifest.json"
-# Names of the outlier scores of an image. Each score is a scalar, which `tfdecouple.metrics.outliers` computes.
-SCORES = ("bits_per_dim", "bits_per_dim_minus_codec", "prior_nats", "shell", "typicality")
 # Limits for untrusted manifests: bytes of the manifest, number of code files, and values in the array of one image.
 _MOST_BYTES, _MOST_FILES, _MOST_VALUES = 2**24, 75_000, 2**31
 # {name of a field, such as "z": the codes of n images, float32 `[n, ...]`}.
@@ -224,15 +220,14 @@ def write_codes(name: str, path: pathlib.Path, fields: Sequence[Field], keys: Se
 def serialize_examples(keys: Sequence[bytes], labels: Sequence[int], arrays: Codes) -> Iterator[bytes]:
     """Yields, for each image, a serialised `tf.train.Example` with an image's key (UTF-8), label (-1: none), codes."""
     for row, (key, label) in enumerate(zip(keys, labels, strict=True)):
-        features = {
-            "key": tf.train.Feature(bytes_list=tf.train.BytesList(value=[key])),
-            "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
-        }
+        example = tf.train.Example()
+        features = example.features.feature
+        features["key"].bytes_list.value.append(key)
+        features["label"].int64_list.value.append(label)
         for name, values in arrays.items():
             # The array becomes a list, because Protobuf copies a list five times as fast as an array.
-            floats = tf.train.FloatList(value=np.ravel(values[row]).tolist())
-            features[name] = tf.train.Feature(float_list=floats)
-        yield tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
+            features[name].float_list.value.extend(np.ravel(values[row]).tolist())
+        yield example.SerializeToString(deterministic=True)
 
 
 def make_parquet_schema(fields: Sequence[Field]) -> pa.Schema:
@@ -261,7 +256,7 @@ def make_parquet_table(
 
 
 def _read_tfrecords(paths: Sequence[str], fields: Sequence[Field]) -> tf.data.Dataset:
-    features = {name: tf.io.FixedLenFeature([], dtype) for name, dtype in (("key", tf.string), ("label", tf.int64))}
+    features = {"key": tf.io.FixedLenFeature([], tf.string), "label": tf.io.FixedLenFeature([], tf.int64)}
     features |= {field.name: tf.io.FixedLenFeature(field.shape, tf.float32) for field in fields}
 
     def parse(record: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -278,11 +273,10 @@ def _read_parquet(paths: Sequence[str], fields: Sequence[Field]) -> tf.data.Data
         for path in paths:
             with pq.ParquetFile(path) as file:
                 for group in file.iter_batches(batch_size=_GROUP_ROWS):
-                    columns = {name: group.column(name) for name in group.schema.names}
-                    arrays = {"key": np.array([key.encode() for key in columns["key"].to_pylist()], object)}
-                    arrays["label"] = columns["label"].to_numpy(zero_copy_only=False)
+                    arrays = {"key": np.array([key.encode() for key in group["key"].to_pylist()], object)}
+                    arrays["label"] = group["label"].to_numpy(zero_copy_only=False)
                     for field in fields:
-                        numbers = columns[field.name].flatten() if field.shape else columns[field.name]
+                        numbers = group[field.name].flatten() if field.shape else group[field.name]
                         arrays[field.name] = numbers.to_numpy(zero_copy_only=False).reshape(-1, *field.shape)
                     yield arrays
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import itertools
-import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,17 +16,17 @@ import tensorflow as tf
 from filelock import FileLock, Timeout
 
 from tfdecouple.arguments import as_labels
-from tfdecouple.corpus.code_files import SCORES, CodesManifest, Field, Shard, ShardRange, encode_image_key, write_codes
-from tfdecouple.data import Source
+from tfdecouple.corpus.code_files import CodesManifest, Field, Shard, ShardRange, encode_image_key, write_codes
 from tfdecouple.data.labels import check_labels
+from tfdecouple.data.splits import Source
 from tfdecouple.errors import DataError, UserError, one_line
 from tfdecouple.metrics.metric import require_finite_values
-from tfdecouple.metrics.outliers import OutlierScorer
+from tfdecouple.metrics.outliers import SCORES, OutlierScorer
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.codes import far_from_training
 from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.runs.opened_run import Run, hash_weights, load_model, write_run
-from tfdecouple.storage.files import TEMPORARY, FileDigest, move_into_place, temporary_file
+from tfdecouple.storage.files import TEMPORARY, FileDigest, convert_tensorflow_errors, move_into_place, temporary_file
 
 # Name of the run folder with the weights of the encoding model. No other weights can decode the codes.
 RUN = "_run"
@@ -39,11 +37,8 @@ _LOCK = ".lock"
 def open_codes_folder(path: pathlib.Path, job: CodesManifest, run: Run) -> Iterator[CodesFolder]:
     """Returns a context that locks a new or begun folder of codes, for the encoding that the manifest `job` describes.
 
-    A new folder gets the weights of `run` and the manifest. The temporary files of a killed program are removed.
-
-    Raises:
-        DataError: if the folder holds another encoding.
-        UserError: if another program or other files are in the folder, or it cannot be written.
+    A new folder gets the weights of `run` and the manifest. The temporary files of a killed program are removed. If the
+    folder holds another encoding, DataError is raised; if it holds other files or cannot be written, UserError.
     """
     with contextlib.ExitStack() as stack:
         with convert_write_errors(path):
@@ -73,12 +68,11 @@ def open_codes_folder(path: pathlib.Path, job: CodesManifest, run: Run) -> Itera
 def convert_write_errors(path: pathlib.Path) -> Iterator[None]:
     """Returns a context that raises UserError, "cannot write", instead of file errors of Python or TensorFlow."""
     try:
-        yield
-    except (OSError, tf.errors.OpError) as error:
-        is_full = isinstance(error, tf.errors.ResourceExhaustedError)
-        reason = os.strerror(errno.ENOSPC) if is_full else getattr(error, "strerror", "") or one_line(error, first=True)
-        text = f"cannot write to {path}: {reason}; complete files are kept, and the same command resumes"
-        raise UserError(text) from error
+        with convert_tensorflow_errors():
+            yield
+    except OSError as error:
+        text = "complete files are kept, and the same command resumes"
+        raise UserError(f"cannot write to {path}: {error.strerror or error}; {text}") from error
 
 
 @dataclasses.dataclass
@@ -93,17 +87,16 @@ class CodesFolder:
 
         `report` receives a text about each removed file, and `counter` the count of files checked so far.
         """
-        missing, complete = [], {shard.name: shard for shard in self.manifest.shards}
-        for done, shard in enumerate(self.manifest.list_shard_ranges(), 1):
+        complete = {shard.name: shard for shard in self.manifest.shards}
+        ranges = self.manifest.list_shard_ranges()
+        for done, shard in enumerate(ranges, 1):
             path = self.path / shard.name
             if path.exists() and (problem := find_shard_problem(path, complete.get(shard.name))):
                 report(f"{path} {problem}: it is written again")
                 with convert_write_errors(self.path):
                     path.unlink()
-            if not path.exists():
-                missing.append(shard)
             counter(done)
-        return missing
+        return [shard for shard in ranges if not (self.path / shard.name).exists()]
 
     def write_shard(self, shard: ShardRange, keys: Sequence[bytes], rows: Mapping[str, np.ndarray]) -> None:
         """Writes a file of codes under a temporary name, renames it, and adds it to the manifest.
@@ -169,9 +162,9 @@ def verify_codes(folder: pathlib.Path, manifest: CodesManifest, counter: Callabl
     return lines
 
 
-# A function of images, their indices in the split and their labels. It returns {name of a field: array of codes}.
-ImageEncoder = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
 Rows = dict[str, np.ndarray]
+# A function of images, their indices in the split and their labels. It returns {name of a field: array of codes}.
+ImageEncoder = Callable[[np.ndarray, np.ndarray, np.ndarray], Rows]
 
 
 def make_image_encoder(model: DecoupledModel, fields: Sequence[Field], batch_size: int) -> ImageEncoder:
@@ -226,11 +219,10 @@ def encode_shards(
     batch_size: int,
     counter: Callable[[int], None],
 ) -> list[bytes]:
-    """Encodes images into code files; returns the keys of images that may decode inexactly (`far_from_training`).
+    """Encodes images into code files; returns the keys of images whose v is `far_from_training` and may be inexact.
 
-    `shards` are the code files to write, in the order of the manifest. `encoder` is the result of `make_image_encoder`,
-    and `counter` receives the count of images encoded so far. Without v among the codes, no key is returned. An image
-    that cannot be read raises DataError, a code that is not finite RunError, and a full disk or memory UserError.
+    `shards` are the code files to write, in the order of the manifest. `counter` receives the count of images encoded
+    so far. An image that cannot be read raises DataError, a code that is not finite RunError, a full disk UserError.
     """
     done, far, fields = 0, list[bytes](), folder.manifest.fields
     empty = {field.name: np.zeros((0, *field.shape), np.float32) for field in fields}
@@ -262,10 +254,8 @@ def encode_shards(
 
 def hash_image_keys(source: Source, splits: Sequence[str]) -> str:
     """Returns the SHA-256, in hexadecimal, of the keys of all images in `splits`; "" if no split has keys."""
-    digest, keys = hashlib.sha256(), [key for split in splits for key in source.splits[split].keys or ()]
-    for key in keys:
-        digest.update(encode_image_key(key) + b"\n")
-    return digest.hexdigest() if keys else ""
+    keys = [encode_image_key(key) + b"\n" for split in splits for key in source.splits[split].keys or ()]
+    return hashlib.sha256(b"".join(keys)).hexdigest() if keys else ""
 
 
 def _read_batches(source: Source, split: str, indices: np.ndarray, batch_size: int) -> Iterator[Rows]:

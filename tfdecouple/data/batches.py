@@ -111,16 +111,11 @@ def make_evaluation_batches(
 ) -> tf.data.Dataset:
     """Returns a `tf.data.Dataset` of batches of equal size, which have each image of a split once, not augmented.
 
-    Args:
-        source: the opened data set.
-        split: "train", "validation" or "test".
-        batch_size: count B of images in a batch, over all devices.
-        limit: count of images to take from the beginning of the split; 0 for all.
-        indices: indices of the images in the split, in any order, int [n]; None for all images.
+    `batch_size` is the count B of images in a batch, over all devices. `limit` is the count of images to take from the
+    beginning of the split; 0 for all. `indices`, int [n], in any order, choose images of the split; None for all.
 
-    Returns:
-        A dataset of dicts: "image" uint8 [B, height, width, channels], "label" int32 [B] (-1 for none), "index" int64
-        [B], the images' indices in the split, and "weight" float32 [B], 0 for padding of the last batch, otherwise 1.
+    The batches are dicts: "image" uint8 [B, height, width, channels], "label" int32 [B] (-1 for none), "index" int64
+    [B], the images' indices in the split, and "weight" float32 [B], 0 for padding of the last batch, otherwise 1.
     """
     examples = _decode_examples(source, split, indices)
     if limit:

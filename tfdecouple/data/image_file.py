@@ -1,13 +1,12 @@
 """Functions that read image files with Pillow, and crop and resize images to the shape of the model's images.
 
 The functions cut out the centre of an image, in the proportions of the model's images, and resize it with Pillow's
-filter BILINEAR on 8-bit pixels. To shrink an image, this filter averages over a triangle whose width is two pixels of
-the result. Pillow filters rows, then columns, and rounds to 8 bits after each. `export/page/resize.js` computes the
-same bytes in JavaScript.
+filter BILINEAR on 8-bit pixels. `export/page/resize.js` computes the same bytes in JavaScript.
 """
 
 import contextlib
 import functools
+import math
 import os
 import pathlib
 import stat
@@ -83,10 +82,9 @@ def find_centre_box(height: int, width: int, image_shape: Shape, centre_crop: in
 def crop_and_resize(pixels: np.ndarray, image_shape: Shape, centre_crop: int) -> np.ndarray:
     """Cuts out the centre of an image, and resizes the centre if it has another shape; returns uint8 `image_shape`.
 
-    Args:
-        pixels: the pixels of the image, uint8 [H, W, channels], or [H, W] for one channel.
-        image_shape: shape of the result; with (0, 0, channels) the image is neither cropped nor resized.
-        centre_crop: largest count of pixels along the centre's shorter side, before resizing; 0 for no limit.
+    `pixels` are uint8 [H, W, channels], or [H, W] for one channel. With (0, 0, channels) as `image_shape`, the image is
+    neither cropped nor resized. The centre's shorter side has at most `centre_crop` pixels before resizing; 0 for no
+    limit.
     """
     if image_shape[:2] == (0, 0):
         return pixels.reshape(*pixels.shape[:2], image_shape[2])
@@ -126,31 +124,22 @@ def crop_and_resize_tensor(image: tf.Tensor, image_shape: Shape, centre_crop: in
     return tf.ensure_shape(tf.numpy_function(convert_and_fit, [image], tf.uint8, stateful=False), image_shape)
 
 
-class PixelBudget:
-    """A limit on how many decoded pixels all threads together hold in memory.
-
-    An image must not have more pixels than the limit, because its thread would wait for ever in `hold_pixels`.
-    """
-
-    def __init__(self, pixels: int) -> None:
-        self._free = pixels
-        self._changed = threading.Condition()
-
-    @contextlib.contextmanager
-    def hold_pixels(self, pixels: int) -> Iterator[None]:
-        """Returns a context that waits until the limit allows `pixels` more pixels, and reserves them until its end."""
-        with self._changed:
-            self._changed.wait_for(lambda: pixels <= self._free)
-            self._free -= pixels
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += pixels
-                self._changed.notify_all()
+# All threads together hold at most twice `MOST_PIXELS` decoded pixels in memory, counted in blocks of 2**20 pixels.
+_BLOCK = 2**20
+_FREE_BLOCKS, _TURN = threading.Semaphore(2 * MOST_PIXELS // _BLOCK), threading.Lock()
 
 
-_BUDGET = PixelBudget(2 * MOST_PIXELS)
+@contextlib.contextmanager
+def _reserve_memory(pixels: int) -> Iterator[None]:
+    blocks = math.ceil(pixels / _BLOCK)
+    # One thread at a time takes its blocks, because two threads with a part of their blocks could wait for each other.
+    with _TURN:
+        for _ in range(blocks):
+            _FREE_BLOCKS.acquire()
+    try:
+        yield
+    finally:
+        _FREE_BLOCKS.release(blocks)
 
 
 @functools.cache
@@ -169,21 +158,19 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
     The arguments `image_shape` and `centre_crop` are as in `crop_and_resize`. If `file` is given, an open file, the
     function reads from `file`, and needs `path` only for the ending and for messages.
 
-    Raises:
-        DataError: if the file is not a regular file, is not an image of a format that its ending allows, has more than
-            `MOST_PIXELS` pixels, or has another count of channels; the message has the path.
+    DataError, with the path, is raised if the file is not a regular file, is not an image of a format that its ending
+    allows, has more than `MOST_PIXELS` pixels, or has another count of channels.
     """
     _use_large_blocks()
     channels = image_shape[-1]
     try:
         if pathlib.PurePath(path).suffix.lower() == ARRAY_SUFFIX:
             pixels = _open_array(path, file, channels)
-            with _BUDGET.hold_pixels(_count_pixels(pixels.shape[1], pixels.shape[0])):
+            with _reserve_memory(_count_pixels(pixels.shape[1], pixels.shape[0])):
                 return crop_and_resize(pixels, image_shape, centre_crop)
-        with open_image_file(path, file) as opened, _BUDGET.hold_pixels(opened.width * opened.height):
-            image: Image.Image = opened
-            ImageOps.exif_transpose(image, in_place=True)
-            image = scale_to_8_bits(image)
+        with open_image_file(path, file) as opened, _reserve_memory(opened.width * opened.height):
+            ImageOps.exif_transpose(opened, in_place=True)
+            image = scale_to_8_bits(opened)
             # The entry is removed, because with it Pillow's convert() warns about transparent colours in a palette.
             image.info.pop("transparency", None)
             if channels in PILLOW_MODES:
@@ -197,10 +184,7 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
             return crop_and_resize(np.asarray(image), image_shape, centre_crop)
     # Pillow raises exceptions of many classes for damaged files, even SyntaxError, so each exception becomes DataError.
     except Exception as error:
-        raise DataError(
-            f"cannot read the image {path}: {one_line(error)}; repair or remove it, "
-            "or skip unreadable images with data.on_bad_image=skip"
-        ) from error
+        raise DataError(f"cannot read the image {path}: {one_line(error)}") from error
 
 
 def _open_array(path: str, file: BinaryIO | None, channels: int) -> np.ndarray:

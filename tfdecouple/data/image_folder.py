@@ -29,12 +29,9 @@ SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validatio
 
 
 class ImageFile(NamedTuple):
-    """An image file of a data set that is a folder.
+    """An image file: `key`, such as "cats/1.png", is its path below the folder of its split, with "/" on every system.
 
-    Attributes:
-        path: path of the file.
-        key: the file's path relative to the folder of its split, such as "cats/1.png", with "/" on every system.
-        label_name: the label of the image, which is the first folder in `key`; "" for a `key` without a folder.
+    `label_name` is the label of the image, the first folder in `key`; "" for a `key` without a folder.
     """
 
     path: str
@@ -168,10 +165,10 @@ class FileSplit(Split):
         images = np.empty((self.size, *self._image_shape), np.uint8)
 
         def fill(index: int) -> bool:
-            image = self._read_unless_skipped(index)
-            if image is not None:
-                images[index] = image
-            return image is not None
+            if (image := self._read_unless_skipped(index)) is None:
+                return False
+            images[index] = image
+            return True
 
         with concurrent.futures.ThreadPoolExecutor() as pool:
             readable = np.fromiter(pool.map(fill, range(self.size)), bool, self.size)

@@ -17,11 +17,7 @@ from tfdecouple.runtime.devices import read_total_memory
 
 
 class Photograph(NamedTuple):
-    """A photograph that comes with an installed Python package.
-
-    `name` is the photograph's name in `data.photographs`. `path` is the path of the file below the folder of installed
-    packages. `author` and `licence` are what the package states.
-    """
+    """A photograph of an installed package, which states author and licence; `path` is below the folder of packages."""
 
     name: str
     package: str
@@ -64,9 +60,8 @@ Box = tuple[int, int, int, int]
 def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
     """Returns the `Source` of random crops of the sample photographs; the crops are grey for images of one channel.
 
-    Raises:
-        DataError: if a photograph is unknown, missing in the installed package or too small for crops of `image_shape`;
-            if `image_shape` has neither 1 nor 3 channels; or if the crops need more memory than the machine has.
+    DataError is raised if a photograph is unknown, missing in the installed package or too small for crops of
+    `image_shape`; if there are neither 1 nor 3 channels; or if the crops need more memory than the machine has.
     """
     height, width, channels = image_shape
     if channels not in (1, RGB_CHANNELS):
@@ -74,14 +69,11 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
             f"the embedded photographs have 3 channels, or 1 as grey images, and the model's images have {channels}; "
             "use another data.source"
         )
-    longer = max(height, width)
-    photographs = find_photographs(config)
-    pictures = tuple(open_photograph(photograph) for photograph in photographs)
-    for photograph, picture in zip(photographs, pictures, strict=True):
-        largest = find_largest_crop_side(picture.size)
-        if longer > largest:
+    pictures = tuple(map(open_photograph, find_photographs(config)))
+    for name, picture in zip(config.photographs, pictures, strict=True):
+        if max(height, width) > (largest := find_largest_crop_side(picture.size)):
             raise DataError(
-                f"the images have a side of {longer} pixels, but the photograph {photograph.name} allows crops "
+                f"the images have a side of {max(height, width)} pixels, but the photograph {name} allows crops "
                 f"of {largest}; use at most that, or another data.source"
             )
     # The config in an untrusted run folder can ask for any count of crops, more than the machine's memory can hold.
@@ -112,10 +104,8 @@ def find_photographs(config: DataConfig) -> tuple[Photograph, ...]:
     """Returns a tuple of the `Photograph`s that `config.photographs` names; raises DataError for an unknown name."""
     for name in config.photographs:
         if name not in PHOTOGRAPHS:
-            raise DataError(
-                f"data.photographs names {name!r}, and there is no such photograph{nearest(name, list(PHOTOGRAPHS))}; "
-                f"there are {', '.join(PHOTOGRAPHS)}"
-            )
+            hint = f"{nearest(name, PHOTOGRAPHS)}; there are {', '.join(PHOTOGRAPHS)}"
+            raise DataError(f"data.photographs names {name!r}, and there is no such photograph{hint}")
     return tuple(PHOTOGRAPHS[name] for name in config.photographs)
 
 

@@ -1,8 +1,4 @@
-"""The kinds of data sources (photographs, TFDS, folders), and functions that choose a kind by the value `data.source`.
-
-To add a kind, write a subclass of `SourceKind` and add it to `KINDS`, both in this file. Training, evaluation and all
-commands then accept it. TensorFlow is imported only when a source is opened, so that help texts appear quickly.
-"""
+"""The kinds of data sources (photographs, TFDS, folders), and functions that choose a kind by `data.source`."""
 
 from __future__ import annotations
 
@@ -20,6 +16,8 @@ if TYPE_CHECKING:
 
 class SourceKind:
     """The base class of the kinds of data sources, such as TFDS or folders, each with its way to open a data set.
+
+    Only the method `open` imports TensorFlow, so that help texts appear quickly.
 
     Attributes:
         names: values of `data.source` without a prefix that this kind opens, such as "cifar10".
@@ -193,10 +191,8 @@ def describe_image_rights(config: DataConfig) -> str:
 def open_source(config: DataConfig, image_shape: Shape, download: bool = False) -> Source:
     """Opens the data set that `config.source` names; returns a `Source` with images of `image_shape` (appendix C.1).
 
-    If `download` is true, TFDS (TensorFlow Datasets) downloads and prepares missing data.
-
-    Raises:
-        DataError: if the name is unknown, or the data are missing, unreadable or unusable.
+    If `download` is true, TFDS (TensorFlow Datasets) downloads and prepares missing data. DataError is raised if the
+    name is unknown, or the data are missing, unreadable or unusable.
     """
     kind = find_source_kind(config.source)
     if kind is None:

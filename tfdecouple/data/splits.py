@@ -55,7 +55,8 @@ class BadImages:
     def skip_or_raise(self, path: str, error: DataError) -> None:
         """Adds the unreadable image file `path` to `skipped`, or raises `error` if `data.on_bad_image` is "stop"."""
         if not self._skips:
-            raise self.store_image_error(error)
+            advice = "repair or remove it, or skip unreadable images with data.on_bad_image=skip"
+            raise self.store_image_error(DataError(f"{error}; {advice}")) from error
         if path not in self.skipped:
             self.skipped.add(path)
             _LOGGER.warning("skipped: %s", error)

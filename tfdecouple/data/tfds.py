@@ -27,11 +27,8 @@ def open_tfds(config: DataConfig, image_shape: Shape, download: bool) -> Source:
     """Opens the TFDS data set that `config.source` names; returns a `Source` with images of `image_shape`.
 
     If `download` is true, TFDS downloads and prepares missing data. If all decoded images take at most `data.cache_gib`
-    GiB, the source holds them in memory. Otherwise each pass reads encoded images from disk.
-
-    Raises:
-        DataError: if TFDS lacks the data set, the data are not prepared, the download fails, or the images are not
-            uint8 or have other channels than the model's images.
+    GiB, the source holds them in memory. Otherwise each pass reads encoded images from disk. DataError is raised if
+    TFDS lacks the data set, the data are not prepared, the download fails, or the images do not fit the model.
     """
     builder = _find_builder(config)
     _require_prepared(builder, config, download)
@@ -83,11 +80,8 @@ def choose_tfds_splits(source: str, sizes: Mapping[str, int], held_out: int) -> 
 
 
 def _find_builder(config: DataConfig) -> Any:
-    """Returns the `tfds.core.DatasetBuilder` of the data set that `config.source` names; raises DataError if none fits.
-
-    The builder's class always comes from TFDS: the function `tfds.builder` is not called, because it would import a
-    class that the metadata of an untrusted folder names.
-    """
+    # The builder's class always comes from TFDS. The function `tfds.builder` is not called, because it would import a
+    # class that the metadata of an untrusted folder names.
     if importlib.util.find_spec("tensorflow_datasets") is None:
         raise DataError(describe_missing_package("tensorflow_datasets", f"data.source={config.source}"))
     import tensorflow_datasets as tfds
@@ -134,11 +128,8 @@ def find_feature_keys(source: str, features: Mapping[str, Any], channels: int = 
     """Returns (name of the TFDS feature with the images, name of the feature with the labels or None).
 
     If several features are images, the function chooses "image", and if several are labels, "label". Several label
-    features without this name count as none. `channels` is the channel count of the model's images.
-
-    Raises:
-        DataError: if no feature is an image, or several are and none is called "image"; or if the images are not uint8
-            or have a channel count that cannot be converted to `channels`.
+    features without this name count as none. DataError is raised if no feature is an image, or several are and none is
+    called "image"; or if the images are not uint8 or have a channel count that cannot be converted to `channels`.
     """
     import tensorflow_datasets as tfds
 

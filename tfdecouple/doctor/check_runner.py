@@ -1,14 +1,11 @@
-"""The checks of the command `doctor`, their report, and the program that runs each check in a process of its own.
-
-It reads a check's name and a pickled `Task` from standard input, and writes each `Result` as a line of JSON.
-"""
+"""The checks of the command `doctor`, their report, and the program that runs each check in a process of its own."""
 
 import datetime
-import importlib
 import json
 import os
 import pathlib
 import pickle
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -206,7 +203,7 @@ def make_text(results: Mapping[str, Sequence[Result]]) -> Iterator[str]:
 
 
 def main() -> int:
-    """Runs the check of `doctor` that standard input names; writes `Result`s to standard output as JSON; returns 0."""
+    """Runs the check whose name and `Task` are pickled in standard input; prints each `Result` as JSON; returns 0."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as results:
         # What libraries print to standard output goes to standard error, so that it does not mix with the results.
         os.dup2(2, 1)
@@ -216,8 +213,7 @@ def main() -> int:
 
         # TensorFlow can make logical CPU devices, as --devices needs without GPUs, only before its first computation.
         make_strategy(task.requested)
-        module, _, function = CHECKS[name].run.partition(":")
-        for result in getattr(importlib.import_module(f"tfdecouple.doctor.{module}"), function)(task):
+        for result in pkgutil.resolve_name(f"tfdecouple.doctor.{CHECKS[name].run}")(task):
             print(json.dumps(result._asdict()), file=results, flush=True)
     return 0
 

@@ -2,14 +2,13 @@
 
 import math
 import pathlib
-import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig
+from tfdecouple.config import Config, ModelConfig, TrainingConfig
 from tfdecouple.config.shapes import RGB_CHANNELS, Shape
 from tfdecouple.errors import ConfigError, WolfError, one_line
 from tfdecouple.model import DecoupledModel
@@ -42,16 +41,12 @@ def import_wolf(
 ) -> DecoupledModel:
     """Converts a checkpoint of wolf, the authors' PyTorch code, to a new run folder, and returns the model.
 
-    Args:
-        config_path: path of wolf's JSON config.
-        weights_path: path of wolf's state dict, `.npz` (one array per name) or `.pt` (needs torch).
-        image_shape: height, width and channels of the images; wolf's config lacks height and width.
-        n_bits: bits per colour channel, which wolf's config lacks.
-        workdir: path of the new run folder.
+    `config_path` is wolf's JSON config, and `weights_path` its state dict, `.npz` (one array per name) or `.pt` (needs
+    torch). Wolf's config lacks height and width of the images in `image_shape`, and the bits per colour channel.
 
     Raises:
         WolfError: if the config has parts that this project does not have, such as MaCow flows, the weights do not fit
-            the config, or the run folder is not empty.
+            the config, or the run folder `workdir` is not empty.
         ConfigError: if the folder's name is not valid as the name of a run.
     """
     folder = pathlib.Path(workdir)
@@ -60,20 +55,18 @@ def import_wolf(
     try:
         values = read_json(config_path)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise WolfError(f"{config_path} cannot be read: {reason}") from error
-    model_config = translate_config(values, image_shape=image_shape, n_bits=n_bits)
+        raise WolfError(f"{config_path} cannot be read: {getattr(error, 'strerror', error)}") from error
+    weights_name = pathlib.Path(weights_path).name
     # The config is made before the weights are read, so that an invalid folder name raises its error at once.
     config = Config(
         name=folder.absolute().name,
-        description=f"imported from a checkpoint of the reference, {pathlib.Path(weights_path).name}",
-        model=model_config,
-        data=DataConfig(),
+        description=f"imported from a checkpoint of the reference, {weights_name}",
+        model=translate_config(values, image_shape=image_shape, n_bits=n_bits),
         training=TrainingConfig(init_images=1),
     )
-    model = DecoupledModel(model_config)
+    model = DecoupledModel(config.model)
     assign_weights(model, read_state_dict(weights_path))
-    summary = {"imported_from": pathlib.Path(weights_path).name, "parameters": model.parameter_count()}
+    summary = {"imported_from": weights_name, "parameters": model.parameter_count()}
     write_run(folder, model, config, 0, summary)
     return model
 
@@ -81,63 +74,50 @@ def import_wolf(
 def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """Returns the weights in a `.npz` or `.pt` file of wolf (the authors' PyTorch code) as {wolf's name: array}.
 
-    Raises:
-        WolfError: if the file is missing, damaged or in another format, torch is too old, or the file holds an object
-            that is no tensor or would run code.
-        MissingPackageError: if the file needs torch, which is not installed.
+    WolfError is raised if the file is missing, damaged or in another format, torch is too old, or the file holds an
+    object that is no tensor or would run code; MissingPackageError, if the file needs torch, which is not installed.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise WolfError(f"there is no file {path}")
     if path.suffix == ".npz":
         try:
-            loaded = np.load(path, allow_pickle=False)
-            if not isinstance(loaded, np.ndarray):
-                with loaded:
-                    return {name: loaded[name] for name in loaded.files}
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
         # Every exception is caught, because damaged archives raise many classes: zlib.error, BadZipFile and more.
         except Exception as error:
-            raise WolfError(f"{path} is no readable .npz file: {one_line(error)}") from error
-        raise WolfError(f"{path} is a single array without a name, as .npy files are; save it with np.savez")
+            raise WolfError(f"{path} is no readable .npz file: {one_line(error)}; save it with np.savez") from error
     if path.suffix not in (".pt", ".pth"):
         raise WolfError(f"{path} is neither .npz nor .pt; these two can be read")
-    state = _load_torch_file(path)
-    if isinstance(state, Mapping):
-        state = state.get("core", state)
-    if not isinstance(state, Mapping):
-        raise WolfError(f"{path} is of type {type(state).__name__}, no mapping of names to tensors; {_SAVE}")
-    import torch
-
-    arrays = {}
-    for name, tensor in state.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise WolfError(f"{path} holds {name!r}, of type {type(tensor).__name__}, which is no tensor; {_SAVE}")
-        # NumPy has no bfloat16, so tensors of this dtype become float32.
-        tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-        arrays[name.removeprefix("module.")] = tensor.detach().numpy()
-    return arrays
-
-
-def _load_torch_file(path: pathlib.Path) -> Any:
-    """Returns the tensors and plain Python values in a file of `torch.save`, without running code in the file."""
     require_packages("torch", what=f"reading {path.name}")
     import torch
 
     # Versions of torch before 2.6 can run code in the file despite weights_only=True (CVE-2025-32434).
     if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 6):
         raise WolfError(
-            f"reading {path.name} needs torch 2.6 or later, and {torch.__version__} is installed, with which such a "
-            f"file can run code: pip install -U torch"
+            f"reading {path.name} safely needs torch 2.6 or later, and {torch.__version__} is installed: "
+            "pip install -U torch"
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # Torch's own message is replaced, because it advises weights_only=False, which would run code in the file.
-        raise WolfError(
-            f"torch cannot read {path}: it is damaged, or holds more than tensors, and no code in it was run; {_SAVE}"
-        ) from error
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    # Torch's own message is replaced, because it can advise weights_only=False, which would run code in the file.
     except Exception as error:
-        raise WolfError(f"torch cannot read {path}: {one_line(error, first=True)}") from error
+        raise WolfError(
+            f"torch cannot read {path} ({type(error).__name__}): it is damaged or holds more than tensors, and no code "
+            f"in it was run; {_SAVE}"
+        ) from error
+    if isinstance(state, Mapping):
+        state = state.get("core", state)
+    if not isinstance(state, Mapping):
+        raise WolfError(f"{path} is of type {type(state).__name__}, no mapping of names to tensors; {_SAVE}")
+    weights = {}
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise WolfError(f"{path} holds {name!r}, of type {type(tensor).__name__}, which is no tensor; {_SAVE}")
+        # NumPy has no bfloat16, so tensors of this dtype become float32.
+        tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+        weights[name.removeprefix("module.")] = tensor.detach().numpy()
+    return weights
 
 
 def assign_weights(model: DecoupledModel, state: Arrays) -> None:
@@ -178,8 +158,7 @@ def translate_config(values: Mapping[str, Any], *, image_shape: Shape, n_bits: i
     }
     if kind == "base":
         options["conditioning"] = "none"
-        if channels := _get_value(values, "generator.flow.h_channels", default=0):
-            raise WolfError(f"generator.flow.h_channels is {channels} without a latent model; it must be 0")
+        _get_choice(values, "generator.flow.h_channels", (0, None), 0)
     elif kind == "categorical":
         _require_values(values, "discriminator", activation="elu")
         options |= {"prior": "classes", "latent_dim": _get_latent_dim(values)}
@@ -203,8 +182,7 @@ def _translate_flow(values: Mapping[str, Any], name: str, inverse: bool) -> dict
         raise WolfError(f"the reference's config has {name}.num_steps []; it must have an entry for each level")
     hidden = _get_value(values, f"{name}.hidden_channels")
     is_same = isinstance(hidden, int)
-    if (levels := _get_value(values, f"{name}.levels", default=len(steps))) != len(steps):
-        raise WolfError(f"{name}.levels is {levels}, but num_steps has {len(steps)} entries")
+    _require_values(values, name, levels=len(steps))
     return {
         "steps": steps,
         "hidden_channels": (hidden,) * len(steps) if is_same else _get_whole_numbers(values, f"{name}.hidden_channels"),
@@ -263,13 +241,7 @@ def _translate_encoder_and_prior(values: Mapping[str, Any], image_shape: Shape) 
             f"--image-shape {' '.join(map(str, image_shape))} does not fit discriminator.in_dim {in_dim}: "
             f"{len(planes)} encoder levels leave {height} x {width} x {out_planes} values"
         )
-    options = {
-        "conditioning": "coupling",
-        "latent_dim": dim,
-        "encoder_channels": planes,
-        "encoder_out_channels": out_planes,
-        "prior": prior,
-    }
+    options = {"latent_dim": dim, "encoder_channels": planes, "encoder_out_channels": out_planes, "prior": prior}
     if prior == "flow":
         _require_values(values, "discriminator.prior", coupling_type="mlp", activation="elu", heads=1)
         options |= {
@@ -403,8 +375,20 @@ def match_weights(model: DecoupledModel) -> Iterator[WeightMatch]:
     if (dequantizer := model.dequantizer) is not None:
         yield from _match_blocks("dequantizer.encoder.net", "dequantizer/encoder", dequantizer.encoder.blocks, weights)
         yield from _match_flow("dequantizer.flow.core", "dequantizer/flow", dequantizer.flow, weights)
-    if model.encoder is not None:
-        yield from _match_encoder(model, weights)
+    if (encoder := model.encoder) is not None:
+        root = "discriminator.encoder.net"
+        yield from _match_blocks(root, "encoder", encoder.blocks, weights)
+        *sides, planes = encoder.compute_map_shape(model.input_shape)[1:]
+
+        def convert_dense_kernel(array: np.ndarray) -> np.ndarray:
+            """Returns wolf's kernel `[out, in]` as `[in, out]`, with flattened inputs channels last, not first."""
+            return _convert_kernel(array.reshape(len(array), planes, *sides)).reshape(-1, len(array))
+
+        yield f"{root}.top.weight", "encoder/top/kernel", _convert_kernel
+        yield f"{root}.top.bias", "encoder/top/bias", np.asarray
+        yield "discriminator.fc.linear.weight_v", "encoder/last_direction", convert_dense_kernel
+        yield "discriminator.fc.linear.weight_g", "encoder/last_gain", np.ravel
+        yield "discriminator.fc.linear.bias", "encoder/last_bias", np.asarray
     if model.code_net is not None:
         for name, (theirs, convert) in _CLASS_WEIGHTS.items():
             yield f"discriminator.{theirs}", f"class_codes/{name}", convert
@@ -430,10 +414,9 @@ def _match_flow(root: str, ours: str, flow: Flow, weights: list[str]) -> Iterato
 def _match_layer(
     theirs: str, ours: str, weights: list[str], layers: Mapping[str, str], names: Mapping[str, tuple[str, Convert]]
 ) -> Iterator[WeightMatch]:
-    """Yields a `WeightMatch` (two names, converter) for each of `weights` whose name begins with `ours` and "/".
+    """Yields a `WeightMatch` for each of `weights` below `ours`; names in wolf (authors' code) begin with `theirs`.
 
-    In wolf (the authors' code) these names begin with `theirs`. `layers` maps this project's names of layers to wolf's
-    names; `names` maps this project's names of weights to pairs of wolf's name and a function that converts the array.
+    `layers` and `names` are two of the tables above, of names of layers and of names of weights.
     """
     for path in weights:
         if path.startswith(f"{ours}/"):
@@ -443,29 +426,9 @@ def _match_layer(
 
 
 def _match_blocks(root: str, ours: str, blocks: list[ResNetBlock], weights: list[str]) -> Iterator[WeightMatch]:
-    """Yields a `WeightMatch` for each weight in an encoder's blocks."""
     levels = sum(not block.transposed for block in blocks) // 2
     for index, block in enumerate(blocks):
         level = 2 * levels - 1 - index // 2 if block.transposed else index // 2
-        level_name = f"{'de' if block.transposed else ''}resnet{level}"
         layers = _TRANSPOSED_BLOCK if block.transposed else _BLOCK
-        theirs = f"{root}.{level_name}.main.{index % 2}"
+        theirs = f"{root}.{'de' if block.transposed else ''}resnet{level}.main.{index % 2}"
         yield from _match_layer(theirs, f"{ours}/{block.name}", weights, layers, _ENCODER_WEIGHTS)
-
-
-def _match_encoder(model: DecoupledModel, weights: list[str]) -> Iterator[WeightMatch]:
-    root, encoder = "discriminator.encoder.net", model.encoder
-    assert encoder is not None
-    yield from _match_blocks(root, "encoder", encoder.blocks, weights)
-    *sides, planes = encoder.compute_map_shape(model.input_shape)[1:]
-
-    def convert_dense_kernel(array: np.ndarray) -> np.ndarray:
-        """Returns wolf's kernel `[out, in]` as `[in, out]`, with flattened inputs channels last, not channels first."""
-        maps = array.reshape(len(array), planes, *sides).transpose(2, 3, 1, 0)
-        return maps.reshape(-1, len(array))
-
-    yield f"{root}.top.weight", "encoder/top/kernel", _convert_kernel
-    yield f"{root}.top.bias", "encoder/top/bias", np.asarray
-    yield "discriminator.fc.linear.weight_v", "encoder/last_direction", convert_dense_kernel
-    yield "discriminator.fc.linear.weight_g", "encoder/last_gain", np.ravel
-    yield "discriminator.fc.linear.bias", "encoder/last_bias", np.asarray

@@ -1,10 +1,4 @@
-"""Bits per dimension of images: by the ELBO, by the tighter importance-weighted bound, and of lossless codecs.
-
-Both bounds are, in expectation, upper bounds of -log2 p(image) per colour value. Here p(image) is the integral of the
-density over the bins of the pixels and over z (paper equation 2). The importance-weighted bound (Burda et al.,
-"Importance Weighted Autoencoders", 2016) takes the mean over k draws inside the logarithm. For k = 1 it is equal to the
-ELBO, and it falls as k grows.
-"""
+"""Bits per dimension of images: by the ELBO, by the tighter importance-weighted bound, and of lossless codecs."""
 
 from __future__ import annotations
 
@@ -20,7 +14,7 @@ import numpy as np
 
 from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.metrics.drawn_images import draw_uncropped_images
-from tfdecouple.metrics.metric import Estimate, Metric, Result, describe_draw_count, format_table, require_finite_values
+from tfdecouple.metrics.metric import Estimate, Metric, Result, format_count, format_table, require_finite_values
 from tfdecouple.runtime.option_types import add_number
 from tfdecouple.runtime.progress import Counter
 
@@ -70,7 +64,7 @@ class ImportanceWeighted(Metric):
 def _evaluate_bound(evaluation: Any, bound: str, k: int) -> tuple[Bound, str]:
     evaluator = BoundEvaluator(evaluation.opened.model, evaluation.strategy)
     batches, seed = evaluation.make_image_batches(), evaluation.options.seed
-    draws = f"{describe_draw_count(k)} per image"
+    draws = f"{format_count(k, 'draw')} per image"
     with Counter(f"{bound}, {draws}", evaluation.count) as counter:
         result = evaluator(batches, bound=bound, k=k, seed=seed, on_batch=counter, refuse_non_finite=True)
     bits, name = Estimate(result.bits_per_dim, result.standard_error).to_text(4), bound + " bound" * (bound != ELBO)
@@ -98,7 +92,7 @@ class OwnSize(Metric):
                 counter(index + 1)
         bits_per_dim = np.array([row["bits_per_dim"] for row in rows])
         require_finite_values("the bound", bits_per_dim, np.arange(len(rows)))
-        mean, draws = Estimate.from_values(bits_per_dim), describe_draw_count(options.samples)
+        mean, draws = Estimate.from_values(bits_per_dim), format_count(options.samples, "draw")
         lines = [f"{mean.to_text(4)} bits/dim: ELBO at own size, {draws} per image, {len(rows):,} images"]
         for name, height, width, bits in map(dict.values, rows[:20]):
             lines.append(f"    {bits:.4f}  {width} x {height}  {name}")
@@ -110,10 +104,14 @@ class OwnSize(Metric):
 class Bound:
     """A bound on the bits per dimension, averaged over images, with its terms.
 
+    In expectation, it is an upper bound of -log2 p(image) per colour value, where p(image) is the integral of the
+    density over the bins of the pixels and over z (paper equation 2).
+
     Attributes:
         bound: the name of the bound, `ELBO` or `IMPORTANCE_WEIGHTED`.
         k: the number of draws of z and of the dequantisation noise u per image. The ELBO averages the log importance
-            weights of the draws; the importance-weighted bound is the log of the average weight.
+            weights of the draws; the importance-weighted bound (Burda et al., "Importance Weighted Autoencoders", 2016)
+            is the log of the average weight, equal to the ELBO for k = 1 and lower for larger k.
         images: the number of images.
         bits_per_dim: the bound in bits per colour value.
         standard_error: the standard error of `bits_per_dim`, from the spread over images.
@@ -158,14 +156,26 @@ class BoundEvaluator:
     def __init__(self, model: Any, strategy: tf.distribute.Strategy | None = None):
         import tensorflow as tf
 
+        from tfdecouple import randomness
+
         self._model = model
         self._has_classes = getattr(model.config, "has_classes", False)
         self._strategy = strategy or tf.distribute.get_strategy()
+        config = model.config
+
+        def compute_terms(
+            images: tf.Tensor, labels: tf.Tensor | None, index: tf.Tensor, seed: tf.Tensor, number: tf.Tensor
+        ) -> tf.Tensor:
+            """Returns the three terms of each image's ELBO, in nats, `[batch, 3]`, for the draw with this `number`."""
+            draw = seed, number, index
+            z = randomness.draw_z_noise(config.latent_dim, *draw)
+            u = randomness.draw_u_noise(config.image_shape, *draw, config.has_dequantizer)
+            options = {} if labels is None else {"labels": labels}
+            return tf.stack(model.elbo_from_noise(images, z, u, **options)[:3], -1)
+
         # Seed and index of the draw are tensors, so that TensorFlow traces anew for a new batch shape only.
         self._compute_on_devices = tf.function(
-            lambda *inputs: self._strategy.run(self._compute_elbo_terms, args=inputs),
-            autograph=False,
-            reduce_retracing=True,
+            lambda *inputs: self._strategy.run(compute_terms, args=inputs), autograph=False, reduce_retracing=True
         )
 
     def __call__(
@@ -180,17 +190,14 @@ class BoundEvaluator:
     ) -> Bound:
         """Returns a bound on the bits per dimension, averaged over the images of all batches.
 
-        Args:
-            batches: a dataset of `make_evaluation_batches`. The size of a batch is a multiple of the number of devices.
-            bound: the name of the bound, `ELBO` or `IMPORTANCE_WEIGHTED`.
-            k: the number of draws per image, at least 1.
-            seed: the seed of the draws.
-            on_batch: a callback that receives the number of evaluated images after each draw.
-            refuse_non_finite: whether a bound that is not finite raises RunError, with the indices of the images.
+        `batches` is a dataset of `make_evaluation_batches`, whose batch size is a multiple of the number of devices.
+        `bound` is `ELBO` or `IMPORTANCE_WEIGHTED`, from `k` draws per image. The callback `on_batch` receives the
+        number of evaluated images after each draw. With `refuse_non_finite`, a bound that is not finite raises
+        RunError, with the indices of the images.
         """
         import tensorflow as tf
 
-        from tfdecouple.data import slice_for_replicas
+        from tfdecouple.data.batches import slice_for_replicas
         from tfdecouple.numerics.tf32 import full_float32
 
         self._model.require_initialized()
@@ -234,21 +241,6 @@ class BoundEvaluator:
 
     def _gather_from_devices(self, values: Any) -> np.ndarray:
         return self._strategy.gather(values, axis=0).numpy()
-
-    def _compute_elbo_terms(
-        self, images: tf.Tensor, labels: tf.Tensor | None, index: tf.Tensor, seed: tf.Tensor, number: tf.Tensor
-    ) -> tf.Tensor:
-        """Returns the three terms of each image's ELBO, in nats, `[batch, 3]`, for the draw with the index `number`."""
-        import tensorflow as tf
-
-        from tfdecouple import randomness
-
-        config = self._model.config
-        draw = seed, number, index
-        z = randomness.draw_z_noise(config.latent_dim, *draw)
-        u = randomness.draw_u_noise(config.image_shape, *draw, config.has_dequantizer)
-        options = {} if labels is None else {"labels": labels}
-        return tf.stack(self._model.elbo_from_noise(images, z, u, **options)[:3], -1)
 
 
 # Options of Pillow that give the smallest lossless files. `exact` also preserves the colours of transparent pixels.

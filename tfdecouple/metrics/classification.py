@@ -1,7 +1,4 @@
-"""Two metrics of accuracy: of linear classifiers on z, v and pixels, and of a model with labels, by Bayes' rule.
-
-Other metrics use this module's linear classifiers, and its scaling and PCA of features, too.
-"""
+"""Two metrics of accuracy: of linear classifiers on z, v and pixels, and of a model with labels, by Bayes' rule."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ from tfdecouple.runtime.progress import Counter
 if TYPE_CHECKING:
     from sklearn.decomposition import PCA
 
-    from tfdecouple.data import Source
+    from tfdecouple.data.splits import Source
     from tfdecouple.model import DecoupledModel
 
 CLASSIFIERS = ("linear SVM", "logistic regression")
@@ -46,11 +43,9 @@ class LinearProbe(Metric):
     pixels and v only, without PCA. All features are standardised. Scalers, PCA and classifiers are fitted to training
     images alone, without augmentation.
 
-    The SVM is scikit-learn's `LinearSVC` (one against the rest, squared hinge loss). The paper's code uses
-    `SVC(kernel="linear", C=1)`, whose time grows with the square of the number of images.
-
-    The features of 60,000 images of 32 x 32 RGB take 0.7 GB (4 bytes a value). `LinearSVC` makes a copy of the features
-    of the training images, with 24 bytes a value.
+    The SVM is scikit-learn's `LinearSVC` (one against the rest, squared hinge loss), which needs 24 bytes per feature
+    of a training image. The paper's code uses `SVC(kernel="linear", C=1)`, whose time grows with the square of the
+    number of images.
     """
 
     name = "probe"
@@ -71,13 +66,11 @@ class LinearProbe(Metric):
         options, source, model = self.options, evaluation.source, evaluation.opened.model
         default = min(IMAGES, VALUES // math.prod(model.config.image_shape))
         train_images = max(options.images, LEAST) if options.images else default
-        train_images = min(options.probe_images or train_images, source.sizes["train"])
-        test_images = min(options.images or default, source.sizes["test"])
-        if train_images < LEAST:
-            raise DataError(f"the number of training images is {train_images}; a probe needs at least {LEAST}")
         reading = {"seed": options.seed, "batch_size": evaluation.batch_size}
-        train, labels = read_labelled_images(model, source, "train", train_images, **reading)
-        test, test_labels = read_labelled_images(model, source, "test", test_images, **reading)
+        train, labels = read_labelled_images(model, source, "train", options.probe_images or train_images, **reading)
+        test, test_labels = read_labelled_images(model, source, "test", options.images or default, **reading)
+        if len(labels) < LEAST:
+            raise DataError(f"the number of training images is {len(labels)}; a probe needs at least {LEAST}")
         fitted_labels = labels[: -(len(labels) // HELD_OUT)]
         if len(np.unique(fitted_labels)) < 2:
             raise DataError(
@@ -103,8 +96,7 @@ class LinearProbe(Metric):
                     "converged": fitted.converged,
                 }
                 # Progress goes to standard error, so that standard output has only the results.
-                line = f"{name} ({features.shape[1]:,}), {kind}: {accuracy.to_percent(2)}"
-                print(line, file=sys.stderr, flush=True)
+                print(f"{name} ({features.shape[1]:,}), {kind}: {accuracy.to_percent(2)}", file=sys.stderr, flush=True)
             rows[name] = {"features": name, "dimensions": features.shape[1], "classifiers": classifiers}
 
         def classify_with_pca(name: str, *both: np.ndarray) -> None:
@@ -201,14 +193,10 @@ def fit_pca(features: np.ndarray, count: int, seed: int) -> PCA:
 
 
 class FittedClassifier(NamedTuple):
-    """A classifier of scikit-learn, fitted to all training images with the best C, the inverse regularisation strength.
+    """A classifier of scikit-learn, fitted to all training images with `strength`, the best C (inverse regularisation).
 
-    Attributes:
-        classifier: the fitted classifier.
-        strength: the best value of C.
-        held_out_accuracy: the accuracy, on held-out images, of a classifier with this C that was fitted without them.
-        tried: pairs [C, held-out accuracy], one for each value of C that was tried.
-        converged: whether the final fit converged.
+    `tried` has pairs [C, accuracy on the held-out images of a classifier that was fitted without them], and
+    `held_out_accuracy` is the best of these accuracies. `converged` says whether the final fit converged.
     """
 
     classifier: Any
@@ -226,11 +214,9 @@ def fit_classifier(
     The tried values of C, the inverse strength of the regularisation, rise by factors of ten. The search stops when the
     accuracy on the last fifth is more than its standard error below the best one, because a larger C takes longer.
 
-    Args:
-        kind: one of `CLASSIFIERS`.
-        features: standardised features of five or more training images, float32 `[n, features]`, in random order.
-        labels: the labels of the images, int `[n]`; the first four fifths must have two different labels.
-        on_fit: a callback that receives the count of fits so far.
+    `kind` is one of `CLASSIFIERS`. `features`, float32 `[n, features]`, are standardised, of at least five images in
+    random order. The first four fifths of `labels`, int `[n]`, must have two different ones. The callback `on_fit`
+    receives the count of fits so far.
     """
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
@@ -299,10 +285,8 @@ def classify_images(
     The dict has plain Python values: `images`, the count of labelled images; `accuracy` and its `standard_error`;
     `chance`, the share of the most frequent label; `log_probability`, the mean of log p(y|x) of the true label y in
     nats; and `confusion`, the result of `count_confusion`. `batches` are dicts from `make_evaluation_batches`, and
-    `on_batch` is a callback that receives the count of images classified so far.
-
-    Raises:
-        DataError: if no image has a label.
+    `on_batch` is a callback that receives the count of images classified so far. If no image has a label, DataError is
+    raised.
     """
     import tensorflow as tf
 

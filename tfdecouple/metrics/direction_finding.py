@@ -1,12 +1,5 @@
 """Functions that find directions in z along which one property of an image changes, and evaluate the directions.
 
-Directions are found on training images and evaluated on held-out images. For labels and numbers there are two methods.
-The first is the difference of means, as in Glow (Kingma and Dhariwal, 2018, section 6). The second is the normal of a
-regularised linear classifier, which ignores properties that are only correlated with the label. z is not standardised
-for the classifier. Dimensions that the encoder does not use hardly vary and change nothing in an image. Without
-standardisation, the regularisation keeps their weights small. Directions for statistics of images come from decoded
-images.
-
 In all functions `z` are the codes of the training images, float32 `[n, d_z]`, and `held_z` those of held-out images.
 """
 
@@ -19,8 +12,8 @@ from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score, roc_auc_score
 from threadpoolctl import threadpool_limits
 
-from tfdecouple.data import Source
 from tfdecouple.data.labels import Attributes, check_labels
+from tfdecouple.data.splits import Source
 from tfdecouple.errors import DataError
 from tfdecouple.metrics.classification import STRENGTHS, fit_classifier
 from tfdecouple.metrics.drawn_images import decode_images, draw_image_indices, encode_drawn_images
@@ -98,11 +91,13 @@ def find_label_directions(
 ) -> list[Direction]:
     """Returns two directions in z from images without a label to images with it: by means and by a linear classifier.
 
-    Each is as long as the slope of the mean of z per standard deviation of the label, which counts as 0 or 1: as the
-    difference of the means times the standard deviation. `has` and `held_has`, bool `[n]`, say which of the training
-    and held-out images have the label. At least `LEAST` training images have it, and at least `LEAST` lack it. The
-    classifier is fitted to equally many images with and without the label, drawn with `seed`, so that neither class
-    dominates the threshold and the choice of C, the inverse regularisation strength.
+    The first is the difference of means, as in Glow (Kingma and Dhariwal, 2018, section 6). The second is the normal of
+    the classifier, which ignores properties that are only correlated with the label. Each is as long as the slope of
+    the mean of z per standard deviation of the label, which counts as 0 or 1: as the difference of the means times the
+    standard deviation. `has` and `held_has`, bool `[n]`, say which of the training and held-out images have the label.
+    At least `LEAST` training images have it, and at least `LEAST` lack it. The classifier is fitted to equally many
+    images with and without the label, drawn with `seed`, so that neither class dominates the threshold and the choice
+    of C, the inverse regularisation strength.
 
     The metrics of a direction (`Direction.figures`) are `accuracy`, the mean of the accuracies on held-out images with
     and without the label (0.5 is chance); the binomial `standard_error` of `accuracy`; `auroc`; counts of images; and
@@ -123,6 +118,7 @@ def find_label_directions(
     kinds = [rng.permutation(np.flatnonzero(kind)) for kind in (has, ~has)]
     # Images with and without the label alternate, so that the last fifth, which is held out, has both classes.
     chosen = np.stack([kind[: min(map(len, kinds))] for kind in kinds], 1).ravel()
+    # z is not standardised, so that the regularisation keeps the weights of dimensions small that hardly vary.
     centre = z[chosen].mean(0, dtype=np.float64)
     fitted = fit_classifier("logistic regression", _subtract_centre(z[chosen], centre), has[chosen])
     weights = fitted.classifier.coef_[0].astype(np.float64)
@@ -165,9 +161,7 @@ def find_number_directions(
     ]
 
 
-def find_statistic_directions(
-    model: Any, images: np.ndarray, held_out: np.ndarray, batch_size: int = 64, seed: int = 0
-) -> list[Direction]:
+def find_statistic_directions(model: Any, images: np.ndarray, held_out: np.ndarray, seed: int = 0) -> list[Direction]:
     """Returns for each of `CHANGES` the direction in z that changes only its statistic of decoded images.
 
     Each image is decoded from its v and from its z plus, and minus, half a random step, drawn from the covariance of z.
@@ -188,20 +182,20 @@ def find_statistic_directions(
     deviation = compute(images).std(0)
     if deviation.min() < 1e-6:
         raise DataError(f"no image is {list(CHANGES)[deviation.argmin()]} than another; take others with --data")
-    z, v = encode_drawn_images(model, images, batch_size)
-    held_z, held_v = encode_drawn_images(model, held_out, batch_size)
+    z, v = encode_drawn_images(model, images)
+    held_z, held_v = encode_drawn_images(model, held_out)
     assert z is not None and held_z is not None, "the model has no z"
     _, scales, axes = np.linalg.svd(z - z.mean(0), full_matrices=False)
     axes *= scales[:, None] / math.sqrt(len(z))
     steps = np.random.default_rng(seed).standard_normal((len(z), len(axes)))
     half = (steps @ axes / 2).astype(np.float32)
-    up, down = (compute(decode_images(model, moved, v, batch_size)) for moved in (z + half, z - half))
+    up, down = (compute(decode_images(model, moved, v)) for moved in (z + half, z - half))
     slopes = np.linalg.lstsq(steps, (up - down) / deviation, rcond=None)[0]
     vectors = np.linalg.solve(slopes.T @ slopes + _LENGTH_PENALTY * np.eye(len(CHANGES)), slopes.T) @ axes
     counts = {"kind": "statistic", "images": len(images), "held_out": len(held_out)}
     directions, before = [], compute(held_out)
     for number, (name, vector) in enumerate(zip(CHANGES, vectors.astype(np.float32), strict=True)):
-        after = compute(decode_images(model, held_z + vector, held_v, batch_size))
+        after = compute(decode_images(model, held_z + vector, held_v))
         changes = dict(zip(CHANGES, ((after - before) / deviation).mean(0).tolist(), strict=True))
         figures = {**counts, "deviation": float(deviation[number]), "changes": changes}
         directions.append(Direction(name, DECODED, vector, figures))

@@ -15,7 +15,7 @@ from tfdecouple.errors import DataError
 from tfdecouple.runtime.progress import Counter
 
 if TYPE_CHECKING:
-    from tfdecouple.data import Source
+    from tfdecouple.data.splits import Source
     from tfdecouple.model import DecoupledModel
 
 
@@ -34,7 +34,7 @@ def read_drawn_images(
 
     The images are uint8 `[n, height, width, channels]`, in the order of `indices`, and the labels int32 `[n]`.
     """
-    from tfdecouple.data import read_chosen_batches
+    from tfdecouple.data.batches import read_chosen_batches
 
     images, labels = np.empty((len(indices), *model.config.image_shape), np.uint8), np.empty(len(indices), np.int32)
     order, done = np.argsort(indices), 0
@@ -46,7 +46,7 @@ def read_drawn_images(
 
 
 def encode_drawn_images(
-    model: DecoupledModel, images: np.ndarray, batch_size: int
+    model: DecoupledModel, images: np.ndarray, batch_size: int = 64
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """Encodes images: returns z, float32 `[n, d_z]` (None without z), and v, float32 `[n, height, width, channels]`."""
     z: list[np.ndarray] = []
@@ -61,7 +61,7 @@ def encode_drawn_images(
     return np.concatenate(z) if z else None, v
 
 
-def decode_images(model: DecoupledModel, z: np.ndarray, v: np.ndarray, batch_size: int) -> np.ndarray:
+def decode_images(model: DecoupledModel, z: np.ndarray, v: np.ndarray, batch_size: int = 64) -> np.ndarray:
     """Returns the images that the model decodes from each row of `z` and the same row of `v`, uint8 like `v`."""
     images, done = [], 0
     batches = zip(make_padded_batches(z, batch_size), make_padded_batches(v, batch_size), strict=True)

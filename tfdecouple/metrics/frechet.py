@@ -1,10 +1,4 @@
-"""The metric of the Frechet distance between samples and images of a data set, in the features of a network.
-
-The paper reports FID (section 3.1, Tables 2 and 3), which is this distance for the Inception network of 2015-12-05.
-Other networks, and conversions of Inception that resize images differently, give distances that are not comparable with
-FID. A distance is therefore named after the file of its network. docs/understanding.md says how to make an ONNX file of
-the network of FID.
-"""
+"""The metric of the Frechet distance between samples and images of a data set, in the features of a network."""
 
 from __future__ import annotations
 
@@ -22,6 +16,7 @@ from tfdecouple.runtime.progress import Counter
 from tfdecouple.storage.files import hash_file
 
 if TYPE_CHECKING:
+    from tfdecouple.config import Config
     from tfdecouple.model import DecoupledModel
 
 # Values of --frechet-split. Training and validation images together are all images that training may use.
@@ -34,6 +29,9 @@ Extractor = Callable[[np.ndarray], np.ndarray]
 
 class FrechetDistance(Metric):
     """The metric of the Frechet distance between samples of a model and images of --frechet-split, with its floor.
+
+    For the Inception network of 2015-12-05 it is the paper's FID (section 3.1, Tables 2 and 3). Distances of other
+    networks, or if images are resized differently, are not comparable, so a distance is named after its network's file.
 
     The floor is the distance between other images of the data set and the same images: training images, or test images
     if --frechet-split has training images. A perfect model would reach it. The floor is above 0, because two finite
@@ -61,13 +59,13 @@ class FrechetDistance(Metric):
         group.add_argument("--frechet-split", choices=SPLITS, default="test", metavar="NAME", help=text)
         add_number(group, "--temperature", 1.0, "temperature of v of the samples of --frechet")
 
-    def prepare_inputs(self) -> None:
-        shape = self.read_config().model.image_shape
-        self._extractor = open_feature_extractor(self.options.frechet, shape, self.options.trust)
+    def prepare_inputs(self, config: Config) -> None:
+        options = self.options
+        self._extractor = open_feature_extractor(options.frechet, config.model.image_shape, options.trust)
 
     def compute(self, evaluation: Any) -> Result:
         """Returns the Frechet distance of samples and its floor, in squared units of features, and warnings."""
-        from tfdecouple.data import read_chosen_batches
+        from tfdecouple.data.batches import read_chosen_batches
 
         options, model, source = self.options, evaluation.opened.model, evaluation.source
         samples, split = options.frechet_images, self.split

@@ -1,7 +1,4 @@
-"""A metric that tells which statistics of images, such as colour and contrast, are encoded in z and which in v.
-
-The paper claims that z is global and v local (section 3.2, Figure 1). This metric tests the claim without labels.
-"""
+"""A metric of how far z is global and v local (paper section 3.2): which statistics of images each of them encodes."""
 
 import dataclasses
 import math
@@ -10,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tfdecouple.config import Config
 from tfdecouple.config.shapes import describe_images, is_square_of_rgb
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.metrics.classification import fit_pca, flatten_images, standardize_features
@@ -37,16 +35,13 @@ class ImageStatistics(Metric):
     )
     needs_z = needs_posterior = True
 
-    def prepare_inputs(self) -> None:
+    def prepare_inputs(self, config: Config) -> None:
         """Raises UserError if --split is train, to which regressions are fitted, or the images are no RGB squares."""
         if self.options.split == "train":
             raise UserError("--split is 'train', which --image-statistics is fitted on; take validation or test")
-        shape = self.read_config().model.image_shape
-        if not is_square_of_rgb(shape):
-            raise UserError(
-                f"--image-statistics takes squares of RGB, and those of this model are {describe_images(shape)}; "
-                "leave it out"
-            )
+        if not is_square_of_rgb(config.model.image_shape):
+            images = describe_images(config.model.image_shape)
+            raise UserError(f"--image-statistics takes squares of RGB, and this model's are {images}; leave it out")
 
     def compute(self, evaluation: Any) -> Result:
         options, source, opened = self.options, evaluation.source, evaluation.opened
@@ -155,18 +150,14 @@ def compute_image_statistics(
     `train` and `images` are uint8 `[n, S, S, 3]`, at least `LEAST` images each. The keys of the result are
     `train_images` and `images` (counts), `dimensions` (d_z), and `statistics`. For each statistic there is `r2`, by the
     features that predict it, and `switch`, with `z`, `v` and `nearer_to_z`. Each value is {"mean", "standard_error"}.
-
-    Raises:
-        DataError: if there are fewer than `LEAST` images.
+    DataError is raised if there are fewer images.
     """
-    from tfdecouple import randomness
-
     for what, count in (("training images", len(train)), ("images", len(images))):
         if count < LEAST:
             raise DataError(f"{count} {what} are too few for a regression of their statistics; at least {LEAST}")
     (train_z, train_v), (z, v) = (encode_drawn_images(model, group, batch_size) for group in (train, images))
     assert train_z is not None and z is not None, "the model has no z"
-    partner = draw_derangement(len(images), randomness.derive_seed(seed, "switch"))
+    partner = draw_derangement(len(images), seed)
     switched = decode_images(model, z[partner], v, batch_size)
     of_train, of_images, of_switched = (
         {name: function(group / 255.0) for name, function in STATISTICS.items()} for group in (train, images, switched)
@@ -214,10 +205,9 @@ def _bootstrap_errors(statistic: Callable[..., Any], *values: np.ndarray, seed: 
 
 
 def _compute_r2(features: tuple[np.ndarray, ...], train_y: np.ndarray, y: np.ndarray, seed: int) -> dict[str, float]:
-    """Returns R2 of a ridge regression from features to a statistic, as {"mean": R2, "standard_error": error}.
+    """Returns R2, {"mean", "standard_error"}, of a ridge regression of a statistic on two arrays of features `[n, d]`.
 
-    `features`, two arrays `[n, d]`, and the statistic `train_y` and `y`, `[n, k]`, are of training images, to which the
-    regression is fitted, and of the images on which R2 is computed.
+    The regression is fitted to the first array and to `train_y`, `[n, k]`; R2 is that of the second array and `y`.
     """
     from sklearn.linear_model import RidgeCV
     from threadpoolctl import threadpool_limits
@@ -236,10 +226,7 @@ def _compute_r2(features: tuple[np.ndarray, ...], train_y: np.ndarray, y: np.nda
 
 
 def _regress_switch(switched: np.ndarray, of_z: np.ndarray, of_v: np.ndarray, seed: int) -> dict[str, dict[str, float]]:
-    """Returns how far a statistic of switched images follows z and v, as `compute_image_statistics` explains.
-
-    `switched`, `of_z` and `of_v`, `[n, k]`, are the statistic of the switched images and of those of z and v.
-    """
+    """Returns how far a statistic, `[n, k]`, of switched images follows those of the images that gave z and v."""
     mean, scale = of_v.mean(0), np.maximum(of_v.std(0), 1e-12)
     y, a, b = ((statistic - mean) / scale for statistic in (switched, of_z, of_v))
 

@@ -1,7 +1,4 @@
-"""A metric of how much a model uses z: KL of z, information about the image, and bits/dim with z of another image.
-
-A strong flow can ignore z without any effect on bits/dim.
-"""
+"""A metric of how much a model uses z: KL of z, information about the image, and bits/dim with z of another image."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfdecouple.errors import DataError
-from tfdecouple.metrics.metric import Estimate, Metric, Result, describe_draw_count, format_table, require_finite_values
+from tfdecouple.metrics.metric import Estimate, Metric, Result, format_count, format_table, require_finite_values
 from tfdecouple.runtime.progress import Counter
 
 if TYPE_CHECKING:
@@ -30,7 +27,7 @@ _LISTED = 12
 
 
 class UseOfZ(Metric):
-    """The metric of how much a model uses its global code z."""
+    """The metric of how much a model uses its global code z, which a strong flow can ignore at the same bits/dim."""
 
     name = "latent_use"
     help = "also how much the model uses z"
@@ -45,7 +42,7 @@ class UseOfZ(Metric):
 
 def _format_latent_use(use: LatentUse) -> list[str]:
     dimensions = len(use.mean_variance)
-    method = "exact" if use.kl_method == "exact" else f"Monte Carlo, {describe_draw_count(use.samples)} per image"
+    method = "exact" if use.kl_method == "exact" else f"Monte Carlo, {format_count(use.samples, 'draw')} per image"
     lines = [
         f"use of z: {dimensions} numbers, {use.prior} prior, {use.images:,} images",
         f"    KL(q(z|x) || p(z))   {use.kl.to_text(3)} nats per image ({method})",
@@ -117,18 +114,13 @@ def compute_latent_use(
     """Returns a `LatentUse`, metrics of how much a model uses z on a set of images, computed on one device.
 
     Draws depend on the seed and on the index of the image, so that the batch size changes a result by rounding alone.
+    DataError is raised if there are fewer than 2 images, and RunError if a posterior or a likelihood is not finite.
 
-    Args:
-        model: a `DecoupledModel` with weights, or another density that has the attributes `config`, `prior`,
-            `posterior`, `likelihood`, `quantizer`, `nats_to_bits_per_dim` and, if q(u|x) is learned, `dequantize`.
-        batches: a dataset of `make_evaluation_batches`, which is read 1 + `samples` times.
-        samples: the number of draws of z and of the dequantisation noise u per image, at least 1.
-        seed: the seed of the draws and of the permutation that gives an image the z of another image.
-        on_batch: a callback that receives, after each batch, the number of images finished in all passes so far.
-
-    Raises:
-        DataError: if there are fewer than 2 images.
-        RunError: if a posterior or a likelihood is not finite.
+    `model` is a `DecoupledModel` with weights, or another density that has the attributes `config`, `prior`,
+    `posterior`, `likelihood`, `quantizer`, `nats_to_bits_per_dim` and, if q(u|x) is learned, `dequantize`. `batches`, a
+    dataset of `make_evaluation_batches`, is read 1 + `samples` times, where `samples` is the number of draws of z and
+    of the dequantisation noise u per image. The callback `on_batch` receives, after each batch, the number of images
+    finished in all passes so far.
     """
     import tensorflow as tf
 
@@ -176,14 +168,13 @@ def compute_latent_use(
         if count < 2:
             raise DataError(f"{count} image is too few to measure the use of z; at least 2 are needed")
         # The images are drawn at random, because the first images of a folder that is sorted by class are of one class.
-        informed = np.sort(_draw_random_order(count, randomness.derive_seed(seed, "information"))[:INFORMATION_IMAGES])
+        informed = np.sort(np.random.default_rng(seed).permutation(count)[:INFORMATION_IMAGES])
         kl, matching, shuffled = np.zeros((3, count))
         total, per_dimension = np.zeros(len(informed)), np.zeros(dimensions)
         for number in range(samples):
             # `BoundEvaluator` draws the same noise for this seed, so that this metric and the ELBO use the same z.
-            noise = randomness.draw_z_noise(config.latent_dim, seed, number, index)
-            z = mean + stddev * noise.numpy()
-            other = z[draw_derangement(count, randomness.derive_seed(seed, "shuffle", number))]
+            z = mean + stddev * randomness.draw_z_noise(config.latent_dim, seed, number, index).numpy()
+            other = z[draw_derangement(count, [seed, number])]
             rows, start = [], 0
             for batch, counted in iterate_batches():
                 stop = start + int(counted.sum())
@@ -253,16 +244,7 @@ def _compute_log_density(z: np.ndarray, mean: np.ndarray, stddev: np.ndarray) ->
 def draw_derangement(count: int, seed: Any) -> np.ndarray:
     """Returns a random permutation of `count` >= 2 indices, int64 `[count]`, that leaves no index in its place."""
     # On a circle of all indices in random order, each index is replaced by its neighbour.
-    order = _draw_random_order(count, seed)
+    order = np.random.default_rng(seed).permutation(count)
     partner = np.empty(count, np.int64)
     partner[order] = np.roll(order, 1)
     return partner
-
-
-def _draw_random_order(count: int, seed: Any) -> np.ndarray:
-    import tensorflow as tf
-
-    from tfdecouple import randomness
-
-    keys = tf.random.stateless_uniform([count], randomness.make_seed(seed), dtype=tf.float64)
-    return np.argsort(keys.numpy(), kind="stable")

@@ -29,7 +29,7 @@ class Estimate:
     def from_values(cls, values: Any) -> Estimate:
         """Returns the `Estimate` of `values`, `[images]`, with one value per image; computes in float64."""
         values = np.asarray(values, np.float64)
-        error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+        error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
         return cls(float(values.mean()), float(error))
 
     def to_text(self, digits: int) -> str:
@@ -104,14 +104,8 @@ class Metric:
         """Returns whether the command-line options request this metric."""
         return bool(getattr(self.options, self.name))
 
-    def prepare_inputs(self) -> None:
-        """Checks options and files before any metric is computed; UserError if one is wrong or missing."""
-
-    def read_config(self) -> Config:
-        """Returns the config of the run that the options name."""
-        from tfdecouple.runs.run_folder import RunFolder
-
-        return RunFolder(self.options.run).read_config()
+    def prepare_inputs(self, config: Config) -> None:
+        """Checks options and files before any metric is computed; UserError if one does not fit the run's `config`."""
 
     def compute(self, evaluation: Any) -> Result:
         """Computes this metric of a `cli.evaluate.Evaluation`; UserError for a reason that the user can change."""
@@ -125,16 +119,13 @@ def format_table(rows: Sequence[Sequence[str]], indent: int = 4) -> list[str]:
     ['score  AUROC', 'shell    0.5']
     """
     first, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for name, *cells in rows:
-        columns = [f"{name:{first}}", *(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))]
-        lines.append(" " * indent + "  ".join(columns))
-    return lines
+    template = "  ".join([f"{' ' * indent}{{:{first}}}", *(f"{{:>{width}}}" for width in widths)])
+    return [template.format(*row) for row in rows]
 
 
-def describe_draw_count(k: int) -> str:
-    """Returns `k`, a count of random draws, as a text, such as "1 draw" or "3 draws"."""
-    return f"{k} draw{'s' if k > 1 else ''}"
+def format_count(number: int, noun: str) -> str:
+    """Returns a count as a text, such as "1 draw" or "3 draws"."""
+    return f"{number} {noun}{'s' if number > 1 else ''}"
 
 
 def require_finite_values(what: str, values: np.ndarray, index: np.ndarray) -> None:

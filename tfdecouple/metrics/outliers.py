@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfdecouple.data.sources import find_source_kind, list_source_kinds
+from tfdecouple.data.sources import find_source_kind, list_source_kinds, open_source, replace_source
 from tfdecouple.errors import UserError, nearest
+from tfdecouple.metrics.bits_per_dim import compute_codec_bits
 from tfdecouple.metrics.drawn_images import draw_image_indices
-from tfdecouple.metrics.metric import Metric, Result, describe_draw_count, format_table, require_finite_values
+from tfdecouple.metrics.metric import Metric, Result, format_count, format_table, require_finite_values
 from tfdecouple.runtime.progress import Counter
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from tfdecouple.data import Source
+    from tfdecouple.config import Config
+    from tfdecouple.data.splits import Source
 
 MINUS_CODEC = "bits_per_dim_minus_codec"
 CODEC = "webp"
@@ -52,11 +54,8 @@ class Outliers(Metric):
         )
         group.add_argument("--outliers", nargs="+", default=[], metavar="SOURCE", help=text)
 
-    def prepare_inputs(self) -> None:
-        from tfdecouple.data import open_source
-        from tfdecouple.data.sources import replace_source
-
-        options, config = self.options, self.read_config()
+    def prepare_inputs(self, config: Config) -> None:
+        options = self.options
         self._sources: dict[str, Source] = {}
         for name in options.outliers:
             if name in MADE:
@@ -110,7 +109,7 @@ class Outliers(Metric):
 
     def _read_outlier_batches(self, evaluation: Any, name: str) -> Iterator[Mapping[str, Any]]:
         """Yields at most `evaluation.count` outliers `name`, as dicts of "image", "index", "weight", maybe "label"."""
-        from tfdecouple.data import make_evaluation_batches
+        from tfdecouple.data.batches import make_evaluation_batches
 
         options, start = self.options, 0
         if name in MADE:
@@ -130,7 +129,7 @@ class Outliers(Metric):
 
 
 def _format_separation(reports: dict[str, Any], options: Any) -> list[str]:
-    draws = describe_draw_count(options.samples)
+    draws = format_count(options.samples, "draw")
     lines = [f"outliers: how well each score separates them, {draws} per image, intervals of 95 %"]
     for name, report in reports.items():
         lines.append(f"    {name} ({report['images']:,} images), against {report['known_images']:,} of {options.split}")
@@ -180,7 +179,6 @@ class OutlierScorer:
         """
         import tensorflow as tf
 
-        from tfdecouple.metrics.bits_per_dim import compute_codec_bits
         from tfdecouple.numerics.tf32 import full_float32
 
         inputs, sums = (tf.constant(images), tf.constant(index, tf.int64)), dict[str, Any]()

@@ -10,9 +10,10 @@ from typing import Any, Self
 import numpy as np
 
 from tfdecouple.config import Config, DataConfig, override
-from tfdecouple.data import Source, open_source, read_chosen_batches
+from tfdecouple.data.batches import read_chosen_batches
 from tfdecouple.data.labels import require_label_count
-from tfdecouple.data.sources import replace_source
+from tfdecouple.data.sources import open_source, replace_source
+from tfdecouple.data.splits import Source
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.architecture import compute_weight_shapes

@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf.tensor_bundle_pb2 import BundleEntryProto, BundleHeaderProto
 
 from tfdecouple.errors import RunError, one_line
-from tfdecouple.storage.files import read_bytes
+from tfdecouple.storage.files import convert_tensorflow_errors, read_bytes
 
 Variables = Mapping[str, Any]
 
@@ -42,14 +42,10 @@ _TYPES = {dtype.as_datatype_enum: dtype for dtype in (tf.float32, tf.float64, tf
 
 
 class CheckpointFolder:
-    """The `checkpoints/` folder of a run.
+    """The `checkpoints/` folder of a run, at `path`, which need not exist yet; it keeps `keep` checkpoints of steps.
 
     `step-NNNNNNNNN` is the complete state of the training after a step. `best-NNNNNNNNN` holds the weights with the
     best validation bits/dim so far (averaged, if the run averages weights).
-
-    Args:
-        path: the folder, which need not exist yet.
-        keep: number of `step` checkpoints to keep.
     """
 
     def __init__(self, path: pathlib.Path, keep: int = 3):
@@ -70,11 +66,10 @@ class CheckpointFolder:
     def write_checkpoint(self, kind: str, step: int, groups: Mapping[str, Variables]) -> None:
         """Writes a checkpoint of variables, a dict of dicts by group and name; removes old checkpoints of its kind.
 
-        Of the kind "step" the newest `keep` checkpoints stay; of the kind "best" only the new one stays.
-
-        The files are written under temporary names and renamed when they are complete, the index last. So a checkpoint
-        that is listed is complete, even if the program is killed at any moment. RunError is raised if the files cannot
-        be written (a full disk, no permission); older checkpoints then stay.
+        Of the kind "step" the newest `keep` checkpoints stay; of the kind "best" only the new one stays. The files are
+        written under temporary names and renamed when they are complete, the index last. So a checkpoint that is listed
+        is complete, even if the program is killed at any moment. RunError is raised if the files cannot be written (a
+        full disk, no permission); older checkpoints then stay.
         """
         unfinished = f".{kind}-{step:09d}"
         try:
@@ -84,34 +79,29 @@ class CheckpointFolder:
                 group: {name: v.value if isinstance(v, keras.Variable) else v for name, v in variables.items()}
                 for group, variables in groups.items()
             }
-            tf.train.Checkpoint(**unwrapped).write(str(self.path / unfinished))
+            with convert_tensorflow_errors():
+                tf.train.Checkpoint(**unwrapped).write(str(self.path / unfinished))
             # TensorFlow's own rename would copy the index, and a kill could leave half of the copy.
             for file in (*self.path.glob(f"{unfinished}.data-*"), self.path / f"{unfinished}.index"):
                 file.replace(file.with_name(file.name[1:]))
-        except (tf.errors.OpError, OSError) as error:
+        except OSError as error:
             self.remove_remains()
             steps = self.list_checkpoint_steps()
             # The folder of an imported or published model, or of codes, has no training to resume.
             resumes = f", the run resumes from step {steps[0]}" if steps else ""
-            full = isinstance(error, tf.errors.ResourceExhaustedError)
-            code = errno.ENOSPC if full else getattr(error, "errno", None)
-            raise RunError(
-                f"cannot write the checkpoint {self.checkpoint_path(kind, step)}: "
-                f"{os.strerror(code) if code else one_line(error, first=True)}; "
-                f"{'free some space and ' if code == errno.ENOSPC else ''}start again{resumes}"
-            ) from error
-        newest = self.list_checkpoint_steps(kind)[: self.keep] if kind == "step" else []
-        for other in self.list_checkpoint_steps(kind):
+            remedy = f"{'free some space and ' if error.errno == errno.ENOSPC else ''}start again{resumes}"
+            path = self.checkpoint_path(kind, step)
+            raise RunError(f"cannot write the checkpoint {path}: {error.strerror or error}; {remedy}") from error
+        for other in self.list_checkpoint_steps(kind)[self.keep if kind == "step" else 0 :]:
             # The new checkpoint stays even if an older run in this folder has left checkpoints of later steps.
-            if other not in (step, *newest):
+            if other != step:
                 self.remove_checkpoint(kind, other)
 
     def read_checkpoint(self, kind: str, step: int, groups: Mapping[str, Variables]) -> None:
         """Loads values from a checkpoint into the variables in `groups`, a dict of dicts by group and name.
 
-        Raises:
-            DamagedCheckpointError: where files are incomplete or do not match their checksums.
-            RunError: where the checkpoint lacks one of the variables.
+        RunError is raised if the checkpoint lacks one of the variables, and DamagedCheckpointError if files are
+        incomplete or do not match their checksums.
         """
         prefix = self.checkpoint_path(kind, step)
         targets = {

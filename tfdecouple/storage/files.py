@@ -1,6 +1,7 @@
 """Functions that read untrusted files up to a size limit, and write files completely or not at all."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -40,21 +41,14 @@ def read_bytes(path: str | pathlib.Path, at_most: int) -> bytes:
 
 
 def read_json(path: str | pathlib.Path, at_most: int = 2**20) -> Any:
-    """Returns the content of an untrusted JSON file.
-
-    Raises:
-        OSError: where the file cannot be read.
-        ValueError: where it is no regular file, has more than `at_most` bytes, or `parse_json` refuses its text.
-    """
+    """Returns an untrusted JSON file's content; OSError, or ValueError if `read_bytes` or `parse_json` refuses it."""
     return parse_json(read_bytes(path, at_most))
 
 
 def read_model(path: str | pathlib.Path, model: type[Model], at_most: int = 2**20) -> Model:
     """Returns the content of an untrusted JSON file as an instance of `model`, a class of pydantic.
 
-    Raises:
-        OSError: where the file cannot be read.
-        ValueError: where `read_json` refuses the file, or a value does not fit `model`; the message names the value.
+    Beside the errors of `read_json`, ValueError is raised if a value does not fit `model`; the message names the value.
     """
     try:
         return model.model_validate(read_json(path, at_most))
@@ -67,13 +61,11 @@ def read_model(path: str | pathlib.Path, model: type[Model], at_most: int = 2**2
 def parse_json(text: str | bytes) -> Any:
     """Returns the content of an untrusted JSON text, or of the bytes of such a text in UTF-8.
 
-    Raises:
-        ValueError: where the text is no JSON or no UTF-8, is nested too deeply, or has a number that is NaN, infinite
-            or an integer of more than 64 bits.
+    ValueError is raised if the text is no JSON or no UTF-8, is nested too deeply, or has a number that is NaN, infinite
+    or an integer of more than 64 bits.
     """
-    text = text.decode("utf-8") if isinstance(text, bytes) else text
     try:
-        values = json.loads(text, parse_constant=float)
+        values = json.loads(text.decode() if isinstance(text, bytes) else text, parse_constant=float)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     level = [values]
@@ -90,6 +82,19 @@ def parse_json(text: str | bytes) -> Any:
     if level:
         raise ValueError("it is nested too deeply")
     return values
+
+
+@contextlib.contextmanager
+def convert_tensorflow_errors() -> Iterator[None]:
+    """Returns a context that raises OSError for an error of TensorFlow in writing a file, ENOSPC for a full disk."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+    except tf.errors.OpError as error:
+        raise OSError(errno.EIO, one_line(error, first=True)) from error
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from tfdecouple.config import Config
-from tfdecouple.data import Source, load_images
+from tfdecouple.data.batches import load_images
+from tfdecouple.data.splits import Source
 from tfdecouple.errors import UserError
 from tfdecouple.metrics.bits_per_dim import Bound, compute_codec_bits
 from tfdecouple.model import DecoupledModel

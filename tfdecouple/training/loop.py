@@ -12,9 +12,10 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.config import Config, describe_config
-from tfdecouple.data import Source, make_evaluation_batches, make_training_batches, open_source
-from tfdecouple.data.batches import round_batch_size
+from tfdecouple.data.batches import make_evaluation_batches, make_training_batches, round_batch_size
 from tfdecouple.data.labels import check_batch_labels, make_training_inputs, require_label_count
+from tfdecouple.data.sources import open_source
+from tfdecouple.data.splits import Source
 from tfdecouple.errors import DivergedError, RunError, one_line
 from tfdecouple.loggers import require_loggers
 from tfdecouple.metrics.bits_per_dim import Bound, BoundEvaluator

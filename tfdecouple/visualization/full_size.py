@@ -1,9 +1,8 @@
 """Functions that read photographs, apply to them the changes of colours that a model made to small copies, and write.
 
-A model of images of 64 x 64 pixels, for example, determines how colours change in each region, which is enough to
-change a photograph of any size. A guided filter (He, Sun and Tang, "Guided image filtering", 2013; at another size as
-in Chen et al., "Bilateral guided upsampling", 2016) describes the change by an affine map of colours around each pixel
-of the small copy. The maps are interpolated and applied to the pixels of the photograph.
+A guided filter (He, Sun and Tang, "Guided image filtering", 2013; at another size as in Chen et al., "Bilateral guided
+upsampling", 2016) describes the change by an affine map of colours around each pixel of the small copy. The maps are
+interpolated and applied to the pixels of the photograph.
 """
 
 import contextlib
@@ -32,6 +31,8 @@ _EVENNESS = 0.01
 # Smallest gain of luminance of a colour map. A smaller one would wash out detail that the small image lacks.
 _LEAST_CONTRAST = 0.8
 _LUMINANCE = (0.299, 0.587, 0.114)
+# Count of the photograph's rows that are computed at once.
+_BAND = 128
 
 
 def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -41,51 +42,26 @@ def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.nd
     compute the result, so encoding the result does not give the codes of `after`. If the photograph has the model's
     size, the result is `after`.
 
-    Args:
-        photograph: the pixels of the photograph, uint8 `[H, W, channels]`, with three channels or one.
-        before: the photograph, resized to the size of the model's images, uint8 `[h, w, channels]`.
-        after: the image that the model made of `before`, uint8 `[h, w, channels]`.
+    `photograph`, uint8 `[H, W, channels]`, has three channels or one. `before` is the photograph in the size of the
+    model's images, and `after` is the image that the model made of `before`; both are uint8 `[h, w, channels]`.
     """
     if photograph.shape == after.shape:
         return after
-    maps = np.moveaxis(_fit_colour_maps(before / np.float32(255), after / np.float32(255)), 1, -1).astype(np.float32)
-    maps[:, :, -1] *= 255
-    # The last row and column are repeated, so that the pixels at the borders also lie between two maps.
-    maps = np.pad(maps, [(0, 1), (0, 0), (0, 0), (0, 1)], "edge")
-    low_rows, row_shares = _find_neighbours(photograph.shape[0], before.shape[0])
-    low_columns, shares = _find_neighbours(photograph.shape[1], before.shape[1])
-    maps = maps.take(low_columns, -1) * (1 - shares) + maps.take(low_columns + 1, -1) * shares
+    maps = _fit_colour_maps(before / np.float32(255), after / np.float32(255)).astype(np.float32)
+    maps[..., -1] *= 255
+    (height, width, channels), (small_height, small_width) = photograph.shape, before.shape[:2]
     result = np.empty_like(photograph)
-    # Each band lies between two rows of maps. Bands keep the float32 copies of the photograph small.
-    for row, (upper, lower) in enumerate(zip(maps[:-1], maps[1:], strict=True)):
-        first, last = np.searchsorted(low_rows, [row, row + 1])
-        source = np.moveaxis(photograph[first:last], -1, 0).astype(np.float32)
-        for channel in range(len(source)):
-            value = _apply_maps(lower[channel] - upper[channel], source) * row_shares[first:last, None]
-            value += _apply_maps(upper[channel], source)
-            result[first:last, :, channel] = np.clip(value + np.float32(0.5), 0, 255)
+    # Bands of rows keep the float32 copies of the photograph small.
+    for top in range(0, height, _BAND):
+        rows = photograph[top : top + _BAND]
+        box = 0, top * small_height / height, small_width, (top + len(rows)) * small_height / height
+        for channel in range(channels):
+            value = np.full(rows.shape[:2], 0.5, np.float32)
+            for number, plane in enumerate((*np.moveaxis(rows, -1, 0), 1)):
+                gain = Image.fromarray(maps[:, :, channel, number])
+                value += plane * np.asarray(gain.resize((width, len(rows)), Image.Resampling.BILINEAR, box))
+            result[top : top + _BAND, :, channel] = np.clip(value, 0, 255)
     return result
-
-
-def _apply_maps(maps: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Applies one map per column, float32 `[channels + 1, W]`, to float32 `[channels, rows, W]`; returns `[rows, W]`.
-
-    The last number of each map is the offset, and the numbers before it are the gains of the channels.
-    """
-    value = maps[-1] + maps[0] * source[0]
-    for gain, plane in zip(maps[1:-1], source[1:], strict=True):
-        value += gain * plane
-    return value
-
-
-def _find_neighbours(length: int, small_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns, for each pixel along a side, its place between two pixels of a small image, for linear interpolation.
-
-    The result is (indices of the first of the two pixels, weights of the second), int64 and float32 `[length]`.
-    """
-    places = ((np.arange(length) + 0.5) * small_length / length - 0.5).clip(0, small_length - 1)
-    low = places.astype(int)
-    return low, (places - low).astype(np.float32)
 
 
 def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -137,9 +113,8 @@ _WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
 class UserPhotograph:
     """A photograph that a user passes to a command, read from the file `path` in Pillow's `format`, such as "JPEG".
 
-    Attributes:
-        pixels: the pixels, upright and in sRGB, uint8 `[H, W, 3]`, or `[H, W, 1]` for a model of grey images.
-        alpha: the alpha channel, uint8 `[H, W]`; None for a photograph without transparency.
+    `pixels` are upright and in sRGB, uint8 `[H, W, 3]`, or `[H, W, 1]` for a model of grey images. `alpha` is the alpha
+    channel, uint8 `[H, W]`, or None.
     """
 
     path: str
@@ -172,10 +147,9 @@ class UserPhotograph:
 
 def _choose_format(path: str, kind: str) -> tuple[str, str]:
     """Returns Pillow's name and the file ending of the format in which a photograph at `path`, of `kind`, is saved."""
-    suffix = pathlib.PurePath(path).suffix
     if kind not in _WRITTEN:
-        return "PNG", _WRITTEN["PNG"][0]
-    return kind, suffix or _WRITTEN[kind][0]
+        return "PNG", ".png"
+    return kind, pathlib.PurePath(path).suffix or _WRITTEN[kind][0]
 
 
 @contextlib.contextmanager
@@ -204,10 +178,8 @@ def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
     """Reads a `UserPhotograph` from a file, and shrinks it if a side is longer than `max_side` pixels.
 
     The photograph is turned upright as its EXIF data say, and its colours are converted to sRGB. Of an animation, the
-    first picture is read. Values of 16 bits become 8 bits. `channels` is 3 for a model of RGB images, 1 for grey ones.
-
-    Raises:
-        DataError: if the file is missing, not an image or too large, or `channels` is neither 3 nor 1.
+    first picture is read. Values of 16 bits become 8 bits. `channels` is 3 for a model of RGB images, 1 for grey ones;
+    for others, or a file that is missing, no image or too large, DataError is raised.
     """
     if channels not in (1, 3):
         raise DataError(f"the model's images have {channels} channels, and photographs have 3 or 1; use --size model")
@@ -236,11 +208,7 @@ def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
 class OwnSizeResults:
     """Writes photographs at their own size, changed as the model changed small copies, into the folder `out`.
 
-    Args:
-        paths: paths of the photographs.
-        out: the folder for the results.
-        model: a model of RGB or grey images.
-        max_side: longest side of a result, in pixels; larger photographs are shrunk.
+    Photographs with a side of more than `max_side` pixels are shrunk.
 
     Attributes:
         names: the photographs' file names, without folders and endings.

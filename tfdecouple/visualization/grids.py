@@ -8,6 +8,7 @@ callback that receives the count of finished images.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -70,7 +71,6 @@ def draw_grid(
     header = LINE if column_labels else 0
 
     def find_corner(row: int, column: int) -> tuple[int, int]:
-        """Returns (x, y) of the upper left corner of the image at index `row` and `column` of the grid, in pixels."""
         gaps = [index // size if size else 0 for index, size in zip((row, column), group, strict=True)]
         left = margin + _GAP + column * (tile_width + _GAP) + gaps[1] * 3 * _GAP
         return left, header + _GAP + row * (tile_height + _GAP) + gaps[0] * 3 * _GAP
@@ -114,44 +114,28 @@ def arrange_rows(images: np.ndarray, columns: int) -> np.ndarray:
 
 def draw_sample_grid(
     model: DecoupledModel,
+    rows: Mapping[str, Mapping[str, Any]],
+    what: str,
     *,
     count: int = 10,
     seed: int = 0,
-    temperatures: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 1.0),
     note: str = "",
     on_images: OnImages = lambda done: None,
     side: int = 0,
 ) -> Image.Image:
-    """Returns a picture of `count` samples at each temperature, which scales v (paper section 3.1)."""
+    """Returns a picture of `count` samples for each entry of `rows`, {label of the row: arguments of `model.sample`}.
+
+    Samples of different rows share their noise. The caption calls the labels of the rows `what`.
+    """
     bands = []
-    for temperature in temperatures:
-        bands.append(arrange_rows(np.asarray(model.sample(count, temperature, seed=seed)), min(count, 10)))
+    for arguments in rows.values():
+        bands.append(arrange_rows(np.asarray(model.sample(count, seed=seed, **arguments)), min(count, 10)))
         on_images(len(bands) * count)
-    rows = len(bands[0])
-    caption = f"Samples, labelled with the temperature of v; samples at the same position share their noise. {note}"
-    labels = [str(temperature) if row == 0 else "" for temperature in temperatures for row in range(rows)]
-    return draw_grid(np.concatenate(bands), caption, group=(rows if rows > 1 else 0, 0), row_labels=labels, side=side)
-
-
-def draw_class_grid(
-    model: DecoupledModel,
-    labels: Sequence[int],
-    names: Sequence[str],
-    *,
-    columns: int = 10,
-    temperature: float = 0.7,
-    seed: int = 0,
-    note: str = "",
-    on_images: OnImages = lambda done: None,
-    side: int = 0,
-) -> Image.Image:
-    """Returns a picture with a row of samples for each of `labels`; the images of a column share v."""
-    rows = []
-    for label in labels:
-        rows.append(np.asarray(model.sample(columns, temperature, seed=seed, labels=label)))
-        on_images(len(rows) * columns)
-    caption = f"Samples of each label at temperature {temperature:g}; samples in a column share their noise. {note}"
-    return draw_grid(np.stack(rows), caption, row_labels=[names[label] for label in labels], side=side)
+    height = len(bands[0])
+    caption = f"Samples, labelled with {what}; samples at the same position share their noise. {note}"
+    labels = [label if row == 0 else "" for label in rows for row in range(height)]
+    group = (height if height > 1 else 0, 0)
+    return draw_grid(np.concatenate(bands), caption, group, row_labels=labels, side=side)
 
 
 def reconstruct_images(

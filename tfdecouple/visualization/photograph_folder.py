@@ -4,7 +4,6 @@ import pathlib
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from tfdecouple.data.image_folder import list_image_files
 from tfdecouple.errors import DataError, UserError, make_printable
@@ -23,14 +22,10 @@ _LONGEST_SIDE = 16_383
 
 
 class SwitchedFolder(NamedTuple):
-    """The result of `switch_folder`.
+    """The paths of the photographs that this call of `switch_folder` (`written`) or an earlier one (`kept`) wrote.
 
-    Attributes:
-        written: paths of the photographs that this call wrote.
-        kept: paths of the photographs that an earlier call wrote.
-        errors: an error for each photograph that cannot be read; its message has the path.
-        notes: a line that counts and names written photographs without colours beside a coloured reference, whose
-            results have colours, or photographs with colours beside a grey reference; empty if there are none.
+    `errors` has an error, with the path, for each photograph that cannot be read. `notes` has a line on the written
+    photographs without colours if the reference has colours, or with colours if it has none; no line without any.
     """
 
     written: list[pathlib.Path]
@@ -50,9 +45,9 @@ def switch_folder(
     """Writes each photograph of a folder and its sub-folders, with z of one reference, into the folder `out`.
 
     The model computes the change of colours at its own size, and `change_at_full_size` applies the change to the
-    photograph. A result has the photograph's path below the folder. It has the photograph's file format, too, but PNG
-    for a format such as GIF. Photographs that cannot be read are skipped, and results of an earlier call with the same
-    reference, model, `strength` and `max_side` are kept. The progress is shown on standard error.
+    photograph. A result has the photograph's path below the folder and its file format, but PNG for a format such as
+    GIF. Photographs that cannot be read are skipped, and results of an earlier call with the same reference, model,
+    `strength` and `max_side` are kept. The progress is shown on standard error.
 
     >>> import tempfile
     >>> from PIL import Image
@@ -65,13 +60,8 @@ def switch_folder(
     ...     [path.name for path in result.written]
     ['a.png']
 
-    Args:
-        model: a model of RGB or grey images, with a z that an encoder computes.
-        reference: path of the image whose z the photographs get.
-        folder: path of the folder of photographs.
-        out: path of the folder for the results, outside `folder`.
-        strength: from 0, z of the photograph itself, to 1, z of the reference.
-        max_side: longest side of a result, in pixels; a larger photograph is shrunk.
+    The model has RGB or grey images, and an encoder. `strength` goes from 0, z of the photograph itself, to 1, z of the
+    image `reference`. Photographs with a side of more than `max_side` pixels are shrunk.
 
     Raises:
         DataError: if `folder` has no images, or the reference cannot be read or is smaller than any image of the model.
@@ -91,7 +81,6 @@ def switch_folder(
     if min(height, width) < least:
         need = f"give a reference of at least {least} x {least}"
         raise DataError(f"{reference} has {width} x {height} pixels; {need}, the smallest image of this model")
-    reference_is_grey = original.is_grey
     z = model.posterior(original.shrink_photograph(shape)[None]).mean()
     result, others = SwitchedFolder([], [], [], []), list[pathlib.Path]()
     photographs: dict[pathlib.Path, str] = {}
@@ -114,37 +103,31 @@ def switch_folder(
         "max_side": max_side,
     }
     _begin_job(out / MANIFEST, job, bool(result.kept))
-    done = len(files) - len(photographs) + len(result.kept)
+    for path in result.kept:
+        del photographs[path]
+    done = len(files) - len(photographs)
     with Counter("switching", len(files), before=done) as counter:
-        for path in [path for path in photographs if path not in set(result.kept)]:
+        for path, source in photographs.items():
             try:
-                is_grey = _switch_photograph(model, photographs[path], path, z, strength, max_side)
-                result.written.append(path)
-                if is_grey != reference_is_grey:
-                    others.append(path)
+                photograph = read_photograph(source, shape[-1], max_side)
             except DataError as error:
                 result.errors.append(error)
+            else:
+                before = np.asarray(model.quantize_images(photograph.shrink_photograph(shape)[None]))
+                codes = model.encode(before)
+                after = model.decode(interpolate_codes(codes.z, z, [strength])[:, 0], codes.v)
+                pixels = change_at_full_size(photograph.pixels, before[0], np.asarray(after)[0])
+                write_bytes(path, photograph.encode_photograph(pixels)[0])
+                result.written.append(path)
+                if photograph.is_grey != original.is_grey:
+                    others.append(path)
             counter(done := done + 1)
     if others:
-        what = "is grey; photographs written with less of their colours"
-        if not reference_is_grey:
-            what = "has colours; grey photographs written in colour"
+        what = "has colours; grey photographs written in colour"
+        if original.is_grey:
+            what = "is grey; photographs written with less of their colours"
         result.notes.append(make_printable(f"{reference} {what}: {len(others)}, such as {others[0]}"))
     return result
-
-
-def _switch_photograph(
-    model: DecoupledModel, photograph_path: str, path: pathlib.Path, z: tf.Tensor, strength: float, max_side: int
-) -> bool:
-    """Writes the photograph, with its z moved towards `z`, to `path`; returns whether the photograph is grey."""
-    shape = model.config.image_shape
-    photograph = read_photograph(photograph_path, shape[-1], max_side)
-    before = np.asarray(model.quantize_images(photograph.shrink_photograph(shape)[None]))
-    codes = model.encode(before)
-    after = model.decode(interpolate_codes(codes.z, z, [strength])[:, 0], codes.v)
-    pixels = change_at_full_size(photograph.pixels, before[0], np.asarray(after)[0])
-    write_bytes(path, photograph.encode_photograph(pixels)[0])
-    return photograph.is_grey
 
 
 def _begin_job(manifest: pathlib.Path, job: dict[str, Any], has_results: bool) -> None:

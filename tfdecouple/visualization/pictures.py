@@ -9,15 +9,7 @@ import numpy as np
 from PIL import Image
 
 from tfdecouple.model import DecoupledModel
-from tfdecouple.visualization.grids import (
-    draw_class_grid,
-    draw_interpolation_grid,
-    draw_reconstruction_grid,
-    draw_sample_grid,
-    draw_switch_grid,
-    interpolate_pairs,
-    reconstruct_images,
-)
+from tfdecouple.visualization import grids
 
 # Largest count of images in a picture if they have at most 64 x 64 pixels; a picture of larger images has fewer.
 USUAL = 40
@@ -44,7 +36,7 @@ class PictureInputs:
     @functools.cached_property
     def reconstructed(self) -> tuple[np.ndarray, int]:
         """The decoded images, uint8, and the count of them that equal the originals; computed at the first use."""
-        return reconstruct_images(self.model, self.images, labels=self.labels)
+        return grids.reconstruct_images(self.model, self.images, labels=self.labels)
 
     def select_image_pairs(self, count: int) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
         """Makes `count` pairs of the validation images; returns (first images, second images, their labels or None)."""
@@ -70,22 +62,19 @@ PICTURES: dict[str, Draw] = {}
 
 def register_picture(name: str) -> Callable[[Draw], Draw]:
     """Returns a decorator that registers a function in `PICTURES`, by which evaluations draw the picture `name`."""
-
-    def register(draw: Draw) -> Draw:
-        PICTURES[name] = draw
-        return draw
-
-    return register
+    return lambda draw: PICTURES.setdefault(name, draw)
 
 
 @register_picture("reconstructions")
 def _draw_reconstructions(inputs: PictureInputs) -> Image.Image:
-    return draw_reconstruction_grid(inputs.images, *inputs.reconstructed, side=_SIDE)
+    return grids.draw_reconstruction_grid(inputs.images, *inputs.reconstructed, side=_SIDE)
 
 
 @register_picture("samples")
 def _draw_samples(inputs: PictureInputs) -> Image.Image:
-    return draw_sample_grid(inputs.model, count=min(max(inputs.most // 4, 2), 10), seed=inputs.seed, side=_SIDE)
+    rows = {str(temperature): {"temperature": temperature} for temperature in (0.5, 0.7, 0.8, 0.9, 1.0)}
+    count = min(max(inputs.most // 4, 2), 10)
+    return grids.draw_sample_grid(inputs.model, rows, "the temperature of v", count=count, seed=inputs.seed, side=_SIDE)
 
 
 @register_picture("classes")
@@ -93,15 +82,17 @@ def _draw_classes(inputs: PictureInputs) -> Image.Image | None:
     if inputs.labels is None:
         return None
     most = max(inputs.most // 4, 2)
-    labels, columns = range(min(len(inputs.label_names), most)), min(most, 10)
-    return draw_class_grid(inputs.model, labels, inputs.label_names, columns=columns, seed=inputs.seed, side=_SIDE)
+    rows = {name: {"temperature": 0.7, "labels": label} for label, name in enumerate(inputs.label_names[:most])}
+    what = "a class; the temperature of v is 0.7"
+    return grids.draw_sample_grid(inputs.model, rows, what, count=min(most, 10), seed=inputs.seed, side=_SIDE)
 
 
 @register_picture("interpolation")
 def _draw_interpolation(inputs: PictureInputs) -> Image.Image:
     places = (0, 0.2, 0.4, 0.6, 0.8, 1) if inputs.most >= 10 else (0, 0.5, 1)
     a, b, labels = inputs.select_image_pairs(1)
-    return draw_interpolation_grid(interpolate_pairs(inputs.model, a, b, places, labels=labels), places, side=_SIDE)
+    tiles = grids.interpolate_pairs(inputs.model, a, b, places, labels=labels)
+    return grids.draw_interpolation_grid(tiles, places, side=_SIDE)
 
 
 @register_picture("switch")
@@ -110,7 +101,7 @@ def _draw_switch(inputs: PictureInputs) -> Image.Image | None:
     if not (inputs.model.config.has_latent and count):
         return None
     a, b, labels = inputs.select_image_pairs(count)
-    return draw_switch_grid(inputs.model, a, b, side=_SIDE, labels=labels)
+    return grids.draw_switch_grid(inputs.model, a, b, side=_SIDE, labels=labels)
 
 
 def draw_pictures(
@@ -121,9 +112,8 @@ def draw_pictures(
     `on_picture` is a callback that receives the name of each picture before it is drawn. UserError is raised if the
     model yields pixels that are not finite.
     """
-    pictures = {}
+    drawn = {}
     for name, draw in PICTURES.items():
         on_picture(name)
-        if (picture := draw(inputs)) is not None:
-            pictures[name] = picture
-    return pictures, inputs.reconstructed[1]
+        drawn[name] = draw(inputs)
+    return {name: picture for name, picture in drawn.items() if picture is not None}, inputs.reconstructed[1]

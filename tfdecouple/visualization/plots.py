@@ -57,9 +57,8 @@ def plot_curves(runs: Sequence[Curves]) -> Figure:
     """
     figure = _make_figure(9, 6.6)
     lower = [name for name in _NAMES if name != "bits_per_dim" and any(_collect_curves(run, name) for run in runs)]
-    grid = figure.add_gridspec(2 if lower else 1, max(len(lower), 1), height_ratios=(1.7, 1) if lower else None)
-    panels = {"bits_per_dim": figure.add_subplot(grid[0, :])}
-    panels |= {name: figure.add_subplot(grid[1, number]) for number, name in enumerate(lower)}
+    rows: list[Any] = [["bits_per_dim"] * len(lower), lower] if lower else [["bits_per_dim"]]
+    panels = figure.subplot_mosaic(rows, height_ratios=(1.7, 1) if lower else None)
     is_alone = len(runs) == 1
     for name, axes in panels.items():
         for number, run in enumerate(runs):

@@ -41,7 +41,8 @@ def make_run(folder):
 def make_numbers(model):
     """Inputs and what the model answers, as `IN_...` and `OUT_...`."""
     from tfdecouple.config import DataConfig
-    from tfdecouple.data import load_images, open_source
+    from tfdecouple.data.batches import load_images
+    from tfdecouple.data.sources import open_source
 
     config = model.config
     images = np.asarray(load_images(open_source(DataConfig(), config.image_shape), "test", COUNT)[0])
