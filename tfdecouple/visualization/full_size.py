@@ -31,8 +31,6 @@ _EVENNESS = 0.01
 # Smallest gain of luminance of a colour map. A smaller one would wash out detail that the small image lacks.
 _LEAST_CONTRAST = 0.8
 _LUMINANCE = (0.299, 0.587, 0.114)
-# Count of the photograph's rows that are computed at once.
-_BAND = 128
 
 
 def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -47,21 +45,44 @@ def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.nd
     """
     if photograph.shape == after.shape:
         return after
-    maps = _fit_colour_maps(before / np.float32(255), after / np.float32(255)).astype(np.float32)
-    maps[..., -1] *= 255
-    (height, width, channels), (small_height, small_width) = photograph.shape, before.shape[:2]
+    maps = np.moveaxis(_fit_colour_maps(before / np.float32(255), after / np.float32(255)), 1, -1).astype(np.float32)
+    maps[:, :, -1] *= 255
+    # The last row and column are repeated, so that the pixels at the borders also lie between two maps.
+    maps = np.pad(maps, [(0, 1), (0, 0), (0, 0), (0, 1)], "edge")
+    low_rows, row_shares = _find_neighbours(photograph.shape[0], before.shape[0])
+    low_columns, shares = _find_neighbours(photograph.shape[1], before.shape[1])
+    maps = maps.take(low_columns, -1) * (1 - shares) + maps.take(low_columns + 1, -1) * shares
     result = np.empty_like(photograph)
-    # Bands of rows keep the float32 copies of the photograph small.
-    for top in range(0, height, _BAND):
-        rows = photograph[top : top + _BAND]
-        box = 0, top * small_height / height, small_width, (top + len(rows)) * small_height / height
-        for channel in range(channels):
-            value = np.full(rows.shape[:2], 0.5, np.float32)
-            for number, plane in enumerate((*np.moveaxis(rows, -1, 0), 1)):
-                gain = Image.fromarray(maps[:, :, channel, number])
-                value += plane * np.asarray(gain.resize((width, len(rows)), Image.Resampling.BILINEAR, box))
-            result[top : top + _BAND, :, channel] = np.clip(value, 0, 255)
+    # Each band lies between two rows of maps. Bands keep the float32 copies of the photograph small.
+    for row, (upper, lower) in enumerate(zip(maps[:-1], maps[1:], strict=True)):
+        first, last = np.searchsorted(low_rows, [row, row + 1])
+        source = np.moveaxis(photograph[first:last], -1, 0).astype(np.float32)
+        for channel in range(len(source)):
+            value = _apply_maps(lower[channel] - upper[channel], source) * row_shares[first:last, None]
+            value += _apply_maps(upper[channel], source)
+            result[first:last, :, channel] = np.clip(value + np.float32(0.5), 0, 255)
     return result
+
+
+def _apply_maps(maps: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Applies one map per column, float32 `[channels + 1, W]`, to float32 `[channels, rows, W]`; returns `[rows, W]`.
+
+    The last number of each map is the offset, and the numbers before it are the gains of the channels.
+    """
+    value = maps[-1] + maps[0] * source[0]
+    for gain, plane in zip(maps[1:-1], source[1:], strict=True):
+        value += gain * plane
+    return value
+
+
+def _find_neighbours(length: int, small_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns, for each pixel along a side, its place between two pixels of a small image, for linear interpolation.
+
+    The result is (indices of the first of the two pixels, weights of the second), int64 and float32 `[length]`.
+    """
+    places = ((np.arange(length) + 0.5) * small_length / length - 0.5).clip(0, small_length - 1)
+    low = places.astype(int)
+    return low, (places - low).astype(np.float32)
 
 
 def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
