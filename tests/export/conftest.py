@@ -7,7 +7,6 @@ import pytest
 from helpers import refusals
 from helpers.exporting import SIGNATURES, read_tree, read_vectors
 from helpers.places import make_once
-from helpers.serving_server import read_models
 
 from export.cli import main
 from export.endpoints import list_endpoints
@@ -126,10 +125,3 @@ def built(vectors, exported, small_saved_model, replace):
         "formats.saved_model.write_warmup_requests": lambda folder, name, chosen: None,
     }
     replace(parts)
-
-
-@pytest.fixture(scope="module")
-def name(exported):
-    """The name under which TensorFlow Serving serves the exported model."""
-    (model,) = read_models(exported)
-    return model.name

@@ -12,7 +12,6 @@ import pytest
 from helpers import cards
 from helpers.models import SMALL
 from helpers.program_inputs import WITHOUT_Z, write_onnx_models
-from helpers.variants import OF_CLASSES
 
 from export.card import judge_exactness, make_model_card, render_model_card
 from export.endpoints import list_endpoints
@@ -62,7 +61,6 @@ def make_model(**options):
 
 
 ADDITIVE = make_model(transform="additive", multiscale_transform="additive")
-EVERY_FORMAT = {name: entry() for name in ("savedmodel", "onnx", "litert")}
 # (card, words in its text, words that are not there)
 TEXTS = {
     "additive": (card_of({"onnx": entry()}, model=ADDITIVE), ["additive couplings", "Promised for"], ["alpha is"]),
@@ -72,27 +70,9 @@ TEXTS = {
         [],
     ),
     "page alone": (card_of({"web": PAGE}), ["http.server -d web", "34.9 MB"], ["InferenceSession"]),
-    "no z": (card_of({"onnx": entry()}, model=make_model(conditioning="none")), ["without a global"], ["decouples"]),
-    "channels": (
-        card_of({"onnx": entry()}, model=make_model(image_shape=(8, 4, 5))),
-        ["8 x 4 with 5 channels", "with exactly 5 channels, cropped", "images = np.zeros((1, 8, 4, 5), np.uint8)"],
-        [],
-    ),
     "crop": (
         card_of({"onnx": entry()}, data=DataConfig(source="folder:faces", centre_crop=140)),
         ["140 pixels", "8 x 8 bilinear", "NVIDIA_TF32_OVERRIDE=0", "use_tf32: 0", "INFERENCE_PRECISION_HINT: f32"],
-        [],
-    ),
-    "labels": (
-        card_of(EVERY_FORMAT, model=OF_CLASSES["classes"]),
-        [
-            "\nlabels = np.zeros((1,), np.int32)\n",
-            '\nz, v = encoder.run(None, {"images": images, "labels": labels})\n',
-            '\nconst labels = new ort.Tensor("int32", new Int32Array(1), [1]);\n',
-            "\nconst { z, v } = await encoder.run({ images, labels });\n",
-            "\ncodes = encoder(images=np.zeros((1, 4, 4, 3), np.uint8), labels=np.zeros((1,), np.int32))\n",
-            '"instances": [{"images": [[[0] * 3] * 4] * 4, "labels": 0}]',
-        ],
         [],
     ),
 }

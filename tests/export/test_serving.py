@@ -37,11 +37,11 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(exported, name):
+def address(exported):
     """A function of a transport that returns the client's arguments for a running server: ports, model, transport."""
-    with Server(exported / "savedmodel", name) as server:
+    with Server(exported / "savedmodel", "tiny") as server:
 
-        def call(transport, model=name, ports=None):
+        def call(transport, model="tiny", ports=None):
             rest, grpc = ports or (server.rest_port, server.grpc_port)
             return ["--rest-port", str(rest), "--grpc-port", str(grpc), "--model", model, "--transport", transport]
 
@@ -173,12 +173,12 @@ class TestOneLineSays:
         assert "has no model other: Servable not found for request: Latest(other)" in text
 
     @pytest.mark.parametrize("transport", TRANSPORTS)
-    def test_message_of_the_server_and_missing_endpoint_are_named(self, client, connect, name, transport):
+    def test_message_of_the_server_and_missing_endpoint_are_named(self, client, connect, transport):
         connection = connect(transport)
         with pytest.raises(client.Problem, match=r"answers (400 Bad Request|INVALID_ARGUMENT): .*images_b"):
             connection.predict("switch", {"images_a": random_images(1)})
         del connection.signatures["switch"]
-        with pytest.raises(client.Problem, match=f"model {name} has no endpoint switch, only decode, .*encode, .*sc"):
+        with pytest.raises(client.Problem, match="model tiny has no endpoint switch, only decode, .*encode, .*sc"):
             client.switch_pictures(connection, types.SimpleNamespace(pictures=[]))
 
     def test_file_that_is_no_picture_is_named(self, complaint, tmp_path):

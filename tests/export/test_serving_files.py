@@ -9,9 +9,9 @@ from export.formats.saved_model import write_serving_files
 from export.provenance import make_safe_name
 
 
-def test_models_config_serves_the_newest_version_of_the_model(exported, name):
+def test_models_config_serves_the_newest_version_of_the_model(exported):
     (model,) = read_models(exported)
-    assert (model.base_path, model.model_platform) == (f"/models/{name}", "tensorflow")
+    assert (model.name, model.base_path, model.model_platform) == ("tiny", "/models/tiny", "tensorflow")
     assert not model.HasField("model_version_policy")
     # What the comment tells to add must be right as well.
     (advice,) = re.findall(r"# +(model_version_policy .*)", (exported / "models.config").read_text())
