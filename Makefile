@@ -9,7 +9,7 @@ ARGS ?=
 # Two processes run the tests. All tests of a file run in one process, so that they share its fixtures.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 # `make test-loggers` runs these tests in another environment, so `make test-slow` leaves them out.
-LOGGERS := tests/loggers/test_loggers_real.py
+LOGGERS := tests/loggers/test_loggers.py
 # All long tests of a class run in one process. If all tests of a file did, one process would be idle at the end. The tests
 # run in the order of the files, because the order of xdist puts single tests last, which take longest.
 PYTEST_SLOW := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m slow --deselect $(LOGGERS)

@@ -6,10 +6,9 @@ import subprocess
 import sys
 
 import pytest
-import tensorflow as tf
 from helpers.models import TINY
 from helpers.places import PATIENCE, ROOT
-from helpers.refusals import message_of, refused
+from helpers.refusals import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,11 +24,9 @@ from tfdecouple.doctor import check_runner
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks import architecture
-from tfdecouple.networks.architecture import compute_weight_shapes, count_parameters, require_memory
-from tfdecouple.runs.run_folder import RunFolder
+from tfdecouple.networks.architecture import count_parameters, require_memory
 from tfdecouple.runtime import devices
 from tfdecouple.runtime.process import run_program
-from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import parse_json
 
 HUGE = "1" + "0" * 400
@@ -200,9 +197,6 @@ class TestFaults:
             run_program(lambda: {}["x"])
 
 
-COMMITTED = sorted(path.parent for path in (ROOT / "docs" / "results").glob("*/checkpoints"))
-COMMITTED += [ROOT / "tests" / "data" / "golden" / "1" / "run", ROOT / "tfdecouple" / "pretrained" / "photographs"]
-
 TOO_LARGE = {
     "wide": (["model.hidden_channels=[4,1000000000]"], "model.hidden_channels, 1000000000"),
     "wide prior": (["model.prior_hidden=10000000000"], "model.prior_hidden, 10000000000"),
@@ -214,8 +208,6 @@ TOO_LARGE = {
 
 @pytest.fixture
 def no_model(monkeypatch):
-    """Fails where the weights of a model are made."""
-
     def made(*_, **__):
         pytest.fail("a model is made")
 
@@ -261,44 +253,18 @@ def test_too_large_model_is_refused_by_every_program_in_one_line(enlarged, no_mo
 @pytest.mark.parametrize(
     ("assignment", "says"),
     [
-        ("model.steps=[1,500]", "the weight flow/"),
-        ("model.encoder_out_channels=3", "the weight encoder/"),
-        ("model.prior_steps=2", "the weight prior_flow/"),
+        ("model.steps=[1,500]", "the weight flow/.* is of shape .* by the config, and missing in the checkpoint"),
+        (
+            "model.encoder_out_channels=3",
+            "the weight encoder/.* is of shape .* by the config, and of shape .* in the c",
+        ),
+        ("model.prior_steps=2", "the weight prior_flow/.* missing in the checkpoint"),
         ('model.prior="normal"', "the weight prior_flow/.* missing by the config"),
     ],
 )
 def test_config_that_does_not_fit_the_checkpoint_is_refused(enlarged, no_model, assignment, says):
     with pytest.raises(RunError, match=f"does not fit the config beside it: {says}"):
         tfdecouple.load_model(enlarged([assignment]))
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda name, shape: {name: shape[::-1]}, "of shape {other} in the checkpoint"),
-        (lambda name, shape: {name + "s": shape}, "missing in the checkpoint"),
-    ],
-    ids=["turned", "renamed"],
-)
-def test_checkpoint_of_other_weights_is_refused_by_name(enlarged, no_model, tmp_path, change, says):
-    run = enlarged([])
-    checkpoints = CheckpointFolder(run / "checkpoints")
-    shapes = checkpoints.read_weight_shapes("best", 1)
-    name = min(name for name, shape in shapes.items() if shape != shape[::-1])
-    shape = shapes.pop(name)
-    shapes |= change(name, shape)
-    weights = {name: tf.Variable(tf.zeros(shape)) for name, shape in shapes.items()}
-    checkpoints.write_checkpoint("best", 1, {"model": weights})
-    line = message_of(RunError, lambda: tfdecouple.load_model(run))
-    assert str(checkpoints.checkpoint_path("best", 1)) in line
-    assert line.endswith(f"the weight {name} is of shape {shape} by the config, and {says.format(other=shape[::-1])}")
-
-
-@pytest.mark.parametrize("run", COMMITTED, ids=lambda run: f"{run.parent.name}/{run.name}")
-def test_committed_checkpoint_has_the_weight_shapes_of_its_config(run):
-    folder = CheckpointFolder(run / "checkpoints")
-    shapes = folder.read_weight_shapes("best", folder.list_checkpoint_steps("best")[0])
-    assert shapes == compute_weight_shapes(RunFolder(run).read_config().model)
 
 
 class TestMemory:

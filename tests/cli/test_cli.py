@@ -14,24 +14,6 @@ from tfdecouple.config import Config, list_option_names, load_preset, parse_conf
 from tfdecouple.runtime.process import run_program
 from tfdecouple.storage.files import write_json
 
-# A program that is interrupted within a block whose end fails.
-LEFT_OPEN = """
-import sys
-from tfdecouple.runtime.process import run_program
-
-def block():
-    try:
-        yield
-    finally:
-        None.end()
-
-def main():
-    left_open = block()
-    next(left_open)
-    raise KeyboardInterrupt
-
-sys.exit(run_program(main))
-"""
 # The help of every command, one after the other, and the heavy packages that were loaded for it.
 HELP = f"""
 import sys
@@ -138,12 +120,6 @@ class TestRefusals:
     )
     def test_mistake_in_the_command_is_one_line(self, capsys, tmp_path, arguments, message):
         assert message in refused(capsys, lambda: train_main([*arguments, "--workdir", str(tmp_path / "run")]))
-        assert not (tmp_path / "run").exists()
-
-    def test_missing_data_set_is_one_line_with_the_command_that_prepares_it(self, capsys, tmp_path):
-        arguments = ["--preset", "cifar10", "--data-dir", str(tmp_path / "none"), "--workdir", str(tmp_path / "run")]
-        line = refused(capsys, lambda: train_main(arguments))
-        assert "cifar10" in line and str(tmp_path / "none") in line and "--download" in line
         assert not (tmp_path / "run").exists()
 
 

@@ -112,7 +112,6 @@ class TestBitsPerDim:
 class TestEvaluations:
     @pytest.fixture
     def run(self, made_run, tmp_path):
-        """The run as if nobody had evaluated it."""
         return shutil.copytree(made_run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
 
     def test_each_evaluation_of_test_images_is_counted_in_the_run(self, run, tmp_path, capsys):
@@ -191,7 +190,6 @@ class TestRefusals:
         assert "cannot write " in error and "--out" in error
 
 
-# With all that it measures, and none of it replaced.
 COUNTS = {"train": 60, "validation": 6, "test": 24}
 
 

@@ -43,7 +43,6 @@ def labelled(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(finished_run):
-    """The model of `finished_run`."""
     return load_model(finished_run)
 
 
@@ -56,8 +55,6 @@ def run_without_z(image_folder, tmp_path_factory):
 
 
 class Shown:
-    """A picture that a command wrote, with its facts."""
-
     def __init__(self, folder, name):
         self.facts = json.loads((folder / f"{name}.json").read_text())
         with Image.open(folder / f"{name}.png") as picture:
@@ -76,7 +73,6 @@ class Shown:
 
 
 def command(*arguments):
-    """Runs a command that must end well."""
     assert main([str(argument) for argument in arguments]) == 0
 
 
@@ -211,7 +207,6 @@ def test_pairs_are_within_or_across_labels_which_take_turns():
 class TestInterpolate:
     @staticmethod
     def read_pairs(shown, image_folder):
-        """Returns the first and the second images of a picture's pairs."""
         images = files_of(image_folder, "test")
         return (images[shown.facts[which]["indices"]] for which in ("first", "second"))
 
@@ -321,7 +316,6 @@ SIZES = {"cat/lying.png": (13, 20), "dog/upright.png": (9, 30), "model.png": (8,
 
 @pytest.fixture(scope="module")
 def sizes(tmp_path_factory):
-    """A folder with three test images of several sizes."""
     names = [f"{split}/{number}.png" for split in ("train", "validation") for number in range(2)]
     images = {name: random_images(1, SIDE)[0] for name in names} | {f"test/{name}": read_sized(name) for name in SIZES}
     folder = save_images(tmp_path_factory.mktemp("photographs"), images)

@@ -1,5 +1,3 @@
-"""`encode` that is stopped, killed or out of disk space: each image still comes once."""
-
 import pathlib
 import shutil
 import signal

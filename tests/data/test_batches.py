@@ -115,7 +115,6 @@ def test_impossible_requests_of_images_are_refused():
 
 
 def candidates(image, pad, flip):
-    """Returns all results that NumPy says augmentation may have."""
     padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
     height, width, _ = image.shape
     crops = [padded[y : y + height, x : x + width] for y in range(2 * pad + 1) for x in range(2 * pad + 1)]

@@ -28,7 +28,6 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wanted(files):
-    """What training makes of the files."""
     return {name: read_image(str(path), (SIZE, SIZE, 3), 0) for name, path in files.items()}
 
 

@@ -1,5 +1,3 @@
-"""The process of a check: its results arrive, whatever becomes of it."""
-
 import sys
 
 import pytest
@@ -14,7 +12,6 @@ from tfdecouple.errors import UserError
 
 @pytest.fixture
 def run(monkeypatch):
-    """Runs a planted check in a process of its own."""
     monkeypatch.setattr(check_runner, "_MODULE", "helpers.planted_checks")
     monkeypatch.setattr(check_runner, "CHECKS", {**check_runner.CHECKS, **PLANTED})
     if str(TESTS) not in sys.path:

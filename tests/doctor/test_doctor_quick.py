@@ -1,5 +1,3 @@
-"""`doctor --quick` from end to end, as a user runs it: with two logical CPU devices, and where nothing is to be had."""
-
 import json
 import os
 import re

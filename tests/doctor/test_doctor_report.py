@@ -1,14 +1,12 @@
-"""What doctor reports: judgements of a machine, speed, the report, and the command's mistakes."""
-
 import json
 
 import pytest
 from helpers.models import SMALL_SETTINGS
 
 from tfdecouple.cli import main
-from tfdecouple.config import compare_configs, load_preset
+from tfdecouple.config import load_preset
 from tfdecouple.doctor import check_runner, checks
-from tfdecouple.doctor.check_runner import VARIANTS, Result, Task, make_doctor_config, make_text
+from tfdecouple.doctor.check_runner import VARIANTS, Result, Task
 from tfdecouple.networks.architecture import compute_ceiling
 
 FACTS = {
@@ -73,14 +71,6 @@ def test_doctor_uses_all_gpus_or_one_cpu_unless_the_user_gives_a_number(devices,
     assert tasks[-1].devices == tuple(devices[:used])
 
 
-def test_doctor_report_advises_on_each_failure():
-    text = "\n".join(
-        make_text({"speed": [Result("one", False, "off by much", "take another"), Result("two", True, "")]})
-    )
-    assert "FAILS  one  off by much" in text and "1 of 2 tests failed" in text
-    assert "speed, one: off by much. What to do: take another" in text
-
-
 class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "says"),
@@ -115,14 +105,6 @@ def test_doctor_times_each_phase_with_and_without_labels(eager, monkeypatch, pre
     # There is no line about the ceiling, because this machine has no GPU.
     assert [result.figures["phase"] for result in results] == list(VARIANTS[0].phases)
     assert all(result.figures["images_per_s"] > 0 and result.holds is None for result in results)
-
-
-def test_doctor_times_each_variant_with_its_one_option_of_training():
-    for variant in VARIANTS[1:]:
-        config = make_doctor_config(Task("quickstart", variant=variant), 4)
-        ((name, (_, value)),) = compare_configs(make_doctor_config(Task("quickstart"), 4), config).items()
-        assert variant.settings == (f"{name}=" + json.dumps(value).strip('"'),)
-        assert config.training.batch_size == 4
 
 
 @pytest.mark.parametrize("gpu", ["NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA A100-SXM4-40GB", "Tesla T4", ""])

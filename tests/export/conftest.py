@@ -57,7 +57,6 @@ def quick(replace):
 
 @pytest.fixture
 def runtime(tmp_path):
-    """The files of onnxruntime-web for the processor, as the npm package has them."""
     folder = tmp_path / "package"
     (folder / "dist").mkdir(parents=True)
     for number, name in enumerate(RUNTIME_FILES):
@@ -67,8 +66,6 @@ def runtime(tmp_path):
 
 @pytest.fixture
 def command(tiny_run, tmp_path, capsys):
-    """A function that runs `python -m export` on the tiny run and returns exit status, output and errors."""
-
     def run(*arguments, run=tiny_run, to=tmp_path / "to"):
         status = main(["--run", str(run), "--to", str(to), *map(str, arguments)])
         return status, *capsys.readouterr()

@@ -1,5 +1,3 @@
-"""The model card: its words follow from its figures, and what it tells to run runs."""
-
 from __future__ import annotations
 
 import dataclasses
@@ -123,7 +121,6 @@ class TestRights:
 
 @pytest.fixture(scope="module")
 def without_z(tmp_path_factory):
-    """A folder of files of a model without z, and their card."""
     folder = tmp_path_factory.mktemp("without_z")
     card = card_of({"onnx": entry()}, model=make_model(conditioning="none"))
     (folder / JSON_NAME).write_text(json.dumps(card))

@@ -1,5 +1,3 @@
-"""Exports that end in one line before a file is put in place; and a model without z, which has no page."""
-
 import dataclasses
 import errno
 import os

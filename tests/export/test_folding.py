@@ -1,5 +1,3 @@
-"""The folded graphs of exports: they compute what the Keras model computes, with the model's weights."""
-
 import dataclasses
 
 import numpy as np
@@ -22,7 +20,6 @@ from tfdecouple.numerics.arithmetic import get_sizes
 
 
 def call(name, endpoint_name, **given):
-    """Runs an endpoint of the folded graph of a variant."""
     one = find_endpoint(graphs.VARIANTS[name], endpoint_name)
     made = graphs.call_endpoint(
         graphs.get_exported_model(name), one, {**graphs.make_inputs(graphs.VARIANTS[name]), **given}

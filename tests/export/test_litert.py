@@ -40,7 +40,6 @@ def change_weights(path):
 
 @pytest.fixture(scope="module")
 def phone(tiny_run, tmp_path_factory):
-    """An export for phones."""
     folder = tmp_path_factory.mktemp("phone") / "exported"
     export(ExportConfig(run=tiny_run, to=folder, formats=("litert",)), report=str)
     return folder

@@ -1,5 +1,3 @@
-"""Sabotaged exports: right files are changed in one thing, and the comparison finds the change."""
-
 import os
 import shutil
 from functools import partial

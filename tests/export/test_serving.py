@@ -56,8 +56,6 @@ def connect(client, address):
 
 @pytest.fixture
 def complaint(client, address, tmp_path, capsys):
-    """A function that runs a command, asserts that it ends with status 2 and one error line, and returns the line."""
-
     def call(transport, *arguments, **options):
         assert client.main([*arguments, "--to", str(tmp_path), *address(transport, **options)]) == 2
         err = capsys.readouterr().err

@@ -1,5 +1,3 @@
-"""How answers are compared, image by image; and how the files of a runtime are compared with test vectors."""
-
 import types
 
 import numpy as np
@@ -131,8 +129,6 @@ class TestPixels:
 
 
 class Made(Runtime):
-    """A runtime whose endpoints are functions of a test."""
-
     package, sorts_outputs = "numpy", False
     functions, vectors = {}, {}
 
@@ -150,7 +146,6 @@ class Made(Runtime):
 
 @pytest.fixture
 def compare(monkeypatch, tmp_path):
-    """A function that compares functions, by endpoints, with test vectors."""
     monkeypatch.setitem(FORMATS, "made", types.SimpleNamespace(runtime=Made))
 
     def run(vectors, **functions):

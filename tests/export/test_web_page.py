@@ -1,5 +1,3 @@
-"""Tests of an export's web page: its modules in Node.js, and the entire page in Chromium."""
-
 from __future__ import annotations
 
 import base64

@@ -40,8 +40,6 @@ class Servable:
         # A SavedModel needs no file of warmup requests, but if one fails, loading fails (saved_model_warmup_util.cc).
         path = folder / "assets.extra" / "tf_serving_warmup_requests"
         records = list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator()) if path.exists() else []
-        if len(records) > 1000:
-            raise Refusal(INVALID, "Number of warmup records exceeds the maximum (1000)")
         for record in records:
             self.predict(prediction_log_pb2.PredictionLog.FromString(record).predict_log.request)
 
@@ -91,8 +89,6 @@ def inputs_from_json(body, inputs):
     if ("instances" in body) == ("inputs" in body):
         raise Refusal(INVALID, "expecting only one of 'inputs' or 'instances' keys to exist")
     if by_row := "instances" in body:
-        if not isinstance(body["instances"], list) or not body["instances"]:
-            raise Refusal(INVALID, "No values in 'instances' array")
         rows = [row if isinstance(row, dict) or len(inputs) > 1 else {min(inputs): row} for row in body["instances"]]
         if not all(isinstance(row, dict) and set(row) == set(inputs) for row in rows):
             raise Refusal(INVALID, f"Failed to process element: keys must be equal to: {sorted(inputs)}")

@@ -1,5 +1,4 @@
 import dataclasses
-import logging
 import math
 
 import numpy as np
@@ -129,18 +128,6 @@ class TestLayer:
     @pytest.mark.parametrize(("part", "call"), {**OPTIONS, **SHAPES}.items())
     def test_impossible_option_or_shape_of_a_layer_is_refused_by_name(self, part, call):
         assert part in message_of(ConfigError if part in OPTIONS else UserError, call)
-
-    def test_traces_of_many_networks_and_shapes_issue_no_warning_of_tensorflow(self, caplog):
-        logging.getLogger("tensorflow").addHandler(caplog.handler)
-        try:
-            for layer in (ActNorm(), ActNorm(), ActNorm(), ActNorm()):
-                layer.build((None, 2, 2, 3))
-                Execution(layer)
-                for side in range(1, 5):
-                    layer.forward_and_log_det(tf.ones([1, side, side, 3]))
-        finally:
-            logging.getLogger("tensorflow").removeHandler(caplog.handler)
-        assert "retracing" not in caplog.text
 
     @pytest.mark.parametrize("channels", [1, 2, 3, 4])
     def test_measured_colours_give_matrices_to_mean_0_and_covariance_1(self, channels):

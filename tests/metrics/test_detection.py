@@ -1,5 +1,3 @@
-"""AUROC and false positives against closed forms, and intervals against their nominal coverage."""
-
 import numpy as np
 import pytest
 from scipy import stats

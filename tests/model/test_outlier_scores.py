@@ -1,16 +1,12 @@
-"""Scores of outliers: closed forms of the latents' statistics, and that a model's scores are of one pass."""
-
 import math
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.models import LEAST, random_images
+from helpers.models import random_images
 from scipy import stats
 
-from tfdecouple.metrics.outliers import OutlierScorer
-from tfdecouple.model import DecoupledModel
-from tfdecouple.model.outlier_scores import compute_chi_moments, outlier_scores, score_shell, score_typicality
+from tfdecouple.model.outlier_scores import compute_chi_moments, outlier_scores
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -58,31 +54,3 @@ class TestScores:
         # Of large numbers SciPy's own variance is a difference that rounds.
         exact = stats.chi.std(dimensions) if dimensions < 1000 else math.sqrt(0.5 - 1 / (8 * dimensions))
         assert deviation == pytest.approx(exact, rel=1e-6)
-
-    def test_shell_score_counts_standard_deviations_of_the_length(self):
-        lengths = np.array([1e-30, *np.linspace(10, 18, 8)])
-        v = np.random.default_rng(0).standard_normal((9, 8, 8, 3))
-        v *= (lengths / np.linalg.norm(v.reshape(9, -1), axis=1))[:, None, None, None]
-        expected = (lengths - stats.chi.mean(192)) / stats.chi.std(192)
-        np.testing.assert_allclose(score_shell(tf.constant(v, tf.float32)), expected, atol=2e-5)
-
-    def test_typicality_of_normal_draws_has_mean_square_1(self):
-        rng = np.random.default_rng(2)
-        parts = [tf.constant(rng.standard_normal((20_000, *shape)), tf.float32) for shape in [(4,), (2, 2, 3), (48,)]]
-        squares = np.square(score_typicality(parts))
-        assert squares.mean() == pytest.approx(1, abs=4 * float(squares.std()) / math.sqrt(20_000))
-
-    def test_typicality_of_opposite_parts_does_not_cancel(self):
-        parts = [tf.ones([1, 50]) * math.sqrt(0.5), tf.ones([1, 50]) * math.sqrt(1.5)]
-        # Squared lengths of 25 and 75 where 50 are expected, with a standard deviation of 10.
-        assert float(score_typicality(parts)[0]) == pytest.approx(2.5, rel=1e-5)
-        assert float(score_typicality([tf.concat(parts, 1)])[0]) == pytest.approx(0, abs=1e-5)
-
-    @pytest.mark.usefixtures("traced")
-    def test_outlier_scorer_takes_batches_of_several_sizes(self):
-        images = random_images(4, LEAST.image_shape)
-        model = DecoupledModel(LEAST)
-        model.initialize(images)
-        scorer, index = OutlierScorer(model), np.arange(4)
-        whole, few = scorer(images, index), scorer(images[:3], index[:3])
-        np.testing.assert_allclose(few["bits_per_dim"], whole["bits_per_dim"][:3], rtol=1e-5)

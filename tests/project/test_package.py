@@ -1,5 +1,3 @@
-"""The contents of the source distribution and the wheel; an installed wheel works away from the repository."""
-
 import pathlib
 import shutil
 import subprocess
@@ -40,7 +38,6 @@ def files_of(package):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """The source distribution, built from a copy of the repository."""
     folder = tmp_path_factory.mktemp("source")
     for name in (*PACKAGES, "constraints", "docs", "tests", "examples", "benchmarks", ".git", ".venv", "runs"):
         # A checkout also contains folders that must stay out of the distribution.
@@ -62,7 +59,6 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wheel(source, tmp_path_factory):
-    """The wheel, built from the source distribution alone."""
     folder = tmp_path_factory.mktemp("wheel")
     with tarfile.open(source) as archive:
         archive.extractall(folder, filter="data")

@@ -1,5 +1,3 @@
-"""Imports point one way, importing the package costs nothing, and public names have examples."""
-
 import ast
 import os
 import re
@@ -40,7 +38,6 @@ MODULES = PRODUCT | EXPORTS
 
 
 def imported_names(file):
-    """Dotted names of the modules that a file imports, anywhere in it."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -80,7 +77,6 @@ class TestImports:
 
 
 def run(code):
-    """Runs Python in a process of its own and returns what it prints."""
     result = run_python("-c", code)
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -92,30 +88,6 @@ class TestImporting:
         light = "cli, tfdecouple.networks.architecture, export.cli, export.endpoints, export.verification.comparison"
         code = f"import sys, tfdecouple.{light}; tfdecouple.load_preset('cifar10')"
         assert run(f"{code}; print([name for name in {heavy} if name in sys.modules])") == "[]\n"
-
-    @pytest.mark.slow
-    @pytest.mark.usefixtures("forked")
-    def test_bundled_run_opens_without_modules_that_only_posix_has(self):
-        modules = [module for module in PRODUCT if module != "tfdecouple.__main__"]
-        code = f"""
-import importlib, sys, tfdecouple
-import tensorflow, keras, tensorflow_probability, scipy, sklearn, skimage, filelock, tensorflow_datasets
-try:
-    import apache_beam
-except ImportError:
-    pass
-for name in ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog"):
-    sys.modules[name] = None
-for name in {modules}:
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        # An extra that is not installed.
-        if error.name != "apache_beam":
-            raise
-print(tfdecouple.load_pretrained("photographs").config.latent_dim)
-"""
-        assert run(code).strip().isdigit()
 
 
 class TestPublicNames:

@@ -1,5 +1,3 @@
-"""Tests that `convolve`, whichever way it computes, equals the convolution and its gradients."""
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -45,27 +43,3 @@ def test_convolve_equals_the_convolution_and_its_gradients_in_every_shape(inputs
                 if not np.abs(np.asarray(value) - right).max() <= 1e-5 * np.abs(right).max():
                     wrong.append((name, outputs, height, width))
     assert not wrong
-
-
-def is_plain(x, kernel):
-    """Returns whether the convolution of `x` and its gradients are TensorFlow's operations."""
-
-    def run(x, kernel):
-        upstream = tf.ones([*tf.unstack(tf.shape(x))[:-1], kernel.shape[-1]], x.dtype)
-        return with_gradients(convolve, x, kernel, upstream)
-
-    operations = tf.function(run, autograph=False).get_concrete_function(x, kernel).graph.get_operations()
-    (gradient,) = (operation for operation in operations if operation.type == "Conv2DBackpropFilter")
-    is_input_plain = any(operation.type == "Conv2DBackpropInput" for operation in operations)
-    return is_input_plain and gradient.outputs[0].shape == kernel.shape
-
-
-@pytest.mark.parametrize("onednn", [True, False])
-def test_convolve_of_unknown_sizes_and_on_a_gpu_uses_the_operations_of_tensorflow(onednn, monkeypatch):
-    monkeypatch.setattr(convolution, "is_onednn_on", lambda: onednn)
-    x, kernel = draw_map(2, 4, 4, 20), draw_map(3, 3, 20, 3)
-    assert not is_plain(x, kernel)
-    assert not is_plain(tf.TensorSpec([None, 4, 4, 20], kernel.dtype), kernel)
-    assert is_plain(tf.TensorSpec([2, None, None, 20], kernel.dtype), kernel)
-    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["/GPU:0"] if kind == "GPU" else [])
-    assert is_plain(x, kernel)

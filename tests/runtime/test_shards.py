@@ -1,5 +1,3 @@
-"""Tests that a batch divided into shards, or into parts for the cache, gives the numbers of a whole batch."""
-
 import dataclasses
 
 import keras
@@ -19,7 +17,6 @@ from tfdecouple.runtime.run_mode import RunMode
 
 @pytest.fixture
 def set_shards(monkeypatch):
-    """A function that sets the count of shards of the process."""
     return lambda count: monkeypatch.setattr(run_mode, "count_shards", lambda: count)
 
 
@@ -43,7 +40,6 @@ def count_programs(function, *arguments):
 
 
 def assert_near(results, expected, tolerance=1e-5):
-    """Asserts that tensors are equal within a part of the largest number of each, or of 1."""
     for ours, theirs in zip(tf.nest.flatten(results), tf.nest.flatten(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * max(1, np.abs(theirs).max()))
 

@@ -1,5 +1,3 @@
-"""Tests of the private parts of TensorFlow that the package uses: each does what the package needs."""
-
 import inspect
 
 import pytest

@@ -1,5 +1,3 @@
-"""Tests that checkpoints are written completely, read back or refused, and that a run folder gives its model."""
-
 import math
 import os
 import pathlib
@@ -129,7 +127,6 @@ class TestCheckpointFolder:
 
 
 def averages_of(prefix):
-    """The weights and their averages in a checkpoint, by group and name."""
     reader, groups = tf.train.load_checkpoint(str(prefix)), {"averages": {}, "model": {}}
     for key in reader.get_variable_to_shape_map():
         group, _, rest = key.partition("/")

@@ -99,10 +99,6 @@ class TestFaults:
             fake_run.train()
         assert "last checkpoint" not in str(error.value) and not fake_run.path.exists()
 
-    def test_training_refuses_images_that_cannot_be_opened_in_one_line(self, tmp_path):
-        message = message_of(DataError, lambda: train(run_config(f"/{'x' * 300}", model=LEAST), tmp_path / "run"))
-        assert message.startswith("cannot open data.source=folder:/x") and "File name too long" in message
-
     @pytest.mark.usefixtures("stand_ins", "fake_step")
     @pytest.mark.parametrize("readable", [3, 0])
     def test_unreadable_test_images_are_left_out_and_only_such_images_end_the_run(self, tmp_path, readable):

@@ -17,8 +17,6 @@ NAMES = {"loss", "bits_per_dim", "reconstruction", "kl", "dequantization"}
 
 
 class Batches(keras.utils.PyDataset):
-    """Two batches of ten images."""
-
     def __init__(self, images):
         super().__init__()
         self.images = images
@@ -202,24 +200,3 @@ class TestHistory:
             assert row["bits_per_dim"] == pytest.approx(nats / (4 * 4 * 3 * np.log(2)) + 7)
         model.reset_metrics()
         assert all(np.isnan(metric.result()) for metric in model.metrics)
-
-
-def test_callbacks_of_keras_stop_keep_the_best_and_log_the_bound(model, images, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    stopping = keras.callbacks.EarlyStopping("val_bits_per_dim", patience=0, min_delta=100)
-    keeping = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", "val_bits_per_dim", save_best_only=True)
-    logging = keras.callbacks.TensorBoard(tmp_path / "logs"), keras.callbacks.CSVLogger(tmp_path / "log.csv")
-    options = {"epochs": 5, "validation_split": 0.5, "callbacks": [stopping, keeping, *logging]}
-    history = model.fit(images, batch_size=10, verbose=0, **options).history
-    # Nothing is better by a hundred bits: the first epoch is the best, and the second the last.
-    assert len(history["loss"]) == 2
-    assert keeping.best == min(history["val_bits_per_dim"])
-    best = keras.saving.load_model(tmp_path / "best.keras").evaluate(images[10:], batch_size=10, verbose=0)
-    assert best[1] == pytest.approx(keeping.best, rel=1e-6)
-    header = (tmp_path / "log.csv").read_text().splitlines()[0].split(",")
-    assert {"bits_per_dim", "val_bits_per_dim", "kl"} <= set(header)
-    for part in ("train", "validation"):
-        events = EventAccumulator(str(tmp_path / "logs" / part))
-        events.Reload()
-        assert {f"epoch_{name}" for name in NAMES} <= set(events.Tags()["tensors"]), part
