@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -95,16 +94,6 @@ class TestSample:
         assert expected.items() <= shown.facts.items()
         assert shown.facts["step"] in (5, 10)
         assert capsys.readouterr().out.startswith(f"{tmp_path / 'sample.png'}: 12 samples")
-
-    def test_sample_of_a_training_run_writes_into_its_folder(self, finished_run, tmp_path):
-        run = tmp_path / "run"
-        # Before the first evaluation there is no best checkpoint, and the averages are beside the weights.
-        shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("best-*", "summary.json"))
-        command("sample", "--run", run, "--count", 4, "--temperatures", 1)
-        assert {path.name for path in (run / "pictures").iterdir()} == {"sample.png", "sample.json"}
-        shown = Shown(run / "pictures", "sample")
-        assert (shown.facts["step"], shown.facts["averaged"]) == (10, True)
-        shown.require([load_model(run).sample(4, 1.0, seed=0)])
 
 
 class TestReconstruct:

@@ -151,16 +151,5 @@ class TestLayer:
             # Images are encoded half a bin brighter than they are measured, which contrast multiplies.
             np.testing.assert_allclose(of_result, of_z, atol=3)
 
-    @pytest.mark.parametrize(
-        ("changes", "named"),
-        [
-            ({"latent_dim": 8}, "model.latent_dim is 8"),
-            ({"conditioning": "base"}, "'base'"),
-            ({"prior": "classes", "classes": 3}, "'classes'"),
-        ],
-    )
-    def test_config_refuses_a_colour_map_that_no_z_can_carry(self, changes, named):
-        assert named in message_of(ConfigError, lambda: dataclasses.replace(CONFIG, **changes))
-
     def test_colour_map_of_grey_images_needs_two_numbers_of_z(self):
         assert ModelConfig(image_shape=(8, 8, 1), latent_dim=2, steps=(1, 1), hidden_channels=(4, 4), colour_map=True)

@@ -222,19 +222,9 @@ TOLERANCE = 1e-6
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler: there is no cc on the PATH")
 def test_c_program_computes_the_images_and_codes_of_python(exported, tmp_path):
     program, libraries = tmp_path / "round_trip", pathlib.Path(tf.sysconfig.get_lib())
-    command = [
-        "cc",
-        "-std=c11",
-        "-Wall",
-        "-Wextra",
-        "-Wpedantic",
-        "-Werror",
-        "-o",
-        program,
-        TESTS / "c" / "round_trip.c",
-    ]
+    command = ["cc", "-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", TESTS / "c" / "round_trip.c"]
     # As system headers, so that only our own code gives warnings.
-    command += ["-isystem", tf.sysconfig.get_include()]
+    command += ["-o", program, "-isystem", tf.sysconfig.get_include()]
     command += [libraries / "libtensorflow_cc.so.2", libraries / "libtensorflow_framework.so.2"]
     built = subprocess.run([*command, f"-Wl,-rpath,{libraries}"], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
