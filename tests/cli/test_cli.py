@@ -1,9 +1,8 @@
 import json
-import subprocess
 import sys
 
 import pytest
-from helpers.places import PATIENCE, ROOT, run_python
+from helpers.places import run_command, run_python
 from helpers.refusals import refused
 from helpers.runs import run_config
 
@@ -69,8 +68,7 @@ class TestCompletion:
         words = ["tfdecouple", *typed.split()]
         command = f"source {script}; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; "
         command += f"_shtab_tfdecouple tfdecouple '{words[-1]}' '{words[-2]}'; echo ${{COMPREPLY[*]}}"
-        ended = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-        assert ended.stdout == f"{completed}\n"
+        assert run_command("bash", "-c", command).stdout == f"{completed}\n"
 
     @pytest.fixture(scope="class")
     def script(self, tmp_path_factory):
@@ -175,7 +173,7 @@ class TestProgram:
 
     def test_reader_that_goes_away_is_no_error(self):
         shell = f"set -o pipefail; '{sys.executable}' -m tfdecouple presets | head -n 1"
-        ended = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+        ended = run_command("bash", "-c", shell)
         assert ended.stderr == "" and ended.returncode in (0, 141)
 
     @pytest.mark.slow

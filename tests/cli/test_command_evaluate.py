@@ -163,8 +163,6 @@ class TestRefusals:
             (["--temperature", "nan"], "--temperature is nan"),
             (["--frechet", "no/such.onnx"], "there is no extractor file no/such.onnx"),
             (["--image-statistics", "--split", "train"], "--split is 'train', which --image-statistics is fitted on"),
-            (["--split", "tset"], "argument --split: invalid choice: 'tset'"),
-            (["--data", "folder:no/such"], "no/such"),
             (["--outliers", "noisy"], "did you mean noise"),
             (["--outliers", "folder:/no/such"], "there is no folder /no/such"),
         ],

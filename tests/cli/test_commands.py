@@ -17,7 +17,7 @@ from tfdecouple.config import DataConfig
 from tfdecouple.data import open_source
 from tfdecouple.data.image_file import read_image
 from tfdecouple.errors import DataError
-from tfdecouple.metrics.drawn_images import draw_uncropped_images, pair_images
+from tfdecouple.metrics.drawn_images import draw_uncropped_images
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runs.run_folder import RunFolder
@@ -178,19 +178,6 @@ class TestSwitch:
         ab, ba = (np.asarray(switched)[0] for switched in model.switch(images[:1], images[1:]))
         np.testing.assert_array_equal(np.asarray(Image.open(other / "b-z-of-a.png")), ab)
         np.testing.assert_array_equal(np.asarray(Image.open(other / "a-z-of-b.png")), ba)
-
-
-def test_pairs_are_within_or_across_labels_which_take_turns():
-    labels = np.array([0, 0, 0, 1, 1, 2, -1, 2, 0])
-    assert pair_images(labels, "within", 3).tolist() == [[0, 1], [3, 4], [5, 7]]
-    assert pair_images(labels, "within", 99).tolist() == [[0, 1], [3, 4], [5, 7], [2, 8]]
-    pairs = pair_images(labels, "across", 99)
-    assert len(pairs) >= 3 and len(set(pairs.ravel().tolist())) == pairs.size
-    assert (labels[pairs] >= 0).all() and (labels[pairs[:, 0]] != labels[pairs[:, 1]]).all()
-    assert len(pair_images(labels, "across", 2)) == 2
-    assert pair_images(labels, "any", 99).tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    unlabelled = np.full(4, -1)
-    assert pair_images(unlabelled, "within", 5).shape == pair_images(unlabelled, "across", 5).shape == (0, 2)
 
 
 class TestInterpolate:
@@ -378,13 +365,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ("reconstruct --split tests", "argument --split: invalid choice: 'tests'"),
             ("sample --temperatures 0.5 -1", "--temperatures is -1"),
             ("neighbours --temperature inf", "--temperature is inf"),
             ("switch --max-side 99999", "--max-side is 99999"),
             ("project --count 3", "at least 4"),
-            ("reconstruct --data folder:/no/such/folder", "there is no folder /no/such/folder"),
-            ("switch --pairing like", "argument --pairing: invalid choice: 'like'"),
             ("switch --pairing within", "has none"),
             ("switch a.png", "switch got 1 images"),
             ("switch a.png b.png --pairing any", "own images have no labels"),

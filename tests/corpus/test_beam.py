@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.codes import read_codes_by_key
 from helpers.models import random_images
-from helpers.places import PATIENCE, ROOT, user_environment
+from helpers.places import ROOT, read_output
 from helpers.refusals import refused
 from PIL import Image
 
@@ -112,12 +111,8 @@ class TestPipeline:
     @pytest.mark.slow
     def test_beam_encodes_in_two_processes(self, exported, pictures, single, tmp_path):
         out = tmp_path / "codes"
-        command = [sys.executable, "-m", "tfdecouple", "encode-beam", "--model", exported, "--images", pictures]
-        command += ["--out", out, "--v", "--batch-size", 4, *TWO_WORKERS]
-        ended = subprocess.run(
-            list(map(str, command)), cwd=ROOT, env=user_environment(), capture_output=True, text=True, timeout=PATIENCE
-        )
-        assert ended.returncode == 0, ended.stderr
+        command = ["-m", "tfdecouple", "encode-beam", "--model", exported, "--images", pictures, "--out", out]
+        read_output(sys.executable, *command, "--v", "--batch-size", 4, *TWO_WORKERS)
         assert_same(read_codes_by_key(out), single, "z", "v")
         assert len(list(out.glob("all-*.tfrecord"))) == 2
 

@@ -132,7 +132,6 @@ class TestRefusals:
         ("arguments", "message"),
         [
             ("--format csv", "argument --format: invalid choice: 'csv'"),
-            ("--split tests", "argument --split: invalid choice: 'tests'"),
             ("--images-per-shard 0", "--images-per-shard is 0"),
             ("--on-bad-image ignore", "data.on_bad_image is 'ignore'"),
         ],

@@ -178,10 +178,6 @@ def edit_warm_up(folder, change):
             writer.write(log.SerializeToString())
 
 
-def lose_a_variable(arrays):
-    del arrays[next(key for key in arrays if key.endswith("VARIABLE_VALUE"))]
-
-
 def next_number(arrays):
     key = next(key for key in sorted(arrays) if key.endswith("VARIABLE_VALUE") and np.ndim(arrays[key]))
     arrays[key].flat[0] = np.nextafter(arrays[key].flat[0], np.float32(9))
@@ -209,7 +205,10 @@ SABOTAGES = {
         (lambda folder: os.truncate(folder / WARMUP_FILE, 100), WARM_UP),
         (lambda folder: (folder / WARMUP_FILE).unlink(), f"{WARM_UP}NotFoundError: "),
     ],
-    edit_variables: [(lose_a_variable, f"{NOT_OPENED}NotFoundError: "), (next_number, "weight ")],
+    edit_variables: [
+        (lambda arrays: arrays.pop(max(key for key in arrays if "VARIABLE" in key)), f"{NOT_OPENED}NotFoundError: "),
+        (next_number, "weight "),
+    ],
     edit_signatures: [
         (rename_decode, f"{NOT_OPENED}ValueError: the sign"),
         (

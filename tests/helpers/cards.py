@@ -3,12 +3,11 @@
 import json
 import pathlib
 import re
-import subprocess
 import sys
 
 from export.export_folder import TEXT_NAME
 from helpers.exporting import read_card
-from helpers.places import PATIENCE, user_environment
+from helpers.places import read_output
 
 
 def read_code_blocks(folder: pathlib.Path, language: str) -> list[str]:
@@ -23,8 +22,7 @@ def run_python_blocks(folder: pathlib.Path, count: int = 1) -> None:
     assert len(programs) == count
     for program in programs:
         program += f"assert same.shape == (1, *{shape}) and same.dtype == np.uint8 and not same.any()\n"
-        done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        read_output(sys.executable, "-c", program, folder=folder)
 
 
 def run_javascript_block(folder: pathlib.Path, example: pathlib.Path) -> None:
@@ -33,9 +31,7 @@ def run_javascript_block(folder: pathlib.Path, example: pathlib.Path) -> None:
     shape = ",".join(map(str, (1, *read_card(folder)["architecture"]["image_shape"])))
     check = f'if (String(same.dims) !== "{shape}" || same.data.some((value) => value !== 0)) throw same;\n'
     (example / "card.mjs").write_text(program + check)
-    command = ["node", example / "card.mjs"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr
+    read_output("node", example / "card.mjs", folder=folder)
 
 
 def run_curl_block(folder: pathlib.Path) -> dict:
@@ -46,7 +42,5 @@ def run_curl_block(folder: pathlib.Path) -> dict:
     with Server(folder / "savedmodel", read_card(folder)["name"]) as server:
         assert "localhost:8501" in command
         command = command.replace("localhost:8501", f"localhost:{server.rest_port}")
-        options = {"env": user_environment(), "capture_output": True, "text": True, "timeout": PATIENCE}
-        done = subprocess.run(["sh", "-c", command], **options)
-    (prediction,) = json.loads(done.stdout)["predictions"]
+        (prediction,) = json.loads(read_output("sh", "-c", command))["predictions"]
     return prediction

@@ -1,6 +1,5 @@
 import copy
 import dataclasses
-import importlib.util
 import io
 import json
 
@@ -19,7 +18,6 @@ from tfdecouple.interop.wolf import assign_weights, import_wolf, read_state_dict
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runtime.execution import run_functions_eagerly
-from tfdecouple.runtime.requirements import MissingPackageError
 
 # Largest allowed difference from a result of wolf, the authors' code, divided by the result's largest value.
 NEAR = 1e-5
@@ -416,13 +414,6 @@ class TestFiles:
 
 
 class TestTorch:
-    def test_pt_file_without_pytorch_names_the_extra(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-        path = tmp_path / "model.pt"
-        path.write_bytes(b"x")
-        message = message_of(MissingPackageError, lambda: read_state_dict(path))
-        assert message == "reading model.pt needs torch, which is missing: pip install 'tfdecouple[wolf]'"
-
     @pytest.mark.parametrize(
         "wrap",
         [lambda state: {"core": state}, dict, lambda state: {f"module.{name}": a for name, a in state.items()}],

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.densities import LinearGaussian, Uniform, counted_batches, gaussian_images
+from helpers.densities import LinearGaussian, counted_batches, gaussian_images
 from helpers.models import SMALL, random_images
 from helpers.variants import variant
 from PIL import Image
@@ -103,7 +103,7 @@ class TestDraws:
     def test_evaluator_traces_once_for_all_seeds_and_reports_progress_after_each_draw(self):
         traces, done = [], []
 
-        class Traced(Uniform):
+        class Traced(LinearGaussian):
             def elbo_from_noise(self, *inputs):
                 traces.append(1)
                 return super().elbo_from_noise(*inputs)
@@ -116,7 +116,7 @@ class TestDraws:
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
     def test_bound_that_is_not_finite_names_the_images_where_it_is_refused(self, bad):
-        class Broken(Uniform):
+        class Broken(LinearGaussian):
             def elbo_from_noise(self, images, z_noise, u_noise):
                 first, *rest = super().elbo_from_noise(images, z_noise, u_noise)
                 return tf.where(images[:, 0, 0, 0] == 9, tf.constant(bad, tf.float64), first), *rest

@@ -3,14 +3,13 @@ import os
 import pathlib
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import onnxruntime
 import pytest
 import tensorflow as tf
 from helpers.models import random_images
-from helpers.places import PATIENCE, ROOT, TESTS
+from helpers.places import ROOT, TESTS, read_output, run_command
 from helpers.program_inputs import WITHOUT_Z, make_png_header, quantize_to_5_bits, write_onnx_models
 from PIL import Image
 from tensorflow.core.protobuf import saved_model_pb2
@@ -56,8 +55,7 @@ class Example:
         self.command, self.ending, self.folder = command, ending, folder
 
     def __call__(self, *arguments):
-        command = list(map(str, [*self.command, *arguments]))
-        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=PATIENCE)
+        return run_command(*self.command, *arguments, folder=self.folder)
 
     def save(self, name, pixels):
         Image.fromarray(pixels).save(self.folder / f"{name}{self.ending}")
@@ -81,9 +79,7 @@ class Example:
 def built(folder):
     """Builds the C++ example in a copy at `folder`, asserts that no warning occurs, and returns the program's path."""
     shutil.copytree(EXAMPLES / "onnxruntime_cpp", folder, ignore=shutil.ignore_patterns("switch"))
-    make = ["make", "CXXFLAGS=-O1 -Wall -Wextra -Wpedantic -Werror"]
-    done = subprocess.run(make, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    read_output("make", "CXXFLAGS=-O1 -Wall -Wextra -Wpedantic -Werror", folder=folder)
     return folder / "switch"
 
 
@@ -226,8 +222,7 @@ def test_c_program_computes_the_images_and_codes_of_python(exported, tmp_path):
     # As system headers, so that only our own code gives warnings.
     command += ["-o", program, "-isystem", tf.sysconfig.get_include()]
     command += [libraries / "libtensorflow_cc.so.2", libraries / "libtensorflow_framework.so.2"]
-    built = subprocess.run([*command, f"-Wl,-rpath,{libraries}"], capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
+    read_output(*command, f"-Wl,-rpath,{libraries}")
     saved_model, images = exported / "savedmodel" / "1", random_images(17)
     message = saved_model_pb2.SavedModel.FromString((saved_model / "saved_model.pb").read_bytes())
     encode, decode = (message.meta_graphs[0].signature_def[name] for name in ("encode", "decode"))
@@ -235,10 +230,8 @@ def test_c_program_computes_the_images_and_codes_of_python(exported, tmp_path):
     # The program takes the names of tensors in this order.
     names = [info.name for info in [*tensors, encode.outputs["z"], decode.inputs["z"]]]
     images.tofile(tmp_path / "input")
-    command = [program, saved_model, tmp_path / "input", tmp_path, *names]
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert (result.returncode, result.stdout) == (0, f"17 images: 0 of {images.size} subpixels differ\n"), result.stderr
+    printed = read_output(program, saved_model, tmp_path / "input", tmp_path, *names, TF_CPP_MIN_LOG_LEVEL="3")
+    assert printed == f"17 images: 0 of {images.size} subpixels differ\n"
     assert (tmp_path / "images").read_bytes() == images.tobytes()
     codes = tf.saved_model.load(saved_model).signatures["encode"](images=tf.constant(images))
     assert {"z", "v"} == codes.keys()

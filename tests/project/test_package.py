@@ -1,6 +1,5 @@
 import pathlib
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tarfile
@@ -8,7 +7,7 @@ import zipfile
 
 import pytest
 from helpers.models import SMALL_SETTINGS
-from helpers.places import ROOT, user_environment
+from helpers.places import ROOT, read_output
 from packaging.metadata import Metadata
 
 import tfdecouple
@@ -24,10 +23,7 @@ WITHOUT_EXTRAS = (
 
 
 def run(command, folder):
-    clean = {name: value for name, value in user_environment().items() if name != "PYTHONPATH"}
-    ended = subprocess.run(list(map(str, command)), cwd=folder, env=clean, capture_output=True, text=True)
-    assert ended.returncode == 0, f"{command}\n{ended.stdout}{ended.stderr}"
-    return ended.stdout
+    return read_output(*command, folder=folder, PYTHONPATH=None)
 
 
 def files_of(package):

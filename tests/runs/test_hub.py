@@ -378,13 +378,3 @@ def test_damaged_cached_file_is_named(hub, weights):
     download_weights.cache_clear()
     with pytest.raises(RunError, match=f"remove {path.resolve()} and fetch it again"):
         find_pretrained("hf://ada/faces")
-
-
-def test_missing_client_of_the_hub_names_its_extra(monkeypatch, capsys):
-    import importlib.util
-
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "huggingface_hub" else find(name))
-    download_weights.cache_clear()
-    line = refused(capsys, lambda: main(["sample", "--run", "hf://ada/faces"]))
-    assert "hf://ada/faces needs huggingface_hub, which is missing: pip install 'tfdecouple[hub]'" in line

@@ -6,10 +6,6 @@ from tfdecouple.runtime import convolution
 from tfdecouple.runtime.convolution import convolve
 
 
-def draw_map(*shape, seed=0):
-    return tf.constant(np.random.default_rng(seed).standard_normal(shape))
-
-
 def spoil_free_memory():
     """Leaves NaN in the memory that the next operations are given."""
     for _ in range(2):
@@ -33,7 +29,8 @@ def test_convolve_equals_the_convolution_and_its_gradients_in_every_shape(inputs
     for outputs in (*range(1, 10), 12, 15, 16, 17, 24, 48):
         for height, width in ((2, 2), (3, 4), (2, 7), (1, 12), (2, 16), (1, 18)):
             shapes = [(2, height, width, inputs), (3, 3, inputs, outputs), (2, height, width, outputs)]
-            given = [tf.cast(draw_map(*shape, seed=seed), tf.float32) for seed, shape in enumerate(shapes)]
+            rng = np.random.default_rng(outputs)
+            given = [tf.constant(rng.standard_normal(shape), tf.float32) for shape in shapes]
             doubles = [tf.cast(value, tf.float64) for value in given]
             expected = with_gradients(lambda x, kernel: tf.nn.conv2d(x, kernel, 1, "SAME"), *doubles)
             spoil_free_memory()

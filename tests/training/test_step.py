@@ -319,13 +319,8 @@ class TestSteps:
         kept, recomputed = (Trainer(model=model, memory=memory) for memory in ("keep", "recompute"))
         result, again = kept.take(), recomputed.take()
         assert result.dequantization != 0 and result.applied
-        nats = result.reconstruction + result.kl + result.dequantization
-        assert result.bits_per_dim == pytest.approx(kept.state.model.nats_to_bits_per_dim(nats), rel=1e-5)
         assert again.bits_per_dim == pytest.approx(result.bits_per_dim, rel=1e-6)
-        values = kept.values()
-        assert_close(recomputed.values(), values)
-        moments = {name: value for name, value in values.items() if name.startswith("means/dequantizer/")}
-        assert len(moments) > 40 and all(np.any(value) for value in moments.values())
+        assert_close(recomputed.values(), kept.values())
 
     @pytest.mark.parametrize("device", [0, 1])
     @pytest.mark.parametrize("kind", ["loss", "gradient"])
