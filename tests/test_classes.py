@@ -1,5 +1,6 @@
 import dataclasses
 
+import keras
 import numpy as np
 import pytest
 import scipy.special
@@ -164,6 +165,13 @@ class TestLabels:
         draws = noise(model)
         loss = lambda: tf.reduce_sum(model.elbo_from_noise(images, *draws, True, labels).bits_per_dim)  # noqa: E731
         assert_gradients_reach_weights(model, loss)
+
+    @pytest.mark.parametrize("name", OF_CLASSES)
+    def test_keras_saves_and_loads_a_model_with_labels(self, name, tmp_path):
+        model = variant(name)
+        model.save(tmp_path / "model.keras")
+        again = keras.saving.load_model(tmp_path / "model.keras")
+        equal(again.classify(images_of(model)), model.classify(images_of(model)))
 
     def test_model_without_labels_refuses_labels(self):
         model = variant("coupling")

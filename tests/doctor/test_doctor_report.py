@@ -99,7 +99,8 @@ class TestCommand:
         assert "said" in capsys.readouterr().out
         plain = json.loads((tmp_path / "new" / "doctor.json").read_text())
         assert plain["holds"] is holds and list(plain["checks"]) == ["build", "numerics"]
-        assert "said" in (tmp_path / "new" / "doctor.txt").read_text()
+        text = (tmp_path / "new" / "doctor.txt").read_text()
+        assert "said" in text and ("What to do: do this" in text) is not holds
 
 
 @pytest.mark.parametrize("preset", ["quickstart", "cifar10_classes"])

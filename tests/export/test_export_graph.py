@@ -1,5 +1,4 @@
 import importlib.metadata
-import re
 
 import numpy as np
 import onnx
@@ -73,15 +72,3 @@ class TestOnnxGraph:
             "BatchNormalization", "InstanceNormalization", "ReduceL2", "ReduceSumSquare", "Sqrt", "Det", "Pad", "Loop",
             "If", "Scan", "Constant", "Shape",
         }  # fmt: skip
-
-    def test_biases_are_inside_the_convolutions(self, file):
-        model = file[1]
-        sizes = {tensor.name: onnx.numpy_helper.to_array(tensor).size for tensor in model.graph.initializer}
-        convolved = {node.output[0]: node for node in model.graph.node if node.op_type == "Conv"}
-        for node in model.graph.node:
-            if node.op_type in ("Add", "Sub", "Mul", "Div") and {*convolved} & set(node.input):
-                # A number, as the 1 of (x + 1) * n_bins/2, is no bias.
-                assert all(sizes.get(name, 1) == 1 for name in node.input), node.input
-        biased = "step_[0-9]+/linear/kernel|last_direction|^encoder"
-        with_bias = [node for node in convolved.values() if re.search(biased, node.input[1])]
-        assert with_bias and all(len(node.input) == 3 for node in with_bias)

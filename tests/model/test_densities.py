@@ -71,11 +71,6 @@ PIXELS = np.arange(256, dtype="uint8")
 
 @pytest.mark.parametrize("n_bits", range(1, 9))
 class TestPixelBins:
-    def test_bins_of_pixels_are_whole_numbers_below_n_bins(self, n_bits):
-        bins = Quantizer(n_bits).find_bins(PIXELS)
-        assert bins.dtype == tf.float32
-        np.testing.assert_array_equal(bins, PIXELS // (256 // 2**n_bits))
-
     def test_every_x_of_a_bin_gives_the_same_pixel(self, n_bits):
         quantizer = Quantizer(n_bits)
         bins = quantizer.find_bins(PIXELS)
