@@ -9,7 +9,7 @@ ARGS ?=
 # Two processes run the tests. All tests of a file run in one process, so that they share its fixtures.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 # `make test-loggers` runs these tests in another environment, so `make test-slow` leaves them out.
-LOGGERS := tests/loggers/test_loggers_real.py
+LOGGERS := tests/loggers/test_loggers.py
 # All long tests of a class run in one process. If all tests of a file did, one process would be idle at the end. The tests
 # run in the order of the files, because the order of xdist puts single tests last, which take longest.
 PYTEST_SLOW := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m slow --deselect $(LOGGERS)
@@ -19,6 +19,7 @@ PYTEST_SLOW := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reor
 # They also show that pytest can collect modules whose packages the extra `test` does not install.
 SHORT := export tests/test_golden.py tests/data/test_image_files.py tests/test_untrusted.py::TestDataSet \
 	tests/corpus/test_encode.py::TestCodes tests/runtime/test_tensorflow_internals.py \
+	tests/training/test_optimizer.py::TestOptimizer::test_checkpoint_stores_views_of_a_flat_buffer_as_variables \
 	tests/training/test_step.py::TestPrecision::test_tf32_steps_keep_inversions_and_bounds_in_full_precision
 
 .DEFAULT_GOAL := help

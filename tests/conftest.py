@@ -15,7 +15,7 @@ import sys
 
 import pytest
 from helpers.forked import forked_programs
-from helpers.places import ROOT, copy_once, make_once, user_environment
+from helpers.places import ROOT, copy_once, make_once, read_output
 from helpers.skips import SkipChecker
 
 # Some tests import benchmarks.
@@ -242,10 +242,8 @@ def npm_example(tmp_path_factory):
             if installed.is_dir() and (installed / "package.json").read_bytes() == wanted:
                 (folder / "node_modules").symlink_to(installed / "node_modules")
             else:
-                environment = {**user_environment(), "ONNXRUNTIME_NODE_INSTALL": "skip"}
-                command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock"]
-                done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-                assert done.returncode == 0, done.stderr
+                options = {"folder": folder, "ONNXRUNTIME_NODE_INSTALL": "skip"}
+                read_output("npm", "install", "--no-audit", "--no-fund", "--no-package-lock", **options)
             copies[name] = folder
         return copies[name]
 

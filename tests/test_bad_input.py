@@ -6,10 +6,9 @@ import subprocess
 import sys
 
 import pytest
-import tensorflow as tf
 from helpers.models import TINY
 from helpers.places import PATIENCE, ROOT
-from helpers.refusals import message_of, refused
+from helpers.refusals import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,24 +24,13 @@ from tfdecouple.doctor import check_runner
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks import architecture
-from tfdecouple.networks.architecture import compute_weight_shapes, count_parameters, require_memory
-from tfdecouple.runs.run_folder import RunFolder
+from tfdecouple.networks.architecture import count_parameters, require_memory
 from tfdecouple.runtime import devices
 from tfdecouple.runtime.process import run_program
-from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import parse_json
 
 HUGE = "1" + "0" * 400
-NAMES = {
-    "out of its folder": "../../ESCAPED",
-    "the folder above": "..",
-    "empty": "",
-    "hidden": ".hidden",
-    "NUL": "a\0b",
-    "escape": "a\x1b[2Jb",
-    "lone surrogate": "a\ud800b",
-    "too long in bytes": "é" * 150,
-}
+NAMES = ["../../ESCAPED", "..", "", ".hidden", "a\0b", "a\x1b[2Jb", "a\ud800b", "é" * 150]
 TEXTS = {
     "NaN": '{"training": {"learning_rate": NaN}}',
     "more than a float32": '{"training": {"clip_norm": 1e300}}',
@@ -70,7 +58,6 @@ COMMAND_LINES = [
     ["train", ""],
     ["train", "--seed", "\uff11"],
     ["train", "--set", "model.steps=[\uff11,\uff12]"],
-    ["sample", "--count", "\uff13"],
     ["sample", "--count", str(10**12)],
     ["sample", "--seed", "-1"],
     ["sample", "--seed", HUGE],
@@ -78,10 +65,8 @@ COMMAND_LINES = [
     ["sample", "--temperature", "\uff11.\uff15"],
     ["sample", "--out", ""],
     ["edit", "--run", "photographs", "--direction", "coffee", "--amounts", "\uff11", "x.png"],
-    ["doctor", "--devices", "\uff11"],
     ["switch", "", ""],
     ["export", "--run", "photographs", "--to", ""],
-    ["export", "--run", "photographs", "--to", "out", "--version", "\uff11"],
 ]
 
 
@@ -95,9 +80,9 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 class TestConfig:
-    @pytest.mark.parametrize("kind", NAMES)
-    def test_config_name_that_is_no_folder_name_is_refused(self, elsewhere, capsys, kind):
-        pathlib.Path("config.json").write_text(json.dumps({"name": NAMES[kind]}))
+    @pytest.mark.parametrize("name", NAMES, ids=ascii)
+    def test_config_name_that_is_no_folder_name_is_refused(self, elsewhere, capsys, name):
+        pathlib.Path("config.json").write_text(json.dumps({"name": name}))
         line = refused(capsys, lambda: train_main(["--config", "config.json"]))
         assert "name is " in line
         assert [path.name for path in elsewhere.rglob("*") if path.is_file()] == ["config.json"]
@@ -200,9 +185,6 @@ class TestFaults:
             run_program(lambda: {}["x"])
 
 
-COMMITTED = sorted(path.parent for path in (ROOT / "docs" / "results").glob("*/checkpoints"))
-COMMITTED += [ROOT / "tests" / "data" / "golden" / "1" / "run", ROOT / "tfdecouple" / "pretrained" / "photographs"]
-
 TOO_LARGE = {
     "wide": (["model.hidden_channels=[4,1000000000]"], "model.hidden_channels, 1000000000"),
     "wide prior": (["model.prior_hidden=10000000000"], "model.prior_hidden, 10000000000"),
@@ -214,8 +196,6 @@ TOO_LARGE = {
 
 @pytest.fixture
 def no_model(monkeypatch):
-    """Fails where the weights of a model are made."""
-
     def made(*_, **__):
         pytest.fail("a model is made")
 
@@ -261,44 +241,18 @@ def test_too_large_model_is_refused_by_every_program_in_one_line(enlarged, no_mo
 @pytest.mark.parametrize(
     ("assignment", "says"),
     [
-        ("model.steps=[1,500]", "the weight flow/"),
-        ("model.encoder_out_channels=3", "the weight encoder/"),
-        ("model.prior_steps=2", "the weight prior_flow/"),
+        ("model.steps=[1,500]", "the weight flow/.* is of shape .* by the config, and missing in the checkpoint"),
+        (
+            "model.encoder_out_channels=3",
+            "the weight encoder/.* is of shape .* by the config, and of shape .* in the c",
+        ),
+        ("model.prior_steps=2", "the weight prior_flow/.* missing in the checkpoint"),
         ('model.prior="normal"', "the weight prior_flow/.* missing by the config"),
     ],
 )
 def test_config_that_does_not_fit_the_checkpoint_is_refused(enlarged, no_model, assignment, says):
     with pytest.raises(RunError, match=f"does not fit the config beside it: {says}"):
         tfdecouple.load_model(enlarged([assignment]))
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda name, shape: {name: shape[::-1]}, "of shape {other} in the checkpoint"),
-        (lambda name, shape: {name + "s": shape}, "missing in the checkpoint"),
-    ],
-    ids=["turned", "renamed"],
-)
-def test_checkpoint_of_other_weights_is_refused_by_name(enlarged, no_model, tmp_path, change, says):
-    run = enlarged([])
-    checkpoints = CheckpointFolder(run / "checkpoints")
-    shapes = checkpoints.read_weight_shapes("best", 1)
-    name = min(name for name, shape in shapes.items() if shape != shape[::-1])
-    shape = shapes.pop(name)
-    shapes |= change(name, shape)
-    weights = {name: tf.Variable(tf.zeros(shape)) for name, shape in shapes.items()}
-    checkpoints.write_checkpoint("best", 1, {"model": weights})
-    line = message_of(RunError, lambda: tfdecouple.load_model(run))
-    assert str(checkpoints.checkpoint_path("best", 1)) in line
-    assert line.endswith(f"the weight {name} is of shape {shape} by the config, and {says.format(other=shape[::-1])}")
-
-
-@pytest.mark.parametrize("run", COMMITTED, ids=lambda run: f"{run.parent.name}/{run.name}")
-def test_committed_checkpoint_has_the_weight_shapes_of_its_config(run):
-    folder = CheckpointFolder(run / "checkpoints")
-    shapes = folder.read_weight_shapes("best", folder.list_checkpoint_steps("best")[0])
-    assert shapes == compute_weight_shapes(RunFolder(run).read_config().model)
 
 
 class TestMemory:

@@ -36,16 +36,6 @@ class TestCodes:
         for label in range(3):
             equal(model.decode(*model.encode(images, label, verify=True)), images)
 
-    def test_bound_of_a_labelled_image_includes_the_probability_of_its_label(self):
-        model, images = variant("classes"), images_of(variant("classes"))
-        z_noise, u = noise(model)
-        elbo = model.elbo_from_noise(images, z_noise, u, labels=LABELS)
-        np.testing.assert_allclose(model.class_log_probabilities, SHARES, rtol=1e-6)
-        np.testing.assert_allclose(elbo.kl, -SHARES[LABELS], rtol=1e-6)
-        x = model.quantizer.place_in_bins(model.quantizer.find_bins(images), u)
-        density = model.likelihood(model.class_codes.numpy()[LABELS]).log_prob(x)
-        np.testing.assert_allclose(elbo.reconstruction, -density, rtol=1e-5)
-
     def test_classification_by_class_codes_is_bayes_rule(self, traced):
         model, images = variant("classes"), images_of(variant("classes"))
         x = model.quantizer.place_at_centres(model.quantizer.find_bins(images))

@@ -1,5 +1,3 @@
-"""Tests of a model of grey rectangles, from image files to exports, and of exports of a model of five channels."""
-
 import json
 
 import numpy as np
@@ -33,7 +31,6 @@ def smooth(count, height, width):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a run on grey images."""
     return copy_once(tmp_path_factory, "grey", lambda folder: write_run(folder / "run", fresh(GREY))) / "run"
 
 

@@ -23,7 +23,6 @@ TRAINING = {"batch_size": 8, "init_images": 8, "evaluation_batch_size": 8, "pict
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A copy of the packages with the preset, logger, data sources and transform of the recipes."""
     folder = copy_packages(tmp_path_factory.mktemp("recipes"))
     package = folder / "tfdecouple"
     (package / "presets" / "mine.json").write_text(read_recipe("preset"), encoding="utf-8")

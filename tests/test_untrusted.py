@@ -133,13 +133,11 @@ def test_vulnerable_version_of_pytorch_is_refused(tmp_path, monkeypatch, version
 
 @pytest.fixture
 def run(tiny_run, tmp_path):
-    """A run folder that tests may change."""
     return shutil.copytree(tiny_run, tmp_path / "run")
 
 
 @pytest.fixture
 def outside(tmp_path):
-    """A file outside the run folder."""
     path = tmp_path / "secret"
     path.write_text("a private key\n")
     return path

@@ -1,9 +1,8 @@
 import json
-import subprocess
 import sys
 
 import pytest
-from helpers.places import PATIENCE, ROOT, run_python
+from helpers.places import run_command, run_python
 from helpers.refusals import refused
 from helpers.runs import run_config
 
@@ -14,24 +13,6 @@ from tfdecouple.config import Config, list_option_names, load_preset, parse_conf
 from tfdecouple.runtime.process import run_program
 from tfdecouple.storage.files import write_json
 
-# A program that is interrupted within a block whose end fails.
-LEFT_OPEN = """
-import sys
-from tfdecouple.runtime.process import run_program
-
-def block():
-    try:
-        yield
-    finally:
-        None.end()
-
-def main():
-    left_open = block()
-    next(left_open)
-    raise KeyboardInterrupt
-
-sys.exit(run_program(main))
-"""
 # The help of every command, one after the other, and the heavy packages that were loaded for it.
 HELP = f"""
 import sys
@@ -87,8 +68,7 @@ class TestCompletion:
         words = ["tfdecouple", *typed.split()]
         command = f"source {script}; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; "
         command += f"_shtab_tfdecouple tfdecouple '{words[-1]}' '{words[-2]}'; echo ${{COMPREPLY[*]}}"
-        ended = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-        assert ended.stdout == f"{completed}\n"
+        assert run_command("bash", "-c", command).stdout == f"{completed}\n"
 
     @pytest.fixture(scope="class")
     def script(self, tmp_path_factory):
@@ -138,12 +118,6 @@ class TestRefusals:
     )
     def test_mistake_in_the_command_is_one_line(self, capsys, tmp_path, arguments, message):
         assert message in refused(capsys, lambda: train_main([*arguments, "--workdir", str(tmp_path / "run")]))
-        assert not (tmp_path / "run").exists()
-
-    def test_missing_data_set_is_one_line_with_the_command_that_prepares_it(self, capsys, tmp_path):
-        arguments = ["--preset", "cifar10", "--data-dir", str(tmp_path / "none"), "--workdir", str(tmp_path / "run")]
-        line = refused(capsys, lambda: train_main(arguments))
-        assert "cifar10" in line and str(tmp_path / "none") in line and "--download" in line
         assert not (tmp_path / "run").exists()
 
 
@@ -199,7 +173,7 @@ class TestProgram:
 
     def test_reader_that_goes_away_is_no_error(self):
         shell = f"set -o pipefail; '{sys.executable}' -m tfdecouple presets | head -n 1"
-        ended = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+        ended = run_command("bash", "-c", shell)
         assert ended.stderr == "" and ended.returncode in (0, 141)
 
     @pytest.mark.slow

@@ -31,7 +31,6 @@ print("exact", exact)
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """A copy of the packages with what the three recipes add."""
     folder = copy_packages(tmp_path_factory.mktemp("copy"))
     package = folder / "tfdecouple"
     (package / "metrics" / "brightness.py").write_text(read_recipe("evaluation metric"), encoding="utf-8")

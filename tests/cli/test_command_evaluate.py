@@ -113,7 +113,6 @@ class TestBitsPerDim:
 class TestEvaluations:
     @pytest.fixture
     def run(self, made_run, tmp_path):
-        """The run as if nobody had evaluated it."""
         return shutil.copytree(made_run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
 
     def test_each_evaluation_of_test_images_is_counted_in_the_run(self, run, tmp_path, capsys):
@@ -165,8 +164,6 @@ class TestRefusals:
             (["--temperature", "nan"], "--temperature is nan"),
             (["--frechet", "no/such.onnx"], "there is no extractor file no/such.onnx"),
             (["--image-statistics", "--split", "train"], "--split is 'train', which --image-statistics is fitted on"),
-            (["--split", "tset"], "argument --split: invalid choice: 'tset'"),
-            (["--data", "folder:no/such"], "no/such"),
             (["--outliers", "noisy"], "did you mean noise"),
             (["--outliers", "folder:/no/such"], "there is no folder /no/such"),
         ],
@@ -192,7 +189,6 @@ class TestRefusals:
         assert "cannot write " in error and "--out" in error
 
 
-# With all that it measures, and none of it replaced.
 COUNTS = {"train": 60, "validation": 6, "test": 24}
 
 

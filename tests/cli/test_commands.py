@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +17,7 @@ from tfdecouple.config import DataConfig
 from tfdecouple.data.image_file import read_image
 from tfdecouple.data.sources import open_source
 from tfdecouple.errors import DataError
-from tfdecouple.metrics.drawn_images import draw_uncropped_images, pair_images
+from tfdecouple.metrics.drawn_images import draw_uncropped_images
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runs.run_folder import RunFolder
@@ -43,7 +42,6 @@ def labelled(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(finished_run):
-    """The model of `finished_run`."""
     return load_model(finished_run)
 
 
@@ -56,8 +54,6 @@ def run_without_z(image_folder, tmp_path_factory):
 
 
 class Shown:
-    """A picture that a command wrote, with its facts."""
-
     def __init__(self, folder, name):
         self.facts = json.loads((folder / f"{name}.json").read_text())
         with Image.open(folder / f"{name}.png") as picture:
@@ -76,7 +72,6 @@ class Shown:
 
 
 def command(*arguments):
-    """Runs a command that must end well."""
     assert main([str(argument) for argument in arguments]) == 0
 
 
@@ -99,16 +94,6 @@ class TestSample:
         assert expected.items() <= shown.facts.items()
         assert shown.facts["step"] in (5, 10)
         assert capsys.readouterr().out.startswith(f"{tmp_path / 'sample.png'}: 12 samples")
-
-    def test_sample_of_a_training_run_writes_into_its_folder(self, finished_run, tmp_path):
-        run = tmp_path / "run"
-        # Before the first evaluation there is no best checkpoint, and the averages are beside the weights.
-        shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("best-*", "summary.json"))
-        command("sample", "--run", run, "--count", 4, "--temperatures", 1)
-        assert {path.name for path in (run / "pictures").iterdir()} == {"sample.png", "sample.json"}
-        shown = Shown(run / "pictures", "sample")
-        assert (shown.facts["step"], shown.facts["averaged"]) == (10, True)
-        shown.require([load_model(run).sample(4, 1.0, seed=0)])
 
 
 class TestReconstruct:
@@ -195,23 +180,9 @@ class TestSwitch:
         np.testing.assert_array_equal(np.asarray(Image.open(other / "a-z-of-b.png")), ba)
 
 
-def test_pairs_are_within_or_across_labels_which_take_turns():
-    labels = np.array([0, 0, 0, 1, 1, 2, -1, 2, 0])
-    assert pair_images(labels, "within", 3).tolist() == [[0, 1], [3, 4], [5, 7]]
-    assert pair_images(labels, "within", 99).tolist() == [[0, 1], [3, 4], [5, 7], [2, 8]]
-    pairs = pair_images(labels, "across", 99)
-    assert len(pairs) >= 3 and len(set(pairs.ravel().tolist())) == pairs.size
-    assert (labels[pairs] >= 0).all() and (labels[pairs[:, 0]] != labels[pairs[:, 1]]).all()
-    assert len(pair_images(labels, "across", 2)) == 2
-    assert pair_images(labels, "any", 99).tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    unlabelled = np.full(4, -1)
-    assert pair_images(unlabelled, "within", 5).shape == pair_images(unlabelled, "across", 5).shape == (0, 2)
-
-
 class TestInterpolate:
     @staticmethod
     def read_pairs(shown, image_folder):
-        """Returns the first and the second images of a picture's pairs."""
         images = files_of(image_folder, "test")
         return (images[shown.facts[which]["indices"]] for which in ("first", "second"))
 
@@ -321,7 +292,6 @@ SIZES = {"cat/lying.png": (13, 20), "dog/upright.png": (9, 30), "model.png": (8,
 
 @pytest.fixture(scope="module")
 def sizes(tmp_path_factory):
-    """A folder with three test images of several sizes."""
     names = [f"{split}/{number}.png" for split in ("train", "validation") for number in range(2)]
     images = {name: random_images(1, SIDE)[0] for name in names} | {f"test/{name}": read_sized(name) for name in SIZES}
     folder = save_images(tmp_path_factory.mktemp("photographs"), images)
@@ -395,13 +365,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ("reconstruct --split tests", "argument --split: invalid choice: 'tests'"),
             ("sample --temperatures 0.5 -1", "--temperatures is -1"),
             ("neighbours --temperature inf", "--temperature is inf"),
             ("switch --max-side 99999", "--max-side is 99999"),
             ("project --count 3", "at least 4"),
-            ("reconstruct --data folder:/no/such/folder", "there is no folder /no/such/folder"),
-            ("switch --pairing like", "argument --pairing: invalid choice: 'like'"),
             ("switch --pairing within", "has none"),
             ("switch a.png", "switch got 1 images"),
             ("switch a.png b.png --pairing any", "own images have no labels"),

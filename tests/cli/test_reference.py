@@ -1,5 +1,3 @@
-"""switch --reference: z of one image for all photographs of a folder."""
-
 import json
 
 import numpy as np

@@ -30,7 +30,6 @@ def encode_into(tiny_run, pictures):
 
 @pytest.fixture
 def encode(encode_into, tmp_path):
-    """The function `encode_into`, by default for the folder `tmp_path / "codes"`."""
     return lambda *more, out=tmp_path / "codes", **options: encode_into(out, *more, **options)
 
 

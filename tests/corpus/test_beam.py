@@ -1,25 +1,23 @@
 """The encoding as an Apache Beam pipeline, run on the local runner; needs the extra `beam`."""
 
-import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 
 import numpy as np
 import onnx
 import pyarrow.parquet as pq
 import pytest
+from helpers.codes import read_codes_by_key
 from helpers.models import random_images
-from helpers.places import PATIENCE, ROOT, user_environment
+from helpers.places import ROOT, read_output
 from helpers.refusals import refused
 from PIL import Image
 
 pytest.importorskip("apache_beam")
 
 from tfdecouple.cli import main
-from tfdecouple.corpus import read_codes
 from tfdecouple.corpus.beam import make_folder_reader
 from tfdecouple.data.image_file import describe_cropping
 from tfdecouple.errors import DataError
@@ -49,8 +47,6 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def encode(exported, pictures, tmp_path):
-    """Returns a function that runs the command and gives its status."""
-
     def run(*more, model=exported, images=pictures, out=tmp_path / "codes"):
         arguments = ["--model", model, "--images", images, "--out", out, "--batch-size", 4]
         return main(["encode-beam", *map(str, [*arguments, *more])])
@@ -64,14 +60,7 @@ def single(tiny_run, pictures, tmp_path_factory):
     out = tmp_path_factory.mktemp("single") / "codes"
     arguments = ["--run", tiny_run, "--data", f"folder:{pictures}", "--out", out, "--v", "--on-bad-image", "skip"]
     assert main(["encode", *map(str, arguments)]) == 0
-    return read(out)
-
-
-def read(folder):
-    rows = list(read_codes(folder).as_numpy_iterator())
-    by_key = {row["key"].decode(): row for row in rows}
-    assert len(by_key) == len(rows)
-    return by_key
+    return read_codes_by_key(out)
 
 
 def assert_same(codes, single, *fields):
@@ -89,7 +78,7 @@ class TestPipeline:
         assert encode("--v", "--format", kind, "--shards", 3, *IN_MEMORY) == 0
         assert "24 images in 3" in capsys.readouterr().out
         out = tmp_path / "codes"
-        assert_same(read(out), single, "z", "v")
+        assert_same(read_codes_by_key(out), single, "z", "v")
         assert single[r"\xe9/\xe9.png"]["label"] == 2
         assert (out / "_unreadable.txt").read_text().startswith("b/damaged.png: ")
         assert (out / "_unreadable.txt").read_text().count("\n") == 1
@@ -97,17 +86,8 @@ class TestPipeline:
         assert manifest["label_names"] == ["a", "b", ODD] and manifest["complete"]
         assert (manifest["totals"]["images"], manifest["totals"]["skipped"]) == (24, 1)
         assert {"run": "tiny", "step": 1}.items() <= manifest["model"].items()
-        for shard in manifest["shards"]:
-            content = (out / shard["name"]).read_bytes()
-            assert (shard["bytes"], shard["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
         assert main(["encode", "--verify", "--out", str(out)]) == 0
         assert f"{out}: all 3 files are what was written" in capsys.readouterr().out
-        bad = out / manifest["shards"][1]["name"]
-        bad.write_bytes(bytes([bad.read_bytes()[0] ^ 1]) + bad.read_bytes()[1:])
-        assert main(["encode", "--verify", "--out", str(out)]) == 1
-        output = capsys.readouterr().out
-        assert f"{bad} has another content" in output and "anew" not in output
-        bad.write_bytes(bytes([bad.read_bytes()[0] ^ 1]) + bad.read_bytes()[1:])
         assert not list(out.glob("beam-temp*"))
         arguments = ["encode", "--run", tiny_run, "--data", f"folder:{pictures}", "--out", out]
         assert "was written by encode-beam" in refused(capsys, lambda: main(list(map(str, arguments))))
@@ -123,19 +103,17 @@ class TestPipeline:
         assert encode(*IN_MEMORY, model=tmp_path / "encoder.onnx") == 0
         assert json.loads((out / "_manifest.json").read_text())["data"]["centre_crop"] == 9
         # Images of 13 pixels lose some, those of 8 none.
-        others = {key for key, row in read(out).items() if np.abs(row["z"] - single[key]["z"]).max() > 1e-4}
+        others = {
+            key for key, row in read_codes_by_key(out).items() if np.abs(row["z"] - single[key]["z"]).max() > 1e-4
+        }
         assert others == {key for key in single if key.startswith("b/")}
 
     @pytest.mark.slow
     def test_beam_encodes_in_two_processes(self, exported, pictures, single, tmp_path):
         out = tmp_path / "codes"
-        command = [sys.executable, "-m", "tfdecouple", "encode-beam", "--model", exported, "--images", pictures]
-        command += ["--out", out, "--v", "--batch-size", 4, *TWO_WORKERS]
-        ended = subprocess.run(
-            list(map(str, command)), cwd=ROOT, env=user_environment(), capture_output=True, text=True, timeout=PATIENCE
-        )
-        assert ended.returncode == 0, ended.stderr
-        assert_same(read(out), single, "z", "v")
+        command = ["-m", "tfdecouple", "encode-beam", "--model", exported, "--images", pictures, "--out", out]
+        read_output(sys.executable, *command, "--v", "--batch-size", 4, *TWO_WORKERS)
+        assert_same(read_codes_by_key(out), single, "z", "v")
         assert len(list(out.glob("all-*.tfrecord"))) == 2
 
 

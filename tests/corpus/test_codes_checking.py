@@ -1,5 +1,3 @@
-"""Damaged folders of codes: each bad file is named in a line, and the same command writes it again."""
-
 import json
 import shutil
 
@@ -31,8 +29,6 @@ def written(encode_into, tmp_path_factory):
 
 @pytest.fixture
 def codes(written, tmp_path):
-    """Returns a function that gives a copy of a folder of codes."""
-
     def copied(kind="tfrecord"):
         return shutil.copytree(written[kind], tmp_path / "codes")
 
@@ -40,14 +36,12 @@ def codes(written, tmp_path):
 
 
 def flip(path, at=-40):
-    """Flips one bit of a file; its size stays."""
     content = bytearray(path.read_bytes())
     content[at] ^= 4
     path.write_bytes(content)
 
 
 def verify(out, capsys):
-    """Returns the status of --verify and the lines that it printed."""
     capsys.readouterr()
     status = main(["encode", "--verify", "--out", str(out)])
     out, err = capsys.readouterr()

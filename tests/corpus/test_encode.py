@@ -1,9 +1,6 @@
-"""`python -m tfdecouple encode`: what is in the files, and what is refused."""
-
 import dataclasses
 import errno
 import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -54,9 +51,6 @@ class TestCodes:
         ]  # fmt: skip
         assert {"run": "tiny", "step": 1, "averaged": False}.items() <= facts["model"].items()
         assert [shard["images"] for shard in facts["shards"]] == [7, 7, 6, 6, 5]
-        for shard in facts["shards"]:
-            content = (out / shard["name"]).read_bytes()
-            assert (len(content), hashlib.sha256(content).hexdigest()) == (shard["bytes"], shard["sha256"])
         keys = [row["key"].decode() for row in read_codes(out).as_numpy_iterator()]
         assert keys[20:] == [*(f"validation/{n}.png" for n in range(6)), *(f"test/{n}.png" for n in range(5))]
         assert list(read_codes_by_key(out, split="validation")) == keys[20:26]
@@ -136,7 +130,6 @@ class TestRefusals:
         ("arguments", "message"),
         [
             ("--format csv", "argument --format: invalid choice: 'csv'"),
-            ("--split tests", "argument --split: invalid choice: 'tests'"),
             ("--images-per-shard 0", "--images-per-shard is 0"),
             ("--on-bad-image ignore", "data.on_bad_image is 'ignore'"),
         ],

@@ -1,5 +1,3 @@
-"""`encode` that is stopped, killed or out of disk space: each image still comes once."""
-
 import pathlib
 import shutil
 import signal
@@ -188,13 +186,10 @@ class TestKill:
 
 @pytest.mark.slow
 class TestFullDisk:
-    @pytest.fixture
-    def small_disk(self, disk):
-        return disk(4096)
-
     @pytest.mark.parametrize("kind", ["tfrecord", "parquet"])
     @pytest.mark.parametrize("room", [0, 40, 350, 700])
-    def test_encode_resumes_after_a_full_disk(self, tiny_run, small_disk, capsys, kind, room):
+    def test_encode_resumes_after_a_full_disk(self, tiny_run, disk, capsys, kind, room):
+        small_disk = disk(4096)
         filler = small_disk / "filler"
         filler.write_bytes(bytes(1024 * (4072 - room)))
         arguments = ["--run", tiny_run, "--out", small_disk / "codes", "--v", "--split", "test", "--format", kind]

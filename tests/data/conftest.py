@@ -12,8 +12,6 @@ def tiny_tfds(tmp_path_factory):
     tfds = pytest.importorskip("tensorflow_datasets")
 
     class TinyNumbers(tfds.core.GeneratorBasedBuilder):
-        """A TFDS data set of numbered images with the labels "even" and "odd"."""
-
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):

@@ -1,5 +1,3 @@
-"""Tests of images of any size, mode and number of channels, fitted to the shape of the model's images."""
-
 import io
 import pathlib
 

@@ -1,5 +1,3 @@
-"""Tests that untrusted image files start no program, take limited memory, and never block."""
-
 import io
 import os
 import subprocess

@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import subprocess
 import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import TINY, random_images
-from helpers.places import PATIENCE, ROOT
+from helpers.places import ROOT, read_output
 from helpers.program_inputs import SIZE, load_program, write_picture_files
 from PIL import Image
 
@@ -28,7 +27,6 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wanted(files):
-    """What training makes of the files."""
     return {name: read_image(str(path), (SIZE, SIZE, 3), 0) for name, path in files.items()}
 
 
@@ -116,7 +114,7 @@ def test_javascript_filter_gives_the_bytes_of_the_python_filter(tmp_path):
         right.append(crop_and_resize(image, (size, size, 3), 0))
     listed = [[str(number), side, size] for number, (side, size) in enumerate(cases)]
     (tmp_path / "cases.json").write_text(json.dumps(listed))
-    subprocess.run(["node", program], cwd=tmp_path, check=True, timeout=PATIENCE)
+    read_output("node", program, folder=tmp_path)
     for number, image in enumerate(right):
         assert_same(np.fromfile(tmp_path / f"{number}.out", np.uint8), image, str(cases[number]))
 
@@ -127,7 +125,5 @@ def test_node_example_reads_images_as_training_does(files, wanted, exported, npm
     example = npm_example("onnxruntime_node") / "switch.mjs"
     for name, path in files.items():
         # An image switched with itself is the image as the example read it.
-        command = ["node", example, exported / "onnx", path, path]
-        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
-        assert ended.returncode == 0 and "exactly the same" in ended.stdout, f"{name}: {ended.stdout}{ended.stderr}"
+        assert "exactly the same" in read_output("node", example, exported / "onnx", path, path, folder=tmp_path), name
         assert_same(np.asarray(Image.open(tmp_path / "ab.png")), wanted[name], name)

@@ -1,5 +1,3 @@
-"""The checks with the bundled model: all promises hold here, and each planted fault is found."""
-
 import contextlib
 import functools
 
@@ -62,7 +60,6 @@ VARIANT = {variant.name: variant for variant in VARIANTS}
 
 
 def compared(variant="float32"):
-    """The results of a variant on the first CPU, traced once."""
     (result,) = checks.compare_numbers(Task(variant=VARIANT[variant]))
     return result
 

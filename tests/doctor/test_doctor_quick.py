@@ -1,13 +1,10 @@
-"""`doctor --quick` from end to end, as a user runs it: with two logical CPU devices, and where nothing is to be had."""
-
 import json
 import os
 import re
-import subprocess
 import sys
 
 import pytest
-from helpers.places import PATIENCE, ROOT, user_environment
+from helpers.places import PATIENCE, ROOT, read_output, run_python
 
 from tfdecouple.doctor.check_runner import CHECKS
 
@@ -16,10 +13,9 @@ pytestmark = pytest.mark.slow
 
 def test_quick_doctor_passes_on_two_logical_devices(tmp_path, forked):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "tfdecouple", "doctor", "--quick", "--devices", "2", "--timeout", str(PATIENCE)]
-    here = {**user_environment(), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, "--out", str(out)], cwd=tmp_path, env=here, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    options = ["--quick", "--devices", 2, "--timeout", PATIENCE, "--out", out]
+    command = [sys.executable, "-m", "tfdecouple", "doctor", *options]
+    printed = read_output(*command, folder=tmp_path, PYTHONPATH=str(ROOT))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     plain = json.loads((out / "doctor.json").read_text(encoding="utf-8"))
     assert plain["holds"] and list(plain["checks"]) == list(CHECKS)
@@ -36,8 +32,8 @@ def test_quick_doctor_passes_on_two_logical_devices(tmp_path, forked):
     holds = [one["holds"] for every in of.values() for one in every.values()]
     assert holds.count(True) >= 7 and False not in holds
     # What people see says the same, and how far it was on the way.
-    assert re.search(r"\[ *\d+ s\] numerics: .*, bfloat16 nets", done.stdout)
-    assert f"All {holds.count(True)} tests passed." in done.stdout
+    assert re.search(r"\[ *\d+ s\] numerics: .*, bfloat16 nets", printed)
+    assert f"All {holds.count(True)} tests passed." in printed
 
 
 # What Python runs as it starts, in each process: there is no network.
@@ -56,11 +52,10 @@ def test_doctor_finds_rounding_without_network_and_writable_folders(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK, encoding="utf-8")
     nowhere = {"HOME": "/proc/nothing", "TMPDIR": "/proc/nothing", "KERAS_HOME": "/proc/nothing"}
     rounds = {"ONEDNN_DEFAULT_FPMATH_MODE": "BF16"}
-    here = {**user_environment(), **nowhere, **rounds, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    options = ["--quick", "--only", "numerics", "--timeout", str(PATIENCE)]
-    command = [sys.executable, "-m", "tfdecouple", "doctor", *options]
-    # Nobody may write to this folder, not even root.
-    done = subprocess.run(command, cwd="/proc", env=here, capture_output=True, text=True)
+    here = {**nowhere, **rounds, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    options = ["--quick", "--only", "numerics", "--timeout", PATIENCE]
+    # Nobody may write to the folder /proc, not even root.
+    done = run_python("-m", "tfdecouple", "doctor", *options, folder="/proc", **here)
     said = " ".join(done.stdout.split())
     assert done.returncode == 5, said + done.stderr
     assert "sockets are refused" in done.stderr and "not measured" not in said

@@ -7,7 +7,6 @@ import pytest
 from helpers import refusals
 from helpers.exporting import SIGNATURES, read_tree, read_vectors
 from helpers.places import make_once
-from helpers.serving_server import read_models
 
 from export.cli import main
 from export.endpoints import list_endpoints
@@ -58,7 +57,6 @@ def quick(replace):
 
 @pytest.fixture
 def runtime(tmp_path):
-    """The files of onnxruntime-web for the processor, as the npm package has them."""
     folder = tmp_path / "package"
     (folder / "dist").mkdir(parents=True)
     for number, name in enumerate(RUNTIME_FILES):
@@ -68,8 +66,6 @@ def runtime(tmp_path):
 
 @pytest.fixture
 def command(tiny_run, tmp_path, capsys):
-    """A function that runs `python -m export` on the tiny run and returns exit status, output and errors."""
-
     def run(*arguments, run=tiny_run, to=tmp_path / "to"):
         status = main(["--run", str(run), "--to", str(to), *map(str, arguments)])
         return status, *capsys.readouterr()
@@ -126,10 +122,3 @@ def built(vectors, exported, small_saved_model, replace):
         "formats.saved_model.write_warmup_requests": lambda folder, name, chosen: None,
     }
     replace(parts)
-
-
-@pytest.fixture(scope="module")
-def name(exported):
-    """The name under which TensorFlow Serving serves the exported model."""
-    (model,) = read_models(exported)
-    return model.name

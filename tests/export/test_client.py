@@ -1,5 +1,3 @@
-"""The client that is published beside ONNX files: one file that needs ONNX Runtime and NumPy alone."""
-
 import json
 import shutil
 import sys
@@ -29,7 +27,6 @@ METADATA = {"image_shape": "[8, 8, 3]", "n_bits": "5", "crop": "largest centre s
 
 @pytest.fixture(scope="module")
 def client(exported):
-    """The module as it was published, beside its ONNX files."""
     return load_program(exported / "client.py")
 
 

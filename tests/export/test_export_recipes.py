@@ -33,7 +33,6 @@ def copy(tmp_path):
 
 
 def run_export(copy, run, to, *options):
-    """Exports a run by the command of a copy of the packages."""
     return run_in_copy(copy, "-m", "export", "--run", str(run), "--to", str(to), *options)
 
 
@@ -108,7 +107,6 @@ class TestEndpoint:
 class TestFormat:
     @pytest.fixture
     def formats(self, tmp_path):
-        """A copy of the packages with the two formats of the recipes."""
         file = copy_packages(tmp_path / "copy") / "export" / "formats" / "__init__.py"
         before = "# {name of a format"
         weights, _, row = read_recipe("export format").partition("\n# in `FORMATS`\n")

@@ -66,7 +66,6 @@ class Reference:
         return call_endpoint(self.exported, one, given)
 
     def same(self, ours, name):
-        """Asserts that an array is the reference's, and prints how near it is."""
         ours, theirs = np.asarray(ours, "float64"), self.arrays[name]
         assert ours.shape == theirs.shape and np.abs(theirs).max() > 0.01
         found = np.abs(ours - theirs).max() / np.abs(theirs).max()

@@ -1,16 +1,12 @@
-"""Exports that end in one line before a file is put in place; and a model without z, which has no page."""
-
 import dataclasses
 import errno
 import os
-import shutil
 
-import numpy as np
 import onnx
 import pytest
 import tensorflow as tf
 from helpers.exporting import read_card
-from helpers.models import LEAST, SMALL
+from helpers.models import SMALL
 from helpers.runs import write_run
 from helpers.variants import fresh
 
@@ -36,19 +32,6 @@ class TestRefusals:
     )
     def test_mistake_in_the_command_is_refused(self, refused, arguments, message):
         assert message in refused(*arguments)
-
-    def test_run_with_a_truncated_checkpoint_is_refused(self, refused, tiny_run, tmp_path):
-        run = shutil.copytree(tiny_run, tmp_path / "run")
-        (data,) = (run / "checkpoints").glob("*.data-*")
-        os.truncate(data, 1000)
-        assert data.name.partition(".")[0] in refused(run=run)
-
-    def test_run_that_diverged_is_refused(self, refused, tmp_path):
-        model = fresh(LEAST)
-        kernel = next(v for v in model.trainable_variables if len(v.shape) == 4)
-        kernel.assign(kernel * np.nan)
-        run = write_run(tmp_path / "run", model)
-        assert "not finite" in refused(run=run)
 
     def test_destination_below_a_file_is_refused(self, refused, tmp_path):
         (tmp_path / "file").touch()

@@ -1,5 +1,3 @@
-"""Runs that must export: every committed one without the data it was trained on, and such as have hardly begun."""
-
 import dataclasses
 import hashlib
 import json
@@ -8,23 +6,29 @@ import re
 
 import numpy as np
 import pytest
-from helpers.exporting import read_vectors
+from helpers import cards
+from helpers.exporting import read_card, read_vectors
 from helpers.models import SMALL, random_images
 from helpers.places import ROOT
+from helpers.refusals import message_of
 from helpers.runs import write_run
+from helpers.variants import OF_CLASSES, fresh
 from PIL import Image
 
 from export.card import judge_exactness, render_model_card
 from export.endpoints import find_endpoint, list_endpoints
 from export.export_folder import JSON_NAME, TEXT_NAME
+from export.formats.web import describe_model, require_page_support
 from export.pipeline import ExportConfig, export
 from export.provenance import open_run
 from export.verification.vectors import KerasAnswers, load_real_images, make_test_vectors
 from tfdecouple.config import DataConfig
 from tfdecouple.data.batches import load_images
 from tfdecouple.data.sources import open_source
+from tfdecouple.errors import UserError
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs.run_folder import RunFolder
+from tfdecouple.runs.run_folder import LABELS, RunFolder
+from tfdecouple.storage.files import write_json
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -37,7 +41,7 @@ def exported_card(run, to, **options):
     said = []
     export(ExportConfig(run=run, to=to, **options), said.append)
     assert any("identical after encode and decode" in line for line in said)
-    return json.loads((to / JSON_NAME).read_text())
+    return read_card(to)
 
 
 def passed(card, *formats):
@@ -161,3 +165,44 @@ def test_without_data_photographs_are_made_images_of_any_shape(shape, taken):
         for image, crop in zip(images, crops[..., channel % taken[-1]], strict=True):
             right = np.asarray(Image.fromarray(crop).resize((shape[1], shape[0])))
             np.testing.assert_array_equal(image[..., channel], right)
+
+
+NAMES = ["cat", "dog", "owl", "fox", "hen", "cow", "elk"]
+# Their sizes differ from those of the models of other tests.
+OPTIONS = {"classes": 7, "class_probabilities": (1, 2, 5, 0.5, 3, 0.25, 4)}
+OPTIONS |= {"steps": (2, 1), "hidden_channels": (5, 7), "latent_dim": 6, "alpha": 0.65}
+MODELS = {name: dataclasses.replace(config, **OPTIONS) for name, config in OF_CLASSES.items()}
+
+
+@pytest.fixture
+def run(request, tmp_path):
+    folder = write_run(tmp_path / "run", fresh(MODELS[request.param]))
+    write_json(folder / LABELS, NAMES)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", MODELS, indirect=True)
+def test_export_of_a_model_with_labels_passes_verification(run, tmp_path, npm_example):
+    with_z_of_labels = MODELS["classes"] == RunFolder(run).read_config().model
+    formats = ("savedmodel", "onnx", *(("litert",) if with_z_of_labels else ()))
+    export(ExportConfig(run=run, to=tmp_path / "to", formats=formats), report=str)
+    card = read_card(tmp_path / "to")
+    assert {*card["formats"]} == {*formats}
+    assert card["architecture"]["labels"] == NAMES
+    assert "classify" in card["formats"]["savedmodel"]["parity"]
+    text = (tmp_path / "to" / "MODEL_CARD.md").read_text()
+    assert "7 labels" in text and "0 cat, 1 dog, 2 owl" in text
+    cards.run_python_blocks(tmp_path / "to", 2 if with_z_of_labels else 1)
+    cards.run_javascript_block(tmp_path / "to", npm_example("onnxruntime_node"))
+    assert np.shape(cards.run_curl_block(tmp_path / "to")["z"]) == (6,)
+
+
+@pytest.mark.parametrize("run", MODELS, indirect=True)
+def test_the_web_page_is_refused_or_told_how_often_it_samples_which_label(run, tmp_path):
+    model = RunFolder(run).read_config().model
+    if model.has_class_codes:
+        message = message_of(UserError, lambda: require_page_support(model))
+        assert "has no labels" in message and "leave the format web out, or train" in message
+    else:
+        assert describe_model(open_run(run)[1])["label_shares"] == [1, 2, 5, 0.5, 3, 0.25, 4]

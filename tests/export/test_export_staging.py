@@ -1,5 +1,3 @@
-"""Publication of an export: the export folder comes into being by one rename, complete, or not at all."""
-
 import os
 import shutil
 import signal
@@ -118,7 +116,6 @@ class TestSignals:
 
 @pytest.fixture(scope="module")
 def least_run(tmp_path_factory):
-    """A run whose export takes as little time as can be."""
     return write_run(tmp_path_factory.mktemp("runs") / "least", fresh(LEAST))
 
 
@@ -133,7 +130,6 @@ class Program:
             self.process = subprocess.Popen(command, cwd=ROOT, env=user_environment(), **options)
 
     def wait_for(self, text):
-        """Reads the output until a line with this text."""
         for line in self.process.stdout:
             if text in line:
                 return
@@ -169,7 +165,6 @@ def end_amid(message, number, run, to, made=None):
 
 
 def publish(run, to):
-    """Exports a run without interruption, and asserts that the folder is complete."""
     assert Program(run, to).end() == (0, "")
     require_complete(to)
 

@@ -1,5 +1,3 @@
-"""Verification of an export folder where it lies: the manifest, and `--verify`."""
-
 import hashlib
 import importlib.util
 import json
@@ -15,25 +13,22 @@ from helpers.refusals import refused
 from onnx import numpy_helper
 
 from export.cli import EXIT_REFUSED, main
-from export.export_folder import MANIFEST, TEXT_NAME, VECTORS, Manifest, load_manifest
+from export.export_folder import MANIFEST, TEXT_NAME, Manifest, load_manifest
 from export.pipeline import ExportConfig, export
 from export.verification import verify
 from export.verification.comparison import Report, compare_files
 from tfdecouple.storage.files import FileDigest
 
-PARTS = ("savedmodel/1", "onnx")
 NOT_CHECKED = "its answers were not checked, since files of it are not as they were exported"
 
 
 @pytest.fixture
 def copy(exported, tmp_path):
-    """A copy of an export, to be changed."""
     return shutil.copytree(exported, tmp_path / "exported")
 
 
 @pytest.fixture
 def files_alone(monkeypatch):
-    """Leaves the answers out, so that only files are compared."""
     monkeypatch.setattr(verify, "compare_in_process", lambda *_, **__: Report())
 
 
@@ -48,7 +43,6 @@ def onnx_alone(monkeypatch):
 
 
 def refuse(capsys, folder, *options, status=2):
-    """Asserts that `--verify` of a folder ends with this status and one line of error; returns the line."""
     return refused(capsys, lambda: main(["--verify", str(folder), *options]), begun=True, status=status)
 
 
@@ -74,10 +68,6 @@ class TestManifest:
         there = {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()}
         assert {*listed} == there - {MANIFEST}
         assert all(FileDigest.from_file(exported / name).model_dump() == digest for name, digest in listed.items())
-        assert "onnx/encoder.onnx" in listed and "savedmodel/1/assets.extra/model_card.json" in listed
-        names = {"out/encode/v/values", "in/sample/v_noise", "kept/black", "weights/NCHW", "weights/NHWC"}
-        assert names <= {*read_vectors(exported)}
-        assert (exported / VECTORS).stat().st_size < 1_000_000
 
     @pytest.mark.parametrize(
         "text",
@@ -238,7 +228,9 @@ class TestAnswers:
 
     def test_part_runs_in_the_folder_and_the_runtime_of_its_name(self, copy, monkeypatch):
         shutil.copytree(copy / "savedmodel" / "1", copy / "savedmodel" / "2")
-        edit_manifest(copy, lambda manifest: manifest["parts"].update({"savedmodel/2": manifest["parts"][PARTS[0]]}))
+        edit_manifest(
+            copy, lambda manifest: manifest["parts"].update({"savedmodel/2": manifest["parts"]["savedmodel/1"]})
+        )
         files = (path for path in copy.glob("savedmodel/2/**/*") if path.is_file())
         list_in_manifest(copy, *(path.relative_to(copy).as_posix() for path in files))
         run = []

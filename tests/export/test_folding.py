@@ -1,5 +1,3 @@
-"""The folded graphs of exports: they compute what the Keras model computes, with the model's weights."""
-
 import dataclasses
 
 import numpy as np
@@ -8,7 +6,6 @@ import tensorflow as tf
 from helpers import graphs
 from helpers.models import TINY, random_images
 from helpers.places import ROOT
-from tensorflow.core.protobuf import saved_model_pb2
 
 from export import folding
 from export.endpoints import find_endpoint, list_endpoints
@@ -22,7 +19,6 @@ from tfdecouple.numerics.arithmetic import get_sizes
 
 
 def call(name, endpoint_name, **given):
-    """Runs an endpoint of the folded graph of a variant."""
     one = find_endpoint(graphs.VARIANTS[name], endpoint_name)
     made = graphs.call_endpoint(
         graphs.get_exported_model(name), one, {**graphs.make_inputs(graphs.VARIANTS[name]), **given}
@@ -196,11 +192,3 @@ class TestFolding:
         changed = {name: constant.values + 1e-3 for name, constant in folded.weights.items()}
         found = [*folding.find_differences(traced, folded, changed, [np.eye(4)])]
         assert max(difference for _, difference in found) > 1
-
-
-def test_a_saved_model_has_each_direction_of_the_flow_once(exported, model):
-    message = saved_model_pb2.SavedModel.FromString((exported / "savedmodel" / "1" / "saved_model.pb").read_bytes())
-    functions = message.meta_graphs[0].graph_def.library.function
-    count = sum(node.op == "Conv2D" for function in functions for node in function.node_def)
-    methods = ExportedModel(model)._methods.values()
-    assert count == sum(node.op == "Conv2D" for method in methods for node in method.folded.graph_def.node)

@@ -25,8 +25,6 @@ EVERY_ENDPOINT = [one.name for one in list_endpoints(SMALL)]
 
 
 class OnnxRuntime(OnnxFiles):
-    """The ONNX files of an export, and their errors."""
-
     offered = [*FILES]
     wrong_shape = (onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, "dimensions|rank")
     wrong_type = (onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, "data type")
@@ -64,8 +62,6 @@ class SavedModelSession:
 
 
 class LiteRT(LiteRTFiles):
-    """LiteRT files, and their errors."""
-
     offered = [*FILES]
     wrong_shape = unequal = (RuntimeError, "failed to prepare")
     wrong_type = (ValueError, "expected type")
@@ -78,8 +74,6 @@ KINDS = {"onnxruntime": OnnxRuntime, "SavedModel": SavedModelSession, "LiteRT": 
 
 @pytest.fixture(scope="module")
 def runtimes(exported, opened, tmp_path_factory):
-    """A function that returns the runtime of a name."""
-
     @functools.cache
     def runtime(name):
         if name == "SavedModel":
@@ -111,7 +105,6 @@ def runtime(request, runtimes):
 
 
 def draw(endpoint, count=COUNT):
-    """Returns inputs of an endpoint."""
     every = make_inputs(SMALL, count)
     return {array.name: every[array.name] for array in find_endpoint(SMALL, endpoint).inputs}
 

@@ -15,8 +15,6 @@ from helpers.program_inputs import load_program
 from helpers.serving_server import Server
 from PIL import Image
 
-from tfdecouple.data.image_file import read_image
-
 CLIENT = ROOT / "examples" / "tf_serving" / "client.py"
 TRANSPORTS = ("rest-row", "rest-column", "grpc")
 
@@ -37,11 +35,11 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(exported, name):
+def address(exported):
     """A function of a transport that returns the client's arguments for a running server: ports, model, transport."""
-    with Server(exported / "savedmodel", name) as server:
+    with Server(exported / "savedmodel", "tiny") as server:
 
-        def call(transport, model=name, ports=None):
+        def call(transport, model="tiny", ports=None):
             rest, grpc = ports or (server.rest_port, server.grpc_port)
             return ["--rest-port", str(rest), "--grpc-port", str(grpc), "--model", model, "--transport", transport]
 
@@ -56,8 +54,6 @@ def connect(client, address):
 
 @pytest.fixture
 def complaint(client, address, tmp_path, capsys):
-    """A function that runs a command, asserts that it ends with status 2 and one error line, and returns the line."""
-
     def call(transport, *arguments, **options):
         assert client.main([*arguments, "--to", str(tmp_path), *address(transport, **options)]) == 2
         err = capsys.readouterr().err
@@ -173,12 +169,12 @@ class TestOneLineSays:
         assert "has no model other: Servable not found for request: Latest(other)" in text
 
     @pytest.mark.parametrize("transport", TRANSPORTS)
-    def test_message_of_the_server_and_missing_endpoint_are_named(self, client, connect, name, transport):
+    def test_message_of_the_server_and_missing_endpoint_are_named(self, client, connect, transport):
         connection = connect(transport)
         with pytest.raises(client.Problem, match=r"answers (400 Bad Request|INVALID_ARGUMENT): .*images_b"):
             connection.predict("switch", {"images_a": random_images(1)})
         del connection.signatures["switch"]
-        with pytest.raises(client.Problem, match=f"model {name} has no endpoint switch, only decode, .*encode, .*sc"):
+        with pytest.raises(client.Problem, match="model tiny has no endpoint switch, only decode, .*encode, .*sc"):
             client.switch_pictures(connection, types.SimpleNamespace(pictures=[]))
 
     def test_file_that_is_no_picture_is_named(self, complaint, tmp_path):
@@ -193,20 +189,15 @@ class TestOneLineSays:
 class CodesAreImages:
     """A fake server: `v` is the image rounded down to multiples of `step`; decoding clips values above `brightest`."""
 
-    def __init__(self, step=1, brightest=255, shape=(8, 8, 1)):
-        info = {"tensor_shape": {"dim": [{"size": str(size)} for size in (-1, *shape)]}}
-        asked = {"encode": ["images"], "switch": ["images_a", "images_b"], "sample": ["v_noise"]}
-        self.signatures = {name: {"inputs": dict.fromkeys(inputs, info)} for name, inputs in asked.items()}
-        self.step, self.brightest, self.shape, self.model = step, brightest, shape, "tiny"
+    def __init__(self, step=1, brightest=255):
+        info = {"tensor_shape": {"dim": [{"size": str(size)} for size in (-1, 8, 8, 1)]}}
+        self.signatures = {"encode": {"inputs": {"images": info}}}
+        self.step, self.brightest, self.model = step, brightest, "tiny"
 
     def predict(self, signature, inputs):
-        assert all(array.shape[1:] == self.shape for name, array in inputs.items() if name != "temperature")
         if signature == "encode":
             return {"v": (inputs["images"] // self.step * self.step).astype(np.float32)}
-        if signature == "switch":
-            return {"images_ab": inputs["images_a"], "images_ba": inputs["images_b"]}
-        shown = inputs["v" if signature == "decode" else "v_noise"]
-        return {"images": np.clip(shown, 0, self.brightest).astype(np.uint8)}
+        return {"images": np.clip(inputs["v"], 0, self.brightest).astype(np.uint8)}
 
 
 def test_check_of_a_right_server_finds_all_images_exact(client, address, capsys):
@@ -225,32 +216,6 @@ def test_check_compares_bins_of_models_of_fewer_bits(client, n_bits, tmp_path, c
     options = types.SimpleNamespace(pictures=[tmp_path / "dark.png"], crop=0, to=tmp_path, labels=[])
     client.encode_pictures(CodesAreImages(step), options)
     assert "dark.png)) is identical" in capsys.readouterr().out
-
-
-def test_rectangles_are_switched_checked_and_sampled(client, pictures, tmp_path, capsys):
-    server = CodesAreImages(shape=(4, 6, 3))
-    options = types.SimpleNamespace(pictures=pictures, crop=0, to=tmp_path, labels=[], seed=0, count=1, temperature=1.0)
-    client.switch_pictures(server, options)
-    for name, path in zip(("images_ab", "images_ba"), pictures, strict=True):
-        with Image.open(tmp_path / f"{name}.png") as made:
-            np.testing.assert_array_equal(np.asarray(made), read_image(path, (4, 6, 3), 0))
-    client.sample_pictures(server, options)
-    with Image.open(tmp_path / "sample_0.png") as made:
-        assert made.size == (6, 4)
-    assert client.check_exactness(server) == 0 and "16 of 16 test images decode exactly" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("command", "said"),
-    [
-        ("sample", "sample_0.png: images of 5 channels are no pictures, which have 1 or 3 here"),
-        ("switch", "takes 5 channels, and picture files are read as 1 or 3 here"),
-    ],
-)
-def test_other_channels_are_refused_in_a_line(client, complaint, pictures, command, said, monkeypatch):
-    monkeypatch.setitem(client.TRANSPORTS, "rest-column", lambda options: CodesAreImages(shape=(4, 6, 5)))
-    assert complaint("rest-column", command, *(pictures if command == "switch" else [])).endswith(said)
-    assert client.check_exactness(CodesAreImages(shape=(4, 6, 5))) == 0
 
 
 WRONG_ARGUMENTS = ["switch a.jpg", "encode", "sample a.jpg", "sample --count 0", "", "--check encode a.jpg"]

@@ -1,5 +1,3 @@
-"""How answers are compared, image by image; and how the files of a runtime are compared with test vectors."""
-
 import types
 
 import numpy as np
@@ -30,9 +28,6 @@ def pixels(values, effect=1e-3, n_bins=256):
 
 
 class TestFloats:
-    def test_equal_floats_pass(self):
-        assert floats().compare_file(FLOATS) == ({"max": 0, "mean": 0, "unstable": 0}, None)
-
     @pytest.mark.parametrize(("times", "passes"), [(0.9, True), (1.1, False)])
     def test_bound_is_a_multiple_of_the_effect_on_that_image(self, times, passes):
         effect = np.full((COUNT, 1), 1e-5, np.float32)
@@ -72,13 +67,6 @@ class TestFloats:
         found[1] += 1
         assert "image 1 differ" in floats(right).compare_file(found)[1]
         assert "no stable answer to any" in floats(np.full_like(FLOATS, np.nan)).compare_file(FLOATS)[1]
-
-    def test_every_wrong_image_is_counted(self):
-        found = FLOATS.copy()
-        found[[2, 5, 9]] += 1
-        found[5] += 1
-        problem = floats().compare_file(found)[1]
-        assert "image 5 " in problem and problem.endswith(f"(and 2 more of {COUNT} images are wrong)")
 
 
 class TestPixels:
@@ -132,14 +120,8 @@ class TestPixels:
         found[1, 0, 0, 0] ^= 2
         assert "1 values of image 1" in answer.compare_file(found)[1]
 
-    def test_model_that_is_unstable_everywhere_is_a_problem(self):
-        answer = pixels(bins(), effect=0.3)
-        assert "the Keras model itself has no stable answer" in answer.compare_file(answer.values)[1]
-
 
 class Made(Runtime):
-    """A runtime whose endpoints are functions of a test."""
-
     package, sorts_outputs = "numpy", False
     functions, vectors = {}, {}
 
@@ -157,7 +139,6 @@ class Made(Runtime):
 
 @pytest.fixture
 def compare(monkeypatch, tmp_path):
-    """A function that compares functions, by endpoints, with test vectors."""
     monkeypatch.setitem(FORMATS, "made", types.SimpleNamespace(runtime=Made))
 
     def run(vectors, **functions):

@@ -1,5 +1,3 @@
-"""Tests of an export's web page: its modules in Node.js, and the entire page in Chromium."""
-
 from __future__ import annotations
 
 import base64
@@ -8,14 +6,13 @@ import itertools
 import json
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import onnxruntime
 import pytest
 from helpers.exporting import read_vectors
 from helpers.models import random_images, strengthen_z
-from helpers.places import PATIENCE, ROOT, TESTS
+from helpers.places import ROOT, TESTS, read_output
 from helpers.program_inputs import SIZE, make_png_header, write_picture_files
 from helpers.runs import write_run
 from helpers.variants import OF_CLASSES, fresh
@@ -52,8 +49,7 @@ def test_temperatures_of_the_slider_are_verified(exported):
 def test_the_modules_of_the_page_do_without_a_browser_what_they_should(check, tmp_path):
     folder = shutil.copytree(ROOT / "export" / "page", tmp_path / "page")
     (folder / "package.json").write_text('{"type": "module"}')
-    done = subprocess.run(["node", CHECKS, folder, check], capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr
+    read_output("node", CHECKS, folder, check)
 
 
 @NEEDS_NODE
@@ -78,8 +74,7 @@ def test_the_page_changes_photographs_as_python_does(tmp_path):
         after = rng.integers(0, 256, (size, size, 3), np.uint8)
         rgba.tofile(tmp_path / "photograph")
         after.tofile(tmp_path / "after")
-        command = ["node", "run.js", str(width), str(height), str(size)]
-        subprocess.run(command, cwd=tmp_path, check=True, timeout=PATIENCE)
+        read_output("node", "run.js", width, height, size, folder=tmp_path)
         before = UserPhotograph("", rgba[..., :3], None, "PNG").shrink_photograph((size, size, 3))
         np.testing.assert_array_equal(np.fromfile(tmp_path / "before", np.uint8).reshape(before.shape), before)
         result = np.fromfile(tmp_path / "result", np.uint8).reshape(rgba.shape)
@@ -117,9 +112,7 @@ def test_the_page_of_a_model_of_7_bits_whose_prior_knows_labels_works_in_a_brows
     runtime = tools / "node_modules" / "onnxruntime-web"
     run = write_run(tmp_path / "run", model)
     export(ExportConfig(run=run, to=tmp_path / "to", formats=("web",), web_runtime=runtime), report=lambda text: None)
-    command = ["node", "check.mjs", str(tmp_path / "to" / "web"), "--browser", str(CHROMIUM)]
-    result = subprocess.run(command, cwd=tools, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+    read_output("node", "check.mjs", tmp_path / "to" / "web", "--browser", CHROMIUM, folder=tools)
 
 
 def test_directions_of_the_same_weights_alone_come_to_the_page(steered_run, tmp_path):
@@ -157,8 +150,7 @@ def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(steered_run
     (tmp_path / "files" / "bomb.png").write_bytes(make_png_header(20_000, 20_000))
     command = ["node", "check.mjs", str(page / "web"), "--json", str(report), "--pairs", str(tmp_path)]
     command += ["--read", str(tmp_path / "files"), "--browser", str(CHROMIUM)]
-    result = subprocess.run(command, cwd=tools, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+    read_output(*command, folder=tools)
     found = json.loads(report.read_text())
     assert "20000 x 20000 pixels" in found["read"].pop("bomb.png")
     assert set(found["read"]) == set(files)

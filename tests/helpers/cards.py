@@ -3,11 +3,11 @@
 import json
 import pathlib
 import re
-import subprocess
 import sys
 
-from export.export_folder import JSON_NAME, TEXT_NAME
-from helpers.places import PATIENCE, user_environment
+from export.export_folder import TEXT_NAME
+from helpers.exporting import read_card
+from helpers.places import read_output
 
 
 def read_code_blocks(folder: pathlib.Path, language: str) -> list[str]:
@@ -15,30 +15,23 @@ def read_code_blocks(folder: pathlib.Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (folder / TEXT_NAME).read_text(), re.DOTALL)
 
 
-def _read_card(folder: pathlib.Path) -> dict:
-    return json.loads((folder / JSON_NAME).read_text())
-
-
 def run_python_blocks(folder: pathlib.Path, count: int = 1) -> None:
     """Asserts that an export's model card has `count` Python blocks, each of which reconstructs a black image."""
-    shape = tuple(_read_card(folder)["architecture"]["image_shape"])
+    shape = tuple(read_card(folder)["architecture"]["image_shape"])
     programs = read_code_blocks(folder, "python")
     assert len(programs) == count
     for program in programs:
         program += f"assert same.shape == (1, *{shape}) and same.dtype == np.uint8 and not same.any()\n"
-        done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        read_output(sys.executable, "-c", program, folder=folder)
 
 
 def run_javascript_block(folder: pathlib.Path, example: pathlib.Path) -> None:
     """Asserts that the JavaScript in an export's model card reconstructs a black image; `example` has npm packages."""
     (program,) = read_code_blocks(folder, "js")
-    shape = ",".join(map(str, (1, *_read_card(folder)["architecture"]["image_shape"])))
+    shape = ",".join(map(str, (1, *read_card(folder)["architecture"]["image_shape"])))
     check = f'if (String(same.dims) !== "{shape}" || same.data.some((value) => value !== 0)) throw same;\n'
     (example / "card.mjs").write_text(program + check)
-    command = ["node", example / "card.mjs"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr
+    read_output("node", example / "card.mjs", folder=folder)
 
 
 def run_curl_block(folder: pathlib.Path) -> dict:
@@ -46,10 +39,8 @@ def run_curl_block(folder: pathlib.Path) -> dict:
     from helpers.serving_server import Server
 
     (command,) = read_code_blocks(folder, "sh")
-    with Server(folder / "savedmodel", _read_card(folder)["name"]) as server:
+    with Server(folder / "savedmodel", read_card(folder)["name"]) as server:
         assert "localhost:8501" in command
         command = command.replace("localhost:8501", f"localhost:{server.rest_port}")
-        options = {"env": user_environment(), "capture_output": True, "text": True, "timeout": PATIENCE}
-        done = subprocess.run(["sh", "-c", command], **options)
-    (prediction,) = json.loads(done.stdout)["predictions"]
+        (prediction,) = json.loads(read_output("sh", "-c", command))["predictions"]
     return prediction

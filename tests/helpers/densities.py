@@ -1,4 +1,4 @@
-"""Densities of images in closed form, which stand in for a model, so that tests know the exact value of a metric."""
+"""A density of images in closed form, which stands in for a model, so that tests know the exact value of a metric."""
 
 import math
 from types import SimpleNamespace
@@ -12,32 +12,10 @@ from tfdecouple.model.quantizer import Quantizer
 SHAPE = (1, 1, 3)
 
 
-class Density:
-    """The base class of densities that stand in for a `DecoupledModel` of images with one pixel and three channels."""
+class LinearGaussian:
+    """A linear Gaussian model of images with one pixel and three channels.
 
-    def __init__(self, latent_dim, prior="normal", n_bits=8):
-        latent = {"latent_dim": latent_dim, "has_latent": latent_dim > 0, "prior": prior}
-        self.config = SimpleNamespace(**latent, image_shape=SHAPE, has_dequantizer=False)
-        self.quantizer = Quantizer(n_bits)
-
-    def require_initialized(self):
-        pass
-
-    def nats_to_bits_per_dim(self, nats):
-        return self.quantizer.convert_to_bits_per_dim(nats, 3)
-
-
-class Uniform(Density):
-    """A uniform density of images, whose ELBO is exact: the noise of z cancels between reconstruction term and KL."""
-
-    def elbo_from_noise(self, images, z_noise, u_noise):
-        spread = tf.reduce_sum(tf.cast(z_noise, tf.float64), 1)
-        nats = tf.fill(tf.shape(images)[:1], tf.constant(3 * math.log(2), tf.float64))
-        return nats + spread, -spread, tf.zeros_like(nats)
-
-
-class LinearGaussian(Density):
-    """A linear Gaussian model: p(z) = N(0, I), p(x|z) = N(weights z_0, noise^2 I), q(z_0|x) = N(slopes x, stddev^2).
+    p(z) = N(0, I), p(x|z) = N(weights z_0, noise^2 I), q(z_0|x) = N(slopes x, stddev^2).
 
     z_0, the first entry of z, is the only one in use. With `centres`, x is the centre of a pixel's bin; otherwise the
     noise u places x in the bin.
@@ -47,7 +25,9 @@ class LinearGaussian(Density):
     noise = 0.25
 
     def __init__(self, latent_dim=1, prior="normal", *, slopes=None, stddev=None, centres=True):
-        super().__init__(latent_dim, prior)
+        latent = {"latent_dim": latent_dim, "has_latent": latent_dim > 0, "prior": prior}
+        self.config = SimpleNamespace(**latent, image_shape=SHAPE, has_dequantizer=False)
+        self.quantizer = Quantizer(8)
         precision = 1 + self.weights @ self.weights / self.noise**2
         self.exact_slopes = self.weights / self.noise**2 / precision
         self.exact_stddev = precision**-0.5
@@ -74,6 +54,12 @@ class LinearGaussian(Density):
         return (ratio - 1 - math.log(ratio) + difference**2 / self.exact_stddev**2) / 2
 
     # --- Stand-ins for the methods of `DecoupledModel` that metrics call. ---
+
+    def require_initialized(self):
+        pass
+
+    def nats_to_bits_per_dim(self, nats):
+        return self.quantizer.convert_to_bits_per_dim(nats, 3)
 
     def elbo_from_noise(self, images, z_noise, u_noise):
         u = 0.5 if self.centres else tf.cast(tf.reshape(u_noise, [-1, 3]), tf.float64)

@@ -2,9 +2,9 @@
 
 Importing TensorFlow takes some five seconds. Inside `forked_programs()`, `subprocess` forks programs that are started
 with `sys.executable`. A forked program has its own arguments, environment, folder, files, signals and status. Its
-children are forked as well, unless it was started with `start_new_session`. A new process is started for options of
-Python, and for other values of environment variables that libraries read while they are loaded. Tests of imports, of
-messages while libraries are loaded, and of memory must not use forked programs.
+children are forked as well. A new process is started for options of Python, for options of `subprocess` such as
+`start_new_session`, and for other values of environment variables that libraries read while they are loaded. Tests of
+imports, of messages while libraries are loaded, and of memory must not use forked programs.
 
 The server is this file, started as `python forked.py LISTENER LIFELINE MODULE...` with the numbers of two sockets. It
 imports nothing of the project, so that a forked program finds the project where a new process would.
@@ -40,7 +40,7 @@ READ_AT_START = (
 # Environment variables with a prefix in READ_AT_START that are allowed to differ between the server and a program:
 # the server sets them, libraries read them later, or they change no result.
 EXEMPT = (
-    *("PYTHONPATH", "TF_CPP_MIN_LOG_LEVEL", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "ONEDNN_MAX_CPU_ISA"),
+    *("PYTHONPATH", "TF_CPP_MIN_LOG_LEVEL", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"),
     *("TF_ENABLE_ONEDNN_OPTS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OPENBLAS_NUM_THREADS"),
     *("TF_CONFIG", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"),
 )
@@ -79,7 +79,7 @@ _Popen = subprocess.Popen
 _ARGUMENTS = list(inspect.signature(_Popen._execute_child).parameters)[1:]
 # Of these arguments of `subprocess.Popen`, the fork server supports only these default values.
 _NOT_FORKED = {"executable": None, "preexec_fn": None, "shell": False, "gid": None, "gids": None, "uid": None}
-_NOT_FORKED |= {"umask": -1, "process_group": -1, "close_fds": True}
+_NOT_FORKED |= {"umask": -1, "process_group": -1, "close_fds": True, "start_new_session": False}
 _starting = threading.Lock()
 
 
@@ -128,7 +128,7 @@ class ForkedPopen(subprocess.Popen):
         pipes = [given[name] for name in ("p2cread", "c2pwrite", "errwrite")]
         standard = [number if pipe == -1 else pipe for number, pipe in enumerate(pipes)]
         request = {"arguments": program, "environment": environment, "folder": os.path.abspath(given["cwd"] or ".")}
-        request |= {"descriptors": [0, 1, 2, *given["pass_fds"]], "start_new_session": given["start_new_session"]}
+        request["descriptors"] = [0, 1, 2, *given["pass_fds"]]
         text = json.dumps(request).encode()
         try:
             connection = socket.socket(socket.AF_UNIX)
@@ -250,12 +250,9 @@ def _renumber_descriptors(descriptors: list[int], numbers: list[int]) -> None:
 
 def _run_program(request: dict, address: bytes, search_path: list[str]) -> None:
     """Runs a requested program (`-c CODE`, `-m MODULE` or FILE) in this forked process, as `python` would run it."""
-    if request["start_new_session"]:
-        os.setsid()
-    else:
-        # This program stays in the server's session, so the server can fork the programs that it starts as well.
-        ForkedPopen.find_address = staticmethod(lambda: address)
-        subprocess.Popen = ForkedPopen
+    # The server forks the programs that this program starts as well.
+    ForkedPopen.find_address = staticmethod(lambda: address)
+    subprocess.Popen = ForkedPopen
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
@@ -280,15 +277,11 @@ def _run_program(request: dict, address: bytes, search_path: list[str]) -> None:
 
 
 def _open_streams() -> None:
-    """Opens stdin, stdout and stderr again in a forked program, whose environment can ask for other buffering."""
-    unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
+    """Opens stdin, stdout and stderr again in a forked program."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         old = getattr(sys, name)
-        by_line = name != "stdin" and not unbuffered and (name == "stderr" or os.isatty(number))
-        mode, buffering = "r" if name == "stdin" else "w", 1 if by_line else -1
+        mode, buffering = "r" if name == "stdin" else "w", 1 if name == "stderr" else -1
         stream = open(number, mode, buffering, old.encoding, old.errors, closefd=False)  # noqa: SIM115 - to the end
-        if unbuffered and name != "stdin":
-            stream.reconfigure(write_through=True)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
 

@@ -74,12 +74,6 @@ def assert_gradients_reach_weights(layer, loss):
         assert np.all(np.isfinite(gradient)) and np.any(gradient != 0), variable.path
 
 
-def negative_log_likelihood(layer, x, condition):
-    """Returns -log p(x) of a flow `layer` onto N(0, I), summed over the batch, up to a constant; a scalar tensor."""
-    y, log_det = layer.forward_and_log_det(x, condition)
-    return tf.reduce_sum(tf.square(y)) / 2 - tf.reduce_sum(log_det)
-
-
 def jacobian_log_det(forward, x, condition=None):
     """Returns log |det dy/dx| for each example x, `[batch]`, by automatic differentiation; `forward` returns (y, ...).
 

@@ -24,14 +24,26 @@ def user_environment():
     return {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
 
 
-def run_python(*arguments, folder=ROOT, **variables):
-    """Runs Python in a folder, as a user would; returns a `CompletedProcess` with texts.
+def run_command(*command, folder=ROOT, **variables):
+    """Runs a program in a folder, as a user would; returns a `CompletedProcess` with texts.
 
     `variables` are added to the environment; those that are None are removed.
     """
     environment = {name: value for name, value in {**user_environment(), **variables}.items() if value is not None}
-    command = [sys.executable, *map(str, arguments)]
+    command = list(map(str, command))
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+
+
+def run_python(*arguments, **options):
+    """Runs Python as `run_command` runs a program."""
+    return run_command(sys.executable, *arguments, **options)
+
+
+def read_output(*command, **options):
+    """Runs a program by `run_command`, asserts that it ends with status 0, and returns its standard output."""
+    done = run_command(*command, **options)
+    assert done.returncode == 0, f"{done.args}\n{done.stdout}{done.stderr}"
+    return done.stdout
 
 
 def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:

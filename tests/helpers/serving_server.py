@@ -1,7 +1,7 @@
 """A server for tests that answers gRPC and REST requests by the rules of TensorFlow Serving.
 
 The gRPC services use the official stubs. A comment's file name, such as predict_util.cc, is that of TensorFlow
-Serving's source file with the rule. The server has no version labels, no batching, and serves only the newest version.
+Serving's source file with the rule. The server has no batching, and knows only the newest version.
 """
 
 import http.server
@@ -20,8 +20,8 @@ from tensorflow_serving.config import model_server_config_pb2
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 # Patterns of the URL paths that REST requests can have, as in TensorFlow Serving's http_rest_api_util.cc.
-PREDICT_URL = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?:predict", re.IGNORECASE)
-METADATA_URL = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?/metadata", re.IGNORECASE)
+PREDICT_URL = re.compile(r"/v1/models/([^/:]+):predict", re.IGNORECASE)
+METADATA_URL = re.compile(r"/v1/models/([^/:]+)/metadata", re.IGNORECASE)
 
 
 class Refusal(Exception):
@@ -40,8 +40,6 @@ class Servable:
         # A SavedModel needs no file of warmup requests, but if one fails, loading fails (saved_model_warmup_util.cc).
         path = folder / "assets.extra" / "tf_serving_warmup_requests"
         records = list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator()) if path.exists() else []
-        if len(records) > 1000:
-            raise Refusal(INVALID, "Number of warmup records exceeds the maximum (1000)")
         for record in records:
             self.predict(prediction_log_pb2.PredictionLog.FromString(record).predict_log.request)
 
@@ -91,8 +89,6 @@ def inputs_from_json(body, inputs):
     if ("instances" in body) == ("inputs" in body):
         raise Refusal(INVALID, "expecting only one of 'inputs' or 'instances' keys to exist")
     if by_row := "instances" in body:
-        if not isinstance(body["instances"], list) or not body["instances"]:
-            raise Refusal(INVALID, "No values in 'instances' array")
         rows = [row if isinstance(row, dict) or len(inputs) > 1 else {min(inputs): row} for row in body["instances"]]
         if not all(isinstance(row, dict) and set(row) == set(inputs) for row in rows):
             raise Refusal(INVALID, f"Failed to process element: keys must be equal to: {sorted(inputs)}")
@@ -139,15 +135,14 @@ class Server(prediction_service_pb2_grpc.PredictionServiceServicer):
         self._http.server_close()
         self._grpc.stop(None).wait()
 
-    def servable(self, name, version):
-        """Returns the served model; raises Refusal unless it has this `name` and `version` (0: any version)."""
-        if name != self.name or version not in (0, self.loaded.version):
-            wanted = f"Specific({name}, {version})" if version else f"Latest({name})"
-            raise Refusal(NOT_FOUND, f"Servable not found for request: {wanted}")
+    def servable(self, name):
+        """Returns the served model; raises Refusal unless it has this name."""
+        if name != self.name:
+            raise Refusal(NOT_FOUND, f"Servable not found for request: Latest({name})")
         return self.loaded
 
-    def metadata(self, name, version):
-        servable = self.servable(name, version)
+    def metadata(self, name):
+        servable = self.servable(name)
         response, signatures = metadata_pb2.GetModelMetadataResponse(), metadata_pb2.SignatureDefMap()
         response.model_spec.name, response.model_spec.version.value = self.name, servable.version
         for name, signature in servable.signatures.items():
@@ -156,11 +151,10 @@ class Server(prediction_service_pb2_grpc.PredictionServiceServicer):
         return response, signatures
 
     def Predict(self, request, context):  # noqa: N802
-        spec = request.model_spec
-        return _or_abort(context, lambda: self.servable(spec.name, spec.version.value).predict(request))
+        return _or_abort(context, lambda: self.servable(request.model_spec.name).predict(request))
 
     def GetModelMetadata(self, request, context):  # noqa: N802
-        return _or_abort(context, lambda: self.metadata(request.model_spec.name, request.model_spec.version.value)[0])
+        return _or_abort(context, lambda: self.metadata(request.model_spec.name)[0])
 
 
 def _or_abort(context, answer):
@@ -192,15 +186,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(json.dumps(reply, indent=4).encode())
 
-    def _look(self, name, version):
-        response, signatures = self.owner.metadata(name, int(version or 0))
+    def _look(self, name):
+        response, signatures = self.owner.metadata(name)
         # Converting the complete response would add "@type", which TensorFlow Serving's reply lacks.
         options = {"preserving_proto_field_name": True, "always_print_fields_with_no_presence": True}
         spec, signatures = (json_format.MessageToDict(part, **options) for part in (response.model_spec, signatures))
         return {"model_spec": spec, "metadata": {"signature_def": signatures}}
 
-    def _predict(self, name, version):
-        servable = self.owner.servable(name, int(version or 0))
+    def _predict(self, name):
+        servable = self.owner.servable(name)
         try:
             body = json.loads(self.body)
             signature = body.get("signature_name", "serving_default")

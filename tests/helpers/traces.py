@@ -29,7 +29,7 @@ def release_traces() -> Iterator[None]:
         for name in set(_get_registry()) - before:
             if name.startswith(_NAMES):
                 _hold_weakly(name)
-        # If a later TFP stores its cache elsewhere, nothing is raised here, but a test of `release_traces` fails.
+        # A later TFP may store its cache elsewhere; then only memory is lost.
         with contextlib.suppress(AttributeError):
             cache = tfb.Bijector._cache.storage
             for key in list(cache):

@@ -44,14 +44,12 @@ def registered(recipe_name, registry, registry_name):
 
 @pytest.fixture(scope="module")
 def name():
-    """The name of the layer of the recipe."""
     with registered("layer", STEP_LAYERS, "STEP_LAYERS") as name:
         yield name
 
 
 @pytest.fixture(scope="module")
 def conditioner():
-    """The name of the conditioner of the recipe."""
     with registered("conditioner", CONDITIONERS, "CONDITIONERS") as name:
         yield name
 

@@ -1,5 +1,3 @@
-"""Statistics of images by hand, and what follows z and v in a model of which that is known."""
-
 import numpy as np
 import pytest
 from helpers.evaluations import MeanColourModel

@@ -1,5 +1,3 @@
-"""The use of z: figures of models whose information and divergences are known."""
-
 import dataclasses
 import json
 import math
@@ -25,7 +23,6 @@ def compute(model, images, size=512, **more):
 
 
 def numbers(use):
-    """All numbers of a result, flat."""
     parts = [list(value.values()) if isinstance(value, dict) else value for value in dataclasses.asdict(use).values()]
     return np.hstack([part for part in parts if not isinstance(part, str)])
 
@@ -82,17 +79,6 @@ class TestLinearGaussian:
         assert costs.mean == pytest.approx(expected, abs=4 * costs.standard_error)
         assert 0 < costs.standard_error < expected / 4
         assert costs.mean == pytest.approx(use.shuffled_bits_per_dim.mean - use.bits_per_dim.mean)
-
-    def test_unused_z_has_no_information_and_no_cost(self):
-        class Deaf(LinearGaussian):
-            def likelihood(self, z):
-                return super().likelihood(0 * z)
-
-        assert compute(Deaf(2, **KNOWING), gaussian_images(50)).shuffling_costs.mean == 0
-        use = compute(LinearGaussian(2, slopes=[0, 0, 0], stddev=1.0), gaussian_images(50))
-        assert use.mutual_information.mean == pytest.approx(0, abs=1e-12)
-        assert use.active_units == 0
-        assert use.kl.mean == pytest.approx(0, abs=1e-6)
 
     def test_information_is_at_most_the_log_of_the_number_of_images(self, monkeypatch):
         images = np.arange(0, 256, 16, np.uint8).reshape(16, 1, 1, 1).repeat(3, 3)

@@ -1,5 +1,3 @@
-"""Images of other sizes than the model's: codes, bounds and switches of them, and what is refused."""
-
 import dataclasses
 import fractions
 import math
@@ -13,7 +11,7 @@ from helpers.variants import SMALLEST, VARIANTS, equal, fresh, images_of, quanti
 
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.model import DecoupledModel, any_size
-from tfdecouple.model.any_size import SizedCodes, compute_size_multiple, count_images_at_once, pad_images, shrink_images
+from tfdecouple.model.any_size import SizedCodes, compute_size_multiple, count_images_at_once, shrink_images
 from tfdecouple.networks.architecture import count_inference_bytes
 
 SIZES = [(11, 9), (1, 1), (2, 40)]
@@ -51,10 +49,6 @@ class TestShrinking:
         exact = [average_areas([254] * (side // 2) + [255] * (side - side // 2), count) for count in (1, 3)]
         for count, right in zip((1, 3), exact, strict=True):
             assert shrink_images(tf.constant(image), count, 1).numpy().ravel().tolist() == right
-
-    def test_padding_of_images_repeats_the_last_row_and_column(self):
-        images = random_images(2, (5, 8, 3))
-        equal(pad_images(tf.constant(images), 4), np.pad(images, [(0, 0), (0, 3), (0, 0), (0, 0)], "edge"))
 
 
 @pytest.mark.usefixtures("eager")

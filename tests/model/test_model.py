@@ -1,5 +1,3 @@
-"""Tests of DecoupledModel: images come back from their codes exactly; samples, switches and places between."""
-
 import dataclasses
 import math
 import warnings

@@ -1,5 +1,3 @@
-"""Tests that setup.cfg, constraints/, the examples and the Dockerfiles agree, and admit no vulnerable version."""
-
 import configparser
 import json
 import re
@@ -56,7 +54,6 @@ TRAIN, SERVE = (ROOT / "docker" / f"{name}.Dockerfile" for name in ("train", "se
 
 
 def arguments_of(path, word):
-    """Returns the arguments of all instructions `word`, such as "COPY", of a Dockerfile."""
     text = re.sub(r"\\\n\s*", "", path.read_text(encoding="utf-8"))
     return re.findall(rf"^{word}\s+(.*?)\s*$", text, re.M)
 

@@ -1,19 +1,18 @@
-"""Tests that run the examples for ONNX Runtime in Node.js and in C++ from the command line, as a user would."""
-
 import functools
 import os
 import pathlib
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import onnxruntime
 import pytest
+import tensorflow as tf
 from helpers.models import random_images
-from helpers.places import PATIENCE, ROOT
+from helpers.places import ROOT, TESTS, read_output, run_command
 from helpers.program_inputs import WITHOUT_Z, make_png_header, quantize_to_5_bits, write_onnx_models
 from PIL import Image
+from tensorflow.core.protobuf import saved_model_pb2
 
 from export.client import make_test_images
 from tfdecouple.data.image_file import MOST_PIXELS, read_image
@@ -56,11 +55,9 @@ class Example:
         self.command, self.ending, self.folder = command, ending, folder
 
     def __call__(self, *arguments):
-        command = list(map(str, [*self.command, *arguments]))
-        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=PATIENCE)
+        return run_command(*self.command, *arguments, folder=self.folder)
 
     def save(self, name, pixels):
-        """Writes a picture in a format that the example reads, PNG or PPM, and returns the file name."""
         Image.fromarray(pixels).save(self.folder / f"{name}{self.ending}")
         return f"{name}{self.ending}"
 
@@ -82,9 +79,7 @@ class Example:
 def built(folder):
     """Builds the C++ example in a copy at `folder`, asserts that no warning occurs, and returns the program's path."""
     shutil.copytree(EXAMPLES / "onnxruntime_cpp", folder, ignore=shutil.ignore_patterns("switch"))
-    make = ["make", "CXXFLAGS=-O1 -Wall -Wextra -Wpedantic -Werror"]
-    done = subprocess.run(make, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    read_output("make", "CXXFLAGS=-O1 -Wall -Wextra -Wpedantic -Werror", folder=folder)
     return folder / "switch"
 
 
@@ -103,7 +98,6 @@ def example(request, npm_example, tmp_path_factory, tmp_path):
 
 
 def mean_colours(folder, highest=255, encoder=ENCODER, shape="8, 8, 3", **metadata):
-    """Writes ONNX files of the mean-colour model, whose decoder clips values above `highest`; returns their folder."""
     texts = {"encoder": encoder, "decoder": DECODER.replace("255.0", f"{highest}.0")}
     for name, text in texts.items():
         texts[name] = text.replace("8, 8, 3]", f"{shape}]").replace("batch, 3]", f"batch, {shape[-1]}]")
@@ -215,3 +209,32 @@ class TestExample:
         pattern = r"most_?pixels.* = .*(?:<<|\*\*) ?(\d+)"
         (exponent,) = re.findall(pattern, (ROOT / path).read_text("utf-8"), re.IGNORECASE)
         assert 2 ** int(exponent) == MOST_PIXELS
+
+
+# Relative to the largest value: sums may be taken in another order. With TF_ENABLE_ONEDNN_OPTS=0 all bits are equal.
+TOLERANCE = 1e-6
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler: there is no cc on the PATH")
+def test_c_program_computes_the_images_and_codes_of_python(exported, tmp_path):
+    program, libraries = tmp_path / "round_trip", pathlib.Path(tf.sysconfig.get_lib())
+    command = ["cc", "-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", TESTS / "c" / "round_trip.c"]
+    # As system headers, so that only our own code gives warnings.
+    command += ["-o", program, "-isystem", tf.sysconfig.get_include()]
+    command += [libraries / "libtensorflow_cc.so.2", libraries / "libtensorflow_framework.so.2"]
+    read_output(*command, f"-Wl,-rpath,{libraries}")
+    saved_model, images = exported / "savedmodel" / "1", random_images(17)
+    message = saved_model_pb2.SavedModel.FromString((saved_model / "saved_model.pb").read_bytes())
+    encode, decode = (message.meta_graphs[0].signature_def[name] for name in ("encode", "decode"))
+    tensors = [encode.inputs["images"], encode.outputs["v"], decode.inputs["v"], decode.outputs["images"]]
+    # The program takes the names of tensors in this order.
+    names = [info.name for info in [*tensors, encode.outputs["z"], decode.inputs["z"]]]
+    images.tofile(tmp_path / "input")
+    printed = read_output(program, saved_model, tmp_path / "input", tmp_path, *names, TF_CPP_MIN_LOG_LEVEL="3")
+    assert printed == f"17 images: 0 of {images.size} subpixels differ\n"
+    assert (tmp_path / "images").read_bytes() == images.tobytes()
+    codes = tf.saved_model.load(saved_model).signatures["encode"](images=tf.constant(images))
+    assert {"z", "v"} == codes.keys()
+    for name, code in codes.items():
+        of_c, of_python = np.fromfile(tmp_path / name, np.float32).reshape(code.shape), code.numpy()
+        assert np.max(np.abs(of_c - of_python)) <= TOLERANCE * np.max(np.abs(of_python)), name

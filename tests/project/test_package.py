@@ -1,8 +1,5 @@
-"""The contents of the source distribution and the wheel; an installed wheel works away from the repository."""
-
 import pathlib
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tarfile
@@ -10,7 +7,7 @@ import zipfile
 
 import pytest
 from helpers.models import SMALL_SETTINGS
-from helpers.places import ROOT, user_environment
+from helpers.places import ROOT, read_output
 from packaging.metadata import Metadata
 
 import tfdecouple
@@ -26,10 +23,7 @@ WITHOUT_EXTRAS = (
 
 
 def run(command, folder):
-    clean = {name: value for name, value in user_environment().items() if name != "PYTHONPATH"}
-    ended = subprocess.run(list(map(str, command)), cwd=folder, env=clean, capture_output=True, text=True)
-    assert ended.returncode == 0, f"{command}\n{ended.stdout}{ended.stderr}"
-    return ended.stdout
+    return read_output(*command, folder=folder, PYTHONPATH=None)
 
 
 def files_of(package):
@@ -40,7 +34,6 @@ def files_of(package):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """The source distribution, built from a copy of the repository."""
     folder = tmp_path_factory.mktemp("source")
     for name in (*PACKAGES, "constraints", "docs", "tests", "examples", "benchmarks", ".git", ".venv", "runs"):
         # A checkout also contains folders that must stay out of the distribution.
@@ -62,7 +55,6 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wheel(source, tmp_path_factory):
-    """The wheel, built from the source distribution alone."""
     folder = tmp_path_factory.mktemp("wheel")
     with tarfile.open(source) as archive:
         archive.extractall(folder, filter="data")

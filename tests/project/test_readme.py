@@ -1,11 +1,12 @@
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
 from helpers.documents import list_commands, split_code, split_command
 from helpers.models import random_images, save_images
-from helpers.places import DATA, ROOT, run_python
+from helpers.places import DATA, ROOT, read_output
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 
@@ -27,9 +28,7 @@ def commands(text):
 
 
 def run(*arguments, folder=ROOT):
-    ended = run_python(*arguments, folder=folder)
-    assert ended.returncode == 0, f"{arguments}\n{ended.stderr}"
-    return ended.stdout
+    return read_output(sys.executable, *arguments, folder=folder)
 
 
 def python_blocks(text):

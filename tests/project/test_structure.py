@@ -1,12 +1,10 @@
-"""Imports point one way, importing the package costs nothing, and public names have examples."""
-
 import ast
 import os
 import re
 import subprocess
 
 import pytest
-from helpers.places import ROOT, run_python
+from helpers.places import ROOT
 
 import tfdecouple
 
@@ -40,7 +38,6 @@ MODULES = PRODUCT | EXPORTS
 
 
 def imported_names(file):
-    """Dotted names of the modules that a file imports, anywhere in it."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -79,71 +76,12 @@ class TestImports:
             assert not [name for name in IMPORTS[module] if name.startswith("tfdecouple.runtime")], module
 
 
-def run(code):
-    """Runs Python in a process of its own and returns what it prints."""
-    result = run_python("-c", code)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-class TestImporting:
-    def test_help_configs_and_verification_load_no_tensorflow_and_print_nothing(self):
-        heavy = ("tensorflow", "keras", "tensorflow_probability", "tf_keras", "tensorflow_datasets", "tf2onnx")
-        light = "cli, tfdecouple.networks.architecture, export.cli, export.endpoints, export.verification.comparison"
-        code = f"import sys, tfdecouple.{light}; tfdecouple.load_preset('cifar10')"
-        assert run(f"{code}; print([name for name in {heavy} if name in sys.modules])") == "[]\n"
-
-    @pytest.mark.slow
-    @pytest.mark.usefixtures("forked")
-    def test_bundled_run_opens_without_modules_that_only_posix_has(self):
-        modules = [module for module in PRODUCT if module != "tfdecouple.__main__"]
-        code = f"""
-import importlib, sys, tfdecouple
-import tensorflow, keras, tensorflow_probability, scipy, sklearn, skimage, filelock, tensorflow_datasets
-try:
-    import apache_beam
-except ImportError:
-    pass
-for name in ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog"):
-    sys.modules[name] = None
-for name in {modules}:
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        # An extra that is not installed.
-        if error.name != "apache_beam":
-            raise
-print(tfdecouple.load_pretrained("photographs").config.latent_dim)
-"""
-        assert run(code).strip().isdigit()
-
-
 class TestPublicNames:
     @pytest.mark.parametrize("name", tfdecouple.__all__)
     def test_public_name_resolves_and_its_docstring_has_an_example(self, name):
         value = getattr(tfdecouple, name)
         assert value.__name__ == name and value.__module__.startswith("tfdecouple.")
         assert isinstance(value, type) and issubclass(value, Exception) or ">>> " in value.__doc__
-
-
-def test_public_methods_that_override_nothing_have_docstrings():
-    """A method may also override one of a base class outside the project, such as a layer of Keras."""
-    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in MODULES.values()]
-    classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
-    methods: dict[str, set[str]] = {node.name: set() for node in classes}
-    bases: dict[str, set[str]] = {node.name: set() for node in classes}
-    bare = []
-    for node in classes:
-        bases[node.name] |= {ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases}
-        for method in (child for child in node.body if isinstance(child, ast.FunctionDef)):
-            methods[node.name].add(method.name)
-            if not method.name.startswith("_") and not ast.get_docstring(method):
-                bare.append((node.name, method.name))
-
-    def is_overridden(name, method):
-        return any(base not in bases or method in methods[base] or is_overridden(base, method) for base in bases[name])
-
-    assert [pair for pair in bare if not is_overridden(*pair)] == []
 
 
 # Texts with which a module starts Python or forks.

@@ -27,22 +27,13 @@ LFS_BYTES = 10_000
 
 
 class Hub:
-    """The repositories on the server, and the requests that it received.
-
-    Attributes:
-        url: address of the server, for `HF_ENDPOINT`.
-        branches: commits by repository and branch, {repository: {branch: commit}}.
-        commits: files by commit, {commit: {path: content}}.
-        private: names of the private repositories.
-        asked: methods and paths of all requests, in order.
-    """
+    """A server's `branches` {repository: {branch: commit}}, `commits` {commit: {path: content}}, requests `asked`."""
 
     def __init__(self, url):
         self.url, self.branches, self.commits, self.private, self.asked = url, {}, {}, set(), []
         self.objects = {}
 
     def files(self, repository, revision="main"):
-        """Returns the files of a branch or commit by path, or None if there is no such revision."""
         commit = self.branches.get(repository, {}).get(revision, revision)
         return self.commits.get(commit)
 
@@ -122,16 +113,10 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
                 for entry in json.loads(body)["objects"]
             ]
             return self.answer(200, {"transfer": "basic", "objects": objects})
-        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(branch|preupload|commit)/(.+)", path)
+        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/(.+)", path)
         if not match or match[1] not in self.hub.branches:
             return self.answer(404, {"error": "no such page"}, X_Error_Code="RepoNotFound")
         repository, what, revision = match.groups()
-        if what == "branch":
-            branches = self.hub.branches[repository]
-            if revision in branches:
-                return self.answer(409, {"error": "the branch exists"})
-            branches[revision] = branches["main"]
-            return self.answer(200, {})
         if what == "preupload":
             files = json.loads(body)["files"]
             modes = [(entry["path"], "lfs" if entry["size"] >= LFS_BYTES else "regular") for entry in files]
@@ -150,13 +135,10 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
 
     def create(self, asked):
         repository = f"{asked.get('organization') or 'me'}/{asked['name']}"
-        exists = repository in self.hub.branches
-        if not exists:
-            self.hub.commit(repository, {".gitattributes": b""})
-            if asked.get("private") or asked.get("visibility") == "private":
-                self.hub.private.add(repository)
-        url = f"{self.hub.url}/{repository}"
-        return self.answer(409 if exists else 200, {"url": url, "name": repository, "id": repository})
+        self.hub.commit(repository, {".gitattributes": b""})
+        if asked.get("private") or asked.get("visibility") == "private":
+            self.hub.private.add(repository)
+        return self.answer(200, {"url": f"{self.hub.url}/{repository}", "name": repository, "id": repository})
 
 
 @contextlib.contextmanager
@@ -194,7 +176,6 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def weights(tiny_run, tmp_path_factory):
-    """Files of published weights, by their names."""
     folder = tmp_path_factory.mktemp("published") / "weights"
     assert main(["publish", "--run", str(tiny_run), "--to", str(folder), "--licence", "mit"]) == 0
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -397,13 +378,3 @@ def test_damaged_cached_file_is_named(hub, weights):
     download_weights.cache_clear()
     with pytest.raises(RunError, match=f"remove {path.resolve()} and fetch it again"):
         find_pretrained("hf://ada/faces")
-
-
-def test_missing_client_of_the_hub_names_its_extra(monkeypatch, capsys):
-    import importlib.util
-
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "huggingface_hub" else find(name))
-    download_weights.cache_clear()
-    line = refused(capsys, lambda: main(["sample", "--run", "hf://ada/faces"]))
-    assert "hf://ada/faces needs huggingface_hub, which is missing: pip install 'tfdecouple[hub]'" in line

@@ -1,5 +1,3 @@
-"""Weights published into a folder: what the card and the manifest say, and that nothing of this machine is in them."""
-
 import dataclasses
 import json
 import pathlib

@@ -1,5 +1,3 @@
-"""The weights that come along, and how commands and Keras' habits find them."""
-
 import io
 import json
 import shutil
@@ -129,8 +127,6 @@ def test_from_preset_loads_bundled_weights(others):
 
 
 class TestTrained:
-    """The weights are trained: the published figure, exactness on test crops, and scores of outliers."""
-
     pytestmark = pytest.mark.slow
 
     @pytest.fixture(scope="class")

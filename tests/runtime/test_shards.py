@@ -1,5 +1,3 @@
-"""Tests that a batch divided into shards, or into parts for the cache, gives the numbers of a whole batch."""
-
 import dataclasses
 
 import keras
@@ -10,7 +8,6 @@ from helpers.layers import CASES
 from helpers.models import SMALL, give_effect, random_images
 from helpers.variants import SMALLEST, fresh, variant
 
-from tfdecouple.layers import InvertibleLayer
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runtime import execution, run_mode
 from tfdecouple.runtime.execution import Execution, run_functions_eagerly
@@ -19,20 +16,7 @@ from tfdecouple.runtime.run_mode import RunMode
 
 @pytest.fixture
 def set_shards(monkeypatch):
-    """A function that sets the count of shards of the process."""
     return lambda count: monkeypatch.setattr(run_mode, "count_shards", lambda: count)
-
-
-class Doubling(InvertibleLayer):
-    """Twice the input plus the condition; notes the number of images in each part."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def _forward(self, x, condition):
-        self.seen.append(x.shape[0])
-        return 2 * x + condition[:, None, None], tf.reduce_sum(x, [1, 2, 3])
 
 
 def count_programs(function, *arguments):
@@ -43,39 +27,11 @@ def count_programs(function, *arguments):
 
 
 def assert_near(results, expected, tolerance=1e-5):
-    """Asserts that tensors are equal within a part of the largest number of each, or of 1."""
     for ours, theirs in zip(tf.nest.flatten(results), tf.nest.flatten(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * max(1, np.abs(theirs).max()))
 
 
 class TestShardsAndXla:
-    @pytest.mark.parametrize(("images", "count", "parts"), [(1, 2, 1), (2, 2, 2), (3, 2, 2), (8, 1, 1)])
-    def test_batch_is_split_into_shards_only_if_each_shard_gets_an_image(self, set_shards, images, count, parts):
-        set_shards(count)
-        for mode in (RunMode(), RunMode(shards=count)):
-            assert mode.count_parts(tf.zeros([images, 2, 2, 3])) == parts
-        # Vectors, as of the prior, are not worth a split.
-        assert RunMode().count_parts(tf.zeros([images, 2])) == 1
-
-    @pytest.mark.parametrize(("images", "sizes"), [(6, [3, 3]), (5, [2, 3]), (2, [1, 1]), (None, [None])])
-    def test_shards_of_a_batch_are_joined_in_order_and_share_a_trace(self, images, sizes):
-        count = images or 4
-        x = tf.reshape(tf.range(count * 16, dtype=tf.float32), [count, 2, 2, 4])
-        z, layer = tf.reshape(tf.range(count * 4, dtype=tf.float32), [count, 4]), Doubling()
-        layer.build(x.shape, z.shape)
-        Execution(layer)
-
-        @tf.function(input_signature=[tf.TensorSpec([images, *x.shape[1:]]), tf.TensorSpec([images, 4])])
-        def run(x, z):
-            with RunMode(shards=2).apply():
-                return layer.forward_and_log_det(x, z)
-
-        y, log_det = run(x, z)
-        np.testing.assert_array_equal(y, 2 * x + z[:, None, None])
-        np.testing.assert_array_equal(log_det, tf.reduce_sum(x, [1, 2, 3]))
-        # Parts of equal size share a trace; the second of two sizes is traced for any size.
-        assert layer.seen in ([sizes[0]], [sizes[0], None])
-
     @pytest.mark.parametrize(
         ("images", "threads", "expected"),
         [(0.5, 1, [1] * 5), (2.9, 1, [2, 2, 1]), (3, 1, [3, 2]), (5, 1, [5]), (0.5, 2, [5])],

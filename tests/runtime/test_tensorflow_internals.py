@@ -1,5 +1,3 @@
-"""Tests of the private parts of TensorFlow that the package uses: each does what the package needs."""
-
 import inspect
 
 import pytest
@@ -43,26 +41,6 @@ class TestInternals:
             context.context().configure_coordination_service("standalone")
         context.context().configure_coordination_service("standalone")
         assert received == [{option: 7000}, {}]
-
-    def test_checkpoint_saves_and_restores_a_trackable_like_a_variable(self, tmp_path):
-        class Number(tensorflow_internals.Trackable):
-            """A number that a checkpoint holds as it holds a variable."""
-
-            value = tf.constant(1.0)
-
-            def _serialize_to_tensors(self):
-                return {tensorflow_internals.VARIABLE_VALUE_KEY: self.value}
-
-            def _restore_from_tensors(self, tensors):
-                self.value = tensors[tensorflow_internals.VARIABLE_VALUE_KEY]
-
-        saved, restored, variable = Number(), Number(), tf.Variable(0.0)
-        saved.value = tf.constant(5.0)
-        path = tf.train.Checkpoint(number=saved).save(tmp_path / "file")
-        tf.train.Checkpoint(number=restored).restore(path).assert_consumed()
-        # The key is that of variables, so that checkpoints of views and of variables are interchangeable.
-        tf.train.Checkpoint(number=variable).restore(path).assert_existing_objects_matched()
-        assert restored.value == 5 and variable.numpy() == 5
 
     def test_private_parts_of_tensorflow_are_used_by_one_module_only(self):
         files = [*(ROOT / "tfdecouple").rglob("*.py"), *(ROOT / "export").rglob("*.py")]

@@ -1,5 +1,3 @@
-"""Tests that malformed indices of checkpoints are refused before TensorFlow reads them."""
-
 import os
 import shutil
 
@@ -18,7 +16,6 @@ MAGIC = bytes.fromhex("57fb808b247547db")
 
 
 def varint(value):
-    """Returns an unsigned integer in seven bits a byte, the least significant first."""
     encoded = b""
     while value > 127:
         encoded += bytes([value & 127 | 128])
@@ -54,7 +51,6 @@ def make_entry(dtype=1, shape=(), size=4, **fields):
 
 
 def make_header(num_shards=1, **fields):
-    """Returns the header of an index, by default of a checkpoint with one data file."""
     header = tensor_bundle_pb2.BundleHeaderProto(num_shards=num_shards, **fields)
     header.version.producer = 1
     return header.SerializeToString()

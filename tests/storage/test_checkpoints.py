@@ -1,5 +1,3 @@
-"""Tests that checkpoints are written completely, read back or refused, and that a run folder gives its model."""
-
 import math
 import os
 import pathlib
@@ -9,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.refusals import message_of
+from helpers.runs import read_checkpoint
 
 import tfdecouple
 from tfdecouple.errors import RunError
@@ -128,17 +127,6 @@ class TestCheckpointFolder:
         assert "cannot write the checkpoint" in message and "Not a directory; start again" in message
 
 
-def averages_of(prefix):
-    """The weights and their averages in a checkpoint, by group and name."""
-    reader, groups = tf.train.load_checkpoint(str(prefix)), {"averages": {}, "model": {}}
-    for key in reader.get_variable_to_shape_map():
-        group, _, rest = key.partition("/")
-        if group in groups:
-            name = rest.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE").replace(".S", "/").replace("..", ".")
-            groups[group][name] = reader.get_tensor(key)
-    return groups
-
-
 class TestLoadModel:
     @pytest.mark.parametrize("spoil", [pathlib.Path.unlink, lambda file: os.truncate(file, 9)])
     def test_model_loads_averages_of_the_last_step_if_the_best_checkpoint_is_unreadable(
@@ -147,9 +135,11 @@ class TestLoadModel:
         run = shutil.copytree(finished_run, tmp_path / "run")
         for path in (run / "checkpoints").glob("best-*"):
             spoil(path)
-        newest = averages_of(run / "checkpoints" / "step-000000010")
+        newest = read_checkpoint(run, "step-000000010")
         for name, variable in tfdecouple.load_model(run).named_variables().items():
-            np.testing.assert_array_equal(variable, newest["averages"].get(name, newest["model"][name]), err_msg=name)
+            key = f"{name.replace('.', '..').replace('/', '.S')}/.ATTRIBUTES/VARIABLE_VALUE"
+            average = newest.get(f"averages/{key}", newest[f"model/{key}"])
+            np.testing.assert_array_equal(variable, average, err_msg=name)
 
     @pytest.mark.parametrize(
         ("spoil", "message"),

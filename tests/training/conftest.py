@@ -56,7 +56,6 @@ class FakeRun:
         self._monkeypatch.setattr(FakeStep, "bad", steps)
 
     def train(self, model=LEAST, **training):
-        """Trains to the end; returns the summary."""
         return train(run_config(self.images, model=model, **training), self.path).summary
 
     def call_train_program(self, **training):

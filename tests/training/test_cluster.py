@@ -1,5 +1,3 @@
-"""The workers of a run by TF_CONFIG, and as the examples for clusters set it."""
-
 import json
 import os
 import subprocess
@@ -22,8 +20,6 @@ from tfdecouple.training.workers import LostWorkerError, convert_lost_worker_err
 
 @pytest.fixture
 def set_tf_config(monkeypatch):
-    """A function that sets TF_CONFIG to a text or to the JSON of values."""
-
     def set_config(values):
         monkeypatch.setenv("TF_CONFIG", values if isinstance(values, str) else json.dumps(values))
 

@@ -24,7 +24,6 @@ from tfdecouple.training.workers import make_strategy
 
 @pytest.fixture
 def pair(image_folder, tmp_path):
-    """Two workers that would train for a long time and save every 5 steps."""
     endless = run_config(image_folder, model=LEAST, steps=10**6, evaluate_every=10**6, pictures=0)
     pair = WorkerProcesses(tmp_path, endless)
     yield pair
@@ -40,8 +39,6 @@ def shared_run(image_folder, tmp_path_factory):
 
 
 class TestTwoRanks:
-    """Two trainers as threads of this process, with stand-ins for what takes time."""
-
     @pytest.fixture
     def ranks(self, image_folder, tmp_path, stand_ins, fake_step):
         """Returns a function that runs both to their end, and returns their states and what each returned or raised."""

@@ -142,8 +142,6 @@ class TestRefusals:
 
 
 class TestStart:
-    """`training.init_from`."""
-
     @pytest.mark.parametrize("model", [PRIOR, CODED])
     def test_init_from_accepts_a_run_without_labels(self, model, labelled_folder, tmp_path):
         plain_run, config = write_run(tmp_path / "plain", fresh(SMALLEST)), config_of(labelled_folder, model)

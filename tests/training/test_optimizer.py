@@ -11,13 +11,10 @@ from tfdecouple.training.optimizer import FlatBuffer, Optimizer, orthogonalize
 
 @pytest.fixture(params=["small", "large"])
 def size(request, monkeypatch):
-    """Runs a test with small weights, which share a buffer, and with large weights."""
     monkeypatch.setattr(gradient, "_LARGEST_JOINED_SIZE", 2**12 if request.param == "small" else 0)
 
 
 class Updated:
-    """One weight and one statistic under an optimizer."""
-
     def __init__(self, start=(1.0, 2.0), **config):
         self.weight, self.statistic = (tf.Variable(start, dtype=tf.float32) for _ in range(2))
         self.optimizer = Optimizer(TrainingConfig(**config), {"flow/first": self.weight}, {"s": self.statistic})
@@ -107,14 +104,6 @@ class TestOptimizer:
         with ours.optimizer.use_averages():
             np.testing.assert_array_equal([ours.weight, ours.statistic], before[4:6])
         np.testing.assert_array_equal(ours.values(), before)
-
-    @pytest.mark.usefixtures("size")
-    @pytest.mark.parametrize(("clip_norm", "scale"), [(0.0, 1.0), (1.0, 0.5)])
-    def test_optimizer_scales_only_clipped_gradients(self, clip_norm, scale):
-        ours = Updated(clip_norm=clip_norm)
-        ours.update([0.5, -0.5], scale=0.5)
-        means = ours.optimizer.means["flow/first"].numpy()
-        np.testing.assert_allclose(means, 0.1 * scale * np.array([0.5, -0.5]), rtol=1e-6)
 
     def test_checkpoint_stores_views_of_a_flat_buffer_as_variables(self, tmp_path):
         shapes = {"a/b": tf.TensorShape([2, 3]), "c": tf.TensorShape([]), "d": tf.TensorShape([4])}

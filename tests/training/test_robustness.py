@@ -54,7 +54,6 @@ class Program:
         return True
 
     def wait_for_step(self, step):
-        """Waits until a checkpoint of that step or a later one is there."""
         return self.wait_for(lambda: self.newest() >= step)
 
     def pause_amid_saving(self):
@@ -78,7 +77,6 @@ class Program:
         return any((self.run / "checkpoints").glob("*_temp*"))
 
     def newest(self):
-        """The step of the newest checkpoint; -1 where there is none."""
         return max([-1, *CheckpointFolder(self.run / "checkpoints").list_checkpoint_steps()])
 
     def end(self, number=None):
@@ -105,7 +103,6 @@ sys.exit(train_main(sys.argv[1:]))
 
 
 def killed_after_step_5(config, run):
-    """Makes a run that was killed after step 5 of 10."""
     with forked_programs():
         done = run_python("-c", KILLED, *write_options(config, run))
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -188,7 +185,6 @@ class TestFullDisk:
 
     @pytest.fixture(scope="class")
     def stopped_run(self, config, tmp_path_factory):
-        """A run that was killed after step 5 of 10."""
         return killed_after_step_5(config, tmp_path_factory.mktemp("stopped") / "run")
 
     @pytest.fixture(scope="class")

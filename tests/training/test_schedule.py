@@ -50,9 +50,6 @@ class TestPatterns:
         has_extremes = np.isin(noise, (0, 255)).all(axis=(1, 2, 3))
         is_grey = (noise == noise[..., :1]).all(axis=(1, 2, 3))
         assert abs(has_extremes.mean() - 0.5) < 0.07 and abs(is_grey.mean() - 0.25) < 0.06
-        for some in (noise[has_extremes], noise[~has_extremes]):
-            assert abs(some.mean() - 127.5) < 2
-        assert set(np.unique(noise[~has_extremes])) == set(range(256))
 
     def test_patterns_depend_on_the_seed_alone_and_have_any_shape(self, many):
         np.testing.assert_array_equal(draw_pattern_images(many.shape, randomness.make_seed(0)), many)

