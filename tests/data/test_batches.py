@@ -19,6 +19,7 @@ from tfdecouple.config import DataConfig
 from tfdecouple.data import batches as data
 from tfdecouple.data.batches import augment_image
 from tfdecouple.data.sources import open_source
+from tfdecouple.data.splits import Split
 from tfdecouple.errors import DataError
 
 
@@ -38,6 +39,30 @@ class TestTrainingOrder:
         assert all(len(set(epoch)) == len(epoch) == 24 for epoch in epochs)
         assert len({tuple(epoch) for epoch in epochs}) == 6
         assert len({frozenset(epoch) for epoch in epochs}) > 1
+
+
+def test_resuming_in_mid_epoch_decodes_no_earlier_image():
+    decoded = []
+
+    class InOrder(Split):
+        """Never shuffles, and notes which records are decoded."""
+
+        def shuffle_records(self, seed):
+            return self.list_records()
+
+        def decode_record(self, record):
+            def note(index):
+                decoded.append(int(index))
+                return np.int32(index)
+
+            return tf.zeros([SIZE, SIZE, 3], tf.uint8), tf.numpy_function(note, [record], tf.int32)
+
+    source = make_memory_source(train=(numbered_images(2),))
+    # An epoch so long that what is read ahead does not reach its end.
+    source.splits["train"] = InOrder(8000, "all")
+    batch = take_batches(source, PLAIN, 1, start_step=1000)[0]
+    assert batch["label"].tolist() == [4000, 4001, 4002, 4003]
+    assert min(decoded) == 4000
 
 
 def test_order_of_images_for_a_seed_never_changes():

@@ -61,6 +61,15 @@ class TestOnnxGraph:
                 assert onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type) == array.dtype
                 assert [axis.dim_param or axis.dim_value for axis in kind.shape.dim] == ["batch", *array.shape]
 
+    def test_onnx_graph_moves_axes_at_its_ends_alone(self, file):
+        nodes = [node for node in file[1].graph.node if node.op_type == "Transpose"]
+        # Encoder and flow both read the image, and the encoder's last map becomes a vector.
+        expected = [[0, 3, 1, 2], [0, 2, 3, 1]] * (2 if file[0].name == "encode" else 1)
+        if any("whitening" in tensor.name for tensor in file[1].graph.initializer):
+            # A net makes mean and scale of the whole image.
+            expected += [[0, 3, 1, 2]] * 2
+        assert sorted(list(node.attribute[0].ints) for node in nodes) == sorted(expected)
+
     def test_onnx_graph_computes_nothing_from_weights_alone_and_has_operations_of_every_runtime(self, file):
         nodes, from_inputs = file[1].graph.node, {value.name for value in file[1].graph.input}
         for node in nodes:

@@ -6,6 +6,7 @@ import tensorflow as tf
 from helpers import graphs
 from helpers.models import TINY, random_images
 from helpers.places import ROOT
+from tensorflow.core.protobuf import saved_model_pb2
 
 from export import folding
 from export.endpoints import find_endpoint, list_endpoints
@@ -192,3 +193,11 @@ class TestFolding:
         changed = {name: constant.values + 1e-3 for name, constant in folded.weights.items()}
         found = [*folding.find_differences(traced, folded, changed, [np.eye(4)])]
         assert max(difference for _, difference in found) > 1
+
+
+def test_a_saved_model_has_each_direction_of_the_flow_once(exported, model):
+    message = saved_model_pb2.SavedModel.FromString((exported / "savedmodel" / "1" / "saved_model.pb").read_bytes())
+    functions = message.meta_graphs[0].graph_def.library.function
+    count = sum(node.op == "Conv2D" for function in functions for node in function.node_def)
+    methods = ExportedModel(model)._methods.values()
+    assert count == sum(node.op == "Conv2D" for method in methods for node in method.folded.graph_def.node)

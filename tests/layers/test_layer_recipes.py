@@ -16,6 +16,7 @@ from helpers.runs import write_run
 from helpers.variants import SMALLEST
 from tensorflow_probability import distributions as tfd
 
+from export.exported_model import ExportedModel
 from export.pipeline import ExportConfig, export
 from tfdecouple.config import CONDITIONERS, PRIORS, STEP_LAYERS
 from tfdecouple.layers import Coupling
@@ -77,7 +78,7 @@ def trained(name, conditioner, eager_file):
 
 
 class TestRecipe:
-    def test_prior_of_the_recipe_is_a_learned_gaussian_that_is_planned_sampled_and_trained(self):
+    def test_prior_of_the_recipe_is_a_learned_gaussian_that_is_planned_sampled_trained_and_folded(self):
         with registered("prior", PRIORS, "PRIORS") as prior:
             model = DecoupledModel(dataclasses.replace(SMALLEST, prior=prior))
             model.initialize(IMAGES, seed=0)
@@ -94,6 +95,9 @@ class TestRecipe:
             model.compile("adam")
             model.train_on_batch(IMAGES)
             assert shift.numpy()[1] != 0
+            exported = ExportedModel(model)
+            assert {"prior_flow/shift", "prior_flow/log_scale"} <= {*exported.weights}
+            assert [*exported.find_faults()] == []
 
     def test_layer_and_conditioner_of_recipes_are_counted_trained_and_exact(self, name, trained):
         model, losses = trained

@@ -4,7 +4,7 @@ import re
 import subprocess
 
 import pytest
-from helpers.places import ROOT
+from helpers.places import ROOT, run_python
 
 import tfdecouple
 
@@ -74,6 +74,15 @@ class TestImports:
         # The architecture asks how much memory the machine has.
         for module in (module for module in PRODUCT if module.startswith(alone) and "architecture" not in module):
             assert not [name for name in IMPORTS[module] if name.startswith("tfdecouple.runtime")], module
+
+
+class TestImporting:
+    def test_help_configs_and_verification_load_no_tensorflow_and_print_nothing(self):
+        heavy = ("tensorflow", "keras", "tensorflow_probability", "tf_keras", "tensorflow_datasets", "tf2onnx")
+        light = "cli, tfdecouple.networks.architecture, export.cli, export.endpoints, export.verification.comparison"
+        code = f"import sys, tfdecouple.{light}; tfdecouple.load_preset('cifar10')"
+        code += f"; print([name for name in {heavy} if name in sys.modules])"
+        assert run_python("-c", code).stdout == "[]\n"
 
 
 class TestPublicNames:

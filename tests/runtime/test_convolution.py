@@ -1,9 +1,15 @@
+"""Tests that `convolve`, whichever way it computes, equals the convolution and its gradients."""
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tfdecouple.runtime import convolution
 from tfdecouple.runtime.convolution import convolve
+
+
+def draw_map(*shape, seed=0):
+    return tf.constant(np.random.default_rng(seed).standard_normal(shape))
 
 
 def spoil_free_memory():
@@ -29,8 +35,7 @@ def test_convolve_equals_the_convolution_and_its_gradients_in_every_shape(inputs
     for outputs in (*range(1, 10), 12, 15, 16, 17, 24, 48):
         for height, width in ((2, 2), (3, 4), (2, 7), (1, 12), (2, 16), (1, 18)):
             shapes = [(2, height, width, inputs), (3, 3, inputs, outputs), (2, height, width, outputs)]
-            rng = np.random.default_rng(outputs)
-            given = [tf.constant(rng.standard_normal(shape), tf.float32) for shape in shapes]
+            given = [tf.cast(draw_map(*shape, seed=seed), tf.float32) for seed, shape in enumerate(shapes)]
             doubles = [tf.cast(value, tf.float64) for value in given]
             expected = with_gradients(lambda x, kernel: tf.nn.conv2d(x, kernel, 1, "SAME"), *doubles)
             spoil_free_memory()
@@ -40,3 +45,27 @@ def test_convolve_equals_the_convolution_and_its_gradients_in_every_shape(inputs
                 if not np.abs(np.asarray(value) - right).max() <= 1e-5 * np.abs(right).max():
                     wrong.append((name, outputs, height, width))
     assert not wrong
+
+
+def is_plain(x, kernel):
+    """Returns whether the convolution of `x` and its gradients are TensorFlow's operations."""
+
+    def run(x, kernel):
+        upstream = tf.ones([*tf.unstack(tf.shape(x))[:-1], kernel.shape[-1]], x.dtype)
+        return with_gradients(convolve, x, kernel, upstream)
+
+    operations = tf.function(run, autograph=False).get_concrete_function(x, kernel).graph.get_operations()
+    (gradient,) = (operation for operation in operations if operation.type == "Conv2DBackpropFilter")
+    is_input_plain = any(operation.type == "Conv2DBackpropInput" for operation in operations)
+    return is_input_plain and gradient.outputs[0].shape == kernel.shape
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+def test_convolve_of_unknown_sizes_and_on_a_gpu_uses_the_operations_of_tensorflow(onednn, monkeypatch):
+    monkeypatch.setattr(convolution, "is_onednn_on", lambda: onednn)
+    x, kernel = draw_map(2, 4, 4, 20), draw_map(3, 3, 20, 3)
+    assert not is_plain(x, kernel)
+    assert not is_plain(tf.TensorSpec([None, 4, 4, 20], kernel.dtype), kernel)
+    assert is_plain(tf.TensorSpec([2, None, None, 20], kernel.dtype), kernel)
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["/GPU:0"] if kind == "GPU" else [])
+    assert is_plain(x, kernel)

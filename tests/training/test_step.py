@@ -92,6 +92,15 @@ class TestStep:
         nats = result.reconstruction + result.kl + result.dequantization
         assert result.bits_per_dim == pytest.approx(nats / (8 * 8 * 3 * math.log(2)) + 7, rel=1e-5)
 
+    def test_step_graph_has_no_control_flow_on_the_host(self, one_device):
+        # A GPU would stand still while the host waits for the predicate of a condition.
+        (whole,) = one_device[0].step_function._take_step._list_all_concrete_functions_for_serialization()
+        graph = whole.graph.as_graph_def()
+        nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+        kinds = [node.op for node in nodes]
+        assert not {"If", "StatelessIf", "Switch", "RefSwitch", "While", "StatelessWhile", "Case"} & set(kinds)
+        assert kinds.count("ResourceApplyAdam") >= 2
+
     @pytest.mark.parametrize("by_xla", [False, pytest.param(True, marks=pytest.mark.slow)])
     def test_inversion_takes_the_same_step_and_skips_one_whose_input_is_lost(self, clipped, by_xla):
         trainer = Trainer(model=GLOW, clip_norm=0.25, memory="invert", jit_compile=by_xla)
