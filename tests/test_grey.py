@@ -63,7 +63,7 @@ def test_commands_switch_and_encode_images_of_a_grey_model(run, eager, tmp_path,
     assert np.ptp(pixels, -1).max() == 0 and np.ptp(pixels) > 50
     capsys.readouterr()
     line = refused(capsys, lambda: main(["evaluate", "--run", str(run), "--image-statistics"]))
-    assert "those of this model are grey images of 8 x 12 pixels; leave it out" in line
+    assert "grey images of 8 x 12 pixels; leave it out" in line
     for split in ("train", "validation", "test"):
         write_images(tmp_path / "images" / split, smooth(1, 16, 24))
     images = ["--data", f"folder:{tmp_path / 'images'}", "--split", "test"]
