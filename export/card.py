@@ -228,14 +228,16 @@ def _list_example_calls(card: Mapping[str, Any]) -> list[str]:
         "assign_codes": ", ".join(codes) if len(codes) > 1 else f"({codes[0]},)",
         "feed_inputs": "{" + ", ".join(f'"{name}": {name}' for name in inputs) + "}",
         "feed_codes": "{" + ", ".join(f'"{name}": {name}' for name in codes) + "}",
-        "js_assign_inputs": "\n".join(f"const {one['name']} = {_write_js_zeros(one)};" for one in arrays["encode"]),
+        "js_assign_inputs": "\n".join(
+            f"const {entry['name']} = {_write_js_zeros(entry)};" for entry in arrays["encode"]
+        ),
         "keyword_inputs": ", ".join(f"{name}={value}" for name, value in black),
         "keyword_codes": ", ".join(f'{name}=codes["{name}"]' for name in codes),
         "signature": signature,
         "json_inputs": ", ".join(map(_write_json_zeros, arrays[signature])),
         "megabytes": f"{formats.get('web', {}).get('bytes', 0) / 1e6:.1f}",
     }
-    templates = [one.read_example() for name, one in FORMATS.items() if name in formats]
+    templates = [kind.read_example() for name, kind in FORMATS.items() if name in formats]
     return "\n".join(string.Template(template).substitute(values) for template in templates).splitlines()
 
 

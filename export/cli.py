@@ -63,7 +63,7 @@ def make_export_parser(prog: str) -> argparse.ArgumentParser:
     add("--verify", metavar="DIR", type=pathlib.Path, help=text)
     text = "with --verify: the SHA-256 of manifest.json that the export has printed"
     add("--expect", metavar="DIGEST", help=text)
-    text = "; ".join(f"{name}: {one.summary}" for name, one in FORMATS.items()) + "; default savedmodel and onnx"
+    text = "; ".join(f"{name}: {kind.summary}" for name, kind in FORMATS.items()) + "; default savedmodel and onnx"
     add("--format", nargs="+", metavar="NAME", default=["savedmodel", "onnx"], help=text)
     add("--endpoints", nargs="+", metavar="NAME", default=[], help="signatures of the SavedModel; default all")
     text = "files that encode and decode images of any height and width, instead of the model's"

@@ -113,7 +113,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
     (`tfdecouple.model.any_size`). Then v and decoded images have the height and width of the padded image, and the
     caller crops decoded images.
 
-    >>> [one.name for one in list_endpoints(ModelConfig(conditioning="none"))][:4]
+    >>> [endpoint.name for endpoint in list_endpoints(ModelConfig(conditioning="none"))][:4]
     ['encode', 'decode', 'sample', 'score']
     """
     image, with_z = config.image_shape, config.has_latent
@@ -216,19 +216,19 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
         score,
         classify,
     )
-    return tuple(one for one in every if one.name not in lacking)
+    return tuple(endpoint for endpoint in every if endpoint.name not in lacking)
 
 
 def _free_sides(endpoint: Endpoint, image: tuple[int, ...], sides: tuple[str, str]) -> Endpoint:
     def free(arrays: tuple[Array, ...], names: tuple[str, str]) -> tuple[Array, ...]:
-        return tuple(dataclasses.replace(one, free=names) if one.shape == image else one for one in arrays)
+        return tuple(dataclasses.replace(array, free=names) if array.shape == image else array for array in arrays)
 
     return dataclasses.replace(endpoint, inputs=free(endpoint.inputs, sides), outputs=free(endpoint.outputs, _PADDED))
 
 
 def find_endpoint(config: ModelConfig, name: str) -> Endpoint:
     """Returns the endpoint called `name` of a model with this config; raises StopIteration if there is none."""
-    return next(one for one in list_endpoints(config) if one.name == name)
+    return next(endpoint for endpoint in list_endpoints(config) if endpoint.name == name)
 
 
 def _encode(model: Answers, inputs: Arrays) -> Arrays:
@@ -251,7 +251,7 @@ def _sample(model: Answers, inputs: Arrays) -> Arrays:
 
 
 def _encode_both(model: Answers, inputs: Arrays) -> Iterator[Any]:
-    return (model.encode(inputs[f"images_{one}"], inputs.get(f"labels_{one}")) for one in "ab")
+    return (model.encode(inputs[f"images_{which}"], inputs.get(f"labels_{which}")) for which in "ab")
 
 
 def _switch(model: Answers, inputs: Arrays) -> Arrays:

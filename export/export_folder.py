@@ -34,12 +34,12 @@ EDITABLE = ("batching.config", "docker-compose.yml", "models.config", "monitorin
 # Pattern of the paths in an export folder at which an export writes files.
 _WRITTEN = re.compile(
     r"client\.py|model_card\.json|MODEL_CARD\.md|(batching|models|monitoring)\.config|docker-compose\.yml|test_vectors\.npz|"
-    + "|".join(rf"{name}/{r'[0-9]+/' if one.has_versions else ''}{one.files}" for name, one in FORMATS.items()),
+    + "|".join(rf"{name}/{r'[0-9]+/' if kind.has_versions else ''}{kind.files}" for name, kind in FORMATS.items()),
     re.ASCII,
 )
 
 # Pattern of the names of the parts of an export.
-_PART = f"^({'|'.join(name + ('/[1-9][0-9]*' if one.has_versions else '') for name, one in FORMATS.items())})$"
+_PART = f"^({'|'.join(name + ('/[1-9][0-9]*' if kind.has_versions else '') for name, kind in FORMATS.items())})$"
 
 # The largest size in bytes of a manifest or model card that is read.
 MOST_BYTES = 2**24

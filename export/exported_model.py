@@ -197,7 +197,7 @@ class ExportedModel:
         rng = np.random.default_rng(0)
         for (network, method), (traced, folded, names) in self._methods.items():
             # With labels as inputs, there is an image of each label.
-            count = self.config.classes if any(one.dtype == tf.int32 for one in traced.inputs) else 2
+            count = self.config.classes if any(tensor.dtype == tf.int32 for tensor in traced.inputs) else 2
             inputs = [self._draw_input(rng, count, tensor) for tensor in traced.inputs]
             weights = {placeholder: self.weights[name].values for placeholder, name in names.items()}
             for placeholders, difference in find_differences(traced, folded, weights, inputs):

@@ -90,7 +90,7 @@ class Network:
             for tensor in op.outputs:
                 sources.setdefault(tensor.ref(), known)
         reads = [tensor for op in self.ops if op.outputs[0].ref() in self.varying for tensor in op.inputs]
-        names = {one.ref(): one.name for one in [*reads, *self.outputs] if one.ref() not in self.varying}
+        names = {tensor.ref(): tensor.name for tensor in [*reads, *self.outputs] if tensor.ref() not in self.varying}
         with tf.Graph().as_default() as graph:
             tf.import_graph_def(self.wide_graph, name="")
         feeds = {tensor.name: values for tensor, values in self.weights.values()}
@@ -232,7 +232,7 @@ class _Folder:
         self._network, self._channels_first = network, channels_first
         self._uses: dict[Any, int] = {}
         # The size of a tensor does not depend on its values, so that reading the size is no use of them.
-        for tensor in [*network.outputs, *(one for op in network.ops if op.type != "Shape" for one in op.inputs)]:
+        for tensor in [*network.outputs, *(read for op in network.ops if op.type != "Shape" for read in op.inputs)]:
             self._uses[tensor.ref()] = self._uses.get(tensor.ref(), 0) + 1
         # {traced tensor: (node, index of the output) that computes it, or the constant that it is}
         self._values: dict[Any, Any] = {**network.constants}
@@ -266,7 +266,7 @@ class _Folder:
     def _add_node(self, op: Any, inputs: list[Any], *tensors: tf.Tensor, **fields: Any) -> Node:
         """Adds a node and returns it; it repeats the operation `op`, or computes `tensors` by its other `fields`."""
         outputs = tensors or op.outputs
-        node = Node(op, inputs, [one.shape for one in outputs], [[one] for one in outputs], **fields)
+        node = Node(op, inputs, [output.shape for output in outputs], [[output] for output in outputs], **fields)
         self._nodes.append(node)
         for index, tensor in enumerate(outputs):
             self._values[tensor.ref()] = node, index
@@ -321,7 +321,7 @@ class _Folder:
         for kind, types in (("every second", divided), ("in turn", joined)):
             maps = self._trace_back(op.inputs[0], types)
             if maps and maps[0].shape[1:-1] == shape[1:-1]:
-                values, view = [self._values[one.ref()] for one in maps], (kind, op.inputs[0].value_index)
+                values, view = [self._values[tensor.ref()] for tensor in maps], (kind, op.inputs[0].value_index)
                 self._add_node(None, values, op.outputs[0], view=view)
                 return True
         return False
@@ -330,10 +330,10 @@ class _Folder:
         """Returns the tensors that operations of these types turned into `tensor`, the last type first; else []."""
         tensors = [tensor]
         for op_type in types:
-            if any(one.op.type != op_type for one in tensors):
+            if any(tensor.op.type != op_type for tensor in tensors):
                 return []
-            tensors = [inner for one in tensors for inner in one.op.inputs[: 2 if op_type == "Pack" else 1]]
-        return tensors if all(isinstance(self._values.get(one.ref()), tuple) for one in tensors) else []
+            tensors = [inner for tensor in tensors for inner in tensor.op.inputs[: 2 if op_type == "Pack" else 1]]
+        return tensors if all(isinstance(self._values.get(tensor.ref()), tuple) for tensor in tensors) else []
 
     def _join_affine(self, op: tf.Operation, first: Any, second: Any) -> bool:
         """Reads a product or sum with a constant for each channel, which becomes part of an affine or linear map."""
@@ -444,7 +444,7 @@ class _Folder:
                 elif (node, 0) not in self._made:
                     self._write_node(node)
                 if weights := tuple(self._weights)[count:]:
-                    pairs += [pair for one in written for pair in self._make_pairs(one, weights)]
+                    pairs += [pair for other in written for pair in self._make_pairs(other, weights)]
             outputs = []
             for traced in self._network.outputs:
                 count = len(self._weights)
@@ -548,7 +548,7 @@ class _Folder:
             return [tf.maximum(inputs[0], tf.exp(tf.minimum(inputs[0], 0.0)) - 1.0)]
         if self._channels_first and op.type == "OneHot" and op.get_attr("axis") == -1:
             # The operator of ONNX takes an array of the two values, which would look like a weight.
-            values = [tf.get_static_value(one) for one in inputs[2:]]
+            values = [tf.get_static_value(tensor) for tensor in inputs[2:]]
             if values == [1, 0]:
                 return [tf.cast(tf.equal(inputs[0][..., None], tf.range(shape[-1], dtype=inputs[0].dtype)), tf.float32)]
         if first and op.type == "Reshape":
@@ -558,7 +558,7 @@ class _Folder:
         if first and "data_format" in attributes:
             attributes["data_format"] = tf.compat.v1.AttrValue(s=b"NCHW")
         graph = tf.compat.v1.get_default_graph()
-        return graph.create_op(op.type, inputs, [one.dtype for one in op.outputs], attrs=attributes).outputs
+        return graph.create_op(op.type, inputs, [output.dtype for output in op.outputs], attrs=attributes).outputs
 
     def _write_linear(self, node: Node, x: tf.Tensor, first: bool) -> tf.Tensor:
         kernel, order = self._write_weight(node.kernel), "NCHW" if first else "NHWC"
@@ -596,7 +596,7 @@ class _Folder:
                 self._halves[x.ref()] = tf.unstack(tf.reshape(x, [-1, *sides, channels // 2, 2]), axis=-1)
             return self._halves[x.ref()][index]
         # `tf.stack` along the last axis would take twice as long as one long transposition.
-        pairs = tf.transpose(tf.stack([tf.reshape(one, [-1]) for one in (x, *others)]))
+        pairs = tf.transpose(tf.stack([tf.reshape(part, [-1]) for part in (x, *others)]))
         return tf.reshape(pairs, [-1, *sides, 2 * channels])
 
     def _write_value(self, value: Any, first: bool = False) -> tf.Tensor:
@@ -654,7 +654,7 @@ def name_weight(constant: Constant, sizes: Mapping[str, int]) -> str:
             return path
     segments = [path.split("/") for path in paths]
     shared = [names[0] for names in itertools.takewhile(lambda names: len({*names}) == 1, zip(*segments, strict=False))]
-    return "/".join([*shared, "+".join(sorted({one[-1] for one in segments}))])
+    return "/".join([*shared, "+".join(sorted({segment[-1] for segment in segments}))])
 
 
 def _put_channels_last(graph_def: Any) -> Any:
@@ -702,11 +702,11 @@ def widen_graph(graph_def: Any) -> Any:
         if kind == "type" and attribute.type == single:
             attribute.type = double
         elif kind == "list":
-            attribute.list.type[:] = [double if one == single else one for one in attribute.list.type]
+            attribute.list.type[:] = [double if entry == single else entry for entry in attribute.list.type]
         elif kind == "tensor" and attribute.tensor.dtype == single:
             values = tf.make_ndarray(attribute.tensor).astype(np.float64)
             attribute.tensor.CopyFrom(tf.make_tensor_proto(values))
-    for argument in (one for f in wide.library.function for one in [*f.signature.input_arg, *f.signature.output_arg]):
+    for argument in (arg for f in wide.library.function for arg in [*f.signature.input_arg, *f.signature.output_arg]):
         argument.type = double if argument.type == single else argument.type
     return wide
 

@@ -74,8 +74,8 @@ class ExportConfig:
         for name in self.formats:
             if name not in FORMATS:
                 raise UserError(f"there is no format {name!r}; there are {', '.join(FORMATS)}")
-        for name, one in FORMATS.items():
-            for field in one.options:
+        for name, kind in FORMATS.items():
+            for field in kind.options:
                 value, option = getattr(self, field), f"--{field.replace('_', '-')}"
                 if value and name not in self.formats:
                     shown = "" if value is True else f" {' '.join(value) if isinstance(value, tuple) else value}"
@@ -138,8 +138,8 @@ class _Exporter:
             raise UserError(text)
         self._endpoints = list_endpoints(self._model.config, config.any_size)
         self._formats = {name: FORMATS[name] for name in FORMATS if name in config.formats}
-        needed = {other for one in self._formats.values() for other in one.needs}
-        self._built = [one for name, one in FORMATS.items() if name in self._formats or name in needed]
+        needed = {other for kind in self._formats.values() for other in kind.needs}
+        self._built = [kind for name, kind in FORMATS.items() if name in self._formats or name in needed]
         # The entries of the manifest, {path of a part such as "savedmodel/3": {endpoint: name of its file}}.
         self._parts: dict[str, dict[str, str]] = {}
 
@@ -150,10 +150,10 @@ class _Exporter:
             built = area / "built"
             built.mkdir()
             job = Job(config, self._provenance, self._endpoints, area, self._report)
-            for one in self._built:
-                one.prepare(job)
+            for kind in self._built:
+                kind.prepare(job)
             self._report("folding the weights")
-            for first in sorted({one.channels_first for one in self._built if not one.copied}):
+            for first in sorted({kind.channels_first for kind in self._built if not kind.copied}):
                 other = next(iter(job.exported.values()), None)
                 job.exported[first] = ExportedModel(self._model, first, config.any_size, other)
                 require_no_problems(job.exported[first].find_faults())
@@ -165,8 +165,8 @@ class _Exporter:
             metadata = {name: self._provenance.metadata[name] for name in ("image_shape", "n_bits", "d_z", "crop")}
             vectors["metadata"] = np.array(json.dumps(metadata))
             np.savez_compressed(built / VECTORS, allow_pickle=False, **vectors)
-            for one in self._built:
-                self._make_files(one, job)
+            for kind in self._built:
+                self._make_files(kind, job)
             self._complete_export(built, job, hide_image_path(source, self._provenance.config))
             self._report("putting it in place")
             require_new_folder(config.to)
@@ -187,24 +187,30 @@ class _Exporter:
             vectors |= {f"{name}/{key}": array for key, array in made.items()}
         return vectors, source
 
-    def _make_files(self, one: Format, job: Job) -> None:
+    def _make_files(self, exported_format: Format, job: Job) -> None:
         """Writes the files of a format, compares them with the Keras model, and records both for card and manifest.
 
         Raises RefusedError if answers of the files are wrong.
         """
-        published = one.name in self._formats
+        published = exported_format.name in self._formats
         built = job.area / "built"
-        part = f"{one.name}/{self._config.version or 1}" if one.has_versions else one.name
-        folder = job.folders[one.name] = (built if published else job.area) / part
-        names = one.write(job, folder)
+        part = (
+            f"{exported_format.name}/{self._config.version or 1}"
+            if exported_format.has_versions
+            else exported_format.name
+        )
+        folder = job.folders[exported_format.name] = (built if published else job.area) / part
+        names = exported_format.write(job, folder)
         files = [f"{part}/{path.relative_to(folder).as_posix()}" for path in sorted(folder.rglob("*.*"))]
-        entry: dict[str, Any] = {"files": [part] if one.has_versions else files}
-        if one.runtime is not None and not one.copied:
-            self._report(f"verifying {one.name} in a process of its own")
-            found = compare_in_process(one.name, folder / one.inside, built / VECTORS, {"names": names}, self._report)
+        entry: dict[str, Any] = {"files": [part] if exported_format.has_versions else files}
+        if exported_format.runtime is not None and not exported_format.copied:
+            self._report(f"verifying {exported_format.name} in a process of its own")
+            found = compare_in_process(
+                exported_format.name, folder / exported_format.inside, built / VECTORS, {"names": names}, self._report
+            )
             require_no_problems(found.problems)
             entry |= {"parity": found.parity, "round_trip": found.round_trip, **found.notes}
-        job.entries[one.name] = {**entry, **one.describe(job, folder)}
+        job.entries[exported_format.name] = {**entry, **exported_format.describe(job, folder)}
         if published:
             self._parts[part] = names
 

@@ -235,8 +235,8 @@ def _name_files(job: Job) -> dict[str, str]:
 
 # {name of a format: the format}, in the order in which formats are built and described.
 FORMATS: dict[str, Format] = {
-    one.name: one
-    for one in (
+    entry.name: entry
+    for entry in (
         _SavedModelFormat(),
         _OnnxFormat(),
         _LiteRTFormat(),

@@ -50,7 +50,7 @@ def build_onnx(exported: ExportedModel, endpoint: Endpoint, metadata: Mapping[st
             tensors = endpoint.answer(exported.make_answers(placed.__getitem__), inputs)
             outputs = [tf.identity(tensors[array.name], f"output/{array.name}") for array in endpoint.outputs]
         # Log-determinants, and the weights that only they need, are left out.
-        needed = tf.compat.v1.graph_util.extract_sub_graph(graph.as_graph_def(), [one.op.name for one in outputs])
+        needed = tf.compat.v1.graph_util.extract_sub_graph(graph.as_graph_def(), [tensor.op.name for tensor in outputs])
         weights = {node.name: names[node.name] for node in needed.node if node.name in names}
         with tf.Graph().as_default() as graph:
             tf.import_graph_def(needed, name="")

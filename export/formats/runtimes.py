@@ -111,10 +111,12 @@ class SavedModel(Runtime):
             if {*self._signatures} != {*names, _DEFAULT}:
                 found = ", ".join(sorted(self._signatures))
                 raise ValueError(f"the signatures are {found}; expected {', '.join(sorted(names))} and {_DEFAULT}")
-            for name, one in self._signatures.items():
-                if one.method_name != _METHOD:
-                    raise ValueError(f"the signature {name} has the method {one.method_name!r}; expected {_METHOD}")
-            self._functions = {name: make_function(one) for name, one in self._signatures.items()}
+            for name, signature in self._signatures.items():
+                if signature.method_name != _METHOD:
+                    raise ValueError(
+                        f"the signature {name} has the method {signature.method_name!r}; expected {_METHOD}"
+                    )
+            self._functions = {name: make_function(signature) for name, signature in self._signatures.items()}
             self.push(stack.pop_all())
         self.aliases = {_DEFAULT: next(iter(names))}
 
@@ -145,7 +147,7 @@ class SavedModel(Runtime):
             raise ValueError(f"they are for {', '.join(asked)}; expected is one for each signature")
 
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
-        names = [one.name for one in self._session.graph.get_operations() if one.type == "VarHandleOp"]
+        names = [op.name for op in self._session.graph.get_operations() if op.type == "VarHandleOp"]
         # All variables are read in one call, because every call of a session takes time for the whole graph.
         yield from zip(names, self._session.run([f"{name}/Read/ReadVariableOp:0" for name in names]), strict=True)
 
@@ -168,7 +170,7 @@ class OnnxFiles(Runtime):
             for endpoint, name in names.items()
         }
         # If a provider cannot start, ONNX Runtime silently uses another provider.
-        self.available = all(provider in one.get_providers() for one in self._sessions.values())
+        self.available = all(provider in session.get_providers() for session in self._sessions.values())
 
     def call_endpoint(self, endpoint: str, inputs: Arrays) -> Arrays:
         names = [output.name for output in self._sessions[endpoint].get_outputs()]
@@ -214,7 +216,7 @@ class LiteRTFiles(Runtime):
         paths = {endpoint: str(folder / f"{name}.tflite") for endpoint, name in names.items()}
         threads = count_cores()
         interpreters = {endpoint: Interpreter(model_path=path, num_threads=threads) for endpoint, path in paths.items()}
-        self._runners = {endpoint: one.get_signature_runner(endpoint) for endpoint, one in interpreters.items()}
+        self._runners = {endpoint: opened.get_signature_runner(endpoint) for endpoint, opened in interpreters.items()}
 
     def call_endpoint(self, endpoint: str, inputs: Arrays) -> Arrays:
         return self._runners[endpoint](**inputs)
@@ -232,7 +234,7 @@ class LiteRTFiles(Runtime):
         for name in self.names.values():
             content = (self.folder / f"{name}.tflite").read_bytes()
             model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
-            for tensor in (one for graph in model.subgraphs for one in graph.tensors):
+            for tensor in (inner for graph in model.subgraphs for inner in graph.tensors):
                 data = model.buffers[tensor.buffer].data
                 is_array = data is not None and len(data) and np.prod(tensor.shape) > 1
                 if is_array and tensor.type == schema.TensorType.FLOAT32:

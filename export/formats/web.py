@@ -88,7 +88,8 @@ def describe_model(provenance: Provenance) -> dict[str, Any]:
     found = provenance.directions
     directions = [found[name] for name in found.names[:_MOST_SLIDERS]] if found else []
     sliders = [
-        {"name": one.name, "vector": one.vector.tolist(), "description": one.describe_accuracy()} for one in directions
+        {"name": entry.name, "vector": entry.vector.tolist(), "description": entry.describe_accuracy()}
+        for entry in directions
     ]
     return {
         **({"directions": sliders} if sliders else {}),
@@ -107,11 +108,11 @@ def describe_model(provenance: Provenance) -> dict[str, Any]:
 def make_example_files() -> dict[str, bytes]:
     """Returns the example photographs as {path in the page's folder: bytes of a JPEG file}."""
     files = {}
-    for one in EXAMPLES.values():
-        image, buffer = open_photograph(one), io.BytesIO()
+    for photograph in EXAMPLES.values():
+        image, buffer = open_photograph(photograph), io.BytesIO()
         image.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE), Image.Resampling.LANCZOS)
         image.save(buffer, "JPEG", quality=90)
-        files[f"model/{one.name}.jpg"] = buffer.getvalue()
+        files[f"model/{photograph.name}.jpg"] = buffer.getvalue()
     return files
 
 
@@ -120,13 +121,13 @@ def describe_examples(data: DataConfig | None) -> list[dict[str, Any]]:
     seen = data.photographs if data is not None and data.source == "photographs" else None
     return [
         {
-            "file": f"model/{one.name}.jpg",
+            "file": f"model/{photograph.name}.jpg",
             "title": title,
-            "author": one.author,
-            "licence": one.licence,
-            "seen": None if seen is None else one.name in seen,
+            "author": photograph.author,
+            "licence": photograph.licence,
+            "seen": None if seen is None else photograph.name in seen,
         }
-        for title, one in EXAMPLES.items()
+        for title, photograph in EXAMPLES.items()
     ]
 
 

@@ -146,7 +146,7 @@ def _compare_answers(opened: Runtime, endpoint: str, vectors: Arrays) -> tuple[l
     problems, differences = [], {}
     for name in expected:
         answer = Answer(**select_arrays(parts, f"{name}/"))
-        arrays = [np.asarray(one[name]) for one in answers]
+        arrays = [np.asarray(answer_arrays[name]) for answer_arrays in answers]
         shapes = _describe_shapes([(array.dtype, array.shape) for array in arrays])
         right = _describe_shapes([(answer.values.dtype, (size, *answer.values.shape[1:])) for size in sizes])
         if shapes != right:

@@ -101,7 +101,7 @@ def make_test_vectors(
     z, _, v = plain.encode(quantized, labels)
     height, width = quantized.shape[1:3]
     decoded = (answers.to_pixels(answers.decode(z, v)) for answers in (plain, perturbed))
-    recovered = np.all([(one[:, :height, :width] == quantized).all((1, 2, 3)) for one in decoded], 0)
+    recovered = np.all([(pixels[:, :height, :width] == quantized).all((1, 2, 3)) for pixels in decoded], 0)
     start = 0
     for name, array in image_types.items():
         rows = slice(start, start + len(array))
@@ -119,16 +119,16 @@ def make_test_vectors(
             {name: np.asarray(array) for name, array in endpoint.answer(answers, values).items()}
             for answers in (plain, perturbed)
         )
-        if lacking := [one.name for one in endpoint.outputs if one.name not in right]:
+        if lacking := [output.name for output in endpoint.outputs if output.name not in right]:
             raise RefusedError(
                 f"not published: endpoint {endpoint.name} cannot be compared: its answer lacks {', '.join(lacking)} "
                 "(export/endpoints.py)"
             )
-        for one in endpoint.outputs:
-            both = right[one.name], other[one.name]
-            is_image = one.dtype == "uint8"
-            answer = Answer.from_bins(*both, config.n_bins) if is_image else Answer.from_floats(*both, one.scale)
-            vectors |= {f"out/{endpoint.name}/{one.name}/{field}": part for field, part in vars(answer).items()}
+        for output in endpoint.outputs:
+            both = right[output.name], other[output.name]
+            is_image = output.dtype == "uint8"
+            answer = Answer.from_bins(*both, config.n_bins) if is_image else Answer.from_floats(*both, output.scale)
+            vectors |= {f"out/{endpoint.name}/{output.name}/{field}": part for field, part in vars(answer).items()}
     return vectors
 
 
@@ -144,7 +144,7 @@ class _Inputs:
         if array.holds in (IMAGE, LABEL):
             # images_b are images_a shifted by half the batch. If the batch is even, each pair of images occurs in both
             # orders, and the Keras model computes equal answers only once.
-            alike = [one.name for one in endpoint.inputs if one.holds == array.holds]
+            alike = [other.name for other in endpoint.inputs if other.holds == array.holds]
             values = self._images if array.holds == IMAGE else draw_values(array, self._rng, len(self._images))
             return np.roll(values, len(values) // 2 * alike.index(array.name), 0)
         if array.name not in self._made:
@@ -217,7 +217,7 @@ def load_real_images(data: DataConfig, shape: tuple[int, int, int]) -> tuple[np.
     needed = sum(choose_batch_sizes(longer))
     count = max(needed, min(_ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS // (height * width)))
     side = min(longer, _PHOTOGRAPH_SIDE)
-    rows, columns = (-(-one * side // longer) for one in (height, width))
+    rows, columns = (-(-length * side // longer) for length in (height, width))
     photograph_shape = rows, columns, 1 if channels == 1 else RGB_CHANNELS
     for options, source_shape in ((data, shape), (DataConfig(source="photographs"), photograph_shape)):
         try:
@@ -229,7 +229,7 @@ def load_real_images(data: DataConfig, shape: tuple[int, int, int]) -> tuple[np.
         available = len(images)
         if source_shape[:2] != (height, width):
             pictures = images if source_shape[-1] == RGB_CHANNELS else images[..., 0]
-            images = np.stack([np.asarray(Image.fromarray(one).resize((width, height))) for one in pictures])
+            images = np.stack([np.asarray(Image.fromarray(picture).resize((width, height))) for picture in pictures])
         # A model may have more channels than a photograph; then the channels of the photograph repeat.
         images = images.reshape(available, height, width, -1)[..., np.arange(channels) % source_shape[-1]]
         # The images of a small test split repeat, because the batches must be full.

@@ -112,7 +112,7 @@ def check_settings(folder: pathlib.Path, card: Mapping[str, Any]) -> Iterator[st
         with path.open("rb") as file:
             text = file.read(MOST_BYTES)
         try:
-            names = [one.name for one in text_format.Parse(text, ModelServerConfig()).model_config_list.config]
+            names = [served.name for served in text_format.Parse(text, ModelServerConfig()).model_config_list.config]
         except (text_format.ParseError, ValueError) as error:
             yield f"models.config cannot be read: {one_line(error)}"
         else:

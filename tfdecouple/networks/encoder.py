@@ -215,7 +215,7 @@ class _BlockNetwork(Nested, BaseLayer):
 
     def __init__(self, blocks: Iterable[Block], **kwargs: Any):
         super().__init__(**kwargs)
-        self.blocks = [ResNetBlock(one.planes, one.strides, one.transposed, name=one.name) for one in blocks]
+        self.blocks = [ResNetBlock(block.planes, block.strides, block.transposed, name=block.name) for block in blocks]
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
         children: list[tuple[BaseLayer, Any, Any]] = []

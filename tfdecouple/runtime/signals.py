@@ -54,7 +54,7 @@ class StopRequest(contextlib.ExitStack):
 
     def __enter__(self) -> Self:
         # SIGHUP stays ignored in a program under nohup, which must survive the end of its terminal.
-        chosen = [one for one in _SIGNALS if one.name != "SIGHUP" or signal.getsignal(one) is not signal.SIG_IGN]
+        chosen = [s for s in _SIGNALS if s.name != "SIGHUP" or signal.getsignal(s) is not signal.SIG_IGN]
         self.enter_context(handle_signals(self._handle_signal, *chosen))
         return super().__enter__()
 
