@@ -187,30 +187,24 @@ class _Exporter:
             vectors |= {f"{name}/{key}": array for key, array in made.items()}
         return vectors, source
 
-    def _make_files(self, exported_format: Format, job: Job) -> None:
+    def _make_files(self, kind: Format, job: Job) -> None:
         """Writes the files of a format, compares them with the Keras model, and records both for card and manifest.
 
         Raises RefusedError if answers of the files are wrong.
         """
-        published = exported_format.name in self._formats
+        published = kind.name in self._formats
         built = job.area / "built"
-        part = (
-            f"{exported_format.name}/{self._config.version or 1}"
-            if exported_format.has_versions
-            else exported_format.name
-        )
-        folder = job.folders[exported_format.name] = (built if published else job.area) / part
-        names = exported_format.write(job, folder)
+        part = f"{kind.name}/{self._config.version or 1}" if kind.has_versions else kind.name
+        folder = job.folders[kind.name] = (built if published else job.area) / part
+        names = kind.write(job, folder)
         files = [f"{part}/{path.relative_to(folder).as_posix()}" for path in sorted(folder.rglob("*.*"))]
-        entry: dict[str, Any] = {"files": [part] if exported_format.has_versions else files}
-        if exported_format.runtime is not None and not exported_format.copied:
-            self._report(f"verifying {exported_format.name} in a process of its own")
-            found = compare_in_process(
-                exported_format.name, folder / exported_format.inside, built / VECTORS, {"names": names}, self._report
-            )
+        entry: dict[str, Any] = {"files": [part] if kind.has_versions else files}
+        if kind.runtime is not None and not kind.copied:
+            self._report(f"verifying {kind.name} in a process of its own")
+            found = compare_in_process(kind.name, folder / kind.inside, built / VECTORS, {"names": names}, self._report)
             require_no_problems(found.problems)
             entry |= {"parity": found.parity, "round_trip": found.round_trip, **found.notes}
-        job.entries[exported_format.name] = {**entry, **exported_format.describe(job, folder)}
+        job.entries[kind.name] = {**entry, **kind.describe(job, folder)}
         if published:
             self._parts[part] = names
 
@@ -221,8 +215,8 @@ class _Exporter:
         text = render_model_card(card)
         write_text(built / TEXT_NAME, text)
         write_json(built / JSON_NAME, card)
-        for name, exported_format in self._formats.items():
-            if exported_format.has_versions:
+        for name, kind in self._formats.items():
+            if kind.has_versions:
                 write_json(job.folders[name] / "assets.extra" / JSON_NAME, card)
         manifest = Manifest.from_folder(built, self._parts)
         write_json(built / MANIFEST, manifest.model_dump())

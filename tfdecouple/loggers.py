@@ -14,8 +14,8 @@ from tfdecouple.storage.files import convert_tensorflow_errors
 class Logger:
     """The base class of loggers, which write the metrics and pictures of a training run; its methods do nothing.
 
-    Before `open`, a logger changes nothing in `folder`, the run folder. `config` is the `Config` of the run. Methods
-    import large packages, because `tfdecouple.config` imports this module without TensorFlow.
+    `folder` is the run folder, into which a logger writes nothing before `open`. `config` is the `Config` of the run.
+    Only methods import large packages, because `tfdecouple.config` imports this module without TensorFlow.
 
     Attributes:
         name: name of the logger in the option `training.loggers`.

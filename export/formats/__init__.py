@@ -235,8 +235,8 @@ def _name_files(job: Job) -> dict[str, str]:
 
 # {name of a format: the format}, in the order in which formats are built and described.
 FORMATS: dict[str, Format] = {
-    entry.name: entry
-    for entry in (
+    kind.name: kind
+    for kind in (
         _SavedModelFormat(),
         _OnnxFormat(),
         _LiteRTFormat(),

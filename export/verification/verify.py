@@ -89,12 +89,12 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
             problems.append(f"{name}: its answers were not checked, since files of it are not as they were exported")
             continue
         unavailable, compared = [], False
-        exported_format = FORMATS[name.partition("/")[0]]
-        where = f"{name}/{exported_format.inside}"
-        for runtime, options in exported_format.list_runtimes(report):
+        kind = FORMATS[name.partition("/")[0]]
+        where = f"{name}/{kind.inside}"
+        for runtime, options in kind.list_runtimes(report):
             report(f"{name}: {runtime}")
             paths = (folder / where).resolve(), (folder / VECTORS).resolve()
-            found = compare_in_process(exported_format.name, *paths, {"names": names, **options}, report)
+            found = compare_in_process(kind.name, *paths, {"names": names, **options}, report)
             if found.notes.get("unavailable"):
                 report(f"{name}: {runtime} is installed but cannot be started here: not checked")
                 unavailable.append(f"{name} by {runtime}")

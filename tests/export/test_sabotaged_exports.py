@@ -65,7 +65,7 @@ def turned_outputs(model):
     model.graph.output.extend(outputs[::-1])
 
 
-CANNOT_OPEN, NOT_PASS = "the onnx files cannot be opened: ", "the metadata do not pass: ValueError: "
+CANNOT_OPEN, METADATA = "the onnx files cannot be opened: ", "the metadata do not pass: ValueError: "
 # (file, sabotage, beginning of the problem). Pixels of samples show changes that codes of images, which decode to the
 # middle of a bin, hide.
 EFFECTS = [
@@ -84,10 +84,10 @@ EFFECTS = [
     (
         "encoder",
         partial(change_metadata, key="n_bits", value="5"),
-        f"{NOT_PASS}encoder.onnx has n_bits = 5; expect",
+        f"{METADATA}encoder.onnx has n_bits = 5; expect",
     ),
-    ("decoder", partial(change_metadata, key="crop", value="centre 9"), f"{NOT_PASS}decoder.onnx has crop = centre"),
-    ("sampler", partial(change_metadata, key="endpoint", value="decode"), f"{NOT_PASS}sampler.onnx has endpoint = d"),
+    ("decoder", partial(change_metadata, key="crop", value="centre 9"), f"{METADATA}decoder.onnx has crop = centre"),
+    ("sampler", partial(change_metadata, key="endpoint", value="decode"), f"{METADATA}sampler.onnx has endpoint = d"),
 ]
 
 

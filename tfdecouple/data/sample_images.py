@@ -61,7 +61,7 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
     """Returns the `Source` of random crops of the sample photographs; the crops are grey for images of one channel.
 
     DataError is raised if a photograph is unknown, missing in the installed package or too small for crops of
-    `image_shape`; if there are neither 1 nor 3 channels; or if the crops need more memory than the machine has.
+    `image_shape`; if the images have neither 1 nor 3 channels; or if the crops need more memory than the machine has.
     """
     height, width, channels = image_shape
     if channels not in (1, RGB_CHANNELS):

@@ -22,10 +22,10 @@ _LONGEST_SIDE = 16_383
 
 
 class SwitchedFolder(NamedTuple):
-    """The paths of the photographs that this call of `switch_folder` (`written`) or an earlier one (`kept`) wrote.
+    """The result of `switch_folder`: paths of photographs that this call (`written`) or an earlier call (`kept`) wrote.
 
-    `errors` has an error, with the path, for each photograph that cannot be read. `notes` has a line on the written
-    photographs without colours if the reference has colours, or with colours if it has none; no line without any.
+    `errors` has an error, with the path, for each photograph that cannot be read. `notes` has a line if grey
+    photographs got the colours of the reference, or if photographs with colours got z of a grey reference.
     """
 
     written: list[pathlib.Path]
