@@ -21,10 +21,10 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from tfdecouple.config import Config, DataConfig  # noqa: E402
-from tfdecouple.doctor import checks  # noqa: E402
-from tfdecouple.errors import UserError  # noqa: E402
-from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
+from tfdecouple.config import Config, DataConfig
+from tfdecouple.doctor import checks
+from tfdecouple.errors import UserError
+from tfdecouple.runtime.process import run_program, start_tensorflow
 
 # Names of these photographs.
 FREE = ("astronaut", "chelsea", "coffee", "rocket")

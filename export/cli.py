@@ -94,7 +94,7 @@ def _run_command(arguments: Sequence[str] | None, prog: str) -> int:
     start_tensorflow()
     from export.export_folder import MANIFEST
     from export.pipeline import ExportConfig, export
-    from export.verification.comparison import RefusedError
+    from export.verification.verify import RefusedError
 
     try:
         fields = {key: getattr(options, key) for key in ("any_size", "version", "name", "web_runtime", "web_gpu")}
@@ -115,8 +115,7 @@ def _run_command(arguments: Sequence[str] | None, prog: str) -> int:
 def _verify_export(folder: pathlib.Path, expected: str | None) -> int:
     """Verifies an export folder; `expected` is its manifest's SHA-256 (None: any); returns exit status 0 or 4."""
     from export.export_folder import MANIFEST, load_manifest
-    from export.verification.comparison import join_problems
-    from export.verification.verify import verify_folder
+    from export.verification.verify import join_problems, verify_folder
 
     load_manifest(folder)
     digest = hash_file(folder / MANIFEST)

@@ -28,12 +28,12 @@ from export.export_folder import (
 from export.exported_model import ExportedModel
 from export.formats import FORMATS, Format, Job
 from export.provenance import open_run
-from export.verification.comparison import digest_weights, require_no_problems
+from export.verification.comparison import digest_weights
 from export.verification.vectors import choose_image_sizes, load_real_images, make_test_vectors
-from export.verification.verify import check_settings, compare_in_process
+from export.verification.verify import check_settings, compare_in_process, require_no_problems
+from tfdecouple.data.sources import hide_image_path
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.model.any_size import find_weight_of_fixed_size
-from tfdecouple.runs.publishing import hide_image_path
 from tfdecouple.runtime.signals import handle_signals
 from tfdecouple.storage.files import write_json, write_text
 
@@ -167,7 +167,7 @@ class _Exporter:
             np.savez_compressed(built / VECTORS, allow_pickle=False, **vectors)
             for kind in self._built:
                 self._make_files(kind, job)
-            self._complete_export(built, job, hide_image_path(source, self._provenance.config))
+            self._complete_export(built, job, hide_image_path(source, self._provenance.config.data))
             self._report("putting it in place")
             require_new_folder(config.to)
             with handle_signals(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM):

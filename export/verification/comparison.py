@@ -19,19 +19,16 @@ import itertools
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from export.formats import FORMATS
 from export.formats.runtimes import Runtime
-from tfdecouple.errors import UserError, make_printable
 
 # The largest count of pixels in a batch of images that are encoded and decoded.
 _PIXELS_AT_ONCE = 16 * 64 * 64
-# The largest count of problems that an error message lists.
-_LISTED = 5
 # Prefix of the line on standard output that has the report as JSON.
 REPORT = "report: "
 # The relative size of random changes of inputs, which show how much rounding can change the Keras model's answers.
@@ -45,10 +42,6 @@ FLOOR = 2e-6
 UNSTABLE = 0.5
 
 Arrays = dict[str, np.ndarray]
-
-
-class RefusedError(UserError):
-    """Raised if exported files do not pass the verification; then nothing is published."""
 
 
 @dataclasses.dataclass
@@ -96,7 +89,7 @@ def compare_files(
     found.notes[runtime_class.package] = importlib.metadata.version(runtime_class.package)
     try:
         opened = runtime_class(folder, names, **({"provider": provider} if provider else {}))
-    except Exception as error:  # noqa: BLE001 - a runtime raises any class of error for a file that it cannot read
+    except Exception as error:  # a runtime raises any class of error for a file that it cannot read
         found.problems.append(f"the {runtime} files cannot be opened: {find_first_reason(error)}")
         return found
     with opened:
@@ -115,7 +108,7 @@ def compare_files(
                     report(f"  {endpoint}{size}: {output}: {_describe_differences(values)}")
         try:
             opened.check_attachments(json.loads(str(vectors["metadata"])))
-        except Exception as error:  # noqa: BLE001 - TensorFlow raises any class of error for a damaged file
+        except Exception as error:  # TensorFlow raises any class of error for a damaged file
             found.problems.append(f"the {opened.attachments} do not pass: {find_first_reason(error)}")
         if not found.problems and {"encode", "decode"} <= {*names}:
             for size, group in groups.items():
@@ -135,7 +128,7 @@ def _compare_answers(opened: Runtime, endpoint: str, vectors: Arrays) -> tuple[l
         batch = {name: array[start : start + size] for name, array in inputs.items()}
         try:
             answers.append(opened.call_endpoint(endpoint, batch))
-        except Exception as error:  # noqa: BLE001 - a runtime raises any class of error
+        except Exception as error:  # a runtime raises any class of error
             return [f"it fails at batch {size}: {find_first_reason(error)}"], {}
         start += size
     expected, returned = list(dict.fromkeys(name.partition("/")[0] for name in parts)), list(answers[0])
@@ -242,21 +235,6 @@ def digest_weights(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
 def select_arrays(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
     """Returns {name without `prefix`: array} of the arrays whose names begin with `prefix`."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-
-def join_problems(problems: Sequence[str]) -> str:
-    """Joins problems into one line: a single problem as it is; for several, their count and the first five."""
-    if len(problems) == 1:
-        return make_printable(problems[0])
-    listed = [f"({number}) {make_printable(text)}" for number, text in enumerate(problems[:_LISTED], 1)]
-    more = [f"and {len(problems) - _LISTED} more"] if problems[_LISTED:] else []
-    return f"{len(problems)} problems: " + "; ".join([*listed, *more])
-
-
-def require_no_problems(problems: Iterable[str]) -> None:
-    """Raises RefusedError if there are `problems` in exported files, a line each."""
-    if found := [*problems]:
-        raise RefusedError(f"not published: {join_problems(found)}")
 
 
 def find_first_reason(error: BaseException) -> str:

@@ -24,7 +24,8 @@ from export.endpoints import (
     list_endpoints,
 )
 from export.exported_model import Answers, Encoding
-from export.verification.comparison import PERTURBATION, Answer, RefusedError
+from export.verification.comparison import PERTURBATION, Answer
+from export.verification.verify import RefusedError
 from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.data.batches import load_images

@@ -4,7 +4,7 @@ import json
 import pathlib
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from google.protobuf import text_format
@@ -13,11 +13,32 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 from export.export_folder import EDITABLE, JSON_NAME, MOST_BYTES, VECTORS, load_manifest
 from export.formats import FORMATS
 from export.verification.comparison import REPORT, Report
-from tfdecouple.errors import one_line
+from tfdecouple.errors import UserError, make_printable, one_line
 from tfdecouple.runtime.process import make_python_command
 from tfdecouple.storage.files import read_json
 
 Progress = Callable[[str], Any]
+# The largest count of problems that an error message lists.
+_LISTED = 5
+
+
+class RefusedError(UserError):
+    """Raised if exported files do not pass the verification; then nothing is published."""
+
+
+def join_problems(problems: Sequence[str]) -> str:
+    """Joins problems into one line: a single problem as it is; for several, their count and the first five."""
+    if len(problems) == 1:
+        return make_printable(problems[0])
+    listed = [f"({number}) {make_printable(text)}" for number, text in enumerate(problems[:_LISTED], 1)]
+    more = [f"and {len(problems) - _LISTED} more"] if problems[_LISTED:] else []
+    return f"{len(problems)} problems: " + "; ".join([*listed, *more])
+
+
+def require_no_problems(problems: Iterable[str]) -> None:
+    """Raises RefusedError if there are `problems` in exported files, a line each."""
+    if found := [*problems]:
+        raise RefusedError(f"not published: {join_problems(found)}")
 
 
 def compare_in_process(

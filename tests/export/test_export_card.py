@@ -16,8 +16,9 @@ from export.endpoints import list_endpoints
 from export.export_folder import JSON_NAME, TEXT_NAME
 from export.provenance import Provenance, open_run
 from tfdecouple.config import Config, DataConfig
+from tfdecouple.data.sources import hide_image_path
 from tfdecouple.runs.opened_run import load_model, save_run
-from tfdecouple.runs.publishing import describe_training_images, hide_image_path
+from tfdecouple.runs.publishing import describe_training_images
 
 CHECKED = "44 of 44 images came back in ONNX Runtime in Python; no browser was tried"
 PAGE = {"files": ["web/index.html"], "checked": CHECKED, "bytes": 34_900_000}
@@ -75,9 +76,9 @@ def test_text_of_the_card_states_figures_crops_and_settings_of_precision(card, w
 
 
 def test_card_names_a_folder_of_images_without_its_path() -> None:
-    config = Config(data=DataConfig(source="folder:/home/somebody/photos"))
+    config = DataConfig(source="folder:/home/somebody/photos")
     assert hide_image_path("3 test images of images in /home/somebody/photos", config).endswith("of images in photos")
-    config = Config(data=DataConfig(source="cifar10", data_dir="/data"))
+    config = DataConfig(source="cifar10", data_dir="/data")
     assert hide_image_path("TFDS cifar10", config) == "TFDS cifar10"
 
 

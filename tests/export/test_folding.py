@@ -12,7 +12,7 @@ from export import folding
 from export.endpoints import find_endpoint, list_endpoints
 from export.exported_model import ExportedModel
 from export.pipeline import ExportConfig, export
-from export.verification.comparison import RefusedError
+from export.verification.verify import RefusedError
 from tfdecouple.errors import InversionError, NotInitializedError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.outlier_scores import outlier_scores

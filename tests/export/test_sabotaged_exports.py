@@ -19,8 +19,8 @@ from export.formats.runtimes import WARMUP_FILE
 from export.formats.saved_model import write_serving_files
 from export.pipeline import ExportConfig
 from export.verification import comparison
-from export.verification.comparison import RefusedError, compare_files
-from export.verification.verify import compare_in_process
+from export.verification.comparison import compare_files
+from export.verification.verify import RefusedError, compare_in_process
 
 COUPLING = "flow/level_1_part_0_step_0/coupling_continuous_first/net"
 MIX = "flow/level_0_part_0_step_0/linear/kernel"

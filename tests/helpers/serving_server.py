@@ -150,10 +150,10 @@ class Server(prediction_service_pb2_grpc.PredictionServiceServicer):
         response.metadata["signature_def"].Pack(signatures)
         return response, signatures
 
-    def Predict(self, request, context):  # noqa: N802
+    def Predict(self, request, context):
         return _or_abort(context, lambda: self.servable(request.model_spec.name).predict(request))
 
-    def GetModelMetadata(self, request, context):  # noqa: N802
+    def GetModelMetadata(self, request, context):
         return _or_abort(context, lambda: self.metadata(request.model_spec.name)[0])
 
 
@@ -167,10 +167,10 @@ def _or_abort(context, answer):
 class _Handler(http.server.BaseHTTPRequestHandler):
     """The handler of the server's REST requests; `owner` is the `Server` whose model it runs."""
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         self._answer(METADATA_URL, self._look)
 
-    def do_POST(self):  # noqa: N802
+    def do_POST(self):
         self.body = self.rfile.read(int(self.headers["Content-Length"]))
         self._answer(PREDICT_URL, self._predict)
 

@@ -4,7 +4,7 @@ import argparse
 import pathlib
 
 from tfdecouple.cli.command_table import SPLITS
-from tfdecouple.corpus.code_files import CodesManifest, DataFacts, ModelFacts, choose_code_fields
+from tfdecouple.corpus.code_files import CodesManifest, DataFacts, Field, ModelFacts
 from tfdecouple.corpus.encoding import (
     encode_shards,
     hash_image_keys,
@@ -15,6 +15,7 @@ from tfdecouple.corpus.encoding import (
 from tfdecouple.data.splits import Source
 from tfdecouple.errors import UserError
 from tfdecouple.metrics.metric import format_count
+from tfdecouple.metrics.outliers import SCORES
 from tfdecouple.runs.opened_run import Run, hash_weights
 from tfdecouple.runtime.progress import Counter
 
@@ -81,7 +82,11 @@ def _require_fields(opened: Run, options: argparse.Namespace) -> None:
 
 
 def _make_manifest(opened: Run, source: Source, options: argparse.Namespace) -> CodesManifest:
-    fields = choose_code_fields(opened.config.model, v=options.v, z_std=options.z_std, scores=options.scores)
+    model = opened.config.model
+    shapes = {"z": (model.latent_dim,), "z_std": (model.latent_dim,), "v": model.image_shape}
+    stored = {"z": model.has_latent, "z_std": options.z_std, "v": options.v, **dict.fromkeys(SCORES, options.scores)}
+    stored["prior_nats"] &= model.has_encoder
+    fields = tuple(Field(name=name, shape=shapes.get(name, ())) for name in stored if stored[name])
     splits = SPLITS if options.split == "all" else (options.split,)
     image_bytes = 64 + sum(4 * field.size for field in fields)
     most, weights = max(1, min(_MOST_IMAGES, _SHARD_BYTES // image_bytes)), hash_weights(opened.model)

@@ -12,7 +12,6 @@ import numpy as np
 import pydantic
 import tensorflow as tf
 
-from tfdecouple.config import ModelConfig
 from tfdecouple.errors import DataError, one_line
 from tfdecouple.metrics.outliers import SCORES
 from tfdecouple.runtime.requirements import require_packages
@@ -182,14 +181,6 @@ class CodesManifest(_Model):
             return None
         except (OSError, ValueError, DataError) as error:
             raise DataError(f"cannot read the manifest {path}: {one_line(error)}") from error
-
-
-def choose_code_fields(config: ModelConfig, *, v: bool, z_std: bool, scores: bool = False) -> tuple[Field, ...]:
-    """Returns the fields to store for an image: z if the model has z; v, z_std and outlier scores if requested."""
-    shapes = {"z": (config.latent_dim,), "z_std": (config.latent_dim,), "v": config.image_shape}
-    requested = {"z": config.has_latent, "z_std": z_std, "v": v, **dict.fromkeys(SCORES, scores)}
-    requested["prior_nats"] &= config.has_encoder
-    return tuple(Field(name=name, shape=shapes.get(name, ())) for name, stored in requested.items() if stored)
 
 
 def encode_image_key(key: str) -> bytes:

@@ -162,6 +162,16 @@ def locate_images(config: DataConfig) -> tuple[str, str] | None:
     return (find_source_kind(config.source) or SourceKind()).locate_images(config)
 
 
+def hide_image_path(text: str, config: DataConfig) -> str:
+    """Returns `text` with the path of the config's image folder (if it has one) replaced by the folder's name.
+
+    >>> hide_image_path("images in /home/me/photos", DataConfig(source="folder:/home/me/photos"))
+    'images in photos'
+    """
+    option, folder = locate_images(config) or ("", "")
+    return text.replace(folder, os.path.basename(folder.rstrip("/"))) if option == "data.source" else text
+
+
 def choose_user_crop(config: DataConfig) -> int:
     """Returns the `centre_crop`, in pixels, for image files that a user passes to a command; 0 for the largest crop."""
     return config.centre_crop if (find_source_kind(config.source) or SourceKind()).crops_user_images else 0

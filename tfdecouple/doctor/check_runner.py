@@ -41,8 +41,7 @@ class Variant(NamedTuple):
     # The settings `NAME=VALUE`, as for `--set`, that select the variant, and the `PHASES` whose speed is measured.
     settings: tuple[str, ...] = ()
     phases: tuple[str, ...] = ("train",)
-    # The largest allowed relative difference of a gradient from the gradient in `numbers.npz`.
-    gradient: float = 1e-3
+    gradient: float = 1e-3  # largest allowed relative difference of a gradient from that in `numbers.npz`
     # Whether the variant is skipped on CPUs, where it would change nothing, and whether --quick includes it.
     gpu_only: bool = False
     in_quick: bool = False
@@ -66,8 +65,7 @@ class Task(NamedTuple):
     settings: tuple[str, ...] = ()
     quick: bool = False
     timeout: float = 900.0
-    # Number of devices that the user asks for, or None.
-    requested: int | None = None
+    requested: int | None = None  # count of devices that the user asks for
     variant: Variant = VARIANTS[0]
     devices: tuple[str, ...] = ("CPU:0",)
 
@@ -76,20 +74,17 @@ class Result(NamedTuple):
     """The result of a check or measurement, one line of the report: its subject, the outcome, and the remedy."""
 
     what: str
-    # Whether the check succeeded; None if nothing was tested, as for a fact or a measurement.
-    holds: bool | None
+    holds: bool | None  # whether the check succeeded; None if nothing was tested, as for a fact or a measurement
     message: str
     advice: str = ""
-    # The numbers behind the message, as plain values for JSON.
-    figures: dict[str, Any] = {}  # noqa: RUF012 - it is never changed
+    figures: dict[str, Any] = {}  # the numbers behind the message, plain values for JSON
 
 
 class Check(NamedTuple):
     """A check of the command `doctor`; its results are the part of the report with the title `title`."""
 
     title: str
-    # "MODULE:NAME" of a function of a `Task` that yields `Result`s, for a module in `doctor/`.
-    run: str
+    run: str  # "MODULE:NAME" of a function of a `Task` that yields `Result`s, for a module in `doctor/`
     # Whether the check runs once for each variant, and the least number of devices that it needs.
     every_variant: bool = False
     devices: int = 1
@@ -207,7 +202,7 @@ def main() -> int:
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as results:
         # What libraries print to standard output goes to standard error, so that it does not mix with the results.
         os.dup2(2, 1)
-        name, task = pickle.load(sys.stdin.buffer)  # noqa: S301 - the parent process wrote it
+        name, task = pickle.load(sys.stdin.buffer)  # the parent process wrote it
         start_tensorflow()
         from tfdecouple.training.workers import make_strategy
 

@@ -102,8 +102,7 @@ def check_machine(facts: dict[str, Any]) -> Iterator[Result]:
         advice += f"; and see whether {_VISIBLE} names GPUs that are there"
         holds = seen > 0 if present and re.match(r"\s*(\d|GPU-|MIG-)", environment[_VISIBLE]) else None
     yield Result("GPUs in use", holds, message, advice)
-    rounding = [name for name in _ROUNDING if environment.get(name, "").lower() not in ("", "strict")]
-    if rounding:
+    if rounding := [name for name in _ROUNDING if environment.get(name, "").lower() not in ("", "strict")]:
         values = ", ".join(f"{name}={environment[name]}" for name in rounding)
         yield Result("float32 of the CPU", False, f"rounded by {values}", f"unset {' '.join(rounding)}")
 
@@ -230,8 +229,7 @@ def measure_speed(task: Task) -> Iterator[Result]:
     """Yields a `Result` with the speed in images per second for each batch size and phase (training, encoding ...)."""
     variant, count, fastest = task.variant, len(task.devices), 0.0
     sizes = [(batch, 1) for batch in ([QUICK_BATCH] if task.quick else BATCHES[task.devices[0][:3]])]
-    if count > 1 and not variant.settings:
-        sizes.append((QUICK_BATCH * count, count))
+    sizes += [(QUICK_BATCH * count, count)] if count > 1 and not variant.settings else []
     for batch, devices in sizes:
         start, config = time.perf_counter(), make_doctor_config(task, batch)
         phases = _make_phases(config, devices)

@@ -178,7 +178,7 @@ def _download_file(
     def download() -> None:
         try:
             answers.put(_stream_file(address, name, revision, snapshots, facts, time.monotonic() + seconds))
-        except Exception as error:  # noqa: BLE001 - the error is raised in the other thread
+        except Exception as error:  # it is raised in the other thread
             answers.put(error)
 
     # The Hub's client has no limit for the time of a whole answer, only for the time between two parts of it.

@@ -12,7 +12,7 @@ from typing import Any
 
 from tfdecouple.config import Config
 from tfdecouple.config.shapes import Shape, describe_images
-from tfdecouple.data.sources import describe_image_rights, find_source_kind, locate_images, replace_source
+from tfdecouple.data.sources import describe_image_rights, find_source_kind, hide_image_path, replace_source
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.runs.opened_run import Run, write_run
 from tfdecouple.runs.pretrained import BUNDLED, CARD, HUB, Manifest, parse_hub_address, upload_weights
@@ -110,7 +110,7 @@ def _write_published_files(
     config = opened.config
     directions = opened.directions() if config.model.has_latent else None
     # The published config must not contain private paths of this machine.
-    source = hide_image_path(config.data.source, config)
+    source = hide_image_path(config.data.source, config.data)
     options = dataclasses.replace(replace_source(config.data, data or source), data_dir=None)
     training = dataclasses.replace(config.training, init_from=None)
     summary: dict[str, Any] = {}
@@ -124,7 +124,7 @@ def _write_published_files(
     if rights:
         summary["rights"] = " ".join(rights.split())
     if summary.get("data"):
-        summary["data"] = hide_image_path(summary["data"], config)
+        summary["data"] = hide_image_path(summary["data"], config.data)
     if "imported_from" in summary:
         summary["imported_from"] = re.split(r"[/\\]", summary["imported_from"])[-1]
     has_labels = (opened.folder.path / LABELS).is_file()
@@ -145,12 +145,6 @@ def _write_published_files(
     Manifest.from_folder(folder).write(folder)
 
 
-def hide_image_path(text: str, config: Config) -> str:
-    """Returns `text` with the path of the config's image folder (if it has one) replaced by the folder's name."""
-    option, folder = locate_images(config.data) or ("", "")
-    return text.replace(folder, pathlib.Path(folder).name) if option == "data.source" else text
-
-
 def describe_training_images(config: Config, summary: Mapping[str, Any], step: int) -> tuple[str, str]:
     """Returns what the weights of `step` were trained on, and the rights in these images: two texts for a model card.
 
@@ -161,7 +155,7 @@ def describe_training_images(config: Config, summary: Mapping[str, Any], step: i
         data, rights = "data unknown" + (f" ({config.description})" if config.description else ""), _NO_RIGHTS
     else:
         data, rights = summary.get("data") or training.source, describe_image_rights(training)
-    return hide_image_path(data, config), summary.get("rights", rights)
+    return hide_image_path(data, config.data), summary.get("rights", rights)
 
 
 def make_weights_card(opened: Run, name: str, licence: str, summary: dict[str, Any], address: str | None = None) -> str:
