@@ -96,7 +96,7 @@ def make_test_vectors(
     perturbed = KerasAnswers(model, plain)
     vectors: Arrays = {"batches": np.array(sizes)}
     report("  images to encode and decode")
-    image_types = {"real": images, **make_extreme_images(images.shape[1:], rng, 1 if side > _LARGE else 4)}
+    image_types = {"real": images, **make_artificial_images(images.shape[1:], rng, 1 if side > _LARGE else 4)}
     quantized = np.asarray(model.quantizer.quantize_pixels(np.concatenate([*image_types.values()])))
     labels = np.arange(len(quantized), dtype=np.int32) % config.classes if config.has_class_codes else None
     z, _, v = plain.encode(quantized, labels)
@@ -190,7 +190,7 @@ def draw_values(array: Array, rng: np.random.Generator, count: int) -> np.ndarra
     return rng.standard_normal((count, *array.shape), np.float32)
 
 
-def make_extreme_images(
+def make_artificial_images(
     shape: tuple[int, int, int], rng: np.random.Generator, most: int = 4
 ) -> Mapping[str, np.ndarray]:
     """Returns {type such as "black": artificial images, uint8 `[n, *shape]`}; each type has at most `most` images."""

@@ -304,7 +304,7 @@ class TestMadeImages:
         assert noise.mean() == pytest.approx(127.5, abs=3) and np.ptp(flat, (1, 2)).max() == 0
         for before, after in zip(images, permuted, strict=True):
             assert not np.array_equal(before, after)
-            np.testing.assert_array_equal(*(np.sort(one.reshape(-1, 3), 0) for one in (before, after)))
+            np.testing.assert_array_equal(*(np.sort(pixels.reshape(-1, 3), 0) for pixels in (before, after)))
 
 
 class TestInterrupted:

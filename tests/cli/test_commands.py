@@ -281,7 +281,7 @@ class TestCurves:
         write_text(run / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6, "ki')
         command("curves", "--run", run, "--run", finished_run)
         facts = json.loads((run / "pictures" / "curves.json").read_text())["runs"]
-        assert [(one["name"], one["last_step"]) for one in facts] == [("still", 4), ("run", 10)]
+        assert [(entry["name"], entry["last_step"]) for entry in facts] == [("still", 4), ("run", 10)]
         curves = {"bits_per_dim": ([2, 4], [7.0, 6.0]), "learning_rate": ([4], [1.0])}
         assert RunFolder(run).read_curves() == {"train": curves, "validation": {}}
 

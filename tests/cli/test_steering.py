@@ -70,8 +70,8 @@ class TestDirections:
         z, is_red = train_codes
         expected = is_red.std() * (z[is_red].mean(0) - z[~is_red].mean(0))
         np.testing.assert_allclose(directions["red"].vector, expected, atol=1e-5)
-        for one in directions:
-            figures = one.figures
+        for direction in directions:
+            figures = direction.figures
             assert 0 <= figures["accuracy"] <= 1 and figures["split"] == "validation"
             assert (figures["held_out_with"], figures["held_out_without"]) == (4, 8)
             assert (figures["images_with"], figures["images_without"]) == (8, 16)
@@ -151,9 +151,9 @@ class TestEdit:
         assert command("edit", "--run", run, *arguments) == 0
         amounts = json.loads((tmp_path / "edit.json").read_text())["amounts"]
         assert len(amounts) > 2
-        for one in directions:
-            vector = one.vector.astype(np.float64)
-            assert max(map(abs, amounts)) <= (z @ vector / (vector @ vector)).std(), one
+        for direction in directions:
+            vector = direction.vector.astype(np.float64)
+            assert max(map(abs, amounts)) <= (z @ vector / (vector @ vector)).std(), direction
 
     def test_edit_refuses_unknown_directions_and_files(self, found, run, tiny_run, coloured, tmp_path, capsys):
         file = next((coloured / "test").rglob("*.png"))

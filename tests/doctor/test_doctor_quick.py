@@ -25,11 +25,11 @@ def test_quick_doctor_passes_on_two_logical_devices(tmp_path, forked):
     of = {name: {result["what"]: result for result in results} for name, results in plain["checks"].items()}
     assert {"CPU:0, float32", "CPU:1, bfloat16 nets"} <= set(of["numerics"])
     assert {"Keras, CPU:0", "Keras, CPU:1"} == set(of["exactness"])
-    assert [one["holds"] for one in of["devices"].values()] == [True]
-    phases = {one["figures"]["phase"] for one in of["speed"].values() if "phase" in one["figures"]}
+    assert [result["holds"] for result in of["devices"].values()] == [True]
+    phases = {result["figures"]["phase"] for result in of["speed"].values() if "phase" in result["figures"]}
     assert phases == {"train", "eval", "encode", "decode"}
-    assert any(one["figures"].get("devices") == 2 for one in of["speed"].values())
-    holds = [one["holds"] for every in of.values() for one in every.values()]
+    assert any(result["figures"].get("devices") == 2 for result in of["speed"].values())
+    holds = [result["holds"] for every in of.values() for result in every.values()]
     assert holds.count(True) >= 7 and False not in holds
     # What people see says the same, and how far it was on the way.
     assert re.search(r"\[ *\d+ s\] numerics: .*, bfloat16 nets", printed)

@@ -31,7 +31,7 @@ GPU = "570.1, a GPU, 16384 MiB"
 
 
 def of_machine(**changes):
-    return {one.what: one for one in checks.check_machine({**FACTS, **changes})}
+    return {result.what: result for result in checks.check_machine({**FACTS, **changes})}
 
 
 class TestBuild:

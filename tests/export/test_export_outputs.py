@@ -39,8 +39,9 @@ class TestCard:
 
     def test_card_states_parity_and_round_trip_of_every_endpoint(self, exported, opened):
         card = read_card(exported)
-        every = {one.name: {output.name for output in one.outputs} for one in list_endpoints(opened[0].config)}
-        with_onnx = {one.name for one in list_endpoints(opened[0].config) if one.onnx}
+        endpoints = list_endpoints(opened[0].config)
+        every = {endpoint.name: {output.name for output in endpoint.outputs} for endpoint in endpoints}
+        with_onnx = {endpoint.name for endpoint in endpoints if endpoint.onnx}
         for name, expected in {"savedmodel": set(every), "onnx": with_onnx}.items():
             entry = card["formats"][name]
             parity = {key: set(outputs) for key, outputs in entry["parity"].items()}

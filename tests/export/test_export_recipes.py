@@ -51,18 +51,18 @@ model, _ = open_run(sys.argv[1])
 rng, exported = np.random.default_rng(0), ExportedModel(model)
 images = rng.integers(0, 256, (3, *model.config.image_shape), dtype=np.uint8)
 for name, output in {"reconstruct": "decoded", "length": "length"}.items():
-    one = find_endpoint(model.config, name)
-    given = {array.name: images if array.holds == IMAGE else draw_values(array, rng, 3) for array in one.inputs}
+    endpoint = find_endpoint(model.config, name)
+    given = {array.name: images if array.holds == IMAGE else draw_values(array, rng, 3) for array in endpoint.inputs}
     arrays = exported.collect_arrays()
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         read = exported.make_answers(lambda name: tf.constant(arrays[name]))
-        made = session.run(one.answer(read, {name: tf.constant(value) for name, value in given.items()}))
+        made = session.run(endpoint.answer(read, {name: tf.constant(value) for name, value in given.items()}))
     answers = KerasAnswers(model)
-    (right,) = one.answer(answers, given).values()
+    (right,) = endpoint.answer(answers, given).values()
     right = answers.to_pixels(right) if output == "decoded" else right
     np.testing.assert_allclose(made[output], right, rtol=1e-5)
 assert doctest.testmod(signatures).failed == 0
-print(*given, "of", *(one.name for one in list_endpoints(model.config)))
+print(*given, "of", *(endpoint.name for endpoint in list_endpoints(model.config)))
 """
 
 
@@ -90,7 +90,7 @@ class TestEndpoint:
         assert used.returncode == 0, used.stderr
         inputs, _, names = used.stdout.rstrip("\n").partition(" of ")
         assert inputs == "images labels"
-        assert names.split() == [*(one.name for one in list_endpoints(config)), "reconstruct", "length"]
+        assert names.split() == [*(endpoint.name for endpoint in list_endpoints(config)), "reconstruct", "length"]
 
     def test_endpoint_whose_graph_differs_from_the_model_is_refused(self, copy, tiny_run, tmp_path):
         file = copy / "export" / "exported_model.py"
@@ -152,7 +152,7 @@ def test_documentation_tells_endpoints_as_they_are_registered():
         plain = [re.sub(r" \([^)]*\)", "", cell).split(", ") for cell in (takes, returns)]
         told[re.findall("`(.*?)`", name)[0]] = (*plain, file.strip("`"))
     registered = {}
-    for one in list_endpoints(TINY):
-        takes, returns = ([array.name for array in arrays] for arrays in (one.inputs, one.outputs))
-        registered[one.name] = (takes, returns, f"{one.onnx}.onnx" if one.onnx else "")
+    for endpoint in list_endpoints(TINY):
+        takes, returns = ([array.name for array in arrays] for arrays in (endpoint.inputs, endpoint.outputs))
+        registered[endpoint.name] = (takes, returns, f"{endpoint.onnx}.onnx" if endpoint.onnx else "")
     assert len(told) >= 8 and told.items() <= registered.items()

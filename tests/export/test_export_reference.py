@@ -57,13 +57,13 @@ class Reference:
 
     def call(self, of, **given):
         """Runs an endpoint: of the folded graph in NHWC, of an ONNX file in NCHW."""
-        one = find_endpoint(self.config, of)
+        endpoint = find_endpoint(self.config, of)
         given = {"labels": self.arrays.get("labels"), **given}
-        given = {array.name: given[array.name].astype(array.dtype) for array in one.inputs}
+        given = {array.name: given[array.name].astype(array.dtype) for array in endpoint.inputs}
         if self.layout == "NCHW":
-            names = [array.name for array in one.outputs]
+            names = [array.name for array in endpoint.outputs]
             return dict(zip(names, self.session(of).run(names, given), strict=True))
-        return call_endpoint(self.exported, one, given)
+        return call_endpoint(self.exported, endpoint, given)
 
     def same(self, ours, name):
         ours, theirs = np.asarray(ours, "float64"), self.arrays[name]

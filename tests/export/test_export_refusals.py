@@ -98,8 +98,8 @@ def test_a_model_without_z_is_exported_with_the_endpoints_that_it_has_and_withou
     export(ExportConfig(run=run, to=to), report=str)
     card = read_card(to)
     arrays = {}
-    for name, one in card["endpoints"].items():
-        arrays[name] = tuple([array["name"] for array in one[key]] for key in ("inputs", "outputs"))
+    for name, endpoint in card["endpoints"].items():
+        arrays[name] = tuple([array["name"] for array in endpoint[key]] for key in ("inputs", "outputs"))
     known = {"encode": (["images"], ["v"]), "decode": (["v"], ["images"])}
     known["sample"] = (["v_noise", "temperature"], ["images"])
     known["score"] = (["images", "u_noise"], ["bits_per_dim", "shell", "typicality"])

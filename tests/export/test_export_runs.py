@@ -69,7 +69,7 @@ def test_committed_card_is_made_of_its_figures_and_these_are_of_its_run():
     assert card["config_sha256"] == digest
     assert card["run"] == run.name and int(card["step"]) == summary["best_step"]
     assert card["bits_per_dim"]["test"] == summary["test"]["bits_per_dim"]
-    offered = [one.name for one in list_endpoints(config.model)]
+    offered = [endpoint.name for endpoint in list_endpoints(config.model)]
     assert offered == list(card["endpoints"]) == card["formats"]["savedmodel"]["signatures"]
     passed(card)
     # No path of the machine that made it.
@@ -85,7 +85,7 @@ def test_committed_run_exports_without_its_data(run, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     card = exported_card(run, tmp_path / "to")
     passed(card)
-    offered = [one.name for one in list_endpoints(RunFolder(run).read_config().model)]
+    offered = [endpoint.name for endpoint in list_endpoints(RunFolder(run).read_config().model)]
     assert card["formats"]["savedmodel"]["signatures"] == offered
     assert "photographs" in card["checked"]["real_images"]
     assert all(entry["round_trip"]["real"]["identical"] >= 30 for entry in card["formats"].values())
@@ -137,11 +137,11 @@ def test_vectors_have_every_endpoint_of_every_kind_of_model(conditioning, n_bits
     model = DecoupledModel(dataclasses.replace(SMALL, conditioning=conditioning, n_bits=n_bits))
     model.initialize(random_images(16))
     vectors = make_test_vectors(model, random_images(21))
-    for one in list_endpoints(model.config):
-        for array in one.inputs:
-            assert vectors[f"in/{one.name}/{array.name}"].shape == (21, *array.shape)
-        for array in one.outputs:
-            assert vectors[f"out/{one.name}/{array.name}/values"].dtype == array.dtype
+    for endpoint in list_endpoints(model.config):
+        for array in endpoint.inputs:
+            assert vectors[f"in/{endpoint.name}/{array.name}"].shape == (21, *array.shape)
+        for array in endpoint.outputs:
+            assert vectors[f"out/{endpoint.name}/{array.name}/values"].dtype == array.dtype
     # The codes decode to pixels of which nearly all are compared exactly.
     assert vectors["out/decode/images/bound"].max() < 0.05 and vectors["out/decode/images/exact"].mean() > 0.98
 

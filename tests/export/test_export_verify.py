@@ -214,7 +214,7 @@ class TestAnswers:
     def test_answers_are_compared_even_where_digests_agree(self, copy, onnx_alone, capsys):
         path = copy / "onnx" / "decoder.onnx"
         model = onnx.load(path)
-        tensor = next(one for one in model.graph.initializer if one.dims and one.data_type == onnx.TensorProto.FLOAT)
+        tensor = next(a for a in model.graph.initializer if a.dims and a.data_type == onnx.TensorProto.FLOAT)
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.001), tensor.name))
         onnx.save(model, path)
         list_in_manifest(copy, "onnx/decoder.onnx")
@@ -237,7 +237,7 @@ class TestAnswers:
         monkeypatch.setattr(verify, "compare_in_process", lambda *given: run.append(given[:2]) or Report())
         assert list_problems(copy) == []
         folders = {"onnx": ["onnx"], "savedmodel": ["savedmodel/1", "savedmodel/2"]}
-        assert sorted(run) == sorted((name, (copy / one).resolve()) for name, ones in folders.items() for one in ones)
+        assert sorted(run) == sorted((name, (copy / part).resolve()) for name, ones in folders.items() for part in ones)
 
     @pytest.mark.usefixtures("quick")
     def test_page_is_verified_with_its_own_models(self, tiny_run, runtime, tmp_path, monkeypatch):

@@ -20,12 +20,12 @@ from tfdecouple.numerics.arithmetic import get_sizes
 
 
 def call(name, endpoint_name, **given):
-    one = find_endpoint(graphs.VARIANTS[name], endpoint_name)
+    endpoint = find_endpoint(graphs.VARIANTS[name], endpoint_name)
     made = graphs.call_endpoint(
-        graphs.get_exported_model(name), one, {**graphs.make_inputs(graphs.VARIANTS[name]), **given}
+        graphs.get_exported_model(name), endpoint, {**graphs.make_inputs(graphs.VARIANTS[name]), **given}
     )
-    assert list(made) == [array.name for array in one.outputs]
-    for array in one.outputs:
+    assert list(made) == [array.name for array in endpoint.outputs]
+    for array in endpoint.outputs:
         assert made[array.name].dtype == array.dtype and made[array.name].shape[1:] == array.shape
     return made
 
@@ -33,7 +33,7 @@ def call(name, endpoint_name, **given):
 # The other endpoints are made of the same parts, and differ between models no more than they do here.
 FURTHER_ENDPOINTS = []
 for variant in ("alpha-0.8", "base", "classes", "prior of classes"):
-    names = (one.name for one in list_endpoints(graphs.VARIANTS[variant]))
+    names = (endpoint.name for endpoint in list_endpoints(graphs.VARIANTS[variant]))
     FURTHER_ENDPOINTS += [(variant, name) for name in names if name not in ("encode", "score")]
 
 
@@ -96,7 +96,8 @@ def change_weights(exported, names):
 
 
 def list_named(problems):
-    return {name for one in problems for name in one.partition(" weights ")[2].partition(" is not")[0].split(", ")}
+    lists = (problem.partition(" weights ")[2].partition(" is not")[0] for problem in problems)
+    return {name for listed in lists for name in listed.split(", ")}
 
 
 def transpose_square(constant):

@@ -50,7 +50,7 @@ def test_kept_images_come_back_also_from_perturbed_codes(model, monkeypatch):
 def answers_of(model, name, images):
     """Returns the model's answers of an endpoint to inputs and to perturbed inputs."""
     rng, offered = np.random.default_rng(0), find_endpoint(model.config, name)
-    given = {one.name: images if one.dtype == "uint8" else draw_values(one, rng, len(images)) for one in offered.inputs}
+    given = {a.name: images if a.dtype == "uint8" else draw_values(a, rng, len(images)) for a in offered.inputs}
     plain = KerasAnswers(model)
     return offered, *(offered.answer(each, given) for each in (plain, KerasAnswers(model, plain)))
 
@@ -62,13 +62,13 @@ def test_images_are_perturbed_before_they_are_encoded(name, model):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(vectors, "PERTURBATION", times * PERTURBATION)
             _, right, other = answers_of(model, name, IMAGES)
-        effects.append(max(np.abs(right[one] - other[one]).max() for one in right))
+        effects.append(max(np.abs(right[name] - other[name]).max() for name in right))
     assert effects[1] > 20 * effects[0] > 0
 
 
 def scores_of(model, images):
     offered, right, other = answers_of(model, "score", images)
-    return {one.name: Answer.from_floats(right[one.name], other[one.name], one.scale) for one in offered.outputs}
+    return {a.name: Answer.from_floats(right[a.name], other[a.name], a.scale) for a in offered.outputs}
 
 
 def test_the_length_of_v_may_be_off_by_the_rounding_of_one_weight(tiny_model):

@@ -21,7 +21,7 @@ COUNT, BAD = 4, 2
 OTHERS = [row for row in range(COUNT) if row != BAD]
 NOT_FINITE = [np.nan, np.inf, -np.inf]
 FILES = list_onnx_names(SMALL)
-EVERY_ENDPOINT = [one.name for one in list_endpoints(SMALL)]
+EVERY_ENDPOINT = [endpoint.name for endpoint in list_endpoints(SMALL)]
 
 
 class OnnxRuntime(OnnxFiles):
@@ -82,7 +82,7 @@ def runtimes(exported, opened, tmp_path_factory):
             return OnnxRuntime(exported / "onnx", FILES)
         pytest.importorskip("ai_edge_litert")
         folder = tmp_path_factory.mktemp("litert")
-        offered = [one for one in list_endpoints(opened[0].config) if one.onnx]
+        offered = [endpoint for endpoint in list_endpoints(opened[0].config) if endpoint.onnx]
         write_litert_files(ExportedModel(opened[0]), offered, folder, str)
         return LiteRT(folder, FILES)
 
@@ -157,7 +157,7 @@ def wrong_shapes(right):
 
 
 UNEQUAL = [
-    *((one.name, array.name, 2) for one in list_endpoints(SMALL) if len(one.inputs) > 1 for array in one.inputs),
+    *((e.name, array.name, 2) for e in list_endpoints(SMALL) if len(e.inputs) > 1 for array in e.inputs),
     *(("decode", "z", 0), ("decode", "v", 0), ("switch", "images_a", 1), ("interpolate", "images_b", 1)),
 ]
 

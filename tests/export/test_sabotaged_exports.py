@@ -32,7 +32,7 @@ MIX = "flow/level_0_part_0_step_0/linear/kernel"
 def change_weight(model, name, add=0.0, times=1.0):
     """Changes the first number of a weight, or all of its numbers."""
     # Weights that are made of one weight of the model are told apart by numbers.
-    tensor = next(one for one in model.graph.initializer if one.name.partition("#")[0] == name and one.dims)
+    tensor = next(array for array in model.graph.initializer if array.name.partition("#")[0] == name and array.dims)
     changed = numpy_helper.to_array(tensor) * np.float32(times)
     changed.flat[0] += add
     tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
@@ -114,7 +114,7 @@ class TestOnnx:
     @pytest.mark.parametrize("file", ["encoder", "decoder", "sampler"])
     def test_any_weight_changed_by_a_thousandth_is_found(self, onnx_problems, file, monkeypatch):
         def change(model):
-            floats = [one for one in model.graph.initializer if one.dims and one.data_type == onnx.TensorProto.FLOAT]
+            floats = [a for a in model.graph.initializer if a.dims and a.data_type == onnx.TensorProto.FLOAT]
             for tensor in floats:
                 array = numpy_helper.to_array(tensor).copy()
                 array.flat[-1] = array.flat[-1] * np.float32(1.001) or np.float32(1e-9)
@@ -252,7 +252,7 @@ class TestSavedModel:
         folder = shutil.copytree(exported / "savedmodel" / "1", tmp_path / "savedmodel")
         message = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
         for function in message.meta_graphs[0].graph_def.library.function:
-            for node in (one for one in function.node_def if one.op == "EnsureShape"):
+            for node in (inner for inner in function.node_def if inner.op == "EnsureShape"):
                 node.op = "Identity"
                 del node.attr["shape"]
         (folder / "saved_model.pb").write_bytes(message.SerializeToString())

@@ -176,8 +176,8 @@ class TestAnswers:
         ],
     )
     def test_other_outputs_and_failures_are_a_problem(self, report, found, problem):
-        (one,) = report(found).problems
-        assert one.startswith(f"number: {problem}") and "\n" not in one
+        (line,) = report(found).problems
+        assert line.startswith(f"number: {problem}") and "\n" not in line
 
     def test_endpoint_without_answers_of_the_model_is_a_problem(self, compare):
         (problem,) = compare({}, number=lambda: {}).problems

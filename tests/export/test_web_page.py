@@ -118,7 +118,8 @@ def test_the_page_of_a_model_of_7_bits_whose_prior_knows_labels_works_in_a_brows
 def test_directions_of_the_same_weights_alone_come_to_the_page(steered_run, tmp_path):
     _, origin = open_run(steered_run)
     found = describe_model(origin)["directions"]
-    assert [one["name"] for one in found] == ["<b>bright", "dark"] and found[0]["description"].startswith("tells 75.0%")
+    assert [direction["name"] for direction in found] == ["<b>bright", "dark"]
+    assert found[0]["description"].startswith("tells 75.0%")
     kept = Directions.read(steered_run, 4)
     assert found[1]["vector"] == kept["dark"].vector.tolist()
     other = shutil.copytree(steered_run, tmp_path / "other")
@@ -128,13 +129,13 @@ def test_directions_of_the_same_weights_alone_come_to_the_page(steered_run, tmp_
 
 
 def test_the_page_knows_which_examples_the_model_has_seen():
-    found = {one["file"]: one for one in describe_examples(RunFolder("photographs").read_config().data)}
+    found = {example["file"]: example for example in describe_examples(RunFolder("photographs").read_config().data)}
     assert set(found) == set(make_example_files())
     assert found["model/coffee.jpg"]["seen"] is True and found["model/retina.jpg"]["seen"] is False
     assert found["model/retina.jpg"]["licence"] == "CC0"
     # "seen" is None if the data are other images or unknown, since nobody knows whether they had the example.
     for data in (DataConfig(source="folder:."), DataConfig(source="tfds:mnist"), None):
-        assert {one["seen"] for one in describe_examples(data)} == {None}
+        assert {example["seen"] for example in describe_examples(data)} == {None}
 
 
 @pytest.mark.slow

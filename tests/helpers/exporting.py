@@ -12,7 +12,7 @@ from helpers.models import TINY
 
 def list_onnx_names(config):
     """Returns {endpoint: name of its ONNX file without suffix} for the endpoints of a model that have a file."""
-    return {one.name: one.onnx for one in list_endpoints(config) if one.onnx}
+    return {endpoint.name: endpoint.onnx for endpoint in list_endpoints(config) if endpoint.onnx}
 
 
 # Names of the ONNX files in an export of a model with the config TINY.
