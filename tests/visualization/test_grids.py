@@ -99,9 +99,10 @@ def test_legend_of_a_projection_names_frequent_labels_and_groups_the_rest():
 
 
 def test_curves_show_the_metrics_and_name_the_runs():
-    steps = list(range(100))
-    fall = [50.0, *(4 - step / 100 for step in steps[1:])]
-    a = plots.Curves("a", {"bits_per_dim": (steps, fall)}, {"bits_per_dim": ([50, 99], [3.7, 3.1])})
+    steps = list(range(1000))
+    fall = [50.0, *(4 - step / 1000 for step in steps[1:])]
+    fall[600] = 30.0
+    a = plots.Curves("a", {"bits_per_dim": (steps, fall)}, {"bits_per_dim": ([500, 999], [3.7, 3.1])})
     b = plots.Curves("b", {name: (steps, steps) for name in ("bits_per_dim", "kl", "dequantization")}, {})
     axes = plots.plot_curves([a, b]).axes
     legend = [text.get_text() for text in axes[0].get_legend().get_texts()]
@@ -109,7 +110,7 @@ def test_curves_show_the_metrics_and_name_the_runs():
     assert [list(line.get_ydata()) for line in axes[0].get_lines()] == [fall, [3.7, 3.1], steps]
     assert [len(panel.get_lines()) for panel in axes] == [3, 1, 1], "no run has a learning rate"
     assert axes[2].get_ylabel() == "log q(u|x), nats/image"
-    # The first values, far above all others, do not press them together.
+    # The first values and a peak, far above all others, do not press them together.
     low, high = plots.plot_curves([a]).axes[0].get_ylim()
     assert low < 3.01 and 3.9 < high < 4
 

@@ -52,8 +52,8 @@ def plot_curves(runs: Sequence[Curves]) -> Figure:
     """Plots bits/dim, KL, log q(u|x) and learning rate of runs over their updates; each run must have bits/dim.
 
     Curves on training images are thin. Curves on validation images are thick, with a point at each evaluation. A metric
-    that no run logs gets no panel. The axis of bits/dim leaves out the steep fall in the first tenth of each curve,
-    which would flatten the rest.
+    that no run logs gets no panel. The axis of bits/dim leaves out the steep fall in the first tenth of each curve, and
+    the highest hundredth of the values after it, such as short peaks: these would flatten the rest.
     """
     figure = _make_figure(9, 6.6)
     lower = [name for name in _NAMES if name != "bits_per_dim" and any(_collect_curves(run, name) for run in runs)]
@@ -79,9 +79,10 @@ def plot_curves(runs: Sequence[Curves]) -> Figure:
         panels["learning_rate"].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     bits = panels["bits_per_dim"]
     lines = [np.asarray(line) for run in runs for line in _collect_curves(run, "bits_per_dim")]
-    later = np.concatenate([values[steps >= steps[-1] / 10] for steps, values in lines])
-    if room := np.ptp(later) / 20:
-        bits.set_ylim(later.min() - room, later.max() + room)
+    later = [values[steps >= steps[-1] / 10] for steps, values in lines]
+    low, high = min(map(np.min, later)), max(np.quantile(values, 0.99) for values in later)
+    if room := (high - low) / 20:
+        bits.set_ylim(low - room, high + room)
     bits.legend(fontsize=_SMALL, frameon=False)
     bits.set_title(runs[0].name if is_alone else f"{len(runs)} runs", fontsize=_TEXT + 2, loc="left")
     return figure
