@@ -30,14 +30,22 @@ SITE_PATHS = {
     },
 }
 # The packages below tfdecouple that get a page in the site's API; the page documents the names in their `__all__`.
-PUBLIC_PACKAGES = ("config", "data", "layers", "bijectors", "training", "corpus")
-# The classes on the API's page of tfdecouple.networks, which are listed here, because that package has no `__all__`.
-NETWORKS = (
-    "tfdecouple.networks.flow.Flow",
-    "tfdecouple.networks.encoder.Encoder",
-    "tfdecouple.networks.prior.PriorFlow",
-    "tfdecouple.networks.dequantizer.Dequantizer",
-)
+PUBLIC_PACKAGES = ("config", "layers", "bijectors", "training", "corpus")
+# The names on the API's pages of packages that have no `__all__`, because their names are imported from their modules.
+MODULE_NAMES = {
+    "data": (
+        "sources.open_source",
+        "sources.choose_user_crop",
+        "splits.Source",
+        "batches.make_training_batches",
+        "batches.make_evaluation_batches",
+        "batches.load_images",
+        "batches.read_chosen_batches",
+        "batches.slice_for_replicas",
+        "batches.count_epoch_steps",
+    ),
+    "networks": ("flow.Flow", "encoder.Encoder", "prior.PriorFlow", "dequantizer.Dequantizer"),
+}
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\](?:\([^)]*\))?)*)\]\(([^)\s]+)\)")
 _LOG = logging.getLogger("mkdocs.plugins.tfdecouple")
 
@@ -125,7 +133,7 @@ def list_public_names() -> dict[str, list[str]]:
     pages = {"tfdecouple": [f"tfdecouple.{name}" for name in _read_all("tfdecouple")]}
     for package in PUBLIC_PACKAGES:
         pages[package] = [f"tfdecouple.{package}.{name}" for name in _read_all(f"tfdecouple/{package}")]
-    pages["networks"] = list(NETWORKS)
+    pages |= {package: [f"tfdecouple.{package}.{name}" for name in names] for package, names in MODULE_NAMES.items()}
     return pages
 
 

@@ -15,7 +15,7 @@ class Logger:
     """The base class of loggers, which write the metrics and pictures of a training run; its methods do nothing.
 
     `folder` is the run folder, into which a logger writes nothing before `open`. `config` is the `Config` of the run.
-    Only methods import large packages, because `tfdecouple.config` imports this module without TensorFlow.
+    Large packages are imported inside methods: `tfdecouple.config` imports this module, and must not load TensorFlow.
 
     Attributes:
         name: name of the logger in the option `training.loggers`.

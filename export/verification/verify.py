@@ -36,7 +36,7 @@ def join_problems(problems: Sequence[str]) -> str:
 
 
 def require_no_problems(problems: Iterable[str]) -> None:
-    """Raises RefusedError if there are `problems` in exported files, a line each."""
+    """Raises RefusedError if exported files have `problems`, texts of one line each."""
     if found := [*problems]:
         raise RefusedError(f"not published: {join_problems(found)}")
 

@@ -65,6 +65,7 @@ def turned_outputs(model):
     model.graph.output.extend(outputs[::-1])
 
 
+# Beginnings of the problems that the comparison reports.
 CANNOT_OPEN, METADATA = "the onnx files cannot be opened: ", "the metadata do not pass: ValueError: "
 # (file, sabotage, beginning of the problem). Pixels of samples show changes that codes of images, which decode to the
 # middle of a bin, hide.

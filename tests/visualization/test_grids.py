@@ -110,7 +110,7 @@ def test_curves_show_the_metrics_and_name_the_runs():
     assert [list(line.get_ydata()) for line in axes[0].get_lines()] == [fall, [3.7, 3.1], steps]
     assert [len(panel.get_lines()) for panel in axes] == [3, 1, 1], "no run has a learning rate"
     assert axes[2].get_ylabel() == "log q(u|x), nats/image"
-    # The first values and a peak, far above all others, do not press them together.
+    # The axis ends below the first value and the peak, which would flatten the curves.
     low, high = plots.plot_curves([a]).axes[0].get_ylim()
     assert low < 3.01 and 3.9 < high < 4
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 from typing import TYPE_CHECKING, ClassVar
 
 from tfdecouple.config import DataConfig
@@ -169,7 +170,7 @@ def hide_image_path(text: str, config: DataConfig) -> str:
     'images in photos'
     """
     option, folder = locate_images(config) or ("", "")
-    return text.replace(folder, os.path.basename(folder.rstrip("/"))) if option == "data.source" else text
+    return text.replace(folder, pathlib.Path(folder).name) if option == "data.source" else text
 
 
 def choose_user_crop(config: DataConfig) -> int:

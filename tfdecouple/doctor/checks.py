@@ -229,7 +229,8 @@ def measure_speed(task: Task) -> Iterator[Result]:
     """Yields a `Result` with the speed in images per second for each batch size and phase (training, encoding ...)."""
     variant, count, fastest = task.variant, len(task.devices), 0.0
     sizes = [(batch, 1) for batch in ([QUICK_BATCH] if task.quick else BATCHES[task.devices[0][:3]])]
-    sizes += [(QUICK_BATCH * count, count)] if count > 1 and not variant.settings else []
+    if count > 1 and not variant.settings:
+        sizes.append((QUICK_BATCH * count, count))
     for batch, devices in sizes:
         start, config = time.perf_counter(), make_doctor_config(task, batch)
         phases = _make_phases(config, devices)
