@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import make_table, write_json  # noqa: E402
 from tfdecouple.data.sample_images import make_extreme_images  # noqa: E402
-from tfdecouple.errors import ExactnessWarning  # noqa: E402
+from tfdecouple.errors import ExactnessWarning, InversionError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
 HEADER = ["run", "alpha", "images", "of", "lost", "in subpixels", "RMS of v", "least of the lost"]
@@ -85,8 +85,17 @@ def count_changed_subpixels(model: Any, images: np.ndarray) -> tuple[np.ndarray,
         # The model warns of images that it might not reconstruct exactly. Here changes are counted instead.
         warnings.simplefilter("ignore", ExactnessWarning)
         z, v = model.encode(images)
-    changed = (np.asarray(model.decode(z, v)) != images).reshape(len(images), -1).sum(1)
-    return changed, np.sqrt(np.square(np.asarray(v)).mean((1, 2, 3)))
+    try:
+        decoded = np.asarray(model.decode(z, v))
+    except InversionError:
+        # An image has pixels that are not finite. Images are counted one by one; all subpixels of that image changed.
+        if len(images) > 1:
+            single = [count_changed_subpixels(model, images[index : index + 1]) for index in range(len(images))]
+            changed, rms = map(np.concatenate, zip(*single, strict=True))
+            return changed, rms
+        decoded = ~images
+    changed = (decoded != images).reshape(len(images), -1).sum(1)
+    return changed, np.sqrt(np.square(np.asarray(v, np.float64)).mean((1, 2, 3)))
 
 
 def count_changes(model: Any, images: np.ndarray) -> dict[str, Any]:
@@ -106,7 +115,7 @@ def count_changes(model: Any, images: np.ndarray) -> dict[str, Any]:
 
 def format_row(row: dict[str, Any]) -> list[object]:
     """Returns a table row, a list of cells, from `row`, the dict of a model, a set of images and counts of changes."""
-    least, most = (f"{row[name]:.2f}" for name in ("least_rms", "most_rms"))
+    least, most = (f"{row[name]:.3g}" for name in ("least_rms", "most_rms"))
     spread = least if row["of"] == 1 else f"{least} to {most}"
     counts = [row["of"], row["lost"], row["subpixels"]]
     return [row["run"], str(row["alpha"]), row["images"], *counts, spread, row["least_rms_of_the_lost"]]

@@ -90,6 +90,8 @@ class TestModel:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             model.encode(near)
+            # The square of this v is above the largest float32.
+            assert far_from_training(np.full((1, 2, 2, 3), 1e30, "float32")).tolist() == [True]
             # Images that were recovered by decoding need no warning.
             model.encode(images, verify=True)
 

@@ -374,8 +374,11 @@ def far_from_training(v: Any) -> np.ndarray:
         v: local codes, `[batch, height, width, channels]`.
     """
     v = np.asarray(v)
+    # The square of a v above 1e19 is infinite in float32, which rightly counts the image as far.
+    with np.errstate(over="ignore"):
+        rms = np.sqrt(np.square(v).mean(tuple(range(1, v.ndim))))
     # A comparison with NaN is false, so its negation counts an image whose v contains NaN as far.
-    return ~(np.sqrt(np.square(v).mean(tuple(range(1, v.ndim)))) <= FAR)
+    return ~(rms <= FAR)
 
 
 def warn_of_far_images(v: tf.Tensor) -> None:
