@@ -288,14 +288,11 @@ class Answer:
         `bins` is the answer to the inputs, and `perturbed` the answer to inputs that are changed by a relative 1e-6;
         both are `[n, height, width, channels]`, in units of bins, before they are rounded down.
         """
-
-        def clip(values: np.ndarray) -> np.ndarray:
-            # Values outside the bins all get the pixel of the first or the last bin, so their distance is limited.
-            return np.clip(np.nan_to_num(values.astype(np.float64), nan=-1e9), -0.5, n_bins + 0.5)
-
-        inside = clip(bins)
-        bound = _compute_tolerances(inside, clip(perturbed), UNSTABLE / 2) + FLOOR * n_bins / 2
-        bound[(bound >= UNSTABLE) | ~np.isfinite(bins).reshape(len(bins), -1).all(1)] = np.inf
+        # Values outside the bins count, too: a value of 1e11 that changes by 1e10 may change its sign in a file.
+        bound = _compute_tolerances(bins, perturbed, UNSTABLE / 2) + FLOOR * n_bins / 2
+        bound[~((bound < UNSTABLE) & np.isfinite(bins).reshape(len(bins), -1).all(1))] = np.inf
+        # Values outside the bins all get the pixel of the first or the last bin.
+        inside = np.clip(np.nan_to_num(bins.astype(np.float64), nan=-1), -0.5, n_bins + 0.5)
         border = np.clip(np.round(inside), 1, n_bins - 1)
         exact = np.abs(inside - border) > bound.reshape(-1, 1, 1, 1)
         step = 256 // n_bins
