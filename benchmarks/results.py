@@ -7,7 +7,7 @@
 
 Every number in docs/RESULTS.md is in a file in docs/results. Training wrote metrics.jsonl and summary.json. Commands
 that --list shows wrote the other files from the weights in the repository, with two exceptions: benchmarks/trials.py
-writes trials.json, and by_length.json has metrics of earlier weights, with the commits that hold the weights. The
+writes trials.json, and benchmarks/exactness.py wrote exactness_before_patterns.json from weights that are not kept. The
 repository has no weights of the quickstart: the commands under "quickstart" train them first. `make results` runs the
 third command above. In docs/RESULTS.md each table stands between its lines `<!-- NAME -->` and `<!-- end NAME -->`.
 """
@@ -42,9 +42,9 @@ CONDITIONED = {
     "base": "mean and scale of the Gaussian of v (the paper's Table 3)",
     "glow": "nothing (no z)",
 }
-# Folder of a run with 256 dimensions of z, in the tables "models" and "probe"; its weights are in commit 0e3fdba.
-LATENT_256 = "latent256"
-TITLES = RUNS | {LATENT_256: "ours, larger z"}
+# Folder of a run of our model with the preset's KL weight, in some tables.
+SMALL_KL = "conditional-kl0.03"
+TITLES = RUNS | {SMALL_KL: "ours, KL weight 0.03"}
 # For each compared model, the preset of the larger model in the paper; the paper's images differ from ours, too.
 PAPER_PRESETS = {"conditional": "cifar10", "base": "cifar10_base_conditioned", "glow": "cifar10_glow"}
 PAPER_INFOMAX = "49.62"
@@ -150,10 +150,6 @@ def load_result(name: str) -> Any:
 def _render_models() -> str:
     presets = {run: f"`{load_result(f'{run}/config.json')['name']}`" for run in RUNS}
     rows = [[name, presets[run], count_run_parameters(run), CONDITIONED[run]] for run, name in RUNS.items()]
-    more = load_result(f"{LATENT_256}/config.json")["model"]
-    options = [f"{name}={more[name]}" for name in ("latent_dim", "encoder_out_channels")]
-    preset = f"`cifar10_small` with `{' '.join(options)}`"
-    rows.append([TITLES[LATENT_256], preset, count_run_parameters(LATENT_256), CONDITIONED["conditional"]])
     return make_table(["model", "preset", "parameters", "what z conditions"], rows)
 
 
@@ -167,17 +163,19 @@ def _render_bits() -> str:
         full = load_result(f"{run}/evaluation/bits_per_dim-test.json")
         subset = load_result(f"{run}/evaluation/importance/bits_per_dim-test.json")
         weighted = load_result(f"{run}/evaluation/importance/importance-test.json")
-        strong = "**" if run == "conditional" else ""
         rows.append(
             [
                 name,
                 f"{load_result(f'{run}/summary.json')['validation_bits_per_dim']:.4f}",
-                f"{strong}{_format_bits(full)}{strong}",
+                _format_bits(full),
                 f"{subset['bits_per_dim']:.4f}",
                 _format_bits(weighted),
                 paper.BITS[PAPER_PRESETS[run]],
             ]
         )
+    validation = load_result(f"{SMALL_KL}/summary.json")["validation_bits_per_dim"]
+    test = load_result(f"{SMALL_KL}/evaluation/probe/bits_per_dim-test.json")
+    rows.append([TITLES[SMALL_KL], f"{validation:.4f}", _format_bits(test), "", "", ""])
     codecs = load_result("conditional/summary.json")
     images, bits = codecs["lossless_codecs_images"], codecs["lossless_codecs_bits_per_dim"]
     rows.append([f"lossless WebP files, {images:,} test images", "", f"{bits['webp']:.3f}", "", "", ""])
@@ -193,21 +191,20 @@ def _format_bits(evaluation: dict[str, Any]) -> str:
 
 
 def compare_seeds() -> tuple[int, dict[str, list[float]]]:
-    """Returns the last training step with validation bits/dim of all seeds, and {run: list of these bits/dim by seed}.
+    """Returns the last training step of the short runs, and {run: list of their validation bits/dim by seed}.
 
-    Seed 0 of a run is docs/results/RUN. The config and log of another seed are in docs/results/seeds/RUN-SEED. The dict
-    leaves out a run with only one seed.
+    Config and log of each short run are in docs/results/seeds/RUN-SEED; a model without short runs is left out.
     """
-    others = {run: sorted((FILES / "seeds").glob(f"{run}-*")) for run in RUNS}
-    bits = {run: [_read_validation(folder) for folder in (FILES / run, *more)] for run, more in others.items() if more}
-    step = max(set.intersection(*(set(by_step) for run in bits.values() for by_step in run)))
-    return step, {run: [by_step[step] for by_step in of_seeds] for run, of_seeds in bits.items()}
+    folders = {run: sorted((FILES / "seeds").glob(f"{run}-*")) for run in RUNS}
+    rows = {run: [_read_validation(folder)[-1] for folder in of_run] for run, of_run in folders.items() if of_run}
+    (step,) = {step for of_run in rows.values() for step, _ in of_run}
+    return step, {run: [bits for _, bits in of_run] for run, of_run in rows.items()}
 
 
-def _read_validation(run: pathlib.Path) -> dict[int, float]:
-    """Returns {training step: bits/dim on the validation images} from metrics.jsonl in the run folder `run`."""
+def _read_validation(run: pathlib.Path) -> list[tuple[int, float]]:
+    """Returns (training step, bits/dim) of each evaluation on validation images, from metrics.jsonl in `run`."""
     rows = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return {int(row["step"]): float(row["bits_per_dim"]) for row in rows if row["kind"] == "validation"}
+    return [(int(row["step"]), float(row["bits_per_dim"])) for row in rows if row["kind"] == "validation"]
 
 
 def _render_seeds() -> str:
@@ -216,11 +213,11 @@ def _render_seeds() -> str:
     for run, values in bits.items():
         listed = ", ".join(f"{value:.4f}" for value in values)
         # Runs are subtracted seed by seed, because runs with equal seeds see the same images in the same order.
-        differences = [theirs - ours for ours, theirs in zip(bits["conditional"], values, strict=False)]
+        differences = [theirs - ours for ours, theirs in zip(bits["conditional"], values, strict=True)]
         worse = Estimate.from_values(differences).to_text(4) if run != "conditional" else ""
         rows.append([RUNS[run], listed, Estimate.from_values(values).to_text(4), worse])
     return make_table(
-        ["model", f"validation bits/dim at update {step:,}, seeds 0, 1, ...", "mean", "difference from ours"], rows
+        ["model", f"validation bits/dim at update {step:,}, seeds 0, 1, 2", "mean", "difference from ours"], rows
     )
 
 
@@ -238,8 +235,8 @@ def load_accuracies(run: str = "conditional") -> dict[str, dict[str, float]]:
 def _render_probe() -> str:
     rows: list[list[object]] = []
     names = {"pixels": "raw pixels", "pixels, PCA": "raw pixels, PCA"}
-    # Raw pixels without PCA have only one row, because their accuracy does not depend on the model.
-    for run, pixels in (("conditional", ("pixels", "pixels, PCA")), (LATENT_256, ("pixels, PCA",))):
+    # Pixels have one row, because their accuracy does not depend on the model.
+    for run, pixels in (("conditional", ("pixels", "pixels, PCA")), (SMALL_KL, ())):
         accuracies = load_accuracies(run)
         for features in ("z", "v", "v, PCA", *pixels):
             metrics, strong = accuracies[features], "**" if features == "z" else ""
@@ -282,39 +279,29 @@ def _render_exactness() -> str:
     rows = []
     for kind, by_run in kinds.items():
         lengths = [f"{by_run[run]['least_rms']:.2f} to {by_run[run]['most_rms']:.2f}" for run in titles]
-        count, lost = by_run["quickstart"]["of"], sum(row["lost"] for row in by_run.values())
-        rows.append([kind, f"{count}, {lost} inexact" if lost else count, *lengths])
-    return make_table(["images", "number", *(f"RMS of v, {title}" for title in titles.values())], rows)
+        lost = [f"{row['lost']} with {TITLES[run]}" for run, row in by_run.items() if row["lost"]]
+        rows.append([kind, by_run["quickstart"]["of"], ", ".join(lost) or 0, *lengths])
+    header = ["images", "number", "inexact", *(f"RMS of v, {title}" for title in titles.values())]
+    return make_table(header, rows)
 
 
-def load_by_length(run: str) -> dict[int, dict[str, Any]]:
-    """Returns {training steps: {metric: value}} of a run, for its earlier weights and the weights in the repository."""
-    earlier = {row["updates"]: row for row in load_result("by_length.json")["rows"] if row["run"] == run}
-    now = {"bits_per_dim": load_result(f"{run}/evaluation/bits_per_dim-test.json")["bits_per_dim"]}
-    if run == "conditional":
-        now["accuracy"] = load_accuracies()["z"]["logistic regression"] / 100
-    lost = {(row["run"], row["images"], row["of"]): row["lost"] for row in load_result("exactness.json")["rows"]}
-    now["noise_lost"] = lost[run, "noise of 0 and 255", 256]
-    return {**earlier, load_result(f"{run}/summary.json")["steps"]: now}
-
-
-def _render_by_length() -> str:
-    metrics: dict[str, tuple[str, Callable[[float], str]]] = {
-        "bits_per_dim": ("test bits/dim", "{:.4f}".format),
-        "accuracy": ("accuracy of logistic regression on z in %", lambda value: f"{100 * value:.1f}"),
-        "noise_lost": ("inexact of 256 noise images", "{:.0f}".format),
+def _render_patterns() -> str:
+    # After this update, training also uses patterns (synthetic images: noise and checkerboards).
+    begin = load_result("conditional/config.json")["training"]["patterns_after"]
+    lost = {
+        (name, row["run"]): row["lost"]
+        for name in ("exactness_before_patterns.json", "exactness.json")
+        for row in load_result(name)["rows"]
+        if row["images"] == "noise of 0 and 255"
     }
     rows = []
-    for metric, (title, format_value) in metrics.items():
-        for run, name in RUNS.items():
-            values = [row[metric] for row in load_by_length(run).values() if metric in row]
-            if values:
-                rows.append([f"{title}, {name}", *map(format_value, values)])
-    # After this many updates, training also uses patterns (synthetic images: noise and checkerboards).
-    begin = load_result("conditional/config.json")["training"]["patterns_after"]
-    lengths = load_by_length("conditional")
-    header = [f"{updates:,} updates" + ", with patterns" * (updates > begin) for updates in lengths]
-    return make_table(["metric, model", *header], rows)
+    for run, name in RUNS.items():
+        evaluations = dict(_read_validation(FILES / run))
+        steps = [max(step for step in evaluations if step <= begin), load_result(f"{run}/summary.json")["best_step"]]
+        counts = [lost["exactness_before_patterns.json", run], lost["exactness.json", run]]
+        rows.append([name, *(f"{evaluations[step]:.4f}" for step in steps), *counts])
+    titles = ["validation bits/dim", "inexact of 256 noise images"]
+    return make_table(["model", *(f"{title}, {when}" for title in titles for when in ("before", "after"))], rows)
 
 
 # Outlier scores, the rows of the table "outliers": {name in the JSON file: title in the table}.
@@ -345,7 +332,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "statistics": _render_statistics,
     "frechet": _render_frechet,
     "exactness": _render_exactness,
-    "by length": _render_by_length,
+    "patterns": _render_patterns,
     "outliers": _render_outliers,
 }
 
