@@ -42,7 +42,7 @@ CONDITIONED = {
     "base": "mean and scale of the Gaussian of v (the paper's Table 3)",
     "glow": "nothing (no z)",
 }
-# Folder of a run of our model with the preset's KL weight, in some tables.
+# Folder of a run of our model with the preset's KL weight, in some tables; its weights are in commit a09d8794.
 SMALL_KL = "conditional-kl0.03"
 TITLES = RUNS | {SMALL_KL: "ours, KL weight 0.03"}
 # For each compared model, the preset of the larger model in the paper; the paper's images differ from ours, too.
