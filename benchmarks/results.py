@@ -6,10 +6,11 @@
     python benchmarks/results.py --measure pictures exactness --data-dir DIR   # measures some; --list has the names
 
 Every number in docs/RESULTS.md is in a file in docs/results. Training wrote metrics.jsonl and summary.json. Commands
-that --list shows wrote the other files from the weights in the repository, with two exceptions: benchmarks/trials.py
-writes trials.json, and benchmarks/exactness.py wrote exactness_before_patterns.json from weights that are not kept. The
-repository has no weights of the quickstart: the commands under "quickstart" train them first. `make results` runs the
-third command above. In docs/RESULTS.md each table stands between its lines `<!-- NAME -->` and `<!-- end NAME -->`.
+that --list shows wrote the other files from the weights in the repository, with three exceptions: benchmarks/trials.py
+writes trials.json, benchmarks/exactness.py wrote exactness_before_patterns.json from weights that are not kept, and the
+weights of conditional-kl0.03 are in an earlier commit. The repository has no weights of the quickstart: the commands
+under "quickstart" train them first. `make results` runs the third command above. In docs/RESULTS.md each table stands
+between its lines `<!-- NAME -->` and `<!-- end NAME -->`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ CONDITIONED = {
     "base": "mean and scale of the Gaussian of v (the paper's Table 3)",
     "glow": "nothing (no z)",
 }
-# Folder of a run of our model with the preset's KL weight, in some tables; its weights are in commit a09d8794.
+# Our model with the preset's KL weight, in the tables "bits" and "probe"; weights and log are in commit a09d8794.
 SMALL_KL = "conditional-kl0.03"
 TITLES = RUNS | {SMALL_KL: "ours, KL weight 0.03"}
 # For each compared model, the preset of the larger model in the paper; the paper's images differ from ours, too.
