@@ -20,6 +20,8 @@ from tfdecouple.model.codes import z_from_noise
 from tfdecouple.model.densities import evaluate_log_joint
 from tfdecouple.model.objective import negative_elbo
 from tfdecouple.model.outlier_scores import OutlierScores, score_latents
+from tfdecouple.numerics.kernels import Kernels
+from tfdecouple.runtime.run_mode import RunMode
 
 # The largest difference of a folded network from the model's in float64, relative to the norm of a tensor.
 _TOLERANCE = 1e-9
@@ -234,13 +236,22 @@ def _trace_methods(model: DecoupledModel, any_size: bool) -> dict[tuple[str, str
     for network, method, specs in _list_methods(model, any_size):
         layer = getattr(model, network)
         variables = {paths[id(variable)]: variable for variable in layer.variables}
-        traced[network, method] = trace_network(functools.partial(_run_method, layer, method), variables, specs)
+        run = functools.partial(getattr(layer, method))
+        if network in ("flow", "prior_flow", "encoder", "dequantizer"):
+            run.keywords["runner"] = functools.partial(model.flow.runner, mode=_PlainMode(shards=1))
+        traced[network, method] = trace_network(functools.partial(_run_method, run, method), variables, specs)
     return traced
 
 
-def _run_method(layer: Any, method: str, *inputs: tf.Tensor) -> Any:
+class _PlainMode(RunMode):
+    """A run mode with TensorFlow's own convolutions, which `fold_graph` joins and which runtimes compute fastest."""
+
+    kernels = Kernels()
+
+
+def _run_method(run: Callable[..., Any], method: str, *inputs: tf.Tensor) -> Any:
     """Returns the results of a method that endpoints read: of an inverse, all but the log-determinant."""
-    results = getattr(layer, method)(*inputs)
+    results = run(*inputs)
     return results[:1] if method == "inverse_and_log_det" else results
 
 

@@ -17,11 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.errors import InversionError
-from tfdecouple.layers.base import substitute_weights
 from tfdecouple.numerics.arithmetic import get_sizes
-from tfdecouple.numerics.kernels import Kernels
-from tfdecouple.runtime.execution import run_functions_eagerly
-from tfdecouple.runtime.run_mode import RunMode
+from tfdecouple.runtime.execution import run_functions_eagerly, substitute_weights
 
 Array = np.ndarray
 
@@ -108,22 +105,10 @@ class Network:
         return {ref: Constant(np.asarray(array), sources[ref]) for ref, array in arrays.items()}
 
 
-@dataclasses.dataclass(frozen=True)
-class _PlainMode(RunMode):
-    """A run mode in which a convolution is one operation, which `fold_graph` joins with others."""
-
-    convolve = Kernels.convolve
-    convolve_normed = Kernels.convolve_normed
-
-
 def trace_network(method: Callable[..., Any], variables: Mapping[str, Any], specs: Sequence[tf.TensorSpec]) -> Network:
-    """Returns the traced `method`, a function of tensors with these `specs` that reads the model's `variables`.
-
-    The images of a batch are not divided among threads, and convolutions are plain: runtimes compute these fastest.
-    """
-    mode = _PlainMode(memory="keep", jit_compile=False, shards=1)
+    """Returns the traced `method`, a function of tensors with these `specs` that reads the model's `variables`."""
     values = {path: np.asarray(variable, np.float64) for path, variable in variables.items()}
-    with tf.Graph().as_default() as graph, run_functions_eagerly(), mode.apply():
+    with tf.Graph().as_default() as graph, run_functions_eagerly():
         inputs = tuple(tf.compat.v1.placeholder(spec.dtype, spec.shape) for spec in specs)
         weights = {
             path: (tf.compat.v1.placeholder(variable.dtype, variable.shape), values[path])

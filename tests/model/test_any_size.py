@@ -118,14 +118,14 @@ class TestCodes:
 class TestTraces:
     def test_images_of_many_sizes_share_a_trace_and_leave_codes_of_the_own_size_unchanged(self):
         model = fresh(SMALLEST)
-        fitting, execution, traces = images_of(model), model.flow.execution, set()
+        fitting, runner, traces = images_of(model), model.flow.runner, set()
         before = model.encode(fitting)
         for size in ((13, 11), (16, 16), (3, 5)):
             images = pictures(model, *size)
             equal(model.decode(*model.encode(images)), images)
-            traces.add((len(execution._network_functions), len(execution._layer_functions)))
+            traces.add((len(runner._network_functions), len(runner._layer_functions)))
         assert len(traces) == 1
-        functions = [traced for _, traced in execution._network_functions.values()]
+        functions = [traced for _, traced in runner._network_functions.values()]
         assert all(function.experimental_get_tracing_count() == 1 for function in functions)
         for old, new in zip(before, model.encode(fitting), strict=True):
             equal(old, new)

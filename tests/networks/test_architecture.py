@@ -17,7 +17,6 @@ from keras.src.backend.common import global_state
 from benchmarks.training_cost import count_activation_bytes, count_stored_bytes
 from tfdecouple.config import STEP_LAYERS, load_preset, preset_names
 from tfdecouple.layers import Coupling
-from tfdecouple.layers.base import substitute_weights
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.architecture import (
     FLOAT32,
@@ -27,6 +26,8 @@ from tfdecouple.networks.architecture import (
     count_parameters,
 )
 from tfdecouple.networks.flow import FlowStep
+from tfdecouple.numerics.kernels import use_kernels
+from tfdecouple.runtime.execution import substitute_weights
 from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.transforms import TRANSFORMS, Transform
 
@@ -75,7 +76,7 @@ def count_stored_numbers(layer, x_shape, condition_size, memory):
     """Returns how many numbers of an image TensorFlow stores for a layer's backward pass, but weights and copies."""
 
     def run(weights, x, condition):
-        with substitute_weights(zip(layer.variables, weights, strict=True)), RunMode(memory).apply():
+        with substitute_weights(zip(layer.variables, weights, strict=True)), use_kernels(RunMode(memory).kernels):
             return layer.forward_and_log_det(x, condition)
 
     given = [tf.TensorSpec(weight.shape) for weight in layer.variables], tf.TensorSpec(x_shape)

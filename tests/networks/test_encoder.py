@@ -16,7 +16,8 @@ from helpers.variants import VARIANTS
 from tfdecouple import randomness
 from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import BatchNorm, Encoder, ResNetBlock
-from tfdecouple.runtime.execution import Execution
+from tfdecouple.numerics.kernels import use_kernels
+from tfdecouple.runtime.execution import Traced
 from tfdecouple.runtime.run_mode import RunMode
 
 
@@ -108,10 +109,9 @@ class TestNetworks:
         rng = np.random.default_rng(0)
         x, noise = (rng.standard_normal((3, 4, 4, 3)).astype("float32") for _ in range(2))
         whole = layer(x, noise, training=training)
-        Execution(layer.encoder)
-        Execution(layer.flow)
-        with RunMode(shards=2).apply():
-            parts = layer(x, noise, training=training)
+        mode = RunMode(shards=2)
+        with use_kernels(mode.kernels):
+            parts = layer(x, noise, training=training, runner=Traced(mode))
         for ours, theirs in zip(parts, whole, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 

@@ -12,8 +12,8 @@ from tensorflow.python.framework import kernels, op_def_registry
 
 from tfdecouple.config import MEMORY, PRECISIONS
 from tfdecouple.layers import Coupling
-from tfdecouple.layers.base import read_weights, substitute_weights
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
+from tfdecouple.runtime.execution import substitute_weights
 
 # The logical device that stands for the GPU in explicit placements, as of a strategy. CPU:0 is the CPU.
 GPU = "CPU:1"
@@ -241,7 +241,7 @@ def lower_products():
     """Returns the lines of the StableHLO for a GPU with the products of a coupling and of its gradients."""
     layer = Coupling(hidden=4, condition_size=3, alpha=0.8)
     layer.build((None, 4, 4, 4), (None, 3))
-    weights = read_weights(layer)
+    weights = [tf.convert_to_tensor(variable) for variable in layer.variables]
 
     def compute_gradients(x, z, *values):
         with substitute_weights(zip(layer.variables, values, strict=True)), tf.GradientTape() as tape:

@@ -8,9 +8,10 @@ from helpers.layers import CASES
 from helpers.models import SMALL, give_effect, random_images
 from helpers.variants import SMALLEST, fresh, variant
 
+from tfdecouple.layers import InvertibleSequence
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runtime import execution, run_mode
-from tfdecouple.runtime.execution import Execution, run_functions_eagerly
+from tfdecouple.runtime.execution import Traced, run_functions_eagerly
 from tfdecouple.runtime.run_mode import RunMode
 
 
@@ -97,18 +98,19 @@ class TestShardsAndXla:
     )
     def test_loss_and_gradients_of_a_layer_compiled_by_xla_equal_those_of_tensorflow(self, name):
         case = CASES[name]
-        layer = give_effect(case.build(dtype="float32"))
+        layer = InvertibleSequence()
+        layer.sequence = [give_effect(case.build(dtype="float32"))]
         x = tf.random.stateless_normal([3, *case.shape], [0, 1])
         z = case.condition and tf.random.stateless_normal([3, *case.condition], [0, 2])
         weights = [tf.convert_to_tensor(variable) for variable in layer.trainable_variables]
 
         def loss_and_gradients(is_compiled):
-            Execution(layer)
+            layer.runner = Traced(RunMode(jit_compile=is_compiled))
 
             @tf.function(autograph=False)
             def run(x, weights):
                 scope = keras.StatelessScope(state_mapping=list(zip(layer.trainable_variables, weights, strict=True)))
-                with scope, RunMode(jit_compile=is_compiled).apply(), tf.GradientTape() as tape:
+                with scope, tf.GradientTape() as tape:
                     tape.watch([x, weights])
                     y, log_det = layer.forward_and_log_det(x, z)
                     loss = tf.reduce_sum(y * tf.sin(y)) - tf.reduce_sum(log_det)

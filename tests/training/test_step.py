@@ -12,6 +12,7 @@ from benchmarks.emulation import emulated_accelerator
 from tfdecouple.data.batches import make_evaluation_batches
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.model import DecoupledModel, gradient, objective
+from tfdecouple.numerics.kernels import use_kernels
 from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.runtime import execution
 from tfdecouple.runtime.run_mode import RunMode
@@ -179,7 +180,7 @@ class TestPrecision:
         def run_with_and_without_switch(precision):
             @tf.function(autograph=False)
             def run():
-                with RunMode(precision=precision).apply(), tf.GradientTape() as tape:
+                with use_kernels(RunMode(precision=precision).kernels), tf.GradientTape() as tape:
                     tape.watch(x)
                     y, log_det = getattr(layer, direction)(x, condition)
                     loss = tf.reduce_sum(tf.sin(y)) + tf.reduce_sum(log_det)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 
 import keras
@@ -13,6 +14,7 @@ from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.bijectors import with_log_det
 from tfdecouple.errors import UnsupportedError, UserError
+from tfdecouple.layers.inversion import Gradients, invert_layers
 from tfdecouple.layers.layer_bijector import LayerBijector, cast_to_tensor
 from tfdecouple.numerics.arithmetic import make_zero_log_det
 from tfdecouple.numerics.tf32 import full_float32
@@ -24,9 +26,8 @@ Condition: TypeAlias = "tf.Tensor | None"
 Mapped = tuple[tf.Tensor, tf.Tensor]
 # A callback that `visit_layers` calls instead of a layer: (layer, input, condition) -> output.
 Visit = Callable[["InvertibleLayer", tf.Tensor, "Condition"], tf.Tensor]
-# The path of a batch through a composite layer: a generator that yields (layers, input, condition), receives the output
-# of these layers in sequence and the sum of their log-determinants, and returns the composite layer's results.
-Path: TypeAlias = "Generator[tuple[Sequence[InvertibleLayer], tf.Tensor, Condition], Mapped, Mapped]"
+# The argument `run` of a layer: (layers, input, condition) -> output of the layers in sequence, sum of their log-dets.
+Run: TypeAlias = "Callable[[Sequence[InvertibleLayer], tf.Tensor, Condition], Mapped]"
 _Class = TypeVar("_Class", bound=type)
 
 
@@ -40,19 +41,6 @@ def disable_autograph(owner: _Class) -> _Class:
         if inspect.isfunction(member) and not name.startswith("_"):
             setattr(owner, name, tf.autograph.experimental.do_not_convert(member))
     return owner
-
-
-class Gradients(NamedTuple):
-    """The result of a layer's backward pass by inversion: x, recovered from the layer's output, and all gradients.
-
-    `weight_gradients` has one entry for each trainable variable, in the order of `layer.variables`.
-    `condition_gradient` is None for a layer without a condition.
-    """
-
-    x: tf.Tensor
-    x_gradient: tf.Tensor
-    condition_gradient: tf.Tensor | None
-    weight_gradients: list[tf.Tensor | None]
 
 
 class Weight(NamedTuple):
@@ -190,51 +178,47 @@ class InvertibleLayer(BaseLayer):
 
     The forward direction is the training direction, from the image x to the local code v. The layer holds the weights.
     Each call makes a bijector from the values of the weights, and the bijector does the arithmetic. Subclasses
-    implement `declare` and `bijector`, or `_forward` and `_inverse` if no single bijector describes the layer.
+    implement `declare` and `bijector`, or `run_forward` and `run_inverse` if no single bijector describes the layer.
 
     Computations run in `dtype`, "float32" or "float64", under every global Keras policy, because log-determinants and
     matrix inverses would be too inexact in half precision.
+
+    Attributes:
+        runner: a function (method, layer, x, condition) that computes the results of the method
+            `forward_and_log_det` or `inverse_and_log_det`, such as `Traced()` (`runtime/execution.py`); None to run
+            the layer's operations and those of its inner layers directly.
+        recovers_input: whether the memory mode "invert" may recover the layer's input from the output instead of
+            storing the input.
     """
 
-    # Whether the memory mode "invert" may recover the layer's input from the output instead of storing the input.
+    runner: Callable[..., Mapped] | None = None
     recovers_input = True
-
-    def __init__(self, **kwargs: Any):
-        super().__init__(**kwargs)
-        # `build` replaces these defaults by the counts of axes (without batch) and channels of the layer's inputs.
-        self._event_ndims = 3
-        self._condition_ndims = 1
-        self._channels: int | None = None
+    # `build` sets the counts of axes (without batch) of the layer's inputs, and of channels.
+    _event_ndims, _condition_ndims = 3, 1
+    _channels: int | None = None
 
     @full_float32()
-    def forward_and_log_det(self, x: Any, condition: Any = None) -> Mapped:
+    def forward_and_log_det(self, x: Any, condition: Any = None, runner: Any = None) -> Mapped:
         """Returns y, this layer's output for x in the forward direction (towards v), and log |det dy/dx|, `[batch]`.
 
         Args:
             x: `[batch, height, width, channels]`, or `[batch, channels]` for vectors.
             condition: z, `[batch, d_z]`, or a feature map with the height and width of x, `[batch, height, width, c]`;
                 None for a layer without a condition.
+            runner: a function that runs the layer instead of the attribute `runner`; None for the attribute.
         """
         x, condition = self._prepare_inputs(x, condition)
-        return self._forward(x, condition)
+        if runner := runner or self.runner:
+            return runner(InvertibleLayer.forward_and_log_det, self, x, condition)
+        return self.run_forward(functools.partial(run_layers, InvertibleLayer.forward_and_log_det), x, condition)
 
     @full_float32()
-    def inverse_and_log_det(self, y: Any, condition: Any = None) -> Mapped:
+    def inverse_and_log_det(self, y: Any, condition: Any = None, runner: Any = None) -> Mapped:
         """Returns the x that this layer maps to y for the same condition, and log |det dx/dy| per image, `[batch]`."""
         y, condition = self._prepare_inputs(y, condition)
-        return self._inverse(y, condition)
-
-    @full_float32()
-    def inverse_and_gradients(
-        self, y: tf.Tensor, condition: Condition, y_gradient: tf.Tensor, log_det_gradient: tf.Tensor
-    ) -> Gradients:
-        """Recovers this layer's input x from its output y; returns `Gradients`: x, and gradients of the loss.
-
-        `y_gradient` and `log_det_gradient` are the gradients of the loss for y and for log_det `[batch]`.
-        """
-        # The gradient tapes watch tensors, so each weight is replaced by one tensor, which the code inside reads.
-        with substitute_weights(zip(self.variables, read_weights(self), strict=True)):
-            return self._inverse_and_gradients(y, condition, y_gradient, log_det_gradient)
+        if runner := runner or self.runner:
+            return runner(InvertibleLayer.inverse_and_log_det, self, y, condition)
+        return self.run_inverse(functools.partial(run_layers, InvertibleLayer.inverse_and_log_det), y, condition)
 
     def as_bijector(self, condition: Any = None) -> tfb.Bijector:
         """Returns this layer as a TFP bijector, whose forward direction is that of the layer, from x towards v.
@@ -301,31 +285,29 @@ class InvertibleLayer(BaseLayer):
         """
         return visit(self, x, condition)
 
-    def run_forward(self, x: tf.Tensor, condition: Condition) -> Path:
-        """Yields inner layers and their inputs; returns this layer's output for x, and log |det dy/dx|, `[batch]`."""
-        return (yield [self], x, condition)
-
-    def run_inverse(self, y: tf.Tensor, condition: Condition) -> Path:
-        """Yields inner layers and their outputs; returns the x that this layer maps to y, and log |det dx/dy|."""
-        return (yield [self], y, condition)
-
-    def _forward(self, x: tf.Tensor, condition: Condition) -> Mapped:
+    def run_forward(self, run: Run, x: tf.Tensor, condition: Condition) -> Mapped:
+        """Returns this layer's output for x, and log |det dy/dx|, `[batch]`; `run` runs the inner layers, if any."""
         return with_log_det(self.bijector(self.read_tensors(), condition)).forward_and_log_det(x)
 
-    def _inverse(self, y: tf.Tensor, condition: Condition) -> Mapped:
+    def run_inverse(self, run: Run, y: tf.Tensor, condition: Condition) -> Mapped:
+        """Returns the x that this layer maps to y, and log |det dx/dy|, `[batch]`; `run` runs the inner layers."""
         return with_log_det(self.bijector(self.read_tensors(), condition)).inverse_and_log_det(y)
 
-    def _inverse_and_gradients(
+    @full_float32()
+    def inverse_and_gradients(
         self, y: tf.Tensor, condition: Condition, y_gradient: tf.Tensor, log_det_gradient: tf.Tensor
     ) -> Gradients:
-        x = self._inverse(y, condition)[0]
+        """Recovers this layer's input x from its output y; returns `Gradients`: x, and gradients of the loss.
+
+        `y_gradient` and `log_det_gradient` are the gradients of the loss for y and for log_det `[batch]`.
+        """
+        x = self.inverse_and_log_det(y, condition)[0]
         inputs = [x, *([] if condition is None else [condition])]
-        weights = read_trainable_weights(self)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([*inputs, *weights])
-            outputs = self._forward(x, condition)
-        upstream = [y_gradient, log_det_gradient]
-        (x_gradient, *rest), weight_gradients = tape.gradient(outputs, [inputs, weights], output_gradients=upstream)
+            tape.watch([*inputs, *(variable.value for variable in self.variables if variable.trainable)])
+            outputs = self.forward_and_log_det(x, condition)
+        sources, upstream = [inputs, [variable.value for variable in self.variables]], [y_gradient, log_det_gradient]
+        (x_gradient, *rest), weight_gradients = tape.gradient(outputs, sources, output_gradients=upstream)
         return Gradients(x, x_gradient, rest[0] if rest else None, weight_gradients)
 
     def _prepare_inputs(self, x: Any, condition: Any) -> tuple[tf.Tensor, Condition]:
@@ -341,54 +323,33 @@ class InvertibleLayer(BaseLayer):
             )
         if condition is not None:
             local = self._condition_ndims > 1
-            shared_axes = -1 if local else 1
-            if len(condition.shape) != self._condition_ndims + 1 or not (
-                condition.shape[:shared_axes].is_compatible_with(x.shape[:shared_axes])
-            ):
-                expected = "[batch, d_z] with the same batch"
-                if local:
-                    expected = "[batch, height, width, channels] with the same batch, height and width"
+            shared = slice(-1 if local else 1)
+            fits = condition.shape[shared].is_compatible_with(x.shape[shared])
+            if len(condition.shape) != self._condition_ndims + 1 or not fits:
+                axes = ("height, width, channels", "batch, height and width") if local else ("d_z", "batch")
                 raise UserError(
                     f"layer {self.name} got an array of shape {tuple(x.shape)} and a condition of shape "
-                    f"{tuple(condition.shape)}; the condition must be {expected}"
+                    f"{tuple(condition.shape)}; the condition must be [batch, {axes[0]}] with the same {axes[1]}"
                 )
         return x, condition
 
 
-class Walk:
-    """Iterates over the yields of a `Path`; each iteration must set `answer`, and the loop's end sets `result`.
-
-    >>> def add_twice(x):
-    ...     x = yield x + 1
-    ...     return (yield x + 1)
-    >>> walk = Walk(add_twice(0))
-    >>> for value in walk:
-    ...     walk.answer = 10 * value
-    >>> walk.result
-    110
-    """
-
-    def __init__(self, path: Generator[Any, Any, Any]):
-        self._path = path
-        self.answer: Any = None
-        self.result: Any = None
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        try:
-            return self._path.send(self.answer)
-        except StopIteration as end:
-            self.result = end.value
-            raise StopIteration from None
+def run_layers(
+    call: Callable[..., Mapped], layers: Sequence[InvertibleLayer], x: tf.Tensor, condition: Condition
+) -> Mapped:
+    """Returns the output of `layers` in sequence, each run by `call(layer, x, condition)`, and their log-det's sum."""
+    log_dets = []
+    for layer in layers:
+        x, log_det = call(layer, x, condition)
+        log_dets.append(log_det)
+    return x, tf.add_n(log_dets)
 
 
 class InvertibleComposite(Nested, InvertibleLayer):
     """An invertible layer that consists of inner layers; two methods describe the path of data through them.
 
-    Subclasses implement the generators `run_forward` and `run_inverse`. Training, inversion, initialisation and
-    diagnostics run the inner layers that the generators yield in different ways.
+    Subclasses implement `run_forward` and `run_inverse`, which run inner layers by their argument `run`. Training,
+    inversion, initialisation and diagnostics pass different functions `run`.
     """
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
@@ -396,29 +357,10 @@ class InvertibleComposite(Nested, InvertibleLayer):
 
     @full_float32()
     def visit_layers(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
-        walk = Walk(self.run_forward(*self._prepare_inputs(x, condition)))
-        for layers, h, z in walk:
-            for layer in layers:
-                h = layer.visit_layers(h, z, visit)
-            walk.answer = h, make_zero_log_det(h)
-        return walk.result[0]
+        def call(layer: InvertibleLayer, x: tf.Tensor, condition: Condition) -> Mapped:
+            return layer.visit_layers(x, condition, visit), make_zero_log_det(x)
 
-    def _forward(self, x: tf.Tensor, condition: Condition) -> Mapped:
-        return _run_layers(self.run_forward(x, condition), "_forward")
-
-    def _inverse(self, y: tf.Tensor, condition: Condition) -> Mapped:
-        return _run_layers(self.run_inverse(y, condition), "_inverse")
-
-
-def _run_layers(path: Path, method: str) -> Mapped:
-    walk = Walk(path)
-    for layers, h, condition in walk:
-        log_dets = []
-        for layer in layers:
-            h, log_det = getattr(layer, method)(h, condition)
-            log_dets.append(log_det)
-        walk.answer = h, tf.add_n(log_dets)
-    return walk.result
+        return self.run_forward(functools.partial(run_layers, call), *self._prepare_inputs(x, condition))[0]
 
 
 class InvertibleSequence(InvertibleComposite):
@@ -432,53 +374,17 @@ class InvertibleSequence(InvertibleComposite):
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
         return [(layer, x_shape, condition_shape) for layer in self.sequence]
 
-    def run_forward(self, x: tf.Tensor, condition: Condition) -> Path:
-        return (yield self.sequence, x, condition)
+    def run_forward(self, run: Run, x: tf.Tensor, condition: Condition) -> Mapped:
+        return run(self.sequence, x, condition)
 
-    def run_inverse(self, y: tf.Tensor, condition: Condition) -> Path:
-        return (yield self.sequence[::-1], y, condition)
+    def run_inverse(self, run: Run, y: tf.Tensor, condition: Condition) -> Mapped:
+        return run(self.sequence[::-1], y, condition)
 
-    def _inverse_and_gradients(
+    def inverse_and_gradients(
         self, y: tf.Tensor, condition: Condition, y_gradient: tf.Tensor, log_det_gradient: tf.Tensor
     ) -> Gradients:
-        condition_gradients: list[tf.Tensor] = []
-        weight_gradients: dict[int, tf.Tensor | None] = {}
-        previous: list[tf.Tensor] = []
-        for layer in reversed(self.sequence):
-            # Without this dependency TensorFlow could invert several layers at once, with the maps of all in memory.
-            with tf.control_dependencies(previous):
-                y = tf.identity(y)
-            result = layer.inverse_and_gradients(y, condition, y_gradient, log_det_gradient)
-            y, y_gradient = result.x, result.x_gradient
-            weight_gradients.update(zip(map(id, _list_trainable(layer)), result.weight_gradients, strict=True))
-            previous = [tensor for tensor in (y_gradient, *result.weight_gradients) if tensor is not None]
-            if result.condition_gradient is not None:
-                condition_gradients.append(result.condition_gradient)
-        condition_gradient = tf.add_n(condition_gradients) if condition_gradients else None
-        own_gradients = [weight_gradients[id(variable)] for variable in _list_trainable(self)]
-        return Gradients(y, y_gradient, condition_gradient, own_gradients)
-
-
-def substitute_weights(values: Iterable[tuple[keras.Variable, tf.Tensor]]) -> keras.StatelessScope:
-    """Returns a `keras.StatelessScope`; inside it, each variable in `values` has the value of the paired tensor."""
-    scope = keras.StatelessScope()
-    for pair in values:
-        scope.add_update(pair)
-    return scope
-
-
-def read_weights(layer: keras.layers.Layer) -> list[tf.Tensor]:
-    """Returns the values of a layer's variables as a list of tensors."""
-    return [tf.convert_to_tensor(variable) for variable in layer.variables]
-
-
-def read_trainable_weights(layer: keras.layers.Layer) -> list[tf.Tensor]:
-    """Returns the values of a layer's trainable variables as a list of tensors."""
-    return [tf.convert_to_tensor(variable) for variable in _list_trainable(layer)]
-
-
-def _list_trainable(layer: keras.layers.Layer) -> list[keras.Variable]:
-    return [variable for variable in layer.variables if variable.trainable]
+        arguments = y, condition, y_gradient, log_det_gradient
+        return invert_layers(lambda layer, *inputs: layer.inverse_and_gradients(*inputs), self.sequence, *arguments)
 
 
 def require_condition(layer: keras.layers.Layer, size: int, condition: Any, local: bool = False) -> None:

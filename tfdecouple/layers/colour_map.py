@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple.layers.base import Condition, Cost, InvertibleLayer, Mapped, Weight, require_condition
+from tfdecouple.layers.base import Condition, Cost, InvertibleLayer, Mapped, Run, Weight, require_condition
 from tfdecouple.numerics.arithmetic import get_sizes, multiply_channels, multiply_in_full_precision, multiply_sizes
 
 # Variance that is added to each channel, so that an image of one colour has finite numbers; two neighbouring pixel
@@ -132,11 +132,11 @@ class ColourMap(InvertibleLayer):
         self.kernel.assign(tf.concat([tf.linalg.diag(deviation), rest], 0))
         self.bias.assign(mean)
 
-    def _forward(self, x: tf.Tensor, condition: Condition) -> Mapped:
+    def run_forward(self, run: Run, x: tf.Tensor, condition: Condition) -> Mapped:
         matrix, _, shift, log_det = self._make_matrices(x, condition)
         return map_colours(x - shift[:, None, None], matrix), log_det * multiply_sizes(get_sizes(x)[1:3], x.dtype)
 
-    def _inverse(self, y: tf.Tensor, condition: Condition) -> Mapped:
+    def run_inverse(self, run: Run, y: tf.Tensor, condition: Condition) -> Mapped:
         _, inverse, shift, log_det = self._make_matrices(y, condition)
         return map_colours(y, inverse) + shift[:, None, None], -log_det * multiply_sizes(get_sizes(y)[1:3], y.dtype)
 

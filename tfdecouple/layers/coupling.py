@@ -10,18 +10,10 @@ import tensorflow as tf
 from tfdecouple.bijectors import with_log_det
 from tfdecouple.config import CONDITIONERS
 from tfdecouple.errors import ConfigError, UserError
-from tfdecouple.layers.base import (
-    BaseLayer,
-    Condition,
-    Cost,
-    Gradients,
-    InvertibleLayer,
-    Mapped,
-    Nested,
-    read_trainable_weights,
-)
+from tfdecouple.layers.base import BaseLayer, Condition, Cost, InvertibleLayer, Mapped, Nested, Run
 from tfdecouple.layers.channel_split import ChannelSplit
 from tfdecouple.layers.conditioners import MLP, ConvNet, CouplingNet, LocalConvNet
+from tfdecouple.layers.inversion import Gradients
 from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.transforms import TRANSFORMS
 
@@ -119,25 +111,25 @@ class Coupling(Nested, InvertibleLayer):
             y_b, _ = bijector.forward_and_log_det(x_b)
         return tape.gradient(y_b, x_b)
 
-    def _forward(self, x: tf.Tensor, condition: Condition) -> Mapped:
+    def run_forward(self, run: Run, x: tf.Tensor, condition: Condition) -> Mapped:
         x_a, x_b = self.split(x)
         y_b, log_det = self._make_bijector(self.net.call(x_a, condition)).forward_and_log_det(x_b)
         return self.split.merge_channels(x_a, y_b), log_det
 
-    def _inverse(self, y: tf.Tensor, condition: Condition) -> Mapped:
+    def run_inverse(self, run: Run, y: tf.Tensor, condition: Condition) -> Mapped:
         y_a, y_b = self.split(y)
         x_b, log_det = self._make_bijector(self.net.call(y_a, condition)).inverse_and_log_det(y_b)
         return self.split.merge_channels(y_a, x_b), log_det
 
-    def _inverse_and_gradients(
+    @full_float32()
+    def inverse_and_gradients(
         self, y: tf.Tensor, condition: Condition, y_gradient: tf.Tensor, log_det_gradient: tf.Tensor
     ) -> Gradients:
         # The coupling leaves x_a unchanged, so one run of the net on x_a serves both the inverse and the gradients.
         (x_a, y_b), (x_a_gradient, y_b_gradient) = self.split(y), self.split(y_gradient)
         inputs = [x_a, *([] if condition is None else [condition])]
-        weights = read_trainable_weights(self)
         with tf.GradientTape(watch_accessed_variables=False) as net_tape:
-            net_tape.watch([*inputs, *weights])
+            net_tape.watch([*inputs, *(variable.value for variable in self.variables if variable.trainable)])
             raw = self.net.call(x_a, condition)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(raw)
@@ -151,9 +143,8 @@ class Coupling(Nested, InvertibleLayer):
         x_b_gradient, raw_gradient = tape.gradient(
             outputs, [x_b, raw], output_gradients=upstream, unconnected_gradients="zero"
         )
-        (net_gradient, *rest), weight_gradients = net_tape.gradient(
-            raw, [inputs, weights], output_gradients=raw_gradient
-        )
+        sources = [inputs, [variable.value for variable in self.variables]]
+        (net_gradient, *rest), weight_gradients = net_tape.gradient(raw, sources, output_gradients=raw_gradient)
         if net_gradient is not None:
             x_a_gradient += net_gradient
         x, x_gradient = self.split.merge_channels(x_a, x_b), self.split.merge_channels(x_a_gradient, x_b_gradient)

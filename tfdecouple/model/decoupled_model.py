@@ -23,8 +23,9 @@ from tfdecouple.networks.flow import Flow
 from tfdecouple.networks.prior import ClassAffine, ClassCodes
 from tfdecouple.runs.pretrained import list_pretrained
 from tfdecouple.runs.run_folder import CONFIG, RunFolder
-from tfdecouple.runtime.execution import Execution
+from tfdecouple.runtime.execution import Traced
 from tfdecouple.runtime.requirements import require_backend
+from tfdecouple.runtime.run_mode import RunMode
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -84,8 +85,9 @@ class DecoupledModel(KeepsWeights, keras.Model):
         networks = [self.flow, self.encoder, self.prior_flow]
         if self.dequantizer is not None:
             networks += [self.dequantizer.encoder, self.dequantizer.flow]
+        runner = Traced(RunMode(jit_compile=jit_compile))
         for network in filter(None, networks):
-            Execution(network, jit_compile)
+            network.runner = runner
         self.build()
 
     def build(self, input_shape: Any = None) -> None:

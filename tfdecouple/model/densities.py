@@ -1,6 +1,6 @@
 """The densities of a model: prior, posterior, likelihood, evidence lower bound; methods of `DecoupledModel`."""
 
-import contextlib
+import functools
 from typing import Any
 
 import tensorflow as tf
@@ -13,7 +13,7 @@ from tfdecouple.model import objective
 from tfdecouple.model.any_size import find_both_bins, fit_images, run_within_memory
 from tfdecouple.model.objective import Elbo, Latents, evaluate_class_priors, negative_elbo, standard_normal_log_prob
 from tfdecouple.numerics.arithmetic import get_sizes, multiply_sizes
-from tfdecouple.runtime.run_mode import RunMode, get_run_mode
+from tfdecouple.numerics.kernels import use_kernels
 
 
 def prior(model: Any) -> tfd.Distribution:
@@ -121,15 +121,16 @@ def elbo_and_latents(
     # An empty batch has no statistics, so the encoder normalises as in evaluation.
     training = training and fitted.padded.shape[0] != 0
 
-    def evaluate(images: tf.Tensor, encoder_images: tf.Tensor, *draws: Any) -> tuple[Elbo, Latents]:
+    def evaluate(images: tf.Tensor, encoder_images: tf.Tensor, *draws: Any, **options: Any) -> tuple[Elbo, Latents]:
         bins, encoder_bins = find_both_bins(model.quantizer.find_bins, images, encoder_images)
-        return negative_elbo(model, bins, *draws[:2], labels=draws[2], encoder_bins=encoder_bins, training=training)
+        return negative_elbo(model, bins, *draws[:2], labels=draws[2], encoder_bins=encoder_bins, **options)
 
     inputs = fitted.padded, fitted.shrunk, z_noise, u_noise, labels
     if training:
-        # All activations are kept for a user's training loop that selects no run mode.
-        with RunMode("keep").apply() if get_run_mode() is None else contextlib.nullcontext():
-            elbo, latents = evaluate(*inputs)
+        # All activations are kept for the gradients of a user's training loop.
+        mode = model.flow.runner.mode.replace(memory="keep")
+        with use_kernels(mode.kernels):
+            elbo, latents = evaluate(*inputs, training=True, runner=functools.partial(model.flow.runner, mode=mode))
     else:
         elbo, latents = run_within_memory(model.config, evaluate, *inputs)
     if fitted.size is None:

@@ -10,7 +10,7 @@ from tfdecouple.errors import DataError, UserError
 from tfdecouple.layers import Coupling, InvertibleLinear
 from tfdecouple.layers.base import Visit
 from tfdecouple.layers.colour_map import compute_colour_moments, measure_colours
-from tfdecouple.runtime.run_mode import RunMode
+from tfdecouple.numerics.kernels import use_kernels
 
 
 def initialize(model: Any, images: Any, seed: int = 0, force: bool = False) -> None:
@@ -58,7 +58,7 @@ def initialize(model: Any, images: Any, seed: int = 0, force: bool = False) -> N
     elif model.code_net is not None:
         # Couplings start as the identity for every z, so the initialisation does not depend on the labels.
         z = model.code_net(labels)
-    with RunMode().apply():
+    with use_kernels(model.flow.runner.mode.kernels):
         _visit_flows(model, x, z, labels, lambda layer, *inputs: layer.initialize(*inputs))
         if model.dequantizer is not None:
             model.dequantizer.flow.initialize_from_noise(randomness.derive_seed(seed, "dequantize"))
@@ -90,7 +90,7 @@ def diagnose(model: Any, images: Any) -> dict[str, float]:
     labels = _make_labels_in_turn(model, bins.shape[0])
     if model.code_net is not None:
         z = model.code_net(labels)
-    with RunMode().apply():
+    with use_kernels(model.flow.runner.mode.kernels):
         _visit_flows(model, model.quantizer.place_at_centres(bins), z, labels, visit)
         if model.dequantizer is not None:
             noise = tf.random.stateless_normal(tf.shape(bins), randomness.derive_seed(0, "diagnose"))

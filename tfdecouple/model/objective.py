@@ -1,7 +1,8 @@
 """The objective of training: the negative evidence lower bound (paper equation 2), term by term, and its gradient."""
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.numerics.arithmetic import get_sizes, make_zero_log_det, multiply_sizes
+from tfdecouple.numerics.kernels import use_kernels
 
 
 class Elbo(NamedTuple):
@@ -59,6 +61,7 @@ def negative_elbo(
     labels: tf.Tensor | None = None,
     encoder_bins: tf.Tensor | None = None,
     training: bool = False,
+    runner: Any = None,
 ) -> tuple[Elbo, Latents]:
     """Returns the terms of the negative bound for one draw of z and of x within the bins, and the latents of the draw.
 
@@ -72,26 +75,27 @@ def negative_elbo(
             image must have one.
         encoder_bins: bins of the same images resized to the model's image size, for the encoder; None for `bins`.
         training: whether the encoders normalise by the statistics of the batch.
+        runner: a function that runs the networks, such as `Traced()`; None for each network's own runner.
     """
     quantizer, encoder = networks.quantizer, networks.encoder
     z, prior_noise, log_prior = None, None, make_zero_log_det(bins)
     kl = log_prior
     if encoder is not None:
         inputs = quantizer.place_at_edges(bins if encoder_bins is None else encoder_bins)
-        mean, log_variance = encoder(inputs, training=True) if training else encoder.run_inference(inputs)
+        mean, log_variance = encoder(inputs, training=True) if training else encoder.run_inference(inputs, runner)
         z = mean + tf.exp(log_variance / 2) * z_noise
         log_posterior = -0.5 * tf.reduce_sum(log_variance + tf.square(z_noise) + math.log(2 * math.pi), -1)
         if networks.prior_affine is None:
-            prior_noise, log_det = _find_prior_map(networks)(z)
+            prior_noise, log_det = _map_to_prior_noise(networks, z, runner)
             log_prior = standard_normal_log_prob(prior_noise) + log_det
         else:
-            prior_noise, log_prior = select_prior_by_label(*evaluate_class_priors(networks, z), labels)
+            prior_noise, log_prior = select_prior_by_label(*evaluate_class_priors(networks, z, runner), labels)
         kl = log_posterior - log_prior
     elif networks.code_net is not None:
         z, log_prior = networks.code_net(labels), tf.gather(networks.class_log_probabilities, labels)
         kl = -log_prior
-    u, dequantization = dequantize(networks, bins, u_noise, training)
-    v, log_det = networks.flow.forward_and_log_det(quantizer.place_in_bins(bins, u), z)
+    u, dequantization = dequantize(networks, bins, u_noise, training, runner)
+    v, log_det = networks.flow.forward_and_log_det(quantizer.place_in_bins(bins, u), z, runner)
     reconstruction = -standard_normal_log_prob(v) - log_det
     nats = reconstruction + kl + dequantization
     bits = quantizer.convert_to_bits_per_dim(nats, multiply_sizes(get_sizes(bins)[1:], bins.dtype))
@@ -99,7 +103,7 @@ def negative_elbo(
 
 
 def dequantize(
-    networks: Any, bins: tf.Tensor, u_noise: tf.Tensor, training: bool = False
+    networks: Any, bins: tf.Tensor, u_noise: tf.Tensor, training: bool = False, runner: Any = None
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns u, the positions of x within the bins of the pixels, and log q(u|x), `[batch]`, in nats.
 
@@ -110,23 +114,26 @@ def dequantize(
     if networks.dequantizer is None:
         return u_noise, make_zero_log_det(bins)
     u_noise = tf.convert_to_tensor(u_noise, bins.dtype)
-    u, log_det = networks.dequantizer.call(networks.quantizer.place_at_edges(bins), u_noise, training)
+    u, log_det = networks.dequantizer.call(networks.quantizer.place_at_edges(bins), u_noise, training, runner)
     return u, standard_normal_log_prob(u_noise) - log_det
 
 
-def evaluate_class_priors(networks: Any, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the prior flow's outputs, `[batch, classes, d_z]`, and log p(z, y), `[batch, classes]`."""
+def evaluate_class_priors(networks: Any, z: tf.Tensor, runner: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the prior flow's outputs, `[batch, classes, d_z]`, and log p(z, y), `[batch, classes]`.
+
+    `runner` runs the prior flow, as in `negative_elbo`.
+    """
     shifted, log_det = networks.prior_affine(z)
     classes, latent_dim = shifted.shape[1:]
-    noise, change = _find_prior_map(networks)(tf.reshape(shifted, [-1, latent_dim]))
+    noise, change = _map_to_prior_noise(networks, tf.reshape(shifted, [-1, latent_dim]), runner)
     log_prob = tf.reshape(standard_normal_log_prob(noise) + change, [-1, classes])
     log_joint = log_prob + log_det + networks.class_log_probabilities
     return tf.reshape(noise, [-1, classes, latent_dim]), log_joint
 
 
-def _find_prior_map(networks: Any) -> Callable[[tf.Tensor], tuple[tf.Tensor, Any]]:
-    """Returns the function from z to standard normal noise and log-determinants: the prior flow or the identity."""
-    return (lambda z: (z, 0.0)) if networks.prior_flow is None else networks.prior_flow.forward_and_log_det
+def _map_to_prior_noise(networks: Any, z: tf.Tensor, runner: Any) -> tuple[tf.Tensor, Any]:
+    """Returns the prior flow's output for z, standard normal noise, and log-determinants; without a flow z and 0."""
+    return (z, 0.0) if networks.prior_flow is None else networks.prior_flow.forward_and_log_det(z, None, runner)
 
 
 def select_prior_by_label(
@@ -165,7 +172,7 @@ class DeviceResult(NamedTuple):
         moving: new moving statistics of batch normalisation, in the order of the variables.
         terms: reconstruction, kl and dequantization, the terms of the bound, in nats, each summed over the device's
             images and divided by the image count of the whole batch.
-        inversion_error: the largest inversion error of an image (see `RunMode`), a scalar, or a vector with the scalar
+        inversion_error: the largest inversion error of an image (see `Traced`), a scalar, or a vector with the scalar
             at one index and zeros elsewhere (`place_in_vector`).
     """
 
@@ -213,17 +220,18 @@ def differentiate_bound(
     u = randomness.draw_pixel_noise(shape, randomness.derive_seed(seed, "u"), config.has_dequantizer)[device_slice]
     # Each weight becomes one tensor, which all shards use (parts of the batch that run in parallel).
     weights = weights or [tf.convert_to_tensor(weight) for weight in trainable]
-    # The backward pass returns the inversion error as the gradient of this dummy scalar (see `RunMode`).
+    # The backward pass returns the inversion error as the gradient of this dummy scalar (see `Traced`).
     probe = tf.zeros([])
+    runner = functools.partial(model.flow.runner, mode=mode, probe=probe if mode.memory == "invert" else None)
     # The scope keeps new moving statistics of batch normalisation out of the variables, so that a step can be skipped.
     with (
         keras.StatelessScope(state_mapping=list(zip(trainable, weights, strict=True))) as scope,
-        mode.replace(probe=probe).apply(),
+        use_kernels(mode.kernels),
     ):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([*weights, probe])
             # An empty batch has no statistics, so the encoder normalises as in evaluation.
-            options = {"labels": labels, "training": images.shape[0] != 0}
+            options = {"labels": labels, "training": images.shape[0] != 0, "runner": runner}
             elbo, _ = negative_elbo(model, model.quantizer.find_bins(images), z, u, **options)
             count = tf.cast(batch_size, tf.float32)
             terms = [tf.reduce_sum(term) / count for term in (elbo.reconstruction, elbo.kl, elbo.dequantization)]

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfdecouple.config import ModelConfig, parse_config
 from tfdecouple.layers import ActNorm, Sigmoid
-from tfdecouple.layers.base import BaseLayer, Condition, Mapped, Nested, Path
+from tfdecouple.layers.base import BaseLayer, Condition, Mapped, Nested, Run
 from tfdecouple.networks.encoder import LocalResNet
 from tfdecouple.networks.flow import Flow, Stage
 
@@ -65,15 +65,15 @@ class DequantizingFlow(Flow):
 
         self.visit_layers(noise, None, visit)
 
-    def run_forward(self, x: tf.Tensor, condition: Condition) -> Path:
-        """Yields inner layers and their inputs; returns u in (0, 1) for noise x, and log |det du/dx|, `[batch]`."""
-        y, log_det = yield from super().run_forward(x, condition)
-        u, change = yield [self.sigmoid], y, None
+    def run_forward(self, run: Run, x: tf.Tensor, condition: Condition) -> Mapped:
+        """Returns u in (0, 1) for noise x, and log |det du/dx|, `[batch]`."""
+        y, log_det = super().run_forward(run, x, condition)
+        u, change = run([self.sigmoid], y, None)
         return u, log_det + change
 
-    def run_inverse(self, y: tf.Tensor, condition: Condition) -> Path:
-        y, change = yield [self.sigmoid], y, None
-        x, log_det = yield from super().run_inverse(y, condition)
+    def run_inverse(self, run: Run, y: tf.Tensor, condition: Condition) -> Mapped:
+        y, change = run([self.sigmoid], y, None)
+        x, log_det = super().run_inverse(run, y, condition)
         return x, log_det + change
 
 
@@ -101,7 +101,10 @@ class Dequantizer(Nested, BaseLayer):
     def compute_output_shape(self, x_shape: Any, noise_shape: Any = None) -> tuple[tuple, tuple]:
         return tuple(x_shape), tuple(x_shape)[:1]
 
-    def call(self, x: tf.Tensor, noise: tf.Tensor, training: bool = False) -> Mapped:
-        """Returns u in (0, 1) for images x in [-1, 1) and standard normal noise, and log |det du/dnoise|, `[batch]`."""
-        local = self.encoder(x, training=True) if training else self.encoder.run_inference(x)
-        return self.flow.forward_and_log_det(noise, local)
+    def call(self, x: tf.Tensor, noise: tf.Tensor, training: bool = False, runner: Any = None) -> Mapped:
+        """Returns u in (0, 1) for images x in [-1, 1) and standard normal noise, and log |det du/dnoise|, `[batch]`.
+
+        The encoder and the flow are run by `runner`, or by their own runners if it is None.
+        """
+        local = self.encoder(x, training=True) if training else self.encoder.run_inference(x, runner)
+        return self.flow.forward_and_log_det(noise, local, runner)

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -211,7 +211,12 @@ class ResNetBlock(Nested, BaseLayer):
 
 
 class _BlockNetwork(Nested, BaseLayer):
-    """The base class of networks that run ResNet blocks in sequence, made from descriptions (`Block`) of the blocks."""
+    """The base class of networks that run ResNet blocks in sequence, made from descriptions (`Block`) of the blocks.
+
+    The attribute `runner` runs the network without training, as for an `InvertibleLayer`; None for a direct call.
+    """
+
+    runner: Callable[..., tuple[tf.Tensor, ...]] | None = None
 
     def __init__(self, blocks: Iterable[Block], **kwargs: Any):
         super().__init__(**kwargs)
@@ -224,11 +229,15 @@ class _BlockNetwork(Nested, BaseLayer):
             x_shape = block.compute_output_shape(x_shape)
         return children
 
-    def run_inference(self, x: tf.Tensor) -> Any:
-        """Returns `call(x, training=False)` for images x."""
-        return self(x, training=False)
+    @full_float32()
+    def run_inference(self, x: tf.Tensor, runner: Any = None) -> Any:
+        """Returns `call(x, training=False)` for images x, computed by `runner`, or by the attribute if it is None."""
+        if not (runner := runner or self.runner):
+            return self(x, training=False)
+        outputs = runner(_BlockNetwork._infer, self, x)
+        return outputs if len(outputs) > 1 else outputs[0]
 
-    def _infer(self, x: tf.Tensor, condition: None = None) -> tuple[tf.Tensor, ...]:
+    def _infer(self, x: tf.Tensor) -> tuple[tf.Tensor, ...]:
         return tuple(tf.nest.flatten(self(x, training=False)))
 
     def _run_blocks(self, x: tf.Tensor, training: bool) -> list[tf.Tensor]:

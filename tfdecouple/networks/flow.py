@@ -22,7 +22,7 @@ from tfdecouple.layers import (
     InvertibleSequence,
     Squeeze,
 )
-from tfdecouple.layers.base import BaseLayer, Condition, InvertibleComposite, Path
+from tfdecouple.layers.base import BaseLayer, Condition, InvertibleComposite, Mapped, Run
 from tfdecouple.numerics.arithmetic import make_zero_log_det
 
 
@@ -86,16 +86,16 @@ class FactorOut(InvertibleComposite):
             (self.actnorm, (*x_shape[:-1], self.dropped), None),
         ]
 
-    def run_forward(self, x: tf.Tensor, condition: Condition) -> Path:
-        h, log_det = yield [self.mixing, self.coupling], x, condition
+    def run_forward(self, run: Run, x: tf.Tensor, condition: Condition) -> Mapped:
+        h, log_det = run([self.mixing, self.coupling], x, condition)
         remaining, dropped = tf.split(h, [self._remaining, self.dropped], -1)
-        dropped, change = yield [self.actnorm], dropped, None
+        dropped, change = run([self.actnorm], dropped, None)
         return tf.concat([remaining, dropped], -1), log_det + change
 
-    def run_inverse(self, y: tf.Tensor, condition: Condition) -> Path:
+    def run_inverse(self, run: Run, y: tf.Tensor, condition: Condition) -> Mapped:
         remaining, dropped = tf.split(y, [self._remaining, self.dropped], -1)
-        dropped, change = yield [self.actnorm], dropped, None
-        x, log_det = yield [self.coupling, self.mixing], tf.concat([remaining, dropped], -1), condition
+        dropped, change = run([self.actnorm], dropped, None)
+        x, log_det = run([self.coupling, self.mixing], tf.concat([remaining, dropped], -1), condition)
         return x, log_det + change
 
 
@@ -233,10 +233,10 @@ class Flow(InvertibleComposite):
             condition = None
         return super()._prepare_inputs(x, condition)
 
-    def run_forward(self, x: tf.Tensor, condition: Condition) -> Path:
+    def run_forward(self, run: Run, x: tf.Tensor, condition: Condition) -> Mapped:
         h, level_condition, log_det = x, condition, make_zero_log_det(x)
         if self.colour_map is not None:
-            h, log_det = yield [self.colour_map], h, condition
+            h, log_det = run([self.colour_map], h, condition)
         left: list[list[tf.Tensor]] = []
         log_dets = []
         for depth, stages in enumerate(self.levels):
@@ -244,7 +244,7 @@ class Flow(InvertibleComposite):
             left.append([])
             log_dets.append(make_zero_log_det(h))
             for stage in stages:
-                h, change = yield stage.layers, h, level_condition
+                h, change = run(stage.layers, h, level_condition)
                 log_dets[-1] += change
                 if stage.plan.dropped:
                     h, dropped = tf.split(h, [stage.plan.remaining, stage.plan.dropped], -1)
@@ -256,13 +256,13 @@ class Flow(InvertibleComposite):
             log_det = log_dets[depth] + log_det
         if self.whitening is None:
             return h, log_det
-        v, change = yield [self.whitening], h, condition
+        v, change = run([self.whitening], h, condition)
         return v, log_det + change
 
-    def run_inverse(self, y: tf.Tensor, condition: Condition) -> Path:
+    def run_inverse(self, run: Run, y: tf.Tensor, condition: Condition) -> Mapped:
         h, level_condition, log_det = y, condition, make_zero_log_det(y)
         if self.whitening is not None:
-            h, whitening_log_det = yield [self.whitening], y, condition
+            h, whitening_log_det = run([self.whitening], y, condition)
         left, conditions = [], []
         for depth in range(len(self.levels)):
             h, level_condition = self._enter_level(depth, h, level_condition)
@@ -273,13 +273,13 @@ class Flow(InvertibleComposite):
             for stage in reversed(stages):
                 if stage.plan.dropped:
                     h = tf.concat([h, left[depth].pop()], -1)
-                h, change = yield stage.layers[::-1], h, conditions[depth]
+                h, change = run(stage.layers[::-1], h, conditions[depth])
                 log_det += change
             h = self._leave_level(depth, h)
         log_det = log_det if self.whitening is None else whitening_log_det + log_det
         if self.colour_map is None:
             return h, log_det
-        x, change = yield [self.colour_map], h, condition
+        x, change = run([self.colour_map], h, condition)
         return x, log_det + change
 
     def _enter_level(self, depth: int, h: tf.Tensor, condition: Condition) -> tuple[tf.Tensor, Condition]:

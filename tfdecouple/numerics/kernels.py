@@ -1,8 +1,8 @@
 """The operations that layers leave to their caller: convolutions, the precision and memory of nets, parts of a batch.
 
-A layer calls `get_kernels()`. The default, `Kernels`, computes by TensorFlow's own operations in float32. A `RunMode`
-(`runtime/run_mode.py`) replaces these operations in the code inside its context, so that layers need not know how they
-are run.
+A layer calls `get_kernels()`. The default, `Kernels`, computes by TensorFlow's own operations in float32. Inside
+`use_kernels`, layers compute by other operations, such as those of a `RunMode` (`runtime/run_mode.py`), so that layers
+need not know how they are run.
 """
 
 import contextlib

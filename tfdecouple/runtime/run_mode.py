@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import tensorflow as tf
 
 from tfdecouple.errors import UserError
 from tfdecouple.numerics.arithmetic import get_sizes
-from tfdecouple.numerics.kernels import Kernels, get_kernels, use_kernels
+from tfdecouple.numerics.kernels import Kernels
 from tfdecouple.numerics.tf32 import full_float32, tensor_float_32
 from tfdecouple.runtime import convolution
 
@@ -24,8 +25,8 @@ _CACHE_BYTES = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
-class RunMode(Kernels):
-    """How networks compute, and how activations reach the backward pass, for code called or traced in `apply`.
+class RunMode:
+    """How a network computes, and how activations reach the backward pass.
 
     "keep" stores all activations. "recompute" does not store the hidden maps of coupling nets, which have many times as
     many channels as the maps between layers: computing them a second time takes most of a forward pass's time. Values
@@ -43,13 +44,10 @@ class RunMode(Kernels):
         precision: precision of the products in nets. "mixed_bfloat16" applies to the coupling nets of images only.
             "tf32" allows TF32 in the encoder and in the coupling nets of images; all other products are computed
             without TF32 (`multiply_in_full_precision`).
-        jit_compile: whether XLA compiles the layers of a network; None for the network's own setting. Layers with equal
-            shapes and options share one compiled program for the forward direction and one for the gradient. XLA
-            compiles for known shapes, and compiles again for another batch size.
+        jit_compile: whether XLA compiles the layers of a network. Layers with equal shapes and options share one
+            compiled program for the forward direction and one for the gradient. XLA compiles for known shapes, and
+            compiles again for another batch size.
         shards: the number of parts into which a batch of images is split; None for `count_shards()`.
-        probe: the error probe of "invert", a float32 scalar that a gradient tape watches. The gradient of the probe is
-            the largest inversion error of any image. The inversion error of an image is the largest difference between
-            recovered and stored input of a chain, relative to the input's largest value, summed over the chains.
 
     Raises:
         UserError: if memory mode or precision is unknown.
@@ -57,9 +55,8 @@ class RunMode(Kernels):
 
     memory: str | None = None
     precision: str = "float32"
-    jit_compile: bool | None = None
+    jit_compile: bool = False
     shards: int | None = None
-    probe: tf.Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.memory not in (None, *MEMORY_MODES):
@@ -67,9 +64,10 @@ class RunMode(Kernels):
         if self.precision not in PRECISIONS:
             raise UserError(f"the precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
 
-    def apply(self) -> contextlib.AbstractContextManager[None]:
-        """Returns a context in which networks run in this mode."""
-        return use_kernels(self)
+    @functools.cached_property
+    def kernels(self) -> Kernels:
+        """The operations by which layers compute in this mode, for `use_kernels`."""
+        return _ModeKernels(self)
 
     def replace(self, **changes: Any) -> RunMode:
         """Returns this mode with the fields in `changes` replaced."""
@@ -77,35 +75,7 @@ class RunMode(Kernels):
 
     def switch_tf32(self) -> contextlib.AbstractContextManager[None]:
         """Returns a context that sets TensorFlow's switch for TF32, which acts when operations run, to this mode."""
-        return tensor_float_32() if self.allows_tf32 else full_float32()
-
-    @property
-    def net_dtype(self) -> str | None:  # type: ignore[override]
-        """The dtype of hidden maps in coupling nets of images, "bfloat16"; None for the dtype of the net."""
-        return "bfloat16" if self.precision == "mixed_bfloat16" else None
-
-    @property
-    def allows_tf32(self) -> bool:  # type: ignore[override]
-        """Whether TensorFlow's switch for TF32 may be on."""
-        return self.precision == "tf32"
-
-    convolve = staticmethod(convolution.convolve)
-    convolve_normed = staticmethod(convolution.convolve_normed)
-
-    def run_net(
-        self, net: Callable[..., tf.Tensor], x: tf.Tensor, condition: tf.Tensor | None, *weights: tf.Tensor
-    ) -> tf.Tensor:
-        """Returns the output of a coupling net whose hidden maps are stored or recomputed, as `memory` selects.
-
-        Without a memory mode, and in the forward pass of "invert", the net runs on a few images at a time, so that
-        their hidden maps stay in the cache of a core.
-        """
-        if self.memory == "keep":
-            return net(x, condition, *weights)
-        return (_run_recomputing if self.memory == "recompute" else run_in_slices)(net, x, condition, *weights)
-
-    def split_batch(self, x: tf.Tensor) -> list[tf.Tensor]:
-        return split_into_parts(x, self.count_parts(x))
+        return tensor_float_32() if self.kernels.allows_tf32 else full_float32()
 
     def count_parts(self, x: tf.Tensor) -> int:
         """Returns the number of shards in which a batch x is computed: above 1 if x has an image or more per shard."""
@@ -113,10 +83,30 @@ class RunMode(Kernels):
         return shards if len(x.shape) == 4 and x.shape[0] is not None and x.shape[0] >= shards else 1
 
 
-def get_run_mode() -> RunMode | None:
-    """Returns the `RunMode` of the innermost context `RunMode.apply`, or None outside of any such context."""
-    kernels = get_kernels()
-    return kernels if isinstance(kernels, RunMode) else None
+class _ModeKernels(Kernels):
+    """The operations of nets in a `RunMode`."""
+
+    convolve = staticmethod(convolution.convolve)
+    convolve_normed = staticmethod(convolution.convolve_normed)
+
+    def __init__(self, mode: RunMode):
+        self._mode = mode
+        self.net_dtype = "bfloat16" if mode.precision == "mixed_bfloat16" else None
+        self.allows_tf32 = mode.precision == "tf32"
+
+    def run_net(
+        self, net: Callable[..., tf.Tensor], x: tf.Tensor, condition: tf.Tensor | None, *weights: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns the output of a coupling net whose hidden maps are stored or recomputed, as the memory mode selects.
+
+        Without a memory mode, and in the forward pass of "invert", the net runs on a few images at a time, so that
+        their hidden maps stay in the cache of a core.
+        """
+        run = {"keep": super().run_net, "recompute": _run_recomputing}.get(self._mode.memory, run_in_slices)
+        return run(net, x, condition, *weights)
+
+    def split_batch(self, x: tf.Tensor) -> list[tf.Tensor]:
+        return split_into_parts(x, self._mode.count_parts(x))
 
 
 def count_shards() -> int:
