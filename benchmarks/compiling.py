@@ -192,14 +192,14 @@ def time_calls(layer: Any, inputs: tuple[Any, Any], compiled: bool) -> tuple[lis
     import keras
     import tensorflow as tf
 
-    from tfdecouple.runtime.execution import Execution
+    from tfdecouple.runtime.execution import Traced
     from tfdecouple.runtime.run_mode import RunMode
 
-    Execution(layer)
+    layer.runner = Traced(RunMode("keep", jit_compile=compiled))
 
     def run(x: Any, z: Any, weights: list[Any]) -> list[Any]:
         mapping = list(zip(layer.trainable_variables, weights, strict=True))
-        with keras.StatelessScope(state_mapping=mapping), RunMode("keep", jit_compile=compiled).apply():
+        with keras.StatelessScope(state_mapping=mapping):
             sources = [x, *([] if z is None else [z]), *weights]
             with tf.GradientTape() as tape:
                 tape.watch(sources)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import itertools
 import pathlib
 import sys
@@ -145,17 +146,25 @@ class Gradients:
         import keras
         import tensorflow as tf
 
+        from tfdecouple.model.objective import negative_elbo
+        from tfdecouple.numerics.kernels import use_kernels
         from tfdecouple.runtime.run_mode import RunMode
+
+        model, run_mode = self._model, RunMode(mode, precision)
+        images, *noise = self._inputs
 
         @tf.function(autograph=False)
         def run() -> Any:
             # With `invert`, the gradient of the error probe, a dummy scalar input, is the inversion error.
             weights, probe = [tf.convert_to_tensor(variable) for variable in self.variables], tf.zeros([])
             scope = keras.StatelessScope(state_mapping=list(zip(self.variables, weights, strict=True)))
-            with scope, RunMode(mode, precision, probe=probe).apply():
+            runner = functools.partial(model.flow.runner, mode=run_mode, probe=probe)
+            with scope, use_kernels(run_mode.kernels):
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
                     tape.watch([*weights, probe])
-                    elbo = self._model.elbo_from_noise(*self._inputs, training=True)
+                    elbo, _ = negative_elbo(
+                        model, model.quantizer.find_bins(images), *noise, training=True, runner=runner
+                    )
                     loss = tf.reduce_sum(elbo.reconstruction + elbo.kl + elbo.dequantization)
                 return tape.gradient(loss, [*weights, probe], unconnected_gradients="zero")
 

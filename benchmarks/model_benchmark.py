@@ -53,6 +53,7 @@ class Benchmark:
         import keras
 
         from tfdecouple.data.batches import make_training_batches
+        from tfdecouple.runtime.run_mode import RunMode
         from tfdecouple.training.state import TrainingState
         from tfdecouple.training.step import TrainStep
         from tfdecouple.training.workers import make_strategy
@@ -63,6 +64,8 @@ class Benchmark:
         with self.strategy.scope():
             self.state = TrainingState(config)
         self.model, self.step = self.state.model, TrainStep(config, self.state, self.strategy)
+        # With training.jit_compile XLA also compiles inference, as it does after `load_model(run, jit_compile=True)`.
+        self.model.flow.runner.mode = RunMode(jit_compile=config.training.jit_compile)
         count = min(config.training.init_images, self.source.sizes["train"])
         first = make_training_batches(self.source, config.data, batch_size=count, seed=config.training.seed)
         self.model.initialize(next(iter(first))["image"], seed=config.training.seed)
@@ -74,29 +77,26 @@ class Benchmark:
 
         from tfdecouple.data.batches import load_images, make_evaluation_batches
         from tfdecouple.metrics.bits_per_dim import BoundEvaluator
-        from tfdecouple.runtime.run_mode import RunMode
 
-        # With training.jit_compile XLA also compiles inference, as it does after `load_model(run, jit_compile=True)`.
-        compiled: Any = RunMode(jit_compile=self.config.training.jit_compile).apply()
         model = self.model
         if phase == "train":
             begin = self._make_step()
-            return Work(compiled(lambda: _require_applied(begin().fetch_numbers())), batch, compiled(begin))
+            return Work(lambda: _require_applied(begin().fetch_numbers()), batch, begin)
         if phase == "eval":
             evaluator = BoundEvaluator(model, self.strategy)
             # A timed call evaluates several batches, so that the slower first batch of an evaluation weighs less.
             count = min(max(4 * batch, 64) // batch * batch, self.source.sizes["test"])
             batches = make_evaluation_batches(self.source, "test", batch_size=batch, limit=count)
-            return Work(compiled(lambda: evaluator(batches, seed=0)), count)
+            return Work(lambda: evaluator(batches, seed=0), count)
         if phase == "sample":
-            return Work(compiled(lambda: model.sample(batch, temperature=0.7, seed=0).numpy()), batch)
+            return Work(lambda: model.sample(batch, temperature=0.7, seed=0).numpy(), batch)
         images, labels = load_images(self.source, "test", batch, at_most=True)
         images = np.resize(images, (batch, *images.shape[1:]))
         labels = model.drop_unused_labels(np.resize(labels, batch))
         if phase == "encode":
-            return Work(compiled(lambda: model.encode(images, labels).v.numpy()), batch)
+            return Work(lambda: model.encode(images, labels).v.numpy(), batch)
         z, v = model.encode(images, labels)[:2]
-        return Work(compiled(lambda: model.decode(z, v).numpy()), batch)
+        return Work(lambda: model.decode(z, v).numpy(), batch)
 
     def _make_step(self) -> Callable[[], Any]:
         """Returns a function that starts a training step and returns the step's result without waiting for a GPU."""

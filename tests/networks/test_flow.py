@@ -50,7 +50,7 @@ def make_gradients(flow):
     def gradients(mode, x, z):
         probe = tf.zeros([])
         # Without a mode, TensorFlow's operations compute the layers.
-        runner = mode and functools.partial(flow.runner, mode=RunMode(mode), probe=probe if mode == "invert" else None)
+        runner = mode and functools.partial(flow.runner, mode=RunMode(mode), probe=probe)
         with tf.GradientTape() as tape:
             tape.watch([x, z, probe])
             v, log_det = flow.forward_and_log_det(x, z, runner)

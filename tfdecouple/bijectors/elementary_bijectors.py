@@ -16,7 +16,7 @@ class BoundedAffine(ClosedForm):
     """The bijector y = s x + shift, with s = 1 + alpha tanh(u/2) in (1 - alpha, 1 + alpha) (paper equation 6 and B.2).
 
     The argument `unbounded` is u. In a coupling, shift and u have the shape of x, `[batch, ..., channels]`; alpha lies
-    in (0, 1].
+    in (0, 1]. The attributes `scale` and `log_scale` are s and log s, tensors of the shape of u.
 
     >>> BoundedAffine(tf.zeros([1]), tf.zeros([1]), alpha=0.5).forward(tf.constant([3.0])).numpy().tolist()
     [3.0]
@@ -28,27 +28,21 @@ class BoundedAffine(ClosedForm):
         super().__init__(0, locals())
         # If float32 rounds alpha to 1, then 1 + alpha tanh(u/2) could be 0; the formula for alpha = 1 is never 0.
         self.alpha = 1.0 if np.float32(alpha) == 1 else alpha
-        # Value, log-determinant and gradient share `_shared`, which is log s for alpha = 1 and s otherwise.
         if self.alpha == 1:
             # The scale 1 + tanh(u/2) equals 2*sigmoid(u), whose logarithm stays finite where the scale underflows.
-            self._inner = -self.unbounded
-            self._shared = math.log(2) - tf.math.softplus(self._inner)
+            self.log_scale = math.log(2) - tf.math.softplus(-self.unbounded)
+            self.scale = tf.exp(self.log_scale)
         else:
-            self._inner = tf.tanh(self.unbounded / 2)
-            self._shared = 1 + alpha * self._inner
-
-    @property
-    def scale(self) -> tf.Tensor:
-        """The positive scale s of y = s x + shift, a tensor of the shape of `unbounded`."""
-        return tf.exp(self._shared) if self.alpha == 1 else self._shared
+            self._tanh = tf.tanh(self.unbounded / 2)
+            self.scale = 1 + alpha * self._tanh
+            self.log_scale = tf.math.log(self.scale)
 
     def forward_and_log_det(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns y = s x + shift, and log |det dy/dx|, `[batch]`, with faster gradients if all shapes are equal."""
         if any(x.shape.as_list() != parameter.shape.as_list() for parameter in (self.shift, self.unbounded)):
             return super().forward_and_log_det(x)
-        alpha, inner, scale, log_scale = self.alpha, self._inner, self.scale, self._forward_log_det_jacobian(x)
-        axes = list(range(1, len(x.shape)))
-        scaled, log_det = x * scale, tf.reduce_sum(log_scale, axes)
+        alpha, scale, axes = self.alpha, self.scale, list(range(1, len(x.shape)))
+        scaled, log_det = x * scale, tf.reduce_sum(self.log_scale, axes)
 
         # The gradient needs half as many operations as TensorFlow's. TensorFlow stores all arguments of this function
         # until the backward pass, so only two tensors are arguments.
@@ -62,7 +56,7 @@ class BoundedAffine(ClosedForm):
                     slope = x_gradient * x + per_image
                     return x_gradient, tf.raw_ops.SoftplusGrad(gradients=slope, features=-unbounded)
                 slope = y_gradient * x + per_image / scale
-                return x_gradient, tf.raw_ops.TanhGrad(y=inner, dy=slope) * (alpha / 2)
+                return x_gradient, tf.raw_ops.TanhGrad(y=self._tanh, dy=slope) * (alpha / 2)
 
             return (scaled, log_det), gradient
 
@@ -74,10 +68,10 @@ class BoundedAffine(ClosedForm):
 
     def _inverse(self, y: tf.Tensor) -> tf.Tensor:
         difference = y - self.shift
-        return difference * tf.exp(-self._shared) if self.alpha == 1 else difference / self._shared
+        return difference * tf.exp(-self.log_scale) if self.alpha == 1 else difference / self.scale
 
     def _forward_log_det_jacobian(self, x: tf.Tensor) -> tf.Tensor:
-        return self._shared if self.alpha == 1 else tf.math.log(self._shared)
+        return self.log_scale
 
 
 class Shift(ClosedForm):

@@ -235,14 +235,12 @@ def measure_speed(task: Task) -> Iterator[Result]:
         start, config = time.perf_counter(), make_doctor_config(task, batch)
         phases = _make_phases(config, devices)
         for phase in variant.phases if devices == 1 else ["train"]:
-            # With training.jit_compile XLA also compiles inference, as after `load_model(run, jit_compile=True)`.
-            with RunMode(jit_compile=config.training.jit_compile).apply():
-                phases[phase](1)
-                first = time.perf_counter() - start
-                once = timeit.timeit(lambda: phases[phase](1), number=1)  # noqa: B023 - called here
-                calls = max(1, math.ceil(_SECONDS[task.quick] / once))
-                seconds = timeit.repeat(lambda: phases[phase](calls), number=1, repeat=3)  # noqa: B023 - called here
-                rate = batch * calls / statistics.median(seconds)
+            phases[phase](1)
+            first = time.perf_counter() - start
+            once = timeit.timeit(lambda: phases[phase](1), number=1)  # noqa: B023 - called here
+            calls = max(1, math.ceil(_SECONDS[task.quick] / once))
+            seconds = timeit.repeat(lambda: phases[phase](calls), number=1, repeat=3)  # noqa: B023 - called here
+            rate = batch * calls / statistics.median(seconds)
             where = f"{batch} images{f' on {devices} devices' if devices > 1 else ''}"
             message = f"{rate:,.1f} images/s, the first after {first:.1f} s"
             figures = {"phase": phase, "variant": variant.name, "batch": batch, "devices": devices}
@@ -260,6 +258,8 @@ def _make_phases(config: Config, devices: int) -> dict[str, Callable[[int], Any]
     with strategy.scope():
         state = TrainingState(config)
     model, take_step, steps = state.model, TrainStep(config, state, strategy), itertools.count()
+    # With training.jit_compile XLA also compiles inference, as after `load_model(run, jit_compile=True)`.
+    model.flow.runner.mode = RunMode(jit_compile=config.training.jit_compile)
     images = np.random.default_rng(0).integers(0, 256, (batch, *config.model.image_shape), np.uint8)
     labels = model.drop_unused_labels(np.arange(batch, dtype=np.int32) % max(config.model.classes, 1))
     model.initialize(images[:QUICK_BATCH], seed=0)

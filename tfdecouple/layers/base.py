@@ -76,18 +76,6 @@ class Cost(NamedTuple):
         return type(self)(*(one + two for one, two in zip(self, other, strict=True)))
 
 
-class Nested:
-    """A mixin with the property `layers`, which makes a Keras model's `summary` show the layers inside a layer.
-
-    A subclass must list the mixin before the Keras class among its base classes.
-    """
-
-    @property
-    def layers(self) -> list[keras.layers.Layer]:
-        """The direct sub-layers of this layer, a list that does not contain deeper sub-layers."""
-        return list(self._flatten_layers(include_self=False, recursive=False))  # type: ignore[attr-defined]
-
-
 class KeepsWeights:
     """A mixin that refuses the methods `quantize` and `enable_lora` of Keras, which replace weights of Keras' layers.
 
@@ -121,6 +109,11 @@ class BaseLayer(KeepsWeights, keras.layers.Layer):
 
     def __init__(self, *, dtype: Any = "float32", **kwargs: Any):
         super().__init__(dtype=dtype, **kwargs)
+
+    @property
+    def layers(self) -> list[keras.layers.Layer]:
+        """The direct sub-layers of this layer, a list that a Keras model's `summary` shows below this layer."""
+        return list(self._flatten_layers(include_self=False, recursive=False))
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
         """Returns {name: `Weight` (shape, initializer, dtype)} of this layer's weights; by default none."""
@@ -191,7 +184,7 @@ class InvertibleLayer(BaseLayer):
             storing the input.
     """
 
-    runner: Callable[..., Mapped] | None = None
+    runner: Any = None
     recovers_input = True
     # `build` sets the counts of axes (without batch) of the layer's inputs, and of channels.
     _event_ndims, _condition_ndims = 3, 1
@@ -345,7 +338,7 @@ def run_layers(
     return x, tf.add_n(log_dets)
 
 
-class InvertibleComposite(Nested, InvertibleLayer):
+class InvertibleComposite(InvertibleLayer):
     """An invertible layer that consists of inner layers; two methods describe the path of data through them.
 
     Subclasses implement `run_forward` and `run_inverse`, which run inner layers by their argument `run`. Training,
@@ -385,13 +378,3 @@ class InvertibleSequence(InvertibleComposite):
     ) -> Gradients:
         arguments = y, condition, y_gradient, log_det_gradient
         return invert_layers(lambda layer, *inputs: layer.inverse_and_gradients(*inputs), self.sequence, *arguments)
-
-
-def require_condition(layer: keras.layers.Layer, size: int, condition: Any, local: bool = False) -> None:
-    """Raises UserError unless `condition`, a z or (if `local`) a feature map, is given and has `size` channels."""
-    expected = f"[batch, height, width, {size}]" if local else f"[batch, {size}]"
-    if condition is None:
-        what = "a map" if local else "z"
-        raise UserError(f"layer {layer.name} is conditional: pass condition={what} of shape {expected}")
-    if condition.shape[-1] != size:
-        raise UserError(f"layer {layer.name} got a condition of shape {condition.shape}; it needs {expected}")

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfdecouple.bijectors import with_log_det
 from tfdecouple.config import CONDITIONERS
 from tfdecouple.errors import ConfigError, UserError
-from tfdecouple.layers.base import BaseLayer, Condition, Cost, InvertibleLayer, Mapped, Nested, Run
+from tfdecouple.layers.base import BaseLayer, Condition, Cost, InvertibleLayer, Mapped, Run
 from tfdecouple.layers.channel_split import ChannelSplit
 from tfdecouple.layers.conditioners import MLP, ConvNet, CouplingNet, LocalConvNet
 from tfdecouple.layers.inversion import Gradients
@@ -19,7 +19,7 @@ from tfdecouple.transforms import TRANSFORMS
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class Coupling(Nested, InvertibleLayer):
+class Coupling(InvertibleLayer):
     """A coupling layer: y_a = x_a and y_b = s(x_a, z) * x_b + b(x_a, z), or another transform of x_b given x_a and z.
 
     `ChannelSplit` splits the channels of x into x_a and x_b. A neural net, the conditioner, computes the parameters of

@@ -222,7 +222,7 @@ def differentiate_bound(
     weights = weights or [tf.convert_to_tensor(weight) for weight in trainable]
     # The backward pass returns the inversion error as the gradient of this dummy scalar (see `Traced`).
     probe = tf.zeros([])
-    runner = functools.partial(model.flow.runner, mode=mode, probe=probe if mode.memory == "invert" else None)
+    runner = functools.partial(model.flow.runner, mode=mode, probe=probe)
     # The scope keeps new moving statistics of batch normalisation out of the variables, so that a step can be skipped.
     with (
         keras.StatelessScope(state_mapping=list(zip(trainable, weights, strict=True))) as scope,

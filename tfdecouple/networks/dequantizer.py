@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfdecouple.config import ModelConfig, parse_config
 from tfdecouple.layers import ActNorm, Sigmoid
-from tfdecouple.layers.base import BaseLayer, Condition, Mapped, Nested, Run
+from tfdecouple.layers.base import BaseLayer, Condition, Mapped, Run
 from tfdecouple.networks.encoder import LocalResNet
 from tfdecouple.networks.flow import Flow, Stage
 
@@ -78,7 +78,7 @@ class DequantizingFlow(Flow):
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class Dequantizer(Nested, BaseLayer):
+class Dequantizer(BaseLayer):
     """The network of q(u|x): an encoder computes a map of the image, and a flow given the map turns noise into u."""
 
     saved_arguments = ("config",)

@@ -2,14 +2,14 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfdecouple.config.shapes import Block, plan_encoder_blocks, plan_map_blocks
-from tfdecouple.layers.base import BaseLayer, Cost, Nested, Weight
+from tfdecouple.layers.base import BaseLayer, Cost, Weight
 from tfdecouple.layers.colour_map import START_DEVIATION, count_colour_numbers, measure_colours
 from tfdecouple.layers.conditioners import (
     StartsAtZero,
@@ -144,7 +144,7 @@ def _batch_statistics(parts: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class ResNetBlock(Nested, BaseLayer):
+class ResNetBlock(BaseLayer):
     """A ResNet block: conv3x3 - BatchNorm - ELU - conv3x3 - BatchNorm plus shortcut, then ELU.
 
     The shortcut is the identity if the output has the shape of the input, and otherwise conv1x1 - BatchNorm. The number
@@ -210,13 +210,13 @@ class ResNetBlock(Nested, BaseLayer):
         return [tf.nn.elu(left + right) for left, right in zip(h, parts, strict=True)]
 
 
-class _BlockNetwork(Nested, BaseLayer):
+class _BlockNetwork(BaseLayer):
     """The base class of networks that run ResNet blocks in sequence, made from descriptions (`Block`) of the blocks.
 
     The attribute `runner` runs the network without training, as for an `InvertibleLayer`; None for a direct call.
     """
 
-    runner: Callable[..., tuple[tf.Tensor, ...]] | None = None
+    runner: Any = None
 
     def __init__(self, blocks: Iterable[Block], **kwargs: Any):
         super().__init__(**kwargs)

@@ -62,7 +62,11 @@ class Traced:
         """
         mode = mode or self.mode
         if x.shape[0] == 0:
-            return tuple(output[:0] for output in self(method, network, *_make_one_image(x, condition), mode))
+            # Convolutions refuse an empty batch, so an image of zeros is computed instead.
+            image, z = (
+                value if value is None else tf.zeros([1, *value.shape[1:]], value.dtype) for value in (x, condition)
+            )
+            return tuple(output[:0] for output in self(method, network, image, z, mode))
         if probe is None and (traced := self._find_network_function(method, network, x, condition, mode)):
             return traced(x, condition)
         probes = None if probe is None else _spread_probe(probe, x)
@@ -170,11 +174,6 @@ def substitute_weights(values: Iterable[tuple[keras.Variable, tf.Tensor]]) -> ke
     for pair in values:
         scope.add_update(pair)
     return scope
-
-
-def _make_one_image(x: tf.Tensor, condition: Condition) -> list[Any]:
-    """Returns zeros for one image, instead of an empty batch, which convolutions refuse."""
-    return [None if batch is None else tf.zeros([1, *batch.shape[1:]], batch.dtype) for batch in (x, condition)]
 
 
 def _make_traced_function(run: Callable[..., Any], compiled: bool = False) -> Any:

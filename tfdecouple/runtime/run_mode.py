@@ -102,8 +102,9 @@ class _ModeKernels(Kernels):
         Without a memory mode, and in the forward pass of "invert", the net runs on a few images at a time, so that
         their hidden maps stay in the cache of a core.
         """
-        run = {"keep": super().run_net, "recompute": _run_recomputing}.get(self._mode.memory, run_in_slices)
-        return run(net, x, condition, *weights)
+        if self._mode.memory == "keep":
+            return net(x, condition, *weights)
+        return (_run_recomputing if self._mode.memory == "recompute" else run_in_slices)(net, x, condition, *weights)
 
     def split_batch(self, x: tf.Tensor) -> list[tf.Tensor]:
         return split_into_parts(x, self._mode.count_parts(x))
