@@ -14,7 +14,7 @@ from tfdecouple.bijectors import closed_form
 from tfdecouple.loggers import LOGGERS
 from tfdecouple.transforms import TRANSFORMS
 
-(TRANSFORM,) = re.findall(r'^    name = "(.*)"', read_recipe("coupling transform"), re.MULTILINE)
+(TRANSFORM,) = re.findall(r'"(.*)": Transform', read_recipe("coupling transform"))
 MODEL = {"image_shape": [8, 8, 3], "latent_dim": 4, "steps": [1, 1], "hidden_channels": [4, 6], "encoder_channels": [4]}
 MODEL |= {"encoder_out_channels": 2, "prior_steps": 1, "prior_hidden": 6, "alpha": 0.5, "prior_alpha": 0.5}
 MODEL |= {f"{place}transform": TRANSFORM for place in ("", "multiscale_", "prior_")}
@@ -32,11 +32,14 @@ def folder(tmp_path_factory):
         ("logger", "loggers.py", "LOGGERS", "LOGGERS: dict"),
         ("data source", "data/sources.py", "KINDS", "KINDS: tuple"),
         ("data source with a path", "data/sources.py", "KINDS", "KINDS: tuple"),
-        ("coupling transform", "transforms.py", "TRANSFORMS", "TRANSFORMS: dict"),
     ]:
         code, _, row = read_recipe(name).partition(f"# in `{registry}`\n")
         insert_text(package / file, before, f"{code}\n\n")
         append_rows(package / file, registry, row)
+    code, _, row = read_recipe("coupling transform").partition("# in `TRANSFORMS`\n")
+    (module,) = re.findall(r"# (tfdecouple/.*\.py)", code)
+    (folder / module).write_text(code, encoding="utf-8")
+    append_rows(package / "transforms.py", "TRANSFORMS", row)
     return folder
 
 
@@ -81,6 +84,7 @@ print(resolved.source, *sources.locate_images(resolved))
 """
 
 COUPLING = f"""
+import pkgutil
 import numpy as np, tensorflow as tf
 from tfdecouple.bijectors import with_log_det
 from tfdecouple.config import load_preset
@@ -104,7 +108,8 @@ transform = TRANSFORMS[{TRANSFORM!r}]
 x, *raw = tf.unstack(tf.random.stateless_normal([1 + transform.parameters, 1, 2, 2, 3], [0, 1], dtype="float64"))
 with tf.GradientTape() as tape:
     tape.watch(x)
-    y, log_det = with_log_det(transform.bijector(raw, 0.5)).forward_and_log_det(x)
+    bijector = pkgutil.resolve_name(transform.bijector)(*raw, alpha=0.5)
+    y, log_det = with_log_det(bijector).forward_and_log_det(x)
 slopes = tape.gradient(y, x)
 np.testing.assert_allclose(log_det, tf.reduce_sum(tf.math.log(tf.abs(slopes)), [1, 2, 3]), rtol=1e-9)
 assert abs(float(log_det[0])) > 1e-3

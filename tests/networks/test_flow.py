@@ -26,6 +26,11 @@ KINDS = {
 }
 
 
+def make_skewed(skewness, tails, alpha):
+    """Returns a bijector of TFP for a coupling transform with two parameters."""
+    return tfb.SinhArcsinh(tf.tanh(skewness), tf.exp(alpha * tf.tanh(tails)))
+
+
 def make_flow(dtype="float64", **options):
     """Returns a flow whose layers run through traces and whose every weight has an effect, three inputs, and z."""
     config, rng = dataclasses.replace(TINY, **options), np.random.default_rng(0)
@@ -182,14 +187,7 @@ class TestGradients:
         assert float(gradients("invert", x, z)[1][2]) == pytest.approx(max(of_each), rel=1e-6)
 
     def test_gradients_of_a_coupling_with_a_bijector_of_tfp_by_inversion_are_right(self, monkeypatch):
-        class Skewed(Transform):
-            name = "skewed"
-            parameters = 2
-
-            def bijector(self, raw, alpha):
-                return tfb.SinhArcsinh(tf.tanh(raw[0]), tf.exp(alpha * tf.tanh(raw[1])))
-
-        monkeypatch.setitem(TRANSFORMS, "skewed", Skewed())
+        monkeypatch.setitem(TRANSFORMS, "skewed", Transform(f"{__name__}:make_skewed", parameters=2))
         layer, rng = Coupling(hidden=4, transform="skewed", alpha=0.5, dtype="float64"), np.random.default_rng(0)
         # An input, and the gradients with respect to the output and its log-determinant.
         x, *upstream = (tf.constant(rng.standard_normal(shape)) for shape in ((2, 4, 4, 4), (2, 4, 4, 4), (2,)))

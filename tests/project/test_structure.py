@@ -76,6 +76,18 @@ class TestImports:
             assert not [name for name in IMPORTS[module] if name.startswith("tfdecouple.runtime")], module
 
 
+def test_lines_quoted_on_the_design_page_are_in_their_functions():
+    page, file = (ROOT / "docs" / "design.md").read_text(encoding="utf-8"), ""
+    rows = re.findall(r"^\| `([\w.]+)` \| (?:`(.+)` )?\| `(.+)` \|$", page, re.MULTILINE)
+    assert rows
+    for name, named_file, line in rows:
+        file = named_file or file
+        found = ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
+        for part in name.split("."):
+            found = next(node for node in found.body if getattr(node, "name", "") == part)
+        assert ast.unparse(ast.parse(line)) in ast.unparse(found), (name, line)
+
+
 class TestImporting:
     def test_help_configs_and_verification_load_no_tensorflow_and_print_nothing(self):
         heavy = ("tensorflow", "keras", "tensorflow_probability", "tf_keras", "tensorflow_datasets", "tf2onnx")

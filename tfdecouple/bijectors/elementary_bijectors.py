@@ -77,13 +77,15 @@ class BoundedAffine(ClosedForm):
 class Shift(ClosedForm):
     """The bijector y = x + shift of additive couplings, where the shift has the shape of x, `[batch, ..., channels]`.
 
+    The argument `alpha`, which bounds the scale of other transforms, has no effect.
+
     >>> Shift(tf.ones([2])).forward(tf.zeros([1, 2])).numpy().tolist()
     [[1.0, 1.0]]
     """
 
     parameter_ndims = {"shift": 0}
 
-    def __init__(self, shift: Any):
+    def __init__(self, shift: Any, alpha: float = 1.0):
         super().__init__(0, locals())
 
     def _forward(self, x: tf.Tensor) -> tf.Tensor:

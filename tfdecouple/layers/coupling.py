@@ -156,4 +156,4 @@ class Coupling(InvertibleLayer):
             raise UserError(f"the conditioner of {self.name} gives {raw.shape[-1]} channels; it needs {self._outputs}")
         # The gradient of `tf.split` is one concatenation; the gradient of slices would be a sum of zero-padded arrays.
         parameters = tf.split(raw, transform.parameters, -1) if transform.parameters > 1 else [raw]
-        return with_log_det(transform.bijector(parameters, self.alpha))
+        return with_log_det(pkgutil.resolve_name(transform.bijector)(*parameters, alpha=self.alpha))
