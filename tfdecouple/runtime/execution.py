@@ -69,7 +69,7 @@ class Traced:
             return tuple(output[:0] for output in self(method, network, image, z, mode))
         if probe is None and (traced := self._find_network_function(method, network, x, condition, mode)):
             return traced(x, condition)
-        probes = None if probe is None else _spread_probe(probe, x)
+        probes = None if probe is None or mode.memory != "invert" else _spread_probe(probe, x)
         count, outputs = mode.count_parts(x), []
         parts = (split_into_parts(batch, count) for batch in (x, condition, probes))
         run_layer = functools.partial(self._run_layer, method, mode)
