@@ -232,13 +232,12 @@ class ExportedModel:
 def _trace_methods(model: DecoupledModel, any_size: bool) -> dict[tuple[str, str], Network]:
     """Returns {(network, method): trace} of all methods that endpoints call."""
     paths = {id(variable): path for path, variable in model.named_variables().items()}
-    traced = {}
+    runner, traced = functools.partial(model.flow.runner, mode=_PlainMode(shards=1)), {}
     for network, method, specs in _list_methods(model, any_size):
         layer = getattr(model, network)
         variables = {paths[id(variable)]: variable for variable in layer.variables}
-        run = functools.partial(getattr(layer, method))
-        if network in ("flow", "prior_flow", "encoder", "dequantizer"):
-            run.keywords["runner"] = functools.partial(model.flow.runner, mode=_PlainMode(shards=1))
+        options = {"runner": runner} if network in ("flow", "prior_flow", "encoder", "dequantizer") else {}
+        run = functools.partial(getattr(layer, method), **options)
         traced[network, method] = trace_network(functools.partial(_run_method, run, method), variables, specs)
     return traced
 
