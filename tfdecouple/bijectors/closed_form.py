@@ -26,15 +26,19 @@ def with_log_det(bijector: tfb.Bijector) -> ClosedForm | _TfpBijector:
 class _TfpBijector(NamedTuple):
     bijector: tfb.Bijector
 
+    def _set_shape(self, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        y.set_shape(x.shape)
+        return y
+
     def forward_and_log_det(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns y, the bijector's output for x `[batch, ..., channels]`, and log |det dy/dx|, `[batch]`."""
         log_det = self.bijector.forward_log_det_jacobian(x, event_ndims=len(x.shape) - 1)
-        return self.bijector.forward(x), tf.broadcast_to(log_det, get_sizes(x)[:1])
+        return self._set_shape(self.bijector.forward(x), x), tf.broadcast_to(log_det, get_sizes(x)[:1])
 
     def inverse_and_log_det(self, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the x that the bijector maps to y `[batch, ..., channels]`, and log |det dx/dy|, `[batch]`."""
         log_det = self.bijector.inverse_log_det_jacobian(y, event_ndims=len(y.shape) - 1)
-        return self.bijector.inverse(y), tf.broadcast_to(log_det, get_sizes(y)[:1])
+        return self._set_shape(self.bijector.inverse(y), y), tf.broadcast_to(log_det, get_sizes(y)[:1])
 
 
 class ClosedForm(tfb.Bijector):
