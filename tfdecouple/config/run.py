@@ -18,7 +18,7 @@ from typing import Any
 
 from tfdecouple.config.model import ModelConfig
 from tfdecouple.config.training import DataConfig, TrainingConfig
-from tfdecouple.config.values import format_value, require, to_json_values, validate_options
+from tfdecouple.config.values import format_value, refuse_unknown_options, require, to_json_values, validate_options
 from tfdecouple.errors import ConfigError, nearest
 from tfdecouple.storage.files import parse_json, read_json
 
@@ -34,6 +34,7 @@ _MOST_BYTES = 2**18
 _ENTRY = re.compile(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 
+@refuse_unknown_options
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """The config of a run: model, data and training.

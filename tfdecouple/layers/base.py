@@ -101,7 +101,7 @@ class Nested:
 
 
 class KeepsWeights:
-    """A mixin that refuses the methods `quantize` and `enable_lora` of Keras, which replace weights of Keras' layers.
+    """A mixin that refuses `quantize` and `enable_lora` of Keras, which replace weights, and `tf.train.Checkpoint`.
 
     A subclass must list the mixin before the Keras class among its base classes.
     """
@@ -114,6 +114,14 @@ class KeepsWeights:
         )
 
     enable_lora = quantize
+
+    def _trackable_children(self, save_type: str = "checkpoint", **options: Any) -> Any:
+        if save_type == "checkpoint":
+            raise UserError(
+                "tf.train.Checkpoint would skip weights, which Keras' layers hold in lists; save a model by "
+                "model.save('x.keras') or tfdecouple.save_run(model, folder)"
+            )
+        return super()._trackable_children(save_type, **options)  # type: ignore[misc]
 
 
 class BaseLayer(KeepsWeights, keras.layers.Layer):
@@ -352,6 +360,9 @@ class InvertibleLayer(BaseLayer):
                     f"layer {self.name} got an array of shape {tuple(x.shape)} and a condition of shape "
                     f"{tuple(condition.shape)}; the condition must be {expected}"
                 )
+            # The layers inside see the shapes of a trace, which has no sizes if the same layer got others before.
+            if size := getattr(self, "condition_size", 0):
+                require_condition(self, size, condition, local)
         return x, condition
 
 
