@@ -9,6 +9,7 @@ the import takes seconds.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -93,9 +94,9 @@ class Endpoint:
         answer: `answer(Answers, {input name: tensor})` returns `{output name: tensor}`. With the `Answers` of an
             exported model it builds the graph of the endpoint. With `KerasAnswers`, inputs and outputs are NumPy
             arrays, and images are values before they are rounded to pixels.
-        reference: `reference(model, {input name: array})` returns `{output name: array}` of one image by the public
-            methods of the Keras model, independently of `answer`, whose faults it shows. Input "seed" is the seed
-            for which `DecoupledModel.sample` draws the normal noise of this image.
+        reference: `reference(model, {input name: array})` returns `{output name: array}` by the public methods of the
+            Keras model, independently of `answer`, whose faults it shows. Input "seed" has for each image the seed
+            with which `DecoupledModel.sample` draws the image's normal noise.
         onnx: the name of the endpoint's ONNX file, without suffix; None for an endpoint without a file.
     """
 
@@ -274,7 +275,8 @@ def _sample(model: Answers, inputs: Arrays) -> Arrays:
 
 
 def _call_sample(model: DecoupledModel, inputs: Arrays) -> Arrays:
-    return {"images": model.sample(1, inputs["temperature"][0], inputs["seed"], inputs.get("labels"))}
+    rows = zip(inputs["temperature"], inputs["seed"], inputs.get("labels", itertools.repeat(None)), strict=False)
+    return {"images": np.concatenate([model.sample(1, *row) for row in rows])}
 
 
 def _encode_both(model: Answers, inputs: Arrays) -> Iterator[Any]:
@@ -303,8 +305,11 @@ def _interpolate(model: Answers, inputs: Arrays) -> Arrays:
 
 
 def _call_interpolate(model: DecoupledModel, inputs: Arrays) -> Arrays:
-    images, places = (inputs["images_a"], inputs["images_b"]), (inputs["alpha"], inputs["beta"])
-    return {"images": model.interpolate(*images, *places, _pair_labels(inputs))[:, 0, 0]}
+    labels = zip(*_pair_labels(inputs), strict=True) if "labels_a" in inputs else itertools.repeat(None)
+    rows = zip(*(inputs[name] for name in ("images_a", "images_b", "alpha", "beta")), labels, strict=False)
+    # The method would compute each pair of images at all positions of a batch, so each call has one pair.
+    grids = [model.interpolate(a[None], b[None], *rest) for a, b, *rest in rows]
+    return {"images": np.concatenate(grids)[:, 0, 0]}
 
 
 def _edit(model: Answers, inputs: Arrays) -> Arrays:

@@ -91,7 +91,7 @@ EFFECTS = [
     ),
     ("decoder", partial(change_metadata, key="crop", value="centre 9"), f"{METADATA}decoder.onnx has crop = centre"),
     ("encoder", partial(change_metadata, key="run", value="other"), f"{METADATA}encoder.onnx has run = other"),
-    ("encoder", partial(change_metadata, key="step", value="9"), f"{METADATA}encoder.onnx has step = 9; expected 4"),
+    ("encoder", partial(change_metadata, key="step", value="9"), f"{METADATA}encoder.onnx has step = 9; expected "),
     ("sampler", partial(change_metadata, key="resize", value="nearest"), f"{METADATA}sampler.onnx has resize = ne"),
     ("sampler", partial(change_metadata, key="endpoint", value="decode"), f"{METADATA}sampler.onnx has endpoint = d"),
 ]

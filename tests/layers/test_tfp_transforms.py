@@ -13,8 +13,8 @@ from tensorflow_probability import bijectors as tfb
 
 from export.pipeline import ExportConfig, export
 from tfdecouple.bijectors import with_log_det
-from tfdecouple.layers import Coupling
 from tfdecouple.errors import UserError
+from tfdecouple.layers import Coupling
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.training import train
 from tfdecouple.transforms import TRANSFORMS, Transform
