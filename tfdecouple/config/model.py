@@ -10,7 +10,6 @@ from tfdecouple.config.values import (
     Count,
     Fraction,
     Positive,
-    refuse_unknown_options,
     require,
     require_choice,
     to_json_values,
@@ -40,7 +39,6 @@ MOST_LEVELS = 24
 MOST_STEPS = 1000
 
 
-@refuse_unknown_options
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The options of a model's architecture: flow, prior and encoder (paper sections 2.1, 2.2 and appendix B).

@@ -18,7 +18,7 @@ from typing import Any
 
 from tfdecouple.config.model import ModelConfig
 from tfdecouple.config.training import DataConfig, TrainingConfig
-from tfdecouple.config.values import format_value, refuse_unknown_options, require, to_json_values, validate_options
+from tfdecouple.config.values import format_value, require, to_json_values, validate_options
 from tfdecouple.errors import ConfigError, nearest
 from tfdecouple.storage.files import parse_json, read_json
 
@@ -34,7 +34,6 @@ _MOST_BYTES = 2**18
 _ENTRY = re.compile(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 
-@refuse_unknown_options
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """The config of a run: model, data and training.
@@ -110,6 +109,23 @@ def parse_config(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T
         is_section = dataclasses.is_dataclass(hints[key])
         options[key] = parse_config(hints[key], value, f"{prefix}{key}.") if is_section else value
     return cls(**options)
+
+
+def _refuse_unknown_options(cls: type) -> None:
+    """Makes the constructor of a config class raise ConfigError, with the nearest name, for an unknown option."""
+    construct, names = cls.__init__, [field.name for field in dataclasses.fields(cls)]  # type: ignore[misc]
+
+    @functools.wraps(construct)
+    def construct_checked(self: Any, **options: Any) -> None:
+        for name in options.keys() - {*names}:
+            raise ConfigError(f"{cls.__name__} has no option {name!r}{nearest(name, names)}")
+        construct(self, **options)
+
+    cls.__init__ = construct_checked  # type: ignore[misc]
+
+
+for _class in (ModelConfig, DataConfig, TrainingConfig, Config):
+    _refuse_unknown_options(_class)
 
 
 def make_unknown_option_error(name: str) -> ConfigError:

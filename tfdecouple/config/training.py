@@ -5,16 +5,7 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from tfdecouple.config.values import (
-    BelowOne,
-    Count,
-    Fraction,
-    NonNegative,
-    Positive,
-    refuse_unknown_options,
-    require,
-    validate_options,
-)
+from tfdecouple.config.values import BelowOne, Count, Fraction, NonNegative, Positive, require, validate_options
 from tfdecouple.loggers import LOGGERS
 
 # Names of the sample photographs whose licences let anybody use them; `data/sample_images.py` has their files.
@@ -34,7 +25,6 @@ RUN_OPTIONS = (
 )  # fmt: skip
 
 
-@refuse_unknown_options
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """The options of a run's optimisation, precision, memory and schedule (paper appendix C.2 and Table 5).
@@ -157,7 +147,6 @@ class TrainingConfig:
         )
 
 
-@refuse_unknown_options
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The source of the images and their preparation (paper appendix C.1).

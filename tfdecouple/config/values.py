@@ -2,17 +2,14 @@
 
 import dataclasses
 import functools
-import inspect
 import numbers
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import pydantic
 
-from tfdecouple.errors import ConfigError, nearest
-
-T = TypeVar("T")
+from tfdecouple.errors import ConfigError
 
 # Types of numeric options; pydantic checks the range.
 Count = Annotated[int, pydantic.Field(ge=0)]
@@ -51,20 +48,6 @@ def format_value(value: Any) -> str:
     """Returns the value of an option as a text of one line for an error message; a long text is cut short."""
     text = " ".join(repr(value).splitlines())
     return text if len(text) <= 120 else f"{text[:100]} ... ({len(text):,} characters)"
-
-
-def refuse_unknown_options(cls: type[T]) -> type[T]:
-    """Decorates a config class: its constructor raises ConfigError for an unknown option, and names the nearest."""
-    construct, names = cls.__init__, inspect.signature(cls).parameters
-
-    @functools.wraps(construct)
-    def __init__(self: T, **options: Any) -> None:
-        for name in options.keys() - names.keys():
-            raise ConfigError(f"{cls.__name__} has no option {name!r}{nearest(name, names)}")
-        construct(self, **options)
-
-    cls.__init__ = __init__  # type: ignore[assignment]
-    return cls
 
 
 def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:

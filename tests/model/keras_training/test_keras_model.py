@@ -148,10 +148,9 @@ class TestErrors:
         model = variant("coupling")
         whole = make_classifier(model)
         for objects in ({"model": model}, {"flow": model.flow}, {"whole": whole}):
-            with pytest.raises(UserError, match="would skip weights"):
-                tf.train.Checkpoint(**objects).save(str(tmp_path / "x"))
-            with pytest.raises(UserError, match="would skip weights"):
-                tf.train.Checkpoint(**objects).restore(str(tmp_path / "x"))
+            for save in (tf.train.Checkpoint.save, tf.train.Checkpoint.write):
+                with pytest.raises(UserError, match="would skip weights"):
+                    save(tf.train.Checkpoint(**objects), str(tmp_path / "x"))
         assert not [*tmp_path.iterdir()]
 
     def test_weights_files_of_keras_have_all_weights(self, tmp_path):
