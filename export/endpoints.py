@@ -1,9 +1,8 @@
 """The endpoints of an export, functions that users call by name such as "encode": their class, and all endpoints.
 
 A new endpoint needs changes in this file alone: a function that computes its outputs, for the Keras model and for an
-export, and an `Endpoint` in `list_endpoints`, which also names the model's own method. Signature, warm-up request, ONNX
-file, verification and model card follow from the `Endpoint`. TensorFlow is imported only when a graph is built, because
-the import takes seconds.
+export, one that calls the model's own method, and an `Endpoint` in `list_endpoints`. All else follows from the
+`Endpoint`. TensorFlow is imported only when a graph is built, because the import takes seconds.
 """
 
 from __future__ import annotations

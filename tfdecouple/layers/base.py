@@ -117,10 +117,7 @@ class KeepsWeights:
 
     def _trackable_children(self, save_type: str = "checkpoint", **options: Any) -> Any:
         if save_type == "checkpoint":
-            raise UserError(
-                "tf.train.Checkpoint would skip weights, which Keras' layers hold in lists; save a model by "
-                "model.save('x.keras') or tfdecouple.save_run(model, folder)"
-            )
+            raise UserError("tf.train.Checkpoint would skip weights; call model.save('x.keras') or tfdecouple.save_run")
         return super()._trackable_children(save_type, **options)  # type: ignore[misc]
 
 

@@ -70,17 +70,12 @@ class DecoupledModel(KeepsWeights, keras.Model):
     def __init__(self, config: ModelConfig | dict[str, Any], *, jit_compile: bool = False, **kwargs: Any):
         require_backend()
         if not isinstance(config, ModelConfig | dict):
-            raise ConfigError(
-                f"config is {one_line(repr(config), 60)}; it must be a ModelConfig or a dict. "
-                "DecoupledModel.from_preset(NAME) makes the model of a preset or of a run"
-            )
+            known = "a ModelConfig or a dict; for a preset or a run, call DecoupledModel.from_preset(NAME)"
+            raise ConfigError(f"config is {one_line(repr(config), 60)}; it must be {known}")
         # The dtype is set here, so that the model computes in float32 under every global Keras policy.
         super().__init__(**{"name": "decoupled_model", "dtype": "float32", **kwargs})
         if self.dtype_policy.name != "float32":
-            raise UserError(
-                f"dtype is {self.dtype_policy.name}; the model computes in float32, so leave dtype out. "
-                "compile(precision='mixed_bfloat16') trains faster on some machines"
-            )
+            raise UserError(f"dtype is {self.dtype_policy.name}; the model computes in float32: leave dtype out")
         self.config = config if isinstance(config, ModelConfig) else parse_config(ModelConfig, config, "model.")
         # The check comes first, because a config from an untrusted file may ask for more memory than there is.
         require_memory(self.config)
