@@ -1,16 +1,19 @@
 """The endpoints of an export, functions that users call by name such as "encode": their class, and all endpoints.
 
 A new endpoint needs changes in this file alone: a function that computes its outputs, for the Keras model and for an
-export, and an `Endpoint` in `list_endpoints`. Signature, warm-up request, ONNX file, verification and model card follow
-from the `Endpoint`. TensorFlow is imported only when a graph is built, because the import takes seconds.
+export, one that calls the model's own method, and an `Endpoint` in `list_endpoints`. All else follows from the
+`Endpoint`. TensorFlow is imported only when a graph is built, because the import takes seconds.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tfdecouple.config import ModelConfig
 from tfdecouple.config.shapes import describe_channels
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
     from export.exported_model import Answers
+    from tfdecouple.model import DecoupledModel
 
 
 # {name: array}, or {name: tensor} where a graph is built.
@@ -89,6 +93,9 @@ class Endpoint:
         answer: `answer(Answers, {input name: tensor})` returns `{output name: tensor}`. With the `Answers` of an
             exported model it builds the graph of the endpoint. With `KerasAnswers`, inputs and outputs are NumPy
             arrays, and images are values before they are rounded to pixels.
+        reference: `reference(model, {input name: array})` returns `{output name: array}` by the public methods of the
+            Keras model, independently of `answer`, whose faults it shows. Input "seed" has for each image the seed
+            with which `DecoupledModel.sample` draws the image's normal noise.
         onnx: the name of the endpoint's ONNX file, without suffix; None for an endpoint without a file.
     """
 
@@ -97,6 +104,7 @@ class Endpoint:
     inputs: tuple[Array, ...]
     outputs: tuple[Array, ...]
     answer: Callable[[Answers, Arrays], Arrays]
+    reference: Callable[[DecoupledModel, Arrays], Arrays]
     onnx: str | None = None
 
     def __post_init__(self) -> None:
@@ -160,44 +168,45 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
     log_probabilities = Array("log_probabilities", "float32", (config.classes,), meaning, scale=scale)
     sample_labels = (label("labels"),) if has_labels else ()
     score_labels = (label("labels", needed=by_label),) if has_labels else ()
-    # Each endpoint has name, summary, inputs, outputs, function and perhaps the name of its file.
+    # Each endpoint has name, summary, inputs, outputs, function, reference and perhaps the name of its file.
     # fmt: off
     encode = Endpoint(
         "encode", "Encodes images deterministically; decode gives the very same pixels back.",
-        (images, *labels), (*z, v), _encode, "encoder",
+        (images, *labels), (*z, v), _encode, _call_encode, "encoder",
     )
     encode_global = Endpoint(
         "encode_global", "The posterior of z given images, a diagonal Gaussian.", (images,),
         (vector("z_mean", "the z of encode"), vector("z_log_variance", "natural logarithm of the variance")),
-        _encode_global,
+        _encode_global, _call_posterior,
     )
-    decode = Endpoint("decode", "Decodes codes to images.", (*z, v), (images,), _decode, "decoder")
+    decode = Endpoint("decode", "Decodes codes to images.", (*z, v), (images,), _decode, _call_decode, "decoder")
     sample = Endpoint(
         "sample", "Turns noise into new images.",
-        (*sample_labels, *z_noise, v_noise, temperature), (images,), _sample, "sampler",
+        (*sample_labels, *z_noise, v_noise, temperature), (images,), _sample, _call_sample, "sampler",
     )
     switch = Endpoint(
         "switch", "Switches the global codes of two images.", (images_a, *labels_a, images_b, *labels_b),
-        (picture("images_ab", "z of a with v of b"), picture("images_ba", "z of b with v of a")), _switch,
+        (picture("images_ab", "z of a with v of b"), picture("images_ba", "z of b with v of a")), _switch, _call_switch,
     )
     interpolate = Endpoint(
         "interpolate", "Interpolates between two images in two dimensions.",
-        (images_a, *labels_a, images_b, *labels_b, alpha, beta), (images,), _interpolate,
+        (images_a, *labels_a, images_b, *labels_b, alpha, beta), (images,), _interpolate, _call_interpolate,
     )
     edit = Endpoint(
         "edit", "Moves z of images along a direction; at 0 the very same pixels come back.",
         (images, *labels, vector("direction", "of directions.json, or any"), amount),
-        (picture("edited", "the image with the other z, its v as it was"),), _edit,
+        (picture("edited", "the image with the other z, its v as it was"),), _edit, _call_edit,
     )
     score = Endpoint(
         "score",
         "Bits per dimension of images, an upper bound at one draw of the noise; and how usual its latents are.",
         (images, *score_labels, *z_noise, u_noise),
         (scalar("bits_per_dim", "lower is more probable"), *([nats] if config.has_encoder else []), shell, typicality),
-        _score,
+        _score, _call_outlier_scores,
     )
     classify = Endpoint(
         "classify", "How probable each label is of images, by Bayes' rule.", (images,), (log_probabilities,), _classify,
+        _call_classify,
     )
     # fmt: on
     if any_size:
@@ -236,18 +245,37 @@ def _encode(model: Answers, inputs: Arrays) -> Arrays:
     return {"v": v} if z is None else {"z": z, "v": v}
 
 
+def _call_encode(model: DecoupledModel, inputs: Arrays) -> Arrays:
+    z, v = model.encode(inputs["images"], inputs.get("labels"))[:2]
+    return {"z": z, "v": v}
+
+
 def _encode_global(model: Answers, inputs: Arrays) -> Arrays:
     z, z_log_variance = model.infer_posterior(inputs["images"])
     return {"z_mean": z, "z_log_variance": z_log_variance}
+
+
+def _call_posterior(model: DecoupledModel, inputs: Arrays) -> Arrays:
+    posterior = model.posterior(inputs["images"])
+    return {"z_mean": posterior.mean(), "z_log_variance": 2 * np.log(posterior.stddev())}
 
 
 def _decode(model: Answers, inputs: Arrays) -> Arrays:
     return {"images": model.decode(inputs.get("z"), inputs["v"])}
 
 
+def _call_decode(model: DecoupledModel, inputs: Arrays) -> Arrays:
+    return {"images": model.decode(inputs.get("z"), inputs["v"])}
+
+
 def _sample(model: Answers, inputs: Arrays) -> Arrays:
     z = model.z_from_noise(inputs.get("z_noise"), inputs.get("labels"))
     return {"images": model.decode(z, inputs["temperature"][:, None, None, None] * inputs["v_noise"])}
+
+
+def _call_sample(model: DecoupledModel, inputs: Arrays) -> Arrays:
+    rows = zip(inputs["temperature"], inputs["seed"], inputs.get("labels", itertools.repeat(None)), strict=False)
+    return {"images": np.concatenate([model.sample(1, *row) for row in rows])}
 
 
 def _encode_both(model: Answers, inputs: Arrays) -> Iterator[Any]:
@@ -259,6 +287,15 @@ def _switch(model: Answers, inputs: Arrays) -> Arrays:
     return {"images_ab": model.decode(a.z, b.v), "images_ba": model.decode(b.z, a.v)}
 
 
+def _call_switch(model: DecoupledModel, inputs: Arrays) -> Arrays:
+    images = model.switch(inputs["images_a"], inputs["images_b"], _pair_labels(inputs))
+    return dict(zip(("images_ab", "images_ba"), images, strict=True))
+
+
+def _pair_labels(inputs: Arrays) -> Any:
+    return (inputs["labels_a"], inputs["labels_b"]) if "labels_a" in inputs else None
+
+
 def _interpolate(model: Answers, inputs: Arrays) -> Arrays:
     a, b = _encode_both(model, inputs)
     alpha, beta = inputs["alpha"][:, None], inputs["beta"][:, None, None, None]
@@ -266,14 +303,37 @@ def _interpolate(model: Answers, inputs: Arrays) -> Arrays:
     return {"images": model.decode((1 - alpha) * a.z + alpha * b.z, (1 - beta) * a.v + beta * b.v)}
 
 
+def _call_interpolate(model: DecoupledModel, inputs: Arrays) -> Arrays:
+    labels = zip(*_pair_labels(inputs), strict=True) if "labels_a" in inputs else itertools.repeat(None)
+    rows = zip(*(inputs[name] for name in ("images_a", "images_b", "alpha", "beta")), labels, strict=False)
+    # The method would compute each pair of images at all positions of a batch, so each call has one pair.
+    grids = [model.interpolate(a[None], b[None], *rest) for a, b, *rest in rows]
+    return {"images": np.concatenate(grids)[:, 0, 0]}
+
+
 def _edit(model: Answers, inputs: Arrays) -> Arrays:
     z, _, v = model.encode(inputs["images"], inputs.get("labels"))
     return {"edited": model.decode(z + inputs["amount"][:, None] * inputs["direction"], v)}
+
+
+def _call_edit(model: DecoupledModel, inputs: Arrays) -> Arrays:
+    return {"edited": model.edit(inputs["images"], inputs["direction"], inputs["amount"], inputs.get("labels"))}
 
 
 def _score(model: Answers, inputs: Arrays) -> Arrays:
     return model.score(inputs["images"], inputs.get("z_noise"), inputs["u_noise"], inputs.get("labels"))
 
 
+def _call_outlier_scores(model: DecoupledModel, inputs: Arrays) -> Arrays:
+    from tfdecouple.model.outlier_scores import outlier_scores
+
+    noise = inputs.get("z_noise"), inputs["u_noise"]
+    return outlier_scores(model, inputs["images"], *noise, inputs.get("labels")).to_dict()
+
+
 def _classify(model: Answers, inputs: Arrays) -> Arrays:
+    return {"log_probabilities": model.classify(inputs["images"])}
+
+
+def _call_classify(model: DecoupledModel, inputs: Arrays) -> Arrays:
     return {"log_probabilities": model.classify(inputs["images"])}

@@ -29,9 +29,9 @@ from export.exported_model import ExportedModel
 from export.formats import FORMATS, Format, Job
 from export.provenance import open_run
 from export.verification.comparison import digest_weights
-from export.verification.vectors import choose_image_sizes, load_real_images, make_test_vectors
+from export.verification.vectors import choose_image_sizes, load_real_images, make_picture, make_test_vectors
 from export.verification.verify import check_settings, compare_in_process, require_no_problems
-from tfdecouple.data.sources import hide_image_path
+from tfdecouple.data.sources import choose_user_crop, hide_image_path
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.model.any_size import find_weight_of_fixed_size
 from tfdecouple.runtime.signals import handle_signals
@@ -161,9 +161,8 @@ class _Exporter:
             vectors, source = self._make_vectors()
             for first, exported in job.exported.items():
                 vectors[f"weights/{'NCHW' if first else 'NHWC'}"] = digest_weights(exported.collect_arrays())
-            # Programs that call the files need these entries of the metadata, so the verification compares them.
-            metadata = {name: self._provenance.metadata[name] for name in ("image_shape", "n_bits", "d_z", "crop")}
-            vectors["metadata"] = np.array(json.dumps(metadata))
+            vectors["metadata"] = np.array(json.dumps(self._provenance.metadata))
+            vectors |= make_picture(self._model.config.image_shape, choose_user_crop(self._provenance.config.data))
             np.savez_compressed(built / VECTORS, allow_pickle=False, **vectors)
             for kind in self._built:
                 self._make_files(kind, job)

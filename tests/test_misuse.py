@@ -1,3 +1,6 @@
+import math
+import pathlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -6,7 +9,8 @@ from helpers.refusals import message_of
 from helpers.variants import equal, fresh, has_weights, read_weights
 
 from tfdecouple import randomness
-from tfdecouple.errors import DataError, UserError
+from tfdecouple.config import Config
+from tfdecouple.errors import ConfigError, DataError, UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model import codes as model_module
 from tfdecouple.runs.latent_directions import MEANS, Direction
@@ -93,12 +97,20 @@ WRONG = {
         lambda model, temperature: model.sample(1, temperature),
         [True, "1", None, -0.1, float("nan"), float("inf"), 10**400, [1.0], 1j],
     ),
-    "noise": (lambda model, noise: model.dequantize(IMAGES, noise), [np.zeros((2, 8, 8, 3))]),
+    "noise ": (lambda model, noise: model.dequantize(IMAGES, noise), [np.zeros((2, 8, 8, 3)), 2.0 + IMAGES]),
+    "u_noise ": (
+        lambda model, noise: model.elbo_from_noise(IMAGES, np.zeros((3, 4)), noise),
+        [np.zeros((2, 8, 8, 3)), np.zeros((1, 8, 8, 3)), 2.0 + IMAGES, -0.1 - IMAGES, math.nan * IMAGES, "u"],
+    ),
+    "z_noise ": (
+        lambda model, noise: model.elbo_from_noise(IMAGES, noise, np.zeros(IMAGES.shape)),
+        [np.zeros((1, 4)), np.zeros((3, 3)), np.zeros(4), None],
+    ),
     "alphas is": (
         lambda model, alphas: model.interpolate(IMAGES, IMAGES, alphas, [0.5]),
-        ["0.5", None, True, ["a"], [[0.5]], [0.1, float("nan")], [0.1, [0.2]], 1j],
+        ["0.5", None, True, ["a"], [[0.5]], [0.1, float("nan")], [0.1, [0.2]], 1j, 5, [0, -0.1]],
     ),
-    "betas is": (lambda model, betas: model.interpolate(IMAGES, IMAGES, [0.5], betas), ["0.5", [[0.5]], 1j]),
+    "betas is": (lambda model, betas: model.interpolate(IMAGES, IMAGES, [0.5], betas), ["0.5", [[0.5]], 1j, 1.5]),
     "direction": (
         lambda model, direction: model.edit(IMAGES, direction, 1),
         [np.ones(3), np.ones((2, 4)), "smile", [1, 2, float("nan"), 4]],
@@ -108,6 +120,24 @@ WRONG = {
 
 
 class TestArguments:
+    def test_bound_takes_noise_in_float64_as_in_float32(self, small):
+        noise = np.random.default_rng(0).standard_normal((3, 4)), np.random.default_rng(0).random(IMAGES.shape)
+        single = (array.astype(np.float32) for array in noise)
+        equal(small.elbo_from_noise(IMAGES, *noise).bits_per_dim, small.elbo_from_noise(IMAGES, *single).bits_per_dim)
+
+    @pytest.mark.parametrize("config", ["cifar10", pathlib.Path("runs"), None, Config(model=LEAST)])
+    def test_model_of_a_name_says_how_to_make_it(self, config):
+        message = message_of(ConfigError, lambda: DecoupledModel(config))
+        assert message.startswith("config is ") and "DecoupledModel.from_preset(" in message
+
+    def test_condition_of_the_wrong_size_is_named_with_its_shape_in_every_call(self, small):
+        x = tf.zeros([3, 8, 8, 3])
+        tf.config.run_functions_eagerly(False)
+        for size, batch in ((3, 3), (5, 2), (3, 1)):
+            inputs = x[:batch], tf.zeros([batch, size])
+            message = message_of(UserError, lambda inputs=inputs: small.flow(*inputs))
+            assert f"({batch}, {size})" in message and "[batch, 4]" in message
+
     def test_every_method_accepts_an_empty_batch(self, small):
         z, v = np.zeros((0, 4), np.float32), np.zeros((0, 8, 8, 3), np.float32)
         assert small.decode(*small.encode(NONE)).shape == (0, 8, 8, 3)

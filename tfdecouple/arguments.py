@@ -170,11 +170,13 @@ def as_z_change(direction: Any, amount: Any, batch: int | None, latent_dim: int)
     return tf.reshape(amount, [-1, 1]) * direction
 
 
-def as_pixel_noise(value: Any, images: tf.Tensor) -> tf.Tensor:
-    """Converts an array to dequantisation noise, a float32 tensor; raises UserError unless it has the images' shape."""
-    noise = as_floats(value, "noise")
-    if not noise.shape.is_compatible_with(images.shape):
-        raise UserError(f"noise is of shape {tuple(noise.shape)}; it must be that of the images, {tuple(images.shape)}")
+def as_noise(value: Any, name: str, shape: Any, uniform: bool = False) -> tf.Tensor:
+    """Converts an array to noise, a float32 tensor of `shape`; raises UserError for others, or outside [0, 1]."""
+    noise = as_floats(value, name)
+    if not noise.shape.is_compatible_with(shape):
+        raise UserError(f"{name} is of shape {tuple(noise.shape)}; this model needs {tuple(shape)} for these images")
+    if uniform and not _is_symbolic(noise) and not tf.reduce_all((noise >= 0) & (noise <= 1)):
+        raise UserError(f"{name} has values outside of [0, 1]; draw it by tf.random.uniform")
     return noise
 
 

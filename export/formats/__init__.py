@@ -118,8 +118,8 @@ class Format(abc.ABC):
 class _SavedModelFormat(Format):
     name, summary = "savedmodel", "a SavedModel for TensorFlow Serving"
     files = (
-        r"((saved_model|fingerprint)\.pb|variables/variables\.(index|data-\d{5}-of-\d{5})"
-        r"|assets\.extra/(model_card\.json|tf_serving_warmup_requests))"
+        r"(saved_model|fingerprint)\.pb|variables/variables\.(index|data-\d{5}-of-\d{5})"
+        r"|assets\.extra/(model_card\.json|tf_serving_warmup_requests)"
     )
     options, has_versions, runtime = ("endpoints", "version"), True, SavedModel
 
@@ -191,7 +191,7 @@ class _LiteRTFormat(Format):
 
 class _WebFormat(_OnnxFormat):
     name, summary = "web", "a static web page"
-    files = r"(\w+\.(js|html|css)|model/\w+\.(onnx|jpg|json)|runtime/[\w-][\w.-]*)"
+    files = r"\w+\.(js|html|css)|model/\w+\.(onnx|jpg|json)|runtime/[\w-][\w.-]*"
     options, needs, inside, copied = ("web_runtime", "web_gpu"), ("onnx",), "model", True
 
     def require_support(self, config: Any) -> None:

@@ -17,6 +17,7 @@ import tensorflow as tf
 from export.endpoints import Endpoint
 from export.exported_model import ExportedModel
 from export.provenance import read_version
+from tfdecouple.errors import UserError, one_line
 
 # The version of the ONNX operators: the highest that tf2onnx writes; ONNX Runtime reads it on all platforms.
 OPSET = 18
@@ -36,6 +37,9 @@ def build_onnx(exported: ExportedModel, endpoint: Endpoint, metadata: Mapping[st
     During the conversion, the weights are inputs of the graph; afterwards they become initializers of the ONNX model.
     So tf2onnx does not spend most of its time on copying and folding weights, and a TensorFlow graph's size limit does
     not apply.
+
+    Raises:
+        UserError: if tf2onnx cannot convert an operation of the graph.
     """
     with _silence_tf2onnx():
         import tf2onnx.tfonnx
@@ -54,12 +58,16 @@ def build_onnx(exported: ExportedModel, endpoint: Endpoint, metadata: Mapping[st
         weights = {node.name: names[node.name] for node in needed.node if node.name in names}
         with tf.Graph().as_default() as graph:
             tf.import_graph_def(needed, name="")
-        converted = tf2onnx.tfonnx.process_tf_graph(
-            graph,
-            opset=OPSET,
-            input_names=[*(tensor.name for tensor in inputs.values()), *(f"{key}:0" for key in weights)],
-            output_names=[tensor.name for tensor in outputs],
-        )
+        try:
+            converted = tf2onnx.tfonnx.process_tf_graph(
+                graph,
+                opset=OPSET,
+                input_names=[*(tensor.name for tensor in inputs.values()), *(f"{key}:0" for key in weights)],
+                output_names=[tensor.name for tensor in outputs],
+            )
+        except ValueError as error:
+            reason = f"{endpoint.name} cannot be converted to ONNX: {one_line(error, first=True)}"
+            raise UserError(f"{reason}; leave the format onnx out") from error
         # Each pass runs once; `tf2onnx.optimizer.optimize_graph` would run a second round, which changes nothing.
         for name in _PASSES:
             converted = getattr(optimizer, name)().optimize(converted, 0)

@@ -7,6 +7,7 @@ needs Python functions fails.
 
 import abc
 import contextlib
+import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
@@ -73,8 +74,8 @@ class Runtime(contextlib.ExitStack, abc.ABC):
     def read_shapes(self, endpoint: str) -> dict[str, Shape]:
         """Returns {name: shape that the files declare} of an endpoint's inputs and outputs; None: a free size."""
 
-    def check_attachments(self, metadata: Mapping[str, str]) -> None:
-        """Raises an error for a fault in the `attachments`; `metadata` is {name: text} that metadata must have."""
+    def check_attachments(self, vectors: Arrays) -> None:
+        """Raises an error for a fault in the `attachments`; `vectors` are those of `comparison.compare_files`."""
 
     @abc.abstractmethod
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
@@ -133,7 +134,7 @@ class SavedModel(Runtime):
         infos = [*self._signatures[endpoint].inputs.items(), *self._signatures[endpoint].outputs.items()]
         return {name: tuple(tf.TensorShape(info.tensor_shape).as_list()) for name, info in infos}
 
-    def check_attachments(self, metadata: Mapping[str, str]) -> None:
+    def check_attachments(self, vectors: Arrays) -> None:
         """Runs the warm-up requests; raises an error if one fails, as a server does, or a signature has none."""
         import tensorflow as tf
         from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
@@ -180,13 +181,19 @@ class OnnxFiles(Runtime):
         arrays = [*self._sessions[endpoint].get_inputs(), *self._sessions[endpoint].get_outputs()]
         return {array.name: tuple(size if isinstance(size, int) else None for size in array.shape) for array in arrays}
 
-    def check_attachments(self, metadata: Mapping[str, str]) -> None:
-        """Raises ValueError if the metadata of an ONNX file lack an entry of `metadata`, or name another endpoint."""
+    def check_attachments(self, vectors: Arrays) -> None:
+        """Raises ValueError if an ONNX file has wrong metadata, or the client crops a picture by them wrongly."""
+        from export.client import Model
+
         for endpoint, session in self._sessions.items():
             found = session.get_modelmeta().custom_metadata_map
-            for name, right in {**metadata, "endpoint": endpoint}.items():
+            for name, right in {**json.loads(str(vectors["metadata"])), "endpoint": endpoint}.items():
                 if found.get(name) != right:
                     raise ValueError(f"{self.names[endpoint]}.onnx has {name} = {found.get(name)}; expected {right}")
+        if {"encode", "decode"} <= {*self._sessions} and not np.array_equal(
+            Model(self.folder).fit(vectors["picture"]), vectors["fitted"]
+        ):
+            raise ValueError(f"by crop = {found.get('crop')} a picture gets other pixels than by the model's own code")
 
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yields (name, array) of each initializer of the ONNX files, except scalars and integers (shapes, axes)."""

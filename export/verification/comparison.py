@@ -77,9 +77,9 @@ def compare_files(
         runtime: the name of the format whose runtime runs the files, a key of `FORMATS`.
         folder: the folder with the exported files.
         vectors: the test vectors, {name: array}: inputs and the Keras model's answers (`vectors.make_test_vectors`),
-            digests of weights (`digest_weights`) and `metadata`, JSON of {name: text}. For files that take images of
-            any size, `sizes` has names of sizes, such as "8x6", and the names of the arrays for this size begin with
-            "8x6/".
+            digests of weights (`digest_weights`), `metadata`, JSON of {name: text}, and `picture` and `fitted` of
+            `vectors.make_picture`. For files that take images of any size, `sizes` has names of sizes, such as "8x6",
+            and the names of the arrays for this size begin with "8x6/".
         names: {endpoint: name of its file, without suffix}.
         provider: an execution provider of ONNX Runtime; "" for the CPU.
         report: a callback that receives lines of progress.
@@ -107,7 +107,7 @@ def compare_files(
                 for output, values in differences.items():
                     report(f"  {endpoint}{size}: {output}: {_describe_differences(values)}")
         try:
-            opened.check_attachments(json.loads(str(vectors["metadata"])))
+            opened.check_attachments(vectors)
         except Exception as error:  # TensorFlow raises any class of error for a damaged file
             found.problems.append(f"the {opened.attachments} do not pass: {find_first_reason(error)}")
         if not found.problems and {"encode", "decode"} <= {*names}:

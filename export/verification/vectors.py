@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,14 @@ from export.endpoints import (
 )
 from export.exported_model import Answers, Encoding
 from export.verification.comparison import PERTURBATION, Answer
-from export.verification.verify import RefusedError
+from export.verification.verify import require_no_problems
+from tfdecouple import randomness
 from tfdecouple.config import DataConfig
-from tfdecouple.config.shapes import RGB_CHANNELS
+from tfdecouple.config.shapes import RGB_CHANNELS, Shape
 from tfdecouple.data.batches import load_images
+from tfdecouple.data.image_file import crop_and_resize
 from tfdecouple.data.sources import open_source
-from tfdecouple.errors import DataError
+from tfdecouple.errors import DataError, ExactnessWarning
 from tfdecouple.model import DecoupledModel
 from tfdecouple.numerics.tf32 import full_float32
 
@@ -87,7 +90,7 @@ def make_test_vectors(
         any_size: whether the endpoints are those for images of any height and width.
 
     Raises:
-        RefusedError: if the model's answer lacks an output of an endpoint.
+        RefusedError: if the answer of an endpoint's function is not that of the model's own method.
     """
     rng, config = np.random.default_rng(0), model.config
     side = max(images.shape[1:3])
@@ -120,17 +123,33 @@ def make_test_vectors(
             {name: np.asarray(array) for name, array in endpoint.answer(answers, values).items()}
             for answers in (plain, perturbed)
         )
-        if lacking := [output.name for output in endpoint.outputs if output.name not in right]:
-            raise RefusedError(
-                f"not published: endpoint {endpoint.name} cannot be compared: its answer lacks {', '.join(lacking)} "
-                "(export/endpoints.py)"
-            )
+        answers: dict[str, Answer] = {}
         for output in endpoint.outputs:
             both = right[output.name], other[output.name]
             is_image = output.dtype == "uint8"
             answer = Answer.from_bins(*both, config.n_bins) if is_image else Answer.from_floats(*both, output.scale)
             vectors |= {f"out/{endpoint.name}/{output.name}/{field}": part for field, part in vars(answer).items()}
+            answers[output.name] = answer
+        require_no_problems(_compare_with_methods(model, endpoint, values, answers))
     return vectors
+
+
+def _compare_with_methods(
+    model: DecoupledModel, endpoint: Endpoint, inputs: Arrays, answers: Mapping[str, Answer]
+) -> Iterator[str]:
+    """Yields a problem for each output whose `answers` differ from the model's own method for one of three images."""
+    stable = np.flatnonzero(np.all([np.isfinite(answer.bound) for answer in answers.values()], 0))
+    if not len(stable):
+        return
+    rows = stable[[0, len(stable) // 2, -1]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExactnessWarning)
+        reference = endpoint.reference(model, {"seed": rows, **{name: array[rows] for name, array in inputs.items()}})
+    for name, answer in answers.items():
+        fields = {field: array[rows] if array.size > 1 else array for field, array in vars(answer).items()}
+        _, problem = Answer(**fields).compare_file(np.asarray(reference[name]))
+        if problem:
+            yield f"endpoint {endpoint.name} differs from the model's own method: {name}: {problem}"
 
 
 class _Inputs:
@@ -144,15 +163,22 @@ class _Inputs:
         """Returns the test values of an input of `endpoint`, specified by `array`, with a row for each image."""
         if array.holds in (IMAGE, LABEL):
             # images_b are images_a shifted by half the batch. If the batch is even, each pair of images occurs in both
-            # orders, and the Keras model computes equal answers only once.
+            # orders, and the Keras model computes equal answers only once. Labels are shifted by one, so that they
+            # differ within a pair.
             alike = [other.name for other in endpoint.inputs if other.holds == array.holds]
-            values = self._images if array.holds == IMAGE else draw_values(array, self._rng, len(self._images))
-            return np.roll(values, len(values) // 2 * alike.index(array.name), 0)
+            images = array.holds == IMAGE
+            values = self._images if images else draw_values(array, self._rng, len(self._images))
+            return np.roll(values, (len(values) // 2 if images else 1) * alike.index(array.name), 0)
         if array.name not in self._made:
-            codes = array.holds in (GLOBAL_CODE, LOCAL_CODE)
-            self._made |= (
-                self._make_codes() if codes else {array.name: draw_values(array, self._rng, len(self._images))}
-            )
+            if array.holds in (GLOBAL_CODE, LOCAL_CODE):
+                self._made |= self._make_codes()
+            elif array.name in ("z_noise", "v_noise"):
+                # The method `sample` of the model draws this noise for a seed that is the number of the row.
+                seeds = [randomness.derive_seed(row, array.name[0]) for row in range(len(self._images))]
+                noise = [tf.random.stateless_normal(array.shape, seed) for seed in seeds]
+                self._made[array.name] = np.stack(noise)
+            else:
+                self._made[array.name] = draw_values(array, self._rng, len(self._images))
         return self._made[array.name]
 
     def _make_codes(self) -> Arrays:
@@ -203,6 +229,18 @@ def make_artificial_images(
         "0/255 noise": (rng.integers(0, 2, (most, *shape)) * 255).astype(np.uint8),
         "checkerboard": np.stack([board, 255 - board])[:most].astype(np.uint8),
     }
+
+
+def make_picture(image_shape: Shape, centre_crop: int) -> Arrays:
+    """Returns a picture of waves, larger than the images of a model, and the picture `fitted` by the model's own code.
+
+    Both are uint8 `[height, width, channels]`; the fitted picture has `image_shape`. `centre_crop` is the side in
+    pixels of the centre that is cropped from pictures of users; 0 for the largest.
+    """
+    side, channels = 2 * max(*image_shape, centre_crop), image_shape[-1]
+    y, x, channel = np.ogrid[: side + 3, : side + 40, :channels]
+    picture = np.abs((5 * x + 3 * y + 85 * channel) % 510 - 255).astype(np.uint8)
+    return {"picture": picture, "fitted": crop_and_resize(picture, image_shape, centre_crop)}
 
 
 def load_real_images(data: DataConfig, shape: tuple[int, int, int]) -> tuple[np.ndarray, str]:

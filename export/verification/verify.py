@@ -13,6 +13,7 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 from export.export_folder import EDITABLE, JSON_NAME, MOST_BYTES, VECTORS, load_manifest
 from export.formats import FORMATS
 from export.verification.comparison import REPORT, Report
+from tfdecouple.data.image_file import describe_cropping
 from tfdecouple.errors import UserError, make_printable, one_line
 from tfdecouple.runtime.process import make_python_command
 from tfdecouple.storage.files import read_json
@@ -103,7 +104,7 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
     try:
         card = read_json(folder / JSON_NAME, MOST_BYTES)
         problems += check_settings(folder, card)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         problems.append(f"model card or settings cannot be read: {one_line(error)}")
     for name, names in manifest.parts.items():
         if VECTORS not in manifest.files or any(path.startswith((f"{name}/", VECTORS)) for path in changed):
@@ -141,6 +142,8 @@ def check_settings(folder: pathlib.Path, card: Mapping[str, Any]) -> Iterator[st
                 yield f"models.config names {', '.join(names)} and not the model {card['name']}"
     path = folder / "web" / "model" / "config.json"
     page = read_json(path, MOST_BYTES) if path.is_file() else {}
-    for key, right in {"name": card["name"], **card["architecture"]}.items():
+    if page:
+        page["crop"] = describe_cropping(page["image_shape"], page["centre_crop"])
+    for key, right in {"name": card["name"], "crop": card["crop"], **card["architecture"]}.items():
         if page.get(key, right) != right:
             yield f"web/model/config.json has {key} = {page[key]}; expected {right}"

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from helpers.refusals import refusal
+from helpers.refusals import message_of, refusal
 
 from tfdecouple.config import (
     Config,
@@ -17,6 +17,7 @@ from tfdecouple.config import (
     parse_config,
     preset_names,
 )
+from tfdecouple.errors import ConfigError
 
 # Options of every type, off their defaults.
 FLOW = {"steps": (1, (1, 2), 3), "hidden_channels": (4, 5, 6), "alpha": 0.5, "step_layers": ("sinh_arcsinh",)}
@@ -148,6 +149,18 @@ SECTIONS = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig
 
 
 class TestConfig:
+    @pytest.mark.parametrize(
+        ("cls", "name", "similar"),
+        [
+            (ModelConfig, "latentdim", "latent_dim"), (TrainingConfig, "klweight", "kl_weight"),
+            (DataConfig, "sources", "source"), (Config, "modell", "model"),
+        ],
+    )  # fmt: skip
+    def test_unknown_option_of_a_constructor_is_refused_with_the_nearest_name(self, cls, name, similar):
+        for make in (cls, lambda **options: dataclasses.replace(cls(), **options)):
+            message = message_of(ConfigError, lambda make=make: make(**{name: 1}))
+            assert message == f"{cls.__name__} has no option {name!r}; did you mean {similar}?"
+
     def test_comparison_of_configs_names_changed_options_with_both_values(self):
         assert compare_configs(EVERYTHING, parse_config(Config, EVERYTHING.to_dict())) == {}
         other = override(EVERYTHING, ["model.steps=[1,[1,1],3]", "training.seed=1"])

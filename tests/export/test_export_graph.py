@@ -4,10 +4,12 @@ import numpy as np
 import onnx
 import pytest
 from helpers import graphs
+from helpers.refusals import message_of
 
 from export.endpoints import find_endpoint
-from export.formats.onnx import OPSET
+from export.formats.onnx import OPSET, build_onnx
 from export.verification.comparison import digest_array
+from tfdecouple.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -29,6 +31,17 @@ def test_onnx_files_compute_what_the_model_computes_from_its_weights(name):
 @pytest.mark.parametrize("name", ["alpha-0.8", "classes", "prior of classes"])
 def test_sampler_file_computes_what_the_model_computes(name):
     graphs.assert_same(graphs.run_onnx(name, "sample"), graphs.compute_expected(name, "sample"))
+
+
+def test_operation_that_tf2onnx_cannot_convert_is_refused_in_one_line(monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("make_sure failure: StridedSlice\nrequires the shape of input")
+
+    monkeypatch.setattr("tf2onnx.tfonnx.process_tf_graph", fail)
+    exported = graphs.get_exported_model("alpha-0.8", True)
+    message = message_of(UserError, lambda: build_onnx(exported, find_endpoint(exported.config, "decode"), {}))
+    assert message.startswith("decode cannot be converted to ONNX: ")
+    assert message.endswith("StridedSlice; leave the format onnx out")
 
 
 FILES = [("alpha-0.8", "encode"), ("alpha-0.8", "decode"), ("alpha-0.8", "sample"), ("five channels", "encode")]

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 from functools import partial
@@ -20,7 +21,8 @@ from export.formats.saved_model import write_serving_files
 from export.pipeline import ExportConfig
 from export.verification import comparison
 from export.verification.comparison import compare_files
-from export.verification.verify import RefusedError, compare_in_process
+from export.verification.verify import RefusedError, check_settings, compare_in_process
+from tfdecouple.data.image_file import describe_cropping
 
 COUPLING = "flow/level_1_part_0_step_0/coupling_continuous_first/net"
 MIX = "flow/level_0_part_0_step_0/linear/kernel"
@@ -88,6 +90,9 @@ EFFECTS = [
         f"{METADATA}encoder.onnx has n_bits = 5; expect",
     ),
     ("decoder", partial(change_metadata, key="crop", value="centre 9"), f"{METADATA}decoder.onnx has crop = centre"),
+    ("encoder", partial(change_metadata, key="run", value="other"), f"{METADATA}encoder.onnx has run = other"),
+    ("encoder", partial(change_metadata, key="step", value="9"), f"{METADATA}encoder.onnx has step = 9; expected "),
+    ("sampler", partial(change_metadata, key="resize", value="nearest"), f"{METADATA}sampler.onnx has resize = ne"),
     ("sampler", partial(change_metadata, key="endpoint", value="decode"), f"{METADATA}sampler.onnx has endpoint = d"),
 ]
 
@@ -132,6 +137,20 @@ class TestOnnx:
         monkeypatch.setattr(comparison, "_compare_weight_digests", lambda *_: [])
         problems = onnx_problems(file, change)
         assert any(problem.startswith(message) for problem in problems), problems
+
+    def test_crop_other_than_the_models_is_found_though_all_metadata_have_it(self, onnx_problems, vectors, monkeypatch):
+        wrong = describe_cropping((8, 8, 3), 12)
+        metadata = {**json.loads(str(vectors["metadata"])), "crop": wrong}
+        monkeypatch.setitem(vectors, "metadata", np.array(json.dumps(metadata)))
+
+        def change_all(folder):
+            for path in folder.iterdir():
+                model = onnx.load(path)
+                change_metadata(model, "crop", wrong)
+                onnx.save(model, path)
+
+        problems = onnx_problems(damage=change_all)
+        assert problems == [f"{METADATA}by crop = {wrong} a picture gets other pixels than by the model's own code"]
 
     @pytest.mark.parametrize(
         ("damage", "message"),
@@ -274,6 +293,15 @@ class TestSavedModel:
         options = {"names": {"encode": "encode"}}
         (problem, *_) = compare_in_process("savedmodel", folder, tmp_path / "vectors.npz", options, str).problems
         assert problem.startswith("encode: it fails at batch 1: ")
+
+
+def test_web_page_that_crops_otherwise_than_the_model_is_found(tmp_path):
+    (tmp_path / "web" / "model").mkdir(parents=True)
+    card = {"name": "it", "crop": describe_cropping((8, 8, 3), 64), "architecture": {"image_shape": [8, 8, 3]}}
+    for crop, problems in ((64, 0), (0, 1)):
+        page = {"name": "it", "image_shape": [8, 8, 3], "centre_crop": crop}
+        (tmp_path / "web" / "model" / "config.json").write_text(json.dumps(page))
+        assert len([*check_settings(tmp_path, card)]) == problems
 
 
 class TestProcess:

@@ -24,17 +24,21 @@ def with_log_det(bijector: tfb.Bijector) -> ClosedForm | _TfpBijector:
 
 
 class _TfpBijector(NamedTuple):
+    """A bijector of TFP with two more methods. Some bijectors lose static shapes in a graph; layers need them."""
+
     bijector: tfb.Bijector
 
     def forward_and_log_det(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns y, the bijector's output for x `[batch, ..., channels]`, and log |det dy/dx|, `[batch]`."""
         log_det = self.bijector.forward_log_det_jacobian(x, event_ndims=len(x.shape) - 1)
-        return self.bijector.forward(x), tf.broadcast_to(log_det, get_sizes(x)[:1])
+        y = tf.ensure_shape(self.bijector.forward(x), self.bijector.forward_event_shape(x.shape))
+        return y, tf.broadcast_to(log_det, get_sizes(x)[:1])
 
     def inverse_and_log_det(self, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the x that the bijector maps to y `[batch, ..., channels]`, and log |det dx/dy|, `[batch]`."""
         log_det = self.bijector.inverse_log_det_jacobian(y, event_ndims=len(y.shape) - 1)
-        return self.bijector.inverse(y), tf.broadcast_to(log_det, get_sizes(y)[:1])
+        x = tf.ensure_shape(self.bijector.inverse(y), self.bijector.inverse_event_shape(y.shape))
+        return x, tf.broadcast_to(log_det, get_sizes(y)[:1])
 
 
 class ClosedForm(tfb.Bijector):

@@ -77,7 +77,7 @@ class Cost(NamedTuple):
 
 
 class KeepsWeights:
-    """A mixin that refuses the methods `quantize` and `enable_lora` of Keras, which replace weights of Keras' layers.
+    """A mixin that refuses `quantize` and `enable_lora` of Keras, which replace weights, and `tf.train.Checkpoint`.
 
     A subclass must list the mixin before the Keras class among its base classes.
     """
@@ -90,6 +90,11 @@ class KeepsWeights:
         )
 
     enable_lora = quantize
+
+    def _trackable_children(self, save_type: str = "checkpoint", **options: Any) -> Any:
+        if save_type == "checkpoint":
+            raise UserError("tf.train.Checkpoint would skip weights; call model.save('x.keras') or tfdecouple.save_run")
+        return super()._trackable_children(save_type, **options)  # type: ignore[misc]
 
 
 class BaseLayer(KeepsWeights, keras.layers.Layer):
@@ -324,6 +329,9 @@ class InvertibleLayer(BaseLayer):
                     f"layer {self.name} got an array of shape {tuple(x.shape)} and a condition of shape "
                     f"{tuple(condition.shape)}; the condition must be [batch, {axes[0]}] with the same {axes[1]}"
                 )
+            # The layers inside see the shapes of a trace, which has no sizes if the same layer got others before.
+            if size := getattr(self, "condition_size", 0):
+                require_condition(self, size, condition, local)
         return x, condition
 
 

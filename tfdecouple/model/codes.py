@@ -244,6 +244,9 @@ def interpolate(
     """
     a, b = as_image_batches("interpolate", a, b, model.config.image_shape)
     of_z, of_v = as_numbers(alphas, "alphas"), as_numbers(betas, "betas")
+    for name, positions in (("alphas", of_z), ("betas", of_v)):
+        if ((positions < 0) | (positions > 1)).any():
+            raise UserError(f"{name} is {positions.tolist()}; positions lie from 0 to 1, such as np.linspace(0, 1, 5)")
     if not a.shape.is_compatible_with(b.shape):
         raise DataError(f"interpolate got images of shapes {tuple(a.shape)} and {tuple(b.shape)}; give one size")
     codes_a, codes_b = _encode_pair(model, a, b, labels)

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfdecouple.arguments import require_images
 from tfdecouple.config import ModelConfig, TrainingConfig, load_preset, parse_config, preset_names
-from tfdecouple.errors import ConfigError, NotInitializedError, UserError, nearest
+from tfdecouple.errors import ConfigError, NotInitializedError, UserError, nearest, one_line
 from tfdecouple.layers.base import InvertibleLayer, KeepsWeights, disable_autograph
 from tfdecouple.model import codes, densities, initialization, keras_training
 from tfdecouple.model.any_size import SizedCodes
@@ -70,8 +70,13 @@ class DecoupledModel(KeepsWeights, keras.Model):
 
     def __init__(self, config: ModelConfig | dict[str, Any], *, jit_compile: bool = False, **kwargs: Any):
         require_backend()
+        if not isinstance(config, ModelConfig | dict):
+            known = "a ModelConfig or a dict; for a preset or a run, call DecoupledModel.from_preset(NAME)"
+            raise ConfigError(f"config is {one_line(repr(config), 60)}; it must be {known}")
         # The dtype is set here, so that the model computes in float32 under every global Keras policy.
         super().__init__(**{"name": "decoupled_model", "dtype": "float32", **kwargs})
+        if self.dtype_policy.name != "float32":
+            raise UserError(f"dtype is {self.dtype_policy.name}; the model computes in float32: leave dtype out")
         self.config = config if isinstance(config, ModelConfig) else parse_config(ModelConfig, config, "model.")
         # The check comes first, because a config from an untrusted file may ask for more memory than there is.
         require_memory(self.config)
@@ -207,6 +212,12 @@ class DecoupledModel(KeepsWeights, keras.Model):
         if input_signature is None:
             input_signature = [keras.InputSpec(dtype="uint8", shape=self.input_shape)]
         return super().export(filepath, format, *rest, input_signature=input_signature, **options)
+
+    def save(self, filepath: Any, *rest: Any, **options: Any) -> None:
+        """Saves the model as a file, as `keras.Model.save` does; raises UserError for HDF5, which Keras cannot load."""
+        if str(filepath).endswith((".h5", ".hdf5")):
+            raise UserError(f"Keras cannot load a model of this class from HDF5, {filepath}; save it as a .keras file")
+        super().save(filepath, *rest, **options)
 
     def _require_outputs(self) -> None:
         if not self.config.has_latent:

@@ -8,7 +8,7 @@ from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import distributions as tfd
 
 from tfdecouple import randomness
-from tfdecouple.arguments import as_images, as_labels, as_pixel_noise, as_z
+from tfdecouple.arguments import as_images, as_labels, as_noise, as_z
 from tfdecouple.model import objective
 from tfdecouple.model.any_size import find_both_bins, fit_images, run_within_memory
 from tfdecouple.model.objective import Elbo, Latents, evaluate_class_priors, negative_elbo, standard_normal_log_prob
@@ -118,6 +118,10 @@ def elbo_and_latents(
     """Returns the terms of the bound, as `elbo_from_noise` does, and the `Latents` of the same draw."""
     fitted = fit_images(model.config, images)
     labels = as_labels(labels, get_sizes(fitted.padded)[0], model.config.classes, model.config.has_class_codes)
+    shape = fitted.padded.shape
+    u_noise = as_noise(u_noise, "u_noise", shape, uniform=not model.config.has_dequantizer)
+    if model.encoder is not None:
+        z_noise = as_noise(z_noise, "z_noise", [shape[0], model.config.latent_dim])
     # An empty batch has no statistics, so the encoder normalises as in evaluation.
     training = training and fitted.padded.shape[0] != 0
 
@@ -148,7 +152,8 @@ def dequantize(model: Any, images: Any, noise: Any) -> tuple[tf.Tensor, tf.Tenso
     """
     model.require_initialized()
     bins = model.quantizer.find_bins(as_images(images, model.config.image_shape))
-    return objective.dequantize(model, bins, as_pixel_noise(noise, bins))
+    noise = as_noise(noise, "noise", bins.shape, uniform=not model.config.has_dequantizer)
+    return objective.dequantize(model, bins, noise)
 
 
 def classify(model: Any, images: Any) -> tf.Tensor:

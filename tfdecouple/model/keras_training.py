@@ -1,5 +1,6 @@
 """Training with Keras: `compile`, `fit`, `evaluate` and `predict`, methods of `DecoupledModel`, and their steps."""
 
+import inspect
 import itertools
 import math
 import types
@@ -11,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple import randomness
-from tfdecouple.arguments import as_labels, as_tensor, require_images
+from tfdecouple.arguments import as_images, as_labels, as_tensor, require_images
 from tfdecouple.config import ModelConfig, TrainingConfig, parse_config
 from tfdecouple.config.training import OPTIMIZER_OPTIONS, RUN_OPTIONS, STEP_OPTIONS
 from tfdecouple.errors import DataError, DivergedError, UserError, warn_user
@@ -48,7 +49,9 @@ def make_training_config(options: dict[str, Any]) -> TrainingConfig:
     for name in options.keys() & {*OPTIMIZER_OPTIONS, *RUN_OPTIONS}:
         instead = "give a Keras optimizer" if name in OPTIMIZER_OPTIONS else "fit has arguments and callbacks"
         raise UserError(f"compile got {name}, an option of train.py; {instead} instead, or train by python train.py")
-    policy, values = keras.config.dtype_policy().name, {name: options[name] for name in STEP_OPTIONS if name in options}
+    # A name that Keras does not know either is passed on, so that `parse_config` suggests the nearest option.
+    others = inspect.signature(keras.Model.compile).parameters.keys() - {*STEP_OPTIONS}
+    policy, values = keras.config.dtype_policy().name, {name: options[name] for name in options.keys() - others}
     if values.get("precision") is None:
         if "float16" in policy and policy not in _POLICIES:
             raise UserError(
@@ -185,6 +188,8 @@ def is_read_by_batches(x: Any) -> bool:
 
 def check_images(x: Any, y: Any, config: ModelConfig) -> None:
     """Raises DataError if arguments x or y of `fit` do not fit the model; generators are checked in each step."""
+    if x is None:
+        raise DataError("there are no images: the first argument is None")
     if isinstance(x, tf.data.Dataset):
         images, labels = unpack_images(x.element_spec)
         require_images(images, config.image_shape)
@@ -205,12 +210,13 @@ def require_one_device(model: keras.Model) -> None:
     """Raises UserError unless model and optimizer have the same `tf.distribute` strategy, with a single device."""
     strategy, optimizer = model.distribute_strategy, getattr(model, "optimizer", None)
     name, count = type(strategy).__name__, strategy.num_replicas_in_sync
+    made = "outside of every strategy" if name.startswith("_Default") else f"in the scope of a {name}"
     if count > 1:
         raise UserError(f"Keras' methods run on one device, not on the {count} of a {name}: train by python train.py")
     if optimizer is not None and optimizer._distribution_strategy is not strategy:
         raise UserError(
-            f"the optimizer was not made in the scope of the model's strategy, a {name}; make the model and the "
-            "optimizer, and call compile, in one scope"
+            f"the model was made {made}, the optimizer elsewhere; make the model and the optimizer, and call compile, "
+            "in one scope"
         )
 
 
@@ -262,6 +268,12 @@ def compile(model: Any, optimizer: Any = "adam", loss: None = None, **options: A
             float16.
         ConfigError: if an option has an impossible value.
     """
+    for name in ("compute_loss", "compute_metrics"):
+        if getattr(type(model), name) is not getattr(keras.Model, name):
+            raise UserError(
+                f"{type(model).__name__} overrides {name}, which fit never calls, because the loss is always the "
+                "negative bound; override train_step"
+            )
     training = make_training_config({"loss": loss, **options})
     options = {name: value for name, value in options.items() if name not in STEP_OPTIONS}
     metrics = BoundMetrics(model.nats_to_bits_per_dim, training)
@@ -492,6 +504,4 @@ def list_moving_statistics(model: Any) -> list[keras.Variable]:
 
 def _read_batch(model: Any, data: Any) -> tuple[tf.Tensor, Any]:
     images, labels = unpack_images(data)
-    images = tf.convert_to_tensor(images)
-    require_images(images, model.config.image_shape)
-    return images, model.drop_unused_labels(labels)
+    return as_images(images, model.config.image_shape), model.drop_unused_labels(labels)

@@ -11,7 +11,7 @@ from helpers.refusals import message_of
 from helpers.variants import OF_CLASSES, SMALLEST
 
 from tfdecouple.config import Config, TrainingConfig
-from tfdecouple.errors import DataError, DivergedError, ExactnessWarning, NotInitializedError, UserError
+from tfdecouple.errors import ConfigError, DataError, DivergedError, ExactnessWarning, NotInitializedError, UserError
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.model import Codes, DecoupledModel, densities, objective
 from tfdecouple.model.keras_training import list_moving_statistics, read_first_images
@@ -341,11 +341,28 @@ class TestStrategy:
         assert any(not np.array_equal(a, b) for a, b in zip(model.get_weights(), weights, strict=True))
         model.train_on_batch(images)
 
+    def test_methods_without_images_are_refused_in_one_line(self, make):
+        model = make()
+        for call in (model.fit, model.evaluate, lambda: model.predict(None), lambda: model.train_on_batch(None)):
+            with pytest.raises(DataError, match="^(there are no images|images is None)"):
+                call()
+
+    def test_unknown_argument_of_compile_is_refused_with_the_nearest_option(self, make):
+        for name, similar in (("klweight", "kl_weight"), ("noises", "noise")):
+            with pytest.raises(ConfigError, match=f"{name}.*did you mean training.{similar}\\?"):
+                make(start=False, **{name: 1})
+
     def test_fit_refuses_an_optimizer_of_another_strategy_in_one_line(self, images):
         with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
             model = DecoupledModel(WITHOUT_Z)
         model.compile("adam")
-        with pytest.raises(UserError, match="scope of the model's strategy, a MirroredStrategy"):
+        with pytest.raises(UserError, match="^the model was made in the scope of a MirroredStrategy"):
+            model.fit(images)
+        with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+            optimizer = keras.optimizers.SGD()
+        model = DecoupledModel(WITHOUT_Z)
+        model.compile(optimizer)
+        with pytest.raises(UserError, match="^the model was made outside of every strategy"):
             model.fit(images)
 
     def test_methods_of_keras_refuse_several_devices_in_one_line(self, images):

@@ -1,0 +1,146 @@
+"""Endpoints whose function is not that of the model: each is found, and its export is refused."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from helpers.models import SMALL, random_images, strengthen_z
+from helpers.variants import OF_CLASSES, fresh, variant
+
+from export import endpoints
+from export.cli import EXIT_REFUSED
+from export.endpoints import list_endpoints
+from export.verification import vectors
+from export.verification.vectors import make_test_vectors
+from export.verification.verify import RefusedError
+
+pytestmark = pytest.mark.usefixtures("eager")
+
+
+def with_inputs(name, **changes):
+    """Returns the function of an endpoint that changes its inputs first, {input: function of the inputs}."""
+    right = getattr(endpoints, name)
+
+    def answer(model, inputs):
+        return right(model, {**inputs, **{key: change(inputs) for key, change in changes.items()}})
+
+    return answer
+
+
+def with_outputs(name, change):
+    right = getattr(endpoints, name)
+    return lambda model, inputs: change(right(model, inputs))
+
+
+def renamed(**names):
+    """Returns a function that gives outputs the values of other outputs, {output: other output}."""
+    return lambda outputs: {**outputs, **{name: outputs[other] for name, other in names.items()}}
+
+
+# (function of an endpoint, the same with a fault, output that is wrong).
+FAULTS = {
+    "v of encode is too long": ("_encode", with_outputs("_encode", lambda out: {**out, "v": 1.0001 * out["v"]}), "v"),
+    "z of encode is negative": ("_encode", with_outputs("_encode", lambda out: {**out, "z": -out["z"]}), "z"),
+    "encode of other images": ("_encode", with_inputs("_encode", images=lambda given: 255 - given["images"]), "z"),
+    "deviation instead of variance": (
+        "_encode_global",
+        with_outputs("_encode_global", lambda out: {**out, "z_log_variance": out["z_log_variance"] / 2}),
+        "z_log_variance",
+    ),
+    "exchanged moments": (
+        "_encode_global",
+        with_outputs("_encode_global", renamed(z_mean="z_log_variance", z_log_variance="z_mean")),
+        "z_mean",
+    ),
+    "decode without z": ("_decode", with_inputs("_decode", z=lambda given: 0 * given["z"]), "images"),
+    "decode of a longer v": ("_decode", with_inputs("_decode", v=lambda given: 1.01 * given["v"]), "images"),
+    "temperature times 1.2": (
+        "_sample", with_inputs("_sample", temperature=lambda given: 1.2 * given["temperature"]), "images",
+    ),
+    "temperature of z": (
+        "_sample",
+        with_inputs("_sample", z_noise=lambda given: given["temperature"][:, None] * given["z_noise"]),
+        "images",
+    ),
+    "no temperature": (
+        "_sample", with_inputs("_sample", temperature=lambda given: given["temperature"] ** 0), "images",
+    ),
+    "z and v exchanged": (
+        "_switch", with_outputs("_switch", renamed(images_ab="images_ba", images_ba="images_ab")), "images_ab",
+    ),
+    "one image instead of two": (
+        "_switch", with_inputs("_switch", images_b=lambda given: given["images_a"]), "images_ab",
+    ),
+    "alpha and beta exchanged": (
+        "_interpolate",
+        with_inputs("_interpolate", alpha=lambda given: given["beta"], beta=lambda given: given["alpha"]),
+        "images",
+    ),
+    "one position for both": ("_interpolate", with_inputs("_interpolate", beta=lambda given: given["alpha"]), "images"),
+    "edit against the direction": ("_edit", with_inputs("_edit", amount=lambda given: -given["amount"]), "edited"),
+    "edit of twice the amount": ("_edit", with_inputs("_edit", amount=lambda given: 2 * given["amount"]), "edited"),
+    "exchanged scores": ("_score", with_outputs("_score", renamed(shell="typicality", typicality="shell")), "shell"),
+    "bits in nats": (
+        "_score",
+        with_outputs("_score", lambda out: {**out, "bits_per_dim": out["bits_per_dim"] * np.float32(0.6931)}),
+        "bits_per_dim",
+    ),
+    "score of other noise": ("_score", with_inputs("_score", z_noise=lambda given: -given["z_noise"]), "bits_per_dim"),
+    "reversed labels": (
+        "_classify", with_outputs("_classify", lambda out: {key: -value for key, value in out.items()}), "log_prob",
+    ),
+    "labels exchanged": (
+        "_switch",
+        with_inputs("_switch", labels_a=lambda given: given["labels_b"], labels_b=lambda given: given["labels_a"]),
+        "images_ab",
+    ),
+    "samples of another label": ("_sample", with_inputs("_sample", labels=lambda given: 0 * given["labels"]), "images"),
+}  # fmt: skip
+LABELS = {"reversed labels", "labels exchanged", "samples of another label"}
+
+
+@pytest.fixture(scope="module")
+def models():
+    kinds = {False: SMALL, True: dataclasses.replace(OF_CLASSES["classes"], image_shape=(8, 8, 3))}
+    return {of_labels: strengthen_z(fresh(config)) for of_labels, config in kinds.items()}
+
+
+@pytest.fixture
+def make_vectors(monkeypatch):
+    """A function that makes the test vectors of a few images, of all endpoints or of one."""
+    monkeypatch.setattr(vectors, "choose_batch_sizes", lambda side: (1, 2, 2))
+    monkeypatch.setattr(vectors, "make_artificial_images", lambda *given: {})
+
+    def make(model, name=None):
+        chosen = [one for one in list_endpoints(model.config) if name in (None, one.name)]
+        monkeypatch.setattr(vectors, "list_endpoints", lambda *given: chosen)
+        return make_test_vectors(model, random_images(5, model.config.image_shape, seed=3))
+
+    return make
+
+
+def test_each_endpoint_has_a_fault_that_is_tried():
+    every = {endpoint.name for kind in (SMALL, OF_CLASSES["classes"]) for endpoint in list_endpoints(kind)}
+    assert every == {function.removeprefix("_") for function, _, _ in FAULTS.values()}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_endpoint_that_differs_from_the_method_of_the_model_is_refused(name, models, make_vectors, monkeypatch):
+    function, wrong, output = FAULTS[name]
+    endpoint = function.removeprefix("_")
+    monkeypatch.setattr(endpoints, function, wrong)
+    with pytest.raises(RefusedError, match=f"endpoint {endpoint} differs from the model's own method: {output}"):
+        make_vectors(models[name in LABELS], endpoint)
+
+
+@pytest.mark.parametrize("kind", ["coupling", "none", "dequantization", *OF_CLASSES])
+def test_right_endpoints_of_each_kind_of_model_pass(kind, make_vectors):
+    model = variant(kind)
+    made = {key.split("/")[1] for key in make_vectors(model) if key.startswith("out/")}
+    assert made == {endpoint.name for endpoint in list_endpoints(model.config)}
+
+
+def test_export_of_a_wrong_sampler_is_refused_in_one_line(monkeypatch, refused):
+    monkeypatch.setattr(endpoints, *FAULTS["temperature times 1.2"][:2])
+    err = refused("--format", "onnx", expected=EXIT_REFUSED)
+    assert err.startswith("error: not published: endpoint sample differs from the model's own method: images: ")
