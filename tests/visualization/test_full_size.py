@@ -58,6 +58,30 @@ class TestChange:
         assert np.corrcoef(before, after)[0, 1] > 0.95
         assert abs(result.mean() - 128) < 4
 
+    def test_noise_of_a_smooth_photograph_does_not_grow(self):
+        rng = np.random.default_rng(0)
+        dusk = np.linspace([20, 40, 90], [60, 90, 150], 200)[:, None] + rng.normal(0, 2, (200, 160, 3))
+        photograph = dusk.round().astype(np.uint8)
+        small = shrink(photograph)
+        # Blue becomes orange, and the colours differ four times as much.
+        after = (4.0 * (small - small.mean((0, 1)))[..., ::-1] + (180, 120, 70)).clip(0, 255).astype(np.uint8)
+        noise = [
+            np.std(np.diff(pixels.astype(float), axis=1), axis=(0, 1)).max()
+            for pixels in (photograph, *(change_at_full_size(photograph, small, after, u) for u in (False, True)))
+        ]
+        assert noise[1] < 1.2 * noise[0] and noise[2] > 1.5 * noise[0]
+        assert np.abs(change_at_full_size(photograph, small, after).mean((0, 1)) - after.mean((0, 1))).max() < 6
+
+    @pytest.mark.parametrize("offset", [90, -90])
+    def test_values_beyond_black_and_white_are_compressed_in_order(self, offset):
+        ramp = np.linspace(0, 255, 256).round().astype(np.uint8)
+        photograph = np.broadcast_to(ramp[None, :, None], (64, 256, 3))
+        small = shrink(photograph)
+        after = (small + float(offset)).clip(0, 255).astype(np.uint8)
+        limited, clipped = (change_at_full_size(photograph, small, after, unlimited) for unlimited in (False, True))
+        assert (np.diff(limited[32, :, 0].astype(int)) >= 0).all()
+        assert np.isin(limited, (0, 255)).mean() < 0.1 < 0.2 < np.isin(clipped, (0, 255)).mean()
+
 
 def written(tmp_path, image, name, **options):
     path = tmp_path / name

@@ -30,22 +30,30 @@ _WINDOW = 9
 _EVENNESS = 0.01
 # Smallest gain of luminance of a colour map. A smaller one would wash out detail that the small image lacks.
 _LEAST_CONTRAST = 0.8
+# Distance to black and white, in 8-bit values, in which values that the filter moves towards them are compressed.
+_SHOULDER = np.float32(32)
 _LUMINANCE = (0.299, 0.587, 0.114)
 
 
-def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def change_at_full_size(
+    photograph: np.ndarray, before: np.ndarray, after: np.ndarray, unlimited: bool = False
+) -> np.ndarray:
     """Changes the colours of a photograph as they change from `before` to `after`; returns uint8 `[H, W, channels]`.
 
     The photograph keeps its detail: only colours and light change, smoothly across the picture. The model did not
     compute the result, so encoding the result does not give the codes of `after`. If the photograph has the model's
     size, the result is `after`.
 
+    Differences of colours grow at most twofold, and not at all where the photograph is smooth, so that noise and blocks
+    of JPEG stay invisible. Values near black and white are compressed instead of clipped. `unlimited` lifts both limits.
+
     `photograph`, uint8 `[H, W, channels]`, has three channels or one. `before` is the photograph in the size of the
     model's images, and `after` is the image that the model made of `before`; both are uint8 `[h, w, channels]`.
     """
     if photograph.shape == after.shape:
         return after
-    maps = np.moveaxis(_fit_colour_maps(before / np.float32(255), after / np.float32(255)), 1, -1).astype(np.float32)
+    maps = np.moveaxis(_fit_colour_maps(before / np.float32(255), after / np.float32(255), unlimited), 1, -1)
+    maps = maps.astype(np.float32)
     maps[:, :, -1] *= 255
     # The last row and column are repeated, so that the pixels at the borders also lie between two maps.
     maps = np.pad(maps, [(0, 1), (0, 0), (0, 0), (0, 1)], "edge")
@@ -60,6 +68,11 @@ def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.nd
         for channel in range(len(source)):
             value = _apply_maps(lower[channel] - upper[channel], source) * row_shares[first:last, None]
             value += _apply_maps(upper[channel], source)
+            if not unlimited:
+                _compress_highlights(value, source[channel])
+                shadows = 255 - value
+                _compress_highlights(shadows, 255 - source[channel])
+                value = 255 - shadows
             result[first:last, :, channel] = np.clip(value + np.float32(0.5), 0, 255)
     return result
 
@@ -75,6 +88,17 @@ def _apply_maps(maps: np.ndarray, source: np.ndarray) -> np.ndarray:
     return value
 
 
+def _compress_highlights(values: np.ndarray, source: np.ndarray) -> None:
+    """Compresses in place what exceeds both `source`, the values before a change, and the shoulder below 255.
+
+    The values stay at most 255 where `source` is, and unchanged values stay as they are. Both are float32 `[rows, W]`.
+    """
+    bright = values > np.maximum(source, 255 - _SHOULDER)
+    knee = np.maximum(source[bright], 255 - _SHOULDER)
+    excess = values[bright] - knee
+    values[bright] = knee + excess * (255 - knee) / np.hypot(255 - knee, excess)
+
+
 def _find_neighbours(length: int, small_length: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns, for each pixel along a side, its place between two pixels of a small image, for linear interpolation.
 
@@ -85,12 +109,12 @@ def _find_neighbours(length: int, small_length: int) -> tuple[np.ndarray, np.nda
     return low, (places - low).astype(np.float32)
 
 
-def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def _fit_colour_maps(before: np.ndarray, after: np.ndarray, unlimited: bool) -> np.ndarray:
     """Fits, for each pixel, an affine map of the colours of `before` to the colours of `after` in its neighbourhood.
 
     The images are float32 `[h, w, channels]`, from 0 to 1. The function returns the maps, float64
     `[h, w, channels, channels + 1]`: for each channel of `after`, the gain of each channel of `before`, and an offset.
-    Each map is a mean of least-squares fits in squares of pixels.
+    Each map is a mean of least-squares fits in squares of pixels, whose singular values are limited if not `unlimited`.
     """
     channels = before.shape[-1]
     identity = np.eye(channels)
@@ -102,7 +126,7 @@ def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     def average_everywhere(values: np.ndarray) -> np.ndarray:
         return values.mean((0, 1), keepdims=True)
 
-    def fit(average: Callable[[np.ndarray], np.ndarray], ridge: float, default: np.ndarray) -> np.ndarray:
+    def fit(average: Callable[[np.ndarray], np.ndarray], ridge: float, default: np.ndarray, limit: bool) -> np.ndarray:
         mean_before, mean_after = average(before), average(after)
         columns = before[..., None, :]
         covariance = average(before[..., None] * columns) - mean_before[..., None] * mean_before[..., None, :]
@@ -112,11 +136,16 @@ def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
         gains = np.swapaxes(solved, -1, -2)
         contrast = np.einsum("i,...ij->...", weights, gains)
         gains = gains + np.maximum(_LEAST_CONTRAST - contrast, 0)[..., None, None] * identity
+        if limit:
+            variance = np.trace(covariance, axis1=-2, axis2=-1)
+            left, stretch, right = np.linalg.svd(gains)
+            stretch = np.minimum(stretch, (1 + variance / (variance + ridge))[..., None])
+            gains = left * stretch[..., None, :] @ right
         offsets = mean_after - np.einsum("...ij,...j->...i", gains, mean_before)
         return np.concatenate([gains, offsets[..., None]], -1)
 
-    whole = fit(average_everywhere, 1e-3, identity)[..., :-1]
-    return average_in_square(fit(average_in_square, _EVENNESS, whole))
+    whole = fit(average_everywhere, 1e-3, identity, False)[..., :-1]
+    return average_in_square(fit(average_in_square, _EVENNESS, whole, not unlimited))
 
 
 # {Pillow's name of a file format: (file ending, options of Pillow for saving)}. A photograph in another format is saved
