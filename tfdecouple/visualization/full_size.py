@@ -93,10 +93,12 @@ def _compress_highlights(values: np.ndarray, source: np.ndarray) -> None:
 
     The values stay at most 255 where `source` is, and unchanged values stay as they are. Both are float32 `[rows, W]`.
     """
-    bright = values > np.maximum(source, 255 - _SHOULDER)
-    knee = np.maximum(source[bright], 255 - _SHOULDER)
-    excess = values[bright] - knee
-    values[bright] = knee + excess * (255 - knee) / np.hypot(255 - knee, excess)
+    knees = np.maximum(source, 255 - _SHOULDER)
+    # Few values exceed the shoulder; integer indices are faster than a mask.
+    bright = np.flatnonzero(values > knees)
+    knee = knees.take(bright)
+    room, excess = 255 - knee, values.take(bright) - knee
+    np.put(values, bright, knee + excess * room / np.sqrt(room * room + excess * excess))
 
 
 def _find_neighbours(length: int, small_length: int) -> tuple[np.ndarray, np.ndarray]:
