@@ -4,7 +4,7 @@
 
 A switch decodes z of one photograph (the reference) with v of another (the content). The program pairs the photographs
 in the folder PHOTOGRAPHS, such as FOLDER/test of photographs.py, switches each pair with the weights of every RUN, and
-transfers the change of colours to photographs of 256 pixels by the guided filter of the command `switch`, at full
+transfers the change of colours to photographs of 320 pixels by the guided filter of the command `switch`, at full
 strength. Classical transfers of colour are measured beside. All is measured again after a random change of colours of
 each photograph. The program writes the metrics to `OUT/switches.json`.
 """
@@ -27,9 +27,15 @@ from benchmarks.photographs import LUMINANCE, change_colours
 from tfdecouple.runtime.process import run_program, start_tensorflow
 
 # Before switches, photographs are shrunk until their longest side has this many pixels.
-LONGEST = 256
+LONGEST = 320
 # The metrics of `measure_transfer`, in its order; "back" counts the photographs that decode to exactly the same pixels.
-METRICS = ("colour", "luminance", "contrast", "gradients", "least gradients", "distance", "nearer", "back")
+METRICS = (
+    "colour", "luminance", "contrast", "gradients", "least gradients", "distance", "in thirds", "colour noise",
+    "most noise", "clipped, %", "most clipped, %", "back",
+)  # fmt: skip
+# Number of lines through the space of colours, and of quantiles on each, in the sliced Wasserstein distance. It compares
+# every STEP-th pixel of an image.
+LINES, QUANTILES, STEP = 32, 256, 7
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -44,7 +50,12 @@ def measure_switches(files: list[pathlib.Path], runs: list[str]) -> dict[str, li
     rng = np.random.default_rng(5)
     sets = {"as they are": plain, "recoloured": [change_colours(pixels, rng) for pixels in plain]}
     models = {pathlib.PurePath(run).name: Run.open(run).model for run in runs}
-    others = {"unchanged": lambda a, b: a, "Reinhard": match_moments, "`match_histograms`": match_colours}
+    others = {
+        "unchanged": lambda a, b: a,
+        "Reinhard": match_moments,
+        "Monge-Kantorovich": match_covariances,
+        "`match_histograms`": match_colours,
+    }
     metrics: dict[str, list[float]] = {}
     for kind, photographs in sets.items():
         pairs = list(zip(photographs, photographs[7:] + photographs[:7], strict=True))
@@ -81,28 +92,42 @@ def measure_transfer(pairs: list[Pair], results: list[np.ndarray]) -> list[float
     A pair is (content, reference), both uint8 `[height, width, 3]`, as is a result. The first three metrics are 0 if
     the result equals the content, and 1 if the result equals the reference, in the mean colour (less its lightness),
     the mean luminance, and the standard deviation of the luminance. The next two are the mean and the smallest
-    correlation of the result's luminance gradients with the content's. Then come the mean distance of the result's
-    colours from the reference's (2-Wasserstein of Gaussians, RGB from 0 to 1), and the share of results whose mean
-    colour is nearer to the reference's than the content's is.
+    correlation of the result's luminance gradients with the content's. Then come means over the results: the distance
+    of the result's colours from the reference's (`measure_distance`), the mean of this distance in the upper, middle
+    and lower third, the mean gradient of the chroma divided by the content's (with the largest such quotient), and the
+    percentage of values that are 0 or 255 (with the largest).
     """
-    from scipy.linalg import sqrtm
+    from skimage.color import rgb2lab
 
-    shares, correlations, distances, nearer = np.zeros((3, 2)), [], [], []
-    for (content, reference), result in zip(pairs, results, strict=True):
-        colours = [image.reshape(-1, 3) / 255 for image in (content, reference, result)]
+    shares, correlations, distances, thirds, noise, clipped = np.zeros((3, 2)), [], [], [], [], []
+    for pair, result in zip(pairs, results, strict=True):
+        images = (*pair, result)
+        colours = [image.reshape(-1, 3) / 255 for image in images]
         moments = [(c.mean(0) - c.mean(), c.mean(0) @ LUMINANCE, (c @ LUMINANCE).std()) for c in colours]
         for number, (of_content, of_reference, of_result) in enumerate(zip(*moments, strict=True)):
             change = np.atleast_1d(of_reference - of_content)
             shares[number] += change @ np.atleast_1d(of_result - of_content), change @ change
-        slopes = [np.stack(np.gradient(image / 255 @ LUMINANCE)).ravel() for image in (content, result)]
+        slopes = [np.stack(np.gradient(image / 255 @ LUMINANCE)).ravel() for image in (pair[0], result)]
         correlations.append(float(np.corrcoef(*slopes)[0, 1]))
-        covariances = [np.cov(colours[number].T) for number in (2, 1)]
-        root = sqrtm(covariances[0] @ covariances[1]).real
-        gaps = [np.linalg.norm(colours[number].mean(0) - colours[1].mean(0)) for number in (0, 2)]
-        distances.append(float(max(0, gaps[1] ** 2 + np.trace(sum(covariances) - 2 * root)) ** 0.5))
-        nearer.append(gaps[1] < gaps[0])
+        content, reference, changed = (rgb2lab(image) for image in images)
+        distances.append(measure_distance(changed, reference))
+        parts = zip(np.array_split(changed, 3), np.array_split(reference, 3), strict=True)
+        thirds.append(np.mean([measure_distance(*part) for part in parts]))
+        chroma = [np.hypot(*np.gradient(image[..., 1:], axis=(0, 1))).mean() for image in (changed, content)]
+        noise.append(chroma[0] / chroma[1])
+        clipped.append(100 * np.isin(result, (0, 255)).mean())
     gained = (shares[:, 0] / shares[:, 1]).tolist()
-    return [*gained, float(np.mean(correlations)), min(correlations), float(np.mean(distances)), float(np.mean(nearer))]
+    means = [float(np.mean(correlations)), min(correlations), float(np.mean(distances)), float(np.mean(thirds))]
+    return [*gained, *means, *(float(function(list_)) for list_ in (noise, clipped) for function in (np.mean, max))]
+
+
+def measure_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Returns the sliced 2-Wasserstein distance (Rabin et al. 2011) of colours `[height, width, 3]` of two images."""
+    lines = np.random.default_rng(3).normal(size=(3, LINES))
+    lines /= np.linalg.norm(lines, axis=0)
+    places = (np.arange(QUANTILES) + 0.5) / QUANTILES
+    quantiles = [np.quantile(image.reshape(-1, 3)[::STEP] @ lines, places, axis=0) for image in (a, b)]
+    return float(np.sqrt(np.square(quantiles[0] - quantiles[1]).mean()))
 
 
 def match_moments(content: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -115,6 +140,20 @@ def match_moments(content: np.ndarray, reference: np.ndarray) -> np.ndarray:
         # Colours outside RGB are clipped.
         warnings.simplefilter("ignore")
         return (np.clip(lab2rgb(matched), 0, 1) * 255).astype(np.uint8)
+
+
+def match_covariances(content: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Returns the image `content`, uint8, with RGB means and covariances of `reference` (Pitié and Kokaram 2007)."""
+    from scipy.linalg import sqrtm
+
+    a, b = (image.reshape(-1, 3).astype(float) for image in (content, reference))
+    # The added variance is that of rounding; it keeps the root of a grey image's covariance invertible.
+    covariances = [np.cov(colours.T) + np.eye(3) / 12 for colours in (a, b)]
+    root = sqrtm(covariances[0]).real
+    inverse = np.linalg.inv(root)
+    gains = inverse @ sqrtm(root @ covariances[1] @ root).real @ inverse
+    matched = (a - a.mean(0)) @ gains + b.mean(0)
+    return np.clip(matched + 0.5, 0, 255).astype(np.uint8).reshape(content.shape)
 
 
 def match_colours(content: np.ndarray, reference: np.ndarray) -> np.ndarray:

@@ -21,6 +21,8 @@ const WINDOW_RIDGE = 0.01;
 const IMAGE_RIDGE = 1e-3;
 /** The smallest brightness gain of a colour map, so that a photograph keeps detail that the model lost. */
 const LEAST_CONTRAST = 0.8;
+/** The distance to black and white, in 8-bit values, in which values that the filter moves towards them are compressed. */
+const SHOULDER = 32;
 
 /**
  * Shrinks a whole picture to a square, as `shrink_images` in Python does. Each new pixel is the mean of the area that it
@@ -77,14 +79,14 @@ export function fitColourMaps(before, after, size) {
   const [source, target] = [before, after].map((pixels) => Float64Array.from(pixels, (value) => value / 255));
   const indices = Array.from({ length: size }, (_, k) => k);
   const identity = [1, 0, 0, 0, 1, 0, 0, 0, 1];
-  const imageGains = selectGains(fitColourMap(source, target, size, indices, indices, IMAGE_RIDGE, identity));
+  const imageGains = selectGains(fitColourMap(source, target, size, indices, indices, IMAGE_RIDGE, identity, false));
   const windows = indices.map((k) =>
     Array.from({ length: 2 * WINDOW_RADIUS + 1 }, (_, j) => reflectIndex(k + j - WINDOW_RADIUS, size)),
   );
   const maps = new Float64Array(size * size * NUMBERS_PER_MAP);
   for (const y of indices) {
     for (const x of indices) {
-      const map = fitColourMap(source, target, size, windows[y], windows[x], WINDOW_RIDGE, imageGains);
+      const map = fitColourMap(source, target, size, windows[y], windows[x], WINDOW_RIDGE, imageGains, true);
       maps.set(map, (y * size + x) * NUMBERS_PER_MAP);
     }
   }
@@ -128,9 +130,10 @@ function selectGains(map) {
  * @param {number[]} columns Columns of the pixels that are fitted; a column can occur twice.
  * @param {number} ridge Strength of the penalty that draws the gains towards `usualGains`.
  * @param {number[]} usualGains
+ * @param {boolean} limited Whether differences of colours grow at most twofold, and not at all where colours are equal.
  * @returns {number[]} For each channel of the result three gains and an offset.
  */
-function fitColourMap(source, target, size, rows, columns, ridge, usualGains) {
+function fitColourMap(source, target, size, rows, columns, ridge, usualGains, limited) {
   const count = rows.length * columns.length;
   const [sourceMean, targetMean] = [new Float64Array(3), new Float64Array(3)];
   const [covariance, crossCovariance] = [new Float64Array(9), new Float64Array(9)];
@@ -153,12 +156,39 @@ function fitColourMap(source, target, size, rows, columns, ridge, usualGains) {
     covariance[k] = covariance[k] / count - sourceMean[i] * sourceMean[j] + (i === j ? ridge : 0);
     crossCovariance[k] = crossCovariance[k] / count - targetMean[i] * sourceMean[j] + ridge * usualGains[k];
   }
-  const gains = multiplyMatrices(crossCovariance, invertMatrix(covariance));
+  let gains = multiplyMatrices(crossCovariance, invertMatrix(covariance));
   const contrast = gains.reduce((sum, gain, k) => sum + LUMINANCE[Math.floor(k / 3)] * gain, 0);
   for (const k of [0, 4, 8]) gains[k] += Math.max(0, LEAST_CONTRAST - contrast);
+  if (limited) {
+    const variance = covariance[0] + covariance[4] + covariance[8] - 3 * ridge;
+    gains = limitSingularValues(gains, 1 + variance / (variance + ridge));
+  }
   return [0, 1, 2].flatMap((i) => {
     const row = gains.slice(3 * i, 3 * i + 3);
     return [...row, targetMean[i] - row.reduce((sum, gain, j) => sum + gain * sourceMean[j], 0)];
+  });
+}
+
+/** @param {number[]} matrix 3 x 3. @param {number} most @returns {number[]} `matrix` with singular values up to `most`. */
+function limitSingularValues(matrix, most) {
+  // Jacobi's rotations of pairs of columns make the columns orthogonal. Their lengths then are the singular values.
+  const columns = [0, 1, 2].map((j) => [matrix[j], matrix[3 + j], matrix[6 + j]]);
+  const axes = [[1, 0, 0], [0, 1, 0], [0, 0, 1]];
+  const dot = (a, b) => a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
+  for (let rotation = 0; rotation < 24; rotation++) {
+    const [p, q] = [[0, 1], [0, 2], [1, 2]][rotation % 3];
+    const angle = Math.atan2(2 * dot(columns[p], columns[q]), dot(columns[p], columns[p]) - dot(columns[q], columns[q])) / 2;
+    const [cosine, sine] = [Math.cos(angle), Math.sin(angle)];
+    for (const vectors of [columns, axes]) {
+      const [a, b] = [vectors[p], vectors[q]];
+      vectors[p] = a.map((value, k) => cosine * value + sine * b[k]);
+      vectors[q] = b.map((value, k) => cosine * value - sine * a[k]);
+    }
+  }
+  const factors = columns.map((column) => Math.min(1, most / Math.hypot(...column)));
+  return Array.from({ length: 9 }, (_, k) => {
+    const [row, column] = [Math.floor(k / 3), k % 3];
+    return factors.reduce((sum, factor, j) => sum + factor * columns[j][row] * axes[j][column], 0);
   });
 }
 
@@ -205,11 +235,25 @@ export function applyColourMaps(maps, size, { width, height, rgba }, result, fir
         for (let k = 0; k < CHANNELS; k++) {
           value += (rowMaps[a + k] + rightShare * (rowMaps[b + k] - rowMaps[a + k])) * rgba[offset + k];
         }
-        result[offset + channel] = value;
+        const old = rgba[offset + channel];
+        value = compressHighlight(value, old);
+        result[offset + channel] = 255 - compressHighlight(255 - value, 255 - old);
       }
       result[offset + 3] = rgba[offset + 3];
     }
   }
+}
+
+/**
+ * Compresses what exceeds both the value before the change and the shoulder below 255. Unchanged values stay as they are.
+ * @param {number} value A value of the result.
+ * @param {number} old The photograph's value.
+ * @returns {number}
+ */
+function compressHighlight(value, old) {
+  const knee = Math.max(old, 255 - SHOULDER);
+  if (value <= knee) return value;
+  return knee + ((value - knee) * (255 - knee)) / Math.hypot(255 - knee, value - knee);
 }
 
 /**

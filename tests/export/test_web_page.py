@@ -52,6 +52,10 @@ def test_the_modules_of_the_page_do_without_a_browser_what_they_should(check, tm
     read_output("node", CHECKS, folder, check)
 
 
+def shrink_photograph(pixels, size):
+    return UserPhotograph("", pixels, None, "PNG").shrink_photograph((size, size, 3))
+
+
 @NEEDS_NODE
 def test_the_page_changes_photographs_as_python_does(tmp_path):
     shutil.copyfile(ROOT / "export" / "page" / "guided_filter.js", tmp_path / "guided_filter.js")
@@ -69,13 +73,19 @@ def test_the_page_changes_photographs_as_python_does(tmp_path):
         'writeFileSync("result", result);\n'
     )
     rng = np.random.default_rng(0)
-    for height, width, size in ((70, 45, 16), (33, 90, 8)):
+    for height, width, size, stretch in ((70, 45, 16, 0), (33, 90, 8, 0), (50, 60, 16, 5)):
         rgba = rng.integers(0, 256, (height, width, 4), np.uint8)
         after = rng.integers(0, 256, (size, size, 3), np.uint8)
+        if stretch:
+            # The filter limits this change: small differences of colours grow, also into other channels and beyond 255.
+            ramp = np.linspace(60, 180, width)[:, None] * [1, 0.9, 0.8, 1]
+            rgba = (ramp + rng.normal(0, 12, (height, width, 4))).clip(0, 255).astype(np.uint8)
+            small = shrink_photograph(rgba[..., :3], size)
+            after = (stretch * (small - 120.0) @ rng.normal(0, 1, (3, 3)) + 120).clip(0, 255).astype(np.uint8)
         rgba.tofile(tmp_path / "photograph")
         after.tofile(tmp_path / "after")
         read_output("node", "run.js", width, height, size, folder=tmp_path)
-        before = UserPhotograph("", rgba[..., :3], None, "PNG").shrink_photograph((size, size, 3))
+        before = shrink_photograph(rgba[..., :3], size)
         np.testing.assert_array_equal(np.fromfile(tmp_path / "before", np.uint8).reshape(before.shape), before)
         result = np.fromfile(tmp_path / "result", np.uint8).reshape(rgba.shape)
         np.testing.assert_array_equal(result[..., 3], rgba[..., 3])

@@ -1,8 +1,10 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 
 from tfdecouple.errors import DataError
 from tfdecouple.visualization.full_size import change_at_full_size, read_photograph
@@ -57,6 +59,30 @@ class TestChange:
         before, after = luminance_gradients(photograph), luminance_gradients(result)
         assert np.corrcoef(before, after)[0, 1] > 0.95
         assert abs(result.mean() - 128) < 4
+
+    def test_noise_of_a_smooth_photograph_does_not_grow(self):
+        rng = np.random.default_rng(0)
+        dusk = np.linspace([20, 40, 90], [60, 90, 150], 200)[:, None] + rng.normal(0, 2, (200, 160, 3))
+        photograph = dusk.round().astype(np.uint8)
+        small = shrink(photograph)
+        # Blue becomes orange, and the colours differ four times as much.
+        after = (4.0 * (small - small.mean((0, 1)))[..., ::-1] + (180, 120, 70)).clip(0, 255).astype(np.uint8)
+        noise = [
+            np.std(np.diff(pixels.astype(float), axis=1), axis=(0, 1)).max()
+            for pixels in (photograph, *(change_at_full_size(photograph, small, after, u) for u in (False, True)))
+        ]
+        assert noise[1] < 1.2 * noise[0] and noise[2] > 1.5 * noise[0]
+        assert np.abs(change_at_full_size(photograph, small, after).mean((0, 1)) - after.mean((0, 1))).max() < 6
+
+    @pytest.mark.parametrize("offset", [90, -90])
+    def test_values_beyond_black_and_white_are_compressed_in_order(self, offset):
+        ramp = np.linspace(0, 255, 256).round().astype(np.uint8)
+        photograph = np.broadcast_to(ramp[None, :, None], (64, 256, 3))
+        small = shrink(photograph)
+        after = (small + float(offset)).clip(0, 255).astype(np.uint8)
+        limited, clipped = (change_at_full_size(photograph, small, after, unlimited) for unlimited in (False, True))
+        assert (np.diff(limited[32, :, 0].astype(int)) >= 0).all()
+        assert np.isin(limited, (0, 255)).mean() < 0.1 < 0.2 < np.isin(clipped, (0, 255)).mean()
 
 
 def written(tmp_path, image, name, **options):
@@ -114,6 +140,79 @@ class TestPhotograph:
         # A profile that does not fit the pixels is left aside.
         unfit = written(tmp_path, image, "b.png", icc_profile=profile.tobytes())
         np.testing.assert_array_equal(read_photograph(unfit, 3, 2048).pixels, np.asarray(image))
+
+    @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif", "a.bmp"])
+    def test_result_keeps_exif_and_resolution_without_the_orientation(self, tmp_path, name):
+        image = Image.fromarray(smooth_photograph(30, 50))
+        exif = image.getexif()
+        exif[ExifTags.Base.Orientation], exif[ExifTags.Base.Make] = 6, "Camera"
+        exif[ExifTags.IFD.Exif] = {ExifTags.Base.ExposureTime: 0.25, ExifTags.Base.ExifImageWidth: 50}
+        exif[ExifTags.IFD.GPSInfo] = {ExifTags.GPS.GPSLatitudeRef: "N"}
+        photograph = read_photograph(written(tmp_path, image, name, exif=exif, dpi=(300, 300)), 3, 2048)
+        with Image.open(io.BytesIO(photograph.encode_photograph(photograph.pixels)[0])) as result:
+            result.load()
+            if not name.endswith("webp"):
+                assert result.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+            if name.endswith("bmp"):
+                return
+            again = result.getexif()
+            assert result.size == (30, 50) and again.get(ExifTags.Base.Orientation, 1) == 1
+            assert again[ExifTags.Base.Make] == "Camera"
+            exposure = again.get_ifd(ExifTags.IFD.Exif)
+            assert exposure[ExifTags.Base.ExposureTime] == 0.25 and exposure[ExifTags.Base.ExifImageWidth] == 30
+            assert again.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitudeRef] == "N"
+
+    def test_result_keeps_the_colour_profile_and_its_colours(self, tmp_path):
+        # A profile whose red and blue are exchanged: colours that are shown depend on the profile.
+        content = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+        red, blue = content.find(b"rXYZ"), content.find(b"bXYZ")
+        content[red : red + 1], content[blue : blue + 1] = b"b", b"r"
+        image = Image.fromarray(smooth_photograph(20, 30))
+        photograph = read_photograph(written(tmp_path, image, "a.png", icc_profile=bytes(content)), 3, 2048)
+        assert np.abs(photograph.pixels[..., ::-1].astype(int) - np.asarray(image)).max() <= 3
+        with Image.open(io.BytesIO(photograph.encode_photograph(photograph.pixels)[0])) as result:
+            assert result.info["icc_profile"] == bytes(content)
+            assert np.abs(np.asarray(result).astype(int) - np.asarray(image)).max() <= 4
+
+    def test_damaged_metadata_do_not_lose_the_result(self, tmp_path):
+        image = Image.fromarray(smooth_photograph(20, 30))
+        path = written(tmp_path, image, "a.jpg")
+        exif = b"Exif\0\0MM\0*\0\0\0\x08\0\xff" + b"\xff" * 40
+        start, rest = b"\xff\xd8", (tmp_path / "a.jpg").read_bytes()[2:]
+        (tmp_path / "a.jpg").write_bytes(start + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + rest)
+        photograph = read_photograph(path, 3, 2048)
+        photograph.metadata["dpi"] = ("no", "number")
+        assert Image.open(io.BytesIO(photograph.encode_photograph(photograph.pixels)[0])).size == (30, 20)
+
+    def test_losses_are_noted(self, tmp_path):
+        image = Image.fromarray(smooth_photograph(40, 50))
+        assert read_photograph(written(tmp_path, image, "a.png"), 3, 50).losses == {}
+        assert read_photograph(written(tmp_path, image, "a.jpg"), 3, 20).losses == {"shrunk": " from 50 x 40"}
+        deep = Image.fromarray(np.full((9, 9), 1000, np.uint16))
+        assert [*read_photograph(written(tmp_path, deep, "b.png"), 3, 50).losses] == ["8 bits instead of 16"]
+        # A PNG file of one pixel with 16 bits in each of its three channels.
+        chunks = [
+            (b"IHDR", struct.pack(">2I5B", 1, 1, 16, 2, 0, 0, 0)),
+            (b"IDAT", zlib.compress(b"\0" * 7)),
+            (b"IEND", b""),
+        ]
+        parts = [
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks
+        ]
+        (tmp_path / "rgb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+        assert [*read_photograph(str(tmp_path / "rgb.png"), 3, 50).losses] == ["8 bits instead of 16"]
+
+    def test_change_notes_what_users_may_not_expect(self, tmp_path):
+        grey = read_photograph(
+            written(tmp_path, Image.fromarray(smooth_photograph(60, 60)).convert("L"), "a.png"), 3, 99
+        )
+        small = grey.shrink_photograph(SHAPE)
+        assert grey.change_photograph(small, small, False)[1] == {}
+        assert [*grey.change_photograph(small, small // [1, 1, 2], False)[1]] == ["grey before"]
+        stretched = (6.0 * (small - small.mean()) + 128).clip(0, 255).astype(np.uint8)
+        assert [*grey.change_photograph(small, stretched, False)[1]] == ["limited"]
+        assert [*grey.change_photograph(small, stretched, True)[1]] == ["clipped"]
 
     def test_unreadable_photograph_is_refused(self, tmp_path):
         (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno")

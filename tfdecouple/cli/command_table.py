@@ -7,7 +7,8 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tfdecouple.cli.options import MAX_SIDE, AddOption, choice, flag, group, number, option
+from tfdecouple.cli.options import AddOption, choice, flag, group, number, option
+from tfdecouple.config.shapes import MOST_FILE_SIDE
 from tfdecouple.data.sources import list_source_kinds
 from tfdecouple.errors import UserError, make_printable
 from tfdecouple.runs.pretrained import DEFAULT, HUB
@@ -129,16 +130,15 @@ def drawing_options(count: int, what: str) -> list[AddOption]:
     return [number("--count", count, f"number of {what}", 1, 100_000), SEED]
 
 
-def size_options(max_side: int | None = MAX_SIDE) -> list[AddOption]:
-    """Returns the options --size and --max-side (by default `max_side`), for results at a photograph's own size."""
-    return [
-        choice("--size", ("own", "model"), "own: also write each result at your photograph's own size, where a guided "
-            "filter repeats the change of colours that the model made at its size; model: only the picture at the "
-            "model's size, whose pixels are exact"),
-        # All image formats can store the largest value of --max-side.
-        option("--max-side N", "shrink larger photographs until both sides have at most N pixels (default "
-            f"{MAX_SIDE})", type=make_number_type(int, 1, 16_383), default=max_side),
-    ]  # fmt: skip
+SIZES = [
+    choice("--size", ("own", "model"), "own: also write each result at your photograph's own size, where a guided "
+        "filter repeats the change of colours that the model made at its size; model: only the picture at the "
+        "model's size, whose pixels are exact"),
+    number("--max-side", MOST_FILE_SIDE, "shrink larger photographs until both sides have at most N pixels", 1,
+        MOST_FILE_SIDE),
+    flag("--unlimited", "at a photograph's own size, let differences of colours grow more than twofold, and clip "
+        "values at black and white"),
+]  # fmt: skip
 
 
 def parse_amounts(text: str) -> list[float]:
@@ -183,7 +183,7 @@ COMMANDS = {command.name: command for command in (
         "has labels, one picture shows pairs within classes and another pairs across classes.",
         "drawings:switch", lambda: [
             RUN, out_option(names="--out/--to"), *data_options(), *PAIRS, *drawing_options(10, "pairs"),
-            *size_options(None),
+            *SIZES,
             option("--reference R", "decode all photographs of the folder FILE with z of the image R, at their own "
                 "size, into the folder --to"),
             number("--strength", 0.9, "z of a result at its own size: from 0, z of the photograph itself, to 1, z of "
@@ -193,7 +193,7 @@ COMMANDS = {command.name: command for command in (
         "In the picture z changes downwards and v to the right; two corners have the images themselves.",
         "drawings:draw_interpolate", lambda: [
             RUN, out_option(), *data_options(), *PAIRS, *drawing_options(1, "pairs, one below another"),
-            *size_options(),
+            *SIZES,
             number("--steps", 6, "images in a row and in a column", 2),
             choice("--path", ("lerp", "slerp", "both"), "path of v: lerp, a line as in the paper; slerp, an arc; both"),
         ], draws=True, check="options:require_image_pairs"),
@@ -220,7 +220,7 @@ COMMANDS = {command.name: command for command in (
     Command("edit", "change images along a direction in z",
         "v of each image does not change. The command `directions` finds the directions of a run.",
         "drawings:draw_edit", lambda: [
-            REQUIRED_RUN, out_option(), AMOUNTS, *size_options(),
+            REQUIRED_RUN, out_option(), AMOUNTS, *SIZES,
             option("files FILE ...", "images of any size"),
             option("--direction NAME", "name of the direction", required=True),
             option("--method NAME", "how the direction was found: means, classifier or decoded; default the first that "

@@ -121,10 +121,10 @@ def switch(opened: Run, options: argparse.Namespace) -> int | Iterator[Drawing]:
     """Returns `draw_switch`'s drawings; with --reference writes a folder; returns 1 if it skips an image, else 0."""
     if options.reference is None:
         return draw_switch(opened, options)
-    limit = {"max_side": options.max_side} if options.max_side else {}
     with run_images.name_unwritable_path(options.out):
         (folder,) = options.files
-        result = switch_folder(opened.model, options.reference, folder, options.out, options.strength, **limit)
+        arguments = (options.out, options.strength, options.max_side, options.unlimited)
+        result = switch_folder(opened.model, options.reference, folder, *arguments)
     for line in (*(f"skipped: {error}" for error in result.errors), *result.notes):
         print(line, file=sys.stderr)
     counts = f"{len(result.kept)} there already, {len(result.errors)} skipped"
@@ -315,7 +315,7 @@ def _open_photographs(opened: Run, options: argparse.Namespace) -> OwnSizeResult
     if not options.files or options.size != "own":
         return None
     folder = RunFolder(options.run).find_results_folder(PICTURES, options.out)
-    return OwnSizeResults(options.files, folder, opened.model, options.max_side)
+    return OwnSizeResults(options.files, folder, opened.model, options.max_side, options.unlimited)
 
 
 def _get_pair_labels(a: run_images.Images, b: run_images.Images) -> tuple[np.ndarray, np.ndarray] | None:

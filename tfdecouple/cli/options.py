@@ -13,8 +13,6 @@ from tfdecouple.runtime.requirements import require_packages
 
 # A function that adds an option, or a group of options, to a parser or group of argparse.
 AddOption = Callable[[Any], Any]
-# Default of --max-side in pixels, except with --reference.
-MAX_SIDE = 2048
 
 
 def get_program_name() -> str:
@@ -99,7 +97,6 @@ def require_image_pairs(options: argparse.Namespace) -> None:
 def require_switch(options: argparse.Namespace) -> None:
     """Raises UserError for wrong pairs of `switch`, or for options that do not fit --reference."""
     if options.reference is None:
-        options.max_side = options.max_side or MAX_SIDE
         require_image_pairs(options)
     elif len(options.files) != 1 or options.out is None:
         raise UserError(f"--reference needs one folder of photographs, got {len(options.files)}, and --to OUT")

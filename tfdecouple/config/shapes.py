@@ -13,6 +13,8 @@ Shape = tuple[int, int, int]
 RGB_CHANNELS = 3
 # Pillow's name of the image mode for each number of channels that image files can have.
 PILLOW_MODES = {1: "L", RGB_CHANNELS: "RGB"}
+# All formats of image files can store sides of this many pixels.
+MOST_FILE_SIDE = 16_383
 
 # Smallest count of channels at the first level. Images with fewer channels are squeezed first: a coupling cannot split
 # one channel, and has only one way to split two channels, while successive couplings must split in different ways.

@@ -24,6 +24,8 @@ from tfdecouple.errors import DataError, one_line
 # Images with more pixels (200 MB as RGB) are refused, because a small file can claim an image of any size. A JPEG file
 # of at most 178 million pixels, Pillow's own limit, is decoded at half its size.
 MOST_PIXELS = 2**26
+# Name of an entry in the `info` of a Pillow image that is decoded at half its size: width and height of the file.
+FULL_SIZE = "full size"
 
 # {ending of a file's name: formats that Pillow tries for the file}. Users often give a file of a common format the
 # ending of another one, so Pillow tries all common formats for each of their endings. If the ending is not in this
@@ -232,6 +234,7 @@ def open_image_file(path: str, file: BinaryIO | None = None) -> Image.Image:
     try:
         if image.width * image.height > MOST_PIXELS:
             # Of the formats, only JPEG can be decoded at a fraction of its size; for others `draft` does nothing.
+            image.info[FULL_SIZE] = image.size
             image.draft(None, (image.width // 2, image.height // 2))
         _count_pixels(*image.size)
     except ValueError:

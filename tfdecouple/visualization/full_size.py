@@ -7,17 +7,19 @@ interpolated and applied to the pixels of the photograph.
 
 import contextlib
 import dataclasses
+import functools
 import io
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 from scipy.ndimage import uniform_filter
 
-from tfdecouple.data.image_file import open_image_file, scale_to_8_bits
+from tfdecouple.data.image_file import FULL_SIZE, open_image_file, scale_to_8_bits
 from tfdecouple.errors import DataError, one_line
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.any_size import shrink_images
@@ -30,22 +32,39 @@ _WINDOW = 9
 _EVENNESS = 0.01
 # Smallest gain of luminance of a colour map. A smaller one would wash out detail that the small image lacks.
 _LEAST_CONTRAST = 0.8
+# Distance to black and white, in 8-bit values, in which values that the filter moves towards them are compressed.
+_SHOULDER = np.float32(32)
+# Share of a picture from which on a note says what happened to it.
+_NOTED = 0.05
 _LUMINANCE = (0.299, 0.587, 0.114)
 
 
-def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def change_at_full_size(
+    photograph: np.ndarray,
+    before: np.ndarray,
+    after: np.ndarray,
+    unlimited: bool = False,
+    notes: dict[str, str] | None = None,
+) -> np.ndarray:
     """Changes the colours of a photograph as they change from `before` to `after`; returns uint8 `[H, W, channels]`.
 
     The photograph keeps its detail: only colours and light change, smoothly across the picture. The model did not
     compute the result, so encoding the result does not give the codes of `after`. If the photograph has the model's
     size, the result is `after`.
 
+    Differences of colours grow at most twofold, and not at all where the photograph is smooth, so that noise and blocks
+    of JPEG stay invisible. Values near black and white are compressed instead of clipped. `unlimited` lifts both limits.
+    If differences would grow more than half as much again in a twentieth of the picture, `notes["limited"]` says where.
+
     `photograph`, uint8 `[H, W, channels]`, has three channels or one. `before` is the photograph in the size of the
     model's images, and `after` is the image that the model made of `before`; both are uint8 `[h, w, channels]`.
     """
     if photograph.shape == after.shape:
         return after
-    maps = np.moveaxis(_fit_colour_maps(before / np.float32(255), after / np.float32(255)), 1, -1).astype(np.float32)
+    maps, limited = _fit_colour_maps(before / np.float32(255), after / np.float32(255), unlimited)
+    if notes is not None and limited >= _NOTED:
+        notes["limited"] = f" in {limited:.0%} of the picture"
+    maps = np.moveaxis(maps, 1, -1).astype(np.float32)
     maps[:, :, -1] *= 255
     # The last row and column are repeated, so that the pixels at the borders also lie between two maps.
     maps = np.pad(maps, [(0, 1), (0, 0), (0, 0), (0, 1)], "edge")
@@ -60,6 +79,11 @@ def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.nd
         for channel in range(len(source)):
             value = _apply_maps(lower[channel] - upper[channel], source) * row_shares[first:last, None]
             value += _apply_maps(upper[channel], source)
+            if not unlimited:
+                _compress_highlights(value, source[channel])
+                shadows = 255 - value
+                _compress_highlights(shadows, 255 - source[channel])
+                value = 255 - shadows
             result[first:last, :, channel] = np.clip(value + np.float32(0.5), 0, 255)
     return result
 
@@ -75,6 +99,19 @@ def _apply_maps(maps: np.ndarray, source: np.ndarray) -> np.ndarray:
     return value
 
 
+def _compress_highlights(values: np.ndarray, source: np.ndarray) -> None:
+    """Compresses in place what exceeds both `source`, the values before a change, and the shoulder below 255.
+
+    The values stay at most 255 where `source` is, and unchanged values stay as they are. Both are float32 `[rows, W]`.
+    """
+    knees = np.maximum(source, 255 - _SHOULDER)
+    # Few values exceed the shoulder; integer indices are faster than a mask.
+    bright = np.flatnonzero(values > knees)
+    knee = knees.take(bright)
+    room, excess = 255 - knee, values.take(bright) - knee
+    np.put(values, bright, knee + excess * room / np.sqrt(room * room + excess * excess))
+
+
 def _find_neighbours(length: int, small_length: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns, for each pixel along a side, its place between two pixels of a small image, for linear interpolation.
 
@@ -85,16 +122,18 @@ def _find_neighbours(length: int, small_length: int) -> tuple[np.ndarray, np.nda
     return low, (places - low).astype(np.float32)
 
 
-def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def _fit_colour_maps(before: np.ndarray, after: np.ndarray, unlimited: bool) -> tuple[np.ndarray, float]:
     """Fits, for each pixel, an affine map of the colours of `before` to the colours of `after` in its neighbourhood.
 
     The images are float32 `[h, w, channels]`, from 0 to 1. The function returns the maps, float64
     `[h, w, channels, channels + 1]`: for each channel of `after`, the gain of each channel of `before`, and an offset.
-    Each map is a mean of least-squares fits in squares of pixels.
+    Each map is a mean of least-squares fits in squares of pixels, whose singular values are limited if not `unlimited`.
+    Also returned is the share of squares in which the largest singular value was more than 1.5 times its limit.
     """
     channels = before.shape[-1]
     identity = np.eye(channels)
     weights = np.array(_LUMINANCE if channels == 3 else [1.0])
+    limited = 0.0
 
     def average_in_square(values: np.ndarray) -> np.ndarray:
         return uniform_filter(values, (_WINDOW, _WINDOW, *[0] * (values.ndim - 2)), mode="reflect")
@@ -102,7 +141,7 @@ def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     def average_everywhere(values: np.ndarray) -> np.ndarray:
         return values.mean((0, 1), keepdims=True)
 
-    def fit(average: Callable[[np.ndarray], np.ndarray], ridge: float, default: np.ndarray) -> np.ndarray:
+    def fit(average: Callable[[np.ndarray], np.ndarray], ridge: float, default: np.ndarray, limit: bool) -> np.ndarray:
         mean_before, mean_after = average(before), average(after)
         columns = before[..., None, :]
         covariance = average(before[..., None] * columns) - mean_before[..., None] * mean_before[..., None, :]
@@ -112,11 +151,18 @@ def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
         gains = np.swapaxes(solved, -1, -2)
         contrast = np.einsum("i,...ij->...", weights, gains)
         gains = gains + np.maximum(_LEAST_CONTRAST - contrast, 0)[..., None, None] * identity
+        if limit:
+            nonlocal limited
+            variance = np.trace(covariance, axis1=-2, axis2=-1)[..., None]
+            most = 1 + variance / (variance + ridge)
+            left, stretch, right = np.linalg.svd(gains)
+            limited = float((stretch[..., :1] > 1.5 * most).mean())
+            gains = left * np.minimum(stretch, most)[..., None, :] @ right
         offsets = mean_after - np.einsum("...ij,...j->...i", gains, mean_before)
         return np.concatenate([gains, offsets[..., None]], -1)
 
-    whole = fit(average_everywhere, 1e-3, identity)[..., :-1]
-    return average_in_square(fit(average_in_square, _EVENNESS, whole))
+    whole = fit(average_everywhere, 1e-3, identity, False)[..., :-1]
+    return average_in_square(fit(average_in_square, _EVENNESS, whole, not unlimited)), limited
 
 
 # {Pillow's name of a file format: (file ending, options of Pillow for saving)}. A photograph in another format is saved
@@ -128,6 +174,11 @@ _WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
     "TIFF": (".tif", {"compression": "tiff_lzw"}),
     "WEBP": (".webp", {"quality": 95}),
 }
+# Tags of EXIF that results keep, beside the groups of exposure and place.
+_EXIF_TAGS = [
+    getattr(ExifTags.Base, name)
+    for name in "ImageDescription Make Model Software DateTime Artist HostComputer Copyright Rating".split()
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,13 +186,16 @@ class UserPhotograph:
     """A photograph that a user passes to a command, read from the file `path` in Pillow's `format`, such as "JPEG".
 
     `pixels` are upright and in sRGB, uint8 `[H, W, 3]`, or `[H, W, 1]` for a model of grey images. `alpha` is the alpha
-    channel, uint8 `[H, W]`, or None.
+    channel, uint8 `[H, W]`, or None. `metadata` has options of Pillow's `save`: EXIF, colour profile and dots per inch.
+    `losses` has a note, {what: details}, if the photograph was shrunk, or had more than 8 bits.
     """
 
     path: str
     pixels: np.ndarray
     alpha: np.ndarray | None
     format: str
+    metadata: dict[str, Any]
+    losses: dict[str, str]
 
     @property
     def is_grey(self) -> bool:
@@ -155,14 +209,37 @@ class UserPhotograph:
         narrow = [shrink_images(tf.constant(strip), image_shape[0], strip.shape[2]) for strip in strips]
         return np.asarray(shrink_images(tf.concat(narrow, 2), *image_shape[:2]))[0]
 
+    def change_photograph(
+        self, before: np.ndarray, after: np.ndarray, unlimited: bool
+    ) -> tuple[np.ndarray, dict[str, str]]:
+        """Returns `change_at_full_size` of this photograph, and notes, {what: details}, on what a user may not expect."""
+        notes = dict(self.losses)
+        pixels = change_at_full_size(self.pixels, before, after, unlimited, notes)
+        if self.is_grey and (pixels != pixels[..., :1]).any():
+            notes["grey before"] = ""
+        clipped = float((np.isin(pixels, (0, 255)) & (pixels != self.pixels)).mean())
+        if clipped >= _NOTED:
+            notes["clipped"] = f", {clipped:.0%} of the values became 0 or 255"
+        return pixels, notes
+
     def encode_photograph(self, pixels: np.ndarray) -> tuple[bytes, str]:
-        """Encodes `pixels`, uint8, in this photograph's file format; returns (bytes, file ending such as ".jpg")."""
+        """Encodes `pixels`, uint8, in this photograph's file format; returns (bytes, file ending such as ".jpg").
+
+        The file has the photograph's metadata, and its colour profile, to which the pixels are converted.
+        """
         image = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0])
+        if profile := self.metadata.get("icc_profile"):
+            image = ImageCms.profileToProfile(image, ImageCms.createProfile("sRGB"), io.BytesIO(profile)) or image
         if self.alpha is not None:
             image.putalpha(Image.fromarray(self.alpha))
         kind, suffix = _choose_format(self.path, self.format)
         buffer = io.BytesIO()
-        image.save(buffer, kind, **_WRITTEN[kind][1])
+        try:
+            image.save(buffer, kind, **_WRITTEN[kind][1], **self.metadata)
+        # Damaged metadata raise nearly any class of exception.
+        except Exception:
+            buffer = io.BytesIO()
+            image.save(buffer, kind, **_WRITTEN[kind][1], icc_profile=profile)
         return buffer.getvalue(), suffix
 
 
@@ -205,42 +282,71 @@ def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
     if channels not in (1, 3):
         raise DataError(f"the model's images have {channels} channels, and photographs have 3 or 1; use --size model")
     with _open_photograph(path) as (image, kind):
+        width, height = image.info.get(FULL_SIZE, image.size)
         # After `draft`, Pillow decodes a large JPEG file at a fraction of its size, which saves most of the time.
         image.draft("RGB", (max_side, max_side))
-        profile = image.info.get("icc_profile")
+        metadata = {name: image.info[name] for name in ("icc_profile", "dpi") if image.info.get(name)}
+        # Pillow has no mode for 16-bit colours: it reads them as 8 bits by a decoder of this name.
+        is_deep = image.mode.startswith(("I", "F")) or re.search(r"(RGB[AX]?|LA?);16", str(image.tile))
+        losses = {"8 bits instead of 16": ""} if is_deep else {}
         image = scale_to_8_bits(image)
         has_alpha = image.has_transparency_data and channels == 3
         mode = "RGBA" if has_alpha else "RGB"
         # `convert` would copy all pixels even if the mode is right.
         image = image if image.mode == mode else image.convert(mode)
         image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+        if max(image.size) < max(width, height):
+            losses["shrunk"] = f" from {width} x {height}"
+        exif = image.getexif()
         image = ImageOps.exif_transpose(image)
         alpha = np.asarray(image.getchannel("A")) if has_alpha else None
         image = image.convert("RGB")
         # If the colour profile is missing or broken, the colours are taken as sRGB without an error.
-        with contextlib.suppress(ImageCms.PyCMSError, OSError):
-            if profile:
+        try:
+            if profile := metadata.get("icc_profile"):
                 srgb = ImageCms.createProfile("sRGB")
                 image = ImageCms.profileToProfile(image, io.BytesIO(profile), srgb) or image
+                ImageCms.profileToProfile(Image.new("RGB", (1, 1)), srgb, io.BytesIO(profile))
+        except (ImageCms.PyCMSError, OSError):
+            del metadata["icc_profile"]
         pixels = np.asarray(image if channels == 3 else image.convert("L"))
-    return UserPhotograph(path, pixels.reshape(*pixels.shape[:2], channels), alpha, kind)
+        if channels == 1:
+            metadata.pop("icc_profile", None)
+        metadata["exif"] = _copy_exif(exif, image.size)
+    return UserPhotograph(path, pixels.reshape(*pixels.shape[:2], channels), alpha, kind, metadata, losses)
+
+
+def _copy_exif(exif: Image.Exif, size: tuple[int, int]) -> Image.Exif:
+    """Copies the tags of `exif` that describe a photograph, not the layout of its file, for a result of `size`."""
+    copy = Image.Exif()
+    copy.update({tag: exif[tag] for tag in _EXIF_TAGS if tag in exif})
+    for group in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+        if tags := dict(exif.get_ifd(group)):
+            if group == ExifTags.IFD.Exif:
+                tags |= {ExifTags.Base.ExifImageWidth: size[0], ExifTags.Base.ExifImageHeight: size[1]}
+            copy[group] = tags
+    return copy
 
 
 class OwnSizeResults:
     """Writes photographs at their own size, changed as the model changed small copies, into the folder `out`.
 
-    Photographs with a side of more than `max_side` pixels are shrunk.
+    Photographs with a side of more than `max_side` pixels are shrunk. `unlimited` is that of `change_at_full_size`.
 
     Attributes:
         names: the photographs' file names, without folders and endings.
         small: the photographs, reduced to the model's size and quantised, uint8 `[n, height, width, channels]`.
     """
 
-    def __init__(self, paths: Sequence[str], out: pathlib.Path, model: DecoupledModel, max_side: int) -> None:
-        self._out, self._written, shape = out, set[pathlib.Path](), model.config.image_shape
+    def __init__(
+        self, paths: Sequence[str], out: pathlib.Path, model: DecoupledModel, max_side: int, unlimited: bool
+    ) -> None:
+        self._paths, self._out, self._unlimited, self._written = paths, out, unlimited, set[pathlib.Path]()
+        shape = model.config.image_shape
         self.names = [pathlib.PurePath(path).stem for path in paths]
-        self._photographs = [read_photograph(path, shape[-1], max_side) for path in paths]
-        small = np.stack([photograph.shrink_photograph(shape) for photograph in self._photographs])
+        # The memory holds two photographs, because commands write the results of a pair in turns.
+        self._read = functools.lru_cache(2)(lambda path: read_photograph(path, shape[-1], max_side))
+        small = np.stack([self._read(path).shrink_photograph(shape) for path in paths])
         self.small = np.asarray(model.quantize_images(small))
 
     def save_photograph(self, index: int, after: np.ndarray, change: str) -> None:
@@ -249,12 +355,13 @@ class OwnSizeResults:
         `after` is uint8 `[height, width, channels]` of the model's size. With `change` "z-of-b", a.jpg becomes
         a-z-of-b.jpg; a number follows where photographs of different folders have the same name.
         """
-        photograph = self._photographs[index]
-        pixels = change_at_full_size(photograph.pixels, self.small[index], after)
+        photograph = self._read(self._paths[index])
+        pixels, notes = photograph.change_photograph(self.small[index], after, self._unlimited)
         content, suffix = photograph.encode_photograph(pixels)
         numbers = ("", *(f"-{number}" for number in range(2, len(self._written) + 3)))
         names = (f"{self.names[index]}-{change}{number}{suffix}" for number in numbers)
         path = next(self._out / name for name in names if self._out / name not in self._written)
         self._written.add(path)
         write_bytes(path, content)
-        print(f"{path}: {pixels.shape[1]} x {pixels.shape[0]} pixels", flush=True)
+        size = f"{pixels.shape[1]} x {pixels.shape[0]} pixels"
+        print(f"{path}: {'; '.join((size, *map(''.join, notes.items())))}", flush=True)

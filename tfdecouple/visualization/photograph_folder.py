@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tfdecouple.config.shapes import MOST_FILE_SIDE
 from tfdecouple.data.image_folder import list_image_files
 from tfdecouple.errors import DataError, UserError, make_printable
 from tfdecouple.model import DecoupledModel
@@ -13,19 +14,17 @@ from tfdecouple.model.codes import interpolate_codes
 from tfdecouple.runs.opened_run import hash_weights
 from tfdecouple.runtime.progress import Counter
 from tfdecouple.storage.files import hash_file, read_json, write_bytes, write_json
-from tfdecouple.visualization.full_size import change_at_full_size, find_result_name, read_photograph
+from tfdecouple.visualization.full_size import find_result_name, read_photograph
 
 # Name of the file in the results' folder that records the reference and the model.
 MANIFEST = "switch.json"
-# All image formats can store sides of this many pixels.
-_LONGEST_SIDE = 16_383
 
 
 class SwitchedFolder(NamedTuple):
     """The result of `switch_folder`: paths of photographs that this call (`written`) or an earlier call (`kept`) wrote.
 
-    `errors` has an error, with the path, for each photograph that cannot be read. `notes` has a line if grey
-    photographs got the colours of the reference, or if photographs with colours got z of a grey reference.
+    `errors` has an error, with the path, for each photograph that cannot be read. `notes` has a line for each thing that
+    a user may not expect, such as grey photographs with the colours of the reference, or a limited change of colours.
     """
 
     written: list[pathlib.Path]
@@ -40,14 +39,15 @@ def switch_folder(
     folder: str | pathlib.Path,
     out: str | pathlib.Path,
     strength: float,
-    max_side: int = _LONGEST_SIDE,
+    max_side: int = MOST_FILE_SIDE,
+    unlimited: bool = False,
 ) -> SwitchedFolder:
     """Writes each photograph of a folder and its sub-folders, with z of one reference, into the folder `out`.
 
     The model computes the change of colours at its own size, and `change_at_full_size` applies the change to the
     photograph. A result has the photograph's path below the folder and its file format, but PNG for a format such as
     GIF. Photographs that cannot be read are skipped, and results of an earlier call with the same reference, model,
-    `strength` and `max_side` are kept. The progress is shown on standard error.
+    `strength`, `max_side` and `unlimited` (see `change_at_full_size`) are kept. The progress is shown on standard error.
 
     >>> import tempfile
     >>> from PIL import Image
@@ -76,13 +76,13 @@ def switch_folder(
         raise UserError(f"results in {out} would be read as photographs of {folder}; name a folder outside of it")
     files = list_image_files(folder, 1)
     shape, least = model.config.image_shape, compute_size_multiple(model.config)
-    original = read_photograph(str(reference), shape[-1], _LONGEST_SIDE)
+    original = read_photograph(str(reference), shape[-1], MOST_FILE_SIDE)
     height, width = original.pixels.shape[:2]
     if min(height, width) < least:
         need = f"give a reference of at least {least} x {least}"
         raise DataError(f"{reference} has {width} x {height} pixels; {need}, the smallest image of this model")
     z = model.posterior(original.shrink_photograph(shape)[None]).mean()
-    result, others = SwitchedFolder([], [], [], []), list[pathlib.Path]()
+    result, noted = SwitchedFolder([], [], [], []), dict[str, list[str]]()
     photographs: dict[pathlib.Path, str] = {}
     for file in files:
         try:
@@ -101,6 +101,7 @@ def switch_folder(
         "weights_sha256": hash_weights(model),
         "strength": float(strength),
         "max_side": max_side,
+        "unlimited": unlimited,
     }
     _begin_job(out / MANIFEST, job, bool(result.kept))
     for path in result.kept:
@@ -116,17 +117,16 @@ def switch_folder(
                 before = np.asarray(model.quantize_images(photograph.shrink_photograph(shape)[None]))
                 codes = model.encode(before)
                 after = model.decode(interpolate_codes(codes.z, z, [strength])[:, 0], codes.v)
-                pixels = change_at_full_size(photograph.pixels, before[0], np.asarray(after)[0])
+                pixels, notes = photograph.change_photograph(before[0], np.asarray(after)[0], unlimited)
                 write_bytes(path, photograph.encode_photograph(pixels)[0])
                 result.written.append(path)
-                if photograph.is_grey != original.is_grey:
-                    others.append(path)
+                if original.is_grey and not photograph.is_grey:
+                    notes["less colours, as the reference is grey"] = ""
+                for what, details in notes.items():
+                    noted.setdefault(what, []).append(f"{path}{details}")
             counter(done := done + 1)
-    if others:
-        what = "has colours; grey photographs written in colour"
-        if original.is_grey:
-            what = "is grey; photographs written with less of their colours"
-        result.notes.append(make_printable(f"{reference} {what}: {len(others)}, such as {others[0]}"))
+    for what, texts in noted.items():
+        result.notes.append(make_printable(f"{what}: {len(texts)} photographs, such as {texts[0]}"))
     return result
 
 
@@ -139,6 +139,6 @@ def _begin_job(manifest: pathlib.Path, job: dict[str, Any], has_results: bool) -
     except ValueError:
         earlier = {}
     if earlier != job:
-        what = "another folder, reference, model, --strength or --max-side"
+        what = "another folder, reference, model, --strength, --max-side or --unlimited"
         raise UserError(f"{manifest.parent} holds images of {what}; name another folder for the results")
     write_json(manifest, job)
