@@ -7,9 +7,7 @@ filter BILINEAR on 8-bit pixels. `export/page/resize.js` computes the same bytes
 import contextlib
 import functools
 import math
-import os
 import pathlib
-import stat
 import threading
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -20,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, Shape, describe_channels
 from tfdecouple.errors import DataError, one_line
+from tfdecouple.storage.files import get_regular_size
 
 # Images with more pixels (200 MB as RGB) are refused, because a small file can claim an image of any size. A JPEG file
 # of at most 178 million pixels, Pillow's own limit, is decoded at half its size.
@@ -190,7 +189,7 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
 def _open_array(path: str, file: BinaryIO | None, channels: int) -> np.ndarray:
     """Returns the array in a NumPy file (.npy), uint8 [H, W, channels]; raises ValueError for any other array."""
     if file is None:
-        _require_regular(path)
+        get_regular_size(path)
     # The file is mapped into memory, not loaded, because the header of an untrusted file can claim any size.
     pixels = np.load(path if file is None else file, mmap_mode="r" if file is None else None, allow_pickle=False)
     if not isinstance(pixels, np.ndarray):
@@ -221,7 +220,7 @@ def open_image_file(path: str, file: BinaryIO | None = None) -> Image.Image:
     `MOST_PIXELS` pixels. For damaged files, Pillow raises exceptions of other classes.
     """
     if file is None:
-        _require_regular(path)
+        get_regular_size(path)
     formats = _FORMATS.get(pathlib.PurePath(path).suffix.lower(), (*_COMMON, "PPM", "TIFF"))
     try:
         image = Image.open(path if file is None else file, formats=formats)
@@ -238,12 +237,6 @@ def open_image_file(path: str, file: BinaryIO | None = None) -> Image.Image:
         image.close()
         raise
     return image
-
-
-def _require_regular(path: str) -> None:
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        # Only regular files are accepted, because reading from a pipe could block for ever.
-        raise ValueError("it is no regular file")
 
 
 def _count_pixels(width: int, height: int) -> int:
