@@ -5,6 +5,7 @@ filter BILINEAR on 8-bit pixels. `export/page/resize.js` computes the same bytes
 """
 
 import contextlib
+import ctypes
 import functools
 import math
 import pathlib
@@ -142,9 +143,15 @@ def _reserve_memory(pixels: int) -> Iterator[None]:
 
 
 @functools.cache
-def _use_large_blocks() -> None:
-    """Makes Pillow allocate memory in blocks of 64 MiB, because threads never return smaller blocks to the system."""
+def _set_up_pillow() -> None:
+    """Makes Pillow allocate memory in blocks of 64 MiB, and its library for TIFF print no messages."""
+    # Threads never return smaller blocks to the system.
     Image.core.set_block_size(2**26)
+    # Pillow raises an error for a damaged file; a build without this library lacks the functions.
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(Image.core.__file__)
+        library.TIFFSetErrorHandler(None)
+        library.TIFFSetWarningHandler(None)
 
 
 def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO | None = None) -> np.ndarray:
@@ -160,7 +167,6 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
     DataError, with the path, is raised if the file is not a regular file, is not an image of a format that its ending
     allows, has more than `MOST_PIXELS` pixels, or has another count of channels.
     """
-    _use_large_blocks()
     channels = image_shape[-1]
     try:
         if pathlib.PurePath(path).suffix.lower() == ARRAY_SUFFIX:
@@ -190,10 +196,10 @@ def _open_array(path: str, file: BinaryIO | None, channels: int) -> np.ndarray:
     """Returns the array in a NumPy file (.npy), uint8 [H, W, channels]; raises ValueError for any other array."""
     if file is None:
         get_regular_size(path)
-    # The file is mapped into memory, not loaded, because the header of an untrusted file can claim any size.
-    pixels = np.load(path if file is None else file, mmap_mode="r" if file is None else None, allow_pickle=False)
-    if not isinstance(pixels, np.ndarray):
-        raise ValueError("it is an archive of several arrays; save one")
+        # The file is mapped into memory, not loaded, because the header of an untrusted file can claim any size.
+        pixels = np.lib.format.open_memmap(path, mode="r")
+    else:
+        pixels = np.lib.format.read_array(file, allow_pickle=False)
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != channels or not pixels.size:
@@ -221,6 +227,7 @@ def open_image_file(path: str, file: BinaryIO | None = None) -> Image.Image:
     """
     if file is None:
         get_regular_size(path)
+    _set_up_pillow()
     formats = _FORMATS.get(pathlib.PurePath(path).suffix.lower(), (*_COMMON, "PPM", "TIFF"))
     try:
         image = Image.open(path if file is None else file, formats=formats)
