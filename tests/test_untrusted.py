@@ -1,9 +1,11 @@
 """Tests that untrusted data sets, files and folders run no code, lead nowhere else and take limited memory."""
 
+import io
 import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import socket
 import subprocess
@@ -14,14 +16,14 @@ import tracemalloc
 import numpy as np
 import pytest
 from helpers.models import LEAST
-from helpers.refusals import message_of, refused
+from helpers.refusals import message_of, refusal, refused
 from PIL import Image
 
 import tfdecouple
 from export.export_folder import load_manifest as load_export_manifest
 from tfdecouple.cli import main
 from tfdecouple.cli.train import main as train_main
-from tfdecouple.config import Config, DataConfig
+from tfdecouple.config import Config, DataConfig, ModelConfig
 from tfdecouple.corpus.code_files import CodesManifest
 from tfdecouple.data.image_file import read_image
 from tfdecouple.data.sources import open_source
@@ -226,6 +228,31 @@ class TestRunFolder:
         files = {path.name: path.stat().st_size for path in (tmp_path / "published").iterdir()}
         assert "metrics.jsonl" not in files and files["README.md"] < 10_000
 
+    def test_published_card_shows_texts_of_an_untrusted_summary_as_text(self, run, tmp_path):
+        (run / "README.md").write_text('---\nlicense: "mit"\n')
+        texts = {
+            "rights": "mine\n# Heading <img src=x> | [link](http://x) \x1b[2J \\<b>",
+            "data": "<script>",
+            "source": "x",
+        }
+        (run / "summary.json").write_text(json.dumps({"imported_from": "a|b", "reconstruction": "<i>", **texts}))
+        assert main(["publish", "--run", str(run), "--to", str(tmp_path / "published")]) == 0
+        card = (tmp_path / "published" / "README.md").read_text()
+        assert "\x1b" not in card and "\n# Heading" not in card
+        body = card.partition("\n---\n")[2]
+        assert not re.search(r"(?<!\\)(\\\\)*<", body)
+        rows = [line for line in body.splitlines() if line.startswith("| ")]
+        assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3}
+        assert r"mine # Heading \<img src=x\> \| \[link](http://x)" in body
+
+    @pytest.mark.parametrize("value", [1e308, -1e308, 2**62])
+    def test_curves_leave_out_values_that_no_plot_can_show(self, run, tmp_path, value):
+        pytest.importorskip("matplotlib")
+        values = [value, 3.0, -value, value]
+        rows = [{"step": n, "kind": "train", "bits_per_dim": v, "kl": value} for n, v in enumerate(values, 1)]
+        (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        assert main(["curves", "--run", str(run), "--out", str(tmp_path / "out")]) == 0
+
     def test_training_refuses_checkpoints_linked_to_another_run(self, run, tmp_path, capsys):
         other = shutil.copytree(run, tmp_path / "other")
         shutil.rmtree(run / "checkpoints")
@@ -272,6 +299,48 @@ def test_file_names_in_errors_are_printable(tmp_path, name):
     (tmp_path / name).write_bytes(b"no image")
     assert message_of(DataError, lambda: read_image(str(tmp_path / name), (8, 8, 3), 0)).isprintable()
     assert message_of(DataError, lambda: read_image(str(tmp_path / "absent" / name), (8, 8, 3), 0)).isprintable()
+
+
+def save_strips_outside(path):
+    """Saves a compressed TIFF file whose strips begin behind its end."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path, compression="tiff_lzw")
+    content = bytearray(path.read_bytes())
+    entries = int.from_bytes(content[4:8], "little") + 2
+    for entry in range(entries, entries + 12 * content[entries - 2], 12):
+        if int.from_bytes(content[entry : entry + 2], "little") == 273:  # the tag StripOffsets
+            content[entry + 8 : entry + 12] = (10**8).to_bytes(4, "little")
+    path.write_bytes(content)
+
+
+def test_damaged_tiff_file_prints_nothing_beside_the_error(tmp_path, capfd):
+    save_strips_outside(tmp_path / "a.tif")
+    assert "a.tif" in message_of(DataError, lambda: read_image(str(tmp_path / "a.tif"), (8, 8, 3), 0))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("content", [bytes(2000), b"", b"\x80\x04.", b"PK\3\4" + bytes(99)])
+def test_file_that_is_no_array_is_refused_without_advice_to_run_its_code(tmp_path, content):
+    for name, error, read in (
+        ("a.npy", DataError, lambda path: read_image(path, (8, 8, 5), 0)),
+        ("a.npy", DataError, lambda path: read_image(path, (8, 8, 5), 0, io.BytesIO(content))),
+        ("a.npz", UserError, wolf.read_state_dict),
+    ):
+        (tmp_path / name).write_bytes(content)
+        message = message_of(error, lambda read=read, name=name: read(str(tmp_path / name)))
+        assert name in message and "pickle" not in message
+
+
+def test_npz_file_that_expands_to_gigabytes_is_refused(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", a=np.zeros(2**29, np.uint8))
+    assert "536,871,0" in message_of(UserError, lambda: wolf.read_state_dict(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize(
+    "options", [{"steps": (2, (1,) * 10_000, 2), "hidden_channels": (8, 8, 8)}, {"image_shape": (8,) * 10_000}]
+)
+def test_long_list_in_a_config_is_cut_short_in_the_message_and_not_the_advice(options):
+    message = refusal(lambda: ModelConfig(**options))
+    assert "characters)" in message and ("an inner level needs" in message or "[height, width, channels]" in message)
 
 
 @pytest.mark.parametrize("devices", ["1000000000", "257", "0", "-1"])

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 # Escape sequences of terminals, such as colours, match this pattern; `one_line` removes them from messages.
 _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+# Names of TensorFlow's operations in the first line of its messages, which `one_line` removes, too.
+_OPERATION = re.compile(r"^\{\{.*?\}\} | \[Op:\w+\].*")
 # `warn_user` skips stack frames of these packages, to find the line of the user's code that caused a warning.
 _LIBRARIES = {"contextlib", "keras", "tensorflow", "tensorflow_probability", "tfdecouple"}
 
@@ -88,14 +90,15 @@ def make_printable(text: str, limit: int = 2000) -> str:
 def one_line(error: BaseException | str, limit: int = 400, first: bool = False) -> str:
     r"""Returns an error's message as one line of at most `limit` characters, or the error's type for an empty message.
 
-    If `first` is true, only the first line of the message counts: TensorFlow adds further lines for its developers.
+    If `first` is true, only the first line of the message counts: TensorFlow adds further lines for its developers, and
+    names of operations, which are left out.
 
     >>> one_line(ValueError("no \x1b[1msuch\x1b[0m\n  file")), one_line(OSError())
     ('no such file', 'OSError')
     """
     text = _ESCAPE.sub("", str(error)).strip()
     if first:
-        text = text.partition("\n")[0]
+        text = _OPERATION.sub("", text.partition("\n")[0])
     return make_printable(text, limit) or type(error).__name__
 
 

@@ -5,9 +5,11 @@ Each has a test in tests/runtime/test_tensorflow_internals.py, which `make test-
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.data.ops.iterator_ops import OwnedIterator
 from tensorflow.python.eager import context, record
 from tensorflow.python.ops import control_flow_util
 from tensorflow.python.trackable.base import VARIABLE_VALUE_KEY, Trackable  # noqa: F401 - other modules import them
@@ -41,3 +43,40 @@ def worker_timeout(seconds: int) -> Iterator[None]:
         yield
     finally:
         del current.configure_coordination_service
+
+
+class GuardedDataset(tf.data.Dataset):
+    """A dataset with the elements of `dataset`, each of which a loop takes in a context that `guard` returns.
+
+    The context can raise another error instead of TensorFlow's. A dataset made of this one, as by `batch`, has none.
+    """
+
+    def __init__(self, dataset: tf.data.Dataset, guard: Callable[[], contextlib.AbstractContextManager]) -> None:
+        self._dataset, self._guard = dataset, guard
+        super().__init__(dataset._variant_tensor)
+
+    def _inputs(self) -> list[tf.data.Dataset]:
+        return [self._dataset]
+
+    @property
+    def element_spec(self) -> Any:
+        return self._dataset.element_spec
+
+    def __iter__(self) -> Any:
+        return _GuardedIterator(self) if tf.executing_eagerly() else super().__iter__()
+
+
+class _GuardedIterator(OwnedIterator):
+    def __init__(self, dataset: GuardedDataset) -> None:
+        super().__init__(dataset)
+        self._guard = dataset._guard
+
+    def _next_internal(self) -> Any:
+        try:
+            return super()._next_internal()
+        except tf.errors.OutOfRangeError:
+            raise
+        # TensorFlow quotes damaged bytes in its messages, and then raises UnicodeDecodeError instead of its own error.
+        except (tf.errors.OpError, UnicodeDecodeError):
+            with self._guard():
+                raise

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tfdecouple.runtime.devices import count_cores
+from tfdecouple.storage.files import count_records
 
 # Path of the requests with which TensorFlow Serving warms a model up, below the folder of a SavedModel.
 WARMUP_FILE = pathlib.Path("assets.extra", "tf_serving_warmup_requests")
@@ -140,6 +141,7 @@ class SavedModel(Runtime):
         from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
         asked = []
+        count_records(self.folder / WARMUP_FILE)
         for record in tf.compat.v1.io.tf_record_iterator(str(self.folder / WARMUP_FILE)):
             request = PredictionLog.FromString(record).predict_log.request
             asked.append(request.model_spec.signature_name)

@@ -18,6 +18,7 @@ import importlib.metadata
 import itertools
 import json
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -26,9 +27,12 @@ import numpy as np
 
 from export.formats import FORMATS
 from export.formats.runtimes import Runtime
+from tfdecouple.storage.files import open_npz
 
 # The largest count of pixels in a batch of images that are encoded and decoded.
 _PIXELS_AT_ONCE = 16 * 64 * 64
+# Seconds without a line of progress after which the process ends, as with files that have an endless loop.
+PATIENCE = 1800
 # Prefix of the line on standard output that has the report as JSON.
 REPORT = "report: "
 # The relative size of random changes of inputs, which show how much rounding can change the Keras model's answers.
@@ -365,11 +369,16 @@ def main(arguments: Sequence[str]) -> int:
     arguments of `compare_files`. The last line on standard output is the report.
     """
     runtime, folder, path, options = arguments
-    with np.load(path) as archive:
-        vectors = dict(archive)
-    found = compare_files(
-        runtime, pathlib.Path(folder), vectors, report=lambda text: print(text, flush=True), **json.loads(options)
-    )
+
+    def report(text: str) -> None:
+        # The system ends a process that makes no progress, even inside of a runtime.
+        signal.alarm(PATIENCE)
+        print(text, flush=True)
+
+    signal.alarm(PATIENCE)
+    with open_npz(path) as arrays:
+        vectors = dict(arrays)
+    found = compare_files(runtime, pathlib.Path(folder), vectors, report=report, **json.loads(options))
     print(REPORT + json.dumps(dataclasses.asdict(found)), flush=True)
     return 0
 

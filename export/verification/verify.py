@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -72,6 +73,8 @@ def compare_in_process(
             raise
         errors.seek(0)
         lines = [line for line in errors.read().strip().splitlines() if line.strip()]
+    if status == -signal.SIGALRM:
+        lines = ["no progress for too long, as with an endless loop in the files"]
     if status or found is None:
         last = lines[-1].strip()[:300] if lines else "no message"
         return Report(problems=[f"the verification of {runtime} ended with status {status}: {last}"])

@@ -1,13 +1,17 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+import tensorflow as tf
 from helpers.codes import read_files
 from helpers.models import give_effect
-from helpers.refusals import refused
+from helpers.refusals import message_of, refused
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 from tfdecouple.cli import main
 from tfdecouple.corpus import read_codes
+from tfdecouple.corpus.code_files import Field, make_parquet_table
 from tfdecouple.errors import DataError
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.storage.checkpoints import CheckpointFolder
@@ -157,3 +161,103 @@ def test_interrupted_folder_is_verified_and_completed(codes, written, encode_int
     assert encode_into(out, "--v") == 0
     assert "1 of 5 files are there already" in capsys.readouterr().out
     assert read_files(out) == read_files(written["tfrecord"])
+
+
+def rewrite_records(change):
+    """Returns a damage of the first code file: `change` gets the bytes of its first record, and returns others."""
+
+    def rewrite(path):
+        records = [record.numpy() for record in tf.data.TFRecordDataset(str(path))]
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for record in [change(records[0]), *records[1:]]:
+                writer.write(record)
+
+    return rewrite
+
+
+def rename_feature(record):
+    return record.replace(b"\x01z\x12", b"\x01y\x12")
+
+
+def claim_length(length):
+    """Returns a damage: a file whose first record claims `length` bytes, with the right checksum of the length."""
+
+    def claim(path):
+        header = length.to_bytes(8, "little")
+        path.write_bytes(header + masked_crc32c(header).to_bytes(4, "little") + bytes(64))
+
+    return claim
+
+
+def change_table(change):
+    def rewrite(path):
+        pq = pytest.importorskip("pyarrow.parquet")
+        pq.write_table(change(pq.read_table(path)), path)
+
+    return rewrite
+
+
+def repeat_zeros(table):
+    """Returns a table whose z is a list of 10^6 zeros in a row; as a Parquet file it has few bytes."""
+    import pyarrow as pa
+
+    zeros = pa.ListArray.from_arrays([0, 10**6], pa.array(np.zeros(10**6, np.float32)))
+    return table.slice(0, 1).set_column(table.schema.get_field_index("z"), "z", zeros)
+
+
+# Damages of a code file, by format and description.
+DAMAGED_FILES = {
+    "tfrecord: flipped bit": flip,
+    "tfrecord: flipped bit in a length": lambda path: flip(path, 9),
+    "tfrecord: cut within a record": lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    "tfrecord: cut within a length": lambda path: path.write_bytes(path.read_bytes() + b"\1\2"),
+    "tfrecord: 2^40 bytes in a record": claim_length(2**40),
+    "tfrecord: 2^64 - 1 bytes in a record": claim_length(2**64 - 1),
+    "tfrecord: 2^63 bytes in a record": claim_length(2**63),
+    "tfrecord: no bytes in a record": claim_length(0),
+    "tfrecord: no example": rewrite_records(lambda record: b"\xff" * len(record)),
+    "tfrecord: another feature": rewrite_records(rename_feature),
+    "parquet: no Parquet": lambda path: path.write_bytes(b"PAR1" + bytes(64) + b"PAR1"),
+    "parquet: empty": lambda path: path.write_bytes(b""),
+    "parquet: flipped bit": lambda path: flip(path, 60),
+    "parquet: cut": lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    "parquet: no column z": change_table(lambda table: table.drop_columns("z")),
+    "parquet: columns in another order": change_table(lambda table: table.select(table.column_names[::-1])),
+    "parquet: 10^6 zeros in a row": change_table(repeat_zeros),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_FILES)
+def test_damaged_code_file_is_one_data_error(codes, damage):
+    out = codes(damage.partition(":")[0])
+    name = json.loads((out / MANIFEST).read_text())["shards"][0]["name"]
+    DAMAGED_FILES[damage](out / name)
+    assert f"cannot read the codes {out}" in message_of(DataError, lambda: list(read_codes(out).as_numpy_iterator()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_manifest_that_claims_large_codes_is_refused_before_memory_is_taken(codes, kind):
+    out = codes(kind)
+    manifest = json.loads((out / MANIFEST).read_text())
+    for values in (2**31, 2**24):
+        manifest["fields"][0]["shape"] = [values]
+        (out / MANIFEST).write_text(json.dumps(manifest))
+        message_of(DataError, lambda: read_codes(out))
+
+
+def test_parquet_file_with_long_keys_or_strong_compression_is_refused(tmp_path, codes):
+    pq = pytest.importorskip("pyarrow.parquet")
+    out = codes("parquet")
+    manifest = json.loads((out / MANIFEST).read_text())
+    (path, *_), fields = [out / shard["name"] for shard in manifest["shards"]], manifest["fields"]
+    fields = [Field.model_validate(field) for field in fields]
+    arrays = {field.name: np.zeros((1000, *field.shape), np.float32) for field in fields}
+
+    def write(keys, **options):
+        pq.write_table(make_parquet_table(keys, [0] * len(keys), arrays, fields), path, **options)
+
+    # The file has this key once, in 5 KB.
+    write([b"k" * 10**5] * 1000)
+    assert "more than 65,536 bytes" in message_of(DataError, lambda: list(read_codes(out).as_numpy_iterator()))
+    write([b"k"] * 1000, compression="zstd")
+    assert "another codec" in message_of(DataError, lambda: read_codes(out))

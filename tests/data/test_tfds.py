@@ -1,12 +1,15 @@
 import io
+import json
 import os
 import pathlib
 import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers.numbered import SIZE, numbered_images, one_line_error
 from PIL import Image
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 from tfdecouple.config import DataConfig
 from tfdecouple.data.batches import load_images
@@ -114,6 +117,68 @@ class TestTfds:
         source = self._open(str(tmp_path))
         message = one_line_error(lambda: load_images(source, "test", 1))
         assert "prepare the data set again" in message and "tiny_numbers" in message
+
+
+def edit_info(**values):
+    """Returns a damage: `values` replace those of each split, or of the whole data set, in dataset_info.json."""
+
+    def edit(root):
+        (path,) = root.rglob("dataset_info.json")
+        info = json.loads(path.read_text())
+        for part in (info, *info["splits"]):
+            part |= {name: value for name, value in values.items() if name in part}
+        path.write_text(json.dumps(info))
+
+    return edit
+
+
+def for_records(change):
+    """Returns a damage: `change` gets the path of each file of records."""
+    return lambda root: [change(path) for path in root.rglob("*.tfrecord*")]
+
+
+def write_record(content):
+    def write(path):
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for _ in tf.data.TFRecordDataset(str(path)):
+                writer.write(content)
+
+    return for_records(write)
+
+
+def claim_length(path):
+    header = (2**40).to_bytes(8, "little")
+    path.write_bytes(header + masked_crc32c(header).to_bytes(4, "little") + bytes(64))
+
+
+def replace_by_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+# Damages of a prepared folder of TFDS, by description.
+DAMAGED = {
+    "2^40 bytes in a record": for_records(claim_length),
+    "pipe": for_records(replace_by_pipe),
+    "no file": for_records(pathlib.Path.unlink),
+    "no example": write_record(b"\xff" * 99),
+    "empty example": write_record(b""),
+    "10^6 images claimed": edit_info(shardLengths=["1000000"]),
+    "10^15 images claimed": edit_info(shardLengths=["1" + "0" * 15]),
+    "ArrayRecord": edit_info(fileFormat="array_record"),
+    "Riegeli": edit_info(fileFormat="riegeli"),
+    "wrong names of files": edit_info(filepathTemplate="{X}"),
+    "names of files outside": edit_info(filepathTemplate="../../{SPLIT}"),
+}
+
+
+@pytest.mark.parametrize("cache_gib", [1.0, 0.0])
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damaged_tfds_folder_is_refused_in_one_line(tiny_tfds, tmp_path, damage, cache_gib):
+    folder = shutil.copytree(tiny_tfds, tmp_path / "data")
+    DAMAGED[damage](folder)
+    config = DataConfig(source="tfds:tiny_numbers", data_dir=str(folder), validation_examples=4, cache_gib=cache_gib)
+    assert "tiny_numbers" in one_line_error(lambda: load_images(open_source(config, (SIZE, SIZE, 3)), "test", 1))
 
 
 @pytest.mark.skipif(REAL_DATA is None, reason="TFDECOUPLE_DATA_DIR is not set")

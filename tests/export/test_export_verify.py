@@ -17,6 +17,7 @@ from export.export_folder import MANIFEST, TEXT_NAME, Manifest, load_manifest
 from export.pipeline import ExportConfig, export
 from export.verification import verify
 from export.verification.comparison import Report, compare_files
+from tfdecouple.runtime.process import make_python_command
 from tfdecouple.storage.files import FileDigest
 
 NOT_CHECKED = "its answers were not checked, since files of it are not as they were exported"
@@ -285,6 +286,48 @@ class TestAnswers:
         names, provider = list_onnx_names(model.config), "CUDAExecutionProvider"
         report = compare_files("onnx", exported / "onnx", read_vectors(exported), names, provider)
         assert report.notes["unavailable"] == provider and report.parity == {}
+
+
+@pytest.fixture
+def endless(tmp_path):
+    """A folder with vectors.npz and the file encoder.onnx, which loops 2^62 times."""
+    tensor, helper = onnx.TensorProto, onnx.helper
+    scalars = {name: helper.make_tensor_value_info(name, kind, []) for name, kind in (("n", 7), ("on", 9), ("more", 9))}
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["on"], ["more"]), helper.make_node("Identity", ["z_in"], ["z_out"])],
+        "body",
+        [scalars["n"], scalars["on"], helper.make_tensor_value_info("z_in", tensor.FLOAT, None)],
+        [scalars["more"], helper.make_tensor_value_info("z_out", tensor.FLOAT, None)],
+    )
+    constants = [helper.make_tensor("times", tensor.INT64, [], [2**62]), helper.make_tensor("go", tensor.BOOL, [], [1])]
+    arrays = [helper.make_tensor_value_info(name, tensor.FLOAT, [None, 2]) for name in ("images", "z")]
+    nodes = [helper.make_node("Loop", ["times", "go", "images"], ["z"], body=body)]
+    graph = helper.make_graph(nodes, "endless", arrays[:1], arrays[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "onnx").mkdir()
+    onnx.save(model, tmp_path / "onnx" / "encoder.onnx")
+    values = {f"out/encode/z/{name}": np.zeros((1, 2), np.float32) for name in ("values", "bound", "exact", "step")}
+    values |= {"in/encode/images": np.zeros((1, 2), np.float32), "weights/NCHW": np.zeros(0, "U64")}
+    np.savez_compressed(tmp_path / "vectors.npz", batches=np.array([1]), **values)
+    return tmp_path
+
+
+def test_file_with_an_endless_loop_ends_its_verification(endless, monkeypatch):
+    started = make_python_command("-c", PATIENT, "onnx", str(endless / "onnx"), str(endless / "vectors.npz"), NAMES)
+    monkeypatch.setattr(verify, "make_python_command", lambda *arguments: started)
+    paths = endless / "onnx", endless / "vectors.npz"
+    (problem,) = verify.compare_in_process("onnx", *paths, json.loads(NAMES), str).problems
+    assert "no progress for too long" in problem
+
+
+NAMES = json.dumps({"names": {"encode": "encoder"}})
+PATIENT = "import sys; from export.verification import comparison as c; c.PATIENCE = 1; sys.exit(c.main(sys.argv[1:]))"
+
+
+def test_test_vectors_that_expand_to_gigabytes_are_a_problem(tmp_path):
+    np.savez_compressed(tmp_path / "vectors.npz", zeros=np.zeros(2**29, np.uint8))
+    (problem,) = verify.compare_in_process("onnx", tmp_path, tmp_path / "vectors.npz", json.loads(NAMES), str).problems
+    assert "its arrays would take 536,871,040 bytes" in problem
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,19 @@ def spoil(runtime, endpoint, output, name, value):
     return right, runtime.call_endpoint(endpoint, given)[output]
 
 
+@pytest.mark.parametrize(("endpoint", "name"), [("decode", "z"), ("sample", "temperature")])
+def test_one_row_of_an_input_is_broadcast_by_all_runtimes_but_a_savedmodel(runtime, endpoint, name):
+    given = draw(endpoint)
+    given[name] = given[name][:1]
+    if isinstance(runtime, SavedModelSession):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            runtime.call_endpoint(endpoint, given)
+        return
+    found = runtime.call_endpoint(endpoint, given)["images"]
+    given[name] = np.repeat(given[name], COUNT, 0)
+    np.testing.assert_array_equal(found, runtime.call_endpoint(endpoint, given)["images"])
+
+
 class TestNotFinite:
     @pytest.mark.parametrize("value", NOT_FINITE)
     @pytest.mark.parametrize(

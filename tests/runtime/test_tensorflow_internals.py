@@ -1,3 +1,4 @@
+import contextlib
 import inspect
 
 import pytest
@@ -41,6 +42,20 @@ class TestInternals:
             context.context().configure_coordination_service("standalone")
         context.context().configure_coordination_service("standalone")
         assert received == [{option: 7000}, {}]
+
+    def test_guarded_dataset_converts_errors_of_loops(self):
+        @contextlib.contextmanager
+        def convert():
+            try:
+                yield
+            except tf.errors.OpError as error:
+                raise LookupError from error
+
+        dataset = tf.data.Dataset.range(2).map(lambda n: tf.debugging.check_numerics(n / 0, ""))
+        for loop in (list, lambda guarded: list(guarded.as_numpy_iterator()), lambda guarded: iter(guarded).get_next()):
+            assert len(loop(tensorflow_internals.GuardedDataset(tf.data.Dataset.range(2).batch(1), convert))) > 0
+            with pytest.raises(LookupError):
+                loop(tensorflow_internals.GuardedDataset(dataset, convert))
 
     def test_private_parts_of_tensorflow_are_used_by_one_module_only(self):
         files = [*(ROOT / "tfdecouple").rglob("*.py"), *(ROOT / "export").rglob("*.py")]

@@ -37,6 +37,11 @@ def make_table(*blocks, separators):
     for block, separator in zip(blocks, separators, strict=True):
         handles.append((separator, varint(len(content)) + varint(len(block) - 5)))
         content += block
+    return end_table(content, handles)
+
+
+def end_table(content, handles):
+    """Returns a table of the data blocks in `content`; `handles` are pairs of a key and the place of a block."""
     index, empty = make_block(handles), make_block([])
     places = varint(len(content)) + varint(len(empty) - 5), varint(len(content + empty)) + varint(len(index) - 5)
     return content + empty + index + b"".join(places).ljust(40, b"\0") + MAGIC
@@ -157,6 +162,15 @@ class TestIndex:
         block = make_block([HEADER, (million + b"\0", GOOD)])[: -4 * 2 - 5] + more + bytes(4) + b"\1\0\0\0" + bytes(5)
         write_index(folder, make_table(block, separators=[b"\xff"]))
         assert "too long" in message_of(DamagedCheckpointError, lambda: folder.read_weight_shapes("step", 1))
+
+    def test_index_whose_blocks_overlap_is_refused(self, folder):
+        # The second block begins inside the value of the first one, where TensorFlow sees an unknown field.
+        inner = varint(0) + varint(len(B)) + varint(len(GOOD)) + B + GOOD
+        block = make_block([HEADER, (A, GOOD + b"\x7a" + varint(len(inner)) + inner)])
+        place = block.index(inner)
+        handles = [(A, varint(0) + varint(len(block) - 5)), (b"\xff", varint(place) + varint(len(block) - 5 - place))]
+        write_index(folder, end_table(block, handles))
+        assert "overlap" in message_of(DamagedCheckpointError, lambda: folder.read_weight_shapes("step", 1))
 
     def test_index_of_300_megabytes_is_refused(self, folder):
         write_index(folder, b"")

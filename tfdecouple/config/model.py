@@ -10,6 +10,7 @@ from tfdecouple.config.values import (
     Count,
     Fraction,
     Positive,
+    format_value,
     require,
     require_choice,
     to_json_values,
@@ -133,7 +134,8 @@ class ModelConfig:
         validate_options(self, "model.")
         require(
             len(self.image_shape) == 3 and min(self.image_shape) >= 1,
-            f"model.image_shape is {list(self.image_shape)}; it must be [height, width, channels], each at least 1",
+            f"model.image_shape is {format_value([*self.image_shape])}; it must be [height, width, channels], each at "
+            "least 1",
         )
         require_choice("model.conditioner", self.conditioner, CONDITIONERS)
         require_choice("model.prior", self.prior, ("normal", "classes", *PRIORS))
@@ -198,7 +200,7 @@ class ModelConfig:
         )
         require(
             isinstance(steps[0], int) and isinstance(steps[-1], int),
-            f"{option}steps is {to_json_values(steps)}; its first and last entries must be numbers",
+            f"{option}steps is {format_value(to_json_values(steps))}; its first and last entries must be numbers",
         )
         require(
             len(factors) in (1, levels - 2),
@@ -208,8 +210,8 @@ class ModelConfig:
         for level, (counts, factor) in enumerate(zip(steps[1:-1], inner_factors, strict=True), start=1):
             require(
                 isinstance(counts, tuple) and 1 <= len(counts) < factor,
-                f"{option}steps[{level}] is {to_json_values(counts)}; an inner level needs a list of 1 to {factor - 1} "
-                f"numbers (its factor is {factor})",
+                f"{option}steps[{level}] is {format_value(to_json_values(counts))}; an inner level needs a list of 1 "
+                f"to {factor - 1} numbers (its factor is {factor})",
             )
         flat = [count for entry in steps for count in (entry if isinstance(entry, tuple) else (entry,))]
         require(min(flat) >= 1, f"an entry of {option}steps is {min(flat)}; it must be at least 1")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import operator
+import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Self
@@ -15,7 +18,8 @@ import tensorflow as tf
 from tfdecouple.errors import DataError, one_line
 from tfdecouple.metrics.outliers import SCORES
 from tfdecouple.runtime.requirements import require_packages
-from tfdecouple.storage.files import FileDigest, read_model, write_json
+from tfdecouple.storage.files import FileDigest, count_records, read_model, write_json
+from tfdecouple.tensorflow_internals import GuardedDataset
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,11 +27,13 @@ if TYPE_CHECKING:
 # Name of the manifest's file. It begins with an underscore, so that Arrow and Spark skip the file among the data files.
 MANIFEST = "_manifest.json"
 # Limits for untrusted manifests: bytes of the manifest, number of code files, and values in the array of one image.
-_MOST_BYTES, _MOST_FILES, _MOST_VALUES = 2**24, 75_000, 2**31
+_MOST_BYTES, _MOST_FILES, _MOST_VALUES = 2**24, 75_000, 2**24
+# Limit for untrusted code files: bytes of the key of an image.
+_MOST_KEY_BYTES = 2**16
 # {name of a field, such as "z": the codes of n images, float32 `[n, ...]`}.
 Codes = Mapping[str, np.ndarray]
-# Largest number of images in a row group of a Parquet file. A reader loads a group at once; small groups are slow.
-_GROUP_ROWS = 1024
+# Largest number of images in a row group of a Parquet file, and of values that are read at once; small groups are slow.
+_GROUP_ROWS, _GROUP_VALUES = 1024, 2**22
 
 # A name of a file in the folder itself, which is not hidden.
 _Name = Annotated[str, pydantic.StringConstraints(pattern=r"^[^./\\\x00][^/\\\x00]*$")]
@@ -246,9 +252,24 @@ def make_parquet_table(
     return pa.Table.from_arrays(columns, schema=make_parquet_schema(fields))
 
 
+@contextlib.contextmanager
+def _convert_read_errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    # Every exception is caught, because Arrow raises many classes for damaged files.
+    except Exception as error:
+        check = f"check all files with encode --verify --out {os.path.dirname(path)}"
+        raise DataError(f"cannot read the codes {path}: {one_line(error, first=True)}; {check}") from error
+
+
 def _read_tfrecords(paths: Sequence[str], fields: Sequence[Field]) -> tf.data.Dataset:
     features = {"key": tf.io.FixedLenFeature([], tf.string), "label": tf.io.FixedLenFeature([], tf.int64)}
     features |= {field.name: tf.io.FixedLenFeature(field.shape, tf.float32) for field in fields}
+    values = sum(field.size for field in fields)
+    for path in paths:
+        # A value takes 4 bytes, and one more if a field's values are not stored together.
+        with _convert_read_errors(path):
+            count_records(path, 4 * values, 5 * values + 2 * _MOST_KEY_BYTES)
 
     def parse(record: tf.Tensor) -> dict[str, tf.Tensor]:
         example = tf.io.parse_single_example(record, features)
@@ -260,11 +281,32 @@ def _read_tfrecords(paths: Sequence[str], fields: Sequence[Field]) -> tf.data.Da
 def _read_parquet(paths: Sequence[str], fields: Sequence[Field]) -> tf.data.Dataset:
     import pyarrow.parquet as pq
 
+    schema = make_parquet_schema(fields)
+    rows = max(1, min(_GROUP_ROWS, _GROUP_VALUES // max(1, sum(field.size for field in fields))))
+
+    def open_file(path: str) -> pq.ParquetFile:
+        # A key that repeats is in memory once.
+        file = pq.ParquetFile(path, read_dictionary=["key"])
+        if not file.schema.to_arrow_schema().equals(schema):
+            raise ValueError(f"its columns are {file.schema_arrow}")
+        groups = map(file.metadata.row_group, range(file.num_row_groups))
+        # These codecs, which this program writes, make nothing more than 24 times as large.
+        if not {g.column(c).compression for g in groups for c in range(g.num_columns)} <= {"SNAPPY", "UNCOMPRESSED"}:
+            raise ValueError("it is compressed by another codec than SNAPPY")
+        return file
+
+    for path in paths:
+        with _convert_read_errors(path), open_file(path):
+            pass
+
     def read_groups() -> Iterator[dict[str, np.ndarray]]:
         for path in paths:
-            with pq.ParquetFile(path) as file:
-                for group in file.iter_batches(batch_size=_GROUP_ROWS):
-                    arrays = {"key": np.array([key.encode() for key in group["key"].to_pylist()], object)}
+            with open_file(path) as file:
+                for group in file.iter_batches(batch_size=rows):
+                    keys = [key.encode() for key in group["key"].dictionary.to_pylist()]
+                    if max(map(len, keys), default=0) > _MOST_KEY_BYTES:
+                        raise ValueError(f"a key has more than {_MOST_KEY_BYTES:,} bytes")
+                    arrays = {"key": np.array(keys, object)[group["key"].indices.to_numpy()]}
                     arrays["label"] = group["label"].to_numpy(zero_copy_only=False)
                     for field in fields:
                         numbers = group[field.name].flatten() if field.shape else group[field.name]
@@ -290,7 +332,8 @@ def read_codes(folder: str | pathlib.Path, split: str | None = None, partial: bo
         scalars "bits_per_dim", "bits_per_dim_minus_codec", "shell", "typicality" and, with an encoder, "prior_nats".
 
     Raises:
-        DataError: if the folder holds no codes, lacks the split, or is incomplete and `partial` is False.
+        DataError: if the folder holds no codes, lacks the split, or is incomplete and `partial` is False; here or in a
+            loop over the dataset, if a file is damaged.
     """
     folder = pathlib.Path(folder)
     manifest = CodesManifest.read_manifest(folder)
@@ -303,7 +346,7 @@ def read_codes(folder: str | pathlib.Path, split: str | None = None, partial: bo
     if not paths or (len(paths) < len(names) and not partial):
         remedy = "end the encoding with the command that began it, or read what there is with partial=True"
         raise DataError(f"{folder} has {len(paths)} of {len(names)} files; {remedy}")
-    if manifest.format == "tfrecord":
-        return _read_tfrecords(paths, manifest.fields)
-    require_packages("pyarrow", what="the format parquet")
-    return _read_parquet(paths, manifest.fields)
+    if manifest.format == "parquet":
+        require_packages("pyarrow", what="the format parquet")
+    read = _read_tfrecords if manifest.format == "tfrecord" else _read_parquet
+    return GuardedDataset(read(paths, manifest.fields), functools.partial(_convert_read_errors, f"{folder}/*"))

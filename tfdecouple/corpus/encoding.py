@@ -19,7 +19,7 @@ from tfdecouple.arguments import as_labels
 from tfdecouple.corpus.code_files import CodesManifest, Field, Shard, ShardRange, encode_image_key, write_codes
 from tfdecouple.data.labels import check_labels
 from tfdecouple.data.splits import Source
-from tfdecouple.errors import DataError, UserError, one_line
+from tfdecouple.errors import UserError
 from tfdecouple.metrics.metric import require_finite_values
 from tfdecouple.metrics.outliers import SCORES, OutlierScorer
 from tfdecouple.model import DecoupledModel
@@ -259,9 +259,6 @@ def hash_image_keys(source: Source, splits: Sequence[str]) -> str:
 
 
 def _read_batches(source: Source, split: str, indices: np.ndarray, batch_size: int) -> Iterator[Rows]:
-    try:
-        with source.guard():
-            examples = source.open_split(split).decode_examples(indices)
-            yield from examples.batch(batch_size).prefetch(2).as_numpy_iterator()
-    except tf.errors.OpError as error:
-        raise DataError(f"cannot read {source.title}: {one_line(error)}") from error
+    with source.guard():
+        examples = source.open_split(split).decode_examples(indices)
+        yield from examples.batch(batch_size).prefetch(2).as_numpy_iterator()

@@ -5,11 +5,10 @@ filter BILINEAR on 8-bit pixels. `export/page/resize.js` computes the same bytes
 """
 
 import contextlib
+import ctypes
 import functools
 import math
-import os
 import pathlib
-import stat
 import threading
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -20,6 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, Shape, describe_channels
 from tfdecouple.errors import DataError, one_line
+from tfdecouple.storage.files import get_regular_size
 
 # Images with more pixels (200 MB as RGB) are refused, because a small file can claim an image of any size. A JPEG file
 # of at most 178 million pixels, Pillow's own limit, is decoded at half its size.
@@ -145,9 +145,15 @@ def _reserve_memory(pixels: int) -> Iterator[None]:
 
 
 @functools.cache
-def _use_large_blocks() -> None:
-    """Makes Pillow allocate memory in blocks of 64 MiB, because threads never return smaller blocks to the system."""
+def _set_up_pillow() -> None:
+    """Makes Pillow allocate memory in blocks of 64 MiB, and its library for TIFF print no messages."""
+    # Threads never return smaller blocks to the system.
     Image.core.set_block_size(2**26)
+    # Pillow raises an error for a damaged file; a build without this library lacks the functions.
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(Image.core.__file__)
+        library.TIFFSetErrorHandler(None)
+        library.TIFFSetWarningHandler(None)
 
 
 def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO | None = None) -> np.ndarray:
@@ -163,7 +169,6 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
     DataError, with the path, is raised if the file is not a regular file, is not an image of a format that its ending
     allows, has more than `MOST_PIXELS` pixels, or has another count of channels.
     """
-    _use_large_blocks()
     channels = image_shape[-1]
     try:
         if pathlib.PurePath(path).suffix.lower() == ARRAY_SUFFIX:
@@ -192,11 +197,11 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
 def _open_array(path: str, file: BinaryIO | None, channels: int) -> np.ndarray:
     """Returns the array in a NumPy file (.npy), uint8 [H, W, channels]; raises ValueError for any other array."""
     if file is None:
-        _require_regular(path)
-    # The file is mapped into memory, not loaded, because the header of an untrusted file can claim any size.
-    pixels = np.load(path if file is None else file, mmap_mode="r" if file is None else None, allow_pickle=False)
-    if not isinstance(pixels, np.ndarray):
-        raise ValueError("it is an archive of several arrays; save one")
+        get_regular_size(path)
+        # The file is mapped into memory, not loaded, because the header of an untrusted file can claim any size.
+        pixels = np.lib.format.open_memmap(path, mode="r")
+    else:
+        pixels = np.lib.format.read_array(file, allow_pickle=False)
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != channels or not pixels.size:
@@ -223,7 +228,8 @@ def open_image_file(path: str, file: BinaryIO | None = None) -> Image.Image:
     `MOST_PIXELS` pixels. For damaged files, Pillow raises exceptions of other classes.
     """
     if file is None:
-        _require_regular(path)
+        get_regular_size(path)
+    _set_up_pillow()
     formats = _FORMATS.get(pathlib.PurePath(path).suffix.lower(), (*_COMMON, "PPM", "TIFF"))
     try:
         image = Image.open(path if file is None else file, formats=formats)
@@ -241,12 +247,6 @@ def open_image_file(path: str, file: BinaryIO | None = None) -> Image.Image:
         image.close()
         raise
     return image
-
-
-def _require_regular(path: str) -> None:
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        # Only regular files are accepted, because reading from a pipe could block for ever.
-        raise ValueError("it is no regular file")
 
 
 def _count_pixels(width: int, height: int) -> int:

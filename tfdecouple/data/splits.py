@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.config.shapes import Shape
-from tfdecouple.errors import DataError
+from tfdecouple.errors import DataError, one_line
 
 # The random algorithm of all data sets. TensorFlow's default would make the order depend on the device.
 ALGORITHM = "philox"
@@ -113,12 +114,15 @@ class Source:
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
-        """Returns a context for loops over batches, in which an unreadable image raises a DataError with its path."""
+        """Returns a context for loops over batches, in which unreadable images and records raise a DataError."""
         try:
             yield
-        except tf.errors.OpError as error:
+        # TensorFlow quotes damaged bytes in its messages, and then raises UnicodeDecodeError instead of its own error.
+        except (tf.errors.OpError, UnicodeDecodeError) as error:
             # tf.data reads files ahead, so the latest stored error can be about a later image than the message.
-            cause = self.bad_images.find_image_error(error.message)
+            cause = self.bad_images.find_image_error(str(error))
+            if cause is None and (isinstance(error, UnicodeDecodeError) or "IteratorGetNext" in str(error)):
+                cause = DataError(f"cannot read {self.title}: {one_line(error, first=True)}; prepare it again")
             if cause is None:
                 raise
             raise cause from None
@@ -142,7 +146,7 @@ class Split(abc.ABC):
         self.keys = keys
 
     def load_split_arrays(self) -> None:  # noqa: B027 - most splits need nothing
-        """Loads the arrays of `decode_record` before TensorFlow traces it: in a trace they would become constants."""
+        """Checks files, and loads the arrays of `decode_record`, which in TensorFlow's trace would become constants."""
 
     def list_records(self) -> tf.data.Dataset:
         """Returns a dataset of all records of this split, in order; here a record is an image's index, int64 []."""
@@ -211,18 +215,30 @@ class MemorySplit(Split):
 class RecordSplit(Split):
     """A split that is too large for the memory and can only be read in order.
 
-    `records` is a dataset of encoded images with labels (dense tensors of fixed shapes), in the same order in every
-    pass. `decode` is a function of a record that returns (image, label). `window` is the count of records that are
-    shuffled together, in memory.
+    `check` is a function that raises DataError if the files of the split cannot be read. `records` is a dataset of
+    encoded images with labels (dense tensors of fixed shapes), in the same order in every pass. `decode` is a function
+    of a record that returns (image, label). `window` is the count of records that are shuffled together, in memory.
     """
 
     def __init__(
-        self, size: int, description: str, *, records: tf.data.Dataset, decode: Callable[[Any], Tensors], window: int
+        self,
+        size: int,
+        description: str,
+        *,
+        check: Callable[[], None],
+        records: tf.data.Dataset,
+        decode: Callable[[Any], Tensors],
+        window: int,
     ) -> None:
         super().__init__(size, description)
+        # The files are checked once, and only those of a split that is used.
+        self._check = functools.cache(check)
         self._records = records
         self._decode = decode
         self._window = window
+
+    def load_split_arrays(self) -> None:
+        self._check()
 
     def list_records(self) -> tf.data.Dataset:
         return self._records

@@ -16,6 +16,7 @@ from tfdecouple.data.image_file import crop_and_resize_tensor
 from tfdecouple.data.splits import Arrays, MemorySplit, RecordSplit, Source, Split, Tensors
 from tfdecouple.errors import DataError, nearest, one_line
 from tfdecouple.runtime.requirements import describe_missing_package
+from tfdecouple.storage.files import count_records
 
 # Encoded images are shuffled in memory within windows of about `_WINDOW_BYTES` bytes, but at least `_LEAST_WINDOW`
 # images. This suffices, because TFDS stores the images in random order.
@@ -159,13 +160,18 @@ def _make_record_split(
 
     features = builder.info.features
     pictures = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
-    records = builder.as_dataset(
-        split=notation,
-        shuffle_files=False,
-        decoders={key: tfds.decode.SkipDecoding() for key in pictures},
-        # TFDS must read one file after another, because interleaved files would give the images in another order.
-        read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
-    )
+    try:
+        split = builder.info.splits[notation]
+        records = builder.as_dataset(
+            split=notation,
+            shuffle_files=False,
+            decoders={key: tfds.decode.SkipDecoding() for key in pictures},
+            # TFDS must read one file after another, because interleaved files would give the images in another order.
+            read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
+        )
+    # TFDS raises exceptions of many classes for wrong metadata and other formats of files.
+    except Exception as error:
+        raise DataError(f"cannot read {notation} of {builder.info.full_name}: {one_line(error)}") from error
     # Only image and label are kept: shuffling stacks records, and other features can vary in shape.
     keys = [image_key, label_key] if label_key else [image_key]
     records = records.map(lambda record: {key: record[key] for key in keys})
@@ -175,11 +181,20 @@ def _make_record_split(
         image = crop_and_resize_tensor(decode_tfds_image(record[image_key], feature), image_shape, centre_crop)
         return image, tf.cast(record[label_key], tf.int32) if label_key else tf.constant(-1, tf.int32)
 
-    size = builder.info.splits[notation].num_examples
+    def check() -> None:
+        for part in split.file_instructions:
+            try:
+                count = count_records(part.filename)
+                if count != part.examples_in_shard:
+                    raise ValueError(f"it has {count:,} records, and should have {part.examples_in_shard:,}")
+            except (OSError, ValueError) as error:
+                text = f"cannot read {part.filename}: {one_line(error)}; prepare the data set again"
+                raise DataError(text) from error
+
     train = builder.info.splits["train"]
     mean_bytes = max(train.num_bytes // max(train.num_examples, 1), 1)
-    window = min(max(_WINDOW_BYTES // mean_bytes, _LEAST_WINDOW), size)
-    return RecordSplit(size, notation, records=records, decode=decode, window=window)
+    window = min(max(_WINDOW_BYTES // mean_bytes, _LEAST_WINDOW), split.num_examples)
+    return RecordSplit(split.num_examples, notation, check=check, records=records, decode=decode, window=window)
 
 
 def decode_tfds_image(encoded: tf.Tensor, feature: Any) -> tf.Tensor:
@@ -194,12 +209,14 @@ def decode_tfds_image(encoded: tf.Tensor, feature: Any) -> tf.Tensor:
 
 
 def _load_decoded_images(split: Split, name: str, image_shape: Shape) -> Arrays:
+    split.load_split_arrays()
     images = np.empty((split.size, *image_shape), np.uint8)
     labels = np.empty(split.size, np.int32)
     try:
         for batch in split.decode_examples().batch(256).prefetch(4).as_numpy_iterator():
             images[batch["index"]], labels[batch["index"]] = batch["image"], batch["label"]
-    except tf.errors.OpError as error:
-        message = f"cannot read {split.description} of {name}: {one_line(error)}; prepare the data set again"
-        raise DataError(message) from error
+    # TensorFlow quotes damaged bytes in its messages, and then raises UnicodeDecodeError instead of its own error.
+    except (tf.errors.OpError, UnicodeDecodeError) as error:
+        text = f"cannot read {split.description} of {name}: {one_line(error, first=True)}"
+        raise DataError(f"{text}; prepare the data set again") from error
     return images, labels

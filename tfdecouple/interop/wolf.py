@@ -16,7 +16,7 @@ from tfdecouple.networks.encoder import ResNetBlock
 from tfdecouple.networks.flow import Flow
 from tfdecouple.runs.opened_run import write_run
 from tfdecouple.runtime.requirements import require_packages
-from tfdecouple.storage.files import read_json
+from tfdecouple.storage.files import open_npz, read_json
 
 Arrays = Mapping[str, np.ndarray]
 Convert = Callable[[np.ndarray], np.ndarray]
@@ -82,7 +82,7 @@ def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         raise WolfError(f"there is no file {path}")
     if path.suffix == ".npz":
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with open_npz(path) as arrays:
                 return dict(arrays)
         # Every exception is caught, because damaged archives raise many classes: zlib.error, BadZipFile and more.
         except Exception as error:

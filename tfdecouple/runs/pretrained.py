@@ -10,11 +10,14 @@ used, because it limits neither bytes nor seconds, and takes the names of files 
 import contextlib
 import functools
 import json
+import os
 import pathlib
 import queue
 import re
+import shutil
 import threading
 import time
+import unittest.mock
 import urllib.parse
 from collections.abc import Iterator
 from typing import Any, Literal, Self
@@ -32,9 +35,13 @@ DEFAULT = "photographs"
 HUB = "hf://"
 CARD, MANIFEST = "README.md", "manifest.json"
 MANIFEST_BYTES = 2**20
-# A download fails after this many seconds plus the time that its file takes at this many bytes per second.
+# A download fails after this many seconds plus the time that its files take at this many bytes per second.
 _PATIENCE, _BYTES_PER_SECOND = 60, 100_000
+# Limits of the files that a manifest names: their count, and the bytes of all together.
+_MOST_FILES, _MOST_BYTES = 100, 2**33
 _MOST_REDIRECTS = 5
+# Held during an upload, which changes a setting of the Hub's client.
+_UPLOAD = threading.Lock()
 # Pattern of the names of the files that a model needs; no other files are downloaded from the Hub.
 NEEDED = re.compile(
     r"config\.json|summary\.json|directions\.json|labels\.json|checkpoints/best-\d{9}\.(index|data-\d{5}-of-\d{5})",
@@ -94,6 +101,12 @@ class Manifest(pydantic.BaseModel):
         for name in manifest.model_files:
             if not NEEDED.fullmatch(name):
                 raise UntrustedError(f"the manifest of {where} names {json.dumps(name)[:100]}, which no model needs")
+        total = sum(facts.bytes for facts in manifest.model_files.values())
+        if len(manifest.files) > _MOST_FILES or total > _MOST_BYTES:
+            raise UntrustedError(
+                f"the manifest of {where} names {len(manifest.files):,} files of {total:,} bytes; at most "
+                f"{_MOST_FILES} of {_MOST_BYTES:,} are read"
+            )
         if "config.json" not in manifest.files or not any("/best-" in name for name in manifest.files):
             raise RunError(f"the manifest of {where} must name the files of one model: a config and its best weights")
         return manifest
@@ -147,8 +160,7 @@ def download_weights(address: str) -> pathlib.Path:
     with _convert_hub_errors(address):
         if commit is None or not (snapshots / commit / MANIFEST).is_file():
             try:
-                commit = _download_file(address, MANIFEST, revision or "main", snapshots)
-                write_text(reference, commit)
+                commit = _download_file(address, MANIFEST, revision or "main", snapshots, _PATIENCE)
             except UserError:
                 raise
             except Exception:
@@ -156,37 +168,52 @@ def download_weights(address: str) -> pathlib.Path:
                 if not reference.is_file():
                     raise
                 commit = reference.read_text(encoding="utf-8")
-        manifest = Manifest.read(snapshots / commit / MANIFEST, address)
-        for name, facts in manifest.model_files.items():
-            if not (snapshots / commit / name).is_file():
-                _download_file(address, name, commit, snapshots, facts)
-    manifest.require_matching_files(snapshots / commit, address)
-    return snapshots / commit
+        folder = snapshots / commit
+        manifest = Manifest.read(folder / MANIFEST, address)
+        missing = {name: facts for name, facts in manifest.model_files.items() if not (folder / name).is_file()}
+        total, free = sum(facts.bytes for facts in missing.values()), shutil.disk_usage(snapshots).free
+        if total > free:
+            raise RunError(
+                f"{address} has {total:,} bytes, and {free:,} are free in {store}; free some, or set HF_HOME"
+            )
+        end = time.monotonic() + _PATIENCE + total / _BYTES_PER_SECOND
+        for name, facts in missing.items():
+            _download_file(address, name, commit, snapshots, end - time.monotonic(), facts)
+        manifest.require_matching_files(folder, address)
+        # Without a network, only a complete download is used. The folder may be read-only.
+        if commit != revision and not (reference.is_file() and reference.read_text(encoding="utf-8") == commit):
+            write_text(reference, commit)
+    return folder
 
 
 def _download_file(
-    address: str, name: str, revision: str, snapshots: pathlib.Path, facts: FileDigest | None = None
+    address: str, name: str, revision: str, snapshots: pathlib.Path, seconds: float, facts: FileDigest | None = None
 ) -> str:
     """Downloads a file from the Hub into the folder of its commit in `snapshots`, and returns the commit.
 
     RunError is raised for a file that is missing or differs from `facts` (None: has more than `MANIFEST_BYTES`), and
-    TimeoutError if the Hub takes longer than a file of this size should.
+    TimeoutError if the file is not complete after `seconds`, or the Hub sends nothing for the time that its client has.
     """
-    seconds = _PATIENCE + (facts.bytes if facts else 0) / _BYTES_PER_SECOND
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def download() -> None:
         try:
             answers.put(_stream_file(address, name, revision, snapshots, facts, time.monotonic() + seconds))
         except Exception as error:  # it is raised in the other thread
-            answers.put(error)
+            # The classes are ReadTimeout and ConnectTimeout of httpx or of httpx2, by the version of the Hub's client.
+            silent = type(error).__name__.endswith("Timeout")
+            answers.put(TimeoutError(f"the Hub sends nothing of {name}; try again later") if silent else error)
 
     # The Hub's client has no limit for the time of a whole answer, only for the time between two parts of it.
     threading.Thread(target=download, daemon=True).start()
     try:
-        answer = answers.get(timeout=seconds)
+        answer = answers.get(timeout=max(seconds, 0))
     except queue.Empty:
-        answer = TimeoutError(f"{name} is not complete after {seconds:.0f} s")
+        answer = TimeoutError(f"{name} is not complete, after the longest time that files of this size may take")
+    finally:
+        # The thread may still wait for the Hub.
+        for path in snapshots.rglob(f".{pathlib.PurePath(name).name}.{os.getpid()}.tmp"):
+            path.unlink(missing_ok=True)
     if isinstance(answer, Exception):
         raise answer
     return str(answer)
@@ -195,13 +222,16 @@ def _download_file(
 def _stream_file(
     address: str, name: str, revision: str, snapshots: pathlib.Path, facts: FileDigest | None, deadline: float
 ) -> str:
-    from huggingface_hub import constants, hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, get_session
+    from huggingface_hub import constants, get_token, hf_hub_url
+    from huggingface_hub.utils import get_session
 
     url = hf_hub_url(parse_hub_address(address)[0], name, revision=revision)
     most = facts.bytes if facts else MANIFEST_BYTES
+    # The client's own headers are not used: for them, it would ask the Hub for names of environment variables (2.4).
     # Without compression, the answer has as many bytes as the file.
-    headers = {**build_hf_headers(library_name="tfdecouple"), "Accept-Encoding": "identity"}
+    headers = {"user-agent": "tfdecouple", "Accept-Encoding": "identity"}
+    if not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN and (token := get_token()):
+        headers["authorization"] = f"Bearer {token}"
     patience = constants.HF_HUB_DOWNLOAD_TIMEOUT
     commit = revision if _COMMIT.fullmatch(revision) else ""
     for _ in range(_MOST_REDIRECTS):
@@ -242,12 +272,14 @@ def upload_weights(folder: pathlib.Path, address: str, *, private: bool, message
     """
     repository, branch = parse_hub_address(address)
     require_packages("huggingface_hub", what=address)
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi, constants
 
     hub = HfApi(library_name="tfdecouple")
     names = [*Manifest.read(folder / MANIFEST, str(folder)).files, MANIFEST]
     files = [CommitOperationAdd(name, folder / name) for name in names]
-    with _convert_hub_errors(address):
+    # With telemetry, the client would ask the Hub for names of environment variables, and say which are set here (2.4).
+    no_telemetry = unittest.mock.patch.object(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    with _convert_hub_errors(address), _UPLOAD, no_telemetry:
         hub.create_repo(repository, private=private, exist_ok=True)
         if branch:
             hub.create_branch(repository, branch=branch, exist_ok=True)

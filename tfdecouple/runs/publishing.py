@@ -13,7 +13,7 @@ from typing import Any
 from tfdecouple.config import Config
 from tfdecouple.config.shapes import Shape, describe_images
 from tfdecouple.data.sources import describe_image_rights, find_source_kind, hide_image_path, replace_source
-from tfdecouple.errors import UserError, one_line
+from tfdecouple.errors import UserError, make_printable, one_line
 from tfdecouple.runs.opened_run import Run, write_run
 from tfdecouple.runs.pretrained import BUNDLED, CARD, HUB, Manifest, parse_hub_address, upload_weights
 from tfdecouple.runs.run_folder import (
@@ -238,5 +238,14 @@ def make_model_card_head(
         "",
         "| | |",
         "| --- | --- |",
-        *(f"| {fact} | {value} |" for fact, value in facts.items()),
+        *(f"| {fact} | {_escape_markdown(value)} |" for fact, value in facts.items()),
     ]
+
+
+def _escape_markdown(text: str) -> str:
+    r"""Returns an untrusted text as one line of a table's cell, in which no HTML, link or other cell begins.
+
+    >>> _escape_markdown("mine |\n# <img src=x> [y](z)")
+    'mine \\| # \\<img src=x\\> \\[y](z)'
+    """
+    return re.sub(r"[\\<>\[|]", r"\\\g<0>", make_printable(text, 2**14))

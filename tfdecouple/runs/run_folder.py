@@ -40,6 +40,8 @@ SUMMARY = "summary.json"
 LABELS = "labels.json"
 # The log, and its bytes up to which it is drawn and published.
 METRICS, METRICS_BYTES = "metrics.jsonl", 2**27
+# Larger values of metrics are not drawn.
+_LARGEST = 1e100
 IMAGES, PICTURES, EVALUATION = "images", "pictures", "evaluation"
 LOCK = ".lock"
 
@@ -225,8 +227,8 @@ class RunFolder:
         curves: dict[str, dict[str, tuple[list[float], list[float]]]] = {"train": {}, "validation": {}}
         for row in read_metrics(path):
             for metric, value in row.items() if row["kind"] in curves else ():
-                # The log has NaN and infinity as text.
-                if isinstance(value, int | float) and not absent.get(metric):
+                # The log has NaN and infinity as text. Sums of larger numbers than these would be infinite in a plot.
+                if isinstance(value, int | float) and abs(value) < _LARGEST and not absent.get(metric):
                     steps, values = curves[row["kind"]].setdefault(metric, ([], []))
                     steps.append(row["step"])
                     values.append(value)

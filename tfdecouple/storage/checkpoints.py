@@ -225,10 +225,14 @@ def _read_table(content: bytes) -> Iterator[tuple[bytes, bytes]]:
         raise ValueError("its index is no table")
     start, _ = _read_numbers(content, len(content) - 48, 4)
     last: bytes | None = None
-    length = 0
+    length = end = 0
     for limit, handle in _read_block(content, *start[2:]):
-        place, _ = _read_numbers(handle, 0, 2)
-        for key, value in _read_block(content, *place):
+        (place, size), _ = _read_numbers(handle, 0, 2)
+        # Bytes that many blocks share would be read for each of them.
+        if place < end:
+            raise ValueError("the blocks of its index overlap")
+        end = place + size
+        for key, value in _read_block(content, place, size):
             length += len(key)
             if (last is not None and key <= last) or key > limit or length > _MOST_KEY_BYTES:
                 raise ValueError("the keys of its index are not in order, or too long")

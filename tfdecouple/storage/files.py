@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import stat
+import zipfile
 from collections.abc import Iterator
 from typing import Annotated, Any, Self, TypeVar
 
@@ -28,14 +29,56 @@ _NUMBER_LIST = re.compile(r'\[\n([^][{}"]*)\]')
 _MOST_NESTING = 50
 
 
-def read_bytes(path: str | pathlib.Path, at_most: int) -> bytes:
-    """Returns an untrusted file's content; OSError, or ValueError if it is not regular or exceeds `at_most` bytes."""
+def get_regular_size(path: str | pathlib.Path) -> int:
+    """Returns a file's size in bytes; OSError, or ValueError if it is not regular: reading a pipe could never end."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
-        # A pipe is refused, because reading it could wait without end.
         raise ValueError("it is no regular file")
-    if status.st_size > at_most:
-        raise ValueError(f"it has {status.st_size:,} bytes, and at most {at_most:,} are read")
+    return status.st_size
+
+
+def count_records(path: str | pathlib.Path, least: int = 0, most: int = 2**28) -> int:
+    """Returns the count of records in an untrusted TFRecord file, from the lengths before and between its records.
+
+    OSError, or ValueError if the file is not regular, ends within a record, or a record has less than `least` or more
+    than `most` bytes. TensorFlow (2.21) ends the process if a record claims more bytes than the machine's memory, so
+    this comes before it opens the file. TensorFlow compares the checksums of the lengths and of the records.
+    """
+    size, place, count = get_regular_size(path), 0, 0
+    with open(path, "rb") as file:
+        while place < size:
+            length = int.from_bytes(file.read(12)[:8], "little")
+            # Before a record are its length in 8 bytes and their checksum in 4, and the record's checksum follows.
+            place += 16 + length
+            if place > size or not least <= length <= most:
+                raise ValueError(f"record {count} claims {length:,} bytes, in a file of {size:,}")
+            file.seek(place)
+            count += 1
+    return count
+
+
+def open_npz(path: str | pathlib.Path) -> Any:
+    """Opens an untrusted .npz file without objects; returns NumPy's context manager, a mapping of names to arrays.
+
+    OSError, or ValueError if the file is no archive, or its arrays would take far more memory than the file has bytes.
+    """
+    import numpy as np
+
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is no archive of arrays")
+    with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    # Weights and test vectors compress by 1 to 4.
+    if size > 2**28 + 20 * os.path.getsize(path):
+        raise ValueError(f"its arrays would take {size:,} bytes of memory, too many for its size")
+    return np.load(path, allow_pickle=False)
+
+
+def read_bytes(path: str | pathlib.Path, at_most: int) -> bytes:
+    """Returns an untrusted file's content; OSError, or ValueError if it is not regular or exceeds `at_most` bytes."""
+    size = get_regular_size(path)
+    if size > at_most:
+        raise ValueError(f"it has {size:,} bytes, and at most {at_most:,} are read")
     with open(path, "rb") as file:
         return file.read(at_most)
 
