@@ -130,63 +130,58 @@ def test_images_missing_on_one_worker_end_all_workers(image_folder, tmp_path, mo
 class TestMeeting:
     """Workers meet in threads of this process, at ports of this machine."""
 
-    @pytest.fixture
-    def meet(self, monkeypatch):
-        """A function that lets two workers meet; returns what each returned or raised."""
-        monkeypatch.setattr(workers, "_MOST_WAIT", 2)
-        monkeypatch.setattr(workers, "_MOST_HANDSHAKE", 0.5)
+    def meet(self, addresses, devices=(None, None), before=lambda rank: None):
+        """Lets workers meet after `before(rank)`; returns what each returned or raised."""
 
-        def meet(addresses, devices=(None, None)):
-            def act(worker):
-                task = {"type": "worker", "index": worker.rank}
-                return meet_workers(Cluster(cluster={"worker": addresses}, task=task), devices[worker.rank])
+        def act(worker):
+            before(worker.rank)
+            task = {"type": "worker", "index": worker.rank}
+            return meet_workers(Cluster(cluster={"worker": addresses}, task=task), [*devices, None][worker.rank])
 
-            return WorkerThreads().run(act)
+        return WorkerThreads(len(addresses)).run(act)
 
-        return meet
-
-    def test_workers_meet_and_free_their_ports(self, meet):
+    def test_workers_meet_and_free_their_ports(self):
         addresses = choose_addresses()
-        assert meet(addresses) == [None, None] == meet(addresses)
+        assert self.meet(addresses) == [None, None] == self.meet(addresses)
 
     @pytest.mark.parametrize("rank", [0, 1])
-    def test_port_in_use_ends_all_workers_with_one_line(self, meet, rank):
+    def test_port_in_use_ends_all_workers_with_one_line(self, monkeypatch, rank):
+        if rank == 0:
+            # The other worker gives up after this time, because the chief cannot tell it.
+            monkeypatch.setattr(workers, "_MOST_WAIT", 1)
+            monkeypatch.setattr(workers, "_MOST_HANDSHAKE", 0.1)
         addresses = choose_addresses()
         host, _, port = addresses[rank].partition(":")
         with socket.create_server((host, int(port))):
-            ends = meet(addresses)
+            ends = self.meet(addresses)
         message = f"cannot listen at {addresses[rank]} (Address already in use); end the program that uses this port"
         assert isinstance(ends[rank], ConfigError) and str(ends[rank]).startswith(message)
         other = f"worker 1: {message}" if rank else f"another program than worker 0 answers at {addresses[0]}; end"
         assert isinstance(ends[1 - rank], UserError) and str(ends[1 - rank]).startswith(other)
 
     @pytest.mark.parametrize("rank", [0, 1])
-    def test_missing_devices_of_one_worker_end_all(self, meet, rank):
-        ends = meet(choose_addresses(), [9 if worker == rank else None for worker in (0, 1)])
+    def test_missing_devices_of_one_worker_end_all(self, rank):
+        ends = self.meet(choose_addresses(), [9 if worker == rank else None for worker in (0, 1)])
         message = "--devices is 9; a worker of this cluster has only one CPU device"
         assert list(map(str, ends)) == [message if worker == rank else f"worker {rank}: {message}" for worker in (0, 1)]
 
-    def test_chief_waits_for_a_worker_that_ended_while_it_waited(self, meet):
+    def test_chief_waits_for_a_worker_that_ended_while_it_waited(self):
         addresses = choose_addresses(3)
         host, _, port = addresses[0].partition(":")
+        ended = threading.Event()
 
-        def act(worker):
-            if worker.rank == 1:
-                # This worker comes, ends, and comes again.
+        def connect_and_end(rank):
+            if rank == 1:
                 while (first := socket.socket()).connect_ex((host, int(port))):
                     time.sleep(0.05)
                 with first, first.makefile("rb") as lines:
                     first.sendall(b'[1, ""]\n')
                     assert lines.readline()
-            if worker.rank == 2:
-                ended.wait(PATIENCE)
-            else:
                 ended.set()
-            task = {"type": "worker", "index": worker.rank}
-            return meet_workers(Cluster(cluster={"worker": addresses}, task=task))
+            elif rank == 2:
+                assert ended.wait(PATIENCE)
 
-        ended = threading.Event()
-        assert WorkerThreads(3).run(act) == [None] * 3
+        assert self.meet(addresses, before=connect_and_end) == [None] * 3
 
 
 CLUSTER_EXAMPLES = ROOT / "examples" / "cluster"

@@ -181,7 +181,8 @@ def _collect_failures(listener: socket.socket, count: int, failure: str) -> tupl
     `_MOST_WAIT` seconds.
     """
     joined: dict[socket.socket, tuple[int, str]] = {}
-    failures, last = [], math.inf
+    failures: list[tuple[int, str]] = []
+    last = math.inf
     while len({rank for rank, _ in joined.values()}) < count - 1 and time.monotonic() < last:
         for readable in select.select([listener, *joined], [], [], 1)[0]:
             if readable is listener:
