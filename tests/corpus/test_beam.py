@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.codes import read_codes_by_key
 from helpers.models import random_images
-from helpers.places import ROOT, read_output
+from helpers.places import PATIENCE, ROOT, read_output
 from helpers.refusals import refused
 from helpers.servers import serve
 from PIL import Image
@@ -125,8 +125,8 @@ class TestPipeline:
             serve(f"{runners}.portability.local_job_service_main", "--job_port", "{port}") as jobs,
             serve(f"{runners}.worker.worker_pool_main", "--service_port", "{port}") as pool,
         ):
-            runner = ["--", "--runner=PortableRunner", f"--job_endpoint={jobs}", "--environment_type=EXTERNAL"]
-            assert encode("--v", *runner, f"--environment_config={pool}") == 0
+            runner = ["--", "--runner=PortableRunner", f"--job_endpoint={jobs}", f"--job_server_timeout={PATIENCE}"]
+            assert encode("--v", *runner, "--environment_type=EXTERNAL", f"--environment_config={pool}") == 0
         assert_same(read_codes_by_key(tmp_path / "codes"), single, "z", "v")
 
 

@@ -48,7 +48,7 @@ def encode_with_beam(options: argparse.Namespace) -> CodesManifest:
     # Without these options, such as the address of a server, object storage cannot be read outside a pipeline.
     FileSystems.set_options(beam_options)
     out, root = _make_path_absolute(options.out), _make_path_absolute(options.images) + "/"
-    with _convert_beam_errors(f"cannot read {options.model}, {options.images} or {options.out}"):
+    with _convert_beam_errors(f"cannot read {options.model}, {options.images} or {options.out}", UserError):
         model = _find_encoder_file(options.model)
         session = open_encoder_session(model, options.threads)
         fields, image_shape = _choose_output_fields(session, options)
@@ -87,14 +87,14 @@ def encode_with_beam(options: argparse.Namespace) -> CodesManifest:
 
 
 @contextlib.contextmanager
-def _convert_beam_errors(message: str) -> Iterator[None]:
-    """Returns a context that turns every error except UserError into a UserError: `message`, and the error's last line.
+def _convert_beam_errors(message: str, *unchanged: type[Exception]) -> Iterator[None]:
+    """Returns a context that turns every error except `unchanged` into UserError: `message`, and the error's last line.
 
     Every exception is caught, because each storage system and each of Beam's runners has its own exception classes.
     """
     try:
         yield
-    except UserError:
+    except unchanged:
         raise
     except Exception as error:
         text = str(error).strip().splitlines() or [type(error).__name__]
