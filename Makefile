@@ -8,11 +8,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 # Two processes run the tests. All tests of a file run in one process, so that they share its fixtures.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
-# `make test-loggers` runs these tests in another environment, so `make test-slow` leaves them out.
-LOGGERS := tests/loggers/test_loggers.py
+# `make test-services` runs these tests in another environment, so `make test-slow` leaves them out.
+SERVICES := tests/loggers/test_services.py tests/corpus/test_object_storage.py
 # All long tests of a class run in one process. If all tests of a file did, one process would be idle at the end. The tests
 # run in the order of the files, because the order of xdist puts single tests last, which take longest.
-PYTEST_SLOW := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m slow --deselect $(LOGGERS)
+PYTEST_SLOW := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m slow $(SERVICES:%=--deselect %)
 
 # Tests that use each required package (a trained model, SavedModel, ONNX, a fresh export, image files, TFDS and Parquet) and
 # each private part of TensorFlow, and of products that TF32 must not round.
@@ -24,7 +24,7 @@ SHORT := export tests/test_golden.py tests/data/test_image_files.py tests/test_u
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help train test test-slow test-all test-versions test-lowest test-newest test-nightly test-wheel test-loggers results tools docs lint clean
+.PHONY: help train test test-slow test-all test-versions test-lowest test-newest test-nightly test-wheel test-services test-container results tools docs lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -35,7 +35,7 @@ train: $(VENV)/.stamp-base ## train the quickstart preset, or on other images: m
 test: $(VENV)/.stamp-test ## run the quick tests: six minutes on two cores
 	$(PYTEST) $(ARGS)
 
-test-slow: $(VENV)/.stamp-test-all tools ## run the long tests alone: kills, full disks, browser, Node, C, Beam
+test-slow: $(VENV)/.stamp-test-all tools ## run the long tests alone: kills, full disks, Slurm, browser, Node, C, Beam
 	$(PYTEST_SLOW) -o strict_skips=true $(ARGS)
 
 test-all: $(VENV)/.stamp-test-all tools ## run all tests; a skip fails unless tests/expected_skips.txt has it
@@ -59,13 +59,17 @@ test-nightly: $(VENV)/nightly/.stamp ## run a short suite with the nightly build
 test-wheel: ## install the wheel without extras, with another Python where there is one, and draw a picture with it
 	@PYTHON="$(PYTHON)" .ci/test-wheel
 
-test-loggers: $(VENV)/loggers/.stamp ## run the tests with the client of Weights & Biases, on local files
-	$(VENV)/loggers/bin/python -m pytest -m slow -o strict_skips=true $(LOGGERS) $(ARGS)
+test-services: $(VENV)/services/.stamp $(VENV)/openwandb/.stamp ## run the tests with servers: Weights & Biases, MLflow, S3, Google Cloud Storage
+	$(VENV)/services/bin/python -m pytest -m slow -o strict_skips=true $(SERVICES) $(ARGS)
+
+# CI does not run this target, because the image's packages would take too long to install.
+test-container: ## build the image for training, on a stand-in for its base, and train and export in it; needs root on Debian
+	@.ci/test-container
 
 results: $(VENV)/.stamp-all ## measure docs/results again and make the tables of docs/RESULTS.md of it
 	$(BIN)/python benchmarks/results.py --measure $(ARGS)
 
-tools: | $(VENV)/.stamp-venv ## install what the long tests need: compilers, ONNX Runtime for C++, Node.js, Chromium, Graphviz, npm packages
+tools: | $(VENV)/.stamp-venv ## install what the long tests need: compilers, ONNX Runtime for C++, Node.js, Chromium, Graphviz, Slurm, npm packages
 	@.ci/install-tools
 
 docs: $(VENV)/.stamp-docs ## build the documentation as a site, in build/site; a broken link ends it
@@ -95,14 +99,21 @@ $(VENV)/.stamp-%: setup.cfg pyproject.toml | $(VENV)/.stamp-venv
 	$(PIP) install -e '.[$*]'
 	@touch $@
 
-# The loggers have an environment of their own, because wandb would load pandas in every process of the other tests. The
+# The servers have an environment of their own, because wandb would load pandas in every process of the other tests. The
 # file shared.pth makes the packages of test-all visible in it.
-$(VENV)/loggers/.stamp: $(VENV)/.stamp-test-all
-	@echo "Installing the extra loggers into $(VENV)/loggers"
-	$(BIN)/python -m venv $(VENV)/loggers
+$(VENV)/services/.stamp: $(VENV)/.stamp-test-all
+	@echo "Installing the extra services into $(VENV)/services"
+	$(BIN)/python -m venv $(VENV)/services
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-		> "$$(ls -d $(VENV)/loggers/lib/python3*/site-packages)/shared.pth"
-	$(VENV)/loggers/bin/python -m pip --disable-pip-version-check --quiet install 'tfdecouple[loggers]'
+		> "$$(ls -d $(VENV)/services/lib/python3*/site-packages)/shared.pth"
+	$(VENV)/services/bin/python -m pip --disable-pip-version-check --quiet install 'tfdecouple[services]'
+	@touch $@
+
+# This server of the protocol of Weights & Biases needs other versions of some packages than MLflow.
+$(VENV)/openwandb/.stamp: | $(VENV)/.stamp-venv
+	@echo "Installing openwandb into $(VENV)/openwandb"
+	$(PYTHON) -m venv $(VENV)/openwandb
+	$(VENV)/openwandb/bin/python -m pip --disable-pip-version-check --quiet install 'openwandb>=0.5,<0.6'
 	@touch $@
 
 # The nightly builds are packages with names of their own, so pip would install them beside the releases. Here they replace

@@ -1,9 +1,11 @@
-"""Loggers, which write metrics and pictures of a training run to TensorBoard or Weights & Biases, by name."""
+"""Loggers, which write metrics and pictures of a training run to TensorBoard, Weights & Biases or MLflow, by name."""
 
 import importlib
 import json
+import logging
 import os
 import pathlib
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -138,12 +140,64 @@ class WeightsAndBiases(Logger):
             self._run.finish()
 
 
+class MLflow(Logger):
+    """The logger for MLflow: writes to `mlflow/` in the run folder, or to the server in `MLFLOW_TRACKING_URI`.
+
+    A resumed run adds to the same run of MLflow, whose identifier is in the run folder's `mlflow/id`.
+    """
+
+    name = "mlflow"
+    package = "mlflow"
+    is_foreign = True
+    _client: Any = None
+
+    def open(self, step: int) -> None:
+        """Starts a run of MLflow, in the experiment `MLFLOW_EXPERIMENT_NAME` (default tfdecouple), or resumes it."""
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+
+        # MLflow logs each table that it makes in the run folder's database.
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        folder, server = (self.folder / "mlflow").resolve(), os.environ.get("MLFLOW_TRACKING_URI")
+        folder.mkdir(exist_ok=True)
+        self._client = MlflowClient(server or f"sqlite:///{folder}/mlflow.db")
+        if not (folder / "id").exists():
+            name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "tfdecouple")
+            found = self._client.get_experiment_by_name(name)
+            artifacts = None if server else (folder / "artifacts").as_uri()
+            experiment = found.experiment_id if found else self._client.create_experiment(name, artifacts)
+            run = self._client.create_run(experiment, run_name=self.config.name).info.run_id
+            options = [Param(name, json.dumps(value)) for name, value in self.config.flatten_options().items()]
+            self._client.log_batch(run, params=options)
+            (folder / "id").write_text(run, encoding="utf-8")
+        self._run = (folder / "id").read_text(encoding="utf-8")
+        self._client.update_run(self._run, status="RUNNING")
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        metrics = [Metric(name, value, now, step) for name, value in select_numbers(kind, values).items()]
+        self._client.log_batch(self._run, metrics=metrics)
+
+    def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
+        from PIL import Image
+
+        with Image.open(path) as picture:
+            self._client.log_image(self._run, picture, key=name, step=step)
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.set_terminated(self._run)
+
+
 # {name of a logger in `training.loggers`: its class}, in the order in which help texts and messages list them.
 LOGGERS: dict[str, type[Logger]] = {
     logger.name: logger
     for logger in (
         TensorBoard,
         WeightsAndBiases,
+        MLflow,
     )
 }
 

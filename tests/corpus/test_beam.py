@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.codes import read_codes_by_key
 from helpers.models import random_images
-from helpers.places import ROOT, read_output
+from helpers.places import PATIENCE, ROOT, read_output
 from helpers.refusals import refused
+from helpers.servers import serve
 from PIL import Image
 
 pytest.importorskip("apache_beam")
@@ -116,6 +117,18 @@ class TestPipeline:
         assert_same(read_codes_by_key(out), single, "z", "v")
         assert len(list(out.glob("all-*.tfrecord"))) == 2
 
+    @pytest.mark.slow
+    def test_beam_encodes_on_a_job_server_with_a_worker_pool(self, encode, single, tmp_path):
+        """Beam's portable runner sends the pipeline to a server, which runs it on workers in another process."""
+        runners = "apache_beam.runners"
+        with (
+            serve(f"{runners}.portability.local_job_service_main", "--job_port", "{port}") as jobs,
+            serve(f"{runners}.worker.worker_pool_main", "--service_port", "{port}") as pool,
+        ):
+            runner = ["--", "--runner=PortableRunner", f"--job_endpoint={jobs}", f"--job_server_timeout={PATIENCE}"]
+            assert encode("--v", *runner, "--environment_type=EXTERNAL", f"--environment_config={pool}") == 0
+        assert_same(read_codes_by_key(tmp_path / "codes"), single, "z", "v")
+
 
 class TestRefusals:
     def test_encode_beam_refuses_a_missing_or_damaged_encoder(self, encode, pictures, tmp_path, capsys):
@@ -154,3 +167,8 @@ def test_error_in_the_beam_pipeline_is_one_line(encode, tmp_path, monkeypatch, c
     line = capsys.readouterr() and refused(capsys, lambda: encode(*IN_MEMORY))
     assert "the pipeline failed" in line and "the encoder went away" in line
     assert f"remove {tmp_path / 'codes'} before the next run" in line
+
+
+def test_dask_is_refused_by_name(encode, tmp_path, capsys):
+    line = refused(capsys, lambda: encode("--", "--runner=DaskRunner"))
+    assert "--runner=DaskRunner writes files without codes" in line and not (tmp_path / "codes").exists()

@@ -1,5 +1,6 @@
 """Workers of one distributed training run, either as threads of the test's process or as two processes."""
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -14,6 +15,13 @@ from helpers.forked import forked_programs
 from helpers.places import PATIENCE, ROOT, user_environment
 from tfdecouple.storage.files import write_json
 from tfdecouple.training.workers import Workers
+
+
+def choose_addresses(count=2):
+    """Returns addresses (host:port) on this machine for `count` workers; their ports are free, and differ."""
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [f"127.0.0.1:{server.getsockname()[1]}" for server in opened]
 
 
 class WorkerThreads:
@@ -53,12 +61,10 @@ class WorkerProcesses:
         write_json(folder / "config.json", config.to_dict())
         self.processes = []
 
-    def start(self, *arguments):
-        # Both ports are free, and differ, because both sockets are open at once.
-        with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
-            addresses = [f"127.0.0.1:{opened.getsockname()[1]}" for opened in (first, second)]
+    def start(self, *arguments, addresses=None, ranks=(0, 1)):
+        addresses = addresses or choose_addresses()
         command = [sys.executable, "train.py", "--config", str(self.folder / "config.json"), "--workdir", str(self.run)]
-        for index in (0, 1):
+        for index in ranks:
             task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
             environment = {**user_environment(), "TF_CONFIG": json.dumps(task)}
             options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -4,14 +4,12 @@ from unittest import mock
 
 import pytest
 from helpers.models import SMALL
-from helpers.runs import run_config
 from PIL import Image
 
 from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.loggers import LOGGERS, require_loggers
 from tfdecouple.runs.metrics_log import MetricsLog, read_metrics
 from tfdecouple.runtime.requirements import MissingPackageError
-from tfdecouple.training import train
 
 CONFIG = Config(name="tiny", model=SMALL, training=TrainingConfig(learning_rate=0.5))
 
@@ -62,14 +60,3 @@ class TestLogger:
         log.close()
         assert capsys.readouterr().out == "wandb failed and gets no more rows: no route to host\n"
         assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
-
-    @pytest.mark.slow
-    def test_resumed_training_is_one_run_of_weights_and_biases(self, image_folder, tmp_path):
-        """This test uses the real client, with `make test-loggers`."""
-        pytest.importorskip("wandb", reason="wandb is not installed")
-        for steps in (5, 10):
-            train(run_config(image_folder, steps=steps, loggers=("wandb",)), tmp_path / "run")
-        files = sorted(tmp_path.glob("run/wandb/offline-run-*/run-*.wandb"))
-        assert len(files) == 2 and len({file.name for file in files}) == 1
-        # Some versions of the client write names of metrics in parts, such as "train" and "bits_per_dim".
-        assert all(name in file.read_bytes() for file in files for name in (b"bits_per_dim", b"learning_rate"))

@@ -1,21 +1,31 @@
 import json
 import os
+import socket
 import subprocess
+import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.places import ROOT
+from helpers.places import PATIENCE, ROOT
 from helpers.refusals import refusal
 from helpers.runs import run_config
-from helpers.worker_pairs import WorkerThreads
+from helpers.worker_pairs import WorkerThreads, choose_addresses
 
 from tfdecouple.cli.evaluate import Evaluation
-from tfdecouple.errors import ConfigError, DataError, RunError
+from tfdecouple.errors import ConfigError, DataError, RunError, UserError
 from tfdecouple.runs.opened_run import Run
 from tfdecouple.training import loop, train, workers
-from tfdecouple.training.workers import LostWorkerError, convert_lost_worker_errors, find_cluster, make_strategy
+from tfdecouple.training.workers import (
+    Cluster,
+    LostWorkerError,
+    convert_lost_worker_errors,
+    find_cluster,
+    make_strategy,
+    meet_workers,
+)
 
 
 @pytest.fixture
@@ -99,6 +109,7 @@ def test_gpu_hidden_from_the_process_is_not_used(monkeypatch, set_tf_config):
 def test_images_missing_on_one_worker_end_all_workers(image_folder, tmp_path, monkeypatch):
     together, devices, ranks = WorkerThreads(), make_strategy(1), iter([0, 1])
     monkeypatch.setattr(loop, "find_cluster", lambda: SimpleNamespace(rank=next(ranks), workers=["a:1", "b:1"]))
+    monkeypatch.setattr(loop, "meet_workers", lambda *_: None)
     monkeypatch.setattr(loop, "make_strategy", lambda *_: devices)
     monkeypatch.setattr(loop, "make_collective_sum", lambda *_: None)
     monkeypatch.setattr(loop, "Workers", lambda count=1, rank=0, add=None: together.workers[rank])
@@ -114,6 +125,63 @@ def test_images_missing_on_one_worker_end_all_workers(image_folder, tmp_path, mo
     first, second = sorted(map(str, ends), key=len)
     assert first == "no images" and second in {f"worker {rank}: {first}" for rank in (0, 1)}
     assert not (tmp_path / "run").exists()
+
+
+class TestMeeting:
+    """Workers meet in threads of this process, at ports of this machine."""
+
+    def meet(self, addresses, devices=(None, None), before=lambda rank: None):
+        """Lets workers meet after `before(rank)`; returns what each returned or raised."""
+
+        def act(worker):
+            before(worker.rank)
+            task = {"type": "worker", "index": worker.rank}
+            return meet_workers(Cluster(cluster={"worker": addresses}, task=task), [*devices, None][worker.rank])
+
+        return WorkerThreads(len(addresses)).run(act)
+
+    def test_workers_meet_and_free_their_ports(self):
+        addresses = choose_addresses()
+        assert self.meet(addresses) == [None, None] == self.meet(addresses)
+
+    @pytest.mark.parametrize("rank", [0, 1])
+    def test_port_in_use_ends_all_workers_with_one_line(self, monkeypatch, rank):
+        if rank == 0:
+            # The other worker gives up after this time, because the chief cannot tell it.
+            monkeypatch.setattr(workers, "_MOST_WAIT", 1)
+            monkeypatch.setattr(workers, "_MOST_HANDSHAKE", 0.1)
+        addresses = choose_addresses()
+        host, _, port = addresses[rank].partition(":")
+        with socket.create_server((host, int(port))):
+            ends = self.meet(addresses)
+        message = f"cannot listen at {addresses[rank]} (Address already in use); end the program that uses this port"
+        assert isinstance(ends[rank], ConfigError) and str(ends[rank]).startswith(message)
+        other = f"worker 1: {message}" if rank else f"another program than worker 0 answers at {addresses[0]}; end"
+        assert isinstance(ends[1 - rank], UserError) and str(ends[1 - rank]).startswith(other)
+
+    @pytest.mark.parametrize("rank", [0, 1])
+    def test_missing_devices_of_one_worker_end_all(self, rank):
+        ends = self.meet(choose_addresses(), [9 if worker == rank else None for worker in (0, 1)])
+        message = "--devices is 9; a worker of this cluster has only one CPU device"
+        assert list(map(str, ends)) == [message if worker == rank else f"worker {rank}: {message}" for worker in (0, 1)]
+
+    def test_chief_waits_for_a_worker_that_ended_while_it_waited(self):
+        addresses = choose_addresses(3)
+        host, _, port = addresses[0].partition(":")
+        ended = threading.Event()
+
+        def connect_and_end(rank):
+            if rank == 1:
+                while (first := socket.socket()).connect_ex((host, int(port))):
+                    time.sleep(0.05)
+                with first, first.makefile("rb") as lines:
+                    first.sendall(b'[1, ""]\n')
+                    assert lines.readline()
+                ended.set()
+            elif rank == 2:
+                assert ended.wait(PATIENCE)
+
+        assert self.meet(addresses, before=connect_and_end) == [None] * 3
 
 
 CLUSTER_EXAMPLES = ROOT / "examples" / "cluster"

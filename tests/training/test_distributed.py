@@ -2,14 +2,16 @@ import contextlib
 import io
 import json
 import signal
+import socket
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from helpers.models import LEAST
-from helpers.places import run_python
+from helpers.places import PATIENCE, run_python
 from helpers.runs import assert_same_checkpoint, read_checkpoint, read_log, run_config
-from helpers.worker_pairs import WorkerProcesses, WorkerThreads
+from helpers.worker_pairs import WorkerProcesses, WorkerThreads, choose_addresses
 
 from tfdecouple.data.sources import open_source
 from tfdecouple.runtime.progress import TrainingProgress
@@ -164,6 +166,27 @@ class TestInterruption:
         # Every second step has a row, and the last step of each finished run.
         expected = {*range(2, stopped + 5, 2), stopped + 2, stopped + 4}
         assert {step for kind, step in read_log(pair.run) if kind == "train"} == expected
+
+    @pytest.mark.parametrize("rank", [0, 1])
+    def test_signal_ends_a_worker_that_waits_for_the_others(self, pair, rank):
+        addresses = choose_addresses()
+        host, _, port = addresses[0].partition(":")
+        with contextlib.ExitStack() as stack:
+            if rank:
+                chief = stack.enter_context(socket.create_server((host, int(port))))
+            pair.start(addresses=addresses, ranks=[rank])
+            (process,) = pair.processes
+            if rank:
+                chief.settimeout(PATIENCE)
+                chief.accept()
+            else:
+                while socket.socket().connect_ex((host, int(port))):
+                    assert process.poll() is None, process.communicate()
+                    time.sleep(0.1)
+            process.send_signal(signal.SIGTERM)
+            ((status, _, err),) = pair.end()
+        message = "error: stopped by SIGTERM before all workers had started; the same command starts again\n"
+        assert (status, err) == (75, message)
 
     @pytest.mark.parametrize("killed", [0, 1])
     def test_same_command_resumes_a_distributed_run_after_a_killed_worker(self, pair, killed):

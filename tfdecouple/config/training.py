@@ -87,9 +87,9 @@ class TrainingConfig:
             for 256 x 256), and no more than the run was trained on; 0 for no pictures.
         evaluation_samples: draws of (z, u) per image in the final test evaluation; 0 for no test evaluation, as when
             options are compared.
-        loggers: where metrics and pictures go besides `metrics.jsonl`: "tensorboard", "wandb" or both. "wandb" (Weights
-            & Biases) needs the extra `loggers`, and writes to the run folder unless `WANDB_MODE` has another value. A
-            resumed run may have other loggers.
+        loggers: where metrics and pictures go besides `metrics.jsonl`: "tensorboard", "wandb" (Weights & Biases) and
+            "mlflow". The last two need the extra `loggers`, and write to the run folder unless `WANDB_MODE` or
+            `MLFLOW_TRACKING_URI` has another value. A resumed run may have other loggers.
         init_from: run folder, or name of pretrained weights, from whose weights this run starts; null to initialise
             the weights from training images.
     """

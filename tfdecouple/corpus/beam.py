@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import io
@@ -17,7 +18,7 @@ import numpy as np
 from apache_beam.io import fileio
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics import Metrics, MetricsFilter
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from tfdecouple.config.shapes import Shape
 from tfdecouple.corpus import code_files
@@ -39,47 +40,65 @@ def encode_with_beam(options: argparse.Namespace) -> CodesManifest:
     Raises:
         UserError: if the model or the images are missing, the output folder is not empty, or the pipeline fails.
     """
-    model = _find_encoder_file(options.model)
-    session = open_encoder_session(model, options.threads)
-    fields, image_shape = _choose_output_fields(session, options)
-    facts = session.get_modelmeta().custom_metadata_map
-    # `describe_cropping` wrote the text "crop" at export; its only number is the side of the centre crop.
-    crop = int((re.findall(r"\d+", facts.get("crop", "")) or [0])[0])
+    # The user's options come last, because Beam uses the last value of an option.
+    beam_options = PipelineOptions(["--default_sdk_harness_log_level=ERROR", *options.beam])
+    runner = beam_options.view_as(StandardOptions).runner or ""
+    if "dask" in runner.lower():
+        raise UserError(f"--runner={runner} writes files without codes; take another runner of Beam")
+    # Without these options, such as the address of a server, object storage cannot be read outside a pipeline.
+    FileSystems.set_options(beam_options)
     out, root = _make_path_absolute(options.out), _make_path_absolute(options.images) + "/"
-    if FileSystems.match([f"{out}/*"], [1])[0].metadata_list:
-        raise UserError(f"{options.out} is not empty; name a new folder with --out")
-    paths = [file.path for file in FileSystems.match([f"{root}**"])[0].metadata_list]
-    reader = make_folder_reader(root, paths, image_shape, crop)
-    # The folder is made before the workers start, because workers that make one folder at the same time would fail.
-    if not FileSystems.exists(out):
-        FileSystems.mkdirs(out)
-    try:
-        # The user's options come last, because Beam uses the last value of an option.
-        pipeline = beam.Pipeline(options=PipelineOptions(["--default_sdk_harness_log_level=ERROR", *options.beam]))
+    with _convert_beam_errors(f"cannot read {options.model}, {options.images} or {options.out}", UserError):
+        model = _find_encoder_file(options.model)
+        session = open_encoder_session(model, options.threads)
+        fields, image_shape = _choose_output_fields(session, options)
+        facts = session.get_modelmeta().custom_metadata_map
+        # `describe_cropping` wrote the text "crop" at export; its only number is the side of the centre crop.
+        crop = int((re.findall(r"\d+", facts.get("crop", "")) or [0])[0])
+        if FileSystems.match([f"{out}/*"], [1])[0].metadata_list:
+            raise UserError(f"{options.out} is not empty; name a new folder with --out")
+        paths = [file.path for file in FileSystems.match([f"{root}**"])[0].metadata_list]
+        reader = make_folder_reader(root, paths, image_shape, crop)
+    with _convert_beam_errors(f"the pipeline failed; remove {options.out} before the next run"):
+        # The folder is made before the workers start, because workers that make one folder at the same time would fail.
+        if not FileSystems.exists(out):
+            FileSystems.mkdirs(out)
+        pipeline = beam.Pipeline(options=beam_options)
         _add_pipeline_steps(pipeline, options, reader, (model, fields, options.threads), out)
         result = pipeline.run()
         result.wait_until_finish()
-    # Every exception is caught, because each runner of Beam has its own exception classes; the last line has the cause.
+        counters = result.metrics().query(MetricsFilter().with_namespace("tfdecouple"))["counters"]
+        counts = {"images": 0, UNREADABLE: 0, **{counter.key.metric.name: counter.result for counter in counters}}
+        shards = [Shard.model_validate_json(line) for line in _read_file_bytes(f"{out}/{_DIGESTS}").splitlines()]
+        shards.sort(key=lambda shard: shard.name)
+        digest = hashlib.sha256(_read_file_bytes(model)).hexdigest()
+        manifest = CodesManifest.model_construct(
+            format=options.format,
+            fields=fields,
+            model=ModelFacts(run=facts.get("run"), step=int(facts.get("step", 0)), onnx_sha256=digest),
+            data=DataFacts(title=f"images in {options.images}", image_shape=image_shape, centre_crop=crop),
+            label_names=reader.labels,
+            splits={SPLIT: sum(counts.values())},
+            images_per_shard=0,
+        ).with_shards(shards, counts["images"])
+        with FileSystems.create(f"{out}/{code_files.MANIFEST}") as file:
+            file.write(json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=2).encode())
+    return manifest
+
+
+@contextlib.contextmanager
+def _convert_beam_errors(message: str, *unchanged: type[Exception]) -> Iterator[None]:
+    """Returns a context that turns every error except `unchanged` into UserError: `message`, and the error's last line.
+
+    Every exception is caught, because each storage system and each of Beam's runners has its own exception classes.
+    """
+    try:
+        yield
+    except unchanged:
+        raise
     except Exception as error:
         text = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"the pipeline failed: {text[-1][:400]}; remove {options.out} before the next run") from error
-    counters = result.metrics().query(MetricsFilter().with_namespace("tfdecouple"))["counters"]
-    counts = {"images": 0, UNREADABLE: 0, **{counter.key.metric.name: counter.result for counter in counters}}
-    shards = [Shard.model_validate_json(line) for line in _read_file_bytes(f"{out}/{_DIGESTS}").splitlines()]
-    shards.sort(key=lambda shard: shard.name)
-    digest = hashlib.sha256(_read_file_bytes(model)).hexdigest()
-    manifest = CodesManifest.model_construct(
-        format=options.format,
-        fields=fields,
-        model=ModelFacts(run=facts.get("run"), step=int(facts.get("step", 0)), onnx_sha256=digest),
-        data=DataFacts(title=f"images in {options.images}", image_shape=image_shape, centre_crop=crop),
-        label_names=reader.labels,
-        splits={SPLIT: sum(counts.values())},
-        images_per_shard=0,
-    ).with_shards(shards, counts["images"])
-    with FileSystems.create(f"{out}/{code_files.MANIFEST}") as file:
-        file.write(json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=2).encode())
-    return manifest
+        raise UserError(f"{message}: {text[-1][:400]}") from error
 
 
 def _add_pipeline_steps(pipeline: Any, options: Any, reader: FolderReader, encoder: tuple, out: str) -> None:
@@ -94,7 +113,9 @@ def _add_pipeline_steps(pipeline: Any, options: Any, reader: FolderReader, encod
         | "Spread" >> beam.Reshuffle()
         | "Read" >> beam.FlatMap(reader.read_image_file).with_outputs(UNREADABLE, main="images")
     )
-    _ = read[UNREADABLE] | "Write unreadable" >> text(f"{out}/_{UNREADABLE}", file_name_suffix=".txt")
+    # Beam cannot write an empty file to s3://.
+    unreadable = text(f"{out}/_{UNREADABLE}", file_name_suffix=".txt", skip_if_empty=True)
+    _ = read[UNREADABLE] | "Write unreadable" >> unreadable
     batches = beam.BatchElements(min_batch_size=options.batch_size, max_batch_size=options.batch_size)
     codes = read.images | "Batch" >> batches | "Encode" >> beam.Map(encode_batch, *encoder)
     files = {"file_name_suffix": f".{options.format}", "num_shards": options.shards}

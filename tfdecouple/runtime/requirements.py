@@ -18,6 +18,7 @@ EXTRAS = {
     "tensorflow_serving": "export",
     "tf2onnx": "export",
     "huggingface_hub": "hub",
+    "mlflow": "loggers",
     "pyarrow": "parquet",
     "matplotlib": "plots",
     "shtab": "completion",

@@ -35,6 +35,7 @@ from tfdecouple.training.workers import (
     make_collective_sum,
     make_device_input_options,
     make_strategy,
+    meet_workers,
     require_divisible_batch,
 )
 
@@ -83,11 +84,16 @@ def train(
         quiet = None if is_chief else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
         progress = TrainingProgress(config.training.steps, quiet)
         stack.callback(progress.close_bar)
+        stop = StopRequest()
         if group is not None:
             progress.print_line(f"waiting for all of {len(group.workers)} workers: {', '.join(group.workers)}")
+            with stop, stop.stop_at_once("before all workers had started; the same command starts again"):
+                meet_workers(group, devices)
             stack.enter_context(convert_lost_worker_errors(group.rank))
         strategy, workers = make_strategy(devices, group), Workers()
         if group is not None:
+            # TensorFlow has set a handler of SIGTERM that does nothing. All workers stop together after a first step.
+            stack.enter_context(stop)
             count = len(group.workers)
             workers = Workers(count, group.rank, make_collective_sum(strategy, count))
         stack.enter_context(_convert_resource_errors(path))
@@ -107,7 +113,7 @@ def train(
         trainer = Trainer(config, state, source, strategy, directory, progress, workers)
         summary = trainer.start()
         if summary is None:
-            with StopRequest() as stop:
+            with stop:
                 trainer.train_to_last_step(stop)
                 summary = trainer.measure_test_images(stop)
         return Outcome(path, summary, is_chief)

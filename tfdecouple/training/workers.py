@@ -4,7 +4,11 @@ import contextlib
 import functools
 import itertools
 import json
+import math
 import os
+import select
+import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -26,6 +30,11 @@ _Address = Annotated[str, pydantic.Field(pattern=r"^\S+:\d{1,5}$")]
 
 # Seconds without a heartbeat after which a worker counts as dead. A worker that dies during a step is noticed at once.
 _MOST_SILENCE = 40
+# Seconds for which a failed worker waits for the other workers, and for which a program that connects may be silent.
+_MOST_WAIT, _MOST_HANDSHAKE = 60, 10
+# The chief's first line to each worker that connects, and the most bytes of a line that workers exchange.
+_GREETING = b"tfdecouple\n"
+_MOST_BYTES = 2**16
 
 _Communication = tf.distribute.experimental.CommunicationImplementation
 
@@ -57,6 +66,11 @@ class Cluster(pydantic.BaseModel):
     def rank(self) -> int:
         """The rank of this process, its index among all workers; the chief has rank 0."""
         return self.task.index + (len(self.cluster.get("chief", [])) if self.task.type == "worker" else 0)
+
+    def split_address(self, rank: int) -> tuple[str, int]:
+        """Returns host and port of the worker with this rank."""
+        host, _, port = self.workers[rank].rpartition(":")
+        return host.strip("[]"), int(port)
 
 
 def find_cluster() -> Cluster | None:
@@ -118,6 +132,106 @@ def make_strategy(devices: int | None = None, cluster: Cluster | None = None) ->
     return get_mirrored_strategy(tuple(present[:devices]))
 
 
+def meet_workers(cluster: Cluster, devices: int | None = None) -> None:
+    """Waits until all workers of a cluster have started, each with a free port and at least `devices` devices.
+
+    TensorFlow then connects the workers through the same ports. Its own wait cannot be ended by a signal, and does not
+    end if a worker has failed. So the other workers first connect to the chief's port, each with its failure if it has
+    one, and the chief answers with the first failure.
+
+    Raises:
+        ConfigError: if this worker's port is in use, if it has too few devices, or if another program than the chief
+            answers at the chief's address.
+        RunError: if another worker has failed.
+    """
+    failure = listener = first = None
+    with contextlib.ExitStack() as stack:
+        try:
+            listener = stack.enter_context(_open_port(cluster))
+            _choose_gpus(devices)
+        except ConfigError as error:
+            failure = error
+        if cluster.rank:
+            first = _send_failure(cluster, str(failure or ""))
+        elif listener:
+            first = _collect_failures(listener, len(cluster.workers), str(failure or ""))
+    if failure:
+        raise failure
+    if first:
+        raise RunError(f"worker {first[0]}: {first[1]}")
+
+
+def _open_port(cluster: Cluster) -> socket.socket:
+    """Returns a socket that listens on the port of this process, on all addresses as TensorFlow does."""
+    port, dual = cluster.split_address(cluster.rank)[1], socket.has_dualstack_ipv6()
+    try:
+        return socket.create_server(("", port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual)
+    except (OSError, OverflowError) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        raise ConfigError(
+            f"cannot listen at {cluster.workers[cluster.rank]} ({reason}); end the program that uses this port, or "
+            "choose another port in TF_CONFIG"
+        ) from error
+
+
+def _collect_failures(listener: socket.socket, count: int, failure: str) -> tuple[int, str] | None:
+    """Returns the rank and the failure of the first failed worker, None if all have started; the chief calls it.
+
+    `failure` is the chief's own failure, "" for none. After a failure, workers that start later are awaited for at most
+    `_MOST_WAIT` seconds.
+    """
+    joined: dict[socket.socket, tuple[int, str]] = {}
+    failures: list[tuple[int, str]] = []
+    last = math.inf
+    while len({rank for rank, _ in joined.values()}) < count - 1 and time.monotonic() < last:
+        for readable in select.select([listener, *joined], [], [], 1)[0]:
+            if readable is listener:
+                connection = listener.accept()[0]
+                connection.settimeout(_MOST_HANDSHAKE)
+                with contextlib.suppress(OSError, ValueError, TypeError):
+                    connection.sendall(_GREETING)
+                    rank, text = json.loads(connection.makefile("rb").readline(_MOST_BYTES))
+                    joined[connection] = rank, text
+            else:
+                # The worker has ended, and may be started again.
+                joined.pop(readable)
+                readable.close()
+        failures = [(rank, text) for rank, text in [(0, failure), *joined.values()] if text]
+        if failures:
+            last = min(last, time.monotonic() + _MOST_WAIT)
+    first = min(failures, default=None)
+    for connection in joined:
+        with contextlib.suppress(OSError), connection:
+            connection.sendall(json.dumps(first).encode() + b"\n")
+    return first
+
+
+def _send_failure(cluster: Cluster, failure: str) -> tuple[int, str] | None:
+    """Sends this worker's failure ("" for none) to the chief; returns rank and failure of the first failed worker."""
+    limit = last = time.monotonic() + _MOST_WAIT if failure else math.inf
+    while time.monotonic() < last:
+        # Until the chief has started, its name may be unknown, and its port refuses connections.
+        with contextlib.suppress(OSError):
+            connection = socket.create_connection(cluster.split_address(0), timeout=_MOST_SILENCE)
+            # The program that answers may be the chief of a run that is just ending.
+            last = min(last, time.monotonic() + _MOST_WAIT)
+            with connection, connection.makefile("rb") as lines:
+                connection.sendall(json.dumps([cluster.rank, failure]).encode() + b"\n")
+                connection.settimeout(_MOST_HANDSHAKE)
+                if lines.readline(_MOST_BYTES) == _GREETING:
+                    last = limit
+                    connection.settimeout(None)
+                    if answer := lines.readline(_MOST_BYTES):
+                        return json.loads(answer)
+        time.sleep(0.5)
+    if failure:
+        return None
+    raise ConfigError(
+        f"another program than worker 0 answers at {cluster.workers[0]}; end that program, or choose another port in "
+        "TF_CONFIG"
+    )
+
+
 @functools.cache
 def get_mirrored_strategy(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
     """Returns the MirroredStrategy over devices, named as in "GPU:0"; always the same object for the same devices.
@@ -127,14 +241,18 @@ def get_mirrored_strategy(devices: tuple[str, ...]) -> tf.distribute.MirroredStr
     return tf.distribute.MirroredStrategy(list(devices))
 
 
-def _make_cluster_strategy(cluster: Cluster, devices: int | None) -> tf.distribute.MultiWorkerMirroredStrategy:
+def _choose_gpus(devices: int | None) -> list[tf.config.PhysicalDevice]:
+    """Returns the first `devices` visible GPUs (None: all) of a cluster's worker; ConfigError if it has fewer."""
     gpus = tf.config.get_visible_devices("GPU")
     present = len(gpus) or 1
     if devices is not None and devices > present:
         kind = f"{present} GPUs" if gpus else "only one CPU device"
         raise ConfigError(f"--devices is {devices}; a worker of this cluster has {kind}")
-    if gpus:
-        gpus = gpus[: devices or present]
+    return gpus[: devices or present]
+
+
+def _make_cluster_strategy(cluster: Cluster, devices: int | None) -> tf.distribute.MultiWorkerMirroredStrategy:
+    if gpus := _choose_gpus(devices):
         tf.config.set_visible_devices(gpus, "GPU")
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec(cluster.cluster),
