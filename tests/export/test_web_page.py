@@ -25,7 +25,7 @@ from tfdecouple.data.image_file import read_image
 from tfdecouple.runs.latent_directions import CLASSIFIER, MEANS, Direction, Directions
 from tfdecouple.runs.opened_run import hash_weights, load_model
 from tfdecouple.runs.run_folder import RunFolder
-from tfdecouple.visualization.full_size import UserPhotograph, change_at_full_size
+from tfdecouple.visualization.guided_filter import change_at_full_size, shrink_photograph
 
 EXAMPLE = ROOT / "examples" / "web"
 CHECKS = TESTS / "helpers" / "page_checks.mjs"
@@ -75,7 +75,7 @@ def test_the_page_changes_photographs_as_python_does(tmp_path):
         rgba.tofile(tmp_path / "photograph")
         after.tofile(tmp_path / "after")
         read_output("node", "run.js", width, height, size, folder=tmp_path)
-        before = UserPhotograph("", rgba[..., :3], None, "PNG").shrink_photograph((size, size, 3))
+        before = shrink_photograph(rgba[..., :3], size, size)
         np.testing.assert_array_equal(np.fromfile(tmp_path / "before", np.uint8).reshape(before.shape), before)
         result = np.fromfile(tmp_path / "result", np.uint8).reshape(rgba.shape)
         np.testing.assert_array_equal(result[..., 3], rgba[..., 3])

@@ -1,123 +1,20 @@
-"""Functions that read photographs, apply to them the changes of colours that a model made to small copies, and write.
-
-A guided filter (He, Sun and Tang, "Guided image filtering", 2013; at another size as in Chen et al., "Bilateral guided
-upsampling", 2016) describes the change by an affine map of colours around each pixel of the small copy. The maps are
-interpolated and applied to the pixels of the photograph.
-"""
+"""Functions that read a user's photographs, and write them with the changes of colours of `guided_filter`."""
 
 import contextlib
 import dataclasses
 import io
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image, ImageCms, ImageOps
-from scipy.ndimage import uniform_filter
 
 from tfdecouple.data.image_file import open_image_file, scale_to_8_bits
 from tfdecouple.errors import DataError, one_line
 from tfdecouple.model import DecoupledModel
-from tfdecouple.model.any_size import shrink_images
 from tfdecouple.storage.files import write_bytes
-
-# Side of the square windows, in pixels of the small image; an affine map of colours is fitted to each window.
-_WINDOW = 9
-# Strength of the fit's ridge term: if the colours (from 0 to 1) in a square of pixels have this variance, the square's
-# colour map lies halfway between the fit to the square and the fit to the complete image.
-_EVENNESS = 0.01
-# Smallest gain of luminance of a colour map. A smaller one would wash out detail that the small image lacks.
-_LEAST_CONTRAST = 0.8
-_LUMINANCE = (0.299, 0.587, 0.114)
-
-
-def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Changes the colours of a photograph as they change from `before` to `after`; returns uint8 `[H, W, channels]`.
-
-    The photograph keeps its detail: only colours and light change, smoothly across the picture. The model did not
-    compute the result, so encoding the result does not give the codes of `after`. If the photograph has the model's
-    size, the result is `after`.
-
-    `photograph`, uint8 `[H, W, channels]`, has three channels or one. `before` is the photograph in the size of the
-    model's images, and `after` is the image that the model made of `before`; both are uint8 `[h, w, channels]`.
-    """
-    if photograph.shape == after.shape:
-        return after
-    maps = np.moveaxis(_fit_colour_maps(before / np.float32(255), after / np.float32(255)), 1, -1).astype(np.float32)
-    maps[:, :, -1] *= 255
-    # The last row and column are repeated, so that the pixels at the borders also lie between two maps.
-    maps = np.pad(maps, [(0, 1), (0, 0), (0, 0), (0, 1)], "edge")
-    low_rows, row_shares = _find_neighbours(photograph.shape[0], before.shape[0])
-    low_columns, shares = _find_neighbours(photograph.shape[1], before.shape[1])
-    maps = maps.take(low_columns, -1) * (1 - shares) + maps.take(low_columns + 1, -1) * shares
-    result = np.empty_like(photograph)
-    # Each band lies between two rows of maps. Bands keep the float32 copies of the photograph small.
-    for row, (upper, lower) in enumerate(zip(maps[:-1], maps[1:], strict=True)):
-        first, last = np.searchsorted(low_rows, [row, row + 1])
-        source = np.moveaxis(photograph[first:last], -1, 0).astype(np.float32)
-        for channel in range(len(source)):
-            value = _apply_maps(lower[channel] - upper[channel], source) * row_shares[first:last, None]
-            value += _apply_maps(upper[channel], source)
-            result[first:last, :, channel] = np.clip(value + np.float32(0.5), 0, 255)
-    return result
-
-
-def _apply_maps(maps: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Applies one map per column, float32 `[channels + 1, W]`, to float32 `[channels, rows, W]`; returns `[rows, W]`.
-
-    The last number of each map is the offset, and the numbers before it are the gains of the channels.
-    """
-    value = maps[-1] + maps[0] * source[0]
-    for gain, plane in zip(maps[1:-1], source[1:], strict=True):
-        value += gain * plane
-    return value
-
-
-def _find_neighbours(length: int, small_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns, for each pixel along a side, its place between two pixels of a small image, for linear interpolation.
-
-    The result is (indices of the first of the two pixels, weights of the second), int64 and float32 `[length]`.
-    """
-    places = ((np.arange(length) + 0.5) * small_length / length - 0.5).clip(0, small_length - 1)
-    low = places.astype(int)
-    return low, (places - low).astype(np.float32)
-
-
-def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Fits, for each pixel, an affine map of the colours of `before` to the colours of `after` in its neighbourhood.
-
-    The images are float32 `[h, w, channels]`, from 0 to 1. The function returns the maps, float64
-    `[h, w, channels, channels + 1]`: for each channel of `after`, the gain of each channel of `before`, and an offset.
-    Each map is a mean of least-squares fits in squares of pixels.
-    """
-    channels = before.shape[-1]
-    identity = np.eye(channels)
-    weights = np.array(_LUMINANCE if channels == 3 else [1.0])
-
-    def average_in_square(values: np.ndarray) -> np.ndarray:
-        return uniform_filter(values, (_WINDOW, _WINDOW, *[0] * (values.ndim - 2)), mode="reflect")
-
-    def average_everywhere(values: np.ndarray) -> np.ndarray:
-        return values.mean((0, 1), keepdims=True)
-
-    def fit(average: Callable[[np.ndarray], np.ndarray], ridge: float, default: np.ndarray) -> np.ndarray:
-        mean_before, mean_after = average(before), average(after)
-        columns = before[..., None, :]
-        covariance = average(before[..., None] * columns) - mean_before[..., None] * mean_before[..., None, :]
-        joint = average(after[..., None] * columns) - mean_after[..., None] * mean_before[..., None, :]
-        # `solved` is the transpose of `gains` in gains @ covariance = joint; the ridge term pulls gains to `default`.
-        solved = np.linalg.solve(covariance + ridge * identity, np.swapaxes(joint + ridge * default, -1, -2))
-        gains = np.swapaxes(solved, -1, -2)
-        contrast = np.einsum("i,...ij->...", weights, gains)
-        gains = gains + np.maximum(_LEAST_CONTRAST - contrast, 0)[..., None, None] * identity
-        offsets = mean_after - np.einsum("...ij,...j->...i", gains, mean_before)
-        return np.concatenate([gains, offsets[..., None]], -1)
-
-    whole = fit(average_everywhere, 1e-3, identity)[..., :-1]
-    return average_in_square(fit(average_in_square, _EVENNESS, whole))
-
+from tfdecouple.visualization.guided_filter import change_at_full_size, shrink_photograph
 
 # {Pillow's name of a file format: (file ending, options of Pillow for saving)}. A photograph in another format is saved
 # as a PNG file.
@@ -147,13 +44,6 @@ class UserPhotograph:
     def is_grey(self) -> bool:
         """Whether the photograph has no colours, whatever its file format: all channels of a pixel are equal."""
         return bool((self.pixels == self.pixels[..., :1]).all())
-
-    def shrink_photograph(self, image_shape: tuple[int, int, int]) -> np.ndarray:
-        """Returns this photograph, resized without cropping to height and width of `image_shape`, uint8."""
-        # The height is shrunk in strips of 512 columns, because TensorFlow's float32 copy of a strip is small.
-        strips = np.split(self.pixels[None], range(512, self.pixels.shape[1], 512), axis=2)
-        narrow = [shrink_images(tf.constant(strip), image_shape[0], strip.shape[2]) for strip in strips]
-        return np.asarray(shrink_images(tf.concat(narrow, 2), *image_shape[:2]))[0]
 
     def encode_photograph(self, pixels: np.ndarray) -> tuple[bytes, str]:
         """Encodes `pixels`, uint8, in this photograph's file format; returns (bytes, file ending such as ".jpg")."""
@@ -240,7 +130,7 @@ class OwnSizeResults:
         self._out, self._written, shape = out, set[pathlib.Path](), model.config.image_shape
         self.names = [pathlib.PurePath(path).stem for path in paths]
         self._photographs = [read_photograph(path, shape[-1], max_side) for path in paths]
-        small = np.stack([photograph.shrink_photograph(shape) for photograph in self._photographs])
+        small = np.stack([shrink_photograph(photograph.pixels, *shape[:2]) for photograph in self._photographs])
         self.small = np.asarray(model.quantize_images(small))
 
     def save_photograph(self, index: int, after: np.ndarray, change: str) -> None:

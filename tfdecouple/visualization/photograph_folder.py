@@ -13,7 +13,8 @@ from tfdecouple.model.codes import interpolate_codes
 from tfdecouple.runs.opened_run import hash_weights
 from tfdecouple.runtime.progress import Counter
 from tfdecouple.storage.files import hash_file, read_json, write_bytes, write_json
-from tfdecouple.visualization.full_size import change_at_full_size, find_result_name, read_photograph
+from tfdecouple.visualization.full_size import find_result_name, read_photograph
+from tfdecouple.visualization.guided_filter import change_at_full_size, shrink_photograph
 
 # Name of the file in the results' folder that records the reference and the model.
 MANIFEST = "switch.json"
@@ -81,7 +82,7 @@ def switch_folder(
     if min(height, width) < least:
         need = f"give a reference of at least {least} x {least}"
         raise DataError(f"{reference} has {width} x {height} pixels; {need}, the smallest image of this model")
-    z = model.posterior(original.shrink_photograph(shape)[None]).mean()
+    z = model.posterior(shrink_photograph(original.pixels, *shape[:2])[None]).mean()
     result, others = SwitchedFolder([], [], [], []), list[pathlib.Path]()
     photographs: dict[pathlib.Path, str] = {}
     for file in files:
@@ -113,7 +114,7 @@ def switch_folder(
             except DataError as error:
                 result.errors.append(error)
             else:
-                before = np.asarray(model.quantize_images(photograph.shrink_photograph(shape)[None]))
+                before = np.asarray(model.quantize_images(shrink_photograph(photograph.pixels, *shape[:2])[None]))
                 codes = model.encode(before)
                 after = model.decode(interpolate_codes(codes.z, z, [strength])[:, 0], codes.v)
                 pixels = change_at_full_size(photograph.pixels, before[0], np.asarray(after)[0])
