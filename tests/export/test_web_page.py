@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shutil
+import zlib
 
 import numpy as np
 import onnxruntime
@@ -13,9 +14,10 @@ import pytest
 from helpers.exporting import read_vectors
 from helpers.models import random_images, strengthen_z
 from helpers.places import ROOT, TESTS, read_output
-from helpers.program_inputs import SIZE, make_png_header, write_picture_files
+from helpers.program_inputs import SIZE, make_png, make_png_header, write_picture_files
 from helpers.runs import write_run
 from helpers.variants import OF_CLASSES, fresh
+from PIL import Image
 
 from export.formats.web import PAGE, RUNTIME_VERSION, describe_examples, describe_model, make_example_files
 from export.pipeline import ExportConfig, export
@@ -48,17 +50,72 @@ def test_temperatures_of_the_slider_are_verified(exported):
 @pytest.mark.parametrize("check", re.findall(r"^  async (\w+)\(", CHECKS.read_text(encoding="utf-8"), re.MULTILINE))
 def test_the_modules_of_the_page_do_without_a_browser_what_they_should(check, tmp_path):
     folder = shutil.copytree(ROOT / "export" / "page", tmp_path / "page")
-    (folder / "package.json").write_text('{"type": "module"}')
     read_output("node", CHECKS, folder, check)
+
+
+def write_transparent_files(folder):
+    """Writes picture files with transparency of each kind to `folder`; returns {file name: right RGB pixels}."""
+    noise = np.random.default_rng(0).integers(0, 256, (23, 37, 4), np.uint8)
+    palette = Image.fromarray(noise[..., :3]).quantize(16)
+    files = {
+        "alpha.png": (Image.fromarray(noise), {}),
+        "grey.png": (Image.fromarray(noise[..., 2:], "LA"), {}),
+        "colour.png": (Image.fromarray(noise[..., :3]), {"transparency": tuple(noise[0, 0, :3].tolist())}),
+        "palette.png": (palette, {"transparency": bytes(range(0, 256, 16))}),
+        "palette.gif": (palette, {"transparency": 3}),
+        "lossless.webp": (Image.fromarray(noise), {"lossless": True, "exact": True}),
+        "lossy.webp": (Image.fromarray(noise), {"quality": 80}),
+    }
+    for name, (image, options) in files.items():
+        image.save(folder / name, **options)
+    for depth in (8, 16):
+        # Adam7: first column, first row, and steps of each pass. Pillow writes no interlaced files.
+        passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+        values = noise if depth == 8 else (noise.astype(">u2") << 8) + 200
+        rows = [b"\0" + row.tobytes() for x, y, dx, dy in passes for row in values[:3, :2][y::dy, x::dx] if row.size]
+        png = make_png(2, 3, zlib.compress(b"".join(rows)), depth=depth, colour_type=6, interlaced=True)
+        (folder / f"interlaced_{depth}.png").write_bytes(png)
+    right = {}
+    for path in folder.iterdir():
+        with Image.open(path) as image:
+            image.info.pop("transparency", None)
+            right[path.name] = np.asarray(image.convert("RGB"))
+    return right
+
+
+@NEEDS_NODE
+def test_transparency_is_taken_out_of_picture_files_and_colours_stay(tmp_path):
+    right = write_transparent_files(tmp_path)
+    plain = {"plain.png": Image.fromarray(right["alpha.png"]), "plain.jpg": Image.fromarray(right["alpha.png"])}
+    for name, image in plain.items():
+        image.save(tmp_path / name)
+    whole = (tmp_path / "alpha.png").read_bytes()
+    # Damaged files, and one that claims fewer pixels than it has, are left to the browser as they are.
+    (tmp_path / "torn.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "more.png").write_bytes(make_png(1, 1, zlib.compress(bytes(10**7)), colour_type=6))
+    unchanged = {name: (tmp_path / name).read_bytes() for name in (*plain, "torn.png", "more.png")}
+    (tmp_path / "run.mjs").write_text(
+        'import { readFileSync, writeFileSync } from "node:fs";\n'
+        f'import {{ removeTransparency }} from "{PAGE}/opaque_files.js";\n'
+        "for (const name of process.argv.slice(2)) {\n"
+        "  const blob = await removeTransparency(new Blob([readFileSync(name)]));\n"
+        "  writeFileSync(name, new Uint8Array(await blob.arrayBuffer()));\n"
+        "}\n"
+    )
+    read_output("node", "run.mjs", *right, *unchanged, folder=tmp_path)
+    for name, pixels in right.items():
+        with Image.open(tmp_path / name) as image:
+            assert not image.has_transparency_data, name
+            np.testing.assert_array_equal(np.asarray(image.convert("RGB")), pixels, name)
+    for name, content in unchanged.items():
+        assert (tmp_path / name).read_bytes() == content, name
 
 
 @NEEDS_NODE
 def test_the_page_changes_photographs_as_python_does(tmp_path):
-    shutil.copyfile(ROOT / "export" / "page" / "guided_filter.js", tmp_path / "guided_filter.js")
-    (tmp_path / "package.json").write_text('{"type": "module"}')
-    (tmp_path / "run.js").write_text(
+    (tmp_path / "run.mjs").write_text(
         'import { readFileSync, writeFileSync } from "node:fs";\n'
-        'import { applyColourMaps, fitColourMaps, shrinkToSquare } from "./guided_filter.js";\n'
+        f'import {{ applyColourMaps, fitColourMaps, shrinkToSquare }} from "{PAGE}/guided_filter.js";\n'
         "const [width, height, size] = process.argv.slice(2).map(Number);\n"
         'const rgba = new Uint8ClampedArray(readFileSync("photograph"));\n'
         "const before = shrinkToSquare(rgba, width, height, size);\n"
@@ -74,7 +131,7 @@ def test_the_page_changes_photographs_as_python_does(tmp_path):
         after = rng.integers(0, 256, (size, size, 3), np.uint8)
         rgba.tofile(tmp_path / "photograph")
         after.tofile(tmp_path / "after")
-        read_output("node", "run.js", width, height, size, folder=tmp_path)
+        read_output("node", "run.mjs", width, height, size, folder=tmp_path)
         before = shrink_photograph(rgba[..., :3], size, size)
         np.testing.assert_array_equal(np.fromfile(tmp_path / "before", np.uint8).reshape(before.shape), before)
         result = np.fromfile(tmp_path / "result", np.uint8).reshape(rgba.shape)
