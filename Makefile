@@ -65,7 +65,7 @@ test-loggers: $(VENV)/loggers/.stamp ## run the tests with the client of Weights
 results: $(VENV)/.stamp-all ## measure docs/results again and make the tables of docs/RESULTS.md of it
 	$(BIN)/python benchmarks/results.py --measure $(ARGS)
 
-tools: | $(VENV)/.stamp-venv ## install what the long tests need: compilers, ONNX Runtime for C++, Node.js, Chromium, Graphviz, npm packages
+tools: | $(VENV)/.stamp-venv ## install what the long tests need: compilers, ONNX Runtime for C++, Node.js, browsers, Graphviz, npm packages
 	@.ci/install-tools
 
 docs: $(VENV)/.stamp-docs ## build the documentation as a site, in build/site; a broken link ends it

