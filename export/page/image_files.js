@@ -3,7 +3,7 @@
  * @module
  */
 
-import { removeTransparency } from "./opaque_files.js";
+import { makeOpaque } from "./opaque_files.js";
 import { computeTaps, filterColumns, filterRows } from "./resize.js";
 
 const CHANNELS = 3;
@@ -87,7 +87,7 @@ async function decodeBitmap(blob, name, longestSide = Infinity) {
   const scale = Math.min(1, longestSide / Math.max(width, height));
   const [resizeWidth, resizeHeight] = [width, height].map((side) => Math.max(1, Math.round(side * scale)));
   try {
-    return await createImageBitmap(exact ? await removeTransparency(blob) : blob, {
+    return await createImageBitmap(exact ? await makeOpaque(blob) : blob, {
       imageOrientation: "from-image",
       colorSpaceConversion: exact ? "none" : "default",
       ...(scale < 1 && { resizeWidth, resizeHeight, resizeQuality: "high" }),

