@@ -34,7 +34,7 @@ export async function readSquareImage(blob, name, size, crop = 0) {
     const resizedRows = new Uint8Array(side * size * CHANNELS);
     const rows = Math.max(1, Math.floor(STRIP_PIXELS / side));
     for (let y = 0; y < side; y += rows) {
-      const rgba = readPixels(bitmap, left, top + y, side, Math.min(rows, side - y));
+      const rgba = readPixels(bitmap, left, top + y, side, Math.min(rows, side - y), false);
       resizedRows.set(taps ? filterRows(rgba, side, 4, taps) : removeAlpha(rgba), y * size * CHANNELS);
     }
     return taps ? filterColumns(resizedRows, taps) : resizedRows;
@@ -53,7 +53,7 @@ export async function readSquareImage(blob, name, size, crop = 0) {
 export async function readPhotograph(blob, name, longestSide) {
   const bitmap = await decodeBitmap(blob, name, longestSide);
   const { width, height } = bitmap;
-  const rgba = readPixels(bitmap, 0, 0, width, height);
+  const rgba = readPixels(bitmap, 0, 0, width, height, true);
   bitmap.close();
   return { width, height, rgba };
 }
@@ -126,12 +126,13 @@ function describeUnreadableFile(blob, name) {
  * @param {number} top
  * @param {number} width
  * @param {number} height
+ * @param {boolean} alpha Whether to read transparency. Chromium keeps alpha in the pixels of some opaque pictures.
  * @returns {Uint8ClampedArray} RGBA.
  */
-function readPixels(bitmap, left, top, width, height) {
+function readPixels(bitmap, left, top, width, height, alpha) {
   const canvas = document.createElement("canvas");
   Object.assign(canvas, { width, height });
-  const context = canvas.getContext("2d", { willReadFrequently: true });
+  const context = canvas.getContext("2d", { willReadFrequently: true, alpha });
   context.drawImage(bitmap, left, top, width, height, 0, 0, width, height);
   return context.getImageData(0, 0, width, height).data;
 }
