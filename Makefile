@@ -69,7 +69,7 @@ test-container: ## build the image for training, on a stand-in for its base, and
 results: $(VENV)/.stamp-all ## measure docs/results again and make the tables of docs/RESULTS.md of it
 	$(BIN)/python benchmarks/results.py --measure $(ARGS)
 
-tools: | $(VENV)/.stamp-venv ## install what the long tests need: compilers, ONNX Runtime for C++, Node.js, Chromium, Graphviz, Slurm, npm packages
+tools: | $(VENV)/.stamp-venv ## install what the long tests need: compilers, ONNX Runtime for C++, Node.js, browsers, Graphviz, Slurm, npm packages
 	@.ci/install-tools
 
 docs: $(VENV)/.stamp-docs ## build the documentation as a site, in build/site; a broken link ends it

@@ -72,7 +72,7 @@ def switch_pairs(model: Any, pairs: list[Pair]) -> tuple[list[np.ndarray], float
     import tensorflow as tf
 
     from tfdecouple.model.any_size import shrink_images
-    from tfdecouple.visualization.full_size import change_at_full_size
+    from tfdecouple.visualization.guided_filter import change_at_full_size
 
     sides = model.config.image_shape[:2]
     contents, references = (

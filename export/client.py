@@ -1,8 +1,9 @@
 """Runs the ONNX files of an export. It needs onnxruntime and numpy, and Pillow for picture files.
 
 python client.py a.jpg b.jpg           writes ab.png (z of a, v of b) and ba.png (z of b, v of a) to the working folder
-python client.py --sample 8            writes samples.png, 8 new images side by side
+python client.py --own-size a.jpg b.jpg    writes these at the pictures' own size; needs guided_filter.py, too
 python client.py --own-size a.jpg      encodes and decodes a picture at its own size, for files exported with --any-size
+python client.py --sample 8            writes samples.png, 8 new images side by side
 python client.py --check [FOLDER]      checks that test images decode exactly on this machine
 
 from client import Model               in a Python program
@@ -11,11 +12,13 @@ images = model.fit(picture)[None]      crops and resizes a picture, uint8 [heigh
 codes = model.encode(images)           returns {"z": float32 [n, d_z], "v": float32 [n, *model.shape]}; v of pictures at
                                        their own size is padded, and "size" has their height and width
 images = model.decode(**codes)         returns the very same pixels
+b, a = model.switch_photographs(a, b)  returns photographs of any size with z of the other one, at their own sizes
 images = model.sample(8)               returns new images; options seed=1, temperature=0.7, labels=[...] for some models
 """
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import pathlib
@@ -91,6 +94,22 @@ class Model:
         a, b = self.encode(a, labels_a), self.encode(b, labels_b)
         return self.decode(**{**b, "z": a["z"]}), self.decode(**{**a, "z": b["z"]})
 
+    def switch_photographs(self, a, b, strength=0.9, labels=None):
+        """Returns photograph `b` with z of `a`, and `a` with z of `b`, each of any size, uint8 `[H, W, channels]`.
+
+        The model changes small copies, and a guided filter applies the change of colours to the photographs, so the
+        results do not encode to the same codes. `strength` goes from 0, the photograph's own z, to 1, the other z.
+        """
+        from guided_filter import change_at_full_size, shrink_photograph
+
+        pair = (a, b)
+        before = np.stack([shrink_photograph(photograph, *self.shape[:2]) for photograph in pair])
+        before = before // self.step * self.step
+        codes, strength = self.encode(before, labels), np.float32(strength)
+        z = (1 - strength) * codes["z"] + strength * codes["z"][::-1]
+        changed_a, changed_b = map(change_at_full_size, pair, before, self.decode(**{**codes, "z": z}))
+        return changed_b, changed_a
+
     def fit(self, picture):
         """Crops a picture's centre and resizes it to the model's shape; the pixels equal those of training exactly."""
         (height, width, _), (rows_as, columns_as, _) = picture.shape, self.shape
@@ -129,9 +148,12 @@ def make_test_images(height, width, channels):
     return np.minimum(np.abs(phase % 512 - 256), 255).astype(np.uint8)
 
 
-def read_picture(path, channels):
-    """Returns the pixels of a picture file, uint8 `[height, width, channels]`, turned upright by its EXIF data."""
-    from PIL import Image, ImageOps
+def read_picture(path, channels, to_srgb=False):
+    """Returns the pixels of a picture file, uint8 `[height, width, channels]`, turned upright by its EXIF data.
+
+    Colour profiles are ignored, as in training; with `to_srgb` they are applied, as photographs to look at need.
+    """
+    from PIL import Image, ImageCms, ImageOps
 
     if not os.path.isfile(path):  # A pipe is refused, because reading it could take forever.
         raise ValueError("it is no regular file")
@@ -146,6 +168,10 @@ def read_picture(path, channels):
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels have the mode {image.mode}, not 8 or 16 bits")
     image.info.pop("transparency", None)  # convert() would warn that it drops a palette's transparency.
+    if to_srgb and (profile := image.info.get("icc_profile")):
+        image = image.convert("RGB")
+        with contextlib.suppress(ImageCms.PyCMSError, OSError):  # Colours with a broken profile are taken as sRGB.
+            image = ImageCms.profileToProfile(image, io.BytesIO(profile), ImageCms.createProfile("sRGB")) or image
     return np.asarray(image.convert(MODES[channels])).reshape(image.height, image.width, channels)
 
 
@@ -170,15 +196,20 @@ def main(arguments=None):
     parser.error = lambda message: sys.exit(_fail(message))  # type: ignore[method-assign]
     parser.add_argument("paths", nargs="*", metavar="PICTURE")
     parser.add_argument("--sample", type=int, metavar="N", help="draw so many images")
-    parser.add_argument("--own-size", action="store_true", help="encode and decode one picture; status 1: not exact")
+    parser.add_argument("--own-size", action="store_true", help="switch two pictures, or decode one, at their own size")
+    parser.add_argument(
+        "--strength", type=float, default=0.9, metavar="X", help="with --own-size: how far z moves, 0-1"
+    )
     parser.add_argument("--check", action="store_true", help="encode and decode test images; status 1: not exact")
     options = parser.parse_args(arguments)
     paths, count = options.paths, options.sample
-    counts = (0, 1) if options.check else (1,) if options.own_size else (2,) if count is None else (0,)
+    counts = (0, 1) if options.check else (1, 2) if options.own_size else (2,) if count is None else (0,)
     if options.check + options.own_size + (count is not None) > 1 or len(paths) not in counts:
-        return _fail("give two picture files, --own-size and one, --sample N, or --check and at most a folder")
+        return _fail("give two picture files, --own-size and one or two, --sample N, or --check and at most a folder")
     if count is not None and count < 1:
         return _fail(f"--sample is {count}; it must be at least 1")
+    if not 0 <= options.strength <= 1:
+        return _fail(f"--strength is {options.strength:g}; it must be from 0 to 1")
     folder = paths[0] if options.check and paths else FOLDER
     with _explain_errors(f"open encoder.onnx and decoder.onnx of an export in {folder}"):
         model = Model(folder)
@@ -191,10 +222,10 @@ def main(arguments=None):
     except ImportError as error:
         return _fail(f"picture files need Pillow (pip install pillow): {error}")
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MOST_PIXELS replaces Pillow's limit.
-    if options.own_size:
+    if len(paths) == 1:
         return _decode_at_own_size(model, *paths)
-    if count is None:
-        return _switch_pictures(model, paths)
+    if paths:
+        return _switch_pictures(model, paths, options.strength if options.own_size else None)
     with _explain_errors(f"draw with sampler.onnx in {model.folder}"):
         samples = model.sample(count)
     return _write_pictures({"samples.png": (np.concatenate(samples, 1), f"{count} new images")})
@@ -222,15 +253,18 @@ def _decode_at_own_size(model, path):
     return _write_pictures({"own_size.png": (decoded, description)}) or int(bool(lost))
 
 
-def _switch_pictures(model, paths):
+def _switch_pictures(model, paths, strength):
     if model.needs_labels or "z" not in [output.name for output in model.encoder.get_outputs()]:
         return _fail("this model needs labels, or has no z to switch; call Model in a program")
     pictures = []
     for path in paths:
         with _explain_errors(f"read {path}"):
-            pictures.append(model.fit(read_picture(path, model.shape[-1]))[None])
+            pictures.append(read_picture(path, model.shape[-1], to_srgb=strength is not None))
     with _explain_errors(f"encode and decode with the files in {model.folder}"):
-        (ab,), (ba,) = model.switch(*pictures)
+        if strength is None:
+            (ab,), (ba,) = model.switch(*(model.fit(picture)[None] for picture in pictures))
+        else:
+            ab, ba = model.switch_photographs(*pictures, strength)
     a, b = paths
     return _write_pictures({"ab.png": (ab, f"z of {a}, v of {b}"), "ba.png": (ba, f"z of {b}, v of {a}")})
 

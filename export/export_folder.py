@@ -33,7 +33,7 @@ EDITABLE = ("batching.config", "docker-compose.yml", "models.config", "monitorin
 
 # Pattern of the paths in an export folder at which an export writes files.
 _WRITTEN = re.compile(
-    r"client\.py|model_card\.json|MODEL_CARD\.md|(batching|models|monitoring)\.config|docker-compose\.yml|test_vectors\.npz|"
+    r"(client|guided_filter)\.py|model_card\.json|MODEL_CARD\.md|(batching|models|monitoring)\.config|docker-compose\.yml|test_vectors\.npz|"
     + "|".join(rf"{name}/{r'[0-9]+/' if kind.has_versions else ''}(?:{kind.files})" for name, kind in FORMATS.items()),
     re.ASCII,
 )

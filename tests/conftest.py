@@ -234,9 +234,11 @@ def npm_example(tmp_path_factory):
 
     def copy(name):
         if name not in copies:
-            folder = tmp_path_factory.mktemp("npm") / name
+            folder = tmp_path_factory.mktemp("npm") / "examples" / name
             ignored = shutil.ignore_patterns("node_modules", "package-lock.json", "site")
             shutil.copytree(ROOT / "examples" / name, folder, ignore=ignored)
+            # An example imports modules of the web page.
+            (folder.parents[1] / "export").symlink_to(ROOT / "export")
             installed = ROOT / ".venv" / "npm" / name
             wanted = (folder / "package.json").read_bytes()
             if installed.is_dir() and (installed / "package.json").read_bytes() == wanted:

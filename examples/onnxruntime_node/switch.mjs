@@ -1,5 +1,7 @@
 /**
  * Switches the global codes of two images with ONNX Runtime: `node switch.mjs FOLDER a.jpg b.jpg`.
+ *
+ * It shares modules with the web page: how images are resized, and the filter for photographs at their own size.
  * @module
  */
 
@@ -8,14 +10,16 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { InferenceSession, Tensor } from "onnxruntime-node";
 import sharp from "sharp";
-import { resizeSquare } from "./resize.js";
+import { interpolateLinearly } from "../../export/page/code_arithmetic.js";
+import { applyColourMaps, fitColourMaps, shrinkToSquare } from "../../export/page/guided_filter.js";
+import { resizeSquare } from "../../export/page/resize.js";
 
 /** The execution providers that ONNX Runtime tries in this order. README.md says how to add a GPU. */
 const EXECUTION_PROVIDERS = ["cpu"];
 const CHANNELS = 3;
 const TEST_IMAGES = 16;
 const USAGE =
-  "usage: node switch.mjs FOLDER A B [--crop N], or node switch.mjs FOLDER --check, " +
+  "usage: node switch.mjs FOLDER A B [--crop N | --own-size [--strength X]], or node switch.mjs FOLDER --check, " +
   "where FOLDER has encoder.onnx and decoder.onnx, and A, B are images";
 
 /** The accepted formats. Sharp would also render SVG, which can refer to other files. */
@@ -42,6 +46,21 @@ async function explainErrors(description, action) {
 }
 
 /**
+ * Opens an image file, and rotates the image according to its EXIF data.
+ * @param {string} path
+ * @param {boolean} ignoreIcc Whether to ignore the colour profile; otherwise colours are converted to sRGB.
+ * @returns {Promise<sharp.Sharp>}
+ */
+async function openImage(path, ignoreIcc) {
+  // Reading a pipe could block forever.
+  if (!(await stat(path)).isFile()) throw new Error("it is no regular file");
+  const image = sharp(path, { ignoreIcc, failOn: "error", limitInputPixels: MOST_PIXELS });
+  const { format } = await image.metadata();
+  if (!FORMATS.includes(format)) throw new Error(`it is ${format}, none of ${FORMATS.join(", ")}`);
+  return image.autoOrient();
+}
+
+/**
  * Reads the centre square of an image with the same bytes as in training.
  * @param {string} path
  * @param {number} size Side of the result in pixels.
@@ -49,14 +68,9 @@ async function explainErrors(description, action) {
  * @returns {Promise<Uint8Array>} RGB, `size * size * 3` values.
  */
 async function readSquare(path, size, crop) {
-  // Reading a pipe could block forever.
-  if (!(await stat(path)).isFile()) throw new Error("it is no regular file");
   // Training ignores colour profiles, so the model expects pixels without them.
-  const image = sharp(path, { ignoreIcc: true, failOn: "error", limitInputPixels: MOST_PIXELS });
-  const { format } = await image.metadata();
-  if (!FORMATS.includes(format)) throw new Error(`it is ${format}, none of ${FORMATS.join(", ")}`);
+  const image = await openImage(path, true);
   const { data, info } = await image
-    .autoOrient()
     .removeAlpha()
     .toColourspace("srgb")
     .raw()
@@ -68,6 +82,17 @@ async function readSquare(path, size, crop) {
     .raw()
     .toBuffer();
   return resizeSquare(square, side, size);
+}
+
+/**
+ * Reads a complete image.
+ * @param {string} path
+ * @returns {Promise<{width: number, height: number, rgba: Uint8ClampedArray}>}
+ */
+async function readPhotograph(path) {
+  const image = await openImage(path, false);
+  const { data, info } = await image.toColourspace("srgb").ensureAlpha().raw().toBuffer({ resolveWithObject: true });
+  return { width: info.width, height: info.height, rgba: Uint8ClampedArray.from(data) };
 }
 
 /**
@@ -213,9 +238,6 @@ async function checkExactness(models) {
  * @param {number} crop Side of the centre square in pixels, or 0 for the largest one.
  */
 async function switchImages(models, paths, crop) {
-  if (models.encoder.outputNames.join() !== "z,v") {
-    throw new Problem(`${models.paths[0]} does not encode to z and v: without z there is nothing to switch`);
-  }
   const { size } = models;
   const length = size * size * CHANNELS;
   const pixels = new Uint8Array(2 * length);
@@ -239,9 +261,46 @@ async function switchImages(models, paths, crop) {
   }
 }
 
-/** @returns {{folder: string, paths: string[], crop: number, check: boolean}} The command line's arguments. */
+/**
+ * Writes ba.png, the first photograph with z of the second, and ab.png, the reverse, each at the photograph's own size.
+ * The model changes small copies, and the guided filter applies the change of colours to the photographs.
+ * @param {Models} models
+ * @param {string[]} paths Paths of the two photographs.
+ * @param {number} strength How far z moves: 0 is the photograph's own z, 1 the other one's.
+ */
+async function switchPhotographs(models, paths, strength) {
+  const { size } = models;
+  const length = size * size * CHANNELS;
+  const [photographs, before] = [[], new Uint8Array(2 * length)];
+  for (const [index, path] of paths.entries()) {
+    const photograph = await explainErrors(`read the image ${path}`, () => readPhotograph(path));
+    photographs.push(photograph);
+    before.set(shrinkToSquare(photograph.rgba, photograph.width, photograph.height, size), index * length);
+  }
+  roundToBins(before, models.binSize);
+  const { z, v } = await models.encode(before, 2);
+  const changedZ = new Tensor("float32", interpolateLinearly(z.data, swapEntries(z).data, strength), z.dims);
+  const after = await models.decode({ z: changedZ, v });
+  for (const [index, name] of ["ba.png", "ab.png"].entries()) {
+    const { width, height, rgba } = photographs[index];
+    const [first, end] = [index * length, (index + 1) * length];
+    const maps = fitColourMaps(before.subarray(first, end), after.subarray(first, end), size);
+    const result = new Uint8ClampedArray(rgba.length);
+    applyColourMaps(maps, size, photographs[index], result, 0, height);
+    const raw = { width, height, channels: 4 };
+    await explainErrors(`write ${name}`, () => sharp(result, { raw }).png().toFile(name));
+    console.log(`${name}: z of ${paths[1 - index]}, v of ${paths[index]}, ${width} x ${height} pixels`);
+  }
+}
+
+/** @returns {{folder: string, paths: string[], [option: string]: any}} The command line's arguments. */
 function readArguments() {
-  const options = { crop: { type: "string", default: "0" }, check: { type: "boolean", default: false } };
+  const options = {
+    crop: { type: "string", default: "0" },
+    check: { type: "boolean", default: false },
+    "own-size": { type: "boolean", default: false },
+    strength: { type: "string", default: "0.9" },
+  };
   let parsed;
   try {
     parsed = parseArgs({ allowPositionals: true, options });
@@ -252,14 +311,24 @@ function readArguments() {
   const [folder, ...paths] = positionals;
   if (!folder || paths.length !== (values.check ? 0 : 2)) throw new Problem(USAGE);
   if (!/^\d+$/.test(values.crop)) throw new Problem(`--crop is ${values.crop}; it must be a whole number; ${USAGE}`);
-  return { folder, paths, crop: Number(values.crop), check: values.check };
+  const strength = Number(values.strength);
+  if (!(strength >= 0 && strength <= 1)) {
+    throw new Problem(`--strength is ${values.strength}; it must be a number from 0 to 1; ${USAGE}`);
+  }
+  return { folder, paths, crop: Number(values.crop), check: values.check, ownSize: values["own-size"], strength };
 }
 
 try {
   const options = readArguments();
   const models = await Models.openFolder(options.folder);
   if (options.check) await checkExactness(models);
-  else await switchImages(models, options.paths, options.crop);
+  else {
+    if (models.encoder.outputNames.join() !== "z,v") {
+      throw new Problem(`${models.paths[0]} does not encode to z and v: without z there is nothing to switch`);
+    }
+    if (options.ownSize) await switchPhotographs(models, options.paths, options.strength);
+    else await switchImages(models, options.paths, options.crop);
+  }
 } catch (error) {
   if (!(error instanceof Problem)) throw error;
   console.error(`error: ${error.message}`);

@@ -131,7 +131,61 @@ export async function checkFullSize(page) {
   const { image_shape: [side] } = await page.evaluate(() => window.check.fetchConfig());
   expect(String(await saveSize()) === String([side, side]), "the saved file does not have the model’s size");
   await page.locator("#view-full-size").check();
+  await checkChangesAtFullSize(page, sizes);
   return `photographs of ${sizes.map((size) => size.join(" x ")).join(" and ")} pixels are shown at these sizes`;
+}
+
+/**
+ * Checks that the strength slider changes the switched photographs, and that the sections show photographs.
+ * @param {Page} page
+ * @param {number[][]} sizes Width and height of A and of B.
+ */
+async function checkChangesAtFullSize(page, sizes) {
+  /** Returns the selected canvas as a data URL once it is not hidden and not `previous`. */
+  const waitForChange = async (selector, previous, complaint) => {
+    const changed = page.waitForFunction(
+      ([selector, previous]) => {
+        const canvas = document.querySelector(selector);
+        const url = canvas.hidden ? previous : canvas.toDataURL();
+        return url !== previous && url;
+      },
+      [selector, previous],
+      MODEL_TIMEOUT,
+    );
+    return (await changed.catch(() => expect(false, complaint))).jsonValue();
+  };
+  const setSlider = (selector, value) =>
+    page.locator(selector).first().evaluate((slider, value) => {
+      slider.value = value;
+      slider.dispatchEvent(new Event("input"));
+    }, value);
+  const readSize = (selector) =>
+    page.evaluate((selector) => {
+      const { width, height, hidden } = document.querySelector(selector);
+      return hidden ? null : [width, height];
+    }, selector);
+  const grid = "#grid .picture:nth-of-type(2) canvas.full-size";
+  const switched = await waitForChange(grid, null, "the switched photograph is not shown");
+  await setSlider("#strength", "0");
+  const original = await waitForChange(grid, switched, "the strength slider changes nothing");
+  await setSlider("#strength", "0.9");
+  await waitForChange(grid, original, "the strength slider changes nothing");
+  const walk = "#walk-picture canvas.full-size";
+  await setSlider("#walk-v", "1");
+  await setSlider("#walk-z", "0");
+  const atA = await waitForChange(walk, null, "the walk shows no photograph");
+  await setSlider("#walk-z", "1");
+  await waitForChange(walk, atA, "the walk in z does not change the photograph");
+  expect(String(await readSize(walk)) === String(sizes[1]), "with v of B, the walk does not show photograph B");
+  await setSlider("#walk-v", "0.5");
+  const isHidden = (selector) => document.querySelector(selector).hidden;
+  await page.waitForFunction(isHidden, walk, MODEL_TIMEOUT);
+  if (await page.locator("#steer").isHidden()) return;
+  const steer = "#steer-picture canvas.full-size";
+  const unchanged = await waitForChange(steer, null, "the directions show no photograph");
+  await setSlider("#steer-sliders input", "1");
+  await waitForChange(steer, unchanged, "a direction does not change the photograph");
+  expect(String(await readSize(steer)) === String(sizes[0]), "the directions do not show photograph A");
 }
 
 /**

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from export.formats.runtimes import REMOTE, LiteRTFiles, OnnxFiles, Runtime, SavedModel
 from tfdecouple.errors import UserError
 from tfdecouple.runtime.requirements import require_packages
+from tfdecouple.visualization import guided_filter
 
 if TYPE_CHECKING:
     from export.endpoints import Endpoint
     from export.exported_model import ExportedModel
     from export.provenance import Provenance
 
-# The program that is published beside ONNX files and runs them with ONNX Runtime and NumPy alone.
-CLIENT = pathlib.Path(__file__).parents[1] / "client.py"
+# The program that is published beside ONNX files and runs them with ONNX Runtime and NumPy alone, and its module.
+CLIENT = (pathlib.Path(__file__).parents[1] / "client.py", pathlib.Path(guided_filter.__file__))
 # The folder of the Markdown templates, one for each format, with code that runs the exported files.
 _TEMPLATES = pathlib.Path(__file__).parents[1] / "calls"
 
@@ -161,7 +162,8 @@ class _OnnxFormat(Format):
             job.report(f"ONNX: {endpoint.onnx}")
             model = writer.build_onnx(job.exported[True], endpoint, {**metadata, "endpoint": endpoint.name})
             onnx.save(model, folder / f"{endpoint.onnx}.onnx")
-        shutil.copyfile(CLIENT, folder.parent / CLIENT.name)
+        for path in CLIENT:
+            shutil.copyfile(path, folder.parent / path.name)
         return _name_files(job)
 
     def list_runtimes(self, report: Callable[[str], Any]) -> Iterator[tuple[str, dict[str, str]]]:

@@ -51,7 +51,8 @@ def write_web_page(folder: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Pa
     `about` is the dict of `describe_model` with one more entry, "web_gpu": whether the page also gets the runtime for
     graphics cards.
     """
-    shutil.copytree(PAGE, folder)
+    # Node.js alone, in tests and in an example, needs package.json.
+    shutil.copytree(PAGE, folder, ignore=shutil.ignore_patterns("package.json"))
     sources = {f"model/{name}.onnx": onnx / f"{name}.onnx" for name in PAGE_MODELS}
     sources |= {f"runtime/{name}": runtime / name for name in RUNTIME_FILES}
     sizes = {path: source.stat().st_size for path, source in sources.items()}

@@ -4,11 +4,11 @@
  */
 
 import { DirectionsSection } from "./directions_section.js";
-import { FullSizePictures } from "./full_size_pictures.js";
 import { readSquareImage, roundToBins } from "./image_files.js";
 import { InterpolationSection } from "./interpolation_section.js";
 import { Model } from "./model.js";
 import { LoadBar, formatMegabytes, getElement } from "./page_elements.js";
+import { Photographs } from "./photographs.js";
 import { PictureChooser, fetchBlob } from "./picture_chooser.js";
 import { SamplingSection } from "./sampling_section.js";
 import { SwapGrid } from "./swap_grid.js";
@@ -22,13 +22,15 @@ const loadBar = new LoadBar("load", "model");
 const model = new Model((progress) =>
   (progress.file === SAMPLER_FILE ? samplingSection.loadBar : loadBar).showProgress(progress),
 );
+/** @type {Promise<Config>} */
+const configPromise = fetchBlob("model/config.json").then(async (blob) => JSON.parse(await blob.text()));
+const photographs = new Photographs(model, configPromise);
 const samplingSection = new SamplingSection(model);
-const directionsSection = new DirectionsSection(model);
-const interpolationSection = new InterpolationSection(model);
-const swapGrid = new SwapGrid(model, (codes, decoded, milliseconds) => {
+const directionsSection = new DirectionsSection(model, photographs);
+const interpolationSection = new InterpolationSection(model, photographs);
+const swapGrid = new SwapGrid(model, photographs, (codes, decoded, milliseconds) => {
   interpolationSection.setCodes(codes, decoded, milliseconds);
   directionsSection.setCodes(codes);
-  if (codes) fullSizePictures.requestPictures();
 });
 const choosers = LETTERS.map(
   (letter, index) => new PictureChooser(letter, (blob, name) => choosePicture(index, blob, name)),
@@ -38,10 +40,7 @@ const choiceCounts = [0, 0];
 /** The picture that the next pasted file replaces: 0 for A, 1 for B. */
 let nextPasteIndex = 0;
 
-/** @type {Promise<Config>} */
-const configPromise = fetchBlob("model/config.json").then(async (blob) => JSON.parse(await blob.text()));
 const ready = model.load(configPromise);
-const fullSizePictures = new FullSizePictures(model, swapGrid, configPromise);
 
 /**
  * The model's functions, for tests and for scripts. A batch of images, codes or noise is one flat array, in which one
@@ -116,7 +115,7 @@ async function choosePicture(index, blob, name) {
     // Decoding gives rounded values, so an exact model reproduces these pixels and not those of the file.
     const pixels = roundToBins(await readSquareImage(await blob, name, size, crop), bits);
     if (choice !== choiceCounts[index]) return;
-    fullSizePictures.setFile(index, await blob, name);
+    photographs.setFile(index, await blob, name);
     choosers[index].markChosen(name);
     swapGrid.setImage(index, pixels);
   } catch (error) {

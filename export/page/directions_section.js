@@ -12,9 +12,10 @@ import { Picture, createElement, getElement } from "./page_elements.js";
 /** The largest amount of a direction that a slider adds to z or subtracts from z, like the default of `edit`. */
 const LARGEST_AMOUNT = 1;
 
-/** Shows A or B, decoded after steps along the model's directions in z. */
+/** Shows A or B after steps along the model's directions in z. */
 export class DirectionsSection {
   #model;
+  #showPhotograph;
   /** @type {[Code, Code] | null} */
   #codes = null;
   /** @type {{input: any, vector: Float32Array}[]} */
@@ -22,9 +23,9 @@ export class DirectionsSection {
   #picture = new Picture("The changed picture", "changed");
   #requestPicture = runLatestOnly(() => this.#decodePicture());
 
-  /** @param {import("./model.js").Model} model */
-  constructor(model) {
-    this.#model = model;
+  /** @param {import("./model.js").Model} model @param {import("./photographs.js").Photographs} photographs */
+  constructor(model, photographs) {
+    [this.#model, this.#showPhotograph] = [model, photographs.connectPicture(this.#picture)];
     getElement("steer-picture").append(this.#picture.element);
     for (const id of ["steer-a", "steer-b"]) getElement(id).addEventListener("change", () => this.#requestPicture(null));
     getElement("steer-reset").addEventListener("click", () => {
@@ -53,6 +54,7 @@ export class DirectionsSection {
   setCodes(codes) {
     this.#codes = codes;
     this.#picture.markStale();
+    this.#showPhotograph(null);
     this.#requestPicture(null);
   }
 
@@ -60,9 +62,12 @@ export class DirectionsSection {
   async #decodePicture() {
     const codes = this.#codes;
     if (!codes || this.#sliders.length === 0) return;
-    const { z, v } = codes[Number(getElement("steer-b").checked)];
+    const index = Number(getElement("steer-b").checked);
+    const { z, v } = codes[index];
     const steps = this.#sliders.map(({ input, vector }) => ({ amount: input.valueAsNumber, vector }));
     const pixels = await this.#model.decode(addDirections(z, steps), v, 1);
-    if (codes === this.#codes) this.#picture.showPixels(pixels);
+    if (codes !== this.#codes) return;
+    this.#picture.showPixels(pixels);
+    this.#showPhotograph({ index, makeZ: (zs) => addDirections(zs[index], steps) });
   }
 }

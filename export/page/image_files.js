@@ -3,6 +3,7 @@
  * @module
  */
 
+import { makeOpaque } from "./opaque_files.js";
 import { computeTaps, filterColumns, filterRows } from "./resize.js";
 
 const CHANNELS = 3;
@@ -30,16 +31,10 @@ export async function readSquareImage(blob, name, size, crop = 0) {
     const side = Math.min(bitmap.width, bitmap.height, crop || Infinity);
     const [left, top] = [Math.floor((bitmap.width - side) / 2), Math.floor((bitmap.height - side) / 2)];
     const taps = side === size ? null : computeTaps(side, size);
-    let readPixels = readPixelsOfCanvas;
     const resizedRows = new Uint8Array(side * size * CHANNELS);
     const rows = Math.max(1, Math.floor(STRIP_PIXELS / side));
     for (let y = 0; y < side; y += rows) {
-      const strip = /** @type {const} */ ([left, top + y, side, Math.min(rows, side - y)]);
-      let rgba = readPixels(bitmap, ...strip);
-      if (readPixels === readPixelsOfCanvas && isTransparent(rgba)) {
-        readPixels = makeWebGlReader(bitmap) ?? readPixelsOfCanvas;
-        rgba = readPixels(bitmap, ...strip);
-      }
+      const rgba = readPixels(bitmap, left, top + y, side, Math.min(rows, side - y), false);
       resizedRows.set(taps ? filterRows(rgba, side, 4, taps) : removeAlpha(rgba), y * size * CHANNELS);
     }
     return taps ? filterColumns(resizedRows, taps) : resizedRows;
@@ -58,7 +53,7 @@ export async function readSquareImage(blob, name, size, crop = 0) {
 export async function readPhotograph(blob, name, longestSide) {
   const bitmap = await decodeBitmap(blob, name, longestSide);
   const { width, height } = bitmap;
-  const rgba = readPixelsOfCanvas(bitmap, 0, 0, width, height);
+  const rgba = readPixels(bitmap, 0, 0, width, height, true);
   bitmap.close();
   return { width, height, rgba };
 }
@@ -92,9 +87,8 @@ async function decodeBitmap(blob, name, longestSide = Infinity) {
   const scale = Math.min(1, longestSide / Math.max(width, height));
   const [resizeWidth, resizeHeight] = [width, height].map((side) => Math.max(1, Math.round(side * scale)));
   try {
-    return await createImageBitmap(blob, {
+    return await createImageBitmap(exact ? await makeOpaque(blob) : blob, {
       imageOrientation: "from-image",
-      premultiplyAlpha: exact ? "none" : "default",
       colorSpaceConversion: exact ? "none" : "default",
       ...(scale < 1 && { resizeWidth, resizeHeight, resizeQuality: "high" }),
     });
@@ -126,54 +120,21 @@ function describeUnreadableFile(blob, name) {
 }
 
 /**
- * Reads a rectangle of a picture through a canvas. The canvas multiplies colours by alpha, so the colours of transparent
- * pixels are rounded.
+ * Reads a rectangle of a picture through a canvas.
  * @param {ImageBitmap} bitmap
  * @param {number} left
  * @param {number} top
  * @param {number} width
  * @param {number} height
+ * @param {boolean} alpha Whether to read transparency. Chromium keeps alpha in the pixels of some opaque pictures.
  * @returns {Uint8ClampedArray} RGBA.
  */
-function readPixelsOfCanvas(bitmap, left, top, width, height) {
-  const canvas = createCanvas(width, height);
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.drawImage(bitmap, left, top, width, height, 0, 0, width, height);
-  return context.getImageData(0, 0, width, height).data;
-}
-
-/** @param {Uint8ClampedArray} rgba @returns {boolean} Whether any pixel is transparent, also in part. */
-function isTransparent(rgba) {
-  for (let alpha = 3; alpha < rgba.length; alpha += 4) if (rgba[alpha] < 255) return true;
-  return false;
-}
-
-/**
- * Returns a function that reads rectangles of a picture through WebGL, which keeps the colours of transparent pixels.
- * @param {ImageBitmap} bitmap Its colours are not multiplied by alpha.
- * @returns {typeof readPixelsOfCanvas | null} Null if the browser has no WebGL, or none for a picture of this size.
- */
-function makeWebGlReader(bitmap) {
-  const gl = createCanvas(1, 1).getContext("webgl");
-  if (!gl || Math.max(bitmap.width, bitmap.height) > gl.getParameter(gl.MAX_TEXTURE_SIZE)) return null;
-  const texture = gl.createTexture();
-  gl.bindTexture(gl.TEXTURE_2D, texture);
-  gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, bitmap);
-  gl.bindFramebuffer(gl.FRAMEBUFFER, gl.createFramebuffer());
-  gl.framebufferTexture2D(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.TEXTURE_2D, texture, 0);
-  if (gl.checkFramebufferStatus(gl.FRAMEBUFFER) !== gl.FRAMEBUFFER_COMPLETE) return null;
-  return (_, left, top, width, height) => {
-    const rgba = new Uint8Array(width * height * 4);
-    gl.readPixels(left, top, width, height, gl.RGBA, gl.UNSIGNED_BYTE, rgba);
-    return rgba;
-  };
-}
-
-/** @param {number} width @param {number} height @returns {HTMLCanvasElement} A canvas that is not part of the page. */
-function createCanvas(width, height) {
+function readPixels(bitmap, left, top, width, height, alpha) {
   const canvas = document.createElement("canvas");
   Object.assign(canvas, { width, height });
-  return canvas;
+  const context = canvas.getContext("2d", { willReadFrequently: true, alpha });
+  context.drawImage(bitmap, left, top, width, height, 0, 0, width, height);
+  return context.getImageData(0, 0, width, height).data;
 }
 
 /** @param {Uint8Array | Uint8ClampedArray} rgba @returns {Uint8Array} RGB, three values for each pixel. */

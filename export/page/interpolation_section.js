@@ -22,9 +22,22 @@ function locateCell(index) {
   return [(index % CELLS_PER_SIDE) / last, Math.floor(index / CELLS_PER_SIDE) / last];
 }
 
-/** Shows a map of interpolated pictures, a slider for z and one for v, and the picture at the position of the sliders. */
+/**
+ * How far a key moves a slider for z or v. Browsers disagree on the direction of keys on a vertical slider; here a key moves
+ * the thumb where its arrow points.
+ */
+const KEY_STEPS = {
+  ...{ ArrowUp: -0.01, ArrowLeft: -0.01, PageUp: -0.1, Home: -1 },
+  ...{ ArrowDown: 0.01, ArrowRight: 0.01, PageDown: 0.1, End: 1 },
+};
+
+/**
+ * Shows a map of interpolated pictures, a slider for z and one for v, and the picture at the position of the sliders. At the
+ * photographs' size it shows A or B, since there is no photograph with a v between theirs.
+ */
 export class InterpolationSection {
   #model;
+  #showPhotograph;
   /** @type {[Code, Code] | null} */
   #codes = null;
   #picture = new Picture("Between A and B", "between");
@@ -36,12 +49,15 @@ export class InterpolationSection {
   #requestPicture = runLatestOnly(() => this.#decodePicture());
   #requestMap = runLatestOnly((codes) => this.#fillMap(codes));
 
-  /** @param {import("./model.js").Model} model */
-  constructor(model) {
-    this.#model = model;
+  /** @param {import("./model.js").Model} model @param {import("./photographs.js").Photographs} photographs */
+  constructor(model, photographs) {
+    [this.#model, this.#showPhotograph] = [model, photographs.connectPicture(this.#picture)];
     getElement("walk-picture").append(this.#picture.element);
     getElement("map").prepend(...this.#cells);
-    for (const slider of Object.values(this.#sliders)) slider.addEventListener("input", () => this.#showPosition());
+    for (const slider of Object.values(this.#sliders)) {
+      slider.addEventListener("input", () => this.#showPosition());
+      slider.addEventListener("keydown", (event) => this.#followKey(event, slider));
+    }
     this.#followPointer(getElement("map"));
     this.#showPosition();
   }
@@ -55,10 +71,20 @@ export class InterpolationSection {
   setCodes(codes, corners, milliseconds) {
     this.#codes = codes;
     this.#picture.markStale();
+    this.#showPhotograph(null);
     if (!codes) return this.#cells.forEach((cell) => (cell.width = 1));
     CORNER_CELLS.forEach((cell, k) => drawPixels(this.#cells[cell], corners[k]));
     this.#requestPicture(null);
     if (milliseconds < SLOWEST_SWAP_MS) this.#requestMap(codes);
+  }
+
+  /** Moves a slider by a key that was pressed on it. @param {KeyboardEvent} event @param {HTMLInputElement} slider */
+  #followKey(event, slider) {
+    const step = KEY_STEPS[event.key];
+    if (!step || event.altKey || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    slider.valueAsNumber += step;
+    this.#showPosition();
   }
 
   /** Moves both sliders to the position of a pointer that is pressed or dragged on the map. @param {HTMLElement} map */
@@ -104,8 +130,12 @@ export class InterpolationSection {
   async #decodePicture() {
     const codes = this.#codes;
     if (!codes) return;
-    const pixels = await this.#decodeAt(codes, this.#sliders.x.valueAsNumber, this.#sliders.y.valueAsNumber);
-    if (codes === this.#codes) this.#picture.showPixels(pixels);
+    const [x, y] = [this.#sliders.x.valueAsNumber, this.#sliders.y.valueAsNumber];
+    const pixels = await this.#decodeAt(codes, x, y);
+    if (codes !== this.#codes) return;
+    this.#picture.showPixels(pixels);
+    const isBetween = x > 0 && x < 1;
+    this.#showPhotograph(isBetween ? null : { index: x, makeZ: ([a, b]) => interpolateLinearly(a, b, y) });
   }
 
   /** Decodes the map one picture at a time, so that a drag waits for one picture at most. @param {[Code, Code]} codes */

@@ -3,7 +3,7 @@
  * @module
  */
 
-import { joinBatch, splitBatch } from "./code_arithmetic.js";
+import { interpolateLinearly, joinBatch, splitBatch } from "./code_arithmetic.js";
 import { runLatestOnly } from "./latest_request.js";
 import { Picture, createElement, getElement, showVerdict } from "./page_elements.js";
 import { countDifferences, hasColoursOfZ } from "./pixel_comparison.js";
@@ -34,14 +34,18 @@ export class SwapGrid {
   #images = [null, null];
   #enabled = false;
   #requestSwap = runLatestOnly((images) => this.#swapCodes(images));
+  #showPhotographs;
 
   /**
    * @param {import("./model.js").Model} model
+   * @param {import("./photographs.js").Photographs} photographs
    * @param {(codes: [Code, Code] | null, decoded: Uint8Array[], milliseconds: number) => void} onCodes Called with the
    *   codes of A and B, the four pictures, and how long they took to compute; called with null when an image changes.
    */
-  constructor(model, onCodes) {
+  constructor(model, photographs, onCodes) {
     [this.#model, this.#onCodes] = [model, onCodes];
+    this.#showPhotographs = this.#pictures.map((picture) => photographs.connectPicture(picture));
+    getElement("strength").addEventListener("input", () => SWITCHED_CELLS.forEach((cell) => this.#showPhotograph(cell)));
     const columnLabels = LETTERS.map((letter) =>
       createElement("p", { class: "column v" }, [createElement("i", {}, ["v"]), ` of ${letter}`]),
     );
@@ -57,7 +61,7 @@ export class SwapGrid {
   /** Replaces A or B, and recomputes the grid. @param {number} index 0 for A, 1 for B. @param {Uint8Array} pixels RGB. */
   setImage(index, pixels) {
     this.#images = this.#images.with(index, pixels);
-    for (const picture of this.#pictures) picture.hideFullSize();
+    for (const show of this.#showPhotographs) show(null);
     this.#pictures[ORIGINAL_CELLS[index]].showPixels(pixels);
     for (const cell of SWITCHED_CELLS) this.#pictures[cell].markStale();
     this.#labelPictures([false, false]);
@@ -66,9 +70,12 @@ export class SwapGrid {
     this.#startSwap();
   }
 
-  /** Shows the picture of a cell at the size of a photograph. @param {number} cell @param {ImageData} image */
-  showFullSize(cell, image) {
-    this.#pictures[cell].showFullSize(image);
+  /** Shows a cell's photograph. With strength 1 its z is that of the other photograph. @param {number} cell */
+  #showPhotograph(cell) {
+    const { z, v } = CELLS[cell];
+    const strength = getElement("strength").valueAsNumber;
+    const makeZ = (/** @type {Float32Array[]} */ zs) => interpolateLinearly(zs[v], zs[z], strength);
+    this.#showPhotographs[cell](z === v ? { index: v } : { index: v, makeZ });
   }
 
   /** Lets the grid compute its pictures, once the model is loaded. */
@@ -104,6 +111,7 @@ export class SwapGrid {
     );
     this.#showExactness(images, decoded);
     this.#onCodes([0, 1].map((k) => ({ z: zs[k], v: vs[k] })), decoded, performance.now() - start);
+    CELLS.forEach((_, cell) => this.#showPhotograph(cell));
   }
 
   /**

@@ -86,11 +86,6 @@ def test_tensorflow_datasets_are_read_as_image_files_are(files, wanted):
             assert_same(pixels, wanted[name], name)
 
 
-def test_web_page_and_node_example_have_the_same_resizing_code():
-    ours = (ROOT / "export" / "page" / "resize.js").read_bytes()
-    assert (EXAMPLES / "onnxruntime_node" / "resize.js").read_bytes() == ours
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("node") is None, reason="node not installed")
 def test_javascript_filter_gives_the_bytes_of_the_python_filter(tmp_path):

@@ -20,7 +20,7 @@ PARTS = tuple(f"{name}.onnx" for name in list_onnx_names(TINY).values())
 # Names of the ONNX files that the web page of an export loads.
 ON_PAGE = tuple(f"{name}.onnx" for name in PAGE_MODELS)
 # Names in an export folder with the formats savedmodel and onnx.
-COMPLETE = {"savedmodel", "onnx", "client.py", JSON_NAME, TEXT_NAME, MANIFEST, VECTORS, *EDITABLE}
+COMPLETE = {"savedmodel", "onnx", "client.py", "guided_filter.py", JSON_NAME, TEXT_NAME, MANIFEST, VECTORS, *EDITABLE}
 # The signatures with which tests build a small SavedModel, which loads faster than one with all signatures.
 SIGNATURES = ("encode", "decode")
 

@@ -31,6 +31,9 @@ class FakeElement {
   get valueAsNumber() {
     return Number(this.value);
   }
+  set valueAsNumber(number) {
+    this.value = String(number);
+  }
   setAttribute(attribute, value) {
     this[attribute] = value;
   }
@@ -118,6 +121,9 @@ for (const name of ["runtime", "model"]) mkdirSync(new URL(name, page), { recurs
 for (const file of RUNTIME_FILES) writeFileSync(new URL(`runtime/${file}`, page), "//");
 for (const name of ["encoder", "decoder", "sampler"]) writeFileSync(new URL(`model/${name}.onnx`, page), name);
 
+/** Replaces the photographs: shows none. */
+const photographs = { connectPicture: () => () => {} };
+
 /** Returns a loaded model, with changes to its config. */
 async function loadModel(changes = {}) {
   const { Model } = await import(new URL("model.js", page));
@@ -170,7 +176,7 @@ const checks = {
       decode: async (z, v, count) => new Uint8Array(count * valuesPerImage),
     };
     const codes = [];
-    const grid = new SwapGrid(model, (pair) => codes.push(pair));
+    const grid = new SwapGrid(model, photographs, (pair) => codes.push(pair));
     const waitForRequests = async (count) => {
       while (waiting.length < count) await new Promise(setImmediate);
     };
@@ -203,11 +209,30 @@ const checks = {
 
   async pictures_of_the_map_have_names() {
     const { InterpolationSection } = await import(new URL("interpolation_section.js", page));
-    new InterpolationSection({});
+    new InterpolationSection({}, photographs);
     const cells = getElement("map").children;
     assert(cells.every((cell) => cell.role === "img"));
     assert.equal(new Set(cells.map((cell) => cell["aria-label"])).size, 25);
     assert.equal(cells[1]["aria-label"], "z 0 %, v 25 % from B");
+  },
+
+  async key_moves_the_thumb_of_a_slider_where_its_arrow_points() {
+    const { InterpolationSection } = await import(new URL("interpolation_section.js", page));
+    const slider = Object.assign(getElement("walk-z"), { value: "0.5" });
+    new InterpolationSection({}, photographs);
+    const press = (key, modifiers = {}) => {
+      let prevented = false;
+      slider.listeners.keydown({ key, preventDefault: () => (prevented = true), ...modifiers });
+      return [Math.round(100 * slider.value) / 100, prevented];
+    };
+    // The smallest value is at the top of the vertical slider.
+    assert.deepEqual(press("ArrowDown"), [0.51, true]);
+    assert.deepEqual(press("ArrowUp"), [0.5, true]);
+    assert.deepEqual(press("PageDown"), [0.6, true]);
+    assert(press("End")[0] >= 1 && press("Home")[0] <= 0.6);
+    const value = Math.round(100 * slider.value) / 100;
+    assert.deepEqual(press("ArrowLeft", { altKey: true }), [value, false]);
+    assert.deepEqual(press("Tab"), [value, false]);
   },
 
   async first_start_of_the_sampler_shows_progress() {

@@ -74,12 +74,19 @@ def write_picture_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 
 def make_png_header(width: int, height: int) -> bytes:
     """Returns the bytes of a broken PNG file, whose header claims width x height pixels, but which holds only a few."""
+    return make_png(width, height, zlib.compress(bytes(99)))
+
+
+def make_png(
+    width: int, height: int, data: bytes, depth: int = 8, colour_type: int = 2, interlaced: bool = False
+) -> bytes:
+    """Returns the bytes of a PNG file; `data` are its compressed rows, each with a filter byte before it."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, interlaced))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 # ONNX models, as text, of an encoder and a decoder of 8 x 8 images without z; they use the image as v.

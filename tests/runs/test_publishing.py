@@ -178,17 +178,18 @@ def test_model_card_claims_nothing_of_unknown_images(kind, tiny_run, tmp_path):
 def test_weights_of_a_folder_are_published_with_data_that_all_users_have(run, published, tmp_path):
     """The model card and an export state what the weights were trained on, also after a second publication."""
     first, second, rights = str(tmp_path / "first"), str(tmp_path / "second"), "104 photographs,\n all CC0."
-    stated = ["--data", "photographs", "--rights", rights]
+    stated = ["--data", "photographs", "--trained-on", "crops of\n104 photographs", "--rights", rights]
     assert main(["publish", "--run", str(run), "--to", first, "--licence", "mit", *stated]) == 0
     assert main(["publish", "--run", first, "--to", second]) == 0
     for folder in (first, second):
         assert RunFolder(folder).read_config().data.source == "photographs"
         assert Run.open(folder).open_source(None, None).sizes
         found, body = header(pathlib.Path(folder))
-        assert "| trained on | folder faces" in body and "| rights in the images | 104 photographs, all CC0. |" in body
+        assert "| trained on | crops of 104 photographs, " in body
+        assert "| rights in the images | 104 photographs, all CC0. |" in body
         assert found["model-index"][0]["results"][0]["dataset"]["type"] == "folder"
         _, provenance = open_run(folder)
-        assert (provenance.data, provenance.rights) == ("folder faces", "104 photographs, all CC0.")
+        assert (provenance.data, provenance.rights) == ("crops of 104 photographs", "104 photographs, all CC0.")
         # Whether the folder had the page's example photographs is not known.
         assert {example["seen"] for example in describe_model(provenance)["examples"]} == {None}
     assert RunFolder(published).read_config().data.source == "folder:faces"

@@ -4,10 +4,13 @@ import zlib
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import ExifTags, Image, ImageCms
 
 from tfdecouple.errors import DataError
-from tfdecouple.visualization.full_size import change_at_full_size, read_photograph
+from tfdecouple.model.any_size import shrink_images
+from tfdecouple.visualization.full_size import read_photograph
+from tfdecouple.visualization.guided_filter import change_at_full_size, shrink_photograph
 
 SHAPE = (16, 16, 3)
 
@@ -25,6 +28,13 @@ def shrink(pixels):
 
 def luminance_gradients(pixels):
     return np.concatenate([part.ravel() for part in np.gradient(pixels @ np.array([0.299, 0.587, 0.114]))])
+
+
+@pytest.mark.parametrize("shape", [(70, 45, 3), (5, 7, 1), (16, 16, 3), (1, 300, 3)], ids=str)
+def test_photograph_is_shrunk_to_the_pixels_that_the_encoder_gets(shape, eager):
+    photograph = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    expected = shrink_images(tf.constant(photograph[None]), *SHAPE[:2])[0]
+    np.testing.assert_array_equal(shrink_photograph(photograph, *SHAPE[:2]), expected)
 
 
 class TestChange:
@@ -96,7 +106,9 @@ class TestPhotograph:
     def test_result_has_the_file_format_of_the_photograph(self, tmp_path, name):
         path = written(tmp_path, Image.fromarray(smooth_photograph(30, 50)), name)
         photograph = read_photograph(path, 3, 2048)
-        assert photograph.pixels.shape == (30, 50, 3) and photograph.shrink_photograph(SHAPE).shape == SHAPE
+        assert (
+            photograph.pixels.shape == (30, 50, 3) and shrink_photograph(photograph.pixels, *SHAPE[:2]).shape == SHAPE
+        )
         content, suffix = photograph.encode_photograph(photograph.pixels)
         with Image.open(io.BytesIO(content)) as again, Image.open(path) as first:
             assert again.format == first.format and again.size == (50, 30) and name.endswith(suffix)
@@ -105,7 +117,7 @@ class TestPhotograph:
     def test_photograph_of_any_proportions_is_shrunk_to_the_largest_side(self, tmp_path, size, read):
         path = written(tmp_path, Image.fromarray(np.full((*size, 3), 90, np.uint8)), "a.png")
         photograph = read_photograph(path, 3, 100)
-        small = photograph.shrink_photograph(SHAPE)
+        small = shrink_photograph(photograph.pixels, *SHAPE[:2])
         result = change_at_full_size(photograph.pixels, small, np.full(SHAPE, 200, np.uint8))
         assert result.shape == photograph.pixels.shape == (*read, 3)
         assert np.abs(result.astype(int) - 200).max() <= 1

@@ -298,6 +298,7 @@ COMMANDS = {command.name: command for command in (
             option("--name NAME", "name of the model; default the last part of --to"),
             option("--data NAME", "data set that commands use with the published weights if the user names none: "
                 "photographs, or a TFDS name; default that of the training, which the model card states in any case"),
+            option("--trained-on TEXT", "description of the training images, for the card; default the data set"),
             option("--rights TEXT", "sentence on rights in the training images, for the card; default the data set's"),
             flag("--private", "make a new repository on the Hub private"),
         ]),

@@ -95,7 +95,7 @@ def run_publish(options: argparse.Namespace) -> int:
     """Runs the command `publish`: writes the weights of --run to the folder or Hub repository --to; returns 0."""
     from tfdecouple.runs.publishing import publish
 
-    names = ("licence", "name", "data", "rights", "private")
+    names = ("licence", "name", "data", "trained_on", "rights", "private")
     place = publish(options.run, options.to, **{name: getattr(options, name) for name in names})
     print(f"{place}: config, weights, card and manifest")
     print(f"  import tfdecouple; model = tfdecouple.load_{'pretrained' if '://' in place else 'model'}({place!r})")

@@ -335,6 +335,16 @@ class InvertibleLayer(BaseLayer):
         return x, condition
 
 
+def require_condition(layer: keras.layers.Layer, size: int, condition: Any, local: bool = False) -> None:
+    """Raises UserError unless `condition`, a z or (if `local`) a feature map, is given and has `size` channels."""
+    expected = f"[batch, height, width, {size}]" if local else f"[batch, {size}]"
+    if condition is None:
+        what = "a map" if local else "z"
+        raise UserError(f"layer {layer.name} is conditional: pass condition={what} of shape {expected}")
+    if condition.shape[-1] != size:
+        raise UserError(f"layer {layer.name} got a condition of shape {condition.shape}; it needs {expected}")
+
+
 def run_layers(
     call: Callable[..., Mapped], layers: Sequence[InvertibleLayer], x: tf.Tensor, condition: Condition
 ) -> Mapped:

@@ -41,6 +41,7 @@ def publish(
     licence: str | None = None,
     name: str | None = None,
     data: str | None = None,
+    trained_on: str | None = None,
     rights: str | None = None,
     private: bool = False,
 ) -> str:
@@ -55,9 +56,9 @@ def publish(
             (README.md) of `run`.
         name: the name of the model; None for the last part of `to`.
         data: the data set, such as "photographs" or "cifar10", whose images the commands use with the published weights
-            unless the user names another; None for that of the training. The model card states that of the training.
-        rights: a sentence for the model card on the rights in the training images; None for what is known of the data
-            set.
+            unless the user names another; None for that of the training.
+        trained_on: a description of the training images for the model card; None for what is known of the data set.
+        rights: a sentence on the rights in these images, likewise.
         private: whether a new repository on the Hub is private.
 
     Raises:
@@ -83,7 +84,8 @@ def publish(
             folder = pathlib.Path(scratch) / "model"
             folder.mkdir()
             address = to if on_hub else name if target.parent == BUNDLED else None
-            _write_published_files(opened, folder, name, licence, address, data or "", rights or "")
+            stated = {"data": trained_on, "rights": rights}
+            _write_published_files(opened, folder, name, licence, address, data or "", stated)
             if on_hub:
                 return upload_weights(folder, to, private=private, message=f"{name}, update {opened.step}")
             os.replace(folder, target)
@@ -105,7 +107,13 @@ def _read_licence(run: str) -> str:
 
 
 def _write_published_files(
-    opened: Run, folder: pathlib.Path, name: str, licence: str, address: str | None, data: str, rights: str
+    opened: Run,
+    folder: pathlib.Path,
+    name: str,
+    licence: str,
+    address: str | None,
+    data: str,
+    stated: Mapping[str, str | None],
 ) -> None:
     config = opened.config
     directions = opened.directions() if config.model.has_latent else None
@@ -121,8 +129,7 @@ def _write_published_files(
     if data:
         # If the weights were published before, their summary.json already has the training's data source.
         summary.setdefault("source", source)
-    if rights:
-        summary["rights"] = " ".join(rights.split())
+    summary |= {name: " ".join(text.split()) for name, text in stated.items() if text}
     if summary.get("data"):
         summary["data"] = hide_image_path(summary["data"], config.data)
     if "imported_from" in summary:

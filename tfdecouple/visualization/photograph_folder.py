@@ -15,6 +15,7 @@ from tfdecouple.runs.opened_run import hash_weights
 from tfdecouple.runtime.progress import Counter
 from tfdecouple.storage.files import hash_file, read_json, write_bytes, write_json
 from tfdecouple.visualization.full_size import find_result_name, read_photograph
+from tfdecouple.visualization.guided_filter import shrink_photograph
 
 # Name of the file in the results' folder that records the reference and the model.
 MANIFEST = "switch.json"
@@ -23,8 +24,9 @@ MANIFEST = "switch.json"
 class SwitchedFolder(NamedTuple):
     """The result of `switch_folder`: paths of photographs that this call (`written`) or an earlier call (`kept`) wrote.
 
-    `errors` has an error, with the path, for each photograph that cannot be read. `notes` has a line for each thing that
-    a user may not expect, such as grey photographs with the colours of the reference, or a limited change of colours.
+    `errors` has an error, with the path, for each photograph that cannot be read. `notes` has a line for each thing
+    that a user may not expect, such as grey photographs with the colours of the reference, or a limited change of
+    colours.
     """
 
     written: list[pathlib.Path]
@@ -47,7 +49,7 @@ def switch_folder(
     The model computes the change of colours at its own size, and `change_at_full_size` applies the change to the
     photograph. A result has the photograph's path below the folder and its file format, but PNG for a format such as
     GIF. Photographs that cannot be read are skipped, and results of an earlier call with the same reference, model,
-    `strength`, `max_side` and `unlimited` (see `change_at_full_size`) are kept. The progress is shown on standard error.
+    `strength`, `max_side` and `unlimited` (see `change_at_full_size`) are kept. Progress is shown on standard error.
 
     >>> import tempfile
     >>> from PIL import Image
@@ -81,7 +83,7 @@ def switch_folder(
     if min(height, width) < least:
         need = f"give a reference of at least {least} x {least}"
         raise DataError(f"{reference} has {width} x {height} pixels; {need}, the smallest image of this model")
-    z = model.posterior(original.shrink_photograph(shape)[None]).mean()
+    z = model.posterior(shrink_photograph(original.pixels, *shape[:2])[None]).mean()
     result, noted = SwitchedFolder([], [], [], []), dict[str, list[str]]()
     photographs: dict[pathlib.Path, str] = {}
     for file in files:
@@ -114,7 +116,7 @@ def switch_folder(
             except DataError as error:
                 result.errors.append(error)
             else:
-                before = np.asarray(model.quantize_images(photograph.shrink_photograph(shape)[None]))
+                before = np.asarray(model.quantize_images(shrink_photograph(photograph.pixels, *shape[:2])[None]))
                 codes = model.encode(before)
                 after = model.decode(interpolate_codes(codes.z, z, [strength])[:, 0], codes.v)
                 pixels, notes = photograph.change_photograph(before[0], np.asarray(after)[0], unlimited)
