@@ -25,6 +25,8 @@ IMAGES = pathlib.Path(__file__).parent / "images"
 CONTENT, REFERENCES = "china", ("coffee", "flower", "rocket")
 # Width of one picture in pixels, and side of the inset that shows the photograph that gives z.
 WIDTH, INSET = 240, 72
+# Quality of the JPEG file.
+QUALITY = 88
 
 STYLE = """\
   svg { --ink: #1f2328; --paper: #ffffff; --z: #fff1d6; --v: #dcebff; --net: #eceff3; --line: #57606a; }
@@ -126,7 +128,7 @@ def main() -> int:
     """Writes both pictures; returns the exit status 0."""
     (IMAGES / "architecture.svg").write_text(draw_architecture(), encoding="utf-8")
     start_tensorflow()
-    draw_codes().save(IMAGES / "one_v_three_z.jpg", quality=88)
+    draw_codes().save(IMAGES / "one_v_three_z.jpg", quality=QUALITY)
     return 0
 
 
