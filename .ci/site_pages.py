@@ -24,6 +24,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # {path in the repository: path in the site} of the pages whose files are not in docs/.
 SITE_PATHS = {
     "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security_policy.md",
     "examples/tour.ipynb": "tour.md",
     **{
