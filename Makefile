@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Options that are appended to the command of `make train` and of the tests: make train ARGS="--steps 300"
 ARGS ?=
-# Two processes run the tests. All tests of a file run in one process, so that they share its fixtures.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 # This command checks files against a schema that the package contains.
 SCHEMA := $(BIN)/check-jsonschema --builtin-schema
+# Two processes run the tests. All tests of a file run in one process, so that they share its fixtures.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 # `make test-loggers` runs these tests in another environment, so `make test-slow` leaves them out.
 LOGGERS := tests/loggers/test_loggers.py
 # All long tests of a class run in one process. If all tests of a file did, one process would be idle at the end. The tests
