@@ -84,7 +84,7 @@ class TestBenchmarks:
     def test_tables_of_results_and_trials_come_from_the_result_files(self):
         assert update_page(results.PAGE, {name: render() for name, render in results.TABLES.items()}, check=True) == 0
         tables = {"trials": trials.render_trials(trials.read_rows(trials.ROWS))}
-        assert update_page(ROOT / "docs" / "trials.md", tables, check=True) == 0
+        assert update_page(ROOT / "docs" / "results" / "trials.md", tables, check=True) == 0
 
     def test_paper_benchmark_finds_a_changed_count_of_parameters_and_restores_it(self, monkeypatch, capsys, tmp_path):
         original = paper.PAGE.read_text(encoding="utf-8")

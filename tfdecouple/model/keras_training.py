@@ -147,9 +147,8 @@ class SkippedSteps(keras.callbacks.Callback):
         if not bool(self._bound_metrics.converges):
             raise DivergedError(
                 f"training diverged: {int(self._bound_metrics.skipped.numpy())} steps in a row were not applied, for "
-                "values that are not finite or inexact inversions; the model has the weights before "
-                "them. A smaller learning rate, a warm-up or clipping may help (docs/troubleshooting.md); compile before "
-                "you fit again"
+                "values that are not finite or inexact inversions; the model has the weights before them. A smaller "
+                "learning rate, a warm-up or clipping may help (docs/troubleshooting.md); compile before you fit again"
             )
 
 
