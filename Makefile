@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Options that are appended to the command of `make train` and of the tests: make train ARGS="--steps 300"
 ARGS ?=
+# This command checks files against a schema that the package contains.
+SCHEMA := $(BIN)/check-jsonschema --builtin-schema
 # Two processes run the tests. All tests of a file run in one process, so that they share its fixtures.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 # `make test-services` runs these tests in another environment, so `make test-slow` leaves them out.
@@ -75,10 +77,13 @@ tools: | $(VENV)/.stamp-venv ## install what the long tests need: compilers, ONN
 docs: $(VENV)/.stamp-docs ## build the documentation as a site, in build/site; a broken link ends it
 	$(BIN)/mkdocs build
 
-lint: $(VENV)/.stamp-lint ## check style (ruff), types (mypy) and Dockerfiles (hadolint)
+lint: $(VENV)/.stamp-lint ## check style (ruff), types (mypy), Dockerfiles (hadolint), files of GitHub and CITATION.cff
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/hadolint docker/*.Dockerfile
+	$(SCHEMA) vendor.github-workflows .github/workflows/*.yml
+	$(SCHEMA) vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
+	$(SCHEMA) vendor.citation-file-format CITATION.cff
 
 clean: ## remove .venv, build outputs and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

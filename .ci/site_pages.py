@@ -1,5 +1,7 @@
 """Hooks of MkDocs that add READMEs, the notebook tour.ipynb and pages of the API to the site, and rewrite links.
 
+The start page is README.md with the table of wishes of docs/understanding.md.
+
 mkdocs.yml names this file; MkDocs calls the functions whose names begin with `on_`.
 """
 
@@ -22,6 +24,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # {path in the repository: path in the site} of the pages whose files are not in docs/.
 SITE_PATHS = {
     "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security_policy.md",
     "examples/tour.ipynb": "tour.md",
     **{
@@ -53,6 +56,7 @@ _LOG = logging.getLogger("mkdocs.plugins.tfdecouple")
 def on_files(files: Any, config: Any) -> Any:
     """Adds the pages from outside docs/, the tour's pictures and the API's pages to MkDocs' `files`; returns these."""
     pages = {path: (ROOT / source).read_text(encoding="utf-8") for source, path in SITE_PATHS.items()}
+    pages["index.md"] = add_wishes(pages["index.md"])
     pages["tour.md"], pictures = convert_notebook(json.loads(pages["tour.md"]))
     for path, content in {**pages, **dict(make_api_pages()), **pictures}.items():
         files.append(File.generated(config, path, content=content))
@@ -102,6 +106,16 @@ def _change_outside_code(markdown: str, change: Callable[[str], str]) -> str:
     """Applies the function `change` to all parts of a Markdown text outside code blocks; returns the new text."""
     parts = re.split(r"(^```.*?^```$)", markdown, flags=re.M | re.S)
     return "".join(part if index % 2 else change(part) for index, part in enumerate(parts))
+
+
+def add_wishes(readme: str) -> str:
+    """Returns the README with the table "I want to ..." of docs/understanding.md before its first heading."""
+    page = (ROOT / "docs" / "understanding.md").read_text(encoding="utf-8")
+    table = page.partition("<!-- wishes -->")[2].partition("<!-- end wishes -->")[0]
+    # Links of the table are relative to docs/understanding.md, and those of the README to its own folder.
+    table = table.replace("](#", "](understanding.md#").replace("](", "](docs/")
+    introduction, heading, rest = readme.partition("\n## ")
+    return f"{introduction}\n{table}{heading}{rest}"
 
 
 def convert_notebook(notebook: dict[str, Any]) -> tuple[str, dict[str, bytes]]:

@@ -1,9 +1,9 @@
-"""Makes the tables of docs/paper.md from the presets: which preset is which row of the paper, and what a run costs.
+"""Makes the tables of presets in docs/paper.md and docs/training.md: rows of the paper, and what a run costs.
 
     python benchmarks/paper.py            # makes the tables, in seconds
     python benchmarks/paper.py --check    # changes nothing: prints the lines of the page that differ from the presets
 
-In docs/paper.md each table stands between its lines `<!-- NAME -->` and `<!-- end NAME -->`.
+In a page each table stands between its lines `<!-- NAME -->` and `<!-- end NAME -->`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import statistics
 import sys
 from typing import Any
 
@@ -18,10 +19,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import make_table, update_page  # noqa: E402
+from benchmarks.scaling import count_state_bytes  # noqa: E402
+from benchmarks.training_cost import count_activation_bytes  # noqa: E402
 from tfdecouple.config import Config, load_preset, override, preset_names  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 PAGE = ROOT / "docs" / "paper.md"
+TRAINING_PAGE = ROOT / "docs" / "training.md"
 # Numbers of parameters of the configs in the authors' code, by preset.
 COUNTS = ROOT / "tests" / "data" / "reference_parameter_counts.json"
 
@@ -48,6 +52,12 @@ PROBE = {"z": "59.53", "v": "17.16", "pixels": "35.32"}
 
 # The share of an A100's calculated ceiling that the calculated hours assume.
 SHARE = 0.3
+
+# The presets in the table of docs/training.md; the other presets are variants of these.
+MAIN_PRESETS = ["quickstart", "quickstart64", "cifar10_small", "cifar10_small_glow", "cifar10", "imagenet64"]
+MAIN_PRESETS += ["lsun_bedroom_128", "celeba_hq_256"]
+# Floating-point operations per second at which two CPU cores train the preset quickstart (docs/scaling.md, 16 images).
+CPU_RATE = 130e9
 
 # The presets of the paper's models of 8-bit images, whose options the table "options" shows.
 DATA_SETS = {"CIFAR-10": "cifar10", "ImageNet": "imagenet64", "LSUN": "lsun_bedroom_128", "CelebA-HQ": "celeba_hq_256"}
@@ -107,8 +117,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing: print the lines that differ")
     options = parser.parse_args()
-    tables = {"models": render_models, "metrics": render_metrics, "options": render_options}
-    return run_program(lambda: update_page(PAGE, {name: render() for name, render in tables.items()}, options.check))
+    return run_program(lambda: _update_pages(options.check))
+
+
+def _update_pages(check: bool) -> int:
+    tables = {"models": render_models(), "metrics": render_metrics(), "options": render_options()}
+    return max(update_page(PAGE, tables, check), update_page(TRAINING_PAGE, {"presets": render_presets()}, check))
 
 
 def list_models() -> list[str]:
@@ -126,6 +140,43 @@ def compute_hours(config: Config, precision: str) -> float:
 
     rate = SHARE * compute_ceiling(override(config, [f"training.precision={precision}"]), "train", "A100")
     return config.training.steps * config.training.batch_size / rate / 3600
+
+
+def round_hours(hours: float) -> int:
+    """Returns hours with two significant digits, as an integer."""
+    return int(round(hours, 2 - len(str(int(hours)))))
+
+
+def render_presets() -> str:
+    """Returns a Markdown table of `MAIN_PRESETS`: images, parameters, memory, time and bits/dim of a training."""
+    # `results` imports this module.
+    from benchmarks.results import compare_seeds, load_result
+    from tfdecouple.networks.architecture import count_multiply_adds, count_parameters
+
+    _, seeds = compare_seeds()
+    bits = {name: f"{value} (paper)" for name, value in BITS.items()}
+    bits["quickstart"] = f"{load_result('quickstart/summary.json')['test']['bits_per_dim']:.2f}"
+    bundled = json.loads(
+        (ROOT / "tfdecouple" / "pretrained" / "photographs" / "summary.json").read_text(encoding="utf-8")
+    )
+    bits["quickstart64"] = f"{bundled['test']['bits_per_dim']:.2f} (bundled weights)"
+    for name, run in (("cifar10_small", "conditional"), ("cifar10_small_glow", "glow")):
+        bits[name] = f"{statistics.mean(seeds[run]):.2f} (JPEG re-encoded)"
+    rows = []
+    for name in MAIN_PRESETS:
+        config = load_preset(name)
+        training, parameters = config.training, count_parameters(config.model)["total"]
+        micro_batch = training.batch_size // training.micro_batches
+        memory = count_state_bytes(parameters) + micro_batch * count_activation_bytes(config.model)
+        if name in BITS:
+            duration = f"{round_hours(compute_hours(config, 'tf32'))} h on an A100 with TF32"
+        else:
+            # Three forward passes, and two operations for each multiply-add.
+            seconds = 6 * training.steps * training.batch_size * count_multiply_adds(config.model) / CPU_RATE
+            duration = f"{max(seconds / 60, 1):.0f} min on two cores"
+        images = config.description.partition(":")[0].partition(";")[0]
+        rows.append([f"`{name}`", images, parameters, memory / 2**30, duration, bits[name]])
+    return make_table(["preset", "images", "parameters", "memory, GiB", "time", "bits/dim"], rows)
 
 
 def render_models() -> str:
@@ -148,7 +199,7 @@ def render_models() -> str:
                 counted.get(name, {}).get("total"),
                 f"{count_multiply_adds(config.model) / 1e9:.1f}",
                 f"{training.steps:,} x {training.batch_size}",
-                *(int(round(value, 2 - len(str(int(value))))) for value in hours),
+                *map(round_hours, hours),
             ]
         )
     header = ["images", "model", "command", "bits/dim in the paper", "parameters", "parameters, authors' code"]

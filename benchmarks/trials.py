@@ -3,7 +3,7 @@
     python benchmarks/trials.py --data-dir DIR                 # runs all trials without a result; SIGTERM interrupts
     python benchmarks/trials.py --data-dir DIR --only alpha-0.5  # runs one trial with all its seeds
     python benchmarks/trials.py --list
-    python benchmarks/trials.py --docs docs/trials.md              # makes the table from the results
+    python benchmarks/trials.py --docs docs/results/trials.md      # makes the table from the results
 
 `benchmarks/trials.json` has the options that all trials share, and the name, options and seeds of each trial. A trial
 with `from` begins with the options of the trial of that name. Seed 0 of all trials comes first, then seed 1.

@@ -13,7 +13,8 @@ from tfdecouple.runtime.process import get_arguments, run_program, start_tensorf
 from tfdecouple.runtime.requirements import require_packages
 from tfdecouple.storage.files import hash_file
 
-EXIT_REFUSED = 4
+# The command `doctor` ends with the same status if a check fails.
+EXIT_REFUSED = 5
 
 _HELP = """\
 Turns a run into files that other programs use without this project: a SavedModel
@@ -113,7 +114,7 @@ def _run_command(arguments: Sequence[str] | None, prog: str) -> int:
 
 
 def _verify_export(folder: pathlib.Path, expected: str | None) -> int:
-    """Verifies an export folder; `expected` is its manifest's SHA-256 (None: any); returns exit status 0 or 4."""
+    """Verifies an export folder; `expected` is its manifest's SHA-256 (None: any); returns exit status 0 or 5."""
     from export.export_folder import MANIFEST, load_manifest
     from export.verification.verify import join_problems, verify_folder
 

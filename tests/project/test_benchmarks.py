@@ -4,6 +4,7 @@ import itertools
 import json
 import pathlib
 import re
+import shutil
 import sys
 
 import pytest
@@ -83,16 +84,30 @@ class TestBenchmarks:
     def test_tables_of_results_and_trials_come_from_the_result_files(self):
         assert update_page(results.PAGE, {name: render() for name, render in results.TABLES.items()}, check=True) == 0
         tables = {"trials": trials.render_trials(trials.read_rows(trials.ROWS))}
-        assert update_page(ROOT / "docs" / "trials.md", tables, check=True) == 0
+        assert update_page(ROOT / "docs" / "results" / "trials.md", tables, check=True) == 0
 
     def test_paper_benchmark_finds_a_changed_count_of_parameters_and_restores_it(self, monkeypatch, capsys, tmp_path):
         original = paper.PAGE.read_text(encoding="utf-8")
         monkeypatch.setattr(paper, "PAGE", tmp_path / "page.md")
+        monkeypatch.setattr(paper, "TRAINING_PAGE", pathlib.Path(shutil.copy(paper.TRAINING_PAGE, tmp_path)))
         paper.PAGE.write_text(original.replace("51,860,457", "CHANGED", 1), encoding="utf-8")
         monkeypatch.setattr(sys, "argv", ["paper.py", "--check"])
         assert paper.main() == 1 and "CHANGED" in capsys.readouterr().out
         monkeypatch.setattr(sys, "argv", ["paper.py"])
         assert paper.main() == 0 and paper.PAGE.read_text(encoding="utf-8") == original
+
+    def test_table_of_presets_is_made_from_their_configs(self, monkeypatch):
+        tables = {"presets": paper.render_presets()}
+        assert update_page(paper.TRAINING_PAGE, tables, check=True) == 0
+        # Twice as many updates take twice as long, and half as many micro-batches more memory.
+        changes = {"cifar10_small": ["training.steps=16000"], "cifar10": ["training.micro_batches=1"]}
+        changed = {name: override(load_preset(name), assignments) for name, assignments in changes.items()}
+        monkeypatch.setattr(paper, "load_preset", lambda name: changed.get(name) or load_preset(name))
+        before, after = (
+            {line.split(" |")[0]: line for line in text.splitlines()}
+            for text in (tables["presets"], paper.render_presets())
+        )
+        assert {name for name in before if before[name] != after[name]} == {"| `cifar10_small`", "| `cifar10`"}
 
     def test_result_files_belong_to_the_committed_weights(self):
         runs = (*results.TITLES, "quickstart")

@@ -9,8 +9,9 @@ from helpers import documents
 from helpers.places import ROOT
 
 import tfdecouple
+from export.cli import EXIT_REFUSED
 from tfdecouple import cli
-from tfdecouple.cli import train
+from tfdecouple.cli import short_commands, train
 from tfdecouple.config import Config, list_option_names, load_preset, override, preset_names
 
 TEXTS = [(path, path.read_text(encoding="utf-8")) for path in documents.DOCUMENTS]
@@ -103,3 +104,24 @@ class TestDocument:
                         importlib.import_module(alias.name)
                 elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "tfdecouple":
                     assert hasattr(tfdecouple, node.attr), block
+
+
+class TestReferences:
+    def test_exit_statuses_of_the_programs_differ_and_have_rows_in_the_table(self):
+        ends = {"diverged": train.EXIT_DIVERGED, "lost": train.EXIT_LOST, "stopped": train.EXIT_INTERRUPTED}
+        ends |= {"check failed": EXIT_REFUSED, "fault": 1, "mistake": 2, "interrupted": 130, "done": 0}
+        assert len(set(ends.values())) == len(ends) and short_commands.EXIT_FAILS == EXIT_REFUSED
+        page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+        assert set(map(int, re.findall(r"^\| (\d+) \|", page, re.M))) == set(ends.values())
+
+    def test_pages_and_headings_that_messages_and_presets_name_exist(self):
+        named = set()
+        for folder in ("tfdecouple", "export"):
+            for path in (ROOT / folder).rglob("*"):
+                if path.suffix in (".py", ".json", ".js", ".mjs", ".html"):
+                    named |= set(re.findall(r"\bdocs/[\w/-]+\.md(?:#[\w-]+)?", path.read_text(encoding="utf-8")))
+        assert len(named) > 8
+        for name in named:
+            page, _, heading = name.partition("#")
+            assert (ROOT / page).is_file(), name
+            assert not heading or heading in documents.list_anchors((ROOT / page).read_text(encoding="utf-8")), name

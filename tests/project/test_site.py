@@ -3,7 +3,9 @@ import importlib.util
 import io
 import json
 import re
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from helpers.places import PATIENCE, ROOT, run_python
 from PIL import Image
@@ -29,9 +31,38 @@ def test_site_builds_without_warnings_and_fetches_nothing_from_elsewhere(tmp_pat
         fetched = [*re.findall(r'\bsrc="([^"]+)"', text), *re.findall(r'href="([^"]+)"', " ".join(links))]
         assert fetched and not [link for link in fetched if link.strip().lower().startswith(("http", "//"))], path
         assert "fonts.googleapis" not in text, path
+    start = pages[tmp_path / "index.html"]
+    wishes = re.findall(r'<a href="(?:(?!</tr>).)*', start[: start.index("<h2")].partition("I want to ...")[2])
+    assert len(wishes) >= 20
     tour = pages[tmp_path / "tour" / "index.html"]
     # The page has the pictures and what the cells print.
     assert len(re.findall(r'src="[^"]+\.png"', tour)) >= 5 and "0 of 49152 values differ" in tour
+
+
+@pytest.fixture
+def figures():
+    spec = importlib.util.spec_from_file_location("figures", ROOT / "docs" / "figures.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_committed_figure_of_the_architecture_is_what_the_program_draws(figures):
+    drawn = figures.draw_architecture()
+    assert (figures.IMAGES / "architecture.svg").read_text(encoding="utf-8") == drawn
+    # Strict XML, in light and dark colours.
+    assert ElementTree.fromstring(drawn).tag.endswith("svg") and "prefers-color-scheme: dark" in drawn
+
+
+@pytest.mark.slow
+def test_committed_picture_of_one_v_with_several_z_is_what_the_bundled_weights_draw(figures):
+    file = io.BytesIO()
+    figures.draw_codes().save(file, "JPEG", quality=figures.QUALITY)
+    drawn, committed = (
+        np.asarray(Image.open(source), np.int64) for source in (file, figures.IMAGES / "one_v_three_z.jpg")
+    )
+    # Other processors round differently.
+    assert committed.shape == drawn.shape and np.abs(committed - drawn).mean() < 2
 
 
 TOUR = ROOT / "examples" / "tour.ipynb"

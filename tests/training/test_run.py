@@ -291,6 +291,38 @@ class TestBestStep:
             np.testing.assert_array_equal(best[key.replace("averages/", "model/", 1)], state[key], err_msg=key)
 
 
+class TestHealth:
+    def test_evaluation_of_a_healthy_training_says_so(self, fake_run, capsys):
+        fake_run.measure(lambda split: 3.0)
+        fake_run.train()
+        out = capsys.readouterr().out
+        assert out.count("; healthy\n") == 2 and "out of range" not in out
+
+    def test_evaluation_names_metrics_that_are_out_of_range(self, fake_run, capsys, monkeypatch):
+        fake_run.measure(lambda split: 9.0)
+        fake_run.skip_steps({1})
+        diagnostics = {"smallest_scale": 0.0012, "worst_condition": 23456.0}
+        monkeypatch.setattr(evaluation, "DIAGNOSTICS", [lambda model, images: diagnostics])
+        monkeypatch.setattr(evaluation, "draw_pictures", lambda inputs, *_: ({}, len(inputs.images) - 1))
+        fake_run.train()
+        first, second = [line for line in capsys.readouterr().out.splitlines() if "out of range" in line]
+        for value in ("0.0012", "2.3e+04", "since step 0: 1", "bits/dim more than", "5 of 6 images"):
+            assert value in first
+        # The second evaluation counts only the steps since the first.
+        assert "since step" not in second and "0.0012" in second
+
+    def test_gradient_far_above_its_median_is_a_warning_sign(self):
+        measured = {"smallest_scale": 0.5, "worst_condition": 9.0, "bits_per_dim": 3.0}
+        rows = [
+            {"kind": "train", "step": step, "gradient_norm": norm, "skipped_steps": 0, "bits_per_dim": 3.0}
+            for step, norm in enumerate([50.0, 2.0, 3.0, 2.0, 3.0, "nan", 31.0])
+        ]
+        assert evaluation.list_warning_signs(measured, rows[:-1]) == []
+        (sign,) = evaluation.list_warning_signs(measured, rows)
+        assert "gradient norm is 31" in sign
+        assert evaluation.list_warning_signs(measured, []) == []
+
+
 class TestDivergence:
     def test_diverged_run_saves_finite_weights_and_resumes(self, fake_run, capsys):
         # Two skipped steps in a row are allowed; the second series is one step too long.

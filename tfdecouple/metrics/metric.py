@@ -141,5 +141,5 @@ def require_finite_values(what: str, values: np.ndarray, index: np.ndarray) -> N
         raise RunError(
             f"{what} is not finite for {len(bad)} of {len(values)} images "
             f"(number {format_image_numbers(index[bad].tolist())}); "
-            "the weights are damaged or training diverged: see docs/divergence.md"
+            "the weights are damaged or training diverged: see docs/troubleshooting.md"
         )

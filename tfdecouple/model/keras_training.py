@@ -143,16 +143,15 @@ class SkippedSteps(keras.callbacks.Callback):
         if count := int(self._bound_metrics.not_applied.numpy()):
             warn_user(
                 f"epoch {epoch + 1}: {count} step{'s were' if count > 1 else ' was'} not applied, for values that are "
-                "not finite or inexact inversions (docs/divergence.md)"
+                "not finite or inexact inversions (docs/troubleshooting.md)"
             )
 
     def _require_convergence(self) -> None:
         if not bool(self._bound_metrics.converges):
             raise DivergedError(
                 f"training diverged: {int(self._bound_metrics.skipped.numpy())} steps in a row were not applied, for "
-                "values that are not finite or inexact inversions; the model has the weights before "
-                "them. A smaller learning rate, a warm-up or clipping may help (docs/divergence.md); compile before "
-                "you fit again"
+                "values that are not finite or inexact inversions; the model has the weights before them. A smaller "
+                "learning rate, a warm-up or clipping may help (docs/troubleshooting.md); compile before you fit again"
             )
 
 

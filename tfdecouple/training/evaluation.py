@@ -1,7 +1,8 @@
 """Writing of evaluation results to the run folder: metrics, pictures, the best weights, and summary.json at the end."""
 
 import pathlib
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from tfdecouple.data.splits import Source
 from tfdecouple.errors import UserError
 from tfdecouple.metrics.bits_per_dim import Bound, compute_codec_bits
 from tfdecouple.model import DecoupledModel
+from tfdecouple.runs.metrics_log import read_metrics
+from tfdecouple.runs.run_folder import METRICS
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.training_folder import TrainingFolder
 from tfdecouple.visualization.grids import reconstruct_images
@@ -21,6 +24,9 @@ from tfdecouple.visualization.pictures import PictureInputs, count_shown_images,
 _MOST_COMPRESSED = 1000
 # Each evaluation encodes and decodes at least this many images, even if the option `training.pictures` is smaller.
 _LEAST_RECONSTRUCTED = 4
+
+# The page that says what to do if a metric is out of the range of a healthy training.
+_HELP_PAGE = "docs/troubleshooting.md#is-my-training-healthy"
 
 # Every evaluation calls these functions with the model and validation images (uint8), and logs the returned dicts.
 DIAGNOSTICS = [
@@ -63,12 +69,15 @@ class EvaluationReports:
         if is_best:
             self._directory.write_best_weights(self._state.group_checkpoint_variables()["model"], step)
         exactness, pictures = self._draw_pictures(step, images, model.drop_unused_labels(labels))
-        self._directory.log.write("validation", step, {**measured.to_log_row(), **diagnostics}, pictures)
+        row = {**measured.to_log_row(), **diagnostics}
+        signs = list_warning_signs(row, list(read_metrics(self._directory.path / METRICS)))
+        if not exactness.endswith(_describe_exact_count(len(images), images)):
+            signs.append(exactness)
+        self._directory.log.write("validation", step, row, pictures)
         return (
             f"step {step}: validation {measured.bits_per_dim:.4f} bits/dim on {measured.images} images"
-            f"{' (best so far)' if is_best else ''}; {exactness}; "
-            f"smallest coupling scale {diagnostics['smallest_scale']:.3g}, "
-            f"worst 1x1 condition number {diagnostics['worst_condition']:.3g}"
+            f"{' (best so far)' if is_best else ''}; {exactness}"
+            + (f"\n  out of range: {'; '.join(signs)}: see {_HELP_PAGE}" if signs else "; healthy")
         )
 
     def write_summary(self, step: int, test: Bound | None, count: int) -> tuple[dict[str, Any], list[str]]:
@@ -147,3 +156,30 @@ class EvaluationReports:
 
 def _describe_exact_count(exact: int, images: np.ndarray) -> str:
     return f"{exact} of {len(images)} images identical to the last pixel"
+
+
+def list_warning_signs(measured: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns texts on the metrics that are out of the range of a healthy training, each with its value.
+
+    `measured` has the metrics of an evaluation on validation images, and `rows` are the rows of the log before it.
+    """
+    signs = []
+    if (scale := measured["smallest_scale"]) < 0.01:
+        signs.append(f"the smallest coupling scale is {scale:.2g} (usual: above 0.05)")
+    if (condition := measured["worst_condition"]) > 10_000:
+        signs.append(f"the worst condition number of a 1x1 convolution is {condition:.2g} (usual: below 100)")
+    train = [row for row in rows if row["kind"] == "train"]
+    if not train:
+        return signs
+    # The log has NaN and infinity as text.
+    norms = [row["gradient_norm"] for row in train if isinstance(row["gradient_norm"], float)]
+    if norms and norms[-1] > 10 * (usual := statistics.median(norms)):
+        signs.append(f"the gradient norm is {norms[-1]:.2g} (usual: {usual:.2g})")
+    evaluated = max((row["step"] for row in rows if row["kind"] == "validation"), default=0)
+    before = max((row["skipped_steps"] for row in train if row["step"] <= evaluated), default=0)
+    if skipped := train[-1]["skipped_steps"] - before:
+        signs.append(f"steps that were not applied since step {evaluated}: {skipped}")
+    trained = train[-1]["bits_per_dim"]
+    if isinstance(trained, float) and (gap := measured["bits_per_dim"] - trained) > 0.2:
+        signs.append(f"validation images need {gap:.2g} bits/dim more than training images (usual: below 0.1)")
+    return signs

@@ -336,7 +336,7 @@ class Trainer:
                 raise DivergedError(
                     f"training diverged: {int(self.state.skipped.numpy())} steps in a row were not applied (at step "
                     f"{step}: {reasons}); the weights before them are saved in {self.directory.checkpoints.path}. See "
-                    "docs/divergence.md"
+                    "docs/troubleshooting.md"
                 )
         self._read_at = step
         return fetched
@@ -356,7 +356,7 @@ class Trainer:
         if not self.state.has_finite_weights():
             raise DivergedError(
                 f"training diverged: weights are not finite at step {self.step}, which is not saved; all weights of "
-                f"the checkpoints in {self.directory.checkpoints.path} are finite. See docs/divergence.md"
+                f"the checkpoints in {self.directory.checkpoints.path} are finite. See docs/troubleshooting.md"
             )
         self.workers.call_on_chief(lambda: self.directory.save_training_state(self.state, self.step, overwrite))
 
