@@ -318,7 +318,11 @@ def test_damaged_tiff_file_prints_nothing_beside_the_error(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("content", [bytes(2000), b"", b"\x80\x04.", b"PK\3\4" + bytes(99)])
+# A NumPy file whose header has 10^6 bytes.
+LONG = b"\x93NUMPY\x02\x00" + (10**6).to_bytes(4, "little") + b" " * 10**6
+
+
+@pytest.mark.parametrize("content", [bytes(2000), b"", b"\x80\x04.", b"PK\3\4" + bytes(99), LONG])
 def test_file_that_is_no_array_is_refused_without_advice_to_run_its_code(tmp_path, content):
     for name, error, read in (
         ("a.npy", DataError, lambda path: read_image(path, (8, 8, 5), 0)),

@@ -198,10 +198,13 @@ def _open_array(path: str, file: BinaryIO | None, channels: int) -> np.ndarray:
     """Returns the array in a NumPy file (.npy), uint8 [H, W, channels]; raises ValueError for any other array."""
     if file is None:
         get_regular_size(path)
+    pixels: np.ndarray
+    try:
         # The file is mapped into memory, not loaded, because the header of an untrusted file can claim any size.
-        pixels = np.lib.format.open_memmap(path, mode="r")
-    else:
-        pixels = np.lib.format.read_array(file, allow_pickle=False)
+        pixels = np.lib.format.open_memmap(path, mode="r") if file is None else np.lib.format.read_array(file)
+    except ValueError as error:
+        # NumPy's own message can advise to run code in the file.
+        raise ValueError("it is damaged, or no array of numbers that numpy.save wrote") from error
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != channels or not pixels.size:
