@@ -65,7 +65,7 @@ def format_cell(value: Any) -> str:
         return ""
     if isinstance(value, float):
         digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
-        return f"{value:,.{digits}f}"
+        return f"{value:z,.{digits}f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

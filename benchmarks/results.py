@@ -253,7 +253,7 @@ def _render_statistics() -> str:
     rows = []
     measured = load_result("conditional/evaluation/statistics/image_statistics-test.json")["statistics"]
     for name, metrics in measured.items():
-        explained = [f"{metrics['r2'][kind]['mean']:.2f}" for kind in ("z", "v, PCA", "pixels, PCA")]
+        explained = [f"{metrics['r2'][kind]['mean']:z.2f}" for kind in ("z", "v, PCA", "pixels, PCA")]
         switch = metrics["switch"]
         followed = [Estimate(**switch[code]).to_text(2) for code in ("z", "v")]
         nearer = f"{100 * switch['nearer_to_z']['mean']:.0f}"

@@ -271,7 +271,7 @@ def render_batches(rows: Rows) -> str:
     by_key = {(row["kind"], row["batch"]): row for row in rows}
     lines: list[list[object]] = [[batch, *(by_key[kind, batch]["images_per_s"] for kind in kinds)] for batch in batches]
     times = [[by_key[kind, batch]["ms_per_call"] for batch in batches] for kind in kinds]
-    lines.append(["exponent of the time", *(f"{fit_exponent(batches, durations):.2f}" for durations in times)])
+    lines.append(["exponent of the time", *(f"{fit_exponent(batches, durations):z.2f}" for durations in times)])
     return make_table(["batch size", *kinds], lines)
 
 
@@ -298,7 +298,7 @@ def render_depths(rows: Rows, names: list[str]) -> str:
         depths = [row["depth"] for row in chosen]
         calculated = [float(row["calculated_mib_per_image"]) for row in chosen]
         lines += [[*group, *line] for line in zip(depths, *columns, calculated, strict=True)]
-        lines.append([*group, "exponent", *(f"{fit_exponent(depths, column):.2f}" for column in columns), ""])
+        lines.append([*group, "exponent", *(f"{fit_exponent(depths, column):z.2f}" for column in columns), ""])
     return make_table(header, lines)
 
 

@@ -202,6 +202,21 @@ def tiny_run(tmp_path_factory):
 
 
 @pytest.fixture
+def bfloat16():
+    """Skips a test of bfloat16 if the variable ONEDNN_MAX_CPU_ISA withholds bfloat16 instructions from oneDNN.
+
+    TensorFlow does not read this variable. It asks the processor, and without AVX-512 it uses kernels of its own.
+    """
+    import tensorflow as tf
+
+    if "ONEDNN_MAX_CPU_ISA" in os.environ:
+        try:
+            tf.nn.conv2d(tf.ones([1, 2, 2, 1], tf.bfloat16), tf.ones([1, 1, 1, 1], tf.bfloat16), 1, "SAME")
+        except tf.errors.AbortedError:
+            pytest.skip("ONEDNN_MAX_CPU_ISA withholds bfloat16 from oneDNN")
+
+
+@pytest.fixture
 def quiet(monkeypatch):
     """Turns off the progress messages that the project's programs print when work takes long, as on slow machines."""
     monkeypatch.setattr("tfdecouple.runtime.progress._FIRST", 1e6)

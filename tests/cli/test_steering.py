@@ -186,6 +186,11 @@ class TestDescription:
         text = Direction("a", "means", np.zeros(3), figures).describe_accuracy()
         assert ("no better than chance" in text) == is_chance
 
+    def test_change_that_rounds_to_zero_has_no_minus_sign(self):
+        changes = {"brightness": -1e-3, "contrast": -0.5}
+        text = Direction("a", "means", np.zeros(3), {"changes": changes}).describe_accuracy()
+        assert text.startswith("brightness +0.00, contrast -0.50 ")
+
 
 class TestFile:
     def test_directions_file_keeps_vectors_to_the_bit(self, tmp_path):

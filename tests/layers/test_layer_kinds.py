@@ -110,6 +110,7 @@ class TestLayer:
         log_det = layer.forward_and_log_det(np.ones((1, 1, 1, 2)))[1]
         np.testing.assert_allclose(log_det, [math.log(2) - 200], rtol=1e-6)
 
+    @pytest.mark.usefixtures("bfloat16")
     @pytest.mark.parametrize("is_traced", [False, True])
     def test_bfloat16_reaches_the_net_of_a_coupling_and_nothing_else(self, is_traced):
         layer = give_effect(build_layer(Coupling(8, CONDITION), (None, 4, 4, 6)), scale=0.3)

@@ -1,12 +1,18 @@
+import ast
+import dataclasses
 import os
 import shutil
 import sys
+import textwrap
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers.documents import list_commands, split_code, split_command
-from helpers.models import random_images, save_images
+from helpers.models import SMALL, random_images, save_images
 from helpers.places import DATA, ROOT, read_output
+
+import tfdecouple
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 
@@ -33,6 +39,12 @@ def run(*arguments, folder=ROOT):
 
 def python_blocks(text):
     return [block.text for block in split_code(text) if block.language == "python"]
+
+
+def call_functions(block):
+    """Appends to Python code a call of each function that it defines, with variables of the arguments' names."""
+    functions = [node for node in ast.parse(block).body if isinstance(node, ast.FunctionDef)]
+    return block + "".join(f"\n{node.name}({', '.join(arg.arg for arg in node.args.args)})" for node in functions)
 
 
 class TestReadme:
@@ -91,3 +103,22 @@ class TestReadme:
         assert np.asarray(names["images"]).shape[1:] == (8, 8, 3)
         assert names["z"].shape[1:] == (4,) and names["z"].shape[0] == len(names["table"])
         assert os.listdir(tmp_path) == ["codes"]
+
+    @pytest.mark.parametrize("page", ["exactness", "gallery", "training", "understanding", "weights"])
+    def test_python_code_of_a_page_runs(self, page, tmp_path, monkeypatch, eager):
+        """The blocks of a page share variables: those that its text takes for granted, and those of earlier blocks."""
+        monkeypatch.chdir(tmp_path)
+        photographs = random_images(2, size=70)
+        save_images(tmp_path, {"r.jpg": photographs[0], "photographs/a.jpg": photographs[1]})
+        names = {"tf": tf, "tfdecouple": tfdecouple, "photograph": photographs[0], "reference": photographs[1]}
+        if page == "training":
+            model = tfdecouple.DecoupledModel(dataclasses.replace(SMALL, image_shape=(32, 32, 3), classes=4))
+            names |= {"images": random_images(4, size=32), "labels": np.arange(4), "model": model}
+            model.initialize(names["images"], names["labels"])
+        else:
+            model = tfdecouple.load_pretrained("photographs")
+            names |= {"images": random_images(2, size=64), "model": model}
+        blocks = python_blocks((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"))
+        assert blocks
+        for block in blocks:
+            exec(compile(call_functions(textwrap.dedent(block)), f"{page}.md", "exec"), names)

@@ -48,9 +48,6 @@ def test_numeric_tests_pass_without_newer_instructions_of_the_processor(instruct
         pytest.skip("the processor has no newer instructions: the quick tests ran with these")
     assert f"cpu,isa:{taken}\n" in run_python("-c", PROGRAM, ONEDNN_MAX_CPU_ISA=instructions).stdout
     arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
-    if instructions == "AVX2":
-        # TensorFlow asks the processor, not oneDNN, whether it has bfloat16, and then finds no kernel.
-        arguments += ["-k", "not bfloat16"]
     done = run_python(*arguments, ONEDNN_MAX_CPU_ISA=instructions)
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" in done.stdout

@@ -212,6 +212,21 @@ class TestExamples:
         set_tf_config(told)
         assert (find_cluster().workers, find_cluster().rank) == (["node9:16007", "node10:16007"], 1)
 
+    def test_kubernetes_schemas_accept_the_manifest(self):
+        kubernetes_validate = pytest.importorskip("kubernetes_validate")
+        yaml = pytest.importorskip("yaml")
+
+        def validate(text):
+            for resource in yaml.safe_load_all(text):
+                kubernetes_validate.validate(resource, kubernetes_validate.latest_version(), strict=True)
+
+        manifest = (CLUSTER_EXAMPLES / "kubernetes.yaml").read_text(encoding="utf-8")
+        validate(manifest)
+        for right, wrong in {"containerPort: 2222": "containerPort: many", "completions: 2": "completion: 2"}.items():
+            assert right in manifest
+            with pytest.raises(kubernetes_validate.ValidationError):
+                validate(manifest.replace(right, wrong))
+
     @pytest.mark.parametrize("index", [0, 1])
     def test_kubernetes_pods_have_each_others_addresses(self, tmp_path, set_tf_config, index):
         lines = (CLUSTER_EXAMPLES / "kubernetes.yaml").read_text().splitlines()

@@ -125,6 +125,7 @@ class TestStep:
         reason = f"inversion error {result.inversion_error:.2g} (training.memory=invert)"
         assert [trainer.state.describe_skip_reasons() for _ in range(2)] == [reason, ""]
 
+    @pytest.mark.usefixtures("bfloat16")
     def test_bfloat16_nets_keep_float32_weights_and_nearly_the_loss(self, one_device, eager):
         trainer = Trainer(precision="mixed_bfloat16")
         inverting = Trainer(precision="mixed_bfloat16", memory="invert")

@@ -35,11 +35,11 @@ class Estimate:
     def to_text(self, digits: int) -> str:
         """Returns the mean as a text with `digits` decimals, followed by the standard error if the error is finite.
 
-        >>> Estimate(3.14159, 0.0123).to_text(3), Estimate(3.0, math.nan).to_text(1)
-        ('3.142 ± 0.012', '3.0')
+        >>> Estimate(3.14159, 0.0123).to_text(3), Estimate(-1e-17, math.nan).to_text(1)
+        ('3.142 ± 0.012', '0.0')
         """
         error = f" ± {self.standard_error:.{digits}f}" if math.isfinite(self.standard_error) else ""
-        return f"{self.mean:.{digits}f}{error}"
+        return f"{self.mean:z.{digits}f}{error}"
 
     def to_percent(self, digits: int) -> str:
         """Returns this estimate of a share as a text in per cent.

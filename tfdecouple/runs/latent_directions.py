@@ -46,7 +46,7 @@ class Direction:
         accuracy, r2 = self.figures.get("accuracy"), self.figures.get("r2")
         changes = self.figures.get("changes")
         if isinstance(changes, dict) and all(isinstance(change, float) for change in changes.values()):
-            listed = ", ".join(f"{name} {change:+.2f}" for name, change in changes.items())
+            listed = ", ".join(f"{name} {change:+z.2f}" for name, change in changes.items())
             return f"{listed} standard deviations"
         counts = [self.figures.get(name) for name in ("held_out_with", "held_out_without", "held_out")]
         least = min((count for count in counts if isinstance(count, int)), default=FEW)

@@ -304,6 +304,7 @@ class TestPrecision:
         yield keras.config.set_dtype_policy
         keras.config.set_dtype_policy(before)
 
+    @pytest.mark.usefixtures("bfloat16")
     def test_precision_of_fit_follows_the_dtype_policy_of_keras(self, make, images, policy, monkeypatch):
         asked, losses = [], []
 
