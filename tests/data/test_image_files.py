@@ -7,7 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
-from helpers.places import ROOT
+from helpers.places import PATIENCE, ROOT
 from helpers.program_inputs import load_program, make_png_header
 from helpers.refusals import message_of
 from PIL import Image
@@ -145,13 +145,16 @@ def test_threads_together_hold_no_more_pixels_than_the_budget(tmp_path, monkeypa
     for number in range(16):
         image.save(tmp_path / f"{number}.png")
     monkeypatch.setattr(image_file, "_FREE_BLOCKS", threading.Semaphore(2))
-    at_once, most, lock = 0, 0, threading.Lock()
+    at_once, most, lock, together = 0, 0, threading.Lock(), threading.Event()
 
     def counting(opened, in_place):
         nonlocal at_once, most
         with lock:
             at_once += 1
             most = max(most, at_once)
+            if at_once == 2:
+                together.set()
+        together.wait(PATIENCE)
         time.sleep(0.02)
         with lock:
             at_once -= 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.documents import list_commands, split_code, split_command
-from helpers.models import SMALL, random_images, save_images
+from helpers.models import TINY, random_images, save_images
 from helpers.places import DATA, ROOT, read_output
 
 import tfdecouple
@@ -112,9 +112,9 @@ class TestReadme:
         save_images(tmp_path, {"r.jpg": photographs[0], "photographs/a.jpg": photographs[1]})
         names = {"tf": tf, "tfdecouple": tfdecouple, "photograph": photographs[0], "reference": photographs[1]}
         if page == "training":
-            model = tfdecouple.DecoupledModel(dataclasses.replace(SMALL, image_shape=(32, 32, 3), classes=4))
+            model = tfdecouple.DecoupledModel(dataclasses.replace(TINY, image_shape=(32, 32, 3), classes=4))
             names |= {"images": random_images(4, size=32), "labels": np.arange(4), "model": model}
-            model.initialize(names["images"], names["labels"])
+            model.initialize(names["images"])
         else:
             model = tfdecouple.load_pretrained("photographs")
             names |= {"images": random_images(2, size=64), "model": model}
