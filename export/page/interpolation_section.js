@@ -27,8 +27,14 @@ function locateCell(index) {
  * the thumb where its arrow points.
  */
 const KEY_STEPS = {
-  ...{ ArrowUp: -0.01, ArrowLeft: -0.01, PageUp: -0.1, Home: -1 },
-  ...{ ArrowDown: 0.01, ArrowRight: 0.01, PageDown: 0.1, End: 1 },
+  ArrowUp: -0.01,
+  ArrowLeft: -0.01,
+  ArrowDown: 0.01,
+  ArrowRight: 0.01,
+  PageUp: -0.1,
+  PageDown: 0.1,
+  Home: -1,
+  End: 1,
 };
 
 /**

