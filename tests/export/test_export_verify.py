@@ -3,6 +3,7 @@ import importlib.util
 import json
 import os
 import shutil
+import types
 from functools import partial
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 from helpers.exporting import ON_PAGE, list_onnx_names, read_vectors
 from helpers.refusals import refused
 from onnx import numpy_helper
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 from export.cli import EXIT_REFUSED, main
 from export.export_folder import MANIFEST, TEXT_NAME, Manifest, load_manifest
+from export.formats.runtimes import WARMUP_FILE, SavedModel
 from export.pipeline import ExportConfig, export
 from export.verification import verify
 from export.verification.comparison import Report, compare_files
@@ -322,6 +325,14 @@ def test_file_with_an_endless_loop_ends_its_verification(endless, monkeypatch):
 
 NAMES = json.dumps({"names": {"encode": "encoder"}})
 PATIENT = "import sys; from export.verification import comparison as c; c.PATIENCE = 1; sys.exit(c.main(sys.argv[1:]))"
+
+
+def test_warm_up_requests_of_a_terabyte_are_refused_before_tensorflow_reads_them(tmp_path):
+    header = (2**40).to_bytes(8, "little")
+    (tmp_path / WARMUP_FILE).parent.mkdir()
+    (tmp_path / WARMUP_FILE).write_bytes(header + masked_crc32c(header).to_bytes(4, "little") + bytes(64))
+    with pytest.raises(ValueError, match="record 0 claims 1,099,511,627,776 bytes"):
+        SavedModel.check_attachments(types.SimpleNamespace(folder=tmp_path), {})
 
 
 def test_test_vectors_that_expand_to_gigabytes_are_a_problem(tmp_path):
