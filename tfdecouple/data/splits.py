@@ -6,7 +6,7 @@ import abc
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,7 @@ class Source:
     title: str
     label_names: tuple[str, ...]
     image_shape: Shape
-    splits: dict[str, Split]
+    splits: Mapping[str, Split]
     all_images: Split | None = None
     note: str = ""
     bad_images: BadImages = dataclasses.field(default_factory=lambda: BadImages("stop"))
@@ -105,7 +105,7 @@ class Source:
     def open_split(self, name: str) -> Split:
         """Returns the `Split` called `name`, such as "train", ready to decode images; raises DataError if unknown."""
         if name == "all" and self.all_images is not None:
-            self.splits[name] = self.all_images
+            self.splits = {**self.splits, name: self.all_images}
         if name not in self.splits:
             raise DataError(f"there is no split {name!r}; use one of {', '.join(self.splits)}")
         self.splits[name].load_split_arrays()
