@@ -33,8 +33,8 @@ METRICS = (
     "colour", "luminance", "contrast", "gradients", "least gradients", "distance", "in thirds", "colour noise",
     "most noise", "clipped, %", "most clipped, %", "back",
 )  # fmt: skip
-# Number of lines through the space of colours, and of quantiles on each, in the sliced Wasserstein distance. It compares
-# every STEP-th pixel of an image.
+# Number of lines through the space of colours, and of quantiles on each, in the sliced Wasserstein distance, which
+# compares every STEP-th pixel of an image.
 LINES, QUANTILES, STEP = 32, 256, 7
 
 Pair = tuple[np.ndarray, np.ndarray]

@@ -168,7 +168,7 @@ class TestProgram:
                 raise became
 
         assert run_program(interrupted) == 130
-        assert capsys.readouterr().err == "error: interrupted\n"
+        assert capsys.readouterr().err == "interrupted\n"
         assert run_program(lambda: 1 // 0) == 1
 
     def test_reader_that_goes_away_is_no_error(self):

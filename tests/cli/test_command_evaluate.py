@@ -322,7 +322,7 @@ class TestInterrupted:
         monkeypatch.setattr(classification, "fit_classifier", fit)
         assert command("--run", run, "--out", tmp_path, "--images", 20, "--probe") == 130
         out, err = capsys.readouterr()
-        assert err.splitlines()[-1] == f"error: interrupted; kept in {tmp_path}: bits_per_dim-test.json"
+        assert err.splitlines()[-1] == f"interrupted; kept in {tmp_path}: bits_per_dim-test.json"
         assert "results:" not in out
         # What an earlier evaluation left is as it was, and nothing lies there half written.
         assert read(tmp_path, "probe-test") == {"earlier": True}
@@ -337,7 +337,7 @@ class TestInterrupted:
 
         monkeypatch.setattr(BoundEvaluator, "__call__", interrupted)
         assert command("--run", run, "--out", tmp_path / "out") == 130
-        assert capsys.readouterr().err.endswith("error: interrupted; nothing was measured yet\n")
+        assert capsys.readouterr().err.endswith("interrupted; nothing was measured yet\n")
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.slow
@@ -353,7 +353,7 @@ class TestInterrupted:
             process.send_signal(signal.SIGINT)
             err = process.communicate()[1]
         assert process.returncode == 130, err
-        assert err.splitlines()[-1] == f"error: interrupted; kept in {tmp_path}: bits_per_dim-test.json"
+        assert err.splitlines()[-1] == f"interrupted; kept in {tmp_path}: bits_per_dim-test.json"
         assert "Traceback" not in err
         assert {path.name for path in tmp_path.iterdir()} == {"bits_per_dim-test.json"}
         assert read(tmp_path, "bits_per_dim-test")["images"] == 4

@@ -1,5 +1,8 @@
 import dataclasses
+import errno
 import json
+import pathlib
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -320,6 +323,20 @@ def test_reconstruct_counts_the_subpixels_of_every_image(tiny_run, sizes, tmp_pa
         np.testing.assert_array_equal(shown, read_sized(name))
 
 
+def test_folder_that_the_model_was_not_trained_on_is_measured_whole(tiny_run, sizes, tmp_path, capsys):
+    plain = shutil.copytree(sizes / "test", tmp_path / "plain")
+    for options in (["--data", f"folder:{plain}"], ["--data", f"folder:{sizes}", "--split", "all"]):
+        command("reconstruct", "--run", tiny_run, "--out", tmp_path / "out", *options)
+        command("evaluate", "--run", tiny_run, "--out", tmp_path / "out", *options)
+        facts = [
+            json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("reconstruct", "bits_per_dim-all")
+        ]
+        count = sum(path.is_file() for path in pathlib.Path(options[1].removeprefix("folder:")).rglob("*"))
+        assert facts[0]["count"] == facts[1]["images"] == count and facts[0]["split"] == "all"
+    line = refused(capsys, lambda: main(["evaluate", "--run", str(tiny_run), "--split", "all"]))
+    assert "there is no split 'all'" in line
+
+
 def test_evaluate_measures_bits_per_dim_of_every_image(tiny_run, sizes, tmp_path, capsys):
     options = ("--own-size", "--samples", 2, "--seed", 3)
     command("evaluate", "--run", tiny_run, "--data", f"folder:{sizes}", "--out", tmp_path, *options)
@@ -371,7 +388,10 @@ class TestRefusals:
             ("project --count 3", "at least 4"),
             ("switch --pairing within", "has none"),
             ("switch a.png", "switch got 1 images"),
-            ("switch a.png b.png --pairing any", "own images have no labels"),
+            ("switch a.png b.png --pairing any", "--pairing is for images of a data set, and the command got a.png"),
+            ("interpolate a.png b.png --count 3", "--count is for images of a data set, and the command got a.png"),
+            ("switch --reference a.png b --data-dir d", "--data-dir is for images of a data set"),
+            ("edit a.png --direction warmer --amounts -1,1", "write --amounts=VALUE if the value begins with -"),
         ],
     )
     def test_wrong_argument_of_a_picture_command_is_one_line(self, capsys, finished_run, tmp_path, arguments, message):
@@ -385,5 +405,24 @@ class TestRefusals:
         path = str(tmp_path / "a.png")
         line = refused(capsys, lambda: main(["switch", "--run", str(finished_run), path, path]))
         assert f"cannot read the image {path}" in line and "on_bad_image" not in line
-        line = refused(capsys, lambda: main(["curves", "--run", str(finished_run), "--out", path]))
-        assert "name another folder with --out" in line
+        for name in ("curves", "evaluate", "encode", "switch"):
+            for folder in (path, f"{path}/deeper"):
+                # The run is missing, too: the folder is checked first.
+                line = refused(capsys, lambda name=name, out=folder: main([name, "--run", "no", "--out", out]))
+                assert f"{path} is no folder; name another folder with --out" in line
+
+    def test_full_disk_names_the_file_of_the_result(self, capsys, finished_run, tmp_path, monkeypatch):
+        paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
+        for path in paths:
+            Image.new("RGB", (20, 30)).save(path)
+        write = pathlib.Path.write_bytes
+
+        def fill_disk(path, content):
+            if "z-of" in path.name:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(path, content)
+
+        monkeypatch.setattr(pathlib.Path, "write_bytes", fill_disk)
+        options = ["--run", str(finished_run), "--out", str(tmp_path / "out"), *paths]
+        line = refused(capsys, lambda: main(["switch", *options]), begun=True)
+        assert line.startswith(f"error: cannot use {tmp_path / 'out' / 'a-z-of-b.png'}: No space left on device")

@@ -105,7 +105,7 @@ class TestSignals:
             time.sleep(5)
 
         monkeypatch.setattr(pipeline, "compare_in_process", signalled)
-        assert command(to=tmp_path / "a" / "b" / "to")[::2] == (130, "error: interrupted\n")
+        assert command(to=tmp_path / "a" / "b" / "to")[::2] == (130, "interrupted\n")
         assert list(tmp_path.iterdir()) == []
 
     def test_signals_keep_their_handlers_in_other_threads(self):
@@ -177,7 +177,7 @@ class TestProcess:
     @pytest.mark.parametrize(("moment", "number"), zip(MOMENTS, 2 * [signal.SIGTERM, signal.SIGINT], strict=True))
     def test_interrupted_export_leaves_nothing(self, least_run, tmp_path, moment, number):
         above = tmp_path / "a"
-        assert end_amid(moment, number, least_run, above / "to", above) == (130, "error: interrupted\n")
+        assert end_amid(moment, number, least_run, above / "to", above) == (130, "interrupted\n")
         assert list(tmp_path.iterdir()) == []
 
     def test_export_killed_at_any_moment_leaves_nothing_visible_and_succeeds_when_repeated(self, least_run, tmp_path):

@@ -151,8 +151,8 @@ class TestInterruption:
         assert (status, other_status) == (75, 75)
         stopped = max(pair.saved())
         ending = f"at step {stopped} of 1000000, saved; the same command resumes\n"
-        assert err == f"error: stopped by a signal to another worker {ending}"
-        assert (other_out, other_err) == ("", f"error: stopped by SIGTERM {ending}")
+        assert err == f"stopped by a signal to another worker {ending}"
+        assert (other_out, other_err) == ("", f"stopped by SIGTERM {ending}")
 
         # One process resumes the run of two,
         config = run_config(image_folder, model=LEAST, steps=stopped + 2, evaluate_every=10**6, pictures=0)

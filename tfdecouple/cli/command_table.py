@@ -62,6 +62,7 @@ class Command:
         """Adds the command and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
         description = f"{self.summary[0].upper()}{self.summary[1:]}. {self.details}".strip()
         parser = commands.add_parser(self.name, help=self.summary, description=description)
+        parser.set_defaults(get_default=parser.get_default)
         for add_option in self.options():
             add_option(parser)
 
@@ -110,14 +111,24 @@ PAIRS = [
 def out_option(what: str = "pictures", names: str = "--out") -> AddOption:
     """Returns the option --out (all `names`): a folder for results, by default the folder `what` of the run."""
     text = f"folder for the {what}; default RUN/{what}, or ./{what} where RUN is no folder"
-    return option(f"{names} DIR", text, type=pathlib.Path)
+    return option(f"{names} DIR", text, type=parse_results_folder)
 
 
-def data_options(split: str = "test", splits: Sequence[str] = SPLITS) -> list[AddOption]:
-    """Returns the options that choose images: --split, by default `split`, --data, --data-dir and --download."""
+def parse_results_folder(text: str) -> pathlib.Path:
+    """Returns the path of a folder for results; raises UserError, before anything is computed, if it is a file."""
+    path = pathlib.Path(text)
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not existing.is_dir():
+        raise UserError(f"cannot write into {path}: {existing} is no folder; name another folder with --out")
+    return path
+
+
+def data_options(split: str | None = None, splits: Sequence[str] = (*SPLITS, "all")) -> list[AddOption]:
+    """Returns the options that choose images: --split (by default `split`), --data, --data-dir and --download."""
+    default = split or "test, but all images of a folder without sub-folder train that the model was not trained on"
     return [
         option(
-            "--split NAME", f"part of the data: {', '.join(splits)}; default {split}", choices=splits, default=split
+            "--split NAME", f"part of the data: {', '.join(splits)}; default {default}", choices=splits, default=split
         ),
         option("--data SOURCE", f"data set: {list_source_kinds()}; default that of the run"),
         option("--data-dir DIR", "folder of prepared TFDS data sets; default that of the run"),
@@ -220,7 +231,7 @@ COMMANDS = {command.name: command for command in (
     Command("edit", "change images along a direction in z",
         "v of each image does not change. The command `directions` finds the directions of a run.",
         "drawings:draw_edit", lambda: [
-            REQUIRED_RUN, out_option(), AMOUNTS, *SIZES,
+            RUN, out_option(), AMOUNTS, *SIZES,
             option("files FILE ...", "images of any size"),
             option("--direction NAME", "name of the direction", required=True),
             option("--method NAME", "how the direction was found: means, classifier or decoded; default the first that "
@@ -229,7 +240,7 @@ COMMANDS = {command.name: command for command in (
     Command("neighbours", "show samples beside the training images nearest to them",
         "Distances are Euclidean, between pixels and, where the model has z, between z. A model that repeats its "
         "training images gives samples equal to their neighbours.", "drawings:draw_neighbours", lambda: [
-            RUN, out_option(), *data_options("train"), *drawing_options(6, "samples"),
+            RUN, out_option(), *data_options("train", SPLITS), *drawing_options(6, "samples"),
             number("--temperature", 0.8, "factor of v", 0, MOST_TEMPERATURE),
             number("--search", 1000, "number of images to search, drawn at random; 0 for all"),
         ], draws=True),
@@ -246,7 +257,8 @@ COMMANDS = {command.name: command for command in (
     Command("evaluate", "measure bits/dim and other metrics of a run",
         "Bits/dim is always measured, and each option of the second group adds a metric. The best weights of the run "
         "are used. Each result is printed, and written as a JSON file into the folder --out. To choose between models "
-        "use --split validation: RUN/evaluation/test_evaluations.log counts the evaluations of test images.",
+        "use --split validation: RUN/evaluation/test_evaluations.log counts the evaluations of test images. `encode "
+        "--scores` writes bits/dim of each image.",
         "evaluate:run", lambda: [
             RUN, out_option("evaluation"), *data_options(),
             number("--images", 0, "number of images, drawn with --seed; 0 for all, see --probe"),
@@ -258,8 +270,8 @@ COMMANDS = {command.name: command for command in (
         "The same command resumes where it stopped. docs/encoding.md says what is in the files.",
         "encode:run", lambda: [
             option("--run RUN", RUN_HELP),
-            option("--out DIR", "folder for the codes", required=True, type=pathlib.Path),
-            *data_options("all", (*SPLITS, "all")), FORMAT, WRITE_V,
+            option("--out DIR", "folder for the codes", required=True, type=parse_results_folder),
+            *data_options("all"), FORMAT, WRITE_V,
             flag("--z-std", "write the standard deviation of the posterior of z"),
             flag("--scores", "write how unlike the training images each image is, as `evaluate --outliers` does"),
             number("--images-per-shard", None, "images per file (default 5000, fewer where they are large)", 1),

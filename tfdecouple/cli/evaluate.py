@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     start_tensorflow()
     import tensorflow as tf
 
-    from tfdecouple.cli.run_images import name_unwritable_path
+    from tfdecouple.cli.run_images import choose_split, name_unwritable_path
     from tfdecouple.runs.run_folder import EVALUATION, RunFolder
 
     folder = RunFolder(options.run)
@@ -45,6 +45,7 @@ def run(options: argparse.Namespace) -> int:
     files: list[str] = []
     try:
         config = folder.read_config()
+        choose_split(config, options)
         for metric in metrics:
             metric.prepare_inputs(config)
         evaluation = Evaluation(options, metrics)

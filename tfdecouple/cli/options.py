@@ -39,6 +39,9 @@ class Parser(argparse.ArgumentParser):
         """Raises UserError with the `message` of argparse, instead of printing the usage and ending the program."""
         # Messages of `make_number_type`, such as "is 0; it must be at least 1", follow the option's name.
         value = re.fullmatch(r"argument (\S+): (is .*)", message, re.DOTALL)
+        if lacking := re.fullmatch(r"argument (\S+): expected one argument", message):
+            option = lacking[1].rpartition("/")[2]
+            raise UserError(f"{option} needs a value; write {option}=VALUE if the value begins with -")
         raise UserError(f"{value[1]} {value[2]}" if value else f"{message}; {self.prog} --help lists the options")
 
 
@@ -86,12 +89,20 @@ def require_image_files(options: argparse.Namespace) -> None:
 
 
 def require_image_pairs(options: argparse.Namespace) -> None:
-    """Raises UserError if the number of image files is odd, one is missing, or the user also gives --pairing."""
+    """Raises UserError if the number of image files is odd, one is missing, or others are for a data set."""
     if len(options.files) % 2:
         raise UserError(f"{options.command} got {len(options.files)} images; it takes pairs, an even number")
-    if options.files and options.pairing != "auto":
-        raise UserError(f"--pairing {options.pairing} is for images of a data set: own images have no labels")
+    if options.files:
+        _refuse_data_options(options)
     require_image_files(options)
+
+
+def _refuse_data_options(options: argparse.Namespace) -> None:
+    for name in ("pairing", "count", "split", "data", "data_dir", "download"):
+        if getattr(options, name) != options.get_default(name):
+            option = f"--{name.replace('_', '-')}"
+            got = f"the command got {options.files[0]}; leave {option} out"
+            raise UserError(f"{option} is for images of a data set, and {got}")
 
 
 def require_switch(options: argparse.Namespace) -> None:
@@ -102,6 +113,8 @@ def require_switch(options: argparse.Namespace) -> None:
         raise UserError(f"--reference needs one folder of photographs, got {len(options.files)}, and --to OUT")
     elif (options.pairing, options.size) != ("auto", "own"):
         raise UserError("--reference takes neither --pairing nor --size: each photograph is written at its own size")
+    else:
+        _refuse_data_options(options)
 
 
 def require_encode_arguments(options: argparse.Namespace) -> None:

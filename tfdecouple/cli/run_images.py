@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from tfdecouple.config import Config
 from tfdecouple.data.image_file import read_image
 from tfdecouple.data.sources import choose_user_crop
 from tfdecouple.data.splits import Source
@@ -34,9 +35,20 @@ class Images(NamedTuple):
 
 def open_data(run: Run, options: argparse.Namespace) -> Source:
     """Opens the data set of --data and --data-dir, by default the run's, loads split --split, returns the `Source`."""
+    choose_split(run.config, options)
     source = run.open_source(options.data, options.data_dir, options.download)
     source.open_split(options.split)
     return source
+
+
+def choose_split(config: Config, options: argparse.Namespace) -> None:
+    """Sets --split if the user did not: "all" for a folder without splits that no training has used, else "test"."""
+    if options.split is None:
+        folder, trained = (
+            pathlib.Path(name.removeprefix("folder:")).expanduser() for name in (options.data or "", config.data.source)
+        )
+        is_folder = (options.data or "").startswith("folder:") and not (folder / "train").is_dir()
+        options.split = "all" if is_folder and folder.resolve() != trained.resolve() else "test"
 
 
 def choose_images(run: Run, options: argparse.Namespace, source: Source | None = None) -> Images:

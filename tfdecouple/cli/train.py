@@ -107,7 +107,8 @@ def run(options: argparse.Namespace) -> int:
     try:
         outcome = train(config, workdir, devices=options.devices, download=options.download)
     except (InterruptedRunError, DivergedError, LostWorkerError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        prefix = "" if isinstance(error, InterruptedRunError) else "error: "
+        print(f"{prefix}{error}", file=sys.stderr, flush=True)
         if isinstance(error, LostWorkerError):
             sys.stdout.flush()
             # An ordinary exit would wait half a minute or more for the lost worker.

@@ -27,18 +27,11 @@ MOST_PIXELS = 2**26
 # Name of an entry in the `info` of a Pillow image that is decoded at half its size: width and height of the file.
 FULL_SIZE = "full size"
 
-# {ending of a file's name: formats that Pillow tries for the file}. Users often give a file of a common format the
-# ending of another one, so Pillow tries all common formats for each of their endings. If the ending is not in this
-# dict, Pillow tries all formats that the dict has.
-_COMMON = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
-_FORMATS = {
-    **dict.fromkeys((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"), _COMMON),
-    **dict.fromkeys((".pgm", ".ppm"), ("PPM",)),
-    **dict.fromkeys((".tif", ".tiff"), ("TIFF",)),
-}
+# Formats that Pillow tries for every file, because users often give a file the ending of another format.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # The ending of NumPy's array files, which are the only accepted format for images with more than four channels.
 ARRAY_SUFFIX = ".npy"
-SUFFIXES = tuple(sorted((*_FORMATS, ARRAY_SUFFIX)))
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ARRAY_SUFFIX, ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 def describe_resizing(image_shape: Shape) -> str:
@@ -233,11 +226,10 @@ def open_image_file(path: str, file: BinaryIO | None = None) -> Image.Image:
     if file is None:
         get_regular_size(path)
     _set_up_pillow()
-    formats = _FORMATS.get(pathlib.PurePath(path).suffix.lower(), (*_COMMON, "PPM", "TIFF"))
     try:
-        image = Image.open(path if file is None else file, formats=formats)
+        image = Image.open(path if file is None else file, formats=_FORMATS)
     except UnidentifiedImageError:
-        raise ValueError(f"it is no image of the formats {', '.join(formats)}") from None
+        raise ValueError(f"it is no image of the formats {', '.join(_FORMATS)}") from None
     except Image.DecompressionBombError:
         raise ValueError(f"it has more than {MOST_PIXELS:,} pixels") from None
     try:

@@ -60,12 +60,15 @@ def open_folder(config: DataConfig, image_shape: Shape) -> Source:
     for name, (split_files, description) in files.items():
         split = FileSplit(split_files, folder, labels, description, image_shape, config.centre_crop, bad_images)
         splits[name] = split.load_folder_into_memory() if decoded_bytes <= config.cache_gib * 2**30 else split
+    whole = sorted((file for split_files, _ in files.values() for file in split_files), key=lambda file: file.path)
+    all_images = FileSplit(whole, folder, labels, "all images", image_shape, config.centre_crop, bad_images)
     return Source(
         name=config.source,
         title=f"images in {folder}",
         label_names=tuple(label_names),
         image_shape=image_shape,
         splits=splits,
+        all_images=all_images,
         bad_images=bad_images,
     )
 

@@ -72,7 +72,9 @@ class Source:
         title: what messages call the data set, such as "embedded photographs".
         label_names: names of the labels; a label is an index into this tuple, which is empty for images without labels.
         image_shape: height, width and channels of the images, after cropping and resizing.
-        splits: {"train": `Split`, "validation": `Split`, "test": `Split`}.
+        splits: {"train": `Split`, "validation": `Split`, "test": `Split`}; `open_split("all")` adds
+            `all_images`.
+        all_images: a split of all images, or None.
         note: a sentence on how the splits differ, which a training prints beside its results, or "".
         bad_images: the record of unreadable images, and the rule whether to skip them.
     """
@@ -82,6 +84,7 @@ class Source:
     label_names: tuple[str, ...]
     image_shape: Shape
     splits: Mapping[str, Split]
+    all_images: Split | None = None
     note: str = ""
     bad_images: BadImages = dataclasses.field(default_factory=lambda: BadImages("stop"))
 
@@ -102,6 +105,8 @@ class Source:
 
     def open_split(self, name: str) -> Split:
         """Returns the `Split` called `name`, such as "train", ready to decode images; raises DataError if unknown."""
+        if name == "all" and self.all_images is not None:
+            self.splits = {**self.splits, name: self.all_images}
         if name not in self.splits:
             raise DataError(f"there is no split {name!r}; use one of {', '.join(self.splits)}")
         self.splits[name].load_split_arrays()

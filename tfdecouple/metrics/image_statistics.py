@@ -37,8 +37,8 @@ class ImageStatistics(Metric):
 
     def prepare_inputs(self, config: Config) -> None:
         """Raises UserError if --split is train, to which regressions are fitted, or the images are no RGB squares."""
-        if self.options.split == "train":
-            raise UserError("--split is 'train', which --image-statistics is fitted on; take validation or test")
+        if (split := self.options.split) in ("train", "all"):
+            raise UserError(f"--split is {split!r}, which --image-statistics is fitted on; take validation or test")
         if not is_square_of_rgb(config.model.image_shape):
             images = describe_images(config.model.image_shape)
             raise UserError(f"--image-statistics takes squares of RGB, and this model's are {images}; leave it out")

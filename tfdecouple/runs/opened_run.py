@@ -234,7 +234,8 @@ def load_directions(run: str | pathlib.Path) -> Directions:
     folder = RunFolder(run)
     directions = Directions.read(folder.path, folder.read_config().model.latent_dim)
     if directions is None:
-        raise RunError(f"{run} has no directions yet; find them with python -m tfdecouple directions --run {run}")
+        command = f"python -m tfdecouple directions --statistics --run {run}"
+        raise RunError(f"{run} has no directions yet; find them with {command}")
     return directions
 
 

@@ -251,16 +251,16 @@ def _print_interruption(*saved: object) -> int:
     """Prints "interrupted" and the texts `saved`, which say what the program had saved; returns the exit status 130."""
     # Without this hook Python prints a message for each of TensorFlow's unfinished generators that fails at exit.
     sys.unraisablehook = lambda _: None
-    return _print_error("; ".join(["interrupted", *map(str, saved)]), 130)
+    return _print_error("; ".join(["interrupted", *map(str, saved)]), 130, "")
 
 
-def _print_error(text: str, status: int) -> int:
+def _print_error(text: str, status: int, prefix: str = "error: ") -> int:
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
         drop_output()
     try:
-        print(f"error: {make_printable(text)}", file=sys.stderr, flush=True)
+        print(f"{prefix}{make_printable(text)}", file=sys.stderr, flush=True)
     except (OSError, ValueError):
         drop_output(sys.stderr)
     return status

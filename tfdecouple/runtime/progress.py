@@ -79,6 +79,8 @@ class Counter:
         self._file = file or sys.stderr
         self._left = TimeLeft(total, _FIRST)
         self._bar: tqdm | None = None
+        # The number of the last line, 0 before the first one, and the number of finished images.
+        self._shown = self._done = 0
 
     def __enter__(self) -> Counter:
         if self._file.isatty():
@@ -89,12 +91,16 @@ class Counter:
     def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.close()
+        elif 0 < self._shown < self._done:
+            print(f"{self._what}: {self._done} of {self._total} {self._unit}", file=self._file, flush=True)
 
     def __call__(self, done: int) -> None:
         """Shows that `done` images are finished: in the bar, or without a terminal in a line, if a line is due."""
+        self._done = done
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
         elif self._left.is_report_due(done):
+            self._shown = done
             rate, left = self._left.measure_rate(done), self._left.format_time_left(done)
             speed = f", {rate:.3g} {self._unit}/s, {left}" if rate else ""
             print(f"{self._what}: {done} of {self._total} {self._unit}{speed}", file=self._file, flush=True)

@@ -6,11 +6,13 @@ import functools
 import io
 import pathlib
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps
+from PIL.ExifTags import IFD, Base
 
 from tfdecouple.data.image_file import FULL_SIZE, open_image_file, scale_to_8_bits
 from tfdecouple.errors import DataError, one_line
@@ -28,10 +30,10 @@ _WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
     "WEBP": (".webp", {"quality": 95}),
 }
 # Tags of EXIF that results keep, beside the groups of exposure and place.
-_EXIF_TAGS = [
-    getattr(ExifTags.Base, name)
-    for name in ["ImageDescription", "Make", "Model", "Software", "DateTime", "Artist", "HostComputer", "Copyright", "Rating"]
-]
+_EXIF_TAGS = (
+    Base.ImageDescription, Base.Make, Base.Model, Base.Software, Base.DateTime, Base.Artist, Base.HostComputer,
+    Base.Copyright, Base.Rating,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,7 @@ class UserPhotograph:
     def change_photograph(
         self, before: np.ndarray, after: np.ndarray, unlimited: bool
     ) -> tuple[np.ndarray, dict[str, str]]:
-        """Returns `change_at_full_size` of this photograph, and notes, {what: details}, on what a user may not expect."""
+        """Returns `change_at_full_size` of this photograph, and notes, {what: details}, on losses and limits."""
         notes = dict(self.losses)
         pixels = change_at_full_size(self.pixels, before, after, unlimited, notes)
         if self.is_grey and (pixels != pixels[..., :1]).any():
@@ -100,7 +102,7 @@ def _choose_format(path: str, kind: str) -> tuple[str, str]:
 def _open_photograph(path: str) -> Iterator[tuple[Image.Image, str]]:
     """A context with a photograph's Pillow image and format; it converts each exception inside to a DataError."""
     try:
-        with open_image_file(path) as image:
+        with warnings.catch_warnings(action="ignore"), open_image_file(path) as image:
             # Many telephones write MPO files: a JPEG file with further pictures at its end.
             yield image, "JPEG" if image.format == "MPO" else image.format or "PNG"
     # Pillow raises nearly any class of exception for a damaged file, so each exception becomes DataError.
@@ -133,7 +135,7 @@ def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
         image.draft("RGB", (max_side, max_side))
         metadata = {name: image.info[name] for name in ("icc_profile", "dpi") if image.info.get(name)}
         # Pillow has no mode for 16-bit colours: it reads them as 8 bits by a decoder of this name.
-        is_deep = image.mode.startswith(("I", "F")) or re.search(r"(RGB[AX]?|LA?);16", str(image.tile))
+        is_deep = image.mode.startswith(("I", "F")) or re.search(r"(RGB[AX]?|LA?);16", str(getattr(image, "tile", "")))
         losses = {"8 bits instead of 16": ""} if is_deep else {}
         image = scale_to_8_bits(image)
         has_alpha = image.has_transparency_data and channels == 3
@@ -163,13 +165,13 @@ def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
 
 
 def _copy_exif(exif: Image.Exif, size: tuple[int, int]) -> Image.Exif:
-    """Copies the tags of `exif` that describe a photograph, not the layout of its file, for a result of `size`."""
+    """Returns the tags of `exif` that describe a photograph, not the layout of its file, for a result of `size`."""
     copy = Image.Exif()
     copy.update({tag: exif[tag] for tag in _EXIF_TAGS if tag in exif})
-    for group in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+    for group in (IFD.Exif, IFD.GPSInfo):
         if tags := dict(exif.get_ifd(group)):
-            if group == ExifTags.IFD.Exif:
-                tags |= {ExifTags.Base.ExifImageWidth: size[0], ExifTags.Base.ExifImageHeight: size[1]}
+            if group == IFD.Exif:
+                tags |= {Base.ExifImageWidth: size[0], Base.ExifImageHeight: size[1]}
             copy[group] = tags
     return copy
 

@@ -40,8 +40,9 @@ def change_at_full_size(
     size, the result is `after`.
 
     Differences of colours grow at most twofold, and not at all where the photograph is smooth, so that noise and blocks
-    of JPEG stay invisible. Values near black and white are compressed instead of clipped. `unlimited` lifts both. If
-    differences would grow more than half as much again in a twentieth of the picture, `notes["limited"]` says where.
+    of JPEG stay invisible. Values near black and white are compressed instead of clipped. `unlimited` lifts both
+    limits. If the first limit takes away a third of the growth in a twentieth of the picture, `notes["limited"]` gets a
+    text on it.
 
     `photograph`, uint8 `[H, W, channels]`, has three channels or one. `before` is the photograph in the size of the
     model's images, and `after` is the image that the model made of `before`; both are uint8 `[h, w, channels]`.

@@ -24,9 +24,8 @@ MANIFEST = "switch.json"
 class SwitchedFolder(NamedTuple):
     """The result of `switch_folder`: paths of photographs that this call (`written`) or an earlier call (`kept`) wrote.
 
-    `errors` has an error, with the path, for each photograph that cannot be read. `notes` has a line for each thing
-    that a user may not expect, such as grey photographs with the colours of the reference, or a limited change of
-    colours.
+    `errors` has an error, with the path, for each photograph that cannot be read. `notes` has lines on what a user may
+    not expect, such as grey photographs with the colours of the reference, or a limited change of colours.
     """
 
     written: list[pathlib.Path]
@@ -49,7 +48,8 @@ def switch_folder(
     The model computes the change of colours at its own size, and `change_at_full_size` applies the change to the
     photograph. A result has the photograph's path below the folder and its file format, but PNG for a format such as
     GIF. Photographs that cannot be read are skipped, and results of an earlier call with the same reference, model,
-    `strength`, `max_side` and `unlimited` (see `change_at_full_size`) are kept. Progress is shown on standard error.
+    `strength`, `max_side` and `unlimited` (see `change_at_full_size`) are kept. The progress is shown on standard
+    error.
 
     >>> import tempfile
     >>> from PIL import Image
