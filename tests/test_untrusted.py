@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from tfdecouple.data.image_file import read_image
 from tfdecouple.data.sources import open_source
 from tfdecouple.errors import DataError, RunError, UserError
 from tfdecouple.interop import wolf
+from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.latent_directions import Direction, Directions
 from tfdecouple.runs.metrics_log import MetricsLog
 from tfdecouple.runs.opened_run import hash_weights
@@ -332,6 +334,20 @@ def test_file_that_is_no_array_is_refused_without_advice_to_run_its_code(tmp_pat
         (tmp_path / name).write_bytes(content)
         message = message_of(error, lambda read=read, name=name: read(str(tmp_path / name)))
         assert name in message and "pickle" not in message
+
+
+@pytest.mark.parametrize(
+    "array", [np.array(["x"]), np.zeros(1, [("a", "f4")]), b"no array"], ids=["text", "struct", "bytes"]
+)
+def test_weights_of_the_reference_that_are_no_numbers_are_refused(array):
+    theirs, *_ = next(iter(wolf.match_weights(model := DecoupledModel(LEAST))))
+    assert f"{theirs} is " in message_of(UserError, lambda: wolf.assign_weights(model, {theirs: array}))
+
+
+def test_npz_header_that_is_too_long_is_refused_without_advice_to_run_its_code(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("a.npy", LONG)
+    assert "pickle" not in message_of(UserError, lambda: wolf.read_state_dict(tmp_path / "a.npz"))
 
 
 def test_npz_file_that_expands_to_gigabytes_is_refused(tmp_path):

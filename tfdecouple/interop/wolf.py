@@ -86,7 +86,9 @@ def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
                 return dict(arrays)
         # Every exception is caught, because damaged archives raise many classes: zlib.error, BadZipFile and more.
         except Exception as error:
-            raise WolfError(f"{path} is no readable .npz file: {one_line(error)}; save it with np.savez") from error
+            # NumPy's own message can advise to run code in the file.
+            reason = type(error).__name__ if "allow_pickle" in str(error) else one_line(error)
+            raise WolfError(f"{path} is no readable .npz file: {reason}; save it with np.savez") from error
     if path.suffix not in (".pt", ".pth"):
         raise WolfError(f"{path} is neither .npz nor .pt; these two can be read")
     require_packages("torch", what=f"reading {path.name}")
@@ -129,12 +131,13 @@ def assign_weights(model: DecoupledModel, state: Arrays) -> None:
             raise WolfError(f"the weights lack {theirs}, which the config needs")
         variable = variables.pop(ours)
         try:
-            value = convert(np.asarray(state[theirs]))
-        except ValueError:
-            # An array of the wrong rank or size cannot be converted; the error below reports its shape.
+            value = convert(np.asarray(state[theirs], np.float32))
+        except (ValueError, TypeError):
+            # An array of text, or of the wrong rank or size, cannot be converted; the error below reports its shape.
             value = None
         if value is None or value.shape != tuple(variable.shape):
-            raise WolfError(f"{theirs} has the shape {state[theirs].shape}, which does not fit the config")
+            array = np.asarray(state[theirs])
+            raise WolfError(f"{theirs} is {array.dtype} of the shape {array.shape}, which does not fit the config")
         variable.assign(value)
         unused.discard(theirs)
     if unused:
