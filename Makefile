@@ -24,7 +24,8 @@ SHORT := export tests/test_golden.py tests/data/test_image_files.py tests/test_u
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help train test test-slow test-all test-versions test-lowest test-newest test-nightly test-wheel test-loggers test-machines results tools docs lint clean
+.PHONY: help train test test-slow test-all test-versions test-lowest test-newest test-nightly test-wheel test-loggers
+.PHONY: test-machines results tools docs lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -62,7 +63,7 @@ test-wheel: ## install the wheel without extras, with another Python where there
 test-loggers: $(VENV)/loggers/.stamp ## run the tests with the client of Weights & Biases, on local files
 	$(VENV)/loggers/bin/python -m pytest -m slow -o strict_skips=true $(LOGGERS) $(ARGS)
 
-test-machines: $(VENV)/.stamp-test ## run the quick tests with the kernels of other processors, and on one core: 35 minutes on two cores
+test-machines: $(VENV)/.stamp-test ## run the quick tests four times: with the kernels of other processors, and on one core
 	@.ci/test-machines $(ARGS)
 
 results: $(VENV)/.stamp-all ## measure docs/results again and make the tables of docs/RESULTS.md of it
