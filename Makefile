@@ -26,7 +26,8 @@ SHORT := export tests/test_golden.py tests/data/test_image_files.py tests/test_u
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help train test test-slow test-all test-versions test-lowest test-newest test-nightly test-wheel test-services test-container test-machines results tools docs lint clean
+.PHONY: help train test test-slow test-all test-versions test-lowest test-newest test-nightly test-wheel test-services test-container
+.PHONY: test-machines results tools docs lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -68,7 +69,7 @@ test-services: $(VENV)/services/.stamp $(VENV)/openwandb/.stamp ## run the tests
 test-container: ## build the image for training, on a stand-in for its base, and train and export in it; needs root on Debian
 	@.ci/test-container
 
-test-machines: $(VENV)/.stamp-test ## run the quick tests with the kernels of other processors, and on one core: 35 minutes on two cores
+test-machines: $(VENV)/.stamp-test ## run the quick tests four times: with the kernels of other processors, and on one core
 	@.ci/test-machines $(ARGS)
 
 results: $(VENV)/.stamp-all ## measure docs/results again and make the tables of docs/RESULTS.md of it
