@@ -321,6 +321,8 @@ class TestHealth:
         (sign,) = evaluation.list_warning_signs(measured, rows)
         assert "gradient norm is 31" in sign
         assert evaluation.list_warning_signs(measured, []) == []
+        not_finite = dict.fromkeys(measured, math.nan)
+        assert len(evaluation.list_warning_signs(not_finite, rows[:-1])) == 3
 
 
 class TestDivergence:

@@ -164,9 +164,10 @@ def list_warning_signs(measured: Mapping[str, Any], rows: Sequence[Mapping[str, 
     `measured` has the metrics of an evaluation on validation images, and `rows` are the rows of the log before it.
     """
     signs = []
-    if (scale := measured["smallest_scale"]) < 0.01:
+    # `not` makes NaN a warning sign, too.
+    if not (scale := measured["smallest_scale"]) >= 0.01:
         signs.append(f"the smallest coupling scale is {scale:.2g} (usual: above 0.05)")
-    if (condition := measured["worst_condition"]) > 10_000:
+    if not (condition := measured["worst_condition"]) <= 10_000:
         signs.append(f"the worst condition number of a 1x1 convolution is {condition:.2g} (usual: below 100)")
     train = [row for row in rows if row["kind"] == "train"]
     if not train:
@@ -180,6 +181,6 @@ def list_warning_signs(measured: Mapping[str, Any], rows: Sequence[Mapping[str, 
     if skipped := train[-1]["skipped_steps"] - before:
         signs.append(f"steps that were not applied since step {evaluated}: {skipped}")
     trained = train[-1]["bits_per_dim"]
-    if isinstance(trained, float) and (gap := measured["bits_per_dim"] - trained) > 0.2:
+    if isinstance(trained, float) and not (gap := measured["bits_per_dim"] - trained) <= 0.2:
         signs.append(f"validation images need {gap:.2g} bits/dim more than training images (usual: below 0.1)")
     return signs
