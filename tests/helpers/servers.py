@@ -17,8 +17,10 @@ def serve(module, *arguments, python=sys.executable):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [python, "-m", module, *(str(text).replace("{port}", str(port)) for text in arguments)]
+    # Beam's worker pool starts the first `python` of PATH.
+    environment = {**os.environ, "PATH": f"{os.path.dirname(python)}:{os.environ['PATH']}"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, start_new_session=True, **quiet)
+    process = subprocess.Popen(command, env=environment, start_new_session=True, **quiet)
     begun = time.monotonic()
     try:
         while socket.socket().connect_ex(("127.0.0.1", port)):

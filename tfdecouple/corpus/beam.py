@@ -97,7 +97,8 @@ def _convert_beam_errors(message: str, *unchanged: type[Exception]) -> Iterator[
     except unchanged:
         raise
     except Exception as error:
-        text = str(error).strip().splitlines() or [type(error).__name__]
+        # The last line of gRPC's errors is ">".
+        text = [line.strip() for line in str(error).splitlines() if re.search(r"\w", line)] or [type(error).__name__]
         raise UserError(f"{message}: {text[-1][:400]}") from error
 
 
