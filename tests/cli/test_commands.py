@@ -333,6 +333,7 @@ def test_folder_that_the_model_was_not_trained_on_is_measured_whole(tiny_run, si
         ]
         count = sum(path.is_file() for path in pathlib.Path(options[1].removeprefix("folder:")).rglob("*"))
         assert facts[0]["count"] == facts[1]["images"] == count and facts[0]["split"] == "all"
+    capsys.readouterr()
     line = refused(capsys, lambda: main(["evaluate", "--run", str(tiny_run), "--split", "all"]))
     assert "there is no split 'all'" in line
 

@@ -160,7 +160,7 @@ class TestPhotograph:
         exif[ExifTags.Base.Orientation], exif[ExifTags.Base.Make] = 6, "Camera"
         exif[ExifTags.IFD.Exif] = {ExifTags.Base.ExposureTime: 0.25, ExifTags.Base.ExifImageWidth: 50}
         exif[ExifTags.IFD.GPSInfo] = {ExifTags.GPS.GPSLatitudeRef: "N"}
-        photograph = read_photograph(written(tmp_path, image, name, exif=exif, dpi=(300, 300)), 3, 2048)
+        photograph = read_photograph(written(tmp_path, image, name, exif=exif.tobytes(), dpi=(300, 300)), 3, 2048)
         with Image.open(io.BytesIO(photograph.encode_photograph(photograph.pixels)[0])) as result:
             result.load()
             if not name.endswith("webp"):

@@ -26,7 +26,8 @@ _WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
     "BMP": (".bmp", {}),
     "JPEG": (".jpg", {"quality": 95, "subsampling": 0}),
     "PNG": (".png", {}),
-    "TIFF": (".tif", {"compression": "tiff_lzw"}),
+    # With compression, Pillow cannot write EXIF.
+    "TIFF": (".tif", {}),
     "WEBP": (".webp", {"quality": 95}),
 }
 # Tags of EXIF that results keep, beside the groups of exposure and place.
@@ -83,7 +84,9 @@ class UserPhotograph:
         kind, suffix = _choose_format(self.path, self.format)
         buffer = io.BytesIO()
         try:
-            image.save(buffer, kind, **_WRITTEN[kind][1], **self.metadata)
+            # Pillow's TIFF writer takes EXIF as bytes alone.
+            metadata = {**self.metadata, "exif": self.metadata["exif"].tobytes()}
+            image.save(buffer, kind, **_WRITTEN[kind][1], **metadata)
         # Damaged metadata raise nearly any class of exception.
         except Exception:
             buffer = io.BytesIO()
