@@ -34,8 +34,7 @@ _Class = TypeVar("_Class", bound=type)
 def disable_autograph(owner: _Class) -> _Class:
     """Decorates a class so that AutoGraph rewrites neither its public methods nor the functions that these call.
 
-    The decorated classes need no rewriting, because they contain no Python control flow on tensors. AutoGraph's
-    rewriting took a large part of the time of a user's first training step.
+    The decorated classes contain no Python control flow on tensors, and rewriting them would slow the first step.
     """
     for name, member in list(vars(owner).items()):
         if inspect.isfunction(member) and not name.startswith("_"):
@@ -46,8 +45,7 @@ def disable_autograph(owner: _Class) -> _Class:
 class Weight(NamedTuple):
     """The specification of a weight, from which `BaseLayer.build` creates the weight.
 
-    `initializer` is the name of a Keras initializer, or a function without arguments that returns an initializer. If
-    `dtype` is None, the weight has the dtype of the layer.
+    `initializer` is the name of a Keras initializer, or a function that returns one. None is the dtype of the layer.
     """
 
     shape: Shape
@@ -77,10 +75,7 @@ class Cost(NamedTuple):
 
 
 class KeepsWeights:
-    """A mixin that refuses `quantize` and `enable_lora` of Keras, which replace weights, and `tf.train.Checkpoint`.
-
-    A subclass must list the mixin before the Keras class among its base classes.
-    """
+    """A mixin, listed before the Keras class, that refuses Keras' replacement of weights, and `tf.train.Checkpoint`."""
 
     def quantize(self, *arguments: Any, **options: Any) -> None:
         """Raises UnsupportedError, at which Keras skips this layer when it quantises a model around the layer."""
@@ -329,20 +324,7 @@ class InvertibleLayer(BaseLayer):
                     f"layer {self.name} got an array of shape {tuple(x.shape)} and a condition of shape "
                     f"{tuple(condition.shape)}; the condition must be [batch, {axes[0]}] with the same {axes[1]}"
                 )
-            # The layers inside see the shapes of a trace, which has no sizes if the same layer got others before.
-            if size := getattr(self, "condition_size", 0):
-                require_condition(self, size, condition, local)
         return x, condition
-
-
-def require_condition(layer: keras.layers.Layer, size: int, condition: Any, local: bool = False) -> None:
-    """Raises UserError unless `condition`, a z or (if `local`) a feature map, is given and has `size` channels."""
-    expected = f"[batch, height, width, {size}]" if local else f"[batch, {size}]"
-    if condition is None:
-        what = "a map" if local else "z"
-        raise UserError(f"layer {layer.name} is conditional: pass condition={what} of shape {expected}")
-    if condition.shape[-1] != size:
-        raise UserError(f"layer {layer.name} got a condition of shape {condition.shape}; it needs {expected}")
 
 
 def run_layers(

@@ -12,7 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple.layers.base import Condition, Cost, InvertibleLayer, Mapped, Run, Weight, require_condition
+from tfdecouple.layers.base import Condition, Cost, InvertibleLayer, Mapped, Run, Weight
+from tfdecouple.layers.conditioners import require_condition
 from tfdecouple.numerics.arithmetic import get_sizes, multiply_channels, multiply_in_full_precision, multiply_sizes
 
 # Variance that is added to each channel, so that an image of one colour has finite numbers; two neighbouring pixel

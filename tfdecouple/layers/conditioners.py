@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Self
 import keras
 import tensorflow as tf
 
-from tfdecouple.layers.base import BaseLayer, Condition, Cost, Shape, Weight, require_condition
+from tfdecouple.errors import UserError
+from tfdecouple.layers.base import BaseLayer, Condition, Cost, Shape, Weight
 from tfdecouple.numerics.arithmetic import multiply_channels, multiply_in_full_precision
 from tfdecouple.numerics.kernels import Kernels, get_kernels, normalize_kernel
 from tfdecouple.numerics.tf32 import full_float32
@@ -22,6 +23,16 @@ def make_kernel_initializer() -> keras.initializers.Initializer:
 def make_bias_initializer(fan_in: int) -> keras.initializers.Initializer:
     """Returns an initializer of biases, uniform in +-1/sqrt(fan_in), given the fan-in of the kernel beside the bias."""
     return keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5)
+
+
+def require_condition(layer: keras.layers.Layer, size: int, condition: Any, local: bool = False) -> None:
+    """Raises UserError unless `condition`, a z or (if `local`) a feature map, is given and has `size` channels."""
+    expected = f"[batch, height, width, {size}]" if local else f"[batch, {size}]"
+    if condition is None:
+        what = "a map" if local else "z"
+        raise UserError(f"layer {layer.name} is conditional: pass condition={what} of shape {expected}")
+    if condition.shape[-1] != size:
+        raise UserError(f"layer {layer.name} got a condition of shape {condition.shape}; it needs {expected}")
 
 
 def declare_weight_norm(shape: Shape) -> dict[str, Weight]:

@@ -12,12 +12,13 @@ from tensorflow_probability import bijectors as tfb
 from tfdecouple import bijectors
 from tfdecouple.bijectors import ChannelAffine, ChannelMatrix, ClosedForm, Whitening
 from tfdecouple.errors import UserError
-from tfdecouple.layers.base import BaseLayer, Condition, Cost, InvertibleLayer, Weight, require_condition
+from tfdecouple.layers.base import BaseLayer, Condition, Cost, InvertibleLayer, Weight
 from tfdecouple.layers.conditioners import (
     StartsAtZero,
     WeightNorm,
     declare_weight_norm,
     make_kernel_initializer,
+    require_condition,
 )
 from tfdecouple.numerics.arithmetic import get_sizes, multiply_in_full_precision, multiply_sizes
 

@@ -23,6 +23,7 @@ from tfdecouple.layers import (
     Squeeze,
 )
 from tfdecouple.layers.base import BaseLayer, Condition, InvertibleComposite, Mapped, Run
+from tfdecouple.layers.conditioners import require_condition
 from tfdecouple.numerics.arithmetic import make_zero_log_det
 
 
@@ -229,9 +230,12 @@ class Flow(InvertibleComposite):
                 f"the flow got an array of shape {shape}; it needs [batch, height, width, "
                 f"{self.config.image_shape[-1]}] with sides that are multiples of {multiple}"
             )
-        if not self.condition_size and self.whitening is None:
-            condition = None
-        return super()._prepare_inputs(x, condition)
+        size = self.condition_size if self.whitening is None else self.config.latent_dim
+        x, condition = super()._prepare_inputs(x, condition if size else None)
+        # The layers inside see the shapes of a trace, which may have no sizes.
+        if size:
+            require_condition(self, size, condition, self.local)
+        return x, condition
 
     def run_forward(self, run: Run, x: tf.Tensor, condition: Condition) -> Mapped:
         h, level_condition, log_det = x, condition, make_zero_log_det(x)
