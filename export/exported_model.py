@@ -112,10 +112,9 @@ class _Method(NamedTuple):
     folded: Folded
     names: Mapping[str, str]
 
-    def call(self, read: Callable[[str], tf.Tensor], *inputs: Any) -> Any:
+    def call(self, read: Callable[[str], tf.Tensor], *inputs: tf.Tensor) -> Any:
         """Adds the folded graph to the caller's graph; `read` returns the tensor of the weight of a name."""
-        tensors = [tensor for tensor in inputs if tf.is_tensor(tensor)]
-        given = dict(zip(self.folded.inputs, tensors, strict=True))
+        given = dict(zip(self.folded.inputs, inputs, strict=True))
         given |= {placeholder: read(name) for placeholder, name in self.names.items()}
         used = {name for node in self.folded.graph_def.node for name in node.input}
         # In a graph, the first output of an operation has the name of the operation.
@@ -225,7 +224,9 @@ class ExportedModel:
         networks: dict[str, dict[str, Any]] = {}
         for (network, method), folded in self._methods.items():
             call = functools.partial(folded.call, read)
-            networks.setdefault(network, {})[method] = tf.function(call, autograph=False) if shared else call
+            run = tf.function(call, autograph=False) if shared else call
+            # Other arguments, such as None for a condition or a runner, would make another trace of a function.
+            networks.setdefault(network, {})[method] = lambda *inputs, run=run: run(*filter(tf.is_tensor, inputs))
         return Answers(_ExportedNetworks(self._model, networks))
 
 

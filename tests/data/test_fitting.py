@@ -84,7 +84,7 @@ class TestArrays:
         [
             (noise(8, 12, 3), "uint8 [8, 12, 3], and the model takes uint8 [height, width, 7]"),
             (np.zeros((8, 12, 7), np.float32), "float32"),
-            (np.array([{}]), "Python objects"),
+            (np.array([{}]), "no array of numbers"),
             (np.zeros((0, 12, 7), np.uint8), "[0, 12, 7]"),
         ],
     )

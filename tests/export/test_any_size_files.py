@@ -53,7 +53,7 @@ def test_the_client_decodes_a_picture_at_its_own_size(files, tmp_path, monkeypat
     np.testing.assert_array_equal(np.asarray(Image.open("own_size.png")), pixels)
     monkeypatch.setattr(client.Model, "decode", lambda self, **codes: pixels[None] // 2)
     assert client.main(["--own-size", "a.png"]) == 1
-    for wrong in (["--own-size"], ["--own-size", "a.png", "a.png"], ["--own-size", "--check", "a.png"]):
+    for wrong in (["--own-size"], ["--own-size", *["a.png"] * 3], ["--own-size", "--check", "a.png"]):
         assert client.main(wrong) == 2
 
 

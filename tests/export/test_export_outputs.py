@@ -88,8 +88,9 @@ class TestWeb:
         assert str(page) in out.splitlines()
         assert {path.name for path in (tmp_path / "to").iterdir()} == {"web", JSON_NAME, TEXT_NAME, MANIFEST, VECTORS}
         assert set(read_card(tmp_path / "to")["formats"]) == {"web"}
-        assert {path.name for path in page.iterdir()} == {*(p.name for p in web.PAGE.iterdir()), "model", "runtime"}
-        for path in web.PAGE.iterdir():
+        sources = [path for path in web.PAGE.iterdir() if path.name != "package.json"]
+        assert {path.name for path in page.iterdir()} == {*(path.name for path in sources), "model", "runtime"}
+        for path in sources:
             assert (page / path.name).read_bytes() == path.read_bytes()
         assert read_tree(page / "runtime") == read_tree(runtime / "dist")
         config = json.loads((page / "model" / "config.json").read_text())

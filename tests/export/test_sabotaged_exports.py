@@ -223,7 +223,7 @@ SABOTAGES = {
     lambda folder, change: change(folder): [
         (lambda folder: shutil.rmtree(folder / "variables"), NOT_OPENED),
         (lambda folder: os.truncate(folder / WARMUP_FILE, 100), WARM_UP),
-        (lambda folder: (folder / WARMUP_FILE).unlink(), f"{WARM_UP}NotFoundError: "),
+        (lambda folder: (folder / WARMUP_FILE).unlink(), f"{WARM_UP}FileNotFoundError: "),
     ],
     edit_variables: [
         (lambda arrays: arrays.pop(max(key for key in arrays if "VARIABLE" in key)), f"{NOT_OPENED}NotFoundError: "),

@@ -219,7 +219,7 @@ class TestPhotograph:
         grey = read_photograph(
             written(tmp_path, Image.fromarray(smooth_photograph(60, 60)).convert("L"), "a.png"), 3, 99
         )
-        small = grey.shrink_photograph(SHAPE)
+        small = shrink_photograph(grey.pixels, *SHAPE[:2])
         assert grey.change_photograph(small, small, False)[1] == {}
         assert [*grey.change_photograph(small, small // [1, 1, 2], False)[1]] == ["grey before"]
         stretched = (6.0 * (small - small.mean()) + 128).clip(0, 255).astype(np.uint8)

@@ -233,7 +233,7 @@ class Flow(InvertibleComposite):
         size = self.condition_size if self.whitening is None else self.config.latent_dim
         x, condition = super()._prepare_inputs(x, condition if size else None)
         # The layers inside see the shapes of a trace, which may have no sizes.
-        if size:
+        if condition is not None:
             require_condition(self, size, condition, self.local)
         return x, condition
 
