@@ -185,7 +185,7 @@ class TestInterruption:
                     time.sleep(0.1)
             process.send_signal(signal.SIGTERM)
             ((status, _, err),) = pair.end()
-        message = "error: stopped by SIGTERM before all workers had started; the same command starts again\n"
+        message = "stopped by SIGTERM before all workers had started; the same command starts again\n"
         assert (status, err) == (75, message)
 
     @pytest.mark.parametrize("killed", [0, 1])

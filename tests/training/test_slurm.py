@@ -135,7 +135,7 @@ def test_job_resumes_after_a_signal_a_lost_worker_and_the_time_limit(slurm, imag
     assert "2 CPUs of 2 workers" in wait_for_start(0)
     slurm("scancel", "--signal=TERM", number)
     log = wait_for_start(1)
-    message = "error: stopped by SIGTERM at step "
+    message = "stopped by SIGTERM at step "
     assert re.search(rf"{message}\d+ of 1000000, saved; the same command resumes\n", log)
 
     slurm("pkill", "--signal=KILL", "--full", "^python train.py ")
