@@ -121,7 +121,9 @@ def test_codes_in_object_storage_equal_those_of_encode(encode, storage, tiny_run
             np.testing.assert_allclose(row[field], expected[key][field], atol=1e-5, err_msg=f"{field} of {key}")
 
 
-def test_error_of_object_storage_is_one_line(encode, storage, capsys):
+def test_error_of_object_storage_is_one_line(encode, storage, capsys, monkeypatch):
+    # Beam would wait for minutes between its attempts to reach a server.
+    monkeypatch.setattr("apache_beam.utils.retry.Clock.sleep", lambda clock, seconds: None)
     assert "there are no images" in refused(capsys, lambda: encode(images="none"))
     storage.options = [option.replace("127.0.0.1", "127.0.0.1.invalid") for option in storage.options]
     if storage.scheme == "s3":
