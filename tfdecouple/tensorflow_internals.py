@@ -19,6 +19,10 @@ from tensorflow.python.util import _pywrap_util_port
 # does not have.
 pause_gradient_tapes = record.stop_recording
 
+# The errors of a loop over a dataset for damaged records. TensorFlow quotes damaged bytes in its messages, and then
+# raises UnicodeDecodeError instead of its own error.
+READ_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
+
 
 def is_onednn_on() -> bool:
     """Returns whether the library oneDNN computes TensorFlow's convolutions on CPUs, and not TensorFlow's own code."""
@@ -76,7 +80,6 @@ class _GuardedIterator(OwnedIterator):
             return super()._next_internal()
         except tf.errors.OutOfRangeError:
             raise
-        # TensorFlow quotes damaged bytes in its messages, and then raises UnicodeDecodeError instead of its own error.
-        except (tf.errors.OpError, UnicodeDecodeError):
+        except READ_ERRORS:
             with self._guard():
                 raise

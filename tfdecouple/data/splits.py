@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tfdecouple.config.shapes import Shape
 from tfdecouple.errors import DataError, one_line
+from tfdecouple.tensorflow_internals import READ_ERRORS
 
 # The random algorithm of all data sets. TensorFlow's default would make the order depend on the device.
 ALGORITHM = "philox"
@@ -122,8 +123,7 @@ class Source:
         """Returns a context for loops over batches, in which unreadable images and records raise a DataError."""
         try:
             yield
-        # TensorFlow quotes damaged bytes in its messages, and then raises UnicodeDecodeError instead of its own error.
-        except (tf.errors.OpError, UnicodeDecodeError) as error:
+        except READ_ERRORS as error:
             # tf.data reads files ahead, so the latest stored error can be about a later image than the message.
             cause = self.bad_images.find_image_error(str(error))
             if cause is None and (isinstance(error, UnicodeDecodeError) or "IteratorGetNext" in str(error)):

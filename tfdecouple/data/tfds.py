@@ -17,6 +17,7 @@ from tfdecouple.data.splits import Arrays, MemorySplit, RecordSplit, Source, Spl
 from tfdecouple.errors import DataError, nearest, one_line
 from tfdecouple.runtime.requirements import describe_missing_package
 from tfdecouple.storage.files import count_records
+from tfdecouple.tensorflow_internals import READ_ERRORS
 
 # Encoded images are shuffled in memory within windows of about `_WINDOW_BYTES` bytes, but at least `_LEAST_WINDOW`
 # images. This suffices, because TFDS stores the images in random order.
@@ -215,8 +216,7 @@ def _load_decoded_images(split: Split, name: str, image_shape: Shape) -> Arrays:
     try:
         for batch in split.decode_examples().batch(256).prefetch(4).as_numpy_iterator():
             images[batch["index"]], labels[batch["index"]] = batch["image"], batch["label"]
-    # TensorFlow quotes damaged bytes in its messages, and then raises UnicodeDecodeError instead of its own error.
-    except (tf.errors.OpError, UnicodeDecodeError) as error:
+    except READ_ERRORS as error:
         text = f"cannot read {split.description} of {name}: {one_line(error, first=True)}"
         raise DataError(f"{text}; prepare the data set again") from error
     return images, labels
