@@ -6,7 +6,7 @@ report as JSON.
 float32 rounds every number to a relative 6e-8, and every runtime sums in another order. So two programs without a fault
 differ, on some images more than on others. The Keras model therefore answers twice (`KerasAnswers`): for inputs, and
 for inputs perturbed by a relative 1e-6. A file's answer is accepted if it differs from the first answer by at most 4
-times the difference between the two answers.
+times the difference between the two answers. A single number may change little by chance, so it is perturbed six times.
 """
 
 from __future__ import annotations
@@ -275,10 +275,10 @@ class Answer:
     step: np.ndarray
 
     @classmethod
-    def from_floats(cls, values: np.ndarray, perturbed: np.ndarray, scale: float = 1.0) -> Answer:
-        """Returns the `Answer` for an output of floats, from two answers of the Keras model, float32 `[n, ...]`.
+    def from_floats(cls, values: np.ndarray, perturbed: Sequence[np.ndarray], scale: float = 1.0) -> Answer:
+        """Returns the `Answer` for an output of floats, from answers of the Keras model, each float32 `[n, ...]`.
 
-        `values` is the answer to the inputs, and `perturbed` the answer to inputs that are changed by a relative 1e-6.
+        `values` is the answer to the inputs, `perturbed` are the answers to inputs that are changed by a relative 1e-6.
         `scale` is `Array.scale`, the magnitude of the terms whose sum the output is.
         """
         bound = _compute_tolerances(values, perturbed) + FLOOR * (scale + _find_largest(values))
@@ -286,11 +286,11 @@ class Answer:
         return cls(values, bound, np.zeros(0, bool), np.array(0))
 
     @classmethod
-    def from_bins(cls, bins: np.ndarray, perturbed: np.ndarray, n_bins: int) -> Answer:
-        """Returns the `Answer` for an output of pixels, from two answers of the Keras model.
+    def from_bins(cls, bins: np.ndarray, perturbed: Sequence[np.ndarray], n_bins: int) -> Answer:
+        """Returns the `Answer` for an output of pixels, from answers of the Keras model.
 
-        `bins` is the answer to the inputs, and `perturbed` the answer to inputs that are changed by a relative 1e-6;
-        both are `[n, height, width, channels]`, in units of bins, before they are rounded down.
+        `bins` is the answer to the inputs, `perturbed` are the answers to inputs that are changed by a relative 1e-6;
+        each is `[n, height, width, channels]`, in units of bins, before it is rounded down.
         """
         # Values outside the bins count, too: a value of 1e11 that changes by 1e10 may change its sign in a file.
         bound = _compute_tolerances(bins, perturbed, UNSTABLE / 2) + FLOOR * n_bins / 2
@@ -346,14 +346,14 @@ class Answer:
         )
 
 
-def _compute_tolerances(values: np.ndarray, perturbed: np.ndarray, most: float = np.inf) -> np.ndarray:
-    """Returns a tolerance for each image, float64 `[n]`: 4 times the largest change from `values` to `perturbed`.
+def _compute_tolerances(values: np.ndarray, perturbed: Sequence[np.ndarray], most: float = np.inf) -> np.ndarray:
+    """Returns a tolerance for each image, float64 `[n]`: 4 times the largest change from `values` to one `perturbed`.
 
-    The two are the Keras model's answers to inputs and to slightly changed inputs. Each tolerance is raised to the
+    They are the Keras model's answers to inputs and to slightly changed inputs. Each tolerance is raised to the
     median over all images, or to `most` if that is smaller, because the change of one image can be small by chance.
     """
     with np.errstate(invalid="ignore", over="ignore"):
-        tolerances = FACTOR * _find_largest(perturbed.astype(np.float64) - values)
+        tolerances = FACTOR * np.max([_find_largest(answer.astype(np.float64) - values) for answer in perturbed], 0)
     finite = tolerances[np.isfinite(tolerances)]
     return np.maximum(tolerances, min(np.median(finite), most) if len(finite) else 0)
 

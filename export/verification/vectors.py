@@ -43,6 +43,8 @@ _ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS = 32, 32 * 32 * 32
 _PHOTOGRAPH_SIDE = 64
 # If a side has more pixels than this, one extreme image of each type, such as noise, is tried: each takes a second.
 _LARGE = 48
+# The count of times that the inputs of endpoints that return single numbers are perturbed.
+_SCORE_PERTURBATIONS = 6
 
 
 # The Keras model runs on batches of about this many pixels, all of one size, because TensorFlow traces each size anew.
@@ -97,6 +99,8 @@ def make_test_vectors(
     sizes = choose_batch_sizes(side)
     plain = KerasAnswers(model)
     perturbed = KerasAnswers(model, plain)
+    # A single number, such as a score, hardly changes in one image of five by chance; an array of numbers does not.
+    others = [perturbed, *(KerasAnswers(model, plain, seed) for seed in range(1, _SCORE_PERTURBATIONS))]
     vectors: Arrays = {"batches": np.array(sizes)}
     report("  images to encode and decode")
     image_types = {"real": images, **make_artificial_images(images.shape[1:], rng, 1 if side > _LARGE else 4)}
@@ -119,15 +123,18 @@ def make_test_vectors(
         report(f"  {endpoint.name}")
         values = {array.name: inputs.make_values(array, endpoint) for array in endpoint.inputs}
         vectors |= {f"in/{endpoint.name}/{name}": array for name, array in values.items()}
-        right, other = (
+        single = not any(output.shape for output in endpoint.outputs)
+        right, *changed = (
             {name: np.asarray(array) for name, array in endpoint.answer(answers, values).items()}
-            for answers in (plain, perturbed)
+            for answers in (plain, *(others if single else [perturbed]))
         )
         answers: dict[str, Answer] = {}
         for output in endpoint.outputs:
-            both = right[output.name], other[output.name]
-            is_image = output.dtype == "uint8"
-            answer = Answer.from_bins(*both, config.n_bins) if is_image else Answer.from_floats(*both, output.scale)
+            value, perturbed_values = right[output.name], [other[output.name] for other in changed]
+            if output.dtype == "uint8":
+                answer = Answer.from_bins(value, perturbed_values, config.n_bins)
+            else:
+                answer = Answer.from_floats(value, perturbed_values, output.scale)
             vectors |= {f"out/{endpoint.name}/{output.name}/{field}": part for field, part in vars(answer).items()}
             answers[output.name] = answer
         require_no_problems(_compare_with_methods(model, endpoint, values, answers))
@@ -286,12 +293,13 @@ class KerasAnswers(Answers):
         unperturbed: None to answer the inputs as they are. Otherwise this object answers slightly changed inputs (each
             value is changed at random, up or down, by a relative 1e-6, a pixel by this fraction of the range of
             pixels), and the argument is the `KerasAnswers` that answers the unchanged inputs.
+        seed: the seed of the changes.
     """
 
-    def __init__(self, model: DecoupledModel, unperturbed: KerasAnswers | None = None):
+    def __init__(self, model: DecoupledModel, unperturbed: KerasAnswers | None = None, seed: int = 0):
         model.require_initialized()
         super().__init__(model)
-        self._unperturbed, self._rng = unperturbed, np.random.default_rng(0)
+        self._unperturbed, self._rng = unperturbed, np.random.default_rng(seed)
         self._cache: dict[bytes, list[Optional]] = {}
 
     def encode(self, images: np.ndarray, labels: Optional = None) -> Encoding:

@@ -68,7 +68,7 @@ def test_images_are_perturbed_before_they_are_encoded(name, model):
 
 def scores_of(model, images):
     offered, right, other = answers_of(model, "score", images)
-    return {a.name: Answer.from_floats(right[a.name], other[a.name], a.scale) for a in offered.outputs}
+    return {a.name: Answer.from_floats(right[a.name], [other[a.name]], a.scale) for a in offered.outputs}
 
 
 def test_the_length_of_v_may_be_off_by_the_rounding_of_one_weight(tiny_model):

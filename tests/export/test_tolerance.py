@@ -14,7 +14,7 @@ FLOATS = np.linspace(-2, 4, COUNT * 10, dtype=np.float32).reshape(COUNT, 10)
 
 
 def floats(right=FLOATS, effect=1e-4):
-    return Answer.from_floats(right, right + np.float32(effect))
+    return Answer.from_floats(right, [right + np.float32(effect)])
 
 
 def bins(n_bins=256):
@@ -24,7 +24,7 @@ def bins(n_bins=256):
 
 
 def pixels(values, effect=1e-3, n_bins=256):
-    return Answer.from_bins(values, values + effect, n_bins)
+    return Answer.from_bins(values, [values + effect], n_bins)
 
 
 class TestFloats:
@@ -44,13 +44,22 @@ class TestFloats:
             assert problem.startswith("1 values of image 3 differ from the model, by up to ")
             assert f"allowed is {answer.bound[3]:.1e}" in problem
 
+    def test_bound_is_a_multiple_of_the_largest_of_several_effects(self):
+        # The first change of image 3 is small by chance.
+        effects = [np.full((COUNT, 1), 1e-3, np.float32) for _ in range(3)]
+        effects[0][3] = 1e-9
+        effects[1][3] = 1e-1
+        answer = Answer.from_floats(FLOATS, [FLOATS + effect for effect in effects])
+        assert answer.bound[3] == pytest.approx(FACTOR * 1e-1, rel=0.01)
+        assert answer.bound[2] == pytest.approx(FACTOR * 1e-3, rel=0.01)
+
     def test_numbers_near_zero_are_compared_relative_to_their_scale(self):
         # As the log-variances of a posterior that is the prior.
         right = np.full((COUNT, 4), 1e-9, np.float32)
-        answer = Answer.from_floats(right, right)
+        answer = Answer.from_floats(right, [right])
         assert answer.compare_file(np.zeros_like(right))[1] is None
         assert answer.compare_file(right + np.float32(1e-5))[1] is not None
-        assert Answer.from_floats(right, right, scale=10).compare_file(right + np.float32(1e-5))[1] is None
+        assert Answer.from_floats(right, [right], scale=10).compare_file(right + np.float32(1e-5))[1] is None
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     def test_value_that_is_not_finite_is_a_problem(self, value):
@@ -205,7 +214,7 @@ class TestRoundTrip:
             v, vectors = self.IMAGES.astype(np.float32), dict(self.KINDS)
             for name, images in self.KINDS.items():
                 vectors[f"kept/{name.removeprefix('extreme/')}"] = np.arange(len(images)) != unkept
-            codes, decoded = Answer.from_floats(v, v), Answer.from_bins(v + 0.5, v + 0.6, 256)
+            codes, decoded = Answer.from_floats(v, [v]), Answer.from_bins(v + 0.5, [v + 0.6], 256)
             vectors |= {"in/encode/images": self.IMAGES, "in/decode/v": v}
             vectors |= {f"out/encode/v/{field}": value for field, value in vars(codes).items()}
             vectors |= {f"out/decode/images/{field}": value for field, value in vars(decoded).items()}
