@@ -7,10 +7,7 @@ import tensorflow as tf
 from helpers.numbered import one_line_error
 from PIL import Image
 
-from tfdecouple.config import DataConfig
-from tfdecouple.data.batches import load_images
 from tfdecouple.data.image_file import crop_and_resize, crop_and_resize_tensor, find_centre_box, read_image
-from tfdecouple.data.sources import open_source
 
 RGB, GREY = (8, 12, 3), (8, 12, 1)
 
@@ -124,18 +121,3 @@ class TestFitting:
         made = crop_and_resize_tensor(tf.constant(rgb), GREY, 0)
         np.testing.assert_array_equal(made[..., 0], np.asarray(Image.fromarray(rgb).convert("L")))
         np.testing.assert_array_equal(crop_and_resize_tensor(tf.constant(grey), RGB, 0), np.repeat(grey, 3, -1))
-
-
-class TestGreyRectangles:
-    @pytest.mark.parametrize("cache_gib", [1.0, 0.0])
-    def test_folder_of_grey_rectangles_is_read_exactly(self, tmp_path, cache_gib):
-        images = {f"{number}.png": noise(8, 12, 1)[..., 0] + np.uint8(number) for number in range(5)}
-        for name, image in images.items():
-            saved(tmp_path / name, image)
-        np.save(tmp_path / "5.npy", noise(8, 12, 1))
-        source = open_source(DataConfig(source=f"folder:{tmp_path}", cache_gib=cache_gib), GREY)
-        assert source.image_shape == GREY and sum(source.sizes.values()) == 6
-        for split, size in source.sizes.items():
-            for number, image in enumerate(load_images(source, split, size)[0]):
-                key = source.find_image_key(split, number)
-                np.testing.assert_array_equal(image[..., 0], images.get(key, noise(8, 12, 1)[..., 0]))

@@ -1,19 +1,16 @@
 import io
 import os
 import subprocess
-import threading
-import time
 import warnings
 
 import numpy as np
 import pytest
-from helpers.places import PATIENCE, ROOT
+from helpers.places import ROOT
 from helpers.program_inputs import load_program, make_png_header
 from helpers.refusals import message_of
 from PIL import Image
 
 from tfdecouple.config import DataConfig
-from tfdecouple.data import image_file
 from tfdecouple.data.batches import load_images
 from tfdecouple.data.image_file import MOST_PIXELS, read_image
 from tfdecouple.data.sources import open_source
@@ -137,27 +134,3 @@ class TestPythonClients:
     def test_client_refuses_pixels_of_32_bits(self, tmp_path, refuses):
         Image.new("F", (8, 8)).save(tmp_path / "x.tif")
         assert "pixels have the mode F, not 8 or 16 bits" in refuses(tmp_path / "x.tif")
-
-
-def test_threads_together_hold_no_more_pixels_than_the_budget(tmp_path, monkeypatch):
-    image = Image.new("L", (1000, 1000))
-    for number in range(16):
-        image.save(tmp_path / f"{number}.png")
-    monkeypatch.setattr(image_file, "_FREE_BLOCKS", threading.Semaphore(2))
-    at_once, most, lock, together = 0, 0, threading.Lock(), threading.Event()
-
-    def counting(opened, in_place):
-        nonlocal at_once, most
-        with lock:
-            at_once += 1
-            most = max(most, at_once)
-            if at_once == 2:
-                together.set()
-        together.wait(PATIENCE)
-        time.sleep(0.02)
-        with lock:
-            at_once -= 1
-
-    monkeypatch.setattr(image_file.ImageOps, "exif_transpose", counting)
-    source = open_source(DataConfig(source=f"folder:{tmp_path}"), (8, 8, 3))
-    assert sum(source.sizes.values()) == 16 and most == 2

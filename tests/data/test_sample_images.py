@@ -55,9 +55,3 @@ class TestPhotographs:
         # Rounding before or after the conversion to grey changes a value by 2 at most.
         converted = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in rgb])
         assert np.abs(grey[..., 0].astype(int) - converted).max() <= 2 and grey.std() > 10
-
-    def test_missing_file_of_a_photograph_is_named(self, monkeypatch):
-        missing = photographs_module.Photograph("coffee", "scikit-image", "skimage/data/no_cat.png", "", "")
-        monkeypatch.setitem(photographs_module.PHOTOGRAPHS, "coffee", missing)
-        message = one_line_error(lambda: open_source(DataConfig(), (32, 32, 3)))
-        assert "no_cat.png" in message and "scikit-image 0." in message

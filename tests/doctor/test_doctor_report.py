@@ -2,7 +2,6 @@ import json
 import sys
 
 import pytest
-from helpers.models import SMALL_SETTINGS
 from helpers.places import PATIENCE, TESTS
 from helpers.planted_checks import PLANTED
 from helpers.recipes import copy_packages, insert_text, read_recipe, run_in_copy
@@ -10,7 +9,7 @@ from helpers.recipes import copy_packages, insert_text, read_recipe, run_in_copy
 from tfdecouple.cli import main
 from tfdecouple.config import load_preset
 from tfdecouple.doctor import check_runner, checks
-from tfdecouple.doctor.check_runner import VARIANTS, Result, Task
+from tfdecouple.doctor.check_runner import Result, Task
 from tfdecouple.networks.architecture import compute_ceiling
 
 FACTS = {
@@ -103,15 +102,6 @@ class TestCommand:
         assert "said" in text and ("What to do: do this" in text) is not holds
 
 
-@pytest.mark.parametrize("preset", ["quickstart", "cifar10_classes"])
-def test_doctor_times_each_phase_with_and_without_labels(eager, monkeypatch, preset):
-    monkeypatch.setattr(checks, "_SECONDS", {True: 1e-3})
-    results = list(checks.measure_speed(Task(preset, (*SMALL_SETTINGS, "model.factors=[]"), quick=True)))
-    # There is no line about the ceiling, because this machine has no GPU.
-    assert [result.figures["phase"] for result in results] == list(VARIANTS[0].phases)
-    assert all(result.figures["images_per_s"] > 0 and result.holds is None for result in results)
-
-
 @pytest.mark.parametrize("gpu", ["NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA A100-SXM4-40GB", "Tesla T4", ""])
 def test_share_of_the_ceiling_is_reported_for_gpus_with_a_known_peak(gpu):
     config = load_preset("cifar10")
@@ -158,25 +148,6 @@ def test_failed_check_process_adds_a_line_with_advice(run, name, before, kind, m
 @pytest.mark.parametrize(("name", "holds"), [("measured_fails_late", False), ("measured_wants_memory", None)])
 def test_measurement_without_memory_is_no_failure(run, name, holds):
     assert run(name)[-1].holds is holds
-
-
-def test_doctor_runs_each_check_with_its_variants_on_the_found_devices(monkeypatch):
-    asked = []
-
-    def note(name, task):
-        asked.append((name, task.variant.name, task.devices))
-        return [Result("versions", True, "", figures={"devices": ["GPU:0", "GPU:1"], "gpus": [{}, {}]})]
-
-    monkeypatch.setattr(check_runner, "run_in_process", note)
-    results = check_runner.run_checks(Task(preset="quickstart"), check_runner.CHECKS, lambda text: None)
-    assert list(results) == list(check_runner.CHECKS)
-    of = {name: [variant for each, variant, _ in asked if each == name] for name in check_runner.CHECKS}
-    assert of["build"] == of["exactness"] == of["devices"] == ["float32"]
-    assert {"tf32", "XLA"} < set(of["numerics"]) == set(of["speed"])
-    assert {devices for name, _, devices in asked if name != "build"} == {("GPU:0", "GPU:1")}
-    asked.clear()
-    check_runner.run_checks(Task(quick=True), ["speed"], lambda text: None)
-    assert {name for name, _, _ in asked} == {"build", "speed"} and len(asked) == 4
 
 
 def test_doctor_check_of_the_recipe_is_run_and_reported(tmp_path):

@@ -37,12 +37,6 @@ def test_onnx_files_of_any_size_return_the_models_codes_and_the_same_pixels(file
     np.testing.assert_array_equal(served.decode(**codes), images)
 
 
-def test_switched_images_have_the_size_of_v(files):
-    a, b = random_images(1, (9, 12, 3)), random_images(1, (20, 5, 3), seed=1)
-    ab, ba = client.Model(files).switch(a, b)
-    assert (ab.shape, ba.shape) == (b.shape, a.shape)
-
-
 def test_the_client_decodes_a_picture_at_its_own_size(files, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(client, "FOLDER", files)

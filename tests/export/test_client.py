@@ -1,6 +1,4 @@
 import json
-import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -123,12 +121,6 @@ def test_client_takes_the_crop_of_the_metadata(tmp_path):
     assert (source.Model(tmp_path).crop, source.Model(tmp_path).size) == (140, 8)
 
 
-def test_client_switches_two_picture_files(run, tmp_path):
-    status, out, err = run("a.png", "b.png")
-    assert (status, out) == (0, "ab.png: z of a.png, v of b.png\nba.png: z of b.png, v of a.png\n"), err
-    assert Image.open(tmp_path / "ab.png").size == (8, 8)
-
-
 @pytest.mark.parametrize("strength", [None, 0.4])
 def test_client_switches_photographs_as_the_command_does(exported, tiny_run, tmp_path, strength):
     """The client runs where neither TensorFlow nor SciPy can be imported; one photograph has a colour profile."""
@@ -222,15 +214,3 @@ class TestOneLine:
         assert refused(*arguments, folder=tmp_path).startswith(said)
         (tmp_path / "onnx" / "decoder.onnx").write_bytes(b"no model")
         assert refused(*arguments, folder=tmp_path).startswith(cannot_open)
-
-    def test_missing_sampler_is_refused(self, refused, exported, tmp_path):
-        shutil.copytree(exported / "onnx", tmp_path / "onnx").joinpath("sampler.onnx").unlink()
-        assert "sampler.onnx" in refused("--sample", 1, folder=tmp_path)
-
-    def test_missing_pillow_is_named(self, refused, monkeypatch):
-        monkeypatch.setitem(sys.modules, "PIL", None)
-        assert refused("a.png", "b.png").startswith("picture files need Pillow (pip install pillow): ")
-
-    def test_output_that_cannot_be_written_is_named(self, refused, tmp_path):
-        (tmp_path / "ab.png").mkdir()
-        assert refused("a.png", "b.png").startswith("cannot write ab.png: ")

@@ -55,26 +55,6 @@ def test_card_promises_exactness_only_if_it_was_measured(alpha, n_bits, formats,
     assert found["promised"] is promised == ("Promised for" in found["meaning"]) and said in found["meaning"]
 
 
-# [(card, words in its text)].
-TEXTS = [
-    (
-        card_of({"onnx": entry(lost=3), "web": PAGE}),
-        ["real 21 of 21, noise 1 of 4 (the Keras model keeps 1).", f"Checked: {CHECKED}.", f"web: {CHECKED}."],
-    ),
-    (card_of({"web": PAGE}), ["http.server -d web", "34.9 MB"]),
-    (
-        card_of({"onnx": entry()}, data=DataConfig(source="folder:faces", centre_crop=140)),
-        ["140 pixels", "8 x 8 bilinear", "NVIDIA_TF32_OVERRIDE=0", "use_tf32: 0", "INFERENCE_PRECISION_HINT: f32"],
-    ),
-]
-
-
-@pytest.mark.parametrize(("card", "words"), TEXTS)
-def test_text_of_the_card_states_figures_crops_and_settings_of_precision(card, words) -> None:
-    text = render_model_card(card)
-    assert [word for word in words if word not in text] == []
-
-
 def test_card_names_a_folder_of_images_without_its_path() -> None:
     config = DataConfig(source="folder:/home/somebody/photos")
     assert hide_image_path("3 test images of images in /home/somebody/photos", config).endswith("of images in photos")

@@ -1,11 +1,9 @@
-import importlib.util
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import types
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -16,10 +14,9 @@ from helpers.places import PATIENCE, ROOT, make_once, user_environment
 from helpers.runs import write_run
 from helpers.variants import fresh
 
-from export import export_folder, pipeline
+from export import pipeline
 from export.cli import main
 from export.export_folder import stage_export
-from export.formats import FORMATS
 from export.pipeline import ExportConfig, export
 from tfdecouple.errors import UserError
 from tfdecouple.runtime.signals import handle_signals
@@ -201,14 +198,3 @@ class TestProcess:
         assert err.count("\n") == 1 and err.startswith(f"error: cannot write to {folder / 'to'}: "), err
         assert "No space left on device" in err
         assert list(folder.iterdir()) == []
-
-
-def test_files_of_a_format_may_be_alternatives_in_a_regular_expression(monkeypatch):
-    kind = types.SimpleNamespace(name="both", files=r"a\.x|b\.y", has_versions=False)
-    monkeypatch.setitem(FORMATS, kind.name, kind)
-    spec = importlib.util.spec_from_file_location("export_folder_with_both", export_folder.__file__)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    for name, written in {"both/a.x": True, "both/b.y": True, "b.y": False, "both/c": False}.items():
-        assert bool(module._WRITTEN.fullmatch(name)) == written

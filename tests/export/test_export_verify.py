@@ -197,14 +197,6 @@ class TestFiles:
         count = len(load_manifest(copy).files)
         assert f"{count - 1} of {count} files are as they were exported" in said
 
-    def test_problems_are_reported_in_one_line_whatever_their_names_and_number(self, copy, files_alone, capsys):
-        (copy / "onnx" / "a\nb\x1b[2J").touch()
-        assert "unknown: onnx/a b\\x1b[2J" in refuse(capsys, copy, status=EXIT_REFUSED)
-        for number in range(172):
-            (copy / f"{number:03}").touch()
-        line = refuse(capsys, copy, status=EXIT_REFUSED)
-        assert " problems: " in line and "unknown: 004; and 1" in line and "unknown: 005" not in line
-
 
 @pytest.mark.usefixtures("forked")
 class TestAnswers:

@@ -325,10 +325,6 @@ class TestProcess:
         err = refused("--format", "savedmodel", "--endpoints", *SIGNATURES, expected=EXIT_REFUSED)
         assert err.startswith("error: not published: models.config names other and not the model tiny")
 
-    def test_crash_of_the_verification_refuses_in_one_line(self, monkeypatch, built, refused):
-        monkeypatch.setattr(pipeline.np, "savez_compressed", lambda path, **_: path.write_bytes(b"no archive"))
-        err = refused("--format", "onnx", expected=EXIT_REFUSED)
-        assert "the verification of onnx ended with status 1: " in err
 
     def test_kill_of_the_verification_refuses_and_leaves_no_folder(self, monkeypatch, built, tiny_run, tmp_path):
         # As the kernel does where memory runs out.

@@ -122,19 +122,6 @@ def test_results_are_the_saved_models_own(results, exported, client, pictures):
     np.testing.assert_allclose(printed, bits, atol=1e-3)
 
 
-def test_labels_are_given_where_an_endpoint_asks_for_them(client):
-    asked = {"encode": ["images", "labels"], "switch": ["images_a", "labels_a", "images_b", "labels_b"]}
-    asked["decode"] = ["v"]
-    signatures = {signature: {"inputs": dict.fromkeys(names, {})} for signature, names in asked.items()}
-    server = types.SimpleNamespace(model="tiny", signatures=signatures)
-    found = client.select_labels(server, "encode", [5], [3, 1])["labels"]
-    assert found.dtype == np.int32 and found.tolist() == [3, 1, 3, 1, 3]
-    assert client.select_labels(server, "switch", [1, 1], [3, 1]) == {"labels_a": [3], "labels_b": [1]}
-    assert client.select_labels(server, "decode", [1], []) == {}
-    with pytest.raises(client.Problem, match="--labels"):
-        client.select_labels(server, "encode", [1], [])
-
-
 def test_messages_above_the_default_limit_of_grpc_are_sent(connect):
     """The client must lift gRPC's default limit, which refuses messages of more than 4 MB."""
     connection = connect("grpc")
@@ -168,14 +155,6 @@ class TestOneLineSays:
         text = complaint(transport, "sample", model="other")
         assert "has no model other: Servable not found for request: Latest(other)" in text
 
-    @pytest.mark.parametrize("transport", TRANSPORTS)
-    def test_message_of_the_server_and_missing_endpoint_are_named(self, client, connect, transport):
-        connection = connect(transport)
-        with pytest.raises(client.Problem, match=r"answers (400 Bad Request|INVALID_ARGUMENT): .*images_b"):
-            connection.predict("switch", {"images_a": random_images(1)})
-        del connection.signatures["switch"]
-        with pytest.raises(client.Problem, match="model tiny has no endpoint switch, only decode, .*encode, .*sc"):
-            client.switch_pictures(connection, types.SimpleNamespace(pictures=[]))
 
     def test_file_that_is_no_picture_is_named(self, complaint, tmp_path):
         path = tmp_path / "a.png"

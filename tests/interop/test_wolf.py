@@ -404,14 +404,6 @@ class TestFiles:
         message = message_of(WolfError, lambda: read_state_dict(path))
         assert name in message and word in message
 
-    def test_npz_file_with_pickled_objects_is_refused(self, tmp_path):
-        path = tmp_path / "weights.npz"
-        np.savez(path, evil=np.array([{"a": 1}], dtype=object))
-        assert "no readable .npz" in message_of(WolfError, lambda: read_state_dict(path))
-        with path.open("wb") as file:
-            np.save(file, np.zeros(3))
-        assert "save it with np.savez" in message_of(WolfError, lambda: read_state_dict(path))
-
 
 class TestTorch:
     @pytest.mark.parametrize(

@@ -251,8 +251,3 @@ def test_new_bijector_has_the_current_weights_and_an_old_one_keeps_its_results()
     assert_close(layer.as_bijector().forward_log_det_jacobian(x, event_ndims=1), log_det)
     assert_close(first.forward(x), y)
     assert_close(first.forward_log_det_jacobian(x, event_ndims=1), before)
-
-
-def test_layer_that_is_not_built_has_no_bijector():
-    with pytest.raises(UserError, match="not built"):
-        layers.ActNorm().as_bijector()

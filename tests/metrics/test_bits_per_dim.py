@@ -100,19 +100,6 @@ class TestDraws:
         assert evaluator(batches, bound=IMPORTANCE_WEIGHTED, k=5) == bound
         assert evaluator(batches, bound=IMPORTANCE_WEIGHTED, k=5, seed=1).kl != bound.kl
 
-    def test_evaluator_traces_once_for_all_seeds_and_reports_progress_after_each_draw(self):
-        traces, done = [], []
-
-        class Traced(LinearGaussian):
-            def elbo_from_noise(self, *inputs):
-                traces.append(1)
-                return super().elbo_from_noise(*inputs)
-
-        evaluator = BoundEvaluator(Traced(1))
-        for k, seed in [(1, 0), (2, 1)]:
-            done.clear()
-            evaluator(counted_batches(gaussian_images(10), 7), k=k, seed=seed, on_batch=done.append)
-        assert len(traces) == 1 and done == [3, 7, 8, 10]
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
     def test_bound_that_is_not_finite_names_the_images_where_it_is_refused(self, bad):

@@ -31,13 +31,6 @@ class TestKnownImages:
         result = statistics.compute_orientation(np.repeat(wave[None, ..., None], 3, -1))[0]
         np.testing.assert_allclose(result, [np.cos(2 * angle), np.sin(2 * angle)], atol=0.06)
 
-    def test_noise_has_no_orientation_or_spectral_slope_and_its_cumulative_sums_a_steep_slope(self):
-        noise = np.repeat(np.random.default_rng(0).random((50, 32, 32, 1)), 3, -1)
-        assert np.linalg.norm(statistics.compute_orientation(noise), axis=1).mean() < 0.1
-        assert abs(statistics.compute_spectral_slope(noise).mean()) < 0.15
-        # Summed along both axes, the amplitude falls with the frequency along each: the power by more than its square.
-        smooth = np.cumsum(np.cumsum(noise - 0.5, 1), 2)
-        assert statistics.compute_spectral_slope(smooth / np.ptp(smooth)).mean() < -2
 
     def test_brightest_quadrant_is_found_in_every_corner(self):
         images = flat(0.2, 4)

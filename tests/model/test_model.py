@@ -188,11 +188,6 @@ class TestModel:
         equal(grid[:, 1, 1], small_model.decode(0.75 * z_a + 0.25 * z_b, v))
         assert "path is 'arc'" in message_of(UserError, lambda: small_model.interpolate(a, b, [0], [0], path="arc"))
 
-    def test_interpolation_does_not_depend_on_the_size_of_chunks(self, small_model, monkeypatch):
-        a, b = images_of(small_model, 2, 1), images_of(small_model, 2, 2)
-        whole = small_model.interpolate(a, b, [0, 0.3, 1], [0, 0.6, 1])
-        monkeypatch.setattr("tfdecouple.model.codes.CHUNK", 5)
-        equal(small_model.interpolate(a, b, [0, 0.3, 1], [0, 0.6, 1]), whole)
 
     @pytest.mark.parametrize("alphas", [[0, 0.5], []])
     def test_interpolate_works_in_a_function_for_batches_of_any_size(self, small_model, alphas):

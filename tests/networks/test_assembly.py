@@ -13,7 +13,6 @@ from tfdecouple import randomness
 from tfdecouple.errors import NotInitializedError
 from tfdecouple.layers import ActNorm
 from tfdecouple.model import DecoupledModel
-from tfdecouple.networks.architecture import make_networks
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -67,12 +66,6 @@ class TestModel:
         model.initialize(random_images(16, 4, seed=9), force=True)
         assert not has_weights(model, first)
 
-    def test_weights_of_a_model_ignore_networks_that_are_never_built(self):
-        keras.utils.set_random_seed(0)
-        expected = read_weights(DecoupledModel(VARIANTS["dequantization"]))
-        keras.utils.set_random_seed(0)
-        make_networks(VARIANTS["dequantization"])
-        assert has_weights(DecoupledModel(VARIANTS["dequantization"]), expected)
 
     @pytest.mark.parametrize(("name", "value"), [("coupling", 0), ("coupling", 255), ("colour-map", 99)])
     def test_constant_images_initialise_a_finite_and_exact_model(self, name, value):

@@ -112,13 +112,6 @@ class TestContents:
 
 
 class TestInstalled:
-    def test_installed_wheel_imports_and_answers_commands(self, installed, tmp_path):
-        code = "import tfdecouple, export; print(tfdecouple.__file__); print(export.__file__)"
-        for line in run([installed, "-c", code], tmp_path).splitlines():
-            assert pathlib.Path(line).is_relative_to(installed.parents[1])
-        lines = run([installed, "-m", "tfdecouple", "presets"], tmp_path).splitlines()
-        assert [line.split()[0] for line in lines] == list(tfdecouple.preset_names())
-        assert "python -m export --run runs/quickstart" in run([installed, "-m", "export", "--help"], tmp_path)
 
     def test_installed_wheel_trains_without_any_extra(self, installed, tmp_path):
         changes = [word for setting in (*SMALL_SETTINGS, "training.batch_size=4") for word in ("--set", setting)]
@@ -126,11 +119,3 @@ class TestInstalled:
         code = f"{WITHOUT_EXTRAS}\nfrom tfdecouple.cli.train import main\nsys.exit(main(sys.argv[1:]))"
         printed = run([installed, "-c", code, *arguments], tmp_path)
         assert "model.steps=[1, 1]" in printed and "test: " in printed
-
-    @pytest.mark.parametrize("name", ["export/__init__.py", "export.py"])
-    def test_installed_commands_ignore_a_module_export_in_the_working_folder(self, installed, tmp_path, name):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("raise SystemExit('the wrong export')")
-        program = installed.parent / "tfdecouple"
-        assert "export --run runs/quickstart" in run([program, "export", "--help"], tmp_path)
-        assert "--preset NAME" in run([program, "train", "--help"], tmp_path)

@@ -25,20 +25,6 @@ class TestCounter:
         assert first == "counting: 20 of 50 images, 5 images/s, 6 s left"
         assert second == "counting: 40 of 50 images, 1.67 images/s, 6 s left"
 
-    def test_progress_speed_ignores_images_of_an_earlier_run(self, clock):
-        file = io.StringIO()
-        with Counter("counting", 100_000, file, before=50_000) as counter:
-            for done, clock.now in [(50_100, 190), (50_250, 205)]:
-                counter(done)
-        first, second = file.getvalue().splitlines()
-        assert first == "counting: 50100 of 100000 images" and second.endswith(", 10 images/s, 1 h 23 min left")
-
-    def test_last_progress_line_counts_all_work(self, clock):
-        file = io.StringIO()
-        with Counter("counting", 5, file) as counter:
-            for done, clock.now in [(1, 106), (3, 107), (5, 108)]:
-                counter(done)
-        assert file.getvalue().splitlines()[-1] == "counting: 5 of 5 images"
 
     def test_progress_bar_of_a_terminal_leaves_no_line(self):
         file = io.StringIO()

@@ -1,7 +1,6 @@
 import threading
 import warnings
 
-import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import random_images
@@ -103,12 +102,3 @@ class TestSwitch:
         with pytest.raises(UserError, match="seen"):
             frechet.open_feature_extractor(tmp_path / "x.onnx", (8, 8, 3))
         assert opened == [(both[0], {"use_tf32": "0"}), (both[1], {})]
-
-    def test_feature_extractor_runs_in_full_float32(self, tmp_path, monkeypatch):
-        def run(images):
-            return np.full([len(images), 1], float(enabled()))
-
-        monkeypatch.setattr(frechet, "_open_onnx_extractor", lambda path: (run, ["uint8"], 1))
-        (tmp_path / "x.onnx").touch()
-        extractor = frechet.open_feature_extractor(tmp_path / "x.onnx", (8, 8, 3))
-        assert np.array_equal(extractor(random_images(2)), [[0.0], [0.0]])
