@@ -1,20 +1,33 @@
 """What the runtimes answer to inputs that no caller should send, as the table in docs/runtimes.md states it."""
 
+from __future__ import annotations
+
 import functools
+import json
+import os
+import shutil
+import sys
 
 import numpy as np
 import onnxruntime
 import pytest
 import tensorflow as tf
-from helpers.exporting import list_onnx_names
+from helpers import cards
+from helpers.exporting import list_onnx_names, read_vectors
 from helpers.graphs import make_inputs
 from helpers.models import SMALL
+from tensorflow.lite.tools import flatbuffer_utils
 from tensorflow.python.client import pywrap_tf_session
 
+from export.card import render_model_card
 from export.endpoints import find_endpoint, list_endpoints
 from export.exported_model import ExportedModel
 from export.formats.litert import write_litert_files
 from export.formats.runtimes import LiteRTFiles, OnnxFiles
+from export.pipeline import ExportConfig, export
+from export.verification.comparison import compare_files
+from export.verification.verify import verify_folder
+from tfdecouple.runtime.requirements import MissingPackageError
 
 COUNT, BAD = 4, 2
 OTHERS = [row for row in range(COUNT) if row != BAD]
@@ -129,7 +142,6 @@ class TestNotFinite:
         # uint8 has no NaN.
         assert np.all(found[BAD] == runtime.not_finite)
 
-
     @pytest.mark.parametrize("value", NOT_FINITE)
     @pytest.mark.parametrize("name", ["z_noise", "u_noise"])
     def test_score_is_not_a_number_of_that_row_alone(self, runtimes, name, value):
@@ -183,3 +195,62 @@ class TestShapesAndTypes:
         for endpoint in runtime.offered:
             outputs = runtime.call_endpoint(endpoint, draw(endpoint, count))
             assert {len(array) for array in outputs.values()} == {count}, endpoint
+
+
+NAMES = list_onnx_names(SMALL)
+
+
+def test_a_missing_package_names_its_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match=r"^the format litert needs ai_edge_litert.*tfdecouple\[litert\]"):
+        ExportConfig(run=tmp_path, to=tmp_path / "to", formats=("litert",))
+
+
+def change_weights(path):
+    """Changes the numbers of the larger arrays of a LiteRT file by less than an answer shows."""
+    model = flatbuffer_utils.convert_bytearray_to_object(path.read_bytes())
+    for buffer in {tensor.buffer for tensor in model.subgraphs[0].tensors if tensor.type == 0}:
+        data = model.buffers[buffer].data
+        if data is not None and len(data) > 40:
+            numbers = np.frombuffer(bytes(data), np.float32) * np.float32(1 + 1e-6)
+            model.buffers[buffer].data = np.frombuffer(numbers.tobytes(), np.uint8)
+    path.write_bytes(bytes(flatbuffer_utils.convert_object_to_bytearray(model)))
+
+
+@pytest.fixture(scope="module")
+def phone(tiny_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phone") / "exported"
+    export(ExportConfig(run=tiny_run, to=folder, formats=("litert",)), report=str)
+    return folder
+
+
+@pytest.mark.slow
+class TestForPhones:
+    def test_litert_files_are_published_alone_with_a_card_whose_examples_run(self, phone):
+        assert {path.name for path in (phone / "litert").iterdir()} == {f"{name}.tflite" for name in NAMES.values()}
+        assert not (phone / "onnx").exists() and not (phone / "savedmodel").exists()
+        card = json.loads((phone / "model_card.json").read_text())
+        entry = card["formats"]["litert"]
+        assert set(NAMES) == set(entry["parity"]) and "ai-edge-litert" in entry and card["exact"]["promised"]
+        assert all(trip["identical"] == trip["images"] for trip in entry["round_trip"].values())
+        assert (phone / "MODEL_CARD.md").read_text() == render_model_card(card)
+        cards.run_python_blocks(phone)
+
+    def test_litert_files_pass_verification_where_they_lie(self, phone):
+        said = []
+        assert verify_folder(phone, said.append) == ([], [])
+        assert "litert: ai-edge-litert" in said
+
+    @pytest.mark.parametrize("fault", ["weights", "cut off"])
+    def test_changed_and_damaged_litert_files_are_found(self, phone, tmp_path, fault):
+        copy = shutil.copytree(phone, tmp_path / "copy")
+        if fault == "weights":
+            change_weights(copy / "litert" / "encoder.tflite")
+            message = "weight encoder.tflite: "
+        else:
+            path = copy / "litert" / "decoder.tflite"
+            os.truncate(path, path.stat().st_size // 2)
+            message = "the litert files cannot be opened: "
+        problems = compare_files("litert", copy / "litert", read_vectors(copy), NAMES).problems
+        assert problems and problems[0].startswith(message), problems
