@@ -11,10 +11,8 @@ from helpers.recipes import copy_packages, insert_text, read_recipe, run_in_copy
 
 from benchmarks.emulation import emulated_accelerator, keep_tf32_switch
 from tfdecouple.cli import main
-from tfdecouple.config import load_preset
 from tfdecouple.doctor import check_runner, checks
 from tfdecouple.doctor.check_runner import VARIANTS, Result, Task
-from tfdecouple.networks.architecture import compute_ceiling
 from tfdecouple.runs import opened_run
 from tfdecouple.runs.run_folder import RunFolder
 
@@ -108,15 +106,6 @@ class TestCommand:
         assert "said" in text and ("What to do: do this" in text) is not holds
 
 
-@pytest.mark.parametrize("gpu", ["NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA A100-SXM4-40GB", "Tesla T4", ""])
-def test_share_of_the_ceiling_is_reported_for_gpus_with_a_known_peak(gpu):
-    config = load_preset("cifar10")
-    results = list(checks.compare_with_ceiling(config, gpu, compute_ceiling(config, "train", "A100") / 4))
-    peak = {"H100": 66.9, "H200": 66.9, "A100-SXM4-40GB": 19.5}.get(gpu.replace("NVIDIA ", "").split(" ")[0])
-    assert [result.figures["share"] for result in results] == ([] if peak is None else [pytest.approx(19.5 / 4 / peak)])
-    assert all(result.holds is None and "of the ceiling" in result.what for result in results)
-
-
 @pytest.fixture
 def run(monkeypatch):
     monkeypatch.setattr(check_runner, "_MODULE", "helpers.planted_checks")
@@ -149,11 +138,6 @@ def test_failed_check_process_adds_a_line_with_advice(run, name, before, kind, m
     assert results == [Result("first", True, "well")] * before
     assert last.figures["failed"] == kind and message in last.message and "\n" not in last.message and last.advice
     assert last.holds is False
-
-
-@pytest.mark.parametrize(("name", "holds"), [("measured_fails_late", False), ("measured_wants_memory", None)])
-def test_measurement_without_memory_is_no_failure(run, name, holds):
-    assert run(name)[-1].holds is holds
 
 
 def test_doctor_check_of_the_recipe_is_run_and_reported(tmp_path):

@@ -263,7 +263,7 @@ def test_the_client_decodes_a_picture_at_its_own_size(sized_files, tmp_path, mon
 def test_client_refuses_own_sizes_for_files_of_one_size(exported, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(source, "FOLDER", exported)
     assert source.main(["--own-size", "a.png"]) == 2
-    assert capsys.readouterr().err == "error: these sized_files are for images of 8 x 8; export with --any-size\n"
+    assert capsys.readouterr().err == "error: these files are for images of 8 x 8; export with --any-size\n"
 
 
 def test_any_size_is_refused_for_the_page_and_for_weights_of_fixed_size(quick, refused, monkeypatch):

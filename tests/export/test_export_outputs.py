@@ -75,21 +75,6 @@ class TestCard:
         assert f"run run, step {card['step']}, averaged" in text and f"{test:.3f} on 5 test images" in text
         assert "my-faces-2" in (tmp_path / "to" / "models.config").read_text()
 
-    def test_card_leaves_out_metrics_that_are_not_finite(self, tiny_run, tmp_path):
-        run = shutil.copytree(tiny_run, tmp_path / "tiny")
-        summary = {"best_step": 1, "validation_bits_per_dim": None, "test": {"bits_per_dim": None, "images": 5}}
-        (run / "summary.json").write_text(json.dumps(summary))
-        assert open_run(run)[1].bits_per_dim is None
-
-    def test_damaged_summary_is_reported_and_left_out(self, quick, monkeypatch, tiny_run, command, tmp_path):
-        run = shutil.copytree(tiny_run, tmp_path / "tiny")
-        (run / "summary.json").write_text('{"best_step": 1, "te')
-        monkeypatch.setattr(pipeline, "open_run", open_run)
-        status, out, err = command("--format", "savedmodel", run=run)
-        assert (status, err) == (0, "")
-        assert out.count("summary.json cannot be used and is left out: Unterminated string") == 1
-        assert read_card(tmp_path / "to")["bits_per_dim"] is None
-
 
 class TestWeb:
     def test_page_is_complete_and_alone(self, quick, command, runtime, tmp_path, opened):
@@ -159,18 +144,6 @@ def test_any_run_name_makes_a_model_that_can_be_served(run_name, tmp_path):
     write_serving_files(tmp_path, name)
     (model,) = read_models(tmp_path)
     assert model.name == name
-
-
-def test_batching_and_monitoring_configs_are_consistent(exported):
-    text = re.sub("#.*", "", (exported / "batching.config").read_text())
-    values = {name: int(value) for name, value in re.findall(r"^(\w+) \{ value: (\d+) \}$", text, re.MULTILINE)}
-    sizes = [int(size) for size in re.findall(r"^allowed_batch_sizes: (\d+)$", text, re.MULTILINE)]
-    # The names of the fields in TensorFlow Serving's session_bundle_config.proto.
-    assert set(values) == {"max_batch_size", "batch_timeout_micros", "max_enqueued_batches", "num_batch_threads"}
-    assert sizes == sorted(set(sizes)) and sizes[0] == 1 and sizes[-1] == values["max_batch_size"]
-    assert len(values) + len(sizes) == len([line for line in text.splitlines() if line])
-    text = re.sub("#.*", "", (exported / "monitoring.config").read_text())
-    assert re.fullmatch(r'prometheus_config \{ enable: true path: "/monitoring/\S+" \}', " ".join(text.split()))
 
 
 def test_docker_compose_mounts_the_files_of_the_export(exported):

@@ -16,7 +16,6 @@ from helpers import cards
 from helpers.exporting import list_onnx_names, read_vectors
 from helpers.graphs import make_inputs
 from helpers.models import SMALL
-from tensorflow.lite.tools import flatbuffer_utils
 from tensorflow.python.client import pywrap_tf_session
 
 from export.card import render_model_card
@@ -39,9 +38,7 @@ EVERY_ENDPOINT = [endpoint.name for endpoint in list_endpoints(SMALL)]
 class OnnxRuntime(OnnxFiles):
     offered = [*FILES]
     wrong_shape = (onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, "dimensions|rank")
-    wrong_type = (onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, "data type")
     unequal = (onnxruntime.capi.onnxruntime_pybind11_state.Fail, "Add|Mul|Concat|broadcast")
-    empty = ()
     not_finite = 0
 
 
@@ -50,9 +47,7 @@ class SavedModelSession:
 
     offered = EVERY_ENDPOINT
     wrong_shape = (tf.errors.InvalidArgumentError, r"not compatible with expected shape \[\?[^$]*shape_of_{name}\b")
-    wrong_type = (tf.errors.InvalidArgumentError, "is provided")
     unequal = (tf.errors.InvalidArgumentError, "shape|Shape|dimension")
-    empty = tf.errors.InvalidArgumentError  # oneDNN raises it; TensorFlow's own kernels do not.
     not_finite = 0
 
     def __init__(self, folder):
@@ -76,8 +71,6 @@ class SavedModelSession:
 class LiteRT(LiteRTFiles):
     offered = [*FILES]
     wrong_shape = unequal = (RuntimeError, "failed to prepare")
-    wrong_type = (ValueError, "expected type")
-    empty = RuntimeError
     not_finite = 255
 
 
@@ -207,17 +200,6 @@ def test_a_missing_package_names_its_extra(monkeypatch, tmp_path):
         ExportConfig(run=tmp_path, to=tmp_path / "to", formats=("litert",))
 
 
-def change_weights(path):
-    """Changes the numbers of the larger arrays of a LiteRT file by less than an answer shows."""
-    model = flatbuffer_utils.convert_bytearray_to_object(path.read_bytes())
-    for buffer in {tensor.buffer for tensor in model.subgraphs[0].tensors if tensor.type == 0}:
-        data = model.buffers[buffer].data
-        if data is not None and len(data) > 40:
-            numbers = np.frombuffer(bytes(data), np.float32) * np.float32(1 + 1e-6)
-            model.buffers[buffer].data = np.frombuffer(numbers.tobytes(), np.uint8)
-    path.write_bytes(bytes(flatbuffer_utils.convert_object_to_bytearray(model)))
-
-
 @pytest.fixture(scope="module")
 def phone(tiny_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("phone") / "exported"
@@ -242,15 +224,9 @@ class TestForPhones:
         assert verify_folder(phone, said.append) == ([], [])
         assert "litert: ai-edge-litert" in said
 
-    @pytest.mark.parametrize("fault", ["weights", "cut off"])
-    def test_changed_and_damaged_litert_files_are_found(self, phone, tmp_path, fault):
+    def test_damaged_litert_file_is_found(self, phone, tmp_path):
         copy = shutil.copytree(phone, tmp_path / "copy")
-        if fault == "weights":
-            change_weights(copy / "litert" / "encoder.tflite")
-            message = "weight encoder.tflite: "
-        else:
-            path = copy / "litert" / "decoder.tflite"
-            os.truncate(path, path.stat().st_size // 2)
-            message = "the litert files cannot be opened: "
+        path = copy / "litert" / "decoder.tflite"
+        os.truncate(path, path.stat().st_size // 2)
         problems = compare_files("litert", copy / "litert", read_vectors(copy), NAMES).problems
-        assert problems and problems[0].startswith(message), problems
+        assert problems and problems[0].startswith("the litert files cannot be opened: "), problems

@@ -3,8 +3,6 @@
 import contextlib
 import io
 import socket
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -139,11 +137,6 @@ def test_client_runs_as_a_script_without_tensorflow_by_rest(address, tmp_path):
 
 
 class TestOneLineSays:
-    @pytest.mark.parametrize("missing", ["grpc", "tensorflow", "tensorflow_serving.apis"])
-    def test_missing_package_of_grpc_is_named(self, complaint, missing, monkeypatch):
-        monkeypatch.setitem(sys.modules, missing, None)
-        assert f"grpc needs {missing}, which is not installed: pip install -r " in complaint("grpc", "sample")
-
     @pytest.mark.parametrize("transport", TRANSPORTS)
     def test_missing_server_or_model_is_named(self, complaint, transport):
         with socket.socket() as free:
@@ -155,7 +148,6 @@ class TestOneLineSays:
         text = complaint(transport, "sample", model="other")
         assert "has no model other: Servable not found for request: Latest(other)" in text
 
-
     def test_file_that_is_no_picture_is_named(self, complaint, tmp_path):
         path = tmp_path / "a.png"
         assert complaint("rest-row", "score", str(path)) == f"{path}: No such file or directory"
@@ -165,36 +157,10 @@ class TestOneLineSays:
             assert complaint("rest-row", "score", str(path)).startswith(f"{path}: not an image")
 
 
-class CodesAreImages:
-    """A fake server: `v` is the image rounded down to multiples of `step`; decoding clips values above `brightest`."""
-
-    def __init__(self, step=1, brightest=255):
-        info = {"tensor_shape": {"dim": [{"size": str(size)} for size in (-1, 8, 8, 1)]}}
-        self.signatures = {"encode": {"inputs": {"images": info}}}
-        self.step, self.brightest, self.model = step, brightest, "tiny"
-
-    def predict(self, signature, inputs):
-        if signature == "encode":
-            return {"v": (inputs["images"] // self.step * self.step).astype(np.float32)}
-        return {"images": np.clip(inputs["v"], 0, self.brightest).astype(np.uint8)}
-
-
 def test_check_of_a_right_server_finds_all_images_exact(client, address, capsys):
     for transport in TRANSPORTS:
         assert client.main(["--check", *address(transport)]) == 0
         assert capsys.readouterr().out == "16 of 16 test images decode exactly\n"
-
-
-@pytest.mark.parametrize("n_bits", [1, 5, 8])
-def test_check_compares_bins_of_models_of_fewer_bits(client, n_bits, tmp_path, capsys):
-    step = 256 >> n_bits
-    assert client.check_exactness(CodesAreImages(step)) == 0
-    assert client.check_exactness(CodesAreImages(step, 256 - 2 * step)) == 1
-    # All values of this picture are 1, so the client cannot find the step in the picture itself.
-    Image.fromarray(np.full((8, 8), 1, np.uint8)).save(tmp_path / "dark.png")
-    options = types.SimpleNamespace(pictures=[tmp_path / "dark.png"], crop=0, to=tmp_path, labels=[])
-    client.encode_pictures(CodesAreImages(step), options)
-    assert "dark.png)) is identical" in capsys.readouterr().out
 
 
 WRONG_ARGUMENTS = ["switch a.jpg", "encode", "sample a.jpg", "sample --count 0", "", "--check encode a.jpg"]

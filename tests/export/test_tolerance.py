@@ -92,13 +92,6 @@ class TestPixels:
             assert (problem is None) == (change == sign * step), change
             assert figures["max"] == abs(change)
 
-    def test_beyond_first_and_last_bin_there_is_no_border(self):
-        values = bins()
-        values[0, 0, 0] = [-0.0001, 256.0001, 300]
-        answer = pixels(values)
-        assert answer.values[0, 0, 0].tolist() == [0, 255, 255] and answer.exact[0, 0, 0].all()
-
-
     @pytest.mark.parametrize("unstable", [[6], [*range(3, COUNT)]])
     @pytest.mark.parametrize("finite", [True, False])
     def test_unstable_images_are_counted_and_the_others_are_compared(self, unstable, finite):

@@ -100,7 +100,6 @@ class TestDraws:
         assert evaluator(batches, bound=IMPORTANCE_WEIGHTED, k=5) == bound
         assert evaluator(batches, bound=IMPORTANCE_WEIGHTED, k=5, seed=1).kl != bound.kl
 
-
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
     def test_bound_that_is_not_finite_names_the_images_where_it_is_refused(self, bad):
         class Broken(LinearGaussian):

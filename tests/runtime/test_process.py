@@ -135,15 +135,6 @@ class TestCounter:
         assert first == "counting: 20 of 50 images, 5 images/s, 6 s left"
         assert second == "counting: 40 of 50 images, 1.67 images/s, 6 s left"
 
-    def test_progress_bar_of_a_terminal_leaves_no_line(self):
-        file = io.StringIO()
-        file.isatty = lambda: True
-        with Counter("counting", 50, file) as counter:
-            counter(20)
-            counter(50)
-        assert "counting" in file.getvalue() and "/50" in file.getvalue()
-        assert "\n" not in file.getvalue()
-
 
 def test_progress_of_training_prints_plain_lines_without_a_terminal(clock):
     file = io.StringIO()

@@ -33,7 +33,6 @@ def assert_near(results, expected, tolerance=1e-5):
 
 
 class TestShardsAndXla:
-
     @pytest.mark.parametrize("count", [1, 2, 7])
     def test_model_decodes_exactly_with_any_shards(self, set_shards, eager, monkeypatch, count):
         # The test runs eagerly, since a trace keeps the shards that it was made with.

@@ -256,7 +256,7 @@ HEADER = b"", make_header()
 
 @pytest.fixture
 def indexed(tmp_path):
-    """A indexed of checkpoints with the data file of step 1, of 64 bytes."""
+    """A folder of checkpoints with the data file of step 1, of 64 bytes."""
     (tmp_path / "step-000000001.data-00000-of-00001").write_bytes(DATA)
     return CheckpointFolder(tmp_path)
 
