@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shutil
 
 import numpy as np
 import onnx
@@ -26,7 +25,6 @@ from export.formats.saved_model import write_serving_files
 from export.provenance import Provenance, make_safe_name, open_run
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data.sources import hide_image_path
-from tfdecouple.runs.opened_run import load_model, save_run
 from tfdecouple.runs.publishing import describe_training_images
 
 
@@ -216,27 +214,6 @@ def test_card_names_a_folder_of_images_without_its_path() -> None:
 
 
 class TestRights:
-    def test_card_of_imported_or_saved_weights_claims_no_licence(self, tiny_run, tmp_path) -> None:
-        shutil.copytree(tiny_run / "checkpoints", tmp_path / "imported" / "checkpoints")
-        config = json.loads((tiny_run / "config.json").read_text())
-        config["description"] = "imported from a checkpoint of the reference, model.npz"
-        (tmp_path / "imported" / "config.json").write_text(json.dumps(config))
-        # `import_wolf` writes this summary.
-        summary = {"imported_from": "some/model.npz", "parameters": {}}
-        (tmp_path / "imported" / "summary.json").write_text(json.dumps(summary))
-        model = load_model(tiny_run)
-        save_run(model, tmp_path / "alone")
-        sources = {"imported": f"data unknown ({config['description']})", "alone": "data unknown"}
-        for name, source in sources.items():
-            _, provenance = open_run(tmp_path / name)
-            card = make_model_card(provenance, list_endpoints(SMALL), "4 test images", {"onnx": entry()})
-            assert card["data"]["source"] == source and "No licence is claimed" in card["data"]["licence"]
-            lines = "".join(re.findall(r"\| (?:trained on|rights in the images) \|.*", render_model_card(card)))
-            assert source in lines and not re.search("CC0|CC BY|public domain|photograph", lines)
-        save_run(model, tmp_path / "with data", Config(model=SMALL, data=DataConfig(source="folder:/home/ada/faces")))
-        _, provenance = open_run(tmp_path / "with data")
-        assert provenance.data == "folder:faces" and provenance.training_data is not None
-        assert "No licence" not in provenance.rights
 
     def test_card_states_the_rights_in_the_training_images(self) -> None:
         for source, said in {"photographs": "CC0", "cifar10": "Krizhevsky", "folder:faces": "not recorded"}.items():

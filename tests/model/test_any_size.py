@@ -58,7 +58,7 @@ class TestCodes:
         model = variant(name)
         images = images_of(model, 8)
         equal(model.decode(*model.encode(images, verify=True)), images)
-        for size in [] if name.startswith(("base", "colour")) else SIZES:
+        for size in SIZES if name == "coupling" else [] if name.startswith(("base", "colour")) else SIZES[:1]:
             images = pictures(model, *size)
             codes = model.encode(images, verify=True)
             multiple = compute_size_multiple(model.config)

@@ -14,7 +14,7 @@ from tensorflow.core.protobuf import tensor_bundle_pb2
 import tfdecouple
 from tfdecouple.errors import RunError
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError, read_index
-from tfdecouple.storage.files import TEMPORARY, move_into_place, parse_json, temporary_file, write_bytes, write_json
+from tfdecouple.storage.files import parse_json, write_bytes, write_json
 
 
 def variables(value):
@@ -122,12 +122,6 @@ class TestCheckpointFolder:
         assert "cannot write the checkpoint" in message and "the run resumes from step 2" in message
         assert sorted(folder.path.iterdir()) == whole
 
-    def test_checkpoint_folder_that_cannot_be_made_gives_one_error_line(self, tmp_path):
-        (tmp_path / "file").touch()
-        folder = CheckpointFolder(tmp_path / "file" / "checkpoints")
-        message = message_of(RunError, lambda: folder.write_checkpoint("best", 1, variables(1)))
-        assert "cannot write the checkpoint" in message and "Not a directory; start again" in message
-
 
 class TestLoadModel:
     @pytest.mark.parametrize("spoil", [pathlib.Path.unlink, lambda file: os.truncate(file, 9)])
@@ -183,13 +177,6 @@ class TestWriting:
             with pytest.raises(OSError, match="No space"):
                 write_bytes(path, b"new")
         assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
-
-    def test_unfinished_file_has_a_hidden_temporary_name(self, tmp_path):
-        with temporary_file(tmp_path / "file") as temporary:
-            temporary.write_bytes(b"half")
-            assert temporary.match(TEMPORARY) and not (tmp_path / "file").exists()
-            move_into_place(temporary, tmp_path / "file")
-        assert os.listdir(tmp_path) == ["file"]
 
 
 KEY = "model/{}/.ATTRIBUTES/VARIABLE_VALUE"

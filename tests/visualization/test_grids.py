@@ -3,7 +3,7 @@ import pytest
 from helpers.models import random_images
 
 from tfdecouple.visualization import plots
-from tfdecouple.visualization.grids import LINE, WIDTH, draw_grid
+from tfdecouple.visualization.grids import WIDTH, draw_grid
 from tfdecouple.visualization.pictures import PICTURES, PictureInputs, draw_pictures
 
 pytestmark = pytest.mark.usefixtures("eager_file")
@@ -57,19 +57,6 @@ class TestGrid:
             np.testing.assert_allclose(shown, means[0, column], atol=0.5)
         assert draw_grid(images, side=8).size == draw_grid(images).size
 
-    def test_caption_and_labels_of_a_grid_change_no_image(self):
-        images = random_images(6).reshape(2, 3, 8, 8, 3)
-        text = "What these images show, in more words than a line can hold. " * 3
-        plain = np.asarray(draw_grid(images))
-        picture = np.asarray(draw_grid(images, text, row_labels=["0.5", "wide label"], column_labels=["a", "b", "c"]))
-        margin, header, height = picture.shape[1] - plain.shape[1], LINE, plain.shape[0]
-        caption, labelled = picture[header + height :], picture[: header + height]
-        np.testing.assert_array_equal(labelled[header:, margin:], plain)
-        assert margin > 40 and (labelled[:header, margin:] < 100).any() and (labelled[header:, :margin] < 100).any()
-        assert (labelled[:header, :margin] == 255).all()
-        assert len(caption) > 30 and (caption < 100).any()
-        assert (caption[:, -2:] == 255).all(), "a word runs out of the picture"
-
 
 def test_two_images_suffice_for_all_pictures_of_an_evaluation(tiny_model):
     pictures, exact = draw_pictures(PictureInputs(tiny_model, random_images(2), most=4))
@@ -83,20 +70,3 @@ def test_principal_components_have_the_largest_variances():
     np.testing.assert_allclose(np.abs(np.corrcoef(points.T, codes[:, 1:].T)[[0, 1], [2, 3]]), 1, atol=0.01)
     np.testing.assert_allclose(shares, [25 / 35, 9 / 35], atol=0.05)
     np.testing.assert_allclose(plots.project_to_components(codes[:, :1])[1], [1, 0])
-
-
-def test_curves_show_the_metrics_and_name_the_runs():
-    steps = list(range(1000))
-    fall = [50.0, *(4 - step / 1000 for step in steps[1:])]
-    fall[600] = 30.0
-    a = plots.Curves("a", {"bits_per_dim": (steps, fall)}, {"bits_per_dim": ([500, 999], [3.7, 3.1])})
-    b = plots.Curves("b", {name: (steps, steps) for name in ("bits_per_dim", "kl", "dequantization")}, {})
-    axes = plots.plot_curves([a, b]).axes
-    legend = [text.get_text() for text in axes[0].get_legend().get_texts()]
-    assert legend == ["a, training", "a, validation", "b, training"]
-    assert [list(line.get_ydata()) for line in axes[0].get_lines()] == [fall, [3.7, 3.1], steps]
-    assert [len(panel.get_lines()) for panel in axes] == [3, 1, 1], "no run has a learning rate"
-    assert axes[2].get_ylabel() == "log q(u|x), nats/image"
-    # The axis ends below the first value and the peak, which would flatten the curves.
-    low, high = plots.plot_curves([a]).axes[0].get_ylim()
-    assert low < 3.01 and 3.9 < high < 4
