@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.codes import read_files
+from helpers.codes import assert_same_codes, read_files
 from helpers.models import give_effect
 from helpers.refusals import message_of, refused
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
@@ -160,7 +160,7 @@ def test_interrupted_folder_is_verified_and_completed(codes, written, encode_int
     assert lines[2] == f"{out} has 3 of 5 files: it is not complete"
     assert encode_into(out, "--v") == 0
     assert "1 of 5 files are there already" in capsys.readouterr().out
-    assert read_files(out) == read_files(written["tfrecord"])
+    assert_same_codes(out, written["tfrecord"])
 
 
 def rewrite_records(change):

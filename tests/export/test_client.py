@@ -129,8 +129,7 @@ def test_client_takes_the_crop_of_the_metadata(tmp_path):
     assert (source.Model(tmp_path).crop, source.Model(tmp_path).size) == (140, 8)
 
 
-@pytest.mark.parametrize("strength", [None, 0.4])
-def test_client_switches_photographs_as_the_command_does(exported, tiny_run, tmp_path, strength):
+def test_client_switches_photographs_as_the_command_does(exported, tiny_run, tmp_path):
     """The client runs where neither TensorFlow nor SciPy can be imported; one photograph has a colour profile."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     # This profile exchanges red and green.
@@ -138,7 +137,7 @@ def test_client_switches_photographs_as_the_command_does(exported, tiny_run, tmp
     for name, (height, width), options in (("a", (40, 70), {}), ("b", (51, 33), {"icc_profile": profile})):
         pixels = draw_smooth_image(height, width)[:, :, :: 1 if name == "a" else -1] // (1 if name == "a" else 2)
         Image.fromarray(pixels).save(tmp_path / f"{name}.png", **options)
-    extra = [] if strength is None else ["--strength", strength]
+    extra = ["--strength", "0.4"]
     others = ("tensorflow", "keras", "tfdecouple", "export", "onnx", "scipy")
     code = f"import sys, runpy; sys.modules |= dict.fromkeys({others}); sys.argv = sys.argv[1:]"
     code += "; sys.path.insert(0, sys.argv[0].rpartition('/')[0]); runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -149,7 +148,7 @@ def test_client_switches_photographs_as_the_command_does(exported, tiny_run, tmp
         "switch",
         "--run",
         str(tiny_run),
-        *map(str, extra),
+        *extra,
         *(str(tmp_path / name) for name in ("a.png", "b.png")),
     ]
     assert main([*command, "--out", str(tmp_path)]) == 0
@@ -264,12 +263,6 @@ def test_client_refuses_own_sizes_for_files_of_one_size(exported, tmp_path, monk
     monkeypatch.setattr(source, "FOLDER", exported)
     assert source.main(["--own-size", "a.png"]) == 2
     assert capsys.readouterr().err == "error: these files are for images of 8 x 8; export with --any-size\n"
-
-
-def test_any_size_is_refused_for_the_page_and_for_weights_of_fixed_size(quick, refused, monkeypatch):
-    assert "--any-size is not for the format web" in refused("--any-size", "--format", "web")
-    monkeypatch.setattr("export.pipeline.find_weight_of_fixed_size", lambda config: "flow/whitening/last")
-    assert "weight flow/whitening/last of this model has the size of its images" in refused("--any-size")
 
 
 @pytest.mark.slow

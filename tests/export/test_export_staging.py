@@ -277,6 +277,12 @@ class TestMistakes:
         assert not (tmp_path / "to").exists()
 
 
+def test_any_size_is_refused_for_the_page_and_for_weights_of_fixed_size(quick, refused, monkeypatch):
+    assert "--any-size is not for the format web" in refused("--any-size", "--format", "web")
+    monkeypatch.setattr("export.pipeline.find_weight_of_fixed_size", lambda config: "flow/whitening/last")
+    assert "weight flow/whitening/last of this model has the size of its images" in refused("--any-size")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked")
 def test_a_model_without_z_is_exported_with_the_endpoints_that_it_has_and_without_a_page(refused, tmp_path):

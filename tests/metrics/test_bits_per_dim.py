@@ -88,7 +88,7 @@ class TestDraws:
     def bound(self):
         return evaluate(LOOSE, gaussian_images(10), k=5, size=7)
 
-    @pytest.mark.parametrize(("size", "devices"), [(1, 1), (64, 1), (4, 2)])
+    @pytest.mark.parametrize(("size", "devices"), [(1, 1), (64, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
     def test_bound_does_not_depend_on_batch_size_and_devices(self, bound, size, devices):
         evaluator = BoundEvaluator(LOOSE, make_strategy(devices) if devices > 1 else None)
         again = evaluator(counted_batches(gaussian_images(10), size), bound=IMPORTANCE_WEIGHTED, k=5)
