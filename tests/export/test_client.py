@@ -83,7 +83,7 @@ def test_client_is_published_unchanged_and_runs_where_nothing_else_can_be_import
     others = ("tensorflow", "keras", "tfdecouple", "export", "onnx", "scipy", "PIL")
     code = f"import sys, runpy; sys.modules |= dict.fromkeys({others})"
     code += "; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    done = run_python("-I", "-c", code, exported / "client.py", "--check", folder=tmp_path)
+    done = run_python("-I", "-B", "-c", code, exported / "client.py", "--check", folder=tmp_path)
     assert (done.stdout, done.returncode) == (ALL_COME_BACK, 0), done.stderr
 
 
@@ -141,7 +141,7 @@ def test_client_switches_photographs_as_the_command_does(exported, tiny_run, tmp
     others = ("tensorflow", "keras", "tfdecouple", "export", "onnx", "scipy")
     code = f"import sys, runpy; sys.modules |= dict.fromkeys({others}); sys.argv = sys.argv[1:]"
     code += "; sys.path.insert(0, sys.argv[0].rpartition('/')[0]); runpy.run_path(sys.argv[0], run_name='__main__')"
-    arguments = ["-I", "-c", code, exported / "client.py", "--own-size", *extra, "a.png", "b.png"]
+    arguments = ["-I", "-B", "-c", code, exported / "client.py", "--own-size", *extra, "a.png", "b.png"]
     done = run_python(*arguments, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     command = [
