@@ -8,7 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfdecouple.doctor.check_runner import PASSIVE
@@ -25,14 +25,12 @@ def run_throughput(phase: str, *arguments: str) -> dict[str, Any]:
     return run_json([sys.executable, str(ROOT / "benchmarks" / "throughput.py"), "--phase", phase, *arguments])
 
 
-def run_json(command: Sequence[str], drop: Sequence[str] = ()) -> dict[str, Any]:
+def run_json(command: Sequence[str]) -> dict[str, Any]:
     """Runs a program and returns the JSON object in the last line of its output; UserError if it fails or prints none.
 
-    Idle OpenMP threads of the program sleep instead of spinning, so that they take no CPU time. The program does not
-    inherit the environment variables in `drop`.
+    Idle OpenMP threads of the program sleep instead of spinning, so that they take no CPU time.
     """
-    environment = {name: value for name, value in {**os.environ, **PASSIVE}.items() if name not in drop}
-    last = (run_text(command, environment=environment).strip().splitlines() or ["nothing"])[-1]
+    last = (run_text(command, environment={**os.environ, **PASSIVE}).strip().splitlines() or ["nothing"])[-1]
     try:
         return dict(json.loads(last))
     except (ValueError, TypeError) as error:
@@ -90,14 +88,6 @@ def update_page(page: pathlib.Path, tables: Mapping[str, str], check: bool = Fal
     wrong = [f"the page has {ours!r}, and its table {theirs!r}" for ours, theirs in pairs if ours != theirs]
     print("\n".join(wrong or [f"the tables of {page.name} are up to date"]))
     return 1 if wrong else 0
-
-
-def measure_relative_errors(arrays: Iterable[Any], expected: Iterable[Any]) -> list[float]:
-    """Returns max |array - expected| / max |expected| for each array and its counterpart, computed in float64."""
-    import numpy as np
-
-    pairs = [[np.asarray(value, np.float64) for value in pair] for pair in zip(arrays, expected, strict=True)]
-    return [float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30)) for ours, theirs in pairs]
 
 
 def write_json(path: str | pathlib.Path | None, value: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Measures how time and memory grow with the batch and the depth, and calculates the largest batch on a GPU.
 
-    python benchmarks/scaling.py --json scaling.json --plot docs/images/scaling.png
+    python benchmarks/scaling.py --json scaling.json
     python benchmarks/scaling.py --tables batch,depth,memory --docs docs/scaling.md
     python benchmarks/scaling.py --tables memory,ceiling               # only calculates, which takes no time
 
@@ -33,7 +33,7 @@ import json
 import math
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -101,13 +101,12 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2, help="number of threads (default 2)")
     parser.add_argument("--json", type=pathlib.Path, help="write all measurements to this file")
     parser.add_argument("--docs", type=pathlib.Path, help="put the tables into this Markdown file")
-    parser.add_argument("--plot", type=pathlib.Path, help="draw the measurements into this image file")
     options = parser.parse_args()
     return run_program(lambda: measure_tables(options))
 
 
 def measure_tables(options: argparse.Namespace) -> int:
-    """Measures and prints the tables in --tables; writes the files in --json, --docs and --plot; returns status 0."""
+    """Measures and prints the tables in --tables; writes the files in --json and --docs; returns status 0."""
     names = [name for name in options.tables.split(",") if name]
     for name in names:
         if name not in TABLES:
@@ -127,8 +126,6 @@ def measure_tables(options: argparse.Namespace) -> int:
     print("\n\n".join(tables.values()))
     if options.docs:
         update_page(options.docs, tables)
-    if options.plot:
-        plot_scaling(measured, options.plot)
     return 0
 
 
@@ -224,20 +221,17 @@ def find_largest_micro_batch(config: Config, gib: float, memory: str = "keep") -
 
 
 def calculate_memory() -> Rows:
-    """Returns calculated memory, a list of dicts, for each preset in LARGE at each of DEPTHS and at its own depth."""
+    """Returns calculated memory, a list of dicts, for each preset in LARGE."""
     rows = []
     for name in LARGE:
-        preset = load_preset(name)
-        for depth in (*DEPTHS, None):
-            config = preset if depth is None else set_depth(preset, depth)
-            parameters = count_parameters(config.model)["total"]
-            row: dict[str, Any] = {"preset": name, "depth": depth, "params": parameters}
-            row["state_gib"] = count_state_bytes(parameters) / GIB
-            for memory in MEMORY:
-                row[f"{memory}_gib_per_image"] = count_activation_bytes(config.model, memory=memory) / GIB
-                for gib in GPUS_GIB:
-                    row[f"{memory}_on_{gib}"] = find_largest_micro_batch(config, gib, memory)
-            rows.append(row)
+        config = load_preset(name)
+        parameters = count_parameters(config.model)["total"]
+        row = {"preset": name, "params": parameters, "state_gib": count_state_bytes(parameters) / GIB}
+        for memory in MEMORY:
+            row[f"{memory}_gib_per_image"] = count_activation_bytes(config.model, memory=memory) / GIB
+            for gib in GPUS_GIB:
+                row[f"{memory}_on_{gib}"] = find_largest_micro_batch(config, gib, memory)
+        rows.append(row)
     return rows
 
 
@@ -315,83 +309,8 @@ def render_memory(rows: Rows) -> str:
             *(row[f"{memory}_on_{gib}"] for gib in GPUS_GIB for memory in MEMORY),
         ]
         for row in rows
-        if row["depth"] is None
     ]
     return make_table(header, lines)
-
-
-# --- The plot of the measurements. ---
-
-
-def plot_scaling(measured: dict[str, Any], path: pathlib.Path) -> None:
-    """Plots time, memory per image and largest micro-batch of the tables `measured` against the depth, into a file."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot, ticker
-
-    # Each panel of the figure: a title, and a function that draws the panel on Matplotlib axes.
-    panels: list[tuple[str, Callable[[Any], None]]] = []
-    depth, large = measured.get("depth", []), measured.get("large", [])
-    if depth:
-        panels.append(("a training step, ms", lambda axis: _draw_lines(axis, depth, {"ms_per_call": ("o-", "")})))
-    styles = {"mib_per_image": ("o-", ", measured"), "calculated_mib_per_image": (":", ", calculated")}
-    presets = {name: [row for row in large if row["preset"] == name] for name in _list_presets(large)}
-    for name, rows in {"": depth, **presets}.items():
-        if rows:
-            title = f"{name}: memory an image, MiB" if name else "memory an image, MiB"
-            panels.append((title, lambda axis, rows=rows: _draw_lines(axis, rows, styles)))
-    for gib in GPUS_GIB:
-        title = f"largest micro-batch on {gib} GiB, calculated"
-        panels.append((title, lambda axis, gib=gib: _draw_micro_batches(axis, measured["memory"], gib)))
-    columns = min(len(panels), 2)
-    height = -(-len(panels) // columns)
-    figure, grid = pyplot.subplots(height, columns, figsize=(6.5 * columns, 4.5 * height), squeeze=False)
-    axes = list(grid.flat)
-    for unused in axes[len(panels) :]:
-        unused.remove()
-    depths = sorted({row["depth"] for row in measured["memory"] if row["depth"]})
-    for axis, (title, draw) in zip(axes, panels, strict=False):
-        draw(axis)
-        axis.set_title(title)
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        axis.set_xticks(depths, [str(depth) for depth in depths])
-        axis.set_xlabel("steps in each stage of each level")
-        axis.yaxis.set_major_formatter(ticker.LogFormatter())
-        axis.yaxis.set_minor_formatter(ticker.LogFormatter())
-        # The legend stands below the axes, where it hides no line.
-        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
-        axis.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-
-
-def _draw_lines(axis: Any, rows: Rows, styles: dict[str, tuple[str, str]]) -> None:
-    """Plots measurements against the number of flow steps in a stage, with a colour for each value of training.memory.
-
-    `styles` is {name of a measurement: (Matplotlib line style, ending of the legend text)}.
-    """
-    for number, memory in enumerate(MEMORY):
-        chosen = [row for row in rows if row["memory"] == memory]
-        for name, (style, ending) in styles.items():
-            x, y = [row["depth"] for row in chosen], [row[name] for row in chosen]
-            axis.plot(x, y, style, color=f"C{number}", label=memory + ending)
-
-
-def _draw_micro_batches(axis: Any, rows: Rows, gib: int) -> None:
-    """Plots the largest micro-batch on a GPU with `gib` GiB against the number of flow steps, a colour per preset."""
-    for number, name in enumerate(_list_presets(rows)):
-        chosen = [row for row in rows if row["preset"] == name and row["depth"]]
-        for memory, style in zip(MEMORY, ("o-", "s--", "^:"), strict=True):
-            # A depth at which no image fits is left out, because 0 has no logarithm.
-            points = [(row["depth"], row[f"{memory}_on_{gib}"]) for row in chosen if row[f"{memory}_on_{gib}"]]
-            axis.plot(*zip(*points, strict=True), style, color=f"C{number}", label=f"{name}, {memory}")
-
-
-def _list_presets(rows: Rows) -> list[str]:
-    return list(dict.fromkeys(row["preset"] for row in rows))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,8 @@ A phase is a kind of work followed by the number of images in a batch. The kinds
   first_step  one training step, the first one of the program
 
 TensorFlow is set up as in the project's programs, but with --threads threads. Images are random. The last line of the
-output is one JSON object. `built_cpu_s` has the CPU seconds of the process until the model is built, and
-`first_call_cpu_s` those of the first call. After the first two calls come --reps repetitions, each with as many calls
-as take --seconds or longer.
+output is one JSON object. After the first two calls come --reps repetitions, each with as many calls as take --seconds
+or longer.
 `peak_rss_mib` is the largest resident memory of the whole process, tracing included. With --live, `peak_live_mib` is
 the largest memory of TensorFlow's tensors at one time, weights included, counted by an allocator that TensorFlow has
 for GPUs.
@@ -25,6 +24,7 @@ for GPUs.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -34,24 +34,23 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # This checkout comes first on `sys.path`, so that no other installed version of the project is measured.
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.model_benchmark import (  # noqa: E402
-    COUNTING,
-    EMA_DECAY,
-    PHASES,
-    Benchmark,
-    make_timed_config,
-    read_peak_bytes,
-    time_calls,
-)
 from tfdecouple.config import MEMORY, PRECISIONS, Config, load_preset, override  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
+# The kinds of work that are timed: training, evaluation of bits/dim, encoding, decoding, sampling.
+PHASES = ("train", "eval", "encode", "decode", "sample")
+# Decay of the weights' moving average for presets without one, so that every benchmark includes the averaging.
+EMA_DECAY = 0.999
+# With this environment variable TensorFlow counts the bytes of tensors on CPUs; it makes the process slower.
+COUNTING = {"TF_CPU_ALLOCATOR_USE_BFC": "1"}
 KINDS = (*PHASES, "first_step")
 # Batch size of the phase "first_step" without a number; all other phases, such as train16, need a number.
 FIRST_STEP_BATCH = 16
@@ -80,14 +79,16 @@ def measure_phase(options: argparse.Namespace) -> int:
     if options.live:
         os.environ.update(COUNTING)
     start_tensorflow(options.threads)
+    import tensorflow as tf
+
     import tfdecouple.training  # noqa: F401 - imports all that train.py imports
 
     benchmark = Benchmark(config)
-    built, built_cpu = time.perf_counter(), time.process_time()
+    built = time.perf_counter()
     work = benchmark.make_work("train" if kind == "first_step" else kind, batch)
     work.call()
-    first, first_cpu = time.perf_counter() - built, time.process_time() - built_cpu
-    (second,), (second_cpu,) = time_calls(work.call, reps=1, calls=1)
+    first = time.perf_counter() - built
+    (second,), _ = time_calls(work.call, reps=1, calls=1)
     calls = max(1, math.ceil(options.seconds / second)) if kind != "first_step" else 1
     walls, cpus = time_calls(work.call, 0 if kind == "first_step" else options.reps, calls, work.begin)
     row = {
@@ -102,13 +103,10 @@ def measure_phase(options: argparse.Namespace) -> int:
         "params": benchmark.model.parameter_count()["total"],
         "first_call_s": round(first, 2),
         "second_step_s": round(second, 4),
-        "built_cpu_s": round(built_cpu, 2),
-        "first_call_cpu_s": round(first_cpu, 2),
-        "second_call_cpu_s": round(second_cpu, 2),
         "peak_rss_mib": round(read_peak_rss_mib(), 1),
     }
     if options.live:
-        row["peak_live_mib"] = round(read_peak_bytes("CPU:0") / 2**20, 2)
+        row["peak_live_mib"] = round(tf.config.experimental.get_memory_info("CPU:0")["peak"] / 2**20, 2)
     if walls:
         images = work.images * calls
         row |= {
@@ -148,6 +146,131 @@ def make_config(options: argparse.Namespace, kind: str, batch: int) -> Config:
     if config.training.batch_size != batch:
         raise UserError(f"the phase says {batch} images and --set training.batch_size={config.training.batch_size}")
     return config
+
+
+def make_timed_config(config: Config, batch: int) -> Config:
+    """Returns `config` changed for timing: batch size `batch`, no micro-batches, averaged weights, tiny learning rate.
+
+    With the learning rate of `config`, training can diverge, because the benchmark repeats few images.
+    """
+    decay = config.training.ema_decay or EMA_DECAY
+    settings = ["training.learning_rate=1e-6", "training.micro_batches=1", f"training.ema_decay={decay}"]
+    settings += [f"training.{name}={batch}" for name in ("batch_size", "evaluation_batch_size")]
+    return override(config, settings)
+
+
+class Work(NamedTuple):
+    """Work that is timed, such as a training step.
+
+    The function `call` does the work once, on `images` images, and waits for the result. The function `begin`, if
+    it is not None, starts the work and does not wait for a GPU.
+    """
+
+    call: Callable[[], Any]
+    images: int
+    begin: Callable[[], Any] | None = None
+
+
+class Benchmark:
+    """A model, initialised and set up for training on random images; `make_work` returns functions to time."""
+
+    def __init__(self, config: Config):
+        import keras
+
+        from tfdecouple.data.batches import make_training_batches
+        from tfdecouple.runtime.run_mode import RunMode
+        from tfdecouple.training.state import TrainingState
+        from tfdecouple.training.step import TrainStep
+        from tfdecouple.training.workers import make_strategy
+
+        self.config, self.strategy, self.source = config, make_strategy(1), make_random_source(config)
+        keras.utils.set_random_seed(config.training.seed)
+        with self.strategy.scope():
+            self.state = TrainingState(config)
+        self.model, self.step = self.state.model, TrainStep(config, self.state, self.strategy)
+        # With training.jit_compile XLA also compiles inference, as it does after `load_model(run, jit_compile=True)`.
+        self.model.flow.runner.mode = RunMode(jit_compile=config.training.jit_compile)
+        count = min(config.training.init_images, self.source.sizes["train"])
+        first = make_training_batches(self.source, config.data, batch_size=count, seed=config.training.seed)
+        self.model.initialize(next(iter(first))["image"], seed=config.training.seed)
+        self.state.optimizer.start_averages()
+
+    def make_work(self, phase: str, batch: int) -> Work:
+        """Returns the `Work` (functions to time) of a phase, such as "train", on batches of `batch` images."""
+        import numpy as np
+
+        from tfdecouple.data.batches import load_images, make_evaluation_batches
+        from tfdecouple.metrics.bits_per_dim import BoundEvaluator
+
+        model = self.model
+        if phase == "train":
+            begin = self._make_step()
+            return Work(lambda: begin().fetch_numbers(), batch, begin)
+        if phase == "eval":
+            evaluator = BoundEvaluator(model, self.strategy)
+            # A timed call evaluates several batches, so that the slower first batch of an evaluation weighs less.
+            count = min(max(4 * batch, 64) // batch * batch, self.source.sizes["test"])
+            batches = make_evaluation_batches(self.source, "test", batch_size=batch, limit=count)
+            return Work(lambda: evaluator(batches, seed=0), count)
+        if phase == "sample":
+            return Work(lambda: model.sample(batch, temperature=0.7, seed=0).numpy(), batch)
+        images, labels = load_images(self.source, "test", batch, at_most=True)
+        images = np.resize(images, (batch, *images.shape[1:]))
+        labels = model.drop_unused_labels(np.resize(labels, batch))
+        if phase == "encode":
+            return Work(lambda: model.encode(images, labels).v.numpy(), batch)
+        z, v = model.encode(images, labels)[:2]
+        return Work(lambda: model.decode(z, v).numpy(), batch)
+
+    def _make_step(self) -> Callable[[], Any]:
+        """Returns a function that starts a training step and returns the step's result without waiting for a GPU."""
+        from tfdecouple.data.batches import make_training_batches
+        from tfdecouple.data.labels import make_training_inputs
+        from tfdecouple.training.workers import make_device_input_options
+
+        training, steps = self.config.training, itertools.count()
+        options = {"batch_size": training.batch_size, "seed": training.seed, "micro_batches": training.micro_batches}
+        examples = make_training_batches(self.source, self.config.data, **options)
+        inputs = make_training_inputs(examples, self.source, self.config.model)
+        batches = iter(self.strategy.experimental_distribute_dataset(inputs, make_device_input_options()))
+        return lambda: self.step([next(batches) for _ in range(training.micro_batches)], next(steps))
+
+
+def make_random_source(config: Config) -> Any:
+    """Returns a data set (`Source`) of random images and labels with the image shape and classes of a config."""
+    import numpy as np
+
+    from tfdecouple.data.splits import MemorySplit, Source
+
+    shape, held_out = config.model.image_shape, 4 * config.training.batch_size
+    counts = {"train": max(config.training.init_images, held_out), "validation": held_out, "test": held_out}
+
+    def make_split(count: int) -> Any:
+        images = np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
+        labels = np.arange(count, dtype=np.int32) % max(config.model.classes, 1)
+        return MemorySplit(count, "random", lambda: (images, labels))
+
+    splits = {name: make_split(count) for name, count in counts.items()}
+    return Source(name="random", title="random images", label_names=(), image_shape=shape, splits=splits)
+
+
+def time_calls(
+    call: Callable[[], Any], reps: int, calls: int, begin: Callable[[], Any] | None = None
+) -> tuple[list[float], list[float]]:
+    """Times `reps` repetitions of `calls` calls; returns two lists: wall times and CPU times of repetitions in seconds.
+
+    If `begin` is given, which starts the work without waiting for a GPU, it is called instead of `call`, except for the
+    last call of a repetition. Training, too, waits for the GPU only when it logs.
+    """
+    walls, cpus = [], []
+    for _ in range(reps):
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(calls - 1):
+            (begin or call)()
+        call()
+        walls.append(time.perf_counter() - wall)
+        cpus.append(time.process_time() - cpu)
+    return walls, cpus
 
 
 def read_peak_rss_mib() -> float:

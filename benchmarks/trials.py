@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-import resource
 import shlex
 import signal
 import subprocess
@@ -133,7 +132,6 @@ def run_trial(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
     data = ["--data-dir", options.data_dir] if options.data_dir else []
     command = [sys.executable, "train.py", *trial.arguments, "--workdir", str(run), *data]
     print(f"{trial.key}: {trial.command}", flush=True)
-    is_new, before = not run.exists(), _count_cpu_seconds()
     with subprocess.Popen(command, cwd=ROOT) as process:
         try:
             status = process.wait()
@@ -147,8 +145,6 @@ def run_trial(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
     if status not in (0, EXIT_DIVERGED):
         raise UserError(f"{trial.key}: train.py ended with status {status}; the run is in {run}")
     row: dict[str, Any] = {"name": trial.name, "seed": trial.seed, "command": trial.command}
-    # The CPU seconds of an interrupted and resumed run are not known.
-    row |= {"cpu_seconds": round(_count_cpu_seconds() - before)} if is_new else {}
     metrics = [parse_json(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     if status == EXIT_DIVERGED:
         row["diverged_after"] = metrics[-1]["step"]
@@ -164,11 +160,6 @@ def run_trial(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
         }
     print(f"{trial.key}: {json.dumps(row)}", flush=True)
     return row
-
-
-def _count_cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def measure_probe(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""Tests that a run of an earlier version still gives its numbers; see tests/data/golden/make.py."""
+"""Tests that a run of an earlier version still gives its numbers.
+
+Each folder in tests/data/golden has a run, inputs (IN_...) and what the model answered (OUT_...), in numbers.npz. No
+folder is made again: a test that fails says that a file which somebody has cannot be read, or has another meaning.
+"""
 
 import dataclasses
 import json

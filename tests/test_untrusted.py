@@ -17,14 +17,14 @@ import zipfile
 import numpy as np
 import pytest
 from helpers.models import LEAST
-from helpers.refusals import message_of, refusal, refused
+from helpers.refusals import message_of, refused
 from PIL import Image
 
 import tfdecouple
 from export.export_folder import load_manifest as load_export_manifest
 from tfdecouple.cli import main
 from tfdecouple.cli.train import main as train_main
-from tfdecouple.config import Config, DataConfig, ModelConfig
+from tfdecouple.config import Config, DataConfig
 from tfdecouple.corpus.code_files import CodesManifest
 from tfdecouple.data.image_file import read_image
 from tfdecouple.data.sources import open_source
@@ -353,14 +353,6 @@ def test_npz_header_that_is_too_long_is_refused_without_advice_to_run_its_code(t
 def test_npz_file_that_expands_to_gigabytes_is_refused(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", a=np.zeros(2**29, np.uint8))
     assert "536,871,0" in message_of(UserError, lambda: wolf.read_state_dict(tmp_path / "a.npz"))
-
-
-@pytest.mark.parametrize(
-    "options", [{"steps": (2, (1,) * 10_000, 2), "hidden_channels": (8, 8, 8)}, {"image_shape": (8,) * 10_000}]
-)
-def test_long_list_in_a_config_is_cut_short_in_the_message_and_not_the_advice(options):
-    message = refusal(lambda: ModelConfig(**options))
-    assert "characters)" in message and ("an inner level needs" in message or "[height, width, channels]" in message)
 
 
 @pytest.mark.parametrize("devices", ["1000000000", "257", "0", "-1"])

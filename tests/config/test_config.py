@@ -66,9 +66,6 @@ class TestOverride:
         assert getattr(getattr(changed, section), option) == value
         assert set(compare_configs(EVERYTHING, changed)) == {f"{section}.{option}"}
 
-    def test_override_uses_the_last_of_two_values_and_checks_options_together(self):
-        changed = override(Config(), ["name=one", "name=two", "model.steps=[1,1]", "model.hidden_channels=[4,4]"])
-        assert (changed.name, changed.model.steps) == ("two", (1, 1))
 
     @pytest.mark.parametrize(
         ("assignment", "expected"),

@@ -167,8 +167,3 @@ def test_error_in_the_beam_pipeline_is_one_line(encode, tmp_path, monkeypatch, c
     line = capsys.readouterr() and refused(capsys, lambda: encode(*IN_MEMORY))
     assert "the pipeline failed" in line and "the encoder went away" in line
     assert f"remove {tmp_path / 'codes'} before the next run" in line
-
-
-def test_dask_is_refused_by_name(encode, tmp_path, capsys):
-    line = refused(capsys, lambda: encode("--", "--runner=DaskRunner"))
-    assert "--runner=DaskRunner writes files without codes" in line and not (tmp_path / "codes").exists()

@@ -1,22 +1,28 @@
 import io
+import json
 import os
+import pathlib
+import shutil
 import subprocess
-import threading
-import time
+import types
 import warnings
 
 import numpy as np
 import pytest
-from helpers.places import PATIENCE, ROOT
-from helpers.program_inputs import load_program, make_png_header
+import tensorflow as tf
+from helpers.models import TINY, random_images
+from helpers.numbered import one_line_error
+from helpers.places import ROOT, read_output
+from helpers.program_inputs import SIZE, load_program, make_png_header, write_picture_files
 from helpers.refusals import message_of
 from PIL import Image
 
-from tfdecouple.config import DataConfig
-from tfdecouple.data import image_file
+from tfdecouple.cli.run_images import read_image_files
+from tfdecouple.config import Config, DataConfig
 from tfdecouple.data.batches import load_images
-from tfdecouple.data.image_file import MOST_PIXELS, read_image
+from tfdecouple.data.image_file import MOST_PIXELS, crop_and_resize, crop_and_resize_tensor, find_centre_box, read_image
 from tfdecouple.data.sources import open_source
+from tfdecouple.data.tfds import decode_tfds_image
 from tfdecouple.errors import DataError
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
@@ -139,25 +145,222 @@ class TestPythonClients:
         assert "pixels have the mode F, not 8 or 16 bits" in refuses(tmp_path / "x.tif")
 
 
-def test_threads_together_hold_no_more_pixels_than_the_budget(tmp_path, monkeypatch):
-    image = Image.new("L", (1000, 1000))
-    for number in range(16):
-        image.save(tmp_path / f"{number}.png")
-    monkeypatch.setattr(image_file, "_FREE_BLOCKS", threading.Semaphore(2))
-    at_once, most, lock, together = 0, 0, threading.Lock(), threading.Event()
+RGB, GREY = (8, 12, 3), (8, 12, 1)
 
-    def counting(opened, in_place):
-        nonlocal at_once, most
-        with lock:
-            at_once += 1
-            most = max(most, at_once)
-            if at_once == 2:
-                together.set()
-        together.wait(PATIENCE)
-        time.sleep(0.02)
-        with lock:
-            at_once -= 1
 
-    monkeypatch.setattr(image_file.ImageOps, "exif_transpose", counting)
-    source = open_source(DataConfig(source=f"folder:{tmp_path}"), (8, 8, 3))
-    assert sum(source.sizes.values()) == 16 and most == 2
+def noise(*shape):
+    return np.random.default_rng(sum(shape)).integers(0, 256, shape, np.uint8)
+
+
+def saved(path, image, **options):
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(path, **options)
+    return str(path)
+
+
+class TestFiles:
+    @pytest.mark.parametrize("mode", ["L", "1", "LA", "P", "RGB", "RGBA"])
+    @pytest.mark.parametrize(("shape", "converted"), [(RGB, "RGB"), (GREY, "L")])
+    def test_image_of_any_mode_is_converted_as_by_pillow(self, tmp_path, mode, shape, converted):
+        image = Image.fromarray(noise(8, 12, 3)).convert(mode)
+        read = read_image(saved(tmp_path / "image.png", image), shape, 0)
+        assert read.shape == shape
+        np.testing.assert_array_equal(read.squeeze(), np.asarray(image.convert(converted)))
+
+    @pytest.mark.parametrize("shape", [RGB, GREY])
+    def test_image_of_16_bits_keeps_its_upper_8_bits(self, tmp_path, shape):
+        values = np.linspace(0, 65535, 96).astype(np.uint16).reshape(8, 12)
+        read = read_image(saved(tmp_path / "image.png", values), shape, 0)
+        np.testing.assert_array_equal(read, np.repeat((values >> 8)[..., None], shape[-1], -1))
+
+    def test_cmyk_becomes_rgb_and_exif_orientation_is_applied(self, tmp_path):
+        path = saved(tmp_path / "red.jpg", Image.new("CMYK", (12, 8), (0, 255, 255, 0)), quality=100)
+        assert np.abs(read_image(path, RGB, 0).astype(int) - (255, 0, 0)).max() < 8
+        exif = Image.Exif()
+        exif[0x0112] = 6  # Stored lying; to be turned clockwise.
+        pixels = noise(12, 8, 3)
+        read = read_image(saved(tmp_path / "lying.png", pixels, exif=exif), RGB, 0)
+        np.testing.assert_array_equal(read, np.rot90(pixels, -1))
+
+    @pytest.mark.parametrize("channels", [2, 4])
+    def test_channels_of_unusual_images_are_resized_independently(self, tmp_path, channels):
+        pixels = noise(16, 24, channels)
+        path = saved(tmp_path / "image.png", pixels)
+        np.testing.assert_array_equal(read_image(path, (16, 24, channels), 0), pixels)
+        # Pillow would weigh the others by the last, the alpha channel.
+        for k, plane in enumerate(np.moveaxis(read_image(path, (8, 12, channels), 0), -1, 0)):
+            resized = Image.fromarray(pixels[..., k]).resize((12, 8), Image.Resampling.BILINEAR)
+            np.testing.assert_array_equal(plane, resized)
+
+    def test_unusable_image_file_is_named(self, tmp_path):
+        path = saved(tmp_path / "image.png", noise(8, 12, 3))
+        message = one_line_error(lambda: read_image(path, (8, 12, 4), 0))
+        assert "3 channels (R, G, B)" in message and "have 4 (model.image_shape)" in message
+        path = saved(tmp_path / "image.tif", np.zeros((12, 12), np.float32))
+        message = one_line_error(lambda: read_image(path, RGB, 0))
+        assert "mode F" in message and path in message
+        assert "/no/such.png" in one_line_error(lambda: read_image("/no/such.png", RGB, 0))
+
+
+class TestArrays:
+    def test_npy_image_may_have_any_number_of_channels(self, tmp_path):
+        pixels, path = noise(16, 24, 7), str(tmp_path / "image.npy")
+        np.save(path, pixels)
+        np.testing.assert_array_equal(read_image(path, (16, 24, 7), 0), pixels)
+        np.testing.assert_array_equal(read_image(path, (8, 8, 7), 0), crop_and_resize(pixels, (8, 8, 7), 0))
+        content = io.BytesIO(pathlib.Path(path).read_bytes())
+        np.testing.assert_array_equal(read_image(path, (16, 24, 7), 0, content), pixels)
+        np.save(path, pixels[..., 0])
+        np.testing.assert_array_equal(read_image(path, (16, 24, 1), 0), pixels[..., :1])
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (noise(8, 12, 3), "uint8 [8, 12, 3], and the model takes uint8 [height, width, 7]"),
+            (np.zeros((8, 12, 7), np.float32), "float32"),
+            (np.array([{}]), "no array of numbers"),
+            (np.zeros((0, 12, 7), np.uint8), "[0, 12, 7]"),
+        ],
+    )
+    def test_npy_file_of_another_shape_or_dtype_is_refused(self, tmp_path, content, message):
+        np.save(tmp_path / "image.npy", content)
+        assert message in one_line_error(lambda: read_image(str(tmp_path / "image.npy"), (8, 12, 7), 0))
+
+    def test_damaged_npy_file_is_refused(self, tmp_path):
+        whole = io.BytesIO()
+        np.save(whole, noise(8, 12, 7))
+        claims = whole.getvalue().replace(b"(8, 12, 7), }       ", b"(99999, 99999, 7), }")
+        assert len(claims) == len(whole.getvalue()) and claims != whole.getvalue()
+        for name, content in {"cut": whole.getvalue()[:-1], "no": b"\x93NUMPY", "claims": claims}.items():
+            (tmp_path / f"{name}.npy").write_bytes(content)
+            one_line_error(lambda name=name: read_image(str(tmp_path / f"{name}.npy"), (8, 12, 7), 0))
+
+
+class TestFitting:
+    @pytest.mark.parametrize("size", [(8, 12), (40, 30), (9, 100), (50, 1)])
+    @pytest.mark.parametrize("crop", [0, 7, 100])
+    def test_pipeline_and_file_reader_crop_the_same_largest_box(self, tmp_path, size, crop):
+        for channels in (1, 3):
+            pixels = noise(*size, channels)
+            path = saved(tmp_path / "image.png", pixels.squeeze(-1) if channels == 1 else pixels)
+            read = read_image(path, (8, 12, channels), crop)
+            np.testing.assert_array_equal(crop_and_resize_tensor(tf.constant(pixels), (8, 12, channels), crop), read)
+            top, left, rows, columns = find_centre_box(*size, (8, 12, channels), crop)
+            assert 0 <= top <= size[0] - rows and 0 <= left <= size[1] - columns and min(rows, columns) >= 1
+            # The box has the proportions of the model, as nearly as whole pixels can, and is as large as fits.
+            assert crop == 7 or rows == size[0] or columns == size[1]
+            assert abs(rows * 12 - columns * 8) < 12 or min(size) == 1
+            if size == (8, 12) and crop != 7:
+                np.testing.assert_array_equal(read, pixels)
+
+    def test_pipeline_converts_between_grey_and_rgb(self):
+        rgb, grey = noise(8, 12, 3), noise(8, 12, 1)
+        made = crop_and_resize_tensor(tf.constant(rgb), GREY, 0)
+        np.testing.assert_array_equal(made[..., 0], np.asarray(Image.fromarray(rgb).convert("L")))
+        np.testing.assert_array_equal(crop_and_resize_tensor(tf.constant(grey), RGB, 0), np.repeat(grey, 3, -1))
+
+
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(scope="module")
+def picture_files(tmp_path_factory):
+    return write_picture_files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module")
+def wanted(picture_files):
+    return {name: read_image(str(path), (SIZE, SIZE, 3), 0) for name, path in picture_files.items()}
+
+
+def assert_same(pixels, right, name, levels=0):
+    change = np.abs(pixels.reshape(right.shape).astype(int) - right)
+    assert change.max() <= levels, f"{name}: {(change > 0).mean():.1%} differ, by up to {change.max()}"
+
+
+def test_resizing_filter_is_bilinear_with_antialiasing():
+    """By its definition, in float64 and rounded once: an independent statement of what the card promises."""
+    image = random_images(1, 61)[0]
+    for size in (7, SIZE, 90):
+        scale = len(image) / size
+        centres = (np.arange(size)[:, None] + 0.5) * scale
+        weights = np.maximum(0, 1 - np.abs(np.arange(len(image)) + 0.5 - centres) / max(scale, 1))
+        weights /= weights.sum(1, keepdims=True)
+        right = np.einsum("yi,xj,ijc->yxc", weights, weights, image.astype(np.float64))
+        # Rounded twice, a value is off by at most one half and, under weights that sum to one, one half more.
+        assert np.abs(crop_and_resize(image, (size, size, 3), 0) - right).max() < 1.001
+
+
+@pytest.mark.parametrize("crop", [0, 20])
+def test_python_clients_read_images_as_training_does(picture_files, crop):
+    served = load_program(EXAMPLES / "tf_serving" / "client.py")
+    client = load_program(ROOT / "export" / "client.py")
+    for name, path in picture_files.items():
+        # Squares of RGB, and grey rectangles.
+        for shape in ((SIZE, SIZE, 3), (SIZE, 12, 1)):
+            right = read_image(str(path), shape, crop)
+            of_shape = types.SimpleNamespace(shape=shape, crop=crop)
+            assert_same(client.Model.fit(of_shape, client.read_picture(path, shape[-1])), right, name)
+            assert_same(served.read_picture(path, shape, crop), right, name)
+
+
+def test_commands_read_images_as_training_does(picture_files, wanted):
+    model = types.SimpleNamespace(quantize_images=lambda pixels: pixels)
+    config = Config(name="tiny", model=TINY, data=DataConfig(source="cifar10"))
+    run = types.SimpleNamespace(model=model, config=config, note=lambda: "")
+    images = read_image_files(run, [str(path) for path in picture_files.values()]).pixels
+    for name, pixels in zip(picture_files, images, strict=True):
+        assert_same(pixels, wanted[name], name)
+
+
+def test_tensorflow_datasets_are_read_as_image_files_are(picture_files, wanted):
+    """All but what TFDS' own features do not hold, such as palettes, and EXIF data, which it does not heed."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    colours = ("exact.png", "odd.png", "tall.png", "one.png", "photograph.jpg", "photograph_444.jpg", "progressive.jpg")
+    for names, channels in ((colours, 3), (("grey.png", "grey.jpg"), 1)):
+        feature = tfds.features.Image(shape=(None, None, channels))
+        encoded = tf.data.Dataset.from_tensor_slices([picture_files[name].read_bytes() for name in names])
+
+        def read(content, feature=feature):
+            return crop_and_resize_tensor(decode_tfds_image(content, feature), (SIZE, SIZE, 3), 0)
+
+        read_images = encoded.map(read, tf.data.AUTOTUNE).as_numpy_iterator()
+        for name, pixels in zip(names, read_images, strict=True):
+            assert_same(pixels, wanted[name], name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("node") is None, reason="node not installed")
+def test_javascript_filter_gives_the_bytes_of_the_python_filter(tmp_path):
+    program = tmp_path / "resize.mjs"
+    shutil.copyfile(ROOT / "export" / "page" / "resize.js", tmp_path / "filter.mjs")
+    program.write_text(
+        'import { readFileSync, writeFileSync } from "node:fs";\n'
+        'import { resizeSquare } from "./filter.mjs";\n'
+        'for (const [name, side, size] of JSON.parse(readFileSync("cases.json")))\n'
+        "  writeFileSync(`${name}.out`, resizeSquare(readFileSync(name), side, size));\n"
+    )
+    rng = np.random.default_rng(0)
+    cases = [(int(side), int(size)) for side, size in rng.integers(1, 150, (60, 2))]
+    cases += [(1, 1), (32, 32), (1, 5), (5, 1), (64, 32), (2000, 32), (999, 256), (33, 32), (31, 32)]
+    right = []
+    for number, (side, size) in enumerate(cases):
+        # Values at both ends find sums that leave the range.
+        image = rng.integers(0, 256, (side, side, 3), np.uint8) if number % 2 else rng.choice([0, 255], (side, side, 3))
+        image = image.astype(np.uint8)
+        image.tofile(tmp_path / str(number))
+        right.append(crop_and_resize(image, (size, size, 3), 0))
+    listed = [[str(number), side, size] for number, (side, size) in enumerate(cases)]
+    (tmp_path / "cases.json").write_text(json.dumps(listed))
+    read_output("node", program, folder=tmp_path)
+    for number, image in enumerate(right):
+        assert_same(np.fromfile(tmp_path / f"{number}.out", np.uint8), image, str(cases[number]))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("npm") is None, reason="npm not installed")
+def test_node_example_reads_images_as_training_does(picture_files, wanted, exported, npm_example, tmp_path):
+    example = npm_example("onnxruntime_node") / "switch.mjs"
+    for name, path in picture_files.items():
+        # An image switched with itself is the image as the example read it.
+        assert "exactly the same" in read_output("node", example, exported / "onnx", path, path, folder=tmp_path), name
+        assert_same(np.asarray(Image.open(tmp_path / "ab.png")), wanted[name], name)

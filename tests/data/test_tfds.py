@@ -86,15 +86,6 @@ class TestTfds:
         message = one_line_error(lambda: self._open(str(tmp_path), source=name))
         assert name in message and f"tfds build {name.removeprefix('tfds:')} --data_dir {tmp_path}" in message
 
-    def test_failed_download_of_tfds_is_refused_in_one_line(self, tmp_path, monkeypatch):
-        tfds = pytest.importorskip("tensorflow_datasets")
-
-        def by_hand(*arguments, **options):
-            raise AssertionError("Manual directory does not exist.\n\nCreate it and\nput the files there.")
-
-        monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", by_hand)
-        message = one_line_error(lambda: self._open(str(tmp_path), download=True, source="celeb_a_hq/256"))
-        assert "does not exist. Create it and put the files there." in message
 
     def test_download_prepares_a_tfds_data_set(self, tiny_tfds, tmp_path):
         assert "--download" in one_line_error(lambda: self._open(str(tmp_path)))
@@ -109,14 +100,6 @@ class TestTfds:
         features = {"image": tfds.features.Image(shape=shape, dtype=dtype)}
         message = one_line_error(lambda: find_feature_keys("tfds:odd_images", features))
         assert part in message and "odd_images" in message
-
-    def test_damaged_records_of_tfds_are_refused_in_one_line(self, tiny_tfds, tmp_path):
-        shutil.copytree(tiny_tfds, tmp_path, dirs_exist_ok=True)
-        for path in tmp_path.rglob("*.tfrecord*"):
-            path.write_bytes(path.read_bytes()[:-20])
-        source = self._open(str(tmp_path))
-        message = one_line_error(lambda: load_images(source, "test", 1))
-        assert "prepare the data set again" in message and "tiny_numbers" in message
 
 
 def edit_info(**values):

@@ -1,10 +1,11 @@
 import json
-import shutil
-import sys
 
 import numpy as np
+import onnx
 import pytest
-from helpers.models import SMALL
+import tensorflow as tf
+from helpers.exporting import read_vectors
+from helpers.models import SMALL, random_images
 from helpers.places import run_python
 from helpers.program_inputs import (
     WITHOUT_Z,
@@ -17,7 +18,12 @@ from helpers.program_inputs import (
 from PIL import Image, ImageCms
 
 from export import client as source
+from export.endpoints import list_endpoints
+from export.exported_model import ExportedModel
 from export.formats import CLIENT
+from export.formats.onnx import build_onnx
+from export.pipeline import ExportConfig, export
+from export.verification.verify import verify_folder
 from tfdecouple.cli import main
 from tfdecouple.visualization.full_size import read_photograph
 
@@ -77,7 +83,7 @@ def test_client_is_published_unchanged_and_runs_where_nothing_else_can_be_import
     others = ("tensorflow", "keras", "tfdecouple", "export", "onnx", "scipy", "PIL")
     code = f"import sys, runpy; sys.modules |= dict.fromkeys({others})"
     code += "; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    done = run_python("-I", "-c", code, exported / "client.py", "--check", folder=tmp_path)
+    done = run_python("-I", "-B", "-c", code, exported / "client.py", "--check", folder=tmp_path)
     assert (done.stdout, done.returncode) == (ALL_COME_BACK, 0), done.stderr
 
 
@@ -123,14 +129,7 @@ def test_client_takes_the_crop_of_the_metadata(tmp_path):
     assert (source.Model(tmp_path).crop, source.Model(tmp_path).size) == (140, 8)
 
 
-def test_client_switches_two_picture_files(run, tmp_path):
-    status, out, err = run("a.png", "b.png")
-    assert (status, out) == (0, "ab.png: z of a.png, v of b.png\nba.png: z of b.png, v of a.png\n"), err
-    assert Image.open(tmp_path / "ab.png").size == (8, 8)
-
-
-@pytest.mark.parametrize("strength", [None, 0.4])
-def test_client_switches_photographs_as_the_command_does(exported, tiny_run, tmp_path, strength):
+def test_client_switches_photographs_as_the_command_does(exported, tiny_run, tmp_path):
     """The client runs where neither TensorFlow nor SciPy can be imported; one photograph has a colour profile."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     # This profile exchanges red and green.
@@ -138,18 +137,18 @@ def test_client_switches_photographs_as_the_command_does(exported, tiny_run, tmp
     for name, (height, width), options in (("a", (40, 70), {}), ("b", (51, 33), {"icc_profile": profile})):
         pixels = draw_smooth_image(height, width)[:, :, :: 1 if name == "a" else -1] // (1 if name == "a" else 2)
         Image.fromarray(pixels).save(tmp_path / f"{name}.png", **options)
-    extra = [] if strength is None else ["--strength", strength]
+    extra = ["--strength", "0.4"]
     others = ("tensorflow", "keras", "tfdecouple", "export", "onnx", "scipy")
     code = f"import sys, runpy; sys.modules |= dict.fromkeys({others}); sys.argv = sys.argv[1:]"
     code += "; sys.path.insert(0, sys.argv[0].rpartition('/')[0]); runpy.run_path(sys.argv[0], run_name='__main__')"
-    arguments = ["-I", "-c", code, exported / "client.py", "--own-size", *extra, "a.png", "b.png"]
+    arguments = ["-I", "-B", "-c", code, exported / "client.py", "--own-size", *extra, "a.png", "b.png"]
     done = run_python(*arguments, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     command = [
         "switch",
         "--run",
         str(tiny_run),
-        *map(str, extra),
+        *extra,
         *(str(tmp_path / name) for name in ("a.png", "b.png")),
     ]
     assert main([*command, "--out", str(tmp_path)]) == 0
@@ -223,14 +222,64 @@ class TestOneLine:
         (tmp_path / "onnx" / "decoder.onnx").write_bytes(b"no model")
         assert refused(*arguments, folder=tmp_path).startswith(cannot_open)
 
-    def test_missing_sampler_is_refused(self, refused, exported, tmp_path):
-        shutil.copytree(exported / "onnx", tmp_path / "onnx").joinpath("sampler.onnx").unlink()
-        assert "sampler.onnx" in refused("--sample", 1, folder=tmp_path)
 
-    def test_missing_pillow_is_named(self, refused, monkeypatch):
-        monkeypatch.setitem(sys.modules, "PIL", None)
-        assert refused("a.png", "b.png").startswith("picture files need Pillow (pip install pillow): ")
+SIZES = [(8, 8), (1, 1), (13, 21), (30, 4)]
 
-    def test_output_that_cannot_be_written_is_named(self, refused, tmp_path):
-        (tmp_path / "ab.png").mkdir()
-        assert refused("a.png", "b.png").startswith("cannot write ab.png: ")
+
+@pytest.fixture(scope="module")
+def sized_files(model, tmp_path_factory):
+    """A folder with an encoder and a decoder whose height and width are free."""
+    folder, exported = tmp_path_factory.mktemp("any_size"), ExportedModel(model, channels_first=True, any_size=True)
+    metadata = {"image_shape": json.dumps(model.config.image_shape), "crop": "largest centre square"}
+    for endpoint in list_endpoints(model.config, any_size=True):
+        onnx.save(build_onnx(exported, endpoint, metadata), folder / f"{endpoint.onnx}.onnx")
+    return folder
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_onnx_files_of_any_size_return_the_models_codes_and_the_same_pixels(sized_files, model, eager, size):
+    served, images = source.Model(sized_files), random_images(3, (*size, 3))
+    codes = served.encode(images)
+    for name, right in zip(("z", "v"), model.encode(images)[:2], strict=True):
+        np.testing.assert_allclose(codes[name], right, rtol=0, atol=1e-5 * np.abs(right).max())
+    np.testing.assert_array_equal(served.decode(**codes), images)
+
+
+def test_the_client_decodes_a_picture_at_its_own_size(sized_files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(source, "FOLDER", sized_files)
+    (pixels,) = random_images(1, (11, 7, 3))
+    Image.fromarray(pixels).save("a.png")
+    assert source.main(["--own-size", "a.png"]) == 0
+    assert capsys.readouterr().out == "own_size.png: a.png decoded at 7 x 11; 0 of 231 values are lost\n"
+    np.testing.assert_array_equal(np.asarray(Image.open("own_size.png")), pixels)
+    monkeypatch.setattr(source.Model, "decode", lambda self, **codes: pixels[None] // 2)
+    assert source.main(["--own-size", "a.png"]) == 1
+    for wrong in (["--own-size"], ["--own-size", *["a.png"] * 3], ["--own-size", "--check", "a.png"]):
+        assert source.main(wrong) == 2
+
+
+def test_client_refuses_own_sizes_for_files_of_one_size(exported, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(source, "FOLDER", exported)
+    assert source.main(["--own-size", "a.png"]) == 2
+    assert capsys.readouterr().err == "error: these files are for images of 8 x 8; export with --any-size\n"
+
+
+@pytest.mark.slow
+def test_all_formats_are_verified_at_three_sizes(tiny_run, tmp_path):
+    to = tmp_path / "to"
+    config = ExportConfig(run=tiny_run, to=to, formats=("savedmodel", "onnx", "litert"), any_size=True)
+    export(config, report=str)
+    card = json.loads((to / "model_card.json").read_text())
+    sizes = ["8x8", "5x9", "21x9"]
+    assert card["endpoints"].keys() == {"encode", "decode"}
+    assert read_vectors(to)["sizes"].tolist() == sizes
+    for entry in card["formats"].values():
+        assert [*entry["parity"]] == [f"{name} {size}" for size in sizes for name in ("encode", "decode")]
+        assert {f"real {size}" for size in sizes} < entry["round_trip"].keys()
+        assert all(trip["identical"] == trip["images"] for trip in entry["round_trip"].values())
+    assert verify_folder(to, report=str) == ([], [])
+    images = random_images(2, (14, 19, 3))
+    signatures = tf.saved_model.load(str(to / "savedmodel" / "1")).signatures
+    decoded = signatures["decode"](**signatures["encode"](images=tf.constant(images)))["images"]
+    np.testing.assert_array_equal(decoded[:, :14, :19], images)

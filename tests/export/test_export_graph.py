@@ -14,7 +14,14 @@ from tfdecouple.errors import UserError
 pytestmark = pytest.mark.usefixtures("eager")
 
 
-@pytest.mark.parametrize("name", graphs.IN_FILES)
+# The conversion of the others takes long.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("alpha-0.8", "classes") else pytest.mark.slow)
+        for name in graphs.IN_FILES
+    ],
+)
 def test_onnx_files_compute_what_the_model_computes_from_its_weights(name):
     # The other variants have weights of the same kinds.
     known = {*map(digest_array, graphs.get_exported_model(name, True).collect_arrays().values())}
@@ -28,7 +35,7 @@ def test_onnx_files_compute_what_the_model_computes_from_its_weights(name):
     np.testing.assert_array_equal(graphs.run_onnx(name, "decode", **graphs.run_onnx(name, "encode"))["images"], images)
 
 
-@pytest.mark.parametrize("name", ["alpha-0.8", "classes", "prior of classes"])
+@pytest.mark.parametrize("name", ["alpha-0.8", "classes", pytest.param("prior of classes", marks=pytest.mark.slow)])
 def test_sampler_file_computes_what_the_model_computes(name):
     graphs.assert_same(graphs.run_onnx(name, "sample"), graphs.compute_expected(name, "sample"))
 
@@ -44,10 +51,11 @@ def test_operation_that_tf2onnx_cannot_convert_is_refused_in_one_line(monkeypatc
     assert message.endswith("StridedSlice; leave the format onnx out")
 
 
-FILES = [("alpha-0.8", "encode"), ("alpha-0.8", "decode"), ("alpha-0.8", "sample"), ("five channels", "encode")]
+FILES = [("alpha-0.8", name) for name in ("encode", "decode", "sample")]
+FILES.append(pytest.param(("five channels", "encode"), marks=pytest.mark.slow))
 
 
-@pytest.fixture(params=FILES, ids="-".join)
+@pytest.fixture(params=FILES, ids=str)
 def file(request):
     name, of = request.param
     return find_endpoint(graphs.VARIANTS[name], of), graphs.get_onnx_model(name, of)

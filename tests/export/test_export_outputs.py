@@ -1,22 +1,31 @@
+from __future__ import annotations
+
+import dataclasses
 import json
 import re
-import shutil
 
+import numpy as np
 import onnx
 import pytest
 from google.protobuf import text_format
+from helpers import cards
 from helpers.exporting import ON_PAGE, read_card, read_tree
+from helpers.models import SMALL
+from helpers.program_inputs import WITHOUT_Z, write_onnx_models
 from helpers.serving_server import read_models
 from PIL import Image
 from tensorflow_serving.config import model_server_config_pb2
 
 from export import pipeline
-from export.card import render_model_card
+from export.card import judge_exactness, make_model_card, render_model_card
 from export.endpoints import list_endpoints
 from export.export_folder import JSON_NAME, MANIFEST, TEXT_NAME, VECTORS
 from export.formats import web
 from export.formats.saved_model import write_serving_files
-from export.provenance import make_safe_name, open_run
+from export.provenance import Provenance, make_safe_name, open_run
+from tfdecouple.config import Config, DataConfig
+from tfdecouple.data.sources import hide_image_path
+from tfdecouple.runs.publishing import describe_training_images
 
 
 class TestCard:
@@ -63,21 +72,6 @@ class TestCard:
         assert card["bits_per_dim"] == {"validation": validation, "test": test, "test_images": 5}
         assert f"run run, step {card['step']}, averaged" in text and f"{test:.3f} on 5 test images" in text
         assert "my-faces-2" in (tmp_path / "to" / "models.config").read_text()
-
-    def test_card_leaves_out_metrics_that_are_not_finite(self, tiny_run, tmp_path):
-        run = shutil.copytree(tiny_run, tmp_path / "tiny")
-        summary = {"best_step": 1, "validation_bits_per_dim": None, "test": {"bits_per_dim": None, "images": 5}}
-        (run / "summary.json").write_text(json.dumps(summary))
-        assert open_run(run)[1].bits_per_dim is None
-
-    def test_damaged_summary_is_reported_and_left_out(self, quick, monkeypatch, tiny_run, command, tmp_path):
-        run = shutil.copytree(tiny_run, tmp_path / "tiny")
-        (run / "summary.json").write_text('{"best_step": 1, "te')
-        monkeypatch.setattr(pipeline, "open_run", open_run)
-        status, out, err = command("--format", "savedmodel", run=run)
-        assert (status, err) == (0, "")
-        assert out.count("summary.json cannot be used and is left out: Unterminated string") == 1
-        assert read_card(tmp_path / "to")["bits_per_dim"] is None
 
 
 class TestWeb:
@@ -150,18 +144,6 @@ def test_any_run_name_makes_a_model_that_can_be_served(run_name, tmp_path):
     assert model.name == name
 
 
-def test_batching_and_monitoring_configs_are_consistent(exported):
-    text = re.sub("#.*", "", (exported / "batching.config").read_text())
-    values = {name: int(value) for name, value in re.findall(r"^(\w+) \{ value: (\d+) \}$", text, re.MULTILINE)}
-    sizes = [int(size) for size in re.findall(r"^allowed_batch_sizes: (\d+)$", text, re.MULTILINE)]
-    # The names of the fields in TensorFlow Serving's session_bundle_config.proto.
-    assert set(values) == {"max_batch_size", "batch_timeout_micros", "max_enqueued_batches", "num_batch_threads"}
-    assert sizes == sorted(set(sizes)) and sizes[0] == 1 and sizes[-1] == values["max_batch_size"]
-    assert len(values) + len(sizes) == len([line for line in text.splitlines() if line])
-    text = re.sub("#.*", "", (exported / "monitoring.config").read_text())
-    assert re.fullmatch(r'prometheus_config \{ enable: true path: "/monitoring/\S+" \}', " ".join(text.split()))
-
-
 def test_docker_compose_mounts_the_files_of_the_export(exported):
     yaml = pytest.importorskip("yaml")
     services = yaml.safe_load((exported / "docker-compose.yml").read_text())["services"]
@@ -187,3 +169,80 @@ def test_docker_compose_mounts_the_files_of_the_export(exported):
     assert gpu["image"] == service["image"] + "-gpu" and gpu["profiles"] == ["gpu"]
     (device,) = gpu["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+
+
+CHECKED = "44 of 44 images came back in ONNX Runtime in Python; no browser was tried"
+PAGE = {"files": ["web/index.html"], "checked": CHECKED, "bytes": 34_900_000}
+
+
+def entry(lost: int = 0, **more: object) -> dict:
+    trips = {"real": {"images": 21, "identical": 21, "model": 21}}
+    trips["noise"] = {"images": 4, "identical": 4 - lost, "model": 4 - lost}
+    parity = {"encode": {"v": {"max": 1e-6, "mean": 1e-8}}}
+    return {"files": ["onnx/encoder.onnx"], "parity": parity, "round_trip": trips, **more}
+
+
+def card_of(formats: dict, data: DataConfig | None = None, model=SMALL) -> dict:
+    config = Config(name="tiny", model=model, data=data or DataConfig())
+    about = {"name": "tiny", "run": "tiny", "config": config, "step": 1, "averaged": False, "parameters": 1}
+    provenance = Provenance(**about, data="any", rights="any", training_data=config.data, bits_per_dim=None)  # type: ignore[arg-type]
+    return make_model_card(provenance, list_endpoints(model), "4 test images", formats)
+
+
+EXACTNESS = [
+    (0.8, 8, {"onnx": entry(), "savedmodel": entry()}, True, "onnx 25 of 25; savedmodel 25 of 25. "),
+    (0.8, 5, {"onnx": entry(), "savedmodel": entry(round_trip={})}, True, "multiples of 8. savedmodel: not tried"),
+    (0.8, 8, {"onnx": entry(lost=1), "savedmodel": entry()}, False, "onnx 24 of 25; savedmodel 25 of 25. "),
+    (0.8, 8, {"onnx": entry(lost=1)}, False, "exactly: noise."),
+    (1.0, 8, {"onnx": entry()}, False, "alpha is 1,"),
+    (0.8, 8, {"web": PAGE}, False, f"web: {CHECKED}."),
+    (0.8, 8, {"savedmodel": entry(round_trip={})}, False, "Not measured: "),
+]
+
+
+@pytest.mark.parametrize(("alpha", "n_bits", "formats", "promised", "said"), EXACTNESS)
+def test_card_promises_exactness_only_if_it_was_measured(alpha, n_bits, formats, promised, said) -> None:
+    found = judge_exactness(alpha, n_bits, formats)
+    assert found["promised"] is promised == ("Promised for" in found["meaning"]) and said in found["meaning"]
+
+
+def test_card_names_a_folder_of_images_without_its_path() -> None:
+    config = DataConfig(source="folder:/home/somebody/photos")
+    assert hide_image_path("3 test images of images in /home/somebody/photos", config).endswith("of images in photos")
+    config = DataConfig(source="cifar10", data_dir="/data")
+    assert hide_image_path("TFDS cifar10", config) == "TFDS cifar10"
+
+
+class TestRights:
+
+    def test_card_states_the_rights_in_the_training_images(self) -> None:
+        for source, said in {"photographs": "CC0", "cifar10": "Krizhevsky", "folder:faces": "not recorded"}.items():
+            config = Config(name="tiny", data=DataConfig(source=source))
+            assert said in describe_training_images(config, {}, 1)[1]
+
+
+@pytest.fixture(scope="module")
+def without_z(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("without_z")
+    card = card_of({"onnx": entry()}, model=dataclasses.replace(SMALL, conditioning="none"))
+    (folder / JSON_NAME).write_text(json.dumps(card))
+    (folder / TEXT_NAME).write_text(render_model_card(card))
+    write_onnx_models(folder / "onnx", WITHOUT_Z)
+    return folder
+
+
+class TestCalls:
+    """The blocks of the card; those of grey models, of labels and of LiteRT run where such are exported."""
+
+    @pytest.mark.parametrize("folder", ["exported", "without_z"])
+    def test_python_examples_of_the_card_run(self, folder, request) -> None:
+        cards.run_python_blocks(request.getfixturevalue(folder))
+
+    def test_curl_example_of_the_card_is_answered(self, exported) -> None:
+        codes = cards.run_curl_block(exported)
+        assert np.shape(codes["z"]) == (SMALL.latent_dim,) and np.shape(codes["v"]) == SMALL.image_shape
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("folder", ["exported", "without_z"])
+    def test_javascript_example_of_the_card_runs(self, folder, request, npm_example) -> None:
+        cards.run_javascript_block(request.getfixturevalue(folder), npm_example("onnxruntime_node"))

@@ -11,7 +11,6 @@ import onnx
 import pytest
 from helpers.exporting import ON_PAGE, list_onnx_names, read_vectors
 from helpers.refusals import refused
-from onnx import numpy_helper
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 from export.cli import EXIT_REFUSED, main
@@ -197,14 +196,6 @@ class TestFiles:
         count = len(load_manifest(copy).files)
         assert f"{count - 1} of {count} files are as they were exported" in said
 
-    def test_problems_are_reported_in_one_line_whatever_their_names_and_number(self, copy, files_alone, capsys):
-        (copy / "onnx" / "a\nb\x1b[2J").touch()
-        assert "unknown: onnx/a b\\x1b[2J" in refuse(capsys, copy, status=EXIT_REFUSED)
-        for number in range(172):
-            (copy / f"{number:03}").touch()
-        line = refuse(capsys, copy, status=EXIT_REFUSED)
-        assert " problems: " in line and "unknown: 004; and 1" in line and "unknown: 005" not in line
-
 
 @pytest.mark.usefixtures("forked")
 class TestAnswers:
@@ -215,33 +206,10 @@ class TestAnswers:
         assert "onnx: CPUExecutionProvider\n" in out and "savedmodel/1: tensorflow\n" in out
         assert out.endswith(f"{exported} is as it was exported, and answers as the model did\n")
 
-    def test_answers_are_compared_even_where_digests_agree(self, copy, onnx_alone, capsys):
-        path = copy / "onnx" / "decoder.onnx"
-        model = onnx.load(path)
-        tensor = next(a for a in model.graph.initializer if a.dims and a.data_type == onnx.TensorProto.FLOAT)
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.001), tensor.name))
-        onnx.save(model, path)
-        list_in_manifest(copy, "onnx/decoder.onnx")
-        line = refuse(capsys, copy, status=EXIT_REFUSED)
-        assert "onnx: CPUExecutionProvider: weight decoder.onnx: " in line
-
     def test_endpoint_that_the_manifest_leaves_out_is_missed(self, copy, onnx_alone):
         edit_manifest(copy, lambda manifest: manifest["parts"]["onnx"].pop("decode"))
         (problem,) = list_problems(copy)
         assert "the files are decoder.onnx, encoder.onnx, sampler.onnx; expected encoder.onnx, sa" in problem
-
-    def test_part_runs_in_the_folder_and_the_runtime_of_its_name(self, copy, monkeypatch):
-        shutil.copytree(copy / "savedmodel" / "1", copy / "savedmodel" / "2")
-        edit_manifest(
-            copy, lambda manifest: manifest["parts"].update({"savedmodel/2": manifest["parts"]["savedmodel/1"]})
-        )
-        files = (path for path in copy.glob("savedmodel/2/**/*") if path.is_file())
-        list_in_manifest(copy, *(path.relative_to(copy).as_posix() for path in files))
-        run = []
-        monkeypatch.setattr(verify, "compare_in_process", lambda *given: run.append(given[:2]) or Report())
-        assert list_problems(copy) == []
-        folders = {"onnx": ["onnx"], "savedmodel": ["savedmodel/1", "savedmodel/2"]}
-        assert sorted(run) == sorted((name, (copy / part).resolve()) for name, ones in folders.items() for part in ones)
 
     @pytest.mark.usefixtures("quick")
     def test_page_is_verified_with_its_own_models(self, tiny_run, runtime, tmp_path, monkeypatch):
@@ -339,17 +307,3 @@ def test_test_vectors_that_expand_to_gigabytes_are_a_problem(tmp_path):
     np.savez_compressed(tmp_path / "vectors.npz", zeros=np.zeros(2**29, np.uint8))
     (problem,) = verify.compare_in_process("onnx", tmp_path, tmp_path / "vectors.npz", json.loads(NAMES), str).problems
     assert "its arrays would take 536,871,040 bytes" in problem
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--verify", "a", "--run", "b"], "--verify takes an export folder and neither --run nor --to"),
-        (["--run", "a"], "--run and --to are needed, or --verify"),
-        (["--run", "a", "--to", "b", "--expect", "c"], "--expect belongs to --verify"),
-    ],
-)
-def test_options_of_verification_and_export_together_are_refused(arguments, said, capsys):
-    with pytest.raises(SystemExit) as error:
-        main(arguments)
-    assert error.value.code == 2 and capsys.readouterr().err.endswith(f"error: {said}\n")

@@ -21,7 +21,7 @@ from export.formats.saved_model import write_serving_files
 from export.pipeline import ExportConfig
 from export.verification import comparison
 from export.verification.comparison import compare_files
-from export.verification.verify import RefusedError, check_settings, compare_in_process
+from export.verification.verify import RefusedError, check_settings
 from tfdecouple.data.image_file import describe_cropping
 
 COUPLING = "flow/level_1_part_0_step_0/coupling_continuous_first/net"
@@ -73,14 +73,10 @@ CANNOT_OPEN, METADATA = "the onnx files cannot be opened: ", "the metadata do no
 # middle of a bin, hide.
 EFFECTS = [
     ("encoder", partial(change_weight, name=f"{COUPLING}/last_direction", add=0.1), "encode: v: "),
-    ("encoder", partial(change_weight, name="encoder/top/kernel", add=0.1), "encode: z: "),
     ("encoder", partial(change_weight, name=MIX, times=1.0001), "encode: v: "),
-    ("encoder", partial(change_weight, name="encoder/last_direction", add=np.nan), "encode: z: "),
-    ("decoder", partial(change_weight, name=MIX, times=1.0001), "decode: images: "),
     ("sampler", partial(change_weight, name="prior_flow/step_0/actnorm_1/bias", add=0.1), "sample: images: "),
     ("decoder", partial(multiply_input, name="v", by=1.0001), "decode: images: "),
     ("sampler", partial(multiply_input, name="temperature", by=0), "sample: images: "),
-    ("sampler", partial(multiply_input, name="z_noise", by=0), "sample: images: "),
     ("sampler", one_image_alone, "sample: it fails at batch 3: "),
     ("encoder", turned_outputs, "encode: it returns v, z where the model returns z, v"),
     ("encoder", free_height, "encode: images is declared as [None, None, 8, 3] where the model has [None, 8, 8"),
@@ -90,9 +86,6 @@ EFFECTS = [
         f"{METADATA}encoder.onnx has n_bits = 5; expect",
     ),
     ("decoder", partial(change_metadata, key="crop", value="centre 9"), f"{METADATA}decoder.onnx has crop = centre"),
-    ("encoder", partial(change_metadata, key="run", value="other"), f"{METADATA}encoder.onnx has run = other"),
-    ("encoder", partial(change_metadata, key="step", value="9"), f"{METADATA}encoder.onnx has step = 9; expected "),
-    ("sampler", partial(change_metadata, key="resize", value="nearest"), f"{METADATA}sampler.onnx has resize = ne"),
     ("sampler", partial(change_metadata, key="endpoint", value="decode"), f"{METADATA}sampler.onnx has endpoint = d"),
 ]
 
@@ -280,20 +273,6 @@ class TestSavedModel:
         problems = compare_files("savedmodel", folder, vectors, dict.fromkeys(names, "")).problems
         assert "encode_global: it takes images of the shape [2, 16, 8, 3]" in problems
 
-    @pytest.mark.slow
-    def test_graph_that_needs_the_python_it_was_made_by_is_found(self, vectors, tmp_path, forked):
-        @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 3], tf.uint8, "images")])
-        def encode(images):
-            v = tf.numpy_function(lambda images: images.astype(np.float32), [images], tf.float32)
-            return {"z": tf.zeros([tf.shape(images)[0], 4]), "v": tf.ensure_shape(v, [None, 8, 8, 3])}
-
-        folder = tmp_path / "savedmodel"
-        tf.saved_model.save(tf.Module(), str(folder), signatures={"encode": encode, "serving_default": encode})
-        np.savez(tmp_path / "vectors.npz", **vectors)
-        options = {"names": {"encode": "encode"}}
-        (problem, *_) = compare_in_process("savedmodel", folder, tmp_path / "vectors.npz", options, str).problems
-        assert problem.startswith("encode: it fails at batch 1: ")
-
 
 def test_web_page_that_crops_otherwise_than_the_model_is_found(tmp_path):
     (tmp_path / "web" / "model").mkdir(parents=True)
@@ -324,11 +303,6 @@ class TestProcess:
         monkeypatch.setattr(write, lambda folder, name: write_serving_files(folder, "other"))
         err = refused("--format", "savedmodel", "--endpoints", *SIGNATURES, expected=EXIT_REFUSED)
         assert err.startswith("error: not published: models.config names other and not the model tiny")
-
-    def test_crash_of_the_verification_refuses_in_one_line(self, monkeypatch, built, refused):
-        monkeypatch.setattr(pipeline.np, "savez_compressed", lambda path, **_: path.write_bytes(b"no archive"))
-        err = refused("--format", "onnx", expected=EXIT_REFUSED)
-        assert "the verification of onnx ended with status 1: " in err
 
     def test_kill_of_the_verification_refuses_and_leaves_no_folder(self, monkeypatch, built, tiny_run, tmp_path):
         # As the kernel does where memory runs out.

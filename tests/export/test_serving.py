@@ -3,8 +3,6 @@
 import contextlib
 import io
 import socket
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -122,19 +120,6 @@ def test_results_are_the_saved_models_own(results, exported, client, pictures):
     np.testing.assert_allclose(printed, bits, atol=1e-3)
 
 
-def test_labels_are_given_where_an_endpoint_asks_for_them(client):
-    asked = {"encode": ["images", "labels"], "switch": ["images_a", "labels_a", "images_b", "labels_b"]}
-    asked["decode"] = ["v"]
-    signatures = {signature: {"inputs": dict.fromkeys(names, {})} for signature, names in asked.items()}
-    server = types.SimpleNamespace(model="tiny", signatures=signatures)
-    found = client.select_labels(server, "encode", [5], [3, 1])["labels"]
-    assert found.dtype == np.int32 and found.tolist() == [3, 1, 3, 1, 3]
-    assert client.select_labels(server, "switch", [1, 1], [3, 1]) == {"labels_a": [3], "labels_b": [1]}
-    assert client.select_labels(server, "decode", [1], []) == {}
-    with pytest.raises(client.Problem, match="--labels"):
-        client.select_labels(server, "encode", [1], [])
-
-
 def test_messages_above_the_default_limit_of_grpc_are_sent(connect):
     """The client must lift gRPC's default limit, which refuses messages of more than 4 MB."""
     connection = connect("grpc")
@@ -152,11 +137,6 @@ def test_client_runs_as_a_script_without_tensorflow_by_rest(address, tmp_path):
 
 
 class TestOneLineSays:
-    @pytest.mark.parametrize("missing", ["grpc", "tensorflow", "tensorflow_serving.apis"])
-    def test_missing_package_of_grpc_is_named(self, complaint, missing, monkeypatch):
-        monkeypatch.setitem(sys.modules, missing, None)
-        assert f"grpc needs {missing}, which is not installed: pip install -r " in complaint("grpc", "sample")
-
     @pytest.mark.parametrize("transport", TRANSPORTS)
     def test_missing_server_or_model_is_named(self, complaint, transport):
         with socket.socket() as free:
@@ -168,15 +148,6 @@ class TestOneLineSays:
         text = complaint(transport, "sample", model="other")
         assert "has no model other: Servable not found for request: Latest(other)" in text
 
-    @pytest.mark.parametrize("transport", TRANSPORTS)
-    def test_message_of_the_server_and_missing_endpoint_are_named(self, client, connect, transport):
-        connection = connect(transport)
-        with pytest.raises(client.Problem, match=r"answers (400 Bad Request|INVALID_ARGUMENT): .*images_b"):
-            connection.predict("switch", {"images_a": random_images(1)})
-        del connection.signatures["switch"]
-        with pytest.raises(client.Problem, match="model tiny has no endpoint switch, only decode, .*encode, .*sc"):
-            client.switch_pictures(connection, types.SimpleNamespace(pictures=[]))
-
     def test_file_that_is_no_picture_is_named(self, complaint, tmp_path):
         path = tmp_path / "a.png"
         assert complaint("rest-row", "score", str(path)) == f"{path}: No such file or directory"
@@ -186,36 +157,10 @@ class TestOneLineSays:
             assert complaint("rest-row", "score", str(path)).startswith(f"{path}: not an image")
 
 
-class CodesAreImages:
-    """A fake server: `v` is the image rounded down to multiples of `step`; decoding clips values above `brightest`."""
-
-    def __init__(self, step=1, brightest=255):
-        info = {"tensor_shape": {"dim": [{"size": str(size)} for size in (-1, 8, 8, 1)]}}
-        self.signatures = {"encode": {"inputs": {"images": info}}}
-        self.step, self.brightest, self.model = step, brightest, "tiny"
-
-    def predict(self, signature, inputs):
-        if signature == "encode":
-            return {"v": (inputs["images"] // self.step * self.step).astype(np.float32)}
-        return {"images": np.clip(inputs["v"], 0, self.brightest).astype(np.uint8)}
-
-
 def test_check_of_a_right_server_finds_all_images_exact(client, address, capsys):
     for transport in TRANSPORTS:
         assert client.main(["--check", *address(transport)]) == 0
         assert capsys.readouterr().out == "16 of 16 test images decode exactly\n"
-
-
-@pytest.mark.parametrize("n_bits", [1, 5, 8])
-def test_check_compares_bins_of_models_of_fewer_bits(client, n_bits, tmp_path, capsys):
-    step = 256 >> n_bits
-    assert client.check_exactness(CodesAreImages(step)) == 0
-    assert client.check_exactness(CodesAreImages(step, 256 - 2 * step)) == 1
-    # All values of this picture are 1, so the client cannot find the step in the picture itself.
-    Image.fromarray(np.full((8, 8), 1, np.uint8)).save(tmp_path / "dark.png")
-    options = types.SimpleNamespace(pictures=[tmp_path / "dark.png"], crop=0, to=tmp_path, labels=[])
-    client.encode_pictures(CodesAreImages(step), options)
-    assert "dark.png)) is identical" in capsys.readouterr().out
 
 
 WRONG_ARGUMENTS = ["switch a.jpg", "encode", "sample a.jpg", "sample --count 0", "", "--check encode a.jpg"]

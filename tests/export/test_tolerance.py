@@ -5,7 +5,7 @@ import pytest
 
 from export.formats import FORMATS
 from export.formats.runtimes import Runtime
-from export.verification.comparison import FACTOR, Answer, compare_files
+from export.verification.comparison import Answer, compare_files
 from export.verification.vectors import choose_batch_sizes
 
 SIZES = choose_batch_sizes(8)
@@ -100,29 +100,6 @@ class TestPixels:
             figures, problem = answer.compare_file(found)
             assert (problem is None) == (change == sign * step), change
             assert figures["max"] == abs(change)
-
-    def test_beyond_first_and_last_bin_there_is_no_border(self):
-        values = bins()
-        values[0, 0, 0] = [-0.0001, 256.0001, 300]
-        answer = pixels(values)
-        assert answer.values[0, 0, 0].tolist() == [0, 255, 255] and answer.exact[0, 0, 0].all()
-
-    def test_image_with_unstable_values_far_beyond_the_bins_is_not_compared(self):
-        values, effect = bins(), np.full((COUNT, 8, 8, 3), 1e-3)
-        values[5, 0, 0, 0], effect[5, 0, 0, 0] = 1e11, 1e10
-        answer = pixels(values, effect)
-        found = answer.values.copy()
-        found[5, 0, 0, 0] = 0
-        figures, problem = answer.compare_file(found)
-        assert (figures["unstable"], problem) == (1, None)
-
-    def test_bound_of_pixels_is_that_of_their_image(self):
-        effect, values = np.full((COUNT, 1, 1, 1), 1e-4), bins()
-        effect[3] = 0.1
-        values[[2, 3], 0, 0, 0] = 5.1
-        answer = pixels(values, effect)
-        assert answer.exact[2, 0, 0, 0] and not answer.exact[3, 0, 0, 0]
-        assert answer.bound[3] == pytest.approx(FACTOR * 0.1, rel=1e-2)
 
     @pytest.mark.parametrize("unstable", [[6], [*range(3, COUNT)]])
     @pytest.mark.parametrize("finite", [True, False])

@@ -1,5 +1,4 @@
 import copy
-import dataclasses
 import io
 import json
 
@@ -12,7 +11,6 @@ from helpers.refusals import message_of, refused
 
 import tfdecouple
 from tfdecouple.cli import main
-from tfdecouple.config import ModelConfig
 from tfdecouple.errors import WolfError
 from tfdecouple.interop.wolf import assign_weights, import_wolf, read_state_dict, translate_config
 from tfdecouple.model import DecoupledModel
@@ -151,35 +149,6 @@ def test_imported_model_computes_the_result_of_the_reference_code(computed, refe
 
 def test_imported_model_decodes_images_exactly(model, eager):
     np.testing.assert_array_equal(model.decode(*model.encode(IMAGES, verify=True)), IMAGES)
-
-
-FLOW = ModelConfig(
-    image_shape=(32, 32, 3), latent_dim=8, steps=(1, (1, 1), (1, 1), 1), hidden_channels=(8, 16, 16, 16), factors=(4, 4)
-)
-CONFIGS = {
-    REFERENCE: dataclasses.replace(
-        FLOW, encoder_channels=(8, 12, 12), encoder_out_channels=4, prior_steps=2, prior_hidden=16
-    ),
-    CLASSES: dataclasses.replace(FLOW, prior="classes", classes=10),
-    DEQUANTIZER: dataclasses.replace(
-        FLOW,
-        encoder_channels=(8, 12, 12),
-        encoder_out_channels=4,
-        prior_hidden=16,
-        dequantization="flow",
-        dequantization_steps=(1, 2),
-        dequantization_hidden_channels=(8, 16),
-        dequantization_factors=(4,),
-        dequantization_encoder_channels=(6, 10),
-        dequantization_map_channels=4,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", REFERENCES)
-def test_imported_config_is_that_of_the_checkpoint(name):
-    reference = REFERENCES[name]
-    assert translate_config(reference.config, image_shape=(32, 32, 3)) == CONFIGS[reference]
 
 
 class TestCommand:
@@ -404,14 +373,6 @@ class TestFiles:
         message = message_of(WolfError, lambda: read_state_dict(path))
         assert name in message and word in message
 
-    def test_npz_file_with_pickled_objects_is_refused(self, tmp_path):
-        path = tmp_path / "weights.npz"
-        np.savez(path, evil=np.array([{"a": 1}], dtype=object))
-        assert "no readable .npz" in message_of(WolfError, lambda: read_state_dict(path))
-        with path.open("wb") as file:
-            np.save(file, np.zeros(3))
-        assert "save it with np.savez" in message_of(WolfError, lambda: read_state_dict(path))
-
 
 class TestTorch:
     @pytest.mark.parametrize(
@@ -434,12 +395,9 @@ class TestTorch:
         ("wrap", "words"),
         [
             (lambda state: {**state, "epoch": 3}, ["'epoch'", "of type int, which is no tensor"]),
-            (lambda state: {"optimizer": {"lr": 0.1}, **state}, ["'optimizer'", "of type dict, which is no tensor"]),
             (lambda state: {"model": state}, ["'model'", "of type dict, which is no tensor"]),
-            (lambda state: {"core": 3}, ["of type int, no mapping"]),
             (lambda state: [state["a"]], ["of type list, no mapping"]),
         ],
-        ids=["epoch", "optimizer", "nested", "core", "list"],
     )
     def test_pt_file_without_a_state_dict_is_named(self, tmp_path, wrap, words):
         torch = pytest.importorskip("torch")

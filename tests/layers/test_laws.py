@@ -32,6 +32,8 @@ from tfdecouple.networks.prior import PriorFlow
 # Layers that keep volumes for all weights.
 VOLUME_PRESERVING = ("squeeze", "coupling-continuous-first-additive", "coupling-continuous-last-additive")
 VOLUME_PRESERVING += ("coupling-alternate-first-additive", "coupling-alternate-last-additive")
+# Layers for laws of dtypes, which need new layers. One network stands for the others, which take long to build.
+PARTS = [name for name in KINDS if not name.startswith(("flow", "dequantizing")) or name == "flow-base"]
 # Layers whose weights `initialize` leaves as they are.
 NOT_INITIALIZED = ("linear", "conv1x1", "step-layer", "colour-map", "squeeze", "sigmoid")
 
@@ -132,7 +134,7 @@ def test_layer_refuses_a_missing_or_misshapen_condition(name, direction):
             getattr(layer, direction)(x, other)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", PARTS)
 def test_results_of_a_layer_have_its_dtype_for_any_input(name):
     case = CASES[name]
     layer = case.build(dtype="float32")
@@ -144,7 +146,7 @@ def test_results_of_a_layer_have_its_dtype_for_any_input(name):
     assert math.prod(y.shape) == math.prod(x.shape)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", PARTS)
 def test_results_of_a_layer_ignore_the_dtype_policy_of_keras(name):
     case, before = CASES[name], keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
@@ -251,8 +253,3 @@ def test_new_bijector_has_the_current_weights_and_an_old_one_keeps_its_results()
     assert_close(layer.as_bijector().forward_log_det_jacobian(x, event_ndims=1), log_det)
     assert_close(first.forward(x), y)
     assert_close(first.forward_log_det_jacobian(x, event_ndims=1), before)
-
-
-def test_layer_that_is_not_built_has_no_bijector():
-    with pytest.raises(UserError, match="not built"):
-        layers.ActNorm().as_bijector()

@@ -1,20 +1,13 @@
 """A bijector of TFP that loses static shapes in a graph is a transform of couplings: trained, evaluated, exported."""
 
-import dataclasses
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.models import LEAST, give_effect, random_images
-from helpers.runs import read_log, run_config
+from helpers.models import give_effect
 from tensorflow_probability import bijectors as tfb
 
-from export.pipeline import ExportConfig, export
-from tfdecouple.bijectors import with_log_det
 from tfdecouple.layers import Coupling
-from tfdecouple.runs.opened_run import load_model
-from tfdecouple.training import train
 from tfdecouple.transforms import TRANSFORMS, Transform
 
 
@@ -41,24 +34,3 @@ def test_shapes_of_a_coupling_stay_known_in_a_graph_of_unknown_batch():
     y, log_det = layer.forward_and_log_det(x)
     assert float(tf.reduce_max(tf.abs(log_det))) > 1e-3
     np.testing.assert_allclose(layer.inverse_and_log_det(y)[0], x, atol=1e-5)
-
-
-def test_bijector_that_changes_the_shape_keeps_its_own():
-    y, _ = with_log_det(tfb.Reshape([12], [2, 6])).forward_and_log_det(tf.ones([3, 2, 6]))
-    assert y.shape == (3, 12)
-
-
-@pytest.mark.slow
-def test_model_is_trained_evaluated_saved_opened_and_exported(image_folder, tmp_path):
-    config = dataclasses.replace(LEAST, transform="spline", multiscale_transform="spline", alpha=0.5)
-    options = {"steps": 1, "evaluate_every": 1, "checkpoint_every": 1, "log_every": 1, "pictures": 0}
-    train(run_config(image_folder, model=config, **options), tmp_path / "run")
-    assert np.isfinite(read_log(tmp_path / "run")["validation", 1]["bits_per_dim"])
-    model, images = load_model(tmp_path / "run"), random_images(8)
-    v = model.encode(images).v
-    decode = tf.function(lambda v: model.decode(None, v), input_signature=[tf.TensorSpec([None, 8, 8, 3])])
-    np.testing.assert_array_equal(decode(v), images)
-    model.save(tmp_path / "x.keras")
-    np.testing.assert_allclose(keras.saving.load_model(tmp_path / "x.keras").encode(images).v, v, atol=1e-5)
-    chosen = {"formats": ("savedmodel",), "endpoints": ("encode", "decode")}
-    assert export(ExportConfig(run=tmp_path / "run", to=tmp_path / "to", **chosen), str)

@@ -1,9 +1,17 @@
 import numpy as np
 import pytest
 from helpers.evaluations import MeanColourModel
+from scipy import stats
 
 from tfdecouple.errors import DataError
 from tfdecouple.metrics import image_statistics as statistics
+from tfdecouple.metrics.direction_finding import (
+    find_label_directions,
+    find_number_directions,
+    find_statistic_directions,
+)
+from tfdecouple.metrics.image_statistics import CHANGES, compute_brightness
+from tfdecouple.runs.latent_directions import CLASSIFIER, DECODED, MEANS
 
 
 def flat(value, count=1, side=8):
@@ -30,14 +38,6 @@ class TestKnownImages:
         wave = 0.5 + 0.4 * np.sin(x * np.cos(angle) + y * np.sin(angle))
         result = statistics.compute_orientation(np.repeat(wave[None, ..., None], 3, -1))[0]
         np.testing.assert_allclose(result, [np.cos(2 * angle), np.sin(2 * angle)], atol=0.06)
-
-    def test_noise_has_no_orientation_or_spectral_slope_and_its_cumulative_sums_a_steep_slope(self):
-        noise = np.repeat(np.random.default_rng(0).random((50, 32, 32, 1)), 3, -1)
-        assert np.linalg.norm(statistics.compute_orientation(noise), axis=1).mean() < 0.1
-        assert abs(statistics.compute_spectral_slope(noise).mean()) < 0.15
-        # Summed along both axes, the amplitude falls with the frequency along each: the power by more than its square.
-        smooth = np.cumsum(np.cumsum(noise - 0.5, 1), 2)
-        assert statistics.compute_spectral_slope(smooth / np.ptp(smooth)).mean() < -2
 
     def test_brightest_quadrant_is_found_in_every_corner(self):
         images = flat(0.2, 4)
@@ -77,3 +77,117 @@ def test_statistics_in_z_follow_z_in_a_switch_and_the_others_follow_v():
 def test_image_statistics_of_too_few_images_are_refused():
     with pytest.raises(DataError, match="3 images are too few"):
         statistics.compute_image_statistics(MeanColourModel(), images_of(0, 9), images_of(1, 3), batch_size=9)
+
+
+DIMENSIONS = 4
+COVARIANCE = np.array([[1.0, 0.8, 0, 0], [0.8, 1.0, 0, 0], [0, 0, 0.25, 0], [0, 0, 0, 4.0]])
+SHIFT = np.array([1.0, 0.0, 0.5, 0.0])
+
+
+def classes(count, share=0.5, seed=0, shift=SHIFT):
+    """Two normal distributions of one covariance, whose means differ by the shift."""
+    rng = np.random.default_rng(seed)
+    has = rng.random(count) < share
+    z = rng.multivariate_normal(np.full(DIMENSIONS, 3.0), COVARIANCE, count)
+    return (z + has[:, None] * shift).astype(np.float32), has
+
+
+def cosine(a, b):
+    return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+
+class TestLabelDirections:
+    @pytest.mark.parametrize("share", [0.5, 0.1], ids=["even", "rare"])
+    def test_label_directions_and_accuracy_have_closed_forms(self, share):
+        training, held_out = classes(20_000, share), classes(5_000, share, seed=1)
+        directions = find_label_directions("label", *training, *held_out, seed=0)
+        assert [direction.method for direction in directions] == [MEANS, CLASSIFIER]
+        # Both go as far as the means lie apart along them, times the standard deviation of the label.
+        unit = np.sqrt(share * (1 - share))
+        np.testing.assert_allclose(directions[0].vector, unit * SHIFT, atol=0.15 * unit)
+        normal = np.linalg.solve(COVARIANCE, SHIFT)
+        assert cosine(directions[1].vector, normal) > 0.95
+        length = unit * normal @ SHIFT / np.linalg.norm(normal)
+        assert np.linalg.norm(directions[1].vector) == pytest.approx(length, rel=0.1)
+        best = np.sqrt(SHIFT @ np.linalg.solve(COVARIANCE, SHIFT))
+        along = SHIFT @ SHIFT / np.sqrt(SHIFT @ COVARIANCE @ SHIFT)
+        for direction, distance in zip(directions, (along, best), strict=True):
+            figures = direction.figures
+            accuracy = stats.norm.cdf(distance / 2)
+            assert figures["accuracy"] == pytest.approx(accuracy, abs=max(4 * figures["standard_error"], 0.02))
+            assert figures["auroc"] == pytest.approx(stats.norm.cdf(distance / np.sqrt(2)), abs=0.03)
+            assert figures["images_with"] + figures["images_without"] == 20_000
+        assert directions[1].figures["accuracy"] > directions[0].figures["accuracy"]
+
+    def test_classifier_direction_avoids_a_dimension_that_hardly_varies(self):
+        """Though it tells the label better than the others: an image takes no notice of it."""
+        (z, has), (held_z, held_has) = classes(3000), classes(3000, seed=1)
+        z[:, 3], held_z[:, 3] = 1e-4 * has, 1e-4 * held_has
+        _, classifier = find_label_directions("label", z, has, held_z, held_has, seed=0)
+        assert abs(classifier.vector[3]) < 0.05 * np.linalg.norm(classifier.vector)
+        normal = np.linalg.solve(COVARIANCE, SHIFT)
+        assert cosine(classifier.vector, normal) > 0.95
+
+    def test_held_out_images_of_one_kind_have_no_accuracy_and_equal_z_no_direction(self):
+        z, has = np.ones((40, 3), np.float32), np.arange(40) % 2 == 0
+        for direction in find_label_directions("label", z, has, z[has], has[has], seed=0):
+            assert direction.figures["accuracy"] is None and direction.figures["auroc"] is None
+            np.testing.assert_array_equal(direction.vector, 0)
+
+
+class TestNumberDirections:
+    @pytest.fixture(scope="class")
+    def numbers(self):
+        rng = np.random.default_rng(2)
+        made = []
+        for count in (20_000, 5_000):
+            values = 50 + 10 * rng.standard_normal(count)
+            z = rng.multivariate_normal(np.zeros(DIMENSIONS), COVARIANCE, count) + (values[:, None] - 50) / 10 * SHIFT
+            made += [z.astype(np.float32), values]
+        return made
+
+    def test_number_directions_and_r2_have_closed_forms(self, numbers):
+        slope, ridge = find_number_directions("age", *numbers)
+        np.testing.assert_allclose(slope.vector, SHIFT, atol=0.1)
+        assert cosine(ridge.vector, np.linalg.solve(COVARIANCE, SHIFT)) > 0.98
+        assert slope.figures["deviation"] == pytest.approx(10, rel=0.05)
+        signal = SHIFT @ np.linalg.solve(COVARIANCE, SHIFT)
+        assert ridge.figures["r2"] == pytest.approx(signal / (1 + signal), abs=0.02)
+        along = (SHIFT @ SHIFT) ** 2 / (SHIFT @ COVARIANCE @ SHIFT)
+        assert slope.figures["r2"] == pytest.approx(along / (1 + along), abs=0.03)
+
+    @pytest.mark.parametrize("count", [9, 0])
+    def test_held_out_images_of_one_number_or_of_none_have_no_r2(self, numbers, count):
+        z, values, held_z, _ = numbers
+        for direction in find_number_directions("age", z, values, held_z[:count], np.full(count, 50.0)):
+            assert direction.figures["r2"] is None and direction.figures["held_out"] == count
+
+
+class TestStatisticDirections:
+    @pytest.fixture(scope="class")
+    def images(self):
+        """Images with more yellow the brighter they are."""
+        rng = np.random.default_rng(3)
+        light, green = rng.uniform(-30, 30, 300), rng.uniform(-10, 10, 300)
+        blue = rng.uniform(-20, 20, 300) - light
+        colours = 120 + np.stack([light - green, light + green, blue], 1)
+        texture = rng.standard_normal((300, 8, 8, 1)) * rng.uniform(5, 20, (300, 1, 1, 1))
+        return np.clip(colours[:, None, None] + texture, 0, 255).astype(np.uint8)
+
+    def test_direction_changes_only_its_own_statistic_though_two_are_correlated(self, images):
+        directions = find_statistic_directions(MeanColourModel(), images[:250], images[250:])
+        assert [(direction.name, direction.method) for direction in directions] == [(name, DECODED) for name in CHANGES]
+        brighter, warmer, contrast = (direction.figures["changes"] for direction in directions[:3])
+        for changes, expected in ((brighter, [1, 0, 0]), (warmer, [0, 1, 0]), (contrast, [0, 0, 0])):
+            np.testing.assert_allclose(list(changes.values())[:3], expected, atol=0.15)
+        # The slope of z per standard deviation of the brightness changes the warmth as well.
+        z = images.mean((1, 2), dtype=np.float32)
+        values = compute_brightness(images / 255)[:, 0]
+        slope, _ = find_number_directions("brightness", z[:250], values[:250], z[250:], values[250:])
+        assert slope.vector[0] > 0 > slope.vector[2] and abs(brighter["warmer"]) < 0.15
+        assert directions[0].describe_accuracy().startswith("brighter +")
+
+    def test_grey_images_have_no_direction_of_warmth(self, images):
+        grey = np.repeat(images[..., :1], 3, -1)
+        with pytest.raises(DataError, match="no image is warmer than another"):
+            find_statistic_directions(MeanColourModel(), grey, grey)

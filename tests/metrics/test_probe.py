@@ -161,15 +161,6 @@ class TestLinearProbe:
         assert values["confusion"]["features"] == "v"
         assert set(np.unique(seen[0] % 32)) == {0}
 
-    @pytest.mark.parametrize(
-        ("options", "values", "counts"),
-        [({}, 3840, (20, 20)), ({"images": 3, "probe_images": 17}, 2**26, (17, 3)), ({"images": 3}, 2**26, (10, 3))],
-    )
-    def test_probe_uses_the_requested_images(self, tiny_model, source, fitted, monkeypatch, options, values, counts):
-        monkeypatch.setattr(classification, "VALUES", values)
-        report = compute_metric(classification.LinearProbe, tiny_model, source, **options).values
-        assert (report["train_images"], report["test_images"]) == counts
-
 
 @pytest.mark.parametrize(
     ("train", "test", "parts"),

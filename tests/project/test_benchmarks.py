@@ -3,7 +3,6 @@ import hashlib
 import itertools
 import json
 import pathlib
-import re
 import shutil
 import sys
 
@@ -34,8 +33,7 @@ def written_by(name, folder, *arguments):
 
 
 class TestBenchmarks:
-    def test_scaling_rows_become_the_tables_and_the_plot_of_the_docs(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(scaling, "DEPTHS", (1,))
+    def test_scaling_rows_become_the_tables_of_the_docs(self, tmp_path):
         calculated = {"memory": scaling.calculate_memory(), "ceiling": scaling.calculate_ceilings()}
         page = tmp_path / "scaling.md"
         page.write_text(SCALING, encoding="utf-8")
@@ -49,9 +47,6 @@ class TestBenchmarks:
             for depth in (1, 2, 4)
         ]
         assert "| invert | exponent | 2.00 | 1.01 | 0.00 | 1.00 |" in scaling.render_table("depth", {"depth": depths})
-        rows = {"depth": depths, "large": depths, "memory": calculated["memory"]}
-        scaling.plot_scaling(rows, tmp_path / "plot.png")
-        assert (tmp_path / "plot.png").stat().st_size > 10000
 
     @pytest.mark.slow
     def test_exactness_benchmark_loses_no_value_of_grey_rectangles(self, tmp_path):
@@ -69,17 +64,14 @@ class TestBenchmarks:
         assert found == [("encode", "onnx", 2), ("decode", "onnx", 2)] and all(row["ms"] > 0 for row in rows)
 
     @pytest.mark.slow
-    def test_throughput_and_inversion_benchmarks_measure_a_small_model(self, tmp_path):
+    def test_throughput_and_yardstick_measure_a_phase(self):
         changes = [text for assignment in SMALL_SETTINGS for text in ("--set", assignment)]
         options = ["--phase", "train2", "--preset", "quickstart", "--reps", "1", "--seconds", "0.01"]
-        measured = json.loads(printed_by("throughput", *options, *changes).splitlines()[-1])
-        names = ("images_per_s", "cpu_s_per_image", "peak_rss_mib", "first_call_s", "params")
-        assert measured["batch"] == 2 and all(measured[name] > 0 for name in names)
-        options = ["--alphas", "0.5", "--updates", "1", "--batch", "2", *changes]
-        full, half = written_by("inversion", tmp_path, *options)
-        assert all(0 < float(row[column]) < 1e-4 for row in (full, half) for column in ("error", "largest"))
-        # The rounding of bfloat16 shows in a column of its own.
-        assert full["precision"] == "" and float(half["precision"]) > 1e-4
+        names = ("images_per_s", "cpu_s_per_image", "peak_rss_mib", "params")
+        pytest.importorskip("torch")
+        for printed in (printed_by("throughput", *options, *changes), printed_by("yardstick", "--phase", "decode1")):
+            measured = json.loads(printed.splitlines()[-1])
+            assert all(measured[name] > 0 for name in names)
 
     def test_tables_of_results_and_trials_come_from_the_result_files(self):
         assert update_page(results.PAGE, {name: render() for name, render in results.TABLES.items()}, check=True) == 0
@@ -122,18 +114,6 @@ class TestBenchmarks:
         for run, content in written:
             assert content["step"] == steps[run], (run, content)
 
-    def test_every_planned_trial_is_valid_and_has_a_row(self):
-        planned, rows = trials.list_trials(), trials.read_rows(trials.ROWS)
-        assert len({trial.key for trial in planned}) == len(planned) == len(rows) >= 30
-        for trial in planned:
-            override(load_preset(trial.arguments[1]), trial.arguments[5::2])
-            # No test image is evaluated.
-            assert {"training.evaluation_samples=0", f"training.seed={trial.seed}"} <= {*trial.arguments}
-            assert trials.find_row(trial, rows)
-        assert [trial.seed for trial in trials.list_trials(["glow"])] == [0, 1, 2]
-        with pytest.raises(UserError, match="no trial 'glove'"):
-            trials.list_trials(["glove"])
-
     @pytest.mark.parametrize("option", paper.OPTIONS)
     def test_presets_have_the_options_that_the_paper_page_states(self, option):
         _, stated = paper.OPTIONS[option]
@@ -141,15 +121,6 @@ class TestBenchmarks:
         by_data_set = isinstance(stated, list) and len(stated) == len(values)
         for value, expected in zip(values, stated if by_data_set else [stated] * len(values), strict=True):
             assert expected is None or value == expected
-
-    def test_table_of_photographs_lists_free_files_with_unique_names_and_digests(self):
-        table = json.loads(photographs.TABLE.read_text(encoding="utf-8"))
-        rows = table["photographs"]
-        assert {row["licence"] for row in rows} == {"public domain", "CC0-1.0"}
-        assert {row["package"] for row in rows} == table["suites"].keys()
-        for field, form in (("file", r"[a-z0-9-]+\.png"), ("sha256", "[0-9a-f]{64}")):
-            values = [row[field] for row in rows]
-            assert len(set(values)) == len(values) and all(re.fullmatch(form, value) for value in values)
 
     def test_photograph_with_another_digest_is_refused(self, tmp_path):
         row = {"package": "moors", "path": "heath.jpg", "sha256": hashlib.sha256(b"purple").hexdigest()}

@@ -314,23 +314,6 @@ def test_silent_hub_is_named_as_the_cause(lied, monkeypatch, tmp_path):
     assert not [path for path in list_files(tmp_path) if path.endswith(".tmp")]
 
 
-@pytest.mark.parametrize("to_hub", [True, False], ids=["upload", "download"])
-def test_hub_is_not_asked_for_names_of_environment_variables(hub, weights, tiny_run, to_hub, monkeypatch):
-    from huggingface_hub import constants
-    from huggingface_hub.utils import _detect_agent
-
-    monkeypatch.setattr(_detect_agent, "_registry", None, raising=False)
-    monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", "/nonexistent", raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", False)
-    if to_hub:
-        assert main(["publish", "--run", str(tiny_run), "--to", "hf://ada/faces", "--licence", "mit"]) == 0
-    else:
-        hub.commit("ada/faces", weights)
-        find_pretrained("hf://ada/faces")
-    assert hub.asked and not [path for _, path in hub.asked if "agent" in path]
-    assert constants.HF_HUB_DISABLE_TELEMETRY is False
-
-
 def change_manifest(weights, **files):
     """Returns the files `weights` with another manifest, which also names `files`, {name: bytes}."""
     values = json.loads(weights["manifest.json"])
@@ -348,41 +331,11 @@ def test_manifest_of_terabytes_is_refused_before_the_download(hub, weights, size
     assert [path.rpartition("/")[2] for _, path in hub.asked] == ["manifest.json"]
 
 
-def test_manifest_of_7000_files_is_refused(hub, weights):
-    hub.commit("ada/faces", change_manifest(weights, **{DATA.format(number): 1 for number in range(7000)}))
-    assert "names 7,0" in message_of(UntrustedError, lambda: find_pretrained("hf://ada/faces"))
-
-
 def test_download_that_does_not_fit_on_the_disk_is_refused_before_it_begins(hub, weights, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 99, 99))
     hub.commit("ada/faces", weights)
     assert "99 are free in" in message_of(RunError, lambda: find_pretrained("hf://ada/faces"))
     assert len(hub.asked) == 1
-
-
-def test_all_files_together_have_one_time_limit(hub, weights, monkeypatch):
-    monkeypatch.setattr(pretrained, "_PATIENCE", 1)
-    honest = HubHandler.do_GET
-    monkeypatch.setattr(HubHandler, "do_GET", lambda handler: (time.sleep(0.4), honest(handler)))
-    files = {DATA.format(number): b"x" for number in range(40)}
-    values = json.loads(weights["manifest.json"])
-    values["files"] |= {name: {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()} for name in files}
-    hub.commit("ada/faces", {**weights, **files, "manifest.json": json.dumps(values).encode()})
-    message_of(RunError, lambda: find_pretrained("hf://ada/faces"))
-    assert len(hub.asked) < 10
-
-
-def test_failed_download_does_not_replace_the_weights_that_are_used_offline(hub, weights, monkeypatch):
-    from huggingface_hub import constants
-
-    folder = (hub.commit("ada/faces", weights), find_pretrained("hf://ada/faces"))[1]
-    hub.commit("ada/faces", {**without(weights, "index"), "more": b""})
-    download_weights.cache_clear()
-    message_of(RunError, lambda: find_pretrained("hf://ada/faces"))
-    nowhere = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nowhere)
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    assert find_pretrained("hf://ada/faces") == folder
 
 
 @pytest.mark.parametrize("tag", ["../../../../outside", "/outside", "x" * 9999])

@@ -33,26 +33,6 @@ def assert_near(results, expected, tolerance=1e-5):
 
 
 class TestShardsAndXla:
-    @pytest.mark.parametrize(
-        ("images", "threads", "expected"),
-        [(0.5, 1, [1] * 5), (2.9, 1, [2, 2, 1]), (3, 1, [3, 2]), (5, 1, [5]), (0.5, 2, [5])],
-    )
-    @pytest.mark.parametrize("has_condition", [False, True])
-    def test_parts_of_a_batch_fit_into_the_cache(self, monkeypatch, images, threads, expected, has_condition):
-        monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: threads)
-        monkeypatch.setattr(run_mode, "_CACHE_BYTES", int(images * 4 * 2 * 8 * 4))
-        seen = []
-
-        def double(x, condition, weight):
-            seen.append(x.shape[0])
-            return 2 * x if condition is None else 2 * x + condition[:, None, None]
-
-        x = tf.random.stateless_normal([5, 4, 2, 3], [0, 1])
-        condition = tf.random.stateless_normal([5, 3], [0, 2]) if has_condition else None
-        result = run_mode.run_in_slices(double, x, condition, tf.ones([8]))
-        assert seen == expected
-        np.testing.assert_array_equal(result, double(x, condition, None))
-
     @pytest.mark.parametrize("count", [1, 2, 7])
     def test_model_decodes_exactly_with_any_shards(self, set_shards, eager, monkeypatch, count):
         # The test runs eagerly, since a trace keeps the shards that it was made with.

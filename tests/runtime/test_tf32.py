@@ -1,14 +1,11 @@
 import threading
 import warnings
 
-import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import random_images
 from helpers.places import PATIENCE
 
-from tfdecouple.errors import UserError
-from tfdecouple.metrics import frechet
 from tfdecouple.numerics import tf32
 from tfdecouple.numerics.tf32 import full_float32, tensor_float_32
 
@@ -87,28 +84,3 @@ class TestSwitch:
         first_left.set()
         thread.join()
         assert seen == [False, False] and enabled()
-
-    def test_onnx_extractor_on_a_gpu_is_opened_without_tf32(self, monkeypatch, tmp_path):
-        onnxruntime = pytest.importorskip("onnxruntime")
-        both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-        opened = []
-
-        def session(path, options, providers):
-            opened.extend(providers)
-            raise ValueError("seen")
-
-        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
-        monkeypatch.setattr(onnxruntime, "InferenceSession", session)
-        (tmp_path / "x.onnx").write_bytes(b"x")
-        with pytest.raises(UserError, match="seen"):
-            frechet.open_feature_extractor(tmp_path / "x.onnx", (8, 8, 3))
-        assert opened == [(both[0], {"use_tf32": "0"}), (both[1], {})]
-
-    def test_feature_extractor_runs_in_full_float32(self, tmp_path, monkeypatch):
-        def run(images):
-            return np.full([len(images), 1], float(enabled()))
-
-        monkeypatch.setattr(frechet, "_open_onnx_extractor", lambda path: (run, ["uint8"], 1))
-        (tmp_path / "x.onnx").touch()
-        extractor = frechet.open_feature_extractor(tmp_path / "x.onnx", (8, 8, 3))
-        assert np.array_equal(extractor(random_images(2)), [[0.0], [0.0]])

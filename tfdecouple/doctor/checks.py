@@ -43,7 +43,7 @@ _COMPUTING = re.compile(r"(TF_|XLA_|NVIDIA_|CUDA_|NCCL_|ONEDNN_|DNNL_|MALLOC_|OM
 # Environment variable that names the GPUs that a program may use; Slurm sets it in each job.
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 # The file beside the small model's checkpoint with unseen photographs, and what the model computes from some of them in
-# float32 on a CPU; `benchmarks/doctor_model.py` makes it.
+# float32 on a CPU.
 NUMBERS = "numbers.npz"
 # Number of photographs in `numbers.npz`, and of those from which its numbers were computed, in one batch.
 PHOTOGRAPHS, IMAGES = 128, 16
