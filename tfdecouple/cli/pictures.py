@@ -1,322 +1,441 @@
-"""Functions that draw the pictures of the commands in `command_table`, from an opened run and the command's options."""
+"""Commands that draw pictures of a run: sample, reconstruct, switch, interpolate, edit, neighbours, project."""
 
-import argparse
 import dataclasses
 import pathlib
+import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Literal
 
-import numpy as np
-from PIL import Image
+from cyclopts import Parameter
 
-from tfdecouple.cli import run_images
-from tfdecouple.cli.options import make_file_name
-from tfdecouple.config.shapes import RGB_CHANNELS
-from tfdecouple.data.batches import read_chosen_batches
-from tfdecouple.data.labels import read_attributes
-from tfdecouple.data.splits import Source
-from tfdecouple.errors import DataError, RunError, UserError, make_printable, nearest
-from tfdecouple.metrics.drawn_images import draw_image_indices, draw_uncropped_images, read_drawn_images
-from tfdecouple.metrics.metric import format_count
-from tfdecouple.model.codes import interpolate_codes
-from tfdecouple.runs.latent_directions import Direction, Directions
-from tfdecouple.runs.opened_run import Run, hash_weights, load_directions
-from tfdecouple.runs.run_folder import PICTURES, RunFolder
-from tfdecouple.runtime.progress import Counter
-from tfdecouple.visualization import grids
-from tfdecouple.visualization.full_size import OwnSizeResults
-from tfdecouple.visualization.photograph_folder import switch_folder
-
-# A file name without ending, a picture, a summary in a few words, and facts for the JSON file beside the picture.
-Drawing = tuple[str, Image.Image, str, dict[str, Any]]
+from tfdecouple.cli.options import (
+    Amounts,
+    Count,
+    DataSet,
+    Out,
+    Pairing,
+    Photograph,
+    RunName,
+    Seed,
+    Sizes,
+    Split,
+    refuse_data_options,
+    require_pairs,
+    within,
+)
+from tfdecouple.cli.results import (
+    choose_images,
+    choose_pairs,
+    get_label_names,
+    name_unwritable_path,
+    open_data,
+    open_run,
+    read_photographs,
+)
+from tfdecouple.errors import DataError, UserError, make_printable, nearest
+from tfdecouple.runtime.progress import Counter, format_count
+from tfdecouple.runtime.requirements import require_packages
 
 # Number of nearest images that `neighbours` shows beside a sample.
 _NEAREST = 5
-# The most training images, and the most held-out images, of `directions` without --images; with --statistics they are
-# also decoded.
-_MOST_IMAGES, _MOST_DECODED = 10_000, 500
+# Temperatures, the factors by which v is multiplied.
+_Temperature = within(0, 1000)
 
 
-def draw_sample(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
-    """Yields samples at all temperatures, or with --labels a drawing of samples of each label per temperature."""
-    count, temperatures, names = options.count, options.temperatures, opened.label_names
-    facts = {"seed": options.seed, "count": count}
+def sample(
+    *,
+    run: RunName = "photographs",
+    out: Out = None,
+    count: Annotated[int, Count] = 10,
+    seed: Seed = 0,
+    temperatures: Annotated[tuple[float, ...], _Temperature] = (0.5, 0.7, 0.8, 0.9, 1.0),
+    labels: tuple[str, ...] = (),
+) -> None:
+    """Draw new images at several temperatures.
+
+    The temperature multiplies v: below 1 samples are smoother. A column shares z and the direction of v.
+
+    Args:
+        count: number of samples at each temperature.
+        temperatures: one or several temperatures.
+        labels: draw a row of samples for each of these labels of the model, or for all.
+    """
+    opened, results = open_run("sample", run, out)
+    from tfdecouple.visualization import grids
+
+    facts = {"seed": seed, "count": count}
     shared = {**facts, "note": f"\n{opened.note()}"}
-    if not options.labels:
+    if not labels:
         rows = {str(temperature): {"temperature": temperature} for temperature in temperatures}
         with Counter("sampling", count * len(rows)) as counter:
             picture = grids.draw_sample_grid(opened.model, rows, "the temperature of v", on_images=counter, **shared)
         summary = f"{count} samples at temperature {', '.join(rows)}"
-        yield "sample", picture, summary, {**facts, "temperatures": temperatures}
-        return
-    if not names:
-        raise UserError(f"--labels needs a model with labels, and that of {options.run} has none")
-    labels = list(names) if "all" in options.labels else options.labels
-    for label in labels:
+        return results.write("sample", picture, summary, {**facts, "temperatures": temperatures})
+    if not (names := opened.label_names):
+        raise UserError(f"--labels needs a model with labels, and that of {run} has none")
+    for label in (labels := names if "all" in labels else labels):
         if label not in names:
-            raise UserError(f"--labels has {label!r}, which is no label of {options.run}{nearest(label, names)}")
+            raise UserError(f"--labels has {label!r}, which is no label of {run}{nearest(label, names)}")
     for temperature in temperatures:
         rows = {label: {"temperature": temperature, "labels": names.index(label)} for label in labels}
         what = f"a class; the temperature of v is {temperature:g}"
         with Counter("sampling", count * len(labels)) as counter:
             picture = grids.draw_sample_grid(opened.model, rows, what, on_images=counter, **shared)
         summary = f"{count} samples of each of {len(labels)} labels at temperature {temperature}"
-        yield f"sample-{temperature:g}", picture, summary, {**facts, "temperature": temperature, "labels": labels}
+        more = {"temperature": temperature, "labels": labels}
+        results.write(f"sample-{temperature:g}", picture, summary, {**facts, **more})
+    return None
 
 
-def draw_reconstruct(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
-    """Yields images beside their reconstructions; with --own-size a drawing for each image at its own size."""
-    if options.own_size:
-        yield from _draw_reconstruction_at_own_size(opened, options)
-        return
-    images = run_images.choose_images(opened, options)
-    count = len(images.pixels)
-    with Counter("reconstructing", count) as counter:
-        decoded, exact = grids.reconstruct_images(opened.model, images.pixels, counter, images.labels)
-    picture = grids.draw_reconstruction_grid(images.pixels, decoded, exact, f"\n{images.note}")
-    facts = {**images.facts, "seed": options.seed, "count": count, "exact": exact}
-    yield "reconstruct", picture, f"{exact} of {count} images are equal to the last pixel", facts
+def reconstruct(
+    *,
+    run: RunName = "photographs",
+    out: Out = None,
+    split: Split = None,
+    source: DataSet = DataSet(),
+    count: Annotated[int, Count] = 20,
+    seed: Seed = 0,
+    own_size: bool = False,
+) -> None:
+    """Encode images, decode their codes and count the images that are equal to the last pixel.
 
+    Args:
+        count: number of images.
+        own_size: write each image at its own size, uncropped (only data sets folder and photographs).
+    """
+    opened, results = open_run("reconstruct", run, out)
+    import numpy as np
 
-def _draw_reconstruction_at_own_size(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
-    model, source = opened.model, run_images.open_data(opened, options)
-    for name, read in draw_uncropped_images(source, options.split, options.count, options.seed).items():
-        image = model.quantizer.quantize_pixels(read()[None]).numpy()
-        decoded = model.decode(*model.encode(image)).numpy()
+    from tfdecouple.metrics.drawn_images import draw_uncropped_images
+    from tfdecouple.visualization import grids
+
+    data, split = open_data(opened, source, split)
+    if not own_size:
+        images = choose_images(opened, data, split, count, seed)
+        with Counter("reconstructing", count := len(images.pixels)) as counter:
+            decoded, exact = grids.reconstruct_images(opened.model, images.pixels, counter, images.labels)
+        picture = grids.draw_reconstruction_grid(images.pixels, decoded, exact, f"\n{images.note}")
+        facts = {**images.facts, "seed": seed, "count": count, "exact": exact}
+        return results.write("reconstruct", picture, f"{exact} of {count} images are equal to the last pixel", facts)
+    for name, read in draw_uncropped_images(data, split, count, seed).items():
+        image = opened.model.quantizer.quantize_pixels(read()[None]).numpy()
+        decoded = opened.model.decode(*opened.model.encode(image)).numpy()
         lost, (height, width) = int((decoded != image).sum()), image.shape[1:3]
         summary = f"{width} x {height} pixels, {lost} of {image.size:,} subpixels differ"
         caption = f"Image and decode(encode(image)): {summary}. {opened.note()}"
-        picture = grids.draw_grid(np.stack([image, decoded], 1), caption)
-        facts = {"data": source.title, "split": options.split, "image": name, "height": height, "width": width}
+        facts = {"data": data.title, "split": split, "image": name, "height": height, "width": width}
+        facts["lost_subpixels"] = lost
         name = pathlib.PurePath(name).with_suffix("").as_posix().replace("/", "-")
-        yield f"reconstruct-{name}", picture, summary, {**facts, "lost_subpixels": lost}
+        results.write(f"reconstruct-{name}", grids.draw_grid(np.stack([image, decoded], 1), caption), summary, facts)
+    return None
 
 
-def draw_switch(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
-    """Yields pairs of images with exchanged z, one drawing for each pairing; writes the user's photographs likewise.
+def switch(
+    *files: Photograph,
+    run: RunName = "photographs",
+    out: Annotated[Out, Parameter(alias="--to")] = None,
+    reference: Photograph | None = None,
+    strength: Annotated[float | None, within(0, 1)] = None,
+    sizes: Sizes = Sizes(),
+    split: Split = None,
+    source: DataSet = DataSet(),
+    pairing: Pairing = None,
+    count: Annotated[int | None, Count] = None,
+    seed: Seed = 0,
+) -> int | None:
+    """Exchange the global codes z of pairs of images (paper Figure 1).
 
-    The pairing is "within" a label, "across" labels or "any"; for the user's photographs it is called "pairs".
+    With your own photographs: `tfdecouple switch a.jpg b.jpg`, or, for z of one image in a folder of photographs,
+    `tfdecouple switch --reference R.jpg FOLDER --to OUT`. Without files, pairs come from the data set; where it has
+    labels, one picture shows pairs within labels and another pairs across labels.
+
+    Args:
+        files: your own pairs, not the data set's, of any size: a.png b.png c.png d.png.
+        reference: decode all photographs of the folder FILES with z of this image, at their own size, into --to.
+        strength: z of a result: from 0, z of the image itself, to 1, z of the other image; default 0.9 for your own
+            photographs, 1 for pairs of the data set.
+        count: number of pairs of the data set; default 10.
     """
-    results = _open_photographs(opened, options)
-    for pairing, (a, b) in run_images.choose_pairs(opened, options, ("within", "across")).items():
-        title = {"within": "Switch within a class", "across": "Switch across classes"}.get(pairing, "Switch")
-        count, labels, note = len(a.pixels), _get_pair_labels(a, b), f"\n{a.note}"
-        with Counter("switching", 2 * count) as counter:
-            picture = grids.draw_switch_grid(
-                opened.model, a.pixels, b.pixels, what=title, note=note, on_images=counter, labels=labels
-            )
-        facts = {"pairing": pairing, "first": a.facts, "second": b.facts, "seed": options.seed, "count": count}
-        facts |= {"strength": options.strength} if results else {}
-        yield f"switch-{pairing}", picture, f"{title.lower()}, {format_count(count, 'pair')}", facts
-    if results is not None:
-        # The other photograph of the pair of photograph i is i + 1 for an even i, and i - 1 for an odd one.
-        codes, others = opened.model.encode(results.small), np.arange(len(results.small)) ^ 1
-        z = interpolate_codes(codes.z, np.asarray(codes.z)[others], [options.strength])[:, 0]
-        for index, image in enumerate(np.asarray(opened.model.decode(z, codes.v))):
-            results.save_photograph(index, image, f"z-of-{results.names[others[index]]}")
+    refuse_data_options(files, source, split=split, pairing=pairing, count=count)
+    if reference is not None:
+        return _switch_folder(files, run, out, reference, 0.9 if strength is None else strength, sizes)
+    require_pairs("switch", files)
+    opened, results = open_run("switch", run, out, needs_z=True)
+    import numpy as np
+
+    from tfdecouple.visualization import grids
+    from tfdecouple.visualization.full_size import PhotographWriter
+
+    if not files:
+        strength = 1.0 if strength is None else strength
+        pairs = choose_pairs(opened, source, split, pairing or "auto", ("within", "across"), count or 10, seed)
+        for how, (a, b) in pairs.items():
+            title = {"within": "Switch within a class", "across": "Switch across classes"}.get(how, "Switch")
+            labels = None if a.labels is None or b.labels is None else (a.labels, b.labels)
+            with Counter("switching", 2 * len(a.pixels)) as counter:
+                switched = grids.switch_images(opened.model, a.pixels, b.pixels, strength, counter, labels)
+            picture = grids.draw_switch_grid(a.pixels, b.pixels, *switched, what=title, note=f"\n{a.note}")
+            facts = {"pairing": how, "first": a.facts, "second": b.facts, "seed": seed, "count": len(a.pixels)}
+            summary = f"{title.lower()}, {format_count(len(a.pixels), 'pair')}"
+            results.write(f"switch-{how}", picture, summary, {**facts, "strength": strength})
+        return None
+    strength = 0.9 if strength is None else strength
+    writer, grid = PhotographWriter(results.path, sizes.unlimited), []
+    with Counter("switching", len(files)) as counter:
+        for first, second in zip(files[::2], files[1::2], strict=True):
+            photographs, (a, b) = read_photographs(opened, (first, second), sizes)
+            ba, ab = (images[0] for images in grids.switch_images(opened.model, a[None], b[None], strength))
+            grid.append((a, b, ba, ab))
+            counter(2 * len(grid))
+            for photograph, before, after, other in zip(photographs, (a, b), (ba, ab), (second, first), strict=False):
+                writer.write_photograph(photograph, before, after, f"z-of-{pathlib.PurePath(other).stem}")
+    tiles = map(np.stack, zip(*grid, strict=True))
+    picture = grids.draw_switch_grid(*tiles, note=f"\nOwn images. {opened.note()}")
+    facts = {"pairing": "pairs", "first": {"files": files[::2]}, "second": {"files": files[1::2]}, "strength": strength}
+    results.write("switch-pairs", picture, f"switch, {format_count(len(grid), 'pair')}", {**facts, "count": len(grid)})
+    return None
 
 
-def switch(opened: Run, options: argparse.Namespace) -> int | Iterator[Drawing]:
-    """Returns `draw_switch`'s drawings; with --reference writes a folder; returns 1 if it skips an image, else 0."""
-    if options.reference is None:
-        return draw_switch(opened, options)
-    with run_images.name_unwritable_path(options.out):
-        (folder,) = options.files
-        arguments = (options.out, options.strength, options.max_side, options.unlimited)
-        result = switch_folder(opened.model, options.reference, folder, *arguments)
+def _switch_folder(
+    files: tuple[str, ...], run: str, out: pathlib.Path | None, reference: str, strength: float, sizes: Sizes
+) -> int:
+    """Writes all photographs of a folder with z of `reference`; returns 1 if a photograph cannot be read, else 0."""
+    if len(files) != 1 or out is None:
+        raise UserError(f"--reference needs one folder of photographs, got {len(files)}, and --to OUT")
+    if sizes.size != "own":
+        raise UserError("--reference takes no --size: each photograph is written at its own size")
+    opened, _ = open_run("switch", run, out, needs_z=True)
+    from tfdecouple.visualization.photograph_folder import switch_folder
+
+    with name_unwritable_path(out):
+        result = switch_folder(opened.model, reference, files[0], out, strength, sizes.max_side, sizes.unlimited)
     for line in (*(f"skipped: {error}" for error in result.errors), *result.notes):
         print(line, file=sys.stderr)
     counts = f"{len(result.kept)} there already, {len(result.errors)} skipped"
-    print(f"{options.out}: {len(result.written)} photographs with z of {options.reference} written, {counts}")
+    print(f"{out}: {len(result.written)} photographs with z of {reference} written, {counts}")
     return 1 if result.errors else 0
 
 
-def draw_interpolate(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
-    """Yields interpolations of pairs of images, z downwards and v to the right; writes the user's photographs, too.
+def interpolate(
+    *files: Photograph,
+    run: RunName = "photographs",
+    out: Out = None,
+    steps: Annotated[int, within(2)] = 6,
+    path: Literal["lerp", "slerp", "both"] = "lerp",
+    sizes: Sizes = Sizes(),
+    split: Split = None,
+    source: DataSet = DataSet(),
+    pairing: Pairing = None,
+    count: Annotated[int | None, Count] = None,
+    seed: Seed = 0,
+) -> None:
+    """Go from one image to another in z and v apart (paper Figure 5).
 
-    The file A-z-X-of-B is photograph A with v of A, and z at the fraction X of the way from z of A to z of B. In these
-    files, at full size, v is not interpolated, because each photograph keeps its own fine detail.
+    In the picture z changes downwards and v to the right; two corners have the images themselves. Of your own
+    photographs, the file A-z-X-of-B is photograph A with its own v, and z at the fraction X of the way to z of B.
+
+    Args:
+        files: your own pairs, not the data set's, of any size: a.png b.png c.png d.png.
+        steps: images in a row and in a column.
+        path: path of v: lerp, a line as in the paper; slerp, an arc; both.
+        count: number of pairs of the data set, one below another; default 1.
     """
-    has_z = opened.config.model.has_latent
-    results = _open_photographs(opened, options) if has_z else None
-    ((pairing, (a, b)),) = run_images.choose_pairs(opened, options, ("across",)).items()
-    count, places = len(a.pixels), [step / (options.steps - 1) for step in range(options.steps)]
-    paths = ("lerp", "slerp") if options.path == "both" else (options.path,)
-    with Counter("interpolating", count * len(paths) * (len(places) if has_z else 1) * len(places)) as counter:
-        labels = _get_pair_labels(a, b)
-        tiles = grids.interpolate_pairs(opened.model, a.pixels, b.pixels, places, paths, counter, labels)
-    picture = grids.draw_interpolation_grid(tiles, places, paths, f"\n{a.note}")
-    facts = {"pairing": pairing, "first": a.facts, "second": b.facts, "seed": options.seed, "count": count}
+    refuse_data_options(files, source, split=split, pairing=pairing, count=count)
+    require_pairs("interpolate", files)
+    opened, results = open_run("interpolate", run, out)
+    import numpy as np
+
+    from tfdecouple.visualization import grids
+    from tfdecouple.visualization.full_size import PhotographWriter
+
+    has_z, places = opened.config.model.has_latent, [step / (steps - 1) for step in range(steps)]
+    paths = ("lerp", "slerp") if path == "both" else (path,)
     what = "z downwards, v to the right" if has_z else "v from left to right, no z"
-    facts |= {"places": places, "path": options.path}
-    yield "interpolate", picture, f"{format_count(count, 'pair')} of images, {what}", facts
-    if results is not None:
-        made = np.asarray(opened.model.interpolate(results.small[::2], results.small[1::2], places, [0, 1]))
-        for pair, images in enumerate(made):
-            first, second = results.names[2 * pair : 2 * pair + 2]
-            for step, place in enumerate(places[1:], 1):
-                results.save_photograph(2 * pair, images[step, 0], f"z-{place:.2g}-of-{second}")
-                results.save_photograph(2 * pair + 1, images[-1 - step, 1], f"z-{place:.2g}-of-{first}")
+    facts = {"seed": seed, "places": places, "path": path}
+    if files:
+        # Without z the model changes only v, and photographs at their own size keep their own v.
+        sizes = sizes if has_z else dataclasses.replace(sizes, size="model")
+        writer, bands, note = PhotographWriter(results.path, sizes.unlimited), [], f"Own images. {opened.note()}"
+        facts |= {"pairing": "pairs", "first": {"files": files[::2]}, "second": {"files": files[1::2]}}
+        for pair in zip(files[::2], files[1::2], strict=True):
+            photographs, (a, b) = read_photographs(opened, pair, sizes)
+            bands.append(grids.interpolate_pairs(opened.model, a[None], b[None], places, paths))
+            first, second = (pathlib.PurePath(file).stem for file in pair)
+            for step, place in enumerate(places[1:] if photographs else (), 1):
+                # The first column of the picture has v of the first image, and the last column v of the second.
+                of_a, of_b = bands[-1][0, 0, step, 0], bands[-1][0, 0, -1 - step, -1]
+                writer.write_photograph(photographs[0], a, of_a, f"z-{place:.2g}-of-{second}")
+                writer.write_photograph(photographs[1], b, of_b, f"z-{place:.2g}-of-{first}")
+        tiles = np.concatenate(bands)
+    else:
+        pairs = choose_pairs(opened, source, split, pairing or "auto", ("across",), count or 1, seed)
+        ((facts["pairing"], (images, others)),) = pairs.items()
+        facts |= {"first": images.facts, "second": others.facts}
+        note, total = images.note, len(images.pixels) * len(paths) * len(places) * (len(places) if has_z else 1)
+        labels = None if images.labels is None or others.labels is None else (images.labels, others.labels)
+        with Counter("interpolating", total) as counter:
+            tiles = grids.interpolate_pairs(opened.model, images.pixels, others.pixels, places, paths, counter, labels)
+    picture = grids.draw_interpolation_grid(tiles, places, paths, f"\n{note}")
+    summary = f"{format_count(len(tiles), 'pair')} of images, {what}"
+    results.write("interpolate", picture, summary, {**facts, "count": len(tiles)})
 
 
-def draw_edit(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
-    """Yields the user's images along a direction in z; writes the changed photographs, too, with --size own."""
+def edit(
+    *files: Photograph,
+    direction: str,
+    run: RunName = "photographs",
+    out: Out = None,
+    method: Literal["means", "classifier", "decoded"] | None = None,
+    amounts: Amounts = (-1, -0.5, 0, 0.5, 1),
+    sizes: Sizes = Sizes(),
+) -> None:
+    """Change images along a direction in z.
+
+    v of each image does not change. The command `directions` finds the directions of a run.
+
+    Args:
+        files: images of any size.
+        direction: name of the direction.
+        method: how the direction was found; default the first that the run has.
+    """
+    if not files:
+        raise UserError("edit needs one or several image files")
+    opened, results = open_run("edit", run, out, needs_z=True)
+    import numpy as np
+
+    from tfdecouple.runs.opened_run import load_directions
+    from tfdecouple.visualization import grids
+    from tfdecouple.visualization.full_size import PhotographWriter
+
     # For a run without directions, `opened.directions()` is None, and `load_directions` raises an error with advice.
-    directions = opened.directions() or load_directions(options.run)
-    direction, amounts = directions.find(options.direction, options.method), options.amounts
-    name, images = make_printable(direction.name, 100), run_images.read_image_files(opened, options.files)
-    results = _open_photographs(opened, options)
-    count, vectors = len(images.pixels), {"": direction.vector}
-    with Counter("editing", count * len(amounts)) as counter:
-        picture = grids.draw_edit_grid(opened.model, images.pixels, vectors, amounts, name, images.note, counter)
-    facts = {**images.facts, "direction": direction.name, "method": direction.method, "amounts": amounts}
-    yield "edit", picture, f"{format_count(count, 'image')} along {name}, {direction.method}", facts
-    if results is not None:
-        z, v = (np.asarray(code) for code in opened.model.encode(results.small)[:2])
-        for amount in filter(None, amounts):
-            edited = np.asarray(opened.model.decode(z + np.float32(amount) * direction.vector, v))
-            for index, image in enumerate(edited):
-                results.save_photograph(index, image, f"{make_file_name(direction.name)}{amount:+g}")
+    chosen = (opened.directions() or load_directions(run)).find(direction, method)
+    writer, rows, name = PhotographWriter(results.path, sizes.unlimited), [], make_printable(chosen.name, 100)
+    with Counter("editing", len(files)) as counter:
+        for file in files:
+            photographs, small = read_photographs(opened, [file], sizes)
+            rows.append(grids.edit_images(opened.model, small, {"": chosen.vector}, amounts))
+            counter(len(rows))
+            for photograph in photographs:
+                for amount, edited in zip(amounts, rows[-1][0, 0], strict=True):
+                    if amount:
+                        change = f"{make_file_name(chosen.name)}{amount:+g}"
+                        writer.write_photograph(photograph, small[0], edited, change)
+    picture = grids.draw_edit_grid(np.concatenate(rows), [""], amounts, name, f"Own images. {opened.note()}")
+    facts = {"files": files, "direction": chosen.name, "method": chosen.method, "amounts": amounts}
+    results.write("edit", picture, f"{format_count(len(files), 'image')} along {name}, {chosen.method}", facts)
 
 
-def draw_neighbours(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
-    """Yields samples beside the images that are nearest to them, by pixels and by z."""
+def make_file_name(name: str) -> str:
+    """Returns `name` as part of a file's name: its first 80 characters, with `_` for all but letters, digits and `_.-`.
+
+    >>> make_file_name("a/b c")
+    'a_b_c'
+    """
+    return re.sub(r"[^\w.-]", "_", name)[:80]
+
+
+def neighbours(
+    *,
+    run: RunName = "photographs",
+    out: Out = None,
+    split: Literal["train", "validation", "test"] = "train",
+    source: DataSet = DataSet(),
+    count: Annotated[int, Count] = 6,
+    seed: Seed = 0,
+    temperature: Annotated[float, _Temperature] = 0.8,
+    search: Annotated[int, within(0)] = 1000,
+) -> None:
+    """Show samples beside the training images nearest to them.
+
+    Distances are Euclidean, between pixels and, where the model has z, between z. A model that repeats its training
+    images gives samples equal to their neighbours.
+
+    Args:
+        split: part of the data to search.
+        count: number of samples.
+        temperature: factor of v.
+        search: number of images to search, drawn at random; 0 for all.
+    """
+    opened, results = open_run("neighbours", run, out)
+    import numpy as np
     from scipy.spatial.distance import cdist
 
-    source, split = run_images.open_data(opened, options), options.split
-    model, has_z = opened.model, opened.config.model.has_encoder
-    samples = np.asarray(model.sample(options.count, options.temperature, seed=options.seed))
-    drawn = draw_image_indices(source, split, options.search or source.sizes[split], options.seed)
+    from tfdecouple.data.batches import read_chosen_batches
+    from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_images
+    from tfdecouple.visualization import grids
+
+    (data, _), model, has_z = open_data(opened, source, split), opened.model, opened.config.model.has_encoder
+    samples = np.asarray(model.sample(count, temperature, seed=seed))
+    drawn = draw_image_indices(data, split, search or data.sizes[split], seed)
     queries = {"pixels": samples} | ({"z": opened.encode_z(samples)} if has_z else {})
     columns: dict[str, list[np.ndarray]] = {name: [] for name in queries}
     searched: list[int] = []
-    for batch in read_chosen_batches(source, split, drawn, batch_size=64, title="searching"):
+    for batch in read_chosen_batches(data, split, drawn, batch_size=64, title="searching"):
         images = np.asarray(model.quantize_images(batch["image"]))
         for name, query in queries.items():
             vectors = opened.encode_z(images) if name == "z" else images
             columns[name].append(cdist(query.reshape(len(query), -1), vectors.reshape(len(vectors), -1)))
         searched += batch["index"].tolist()
-    neighbours, results = {}, {}
+    nearest_images, found = {}, {}
     for name in queries:
         distances = np.concatenate(columns[name], 1)
         order = np.argsort(distances, 1, kind="stable")[:, :_NEAREST]
         indices, distances = np.array(searched)[order], np.take_along_axis(distances, order, 1)
         # Each image is read once, even if it is a neighbour of several samples.
         different, rows = np.unique(indices, return_inverse=True)
-        neighbours[name] = read_drawn_images(model, source, split, different)[0][rows.reshape(indices.shape)]
-        results[name] = {"indices": indices.tolist(), "distances": distances.tolist()}
-    copies = sum(row[0] == 0 for row in results["pixels"]["distances"])
+        nearest_images[name] = read_drawn_images(model, data, split, different)[0][rows.reshape(indices.shape)]
+        found[name] = {"indices": indices.tolist(), "distances": distances.tolist()}
+    copies = sum(row[0] == 0 for row in found["pixels"]["distances"])
     caption = (
-        f"Samples at temperature {options.temperature} and the {min(_NEAREST, len(searched))} images nearest to each, "
-        f"by pixels{' and by z' if has_z else ''}, among {len(searched):,} images ({source.title}, {split}). "
-        f"{copies} of {options.count} samples equal one of them.\n{opened.note()}"
+        f"Samples at temperature {temperature} and the {min(_NEAREST, len(searched))} images nearest to each, "
+        f"by pixels{' and by z' if has_z else ''}, among {len(searched):,} images ({data.title}, {split}). "
+        f"{copies} of {count} samples equal one of them.\n{opened.note()}"
     )
-    facts = {"data": source.title, "searched": len(searched), "copies": copies, "nearest": results}
-    facts |= {name: getattr(options, name) for name in ("split", "seed", "count", "temperature")}
-    summary = f"{options.count} samples beside their nearest of {len(searched):,} images; {copies} equal one"
-    yield "neighbours", grids.draw_neighbour_grid(samples, neighbours, caption), summary, facts
+    facts = {"data": data.title, "searched": len(searched), "copies": copies, "nearest": found}
+    facts |= {"split": split, "seed": seed, "count": count, "temperature": temperature}
+    summary = f"{count} samples beside their nearest of {len(searched):,} images; {copies} equal one"
+    results.write("neighbours", grids.draw_neighbour_grid(samples, nearest_images, caption), summary, facts)
 
 
-def draw_project(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
-    """Yields a plot of z of images, projected to a plane by PCA or t-SNE, coloured by label."""
+def project(
+    *,
+    run: RunName = "photographs",
+    out: Out = None,
+    split: Split = None,
+    source: DataSet = DataSet(),
+    count: Annotated[int, Count] = 1000,
+    seed: Seed = 0,
+    method: Literal["pca", "tsne"] = "pca",
+) -> None:
+    """Show the global codes z of images in the plane, coloured by label.
+
+    Images with similar z lie close together.
+
+    Args:
+        count: number of images.
+        method: pca, principal components, or tsne, t-SNE.
+    """
+    require_packages("matplotlib", what="the command project")
+    opened, results = open_run("project", run, out, needs_z=True)
+    import numpy as np
+
+    from tfdecouple.metrics.drawn_images import draw_image_indices
     from tfdecouple.visualization import plots
 
-    source = run_images.open_data(opened, options)
-    indices = np.sort(draw_image_indices(source, options.split, options.count, options.seed))
-    count = len(indices)
-    if count < 4:
-        raise DataError(f"project got {count} images; it needs at least 4")
-    codes, labels = opened.encode_split(source, options.split, indices, "encoding")
-    facts: dict[str, Any] = {"data": source.title, "split": options.split, "method": options.method}
-    if options.method == "pca":
+    data, split = open_data(opened, source, split)
+    indices = np.sort(draw_image_indices(data, split, count, seed))
+    if len(indices) < 4:
+        raise DataError(f"project got {len(indices)} images; it needs at least 4")
+    codes, labels = opened.encode_split(data, split, indices, "encoding")
+    facts = {"data": data.title, "split": split, "method": method, "seed": seed, "count": len(indices)}
+    if method == "pca":
         points, shares = plots.project_to_components(codes)
         facts["explained_variance"] = shares.tolist()
         axes = tuple(f"principal component {n} ({share:.0%} of the variance)" for n, share in enumerate(shares, 1))
     else:
-        points, axes = plots.project_by_t_sne(codes, options.seed), ("t-SNE 1", "t-SNE 2")
-    facts |= {"seed": options.seed, "count": count, "indices": indices.tolist()}
-    facts |= {"labels": run_images.get_label_names(source, labels), "points": points.tolist()}
-    title = f"z of {count:,} images: {source.title}, {options.split}\n{opened.note()}"
-    picture = plots.render_figure(plots.plot_projection(points, labels, source.label_names, axes, title))
-    summary = f"z of {count:,} images by {'PCA' if options.method == 'pca' else 't-SNE'}"
-    yield f"project-{options.method}", picture, summary, facts
-
-
-def draw_directions(opened: Run, options: argparse.Namespace) -> Iterator[Drawing]:
-    """Finds directions in z, writes and prints them; yields a drawing of images along the directions of each name."""
-    # The module of directions imports scikit-learn, which the other drawings do not need.
-    from tfdecouple.metrics.direction_finding import LEAST, encode_examples, find_directions, find_statistic_directions
-
-    if not RunFolder(options.run).is_folder:
-        publish = f"python -m tfdecouple publish --run {options.run} --to DIR"
-        raise UserError(f"directions are kept in a run folder, and {options.run} is none; first make one: {publish}")
-    attributes = read_attributes(options.attributes) if options.attributes else None
-    if options.statistics and opened.config.model.image_shape[-1] != RGB_CHANNELS:
-        raise UserError(f"--statistics takes RGB images, and those of {options.run} are not; find --labels instead")
-    source, splits = run_images.open_data(opened, options), ("train", options.split)
-    if options.statistics:
-        images = []
-        for split in splits:
-            indices = draw_image_indices(source, split, options.images or _MOST_DECODED, options.seed)
-            images.append(read_drawn_images(opened.model, source, split, indices)[0])
-        directions = find_statistic_directions(opened.model, images[0], images[1], seed=options.seed)
-    else:
-        names = choose_direction_labels(source, options.labels) if attributes is None else list(attributes.names)
-        chosen = (options.images or _MOST_IMAGES, options.seed, names, attributes)
-        training, held_out = (encode_examples(opened, source, split, *chosen) for split in splits)
-        directions, missing = find_directions(names, training, held_out, options.seed)
-        for name, counts in missing.items():
-            print(f"no direction {name}: it needs {LEAST} images of two kinds, and there are {counts}", file=sys.stderr)
-    about = {"data": source.title, "source": source.name, "split": options.split, "seed": options.seed}
-    directions = [dataclasses.replace(direction, figures={**direction.figures, **about}) for direction in directions]
-    earlier: Iterable[Direction] = ()
-    try:
-        earlier = opened.directions() or ()
-    except RunError as error:
-        # Earlier directions are dropped if their file is damaged or they belong to other weights; else they are kept.
-        print(f"directions.json is written anew: {error}", file=sys.stderr, flush=True)
-    by_name: dict[str, list[Direction]] = {}
-    for direction in directions:
-        by_name.setdefault(direction.name, []).append(direction)
-    kept = (direction for direction in earlier if direction.name not in by_name)
-    path = Directions(hash_weights(opened.model), opened.facts(), (*kept, *directions)).write(opened.folder.path)
-    width = max(map(len, by_name))
-    for direction in directions:
-        accuracy = direction.describe_accuracy() or "not measured: all held-out images are of one kind"
-        print(f"{make_printable(direction.name, 100):{width}}  {direction.method:10}  {accuracy}")
-    print(f"{path}: {len(directions)} directions in z", flush=True)
-    shown, amounts = run_images.choose_images(opened, options, source), options.amounts
-    done, count = 0, len(shown.pixels)
-    with Counter("pictures", len(directions) * count * len(amounts)) as counter:
-        for name, found in by_name.items():
-            vectors = {direction.method if len(found) > 1 else "": direction.vector for direction in found}
-            picture = grids.draw_edit_grid(opened.model, shown.pixels, vectors, amounts, name, shown.note)
-            facts = {**shown.facts, "seed": options.seed, "amounts": amounts, "direction": name}
-            facts["found"] = {direction.method: dict(direction.figures) for direction in found}
-            yield f"direction-{make_file_name(name)}", picture, f"steps along {name} of {count} images", facts
-            counter(done := done + len(found) * count * len(amounts))
-
-
-def choose_direction_labels(source: Source, labels: Sequence[str] | None) -> list[str]:
-    """Returns `labels` without repetitions, or all of the data set; raises DataError or UserError if it lacks them."""
-    if len(source.label_names) < 2:
-        raise DataError(
-            f"{source.title} has {len(source.label_names)} labels, and directions need two or more, such as "
-            "sub-folders; or give numbers by file name with --attributes, or --statistics, which needs no labels"
-        )
-    for name in labels or ():
-        if name not in source.label_names:
-            raise UserError(f"--labels has {name!r}, which no image has{nearest(name, source.label_names)}")
-    return list(dict.fromkeys(labels or source.label_names))
-
-
-def _open_photographs(opened: Run, options: argparse.Namespace) -> OwnSizeResults | None:
-    if not options.files or options.size != "own":
-        return None
-    folder = RunFolder(options.run).find_results_folder(PICTURES, options.out)
-    return OwnSizeResults(options.files, folder, opened.model, options.max_side, options.unlimited)
-
-
-def _get_pair_labels(a: run_images.Images, b: run_images.Images) -> tuple[np.ndarray, np.ndarray] | None:
-    return None if a.labels is None or b.labels is None else (a.labels, b.labels)
+        points, axes = plots.project_by_t_sne(codes, seed), ("t-SNE 1", "t-SNE 2")
+    facts |= {"indices": indices.tolist(), "labels": get_label_names(data, labels), "points": points.tolist()}
+    title = f"z of {len(indices):,} images: {data.title}, {split}\n{opened.note()}"
+    picture = plots.render_figure(plots.plot_projection(points, labels, data.label_names, axes, title))
+    summary = f"z of {len(indices):,} images by {'PCA' if method == 'pca' else 't-SNE'}"
+    results.write(f"project-{method}", picture, summary, facts)
