@@ -11,8 +11,8 @@ from helpers.models import TINY, random_images
 from helpers.places import ROOT, read_output
 from helpers.program_inputs import SIZE, load_program, write_picture_files
 from PIL import Image
-
 from tfdecouple.cli.run_images import read_image_files
+
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data.image_file import crop_and_resize, crop_and_resize_tensor, read_image
 from tfdecouple.data.tfds import decode_tfds_image

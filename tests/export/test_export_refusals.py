@@ -11,11 +11,11 @@ from helpers.runs import write_run
 from helpers.variants import fresh
 
 from export import pipeline
-from export.cli import EXIT_REFUSED
 from export.export_folder import TEXT_NAME
 from export.formats import web
 from export.pipeline import ExportConfig, export
 from export.verification.comparison import Report
+from tfdecouple.cli.options import EXIT_FAILED
 
 
 class TestRefusals:
@@ -41,7 +41,7 @@ class TestRefusals:
     def test_page_that_describes_another_model_is_not_published(self, quick, refused, monkeypatch, runtime, key, wrong):
         describe = web.describe_model
         monkeypatch.setattr(web, "describe_model", lambda provenance: {**describe(provenance), key: wrong})
-        line = refused("--format", "web", "--web-runtime", runtime, expected=EXIT_REFUSED)
+        line = refused("--format", "web", "--web-runtime", runtime, expected=EXIT_FAILED)
         assert line.startswith(f"error: not published: web/model/config.json has {key} = {wrong}; expected ")
 
     @pytest.mark.parametrize("name", ["pipe", "link", ".hidden", ".hidden/file", "notes.txt"])
@@ -57,7 +57,7 @@ class TestRefusals:
             return Report()
 
         monkeypatch.setattr(pipeline, "compare_in_process", plant)
-        line = refused("--format", "onnx", expected=EXIT_REFUSED)
+        line = refused("--format", "onnx", expected=EXIT_FAILED)
         kind = "link" if name == "link" else "unknown"
         assert line.startswith("error: not published: ") and f"{kind}: onnx/{name}" in line
 

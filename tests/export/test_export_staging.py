@@ -17,10 +17,10 @@ from helpers.runs import write_run
 from helpers.variants import fresh
 
 from export import export_folder, pipeline
-from export.cli import main
 from export.export_folder import stage_export
 from export.formats import FORMATS
 from export.pipeline import ExportConfig, export
+from tfdecouple.cli import main
 from tfdecouple.errors import UserError
 from tfdecouple.runtime.signals import handle_signals
 
@@ -73,7 +73,7 @@ class TestDestination:
     def test_remains_of_a_killed_export_are_hidden_and_removed_by_the_next(self, quick, command, tiny_run, tmp_path):
         if not (process := os.fork()):
             os.rename = lambda source, target: os.kill(os.getpid(), signal.SIGKILL)
-            main(["--run", str(tiny_run), "--to", str(tmp_path / "to")])
+            main(["export", "--run", str(tiny_run), "--to", str(tmp_path / "to")])
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
         assert {path.name for path in tmp_path.iterdir()} == {".to.exporting", ".to.exporting.lock"}

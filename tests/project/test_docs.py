@@ -9,9 +9,9 @@ from helpers import documents
 from helpers.places import ROOT
 
 import tfdecouple
-from export.cli import EXIT_REFUSED
 from tfdecouple import cli
 from tfdecouple.cli import short_commands, train
+from tfdecouple.cli.options import EXIT_FAILED
 from tfdecouple.config import Config, list_option_names, load_preset, override, preset_names
 
 TEXTS = [(path, path.read_text(encoding="utf-8")) for path in documents.DOCUMENTS]
@@ -109,8 +109,8 @@ class TestDocument:
 class TestReferences:
     def test_exit_statuses_of_the_programs_differ_and_have_rows_in_the_table(self):
         ends = {"diverged": train.EXIT_DIVERGED, "lost": train.EXIT_LOST, "stopped": train.EXIT_INTERRUPTED}
-        ends |= {"check failed": EXIT_REFUSED, "fault": 1, "mistake": 2, "interrupted": 130, "done": 0}
-        assert len(set(ends.values())) == len(ends) and short_commands.EXIT_FAILS == EXIT_REFUSED
+        ends |= {"check failed": EXIT_FAILED, "fault": 1, "mistake": 2, "interrupted": 130, "done": 0}
+        assert len(set(ends.values())) == len(ends) and short_commands.EXIT_FAILS == EXIT_FAILED
         page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
         assert set(map(int, re.findall(r"^\| (\d+) \|", page, re.M))) == set(ends.values())
 

@@ -123,7 +123,7 @@ class TestInstalled:
     def test_installed_wheel_trains_without_any_extra(self, installed, tmp_path):
         changes = [word for setting in (*SMALL_SETTINGS, "training.batch_size=4") for word in ("--set", setting)]
         arguments = ["--steps", "1", "--workdir", tmp_path / "run", *changes]
-        code = f"{WITHOUT_EXTRAS}\nfrom tfdecouple.cli.train import main\nsys.exit(main(sys.argv[1:]))"
+        code = f"{WITHOUT_EXTRAS}\nfrom tfdecouple.cli import main\nsys.exit(main(['train', *sys.argv[1:]]))"
         printed = run([installed, "-c", code, *arguments], tmp_path)
         assert "model.steps=[1, 1]" in printed and "test: " in printed
 

@@ -16,8 +16,12 @@ from tfdecouple.cli.train import train
 from tfdecouple.errors import UserError, nearest
 from tfdecouple.runtime.process import get_arguments, run_program
 
-# The module of `evaluate` is imported when the command is used, because its options come from the metrics.
-_EVALUATE = ("tfdecouple.cli.evaluate:evaluate", "Measure bits/dim and other metrics of a run.")
+# The help lists the commands in this order. The module of `evaluate`, whose options come from the metrics, is imported
+# when the command is used.
+COMMANDS = [
+    train, presets, explain, sample, reconstruct, switch, interpolate, directions, edit, neighbours, project, curves,
+    "tfdecouple.cli.evaluate:evaluate", encode, encode_beam, import_wolf, publish, doctor, export, completion,
+]  # fmt: skip
 
 app = App(
     name="tfdecouple" if pathlib.PurePath(sys.argv[0]).stem == "tfdecouple" else "python -m tfdecouple",
@@ -28,15 +32,11 @@ app = App(
     # A flag has no opposite, an option takes several values in a row, and the help shows defaults that say something.
     default_parameter=Parameter(negative=(), consume_multiple=True, show_default=lambda value: value or None),
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
-for _number, _command in enumerate((
-    train, presets, explain, sample, reconstruct, switch, interpolate, directions, edit, neighbours, project, curves,
-    _EVALUATE, encode, encode_beam, import_wolf, publish, doctor, export, completion,
-)):  # fmt: skip
-    if isinstance(_command, tuple):
-        app.command(_command[0], help=_command[1], sort_key=_number)
-    else:
-        app.command(_command, sort_key=_number)
+for _number, _command in enumerate(COMMANDS):
+    _help = "Measure bits/dim and other metrics of a run." if isinstance(_command, str) else None
+    app.command(_command, help=_help, sort_key=_number)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

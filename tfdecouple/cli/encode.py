@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from tfdecouple.cli.options import DataSet, Folder, RunName, within
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.process import start_tensorflow
+from tfdecouple.runtime import process
 from tfdecouple.runtime.requirements import require_packages
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def encode(
         raise UserError("encode needs --run RUN, the run folder whose model encodes")
     if format == "parquet":
         require_packages("pyarrow", what="--format parquet")
-    start_tensorflow()
+    process.start_tensorflow()
     from tfdecouple.corpus import encoding
     from tfdecouple.corpus.code_files import CodesManifest, DataFacts, ModelFacts
     from tfdecouple.runs.opened_run import Run, hash_weights
@@ -113,7 +113,7 @@ def encode(
 
 
 def _verify_codes(out: pathlib.Path) -> int:
-    start_tensorflow()
+    process.start_tensorflow()
     from tfdecouple.corpus.code_files import CodesManifest
     from tfdecouple.corpus.encoding import verify_codes
     from tfdecouple.runtime.progress import Counter, format_count
@@ -185,7 +185,7 @@ def encode_beam(*beam: Annotated[str, Parameter(allow_leading_hyphen=True)], opt
         beam: after `--`, options of Beam and its runner.
     """
     require_packages("apache_beam", what="the command encode-beam")
-    start_tensorflow()
+    process.start_tensorflow()
     from tfdecouple.corpus.beam import encode_with_beam
 
     manifest = encode_with_beam(options, beam)

@@ -19,7 +19,7 @@ from tfdecouple.metrics.image_statistics import ImageStatistics
 from tfdecouple.metrics.latent_use import UseOfZ
 from tfdecouple.metrics.metric import Metric, Option, Result
 from tfdecouple.metrics.outliers import Outliers
-from tfdecouple.runtime.process import start_tensorflow, was_interrupted
+from tfdecouple.runtime import process
 from tfdecouple.runtime.requirements import require_packages
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def evaluate(
     for metric in metrics:
         if metric.needs_plots:
             require_packages("matplotlib", what=metric.option)
-    start_tensorflow()
+    process.start_tensorflow()
     import tensorflow as tf
 
     from tfdecouple.cli.results import choose_split, name_unwritable_path
@@ -115,7 +115,7 @@ def evaluate(
     except tf.errors.ResourceExhaustedError as error:
         raise RunError(f"out of memory; try a smaller --batch-size ({one_line(error, first=True)})") from error
     except (KeyboardInterrupt, Exception) as error:
-        if not was_interrupted(error):
+        if not process.was_interrupted(error):
             raise
         text = f"kept in {out}: {', '.join(files)}" if files else "nothing was measured yet"
         raise KeyboardInterrupt(text) from error

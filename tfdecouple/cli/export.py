@@ -5,7 +5,7 @@ import sys
 
 from tfdecouple.cli.options import EXIT_FAILED
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.process import start_tensorflow
+from tfdecouple.runtime import process
 from tfdecouple.runtime.requirements import require_packages
 
 
@@ -69,7 +69,7 @@ def export(
     if not run or not to:
         raise UserError("export needs --run RUN and --to DIR, or --verify DIR")
 
-    start_tensorflow()
+    process.start_tensorflow()
     from export import pipeline
     from export.export_folder import MANIFEST
     from export.verification.verify import RefusedError

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tfdecouple.cli.options import DataSet, Sizes
 from tfdecouple.errors import DataError, UserError, make_printable
-from tfdecouple.runtime.process import start_tensorflow
+from tfdecouple.runtime import process
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +54,7 @@ class Results:
 
 def open_run(command: str, run: str, out: pathlib.Path | None, needs_z: bool = False) -> tuple[Run, Results]:
     """Starts TensorFlow, opens a run for a command that draws pictures, and returns the run and the results' folder."""
-    start_tensorflow()
+    process.start_tensorflow()
     from tfdecouple.runs.opened_run import Run
 
     opened = Run.open(run, z_for=command if needs_z else "")

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from tfdecouple.cli.options import EXIT_FAILED, Devices, Out, RunName, Settings, within
 from tfdecouple.errors import UserError, nearest
-from tfdecouple.runtime.process import start_tensorflow
+from tfdecouple.runtime import process
 from tfdecouple.runtime.requirements import require_packages
 
 
@@ -28,7 +28,7 @@ def presets(name: str | None = None, /) -> None:
         print(*(f"{name:{width}} {load_preset(name).description}" for name in names), sep="\n")
         return
     config = load_preset(name)
-    start_tensorflow()
+    process.start_tensorflow()
     from tfdecouple.networks.architecture import count_parameters
 
     print(f"{config.name} {count_parameters(config.model)['total']:,} parameters  {config.description}")
@@ -71,7 +71,7 @@ def curves(
         run: run folder, or bundled weights; give it again to compare runs.
     """
     require_packages("matplotlib", what="the command curves")
-    start_tensorflow()
+    process.start_tensorflow()
     from tfdecouple.cli.results import write_picture
     from tfdecouple.runs.run_folder import PICTURES, RunFolder
     from tfdecouple.visualization.plots import Curves, plot_curves, render_figure
@@ -107,7 +107,7 @@ def import_wolf(
         n_bits: bits per colour channel.
         workdir: the run folder to make.
     """
-    start_tensorflow()
+    process.start_tensorflow()
     from tfdecouple.interop import wolf
 
     model = wolf.import_wolf(config, weights, image_shape=image_shape, n_bits=n_bits, workdir=workdir)
@@ -141,7 +141,7 @@ def publish(
         rights: sentence on rights in the training images, for the card; default the data set's.
         private: make a new repository on the Hub private.
     """
-    start_tensorflow()
+    process.start_tensorflow()
     from tfdecouple.runs import publishing
 
     more = {"licence": licence, "name": name, "data": data, "trained_on": trained_on, "rights": rights}

@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Group, Parameter
 
 from tfdecouple.cli.options import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_LOST, Devices, Settings
-from tfdecouple.runtime.process import start_tensorflow
+from tfdecouple.runtime import process
 
 _IMAGES, _WHERE = Parameter(group=Group("Images")), Parameter(group=Group("Where"))
 
@@ -69,7 +69,7 @@ def train(
     options = override(Config.from_json(str(config)) if config else load_preset(preset), [*settings, *changes])
     workdir = workdir or pathlib.Path("runs", options.name)
 
-    start_tensorflow()
+    process.start_tensorflow()
     from tfdecouple import training
     from tfdecouple.runs.run_folder import IMAGES
 
