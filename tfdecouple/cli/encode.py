@@ -44,6 +44,7 @@ def encode(
     Args:
         out: folder for the codes.
         split: part of the data.
+        format: format of the files.
         v: write v beside z: as many numbers as the image has.
         z_std: write the standard deviation of the posterior of z.
         scores: write how unlike the training images each image is, as `evaluate --outliers` does.

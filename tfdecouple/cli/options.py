@@ -44,7 +44,7 @@ def require_results_folder(path: pathlib.Path) -> None:
 def require_image_file(path: pathlib.Path) -> None:
     """Raises DataError unless `path` exists."""
     if not path.exists():
-        raise DataError(f"there is no image file {path}; give the paths of image files")
+        raise DataError(f"there is no image {path}; give the path of a file, or of a folder with --reference")
 
 
 # Exit statuses of programs, beside 0, 1, 2 and 130 (`runtime.process.Program`).
