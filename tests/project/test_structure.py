@@ -20,7 +20,7 @@ ORDER = [
 # The client imports nothing, because exports copy it.
 EXPORT_ORDER = [
     "client", "folding", "exported_model", "endpoints", "provenance", "formats", "export_folder", "card",
-    "verification", "pipeline", "cli", "__main__",
+    "verification", "pipeline", "__main__",
 ]  # fmt: skip
 
 

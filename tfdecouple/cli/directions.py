@@ -74,11 +74,9 @@ def directions(
         found = direction_finding.find_statistic_directions(model, training, held_out, seed=seed)
     else:
         names = list(columns.names) if columns else _choose_labels(data.title, data.label_names, labels)
-        examples = (
-            direction_finding.encode_examples(opened, data, part, images or _MOST_IMAGES, seed, names, columns)
-            for part in ("train", split)
-        )
-        found, missing = direction_finding.find_directions(names, *examples, seed)
+        chosen = (images or _MOST_IMAGES, seed, names, columns)
+        examples = [direction_finding.encode_examples(opened, data, part, *chosen) for part in ("train", split)]
+        found, missing = direction_finding.find_directions(names, examples[0], examples[1], seed)
         for name, counts in missing.items():
             needs = f"it needs {direction_finding.LEAST} images of two kinds, and there are {counts}"
             print(f"no direction {name}: {needs}", file=sys.stderr)

@@ -75,10 +75,11 @@ def export(
     from export.verification.verify import RefusedError
     from tfdecouple.storage.files import hash_file
 
-    more = {"any_size": any_size, "version": version, "name": name, "web_runtime": web_runtime, "web_gpu": web_gpu}
-    formats = tuple(dict.fromkeys(format))
     try:
-        config = pipeline.ExportConfig(run=run, to=to, formats=formats, endpoints=endpoints, **more)
+        config = pipeline.ExportConfig(
+            run=run, to=to, formats=tuple(dict.fromkeys(format)), endpoints=endpoints, any_size=any_size,
+            version=version, name=name, web_runtime=web_runtime, web_gpu=web_gpu,
+        )  # fmt: skip
         published = pipeline.export(config, _print_now)
     except RefusedError as error:
         print(f"error: {error}", file=sys.stderr)

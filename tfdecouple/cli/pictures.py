@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import re
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -64,7 +64,7 @@ def sample(
     from tfdecouple.visualization import grids
 
     facts = {"seed": seed, "count": count}
-    shared = {**facts, "note": f"\n{opened.note()}"}
+    shared: dict[str, Any] = {**facts, "note": f"\n{opened.note()}"}
     if not labels:
         rows = {str(temperature): {"temperature": temperature} for temperature in temperatures}
         with Counter("sampling", count * len(rows)) as counter:
@@ -109,21 +109,21 @@ def reconstruct(
     from tfdecouple.metrics.drawn_images import draw_uncropped_images
     from tfdecouple.visualization import grids
 
-    data, split = open_data(opened, source, split)
+    data, part = open_data(opened, source, split)
     if not own_size:
-        images = choose_images(opened, data, split, count, seed)
+        images = choose_images(opened, data, part, count, seed)
         with Counter("reconstructing", count := len(images.pixels)) as counter:
             decoded, exact = grids.reconstruct_images(opened.model, images.pixels, counter, images.labels)
         picture = grids.draw_reconstruction_grid(images.pixels, decoded, exact, f"\n{images.note}")
         facts = {**images.facts, "seed": seed, "count": count, "exact": exact}
         return results.write("reconstruct", picture, f"{exact} of {count} images are equal to the last pixel", facts)
-    for name, read in draw_uncropped_images(data, split, count, seed).items():
+    for name, read in draw_uncropped_images(data, part, count, seed).items():
         image = opened.model.quantizer.quantize_pixels(read()[None]).numpy()
         decoded = opened.model.decode(*opened.model.encode(image)).numpy()
         lost, (height, width) = int((decoded != image).sum()), image.shape[1:3]
         summary = f"{width} x {height} pixels, {lost} of {image.size:,} subpixels differ"
         caption = f"Image and decode(encode(image)): {summary}. {opened.note()}"
-        facts = {"data": data.title, "split": split, "image": name, "height": height, "width": width}
+        facts = {"data": data.title, "split": part, "image": name, "height": height, "width": width}
         facts["lost_subpixels"] = lost
         name = pathlib.PurePath(name).with_suffix("").as_posix().replace("/", "-")
         results.write(f"reconstruct-{name}", grids.draw_grid(np.stack([image, decoded], 1), caption), summary, facts)
@@ -169,28 +169,34 @@ def switch(
     if not files:
         strength = 1.0 if strength is None else strength
         pairs = choose_pairs(opened, source, split, pairing or "auto", ("within", "across"), count or 10, seed)
-        for how, (a, b) in pairs.items():
+        for how, (first, second) in pairs.items():
             title = {"within": "Switch within a class", "across": "Switch across classes"}.get(how, "Switch")
-            labels = None if a.labels is None or b.labels is None else (a.labels, b.labels)
-            with Counter("switching", 2 * len(a.pixels)) as counter:
-                switched = grids.switch_images(opened.model, a.pixels, b.pixels, strength, counter, labels)
-            picture = grids.draw_switch_grid(a.pixels, b.pixels, *switched, what=title, note=f"\n{a.note}")
-            facts = {"pairing": how, "first": a.facts, "second": b.facts, "seed": seed, "count": len(a.pixels)}
-            summary = f"{title.lower()}, {format_count(len(a.pixels), 'pair')}"
+            labels = None if first.labels is None or second.labels is None else (first.labels, second.labels)
+            with Counter("switching", 2 * len(first.pixels)) as counter:
+                switched = grids.switch_images(opened.model, first.pixels, second.pixels, strength, counter, labels)
+            picture = grids.draw_switch_grid(first.pixels, second.pixels, *switched, what=title, note=f"\n{first.note}")
+            facts = {
+                "pairing": how,
+                "first": first.facts,
+                "second": second.facts,
+                "seed": seed,
+                "count": len(first.pixels),
+            }
+            summary = f"{title.lower()}, {format_count(len(first.pixels), 'pair')}"
             results.write(f"switch-{how}", picture, summary, {**facts, "strength": strength})
         return None
     strength = 0.9 if strength is None else strength
     writer, grid = PhotographWriter(results.path, sizes.unlimited), []
     with Counter("switching", len(files)) as counter:
-        for first, second in zip(files[::2], files[1::2], strict=True):
-            photographs, (a, b) = read_photographs(opened, (first, second), sizes)
+        for pair in zip(files[::2], files[1::2], strict=True):
+            photographs, (a, b) = read_photographs(opened, pair, sizes)
             ba, ab = (images[0] for images in grids.switch_images(opened.model, a[None], b[None], strength))
             grid.append((a, b, ba, ab))
             counter(2 * len(grid))
-            for photograph, before, after, other in zip(photographs, (a, b), (ba, ab), (second, first), strict=False):
+            for photograph, before, after, other in zip(photographs, (a, b), (ba, ab), pair[::-1], strict=False):
                 writer.write_photograph(photograph, before, after, f"z-of-{pathlib.PurePath(other).stem}")
-    tiles = map(np.stack, zip(*grid, strict=True))
-    picture = grids.draw_switch_grid(*tiles, note=f"\nOwn images. {opened.note()}")
+    a, b, ba, ab = map(np.stack, zip(*grid, strict=True))
+    picture = grids.draw_switch_grid(a, b, ba, ab, note=f"\nOwn images. {opened.note()}")
     facts = {"pairing": "pairs", "first": {"files": files[::2]}, "second": {"files": files[1::2]}, "strength": strength}
     results.write("switch-pairs", picture, f"switch, {format_count(len(grid), 'pair')}", {**facts, "count": len(grid)})
     return None
@@ -422,12 +428,12 @@ def project(
     from tfdecouple.metrics.drawn_images import draw_image_indices
     from tfdecouple.visualization import plots
 
-    data, split = open_data(opened, source, split)
-    indices = np.sort(draw_image_indices(data, split, count, seed))
+    data, part = open_data(opened, source, split)
+    indices = np.sort(draw_image_indices(data, part, count, seed))
     if len(indices) < 4:
         raise DataError(f"project got {len(indices)} images; it needs at least 4")
-    codes, labels = opened.encode_split(data, split, indices, "encoding")
-    facts = {"data": data.title, "split": split, "method": method, "seed": seed, "count": len(indices)}
+    codes, labels = opened.encode_split(data, part, indices, "encoding")
+    facts: dict[str, Any] = {"data": data.title, "split": part, "method": method, "seed": seed, "count": len(indices)}
     if method == "pca":
         points, shares = plots.project_to_components(codes)
         facts["explained_variance"] = shares.tolist()
@@ -435,7 +441,7 @@ def project(
     else:
         points, axes = plots.project_by_t_sne(codes, seed), ("t-SNE 1", "t-SNE 2")
     facts |= {"indices": indices.tolist(), "labels": get_label_names(data, labels), "points": points.tolist()}
-    title = f"z of {len(indices):,} images: {data.title}, {split}\n{opened.note()}"
+    title = f"z of {len(indices):,} images: {data.title}, {part}\n{opened.note()}"
     picture = plots.render_figure(plots.plot_projection(points, labels, data.label_names, axes, title))
     summary = f"z of {len(indices):,} images by {'PCA' if method == 'pca' else 't-SNE'}"
     results.write(f"project-{method}", picture, summary, facts)

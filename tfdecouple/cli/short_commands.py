@@ -84,10 +84,10 @@ def curves(
     for path, entry in zip(run, drawn, strict=True):
         last = max(steps[-1] for lines in (entry.train, entry.validation) for steps, _ in lines.values())
         facts.append({"run": path, "name": entry.name, "last_step": last})
-    path = RunFolder(run[0]).find_results_folder(PICTURES, out) / "curves.png"
-    write_picture(path, render_figure(plot_curves(drawn)), {"command": "curves", "runs": facts})
+    picture = RunFolder(run[0]).find_results_folder(PICTURES, out) / "curves.png"
+    write_picture(picture, render_figure(plot_curves(drawn)), {"command": "curves", "runs": facts})
     summary = "; ".join(f"{each['name']} to update {each['last_step']:,}" for each in facts)
-    print(f"{path}: {summary}", flush=True)
+    print(f"{picture}: {summary}", flush=True)
 
 
 def import_wolf(
