@@ -122,7 +122,9 @@ class TestReconstruct:
 def arrange_pairs(model, a, b, strength=1.0):
     """Returns the images of a switch, `[2, 2 * pairs, 8, 8, 3]`: of each pair a and ba, and below them b and ab."""
     (z_a, v_a), (z_b, v_b) = model.encode(a), model.encode(b)
-    ba, ab = (model.decode(z + strength * (other - z), v) for z, other, v in ((z_a, z_b, v_a), (z_b, z_a, v_b)))
+    ba, ab = (
+        model.decode((1 - strength) * z + strength * other, v) for z, other, v in ((z_a, z_b, v_a), (z_b, z_a, v_b))
+    )
     return [np.stack(images, 1).reshape(-1, SIDE, SIDE, 3) for images in ([a, ba], [b, ab])]
 
 
@@ -200,14 +202,19 @@ def test_each_photograph_is_read_and_encoded_once(finished_run, tmp_path, monkey
         tmp_path / "photographs", {f"{number}.png": random_images(1, 20)[0] for number in range(6)}
     )
     run, read, encode = shutil.copytree(finished_run, tmp_path / "run"), Image.open, DecoupledModel.encode
-    vector = np.ones(SMALL.latent_dim, np.float32)
+    vector = np.ones(load_model(run).config.latent_dim, np.float32)
     Directions(hash_weights(load_model(run)), {}, (Direction("up", "means", vector, {}),)).write(run)
-    monkeypatch.setattr(Image, "open", lambda file, *more: opened.append(file) or read(file, *more))
-    monkeypatch.setattr(
-        DecoupledModel,
-        "encode",
-        lambda model, images, *more: encoded.append(len(images)) or encode(model, images, *more),
-    )
+
+    def count_open(file, *more, **options):
+        opened.append(file)
+        return read(file, *more, **options)
+
+    def count_encode(model, images, *more, **options):
+        encoded.append(len(images))
+        return encode(model, images, *more, **options)
+
+    monkeypatch.setattr(Image, "open", count_open)
+    monkeypatch.setattr(DecoupledModel, "encode", count_encode)
     files, more = sorted(photographs.iterdir()), ["--direction", "up"] if name == "edit" else []
     command(name, *files, "--run", run, "--out", tmp_path / "out", "--size", size, *more)
     assert len(opened) == sum(encoded) == len(files)
