@@ -19,7 +19,7 @@ def within(least: float, most: float = 2**31 - 1, text: str | None = None) -> Pa
             # NaN is within no bounds.
             if number is not None and not least <= number <= most:
                 bound = f"at most {most:,}" if number > most else f"at least {least:,}"
-                raise ValueError(f"It must be {bound if math.isfinite(number) else 'a finite number'}.")
+                raise ValueError(f"It must be {bound if abs(number) < math.inf else 'a finite number'}.")
 
     # An explicit help of None would hide that of a command's docstring.
     return Parameter(validator=require_bounds, **({"help": text} if text else {}))
