@@ -11,8 +11,9 @@ from helpers.models import TINY, random_images
 from helpers.places import ROOT, read_output
 from helpers.program_inputs import SIZE, load_program, write_picture_files
 from PIL import Image
-from tfdecouple.cli.run_images import read_image_files
 
+from tfdecouple.cli.options import Sizes
+from tfdecouple.cli.results import read_photographs
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data.image_file import crop_and_resize, crop_and_resize_tensor, read_image
 from tfdecouple.data.tfds import decode_tfds_image
@@ -65,7 +66,7 @@ def test_commands_read_images_as_training_does(files, wanted):
     model = types.SimpleNamespace(quantize_images=lambda pixels: pixels)
     config = Config(name="tiny", model=TINY, data=DataConfig(source="cifar10"))
     run = types.SimpleNamespace(model=model, config=config, note=lambda: "")
-    images = read_image_files(run, [str(path) for path in files.values()]).pixels
+    _, images = read_photographs(run, [str(path) for path in files.values()], Sizes(size="model"))
     for name, pixels in zip(files, images, strict=True):
         assert_same(pixels, wanted[name], name)
 
