@@ -31,7 +31,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import make_table, run_json, update_page  # noqa: E402
-from tfdecouple.cli.train import EXIT_DIVERGED, EXIT_INTERRUPTED  # noqa: E402
+from tfdecouple.cli.options import EXIT_DIVERGED, EXIT_INTERRUPTED  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 from tfdecouple.storage.files import parse_json, write_json  # noqa: E402

@@ -9,6 +9,6 @@ if __name__ == "__main__":
     sys.path[:] = [folder for folder in sys.path if os.path.realpath(folder) != os.getcwd()]
     sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-    from export.cli import main
+    from tfdecouple.cli import main
 
-    sys.exit(main())
+    sys.exit(main(["export", *sys.argv[1:]]))

@@ -14,10 +14,8 @@ from hypothesis import strategies as st
 
 import tfdecouple
 from export import pipeline
-from export.cli import main as export_main
 from tfdecouple import training
-from tfdecouple.cli import command_table, main
-from tfdecouple.cli.train import main as train_main
+from tfdecouple.cli import main
 from tfdecouple.config import Config, DataConfig, list_option_names, load_preset, override, parse_config
 from tfdecouple.data.sources import open_source
 from tfdecouple.doctor import check_runner
@@ -25,7 +23,7 @@ from tfdecouple.errors import ConfigError, DataError, RunError, UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks import architecture
 from tfdecouple.networks.architecture import count_parameters, require_memory
-from tfdecouple.runtime import devices
+from tfdecouple.runtime import devices, process
 from tfdecouple.runtime.process import run_program
 from tfdecouple.storage.files import parse_json
 
@@ -45,7 +43,7 @@ TEXTS = {
     "a seed of 33 bits": '{"training": {"seed": 4294967296}}',
     "not UTF-8": b'{"name": "\xe9"}',
 }
-# Arguments are empty where a shell variable is not set. Python's `int` accepts digits of every script.
+# Arguments are empty where a shell variable is not set.
 COMMAND_LINES = [
     ["train", "--seed", str(2**32)],
     ["train", "--set", "name=../../ESCAPED"],
@@ -56,15 +54,14 @@ COMMAND_LINES = [
     ["train", "--set", "data.source=folder:\0"],
     ["train", "--workdir", ""],
     ["train", ""],
-    ["train", "--seed", "\uff11"],
     ["train", "--set", "model.steps=[\uff11,\uff12]"],
     ["sample", "--count", str(10**12)],
     ["sample", "--seed", "-1"],
     ["sample", "--seed", HUGE],
     ["switch", "--seed", str(2**31)],
-    ["sample", "--temperature", "\uff11.\uff15"],
+    ["sample", "--temperatures", "nan"],
     ["sample", "--out", ""],
-    ["edit", "--run", "photographs", "--direction", "coffee", "--amounts", "\uff11", "x.png"],
+    ["edit", "--run", "photographs", "--direction", "coffee", "--amounts", "inf", "x.png"],
     ["switch", "", ""],
     ["export", "--run", "photographs", "--to", ""],
 ]
@@ -83,7 +80,7 @@ class TestConfig:
     @pytest.mark.parametrize("name", NAMES, ids=ascii)
     def test_config_name_that_is_no_folder_name_is_refused(self, elsewhere, capsys, name):
         pathlib.Path("config.json").write_text(json.dumps({"name": name}))
-        line = refused(capsys, lambda: train_main(["--config", "config.json"]))
+        line = refused(capsys, lambda: main(["train", "--config", "config.json"]))
         assert "name is " in line
         assert [path.name for path in elsewhere.rglob("*") if path.is_file()] == ["config.json"]
 
@@ -91,7 +88,7 @@ class TestConfig:
     def test_config_file_with_bad_content_is_refused_in_one_line(self, elsewhere, capsys, kind):
         text = TEXTS[kind]
         pathlib.Path("config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-        refused(capsys, lambda: train_main(["--config", "config.json"]))
+        refused(capsys, lambda: main(["train", "--config", "config.json"]))
 
     @settings(max_examples=100, deadline=None)
     @given(
@@ -120,16 +117,11 @@ def test_bad_command_line_is_refused_before_the_command_starts(elsewhere, monkey
     def fail(*_, **__):
         pytest.fail("the command starts")
 
-    monkeypatch.setattr(command_table, "start_tensorflow", fail)
+    monkeypatch.setattr(process, "start_tensorflow", fail)
     monkeypatch.setattr(check_runner, "run_checks", fail)
     monkeypatch.setattr(pipeline, "export", fail)
     monkeypatch.setattr(training, "train", fail)
-    program = {"train": train_main, "export": export_main}.get(arguments[0])
-    try:
-        refused(capsys, lambda: program(arguments[1:]) if program else main(arguments))
-    except SystemExit as end:
-        # argparse prints its message after the usage.
-        assert end.code == 2 and "Traceback" not in capsys.readouterr().err
+    refused(capsys, lambda: main(arguments))
 
 
 def ended(*arguments, shell="", **environment):
@@ -230,8 +222,8 @@ def test_too_large_model_is_refused_by_every_program_in_one_line(enlarged, no_mo
     new = str(tmp_path / "new")
     for program, message in (
         (lambda: main(["sample", "--run", str(run)]), of_run),
-        (lambda: export_main(["--run", str(run), "--to", str(tmp_path / "exported")]), of_run),
-        (lambda: train_main(["--config", str(run / "config.json"), "--workdir", new]), says),
+        (lambda: main(["export", "--run", str(run), "--to", str(tmp_path / "exported")]), of_run),
+        (lambda: main(["train", "--config", str(run / "config.json"), "--workdir", new]), says),
     ):
         line = refused(capsys, program, begun=True)
         assert message in line and "batch" not in line

@@ -23,7 +23,6 @@ from PIL import Image
 import tfdecouple
 from export.export_folder import load_manifest as load_export_manifest
 from tfdecouple.cli import main
-from tfdecouple.cli.train import main as train_main
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.corpus.code_files import CodesManifest
 from tfdecouple.data.image_file import read_image
@@ -261,14 +260,16 @@ class TestRunFolder:
         (run / "checkpoints").symlink_to(other / "checkpoints")
         before = sorted(other.rglob("*"))
         options = ["--config", str(run / "config.json"), "--workdir", str(run), "--steps", "41"]
-        assert "checkpoints" in refused(capsys, lambda: train_main(options)) and sorted(other.rglob("*")) == before
+        assert (
+            "checkpoints" in refused(capsys, lambda: main(["train", *options])) and sorted(other.rglob("*")) == before
+        )
 
     def test_training_refuses_a_lock_file_that_is_a_link(self, tmp_path, capsys):
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / ".lock").symlink_to(tmp_path / "made")
         (tmp_path / "config.json").write_text(Config(model=LEAST, data=DataConfig(photograph_crops=64)).to_json())
         options = ["--config", tmp_path / "config.json", "--workdir", tmp_path / "run", "--steps", 1]
-        assert ".lock" in refused(capsys, lambda: train_main(list(map(str, options))), begun=True)
+        assert ".lock" in refused(capsys, lambda: main(["train", *map(str, options)]), begun=True)
         assert not (tmp_path / "made").exists()
 
     def test_run_with_links_inside_its_folder_or_in_the_folder_of_weights_and_biases_is_opened(self, run, outside):
@@ -359,7 +360,7 @@ def test_npz_file_that_expands_to_gigabytes_is_refused(tmp_path):
 def test_training_refuses_impossible_counts_of_devices(tmp_path, capsys, devices):
     (tmp_path / "config.json").write_text(Config(model=LEAST, data=DataConfig(photograph_crops=64)).to_json())
     options = ["--config", str(tmp_path / "config.json"), "--workdir", str(tmp_path / "run"), "--devices", devices]
-    assert f"--devices is {devices}; it must be at " in refused(capsys, lambda: train_main(options))
+    assert f'"{devices}" for --devices' in refused(capsys, lambda: main(["train", *options]))
 
 
 def test_log_with_300_megabytes_of_zeros_is_reduced_to_its_rows(tmp_path):

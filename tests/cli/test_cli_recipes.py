@@ -39,19 +39,21 @@ def copy(tmp_path_factory):
     insert_text(evaluate, "from tfdecouple.metrics.metric", "from tfdecouple.metrics.brightness import Brightness\n")
     module, _, row = read_recipe("command").partition("# in `COMMANDS`\n")
     (package / "cli" / "brightness.py").write_text(module, encoding="utf-8")
-    insert_text(package / "cli" / "command_table.py", ")}", row + "\n", after="COMMANDS = {")
+    commands = package / "cli" / "__init__.py"
+    append_rows(commands, "COMMANDS", row)
+    insert_text(commands, "from tfdecouple.cli.directions", "from tfdecouple.cli.brightness import brightness\n")
     with (package / "visualization" / "pictures.py").open("a", encoding="utf-8") as file:
         file.write("\n\n" + read_recipe("picture") + "\n")
     return folder
 
 
 def test_help_shows_metric_and_command_of_the_recipes_without_tensorflow(copy):
-    code = "import sys; from tfdecouple.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    code = "import sys; from tfdecouple.cli import main; main(sys.argv[1:])\n"
     code += "print([name for name in ('tensorflow', 'keras', 'sklearn') if name in sys.modules])"
     shown = run_in_copy(copy, "-c", code, "evaluate", "--help", anew=True)
     assert "--brightness" in shown.stdout and "also how bright samples are" in shown.stdout
     assert shown.stdout.splitlines()[-1] == "[]"
-    assert "say how bright samples are" in run_in_copy(copy, "-m", "tfdecouple", "--help").stdout
+    assert "Say how bright samples are" in run_in_copy(copy, "-m", "tfdecouple", "--help").stdout
 
 
 def test_metric_command_and_picture_of_the_recipes_are_used(copy, tiny_run, tmp_path):

@@ -8,24 +8,27 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.commands import command, refuse
 from helpers.models import SMALL, random_images, save_images
-from helpers.refusals import message_of, refused
+from helpers.refusals import message_of
 from helpers.runs import run_config, write_run
 from helpers.variants import fresh
 from PIL import Image
 
 from tfdecouple import randomness
-from tfdecouple.cli import main
 from tfdecouple.config import DataConfig
 from tfdecouple.data.image_file import read_image
 from tfdecouple.data.sources import open_source
 from tfdecouple.errors import DataError
 from tfdecouple.metrics.drawn_images import draw_uncropped_images
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs.opened_run import load_model
+from tfdecouple.runs.latent_directions import Direction, Directions
+from tfdecouple.runs.opened_run import hash_weights, load_model
 from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.storage.files import write_text
+from tfdecouple.visualization.full_size import read_photograph
 from tfdecouple.visualization.grids import LINE, draw_grid
+from tfdecouple.visualization.guided_filter import shrink_photograph
 from tfdecouple.visualization.plots import project_to_components
 
 pytestmark = pytest.mark.usefixtures("eager_file")
@@ -74,10 +77,6 @@ class Shown:
         assert (self.pixels[bottom:] < 100).any(), "there is no caption"
 
 
-def command(*arguments):
-    assert main([str(argument) for argument in arguments]) == 0
-
-
 def files_of(folder, split):
     """The images of a split in the source's order."""
     paths = sorted((folder / split).rglob("*.png"), key=lambda path: path.relative_to(folder / split).as_posix())
@@ -120,9 +119,12 @@ class TestReconstruct:
         assert "2 of 3 images are equal to the last pixel" in capsys.readouterr().out
 
 
-def arrange_pairs(model, a, b):
+def arrange_pairs(model, a, b, strength=1.0):
     """Returns the images of a switch, `[2, 2 * pairs, 8, 8, 3]`: of each pair a and ba, and below them b and ab."""
-    ab, ba = model.switch(a, b)
+    (z_a, v_a), (z_b, v_b) = model.encode(a), model.encode(b)
+    ba, ab = (
+        model.decode((1 - strength) * z + strength * other, v) for z, other, v in ((z_a, z_b, v_a), (z_b, z_a, v_b))
+    )
     return [np.stack(images, 1).reshape(-1, SIDE, SIDE, 3) for images in ([a, ba], [b, ab])]
 
 
@@ -157,30 +159,65 @@ class TestSwitch:
         command("switch", "--run", finished_run, "--out", tmp_path / "out", "--max-side", 100, *paths)
         shown = Shown(tmp_path / "out", "switch-pairs")
         assert shown.facts["first"] == {"files": [str(paths[0]), str(paths[2])]}
-        images = np.stack([read_image(path, (SIDE, SIDE, 3), 0) for path in paths])
-        shown.require(arrange_pairs(model, images[::2], images[1::2]), group=(2, 2))
+        images = [shrink_photograph(read_photograph(str(path), 3, 100).pixels, SIDE, SIDE) for path in paths]
+        shown.require(arrange_pairs(model, np.stack(images[::2]), np.stack(images[1::2]), 0.9), group=(2, 2))
         results = {path.name: Image.open(path).size for path in (tmp_path / "out").iterdir() if path.suffix != ".json"}
         assert results.pop("switch-pairs.png")
         expected = {"a-z-of-b.jpg": (40, 30), "b-z-of-a.png": (8, 8), "a-z-of-c.png": (100, 3), "c-z-of-a.webp": (1, 1)}
         assert results == expected
         command("switch", "--run", finished_run, "--out", tmp_path / "model", "--size", "model", *paths)
         assert {path.name for path in (tmp_path / "model").iterdir()} == {"switch-pairs.png", "switch-pairs.json"}
+        images = np.stack([read_image(path, (SIDE, SIDE, 3), 0) for path in paths])
+        expected = arrange_pairs(model, images[::2], images[1::2], 0.9)
+        Shown(tmp_path / "model", "switch-pairs").require(expected, group=(2, 2))
         # Photographs of one name do not write over each other.
         command("switch", "--run", finished_run, "--out", tmp_path / "same", paths[0], tmp_path / "more/a.png")
         assert (tmp_path / "same/a-z-of-a.jpg").is_file() and (tmp_path / "same/a-z-of-a.png").is_file()
 
-    def test_switch_strength_interpolates_z(self, finished_run, model, tmp_path):
+    def test_strength_applies_to_photographs_and_to_every_picture(self, finished_run, labelled, model, tmp_path):
         images = random_images(2, SIDE)
         save_images(tmp_path, {"a.png": images[0], "b.png": images[1]})
-        files = [tmp_path / "a.png", tmp_path / "b.png"]
-        own, other = (tmp_path / name for name in ("own", "other"))
-        command("switch", "--run", finished_run, "--out", own, "--strength", 0, *files)
-        command("switch", "--run", finished_run, "--out", other, "--strength", 1, *files)
-        np.testing.assert_array_equal(np.asarray(Image.open(own / "a-z-of-b.png")), images[0])
-        # Of the model's own size, so that results are the model's pixels.
-        ab, ba = (np.asarray(switched)[0] for switched in model.switch(images[:1], images[1:]))
-        np.testing.assert_array_equal(np.asarray(Image.open(other / "b-z-of-a.png")), ab)
-        np.testing.assert_array_equal(np.asarray(Image.open(other / "a-z-of-b.png")), ba)
+        a, b = images[:1], images[1:]
+        for strength in (0, 0.5, 1):
+            out = tmp_path / str(strength)
+            options = ("--run", finished_run, "--out", out, "--strength", strength)
+            command("switch", *options, tmp_path / "a.png", tmp_path / "b.png")
+            expected = arrange_pairs(model, a, b, strength)
+            Shown(out, "switch-pairs").require(expected, group=(2, 2))
+            # Photographs of the model's own size become the model's pixels.
+            np.testing.assert_array_equal(np.asarray(Image.open(out / "a-z-of-b.png")), expected[0][1])
+            np.testing.assert_array_equal(np.asarray(Image.open(out / "b-z-of-a.png")), expected[1][1])
+            command("switch", *options, "--data", f"folder:{labelled}", "--pairing", "within", "--count", 2)
+            shown, test = Shown(out, "switch-within"), files_of(labelled, "test")
+            pairs = (test[shown.facts[which]["indices"]] for which in ("first", "second"))
+            shown.require(arrange_pairs(model, *pairs, strength), group=(2, 2))
+            assert shown.facts["strength"] == strength
+
+
+@pytest.mark.parametrize("size", ["own", "model"])
+@pytest.mark.parametrize("name", ["switch", "interpolate", "edit"])
+def test_each_photograph_is_read_and_encoded_once(finished_run, tmp_path, monkeypatch, name, size):
+    opened, encoded = [], []
+    photographs = save_images(
+        tmp_path / "photographs", {f"{number}.png": random_images(1, 20)[0] for number in range(6)}
+    )
+    run, read, encode = shutil.copytree(finished_run, tmp_path / "run"), Image.open, DecoupledModel.encode
+    vector = np.ones(load_model(run).config.latent_dim, np.float32)
+    Directions(hash_weights(load_model(run)), {}, (Direction("up", "means", vector, {}),)).write(run)
+
+    def count_open(file, *more, **options):
+        opened.append(file)
+        return read(file, *more, **options)
+
+    def count_encode(model, images, *more, **options):
+        encoded.append(len(images))
+        return encode(model, images, *more, **options)
+
+    monkeypatch.setattr(Image, "open", count_open)
+    monkeypatch.setattr(DecoupledModel, "encode", count_encode)
+    files, more = sorted(photographs.iterdir()), ["--direction", "up"] if name == "edit" else []
+    command(name, *files, "--run", run, "--out", tmp_path / "out", "--size", size, *more)
+    assert len(opened) == sum(encoded) == len(files)
 
 
 class TestInterpolate:
@@ -334,8 +371,7 @@ def test_folder_that_the_model_was_not_trained_on_is_measured_whole(tiny_run, si
         count = sum(path.is_file() for path in pathlib.Path(options[1].removeprefix("folder:")).rglob("*"))
         assert facts[0]["count"] == facts[1]["images"] == count and facts[0]["split"] == "all"
     capsys.readouterr()
-    line = refused(capsys, lambda: main(["evaluate", "--run", str(tiny_run), "--split", "all"]))
-    assert "there is no split 'all'" in line
+    assert "there is no split 'all'" in refuse(capsys, "evaluate", "--run", tiny_run, "--split", "all")
 
 
 def test_evaluate_measures_bits_per_dim_of_every_image(tiny_run, sizes, tmp_path, capsys):
@@ -370,46 +406,37 @@ def test_own_size_refuses_data_sets_without_files():
 class TestRefusals:
     @pytest.mark.parametrize(("name", "says"), [("sample", "no checkpoint yet"), ("curves", "no metrics")])
     def test_commands_refuse_runs_without_checkpoint_or_metrics(self, capsys, image_folder, tmp_path, name, says):
-        line = refused(capsys, lambda: main([name, "--run", str(tmp_path / "none")]))
+        line = refuse(capsys, name, "--run", tmp_path / "none")
         assert f"there is no run folder {tmp_path / 'none'}" in line
         write_text(tmp_path / "begun" / "config.json", run_config(image_folder).to_json())
-        line = refused(capsys, lambda: main([name, "--run", str(tmp_path / "begun")]))
+        line = refuse(capsys, name, "--run", tmp_path / "begun")
         assert str(tmp_path / "begun") in line and says in line
 
     def test_commands_that_need_z_refuse_a_model_without_z(self, capsys, run_without_z):
-        line = refused(capsys, lambda: main(["switch", "--run", str(run_without_z)]))
+        line = refuse(capsys, "switch", "--run", run_without_z)
         assert "has no z" in line and "switch needs one" in line
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ("sample --temperatures 0.5 -1", "--temperatures is -1"),
-            ("neighbours --temperature inf", "--temperature is inf"),
-            ("switch --max-side 99999", "--max-side is 99999"),
             ("project --count 3", "at least 4"),
             ("switch --pairing within", "has none"),
-            ("switch a.png", "switch got 1 images"),
-            ("switch a.png b.png --pairing any", "--pairing is for images of a data set, and the command got a.png"),
-            ("interpolate a.png b.png --count 3", "--count is for images of a data set, and the command got a.png"),
-            ("switch --reference a.png b --data-dir d", "--data-dir is for images of a data set"),
-            ("edit a.png --direction warmer --amounts -1,1", "write --amounts=VALUE if the value begins with -"),
         ],
     )
     def test_wrong_argument_of_a_picture_command_is_one_line(self, capsys, finished_run, tmp_path, arguments, message):
         name, *rest = arguments.split()
-        line = refused(capsys, lambda: main([name, "--run", str(finished_run), "--out", str(tmp_path / "out"), *rest]))
-        assert message in line
+        assert message in refuse(capsys, name, "--run", finished_run, "--out", tmp_path / "out", *rest)
         assert not (tmp_path / "out").exists()
 
     def test_unreadable_image_and_unwritable_folder_are_one_line(self, capsys, finished_run, tmp_path):
         (tmp_path / "a.png").write_text("text")
         path = str(tmp_path / "a.png")
-        line = refused(capsys, lambda: main(["switch", "--run", str(finished_run), path, path]))
+        line = refuse(capsys, "switch", "--run", finished_run, path, path)
         assert f"cannot read the image {path}" in line and "on_bad_image" not in line
         for name in ("curves", "evaluate", "encode", "switch"):
             for folder in (path, f"{path}/deeper"):
                 # The run is missing, too: the folder is checked first.
-                line = refused(capsys, lambda name=name, out=folder: main([name, "--run", "no", "--out", out]))
+                line = refuse(capsys, name, "--run", "no", "--out", folder)
                 assert f"{path} is no folder; name another folder with --out" in line
 
     def test_full_disk_names_the_file_of_the_result(self, capsys, finished_run, tmp_path, monkeypatch):
@@ -425,5 +452,5 @@ class TestRefusals:
 
         monkeypatch.setattr(pathlib.Path, "write_bytes", fill_disk)
         options = ["--run", str(finished_run), "--out", str(tmp_path / "out"), *paths]
-        line = refused(capsys, lambda: main(["switch", *options]), begun=True)
+        line = refuse(capsys, "switch", *options, begun=True)
         assert line.startswith(f"error: cannot use {tmp_path / 'out' / 'a-z-of-b.png'}: No space left on device")

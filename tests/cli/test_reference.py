@@ -105,9 +105,9 @@ def test_folder_that_cannot_be_switched_is_refused_with_nothing_written(switch, 
     (tmp_path / "link").symlink_to(photographs)
     mistakes = [
         ({"folder": tmp_path / "empty"}, "holds 0 images"),
-        ({"folder": tmp_path / "none"}, "there is no folder"),
+        ({"folder": tmp_path / "none"}, "there is no image"),
         ({"folder": photographs / "a.png"}, "there is no folder"),
-        ({"reference": tmp_path / "none.png"}, "cannot read the image"),
+        ({"reference": tmp_path / "none.png"}, "there is no image"),
         ({"reference": photographs / "header.png"}, "cannot read the image"),
         ({"out": photographs}, "would be read as photographs"),
         ({"out": tmp_path / "link" / "results"}, "would be read as photographs"),
@@ -116,7 +116,11 @@ def test_folder_that_cannot_be_switched_is_refused_with_nothing_written(switch, 
     before = list_files(tmp_path)
     for changes, message in mistakes:
         assert message in refused(capsys, lambda changes=changes: switch(**changes))
-    for others, message in ((["--size", "model"], "neither"), (["--pairing", "any"], "neither"), (["b.png"], "got 2")):
+    for others, message in (
+        (["--size", "model"], "--size"),
+        (["--pairing", "any"], "--pairing"),
+        ([photographs], "got 2"),
+    ):
         assert message in refused(capsys, lambda others=others: switch(*others))
     save(photographs / "c.png", (9, 9))
     line = refused(capsys, switch)

@@ -66,7 +66,6 @@ class TestOverride:
         assert getattr(getattr(changed, section), option) == value
         assert set(compare_configs(EVERYTHING, changed)) == {f"{section}.{option}"}
 
-
     @pytest.mark.parametrize(
         ("assignment", "expected"),
         [

@@ -17,7 +17,8 @@ from helpers.program_inputs import SIZE, load_program, make_png_header, write_pi
 from helpers.refusals import message_of
 from PIL import Image
 
-from tfdecouple.cli.run_images import read_image_files
+from tfdecouple.cli.options import Sizes
+from tfdecouple.cli.results import read_photographs
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data.batches import load_images
 from tfdecouple.data.image_file import MOST_PIXELS, crop_and_resize, crop_and_resize_tensor, find_centre_box, read_image
@@ -307,7 +308,7 @@ def test_commands_read_images_as_training_does(picture_files, wanted):
     model = types.SimpleNamespace(quantize_images=lambda pixels: pixels)
     config = Config(name="tiny", model=TINY, data=DataConfig(source="cifar10"))
     run = types.SimpleNamespace(model=model, config=config, note=lambda: "")
-    images = read_image_files(run, [str(path) for path in picture_files.values()]).pixels
+    _, images = read_photographs(run, [str(path) for path in picture_files.values()], Sizes(size="model"))
     for name, pixels in zip(picture_files, images, strict=True):
         assert_same(pixels, wanted[name], name)
 

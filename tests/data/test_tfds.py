@@ -86,7 +86,6 @@ class TestTfds:
         message = one_line_error(lambda: self._open(str(tmp_path), source=name))
         assert name in message and f"tfds build {name.removeprefix('tfds:')} --data_dir {tmp_path}" in message
 
-
     def test_download_prepares_a_tfds_data_set(self, tiny_tfds, tmp_path):
         assert "--download" in one_line_error(lambda: self._open(str(tmp_path)))
         assert self._open(str(tmp_path), download=True).sizes["train"] == 26

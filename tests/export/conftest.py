@@ -8,13 +8,13 @@ from helpers import refusals
 from helpers.exporting import SIGNATURES, read_tree, read_vectors
 from helpers.places import make_once
 
-from export.cli import main
 from export.endpoints import list_endpoints
 from export.exported_model import ExportedModel
 from export.formats.saved_model import save_saved_model, write_warmup_requests
 from export.formats.web import RUNTIME_FILES
 from export.provenance import open_run
 from export.verification.comparison import Report
+from tfdecouple.cli import main
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +67,7 @@ def runtime(tmp_path):
 @pytest.fixture
 def command(tiny_run, tmp_path, capsys):
     def run(*arguments, run=tiny_run, to=tmp_path / "to"):
-        status = main(["--run", str(run), "--to", str(to), *map(str, arguments)])
+        status = main(["export", "--run", str(run), "--to", str(to), *map(str, arguments)])
         return status, *capsys.readouterr()
 
     return run
@@ -79,7 +79,7 @@ def refused(tiny_run, tmp_path, capsys):
 
     def run(*arguments, expected=2, run=tiny_run, to=tmp_path / "to"):
         words, before = ["--run", run, "--to", to, *arguments], read_tree(tmp_path)
-        line = refusals.refused(capsys, lambda: main(list(map(str, words))), begun=True, status=expected)
+        line = refusals.refused(capsys, lambda: main(["export", *map(str, words)]), begun=True, status=expected)
         assert read_tree(tmp_path) == before
         return line
 

@@ -9,12 +9,12 @@ from helpers.models import SMALL, random_images, strengthen_z
 from helpers.variants import OF_CLASSES, fresh, variant
 
 from export import endpoints
-from export.cli import EXIT_REFUSED
 from export.endpoints import find_endpoint, list_endpoints
 from export.verification import vectors
 from export.verification.comparison import FACTOR, PERTURBATION, Answer
 from export.verification.vectors import KerasAnswers, draw_values, make_test_vectors
 from export.verification.verify import RefusedError
+from tfdecouple.cli.options import EXIT_FAILED
 from tfdecouple.model.outlier_scores import compute_chi_moments
 
 pytestmark = pytest.mark.usefixtures("eager")
@@ -123,7 +123,7 @@ def test_right_endpoints_of_each_kind_of_model_pass(kind, make_vectors):
 
 def test_export_of_a_wrong_sampler_is_refused_in_one_line(monkeypatch, refused):
     monkeypatch.setattr(endpoints, *FAULTS["temperature times 1.2"][:2])
-    err = refused("--format", "onnx", expected=EXIT_REFUSED)
+    err = refused("--format", "onnx", expected=EXIT_FAILED)
     assert err.startswith("error: not published: endpoint sample differs from the model's own method: images: ")
 
 

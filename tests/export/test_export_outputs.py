@@ -214,7 +214,6 @@ def test_card_names_a_folder_of_images_without_its_path() -> None:
 
 
 class TestRights:
-
     def test_card_states_the_rights_in_the_training_images(self) -> None:
         for source, said in {"photographs": "CC0", "cifar10": "Krizhevsky", "folder:faces": "not recorded"}.items():
             config = Config(name="tiny", data=DataConfig(source=source))

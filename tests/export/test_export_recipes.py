@@ -14,9 +14,9 @@ from helpers.runs import write_run
 from helpers.variants import OF_CLASSES, fresh
 from tensorflow_serving.apis import prediction_log_pb2
 
-from export.cli import EXIT_REFUSED
 from export.endpoints import list_endpoints
 from export.exported_model import ExportedModel
+from tfdecouple.cli.options import EXIT_FAILED
 
 
 @pytest.fixture
@@ -42,10 +42,12 @@ import doctest, sys
 import numpy as np, tensorflow as tf
 from export import endpoints as signatures
 from export.exported_model import ExportedModel
+from tfdecouple.cli.options import EXIT_FAILED
 from export.endpoints import IMAGE
 from export.provenance import open_run
 from export.endpoints import find_endpoint, list_endpoints
 from export.verification.vectors import KerasAnswers, draw_values
+from tfdecouple.cli.options import EXIT_FAILED
 
 model, _ = open_run(sys.argv[1])
 rng, exported = np.random.default_rng(0), ExportedModel(model)
@@ -99,7 +101,7 @@ class TestEndpoint:
         assert right in text
         file.write_text(text.replace(right, right.replace("(z, v)", "(z, 1.01 * v)")))
         done = run_export(copy, tiny_run, tmp_path / "to", "--endpoints", "reconstruct", "length")
-        assert done.returncode == EXIT_REFUSED and "reconstruct: decoded: " in done.stderr
+        assert done.returncode == EXIT_FAILED and "reconstruct: decoded: " in done.stderr
         assert not (tmp_path / "to").exists()
 
 
@@ -133,13 +135,13 @@ class TestFormat:
         verified = run_in_copy(formats, "-m", "export", "--verify", str(to))
         assert verified.returncode == 0 and "answers were not checked of weights" in verified.stdout, verified.stderr
         (to / "graphs" / "encoder.pb").write_bytes((to / "graphs" / "decoder.pb").read_bytes())
-        assert run_in_copy(formats, "-m", "export", "--verify", str(to)).returncode == EXIT_REFUSED
+        assert run_in_copy(formats, "-m", "export", "--verify", str(to)).returncode == EXIT_FAILED
 
     def test_format_whose_files_answer_wrongly_is_not_published(self, formats, tiny_run, tmp_path):
         file = formats / "export" / "formats" / "graph_files.py"
         file.write_text(file.read_text().replace("inputs[name] for name", "inputs[name] * 0 for name"))
         done = run_export(formats, tiny_run, tmp_path / "to", "--format", "graphs")
-        assert done.returncode == EXIT_REFUSED and "encode: " in done.stderr
+        assert done.returncode == EXIT_FAILED and "encode: " in done.stderr
         assert not (tmp_path / "to").exists()
 
 

@@ -19,11 +19,12 @@ from helpers.runs import write_run
 from helpers.variants import fresh
 
 from export import pipeline
-from export.cli import EXIT_REFUSED, main
 from export.export_folder import TEXT_NAME, stage_export
 from export.formats import web
 from export.pipeline import ExportConfig, export
 from export.verification.comparison import Report
+from tfdecouple.cli import main
+from tfdecouple.cli.options import EXIT_FAILED
 from tfdecouple.errors import UserError
 from tfdecouple.runtime.signals import handle_signals
 
@@ -76,7 +77,7 @@ class TestDestination:
     def test_remains_of_a_killed_export_are_hidden_and_removed_by_the_next(self, quick, command, tiny_run, tmp_path):
         if not (process := os.fork()):
             os.rename = lambda source, target: os.kill(os.getpid(), signal.SIGKILL)
-            main(["--run", str(tiny_run), "--to", str(tmp_path / "to")])
+            main(["export", "--run", str(tiny_run), "--to", str(tmp_path / "to")])
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
         assert {path.name for path in tmp_path.iterdir()} == {".to.exporting", ".to.exporting.lock"}
@@ -229,7 +230,7 @@ class TestMistakes:
     def test_page_that_describes_another_model_is_not_published(self, quick, refused, monkeypatch, runtime, key, wrong):
         describe = web.describe_model
         monkeypatch.setattr(web, "describe_model", lambda provenance: {**describe(provenance), key: wrong})
-        line = refused("--format", "web", "--web-runtime", runtime, expected=EXIT_REFUSED)
+        line = refused("--format", "web", "--web-runtime", runtime, expected=EXIT_FAILED)
         assert line.startswith(f"error: not published: web/model/config.json has {key} = {wrong}; expected ")
 
     @pytest.mark.parametrize("name", ["pipe", "link", ".hidden", ".hidden/file", "notes.txt"])
@@ -245,7 +246,7 @@ class TestMistakes:
             return Report()
 
         monkeypatch.setattr(pipeline, "compare_in_process", plant)
-        line = refused("--format", "onnx", expected=EXIT_REFUSED)
+        line = refused("--format", "onnx", expected=EXIT_FAILED)
         kind = "link" if name == "link" else "unknown"
         assert line.startswith("error: not published: ") and f"{kind}: onnx/{name}" in line
 

@@ -13,12 +13,13 @@ from helpers.exporting import ON_PAGE, list_onnx_names, read_vectors
 from helpers.refusals import refused
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
-from export.cli import EXIT_REFUSED, main
 from export.export_folder import MANIFEST, TEXT_NAME, Manifest, load_manifest
 from export.formats.runtimes import WARMUP_FILE, SavedModel
 from export.pipeline import ExportConfig, export
 from export.verification import verify
 from export.verification.comparison import Report, compare_files
+from tfdecouple.cli import main
+from tfdecouple.cli.options import EXIT_FAILED
 from tfdecouple.runtime.process import make_python_command
 from tfdecouple.storage.files import FileDigest
 
@@ -46,7 +47,7 @@ def onnx_alone(monkeypatch):
 
 
 def refuse(capsys, folder, *options, status=2):
-    return refused(capsys, lambda: main(["--verify", str(folder), *options]), begun=True, status=status)
+    return refused(capsys, lambda: main(["export", "--verify", str(folder), *options]), begun=True, status=status)
 
 
 def list_problems(folder):
@@ -94,13 +95,13 @@ class TestManifest:
     def test_digest_of_the_manifest_is_printed_and_compared(self, copy, files_alone, capsys):
         digest = hashlib.sha256((copy / MANIFEST).read_bytes()).hexdigest()
         for expected in ([], ["--expect", digest.upper()]):
-            assert main(["--verify", str(copy), *expected]) == 0
+            assert main(["export", "--verify", str(copy), *expected]) == 0
             assert f"manifest.json has the SHA-256 {digest}\n" in capsys.readouterr().out
         (copy / TEXT_NAME).write_text("# other\n")
         list_in_manifest(copy, TEXT_NAME)
-        assert main(["--verify", str(copy)]) == 0
+        assert main(["export", "--verify", str(copy)]) == 0
         capsys.readouterr()
-        assert f"expected {digest}" in refuse(capsys, copy, "--expect", digest, status=EXIT_REFUSED)
+        assert f"expected {digest}" in refuse(capsys, copy, "--expect", digest, status=EXIT_FAILED)
 
 
 # Changes of an export folder.
@@ -200,7 +201,7 @@ class TestFiles:
 @pytest.mark.usefixtures("forked")
 class TestAnswers:
     def test_unchanged_export_passes_verification(self, exported, capsys):
-        assert main(["--verify", str(exported)]) == 0
+        assert main(["export", "--verify", str(exported)]) == 0
         out, err = capsys.readouterr()
         assert err == ""
         assert "onnx: CPUExecutionProvider\n" in out and "savedmodel/1: tensorflow\n" in out
@@ -243,7 +244,7 @@ class TestAnswers:
             return Report(notes={"unavailable": asked[-1]} if "CUDA" in asked[-1] else {})
 
         monkeypatch.setattr(verify, "compare_in_process", run)
-        assert main(["--verify", str(copy)]) == 0
+        assert main(["export", "--verify", str(copy)]) == 0
         out = capsys.readouterr().out
         onnx_part = "onnx by CUDAExecutionProvider" if started else "onnx"
         assert out.endswith(f"{copy} is as it was exported; answers were not checked of litert, {onnx_part}\n")

@@ -13,7 +13,6 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from export import pipeline
-from export.cli import EXIT_REFUSED
 from export.endpoints import list_endpoints
 from export.formats import onnx as onnx_writer
 from export.formats.runtimes import WARMUP_FILE
@@ -22,6 +21,7 @@ from export.pipeline import ExportConfig
 from export.verification import comparison
 from export.verification.comparison import compare_files
 from export.verification.verify import RefusedError, check_settings
+from tfdecouple.cli.options import EXIT_FAILED
 from tfdecouple.data.image_file import describe_cropping
 
 COUPLING = "flow/level_1_part_0_step_0/coupling_continuous_first/net"
@@ -294,14 +294,14 @@ class TestProcess:
             return model
 
         monkeypatch.setattr("export.formats.onnx.build_onnx", sabotaged)
-        err = refused("--endpoints", *SIGNATURES, expected=EXIT_REFUSED)
+        err = refused("--endpoints", *SIGNATURES, expected=EXIT_FAILED)
         assert err.startswith("error: not published: ")
         assert f"weight decoder.onnx: {COUPLING}/last_direction has other numbers" in err
 
     def test_export_whose_server_settings_name_another_model_is_refused(self, monkeypatch, built, refused):
         write = "export.formats.saved_model.write_serving_files"
         monkeypatch.setattr(write, lambda folder, name: write_serving_files(folder, "other"))
-        err = refused("--format", "savedmodel", "--endpoints", *SIGNATURES, expected=EXIT_REFUSED)
+        err = refused("--format", "savedmodel", "--endpoints", *SIGNATURES, expected=EXIT_FAILED)
         assert err.startswith("error: not published: models.config names other and not the model tiny")
 
     def test_kill_of_the_verification_refuses_and_leaves_no_folder(self, monkeypatch, built, tiny_run, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 
 from export.formats import FORMATS
 from export.formats.runtimes import Runtime
-from export.verification.comparison import Answer, compare_files
+from export.verification.comparison import FACTOR, Answer, compare_files
 from export.verification.vectors import choose_batch_sizes
 
 SIZES = choose_batch_sizes(8)

@@ -16,8 +16,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from helpers.places import ROOT
-from tfdecouple import cli
-from tfdecouple.cli import train
+from tfdecouple.cli import app
 from tfdecouple.config import Config, load_preset, override
 
 # Paths of the project's Markdown files, without model cards, whose commands run in an export folder.
@@ -79,19 +78,15 @@ class CommandError(AssertionError):
 
 
 class _Parsed(BaseException):
-    """The exception that ends a program as soon as it has parsed its command line; `args[0]` is the parsed options."""
+    """The exception that ends a program as soon as it has parsed its command line."""
 
 
-def _end_program(options: argparse.Namespace) -> None:
-    raise _Parsed(options)
+def _end_program(*_: object) -> None:
+    raise _Parsed
 
 
-def parse_options(program: object, arguments: list[str]) -> argparse.Namespace:
-    """Runs the function `main` of a program until it has parsed `arguments`; returns the options.
-
-    Raises CommandError if the parser refuses the command line.
-    """
-
+def require_options(program: object, arguments: list[str]) -> None:
+    """Runs the function `main` of a program on argparse until it has parsed `arguments`; CommandError if it refuses."""
     errors = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         for name in ("parse_args", "parse_intermixed_args"):
@@ -103,34 +98,30 @@ def parse_options(program: object, arguments: list[str]) -> argparse.Namespace:
         try:
             with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
                 program()
-        except _Parsed as parsed:
-            return parsed.args[0]
+        except _Parsed:
+            return
         except SystemExit as end:
-            if end.code == 0 and {"--help", "-h", "help"} & set(arguments):
-                return argparse.Namespace()
+            if end.code == 0 and {"--help", "-h"} & set(arguments):
+                return
     raise CommandError(f"{shlex.join(arguments)}: {errors.getvalue().strip() or 'the program never read it'}")
 
 
-def _check_train(arguments: list[str]) -> None:
-    options = parse_options(train.main, arguments)
-    # With --help the parser ends the program, `options` is empty, and there is no preset to check.
-    if hasattr(options, "preset"):
-        override(Config() if options.config else load_preset(options.preset), options.set)
-
-
 def _check_tfdecouple(arguments: list[str]) -> None:
-    from export.cli import main as export_main
     from export.formats import FORMATS
 
-    if arguments[:1] == ["train"]:
-        _check_train(arguments[1:])
-    elif arguments[:1] == ["export"]:
-        unknown = set(getattr(parse_options(export_main, arguments[1:]), "format", [])) - set(FORMATS)
-        assert not unknown, f"there is no format {unknown}"
-    elif arguments:
-        options = parse_options(cli.main, arguments)
-        if getattr(options, "command", None) == "presets" and options.name:
-            load_preset(options.name)
+    with pytest.MonkeyPatch.context() as patch:
+        # Documents name photographs and folders that do not exist.
+        patch.setattr(pathlib.Path, "exists", lambda path: True)
+        patch.setattr(pathlib.Path, "is_dir", lambda path: True)
+        program, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False, verbose=False)
+    options = bound.arguments
+    if program.__name__ == "train":
+        preset = load_preset(options.get("preset", "quickstart"))
+        override(Config() if "config" in options else preset, options.get("settings", ()))
+    elif program.__name__ == "export":
+        assert set(options.get("format", ())) <= set(FORMATS), f"there is no format {options['format']}"
+    elif program.__name__ == "presets" and options:
+        load_preset(options["name"])
 
 
 def _check_python(arguments: list[str], folder: pathlib.Path) -> None:
@@ -143,7 +134,7 @@ def _check_python(arguments: list[str], folder: pathlib.Path) -> None:
     elif first == "-c":
         compile(rest[0], "-c", "exec")
     elif first == "train.py":
-        _check_train(rest)
+        _check_tfdecouple(["train", *rest])
     else:
         # A document can name a program in its own folder, or client.py, which exports copy from the folder export/.
         path = next(place / first for place in (ROOT, folder, ROOT / "export") if (place / first).is_file())
@@ -153,7 +144,7 @@ def _check_python(arguments: list[str], folder: pathlib.Path) -> None:
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module
             spec.loader.exec_module(module)
-            parse_options(module.main, rest)
+            require_options(module.main, rest)
 
 
 def _check_stage(program: str, arguments: list[str], folder: pathlib.Path) -> None:
@@ -170,7 +161,7 @@ def _check_stage(program: str, arguments: list[str], folder: pathlib.Path) -> No
             targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
             assert "=" in argument or argument in targets, f"make has no target {argument}"
         if argument.startswith("ARGS=") and "train" in arguments:
-            _check_train(shlex.split(argument.removeprefix("ARGS=")))
+            _check_tfdecouple(["train", *shlex.split(argument.removeprefix("ARGS="))])
         if extras := re.fullmatch(r"(?:\.|tfdecouple)\[([\w,-]+)\]", argument):
             setup = configparser.ConfigParser()
             setup.read(ROOT / "setup.cfg")

@@ -1,6 +1,5 @@
 """A bijector of TFP that loses static shapes in a graph is a transform of couplings: trained, evaluated, exported."""
 
-
 import numpy as np
 import pytest
 import tensorflow as tf

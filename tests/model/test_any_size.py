@@ -96,7 +96,6 @@ class TestCodes:
             np.testing.assert_allclose(whole, divided, rtol=1e-4, atol=1e-4)
         equal(small_model.decode(*apart[0]), images)
 
-
     def test_switch_edit_and_interpolate_give_the_size_of_v(self, small_model):
         a, b = pictures(small_model, 11, 9, seed=1), pictures(small_model, 6, 14, seed=2)
         ab, ba = small_model.switch(a, b)
@@ -112,7 +111,6 @@ class TestCodes:
 
 
 class TestTraces:
-
     def test_traced_function_encodes_images_of_unknown_size(self):
         model = variant("coupling")
         images = pictures(model, 7, 10)

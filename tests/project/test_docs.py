@@ -2,16 +2,13 @@ import ast
 import importlib
 import pkgutil
 import re
-import sys
 
 import pytest
 from helpers import documents
 from helpers.places import ROOT
 
 import tfdecouple
-from export.cli import EXIT_REFUSED
-from tfdecouple import cli
-from tfdecouple.cli import short_commands, train
+from tfdecouple.cli import app, options
 from tfdecouple.config import Config, list_option_names, load_preset, override, preset_names
 
 TEXTS = [(path, path.read_text(encoding="utf-8")) for path in documents.DOCUMENTS]
@@ -35,7 +32,7 @@ class TestDocument:
                 except documents.CommandError as error:
                     # The text may name a command without its options.
                     is_named_only = line in documents.find_inline_code(text) and " --" not in line
-                    if "arguments are required" not in str(error) or not is_named_only:
+                    if "requires" not in str(error) or not is_named_only:
                         raise
 
     @pytest.mark.parametrize("name", preset_names())
@@ -47,21 +44,12 @@ class TestDocument:
             documents.check_command(f"python train.py --preset {name} {options}")
         assert set(re.findall(r"the preset (\w+)", preset.notes)) <= set(preset_names())
 
-    @pytest.mark.parametrize("program", ["train.py", "-m tfdecouple", "-m export"])
-    def test_programs_accept_the_commands_in_their_help(self, program, capsys, monkeypatch):
-        from export.cli import main as export_main
-
-        monkeypatch.setattr(sys, "argv", ["train.py" if program == "train.py" else "tfdecouple/__main__.py"])
-        main = {"train.py": train.main, "-m tfdecouple": cli.main, "-m export": export_main}[program]
-        # Each command of `python -m tfdecouple` has its own help.
-        helps = [["--help"], *([name, "--help"] for name in cli.COMMANDS if program == "-m tfdecouple")]
-        for arguments in helps:
-            with pytest.raises(SystemExit):
-                main(arguments)
-        examples = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"  python {program}")]
-        assert len(examples) >= 3
-        for line in examples:
-            documents.check_command(line.strip())
+    def test_programs_accept_the_commands_in_their_help(self):
+        docs = [app[name].default_command.__doc__ for name in app if not name.startswith("-")]
+        examples = [line.strip() for text in docs for line in text.splitlines() if line.startswith("        python ")]
+        assert len(examples) >= 7
+        for line in [*examples, *re.findall(r"`(tfdecouple [^`<>]+)`", "\n".join(docs))]:
+            documents.check_command(line)
 
     @in_documents
     def test_options_python_names_and_files_in_a_document_exist(self, path, text, tiny_model):
@@ -108,11 +96,12 @@ class TestDocument:
 
 class TestReferences:
     def test_exit_statuses_of_the_programs_differ_and_have_rows_in_the_table(self):
-        ends = {"diverged": train.EXIT_DIVERGED, "lost": train.EXIT_LOST, "stopped": train.EXIT_INTERRUPTED}
-        ends |= {"check failed": EXIT_REFUSED, "fault": 1, "mistake": 2, "interrupted": 130, "done": 0}
-        assert len(set(ends.values())) == len(ends) and short_commands.EXIT_FAILS == EXIT_REFUSED
+        ends = [value for name, value in vars(options).items() if name.startswith("EXIT_")]
+        # A fault of the program, a mistake, an interruption, done.
+        ends += [1, 2, 130, 0]
+        assert len(set(ends)) == len(ends) == 8
         page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-        assert set(map(int, re.findall(r"^\| (\d+) \|", page, re.M))) == set(ends.values())
+        assert set(map(int, re.findall(r"^\| (\d+) \|", page, re.M))) == set(ends)
 
     def test_pages_and_headings_that_messages_and_presets_name_exist(self):
         named = set()

@@ -28,7 +28,7 @@ ORDER = [
 # The client imports nothing, because exports copy it.
 EXPORT_ORDER = [
     "client", "folding", "exported_model", "endpoints", "provenance", "formats", "export_folder", "card",
-    "verification", "pipeline", "cli", "__main__",
+    "verification", "pipeline", "__main__",
 ]  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def test_lines_quoted_on_the_design_page_are_in_their_functions():
 class TestImporting:
     def test_help_configs_and_verification_load_no_tensorflow_and_print_nothing(self):
         heavy = ("tensorflow", "keras", "tensorflow_probability", "tf_keras", "tensorflow_datasets", "tf2onnx")
-        light = "cli, tfdecouple.networks.architecture, export.cli, export.endpoints, export.verification.comparison"
+        light = "cli, tfdecouple.networks.architecture, export.endpoints, export.verification.comparison"
         code = f"import sys, tfdecouple.{light}; tfdecouple.load_preset('cifar10')"
         code += f"; print([name for name in {heavy} if name in sys.modules])"
         assert run_python("-c", code).stdout == "[]\n"

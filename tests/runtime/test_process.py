@@ -8,7 +8,6 @@ import tensorflow as tf
 from helpers.places import run_python
 from helpers.refusals import message_of, refused
 
-from export.cli import main as export_main
 from tfdecouple.cli import main
 from tfdecouple.errors import ConfigError
 from tfdecouple.runtime import process, progress
@@ -104,7 +103,7 @@ class TestProcess:
     def test_command_without_a_package_names_its_extra_before_it_begins(self, monkeypatch, capsys):
         find, missing = importlib.util.find_spec, ("onnx", "pyarrow")
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else find(name))
-        line = refused(capsys, lambda: export_main(["--run", "runs/x", "--to", "y"]))
+        line = refused(capsys, lambda: main(["export", "--run", "runs/x", "--to", "y"]))
         assert "the export needs onnx, which is missing: pip install 'tfdecouple[export]'" in line
         line = refused(capsys, lambda: main(["encode", "--run", "x", "--out", "y", "--format", "parquet"]))
         assert "--format parquet needs pyarrow, which is missing: pip install 'tfdecouple[parquet]'" in line

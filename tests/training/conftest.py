@@ -2,7 +2,7 @@ import pytest
 from helpers.models import LEAST
 from helpers.runs import FakeStep, read_log_without_timing, run_config
 
-from tfdecouple.cli.train import main as train_main
+from tfdecouple.cli import main
 from tfdecouple.metrics.bits_per_dim import ELBO, Bound
 from tfdecouple.metrics.metric import Estimate
 from tfdecouple.runs.run_folder import RunFolder
@@ -62,7 +62,7 @@ class FakeRun:
         """Trains as `python train.py` does; returns the exit status."""
         path = self.path.parent / "config.json"
         write_json(path, run_config(self.images, model=LEAST, **training).to_dict())
-        return train_main(["--config", str(path), "--workdir", str(self.path)])
+        return main(["train", "--config", str(path), "--workdir", str(self.path)])
 
     def read_log(self):
         return read_log_without_timing(self.path)

@@ -95,10 +95,10 @@ import os, signal, sys
 sys.path.insert(0, "tests")
 import pytest
 from helpers.runs import call_before_steps
-from tfdecouple.cli.train import main as train_main
+from tfdecouple.cli import main
 
 call_before_steps(pytest.MonkeyPatch(), lambda _, step: step == 8 and os.kill(os.getpid(), signal.SIGKILL))
-sys.exit(train_main(sys.argv[1:]))
+sys.exit(main(["train", *sys.argv[1:]]))
 """
 
 

@@ -1,60 +1,64 @@
-"""The command line: `python -m tfdecouple COMMAND`, and `python train.py`, which runs the command `train`."""
+"""The commands of `tfdecouple`: each is a function whose signature has its options, and whose docstring is its help."""
 
-import argparse
-import importlib
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+
+from cyclopts import App, CycloptsError, Parameter, UnknownCommandError, UnknownOptionError
 
 from tfdecouple import __version__
-from tfdecouple.cli.command_table import COMMANDS
-from tfdecouple.cli.options import Parser, get_program_name
+from tfdecouple.cli.directions import directions
+from tfdecouple.cli.encode import encode, encode_beam
+from tfdecouple.cli.export import export
+from tfdecouple.cli.pictures import edit, interpolate, neighbours, project, reconstruct, sample, switch
+from tfdecouple.cli.short_commands import completion, curves, doctor, explain, import_wolf, presets, publish
+from tfdecouple.cli.train import train
 from tfdecouple.errors import UserError, nearest
 from tfdecouple.runtime.process import get_arguments, run_program
 
+# The help lists the commands in this order. The module of `evaluate`, whose options come from the metrics, is imported
+# when the command is used.
+COMMANDS = [
+    train, presets, explain, sample, reconstruct, switch, interpolate, directions, edit, neighbours, project, curves,
+    "tfdecouple.cli.evaluate:evaluate", encode, encode_beam, import_wolf, publish, doctor, export, completion,
+]  # fmt: skip
+
+app = App(
+    name="tfdecouple" if pathlib.PurePath(sys.argv[0]).stem == "tfdecouple" else "python -m tfdecouple",
+    help="Trains and uses models that encode an image into a global code z (the image as a whole) and a local code v "
+    "(all its detail). `tfdecouple COMMAND --help` explains a command.",
+    version=f"tfdecouple {__version__}",
+    help_format="markdown",
+    # A flag has no opposite, an option takes several values in a row, and the help shows defaults that say something.
+    default_parameter=Parameter(negative=(), consume_multiple=True, show_default=lambda value: value or None),
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
+)
+for _number, _command in enumerate(COMMANDS):
+    _help = "Measure bits/dim and other metrics of a run." if isinstance(_command, str) else None
+    app.command(_command, help=_help, sort_key=_number)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program `python -m tfdecouple` with `arguments`, by default the command line's; returns its status."""
-    typed = list(sys.argv[1:] if arguments is None else arguments)
-    if typed[:1] == ["help"]:
-        typed = [*typed[1:], "--help"]
-    if typed[:1] == ["export"]:
-        return int(import_export().main(typed[1:], f"{get_program_name()} export"))
-    return run_program(lambda: run_command(get_arguments(typed)))
+    """Runs the program with `arguments`, by default the command line's; returns its exit status."""
+    return run_program(lambda: _run_command(get_arguments(arguments)))
 
 
-def run_command(arguments: Sequence[str]) -> int:
-    """Runs the command `arguments[0]`, or prints the help; returns the status; UserError for an unknown command."""
-    name = arguments[0] if arguments else ""
-    if name and not name.startswith("-") and name not in COMMANDS:
-        hint = nearest(name, [*COMMANDS, "export"])
-        raise UserError(f"there is no command {name!r}{hint} ({get_program_name()} --help lists them)")
-    parser = make_parser([name] if name in COMMANDS else [*COMMANDS])
-    options = parser.parse_args(arguments)
-    if options.command is None:
-        parser.print_help()
-        return 0
-    return COMMANDS[options.command].run(options)
+def _run_command(arguments: list[str]) -> int:
+    try:
+        return app(arguments, print_error=False, exit_on_error=False, verbose=False) or 0
+    except CycloptsError as error:
+        raise UserError(_describe_mistake(error, arguments)) from error
 
 
-def make_parser(names: Sequence[str], program: str = "") -> argparse.ArgumentParser:
-    """Returns the parser of `program`, by default as the user called it, with the commands `names`."""
-    parser = Parser(
-        prog=program or get_program_name(),
-        description="Trains and uses models that encode an image into a global code z (the image as a whole) and a "
-        "local code v (all its detail). `python -m tfdecouple help COMMAND` explains a command.",
-    )
-    parser.add_argument("--version", action="version", version=f"tfdecouple {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name in names:
-        COMMANDS[name].add_parser(commands)
-    commands.add_parser("export", help="write a run for other programs: python -m export")
-    return parser
-
-
-def import_export() -> Any:
-    """Imports and returns `export.cli`, the module of `python -m export`, from the folder of package `tfdecouple`."""
-    # An earlier folder in `sys.path` may have another package `export`, which would be imported instead.
-    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
-    return importlib.import_module("export.cli")
+def _describe_mistake(error: CycloptsError, arguments: list[str]) -> str:
+    """Returns one line on a mistake in the command line, with the nearest name and how to get help."""
+    program = " ".join([app.name[0], *(error.command_chain or ())])
+    advice = f"{program} --help lists the options"
+    if isinstance(error, UnknownCommandError):
+        return f"there is no command {arguments[0]!r}{nearest(arguments[0], app)}; {program} --help lists them"
+    if isinstance(error, UnknownOptionError):
+        unknown = error.token.keyword or error.token.value
+        names = [name for argument in error.argument_collection for name in argument.names]
+        return f"there is no option {unknown}{nearest(unknown.partition('=')[0], names)}; {advice}"
+    return f"{str(error).rstrip('.')}; {advice}"

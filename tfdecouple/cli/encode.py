@@ -1,63 +1,124 @@
-"""`python -m tfdecouple encode`: writes the codes (z, with --v also v) of a data set's images into files."""
+"""The commands `encode` and `encode-beam`, which write the codes (z, with --v also v) of images into files."""
 
-import argparse
+import dataclasses
 import pathlib
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from tfdecouple.cli.command_table import SPLITS
-from tfdecouple.corpus.code_files import CodesManifest, DataFacts, Field, ModelFacts
-from tfdecouple.corpus.encoding import (
-    encode_shards,
-    hash_image_keys,
-    make_image_encoder,
-    open_codes_folder,
-    verify_codes,
-)
-from tfdecouple.data.splits import Source
+from cyclopts import Parameter
+
+from tfdecouple.cli.options import DataSet, Folder, RunName, within
 from tfdecouple.errors import UserError
-from tfdecouple.metrics.metric import format_count
-from tfdecouple.metrics.outliers import SCORES
-from tfdecouple.runs.opened_run import Run, hash_weights
-from tfdecouple.runtime.progress import Counter
+from tfdecouple.runtime import process
+from tfdecouple.runtime.requirements import require_packages
+
+if TYPE_CHECKING:
+    from tfdecouple.corpus.code_files import Field
+    from tfdecouple.runs.opened_run import Run
 
 # Largest number of images, and largest size in bytes, of one file of codes. Files are small, because a killed program
 # loses its work on the file that it was writing.
 _MOST_IMAGES, _SHARD_BYTES = 5000, 2**27
+_Format = Literal["tfrecord", "parquet"]
 
 
-def run(options: argparse.Namespace) -> int:
-    """Runs the command `encode`: writes files of codes, or with --verify checks them; returns the exit status."""
-    if options.verify:
-        return _verify_codes(options.out)
-    opened = Run.open(options.run)
-    _require_fields(opened, options)
+def encode(
+    *,
+    out: Folder,
+    run: RunName | None = None,
+    split: Literal["train", "validation", "test", "all"] = "all",
+    source: DataSet = DataSet(),
+    format: _Format = "tfrecord",
+    v: bool = False,
+    z_std: bool = False,
+    scores: bool = False,
+    images_per_shard: Annotated[int | None, within(1)] = None,
+    batch_size: Annotated[int | None, within(1)] = None,
+    limit: Annotated[int | None, within(1)] = None,
+    on_bad_image: Literal["stop", "skip"] | None = None,
+    verify: bool = False,
+) -> int:
+    """Write the codes of all images of a data set into files.
+
+    The same command resumes where it stopped. docs/encoding.md says what is in the files.
+
+    Args:
+        out: folder for the codes.
+        split: part of the data.
+        format: format of the files.
+        v: write v beside z: as many numbers as the image has.
+        z_std: write the standard deviation of the posterior of z.
+        scores: write how unlike the training images each image is, as `evaluate --outliers` does.
+        images_per_shard: images per file; default 5000, fewer where they are large.
+        batch_size: images at a time; default as in evaluations.
+        limit: only the first N images of each split.
+        on_bad_image: stop or skip; default as the run's data.on_bad_image.
+        verify: encode nothing: check that each file of --out is what was written; else status 1.
+    """
+    if verify:
+        return _verify_codes(out)
+    if run is None:
+        raise UserError("encode needs --run RUN, the run folder whose model encodes")
+    if format == "parquet":
+        require_packages("pyarrow", what="--format parquet")
+    process.start_tensorflow()
+    from tfdecouple.corpus import encoding
+    from tfdecouple.corpus.code_files import CodesManifest, DataFacts, ModelFacts
+    from tfdecouple.runs.opened_run import Run, hash_weights
+    from tfdecouple.runtime.progress import Counter
+
+    opened = Run.open(run)
+    fields = _choose_fields(opened, v, z_std, scores)
     # The images are not cached in memory (cache_gib=0), because each image is needed once.
-    data = {"on_bad_image": options.on_bad_image, "cache_gib": 0.0}
-    source = opened.open_source(options.data, options.data_dir, options.download, **data)
+    reading = {"on_bad_image": on_bad_image, "cache_gib": 0.0}
+    data = opened.open_source(source.data, source.data_dir, source.download, **reading)
     if opened.config.model.has_class_codes:
-        opened.require_labels(source)
-    job = _make_manifest(opened, source, options)
-    batch_size = options.batch_size or opened.config.training.evaluation_batch_size
-    with open_codes_folder(options.out, job, opened) as folder:
+        opened.require_labels(data)
+    splits = ("train", "validation", "test") if split == "all" else (split,)
+    most = max(1, min(_MOST_IMAGES, _SHARD_BYTES // (64 + sum(4 * field.size for field in fields))))
+    weights = hash_weights(opened.model)
+    job = CodesManifest(
+        format=format,
+        fields=fields,
+        model=ModelFacts(run=opened.folder.name, step=opened.step, averaged=opened.averaged, weights_sha256=weights),
+        data=DataFacts(
+            title=data.title,
+            image_shape=data.image_shape,
+            centre_crop=opened.make_data_config(source.data).centre_crop,
+            descriptions={split: data.descriptions[split] for split in splits},
+            keys_sha256=encoding.hash_image_keys(data, splits),
+        ),
+        label_names=data.label_names,
+        splits={split: min(data.sizes[split], limit or data.sizes[split]) for split in splits},
+        images_per_shard=images_per_shard or most,
+    )
+    batch_size = batch_size or opened.config.training.evaluation_batch_size
+    with encoding.open_codes_folder(out, job, opened) as folder:
         shards, total = folder.manifest.list_shard_ranges(), sum(folder.manifest.splits.values())
         with Counter("checking what is there", len(shards), unit="files") as counter:
             missing = folder.find_missing_shards(print, counter)
         if len(missing) < len(shards):
-            print(f"{options.out}: {len(shards) - len(missing)} of {len(shards)} files are there already")
+            print(f"{out}: {len(shards) - len(missing)} of {len(shards)} files are there already")
         before = total - sum(shard.stop - shard.start for shard in missing)
-        encoder = make_image_encoder(opened.model, job.fields, batch_size)
+        encoder = encoding.make_image_encoder(opened.model, fields, batch_size)
         with Counter("encoding", total, before=before) as counter:
-            far = encode_shards(folder, missing, source, encoder, batch_size, lambda done: counter(before + done))
+            count = lambda done: counter(before + done)  # noqa: E731
+            far = encoding.encode_shards(folder, missing, data, encoder, batch_size, count)
         if far:
             text = "far from what the model was trained on and may not decode to the very same pixels"
             print(f"{len(far):,} of the images, such as {far[0].decode()}, are {text}")
         manifest = folder.finish()
     skipped = f", {manifest.totals['skipped']} unreadable skipped" if manifest.totals["skipped"] else ""
     written = f"{manifest.totals['images']:,} images in {len(shards)} {manifest.format} files{skipped}"
-    print(f"{options.out}: {written}; key, label, {', '.join(map(str, manifest.fields))}")
+    print(f"{out}: {written}; key, label, {', '.join(map(str, manifest.fields))}")
     return 0
 
 
 def _verify_codes(out: pathlib.Path) -> int:
+    process.start_tensorflow()
+    from tfdecouple.corpus.code_files import CodesManifest
+    from tfdecouple.corpus.encoding import verify_codes
+    from tfdecouple.runtime.progress import Counter, format_count
+
     manifest = CodesManifest.read_manifest(out)
     if manifest is None:
         raise UserError(f"{out} holds no codes to verify; name with --out a folder that encode wrote")
@@ -73,35 +134,62 @@ def _verify_codes(out: pathlib.Path) -> int:
     return 1
 
 
-def _require_fields(opened: Run, options: argparse.Namespace) -> None:
-    if options.z_std and opened.config.model.has_class_codes:
-        raise UserError(f"--z-std: z of {options.run} is a function of the label and has no standard deviation")
-    if not opened.config.model.has_latent and (options.z_std or not (options.v or options.scores)):
-        wanted = "--z-std needs one" if options.z_std else "its code is v: add --v"
-        raise UserError(f"the model of {options.run} has no z (model.conditioning is 'none'); {wanted}")
+def _choose_fields(opened: "Run", v: bool, z_std: bool, scores: bool) -> tuple["Field", ...]:
+    from tfdecouple.corpus.code_files import Field
+    from tfdecouple.metrics.outliers import SCORES
 
-
-def _make_manifest(opened: Run, source: Source, options: argparse.Namespace) -> CodesManifest:
-    model = opened.config.model
+    model, run = opened.config.model, opened.folder.run
+    if z_std and model.has_class_codes:
+        raise UserError(f"--z-std: z of {run} is a function of the label and has no standard deviation")
+    if not model.has_latent and (z_std or not (v or scores)):
+        wanted = "--z-std needs one" if z_std else "its code is v: add --v"
+        raise UserError(f"the model of {run} has no z (model.conditioning is 'none'); {wanted}")
     shapes = {"z": (model.latent_dim,), "z_std": (model.latent_dim,), "v": model.image_shape}
-    stored = {"z": model.has_latent, "z_std": options.z_std, "v": options.v, **dict.fromkeys(SCORES, options.scores)}
+    stored = {"z": model.has_latent, "z_std": z_std, "v": v, **dict.fromkeys(SCORES, scores)}
     stored["prior_nats"] &= model.has_encoder
-    fields = tuple(Field(name=name, shape=shapes.get(name, ())) for name in stored if stored[name])
-    splits = SPLITS if options.split == "all" else (options.split,)
-    image_bytes = 64 + sum(4 * field.size for field in fields)
-    most, weights = max(1, min(_MOST_IMAGES, _SHARD_BYTES // image_bytes)), hash_weights(opened.model)
-    return CodesManifest(
-        format=options.format,
-        fields=fields,
-        model=ModelFacts(run=opened.folder.name, step=opened.step, averaged=opened.averaged, weights_sha256=weights),
-        data=DataFacts(
-            title=source.title,
-            image_shape=source.image_shape,
-            centre_crop=opened.make_data_config(options.data).centre_crop,
-            descriptions={split: source.descriptions[split] for split in splits},
-            keys_sha256=hash_image_keys(source, splits),
-        ),
-        label_names=source.label_names,
-        splits={split: min(source.sizes[split], options.limit or source.sizes[split]) for split in splits},
-        images_per_shard=options.images_per_shard or most,
-    )
+    return tuple(Field(name=name, shape=shapes.get(name, ())) for name in stored if stored[name])
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BeamOptions:
+    """The options of `encode-beam`, beside those of Beam.
+
+    Attributes:
+        model: export folder, or an encoder.onnx.
+        images: folder of images; sub-folders are labels.
+        out: folder for the codes, new or empty.
+        format: format of the files.
+        v: write v beside z: as many numbers as the image has.
+        batch_size: images at a time.
+        shards: number of files; 0 for the runner's choice.
+        threads: threads of each worker.
+    """
+
+    model: str
+    images: str
+    out: str
+    format: _Format = "tfrecord"
+    v: bool = False
+    batch_size: Annotated[int, within(1)] = 32
+    shards: Annotated[int, within(0)] = 0
+    threads: Annotated[int, within(1)] = 1
+
+
+def encode_beam(*beam: Annotated[str, Parameter(allow_leading_hyphen=True)], options: BeamOptions) -> None:
+    """Encode a folder of images on a cluster, with Apache Beam.
+
+    Needs an export (python -m export) and the extra beam. What follows `--` goes to Beam: `-- --runner=DirectRunner
+    --direct_num_workers=2 --direct_running_mode=multi_processing`.
+
+    Args:
+        beam: after `--`, options of Beam and its runner.
+    """
+    require_packages("apache_beam", what="the command encode-beam")
+    process.start_tensorflow()
+    from tfdecouple.corpus.beam import encode_with_beam
+
+    manifest = encode_with_beam(options, beam)
+    skipped, written = manifest.totals["skipped"], f"{manifest.totals['images']:,} images in {len(manifest.shards)}"
+    unreadable = f", {skipped} unreadable, named in _unreadable.txt" if skipped else ""
+    print(f"{options.out}: {written} {manifest.format} files{unreadable}")

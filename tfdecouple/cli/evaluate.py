@@ -1,51 +1,100 @@
-"""`python -m tfdecouple evaluate`: computes metrics of a run, prints them and writes each as a JSON file."""
+"""The command `evaluate`, which computes metrics of a run, prints them and writes each as a JSON file."""
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import pathlib
+import types
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts import Group, Parameter
+
+from tfdecouple.cli.options import DataSet, Folder, RunName, Seed, Split, within
 from tfdecouple.errors import RunError, UserError, one_line
 from tfdecouple.metrics.bits_per_dim import BitsPerDim, ImportanceWeighted, OwnSize
 from tfdecouple.metrics.classification import Classification, LinearProbe
 from tfdecouple.metrics.frechet import FrechetDistance
 from tfdecouple.metrics.image_statistics import ImageStatistics
 from tfdecouple.metrics.latent_use import UseOfZ
-from tfdecouple.metrics.metric import Metric, Result
+from tfdecouple.metrics.metric import Metric, Option, Result
 from tfdecouple.metrics.outliers import Outliers
-from tfdecouple.runtime.process import start_tensorflow, was_interrupted
+from tfdecouple.runtime import process
 from tfdecouple.runtime.requirements import require_packages
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-# `--help` lists the metrics, and `run` computes them, in this order; metrics that take longer come later.
+# `--help` lists the metrics, and `evaluate` computes them, in this order; metrics that take longer come later.
 METRICS: list[type[Metric]] = [
     BitsPerDim, ImportanceWeighted, OwnSize, UseOfZ, ImageStatistics, Classification, Outliers, LinearProbe,
     FrechetDistance,
 ]  # fmt: skip
 
 
-def run(options: argparse.Namespace) -> int:
-    """Runs the command `evaluate`: computes, prints and writes the requested metrics one by one; returns 0."""
+def _annotate_option(option: Option) -> Parameter:
+    return within(option.least, text=option.help) if option.kind in (int, float) else Parameter(help=option.help)
+
+
+# The options of all metrics, as a dataclass.
+MetricOptions = dataclasses.make_dataclass(
+    "MetricOptions",
+    [
+        (name, Annotated[option.kind, _annotate_option(option)], option.default)
+        for metric in METRICS
+        for name, option in metric.added_options.items()
+    ],
+    # Without a module of its own, the class counts as built into Python, whose fields are no options.
+    namespace={"__module__": __name__},
+)
+_MEASURED = Parameter(
+    name="*",
+    group=Group(
+        "What to measure",
+        help="Bits/dim is always measured, and these options add metrics. The best weights of the run are used. Each "
+        "result is printed, and written as a JSON file into the folder --out. To choose between models use --split "
+        "validation: RUN/evaluation/test_evaluations.log counts the evaluations of test images. `encode --scores` "
+        "writes bits/dim of each image.",
+    ),
+)
+
+
+def evaluate(
+    *,
+    run: RunName = "photographs",
+    out: Folder | None = None,
+    split: Split = None,
+    source: DataSet = DataSet(),
+    images: Annotated[int, within(0)] = 0,
+    seed: Seed = 0,
+    batch_size: Annotated[int | None, within(1)] = None,
+    measured: Annotated[MetricOptions, _MEASURED] = MetricOptions(),  # type: ignore[valid-type]  # noqa: B008
+) -> None:
+    """Measure bits/dim and other metrics of a run.
+
+    Args:
+        out: folder for the results; default RUN/evaluation, or ./evaluation where RUN is no folder.
+        images: number of images, drawn with --seed; 0 for all, see --probe.
+        batch_size: images at once: changes memory and speed only; default the run's.
+    """
+    options = types.SimpleNamespace(run=run, split=split, images=images, seed=seed, batch_size=batch_size)
+    vars(options).update(vars(source) | vars(measured))
     metrics = [metric for metric in (kind(options) for kind in METRICS) if metric.is_requested()]
     for metric in metrics:
         if metric.needs_plots:
             require_packages("matplotlib", what=metric.option)
-    start_tensorflow()
+    process.start_tensorflow()
     import tensorflow as tf
 
-    from tfdecouple.cli.run_images import choose_split, name_unwritable_path
+    from tfdecouple.cli.results import choose_split, name_unwritable_path
     from tfdecouple.runs.run_folder import EVALUATION, RunFolder
 
-    folder = RunFolder(options.run)
-    out = folder.find_results_folder(EVALUATION, options.out)
+    folder = RunFolder(run)
+    out = folder.find_results_folder(EVALUATION, out)
     files: list[str] = []
     try:
         config = folder.read_config()
-        choose_split(config, options)
+        options.split = choose_split(config, source, split)
         for metric in metrics:
             metric.prepare_inputs(config)
         evaluation = Evaluation(options, metrics)
@@ -57,21 +106,20 @@ def run(options: argparse.Namespace) -> int:
                         out.mkdir(parents=True, exist_ok=True)
                         # Test images count as evaluated from the first result on; a failure before it does not count.
                         if "test" in [metric.split for metric in metrics]:
-                            source = evaluation.source
-                            images = f"{source.name}: {source.title}, test ({source.descriptions['test']})"
-                            evaluation.test_evaluations = folder.count_test_evaluation(images, out)
+                            data = evaluation.source
+                            title = f"{data.name}: {data.title}, test ({data.descriptions['test']})"
+                            evaluation.test_evaluations = folder.count_test_evaluation(title, out)
                     print("\n".join(evaluation.describe_inputs()))
                 print("\n" + "\n".join(result.lines), flush=True)
                 files.append(write_metric_result(out, evaluation, metric, result))
     except tf.errors.ResourceExhaustedError as error:
         raise RunError(f"out of memory; try a smaller --batch-size ({one_line(error, first=True)})") from error
     except (KeyboardInterrupt, Exception) as error:
-        if not was_interrupted(error):
+        if not process.was_interrupted(error):
             raise
         text = f"kept in {out}: {', '.join(files)}" if files else "nothing was measured yet"
         raise KeyboardInterrupt(text) from error
     print(f"\nresults: {out}")
-    return 0
 
 
 class Evaluation:
@@ -89,10 +137,9 @@ class Evaluation:
 
     test_evaluations: int | None = None
 
-    def __init__(self, options: argparse.Namespace, metrics: Sequence[Metric]):
+    def __init__(self, options: Any, metrics: Sequence[Metric]):
         import tensorflow as tf
 
-        from tfdecouple.cli.run_images import open_data
         from tfdecouple.runs.opened_run import Run
         from tfdecouple.training.workers import get_mirrored_strategy
 
@@ -110,7 +157,8 @@ class Evaluation:
                     f"{metric.option} needs z of an image, and z of this model is a function of the label "
                     "(model.prior is 'classes'); --classify measures what z knows of the label"
                 )
-        self.source = open_data(self.opened, options)
+        self.source = self.opened.open_source(options.data, options.data_dir, options.download)
+        self.source.open_split(options.split)
         self.opened.require_labels(self.source)
         self.size = self.source.sizes[options.split]
         self.count = min(options.images or self.size, self.size)
@@ -143,7 +191,7 @@ class Evaluation:
 
 def write_metric_result(out: pathlib.Path, evaluation: Evaluation, metric: Metric, result: Result) -> str:
     """Writes a metric's values with facts on run and data as JSON, and its picture as PNG; returns the JSON's name."""
-    from tfdecouple.cli.run_images import write_picture
+    from tfdecouple.cli.results import write_picture
 
     opened, source, splits = evaluation.opened, evaluation.source, metric.split.split("+")
     values = {"command": "evaluate", "run": opened.folder.run, "step": opened.step, "averaged_weights": opened.averaged}

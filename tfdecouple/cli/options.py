@@ -1,134 +1,152 @@
-"""The parser of command lines, functions that make options for it, and checks of options."""
+"""Options that several commands share, as annotated types; nothing here imports TensorFlow or NumPy."""
 
-import argparse
+import dataclasses
+import math
 import pathlib
-import re
-import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Annotated, Any, Literal
 
-from tfdecouple.errors import DataError, UserError, nearest
-from tfdecouple.runtime.option_types import add_number
-from tfdecouple.runtime.requirements import require_packages
+from cyclopts import Parameter
 
-# A function that adds an option, or a group of options, to a parser or group of argparse.
-AddOption = Callable[[Any], Any]
+from tfdecouple.errors import DataError, UserError
 
 
-def get_program_name() -> str:
-    """Returns the command by which the user called the program: `tfdecouple`, or `python -m tfdecouple`."""
-    return "tfdecouple" if pathlib.PurePath(sys.argv[0]).stem == "tfdecouple" else "python -m tfdecouple"
+def within(least: float, most: float = 2**31 - 1, text: str | None = None) -> Parameter:
+    """Returns the annotation of an option whose numbers lie from `least` to `most`; `text` is the option's help."""
+
+    def require_bounds(_: Any, value: Any) -> None:
+        for number in value if isinstance(value, Sequence) else [value]:
+            # NaN is within no bounds.
+            if number is not None and not least <= number <= most:
+                bound = f"at most {most:,}" if number > most else f"at least {least:,}"
+                raise ValueError(f"It must be {bound if abs(number) < math.inf else 'a finite number'}.")
+
+    # An explicit help of None would hide that of a command's docstring.
+    return Parameter(validator=require_bounds, **({"help": text} if text else {}))
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose help has the program's name as the user wrote it, and whose errors are UserErrors."""
+def _check_before_tensorflow(check: Callable[[pathlib.Path], None]) -> Parameter:
+    def check_paths(_: Any, value: Any) -> None:
+        for path in value if isinstance(value, tuple) else [value]:
+            if path is not None:
+                check(pathlib.Path(path))
 
-    def format_help(self) -> str:
-        """Returns the help text with the program's name as the user wrote it."""
-        return super().format_help().replace("python -m tfdecouple", get_program_name())
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parses arguments as argparse does, but calls `error` for unknown ones: in a command's parser, its own."""
-        options, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            hint = nearest(unknown[0].partition("=")[0], self._option_string_actions)
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
-        return options, unknown
-
-    def error(self, message: str) -> NoReturn:
-        """Raises UserError with the `message` of argparse, instead of printing the usage and ending the program."""
-        # Messages of `make_number_type`, such as "is 0; it must be at least 1", follow the option's name.
-        value = re.fullmatch(r"argument (\S+): (is .*)", message, re.DOTALL)
-        if lacking := re.fullmatch(r"argument (\S+): expected one argument", message):
-            option = lacking[1].rpartition("/")[2]
-            raise UserError(f"{option} needs a value; write {option}=VALUE if the value begins with -")
-        raise UserError(f"{value[1]} {value[2]}" if value else f"{message}; {self.prog} --help lists the options")
+    return Parameter(validator=check_paths)
 
 
-def option(usage: str, text: str, **settings: Any) -> AddOption:
-    """Returns an option or argument with the help `text`; `usage` is like "--labels NAME ..." or "--out/--to DIR"."""
-    names, _, metavar = usage.partition(" ")
-    if metavar.endswith(" ..."):
-        settings["nargs"] = "+"
-    if metavar:
-        settings["metavar"] = metavar.removesuffix(" ...")
-    return lambda parser: parser.add_argument(*names.split("/"), help=text, **settings)
+def require_results_folder(path: pathlib.Path) -> None:
+    """Raises UserError if results cannot be written into the folder `path`, because a part of the path is a file."""
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not existing.is_dir():
+        raise UserError(f"cannot write into {path}: {existing} is no folder; name another folder with --out")
 
 
-def flag(name: str, text: str) -> AddOption:
-    """Returns an option without a value, with the help `text`."""
-    return option(name, text, action="store_true")
+def require_image_file(path: pathlib.Path) -> None:
+    """Raises DataError unless `path` exists."""
+    if not path.exists():
+        raise DataError(f"there is no image {path}; give the path of a file, or of a folder with --reference")
 
 
-def number(name: str, default: float | None, text: str, least: float = 0, most: float = 2**31 - 1) -> AddOption:
-    """Returns an option for a number from `least` to `most`, a float if `default` is one."""
-    return lambda parser: add_number(parser, name, default, text, least, most)
+# Exit statuses of programs, beside 0, 1, 2 and 130 (`runtime.process.Program`).
+EXIT_DIVERGED, EXIT_LOST, EXIT_FAILED, EXIT_INTERRUPTED = 3, 4, 5, 75
+
+RunName = Annotated[
+    str,
+    Parameter(
+        name="--run",
+        help="run folder, also one in training; the bundled weights, photographs; or weights on the Hub, "
+        "hf://OWNER/NAME",
+    ),
+]
+Folder = Annotated[pathlib.Path, _check_before_tensorflow(require_results_folder)]
+Out = Annotated[
+    Folder | None,
+    Parameter(name="--out", help="folder for the results; default RUN/pictures, or ./pictures where RUN is no folder"),
+]
+Photograph = Annotated[str, _check_before_tensorflow(require_image_file)]
+Seed = Annotated[int, within(0, text="seed of all draws")]
+Count = within(1, 100_000)
+Devices = Annotated[int | None, within(1, 256, "use N GPUs, not all; without GPUs, N logical CPU devices")]
+Settings = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--set",
+        consume_multiple=False,
+        help="change an option, such as --set model.alpha=0.5 or --set 'model.steps=[1,[2,2],2]'; can be repeated; "
+        "`explain` lists the options",
+    ),
+]
+Split = Annotated[
+    Literal["train", "validation", "test", "all"] | None,
+    Parameter(
+        help="part of the data; default test, but all images of a folder without sub-folder train that the model was "
+        "not trained on"
+    ),
+]
+Pairing = Annotated[
+    Literal["auto", "within", "across", "any"] | None,
+    Parameter(
+        help="pairs of the data set: within a label, across labels or any; default auto: within and across if there "
+        "are labels"
+    ),
+]
+# Multiples of a direction in z.
+Amounts = Annotated[
+    tuple[float, ...],
+    within(
+        -1000,
+        1000,
+        "multiples of the direction that are added to z, in standard deviations of its property over images; 0 gives "
+        "the image itself",
+    ),
+]
 
 
-def choice(name: str, values: Sequence[str], text: str) -> AddOption:
-    """Returns an option whose value is one of `values`, by default the first."""
-    return option(f"{name} NAME", f"{text} (default {values[0]})", choices=values, default=values[0])
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """The data set of a command.
 
-
-def group(title: str, *options: AddOption) -> AddOption:
-    """Returns a group of options, which the help lists under `title`; with the title "", at most one may be given."""
-
-    def add(parser: Any) -> None:
-        made = parser.add_argument_group(title) if title else parser.add_mutually_exclusive_group()
-        for add_option in options:
-            add_option(made)
-
-    return add
-
-
-def require_image_files(options: argparse.Namespace) -> None:
-    """Raises DataError if one of the user's image files is missing; commands check this before TensorFlow starts."""
-    for path in options.files:
-        if not pathlib.Path(path).exists():
-            raise DataError(f"there is no image file {path}; give the paths of image files")
-
-
-def require_image_pairs(options: argparse.Namespace) -> None:
-    """Raises UserError if the number of image files is odd, one is missing, or others are for a data set."""
-    if len(options.files) % 2:
-        raise UserError(f"{options.command} got {len(options.files)} images; it takes pairs, an even number")
-    if options.files:
-        _refuse_data_options(options)
-    require_image_files(options)
-
-
-def _refuse_data_options(options: argparse.Namespace) -> None:
-    for name in ("pairing", "count", "split", "data", "data_dir", "download"):
-        if getattr(options, name) != options.get_default(name):
-            option = f"--{name.replace('_', '-')}"
-            got = f"the command got {options.files[0]}; leave {option} out"
-            raise UserError(f"{option} is for images of a data set, and {got}")
-
-
-def require_switch(options: argparse.Namespace) -> None:
-    """Raises UserError for wrong pairs of `switch`, or for options that do not fit --reference."""
-    if options.reference is None:
-        require_image_pairs(options)
-    elif len(options.files) != 1 or options.out is None:
-        raise UserError(f"--reference needs one folder of photographs, got {len(options.files)}, and --to OUT")
-    elif (options.pairing, options.size) != ("auto", "own"):
-        raise UserError("--reference takes neither --pairing nor --size: each photograph is written at its own size")
-    else:
-        _refuse_data_options(options)
-
-
-def require_encode_arguments(options: argparse.Namespace) -> None:
-    """Raises UserError if the command `encode` lacks --run, or a package for --format; --verify needs neither."""
-    if options.run is None and not options.verify:
-        raise UserError("encode needs --run RUN, the run folder whose model encodes")
-    if options.format == "parquet" and not options.verify:
-        require_packages("pyarrow", what="--format parquet")
-
-
-def make_file_name(name: str) -> str:
-    """Returns `name` as part of a file's name: its first 80 characters, with `_` for all but letters, digits and `_.-`.
-
-    >>> make_file_name("a/b c")
-    'a_b_c'
+    Attributes:
+        data: the images: photographs, folder:PATH, or the name of a TFDS data set (docs/data.md); default those of the
+            run.
+        data_dir: folder of prepared TFDS data sets; default that of the run.
+        download: download and prepare the TFDS data set if it is missing.
     """
-    return re.sub(r"[^\w.-]", "_", name)[:80]
+
+    data: str | None = None
+    data_dir: str | None = None
+    download: bool = False
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The sizes of results for a user's photographs.
+
+    Attributes:
+        size: own: also write each result at the photograph's own size, where a guided filter repeats the change of
+            colours that the model made at its size; model: only the picture at the model's size, whose pixels are
+            exact.
+        max_side: shrink larger photographs until both sides have at most N pixels.
+        unlimited: at a photograph's own size, let differences of colours grow more than twofold, and clip values at
+            black and white.
+    """
+
+    size: Literal["own", "model"] = "own"
+    max_side: Annotated[int, within(1, 16_383)] = 16_383
+    unlimited: bool = False
+
+
+def refuse_data_options(files: Sequence[str], source: DataSet, **options: Any) -> None:
+    """Raises UserError if the user names `files` and also gives one of the `options`, which are for a data set."""
+    for name, value in {**options, **dataclasses.asdict(source)}.items():
+        if files and value not in (None, False):
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} is for images of a data set, and the command got {files[0]}; leave {option} out")
+
+
+def require_pairs(command: str, files: Sequence[str]) -> None:
+    """Raises UserError if the number of `files` is odd."""
+    if len(files) % 2:
+        raise UserError(f"{command} got {len(files)} images; it takes pairs, an even number")

@@ -1,146 +1,209 @@
-"""The work of commands that need few lines: they read options, call the library, and print what was done."""
+"""Commands that need few lines: presets, explain, curves, import-wolf, publish, doctor, completion."""
 
-import argparse
 import json
+import pathlib
 import textwrap
 import time
+from typing import Annotated, Literal
 
-from tfdecouple.cli.options import get_program_name
-from tfdecouple.config import Config, describe_options, list_option_names, load_preset, preset_names
-from tfdecouple.config.run import make_unknown_option_error
+from cyclopts import Parameter
+
+from tfdecouple.cli.options import EXIT_FAILED, Devices, Out, RunName, Settings, within
 from tfdecouple.errors import UserError, nearest
-from tfdecouple.runtime.process import start_tensorflow
-
-# Exit status of `doctor` if a check fails, for example because images are not reconstructed exactly on this machine.
-EXIT_FAILS = 5
+from tfdecouple.runtime import process
+from tfdecouple.runtime.requirements import require_packages
 
 
-def run_presets(options: argparse.Namespace) -> int:
-    """Runs the command `presets`: prints all presets' names and descriptions, or one preset's options; returns 0."""
-    if not options.name:
+def presets(name: str | None = None, /) -> None:
+    """List the presets, or show one.
+
+    Args:
+        name: show all options of this preset.
+    """
+    from tfdecouple.config import load_preset, preset_names
+
+    if not name:
         names = preset_names()
         width = max(map(len, names))
         print(*(f"{name:{width}} {load_preset(name).description}" for name in names), sep="\n")
-        return 0
-    config = load_preset(options.name)
-    start_tensorflow()
+        return
+    config = load_preset(name)
+    process.start_tensorflow()
     from tfdecouple.networks.architecture import count_parameters
 
     print(f"{config.name} {count_parameters(config.model)['total']:,} parameters  {config.description}")
     values = {name: value for name, value in config.to_dict().items() if name not in ("description", "notes")}
-    print(f"\n{config.notes}\n\nWhat each option means: {get_program_name()} explain\n")
+    print(f"\n{config.notes}\n\nWhat each option means: python -m tfdecouple explain\n")
     print(json.dumps(values, indent=2))
-    return 0
 
 
-def run_explain(options: argparse.Namespace) -> int:
-    """Runs the command `explain`: prints default and meaning of all or of the named config options; returns 0."""
-    for name in options.names:
+def explain(*names: str) -> None:
+    """Explain the options of a training, which `train --set` changes.
+
+    The values are the defaults; presets have others.
+
+    Args:
+        names: only options whose names contain this text.
+    """
+    from tfdecouple.config import Config, describe_options, list_option_names
+    from tfdecouple.config.run import make_unknown_option_error
+
+    for name in names:
         if not any(name in option for option in list_option_names()):
             raise make_unknown_option_error(name)
     defaults = Config().flatten_options()
     texts = [
         f"{name} = {json.dumps(defaults[name])}\n{textwrap.indent(textwrap.fill(meaning, 96), '    ')}"
         for name, meaning in describe_options().items()
-        if not options.names or any(part in name for part in options.names)
+        if not names or any(part in name for part in names)
     ]
     print("\n\n".join(texts))
-    return 0
 
 
-def run_curves(options: argparse.Namespace) -> int:
-    """Runs the command `curves`: writes curves.png, the runs' metrics over the updates, and curves.json; returns 0."""
-    from tfdecouple.cli.run_images import write_picture
+def curves(
+    *,
+    run: Annotated[tuple[str, ...], Parameter(consume_multiple=False, required=True)],
+    out: Out = None,
+) -> None:
+    """Draw bits/dim, KL, log q(u|x) and learning rate over the updates of one or several runs.
+
+    Args:
+        run: run folder, or bundled weights; give it again to compare runs.
+    """
+    require_packages("matplotlib", what="the command curves")
+    process.start_tensorflow()
+    from tfdecouple.cli.results import write_picture
     from tfdecouple.runs.run_folder import PICTURES, RunFolder
     from tfdecouple.visualization.plots import Curves, plot_curves, render_figure
 
-    names = [RunFolder(path).name for path in options.run]
+    names = [RunFolder(path).name for path in run]
     # In the legend, runs that share a name are called by their paths.
-    shown = [name if names.count(name) == 1 else path for path, name in zip(options.run, names, strict=True)]
-    curves = [Curves(name, **RunFolder(path).read_curves()) for path, name in zip(options.run, shown, strict=True)]
-    runs = []
-    for path, run in zip(options.run, curves, strict=True):
-        last = max(steps[-1] for lines in (run.train, run.validation) for steps, _ in lines.values())
-        runs.append({"run": path, "name": run.name, "last_step": last})
-    summary = "; ".join(f"{run['name']} to update {run['last_step']:,}" for run in runs)
-    path = RunFolder(options.run[0]).find_results_folder(PICTURES, options.out) / "curves.png"
-    write_picture(path, render_figure(plot_curves(curves)), {"command": "curves", "runs": runs})
-    print(f"{path}: {summary}", flush=True)
-    return 0
+    shown = [name if names.count(name) == 1 else path for path, name in zip(run, names, strict=True)]
+    drawn = [Curves(name, **RunFolder(path).read_curves()) for path, name in zip(run, shown, strict=True)]
+    facts = []
+    for path, entry in zip(run, drawn, strict=True):
+        last = max(steps[-1] for lines in (entry.train, entry.validation) for steps, _ in lines.values())
+        facts.append({"run": path, "name": entry.name, "last_step": last})
+    picture = RunFolder(run[0]).find_results_folder(PICTURES, out) / "curves.png"
+    write_picture(picture, render_figure(plot_curves(drawn)), {"command": "curves", "runs": facts})
+    summary = "; ".join(f"{each['name']} to update {each['last_step']:,}" for each in facts)
+    print(f"{picture}: {summary}", flush=True)
 
 
-def run_encode_beam(options: argparse.Namespace) -> int:
-    """Runs the command `encode-beam`: encodes the images in --images into files in --out by Apache Beam; returns 0."""
-    from tfdecouple.corpus.beam import encode_with_beam
+def import_wolf(
+    *,
+    config: str,
+    weights: str,
+    image_shape: Annotated[tuple[int, int, int], within(1)],
+    workdir: str,
+    n_bits: Annotated[int, within(1)] = 8,
+) -> None:
+    """Turn a checkpoint of the paper's PyTorch code (wolf) into a run folder.
 
-    manifest = encode_with_beam(options)
-    skipped, written = manifest.totals["skipped"], f"{manifest.totals['images']:,} images in {len(manifest.shards)}"
-    unreadable = f", {skipped} unreadable, named in _unreadable.txt" if skipped else ""
-    print(f"{options.out}: {written} {manifest.format} files{unreadable}")
-    return 0
+    Args:
+        config: the JSON config of the PyTorch code.
+        weights: its state dict, .npz or .pt (needs torch).
+        image_shape: height, width and channels of the images, such as 32 32 3.
+        n_bits: bits per colour channel.
+        workdir: the run folder to make.
+    """
+    process.start_tensorflow()
+    from tfdecouple.interop import wolf
+
+    model = wolf.import_wolf(config, weights, image_shape=image_shape, n_bits=n_bits, workdir=workdir)
+    print(f"{workdir}: {model.parameter_count()['total']:,} parameters imported; open it with")
+    print(f"  import tfdecouple; model = tfdecouple.load_model({workdir!r})")
 
 
-def run_import_wolf(options: argparse.Namespace) -> int:
-    """Runs the command `import-wolf`: converts a checkpoint of the authors' code to a run folder; returns 0."""
-    from tfdecouple.interop.wolf import import_wolf
+def publish(
+    *,
+    run: RunName,
+    to: str,
+    licence: str | None = None,
+    name: str | None = None,
+    data: str | None = None,
+    trained_on: str | None = None,
+    rights: str | None = None,
+    private: bool = False,
+) -> None:
+    """Publish the weights of a run, in a folder or on the Hugging Face Hub.
 
-    shape, folder = tuple(options.image_shape), options.workdir
-    model = import_wolf(options.config, options.weights, image_shape=shape, n_bits=options.n_bits, workdir=folder)
-    print(f"{folder}: {model.parameter_count()['total']:,} parameters imported; open it with")
-    print(f"  import tfdecouple; model = tfdecouple.load_model({folder!r})")
-    return 0
+    Writes the config, the best weights, a manifest with digests of the files, and a model card. The account on the Hub
+    is that of `hf auth login` or of the variable HF_TOKEN.
 
+    Args:
+        to: a folder, new or empty; or hf://OWNER/NAME or hf://OWNER/NAME@BRANCH.
+        licence: licence as the Hub names it: apache-2.0, cc-by-4.0, other; default the card's.
+        name: name of the model; default the last part of --to.
+        data: data set that commands use with the published weights if the user names none: photographs, or a TFDS
+            name; default that of the training, which the model card states in any case.
+        trained_on: description of the training images, for the card; default the data set.
+        rights: sentence on rights in the training images, for the card; default the data set's.
+        private: make a new repository on the Hub private.
+    """
+    process.start_tensorflow()
+    from tfdecouple.runs import publishing
 
-def run_publish(options: argparse.Namespace) -> int:
-    """Runs the command `publish`: writes the weights of --run to the folder or Hub repository --to; returns 0."""
-    from tfdecouple.runs.publishing import publish
-
-    names = ("licence", "name", "data", "trained_on", "rights", "private")
-    place = publish(options.run, options.to, **{name: getattr(options, name) for name in names})
+    more = {"licence": licence, "name": name, "data": data, "trained_on": trained_on, "rights": rights}
+    place = publishing.publish(run, to, private=private, **more)
     print(f"{place}: config, weights, card and manifest")
     print(f"  import tfdecouple; model = tfdecouple.load_{'pretrained' if '://' in place else 'model'}({place!r})")
-    return 0
 
 
-def run_doctor(options: argparse.Namespace) -> int:
-    """Runs the command `doctor`: runs checks, prints and writes a report; returns 0, or EXIT_FAILS if a check fails."""
+def doctor(
+    *,
+    out: pathlib.Path | None = None,
+    quick: bool = False,
+    preset: str | None = None,
+    settings: Settings = (),
+    devices: Devices = None,
+    only: tuple[str, ...] = (),
+    timeout: Annotated[int, within(1, 10**6)] = 900,
+) -> int:
+    """Test whether this machine computes correctly, and how fast it is.
+
+    Each check runs in a process of its own. Nothing is written but temporary files and the report of --out. The exit
+    status is 0 if every test passes, and 5 if one fails; the report says what to do. docs/gpu.md explains it.
+
+    Args:
+        out: write doctor.json and doctor.txt there.
+        quick: run only what takes some minutes on two CPU cores.
+        preset: time this preset; default a small model.
+        only: run these checks only, such as numerics.
+        timeout: seconds after which a check is ended.
+    """
     from tfdecouple.doctor.check_runner import CHECKS, Task, make_doctor_config, make_json, make_text, run_checks
     from tfdecouple.storage.files import write_json, write_text
 
-    for name in options.only:
+    for name in only:
         if name not in CHECKS:
             raise UserError(f"there is no check {name!r}; there are {', '.join(CHECKS)}{nearest(name, [*CHECKS])}")
-    task = Task(options.preset, tuple(options.set), options.quick, options.timeout, options.devices)
+    task = Task(preset, settings, quick, timeout, devices)
     # A wrong preset, option or --out raises its error here, before the checks take minutes.
     make_doctor_config(task)
-    if options.out is not None:
-        write_text(options.out / "doctor.txt", "not done yet\n")
+    if out is not None:
+        write_text(out / "doctor.txt", "not done yet\n")
     start = time.monotonic()
     results = run_checks(
-        task, options.only or CHECKS, lambda text: print(f"[{time.monotonic() - start:4.0f} s] {text}", flush=True)
+        task, only or CHECKS, lambda text: print(f"[{time.monotonic() - start:4.0f} s] {text}", flush=True)
     )
     text, report = "\n".join(make_text(results)), make_json(task, results)
     print(text, flush=True)
-    if options.out is not None:
-        write_json(options.out / "doctor.json", report)
-        write_text(options.out / "doctor.txt", text + "\n")
-        print(f"\n{options.out / 'doctor.json'}")
-    return 0 if report["holds"] else EXIT_FAILS
+    if out is not None:
+        write_json(out / "doctor.json", report)
+        write_text(out / "doctor.txt", text + "\n")
+        print(f"\n{out / 'doctor.json'}")
+    return 0 if report["holds"] else EXIT_FAILED
 
 
-def run_completion(options: argparse.Namespace) -> int:
-    """Runs the command `completion`: prints the script for the shell; returns 0."""
-    import shtab
+def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
+    """Print a script with which a shell completes commands and options.
 
-    from tfdecouple.cli import COMMANDS, import_export, make_parser
+    It completes the command `tfdecouple`, in bash after: `source <(tfdecouple completion bash)`.
 
-    parser = make_parser(list(COMMANDS), "tfdecouple")
-    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    commands.choices["export"] = import_export().make_export_parser("tfdecouple export")
-    paths = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY, "RUN": shtab.DIRECTORY}
-    for command in commands.choices.values():
-        for action in command._actions:
-            if action.metavar in paths:
-                action.complete = paths[action.metavar]
-    print(shtab.complete(parser, options.shell))
-    return 0
+    Args:
+        shell: the shell.
+    """
+    from tfdecouple.cli import app
+
+    print(app.generate_completion(shell=shell, prog_name="tfdecouple"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import hashlib
@@ -34,14 +33,16 @@ UNREADABLE = "unreadable"
 _DIGESTS = "_digests.jsonl"
 
 
-def encode_with_beam(options: argparse.Namespace) -> CodesManifest:
+def encode_with_beam(options: Any, beam_arguments: Sequence[str]) -> CodesManifest:
     """Encodes a folder of images, as `options` of the command `encode-beam` say; returns the manifest of the codes.
+
+    `beam_arguments` are options of Beam and its runner.
 
     Raises:
         UserError: if the model or the images are missing, the output folder is not empty, or the pipeline fails.
     """
     # The user's options come last, because Beam uses the last value of an option.
-    beam_options = PipelineOptions(["--default_sdk_harness_log_level=ERROR", *options.beam])
+    beam_options = PipelineOptions(["--default_sdk_harness_log_level=ERROR", *beam_arguments])
     runner = beam_options.view_as(StandardOptions).runner or ""
     if "dask" in runner.lower():
         raise UserError(f"--runner={runner} writes files without codes; take another runner of Beam")
@@ -238,7 +239,7 @@ def _find_encoder_file(model: str) -> str:
     raise UserError(f"there is no encoder.onnx in {model}; python -m export --run RUN --to {model} makes one")
 
 
-def _choose_output_fields(session: Any, options: argparse.Namespace) -> tuple[tuple[Field, ...], Shape]:
+def _choose_output_fields(session: Any, options: Any) -> tuple[tuple[Field, ...], Shape]:
     """Returns the fields to store and the shape of the images; UserError for an ONNX file that cannot be used."""
     outputs = {output.name: tuple(output.shape[1:]) for output in session.get_outputs()}
     inputs = {array.name: tuple(array.shape[1:]) for array in session.get_inputs()}

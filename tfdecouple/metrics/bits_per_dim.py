@@ -14,9 +14,8 @@ import numpy as np
 
 from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.metrics.drawn_images import draw_uncropped_images
-from tfdecouple.metrics.metric import Estimate, Metric, Result, format_count, format_table, require_finite_values
-from tfdecouple.runtime.option_types import add_number
-from tfdecouple.runtime.progress import Counter
+from tfdecouple.metrics.metric import Estimate, Metric, Option, Result, format_table, require_finite_values
+from tfdecouple.runtime.progress import Counter, format_count
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -30,10 +29,7 @@ class BitsPerDim(Metric):
     """The metric that `evaluate` always computes: bits per dimension by the ELBO, and the terms of the ELBO in nats."""
 
     name = "bits_per_dim"
-
-    @classmethod
-    def add_options(cls, group: Any) -> None:
-        add_number(group, "--samples", 1, "draws per image for the ELBO, --latent-use and --outliers", 1)
+    added_options = {"samples": Option(int, 1, "draws per image for the ELBO, --latent-use and --outliers", least=1)}
 
     def is_requested(self) -> bool:
         return True
@@ -48,11 +44,8 @@ class ImportanceWeighted(Metric):
     """The metric of bits per dimension by the importance-weighted bound, from --importance draws per image."""
 
     name = "importance"
-
-    @classmethod
-    def add_options(cls, group: Any) -> None:
-        text = "also the importance-weighted bound over N draws per image, tighter than the ELBO; 0 for none"
-        add_number(group, "--importance", 0, text)
+    _HELP = "also the importance-weighted bound over N draws per image, tighter than the ELBO; 0 for none"
+    added_options = {"importance": Option(int, 0, _HELP)}
 
     def compute(self, evaluation: Any) -> Result:
         bound, line = _evaluate_bound(evaluation, IMPORTANCE_WEIGHTED, self.options.importance)

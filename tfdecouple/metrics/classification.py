@@ -12,8 +12,7 @@ import numpy as np
 
 from tfdecouple.errors import DataError
 from tfdecouple.metrics.drawn_images import draw_image_indices, encode_drawn_images, read_drawn_images
-from tfdecouple.metrics.metric import Estimate, Metric, Result, format_table
-from tfdecouple.runtime.option_types import add_number
+from tfdecouple.metrics.metric import Estimate, Metric, Option, Result, format_table
 from tfdecouple.runtime.progress import Counter
 
 if TYPE_CHECKING:
@@ -50,15 +49,11 @@ class LinearProbe(Metric):
 
     name = "probe"
     help = "also the test accuracy of linear classifiers of z, v and pixels; needs labels"
+    _IMAGES = "training images of --probe; 0 for the number in --images, or at most 10000, fewer if images are large"
+    added_options = {"probe_images": Option(int, 0, _IMAGES)}
     split = "test"
     needs_posterior = True
     needs_plots = True
-
-    @classmethod
-    def add_options(cls, group: Any) -> None:
-        super().add_options(group)
-        text = "training images of --probe; 0 for the number in --images, or at most 10000, fewer if images are large"
-        add_number(group, "--probe-images", 0, text)
 
     def compute(self, evaluation: Any) -> Result:
         from tfdecouple.visualization.plots import plot_confusion, render_figure

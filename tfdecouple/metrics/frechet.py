@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from tfdecouple.config.shapes import RGB_CHANNELS, Shape
 from tfdecouple.errors import DataError, UntrustedError, UserError, one_line
-from tfdecouple.metrics.metric import Metric, Result
-from tfdecouple.runtime.option_types import add_number
+from tfdecouple.metrics.metric import Metric, Option, Result
 from tfdecouple.runtime.progress import Counter
 from tfdecouple.storage.files import hash_file
 
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from tfdecouple.config import Config
     from tfdecouple.model import DecoupledModel
 
-# Values of --frechet-split. Training and validation images together are all images that training may use.
-SPLITS = ("train", "validation", "test", "train+validation")
 _NEEDS = f"it needs one input, uint8 images [n, height, width, {RGB_CHANNELS}], and one output, features [n, features]"
 
 # Type of a function from uint8 images `[n, height, width, channels]` to their features, float `[n, features]`.
@@ -40,24 +37,29 @@ class FrechetDistance(Metric):
     """
 
     name = "frechet"
+    added_options = {
+        "frechet": Option(
+            str | None, None, "also the Frechet distance of samples by the features of a network, an ONNX or Keras file"
+        ),
+        "trust": Option(
+            bool,
+            False,
+            "accept a Keras file (.keras) as the extractor, which can run code: use it only if you trust its source",
+        ),
+        "frechet_images": Option(int, 10_000, "samples of --frechet, and images to compare them with", least=2),
+        "frechet_split": Option(
+            Literal["train", "validation", "test", "train+validation"],
+            "test",
+            "images of --frechet; train+validation are all that training may use. FID on CIFAR-10 usually compares "
+            "50,000 samples with all training images: "
+            "--frechet-images 50000 --frechet-split train+validation",
+        ),
+        "temperature": Option(float, 1.0, "temperature of v of the samples of --frechet"),
+    }
 
     @property
     def split(self) -> str:
         return str(self.options.frechet_split)
-
-    @classmethod
-    def add_options(cls, group: Any) -> None:
-        text = "also the Frechet distance of samples by the features of a network, an ONNX or Keras file"
-        group.add_argument("--frechet", metavar="EXTRACTOR", help=text)
-        text = "accept a Keras file (.keras) as the extractor, which can run code: use it only if you trust its source"
-        group.add_argument("--trust", action="store_true", help=text)
-        add_number(group, "--frechet-images", 10_000, "samples of --frechet, and images to compare them with", 2)
-        text = (
-            f"images of --frechet: {', '.join(SPLITS)} (default test). FID on CIFAR-10 usually compares 50,000 samples "
-            "with all training images: --frechet-images 50000 --frechet-split train+validation"
-        )
-        group.add_argument("--frechet-split", choices=SPLITS, default="test", metavar="NAME", help=text)
-        add_number(group, "--temperature", 1.0, "temperature of v of the samples of --frechet")
 
     def prepare_inputs(self, config: Config) -> None:
         options = self.options

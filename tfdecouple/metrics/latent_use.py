@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfdecouple.errors import DataError
-from tfdecouple.metrics.metric import Estimate, Metric, Result, format_count, format_table, require_finite_values
-from tfdecouple.runtime.progress import Counter
+from tfdecouple.metrics.metric import Estimate, Metric, Result, format_table, require_finite_values
+from tfdecouple.runtime.progress import Counter, format_count
 
 if TYPE_CHECKING:
     import tensorflow as tf

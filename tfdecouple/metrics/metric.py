@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -61,6 +60,15 @@ class Result(NamedTuple):
     picture: Image.Image | None = None
 
 
+class Option(NamedTuple):
+    """An option of the command `evaluate`: its type, default, help text, and the least value of a number."""
+
+    kind: Any
+    default: Any
+    help: str
+    least: float = 0
+
+
 class Metric:
     """The base class of the metrics of the command `evaluate`; `cli/evaluate.py` has the list of all metrics.
 
@@ -70,6 +78,7 @@ class Metric:
         name: the name of the metric and of its JSON file, such as "latent_use".
         option: the command-line option that requests the metric, made of its name, such as "--latent-use".
         help: the help text of this option.
+        added_options: {name with underscores: `Option`} for `evaluate`; by default a flag with the metric's name.
         needs_z: whether the metric needs a model with z.
         needs_posterior: whether the metric rejects a model whose z is a function of the label instead of the image.
         needs_classes: whether the metric needs a model with labels.
@@ -83,17 +92,15 @@ class Metric:
     needs_posterior: ClassVar[bool] = False
     needs_classes: ClassVar[bool] = False
     needs_plots: ClassVar[bool] = False
+    added_options: ClassVar[Mapping[str, Option]] = {}
 
     def __init_subclass__(cls) -> None:
         cls.option = f"--{cls.name.replace('_', '-')}"
+        if cls.help:
+            cls.added_options = {cls.name: Option(bool, False, cls.help), **cls.added_options}
 
-    def __init__(self, options: argparse.Namespace):
+    def __init__(self, options: Any):
         self.options = options
-
-    @classmethod
-    def add_options(cls, group: Any) -> None:
-        """Adds the metric's options to `group`, an argparse group of `evaluate`; by default the flag `option`."""
-        group.add_argument(cls.option, action="store_true", help=cls.help)
 
     @property
     def split(self) -> str:
@@ -121,11 +128,6 @@ def format_table(rows: Sequence[Sequence[str]], indent: int = 4) -> list[str]:
     first, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     template = "  ".join([f"{' ' * indent}{{:{first}}}", *(f"{{:>{width}}}" for width in widths)])
     return [template.format(*row) for row in rows]
-
-
-def format_count(number: int, noun: str) -> str:
-    """Returns a count as a text, such as "1 draw" or "3 draws"."""
-    return f"{number} {noun}{'s' if number > 1 else ''}"
 
 
 def require_finite_values(what: str, values: np.ndarray, index: np.ndarray) -> None:

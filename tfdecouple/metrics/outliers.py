@@ -12,8 +12,8 @@ from tfdecouple.data.sources import find_source_kind, list_source_kinds, open_so
 from tfdecouple.errors import UserError, nearest
 from tfdecouple.metrics.bits_per_dim import compute_codec_bits
 from tfdecouple.metrics.drawn_images import draw_image_indices
-from tfdecouple.metrics.metric import Metric, Result, format_count, format_table, require_finite_values
-from tfdecouple.runtime.progress import Counter
+from tfdecouple.metrics.metric import Metric, Option, Result, format_table, require_finite_values
+from tfdecouple.runtime.progress import Counter, format_count
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -45,14 +45,14 @@ class Outliers(Metric):
 
     name = "outliers"
     needs_plots = True
-
-    @classmethod
-    def add_options(cls, group: Any) -> None:
-        text = (
+    added_options = {
+        "outliers": Option(
+            tuple[str, ...],
+            (),
             "also how well the model's scores separate outliers from the run's images: images of other data "
-            f"({list_source_kinds()}), {', '.join(MADE[:-1])} or {MADE[-1]}"
+            f"({list_source_kinds()}), {', '.join(MADE[:-1])} or {MADE[-1]}",
         )
-        group.add_argument("--outliers", nargs="+", default=[], metavar="SOURCE", help=text)
+    }
 
     def prepare_inputs(self, config: Config) -> None:
         options = self.options

@@ -19,6 +19,11 @@ _FIRST = 5.0
 INTERVAL = 15.0
 
 
+def format_count(number: int, noun: str) -> str:
+    """Returns a count as a text, such as "1 draw" or "3 draws"."""
+    return f"{number} {noun}{'s' if number > 1 else ''}"
+
+
 def format_duration(seconds: float) -> str:
     """Returns a duration as text, rounded to seconds or minutes.
 

@@ -21,7 +21,6 @@ EXTRAS = {
     "mlflow": "loggers",
     "pyarrow": "parquet",
     "matplotlib": "plots",
-    "shtab": "completion",
     "tensorflow_datasets": "tfds",
     "torch": "wolf",
     "wandb": "loggers",

@@ -2,12 +2,11 @@
 
 import contextlib
 import dataclasses
-import functools
 import io
 import pathlib
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,8 @@ from PIL.ExifTags import IFD, Base
 
 from tfdecouple.data.image_file import FULL_SIZE, open_image_file, scale_to_8_bits
 from tfdecouple.errors import DataError, one_line
-from tfdecouple.model import DecoupledModel
 from tfdecouple.storage.files import write_bytes
-from tfdecouple.visualization.guided_filter import NOTED, change_at_full_size, shrink_photograph
+from tfdecouple.visualization.guided_filter import NOTED, change_at_full_size
 
 # {Pillow's name of a file format: (file ending, options of Pillow for saving)}. A photograph in another format is saved
 # as a PNG file.
@@ -179,38 +177,25 @@ def _copy_exif(exif: Image.Exif, size: tuple[int, int]) -> Image.Exif:
     return copy
 
 
-class OwnSizeResults:
+class PhotographWriter:
     """Writes photographs at their own size, changed as the model changed small copies, into the folder `out`.
 
-    Photographs with a side of more than `max_side` pixels are shrunk. `unlimited` is that of `change_at_full_size`.
-
-    Attributes:
-        names: the photographs' file names, without folders and endings.
-        small: the photographs, reduced to the model's size and quantised, uint8 `[n, height, width, channels]`.
+    `unlimited` is that of `change_at_full_size`.
     """
 
-    def __init__(
-        self, paths: Sequence[str], out: pathlib.Path, model: DecoupledModel, max_side: int, unlimited: bool
-    ) -> None:
-        self._paths, self._out, self._unlimited, self._written = paths, out, unlimited, set[pathlib.Path]()
-        shape = model.config.image_shape
-        self.names = [pathlib.PurePath(path).stem for path in paths]
-        # The memory holds two photographs, because commands write the results of a pair in turns.
-        self._read = functools.lru_cache(2)(lambda path: read_photograph(path, shape[-1], max_side))
-        small = np.stack([shrink_photograph(self._read(path).pixels, *shape[:2]) for path in paths])
-        self.small = np.asarray(model.quantize_images(small))
+    def __init__(self, out: pathlib.Path, unlimited: bool) -> None:
+        self._out, self._unlimited, self._written = out, unlimited, set[pathlib.Path]()
 
-    def save_photograph(self, index: int, after: np.ndarray, change: str) -> None:
-        """Applies the change from `small[index]` to `after` to photograph `index`; writes the result, prints its path.
+    def write_photograph(self, photograph: UserPhotograph, before: np.ndarray, after: np.ndarray, change: str) -> None:
+        """Applies the change from `before` to `after` to a photograph, writes the result, and prints its path.
 
-        `after` is uint8 `[height, width, channels]` of the model's size. With `change` "z-of-b", a.jpg becomes
-        a-z-of-b.jpg; a number follows where photographs of different folders have the same name.
+        `before` is the photograph at the model's size, uint8 `[height, width, channels]`, like `after`. With `change`
+        "z-of-b", a.jpg becomes a-z-of-b.jpg; a number follows where photographs of different folders have one name.
         """
-        photograph = self._read(self._paths[index])
-        pixels, notes = photograph.change_photograph(self.small[index], after, self._unlimited)
+        pixels, notes = photograph.change_photograph(before, after, self._unlimited)
         content, suffix = photograph.encode_photograph(pixels)
         numbers = ("", *(f"-{number}" for number in range(2, len(self._written) + 3)))
-        names = (f"{self.names[index]}-{change}{number}{suffix}" for number in numbers)
+        names = (f"{pathlib.PurePath(photograph.path).stem}-{change}{number}{suffix}" for number in numbers)
         path = next(self._out / name for name in names if self._out / name not in self._written)
         self._written.add(path)
         write_bytes(path, content)

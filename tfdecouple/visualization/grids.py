@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.model import DecoupledModel
+from tfdecouple.model.codes import interpolate_codes
 
 # Approximate width of most grids, in pixels.
 WIDTH = 800
@@ -161,26 +162,36 @@ def draw_reconstruction_grid(
     return draw_grid(tiles, caption, group=(2, 0), side=side)
 
 
-def draw_switch_grid(
+def switch_images(
     model: DecoupledModel,
     a: np.ndarray,
     b: np.ndarray,
-    what: str = "Switch",
-    note: str = "",
+    strength: float = 1.0,
     on_images: OnImages = lambda done: None,
-    side: int = 0,
     labels: PairLabels = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns decode(z, v of a) and decode(z, v of b), uint8, where z goes by `strength` to that of the other image.
+
+    With `strength` 0, z is the image's own; with 1, it is the other's.
+    """
+    switched = np.empty_like(a), np.empty_like(b)
+    for chunk in _split_into_chunks(len(a)):
+        known = (None, None) if labels is None else (labels[0][chunk], labels[1][chunk])
+        codes = [model.encode(images[chunk], label) for images, label in zip((a, b), known, strict=True)]
+        for images, (z, v), other in zip(switched, (each[:2] for each in codes), codes[::-1], strict=True):
+            images[chunk] = model.decode(interpolate_codes(z, other.z, [strength])[:, 0], v)
+        on_images(2 * chunk.stop)
+    return switched
+
+
+def draw_switch_grid(
+    a: np.ndarray, b: np.ndarray, ba: np.ndarray, ab: np.ndarray, what: str = "Switch", note: str = "", side: int = 0
 ) -> Image.Image:
     """Draws pairs of images, and what a model decodes after switching the z of a pair (paper Figure 1).
 
-    A tile has two rows: an image of `a` beside decode(z of b, v of a), and an image of `b` beside decode(z of a, v of
-    b). A row of the picture has at most five tiles. `what` is the beginning of the caption.
+    A tile has two rows: an image of `a` beside `ba` (z of b, v of a), and an image of `b` beside `ab` (z of a, v of b).
+    A row of the picture has at most five tiles. `what` is the beginning of the caption.
     """
-    ab, ba = np.empty_like(a), np.empty_like(b)
-    for chunk in _split_into_chunks(len(a)):
-        known = None if labels is None else (labels[0][chunk], labels[1][chunk])
-        ab[chunk], ba[chunk] = model.switch(a[chunk], b[chunk], known)
-        on_images(2 * chunk.stop)
     columns = min(5, len(a))
     tiles = arrange_rows(np.stack([np.stack([a, ba], 1), np.stack([b, ab], 1)], 1), columns)
     rows, shape = len(tiles), a.shape[1:]
@@ -238,36 +249,41 @@ def draw_interpolation_grid(
     )
 
 
-def draw_edit_grid(
+def edit_images(
     model: DecoupledModel,
     images: np.ndarray,
     directions: Mapping[str, np.ndarray],
     amounts: Sequence[float],
-    name: str,
-    note: str = "",
     on_images: OnImages = lambda done: None,
-) -> Image.Image:
-    """Draws images whose z is moved along `directions`, a row for each image and direction; returns a picture.
+) -> np.ndarray:
+    """Moves z of images along each of the `directions`, {name: vector, float32 `[d_z]`}, by each of the `amounts`.
 
-    `directions` is {name of the method that found the direction: vector, float32 `[d_z]`}; rows are labelled with the
-    names. A column adds one of `amounts` times the direction to z. The caption calls the direction `name`.
+    The result is uint8 `[n, directions, amounts, height, width, channels]`. Each image is encoded once.
     """
-    rows, done = [], 0
+    edited, done = np.empty((len(images), len(directions), len(amounts), *images.shape[1:]), np.uint8), 0
     for chunk in _split_into_chunks(len(images)):
         z, v = model.encode(images[chunk])[:2]
         assert z is not None
-        changed = np.empty((len(v), len(directions), len(amounts), *images.shape[1:]), np.uint8)
         for row, vector in enumerate(directions.values()):
             for column, amount in enumerate(amounts):
-                # `model.decode` is called, because `model.edit` would encode the images again for each amount.
-                changed[:, row, column] = model.decode(z + np.float32(amount) * vector, v)
+                edited[chunk, row, column] = model.decode(z + np.float32(amount) * vector, v)
                 on_images(done := done + len(v))
-        rows.append(changed)
+    return edited
+
+
+def draw_edit_grid(
+    edited: np.ndarray, directions: Sequence[str], amounts: Sequence[float], name: str, note: str = ""
+) -> Image.Image:
+    """Draws the result of `edit_images`, a row for each image and direction, and a column for each amount.
+
+    Rows are labelled with `directions`, the names of the methods that found them, if there are several. The caption
+    calls the direction `name`.
+    """
     return draw_grid(
-        np.concatenate(rows).reshape(-1, len(amounts), *images.shape[1:]),
+        edited.reshape(-1, *edited.shape[2:]),
         f"Along {name}: a multiple of the direction is added to z, v stays the same; 0 is the image itself. {note}",
         group=(len(directions) if len(directions) > 1 else 0, 0),
-        row_labels=list(directions) * len(images) if any(directions) else (),
+        row_labels=list(directions) * len(edited) if len(directions) > 1 else (),
         column_labels=[f"{amount:g}" for amount in amounts],
     )
 

@@ -101,7 +101,7 @@ def _draw_switch(inputs: PictureInputs) -> Image.Image | None:
     if not (inputs.model.config.has_latent and count):
         return None
     a, b, labels = inputs.select_image_pairs(count)
-    return grids.draw_switch_grid(inputs.model, a, b, side=_SIDE, labels=labels)
+    return grids.draw_switch_grid(a, b, *grids.switch_images(inputs.model, a, b, labels=labels), side=_SIDE)
 
 
 def draw_pictures(

@@ -1,0 +1,117 @@
+"""The command `export`, which `python -m export` runs, too."""
+
+import pathlib
+import sys
+
+from tfdecouple.cli.options import EXIT_FAILED
+from tfdecouple.errors import UserError
+from tfdecouple.runtime import process
+from tfdecouple.runtime.requirements import require_packages
+
+
+def export(
+    *,
+    run: str | None = None,
+    to: pathlib.Path | None = None,
+    verify: pathlib.Path | None = None,
+    expect: str | None = None,
+    format: tuple[str, ...] = ("savedmodel", "onnx"),
+    endpoints: tuple[str, ...] = (),
+    any_size: bool = False,
+    version: int | None = None,
+    name: str | None = None,
+    web_runtime: pathlib.Path | None = None,
+    web_gpu: bool = False,
+) -> int:
+    """Write a run for other programs, which use the files without this project.
+
+    Every file is loaded and compared with the model in a process of its own before the export folder is made. A
+    SavedModel for TensorFlow Serving, ONNX files for ONNX Runtime, and files to start a server:
+
+        python -m export --run runs/quickstart --to exported/quickstart
+
+    A page that runs the model in the browser; serve its folder web with any server:
+
+        python -m export --run runs/quickstart --to exported/quickstart --format web
+
+    Files for phones:
+
+        python -m export --run runs/quickstart --to exported/quickstart --format litert
+
+    The same checks again, on the machine where the files are used; without the run:
+
+        python -m export --verify exported/quickstart
+
+    Exit status: 0 published, or verified; 2 a mistake in the command or a full disk, named in one line; 5 a file did
+    not pass its check, nothing published, or with --verify, something is changed or wrong; 130 interrupted, nothing
+    published.
+
+    Args:
+        run: run folder; bundled weights such as photographs; or published ones, hf://OWNER/NAME.
+        to: export folder, which must not exist yet.
+        verify: check an export folder again, here, without the run: digests of all files, and their answers.
+        expect: with --verify: the SHA-256 of manifest.json that the export has printed.
+        format: one or several of savedmodel, onnx, litert, web.
+        endpoints: signatures of the SavedModel; default all.
+        any_size: files that encode and decode images of any height and width, instead of the model's.
+        version: version of the SavedModel, for TensorFlow Serving; default 1.
+        name: name of the model; default the name of the run folder.
+        web_runtime: folder of the npm package onnxruntime-web, for the format web; default: npm fetches it.
+        web_gpu: give the web page the runtime for graphics cards, too: 27 MB more, used where it is exact and faster.
+    """
+    require_packages("onnx", "tf2onnx", "onnxruntime", "tensorflow_serving", what="the export")
+    if verify is not None:
+        if run or to:
+            raise UserError("--verify takes an export folder and neither --run nor --to")
+        return _verify_export(verify, expect)
+    if expect:
+        raise UserError("--expect belongs to --verify")
+    if not run or not to:
+        raise UserError("export needs --run RUN and --to DIR, or --verify DIR")
+
+    process.start_tensorflow()
+    from export import pipeline
+    from export.export_folder import MANIFEST
+    from export.verification.verify import RefusedError
+    from tfdecouple.storage.files import hash_file
+
+    try:
+        config = pipeline.ExportConfig(
+            run=run, to=to, formats=tuple(dict.fromkeys(format)), endpoints=endpoints, any_size=any_size,
+            version=version, name=name, web_runtime=web_runtime, web_gpu=web_gpu,
+        )  # fmt: skip
+        published = pipeline.export(config, _print_now)
+    except RefusedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    print()
+    for path in published:
+        print(path)
+    digest = hash_file(to / MANIFEST)
+    print(f"\n{MANIFEST} has the SHA-256 {digest}; keep it elsewhere, for --verify DIR --expect DIGEST")
+    return 0
+
+
+def _verify_export(folder: pathlib.Path, expected: str | None) -> int:
+    """Verifies an export folder; `expected` is its manifest's SHA-256 (None: any); returns exit status 0 or 5."""
+    from export.export_folder import MANIFEST, load_manifest
+    from export.verification.verify import join_problems, verify_folder
+    from tfdecouple.storage.files import hash_file
+
+    load_manifest(folder)
+    digest = hash_file(folder / MANIFEST)
+    if expected is not None and digest != expected.lower():
+        print(f"error: {folder / MANIFEST} has the SHA-256 {digest}; expected {expected}", file=sys.stderr)
+        return EXIT_FAILED
+    problems, not_compared = verify_folder(folder, _print_now)
+    _print_now(f"{MANIFEST} has the SHA-256 {digest}")
+    if problems:
+        print(f"error: {folder} is not as it was exported: {join_problems(problems)}", file=sys.stderr)
+        return EXIT_FAILED
+    unchecked = f"; answers were not checked of {', '.join(not_compared)}"
+    print(f"{folder} is as it was exported{unchecked if not_compared else ', and answers as the model did'}")
+    return 0
+
+
+def _print_now(text: str) -> None:
+    print(text, flush=True)

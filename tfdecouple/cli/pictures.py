@@ -1,0 +1,447 @@
+"""Commands that draw pictures of a run: sample, reconstruct, switch, interpolate, edit, neighbours, project."""
+
+import dataclasses
+import pathlib
+import re
+import sys
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from tfdecouple.cli.options import (
+    Amounts,
+    Count,
+    DataSet,
+    Out,
+    Pairing,
+    Photograph,
+    RunName,
+    Seed,
+    Sizes,
+    Split,
+    refuse_data_options,
+    require_pairs,
+    within,
+)
+from tfdecouple.cli.results import (
+    choose_images,
+    choose_pairs,
+    get_label_names,
+    name_unwritable_path,
+    open_data,
+    open_run,
+    read_photographs,
+)
+from tfdecouple.errors import DataError, UserError, make_printable, nearest
+from tfdecouple.runtime.progress import Counter, format_count
+from tfdecouple.runtime.requirements import require_packages
+
+# Number of nearest images that `neighbours` shows beside a sample.
+_NEAREST = 5
+# Temperatures, the factors by which v is multiplied.
+_Temperature = within(0, 1000)
+
+
+def sample(
+    *,
+    run: RunName = "photographs",
+    out: Out = None,
+    count: Annotated[int, Count] = 10,
+    seed: Seed = 0,
+    temperatures: Annotated[tuple[float, ...], _Temperature] = (0.5, 0.7, 0.8, 0.9, 1.0),
+    labels: tuple[str, ...] = (),
+) -> None:
+    """Draw new images at several temperatures.
+
+    The temperature multiplies v: below 1 samples are smoother. A column shares z and the direction of v.
+
+    Args:
+        count: number of samples at each temperature.
+        temperatures: one or several temperatures.
+        labels: draw a row of samples for each of these labels of the model, or for all.
+    """
+    opened, results = open_run("sample", run, out)
+    from tfdecouple.visualization import grids
+
+    facts = {"seed": seed, "count": count}
+    shared: dict[str, Any] = {**facts, "note": f"\n{opened.note()}"}
+    if not labels:
+        rows = {str(temperature): {"temperature": temperature} for temperature in temperatures}
+        with Counter("sampling", count * len(rows)) as counter:
+            picture = grids.draw_sample_grid(opened.model, rows, "the temperature of v", on_images=counter, **shared)
+        summary = f"{count} samples at temperature {', '.join(rows)}"
+        return results.write("sample", picture, summary, {**facts, "temperatures": temperatures})
+    if not (names := opened.label_names):
+        raise UserError(f"--labels needs a model with labels, and that of {run} has none")
+    for label in (labels := names if "all" in labels else labels):
+        if label not in names:
+            raise UserError(f"--labels has {label!r}, which is no label of {run}{nearest(label, names)}")
+    for temperature in temperatures:
+        rows = {label: {"temperature": temperature, "labels": names.index(label)} for label in labels}
+        what = f"a class; the temperature of v is {temperature:g}"
+        with Counter("sampling", count * len(labels)) as counter:
+            picture = grids.draw_sample_grid(opened.model, rows, what, on_images=counter, **shared)
+        summary = f"{count} samples of each of {len(labels)} labels at temperature {temperature}"
+        more = {"temperature": temperature, "labels": labels}
+        results.write(f"sample-{temperature:g}", picture, summary, {**facts, **more})
+    return None
+
+
+def reconstruct(
+    *,
+    run: RunName = "photographs",
+    out: Out = None,
+    split: Split = None,
+    source: DataSet = DataSet(),
+    count: Annotated[int, Count] = 20,
+    seed: Seed = 0,
+    own_size: bool = False,
+) -> None:
+    """Encode images, decode their codes and count the images that are equal to the last pixel.
+
+    Args:
+        count: number of images.
+        own_size: write each image at its own size, uncropped (only data sets folder and photographs).
+    """
+    opened, results = open_run("reconstruct", run, out)
+    import numpy as np
+
+    from tfdecouple.metrics.drawn_images import draw_uncropped_images
+    from tfdecouple.visualization import grids
+
+    data, part = open_data(opened, source, split)
+    if not own_size:
+        images = choose_images(opened, data, part, count, seed)
+        with Counter("reconstructing", count := len(images.pixels)) as counter:
+            decoded, exact = grids.reconstruct_images(opened.model, images.pixels, counter, images.labels)
+        picture = grids.draw_reconstruction_grid(images.pixels, decoded, exact, f"\n{images.note}")
+        facts = {**images.facts, "seed": seed, "count": count, "exact": exact}
+        return results.write("reconstruct", picture, f"{exact} of {count} images are equal to the last pixel", facts)
+    for name, read in draw_uncropped_images(data, part, count, seed).items():
+        image = opened.model.quantizer.quantize_pixels(read()[None]).numpy()
+        decoded = opened.model.decode(*opened.model.encode(image)).numpy()
+        lost, (height, width) = int((decoded != image).sum()), image.shape[1:3]
+        summary = f"{width} x {height} pixels, {lost} of {image.size:,} subpixels differ"
+        caption = f"Image and decode(encode(image)): {summary}. {opened.note()}"
+        facts = {"data": data.title, "split": part, "image": name, "height": height, "width": width}
+        facts["lost_subpixels"] = lost
+        name = pathlib.PurePath(name).with_suffix("").as_posix().replace("/", "-")
+        results.write(f"reconstruct-{name}", grids.draw_grid(np.stack([image, decoded], 1), caption), summary, facts)
+    return None
+
+
+def switch(
+    *files: Photograph,
+    run: RunName = "photographs",
+    out: Annotated[Out, Parameter(alias="--to")] = None,
+    reference: Photograph | None = None,
+    strength: Annotated[float | None, within(0, 1)] = None,
+    sizes: Sizes = Sizes(),
+    split: Split = None,
+    source: DataSet = DataSet(),
+    pairing: Pairing = None,
+    count: Annotated[int | None, Count] = None,
+    seed: Seed = 0,
+) -> int | None:
+    """Exchange the global codes z of pairs of images (paper Figure 1).
+
+    With your own photographs: `tfdecouple switch a.jpg b.jpg`, or, for z of one image in a folder of photographs,
+    `tfdecouple switch --reference R.jpg FOLDER --to OUT`. Without files, pairs come from the data set; where it has
+    labels, one picture shows pairs within labels and another pairs across labels.
+
+    Args:
+        files: your own pairs, not the data set's, of any size: a.png b.png c.png d.png.
+        reference: decode all photographs of the folder FILES with z of this image, at their own size, into --to.
+        strength: z of a result: from 0, z of the image itself, to 1, z of the other image; default 0.9 for your own
+            photographs, 1 for pairs of the data set.
+        count: number of pairs of the data set; default 10.
+    """
+    refuse_data_options(files, source, split=split, pairing=pairing, count=count)
+    if reference is not None:
+        return _switch_folder(files, run, out, reference, 0.9 if strength is None else strength, sizes)
+    require_pairs("switch", files)
+    opened, results = open_run("switch", run, out, needs_z=True)
+    import numpy as np
+
+    from tfdecouple.visualization import grids
+    from tfdecouple.visualization.full_size import PhotographWriter
+
+    if not files:
+        strength = 1.0 if strength is None else strength
+        pairs = choose_pairs(opened, source, split, pairing or "auto", ("within", "across"), count or 10, seed)
+        for how, (first, second) in pairs.items():
+            title = {"within": "Switch within a class", "across": "Switch across classes"}.get(how, "Switch")
+            labels = None if first.labels is None or second.labels is None else (first.labels, second.labels)
+            with Counter("switching", 2 * len(first.pixels)) as counter:
+                switched = grids.switch_images(opened.model, first.pixels, second.pixels, strength, counter, labels)
+            picture = grids.draw_switch_grid(first.pixels, second.pixels, *switched, what=title, note=f"\n{first.note}")
+            facts = {
+                "pairing": how,
+                "first": first.facts,
+                "second": second.facts,
+                "seed": seed,
+                "count": len(first.pixels),
+            }
+            summary = f"{title.lower()}, {format_count(len(first.pixels), 'pair')}"
+            results.write(f"switch-{how}", picture, summary, {**facts, "strength": strength})
+        return None
+    strength = 0.9 if strength is None else strength
+    writer, grid = PhotographWriter(results.path, sizes.unlimited), []
+    with Counter("switching", len(files)) as counter:
+        for pair in zip(files[::2], files[1::2], strict=True):
+            photographs, (a, b) = read_photographs(opened, pair, sizes)
+            ba, ab = (images[0] for images in grids.switch_images(opened.model, a[None], b[None], strength))
+            grid.append((a, b, ba, ab))
+            counter(2 * len(grid))
+            for photograph, before, after, other in zip(photographs, (a, b), (ba, ab), pair[::-1], strict=False):
+                writer.write_photograph(photograph, before, after, f"z-of-{pathlib.PurePath(other).stem}")
+    a, b, ba, ab = map(np.stack, zip(*grid, strict=True))
+    picture = grids.draw_switch_grid(a, b, ba, ab, note=f"\nOwn images. {opened.note()}")
+    facts = {"pairing": "pairs", "first": {"files": files[::2]}, "second": {"files": files[1::2]}, "strength": strength}
+    results.write("switch-pairs", picture, f"switch, {format_count(len(grid), 'pair')}", {**facts, "count": len(grid)})
+    return None
+
+
+def _switch_folder(
+    files: tuple[str, ...], run: str, out: pathlib.Path | None, reference: str, strength: float, sizes: Sizes
+) -> int:
+    """Writes all photographs of a folder with z of `reference`; returns 1 if a photograph cannot be read, else 0."""
+    if len(files) != 1 or out is None:
+        raise UserError(f"--reference needs one folder of photographs, got {len(files)}, and --to OUT")
+    if sizes.size != "own":
+        raise UserError("--reference takes no --size: each photograph is written at its own size")
+    opened, _ = open_run("switch", run, out, needs_z=True)
+    from tfdecouple.visualization.photograph_folder import switch_folder
+
+    with name_unwritable_path(out):
+        result = switch_folder(opened.model, reference, files[0], out, strength, sizes.max_side, sizes.unlimited)
+    for line in (*(f"skipped: {error}" for error in result.errors), *result.notes):
+        print(line, file=sys.stderr)
+    counts = f"{len(result.kept)} there already, {len(result.errors)} skipped"
+    print(f"{out}: {len(result.written)} photographs with z of {reference} written, {counts}")
+    return 1 if result.errors else 0
+
+
+def interpolate(
+    *files: Photograph,
+    run: RunName = "photographs",
+    out: Out = None,
+    steps: Annotated[int, within(2)] = 6,
+    path: Literal["lerp", "slerp", "both"] = "lerp",
+    sizes: Sizes = Sizes(),
+    split: Split = None,
+    source: DataSet = DataSet(),
+    pairing: Pairing = None,
+    count: Annotated[int | None, Count] = None,
+    seed: Seed = 0,
+) -> None:
+    """Go from one image to another in z and v apart (paper Figure 5).
+
+    In the picture z changes downwards and v to the right; two corners have the images themselves. Of your own
+    photographs, the file A-z-X-of-B is photograph A with its own v, and z at the fraction X of the way to z of B.
+
+    Args:
+        files: your own pairs, not the data set's, of any size: a.png b.png c.png d.png.
+        steps: images in a row and in a column.
+        path: path of v: lerp, a line as in the paper; slerp, an arc; both.
+        count: number of pairs of the data set, one below another; default 1.
+    """
+    refuse_data_options(files, source, split=split, pairing=pairing, count=count)
+    require_pairs("interpolate", files)
+    opened, results = open_run("interpolate", run, out)
+    import numpy as np
+
+    from tfdecouple.visualization import grids
+    from tfdecouple.visualization.full_size import PhotographWriter
+
+    has_z, places = opened.config.model.has_latent, [step / (steps - 1) for step in range(steps)]
+    paths = ("lerp", "slerp") if path == "both" else (path,)
+    what = "z downwards, v to the right" if has_z else "v from left to right, no z"
+    facts = {"seed": seed, "places": places, "path": path}
+    if files:
+        # Without z the model changes only v, and photographs at their own size keep their own v.
+        sizes = sizes if has_z else dataclasses.replace(sizes, size="model")
+        writer, bands, note = PhotographWriter(results.path, sizes.unlimited), [], f"Own images. {opened.note()}"
+        facts |= {"pairing": "pairs", "first": {"files": files[::2]}, "second": {"files": files[1::2]}}
+        for pair in zip(files[::2], files[1::2], strict=True):
+            photographs, (a, b) = read_photographs(opened, pair, sizes)
+            bands.append(grids.interpolate_pairs(opened.model, a[None], b[None], places, paths))
+            first, second = (pathlib.PurePath(file).stem for file in pair)
+            for step, place in enumerate(places[1:] if photographs else (), 1):
+                # The first column of the picture has v of the first image, and the last column v of the second.
+                of_a, of_b = bands[-1][0, 0, step, 0], bands[-1][0, 0, -1 - step, -1]
+                writer.write_photograph(photographs[0], a, of_a, f"z-{place:.2g}-of-{second}")
+                writer.write_photograph(photographs[1], b, of_b, f"z-{place:.2g}-of-{first}")
+        tiles = np.concatenate(bands)
+    else:
+        pairs = choose_pairs(opened, source, split, pairing or "auto", ("across",), count or 1, seed)
+        ((facts["pairing"], (images, others)),) = pairs.items()
+        facts |= {"first": images.facts, "second": others.facts}
+        note, total = images.note, len(images.pixels) * len(paths) * len(places) * (len(places) if has_z else 1)
+        labels = None if images.labels is None or others.labels is None else (images.labels, others.labels)
+        with Counter("interpolating", total) as counter:
+            tiles = grids.interpolate_pairs(opened.model, images.pixels, others.pixels, places, paths, counter, labels)
+    picture = grids.draw_interpolation_grid(tiles, places, paths, f"\n{note}")
+    summary = f"{format_count(len(tiles), 'pair')} of images, {what}"
+    results.write("interpolate", picture, summary, {**facts, "count": len(tiles)})
+
+
+def edit(
+    *files: Photograph,
+    direction: str,
+    run: RunName = "photographs",
+    out: Out = None,
+    method: Literal["means", "classifier", "decoded"] | None = None,
+    amounts: Amounts = (-1, -0.5, 0, 0.5, 1),
+    sizes: Sizes = Sizes(),
+) -> None:
+    """Change images along a direction in z.
+
+    v of each image does not change. The command `directions` finds the directions of a run.
+
+    Args:
+        files: images of any size.
+        direction: name of the direction.
+        method: how the direction was found; default the first that the run has.
+    """
+    if not files:
+        raise UserError("edit needs one or several image files")
+    opened, results = open_run("edit", run, out, needs_z=True)
+    import numpy as np
+
+    from tfdecouple.runs.opened_run import load_directions
+    from tfdecouple.visualization import grids
+    from tfdecouple.visualization.full_size import PhotographWriter
+
+    # For a run without directions, `opened.directions()` is None, and `load_directions` raises an error with advice.
+    chosen = (opened.directions() or load_directions(run)).find(direction, method)
+    writer, rows, name = PhotographWriter(results.path, sizes.unlimited), [], make_printable(chosen.name, 100)
+    with Counter("editing", len(files)) as counter:
+        for file in files:
+            photographs, small = read_photographs(opened, [file], sizes)
+            rows.append(grids.edit_images(opened.model, small, {"": chosen.vector}, amounts))
+            counter(len(rows))
+            for photograph in photographs:
+                for amount, edited in zip(amounts, rows[-1][0, 0], strict=True):
+                    if amount:
+                        change = f"{make_file_name(chosen.name)}{amount:+g}"
+                        writer.write_photograph(photograph, small[0], edited, change)
+    picture = grids.draw_edit_grid(np.concatenate(rows), [""], amounts, name, f"Own images. {opened.note()}")
+    facts = {"files": files, "direction": chosen.name, "method": chosen.method, "amounts": amounts}
+    results.write("edit", picture, f"{format_count(len(files), 'image')} along {name}, {chosen.method}", facts)
+
+
+def make_file_name(name: str) -> str:
+    """Returns `name` as part of a file's name: its first 80 characters, with `_` for all but letters, digits and `_.-`.
+
+    >>> make_file_name("a/b c")
+    'a_b_c'
+    """
+    return re.sub(r"[^\w.-]", "_", name)[:80]
+
+
+def neighbours(
+    *,
+    run: RunName = "photographs",
+    out: Out = None,
+    split: Literal["train", "validation", "test"] = "train",
+    source: DataSet = DataSet(),
+    count: Annotated[int, Count] = 6,
+    seed: Seed = 0,
+    temperature: Annotated[float, _Temperature] = 0.8,
+    search: Annotated[int, within(0)] = 1000,
+) -> None:
+    """Show samples beside the training images nearest to them.
+
+    Distances are Euclidean, between pixels and, where the model has z, between z. A model that repeats its training
+    images gives samples equal to their neighbours.
+
+    Args:
+        split: part of the data to search.
+        count: number of samples.
+        temperature: factor of v.
+        search: number of images to search, drawn at random; 0 for all.
+    """
+    opened, results = open_run("neighbours", run, out)
+    import numpy as np
+    from scipy.spatial.distance import cdist
+
+    from tfdecouple.data.batches import read_chosen_batches
+    from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_images
+    from tfdecouple.visualization import grids
+
+    (data, _), model, has_z = open_data(opened, source, split), opened.model, opened.config.model.has_encoder
+    samples = np.asarray(model.sample(count, temperature, seed=seed))
+    drawn = draw_image_indices(data, split, search or data.sizes[split], seed)
+    queries = {"pixels": samples} | ({"z": opened.encode_z(samples)} if has_z else {})
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in queries}
+    searched: list[int] = []
+    for batch in read_chosen_batches(data, split, drawn, batch_size=64, title="searching"):
+        images = np.asarray(model.quantize_images(batch["image"]))
+        for name, query in queries.items():
+            vectors = opened.encode_z(images) if name == "z" else images
+            columns[name].append(cdist(query.reshape(len(query), -1), vectors.reshape(len(vectors), -1)))
+        searched += batch["index"].tolist()
+    nearest_images, found = {}, {}
+    for name in queries:
+        distances = np.concatenate(columns[name], 1)
+        order = np.argsort(distances, 1, kind="stable")[:, :_NEAREST]
+        indices, distances = np.array(searched)[order], np.take_along_axis(distances, order, 1)
+        # Each image is read once, even if it is a neighbour of several samples.
+        different, rows = np.unique(indices, return_inverse=True)
+        nearest_images[name] = read_drawn_images(model, data, split, different)[0][rows.reshape(indices.shape)]
+        found[name] = {"indices": indices.tolist(), "distances": distances.tolist()}
+    copies = sum(row[0] == 0 for row in found["pixels"]["distances"])
+    caption = (
+        f"Samples at temperature {temperature} and the {min(_NEAREST, len(searched))} images nearest to each, "
+        f"by pixels{' and by z' if has_z else ''}, among {len(searched):,} images ({data.title}, {split}). "
+        f"{copies} of {count} samples equal one of them.\n{opened.note()}"
+    )
+    facts = {"data": data.title, "searched": len(searched), "copies": copies, "nearest": found}
+    facts |= {"split": split, "seed": seed, "count": count, "temperature": temperature}
+    summary = f"{count} samples beside their nearest of {len(searched):,} images; {copies} equal one"
+    results.write("neighbours", grids.draw_neighbour_grid(samples, nearest_images, caption), summary, facts)
+
+
+def project(
+    *,
+    run: RunName = "photographs",
+    out: Out = None,
+    split: Split = None,
+    source: DataSet = DataSet(),
+    count: Annotated[int, Count] = 1000,
+    seed: Seed = 0,
+    method: Literal["pca", "tsne"] = "pca",
+) -> None:
+    """Show the global codes z of images in the plane, coloured by label.
+
+    Images with similar z lie close together.
+
+    Args:
+        count: number of images.
+        method: pca, principal components, or tsne, t-SNE.
+    """
+    require_packages("matplotlib", what="the command project")
+    opened, results = open_run("project", run, out, needs_z=True)
+    import numpy as np
+
+    from tfdecouple.metrics.drawn_images import draw_image_indices
+    from tfdecouple.visualization import plots
+
+    data, part = open_data(opened, source, split)
+    indices = np.sort(draw_image_indices(data, part, count, seed))
+    if len(indices) < 4:
+        raise DataError(f"project got {len(indices)} images; it needs at least 4")
+    codes, labels = opened.encode_split(data, part, indices, "encoding")
+    facts: dict[str, Any] = {"data": data.title, "split": part, "method": method, "seed": seed, "count": len(indices)}
+    if method == "pca":
+        points, shares = plots.project_to_components(codes)
+        facts["explained_variance"] = shares.tolist()
+        axes = tuple(f"principal component {n} ({share:.0%} of the variance)" for n, share in enumerate(shares, 1))
+    else:
+        points, axes = plots.project_by_t_sne(codes, seed), ("t-SNE 1", "t-SNE 2")
+    facts |= {"indices": indices.tolist(), "labels": get_label_names(data, labels), "points": points.tolist()}
+    title = f"z of {len(indices):,} images: {data.title}, {part}\n{opened.note()}"
+    picture = plots.render_figure(plots.plot_projection(points, labels, data.label_names, axes, title))
+    summary = f"z of {len(indices):,} images by {'PCA' if method == 'pca' else 't-SNE'}"
+    results.write(f"project-{method}", picture, summary, facts)

@@ -1,0 +1,174 @@
+"""What commands share that make pictures of a run: open the run, choose images for its model, and write results."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tfdecouple.cli.options import DataSet, Sizes
+from tfdecouple.errors import DataError, UserError, make_printable
+from tfdecouple.runtime import process
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from tfdecouple.config import Config
+    from tfdecouple.data.splits import Source
+    from tfdecouple.runs.opened_run import Run
+    from tfdecouple.visualization.full_size import UserPhotograph
+
+
+class Images(NamedTuple):
+    """Images for a model, with `facts` for a JSON file, and a `note` on data set and run for the caption of a picture.
+
+    `pixels`, uint8 `[n, height, width, channels]`, are quantised to the bits of the model. `labels` are the labels,
+    int32 `[n]`, for a model with labels; otherwise None.
+    """
+
+    pixels: np.ndarray
+    facts: dict[str, Any]
+    note: str
+    labels: np.ndarray | None = None
+
+
+class Results:
+    """The folder `path` for the results of a command, which get `facts` on the command and the run."""
+
+    def __init__(self, command: str, opened: Run, out: pathlib.Path | None) -> None:
+        from tfdecouple.runs.run_folder import PICTURES
+
+        self.path = opened.folder.find_results_folder(PICTURES, out)
+        self.facts = {"command": command, **opened.facts()}
+
+    def write(self, name: str, picture: Image.Image, summary: str, facts: dict[str, Any]) -> None:
+        """Writes a picture as NAME.png and `facts` as NAME.json, and prints the path with the summary."""
+        path = self.path / f"{name}.png"
+        write_picture(path, picture, {**self.facts, **facts})
+        # The summary can have names from untrusted files.
+        print(make_printable(f"{path}: {summary}"), flush=True)
+
+
+def open_run(command: str, run: str, out: pathlib.Path | None, needs_z: bool = False) -> tuple[Run, Results]:
+    """Starts TensorFlow, opens a run for a command that draws pictures, and returns the run and the results' folder."""
+    process.start_tensorflow()
+    from tfdecouple.runs.opened_run import Run
+
+    opened = Run.open(run, z_for=command if needs_z else "")
+    return opened, Results(command, opened, out)
+
+
+def open_data(opened: Run, source: DataSet, split: str | None) -> tuple[Source, str]:
+    """Opens a data set, by default the run's, and one split, by default as `choose_split` does; returns both."""
+    split = choose_split(opened.config, source, split)
+    data = opened.open_source(source.data, source.data_dir, source.download)
+    data.open_split(split)
+    return data, split
+
+
+def choose_split(config: Config, source: DataSet, split: str | None) -> str:
+    """Returns `split` if given; else "all" for a folder without splits that no training has used, or "test"."""
+    data = source.data or ""
+    folder, trained = (pathlib.Path(name.removeprefix("folder:")).expanduser() for name in (data, config.data.source))
+    is_folder = data.startswith("folder:") and not (folder / "train").is_dir()
+    return split or ("all" if is_folder and folder.resolve() != trained.resolve() else "test")
+
+
+def choose_images(opened: Run, source: Source, split: str, count: int, seed: int) -> Images:
+    """Draws at most `count` images of a split."""
+    from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_images
+
+    indices = draw_image_indices(source, split, count, seed)
+    return _make_images(opened, source, split, indices, *read_drawn_images(opened.model, source, split, indices))
+
+
+def _make_images(
+    opened: Run, source: Source, split: str, indices: np.ndarray, pixels: np.ndarray, labels: np.ndarray
+) -> Images:
+    opened.require_labels(source)
+    names = get_label_names(source, labels)
+    facts = {"data": source.title, "split": split, "indices": indices.tolist(), "labels": names}
+    note = f"Images: {source.title}, {split}. {opened.note()}"
+    return Images(pixels, facts, note, opened.model.drop_unused_labels(labels))
+
+
+def get_label_names(source: Source, labels: np.ndarray) -> list[str | None]:
+    """Returns a list with the name of each image's label, None for an image without one; `labels` are int `[n]`."""
+    return [source.label_names[label] if 0 <= label < len(source.label_names) else None for label in labels]
+
+
+def read_photographs(opened: Run, paths: Sequence[str], sizes: Sizes) -> tuple[list[UserPhotograph], np.ndarray]:
+    """Reads a user's photographs; returns them, and their pixels at the model's size, uint8 `[n, height, width, c]`.
+
+    With --size own the whole photograph is reduced to the model's size; with --size model its middle, and the list is
+    empty. DataError is raised if a photograph cannot be read.
+    """
+    import numpy as np
+
+    from tfdecouple.data.image_file import read_image
+    from tfdecouple.data.sources import choose_user_crop
+    from tfdecouple.visualization.full_size import read_photograph
+    from tfdecouple.visualization.guided_filter import shrink_photograph
+
+    shape, photographs = opened.config.model.image_shape, []
+    if sizes.size == "own":
+        photographs = [read_photograph(path, shape[-1], sizes.max_side) for path in paths]
+        images = [shrink_photograph(photograph.pixels, *shape[:2]) for photograph in photographs]
+    else:
+        crop = choose_user_crop(opened.config.data)
+        images = [read_image(path, shape, crop) for path in paths]
+    return photographs, np.asarray(opened.model.quantize_images(np.stack(images)))
+
+
+def choose_pairs(
+    opened: Run, source: DataSet, split: str | None, pairing: str, pairings: Sequence[str], count: int, seed: int
+) -> dict[str, tuple[Images, ...]]:
+    """Draws at most `count` pairs of images for each pairing; returns {pairing: (first images, second images)}.
+
+    With `pairing` "auto", labelled images are paired in all ways in `pairings`, such as "within" a label and "across"
+    labels, and other images as "any". UserError is raised if the pairing needs labels and there are none, DataError if
+    no two images make a pair.
+    """
+    from tfdecouple.metrics.drawn_images import draw_image_indices, pair_images, read_drawn_images
+
+    data, split = open_data(opened, source, split)
+    by_label = pairing != "any" and len(data.label_names) > 1
+    # More images are drawn than the pairs need, so that most labels have several images.
+    pool = draw_image_indices(data, split, max(500, 8 * count) if by_label else 2 * count, seed)
+    images, labels = read_drawn_images(opened.model, data, split, pool)
+    has_labels = len(set(labels[labels >= 0].tolist())) > 1
+    how = "any" if pairing == "auto" else pairing
+    if how != "any" and not has_labels:
+        raise UserError(f"--pairing {how} needs images of several labels, but {split} of {data.title} has none")
+    chosen = {}
+    for name in pairings if pairing == "auto" and has_labels else (how,):
+        pairs = pair_images(labels, name, count)
+        if len(pairs):
+            chosen[name] = tuple(_make_images(opened, data, split, pool[i], images[i], labels[i]) for i in pairs.T)
+    if not chosen:
+        lacks = f"no two images for --pairing {pairing}; take another --split, --data or --pairing"
+        raise DataError(f"{split} of {data.title} has {lacks}")
+    return chosen
+
+
+def write_picture(path: pathlib.Path, picture: Image.Image | None, facts: dict[str, Any]) -> None:
+    """Writes a picture (None: only facts) to `path` as PNG, then `facts` as JSON, so that the JSON means complete."""
+    from tfdecouple.storage.files import write_bytes, write_json
+
+    with name_unwritable_path(path):
+        if picture is not None:
+            picture.save(buffer := io.BytesIO(), "PNG")
+            write_bytes(path, buffer.getvalue())
+        write_json(path.with_suffix(".json"), facts)
+
+
+@contextlib.contextmanager
+def name_unwritable_path(path: pathlib.Path) -> Iterator[None]:
+    """A context that converts an OSError to a UserError, whose message has `path` and advises to use --out."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; name another folder with --out") from error
