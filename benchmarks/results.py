@@ -35,7 +35,7 @@ from tfdecouple.metrics.metric import Estimate  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 PAGE, FILES = ROOT / "docs" / "RESULTS.md", ROOT / "docs" / "results"
-# The three compared models: {folder of the run in docs/results: name in the tables of docs/RESULTS.md}.
+# The three compared models: {folder of the run in docs/results: name in the tables}.
 RUNS = {"conditional": "ours", "base": "baseline", "glow": "Glow"}
 # The part of each compared model that z conditions: {folder of the run in docs/results: part of the model}.
 CONDITIONED = {
@@ -54,7 +54,7 @@ EXTRACTOR = "efficientnet_lite0_features.onnx"
 # Commands of `tfdecouple` that read no images and therefore take no --data-dir.
 WITHOUT_IMAGES = {"curves", "sample"}
 
-_PROGRAM = "python -m tfdecouple"
+_PROGRAM = "tfdecouple"
 _RUN = "docs/results"
 _QUICKSTART = "runs/quickstart"
 
@@ -309,7 +309,7 @@ def _render_patterns() -> str:
 SCORES = {"bits_per_dim": "bits/dim", "bits_per_dim_minus_codec": "bits/dim minus WebP's", "prior_nats": "-log p(z)"}
 SCORES |= {"shell": "shell (length of v)", "typicality": "typicality"}
 # Sets of outlier images, the columns of the table "outliers": {name in the JSON file: title in the table}.
-OUTLIERS = {"photographs": "embedded photographs", "noise": "noise", "constant": "single colours"}
+OUTLIERS = {"photographs": "sample photographs", "noise": "noise", "constant": "single colours"}
 OUTLIERS |= {"permuted": "permuted pixels"}
 
 

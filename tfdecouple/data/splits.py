@@ -70,7 +70,7 @@ class Source:
 
     Attributes:
         name: the value of `data.source`, such as "cifar10".
-        title: what messages call the data set, such as "embedded photographs".
+        title: what messages call the data set, such as "sample photographs".
         label_names: names of the labels; a label is an index into this tuple, which is empty for images without labels.
         image_shape: height, width and channels of the images, after cropping and resizing.
         splits: {"train": `Split`, "validation": `Split`, "test": `Split`}; `open_split("all")` adds
