@@ -82,7 +82,7 @@ class TestBenchmarks:
         assert full["precision"] == "" and float(half["precision"]) > 1e-4
 
     def test_tables_of_results_and_trials_come_from_the_result_files(self):
-        assert update_page(results.PAGE, {name: render() for name, render in results.TABLES.items()}, check=True) == 0
+        assert results.update_pages(check=True) == 0
         tables = {"trials": trials.render_trials(trials.read_rows(trials.ROWS))}
         assert update_page(ROOT / "docs" / "results" / "trials.md", tables, check=True) == 0
 
