@@ -1,6 +1,6 @@
 """Measures, for `training.jit_compile`, how long XLA compiles the presets' layers, and how far XLA's results differ.
 
-    python benchmarks/compiling.py --docs docs/scaling.md --json compiling.json
+    python benchmarks/compiling.py --docs docs/results/scaling.md --json compiling.json
     python benchmarks/compiling.py --presets quickstart cifar10 --images 16
 
 All layers of one class, config and shape are one kind of layer. For each kind of layer in the flow, the dequantizer and
