@@ -267,7 +267,7 @@ COMMANDS = {command.name: command for command in (
                 number("--batch-size", None, "images at once: changes memory and speed only (default the run's)", 1)),
         ], starts_tensorflow=False),
     Command("encode", "write the codes of all images of a data set into files",
-        "The same command resumes where it stopped. docs/encoding.md says what is in the files.",
+        "The same command resumes where it stopped. docs/data.md says what is in the files.",
         "encode:run", lambda: [
             option("--run RUN", RUN_HELP),
             option("--out DIR", "folder for the codes", required=True, type=parse_results_folder),
@@ -316,8 +316,8 @@ COMMANDS = {command.name: command for command in (
         ]),
     Command("doctor", "test whether this machine computes correctly, and how fast it is",
         "Each check runs in a process of its own. Nothing is written but temporary files and the report of --out. The "
-        "exit status is 0 if every test passes, and 5 if one fails; the report says what to do. docs/gpu.md explains "
-        "it.", "short_commands:run_doctor", lambda: [
+        "exit status is 0 if every test passes, and 5 if one fails; the report says what to do. docs/exactness.md "
+        "explains it.", "short_commands:run_doctor", lambda: [
             option("--out DIR", "write doctor.json and doctor.txt there", type=pathlib.Path),
             flag("--quick", "run only what takes some minutes on two CPU cores"),
             option("--preset NAME", "time this preset; default a small model"),

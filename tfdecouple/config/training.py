@@ -42,7 +42,7 @@ class TrainingConfig:
         linear_decay: whether the learning rate also falls linearly to 0, from the end of the warm-up to the last step.
         optimizer: "adam", as in the paper, or "muon": the kernels of coupling nets and encoder move along their
             orthogonalised momentum (Jordan, 2024), all other weights by Adam. Small models learn more in each CPU
-            second (docs/trials.md).
+            second (docs/training.md).
         matrix_rate: the learning rate of these kernels at the peak of `learning_rate`, whose schedule it follows.
         beta_1, beta_2, epsilon: Adam's parameters (Kingma and Ba, 2015).
         weight_decay: decoupled weight decay: each update subtracts this times learning rate times weight.

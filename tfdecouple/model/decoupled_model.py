@@ -205,7 +205,7 @@ class DecoupledModel(KeepsWeights, keras.Model):
         if format != "tf_saved_model":
             raise UserError(
                 f"Keras' export to {format!r} lacks operations that this model needs; python -m export makes files "
-                "for ONNX Runtime and other runtimes, checked against the model (docs/runtimes.md)"
+                "for ONNX Runtime and other runtimes, checked against the model (docs/export.md)"
             )
         self._require_outputs()
         self.require_initialized()

@@ -37,7 +37,7 @@ class Run:
 
     @classmethod
     def open(cls, run: str | pathlib.Path, z_for: str = "", jit_compile: bool = False) -> Self:
-        """Reads a run's config, builds the model, loads the best weights; the run may be untrusted (docs/security.md).
+        """Reads a run's config, builds the model, loads the best weights; the run may be untrusted (SECURITY.md).
 
         Args:
             run: a run folder, the name of bundled weights, or an address on the Hub (see `find_run_folder`).
