@@ -159,7 +159,7 @@ class TestRefusals:
             ([], {"run": weights}, "update 1 of the run tiny, and those of update 1 of other are others"),
             # The config of a run on a folder decides how images are cropped.
             ([], {"run": cropped}, "centre_crop was 0 and is now 4"),
-            ([], {"data": data}, "was begun with other arguments or files: data.keys_sha256"),
+            ([], {"data": data}, "was started with other options or files: data.keys_sha256"),
         ):
             capsys.readouterr()
             assert message in refused(capsys, lambda a=arguments, o=options: encode(*a, **o))

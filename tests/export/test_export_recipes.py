@@ -131,7 +131,7 @@ class TestFormat:
         assert set(entries["graphs"]["parity"]) == {"encode", "decode", "sample"} and "checked" in entries["weights"]
         assert "### weights" in (to / "MODEL_CARD.md").read_text()
         verified = run_in_copy(formats, "-m", "export", "--verify", str(to))
-        assert verified.returncode == 0 and "answers were not checked of weights" in verified.stdout, verified.stderr
+        assert verified.returncode == 0 and "outputs were not checked of weights" in verified.stdout, verified.stderr
         (to / "graphs" / "encoder.pb").write_bytes((to / "graphs" / "decoder.pb").read_bytes())
         assert run_in_copy(formats, "-m", "export", "--verify", str(to)).returncode == EXIT_REFUSED
 

@@ -64,7 +64,7 @@ class TestForPhones:
         assert "litert: ai-edge-litert" in said
 
     @pytest.mark.parametrize("fault", ["weights", "cut off"])
-    def test_changed_and_damaged_litert_files_are_found(self, phone, tmp_path, fault):
+    def test_verification_reports_changed_and_damaged_files(self, phone, tmp_path, fault):
         copy = shutil.copytree(phone, tmp_path / "copy")
         if fault == "weights":
             change_weights(copy / "litert" / "encoder.tflite")

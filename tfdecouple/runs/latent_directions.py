@@ -109,7 +109,8 @@ class Directions:
         try:
             write_json(path, values)
         except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror or error}; free some space there") from error
+            reason = error.strerror or error
+            raise RunError(f"cannot write {path}: {reason}; check free space and permissions") from error
         return path
 
     @classmethod

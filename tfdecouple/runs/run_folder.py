@@ -38,7 +38,7 @@ CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 SUMMARY = "summary.json"
 LABELS = "labels.json"
-# The log, and its bytes up to which it is drawn and published.
+# File name of the log, and the largest size in bytes that is plotted and published.
 METRICS, METRICS_BYTES = "metrics.jsonl", 2**27
 # Larger values of metrics are not drawn.
 _LARGEST = 1e100

@@ -17,7 +17,7 @@ from tfdecouple.numerics.arithmetic import get_sizes, multiply_channels
 from tfdecouple.tensorflow_internals import is_onednn_on
 
 _OPTIONS = {"strides": [1, 1, 1, 1], "padding": "SAME"}
-# {whether oneDNN is on: the least number of inputs per output with which a convolution is faster as a matrix product}.
+# {oneDNN is on: smallest ratio of input to output channels at which a matrix product is faster than a convolution}.
 _LEAST_RATIO = {True: 32, False: 12}
 
 

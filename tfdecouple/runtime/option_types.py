@@ -14,7 +14,7 @@ def make_number_type(kind: type[int] | type[float], least: float = 0, most: floa
 
     def convert(text: str) -> Any:
         try:
-            # Python's int and float take digits of every script, such as full-width ones.
+            # `isascii`, because int() and float() also accept digits of other alphabets, such as full-width ones.
             value: float = kind(text) if text.isascii() else math.nan
         except ValueError:
             value = math.nan
