@@ -322,7 +322,7 @@ def read_codes(folder: str | pathlib.Path, split: str | None = None, partial: bo
     """Returns a dataset with the codes of each image in a folder; only a few images are in memory at a time.
 
     Args:
-        folder: the output folder of `python -m tfdecouple encode` or `encode-beam`, in either format.
+        folder: the output folder of `tfdecouple encode` or `encode-beam`, in either format.
         split: "train", "validation" or "test"; None for all splits.
         partial: whether to accept an incomplete folder.
 
@@ -338,7 +338,7 @@ def read_codes(folder: str | pathlib.Path, split: str | None = None, partial: bo
     folder = pathlib.Path(folder)
     manifest = CodesManifest.read_manifest(folder)
     if manifest is None:
-        raise DataError(f"{folder} holds no codes; python -m tfdecouple encode --run RUN --out {folder} writes them")
+        raise DataError(f"{folder} holds no codes; tfdecouple encode --run RUN --out {folder} writes them")
     if split is not None and split not in manifest.splits:
         raise DataError(f"{folder} has no codes of a split {split!r}; it has {', '.join(manifest.splits)}")
     names = manifest.list_shard_names(split)

@@ -129,7 +129,7 @@ class Directions:
             return None
         except (OSError, ValueError) as error:
             raise RunError(
-                f"cannot read {path}: {one_line(error)}; python -m tfdecouple directions writes it anew"
+                f"cannot read {path}: {one_line(error)}; tfdecouple directions writes it anew"
             ) from error
         directions = (
             Direction(entry.name, entry.method, np.array(entry.vector, np.float32), entry.model_extra or {})

@@ -91,7 +91,7 @@ class Run:
         if directions is not None and directions.weights_sha256 != hash_weights(self.model):
             raise RunError(
                 f"the directions in {self.folder.run} were found with other weights than its best ones now; "
-                "find them again with python -m tfdecouple directions"
+                "find them again with tfdecouple directions"
             )
         return directions
 
@@ -164,7 +164,7 @@ def load_pretrained(name: str, *, jit_compile: bool = False) -> DecoupledModel:
 
 
 def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | None = None) -> None:
-    """Writes a model as a run folder, which all commands and `python -m export` accept.
+    """Writes a model as a run folder, which all commands and `tfdecouple export` accept.
 
     >>> import tempfile
     >>> from tfdecouple import ModelConfig
@@ -221,7 +221,7 @@ def write_run(
 
 
 def load_directions(run: str | pathlib.Path) -> Directions:
-    """Returns the `Directions` in z that `python -m tfdecouple directions` found for a run.
+    """Returns the `Directions` in z that `tfdecouple directions` found for a run.
 
     Unlike `Run.directions`, the function does not check that the directions were found with the run's present weights.
 
@@ -234,7 +234,7 @@ def load_directions(run: str | pathlib.Path) -> Directions:
     folder = RunFolder(run)
     directions = Directions.read(folder.path, folder.read_config().model.latent_dim)
     if directions is None:
-        command = f"python -m tfdecouple directions --statistics --run {run}"
+        command = f"tfdecouple directions --statistics --run {run}"
         raise RunError(f"{run} has no directions yet; find them with {command}")
     return directions
 
