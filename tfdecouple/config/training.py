@@ -90,7 +90,7 @@ class TrainingConfig:
         loggers: where metrics and pictures go besides `metrics.jsonl`: "tensorboard", "wandb" (Weights & Biases) and
             "mlflow". The last two need the extra `loggers`, and write to the run folder unless `WANDB_MODE` or
             `MLFLOW_TRACKING_URI` has another value. A resumed run may have other loggers.
-        init_from: run folder, or name of pretrained weights, from whose weights this run starts; null to initialise
+        init_from: run folder, or name of published weights, from whose weights this run starts; null to initialise
             the weights from training images.
     """
 
@@ -155,7 +155,7 @@ class DataConfig:
     1000
 
     Attributes:
-        source: "photographs" (sample images of the installation), the name of a TFDS data set ("cifar10", "tfds:NAME")
+        source: "photographs" (the sample photographs), the name of a TFDS data set ("cifar10", "tfds:NAME")
             or "folder:PATH".
         data_dir: folder of prepared TFDS data sets; null for TFDS' own default.
         horizontal_flip: whether to mirror each training image with probability 1/2.

@@ -138,7 +138,7 @@ def load_model(run: str | pathlib.Path, *, jit_compile: bool = False) -> Decoupl
     >>> load_model("docs/results/conditional").config.latent_dim
     64
 
-    `run` is a run folder, even of a training that is still running, or the name or address of pretrained weights. With
+    `run` is a run folder, even of a training that is still running, or the name or address of published weights. With
     `jit_compile` XLA compiles the model's functions when they are first used with a batch size.
 
     Raises:
@@ -149,7 +149,7 @@ def load_model(run: str | pathlib.Path, *, jit_compile: bool = False) -> Decoupl
 
 
 def load_pretrained(name: str, *, jit_compile: bool = False) -> DecoupledModel:
-    """Returns a model with pretrained weights: bundled with the installation, or downloaded from the Hugging Face Hub.
+    """Returns a model with published weights: bundled with the installation, or downloaded from the Hugging Face Hub.
 
     >>> load_pretrained("photographs").config.image_shape
     (64, 64, 3)

@@ -74,7 +74,7 @@ class RunFolder:
 
     Attributes:
         run: the argument `run` as text.
-        is_folder: whether `run` is read as a path of a folder, not as a name or address of pretrained weights.
+        is_folder: whether `run` is read as a path of a folder, not as a name or address of published weights.
     """
 
     def __init__(self, run: str | pathlib.Path, *, is_written: bool = False, keep: int = 3):
