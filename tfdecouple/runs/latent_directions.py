@@ -128,9 +128,7 @@ class Directions:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
-            raise RunError(
-                f"cannot read {path}: {one_line(error)}; tfdecouple directions writes it anew"
-            ) from error
+            raise RunError(f"cannot read {path}: {one_line(error)}; tfdecouple directions writes it anew") from error
         directions = (
             Direction(entry.name, entry.method, np.array(entry.vector, np.float32), entry.model_extra or {})
             for entry in file.directions
