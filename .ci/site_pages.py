@@ -1,4 +1,4 @@
-"""Hooks of MkDocs that add READMEs, the notebook tour.ipynb and pages of the API to the site, and rewrite links.
+"""Hooks of MkDocs that add pages from outside docs/, the notebook and the API to the site, and rewrite links.
 
 The start page is README.md with the table of wishes of docs/understanding.md.
 
@@ -27,10 +27,6 @@ SITE_PATHS = {
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security_policy.md",
     "examples/tour.ipynb": "tour.md",
-    **{
-        path.relative_to(ROOT).as_posix(): f"examples/{path.parent.name}.md"
-        for path in ROOT.glob("examples/*/README.md")
-    },
 }
 # The packages below tfdecouple that get a page in the site's API; the page documents the names in their `__all__`.
 PUBLIC_PACKAGES = ("config", "layers", "bijectors", "training", "corpus")

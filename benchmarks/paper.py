@@ -1,4 +1,4 @@
-"""Makes the tables of presets in docs/paper.md and docs/training.md: rows of the paper, and what a run costs.
+"""Makes the tables of presets in docs/paper.md, docs/results/paper.md and docs/training.md.
 
     python benchmarks/paper.py            # makes the tables, in seconds
     python benchmarks/paper.py --check    # changes nothing: prints the lines of the page that differ from the presets
@@ -25,9 +25,8 @@ from tfdecouple.config import Config, load_preset, override, preset_names  # noq
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 PAGE = ROOT / "docs" / "paper.md"
+OPTIONS_PAGE = ROOT / "docs" / "results" / "paper.md"
 TRAINING_PAGE = ROOT / "docs" / "training.md"
-# Numbers of parameters of the configs in the authors' code, by preset.
-COUNTS = ROOT / "tests" / "data" / "reference_parameter_counts.json"
 
 # Bits/dim in the paper's Tables 1 and 3, by preset.
 BITS = {
@@ -56,7 +55,7 @@ SHARE = 0.3
 # The presets in the table of docs/training.md; the other presets are variants of these.
 MAIN_PRESETS = ["quickstart", "quickstart64", "cifar10_small", "cifar10_small_glow", "cifar10", "imagenet64"]
 MAIN_PRESETS += ["lsun_bedroom_128", "celeba_hq_256"]
-# Floating-point operations per second at which two CPU cores train the preset quickstart (docs/scaling.md, 16 images).
+# Floating-point operations per second at which two CPU cores train quickstart (docs/results/scaling.md, 16 images).
 CPU_RATE = 130e9
 
 # The presets of the paper's models of 8-bit images, whose options the table "options" shows.
@@ -121,8 +120,12 @@ def main() -> int:
 
 
 def _update_pages(check: bool) -> int:
-    tables = {"models": render_models(), "metrics": render_metrics(), "options": render_options()}
-    return max(update_page(PAGE, tables, check), update_page(TRAINING_PAGE, {"presets": render_presets()}, check))
+    tables = {
+        PAGE: {"models": render_models()},
+        OPTIONS_PAGE: {"options": render_options()},
+        TRAINING_PAGE: {"presets": render_presets()},
+    }
+    return max(update_page(page, rendered, check) for page, rendered in tables.items())
 
 
 def list_models() -> list[str]:
@@ -180,30 +183,16 @@ def render_presets() -> str:
 
 
 def render_models() -> str:
-    """Returns a Markdown table with a row for each preset at the paper's size: parameters, bits/dim, hours."""
-    from tfdecouple.networks.architecture import count_multiply_adds, count_parameters
+    """Returns a Markdown table with a row for each preset at the paper's size: bits/dim, parameters, hours."""
+    from tfdecouple.networks.architecture import count_parameters
 
-    counted = json.loads(COUNTS.read_text(encoding="utf-8"))
     rows = []
     for name in list_models():
         config = load_preset(name)
-        training = config.training
-        hours = [compute_hours(config, precision) for precision in ("float32", "tf32")]
-        rows.append(
-            [
-                config.description.partition(":")[0],
-                describe_model(config),
-                f"`python train.py --preset {name}`",
-                BITS.get(name, ""),
-                count_parameters(config.model)["total"],
-                counted.get(name, {}).get("total"),
-                f"{count_multiply_adds(config.model) / 1e9:.1f}",
-                f"{training.steps:,} x {training.batch_size}",
-                *map(round_hours, hours),
-            ]
-        )
-    header = ["images", "model", "command", "bits/dim in the paper", "parameters", "parameters, authors' code"]
-    header += ["G multiply-adds per image", "updates x images", "A100 hours, float32", "A100 hours, TF32"]
+        images, parameters = config.description.partition(":")[0], count_parameters(config.model)["total"]
+        hours = round_hours(compute_hours(config, "tf32"))
+        rows.append([images, describe_model(config), f"`{name}`", BITS.get(name, ""), parameters, hours])
+    header = ["images", "model", "preset", "bits/dim in the paper", "parameters", "A100 hours, TF32"]
     return make_table(header, rows)
 
 
@@ -213,20 +202,6 @@ def describe_model(config: Config) -> str:
     name = {"coupling": "our model", "none": "Glow: refined", "base": "baseline of Table 3"}[model.conditioning]
     name += ", variational dequantisation" if model.has_dequantizer else ""
     return name + (", z a function of the label" if model.has_class_codes else "")
-
-
-def render_metrics() -> str:
-    """Returns a Markdown table of the rows of Tables 2 to 4: the paper's value, and the command that measures it."""
-    program = "python -m tfdecouple evaluate --run runs"
-    rows = []
-    for name, value in FID.items():
-        table = "2" if name == "cifar10_glow" else "3" if "base" in name else "2, 3"
-        command = f"`{program}/{name} --frechet fid.onnx --frechet-split train+validation --frechet-images 50000`"
-        rows.append([table, describe_model(load_preset(name)), "FID", value, command])
-    for features, value in PROBE.items():
-        what = f"our model, {features}" if features != "pixels" else "raw pixel"
-        rows.append(["4", what, "accuracy in %", value, f"`{program}/cifar10 --probe --probe-images 49000`"])
-    return make_table(["table", "row", "metric", "in the paper", "command"], rows)
 
 
 def render_options() -> str:

@@ -1,15 +1,15 @@
-"""Makes the tables of docs/RESULTS.md from the JSON files in docs/results, and measures the runs there again.
+"""Makes the tables of docs/RESULTS.md and docs/results/details.md from JSON files, and measures the runs again.
 
     python benchmarks/results.py                              # makes the tables from docs/results, in seconds
     python benchmarks/results.py --check                      # checks that the tables agree with the files
     python benchmarks/results.py --measure --data-dir DIR --extractor FILE     # measures all again, which takes long
     python benchmarks/results.py --measure pictures exactness --data-dir DIR   # measures some; --list has the names
 
-Every number in docs/RESULTS.md is in a file in docs/results. Training wrote metrics.jsonl and summary.json. Commands
+Every number in these tables is in a file in docs/results. Training wrote metrics.jsonl and summary.json. Commands
 that --list shows wrote the other files from the weights in the repository, with three exceptions: benchmarks/trials.py
 writes trials.json, benchmarks/exactness.py wrote exactness_before_patterns.json from weights that are not kept, and the
 weights of conditional-kl0.03 are in an earlier commit. The repository has no weights of the quickstart: the commands
-under "quickstart" train them first. `make results` runs the third command above. In docs/RESULTS.md each table stands
+under "quickstart" train them first. `make results` runs the third command above. In a page each table stands
 between its lines `<!-- NAME -->` and `<!-- end NAME -->`.
 """
 
@@ -35,7 +35,9 @@ from tfdecouple.metrics.metric import Estimate  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 PAGE, FILES = ROOT / "docs" / "RESULTS.md", ROOT / "docs" / "results"
-# The three compared models: {folder of the run in docs/results: name in the tables of docs/RESULTS.md}.
+# The page of the tables that few readers need.
+DETAILS = FILES / "details.md"
+# The three compared models: {folder of the run in docs/results: name in the tables}.
 RUNS = {"conditional": "ours", "base": "baseline", "glow": "Glow"}
 # The part of each compared model that z conditions: {folder of the run in docs/results: part of the model}.
 CONDITIONED = {
@@ -125,7 +127,15 @@ def run_action(options: argparse.Namespace) -> int:
             raise UserError(f"--extractor is missing: --measure frechet needs {EXTRACTOR}")
         for line in lines:
             run_command(line, options)
-    return update_page(PAGE, {name: render() for name, render in TABLES.items()}, options.check)
+    return update_pages(options.check)
+
+
+def update_pages(check: bool) -> int:
+    """Makes all tables, or with `check` prints the lines that differ; returns 1 if there are such lines, else 0."""
+    pages = {PAGE: TABLES, DETAILS: DETAIL_TABLES}
+    return max(
+        update_page(page, {name: render() for name, render in tables.items()}, check) for page, tables in pages.items()
+    )
 
 
 def run_command(line: str, options: argparse.Namespace) -> None:
@@ -145,7 +155,7 @@ def load_result(name: str) -> Any:
     return json.loads((FILES / name).read_text(encoding="utf-8"))
 
 
-# --- Each function below makes one table of docs/RESULTS.md, in the order of that file. ---
+# --- Each function below makes one table. ---
 
 
 def _render_models() -> str:
@@ -309,7 +319,7 @@ def _render_patterns() -> str:
 SCORES = {"bits_per_dim": "bits/dim", "bits_per_dim_minus_codec": "bits/dim minus WebP's", "prior_nats": "-log p(z)"}
 SCORES |= {"shell": "shell (length of v)", "typicality": "typicality"}
 # Sets of outlier images, the columns of the table "outliers": {name in the JSON file: title in the table}.
-OUTLIERS = {"photographs": "embedded photographs", "noise": "noise", "constant": "single colours"}
+OUTLIERS = {"photographs": "sample photographs", "noise": "noise", "constant": "single colours"}
 OUTLIERS |= {"permuted": "permuted pixels"}
 
 
@@ -328,10 +338,12 @@ def _render_outliers() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "models": _render_models,
     "bits": _render_bits,
-    "seeds": _render_seeds,
     "probe": _render_probe,
-    "statistics": _render_statistics,
     "frechet": _render_frechet,
+}
+DETAIL_TABLES: dict[str, Callable[[], str]] = {
+    "seeds": _render_seeds,
+    "statistics": _render_statistics,
     "exactness": _render_exactness,
     "patterns": _render_patterns,
     "outliers": _render_outliers,

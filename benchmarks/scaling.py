@@ -1,7 +1,7 @@
 """Measures how time and memory grow with the batch and the depth, and calculates the largest batch on a GPU.
 
     python benchmarks/scaling.py --json scaling.json
-    python benchmarks/scaling.py --tables batch,depth,memory --docs docs/scaling.md
+    python benchmarks/scaling.py --tables batch,depth --docs docs/results/scaling.md
     python benchmarks/scaling.py --tables memory,ceiling               # only calculates, which takes no time
 
 Each measurement runs in a process of its own (`throughput.py`). The tables are:

@@ -1,6 +1,6 @@
 """Measures how far switches of z carry the colours of one photograph to another that no model was trained on.
 
-    python benchmarks/switches.py PHOTOGRAPHS OUT RUN ... [--docs docs/trials.md]
+    python benchmarks/switches.py PHOTOGRAPHS OUT RUN ... [--docs docs/results/colours.md]
 
 A switch decodes z of one photograph (the reference) with v of another (the content). The program pairs the photographs
 in the folder PHOTOGRAPHS, such as FOLDER/test of photographs.py, switches each pair with the weights of every RUN, and

@@ -8,8 +8,8 @@ python client.py --check [FOLDER]      checks that test images decode exactly on
 
 from client import Model               in a Python program
 model = Model()                        or Model(folder of an export, providers=[...], batch=64)
-images = model.fit(picture)[None]      crops and resizes a picture, uint8 [height, width, channels] (see MODEL_CARD.md)
-codes = model.encode(images)           returns {"z": float32 [n, d_z], "v": float32 [n, *model.shape]}; v of pictures at
+image = model.crop_and_resize(picture) crops and resizes a picture, uint8 [height, width, channels] (see MODEL_CARD.md)
+codes = model.encode(image[None])      returns {"z": float32 [n, d_z], "v": float32 [n, *model.shape]}; v of pictures at
                                        their own size is padded, and "size" has their height and width
 images = model.decode(**codes)         returns the very same pixels
 b, a = model.switch_photographs(a, b)  returns photographs of any size with z of the other one, at their own sizes
@@ -110,7 +110,7 @@ class Model:
         changed_a, changed_b = map(change_at_full_size, pair, before, self.decode(**{**codes, "z": z}))
         return changed_b, changed_a
 
-    def fit(self, picture):
+    def crop_and_resize(self, picture):
         """Crops a picture's centre and resizes it to the model's shape; the pixels equal those of training exactly."""
         (height, width, _), (rows_as, columns_as, _) = picture.shape, self.shape
         rows = min(height, max(width * rows_as // columns_as, 1))
@@ -129,15 +129,15 @@ def _resize_axis(pixels, size, axis):
     if scale == 1:
         return pixels
     reach = max(scale, 1.0)
-    rows = []
+    resized = []
     for centre in (np.arange(size) + 0.5) * scale:
         start, end = max(0, int(centre - reach + 0.5)), min(pixels.shape[axis], int(centre + reach + 0.5))
         shares = np.maximum(0, 1 - np.abs((np.arange(start, end) - centre + 0.5) * (1 / reach)))
         weights = np.floor(0.5 + shares / sum(shares.tolist()) * 2**22)
         # Floats of 64 bits hold these whole numbers exactly, and NumPy multiplies them much faster than integers.
         slices = np.take(pixels, range(start, end), axis).astype(np.float64)
-        rows.append((np.tensordot(weights, slices, (0, axis)) + 2**21) // 2**22)
-    return np.stack(rows, axis).astype(np.uint8)
+        resized.append((np.tensordot(weights, slices, (0, axis)) + 2**21) // 2**22)
+    return np.stack(resized, axis).astype(np.uint8)
 
 
 def make_test_images(height, width, channels):
@@ -262,7 +262,7 @@ def _switch_pictures(model, paths, strength):
             pictures.append(read_picture(path, model.shape[-1], to_srgb=strength is not None))
     with _explain_errors(f"encode and decode with the files in {model.folder}"):
         if strength is None:
-            (ab,), (ba,) = model.switch(*(model.fit(picture)[None] for picture in pictures))
+            (ab,), (ba,) = model.switch(*(model.crop_and_resize(picture)[None] for picture in pictures))
         else:
             ab, ba = model.switch_photographs(*pictures, strength)
     a, b = paths

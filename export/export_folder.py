@@ -1,7 +1,7 @@
 """The export folder: its manifest, and the hidden folder beside it in which an export is built before it is renamed.
 
 The manifest has the SHA-256 of every file. With the manifest and the answers of the model in `test_vectors.npz`,
-`python -m export --verify DIR` verifies the files without the run.
+`tfdecouple export --verify DIR` verifies the files without the run.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ class _Exporter:
         for file, reason in self._provenance.omissions.items():
             self._report(f"{file} cannot be used and is left out: {reason}")
         if config.any_size and (weight := find_weight_of_fixed_size(self._model.config)):
-            text = f"--any-size: weight {weight} of this model has the size of its images; leave --any-size out"
+            text = f"--any-size: the shape of the weight {weight} depends on the image size; leave --any-size out"
             raise UserError(text)
         self._endpoints = list_endpoints(self._model.config, config.any_size)
         self._formats = {name: FORMATS[name] for name in FORMATS if name in config.formats}

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Trains on two nodes: sbatch examples/cluster/slurm.sh [options of train.py]. README.md explains the script.
+# Trains on two nodes: sbatch examples/cluster/slurm.sh [options of train.py]. docs/cluster.md explains the script.
 #SBATCH --job-name=tfdecouple
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

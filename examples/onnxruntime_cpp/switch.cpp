@@ -1,6 +1,6 @@
 // Switches the global codes of two images with ONNX Runtime: ./switch FOLDER a.ppm b.ppm
 //
-// Images are binary PPM files, because reading them needs no library. README.md names programs that make such files.
+// Images are binary PPM files, because reading them needs no library. docs/export.md names a program that makes such files.
 
 #include <algorithm>
 #include <array>

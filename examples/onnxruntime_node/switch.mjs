@@ -14,7 +14,7 @@ import { interpolateLinearly } from "../../export/page/code_arithmetic.js";
 import { applyColourMaps, fitColourMaps, shrinkToSquare } from "../../export/page/guided_filter.js";
 import { resizeSquare } from "../../export/page/resize.js";
 
-/** The execution providers that ONNX Runtime tries in this order. README.md says how to add a GPU. */
+/** The execution providers that ONNX Runtime tries in this order. docs/export.md says how to add a GPU. */
 const EXECUTION_PROVIDERS = ["cpu"];
 const CHANNELS = 3;
 const TEST_IMAGES = 16;

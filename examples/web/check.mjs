@@ -3,7 +3,7 @@
  *
  *     node check.mjs SITE [--json FILE] [--screenshots DIR] [--pairs DIR] [--read DIR] [--isolated] [--browser FILE]
  *
- * Prints one line per check. The status is 1 if a check failed. README.md describes --json, --screenshots and --browser.
+ * Prints one line per check. The status is 1 if a check failed. docs/export.md describes --json, --screenshots and --browser.
  * --pairs switches the images of a folder, --read reads the picture files of a folder, and --json writes the results of
  * both. With --isolated the page runs with threads.
  * @module
@@ -57,7 +57,7 @@ function readArguments() {
   });
   const { values, positionals } = parseArgs({ allowPositionals: true, options });
   if (positionals.length !== 1) {
-    console.error("usage: node check.mjs SITE [options]; README.md lists the options");
+    console.error("usage: node check.mjs SITE [options]; docs/export.md lists the options");
     process.exit(2);
   }
   return { site: positionals[0], ...values };

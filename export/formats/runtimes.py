@@ -193,7 +193,7 @@ class OnnxFiles(Runtime):
                 if found.get(name) != right:
                     raise ValueError(f"{self.names[endpoint]}.onnx has {name} = {found.get(name)}; expected {right}")
         if {"encode", "decode"} <= {*self._sessions} and not np.array_equal(
-            Model(self.folder).fit(vectors["picture"]), vectors["fitted"]
+            Model(self.folder).crop_and_resize(vectors["picture"]), vectors["fitted"]
         ):
             raise ValueError(f"by crop = {found.get('crop')} a picture gets other pixels than by the model's own code")
 

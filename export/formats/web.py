@@ -73,8 +73,8 @@ def require_page_support(model: ModelConfig) -> None:
         raise UserError("the web page switches z, and this model has none; leave the format web out")
     if not is_square_of_rgb(model.image_shape):
         raise UserError(
-            f"the web page takes squares of RGB, and this model {describe_images(model.image_shape)}; leave the "
-            "format web out"
+            f"the web page needs square RGB images, and this model has {describe_images(model.image_shape)}; leave "
+            "the format web out"
         )
     if model.has_class_codes:
         raise UserError(

@@ -320,7 +320,7 @@ class KerasAnswers(Answers):
     def score(
         self, images: np.ndarray, z_noise: Optional, u_noise: np.ndarray, labels: Optional = None
     ) -> dict[str, np.ndarray]:
-        """Returns the Keras model's outlier scores of uint8 images, for noise of z and u, as {name: array `[n]`}."""
+        """Returns the Keras model's outlier scores of uint8 images, {name: array `[n]`}, given draws for z and u."""
         if self._unperturbed is not None:
             z_noise = None if z_noise is None else self._perturb_noise(images, z_noise)
             # The noise u is changed in units of bins, so that x changes as much as it does for changed images.

@@ -139,7 +139,7 @@ class TestEdit:
         line = refuse(capsys, *edit, "--method", "means", begun=True)
         assert "there is no direction 'more contrast' by the method means" in line
 
-    def test_default_amounts_are_within_a_deviation_of_images(self, found, run, coloured, train_codes, tmp_path):
+    def test_default_amounts_stay_within_one_standard_deviation(self, found, run, coloured, train_codes, tmp_path):
         (directions, _), (z, _) = found, train_codes
         file = next((coloured / "train").rglob("*.png"))
         arguments = ("--out", tmp_path, "--size", "model", "--direction", "red", file)

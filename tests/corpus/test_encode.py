@@ -156,10 +156,10 @@ class TestRefusals:
             (["--v"], {}, "fields was z [4] and is now z [4], v [8, 8, 3]"),
             (["--limit", 3], {}, "splits was 'train': 20, 'validation': 6, 'test': 5 and is now 'train': 3"),
             (["--data", "photographs"], {}, "data.title was images in"),
-            ([], {"run": weights}, "update 1 of the run tiny, and those of update 1 of other are others"),
+            ([], {"run": weights}, "was started with update 1 of the run tiny, but --run is update 1 of other"),
             # The config of a run on a folder decides how images are cropped.
             ([], {"run": cropped}, "centre_crop was 0 and is now 4"),
-            ([], {"data": data}, "was begun with other arguments or files: data.keys_sha256"),
+            ([], {"data": data}, "was started with other options or files: data.keys_sha256"),
         ):
             capsys.readouterr()
             assert message in refused(capsys, lambda a=arguments, o=options: encode(*a, **o))

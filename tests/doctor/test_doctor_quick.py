@@ -19,8 +19,8 @@ def test_quick_doctor_passes_on_two_logical_devices(tmp_path, forked):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     plain = json.loads((out / "doctor.json").read_text(encoding="utf-8"))
     assert plain["holds"] and list(plain["checks"]) == list(CHECKS)
-    # docs/gpu.md lists the fields.
-    documented = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    # docs/results/doctor.md lists the fields.
+    documented = (ROOT / "docs" / "results" / "doctor.md").read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in documented for name in plain)
     of = {name: {result["what"]: result for result in results} for name, results in plain["checks"].items()}
     assert {"CPU:0, float32", "CPU:1, bfloat16 nets"} <= set(of["numerics"])

@@ -61,7 +61,7 @@ class TestCard:
         assert all(f"| `{key}` |" in text and f"| {key} |" in text for key in every)
         assert "nan" not in text.lower().split()
 
-    def test_card_of_a_run_that_averages_has_its_metrics(self, quick, monkeypatch, finished_run, command, tmp_path):
+    def test_model_card_has_metrics_of_averaged_weights(self, quick, monkeypatch, finished_run, command, tmp_path):
         monkeypatch.setattr(pipeline, "open_run", open_run)
         assert command("--format", "savedmodel", "--name", "my faces/2", run=finished_run)[::2] == (0, "")
         card, text = read_card(tmp_path / "to"), (tmp_path / "to" / TEXT_NAME).read_text()

@@ -205,7 +205,7 @@ class TestAnswers:
         out, err = capsys.readouterr()
         assert err == ""
         assert "onnx: CPUExecutionProvider\n" in out and "savedmodel/1: tensorflow\n" in out
-        assert out.endswith(f"{exported} is as it was exported, and answers as the model did\n")
+        assert out.endswith(f"{exported}: all files are unchanged, and all outputs agree with the stored ones\n")
 
     def test_endpoint_that_the_manifest_leaves_out_is_missed(self, copy, onnx_alone):
         edit_manifest(copy, lambda manifest: manifest["parts"]["onnx"].pop("decode"))
@@ -247,7 +247,7 @@ class TestAnswers:
         assert main(["export", "--verify", str(copy)]) == 0
         out = capsys.readouterr().out
         onnx_part = "onnx by CUDAExecutionProvider" if started else "onnx"
-        assert out.endswith(f"{copy} is as it was exported; answers were not checked of litert, {onnx_part}\n")
+        assert out.endswith(f"{copy}: all files are unchanged; outputs were not checked of litert, {onnx_part}\n")
         assert "litert: ai-edge-litert is not installed here: not checked" in out
         assert asked == [name for name in providers if "Azure" not in name]
         assert "onnx: AzureExecutionProvider computes on a server elsewhere: not checked" in out

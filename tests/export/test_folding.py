@@ -73,13 +73,16 @@ class TestEndpoints:
         right = outlier_scores(model, given["images"], given["z_noise"], given["u_noise"], labels).to_dict()
         graphs.assert_same(call("prior of classes", "score", labels=labels), right)
 
-    def test_ends_of_an_interpolation_and_a_switch_of_an_image_with_itself_are_the_images(self):
-        images = {key: graphs.make_inputs(TINY)[key] for key in ("images_a", "images_b")}
-        for place, end in zip((0, 1), images.values(), strict=True):
+    def test_interpolation_ends_at_the_two_images(self):
+        images = [graphs.make_inputs(TINY)[name] for name in ("images_a", "images_b")]
+        for place, end in zip((0, 1), images, strict=True):
             ends = np.full(5, place, "float32")
             np.testing.assert_array_equal(call("alpha-0.8", "interpolate", alpha=ends, beta=ends)["images"], end)
-        for found in call("alpha-0.8", "switch", images_b=images["images_a"]).values():
-            np.testing.assert_array_equal(found, images["images_a"])
+
+    def test_switch_of_equal_images_returns_the_image(self):
+        images = graphs.make_inputs(TINY)["images_a"]
+        for found in call("alpha-0.8", "switch", images_b=images).values():
+            np.testing.assert_array_equal(found, images)
 
 
 def change_weights(exported, names):
@@ -196,7 +199,7 @@ class TestFolding:
         assert max(difference for _, difference in found) > 1
 
 
-def test_a_saved_model_has_each_direction_of_the_flow_once(exported, model):
+def test_saved_model_holds_forward_and_inverse_flow_once_each(exported, model):
     message = saved_model_pb2.SavedModel.FromString((exported / "savedmodel" / "1" / "saved_model.pb").read_bytes())
     functions = message.meta_graphs[0].graph_def.library.function
     count = sum(node.op == "Conv2D" for function in functions for node in function.node_def)

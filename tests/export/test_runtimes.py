@@ -1,4 +1,4 @@
-"""What the runtimes answer to inputs that no caller should send, as the table in docs/runtimes.md states it."""
+"""What the runtimes answer to inputs that no caller should send, as the table in docs/results/runtimes.md states it."""
 
 from __future__ import annotations
 

@@ -17,8 +17,9 @@ import tfdecouple
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked")]
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-WEIGHTS = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
-ENCODING = (ROOT / "docs" / "encoding.md").read_text(encoding="utf-8")
+PAPER = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
+DATA_PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+EXPORT = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
 IMPORTED = DATA / "wolf_small"
 # Options that make the quickstart and its export short. The shapes of images and z stay. The steps are enough to change
 # every weight: the verification of exports would find no effect at the start.
@@ -28,9 +29,10 @@ SMALL += ["training.batch_size=8", "training.init_images=16", "training.evaluati
 
 
 def commands(text):
-    """The commands that run the project's programs in the blocks of a document, as lists of words."""
+    """The commands that run the project's programs in the blocks of a document, as lists of Python's arguments."""
     lines = [line for block in split_code(text) if not block.language for line in list_commands(block.text)]
-    return [split_command(line) for line in lines if line.startswith("python")]
+    words = [split_command(line) for line in lines if line.startswith(("python", "tfdecouple"))]
+    return [rest if program == "python" else ["-m", program, *rest] for program, *rest in words]
 
 
 def run(*arguments, folder=ROOT):
@@ -56,15 +58,15 @@ class TestReadme:
             shutil.copy(IMPORTED / name, tmp_path)
         save_images(tmp_path, dict(zip(("a.jpg", "b.jpg"), random_images(2, 48), strict=True)))
         outputs = {}
-        imports = [command for command in commands(WEIGHTS) if "runs/imported" in command]
-        for _, *arguments in [*commands(README), *imports]:
+        imports = [command for command in commands(PAPER) if "runs/imported" in command]
+        for arguments in [*commands(README), *imports]:
             if any(argument.startswith("folder:/my/") for argument in arguments):
                 continue
             key = " ".join(arguments)
             if key == "train.py":
                 arguments += [word for assignment in SMALL for word in ("--set", assignment)]
             outputs[key] = run(*arguments, folder=tmp_path)
-        assert len(outputs) == 4, list(outputs)
+        assert len(outputs) == 5, list(outputs)
         assert (tmp_path / "runs" / "quickstart" / "images").is_dir() and "bits/dim" in outputs["train.py"]
         for run_name in ("quickstart", "imported"):
             exported = tmp_path / "exported" / run_name
@@ -90,21 +92,41 @@ class TestReadme:
         assert names["ab"].shape == names["ba"].shape == (1, 64, 64, 3)
         assert np.asarray(names["new"]).shape == (16, 64, 64, 3) and np.asarray(names["bits"]).shape == (16,)
 
-    def test_python_code_of_the_encoding_page_runs(self, tiny_run, tmp_path, monkeypatch):
+    def test_python_code_of_the_data_page_runs(self, tiny_run, tmp_path, monkeypatch):
         out = tmp_path / "codes"
         options = ("--run", tiny_run, "--out", out, "--v", "--format", "parquet", "--limit", 20)
         run("-m", "tfdecouple", "encode", *options)
         monkeypatch.chdir(tmp_path)
-        blocks = python_blocks(ENCODING)
+        blocks = python_blocks(DATA_PAGE)
         assert len(blocks) == 2
         names = {}
         for block in blocks:
-            exec(compile(block, "encoding.md", "exec"), names)
+            exec(compile(block, "data.md", "exec"), names)
         assert np.asarray(names["images"]).shape[1:] == (8, 8, 3)
         assert names["z"].shape[1:] == (4,) and names["z"].shape[0] == len(names["table"])
         assert os.listdir(tmp_path) == ["codes"]
 
-    @pytest.mark.parametrize("page", ["exactness", "gallery", "training", "understanding", "weights"])
+    def test_python_code_of_the_export_page_runs(self, exported, tmp_path, monkeypatch):
+        (tmp_path / "exported").symlink_to(exported)
+        save_images(tmp_path, dict(zip(("a.jpg", "b.jpg"), random_images(2, 48), strict=True)))
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        images = random_images(2)
+        blocks = python_blocks(EXPORT)
+        assert len(blocks) == 3
+        for block in blocks:
+            names = {"images": images}
+            exec(compile(block, "export.md", "exec"), names)
+            if "same" in names:
+                np.testing.assert_array_equal(names["same"], images)
+                assert np.shape(names["ab"]) == (1, 8, 8, 3)
+        # The last block uses the client.
+        sys.modules.pop("client")
+        assert names["small"].shape == (8, 8, 3) and names["ab"].shape == names["ba"].shape == (48, 48, 3)
+        np.testing.assert_array_equal(names["small"], names["model"].crop_and_resize(names["a"]))
+        assert names["new"].shape == (8, 8, 8, 3)
+
+    @pytest.mark.parametrize("page", ["exactness", "training", "understanding"])
     def test_python_code_of_a_page_runs(self, page, tmp_path, monkeypatch, eager):
         """The blocks of a page share variables: those that its text takes for granted, and those of earlier blocks."""
         monkeypatch.chdir(tmp_path)

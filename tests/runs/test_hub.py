@@ -196,7 +196,7 @@ def test_published_weights_are_loaded_from_the_hub(hub, tiny_run, capsys):
     assert hash_weights(tfdecouple.DecoupledModel.from_preset("hf://ada/faces@main")) == ours
 
 
-def test_commit_on_the_hub_names_fixed_weights(hub, weights):
+def test_hub_commit_pins_weights_and_needs_no_network_once_cached(hub, weights):
     first = hub.commit("ada/faces", weights)
     assert find_pretrained("hf://ada/faces").name == first
     second = hub.commit("ada/faces", {**weights, "more.txt": b"x"})

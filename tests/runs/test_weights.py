@@ -146,7 +146,9 @@ class TestTrained:
         assert main(["evaluate", "--run", str(run), "--out", str(tmp_path)]) == 0
         report = json.loads((tmp_path / "bits_per_dim-test.json").read_text())
         assert report["images"] == 1000 and report["step"] == RunFolder("photographs").read_summary()["best_step"]
-        assert f"{report['bits_per_dim']:.2f} bits/dim" in (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+        assert f"{report['bits_per_dim']:.2f} bits/dim" in (ROOT / "docs" / "understanding.md").read_text(
+            encoding="utf-8"
+        )
 
     @pytest.mark.parametrize(("size", "spacing"), [(50, 2), (1, 50), (3, 25)])
     def test_bundled_weights_decode_crops_exactly(self, model, source, traced, size, spacing):

@@ -39,7 +39,7 @@ def encode(
 ) -> int:
     """Write the codes of all images of a data set into files.
 
-    The same command resumes where it stopped. docs/encoding.md says what is in the files.
+    The same command resumes where it stopped. docs/data.md says what is in the files.
 
     Args:
         out: folder for the codes.

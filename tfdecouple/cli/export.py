@@ -108,8 +108,9 @@ def _verify_export(folder: pathlib.Path, expected: str | None) -> int:
     if problems:
         print(f"error: {folder} is not as it was exported: {join_problems(problems)}", file=sys.stderr)
         return EXIT_FAILED
-    unchecked = f"; answers were not checked of {', '.join(not_compared)}"
-    print(f"{folder} is as it was exported{unchecked if not_compared else ', and answers as the model did'}")
+    unchecked = f"outputs were not checked of {', '.join(not_compared)}"
+    agreed = "and all outputs agree with the stored ones"
+    print(f"{folder}: all files are unchanged{'; ' + unchecked if not_compared else ', ' + agreed}")
     return 0
 
 

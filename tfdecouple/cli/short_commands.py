@@ -163,7 +163,7 @@ def doctor(
     """Test whether this machine computes correctly, and how fast it is.
 
     Each check runs in a process of its own. Nothing is written but temporary files and the report of --out. The exit
-    status is 0 if every test passes, and 5 if one fails; the report says what to do. docs/gpu.md explains it.
+    status is 0 if every test passes, and 5 if one fails; the report says what to do. docs/exactness.md explains it.
 
     Args:
         out: write doctor.json and doctor.txt there.

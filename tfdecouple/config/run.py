@@ -133,7 +133,7 @@ def make_unknown_option_error(name: str) -> ConfigError:
     # An option of the same name in any section is suggested first, because the user may have left out the section.
     same = [full for full in list_option_names() if full.rpartition(".")[2] == name.rpartition(".")[2]]
     similar = nearest(name, (*typing.get_type_hints(Config), *list_option_names()))
-    hint = f"; did you mean {same[0]}?" if same else similar or "; python -m tfdecouple explain describes all"
+    hint = f"; did you mean {same[0]}?" if same else similar or "; tfdecouple explain describes all"
     return ConfigError(f"there is no option {format_value(name)}{hint}")
 
 

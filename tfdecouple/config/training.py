@@ -42,7 +42,7 @@ class TrainingConfig:
         linear_decay: whether the learning rate also falls linearly to 0, from the end of the warm-up to the last step.
         optimizer: "adam", as in the paper, or "muon": the kernels of coupling nets and encoder move along their
             orthogonalised momentum (Jordan, 2024), all other weights by Adam. Small models learn more in each CPU
-            second (docs/trials.md).
+            second (docs/training.md).
         matrix_rate: the learning rate of these kernels at the peak of `learning_rate`, whose schedule it follows.
         beta_1, beta_2, epsilon: Adam's parameters (Kingma and Ba, 2015).
         weight_decay: decoupled weight decay: each update subtracts this times learning rate times weight.
@@ -90,7 +90,7 @@ class TrainingConfig:
         loggers: where metrics and pictures go besides `metrics.jsonl`: "tensorboard", "wandb" (Weights & Biases) and
             "mlflow". The last two need the extra `loggers`, and write to the run folder unless `WANDB_MODE` or
             `MLFLOW_TRACKING_URI` has another value. A resumed run may have other loggers.
-        init_from: run folder, or name of pretrained weights, from whose weights this run starts; null to initialise
+        init_from: run folder, or name of published weights, from whose weights this run starts; null to initialise
             the weights from training images.
     """
 
@@ -155,7 +155,7 @@ class DataConfig:
     1000
 
     Attributes:
-        source: "photographs" (sample images of the installation), the name of a TFDS data set ("cifar10", "tfds:NAME")
+        source: "photographs" (the sample photographs), the name of a TFDS data set ("cifar10", "tfds:NAME")
             or "folder:PATH".
         data_dir: folder of prepared TFDS data sets; null for TFDS' own default.
         horizontal_flip: whether to mirror each training image with probability 1/2.

@@ -236,7 +236,7 @@ def _find_encoder_file(model: str) -> str:
     for path in [base] if base.endswith(".onnx") else [f"{base}/onnx/encoder.onnx", f"{base}/encoder.onnx"]:
         if FileSystems.exists(path):
             return path
-    raise UserError(f"there is no encoder.onnx in {model}; python -m export --run RUN --to {model} makes one")
+    raise UserError(f"there is no encoder.onnx in {model}; tfdecouple export --run RUN --to {model} makes one")
 
 
 def _choose_output_fields(session: Any, options: Any) -> tuple[tuple[Field, ...], Shape]:
@@ -245,7 +245,7 @@ def _choose_output_fields(session: Any, options: Any) -> tuple[tuple[Field, ...]
     inputs = {array.name: tuple(array.shape[1:]) for array in session.get_inputs()}
     if list(inputs) == ["images", "labels"]:
         missing = f"the encoder of {options.model} needs the label of each image, by the numbers of its run"
-        raise UserError(f"{missing}; take python -m tfdecouple encode, which knows their names")
+        raise UserError(f"{missing}; take tfdecouple encode, which knows their names")
     if list(inputs) != ["images"] or "v" not in outputs:
         raise UserError(f"{options.model} is no encoder of this project: it takes {', '.join(inputs)}")
     if "z" not in outputs and not options.v:

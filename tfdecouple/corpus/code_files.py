@@ -155,8 +155,8 @@ class CodesManifest(_Model):
         if self.model.weights_sha256 != job.model.weights_sha256:
             begun = f"update {self.model.step} of the run {self.model.run}"
             now = f"update {job.model.step} of {job.model.run}"
-            other = f"{folder} was begun with the weights of {begun}, and those of {now} are others"
-            raise DataError(f"{other}; take --run {folder}/_run, which has the former, or another folder with --out")
+            advice = f"to continue, pass --run {folder}/_run; for new codes, another --out"
+            raise DataError(f"{folder} was started with {begun}, but --run is {now}; {advice}")
         # The title contains the images' path, which may differ if the images have keys that identify them.
         title = () if self.data.keys_sha256 and job.data.keys_sha256 else ("data.title",)
         data = ("data.image_shape", "data.centre_crop", "data.descriptions", "data.keys_sha256")
@@ -164,8 +164,8 @@ class CodesManifest(_Model):
             values = [operator.attrgetter(name)(manifest) for manifest in (self, job)]
             begun, now = (", ".join(map(str, v)) if isinstance(v, tuple) else f"{v}".strip("{}") for v in values)
             if begun != now:
-                other = f"{folder} was begun with other arguments or files: {name} was {begun} and is now {now}"
-                raise DataError(f"{other}; give the old ones, or name another folder with --out")
+                other = f"{folder} was started with other options or files: {name} was {begun} and is now {now}"
+                raise DataError(f"{other}; repeat the old ones, or name another folder with --out")
 
     def with_shards(self, shards: Sequence[Shard], images: int) -> CodesManifest:
         """Returns the manifest of the complete folder, whose files `shards` have the codes of `images` images."""
@@ -322,7 +322,7 @@ def read_codes(folder: str | pathlib.Path, split: str | None = None, partial: bo
     """Returns a dataset with the codes of each image in a folder; only a few images are in memory at a time.
 
     Args:
-        folder: the output folder of `python -m tfdecouple encode` or `encode-beam`, in either format.
+        folder: the output folder of `tfdecouple encode` or `encode-beam`, in either format.
         split: "train", "validation" or "test"; None for all splits.
         partial: whether to accept an incomplete folder.
 
@@ -338,7 +338,7 @@ def read_codes(folder: str | pathlib.Path, split: str | None = None, partial: bo
     folder = pathlib.Path(folder)
     manifest = CodesManifest.read_manifest(folder)
     if manifest is None:
-        raise DataError(f"{folder} holds no codes; python -m tfdecouple encode --run RUN --out {folder} writes them")
+        raise DataError(f"{folder} holds no codes; tfdecouple encode --run RUN --out {folder} writes them")
     if split is not None and split not in manifest.splits:
         raise DataError(f"{folder} has no codes of a split {split!r}; it has {', '.join(manifest.splits)}")
     names = manifest.list_shard_names(split)

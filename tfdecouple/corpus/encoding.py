@@ -35,10 +35,11 @@ _LOCK = ".lock"
 
 @contextlib.contextmanager
 def open_codes_folder(path: pathlib.Path, job: CodesManifest, run: Run) -> Iterator[CodesFolder]:
-    """Returns a context that locks a new or begun folder of codes, for the encoding that the manifest `job` describes.
+    """Returns a context that locks a folder of codes, new or left by an interrupted encoding.
 
-    A new folder gets the weights of `run` and the manifest. The temporary files of a killed program are removed. If the
-    folder holds another encoding, DataError is raised; if it holds other files or cannot be written, UserError.
+    `job` is the manifest of the encoding to write. A new folder gets the weights of `run` and the manifest. The
+    temporary files of a killed program are removed. If the folder holds another encoding, DataError is raised; if it
+    holds other files or cannot be written, UserError.
     """
     with contextlib.ExitStack() as stack:
         with convert_write_errors(path):
@@ -124,7 +125,7 @@ class CodesFolder:
 
 
 def find_shard_problem(path: pathlib.Path, shard: Shard | None) -> str | None:
-    """Returns a text on how a code file differs from `shard`, its entry in the manifest; None if it is equal."""
+    """Returns a text on how the file of codes at `path` differs from its manifest entry `shard`; None if they agree."""
     if shard is None:
         return "has no SHA-256 on record"
     try:

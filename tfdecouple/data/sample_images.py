@@ -66,7 +66,7 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
     height, width, channels = image_shape
     if channels not in (1, RGB_CHANNELS):
         raise DataError(
-            f"the embedded photographs have 3 channels, or 1 as grey images, and the model's images have {channels}; "
+            f"the sample photographs have 3 channels, or 1 as grey images, and the model's images have {channels}; "
             "use another data.source"
         )
     pictures = tuple(map(open_photograph, find_photographs(config)))
@@ -92,7 +92,7 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
     }
     return Source(
         name="photographs",
-        title="embedded photographs",
+        title="sample photographs",
         label_names=config.photographs,
         image_shape=image_shape,
         splits=splits,

@@ -70,7 +70,7 @@ class Source:
 
     Attributes:
         name: the value of `data.source`, such as "cifar10".
-        title: what messages call the data set, such as "embedded photographs".
+        title: what messages call the data set, such as "sample photographs".
         label_names: names of the labels; a label is an index into this tuple, which is empty for images without labels.
         image_shape: height, width and channels of the images, after cropping and resizing.
         splits: {"train": `Split`, "validation": `Split`, "test": `Split`}; `open_split("all")` adds
@@ -194,7 +194,7 @@ class MemorySplit(Split):
     """A split that holds its decoded images in memory, as one array.
 
     The argument `load` is a function that returns the images, uint8 [size, height, width, channels], and the labels,
-    int32 [size]. `Source.open_split` makes the split call `load`, but only once.
+    int32 [size]. The first `Source.open_split` calls `load`; later ones reuse the arrays.
     """
 
     def __init__(
@@ -257,8 +257,8 @@ class RecordSplit(Split):
     def shuffle_records(self, seed: tf.Tensor) -> tf.data.Dataset:
         """Returns a dataset of all encoded records of this split, shuffled within windows of `window` records.
 
-        `seed`, int64 [2], decides on the order, and on the record among the first `window` at which the first window
-        begins. The records before it come last.
+        The first window begins at a random one of the first `window` records; the records before that one come last.
+        `seed`, int64 [2], determines this record and the order.
         """
         first = tf.random.stateless_uniform([], seed, 0, self._window, tf.int64, alg=ALGORITHM)
         windows = self._records.skip(first).batch(self._window)

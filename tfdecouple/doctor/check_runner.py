@@ -170,7 +170,7 @@ def _explain_end(name: str, status: int, errors: bytes) -> tuple[str, str] | Non
 
 
 def make_json(task: Task, results: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
-    """Returns the report of `doctor` as a dict of plain values for JSON; docs/gpu.md lists the fields."""
+    """Returns the report of `doctor` as a dict of plain values for JSON; docs/results/doctor.md lists the fields."""
     return {
         # The version of this format, raised when a field changes its meaning or is removed.
         "schema": 2,

@@ -48,7 +48,7 @@ NUMBERS = "numbers.npz"
 # Number of photographs in `numbers.npz`, and of those from which its numbers were computed, in one batch.
 PHOTOGRAPHS, IMAGES = 128, 16
 # Largest allowed relative difference (Euclidean norm) of computed arrays from the arrays in `numbers.npz`. Gradients
-# have another bound, `Variant.gradient`. docs/gpu.md, "The bounds", has the measurements.
+# have another bound, `Variant.gradient`. docs/results/doctor.md has the measurements.
 BOUND = 1e-4
 # Number of training steps on one device and on several, and the largest difference of their weights relative to the
 # change in training. The bound exceeds rounding errors, because Adam's steps are large for tiny gradients, too.

@@ -221,7 +221,7 @@ def _get_class_probabilities(values: Mapping[str, Any]) -> tuple[float, ...]:
     names = ("discriminator.probs", "discriminator.logits")
     given = {name: numbers for name in names if (numbers := _get_value(values, name, default=None)) is not None}
     if len(given) > 1:
-        raise WolfError(f"the reference's config has both {' and '.join(names)}; leave out one")
+        raise WolfError(f"the authors' config.json has {' and '.join(names)}; remove one")
     for name, numbers in given.items():
         if not isinstance(numbers, list) or not all(isinstance(number, int | float) for number in numbers):
             raise WolfError(f"the reference's config has {name} {numbers!r}, which is no list of numbers")

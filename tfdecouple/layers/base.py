@@ -126,15 +126,15 @@ class BaseLayer(KeepsWeights, keras.layers.Layer):
     def compute_weight_shapes(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Shape]:
         """Returns {path: shape} of all weights of this layer and its inner layers, with paths such as "net/first"."""
         shapes = {name: weight.shape for name, weight in self.declare(x_shape, condition_shape).items()}
-        for layer, *inputs in self.children(x_shape, condition_shape):
-            shapes |= {f"{layer.name}/{name}": shape for name, shape in layer.compute_weight_shapes(*inputs).items()}
+        for layer, *in_shapes in self.children(x_shape, condition_shape):
+            shapes |= {f"{layer.name}/{name}": shape for name, shape in layer.compute_weight_shapes(*in_shapes).items()}
         return shapes
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
         """Returns this layer's `Cost` (multiply-adds, stored values) for one image: the sum over direct sub-layers."""
         cost = Cost()
-        for layer, *inputs in self.children(x_shape, condition_shape):
-            cost = cost.add_cost(layer.cost(*inputs))
+        for layer, *in_shapes in self.children(x_shape, condition_shape):
+            cost = cost.add_cost(layer.cost(*in_shapes))
         return cost
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
@@ -149,9 +149,9 @@ class BaseLayer(KeepsWeights, keras.layers.Layer):
             options = {"dtype": dtype, "trainable": trainable, "autocast": False}
             setattr(self, name, self.add_weight(name=name, shape=shape, initializer=initializer, **options))
         self._declared = tuple(declared)
-        for layer, *inputs in self.children(x_shape, condition_shape):
+        for layer, *in_shapes in self.children(x_shape, condition_shape):
             if not layer.built:
-                layer.build(*(shape for shape in inputs if shape is not None))
+                layer.build(*(shape for shape in in_shapes if shape is not None))
         self.built = True
 
     def get_config(self) -> dict[str, Any]:

@@ -297,18 +297,18 @@ def classify_images(
         log_probabilities.append(log_probability[labelled])
         labels.append(label[labelled])
         on_batch(done := done + int((weight > 0).sum()))
-    log_p, right = np.concatenate(log_probabilities).astype(np.float64), np.concatenate(labels)
-    if not len(right):
+    log_p, true_labels = np.concatenate(log_probabilities).astype(np.float64), np.concatenate(labels)
+    if not len(true_labels):
         raise DataError("no image has a label; use images with labels, such as in sub-folders")
     predicted = log_p.argmax(1)
-    accuracy = Estimate.from_values(predicted == right)
+    accuracy = Estimate.from_values(predicted == true_labels)
     return {
-        "images": len(right),
+        "images": len(true_labels),
         "accuracy": accuracy.mean,
         "standard_error": accuracy.standard_error,
-        "chance": float(np.bincount(right).max() / len(right)),
-        "log_probability": float(log_p[np.arange(len(right)), right].mean()),
-        "confusion": count_confusion("Bayes' rule", "p(y|x)", right, predicted),
+        "chance": float(np.bincount(true_labels).max() / len(true_labels)),
+        "log_probability": float(log_p[np.arange(len(true_labels)), true_labels].mean()),
+        "confusion": count_confusion("Bayes' rule", "p(y|x)", true_labels, predicted),
     }
 
 

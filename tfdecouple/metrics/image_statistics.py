@@ -41,7 +41,7 @@ class ImageStatistics(Metric):
             raise UserError(f"--split is {split!r}, which --image-statistics is fitted on; take validation or test")
         if not is_square_of_rgb(config.model.image_shape):
             images = describe_images(config.model.image_shape)
-            raise UserError(f"--image-statistics takes squares of RGB, and this model's are {images}; leave it out")
+            raise UserError(f"--image-statistics needs square RGB images, and this model has {images}; leave it out")
 
     def compute(self, evaluation: Any) -> Result:
         options, source, opened = self.options, evaluation.source, evaluation.opened

@@ -184,7 +184,8 @@ def require_any_size(config: ModelConfig, name: str, array: Any) -> None:
     shape, needed = tuple(array.shape), f"[batch, {', '.join(map(str, config.image_shape))}]"
     if weight := find_weight_of_fixed_size(config):
         raise DataError(
-            f"{name} is of shape {shape}; this model needs {needed}, for its weight {weight} has the size of its images"
+            f"{name} is of shape {shape}; this model accepts only {needed}, because the shape of its weight {weight} "
+            "depends on the image size"
         )
     if max(side or 0 for side in shape[1:3]) > LONGEST_SIDE:
         raise DataError(f"{name} is of shape {shape}; sides of images can have at most {LONGEST_SIDE:,} pixels")

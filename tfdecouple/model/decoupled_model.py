@@ -204,8 +204,8 @@ class DecoupledModel(KeepsWeights, keras.Model):
         """Exports `encode` as a SavedModel, as `keras.Model.export` does, and raises UserError for other formats."""
         if format != "tf_saved_model":
             raise UserError(
-                f"Keras' export to {format!r} lacks operations that this model needs; python -m export makes files "
-                "for ONNX Runtime and other runtimes, checked against the model (docs/runtimes.md)"
+                f"Keras' export to {format!r} lacks operations that this model needs; tfdecouple export makes files "
+                "for ONNX Runtime and other runtimes, checked against the model (docs/export.md)"
             )
         self._require_outputs()
         self.require_initialized()
@@ -223,7 +223,7 @@ class DecoupledModel(KeepsWeights, keras.Model):
         if not self.config.has_latent:
             raise UserError(
                 "this model has no z, and Keras takes no None among the outputs of a model; call encode(images).v in a "
-                "layer of your own, or export by python -m export"
+                "layer of your own, or export by tfdecouple export"
             )
 
     @property

@@ -49,7 +49,7 @@ class Quantizer:
         return bins * self.bin_width - 1
 
     def place_in_bins(self, bins: Any, u: Any) -> Any:
-        """Returns x in [-1, 1) at the position u in [0, 1) within each bin, of the shape of `bins` and u."""
+        """Returns x in [-1, 1): the point at the fraction u of each bin. `bins`, u and the result have one shape."""
         return (bins + u) * self.bin_width - 1
 
     def place_at_centres(self, bins: Any) -> Any:

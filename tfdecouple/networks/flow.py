@@ -216,8 +216,8 @@ class Flow(InvertibleComposite):
     def split_v(self, v: tf.Tensor) -> list[tf.Tensor]:
         """Splits v into a list of maps, in the order in which they leave the flow, each at its level's resolution."""
         parts = []
-        for depth in range(len(self.levels)):
-            v, dropped = self._split_level(depth, self._enter_level(depth, v, None)[0])
+        for level in range(len(self.levels)):
+            v, dropped = self._split_level(level, self._enter_level(level, v, None)[0])
             parts += dropped
         return [*parts, v]
 
@@ -243,8 +243,8 @@ class Flow(InvertibleComposite):
             h, log_det = run([self.colour_map], h, condition)
         left: list[list[tf.Tensor]] = []
         log_dets = []
-        for depth, stages in enumerate(self.levels):
-            h, level_condition = self._enter_level(depth, h, level_condition)
+        for level, stages in enumerate(self.levels):
+            h, level_condition = self._enter_level(level, h, level_condition)
             left.append([])
             log_dets.append(make_zero_log_det(h))
             for stage in stages:
@@ -253,11 +253,11 @@ class Flow(InvertibleComposite):
                 if stage.plan.dropped:
                     h, dropped = tf.split(h, [stage.plan.remaining, stage.plan.dropped], -1)
                     left[-1].append(dropped)
-        for depth in reversed(range(len(self.levels))):
+        for level in reversed(range(len(self.levels))):
             # In v the channels that remained come first, then the channels that left, from the last stage to the first.
-            h = tf.concat([h, *reversed(left[depth])], -1) if left[depth] else h
-            h = self._leave_level(depth, h)
-            log_det = log_dets[depth] + log_det
+            h = tf.concat([h, *reversed(left[level])], -1) if left[level] else h
+            h = self._leave_level(level, h)
+            log_det = log_dets[level] + log_det
         if self.whitening is None:
             return h, log_det
         v, change = run([self.whitening], h, condition)
@@ -268,36 +268,36 @@ class Flow(InvertibleComposite):
         if self.whitening is not None:
             h, whitening_log_det = run([self.whitening], y, condition)
         left, conditions = [], []
-        for depth in range(len(self.levels)):
-            h, level_condition = self._enter_level(depth, h, level_condition)
-            h, dropped = self._split_level(depth, h)
+        for level in range(len(self.levels)):
+            h, level_condition = self._enter_level(level, h, level_condition)
+            h, dropped = self._split_level(level, h)
             left.append(dropped)
             conditions.append(level_condition)
-        for depth, stages in reversed(list(enumerate(self.levels))):
+        for level, stages in reversed(list(enumerate(self.levels))):
             for stage in reversed(stages):
                 if stage.plan.dropped:
-                    h = tf.concat([h, left[depth].pop()], -1)
-                h, change = run(stage.layers[::-1], h, conditions[depth])
+                    h = tf.concat([h, left[level].pop()], -1)
+                h, change = run(stage.layers[::-1], h, conditions[level])
                 log_det += change
-            h = self._leave_level(depth, h)
+            h = self._leave_level(level, h)
         log_det = log_det if self.whitening is None else whitening_log_det + log_det
         if self.colour_map is None:
             return h, log_det
         x, change = run([self.colour_map], h, condition)
         return x, log_det + change
 
-    def _enter_level(self, depth: int, h: tf.Tensor, condition: Condition) -> tuple[tf.Tensor, Condition]:
-        if not (depth or self.is_squeezed_first):
+    def _enter_level(self, level: int, h: tf.Tensor, condition: Condition) -> tuple[tf.Tensor, Condition]:
+        if not (level or self.is_squeezed_first):
             return h, condition
         if condition is not None and self.local:
             condition = self.squeeze.forward_and_log_det(condition)[0]
         return self.squeeze.forward_and_log_det(h)[0], condition
 
-    def _leave_level(self, depth: int, h: tf.Tensor) -> tf.Tensor:
-        return self.squeeze.inverse_and_log_det(h)[0] if depth or self.is_squeezed_first else h
+    def _leave_level(self, level: int, h: tf.Tensor) -> tf.Tensor:
+        return self.squeeze.inverse_and_log_det(h)[0] if level or self.is_squeezed_first else h
 
-    def _split_level(self, depth: int, v: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Splits v at level `depth` into the channels that remained and a list of those that left after each stage."""
-        counts = [stage.plan.dropped for stage in self.levels[depth] if stage.plan.dropped]
+    def _split_level(self, level: int, v: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Splits v at a level into the channels that remained and a list of those that left after each stage."""
+        counts = [stage.plan.dropped for stage in self.levels[level] if stage.plan.dropped]
         remaining, *dropped = tf.split(v, [v.shape[-1] - sum(counts), *counts[::-1]], -1)
         return remaining, dropped[::-1]

@@ -109,7 +109,8 @@ class Directions:
         try:
             write_json(path, values)
         except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror or error}; free some space there") from error
+            reason = error.strerror or error
+            raise RunError(f"cannot write {path}: {reason}; check free space and permissions") from error
         return path
 
     @classmethod
@@ -127,9 +128,7 @@ class Directions:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
-            raise RunError(
-                f"cannot read {path}: {one_line(error)}; python -m tfdecouple directions writes it anew"
-            ) from error
+            raise RunError(f"cannot read {path}: {one_line(error)}; tfdecouple directions writes it anew") from error
         directions = (
             Direction(entry.name, entry.method, np.array(entry.vector, np.float32), entry.model_extra or {})
             for entry in file.directions

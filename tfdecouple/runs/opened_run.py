@@ -37,7 +37,7 @@ class Run:
 
     @classmethod
     def open(cls, run: str | pathlib.Path, z_for: str = "", jit_compile: bool = False) -> Self:
-        """Reads a run's config, builds the model, loads the best weights; the run may be untrusted (docs/security.md).
+        """Reads a run's config, builds the model, loads the best weights; the run may be untrusted (SECURITY.md).
 
         Args:
             run: a run folder, the name of bundled weights, or an address on the Hub (see `find_run_folder`).
@@ -91,7 +91,7 @@ class Run:
         if directions is not None and directions.weights_sha256 != hash_weights(self.model):
             raise RunError(
                 f"the directions in {self.folder.run} were found with other weights than its best ones now; "
-                "find them again with python -m tfdecouple directions"
+                "find them again with tfdecouple directions"
             )
         return directions
 
@@ -138,7 +138,7 @@ def load_model(run: str | pathlib.Path, *, jit_compile: bool = False) -> Decoupl
     >>> load_model("docs/results/conditional").config.latent_dim
     64
 
-    `run` is a run folder, even of a training that is still running, or the name or address of pretrained weights. With
+    `run` is a run folder, even of a training that is still running, or the name or address of published weights. With
     `jit_compile` XLA compiles the model's functions when they are first used with a batch size.
 
     Raises:
@@ -149,7 +149,7 @@ def load_model(run: str | pathlib.Path, *, jit_compile: bool = False) -> Decoupl
 
 
 def load_pretrained(name: str, *, jit_compile: bool = False) -> DecoupledModel:
-    """Returns a model with pretrained weights: bundled with the installation, or downloaded from the Hugging Face Hub.
+    """Returns a model with published weights: bundled with the installation, or downloaded from the Hugging Face Hub.
 
     >>> load_pretrained("photographs").config.image_shape
     (64, 64, 3)
@@ -164,7 +164,7 @@ def load_pretrained(name: str, *, jit_compile: bool = False) -> DecoupledModel:
 
 
 def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | None = None) -> None:
-    """Writes a model as a run folder, which all commands and `python -m export` accept.
+    """Writes a model as a run folder, which all commands and `tfdecouple export` accept.
 
     >>> import tempfile
     >>> from tfdecouple import ModelConfig
@@ -221,7 +221,7 @@ def write_run(
 
 
 def load_directions(run: str | pathlib.Path) -> Directions:
-    """Returns the `Directions` in z that `python -m tfdecouple directions` found for a run.
+    """Returns the `Directions` in z that `tfdecouple directions` found for a run.
 
     Unlike `Run.directions`, the function does not check that the directions were found with the run's present weights.
 
@@ -234,7 +234,7 @@ def load_directions(run: str | pathlib.Path) -> Directions:
     folder = RunFolder(run)
     directions = Directions.read(folder.path, folder.read_config().model.latent_dim)
     if directions is None:
-        command = f"python -m tfdecouple directions --statistics --run {run}"
+        command = f"tfdecouple directions --statistics --run {run}"
         raise RunError(f"{run} has no directions yet; find them with {command}")
     return directions
 

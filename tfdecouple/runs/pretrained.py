@@ -1,6 +1,6 @@
 """Published weights: bundled with the installation, or on the Hugging Face Hub.
 
-`python -m tfdecouple publish` makes a folder of published weights: a run folder (see `run_folder`) with a model card,
+`tfdecouple publish` makes a folder of published weights: a run folder (see `run_folder`) with a model card,
 README.md, and with manifest.json, which has the size and SHA-256 of every other file. Only the files that a model needs
 are downloaded from the Hub: JSON and checkpoints. No code of a repository is run. The Hub's client chooses the address
 of the Hub (`HF_ENDPOINT`), the folder of downloaded files (`HF_HOME`) and the user's account. Its own download is not

@@ -50,7 +50,7 @@ def publish(
     Paths of this machine and the state of the training are not published.
 
     Args:
-        run: a run folder, or the name or address of pretrained weights.
+        run: a run folder, or the name or address of published weights.
         to: a new or empty folder; or `hf://OWNER/NAME[@BRANCH]`, a repository on the Hub that is made if absent.
         licence: the licence of the weights, as the Hub names it ("apache-2.0"); None to copy it from the model card
             (README.md) of `run`.

@@ -38,7 +38,7 @@ CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 SUMMARY = "summary.json"
 LABELS = "labels.json"
-# The log, and its bytes up to which it is drawn and published.
+# File name of the log, and the largest size in bytes that is plotted and published.
 METRICS, METRICS_BYTES = "metrics.jsonl", 2**27
 # Larger values of metrics are not drawn.
 _LARGEST = 1e100
@@ -74,7 +74,7 @@ class RunFolder:
 
     Attributes:
         run: the argument `run` as text.
-        is_folder: whether `run` is read as a path of a folder, not as a name or address of pretrained weights.
+        is_folder: whether `run` is read as a path of a folder, not as a name or address of published weights.
     """
 
     def __init__(self, run: str | pathlib.Path, *, is_written: bool = False, keep: int = 3):

@@ -6,7 +6,7 @@ time. Where the inputs are many enough (`_LEAST_RATIO`), a matrix product replac
 kernels, which compute if oneDNN is off, have two more slow cases, which this module avoids, too: the gradient for a
 kernel with more inputs than outputs, and the gradient for the input. `import tfdecouple` switches oneDNN on for all
 processors, unless TensorFlow was imported before. On a GPU, and for images of unknown height or width, TensorFlow's own
-operations are used. docs/scaling.md has the speeds.
+operations are used. docs/results/scaling.md has the speeds.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from tfdecouple.numerics.arithmetic import get_sizes, multiply_channels
 from tfdecouple.tensorflow_internals import is_onednn_on
 
 _OPTIONS = {"strides": [1, 1, 1, 1], "padding": "SAME"}
-# {whether oneDNN is on: the least number of inputs per output with which a convolution is faster as a matrix product}.
+# {oneDNN is on: smallest ratio of input to output channels at which a matrix product is faster than a convolution}.
 _LEAST_RATIO = {True: 32, False: 12}
 
 

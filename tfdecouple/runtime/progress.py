@@ -15,7 +15,7 @@ from tfdecouple.runtime.process import drop_output
 
 # Without a terminal, the first line of a `Counter` is printed after this many seconds.
 _FIRST = 5.0
-# Without a terminal: seconds between two progress lines, and least seconds between the last line and a note.
+# Without a terminal, progress lines are this many seconds apart. A note is printed only if the last line is as old.
 INTERVAL = 15.0
 
 

@@ -66,8 +66,8 @@ class CheckpointFolder:
     def write_checkpoint(self, kind: str, step: int, groups: Mapping[str, Variables]) -> None:
         """Writes a checkpoint of variables, a dict of dicts by group and name; removes old checkpoints of its kind.
 
-        Of the kind "step" the newest `keep` checkpoints stay; of the kind "best" only the new one stays. The files are
-        written under temporary names and renamed when they are complete, the index last. So a checkpoint that is listed
+        The newest `keep` checkpoints of kind "step" stay, and only the new one of kind "best". The files are written
+        under temporary names and renamed when they are complete, the index last. So a checkpoint that is listed
         is complete, even if the program is killed at any moment. RunError is raised if the files cannot be written (a
         full disk, no permission); older checkpoints then stay.
         """
@@ -260,7 +260,8 @@ def _read_block(content: bytes, start: int, size: int) -> Iterator[tuple[bytes, 
             raise ValueError("an entry of its index is longer than its block")
         key = key[:shared] + block[begin : begin + fresh]
         yield key, block[begin + fresh : place]
-    # TensorFlow searches from the restarts, and would find other entries if they were elsewhere.
+    # TensorFlow does a binary search over the block's restart points (entries with a complete key). With wrong restart
+    # points it would read other entries than this loop.
     if restarts[:1] != [0] or restarts != sorted(restarts) or not begins.issuperset(restarts):
         raise ValueError("a block of its index has wrong restarts")
 

@@ -84,7 +84,7 @@ def read_bytes(path: str | pathlib.Path, at_most: int) -> bytes:
 
 
 def read_json(path: str | pathlib.Path, at_most: int = 2**20) -> Any:
-    """Returns an untrusted JSON file's content; OSError, or ValueError if `read_bytes` or `parse_json` refuses it."""
+    """Returns an untrusted JSON file's content. Raises OSError, or ValueError if it is too large or no valid JSON."""
     return parse_json(read_bytes(path, at_most))
 
 

@@ -93,7 +93,7 @@ class UserPhotograph:
 
 
 def _choose_format(path: str, kind: str) -> tuple[str, str]:
-    """Returns Pillow's name and the file ending of the format in which a photograph at `path`, of `kind`, is saved."""
+    """Returns (Pillow's format, file ending) for saving a photograph that was read in the format `kind`, or PNG."""
     if kind not in _WRITTEN:
         return "PNG", ".png"
     return kind, pathlib.PurePath(path).suffix or _WRITTEN[kind][0]

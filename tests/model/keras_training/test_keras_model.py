@@ -241,7 +241,7 @@ class TestKerasModel:
         # Codes without z have no output of Keras, and other formats lack operations.
         for model, options in ((variant("none"), {}), (variant("coupling"), {"format": "onnx"})):
             message = message_of(UserError, lambda model=model, options=options: model.export(to, **options))
-            assert "python -m export" in message
+            assert "tfdecouple export" in message
         assert not to.exists()
 
     @pytest.mark.slow
