@@ -174,12 +174,14 @@ class DeviceResult(NamedTuple):
             images and divided by the image count of the whole batch.
         inversion_error: the largest inversion error of an image (see `Traced`), a scalar, or a vector with the scalar
             at one index and zeros elsewhere (`place_in_vector`).
+        stop: above 0 if a signal has asked this process to stop; 0 in `fit`.
     """
 
     gradients: list[Any]
     moving: list[Any]
     terms: list[Any]
     inversion_error: Any
+    stop: Any = 0.0
 
 
 def differentiate_bound(
@@ -194,7 +196,6 @@ def differentiate_bound(
     trainable: Sequence[keras.Variable],
     moving: Sequence[keras.Variable],
     kl_weight: float | tf.Tensor,
-    weights: Sequence[tf.Tensor] | None = None,
 ) -> DeviceResult:
     """Returns one device's part of a training step: terms and gradients of the bound for the device's images.
 
@@ -212,14 +213,13 @@ def differentiate_bound(
         trainable: variables of the weights for which gradients are computed.
         moving: variables with the moving statistics of batch normalisation.
         kl_weight: weight of the KL term in the loss, a scalar.
-        weights: tensors with the values of `trainable`; None to read the values from the variables.
     """
     config = model.config
     z = tf.random.stateless_normal([batch_size, config.latent_dim], randomness.derive_seed(seed, "z"))[device_slice]
     shape = [batch_size, *config.image_shape]
     u = randomness.draw_pixel_noise(shape, randomness.derive_seed(seed, "u"), config.has_dequantizer)[device_slice]
     # Each weight becomes one tensor, which all shards use (parts of the batch that run in parallel).
-    weights = weights or [tf.convert_to_tensor(weight) for weight in trainable]
+    weights = [tf.convert_to_tensor(weight) for weight in trainable]
     # The backward pass returns the inversion error as the gradient of this dummy scalar (see `Traced`).
     probe = tf.zeros([])
     runner = functools.partial(model.flow.runner, mode=mode, probe=probe)

@@ -167,7 +167,7 @@ class TestCompile:
             passed["kl_weight"] = rest["kl_weight"]
             return differentiate_bound(model, images, labels, mode.replace(jit_compile=False), **rest)
 
-        monkeypatch.setattr("tfdecouple.model.keras_training.differentiate_bound", note)
+        monkeypatch.setattr("tfdecouple.model.training_step.differentiate_bound", note)
         model.train_on_batch(images)
         assert passed == options
         for name, value in {"kl_weight": -1, "memory": "all", "precision": "half", "seed": 2.5}.items():
