@@ -366,11 +366,67 @@ class TestStrategy:
         with pytest.raises(UserError, match="^the model was made outside of every strategy"):
             model.fit(images)
 
-    def test_methods_of_keras_refuse_several_devices_in_one_line(self, images):
+    def test_two_devices_train_evaluate_and_predict_as_one_device(self, make, images):
+        # Seven images, then six: the devices get four and three images, then three each. Of the last batch of an
+        # evaluation, the second device gets none. Clipping bounds the gradient of the whole batch.
+        models, images = [make(keras.optimizers.SGD(0.1, global_clipnorm=0.5))], images[:13]
         with make_strategy(2).scope():
-            model = DecoupledModel(SMALLEST)
-            model.compile()
+            models.append(DecoupledModel(SMALLEST))
+            models[1].compile(keras.optimizers.SGD(0.1, global_clipnorm=0.5))
+        models[1].set_weights(weights := models[0].get_weights())
+        histories, evaluations, codes = [], [], []
+        for model in models:
+            options = {"batch_size": 7, "shuffle": False, "verbose": 0, "validation_data": images[:3]}
+            histories.append(model.fit(images, **options).history)
+            evaluations.append(model.evaluate(images, batch_size=4, verbose=0))
+            codes.append(model.predict(images, batch_size=4, verbose=0))
+        assert set(histories[1]) == NAMES | {f"val_{name}" for name in NAMES} | {"skipped_steps"}
+        for name, values in histories[0].items():
+            assert histories[1][name] == pytest.approx(values, rel=1e-4, abs=1e-5), name
+        assert evaluations[1] == pytest.approx(evaluations[0], rel=1e-4, abs=1e-5)
+        for ours, theirs in zip(*codes, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-3)
+        for variable, trained, start in zip(models[0].weights, models[1].weights, weights, strict=True):
+            np.testing.assert_allclose(np.array(trained), np.array(variable), atol=1e-4, err_msg=variable.path)
+            first, second = (copy.numpy() for copy in trained.value.values)
+            np.testing.assert_array_equal(first, second, err_msg=variable.path)
+            assert variable.path.endswith("initialized") or np.any(first != start), variable.path
+
+    def test_step_that_is_not_finite_on_one_device_changes_no_weight(self, images, snapshot, monkeypatch):
+        with make_strategy(2).scope():
+            model = DecoupledModel(WITHOUT_Z)
+            model.compile(keras.optimizers.Adam(1e-3))
         model.initialize(images)
-        for method in (model.fit, model.evaluate, model.predict, model.train_on_batch, model.test_on_batch):
-            with pytest.raises(UserError, match="one device, not on the 2 of a MirroredStrategy: .* python train.py"):
-                method(images)
+        model.optimizer.build(model.trainable_variables)
+        before, original = snapshot(model), objective.negative_elbo
+
+        def poison(*arguments, **options):
+            elbo, latents = original(*arguments, **options)
+            here = tf.distribute.get_replica_context().replica_id_in_sync_group
+            return elbo._replace(kl=elbo.kl * (math.nan if int(here) == 1 else 1.0)), latents
+
+        monkeypatch.setattr(objective, "negative_elbo", poison)
+        with pytest.warns(UserWarning, match="epoch 1: 1 step was not applied"):
+            assert model.fit(images, batch_size=20, verbose=0).history["skipped_steps"] == [1]
+        for ours, theirs in zip(snapshot(model), before, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+class TestOwnClass:
+    @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
+    def test_own_step_and_several_steps_per_execution_train_as_fit(self, make, images, devices, traced):
+        class Own(DecoupledModel):
+            def train_step(self, data):
+                return {**super().train_step(data), "steps": self.optimizer.iterations + 0}
+
+        right = make(keras.optimizers.SGD(0.1), WITHOUT_Z)
+        with make_strategy(devices).scope():
+            model = Own(WITHOUT_Z)
+            model.compile(keras.optimizers.SGD(0.1), steps_per_execution=2)
+        model.set_weights(right.get_weights())
+        batches = []
+        callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: batches.append(batch))
+        history = model.fit(images, batch_size=10, shuffle=False, verbose=0, callbacks=[callback]).history
+        expected = right.fit(images, batch_size=10, shuffle=False, verbose=0).history
+        assert history.pop("steps") == [2] and batches == [1]
+        assert {name: pytest.approx(values, rel=1e-4, abs=1e-5) for name, values in expected.items()} == history
