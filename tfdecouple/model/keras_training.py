@@ -17,9 +17,8 @@ from tfdecouple.config import ModelConfig, TrainingConfig, parse_config
 from tfdecouple.config.training import OPTIMIZER_OPTIONS, RUN_OPTIONS, STEP_OPTIONS
 from tfdecouple.errors import DataError, DivergedError, UserError, warn_user
 from tfdecouple.model.codes import Codes, require_finite, warn_of_far_images
-from tfdecouple.model.objective import DeviceResult
 from tfdecouple.model.step_effects import add_first_noise, compute_kl_weight
-from tfdecouple.model.training_step import TrainingStep, locate_images
+from tfdecouple.model.training_step import DeviceResult, TrainingStep, locate_images
 from tfdecouple.numerics.arithmetic import get_sizes, sum_over_devices
 from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.runtime.run_mode import RunMode
@@ -213,7 +212,10 @@ def check_images(x: Any, y: Any, config: ModelConfig) -> None:
 
 
 def require_one_scope(model: keras.Model) -> None:
-    """Raises UserError unless model and optimizer were made in the scope of the same `tf.distribute` strategy."""
+    """Raises UserError unless model and optimizer were made in the scope of the same `tf.distribute` strategy.
+
+    `steps_per_execution` is refused on several devices, where Keras' loop of steps fails in TensorFlow for every model.
+    """
     strategy, optimizer = model.distribute_strategy, getattr(model, "optimizer", None)
     if optimizer is not None and optimizer._distribution_strategy is not strategy:
         name = type(strategy).__name__
@@ -222,6 +224,8 @@ def require_one_scope(model: keras.Model) -> None:
             f"the model was made {made}, the optimizer elsewhere; make the model and the optimizer, and call compile, "
             "in one scope"
         )
+    if strategy.num_replicas_in_sync > 1 and optimizer is not None and model.steps_per_execution > 1:
+        raise UserError(f"steps_per_execution is {model.steps_per_execution}; on several devices it must be 1")
 
 
 def read_first_images(x: Any, split: float, count: int, seed: int) -> np.ndarray:

@@ -1,23 +1,48 @@
 """A training step of `train.py` and of Keras' `fit`: from a batch to updated weights on all devices of a strategy."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
+from tfdecouple import randomness
 from tfdecouple.config import TrainingConfig
+from tfdecouple.model import objective
 from tfdecouple.model.gradient import compute_gradient_norm
-from tfdecouple.model.objective import DeviceResult, differentiate_bound
 from tfdecouple.model.step_effects import augment_images, compute_kl_weight
 from tfdecouple.numerics.arithmetic import get_sizes, sum_over_devices
+from tfdecouple.numerics.kernels import use_kernels
 from tfdecouple.runtime.run_mode import RunMode
 
 # Largest inversion error (relative difference between stored and recovered activations of an image) with which a step
 # is applied. At the bound for float32, gradients change by less than 1e-4 of the largest entry; at the other bounds, by
 # a tenth of the change from rounding the nets' operands. Usual errors are below 1/10 of the bound (docs/training.md).
 INVERSION_BOUND = {"float32": 1e-4, "tf32": 4e-3, "mixed_bfloat16": 6e-2}
+
+
+class DeviceResult(NamedTuple):
+    """One device's part of the results of a training step: the step's results are the sums over the devices.
+
+    The field `moving` is an exception: the step uses its mean over the devices.
+
+    Attributes:
+        gradients: gradients for the trainable weights, in the order of the weights.
+        moving: new moving statistics of batch normalisation, in the order of the variables.
+        terms: reconstruction, kl and dequantization, the terms of the bound, in nats, each summed over the device's
+            images and divided by the image count of the whole batch.
+        inversion_error: the largest inversion error of an image (see `Traced`), placed in a vector
+            (`place_in_vector`), or as a scalar.
+        stop: above 0 if a signal has asked a process to stop.
+    """
+
+    gradients: list[Any]
+    moving: list[Any]
+    terms: list[Any]
+    inversion_error: Any
+    stop: Any
 
 
 def locate_images(images: tf.Tensor) -> tuple[Any, Any]:
@@ -96,30 +121,47 @@ class TrainingStep:
             number: the index of the micro-batch.
             stop: above 0 if a signal has asked this process to stop.
         """
-        training, replica = self.training, tf.distribute.get_replica_context()
+        training, config, replica = self.training, self.model.config, tf.distribute.get_replica_context()
         count, devices = get_sizes(images)[0], replica.num_replicas_in_sync
         index = tf.cast(replica.replica_id_in_sync_group, tf.int32)
         start, size = place or (index * count, devices * count)
         start += number * size
-        device_slice, batch_size = slice(start, start + count), size * training.micro_batches
-        result = differentiate_bound(
-            self.model,
-            augment_images(images, training, updates, seed, device_slice, batch_size),
-            labels,
-            RunMode(training.memory, training.precision, training.jit_compile),
-            seed=seed,
-            device_slice=device_slice,
-            batch_size=batch_size,
-            trainable=self.trainable,
-            moving=self.moving,
-            kl_weight=compute_kl_weight(training, updates),
-        )
+        part, batch_size = slice(start, start + count), size * training.micro_batches
+        images = augment_images(images, training, updates, seed, part, batch_size)
+        z = tf.random.stateless_normal([batch_size, config.latent_dim], randomness.derive_seed(seed, "z"))[part]
+        shape = [batch_size, *config.image_shape]
+        u = randomness.draw_pixel_noise(shape, randomness.derive_seed(seed, "u"), config.has_dequantizer)[part]
+        # Each weight becomes one tensor, which all shards use (parts of the batch that run in parallel).
+        weights = [tf.convert_to_tensor(weight) for weight in self.trainable]
+        # The backward pass returns the inversion error as the gradient of this dummy scalar (see `Traced`).
+        probe = tf.zeros([])
+        mode = RunMode(training.memory, training.precision, training.jit_compile)
+        runner = functools.partial(self.model.flow.runner, mode=mode, probe=probe)
+        # The scope keeps new moving statistics of batch normalisation out of the variables, so a step can be skipped.
+        with (
+            keras.StatelessScope(state_mapping=list(zip(self.trainable, weights, strict=True))) as scope,
+            use_kernels(mode.kernels),
+        ):
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch([*weights, probe])
+                # An empty batch has no statistics, so the encoder normalises as in evaluation.
+                options = {"labels": labels, "training": images.shape[0] != 0 or devices > 1, "runner": runner}
+                bins = self.model.quantizer.find_bins(images)
+                elbo, _ = objective.negative_elbo(self.model, bins, z, u, **options)
+                total = tf.cast(batch_size, tf.float32)
+                terms = [tf.reduce_sum(term) / total for term in (elbo.reconstruction, elbo.kl, elbo.dequantization)]
+                reconstruction, kl, dequantization = terms
+                loss = reconstruction + compute_kl_weight(training, updates) * kl + dequantization
+            *gradients, error = tape.gradient(loss, [*weights, probe], unconnected_gradients="zero")
+        # A network that is not trainable computes no new moving statistics, so its variables' values are returned.
+        new = [(variable, scope.get_current_value(variable)) for variable in self.moving]
+        moving = [tf.convert_to_tensor(variable if value is None else value) for variable, value in new]
+        if training.micro_batches > 1:
+            # Moving statistics change once per update, towards the mean of the micro-batches' statistics.
+            moving = [statistic / training.micro_batches for statistic in moving]
         # The step needs the largest inversion error, but results of devices are added up.
-        errors = place_in_vector(result.inversion_error, number * devices + index, training.micro_batches * devices)
-        # Moving statistics change once per update, towards the mean of the micro-batches' statistics.
-        parts = training.micro_batches
-        moving = [statistic / parts for statistic in result.moving] if parts > 1 else result.moving
-        return result._replace(moving=moving, inversion_error=errors, stop=tf.identity(stop))
+        errors = place_in_vector(error, number * devices + index, training.micro_batches * devices)
+        return DeviceResult(gradients, moving, terms, errors, tf.identity(stop))
 
     def update(self, strategy: tf.distribute.Strategy, results: DeviceResult) -> Any:
         """Sums the devices' results, checks the sums, and returns the result of `apply`; for cross-replica context.

@@ -12,8 +12,7 @@ import tensorflow as tf
 from tfdecouple import randomness
 from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.model.gradient import flatten_and_join
-from tfdecouple.model.objective import DeviceResult
-from tfdecouple.model.training_step import TrainingStep
+from tfdecouple.model.training_step import DeviceResult, TrainingStep
 from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.training.state import TrainingState
 
@@ -66,19 +65,19 @@ class TrainStep:
         self.state = state
         training = self._training = config.training
         variables = state.model.named_variables()
-        groups = [[variables[name] for name in group] for group in (state.trainable, state.moving)]
-        self._step = TrainingStep(state.model, training, *groups, self._update_state)
+        trainable, moving = ([variables[name] for name in group] for group in (state.trainable, state.moving))
+        self._step = TrainingStep(state.model, training, trainable, moving, self._update_state)
         self._mode = RunMode(precision=training.precision)
         self._strategy = strategy
         count = training.micro_batches * strategy.num_replicas_in_sync
         self._images = training.batch_size // count
-        weights, moving = ([variable.shape for variable in group] for group in groups)
+        weights, statistics = ([variable.shape for variable in group] for group in (trainable, moving))
         scalar = tf.TensorShape(())
-        self._shapes = DeviceResult(weights, moving, [scalar] * 3, tf.TensorShape([count]), scalar)
+        self._shapes = DeviceResult(weights, statistics, [scalar] * 3, tf.TensorShape([count]), scalar)
         self._sizes = [math.prod(shape) for shape in tf.nest.flatten(self._shapes)]
         # AutoGraph is off, because its search of loops over a thousand variables for control flow takes seconds.
         self._take_step = tf.function(self._take_undivided_step, autograph=False)
-        self._start_sums = tf.function(self._make_zero_sums, autograph=False)
+        self._start_sums = tf.function(lambda: strategy.run(tf.zeros, args=([sum(self._sizes)],)), autograph=False)
         self._add_to_sums = tf.function(self._add_micro_batch, autograph=False)
         self._apply_sums = tf.function(self._apply_micro_batches, autograph=False)
 
@@ -107,9 +106,6 @@ class TrainStep:
             return self._step.take(*self._list_arguments(examples, step), stop=stop)
 
         return self._strategy.run(take, args=(examples,))
-
-    def _make_zero_sums(self) -> Any:
-        return self._strategy.run(lambda: tf.zeros([sum(self._sizes)]))
 
     def _add_micro_batch(self, sums: Any, examples: Any, step: tf.Tensor, stop: tf.Tensor, number: tf.Tensor) -> Any:
         """Adds the results of a micro-batch to `sums`: one vector per device, because many tensors would take long."""
