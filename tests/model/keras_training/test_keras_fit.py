@@ -395,8 +395,8 @@ class TestStrategy:
         with make_strategy(2).scope():
             model = DecoupledModel(WITHOUT_Z)
             model.compile(keras.optimizers.Adam(1e-3))
+            model.optimizer.build(model.trainable_variables)
         model.initialize(images)
-        model.optimizer.build(model.trainable_variables)
         before, original = snapshot(model), objective.negative_elbo
 
         def poison(*arguments, **options):
