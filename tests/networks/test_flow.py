@@ -10,7 +10,7 @@ from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.errors import UserError
 from tfdecouple.layers import Coupling
-from tfdecouple.model.gradient import INVERSION_BOUND
+from tfdecouple.model.training_step import INVERSION_BOUND
 from tfdecouple.networks.flow import FactorOut, Flow, FlowStep
 from tfdecouple.runtime import execution, run_mode
 from tfdecouple.runtime.execution import run_functions_eagerly

@@ -52,8 +52,8 @@ class TestTwoRanks:
 
             def act(workers):
                 state, progress = states[workers.rank], TrainingProgress(config.training.steps, io.StringIO())
-                with contextlib.closing(TrainingFolder(tmp_path / "run", config)) as directory:
-                    workers.call_on_chief(directory.require_same_run)
+                with contextlib.closing(TrainingFolder(tmp_path / "run", config, workers=workers)) as directory:
+                    directory.require_same_run()
                     trainer = Trainer(config, state, source, strategy, directory, progress, workers)
                     if summary := trainer.start():
                         return summary

@@ -17,10 +17,9 @@ from tfdecouple.config import ModelConfig, TrainingConfig, parse_config
 from tfdecouple.config.training import OPTIMIZER_OPTIONS, RUN_OPTIONS, STEP_OPTIONS
 from tfdecouple.errors import DataError, DivergedError, UserError, warn_user
 from tfdecouple.model.codes import Codes, require_finite, warn_of_far_images
-from tfdecouple.model.gradient import check_step
-from tfdecouple.model.objective import differentiate_bound
-from tfdecouple.model.step_effects import add_first_noise, augment_images, compute_kl_weight
-from tfdecouple.numerics.arithmetic import get_sizes
+from tfdecouple.model.step_effects import add_first_noise, compute_kl_weight
+from tfdecouple.model.training_step import DeviceResult, TrainingStep, locate_images
+from tfdecouple.numerics.arithmetic import get_sizes, sum_over_devices
 from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.runtime.run_mode import RunMode
 
@@ -114,7 +113,14 @@ class BoundMetrics:
 
 
 class _MeanOfImages(keras.metrics.Mean):
-    """A Keras metric: the mean over images. Without images it is NaN, which no callback takes for the best mean."""
+    """A Keras metric: the mean over images. Without images it is NaN, which no callback takes for the best mean.
+
+    Each device adds the images of all devices, so that the mean is the same on each of them.
+    """
+
+    def add_variable(self, *arguments: Any, aggregation: Any = None, **options: Any) -> Any:
+        """Returns a new variable whose copies on all devices are equal; Keras would add the copies up."""
+        return super().add_variable(*arguments, aggregation="only_first_replica", **options)
 
     def result(self) -> tf.Tensor:
         """Returns this metric's mean over images, a float64 scalar; NaN if there are no images."""
@@ -205,18 +211,21 @@ def check_images(x: Any, y: Any, config: ModelConfig) -> None:
         warn_user("this model has no labels: the given labels are ignored")
 
 
-def require_one_device(model: keras.Model) -> None:
-    """Raises UserError unless model and optimizer have the same `tf.distribute` strategy, with a single device."""
+def require_one_scope(model: keras.Model) -> None:
+    """Raises UserError unless model and optimizer were made in the scope of the same `tf.distribute` strategy.
+
+    `steps_per_execution` is refused on several devices, where Keras' loop of steps fails in TensorFlow for every model.
+    """
     strategy, optimizer = model.distribute_strategy, getattr(model, "optimizer", None)
-    name, count = type(strategy).__name__, strategy.num_replicas_in_sync
-    made = "outside of every strategy" if name.startswith("_Default") else f"in the scope of a {name}"
-    if count > 1:
-        raise UserError(f"Keras' methods run on one device, not on the {count} of a {name}: train by python train.py")
     if optimizer is not None and optimizer._distribution_strategy is not strategy:
+        name = type(strategy).__name__
+        made = "outside of every strategy" if name.startswith("_Default") else f"in the scope of a {name}"
         raise UserError(
             f"the model was made {made}, the optimizer elsewhere; make the model and the optimizer, and call compile, "
             "in one scope"
         )
+    if strategy.num_replicas_in_sync > 1 and optimizer is not None and model.steps_per_execution > 1:
+        raise UserError(f"steps_per_execution is {model.steps_per_execution}; on several devices it must be 1")
 
 
 def read_first_images(x: Any, split: float, count: int, seed: int) -> np.ndarray:
@@ -307,7 +316,7 @@ def require_compiled(model: Any, method: str) -> tuple[TrainingConfig, BoundMetr
     """Returns training config and metrics from `compile`; raises UserError if `method`, such as fit, cannot run."""
     if model._options is None or model._bound_metrics is None:
         raise UserError(f"call model.compile(optimizer) before {method}")
-    require_one_device(model)
+    require_one_scope(model)
     return model._options, model._bound_metrics
 
 
@@ -387,7 +396,7 @@ def predict(model: Any, x: Any, *rest: Any, **options: Any) -> Codes:
     not finite raise InversionError.
     """
     model.require_initialized()
-    require_one_device(model)
+    require_one_scope(model)
     check_images(x, None, model.config)
     outputs = keras.Model.predict(model, wrap_generator(x), *rest, **options)
     codes = Codes(*outputs) if model.config.has_latent else Codes(None, outputs)
@@ -432,46 +441,48 @@ def make_predict_function(model: Any, force: bool = False) -> None:
 
 
 def train_step(model: Any, data: Any) -> dict[str, tf.Tensor]:
-    """Runs a step of `fit` on a batch; returns {name: value} of the metrics. A skipped step changes no weight."""
+    """Runs a step of `fit` on a device's part of a batch; returns {name: value} of the metrics over all devices.
+
+    A skipped step changes no weight. A training loop of one's own calls this method by `strategy.run`.
+    """
     training, metrics = model.require_compiled("fit")
     images, labels = _read_batch(model, data)
-    seed = randomness.derive_seed(training.seed, "step", tf.convert_to_tensor(model.optimizer.iterations))
-    if model.optimizer.gradient_accumulation_steps:
+    labels = as_labels(labels, get_sizes(images)[0], model.config.classes, model.config.has_class_codes)
+    optimizer, place = model.optimizer, locate_images(images)
+    update = tf.convert_to_tensor(optimizer.iterations)
+    seed = randomness.derive_seed(training.seed, "step", update)
+    if optimizer.gradient_accumulation_steps:
         # Steps that accumulate gradients for one update share a value of `iterations`; the image count varies the seed.
         seed = randomness.derive_seed(seed, metrics.image_count)
-    count, update = get_sizes(images)[0], tf.convert_to_tensor(model.optimizer.iterations)
-    labels = as_labels(labels, count, model.config.classes, model.config.has_class_codes)
-    images = augment_images(images, training, update, seed, slice(0, count), count)
-    kl_weight = compute_kl_weight(training, update)
-    result = differentiate_bound(
-        model,
-        images,
-        labels,
-        RunMode(training.memory, training.precision, training.jit_compile),
-        seed=seed,
-        device_slice=slice(0, count),
-        batch_size=count,
-        trainable=model.trainable_variables,
-        moving=list_moving_statistics(model),
-        kl_weight=kl_weight,
-    )
-    verdict = check_step(result, training.precision)
-    applied = verdict.finite & verdict.inverted & metrics.converges
+    trainable, moving = model.trainable_variables, list_moving_statistics(model)
 
-    def apply() -> tf.Tensor:
-        model.optimizer.apply(result.gradients, model.trainable_variables)
-        for variable, value in zip(list_moving_statistics(model), result.moving, strict=True):
-            variable.assign(value)
-        return tf.constant(True)
+    def apply(total: DeviceResult, is_sound: tf.Tensor, norm: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        strategy, applied = model.distribute_strategy, is_sound & metrics.converges
 
-    # Gradients of zero would still change the state of a Keras optimizer, so a skipped step does not call `apply`. A
-    # Keras optimizer leaves the replica context, which TensorFlow forbids where the context began outside `tf.cond`.
-    # So the step leaves the context first, and `apply` runs in a replica context that begins inside `tf.cond`.
-    tf.distribute.get_replica_context().merge_call(
-        lambda strategy: tf.cond(applied, lambda: strategy.run(apply), lambda: tf.constant(False))
-    )
-    terms = tf.cast(tf.stack(result.terms), tf.float64)
-    metrics.count_step(applied, terms, tf.cast(count, tf.float64), tf.cast(kl_weight, tf.float64))
+        def change(gradients: list[tf.Tensor], statistics: list[tf.Tensor]) -> None:
+            replica = tf.distribute.get_replica_context()
+            if replica.num_replicas_in_sync > 1:
+                # A Keras optimizer clips the gradients of each device and then adds them up. For the result of a single
+                # device, the first device passes the sums, and the others pass zeros.
+                share = tf.cast(tf.equal(replica.replica_id_in_sync_group, 0), tf.float32)
+                gradients = [gradient * share for gradient in gradients]
+            optimizer.apply(gradients, trainable)
+            for variable, value in zip(moving, statistics, strict=True):
+                variable.assign(value)
+
+        def change_all() -> tf.Tensor:
+            strategy.run(change, args=(total.gradients, total.moving))
+            return tf.constant(True)
+
+        # Gradients of zero would still change the state of a Keras optimizer, so a skipped step does not call it. The
+        # optimizer leaves the replica context, which TensorFlow allows only where the context began inside `tf.cond`.
+        tf.cond(applied, change_all, lambda: tf.constant(False))
+        return applied, total.terms
+
+    step = TrainingStep(model, training, trainable, moving, apply)
+    applied, terms = step.take(images, labels, seed, update, place=place)
+    kl_weight = tf.cast(compute_kl_weight(training, update), tf.float64)
+    metrics.count_step(applied, tf.cast(tf.stack(terms), tf.float64), tf.cast(place[1], tf.float64), kl_weight)
     return {**metrics.collect_results(), "skipped_steps": metrics.not_applied + 0}
 
 
@@ -479,14 +490,16 @@ def test_step(model: Any, data: Any) -> dict[str, tf.Tensor]:
     """Adds a batch's terms of the bound to the metrics of `evaluate`, and returns {name: value} of the metrics."""
     training, metrics = model.require_compiled("evaluate")
     images, labels = _read_batch(model, data)
-    index = metrics.image_count + tf.range(tf.shape(images, tf.int64)[0])
-    which = training.seed, 0, index
+    start, count = locate_images(images)
+    first = metrics.image_count + tf.cast(start, tf.int64)
+    which = training.seed, 0, first + tf.range(tf.shape(images, tf.int64)[0])
     config = model.config
     z = randomness.draw_z_noise(config.latent_dim, *which)
     u = randomness.draw_u_noise(config.image_shape, *which, config.has_dequantizer)
     elbo = model.elbo_from_noise(images, z, u, labels=labels)
-    terms = tf.cast(tf.stack([elbo.reconstruction, elbo.kl, elbo.dequantization], -1), tf.float64)
-    metrics.add_images(tf.reduce_mean(terms, 0), tf.cast(tf.shape(terms)[0], tf.float64), training.kl_weight)
+    terms = tf.cast(tf.stack([elbo.reconstruction, elbo.kl, elbo.dequantization]), tf.float64)
+    count = tf.cast(count, tf.float64)
+    metrics.add_images(sum_over_devices(tf.reduce_sum(terms, -1)) / count, count, training.kl_weight)
     return metrics.collect_results()
 
 

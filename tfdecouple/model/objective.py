@@ -1,16 +1,11 @@
-"""The objective of training: the negative evidence lower bound (paper equation 2), term by term, and its gradient."""
+"""The objective of training: the negative evidence lower bound (paper equation 2), term by term."""
 
-import functools
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import keras
 import tensorflow as tf
 
-from tfdecouple import randomness
 from tfdecouple.numerics.arithmetic import get_sizes, make_zero_log_det, multiply_sizes
-from tfdecouple.numerics.kernels import use_kernels
 
 
 class Elbo(NamedTuple):
@@ -160,85 +155,3 @@ def standard_normal_log_prob(x: tf.Tensor) -> tf.Tensor:
     axes: list[int] = list(range(1, len(x.shape)))
     dimensions = multiply_sizes(get_sizes(x)[1:], x.dtype)
     return -0.5 * (tf.reduce_sum(tf.square(x), axes) + dimensions * math.log(2 * math.pi))
-
-
-class DeviceResult(NamedTuple):
-    """One device's part of the results of a training step: the step's results are the sums over the devices.
-
-    The field `moving` is an exception: the step uses its mean over the devices.
-
-    Attributes:
-        gradients: gradients for the trainable weights, in the order of the weights.
-        moving: new moving statistics of batch normalisation, in the order of the variables.
-        terms: reconstruction, kl and dequantization, the terms of the bound, in nats, each summed over the device's
-            images and divided by the image count of the whole batch.
-        inversion_error: the largest inversion error of an image (see `Traced`), a scalar, or a vector with the scalar
-            at one index and zeros elsewhere (`place_in_vector`).
-    """
-
-    gradients: list[Any]
-    moving: list[Any]
-    terms: list[Any]
-    inversion_error: Any
-
-
-def differentiate_bound(
-    model: Any,
-    images: tf.Tensor,
-    labels: tf.Tensor | None,
-    mode: Any,
-    *,
-    seed: tf.Tensor,
-    device_slice: slice,
-    batch_size: int | tf.Tensor,
-    trainable: Sequence[keras.Variable],
-    moving: Sequence[keras.Variable],
-    kl_weight: float | tf.Tensor,
-    weights: Sequence[tf.Tensor] | None = None,
-) -> DeviceResult:
-    """Returns one device's part of a training step: terms and gradients of the bound for the device's images.
-
-    The function changes no variable. The noise of an image depends only on the seed and on the index of the image in
-    the whole batch, not on the number of devices.
-
-    Args:
-        model: an initialised model.
-        images: the device's images, uint8 `[n, height, width, channels]`.
-        labels: labels of the images, int32 `[n]`; None for no labels.
-        mode: the `RunMode` in which the networks run.
-        seed: seed of the step's noise.
-        device_slice: the slice of the whole batch that contains the device's images.
-        batch_size: count of images in the whole batch, over all devices.
-        trainable: variables of the weights for which gradients are computed.
-        moving: variables with the moving statistics of batch normalisation.
-        kl_weight: weight of the KL term in the loss, a scalar.
-        weights: tensors with the values of `trainable`; None to read the values from the variables.
-    """
-    config = model.config
-    z = tf.random.stateless_normal([batch_size, config.latent_dim], randomness.derive_seed(seed, "z"))[device_slice]
-    shape = [batch_size, *config.image_shape]
-    u = randomness.draw_pixel_noise(shape, randomness.derive_seed(seed, "u"), config.has_dequantizer)[device_slice]
-    # Each weight becomes one tensor, which all shards use (parts of the batch that run in parallel).
-    weights = weights or [tf.convert_to_tensor(weight) for weight in trainable]
-    # The backward pass returns the inversion error as the gradient of this dummy scalar (see `Traced`).
-    probe = tf.zeros([])
-    runner = functools.partial(model.flow.runner, mode=mode, probe=probe)
-    # The scope keeps new moving statistics of batch normalisation out of the variables, so that a step can be skipped.
-    with (
-        keras.StatelessScope(state_mapping=list(zip(trainable, weights, strict=True))) as scope,
-        use_kernels(mode.kernels),
-    ):
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([*weights, probe])
-            # An empty batch has no statistics, so the encoder normalises as in evaluation.
-            options = {"labels": labels, "training": images.shape[0] != 0, "runner": runner}
-            elbo, _ = negative_elbo(model, model.quantizer.find_bins(images), z, u, **options)
-            count = tf.cast(batch_size, tf.float32)
-            terms = [tf.reduce_sum(term) / count for term in (elbo.reconstruction, elbo.kl, elbo.dequantization)]
-            reconstruction, kl, dequantization = terms
-            loss = reconstruction + kl_weight * kl + dequantization
-        *gradients, error = tape.gradient(loss, [*weights, probe], unconnected_gradients="zero")
-    # A network that is not trainable computes no new moving statistics, so its variables' current values are returned.
-    new = [(variable, scope.get_current_value(variable)) for variable in moving]
-    statistics = [tf.convert_to_tensor(variable if value is None else value) for variable, value in new]
-    return DeviceResult(gradients, statistics, terms, error)

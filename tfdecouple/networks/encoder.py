@@ -17,7 +17,7 @@ from tfdecouple.layers.conditioners import (
     make_bias_initializer,
     make_kernel_initializer,
 )
-from tfdecouple.numerics.arithmetic import get_sizes, multiply_in_full_precision, multiply_sizes
+from tfdecouple.numerics.arithmetic import get_sizes, multiply_in_full_precision, multiply_sizes, sum_over_devices
 from tfdecouple.numerics.kernels import get_kernels
 from tfdecouple.numerics.tf32 import full_float32
 
@@ -130,17 +130,11 @@ class BatchNorm(BaseLayer):
 def _batch_statistics(parts: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
     images = sum(get_sizes(part)[0] for part in parts)
     count = multiply_sizes([images, *get_sizes(parts[0])[1:-1]], parts[0].dtype)
-
-    def mean_over_devices(sums: list[tf.Tensor]) -> tf.Tensor:
-        mean = tf.add_n(sums) / count
-        replica = tf.distribute.get_replica_context()
-        if replica is None or replica.num_replicas_in_sync == 1:
-            return mean
-        return replica.all_reduce(tf.distribute.ReduceOp.MEAN, mean)
-
-    mean = mean_over_devices([tf.reduce_sum(part, [0, 1, 2]) for part in parts])
+    # The last batch of an epoch may have more images on one device than on another.
+    total, count = sum_over_devices([tf.add_n([tf.reduce_sum(part, [0, 1, 2]) for part in parts]), count])
+    mean = total / count
     squares = [tf.reduce_sum(tf.math.squared_difference(part, mean), [0, 1, 2]) for part in parts]
-    return mean, mean_over_devices(squares)
+    return mean, sum_over_devices(tf.add_n(squares)) / count
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import tensorflow as tf
 
@@ -79,6 +80,14 @@ def multiply_sizes(factors: Iterable[int | tf.Tensor], dtype: tf.DType) -> tf.Te
     count = math.prod(factors)
     # A known product becomes a constant, because a cast would be one more operation in the graph.
     return tf.constant(count, dtype) if isinstance(count, int) else tf.cast(count, dtype)
+
+
+def sum_over_devices(values: Any) -> Any:
+    """Returns the sums of `values`, tensors in any structure, over all devices of the strategy that runs the caller."""
+    replica = tf.distribute.get_replica_context()
+    if replica is None or replica.num_replicas_in_sync == 1:
+        return values
+    return replica.all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
 def make_zero_log_det(x: tf.Tensor) -> tf.Tensor:

@@ -17,6 +17,7 @@ from tfdecouple.runs.metrics_log import read_metrics
 from tfdecouple.runs.run_folder import METRICS
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.training_folder import TrainingFolder
+from tfdecouple.training.workers import on_chief
 from tfdecouple.visualization.grids import reconstruct_images
 from tfdecouple.visualization.pictures import PictureInputs, count_shown_images, draw_pictures
 
@@ -35,7 +36,7 @@ DIAGNOSTICS = [
 
 
 class EvaluationReports:
-    """Writes the results of evaluations to the run folder; in a distributed run only the chief process has this object.
+    """Writes the results of evaluations to the run folder; all workers call its methods, and the chief writes.
 
     `note` is a function that shows a text to the user; it gets texts such as "drawing samples" before slow work.
     """
@@ -52,8 +53,9 @@ class EvaluationReports:
         self._config = config
         self._state = state
         self._source = source
-        self._directory = directory
+        self._directory, self.workers = directory, directory.workers
 
+    @on_chief
     def report_validation(self, step: int, measured: Bound, is_best: bool) -> str:
         """Saves the results of an evaluation on validation images; returns a message for the user, one line of text.
 
@@ -80,6 +82,7 @@ class EvaluationReports:
             + (f"\n  out of range: {'; '.join(signs)}: see {_HELP_PAGE}" if signs else "; healthy")
         )
 
+    @on_chief
     def write_summary(self, step: int, test: Bound | None, count: int) -> tuple[dict[str, Any], list[str]]:
         """Writes summary.json; returns its content, a dict, and a list of lines that tell the user the results.
 

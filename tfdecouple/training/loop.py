@@ -17,7 +17,6 @@ from tfdecouple.data.labels import check_batch_labels, make_training_inputs, req
 from tfdecouple.data.sources import open_source
 from tfdecouple.data.splits import Source
 from tfdecouple.errors import DivergedError, RunError, one_line
-from tfdecouple.loggers import require_loggers
 from tfdecouple.metrics.bits_per_dim import Bound, BoundEvaluator
 from tfdecouple.model.step_effects import add_first_noise
 from tfdecouple.numerics.tf32 import has_tf32
@@ -98,13 +97,13 @@ def train(
             workers = Workers(count, group.rank, make_collective_sum(strategy, count))
         stack.enter_context(_convert_resource_errors(path))
         workers.require_equal("the options", config.flatten_options())
-        workers.call_on_chief(lambda: require_loggers(config.training.loggers))
-        directory = TrainingFolder(path, config, progress.print_line)
+        directory = TrainingFolder(path, config, progress.print_line, workers)
         stack.callback(directory.close)
-        require_divisible_batch(config.training, strategy.num_replicas_in_sync)
-        workers.call_on_chief(directory.require_same_run)
+        training = config.training
+        require_divisible_batch(training.batch_size, training.micro_batches, strategy.num_replicas_in_sync)
+        directory.require_same_run()
         source = workers.call_on_all(lambda: _open_source(config, download))
-        workers.call_on_chief(lambda: directory.require_label_names(source.label_names))
+        directory.require_label_names(source.label_names)
         workers.require_equal("the numbers of images", source.sizes)
         stack.enter_context(source.guard())
         keras.utils.set_random_seed(config.training.seed)
@@ -177,14 +176,14 @@ class Trainer:
 
     def start(self) -> dict[str, Any] | None:
         """Restores the newest state, or initialises the weights; returns the dict in summary.json if the run ended."""
-        messages, is_new = self.workers.call_on_chief(lambda: self.directory.restore_newest_state(self.state))
+        messages, is_new = self.directory.restore_newest_state(self.state)
         if not is_new:
             self.workers.broadcast_variables(
                 variable for group in self.state.group_checkpoint_variables().values() for variable in group.values()
             )
         self.step = self._read_at = int(self.state.step.numpy())
         self.skipped = self.step - int(self.state.updates.numpy())
-        if summary := self.workers.call_on_chief(self.directory.read_finished_summary):
+        if summary := self.directory.read_finished_summary():
             return summary
         self.progress.show_start(self.step)
         self._print_run_description(messages)
@@ -224,7 +223,7 @@ class Trainer:
             self.state.model.initialize(images, seed=self.training.seed)
         else:
             names = self.source.label_names
-            self.workers.call_on_chief(lambda: self.directory.load_initial_weights(self.state, run, names))
+            self.directory.load_initial_weights(self.state, run, names)
         # Different processors may round differently, so all workers continue with the chief's weights.
         self._broadcast_model()
         self.state.optimizer.start_averages()
@@ -242,7 +241,7 @@ class Trainer:
             return
         self._files_written = True
         names = self.source.label_names
-        if damaged := self.workers.call_on_chief(lambda: self.directory.write_run_files(names)):
+        if damaged := self.directory.write_run_files(names):
             self.progress.print_line(f"metrics.jsonl: {damaged} damaged rows are left out; checkpoints are unchanged")
 
     def train_to_last_step(self, stop: StopRequest) -> None:
@@ -348,7 +347,7 @@ class Trainer:
             "images_per_second": images_per_second,
             "skipped_steps": self.skipped,
         }
-        self.workers.call_on_chief(lambda: self.directory.log.write("train", self.step, row))
+        self.directory.write_training_row(self.step, row)
         self.progress.set_metrics(row["bits_per_dim"], images_per_second)
 
     def _save_checkpoint(self, overwrite: bool = True) -> None:
@@ -358,7 +357,7 @@ class Trainer:
                 f"training diverged: weights are not finite at step {self.step}, which is not saved; all weights of "
                 f"the checkpoints in {self.directory.checkpoints.path} are finite. See docs/troubleshooting.md"
             )
-        self.workers.call_on_chief(lambda: self.directory.save_training_state(self.state, self.step, overwrite))
+        self.directory.save_training_state(self.state, self.step, overwrite)
 
     def _is_evaluation_step(self) -> bool:
         return self.step == self.training.steps or self.step % self.training.evaluate_every == 0
@@ -369,7 +368,7 @@ class Trainer:
         The images are evaluated if an evaluation is due at the current step and the log has none. The log may also have
         an evaluation where none is due: at the former last step, if `training.steps` was raised.
         """
-        bits_per_dim = self.workers.call_on_chief(lambda: self.directory.log.validation_bits_per_dim(self.step))
+        bits_per_dim = self.directory.read_validation_bits(self.step)
         if bits_per_dim is not None:
             self.state.update_best_evaluation(self.step, bits_per_dim)
         elif self._is_evaluation_step():
@@ -387,7 +386,7 @@ class Trainer:
             batches = self._load_evaluation_batches("validation", count)
             measured = self.evaluator(batches, seed=self.training.seed, on_batch=count_batch)
             is_best = self.state.update_best_evaluation(self.step, measured.bits_per_dim)
-            message = self.workers.call_on_chief(lambda: self.reports.report_validation(self.step, measured, is_best))
+            message = self.reports.report_validation(self.step, measured, is_best)
         self.progress.print_line(message)
 
     def measure_test_images(self, stop: StopRequest) -> dict[str, Any]:
@@ -398,7 +397,7 @@ class Trainer:
             "the same command measures them again"
         )
         with self._stop_evaluation_at_once(stop, where):
-            self.workers.call_on_chief(lambda: self.directory.load_best_weights(self.state))
+            self.directory.load_best_weights(self.state)
             self._broadcast_model()
             test: Bound | None = None
             if training.evaluation_samples:
@@ -408,7 +407,7 @@ class Trainer:
                     seed=training.seed,
                     on_batch=self.progress.make_counter("test", count),
                 )
-            summary, lines = self.workers.call_on_chief(lambda: self.reports.write_summary(self.step, test, count))
+            summary, lines = self.reports.write_summary(self.step, test, count)
             for line in lines:
                 self.progress.print_line(line)
             return summary

@@ -1,4 +1,4 @@
-"""A training step: gradients on all devices, their sum, a check, and one update; and the learning rate's schedule."""
+"""The steps of `train.py`: micro-batches, the update of a `TrainingState`, and the learning rate's schedule."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.config import Config, TrainingConfig
-from tfdecouple.model.gradient import check_step, flatten_and_join, place_in_vector
-from tfdecouple.model.objective import DeviceResult, differentiate_bound
-from tfdecouple.model.step_effects import augment_images, compute_kl_weight
+from tfdecouple.model.gradient import flatten_and_join
+from tfdecouple.model.training_step import DeviceResult, TrainingStep
 from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.training.state import TrainingState
 
@@ -59,24 +58,26 @@ class TrainStep:
     of the whole batch and uses a slice of it, so a step gives the same result with any number of devices.
 
     Micro-batches are processed one after the other. Batch normalisation uses the statistics of a micro-batch (as in the
-    paper's code). Its moving statistics change once per update, towards the mean of the micro-batches' statistics.
-    `state` must be created inside `strategy.scope()`.
+    paper's code). `state` must be created inside `strategy.scope()`.
     """
 
     def __init__(self, config: Config, state: TrainingState, strategy: tf.distribute.Strategy):
         self.state = state
         training = self._training = config.training
-        self._mode = RunMode(training.memory, training.precision, training.jit_compile)
+        variables = state.model.named_variables()
+        trainable, moving = ([variables[name] for name in group] for group in (state.trainable, state.moving))
+        self._step = TrainingStep(state.model, training, trainable, moving, self._update_state)
+        self._mode = RunMode(precision=training.precision)
         self._strategy = strategy
-        # The step needs the largest inversion error, but results of devices are added up. So each micro-batch of each
-        # device writes its error to a separate entry of a vector; the largest entry of the summed vector is the result.
-        self._errors = config.training.micro_batches * strategy.num_replicas_in_sync
-        weights, moving = ([v.shape for v in group.values()] for group in (state.trainable, state.moving))
-        self._shapes = DeviceResult(weights, moving, [tf.TensorShape(())] * 3, tf.TensorShape([self._errors]))
+        count = training.micro_batches * strategy.num_replicas_in_sync
+        self._images = training.batch_size // count
+        weights, statistics = ([variable.shape for variable in group] for group in (trainable, moving))
+        scalar = tf.TensorShape(())
+        self._shapes = DeviceResult(weights, statistics, [scalar] * 3, tf.TensorShape([count]), scalar)
         self._sizes = [math.prod(shape) for shape in tf.nest.flatten(self._shapes)]
         # AutoGraph is off, because its search of loops over a thousand variables for control flow takes seconds.
         self._take_step = tf.function(self._take_undivided_step, autograph=False)
-        self._start_sums = tf.function(self._make_zero_sums, autograph=False)
+        self._start_sums = tf.function(lambda: strategy.run(tf.zeros, args=([sum(self._sizes)],)), autograph=False)
         self._add_to_sums = tf.function(self._add_micro_batch, autograph=False)
         self._apply_sums = tf.function(self._apply_micro_batches, autograph=False)
 
@@ -97,115 +98,61 @@ class TrainStep:
                 return self._take_step(micro_batches[0], step, stop)
             sums = self._start_sums()
             for number, examples in enumerate(micro_batches):
-                sums = self._add_to_sums(sums, examples, step, tf.constant(number))
-            return self._apply_sums(sums, stop)
+                sums = self._add_to_sums(sums, examples, step, stop, tf.constant(number))
+            return self._apply_sums(sums)
 
     def _take_undivided_step(self, examples: Any, step: tf.Tensor, stop: tf.Tensor) -> StepResult:
-        results = self._strategy.run(self._compute_device_result, args=(examples, step, 0))
-        return self._apply_device_results(results, stop)
+        def take(examples: Any) -> StepResult:
+            return self._step.take(*self._list_arguments(examples, step), stop=stop)
 
-    def _make_zero_sums(self) -> Any:
-        return self._strategy.run(lambda: tf.zeros([sum(self._sizes)]))
+        return self._strategy.run(take, args=(examples,))
 
-    def _add_micro_batch(self, sums: Any, examples: Any, step: tf.Tensor, number: tf.Tensor) -> Any:
+    def _add_micro_batch(self, sums: Any, examples: Any, step: tf.Tensor, stop: tf.Tensor, number: tf.Tensor) -> Any:
         """Adds the results of a micro-batch to `sums`: one vector per device, because many tensors would take long."""
 
         def add(sums: tf.Tensor, examples: Any) -> tf.Tensor:
-            result = self._compute_device_result(examples, step, number)
+            result = self._step.differentiate(*self._list_arguments(examples, step), number=number, stop=stop)
             return sums + flatten_and_join(tf.nest.flatten(result))
 
         return self._strategy.run(add, args=(sums, examples))
 
-    def _apply_micro_batches(self, sums: Any, stop: tf.Tensor) -> StepResult:
+    def _apply_micro_batches(self, sums: Any) -> StepResult:
         def split(sums: tf.Tensor) -> DeviceResult:
             flat = tf.nest.pack_sequence_as(self._shapes, tf.split(sums, self._sizes))
             return tf.nest.map_structure(tf.reshape, flat, self._shapes)
 
-        return self._apply_device_results(self._strategy.run(split, args=(sums,)), stop)
+        return self._step.update(self._strategy, self._strategy.run(split, args=(sums,)))
 
-    def _compute_device_result(self, examples: Any, step: tf.Tensor, number: Any) -> DeviceResult:
-        training, state = self._training, self.state
-        images, labels = examples if state.model.config.has_classes else (examples, None)
-        replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
-        size = training.batch_size // training.micro_batches
-        count = size // self._strategy.num_replicas_in_sync
-        start = number * size + replica * count
-        seed, device_slice = randomness.derive_seed(training.seed, "step", step), slice(start, start + count)
-        images = tf.ensure_shape(images, (count, *state.model.config.image_shape))
-        images = augment_images(images, training, state.updates, seed, device_slice, training.batch_size)
+    def _list_arguments(self, examples: Any, step: tf.Tensor) -> tuple[Any, ...]:
+        images, labels = examples if self.state.model.config.has_classes else (examples, None)
+        images = tf.ensure_shape(images, (self._images, *self.state.model.config.image_shape))
         if labels is not None:
-            labels = tf.ensure_shape(labels, (count,))
-        variables = state.model.named_variables()
-        result = differentiate_bound(
-            state.model,
-            images,
-            labels,
-            self._mode,
-            seed=seed,
-            device_slice=device_slice,
-            batch_size=training.batch_size,
-            trainable=[variables[name] for name in state.trainable],
-            moving=[variables[name] for name in state.moving],
-            kl_weight=compute_kl_weight(training, state.updates),
-            weights=[tf.convert_to_tensor(weight) for weight in state.trainable.values()],
-        )
-        position = number * self._strategy.num_replicas_in_sync + replica
-        result = result._replace(inversion_error=place_in_vector(result.inversion_error, position, self._errors))
-        if training.micro_batches > 1:
-            result = result._replace(moving=[statistic / training.micro_batches for statistic in result.moving])
-        return result
+            labels = tf.ensure_shape(labels, (self._images,))
+        return images, labels, randomness.derive_seed(self._training.seed, "step", step), self.state.updates
 
-    def _apply_device_results(self, results: DeviceResult, stop: tf.Tensor) -> StepResult:
-        """Sums the devices' results; updates the weights unless a sum is not finite or the inversion too inexact."""
+    def _update_state(self, total: DeviceResult, is_sound: tf.Tensor, norm: tf.Tensor) -> StepResult:
+        """Updates the weights by the sums of the devices' results, unless these are unsound or training has halted."""
         training, state = self._training, self.state
-        # All workers must take part in this collective sum, so it is computed even if the update is then skipped.
-        total, stop = self._sum_device_results(results, stop)
         reconstruction, kl, dequantization = total.terms
-        loss = reconstruction + kl + dequantization
-        error = tf.reduce_max(total.inversion_error)
-        first = [self._strategy.experimental_local_results(gradient)[0] for gradient in total.gradients]
-        finite, inverted, norm = check_step(total._replace(gradients=first, inversion_error=error), training.precision)
-        applied = finite & inverted & tf.equal(state.halted, 0)
-
+        applied = is_sound & tf.equal(state.halted, 0)
         rate = compute_learning_rate(training, state.updates)
         scale = tf.minimum(1.0, training.clip_norm / norm) if training.clip_norm else None
         self._strategy.run(
             state.optimizer.apply_update, args=(applied, total.gradients, total.moving, state.updates, rate, scale)
         )
         result = StepResult(
-            bits_per_dim=state.model.nats_to_bits_per_dim(loss),
+            bits_per_dim=state.model.nats_to_bits_per_dim(reconstruction + kl + dequantization),
             reconstruction=reconstruction,
             kl=kl,
             dequantization=dequantization,
             gradient_norm=norm,
             learning_rate=rate,
             applied=applied,
-            stop=stop,
-            inversion_error=error,
+            stop=total.stop,
+            inversion_error=total.inversion_error,
         )
         state.count_step(result)
         return result
-
-    def _sum_device_results(self, results: DeviceResult, stop: tf.Tensor) -> tuple[DeviceResult, tf.Tensor]:
-        """Sums the devices' gradients, terms of the bound, inversion errors and `stop`; averages the moving statistics.
-
-        All sums stay on the devices. `Strategy.reduce` would copy them to the host, for which the update would wait.
-        """
-        state, scalars = self.state, [*results.terms, results.inversion_error, self._strategy.run(tf.identity, (stop,))]
-        options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=self._training.bytes_per_pack)
-
-        def reduce_to_devices(reduction: Any, values: list[Any], variables: list[tf.Variable]) -> list[Any]:
-            pairs = list(zip(values, variables, strict=True))
-            # A model without an encoder has no moving statistics, and TensorFlow cannot reduce an empty list.
-            return list(self._strategy.extended.batch_reduce_to(reduction, pairs, options)) if pairs else []
-
-        # A sum goes to the devices of its variable in this list; the variable `step` has a copy on each device.
-        destinations = [*state.trainable.values(), *[state.step] * len(scalars)]
-        sums = reduce_to_devices(tf.distribute.ReduceOp.SUM, [*results.gradients, *scalars], destinations)
-        moving = reduce_to_devices(tf.distribute.ReduceOp.MEAN, results.moving, list(state.moving.values()))
-        count = len(results.gradients)
-        *terms, error, stop = (self._strategy.experimental_local_results(total)[0] for total in sums[count:])
-        return DeviceResult(sums[:count], moving, terms, error), stop
 
 
 def compute_learning_rate(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:

@@ -12,12 +12,13 @@ from filelock import FileLock, Timeout
 from tfdecouple.config import Config, compare_configs, load_preset, preset_names
 from tfdecouple.data.sources import find_source_kind, locate_images, resolve_image_paths
 from tfdecouple.errors import ConfigError, RunError
-from tfdecouple.loggers import LOGGERS
+from tfdecouple.loggers import LOGGERS, require_loggers
 from tfdecouple.runs.metrics_log import MetricsLog
 from tfdecouple.runs.run_folder import CONFIG, LOCK, SUMMARY, RunFolder
 from tfdecouple.storage.checkpoints import DamagedCheckpointError
 from tfdecouple.storage.files import TEMPORARY
 from tfdecouple.training.state import TrainingState
+from tfdecouple.training.workers import Workers, on_chief
 
 # Only these options may have another value when a run is resumed.
 _CHANGEABLE = ("training.steps", "training.loggers")
@@ -32,7 +33,10 @@ def make_paths_absolute(config: Config) -> Config:
 
 
 class TrainingFolder(RunFolder):
-    """The run folder of a training, which need not exist yet; in a distributed run only the chief (rank 0) uses it.
+    """The run folder of a training, which need not exist yet.
+
+    In a distributed run all workers (`workers`) call the same methods `on_chief`: only the chief (rank 0) reads and
+    writes, and all get its result. The methods of `RunFolder` are for the chief.
 
     Attributes:
         log: the log of the run; `write_run_files` opens it.
@@ -40,9 +44,16 @@ class TrainingFolder(RunFolder):
         loaded_step: the training step of the weights that `load_best_weights` has loaded; 0 before the call.
     """
 
-    def __init__(self, path: pathlib.Path, config: Config, report: Callable[[str], None] = print):
+    def __init__(
+        self,
+        path: pathlib.Path,
+        config: Config,
+        report: Callable[[str], None] = print,
+        workers: Workers | None = None,
+    ):
         super().__init__(path, is_written=True, keep=config.training.keep_checkpoints)
         self._config, self._report, self._lock = config, report, FileLock(path / LOCK, timeout=0)
+        self.workers = workers or Workers()
         self.log = MetricsLog(path, [LOGGERS[name](path, config) for name in config.training.loggers], report)
         self.is_resumed, self.loaded_step, self._begun = False, 0, 0
         self._messages: list[str] = []
@@ -54,8 +65,13 @@ class TrainingFolder(RunFolder):
         finally:
             self._lock.release()
 
+    @on_chief
     def require_same_run(self) -> None:
-        """Locks an existing run folder; raises RunError if another process uses it or it holds another config's run."""
+        """Locks an existing run folder; raises RunError if another process uses it or it holds another config's run.
+
+        MissingPackageError is raised, before anything is written, if a logger's package is missing.
+        """
+        require_loggers(self._config.training.loggers)
         self.is_resumed = self._holds_this_run()
         if self.is_resumed or (self.path / LOCK).exists():
             self._acquire_lock()
@@ -102,6 +118,7 @@ class TrainingFolder(RunFolder):
             text = f"another program is training in {self.path}; wait for it or choose another --workdir"
             raise RunError(text) from error
 
+    @on_chief
     def require_label_names(self, names: Sequence[str]) -> None:
         """Raises RunError if `names`, the label names of the images, differ from the names in the run folder."""
         classes = self._config.model.classes
@@ -112,6 +129,7 @@ class TrainingFolder(RunFolder):
                 "folders' names, or choose another --workdir"
             )
 
+    @on_chief
     def restore_newest_state(self, state: TrainingState) -> tuple[list[str], bool]:
         """Loads the newest checkpoint; returns messages, and if the run is new; RunError if none is readable."""
         self.checkpoints.remove_remains()
@@ -140,6 +158,7 @@ class TrainingFolder(RunFolder):
             raise RunError(f"{problem}; move the folder away to start again")
         return messages
 
+    @on_chief
     def read_finished_summary(self) -> dict[str, Any] | None:
         """If the run has taken all steps, prints a message and returns the content of summary.json; otherwise None."""
         step = self._begun
@@ -155,6 +174,7 @@ class TrainingFolder(RunFolder):
         self._report(f"{self.path} is complete at step {step}; a larger --steps continues it")
         return summary
 
+    @on_chief
     def load_initial_weights(self, state: TrainingState, run: str, label_names: Sequence[str]) -> None:
         """Loads the best weights of another run into the model; `run` is a folder or the name of pretrained weights.
 
@@ -185,6 +205,7 @@ class TrainingFolder(RunFolder):
             )
         folder.load_weights(state.model, averaged=other.training.ema_decay > 0, names=names)
 
+    @on_chief
     def write_run_files(self, label_names: Sequence[str] = ()) -> int:
         """Writes config and labels, opens the log, and returns the count of damaged log lines it removed.
 
@@ -197,6 +218,17 @@ class TrainingFolder(RunFolder):
         self.write_config(self._config, label_names)
         return self.log.open(self._begun, is_last=self._begun >= self._config.training.steps)
 
+    @on_chief
+    def write_training_row(self, step: int, row: Mapping[str, Any]) -> None:
+        """Adds the metrics of the steps before `step` to the log, as {name: value}."""
+        self.log.write("train", step, row)
+
+    @on_chief
+    def read_validation_bits(self, step: int) -> float | None:
+        """Returns the bits/dim of the validation images at `step` in the log; None if the log has none."""
+        return self.log.validation_bits_per_dim(step)
+
+    @on_chief
     def save_training_state(self, state: TrainingState, step: int, overwrite: bool = True) -> None:
         """Writes `state` as the checkpoint of `step`; with `overwrite=False`, an existing checkpoint of `step` stays.
 
@@ -209,6 +241,7 @@ class TrainingFolder(RunFolder):
             self.log.flush()
             self.checkpoints.write_checkpoint("step", step, state.group_checkpoint_variables())
 
+    @on_chief
     def load_best_weights(self, state: TrainingState) -> None:
         """Loads the run's best weights into the model, or its newest readable weights if the best are damaged."""
         self.loaded_step = self.load_weights(state.model, averaged=self._config.training.ema_decay > 0)

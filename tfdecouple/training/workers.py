@@ -16,7 +16,6 @@ import numpy as np
 import pydantic
 import tensorflow as tf
 
-from tfdecouple.config import TrainingConfig
 from tfdecouple.errors import ConfigError, RunError, UserError, one_line
 from tfdecouple.runtime.devices import MOST_DEVICES
 from tfdecouple.storage.files import parse_json
@@ -273,15 +272,14 @@ def make_device_input_options() -> tf.distribute.InputOptions:
     return tf.distribute.InputOptions(experimental_per_replica_buffer_size=batches)
 
 
-def require_divisible_batch(config: TrainingConfig, replicas: int) -> None:
+def require_divisible_batch(size: int, micro_batches: int, replicas: int) -> None:
     """Raises ConfigError unless the batch size is a multiple of `replicas` (devices) times `micro_batches`."""
-    slices = replicas * config.micro_batches
-    if config.batch_size % slices:
-        micro = f" times {config.micro_batches} micro-batches" if config.micro_batches > 1 else ""
-        least = "smaller than" if config.batch_size < slices else "no multiple of"
+    slices = replicas * micro_batches
+    if size % slices:
+        micro = f" times {micro_batches} micro-batches" if micro_batches > 1 else ""
+        least = "smaller than" if size < slices else "no multiple of"
         raise ConfigError(
-            f"training.batch_size is {config.batch_size}, {least} the {replicas} devices{micro}; "
-            f"take a multiple of {slices}"
+            f"training.batch_size is {size}, {least} the {replicas} devices{micro}; take a multiple of {slices}"
         )
 
 
@@ -410,6 +408,16 @@ class Workers:
         table[self.rank, : len(data)] = data
         table = self._add(table)
         return [bytes(row[:size]).decode("utf-8") for row, size in zip(table, sizes, strict=True)]
+
+
+def on_chief(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns `method` as a call on the chief (`Workers.call_on_chief`), by the attribute `workers` of its object."""
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **options: Any) -> Any:
+        return self.workers.call_on_chief(functools.partial(method, self, *args, **options))
+
+    return call
 
 
 def make_collective_sum(strategy: tf.distribute.Strategy, count: int) -> Callable[[np.ndarray], np.ndarray]:

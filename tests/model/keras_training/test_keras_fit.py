@@ -15,7 +15,6 @@ from tfdecouple.errors import ConfigError, DataError, DivergedError, ExactnessWa
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.model import Codes, DecoupledModel, densities, objective
 from tfdecouple.model.keras_training import list_moving_statistics, read_first_images
-from tfdecouple.model.objective import differentiate_bound
 from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
@@ -162,14 +161,14 @@ class TestCompile:
         assert (model._options.seed, model._options.max_skipped_steps) == (3, 4)
         passed = {}
 
-        def note(model, images, labels, mode, **rest):
-            passed.update({name: getattr(mode, name) for name in options if name != "kl_weight"})
-            passed["kl_weight"] = rest["kl_weight"]
-            return differentiate_bound(model, images, labels, mode.replace(jit_compile=False), **rest)
+        def note(memory, precision, jit_compile):
+            passed.update(memory=memory, precision=precision, jit_compile=jit_compile)
+            return RunMode(memory, precision)
 
-        monkeypatch.setattr("tfdecouple.model.keras_training.differentiate_bound", note)
-        model.train_on_batch(images)
-        assert passed == options
+        monkeypatch.setattr("tfdecouple.model.training_step.RunMode", note)
+        logs = model.train_on_batch(images, return_dict=True)
+        assert {**passed, "kl_weight": 0.5} == options
+        assert logs["loss"] == pytest.approx(logs["reconstruction"] + 0.5 * logs["kl"] + logs["dequantization"])
         for name, value in {"kl_weight": -1, "memory": "all", "precision": "half", "seed": 2.5}.items():
             with pytest.raises(UserError, match=f"training.{name} is"):
                 model.compile("adam", **{name: value})
@@ -312,7 +311,7 @@ class TestPrecision:
             asked.append(RunMode(*arguments, **options).precision)
             return RunMode(*arguments, **options)
 
-        monkeypatch.setattr("tfdecouple.model.keras_training.RunMode", note)
+        monkeypatch.setattr("tfdecouple.model.training_step.RunMode", note)
         for global_policy, told in (("mixed_bfloat16", None), ("float32", "mixed_bfloat16")):
             policy(global_policy)
             model = make(config=WITHOUT_Z, precision=told)
@@ -366,11 +365,91 @@ class TestStrategy:
         with pytest.raises(UserError, match="^the model was made outside of every strategy"):
             model.fit(images)
 
-    def test_methods_of_keras_refuse_several_devices_in_one_line(self, images):
+    def test_two_devices_train_evaluate_and_predict_as_one_device(self, make, images):
+        # Seven images, then six: the devices get four and three images, then three each. Of the last batch of an
+        # evaluation, the second device gets none. Clipping bounds the gradient of the whole batch.
+        models, images = [make(keras.optimizers.SGD(0.1, global_clipnorm=0.5))], images[:13]
         with make_strategy(2).scope():
-            model = DecoupledModel(SMALLEST)
-            model.compile()
+            models.append(DecoupledModel(SMALLEST))
+            models[1].compile(keras.optimizers.SGD(0.1, global_clipnorm=0.5))
+        models[1].set_weights(weights := models[0].get_weights())
+        histories, evaluations, codes = [], [], []
+        for model in models:
+            options = {"batch_size": 7, "shuffle": False, "verbose": 0, "validation_data": images[:3]}
+            histories.append(model.fit(images, **options).history)
+            evaluations.append(model.evaluate(images, batch_size=4, verbose=0))
+            codes.append(model.predict(images, batch_size=4, verbose=0))
+        assert set(histories[1]) == NAMES | {f"val_{name}" for name in NAMES} | {"skipped_steps"}
+        for name, values in histories[0].items():
+            assert histories[1][name] == pytest.approx(values, rel=1e-4, abs=1e-5), name
+        assert evaluations[1] == pytest.approx(evaluations[0], rel=1e-4, abs=1e-5)
+        for ours, theirs in zip(*codes, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-3)
+        for variable, trained, start in zip(models[0].weights, models[1].weights, weights, strict=True):
+            np.testing.assert_allclose(np.array(trained), np.array(variable), atol=1e-4, err_msg=variable.path)
+            first, second = (copy.numpy() for copy in trained.value.values)
+            np.testing.assert_array_equal(first, second, err_msg=variable.path)
+            assert variable.path.endswith("initialized") or np.any(first != start), variable.path
+
+    def test_step_that_is_not_finite_on_one_device_changes_no_weight(self, images, snapshot, monkeypatch):
+        with make_strategy(2).scope():
+            model = DecoupledModel(WITHOUT_Z)
+            model.compile(keras.optimizers.Adam(1e-3))
+            model.optimizer.build(model.trainable_variables)
         model.initialize(images)
-        for method in (model.fit, model.evaluate, model.predict, model.train_on_batch, model.test_on_batch):
-            with pytest.raises(UserError, match="one device, not on the 2 of a MirroredStrategy: .* python train.py"):
-                method(images)
+        before, original = snapshot(model), objective.negative_elbo
+
+        def poison(*arguments, **options):
+            elbo, latents = original(*arguments, **options)
+            here = tf.distribute.get_replica_context().replica_id_in_sync_group
+            return elbo._replace(kl=elbo.kl * (math.nan if int(here) == 1 else 1.0)), latents
+
+        monkeypatch.setattr(objective, "negative_elbo", poison)
+        with pytest.warns(UserWarning, match="epoch 1: 1 step was not applied"):
+            assert model.fit(images, batch_size=20, verbose=0).history["skipped_steps"] == [1]
+        for ours, theirs in zip(snapshot(model), before, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+    def test_several_steps_per_execution_on_several_devices_are_refused_in_one_line(self, images):
+        with make_strategy(2).scope():
+            model = DecoupledModel(WITHOUT_Z)
+            model.compile("sgd", steps_per_execution=2)
+        with pytest.raises(UserError, match="^steps_per_execution is 2; on several devices it must be 1$"):
+            model.fit(images)
+
+
+class TestOwnClass:
+    def test_own_step_callback_and_several_steps_per_execution_train_as_fit(self, make, images, traced):
+        class Own(DecoupledModel):
+            def train_step(self, data):
+                return {**super().train_step(data), "steps": self.optimizer.iterations + 0}
+
+        right = make(keras.optimizers.SGD(0.1), WITHOUT_Z)
+        model = Own(WITHOUT_Z)
+        model.compile(keras.optimizers.SGD(0.1), steps_per_execution=2)
+        model.set_weights(right.get_weights())
+        ends = []
+        callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: ends.append(batch))
+        history = model.fit(images, batch_size=10, shuffle=False, verbose=0, callbacks=[callback]).history
+        expected = right.fit(images, batch_size=10, shuffle=False, verbose=0).history
+        assert history.pop("steps") == [2] and ends == [1]
+        for name, values in expected.items():
+            assert history[name] == pytest.approx(values, rel=1e-4, abs=1e-5), name
+
+    @pytest.mark.parametrize("devices", [1, 2])
+    def test_own_loop_trains_as_fit(self, make, images, devices):
+        right = make(keras.optimizers.SGD(0.1), WITHOUT_Z)
+        with make_strategy(devices).scope():
+            model = DecoupledModel(WITHOUT_Z)
+            model.compile(keras.optimizers.SGD(0.1))
+            model.optimizer.build(model.trainable_variables)
+        model.set_weights(right.get_weights())
+        data = tf.data.Dataset.from_tensor_slices(images).batch(10)
+        for batch in model.distribute_strategy.experimental_distribute_dataset(data):
+            model.distribute_strategy.run(model.train_step, args=(batch,))
+        expected = right.fit(images, batch_size=10, shuffle=False, verbose=0).history
+        assert {name: float(value) for name, value in model.get_metrics_result().items()} == {
+            name: pytest.approx(expected[name][0], rel=1e-4, abs=1e-5) for name in NAMES
+        }
+        for ours, theirs in zip(model.get_weights(), right.get_weights(), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-4)
