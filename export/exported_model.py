@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from export.folding import Constant, ExportKernels, ExportMode, Network, find_difference, name_weight, trace_network
+from export.folding import Constant, ExportKernels, ExportMode, Network, find_difference, trace_network
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.any_size import find_both_bins, pad_and_shrink_images
 from tfdecouple.model.codes import z_from_noise
@@ -105,7 +105,7 @@ class Answers:
 
 
 class _Method(NamedTuple):
-    """A method of a network, as the model computes it and folded; `names` is {constant of `folded`: its weight's name}."""
+    """A method of a network, traced and folded; `names` is {constant of `folded`: name of its weight}."""
 
     traced: Network
     folded: Network
@@ -168,7 +168,8 @@ class ExportedModel:
     def _name_weight(self, constant: Constant) -> str:
         key = repr(constant.values.shape).encode() + constant.values.tobytes()
         if key not in self._names:
-            name = name_weight(constant, self._sizes)
+            paths = sorted(constant.sources) or ["constant"]
+            name = next((path for path in paths if self._sizes.get(path) == constant.values.size), paths[0])
             number = sum(other.partition("#")[0] == name for other in self.weights)
             self._names[key] = f"{name}#{number}" if number else name
             self.weights[self._names[key]] = constant

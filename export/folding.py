@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.errors import InversionError
+from tfdecouple.numerics.arithmetic import get_sizes
 from tfdecouple.numerics.kernels import Kernels, use_kernels
 from tfdecouple.runtime.execution import run_functions_eagerly, substitute_weights
 from tfdecouple.runtime.run_mode import RunMode
@@ -27,11 +27,11 @@ Array = np.ndarray
 class ExportKernels(Kernels):
     """The operations of exports: convolutions with biases, into which scales, shifts and orders of channels are merged.
 
-    Weights that are merged are computed from weights alone, and therefore in advance.
+    What is merged becomes part of a kernel or a bias, which depends on weights alone and is computed in advance.
 
     Args:
-        channels_first: whether channels are reordered, and scaled, in maps whose channels come first. ONNX files have
-            such maps; tf2onnx removes the transpositions between these operations.
+        channels_first: whether channels are selected, reordered and scaled in maps whose channels come first, as in
+            ONNX files. tf2onnx removes the transpositions between such operations.
     """
 
     def __init__(self, channels_first: bool):
@@ -46,7 +46,7 @@ class ExportKernels(Kernels):
 
     def convolve_padded(self, x: tf.Tensor, kernel: tf.Tensor, step: int) -> tf.Tensor:
         if kernel.shape[0] > 1:
-            return self._map_linearly(x, kernel, step=step)
+            return self._map_linearly(x, kernel, None, step)
         x, scale, shift = self._affine.get(x.ref(), (x, None, None))
         bias = None if shift is None else tf.tensordot(shift, kernel[0, 0], 1)
         kernel = kernel if scale is None else kernel * scale[:, None]
@@ -62,12 +62,9 @@ class ExportKernels(Kernels):
         if x.ref() in self._linear:
             x, kernel, bias, step = self._linear[x.ref()]
             return self._map_linearly(x, kernel * scale, shift if bias is None else bias * scale + shift, step)
-        if x.shape.rank == 4:
-            first = self._put_first(x)
-            scales = (value[:, None, None] if self._channels_first else value for value in (scale, shift))
-            y = self._put_last(first * next(scales) + next(scales))
-        else:
-            y = x * scale + shift
+        sides = [1, 1] if self._comes_first(x) else []
+        y = self._put_first(x) * tf.reshape(scale, [-1, *sides]) + tf.reshape(shift, [-1, *sides])
+        y = self._put_last(y)
         self._affine[y.ref()] = x, scale, shift
         return y
 
@@ -79,18 +76,17 @@ class ExportKernels(Kernels):
 
     def select(self, labels: tf.Tensor, count: int, dtype: tf.DType) -> tf.Tensor:
         # The operator OneHot of ONNX takes an array of the two values, which would look like a weight.
-        return tf.cast(labels[:, None] == tf.range(count, dtype=labels.dtype), dtype)
+        return tf.cast(tf.equal(labels[:, None], tf.range(count, dtype=labels.dtype)), dtype)
 
     def split_channels(self, x: tf.Tensor, counts: Sequence[int]) -> Sequence[tf.Tensor]:
-        if not self._channels_first or x.shape.rank != 4:
-            return tf.split(x, counts, -1)
-        return [self._put_last(part) for part in tf.split(self._put_first(x), counts, 1)]
+        return [*map(self._put_last, tf.split(self._put_first(x), counts, 1 if self._comes_first(x) else -1))]
 
     def spread_vectors(self, x: tf.Tensor) -> tf.Tensor:
-        return self._put_last(tf.reshape(x, [-1, x.shape[-1], 1, 1])) if self._channels_first else super().spread_vectors(x)
+        sides = [x.shape[-1], 1, 1] if self._channels_first else [1, 1, x.shape[-1]]
+        return self._put_last(tf.reshape(x, [-1, *sides]))
 
     def interleave_channels(self, even: tf.Tensor, odd: tf.Tensor) -> tf.Tensor:
-        if self._channels_first and even.shape.rank == 4:
+        if self._comes_first(even):
             order = np.arange(2 * even.shape[-1]).reshape(2, -1).T.ravel()
             y = self._put_last(tf.gather(self._put_first(tf.concat([even, odd], -1)), order, axis=1))
         else:
@@ -106,13 +102,11 @@ class ExportKernels(Kernels):
             bias = None if bias is None else _put_even_first(bias, 0)
             y = self._map_linearly(x, _put_even_first(kernel, -1), bias, step)
             return tuple(self.split_channels(y, [y.shape[-1] // 2] * 2))
-        if self._channels_first and x.shape.rank == 4:
+        if self._comes_first(x):
             first = self._put_first(x)
             return self._put_last(first[:, ::2]), self._put_last(first[:, 1::2])
-        if None in x.shape[1:]:
-            return super().split_even_and_odd(x)
         # Slices with a step along the last axis would take a hundred times as long in TensorFlow.
-        return tuple(tf.unstack(tf.reshape(x, [-1, *x.shape[1:-1], x.shape[-1] // 2, 2]), axis=-1))
+        return tuple(tf.unstack(tf.reshape(x, [*get_sizes(x)[:-1], x.shape[-1] // 2, 2]), axis=-1))
 
     def _map_linearly(self, x: tf.Tensor, kernel: tf.Tensor, bias: Any = None, step: int = 1) -> tf.Tensor:
         # A runtime pads more quickly if it need not compute the padding from the size of the image.
@@ -121,21 +115,23 @@ class ExportKernels(Kernels):
         self._linear[y.ref()] = x, kernel, bias, step
         return y
 
+    def _comes_first(self, x: tf.Tensor) -> bool:
+        return self._channels_first and x.shape.rank == 4
+
     def _put_first(self, x: tf.Tensor) -> tf.Tensor:
-        return tf.transpose(x, [0, 3, 1, 2]) if self._channels_first else x
+        return tf.transpose(x, [0, 3, 1, 2]) if self._comes_first(x) else x
 
     def _put_last(self, x: tf.Tensor) -> tf.Tensor:
-        return tf.transpose(x, [0, 2, 3, 1]) if self._channels_first else x
+        return tf.transpose(x, [0, 2, 3, 1]) if self._comes_first(x) else x
 
 
 def _put_even_first(x: tf.Tensor, axis: int) -> tf.Tensor:
     """Returns x with the entries 0, 2, 4, ... of an axis before the entries 1, 3, 5, ..."""
-    size = x.shape[axis]
-    return tf.gather(x, [*range(0, size, 2), *range(1, size, 2)], axis=axis)
+    return tf.gather(x, np.arange(x.shape[axis]).reshape(-1, 2).T.ravel(), axis=axis)
 
 
 class ExportMode(RunMode):
-    """A run mode with kernels of its own; a batch is not split."""
+    """A run mode with these kernels, in which a batch is not split."""
 
     def __init__(self, kernels: Kernels):
         super().__init__(shards=1)
@@ -175,47 +171,36 @@ class Network:
 
     @functools.cached_property
     def _ops(self) -> list[tf.Operation]:
-        """The operations on which the outputs depend, in the order in which they were traced."""
-        waiting, needed = [tensor.op for tensor in self.outputs], set()
+        """The operations that depend on the arguments and on which the outputs depend, in the order of computation."""
+        varying, needed, waiting = {tensor.op for tensor in self.inputs}, set(), [tensor.op for tensor in self.outputs]
+        for op in self.graph.get_operations():
+            if any(tensor.op in varying for tensor in op.inputs):
+                varying.add(op)
         while waiting:
             op = waiting.pop()
-            if op not in needed:
+            if op in varying and op not in needed:
                 needed.add(op)
                 waiting += [tensor.op for tensor in op.inputs]
         return [op for op in self.graph.get_operations() if op in needed]
 
     @functools.cached_property
-    def _varying(self) -> list[tf.Operation]:
-        """The operations that depend on the arguments, in the order of computation."""
-        varying = [tensor.op for tensor in self.inputs]
-        found = {*varying}
-        for op in self._ops:
-            if op not in found and any(tensor.op in found for tensor in op.inputs):
-                found.add(op)
-                varying.append(op)
-        return varying
-
-    @functools.cached_property
     def constants(self) -> dict[str, Constant]:
-        """The tensors that do not depend on the arguments and that varying operations read, {name: constant}.
+        """The tensors that do not depend on the arguments and that are read by those that do, {name: constant}.
 
-        Raises InversionError if a matrix cannot be inverted, or a constant is not finite.
+        Raises InversionError if a matrix cannot be inverted, or a weight of the export is not finite.
         """
         sources = {tensor.op: frozenset([path]) for path, (tensor, _) in self.weights.items()}
-        for op in self._ops:
+        for op in self.graph.get_operations():
             sources.setdefault(op, frozenset().union(*(sources[tensor.op] for tensor in op.inputs)))
-        varying = {*self._varying}
-        reads = [*(tensor for op in self._varying for tensor in op.inputs), *self.outputs]
-        names = {tensor.name: tensor for tensor in reads if tensor.op not in varying}
+        ops, reads = {*self._ops}, [*(tensor for op in self._ops for tensor in op.inputs), *self.outputs]
+        names = {tensor.name: sources[tensor.op] for tensor in reads if tensor.op not in ops}
         try:
             arrays = self.compute([*names], {tensor.name: values for tensor, values in self.weights.values()})
         except tf.errors.InvalidArgumentError as error:
             op = error.op and self.graph.get_operation_by_name(error.op.name)
             paths = ", ".join(sorted(sources[op])) if op else "a weight"
             raise InversionError(f"{paths} cannot be inverted; the run cannot be exported") from error
-        constants = {
-            name: Constant(np.asarray(array), sources[names[name].op]) for name, array in zip(names, arrays, strict=True)
-        }
+        constants = {name: Constant(np.asarray(array), names[name]) for name, array in zip(names, arrays, strict=True)}
         for constant in constants.values():
             if constant.is_weight and not np.isfinite(constant.values).all():
                 paths = ", ".join(sorted(constant.sources))
@@ -224,7 +209,6 @@ class Network:
 
     @functools.cached_property
     def _session(self) -> tf.compat.v1.Session:
-        """A session that computes the graph in float64."""
         with tf.Graph().as_default() as graph:
             tf.import_graph_def(widen_graph(self.graph.as_graph_def()), name="")
         # A graph that runs once or twice is not optimised, which would take longer than it saves.
@@ -233,11 +217,20 @@ class Network:
         return tf.compat.v1.Session(graph=graph, config=options)
 
     def compute(self, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
-        """Returns the values in float64 of the tensors `names`; `feeds` is {name of a tensor: its values}."""
+        """Returns the values of the tensors `names`, computed in float64; `feeds` is {name of a tensor: its values}."""
         return self._session.run(list(names), dict(feeds))
 
+    @functools.cached_property
+    def _graph_def(self) -> Any:
+        """The definition of the operations that depend on the arguments."""
+        graph_def, names = self.graph.as_graph_def(), {op.name for op in self._ops if op.type != "Placeholder"}
+        nodes = [node for node in graph_def.node if node.name in names]
+        del graph_def.node[:]
+        graph_def.node.extend(nodes)
+        return graph_def
+
     def call(self, read: Callable[[str], tf.Tensor], *inputs: tf.Tensor) -> Any:
-        """Returns the results for `inputs`, by adding the varying operations to the caller's graph.
+        """Returns the results for `inputs`, by adding the operations that depend on them to the caller's graph.
 
         `read` returns the tensor of the constant of a name, if the constant is a weight.
         """
@@ -245,13 +238,11 @@ class Network:
         for name, constant in self.constants.items():
             kind = self.graph.get_tensor_by_name(name).dtype
             given[name] = read(name) if constant.is_weight else tf.constant(constant.values, kind)
-        graph_def = tf.compat.v1.GraphDef(versions=self.graph.as_graph_def().versions)
-        needed = {*self._ops}
-        graph_def.node.extend(op.node_def for op in self._varying[len(self.inputs) :] if op in needed)
-        used = {name if ":" in name else f"{name}:0" for node in graph_def.node for name in node.input}
+        # In a graph, the first output of an operation has the name of the operation.
+        used = {name if ":" in name else f"{name}:0" for node in self._graph_def.node for name in node.input}
         made = [tensor.name for tensor in self.outputs if tensor.name not in given]
-        used_given = {name: tensor for name, tensor in given.items() if name in used}
-        given |= zip(made, tf.import_graph_def(graph_def, used_given, made, name=""), strict=True)
+        mapped = {name: tensor for name, tensor in given.items() if name in used}
+        given |= zip(made, tf.import_graph_def(self._graph_def, mapped, made, name=""), strict=True)
         return tf.nest.pack_sequence_as(self.results, [given[tensor.name] for tensor in self.outputs])
 
 
@@ -285,20 +276,6 @@ def find_difference(model: Network, folded: Network, weights: Mapping[str, Array
     least = np.finfo(np.float64).tiny ** 0.5
     norm = np.linalg.norm
     return max(norm(np.ravel(a - b)) / max(norm(np.ravel(a)), least) for a, b in zip(*sides, strict=True))
-
-
-def name_weight(constant: Constant, sizes: Mapping[str, int]) -> str:
-    """Returns a name for a folded weight: the path of the model's weight of its size, or what several paths share.
-
-    `sizes` is {path of a weight of the model: count of its values}.
-    """
-    paths = sorted(constant.sources) or ["constant"]
-    for path in paths:
-        if len(paths) == 1 or sizes[path] == constant.values.size:
-            return path
-    segments = [path.split("/") for path in paths]
-    shared = [names[0] for names in itertools.takewhile(lambda names: len({*names}) == 1, zip(*segments, strict=False))]
-    return "/".join([*shared, "+".join(sorted({segment[-1] for segment in segments}))])
 
 
 def widen_graph(graph_def: Any) -> Any:

@@ -155,7 +155,7 @@ class Coupling(InvertibleLayer):
         transform = TRANSFORMS[self.transform]
         if raw.shape[-1] != self._outputs:
             raise UserError(f"the conditioner of {self.name} gives {raw.shape[-1]} channels; it needs {self._outputs}")
-        channels = raw.shape[-1] // transform.parameters
+        counts = [self._outputs // transform.parameters] * transform.parameters
         # The gradient of a split is one concatenation; the gradient of slices would be a sum of zero-padded arrays.
-        parameters = get_kernels().split_channels(raw, [channels] * transform.parameters) if transform.parameters > 1 else [raw]
+        parameters = get_kernels().split_channels(raw, counts) if counts[1:] else [raw]
         return with_log_det(pkgutil.resolve_name(transform.bijector)(*parameters, alpha=self.alpha))
