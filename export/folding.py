@@ -273,9 +273,9 @@ def find_difference(model: Network, folded: Network, weights: Mapping[str, Array
     for network, others in ((model, feeds), (folded, weights)):
         arguments = {tensor.name: array for tensor, array in zip(network.inputs, inputs, strict=True)}
         sides.append(network.compute([tensor.name for tensor in network.outputs], {**arguments, **others}))
-    least = np.finfo(np.float64).tiny ** 0.5
-    norm = np.linalg.norm
-    return max(norm(np.ravel(a - b)) / max(norm(np.ravel(a)), least) for a, b in zip(*sides, strict=True))
+    least, norm = np.finfo(np.float64).tiny ** 0.5, np.linalg.norm
+    pairs = [(np.ravel(right), np.ravel(found)) for right, found in zip(*sides, strict=True)]
+    return max(float(norm(right - found) / max(norm(right), least)) for right, found in pairs)
 
 
 def widen_graph(graph_def: Any) -> Any:
