@@ -20,6 +20,7 @@ from tfdecouple.numerics.arithmetic import get_sizes
 from tfdecouple.numerics.kernels import Kernels, use_kernels
 from tfdecouple.runtime.execution import run_functions_eagerly, substitute_weights
 from tfdecouple.runtime.run_mode import RunMode
+from tfdecouple.tensorflow_internals import replace_input
 
 Array = np.ndarray
 
@@ -114,6 +115,16 @@ class ExportKernels(Kernels):
         y = y if bias is None else tf.nn.bias_add(y, bias)
         self._linear[y.ref()] = x, kernel, bias, step
         return y
+
+    def read_sizes_earlier(self, graph: tf.Graph) -> None:
+        """Lets each size be read from a map before those that were merged, which then need not be computed."""
+        earlier = {y: values[0] for y, values in [*self._affine.items(), *self._linear.items()]}
+        for op in graph.get_operations():
+            if op.type == "Shape":
+                tensor = source = op.inputs[0]
+                while source is not None and source.shape.as_list() == tensor.shape.as_list():
+                    tensor, source = source, earlier.get(source.ref())
+                replace_input(op, 0, tensor)
 
     def _comes_first(self, x: tf.Tensor) -> bool:
         return self._channels_first and x.shape.rank == 4
@@ -260,6 +271,8 @@ def trace_network(
         with substitute_weights((variables[path], tensor) for path, (tensor, _) in weights.items()):
             results = method(*inputs)
             outputs = tuple(map(tf.identity, tf.nest.flatten(results)))
+        if isinstance(kernels, ExportKernels):
+            kernels.read_sizes_earlier(graph)
     return Network(graph, inputs, outputs, results, weights)
 
 
