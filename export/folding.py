@@ -87,7 +87,7 @@ class ExportKernels(Kernels):
         return self._put_last(tf.reshape(x, [-1, *sides]))
 
     def interleave_channels(self, even: tf.Tensor, odd: tf.Tensor) -> tf.Tensor:
-        if self._comes_first(even):
+        if self._channels_first:
             order = np.arange(2 * even.shape[-1]).reshape(2, -1).T.ravel()
             y = self._put_last(tf.gather(self._put_first(tf.concat([even, odd], -1)), order, axis=1))
         else:
@@ -103,7 +103,7 @@ class ExportKernels(Kernels):
             bias = None if bias is None else _put_even_first(bias, 0)
             y = self._map_linearly(x, _put_even_first(kernel, -1), bias, step)
             return tuple(self.split_channels(y, [y.shape[-1] // 2] * 2))
-        if self._comes_first(x):
+        if self._channels_first:
             first = self._put_first(x)
             return self._put_last(first[:, ::2]), self._put_last(first[:, 1::2])
         # Slices with a step along the last axis would take a hundred times as long in TensorFlow.
