@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from export.folding import Constant, Folded, Network, find_differences, fold_graph, name_weight, trace_network
+from export.folding import Constant, ExportKernels, ExportMode, Network, find_difference, trace_network
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.any_size import find_both_bins, pad_and_shrink_images
 from tfdecouple.model.codes import z_from_noise
@@ -21,9 +21,8 @@ from tfdecouple.model.densities import evaluate_log_joint
 from tfdecouple.model.objective import negative_elbo
 from tfdecouple.model.outlier_scores import OutlierScores, score_latents
 from tfdecouple.numerics.kernels import Kernels
-from tfdecouple.runtime.run_mode import RunMode
 
-# The largest difference of a folded network from the model's in float64, relative to the norm of a tensor.
+# The largest difference of a folded method's result from the model's in float64, relative to the norm of the result.
 _TOLERANCE = 1e-9
 
 
@@ -106,21 +105,11 @@ class Answers:
 
 
 class _Method(NamedTuple):
-    """A traced and folded method of a network; `names` is {placeholder in the folded graph: name of its weight}."""
+    """A method of a network, traced and folded; `names` is {constant of `folded`: name of its weight}."""
 
     traced: Network
-    folded: Folded
+    folded: Network
     names: Mapping[str, str]
-
-    def call(self, read: Callable[[str], tf.Tensor], *inputs: tf.Tensor) -> Any:
-        """Adds the folded graph to the caller's graph; `read` returns the tensor of the weight of a name."""
-        given = dict(zip(self.folded.inputs, inputs, strict=True))
-        given |= {placeholder: read(name) for placeholder, name in self.names.items()}
-        used = {name for node in self.folded.graph_def.node for name in node.input}
-        # In a graph, the first output of an operation has the name of the operation.
-        given = {name: tensor for name, tensor in given.items() if name.removesuffix(":0") in used}
-        outputs = tf.import_graph_def(self.folded.graph_def, given, self.folded.outputs, name="")
-        return tf.nest.pack_sequence_as(self.traced.results, outputs)
 
 
 class _ExportedNetwork:
@@ -147,7 +136,7 @@ class ExportedModel:
         model: the Keras model.
         channels_first: whether the graphs are for ONNX files, in which maps have their channels first.
         any_size: whether the flow takes images of any height and width.
-        other: an export of the same model with its channels elsewhere, whose traces are used again; None: a new trace.
+        other: an export of the same model with its channels elsewhere, whose traces of the model are used again.
 
     Raises:
         NotInitializedError: if the model has no weights.
@@ -170,16 +159,17 @@ class ExportedModel:
         self._names: dict[bytes, str] = {}
         self._methods: dict[tuple[str, str], _Method] = {}
         self._sizes = {path: math.prod(variable.shape) for path, variable in model.named_variables().items()}
-        traced = {key: m.traced for key, m in other._methods.items()} if other else _trace_methods(model, any_size)
-        for key, network in traced.items():
-            folded = fold_graph(network, channels_first)
-            names = {tensor: self._name_weight(constant) for tensor, constant in folded.weights.items()}
-            self._methods[key] = _Method(network, folded, names)
+        traced = {key: m.traced for key, m in other._methods.items()} if other else _trace(model, any_size, Kernels())
+        for key, folded in _trace(model, any_size, ExportKernels(channels_first)).items():
+            weights = {tensor: constant for tensor, constant in folded.constants.items() if constant.is_weight}
+            names = {tensor: self._name_weight(constant) for tensor, constant in weights.items()}
+            self._methods[key] = _Method(traced[key], folded, names)
 
     def _name_weight(self, constant: Constant) -> str:
         key = repr(constant.values.shape).encode() + constant.values.tobytes()
         if key not in self._names:
-            name = name_weight(constant, self._sizes)
+            paths = sorted(constant.sources) or ["constant"]
+            name = next((path for path in paths if self._sizes.get(path) == constant.values.size), paths[0])
             number = sum(other.partition("#")[0] == name for other in self.weights)
             self._names[key] = f"{name}#{number}" if number else name
             self.weights[self._names[key]] = constant
@@ -190,24 +180,19 @@ class ExportedModel:
         return {name: np.asarray(constant.values, np.float32) for name, constant in self.weights.items()}
 
     def find_faults(self) -> Iterator[str]:
-        """Compares each operation that reads a folded weight with the model's own; yields a line for each fault.
+        """Compares each folded method of a network with the model's; yields a line for each that differs.
 
-        The operations run in float64 on the model's tensors for random inputs, in both directions of the flow, and may
-        differ by 1e-9 of the norm of a result.
+        Both run in float64 on the same random inputs, and may differ by 1e-9 of the norm of a result.
         """
         rng = np.random.default_rng(0)
         for (network, method), (traced, folded, names) in self._methods.items():
             # With labels as inputs, there is an image of each label.
             count = self.config.classes if any(tensor.dtype == tf.int32 for tensor in traced.inputs) else 2
             inputs = [self._draw_input(rng, count, tensor) for tensor in traced.inputs]
-            weights = {placeholder: self.weights[name].values for placeholder, name in names.items()}
-            for placeholders, difference in find_differences(traced, folded, weights, inputs):
-                if not difference <= _TOLERANCE:
-                    read = ", ".join(names[placeholder] for placeholder in placeholders) or "none alone"
-                    yield (
-                        f"{network}.{method} with the folded weights {read} is not the model's: it differs by "
-                        f"{difference:.1e} of the norm"
-                    )
+            weights = {tensor: self.weights[name].values for tensor, name in names.items()}
+            difference = find_difference(traced, folded, weights, inputs)
+            if not difference <= _TOLERANCE:
+                yield f"{network}.{method} as folded is not the model's: it differs by {difference:.1e} of the norm"
 
     def _draw_input(self, rng: np.random.Generator, count: int, tensor: tf.Tensor) -> np.ndarray:
         if tensor.dtype == tf.int32:
@@ -221,32 +206,30 @@ class ExportedModel:
         `read` returns the tensor of the weight of a name, in the caller's graph. If `shared`, a method of a network is
         a `tf.function`, so that a graph that calls it several times contains it once.
         """
+
+        def read_tensor(names: Mapping[Any, str], tensor: Any) -> tf.Tensor:
+            return read(names[tensor])
+
         networks: dict[str, dict[str, Any]] = {}
-        for (network, method), folded in self._methods.items():
-            call = functools.partial(folded.call, read)
+        for (network, name), method in self._methods.items():
+            call = functools.partial(method.folded.call, functools.partial(read_tensor, method.names))
             run = tf.function(call, autograph=False) if shared else call
             # Other arguments, such as None for a condition or a runner, would make another trace of a function.
-            networks.setdefault(network, {})[method] = lambda *inputs, run=run: run(*filter(tf.is_tensor, inputs))
+            networks.setdefault(network, {})[name] = lambda *inputs, run=run: run(*filter(tf.is_tensor, inputs))
         return Answers(_ExportedNetworks(self._model, networks))
 
 
-def _trace_methods(model: DecoupledModel, any_size: bool) -> dict[tuple[str, str], Network]:
+def _trace(model: DecoupledModel, any_size: bool, kernels: Kernels) -> dict[tuple[str, str], Network]:
     """Returns {(network, method): trace} of all methods that endpoints call."""
     paths = {id(variable): path for path, variable in model.named_variables().items()}
-    runner, traced = functools.partial(model.flow.runner, mode=_PlainMode(shards=1)), {}
+    runner, traced = functools.partial(model.flow.runner, mode=ExportMode(kernels)), {}
     for network, method, specs in _list_methods(model, any_size):
         layer = getattr(model, network)
         variables = {paths[id(variable)]: variable for variable in layer.variables}
         options = {"runner": runner} if network in ("flow", "prior_flow", "encoder", "dequantizer") else {}
         run = functools.partial(getattr(layer, method), **options)
-        traced[network, method] = trace_network(functools.partial(_run_method, run, method), variables, specs)
+        traced[network, method] = trace_network(functools.partial(_run_method, run, method), variables, specs, kernels)
     return traced
-
-
-class _PlainMode(RunMode):
-    """A run mode with TensorFlow's own convolutions, which `fold_graph` joins and which runtimes compute fastest."""
-
-    kernels = Kernels()
 
 
 def _run_method(run: Callable[..., Any], method: str, *inputs: tf.Tensor) -> Any:

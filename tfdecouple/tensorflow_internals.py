@@ -24,6 +24,11 @@ pause_gradient_tapes = record.stop_recording
 READ_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
 
 
+def replace_input(op: tf.Operation, index: int, tensor: tf.Tensor) -> None:
+    """Lets an operation of a graph read `tensor` as its input number `index`."""
+    op._update_input(index, tensor)
+
+
 def is_onednn_on() -> bool:
     """Returns whether the library oneDNN computes TensorFlow's convolutions on CPUs, and not TensorFlow's own code."""
     return bool(_pywrap_util_port.IsMklEnabled())

@@ -70,7 +70,11 @@ def build_onnx(exported: ExportedModel, endpoint: Endpoint, metadata: Mapping[st
             raise UserError(f"{reason}; leave the format onnx out") from error
         # Each pass runs once; `tf2onnx.optimizer.optimize_graph` would run a second round, which changes nothing.
         for name in _PASSES:
-            converted = getattr(optimizer, name)().optimize(converted, 0)
+            passed = getattr(optimizer, name)()
+            if name == "TransposeOptimizer":
+                # tf2onnx moves transpositions past differences, but not past quotients.
+                passed._handler_map["Div"] = passed._sub_handler
+            converted = passed.optimize(converted, 0)
         converted.topological_sort(converted.get_nodes())
         model = converted.make_model(endpoint.summary)
     renamed = {tensor.name: array.name for tensor, array in zip(outputs, endpoint.outputs, strict=True)}
@@ -78,7 +82,7 @@ def build_onnx(exported: ExportedModel, endpoint: Endpoint, metadata: Mapping[st
     renamed |= {f"{key}:0": name for key, name in weights.items()}
     _rename_values(model.graph, renamed)
     _insert_weights(model.graph, {name: arrays[name] for name in weights.values()})
-    _replace_min_by_clip(model.graph)
+    _replace_elu(model.graph)
     _name_free_axes(model.graph, endpoint)
     used = {node.domain for node in model.graph.node}
     imports = [entry for entry in model.opset_import if entry.domain in used]
@@ -131,14 +135,26 @@ def _insert_weights(graph: onnx.GraphProto, arrays: Mapping[str, np.ndarray]) ->
     _rename_values(graph, names)
 
 
-def _replace_min_by_clip(graph: onnx.GraphProto) -> None:
-    """Replaces Min(x, 0) in each ELU by Clip, which ONNX Runtime computes faster than the minimum of two tensors."""
-    scalars = [tensor for tensor in graph.initializer if not tensor.dims]
-    zeros = {tensor.name for tensor in scalars if onnx.numpy_helper.to_array(tensor) == 0}
-    for node in graph.node:
-        if node.op_type == "Min" and len(node.input) == 2 and node.input[1] in zeros:
-            node.op_type = "Clip"
-            node.input[:] = [node.input[0], "", node.input[1]]
+def _replace_elu(graph: onnx.GraphProto) -> None:
+    """Replaces each Elu(x) by Max(x, Exp(Clip(x)) - 1), which ONNX Runtime computes in a third of the time.
+
+    It computes Elu on one thread and without vector instructions. The two are equal, because exp(0) - 1 = 0 <= x above
+    0, and exp(x) - 1 >= x below.
+    """
+    nodes = list(graph.node)
+    del graph.node[:]
+    for number, name in enumerate(("elu/zero", "elu/one")):
+        graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(number, np.float32), name))
+    for node in nodes:
+        if node.op_type != "Elu":
+            graph.node.append(node)
+            continue
+        (x,), (y,) = node.input, node.output
+        for operator, inputs, output in (
+            ("Clip", [x, "", "elu/zero"], f"{y}/clip"), ("Exp", [f"{y}/clip"], f"{y}/exp"),
+            ("Sub", [f"{y}/exp", "elu/one"], f"{y}/below"), ("Max", [x, f"{y}/below"], y),
+        ):  # fmt: skip
+            graph.node.append(onnx.helper.make_node(operator, inputs, [output], output))
 
 
 def _name_free_axes(graph: onnx.GraphProto, endpoint: Endpoint) -> None:

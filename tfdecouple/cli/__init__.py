@@ -3,6 +3,7 @@
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError, UnknownOptionError
 
@@ -18,7 +19,7 @@ from tfdecouple.runtime.process import get_arguments, run_program
 
 # The help lists the commands in this order. The module of `evaluate`, whose options come from the metrics, is imported
 # when the command is used.
-COMMANDS = [
+COMMANDS: list[Any] = [
     train, presets, explain, sample, reconstruct, switch, interpolate, directions, edit, neighbours, project, curves,
     "tfdecouple.cli.evaluate:evaluate", encode, encode_beam, import_wolf, publish, doctor, export, completion,
 ]  # fmt: skip

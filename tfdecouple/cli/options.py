@@ -22,7 +22,7 @@ def within(least: float, most: float = 2**31 - 1, text: str | None = None) -> Pa
                 raise ValueError(f"It must be {bound if abs(number) < math.inf else 'a finite number'}.")
 
     # An explicit help of None would hide that of a command's docstring.
-    return Parameter(validator=require_bounds, **({"help": text} if text else {}))
+    return Parameter(validator=require_bounds, help=text) if text else Parameter(validator=require_bounds)
 
 
 def _check_before_tensorflow(check: Callable[[pathlib.Path], None]) -> Parameter:

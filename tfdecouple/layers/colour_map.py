@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from tfdecouple.layers.base import Condition, Cost, InvertibleLayer, Mapped, Run, Weight
 from tfdecouple.layers.conditioners import require_condition
-from tfdecouple.numerics.arithmetic import get_sizes, multiply_channels, multiply_in_full_precision, multiply_sizes
+from tfdecouple.numerics.arithmetic import get_sizes, multiply_sizes
+from tfdecouple.numerics.kernels import multiply_channels, multiply_in_full_precision
 
 # Variance that is added to each channel, so that an image of one colour has finite numbers; two neighbouring pixel
 # values are 1/128 apart.

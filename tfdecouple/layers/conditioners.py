@@ -10,8 +10,13 @@ import tensorflow as tf
 
 from tfdecouple.errors import UserError
 from tfdecouple.layers.base import BaseLayer, Condition, Cost, Shape, Weight
-from tfdecouple.numerics.arithmetic import multiply_channels, multiply_in_full_precision
-from tfdecouple.numerics.kernels import Kernels, get_kernels, normalize_kernel
+from tfdecouple.numerics.kernels import (
+    Kernels,
+    get_kernels,
+    multiply_channels,
+    multiply_in_full_precision,
+    normalize_kernel,
+)
 from tfdecouple.numerics.tf32 import full_float32
 
 
@@ -166,7 +171,7 @@ class ConvNet(CouplingNet):
                 # FC(z) is one vector per image, much smaller than a map, so full precision costs little time here.
                 shift = tf.cast(tf.matmul(condition, weights["condition_kernel"]) + weights["condition_bias"], dtype)
         y = kernels.run_net(functools.partial(_run_hidden_maps, kernels), tf.cast(x, dtype), shift, *arguments)
-        return tf.cast(y, self.compute_dtype) + last.bias
+        return kernels.add_bias(tf.cast(y, self.compute_dtype), last.bias)
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -196,7 +201,7 @@ def _run_hidden_maps(
         kernel, bias = map_convolution
         h = h + kernels.convolve(shift, kernel) + bias
     elif shift is not None:
-        h += tf.reshape(shift, [-1, 1, 1, shift.shape[-1]])
+        h += kernels.spread_vectors(shift)
     return kernels.convolve_normed(tf.nn.elu(h), direction, gain)
 
 

@@ -14,6 +14,7 @@ from tfdecouple.layers.base import BaseLayer, Condition, Cost, InvertibleLayer, 
 from tfdecouple.layers.channel_split import ChannelSplit
 from tfdecouple.layers.conditioners import MLP, ConvNet, CouplingNet, LocalConvNet
 from tfdecouple.layers.inversion import Gradients
+from tfdecouple.numerics.kernels import get_kernels
 from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.transforms import TRANSFORMS
 
@@ -154,6 +155,7 @@ class Coupling(InvertibleLayer):
         transform = TRANSFORMS[self.transform]
         if raw.shape[-1] != self._outputs:
             raise UserError(f"the conditioner of {self.name} gives {raw.shape[-1]} channels; it needs {self._outputs}")
-        # The gradient of `tf.split` is one concatenation; the gradient of slices would be a sum of zero-padded arrays.
-        parameters = tf.split(raw, transform.parameters, -1) if transform.parameters > 1 else [raw]
+        counts = [self._outputs // transform.parameters] * transform.parameters
+        # The gradient of a split is one concatenation; the gradient of slices would be a sum of zero-padded arrays.
+        parameters = get_kernels().split_channels(raw, counts) if counts[1:] else [raw]
         return with_log_det(pkgutil.resolve_name(transform.bijector)(*parameters, alpha=self.alpha))

@@ -20,7 +20,8 @@ from tfdecouple.layers.conditioners import (
     make_kernel_initializer,
     require_condition,
 )
-from tfdecouple.numerics.arithmetic import get_sizes, multiply_in_full_precision, multiply_sizes
+from tfdecouple.numerics.arithmetic import get_sizes, multiply_sizes
+from tfdecouple.numerics.kernels import multiply_in_full_precision
 
 # A channel with a smaller standard deviation counts as constant; pixel values k and k + 1 are 2/256 apart in x.
 _CONSTANT = 1e-4

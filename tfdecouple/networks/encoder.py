@@ -17,8 +17,8 @@ from tfdecouple.layers.conditioners import (
     make_bias_initializer,
     make_kernel_initializer,
 )
-from tfdecouple.numerics.arithmetic import get_sizes, multiply_in_full_precision, multiply_sizes, sum_over_devices
-from tfdecouple.numerics.kernels import get_kernels
+from tfdecouple.numerics.arithmetic import get_sizes, multiply_sizes, sum_over_devices
+from tfdecouple.numerics.kernels import get_kernels, multiply_in_full_precision
 from tfdecouple.numerics.tf32 import full_float32
 
 # Weight of the old value when batch normalisation updates its moving statistics.
@@ -63,19 +63,9 @@ class Convolution(BaseLayer):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Convolves maps x to `planes` channels; `strides` divides (if `transposed`, multiplies) the maps' sides."""
-        kernel, step, border = tf.convert_to_tensor(self.kernel), self.strides, self.size // 2
-        if self.transposed:
-            y = self._transpose(x, kernel)
-        elif self.size == 1:
-            # Pixels are left out before the convolution, so that the 1x1 kernel needs no stride. In the gradient of a
-            # strided 1x1 kernel oneDNN 3.7.3 writes beyond its memory for an odd number of images, and with AVX-512
-            # for maps of fewer than 16 channels and more than 40 rows.
-            y = tf.nn.conv2d(x[:, ::step, ::step] if step > 1 else x, kernel, 1, "VALID")
-        elif step == 1:
-            y = tf.nn.conv2d(x, kernel, 1, "SAME")
-        else:
-            y = tf.nn.conv2d(tf.pad(x, [[0, 0], [border] * 2, [border] * 2, [0, 0]]), kernel, step, "VALID")
-        return y + tf.convert_to_tensor(self.bias) if self.bias_fan_in else y
+        kernels, kernel = get_kernels(), tf.convert_to_tensor(self.kernel)
+        y = self._transpose(x, kernel) if self.transposed else kernels.convolve_padded(x, kernel, self.strides)
+        return kernels.add_bias(y, tf.convert_to_tensor(self.bias)) if self.bias_fan_in else y
 
     def _transpose(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         images, rows, columns, _ = get_sizes(x)
@@ -124,7 +114,7 @@ class BatchNorm(BaseLayer):
             mean, variance = map(tf.convert_to_tensor, (self.moving_mean, self.moving_variance))
         scale = tf.math.rsqrt(variance + self.epsilon) * tf.convert_to_tensor(self.gamma)
         shift = tf.convert_to_tensor(self.beta) - mean * scale
-        return [part * scale + shift for part in parts]
+        return [get_kernels().scale_channels(part, scale, shift) for part in parts]
 
 
 def _batch_statistics(parts: list[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:

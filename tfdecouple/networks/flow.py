@@ -25,6 +25,7 @@ from tfdecouple.layers import (
 from tfdecouple.layers.base import BaseLayer, Condition, InvertibleComposite, Mapped, Run
 from tfdecouple.layers.conditioners import require_condition
 from tfdecouple.numerics.arithmetic import make_zero_log_det
+from tfdecouple.numerics.kernels import get_kernels
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -89,12 +90,12 @@ class FactorOut(InvertibleComposite):
 
     def run_forward(self, run: Run, x: tf.Tensor, condition: Condition) -> Mapped:
         h, log_det = run([self.mixing, self.coupling], x, condition)
-        remaining, dropped = tf.split(h, [self._remaining, self.dropped], -1)
+        remaining, dropped = get_kernels().split_channels(h, [self._remaining, self.dropped])
         dropped, change = run([self.actnorm], dropped, None)
         return tf.concat([remaining, dropped], -1), log_det + change
 
     def run_inverse(self, run: Run, y: tf.Tensor, condition: Condition) -> Mapped:
-        remaining, dropped = tf.split(y, [self._remaining, self.dropped], -1)
+        remaining, dropped = get_kernels().split_channels(y, [self._remaining, self.dropped])
         dropped, change = run([self.actnorm], dropped, None)
         x, log_det = run([self.coupling, self.mixing], tf.concat([remaining, dropped], -1), condition)
         return x, log_det + change
@@ -251,7 +252,7 @@ class Flow(InvertibleComposite):
                 h, change = run(stage.layers, h, level_condition)
                 log_dets[-1] += change
                 if stage.plan.dropped:
-                    h, dropped = tf.split(h, [stage.plan.remaining, stage.plan.dropped], -1)
+                    h, dropped = get_kernels().split_channels(h, [stage.plan.remaining, stage.plan.dropped])
                     left[-1].append(dropped)
         for level in reversed(range(len(self.levels))):
             # In v the channels that remained come first, then the channels that left, from the last stage to the first.
@@ -299,5 +300,5 @@ class Flow(InvertibleComposite):
     def _split_level(self, level: int, v: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Splits v at a level into the channels that remained and a list of those that left after each stage."""
         counts = [stage.plan.dropped for stage in self.levels[level] if stage.plan.dropped]
-        remaining, *dropped = tf.split(v, [v.shape[-1] - sum(counts), *counts[::-1]], -1)
+        remaining, *dropped = get_kernels().split_channels(v, [v.shape[-1] - sum(counts), *counts[::-1]])
         return remaining, dropped[::-1]

@@ -16,7 +16,7 @@ from tfdecouple.layers import InvertibleLinear, InvertibleSequence
 from tfdecouple.layers.base import BaseLayer, Weight
 from tfdecouple.layers.conditioners import make_bias_initializer, make_kernel_initializer
 from tfdecouple.networks.flow import FlowStep
-from tfdecouple.numerics.arithmetic import multiply_in_full_precision
+from tfdecouple.numerics.kernels import get_kernels, multiply_in_full_precision
 from tfdecouple.numerics.tf32 import full_float32
 
 # As in the paper's code, the embedding is initialised within +-0.1, and hidden layers are four times as wide as z.
@@ -70,7 +70,7 @@ class _ClassLayer(BaseLayer):
     def _select_rows(self, labels: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
         """Returns for each label `[batch]` its row of `rows` `[classes, d_z]`; a label out of range gets zeros."""
         # The gradient of `tf.gather` adds up rows in a varying order on a GPU, so a matrix product is used instead.
-        return multiply_in_full_precision(tf.one_hot(labels, self.classes, dtype=rows.dtype), rows)
+        return multiply_in_full_precision(get_kernels().select(labels, self.classes, rows.dtype), rows)
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")

@@ -1,4 +1,4 @@
-"""Matrix products, inverses and determinants in full precision, and sizes of tensors, known or not."""
+"""Inverses and determinants in full precision, and sizes of tensors, known or not."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -6,36 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdecouple.numerics.kernels import get_kernels
 from tfdecouple.tensorflow_internals import is_traced_for_xla
-
-
-def multiply_in_full_precision(a: tf.Tensor, b: tf.Tensor, transpose_b: bool = False) -> tf.Tensor:
-    """Returns the matrix product a b; neither the product nor its gradients are computed in TF32.
-
-    TensorFlow's switch for TF32 applies to whole graphs. In training with TF32 the switch can be on, so the product is
-    computed in float64, which the switch does not affect. Elsewhere the switch is off.
-    """
-    if not get_kernels().allows_tf32 or a.dtype == tf.float64:
-        return tf.matmul(a, b, transpose_b=transpose_b)
-    product = tf.matmul(tf.cast(a, tf.float64), tf.cast(b, tf.float64), transpose_b=transpose_b)
-    return tf.cast(product, a.dtype)
-
-
-def multiply_channels(x: tf.Tensor, matrix: tf.Tensor, transpose: bool = False, full: bool = False) -> tf.Tensor:
-    """Multiplies the channels of x by a matrix, as a 1x1 convolution does, and returns `[..., outputs]`.
-
-    TensorFlow's 1x1 convolution is not used, because its gradient for the kernel takes a tenth more time.
-
-    Args:
-        x: array `[..., channels]`.
-        matrix: matrix `[channels, outputs]` of the dtype of x.
-        transpose: whether `matrix` is transposed, `[outputs, channels]`.
-        full: whether TF32 is excluded, by `multiply_in_full_precision`.
-    """
-    multiply = multiply_in_full_precision if full else tf.matmul
-    product = multiply(tf.reshape(x, [-1, x.shape[-1]]), matrix, transpose_b=transpose)
-    return tf.reshape(product, [*get_sizes(x)[:-1], product.shape[-1]])
 
 
 def invert_matrix(matrix: tf.Tensor) -> tf.Tensor:

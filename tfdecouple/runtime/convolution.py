@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfdecouple.numerics.arithmetic import get_sizes, multiply_channels
+from tfdecouple.numerics.arithmetic import get_sizes
+from tfdecouple.numerics.kernels import multiply_channels
 from tfdecouple.tensorflow_internals import is_onednn_on
 
 _OPTIONS = {"strides": [1, 1, 1, 1], "padding": "SAME"}
