@@ -1,4 +1,4 @@
-"""Hooks of MkDocs that add pages from outside docs/, the notebook and the API to the site, and rewrite links.
+"""Hooks of MkDocs that add pages from outside docs/, the notebooks and the API to the site, and rewrite links.
 
 The start page is README.md with the table of wishes of docs/understanding.md.
 
@@ -26,7 +26,7 @@ SITE_PATHS = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security_policy.md",
-    "examples/tour.ipynb": "tour.md",
+    **{f"examples/{path.name}": f"{path.stem}.md" for path in sorted(ROOT.glob("examples/*.ipynb"))},
 }
 # The packages below tfdecouple that get a page in the site's API; the page documents the names in their `__all__`.
 PUBLIC_PACKAGES = ("config", "layers", "bijectors", "training", "corpus")
@@ -50,10 +50,14 @@ _LOG = logging.getLogger("mkdocs.plugins.tfdecouple")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Adds the pages from outside docs/, the tour's pictures and the API's pages to MkDocs' `files`; returns these."""
+    """Adds pages from outside docs/, pictures of notebooks and pages of the API to MkDocs' `files`; returns these."""
     pages = {path: (ROOT / source).read_text(encoding="utf-8") for source, path in SITE_PATHS.items()}
     pages["index.md"] = add_wishes(pages["index.md"])
-    pages["tour.md"], pictures = convert_notebook(json.loads(pages["tour.md"]))
+    pictures: dict[str, bytes] = {}
+    for source, path in SITE_PATHS.items():
+        if source.endswith(".ipynb"):
+            pages[path], drawn = convert_notebook(json.loads(pages[path]), path.removesuffix(".md"))
+            pictures |= drawn
     for path, content in {**pages, **dict(make_api_pages()), **pictures}.items():
         files.append(File.generated(config, path, content=content))
     return files
@@ -71,7 +75,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         mark, text, target = match.groups()
         # The text of a link can contain a picture, whose path needs rewriting, too.
         text = _LINK.sub(rewrite_link, text)
-        if re.match(r"[a-z]+:|#", target) or page.file.src_uri == "tour.md" and target.startswith("tour/"):
+        if re.match(r"[a-z]+:|#", target) or own_source.endswith(".ipynb") and files.get_file_from_path(target):
             return f"{mark}[{text}]({target})"
         path, hash_, anchor = target.partition("#")
         source = posixpath.normpath(posixpath.join(posixpath.dirname(own_source), path))
@@ -114,8 +118,11 @@ def add_wishes(readme: str) -> str:
     return f"{introduction}\n{table}{heading}{rest}"
 
 
-def convert_notebook(notebook: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
-    """Converts a Jupyter notebook (a dict) with its outputs to Markdown and {path in the site: bytes of a PNG file}."""
+def convert_notebook(notebook: dict[str, Any], name: str) -> tuple[str, dict[str, bytes]]:
+    """Converts a Jupyter notebook (a dict) with its outputs to Markdown and {path in the site: bytes of a PNG file}.
+
+    The pictures are in the folder `name` of the site.
+    """
     lines: list[str] = []
     pictures: dict[str, bytes] = {}
     for cell in notebook["cells"]:
@@ -130,7 +137,7 @@ def convert_notebook(notebook: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
             data = output.get("data", {})
             printed = "".join(output.get("text", data.get("text/plain", "")))
             if "image/png" in data:
-                path = f"tour/{len(pictures)}.png"
+                path = f"{name}/{len(pictures)}.png"
                 pictures[path] = base64.b64decode("".join(data["image/png"]))
                 lines += [f"![The picture that the cell above draws]({path})", ""]
             elif printed:
