@@ -22,8 +22,9 @@ def encode_into(tiny_run, pictures):
     """A function that runs the command `encode` for a folder with further arguments and returns its exit status."""
 
     def run(out, *more, run=tiny_run, data=pictures):
-        arguments = ["--run", run, "--data", f"folder:{data}", "--out", out, "--images-per-shard", 7]
-        return main(["encode", *map(str, [*arguments, "--batch-size", 4, *more])])
+        options = {"--run": run, "--data": f"folder:{data}", "--out": out, "--images-per-shard": 7, "--batch-size": 4}
+        defaults = [word for name, value in options.items() if name not in more for word in (name, value)]
+        return main(["encode", *map(str, [*defaults, *more])])
 
     return run
 

@@ -129,9 +129,9 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ("--format csv", "argument --format: invalid choice: 'csv'"),
-            ("--images-per-shard 0", "--images-per-shard is 0"),
-            ("--on-bad-image ignore", "data.on_bad_image is 'ignore'"),
+            ("--format csv", '"csv" for --format'),
+            ("--images-per-shard 0", '"0" for --images-per-shard'),
+            ("--on-bad-image ignore", '"ignore" for --on-bad-image'),
         ],
     )
     def test_wrong_option_of_encode_is_one_line(self, encode, tmp_path, capsys, arguments, message):

@@ -126,8 +126,7 @@ class TestRestart:
         CheckpointFolder(run / "checkpoints").write_checkpoint("best", 20, {"model": trained.named_variables()})
         capsys.readouterr()
         line = refused(capsys, lambda: encode(run=run))
-        assert "the weights of update 1 of the run tiny, and those of update 20 of tiny are others" in line
-        assert f"take --run {tmp_path / 'codes'}/_run" in line
+        assert "update 1 of the run tiny" in line and f"--run {tmp_path / 'codes'}/_run" in line
         assert encode(run=tmp_path / "codes" / "_run") == 0
         assert_same_codes(tmp_path / "codes", tmp_path / "unbroken")
 

@@ -300,7 +300,7 @@ def test_python_clients_read_images_as_training_does(picture_files, crop):
         for shape in ((SIZE, SIZE, 3), (SIZE, 12, 1)):
             right = read_image(str(path), shape, crop)
             of_shape = types.SimpleNamespace(shape=shape, crop=crop)
-            assert_same(client.Model.fit(of_shape, client.read_picture(path, shape[-1])), right, name)
+            assert_same(client.Model.crop_and_resize(of_shape, client.read_picture(path, shape[-1])), right, name)
             assert_same(served.read_picture(path, shape, crop), right, name)
 
 

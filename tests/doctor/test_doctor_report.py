@@ -84,8 +84,8 @@ class TestCommand:
         [
             (["--only", "numeric"], "there is no check 'numeric'; there are build, numerics"),
             (["--set", "training.batchsize=1"], "there is no option 'training.batchsize'"),
-            (["--devices", "0"], "--devices is 0"),
-            (["--timeout", "0"], "--timeout is 0"),
+            (["--devices", "0"], '"0" for --devices'),
+            (["--timeout", "0"], '"0" for --timeout'),
             (["--out", "/proc/nothing"], "/proc/nothing"),
         ],
     )

@@ -281,7 +281,7 @@ class TestMistakes:
 def test_any_size_is_refused_for_the_page_and_for_weights_of_fixed_size(quick, refused, monkeypatch):
     assert "--any-size is not for the format web" in refused("--any-size", "--format", "web")
     monkeypatch.setattr("export.pipeline.find_weight_of_fixed_size", lambda config: "flow/whitening/last")
-    assert "weight flow/whitening/last of this model has the size of its images" in refused("--any-size")
+    assert "the weight flow/whitening/last depends on the image size" in refused("--any-size")
 
 
 @pytest.mark.slow

@@ -60,8 +60,9 @@ STATE = read_state_dict(FOLDER / "model.npz")
 
 
 def run_command(*arguments):
-    files = ["--config", FOLDER / "config.json", "--weights", FOLDER / "model.npz", "--image-shape", 32, 32, 3]
-    return main(list(map(str, ["import-wolf", *files, *arguments])))
+    options = {"--config": [FOLDER / "config.json"], "--weights": [FOLDER / "model.npz"], "--image-shape": [32, 32, 3]}
+    defaults = [word for name, values in options.items() if name not in arguments for word in (name, *values)]
+    return main(list(map(str, ["import-wolf", *defaults, *arguments])))
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,7 @@ class TestCommand:
             (["--config", "no/such.json"], "no/such.json"),
             (["--image-shape", 48, 48, 3], "48"),
             (["--n-bits", 9], "n_bits is 9"),
-            (["--n-bits", 0], "--n-bits is 0"),
+            (["--n-bits", 0], '"0" for --n-bits'),
         ],
     )
     def test_wrong_argument_of_the_import_gives_one_error_line_and_no_run(
