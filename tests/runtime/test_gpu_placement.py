@@ -191,8 +191,8 @@ def trace_step(trainer):
         return
     sums = tf.TensorSpec([sum(step._sizes)])
     yield step._start_sums.get_concrete_function()
-    yield step._add_to_sums.get_concrete_function(sums, examples, WHOLE, WHOLE)
-    yield step._apply_sums.get_concrete_function(sums, SCALAR)
+    yield step._add_to_sums.get_concrete_function(sums, examples, WHOLE, SCALAR, WHOLE)
+    yield step._apply_sums.get_concrete_function(sums)
 
 
 def trace_inference(trainer):
