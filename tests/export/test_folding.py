@@ -93,9 +93,7 @@ def change_weight(exported, name):
     # In a map of one pixel, only the middle of a kernel is multiplied by anything but padding.
     middle = np.zeros(values.shape, bool)
     middle[tuple(size // 2 for size in values.shape[:2]) if values.ndim == 4 else ...] = True
-    # A thousandth of a number far below the others is less than float32 rounds these by.
-    sizes = np.abs(values * middle)
-    number = rng.choice(np.flatnonzero(sizes >= np.median(sizes[sizes > 0]))) if sizes.any() else 0
+    number = rng.choice(np.flatnonzero(values * middle)) if values.any() else 0
     values.flat[number] = values.flat[number] * 1.001 or 1e-3
     exported.weights[name] = dataclasses.replace(right, values=values)
     return right
