@@ -22,8 +22,8 @@ from tfdecouple.model.objective import negative_elbo
 from tfdecouple.model.outlier_scores import OutlierScores, score_latents
 from tfdecouple.numerics.kernels import Kernels
 
-# In float64 a folded method may differ from the model's by 1000 times as much as the model's own result changes when all
-# weights become larger by 2^-50. These are the least and the largest difference that is allowed, relative to the norm.
+# In float64 a folded method may differ from the model's by 1000 times as much as the model's own result changes when
+# all weights become larger by 2^-50. These are the least and the largest allowed difference, relative to the norm.
 _LEAST_TOLERANCE, _MOST_TOLERANCE = 1e-12, 1e-9
 
 

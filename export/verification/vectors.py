@@ -353,10 +353,10 @@ class KerasAnswers(Answers):
         """
         assert self._unperturbed is not None
         perturbed = self._perturb(noise)
-        (mean, log_variance, _), (other_mean, other_log_variance, _) = (
-            answers.encode(images) for answers in (self._unperturbed, self)
-        )
-        assert log_variance is not None and other_log_variance is not None
+        mean, log_variance = self._unperturbed.infer_posterior(images)
+        # The method of the base class does not compute v, which scores do not need.
+        other_mean, other_log_variance = super().infer_posterior(images)
+        assert log_variance is not None
         return (other_mean + np.exp(other_log_variance / 2) * perturbed - mean) / np.exp(log_variance / 2)
 
     def _answer_rows(

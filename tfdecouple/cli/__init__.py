@@ -11,7 +11,7 @@ from tfdecouple import __version__
 from tfdecouple.cli.directions import directions
 from tfdecouple.cli.encode import encode, encode_beam
 from tfdecouple.cli.export import export
-from tfdecouple.cli.pictures import edit, interpolate, neighbours, project, reconstruct, sample, switch
+from tfdecouple.cli.picture_commands import edit, interpolate, neighbours, project, reconstruct, sample, switch
 from tfdecouple.cli.short_commands import completion, curves, doctor, explain, import_wolf, presets, publish
 from tfdecouple.cli.train import train
 from tfdecouple.errors import UserError, nearest

@@ -5,7 +5,7 @@ import sys
 from typing import Annotated, Literal
 
 from tfdecouple.cli.options import Amounts, Count, DataSet, Out, Seed, within
-from tfdecouple.cli.pictures import make_file_name
+from tfdecouple.cli.picture_commands import make_file_name
 from tfdecouple.cli.results import choose_images, open_data, open_run
 from tfdecouple.errors import DataError, RunError, UserError, make_printable, nearest
 
