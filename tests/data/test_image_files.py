@@ -287,7 +287,7 @@ def test_resizing_filter_is_bilinear_with_antialiasing():
         weights = np.maximum(0, 1 - np.abs(np.arange(len(image)) + 0.5 - centres) / max(scale, 1))
         weights /= weights.sum(1, keepdims=True)
         right = np.einsum("yi,xj,ijc->yxc", weights, weights, image.astype(np.float64))
-        # Rounded twice, a value is off by at most one half and, under weights that sum to one, one half more.
+        # The filter rounds to whole numbers twice, so a value is off by at most one half for each time.
         assert np.abs(crop_and_resize(image, (size, size, 3), 0) - right).max() < 1.001
 
 

@@ -243,7 +243,7 @@ HEADER = b"", make_header()
 
 @pytest.fixture
 def indexed(tmp_path):
-    """A folder of checkpoints with the data file of step 1, of 64 bytes."""
+    """A folder of checkpoints that has one file, of 64 bytes: the data of the checkpoint of step 1."""
     (tmp_path / "step-000000001.data-00000-of-00001").write_bytes(DATA)
     return CheckpointFolder(tmp_path)
 
