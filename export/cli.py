@@ -6,7 +6,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from export.formats import FORMATS
+from tfdecouple.registry import FORMATS
 from tfdecouple.runs.pretrained import DEFAULT, HUB
 from tfdecouple.runtime.option_types import make_number_type
 from tfdecouple.runtime.process import get_arguments, run_program, start_tensorflow

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tfdecouple.registry import LOGGERS
 from tfdecouple.runtime.requirements import require_packages
 from tfdecouple.storage.files import convert_tensorflow_errors
 
@@ -17,7 +18,6 @@ class Logger:
     """The base class of loggers, which write the metrics and pictures of a training run; its methods do nothing.
 
     `folder` is the run folder, into which a logger writes nothing before `open`. `config` is the `Config` of the run.
-    Large packages are imported inside methods: `tfdecouple.config` imports this module, and must not load TensorFlow.
 
     Attributes:
         name: name of the logger in the option `training.loggers`.
@@ -189,17 +189,6 @@ class MLflow(Logger):
     def close(self) -> None:
         if self._client is not None:
             self._client.set_terminated(self._run)
-
-
-# {name of a logger in `training.loggers`: its class}, in the order in which help texts and messages list them.
-LOGGERS: dict[str, type[Logger]] = {
-    logger.name: logger
-    for logger in (
-        TensorBoard,
-        WeightsAndBiases,
-        MLflow,
-    )
-}
 
 
 def require_loggers(names: Sequence[str]) -> None:

@@ -1,4 +1,3 @@
-import importlib.util
 import os
 import shutil
 import signal
@@ -19,9 +18,9 @@ from helpers.variants import fresh
 from export import export_folder, pipeline
 from export.cli import main
 from export.export_folder import stage_export
-from export.formats import FORMATS
 from export.pipeline import ExportConfig, export
 from tfdecouple.errors import UserError
+from tfdecouple.registry import FORMATS
 from tfdecouple.runtime.signals import handle_signals
 
 
@@ -203,12 +202,13 @@ class TestProcess:
         assert list(folder.iterdir()) == []
 
 
-def test_files_of_a_format_may_be_alternatives_in_a_regular_expression(monkeypatch):
-    kind = types.SimpleNamespace(name="both", files=r"a\.x|b\.y", has_versions=False)
-    monkeypatch.setitem(FORMATS, kind.name, kind)
-    spec = importlib.util.spec_from_file_location("export_folder_with_both", export_folder.__file__)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    for name, written in {"both/a.x": True, "both/b.y": True, "b.y": False, "both/c": False}.items():
-        assert bool(module._WRITTEN.fullmatch(name)) == written
+def test_files_of_a_format_may_be_alternatives_in_a_regular_expression(monkeypatch, tmp_path):
+    kind = types.SimpleNamespace(files=r"a\.x|b\.y", has_versions=False)
+    monkeypatch.setitem(FORMATS.entries, "both", kind)
+    (tmp_path / "both").mkdir()
+    for name in ("both/a.x", "both/b.y", "b.y", "both/c"):
+        (tmp_path / name).touch()
+    manifest = export_folder.Manifest.from_folder(tmp_path, {"both": {}})
+    assert [*manifest.files] == ["both/a.x", "both/b.y"]
+    with pytest.raises(ValueError, match="other"):
+        export_folder.Manifest.from_folder(tmp_path, {"other": {}})

@@ -120,7 +120,7 @@ def _check_train(arguments: list[str]) -> None:
 
 def _check_tfdecouple(arguments: list[str]) -> None:
     from export.cli import main as export_main
-    from export.formats import FORMATS
+    from tfdecouple.registry import FORMATS
 
     if arguments[:1] == ["train"]:
         _check_train(arguments[1:])

@@ -13,9 +13,10 @@ from tensorflow_probability import bijectors as tfb
 from export.pipeline import ExportConfig, export
 from tfdecouple.bijectors import with_log_det
 from tfdecouple.layers import Coupling
+from tfdecouple.registry import TRANSFORMS
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.training import train
-from tfdecouple.transforms import TRANSFORMS, Transform
+from tfdecouple.transforms import Transform
 
 
 def make_spline(width, height, slope, alpha):
@@ -26,7 +27,7 @@ def make_spline(width, height, slope, alpha):
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    monkeypatch.setitem(TRANSFORMS, "spline", Transform(f"{__name__}:make_spline", 3))
+    monkeypatch.setitem(TRANSFORMS.entries, "spline", Transform(make_spline, 3))
 
 
 def test_shapes_of_a_coupling_stay_known_in_a_graph_of_unknown_batch():

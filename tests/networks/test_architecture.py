@@ -15,7 +15,7 @@ from helpers.variants import ODD, OF_CLASSES, VARIANTS
 from keras.src.backend.common import global_state
 
 from benchmarks.training_cost import count_activation_bytes, count_stored_bytes
-from tfdecouple.config import STEP_LAYERS, load_preset, preset_names
+from tfdecouple.config import load_preset, preset_names
 from tfdecouple.layers import Coupling
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.architecture import (
@@ -27,9 +27,9 @@ from tfdecouple.networks.architecture import (
 )
 from tfdecouple.networks.flow import FlowStep
 from tfdecouple.numerics.kernels import use_kernels
+from tfdecouple.registry import LAYERS, TRANSFORMS
 from tfdecouple.runtime.execution import substitute_weights
 from tfdecouple.runtime.run_mode import RunMode
-from tfdecouple.transforms import TRANSFORMS
 
 OF_FOUR_LEVELS = {"steps": (2, (1, 2), (3,), 1), "hidden_channels": (3, 4, 5, 6), "factors": (3, 2)}
 # One config for each option of a model, with odd counts of channels, several stages and levels.
@@ -38,7 +38,7 @@ CONFIGS = {
     **OF_CLASSES,
     "odd": ODD,
     "dequantization of three levels": THREE_LEVELS,
-    "step layers": dataclasses.replace(SMALL, step_layers=tuple(STEP_LAYERS), latent_dim=7),
+    "step layers": dataclasses.replace(SMALL, step_layers=tuple(LAYERS), latent_dim=7),
     "thirds": dataclasses.replace(TINY, image_shape=(16, 16, 3), prior_steps=3, **OF_FOUR_LEVELS),
     "seven channels": dataclasses.replace(TINY, image_shape=(4, 12, 7), conditioning="base"),
 }

@@ -11,6 +11,7 @@ from tfdecouple.cli.options import AddOption, choice, flag, group, number, optio
 from tfdecouple.config.shapes import MOST_FILE_SIDE
 from tfdecouple.data.sources import list_source_kinds
 from tfdecouple.errors import UserError, make_printable
+from tfdecouple.registry import METRICS
 from tfdecouple.runs.pretrained import DEFAULT, HUB
 from tfdecouple.runtime.devices import MOST_DEVICES
 from tfdecouple.runtime.option_types import make_number_type
@@ -262,7 +263,7 @@ COMMANDS = {command.name: command for command in (
         "evaluate:run", lambda: [
             RUN, out_option("evaluation"), *data_options(),
             number("--images", 0, "number of images, drawn with --seed; 0 for all, see --probe"),
-            group("what to measure", *(metric.add_options for metric in load_object("evaluate:METRICS"))),
+            group("what to measure", *(metric.add_options for metric in METRICS.values())),
             group("how", SEED,
                 number("--batch-size", None, "images at once: changes memory and speed only (default the run's)", 1)),
         ], starts_tensorflow=False),

@@ -8,29 +8,18 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from tfdecouple.errors import RunError, UserError, one_line
-from tfdecouple.metrics.bits_per_dim import BitsPerDim, ImportanceWeighted, OwnSize
-from tfdecouple.metrics.classification import Classification, LinearProbe
-from tfdecouple.metrics.frechet import FrechetDistance
-from tfdecouple.metrics.image_statistics import ImageStatistics
-from tfdecouple.metrics.latent_use import UseOfZ
 from tfdecouple.metrics.metric import Metric, Result
-from tfdecouple.metrics.outliers import Outliers
+from tfdecouple.registry import METRICS
 from tfdecouple.runtime.process import start_tensorflow, was_interrupted
 from tfdecouple.runtime.requirements import require_packages
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-# `--help` lists the metrics, and `run` computes them, in this order; metrics that take longer come later.
-METRICS: list[type[Metric]] = [
-    BitsPerDim, ImportanceWeighted, OwnSize, UseOfZ, ImageStatistics, Classification, Outliers, LinearProbe,
-    FrechetDistance,
-]  # fmt: skip
-
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command `evaluate`: computes, prints and writes the requested metrics one by one; returns 0."""
-    metrics = [metric for metric in (kind(options) for kind in METRICS) if metric.is_requested()]
+    metrics: list[Metric] = [made for kind in METRICS.values() if (made := kind(options)).is_requested()]
     for metric in metrics:
         if metric.needs_plots:
             require_packages("matplotlib", what=metric.option)

@@ -69,7 +69,7 @@ def publish(
     licence = licence or _read_licence(run)
     if not _LICENCE.fullmatch(licence):
         raise UserError(f"the licence is {licence!r}; name it as the Hub does, such as apache-2.0, cc-by-4.0 or other")
-    if data and ((kind := find_source_kind(data)) is None or kind.pattern.endswith(":PATH")):
+    if data and ((kind := find_source_kind(data)) is None or kind.takes_path):
         raise UserError(f"--data is {data!r}; give a data set that all users have: photographs, or a TFDS name")
     on_hub = to.startswith(HUB)
     name = name or (parse_hub_address(to)[0].rpartition("/")[2] if on_hub else pathlib.Path(to).absolute().name)
