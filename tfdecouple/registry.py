@@ -50,7 +50,7 @@ class Registry(Mapping[str, Any]):
     def add(self, name: str, value: Any) -> None:
         """Adds a value, or the text "module:name"; raises ConfigError for a name that is registered already."""
         if name in self.entries:
-            raise ConfigError(f"there is a {self.kind} {name!r} already; register yours under another name")
+            raise ConfigError(f"the {self.kind} {name!r} exists already; register yours under another name")
         self.entries[name] = value
 
     def require(self, name: str, option: str, *others: str) -> None:
@@ -58,10 +58,8 @@ class Registry(Mapping[str, Any]):
         if name not in others and name not in self:
             names = [*others, *self]
             listed = f"one of {', '.join(map(repr, names))}, or " if names else ""
-            raise ConfigError(
-                f"{option} is {one_line(repr(name), 120)}; it must be {listed}a {self.kind} that an installed package "
-                f"registers{nearest(name, names)}"
-            )
+            text = f"{listed}the name of another {self.kind} that an installed package registers"
+            raise ConfigError(f"{option} is {one_line(repr(name), 120)}; it must be {text}{nearest(name, names)}")
 
 
 _REGISTRIES: dict[str, Registry] = {}

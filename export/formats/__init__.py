@@ -191,7 +191,7 @@ class _LiteRTFormat(Format):
         return _name_files(job)
 
 
-class _WebFormat(OnnxFormat):
+class _WebFormat(_OnnxFormat):
     name, summary = "web", "a static web page"
     files = r"\w+\.(js|html|css)|model/\w+\.(onnx|jpg|json)|runtime/[\w-][\w.-]*"
     options, needs, inside, copied = ("web_runtime", "web_gpu"), ("onnx",), "model", True
