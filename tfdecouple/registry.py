@@ -25,7 +25,7 @@ class Registry(Mapping[str, Any]):
     def __init__(self, kind: str, **entries: str):
         self.kind = kind
         self.entries: dict[str, Any] = {**entries}
-        _REGISTRIES[kind] = self
+        REGISTRIES[kind] = self
 
     def __getitem__(self, name: str) -> Any:
         if name not in self:
@@ -62,7 +62,7 @@ class Registry(Mapping[str, Any]):
             raise ConfigError(f"{option} is {one_line(repr(name), 120)}; it must be {text}{nearest(name, names)}")
 
 
-_REGISTRIES: dict[str, Registry] = {}
+REGISTRIES: dict[str, Registry] = {}
 
 # Layers at the end of each flow step, for `model.step_layers`.
 LAYERS = Registry("layer", sinh_arcsinh="tfdecouple.layers.elementary_layers:SinhArcsinh")
@@ -133,15 +133,15 @@ FORMATS = Registry(
 def register(kind: str, name: str, value: Any) -> None:
     """Adds `value` under `name` to all that options, commands and exports can name (docs/extending.md).
 
-    >>> register("layer", "my_layer", "my_package.layers:MyLayer")
+    >>> register("schedule", "falling", lambda left, config: left)
 
     `kind` is "layer", "conditioner", "transform", "encoder", "prior", "schedule", "source", "logger", "diagnostic",
     "picture", "metric", "endpoint" or "format". The text "module:name" stands for an object that is imported when it is
     needed. ConfigError is raised for an unknown kind, or a name that is registered already.
     """
-    if kind not in _REGISTRIES:
-        raise ConfigError(f"there is no kind {kind!r}{nearest(kind, _REGISTRIES)}; there are {', '.join(_REGISTRIES)}")
-    _REGISTRIES[kind].add(name, value)
+    if kind not in REGISTRIES:
+        raise ConfigError(f"there is no kind {kind!r}{nearest(kind, REGISTRIES)}; there are {', '.join(REGISTRIES)}")
+    REGISTRIES[kind].add(name, value)
 
 
 @functools.cache

@@ -5,7 +5,6 @@ import pytest
 from helpers.models import SMALL_SETTINGS
 from helpers.places import PATIENCE, TESTS
 from helpers.planted_checks import PLANTED
-from helpers.recipes import copy_packages, insert_text, read_recipe, run_in_copy
 
 from tfdecouple.cli import main
 from tfdecouple.config import load_preset
@@ -177,15 +176,3 @@ def test_doctor_runs_each_check_with_its_variants_on_the_found_devices(monkeypat
     asked.clear()
     check_runner.run_checks(Task(quick=True), ["speed"], lambda text: None)
     assert {name for name, _, _ in asked} == {"build", "speed"} and len(asked) == 4
-
-
-def test_doctor_check_of_the_recipe_is_run_and_reported(tmp_path):
-    copy = copy_packages(tmp_path)
-    module, _, registered = read_recipe("doctor check").partition("# in `CHECKS`\n")
-    folder = copy / "tfdecouple" / "doctor"
-    (folder / "repetition.py").write_text(module, encoding="utf-8")
-    insert_text(folder / "check_runner.py", "\n}", "\n" + registered, after="CHECKS = {")
-    done = run_in_copy(copy, "-m", "tfdecouple", "doctor", "--only", "repetition", anew=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "repetition: the same numbers in each call" in done.stdout
-    assert "0 numbers of v differ in a second call" in done.stdout

@@ -1,10 +1,12 @@
 """Endpoints whose function is not that of the model: each is found, and its export is refused."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
-from helpers.models import SMALL, random_images, strengthen_z
+from helpers.models import SMALL, TINY, random_images, strengthen_z
+from helpers.places import ROOT
 from helpers.variants import OF_CLASSES, fresh, variant
 
 from export import endpoints
@@ -144,3 +146,18 @@ def test_export_of_a_wrong_sampler_is_refused_in_one_line(monkeypatch, refused):
     monkeypatch.setattr(endpoints, *FAULTS["temperature times 1.2"][:2])
     err = refused("--format", "onnx", expected=EXIT_REFUSED)
     assert err.startswith("error: not published: endpoint sample differs from the model's own method: images: ")
+
+
+def test_documentation_tells_endpoints_as_they_are_registered():
+    text = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    table = text.partition("## Endpoints")[2].partition("\nimages ")[0]
+    told = {}
+    for line in (line for line in table.splitlines() if line.startswith("| `")):
+        name, takes, returns, file = (cell.strip() for cell in line.split("|")[1:-1])
+        plain = [re.sub(r" \([^)]*\)", "", cell).split(", ") for cell in (takes, returns)]
+        told[re.findall("`(.*?)`", name)[0]] = (*plain, file.strip("`"))
+    registered = {}
+    for endpoint in list_endpoints(TINY):
+        takes, returns = ([array.name for array in arrays] for arrays in (endpoint.inputs, endpoint.outputs))
+        registered[endpoint.name] = (takes, returns, f"{endpoint.onnx}.onnx" if endpoint.onnx else "")
+    assert len(told) >= 8 and told.items() <= registered.items()
