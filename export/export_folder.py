@@ -32,8 +32,9 @@ JSON_NAME, TEXT_NAME = "model_card.json", "MODEL_CARD.md"
 EDITABLE = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
 
 # Pattern of the files that an export writes beside the folders of its formats.
-_BESIDE = re.compile(
-    r"(client|guided_filter)\.py|model_card\.json|MODEL_CARD\.md|(batching|models|monitoring)\.config|docker-compose\.yml|test_vectors\.npz"
+_BESIDE = (
+    r"(client|guided_filter)\.py|model_card\.json|MODEL_CARD\.md|test_vectors\.npz|docker-compose\.yml"
+    r"|(batching|models|monitoring)\.config"
 )
 
 # The largest size in bytes of a manifest or model card that is read.
@@ -44,22 +45,17 @@ MOST_BYTES = 2**24
 _Inside = Annotated[str, pydantic.Field(pattern=r"^(\w[\w.-]*/)*\w[\w.-]*$")]
 
 
-def _require_part(name: str) -> str:
-    """Returns `name`; raises ValueError unless an export can have a part of this name, such as "savedmodel/3"."""
-    kind = name.partition("/")[0]
-    version = "/[1-9][0-9]*" if kind in FORMATS and FORMATS[kind].has_versions else ""
-    if kind not in FORMATS or not re.fullmatch(kind + version, name):
-        raise ValueError(f"it must be one of {', '.join(FORMATS)}")
-    return name
-
-
 def _is_written(name: str) -> bool:
     """Returns whether an export writes a file at the path `name` in its folder."""
-    kind, _, rest = name.partition("/")
-    if kind not in FORMATS:
-        return bool(_BESIDE.fullmatch(name))
-    version = "[0-9]+/" if FORMATS[kind].has_versions else ""
-    return bool(re.fullmatch(f"{version}(?:{FORMATS[kind].files})", rest, re.ASCII))
+    inside = (f"{kind}/{'[0-9]+/' * one.has_versions}(?:{one.files})" for kind, one in FORMATS.items())
+    return bool(re.fullmatch("|".join([_BESIDE, *inside]), name, re.ASCII))
+
+
+def _require_part(name: str) -> str:
+    """Returns `name`; raises ValueError unless an export can have a part of this name, such as "savedmodel/3"."""
+    if not any(re.fullmatch(kind + "/[1-9][0-9]*" * one.has_versions, name) for kind, one in FORMATS.items()):
+        raise ValueError(f"it must be one of {', '.join(FORMATS)}")
+    return name
 
 
 class Manifest(pydantic.BaseModel):

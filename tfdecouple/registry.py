@@ -11,9 +11,6 @@ from typing import Any
 
 from tfdecouple.errors import ConfigError, nearest, one_line, warn_user
 
-# The group of entry points of packages with additions. Each names a module that calls `register` when it is imported.
-GROUP = "tfdecouple"
-
 
 class Registry(Mapping[str, Any]):
     """The objects of one kind, such as layers, by name: those of this project and those that packages registered.
@@ -47,12 +44,6 @@ class Registry(Mapping[str, Any]):
         _import_installed()
         return len(self.entries)
 
-    def add(self, name: str, value: Any) -> None:
-        """Adds a value, or the text "module:name"; raises ConfigError for a name that is registered already."""
-        if name in self.entries:
-            raise ConfigError(f"the {self.kind} {name!r} exists already; register yours under another name")
-        self.entries[name] = value
-
     def require(self, name: str, option: str, *others: str) -> None:
         """Raises ConfigError, with the nearest name, unless `option`'s value `name` is registered, or in `others`."""
         if name not in others and name not in self:
@@ -65,30 +56,22 @@ class Registry(Mapping[str, Any]):
 REGISTRIES: dict[str, Registry] = {}
 
 # Layers at the end of each flow step, for `model.step_layers`.
-LAYERS = Registry("layer", sinh_arcsinh="tfdecouple.layers.elementary_layers:SinhArcsinh")
+LAYERS = Registry("layer", actnorm="tfdecouple.layers:ActNorm")
 # Nets of the couplings of the image flow, for `model.conditioner`.
 CONDITIONERS = Registry("conditioner", convolutional="tfdecouple.layers.conditioners:ConvNet")
-TRANSFORMS = Registry(
-    "transform",
-    affine="tfdecouple.transforms:AFFINE",
-    additive="tfdecouple.transforms:ADDITIVE",
-)
+TRANSFORMS = Registry("transform", affine="tfdecouple.transforms:AFFINE", additive="tfdecouple.transforms:ADDITIVE")
 # Functions of (config, name) that make an unbuilt encoder, or a flow from z to N(0, I).
 ENCODERS = Registry("encoder", resnet="tfdecouple.networks.encoder:make_encoder")
 PRIORS = Registry("prior", flow="tfdecouple.networks.prior:make_prior_flow")
 # Functions that return a factor of the learning rate, for `training.schedule`.
 SCHEDULES = Registry("schedule")
 # Kinds of data sources by the values of `data.source`; a name with a colon stands for all values with its prefix.
+_TFDS = ("cifar10", "downsampled_imagenet/64x64", "lsun/bedroom", "celeb_a_hq/256", "tfds:NAME")
 SOURCES = Registry(
     "source",
-    **{
-        "photographs": "tfdecouple.data.sources:Photographs",
-        **dict.fromkeys(
-            ("cifar10", "downsampled_imagenet/64x64", "lsun/bedroom", "celeb_a_hq/256", "tfds:NAME"),
-            "tfdecouple.data.sources:TensorFlowDatasets",
-        ),
-        "folder:PATH": "tfdecouple.data.sources:ImageFolder",
-    },
+    photographs="tfdecouple.data.sources:Photographs",
+    **dict.fromkeys(_TFDS, "tfdecouple.data.sources:TensorFlowDatasets"),
+    **{"folder:PATH": "tfdecouple.data.sources:ImageFolder"},
 )
 LOGGERS = Registry(
     "logger",
@@ -99,13 +82,8 @@ LOGGERS = Registry(
 # Numbers of each validation: functions of the model and validation images.
 DIAGNOSTICS = Registry("diagnostic", model="tfdecouple.model:DecoupledModel.diagnose")
 # Pictures of each validation: functions of `PictureInputs`.
-PICTURES = Registry(
-    "picture",
-    **{
-        name: f"tfdecouple.visualization.pictures:_draw_{name}"
-        for name in ("reconstructions", "samples", "classes", "interpolation", "switch")
-    },
-)
+_PICTURES = ("reconstructions", "samples", "classes", "interpolation", "switch")
+PICTURES = Registry("picture", **{name: f"tfdecouple.visualization.pictures:_draw_{name}" for name in _PICTURES})
 # The metrics of `evaluate`, which computes them in this order; metrics that take longer come later.
 METRICS = Registry(
     "metric",
@@ -141,12 +119,15 @@ def register(kind: str, name: str, value: Any) -> None:
     """
     if kind not in REGISTRIES:
         raise ConfigError(f"there is no kind {kind!r}{nearest(kind, REGISTRIES)}; there are {', '.join(REGISTRIES)}")
-    REGISTRIES[kind].add(name, value)
+    if name in (entries := REGISTRIES[kind].entries):
+        raise ConfigError(f"the {kind} {name!r} exists already; register yours under another name")
+    entries[name] = value
 
 
 @functools.cache
 def _import_installed() -> None:
-    for entry in importlib.metadata.entry_points(group=GROUP):
+    # Each entry point names a module that calls `register` when it is imported.
+    for entry in importlib.metadata.entry_points(group="tfdecouple"):
         try:
             entry.load()
         except Exception as error:

@@ -182,7 +182,7 @@ OFF_DEFAULT = {
     layers.Squeeze: (layers.Squeeze(**OTHER), (2, 2, 3)),
     layers.ColourMap: (layers.ColourMap(3, **OTHER), (2, 2, 3)),
     layers.ConditionalWhitening: (layers.ConditionalWhitening(5, 3, **OTHER), (2, 2, 3)),
-    FlowStep: (FlowStep(COUPLINGS, ("sinh_arcsinh",), **OTHER), (2, 2, 4)),
+    FlowStep: (FlowStep(COUPLINGS, ("actnorm",), **OTHER), (2, 2, 4)),
     FactorOut: (FactorOut(1, COUPLINGS, **OTHER), (2, 2, 4)),
     PriorFlow: (PriorFlow(3, 5, **STEP), (4,)),
     Encoder: (Encoder(3, (4, 5), 2, True, name="other"), (8, 8, 3)),

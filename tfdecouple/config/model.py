@@ -50,8 +50,7 @@ class ModelConfig:
         alpha: the paper's bound of the affine scale, in (0, 1]: a scale lies in (1 - alpha, 1 + alpha). With a smaller
             alpha, images less similar to the training images are still reconstructed exactly (docs/RESULTS.md,
             "Reconstruction").
-        step_layers: further layers at the end of each flow step of the decoder, by registered names such as
-            "sinh_arcsinh".
+        step_layers: further layers at the end of each flow step of the decoder, by registered names such as "actnorm".
         colour_map: whether the flow begins with a map of the colours, a matrix and a shift made from z, and the encoder
             gets mean and covariance of the image's colours; z then also carries the colours of images unlike the
             training images. False in the paper.

@@ -47,7 +47,9 @@ class SourceKind:
 
     def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
         """Opens the data set that `config.source` names; returns a `Source`; for the arguments see `open_source`."""
-        raise NotImplementedError
+        is_path = os.path.isdir(os.path.expanduser(config.source)) or config.source.startswith(("/", ".", "~"))
+        hint = f"; did you mean folder:{config.source}?" if is_path else nearest(config.source, SOURCES)
+        raise DataError(f"there is no data.source {config.source!r}{hint}; there are {list_source_kinds()}")
 
 
 class Photographs(SourceKind):
@@ -101,15 +103,15 @@ class ImageFolder(SourceKind):
         return open_folder(config, image_shape)
 
 
-def find_source_kind(source: str) -> SourceKind | None:
-    """Returns the `SourceKind` that opens `source`, a value of `data.source`; None for an unknown value.
+def find_source_kind(source: str) -> SourceKind:
+    """Returns the `SourceKind` that opens `source`, a value of `data.source`; for an unknown value, the base class's.
 
-    >>> find_source_kind("folder:mine").takes_path, find_source_kind("nothing")
-    (True, None)
+    >>> type(find_source_kind("folder:mine")).__name__, type(find_source_kind("nothing")).__name__
+    ('ImageFolder', 'SourceKind')
     """
     prefix, colon, _ = source.partition(":")
     names = (f"{prefix}:PATH", f"{prefix}:NAME") if colon else (source,)
-    return next((SOURCES[name]() for name in names if name in SOURCES), None)
+    return next((SOURCES[name] for name in names if name in SOURCES), SourceKind)()
 
 
 def list_source_kinds() -> str:
@@ -126,17 +128,12 @@ def resolve_image_paths(config: DataConfig) -> DataConfig:
     """Returns a copy of the config in which all paths are absolute, so that they hold in any working directory."""
     kind = find_source_kind(config.source)
     prefix, _, path = config.source.partition(":")
-    if kind and kind.takes_path and path:
+    if kind.takes_path and path:
         path = os.path.abspath(os.path.expanduser(path))
         config = dataclasses.replace(config, source=f"{prefix}:{path}")
     if config.data_dir:
         config = dataclasses.replace(config, data_dir=os.path.abspath(os.path.expanduser(config.data_dir)))
     return config
-
-
-def locate_images(config: DataConfig) -> tuple[str, str] | None:
-    """Returns (option that holds the path of the images, path), such as ("data.data_dir", "/data"), or None."""
-    return (find_source_kind(config.source) or SourceKind()).locate_images(config)
 
 
 def hide_image_path(text: str, config: DataConfig) -> str:
@@ -145,13 +142,13 @@ def hide_image_path(text: str, config: DataConfig) -> str:
     >>> hide_image_path("images in /home/me/photos", DataConfig(source="folder:/home/me/photos"))
     'images in photos'
     """
-    option, folder = locate_images(config) or ("", "")
+    option, folder = find_source_kind(config.source).locate_images(config) or ("", "")
     return text.replace(folder, pathlib.Path(folder).name) if option == "data.source" else text
 
 
 def choose_user_crop(config: DataConfig) -> int:
     """Returns the `centre_crop`, in pixels, for image files that a user passes to a command; 0 for the largest crop."""
-    return config.centre_crop if (find_source_kind(config.source) or SourceKind()).crops_user_images else 0
+    return config.centre_crop if find_source_kind(config.source).crops_user_images else 0
 
 
 def replace_source(config: DataConfig, source: str) -> DataConfig:
@@ -166,28 +163,14 @@ def replace_source(config: DataConfig, source: str) -> DataConfig:
     return dataclasses.replace(config, source=source, centre_crop=crop)
 
 
-def describe_image_rights(config: DataConfig) -> str:
-    """Returns a sentence on the copyright of the images in the data set that the config names.
-
-    >>> describe_image_rights(DataConfig(source="tfds:mnist"))
-    'Images of the TFDS data set mnist: see its own page for their licence.'
-    """
-    return (find_source_kind(config.source) or SourceKind()).describe_image_rights(config)
-
-
 def open_source(config: DataConfig, image_shape: Shape, download: bool = False) -> Source:
     """Opens the data set that `config.source` names; returns a `Source` with images of `image_shape` (appendix C.1).
 
     If `download` is true, TFDS (TensorFlow Datasets) downloads and prepares missing data. DataError is raised if the
     name is unknown, or the data are missing, unreadable or unusable.
     """
-    kind = find_source_kind(config.source)
-    if kind is None:
-        is_path = os.path.isdir(os.path.expanduser(config.source)) or config.source.startswith(("/", ".", "~"))
-        hint = f"; did you mean folder:{config.source}?" if is_path else nearest(config.source, SOURCES)
-        raise DataError(f"there is no data.source {config.source!r}{hint}; there are {list_source_kinds()}")
     try:
-        return kind.open(config, image_shape, download)
+        return find_source_kind(config.source).open(config, image_shape, download)
     except OSError as error:
         reason = error.strerror or one_line(error)
         raise DataError(f"cannot open data.source={config.source}: {reason}; fix this or use other images") from error

@@ -14,8 +14,6 @@ def fall_by_cosine(left, config):
 
 
 class Lines(Logger):
-    name = "lines"
-
     def write(self, kind, step, values):
         with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
             file.writelines(f"{step} {name} {value:g}\n" for name, value in select_numbers(kind, values).items())
