@@ -38,6 +38,16 @@ NAMES = {"step_layers": ("reflection",), "conditioner": "far", "encoder": "patch
 ALL_NAMES = {**NAMES, "transform": "skewed", "multiscale_transform": "power"}
 
 
+# Opens a run and a file of Keras with the same model in a new process, and compares their codes.
+OPEN_BOTH = """
+import keras, numpy as np, tfdecouple
+from tfdecouple.model import DecoupledModel
+images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+codes = [model.encode(images) for model in (tfdecouple.load_model("run"), keras.saving.load_model("all.keras"))]
+print(all(np.array_equal(*pair) for pair in zip(*codes)) and np.any(codes[0].z != 0))
+"""
+
+
 @pytest.fixture
 def python_path(tmp_path_factory):
     """The PYTHONPATH of a Python in which the package of additions is installed."""
@@ -290,6 +300,8 @@ def test_run_with_all_additions_is_trained_resumed_opened_evaluated_and_exported
     values = json.loads(result.read_text(encoding="utf-8"))
     assert 0 < values["brightness"] == values["reconstructed"] < 255 and values["source"] == "stripes"
 
+    read("-c", "import tfdecouple; tfdecouple.load_model('run').save('all.keras')")
+    assert read("-c", OPEN_BOTH).splitlines()[-1] == "True"
     alone = run("-m", "tfdecouple", "sample", "--run", "run", path="")
     assert alone.returncode == 2 and alone.stderr.count("\n") == 1 and "an installed package registers" in alone.stderr
 

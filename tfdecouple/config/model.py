@@ -51,7 +51,7 @@ class ModelConfig:
             alpha, images less similar to the training images are still reconstructed exactly (docs/RESULTS.md,
             "Reconstruction").
         step_layers: further layers at the end of each flow step of the decoder, by registered names such as "actnorm".
-        colour_map: whether the flow begins with a map of the colours, a matrix and a shift made from z, and the encoder
+        colour_map: whether the flow begins with a map of the colours, a matrix and a shift made from z, and the ResNet
             gets mean and covariance of the image's colours; z then also carries the colours of images unlike the
             training images. False in the paper.
         conditioner: the net of each coupling of the decoder's flow, by a registered name: "convolutional", the paper's.
@@ -162,9 +162,10 @@ class ModelConfig:
 
     def _check_colour_map(self) -> None:
         require(
-            not self.colour_map or (self.conditioning == "coupling" and self.has_encoder),
-            f"model.colour_map needs an encoder and couplings that use z, and model.conditioning is "
-            f"{self.conditioning!r} and model.prior {self.prior!r}; set model.colour_map=false",
+            not self.colour_map or (self.conditioning == "coupling" and self.has_encoder and self.encoder == "resnet"),
+            "model.colour_map needs the encoder resnet and couplings that use z, and model.encoder is "
+            f"{self.encoder!r}, model.conditioning {self.conditioning!r} and model.prior {self.prior!r}; set "
+            "model.colour_map=false",
         )
         channels = self.image_shape[-1]
         least = channels * (channels + 3) // 2
