@@ -16,7 +16,7 @@ from tfdecouple import layers
 from tfdecouple.networks.dequantizer import DequantizingFlow
 from tfdecouple.networks.flow import FactorOut, Flow, FlowStep
 from tfdecouple.networks.prior import PriorFlow, PriorStep
-from tfdecouple.registry import LAYERS, TRANSFORMS
+from tfdecouple.registry import TRANSFORMS
 
 BATCH = 2
 CONDITION = 3
@@ -102,7 +102,6 @@ CASES = {
     "whitening-vector": Case(functools.partial(layers.ConditionalWhitening, 5, CONDITION), (5,), Z),
     "colour-map": Case(functools.partial(layers.ColourMap, CONDITION), (2, 2, 3), Z),
     "coupling-map": Case(functools.partial(layers.Coupling, **OPTIONS), (2, 3, 4), (2, 3, CONDITION)),
-    **{f"step-layer-{name}": Case(layer, (3, 2, 3)) for name, layer in LAYERS.items()},
     **dict(couplings()),
     **BLOCKS,
 }
