@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from export.endpoints import Endpoint
-from export.formats import FORMATS
 from export.provenance import Provenance
 from tfdecouple.config.shapes import PILLOW_MODES, Shape, describe_channels
+from tfdecouple.registry import FORMATS
 from tfdecouple.runs.publishing import make_model_card_head
 
 # Lines of the model card: the settings with which each runtime computes in full float32.
@@ -237,7 +237,7 @@ def _list_example_calls(card: Mapping[str, Any]) -> list[str]:
         "json_inputs": ", ".join(map(_write_json_zeros, arrays[signature])),
         "megabytes": f"{formats.get('web', {}).get('bytes', 0) / 1e6:.1f}",
     }
-    templates = [kind.read_example() for name, kind in FORMATS.items() if name in formats]
+    templates = [kind().read_example() for name, kind in FORMATS.items() if name in formats]
     return "\n".join(string.Template(template).substitute(values) for template in templates).splitlines()
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from tfdecouple.config import ModelConfig
 from tfdecouple.config.shapes import describe_channels
+from tfdecouple.registry import ENDPOINTS
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -224,6 +225,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
         edit,
         score,
         classify,
+        *(make_endpoint(config) for make_endpoint in ENDPOINTS.values()),
     )
     return tuple(endpoint for endpoint in every if endpoint.name not in lacking)
 

@@ -18,8 +18,8 @@ from typing import Annotated, Literal
 import pydantic
 from filelock import FileLock, Timeout
 
-from export.formats import FORMATS
 from tfdecouple.errors import UserError
+from tfdecouple.registry import FORMATS
 from tfdecouple.runtime.signals import handle_signals
 from tfdecouple.storage.files import FileDigest, read_json, read_model
 
@@ -31,15 +31,11 @@ JSON_NAME, TEXT_NAME = "model_card.json", "MODEL_CARD.md"
 # The settings of TensorFlow Serving. Users may edit these files, so the verification accepts changes in them.
 EDITABLE = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
 
-# Pattern of the paths in an export folder at which an export writes files.
-_WRITTEN = re.compile(
-    r"(client|guided_filter)\.py|model_card\.json|MODEL_CARD\.md|(batching|models|monitoring)\.config|docker-compose\.yml|test_vectors\.npz|"
-    + "|".join(rf"{name}/{r'[0-9]+/' if kind.has_versions else ''}(?:{kind.files})" for name, kind in FORMATS.items()),
-    re.ASCII,
+# Pattern of the files that an export writes beside the folders of its formats.
+_BESIDE = (
+    r"(client|guided_filter)\.py|model_card\.json|MODEL_CARD\.md|test_vectors\.npz|docker-compose\.yml"
+    r"|(batching|models|monitoring)\.config"
 )
-
-# Pattern of the names of the parts of an export.
-_PART = f"^({'|'.join(name + ('/[1-9][0-9]*' if kind.has_versions else '') for name, kind in FORMATS.items())})$"
 
 # The largest size in bytes of a manifest or model card that is read.
 MOST_BYTES = 2**24
@@ -47,6 +43,19 @@ MOST_BYTES = 2**24
 
 # A path that does not lead out of the export folder, because no name in it begins with a dot.
 _Inside = Annotated[str, pydantic.Field(pattern=r"^(\w[\w.-]*/)*\w[\w.-]*$")]
+
+
+def _is_written(name: str) -> bool:
+    """Returns whether an export writes a file at the path `name` in its folder."""
+    inside = (f"{kind}/{'[0-9]+/' * one.has_versions}(?:{one.files})" for kind, one in FORMATS.items())
+    return bool(re.fullmatch("|".join([_BESIDE, *inside]), name, re.ASCII))
+
+
+def _require_part(name: str) -> str:
+    """Returns `name`; raises ValueError unless an export can have a part of this name, such as "savedmodel/3"."""
+    if not any(re.fullmatch(kind + "/[1-9][0-9]*" * one.has_versions, name) for kind, one in FORMATS.items()):
+        raise ValueError(f"it must be one of {', '.join(FORMATS)}")
+    return name
 
 
 class Manifest(pydantic.BaseModel):
@@ -62,13 +71,13 @@ class Manifest(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
     format: Literal[1]
-    parts: dict[Annotated[str, pydantic.Field(pattern=_PART)], dict[str, _Inside]]
+    parts: dict[Annotated[str, pydantic.AfterValidator(_require_part)], dict[str, _Inside]]
     files: dict[_Inside, FileDigest]
 
     @classmethod
     def from_folder(cls, folder: pathlib.Path, parts: dict[str, dict[str, str]]) -> Manifest:
         """Returns the manifest of an export in `folder` with `parts`; it leaves out files that no export writes."""
-        names = (name for name, file_type in _list_entries(folder) if file_type == "file" and _WRITTEN.fullmatch(name))
+        names = (name for name, file_type in _list_entries(folder) if file_type == "file" and _is_written(name))
         return cls(format=1, parts=parts, files={name: FileDigest.from_file(folder / name) for name in names})
 
     def find_changes(self, folder: pathlib.Path) -> Iterator[tuple[str, str]]:
@@ -89,7 +98,7 @@ class Manifest(pydantic.BaseModel):
             elif present[name] == "file" and FileDigest.from_file(folder / name) != digest:
                 yield "changed", name
         within = tuple(f"{part}/" for part in self.parts)
-        strays = [n for n in self.files if not _WRITTEN.fullmatch(n) or ("/" in n and not n.startswith(within))]
+        strays = [n for n in self.files if not _is_written(n) or ("/" in n and not n.startswith(within))]
         try:
             formats = read_json(folder / JSON_NAME, MOST_BYTES)["formats"]
             named = [name for entry in formats.values() for name in entry["files"]]

@@ -26,7 +26,7 @@ from export.export_folder import (
     stage_export,
 )
 from export.exported_model import ExportedModel
-from export.formats import FORMATS, Format, Job
+from export.formats import Format, Job
 from export.provenance import open_run
 from export.verification.comparison import digest_weights
 from export.verification.vectors import choose_image_sizes, load_real_images, make_picture, make_test_vectors
@@ -34,6 +34,7 @@ from export.verification.verify import check_settings, compare_in_process, requi
 from tfdecouple.data.sources import choose_user_crop, hide_image_path
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.model.any_size import find_weight_of_fixed_size
+from tfdecouple.registry import FORMATS
 from tfdecouple.runtime.signals import handle_signals
 from tfdecouple.storage.files import write_json, write_text
 
@@ -72,8 +73,7 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         for name in self.formats:
-            if name not in FORMATS:
-                raise UserError(f"there is no format {name!r}; there are {', '.join(FORMATS)}")
+            FORMATS.require(name, "a format")
         for name, kind in FORMATS.items():
             for field in kind.options:
                 value, option = getattr(self, field), f"--{field.replace('_', '-')}"
@@ -84,7 +84,7 @@ class ExportConfig:
                         f"{', '.join(self.formats)}; leave it out, or add {name} to --format"
                     )
         for name in self.formats:
-            FORMATS[name].require_support(self)
+            FORMATS[name]().require_support(self)
         if self.version is not None and not 1 <= self.version < 2**63:
             raise UserError(f"the version is {self.version}; it must be at least 1 and below 2**63")
         require_new_folder(self.to)
@@ -137,9 +137,9 @@ class _Exporter:
             text = f"--any-size: the shape of the weight {weight} depends on the image size; leave --any-size out"
             raise UserError(text)
         self._endpoints = list_endpoints(self._model.config, config.any_size)
-        self._formats = {name: FORMATS[name] for name in FORMATS if name in config.formats}
-        needed = {other for kind in self._formats.values() for other in kind.needs}
-        self._built = [kind for name, kind in FORMATS.items() if name in self._formats or name in needed]
+        needed = {other for name in config.formats for other in FORMATS[name].needs}
+        self._built: list[Format] = [kind() for name, kind in FORMATS.items() if name in {*config.formats, *needed}]
+        self._formats = {kind.name: kind for kind in self._built if kind.name in config.formats}
         # The entries of the manifest, {path of a part such as "savedmodel/3": {endpoint: name of its file}}.
         self._parts: dict[str, dict[str, str]] = {}
 

@@ -28,8 +28,9 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-# With --doctest-modules pytest would import every conftest.py as a module, and modules of the same name clash.
-collect_ignore_glob = ["*/conftest.py"]
+# With --doctest-modules pytest would import every conftest.py, and modules of the same name clash; and the additions,
+# which then would be registered in all tests.
+collect_ignore_glob = ["*/conftest.py", "*/additions/*"]
 
 
 def pytest_addoption(parser):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tfdecouple.model import Codes, DecoupledModel, Elbo
     from tfdecouple.model.outlier_scores import outlier_scores
     from tfdecouple.numerics.tf32 import full_float32
+    from tfdecouple.registry import register
     from tfdecouple.runs.opened_run import load_directions, load_model, load_pretrained, save_run
     from tfdecouple.visualization.photograph_folder import switch_folder
 
@@ -37,6 +38,7 @@ _NAMES = {
     "config": ("Config", "DataConfig", "ModelConfig", "TrainingConfig", "load_preset", "override", "preset_names"),
     "model": ("Codes", "DecoupledModel", "Elbo"),
     "model.outlier_scores": ("outlier_scores",),
+    "registry": ("register",),
     "runs.opened_run": ("load_directions", "load_model", "load_pretrained", "save_run"),
     "numerics.tf32": ("full_float32",),
     "visualization.photograph_folder": ("switch_folder",),
@@ -66,6 +68,7 @@ __all__ = [
     "outlier_scores",
     "override",
     "preset_names",
+    "register",
     "save_run",
     "switch_folder",
 ]

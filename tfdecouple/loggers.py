@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tfdecouple.registry import LOGGERS
 from tfdecouple.runtime.requirements import require_packages
 from tfdecouple.storage.files import convert_tensorflow_errors
 
@@ -17,15 +18,12 @@ class Logger:
     """The base class of loggers, which write the metrics and pictures of a training run; its methods do nothing.
 
     `folder` is the run folder, into which a logger writes nothing before `open`. `config` is the `Config` of the run.
-    Large packages are imported inside methods: `tfdecouple.config` imports this module, and must not load TensorFlow.
 
     Attributes:
-        name: name of the logger in the option `training.loggers`.
         package: name of the Python package that the logger needs and that an extra of tfdecouple installs; "" for none.
         is_foreign: whether the logger calls another project's client; if that fails, the run continues without it.
     """
 
-    name = ""
     package = ""
     is_foreign = False
 
@@ -60,7 +58,6 @@ class TensorBoard(Logger):
     If the disk is full, methods raise OSError, which ends the run.
     """
 
-    name = "tensorboard"
     _writer: Any = None
 
     def open(self, step: int) -> None:
@@ -105,7 +102,6 @@ class WeightsAndBiases(Logger):
     A resumed run adds to the same run of Weights & Biases. `wandb sync` uploads a run that was logged offline.
     """
 
-    name = "wandb"
     package = "wandb"
     is_foreign = True
     _run: Any = None
@@ -146,7 +142,6 @@ class MLflow(Logger):
     A resumed run adds to the same run of MLflow, whose identifier is in the run folder's `mlflow/id`.
     """
 
-    name = "mlflow"
     package = "mlflow"
     is_foreign = True
     _client: Any = None
@@ -189,17 +184,6 @@ class MLflow(Logger):
     def close(self) -> None:
         if self._client is not None:
             self._client.set_terminated(self._run)
-
-
-# {name of a logger in `training.loggers`: its class}, in the order in which help texts and messages list them.
-LOGGERS: dict[str, type[Logger]] = {
-    logger.name: logger
-    for logger in (
-        TensorBoard,
-        WeightsAndBiases,
-        MLflow,
-    )
-}
 
 
 def require_loggers(names: Sequence[str]) -> None:

@@ -1,20 +1,18 @@
-"""Coupling transforms: invertible functions that a coupling can apply to x_b, the half of the channels that it changes.
-
-To add a transform, add a row to `TRANSFORMS`. The choices in the config, parameter counts, training, inversion,
-exports, and the tests that run for each transform then include the new one.
-"""
+"""Transforms of couplings: invertible functions of x_b, the half of the channels that a coupling changes."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from tfdecouple.bijectors import BoundedAffine, Shift
 
 
 class Transform(NamedTuple):
     """An invertible function of each entry of x_b, half of the channels.
 
     Attributes:
-        bijector: where the function is that makes the transform's bijector from x_b to y_b (direction x -> v), as
-            "module:name". Its arguments are a tensor of unbounded values, of the shape of x_b, for each parameter, and
-            the keyword `alpha`, the largest difference between a scale and 1, in (0, 1]. The bijector is elementwise
+        make_bijector: function that makes the transform's bijector from x_b to y_b (direction x -> v). Its arguments
+            are a tensor of unbounded values, of the shape of x_b, for each parameter, and the keyword `alpha`, the
+            largest difference between a scale and 1, in (0, 1]. The bijector is elementwise
             (`forward_min_event_ndims=0`), a `ClosedForm` of `tfdecouple/bijectors/` or a bijector of TFP. Every
             coupling starts with parameters of 0, for which it must be the identity. Forward and inverse should use
             operations that tf2onnx converts (exp, tanh, sigmoid, softplus, log, products, sums, quotients; not expm1
@@ -24,7 +22,7 @@ class Transform(NamedTuple):
             x_b; None for an estimate: x_b, and each parameter before and after it is bounded.
     """
 
-    bijector: str
+    make_bijector: Callable[..., Any]
     parameters: int
     activations: Callable[[float], int] | None = None
 
@@ -33,10 +31,7 @@ class Transform(NamedTuple):
         return 1 + 2 * self.parameters if self.activations is None else self.activations(alpha)
 
 
-# {name of a coupling transform in the config: the transform}, in the order in which messages list the names.
-TRANSFORMS: dict[str, Transform] = {
-    # The net gives b and u; y = s x + b with s = 1 + alpha tanh(u/2) (equation 6, B.2).
-    "affine": Transform("tfdecouple.bijectors:BoundedAffine", 2, lambda alpha: 3 if alpha == 1 else 4),
-    # The net gives b; y = x + b stores no value, because x, b and y have the same gradient.
-    "additive": Transform("tfdecouple.bijectors:Shift", 1, lambda alpha: 0),
-}
+# The net gives b and u; y = s x + b with s = 1 + alpha tanh(u/2) (equation 6, B.2).
+AFFINE = Transform(BoundedAffine, 2, lambda alpha: 3 if alpha == 1 else 4)
+# The net gives b; y = x + b stores no value, because x, b and y have the same gradient.
+ADDITIVE = Transform(Shift, 1, lambda alpha: 0)

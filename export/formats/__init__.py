@@ -1,4 +1,4 @@
-"""The formats of exported files: a class for each in `FORMATS`, with the modules that write and run the files.
+"""The formats of exported files: a class for each in the registry, with the modules that write and run the files.
 
 Options, help, model card, manifest and verification follow from the classes. Heavy packages are imported in methods.
 """
@@ -233,15 +233,3 @@ def _list_with_files(job: Job) -> list[Endpoint]:
 
 def _name_files(job: Job) -> dict[str, str]:
     return {endpoint.name: endpoint.onnx for endpoint in job.endpoints if endpoint.onnx}
-
-
-# {name of a format: the format}, in the order in which formats are built and described.
-FORMATS: dict[str, Format] = {
-    kind.name: kind
-    for kind in (
-        _SavedModelFormat(),
-        _OnnxFormat(),
-        _LiteRTFormat(),
-        _WebFormat(),
-    )
-}

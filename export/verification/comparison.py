@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from export.formats import FORMATS
 from export.formats.runtimes import Runtime
+from tfdecouple.registry import FORMATS
 from tfdecouple.storage.files import open_npz
 
 # The largest count of pixels in a batch of images that are encoded and decoded.
@@ -88,7 +88,7 @@ def compare_files(
         provider: an execution provider of ONNX Runtime; "" for the CPU.
         report: a callback that receives lines of progress.
     """
-    found, runtime_class = Report(), FORMATS[runtime].runtime
+    found, runtime_class = Report(), FORMATS[runtime]().runtime
     assert runtime_class is not None
     found.notes[runtime_class.package] = importlib.metadata.version(runtime_class.package)
     try:

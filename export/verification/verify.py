@@ -12,10 +12,10 @@ from google.protobuf import text_format
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from export.export_folder import EDITABLE, JSON_NAME, MOST_BYTES, VECTORS, load_manifest
-from export.formats import FORMATS
 from export.verification.comparison import REPORT, Report
 from tfdecouple.data.image_file import describe_cropping
 from tfdecouple.errors import UserError, make_printable, one_line
+from tfdecouple.registry import FORMATS
 from tfdecouple.runtime.process import make_python_command
 from tfdecouple.storage.files import read_json
 
@@ -114,7 +114,7 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
             problems.append(f"{name}: its answers were not checked, since files of it are not as they were exported")
             continue
         unavailable, compared = [], False
-        kind = FORMATS[name.partition("/")[0]]
+        kind = FORMATS[name.partition("/")[0]]()
         where = f"{name}/{kind.inside}"
         for runtime, options in kind.list_runtimes(report):
             report(f"{name}: {runtime}")

@@ -20,7 +20,7 @@ from tfdecouple.config import (
 from tfdecouple.errors import ConfigError
 
 # Options of every type, off their defaults.
-FLOW = {"steps": (1, (1, 2), 3), "hidden_channels": (4, 5, 6), "alpha": 0.5, "step_layers": ("sinh_arcsinh",)}
+FLOW = {"steps": (1, (1, 2), 3), "hidden_channels": (4, 5, 6), "alpha": 0.5, "step_layers": ("actnorm",)}
 CODES = {"latent_dim": 6, "prior": "normal", "classes": 3, "class_probabilities": (0.5, 0.25, 0.25)}
 MODEL = ModelConfig(image_shape=(16, 8, 3), encoder_channels=(4, 8), **FLOW, **CODES)
 DATA = DataConfig(source="folder:/my/images", data_dir="/data", horizontal_flip=True, photographs=("coffee", "rocket"))
@@ -115,7 +115,7 @@ IMPOSSIBLE = [
     ("model.n_bits", 9, "at most 8", {}),
     ("model.conditioning", "all", "'coupling', 'base' or 'none'", {}),
     ("model.transform", "cubic", "'affine', 'additive'", {}),
-    ("model.step_layers", ("sinh_arcsinh",) * 2, "only once", {}),
+    ("model.step_layers", ("actnorm",) * 2, "only once", {}),
     ("model.prior", "classes", "model.classes is 0", {}),
     ("model.classes", 2, "labels enter by z", {"conditioning": "none"}),
     ("model.class_probabilities", (0.5,), "1 entries and model.classes is 2", {"classes": 2}),

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from helpers.places import PATIENCE, TESTS
 from helpers.planted_checks import PLANTED
-from helpers.recipes import copy_packages, insert_text, read_recipe, run_in_copy
 
 from benchmarks.emulation import emulated_accelerator, keep_tf32_switch
 from tfdecouple.cli import main
@@ -138,18 +137,6 @@ def test_failed_check_process_adds_a_line_with_advice(run, name, before, kind, m
     assert results == [Result("first", True, "well")] * before
     assert last.figures["failed"] == kind and message in last.message and "\n" not in last.message and last.advice
     assert last.holds is False
-
-
-def test_doctor_check_of_the_recipe_is_run_and_reported(tmp_path):
-    copy = copy_packages(tmp_path)
-    module, _, registered = read_recipe("doctor check").partition("# in `CHECKS`\n")
-    folder = copy / "tfdecouple" / "doctor"
-    (folder / "repetition.py").write_text(module, encoding="utf-8")
-    insert_text(folder / "check_runner.py", "\n}", "\n" + registered, after="CHECKS = {")
-    done = run_in_copy(copy, "-m", "tfdecouple", "doctor", "--only", "repetition", anew=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "repetition: the same numbers in each call" in done.stdout
-    assert "0 numbers of v differ in a second call" in done.stdout
 
 
 @contextlib.contextmanager

@@ -3,10 +3,10 @@ import types
 import numpy as np
 import pytest
 
-from export.formats import FORMATS
 from export.formats.runtimes import Runtime
 from export.verification.comparison import FACTOR, Answer, compare_files
 from export.verification.vectors import choose_batch_sizes
+from tfdecouple.registry import FORMATS
 
 SIZES = choose_batch_sizes(8)
 COUNT = sum(SIZES)
@@ -134,7 +134,7 @@ class Made(Runtime):
 
 @pytest.fixture
 def compare(monkeypatch, tmp_path):
-    monkeypatch.setitem(FORMATS, "made", types.SimpleNamespace(runtime=Made))
+    monkeypatch.setitem(FORMATS.entries, "made", lambda: types.SimpleNamespace(runtime=Made))
 
     def run(vectors, **functions):
         monkeypatch.setattr(Made, "functions", functions)

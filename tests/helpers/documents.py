@@ -107,7 +107,7 @@ def require_options(program: object, arguments: list[str]) -> None:
 
 
 def _check_tfdecouple(arguments: list[str]) -> None:
-    from export.formats import FORMATS
+    from tfdecouple.registry import FORMATS
 
     with pytest.MonkeyPatch.context() as patch:
         # Documents name photographs and folders that do not exist.

@@ -15,14 +15,14 @@ from export.verification.vectors import KerasAnswers, draw_values
 from helpers import variants
 from helpers.models import TINY, give_effect, random_images
 from helpers.variants import ODD, OF_CLASSES, SMALLEST, STAGES, fresh
-from tfdecouple.config import STEP_LAYERS
 from tfdecouple.model.outlier_scores import outlier_scores
+from tfdecouple.registry import LAYERS
 
 # Largest allowed difference between an output of an export and of the Keras model, divided by the output's largest
 # value. The measured differences are about 5e-7.
 TOLERANCE = 1e-5
 
-WITH_STEP_LAYERS = {"steps": (1, (1, 1, 1), 2), "step_layers": tuple(STEP_LAYERS), "multiscale_transform": "additive"}
+WITH_STEP_LAYERS = {"steps": (1, (1, 1, 1), 2), "step_layers": tuple(LAYERS), "multiscale_transform": "additive"}
 # {name: config of a tested model}. Feature maps of TINY have odd channel counts (3, 9) and even ones (12, 24).
 VARIANTS = {
     "alpha-0.8": TINY,

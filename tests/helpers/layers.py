@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import pkgutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,11 +13,10 @@ from helpers import variants
 from helpers.models import give_effect, jacobian_log_det
 from helpers.variants import SMALLEST, STAGES, VARIANTS
 from tfdecouple import layers
-from tfdecouple.config import STEP_LAYERS
 from tfdecouple.networks.dequantizer import DequantizingFlow
 from tfdecouple.networks.flow import FactorOut, Flow, FlowStep
 from tfdecouple.networks.prior import PriorFlow, PriorStep
-from tfdecouple.transforms import TRANSFORMS
+from tfdecouple.registry import TRANSFORMS
 
 BATCH = 2
 CONDITION = 3
@@ -104,7 +102,6 @@ CASES = {
     "whitening-vector": Case(functools.partial(layers.ConditionalWhitening, 5, CONDITION), (5,), Z),
     "colour-map": Case(functools.partial(layers.ColourMap, CONDITION), (2, 2, 3), Z),
     "coupling-map": Case(functools.partial(layers.Coupling, **OPTIONS), (2, 3, 4), (2, 3, CONDITION)),
-    **{f"step-layer-{name}": Case(pkgutil.resolve_name(place), (3, 2, 3)) for name, place in STEP_LAYERS.items()},
     **dict(couplings()),
     **BLOCKS,
 }

@@ -7,7 +7,8 @@ from helpers.models import give_effect
 from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.layers import Coupling
-from tfdecouple.transforms import TRANSFORMS, Transform
+from tfdecouple.registry import TRANSFORMS
+from tfdecouple.transforms import Transform
 
 
 def make_spline(width, height, slope, alpha):
@@ -18,7 +19,7 @@ def make_spline(width, height, slope, alpha):
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    monkeypatch.setitem(TRANSFORMS, "spline", Transform(f"{__name__}:make_spline", 3))
+    monkeypatch.setitem(TRANSFORMS.entries, "spline", Transform(make_spline, 3))
 
 
 def test_shapes_of_a_coupling_stay_known_in_a_graph_of_unknown_batch():

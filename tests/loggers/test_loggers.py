@@ -7,7 +7,8 @@ from helpers.models import SMALL
 from PIL import Image
 
 from tfdecouple.config import Config, TrainingConfig
-from tfdecouple.loggers import LOGGERS, require_loggers
+from tfdecouple.loggers import require_loggers
+from tfdecouple.registry import LOGGERS
 from tfdecouple.runs.metrics_log import MetricsLog, read_metrics
 from tfdecouple.runtime.requirements import MissingPackageError
 

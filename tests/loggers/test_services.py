@@ -17,7 +17,7 @@ from helpers.servers import serve
 from PIL import Image
 
 from tfdecouple.config import Config
-from tfdecouple.loggers import LOGGERS
+from tfdecouple.registry import LOGGERS
 from tfdecouple.runs.metrics_log import MetricsLog, read_metrics
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ from helpers.variants import ODD, OF_CLASSES, VARIANTS
 from keras.src.backend.common import global_state
 
 from benchmarks.training_cost import count_stored_bytes
-from tfdecouple.config import STEP_LAYERS, load_preset, preset_names
+from tfdecouple.config import load_preset, preset_names
 from tfdecouple.layers import Coupling
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.architecture import (
@@ -21,7 +21,7 @@ from tfdecouple.networks.architecture import (
     count_by_network,
     count_parameters,
 )
-from tfdecouple.transforms import TRANSFORMS
+from tfdecouple.registry import LAYERS, TRANSFORMS
 
 OF_FOUR_LEVELS = {"steps": (2, (1, 2), (3,), 1), "hidden_channels": (3, 4, 5, 6), "factors": (3, 2)}
 # One config for each option of a model, with odd counts of channels, several stages and levels.
@@ -30,7 +30,7 @@ CONFIGS = {
     **OF_CLASSES,
     "odd": ODD,
     "dequantization of three levels": THREE_LEVELS,
-    "step layers": dataclasses.replace(SMALL, step_layers=tuple(STEP_LAYERS), latent_dim=7),
+    "step layers": dataclasses.replace(SMALL, step_layers=tuple(LAYERS), latent_dim=7),
     "thirds": dataclasses.replace(TINY, image_shape=(16, 16, 3), prior_steps=3, **OF_FOUR_LEVELS),
     "seven channels": dataclasses.replace(TINY, image_shape=(4, 12, 7), conditioning="base"),
 }

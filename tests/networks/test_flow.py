@@ -12,10 +12,11 @@ from tfdecouple.errors import UserError
 from tfdecouple.layers import Coupling
 from tfdecouple.model.training_step import INVERSION_BOUND
 from tfdecouple.networks.flow import FactorOut, Flow, FlowStep
+from tfdecouple.registry import TRANSFORMS
 from tfdecouple.runtime import execution, run_mode
 from tfdecouple.runtime.execution import run_functions_eagerly
 from tfdecouple.runtime.run_mode import RunMode
-from tfdecouple.transforms import TRANSFORMS, Transform
+from tfdecouple.transforms import Transform
 
 TWO_LEVELS = {"image_shape": (4, 4, 3), "steps": (1, 1), "hidden_channels": (4, 4)}
 WITHOUT_Z = {**TWO_LEVELS, "conditioning": "none"}
@@ -187,7 +188,7 @@ class TestGradients:
         assert float(gradients("invert", x, z)[1][2]) == pytest.approx(max(of_each), rel=1e-6)
 
     def test_gradients_of_a_coupling_with_a_bijector_of_tfp_by_inversion_are_right(self, monkeypatch):
-        monkeypatch.setitem(TRANSFORMS, "skewed", Transform(f"{__name__}:make_skewed", parameters=2))
+        monkeypatch.setitem(TRANSFORMS.entries, "skewed", Transform(make_skewed, parameters=2))
         layer, rng = Coupling(hidden=4, transform="skewed", alpha=0.5, dtype="float64"), np.random.default_rng(0)
         # An input, and the gradients with respect to the output and its log-determinant.
         x, *upstream = (tf.constant(rng.standard_normal(shape)) for shape in ((2, 4, 4, 4), (2, 4, 4, 4), (2,)))

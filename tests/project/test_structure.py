@@ -20,10 +20,10 @@ PACKAGE = ROOT / "tfdecouple"
 EXPORT = ROOT / "export"
 # Each module, or each sub-package as a whole, may import only what stands before it.
 ORDER = [
-    "errors", "arguments", "randomness", "tensorflow_internals", "numerics", "runtime", "storage", "bijectors",
-    "transforms", "loggers", "config", "layers", "networks", "runtime.execution", "runs.pretrained", "runs.metrics_log",
-    "runs.run_folder", "model", "runs.latent_directions", "data", "runs", "interop", "visualization", "metrics",
-    "corpus", "training", "doctor", "cli", "__main__",
+    "errors", "registry", "arguments", "randomness", "tensorflow_internals", "numerics", "runtime", "storage",
+    "bijectors", "transforms", "config", "loggers", "layers", "networks", "runtime.execution", "runs.pretrained",
+    "runs.metrics_log", "runs.run_folder", "model", "runs.latent_directions", "data", "runs", "interop",
+    "visualization", "metrics", "corpus", "training", "doctor", "cli", "__main__",
 ]  # fmt: skip
 # The client imports nothing, because exports copy it.
 EXPORT_ORDER = [

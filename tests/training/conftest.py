@@ -5,6 +5,7 @@ from helpers.runs import FakeStep, read_log_without_timing, run_config
 from tfdecouple.cli import main
 from tfdecouple.metrics.bits_per_dim import ELBO, Bound
 from tfdecouple.metrics.metric import Estimate
+from tfdecouple.registry import DIAGNOSTICS
 from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import write_json
@@ -16,7 +17,7 @@ def stand_ins(monkeypatch):
     """A function that makes evaluations return the bits/dim `measure(split)`, by default 8; no pictures are written."""
     diagnostics = {"smallest_scale": 1.0, "worst_condition": 1.0}
     monkeypatch.setattr(evaluation, "draw_pictures", lambda inputs, *_: ({}, len(inputs.images)))
-    monkeypatch.setattr(evaluation, "DIAGNOSTICS", [lambda model, images: diagnostics])
+    monkeypatch.setitem(DIAGNOSTICS.entries, "model", lambda model, images: diagnostics)
 
     def fake(measure=lambda split: 8.0):
         def evaluate(batches, k=1, **_):

@@ -15,6 +15,7 @@ from helpers.models import LEAST, SMALL
 from helpers.refusals import message_of
 
 from tfdecouple.errors import ConfigError, RunError
+from tfdecouple.registry import DIAGNOSTICS
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.storage.checkpoints import CheckpointFolder
@@ -302,7 +303,7 @@ class TestHealth:
         fake_run.measure(lambda split: 9.0)
         fake_run.skip_steps({1})
         diagnostics = {"smallest_scale": 0.0012, "worst_condition": 23456.0}
-        monkeypatch.setattr(evaluation, "DIAGNOSTICS", [lambda model, images: diagnostics])
+        monkeypatch.setitem(DIAGNOSTICS.entries, "model", lambda model, images: diagnostics)
         monkeypatch.setattr(evaluation, "draw_pictures", lambda inputs, *_: ({}, len(inputs.images) - 1))
         fake_run.train()
         first, second = [line for line in capsys.readouterr().out.splitlines() if "out of range" in line]

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from helpers.models import random_images
 
+from tfdecouple.registry import PICTURES
 from tfdecouple.visualization import plots
 from tfdecouple.visualization.grids import WIDTH, draw_grid
-from tfdecouple.visualization.pictures import PICTURES, PictureInputs, draw_pictures
+from tfdecouple.visualization.pictures import PictureInputs, draw_pictures
 
 pytestmark = pytest.mark.usefixtures("eager_file")
 

@@ -12,24 +12,13 @@ from cyclopts import Group, Parameter
 
 from tfdecouple.cli.options import DataSet, Folder, RunName, Seed, Split, within
 from tfdecouple.errors import RunError, UserError, one_line
-from tfdecouple.metrics.bits_per_dim import BitsPerDim, ImportanceWeighted, OwnSize
-from tfdecouple.metrics.classification import Classification, LinearProbe
-from tfdecouple.metrics.frechet import FrechetDistance
-from tfdecouple.metrics.image_statistics import ImageStatistics
-from tfdecouple.metrics.latent_use import UseOfZ
 from tfdecouple.metrics.metric import Metric, Option, Result
-from tfdecouple.metrics.outliers import Outliers
+from tfdecouple.registry import METRICS
 from tfdecouple.runtime import process
 from tfdecouple.runtime.requirements import require_packages
 
 if TYPE_CHECKING:
     import tensorflow as tf
-
-# `--help` lists the metrics, and `evaluate` computes them, in this order; metrics that take longer come later.
-METRICS: list[type[Metric]] = [
-    BitsPerDim, ImportanceWeighted, OwnSize, UseOfZ, ImageStatistics, Classification, Outliers, LinearProbe,
-    FrechetDistance,
-]  # fmt: skip
 
 
 def _annotate_option(option: Option) -> Parameter:
@@ -41,7 +30,7 @@ MetricOptions = dataclasses.make_dataclass(
     "MetricOptions",
     [
         (name, Annotated[option.kind, _annotate_option(option)], option.default)
-        for metric in METRICS
+        for metric in METRICS.values()
         for name, option in metric.added_options.items()
     ],
     # Without a module of its own, the class counts as built into Python, whose fields are no options.
@@ -79,7 +68,7 @@ def evaluate(
     """
     options = types.SimpleNamespace(run=run, split=split, images=images, seed=seed, batch_size=batch_size)
     vars(options).update(vars(source) | vars(measured))
-    metrics = [metric for metric in (kind(options) for kind in METRICS) if metric.is_requested()]
+    metrics = [metric for metric in (kind(options) for kind in METRICS.values()) if metric.is_requested()]
     for metric in metrics:
         if metric.needs_plots:
             require_packages("matplotlib", what=metric.option)

@@ -5,7 +5,7 @@ changes single options by their dotted names, as `--set model.latent_dim=32` doe
 combination raises a `ConfigError` of one line that names the value.
 """
 
-from tfdecouple.config.model import CONDITIONERS, PRIORS, STEP_LAYERS, ModelConfig
+from tfdecouple.config.model import ModelConfig
 from tfdecouple.config.run import (
     Config,
     compare_configs,
@@ -20,12 +20,9 @@ from tfdecouple.config.run import (
 from tfdecouple.config.training import MEMORY, PHOTOGRAPHS, PRECISIONS, DataConfig, TrainingConfig
 
 __all__ = [
-    "CONDITIONERS",
     "MEMORY",
     "PHOTOGRAPHS",
     "PRECISIONS",
-    "PRIORS",
-    "STEP_LAYERS",
     "Config",
     "DataConfig",
     "ModelConfig",

@@ -12,25 +12,10 @@ from tfdecouple.config.values import (
     Positive,
     format_value,
     require,
-    require_choice,
     to_json_values,
     validate_options,
 )
-from tfdecouple.transforms import TRANSFORMS
-
-# Class of each further layer of a flow step, by name. A class is written as the text "module:class", because importing
-# its module would import TensorFlow.
-STEP_LAYERS = {
-    "sinh_arcsinh": "tfdecouple.layers.elementary_layers:SinhArcsinh",
-}
-CONDITIONERS = {
-    "convolutional": "tfdecouple.layers.conditioners:ConvNet",
-}
-# Functions of (config, name) that make a flow from z to N(0, I), by the value of `model.prior`. The values "normal"
-# and "classes" have no flow.
-PRIORS = {
-    "flow": "tfdecouple.networks.prior:make_prior_flow",
-}
+from tfdecouple.registry import CONDITIONERS, ENCODERS, LAYERS, PRIORS, TRANSFORMS
 
 # Type of a factor n: 1/n of a level's channels leave the flow at the end of each stage of the level.
 Factor = Annotated[int, pydantic.Field(ge=2)]
@@ -59,20 +44,20 @@ class ModelConfig:
         hidden_channels: channels of the hidden maps of the coupling nets, one number per level.
         factors: for each inner level, a number n: 1/n of the level's channels leave the flow after each stage. A single
             entry applies to all inner levels.
-        transform: transform of the couplings, by a name in `transforms.py`: "affine" (scale 1 + alpha*tanh(h/2), h
-            from the coupling net) or "additive".
+        transform: transform of the couplings, "affine" (scale 1 + alpha*tanh(h/2), h from the coupling net), "additive"
+            or another registered name (docs/extending.md).
         multiscale_transform: as `transform`, for the coupling at the end of each stage, before channels leave the flow.
         alpha: the paper's bound of the affine scale, in (0, 1]: a scale lies in (1 - alpha, 1 + alpha). With a smaller
             alpha, images less similar to the training images are still reconstructed exactly (docs/RESULTS.md,
             "Reconstruction").
-        step_layers: further layers at the end of each flow step of the decoder, by names in `STEP_LAYERS` such as
-            "sinh_arcsinh".
-        colour_map: whether the flow begins with a map of the colours, a matrix and a shift made from z, and the encoder
+        step_layers: further layers at the end of each flow step of the decoder, by registered names such as "actnorm".
+        colour_map: whether the flow begins with a map of the colours, a matrix and a shift made from z, and the ResNet
             gets mean and covariance of the image's colours; z then also carries the colours of images unlike the
             training images. False in the paper.
-        conditioner: the net of each coupling of the decoder's flow, by a name in `CONDITIONERS`: "convolutional", the
-            paper's.
-        encoder_channels: channels of each level of the encoder, a ResNet; each level halves the resolution.
+        conditioner: the net of each coupling of the decoder's flow, by a registered name: "convolutional", the paper's.
+        encoder: the network from an image to q(z|x), by a registered name: "resnet", the paper's, whose options are
+            the next two.
+        encoder_channels: channels of each level of the ResNet; each level halves the resolution.
         encoder_out_channels: channels after the last level of the encoder (the paper's c').
         prior: "flow" (a small flow over z, paper B.3), "normal" (N(0, I), the ablation) or "classes": z is a learned
             function of the label of an image, an embedding and an MLP, and there is no encoder.
@@ -111,6 +96,7 @@ class ModelConfig:
     step_layers: tuple[str, ...] = ()
     colour_map: bool = False
     conditioner: str = "convolutional"
+    encoder: str = "resnet"
     encoder_channels: tuple[Positive, ...] = (48, 96, 96)
     encoder_out_channels: Positive = 8
     prior: str = "flow"
@@ -137,16 +123,17 @@ class ModelConfig:
             f"model.image_shape is {format_value([*self.image_shape])}; it must be [height, width, channels], each at "
             "least 1",
         )
-        require_choice("model.conditioner", self.conditioner, CONDITIONERS)
-        require_choice("model.prior", self.prior, ("normal", "classes", *PRIORS))
+        CONDITIONERS.require(self.conditioner, "model.conditioner")
+        ENCODERS.require(self.encoder, "model.encoder")
+        PRIORS.require(self.prior, "model.prior", "normal", "classes")
         for name in ("transform", "multiscale_transform", "prior_transform", "dequantization_transform"):
-            require_choice(f"model.{name}", getattr(self, name), TRANSFORMS)
+            TRANSFORMS.require(getattr(self, name), f"model.{name}")
         for name in self.step_layers:
-            require_choice("an entry of model.step_layers", name, STEP_LAYERS)
+            LAYERS.require(name, "an entry of model.step_layers")
         self._check_labels()
         self._check_colour_map()
         self._check_flow()
-        if self.has_encoder:
+        if self.has_encoder and self.encoder == "resnet":
             self._check_encoder("encoder_channels", "the encoder")
         if self.has_latent:
             least, hint = (2, " for a prior flow (or set model.prior=normal)") if self.prior == "flow" else (1, "")
@@ -175,9 +162,10 @@ class ModelConfig:
 
     def _check_colour_map(self) -> None:
         require(
-            not self.colour_map or (self.conditioning == "coupling" and self.has_encoder),
-            f"model.colour_map needs an encoder and couplings that use z, and model.conditioning is "
-            f"{self.conditioning!r} and model.prior {self.prior!r}; set model.colour_map=false",
+            not self.colour_map or (self.conditioning == "coupling" and self.has_encoder and self.encoder == "resnet"),
+            "model.colour_map needs the encoder resnet and couplings that use z, and model.encoder is "
+            f"{self.encoder!r}, model.conditioning {self.conditioning!r} and model.prior {self.prior!r}; set "
+            "model.colour_map=false",
         )
         channels = self.image_shape[-1]
         least = channels * (channels + 3) // 2

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import pydantic
 
 from tfdecouple.config.values import BelowOne, Count, Fraction, NonNegative, Positive, require, validate_options
-from tfdecouple.loggers import LOGGERS
+from tfdecouple.registry import LOGGERS, SCHEDULES
 
 # Names of the sample photographs whose licences let anybody use them; `data/sample_images.py` has their files.
 PHOTOGRAPHS = ("astronaut", "chelsea", "china", "coffee", "flower", "rocket")
@@ -15,8 +15,8 @@ MEMORY = ("keep", "recompute", "invert")
 # `compile` refuses the options in these two tuples, because a Keras optimizer has its own learning rate and schedule,
 # and `fit` has arguments and callbacks instead of the rest. All other options affect each step of `train.py` and `fit`.
 OPTIMIZER_OPTIONS = (
-    "learning_rate", "warmup_steps", "decay_rate", "linear_decay", "optimizer", "matrix_rate", "beta_1", "beta_2",
-    "epsilon", "weight_decay", "clip_norm", "ema_decay",
+    "learning_rate", "warmup_steps", "decay_rate", "linear_decay", "schedule", "optimizer", "matrix_rate", "beta_1",
+    "beta_2", "epsilon", "weight_decay", "clip_norm", "ema_decay",
 )  # fmt: skip
 RUN_OPTIONS = (
     "steps", "batch_size", "micro_batches", "bytes_per_pack", "log_every", "evaluate_every", "checkpoint_every",
@@ -40,6 +40,8 @@ class TrainingConfig:
         warmup_steps: number of updates in which the learning rate rises linearly from 1e-7 to the peak.
         decay_rate: factor by which each update after the warm-up multiplies the learning rate.
         linear_decay: whether the learning rate also falls linearly to 0, from the end of the warm-up to the last step.
+        schedule: name of a registered schedule (docs/extending.md), a further factor of the learning rate after the
+            warm-up; null for none.
         optimizer: "adam", as in the paper, or "muon": the kernels of coupling nets and encoder move along their
             orthogonalised momentum (Jordan, 2024), all other weights by Adam. Small models learn more in each CPU
             second (docs/training.md).
@@ -87,9 +89,9 @@ class TrainingConfig:
             for 256 x 256), and no more than the run was trained on; 0 for no pictures.
         evaluation_samples: draws of (z, u) per image in the final test evaluation; 0 for no test evaluation, as when
             options are compared.
-        loggers: where metrics and pictures go besides `metrics.jsonl`: "tensorboard", "wandb" (Weights & Biases) and
-            "mlflow". The last two need the extra `loggers`, and write to the run folder unless `WANDB_MODE` or
-            `MLFLOW_TRACKING_URI` has another value. A resumed run may have other loggers.
+        loggers: where metrics and pictures go besides `metrics.jsonl`: "tensorboard", "wandb" (Weights & Biases),
+            "mlflow" or other registered names. "wandb" and "mlflow" need the extra `loggers`, and write to the run
+            folder unless `WANDB_MODE` or `MLFLOW_TRACKING_URI` has another value. A resumed run may have other loggers.
         init_from: run folder, or name of published weights, from whose weights this run starts; null to initialise
             the weights from training images.
     """
@@ -101,6 +103,7 @@ class TrainingConfig:
     warmup_steps: Count = 50
     decay_rate: Fraction = 0.999997
     linear_decay: bool = False
+    schedule: str | None = None
     optimizer: Literal["adam", "muon"] = "adam"
     matrix_rate: NonNegative = 0.02
     beta_1: BelowOne = 0.9
@@ -131,11 +134,15 @@ class TrainingConfig:
     evaluation_images: Count = 0
     pictures: Count = 40
     evaluation_samples: Count = 1
-    loggers: tuple[Literal[tuple(LOGGERS)], ...] = ("tensorboard",)  # type: ignore[valid-type]
+    loggers: tuple[str, ...] = ("tensorboard",)
     init_from: str | None = None
 
     def __post_init__(self) -> None:
         validate_options(self, "training.")
+        for name in self.loggers:
+            LOGGERS.require(name, "an entry of training.loggers")
+        if self.schedule is not None:
+            SCHEDULES.require(self.schedule, "training.schedule")
         require(
             not self.noise or self.noise_steps >= 1,
             f"training.noise is {self.noise:g} and training.noise_steps 0; set the update at which the noise ends",

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import numbers
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import pydantic
@@ -48,12 +48,6 @@ def format_value(value: Any) -> str:
     """Returns the value of an option as a text of one line for an error message; a long text is cut short."""
     text = " ".join(repr(value).splitlines())
     return text if len(text) <= 120 else f"{text[:100]} ... ({len(text):,} characters)"
-
-
-def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
-    """Raises ConfigError if the value of the option `name` is not among the choices."""
-    choices = tuple(choices)
-    require(value in choices, f"{name} is {format_value(value)}; it must be one of {', '.join(map(repr, choices))}")
 
 
 def validate_options(config: Any, prefix: str = "") -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import Shape
 from tfdecouple.errors import DataError, nearest, one_line
+from tfdecouple.registry import SOURCES
 
 if TYPE_CHECKING:
     from tfdecouple.data.splits import Source
@@ -18,55 +19,41 @@ if TYPE_CHECKING:
 class SourceKind:
     """The base class of the kinds of data sources, such as TFDS or folders, each with its way to open a data set.
 
-    Only the method `open` imports TensorFlow, so that help texts appear quickly.
+    The registry `SOURCES` has the names that a kind opens. Only the method `open` imports TensorFlow, so that help
+    texts appear quickly.
 
     Attributes:
-        names: values of `data.source` without a prefix that this kind opens, such as "cifar10".
-        pattern: pattern of all other values of `data.source` that this kind opens, such as "folder:PATH"; "" for none.
-            If the pattern ends in ":PATH", a run stores the absolute path of the file or folder.
-        title: what this kind is called in lists of the values of `data.source`.
+        takes_path: whether the text behind the colon of `data.source` is a path, whose absolute form a run stores.
         crops_user_images: whether `data.centre_crop` also crops image files that a user passes to a command. It does
             not if the crop fits only the images of one data set, such as CelebA.
         rights: {name of a data set: sentence on the copyright of its images}. Names are without TFDS configs; the
             sentence for "" holds for all other data sets.
     """
 
-    names: ClassVar[tuple[str, ...]] = ()
-    pattern: ClassVar[str] = ""
-    title: ClassVar[str]
+    takes_path: ClassVar[bool] = False
     crops_user_images: ClassVar[bool] = False
     rights: ClassVar[dict[str, str]] = {"": "Images of {name}: their rights are not recorded here."}
 
-    @property
-    def prefix(self) -> str:
-        """The beginning of this kind's values of `data.source`, such as "folder:"; "" if the kind has no pattern."""
-        return self.pattern[: self.pattern.find(":") + 1]
-
-    def matches_source(self, source: str) -> bool:
-        """Returns whether this kind of data source opens `source`, a value of `data.source` such as "cifar10"."""
-        return source in self.names or bool(self.prefix and source.startswith(self.prefix))
-
     def locate_images(self, config: DataConfig) -> tuple[str, str] | None:
         """Returns (option that holds the path of the images, path), such as ("data.data_dir", "/data"), or None."""
-        if self.pattern.endswith(":PATH"):
-            return "data.source", os.path.expanduser(config.source.removeprefix(self.prefix))
+        if self.takes_path:
+            return "data.source", os.path.expanduser(config.source.partition(":")[2])
         return ("data.data_dir", os.path.expanduser(config.data_dir)) if config.data_dir else None
 
     def describe_image_rights(self, config: DataConfig) -> str:
         """Returns a sentence on the copyright of the images in the data set that the config names."""
-        name = config.source.removeprefix(self.prefix).partition("/")[0]
+        name = config.source.rpartition(":")[2].partition("/")[0]
         return self.rights.get(name, self.rights[""]).format(name=name)
 
     def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
         """Opens the data set that `config.source` names; returns a `Source`; for the arguments see `open_source`."""
-        raise NotImplementedError
+        is_path = os.path.isdir(os.path.expanduser(config.source)) or config.source.startswith(("/", ".", "~"))
+        hint = f"; did you mean folder:{config.source}?" if is_path else nearest(config.source, SOURCES)
+        raise DataError(f"there is no data.source {config.source!r}{hint}; there are {list_source_kinds()}")
 
 
 class Photographs(SourceKind):
     """The data source `photographs`: crops of photographs that scikit-image and scikit-learn install."""
-
-    names = ("photographs",)
-    title = "photographs"
 
     def locate_images(self, config: DataConfig) -> None:
         """Returns None, because no option of the config holds the path of the sample photographs."""
@@ -86,9 +73,6 @@ class Photographs(SourceKind):
 class TensorFlowDatasets(SourceKind):
     """The data sources `tfds:NAME`, of TensorFlow Datasets; the names of the paper's data sets need no "tfds:"."""
 
-    names = ("cifar10", "downsampled_imagenet/64x64", "lsun/bedroom", "celeb_a_hq/256")
-    pattern = "tfds:NAME"
-    title = "the name of a TFDS data set such as cifar10"
     rights: ClassVar[dict[str, str]] = {
         "cifar10": "CIFAR-10: its authors state no licence; they ask to cite Krizhevsky, 2009.",
         "downsampled_imagenet": "ImageNet: its terms allow non-commercial research and education; the images have "
@@ -107,8 +91,7 @@ class TensorFlowDatasets(SourceKind):
 class ImageFolder(SourceKind):
     """The data source `folder:PATH`: a folder of image files."""
 
-    pattern = "folder:PATH"
-    title = "folder:PATH"
+    takes_path = True
     crops_user_images = True
     rights: ClassVar[dict[str, str]] = {
         "": "Images from a folder: the person who trained the model knows their rights, which are not recorded here."
@@ -120,47 +103,37 @@ class ImageFolder(SourceKind):
         return open_folder(config, image_shape)
 
 
-# All kinds of data sources, in the order in which help texts list them. The first that matches `data.source` opens it.
-KINDS: tuple[SourceKind, ...] = (
-    Photographs(),
-    TensorFlowDatasets(),
-    ImageFolder(),
-)
+def find_source_kind(source: str) -> SourceKind:
+    """Returns the `SourceKind` that opens `source`, a value of `data.source`; for an unknown value, the base class's.
 
-
-def find_source_kind(source: str) -> SourceKind | None:
-    """Returns the `SourceKind` that opens `source`, a value of `data.source`; None for an unknown value.
-
-    >>> find_source_kind("folder:mine").title, find_source_kind("nothing")
-    ('folder:PATH', None)
+    >>> type(find_source_kind("folder:mine")).__name__, type(find_source_kind("nothing")).__name__
+    ('ImageFolder', 'SourceKind')
     """
-    return next((kind for kind in KINDS if kind.matches_source(source)), None)
+    prefix, colon, _ = source.partition(":")
+    names = (f"{prefix}:PATH", f"{prefix}:NAME") if colon else (source,)
+    return next((SOURCES[name] for name in names if name in SOURCES), SourceKind)()
 
 
 def list_source_kinds() -> str:
     """Returns a text that lists the values of `data.source`, for help texts and messages.
 
     >>> list_source_kinds()
-    'photographs, the name of a TFDS data set...folder:PATH...'
+    'photographs, cifar10, ..., tfds:NAME or folder:PATH...'
     """
-    *others, last = (kind.title for kind in KINDS)
+    *others, last = SOURCES
     return f"{', '.join(others)} or {last}"
 
 
 def resolve_image_paths(config: DataConfig) -> DataConfig:
     """Returns a copy of the config in which all paths are absolute, so that they hold in any working directory."""
     kind = find_source_kind(config.source)
-    if kind and kind.pattern.endswith(":PATH") and config.source != kind.prefix:
-        path = os.path.expanduser(config.source.removeprefix(kind.prefix))
-        config = dataclasses.replace(config, source=kind.prefix + os.path.abspath(path))
+    prefix, _, path = config.source.partition(":")
+    if kind.takes_path and path:
+        path = os.path.abspath(os.path.expanduser(path))
+        config = dataclasses.replace(config, source=f"{prefix}:{path}")
     if config.data_dir:
         config = dataclasses.replace(config, data_dir=os.path.abspath(os.path.expanduser(config.data_dir)))
     return config
-
-
-def locate_images(config: DataConfig) -> tuple[str, str] | None:
-    """Returns (option that holds the path of the images, path), such as ("data.data_dir", "/data"), or None."""
-    return (find_source_kind(config.source) or SourceKind()).locate_images(config)
 
 
 def hide_image_path(text: str, config: DataConfig) -> str:
@@ -169,13 +142,13 @@ def hide_image_path(text: str, config: DataConfig) -> str:
     >>> hide_image_path("images in /home/me/photos", DataConfig(source="folder:/home/me/photos"))
     'images in photos'
     """
-    option, folder = locate_images(config) or ("", "")
+    option, folder = find_source_kind(config.source).locate_images(config) or ("", "")
     return text.replace(folder, pathlib.Path(folder).name) if option == "data.source" else text
 
 
 def choose_user_crop(config: DataConfig) -> int:
     """Returns the `centre_crop`, in pixels, for image files that a user passes to a command; 0 for the largest crop."""
-    return config.centre_crop if (find_source_kind(config.source) or SourceKind()).crops_user_images else 0
+    return config.centre_crop if find_source_kind(config.source).crops_user_images else 0
 
 
 def replace_source(config: DataConfig, source: str) -> DataConfig:
@@ -190,30 +163,14 @@ def replace_source(config: DataConfig, source: str) -> DataConfig:
     return dataclasses.replace(config, source=source, centre_crop=crop)
 
 
-def describe_image_rights(config: DataConfig) -> str:
-    """Returns a sentence on the copyright of the images in the data set that the config names.
-
-    >>> describe_image_rights(DataConfig(source="tfds:mnist"))
-    'Images of the TFDS data set mnist: see its own page for their licence.'
-    """
-    return (find_source_kind(config.source) or SourceKind()).describe_image_rights(config)
-
-
 def open_source(config: DataConfig, image_shape: Shape, download: bool = False) -> Source:
     """Opens the data set that `config.source` names; returns a `Source` with images of `image_shape` (appendix C.1).
 
     If `download` is true, TFDS (TensorFlow Datasets) downloads and prepares missing data. DataError is raised if the
     name is unknown, or the data are missing, unreadable or unusable.
     """
-    kind = find_source_kind(config.source)
-    if kind is None:
-        names = [name for kind in KINDS for name in kind.names]
-        *others, last = [*names, *(kind.pattern for kind in KINDS if kind.pattern)]
-        is_path = os.path.isdir(os.path.expanduser(config.source)) or config.source.startswith(("/", ".", "~"))
-        hint = f"; did you mean folder:{config.source}?" if is_path else nearest(config.source, names)
-        raise DataError(f"there is no data.source {config.source!r}{hint}; there are {', '.join(others)} and {last}")
     try:
-        return kind.open(config, image_shape, download)
+        return find_source_kind(config.source).open(config, image_shape, download)
     except OSError as error:
         reason = error.strerror or one_line(error)
         raise DataError(f"cannot open data.source={config.source}: {reason}; fix this or use other images") from error

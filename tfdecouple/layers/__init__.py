@@ -10,7 +10,6 @@ from tfdecouple.layers.elementary_layers import (
     InvertibleConv1x1,
     InvertibleLinear,
     Sigmoid,
-    SinhArcsinh,
     Squeeze,
 )
 
@@ -28,6 +27,5 @@ __all__ = [
     "InvertibleSequence",
     "LocalConvNet",
     "Sigmoid",
-    "SinhArcsinh",
     "Squeeze",
 ]

@@ -1,14 +1,12 @@
 """The coupling layer, which transforms some channels depending on the other channels and z (paper equation 6)."""
 
 import math
-import pkgutil
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfdecouple.bijectors import with_log_det
-from tfdecouple.config import CONDITIONERS
 from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.layers.base import BaseLayer, Condition, Cost, InvertibleLayer, Mapped, Run
 from tfdecouple.layers.channel_split import ChannelSplit
@@ -16,7 +14,7 @@ from tfdecouple.layers.conditioners import MLP, ConvNet, CouplingNet, LocalConvN
 from tfdecouple.layers.inversion import Gradients
 from tfdecouple.numerics.kernels import get_kernels
 from tfdecouple.numerics.tf32 import full_float32
-from tfdecouple.transforms import TRANSFORMS
+from tfdecouple.registry import CONDITIONERS, TRANSFORMS
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -31,9 +29,9 @@ class Coupling(InvertibleLayer):
         hidden: hidden channels of the coupling net, a `ConvNet` for images and an `MLP` for vectors.
         condition_size: size of z, or channels of the map, or 0 without a condition; couplings of vectors have none.
         pattern, part, transformed: the fields of `ChannelSplit`.
-        transform: name of a transform in `tfdecouple/transforms.py`, such as "affine" or "additive".
+        transform: name of a transform in `registry.TRANSFORMS`, such as "affine" or "additive".
         alpha: bound of the transform; an affine s lies in (1 - alpha, 1 + alpha) (paper B.2).
-        conditioner: name of a `CouplingNet` in `config.CONDITIONERS`; None for the paper's net.
+        conditioner: name of a `CouplingNet` in `registry.CONDITIONERS`; None for the paper's net.
         **kwargs: arguments of `InvertibleLayer`.
 
     >>> layer = Coupling(hidden=8, condition_size=4, pattern="alternate")
@@ -61,12 +59,9 @@ class Coupling(InvertibleLayer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        if transform not in TRANSFORMS:
-            raise ConfigError(f"transform is {transform!r}; it must be one of {', '.join(TRANSFORMS)}")
+        TRANSFORMS.require(transform, "transform")
         if not 0 < alpha <= 1:
             raise ConfigError(f"alpha is {alpha}; it must lie in (0, 1]")
-        if conditioner not in (None, *CONDITIONERS):
-            raise ConfigError(f"conditioner is {conditioner!r}; it must be one of {', '.join(CONDITIONERS)}")
         self.hidden, self.condition_size = hidden, condition_size
         self.pattern, self.part, self.transformed = pattern, part, transformed
         self.transform, self.alpha, self.conditioner = transform, alpha, conditioner
@@ -84,7 +79,7 @@ class Coupling(InvertibleLayer):
                 )
             net: type[CouplingNet] = ConvNet if len(x_shape) == 4 else MLP
             if self.conditioner is not None:
-                net = pkgutil.resolve_name(CONDITIONERS[self.conditioner])
+                net = CONDITIONERS[self.conditioner]
             elif self.condition_size and condition_shape is not None and len(condition_shape) == 4:
                 net = LocalConvNet
             self.net = net(self._outputs, self.hidden, self.condition_size, dtype=self.dtype_policy, name="net")
@@ -158,4 +153,4 @@ class Coupling(InvertibleLayer):
         counts = [self._outputs // transform.parameters] * transform.parameters
         # The gradient of a split is one concatenation; the gradient of slices would be a sum of zero-padded arrays.
         parameters = get_kernels().split_channels(raw, counts) if counts[1:] else [raw]
-        return with_log_det(pkgutil.resolve_name(transform.bijector)(*parameters, alpha=self.alpha))
+        return with_log_det(transform.make_bijector(*parameters, alpha=self.alpha))

@@ -7,7 +7,6 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tensorflow_probability import bijectors as tfb
 
 from tfdecouple import bijectors
 from tfdecouple.bijectors import ChannelAffine, ChannelMatrix, ClosedForm, Whitening
@@ -136,28 +135,6 @@ class Sigmoid(InvertibleLayer):
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ClosedForm:
         return bijectors.Sigmoid()
-
-
-@keras.saving.register_keras_serializable(package="tfdecouple")
-class SinhArcsinh(InvertibleLayer):
-    """A layer that changes the tails of each channel: y = s sinh((arcsinh(x) + skewness) * tails) (Jones, Pewsey 2009).
-
-    The layer makes the tails of a channel's distribution heavier or lighter (`tails`), and one tail longer than the
-    other (`skewness`). The factor s is such that the layer maps 2 to 2 if the skewness is 0.
-
-    >>> layer = SinhArcsinh()
-    >>> y, log_det = layer.forward_and_log_det(tf.ones([2, 4, 4, 3]))
-    >>> bool(tf.reduce_all(tf.abs(y - 1.0) < 1e-6)), log_det.shape.as_list()
-    (True, [2])
-    """
-
-    def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        return {"skewness": Weight(x_shape[-1:]), "tails": Weight(x_shape[-1:])}
-
-    def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> tfb.Bijector:
-        # Tails between exp(-1/4) and exp(1/4) keep the output finite when many of these layers follow each other.
-        skewness, log_tails = (tf.tanh(weights[name]) / 4 for name in ("skewness", "tails"))
-        return tfb.SinhArcsinh(skewness, tf.exp(log_tails))
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")

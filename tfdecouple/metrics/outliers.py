@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfdecouple.data.sources import find_source_kind, list_source_kinds, open_source, replace_source
+from tfdecouple.data.sources import SourceKind, find_source_kind, list_source_kinds, open_source, replace_source
 from tfdecouple.errors import UserError, nearest
 from tfdecouple.metrics.bits_per_dim import compute_codec_bits
 from tfdecouple.metrics.drawn_images import draw_image_indices
@@ -60,7 +60,7 @@ class Outliers(Metric):
         for name in options.outliers:
             if name in MADE:
                 continue
-            if not find_source_kind(name):
+            if type(find_source_kind(name)) is SourceKind:
                 listed = f"{', '.join(MADE)}, and {list_source_kinds()}"
                 raise UserError(f"--outliers has {name!r}{nearest(name, MADE)}; there are {listed}")
             data = replace_source(config.data, name)

@@ -6,13 +6,13 @@ import dataclasses
 import functools
 import itertools
 import math
-import pkgutil
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tfdecouple.config import PRIORS, Config, ModelConfig
+from tfdecouple.config import Config, ModelConfig
 from tfdecouple.config.shapes import StagePlan, name_flow_steps
 from tfdecouple.errors import ConfigError
+from tfdecouple.registry import ENCODERS, PRIORS
 from tfdecouple.runtime.devices import format_bytes, read_total_memory
 
 if TYPE_CHECKING:
@@ -39,17 +39,15 @@ PEAKS = {
 def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
     """Returns {name: (unbuilt network, input shape)} of all networks of a model; input shapes are batch first."""
     from tfdecouple.networks.dequantizer import Dequantizer
-    from tfdecouple.networks.encoder import Encoder
     from tfdecouple.networks.flow import Flow
     from tfdecouple.networks.prior import ClassAffine, ClassCodes
 
     image, z = (None, *config.image_shape), (None, config.latent_dim)
     networks: dict[str, tuple[Any, tuple]] = {"flow": (Flow(config, name="flow"), image)}
     if config.has_encoder:
-        options = config.latent_dim, config.encoder_channels, config.encoder_out_channels, config.colour_map
-        networks["encoder"] = Encoder(*options, name="encoder"), image
-        if config.prior in PRIORS:
-            networks["prior_flow"] = pkgutil.resolve_name(PRIORS[config.prior])(config, name="prior_flow"), z
+        networks["encoder"] = ENCODERS[config.encoder](config, name="encoder"), image
+        if config.prior != "normal":
+            networks["prior_flow"] = PRIORS[config.prior](config, name="prior_flow"), z
         if config.has_classes:
             networks["prior_affine"] = ClassAffine(config.classes, config.latent_dim, name="prior_affine"), z
     if config.has_class_codes:
@@ -115,12 +113,11 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
 
 
 def _count_widest_map(config: ModelConfig) -> int:
-    sizes = [math.prod(config.image_shape)]
+    height, width, channels = config.image_shape
+    sizes = [height * width * max(channels, config.has_dequantizer * config.dequantization_map_channels)]
     sizes += [stage.positions * stage.hidden for stage in list_stages(config)]
-    for encoder, shape in list_encoders(config):
-        for block in encoder.blocks:
-            shape = block.compute_output_shape(shape)
-            sizes.append(math.prod(shape[1:]))
+    for encoder, x_shape in list_encoders(config):
+        sizes += [math.prod(shape[1:]) for _, shape, _ in encoder.children(x_shape)]
     return max(sizes)
 
 

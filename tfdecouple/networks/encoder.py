@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfdecouple.config import ModelConfig
 from tfdecouple.config.shapes import Block, plan_encoder_blocks, plan_map_blocks
 from tfdecouple.layers.base import BaseLayer, Cost, Weight
 from tfdecouple.layers.colour_map import START_DEVIATION, count_colour_numbers, measure_colours
@@ -194,13 +195,30 @@ class ResNetBlock(BaseLayer):
         return [tf.nn.elu(left + right) for left, right in zip(h, parts, strict=True)]
 
 
-class _BlockNetwork(BaseLayer):
-    """The base class of networks that run ResNet blocks in sequence, made from descriptions (`Block`) of the blocks.
+class ImageNetwork(BaseLayer):
+    """The base class of networks of an image, such as encoders.
 
-    The attribute `runner` runs the network without training, as for an `InvertibleLayer`; None for a direct call.
+    Subclasses implement `call(x, training)`. An encoder returns mean and log-variance of z, each `[batch, d_z]`, which
+    are 0 after `reset_to_zero`. The attribute `runner` runs the network without training, as for an `InvertibleLayer`;
+    None for a direct call.
     """
 
     runner: Any = None
+
+    @full_float32()
+    def run_inference(self, x: tf.Tensor, runner: Any = None) -> Any:
+        """Returns `call(x, training=False)` for images x, computed by `runner`, or by the attribute if it is None."""
+        if not (runner := runner or self.runner):
+            return self(x, training=False)
+        outputs = runner(ImageNetwork._infer, self, x)
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    def _infer(self, x: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return tuple(tf.nest.flatten(self(x, training=False)))
+
+
+class _BlockNetwork(ImageNetwork):
+    """The base class of networks that run ResNet blocks in sequence, made from descriptions (`Block`) of the blocks."""
 
     def __init__(self, blocks: Iterable[Block], **kwargs: Any):
         super().__init__(**kwargs)
@@ -212,17 +230,6 @@ class _BlockNetwork(BaseLayer):
             children.append((block, x_shape, None))
             x_shape = block.compute_output_shape(x_shape)
         return children
-
-    @full_float32()
-    def run_inference(self, x: tf.Tensor, runner: Any = None) -> Any:
-        """Returns `call(x, training=False)` for images x, computed by `runner`, or by the attribute if it is None."""
-        if not (runner := runner or self.runner):
-            return self(x, training=False)
-        outputs = runner(_BlockNetwork._infer, self, x)
-        return outputs if len(outputs) > 1 else outputs[0]
-
-    def _infer(self, x: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        return tuple(tf.nest.flatten(self(x, training=False)))
 
     def _run_blocks(self, x: tf.Tensor, training: bool) -> list[tf.Tensor]:
         # In training the batch is divided here, because each batch normalisation joins the statistics of all parts.
@@ -300,6 +307,13 @@ class Encoder(StartsAtZero, _BlockNetwork):
             h += multiply_in_full_precision(measure_colours(x), tf.convert_to_tensor(self.colour_kernel))
         mean, log_variance = tf.split(h, 2, -1)
         return mean, log_variance
+
+
+def make_encoder(config: ModelConfig, name: str) -> Encoder:
+    """Returns the `Encoder` of a model's config, unbuilt."""
+    return Encoder(
+        config.latent_dim, config.encoder_channels, config.encoder_out_channels, config.colour_map, name=name
+    )
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")

@@ -1,14 +1,13 @@
 """The flow, which is the invertible decoder: it maps x to v, conditioned on z (paper section 2.2, Figure 3)."""
 
 import dataclasses
-import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfdecouple.config import STEP_LAYERS, ModelConfig, parse_config
+from tfdecouple.config import ModelConfig, parse_config
 from tfdecouple.config.shapes import StagePlan, is_squeezed_first
 from tfdecouple.errors import UserError
 from tfdecouple.layers import (
@@ -26,6 +25,7 @@ from tfdecouple.layers.base import BaseLayer, Condition, InvertibleComposite, Ma
 from tfdecouple.layers.conditioners import require_condition
 from tfdecouple.numerics.arithmetic import make_zero_log_det
 from tfdecouple.numerics.kernels import get_kernels
+from tfdecouple.registry import LAYERS
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -35,7 +35,7 @@ class FlowStep(InvertibleSequence):
     Args:
         couplings: keyword arguments of each `Coupling`: `hidden`, and optionally `condition_size`, `transform`, `alpha`
             and `conditioner`.
-        step_layers: names (keys of `config.STEP_LAYERS`) of additional layers at the end of the step.
+        step_layers: names (keys of `registry.LAYERS`) of additional layers at the end of the step.
         **kwargs: arguments of `InvertibleLayer`.
     """
 
@@ -58,7 +58,7 @@ class FlowStep(InvertibleSequence):
             *make_couplings("continuous"),
             ActNorm(name="actnorm_2", dtype=dtype),
             *make_couplings("alternate"),
-            *(pkgutil.resolve_name(STEP_LAYERS[name])(name=name, dtype=dtype) for name in step_layers),
+            *(LAYERS[name](name=name, dtype=dtype) for name in step_layers),
         ]
 
 

@@ -85,7 +85,8 @@ class MetricsLog:
                 if not logger.is_foreign:
                     raise
                 self._loggers.remove(logger)
-                self._report(f"{logger.name} failed and gets no more rows: {one_line(error)}")
+                name = logger.package or type(logger).__name__
+                self._report(f"{name} failed and gets no more rows: {one_line(error)}")
 
 
 def read_metrics(path: pathlib.Path) -> Iterator[dict[str, Any]]:

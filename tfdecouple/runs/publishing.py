@@ -12,7 +12,7 @@ from typing import Any
 
 from tfdecouple.config import Config
 from tfdecouple.config.shapes import Shape, describe_images
-from tfdecouple.data.sources import describe_image_rights, find_source_kind, hide_image_path, replace_source
+from tfdecouple.data.sources import SourceKind, find_source_kind, hide_image_path, replace_source
 from tfdecouple.errors import UserError, make_printable, one_line
 from tfdecouple.runs.opened_run import Run, write_run
 from tfdecouple.runs.pretrained import BUNDLED, CARD, HUB, Manifest, parse_hub_address, upload_weights
@@ -69,7 +69,7 @@ def publish(
     licence = licence or _read_licence(run)
     if not _LICENCE.fullmatch(licence):
         raise UserError(f"the licence is {licence!r}; name it as the Hub does, such as apache-2.0, cc-by-4.0 or other")
-    if data and ((kind := find_source_kind(data)) is None or kind.pattern.endswith(":PATH")):
+    if data and ((kind := find_source_kind(data)).takes_path or type(kind) is SourceKind):
         raise UserError(f"--data is {data!r}; give a data set that all users have: photographs, or a TFDS name")
     on_hub = to.startswith(HUB)
     name = name or (parse_hub_address(to)[0].rpartition("/")[2] if on_hub else pathlib.Path(to).absolute().name)
@@ -161,7 +161,8 @@ def describe_training_images(config: Config, summary: Mapping[str, Any], step: i
     if training is None:
         data, rights = "data unknown" + (f" ({config.description})" if config.description else ""), _NO_RIGHTS
     else:
-        data, rights = summary.get("data") or training.source, describe_image_rights(training)
+        rights = find_source_kind(training.source).describe_image_rights(training)
+        data = summary.get("data") or training.source
     return hide_image_path(data, config.data), summary.get("rights", rights)
 
 

@@ -12,7 +12,7 @@ from tfdecouple.data.batches import load_images
 from tfdecouple.data.splits import Source
 from tfdecouple.errors import UserError
 from tfdecouple.metrics.bits_per_dim import Bound, compute_codec_bits
-from tfdecouple.model import DecoupledModel
+from tfdecouple.registry import DIAGNOSTICS
 from tfdecouple.runs.metrics_log import read_metrics
 from tfdecouple.runs.run_folder import METRICS
 from tfdecouple.training.state import TrainingState
@@ -28,11 +28,6 @@ _LEAST_RECONSTRUCTED = 4
 
 # The page that says what to do if a metric is out of the range of a healthy training.
 _HELP_PAGE = "docs/troubleshooting.md#is-my-training-healthy"
-
-# Every evaluation calls these functions with the model and validation images (uint8), and logs the returned dicts.
-DIAGNOSTICS = [
-    DecoupledModel.diagnose,
-]
 
 
 class EvaluationReports:
@@ -67,7 +62,8 @@ class EvaluationReports:
         # `at_most=True` accepts fewer images than `count`, because some files may be unreadable.
         images, labels = load_images(self._source, "validation", count, at_most=True)
         images = np.asarray(model.quantize_images(images))
-        diagnostics = {name: value for diagnose in DIAGNOSTICS for name, value in diagnose(model, images).items()}
+        results = [diagnose(model, images) for diagnose in DIAGNOSTICS.values()]
+        diagnostics = {name: value for result in results for name, value in result.items()}
         if is_best:
             self._directory.write_best_weights(self._state.group_checkpoint_variables()["model"], step)
         exactness, pictures = self._draw_pictures(step, images, model.drop_unused_labels(labels))

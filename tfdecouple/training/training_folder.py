@@ -10,9 +10,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tfdecouple.config import Config, compare_configs, load_preset, preset_names
-from tfdecouple.data.sources import find_source_kind, locate_images, resolve_image_paths
+from tfdecouple.data.sources import find_source_kind, resolve_image_paths
 from tfdecouple.errors import ConfigError, RunError
-from tfdecouple.loggers import LOGGERS, require_loggers
+from tfdecouple.loggers import require_loggers
+from tfdecouple.registry import LOGGERS
 from tfdecouple.runs.metrics_log import MetricsLog
 from tfdecouple.runs.run_folder import CONFIG, LOCK, SUMMARY, RunFolder
 from tfdecouple.storage.checkpoints import DamagedCheckpointError
@@ -95,10 +96,10 @@ class TrainingFolder(RunFolder):
             free.append("data.photographs")
         for name in free:
             changed.pop(name, None)
-        option, was = locate_images(before.data) or ("", "")
-        _, now = locate_images(self._config.data) or ("", "")
-        is_same_kind = find_source_kind(before.data.source) is find_source_kind(self._config.data.source)
-        if option in changed and now and is_same_kind and not os.path.exists(was):
+        kinds = [find_source_kind(data.source) for data in (before.data, self._config.data)]
+        option, was = kinds[0].locate_images(before.data) or ("", "")
+        _, now = kinds[1].locate_images(self._config.data) or ("", "")
+        if option in changed and now and type(kinds[0]) is type(kinds[1]) and not os.path.exists(was):
             del changed[option]
             self._messages.append(f"images are read from {now}; {was}, where they were, is not there any more")
         if changed:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from tfdecouple.model import DecoupledModel
+from tfdecouple.registry import PICTURES
 from tfdecouple.visualization import grids
 
 # Largest count of images in a picture if they have at most 64 x 64 pixels; a picture of larger images has fewer.
@@ -54,30 +55,16 @@ def count_shown_images(image_shape: tuple[int, int, int]) -> int:
     return min(USUAL, max(4, USUAL * 64**2 // math.prod(image_shape[:2])))
 
 
-# The type of functions that draw a picture with its caption, or return None if the picture does not suit the model.
-Draw = Callable[[PictureInputs], Image.Image | None]
-# {name of a picture: function that draws it}. The name is part of the picture's file name and TensorBoard's title.
-PICTURES: dict[str, Draw] = {}
-
-
-def register_picture(name: str) -> Callable[[Draw], Draw]:
-    """Returns a decorator that registers a function in `PICTURES`, by which evaluations draw the picture `name`."""
-    return lambda draw: PICTURES.setdefault(name, draw)
-
-
-@register_picture("reconstructions")
 def _draw_reconstructions(inputs: PictureInputs) -> Image.Image:
     return grids.draw_reconstruction_grid(inputs.images, *inputs.reconstructed, side=_SIDE)
 
 
-@register_picture("samples")
 def _draw_samples(inputs: PictureInputs) -> Image.Image:
     rows = {str(temperature): {"temperature": temperature} for temperature in (0.5, 0.7, 0.8, 0.9, 1.0)}
     count = min(max(inputs.most // 4, 2), 10)
     return grids.draw_sample_grid(inputs.model, rows, "the temperature of v", count=count, seed=inputs.seed, side=_SIDE)
 
 
-@register_picture("classes")
 def _draw_classes(inputs: PictureInputs) -> Image.Image | None:
     if inputs.labels is None:
         return None
@@ -87,7 +74,6 @@ def _draw_classes(inputs: PictureInputs) -> Image.Image | None:
     return grids.draw_sample_grid(inputs.model, rows, what, count=min(most, 10), seed=inputs.seed, side=_SIDE)
 
 
-@register_picture("interpolation")
 def _draw_interpolation(inputs: PictureInputs) -> Image.Image:
     places = (0, 0.2, 0.4, 0.6, 0.8, 1) if inputs.most >= 10 else (0, 0.5, 1)
     a, b, labels = inputs.select_image_pairs(1)
@@ -95,7 +81,6 @@ def _draw_interpolation(inputs: PictureInputs) -> Image.Image:
     return grids.draw_interpolation_grid(tiles, places, side=_SIDE)
 
 
-@register_picture("switch")
 def _draw_switch(inputs: PictureInputs) -> Image.Image | None:
     count = min(len(inputs.images) // 2, 20)
     if not (inputs.model.config.has_latent and count):

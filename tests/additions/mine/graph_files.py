@@ -1,4 +1,4 @@
-"""The example of a runtime in docs/extending.md: an export format whose files are TensorFlow graphs with constants."""
+"""Files of the format `graphs`, and the runtime that opens them."""
 
 import tensorflow as tf
 

@@ -1,0 +1,1 @@
+"""Additions to tfdecouple, one of each kind: the recipes of docs/extending.md."""

@@ -1,0 +1,80 @@
+"""Two endpoints and two formats of exports."""
+
+import numpy as np
+
+from export.endpoints import IMAGE, LABEL, Array, Endpoint
+from export.formats import Format
+
+
+def list_inputs(config):
+    images = Array("images", "uint8", config.image_shape, "pixels, 0..255", IMAGE)
+    labels = Array("labels", "int32", (), "label of the image", LABEL, labels=(0, config.classes))
+    return (images, labels) if config.has_class_codes else (images,)
+
+
+def make_reconstruct(config):
+    return Endpoint(
+        name="reconstruct", summary="Encodes and decodes.", inputs=list_inputs(config),
+        outputs=(Array("decoded", "uint8", config.image_shape, "the same pixels", IMAGE),),
+        answer=reconstruct, reference=call_reconstruct, onnx="reconstructor",
+    )  # fmt: skip
+
+
+def reconstruct(model, inputs):
+    z, _, v = model.encode(inputs["images"], inputs.get("labels"))
+    return {"decoded": model.decode(z, v)}
+
+
+def call_reconstruct(model, inputs):
+    return {"decoded": model.decode(*model.encode(inputs["images"], inputs.get("labels")))}
+
+
+def make_length(config):
+    return Endpoint(
+        name="length", summary="Measures how long v is.", inputs=list_inputs(config),
+        outputs=(Array("length", "float32", (), "the length of v"),),
+        answer=measure_length, reference=call_length,
+    )  # fmt: skip
+
+
+def measure_length(model, inputs):
+    import tensorflow as tf
+
+    v = model.encode(inputs["images"], inputs.get("labels")).v
+    return {"length": tf.norm(tf.reshape(v, [tf.shape(v)[0], -1]), axis=1)}
+
+
+def call_length(model, inputs):
+    v = model.encode(inputs["images"], inputs.get("labels")).v
+    return {"length": np.sqrt(np.square(v).sum((1, 2, 3)))}
+
+
+class Weights(Format):
+    name, summary = "weights", "the folded weights as NumPy arrays"
+    files = r"weights\.npz"
+
+    def write(self, job, folder):
+        folder.mkdir()
+        np.savez(folder / "weights.npz", **job.exported[False].collect_arrays())
+        return {}
+
+
+class Graphs(Format):
+    name, summary = "graphs", "TensorFlow graphs with constants"
+    files = r"\w+\.pb"
+
+    @property
+    def runtime(self):
+        from mine.graph_files import GraphFiles
+
+        return GraphFiles
+
+    def write(self, job, folder):
+        from mine.graph_files import write_graph
+
+        folder.mkdir()
+        names = {endpoint.name: endpoint.onnx for endpoint in job.endpoints if endpoint.onnx}
+        for endpoint in job.endpoints:
+            if endpoint.name in names:
+                write_graph(job.exported[False], endpoint, folder / f"{endpoint.onnx}.pb")
+        return names

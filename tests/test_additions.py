@@ -1,0 +1,319 @@
+"""Additions of other packages: the registries, and the recipes of docs/extending.md, which tests/additions follows."""
+
+import dataclasses
+import json
+import re
+import textwrap
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.additions import FOLDER, install_additions, registered_additions
+from helpers.forked import forked_programs
+from helpers.layers import assert_invertible
+from helpers.models import LEAST, random_images
+from helpers.places import ROOT, run_python
+from helpers.refusals import refusal
+from helpers.runs import read_log
+from helpers.variants import OF_CLASSES, SMALLEST, fresh
+from tensorflow_probability import distributions as tfd
+
+from export.endpoints import find_endpoint
+from export.exported_model import ExportedModel
+from export.verification.vectors import KerasAnswers, draw_values
+from tfdecouple.bijectors import with_log_det
+from tfdecouple.cli.options import EXIT_FAILED
+from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig, override
+from tfdecouple.data import sources
+from tfdecouple.data.batches import load_images, make_training_batches
+from tfdecouple.layers import Coupling
+from tfdecouple.model import DecoupledModel
+from tfdecouple.networks.architecture import compute_weight_shapes, count_multiply_adds, count_parameters
+from tfdecouple.registry import ENCODERS, LAYERS, LOGGERS, REGISTRIES, TRANSFORMS, Registry, register
+from tfdecouple.training.step import compute_learning_rate
+
+pytestmark = pytest.mark.usefixtures("eager_file")
+IMAGES = random_images(16, 4)
+NAMES = {"step_layers": ("reflection",), "conditioner": "far", "encoder": "patches", "prior": "gaussian"}
+ALL_NAMES = {**NAMES, "transform": "skewed", "multiscale_transform": "power"}
+
+
+# Opens a run and a file of Keras with the same model in a new process, and compares their codes.
+OPEN_BOTH = """
+import keras, numpy as np, tfdecouple
+from tfdecouple.model import DecoupledModel
+images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+codes = [model.encode(images) for model in (tfdecouple.load_model("run"), keras.saving.load_model("all.keras"))]
+print(all(np.array_equal(*pair) for pair in zip(*codes)) and np.any(codes[0].z != 0))
+"""
+
+
+@pytest.fixture
+def python_path(tmp_path_factory):
+    """The PYTHONPATH of a Python in which the package of additions is installed."""
+    return install_additions(tmp_path_factory.mktemp("installed"))
+
+
+@pytest.fixture(scope="module")
+def additions():
+    with registered_additions():
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(additions, eager_file):
+    """A model with all additions to networks, after some updates, and its losses."""
+    model = DecoupledModel(dataclasses.replace(SMALLEST, alpha=0.5, **ALL_NAMES))
+    model.initialize(IMAGES, seed=0)
+    z_noise = tf.random.stateless_normal([16, 4], [0, 1])
+    u_noise = tf.random.stateless_uniform([16, 4, 4, 3], [0, 2])
+    weights = [variable.value for variable in model.trainable_variables]
+
+    def step():
+        with tf.GradientTape() as tape:
+            terms = model.elbo_from_noise(IMAGES, z_noise, u_noise, training=True)[:3]
+            loss = tf.add_n([tf.reduce_mean(term) for term in terms])
+        gradients, _ = tf.clip_by_global_norm(tape.gradient(loss, weights, unconnected_gradients="zero"), 1.0)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.assign_sub(0.05 * gradient)
+        return loss
+
+    return model, [float(step()) for _ in range(6)]
+
+
+class TestRegistry:
+    def test_all_entries_of_this_project_exist_and_their_classes_have_their_names(self):
+        for kind, one in REGISTRIES.items():
+            for name, value in one.items():
+                assert value is not None and getattr(value, "name", name) in (name, value), (kind, name)
+
+    def test_installed_names_are_found_without_importing_what_they_name(self, python_path):
+        code = f"""
+import sys
+from tfdecouple.config import ModelConfig, TrainingConfig
+ModelConfig(**{ALL_NAMES!r})
+print([name for name in sys.modules if name.split(".")[0] in ("mine", "tensorflow")])
+TrainingConfig(schedule="cosine", loggers=("lines",))
+from tfdecouple.registry import METRICS, FORMATS
+print(*METRICS, *FORMATS)
+"""
+        first, second = run_python("-c", code, PYTHONPATH=python_path).stdout.splitlines()
+        assert first == "['mine', 'mine.additions']"
+        assert {"brightness", "weights", "graphs"} <= {*second.split()}
+
+    def test_names_of_this_project_import_no_other_package(self, python_path):
+        code = "import sys; from tfdecouple.config import Config; Config(); print('mine' in sys.modules)"
+        assert run_python("-c", code, PYTHONPATH=python_path).stdout == "False\n"
+
+    @pytest.mark.parametrize(
+        ("section", "option", "value"),
+        [
+            *((ModelConfig, option, value) for option, value in ALL_NAMES.items()),
+            (TrainingConfig, "schedule", "cosine"),
+            (TrainingConfig, "loggers", ("lines",)),
+        ],
+    )
+    def test_names_that_nobody_registered_are_refused(self, section, option, value):
+        message = refusal(lambda: section(**{option: value}))
+        assert option in message and "an installed package registers" in message
+
+    @pytest.mark.parametrize("name", ["tensorflow:Module", "mine.networks:Reflection", "os", "../mine", ""])
+    def test_config_cannot_name_a_module(self, name):
+        for registry_ in (LAYERS, ENCODERS, TRANSFORMS, LOGGERS):
+            assert name not in registry_
+        assert repr(name) in refusal(lambda: ModelConfig(encoder=name))
+
+    def test_message_suggests_the_nearest_name_and_lists_all(self):
+        message = refusal(lambda: override(Config(), ['training.loggers=["tensorbord"]']))
+        assert message.endswith("did you mean tensorboard?") and all(repr(name) in message for name in LOGGERS)
+
+    def test_name_is_registered_once_and_kinds_are_known(self, monkeypatch):
+        monkeypatch.setattr(LAYERS, "entries", dict(LAYERS.entries))
+        register("layer", "new", Coupling)
+        assert LAYERS["new"] is Coupling
+        for name in ("new", "actnorm"):
+            assert repr(name) in refusal(lambda name=name: register("layer", name, "a:b"))
+        assert "did you mean layer?" in refusal(lambda: register("layers", "new", "a:b"))
+
+    def test_package_whose_import_fails_is_left_out_with_a_warning(self, tmp_path):
+        (tmp_path / "broken.py").write_text("import no_such_module\n", encoding="utf-8")
+        metadata = tmp_path / "broken-1.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n", encoding="utf-8")
+        (metadata / "entry_points.txt").write_text("[tfdecouple]\nx = broken\n", encoding="utf-8")
+        done = run_python("-c", "from tfdecouple.registry import LAYERS; print(*LAYERS)", PYTHONPATH=str(tmp_path))
+        assert done.stdout == "actnorm\n" and "no_such_module" in done.stderr and "broken" in done.stderr
+
+    def test_listing_of_names_has_a_length_and_misses_raise_key_error(self):
+        made = Registry("test", a="math:pi")
+        del REGISTRIES["test"]
+        assert [*made] == ["a"] and len(made) == 1 and made.get("b") is None
+        assert 3 < made["a"] < 4
+        with pytest.raises(KeyError):
+            made["b"]
+
+
+def test_code_of_the_page_is_code_of_the_package():
+    texts = [path.read_text(encoding="utf-8") for path in FOLDER.rglob("*") if path.suffix in (".py", ".toml")]
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"(?:^ {4,}.*\n(?:\n*(?= {4}))?)+", page, re.MULTILINE)
+    assert len(blocks) >= 5
+    for block in blocks:
+        code = re.sub(r"^# .*\n", "", textwrap.dedent(block), flags=re.MULTILINE).strip("\n")
+        for part in re.split(r"\n\n(?=from|\[|register)", code):
+            assert any(part in textwrap.dedent(text) or textwrap.indent(part, " " * 4) in text for text in texts), part
+
+
+class TestNetworks:
+    def test_model_of_additions_is_planned_trained_exact_and_folded(self, trained):
+        model, losses = trained
+        shapes = compute_weight_shapes(model.config)
+        assert shapes == {path: tuple(value.shape) for path, value in model.named_variables().items()}
+        assert shapes["flow/level_0_part_0_step_0/reflection/axis"] == (3,)
+        assert model.parameter_count() == count_parameters(model.config)
+        assert np.isfinite(losses).all() and losses[-1] < losses[0]
+        # These weights start at 0.
+        for name in ("reflection/axis", "encoder/last_bias", "prior_flow/shift"):
+            assert any(np.any(value != 0) for path, value in model.named_variables().items() if path.endswith(name)), (
+                name
+            )
+        np.testing.assert_array_equal(model.decode(*model.encode(IMAGES)), IMAGES)
+        assert [*ExportedModel(model).find_faults()] == []
+
+    def test_conditioner_is_in_every_coupling_and_its_cost_is_counted(self, trained):
+        model, _ = trained
+        nets = [layer.net for layer in model.flow._flatten_layers() if isinstance(layer, Coupling)]
+        assert nets and {type(net).__name__ for net in nets} == {"FarNet"}
+        first = nets[0]
+        # 5x5 and 3x3 convolutions at each of 16 places, and z once.
+        adds = 16 * (25 * 2 * first.hidden + 9 * first.hidden * first.outputs) + 4 * first.hidden
+        assert first.cost((None, 4, 4, 2), (None, 4)).multiply_adds == adds
+        usual = dataclasses.replace(model.config, conditioner="convolutional")
+        assert count_multiply_adds(model.config) != count_multiply_adds(usual)
+
+    def test_encoder_starts_at_the_standard_normal_and_needs_no_options_of_the_resnet(self, additions):
+        model = DecoupledModel(dataclasses.replace(SMALLEST, encoder="patches", encoder_channels=(1, 1, 1, 1)))
+        model.initialize(IMAGES, seed=0)
+        posterior = model.posterior(IMAGES)
+        np.testing.assert_array_equal(posterior.mean(), np.zeros((16, 4)))
+        np.testing.assert_array_equal(posterior.stddev(), np.ones((16, 4)))
+
+    def test_prior_is_a_learned_gaussian_that_is_sampled(self, additions):
+        model = DecoupledModel(dataclasses.replace(SMALLEST, prior="gaussian"))
+        model.initialize(IMAGES, seed=0)
+        shift, log_scale = (model.named_variables()[f"prior_flow/{name}"] for name in ("shift", "log_scale"))
+        before = model.elbo(IMAGES, seed=0).bits_per_dim
+        shift.assign([0.5, 0, 0, 0]), log_scale.assign([0, 0, 0, 1])
+        z = model.encode(IMAGES).z
+        right = tf.reduce_sum(tfd.Normal(-shift, tf.exp(-log_scale)).log_prob(z), -1)
+        np.testing.assert_allclose(model.prior.log_prob(z), right, rtol=1e-4)
+        np.testing.assert_allclose(model.z_from_noise(tf.zeros([1, 4]))[0], -shift, atol=1e-6)
+        assert np.abs(model.elbo(IMAGES, seed=0).bits_per_dim - before).max() > 1e-3
+
+    def test_layer_inverts_with_the_log_det_of_its_jacobian(self, additions):
+        layer = LAYERS["reflection"](dtype="float64")
+        layer.build((None, 2, 2, 4))
+        rng = np.random.default_rng(0)
+        for variable in layer.trainable_variables:
+            variable.assign_add(rng.standard_normal(variable.shape))
+        x = tf.constant(rng.standard_normal((2, 2, 2, 4)))
+        assert np.abs(assert_invertible(layer, x)[0] - x).max() > 0.1
+
+    @pytest.mark.parametrize("name", ["skewed", "power"])
+    def test_transform_inverts_with_the_log_det_of_its_jacobian_and_starts_as_the_identity(self, additions, name):
+        transform, rng = TRANSFORMS[name], np.random.default_rng(0)
+        x, *raw = tf.constant(rng.standard_normal((1 + transform.parameters, 1, 2, 2, 3)))
+        bijector = transform.make_bijector(*raw, alpha=0.5)
+        assert np.abs(assert_invertible(with_log_det(bijector), x)[1]).min() > 1e-3
+        start = transform.make_bijector(*map(tf.zeros_like, raw), alpha=0.5)
+        np.testing.assert_allclose(start.forward(x), x, atol=1e-12)
+        # TFP would take a constant Jacobian for that of all x.
+        for value in (x, 2 * x):
+            _, log_det = with_log_det(bijector).forward_and_log_det(value)
+            np.testing.assert_allclose(bijector.forward_log_det_jacobian(value, event_ndims=3), log_det, atol=1e-9)
+
+
+def test_schedule_multiplies_the_rate_after_the_warm_up(additions):
+    config = TrainingConfig(steps=10, warmup_steps=2, decay_rate=1.0, learning_rate=0.5, schedule="cosine")
+    rates = [float(compute_learning_rate(config, tf.constant(update))) for update in (2, 6, 10)]
+    np.testing.assert_allclose(rates, [0.5, 0.25, 0], atol=1e-7)
+
+
+def test_sources_are_opened_from_any_folder_and_listed(additions, tmp_path, monkeypatch):
+    source = sources.open_source(DataConfig(source="stripes"), (8, 8, 3))
+    batch = next(iter(make_training_batches(source, DataConfig(), batch_size=4, seed=0)))["image"].numpy()
+    assert batch.shape == (4, 8, 8, 3) and (batch == batch[:, :, :1, :1]).all() and batch.std() > 0
+    ours, theirs = (load_images(source, split, 64)[0] for split in ("train", "test"))
+    assert (ours != theirs).any()
+    assert "stripes" in sources.list_source_kinds() and "array:PATH" in sources.list_source_kinds()
+    with pytest.raises(Exception, match="did you mean stripes?"):
+        sources.open_source(DataConfig(source="strips"), (8, 8, 3))
+    monkeypatch.chdir(tmp_path)
+    images = random_images(40)
+    np.save("images.npy", images)
+    resolved = sources.resolve_image_paths(DataConfig(source="array:images.npy"))
+    monkeypatch.chdir("/")
+    assert (load_images(sources.open_source(resolved, (8, 8, 3)), "train", 10)[0] == images[:20:2]).all()
+    path = str(tmp_path / "images.npy")
+    assert resolved.source == f"array:{path}"
+    assert sources.find_source_kind(resolved.source).locate_images(resolved) == ("data.source", path)
+
+
+@pytest.mark.parametrize("name", ["reconstruct", "length"])
+def test_endpoints_take_the_labels_of_a_model_of_classes(additions, name):
+    model = fresh(OF_CLASSES["classes"])
+    endpoint, answers, rng = find_endpoint(model.config, name), KerasAnswers(model), np.random.default_rng(0)
+    images, labels = endpoint.inputs
+    given = {images.name: IMAGES[:3], labels.name: draw_values(labels, rng, 3)}
+    (answer,), (right,) = endpoint.answer(answers, given).values(), endpoint.reference(model, given).values()
+    answer = answers.to_pixels(answer) if name == "reconstruct" else answer
+    np.testing.assert_allclose(answer, right, rtol=1e-5)
+    assert not any(made.inputs == endpoint.inputs for made in (find_endpoint(LEAST, name),))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("traced")
+def test_run_with_all_additions_is_trained_resumed_opened_evaluated_and_exported(python_path, tmp_path):
+    def run(*arguments, **variables):
+        with forked_programs():
+            return run_python(*arguments, folder=tmp_path, PYTHONPATH=variables.get("path", python_path))
+
+    def read(*arguments):
+        done = run(*arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    train = [str(ROOT / "train.py"), "--config", str(FOLDER / "config.json"), "--workdir", "run"]
+    read(*train, "--steps", "2")
+    read(*train)
+    rows = read_log(tmp_path / "run")
+    assert rows["validation", 4]["largest_v"] > rows["validation", 4]["smallest_scale"] > 0
+    rates = [rows["train", step]["learning_rate"] / 0.01 for step in (1, 2, 3, 4)]
+    assert rates[0] == pytest.approx(1, rel=1e-4) and rates[2:] == pytest.approx([0.5, 0.146447], rel=1e-4)
+    lines = (tmp_path / "run" / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.split()[0] for line in lines if "train/bits_per_dim" in line] == ["1", "2", "3", "4"]
+    assert [*(tmp_path / "run" / "images").glob("*-differences.png")]
+
+    evaluate = ["-m", "tfdecouple", "evaluate", "--run", "run", "--split", "validation", "--images", "5"]
+    assert "brightness" in read(*evaluate, "--brightness")
+    (result,) = (tmp_path / "run").rglob("brightness-validation*.json")
+    values = json.loads(result.read_text(encoding="utf-8"))
+    assert 0 < values["brightness"] == values["reconstructed"] < 255 and values["source"] == "stripes"
+
+    read("-c", "import tfdecouple; tfdecouple.load_model('run').save('all.keras')")
+    assert read("-c", OPEN_BOTH).splitlines()[-1] == "True"
+    alone = run("-m", "tfdecouple", "sample", "--run", "run", path="")
+    assert alone.returncode == 2 and alone.stderr.count("\n") == 1 and "an installed package registers" in alone.stderr
+
+    names = ("encode", "decode", "score", "reconstruct", "length")
+    formats = ("savedmodel", "onnx", "graphs", "weights")
+    read("-m", "tfdecouple", "export", "--run", "run", "--to", "out", "--format", *formats, "--endpoints", *names)
+    card = json.loads((tmp_path / "out" / "model_card.json").read_text(encoding="utf-8"))
+    assert card["endpoints"]["reconstruct"]["onnx"] == "onnx/reconstructor.onnx"
+    assert {"encode", "decode", "reconstruct"} <= {*card["formats"]["graphs"]["parity"]}
+    assert {*names} == {*card["formats"]["savedmodel"]["parity"]} and "checked" in card["formats"]["weights"]
+    assert (tmp_path / "out" / "weights" / "weights.npz").is_file()
+    assert "outputs were not checked of weights" in read("-m", "tfdecouple", "export", "--verify", "out")
+    graphs = tmp_path / "out" / "graphs"
+    (graphs / "encoder.pb").write_bytes((graphs / "decoder.pb").read_bytes())
+    assert run("-m", "tfdecouple", "export", "--verify", "out").returncode == EXIT_FAILED
