@@ -211,7 +211,7 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--format", "onxx"], "there is no format 'onxx'; there are savedmodel, onnx, litert, web"),
+            (["--format", "onxx"], "a format is 'onxx'; it must be one of 'savedmodel', 'onnx', 'litert', 'web'"),
             (["--endpoints", "decode", "score_all"], "this model has no endpoint 'score_all'; it has encode, "),
             (["--format", "onnx", "--endpoints", "encode"], "--endpoints encode is for the format savedmodel alone, "),
             (["--format", "onnx", "--version", "2"], "--version 2 is for the format savedmodel alone, and the formats"),
