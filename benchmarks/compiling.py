@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import model_benchmark  # noqa: E402
 from benchmarks.common import make_table, measure_relative_errors, update_page, write_json  # noqa: E402
-from tfdecouple.config import ModelConfig, load_preset, preset_names  # noqa: E402
+from tfdecouple.config import ModelConfig, preset_config, preset_names  # noqa: E402
 from tfdecouple.runtime.devices import describe_machine  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
@@ -63,7 +63,7 @@ def measure_presets(options: argparse.Namespace) -> int:
     """Times XLA and TensorFlow on the layers of each preset in --presets, prints a table, and returns exit status 0."""
     presets = options.presets or preset_names()
     for preset in presets:
-        load_preset(preset)  # An unknown name raises an error here, before the first preset is measured.
+        preset_config(preset)  # An unknown name raises an error here, before the first preset is measured.
     kinds: dict[str, dict[str, float]] = {}
     rows: dict[str, dict[str, Any]] = {}
     spawn = multiprocessing.get_context("spawn")
@@ -146,7 +146,7 @@ def measure_preset(
 ) -> tuple[list[str], dict[str, dict[str, float]]]:
     """Times a preset's distinct layers, except keys in `measured`; returns all keys, and {key: times} of the rest."""
     start_tensorflow(threads)
-    kinds = {kind.key: kind for kind in list_layer_kinds(load_preset(preset).model)}
+    kinds = {kind.key: kind for kind in list_layer_kinds(preset_config(preset).model)}
     return list(kinds), {key: measure_kind(kind, images) for key, kind in kinds.items() if key not in measured}
 
 

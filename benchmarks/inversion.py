@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import make_table, measure_relative_errors, write_json  # noqa: E402
 from benchmarks.model_benchmark import Benchmark, make_timed_config  # noqa: E402
-from tfdecouple.config import PRECISIONS, Config, DataConfig, load_preset, override  # noqa: E402
+from tfdecouple.config import PRECISIONS, Config, DataConfig, preset_config  # noqa: E402
 from tfdecouple.runtime.devices import describe_machine  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
@@ -72,7 +72,7 @@ def measure_run(options: argparse.Namespace) -> Iterator[list[Any]]:
     from tfdecouple import load_model
 
     model = load_model(options.run)
-    config = make_timed_config(load_preset(options.preset), options.batch)
+    config = make_timed_config(preset_config(options.preset), options.batch)
     benchmark = make_benchmark(dataclasses.replace(config, model=model.config))
     benchmark.model.set_weights(model.get_weights())
     gradients = Gradients(benchmark, options.batch)
@@ -82,14 +82,14 @@ def measure_run(options: argparse.Namespace) -> Iterator[list[Any]]:
 
 def train_model(options: argparse.Namespace, alpha: float) -> Iterator[list[Any]]:
     """Trains a model with this alpha; yields table rows of gradient errors, lists, for each --updates and precision."""
-    preset = load_preset(options.preset)
+    preset = preset_config(options.preset)
     # The preset's learning rate replaces the tiny one of `make_timed_config`, with which the model would not learn.
     changes = [
         f"training.learning_rate={preset.training.learning_rate}",
         f"model.alpha={alpha}",
         "training.memory=keep",
     ]
-    benchmark = make_benchmark(override(make_timed_config(preset, options.batch), [*changes, *options.set]))
+    benchmark = make_benchmark(make_timed_config(preset, options.batch).override([*changes, *options.set]))
     work, gradients, done = benchmark.make_work("train", options.batch), Gradients(benchmark, options.batch), 0
     for updates in sorted(options.updates):
         for _ in range(updates - done):
@@ -146,7 +146,7 @@ class Gradients:
         import keras
         import tensorflow as tf
 
-        from tfdecouple.model.objective import negative_elbo
+        from tfdecouple.model.objective import evaluate_bound
         from tfdecouple.numerics.kernels import use_kernels
         from tfdecouple.runtime.run_mode import RunMode
 
@@ -162,10 +162,10 @@ class Gradients:
             with scope, use_kernels(run_mode.kernels):
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
                     tape.watch([*weights, probe])
-                    elbo, _ = negative_elbo(
+                    bound, _ = evaluate_bound(
                         model, model.quantizer.find_bins(images), *noise, training=True, runner=runner
                     )
-                    loss = tf.reduce_sum(elbo.reconstruction + elbo.kl + elbo.dequantization)
+                    loss = tf.reduce_sum(bound.reconstruction + bound.kl + bound.dequantization)
                 return tape.gradient(loss, [*weights, probe], unconnected_gradients="zero")
 
         return run

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from tfdecouple.config import Config, override
+from tfdecouple.config import Config
 from tfdecouple.errors import UserError
 
 # The kinds of work that are timed: training, evaluation of bits/dim, encoding, decoding, sampling.
@@ -26,7 +26,7 @@ def make_timed_config(config: Config, batch: int) -> Config:
     decay = config.training.ema_decay or EMA_DECAY
     settings = ["training.learning_rate=1e-6", "training.micro_batches=1", f"training.ema_decay={decay}"]
     settings += [f"training.{name}={batch}" for name in ("batch_size", "evaluation_batch_size")]
-    return override(config, settings)
+    return config.override(settings)
 
 
 class Work(NamedTuple):
@@ -92,7 +92,7 @@ class Benchmark:
             return Work(lambda: model.sample(batch, temperature=0.7, seed=0).numpy(), batch)
         images, labels = load_images(self.source, "test", batch, at_most=True)
         images = np.resize(images, (batch, *images.shape[1:]))
-        labels = model.drop_unused_labels(np.resize(labels, batch))
+        labels = np.resize(labels, batch) if model.config.has_labels else None
         if phase == "encode":
             return Work(lambda: model.encode(images, labels).v.numpy(), batch)
         z, v = model.encode(images, labels)[:2]

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.common import make_table, update_page  # noqa: E402
 from benchmarks.scaling import count_state_bytes  # noqa: E402
 from benchmarks.training_cost import count_activation_bytes  # noqa: E402
-from tfdecouple.config import Config, load_preset, override, preset_names  # noqa: E402
+from tfdecouple.config import Config, preset_config, preset_names  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 PAGE = ROOT / "docs" / "paper.md"
@@ -138,7 +138,7 @@ def compute_hours(config: Config, precision: str) -> float:
     """
     from tfdecouple.networks.architecture import compute_ceiling
 
-    rate = SHARE * compute_ceiling(override(config, [f"training.precision={precision}"]), "train", "A100")
+    rate = SHARE * compute_ceiling(config.override([f"training.precision={precision}"]), "train", "A100")
     return config.training.steps * config.training.batch_size / rate / 3600
 
 
@@ -164,7 +164,7 @@ def render_presets() -> str:
         bits[name] = f"{statistics.mean(seeds[run]):.2f} (JPEG re-encoded)"
     rows = []
     for name in MAIN_PRESETS:
-        config = load_preset(name)
+        config = preset_config(name)
         training, parameters = config.training, count_parameters(config.model)["total"]
         micro_batch = training.batch_size // training.micro_batches
         memory = count_state_bytes(parameters) + micro_batch * count_activation_bytes(config.model)
@@ -186,7 +186,7 @@ def render_models() -> str:
     counted = json.loads(COUNTS.read_text(encoding="utf-8"))
     rows = []
     for name in list_models():
-        config = load_preset(name)
+        config = preset_config(name)
         training = config.training
         hours = [compute_hours(config, precision) for precision in ("float32", "tf32")]
         rows.append(
@@ -212,7 +212,7 @@ def describe_model(config: Config) -> str:
     model = config.model
     name = {"coupling": "our model", "none": "Glow: refined", "base": "baseline of Table 3"}[model.conditioning]
     name += ", variational dequantisation" if model.has_dequantizer else ""
-    return name + (", z a function of the label" if model.has_class_codes else "")
+    return name + (", z a function of the label" if model.has_label_codes else "")
 
 
 def render_metrics() -> str:
@@ -222,7 +222,7 @@ def render_metrics() -> str:
     for name, value in FID.items():
         table = "2" if name == "cifar10_glow" else "3" if "base" in name else "2, 3"
         command = f"`{program}/{name} --frechet fid.onnx --frechet-split train+validation --frechet-images 50000`"
-        rows.append([table, describe_model(load_preset(name)), "FID", value, command])
+        rows.append([table, describe_model(preset_config(name)), "FID", value, command])
     for features, value in PROBE.items():
         what = f"our model, {features}" if features != "pixels" else "raw pixel"
         rows.append(["4", what, "accuracy in %", value, f"`{program}/cifar10 --probe --probe-images 49000`"])
@@ -231,7 +231,7 @@ def render_metrics() -> str:
 
 def render_options() -> str:
     """Returns a Markdown table of the hyper-parameters: option, source, and the presets' value for each data set."""
-    presets = [load_preset(name).flatten_options() for name in DATA_SETS.values()]
+    presets = [preset_config(name).flatten_options() for name in DATA_SETS.values()]
     rows = []
     for option, (source, _) in OPTIONS.items():
         values = [json.dumps(preset[option]).strip('"') for preset in presets]

@@ -48,7 +48,7 @@ from benchmarks.model_benchmark import (  # noqa: E402
     read_peak_bytes,
     time_calls,
 )
-from tfdecouple.config import MEMORY, PRECISIONS, Config, load_preset, override  # noqa: E402
+from tfdecouple.config import MEMORY, PRECISIONS, Config, preset_config  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
@@ -135,7 +135,7 @@ def parse_phase(text: str) -> tuple[str, int]:
 
 def make_config(options: argparse.Namespace, kind: str, batch: int) -> Config:
     """Returns the config of --preset, with --precision, --memory and --set, for timing work such as "train"."""
-    config = load_preset(options.preset)
+    config = preset_config(options.preset)
     trains = kind in ("train", "first_step")
     for value, option in ((options.precision, "--precision"), (options.memory, "--memory")):
         if value and value != "float32" and not trains:
@@ -144,7 +144,7 @@ def make_config(options: argparse.Namespace, kind: str, batch: int) -> Config:
         print(f"the preset averages no weights: training.ema_decay={EMA_DECAY} is set, to count the work", flush=True)
     training = {"precision": options.precision, "memory": options.memory}
     changes = [f"training.{name}={value}" for name, value in training.items() if value]
-    config = override(make_timed_config(config, batch), [*changes, *options.set])
+    config = make_timed_config(config, batch).override([*changes, *options.set])
     if config.training.batch_size != batch:
         raise UserError(f"the phase says {batch} images and --set training.batch_size={config.training.batch_size}")
     return config

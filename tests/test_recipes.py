@@ -50,10 +50,10 @@ def run(folder, *arguments):
 
 
 LOGGER = """
-from tfdecouple.config import Config, override
+from tfdecouple.config import Config
 from tfdecouple.errors import ConfigError
 try:
-    override(Config(), ['training.loggers=["line"]'])
+    Config().override(['training.loggers=["line"]'])
 except ConfigError as error:
     print(error)
 """
@@ -87,12 +87,12 @@ COUPLING = f"""
 import pkgutil
 import numpy as np, tensorflow as tf
 from tfdecouple.bijectors import with_log_det
-from tfdecouple.config import load_preset
+from tfdecouple.config import preset_config
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.architecture import count_parameters
 from tfdecouple.transforms import TRANSFORMS
 
-config = load_preset("tiny").model
+config = preset_config("tiny").model
 # Functions that run once or twice are not traced, because tracing takes longer.
 tf.config.run_functions_eagerly(True)
 model = DecoupledModel(config)
@@ -102,7 +102,7 @@ model.initialize(images, seed=0)
 for variable in model.trainable_variables:
     variable.assign_add(0.1 * np.random.default_rng(1).standard_normal(variable.shape))
 np.testing.assert_array_equal(model.decode(*model.encode(images)), images)
-assert np.isfinite(model.elbo(images, seed=0).bits_per_dim).all()
+assert np.isfinite(model.bound(images, seed=0).bits_per_dim).all()
 
 transform = TRANSFORMS[{TRANSFORM!r}]
 x, *raw = tf.unstack(tf.random.stateless_normal([1 + transform.parameters, 1, 2, 2, 3], [0, 1], dtype="float64"))

@@ -6,12 +6,15 @@ range.
 
 import math
 import operator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
 from tfdecouple.errors import DataError, UserError, one_line
+
+# What the methods of a model take for arrays: tensors, NumPy arrays, and nested lists of numbers.
+ArrayLike: TypeAlias = tf.types.experimental.TensorLike
 
 
 def as_tensor(value: Any, name: str, error: type[UserError] = UserError) -> tf.Tensor:

@@ -16,6 +16,7 @@ from tfdecouple.cli.run_images import read_image_files
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data.image_file import crop_and_resize, crop_and_resize_tensor, read_image
 from tfdecouple.data.tfds import decode_tfds_image
+from tfdecouple.model.quantizer import Quantizer
 
 EXAMPLES = ROOT / "examples"
 
@@ -62,7 +63,7 @@ def test_python_clients_read_images_as_training_does(files, crop):
 
 
 def test_commands_read_images_as_training_does(files, wanted):
-    model = types.SimpleNamespace(quantize_images=lambda pixels: pixels)
+    model = types.SimpleNamespace(quantizer=Quantizer(8))
     config = Config(name="tiny", model=TINY, data=DataConfig(source="cifar10"))
     run = types.SimpleNamespace(model=model, config=config, note=lambda: "")
     images = read_image_files(run, [str(path) for path in files.values()]).pixels

@@ -8,7 +8,7 @@ from helpers.planted_checks import PLANTED
 from helpers.recipes import copy_packages, insert_text, read_recipe, run_in_copy
 
 from tfdecouple.cli import main
-from tfdecouple.config import load_preset
+from tfdecouple.config import preset_config
 from tfdecouple.doctor import check_runner, checks
 from tfdecouple.doctor.check_runner import VARIANTS, Result, Task
 from tfdecouple.networks.architecture import compute_ceiling
@@ -114,7 +114,7 @@ def test_doctor_times_each_phase_with_and_without_labels(eager, monkeypatch, pre
 
 @pytest.mark.parametrize("gpu", ["NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA A100-SXM4-40GB", "Tesla T4", ""])
 def test_share_of_the_ceiling_is_reported_for_gpus_with_a_known_peak(gpu):
-    config = load_preset("cifar10")
+    config = preset_config("cifar10")
     results = list(checks.compare_with_ceiling(config, gpu, compute_ceiling(config, "train", "A100") / 4))
     peak = {"H100": 66.9, "H200": 66.9, "A100-SXM4-40GB": 19.5}.get(gpu.replace("NVIDIA ", "").split(" ")[0])
     assert [result.figures["share"] for result in results] == ([] if peak is None else [pytest.approx(19.5 / 4 / peak)])

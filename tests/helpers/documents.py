@@ -18,7 +18,7 @@ from markdown_it import MarkdownIt
 from helpers.places import ROOT
 from tfdecouple import cli
 from tfdecouple.cli import train
-from tfdecouple.config import Config, load_preset, override
+from tfdecouple.config import Config, preset_config
 
 # Paths of the project's Markdown files, without model cards, whose commands run in an export folder.
 DOCUMENTS = sorted(
@@ -115,7 +115,7 @@ def _check_train(arguments: list[str]) -> None:
     options = parse_options(train.main, arguments)
     # With --help the parser ends the program, `options` is empty, and there is no preset to check.
     if hasattr(options, "preset"):
-        override(Config() if options.config else load_preset(options.preset), options.set)
+        (Config() if options.config else preset_config(options.preset)).override(options.set)
 
 
 def _check_tfdecouple(arguments: list[str]) -> None:
@@ -130,7 +130,7 @@ def _check_tfdecouple(arguments: list[str]) -> None:
     elif arguments:
         options = parse_options(cli.main, arguments)
         if getattr(options, "command", None) == "presets" and options.name:
-            load_preset(options.name)
+            preset_config(options.name)
 
 
 def _check_python(arguments: list[str], folder: pathlib.Path) -> None:

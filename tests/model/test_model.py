@@ -50,7 +50,7 @@ class TestModel:
         codes = model.encode(IMAGES, verify=True)
         assert isinstance(codes, Codes) and model.decode(*codes).dtype == tf.uint8
         equal(model.decode(*codes), expected)
-        equal(model.quantize_images(IMAGES), expected)
+        equal(model.quantizer.quantize_pixels(IMAGES), expected)
         np.testing.assert_allclose(model.encode(expected).v, codes.v, rtol=1e-4, atol=1e-4)
         equal(model.decode(*model.encode(np.concatenate([IMAGES] * 5))), np.concatenate([expected] * 5))
         equal(model.decode(*model.encode(IMAGES[:1])), expected[:1])
@@ -154,7 +154,7 @@ class TestModel:
         "call",
         [
             lambda model, images: model.posterior(images),
-            lambda model, images: model.prior,
+            lambda model, images: model.prior(),
             lambda model, images: model.switch(images, images),
             lambda model, images: model.likelihood(np.zeros((3, 4))),
             lambda model, images: model.decode(np.zeros((3, 4)), np.zeros(images.shape)),
@@ -204,7 +204,7 @@ class TestModel:
         signature = [tf.TensorSpec([None, 4, 4, 3], tf.uint8)] * 2
         equal(tf.function(run, input_signature=signature)(a, b), run(a, b))
 
-    @pytest.mark.parametrize("method", ["initialize", "diagnose", "quantize_images", "classify"])
+    @pytest.mark.parametrize("method", ["initialize", "classify"])
     def test_methods_of_one_image_size_refuse_other_sizes(self, method):
         images = np.zeros((2, 4, 8, 3), "uint8")
         message = message_of(DataError, lambda: getattr(variant("prior-classes"), method)(images))
@@ -219,7 +219,7 @@ class TestModel:
             images = images_of(model)
             codes = model.encode(images, verify=True)
             equal(model.decode(*codes), images)
-            assert {array.dtype for array in (*codes, *model.elbo(images, seed=1))} == {tf.float32}
+            assert {array.dtype for array in (*codes, *model.bound(images, seed=1))} == {tf.float32}
             assert {variable.dtype for variable in model.trainable_variables} == {"float32"}
         finally:
             keras.config.set_dtype_policy(before)

@@ -15,7 +15,7 @@ from helpers.variants import ODD, OF_CLASSES, VARIANTS
 from keras.src.backend.common import global_state
 
 from benchmarks.training_cost import count_activation_bytes, count_stored_bytes
-from tfdecouple.config import STEP_LAYERS, load_preset, preset_names
+from tfdecouple.config import STEP_LAYERS, preset_config, preset_names
 from tfdecouple.layers import Coupling
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.architecture import (
@@ -64,6 +64,8 @@ def without_values():
 # The configs above have all options; these presets are built fast.
 QUICK = ("quickstart", "cifar10_classes", "cifar10_glow_var")
 PRESETS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in preset_names()]
+# Presets whose notes state calculated costs.
+ESTIMATED = [name for name in preset_names() if "Estimate, not measured" in preset_config(name).notes]
 
 REFERENCE = json.loads((DATA / "reference_parameter_counts.json").read_text())
 
@@ -102,11 +104,11 @@ class TestPlan:
 
     @pytest.mark.parametrize("name", PRESETS)
     def test_planned_weights_of_a_preset_are_those_of_the_built_model(self, name, without_values):
-        check_weights(load_preset(name).model)
+        check_weights(preset_config(name).model)
 
     @pytest.mark.parametrize("preset", REFERENCE)
     def test_parameter_counts_of_presets_equal_those_of_the_authors_code(self, preset):
-        config, expected = load_preset(preset).model, REFERENCE[preset]
+        config, expected = preset_config(preset).model, REFERENCE[preset]
         networks = ("flow", "encoder", "prior", "class_codes", "dequantizer", "total")
         assert count_parameters(config) == {name: expected[name] for name in networks if name in expected}
         shapes = compute_weight_shapes(config)
@@ -137,9 +139,9 @@ class TestPlan:
         # A transform without a count of its own counts x, and each parameter twice.
         assert TRANSFORMS["affine"]._replace(activations=None).count_activations(0.5) == 5
 
-    @pytest.mark.parametrize("preset", [n for n in preset_names() if "Estimate, not measured" in load_preset(n).notes])
+    @pytest.mark.parametrize("preset", ESTIMATED)
     def test_costs_stated_in_presets_are_those_calculated(self, preset):
-        config = load_preset(preset)
+        config = preset_config(preset)
         training = config.training
 
         def stated(pattern):
@@ -168,7 +170,7 @@ class TestPlan:
     @pytest.mark.parametrize("memory", ["keep", "recompute"])
     def test_calculated_memory_of_a_flow_step_is_what_tensorflow_stores(self, memory, alpha):
         """The calculation rounds the numbers of a transform up."""
-        config = dataclasses.replace(load_preset("quickstart").model, alpha=alpha)
+        config = dataclasses.replace(preset_config("quickstart").model, alpha=alpha)
         stage = next(stage for level in config.levels for stage in level if stage.channels % 2 == 0)
         couplings = {"hidden": stage.hidden, "condition_size": config.latent_dim, "alpha": alpha}
         layer = FlowStep({**couplings, "transform": config.transform})

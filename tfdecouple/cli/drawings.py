@@ -83,7 +83,7 @@ def _draw_reconstruction_at_own_size(opened: Run, options: argparse.Namespace) -
     model, source = opened.model, run_images.open_data(opened, options)
     for name, read in draw_uncropped_images(source, options.split, options.count, options.seed).items():
         image = model.quantizer.quantize_pixels(read()[None]).numpy()
-        decoded = model.decode(*model.encode(image)).numpy()
+        decoded = model.decode(*model.encode(image), size=image.shape[1:3]).numpy()
         lost, (height, width) = int((decoded != image).sum()), image.shape[1:3]
         summary = f"{width} x {height} pixels, {lost} of {image.size:,} subpixels differ"
         caption = f"Image and decode(encode(image)): {summary}. {opened.note()}"
@@ -192,7 +192,7 @@ def draw_neighbours(opened: Run, options: argparse.Namespace) -> Iterator[Drawin
     columns: dict[str, list[np.ndarray]] = {name: [] for name in queries}
     searched: list[int] = []
     for batch in read_chosen_batches(source, split, drawn, batch_size=64, title="searching"):
-        images = np.asarray(model.quantize_images(batch["image"]))
+        images = np.asarray(model.quantizer.quantize_pixels(batch["image"]))
         for name, query in queries.items():
             vectors = opened.encode_z(images) if name == "z" else images
             columns[name].append(cdist(query.reshape(len(query), -1), vectors.reshape(len(vectors), -1)))

@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     # The images are not cached in memory (cache_gib=0), because each image is needed once.
     data = {"on_bad_image": options.on_bad_image, "cache_gib": 0.0}
     source = opened.open_source(options.data, options.data_dir, options.download, **data)
-    if opened.config.model.has_class_codes:
+    if opened.config.model.has_label_codes:
         opened.require_labels(source)
     job = _make_manifest(opened, source, options)
     batch_size = options.batch_size or opened.config.training.evaluation_batch_size
@@ -74,7 +74,7 @@ def _verify_codes(out: pathlib.Path) -> int:
 
 
 def _require_fields(opened: Run, options: argparse.Namespace) -> None:
-    if options.z_std and opened.config.model.has_class_codes:
+    if options.z_std and opened.config.model.has_label_codes:
         raise UserError(f"--z-std: z of {options.run} is a function of the label and has no standard deviation")
     if not opened.config.model.has_latent and (options.z_std or not (options.v or options.scores)):
         wanted = "--z-std needs one" if options.z_std else "its code is v: add --v"

@@ -64,7 +64,8 @@ def _make_images(
     run.require_labels(source)
     names = get_label_names(source, labels)
     facts = {"data": source.title, "split": split, "indices": indices.tolist(), "labels": names}
-    return Images(pixels, facts, f"Images: {source.title}, {split}. {run.note()}", run.model.drop_unused_labels(labels))
+    labels_of_model = labels if run.config.model.has_labels else None
+    return Images(pixels, facts, f"Images: {source.title}, {split}. {run.note()}", labels_of_model)
 
 
 def get_label_names(source: Source, labels: np.ndarray) -> list[str | None]:
@@ -76,7 +77,7 @@ def read_image_files(run: Run, paths: list[str]) -> Images:
     """Reads the image files at `paths`, cropped and resized to the model's size; DataError if one cannot be read."""
     crop = choose_user_crop(run.config.data)
     images = np.stack([read_image(path, run.config.model.image_shape, crop) for path in paths])
-    pixels = np.asarray(run.model.quantize_images(images))
+    pixels = np.asarray(run.model.quantizer.quantize_pixels(images))
     return Images(pixels, {"files": list(paths)}, f"Own images. {run.note()}")
 
 

@@ -6,7 +6,7 @@ import textwrap
 import time
 
 from tfdecouple.cli.options import get_program_name
-from tfdecouple.config import Config, describe_options, list_option_names, load_preset, preset_names
+from tfdecouple.config import Config, describe_options, list_option_names, preset_config, preset_names
 from tfdecouple.config.run import make_unknown_option_error
 from tfdecouple.errors import UserError, nearest
 from tfdecouple.runtime.process import start_tensorflow
@@ -20,9 +20,9 @@ def run_presets(options: argparse.Namespace) -> int:
     if not options.name:
         names = preset_names()
         width = max(map(len, names))
-        print(*(f"{name:{width}} {load_preset(name).description}" for name in names), sep="\n")
+        print(*(f"{name:{width}} {preset_config(name).description}" for name in names), sep="\n")
         return 0
-    config = load_preset(options.name)
+    config = preset_config(options.name)
     start_tensorflow()
     from tfdecouple.networks.architecture import count_parameters
 
@@ -98,7 +98,7 @@ def run_publish(options: argparse.Namespace) -> int:
     names = ("licence", "name", "data", "trained_on", "rights", "private")
     place = publish(options.run, options.to, **{name: getattr(options, name) for name in names})
     print(f"{place}: config, weights, card and manifest")
-    print(f"  import tfdecouple; model = tfdecouple.load_{'pretrained' if '://' in place else 'model'}({place!r})")
+    print(f"  import tfdecouple; model = tfdecouple.load_model({place!r})")
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from tfdecouple.cli import make_parser
 from tfdecouple.cli.command_table import DEVICES, DOWNLOAD
 from tfdecouple.cli.options import AddOption, get_program_name, group, option
-from tfdecouple.config import Config, load_preset, override
+from tfdecouple.config import Config, preset_config
 from tfdecouple.data.sources import list_source_kinds
 from tfdecouple.runtime.option_types import make_number_type
 from tfdecouple.runtime.process import Program, get_arguments, start_tensorflow
@@ -94,10 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command `train`: trains a model, prints where its pictures are; returns 0 or an `EXIT_` constant."""
-    config = Config.from_json(options.config) if options.config else load_preset(options.preset)
+    config = Config.from_json(options.config) if options.config else preset_config(options.preset)
     shortcuts = {name: value for name, value in vars(options).items() if "." in name and value is not None}
     assignments = [f"{name}={json.dumps(value)}" for name, value in shortcuts.items()]
-    config = override(config, [*options.set, *assignments])
+    config = config.override([*options.set, *assignments])
     workdir = pathlib.Path(options.workdir or f"runs/{config.name}")
 
     start_tensorflow()

@@ -261,12 +261,12 @@ class ModelConfig:
         return self.has_latent and self.prior != "classes"
 
     @property
-    def has_class_codes(self) -> bool:
+    def has_label_codes(self) -> bool:
         """Whether z is a learned function of an image's label (`prior` "classes"); then there is no encoder."""
         return self.has_latent and self.prior == "classes"
 
     @property
-    def has_classes(self) -> bool:
+    def has_labels(self) -> bool:
         """Whether the model is conditioned on labels of the images (`classes` is above 0)."""
         return self.classes > 0
 

@@ -82,7 +82,7 @@ class FrechetDistance(Metric):
                 start, end = end, end + source.sizes[part]
                 indices = drawn[(start <= drawn) & (drawn < end)] - start
                 for batch in read_chosen_batches(source, part, indices, batch_size=evaluation.batch_size):
-                    yield model.quantize_images(batch["image"]).numpy()
+                    yield model.quantizer.quantize_pixels(batch["image"]).numpy()
 
         compared = {
             f"{split} images": draw_images(split),
@@ -170,6 +170,8 @@ def draw_model_samples(
     import tensorflow as tf
 
     from tfdecouple import randomness
+    from tfdecouple.model.codes import draw_labels
+    from tfdecouple.model.objective import map_noise_to_z
 
     config = model.config
     frechet_seed = randomness.derive_seed(seed, "frechet")
@@ -180,9 +182,9 @@ def draw_model_samples(
             z_noise = randomness.draw_noise_by_index([config.latent_dim], frechet_seed, numbers, "z")
             v_noise = randomness.draw_noise_by_index(config.image_shape, frechet_seed, numbers, "v")
             labels = None
-            if config.has_classes:
-                labels = model.draw_labels(start, start + batch_size, randomness.derive_seed(frechet_seed, "labels"))
-            z = model.z_from_noise(z_noise, labels) if config.has_latent else None
+            if config.has_labels:
+                labels = draw_labels(config, start, start + batch_size, randomness.derive_seed(frechet_seed, "labels"))
+            z = map_noise_to_z(model, z_noise, labels) if config.has_latent else None
             done = min(start + batch_size, count)
             yield model.decode(z, temperature * v_noise).numpy()[: done - start]
             counter(done)

@@ -21,24 +21,12 @@ from tfdecouple.numerics.arithmetic import get_sizes
 from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.runtime.devices import format_bytes, read_free_memory
 
+# Height and width of images, in pixels: numbers, or scalar tensors while a graph is traced for any size.
+Size = tuple[Any, Any]
 # Longest side of an image, in pixels, for which float32 holds all sums in `shrink_images` exactly.
 LONGEST_SIDE = 32_767
 # Images are encoded and decoded in groups of at most this many pixels; a larger image is a group of its own.
 _PIXELS_AT_ONCE = 2**20
-
-
-class SizedCodes(NamedTuple):
-    """The codes of images of another size than `config.image_shape`; `model.decode(*codes)` returns the images.
-
-    Attributes:
-        z: the code of each image resized to `config.image_shape`, float32 `[batch, d_z]`; None for a model without z.
-        v: the local code of each padded image, float32 `[batch, padded height, padded width, channels]`.
-        size: height and width of the images without padding.
-    """
-
-    z: tf.Tensor | None
-    v: tf.Tensor
-    size: tuple[Any, Any]
 
 
 class FittedImages(NamedTuple):
@@ -47,25 +35,24 @@ class FittedImages(NamedTuple):
     Attributes:
         padded: the images for the flow, uint8 `[batch, height, width, channels]`, with sides that it can halve.
         shrunk: the images for the encoder, resized to `config.image_shape`; the object `padded` if that is their size.
-        size: height and width of the images without padding; None for images of `config.image_shape`.
+        size: height and width of the images without padding.
     """
 
     padded: tf.Tensor
     shrunk: tf.Tensor
-    size: tuple[Any, Any] | None
+    size: Size
 
 
 def fit_images(config: ModelConfig, images: Any) -> FittedImages:
     """Returns uint8 images as `FittedImages`; raises DataError if the model cannot encode images of their size."""
     images = as_images(images, config.image_shape, any_size=True)
-    if images.shape[1:3] == config.image_shape[:2]:
-        return FittedImages(images, images, None)
-    require_any_size(config, "images", images)
+    if images.shape[1:3] != config.image_shape[:2]:
+        require_any_size(config, "images", images)
     height, width = get_sizes(images)[1:3]
     return FittedImages(*pad_and_shrink_images(config, images), (height, width))
 
 
-def require_fitting_size(config: ModelConfig, v: tf.Tensor, size: tuple[Any, Any] | None) -> None:
+def require_fitting_size(config: ModelConfig, v: tf.Tensor, size: Size | None) -> None:
     """Raises DataError if the model cannot decode v, or UserError if v is not of the shape for images of `size`."""
     if v.shape[1:3] != config.image_shape[:2]:
         require_any_size(config, "v", v)

@@ -41,7 +41,7 @@ def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
     from tfdecouple.networks.dequantizer import Dequantizer
     from tfdecouple.networks.encoder import Encoder
     from tfdecouple.networks.flow import Flow
-    from tfdecouple.networks.prior import ClassAffine, ClassCodes
+    from tfdecouple.networks.prior import LabelAffine, LabelCodes
 
     image, z = (None, *config.image_shape), (None, config.latent_dim)
     networks: dict[str, tuple[Any, tuple]] = {"flow": (Flow(config, name="flow"), image)}
@@ -50,10 +50,10 @@ def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
         networks["encoder"] = Encoder(*options, name="encoder"), image
         if config.prior in PRIORS:
             networks["prior_flow"] = pkgutil.resolve_name(PRIORS[config.prior])(config, name="prior_flow"), z
-        if config.has_classes:
-            networks["prior_affine"] = ClassAffine(config.classes, config.latent_dim, name="prior_affine"), z
-    if config.has_class_codes:
-        networks["class_codes"] = ClassCodes(config.classes, config.latent_dim, name="class_codes"), (None,)
+        if config.has_labels:
+            networks["prior_affine"] = LabelAffine(config.classes, config.latent_dim, name="prior_affine"), z
+    if config.has_label_codes:
+        networks["class_codes"] = LabelCodes(config.classes, config.latent_dim, name="class_codes"), (None,)
     if config.has_dequantizer:
         networks["dequantizer"] = Dequantizer(config, name="dequantizer"), image
     return networks
@@ -147,7 +147,7 @@ def require_memory(config: ModelConfig) -> None:
 
 
 def count_inference_bytes(config: ModelConfig, height: int, width: int) -> int:
-    """Returns the bytes, besides weights, that `encode`, `decode` or `elbo` needs for an image of this size."""
+    """Returns the bytes, besides weights, that `encode`, `decode` or `bound` needs for an image of this size."""
     own_height, own_width, channels = config.image_shape
     # Values are counted for an image of the config's size; the result is scaled by the ratio of the pixel counts.
     stages = list_stages(config)

@@ -57,7 +57,7 @@ def make_prior_flow(config: ModelConfig, name: str) -> PriorFlow:
     return PriorFlow(config.prior_steps, width, transform=transform, alpha=alpha, name=name)
 
 
-class _ClassLayer(BaseLayer):
+class _LabelLayer(BaseLayer):
     """The base class of layers with separate weights for each of `classes` labels; `latent_dim` is the size of z."""
 
     saved_arguments = ("classes", "latent_dim")
@@ -74,7 +74,7 @@ class _ClassLayer(BaseLayer):
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class ClassCodes(_ClassLayer):
+class LabelCodes(_LabelLayer):
     """A net from the label to z: embedding - FC - ELU - FC - ELU - FC, as in the paper's code ("categorical" there)."""
 
     def declare(self, x_shape: Any = None, condition_shape: Any = None) -> dict[str, Weight]:
@@ -109,7 +109,7 @@ class ClassCodes(_ClassLayer):
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class ClassAffine(_ClassLayer):
+class LabelAffine(_LabelLayer):
     """A layer before the prior flow that maps z to z * scale + shift, with separate scale and shift for each label.
 
     The layer starts as the identity, so p(z|y) does not depend on the label y at first.

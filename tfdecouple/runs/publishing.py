@@ -191,7 +191,6 @@ def make_weights_card(opened: Run, name: str, licence: str, summary: dict[str, A
         }
         header["model-index"] = [{"name": name, "results": [result]}]
     run, latent_dim = address or f"path/to/{name}", model.latent_dim if model.has_latent else None
-    load = f'tfdecouple.load_pretrained("{address}")' if address else f'tfdecouple.load_model("{run}")'
     parameters = opened.model.parameter_count()["total"]
     facts = {
         "licence of the weights": licence,
@@ -216,13 +215,13 @@ def make_weights_card(opened: Run, name: str, licence: str, summary: dict[str, A
         "```python",
         "import tfdecouple",
         "",
-        f"model = {load}",
+        f'model = tfdecouple.load_model("{run}")',
         "new = model.sample(16, temperature=0.8, seed=0)  # uint8",
         "```",
         "",
         # The command `switch` encodes image files, so the card of a model without an encoder leaves it out.
         *([f"    tfdecouple switch --run {run} a.jpg b.jpg", ""] if model.has_encoder else []),
-        "`manifest.json` has the SHA-256 of every file. `load_pretrained` compares them, fetches config and weights "
+        "`manifest.json` has the SHA-256 of every file. `load_model` compares them, fetches config and weights "
         "alone (JSON and numbers), and runs nothing that lies beside them.",
     ]
     return "\n".join(lines) + "\n"

@@ -125,7 +125,7 @@ class TrainStep:
 
     def _compute_device_result(self, examples: Any, step: tf.Tensor, number: Any) -> DeviceResult:
         training, state = self._training, self.state
-        images, labels = examples if state.model.config.has_classes else (examples, None)
+        images, labels = examples if state.model.config.has_labels else (examples, None)
         replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
         size = training.batch_size // training.micro_batches
         count = size // self._strategy.num_replicas_in_sync
@@ -173,7 +173,7 @@ class TrainStep:
             state.optimizer.apply_update, args=(applied, total.gradients, total.moving, state.updates, rate, scale)
         )
         result = StepResult(
-            bits_per_dim=state.model.nats_to_bits_per_dim(loss),
+            bits_per_dim=state.model.quantizer.convert_to_bits_per_dim(loss, math.prod(state.model.config.image_shape)),
             reconstruction=reconstruction,
             kl=kl,
             dequantization=dequantization,

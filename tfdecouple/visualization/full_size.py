@@ -198,7 +198,7 @@ class OwnSizeResults:
         # The memory holds two photographs, because commands write the results of a pair in turns.
         self._read = functools.lru_cache(2)(lambda path: read_photograph(path, shape[-1], max_side))
         small = np.stack([shrink_photograph(self._read(path).pixels, *shape[:2]) for path in paths])
-        self.small = np.asarray(model.quantize_images(small))
+        self.small = np.asarray(model.quantizer.quantize_pixels(small))
 
     def save_photograph(self, index: int, after: np.ndarray, change: str) -> None:
         """Applies the change from `small[index]` to `after` to photograph `index`; writes the result, prints its path.
