@@ -4,7 +4,7 @@ import math
 import secrets
 import zlib
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -66,7 +66,7 @@ def _hash_text(text: str) -> int:
     return zlib.crc32(text.encode()) & 0x7FFFFFFF
 
 
-def draw_pixel_noise(shape: Any, seed: tf.Tensor, normal_noise: bool) -> tf.Tensor:
+def draw_pixel_noise(shape: Sequence[int | tf.Tensor], seed: tf.Tensor, normal_noise: bool) -> tf.Tensor:
     """Returns float32 noise of `shape` for dequantisation: normal for a learned q(u|x), otherwise uniform in [0, 1)."""
     return (tf.random.stateless_normal if normal_noise else tf.random.stateless_uniform)(shape, seed)
 
@@ -141,7 +141,7 @@ def _compute_key_and_counter(first: tf.Tensor, second: tf.Tensor) -> tuple[list[
     return mixed[:2], mixed[2:]
 
 
-def _run_philox(counter: Sequence[Any], key: Sequence[Any]) -> list[tf.Tensor]:
+def _run_philox(counter: Sequence[tf.Tensor], key: Sequence[tf.Tensor | int]) -> list[tf.Tensor]:
     """Returns four uint64 tensors of random 32-bit integers: Philox 4x32 with ten rounds (Salmon et al., 2011)."""
     a, b, c, d = counter
     mask, shift, *factors = (tf.constant(number, tf.uint64) for number in (_MASK, 32, *_PHILOX_FACTORS))

@@ -29,7 +29,7 @@ from export.verification.comparison import PERTURBATION, Answer
 from export.verification.verify import require_no_problems
 from tfdecouple import randomness
 from tfdecouple.config import DataConfig
-from tfdecouple.config.shapes import RGB_CHANNELS, Shape
+from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
 from tfdecouple.data.batches import load_images
 from tfdecouple.data.image_file import crop_and_resize
 from tfdecouple.data.sources import open_source
@@ -239,7 +239,7 @@ def make_artificial_images(
     }
 
 
-def make_picture(image_shape: Shape, centre_crop: int) -> Arrays:
+def make_picture(image_shape: ImageShape, centre_crop: int) -> Arrays:
     """Returns a picture of waves, larger than the images of a model, and the picture `fitted` by the model's own code.
 
     Both are uint8 `[height, width, channels]`; the fitted picture has `image_shape`. `centre_crop` is the side in

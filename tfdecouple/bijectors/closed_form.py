@@ -61,7 +61,7 @@ class ClosedForm(tfb.Bijector):
     parameter_ndims: ClassVar[Mapping[str, int]] = {}
 
     def __init__(
-        self, event_ndims: int, *, is_constant_jacobian: bool = True, name: str | None = None, **parameters: Any
+        self, event_ndims: int, *, is_constant_jacobian: bool = True, name: str | None = None, **parameters: object
     ):
         dtype = None
         for parameter, ndims in self.parameter_ndims.items():
@@ -80,7 +80,7 @@ class ClosedForm(tfb.Bijector):
         )
 
     @classmethod
-    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
+    def _parameter_properties(cls, dtype: tf.DType) -> dict[str, Any]:
         return {name: tfp_util.ParameterProperties(event_ndims=ndims) for name, ndims in cls.parameter_ndims.items()}
 
     def forward_and_log_det(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -110,7 +110,7 @@ class ClosedForm(tfb.Bijector):
         return tf.reduce_sum(log_det, list(range(1, len(events))))
 
 
-def _as_parameter(value: Any) -> tf.Tensor:
+def _as_parameter(value: tf.Tensor) -> tf.Tensor:
     """Converts a bijector's parameter to a tensor; raises UserError for a variable, which would get no gradient."""
     if hasattr(value, "assign"):
         raise UserError(

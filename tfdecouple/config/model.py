@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from tfdecouple.config.shapes import Shape, StagePlan, is_squeezed_first, plan_flow_levels
+from tfdecouple.config.shapes import ImageShape, StagePlan, is_squeezed_first, plan_flow_levels
 from tfdecouple.config.values import (
     Count,
     Fraction,
@@ -98,7 +98,7 @@ class ModelConfig:
         dequantization_map_channels: channels of the feature map.
     """
 
-    image_shape: Shape = (32, 32, 3)
+    image_shape: ImageShape = (32, 32, 3)
     n_bits: Annotated[int, pydantic.Field(ge=1, le=8)] = 8
     latent_dim: Count = 64
     conditioning: Literal["coupling", "base", "none"] = "coupling"

@@ -239,7 +239,7 @@ class BoundEvaluator:
             effective_draws = float(np.exp(2 * log_sum - log_square).mean())
         return Bound(bound, k, len(bits), mean, error, reconstruction, kl, dequantization, gain, effective_draws)
 
-    def _gather_from_devices(self, values: Any) -> np.ndarray:
+    def _gather_from_devices(self, values: tf.Tensor) -> np.ndarray:
         return self._strategy.gather(values, axis=0).numpy()
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tfdecouple.config.shapes import RGB_CHANNELS, Shape
+from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
 from tfdecouple.errors import DataError, UntrustedError, UserError, one_line
 from tfdecouple.metrics.metric import Metric, Result
 from tfdecouple.runtime.option_types import add_number
@@ -190,7 +190,7 @@ def draw_model_samples(
             counter(done)
 
 
-def open_feature_extractor(path: pathlib.Path | str, image_shape: Shape, trust: bool = False) -> Extractor:
+def open_feature_extractor(path: pathlib.Path | str, image_shape: ImageShape, trust: bool = False) -> Extractor:
     """Opens a Keras (`.keras`) or ONNX file; returns a function from uint8 images to features, float `[n, features]`.
 
     The network in the file must have one input, uint8 images `[n, height, width, 3]`, and one output, `[n, features]`.

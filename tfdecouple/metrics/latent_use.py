@@ -243,7 +243,7 @@ def _compute_log_density(z: np.ndarray, mean: np.ndarray, stddev: np.ndarray) ->
     return -np.square((z - mean) / stddev) / 2 - np.log(stddev) - math.log(2 * math.pi) / 2
 
 
-def draw_derangement(count: int, seed: Any) -> np.ndarray:
+def draw_derangement(count: int, seed: int | list[int]) -> np.ndarray:
     """Returns a random permutation of `count` >= 2 indices, int64 `[count]`, that leaves no index in its place."""
     # On a circle of all indices in random order, each index is replaced by its neighbour.
     order = np.random.default_rng(seed).permutation(count)

@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.config import ModelConfig, parse_config
+from tfdecouple.config.shapes import Shape
 from tfdecouple.errors import ConfigError, NotInitializedError, UserError, one_line
 from tfdecouple.layers.base import InvertibleLayer, KeepsWeights, disable_autograph
 from tfdecouple.model.quantizer import Quantizer
@@ -24,7 +25,7 @@ from tfdecouple.runtime.run_mode import RunMode
 class BaseModel(KeepsWeights, keras.Model):
     """A Keras model with the networks of a config; arguments and attributes are those of `DecoupledModel`."""
 
-    def __init__(self, config: ModelConfig | dict[str, Any], *, jit_compile: bool = False, **kwargs: Any):
+    def __init__(self, config: ModelConfig | dict[str, Any], *, jit_compile: bool = False, **kwargs: object):
         require_backend()
         if not isinstance(config, ModelConfig | dict):
             known = "a ModelConfig or a dict; tfdecouple.load_model(NAME) opens trained weights"
@@ -52,7 +53,7 @@ class BaseModel(KeepsWeights, keras.Model):
             network.runner = runner
         self.build()
 
-    def build(self, input_shape: Any = None) -> None:
+    def build(self, input_shape: Shape | None = None) -> None:
         """Creates all weights of the model; the constructor calls this method, because the config fixes every shape."""
         if hasattr(self, "initialized"):
             return
@@ -71,7 +72,7 @@ class BaseModel(KeepsWeights, keras.Model):
         return {"name": self.name, "config": self.config.to_dict(), **({"untrained": untrained} if untrained else {})}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
+    def from_config(cls, config: dict[str, Any], custom_objects: object = None) -> Self:
         """Returns a new, uninitialised model from a dict of `get_config`; the same layers are not trainable."""
         arguments = dict(config)
         untrained = arguments.pop("untrained", ())

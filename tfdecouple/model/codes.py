@@ -6,7 +6,7 @@ Images that are not, or possibly not, reconstructed exactly from their codes rai
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import tensorflow as tf
@@ -287,7 +287,9 @@ class Coding(BaseModel):
         images = decode(z, v) if v.shape[0] is None else run_in_parts(decode, CHUNK, z, v)
         return tf.reshape(images, [-1, rows, columns, *get_sizes(a)[1:]])
 
-    def edit(self, images: ArrayLike, direction: Any, amount: ArrayLike, labels: ArrayLike | None = None) -> tf.Tensor:
+    def edit(
+        self, images: ArrayLike, direction: ArrayLike, amount: ArrayLike, labels: ArrayLike | None = None
+    ) -> tf.Tensor:
         """Encodes images, adds `amount` times `direction` to z, and returns the images decoded from this z and from v.
 
         Args:
@@ -307,7 +309,7 @@ class Coding(BaseModel):
         codes = self.encode(images, labels)
         return self.decode(codes.z + step, codes.v, codes.size)
 
-    def _encode_pair(self, a: tf.Tensor, b: tf.Tensor, labels: Any) -> tuple[Codes, Codes]:
+    def _encode_pair(self, a: tf.Tensor, b: tf.Tensor, labels: ArrayLike | None) -> tuple[Codes, Codes]:
         try:
             of_a, of_b = (None, None) if labels is None else labels
         except (TypeError, ValueError):
@@ -367,7 +369,7 @@ def _weigh_arc(a: tf.Tensor, b: tf.Tensor, positions: Sequence[float] | np.ndarr
     return tf.cast(of_a, tf.float32), tf.cast(of_b, tf.float32)
 
 
-def far_from_training(v: Any) -> np.ndarray:
+def far_from_training(v: ArrayLike) -> np.ndarray:
     """Returns for each image whether it is so unlike the training data that decoding may be inexact, bool `[batch]`.
 
     Training makes v standard normal, so the root mean square of v is near 1 for images like the training data. Above 3
@@ -423,7 +425,7 @@ def require_exact_images(decoded: tf.Tensor, x: tf.Tensor, images: tf.Tensor, al
         )
 
 
-def format_image_numbers(indices: Any) -> str:
+def format_image_numbers(indices: Sequence[int] | np.ndarray) -> str:
     """Returns images' indices as text for a message: at most eight of the indices, then the count of the rest.
 
     >>> format_image_numbers([3, 5]), format_image_numbers(range(10))

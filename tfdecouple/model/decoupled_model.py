@@ -1,6 +1,6 @@
 """The class `DecoupledModel`: what Keras needs, beside the methods of its base classes."""
 
-from typing import Any
+import os
 
 import keras
 
@@ -84,7 +84,7 @@ class DecoupledModel(Training, Coding, Densities, Initialization):
         if not self._inbound_nodes:
             self(keras.Input(self.config.image_shape, dtype="uint8"))
 
-    def compute_output_spec(self, images: Any, labels: Any = None, training: bool = False) -> Codes:
+    def compute_output_spec(self, images: keras.KerasTensor, labels: object = None, training: bool = False) -> Codes:
         """Returns `Codes` of `KerasTensor`s for symbolic images, so that another Keras model can contain this model."""
         self._require_outputs()
         require_images(images, self.config.image_shape)
@@ -92,8 +92,13 @@ class DecoupledModel(Training, Coding, Densities, Initialization):
         return Codes(z, keras.KerasTensor((images.shape[0], *self.config.image_shape), "float32"))
 
     def export(
-        self, filepath: Any, format: str = "tf_saved_model", *rest: Any, input_signature: Any = None, **options: Any
-    ) -> Any:
+        self,
+        filepath: str | os.PathLike[str],
+        format: str = "tf_saved_model",
+        *rest: object,
+        input_signature: list | None = None,
+        **options: object,
+    ) -> object:
         """Exports `encode` as a SavedModel, as `keras.Model.export` does, and raises UserError for other formats."""
         if format != "tf_saved_model":
             raise UserError(
@@ -106,7 +111,7 @@ class DecoupledModel(Training, Coding, Densities, Initialization):
             input_signature = [keras.InputSpec(dtype="uint8", shape=(None, *self.config.image_shape))]
         return super().export(filepath, format, *rest, input_signature=input_signature, **options)
 
-    def save(self, filepath: Any, *rest: Any, **options: Any) -> None:
+    def save(self, filepath: str | os.PathLike[str], *rest: object, **options: object) -> None:
         """Saves the model as a file, as `keras.Model.save` does; raises UserError for HDF5, which Keras cannot load."""
         if str(filepath).endswith((".h5", ".hdf5")):
             raise UserError(f"Keras cannot load a model of this class from HDF5, {filepath}; save it as a .keras file")
@@ -119,5 +124,5 @@ class DecoupledModel(Training, Coding, Densities, Initialization):
                 "layer of your own, or export by python -m export"
             )
 
-    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+    def _maybe_symbolic_build(self, iterator: object = None, data_batch: object = None) -> None:
         """Does nothing, because the constructor has built the model; Keras would trace a training step to build it."""

@@ -1,6 +1,7 @@
 """The densities of a model: prior, posterior, likelihood, evidence lower bound, and scores that follow from them."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -49,7 +50,7 @@ class Densities(BaseModel):
         weights = tfd.Categorical(logits=compute_label_log_probabilities(self.config))
         return tfd.MixtureSameFamily(weights, of_labels, name="prior")
 
-    def _make_prior(self, first: list[tfb.Bijector], batch: Any) -> tfd.Distribution:
+    def _make_prior(self, first: list[tfb.Bijector], batch: tf.Tensor | Sequence[int]) -> tfd.Distribution:
         base = tfd.Sample(tfd.Normal(tf.zeros(batch), 1.0), [self.config.latent_dim])
         flow = [] if self.prior_flow is None else [self.prior_flow.as_bijector()]
         # `tfb.Chain` applies the last bijector of its list first.
@@ -160,7 +161,7 @@ class Densities(BaseModel):
                 z_noise = as_noise(z_noise, "z_noise", [fitted.padded.shape[0], config.latent_dim])
 
         def evaluate(
-            images: tf.Tensor, encoder_images: tf.Tensor, *draws: Any, **options: Any
+            images: tf.Tensor, encoder_images: tf.Tensor, *draws: tf.Tensor, **options: Any
         ) -> tuple[BoundTerms, Latents]:
             bins, encoder_bins = find_both_bins(self.quantizer.find_bins, images, encoder_images)
             return evaluate_bound(self, bins, *draws[:2], labels=draws[2], encoder_bins=encoder_bins, **options)

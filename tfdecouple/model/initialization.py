@@ -1,6 +1,5 @@
 """Initialisation of a model from images, and its diagnosis: visits of all layers."""
 
-from typing import Any
 
 import tensorflow as tf
 
@@ -8,7 +7,7 @@ from tfdecouple import randomness
 from tfdecouple.arguments import ArrayLike, as_images
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.layers import Coupling, InvertibleLinear
-from tfdecouple.layers.base import Visit, disable_autograph
+from tfdecouple.layers.base import InvertibleLayer, Visit, disable_autograph
 from tfdecouple.layers.colour_map import compute_colour_moments, measure_colours
 from tfdecouple.model.base_model import BaseModel
 from tfdecouple.numerics.kernels import use_kernels
@@ -83,7 +82,7 @@ def diagnose_model(model: BaseModel, images: ArrayLike) -> dict[str, float]:
         raise DataError("diagnose_model got no images; it needs at least one")
     scales, conditions = [tf.constant(1.0)], [tf.constant(1.0, tf.float64)]
 
-    def visit(layer: Any, x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
+    def visit(layer: InvertibleLayer, x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
         if isinstance(layer, Coupling):
             scales.append(tf.reduce_min(layer.compute_slopes(x, condition)))
         elif isinstance(layer, InvertibleLinear):

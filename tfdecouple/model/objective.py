@@ -11,6 +11,8 @@ import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.config import ModelConfig
+from tfdecouple.layers.base import Runner
+from tfdecouple.model.base_model import BaseModel
 from tfdecouple.numerics.arithmetic import get_sizes, make_zero_log_det, multiply_sizes
 from tfdecouple.numerics.kernels import use_kernels
 
@@ -55,7 +57,7 @@ class Latents(NamedTuple):
 
 
 def evaluate_bound(
-    networks: Any,
+    networks: BaseModel,
     bins: tf.Tensor,
     z_noise: tf.Tensor,
     u_noise: tf.Tensor,
@@ -63,7 +65,7 @@ def evaluate_bound(
     labels: tf.Tensor | None = None,
     encoder_bins: tf.Tensor | None = None,
     training: bool = False,
-    runner: Any = None,
+    runner: Runner | None = None,
 ) -> tuple[BoundTerms, Latents]:
     """Returns the terms of the negative bound for one draw of z and of x within the bins, and the latents of the draw.
 
@@ -106,7 +108,7 @@ def evaluate_bound(
 
 
 def dequantize(
-    networks: Any, bins: tf.Tensor, u_noise: tf.Tensor, training: bool = False, runner: Any = None
+    networks: BaseModel, bins: tf.Tensor, u_noise: tf.Tensor, training: bool = False, runner: Runner | None = None
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns u, the positions of x within the bins of the pixels, and log q(u|x), `[batch]`, in nats.
 
@@ -121,11 +123,14 @@ def dequantize(
     return u, standard_normal_log_prob(u_noise) - log_det
 
 
-def evaluate_label_priors(networks: Any, z: tf.Tensor, runner: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
+def evaluate_label_priors(
+    networks: BaseModel, z: tf.Tensor, runner: Runner | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the prior flow's outputs, `[batch, classes, d_z]`, and log p(z, y), `[batch, classes]`.
 
     `runner` runs the prior flow, as in `evaluate_bound`.
     """
+    assert networks.prior_affine is not None
     shifted, log_det = networks.prior_affine(z)
     classes, latent_dim = shifted.shape[1:]
     noise, change = _map_to_prior_noise(networks, tf.reshape(shifted, [-1, latent_dim]), runner)
@@ -134,12 +139,12 @@ def evaluate_label_priors(networks: Any, z: tf.Tensor, runner: Any = None) -> tu
     return tf.reshape(noise, [-1, classes, latent_dim]), log_joint
 
 
-def _map_to_prior_noise(networks: Any, z: tf.Tensor, runner: Any) -> tuple[tf.Tensor, Any]:
+def _map_to_prior_noise(networks: BaseModel, z: tf.Tensor, runner: Runner | None) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the prior flow's output for z, standard normal noise, and log-determinants; without a flow z and 0."""
     return (z, 0.0) if networks.prior_flow is None else networks.prior_flow.forward_and_log_det(z, None, runner)
 
 
-def map_noise_to_z(networks: Any, noise: tf.Tensor, labels: tf.Tensor | None = None) -> tf.Tensor:
+def map_noise_to_z(networks: BaseModel, noise: tf.Tensor, labels: tf.Tensor | None = None) -> tf.Tensor:
     """Returns draws of z from the prior, `[batch, d_z]`, for standard normal noise `[batch, d_z]`.
 
     A model with labels needs labels, int32 `[batch]`; if z is a function of the label, the noise is ignored.
@@ -156,9 +161,10 @@ def compute_label_log_probabilities(config: ModelConfig) -> tf.Tensor:
     return tf.constant(np.log(shares / shares.sum()), tf.float32)
 
 
-def evaluate_log_joint(networks: Any, bins: tf.Tensor) -> tf.Tensor:
+def evaluate_log_joint(networks: BaseModel, bins: tf.Tensor) -> tf.Tensor:
     """Returns log p(x, y) of images, given as `bins`, for each label y, `[batch, classes]`, up to a constant."""
     if networks.code_net is None:
+        assert networks.encoder is not None
         z = networks.encoder.run_inference(networks.quantizer.place_at_edges(bins))[0]
         return evaluate_label_priors(networks, z)[1]
     x, log_probs = networks.quantizer.place_at_centres(bins), []
@@ -208,14 +214,14 @@ class DeviceResult(NamedTuple):
             at one index and zeros elsewhere (`place_in_vector`).
     """
 
-    gradients: list[Any]
-    moving: list[Any]
-    terms: list[Any]
-    inversion_error: Any
+    gradients: list[tf.Tensor]
+    moving: list[tf.Tensor]
+    terms: list[tf.Tensor]
+    inversion_error: tf.Tensor
 
 
 def differentiate_bound(
-    model: Any,
+    model: BaseModel,
     images: tf.Tensor,
     labels: tf.Tensor | None,
     mode: Any,

@@ -11,14 +11,13 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tfdecouple.config import PRIORS, Config, ModelConfig
-from tfdecouple.config.shapes import StagePlan, name_flow_steps
+from tfdecouple.config.shapes import Shape, StagePlan, name_flow_steps
 from tfdecouple.errors import ConfigError
 from tfdecouple.runtime.devices import format_bytes, read_total_memory
 
 if TYPE_CHECKING:
     from tfdecouple.layers.base import Cost
 
-Shape = tuple[int, ...]
 
 # Bytes of one value.
 FLOAT32 = 4

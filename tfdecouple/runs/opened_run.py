@@ -114,7 +114,7 @@ class Run:
             )
 
     def open_source(
-        self, source: str | None = None, data_dir: str | None = None, download: bool = False, **others: Any
+        self, source: str | None = None, data_dir: str | None = None, download: bool = False, **others: object
     ) -> Source:
         """Opens the data set of the run, or the data set `source`, with images in the shape that the model expects.
 
@@ -124,7 +124,7 @@ class Run:
         data = self.make_data_config(source, data_dir=data_dir, **others)
         return open_source(data, self.config.model.image_shape, download=download)
 
-    def make_data_config(self, source: str | None, **others: Any) -> DataConfig:
+    def make_data_config(self, source: str | None, **others: object) -> DataConfig:
         """Returns the run's `DataConfig` with the data set `source` (None: the run's) and the options `others`."""
         config = self.config
         if source is not None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfdecouple.config import Config
-from tfdecouple.config.shapes import Shape, describe_images
+from tfdecouple.config.shapes import ImageShape, describe_images
 from tfdecouple.data.sources import describe_image_rights, find_source_kind, hide_image_path, replace_source
 from tfdecouple.errors import UserError, make_printable, one_line
 from tfdecouple.runs.opened_run import Run, write_run
@@ -228,7 +228,7 @@ def make_weights_card(opened: Run, name: str, licence: str, summary: dict[str, A
 
 
 def make_model_card_head(
-    name: str, shape: Shape, n_bits: int, latent_dim: int | None, facts: Mapping[str, str]
+    name: str, shape: ImageShape, n_bits: int, latent_dim: int | None, facts: Mapping[str, str]
 ) -> list[str]:
     """Returns the first lines of a model card: a description and a table of `facts`; `latent_dim` is None without z."""
     images = describe_images(shape) + (f" in {2**n_bits} levels of each channel" if n_bits < 8 else "")
