@@ -22,6 +22,7 @@ class DecoupledModel(Training, Coding, Densities, Initialization):
     The constructor creates all weights; `initialize` or `fit` then sets their values. `tfdecouple.load_model` opens
     trained models. All images are uint8 `[batch, height, width, channels]` with values 0..255, for any `config.n_bits`.
 
+    >>> import tensorflow as tf
     >>> from tfdecouple.config import ModelConfig
     >>> config = ModelConfig(
     ...     image_shape=(8, 8, 3), latent_dim=4, steps=(1, 1), hidden_channels=(4, 4), encoder_channels=(4,),
