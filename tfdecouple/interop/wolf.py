@@ -381,7 +381,7 @@ def match_weights(model: DecoupledModel) -> Iterator[WeightMatch]:
     if (encoder := model.encoder) is not None:
         root = "discriminator.encoder.net"
         yield from _match_blocks(root, "encoder", encoder.blocks, weights)
-        *sides, planes = encoder.compute_map_shape(model.input_shape)[1:]
+        *sides, planes = encoder.compute_map_shape((None, *model.config.image_shape))[1:]
 
         def convert_dense_kernel(array: np.ndarray) -> np.ndarray:
             """Returns wolf's kernel `[out, in]` as `[in, out]`, with flattened inputs channels last, not first."""
