@@ -56,7 +56,7 @@ def measure_export(options: argparse.Namespace) -> int:
         runtimes = options.runtimes or [name for name in RUNTIMES if name != "keras"]
         measure_runtimes(options.exported.resolve(), options.exported.resolve(), runtimes, options)
         return 0
-    if RunFolder(options.run).read_config().model.has_class_codes:
+    if RunFolder(options.run).read_config().model.has_label_codes:
         raise UserError("z of this model is a function of the label, and the benchmark has no labels")
     with tempfile.TemporaryDirectory() as folder:
         run, exported = RunFolder(options.run).path.resolve(), pathlib.Path(folder) / "exported"

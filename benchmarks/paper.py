@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.common import make_table, update_page  # noqa: E402
 from benchmarks.scaling import count_state_bytes  # noqa: E402
 from benchmarks.training_cost import count_activation_bytes  # noqa: E402
-from tfdecouple.config import Config, load_preset, override, preset_names  # noqa: E402
+from tfdecouple.config import Config, preset_config, preset_names  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 PAGE = ROOT / "docs" / "paper.md"
@@ -141,7 +141,7 @@ def compute_hours(config: Config, precision: str) -> float:
     """
     from tfdecouple.networks.architecture import compute_ceiling
 
-    rate = SHARE * compute_ceiling(override(config, [f"training.precision={precision}"]), "train", "A100")
+    rate = SHARE * compute_ceiling(config.override([f"training.precision={precision}"]), "train", "A100")
     return config.training.steps * config.training.batch_size / rate / 3600
 
 
@@ -167,7 +167,7 @@ def render_presets() -> str:
         bits[name] = f"{statistics.mean(seeds[run]):.2f} (JPEG re-encoded)"
     rows = []
     for name in MAIN_PRESETS:
-        config = load_preset(name)
+        config = preset_config(name)
         training, parameters = config.training, count_parameters(config.model)["total"]
         micro_batch = training.batch_size // training.micro_batches
         memory = count_state_bytes(parameters) + micro_batch * count_activation_bytes(config.model)
@@ -188,7 +188,7 @@ def render_models() -> str:
 
     rows = []
     for name in list_models():
-        config = load_preset(name)
+        config = preset_config(name)
         images, parameters = config.description.partition(":")[0], count_parameters(config.model)["total"]
         hours = round_hours(compute_hours(config, "tf32"))
         rows.append([images, describe_model(config), f"`{name}`", BITS.get(name, ""), parameters, hours])
@@ -201,12 +201,12 @@ def describe_model(config: Config) -> str:
     model = config.model
     name = {"coupling": "our model", "none": "Glow: refined", "base": "baseline of Table 3"}[model.conditioning]
     name += ", variational dequantisation" if model.has_dequantizer else ""
-    return name + (", z a function of the label" if model.has_class_codes else "")
+    return name + (", z a function of the label" if model.has_label_codes else "")
 
 
 def render_options() -> str:
     """Returns a Markdown table of the hyper-parameters: option, source, and the presets' value for each data set."""
-    presets = [load_preset(name).flatten_options() for name in DATA_SETS.values()]
+    presets = [preset_config(name).flatten_options() for name in DATA_SETS.values()]
     rows = []
     for option, (source, _) in OPTIONS.items():
         values = [json.dumps(preset[option]).strip('"') for preset in presets]

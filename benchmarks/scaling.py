@@ -43,7 +43,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import make_table, run_throughput, update_page, write_json  # noqa: E402
 from benchmarks.training_cost import count_activation_bytes  # noqa: E402
-from tfdecouple.config import MEMORY, PRECISIONS, Config, load_preset, override  # noqa: E402
+from tfdecouple.config import MEMORY, PRECISIONS, Config, preset_config  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.networks.architecture import FLOAT32, PEAKS, compute_ceiling, count_parameters  # noqa: E402
 from tfdecouple.runtime.devices import describe_machine  # noqa: E402
@@ -81,7 +81,7 @@ Rows = list[dict[str, Any]]
 def set_depth(config: Config, steps: int) -> Config:
     """Returns a copy of the config `config` with `steps` flow steps in every stage of the flow."""
     counts = [[steps] * len(entry) if isinstance(entry, tuple) else steps for entry in config.model.steps]
-    return override(config, [f"model.steps={counts}"])
+    return config.override([f"model.steps={counts}"])
 
 
 def count_state_bytes(parameters: int, averages: bool = False) -> int:
@@ -165,8 +165,8 @@ def measure_depth(
     MiB of activations, and a number of images within the bounds `images` ("recompute" can need more). The other batch
     is twice as large.
     """
-    deep = set_depth(override(load_preset(preset), options.set), depth)
-    training = override(deep, [f"training.memory={memory}"]).training
+    deep = set_depth(preset_config(preset).override(options.set), depth)
+    training = deep.override([f"training.memory={memory}"]).training
     expected = count_activation_bytes(deep.model, memory=memory, precision=training.precision) / MIB
     small = min(images[1], max(images[0], round(mib / expected)))
     if memory == "recompute":
@@ -224,7 +224,7 @@ def calculate_memory() -> Rows:
     """Returns calculated memory, a list of dicts, for each preset in LARGE."""
     rows = []
     for name in LARGE:
-        config = load_preset(name)
+        config = preset_config(name)
         parameters = count_parameters(config.model)["total"]
         row = {"preset": name, "params": parameters, "state_gib": count_state_bytes(parameters) / GIB}
         for memory in MEMORY:
@@ -239,7 +239,7 @@ def calculate_ceilings() -> Rows:
     """Returns the images/s that GPUs can reach at most, a list of dicts, for each preset in CEILINGS and each GPU."""
     rows = []
     for preset in CEILINGS:
-        configs = {name: override(load_preset(preset), [f"training.precision={name}"]) for name in PRECISIONS}
+        configs = {name: preset_config(preset).override([f"training.precision={name}"]) for name in PRECISIONS}
         for gpu in PEAKS:
             train = {f"train, {name}": compute_ceiling(config, "train", gpu) for name, config in configs.items()}
             rows.append({"preset": preset, "GPU": gpu, **train, "eval": compute_ceiling(configs["tf32"], "eval", gpu)})

@@ -41,7 +41,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # This checkout comes first on `sys.path`, so that no other installed version of the project is measured.
 sys.path.insert(0, str(ROOT))
 
-from tfdecouple.config import MEMORY, PRECISIONS, Config, load_preset, override  # noqa: E402
+from tfdecouple.config import MEMORY, PRECISIONS, Config, preset_config  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
@@ -133,7 +133,7 @@ def parse_phase(text: str) -> tuple[str, int]:
 
 def make_config(options: argparse.Namespace, kind: str, batch: int) -> Config:
     """Returns the config of --preset, with --precision, --memory and --set, for timing work such as "train"."""
-    config = load_preset(options.preset)
+    config = preset_config(options.preset)
     trains = kind in ("train", "first_step")
     for value, option in ((options.precision, "--precision"), (options.memory, "--memory")):
         if value and value != "float32" and not trains:
@@ -142,7 +142,7 @@ def make_config(options: argparse.Namespace, kind: str, batch: int) -> Config:
         print(f"the preset averages no weights: training.ema_decay={EMA_DECAY} is set, to count the work", flush=True)
     training = {"precision": options.precision, "memory": options.memory}
     changes = [f"training.{name}={value}" for name, value in training.items() if value]
-    config = override(make_timed_config(config, batch), [*changes, *options.set])
+    config = make_timed_config(config, batch).override([*changes, *options.set])
     if config.training.batch_size != batch:
         raise UserError(f"the phase says {batch} images and --set training.batch_size={config.training.batch_size}")
     return config
@@ -156,7 +156,7 @@ def make_timed_config(config: Config, batch: int) -> Config:
     decay = config.training.ema_decay or EMA_DECAY
     settings = ["training.learning_rate=1e-6", "training.micro_batches=1", f"training.ema_decay={decay}"]
     settings += [f"training.{name}={batch}" for name in ("batch_size", "evaluation_batch_size")]
-    return override(config, settings)
+    return config.override(settings)
 
 
 class Work(NamedTuple):
@@ -216,7 +216,7 @@ class Benchmark:
             return Work(lambda: model.sample(batch, temperature=0.7, seed=0).numpy(), batch)
         images, labels = load_images(self.source, "test", batch, at_most=True)
         images = np.resize(images, (batch, *images.shape[1:]))
-        labels = model.drop_unused_labels(np.resize(labels, batch))
+        labels = np.resize(labels, batch) if model.config.has_labels else None
         if phase == "encode":
             return Work(lambda: model.encode(images, labels).v.numpy(), batch)
         z, v = model.encode(images, labels)[:2]

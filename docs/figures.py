@@ -97,7 +97,7 @@ def draw_architecture() -> str:
 
 def draw_codes() -> Image.Image:
     """Returns a row of pictures: a photograph, and its v decoded with z of each of `REFERENCES` (in the corners)."""
-    model = tfdecouple.load_pretrained("photographs")
+    model = tfdecouple.load_model("photographs")
     photographs = {name: open_photograph(PHOTOGRAPHS[name]) for name in (CONTENT, *REFERENCES)}
     pictures = [photographs[CONTENT]]
     with tempfile.TemporaryDirectory() as folder:

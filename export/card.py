@@ -9,7 +9,7 @@ from typing import Any
 
 from export.endpoints import Endpoint
 from export.provenance import Provenance
-from tfdecouple.config.shapes import PILLOW_MODES, Shape, describe_channels
+from tfdecouple.config.shapes import PILLOW_MODES, ImageShape, describe_channels
 from tfdecouple.registry import FORMATS
 from tfdecouple.runs.publishing import make_model_card_head
 
@@ -241,7 +241,7 @@ def _list_example_calls(card: Mapping[str, Any]) -> list[str]:
     return "\n".join(string.Template(template).substitute(values) for template in templates).splitlines()
 
 
-def _fill_free_axes(array: Mapping[str, Any], image_shape: Shape) -> dict[str, Any]:
+def _fill_free_axes(array: Mapping[str, Any], image_shape: ImageShape) -> dict[str, Any]:
     sides = [image_shape[axis] if isinstance(size, str) else size for axis, size in enumerate(array["shape"][1:])]
     return {**array, "shape": ["batch", *sides]}
 

@@ -16,6 +16,8 @@ b, a = model.switch_photographs(a, b)  returns photographs of any size with z of
 images = model.sample(8)               returns new images; options seed=1, temperature=0.7, labels=[...] for some models
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import io
@@ -25,9 +27,11 @@ import pathlib
 import re
 import sys
 import warnings
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnxruntime
+from numpy.typing import ArrayLike
 
 FOLDER = pathlib.Path(__file__).parent
 MODES = {1: "L", 3: "RGB"}  # {number of channels: mode of Pillow's images}
@@ -38,7 +42,9 @@ FORMATS, MOST_PIXELS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"), 2**
 class Model:
     """Runs the ONNX files of an export on `batch` images at once; `shape` is (height, width, channels) of an image."""
 
-    def __init__(self, folder=FOLDER, providers=("CPUExecutionProvider",), batch=16):
+    def __init__(
+        self, folder: str | os.PathLike = FOLDER, providers: Sequence = ("CPUExecutionProvider",), batch: int = 16
+    ):
         inner = pathlib.Path(folder, "onnx")
         self.folder, self.providers, self.batch = inner if inner.is_dir() else pathlib.Path(folder), providers, batch
         self.encoder, self.decoder = map(self._open_session, ("encoder", "decoder"))
@@ -51,10 +57,10 @@ class Model:
         self.needs_labels = any(array.name == "labels" for array in inputs)
         self.any_size = any(isinstance(array.shape[1], str) for array in inputs if array.name == "images")
 
-    def _open_session(self, name):
+    def _open_session(self, name: str) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(str(self.folder / f"{name}.onnx"), providers=list(self.providers))
 
-    def _run_session(self, session, inputs):
+    def _run_session(self, session: onnxruntime.InferenceSession, inputs: dict) -> dict:
         """Runs an ONNX session in batches; an array with a single row is passed with every batch of the others."""
         names, count = [output.name for output in session.get_outputs()], max(map(len, inputs.values()))
         parts = [
@@ -63,7 +69,7 @@ class Model:
         ]
         return dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
 
-    def encode(self, images, labels=None):
+    def encode(self, images: np.ndarray, labels: ArrayLike | None = None) -> dict:
         """Encodes images, uint8 `[n, *shape]`, to {"z": float32 `[n, d_z]`, "v": float32 `[n, *shape]`}.
 
         A model without z returns v alone. `labels`, integers `[n]`, are needed if this object's `needs_labels` is true.
@@ -73,11 +79,13 @@ class Model:
         inputs = {"images": images} | ({"labels": np.asarray(labels, np.int32)} if self.needs_labels else {})
         return self._run_session(self.encoder, inputs) | ({"size": images.shape[1:3]} if self.any_size else {})
 
-    def decode(self, size=(None, None), **codes):
+    def decode(self, size: tuple = (None, None), **codes: np.ndarray) -> np.ndarray:
         """Decodes z and v to images, uint8 `[n, *shape]`, and crops the images to `size`, (height, width), if given."""
         return self._run_session(self.decoder, codes)["images"][:, : size[0], : size[1]]
 
-    def sample(self, count=1, temperature=0.7, labels=None, seed=None):
+    def sample(
+        self, count: int = 1, temperature: float = 0.7, labels: ArrayLike | None = None, seed: int | None = None
+    ) -> np.ndarray:
         """Returns `count` new images, uint8 `[count, *shape]`; `temperature` scales v, `seed` seeds the noise."""
         sampler, rng = self._open_session("sampler"), np.random.default_rng(seed)
         shapes = {array.name: (count, *array.shape[1:]) for array in sampler.get_inputs()}
@@ -89,12 +97,16 @@ class Model:
             inputs["labels"] = np.broadcast_to(np.asarray(labels, np.int32), [count])
         return self._run_session(sampler, inputs)["images"]
 
-    def switch(self, a, b, labels_a=None, labels_b=None):
+    def switch(
+        self, a: np.ndarray, b: np.ndarray, labels_a: ArrayLike | None = None, labels_b: ArrayLike | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Returns two arrays of images: from z of images `a` and v of images `b`, and from z of `b` and v of `a`."""
-        a, b = self.encode(a, labels_a), self.encode(b, labels_b)
-        return self.decode(**{**b, "z": a["z"]}), self.decode(**{**a, "z": b["z"]})
+        of_a, of_b = self.encode(a, labels_a), self.encode(b, labels_b)
+        return self.decode(**{**of_b, "z": of_a["z"]}), self.decode(**{**of_a, "z": of_b["z"]})
 
-    def switch_photographs(self, a, b, strength=0.9, labels=None):
+    def switch_photographs(
+        self, a: np.ndarray, b: np.ndarray, strength: float = 0.9, labels: ArrayLike | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Returns photograph `b` with z of `a`, and `a` with z of `b`, each of any size, uint8 `[H, W, channels]`.
 
         The model changes small copies, and a guided filter applies the change of colours to the photographs, so the
@@ -105,12 +117,12 @@ class Model:
         pair = (a, b)
         before = np.stack([shrink_photograph(photograph, *self.shape[:2]) for photograph in pair])
         before = before // self.step * self.step
-        codes, strength = self.encode(before, labels), np.float32(strength)
-        z = (1 - strength) * codes["z"] + strength * codes["z"][::-1]
+        codes, part = self.encode(before, labels), np.float32(strength)
+        z = (1 - part) * codes["z"] + part * codes["z"][::-1]
         changed_a, changed_b = map(change_at_full_size, pair, before, self.decode(**{**codes, "z": z}))
         return changed_b, changed_a
 
-    def crop_and_resize(self, picture):
+    def crop_and_resize(self, picture: np.ndarray) -> np.ndarray:
         """Crops a picture's centre and resizes it to the model's shape; the pixels equal those of training exactly."""
         (height, width, _), (rows_as, columns_as, _) = picture.shape, self.shape
         rows = min(height, max(width * rows_as // columns_as, 1))
@@ -123,7 +135,7 @@ class Model:
         return _resize_axis(_resize_axis(picture[top : top + rows, left : left + columns], columns_as, 1), rows_as, 0)
 
 
-def _resize_axis(pixels, size, axis):
+def _resize_axis(pixels: np.ndarray, size: int, axis: int) -> np.ndarray:
     """Resizes an axis of uint8 pixels to `size`, bilinearly with antialiasing; the result equals Pillow's `resize`."""
     scale = pixels.shape[axis] / size
     if scale == 1:
@@ -140,7 +152,7 @@ def _resize_axis(pixels, size, axis):
     return np.stack(resized, axis).astype(np.uint8)
 
 
-def make_test_images(height, width, channels):
+def make_test_images(height: int, width: int, channels: int) -> np.ndarray:
     """Returns 16 images (2 if a side exceeds 128 pixels) of colour waves, uint8 `[n, height, width, channels]`."""
     longer = max(height, width)
     number, y, x, channel = np.ogrid[: 16 if longer <= 128 else 2, :height, :width, :channels]
@@ -148,7 +160,7 @@ def make_test_images(height, width, channels):
     return np.minimum(np.abs(phase % 512 - 256), 255).astype(np.uint8)
 
 
-def read_picture(path, channels, to_srgb=False):
+def read_picture(path: str | os.PathLike, channels: int, to_srgb: bool = False) -> np.ndarray:
     """Returns the pixels of a picture file, uint8 `[height, width, channels]`, turned upright by its EXIF data.
 
     Colour profiles are ignored, as in training; with `to_srgb` they are applied, as photographs to look at need.
@@ -175,14 +187,14 @@ def read_picture(path, channels, to_srgb=False):
     return np.asarray(image.convert(MODES[channels])).reshape(image.height, image.width, channels)
 
 
-def _fail(text):
+def _fail(text: str) -> int:
     """Prints an error and returns 2, the exit status of errors; 1 is the status for images that decode inexactly."""
     print(f"error: {text}", file=sys.stderr)
     return 2
 
 
 @contextlib.contextmanager
-def _explain_errors(action):
+def _explain_errors(action: str) -> Iterator[None]:
     """A context that ends the program with one line and exit status 2 after any exception of any library."""
     try:
         yield
@@ -190,7 +202,7 @@ def _explain_errors(action):
         sys.exit(_fail(f"cannot {action}: {' '.join(str(error).split())}"))
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> int:
     """Runs client.py, which switches pictures, samples images or checks the ONNX files, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: sys.exit(_fail(message))  # type: ignore[method-assign]
@@ -231,7 +243,7 @@ def main(arguments=None):
     return _write_pictures({"samples.png": (np.concatenate(samples, 1), f"{count} new images")})
 
 
-def _check_model(model):
+def _check_model(model: Model) -> int:
     images = make_test_images(*model.shape) // model.step * model.step
     with _explain_errors(f"encode and decode with the files in {model.folder}"):
         codes = model.encode(images, np.zeros(len(images)))
@@ -241,7 +253,7 @@ def _check_model(model):
     return int(bool(lost))
 
 
-def _decode_at_own_size(model, path):
+def _decode_at_own_size(model: Model, path: str) -> int:
     if not model.any_size:
         return _fail(f"these files are for images of {model.shape[1]} x {model.shape[0]}; export with --any-size")
     with _explain_errors(f"read {path}"):
@@ -253,7 +265,7 @@ def _decode_at_own_size(model, path):
     return _write_pictures({"own_size.png": (decoded, description)}) or int(bool(lost))
 
 
-def _switch_pictures(model, paths, strength):
+def _switch_pictures(model: Model, paths: list[str], strength: float | None) -> int:
     if model.needs_labels or "z" not in [output.name for output in model.encoder.get_outputs()]:
         return _fail("this model needs labels, or has no z to switch; call Model in a program")
     pictures = []
@@ -264,12 +276,12 @@ def _switch_pictures(model, paths, strength):
         if strength is None:
             (ab,), (ba,) = model.switch(*(model.crop_and_resize(picture)[None] for picture in pictures))
         else:
-            ab, ba = model.switch_photographs(*pictures, strength)
+            ab, ba = model.switch_photographs(pictures[0], pictures[1], strength)
     a, b = paths
     return _write_pictures({"ab.png": (ab, f"z of {a}, v of {b}"), "ba.png": (ba, f"z of {b}, v of {a}")})
 
 
-def _write_pictures(pictures):
+def _write_pictures(pictures: dict[str, tuple[np.ndarray, str]]) -> int:
     from PIL import Image
 
     for name, (pixels, description) in pictures.items():

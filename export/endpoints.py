@@ -126,7 +126,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
     ['encode', 'decode', 'sample', 'score']
     """
     image, with_z = config.image_shape, config.has_latent
-    has_labels, by_label = config.has_classes, config.has_class_codes
+    has_labels, by_label = config.has_labels, config.has_label_codes
     dimensions, last_label = math.prod(image), config.classes - 1
 
     def picture(name: str, meaning: str) -> Array:
@@ -327,10 +327,8 @@ def _score(model: Answers, inputs: Arrays) -> Arrays:
 
 
 def _call_outlier_scores(model: DecoupledModel, inputs: Arrays) -> Arrays:
-    from tfdecouple.model.outlier_scores import outlier_scores
-
     noise = inputs.get("z_noise"), inputs["u_noise"]
-    return outlier_scores(model, inputs["images"], *noise, inputs.get("labels")).to_dict()
+    return model.outlier_scores(inputs["images"], inputs.get("labels"), noise=noise).to_dict()
 
 
 def _classify(model: Answers, inputs: Arrays) -> Arrays:

@@ -16,9 +16,8 @@ import tensorflow as tf
 from export.folding import Constant, ExportKernels, ExportMode, Network, find_difference, trace_network
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.any_size import find_both_bins, pad_and_shrink_images
-from tfdecouple.model.codes import z_from_noise
-from tfdecouple.model.densities import evaluate_log_joint
-from tfdecouple.model.objective import negative_elbo
+from tfdecouple.model.base_model import require_initialized
+from tfdecouple.model.objective import evaluate_bound, evaluate_log_joint, map_noise_to_z
 from tfdecouple.model.outlier_scores import OutlierScores, score_latents
 from tfdecouple.numerics.kernels import Kernels
 
@@ -72,14 +71,14 @@ class Answers:
         """Returns z that the prior makes of normal noise (and labels, if it has any); None for a model without z."""
         if not self.config.has_latent:
             return None
-        return self._run(lambda *inputs: (z_from_noise(self.networks, *inputs),), noise, labels)[0]
+        return self._run(lambda *inputs: (map_noise_to_z(self.networks, *inputs),), noise, labels)[0]
 
     def score(self, images: Any, z_noise: Any, u_noise: Any, labels: Any = None) -> dict[str, Any]:
         """Returns the outlier scores of uint8 images, for noise of z and u, as {name: `[batch]`}."""
 
         def compute(bins: Any, z_noise: Any, u_noise: Any, labels: Any) -> list[tf.Tensor]:
-            elbo = negative_elbo(self.networks, bins, z_noise, u_noise, labels=labels)
-            scores = score_latents(self.networks, *elbo)
+            bound = evaluate_bound(self.networks, bins, z_noise, u_noise, labels=labels)
+            scores = score_latents(self.networks.flow, *bound)
             return [score for score in scores if score is not None]
 
         names = [name for name in OutlierScores._fields if name != "prior_nats" or self.config.has_encoder]
@@ -154,7 +153,7 @@ class ExportedModel:
         any_size: bool = False,
         other: ExportedModel | None = None,
     ):
-        model.require_initialized()
+        require_initialized(model)
         self.config, self._model = model.config, model
         self.weights: dict[str, Constant] = {}
         self._names: dict[bytes, str] = {}
@@ -245,14 +244,9 @@ class _ExportedNetworks:
     """An object with those attributes of a `DecoupledModel` from which the objective and endpoints are computed."""
 
     def __init__(self, model: DecoupledModel, methods: Mapping[str, Mapping[str, Any]]):
-        self.config, self.quantizer, self._model = model.config, model.quantizer, model
+        self.config, self.quantizer = model.config, model.quantizer
         for name in ("flow", "encoder", "prior_flow", "prior_affine", "code_net", "dequantizer"):
             setattr(self, name, _ExportedNetwork(getattr(model, name), methods[name]) if name in methods else None)
-
-    @property
-    def class_log_probabilities(self) -> tf.Tensor:
-        """The logarithm of p(y) for each label y, a constant `[classes]` of the caller's graph."""
-        return self._model.class_log_probabilities
 
 
 def _list_methods(model: DecoupledModel, any_size: bool) -> Iterator[tuple[str, str, list[tf.TensorSpec]]]:

@@ -15,6 +15,7 @@ from tfdecouple.data.image_file import describe_cropping, describe_resizing
 from tfdecouple.data.sources import choose_user_crop
 from tfdecouple.errors import RunError, one_line
 from tfdecouple.model import DecoupledModel
+from tfdecouple.model.base_model import require_initialized
 from tfdecouple.runs import latent_directions
 from tfdecouple.runs.latent_directions import Directions
 from tfdecouple.runs.opened_run import Run
@@ -98,7 +99,7 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
     """
     opened = Run.open(run)
     model, config, step = opened.model, opened.config, opened.step
-    model.require_initialized()
+    require_initialized(model)
     summary: dict[str, Any] = {}
     omissions: dict[str, str] = {}
     try:

@@ -16,7 +16,7 @@ import tfdecouple
 from export import pipeline
 from tfdecouple import training
 from tfdecouple.cli import main
-from tfdecouple.config import Config, DataConfig, list_option_names, load_preset, override, parse_config
+from tfdecouple.config import Config, DataConfig, list_option_names, parse_config, preset_config
 from tfdecouple.data.sources import open_source
 from tfdecouple.doctor import check_runner
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError
@@ -250,7 +250,7 @@ def test_config_that_does_not_fit_the_checkpoint_is_refused(enlarged, no_model, 
 class TestMemory:
     def test_model_is_refused_if_its_parameters_exceed_the_memory(self, monkeypatch):
         monkeypatch.setattr(architecture, "read_total_memory", lambda: 2**30)
-        require_memory(load_preset("celeba_hq_256").model)
+        require_memory(preset_config("celeba_hq_256").model)
         monkeypatch.setattr(architecture, "read_total_memory", lambda: 4 * count_parameters(TINY)["total"] - 1)
         with pytest.raises(ConfigError, match="the model is too large: it needs"):
             require_memory(TINY)
@@ -271,7 +271,7 @@ class TestMemory:
 
 @pytest.mark.parametrize("count", [10**9, 2**62])
 def test_crops_that_exceed_memory_are_refused(count):
-    data = override(Config(), [f"data.photograph_crops={count}"]).data
+    data = Config().override([f"data.photograph_crops={count}"]).data
     with pytest.raises(DataError, match=f"data.photograph_crops is {count}"):
         open_source(data, (64, 64, 3))
     open_source(DataConfig(), (8, 8, 3))

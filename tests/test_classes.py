@@ -11,6 +11,8 @@ from helpers.variants import OF_CLASSES, SMALLEST, equal, fresh, images_of, read
 
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.model import DecoupledModel
+from tfdecouple.model.codes import draw_labels
+from tfdecouple.model.objective import evaluate_bound, map_noise_to_z
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -30,7 +32,7 @@ class TestCodes:
 
     def test_z_is_the_code_of_the_label_and_any_label_decodes_exactly(self):
         model, images = variant("classes"), images_of(variant("classes"))
-        codes = model.class_codes
+        codes = model.code_net.compute_codes()
         assert codes.shape == (3, 4) and np.ptp(codes, 0).max() > 0.1
         equal(model(images, LABELS).z, codes.numpy()[LABELS])
         for label in range(3):
@@ -39,7 +41,8 @@ class TestCodes:
     def test_classification_by_class_codes_is_bayes_rule(self, traced):
         model, images = variant("classes"), images_of(variant("classes"))
         x = model.quantizer.place_at_centres(model.quantizer.find_bins(images))
-        joint = np.stack([model.likelihood(np.tile(code, (3, 1))).log_prob(x) for code in model.class_codes.numpy()], 1)
+        codes = model.code_net.compute_codes().numpy()
+        joint = np.stack([model.likelihood(np.tile(code, (3, 1))).log_prob(x) for code in codes], 1)
         joint = joint.astype("f8") + SHARES
         expected = joint - scipy.special.logsumexp(joint, 1, keepdims=True)
         computed = model.classify(images)
@@ -56,9 +59,9 @@ class TestCodes:
 
     def test_labels_of_samples_follow_their_probabilities(self):
         model = variant("classes")
-        drawn = model.draw_labels(0, 4000, tf.constant([1, 2])).numpy()
+        drawn = draw_labels(model.config, 0, 4000, tf.constant([1, 2])).numpy()
         np.testing.assert_allclose(np.bincount(drawn, minlength=3) / 4000, [1 / 8, 2 / 8, 5 / 8], atol=0.03)
-        equal(drawn[1000:1500], model.draw_labels(1000, 1500, tf.constant([1, 2])))
+        equal(drawn[1000:1500], draw_labels(model.config, 1000, 1500, tf.constant([1, 2])))
 
     def test_switch_and_interpolate_use_the_labels_of_both_images(self):
         model = variant("classes")
@@ -66,7 +69,7 @@ class TestCodes:
         ab, ba = model.switch(a, b, (LABELS, LABELS[::-1]))
         z, v = model.encode(a, LABELS)
         equal(ab, model.decode(z, model.encode(b, LABELS[::-1]).v))
-        equal(ba, model.decode(model.class_codes.numpy()[LABELS[::-1]], v))
+        equal(ba, model.decode(model.code_net.compute_codes().numpy()[LABELS[::-1]], v))
         between = model.interpolate(a, b, [0, 1], [0, 1], (LABELS, LABELS[::-1]))
         equal(between[:, 0, 0], a)
         equal(between[:, 1, 1], b)
@@ -81,7 +84,7 @@ class TestCodes:
         model = variant("classes")
         assert model.encoder is None and model.prior_flow is None
         images = images_of(model)
-        for call in (lambda: model.posterior(images), lambda: model.prior, lambda: model.conditional_prior([0])):
+        for call in (lambda: model.posterior(images), lambda: model.prior(), lambda: model.prior([0])):
             assert "function of the label" in message_of(UserError, call)
 
     @pytest.mark.parametrize(
@@ -112,11 +115,11 @@ class TestPriorOfLabels:
             model.named_variables()[name].assign(value)
         images, (z_noise, u) = images_of(model), noise(model)
         z = plain.posterior(images).mean()
-        np.testing.assert_allclose(model.prior.log_prob(z), plain.prior.log_prob(z), rtol=1e-5)
-        np.testing.assert_allclose(model.conditional_prior(LABELS).log_prob(z), plain.prior.log_prob(z), rtol=1e-5)
+        np.testing.assert_allclose(model.prior().log_prob(z), plain.prior().log_prob(z), rtol=1e-5)
+        np.testing.assert_allclose(model.prior(LABELS).log_prob(z), plain.prior().log_prob(z), rtol=1e-5)
         choices = (LABELS, None, [2, -1, 1])
-        known, unknown, both = (model.elbo_from_noise(images, z_noise, u, labels=labels) for labels in choices)
-        bound = plain.elbo_from_noise(images, z_noise, u)
+        known, unknown, both = (model.bound(images, noise=(z_noise, u), labels=labels) for labels in choices)
+        bound = plain.bound(images, noise=(z_noise, u))
         np.testing.assert_allclose(unknown.bits_per_dim, bound.bits_per_dim, rtol=1e-5)
         np.testing.assert_allclose(known.kl, bound.kl - SHARES[LABELS], rtol=1e-4)
         expected = [known.kl[0], unknown.kl[1], known.kl[2]]
@@ -127,10 +130,10 @@ class TestPriorOfLabels:
     def test_prior_of_labels_is_a_mixture_and_classification_is_bayes_rule_for_z(self):
         model, images = variant("prior-classes"), images_of(variant("prior-classes"))
         z = model.posterior(images).mean()
-        parts = np.stack([model.conditional_prior(np.full(3, label)).log_prob(z) for label in range(3)], 1)
+        parts = np.stack([model.prior(np.full(3, label)).log_prob(z) for label in range(3)], 1)
         parts = parts.astype("f8") + SHARES
         mixture = scipy.special.logsumexp(parts, 1)
-        np.testing.assert_allclose(model.prior.log_prob(z), mixture, rtol=1e-5)
+        np.testing.assert_allclose(model.prior().log_prob(z), mixture, rtol=1e-5)
         np.testing.assert_allclose(model.classify(images), parts - mixture[:, None], atol=1e-4)
         assert np.ptp(parts - SHARES, 1).max() > 0.05
 
@@ -140,19 +143,19 @@ class TestPriorOfLabels:
         posterior = model.posterior(images)
         z = posterior.mean() + posterior.stddev() * z_noise
         for labels, log_prior in (
-            (LABELS, model.conditional_prior(LABELS).log_prob(z) + SHARES[LABELS]),
-            (None, model.prior.log_prob(z)),
-            (NONE, model.prior.log_prob(z)),
+            (LABELS, model.prior(LABELS).log_prob(z) + SHARES[LABELS]),
+            (None, model.prior().log_prob(z)),
+            (NONE, model.prior().log_prob(z)),
         ):
-            elbo, latents = model.elbo_and_latents(images, z_noise, u, labels=labels)
-            np.testing.assert_allclose(elbo.kl, posterior.log_prob(z) - log_prior, atol=1e-4)
+            bound, latents = evaluate_bound(model, model.quantizer.find_bins(images), z_noise, u, labels=labels)
+            np.testing.assert_allclose(bound.kl, posterior.log_prob(z) - log_prior, atol=1e-4)
             np.testing.assert_allclose(latents.log_prior, log_prior, atol=1e-4)
 
     @pytest.mark.parametrize("prior", ["flow", "normal"])
     def test_z_drawn_for_a_label_comes_from_its_prior(self, prior):
         model = fresh(dataclasses.replace(OF_CLASSES["prior-classes"], prior=prior))
         normal = noise(model)[0]
-        z = model.z_from_noise(normal, tf.constant(LABELS, tf.int32))
+        z = map_noise_to_z(model, normal, tf.constant(LABELS, tf.int32))
         latents = model.prior_affine(z)[0].numpy()[np.arange(3), LABELS]
         back = latents if model.prior_flow is None else model.prior_flow.forward_and_log_det(latents)[0]
         np.testing.assert_allclose(back, normal, atol=1e-5)
@@ -163,7 +166,7 @@ class TestLabels:
     def test_gradients_reach_every_weight_of_a_model_with_labels(self, name, labels):
         model, images = variant(name), images_of(variant(name))
         draws = noise(model)
-        loss = lambda: tf.reduce_sum(model.elbo_from_noise(images, *draws, True, labels).bits_per_dim)  # noqa: E731
+        loss = lambda: tf.reduce_sum(model.bound(images, labels, noise=draws, training=True).bits_per_dim)  # noqa: E731
         assert_gradients_reach_weights(model, loss)
 
     @pytest.mark.parametrize("name", OF_CLASSES)
@@ -176,6 +179,5 @@ class TestLabels:
     def test_model_without_labels_refuses_labels(self):
         model = variant("coupling")
         assert "has no labels" in message_of(DataError, lambda: model.encode(images_of(model), LABELS))
-        for call in (lambda: model.classify(images_of(model)), lambda: model.class_log_probabilities):
+        for call in (lambda: model.classify(images_of(model)), lambda: model.prior([0])):
             assert "has no labels" in message_of(UserError, call)
-        assert "no function of the label" in message_of(UserError, lambda: model.class_codes)

@@ -13,6 +13,9 @@ from tfdecouple.config import Config
 from tfdecouple.errors import ConfigError, DataError, UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model import codes as model_module
+from tfdecouple.model.base_model import require_initialized
+from tfdecouple.model.initialization import diagnose_model
+from tfdecouple.model.objective import map_noise_to_z
 from tfdecouple.runs.latent_directions import MEANS, Direction
 
 pytestmark = pytest.mark.usefixtures("eager")
@@ -50,7 +53,7 @@ class TestInitialize:
     def test_initialize_of_a_mirrored_model_refuses_a_second_call(self):
         with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
             model = DecoupledModel(LEAST)
-        assert "not initialised" in message_of(UserError, model.require_initialized)
+        assert "not initialised" in message_of(UserError, lambda: require_initialized(model))
         model.initialize(IMAGES)
         assert "force=True" in message_of(UserError, lambda: model.initialize(IMAGES))
 
@@ -91,19 +94,18 @@ WRONG = {
         lambda model, seed: model.sample(1, seed=seed),
         [True, "1", 1.0, -1, 2**32, 10**400, [1], [1.0, 2.0], {}, tf.constant(1.0)],
     ),
-    "seed ": (lambda model, seed: model.elbo(IMAGES, seed=seed), [True, "1", 2**32, [1]]),
+    "seed ": (lambda model, seed: model.bound(IMAGES, seed=seed), [True, "1", 2**32, [1]]),
     "n is ": (lambda model, n: model.sample(n), [True, "3", 2.0, -1, None, [2], tf.constant(2.0)]),
     "temperature is ": (
         lambda model, temperature: model.sample(1, temperature),
         [True, "1", None, -0.1, float("nan"), float("inf"), 10**400, [1.0], 1j],
     ),
-    "noise ": (lambda model, noise: model.dequantize(IMAGES, noise), [np.zeros((2, 8, 8, 3)), 2.0 + IMAGES]),
     "u_noise ": (
-        lambda model, noise: model.elbo_from_noise(IMAGES, np.zeros((3, 4)), noise),
+        lambda model, noise: model.bound(IMAGES, noise=(np.zeros((3, 4)), noise)),
         [np.zeros((2, 8, 8, 3)), np.zeros((1, 8, 8, 3)), 2.0 + IMAGES, -0.1 - IMAGES, math.nan * IMAGES, "u"],
     ),
     "z_noise ": (
-        lambda model, noise: model.elbo_from_noise(IMAGES, noise, np.zeros(IMAGES.shape)),
+        lambda model, noise: model.bound(IMAGES, noise=(noise, np.zeros(IMAGES.shape))),
         [np.zeros((1, 4)), np.zeros((3, 3)), np.zeros(4), None],
     ),
     "alphas is": (
@@ -123,12 +125,12 @@ class TestArguments:
     def test_bound_takes_noise_in_float64_as_in_float32(self, small):
         noise = np.random.default_rng(0).standard_normal((3, 4)), np.random.default_rng(0).random(IMAGES.shape)
         single = (array.astype(np.float32) for array in noise)
-        equal(small.elbo_from_noise(IMAGES, *noise).bits_per_dim, small.elbo_from_noise(IMAGES, *single).bits_per_dim)
+        equal(small.bound(IMAGES, noise=noise).bits_per_dim, small.bound(IMAGES, noise=single).bits_per_dim)
 
     @pytest.mark.parametrize("config", ["cifar10", pathlib.Path("runs"), None, Config(model=LEAST)])
     def test_model_of_a_name_says_how_to_make_it(self, config):
         message = message_of(ConfigError, lambda: DecoupledModel(config))
-        assert message.startswith("config is ") and "DecoupledModel.from_preset(" in message
+        assert message.startswith("config is ") and "tfdecouple.load_model(" in message
 
     def test_condition_of_the_wrong_size_is_named_with_its_shape_in_every_call(self, small):
         x = tf.zeros([3, 8, 8, 3])
@@ -145,22 +147,21 @@ class TestArguments:
         assert posterior.batch_shape == (0,) and posterior.event_shape == (4,)
         assert posterior.sample(5, seed=1).shape == (5, 0, 4)
         for training in (False, True):
-            assert [part.shape for part in small.elbo(NONE, training=training)] == [(0,)] * 4
+            assert [part.shape for part in small.bound(NONE, training=training)] == [(0,)] * 4
         assert [images.shape for images in small.switch(NONE, NONE)] == [(0, 8, 8, 3)] * 2
         assert small.interpolate(NONE, NONE, [0, 1], [0]).shape == (0, 2, 1, 8, 8, 3)
         assert small.interpolate(IMAGES, IMAGES, [], [0]).shape == (3, 0, 1, 8, 8, 3)
-        assert [part.shape for part in small.dequantize(NONE, NONE)] == [(0, 8, 8, 3), (0,)]
         assert small.sample(0).shape == small.edit(NONE, DIRECTION, 1).shape == (0, 8, 8, 3)
         likelihood = small.likelihood(np.zeros((3, 4), np.float32))
         assert likelihood.sample(0).shape == (0, 3, 8, 8, 3) and small.likelihood(z).log_prob(v).shape == (0,)
-        assert small.prior.log_prob(small.prior.sample(0)).shape == (0,)
-        assert "no images" in message_of(DataError, lambda: small.diagnose(NONE))
+        assert small.prior().log_prob(small.prior().sample(0)).shape == (0,)
+        assert "no images" in message_of(DataError, lambda: diagnose_model(small, NONE))
         assert "0 and 3 images" in message_of(DataError, lambda: small.switch(NONE, IMAGES))
 
     @pytest.mark.parametrize("kind", NO_IMAGES)
     def test_input_that_is_no_batch_of_images_is_refused(self, small, kind):
         given = NO_IMAGES[kind]
-        for method in ("encode", "posterior", "elbo", "diagnose", "quantize_images", "initialize"):
+        for method in ("encode", "posterior", "bound", "initialize"):
             assert "images" in message_of(DataError, lambda method=method: getattr(small, method)(given))
         message_of(DataError, lambda: small.switch(IMAGES, given))
         message_of(DataError, lambda: small.interpolate(given, IMAGES, [0.5], [0.5]))
@@ -184,7 +185,7 @@ class TestArguments:
             v = 0.7 * tf.random.stateless_normal([n, 8, 8, 3], randomness.derive_seed(seed, "v"))
             z = None
             if model.encoder is not None:
-                z = model.z_from_noise(tf.random.stateless_normal([n, 4], randomness.derive_seed(seed, "z")))
+                z = map_noise_to_z(model, tf.random.stateless_normal([n, 4], randomness.derive_seed(seed, "z")))
             equal(model.sample(n, 0.7, seed=5), model.decode(z, v))
 
     def test_sampling_beyond_memory_is_refused_in_one_line(self, small, monkeypatch):
@@ -230,5 +231,5 @@ class TestArguments:
         before = {name: variable.numpy() for name, variable in moving.items()}
         assert before
         for training in (False, True):
-            model.elbo(images, seed=1, training=training)
+            model.bound(images, seed=1, training=training)
             assert all(np.any(variable != before[name]) == training for name, variable in moving.items())

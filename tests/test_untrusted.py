@@ -279,7 +279,7 @@ class TestRunFolder:
         (run / "checkpoints").rename(run / "kept")
         (run / "checkpoints").symlink_to("kept")
         (run.parent / "link").symlink_to(run)
-        tfdecouple.load_model(run.parent / "link").require_initialized()
+        assert bool(tfdecouple.load_model(run.parent / "link").initialized.value)
 
 
 def sparse(path: pathlib.Path) -> pathlib.Path:

@@ -23,36 +23,34 @@ from tfdecouple.runtime.requirements import require_backend
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 if TYPE_CHECKING:
-    from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig, load_preset, override, preset_names
-    from tfdecouple.model import Codes, DecoupledModel, Elbo
-    from tfdecouple.model.outlier_scores import outlier_scores
+    from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig, preset_config, preset_names
+    from tfdecouple.model import BoundTerms, Codes, DecoupledModel
     from tfdecouple.numerics.tf32 import full_float32
     from tfdecouple.registry import register
-    from tfdecouple.runs.opened_run import load_directions, load_model, load_pretrained, save_run
+    from tfdecouple.runs.opened_run import load_directions, load_model, save_run
     from tfdecouple.visualization.photograph_folder import switch_folder
 
 __version__ = "0.1.0"
 
 # {module: its public names}. They are imported at first use, so that --help and error messages need no TensorFlow.
 _NAMES = {
-    "config": ("Config", "DataConfig", "ModelConfig", "TrainingConfig", "load_preset", "override", "preset_names"),
-    "model": ("Codes", "DecoupledModel", "Elbo"),
-    "model.outlier_scores": ("outlier_scores",),
+    "config": ("Config", "DataConfig", "ModelConfig", "TrainingConfig", "preset_config", "preset_names"),
+    "model": ("BoundTerms", "Codes", "DecoupledModel"),
     "registry": ("register",),
-    "runs.opened_run": ("load_directions", "load_model", "load_pretrained", "save_run"),
+    "runs.opened_run": ("load_directions", "load_model", "save_run"),
     "numerics.tf32": ("full_float32",),
     "visualization.photograph_folder": ("switch_folder",),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
+    "BoundTerms",
     "Codes",
     "Config",
     "ConfigError",
     "DataConfig",
     "DataError",
     "DecoupledModel",
-    "Elbo",
     "InversionError",
     "ModelConfig",
     "NotInitializedError",
@@ -63,10 +61,7 @@ __all__ = [
     "full_float32",
     "load_directions",
     "load_model",
-    "load_preset",
-    "load_pretrained",
-    "outlier_scores",
-    "override",
+    "preset_config",
     "preset_names",
     "register",
     "save_run",

@@ -6,15 +6,19 @@ range.
 
 import math
 import operator
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
 from tfdecouple.errors import DataError, UserError, one_line
 
+# What the methods of a model take for arrays: tensors, NumPy arrays, and nested lists of numbers.
+ArrayLike: TypeAlias = tf.types.experimental.TensorLike
 
-def as_tensor(value: Any, name: str, error: type[UserError] = UserError) -> tf.Tensor:
+
+def as_tensor(value: ArrayLike, name: str, error: type[UserError] = UserError) -> tf.Tensor:
     """Converts an array, a tensor or nested lists of numbers to a tensor; raises the class `error` for other values."""
     if value is None or isinstance(value, tf.RaggedTensor | tf.SparseTensor):
         raise error(f"{name} is {'None' if value is None else type(value).__name__}; it must be a dense array")
@@ -30,7 +34,7 @@ def as_tensor(value: Any, name: str, error: type[UserError] = UserError) -> tf.T
         ) from problem
 
 
-def as_floats(value: Any, name: str) -> tf.Tensor:
+def as_floats(value: ArrayLike, name: str) -> tf.Tensor:
     """Converts integers or floats to a float32 tensor; raises UserError, which names `name`, for any other value."""
     tensor = as_tensor(value, name)
     if not (tensor.dtype.is_floating or tensor.dtype.is_integer):
@@ -38,14 +42,14 @@ def as_floats(value: Any, name: str) -> tf.Tensor:
     return tf.cast(tensor, tf.float32)
 
 
-def as_images(value: Any, image_shape: tuple[int, int, int], any_size: bool = False) -> tf.Tensor:
+def as_images(value: ArrayLike, image_shape: tuple[int, int, int], any_size: bool = False) -> tf.Tensor:
     """Converts an array of uint8 images to a tensor `[batch, height, width, channels]`; raises DataError otherwise."""
     images = as_tensor(value, "images", DataError)
     require_images(images, image_shape, any_size)
     return images
 
 
-def require_images(images: Any, image_shape: tuple[int, int, int], any_size: bool = False) -> None:
+def require_images(images: ArrayLike, image_shape: tuple[int, int, int], any_size: bool = False) -> None:
     """Raises DataError unless `images`, a tensor or a `tf.TensorSpec`, is uint8 `[batch, *image_shape]`.
 
     If `any_size` is true, height and width can be others than in `image_shape`, but at least 1 pixel.
@@ -71,7 +75,9 @@ def _format_batch_shape(image_shape: tuple[int, int, int], any_size: bool = Fals
     return f"[batch, {', '.join(map(str, image_shape))}]{', or another height and width' if any_size else ''}"
 
 
-def as_image_batches(what: str, a: Any, b: Any, image_shape: tuple[int, int, int]) -> tuple[tf.Tensor, tf.Tensor]:
+def as_image_batches(
+    what: str, a: ArrayLike, b: ArrayLike, image_shape: tuple[int, int, int]
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Converts two batches of images of any size to uint8 tensors; raises DataError unless both have the same count."""
     a, b = as_images(a, image_shape, any_size=True), as_images(b, image_shape, any_size=True)
     if not a.shape[:1].is_compatible_with(b.shape[:1]):
@@ -79,7 +85,7 @@ def as_image_batches(what: str, a: Any, b: Any, image_shape: tuple[int, int, int
     return a, b
 
 
-def as_z(value: Any, latent_dim: int) -> tf.Tensor | None:
+def as_z(value: ArrayLike, latent_dim: int) -> tf.Tensor | None:
     """Converts an array to z, a float32 tensor `[..., latent_dim]`; returns None for a model without z."""
     if not latent_dim:
         if value is not None:
@@ -94,7 +100,7 @@ def as_z(value: Any, latent_dim: int) -> tf.Tensor | None:
 
 
 def as_codes(
-    z: Any, v: Any, latent_dim: int, image_shape: tuple[int, int, int], multiple: int
+    z: ArrayLike, v: ArrayLike, latent_dim: int, image_shape: tuple[int, int, int], multiple: int
 ) -> tuple[tf.Tensor | None, tf.Tensor]:
     """Converts arrays to codes: z, float32 `[batch, d_z]` or None, and v, float32 `[batch, height, width, channels]`.
 
@@ -111,7 +117,7 @@ def as_codes(
     return z, v
 
 
-def as_labels(value: Any, count: Any, classes: int, required: bool) -> tf.Tensor | None:
+def as_labels(value: ArrayLike, count: int | tf.Tensor | None, classes: int, required: bool) -> tf.Tensor | None:
     """Converts labels of images to a tensor, int32 `[count]`; returns None if there are none.
 
     `value` has whole numbers below `classes`, `[count]`, or one number for all images; -1 or None stands for no label,
@@ -145,7 +151,7 @@ def as_labels(value: Any, count: Any, classes: int, required: bool) -> tf.Tensor
     return tf.cast(labels, tf.int32)
 
 
-def as_z_change(direction: Any, amount: Any, batch: int | None, latent_dim: int) -> tf.Tensor:
+def as_z_change(direction: ArrayLike, amount: ArrayLike, batch: int | None, latent_dim: int) -> tf.Tensor:
     """Returns amount * direction, what an edit adds to z of each image: float32 `[batch, d_z]` or `[1, d_z]`.
 
     `direction` is a vector `[d_z]`, an array `[batch, d_z]`, or an object whose attribute `vector` is one of these.
@@ -170,7 +176,7 @@ def as_z_change(direction: Any, amount: Any, batch: int | None, latent_dim: int)
     return tf.reshape(amount, [-1, 1]) * direction
 
 
-def as_noise(value: Any, name: str, shape: Any, uniform: bool = False) -> tf.Tensor:
+def as_noise(value: ArrayLike, name: str, shape: Sequence[int | None], uniform: bool = False) -> tf.Tensor:
     """Converts an array to noise, a float32 tensor of `shape`; raises UserError for others, or outside [0, 1]."""
     noise = as_floats(value, name)
     if not noise.shape.is_compatible_with(shape):
@@ -180,7 +186,7 @@ def as_noise(value: Any, name: str, shape: Any, uniform: bool = False) -> tf.Ten
     return noise
 
 
-def as_whole_number(value: Any, name: str) -> int:
+def as_whole_number(value: ArrayLike, name: str) -> int:
     """Converts a whole number of any type (Python, NumPy, TensorFlow) to an int; raises UserError if it is below 0."""
     try:
         if isinstance(value, bool | np.bool_):
@@ -193,7 +199,7 @@ def as_whole_number(value: Any, name: str) -> int:
     return whole
 
 
-def as_number(value: Any, name: str) -> float | tf.Tensor:
+def as_number(value: ArrayLike, name: str) -> float | tf.Tensor:
     """Converts a finite number >= 0 to a float; returns a symbolic tensor, of a graph being traced, as float32."""
     if _is_symbolic(value) and value.dtype.is_floating and value.shape.rank == 0:
         return tf.cast(value, tf.float32)
@@ -203,7 +209,7 @@ def as_number(value: Any, name: str) -> float | tf.Tensor:
     return float(array)
 
 
-def as_numbers(value: Any, name: str) -> np.ndarray:
+def as_numbers(value: ArrayLike, name: str) -> np.ndarray:
     """Converts a finite number, or a list of n, to a float64 array `[n]`; raises UserError for any other value."""
     array = np.atleast_1d(_as_finite_array(value))
     if array.ndim != 1 or np.isnan(array).any():
@@ -211,12 +217,12 @@ def as_numbers(value: Any, name: str) -> np.ndarray:
     return array
 
 
-def _is_symbolic(value: Any) -> bool:
+def _is_symbolic(value: ArrayLike) -> bool:
     """Returns whether a value is a symbolic tensor, which belongs to a graph being traced and has no numbers yet."""
     return tf.is_tensor(value) and not hasattr(value, "numpy")
 
 
-def _as_finite_array(value: Any) -> np.ndarray:
+def _as_finite_array(value: ArrayLike) -> np.ndarray:
     """Converts finite real numbers to a float64 array of their shape; returns a scalar NaN for any other value."""
     try:
         array = np.asarray(value)

@@ -4,13 +4,15 @@ import math
 import secrets
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
 from tfdecouple.errors import UserError
 
+# A seed: a whole number, an integer tensor `[2]`, or None for a fresh seed.
+Seed: TypeAlias = "int | tf.Tensor | None"
 # TensorFlow's raw operations select Philox, the default random generator on CPUs and GPUs, by this integer.
 _PHILOX = 1
 # Constants of Philox 4x32, and the key with which TensorFlow hashes a seed to a key and a counter.
@@ -19,7 +21,7 @@ _SCRAMBLING_KEY = (0x3EC8F720, 0x02461E29)
 _MASK = 2**32 - 1
 
 
-def make_seed(seed: Any) -> tf.Tensor:
+def make_seed(seed: Seed) -> tf.Tensor:
     """Converts a seed to an int32 tensor `[2]`, the form that TensorFlow's stateless functions need.
 
     Args:
@@ -32,20 +34,21 @@ def make_seed(seed: Any) -> tf.Tensor:
             # TensorFlow draws the seed in each call; a seed that Python draws during tracing would be a constant.
             return tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32)
         seed = secrets.randbits(31)
+    value: tf.Tensor = seed
     if not tf.is_tensor(seed):
         values = np.asarray(seed)
         # Whole numbers beyond 64 bits are refused: NumPy stores them as objects, of another kind than "i" and "u".
         is_whole = values.dtype.kind in "iu" and values.shape in ((), (2,))
         if not is_whole or (values.ndim == 0 and not 0 <= values < 2**32):
             raise UserError(f"the seed is {repr(seed)[:60]}; it must be a whole number, at least 0 and below 2**32")
-        seed = values.astype(np.int64)
-    elif not seed.dtype.is_integer or not (seed.shape.rank is None or seed.shape.as_list() in ([], [2])):
-        raise UserError(f"the seed is a tensor of {seed.dtype.name} {seed.shape}; it must be a whole number, or two")
-    seed = tf.cast(seed, tf.int32)
-    return tf.stack([tf.constant(0, tf.int32), seed]) if seed.shape.rank == 0 else seed
+        value = values.astype(np.int64)
+    elif not value.dtype.is_integer or not (value.shape.rank is None or value.shape.as_list() in ([], [2])):
+        raise UserError(f"the seed is a tensor of {value.dtype.name} {value.shape}; it must be a whole number, or two")
+    value = tf.cast(value, tf.int32)
+    return tf.stack([tf.constant(0, tf.int32), value]) if value.shape.rank == 0 else value
 
 
-def derive_seed(seed: Any, *parts: Any) -> tf.Tensor:
+def derive_seed(seed: Seed, *parts: str | int | tf.Tensor) -> tf.Tensor:
     """Returns a new seed, int32 `[2]`, computed from `seed` and `parts`, such as a purpose and a training step.
 
     Each part is a string, or a whole number, also as a scalar tensor. Equal arguments give equal seeds.
@@ -63,7 +66,7 @@ def _hash_text(text: str) -> int:
     return zlib.crc32(text.encode()) & 0x7FFFFFFF
 
 
-def draw_pixel_noise(shape: Any, seed: tf.Tensor, normal_noise: bool) -> tf.Tensor:
+def draw_pixel_noise(shape: Sequence[int | tf.Tensor], seed: tf.Tensor, normal_noise: bool) -> tf.Tensor:
     """Returns float32 noise of `shape` for dequantisation: normal for a learned q(u|x), otherwise uniform in [0, 1)."""
     return (tf.random.stateless_normal if normal_noise else tf.random.stateless_uniform)(shape, seed)
 
@@ -85,7 +88,7 @@ def draw_normal_part(count: int, start: int, seed: tf.Tensor) -> tf.Tensor:
     return numbers[start % 4 :]
 
 
-def draw_z_noise(latent_dim: int, seed: Any, number: Any, index: tf.Tensor) -> tf.Tensor:
+def draw_z_noise(latent_dim: int, seed: Seed, number: int | tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     """Returns standard normal noise, float32 `[n, latent_dim]`, with which evaluations draw z.
 
     An evaluation draws z several times for an image. Row i is the noise of the draw `number`, a whole number, for the
@@ -95,7 +98,7 @@ def draw_z_noise(latent_dim: int, seed: Any, number: Any, index: tf.Tensor) -> t
 
 
 def draw_u_noise(
-    image_shape: Sequence[int], seed: Any, number: Any, index: tf.Tensor, normal_noise: bool = False
+    image_shape: Sequence[int], seed: Seed, number: int | tf.Tensor, index: tf.Tensor, normal_noise: bool = False
 ) -> tf.Tensor:
     """Returns dequantisation noise for evaluations, float32 `[n, *image_shape]`; arguments are as in `draw_z_noise`."""
     return draw_noise_by_index(image_shape, derive_seed(seed, "evaluate", number), index, "u", normal_noise)
@@ -138,7 +141,7 @@ def _compute_key_and_counter(first: tf.Tensor, second: tf.Tensor) -> tuple[list[
     return mixed[:2], mixed[2:]
 
 
-def _run_philox(counter: Sequence[Any], key: Sequence[Any]) -> list[tf.Tensor]:
+def _run_philox(counter: Sequence[tf.Tensor], key: Sequence[tf.Tensor | int]) -> list[tf.Tensor]:
     """Returns four uint64 tensors of random 32-bit integers: Philox 4x32 with ten rounds (Salmon et al., 2011)."""
     a, b, c, d = counter
     mask, shift, *factors = (tf.constant(number, tf.uint64) for number in (_MASK, 32, *_PHILOX_FACTORS))

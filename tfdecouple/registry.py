@@ -80,7 +80,7 @@ LOGGERS = Registry(
     mlflow="tfdecouple.loggers:MLflow",
 )
 # Numbers of each validation: functions of the model and validation images.
-DIAGNOSTICS = Registry("diagnostic", model="tfdecouple.model:DecoupledModel.diagnose")
+DIAGNOSTICS = Registry("diagnostic", model="tfdecouple.model.initialization:diagnose_model")
 # Pictures of each validation: functions of `PictureInputs`.
 _PICTURES = ("reconstructions", "samples", "classes", "interpolation", "switch")
 PICTURES = Registry("picture", **{name: f"tfdecouple.visualization.pictures:_draw_{name}" for name in _PICTURES})

@@ -76,7 +76,7 @@ def require_page_support(model: ModelConfig) -> None:
             f"the web page needs square RGB images, and this model has {describe_images(model.image_shape)}; leave "
             "the format web out"
         )
-    if model.has_class_codes:
+    if model.has_label_codes:
         raise UserError(
             "the web page has no labels, and this model encodes an image by its label; leave the format web out, or "
             "train a model whose prior alone knows labels (model.prior=flow)"
@@ -94,7 +94,7 @@ def describe_model(provenance: Provenance) -> dict[str, Any]:
     ]
     return {
         **({"directions": sliders} if sliders else {}),
-        **({"label_shares": list(model.label_shares)} if model.has_classes else {}),
+        **({"label_shares": list(model.label_shares)} if model.has_labels else {}),
         "name": provenance.name,
         "image_shape": list(model.image_shape),
         "n_bits": model.n_bits,

@@ -29,12 +29,13 @@ from export.verification.comparison import PERTURBATION, Answer
 from export.verification.verify import require_no_problems
 from tfdecouple import randomness
 from tfdecouple.config import DataConfig
-from tfdecouple.config.shapes import RGB_CHANNELS, Shape
+from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
 from tfdecouple.data.batches import load_images
 from tfdecouple.data.image_file import crop_and_resize
 from tfdecouple.data.sources import open_source
 from tfdecouple.errors import DataError, ExactnessWarning
 from tfdecouple.model import DecoupledModel
+from tfdecouple.model.base_model import require_initialized
 from tfdecouple.numerics.tf32 import full_float32
 
 # Limits of the real images that are encoded and decoded: their count, and the pixels of all together.
@@ -105,7 +106,7 @@ def make_test_vectors(
     report("  images to encode and decode")
     image_types = {"real": images, **make_artificial_images(images.shape[1:], rng, 1 if side > _LARGE else 4)}
     quantized = np.asarray(model.quantizer.quantize_pixels(np.concatenate([*image_types.values()])))
-    labels = np.arange(len(quantized), dtype=np.int32) % config.classes if config.has_class_codes else None
+    labels = np.arange(len(quantized), dtype=np.int32) % config.classes if config.has_label_codes else None
     z, _, v = plain.encode(quantized, labels)
     height, width = quantized.shape[1:3]
     decoded = (answers.to_pixels(answers.decode(z, v)) for answers in (plain, perturbed))
@@ -238,7 +239,7 @@ def make_artificial_images(
     }
 
 
-def make_picture(image_shape: Shape, centre_crop: int) -> Arrays:
+def make_picture(image_shape: ImageShape, centre_crop: int) -> Arrays:
     """Returns a picture of waves, larger than the images of a model, and the picture `fitted` by the model's own code.
 
     Both are uint8 `[height, width, channels]`; the fitted picture has `image_shape`. `centre_crop` is the side in
@@ -297,14 +298,14 @@ class KerasAnswers(Answers):
     """
 
     def __init__(self, model: DecoupledModel, unperturbed: KerasAnswers | None = None, seed: int = 0):
-        model.require_initialized()
+        require_initialized(model)
         super().__init__(model)
         self._unperturbed, self._rng = unperturbed, np.random.default_rng(seed)
         self._cache: dict[bytes, list[Optional]] = {}
 
     def encode(self, images: np.ndarray, labels: Optional = None) -> Encoding:
         """Returns the Keras model's codes of uint8 images; labels are used only if z is a function of the label."""
-        labels = labels if self.config.has_class_codes else None
+        labels = labels if self.config.has_label_codes else None
         return Encoding(*self._answer_rows("encode", super().encode, images, labels))
 
     def infer_posterior(self, images: np.ndarray) -> tuple[Optional, Optional]:

@@ -8,7 +8,7 @@ from helpers.runs import run_config
 
 import tfdecouple
 from tfdecouple.cli import COMMANDS, app, main
-from tfdecouple.config import Config, list_option_names, load_preset, parse_config, preset_names
+from tfdecouple.config import Config, list_option_names, parse_config, preset_config, preset_names
 from tfdecouple.runtime import process
 from tfdecouple.storage.files import write_json
 
@@ -158,12 +158,12 @@ class TestPresets:
         command("presets")
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[0] for line in lines] == list(preset_names())
-        assert all(line.endswith(f" {load_preset(line.split()[0]).description}") for line in lines)
+        assert all(line.endswith(f" {preset_config(line.split()[0]).description}") for line in lines)
 
     def test_printed_preset_is_a_config_that_repeats_it(self, capsys):
         command("presets", "cifar10")
         out = capsys.readouterr().out
-        preset = load_preset("cifar10")
+        preset = preset_config("cifar10")
         assert out.count(preset.notes) == out.count(preset.description) == 1
         values = json.loads(out[out.index("\n{\n") :])
         assert parse_config(Config, {**values, "notes": preset.notes, "description": preset.description}) == preset

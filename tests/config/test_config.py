@@ -12,9 +12,8 @@ from tfdecouple.config import (
     ModelConfig,
     TrainingConfig,
     compare_configs,
-    load_preset,
-    override,
     parse_config,
+    preset_config,
     preset_names,
 )
 from tfdecouple.errors import ConfigError
@@ -62,7 +61,7 @@ class TestOverride:
         ],
     )
     def test_override_changes_one_option_only(self, assignment, section, option, value):
-        changed = override(EVERYTHING, [assignment])
+        changed = EVERYTHING.override([assignment])
         assert getattr(getattr(changed, section), option) == value
         assert set(compare_configs(EVERYTHING, changed)) == {f"{section}.{option}"}
 
@@ -78,13 +77,13 @@ class TestOverride:
         ],
     )
     def test_override_refuses_a_wrong_assignment(self, assignment, expected):
-        assert expected in refusal(lambda: override(Config(), [assignment]))
+        assert expected in refusal(lambda: Config().override([assignment]))
 
 
 class TestPresets:
     @pytest.mark.parametrize("name", preset_names())
     def test_preset_loads_has_a_description_and_survives_json(self, name):
-        config = load_preset(name)
+        config = preset_config(name)
         assert config.name == name and config.description and "\n" not in config.description
         assert parse_config(Config, json.loads(config.to_json())) == config
 
@@ -97,12 +96,12 @@ class TestPresets:
         ],
     )
     def test_variant_of_a_preset_differs_only_in_the_options_of_the_variant(self, name, sibling, changed):
-        differences = compare_configs(load_preset(name), load_preset(sibling))
+        differences = compare_configs(preset_config(name), preset_config(sibling))
         assert set(differences) == {"name", "description", "notes", *(f"model.{option}" for option in changed)}
 
     def test_unknown_preset_is_refused_with_the_nearest(self):
-        assert "did you mean cifar10" in refusal(lambda: load_preset("cifar-10"))
-        assert "quickstart" in refusal(lambda: load_preset("zzz"))
+        assert "did you mean cifar10" in refusal(lambda: preset_config("cifar-10"))
+        assert "quickstart" in refusal(lambda: preset_config("zzz"))
 
 
 LEARNED = {"dequantization": "flow"}
@@ -159,7 +158,7 @@ class TestConfig:
 
     def test_comparison_of_configs_names_changed_options_with_both_values(self):
         assert compare_configs(EVERYTHING, parse_config(Config, EVERYTHING.to_dict())) == {}
-        other = override(EVERYTHING, ["model.steps=[1,[1,1],3]", "training.seed=1"])
+        other = EVERYTHING.override(["model.steps=[1,[1,1],3]", "training.seed=1"])
         changed = {"model.steps": ([1, [1, 2], 3], [1, [1, 1], 3]), "training.seed": (9, 1)}
         assert compare_configs(EVERYTHING, other) == changed
 
@@ -186,7 +185,7 @@ class TestConfig:
         ],
     )
     def test_grey_images_are_squeezed_before_the_first_level(self, channels, shapes):
-        levels = override(load_preset("quickstart"), [f"model.image_shape=[32,48,{channels}]"]).model.levels
+        levels = preset_config("quickstart").override([f"model.image_shape=[32,48,{channels}]"]).model.levels
         assert [(level[0].height, level[0].width, level[0].channels) for level in levels] == shapes
 
     @pytest.mark.parametrize(

@@ -305,7 +305,7 @@ def test_python_clients_read_images_as_training_does(picture_files, crop):
 
 
 def test_commands_read_images_as_training_does(picture_files, wanted):
-    model = types.SimpleNamespace(quantize_images=lambda pixels: pixels)
+    model = types.SimpleNamespace(quantizer=types.SimpleNamespace(quantize_pixels=lambda pixels: pixels))
     config = Config(name="tiny", model=TINY, data=DataConfig(source="cifar10"))
     run = types.SimpleNamespace(model=model, config=config, note=lambda: "")
     _, images = read_photographs(run, [str(path) for path in picture_files.values()], Sizes(size="model"))

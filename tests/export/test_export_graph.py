@@ -32,7 +32,7 @@ def test_onnx_files_compute_what_the_model_computes_from_its_weights(name):
             if tensor.dims and tensor.data_type == onnx.TensorProto.FLOAT:
                 array = onnx.numpy_helper.to_array(tensor)
                 assert digest_array(array) in known, tensor.name
-    images = graphs.get_model(name).quantize_images(graphs.make_inputs(graphs.VARIANTS[name])["images"])
+    images = graphs.get_model(name).quantizer.quantize_pixels(graphs.make_inputs(graphs.VARIANTS[name])["images"])
     np.testing.assert_array_equal(graphs.run_onnx(name, "decode", **graphs.run_onnx(name, "encode"))["images"], images)
 
 

@@ -84,7 +84,7 @@ def test_exported_codes_are_the_references(reference):
     codes = reference.call("encode", images=images)
     reference.same(codes["v"], "v_bin_centre")
     if config.has_latent:
-        reference.same(codes["z"], "z" if config.has_class_codes else "posterior_mean")
+        reference.same(codes["z"], "z" if config.has_label_codes else "posterior_mean")
     # No file has the variance.
     if config.has_encoder and reference.layout == "NHWC":
         found = reference.call("encode_global", images=images)

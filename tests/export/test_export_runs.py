@@ -186,7 +186,7 @@ def test_export_of_a_model_with_labels_passes_verification(run, tmp_path, npm_ex
 @pytest.mark.parametrize("run", MODELS, indirect=True)
 def test_the_web_page_is_refused_or_told_how_often_it_samples_which_label(run, tmp_path):
     model = RunFolder(run).read_config().model
-    if model.has_class_codes:
+    if model.has_label_codes:
         message = message_of(UserError, lambda: require_page_support(model))
         assert "has no labels" in message and "leave the format web out, or train" in message
     else:

@@ -15,9 +15,9 @@ from export.pipeline import ExportConfig, export
 from export.verification.verify import RefusedError
 from tfdecouple.errors import InversionError, NotInitializedError
 from tfdecouple.model import DecoupledModel
-from tfdecouple.model.outlier_scores import outlier_scores
 from tfdecouple.numerics.arithmetic import get_sizes
 from tfdecouple.numerics.kernels import Kernels
+from tfdecouple.runs.opened_run import load_model
 
 
 def call(name, endpoint_name, **given):
@@ -49,7 +49,7 @@ class TestEndpoints:
         codes = call(name, "encode")
         graphs.assert_same(codes, graphs.compute_expected(name, "encode"))
         images = call(name, "decode", **codes)["images"]
-        np.testing.assert_array_equal(images, model.quantize_images(given["images"]))
+        np.testing.assert_array_equal(images, model.quantizer.quantize_pixels(given["images"]))
         graphs.assert_same(call(name, "score"), graphs.compute_expected(name, "score"))
         # Before it is rounded to pixels.
         inputs = {key: given[key] for key in ("v", *(["z"] if graphs.VARIANTS[name].has_latent else []))}
@@ -71,7 +71,7 @@ class TestEndpoints:
     def test_images_without_a_label_are_scored_by_the_mixture(self):
         labels = np.array([-1, 1, -1, 2, 0], np.int32)
         model, given = graphs.get_model("prior of classes"), graphs.make_inputs(graphs.VARIANTS["prior of classes"])
-        right = outlier_scores(model, given["images"], given["z_noise"], given["u_noise"], labels).to_dict()
+        right = model.outlier_scores(given["images"], labels, noise=(given["z_noise"], given["u_noise"])).to_dict()
         graphs.assert_same(call("prior of classes", "score", labels=labels), right)
 
     def test_interpolation_ends_at_the_two_images(self):
@@ -142,7 +142,7 @@ class TestCheck:
 
     @pytest.mark.slow
     def test_weights_of_the_photographs_changed_by_a_thousandth_are_found(self):
-        exported = ExportedModel(DecoupledModel.from_preset("photographs"))
+        exported = ExportedModel(load_model("photographs"))
         assert_each_is_found(exported, choose_each_kind(exported))
 
     @pytest.mark.parametrize("fault", [0, 1e-3], ids=["none", "one part in a thousand"])

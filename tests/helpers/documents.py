@@ -17,7 +17,7 @@ from markdown_it import MarkdownIt
 
 from helpers.places import ROOT
 from tfdecouple.cli import app
-from tfdecouple.config import Config, load_preset, override
+from tfdecouple.config import Config, preset_config
 
 # Paths of the project's Markdown files, without model cards, whose commands run in an export folder.
 DOCUMENTS = sorted(
@@ -116,12 +116,12 @@ def _check_tfdecouple(arguments: list[str]) -> None:
         program, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False, verbose=False)
     options = bound.arguments
     if program.__name__ == "train":
-        preset = load_preset(options.get("preset", "quickstart"))
-        override(Config() if "config" in options else preset, options.get("settings", ()))
+        preset = preset_config(options.get("preset", "quickstart"))
+        (Config() if "config" in options else preset).override(options.get("settings", ()))
     elif program.__name__ == "export":
         assert set(options.get("format", ())) <= set(FORMATS), f"there is no format {options['format']}"
     elif program.__name__ == "presets" and options:
-        load_preset(options["name"])
+        preset_config(options["name"])
 
 
 def _check_python(arguments: list[str], folder: pathlib.Path) -> None:

@@ -15,7 +15,7 @@ from export.verification.vectors import KerasAnswers, draw_values
 from helpers import variants
 from helpers.models import TINY, give_effect, random_images
 from helpers.variants import ODD, OF_CLASSES, SMALLEST, STAGES, fresh
-from tfdecouple.model.outlier_scores import outlier_scores
+from tfdecouple.model.objective import map_noise_to_z
 from tfdecouple.registry import LAYERS
 
 # Largest allowed difference between an output of an export and of the Keras model, divided by the output's largest
@@ -117,8 +117,8 @@ def compute_expected(name, endpoint_name):
     """Returns {output name: array} that the Keras model VARIANTS[name] gives for an endpoint, such as "encode"."""
     model, given = get_model(name), make_inputs(VARIANTS[name])
     a, b = given["images_a"], given["images_b"]
-    labels = model.drop_unused_labels(given["labels"])
-    coded = labels if model.config.has_class_codes else None
+    labels = given["labels"] if model.config.has_labels else None
+    coded = labels if model.config.has_label_codes else None
     both = None if coded is None else (given["labels_a"], given["labels_b"])
     if endpoint_name == "classify":
         return {"log_probabilities": model.classify(a)}
@@ -131,13 +131,13 @@ def compute_expected(name, endpoint_name):
     if endpoint_name == "decode":
         return {"images": model.decode(given["z"] if model.config.has_latent else None, given["v"])}
     if endpoint_name == "sample":
-        z = model.z_from_noise(given["z_noise"], labels) if model.config.has_latent else None
+        z = map_noise_to_z(model, given["z_noise"], labels) if model.config.has_latent else None
         return {"images": model.decode(z, given["temperature"][:, None, None, None] * given["v_noise"])}
     if endpoint_name == "score":
-        return outlier_scores(model, a, given["z_noise"], given["u_noise"], labels).to_dict()
+        return model.outlier_scores(a, labels, noise=(given["z_noise"], given["u_noise"])).to_dict()
     if endpoint_name == "edit":
         edited = model.edit(a, given["direction"], given["amount"], coded)
-        np.testing.assert_array_equal(edited[0], model.quantize_images(a)[0])
+        np.testing.assert_array_equal(edited[0], model.quantizer.quantize_pixels(a)[0])
         return {"edited": edited}
     if endpoint_name == "switch":
         return dict(zip(("images_ab", "images_ba"), model.switch(a, b, both), strict=True))

@@ -49,7 +49,7 @@ class Trainer:
         model = self.config.model
         for _ in range(count):
             examples = random_images(BATCH, model.image_shape, seed=100 + self.steps)
-            if model.has_classes:
+            if model.has_labels:
                 examples = examples, np.arange(BATCH, dtype=np.int32) % model.classes
             size = BATCH // self.config.training.micro_batches
             batches = tf.data.Dataset.from_tensor_slices(examples).batch(size)

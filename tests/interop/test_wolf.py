@@ -1,6 +1,7 @@
 import copy
 import io
 import json
+import math
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tfdecouple.cli import main
 from tfdecouple.errors import WolfError
 from tfdecouple.interop.wolf import assign_weights, import_wolf, read_state_dict, translate_config
 from tfdecouple.model import DecoupledModel
+from tfdecouple.model.objective import compute_label_log_probabilities, dequantize, map_noise_to_z
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runtime.execution import run_functions_eagerly
 
@@ -86,11 +88,11 @@ def compute(reference, model):
     noise, posterior_noise = given.get("dequantization_normal_noise"), given.get("posterior_noise", tf.zeros([2, 0]))
     bins, u, results = model.quantizer.find_bins(images), given["dequantization_noise"], {}
     if noise is not None:
-        computed_u, log_q = model.dequantize(images, noise)
+        computed_u, log_q = dequantize(model, bins, noise)
         edges = model.quantizer.place_at_edges(bins)
         map_of_u = model.dequantizer.encoder.run_inference(edges)
         results = {"dequantization_noise": computed_u, "log_q_u": log_q, "dequantization_map": map_of_u}
-    elbo = model.elbo_from_noise(images, posterior_noise, u if noise is None else noise, labels=labels)
+    bound = model.bound(images, noise=(posterior_noise, u if noise is None else noise), labels=labels)
     codes = model.encode(images, labels)
     if labels is None:
         posterior, z = model.posterior(images), given["z"]
@@ -99,24 +101,25 @@ def compute(reference, model):
             "posterior_log_variance": 2 * tf.math.log(posterior.stddev()),
             "z": posterior.mean() + posterior.stddev() * posterior_noise,
             "log_posterior_z": posterior.log_prob(z),
-            "log_prior_z": model.prior.log_prob(z),
+            "log_prior_z": model.prior().log_prob(z),
         }
     else:
-        z, log_probabilities = codes.z, model.class_log_probabilities
-        results |= {"class_codes": model.class_codes, "class_log_probabilities": log_probabilities, "z": z}
+        z, log_probabilities = codes.z, compute_label_log_probabilities(model.config)
+        results |= {"class_codes": model.code_net.compute_codes(), "class_log_probabilities": log_probabilities, "z": z}
     if "prior_noise" in given:
-        results["prior_sample"] = model.z_from_noise(given["prior_noise"])
+        results["prior_sample"] = map_noise_to_z(model, given["prior_noise"])
     x = model.quantizer.place_in_bins(bins, u)
     v, log_det = model.flow.forward_and_log_det(x, z)
     z_input = given.get("z_input", given.get("prior_sample"))
-    nats = elbo.reconstruction + elbo.kl + elbo.dequantization
-    np.testing.assert_allclose(model.nats_to_bits_per_dim(nats), elbo.bits_per_dim, rtol=1e-6)
+    nats = bound.reconstruction + bound.kl + bound.dequantization
+    converted = model.quantizer.convert_to_bits_per_dim(nats, math.prod(images.shape[1:]))
+    np.testing.assert_allclose(converted, bound.bits_per_dim, rtol=1e-6)
     return results | {
         "v": v,
         "log_det": log_det,
         "log_likelihood_x_given_z": model.likelihood(z).log_prob(x),
-        "kl": elbo.kl,
-        "bits_per_dim": elbo.bits_per_dim,
+        "kl": bound.kl,
+        "bits_per_dim": bound.bits_per_dim,
         "v_bin_centre": codes.v,
         "decoded": model.flow.inverse_and_log_det(given["v_input"], z_input)[0],
     }
@@ -414,4 +417,4 @@ def test_unequal_probabilities_of_classes_are_imported(given):
     numbers = shares if given == "probs" else np.log(shares) + 5
     edited = CLASSES.edited({"discriminator.num_events": 7, f"discriminator.{given}": numbers.tolist()})
     model = DecoupledModel(translate_config(edited, image_shape=(32, 32, 3)))
-    np.testing.assert_allclose(model.class_log_probabilities, np.log(shares / shares.sum()), rtol=1e-6)
+    np.testing.assert_allclose(compute_label_log_probabilities(model.config), np.log(shares / shares.sum()), rtol=1e-6)

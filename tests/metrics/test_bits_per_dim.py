@@ -45,7 +45,7 @@ class TestLinearGaussian:
     @pytest.mark.parametrize(("bound", "k"), [(ELBO, 1), (IMPORTANCE_WEIGHTED, 5)])
     def test_exact_posterior_gives_the_marginal_likelihood_with_any_draws(self, bound, k):
         model, images = EXACT, gaussian_images(20)
-        truth = model.nats_to_bits_per_dim(-model.log_marginal(images))
+        truth = model.quantizer.convert_to_bits_per_dim(-model.log_marginal(images), 3)
         result = evaluate(model, images, bound, k)
         # The draws are float32.
         assert result.bits_per_dim == pytest.approx(truth.mean(), abs=1e-6)
@@ -54,8 +54,8 @@ class TestLinearGaussian:
 
     def test_elbo_is_above_the_marginal_by_the_kl_to_the_exact_posterior(self):
         model, images = LOOSE, gaussian_images(200)
-        marginal = model.nats_to_bits_per_dim(-model.log_marginal(images)).mean()
-        expected = model.nats_to_bits_per_dim(-model.log_marginal(images) + model.gap(images)).mean()
+        marginal = model.quantizer.convert_to_bits_per_dim(-model.log_marginal(images), 3).mean()
+        expected = model.quantizer.convert_to_bits_per_dim(-model.log_marginal(images) + model.gap(images), 3).mean()
         result = evaluate(model, images, ELBO, 40)
         assert result.bits_per_dim == pytest.approx(expected, abs=0.02)
         assert expected - marginal > 0.2, "ten times the tolerance"
@@ -67,7 +67,7 @@ class TestLinearGaussian:
         model, images = LOOSE, gaussian_images(300)
         single, double, fourfold = (evaluate(model, images, k=k) for k in (1, 2, 4))
         assert single.bits_per_dim > double.bits_per_dim + 0.05 and double.bits_per_dim > fourfold.bits_per_dim + 0.02
-        truth = model.nats_to_bits_per_dim(-model.log_marginal(images[:40])).mean()
+        truth = model.quantizer.convert_to_bits_per_dim(-model.log_marginal(images[:40]), 3).mean()
         many = evaluate(model, images[:40], k=200)
         assert many.bits_per_dim == pytest.approx(truth, abs=0.005)
         assert single.effective_draws == pytest.approx(1)
@@ -80,7 +80,7 @@ class TestLinearGaussian:
         assert tighter.gain.mean == pytest.approx(elbo.bits_per_dim - tighter.bits_per_dim)
         assert tighter.gain.mean > 0.1
         nats = elbo.reconstruction.mean + elbo.kl.mean + elbo.dequantization.mean
-        assert elbo.bits_per_dim == pytest.approx(LOOSE.nats_to_bits_per_dim(nats))
+        assert elbo.bits_per_dim == pytest.approx(LOOSE.quantizer.convert_to_bits_per_dim(nats, 3))
 
 
 class TestDraws:
@@ -103,8 +103,8 @@ class TestDraws:
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
     def test_bound_that_is_not_finite_names_the_images_where_it_is_refused(self, bad):
         class Broken(LinearGaussian):
-            def elbo_from_noise(self, images, z_noise, u_noise):
-                first, *rest = super().elbo_from_noise(images, z_noise, u_noise)
+            def bound(self, images, noise):
+                first, *rest = super().bound(images, noise)
                 return tf.where(images[:, 0, 0, 0] == 9, tf.constant(bad, tf.float64), first), *rest
 
         images = gaussian_images(6)
@@ -153,11 +153,12 @@ class TestModel:
             draw = 0, number, index
             u = draw_u_noise((4, 4, 3), *draw, normal_noise=True)
             assert np.abs(u).max() > 1
-            terms.append(np.stack(model.elbo_from_noise(images, draw_z_noise(4, *draw), u)[:3]).astype("float64"))
+            terms.append(np.stack(model.bound(images, noise=(draw_z_noise(4, *draw), u))[:3]).astype("float64"))
         terms = np.stack(terms)
         result = evaluate(model, images, k=k, size=2)
         nats = -np.logaddexp.reduce(-terms.sum(1)) + math.log(k)
-        assert result.bits_per_dim == pytest.approx(model.nats_to_bits_per_dim(nats).mean(), rel=1e-5)
+        bits = model.quantizer.convert_to_bits_per_dim(nats, 48).mean()
+        assert result.bits_per_dim == pytest.approx(bits, rel=1e-5)
         means = result.reconstruction.mean, result.kl.mean, result.dequantization.mean
         assert means == pytest.approx(terms.mean((0, 2)), rel=1e-4) and means[2] != 0
 

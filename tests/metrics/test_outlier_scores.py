@@ -7,7 +7,7 @@ from helpers.models import random_images
 from scipy import stats
 
 from tfdecouple.metrics.outliers import compare_outlier_scores, compute_auroc
-from tfdecouple.model.outlier_scores import compute_chi_moments, outlier_scores
+from tfdecouple.model.outlier_scores import compute_chi_moments
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -16,12 +16,12 @@ class TestModelScores:
     def test_outlier_scores_follow_from_the_latents_of_the_bound(self, tiny_model):
         images, rng = random_images(3, seed=5), np.random.default_rng(3)
         z_noise, u_noise = rng.standard_normal((3, 4)).astype("f4"), rng.random((3, 8, 8, 3), "f4")
-        scores = outlier_scores(tiny_model, images, z_noise, u_noise)
-        bound = tiny_model.elbo_from_noise(images, z_noise, u_noise)
+        scores = tiny_model.outlier_scores(images, noise=(z_noise, u_noise))
+        bound = tiny_model.bound(images, noise=(z_noise, u_noise))
         np.testing.assert_array_equal(scores.bits_per_dim, bound.bits_per_dim)
         posterior = tiny_model.posterior(images)
         z = posterior.mean() + posterior.stddev() * z_noise
-        np.testing.assert_allclose(scores.prior_nats, -tiny_model.prior.log_prob(z), rtol=1e-5)
+        np.testing.assert_allclose(scores.prior_nats, -tiny_model.prior().log_prob(z), rtol=1e-5)
         x = tiny_model.quantizer.place_in_bins(tiny_model.quantizer.find_bins(images), u_noise)
         v = tiny_model.flow.forward_and_log_det(x, z)[0].numpy()
         lengths = np.linalg.norm(v.reshape(3, -1), axis=1)
@@ -43,7 +43,7 @@ class TestModelScores:
 
     def test_outlier_scores_of_no_images_are_empty(self, tiny_model):
         empty = np.zeros((0, 8, 8, 3), np.uint8)
-        scores = outlier_scores(tiny_model, empty, np.zeros((0, 4), "f4"), np.zeros((0, 8, 8, 3), "f4"))
+        scores = tiny_model.outlier_scores(empty, noise=(np.zeros((0, 4), "f4"), np.zeros((0, 8, 8, 3), "f4")))
         assert all(value.shape == (0,) for value in scores)
 
 

@@ -10,8 +10,8 @@ from helpers.refusals import message_of
 from helpers.variants import SMALLEST, VARIANTS, equal, images_of, quantize, variant
 
 from tfdecouple.errors import DataError, UserError
-from tfdecouple.model import DecoupledModel, any_size
-from tfdecouple.model.any_size import SizedCodes, compute_size_multiple, count_images_at_once, shrink_images
+from tfdecouple.model import Codes, DecoupledModel, any_size
+from tfdecouple.model.any_size import compute_size_multiple, count_images_at_once, shrink_images
 from tfdecouple.networks.architecture import count_inference_bytes
 
 SIZES = [(11, 9), (1, 1), (2, 40)]
@@ -62,20 +62,20 @@ class TestCodes:
             images = pictures(model, *size)
             codes = model.encode(images, verify=True)
             multiple = compute_size_multiple(model.config)
-            assert isinstance(codes, SizedCodes) and codes.size == size
+            assert isinstance(codes, Codes) and codes.size == size
             assert codes.v.shape[1:3] == [-(-side // multiple) * multiple for side in size]
-            equal(model.decode(*codes), images)
+            equal(model.decode(*codes, codes.size), images)
 
     def test_z_of_a_label_is_equal_at_every_size(self):
         model = variant("classes")
         images = pictures(model, 7, 10)
         codes = model.encode(images, [0, 2])
-        equal(codes.z, tf.gather(model.class_codes, [0, 2]))
-        equal(model.decode(*codes), images)
+        equal(codes.z, model.code_net(tf.constant([0, 2])))
+        equal(model.decode(*codes, codes.size), images)
 
     def test_z_is_of_the_shrunk_image_and_v_is_of_a_flow_of_the_image_size(self, small_model):
         images = pictures(small_model, 11, 9)
-        z, v, _ = small_model.encode(images)
+        z, v = small_model.encode(images)
         shrunk = shrink_images(tf.constant(images), 4, 4)
         equal(z, small_model.encode(shrunk).z)
         equal(z, small_model.posterior(images).mean())
@@ -88,13 +88,13 @@ class TestCodes:
 
     def test_batch_divided_for_memory_gives_equal_codes_and_bounds(self, small_model, monkeypatch):
         images = pictures(small_model, 12, 10, 5)
-        together = small_model.encode(images), small_model.elbo(images, seed=1)
+        together = small_model.encode(images), small_model.bound(images, seed=1)
         monkeypatch.setattr(any_size, "_PIXELS_AT_ONCE", 2 * 12 * 10)
         assert count_images_at_once(small_model.config, 12, 10) == 2
-        apart = small_model.encode(images, verify=True), small_model.elbo(images, seed=1)
+        apart = small_model.encode(images, verify=True), small_model.bound(images, seed=1)
         for whole, divided in zip(tf.nest.flatten(together), tf.nest.flatten(apart), strict=True):
             np.testing.assert_allclose(whole, divided, rtol=1e-4, atol=1e-4)
-        equal(small_model.decode(*apart[0]), images)
+        equal(small_model.decode(*apart[0], apart[0].size), images)
 
     def test_switch_edit_and_interpolate_give_the_size_of_v(self, small_model):
         a, b = pictures(small_model, 11, 9, seed=1), pictures(small_model, 6, 14, seed=2)
@@ -115,10 +115,15 @@ class TestTraces:
         model = variant("coupling")
         images = pictures(model, 7, 10)
         signature = [tf.TensorSpec([None, None, None, 3], tf.uint8)]
-        back = tf.function(lambda images: model.decode(*model.encode(images)), signature, autograph=False)
-        bits = tf.function(lambda images: model.elbo(images, seed=1).bits_per_dim, signature, autograph=False)
+
+        def reconstruct(images):
+            codes = model.encode(images)
+            return model.decode(*codes, codes.size)
+
+        back = tf.function(reconstruct, signature, autograph=False)
+        bits = tf.function(lambda images: model.bound(images, seed=1).bits_per_dim, signature, autograph=False)
         equal(back(images), images)
-        np.testing.assert_allclose(bits(images), model.elbo(images, seed=1).bits_per_dim, rtol=1e-5)
+        np.testing.assert_allclose(bits(images), model.bound(images, seed=1).bits_per_dim, rtol=1e-5)
         equal(back(images_of(model)), images_of(model))
 
 
@@ -129,7 +134,7 @@ class TestBound:
         model, images = small_model, pictures(small_model, *size, 1)
         rng = np.random.default_rng(0)
         z_noise, u = rng.standard_normal((1, 4)).astype("f4"), rng.random((1, 8, 6, 3), "f4")
-        elbo = model.elbo_from_noise(images, z_noise, u)
+        bound = model.bound(images, noise=(z_noise, u))
         posterior = model.posterior(shrink_images(tf.constant(images), 4, 4))
         z = posterior.mean() + posterior.stddev() * z_noise
         padded = np.pad(images, [(0, 0), (0, 1), (0, 1), (0, 0)], "edge")
@@ -137,10 +142,10 @@ class TestBound:
         v = model.flow.forward_and_log_det(x, z)[0].numpy().astype("f8")
         nats = 0.5 * np.sum(v**2 + math.log(2 * math.pi))
         nats -= jacobian_log_det(model.flow.forward_and_log_det, x, z)[0]
-        nats += float((posterior.log_prob(z) - model.prior.log_prob(z))[0])
+        nats += float((posterior.log_prob(z) - model.prior().log_prob(z))[0])
         # All bits of the padded image, shared out among the colour values of the image itself.
         bits = (nats - 144 * math.log(2 / 256)) / math.log(2) / math.prod((*size, 3))
-        assert float(elbo.bits_per_dim[0]) == pytest.approx(bits, rel=1e-5)
+        assert float(bound.bits_per_dim[0]) == pytest.approx(bits, rel=1e-5)
 
 
 @pytest.mark.usefixtures("eager")
@@ -148,7 +153,7 @@ class TestRefusals:
     def test_model_of_fixed_size_refuses_other_sizes_and_names_a_weight(self):
         model = variant("base")
         images = pictures(model, 12, 10)
-        for method in (model.encode, model.elbo, model.posterior):
+        for method in (model.encode, model.bound, model.posterior):
             assert "flow/whitening/last_direction" in message_of(DataError, lambda method=method: method(images))
         z = np.zeros((2, 4), np.float32)
         assert "whitening" in message_of(DataError, lambda: model.decode(z, np.zeros((2, 12, 10, 3))))
@@ -163,7 +168,7 @@ class TestRefusals:
         assert "32,767" in message_of(DataError, lambda: small_model.encode(images))
 
     def test_decode_refuses_a_size_that_does_not_fit_v(self, small_model):
-        z, v, size = small_model.encode(pictures(small_model, 11, 9))
+        z, v = small_model.encode(pictures(small_model, 11, 9))
         assert "multiples of 2" in message_of(UserError, lambda: small_model.decode(z, v[:, :11]))
         for wrong in ((11, 11), (1, 9)):
             assert "size is" in message_of(UserError, lambda wrong=wrong: small_model.decode(z, v, wrong))

@@ -54,7 +54,7 @@ class TestModel:
         codes = model.encode(IMAGES, verify=True)
         assert isinstance(codes, Codes) and model.decode(*codes).dtype == tf.uint8
         equal(model.decode(*codes), expected)
-        equal(model.quantize_images(IMAGES), expected)
+        equal(model.quantizer.quantize_pixels(IMAGES), expected)
         np.testing.assert_allclose(model.encode(expected).v, codes.v, rtol=1e-4, atol=1e-4)
         equal(model.decode(*model.encode(np.concatenate([IMAGES] * 5))), np.concatenate([expected] * 5))
         equal(model.decode(*model.encode(IMAGES[:1])), expected[:1])
@@ -158,7 +158,7 @@ class TestModel:
         "call",
         [
             lambda model, images: model.posterior(images),
-            lambda model, images: model.prior,
+            lambda model, images: model.prior(),
             lambda model, images: model.switch(images, images),
             lambda model, images: model.likelihood(np.zeros((3, 4))),
             lambda model, images: model.decode(np.zeros((3, 4)), np.zeros(images.shape)),
@@ -202,7 +202,7 @@ class TestModel:
         signature = [tf.TensorSpec([None, 4, 4, 3], tf.uint8)] * 2
         equal(tf.function(run, input_signature=signature)(a, b), run(a, b))
 
-    @pytest.mark.parametrize("method", ["initialize", "diagnose", "quantize_images", "classify"])
+    @pytest.mark.parametrize("method", ["initialize", "classify"])
     def test_methods_of_one_image_size_refuse_other_sizes(self, method):
         images = np.zeros((2, 4, 8, 3), "uint8")
         message = message_of(DataError, lambda: getattr(variant("prior-classes"), method)(images))
@@ -217,7 +217,7 @@ class TestModel:
             images = images_of(model)
             codes = model.encode(images, verify=True)
             equal(model.decode(*codes), images)
-            assert {array.dtype for array in (*codes, *model.elbo(images, seed=1))} == {tf.float32}
+            assert {array.dtype for array in (*codes, *model.bound(images, seed=1))} == {tf.float32}
             assert {variable.dtype for variable in model.trainable_variables} == {"float32"}
         finally:
             keras.config.set_dtype_policy(before)
@@ -242,7 +242,7 @@ class TestLikelihood:
         if model.config.has_latent:
             posterior = model.posterior(images)
             z = posterior.mean() + posterior.stddev() * noise
-        elbo = model.elbo_from_noise(images, noise, u)
+        elbo = model.bound(images, noise=(noise, u))
         np.testing.assert_allclose(model.likelihood(z).log_prob(x), -elbo.reconstruction, rtol=1e-5)
 
     def test_likelihood_has_the_batch_shape_of_z(self, small_model):
@@ -275,8 +275,9 @@ def every_weight_learns(model):
     z_noise = rng.standard_normal((4, model.config.latent_dim)).astype("float32")
     u_noise = rng.random(images.shape, "float32")
     assert len(model.trainable_variables) > 30
-    draws = images, z_noise, u_noise
-    assert_gradients_reach_weights(model, lambda: tf.reduce_mean(model.elbo_from_noise(*draws, True).bits_per_dim))
+    assert_gradients_reach_weights(
+        model, lambda: tf.reduce_mean(model.bound(images, noise=(z_noise, u_noise), training=True).bits_per_dim)
+    )
 
 
 PIXELS = np.arange(256, dtype="uint8")
@@ -325,19 +326,23 @@ class TestDensities:
     def test_reconstruction_term_has_gradients_for_mean_and_variance_of_z(self):
         model, images = fresh(SMALLEST), random_images(4, 4)
         with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(model.elbo_from_noise(images, tf.ones([4, 4]), tf.zeros([4, 4, 4, 3])).reconstruction)
+            loss = tf.reduce_sum(model.bound(images, noise=(tf.ones([4, 4]), tf.zeros([4, 4, 4, 3]))).reconstruction)
         gradient = tape.gradient(loss, model.encoder.last.bias.value)
         assert np.all(gradient.numpy() != 0)
 
     @pytest.mark.parametrize("n_bits", [8, 5, 1])
     def test_bits_per_dim_follow_from_the_terms_in_nats(self, of_bits, n_bits):
         model = of_bits(n_bits)
-        elbo = model.elbo(images_of(model), seed=1)
+        elbo = model.bound(images_of(model), seed=1)
         nats = sum(np.asarray(part, "float64") for part in (elbo.reconstruction, elbo.kl, elbo.dequantization))
         # -log P(image) >= -nats; the image is a cell of sides 2/n_bins in each of 192 directions.
         discrete = nats - 192 * math.log(2 / 2**n_bits)
         np.testing.assert_allclose(elbo.bits_per_dim, discrete / (192 * math.log(2)), rtol=1e-5)
-        np.testing.assert_allclose(model.nats_to_bits_per_dim(nats), discrete / (192 * math.log(2)), rtol=1e-12)
+        np.testing.assert_allclose(
+            model.quantizer.convert_to_bits_per_dim(nats, math.prod(model.config.image_shape)),
+            discrete / (192 * math.log(2)),
+            rtol=1e-12,
+        )
 
     @pytest.mark.parametrize("name", ["coupling", "additive", "normal"])
     def test_kl_of_a_bound_is_the_difference_of_two_log_densities(self, name):
@@ -345,8 +350,8 @@ class TestDensities:
         images = images_of(model)
         posterior = model.posterior(images)
         z = posterior.mean() + posterior.stddev() * noise
-        kl = model.elbo_from_noise(images, noise, np.zeros(images.shape, "f4")).kl
-        np.testing.assert_allclose(kl, posterior.log_prob(z) - model.prior.log_prob(z), rtol=1e-3, atol=1e-4)
+        kl = model.bound(images, noise=(noise, np.zeros(images.shape, "f4"))).kl
+        np.testing.assert_allclose(kl, posterior.log_prob(z) - model.prior().log_prob(z), rtol=1e-3, atol=1e-4)
 
     def test_x_outside_of_the_range_of_pixels_is_clipped(self):
         x = tf.constant([-9.0, -1.0, -1 + 1.9 / 256, 0.0, 1 - 1e-4, 1.0, 9.0])

@@ -30,6 +30,8 @@ from tfdecouple.metrics.classification import classify_images
 from tfdecouple.metrics.latent_use import compute_latent_use
 from tfdecouple.metrics.outliers import OutlierScorer
 from tfdecouple.model import DecoupledModel
+from tfdecouple.model.initialization import diagnose_model
+from tfdecouple.model.objective import map_noise_to_z
 
 enabled = tf.config.experimental.tensor_float_32_execution_enabled
 enable = tf.config.experimental.enable_tensor_float_32_execution
@@ -92,10 +94,10 @@ VERBS = {
     "encode": lambda m: m.encode(IMAGES).v,
     "decode": lambda m: m.flow.inverse_and_log_det(X, z_of(m)),
     "sample": lambda m: m.sample(3, seed=0),
-    "elbo": lambda m: m.elbo(IMAGES, seed=0),
+    "bound": lambda m: m.bound(IMAGES, seed=0),
     "likelihood": lambda m: m.likelihood(z_of(m)).log_prob(X),
     "likelihood's sample": lambda m: m.likelihood(z_of(m)).sample(seed=(0, 1)),
-    "diagnose": lambda m: list(m.diagnose(IMAGES).values()),
+    "diagnose": lambda m: list(diagnose_model(m, IMAGES).values()),
     "flow": lambda m: m.flow(X, z_of(m)),
     "bijector": lambda m: m.flow.as_bijector().forward(X, condition=z_of(m)),
     "step": lambda m: m.flow.levels[1][0].layers[0].forward_and_log_det(PART, z_of(m)),
@@ -110,9 +112,9 @@ VERBS_OF_Z = {
     "posterior": lambda m: [m.posterior(IMAGES).mean(), m.posterior(IMAGES).log_prob(NOISE)],
     "posterior's sample": lambda m: m.posterior(IMAGES).sample(seed=(0, 1)),
     "encoder": lambda m: m.encoder(X),
-    "prior": lambda m: m.prior.log_prob(NOISE),
-    "prior's sample": lambda m: m.prior.sample(3, seed=(0, 1)),
-    "z_from_noise": lambda m: m.z_from_noise(NOISE),
+    "prior": lambda m: m.prior().log_prob(NOISE),
+    "prior's sample": lambda m: m.prior().sample(3, seed=(0, 1)),
+    "map_noise_to_z": lambda m: map_noise_to_z(m, NOISE),
 }
 # Computations in which TF32 never shows: pixels of 256 bins hide it, and NumPy multiplies the weights.
 COARSE = {"sample", "interpolate", "folding"}
@@ -153,7 +155,7 @@ class TestModel:
         if model.config.transform == "additive":
             blind -= {"diagnose", "coupling's scale"}
         if model.config.prior == "normal":
-            blind -= {"prior", "prior's sample", "z_from_noise"}
+            blind -= {"prior", "prior's sample", "map_noise_to_z"}
         assert blind <= COARSE
 
     def test_images_are_recovered_while_products_of_the_user_keep_tf32(self, model):
@@ -161,7 +163,7 @@ class TestModel:
         with emulated_accelerator():
             for _ in range(2):
                 assert tf.matmul(a, a) == 1 and enabled()
-                images = model.quantize_images(IMAGES)
+                images = model.quantizer.quantize_pixels(IMAGES)
                 np.testing.assert_array_equal(model.decode(*model.encode(images, verify=True)), images)
         assert tf.matmul(a, a) > 1
 
@@ -186,7 +188,7 @@ class TestStart:
 
         def gradients():
             with tf.GradientTape() as tape:
-                loss = tf.reduce_mean(model.elbo(IMAGES, seed=0).bits_per_dim)
+                loss = tf.reduce_mean(model.bound(IMAGES, seed=0).bits_per_dim)
             return [value.numpy() for value in tape.gradient(loss, weights)]
 
         full = gradients()
@@ -233,7 +235,7 @@ class TestPrograms:
 
     def test_eight_threads_encode_in_full_float32_and_restore_the_switch_for_tf32(self):
         model = built("coupling")
-        images, v = np.asarray(model.quantize_images(IMAGES)), model.encode(IMAGES).v.numpy()
+        images, v = np.asarray(model.quantizer.quantize_pixels(IMAGES)), model.encode(IMAGES).v.numpy()
         a, products, exact = tf.constant([[1.0 + 2**-12]]), set(), []
         unrounded, begin = float(tf.matmul(a, a)[0, 0]), threading.Barrier(8, timeout=PATIENCE)
 

@@ -14,6 +14,7 @@ from tfdecouple import randomness
 from tfdecouple.errors import NotInitializedError
 from tfdecouple.layers import ActNorm
 from tfdecouple.model import DecoupledModel
+from tfdecouple.model.initialization import diagnose_model
 from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import BatchNorm, Encoder, ResNetBlock
 from tfdecouple.numerics.kernels import use_kernels
@@ -28,7 +29,7 @@ USES = {
     "call": lambda model, images: model(images),
     "decode": lambda model, images: model.decode(np.zeros((3, 4)), np.zeros(images.shape)),
     "sample": lambda model, images: model.sample(2),
-    "elbo": lambda model, images: model.elbo(images),
+    "bound": lambda model, images: model.bound(images),
     "posterior": lambda model, images: model.posterior(images).mean(),
     "likelihood": lambda model, images: model.likelihood(np.zeros((3, 4))).log_prob(np.zeros(images.shape, "f4")),
     "switch": lambda model, images: model.switch(images, images),
@@ -99,7 +100,7 @@ class TestModel:
         again = keras.saving.load_model(path)
         assert type(again) is DecoupledModel and again.config == config
         assert list(read_weights(again)) == list(read_weights(model)) and has_weights(again, read_weights(model))
-        again.require_initialized()
+        assert bool(again.initialized.value)
         images = images_of(model)
         for ours, theirs in zip(tf.nest.flatten(model(images)), tf.nest.flatten(again(images)), strict=True):
             equal(ours, theirs)
@@ -130,7 +131,7 @@ class TestModel:
         bias.assign(np.where(np.arange(bias.shape[0]) >= bias.shape[0] // 2, -10.0, 0.0))
         kernel = step.sequence[1].kernel
         kernel.assign(np.diag([50.0] + [1.0] * (kernel.shape[0] - 1)))
-        signs = model.diagnose(random_images(4, 4))
+        signs = diagnose_model(model, random_images(4, 4))
         assert signs["smallest_scale"] == pytest.approx(2 / (1 + math.exp(10)), rel=1e-4)
         assert signs["worst_condition"] == pytest.approx(50, rel=1e-4)
 

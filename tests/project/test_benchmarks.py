@@ -15,7 +15,7 @@ from helpers.variants import fresh
 
 from benchmarks import paper, photographs, results, scaling, trials
 from benchmarks.common import update_page
-from tfdecouple.config import MEMORY, load_preset, override
+from tfdecouple.config import MEMORY, preset_config
 from tfdecouple.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -93,8 +93,8 @@ class TestBenchmarks:
         assert update_page(paper.TRAINING_PAGE, tables, check=True) == 0
         # Twice as many updates take twice as long, and half as many micro-batches more memory.
         changes = {"cifar10_small": ["training.steps=16000"], "cifar10": ["training.micro_batches=1"]}
-        changed = {name: override(load_preset(name), assignments) for name, assignments in changes.items()}
-        monkeypatch.setattr(paper, "load_preset", lambda name: changed.get(name) or load_preset(name))
+        changed = {name: preset_config(name).override(assignments) for name, assignments in changes.items()}
+        monkeypatch.setattr(paper, "preset_config", lambda name: changed.get(name) or preset_config(name))
         before, after = (
             {line.split(" |")[0]: line for line in text.splitlines()}
             for text in (tables["presets"], paper.render_presets())
@@ -117,7 +117,7 @@ class TestBenchmarks:
     @pytest.mark.parametrize("option", paper.OPTIONS)
     def test_presets_have_the_options_that_the_paper_page_states(self, option):
         _, stated = paper.OPTIONS[option]
-        values = [load_preset(name).flatten_options()[option] for name in paper.DATA_SETS.values()]
+        values = [preset_config(name).flatten_options()[option] for name in paper.DATA_SETS.values()]
         by_data_set = isinstance(stated, list) and len(stated) == len(values)
         for value, expected in zip(values, stated if by_data_set else [stated] * len(values), strict=True):
             assert expected is None or value == expected

@@ -9,7 +9,7 @@ from helpers.places import ROOT
 
 import tfdecouple
 from tfdecouple.cli import app, options
-from tfdecouple.config import Config, list_option_names, load_preset, override, preset_names
+from tfdecouple.config import Config, list_option_names, preset_config, preset_names
 
 TEXTS = [(path, path.read_text(encoding="utf-8")) for path in documents.DOCUMENTS]
 in_documents = pytest.mark.parametrize(("path", "text"), TEXTS, ids=[str(path.relative_to(ROOT)) for path, _ in TEXTS])
@@ -37,7 +37,7 @@ class TestDocument:
 
     @pytest.mark.parametrize("name", preset_names())
     def test_train_accepts_the_options_in_the_notes_of_a_preset(self, name):
-        preset = load_preset(name)
+        preset = preset_config(name)
         option = r"--[a-z][\w-]* (?!with )(?:[^\s,;']|'[^']*')+"
         for together in re.findall(rf"{option}(?: {option})*", preset.notes):
             options = re.sub(r"\bPATH$", ".", together.rstrip(".:"))
@@ -60,7 +60,7 @@ class TestDocument:
                 of_model = option[1] == "model" and option[2] in dir(tiny_model)
                 assert option[0] in list_option_names() or of_model or code.endswith(".json"), f"`{code}`"
                 if re.fullmatch(r"\w+\.\w+=\w+", code):
-                    override(Config(), [re.sub(r"=[A-Z]$", "=1", code)])
+                    Config().override([re.sub(r"=[A-Z]$", "=1", code)])
             if dotted := re.match(r"((?:tfdecouple|export)(?:\.\w+)+)", code):
                 pkgutil.resolve_name(dotted[1])
             if re.fullmatch(r"[\w.-]+(/[\w.-]+)+\.(py|md|c|mjs|js|sh|yaml|cfg)", code):

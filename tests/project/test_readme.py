@@ -138,7 +138,7 @@ class TestReadme:
             names |= {"images": random_images(4, size=32), "labels": np.arange(4), "model": model}
             model.initialize(names["images"])
         else:
-            model = tfdecouple.load_pretrained("photographs")
+            model = tfdecouple.load_model("photographs")
             names |= {"images": random_images(2, size=64), "model": model}
         blocks = python_blocks((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"))
         assert blocks

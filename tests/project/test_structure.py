@@ -100,7 +100,7 @@ class TestImporting:
     def test_help_configs_and_verification_load_no_tensorflow_and_print_nothing(self):
         heavy = ("tensorflow", "keras", "tensorflow_probability", "tf_keras", "tensorflow_datasets", "tf2onnx")
         light = "cli, tfdecouple.networks.architecture, export.endpoints, export.verification.comparison"
-        code = f"import sys, tfdecouple.{light}; tfdecouple.load_preset('cifar10')"
+        code = f"import sys, tfdecouple.{light}; tfdecouple.preset_config('cifar10')"
         code += f"; print([name for name in {heavy} if name in sys.modules])"
         assert run_python("-c", code).stdout == "[]\n"
 

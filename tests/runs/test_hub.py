@@ -185,15 +185,15 @@ def weights(tiny_run, tmp_path_factory):
 def test_published_weights_are_loaded_from_the_hub(hub, tiny_run, capsys):
     assert main(["publish", "--run", str(tiny_run), "--to", "hf://ada/faces", "--licence", "mit", "--private"]) == 0
     commit = hub.branches["ada/faces"]["main"]
-    assert f"load_pretrained('hf://ada/faces@{commit}')" in capsys.readouterr().out
+    assert f"load_model('hf://ada/faces@{commit}')" in capsys.readouterr().out
     assert hub.private == {"ada/faces"}
     files = hub.files("ada/faces")
-    assert b'license: "mit"' in files["README.md"] and b'load_pretrained("hf://ada/faces")' in files["README.md"]
+    assert b'license: "mit"' in files["README.md"] and b'load_model("hf://ada/faces")' in files["README.md"]
     # What is large went by itself, as numbers of a checkpoint do.
     assert any(path.startswith("/upload/") for _, path in hub.asked)
     ours = hash_weights(load_model(tiny_run))
-    assert hash_weights(tfdecouple.load_pretrained(f"hf://ada/faces@{commit}")) == ours
-    assert hash_weights(tfdecouple.DecoupledModel.from_preset("hf://ada/faces@main")) == ours
+    assert hash_weights(tfdecouple.load_model(f"hf://ada/faces@{commit}")) == ours
+    assert hash_weights(tfdecouple.load_model("hf://ada/faces@main")) == ours
 
 
 def test_hub_commit_pins_weights_and_needs_no_network_once_cached(hub, weights):

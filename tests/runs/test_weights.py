@@ -12,11 +12,11 @@ from PIL import Image
 import tfdecouple
 from export.formats.web import make_example_files
 from tfdecouple.cli import main
-from tfdecouple.config import PHOTOGRAPHS, load_preset
+from tfdecouple.config import PHOTOGRAPHS, preset_config
 from tfdecouple.data.batches import load_images
 from tfdecouple.data.image_file import crop_and_resize
 from tfdecouple.data.sources import open_source
-from tfdecouple.errors import ConfigError, RunError
+from tfdecouple.errors import RunError
 from tfdecouple.metrics.image_statistics import CHANGES
 from tfdecouple.runs import pretrained
 from tfdecouple.runs.opened_run import hash_weights
@@ -37,9 +37,9 @@ def test_bundled_weights_are_complete_and_small():
 def test_card_and_config_describe_the_bundled_weights():
     config, summary = RunFolder("photographs").read_config(), RunFolder("photographs").read_summary()
     assert config.data.photographs == PHOTOGRAPHS
-    assert config.model == load_preset("quickstart64").model
+    assert config.model == preset_config("quickstart64").model
     text = (HERE / "README.md").read_text()
-    assert 'tfdecouple.load_pretrained("photographs")' in text
+    assert 'tfdecouple.load_model("photographs")' in text
     assert 'license: "apache-2.0"' in text and "all in the public domain or under CC0" in text
     assert f"| bits per dimension | {summary['test']['bits_per_dim']:.3f} on 1000 test images" in text
     assert summary["reconstruction"] == "16 of 16 images identical to the last pixel"
@@ -47,7 +47,7 @@ def test_card_and_config_describe_the_bundled_weights():
 
 def test_bundled_weights_decode_exactly_and_use_z():
     """Of the pictures that the page begins with, crops that the model never saw, and noise."""
-    model = tfdecouple.DecoupledModel.from_preset("photographs")
+    model = tfdecouple.load_model("photographs")
     crops, _ = load_images(open_source(RunFolder("photographs").read_config().data, (64, 64, 3)), "test", 2)
     pictures = [np.asarray(Image.open(io.BytesIO(file))) for file in make_example_files().values()]
     examples = [crop_and_resize(pixels, (64, 64, 3), 0)[None] for pixels in pictures]
@@ -112,18 +112,12 @@ def test_run_folder_precedes_bundled_weights_of_its_name(others, tiny_run, tmp_p
     assert (RunFolder("photographs").path / "config.json").samefile("photographs/config.json")
 
 
-def test_from_preset_loads_bundled_weights(others):
-    with_weights = tfdecouple.DecoupledModel.from_preset("photographs")
-    assert hash_weights(with_weights) == hash_weights(tfdecouple.load_pretrained("photographs"))
-    without = tfdecouple.DecoupledModel.from_preset("photographs", load_weights=False)
-    assert without.config == with_weights.config == SMALL and not without.initialized.numpy()
-    assert tfdecouple.DecoupledModel.from_preset(str(others), name="mine").name == "mine"
-    with pytest.raises(ConfigError, match="the preset cifar10 has no weights; give load_weights=False, or .*photogr"):
-        tfdecouple.DecoupledModel.from_preset("cifar10")
-    with pytest.raises(ConfigError, match=r"no preset 'quickstar'; did you mean quickstart"):
-        tfdecouple.DecoupledModel.from_preset("quickstar", load_weights=False)
+def test_load_model_opens_bundled_weights_and_names_what_it_does_not_know(others):
+    assert tfdecouple.load_model("photographs").config == SMALL
+    with pytest.raises(RunError, match="the preset cifar10 has no weights"):
+        tfdecouple.load_model("cifar10")
     with pytest.raises(RunError, match=r"no run folder photograph; did you mean photographs\?; .* photographs comes"):
-        tfdecouple.load_pretrained("photograph")
+        tfdecouple.load_model("photograph")
 
 
 class TestTrained:
@@ -136,7 +130,7 @@ class TestTrained:
 
     @pytest.fixture(scope="class")
     def model(self):
-        return tfdecouple.load_pretrained("photographs")
+        return tfdecouple.load_model("photographs")
 
     @pytest.fixture(scope="class")
     def source(self):

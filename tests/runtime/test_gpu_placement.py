@@ -178,7 +178,7 @@ def gpu(monkeypatch):
 
 
 def make_specs(config, count):
-    labels = tf.TensorSpec([count], tf.int32) if config.has_classes else None
+    labels = tf.TensorSpec([count], tf.int32) if config.has_labels else None
     return tf.TensorSpec([count, *config.image_shape], tf.uint8), labels
 
 
@@ -198,7 +198,7 @@ def trace_step(trainer):
 def trace_inference(trainer):
     model, config = trainer.state.model, trainer.config.model
     images, labels = make_specs(config, BATCH)
-    coded = (labels,) if config.has_class_codes else ()
+    coded = (labels,) if config.has_label_codes else ()
     evaluator = BoundEvaluator(model, trainer.strategy)
     index = tf.TensorSpec([BATCH], tf.int64)
     yield evaluator._compute_on_devices.get_concrete_function(images, labels, index, WHOLE, WHOLE)

@@ -66,7 +66,7 @@ class TestShardsAndXla:
         def loss_and_gradients(shards):
             set_shards(shards)
             with tf.GradientTape() as tape:
-                loss = tf.reduce_sum(model.elbo_from_noise(images, z_noise, u_noise, training=True)[0])
+                loss = tf.reduce_sum(model.bound(images, noise=(z_noise, u_noise), training=True)[0])
             return [loss, *tape.gradient(loss, weights, unconnected_gradients="zero")]
 
         for ours, theirs in zip(loss_and_gradients(2), loss_and_gradients(1), strict=True):

@@ -37,7 +37,7 @@ class TestWarning:
     def test_traced_model_warns_once_of_tf32_in_the_line_of_the_caller(self, small_model):
         def run():
             z, v = small_model.encode(random_images(2, 4))
-            return small_model.decode(z, v), small_model.prior.log_prob(z)
+            return small_model.decode(z, v), small_model.prior().log_prob(z)
 
         for _ in range(2):
             caught = self.traced(run)

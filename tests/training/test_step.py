@@ -200,15 +200,15 @@ class TestPrecision:
         assert name == "actnorm-image" or np.abs(plain_on[0] - plain_off[0]).max() > 1e-5
 
     def test_evaluations_of_a_tf32_run_are_in_full_float32(self, fake_run, monkeypatch):
-        seen, original = [], DecoupledModel.elbo_from_noise
+        seen, original = [], DecoupledModel.bound
 
         def look(self, *inputs, **options):
-            elbo = original(self, *inputs, **options)
+            bound = original(self, *inputs, **options)
             on = tf.numpy_function(tf.config.experimental.tensor_float_32_execution_enabled, [], tf.bool)
             with tf.control_dependencies([tf.numpy_function(seen.append, [on], [])]):
-                return tf.nest.map_structure(tf.identity, elbo)
+                return tf.nest.map_structure(tf.identity, bound)
 
-        monkeypatch.setattr(DecoupledModel, "elbo_from_noise", look)
+        monkeypatch.setattr(DecoupledModel, "bound", look)
         monkeypatch.setattr(loop, "BoundEvaluator", BoundEvaluator)
         monkeypatch.setattr(loop, "make_evaluation_batches", make_evaluation_batches)
         fake_run.train(precision="tf32", steps=1)
@@ -221,7 +221,7 @@ class PoisonedTrainer(Trainer):
     def __init__(self, **training):
         super().__init__(devices=2, **training)
         self.poison = {kind: tf.Variable(-1, dtype=tf.int32) for kind in ("loss", "gradient")}
-        original = objective.negative_elbo
+        original = objective.evaluate_bound
 
         def poison(*args, **options):
             here = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
@@ -231,14 +231,14 @@ class PoisonedTrainer(Trainer):
             def pass_on(value):
                 return value, lambda upstream: upstream * factor["gradient"]
 
-            elbo, latents = original(*args, **options)
-            return elbo._replace(reconstruction=pass_on(elbo.reconstruction) * factor["loss"]), latents
+            bound, latents = original(*args, **options)
+            return bound._replace(reconstruction=pass_on(bound.reconstruction) * factor["loss"]), latents
 
         self._poison = poison
 
     def take(self, count=1):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(objective, "negative_elbo", self._poison)
+            patch.setattr(objective, "evaluate_bound", self._poison)
             return super().take(count)
 
     def take_poisoned(self, kind, device, count=1):

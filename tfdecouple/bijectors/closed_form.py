@@ -49,8 +49,9 @@ class ClosedForm(tfb.Bijector):
 
     Args:
         event_ndims: count of last axes that are mapped together: 0 (single numbers), 1 (channels) or 3 (images).
-        arguments: `locals()` of the subclass's constructor, a dict with the parameters and possibly a `name`.
         is_constant_jacobian: whether the log-determinant is equal for all x.
+        name: the bijector's name; by default that of its class.
+        **parameters: the arguments of the subclass's constructor.
 
     Attributes:
         parameter_ndims: {parameter: count of its axes}; 0 stands for any shape that broadcasts to x. The
@@ -59,26 +60,27 @@ class ClosedForm(tfb.Bijector):
 
     parameter_ndims: ClassVar[Mapping[str, int]] = {}
 
-    def __init__(self, event_ndims: int, arguments: dict[str, Any], *, is_constant_jacobian: bool = True):
-        parameters = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
+    def __init__(
+        self, event_ndims: int, *, is_constant_jacobian: bool = True, name: str | None = None, **parameters: object
+    ):
         dtype = None
-        for name, ndims in self.parameter_ndims.items():
-            value = _as_parameter(parameters[name])
+        for parameter, ndims in self.parameter_ndims.items():
+            value = _as_parameter(parameters[parameter])
             if ndims and value.shape.rank != ndims:
                 axes = "axis" if ndims == 1 else "axes"
-                raise UserError(f"{name} is of shape {tuple(value.shape)}; it must have {ndims} {axes}")
-            setattr(self, name, value)
+                raise UserError(f"{parameter} is of shape {tuple(value.shape)}; it must have {ndims} {axes}")
+            setattr(self, parameter, value)
             dtype = dtype or value.dtype
         super().__init__(
             forward_min_event_ndims=event_ndims,
             is_constant_jacobian=is_constant_jacobian,
             dtype=dtype,
             parameters=parameters,
-            name=parameters.get("name") or type(self).__name__,
+            name=name or type(self).__name__,
         )
 
     @classmethod
-    def _parameter_properties(cls, dtype: Any) -> dict[str, Any]:
+    def _parameter_properties(cls, dtype: tf.DType) -> dict[str, Any]:
         return {name: tfp_util.ParameterProperties(event_ndims=ndims) for name, ndims in cls.parameter_ndims.items()}
 
     def forward_and_log_det(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -108,7 +110,7 @@ class ClosedForm(tfb.Bijector):
         return tf.reduce_sum(log_det, list(range(1, len(events))))
 
 
-def _as_parameter(value: Any) -> tf.Tensor:
+def _as_parameter(value: tf.Tensor) -> tf.Tensor:
     """Converts a bijector's parameter to a tensor; raises UserError for a variable, which would get no gradient."""
     if hasattr(value, "assign"):
         raise UserError(

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -25,18 +24,19 @@ class BoundedAffine(ClosedForm):
 
     parameter_ndims = {"shift": 0, "unbounded": 0}
 
-    def __init__(self, shift: Any, unbounded: Any, alpha: float = 1.0):
-        super().__init__(0, locals())
+    def __init__(self, shift: tf.Tensor, unbounded: tf.Tensor, alpha: float = 1.0):
+        super().__init__(0, shift=shift, unbounded=unbounded, alpha=alpha)
         # If float32 rounds alpha to 1, then 1 + alpha tanh(u/2) could be 0; the formula for alpha = 1 is never 0.
         self.alpha = 1.0 if np.float32(alpha) == 1 else alpha
         if self.alpha == 1:
             # The scale 1 + tanh(u/2) equals 2*sigmoid(u), whose logarithm stays finite where the scale underflows.
-            self.log_scale = math.log(2) - tf.math.softplus(-self.unbounded)
-            self.scale = tf.exp(self.log_scale)
+            log_scale = math.log(2) - tf.math.softplus(-self.unbounded)
+            scale = tf.exp(log_scale)
         else:
             self._tanh = tf.tanh(self.unbounded / 2)
-            self.scale = 1 + alpha * self._tanh
-            self.log_scale = tf.math.log(self.scale)
+            scale = 1 + alpha * self._tanh
+            log_scale = tf.math.log(scale)
+        self.scale, self.log_scale = scale, log_scale
 
     def forward_and_log_det(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns y = s x + shift, and log |det dy/dx|, `[batch]`, with faster gradients if all shapes are equal."""
@@ -86,8 +86,8 @@ class Shift(ClosedForm):
 
     parameter_ndims = {"shift": 0}
 
-    def __init__(self, shift: Any, alpha: float = 1.0):
-        super().__init__(0, locals())
+    def __init__(self, shift: tf.Tensor, alpha: float = 1.0):
+        super().__init__(0, shift=shift, alpha=alpha)
 
     def _forward(self, x: tf.Tensor) -> tf.Tensor:
         return x + self.shift
@@ -110,8 +110,8 @@ class Whitening(ClosedForm):
 
     parameter_ndims = {"mean": 0, "log_scale": 0}
 
-    def __init__(self, mean: Any, log_scale: Any):
-        super().__init__(0, locals())
+    def __init__(self, mean: tf.Tensor, log_scale: tf.Tensor):
+        super().__init__(0, mean=mean, log_scale=log_scale)
 
     def _forward(self, x: tf.Tensor) -> tf.Tensor:
         return (x - self.mean) * tf.exp(-self.log_scale)
@@ -131,7 +131,7 @@ class Sigmoid(ClosedForm):
     """
 
     def __init__(self) -> None:
-        super().__init__(0, locals(), is_constant_jacobian=False)
+        super().__init__(0, is_constant_jacobian=False)
 
     def _forward(self, x: tf.Tensor) -> tf.Tensor:
         return tf.sigmoid(x)
@@ -153,8 +153,8 @@ class ChannelAffine(ClosedForm):
 
     parameter_ndims = {"shift": 1, "log_scale": 1}
 
-    def __init__(self, shift: Any, log_scale: Any):
-        super().__init__(1, locals())
+    def __init__(self, shift: tf.Tensor, log_scale: tf.Tensor):
+        super().__init__(1, shift=shift, log_scale=log_scale)
 
     def _forward(self, x: tf.Tensor) -> tf.Tensor:
         return get_kernels().scale_channels(x, tf.exp(self.log_scale), self.shift)
@@ -177,8 +177,8 @@ class ChannelMatrix(ClosedForm):
 
     parameter_ndims = {"matrix": 2}
 
-    def __init__(self, matrix: Any):
-        super().__init__(1, locals())
+    def __init__(self, matrix: tf.Tensor):
+        super().__init__(1, matrix=matrix)
 
     def _forward(self, x: tf.Tensor) -> tf.Tensor:
         return multiply_channels(x, self.matrix, transpose=True, full=True)
@@ -198,7 +198,7 @@ class Squeeze(ClosedForm):
     """
 
     def __init__(self) -> None:
-        super().__init__(3, locals())
+        super().__init__(3)
 
     def _forward(self, x: tf.Tensor) -> tf.Tensor:
         if any(side is not None and side % 2 for side in x.shape[-3:-1]):

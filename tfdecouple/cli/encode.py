@@ -71,7 +71,7 @@ def encode(
     # The images are not cached in memory (cache_gib=0), because each image is needed once.
     reading = {"on_bad_image": on_bad_image, "cache_gib": 0.0}
     data = opened.open_source(source.data, source.data_dir, source.download, **reading)
-    if opened.config.model.has_class_codes:
+    if opened.config.model.has_label_codes:
         opened.require_labels(data)
     splits = ("train", "validation", "test") if split == "all" else (split,)
     most = max(1, min(_MOST_IMAGES, _SHARD_BYTES // (64 + sum(4 * field.size for field in fields))))
@@ -139,7 +139,7 @@ def _choose_fields(opened: "Run", v: bool, z_std: bool, scores: bool) -> tuple["
     from tfdecouple.metrics.outliers import SCORES
 
     model, run = opened.config.model, opened.folder.run
-    if z_std and model.has_class_codes:
+    if z_std and model.has_label_codes:
         raise UserError(f"--z-std: z of {run} is a function of the label and has no standard deviation")
     if not model.has_latent and (z_std or not (v or scores)):
         wanted = "--z-std needs one" if z_std else "its code is v: add --v"

@@ -139,9 +139,9 @@ class Evaluation:
             self.opened = Run.open(options.run, next((metric.option for metric in metrics if metric.needs_z), ""))
         model = self.opened.config.model
         for metric in metrics:
-            if metric.needs_classes and not model.has_classes:
+            if metric.needs_labels and not model.has_labels:
                 raise UserError(f"{metric.option} needs a model with labels; that of {options.run} has none")
-            if metric.needs_posterior and model.has_class_codes:
+            if metric.needs_posterior and model.has_label_codes:
                 raise UserError(
                     f"{metric.option} needs z of an image, and z of this model is a function of the label "
                     "(model.prior is 'classes'); --classify measures what z knows of the label"

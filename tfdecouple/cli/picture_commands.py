@@ -119,7 +119,8 @@ def reconstruct(
         return results.write("reconstruct", picture, f"{exact} of {count} images are equal to the last pixel", facts)
     for name, read in draw_uncropped_images(data, part, count, seed).items():
         image = opened.model.quantizer.quantize_pixels(read()[None]).numpy()
-        decoded = opened.model.decode(*opened.model.encode(image)).numpy()
+        codes = opened.model.encode(image)
+        decoded = opened.model.decode(*codes, codes.size).numpy()
         lost, (height, width) = int((decoded != image).sum()), image.shape[1:3]
         summary = f"{width} x {height} pixels, {lost} of {image.size:,} subpixels differ"
         caption = f"Image and decode(encode(image)): {summary}. {opened.note()}"
@@ -377,7 +378,7 @@ def neighbours(
     columns: dict[str, list[np.ndarray]] = {name: [] for name in queries}
     searched: list[int] = []
     for batch in read_chosen_batches(data, split, drawn, batch_size=64, title="searching"):
-        images = np.asarray(model.quantize_images(batch["image"]))
+        images = np.asarray(model.quantizer.quantize_pixels(batch["image"]))
         for name, query in queries.items():
             vectors = opened.encode_z(images) if name == "z" else images
             columns[name].append(cdist(query.reshape(len(query), -1), vectors.reshape(len(vectors), -1)))

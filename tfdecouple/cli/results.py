@@ -92,7 +92,7 @@ def _make_images(
     names = get_label_names(source, labels)
     facts = {"data": source.title, "split": split, "indices": indices.tolist(), "labels": names}
     note = f"Images: {source.title}, {split}. {opened.note()}"
-    return Images(pixels, facts, note, opened.model.drop_unused_labels(labels))
+    return Images(pixels, facts, note, labels if opened.model.config.has_labels else None)
 
 
 def get_label_names(source: Source, labels: np.ndarray) -> list[str | None]:
@@ -120,7 +120,7 @@ def read_photographs(opened: Run, paths: Sequence[str], sizes: Sizes) -> tuple[l
     else:
         crop = choose_user_crop(opened.config.data)
         images = [read_image(path, shape, crop) for path in paths]
-    return photographs, np.asarray(opened.model.quantize_images(np.stack(images)))
+    return photographs, np.asarray(opened.model.quantizer.quantize_pixels(np.stack(images)))
 
 
 def choose_pairs(

@@ -20,14 +20,14 @@ def presets(name: str | None = None, /) -> None:
     Args:
         name: show all options of this preset.
     """
-    from tfdecouple.config import load_preset, preset_names
+    from tfdecouple.config import preset_config, preset_names
 
     if not name:
         names = preset_names()
         width = max(map(len, names))
-        print(*(f"{name:{width}} {load_preset(name).description}" for name in names), sep="\n")
+        print(*(f"{name:{width}} {preset_config(name).description}" for name in names), sep="\n")
         return
-    config = load_preset(name)
+    config = preset_config(name)
     process.start_tensorflow()
     from tfdecouple.networks.architecture import count_parameters
 
@@ -147,7 +147,7 @@ def publish(
     more = {"licence": licence, "name": name, "data": data, "trained_on": trained_on, "rights": rights}
     place = publishing.publish(run, to, private=private, **more)
     print(f"{place}: config, weights, card and manifest")
-    print(f"  import tfdecouple; model = tfdecouple.load_{'pretrained' if '://' in place else 'model'}({place!r})")
+    print(f"  import tfdecouple; model = tfdecouple.load_model({place!r})")
 
 
 def doctor(

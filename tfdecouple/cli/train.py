@@ -61,12 +61,12 @@ def train(
         download: download and prepare the TFDS data set if it is missing.
         workdir: the run folder; default runs/PRESET.
     """
-    from tfdecouple.config import Config, load_preset, override
+    from tfdecouple.config import Config, preset_config
 
     shortcuts = {"training.steps": steps, "training.seed": seed, "training.init_from": init_from}
     shortcuts |= {"data.source": data, "data.data_dir": data_dir}
     changes = [f"{name}={json.dumps(value)}" for name, value in shortcuts.items() if value is not None]
-    options = override(Config.from_json(str(config)) if config else load_preset(preset), [*settings, *changes])
+    options = (Config.from_json(str(config)) if config else preset_config(preset)).override([*settings, *changes])
     workdir = workdir or pathlib.Path("runs", options.name)
 
     process.start_tensorflow()

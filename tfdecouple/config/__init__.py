@@ -1,6 +1,6 @@
 """The config of a run with all its options, as frozen dataclasses that are read from JSON and written as JSON.
 
-A `Config` holds all options of model, data and training that are needed to repeat a run. The function `override`
+A `Config` holds all options of model, data and training that are needed to repeat a run. `Config.override`
 changes single options by their dotted names, as `--set model.latent_dim=32` does. An unknown name or an impossible
 combination raises a `ConfigError` of one line that names the value.
 """
@@ -12,9 +12,8 @@ from tfdecouple.config.run import (
     describe_config,
     describe_options,
     list_option_names,
-    load_preset,
-    override,
     parse_config,
+    preset_config,
     preset_names,
 )
 from tfdecouple.config.training import MEMORY, PHOTOGRAPHS, PRECISIONS, DataConfig, TrainingConfig
@@ -29,10 +28,9 @@ __all__ = [
     "TrainingConfig",
     "compare_configs",
     "parse_config",
-    "load_preset",
+    "preset_config",
     "describe_options",
     "list_option_names",
-    "override",
     "preset_names",
     "describe_config",
 ]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from tfdecouple.config.shapes import Shape, StagePlan, is_squeezed_first, plan_flow_levels
+from tfdecouple.config.shapes import ImageShape, StagePlan, is_squeezed_first, plan_flow_levels
 from tfdecouple.config.values import (
     Count,
     Fraction,
@@ -83,7 +83,7 @@ class ModelConfig:
         dequantization_map_channels: channels of the feature map.
     """
 
-    image_shape: Shape = (32, 32, 3)
+    image_shape: ImageShape = (32, 32, 3)
     n_bits: Annotated[int, pydantic.Field(ge=1, le=8)] = 8
     latent_dim: Count = 64
     conditioning: Literal["coupling", "base", "none"] = "coupling"
@@ -249,12 +249,12 @@ class ModelConfig:
         return self.has_latent and self.prior != "classes"
 
     @property
-    def has_class_codes(self) -> bool:
+    def has_label_codes(self) -> bool:
         """Whether z is a learned function of an image's label (`prior` "classes"); then there is no encoder."""
         return self.has_latent and self.prior == "classes"
 
     @property
-    def has_classes(self) -> bool:
+    def has_labels(self) -> bool:
         """Whether the model is conditioned on labels of the images (`classes` is above 0)."""
         return self.classes > 0
 

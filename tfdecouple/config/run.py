@@ -92,6 +92,36 @@ class Config:
             raise ConfigError(f"the config {path} cannot be read: {error}") from error
         return parse_config(cls, values)
 
+    def override(self, assignments: Iterable[str]) -> Config:
+        """Returns a copy of this config with options changed by texts "NAME=VALUE"; a VALUE that is no JSON is text.
+
+        >>> changed = Config().override(["model.latent_dim=32", "training.precision=tf32"])
+        >>> changed.model.latent_dim, changed.training.precision
+        (32, 'tf32')
+
+        ConfigError is raised where an assignment is malformed, a name unknown or a value impossible.
+        """
+        values = self.to_dict()
+        for assignment in assignments:
+            name, separator, text = assignment.partition("=")
+            if not separator:
+                text = format_value(assignment)
+                raise ConfigError(f"--set {text}: write it as NAME=VALUE, for example model.latent_dim=32")
+            name = name.strip()
+            if name not in list_option_names():
+                raise make_unknown_option_error(name)
+            try:
+                value = parse_json(text)
+            except ValueError:
+                # `parse_json` refuses integers of over 64 bits. A float gets a clearer error: the value is too large.
+                value = float(text) if text.isascii() and text.strip().removeprefix("-").isdecimal() else text
+            section = values
+            *path, last = name.split(".")
+            for key in path:
+                section = section[key]
+            section[last] = value
+        return parse_config(Config, values)
+
 
 def parse_config(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     """Returns an instance of the config class `cls` with the options in `values`; other options have their defaults.
@@ -137,37 +167,6 @@ def make_unknown_option_error(name: str) -> ConfigError:
     return ConfigError(f"there is no option {format_value(name)}{hint}")
 
 
-def override(config: Config, assignments: Iterable[str]) -> Config:
-    """Returns a copy of `config` with options changed by texts "NAME=VALUE"; a VALUE that is no JSON is a plain text.
-
-    >>> changed = override(Config(), ["model.latent_dim=32", "training.precision=tf32"])
-    >>> changed.model.latent_dim, changed.training.precision
-    (32, 'tf32')
-
-    ConfigError is raised where an assignment is malformed, a name unknown or a value impossible.
-    """
-    values = config.to_dict()
-    for assignment in assignments:
-        name, separator, text = assignment.partition("=")
-        if not separator:
-            text = format_value(assignment)
-            raise ConfigError(f"--set {text}: write it as NAME=VALUE, for example model.latent_dim=32")
-        name = name.strip()
-        if name not in list_option_names():
-            raise make_unknown_option_error(name)
-        try:
-            value = parse_json(text)
-        except ValueError:
-            # `parse_json` refuses integers of over 64 bits. A float gets a clearer error: that the value is too large.
-            value = float(text) if text.isascii() and text.strip().removeprefix("-").isdecimal() else text
-        section = values
-        *path, last = name.split(".")
-        for key in path:
-            section = section[key]
-        section[last] = value
-    return parse_config(Config, values)
-
-
 def list_option_names() -> tuple[str, ...]:
     """Returns the dotted names of all options, a tuple of texts such as "model.latent_dim"."""
     names = []
@@ -206,10 +205,10 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (name != "quickstart", name)))
 
 
-def load_preset(name: str) -> Config:
+def preset_config(name: str) -> Config:
     """Returns the config of a preset; for an unknown name raises ConfigError, which suggests the most similar preset.
 
-    >>> load_preset("cifar10").model.latent_dim
+    >>> preset_config("cifar10").model.latent_dim
     64
     """
     if name not in preset_names():
@@ -222,11 +221,11 @@ def load_preset(name: str) -> Config:
 def describe_config(config: Config) -> str:
     """Returns the name of a config, with the options of the model that differ from the preset of this name (if any).
 
-    >>> describe_config(override(load_preset("quickstart"), ["model.latent_dim=64", "training.steps=5"]))
+    >>> describe_config(preset_config("quickstart").override(["model.latent_dim=64", "training.steps=5"]))
     'quickstart with model.latent_dim=64'
     """
     if config.name not in preset_names():
         return config.name
-    changes = compare_configs(load_preset(config.name), config)
+    changes = compare_configs(preset_config(config.name), config)
     texts = [f"{name}={json.dumps(ours)}" for name, (_, ours) in changes.items() if name.startswith("model.")]
     return f"{config.name} with {', '.join(texts)}" if texts else config.name

@@ -5,10 +5,12 @@ The config uses these functions for its checks, and the networks are built from 
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # Type of an image's shape: height, width and channels.
-Shape = tuple[int, int, int]
+ImageShape = tuple[int, int, int]
+# The sizes of an array's axes; None for a size that is not known, such as that of a batch.
+Shape = tuple[Any, ...]
 
 RGB_CHANNELS = 3
 # Pillow's name of the image mode for each number of channels that image files can have.
@@ -78,7 +80,7 @@ class Block(NamedTuple):
     transposed: bool = False
 
 
-def is_square_of_rgb(image_shape: Shape) -> bool:
+def is_square_of_rgb(image_shape: ImageShape) -> bool:
     """Returns whether images of this shape are square and have three channels."""
     height, width, channels = image_shape
     return height == width and channels == RGB_CHANNELS
@@ -89,7 +91,7 @@ def describe_channels(channels: int) -> str:
     return {1: "grey", RGB_CHANNELS: "RGB"}.get(channels, f"{channels} channels")
 
 
-def describe_images(image_shape: Shape) -> str:
+def describe_images(image_shape: ImageShape) -> str:
     """Returns a text that describes images by height, width and channels.
 
     >>> describe_images((28, 28, 1)), describe_images((32, 32, 3)), describe_images((48, 64, 5))
@@ -107,7 +109,7 @@ def is_squeezed_first(channels: int) -> bool:
 
 
 def plan_flow_levels(
-    image_shape: Shape,
+    image_shape: ImageShape,
     steps: Sequence[int | Sequence[int]],
     hidden_channels: Sequence[int],
     factors: Sequence[int],

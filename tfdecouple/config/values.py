@@ -44,7 +44,7 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def format_value(value: Any) -> str:
+def format_value(value: object) -> str:
     """Returns the value of an option as a text of one line for an error message; a long text is cut short."""
     text = " ".join(repr(value).splitlines())
     return text if len(text) <= 120 else f"{text[:100]} ... ({len(text):,} characters)"
@@ -96,7 +96,7 @@ def _describe_accepted_values(error: Mapping[str, Any]) -> str:
     return _EXPECTED.get(error["type"], error["msg"]).format(**bounds)
 
 
-def _convert_numbers(value: Any, name: str) -> Any:
+def _convert_numbers(value: object, name: str) -> Any:
     """Converts NumPy's numbers and lists to Python's numbers and tuples; ConfigError for a number too large."""
     if isinstance(value, list | tuple):
         return tuple(_convert_numbers(inner, f"{name}[{index}]") for index, inner in enumerate(value))
@@ -112,7 +112,7 @@ def _convert_numbers(value: Any, name: str) -> Any:
     return value
 
 
-def to_json_values(value: Any) -> Any:
+def to_json_values(value: object) -> Any:
     """Returns a copy of nested dicts, lists and tuples in which all tuples are lists, as in JSON."""
     if isinstance(value, Mapping):
         return {key: to_json_values(inner) for key, inner in value.items()}

@@ -19,7 +19,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
-from tfdecouple.config.shapes import Shape
+from tfdecouple.config.shapes import ImageShape
 from tfdecouple.corpus import code_files
 from tfdecouple.corpus.code_files import CodesManifest, DataFacts, Field, ModelFacts, Shard, encode_image_key
 from tfdecouple.data.image_file import read_image
@@ -143,7 +143,7 @@ class FolderReader(NamedTuple):
     """
 
     root: str
-    image_shape: Shape
+    image_shape: ImageShape
     centre_crop: int
     has_splits: bool
     labels: tuple[str, ...] = ()
@@ -178,7 +178,7 @@ class FolderReader(NamedTuple):
             yield encode_image_key(key), self.labels.index(label) if label else NO_LABEL, pixels
 
 
-def make_folder_reader(root: str, paths: Sequence[str], image_shape: Shape, centre_crop: int) -> FolderReader:
+def make_folder_reader(root: str, paths: Sequence[str], image_shape: ImageShape, centre_crop: int) -> FolderReader:
     """Returns a reader of the images among `paths`, all files below the folder `root`; DataError if there is none."""
     has_splits = any(path.startswith(f"{root}train/") for path in paths)
     reader = FolderReader(root, image_shape, centre_crop, has_splits)
@@ -239,7 +239,7 @@ def _find_encoder_file(model: str) -> str:
     raise UserError(f"there is no encoder.onnx in {model}; tfdecouple export --run RUN --to {model} makes one")
 
 
-def _choose_output_fields(session: Any, options: Any) -> tuple[tuple[Field, ...], Shape]:
+def _choose_output_fields(session: Any, options: Any) -> tuple[tuple[Field, ...], ImageShape]:
     """Returns the fields to store and the shape of the images; UserError for an ONNX file that cannot be used."""
     outputs = {output.name: tuple(output.shape[1:]) for output in session.get_outputs()}
     inputs = {array.name: tuple(array.shape[1:]) for array in session.get_inputs()}

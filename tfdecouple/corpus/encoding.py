@@ -179,15 +179,15 @@ def make_image_encoder(model: DecoupledModel, fields: Sequence[Field], batch_siz
     names = all_names.difference(SCORES)
     scorer = OutlierScorer(model) if all_names - names else None
     specs = [tf.TensorSpec([batch_size, *model.config.image_shape], tf.uint8), tf.TensorSpec([batch_size], tf.int32)]
-    by_label = model.config.has_class_codes
+    by_label = model.config.has_label_codes
 
     @tf.function(input_signature=specs, autograph=False)
     def encode(images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
         codes = {}
         if "v" in names:
             codes["z"], codes["v"] = model.encode(images, labels if by_label else None)[:2]
-        elif by_label:
-            codes["z"] = tf.gather(model.class_codes, labels)
+        elif model.code_net is not None:
+            codes["z"] = model.code_net(labels)
         if names - codes.keys():
             posterior = model.posterior(images)
             codes = {"z": posterior.mean(), "z_std": posterior.stddev(), **codes}

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -77,11 +76,11 @@ def make_training_batches(
     slice_size = micro_batch // context.num_input_pipelines
 
     @tf.autograph.experimental.do_not_convert
-    def is_local(number: tf.Tensor, record: Any) -> tf.Tensor:
+    def is_local(number: tf.Tensor, record: tf.Tensor) -> tf.Tensor:
         return tf.equal(number % micro_batch // slice_size, context.input_pipeline_id)
 
     @tf.autograph.experimental.do_not_convert
-    def make_example(number: tf.Tensor, record: Any) -> dict[str, tf.Tensor]:
+    def make_example(number: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
         image, label = split.decode_record(record)
         return {"image": augment_image(image, fold_into_seed(augmentation_seed, number), config), "label": label}
 
@@ -146,7 +145,7 @@ def slice_for_replicas(batches: tf.data.Dataset, context: tf.distribute.InputCon
     first = context.input_pipeline_id * count
 
     @tf.autograph.experimental.do_not_convert
-    def slice_batch(batch: Any) -> Any:
+    def slice_batch(batch: tf.Tensor) -> tf.Tensor:
         def cut(values: tf.Tensor) -> tf.Tensor:
             size = values.shape[0]
             return tf.reshape(values, [replicas, size // replicas if size else -1, *values.shape[1:]])[first:][:count]

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, Shape, describe_channels
+from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, ImageShape, describe_channels
 from tfdecouple.errors import DataError, one_line
 from tfdecouple.storage.files import get_regular_size
 
@@ -34,7 +34,7 @@ ARRAY_SUFFIX = ".npy"
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ARRAY_SUFFIX, ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
-def describe_resizing(image_shape: Shape) -> str:
+def describe_resizing(image_shape: ImageShape) -> str:
     """Returns a text that says how to resize images for a model, for the metadata and the model card of an export."""
     channels = image_shape[-1]
     kind = describe_channels(channels) if channels in PILLOW_MODES else "pixels, each channel by itself"
@@ -44,7 +44,7 @@ def describe_resizing(image_shape: Shape) -> str:
     )
 
 
-def describe_cropping(image_shape: Shape, centre_crop: int) -> str:
+def describe_cropping(image_shape: ImageShape, centre_crop: int) -> str:
     """Returns a text that says how to crop images for a model, for an export's metadata; programs read its digits."""
     centre, limit = "centre square", f" of {centre_crop} pixels"
     if image_shape[0] != image_shape[1]:
@@ -53,7 +53,7 @@ def describe_cropping(image_shape: Shape, centre_crop: int) -> str:
     return f"{centre}{limit}, or the largest" if centre_crop else f"largest {centre}"
 
 
-def find_centre_box(height: int, width: int, image_shape: Shape, centre_crop: int) -> tuple[int, int, int, int]:
+def find_centre_box(height: int, width: int, image_shape: ImageShape, centre_crop: int) -> tuple[int, int, int, int]:
     """Returns the rectangle to cut out of an image, in pixels: (first row, first column, count of rows, of columns).
 
     The rectangle has the proportions of `image_shape`. Its shorter side has at most `centre_crop` pixels; 0 stands for
@@ -74,7 +74,7 @@ def find_centre_box(height: int, width: int, image_shape: Shape, centre_crop: in
     return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
-def crop_and_resize(pixels: np.ndarray, image_shape: Shape, centre_crop: int) -> np.ndarray:
+def crop_and_resize(pixels: np.ndarray, image_shape: ImageShape, centre_crop: int) -> np.ndarray:
     """Cuts out the centre of an image, and resizes the centre if it has another shape; returns uint8 `image_shape`.
 
     `pixels` are uint8 [H, W, channels], or [H, W] for one channel. With (0, 0, channels) as `image_shape`, the image is
@@ -100,7 +100,7 @@ def crop_and_resize(pixels: np.ndarray, image_shape: Shape, centre_crop: int) ->
     return np.stack([resize(pixels[..., channel]) for channel in range(channels)], -1)
 
 
-def crop_and_resize_tensor(image: tf.Tensor, image_shape: Shape, centre_crop: int) -> tf.Tensor:
+def crop_and_resize_tensor(image: tf.Tensor, image_shape: ImageShape, centre_crop: int) -> tf.Tensor:
     """Crops and resizes an image tensor, uint8 [H, W, channels], in tf.data; returns a tensor, uint8 `image_shape`.
 
     The pixels are those of `crop_and_resize`. A grey image becomes RGB if `image_shape` has 3 channels, and an RGB
@@ -149,7 +149,7 @@ def _set_up_pillow() -> None:
         library.TIFFSetWarningHandler(None)
 
 
-def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO | None = None) -> np.ndarray:
+def read_image(path: str, image_shape: ImageShape, centre_crop: int, file: BinaryIO | None = None) -> np.ndarray:
     """Reads an image file; returns the image upright (by EXIF), cropped and resized, uint8 of `image_shape`.
 
     For three channels, grey, palette and CMYK images become RGB, and transparency is dropped. For one channel, all

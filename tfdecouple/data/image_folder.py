@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.config import DataConfig
-from tfdecouple.config.shapes import Shape
+from tfdecouple.config.shapes import ImageShape
 from tfdecouple.data.image_file import SUFFIXES, read_image
 from tfdecouple.data.splits import BadImages, MemorySplit, Source, Split, Tensors
 from tfdecouple.errors import DataError
@@ -39,7 +39,7 @@ class ImageFile(NamedTuple):
     label_name: str
 
 
-def open_folder(config: DataConfig, image_shape: Shape) -> Source:
+def open_folder(config: DataConfig, image_shape: ImageShape) -> Source:
     """Returns the `Source` of the images in the folder that `config.source` names; sub-folders are labels.
 
     If all decoded images take at most `data.cache_gib` GiB, this function reads them into memory. It only lists the
@@ -151,7 +151,7 @@ class FileSplit(Split):
         folder: pathlib.Path,
         labels: Mapping[str, int],
         description: str,
-        image_shape: Shape,
+        image_shape: ImageShape,
         centre_crop: int,
         bad_images: BadImages,
     ) -> None:

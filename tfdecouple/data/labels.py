@@ -31,7 +31,7 @@ def check_labels(source: Source, labels: np.ndarray) -> np.ndarray:
 def require_label_count(source: Source, model: ModelConfig) -> None:
     """Raises DataError if `model.classes` is neither 0 (a model without labels) nor the data source's label count."""
     count = len(source.label_names)
-    if model.has_classes and count != model.classes:
+    if model.has_labels and count != model.classes:
         remedy = f"set model.classes={count}"
         if not count:
             remedy = "use images with labels, such as in sub-folders, or leave out model.classes and model.prior"
@@ -43,11 +43,11 @@ def check_batch_labels(batches: tf.data.Dataset, source: Source, model: ModelCon
 
     For a model without labels, `batches` is returned unchanged.
     """
-    if not model.has_classes:
+    if not model.has_labels:
         return batches
-    least = 0 if model.has_class_codes else NO_LABEL
+    least = 0 if model.has_label_codes else NO_LABEL
     message = f"an image of {source.title} has a label that is not from {least} to {model.classes - 1}"
-    if model.has_class_codes:
+    if model.has_label_codes:
         message += "; with model.prior=classes each image needs a label, such as the name of its sub-folder"
     source.bad_images.store_image_error(DataError(message), _UNKNOWN)
 
@@ -63,7 +63,7 @@ def check_batch_labels(batches: tf.data.Dataset, source: Source, model: ModelCon
 
 def make_training_inputs(batches: tf.data.Dataset, source: Source, model: ModelConfig) -> tf.data.Dataset:
     """Converts batches from dicts to images, uint8, or to pairs (images, labels) for a model with labels."""
-    if not model.has_classes:
+    if not model.has_labels:
         return batches.map(lambda batch: batch["image"])
     return check_batch_labels(batches, source, model).map(lambda batch: (batch["image"], batch["label"]))
 

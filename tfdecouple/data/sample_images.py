@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from tfdecouple.config import DataConfig
-from tfdecouple.config.shapes import RGB_CHANNELS, Shape
+from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
 from tfdecouple.data.splits import Arrays, MemorySplit, Source
 from tfdecouple.errors import DataError, nearest
 from tfdecouple.runtime.devices import read_total_memory
@@ -57,7 +57,7 @@ _SEEDS = {"train": 1, "validation": 2, "test": 3}
 Box = tuple[int, int, int, int]
 
 
-def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
+def open_photographs(config: DataConfig, image_shape: ImageShape) -> Source:
     """Returns the `Source` of random crops of the sample photographs; the crops are grey for images of one channel.
 
     DataError is raised if a photograph is unknown, missing in the installed package or too small for crops of
@@ -147,7 +147,7 @@ def draw_crop_boxes(size: tuple[int, int], split: str, sides: tuple[int, int], d
     return np.stack([lefts, tops, lefts + widths, tops + heights], axis=1)
 
 
-def cut_photograph_crops(pictures: tuple[Image.Image, ...], split: str, count: int, image_shape: Shape) -> Arrays:
+def cut_photograph_crops(pictures: tuple[Image.Image, ...], split: str, count: int, image_shape: ImageShape) -> Arrays:
     """Returns `count` random crops of a split's bands, uint8 [count, *image_shape], and their labels, int32 [count].
 
     The label of a crop is the index of its picture. Every call with the same arguments returns the same crops.
@@ -189,7 +189,7 @@ def open_photograph(photograph: Photograph) -> Image.Image:
         ) from None
 
 
-def make_extreme_images(image_shape: Shape, count: int, seed: int = 0) -> dict[str, np.ndarray]:
+def make_extreme_images(image_shape: ImageShape, count: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Returns images that are hard to encode, such as checkerboards: {name: uint8 `[n, height, width, channels]`}.
 
     `doctor` and benchmarks test with them whether decoding is exact.

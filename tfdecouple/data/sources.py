@@ -8,7 +8,7 @@ import pathlib
 from typing import TYPE_CHECKING, ClassVar
 
 from tfdecouple.config import DataConfig
-from tfdecouple.config.shapes import Shape
+from tfdecouple.config.shapes import ImageShape
 from tfdecouple.errors import DataError, nearest, one_line
 from tfdecouple.registry import SOURCES
 
@@ -45,7 +45,7 @@ class SourceKind:
         name = config.source.rpartition(":")[2].partition("/")[0]
         return self.rights.get(name, self.rights[""]).format(name=name)
 
-    def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
+    def open(self, config: DataConfig, image_shape: ImageShape, download: bool) -> Source:
         """Opens the data set that `config.source` names; returns a `Source`; for the arguments see `open_source`."""
         is_path = os.path.isdir(os.path.expanduser(config.source)) or config.source.startswith(("/", ".", "~"))
         hint = f"; did you mean folder:{config.source}?" if is_path else nearest(config.source, SOURCES)
@@ -64,7 +64,7 @@ class Photographs(SourceKind):
         listed = ", ".join(f"{item.name} by {item.author} ({item.licence})" for item in find_photographs(config))
         return f"Photographs that come with scikit-image and scikit-learn: {listed}."
 
-    def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
+    def open(self, config: DataConfig, image_shape: ImageShape, download: bool) -> Source:
         from tfdecouple.data.sample_images import open_photographs
 
         return open_photographs(config, image_shape)
@@ -82,7 +82,7 @@ class TensorFlowDatasets(SourceKind):
         "": "Images of the TFDS data set {name}: see its own page for their licence.",
     }
 
-    def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
+    def open(self, config: DataConfig, image_shape: ImageShape, download: bool) -> Source:
         from tfdecouple.data.tfds import open_tfds
 
         return open_tfds(config, image_shape, download)
@@ -97,7 +97,7 @@ class ImageFolder(SourceKind):
         "": "Images from a folder: the person who trained the model knows their rights, which are not recorded here."
     }
 
-    def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
+    def open(self, config: DataConfig, image_shape: ImageShape, download: bool) -> Source:
         from tfdecouple.data.image_folder import open_folder
 
         return open_folder(config, image_shape)
@@ -163,7 +163,7 @@ def replace_source(config: DataConfig, source: str) -> DataConfig:
     return dataclasses.replace(config, source=source, centre_crop=crop)
 
 
-def open_source(config: DataConfig, image_shape: Shape, download: bool = False) -> Source:
+def open_source(config: DataConfig, image_shape: ImageShape, download: bool = False) -> Source:
     """Opens the data set that `config.source` names; returns a `Source` with images of `image_shape` (appendix C.1).
 
     If `download` is true, TFDS (TensorFlow Datasets) downloads and prepares missing data. DataError is raised if the

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple.config.shapes import Shape
+from tfdecouple.config.shapes import ImageShape
 from tfdecouple.errors import DataError, one_line
 from tfdecouple.tensorflow_internals import READ_ERRORS
 
@@ -83,7 +83,7 @@ class Source:
     name: str
     title: str
     label_names: tuple[str, ...]
-    image_shape: Shape
+    image_shape: ImageShape
     splits: Mapping[str, Split]
     all_images: Split | None = None
     note: str = ""
@@ -168,7 +168,7 @@ class Split(abc.ABC):
         return tf.data.Dataset.from_tensor_slices(order)
 
     @abc.abstractmethod
-    def decode_record(self, record: Any) -> Tensors:
+    def decode_record(self, record: tf.Tensor) -> Tensors:
         """Decodes a record in a tf.data pipeline; returns (image, uint8 [height, width, channels]; label, int32 [])."""
 
     def decode_examples(self, indices: np.ndarray | None = None, replace_unreadable: bool = False) -> tf.data.Dataset:
@@ -182,7 +182,7 @@ class Split(abc.ABC):
         records = self.list_records() if indices is None else self.select_records(indices)
 
         @tf.autograph.experimental.do_not_convert
-        def decode(index: tf.Tensor, record: Any) -> dict[str, tf.Tensor]:
+        def decode(index: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
             image, label = self.decode_record(record)
             return {"image": image, "label": label, "index": index}
 
@@ -264,7 +264,7 @@ class RecordSplit(Split):
         windows = self._records.skip(first).batch(self._window)
         windows = windows.concatenate(self._records.take(first).batch(self._window))
 
-        def permute(number: tf.Tensor, window: Any) -> tf.data.Dataset:
+        def permute(number: tf.Tensor, window: tf.Tensor) -> tf.data.Dataset:
             count = tf.shape(tf.nest.flatten(window)[0])[0]
             seed_of_window = fold_into_seed(seed, number)
             order = tf.random.experimental.stateless_shuffle(tf.range(count), seed_of_window, alg=ALGORITHM)
@@ -273,5 +273,5 @@ class RecordSplit(Split):
 
         return windows.enumerate().flat_map(permute)
 
-    def decode_record(self, record: Any) -> Tensors:
+    def decode_record(self, record: tf.Tensor) -> Tensors:
         return self._decode(record)

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.config import DataConfig
-from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, Shape
+from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, ImageShape
 from tfdecouple.data.image_file import crop_and_resize_tensor
 from tfdecouple.data.splits import Arrays, MemorySplit, RecordSplit, Source, Split, Tensors
 from tfdecouple.errors import DataError, nearest, one_line
@@ -25,7 +25,7 @@ _WINDOW_BYTES = 2**27
 _LEAST_WINDOW = 1024
 
 
-def open_tfds(config: DataConfig, image_shape: Shape, download: bool) -> Source:
+def open_tfds(config: DataConfig, image_shape: ImageShape, download: bool) -> Source:
     """Opens the TFDS data set that `config.source` names; returns a `Source` with images of `image_shape`.
 
     If `download` is true, TFDS downloads and prepares missing data. If all decoded images take at most `data.cache_gib`
@@ -155,7 +155,7 @@ def find_feature_keys(source: str, features: Mapping[str, Any], channels: int = 
 
 
 def _make_record_split(
-    builder: Any, notation: str, image_key: str, label_key: str | None, image_shape: Shape, centre_crop: int
+    builder: Any, notation: str, image_key: str, label_key: str | None, image_shape: ImageShape, centre_crop: int
 ) -> RecordSplit:
     import tensorflow_datasets as tfds
 
@@ -209,7 +209,7 @@ def decode_tfds_image(encoded: tf.Tensor, feature: Any) -> tf.Tensor:
     return tf.ensure_shape(pixels, feature.shape)
 
 
-def _load_decoded_images(split: Split, name: str, image_shape: Shape) -> Arrays:
+def _load_decoded_images(split: Split, name: str, image_shape: ImageShape) -> Arrays:
     split.load_split_arrays()
     images = np.empty((split.size, *image_shape), np.uint8)
     labels = np.empty(split.size, np.int32)

@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tfdecouple.config import Config, load_preset, override
+from tfdecouple.config import Config, preset_config
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.runtime.process import make_python_command, run_program, start_tensorflow
 
@@ -109,11 +109,11 @@ def load_small_config() -> Config:
 
 def make_doctor_config(task: Task, batch: int = QUICK_BATCH) -> Config:
     """Returns the config that `doctor` times: that of the preset or small model, with the settings of the variant."""
-    config = load_preset(task.preset) if task.preset else load_small_config()
+    config = preset_config(task.preset) if task.preset else load_small_config()
     # With the preset's learning rate, training could diverge, because one batch is repeated.
     settings = ["training.learning_rate=1e-6", "training.micro_batches=1"]
     settings += [f"training.{name}={batch}" for name in ("batch_size", "evaluation_batch_size")]
-    return override(config, [*settings, *task.settings, *task.variant.settings])
+    return config.override([*settings, *task.settings, *task.variant.settings])
 
 
 def run_checks(task: Task, names: Iterable[str], progress: Callable[[str], Any]) -> dict[str, list[Result]]:

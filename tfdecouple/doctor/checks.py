@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple.config import Config, override
+from tfdecouple.config import Config
 from tfdecouple.data.sample_images import make_extreme_images
 from tfdecouple.doctor.check_runner import MODEL, QUICK_BATCH, Result, Task, load_small_config, make_doctor_config
 from tfdecouple.errors import ExactnessWarning, UserError
+from tfdecouple.model.objective import map_noise_to_z
 from tfdecouple.networks.architecture import PEAKS, compute_ceiling
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runs.run_folder import RunFolder
@@ -115,7 +116,7 @@ def load_photographs(count: int) -> np.ndarray:
 def make_training(strategy: Any, settings: Sequence[str] = (), folder: pathlib.Path = MODEL) -> tuple[Any, Any]:
     """Returns a `TrainingState` with the trained weights of `doctor`'s small model, and its `TrainStep` to train on."""
     batch = [f"training.{name}={IMAGES}" for name in ("batch_size", "evaluation_batch_size")]
-    config = override(load_small_config(), [*batch, "training.ema_decay=0.0", *settings])
+    config = load_small_config().override([*batch, "training.ema_decay=0.0", *settings])
     with strategy.scope():
         state = TrainingState(config)
     RunFolder(folder).load_weights(state.model, averaged=False)
@@ -131,8 +132,8 @@ def compute_numbers(device: str, images: np.ndarray, folder: pathlib.Path = MODE
         u_noise = rng.random((IMAGES, *model.config.image_shape), np.float32)
         z, v = model.encode(images)[:2]
         x = model.flow.inverse_and_log_det(v, z)[0]
-        bits = model.elbo_from_noise(images, z_noise, u_noise).bits_per_dim
-        sampled = model.flow.inverse_and_log_det(0.7 * v_noise, model.z_from_noise(z_noise))[0]
+        bits = model.bound(images, noise=(z_noise, u_noise)).bits_per_dim
+        sampled = model.flow.inverse_and_log_det(0.7 * v_noise, map_noise_to_z(model, z_noise))[0]
     values = {"z": z, "v": v, "x": x, "bits_per_dim": bits, "sampled": sampled}
     return {name: np.asarray(value) for name, value in values.items()}
 
@@ -261,13 +262,13 @@ def _make_phases(config: Config, devices: int) -> dict[str, Callable[[int], Any]
     # With training.jit_compile XLA also compiles inference, as after `load_model(run, jit_compile=True)`.
     model.flow.runner.mode = RunMode(jit_compile=config.training.jit_compile)
     images = np.random.default_rng(0).integers(0, 256, (batch, *config.model.image_shape), np.uint8)
-    labels = model.drop_unused_labels(np.arange(batch, dtype=np.int32) % max(config.model.classes, 1))
+    labels = np.arange(batch, dtype=np.int32) % max(config.model.classes, 1) if model.config.has_labels else None
     model.initialize(images[:QUICK_BATCH], seed=0)
     state.optimizer.start_averages()
     data = tf.data.Dataset.from_tensors(images if labels is None else (images, labels)).repeat()
     batches = iter(strategy.experimental_distribute_dataset(data))
     z, v = model.encode(images, labels)[:2]
-    score = tf.function(lambda: model.elbo(images, seed=0, labels=labels).bits_per_dim, autograph=False)
+    score = tf.function(lambda: model.bound(images, labels, seed=0).bits_per_dim, autograph=False)
 
     def train(count: int) -> None:
         # The program waits for a GPU after the last step only, as training does between two rows of its log.

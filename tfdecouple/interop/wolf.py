@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfdecouple.config import Config, ModelConfig, TrainingConfig
-from tfdecouple.config.shapes import RGB_CHANNELS, Shape
+from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
 from tfdecouple.errors import ConfigError, WolfError, one_line
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.encoder import ResNetBlock
@@ -35,7 +35,7 @@ def import_wolf(
     config_path: str | pathlib.Path,
     weights_path: str | pathlib.Path,
     *,
-    image_shape: Shape,
+    image_shape: ImageShape,
     n_bits: int = 8,
     workdir: str | pathlib.Path,
 ) -> DecoupledModel:
@@ -146,7 +146,7 @@ def assign_weights(model: DecoupledModel, state: Arrays) -> None:
     assert not variables, f"weights without a source: {sorted(variables)}"
 
 
-def translate_config(values: Mapping[str, Any], *, image_shape: Shape, n_bits: int = 8) -> ModelConfig:
+def translate_config(values: Mapping[str, Any], *, image_shape: ImageShape, n_bits: int = 8) -> ModelConfig:
     """Returns the `ModelConfig` for wolf's JSON config `values`; WolfError for a missing value or an unknown part."""
     if image_shape[-1] != RGB_CHANNELS:
         raise WolfError(f"the number of channels is {image_shape[-1]}; models of the reference have {RGB_CHANNELS}")
@@ -230,7 +230,7 @@ def _get_class_probabilities(values: Mapping[str, Any]) -> tuple[float, ...]:
     return ()
 
 
-def _translate_encoder_and_prior(values: Mapping[str, Any], image_shape: Shape) -> dict[str, Any]:
+def _translate_encoder_and_prior(values: Mapping[str, Any], image_shape: ImageShape) -> dict[str, Any]:
     dim = _get_latent_dim(values)
     _get_choice(values, "discriminator.encoder.type", ("global_resnet_bn",))
     _require_values(values, "discriminator.encoder", activation="elu", in_planes=3)
@@ -263,7 +263,7 @@ def _get_latent_dim(values: Mapping[str, Any]) -> int:
     return _get_choice(values, "generator.flow.h_channels", (dim,))
 
 
-def _get_value(values: Any, name: str, kind: type = object, default: Any = ...) -> Any:
+def _get_value(values: object, name: str, kind: type = object, default: object = ...) -> Any:
     """Returns the value at a dotted name in wolf's config, or `default`; WolfError without one or for a wrong type."""
     for key in name.split("."):
         if not isinstance(values, Mapping) or key not in values:
@@ -278,8 +278,8 @@ def _get_value(values: Any, name: str, kind: type = object, default: Any = ...) 
     return values
 
 
-def _get_whole_numbers(values: Any, name: str, default: Any = ...) -> tuple:
-    def make_tuple(value: Any, may_nest: bool) -> Any:
+def _get_whole_numbers(values: object, name: str, default: object = ...) -> tuple:
+    def make_tuple(value: object, may_nest: bool) -> object:
         if isinstance(value, list) and may_nest:
             return tuple(make_tuple(inner, False) for inner in value)
         if isinstance(value, int) and not isinstance(value, bool):
@@ -289,14 +289,14 @@ def _get_whole_numbers(values: Any, name: str, default: Any = ...) -> tuple:
     return tuple(make_tuple(value, True) for value in _get_value(values, name, list, default))
 
 
-def _get_choice(values: Any, name: str, choices: tuple[Any, ...], default: Any = ...) -> Any:
+def _get_choice(values: object, name: str, choices: tuple[Any, ...], default: object = ...) -> Any:
     value = _get_value(values, name, default=default)
     if value not in choices:
         raise WolfError(f"{name} is {value!r}, which is not supported; supported: {', '.join(map(str, choices))}")
     return value
 
 
-def _require_values(values: Any, section: str, **required: Any) -> None:
+def _require_values(values: object, section: str, **required: object) -> None:
     for option, value in required.items():
         _get_choice(values, f"{section}.{option}", (value,), value)
 
@@ -381,7 +381,7 @@ def match_weights(model: DecoupledModel) -> Iterator[WeightMatch]:
     if (encoder := model.encoder) is not None:
         root = "discriminator.encoder.net"
         yield from _match_blocks(root, "encoder", encoder.blocks, weights)
-        *sides, planes = encoder.compute_map_shape(model.input_shape)[1:]
+        *sides, planes = encoder.compute_map_shape((None, *model.config.image_shape))[1:]
 
         def convert_dense_kernel(array: np.ndarray) -> np.ndarray:
             """Returns wolf's kernel `[out, in]` as `[in, out]`, with flattened inputs channels last, not first."""

@@ -13,13 +13,15 @@ import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.bijectors import with_log_det
+from tfdecouple.config.shapes import Shape
 from tfdecouple.errors import UnsupportedError, UserError
 from tfdecouple.layers.inversion import Gradients, invert_layers
 from tfdecouple.layers.layer_bijector import LayerBijector, cast_to_tensor
 from tfdecouple.numerics.arithmetic import make_zero_log_det
 from tfdecouple.numerics.tf32 import full_float32
 
-Shape = tuple[int, ...]
+# The layers inside a layer, each with the shapes of its input and of its condition.
+Children: TypeAlias = "list[tuple[BaseLayer, Shape, Shape | None]]"
 # The condition of a layer: z `[batch, d_z]`, a feature map `[batch, height, width, channels]`, or None.
 Condition: TypeAlias = "tf.Tensor | None"
 # The result of an invertible layer in either direction: the output, and the log-determinant of each image, `[batch]`.
@@ -28,6 +30,8 @@ Mapped = tuple[tf.Tensor, tf.Tensor]
 Visit = Callable[["InvertibleLayer", tf.Tensor, "Condition"], tf.Tensor]
 # The argument `run` of a layer: (layers, input, condition) -> output of the layers in sequence, sum of their log-dets.
 Run: TypeAlias = "Callable[[Sequence[InvertibleLayer], tf.Tensor, Condition], Mapped]"
+# The argument `runner` of a network: (function, network, inputs...) -> results of the function, run in a run mode.
+Runner = Callable[..., Any]
 _Class = TypeVar("_Class", bound=type)
 
 
@@ -77,7 +81,7 @@ class Cost(NamedTuple):
 class KeepsWeights:
     """A mixin, listed before the Keras class, that refuses Keras' replacement of weights, and `tf.train.Checkpoint`."""
 
-    def quantize(self, *arguments: Any, **options: Any) -> None:
+    def quantize(self, *arguments: object, **options: object) -> None:
         """Raises UnsupportedError, at which Keras skips this layer when it quantises a model around the layer."""
         raise UnsupportedError(
             "Keras' quantize and enable_lora would change no layer of this model; to train fewer weights, set "
@@ -86,7 +90,7 @@ class KeepsWeights:
 
     enable_lora = quantize
 
-    def _trackable_children(self, save_type: str = "checkpoint", **options: Any) -> Any:
+    def _trackable_children(self, save_type: str = "checkpoint", **options: object) -> dict:
         if save_type == "checkpoint":
             raise UserError("tf.train.Checkpoint would skip weights; call model.save('x.keras') or tfdecouple.save_run")
         return super()._trackable_children(save_type, **options)  # type: ignore[misc]
@@ -107,7 +111,7 @@ class BaseLayer(KeepsWeights, keras.layers.Layer):
     built: bool
     saved_arguments: tuple[str, ...] = ()
 
-    def __init__(self, *, dtype: Any = "float32", **kwargs: Any):
+    def __init__(self, *, dtype: str | keras.DTypePolicy = "float32", **kwargs: object):
         super().__init__(dtype=dtype, **kwargs)
 
     @property
@@ -115,29 +119,30 @@ class BaseLayer(KeepsWeights, keras.layers.Layer):
         """The direct sub-layers of this layer, a list that a Keras model's `summary` shows below this layer."""
         return list(self._flatten_layers(include_self=False, recursive=False))
 
-    def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
+    def declare(self, x_shape: Shape, condition_shape: Shape | None = None) -> dict[str, Weight]:
         """Returns {name: `Weight` (shape, initializer, dtype)} of this layer's weights; by default none."""
         return {}
 
-    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
+    def children(self, x_shape: Shape, condition_shape: Shape | None = None) -> Children:
         """Returns [(layer, input shape, condition shape)] of this layer's direct sub-layers; by default none."""
         return []
 
-    def compute_weight_shapes(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Shape]:
+    def compute_weight_shapes(self, x_shape: Shape, condition_shape: Shape | None = None) -> dict[str, Shape]:
         """Returns {path: shape} of all weights of this layer and its inner layers, with paths such as "net/first"."""
         shapes = {name: weight.shape for name, weight in self.declare(x_shape, condition_shape).items()}
-        for layer, *in_shapes in self.children(x_shape, condition_shape):
-            shapes |= {f"{layer.name}/{name}": shape for name, shape in layer.compute_weight_shapes(*in_shapes).items()}
+        for layer, inner_shape, condition in self.children(x_shape, condition_shape):
+            inner = layer.compute_weight_shapes(inner_shape, condition)
+            shapes |= {f"{layer.name}/{name}": shape for name, shape in inner.items()}
         return shapes
 
-    def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
+    def cost(self, x_shape: Shape, condition_shape: Shape | None = None) -> Cost:
         """Returns this layer's `Cost` (multiply-adds, stored values) for one image: the sum over direct sub-layers."""
         cost = Cost()
-        for layer, *in_shapes in self.children(x_shape, condition_shape):
-            cost = cost.add_cost(layer.cost(*in_shapes))
+        for layer, inner_shape, condition in self.children(x_shape, condition_shape):
+            cost = cost.add_cost(layer.cost(inner_shape, condition))
         return cost
 
-    def build(self, x_shape: Any, condition_shape: Any = None) -> None:
+    def build(self, x_shape: Shape, condition_shape: Shape | None = None) -> None:
         """Creates this layer's weights, which `declare` specifies, and builds the sub-layers that `children` lists."""
         self._sides = tuple((x_shape or ())[1:-1])
         declared = self.declare(x_shape, condition_shape)
@@ -191,7 +196,7 @@ class InvertibleLayer(BaseLayer):
     _channels: int | None = None
 
     @full_float32()
-    def forward_and_log_det(self, x: Any, condition: Any = None, runner: Any = None) -> Mapped:
+    def forward_and_log_det(self, x: tf.Tensor, condition: Condition = None, runner: Runner | None = None) -> Mapped:
         """Returns y, this layer's output for x in the forward direction (towards v), and log |det dy/dx|, `[batch]`.
 
         Args:
@@ -206,14 +211,14 @@ class InvertibleLayer(BaseLayer):
         return self.run_forward(functools.partial(run_layers, InvertibleLayer.forward_and_log_det), x, condition)
 
     @full_float32()
-    def inverse_and_log_det(self, y: Any, condition: Any = None, runner: Any = None) -> Mapped:
+    def inverse_and_log_det(self, y: tf.Tensor, condition: Condition = None, runner: Runner | None = None) -> Mapped:
         """Returns the x that this layer maps to y for the same condition, and log |det dx/dy| per image, `[batch]`."""
         y, condition = self._prepare_inputs(y, condition)
         if runner := runner or self.runner:
             return runner(InvertibleLayer.inverse_and_log_det, self, y, condition)
         return self.run_inverse(functools.partial(run_layers, InvertibleLayer.inverse_and_log_det), y, condition)
 
-    def as_bijector(self, condition: Any = None) -> tfb.Bijector:
+    def as_bijector(self, condition: Condition = None) -> tfb.Bijector:
         """Returns this layer as a TFP bijector, whose forward direction is that of the layer, from x towards v.
 
         The bijector takes any leading dimensions, `[..., height, width, channels]`, and the condition as a keyword:
@@ -236,7 +241,7 @@ class InvertibleLayer(BaseLayer):
         """Returns output and log-determinant of `forward_and_log_det`; Keras calls this for `layer(x, condition)`."""
         return self.forward_and_log_det(x, condition)
 
-    def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple[tuple, tuple]:
+    def compute_output_shape(self, x_shape: Shape, condition_shape: Shape | None = None) -> tuple[tuple, tuple]:
         """Returns the shapes of this layer's output, `x_shape`, and log-determinant, (batch,), for Keras' `summary`."""
         return tuple(x_shape), tuple(x_shape)[:1]
 
@@ -251,7 +256,7 @@ class InvertibleLayer(BaseLayer):
         """
         raise NotImplementedError
 
-    def build(self, x_shape: Any, condition_shape: Any = None) -> None:
+    def build(self, x_shape: Shape, condition_shape: Shape | None = None) -> None:
         """Creates this layer's weights for inputs of `x_shape` and conditions of `condition_shape` (batch first)."""
         self._event_ndims = len(x_shape) - 1
         self._channels = x_shape[-1]
@@ -259,7 +264,7 @@ class InvertibleLayer(BaseLayer):
             self._condition_ndims = len(condition_shape) - 1
         super().build(x_shape, condition_shape)
 
-    def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
+    def cost(self, x_shape: Shape, condition_shape: Shape | None = None) -> Cost:
         """Returns this layer's `Cost` for one image: the sum over sub-layers, plus a stored input if it has weights."""
         # A layer with weights stores its input, from which the gradients for the weights are computed.
         stored = Cost(activations=math.prod(x_shape[1:]) if self.declare(x_shape, condition_shape) else 0)
@@ -270,7 +275,7 @@ class InvertibleLayer(BaseLayer):
         return self.forward_and_log_det(x, condition)[0]
 
     @full_float32()
-    def visit_layers(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
+    def visit_layers(self, x: tf.Tensor, condition: Condition, visit: Visit) -> tf.Tensor:
         """Runs this layer's forward direction, but calls `visit` for each innermost layer; returns the output.
 
         `visit(layer, x, condition)` must return the output of `layer` for x, possibly after a change of the layer's
@@ -303,7 +308,7 @@ class InvertibleLayer(BaseLayer):
         (x_gradient, *rest), weight_gradients = tape.gradient(outputs, sources, output_gradients=upstream)
         return Gradients(x, x_gradient, rest[0] if rest else None, weight_gradients)
 
-    def _prepare_inputs(self, x: Any, condition: Any) -> tuple[tf.Tensor, Condition]:
+    def _prepare_inputs(self, x: tf.Tensor, condition: Condition) -> tuple[tf.Tensor, Condition]:
         x = cast_to_tensor(x, self.compute_dtype)
         if condition is not None:
             condition = cast_to_tensor(condition, self.compute_dtype)
@@ -349,7 +354,7 @@ class InvertibleComposite(InvertibleLayer):
         return self.visit_layers(x, condition, lambda layer, *inputs: layer.initialize(*inputs))
 
     @full_float32()
-    def visit_layers(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
+    def visit_layers(self, x: tf.Tensor, condition: Condition, visit: Visit) -> tf.Tensor:
         def call(layer: InvertibleLayer, x: tf.Tensor, condition: Condition) -> Mapped:
             return layer.visit_layers(x, condition, visit), make_zero_log_det(x)
 
@@ -364,7 +369,7 @@ class InvertibleSequence(InvertibleComposite):
 
     sequence: list[InvertibleLayer]
 
-    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
+    def children(self, x_shape: Shape, condition_shape: Shape | None = None) -> Children:
         return [(layer, x_shape, condition_shape) for layer in self.sequence]
 
     def run_forward(self, run: Run, x: tf.Tensor, condition: Condition) -> Mapped:

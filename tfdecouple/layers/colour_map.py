@@ -6,12 +6,12 @@ exactly, also of images unlike the training images. The paper does not have this
 
 import functools
 import math
-from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfdecouple.config.shapes import Shape
 from tfdecouple.layers.base import Condition, Cost, InvertibleLayer, Mapped, Run, Weight
 from tfdecouple.layers.conditioners import require_condition
 from tfdecouple.numerics.arithmetic import get_sizes, multiply_sizes
@@ -115,16 +115,16 @@ class ColourMap(InvertibleLayer):
     # A flow has one colour map, so recovering the layer's input by inversion would save little memory.
     recovers_input = False
 
-    def __init__(self, condition_size: int, **kwargs: Any):
+    def __init__(self, condition_size: int, **kwargs: object):
         super().__init__(**kwargs)
         self.condition_size = condition_size
 
-    def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
+    def declare(self, x_shape: Shape, condition_shape: Shape | None = None) -> dict[str, Weight]:
         count = count_colour_numbers(x_shape[-1])
         initializer = functools.partial(keras.initializers.RandomNormal, stddev=0.05)
         return {"kernel": Weight((self.condition_size, count), initializer), "bias": Weight((count,))}
 
-    def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
+    def cost(self, x_shape: Shape, condition_shape: Shape | None = None) -> Cost:
         products = math.prod(x_shape[1:]) * x_shape[-1] + self.condition_size * count_colour_numbers(x_shape[-1])
         return super().cost(x_shape, condition_shape).add_cost(Cost(products))
 

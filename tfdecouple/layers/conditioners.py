@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, Self
 import keras
 import tensorflow as tf
 
+from tfdecouple.config.shapes import Shape
 from tfdecouple.errors import UserError
-from tfdecouple.layers.base import BaseLayer, Condition, Cost, Shape, Weight
+from tfdecouple.layers.base import BaseLayer, Condition, Cost, Weight
 from tfdecouple.numerics.kernels import (
     Kernels,
     get_kernels,
@@ -30,7 +31,7 @@ def make_bias_initializer(fan_in: int) -> keras.initializers.Initializer:
     return keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5)
 
 
-def require_condition(layer: keras.layers.Layer, size: int, condition: Any, local: bool = False) -> None:
+def require_condition(layer: keras.layers.Layer, size: int, condition: Condition, local: bool = False) -> None:
     """Raises UserError unless `condition`, a z or (if `local`) a feature map, is given and has `size` channels."""
     expected = f"[batch, height, width, {size}]" if local else f"[batch, {size}]"
     if condition is None:
@@ -56,9 +57,9 @@ class WeightNorm(NamedTuple):
     any direction, and every coupling whose net ends in this kernel starts as the identity.
     """
 
-    direction: Any
-    gain: Any
-    bias: Any
+    direction: keras.Variable
+    gain: keras.Variable
+    bias: keras.Variable
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Any]) -> Self:
@@ -100,7 +101,7 @@ class CouplingNet(StartsAtZero, BaseLayer):
 
     saved_arguments = ("outputs", "hidden", "condition_size")
 
-    def __init__(self, outputs: int, hidden: int, condition_size: int = 0, **kwargs: Any):
+    def __init__(self, outputs: int, hidden: int, condition_size: int = 0, **kwargs: object):
         super().__init__(**kwargs)
         self.outputs = outputs
         self.hidden = hidden
@@ -119,10 +120,10 @@ class CouplingNet(StartsAtZero, BaseLayer):
         """Returns this coupling net's output for x, `[batch, ..., outputs]`, computed with its current weights."""
         return self.output(self.read_tensors(), x, condition)
 
-    def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple:
+    def compute_output_shape(self, x_shape: Shape, condition_shape: Shape | None = None) -> tuple:
         return (*x_shape[:-1], self.outputs)
 
-    def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
+    def cost(self, x_shape: Shape, condition_shape: Shape | None = None) -> Cost:
         positions = math.prod(x_shape[1:-1])
         shapes = [weight.shape for weight in self.declare(x_shape, condition_shape).values()]
         adds = sum(math.prod(shape) * (positions if len(shape) == 4 else 1) for shape in shapes if len(shape) > 1)
@@ -142,7 +143,7 @@ class ConvNet(CouplingNet):
     # True if the condition is a feature map, which the net convolves, and False if it is the vector z.
     _local = False
 
-    def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
+    def declare(self, x_shape: Shape, condition_shape: Shape | None = None) -> dict[str, Weight]:
         weights = {
             "first": Weight((3, 3, x_shape[-1], self.hidden), make_kernel_initializer),
             "second": Weight((1, 1, self.hidden, self.hidden), make_kernel_initializer),
@@ -209,7 +210,7 @@ def _run_hidden_maps(
 class MLP(CouplingNet):
     """The coupling net for vectors, in the prior over z (paper B.3): FC - ELU - FC - ELU - FC, without a condition."""
 
-    def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
+    def declare(self, x_shape: Shape, condition_shape: Shape | None = None) -> dict[str, Weight]:
         return {
             "first": Weight((x_shape[-1], self.hidden), make_kernel_initializer),
             "first_bias": Weight((self.hidden,)),

@@ -7,8 +7,9 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.bijectors import with_log_det
+from tfdecouple.config.shapes import Shape
 from tfdecouple.errors import ConfigError, UserError
-from tfdecouple.layers.base import BaseLayer, Condition, Cost, InvertibleLayer, Mapped, Run
+from tfdecouple.layers.base import Children, Condition, Cost, InvertibleLayer, Mapped, Run
 from tfdecouple.layers.channel_split import ChannelSplit
 from tfdecouple.layers.conditioners import MLP, ConvNet, CouplingNet, LocalConvNet
 from tfdecouple.layers.inversion import Gradients
@@ -56,7 +57,7 @@ class Coupling(InvertibleLayer):
         transform: str = "affine",
         alpha: float = 1.0,
         conditioner: str | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ):
         super().__init__(**kwargs)
         TRANSFORMS.require(transform, "transform")
@@ -68,7 +69,7 @@ class Coupling(InvertibleLayer):
         self.split = ChannelSplit(pattern, part, transformed)
         self.net: Any = None
 
-    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
+    def children(self, x_shape: Shape, condition_shape: Shape | None = None) -> Children:
         unchanged, transformed = self.split.count_channels(x_shape[-1])
         self._outputs = TRANSFORMS[self.transform].parameters * transformed
         if self.net is None:
@@ -85,7 +86,7 @@ class Coupling(InvertibleLayer):
             self.net = net(self._outputs, self.hidden, self.condition_size, dtype=self.dtype_policy, name="net")
         return [(self.net, (*x_shape[:-1], unchanged), condition_shape)]
 
-    def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
+    def cost(self, x_shape: Shape, condition_shape: Shape | None = None) -> Cost:
         _, transformed = self.split.count_channels(x_shape[-1])
         activations = math.prod(x_shape[1:-1]) * transformed * TRANSFORMS[self.transform].count_activations(self.alpha)
         return super().cost(x_shape, condition_shape).add_cost(Cost(activations=activations))

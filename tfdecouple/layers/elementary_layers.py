@@ -3,13 +3,13 @@
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfdecouple import bijectors
 from tfdecouple.bijectors import ChannelAffine, ChannelMatrix, ClosedForm, Whitening
+from tfdecouple.config.shapes import Shape
 from tfdecouple.errors import UserError
 from tfdecouple.layers.base import BaseLayer, Condition, Cost, InvertibleLayer, Weight
 from tfdecouple.layers.conditioners import (
@@ -39,7 +39,7 @@ class ActNorm(InvertibleLayer):
     ([2, 4, 4, 3], [2])
     """
 
-    def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
+    def declare(self, x_shape: Shape, condition_shape: Shape | None = None) -> dict[str, Weight]:
         initializer = functools.partial(keras.initializers.RandomNormal, stddev=0.05)
         return {"log_scale": Weight(x_shape[-1:], initializer), "bias": Weight(x_shape[-1:])}
 
@@ -71,7 +71,7 @@ class InvertibleLinear(InvertibleLayer):
     True
     """
 
-    def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
+    def declare(self, x_shape: Shape, condition_shape: Shape | None = None) -> dict[str, Weight]:
         return {"kernel": Weight((x_shape[-1], x_shape[-1]), keras.initializers.Orthogonal)}
 
     def compute_condition_number(self) -> tf.Tensor:
@@ -79,7 +79,7 @@ class InvertibleLinear(InvertibleLayer):
         values = tf.linalg.svd(tf.cast(self.kernel, tf.float64), compute_uv=False)
         return values[0] / values[-1]
 
-    def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
+    def cost(self, x_shape: Shape, condition_shape: Shape | None = None) -> Cost:
         return super().cost(x_shape, condition_shape).add_cost(Cost(math.prod(x_shape[1:]) * x_shape[-1]))
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ChannelMatrix:
@@ -103,14 +103,14 @@ class Squeeze(InvertibleLayer):
     [1, 2, 2, 12]
     """
 
-    def build(self, x_shape: Any, condition_shape: Any = None) -> None:
+    def build(self, x_shape: Shape, condition_shape: Shape | None = None) -> None:
         """Marks the squeeze, which has no weights, as built; raises UserError unless `x_shape` has four axes."""
         if len(x_shape) != 4:
             raise UserError(f"squeeze got a shape {tuple(x_shape)}; it needs [batch, height, width, channels]")
         # `InvertibleLayer.build` would fix the count of channels, but one squeeze layer serves all levels of a flow.
         BaseLayer.build(self, x_shape)
 
-    def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple[tuple, tuple]:
+    def compute_output_shape(self, x_shape: Shape, condition_shape: Shape | None = None) -> tuple[tuple, tuple]:
         batch, height, width, channels = x_shape
         return (batch, height // 2, width // 2, 4 * channels), (batch,)
 
@@ -151,12 +151,12 @@ class ConditionalWhitening(StartsAtZero, InvertibleLayer):
     # A flow has at most one whitening layer, so recovering the layer's input by inversion would save little memory.
     recovers_input = False
 
-    def __init__(self, hidden: int, condition_size: int, **kwargs: Any):
+    def __init__(self, hidden: int, condition_size: int, **kwargs: object):
         super().__init__(**kwargs)
         self.hidden = hidden
         self.condition_size = condition_size
 
-    def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
+    def declare(self, x_shape: Shape, condition_shape: Shape | None = None) -> dict[str, Weight]:
         return {
             "first": Weight((self.condition_size, self.hidden), make_kernel_initializer),
             "first_bias": Weight((self.hidden,)),

@@ -8,6 +8,8 @@ import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import util as tfp_util
 
+from tfdecouple.arguments import ArrayLike
+
 # Counter that gives each bijector a unique number, the key of the bijector's entries in TFP's caches.
 _numbers = itertools.count()
 
@@ -18,7 +20,7 @@ class LayerBijector(tfb.Bijector):
     Its methods take the keyword `condition`; without the keyword they use the constructor's `condition`.
     """
 
-    def __init__(self, layer: Any, condition: Any):
+    def __init__(self, layer: Any, condition: tf.Tensor | None):
         parameters = dict(locals())
         self._layer = layer
         self._condition = condition
@@ -31,8 +33,8 @@ class LayerBijector(tfb.Bijector):
         )
 
     @classmethod
-    def _parameter_properties(cls, dtype: Any) -> dict:
-        def event_ndims(bijector: LayerBijector, x_event_ndims: Any) -> Any:
+    def _parameter_properties(cls, dtype: tf.DType) -> dict:
+        def event_ndims(bijector: LayerBijector, x_event_ndims: int) -> int:
             return bijector._layer._condition_ndims + x_event_ndims - bijector.forward_min_event_ndims
 
         # TFP needs these properties to derive the batch shape, and to slice a distribution together with its condition.
@@ -47,19 +49,21 @@ class LayerBijector(tfb.Bijector):
         # The key of TFP's caches. It is unique per bijector, so a new bijector finds no results of earlier weights.
         return self._number
 
-    def _forward(self, x: tf.Tensor, condition: Any = None) -> tf.Tensor:
+    def _forward(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         return self._run_layer_method(self._layer.forward_and_log_det, x, condition)[0]
 
-    def _inverse(self, y: tf.Tensor, condition: Any = None) -> tf.Tensor:
+    def _inverse(self, y: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         return self._run_layer_method(self._layer.inverse_and_log_det, y, condition)[0]
 
-    def _forward_log_det_jacobian(self, x: tf.Tensor, condition: Any = None) -> tf.Tensor:
+    def _forward_log_det_jacobian(self, x: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         return self._run_layer_method(self._layer.forward_and_log_det, x, condition)[1]
 
-    def _inverse_log_det_jacobian(self, y: tf.Tensor, condition: Any = None) -> tf.Tensor:
+    def _inverse_log_det_jacobian(self, y: tf.Tensor, condition: tf.Tensor | None = None) -> tf.Tensor:
         return self._run_layer_method(self._layer.inverse_and_log_det, y, condition)[1]
 
-    def _run_layer_method(self, method: Callable, x: tf.Tensor, condition: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    def _run_layer_method(
+        self, method: Callable, x: tf.Tensor, condition: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         condition = self._condition if condition is None else condition
         event_ndims, condition_ndims = self._layer._event_ndims, self._layer._condition_ndims
         batch, event = tf.shape(x)[:-event_ndims], x.shape[-event_ndims:]
@@ -73,6 +77,6 @@ class LayerBijector(tfb.Bijector):
         return tf.reshape(y, tf.concat([batch, tf.shape(y)[1:]], 0)), tf.reshape(log_det, batch)
 
 
-def cast_to_tensor(value: Any, dtype: Any) -> tf.Tensor:
+def cast_to_tensor(value: ArrayLike, dtype: tf.DType) -> tf.Tensor:
     """Converts a number, an array or a tensor to a tensor of `dtype`."""
     return tf.cast(tf.convert_to_tensor(value), dtype)

@@ -80,7 +80,7 @@ class OwnSize(Metric):
             for index, (name, read) in enumerate(images.items()):
                 image = read()
                 seeds = [randomness.derive_seed(options.seed, "own size", index, k) for k in range(options.samples)]
-                bits = np.mean([float(model.elbo(image[None], seed).bits_per_dim[0]) for seed in seeds])
+                bits = np.mean([float(model.bound(image[None], seed=seed).bits_per_dim[0]) for seed in seeds])
                 rows.append({"image": name, "height": image.shape[0], "width": image.shape[1], "bits_per_dim": bits})
                 counter(index + 1)
         bits_per_dim = np.array([row["bits_per_dim"] for row in rows])
@@ -142,7 +142,7 @@ class BoundEvaluator:
 
     Args:
         model: a `DecoupledModel` with weights, or another density that has the attributes `config`,
-            `require_initialized`, `elbo_from_noise` and `nats_to_bits_per_dim`.
+            `quantizer` and `bound`.
         strategy: the devices; None for the default device.
     """
 
@@ -152,7 +152,7 @@ class BoundEvaluator:
         from tfdecouple import randomness
 
         self._model = model
-        self._has_classes = getattr(model.config, "has_classes", False)
+        self._has_labels = getattr(model.config, "has_labels", False)
         self._strategy = strategy or tf.distribute.get_strategy()
         config = model.config
 
@@ -164,7 +164,7 @@ class BoundEvaluator:
             z = randomness.draw_z_noise(config.latent_dim, *draw)
             u = randomness.draw_u_noise(config.image_shape, *draw, config.has_dequantizer)
             options = {} if labels is None else {"labels": labels}
-            return tf.stack(model.elbo_from_noise(images, z, u, **options)[:3], -1)
+            return tf.stack(model.bound(images, noise=(z, u), **options)[:3], -1)
 
         # Seed and index of the draw are tensors, so that TensorFlow traces anew for a new batch shape only.
         self._compute_on_devices = tf.function(
@@ -193,7 +193,6 @@ class BoundEvaluator:
         from tfdecouple.data.batches import slice_for_replicas
         from tfdecouple.numerics.tf32 import full_float32
 
-        self._model.require_initialized()
         if self._strategy.num_replicas_in_sync > 1:
             # A single device reads `batches` directly, because a distributed dataset can take long to close.
             batches = self._strategy.distribute_datasets_from_function(functools.partial(slice_for_replicas, batches))
@@ -203,7 +202,7 @@ class BoundEvaluator:
         for batch in batches:
             counted = self._gather_from_devices(batch["weight"]) > 0
             images, rows = int(counted.sum()), []
-            labels = batch.get("label") if self._has_classes else None
+            labels = batch.get("label") if self._has_labels else None
             for number in range(k):
                 with full_float32():
                     draw = tf.constant(seed), tf.constant(number)
@@ -216,15 +215,16 @@ class BoundEvaluator:
         draws = np.concatenate(terms, 1)
         nats = draws.mean(0)
         # The terms are added in the same order twice, so that both bounds are identical for k = 1.
-        negative_elbo = nats[:, 0] + nats[:, 1] + nats[:, 2]
+        elbo_nats = nats[:, 0] + nats[:, 1] + nats[:, 2]
         log_weights = -(draws[..., 0] + draws[..., 1] + draws[..., 2])
         # Without this context NumPy would warn about the infinite weights of a diverged model.
         with np.errstate(invalid="ignore"):
             log_sum, log_square = np.logaddexp.reduce(log_weights), np.logaddexp.reduce(2 * log_weights)
-        bound_nats = negative_elbo if bound == ELBO else math.log(k) - log_sum
+        bound_nats = elbo_nats if bound == ELBO else math.log(k) - log_sum
         if refuse_non_finite:
             require_finite_values("the bound", np.column_stack([bound_nats, nats]), np.concatenate(indices))
-        bits, elbo_bits = (self._model.nats_to_bits_per_dim(values) for values in (bound_nats, negative_elbo))
+        convert, dimensions = self._model.quantizer.convert_to_bits_per_dim, math.prod(self._model.config.image_shape)
+        bits, elbo_bits = (convert(values, dimensions) for values in (bound_nats, elbo_nats))
         with np.errstate(invalid="ignore", over="ignore"):
             mean, error = dataclasses.astuple(Estimate.from_values(bits))
             reconstruction, kl, dequantization = map(Estimate.from_values, nats.T)
@@ -232,7 +232,7 @@ class BoundEvaluator:
             effective_draws = float(np.exp(2 * log_sum - log_square).mean())
         return Bound(bound, k, len(bits), mean, error, reconstruction, kl, dequantization, gain, effective_draws)
 
-    def _gather_from_devices(self, values: Any) -> np.ndarray:
+    def _gather_from_devices(self, values: tf.Tensor) -> np.ndarray:
         return self._strategy.gather(values, axis=0).numpy()
 
 

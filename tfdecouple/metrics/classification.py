@@ -254,7 +254,7 @@ class Classification(Metric):
 
     name = "classify"
     help = "also how often the model classifies an image right, by Bayes' rule; the model must have labels"
-    needs_classes = True
+    needs_labels = True
     needs_plots = True
 
     def compute(self, evaluation: Any) -> Result:

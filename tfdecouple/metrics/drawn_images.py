@@ -40,7 +40,7 @@ def read_drawn_images(
     order, done = np.argsort(indices), 0
     for batch in read_chosen_batches(source, split, indices, batch_size=batch_size):
         rows = order[done : done + len(batch["label"])]
-        images[rows], labels[rows] = model.quantize_images(batch["image"]), batch["label"]
+        images[rows], labels[rows] = model.quantizer.quantize_pixels(batch["image"]), batch["label"]
         done += len(rows)
     return images, labels
 

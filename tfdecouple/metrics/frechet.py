@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from tfdecouple.config.shapes import RGB_CHANNELS, Shape
+from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
 from tfdecouple.errors import DataError, UntrustedError, UserError, one_line
 from tfdecouple.metrics.metric import Metric, Option, Result
 from tfdecouple.runtime.progress import Counter
@@ -84,7 +84,7 @@ class FrechetDistance(Metric):
                 start, end = end, end + source.sizes[part]
                 indices = drawn[(start <= drawn) & (drawn < end)] - start
                 for batch in read_chosen_batches(source, part, indices, batch_size=evaluation.batch_size):
-                    yield model.quantize_images(batch["image"]).numpy()
+                    yield model.quantizer.quantize_pixels(batch["image"]).numpy()
 
         compared = {
             f"{split} images": draw_images(split),
@@ -172,6 +172,8 @@ def draw_model_samples(
     import tensorflow as tf
 
     from tfdecouple import randomness
+    from tfdecouple.model.codes import draw_labels
+    from tfdecouple.model.objective import map_noise_to_z
 
     config = model.config
     frechet_seed = randomness.derive_seed(seed, "frechet")
@@ -182,15 +184,15 @@ def draw_model_samples(
             z_noise = randomness.draw_noise_by_index([config.latent_dim], frechet_seed, numbers, "z")
             v_noise = randomness.draw_noise_by_index(config.image_shape, frechet_seed, numbers, "v")
             labels = None
-            if config.has_classes:
-                labels = model.draw_labels(start, start + batch_size, randomness.derive_seed(frechet_seed, "labels"))
-            z = model.z_from_noise(z_noise, labels) if config.has_latent else None
+            if config.has_labels:
+                labels = draw_labels(config, start, start + batch_size, randomness.derive_seed(frechet_seed, "labels"))
+            z = map_noise_to_z(model, z_noise, labels) if config.has_latent else None
             done = min(start + batch_size, count)
             yield model.decode(z, temperature * v_noise).numpy()[: done - start]
             counter(done)
 
 
-def open_feature_extractor(path: pathlib.Path | str, image_shape: Shape, trust: bool = False) -> Extractor:
+def open_feature_extractor(path: pathlib.Path | str, image_shape: ImageShape, trust: bool = False) -> Extractor:
     """Opens a Keras (`.keras`) or ONNX file; returns a function from uint8 images to features, float `[n, features]`.
 
     The network in the file must have one input, uint8 images `[n, height, width, 3]`, and one output, `[n, features]`.

@@ -117,7 +117,7 @@ def compute_latent_use(
     DataError is raised if there are fewer than 2 images, and RunError if a posterior or a likelihood is not finite.
 
     `model` is a `DecoupledModel` with weights, or another density that has the attributes `config`, `prior`,
-    `posterior`, `likelihood`, `quantizer`, `nats_to_bits_per_dim` and, if q(u|x) is learned, `dequantize`. `batches`, a
+    `posterior`, `likelihood`, `quantizer` and, if q(u|x) is learned, `dequantizer`. `batches`, a
     dataset of `make_evaluation_batches`, is read 1 + `samples` times, where `samples` is the number of draws of z and
     of the dequantisation noise u per image. The callback `on_batch` receives, after each batch, the number of images
     finished in all passes so far.
@@ -125,6 +125,7 @@ def compute_latent_use(
     import tensorflow as tf
 
     from tfdecouple import randomness
+    from tfdecouple.model.objective import dequantize
     from tfdecouple.numerics.tf32 import full_float32
 
     config, has_normal_noise = model.config, model.config.has_dequantizer
@@ -140,10 +141,10 @@ def compute_latent_use(
         images, index, log_q = batch["image"], batch["index"], 0.0
         u = randomness.draw_u_noise(config.image_shape, seed, number, index, has_normal_noise)
         if has_normal_noise:
-            u, log_q = model.dequantize(images, u)
+            u, log_q = dequantize(model, model.quantizer.find_bins(images), u)
         x = model.quantizer.place_in_bins(model.quantizer.find_bins(images), u)
         terms = [log_q - model.likelihood(codes[i]).log_prob(x) for i in (0, 1)]
-        return tf.stack([*terms, model.prior.log_prob(codes[0])], 1)
+        return tf.stack([*terms, model.prior().log_prob(codes[0])], 1)
 
     done = 0
 
@@ -189,9 +190,10 @@ def compute_latent_use(
             of_image, of_dimension = compute_mutual_information(z[informed], mean[informed], stddev[informed])
             total, per_dimension = total + of_image, per_dimension + of_dimension
     kl_to_normal = (np.square(mean) + np.square(stddev) - 1) / 2 - np.log(stddev)
-    is_exact = config.prior == "normal" and not getattr(config, "has_classes", False)
+    is_exact = config.prior == "normal" and not getattr(config, "has_labels", False)
     kl = kl_to_normal.sum(1) if is_exact else kl / samples
-    bits, shuffled_bits = (model.nats_to_bits_per_dim(nats / samples + kl) for nats in (matching, shuffled))
+    convert, values = model.quantizer.convert_to_bits_per_dim, math.prod(config.image_shape)
+    bits, shuffled_bits = (convert(nats / samples + kl, values) for nats in (matching, shuffled))
     require_finite_values("the ELBO with its own z or another image's", bits + shuffled_bits, index)
     variance = mean.var(0, ddof=1)
     return LatentUse(
@@ -241,7 +243,7 @@ def _compute_log_density(z: np.ndarray, mean: np.ndarray, stddev: np.ndarray) ->
     return -np.square((z - mean) / stddev) / 2 - np.log(stddev) - math.log(2 * math.pi) / 2
 
 
-def draw_derangement(count: int, seed: Any) -> np.ndarray:
+def draw_derangement(count: int, seed: int | list[int]) -> np.ndarray:
     """Returns a random permutation of `count` >= 2 indices, int64 `[count]`, that leaves no index in its place."""
     # On a circle of all indices in random order, each index is replaced by its neighbour.
     order = np.random.default_rng(seed).permutation(count)

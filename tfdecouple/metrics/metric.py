@@ -81,7 +81,7 @@ class Metric:
         added_options: {name with underscores: `Option`} for `evaluate`; by default a flag with the metric's name.
         needs_z: whether the metric needs a model with z.
         needs_posterior: whether the metric rejects a model whose z is a function of the label instead of the image.
-        needs_classes: whether the metric needs a model with labels.
+        needs_labels: whether the metric needs a model with labels.
         needs_plots: whether the metric draws a plot, which needs matplotlib.
     """
 
@@ -90,7 +90,7 @@ class Metric:
     help: ClassVar[str] = ""
     needs_z: ClassVar[bool] = False
     needs_posterior: ClassVar[bool] = False
-    needs_classes: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
     needs_plots: ClassVar[bool] = False
     added_options: ClassVar[Mapping[str, Option]] = {}
 

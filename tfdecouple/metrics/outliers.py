@@ -156,9 +156,7 @@ class OutlierScorer:
         import tensorflow as tf
 
         from tfdecouple import randomness
-        from tfdecouple.model.outlier_scores import outlier_scores
 
-        model.require_initialized()
         self._model, self._samples, config = model, samples, model.config
 
         @tf.function(autograph=False)
@@ -166,7 +164,7 @@ class OutlierScorer:
             draw = seed, number, index
             z = randomness.draw_z_noise(config.latent_dim, *draw)
             u = randomness.draw_u_noise(config.image_shape, *draw, config.has_dequantizer)
-            return outlier_scores(model, images, z, u).to_dict()
+            return model.outlier_scores(images, noise=(z, u)).to_dict()
 
         self._score_draw = score_draw
 
@@ -188,7 +186,7 @@ class OutlierScorer:
             for name, values in scores.items():
                 sums[name] = sums.get(name, 0.0) + values.numpy()[:count].astype(np.float64)
         scores = {name: total / self._samples for name, total in sums.items()}
-        coded = compute_codec_bits(np.asarray(self._model.quantize_images(images[:count])), CODEC)
+        coded = compute_codec_bits(np.asarray(self._model.quantizer.quantize_pixels(images[:count])), CODEC)
         return {**scores, MINUS_CODEC: scores["bits_per_dim"] - coded}
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfdecouple.arguments import as_images, as_whole_number
+from tfdecouple.arguments import ArrayLike, as_images, as_whole_number
 from tfdecouple.config import ModelConfig
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.networks.architecture import compute_weight_shapes, count_inference_bytes
@@ -21,24 +21,12 @@ from tfdecouple.numerics.arithmetic import get_sizes
 from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.runtime.devices import format_bytes, read_free_memory
 
+# Height and width of images, in pixels: numbers, or scalar tensors while a graph is traced for any size.
+Size = tuple[int | tf.Tensor, int | tf.Tensor]
 # Longest side of an image, in pixels, for which float32 holds all sums in `shrink_images` exactly.
 LONGEST_SIDE = 32_767
 # Images are encoded and decoded in groups of at most this many pixels; a larger image is a group of its own.
 _PIXELS_AT_ONCE = 2**20
-
-
-class SizedCodes(NamedTuple):
-    """The codes of images of another size than `config.image_shape`; `model.decode(*codes)` returns the images.
-
-    Attributes:
-        z: the code of each image resized to `config.image_shape`, float32 `[batch, d_z]`; None for a model without z.
-        v: the local code of each padded image, float32 `[batch, padded height, padded width, channels]`.
-        size: height and width of the images without padding.
-    """
-
-    z: tf.Tensor | None
-    v: tf.Tensor
-    size: tuple[Any, Any]
 
 
 class FittedImages(NamedTuple):
@@ -47,25 +35,24 @@ class FittedImages(NamedTuple):
     Attributes:
         padded: the images for the flow, uint8 `[batch, height, width, channels]`, with sides that it can halve.
         shrunk: the images for the encoder, resized to `config.image_shape`; the object `padded` if that is their size.
-        size: height and width of the images without padding; None for images of `config.image_shape`.
+        size: height and width of the images without padding.
     """
 
     padded: tf.Tensor
     shrunk: tf.Tensor
-    size: tuple[Any, Any] | None
+    size: Size
 
 
-def fit_images(config: ModelConfig, images: Any) -> FittedImages:
+def fit_images(config: ModelConfig, images: ArrayLike) -> FittedImages:
     """Returns uint8 images as `FittedImages`; raises DataError if the model cannot encode images of their size."""
     images = as_images(images, config.image_shape, any_size=True)
-    if images.shape[1:3] == config.image_shape[:2]:
-        return FittedImages(images, images, None)
-    require_any_size(config, "images", images)
+    if images.shape[1:3] != config.image_shape[:2]:
+        require_any_size(config, "images", images)
     height, width = get_sizes(images)[1:3]
     return FittedImages(*pad_and_shrink_images(config, images), (height, width))
 
 
-def require_fitting_size(config: ModelConfig, v: tf.Tensor, size: tuple[Any, Any] | None) -> None:
+def require_fitting_size(config: ModelConfig, v: tf.Tensor, size: Size | None) -> None:
     """Raises DataError if the model cannot decode v, or UserError if v is not of the shape for images of `size`."""
     if v.shape[1:3] != config.image_shape[:2]:
         require_any_size(config, "v", v)
@@ -76,13 +63,15 @@ def require_fitting_size(config: ModelConfig, v: tf.Tensor, size: tuple[Any, Any
             raise UserError(f"size is {tuple(size)}, for which v is [batch, *{padded}, ...]; it is {tuple(v.shape)}")
 
 
-def find_both_bins(find_bins: Callable[[Any], Any], padded: tf.Tensor, shrunk: tf.Tensor) -> tuple[Any, Any]:
+def find_both_bins(
+    find_bins: Callable[[tf.Tensor], tf.Tensor], padded: tf.Tensor, shrunk: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the bins of `padded` and of `shrunk`, computed only once if both are the same tensor."""
     bins = find_bins(padded)
     return bins, bins if shrunk is padded else find_bins(shrunk)
 
 
-def run_within_memory(config: ModelConfig, function: Callable[..., Any], batch: tf.Tensor, *others: Any) -> Any:
+def run_within_memory(config: ModelConfig, function: Callable[..., Any], batch: tf.Tensor, *others: tf.Tensor) -> Any:
     """Returns `function(batch, *others)`, computed for so few images at a time that the computation fits in memory.
 
     The function must treat each image separately; `others` are tensors `[batch, ...]` or None. Only images of another
@@ -145,7 +134,7 @@ def pad_images(images: tf.Tensor, multiple: int) -> tf.Tensor:
     return images
 
 
-def round_side_up(side: Any, multiple: int) -> Any:
+def round_side_up(side: int | tf.Tensor, multiple: int) -> int | tf.Tensor:
     """Returns `side`, an int or an integer tensor, rounded up to a multiple of `multiple`."""
     # ONNX rounds quotients towards zero and Python rounds them down, which is the same for this positive quotient.
     return (side + multiple - 1) // multiple * multiple
@@ -174,7 +163,7 @@ def find_weight_of_fixed_size(config: ModelConfig) -> str:
     return next((name for name in fixed if not name.startswith("encoder/")), "")
 
 
-def require_any_size(config: ModelConfig, name: str, array: Any) -> None:
+def require_any_size(config: ModelConfig, name: str, array: tf.Tensor) -> None:
     """Raises DataError if the model accepts images of `config.image_shape` only, or a side of `array` is too long.
 
     If the shape of a weight outside the encoder depends on the image size, the model accepts one size only. A side is

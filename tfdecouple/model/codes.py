@@ -1,4 +1,4 @@
-"""The codes of images: encode, decode, sample, switch, interpolate and edit; methods of `DecoupledModel`.
+"""The codes of images: encode, decode, sample, switch, interpolate and edit.
 
 Images that are not, or possibly not, reconstructed exactly from their codes raise errors or warnings.
 """
@@ -6,13 +6,14 @@ Images that are not, or possibly not, reconstructed exactly from their codes rai
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.arguments import (
+    ArrayLike,
     as_codes,
     as_image_batches,
     as_images,
@@ -22,9 +23,11 @@ from tfdecouple.arguments import (
     as_whole_number,
     as_z_change,
 )
+from tfdecouple.config import ModelConfig
 from tfdecouple.errors import DataError, ExactnessWarning, InversionError, UserError, warn_user
+from tfdecouple.layers.base import disable_autograph
 from tfdecouple.model.any_size import (
-    SizedCodes,
+    Size,
     compute_size_multiple,
     find_both_bins,
     fit_images,
@@ -32,6 +35,8 @@ from tfdecouple.model.any_size import (
     run_in_parts,
     run_within_memory,
 )
+from tfdecouple.model.base_model import BaseModel, require_initialized
+from tfdecouple.model.objective import compute_label_log_probabilities, map_noise_to_z
 from tfdecouple.numerics.arithmetic import get_sizes
 from tfdecouple.runtime.devices import read_free_memory
 
@@ -44,278 +49,279 @@ _LEAST_SINE = 1e-6
 FAR = 3.0
 
 
-class Codes(NamedTuple):
-    """The codes of images: the global code z and the local code v.
-
-    >>> codes = Codes(z=None, v=tf.zeros([2, 4, 4, 3]))
-    >>> codes.v.shape.as_list()
-    [2, 4, 4, 3]
-
-    Attributes:
-        z: the global code, float32 `[batch, d_z]`; None for a model without z.
-        v: the local code, float32 `[batch, height, width, channels]`.
-    """
-
+class _CodePair(NamedTuple):
     z: tf.Tensor | None
     v: tf.Tensor
 
 
-def encode(model: Any, images: Any, labels: Any = None, verify: bool = False) -> Codes | SizedCodes:
-    """Returns the codes of images: z is the mean of q(z|x), v the flow's output for x at the centres of the bins.
+class Codes(_CodePair):
+    """The codes of images: a pair of the global code z and the local code v, with the images' size as an attribute.
 
-    Images may have another height and width than `config.image_shape`. Then z is the code of the image resized to
-    that shape (`tfdecouple.model.any_size.shrink_images`), and v is the flow's output, given this z, for the image
-    at its full size. Sides that the flow cannot halve are padded by repeating the last row and column. A model with
-    weights whose shape depends on the image size, as with `conditioning` "base", accepts images of one size only.
+    >>> codes = Codes(z=None, v=tf.zeros([2, 4, 8, 3]), size=(3, 5))
+    >>> z, v = codes
+    >>> v.shape.as_list(), codes.size
+    ([2, 4, 8, 3], (3, 5))
 
-    Args:
-        images: uint8 images, `[batch, height, width, channels]`.
-        labels: labels of the images, whole numbers `[batch]`, for a model whose z is a function of the label.
-        verify: whether to decode the codes and check that they reproduce the images. Images far from the training
-            data, such as a checkerboard of two saturated colours, are in rare cases not reproduced exactly. Without
-            `verify` an `ExactnessWarning` names the images that are `far_from_training`. Within a `tf.function`
-            there is neither a warning nor a check.
+    TensorFlow and Keras pass on the pair without its size: a `tf.function` returns codes with the size None.
 
-    Returns:
-        `Codes(z, v)`; for images of another size `SizedCodes(z, v, size)`, where v is the code of the padded image.
-
-    Raises:
-        InversionError: if codes are not finite, or `verify` finds images that are not reproduced exactly.
-        UserError: if `verify` is set within a `tf.function`, or images are too large for the free memory.
+    Attributes:
+        z: the global code, float32 `[batch, d_z]`; None for a model without z.
+        v: the local code, float32 `[batch, height, width, channels]`; height and width are those of the padded images.
+        size: height and width of the images without padding; None if unknown.
     """
-    if verify and not tf.executing_eagerly():
-        raise UserError(
-            "encode(images, verify=True) was called within a tf.function, which cannot look at its values; call it "
-            "outside, or leave verify out"
-        )
-    model.require_initialized()
-    fitted = fit_images(model.config, images)
-    labels = as_labels(labels, get_sizes(fitted.padded)[0], model.config.classes, model.config.has_class_codes)
-    encode_part = functools.partial(_encode_bins, model)
-    z, v = run_within_memory(model.config, encode_part, fitted.padded, fitted.shrunk, labels)
-    if tf.executing_eagerly():
-        require_finite("encode gave codes that are not finite", v, *([] if z is None else [z]))
-        if verify:
-            # The flow is inverted here, because `decode` would raise another error for pixels that are not finite.
-            x = run_within_memory(model.config, functools.partial(_invert_flow, model), v, z)
-            decoded, expected = model.quantizer.round_to_pixels(x), model.quantizer.quantize_pixels(fitted.padded)
-            require_exact_images(decoded, x, expected, model.config.bound_of_scales)
-        else:
-            warn_of_far_images(v)
-    return Codes(z, v) if fitted.size is None else SizedCodes(z, v, fitted.size)
+
+    size: Size | None
+
+    def __new__(cls, z: tf.Tensor | None, v: tf.Tensor, size: Size | None = None) -> Self:
+        """Returns the pair (z, v) with the attribute `size`."""
+        codes = super().__new__(cls, z, v)
+        codes.size = size
+        return codes
 
 
-def _encode_bins(model: Any, images: tf.Tensor, encoder_images: tf.Tensor, labels: tf.Tensor | None) -> Codes:
-    bins, encoder_bins = find_both_bins(model.quantizer.find_bins, images, encoder_images)
-    z = None if model.code_net is None else model.code_net(labels)
-    if model.encoder is not None:
-        z = model.encoder.run_inference(model.quantizer.place_at_edges(encoder_bins))[0]
-    return Codes(z, model.flow.forward_and_log_det(model.quantizer.place_at_centres(bins), z)[0])
+@disable_autograph
+class Coding(BaseModel):
+    """The methods that compute codes of images, and images of codes."""
+
+    def encode(self, images: ArrayLike, labels: ArrayLike | None = None, verify: bool = False) -> Codes:
+        """Returns the codes of images: z is the mean of q(z|x), v the flow's output for x at the centres of the bins.
+
+        Images may have another height and width than `config.image_shape`. Then z is the code of the image resized to
+        that shape (`tfdecouple.model.any_size.shrink_images`), and v is the flow's output, given this z, for the image
+        at its full size. Sides that the flow cannot halve are padded by repeating the last row and column. A model with
+        weights whose shape depends on the image size, as with `conditioning` "base", accepts images of one size only.
+
+        Args:
+            images: uint8 images, `[batch, height, width, channels]`.
+            labels: labels of the images, whole numbers `[batch]`, for a model whose z is a function of the label.
+            verify: whether to decode the codes and check that they reproduce the images. Images far from the training
+                data, such as a checkerboard of two saturated colours, are in rare cases not reproduced exactly. Without
+                `verify` an `ExactnessWarning` names the images that are `far_from_training`. Within a `tf.function`
+                there is neither a warning nor a check.
+
+        Returns:
+            `Codes(z, v)`, with the height and width of the images as `size`; v is the code of the padded images.
+
+        Raises:
+            InversionError: if codes are not finite, or `verify` finds images that are not reproduced exactly.
+            UserError: if `verify` is set within a `tf.function`, or images are too large for the free memory.
+        """
+        if verify and not tf.executing_eagerly():
+            raise UserError(
+                "encode(images, verify=True) was called within a tf.function, which cannot look at its values; call it "
+                "outside, or leave verify out"
+            )
+        require_initialized(self)
+        fitted = fit_images(self.config, images)
+        labels = as_labels(labels, get_sizes(fitted.padded)[0], self.config.classes, self.config.has_label_codes)
+        z, v = run_within_memory(self.config, self._encode_bins, fitted.padded, fitted.shrunk, labels)
+        if tf.executing_eagerly():
+            require_finite("encode gave codes that are not finite", v, *([] if z is None else [z]))
+            if verify:
+                # The flow is inverted here, because `decode` would raise another error for pixels that are not finite.
+                x = run_within_memory(self.config, self._invert_flow, v, z)
+                decoded, expected = self.quantizer.round_to_pixels(x), self.quantizer.quantize_pixels(fitted.padded)
+                require_exact_images(decoded, x, expected, self.config.bound_of_scales)
+            else:
+                warn_of_far_images(v)
+        return Codes(z, v, fitted.size)
+
+    def _encode_bins(self, images: tf.Tensor, encoder_images: tf.Tensor, labels: tf.Tensor | None) -> Codes:
+        bins, encoder_bins = find_both_bins(self.quantizer.find_bins, images, encoder_images)
+        z = None if self.code_net is None else self.code_net(labels)
+        if self.encoder is not None:
+            z = self.encoder.run_inference(self.quantizer.place_at_edges(encoder_bins))[0]
+        return Codes(z, self.flow.forward_and_log_det(self.quantizer.place_at_centres(bins), z)[0])
+
+    def _invert_flow(self, v: tf.Tensor, z: tf.Tensor | None) -> tf.Tensor:
+        return self.flow.inverse_and_log_det(v, z)[0]
+
+    def decode(self, z: ArrayLike | None, v: ArrayLike, size: Size | None = None) -> tf.Tensor:
+        """Returns the images of codes; for `codes = encode(images)`, `decode(*codes, codes.size)` returns the pixels.
+
+        Images of `config.image_shape` need no size: `decode(*encode(images))` returns exactly the pixels of `images`.
+
+        With `n_bits` below 8, each pixel becomes the lowest value in its bin (`quantizer.quantize_pixels`). In rare
+        cases pixels differ, which `encode(images, verify=True)` reports.
+
+        Args:
+            z: global codes, float32 `[batch, d_z]`; None for a model without z.
+            v: local codes, float32 `[batch, height, width, channels]`.
+            size: height and width to which the decoded images are cropped, from `Codes.size`; None crops nothing.
+
+        Returns:
+            The images, uint8 `[batch, height, width, channels]`.
+
+        Raises:
+            InversionError: if images are not finite (not checked within a `tf.function`), or a 1x1 convolution is
+                singular.
+        """
+        require_initialized(self)
+        z, v = as_codes(z, v, self._d_z, self.config.image_shape, compute_size_multiple(self.config))
+        require_fitting_size(self.config, v, size)
+        try:
+            x = run_within_memory(self.config, self._invert_flow, v, z)
+        except tf.errors.InvalidArgumentError as error:
+            if "not invertible" not in error.message:
+                raise
+            numbers = format_image_numbers(range(v.shape[0]))
+            message = f"a 1x1 convolution is singular or not finite, for image {numbers} of the batch"
+            raise InversionError(message) from error
+        if tf.executing_eagerly():
+            require_finite("decode gave pixels that are not finite", x)
+        return self.quantizer.round_to_pixels(x if size is None else x[:, : size[0], : size[1]])
+
+    def sample(
+        self, n: int, temperature: float = 1.0, seed: randomness.Seed = None, labels: ArrayLike | None = None
+    ) -> tf.Tensor:
+        """Returns new images, decoded from z ~ p(z) and v ~ temperature * N(0, I).
+
+        The images are decoded a few at a time. At the end memory must hold two copies of all images.
+
+        Args:
+            n: how many images to draw.
+            temperature: scale of v; z does not depend on the temperature.
+            seed: whole number or `[2]` integer tensor; None for a fresh seed (in a `tf.function`, a fresh one in each
+                call).
+            labels: labels of the new images, whole numbers `[n]`, or one label for all images. If they are None, a
+                model with labels draws labels from p(y).
+
+        Returns:
+            The images, uint8 `[n, height, width, channels]`.
+
+        Raises:
+            UserError: if an argument has an impossible value, or memory cannot hold so many images.
+            InversionError: if an image is not finite.
+        """
+        require_initialized(self)
+        n, temperature = as_whole_number(n, "n"), as_number(temperature, "temperature")
+        seed = randomness.make_seed(seed)
+        labels = as_labels(labels, n, self.config.classes, required=True) if labels is not None else None
+        z_seed, v_seed = randomness.derive_seed(seed, "z"), randomness.derive_seed(seed, "v")
+        d_z, values = self.config.latent_dim, math.prod(self.config.image_shape)
+        images = []
+        try:
+            if 2 * n * values > read_free_memory():
+                raise MemoryError
+            for first in range(0, n, CHUNK):
+                last, z = min(first + CHUNK, n), None
+                if self.config.has_latent:
+                    noise = randomness.draw_normal_part((last - first) * d_z, first * d_z, z_seed)
+                    chosen = None if labels is None else labels[first:last]
+                    if chosen is None and self.config.has_labels:
+                        chosen = draw_labels(self.config, first, last, randomness.derive_seed(seed, "labels"))
+                    z = map_noise_to_z(self, tf.reshape(noise, [-1, d_z]), chosen)
+                v = randomness.draw_normal_part((last - first) * values, first * values, v_seed)
+                images.append(self.decode(z, temperature * tf.reshape(v, [-1, *self.config.image_shape])))
+            return tf.concat(images, 0) if images else tf.zeros([0, *self.config.image_shape], tf.uint8)
+        except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+            raise UserError(
+                f"out of memory with {n:,} images of {values:,} bytes; draw fewer at a time, each part with a seed of "
+                "its own"
+            ) from error
+
+    def switch(self, a: ArrayLike, b: ArrayLike, labels: ArrayLike | None = None) -> tuple[tf.Tensor, tf.Tensor]:
+        """Exchanges z between the images of two batches, and returns the two batches of new images (paper Figure 1).
+
+        Args:
+            a: uint8 images `[batch, height, width, channels]`, of any height and width as for `encode`.
+            b: as many images as in a, possibly of another height and width.
+            labels: a pair, the labels of a and the labels of b, each as for `encode`; None for no labels.
+
+        Returns:
+            (ab, ba), uint8: ab has z of a and v of b, and the size of b; ba has z of b and v of a, and the size of a.
+        """
+        self._require_latent("a switch of z")
+        a, b = as_image_batches("switch", a, b, self.config.image_shape)
+        codes_a, codes_b = self._encode_pair(a, b, labels)
+        return self.decode(codes_a.z, codes_b.v, codes_b.size), self.decode(codes_b.z, codes_a.v, codes_a.size)
+
+    def interpolate(
+        self,
+        a: ArrayLike,
+        b: ArrayLike,
+        alphas: ArrayLike,
+        betas: ArrayLike,
+        labels: ArrayLike | None = None,
+        path: str = "lerp",
+    ) -> tf.Tensor:
+        """Returns a grid of images between each image of a and its partner in b: rows change z, columns change v.
+
+        The paper's Figure 5 shows such grids.
+
+        Args:
+            a: uint8 images `[batch, height, width, channels]`, of any height and width as for `encode`.
+            b: images of the same shape, one partner for each image of a.
+            alphas: positions between z of a (0) and z of b (1), a list or one number, ignored by a model without z.
+            betas: positions between v of a (0) and v of b (1), a list or one number.
+            labels: a pair, the labels of a and the labels of b, each as for `encode`; None for no labels.
+            path: path of v: "lerp" for the line between the codes, as in the paper, or "slerp" for the arc around the
+                origin. On the arc v is as long in the middle as at the ends, so that images keep their contrast. The
+                path of z is always the line.
+
+        Returns:
+            uint8 `[batch, len(alphas), len(betas), height, width, channels]`; alpha = beta = 0 gives a, and 1 gives b.
+        """
+        a, b = as_image_batches("interpolate", a, b, self.config.image_shape)
+        of_z, of_v = as_numbers(alphas, "alphas"), as_numbers(betas, "betas")
+        for name, positions in (("alphas", of_z), ("betas", of_v)):
+            if ((positions < 0) | (positions > 1)).any():
+                raise UserError(
+                    f"{name} is {positions.tolist()}; positions lie from 0 to 1, such as np.linspace(0, 1, 5)"
+                )
+        if not a.shape.is_compatible_with(b.shape):
+            raise DataError(f"interpolate got images of shapes {tuple(a.shape)} and {tuple(b.shape)}; give one size")
+        codes_a, codes_b = self._encode_pair(a, b, labels)
+        (z_a, v_a), (z_b, v_b) = codes_a, codes_b
+        count, rows, columns = v_a.shape[0], len(of_z), len(of_v)
+        if 0 in (count, rows, columns):
+            return tf.zeros([get_sizes(v_a)[0], rows, columns, *get_sizes(a)[1:]], tf.uint8)
+        v = interpolate_codes(v_a, v_b, of_v, path)
+        v = tf.reshape(tf.repeat(v[:, None], rows, 1), [-1, *get_sizes(v_a)[1:]])
+        z = None
+        if z_a is not None and z_b is not None:
+            z = tf.repeat(interpolate_codes(z_a, z_b, of_z)[:, :, None], columns, 2)
+            z = tf.reshape(z, [-1, self.config.latent_dim])
+        # While a user's function is traced, the batch size may be unknown, and the batch cannot be divided into parts.
+        decode = functools.partial(self.decode, size=codes_a.size)
+        images = decode(z, v) if v.shape[0] is None else run_in_parts(decode, CHUNK, z, v)
+        return tf.reshape(images, [-1, rows, columns, *get_sizes(a)[1:]])
+
+    def edit(
+        self, images: ArrayLike, direction: ArrayLike, amount: ArrayLike, labels: ArrayLike | None = None
+    ) -> tf.Tensor:
+        """Encodes images, adds `amount` times `direction` to z, and returns the images decoded from this z and from v.
+
+        Args:
+            images: uint8 images `[batch, height, width, channels]`, of any height and width as for `encode`.
+            direction: a direction from `tfdecouple.load_directions`, any vector `[d_z]`, or a vector for each image,
+                `[batch, d_z]`.
+            amount: multiple of the direction that is added to z: one number, or a number for each image, `[batch]`.
+                With 0 the returned pixels are exactly those of `images`.
+            labels: labels of the images, as for `encode`.
+
+        Returns:
+            The edited images, uint8 of the shape of `images`.
+        """
+        self._require_latent("a direction in z")
+        images = as_images(images, self.config.image_shape, any_size=True)
+        step = as_z_change(direction, amount, images.shape[0], self.config.latent_dim)
+        codes = self.encode(images, labels)
+        return self.decode(codes.z + step, codes.v, codes.size)
+
+    def _encode_pair(self, a: tf.Tensor, b: tf.Tensor, labels: ArrayLike | None) -> tuple[Codes, Codes]:
+        try:
+            of_a, of_b = (None, None) if labels is None else labels
+        except (TypeError, ValueError):
+            shown = " ".join(repr(labels).split())[:60]
+            raise DataError(f"labels are {shown}; they must be a pair, those of a and those of b") from None
+        return self.encode(a, of_a), self.encode(b, of_b)
 
 
-def _invert_flow(model: Any, v: tf.Tensor, z: tf.Tensor | None) -> tf.Tensor:
-    return model.flow.inverse_and_log_det(v, z)[0]
-
-
-def decode(model: Any, z: Any, v: Any, size: tuple[int, int] | None = None) -> tf.Tensor:
-    """Returns the images of codes; `decode(*encode(images))` returns exactly the pixels of `images`.
-
-    With `n_bits` below 8, each pixel becomes the lowest value in its bin (`quantize_images`). In rare cases pixels
-    differ, which `encode(images, verify=True)` reports.
-
-    Args:
-        z: global codes, float32 `[batch, d_z]`; None for a model without z.
-        v: local codes, float32 `[batch, height, width, channels]`.
-        size: height and width to which the decoded images are cropped, from `SizedCodes.size`; None crops nothing.
-
-    Returns:
-        The images, uint8 `[batch, height, width, channels]`.
-
-    Raises:
-        InversionError: if images are not finite (not checked within a `tf.function`), or a 1x1 convolution is
-            singular.
-    """
-    model.require_initialized()
-    z, v = as_codes(z, v, model._d_z, model.config.image_shape, compute_size_multiple(model.config))
-    require_fitting_size(model.config, v, size)
-    try:
-        x = run_within_memory(model.config, functools.partial(_invert_flow, model), v, z)
-    except tf.errors.InvalidArgumentError as error:
-        if "not invertible" not in error.message:
-            raise
-        numbers = format_image_numbers(range(v.shape[0]))
-        message = f"a 1x1 convolution is singular or not finite, for image {numbers} of the batch"
-        raise InversionError(message) from error
-    if tf.executing_eagerly():
-        require_finite("decode gave pixels that are not finite", x)
-    return model.quantizer.round_to_pixels(x if size is None else x[:, : size[0], : size[1]])
-
-
-def sample(model: Any, n: int, temperature: float = 1.0, seed: Any = None, labels: Any = None) -> tf.Tensor:
-    """Returns new images, decoded from z ~ p(z) and v ~ temperature * N(0, I).
-
-    The images are decoded a few at a time. At the end memory must hold two copies of all images.
-
-    Args:
-        n: how many images to draw.
-        temperature: scale of v; z does not depend on the temperature.
-        seed: whole number or `[2]` integer tensor; None for a fresh seed (in a `tf.function`, a fresh one in each
-            call).
-        labels: labels of the new images, whole numbers `[n]`, or one label for all images. If they are None, a
-            model with labels draws labels from p(y).
-
-    Returns:
-        The images, uint8 `[n, height, width, channels]`.
-
-    Raises:
-        UserError: if an argument has an impossible value, or memory cannot hold so many images.
-        InversionError: if an image is not finite.
-    """
-    model.require_initialized()
-    n, temperature = as_whole_number(n, "n"), as_number(temperature, "temperature")
-    seed = randomness.make_seed(seed)
-    labels = as_labels(labels, n, model.config.classes, required=True) if labels is not None else None
-    z_seed, v_seed = randomness.derive_seed(seed, "z"), randomness.derive_seed(seed, "v")
-    d_z, values = model.config.latent_dim, math.prod(model.config.image_shape)
-    images = []
-    try:
-        if 2 * n * values > read_free_memory():
-            raise MemoryError
-        for first in range(0, n, CHUNK):
-            last, z = min(first + CHUNK, n), None
-            if model.config.has_latent:
-                noise = randomness.draw_normal_part((last - first) * d_z, first * d_z, z_seed)
-                chosen = None if labels is None else labels[first:last]
-                if chosen is None and model.config.has_classes:
-                    chosen = model.draw_labels(first, last, randomness.derive_seed(seed, "labels"))
-                z = model.z_from_noise(tf.reshape(noise, [-1, d_z]), chosen)
-            v = randomness.draw_normal_part((last - first) * values, first * values, v_seed)
-            images.append(model.decode(z, temperature * tf.reshape(v, [-1, *model.config.image_shape])))
-        return tf.concat(images, 0) if images else tf.zeros([0, *model.config.image_shape], tf.uint8)
-    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-        raise UserError(
-            f"out of memory with {n:,} images of {values:,} bytes; draw fewer at a time, each part with a seed of "
-            "its own"
-        ) from error
-
-
-def switch(model: Any, a: Any, b: Any, labels: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
-    """Exchanges z between the images of two batches, and returns the two batches of new images (paper Figure 1).
-
-    Args:
-        a: uint8 images `[batch, height, width, channels]`, of any height and width as for `encode`.
-        b: as many images as in a, possibly of another height and width.
-        labels: a pair, the labels of a and the labels of b, each as for `encode`; None for no labels.
-
-    Returns:
-        (ab, ba), uint8: ab has z of a and v of b, and the size of b; ba has z of b and v of a, and the size of a.
-    """
-    model.require_latent("a switch of z")
-    a, b = as_image_batches("switch", a, b, model.config.image_shape)
-    codes_a, codes_b = _encode_pair(model, a, b, labels)
-    return model.decode(codes_a.z, *codes_b[1:]), model.decode(codes_b.z, *codes_a[1:])
-
-
-def interpolate(
-    model: Any,
-    a: Any,
-    b: Any,
-    alphas: Sequence[float] | float,
-    betas: Sequence[float] | float,
-    labels: Any = None,
-    path: str = "lerp",
-) -> tf.Tensor:
-    """Returns a grid of images between each image of a and its partner in b: rows change z, columns change v.
-
-    The paper's Figure 5 shows such grids.
-
-    Args:
-        a: uint8 images `[batch, height, width, channels]`, of any height and width as for `encode`.
-        b: images of the same shape, one partner for each image of a.
-        alphas: positions between z of a (0) and z of b (1), a list or one number, ignored by a model without z.
-        betas: positions between v of a (0) and v of b (1), a list or one number.
-        labels: a pair, the labels of a and the labels of b, each as for `encode`; None for no labels.
-        path: path of v: "lerp" for the line between the codes, as in the paper, or "slerp" for the arc around the
-            origin. On the arc v is as long in the middle as at the ends, so that images keep their contrast. The
-            path of z is always the line.
-
-    Returns:
-        uint8 `[batch, len(alphas), len(betas), height, width, channels]`; alpha = beta = 0 gives a, and 1 gives b.
-    """
-    a, b = as_image_batches("interpolate", a, b, model.config.image_shape)
-    of_z, of_v = as_numbers(alphas, "alphas"), as_numbers(betas, "betas")
-    for name, positions in (("alphas", of_z), ("betas", of_v)):
-        if ((positions < 0) | (positions > 1)).any():
-            raise UserError(f"{name} is {positions.tolist()}; positions lie from 0 to 1, such as np.linspace(0, 1, 5)")
-    if not a.shape.is_compatible_with(b.shape):
-        raise DataError(f"interpolate got images of shapes {tuple(a.shape)} and {tuple(b.shape)}; give one size")
-    codes_a, codes_b = _encode_pair(model, a, b, labels)
-    (z_a, v_a), (z_b, v_b), size = codes_a[:2], codes_b[:2], codes_a[2:]
-    count, rows, columns = v_a.shape[0], len(of_z), len(of_v)
-    if 0 in (count, rows, columns):
-        return tf.zeros([get_sizes(v_a)[0], rows, columns, *get_sizes(a)[1:]], tf.uint8)
-    v = interpolate_codes(v_a, v_b, of_v, path)
-    v = tf.reshape(tf.repeat(v[:, None], rows, 1), [-1, *get_sizes(v_a)[1:]])
-    z = None
-    if z_a is not None and z_b is not None:
-        z = tf.repeat(interpolate_codes(z_a, z_b, of_z)[:, :, None], columns, 2)
-        z = tf.reshape(z, [-1, model.config.latent_dim])
-    # While a user's function is traced, the batch size may be unknown, and the batch cannot be divided into parts.
-    decode = functools.partial(model.decode, size=size[0] if size else None)
-    images = decode(z, v) if v.shape[0] is None else run_in_parts(decode, CHUNK, z, v)
-    return tf.reshape(images, [-1, rows, columns, *get_sizes(a)[1:]])
-
-
-def edit(model: Any, images: Any, direction: Any, amount: Any, labels: Any = None) -> tf.Tensor:
-    """Encodes images, adds `amount` times `direction` to z, and returns the images decoded from this z and from v.
-
-    Args:
-        images: uint8 images `[batch, height, width, channels]`, of any height and width as for `encode`.
-        direction: a direction from `tfdecouple.load_directions`, any vector `[d_z]`, or a vector for each image,
-            `[batch, d_z]`.
-        amount: multiple of the direction that is added to z: one number, or a number for each image, `[batch]`.
-            With 0 the returned pixels are exactly those of `images`.
-        labels: labels of the images, as for `encode`.
-
-    Returns:
-        The edited images, uint8 of the shape of `images`.
-    """
-    model.require_latent("a direction in z")
-    images = as_images(images, model.config.image_shape, any_size=True)
-    step = as_z_change(direction, amount, images.shape[0], model.config.latent_dim)
-    z, *local = model.encode(images, labels)
-    return model.decode(z + step, *local)
-
-
-def quantize_images(model: Any, images: Any) -> tf.Tensor:
-    """Returns uint8 images with each pixel replaced by the lowest value in its bin; at 8 bits no pixel changes."""
-    return model.quantizer.quantize_pixels(as_images(images, model.config.image_shape))
-
-
-def _encode_pair(model: Any, a: tf.Tensor, b: tf.Tensor, labels: Any) -> tuple[Codes | SizedCodes, Codes | SizedCodes]:
-    try:
-        of_a, of_b = (None, None) if labels is None else labels
-    except (TypeError, ValueError):
-        shown = " ".join(repr(labels).split())[:60]
-        raise DataError(f"labels are {shown}; they must be a pair, those of a and those of b") from None
-    return model.encode(a, of_a), model.encode(b, of_b)
-
-
-def z_from_noise(model: Any, noise: tf.Tensor, labels: tf.Tensor | None = None) -> tf.Tensor:
-    """Returns draws of z from the prior, `[batch, d_z]`, for standard normal noise `[batch, d_z]`.
-
-    A model with labels needs labels, int32 `[batch]`; if z is a function of the label, the noise is ignored.
-    """
-    if model.code_net is not None:
-        return model.code_net(labels)
-    z = noise if model.prior_flow is None else model.prior_flow.inverse_and_log_det(noise)[0]
-    return z if model.prior_affine is None else model.prior_affine.invert_for_labels(z, labels)
-
-
-def draw_labels(model: Any, first: int, last: int, seed: tf.Tensor) -> tf.Tensor:
+def draw_labels(config: ModelConfig, first: int, last: int, seed: tf.Tensor) -> tf.Tensor:
     """Returns int32 labels, drawn from p(y) by `seed`, of the samples with the indices `first` to `last` - 1."""
     normal = randomness.draw_normal_part(last - first, first, seed)
-    borders = tf.cumsum(tf.exp(model.class_log_probabilities))[:-1]
+    borders = tf.cumsum(tf.exp(compute_label_log_probabilities(config)))[:-1]
     uniform = (1 + tf.math.erf(normal / math.sqrt(2))) / 2
     # As int64 the labels stay on a GPU; TensorFlow would copy int32 results of the search to the host.
     return tf.cast(tf.searchsorted(borders, uniform, side="right", out_type=tf.int64), tf.int32)
@@ -363,7 +369,7 @@ def _weigh_arc(a: tf.Tensor, b: tf.Tensor, positions: Sequence[float] | np.ndarr
     return tf.cast(of_a, tf.float32), tf.cast(of_b, tf.float32)
 
 
-def far_from_training(v: Any) -> np.ndarray:
+def far_from_training(v: ArrayLike) -> np.ndarray:
     """Returns for each image whether it is so unlike the training data that decoding may be inexact, bool `[batch]`.
 
     Training makes v standard normal, so the root mean square of v is near 1 for images like the training data. Above 3
@@ -419,7 +425,7 @@ def require_exact_images(decoded: tf.Tensor, x: tf.Tensor, images: tf.Tensor, al
         )
 
 
-def format_image_numbers(indices: Any) -> str:
+def format_image_numbers(indices: Sequence[int] | np.ndarray) -> str:
     """Returns images' indices as text for a message: at most eight of the indices, then the count of the rest.
 
     >>> format_image_numbers([3, 5]), format_image_numbers(range(10))

@@ -1,71 +1,74 @@
-"""Initialisation of a model from images, and its diagnosis: visits of all layers; methods of `DecoupledModel`."""
-
-from typing import Any
+"""Initialisation of a model from images, and its diagnosis: visits of all layers."""
 
 import tensorflow as tf
 
 from tfdecouple import randomness
-from tfdecouple.arguments import as_images
+from tfdecouple.arguments import ArrayLike, as_images
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.layers import Coupling, InvertibleLinear
-from tfdecouple.layers.base import Visit
+from tfdecouple.layers.base import InvertibleLayer, Visit, disable_autograph
 from tfdecouple.layers.colour_map import compute_colour_moments, measure_colours
+from tfdecouple.model.base_model import BaseModel
 from tfdecouple.numerics.kernels import use_kernels
 
 
-def initialize(model: Any, images: Any, seed: int = 0, force: bool = False) -> None:
-    """Initialises the weights from images, once, before training (paper section 2.1 and the paper's code).
+@disable_autograph
+class Initialization(BaseModel):
+    """The method that sets a model's weights from images."""
 
-    Every actnorm gets the scale and shift for which its output has mean 0 and standard deviation 1 on these images,
-    without dequantisation noise. Every coupling starts as the identity, the posterior as N(0, I), and a learned
-    q(u|x) as nearly uniform.
+    def initialize(self, images: ArrayLike, seed: int = 0, force: bool = False) -> None:
+        """Initialises the weights from images, once, before training (paper section 2.1 and the paper's code).
 
-    Args:
-        images: uint8 `[batch, height, width, channels]`, a few hundred or more training images.
-        seed: seed of the noise that initialises the flows of the prior and of the dequantisation.
-        force: whether to overwrite weights that were initialised or loaded before; False raises UserError then.
-    """
-    bins = model.quantizer.find_bins(as_images(images, model.config.image_shape))
-    if bins.shape[0] == 0:
-        raise DataError("initialize got no images; it needs one at least, and some hundreds for a good start")
-    if not tf.executing_eagerly():
-        raise UserError("initialize was called within a tf.function; call it outside, once, before training")
-    if model.has_weights():
-        if not force:
-            raise UserError(
-                "this model has weights already, initialised or loaded, and initialize would overwrite them; pass "
-                "force=True to start anew"
-            )
-        new = type(model).from_config(model.get_config()).named_variables()
-        for name, variable in model.named_variables().items():
-            variable.assign(new[name])
+        Every actnorm gets the scale and shift for which its output has mean 0 and standard deviation 1 on these images,
+        without dequantisation noise. Every coupling starts as the identity, the posterior as N(0, I), and a learned
+        q(u|x) as nearly uniform.
 
-    x = model.quantizer.place_at_edges(bins)
-    z, labels = None, _make_labels_in_turn(model, bins.shape[0])
-    if model.prior_affine is not None:
-        model.prior_affine.reset_to_zero()
-    if model.encoder is not None:
-        model.encoder.reset_to_zero()
-        # The reset has made q(z|x) N(0, I) for every image, so z is drawn without running the encoder.
-        shape = [bins.shape[0], model.config.latent_dim]
-        z = tf.random.stateless_normal(shape, randomness.derive_seed(seed, "initialize"))
-        if model.flow.colour_map is not None:
-            moments = compute_colour_moments(measure_colours(x))
-            model.encoder.initialize_from_colours(*moments)
-            model.flow.colour_map.initialize_from_colours(*moments)
-            mean, log_variance = model.encoder.run_inference(x)
-            z = mean + tf.exp(log_variance / 2) * z
-    elif model.code_net is not None:
-        # Couplings start as the identity for every z, so the initialisation does not depend on the labels.
-        z = model.code_net(labels)
-    with use_kernels(model.flow.runner.mode.kernels):
-        _visit_flows(model, x, z, labels, lambda layer, *inputs: layer.initialize(*inputs))
-        if model.dequantizer is not None:
-            model.dequantizer.flow.initialize_from_noise(randomness.derive_seed(seed, "dequantize"))
-    model.initialized.assign(True)
+        Args:
+            images: uint8 `[batch, height, width, channels]`, a few hundred or more training images.
+            seed: seed of the noise that initialises the flows of the prior and of the dequantisation.
+            force: whether to overwrite weights that were initialised or loaded before; False raises UserError then.
+        """
+        bins = self.quantizer.find_bins(as_images(images, self.config.image_shape))
+        if bins.shape[0] == 0:
+            raise DataError("initialize got no images; it needs one at least, and some hundreds for a good start")
+        if not tf.executing_eagerly():
+            raise UserError("initialize was called within a tf.function; call it outside, once, before training")
+        if self._has_weights():
+            if not force:
+                raise UserError(
+                    "this model has weights already, initialised or loaded, and initialize would overwrite them; pass "
+                    "force=True to start anew"
+                )
+            new = type(self).from_config(self.get_config()).named_variables()
+            for name, variable in self.named_variables().items():
+                variable.assign(new[name])
+
+        x = self.quantizer.place_at_edges(bins)
+        z, labels = None, _make_labels_in_turn(self, bins.shape[0])
+        if self.prior_affine is not None:
+            self.prior_affine.reset_to_zero()
+        if self.encoder is not None:
+            self.encoder.reset_to_zero()
+            # The reset has made q(z|x) N(0, I) for every image, so z is drawn without running the encoder.
+            shape = [bins.shape[0], self.config.latent_dim]
+            z = tf.random.stateless_normal(shape, randomness.derive_seed(seed, "initialize"))
+            if self.flow.colour_map is not None:
+                moments = compute_colour_moments(measure_colours(x))
+                self.encoder.initialize_from_colours(*moments)
+                self.flow.colour_map.initialize_from_colours(*moments)
+                mean, log_variance = self.encoder.run_inference(x)
+                z = mean + tf.exp(log_variance / 2) * z
+        elif self.code_net is not None:
+            # Couplings start as the identity for every z, so the initialisation does not depend on the labels.
+            z = self.code_net(labels)
+        with use_kernels(self.flow.runner.mode.kernels):
+            _visit_flows(self, x, z, labels, lambda layer, *inputs: layer.initialize(*inputs))
+            if self.dequantizer is not None:
+                self.dequantizer.flow.initialize_from_noise(randomness.derive_seed(seed, "dequantize"))
+        self.initialized.assign(True)
 
 
-def diagnose(model: Any, images: Any) -> dict[str, float]:
+def diagnose_model(model: BaseModel, images: ArrayLike) -> dict[str, float]:
     """Returns {"smallest_scale": s, "worst_condition": c}, which show whether training is about to diverge.
 
     The float s is the smallest scale that any coupling applies for these images; the inverse divides by the scales.
@@ -75,10 +78,10 @@ def diagnose(model: Any, images: Any) -> dict[str, float]:
     """
     bins = model.quantizer.find_bins(as_images(images, model.config.image_shape))
     if bins.shape[0] == 0:
-        raise DataError("diagnose got no images; it needs at least one")
+        raise DataError("diagnose_model got no images; it needs at least one")
     scales, conditions = [tf.constant(1.0)], [tf.constant(1.0, tf.float64)]
 
-    def visit(layer: Any, x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
+    def visit(layer: InvertibleLayer, x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
         if isinstance(layer, Coupling):
             scales.append(tf.reduce_min(layer.compute_slopes(x, condition)))
         elif isinstance(layer, InvertibleLinear):
@@ -101,11 +104,11 @@ def diagnose(model: Any, images: Any) -> dict[str, float]:
     }
 
 
-def _make_labels_in_turn(model: Any, count: int) -> tf.Tensor:
+def _make_labels_in_turn(model: BaseModel, count: int) -> tf.Tensor:
     return tf.range(count) % max(model.config.classes, 1)
 
 
-def _visit_flows(model: Any, x: tf.Tensor, z: tf.Tensor | None, labels: tf.Tensor | None, visit: Visit) -> None:
+def _visit_flows(model: BaseModel, x: tf.Tensor, z: tf.Tensor | None, labels: tf.Tensor | None, visit: Visit) -> None:
     if z is not None and model.prior_flow is not None:
         shifted = z
         if model.prior_affine is not None:

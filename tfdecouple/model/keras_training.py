@@ -16,7 +16,11 @@ from tfdecouple.arguments import as_images, as_labels, as_tensor, require_images
 from tfdecouple.config import ModelConfig, TrainingConfig, parse_config
 from tfdecouple.config.training import OPTIMIZER_OPTIONS, RUN_OPTIONS, STEP_OPTIONS
 from tfdecouple.errors import DataError, DivergedError, UserError, warn_user
-from tfdecouple.model.codes import Codes, require_finite, warn_of_far_images
+from tfdecouple.layers.base import disable_autograph
+from tfdecouple.model.base_model import require_initialized
+from tfdecouple.model.codes import Codes, Coding, require_finite, warn_of_far_images
+from tfdecouple.model.densities import Densities
+from tfdecouple.model.initialization import Initialization
 from tfdecouple.model.step_effects import add_first_noise, compute_kl_weight
 from tfdecouple.model.training_step import DeviceResult, TrainingStep, locate_images
 from tfdecouple.numerics.arithmetic import get_sizes, sum_over_devices
@@ -205,9 +209,9 @@ def check_images(x: Any, y: Any, config: ModelConfig) -> None:
         if not hasattr(images, "dtype"):
             images = as_tensor(images, "images", DataError)
         require_images(images, config.image_shape)
-        if config.has_classes:
-            as_labels(labels, len(images), config.classes, config.has_class_codes)
-    if labels is not None and not config.has_classes:
+        if config.has_labels:
+            as_labels(labels, len(images), config.classes, config.has_label_codes)
+    if labels is not None and not config.has_labels:
         warn_user("this model has no labels: the given labels are ignored")
 
 
@@ -261,252 +265,10 @@ def wrap_generator(x: Any) -> Any:
     return (batch if isinstance(batch, tuple) else (batch,) for batch in x)
 
 
-def compile(model: Any, optimizer: Any = "adam", loss: None = None, **options: Any) -> None:
-    """Sets the options of `fit` and `evaluate`, which minimise and measure the negative evidence lower bound.
-
-    Args:
-        optimizer: a Keras optimizer, with its schedule, clipping and weight decay, or the name of an optimizer.
-        loss: must be None, because the loss is always the negative evidence lower bound.
-        **options: `run_eagerly`, `steps_per_execution` and `auto_scale_loss` as in Keras, and those options of
-            `TrainingConfig` that take effect in each step (`config.training.STEP_OPTIONS`), such as `kl_weight`,
-            `noise`, `memory` or `seed`, with its defaults; `precision` is by default that of Keras' global policy.
-
-    Raises:
-        UserError: if a loss, metrics, or an option of `train.py` that has no effect here are given, or Keras' policy is
-            float16.
-        ConfigError: if an option has an impossible value.
-    """
-    for name in ("compute_loss", "compute_metrics"):
-        if getattr(type(model), name) is not getattr(keras.Model, name):
-            raise UserError(
-                f"{type(model).__name__} overrides {name}, which fit never calls, because the loss is always the "
-                "negative bound; override train_step"
-            )
-    training = make_training_config({"loss": loss, **options})
-    options = {name: value for name, value in options.items() if name not in STEP_OPTIONS}
-    metrics = BoundMetrics(model.nats_to_bits_per_dim, training)
-    # Keras' `jit_compile` would make XLA compile a whole training step, so it stays off; XLA compiles layers only.
-    keras.Model.compile(model, optimizer, jit_compile=False, **options)
-    # These attributes are set last, so that they keep their old values if Keras refuses an argument.
-    model._options, model._bound_metrics = training, metrics
-
-
-def get_compile_config(model: Any) -> dict[str, Any]:
-    """Returns {name: value} of the arguments of this model's `compile`, plain values that Keras saves with it."""
-    config = keras.Model.get_compile_config(model)
-    if not config or model._options is None:
-        return config
-    for name in FIXED:
-        config.pop(name, None)
-    return {**config, **{name: getattr(model._options, name) for name in STEP_OPTIONS}}
-
-
-def compile_from_config(model: Any, config: dict[str, Any]) -> None:
-    """Compiles a loaded model with the dict that `get_compile_config` returned when the model was saved."""
-    model.compile(**keras.saving.deserialize_keras_object(config))
-    _build_optimizer(model)
-
-
-def metrics(model: Any) -> list[keras.metrics.Metric]:
-    """A compiled model's Keras metrics, a list: the loss, bits per dimension and the terms of the lower bound."""
-    return keras.Model.metrics.fget(model) if model._bound_metrics is None else list(model._bound_metrics.metrics)
-
-
-def require_compiled(model: Any, method: str) -> tuple[TrainingConfig, BoundMetrics]:
-    """Returns training config and metrics from `compile`; raises UserError if `method`, such as fit, cannot run."""
-    if model._options is None or model._bound_metrics is None:
-        raise UserError(f"call model.compile(optimizer) before {method}")
-    require_one_scope(model)
-    return model._options, model._bound_metrics
-
-
-def fit(model: Any, x: Any = None, y: Any = None, *rest: Any, **options: Any) -> keras.callbacks.History:
-    """Trains the model on images, as `keras.Model.fit` does, and returns the history.
-
-    A model that is not initialised yet is first initialised from `init_images` training images. A step is skipped,
-    and changes no weight, if its loss or gradient is not finite, or if activations that the memory mode "invert"
-    recovers are too inexact.
-
-    Args:
-        x: uint8 images `[n, height, width, channels]`, or a data set (or another iterable) of batches; a batch is
-            images, a tuple of images and labels, or a dict with `image` and `label`.
-        y: labels of the images, ignored by a model without labels.
-        *rest: further positional arguments of `keras.Model.fit`.
-        **options: further options of `keras.Model.fit`. The option `validation_data` has the form of x, or is a
-            tuple of images and labels.
-
-    Returns:
-        Keras' `History`, whose attribute `history` is {name of metric: list of one value for each epoch}. Names of
-        validation metrics begin with "val_".
-
-    Raises:
-        UserError: if the model was not compiled, or an option or the devices do not suit training on the bound.
-        DataError: if images or labels do not fit the model.
-        DivergedError: if `max_skipped_steps` steps in a row were skipped.
-    """
-    training, metrics = model.require_compiled("fit")
-    require_equal_weights(options.get("sample_weight"), options.get("class_weight"))
-    check_images(x, y, model.config)
-    validation = options.get("validation_data")
-    if validation is not None:
-        is_pair = isinstance(validation, tuple) and len(validation) == 2
-        validation_x, validation_y = validation if is_pair else (validation, None)
-        check_images(validation_x, validation_y, model.config)
-        options["validation_data"] = wrap_generator(validation)
-    if not model.has_weights():
-        split = 0.0 if validation is not None else options.get("validation_split", 0.0)
-        images = read_first_images(x, split, training.init_images, training.seed)
-        require_images(images, model.config.image_shape)
-        if options.get("verbose", True):
-            text = f"initialising the weights from {len(images)} training images, then tracing the first step"
-            print(text, flush=True)
-        model.initialize(add_first_noise(images, training), seed=training.seed)
-    if isinstance(x, tf.data.Dataset):
-        # Keras does not shuffle a `tf.data.Dataset`, and would warn about the default of its `fit`, shuffle=True.
-        options.setdefault("shuffle", False)
-    callbacks = tf.nest.flatten(options.pop("callbacks", None) or [])
-    callbacks.insert(0, SkippedSteps(metrics, training))
-    names = {metric.name for metric in metrics.metrics}
-    for callback in callbacks:
-        # Keras cannot know that smaller values of these metrics are better, so "auto" is replaced by "min".
-        if getattr(callback, "mode", "") == "auto" and callback.monitor.removeprefix("val_") in names:
-            callback.mode = "min"
-    return keras.Model.fit(model, wrap_generator(x), y, *rest, callbacks=callbacks, **options)
-
-
-def evaluate(model: Any, x: Any = None, y: Any = None, *rest: Any, **options: Any) -> Any:
-    """Returns the metrics of the evidence lower bound, means over all images, as `keras.Model.evaluate` does.
-
-    The noise of an image depends only on the seed of `compile` and on the index of the image. So every batch size
-    gives the same results, and so does `python -m tfdecouple evaluate` for the same images.
-
-    The arguments are those of `keras.Model.evaluate`, with x and y in the forms that `fit` accepts.
-    """
-    model.require_compiled("evaluate")
-    model.require_initialized()
-    if not options.get("_use_cached_eval_dataset"):
-        check_images(x, y, model.config)
-    return keras.Model.evaluate(model, wrap_generator(x), y, *rest, **options)
-
-
-def predict(model: Any, x: Any, *rest: Any, **options: Any) -> Codes:
-    """Encodes images batch by batch, and returns all codes as `Codes(z, v)` of NumPy arrays.
-
-    The arguments are those of `keras.Model.predict`, with images in the forms that `fit` accepts. Codes that are
-    not finite raise InversionError.
-    """
-    model.require_initialized()
-    require_one_scope(model)
-    check_images(x, None, model.config)
-    outputs = keras.Model.predict(model, wrap_generator(x), *rest, **options)
-    codes = Codes(*outputs) if model.config.has_latent else Codes(None, outputs)
-    require_finite("predict gave codes that are not finite", *[code for code in codes if code is not None])
-    warn_of_far_images(codes.v)
-    return codes
-
-
-def make_train_function(model: Any, force: bool = False) -> None:
-    """Sets `train_function`, which Keras' `fit` calls to run steps, with TF32 only if `precision` is "tf32"."""
-    if model.train_function is not None and not force:
-        return
-    training, _ = model.require_compiled("fit")
-    model.require_initialized()
-    if not model.optimizer.built:
-        # A step calls the optimizer inside `tf.cond`, where the optimizer could not create its variables.
-        _build_optimizer(model)
-    keras.Model.make_train_function(model, force)
-    # TensorFlow reads its switch for TF32 when operations run, so the context surrounds each call, not the trace.
-    context: Any = RunMode(precision=training.precision).switch_tf32()
-    model.train_function = context(model.train_function)
-
-
 def _build_optimizer(model: Any) -> None:
     # Keras places an optimizer's variables on the weights' devices, for which it needs the strategy's scope.
     with model.distribute_strategy.scope():
         model.optimizer.build(model.trainable_variables)
-
-
-def make_test_function(model: Any, force: bool = False) -> None:
-    """Sets `test_function`, which Keras' `evaluate` calls to evaluate batches, in full float32 (without TF32)."""
-    if model.test_function is None or force:
-        keras.Model.make_test_function(model, force)
-        model.test_function = full_float32()(model.test_function)
-
-
-def make_predict_function(model: Any, force: bool = False) -> None:
-    """Sets `predict_function`, which Keras' `predict` calls to encode batches, in full float32 (without TF32)."""
-    if model.predict_function is None or force:
-        keras.Model.make_predict_function(model, force)
-        model.predict_function = full_float32()(model.predict_function)
-
-
-def train_step(model: Any, data: Any) -> dict[str, tf.Tensor]:
-    """Runs a step of `fit` on a device's part of a batch; returns {name: value} of the metrics over all devices.
-
-    A skipped step changes no weight. A training loop of one's own calls this method by `strategy.run`.
-    """
-    training, metrics = model.require_compiled("fit")
-    images, labels = _read_batch(model, data)
-    labels = as_labels(labels, get_sizes(images)[0], model.config.classes, model.config.has_class_codes)
-    optimizer, place = model.optimizer, locate_images(images)
-    update = tf.convert_to_tensor(optimizer.iterations)
-    seed = randomness.derive_seed(training.seed, "step", update)
-    if optimizer.gradient_accumulation_steps:
-        # Steps that accumulate gradients for one update share a value of `iterations`; the image count varies the seed.
-        seed = randomness.derive_seed(seed, metrics.image_count)
-    trainable, moving = model.trainable_variables, list_moving_statistics(model)
-
-    def apply(total: DeviceResult, is_sound: tf.Tensor, norm: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        strategy, applied = model.distribute_strategy, is_sound & metrics.converges
-
-        def change(gradients: list[tf.Tensor], statistics: list[tf.Tensor]) -> None:
-            replica = tf.distribute.get_replica_context()
-            if replica.num_replicas_in_sync > 1:
-                # A Keras optimizer clips the gradients of each device and then adds them up. For the result of a single
-                # device, the first device passes the sums, and the others pass zeros.
-                share = tf.cast(tf.equal(replica.replica_id_in_sync_group, 0), tf.float32)
-                gradients = [gradient * share for gradient in gradients]
-            optimizer.apply(gradients, trainable)
-            for variable, value in zip(moving, statistics, strict=True):
-                variable.assign(value)
-
-        def change_all() -> tf.Tensor:
-            strategy.run(change, args=(total.gradients, total.moving))
-            return tf.constant(True)
-
-        # Gradients of zero would still change the state of a Keras optimizer, so a skipped step does not call it. The
-        # optimizer leaves the replica context, which TensorFlow allows only where the context began inside `tf.cond`.
-        tf.cond(applied, change_all, lambda: tf.constant(False))
-        return applied, total.terms
-
-    step = TrainingStep(model, training, trainable, moving, apply)
-    applied, terms = step.take(images, labels, seed, update, place=place)
-    kl_weight = tf.cast(compute_kl_weight(training, update), tf.float64)
-    metrics.count_step(applied, tf.cast(tf.stack(terms), tf.float64), tf.cast(place[1], tf.float64), kl_weight)
-    return {**metrics.collect_results(), "skipped_steps": metrics.not_applied + 0}
-
-
-def test_step(model: Any, data: Any) -> dict[str, tf.Tensor]:
-    """Adds a batch's terms of the bound to the metrics of `evaluate`, and returns {name: value} of the metrics."""
-    training, metrics = model.require_compiled("evaluate")
-    images, labels = _read_batch(model, data)
-    start, count = locate_images(images)
-    first = metrics.image_count + tf.cast(start, tf.int64)
-    which = training.seed, 0, first + tf.range(tf.shape(images, tf.int64)[0])
-    config = model.config
-    z = randomness.draw_z_noise(config.latent_dim, *which)
-    u = randomness.draw_u_noise(config.image_shape, *which, config.has_dequantizer)
-    elbo = model.elbo_from_noise(images, z, u, labels=labels)
-    terms = tf.cast(tf.stack([elbo.reconstruction, elbo.kl, elbo.dequantization]), tf.float64)
-    count = tf.cast(count, tf.float64)
-    metrics.add_images(sum_over_devices(tf.reduce_sum(terms, -1)) / count, count, training.kl_weight)
-    return metrics.collect_results()
-
-
-def predict_step(model: Any, data: Any) -> Any:
-    """Returns the codes (z, v) of a batch of images for `predict`, or only the tensor v for a model without z."""
-    codes = model.encode(*_read_batch(model, data))
-    return codes.v if codes.z is None else tuple(codes)
 
 
 def list_moving_statistics(model: Any) -> list[keras.Variable]:
@@ -514,6 +276,248 @@ def list_moving_statistics(model: Any) -> list[keras.Variable]:
     return [variable for variable in model.non_trainable_variables if variable.path.endswith(("_mean", "_variance"))]
 
 
-def _read_batch(model: Any, data: Any) -> tuple[tf.Tensor, Any]:
-    images, labels = unpack_images(data)
-    return as_images(images, model.config.image_shape), model.drop_unused_labels(labels)
+@disable_autograph
+class Training(Coding, Densities, Initialization):
+    """The methods of Keras that train, evaluate and predict, and their steps."""
+
+    _options: TrainingConfig | None = None
+    _bound_metrics: BoundMetrics | None = None
+    train_function: Any
+    test_function: Any
+    predict_function: Any
+
+    def compile(self, optimizer: Any = "adam", loss: None = None, **options: Any) -> None:
+        """Sets the options of `fit` and `evaluate`, which minimise and measure the negative evidence lower bound.
+
+        Args:
+            optimizer: a Keras optimizer, with its schedule, clipping and weight decay, or the name of an optimizer.
+            loss: must be None, because the loss is always the negative evidence lower bound.
+            **options: `run_eagerly`, `steps_per_execution` and `auto_scale_loss` as in Keras, and those options of
+                `TrainingConfig` that take effect in each step (`config.training.STEP_OPTIONS`), such as `kl_weight`,
+                `noise`, `memory` or `seed`, with its defaults; `precision` is by default that of Keras' global policy.
+
+        Raises:
+            UserError: if a loss, metrics, or an option of `train.py` that has no effect here are given, or Keras'
+                policy is float16.
+            ConfigError: if an option has an impossible value.
+        """
+        for name in ("compute_loss", "compute_metrics"):
+            if getattr(type(self), name) is not getattr(keras.Model, name):
+                raise UserError(
+                    f"{type(self).__name__} overrides {name}, which fit never calls, because the loss is always the "
+                    "negative bound; override train_step"
+                )
+        training = make_training_config({"loss": loss, **options})
+        options = {name: value for name, value in options.items() if name not in STEP_OPTIONS}
+        dimensions = math.prod(self.config.image_shape)
+        metrics = BoundMetrics(lambda nats: self.quantizer.convert_to_bits_per_dim(nats, dimensions), training)
+        # Keras' `jit_compile` would make XLA compile a whole training step, so it stays off; XLA compiles layers only.
+        keras.Model.compile(self, optimizer, jit_compile=False, **options)
+        # These attributes are set last, so that they keep their old values if Keras refuses an argument.
+        self._options, self._bound_metrics = training, metrics
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """Returns {name: value} of the arguments of this model's `compile`, plain values that Keras saves with it."""
+        config = keras.Model.get_compile_config(self)
+        if not config or self._options is None:
+            return config
+        for name in FIXED:
+            config.pop(name, None)
+        return {**config, **{name: getattr(self._options, name) for name in STEP_OPTIONS}}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles a loaded model with the dict that `get_compile_config` returned when the model was saved."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        _build_optimizer(self)
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """A compiled model's Keras metrics, a list: the loss, bits per dimension and the terms of the lower bound."""
+        return keras.Model.metrics.fget(self) if self._bound_metrics is None else list(self._bound_metrics.metrics)
+
+    def _require_compiled(self, method: str) -> tuple[TrainingConfig, BoundMetrics]:
+        """Returns training config and metrics from `compile`; raises UserError if `method`, such as fit, cannot run."""
+        if self._options is None or self._bound_metrics is None:
+            raise UserError(f"call model.compile(optimizer) before {method}")
+        require_one_scope(self)
+        return self._options, self._bound_metrics
+
+    def fit(self, x: Any = None, y: Any = None, *rest: Any, **options: Any) -> keras.callbacks.History:
+        """Trains the model on images, as `keras.Model.fit` does, and returns the history.
+
+        A model that is not initialised yet is first initialised from `init_images` training images. A step is skipped,
+        and changes no weight, if its loss or gradient is not finite, or if activations that the memory mode "invert"
+        recovers are too inexact.
+
+        Args:
+            x: uint8 images `[n, height, width, channels]`, or a data set (or another iterable) of batches; a batch is
+                images, a tuple of images and labels, or a dict with `image` and `label`.
+            y: labels of the images, ignored by a model without labels.
+            *rest: further positional arguments of `keras.Model.fit`.
+            **options: further options of `keras.Model.fit`. The option `validation_data` has the form of x, or is a
+                tuple of images and labels.
+
+        Returns:
+            Keras' `History`, whose attribute `history` is {name of metric: list of one value for each epoch}. Names of
+            validation metrics begin with "val_".
+
+        Raises:
+            UserError: if the model was not compiled, or an option or the devices do not suit training on the bound.
+            DataError: if images or labels do not fit the model.
+            DivergedError: if `max_skipped_steps` steps in a row were skipped.
+        """
+        training, metrics = self._require_compiled("fit")
+        require_equal_weights(options.get("sample_weight"), options.get("class_weight"))
+        check_images(x, y, self.config)
+        validation = options.get("validation_data")
+        if validation is not None:
+            is_pair = isinstance(validation, tuple) and len(validation) == 2
+            validation_x, validation_y = validation if is_pair else (validation, None)
+            check_images(validation_x, validation_y, self.config)
+            options["validation_data"] = wrap_generator(validation)
+        if not self._has_weights():
+            split = 0.0 if validation is not None else options.get("validation_split", 0.0)
+            images = read_first_images(x, split, training.init_images, training.seed)
+            require_images(images, self.config.image_shape)
+            if options.get("verbose", True):
+                text = f"initialising the weights from {len(images)} training images, then tracing the first step"
+                print(text, flush=True)
+            self.initialize(add_first_noise(images, training), seed=training.seed)
+        if isinstance(x, tf.data.Dataset):
+            # Keras does not shuffle a `tf.data.Dataset`, and would warn about the default of its `fit`, shuffle=True.
+            options.setdefault("shuffle", False)
+        callbacks = tf.nest.flatten(options.pop("callbacks", None) or [])
+        callbacks.insert(0, SkippedSteps(metrics, training))
+        names = {metric.name for metric in metrics.metrics}
+        for callback in callbacks:
+            # Keras cannot know that smaller values of these metrics are better, so "auto" is replaced by "min".
+            if getattr(callback, "mode", "") == "auto" and callback.monitor.removeprefix("val_") in names:
+                callback.mode = "min"
+        return keras.Model.fit(self, wrap_generator(x), y, *rest, callbacks=callbacks, **options)
+
+    def evaluate(self, x: Any = None, y: Any = None, *rest: Any, **options: Any) -> Any:
+        """Returns the metrics of the evidence lower bound, means over all images, as `keras.Model.evaluate` does.
+
+        The noise of an image depends only on the seed of `compile` and on the index of the image. So every batch size
+        gives the same results, and so does `python -m tfdecouple evaluate` for the same images.
+
+        The arguments are those of `keras.Model.evaluate`, with x and y in the forms that `fit` accepts.
+        """
+        self._require_compiled("evaluate")
+        require_initialized(self)
+        if not options.get("_use_cached_eval_dataset"):
+            check_images(x, y, self.config)
+        return keras.Model.evaluate(self, wrap_generator(x), y, *rest, **options)
+
+    def predict(self, x: Any, *rest: Any, **options: Any) -> Codes:
+        """Encodes images batch by batch, and returns all codes as `Codes(z, v)` of NumPy arrays.
+
+        The arguments are those of `keras.Model.predict`, with images in the forms that `fit` accepts. Codes that are
+        not finite raise InversionError.
+        """
+        require_initialized(self)
+        require_one_scope(self)
+        check_images(x, None, self.config)
+        outputs = keras.Model.predict(self, wrap_generator(x), *rest, **options)
+        codes = Codes(*outputs) if self.config.has_latent else Codes(None, outputs)
+        require_finite("predict gave codes that are not finite", *[code for code in codes if code is not None])
+        warn_of_far_images(codes.v)
+        return codes
+
+    def make_train_function(self, force: bool = False) -> None:
+        """Sets `train_function`, which Keras' `fit` calls to run steps, with TF32 only if `precision` is "tf32"."""
+        if self.train_function is not None and not force:
+            return
+        training, _ = self._require_compiled("fit")
+        require_initialized(self)
+        if not self.optimizer.built:
+            # A step calls the optimizer inside `tf.cond`, where the optimizer could not create its variables.
+            _build_optimizer(self)
+        keras.Model.make_train_function(self, force)
+        # TensorFlow reads its switch for TF32 when operations run, so the context surrounds each call, not the trace.
+        context: Any = RunMode(precision=training.precision).switch_tf32()
+        self.train_function = context(self.train_function)
+
+    def make_test_function(self, force: bool = False) -> None:
+        """Sets `test_function`, which Keras' `evaluate` calls to evaluate batches, in full float32 (without TF32)."""
+        if self.test_function is None or force:
+            keras.Model.make_test_function(self, force)
+            self.test_function = full_float32()(self.test_function)
+
+    def make_predict_function(self, force: bool = False) -> None:
+        """Sets `predict_function`, which Keras' `predict` calls to encode batches, in full float32 (without TF32)."""
+        if self.predict_function is None or force:
+            keras.Model.make_predict_function(self, force)
+            self.predict_function = full_float32()(self.predict_function)
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Runs a step of `fit` on a device's part of a batch; returns {name: value} of the metrics over all devices.
+
+        A skipped step changes no weight. A training loop of one's own calls this method by `strategy.run`.
+        """
+        training, metrics = self._require_compiled("fit")
+        images, labels = self._read_batch(data)
+        labels = as_labels(labels, get_sizes(images)[0], self.config.classes, self.config.has_label_codes)
+        optimizer, place = self.optimizer, locate_images(images)
+        update = tf.convert_to_tensor(optimizer.iterations)
+        seed = randomness.derive_seed(training.seed, "step", update)
+        if optimizer.gradient_accumulation_steps:
+            # Steps that accumulate gradients for one update share a value of `iterations`; the image count varies the
+            # seed.
+            seed = randomness.derive_seed(seed, metrics.image_count)
+        trainable, moving = self.trainable_variables, list_moving_statistics(self)
+
+        def apply(total: DeviceResult, is_sound: tf.Tensor, norm: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+            strategy, applied = self.distribute_strategy, is_sound & metrics.converges
+
+            def change(gradients: list[tf.Tensor], statistics: list[tf.Tensor]) -> None:
+                replica = tf.distribute.get_replica_context()
+                if replica.num_replicas_in_sync > 1:
+                    # A Keras optimizer clips the gradients of each device and then adds them up. For the result of a
+                    # single device, the first device passes the sums, and the others pass zeros.
+                    share = tf.cast(tf.equal(replica.replica_id_in_sync_group, 0), tf.float32)
+                    gradients = [gradient * share for gradient in gradients]
+                optimizer.apply(gradients, trainable)
+                for variable, value in zip(moving, statistics, strict=True):
+                    variable.assign(value)
+
+            def change_all() -> tf.Tensor:
+                strategy.run(change, args=(total.gradients, total.moving))
+                return tf.constant(True)
+
+            # Gradients of zero would still change the state of a Keras optimizer, so a skipped step does not call it.
+            # The optimizer leaves the replica context, which TensorFlow allows only where the context began inside
+            # `tf.cond`.
+            tf.cond(applied, change_all, lambda: tf.constant(False))
+            return applied, total.terms
+
+        step = TrainingStep(self, training, trainable, moving, apply)
+        applied, terms = step.take(images, labels, seed, update, place=place)
+        kl_weight = tf.cast(compute_kl_weight(training, update), tf.float64)
+        metrics.count_step(applied, tf.cast(tf.stack(terms), tf.float64), tf.cast(place[1], tf.float64), kl_weight)
+        return {**metrics.collect_results(), "skipped_steps": metrics.not_applied + 0}
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Adds a batch's terms of the bound to the metrics of `evaluate`, and returns {name: value} of the metrics."""
+        training, metrics = self._require_compiled("evaluate")
+        images, labels = self._read_batch(data)
+        start, count = locate_images(images)
+        first = metrics.image_count + tf.cast(start, tf.int64)
+        which = training.seed, 0, first + tf.range(tf.shape(images, tf.int64)[0])
+        config = self.config
+        z = randomness.draw_z_noise(config.latent_dim, *which)
+        u = randomness.draw_u_noise(config.image_shape, *which, config.has_dequantizer)
+        bound = self.bound(images, labels, noise=(z, u))
+        terms = tf.cast(tf.stack([bound.reconstruction, bound.kl, bound.dequantization]), tf.float64)
+        count = tf.cast(count, tf.float64)
+        metrics.add_images(sum_over_devices(tf.reduce_sum(terms, -1)) / count, count, training.kl_weight)
+        return metrics.collect_results()
+
+    def predict_step(self, data: Any) -> Any:
+        """Returns the codes (z, v) of a batch of images for `predict`, or only the tensor v for a model without z."""
+        codes = self.encode(*self._read_batch(data))
+        return codes.v if codes.z is None else tuple(codes)
+
+    def _read_batch(self, data: Any) -> tuple[tf.Tensor, Any]:
+        images, labels = unpack_images(data)
+        return as_images(images, self.config.image_shape), labels if self.config.has_labels else None

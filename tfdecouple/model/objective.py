@@ -1,18 +1,22 @@
 """The objective of training: the negative evidence lower bound (paper equation 2), term by term."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
+from tfdecouple.config import ModelConfig
+from tfdecouple.layers.base import Runner
+from tfdecouple.model.base_model import BaseModel
 from tfdecouple.numerics.arithmetic import get_sizes, make_zero_log_det, multiply_sizes
 
 
-class Elbo(NamedTuple):
+class BoundTerms(NamedTuple):
     """The terms of the negative evidence lower bound, an upper bound of -log p(x); each term is float32 `[batch]`.
 
-    >>> elbo = Elbo(*tf.zeros([4, 2]))
-    >>> elbo.bits_per_dim.shape.as_list()
+    >>> bound = BoundTerms(*tf.zeros([4, 2]))
+    >>> bound.bits_per_dim.shape.as_list()
     [2]
 
     Attributes:
@@ -47,8 +51,8 @@ class Latents(NamedTuple):
     v: tf.Tensor
 
 
-def negative_elbo(
-    networks: Any,
+def evaluate_bound(
+    networks: BaseModel,
     bins: tf.Tensor,
     z_noise: tf.Tensor,
     u_noise: tf.Tensor,
@@ -56,8 +60,8 @@ def negative_elbo(
     labels: tf.Tensor | None = None,
     encoder_bins: tf.Tensor | None = None,
     training: bool = False,
-    runner: Any = None,
-) -> tuple[Elbo, Latents]:
+    runner: Runner | None = None,
+) -> tuple[BoundTerms, Latents]:
     """Returns the terms of the negative bound for one draw of z and of x within the bins, and the latents of the draw.
 
     Args:
@@ -84,27 +88,28 @@ def negative_elbo(
             prior_noise, log_det = _map_to_prior_noise(networks, z, runner)
             log_prior = standard_normal_log_prob(prior_noise) + log_det
         else:
-            prior_noise, log_prior = select_prior_by_label(*evaluate_class_priors(networks, z, runner), labels)
+            prior_noise, log_prior = select_prior_by_label(*evaluate_label_priors(networks, z, runner), labels)
         kl = log_posterior - log_prior
     elif networks.code_net is not None:
-        z, log_prior = networks.code_net(labels), tf.gather(networks.class_log_probabilities, labels)
+        z = networks.code_net(labels)
+        log_prior = tf.gather(compute_label_log_probabilities(networks.config), labels)
         kl = -log_prior
     u, dequantization = dequantize(networks, bins, u_noise, training, runner)
     v, log_det = networks.flow.forward_and_log_det(quantizer.place_in_bins(bins, u), z, runner)
     reconstruction = -standard_normal_log_prob(v) - log_det
     nats = reconstruction + kl + dequantization
     bits = quantizer.convert_to_bits_per_dim(nats, multiply_sizes(get_sizes(bins)[1:], bins.dtype))
-    return Elbo(reconstruction, kl, dequantization, bits), Latents(prior_noise, log_prior, v)
+    return BoundTerms(reconstruction, kl, dequantization, bits), Latents(prior_noise, log_prior, v)
 
 
 def dequantize(
-    networks: Any, bins: tf.Tensor, u_noise: tf.Tensor, training: bool = False, runner: Any = None
+    networks: BaseModel, bins: tf.Tensor, u_noise: tf.Tensor, training: bool = False, runner: Runner | None = None
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns u, the positions of x within the bins of the pixels, and log q(u|x), `[batch]`, in nats.
 
     `bins`, `u_noise` and u have one shape, `[batch, height, width, channels]`. A learned q(u|x) maps standard normal
     noise to u; otherwise the noise is uniform in [0, 1) with log-density 0, and u is the noise. The other arguments are
-    those of `negative_elbo`.
+    those of `evaluate_bound`.
     """
     if networks.dequantizer is None:
         return u_noise, make_zero_log_det(bins)
@@ -113,22 +118,55 @@ def dequantize(
     return u, standard_normal_log_prob(u_noise) - log_det
 
 
-def evaluate_class_priors(networks: Any, z: tf.Tensor, runner: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
+def evaluate_label_priors(
+    networks: BaseModel, z: tf.Tensor, runner: Runner | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the prior flow's outputs, `[batch, classes, d_z]`, and log p(z, y), `[batch, classes]`.
 
-    `runner` runs the prior flow, as in `negative_elbo`.
+    `runner` runs the prior flow, as in `evaluate_bound`.
     """
+    assert networks.prior_affine is not None
     shifted, log_det = networks.prior_affine(z)
     classes, latent_dim = shifted.shape[1:]
     noise, change = _map_to_prior_noise(networks, tf.reshape(shifted, [-1, latent_dim]), runner)
     log_prob = tf.reshape(standard_normal_log_prob(noise) + change, [-1, classes])
-    log_joint = log_prob + log_det + networks.class_log_probabilities
+    log_joint = log_prob + log_det + compute_label_log_probabilities(networks.config)
     return tf.reshape(noise, [-1, classes, latent_dim]), log_joint
 
 
-def _map_to_prior_noise(networks: Any, z: tf.Tensor, runner: Any) -> tuple[tf.Tensor, Any]:
+def _map_to_prior_noise(networks: BaseModel, z: tf.Tensor, runner: Runner | None) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the prior flow's output for z, standard normal noise, and log-determinants; without a flow z and 0."""
     return (z, 0.0) if networks.prior_flow is None else networks.prior_flow.forward_and_log_det(z, None, runner)
+
+
+def map_noise_to_z(networks: BaseModel, noise: tf.Tensor, labels: tf.Tensor | None = None) -> tf.Tensor:
+    """Returns draws of z from the prior, `[batch, d_z]`, for standard normal noise `[batch, d_z]`.
+
+    A model with labels needs labels, int32 `[batch]`; if z is a function of the label, the noise is ignored.
+    """
+    if networks.code_net is not None:
+        return networks.code_net(labels)
+    z = noise if networks.prior_flow is None else networks.prior_flow.inverse_and_log_det(noise)[0]
+    return z if networks.prior_affine is None else networks.prior_affine.invert_for_labels(z, labels)
+
+
+def compute_label_log_probabilities(config: ModelConfig) -> tf.Tensor:
+    """Returns log p(y) of each label y, float32 `[classes]`, which the config's `class_probabilities` fix."""
+    shares = np.asarray(config.label_shares, np.float64)
+    return tf.constant(np.log(shares / shares.sum()), tf.float32)
+
+
+def evaluate_log_joint(networks: BaseModel, bins: tf.Tensor) -> tf.Tensor:
+    """Returns log p(x, y) of images, given as `bins`, for each label y, `[batch, classes]`, up to a constant."""
+    if networks.code_net is None:
+        assert networks.encoder is not None
+        z = networks.encoder.run_inference(networks.quantizer.place_at_edges(bins))[0]
+        return evaluate_label_priors(networks, z)[1]
+    x, log_probs = networks.quantizer.place_at_centres(bins), []
+    for code in tf.unstack(networks.code_net.compute_codes()):
+        v, log_det = networks.flow.forward_and_log_det(x, tf.repeat(code[None], tf.shape(x)[0], 0))
+        log_probs.append(standard_normal_log_prob(v) + log_det)
+    return tf.stack(log_probs, -1) + compute_label_log_probabilities(networks.config)
 
 
 def select_prior_by_label(
@@ -136,7 +174,7 @@ def select_prior_by_label(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the output of the prior flow for each image's label, `[batch, d_z]`, and log p(z, y), `[batch]`.
 
-    The arguments `noise` and `log_joint` are results of `evaluate_class_priors`. An image without a label (-1, or None
+    The arguments `noise` and `log_joint` are results of `evaluate_label_priors`. An image without a label (-1, or None
     for all images) gets the output for the image's most probable label, and log p(z).
     """
     # A gather of the entries would have a gradient with int32 indices, with which TensorFlow computes on a GPU's host.

@@ -7,17 +7,14 @@ same length: they lie in a thin shell, far from the mode. The scores `shell` and
 typical image deviates by about 1; the scores from densities are in bits per dimension and in nats.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import tensorflow as tf
 
-if TYPE_CHECKING:
-    from tfdecouple.model import DecoupledModel
-    from tfdecouple.model.objective import Elbo, Latents
+from tfdecouple.model.objective import BoundTerms, Latents
+from tfdecouple.networks.flow import Flow
 
 
 class OutlierScores(NamedTuple):
@@ -40,36 +37,13 @@ class OutlierScores(NamedTuple):
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 
-def outlier_scores(
-    model: DecoupledModel, images: Any, z_noise: tf.Tensor, u_noise: tf.Tensor, labels: Any = None
-) -> OutlierScores:
-    """Returns the `OutlierScores` of images; the evidence lower bound is evaluated at the given noise.
-
-    If z is a function of the label and no labels are given, each image is scored with its most probable label.
-
-    >>> from tfdecouple import DecoupledModel, ModelConfig
-    >>> config = ModelConfig(image_shape=(4, 4, 3), conditioning="none", steps=(1, 1), hidden_channels=(4, 4))
-    >>> model, images = DecoupledModel(config), tf.zeros([2, 4, 4, 3], tf.uint8)
-    >>> model.initialize(images)
-    >>> outlier_scores(model, images, z_noise=tf.zeros([2, 0]), u_noise=tf.zeros([2, 4, 4, 3])).shell.shape.as_list()
-    [2]
-
-    The arguments after `model` are those of `DecoupledModel.elbo_from_noise`.
-    """
-    if labels is None and model.config.has_class_codes:
-        labels = tf.argmax(model.classify(images), -1, tf.int32)
-    return score_latents(model, *model.elbo_and_latents(images, z_noise, u_noise, labels=labels))
-
-
-def score_latents(model: DecoupledModel, elbo: Elbo, latents: Latents) -> OutlierScores:
-    """Returns the `OutlierScores` of images, given the two results of `DecoupledModel.elbo_and_latents`."""
+def score_latents(flow: Flow, bound: BoundTerms, latents: Latents) -> OutlierScores:
+    """Returns the `OutlierScores` of images, given the two results of `evaluate_bound`."""
     return OutlierScores(
-        elbo.bits_per_dim,
+        bound.bits_per_dim,
         None if latents.prior_noise is None else -latents.log_prior,
         score_shell(latents.v),
-        score_typicality(
-            [*([] if latents.prior_noise is None else [latents.prior_noise]), *model.flow.split_v(latents.v)]
-        ),
+        score_typicality([*([] if latents.prior_noise is None else [latents.prior_noise]), *flow.split_v(latents.v)]),
     )
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import tensorflow as tf
 
@@ -39,24 +38,24 @@ class Quantizer:
         """The width of a bin in x, a power of two, so that float32 multiplies by the width without rounding."""
         return 2 / self.n_bins
 
-    def find_bins(self, pixels: Any) -> tf.Tensor:
+    def find_bins(self, pixels: tf.Tensor) -> tf.Tensor:
         """Returns the bin of each uint8 pixel, a whole number from 0 to n_bins - 1, as a float32 tensor."""
         bins = tf.cast(pixels, tf.float32)
         return bins if self.pixels_per_bin == 1 else tf.floor(bins / self.pixels_per_bin)
 
-    def place_at_edges(self, bins: Any) -> Any:
+    def place_at_edges(self, bins: tf.Tensor) -> tf.Tensor:
         """Returns x in [-1, 1) at the lower edge of each bin, of the shape of `bins`: the input of the encoder."""
         return bins * self.bin_width - 1
 
-    def place_in_bins(self, bins: Any, u: Any) -> Any:
-        """Returns x in [-1, 1): the point at the fraction u of each bin. `bins`, u and the result have one shape."""
+    def place_in_bins(self, bins: tf.Tensor, u: tf.Tensor) -> tf.Tensor:
+        """Returns x in [-1, 1) at the position u in [0, 1) within each bin, of the shape of `bins` and u."""
         return (bins + u) * self.bin_width - 1
 
-    def place_at_centres(self, bins: Any) -> Any:
+    def place_at_centres(self, bins: tf.Tensor) -> tf.Tensor:
         """Returns x in [-1, 1) at the centre of each bin, of the shape of `bins`."""
         return self.place_in_bins(bins, 0.5)
 
-    def scale_to_bins(self, x: Any) -> Any:
+    def scale_to_bins(self, x: tf.Tensor) -> tf.Tensor:
         """Returns x in [-1, 1) scaled to the range from 0 to n_bins; rounded down, the result is the bin of x."""
         return (x + 1) * (self.n_bins / 2)
 
@@ -65,11 +64,11 @@ class Quantizer:
         bins = tf.clip_by_value(tf.floor(self.scale_to_bins(x)), 0, self.n_bins - 1)
         return tf.cast(bins if self.pixels_per_bin == 1 else bins * self.pixels_per_bin, tf.uint8)
 
-    def quantize_pixels(self, pixels: Any) -> tf.Tensor:
+    def quantize_pixels(self, pixels: tf.Tensor) -> tf.Tensor:
         """Returns each pixel replaced by the lowest value in its bin, uint8; the model only distinguishes bins."""
         return self.round_to_pixels(self.place_at_centres(self.find_bins(pixels)))
 
-    def convert_to_bits_per_dim(self, nats: Any, dimensions: int) -> Any:
+    def convert_to_bits_per_dim(self, nats: tf.Tensor, dimensions: int) -> tf.Tensor:
         """Converts -log p(x), in nats per image, to bits per colour value of the image of quantised pixels.
 
         The bits are an upper bound: -log P(image) is at most the mean of -log p(x) over all x in the bins of the

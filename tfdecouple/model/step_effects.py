@@ -5,7 +5,6 @@ In all functions `update` is the number of updates before this one, an integer s
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -20,7 +19,7 @@ def augment_images(
     update: tf.Tensor,
     seed: tf.Tensor,
     device_slice: slice,
-    batch_size: Any,
+    batch_size: int | tf.Tensor,
 ) -> tf.Tensor:
     """Returns a device's training images with noise and patterns, by the options of the training.
 
@@ -39,7 +38,7 @@ def augment_images(
     return images
 
 
-def add_first_noise(images: Any, training: TrainingConfig) -> Any:
+def add_first_noise(images: tf.Tensor, training: TrainingConfig) -> tf.Tensor:
     """Returns the images that initialise a model with the noise of the first update, on which the model then trains."""
     if not training.noise:
         return images

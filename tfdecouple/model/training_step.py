@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfdecouple import randomness
 from tfdecouple.config import TrainingConfig
 from tfdecouple.model import objective
+from tfdecouple.model.base_model import BaseModel
 from tfdecouple.model.gradient import compute_gradient_norm
 from tfdecouple.model.step_effects import augment_images, compute_kl_weight
 from tfdecouple.numerics.arithmetic import get_sizes, sum_over_devices
@@ -85,7 +86,7 @@ class TrainingStep:
             within `INVERSION_BOUND`; and the norm of the gradient. It is called once, in cross-replica context.
     """
 
-    model: Any
+    model: BaseModel
     training: TrainingConfig
     trainable: Sequence[keras.Variable]
     moving: Sequence[keras.Variable]
@@ -147,9 +148,9 @@ class TrainingStep:
                 # An empty batch has no statistics, so the encoder normalises as in evaluation.
                 options = {"labels": labels, "training": images.shape[0] != 0 or devices > 1, "runner": runner}
                 bins = self.model.quantizer.find_bins(images)
-                elbo, _ = objective.negative_elbo(self.model, bins, z, u, **options)
+                bound, _ = objective.evaluate_bound(self.model, bins, z, u, **options)
                 total = tf.cast(batch_size, tf.float32)
-                terms = [tf.reduce_sum(term) / total for term in (elbo.reconstruction, elbo.kl, elbo.dequantization)]
+                terms = [tf.reduce_sum(term) / total for term in (bound.reconstruction, bound.kl, bound.dequantization)]
                 reconstruction, kl, dequantization = terms
                 loss = reconstruction + compute_kl_weight(training, updates) * kl + dequantization
             *gradients, error = tape.gradient(loss, [*weights, probe], unconnected_gradients="zero")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tfdecouple.config import Config, ModelConfig
-from tfdecouple.config.shapes import StagePlan, name_flow_steps
+from tfdecouple.config.shapes import Shape, StagePlan, name_flow_steps
 from tfdecouple.errors import ConfigError
 from tfdecouple.registry import ENCODERS, PRIORS
 from tfdecouple.runtime.devices import format_bytes, read_total_memory
@@ -18,7 +18,6 @@ from tfdecouple.runtime.devices import format_bytes, read_total_memory
 if TYPE_CHECKING:
     from tfdecouple.layers.base import Cost
 
-Shape = tuple[int, ...]
 
 # Bytes of one value.
 FLOAT32 = 4
@@ -40,7 +39,7 @@ def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
     """Returns {name: (unbuilt network, input shape)} of all networks of a model; input shapes are batch first."""
     from tfdecouple.networks.dequantizer import Dequantizer
     from tfdecouple.networks.flow import Flow
-    from tfdecouple.networks.prior import ClassAffine, ClassCodes
+    from tfdecouple.networks.prior import LabelAffine, LabelCodes
 
     image, z = (None, *config.image_shape), (None, config.latent_dim)
     networks: dict[str, tuple[Any, tuple]] = {"flow": (Flow(config, name="flow"), image)}
@@ -48,10 +47,10 @@ def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
         networks["encoder"] = ENCODERS[config.encoder](config, name="encoder"), image
         if config.prior != "normal":
             networks["prior_flow"] = PRIORS[config.prior](config, name="prior_flow"), z
-        if config.has_classes:
-            networks["prior_affine"] = ClassAffine(config.classes, config.latent_dim, name="prior_affine"), z
-    if config.has_class_codes:
-        networks["class_codes"] = ClassCodes(config.classes, config.latent_dim, name="class_codes"), (None,)
+        if config.has_labels:
+            networks["prior_affine"] = LabelAffine(config.classes, config.latent_dim, name="prior_affine"), z
+    if config.has_label_codes:
+        networks["class_codes"] = LabelCodes(config.classes, config.latent_dim, name="class_codes"), (None,)
     if config.has_dequantizer:
         networks["dequantizer"] = Dequantizer(config, name="dequantizer"), image
     return networks
@@ -144,7 +143,7 @@ def require_memory(config: ModelConfig) -> None:
 
 
 def count_inference_bytes(config: ModelConfig, height: int, width: int) -> int:
-    """Returns the bytes, besides weights, that `encode`, `decode` or `elbo` needs for an image of this size."""
+    """Returns the bytes, besides weights, that `encode`, `decode` or `bound` needs for an image of this size."""
     own_height, own_width, channels = config.image_shape
     # Values are counted for an image of the config's size; the result is scaled by the ratio of the pixel counts.
     stages = list_stages(config)

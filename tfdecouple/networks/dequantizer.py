@@ -11,8 +11,9 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.config import ModelConfig, parse_config
+from tfdecouple.config.shapes import Shape
 from tfdecouple.layers import ActNorm, Sigmoid
-from tfdecouple.layers.base import BaseLayer, Condition, Mapped, Run
+from tfdecouple.layers.base import BaseLayer, Children, Condition, InvertibleLayer, Mapped, Run, Runner
 from tfdecouple.networks.encoder import LocalResNet
 from tfdecouple.networks.flow import Flow, Stage
 
@@ -31,11 +32,11 @@ class DequantizingFlow(Flow):
     Noise and u have the shape of the images, `[batch, height, width, channels]`.
     """
 
-    def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: Any):
+    def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: object):
         super().__init__(config, **kwargs)
         self.sigmoid = Sigmoid(name="sigmoid", dtype=self.dtype_policy)
 
-    def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
+    def children(self, x_shape: Shape | None = None, condition_shape: Shape | None = None) -> Children:
         return [*super().children(), (self.sigmoid, (None, *self.config.image_shape), None)]
 
     def _make_levels(self) -> tuple[tuple[Stage, ...], ...]:
@@ -45,7 +46,7 @@ class DequantizingFlow(Flow):
         couplings = {"alpha": config.dequantization_alpha}
         return self._make_stages(config.dequantization_levels, transform, transform, (), couplings)
 
-    def initialize_from_noise(self, seed: Any) -> None:
+    def initialize_from_noise(self, seed: tf.Tensor) -> None:
         """Sets the weights so that u is nearly uniform: couplings become the identity, actnorms are set from noise.
 
         The output of every actnorm gets mean 0 and the standard deviation for which the sigmoid of normal noise is
@@ -55,7 +56,7 @@ class DequantizingFlow(Flow):
         positions = self.levels[-1][0].plan.positions
         noise = tf.random.stateless_normal([-(-_LEAST_NOISE_COUNT // positions), *self.config.image_shape], seed)
 
-        def visit(layer: Any, x: tf.Tensor, condition: Condition) -> tf.Tensor:
+        def visit(layer: InvertibleLayer, x: tf.Tensor, condition: Condition) -> tf.Tensor:
             y = layer.initialize(x, condition)
             if not isinstance(layer, ActNorm):
                 return y
@@ -83,7 +84,7 @@ class Dequantizer(BaseLayer):
 
     saved_arguments = ("config",)
 
-    def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: Any):
+    def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: object):
         super().__init__(**kwargs)
         self.config = config if isinstance(config, ModelConfig) else parse_config(ModelConfig, config, "model.")
         self.encoder = LocalResNet(
@@ -91,17 +92,17 @@ class Dequantizer(BaseLayer):
         )
         self.flow = DequantizingFlow(self.config, name="flow")
 
-    def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
+    def children(self, x_shape: Shape | None = None, condition_shape: Shape | None = None) -> Children:
         image = (None, *self.config.image_shape)
         return [(self.encoder, image, None), (self.flow, image, None)]
 
-    def build(self, x_shape: Any = None) -> None:  # type: ignore[override]
+    def build(self, x_shape: Shape = ()) -> None:  # type: ignore[override]
         super().build(x_shape)
 
-    def compute_output_shape(self, x_shape: Any, noise_shape: Any = None) -> tuple[tuple, tuple]:
+    def compute_output_shape(self, x_shape: Shape, noise_shape: Shape | None = None) -> tuple[tuple, tuple]:
         return tuple(x_shape), tuple(x_shape)[:1]
 
-    def call(self, x: tf.Tensor, noise: tf.Tensor, training: bool = False, runner: Any = None) -> Mapped:
+    def call(self, x: tf.Tensor, noise: tf.Tensor, training: bool = False, runner: Runner | None = None) -> Mapped:
         """Returns u in (0, 1) for images x in [-1, 1) and standard normal noise, and log |det du/dnoise|, `[batch]`.
 
         The encoder and the flow are run by `runner`, or by their own runners if it is None.

@@ -9,8 +9,8 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.config import ModelConfig
-from tfdecouple.config.shapes import Block, plan_encoder_blocks, plan_map_blocks
-from tfdecouple.layers.base import BaseLayer, Cost, Weight
+from tfdecouple.config.shapes import Block, Shape, plan_encoder_blocks, plan_map_blocks
+from tfdecouple.layers.base import BaseLayer, Children, Cost, Runner, Weight
 from tfdecouple.layers.colour_map import START_DEVIATION, count_colour_numbers, measure_colours
 from tfdecouple.layers.conditioners import (
     StartsAtZero,
@@ -41,7 +41,14 @@ class Convolution(BaseLayer):
     """
 
     def __init__(
-        self, planes: int, size: int, strides: int = 1, *, transposed: bool = False, bias_fan_in: int = 0, **kwargs: Any
+        self,
+        planes: int,
+        size: int,
+        strides: int = 1,
+        *,
+        transposed: bool = False,
+        bias_fan_in: int = 0,
+        **kwargs: object,
     ):
         super().__init__(**kwargs)
         self.planes = planes
@@ -50,14 +57,14 @@ class Convolution(BaseLayer):
         self.transposed = transposed
         self.bias_fan_in = bias_fan_in
 
-    def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
+    def declare(self, x_shape: Shape, condition_shape: Shape | None = None) -> dict[str, Weight]:
         channels = (self.planes, x_shape[-1]) if self.transposed else (x_shape[-1], self.planes)
         weights = {"kernel": Weight((self.size, self.size, *channels), make_kernel_initializer)}
         if self.bias_fan_in:
             weights["bias"] = Weight((self.planes,), functools.partial(make_bias_initializer, self.bias_fan_in))
         return weights
 
-    def compute_output_shape(self, x_shape: Any) -> tuple:
+    def compute_output_shape(self, x_shape: Shape) -> tuple:
         batch, height, width, _ = x_shape
         sides = (side * self.strides if self.transposed else side // self.strides for side in (height, width))
         return (batch, *sides, self.planes)
@@ -86,7 +93,7 @@ class BatchNorm(BaseLayer):
 
     epsilon = 1e-5
 
-    def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
+    def declare(self, x_shape: Shape, condition_shape: Shape | None = None) -> dict[str, Weight]:
         shape = x_shape[-1:]
         return {
             "gamma": Weight(shape, "ones"),
@@ -95,7 +102,7 @@ class BatchNorm(BaseLayer):
             "moving_variance": Weight(shape, "ones", trainable=False),
         }
 
-    def compute_output_shape(self, x_shape: Any) -> tuple:
+    def compute_output_shape(self, x_shape: Shape) -> tuple:
         return tuple(x_shape)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -139,7 +146,7 @@ class ResNetBlock(BaseLayer):
 
     saved_arguments = ("planes", "strides", "transposed")
 
-    def __init__(self, planes: int, strides: int = 1, transposed: bool = False, **kwargs: Any):
+    def __init__(self, planes: int, strides: int = 1, transposed: bool = False, **kwargs: object):
         super().__init__(**kwargs)
         self.planes = planes
         self.strides = strides
@@ -150,7 +157,7 @@ class ResNetBlock(BaseLayer):
         self.norm_2 = BatchNorm(name="norm_2")
         self.shortcut: list[BaseLayer] = []
 
-    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
+    def children(self, x_shape: Shape, condition_shape: Shape | None = None) -> Children:
         inner = self.compute_output_shape(x_shape)
         if not self.shortcut and (self.strides != 1 or x_shape[-1] != self.planes):
             name = "shortcut_convolution"
@@ -162,7 +169,7 @@ class ResNetBlock(BaseLayer):
             for layer, shape in zip(layers, (x_shape, inner, inner, inner, x_shape, inner), strict=False)
         ]
 
-    def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
+    def cost(self, x_shape: Shape, condition_shape: Shape | None = None) -> Cost:
         self.children(x_shape)
         *sides, channels = x_shape[1:]
         *out_sides, planes = self.compute_output_shape(x_shape)[1:]
@@ -177,7 +184,7 @@ class ResNetBlock(BaseLayer):
         activations = before + inner + (2 + shortcut + 2) * planes * out
         return Cost(first + 9 * planes**2 * out, activations)
 
-    def compute_output_shape(self, x_shape: Any) -> tuple:
+    def compute_output_shape(self, x_shape: Shape) -> tuple:
         return self.convolution_1.compute_output_shape(x_shape)
 
     @full_float32()
@@ -206,7 +213,7 @@ class ImageNetwork(BaseLayer):
     runner: Any = None
 
     @full_float32()
-    def run_inference(self, x: tf.Tensor, runner: Any = None) -> Any:
+    def run_inference(self, x: tf.Tensor, runner: Runner | None = None) -> Any:
         """Returns `call(x, training=False)` for images x, computed by `runner`, or by the attribute if it is None."""
         if not (runner := runner or self.runner):
             return self(x, training=False)
@@ -220,12 +227,12 @@ class ImageNetwork(BaseLayer):
 class _BlockNetwork(ImageNetwork):
     """The base class of networks that run ResNet blocks in sequence, made from descriptions (`Block`) of the blocks."""
 
-    def __init__(self, blocks: Iterable[Block], **kwargs: Any):
+    def __init__(self, blocks: Iterable[Block], **kwargs: object):
         super().__init__(**kwargs)
         self.blocks = [ResNetBlock(block.planes, block.strides, block.transposed, name=block.name) for block in blocks]
 
-    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        children: list[tuple[BaseLayer, Any, Any]] = []
+    def children(self, x_shape: Shape, condition_shape: Shape | None = None) -> Children:
+        children: Children = []
         for block in self.blocks:
             children.append((block, x_shape, None))
             x_shape = block.compute_output_shape(x_shape)
@@ -258,7 +265,7 @@ class Encoder(StartsAtZero, _BlockNetwork):
     saved_arguments = ("latent_dim", "channels", "out_channels", "colours")
 
     def __init__(
-        self, latent_dim: int, channels: tuple[int, ...], out_channels: int, colours: bool = False, **kwargs: Any
+        self, latent_dim: int, channels: tuple[int, ...], out_channels: int, colours: bool = False, **kwargs: object
     ):
         super().__init__(plan_encoder_blocks(channels), **kwargs)
         self.latent_dim = latent_dim
@@ -267,22 +274,22 @@ class Encoder(StartsAtZero, _BlockNetwork):
         self.colours = colours
         self.top = Convolution(out_channels, 1, bias_fan_in=self.channels[-1], name="top")
 
-    def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
+    def declare(self, x_shape: Shape, condition_shape: Shape | None = None) -> dict[str, Weight]:
         weights = declare_weight_norm((math.prod(self.compute_map_shape(x_shape)[1:]), 2 * self.latent_dim))
         if self.colours:
             weights["colour_kernel"] = Weight((count_colour_numbers(x_shape[-1]), 2 * self.latent_dim))
         return weights
 
-    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
+    def children(self, x_shape: Shape, condition_shape: Shape | None = None) -> Children:
         blocks = super().children(x_shape)
         block, shape, _ = blocks[-1]
         return [*blocks, (self.top, block.compute_output_shape(shape), None)]
 
-    def compute_map_shape(self, x_shape: Any) -> tuple:
+    def compute_map_shape(self, x_shape: Shape) -> tuple:
         """Returns the shape, batch first, of the map before the encoder's dense layer, for images of `x_shape`."""
         return (*self.children(x_shape)[-1][1][:-1], self.out_channels)
 
-    def compute_output_shape(self, x_shape: Any) -> tuple[tuple, tuple]:
+    def compute_output_shape(self, x_shape: Shape) -> tuple[tuple, tuple]:
         return ((x_shape[0], self.latent_dim),) * 2
 
     def initialize_from_colours(self, mean: tf.Tensor, deviation: tf.Tensor) -> None:
@@ -326,12 +333,12 @@ class LocalResNet(_BlockNetwork):
 
     saved_arguments = ("channels", "map_channels")
 
-    def __init__(self, channels: tuple[int, ...], map_channels: int, **kwargs: Any):
+    def __init__(self, channels: tuple[int, ...], map_channels: int, **kwargs: object):
         super().__init__(plan_map_blocks(channels, map_channels), **kwargs)
         self.channels = tuple(channels)
         self.map_channels = map_channels
 
-    def compute_output_shape(self, x_shape: Any) -> tuple:
+    def compute_output_shape(self, x_shape: Shape) -> tuple:
         return (*x_shape[:-1], self.map_channels)
 
     @full_float32()

@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.config import ModelConfig, parse_config
-from tfdecouple.config.shapes import StagePlan, is_squeezed_first
+from tfdecouple.config.shapes import Shape, StagePlan, is_squeezed_first
 from tfdecouple.errors import UserError
 from tfdecouple.layers import (
     ActNorm,
@@ -21,7 +21,7 @@ from tfdecouple.layers import (
     InvertibleSequence,
     Squeeze,
 )
-from tfdecouple.layers.base import BaseLayer, Condition, InvertibleComposite, Mapped, Run
+from tfdecouple.layers.base import BaseLayer, Children, Condition, InvertibleComposite, Mapped, Run
 from tfdecouple.layers.conditioners import require_condition
 from tfdecouple.numerics.arithmetic import make_zero_log_det
 from tfdecouple.numerics.kernels import get_kernels
@@ -42,7 +42,7 @@ class FlowStep(InvertibleSequence):
     saved_arguments = ("couplings", "step_layers")
     _linear: type[InvertibleLinear] = InvertibleConv1x1
 
-    def __init__(self, couplings: Mapping[str, Any], step_layers: Sequence[str] = (), **kwargs: Any):
+    def __init__(self, couplings: Mapping[str, Any], step_layers: Sequence[str] = (), **kwargs: object):
         super().__init__(**kwargs)
         self.couplings, self.step_layers = dict(couplings), tuple(step_layers)
         dtype = self.dtype_policy
@@ -73,14 +73,14 @@ class FactorOut(InvertibleComposite):
 
     saved_arguments = ("dropped", "couplings")
 
-    def __init__(self, dropped: int, couplings: Mapping[str, Any], **kwargs: Any):
+    def __init__(self, dropped: int, couplings: Mapping[str, Any], **kwargs: object):
         super().__init__(**kwargs)
         self.dropped, self.couplings = dropped, dict(couplings)
         self.mixing = InvertibleConv1x1(name="linear", dtype=self.dtype_policy)
         self.coupling = Coupling(**couplings, transformed=dropped, name="coupling", dtype=self.dtype_policy)
         self.actnorm = ActNorm(name="actnorm", dtype=self.dtype_policy)
 
-    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
+    def children(self, x_shape: Shape, condition_shape: Shape | None = None) -> Children:
         self._remaining = x_shape[-1] - self.dropped
         return [
             (self.mixing, x_shape, condition_shape),
@@ -144,7 +144,7 @@ class Flow(InvertibleComposite):
 
     saved_arguments = ("config",)
 
-    def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: Any):
+    def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: object):
         super().__init__(**kwargs)
         self.config = config if isinstance(config, ModelConfig) else parse_config(ModelConfig, config, "model.")
         self.is_squeezed_first = is_squeezed_first(self.config.image_shape[-1])
@@ -171,9 +171,9 @@ class Flow(InvertibleComposite):
             return (None, self.condition_size)
         return (None, stage.height, stage.width, self.condition_size * stage.reduction**2)
 
-    def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
+    def children(self, x_shape: Shape | None = None, condition_shape: Shape | None = None) -> Children:
         image = (None, *self.config.image_shape)
-        children: list[tuple[BaseLayer, Any, Any]] = []
+        children: Children = []
         if self.colour_map is not None:
             children.append((self.colour_map, image, (None, self.condition_size)))
         for stage in self.stages:
@@ -182,7 +182,7 @@ class Flow(InvertibleComposite):
         children.append((self.squeeze, image, None))
         return children if self.whitening is None else [*children, (self.whitening, image, None)]
 
-    def build(self, x_shape: Any = None, condition_shape: Any = None) -> None:
+    def build(self, x_shape: Shape | None = None, condition_shape: Shape | None = None) -> None:
         """Creates all weights of the flow, for images of the config's shape; both arguments are ignored."""
         BaseLayer.build(self, (None, *self.config.image_shape))
         self._condition_ndims = 3 if self.local else 1
@@ -222,7 +222,7 @@ class Flow(InvertibleComposite):
             parts += dropped
         return [*parts, v]
 
-    def _prepare_inputs(self, x: Any, condition: Any) -> tuple[tf.Tensor, Condition]:
+    def _prepare_inputs(self, x: tf.Tensor, condition: Condition) -> tuple[tf.Tensor, Condition]:
         shape, multiple = tuple(tf.convert_to_tensor(x).shape), self.levels[-1][0].plan.reduction
         if self.whitening is not None and shape[1:] != self.config.image_shape:
             raise UserError(f"the flow got an array of shape {shape}; it needs [batch, *{self.config.image_shape}]")

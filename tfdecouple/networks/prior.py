@@ -4,14 +4,13 @@ The layers with weights for each label shift and scale z by the label, or comput
 """
 
 import functools
-from typing import Any
 
 import keras
 import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.config import ModelConfig
-from tfdecouple.config.shapes import name_flow_steps
+from tfdecouple.config.shapes import Shape, name_flow_steps
 from tfdecouple.layers import InvertibleLinear, InvertibleSequence
 from tfdecouple.layers.base import BaseLayer, Weight
 from tfdecouple.layers.conditioners import make_bias_initializer, make_kernel_initializer
@@ -44,7 +43,7 @@ class PriorFlow(InvertibleSequence):
 
     saved_arguments = ("steps", "hidden", "transform", "alpha")
 
-    def __init__(self, steps: int, hidden: int, *, transform: str = "affine", alpha: float = 1.0, **kwargs: Any):
+    def __init__(self, steps: int, hidden: int, *, transform: str = "affine", alpha: float = 1.0, **kwargs: object):
         super().__init__(**kwargs)
         self.steps, self.hidden, self.transform, self.alpha = steps, hidden, transform, alpha
         couplings = {"hidden": hidden, "transform": transform, "alpha": alpha}
@@ -57,12 +56,12 @@ def make_prior_flow(config: ModelConfig, name: str) -> PriorFlow:
     return PriorFlow(config.prior_steps, width, transform=transform, alpha=alpha, name=name)
 
 
-class _ClassLayer(BaseLayer):
+class _LabelLayer(BaseLayer):
     """The base class of layers with separate weights for each of `classes` labels; `latent_dim` is the size of z."""
 
     saved_arguments = ("classes", "latent_dim")
 
-    def __init__(self, classes: int, latent_dim: int, **kwargs: Any):
+    def __init__(self, classes: int, latent_dim: int, **kwargs: object):
         super().__init__(**kwargs)
         self.classes = classes
         self.latent_dim = latent_dim
@@ -74,10 +73,10 @@ class _ClassLayer(BaseLayer):
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class ClassCodes(_ClassLayer):
+class LabelCodes(_LabelLayer):
     """A net from the label to z: embedding - FC - ELU - FC - ELU - FC, as in the paper's code ("categorical" there)."""
 
-    def declare(self, x_shape: Any = None, condition_shape: Any = None) -> dict[str, Weight]:
+    def declare(self, x_shape: Shape | None = None, condition_shape: Shape | None = None) -> dict[str, Weight]:
         size, hidden = self.latent_dim, _HIDDEN_FACTOR * self.latent_dim
         embedding = functools.partial(keras.initializers.RandomUniform, -_EMBEDDING_RANGE, _EMBEDDING_RANGE)
         after_size, after_hidden = (functools.partial(make_bias_initializer, fan_in) for fan_in in (size, hidden))
@@ -91,7 +90,7 @@ class ClassCodes(_ClassLayer):
             "last_bias": Weight((size,), after_hidden),
         }
 
-    def compute_output_shape(self, x_shape: Any) -> tuple:
+    def compute_output_shape(self, x_shape: Shape) -> tuple:
         return (*x_shape, self.latent_dim)
 
     @full_float32()
@@ -109,16 +108,16 @@ class ClassCodes(_ClassLayer):
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class ClassAffine(_ClassLayer):
+class LabelAffine(_LabelLayer):
     """A layer before the prior flow that maps z to z * scale + shift, with separate scale and shift for each label.
 
     The layer starts as the identity, so p(z|y) does not depend on the label y at first.
     """
 
-    def declare(self, x_shape: Any = None, condition_shape: Any = None) -> dict[str, Weight]:
+    def declare(self, x_shape: Shape | None = None, condition_shape: Shape | None = None) -> dict[str, Weight]:
         return dict.fromkeys(("log_scale", "shift"), Weight((self.classes, self.latent_dim)))
 
-    def compute_output_shape(self, x_shape: Any) -> tuple[tuple, tuple]:
+    def compute_output_shape(self, x_shape: Shape) -> tuple[tuple, tuple]:
         return (x_shape[0], self.classes, self.latent_dim), (self.classes,)
 
     def reset_to_zero(self) -> None:

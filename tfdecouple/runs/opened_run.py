@@ -9,13 +9,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from tfdecouple.config import Config, DataConfig, override
+from tfdecouple.config import Config, DataConfig
 from tfdecouple.data.batches import read_chosen_batches
 from tfdecouple.data.labels import require_label_count
 from tfdecouple.data.sources import open_source, replace_source
 from tfdecouple.data.splits import Source
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError
 from tfdecouple.model import DecoupledModel
+from tfdecouple.model.base_model import require_initialized
 from tfdecouple.networks.architecture import compute_weight_shapes
 from tfdecouple.runs.latent_directions import Directions
 from tfdecouple.runs.run_folder import RunFolder
@@ -40,7 +41,7 @@ class Run:
         """Reads a run's config, builds the model, loads the best weights; the run may be untrusted (SECURITY.md).
 
         Args:
-            run: a run folder, the name of bundled weights, or an address on the Hub (see `find_run_folder`).
+            run: a run folder, the name of bundled weights, or an address on the Hub (see `RunFolder`).
             z_for: name of the command that needs a model with z, for the error message; "" if z is not needed.
             jit_compile: whether XLA compiles the model's functions.
 
@@ -98,11 +99,11 @@ class Run:
     @property
     def label_names(self) -> tuple[str, ...]:
         """The names of the model's labels, a tuple of texts; () for a model without labels."""
-        return self.folder.read_label_names(self.config.model.classes) if self.config.model.has_classes else ()
+        return self.folder.read_label_names(self.config.model.classes) if self.config.model.has_labels else ()
 
     def require_labels(self, source: Source) -> None:
         """Raises DataError if a data set has other labels than the model; the message names the first difference."""
-        if not self.config.model.has_classes:
+        if not self.config.model.has_labels:
             return
         require_label_count(source, self.config.model)
         if changed := self.folder.find_changed_label(self.config.model.classes, source.label_names):
@@ -113,7 +114,7 @@ class Run:
             )
 
     def open_source(
-        self, source: str | None = None, data_dir: str | None = None, download: bool = False, **others: Any
+        self, source: str | None = None, data_dir: str | None = None, download: bool = False, **others: object
     ) -> Source:
         """Opens the data set of the run, or the data set `source`, with images in the shape that the model expects.
 
@@ -123,44 +124,34 @@ class Run:
         data = self.make_data_config(source, data_dir=data_dir, **others)
         return open_source(data, self.config.model.image_shape, download=download)
 
-    def make_data_config(self, source: str | None, **others: Any) -> DataConfig:
+    def make_data_config(self, source: str | None, **others: object) -> DataConfig:
         """Returns the run's `DataConfig` with the data set `source` (None: the run's) and the options `others`."""
         config = self.config
         if source is not None:
             config = dataclasses.replace(config, data=replace_source(config.data, source))
         changes = [f"data.{name}={json.dumps(value)}" for name, value in others.items() if value is not None]
-        return override(config, changes).data
+        return config.override(changes).data
 
 
 def load_model(run: str | pathlib.Path, *, jit_compile: bool = False) -> DecoupledModel:
-    """Returns the model of a run with the best weights so far (averaged, if the run averages weights).
+    """Returns the model of a run with its best weights (averaged, if the run averages weights).
 
-    >>> load_model("docs/results/conditional").config.latent_dim
-    64
-
-    `run` is a run folder, even of a training that is still running, or the name or address of published weights. With
-    `jit_compile` XLA compiles the model's functions when they are first used with a batch size.
-
-    Raises:
-        RunError: where the folder is no run folder, or holds no complete checkpoint yet.
-        ConfigError: where the config of the run is invalid.
-    """
-    return Run.open(run, jit_compile=jit_compile).model
-
-
-def load_pretrained(name: str, *, jit_compile: bool = False) -> DecoupledModel:
-    """Returns a model with published weights: bundled with the installation, or downloaded from the Hugging Face Hub.
-
-    >>> load_pretrained("photographs").config.image_shape
+    >>> load_model("photographs").config.image_shape
     (64, 64, 3)
 
-    `name` is the name of bundled weights, or an address `hf://OWNER/NAME[@REVISION]` on the Hub, from which config and
-    weights are downloaded and compared with their digests. No downloaded code is run.
+    Args:
+        run: a run folder, even of a training that is still running; the name of weights that are bundled with the
+            installation; or an address `hf://OWNER/NAME[@REVISION]` on the Hugging Face Hub, from which config and
+            weights are downloaded and compared with their digests. No downloaded code is run.
+        jit_compile: whether XLA compiles the model's functions when they are first used with a batch size.
 
     Raises:
-        UserError: where no weights have this name, files differ from the manifest, or the Hub's client is missing.
+        RunError: where nothing has this name, the folder holds no complete checkpoint yet, or a file differs from its
+            digest.
+        ConfigError: where the config of the run is invalid.
+        UserError: where the Hub's client is missing.
     """
-    return load_model(name, jit_compile=jit_compile)
+    return Run.open(run, jit_compile=jit_compile).model
 
 
 def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | None = None) -> None:
@@ -183,7 +174,7 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
         ConfigError: where `config` is of another model, or the folder's name cannot be the name of a run.
         NotInitializedError: where the model has no weights yet.
     """
-    model.require_initialized()
+    require_initialized(model)
     folder, data = pathlib.Path(run), config.data.source if config else None
     config = config or Config(name=RunFolder(folder).name, model=model.config)
     if config.model != model.config:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfdecouple.config import Config
-from tfdecouple.config.shapes import Shape, describe_images
+from tfdecouple.config.shapes import ImageShape, describe_images
 from tfdecouple.data.sources import SourceKind, find_source_kind, hide_image_path, replace_source
 from tfdecouple.errors import UserError, make_printable, one_line
 from tfdecouple.runs.opened_run import Run, write_run
@@ -192,7 +192,6 @@ def make_weights_card(opened: Run, name: str, licence: str, summary: dict[str, A
         }
         header["model-index"] = [{"name": name, "results": [result]}]
     run, latent_dim = address or f"path/to/{name}", model.latent_dim if model.has_latent else None
-    load = f'tfdecouple.load_pretrained("{address}")' if address else f'tfdecouple.load_model("{run}")'
     parameters = opened.model.parameter_count()["total"]
     facts = {
         "licence of the weights": licence,
@@ -217,20 +216,20 @@ def make_weights_card(opened: Run, name: str, licence: str, summary: dict[str, A
         "```python",
         "import tfdecouple",
         "",
-        f"model = {load}",
+        f'model = tfdecouple.load_model("{run}")',
         "new = model.sample(16, temperature=0.8, seed=0)  # uint8",
         "```",
         "",
         # The command `switch` encodes image files, so the card of a model without an encoder leaves it out.
         *([f"    tfdecouple switch --run {run} a.jpg b.jpg", ""] if model.has_encoder else []),
-        "`manifest.json` has the SHA-256 of every file. `load_pretrained` compares them, fetches config and weights "
+        "`manifest.json` has the SHA-256 of every file. `load_model` compares them, fetches config and weights "
         "alone (JSON and numbers), and runs nothing that lies beside them.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def make_model_card_head(
-    name: str, shape: Shape, n_bits: int, latent_dim: int | None, facts: Mapping[str, str]
+    name: str, shape: ImageShape, n_bits: int, latent_dim: int | None, facts: Mapping[str, str]
 ) -> list[str]:
     """Returns the first lines of a model card: a description and a table of `facts`; `latent_dim` is None without z."""
     images = describe_images(shape) + (f" in {2**n_bits} levels of each channel" if n_bits < 8 else "")

@@ -27,7 +27,7 @@ import numpy as np
 import pydantic
 from PIL import Image
 
-from tfdecouple.config import Config, DataConfig
+from tfdecouple.config import Config, DataConfig, preset_names
 from tfdecouple.errors import RunError, UntrustedError, nearest, one_line
 from tfdecouple.runs.metrics_log import read_metrics
 from tfdecouple.runs.pretrained import HUB, find_pretrained, list_pretrained
@@ -113,6 +113,8 @@ class RunFolder:
         """
         if not self.path.is_dir():
             bundled = list_pretrained()
+            if self.run in preset_names():
+                raise RunError(f"the preset {self.run} has no weights; python train.py --preset {self.run} trains them")
             raise RunError(
                 f"there is no run folder {self.run}{nearest(self.run, bundled)}; python train.py makes one, and "
                 f"{', '.join(bundled)} comes with the installation"
@@ -266,7 +268,7 @@ class RunFolder:
     def write_config(self, config: Config, label_names: Sequence[str] = ()) -> None:
         """Writes config.json and, for a model with labels, labels.json; makes the folder if it is missing."""
         write_text(self.path / CONFIG, config.to_json())
-        if config.model.has_classes and label_names:
+        if config.model.has_labels and label_names:
             write_json(self.path / LABELS, label_names)
 
     def write_best_weights(self, variables: Mapping[str, Any], step: int) -> None:

@@ -42,7 +42,7 @@ class Traced:
     def __call__(
         self,
         method: Callable[..., Any],
-        network: Any,
+        network: InvertibleLayer,
         x: tf.Tensor,
         condition: Condition = None,
         mode: RunMode | None = None,
@@ -86,7 +86,9 @@ class Traced:
                     outputs.append(run_layer(network, part))
         return outputs[0] if count == 1 else tuple(tf.concat(parts, 0) for parts in zip(*outputs, strict=True))
 
-    def _run_layer(self, method: Callable[..., Any], mode: RunMode, layer: Any, x: tf.Tensor, *others: Any) -> Any:
+    def _run_layer(
+        self, method: Callable[..., Any], mode: RunMode, layer: InvertibleLayer, x: tf.Tensor, *others: Condition
+    ) -> Any:
         """Returns `method(layer, x, *others)`, computed by a trace that all layers with equal shapes and options share.
 
         The trace takes the values of the layer's variables as arguments; while it is made, they replace the variables.
@@ -97,7 +99,7 @@ class Traced:
         key = (method, _describe_layer(layer), trainable, mode, *shapes, is_traced_for_xla())
         if key not in self._layer_functions:
 
-            def run(weights: list[tf.Tensor], *inputs: Any) -> Any:
+            def run(weights: list[tf.Tensor], *inputs: Condition) -> Any:
                 with substitute_weights(zip(layer.variables, weights, strict=True)):
                     return method(layer, *inputs)
 
@@ -105,7 +107,7 @@ class Traced:
         return self._layer_functions[key]([tf.convert_to_tensor(variable) for variable in layer.variables], x, *others)
 
     def _find_network_function(
-        self, method: Callable[..., Any], network: Any, x: tf.Tensor, condition: Condition, mode: RunMode
+        self, method: Callable[..., Any], network: InvertibleLayer, x: tf.Tensor, condition: Condition, mode: RunMode
     ) -> Callable[..., Any] | None:
         """Returns a trace for the batch x, or None if the caller is traced itself or weights are replaced."""
         if not tf.executing_eagerly() or tf.config.functions_run_eagerly():
@@ -164,7 +166,7 @@ class Traced:
         return run_recovering(x, *given, *map(tf.convert_to_tensor, variables))
 
 
-def _invert_layer(layer: InvertibleLayer, *inputs: Any) -> Gradients:
+def _invert_layer(layer: InvertibleLayer, *inputs: Condition) -> Gradients:
     return layer.inverse_and_gradients(*inputs)
 
 

@@ -199,14 +199,14 @@ def write_text(path: pathlib.Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_json(path: pathlib.Path, values: Any) -> None:
+def write_json(path: pathlib.Path, values: object) -> None:
     """Writes indented JSON, completely or not at all, with a list of numbers in one line, and null for NaN."""
     indented = json.dumps(_replace_nan_by_none(values), indent=2, allow_nan=False)
     text = _NUMBER_LIST.sub(lambda match: f"[{' '.join(match[1].split())}]", indented)
     write_text(path, text + "\n")
 
 
-def _replace_nan_by_none(value: Any) -> Any:
+def _replace_nan_by_none(value: object) -> object:
     if isinstance(value, dict):
         return {name: _replace_nan_by_none(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):

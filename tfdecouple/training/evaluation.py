@@ -61,12 +61,12 @@ class EvaluationReports:
         count = min(self._count_shown_images(step), self._source.sizes["validation"])
         # `at_most=True` accepts fewer images than `count`, because some files may be unreadable.
         images, labels = load_images(self._source, "validation", count, at_most=True)
-        images = np.asarray(model.quantize_images(images))
+        images = np.asarray(model.quantizer.quantize_pixels(images))
         results = [diagnose(model, images) for diagnose in DIAGNOSTICS.values()]
         diagnostics = {name: value for result in results for name, value in result.items()}
         if is_best:
             self._directory.write_best_weights(self._state.group_checkpoint_variables()["model"], step)
-        exactness, pictures = self._draw_pictures(step, images, model.drop_unused_labels(labels))
+        exactness, pictures = self._draw_pictures(step, images, labels if model.config.has_labels else None)
         row = {**measured.to_log_row(), **diagnostics}
         signs = list_warning_signs(row, list(read_metrics(self._directory.path / METRICS)))
         if not exactness.endswith(_describe_exact_count(len(images), images)):
@@ -146,8 +146,8 @@ class EvaluationReports:
     def _describe_exactness(self, images: np.ndarray, labels: np.ndarray | None) -> str:
         model = self._state.model
         try:
-            quantized = np.asarray(model.quantize_images(images))
-            _, exact = reconstruct_images(model, quantized, labels=model.drop_unused_labels(labels))
+            quantized = np.asarray(model.quantizer.quantize_pixels(images))
+            _, exact = reconstruct_images(model, quantized, labels=labels if model.config.has_labels else None)
         except UserError as error:
             return f"not measured ({error})"
         return _describe_exact_count(exact, images)

@@ -125,7 +125,7 @@ class TrainStep:
         return self._step.update(self._strategy, self._strategy.run(split, args=(sums,)))
 
     def _list_arguments(self, examples: Any, step: tf.Tensor) -> tuple[Any, ...]:
-        images, labels = examples if self.state.model.config.has_classes else (examples, None)
+        images, labels = examples if self.state.model.config.has_labels else (examples, None)
         images = tf.ensure_shape(images, (self._images, *self.state.model.config.image_shape))
         if labels is not None:
             labels = tf.ensure_shape(labels, (self._images,))
@@ -142,7 +142,9 @@ class TrainStep:
             state.optimizer.apply_update, args=(applied, total.gradients, total.moving, state.updates, rate, scale)
         )
         result = StepResult(
-            bits_per_dim=state.model.nats_to_bits_per_dim(reconstruction + kl + dequantization),
+            bits_per_dim=state.model.quantizer.convert_to_bits_per_dim(
+                reconstruction + kl + dequantization, math.prod(state.model.config.image_shape)
+            ),
             reconstruction=reconstruction,
             kl=kl,
             dequantization=dequantization,

@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tfdecouple.config import Config, compare_configs, load_preset, preset_names
+from tfdecouple.config import Config, compare_configs, preset_config, preset_names
 from tfdecouple.data.sources import find_source_kind, resolve_image_paths
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.loggers import require_loggers
@@ -190,16 +190,16 @@ class TrainingFolder(RunFolder):
         other = folder.read_config()
         changed = {k: v for k, v in compare_configs(other, self._config).items() if k.startswith("model.")}
         names = set(state.model.named_variables())
-        if model.has_classes and not other.model.has_classes:
+        if model.has_labels and not other.model.has_labels:
             names = {name for name in names if not name.startswith(("prior_affine/", "class_codes/"))}
-            for name in ("model.classes", "model.class_probabilities", *(["model.prior"] * model.has_class_codes)):
+            for name in ("model.classes", "model.class_probabilities", *(["model.prior"] * model.has_label_codes)):
                 changed.pop(name, None)
         if changed:
             listed = "; ".join(f"{name} is {its!r} there and {ours!r} here" for name, (its, ours) in changed.items())
-            presets = [name for name in preset_names() if load_preset(name).model == other.model]
+            presets = [name for name in preset_names() if preset_config(name).model == other.model]
             remedy = f"--preset {presets[0]}" if presets else f"--config {folder.path / CONFIG}"
             raise ConfigError(f"--init-from {run} has another architecture, that of {remedy}: {listed}")
-        if other.model.has_classes and (label := folder.find_changed_label(model.classes, label_names)):
+        if other.model.has_labels and (label := folder.find_changed_label(model.classes, label_names)):
             raise ConfigError(
                 f"--init-from {run} has the label {label[0]!r} where the images have {label[1]!r}; they must have the "
                 "same labels, in the same order"

@@ -53,12 +53,12 @@ def switch_folder(
 
     >>> import tempfile
     >>> from PIL import Image
-    >>> from tfdecouple.runs.opened_run import load_pretrained
+    >>> from tfdecouple.runs.opened_run import load_model
     >>> with tempfile.TemporaryDirectory() as name:
     ...     folder = pathlib.Path(name, "photographs")
     ...     folder.mkdir()
     ...     Image.new("RGB", (32, 24)).save(folder / "a.png")
-    ...     result = switch_folder(load_pretrained("photographs"), folder / "a.png", folder, f"{name}/out", 1.0)
+    ...     result = switch_folder(load_model("photographs"), folder / "a.png", folder, f"{name}/out", 1.0)
     ...     [path.name for path in result.written]
     ['a.png']
 
@@ -116,7 +116,8 @@ def switch_folder(
             except DataError as error:
                 result.errors.append(error)
             else:
-                before = np.asarray(model.quantize_images(shrink_photograph(photograph.pixels, *shape[:2])[None]))
+                small = shrink_photograph(photograph.pixels, *shape[:2])[None]
+                before = np.asarray(model.quantizer.quantize_pixels(small))
                 codes = model.encode(before)
                 after = model.decode(interpolate_codes(codes.z, z, [strength])[:, 0], codes.v)
                 pixels, notes = photograph.change_photograph(before[0], np.asarray(after)[0], unlimited)

@@ -9,7 +9,7 @@ from export.formats import Format
 def list_inputs(config):
     images = Array("images", "uint8", config.image_shape, "pixels, 0..255", IMAGE)
     labels = Array("labels", "int32", (), "label of the image", LABEL, labels=(0, config.classes))
-    return (images, labels) if config.has_class_codes else (images,)
+    return (images, labels) if config.has_label_codes else (images,)
 
 
 def make_reconstruct(config):

@@ -19,8 +19,8 @@ class SignedPower(ClosedForm):
 
     parameter_ndims = {"log_p": 0}
 
-    def __init__(self, log_p, name=""):
-        super().__init__(0, locals(), is_constant_jacobian=False)
+    def __init__(self, log_p):
+        super().__init__(0, is_constant_jacobian=False, log_p=log_p)
 
     def _forward(self, x):
         return tf.sign(x) * (tf.exp(tf.exp(self.log_p) * tf.math.log(tf.abs(x) + 1)) - 1)
