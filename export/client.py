@@ -35,6 +35,7 @@ from numpy.typing import ArrayLike
 
 FOLDER = pathlib.Path(__file__).parent
 MODES = {1: "L", 3: "RGB"}  # {number of channels: mode of Pillow's images}
+FAR = 3.0  # The root mean square of v is near 1 for images like the training images, and above this for unlike ones.
 # Pillow reads these formats without another program. Pixels are limited, since a small file can hold a huge picture.
 FORMATS, MOST_PIXELS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"), 2**26
 
@@ -74,10 +75,18 @@ class Model:
 
         A model without z returns v alone. `labels`, integers `[n]`, are needed if this object's `needs_labels` is true.
         Files of an export with --any-size take images of any size. Then v has the size of the padded images, and the
-        result has a third entry, "size", with (height, width) of the images.
+        result has a third entry, "size", with (height, width) of the images. A warning names images that are unlike the
+        training images and may not decode exactly.
         """
         inputs = {"images": images} | ({"labels": np.asarray(labels, np.int32)} if self.needs_labels else {})
-        return self._run_session(self.encoder, inputs) | ({"size": images.shape[1:3]} if self.any_size else {})
+        codes = self._run_session(self.encoder, inputs)
+        lengths = np.sqrt(np.square(codes["v"], dtype=np.float64).mean((1, 2, 3)))
+        if far := np.flatnonzero(~(lengths <= FAR)).tolist():
+            warnings.warn(
+                f"image {', '.join(map(str, far))} is unlike the training images and may not decode exactly",
+                stacklevel=2,
+            )
+        return codes | ({"size": images.shape[1:3]} if self.any_size else {})
 
     def decode(self, size: tuple = (None, None), **codes: np.ndarray) -> np.ndarray:
         """Decodes z and v to images, uint8 `[n, *shape]`, and crops the images to `size`, (height, width), if given."""
@@ -222,6 +231,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(f"--sample is {count}; it must be at least 1")
     if not 0 <= options.strength <= 1:
         return _fail(f"--strength is {options.strength:g}; it must be from 0 to 1")
+    # The commands count lost values or change the pictures anyway, and MOST_PIXELS replaces Pillow's limit.
+    warnings.simplefilter("ignore")
     folder = paths[0] if options.check and paths else FOLDER
     with _explain_errors(f"open encoder.onnx and decoder.onnx of an export in {folder}"):
         model = Model(folder)
@@ -233,7 +244,6 @@ def main(arguments: list[str] | None = None) -> int:
         from PIL import Image
     except ImportError as error:
         return _fail(f"picture files need Pillow (pip install pillow): {error}")
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MOST_PIXELS replaces Pillow's limit.
     if len(paths) == 1:
         return _decode_at_own_size(model, *paths)
     if paths:

@@ -25,6 +25,7 @@ from export.formats.onnx import build_onnx
 from export.pipeline import ExportConfig, export
 from export.verification.verify import verify_folder
 from tfdecouple.cli import main
+from tfdecouple.numerics import exactness
 from tfdecouple.visualization.full_size import read_photograph
 
 ALL_COME_BACK = "16 of 16 test images decode exactly\n"
@@ -116,6 +117,17 @@ def test_client_returns_the_models_codes_and_switches_in_batches_of_any_size(cli
     for ours, theirs in zip(served.switch(images[:5], images[5:]), model.switch(images[:5], images[5:]), strict=True):
         assert np.mean(ours != np.asarray(theirs)) < 0.01
         assert np.any(ours != images[:5]) and np.any(ours != images[5:])
+
+
+def test_client_warns_of_images_far_from_the_training(client, model, monkeypatch):
+    images = np.random.default_rng(1).integers(0, 256, (10, 8, 8, 3), np.uint8)
+    lengths = np.sqrt(np.square(model.encode(images).v).mean((1, 2, 3)))
+    bound = np.sort(lengths)[7:9].mean()
+    monkeypatch.setattr(client, "FAR", bound)
+    numbers = ", ".join(map(str, np.flatnonzero(lengths > bound)))
+    with pytest.warns(UserWarning, match=f"^image {numbers} is unlike the training images"):
+        client.Model().encode(images)
+    assert source.FAR == exactness.FAR
 
 
 def test_jpeg_of_too_many_pixels_is_decoded_at_half_its_size(client, tmp_path, monkeypatch):

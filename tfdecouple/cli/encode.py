@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # loses its work on the file that it was writing.
 _MOST_IMAGES, _SHARD_BYTES = 5000, 2**27
 _Format = Literal["tfrecord", "parquet"]
+_FAR = "far from what the model was trained on and may not decode to the very same pixels"
 
 
 def encode(
@@ -104,8 +105,7 @@ def encode(
             count = lambda done: counter(before + done)  # noqa: E731
             far = encoding.encode_shards(folder, missing, data, encoder, batch_size, count)
         if far:
-            text = "far from what the model was trained on and may not decode to the very same pixels"
-            print(f"{len(far):,} of the images, such as {far[0].decode()}, are {text}")
+            print(f"{len(far):,} of the images, such as {far[0].decode()}, are {_FAR}")
         manifest = folder.finish()
     skipped = f", {manifest.totals['skipped']} unreadable skipped" if manifest.totals["skipped"] else ""
     written = f"{manifest.totals['images']:,} images in {len(shards)} {manifest.format} files{skipped}"
@@ -189,7 +189,9 @@ def encode_beam(*beam: Annotated[str, Parameter(allow_leading_hyphen=True)], opt
     process.start_tensorflow()
     from tfdecouple.corpus.beam import encode_with_beam
 
-    manifest = encode_with_beam(options, beam)
+    manifest, far = encode_with_beam(options, beam)
     skipped, written = manifest.totals["skipped"], f"{manifest.totals['images']:,} images in {len(manifest.shards)}"
     unreadable = f", {skipped} unreadable, named in _unreadable.txt" if skipped else ""
+    if far:
+        print(f"{far:,} of the images are {_FAR}")
     print(f"{options.out}: {written} {manifest.format} files{unreadable}")

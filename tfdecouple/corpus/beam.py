@@ -26,15 +26,18 @@ from tfdecouple.data.image_file import read_image
 from tfdecouple.data.image_folder import SPLIT_FOLDERS, SUFFIXES
 from tfdecouple.data.labels import NO_LABEL
 from tfdecouple.errors import DataError, UserError, one_line
+from tfdecouple.numerics.exactness import far_from_training
 
 # Name of the only split of the codes, because the pipeline encodes the images of all splits alike.
 SPLIT = "all"
-UNREADABLE = "unreadable"
+UNREADABLE, FAR = "unreadable", "far"
 _DIGESTS = "_digests.jsonl"
 
 
-def encode_with_beam(options: Any, beam_arguments: Sequence[str]) -> CodesManifest:
-    """Encodes a folder of images, as `options` of the command `encode-beam` say; returns the manifest of the codes.
+def encode_with_beam(options: Any, beam_arguments: Sequence[str]) -> tuple[CodesManifest, int]:
+    """Encodes a folder of images, as `options` of the command `encode-beam` say.
+
+    Returns the manifest of the codes and, if v is among them, how many images are `far_from_training`, else 0.
 
     `beam_arguments` are options of Beam and its runner.
 
@@ -69,7 +72,12 @@ def encode_with_beam(options: Any, beam_arguments: Sequence[str]) -> CodesManife
         result = pipeline.run()
         result.wait_until_finish()
         counters = result.metrics().query(MetricsFilter().with_namespace("tfdecouple"))["counters"]
-        counts = {"images": 0, UNREADABLE: 0, **{counter.key.metric.name: counter.result for counter in counters}}
+        counts = {
+            "images": 0,
+            UNREADABLE: 0,
+            FAR: 0,
+            **{counter.key.metric.name: counter.result for counter in counters},
+        }
         shards = [Shard.model_validate_json(line) for line in _read_file_bytes(f"{out}/{_DIGESTS}").splitlines()]
         shards.sort(key=lambda shard: shard.name)
         digest = hashlib.sha256(_read_file_bytes(model)).hexdigest()
@@ -79,12 +87,12 @@ def encode_with_beam(options: Any, beam_arguments: Sequence[str]) -> CodesManife
             model=ModelFacts(run=facts.get("run"), step=int(facts.get("step", 0)), onnx_sha256=digest),
             data=DataFacts(title=f"images in {options.images}", image_shape=image_shape, centre_crop=crop),
             label_names=reader.labels,
-            splits={SPLIT: sum(counts.values())},
+            splits={SPLIT: counts["images"] + counts[UNREADABLE]},
             images_per_shard=0,
         ).with_shards(shards, counts["images"])
         with FileSystems.create(f"{out}/{code_files.MANIFEST}") as file:
             file.write(json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=2).encode())
-    return manifest
+    return manifest, counts[FAR]
 
 
 @contextlib.contextmanager
@@ -196,7 +204,10 @@ def encode_batch(
     names = tuple(field.name for field in fields)
     arrays = open_encoder_session(model, threads, names).run(names, {"images": np.stack(pixels)})
     Metrics.counter("tfdecouple", "images").inc(len(keys))
-    return keys, labels, dict(zip(names, arrays, strict=True))
+    codes = dict(zip(names, arrays, strict=True))
+    if "v" in codes:
+        Metrics.counter("tfdecouple", FAR).inc(int(far_from_training(codes["v"]).sum()))
+    return keys, labels, codes
 
 
 @functools.lru_cache(maxsize=1)
