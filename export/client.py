@@ -241,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
     if model.shape[-1] not in MODES:
         return _fail(f"files have no {model.shape[-1]} channels here; call Model in a program")
     try:
-        from PIL import Image
+        import PIL  # noqa: F401
     except ImportError as error:
         return _fail(f"picture files need Pillow (pip install pillow): {error}")
     if len(paths) == 1:
