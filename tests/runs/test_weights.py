@@ -95,7 +95,7 @@ def test_commands_use_bundled_weights_by_default(others, tmp_path, capsys):
     capsys.readouterr()
     assert "interpolate got 1 images" in refused(capsys, lambda: main(["interpolate", "a.png"]))
     line = refused(capsys, lambda: main(["directions", "--run", "photographs"]))
-    assert "python -m tfdecouple publish --run photographs --to DIR" in line
+    assert "tfdecouple publish --run photographs --to DIR" in line
     line = refused(capsys, lambda: main(["curves", "--run", "photographs"]))
     assert "photographs has no metrics" in line
     # Nothing was written where they lie.

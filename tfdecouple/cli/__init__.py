@@ -25,7 +25,7 @@ COMMANDS: list[Any] = [
 ]  # fmt: skip
 
 app = App(
-    name="tfdecouple" if pathlib.PurePath(sys.argv[0]).stem == "tfdecouple" else "python -m tfdecouple",
+    name="tfdecouple",
     help="Trains and uses models that encode an image into a global code z (the image as a whole) and a local code v "
     "(all its detail). `tfdecouple COMMAND --help` explains a command.",
     version=f"tfdecouple {__version__}",

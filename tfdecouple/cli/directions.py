@@ -60,7 +60,7 @@ def directions(
     from tfdecouple.visualization import grids
 
     if not opened.folder.is_folder:
-        advice = f"python -m tfdecouple publish --run {run} --to DIR"
+        advice = f"tfdecouple publish --run {run} --to DIR"
         raise UserError(f"directions are kept in a run folder, and {run} is none; first make one: {advice}")
     if statistics and opened.config.model.image_shape[-1] != RGB_CHANNELS:
         raise UserError(f"--statistics takes RGB images, and those of {run} are not; find --labels instead")

@@ -179,7 +179,7 @@ class BeamOptions:
 def encode_beam(*beam: Annotated[str, Parameter(allow_leading_hyphen=True)], options: BeamOptions) -> None:
     """Encode a folder of images on a cluster, with Apache Beam.
 
-    Needs an export (python -m export) and the extra beam. What follows `--` goes to Beam: `-- --runner=DirectRunner
+    Needs an export (`tfdecouple export`) and the extra beam. What follows `--` goes to Beam: `-- --runner=DirectRunner
     --direct_num_workers=2 --direct_running_mode=multi_processing`.
 
     Args:

@@ -161,7 +161,7 @@ class Evaluation:
 
         options = self.options
         size = round_batch_size(self.batch_size, self.count, self.strategy.num_replicas_in_sync)
-        # A part of a split is drawn at random, because the first images of a folder often share a class.
+        # A part of a split is drawn at random, because the first images of a folder often share a label.
         drawn = self.count < self.size
         indices = draw_image_indices(self.source, options.split, self.count, options.seed) if drawn else None
         batches = make_evaluation_batches(self.source, options.split, batch_size=size, indices=indices)

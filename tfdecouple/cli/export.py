@@ -28,19 +28,19 @@ def export(
     Every file is loaded and compared with the model in a process of its own before the export folder is made. A
     SavedModel for TensorFlow Serving, ONNX files for ONNX Runtime, and files to start a server:
 
-        python -m export --run runs/quickstart --to exported/quickstart
+        tfdecouple export --run runs/quickstart --to exported/quickstart
 
     A page that runs the model in the browser; serve its folder web with any server:
 
-        python -m export --run runs/quickstart --to exported/quickstart --format web
+        tfdecouple export --run runs/quickstart --to exported/quickstart --format web
 
     Files for phones:
 
-        python -m export --run runs/quickstart --to exported/quickstart --format litert
+        tfdecouple export --run runs/quickstart --to exported/quickstart --format litert
 
     The same checks again, on the machine where the files are used; without the run:
 
-        python -m export --verify exported/quickstart
+        tfdecouple export --verify exported/quickstart
 
     Exit status: 0 published, or verified; 2 a mistake in the command or a full disk, named in one line; 5 a file did
     not pass its check, nothing published, or with --verify, something is changed or wrong; 130 interrupted, nothing

@@ -78,7 +78,7 @@ def sample(
             raise UserError(f"--labels has {label!r}, which is no label of {run}{nearest(label, names)}")
     for temperature in temperatures:
         rows = {label: {"temperature": temperature, "labels": names.index(label)} for label in labels}
-        what = f"a class; the temperature of v is {temperature:g}"
+        what = f"a label; the temperature of v is {temperature:g}"
         with Counter("sampling", count * len(labels)) as counter:
             picture = grids.draw_sample_grid(opened.model, rows, what, on_images=counter, **shared)
         summary = f"{count} samples of each of {len(labels)} labels at temperature {temperature}"
@@ -171,7 +171,7 @@ def switch(
         strength = 1.0 if strength is None else strength
         pairs = choose_pairs(opened, source, split, pairing or "auto", ("within", "across"), count or 10, seed)
         for how, (first, second) in pairs.items():
-            title = {"within": "Switch within a class", "across": "Switch across classes"}.get(how, "Switch")
+            title = {"within": "Switch, equal labels", "across": "Switch, different labels"}.get(how, "Switch")
             labels = None if first.labels is None or second.labels is None else (first.labels, second.labels)
             with Counter("switching", 2 * len(first.pixels)) as counter:
                 switched = grids.switch_images(opened.model, first.pixels, second.pixels, strength, counter, labels)

@@ -33,7 +33,7 @@ def presets(name: str | None = None, /) -> None:
 
     print(f"{config.name} {count_parameters(config.model)['total']:,} parameters  {config.description}")
     values = {name: value for name, value in config.to_dict().items() if name not in ("description", "notes")}
-    print(f"\n{config.notes}\n\nWhat each option means: python -m tfdecouple explain\n")
+    print(f"\n{config.notes}\n\nWhat each option means: tfdecouple explain\n")
     print(json.dumps(values, indent=2))
 
 

@@ -399,7 +399,7 @@ class Training(Coding, Densities, Initialization):
         """Returns the metrics of the evidence lower bound, means over all images, as `keras.Model.evaluate` does.
 
         The noise of an image depends only on the seed of `compile` and on the index of the image. So every batch size
-        gives the same results, and so does `python -m tfdecouple evaluate` for the same images.
+        gives the same results, and so does `tfdecouple evaluate` for the same images.
 
         The arguments are those of `keras.Model.evaluate`, with x and y in the forms that `fit` accepts.
         """

@@ -177,7 +177,7 @@ class TrainingFolder(RunFolder):
 
     @on_chief
     def load_initial_weights(self, state: TrainingState, run: str, label_names: Sequence[str]) -> None:
-        """Loads the best weights of another run into the model; `run` is a folder or the name of pretrained weights.
+        """Loads the best weights of another run into the model; `run` is a folder or the name of bundled weights.
 
         A model with labels may start from a run without labels. The weights that depend on labels then keep their
         initial values. If z is a function of the label, encoder and prior of the other run are not loaded.

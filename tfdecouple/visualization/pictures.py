@@ -70,7 +70,7 @@ def _draw_classes(inputs: PictureInputs) -> Image.Image | None:
         return None
     most = max(inputs.most // 4, 2)
     rows = {name: {"temperature": 0.7, "labels": label} for label, name in enumerate(inputs.label_names[:most])}
-    what = "a class; the temperature of v is 0.7"
+    what = "a label; the temperature of v is 0.7"
     return grids.draw_sample_grid(inputs.model, rows, what, count=min(most, 10), seed=inputs.seed, side=_SIDE)
 
 
