@@ -1,7 +1,5 @@
 """The commands of `tfdecouple`: each is a function whose signature has its options, and whose docstring is its help."""
 
-import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
