@@ -65,7 +65,7 @@ def export(
             raise UserError("--verify takes an export folder and neither --run nor --to")
         return _verify_export(verify, expect)
     if expect:
-        raise UserError("--expect belongs to --verify")
+        raise UserError("--expect is for --verify: give --verify DIR, too")
     if not run or not to:
         raise UserError("export needs --run RUN and --to DIR, or --verify DIR")
 
