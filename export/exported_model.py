@@ -29,9 +29,9 @@ _LEAST_TOLERANCE, _MOST_TOLERANCE = 1e-12, 1e-9
 class Encoding(NamedTuple):
     """The codes of images: `z` and `z_log_variance` are `[batch, d_z]` or None; `v` has the shape of the images."""
 
-    z: Any
-    z_log_variance: Any
-    v: Any
+    z: tf.Tensor | None
+    z_log_variance: tf.Tensor | None
+    v: tf.Tensor
 
 
 class Answers:
@@ -43,7 +43,7 @@ class Answers:
     def __init__(self, networks: Any):
         self.networks, self.config, self._quantizer = networks, networks.config, networks.quantizer
 
-    def encode(self, images: Any, labels: Any = None) -> Encoding:
+    def encode(self, images: tf.Tensor, labels: tf.Tensor | None = None) -> Encoding:
         """Returns the codes of uint8 images, which may have any size; labels are for a z that they alone determine."""
         flow, quantizer = self.networks.flow, self._quantizer
         padded, shrunk = pad_and_shrink_images(self.config, tf.convert_to_tensor(images))
@@ -52,31 +52,35 @@ class Answers:
         (v,) = self._run(lambda part, z: flow.forward_and_log_det(quantizer.place_at_centres(part), z)[:1], bins, z)
         return Encoding(z, z_log_variance, v)
 
-    def infer_posterior(self, images: Any) -> tuple[Any, Any]:
+    def infer_posterior(self, images: tf.Tensor) -> tuple[tf.Tensor | None, tf.Tensor | None]:
         """Returns mean and log-variance of q(z|x), each `[batch, d_z]`, for uint8 images of the model's size."""
         return self._infer_z(self._find_bins(images), None)
 
-    def _infer_z(self, bins: Any, labels: Any) -> tuple[Any, Any]:
+    def _infer_z(self, bins: tf.Tensor, labels: tf.Tensor | None) -> tuple[tf.Tensor | None, tf.Tensor | None]:
         """Returns z and the log-variance of q(z|x) for images whose pixels are in bins `bins`; None without them."""
         encoder, quantizer = self.networks.encoder, self._quantizer
         if encoder is None:
             return (None if self.networks.code_net is None else self.z_from_noise(None, labels)), None
         return self._run(lambda part: encoder.run_inference(quantizer.place_at_edges(part)), bins)
 
-    def decode(self, z: Any, v: Any) -> Any:
+    def decode(self, z: tf.Tensor | None, v: tf.Tensor) -> tf.Tensor:
         """Returns the uint8 images that are decoded from codes; z is None for a model without z."""
         return self._quantizer.round_to_pixels(self._invert_flow(z, v)[0])
 
-    def z_from_noise(self, noise: Any, labels: Any = None) -> Any:
+    def z_from_noise(self, noise: tf.Tensor | None, labels: tf.Tensor | None = None) -> tf.Tensor | None:
         """Returns z that the prior makes of normal noise (and labels, if it has any); None for a model without z."""
         if not self.config.has_latent:
             return None
         return self._run(lambda *inputs: (map_noise_to_z(self.networks, *inputs),), noise, labels)[0]
 
-    def score(self, images: Any, z_noise: Any, u_noise: Any, labels: Any = None) -> dict[str, Any]:
+    def score(
+        self, images: tf.Tensor, z_noise: tf.Tensor, u_noise: tf.Tensor, labels: tf.Tensor | None = None
+    ) -> dict[str, tf.Tensor]:
         """Returns the outlier scores of uint8 images, for noise of z and u, as {name: `[batch]`}."""
 
-        def compute(bins: Any, z_noise: Any, u_noise: Any, labels: Any) -> list[tf.Tensor]:
+        def compute(
+            bins: tf.Tensor, z_noise: tf.Tensor, u_noise: tf.Tensor, labels: tf.Tensor | None
+        ) -> list[tf.Tensor]:
             bound = evaluate_bound(self.networks, bins, z_noise, u_noise, labels=labels)
             scores = score_latents(self.networks.flow, *bound)
             return [score for score in scores if score is not None]
@@ -85,18 +89,18 @@ class Answers:
         scores = self._run(compute, self._quantizer.find_bins(images), z_noise, u_noise, labels)
         return dict(zip(names, scores, strict=True))
 
-    def classify(self, images: Any) -> Any:
+    def classify(self, images: tf.Tensor) -> tf.Tensor:
         """Returns log p(y|x) of each label y for uint8 images x, `[batch, classes]`."""
 
-        def compute(bins: Any) -> tuple[tf.Tensor]:
+        def compute(bins: tf.Tensor) -> tuple[tf.Tensor]:
             return (tf.math.log_softmax(evaluate_log_joint(self.networks, bins)),)
 
         return self._run(compute, self._find_bins(images))[0]
 
-    def _find_bins(self, images: Any) -> Any:
+    def _find_bins(self, images: tf.Tensor) -> tf.Tensor:
         return self._quantizer.find_bins(images)
 
-    def _invert_flow(self, z: Any, v: Any) -> Any:
+    def _invert_flow(self, z: tf.Tensor | None, v: tf.Tensor) -> tf.Tensor:
         return self._run(lambda z, v: self.networks.flow.inverse_and_log_det(v, z)[:1], z, v)
 
     def _run(self, function: Callable[..., Any], *inputs: Any) -> Any:

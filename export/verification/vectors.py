@@ -357,7 +357,7 @@ class KerasAnswers(Answers):
         mean, log_variance = self._unperturbed.infer_posterior(images)
         # The method of the base class does not compute v, which scores do not need.
         other_mean, other_log_variance = super().infer_posterior(images)
-        assert log_variance is not None
+        assert log_variance is not None and other_log_variance is not None
         return (other_mean + np.exp(other_log_variance / 2) * perturbed - mean) / np.exp(log_variance / 2)
 
     def _answer_rows(
