@@ -10,9 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple import randomness
-from tfdecouple.config import Config, TrainingConfig
-from tfdecouple.model.gradient import flatten_and_join
-from tfdecouple.model.training_step import DeviceResult, TrainingStep
+from tfdecouple.config import TrainingConfig
+from tfdecouple.model.training_step import DeviceResult, TrainingStep, flatten_and_join
 from tfdecouple.registry import SCHEDULES
 from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.training.state import TrainingState
@@ -62,9 +61,8 @@ class TrainStep:
     paper's code). `state` must be created inside `strategy.scope()`.
     """
 
-    def __init__(self, config: Config, state: TrainingState, strategy: tf.distribute.Strategy):
-        self.state = state
-        training = self._training = config.training
+    def __init__(self, state: TrainingState, strategy: tf.distribute.Strategy):
+        self.state, training = state, state.training
         variables = state.model.named_variables()
         trainable, moving = ([variables[name] for name in group] for group in (state.trainable, state.moving))
         self._step = TrainingStep(state.model, training, trainable, moving, self._update_state)
@@ -103,10 +101,9 @@ class TrainStep:
             return self._apply_sums(sums)
 
     def _take_undivided_step(self, examples: Any, step: tf.Tensor, stop: tf.Tensor) -> StepResult:
-        def take(examples: Any) -> StepResult:
-            return self._step.take(*self._list_arguments(examples, step), stop=stop)
-
-        return self._strategy.run(take, args=(examples,))
+        return self._strategy.run(
+            lambda examples: self._step.take(*self._list_arguments(examples, step), stop=stop), args=(examples,)
+        )
 
     def _add_micro_batch(self, sums: Any, examples: Any, step: tf.Tensor, stop: tf.Tensor, number: tf.Tensor) -> Any:
         """Adds the results of a micro-batch to `sums`: one vector per device, because many tensors would take long."""
@@ -129,11 +126,11 @@ class TrainStep:
         images = tf.ensure_shape(images, (self._images, *self.state.model.config.image_shape))
         if labels is not None:
             labels = tf.ensure_shape(labels, (self._images,))
-        return images, labels, randomness.derive_seed(self._training.seed, "step", step), self.state.updates
+        return images, labels, randomness.derive_seed(self.state.training.seed, "step", step), self.state.updates
 
     def _update_state(self, total: DeviceResult, is_sound: tf.Tensor, norm: tf.Tensor) -> StepResult:
         """Updates the weights by the sums of the devices' results, unless these are unsound or training has halted."""
-        training, state = self._training, self.state
+        state, training = self.state, self.state.training
         reconstruction, kl, dequantization = total.terms
         applied = is_sound & tf.equal(state.halted, 0)
         rate = compute_learning_rate(training, state.updates)
