@@ -22,7 +22,6 @@ from tfdecouple.visualization import guided_filter
 if TYPE_CHECKING:
     from export.endpoints import Endpoint
     from export.exported_model import ExportedModel
-    from export.pipeline import ExportConfig
     from export.provenance import Provenance
 
 # The program that is published beside ONNX files and runs them with ONNX Runtime and NumPy alone, and its module.
@@ -36,13 +35,13 @@ class Job:
     """One export, for the formats: what is exported, and where its files are built.
 
     Attributes:
-        config: the options.
+        config: the options, an `ExportConfig`.
         provenance: the run of the weights.
         endpoints: the endpoints of the model.
         area: a hidden folder for files that are not published; its folder `built` becomes the export folder.
     """
 
-    config: ExportConfig
+    config: Any
     provenance: Provenance
     endpoints: Sequence[Endpoint]
     area: pathlib.Path
@@ -88,7 +87,7 @@ class Format(abc.ABC):
     inside: ClassVar[str] = ""
     copied: ClassVar[bool] = False
 
-    def require_support(self, config: ExportConfig) -> None:
+    def require_support(self, config: Any) -> None:
         """Raises UserError if the format cannot be written with the options `config`, before the run is opened."""
         return
 
@@ -192,7 +191,7 @@ class _LiteRTFormat(Format):
     name, summary = "litert", "LiteRT files for phones"
     files, runtime = r"\w+\.tflite", LiteRTFiles
 
-    def require_support(self, config: ExportConfig) -> None:
+    def require_support(self, config: Any) -> None:
         require_packages("ai_edge_litert", what="the format litert")
 
     def write(self, job: Job, exported: ExportedModel, folder: pathlib.Path) -> dict[str, str]:
@@ -208,7 +207,7 @@ class _WebFormat(_OnnxFormat):
     files = r"\w+\.(js|html|css)|model/\w+\.(onnx|jpg|json)|runtime/[\w-][\w.-]*"
     options, needs, inside, copied = ("web_runtime", "web_gpu"), ("onnx",), "model", True
 
-    def require_support(self, config: ExportConfig) -> None:
+    def require_support(self, config: Any) -> None:
         if config.any_size:
             raise UserError("--any-size is not for the format web, whose page has pictures at their own size anyway")
 
