@@ -169,7 +169,7 @@ class _OnnxFormat(Format):
         folder.mkdir()
         metadata = {**job.provenance.metadata, "name": job.provenance.name}
         for endpoint in job.endpoints:
-            if endpoint.name in job.onnx_files:
+            if endpoint.onnx:
                 LOG.info("ONNX: %s", endpoint.onnx)
                 model = writer.build_onnx(exported, endpoint, {**metadata, "endpoint": endpoint.name})
                 onnx.save(model, folder / f"{endpoint.onnx}.onnx")
@@ -198,7 +198,7 @@ class _LiteRTFormat(Format):
         from export.formats import litert
 
         folder.mkdir()
-        litert.write_litert_files(exported, [one for one in job.endpoints if one.name in job.onnx_files], folder)
+        litert.write_litert_files(exported, [endpoint for endpoint in job.endpoints if endpoint.onnx], folder)
         return job.onnx_files
 
 

@@ -50,6 +50,16 @@ class TestDestination:
         assert len(seen) > 5 and not any(seen)
         require_complete(tmp_path / "to")
 
+    def test_progress_is_logged_and_the_command_alone_prints_it(
+        self, quick, command, tiny_run, tmp_path, caplog, capsys
+    ):
+        with caplog.at_level("INFO", "export"):
+            export(ExportConfig(run=tiny_run, to=tmp_path / "one"))
+        assert "putting it in place" in caplog.messages and capsys.readouterr().out == ""
+        caplog.clear()
+        lines = [line.partition(" s] ")[2] for line in command()[1].splitlines()]
+        assert [line for line in lines if line] == caplog.messages
+
     def test_saved_model_has_the_version_that_was_asked_for(self, quick, command, tmp_path):
         status, out, err = command("--version", 11)
         assert (status, err) == (0, "") and str(tmp_path / "to" / "savedmodel" / "11") in out.splitlines()

@@ -54,9 +54,7 @@ class StepResult(NamedTuple):
 class TrainStep:
     """A callable that takes a training step: it draws noise, adds up the devices' gradients, and updates the weights.
 
-    The noise of an image depends on the seed, the step and the image's index in the batch. Each device draws the noise
-    of the whole batch and uses a slice of it, so a step gives the same result with any number of devices.
-
+    The noise of an image depends on the seed, the step and the image's index in the batch, not on the devices.
     Micro-batches are processed one after the other. Batch normalisation uses the statistics of a micro-batch (as in the
     paper's code). `state` must be created inside `strategy.scope()`.
     """
@@ -131,26 +129,17 @@ class TrainStep:
     def _update_state(self, total: DeviceResult, is_sound: tf.Tensor, norm: tf.Tensor) -> StepResult:
         """Updates the weights by the sums of the devices' results, unless these are unsound or training has halted."""
         state, training = self.state, self.state.training
-        reconstruction, kl, dequantization = total.terms
         applied = is_sound & tf.equal(state.halted, 0)
         rate = compute_learning_rate(training, state.updates)
         scale = tf.minimum(1.0, training.clip_norm / norm) if training.clip_norm else None
         self._strategy.run(
             state.optimizer.apply_update, args=(applied, total.gradients, total.moving, state.updates, rate, scale)
         )
-        result = StepResult(
-            bits_per_dim=state.model.quantizer.convert_to_bits_per_dim(
-                reconstruction + kl + dequantization, math.prod(state.model.config.image_shape)
-            ),
-            reconstruction=reconstruction,
-            kl=kl,
-            dequantization=dequantization,
-            gradient_norm=norm,
-            learning_rate=rate,
-            applied=applied,
-            stop=total.stop,
-            inversion_error=total.inversion_error,
-        )
+        reconstruction, kl, dequantization = total.terms
+        dimensions = math.prod(state.model.config.image_shape)
+        bits = state.model.quantizer.convert_to_bits_per_dim(reconstruction + kl + dequantization, dimensions)
+        terms = (bits, reconstruction, kl, dequantization)
+        result = StepResult(*terms, norm, rate, applied, total.stop, total.inversion_error)
         state.count_step(result)
         return result
 

@@ -74,6 +74,6 @@ class Graphs(Format):
 
         folder.mkdir()
         for endpoint in job.endpoints:
-            if endpoint.name in job.onnx_files:
+            if endpoint.onnx:
                 write_graph(exported, endpoint, folder / f"{endpoint.onnx}.pb")
         return job.onnx_files
