@@ -129,7 +129,7 @@ class Sizes:
     unlimited: bool = False
 
 
-def require_pairs(files: Sequence[str], reference: str | None, source: DataSet, **options: Any) -> None:
+def require_pairs(command: str, files: Sequence[str], reference: str | None, source: DataSet, **options: Any) -> None:
     """Raises UserError for a user's `files` and one of the `options` of a data set, or for files that are no pairs.
 
     With a `reference`, the only file is a folder of photographs.
@@ -139,4 +139,4 @@ def require_pairs(files: Sequence[str], reference: str | None, source: DataSet, 
             option = f"--{name.replace('_', '-')}"
             raise UserError(f"{option} is for images of a data set, and the command got {files[0]}; leave {option} out")
     if reference is None and len(files) % 2:
-        raise UserError(f"the command got {len(files)} images; it takes pairs, an even number")
+        raise UserError(f"{command} got {len(files)} images; it takes pairs, an even number")

@@ -156,7 +156,7 @@ def switch(
             photographs, 1 for pairs of the data set.
         count: number of pairs of the data set; default 10.
     """
-    require_pairs(files, reference, source, split=split, pairing=pairing, count=count)
+    require_pairs("switch", files, reference, source, split=split, pairing=pairing, count=count)
     if reference is not None:
         return _switch_folder(files, run, out, reference, 0.9 if strength is None else strength, sizes)
     opened, results = open_run("switch", run, out, needs_z=True)
@@ -239,7 +239,7 @@ def interpolate(
         path: path of v: lerp, a line as in the paper; slerp, an arc; both.
         count: number of pairs of the data set, one below another; default 1.
     """
-    require_pairs(files, None, source, split=split, pairing=pairing, count=count)
+    require_pairs("interpolate", files, None, source, split=split, pairing=pairing, count=count)
     opened, results = open_run("interpolate", run, out)
     import numpy as np
 
