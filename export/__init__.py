@@ -29,8 +29,11 @@ def show_progress(show: Callable[[str], object]) -> Iterator[None]:
     handler, level = _CallHandler(show), LOG.level
     LOG.addHandler(handler)
     LOG.setLevel(logging.INFO)
+    # Libraries that an export imports give the root logger a handler, which would print each line again.
+    LOG.propagate = False
     try:
         yield
     finally:
-        LOG.removeHandler(handler)
+        LOG.propagate = True
         LOG.setLevel(level)
+        LOG.removeHandler(handler)

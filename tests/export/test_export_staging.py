@@ -56,9 +56,10 @@ class TestDestination:
         with caplog.at_level("INFO", "export"):
             export(ExportConfig(run=tiny_run, to=tmp_path / "one"))
         assert "putting it in place" in caplog.messages and capsys.readouterr().out == ""
-        caplog.clear()
-        lines = [line.partition(" s] ")[2] for line in command()[1].splitlines()]
-        assert [line for line in lines if line] == caplog.messages
+        logged = caplog.messages
+        status, out, err = command()
+        assert (status, err) == (0, "") and [line[9:] for line in out.splitlines() if " s] " in line] == logged
+        assert caplog.messages == logged
 
     def test_saved_model_has_the_version_that_was_asked_for(self, quick, command, tmp_path):
         status, out, err = command("--version", 11)
