@@ -187,7 +187,7 @@ class Benchmark:
         keras.utils.set_random_seed(config.training.seed)
         with self.strategy.scope():
             self.state = TrainingState(config)
-        self.model, self.step = self.state.model, TrainStep(config, self.state, self.strategy)
+        self.model, self.step = self.state.model, TrainStep(self.state, self.strategy)
         # With training.jit_compile XLA also compiles inference, as it does after `load_model(run, jit_compile=True)`.
         self.model.flow.runner.mode = RunMode(jit_compile=config.training.jit_compile)
         count = min(config.training.init_images, self.source.sizes["train"])

@@ -241,7 +241,7 @@ def exported(tiny_run, tmp_path_factory):
         from export.pipeline import ExportConfig, export
 
         with forked_programs():
-            export(ExportConfig(run=tiny_run, to=folder / "tiny"), report=lambda text: None)
+            export(ExportConfig(run=tiny_run, to=folder / "tiny"))
 
     return copy_once(tmp_path_factory, "exported", make) / "tiny"
 

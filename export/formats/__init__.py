@@ -10,9 +10,10 @@ import dataclasses
 import importlib.util
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from export import LOG
 from export.formats.runtimes import REMOTE, LiteRTFiles, OnnxFiles, Runtime, SavedModel
 from tfdecouple.errors import UserError
 from tfdecouple.runtime.requirements import require_packages
@@ -29,29 +30,34 @@ CLIENT = (pathlib.Path(__file__).parents[1] / "client.py", pathlib.Path(guided_f
 _TEMPLATES = pathlib.Path(__file__).parents[1] / "calls"
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Job:
-    """The objects that formats need to write one export.
+    """One export, for the formats: what is exported, and where its files are built.
 
     Attributes:
         config: the options, an `ExportConfig`.
         provenance: the run of the weights.
         endpoints: the endpoints of the model.
-        area: a hidden folder for files that are not published.
-        report: a callback that receives lines of progress.
-        exported: {whether channels come first: folded networks}.
-        folders: {format that is built: its folder}.
-        entries: {format that is built: its entry in the model card}.
+        area: a hidden folder for files that are not published; its folder `built` becomes the export folder.
     """
 
     config: Any
     provenance: Provenance
     endpoints: Sequence[Endpoint]
     area: pathlib.Path
-    report: Callable[[str], Any]
-    exported: dict[bool, ExportedModel] = dataclasses.field(default_factory=dict)
-    folders: dict[str, pathlib.Path] = dataclasses.field(default_factory=dict)
-    entries: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def onnx_files(self) -> dict[str, str]:
+        """The endpoints with an ONNX or LiteRT file, {endpoint: name of its file, without suffix}."""
+        return {endpoint.name: endpoint.onnx for endpoint in self.endpoints if endpoint.onnx}
+
+    def name_part(self, kind: Format) -> str:
+        """Returns the path of a format's files below the export folder, such as "savedmodel/3" or "onnx"."""
+        return f"{kind.name}/{self.config.version or 1}" if kind.has_versions else kind.name
+
+    def locate_files(self, kind: Format) -> pathlib.Path:
+        """Returns the folder into which this export writes the files of a format."""
+        return (self.area / "built" if kind.name in self.config.formats else self.area) / self.name_part(kind)
 
 
 class Format(abc.ABC):
@@ -90,23 +96,27 @@ class Format(abc.ABC):
         return
 
     @abc.abstractmethod
-    def write(self, job: Job, folder: pathlib.Path) -> dict[str, str]:
+    def write(self, job: Job, exported: ExportedModel, folder: pathlib.Path) -> dict[str, str]:
         """Writes the files into the new folder `folder`, and files that belong beside the folder of this format.
 
-        Returns {endpoint that `runtime` calls: name of its file, without suffix}.
+        Returns {endpoint that `runtime` calls: name of its file, without suffix}. `exported` has the folded networks,
+        with channels first if the attribute `channels_first` says so.
         """
 
-    def describe(self, job: Job, folder: pathlib.Path) -> dict[str, Any]:
-        """Returns further entries of the model card; without `runtime` "checked", how the files were checked."""
+    def describe(self, job: Job, folder: pathlib.Path, entries: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns further entries of the model card; without `runtime` "checked", how the files were checked.
+
+        `entries` are the model card's entries for the formats that this one `needs`.
+        """
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*.*"))}
         checked = {} if self.runtime else {"checked": "the folded weights were compared with the model's"}
         return {"bytes": sizes, **checked}
 
-    def list_runtimes(self, report: Callable[[str], Any]) -> Iterator[tuple[str, dict[str, str]]]:
+    def list_runtimes(self) -> Iterator[tuple[str, dict[str, str]]]:
         """Yields (name, options of `compare_files`) of each package or provider here that can run the files."""
         if self.runtime is not None:
             if importlib.util.find_spec(self.runtime.package.replace("-", "_")) is None:
-                report(f"{self.name}: {self.runtime.package} is not installed here: not checked")
+                LOG.info("%s: %s is not installed here: not checked", self.name, self.runtime.package)
             else:
                 yield self.runtime.package, {}
 
@@ -124,11 +134,11 @@ class _SavedModelFormat(Format):
     )
     options, has_versions, runtime = ("endpoints", "version"), True, SavedModel
 
-    def write(self, job: Job, folder: pathlib.Path) -> dict[str, str]:
+    def write(self, job: Job, exported: ExportedModel, folder: pathlib.Path) -> dict[str, str]:
         from export.formats import saved_model
 
         chosen = self._choose_endpoints(job)
-        saved_model.save_saved_model(job.exported[False], chosen, folder, job.report)
+        saved_model.save_saved_model(exported, chosen, folder)
         saved_model.write_warmup_requests(folder, job.provenance.name, chosen)
         saved_model.write_serving_files(folder.parents[1], job.provenance.name)
         return {endpoint.name: endpoint.name for endpoint in chosen}
@@ -136,7 +146,7 @@ class _SavedModelFormat(Format):
     def prepare(self, job: Job) -> None:
         self._choose_endpoints(job)
 
-    def describe(self, job: Job, folder: pathlib.Path) -> dict[str, Any]:
+    def describe(self, job: Job, folder: pathlib.Path, entries: Mapping[str, Any]) -> dict[str, Any]:
         return {"signatures": [endpoint.name for endpoint in self._choose_endpoints(job)]}
 
     def _choose_endpoints(self, job: Job) -> list[Endpoint]:
@@ -151,27 +161,28 @@ class _OnnxFormat(Format):
     name, summary = "onnx", "files for ONNX Runtime"
     files, channels_first, runtime = r"\w+\.onnx", True, OnnxFiles
 
-    def write(self, job: Job, folder: pathlib.Path) -> dict[str, str]:
+    def write(self, job: Job, exported: ExportedModel, folder: pathlib.Path) -> dict[str, str]:
         import onnx
 
         from export.formats import onnx as writer
 
         folder.mkdir()
         metadata = {**job.provenance.metadata, "name": job.provenance.name}
-        for endpoint in _list_with_files(job):
-            job.report(f"ONNX: {endpoint.onnx}")
-            model = writer.build_onnx(job.exported[True], endpoint, {**metadata, "endpoint": endpoint.name})
-            onnx.save(model, folder / f"{endpoint.onnx}.onnx")
+        for endpoint in job.endpoints:
+            if endpoint.onnx:
+                LOG.info("ONNX: %s", endpoint.onnx)
+                model = writer.build_onnx(exported, endpoint, {**metadata, "endpoint": endpoint.name})
+                onnx.save(model, folder / f"{endpoint.onnx}.onnx")
         for path in CLIENT:
             shutil.copyfile(path, folder.parent / path.name)
-        return _name_files(job)
+        return job.onnx_files
 
-    def list_runtimes(self, report: Callable[[str], Any]) -> Iterator[tuple[str, dict[str, str]]]:
+    def list_runtimes(self) -> Iterator[tuple[str, dict[str, str]]]:
         import onnxruntime
 
         for provider in onnxruntime.get_available_providers():
             if provider == REMOTE:
-                report(f"{self.name}: {provider} computes on a server elsewhere: not checked")
+                LOG.info("%s: %s computes on a server elsewhere: not checked", self.name, provider)
             else:
                 yield provider, {"provider": provider}
 
@@ -183,12 +194,12 @@ class _LiteRTFormat(Format):
     def require_support(self, config: Any) -> None:
         require_packages("ai_edge_litert", what="the format litert")
 
-    def write(self, job: Job, folder: pathlib.Path) -> dict[str, str]:
+    def write(self, job: Job, exported: ExportedModel, folder: pathlib.Path) -> dict[str, str]:
         from export.formats import litert
 
         folder.mkdir()
-        litert.write_litert_files(job.exported[False], _list_with_files(job), folder, job.report)
-        return _name_files(job)
+        litert.write_litert_files(exported, [endpoint for endpoint in job.endpoints if endpoint.onnx], folder)
+        return job.onnx_files
 
 
 class _WebFormat(_OnnxFormat):
@@ -204,32 +215,26 @@ class _WebFormat(_OnnxFormat):
         from export.formats import web
 
         web.require_page_support(job.provenance.config.model)
-        job.report("looking for onnxruntime-web")
-        scratch = job.area / "npm"
-        scratch.mkdir()
-        self._runtime_files = web.find_web_runtime(job.config.web_runtime, scratch, job.config.web_gpu)
+        LOG.info("looking for onnxruntime-web")
+        npm = job.area / "npm"
+        npm.mkdir()
+        web.find_web_runtime(job.config.web_runtime, npm, job.config.web_gpu)
 
-    def write(self, job: Job, folder: pathlib.Path) -> dict[str, str]:
+    def write(self, job: Job, exported: ExportedModel, folder: pathlib.Path) -> dict[str, str]:
         from export.formats import web
 
-        job.report("building the web page")
+        LOG.info("building the web page")
         about = {**web.describe_model(job.provenance), "web_gpu": job.config.web_gpu}
-        web.write_web_page(folder, job.folders["onnx"], self._runtime_files, about)
-        return {name: file for name, file in _name_files(job).items() if file in web.PAGE_MODELS}
+        npm = job.area / "npm"
+        runtime_files = web.find_web_runtime(job.config.web_runtime or npm, npm, job.config.web_gpu)
+        web.write_web_page(folder, job.locate_files(_OnnxFormat()), runtime_files, about)
+        return {name: file for name, file in job.onnx_files.items() if file in web.PAGE_MODELS}
 
-    def describe(self, job: Job, folder: pathlib.Path) -> dict[str, Any]:
+    def describe(self, job: Job, folder: pathlib.Path, entries: Mapping[str, Any]) -> dict[str, Any]:
         # The model card counts images that the ONNX files decode exactly in Python, because no browser was tried.
-        trips = job.entries["onnx"]["round_trip"].values()
+        trips = entries["onnx"]["round_trip"].values()
         kept, tried = (sum(trip[count] for trip in trips) for count in ("identical", "images"))
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        job.report(f"  the page is {size / 1e6:.1f} MB")
+        LOG.info("  the page is %.1f MB", size / 1e6)
         checked = f"{kept} of {tried} images came back in ONNX Runtime in Python; no browser was tried"
         return {"files": ["web/index.html"], "checked": checked, "bytes": size}
-
-
-def _list_with_files(job: Job) -> list[Endpoint]:
-    return [endpoint for endpoint in job.endpoints if endpoint.onnx]
-
-
-def _name_files(job: Job) -> dict[str, str]:
-    return {endpoint.name: endpoint.onnx for endpoint in job.endpoints if endpoint.onnx}

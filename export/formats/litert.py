@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from export import LOG
 from export.endpoints import Array, Arrays, Endpoint
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.numerics.arithmetic import get_sizes
@@ -20,13 +21,10 @@ if TYPE_CHECKING:
     from export.exported_model import Answers, ExportedModel
 
 
-def write_litert_files(
-    exported: ExportedModel, endpoints: Sequence[Endpoint], folder: pathlib.Path, report: Callable[[str], Any]
-) -> None:
+def write_litert_files(exported: ExportedModel, endpoints: Sequence[Endpoint], folder: pathlib.Path) -> None:
     """Writes a float32 LiteRT file for each endpoint into a folder, as `NAME.tflite`, with built-in operations alone.
 
-    NAME is `Endpoint.onnx`. `report` is called with lines of progress. TensorFlow converts the files from a temporary
-    SavedModel.
+    NAME is `Endpoint.onnx`. TensorFlow converts the files from a temporary SavedModel.
 
     Raises:
         UserError: if an endpoint needs more than LiteRT's built-in operations.
@@ -39,7 +37,7 @@ def write_litert_files(
         saved = pathlib.Path(scratch, "savedmodel")
         save_saved_model(exported, [*map(_add_shape_checks, endpoints)], saved)
         for endpoint in endpoints:
-            report(f"LiteRT: {endpoint.onnx}")
+            LOG.info("LiteRT: %s", endpoint.onnx)
             converter = tf.lite.TFLiteConverter.from_saved_model(str(saved), signature_keys=[endpoint.name])
             # With this setting the converter raises an error for a graph that needs more than built-in operations.
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]

@@ -2,13 +2,13 @@
 
 import pathlib
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
+from export import LOG
 from export.endpoints import Endpoint
 from export.exported_model import Answers, ExportedModel
 from export.formats.runtimes import WARMUP_FILE
@@ -21,17 +21,12 @@ _DEFAULT = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
 SETTINGS = pathlib.Path(__file__).parents[1] / "serving"
 
 
-def save_saved_model(
-    exported: ExportedModel,
-    endpoints: Sequence[Endpoint],
-    folder: pathlib.Path,
-    report: Callable[[str], Any] = lambda text: None,
-) -> None:
+def save_saved_model(exported: ExportedModel, endpoints: Sequence[Endpoint], folder: pathlib.Path) -> None:
     """Writes a SavedModel into the new folder `folder`, with each endpoint as a signature.
 
-    The first endpoint is also the signature `serving_default`. `report` is called with a line of progress when an
-    endpoint is traced. The weights of `exported` are stored as variables, so that all signatures share them and the
-    size limit of a graph does not apply. A full disk raises OSError or tf.errors.OpError.
+    The first endpoint is also the signature `serving_default`. The weights of `exported` are stored as variables, so
+    that all signatures share them and the size limit of a graph does not apply. A full disk raises OSError or
+    tf.errors.OpError.
     """
     # The variables are plain TensorFlow variables, because a SavedModel would contain a Keras layer's twice.
     module = tf.Module()
@@ -42,7 +37,7 @@ def save_saved_model(
     module.folded = list(stored.values())
     answers = exported.make_answers(lambda name: tf.convert_to_tensor(stored[name]), shared=True)
     # The functions are traced here once; `keras.export.ExportArchive` would trace them a second time.
-    signatures = {endpoint.name: _trace_endpoint(answers, endpoint, report) for endpoint in endpoints}
+    signatures = {endpoint.name: _trace_endpoint(answers, endpoint) for endpoint in endpoints}
     for name, function in signatures.items():
         setattr(module, name, function)
     # Gradients are left out, because uint8 images have none and tracing the gradients of all bijectors takes long.
@@ -52,11 +47,9 @@ def save_saved_model(
     (folder / "assets").rmdir()
 
 
-def _trace_endpoint(
-    answers: Answers, endpoint: Endpoint, report: Callable[[str], Any]
-) -> tf.types.experimental.ConcreteFunction:
+def _trace_endpoint(answers: Answers, endpoint: Endpoint) -> tf.types.experimental.ConcreteFunction:
     def build_graph(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        report(f"SavedModel: {endpoint.name}")
+        LOG.info("SavedModel: %s", endpoint.name)
         # Shapes are checked in the graph, because a server does not check them, and a wrong rank would end its process.
         pairs = zip(specs, inputs, strict=True)
         checked = {spec.name: tf.ensure_shape(tensor, spec.shape, f"shape_of_{spec.name}") for spec, tensor in pairs}

@@ -20,11 +20,12 @@ import json
 import pathlib
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from export import LOG, show_progress
 from export.formats.runtimes import Runtime
 from tfdecouple.registry import FORMATS
 from tfdecouple.storage.files import open_npz
@@ -68,12 +69,7 @@ class Report:
 
 
 def compare_files(
-    runtime: str,
-    folder: pathlib.Path,
-    vectors: Arrays,
-    names: Mapping[str, str],
-    provider: str = "",
-    report: Callable[[str], Any] = lambda text: None,
+    runtime: str, folder: pathlib.Path, vectors: Arrays, names: Mapping[str, str], provider: str = ""
 ) -> Report:
     """Runs the exported files in `folder`; returns a `Report` on how their answers differ from the Keras model's.
 
@@ -86,7 +82,6 @@ def compare_files(
             and the names of the arrays for this size begin with "8x6/".
         names: {endpoint: name of its file, without suffix}.
         provider: an execution provider of ONNX Runtime; "" for the CPU.
-        report: a callback that receives lines of progress.
     """
     found, runtime_class = Report(), FORMATS[runtime]().runtime
     assert runtime_class is not None
@@ -109,7 +104,7 @@ def compare_files(
             if endpoint in names:
                 found.parity[endpoint + size] = differences
                 for output, values in differences.items():
-                    report(f"  {endpoint}{size}: {output}: {_describe_differences(values)}")
+                    LOG.info("  %s%s: %s: %s", endpoint, size, output, _describe_differences(values))
         try:
             opened.check_attachments(vectors)
         except Exception as error:  # TensorFlow raises any class of error for a damaged file
@@ -118,7 +113,7 @@ def compare_files(
             for size, group in groups.items():
                 _compare_round_trips(opened, group, found, size)
             counts = [f"{name} {trip['identical']}/{trip['images']}" for name, trip in found.round_trip.items()]
-            report(f"  identical after encode and decode: {', '.join(counts)}")
+            LOG.info("  identical after encode and decode: %s", ", ".join(counts))
     return found
 
 
@@ -370,7 +365,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     runtime, folder, path, options = arguments
 
-    def report(text: str) -> None:
+    def show(text: str) -> None:
         # The system ends a process that makes no progress, even inside of a runtime.
         signal.alarm(PATIENCE)
         print(text, flush=True)
@@ -378,7 +373,8 @@ def main(arguments: Sequence[str]) -> int:
     signal.alarm(PATIENCE)
     with open_npz(path) as arrays:
         vectors = dict(arrays)
-    found = compare_files(runtime, pathlib.Path(folder), vectors, report=report, **json.loads(options))
+    with show_progress(show):
+        found = compare_files(runtime, pathlib.Path(folder), vectors, **json.loads(options))
     print(REPORT + json.dumps(dataclasses.asdict(found)), flush=True)
     return 0
 

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from export import LOG
 from export.endpoints import (
     GLOBAL_CODE,
     IMAGE,
@@ -72,12 +73,7 @@ def choose_image_sizes(height: int, width: int) -> list[tuple[int, int]]:
 
 
 @full_float32()
-def make_test_vectors(
-    model: DecoupledModel,
-    images: np.ndarray,
-    report: Callable[[str], Any] = lambda text: None,
-    any_size: bool = False,
-) -> Arrays:
+def make_test_vectors(model: DecoupledModel, images: np.ndarray, any_size: bool = False) -> Arrays:
     """Returns the test vectors of a model, {name: array} of inputs and the model's answers, for images of one size.
 
     `in/ENDPOINT/INPUT` are inputs, `out/ENDPOINT/OUTPUT/FIELD` the Keras model's answers (fields of `Answer`), and
@@ -89,7 +85,6 @@ def make_test_vectors(
     Args:
         model: the Keras model.
         images: real images, uint8 `[n, height, width, channels]`, n at least the sum of `choose_batch_sizes`.
-        report: a callback that receives lines of progress.
         any_size: whether the endpoints are those for images of any height and width.
 
     Raises:
@@ -103,7 +98,7 @@ def make_test_vectors(
     # A single number, such as a score, hardly changes in one image of five by chance; an array of numbers does not.
     others = [perturbed, *(KerasAnswers(model, plain, seed) for seed in range(1, _SCORE_PERTURBATIONS))]
     vectors: Arrays = {"batches": np.array(sizes)}
-    report("  images to encode and decode")
+    LOG.info("  images to encode and decode")
     image_types = {"real": images, **make_artificial_images(images.shape[1:], rng, 1 if side > _LARGE else 4)}
     quantized = np.asarray(model.quantizer.quantize_pixels(np.concatenate([*image_types.values()])))
     labels = np.arange(len(quantized), dtype=np.int32) % config.classes if config.has_label_codes else None
@@ -121,7 +116,7 @@ def make_test_vectors(
             vectors[f"labels/{name}"] = labels[rows]
     inputs = _Inputs(plain, images[: sum(sizes)], rng)
     for endpoint in list_endpoints(config, any_size):
-        report(f"  {endpoint.name}")
+        LOG.info("  %s", endpoint.name)
         values = {array.name: inputs.make_values(array, endpoint) for array in endpoint.inputs}
         vectors |= {f"in/{endpoint.name}/{name}": array for name, array in values.items()}
         single = not any(output.shape for output in endpoint.outputs)

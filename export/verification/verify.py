@@ -5,12 +5,13 @@ import pathlib
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from google.protobuf import text_format
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
+from export import LOG
 from export.export_folder import EDITABLE, JSON_NAME, MOST_BYTES, VECTORS, load_manifest
 from export.verification.comparison import REPORT, Report
 from tfdecouple.data.image_file import describe_cropping
@@ -19,7 +20,6 @@ from tfdecouple.registry import FORMATS
 from tfdecouple.runtime.process import make_python_command
 from tfdecouple.storage.files import read_json
 
-Progress = Callable[[str], Any]
 # The largest count of problems that an error message lists.
 _LISTED = 5
 
@@ -43,13 +43,11 @@ def require_no_problems(problems: Iterable[str]) -> None:
         raise RefusedError(f"not published: {join_problems(found)}")
 
 
-def compare_in_process(
-    runtime: str, folder: pathlib.Path, vectors: pathlib.Path, options: Mapping[str, Any], report: Progress
-) -> Report:
+def compare_in_process(runtime: str, folder: pathlib.Path, vectors: pathlib.Path, options: Mapping[str, Any]) -> Report:
     """Runs `comparison.compare_files` in a process that does not load the Keras model, and returns its report.
 
     `vectors` is the file of test vectors (inputs and the Keras model's answers), and `options` has further arguments of
-    `compare_files`. `report` is called with lines of progress. If the process fails, the failure is the only problem.
+    `compare_files`. If the process fails, the failure is the only problem.
     """
     arguments = [runtime, str(folder), str(vectors), json.dumps(options)]
     started = make_python_command("-m", "export.verification.comparison", *arguments)
@@ -66,7 +64,7 @@ def compare_in_process(
                 if line.startswith(REPORT):
                     found = Report(**json.loads(line.removeprefix(REPORT)))
                 else:
-                    report(line.rstrip("\n"))
+                    LOG.info("%s", line.rstrip("\n"))
             status = process.wait()
         except BaseException:
             process.kill()
@@ -81,7 +79,7 @@ def compare_in_process(
     return found
 
 
-def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[str], list[str]]:
+def verify_folder(folder: pathlib.Path) -> tuple[list[str], list[str]]:
     """Verifies an export folder without the run; returns the problems, and the names of parts that could not be run.
 
     The problems are a line for each file that is changed, missing or unknown, and for each part with wrong answers.
@@ -96,12 +94,12 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
     changed: set[str] = set()
     for change, name in manifest.find_changes(folder):
         if change == "changed" and name in EDITABLE:
-            report(f"changed: {name} (settings of a server, which are yours to edit)")
+            LOG.info("changed: %s (settings of a server, which are yours to edit)", name)
         else:
             problems.append(f"{change}: {name}")
         changed.add(name)
     same = len({*manifest.files} - changed)
-    report(f"{same} of {len(manifest.files)} files are as they were exported")
+    LOG.info("%s of %s files are as they were exported", same, len(manifest.files))
     if not manifest.parts:
         problems.append("the manifest names nothing that could be checked")
     try:
@@ -116,12 +114,12 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
         unavailable, compared = [], False
         kind = FORMATS[name.partition("/")[0]]()
         where = f"{name}/{kind.inside}"
-        for runtime, options in kind.list_runtimes(report):
-            report(f"{name}: {runtime}")
+        for runtime, options in kind.list_runtimes():
+            LOG.info("%s: %s", name, runtime)
             paths = (folder / where).resolve(), (folder / VECTORS).resolve()
-            found = compare_in_process(kind.name, *paths, {"names": names, **options}, report)
+            found = compare_in_process(kind.name, *paths, {"names": names, **options})
             if found.notes.get("unavailable"):
-                report(f"{name}: {runtime} is installed but cannot be started here: not checked")
+                LOG.info("%s: %s is installed but cannot be started here: not checked", name, runtime)
                 unavailable.append(f"{name} by {runtime}")
             else:
                 compared = True

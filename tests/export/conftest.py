@@ -41,16 +41,16 @@ def replace(opened, monkeypatch):
 def quick(replace):
     """Makes exports write placeholder files that pass verification, for tests of where the files go."""
 
-    def save_placeholders(exported, chosen, folder, report):
+    def save_placeholders(exported, chosen, folder):
         (folder / "variables").mkdir(parents=True)
         for name in ("saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001"):
             (folder / name).write_text("weights")
 
     parts = {
-        "pipeline.make_test_vectors": lambda model, images, report: {},
+        "pipeline.make_test_vectors": lambda model, images: {},
         "formats.onnx.build_onnx": lambda exported, endpoint, metadata: onnx.ModelProto(producer_name="it"),
         "formats.saved_model.save_saved_model": save_placeholders,
-        "pipeline.compare_in_process": lambda runtime, folder, vectors, options, report: Report(),
+        "pipeline.compare_in_process": lambda runtime, folder, vectors, options: Report(),
     }
     replace(parts)
 
@@ -115,7 +115,7 @@ def built(vectors, exported, small_saved_model, replace):
     files = exported / "onnx"
     digests = np.concatenate([array for name, array in vectors.items() if name.startswith("weights/")])
     parts = {
-        "pipeline.make_test_vectors": lambda model, images, report: dict(vectors),
+        "pipeline.make_test_vectors": lambda model, images: dict(vectors),
         "pipeline.digest_weights": lambda arrays: digests,
         "formats.onnx.build_onnx": lambda exported, endpoint, metadata: onnx.load(files / f"{endpoint.onnx}.onnx"),
         "formats.saved_model.save_saved_model": lambda *given: shutil.copytree(small_saved_model, given[2]),

@@ -171,7 +171,7 @@ def run(request, tmp_path):
 def test_export_of_a_model_with_labels_passes_verification(run, tmp_path, npm_example):
     with_z_of_labels = MODELS["classes"] == RunFolder(run).read_config().model
     formats = ("savedmodel", "onnx", *(("litert",) if with_z_of_labels else ()))
-    export(ExportConfig(run=run, to=tmp_path / "to", formats=formats), report=str)
+    export(ExportConfig(run=run, to=tmp_path / "to", formats=formats))
     card = read_card(tmp_path / "to")
     assert {*card["formats"]} == {*formats}
     assert card["architecture"]["labels"] == NAMES

@@ -18,7 +18,7 @@ from helpers.places import PATIENCE, ROOT, make_once, user_environment
 from helpers.runs import write_run
 from helpers.variants import fresh
 
-from export import pipeline
+from export import pipeline, show_progress
 from export.export_folder import TEXT_NAME, stage_export
 from export.formats import web
 from export.pipeline import ExportConfig, export
@@ -45,9 +45,21 @@ def require_complete(to, version="1"):
 class TestDestination:
     def test_export_folder_does_not_exist_until_the_export_is_complete(self, quick, tiny_run, tmp_path):
         seen = []
-        export(ExportConfig(run=tiny_run, to=tmp_path / "to"), lambda text: seen.append((tmp_path / "to").exists()))
+        with show_progress(lambda text: seen.append((tmp_path / "to").exists())):
+            export(ExportConfig(run=tiny_run, to=tmp_path / "to"))
         assert len(seen) > 5 and not any(seen)
         require_complete(tmp_path / "to")
+
+    def test_progress_is_logged_and_the_command_alone_prints_it(
+        self, quick, command, tiny_run, tmp_path, caplog, capsys
+    ):
+        with caplog.at_level("INFO", "export"):
+            export(ExportConfig(run=tiny_run, to=tmp_path / "one"))
+        assert "putting it in place" in caplog.messages and capsys.readouterr().out == ""
+        logged = caplog.messages
+        status, out, err = command()
+        assert (status, err) == (0, "") and [line[9:] for line in out.splitlines() if " s] " in line] == logged
+        assert caplog.messages == logged
 
     def test_saved_model_has_the_version_that_was_asked_for(self, quick, command, tmp_path):
         status, out, err = command("--version", 11)
@@ -65,8 +77,8 @@ class TestDestination:
             if "putting it in place" in text:
                 make(tmp_path / "to")
 
-        with pytest.raises(UserError, match="exists already"):
-            export(ExportConfig(run=tiny_run, to=tmp_path / "to"), come_into_being)
+        with show_progress(come_into_being), pytest.raises(UserError, match="exists already"):
+            export(ExportConfig(run=tiny_run, to=tmp_path / "to"))
         assert [path.name for path in tmp_path.iterdir()] == ["to"] and not (tmp_path / "to" / "onnx").exists()
 
     def test_destination_of_an_export_that_is_running_is_refused(self, quick, refused, tmp_path):
@@ -235,7 +247,7 @@ class TestMistakes:
 
     @pytest.mark.parametrize("name", ["pipe", "link", ".hidden", ".hidden/file", "notes.txt"])
     def test_what_another_program_puts_among_the_files_is_not_published(self, quick, refused, monkeypatch, name):
-        def plant(runtime, folder, vectors, options, report):
+        def plant(runtime, folder, vectors, options):
             (folder / name).parent.mkdir(exist_ok=True)
             if name == "pipe":
                 os.mkfifo(folder / name)
@@ -273,8 +285,8 @@ class TestMistakes:
             if "verifying" in text:
                 raise BrokenPipeError
 
-        with pytest.raises(BrokenPipeError):
-            export(ExportConfig(run=tiny_run, to=tmp_path / "to"), gone)
+        with show_progress(gone), pytest.raises(BrokenPipeError):
+            export(ExportConfig(run=tiny_run, to=tmp_path / "to"))
         assert not (tmp_path / "to").exists()
 
 
@@ -290,7 +302,7 @@ def test_a_model_without_z_is_exported_with_the_endpoints_that_it_has_and_withou
     model = fresh(dataclasses.replace(SMALL, conditioning="none"))
     run, to = write_run(tmp_path / "plain", model), tmp_path / "exported"
     assert "this model has none; leave the format web out" in refused("--format", "web", run=run)
-    export(ExportConfig(run=run, to=to), report=str)
+    export(ExportConfig(run=run, to=to))
     card = read_card(to)
     arrays = {}
     for name, endpoint in card["endpoints"].items():

@@ -13,6 +13,7 @@ from helpers.exporting import ON_PAGE, list_onnx_names, read_vectors
 from helpers.refusals import refused
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
+from export import show_progress
 from export.export_folder import MANIFEST, TEXT_NAME, Manifest, load_manifest
 from export.formats.runtimes import WARMUP_FILE, SavedModel
 from export.pipeline import ExportConfig, export
@@ -40,7 +41,7 @@ def files_alone(monkeypatch):
 def onnx_alone(monkeypatch):
     """Compares the answers of ONNX files in this process, and leaves out those of other files."""
 
-    def compare(runtime, folder, vectors, options, report):
+    def compare(runtime, folder, vectors, options):
         return compare_files(runtime, folder, dict(np.load(vectors)), **options) if runtime == "onnx" else Report()
 
     monkeypatch.setattr(verify, "compare_in_process", compare)
@@ -51,7 +52,7 @@ def refuse(capsys, folder, *options, status=2):
 
 
 def list_problems(folder):
-    return verify.verify_folder(folder, report=str)[0]
+    return verify.verify_folder(folder)[0]
 
 
 def edit_manifest(folder, change):
@@ -192,7 +193,8 @@ class TestFiles:
     def test_settings_of_a_server_may_be_edited(self, copy, files_alone):
         (copy / "batching.config").write_text("max_batch_size { value: 8 }\n")
         said = []
-        assert verify.verify_folder(copy, said.append) == ([], [])
+        with show_progress(said.append):
+            assert verify.verify_folder(copy) == ([], [])
         assert "changed: batching.config (settings of a server, which are yours to edit)" in said
         count = len(load_manifest(copy).files)
         assert f"{count - 1} of {count} files are as they were exported" in said
@@ -214,10 +216,10 @@ class TestAnswers:
 
     @pytest.mark.usefixtures("quick")
     def test_page_is_verified_with_its_own_models(self, tiny_run, runtime, tmp_path, monkeypatch):
-        export(ExportConfig(run=tiny_run, to=tmp_path / "to", formats=("web",), web_runtime=runtime), report=str)
+        export(ExportConfig(run=tiny_run, to=tmp_path / "to", formats=("web",), web_runtime=runtime))
         seen = []
 
-        def run(runtime, folder, vectors, options, report):
+        def run(runtime, folder, vectors, options):
             seen.append((runtime, folder.name, sorted(f"{name}.onnx" for name in options["names"].values())))
             return Report()
 
@@ -239,7 +241,7 @@ class TestAnswers:
         monkeypatch.setattr("onnxruntime.get_available_providers", lambda: providers)
         asked = []
 
-        def run(runtime, folder, vectors, options, report):
+        def run(runtime, folder, vectors, options):
             asked.append(options["provider"])
             return Report(notes={"unavailable": asked[-1]} if "CUDA" in asked[-1] else {})
 
@@ -288,7 +290,7 @@ def test_file_with_an_endless_loop_ends_its_verification(endless, monkeypatch):
     started = make_python_command("-c", PATIENT, "onnx", str(endless / "onnx"), str(endless / "vectors.npz"), NAMES)
     monkeypatch.setattr(verify, "make_python_command", lambda *arguments: started)
     paths = endless / "onnx", endless / "vectors.npz"
-    (problem,) = verify.compare_in_process("onnx", *paths, json.loads(NAMES), str).problems
+    (problem,) = verify.compare_in_process("onnx", *paths, json.loads(NAMES)).problems
     assert "no progress for too long" in problem
 
 
@@ -306,5 +308,5 @@ def test_warm_up_requests_of_a_terabyte_are_refused_before_tensorflow_reads_them
 
 def test_test_vectors_that_expand_to_gigabytes_are_a_problem(tmp_path):
     np.savez_compressed(tmp_path / "vectors.npz", zeros=np.zeros(2**29, np.uint8))
-    (problem,) = verify.compare_in_process("onnx", tmp_path, tmp_path / "vectors.npz", json.loads(NAMES), str).problems
+    (problem,) = verify.compare_in_process("onnx", tmp_path, tmp_path / "vectors.npz", json.loads(NAMES)).problems
     assert "its arrays would take 536,871,040 bytes" in problem

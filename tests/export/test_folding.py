@@ -160,9 +160,9 @@ class TestCheck:
     )
     def test_export_with_a_wrong_weight_is_refused(self, run, form, tmp_path, monkeypatch):
         monkeypatch.setattr("export.pipeline.ExportedModel", OffByAThousandth)
-        monkeypatch.setattr("export.pipeline.make_test_vectors", lambda model, images, report: {})
+        monkeypatch.setattr("export.pipeline.make_test_vectors", lambda model, images: {})
         with pytest.raises(RefusedError, match="flow.forward_and_log_det as folded is not the model's"):
-            export(ExportConfig(run=run, to=tmp_path / "to", formats=(form,)), str)
+            export(ExportConfig(run=run, to=tmp_path / "to", formats=(form,)))
         assert not (tmp_path / "to").exists()
 
 

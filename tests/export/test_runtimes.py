@@ -18,6 +18,7 @@ from helpers.graphs import make_inputs
 from helpers.models import SMALL
 from tensorflow.python.client import pywrap_tf_session
 
+from export import show_progress
 from export.card import render_model_card
 from export.endpoints import find_endpoint, list_endpoints
 from export.exported_model import ExportedModel
@@ -88,7 +89,7 @@ def runtimes(exported, opened, tmp_path_factory):
         pytest.importorskip("ai_edge_litert")
         folder = tmp_path_factory.mktemp("litert")
         offered = [endpoint for endpoint in list_endpoints(opened[0].config) if endpoint.onnx]
-        write_litert_files(ExportedModel(opened[0]), offered, folder, str)
+        write_litert_files(ExportedModel(opened[0]), offered, folder)
         return LiteRT(folder, FILES)
 
     return runtime
@@ -203,7 +204,7 @@ def test_a_missing_package_names_its_extra(monkeypatch, tmp_path):
 @pytest.fixture(scope="module")
 def phone(tiny_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("phone") / "exported"
-    export(ExportConfig(run=tiny_run, to=folder, formats=("litert",)), report=str)
+    export(ExportConfig(run=tiny_run, to=folder, formats=("litert",)))
     return folder
 
 
@@ -221,7 +222,8 @@ class TestForPhones:
 
     def test_litert_files_pass_verification_where_they_lie(self, phone):
         said = []
-        assert verify_folder(phone, said.append) == ([], [])
+        with show_progress(said.append):
+            assert verify_folder(phone) == ([], [])
         assert "litert: ai-edge-litert" in said
 
     def test_damaged_litert_file_is_found(self, phone, tmp_path):

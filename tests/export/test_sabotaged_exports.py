@@ -310,5 +310,5 @@ class TestProcess:
         monkeypatch.syspath_prepend(tmp_path)
         config = ExportConfig(run=tiny_run, to=tmp_path / "a" / "b", formats=("onnx",))
         with pytest.raises(RefusedError, match="^not published: the verification of onnx ended with status -9: no mes"):
-            pipeline.export(config, report=str)
+            pipeline.export(config)
         assert not (tmp_path / "a").exists()

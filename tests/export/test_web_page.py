@@ -182,7 +182,7 @@ def test_the_page_of_a_model_of_7_bits_whose_prior_knows_labels_works_in_a_brows
     model = strengthen_z(fresh(config))
     runtime = tools / "node_modules" / "onnxruntime-web"
     run = write_run(tmp_path / "run", model)
-    export(ExportConfig(run=run, to=tmp_path / "to", formats=("web",), web_runtime=runtime), report=lambda text: None)
+    export(ExportConfig(run=run, to=tmp_path / "to", formats=("web",), web_runtime=runtime))
     read_output("node", "check.mjs", tmp_path / "to" / "web", "--browser", CHROMIUM, folder=tools)
 
 
@@ -213,7 +213,7 @@ def test_the_page_knows_which_examples_the_model_has_seen():
 def page(steered_run, tools, tmp_path_factory):
     """An export of `steered_run` with the formats onnx and web."""
     folder, runtime = tmp_path_factory.mktemp("page") / "to", tools / "node_modules" / "onnxruntime-web"
-    export(ExportConfig(run=steered_run, to=folder, formats=("onnx", "web"), web_runtime=runtime), report=str)
+    export(ExportConfig(run=steered_run, to=folder, formats=("onnx", "web"), web_runtime=runtime))
     return folder
 
 

@@ -73,7 +73,7 @@ class FakeStep:
     # Tests set this to the index of a step at which the run is to stop, as if another worker had asked for it.
     told_to_stop = None
 
-    def __init__(self, config, state, strategy):
+    def __init__(self, state, strategy):
         self.state = state
 
     @staticmethod

@@ -41,7 +41,7 @@ class Trainer:
         if effect:
             give_effect(self.state.model)
         self.state.optimizer.start_averages()
-        self.step_function = TrainStep(self.config, self.state, self.strategy)
+        self.step_function = TrainStep(self.state, self.strategy)
         self.steps = 0
 
     def take(self, count=1):

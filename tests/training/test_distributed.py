@@ -54,7 +54,7 @@ class TestTwoRanks:
                 state, progress = states[workers.rank], TrainingProgress(config.training.steps, io.StringIO())
                 with contextlib.closing(TrainingFolder(tmp_path / "run", config, workers=workers)) as directory:
                     directory.require_same_run()
-                    trainer = Trainer(config, state, source, strategy, directory, progress, workers)
+                    trainer = Trainer(state, source, strategy, directory, progress)
                     if summary := trainer.start():
                         return summary
                     with loop.StopRequest() as stop:

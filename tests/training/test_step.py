@@ -11,7 +11,7 @@ from helpers.variants import VARIANTS
 from benchmarks.emulation import emulated_accelerator
 from tfdecouple.data.batches import make_evaluation_batches
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
-from tfdecouple.model import DecoupledModel, gradient, objective, training_step
+from tfdecouple.model import DecoupledModel, objective, training_step
 from tfdecouple.numerics.kernels import use_kernels
 from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.runtime import execution
@@ -23,7 +23,7 @@ from tfdecouple.training import loop
 def weights_of_both_sizes():
     """Lowers the limit of small weights to 64 numbers, so that a tiny model has small and large weights."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gradient, "_LARGEST_JOINED_SIZE", 64)
+        patch.setattr(training_step, "_LARGEST_JOINED_SIZE", 64)
         yield
 
 

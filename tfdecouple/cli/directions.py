@@ -73,7 +73,15 @@ def directions(
         )
         found = direction_finding.find_statistic_directions(model, training, held_out, seed=seed)
     else:
-        names = list(columns.names) if columns else _choose_labels(data.title, data.label_names, labels)
+        if columns is None and len(data.label_names) < 2:
+            raise DataError(
+                f"{data.title} has {len(data.label_names)} labels, and directions need two or more, such as "
+                "sub-folders; or give numbers by file name with --attributes, or --statistics, which needs no labels"
+            )
+        for name in labels:
+            if name not in data.label_names:
+                raise UserError(f"--labels has {name!r}, which no image has{nearest(name, data.label_names)}")
+        names = list(columns.names if columns else dict.fromkeys(labels or data.label_names))
         chosen = (images or _MOST_IMAGES, seed, names, columns)
         examples = [direction_finding.encode_examples(opened, data, part, *chosen) for part in ("train", split)]
         found, missing = direction_finding.find_directions(names, examples[0], examples[1], seed)
@@ -108,16 +116,3 @@ def directions(
             summary = f"steps along {name} of {len(shown.pixels)} images"
             results.write(f"direction-{make_file_name(name)}", picture, summary, facts)
             counter(number)
-
-
-def _choose_labels(title: str, names: tuple[str, ...], labels: tuple[str, ...]) -> list[str]:
-    """Returns `labels` without repetitions, or all `names`; DataError or UserError if the data set lacks them."""
-    if len(names) < 2:
-        raise DataError(
-            f"{title} has {len(names)} labels, and directions need two or more, such as sub-folders; or give numbers "
-            "by file name with --attributes, or --statistics, which needs no labels"
-        )
-    for name in labels:
-        if name not in names:
-            raise UserError(f"--labels has {name!r}, which no image has{nearest(name, names)}")
-    return list(dict.fromkeys(labels or names))

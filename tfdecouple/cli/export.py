@@ -2,6 +2,7 @@
 
 import pathlib
 import sys
+import time
 
 from tfdecouple.cli.options import EXIT_FAILED
 from tfdecouple.errors import UserError
@@ -70,7 +71,7 @@ def export(
         raise UserError("export needs --run RUN and --to DIR, or --verify DIR")
 
     process.start_tensorflow()
-    from export import pipeline
+    from export import pipeline, show_progress
     from export.export_folder import MANIFEST
     from export.verification.verify import RefusedError
     from tfdecouple.storage.files import hash_file
@@ -80,7 +81,9 @@ def export(
             run=run, to=to, formats=tuple(dict.fromkeys(format)), endpoints=endpoints, any_size=any_size,
             version=version, name=name, web_runtime=web_runtime, web_gpu=web_gpu,
         )  # fmt: skip
-        published = pipeline.export(config, _print_now)
+        begun = time.monotonic()
+        with show_progress(lambda text: print(f"[{time.monotonic() - begun:4.0f} s] {text}", flush=True)):
+            published = pipeline.export(config)
     except RefusedError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
@@ -94,6 +97,7 @@ def export(
 
 def _verify_export(folder: pathlib.Path, expected: str | None) -> int:
     """Verifies an export folder; `expected` is its manifest's SHA-256 (None: any); returns exit status 0 or 5."""
+    from export import show_progress
     from export.export_folder import MANIFEST, load_manifest
     from export.verification.verify import join_problems, verify_folder
     from tfdecouple.storage.files import hash_file
@@ -103,8 +107,9 @@ def _verify_export(folder: pathlib.Path, expected: str | None) -> int:
     if expected is not None and digest != expected.lower():
         print(f"error: {folder / MANIFEST} has the SHA-256 {digest}; expected {expected}", file=sys.stderr)
         return EXIT_FAILED
-    problems, not_compared = verify_folder(folder, _print_now)
-    _print_now(f"{MANIFEST} has the SHA-256 {digest}")
+    with show_progress(lambda text: print(text, flush=True)):
+        problems, not_compared = verify_folder(folder)
+    print(f"{MANIFEST} has the SHA-256 {digest}", flush=True)
     if problems:
         print(f"error: {folder} is not as it was exported: {join_problems(problems)}", file=sys.stderr)
         return EXIT_FAILED
@@ -112,7 +117,3 @@ def _verify_export(folder: pathlib.Path, expected: str | None) -> int:
     agreed = "and all outputs agree with the stored ones"
     print(f"{folder}: all files are unchanged{'; ' + unchecked if not_compared else ', ' + agreed}")
     return 0
-
-
-def _print_now(text: str) -> None:
-    print(text, flush=True)

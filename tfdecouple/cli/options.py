@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -25,26 +25,17 @@ def within(least: float, most: float = 2**31 - 1, text: str | None = None) -> Pa
     return Parameter(validator=require_bounds, help=text) if text else Parameter(validator=require_bounds)
 
 
-def _check_before_tensorflow(check: Callable[[pathlib.Path], None]) -> Parameter:
-    def check_paths(_: Any, value: Any) -> None:
-        for path in value if isinstance(value, tuple) else [value]:
-            if path is not None:
-                check(pathlib.Path(path))
-
-    return Parameter(validator=check_paths)
-
-
-def require_results_folder(path: pathlib.Path) -> None:
-    """Raises UserError if results cannot be written into the folder `path`, because a part of the path is a file."""
-    existing = next(folder for folder in (path, *path.parents) if folder.exists())
-    if not existing.is_dir():
+# Paths are checked before TensorFlow is imported, which takes seconds.
+def _require_results_folder(_: Any, path: pathlib.Path | None) -> None:
+    existing = next((folder for folder in (path, *path.parents) if folder.exists()), None) if path else None
+    if existing and not existing.is_dir():
         raise UserError(f"cannot write into {path}: {existing} is no folder; name another folder with --out")
 
 
-def require_image_file(path: pathlib.Path) -> None:
-    """Raises DataError unless `path` exists."""
-    if not path.exists():
-        raise DataError(f"there is no image {path}; give the path of a file, or of a folder with --reference")
+def _require_images(_: Any, paths: tuple[str, ...] | str | None) -> None:
+    for path in paths if isinstance(paths, tuple) else [paths]:
+        if path is not None and not pathlib.Path(path).exists():
+            raise DataError(f"there is no image {path}; give the path of a file, or of a folder with --reference")
 
 
 # Exit statuses of programs, beside 0, 1, 2 and 130 (`runtime.process.Program`).
@@ -58,12 +49,12 @@ RunName = Annotated[
         "hf://OWNER/NAME",
     ),
 ]
-Folder = Annotated[pathlib.Path, _check_before_tensorflow(require_results_folder)]
+Folder = Annotated[pathlib.Path, Parameter(validator=_require_results_folder)]
 Out = Annotated[
     Folder | None,
     Parameter(name="--out", help="folder for the results; default RUN/pictures, or ./pictures where RUN is no folder"),
 ]
-Photograph = Annotated[str, _check_before_tensorflow(require_image_file)]
+Photograph = Annotated[str, Parameter(validator=_require_images)]
 Seed = Annotated[int, within(0, text="seed of all draws")]
 Count = within(1, 100_000)
 Devices = Annotated[int | None, within(1, 256, "use N GPUs, not all; without GPUs, N logical CPU devices")]
@@ -138,15 +129,14 @@ class Sizes:
     unlimited: bool = False
 
 
-def refuse_data_options(files: Sequence[str], source: DataSet, **options: Any) -> None:
-    """Raises UserError if the user names `files` and also gives one of the `options`, which are for a data set."""
+def require_pairs(command: str, files: Sequence[str], reference: str | None, source: DataSet, **options: Any) -> None:
+    """Raises UserError for a user's `files` and one of the `options` of a data set, or for files that are no pairs.
+
+    With a `reference`, the only file is a folder of photographs.
+    """
     for name, value in {**options, **dataclasses.asdict(source)}.items():
         if files and value not in (None, False):
             option = f"--{name.replace('_', '-')}"
             raise UserError(f"{option} is for images of a data set, and the command got {files[0]}; leave {option} out")
-
-
-def require_pairs(command: str, files: Sequence[str]) -> None:
-    """Raises UserError if the number of `files` is odd."""
-    if len(files) % 2:
+    if reference is None and len(files) % 2:
         raise UserError(f"{command} got {len(files)} images; it takes pairs, an even number")

@@ -19,7 +19,6 @@ from tfdecouple.cli.options import (
     Seed,
     Sizes,
     Split,
-    refuse_data_options,
     require_pairs,
     within,
 )
@@ -157,10 +156,9 @@ def switch(
             photographs, 1 for pairs of the data set.
         count: number of pairs of the data set; default 10.
     """
-    refuse_data_options(files, source, split=split, pairing=pairing, count=count)
+    require_pairs("switch", files, reference, source, split=split, pairing=pairing, count=count)
     if reference is not None:
         return _switch_folder(files, run, out, reference, 0.9 if strength is None else strength, sizes)
-    require_pairs("switch", files)
     opened, results = open_run("switch", run, out, needs_z=True)
     import numpy as np
 
@@ -176,15 +174,9 @@ def switch(
             with Counter("switching", 2 * len(first.pixels)) as counter:
                 switched = grids.switch_images(opened.model, first.pixels, second.pixels, strength, counter, labels)
             picture = grids.draw_switch_grid(first.pixels, second.pixels, *switched, what=title, note=f"\n{first.note}")
-            facts = {
-                "pairing": how,
-                "first": first.facts,
-                "second": second.facts,
-                "seed": seed,
-                "count": len(first.pixels),
-            }
+            facts = {"pairing": how, "first": first.facts, "second": second.facts, "seed": seed, "strength": strength}
             summary = f"{title.lower()}, {format_count(len(first.pixels), 'pair')}"
-            results.write(f"switch-{how}", picture, summary, {**facts, "strength": strength})
+            results.write(f"switch-{how}", picture, summary, {**facts, "count": len(first.pixels)})
         return None
     strength = 0.9 if strength is None else strength
     writer, grid = PhotographWriter(results.path, sizes.unlimited), []
@@ -247,8 +239,7 @@ def interpolate(
         path: path of v: lerp, a line as in the paper; slerp, an arc; both.
         count: number of pairs of the data set, one below another; default 1.
     """
-    refuse_data_options(files, source, split=split, pairing=pairing, count=count)
-    require_pairs("interpolate", files)
+    require_pairs("interpolate", files, None, source, split=split, pairing=pairing, count=count)
     opened, results = open_run("interpolate", run, out)
     import numpy as np
 

@@ -120,7 +120,7 @@ def make_training(strategy: Any, settings: Sequence[str] = (), folder: pathlib.P
     with strategy.scope():
         state = TrainingState(config)
     RunFolder(folder).load_weights(state.model, averaged=False)
-    return state, TrainStep(config, state, strategy)
+    return state, TrainStep(state, strategy)
 
 
 def compute_numbers(device: str, images: np.ndarray, folder: pathlib.Path = MODEL) -> dict[str, np.ndarray]:
@@ -258,7 +258,7 @@ def _make_phases(config: Config, devices: int) -> dict[str, Callable[[int], Any]
     strategy, batch = make_strategy(devices), config.training.batch_size
     with strategy.scope():
         state = TrainingState(config)
-    model, take_step, steps = state.model, TrainStep(config, state, strategy), itertools.count()
+    model, take_step, steps = state.model, TrainStep(state, strategy), itertools.count()
     # With training.jit_compile XLA also compiles inference, as after `load_model(run, jit_compile=True)`.
     model.flow.runner.mode = RunMode(jit_compile=config.training.jit_compile)
     images = np.random.default_rng(0).integers(0, 256, (batch, *config.model.image_shape), np.uint8)

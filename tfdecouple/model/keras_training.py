@@ -36,13 +36,7 @@ _POLICIES = {"mixed_bfloat16": "mixed_bfloat16", "bfloat16": "mixed_bfloat16"}
 
 
 def make_training_config(options: dict[str, Any]) -> TrainingConfig:
-    """Returns a checked `TrainingConfig` with the training options, given {name: value} of the arguments of `compile`.
-
-    Raises:
-        UserError: if a loss, metrics, or an option of `train.py` that has no effect here are given, or Keras' policy is
-            float16.
-        ConfigError: if an option has an impossible value.
-    """
+    """Returns the `TrainingConfig` of the arguments of `compile`, {name: value}; raises the errors of `compile`."""
     for name in FIXED:
         if options.get(name) is not None:
             raise UserError(

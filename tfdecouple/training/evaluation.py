@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from tfdecouple.config import Config
 from tfdecouple.data.batches import load_images
 from tfdecouple.data.splits import Source
 from tfdecouple.errors import UserError
@@ -36,19 +35,9 @@ class EvaluationReports:
     `note` is a function that shows a text to the user; it gets texts such as "drawing samples" before slow work.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        state: TrainingState,
-        source: Source,
-        directory: TrainingFolder,
-        note: Callable[[str], None],
-    ):
-        self._show_note = note
-        self._config = config
-        self._state = state
-        self._source = source
-        self._directory, self.workers = directory, directory.workers
+    def __init__(self, state: TrainingState, source: Source, directory: TrainingFolder, note: Callable[[str], None]):
+        self._state, self._source, self._directory, self._show_note = state, source, directory, note
+        self._training, self.workers = state.training, directory.workers
 
     @on_chief
     def report_validation(self, step: int, measured: Bound, is_best: bool) -> str:
@@ -86,7 +75,7 @@ class EvaluationReports:
         None if no test images were evaluated.
         """
         best, loaded = int(self._state.best_step.numpy()), self._directory.loaded_step
-        averages = bool(self._config.training.ema_decay)
+        averages = bool(self._training.ema_decay)
         summary: dict[str, Any] = {
             "steps": step,
             # If the best weights cannot be read, this is the step of the weights that `Run.open` loads instead.
@@ -107,7 +96,7 @@ class EvaluationReports:
             images, labels = load_images(self._source, "test", min(_MOST_COMPRESSED, count), at_most=True)
             self._show_note("lossless codecs")
             # WebP and PNG store 8 bits per colour value; a comparison with a model of fewer bits would be unfair.
-            codecs = ("webp", "png") if self._config.model.n_bits == 8 else ()
+            codecs = ("webp", "png") if self._state.model.config.n_bits == 8 else ()
             coded = {codec: float(compute_codec_bits(images, codec).mean()) for codec in codecs}
             shown = self._count_shown_images(step)
             summary["lossless_codecs_bits_per_dim"] = coded
@@ -124,17 +113,16 @@ class EvaluationReports:
 
     def _count_shown_images(self, step: int) -> int:
         """Returns how many images are drawn: at most `training.pictures` and the images trained on, at least 4."""
-        seen = step * self._config.training.batch_size
-        most = min(self._config.training.pictures, count_shown_images(self._config.model.image_shape), seen)
-        return max(most, _LEAST_RECONSTRUCTED)
+        most = count_shown_images(self._state.model.config.image_shape)
+        return max(_LEAST_RECONSTRUCTED, min(self._training.pictures, most, step * self._training.batch_size))
 
     def _draw_pictures(
         self, step: int, images: np.ndarray, labels: np.ndarray | None
     ) -> tuple[str, dict[str, pathlib.Path]]:
-        if not self._config.training.pictures:
+        if not self._training.pictures:
             return f"reconstruction: {self._describe_exactness(images, labels)}", {}
         try:
-            seed, label_names = self._config.training.seed, self._source.label_names
+            seed, label_names = self._training.seed, self._source.label_names
             inputs = PictureInputs(self._state.model, images, seed, self._count_shown_images(step), labels, label_names)
             pictures, exact = draw_pictures(inputs, lambda name: self._show_note(f"drawing {name}"))
         except UserError as error:

@@ -99,29 +99,29 @@ def train(
         workers.require_equal("the options", config.flatten_options())
         directory = TrainingFolder(path, config, progress.print_line, workers)
         stack.callback(directory.close)
-        training = config.training
-        require_divisible_batch(training.batch_size, training.micro_batches, strategy.num_replicas_in_sync)
+        training, replicas = config.training, strategy.num_replicas_in_sync
+        require_divisible_batch(training.batch_size, training.micro_batches, replicas)
         directory.require_same_run()
-        source = workers.call_on_all(lambda: _open_source(config, download))
+
+        def open_images() -> Source:
+            source = open_source(config.data, config.model.image_shape, download)
+            require_label_count(source, config.model)
+            return source
+
+        source = workers.call_on_all(open_images)
         directory.require_label_names(source.label_names)
         workers.require_equal("the numbers of images", source.sizes)
         stack.enter_context(source.guard())
-        keras.utils.set_random_seed(config.training.seed)
+        keras.utils.set_random_seed(training.seed)
         with strategy.scope():
             state = TrainingState(config)
-        trainer = Trainer(config, state, source, strategy, directory, progress, workers)
+        trainer = Trainer(state, source, strategy, directory, progress)
         summary = trainer.start()
         if summary is None:
             with stop:
                 trainer.train_to_last_step(stop)
                 summary = trainer.measure_test_images(stop)
         return Outcome(path, summary, is_chief)
-
-
-def _open_source(config: Config, download: bool) -> Source:
-    source = open_source(config.data, config.model.image_shape, download)
-    require_label_count(source, config.model)
-    return source
 
 
 @contextlib.contextmanager
@@ -151,24 +151,17 @@ class Trainer:
 
     def __init__(
         self,
-        config: Config,
         state: TrainingState,
         source: Source,
         strategy: tf.distribute.Strategy,
         directory: TrainingFolder,
         progress: TrainingProgress,
-        workers: Workers,
     ):
-        self.config = config
-        self.training = config.training
-        self.state = state
-        self.source = source
-        self.strategy = strategy
-        self.workers = workers
-        self.directory = directory
-        self.reports = EvaluationReports(config, state, source, directory, progress.show_note)
-        self.progress = progress
-        self.take_step = TrainStep(config, state, strategy)
+        self.state, self.source, self.strategy, self.progress = state, source, strategy, progress
+        self.directory, self.workers = directory, directory.workers
+        self.config, self.training = directory.config, state.training
+        self.reports = EvaluationReports(state, source, directory, progress.show_note)
+        self.take_step = TrainStep(state, strategy)
         self.evaluator = BoundEvaluator(state.model, strategy)
         self.step = self._read_at = 0
         self.skipped = 0
@@ -222,8 +215,7 @@ class Trainer:
             images = add_first_noise(next(iter(first))["image"], self.training)
             self.state.model.initialize(images, seed=self.training.seed)
         else:
-            names = self.source.label_names
-            self.directory.load_initial_weights(self.state, run, names)
+            self.directory.load_initial_weights(self.state, run, self.source.label_names)
         # Different processors may round differently, so all workers continue with the chief's weights.
         self._broadcast_model()
         self.state.optimizer.start_averages()
@@ -240,8 +232,7 @@ class Trainer:
         if self._files_written:
             return
         self._files_written = True
-        names = self.source.label_names
-        if damaged := self.directory.write_run_files(names):
+        if damaged := self.directory.write_run_files(self.source.label_names):
             self.progress.print_line(f"metrics.jsonl: {damaged} damaged rows are left out; checkpoints are unchanged")
 
     def train_to_last_step(self, stop: StopRequest) -> None:
@@ -267,18 +258,16 @@ class Trainer:
             is_first = self.step == begun + 1
             fetched = self._fetch_step_result(result) if logs or saves or is_first else None
             if logs and fetched:
-                now = time.monotonic()
-                self._log_training_row(fetched.learning_rate, (self.step - last) * training.batch_size / (now - since))
-                since, last = now, self.step
-            elif is_first:
-                # Tracing makes the first step slow, so the images per second are measured from the second step on.
-                since, last = time.monotonic(), self.step
+                images_per_second = (self.step - last) * training.batch_size / (time.monotonic() - since)
+                self._log_training_row(fetched.learning_rate, images_per_second)
             self.progress.show_step(self.step)
             if saves:
                 # A signal may end the program during the evaluation, so the state is saved before the evaluation.
                 self._save_checkpoint()
                 if evaluates:
                     self._evaluate_validation(stop)
+            if fetched:
+                # The images per second leave out the first step, which is slow for tracing, and evaluations.
                 since, last = time.monotonic(), self.step
             stopping = self._should_stop(stop, fetched)
         if stopping and self.step < training.steps:

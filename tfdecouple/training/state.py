@@ -26,6 +26,7 @@ class TrainingState:
     """The model, the optimizer and the counters of a training; create the state inside `strategy.scope()`.
 
     Attributes:
+        training: the options of the training.
         trainable: trainable weights of the model by name.
         moving: moving statistics of batch normalisation by name.
         step: number of steps, including skipped ones; it determines which images come next.
@@ -42,7 +43,7 @@ class TrainingState:
     """
 
     def __init__(self, config: Config):
-        self.model = DecoupledModel(config.model)
+        self.model, self.training = DecoupledModel(config.model), config.training
         variables = self.model.named_variables()
         self._named = {name: variable.value for name, variable in variables.items()}
         self.trainable = {name: self._named[name] for name, variable in variables.items() if variable.trainable}
@@ -52,7 +53,6 @@ class TrainingState:
         self.step, self.updates, self.skipped, self.best_step, self.halted = (
             tf.Variable(np.int64(0), trainable=False) for _ in range(5)
         )
-        self._training = config.training
         self.best_bits_per_dim = tf.Variable(np.float64(np.inf), trainable=False)
         self.window = tf.Variable(np.zeros(len(RUNNING_MEANS) + 1), trainable=False)
         self.not_finite = tf.Variable(np.zeros(len(RUNNING_MEANS), np.int64), trainable=False)
@@ -88,7 +88,7 @@ class TrainingState:
         self.updates.assign_add(tf.cast(result.applied, tf.int64))
         self.step.assign_add(tf.cast(running, tf.int64))
         self.skipped.assign(tf.where(running, skipped, self.skipped))
-        self.halted.assign(tf.cast(~running | (skipped >= self._training.max_skipped_steps), tf.int64))
+        self.halted.assign(tf.cast(~running | (skipped >= self.training.max_skipped_steps), tf.int64))
 
     def fetch_running_means(self) -> dict[str, float]:
         """Returns {key of `RUNNING_MEANS`: mean over the applied steps since the last call, or NaN}."""
@@ -116,7 +116,7 @@ class TrainingState:
         bits/dim may be lower, but weights that were not trained on patterns do not reconstruct patterns exactly.
         """
         best, best_step = float(self.best_bits_per_dim.numpy()), int(self.best_step.numpy())
-        if self._training.patterns and best_step <= self._training.patterns_after < step:
+        if self.training.patterns and best_step <= self.training.patterns_after < step:
             best = np.inf
         if not bits_per_dim < best:
             return False

@@ -10,9 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple import randomness
-from tfdecouple.config import Config, TrainingConfig
-from tfdecouple.model.gradient import flatten_and_join
-from tfdecouple.model.training_step import DeviceResult, TrainingStep
+from tfdecouple.config import TrainingConfig
+from tfdecouple.model.training_step import DeviceResult, TrainingStep, flatten_and_join
 from tfdecouple.registry import SCHEDULES
 from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.training.state import TrainingState
@@ -55,16 +54,13 @@ class StepResult(NamedTuple):
 class TrainStep:
     """A callable that takes a training step: it draws noise, adds up the devices' gradients, and updates the weights.
 
-    The noise of an image depends on the seed, the step and the image's index in the batch. Each device draws the noise
-    of the whole batch and uses a slice of it, so a step gives the same result with any number of devices.
-
+    The noise of an image depends on the seed, the step and the image's index in the batch, not on the devices.
     Micro-batches are processed one after the other. Batch normalisation uses the statistics of a micro-batch (as in the
     paper's code). `state` must be created inside `strategy.scope()`.
     """
 
-    def __init__(self, config: Config, state: TrainingState, strategy: tf.distribute.Strategy):
-        self.state = state
-        training = self._training = config.training
+    def __init__(self, state: TrainingState, strategy: tf.distribute.Strategy):
+        self.state, training = state, state.training
         variables = state.model.named_variables()
         trainable, moving = ([variables[name] for name in group] for group in (state.trainable, state.moving))
         self._step = TrainingStep(state.model, training, trainable, moving, self._update_state)
@@ -103,10 +99,9 @@ class TrainStep:
             return self._apply_sums(sums)
 
     def _take_undivided_step(self, examples: Any, step: tf.Tensor, stop: tf.Tensor) -> StepResult:
-        def take(examples: Any) -> StepResult:
-            return self._step.take(*self._list_arguments(examples, step), stop=stop)
-
-        return self._strategy.run(take, args=(examples,))
+        return self._strategy.run(
+            lambda examples: self._step.take(*self._list_arguments(examples, step), stop=stop), args=(examples,)
+        )
 
     def _add_micro_batch(self, sums: Any, examples: Any, step: tf.Tensor, stop: tf.Tensor, number: tf.Tensor) -> Any:
         """Adds the results of a micro-batch to `sums`: one vector per device, because many tensors would take long."""
@@ -129,31 +124,22 @@ class TrainStep:
         images = tf.ensure_shape(images, (self._images, *self.state.model.config.image_shape))
         if labels is not None:
             labels = tf.ensure_shape(labels, (self._images,))
-        return images, labels, randomness.derive_seed(self._training.seed, "step", step), self.state.updates
+        return images, labels, randomness.derive_seed(self.state.training.seed, "step", step), self.state.updates
 
     def _update_state(self, total: DeviceResult, is_sound: tf.Tensor, norm: tf.Tensor) -> StepResult:
         """Updates the weights by the sums of the devices' results, unless these are unsound or training has halted."""
-        training, state = self._training, self.state
-        reconstruction, kl, dequantization = total.terms
+        state, training = self.state, self.state.training
         applied = is_sound & tf.equal(state.halted, 0)
         rate = compute_learning_rate(training, state.updates)
         scale = tf.minimum(1.0, training.clip_norm / norm) if training.clip_norm else None
         self._strategy.run(
             state.optimizer.apply_update, args=(applied, total.gradients, total.moving, state.updates, rate, scale)
         )
-        result = StepResult(
-            bits_per_dim=state.model.quantizer.convert_to_bits_per_dim(
-                reconstruction + kl + dequantization, math.prod(state.model.config.image_shape)
-            ),
-            reconstruction=reconstruction,
-            kl=kl,
-            dequantization=dequantization,
-            gradient_norm=norm,
-            learning_rate=rate,
-            applied=applied,
-            stop=total.stop,
-            inversion_error=total.inversion_error,
-        )
+        reconstruction, kl, dequantization = total.terms
+        dimensions = math.prod(state.model.config.image_shape)
+        bits = state.model.quantizer.convert_to_bits_per_dim(reconstruction + kl + dequantization, dimensions)
+        terms = (bits, reconstruction, kl, dequantization)
+        result = StepResult(*terms, norm, rate, applied, total.stop, total.inversion_error)
         state.count_step(result)
         return result
 

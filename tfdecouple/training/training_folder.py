@@ -40,6 +40,7 @@ class TrainingFolder(RunFolder):
     writes, and all get its result. The methods of `RunFolder` are for the chief.
 
     Attributes:
+        config: the config of the run.
         log: the log of the run; `write_run_files` opens it.
         is_resumed: whether `require_same_run` has found a part of this run, with the same config, in the folder.
         loaded_step: the training step of the weights that `load_best_weights` has loaded; 0 before the call.
@@ -53,7 +54,7 @@ class TrainingFolder(RunFolder):
         workers: Workers | None = None,
     ):
         super().__init__(path, is_written=True, keep=config.training.keep_checkpoints)
-        self._config, self._report, self._lock = config, report, FileLock(path / LOCK, timeout=0)
+        self.config, self._report, self._lock = config, report, FileLock(path / LOCK, timeout=0)
         self.workers = workers or Workers()
         self.log = MetricsLog(path, [LOGGERS[name](path, config) for name in config.training.loggers], report)
         self.is_resumed, self.loaded_step, self._begun = False, 0, 0
@@ -72,7 +73,7 @@ class TrainingFolder(RunFolder):
 
         MissingPackageError is raised, before anything is written, if a logger's package is missing.
         """
-        require_loggers(self._config.training.loggers)
+        require_loggers(self.config.training.loggers)
         self.is_resumed = self._holds_this_run()
         if self.is_resumed or (self.path / LOCK).exists():
             self._acquire_lock()
@@ -89,16 +90,16 @@ class TrainingFolder(RunFolder):
                 return False
             raise RunError(f"{path} exists and is no run folder (it has no {CONFIG}); choose another --workdir")
         before = make_paths_absolute(self.read_config())
-        changed = compare_configs(before, self._config)
+        changed = compare_configs(before, self.config)
         # `description` and `notes` have no effect, nor has the list of photographs if the run uses other images.
         free = [*_CHANGEABLE, "description", "notes"]
         if before.data.source != "photographs":
             free.append("data.photographs")
         for name in free:
             changed.pop(name, None)
-        kinds = [find_source_kind(data.source) for data in (before.data, self._config.data)]
+        kinds = [find_source_kind(data.source) for data in (before.data, self.config.data)]
         option, was = kinds[0].locate_images(before.data) or ("", "")
-        _, now = kinds[1].locate_images(self._config.data) or ("", "")
+        _, now = kinds[1].locate_images(self.config.data) or ("", "")
         if option in changed and now and type(kinds[0]) is type(kinds[1]) and not os.path.exists(was):
             del changed[option]
             self._messages.append(f"images are read from {now}; {was}, where they were, is not there any more")
@@ -122,7 +123,7 @@ class TrainingFolder(RunFolder):
     @on_chief
     def require_label_names(self, names: Sequence[str]) -> None:
         """Raises RunError if `names`, the label names of the images, differ from the names in the run folder."""
-        classes = self._config.model.classes
+        classes = self.config.model.classes
         if self.is_resumed and classes and (changed := self.find_changed_label(classes, names)):
             was, now = changed
             raise RunError(
@@ -163,7 +164,7 @@ class TrainingFolder(RunFolder):
     def read_finished_summary(self) -> dict[str, Any] | None:
         """If the run has taken all steps, prints a message and returns the content of summary.json; otherwise None."""
         step = self._begun
-        if step < self._config.training.steps:
+        if step < self.config.training.steps:
             return None
         try:
             summary = self.read_summary()
@@ -186,9 +187,9 @@ class TrainingFolder(RunFolder):
             ConfigError: where architecture or labels differ in any other way.
             RunError: where the other run has no weights.
         """
-        folder, model = RunFolder(run), self._config.model
+        folder, model = RunFolder(run), self.config.model
         other = folder.read_config()
-        changed = {k: v for k, v in compare_configs(other, self._config).items() if k.startswith("model.")}
+        changed = {k: v for k, v in compare_configs(other, self.config).items() if k.startswith("model.")}
         names = set(state.model.named_variables())
         if model.has_labels and not other.model.has_labels:
             names = {name for name in names if not name.startswith(("prior_affine/", "class_codes/"))}
@@ -216,8 +217,8 @@ class TrainingFolder(RunFolder):
             self._acquire_lock()
             if (self.path / CONFIG).exists():
                 raise RunError(f"another program began a run in {self.path} meanwhile; choose another --workdir")
-        self.write_config(self._config, label_names)
-        return self.log.open(self._begun, is_last=self._begun >= self._config.training.steps)
+        self.write_config(self.config, label_names)
+        return self.log.open(self._begun, is_last=self._begun >= self.config.training.steps)
 
     @on_chief
     def write_training_row(self, step: int, row: Mapping[str, Any]) -> None:
@@ -245,7 +246,7 @@ class TrainingFolder(RunFolder):
     @on_chief
     def load_best_weights(self, state: TrainingState) -> None:
         """Loads the run's best weights into the model, or its newest readable weights if the best are damaged."""
-        self.loaded_step = self.load_weights(state.model, averaged=self._config.training.ema_decay > 0)
+        self.loaded_step = self.load_weights(state.model, averaged=self.config.training.ema_decay > 0)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes `summary` to summary.json; if it has test metrics, also adds them as a row to the log."""

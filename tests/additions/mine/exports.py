@@ -53,9 +53,9 @@ class Weights(Format):
     name, summary = "weights", "the folded weights as NumPy arrays"
     files = r"weights\.npz"
 
-    def write(self, job, folder):
+    def write(self, job, exported, folder):
         folder.mkdir()
-        np.savez(folder / "weights.npz", **job.exported[False].collect_arrays())
+        np.savez(folder / "weights.npz", **exported.collect_arrays())
         return {}
 
 
@@ -69,12 +69,11 @@ class Graphs(Format):
 
         return GraphFiles
 
-    def write(self, job, folder):
+    def write(self, job, exported, folder):
         from mine.graph_files import write_graph
 
         folder.mkdir()
-        names = {endpoint.name: endpoint.onnx for endpoint in job.endpoints if endpoint.onnx}
         for endpoint in job.endpoints:
-            if endpoint.name in names:
-                write_graph(job.exported[False], endpoint, folder / f"{endpoint.onnx}.pb")
-        return names
+            if endpoint.onnx:
+                write_graph(exported, endpoint, folder / f"{endpoint.onnx}.pb")
+        return job.onnx_files

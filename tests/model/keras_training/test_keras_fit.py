@@ -225,7 +225,7 @@ class TestTraining:
             state = TrainingState(config)
         for name, variable in state.model.named_variables().items():
             variable.assign(keras_model.named_variables()[name])
-        take = TrainStep(config, state, strategy)
+        take = TrainStep(state, strategy)
         for step, batch in enumerate(np.split(images, 2)):
             right = take([tf.constant(batch)], step).fetch_numbers()
             metrics = keras_model.train_on_batch(batch, return_dict=True)
