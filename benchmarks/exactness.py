@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.common import make_table, write_json  # noqa: E402
 from tfdecouple.data.sample_images import make_extreme_images  # noqa: E402
 from tfdecouple.errors import ExactnessWarning, InversionError  # noqa: E402
-from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
+from tfdecouple.system.process import run_program, start_tensorflow  # noqa: E402
 
 HEADER = ["run", "alpha", "images", "of", "lost", "in subpixels", "RMS of v", "least of the lost"]
 # Number of images that are encoded and decoded at once.

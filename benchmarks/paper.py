@@ -22,7 +22,7 @@ from benchmarks.common import make_table, update_page  # noqa: E402
 from benchmarks.scaling import count_state_bytes  # noqa: E402
 from benchmarks.training_cost import count_activation_bytes  # noqa: E402
 from tfdecouple.config import Config, preset_config, preset_names  # noqa: E402
-from tfdecouple.runtime.process import run_program  # noqa: E402
+from tfdecouple.system.process import run_program  # noqa: E402
 
 PAGE = ROOT / "docs" / "paper.md"
 OPTIONS_PAGE = ROOT / "docs" / "results" / "paper.md"

@@ -20,8 +20,8 @@ from filelock import FileLock, Timeout
 
 from tfdecouple.errors import UserError
 from tfdecouple.registry import FORMATS
-from tfdecouple.runtime.signals import handle_signals
 from tfdecouple.storage.files import FileDigest, read_json, read_model
+from tfdecouple.system.signals import handle_signals
 
 MANIFEST = "manifest.json"
 # The file of test vectors: inputs, and the Keras model's answers to them.

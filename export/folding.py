@@ -16,10 +16,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.errors import InversionError
+from tfdecouple.execution.run_mode import RunMode
+from tfdecouple.execution.runner import run_functions_eagerly, substitute_weights
 from tfdecouple.numerics.arithmetic import get_sizes
 from tfdecouple.numerics.kernels import Kernels, use_kernels
-from tfdecouple.runtime.execution import run_functions_eagerly, substitute_weights
-from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.tensorflow_internals import replace_input
 
 Array = np.ndarray

@@ -35,8 +35,8 @@ from tfdecouple.data.sources import choose_user_crop, hide_image_path
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.model.any_size import find_weight_of_fixed_size
 from tfdecouple.registry import FORMATS
-from tfdecouple.runtime.signals import handle_signals
 from tfdecouple.storage.files import write_json, write_text
+from tfdecouple.system.signals import handle_signals
 
 # Error numbers of a full disk, and of an exhausted disk quota.
 _FULL = (errno.ENOSPC, errno.EDQUOT)

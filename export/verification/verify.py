@@ -16,8 +16,8 @@ from export.verification.comparison import REPORT, Report
 from tfdecouple.data.image_file import describe_cropping
 from tfdecouple.errors import UserError, make_printable, one_line
 from tfdecouple.registry import FORMATS
-from tfdecouple.runtime.process import make_python_command
 from tfdecouple.storage.files import read_json
+from tfdecouple.system.process import make_python_command
 
 Progress = Callable[[str], Any]
 # The largest count of problems that an error message lists.

@@ -20,8 +20,8 @@ from export.verification import verify
 from export.verification.comparison import Report, compare_files
 from tfdecouple.cli import main
 from tfdecouple.cli.options import EXIT_FAILED
-from tfdecouple.runtime.process import make_python_command
 from tfdecouple.storage.files import FileDigest
+from tfdecouple.system.process import make_python_command
 
 NOT_CHECKED = "its answers were not checked, since files of it are not as they were exported"
 

@@ -8,7 +8,7 @@ import types
 
 from tfdecouple.doctor import check_runner
 from tfdecouple.doctor.check_runner import Check, Result
-from tfdecouple.runtime.process import run_program
+from tfdecouple.system.process import run_program
 
 
 def well(task):

@@ -56,7 +56,7 @@ def directions(
     from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_images
     from tfdecouple.runs.latent_directions import Direction, Directions
     from tfdecouple.runs.opened_run import hash_weights
-    from tfdecouple.runtime.progress import Counter
+    from tfdecouple.system.progress import Counter
     from tfdecouple.visualization import grids
 
     if not opened.folder.is_folder:

@@ -14,8 +14,8 @@ from tfdecouple.cli.options import DataSet, Folder, RunName, Seed, Split, within
 from tfdecouple.errors import RunError, UserError, one_line
 from tfdecouple.metrics.metric import Metric, Option, Result
 from tfdecouple.registry import METRICS
-from tfdecouple.runtime import process
-from tfdecouple.runtime.requirements import require_packages
+from tfdecouple.system import process
+from tfdecouple.system.requirements import require_packages
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -33,8 +33,8 @@ from tfdecouple.cli.results import (
     read_photographs,
 )
 from tfdecouple.errors import DataError, UserError, make_printable, nearest
-from tfdecouple.runtime.progress import Counter, format_count
-from tfdecouple.runtime.requirements import require_packages
+from tfdecouple.system.progress import Counter, format_count
+from tfdecouple.system.requirements import require_packages
 
 # Number of nearest images that `neighbours` shows beside a sample.
 _NEAREST = 5

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tfdecouple.cli.options import DataSet, Sizes
 from tfdecouple.errors import DataError, UserError, make_printable
-from tfdecouple.runtime import process
+from tfdecouple.system import process
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,8 +10,8 @@ from cyclopts import Parameter
 
 from tfdecouple.cli.options import EXIT_FAILED, Devices, Out, RunName, Settings, within
 from tfdecouple.errors import UserError, nearest
-from tfdecouple.runtime import process
-from tfdecouple.runtime.requirements import require_packages
+from tfdecouple.system import process
+from tfdecouple.system.requirements import require_packages
 
 
 def presets(name: str | None = None, /) -> None:

@@ -17,8 +17,8 @@ import tensorflow as tf
 
 from tfdecouple.errors import DataError, one_line
 from tfdecouple.metrics.outliers import SCORES
-from tfdecouple.runtime.requirements import require_packages
 from tfdecouple.storage.files import FileDigest, count_records, read_model, write_json
+from tfdecouple.system.requirements import require_packages
 from tfdecouple.tensorflow_internals import GuardedDataset
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
 from tfdecouple.data.splits import Arrays, MemorySplit, Source
 from tfdecouple.errors import DataError, nearest
-from tfdecouple.runtime.devices import read_total_memory
+from tfdecouple.system.devices import read_total_memory
 
 
 class Photograph(NamedTuple):

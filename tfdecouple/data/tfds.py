@@ -15,8 +15,8 @@ from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, ImageShape
 from tfdecouple.data.image_file import crop_and_resize_tensor
 from tfdecouple.data.splits import Arrays, MemorySplit, RecordSplit, Source, Split, Tensors
 from tfdecouple.errors import DataError, nearest, one_line
-from tfdecouple.runtime.requirements import describe_missing_package
 from tfdecouple.storage.files import count_records
+from tfdecouple.system.requirements import describe_missing_package
 from tfdecouple.tensorflow_internals import READ_ERRORS
 
 # Encoded images are shuffled in memory within windows of about `_WINDOW_BYTES` bytes, but at least `_LEAST_WINDOW`

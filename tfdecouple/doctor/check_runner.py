@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from tfdecouple.config import Config, preset_config
 from tfdecouple.errors import UserError, one_line
-from tfdecouple.runtime.process import make_python_command, run_program, start_tensorflow
+from tfdecouple.system.process import make_python_command, run_program, start_tensorflow
 
 # Environment variables that make idle threads sleep, instead of occupying a core while they wait for work.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}

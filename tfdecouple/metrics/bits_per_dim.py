@@ -15,7 +15,7 @@ import numpy as np
 from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.metrics.drawn_images import draw_uncropped_images
 from tfdecouple.metrics.metric import Estimate, Metric, Option, Result, format_table, require_finite_values
-from tfdecouple.runtime.progress import Counter, format_count
+from tfdecouple.system.progress import Counter, format_count
 
 if TYPE_CHECKING:
     import tensorflow as tf

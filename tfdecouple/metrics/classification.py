@@ -13,7 +13,7 @@ import numpy as np
 from tfdecouple.errors import DataError
 from tfdecouple.metrics.drawn_images import draw_image_indices, encode_drawn_images, read_drawn_images
 from tfdecouple.metrics.metric import Estimate, Metric, Option, Result, format_table
-from tfdecouple.runtime.progress import Counter
+from tfdecouple.system.progress import Counter
 
 if TYPE_CHECKING:
     from sklearn.decomposition import PCA

@@ -20,7 +20,7 @@ from tfdecouple.metrics.drawn_images import decode_images, draw_image_indices, e
 from tfdecouple.metrics.image_statistics import CHANGES
 from tfdecouple.runs.latent_directions import CLASSIFIER, DECODED, MEANS, Direction
 from tfdecouple.runs.opened_run import Run
-from tfdecouple.runtime.progress import Counter
+from tfdecouple.system.progress import Counter
 
 # At least this many training images must have a label, and at least this many must not. A fifth is held out to choose
 # C, the inverse strength of the classifier's regularisation.

@@ -12,7 +12,7 @@ import numpy as np
 
 from tfdecouple.config.shapes import PILLOW_MODES
 from tfdecouple.errors import DataError
-from tfdecouple.runtime.progress import Counter
+from tfdecouple.system.progress import Counter
 
 if TYPE_CHECKING:
     from tfdecouple.data.splits import Source

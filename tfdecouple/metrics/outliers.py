@@ -13,7 +13,7 @@ from tfdecouple.errors import UserError, nearest
 from tfdecouple.metrics.bits_per_dim import compute_codec_bits
 from tfdecouple.metrics.drawn_images import draw_image_indices
 from tfdecouple.metrics.metric import Metric, Option, Result, format_table, require_finite_values
-from tfdecouple.runtime.progress import Counter, format_count
+from tfdecouple.system.progress import Counter, format_count
 
 if TYPE_CHECKING:
     import tensorflow as tf

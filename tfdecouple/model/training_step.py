@@ -10,13 +10,13 @@ import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.config import TrainingConfig
+from tfdecouple.execution.run_mode import RunMode
 from tfdecouple.model import objective
 from tfdecouple.model.base_model import BaseModel
 from tfdecouple.model.gradient import compute_gradient_norm
 from tfdecouple.model.step_effects import augment_images, compute_kl_weight
 from tfdecouple.numerics.arithmetic import get_sizes, sum_over_devices
 from tfdecouple.numerics.kernels import use_kernels
-from tfdecouple.runtime.run_mode import RunMode
 
 # Largest inversion error (relative difference between stored and recovered activations of an image) with which a step
 # is applied. At the bound for float32, gradients change by less than 1e-4 of the largest entry; at the other bounds, by

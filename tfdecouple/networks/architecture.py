@@ -13,7 +13,7 @@ from tfdecouple.config import Config, ModelConfig
 from tfdecouple.config.shapes import Shape, StagePlan, name_flow_steps
 from tfdecouple.errors import ConfigError
 from tfdecouple.registry import ENCODERS, PRIORS
-from tfdecouple.runtime.devices import format_bytes, read_total_memory
+from tfdecouple.system.devices import format_bytes, read_total_memory
 
 if TYPE_CHECKING:
     from tfdecouple.layers.base import Cost

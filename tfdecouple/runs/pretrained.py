@@ -25,8 +25,8 @@ from typing import Any, Literal, Self
 import pydantic
 
 from tfdecouple.errors import RunError, UntrustedError, UserError, one_line
-from tfdecouple.runtime.requirements import require_packages
 from tfdecouple.storage.files import FileDigest, move_into_place, read_model, temporary_file, write_json, write_text
+from tfdecouple.system.requirements import require_packages
 
 BUNDLED = pathlib.Path(__file__).parents[1] / "pretrained"
 # Name of the bundled weights that commands use if the user names no run.

@@ -1,1 +1,1 @@
-"""How a model runs: traced functions, shards (parts of a batch), convolution kernels, precision, process settings."""
+"""The process and its machine: settings of TensorFlow, errors, signals, progress, optional packages, memory."""

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, TextIO
 
 from tfdecouple.errors import ConfigError, UserError, make_printable, one_line
-from tfdecouple.runtime.devices import count_cores
-from tfdecouple.runtime.requirements import EXTRAS, describe_missing_package, require_backend
+from tfdecouple.system.devices import count_cores
+from tfdecouple.system.requirements import EXTRAS, describe_missing_package, require_backend
 
 # TensorFlow's environment variable that decides whether a program takes a GPU's memory as needed, not all at once.
 ALLOW_GROWTH = "TF_FORCE_GPU_ALLOW_GROWTH"

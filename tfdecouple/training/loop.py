@@ -21,8 +21,8 @@ from tfdecouple.metrics.bits_per_dim import Bound, BoundEvaluator
 from tfdecouple.model.step_effects import add_first_noise
 from tfdecouple.numerics.tf32 import has_tf32
 from tfdecouple.runs.run_folder import CONFIG
-from tfdecouple.runtime.progress import TrainingProgress
-from tfdecouple.runtime.signals import InterruptedRunError, StopRequest
+from tfdecouple.system.progress import TrainingProgress
+from tfdecouple.system.signals import InterruptedRunError, StopRequest
 from tfdecouple.training.evaluation import EvaluationReports
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import StepResult, TrainStep

@@ -12,8 +12,8 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.model.any_size import compute_size_multiple
 from tfdecouple.model.codes import interpolate_codes
 from tfdecouple.runs.opened_run import hash_weights
-from tfdecouple.runtime.progress import Counter
 from tfdecouple.storage.files import hash_file, read_json, write_bytes, write_json
+from tfdecouple.system.progress import Counter
 from tfdecouple.visualization.full_size import find_result_name, read_photograph
 from tfdecouple.visualization.guided_filter import shrink_photograph
 
