@@ -240,7 +240,8 @@ def make_random_source(config: Config) -> Any:
     """Returns a data set (`Source`) of random images and labels with the image shape and classes of a config."""
     import numpy as np
 
-    from tfdecouple.data.splits import MemorySplit, Source
+    from tfdecouple.data.sources import Source
+    from tfdecouple.data.splits import MemorySplit
 
     shape, held_out = config.model.image_shape, 4 * config.training.batch_size
     counts = {"train": max(config.training.init_images, held_out), "validation": held_out, "test": held_out}

@@ -136,7 +136,7 @@ def _verify_codes(out: pathlib.Path) -> int:
 
 def _choose_fields(opened: "Run", v: bool, z_std: bool, scores: bool) -> tuple["Field", ...]:
     from tfdecouple.corpus.code_files import Field
-    from tfdecouple.metrics.outliers import SCORES
+    from tfdecouple.model.outlier_scores import SCORES
 
     model, run = opened.config.model, opened.folder.run
     if z_std and model.has_label_codes:

@@ -156,8 +156,8 @@ class Evaluation:
     def make_image_batches(self) -> tf.data.Dataset:
         """Returns a dataset of batches of the images to evaluate: dicts with "image", "label", "index" and "weight"."""
         from tfdecouple.data.batches import make_evaluation_batches, round_batch_size
+        from tfdecouple.data.drawn_images import draw_image_indices
         from tfdecouple.data.labels import check_batch_labels
-        from tfdecouple.metrics.drawn_images import draw_image_indices
 
         options = self.options
         size = round_batch_size(self.batch_size, self.count, self.strategy.num_replicas_in_sync)

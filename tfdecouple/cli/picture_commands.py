@@ -106,7 +106,7 @@ def reconstruct(
     opened, results = open_run("reconstruct", run, out)
     import numpy as np
 
-    from tfdecouple.metrics.drawn_images import draw_uncropped_images
+    from tfdecouple.data.drawn_images import draw_uncropped_images
     from tfdecouple.visualization import grids
 
     data, part = open_data(opened, source, split)
@@ -368,7 +368,7 @@ def neighbours(
     from scipy.spatial.distance import cdist
 
     from tfdecouple.data.batches import read_chosen_batches
-    from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_images
+    from tfdecouple.data.drawn_images import draw_image_indices, read_drawn_images
     from tfdecouple.visualization import grids
 
     (data, _), model, has_z = open_data(opened, source, split), opened.model, opened.config.model.has_encoder
@@ -426,7 +426,7 @@ def project(
     opened, results = open_run("project", run, out, needs_z=True)
     import numpy as np
 
-    from tfdecouple.metrics.drawn_images import draw_image_indices
+    from tfdecouple.data.drawn_images import draw_image_indices
     from tfdecouple.visualization import plots
 
     data, part = open_data(opened, source, split)

@@ -16,7 +16,7 @@ import pydantic
 import tensorflow as tf
 
 from tfdecouple.errors import DataError, one_line
-from tfdecouple.metrics.outliers import SCORES
+from tfdecouple.model.outlier_scores import SCORES
 from tfdecouple.storage.files import FileDigest, count_records, read_model, write_json
 from tfdecouple.system.requirements import require_packages
 from tfdecouple.tensorflow_internals import GuardedDataset

@@ -18,12 +18,12 @@ from filelock import FileLock, Timeout
 from tfdecouple.arguments import as_labels
 from tfdecouple.corpus.code_files import CodesManifest, Field, Shard, ShardRange, encode_image_key, write_codes
 from tfdecouple.data.labels import check_labels
-from tfdecouple.data.splits import Source
+from tfdecouple.data.sources import Source
 from tfdecouple.errors import UserError
 from tfdecouple.metrics.metric import require_finite_values
-from tfdecouple.metrics.outliers import SCORES, OutlierScorer
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.codes import far_from_training
+from tfdecouple.model.outlier_scores import SCORES, OutlierScorer
 from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.runs.opened_run import Run, hash_weights, load_model, write_run
 from tfdecouple.storage.files import TEMPORARY, FileDigest, convert_tensorflow_errors, move_into_place, temporary_file

@@ -15,7 +15,7 @@ from tfdecouple.errors import DataError
 from tfdecouple.system.progress import Counter
 
 if TYPE_CHECKING:
-    from tfdecouple.data.splits import Source
+    from tfdecouple.data.sources import Source
     from tfdecouple.model import DecoupledModel
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
-from tfdecouple.data.splits import Arrays, MemorySplit, Source
+from tfdecouple.data.sources import Source
+from tfdecouple.data.splits import Arrays, MemorySplit
 from tfdecouple.errors import DataError, nearest
 from tfdecouple.system.devices import read_total_memory
 

@@ -13,7 +13,8 @@ import tensorflow as tf
 from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, ImageShape
 from tfdecouple.data.image_file import crop_and_resize_tensor
-from tfdecouple.data.splits import Arrays, MemorySplit, RecordSplit, Source, Split, Tensors
+from tfdecouple.data.sources import Source
+from tfdecouple.data.splits import Arrays, MemorySplit, RecordSplit, Split, Tensors
 from tfdecouple.errors import DataError, nearest, one_line
 from tfdecouple.storage.files import count_records
 from tfdecouple.system.requirements import describe_missing_package

@@ -21,10 +21,10 @@ import tensorflow as tf
 from tfdecouple.config import Config
 from tfdecouple.data.sample_images import make_extreme_images
 from tfdecouple.doctor.check_runner import MODEL, QUICK_BATCH, Result, Task, load_small_config, make_doctor_config
+from tfdecouple.doctor.gpu_peaks import PEAKS, compute_ceiling
 from tfdecouple.errors import ExactnessWarning, UserError
 from tfdecouple.execution.run_mode import RunMode
 from tfdecouple.model.objective import map_noise_to_z
-from tfdecouple.networks.architecture import PEAKS, compute_ceiling
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.system.devices import describe_machine, format_bytes, list_instruction_sets, read_total_memory
