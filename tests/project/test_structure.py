@@ -22,7 +22,8 @@ EXPORT = ROOT / "export"
 ORDER = [
     "errors", "registry", "arguments", "randomness", "tensorflow_internals", "numerics", "system", "storage",
     "bijectors", "transforms", "config", "loggers", "layers", "networks", "execution", "model", "data", "runs",
-    "interop", "visualization", "metrics", "direction_finding", "corpus", "training", "doctor", "export", "cli", "__main__",
+    "interop", "visualization", "metrics", "direction_finding", "corpus", "training", "doctor", "export",
+    "cli", "__main__",
 ]  # fmt: skip
 # The same for the modules and folders of export. The client imports nothing, because exports copy it.
 EXPORT_ORDER = [
