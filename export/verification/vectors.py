@@ -31,6 +31,7 @@ from tfdecouple import randomness
 from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
 from tfdecouple.data.batches import load_images
+from tfdecouple.data.hard_images import make_hard_images
 from tfdecouple.data.image_file import crop_and_resize
 from tfdecouple.data.sources import open_source
 from tfdecouple.errors import DataError, ExactnessWarning
@@ -42,12 +43,17 @@ from tfdecouple.numerics.tf32 import full_float32
 _ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS = 32, 32 * 32 * 32
 # Sample photographs are cropped to at most this side in pixels, and the crops are enlarged for models of larger images.
 _PHOTOGRAPH_SIDE = 64
-# If a side has more pixels than this, one extreme image of each type, such as noise, is tried: each takes a second.
+# If a side has more pixels than this, one hard image of each type, such as noise, is tried: each takes a second.
 _LARGE = 48
+# The types of hard images that are encoded and decoded: {name in vectors and model card: kind in `make_hard_images`}.
+_HARD = {
+    "black and white": "black, white",
+    "noise": "noise",
+    "0/255 noise": "noise of 0 and 255",
+    "checkerboard": "checkerboard, black and white",
+}
 # The count of times that the inputs of endpoints that return single numbers are perturbed.
 _SCORE_PERTURBATIONS = 6
-
-
 # The Keras model runs on batches of about this many pixels, all of one size, because TensorFlow traces each size anew.
 _PIXELS_AT_ONCE = 16 * 32 * 32
 
@@ -81,7 +87,7 @@ def make_test_vectors(
     """Returns the test vectors of a model, {name: array} of inputs and the model's answers, for images of one size.
 
     `in/ENDPOINT/INPUT` are inputs, `out/ENDPOINT/OUTPUT/FIELD` the Keras model's answers (fields of `Answer`), and
-    `batches` has the batch sizes. `real` and `extreme/TYPE` are quantised images to encode and decode. `kept/TYPE` has
+    `batches` has the batch sizes. `real` and `hard/TYPE` are quantised images to encode and decode. `kept/TYPE` has
     a bool for each image: whether the Keras model recovers the image exactly, from its codes and from codes changed by
     a relative 1e-6. If so, files must recover the image. `labels/TYPE` has the labels of the images, if z is a function
     of the label.
@@ -104,7 +110,9 @@ def make_test_vectors(
     others = [perturbed, *(KerasAnswers(model, plain, seed) for seed in range(1, _SCORE_PERTURBATIONS))]
     vectors: Arrays = {"batches": np.array(sizes)}
     report("  images to encode and decode")
-    image_types = {"real": images, **make_artificial_images(images.shape[1:], rng, 1 if side > _LARGE else 4)}
+    most = 1 if side > _LARGE else 4
+    hard = make_hard_images(images.shape[1:], most)
+    image_types = {"real": images, **{name: hard[kind][:most] for name, kind in _HARD.items()}}
     quantized = np.asarray(model.quantizer.quantize_pixels(np.concatenate([*image_types.values()])))
     labels = np.arange(len(quantized), dtype=np.int32) % config.classes if config.has_label_codes else None
     z, _, v = plain.encode(quantized, labels)
@@ -115,7 +123,7 @@ def make_test_vectors(
     for name, array in image_types.items():
         rows = slice(start, start + len(array))
         start += len(array)
-        vectors[name if name == "real" else f"extreme/{name}"] = quantized[rows]
+        vectors[name if name == "real" else f"hard/{name}"] = quantized[rows]
         vectors[f"kept/{name}"] = recovered[rows]
         if labels is not None:
             vectors[f"labels/{name}"] = labels[rows]
@@ -222,21 +230,6 @@ def draw_values(array: Array, rng: np.random.Generator, count: int) -> np.ndarra
     if array.holds == UNIFORM:
         return rng.random((count, *array.shape), np.float32)
     return rng.standard_normal((count, *array.shape), np.float32)
-
-
-def make_artificial_images(
-    shape: tuple[int, int, int], rng: np.random.Generator, most: int = 4
-) -> Mapping[str, np.ndarray]:
-    """Returns {type such as "black": artificial images, uint8 `[n, *shape]`}; each type has at most `most` images."""
-    height, width, channels = shape
-    board = np.indices((height, width)).sum(0)[:, :, None] % 2 * np.ones(channels, int) * 255
-    return {
-        "black": np.zeros((1, *shape), np.uint8),
-        "white": np.full((1, *shape), 255, np.uint8),
-        "noise": rng.integers(0, 256, (most, *shape), dtype=np.uint8),
-        "0/255 noise": (rng.integers(0, 2, (most, *shape)) * 255).astype(np.uint8),
-        "checkerboard": np.stack([board, 255 - board])[:most].astype(np.uint8),
-    }
 
 
 def make_picture(image_shape: ImageShape, centre_crop: int) -> Arrays:

@@ -129,7 +129,7 @@ def test_check_process_ignores_prints_and_modules_of_the_users_folder(run, tmp_p
         ("wants_memory", 0, "memory", "2**60 bytes"),
         ("is_killed", 1, "memory", "killed"),
         ("crashes", 1, "error", "signal 11"),
-        ("hangs", 1, "time", "not done after 4 s"),
+        ("hangs", 1, "time", "no result for 4 s"),
     ],
 )
 def test_failed_check_process_adds_a_line_with_advice(run, name, before, kind, message):

@@ -7,15 +7,14 @@ import pathlib
 import pickle
 import pkgutil
 import signal
-import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tfdecouple.config import Config, preset_config
-from tfdecouple.errors import UserError, one_line
-from tfdecouple.system.process import make_python_command, run_program, start_tensorflow
+from tfdecouple.errors import UserError
+from tfdecouple.system.process import run_module, run_program, start_tensorflow
 
 # Environment variables that make idle threads sleep, instead of occupying a core while they wait for work.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
@@ -139,34 +138,28 @@ def run_checks(task: Task, names: Iterable[str], progress: Callable[[str], Any])
 
 def run_in_process(name: str, task: Task) -> list[Result]:
     """Runs the check `name` of `doctor` in a new process; returns its `Result`s, and one more if the process fails."""
-    check, limit = CHECKS[name], task.timeout
-    python, text = make_python_command("-m", _MODULE, **PASSIVE), pickle.dumps((name, task))
-    # With TFDECOUPLE_TRACEBACK the process shares this program's standard error, so that users see its tracebacks.
-    errors = None if os.environ.get("TFDECOUPLE_TRACEBACK") else subprocess.PIPE
-    try:
-        done = subprocess.run(**python, input=text, timeout=limit, check=False, stdout=subprocess.PIPE, stderr=errors)
-        output, failure = done.stdout, _explain_end(name, done.returncode, done.stderr or b"")
-    except subprocess.TimeoutExpired as expired:
-        output, failure = expired.stdout or b"", ("time", f"not done after {limit:.0f} s")
-    # Only complete lines are parsed, because a stopped process has possibly written only a part of its last line.
-    results = [Result(**json.loads(line)) for line in output.splitlines(keepends=True) if line.endswith(b"\n")]
-    if failure:
-        kind, variant = failure[0], task.variant.name
-        holds, message = False if check.promises or kind == "error" else None, f"{variant}: not measured: {failure[1]}"
-        results.append(Result(check.title, holds, message, _ADVICE[kind], {"failed": kind, "variant": variant}))
-    return results
-
-
-def _explain_end(name: str, status: int, errors: bytes) -> tuple[str, str] | None:
-    """Returns why a check's process failed, (key of `_ADVICE`, reason), or None; `errors` is its standard error."""
-    line = errors.decode("utf-8", "replace").rstrip().rpartition("\n")[2].strip().removeprefix("error: ")
-    last = one_line(line or "it printed nothing")
+    check, results = CHECKS[name], list[Result]()
+    status, last = run_module(
+        _MODULE,
+        on_line=lambda line: results.append(Result(**json.loads(line))),
+        limit=task.timeout,
+        given=pickle.dumps((name, task)),
+        **PASSIVE,
+    )
     if name == "build" and status == 2:
         # The check "build" runs first; it ends with status 2 if the user asks for more devices than there are.
         raise UserError(last)
-    if status == -signal.SIGKILL or "out of memory" in last:
-        return "memory", "it was killed, most likely for want of memory" if status < 0 else last
-    return ("error", f"it was ended by signal {-status} ({last})" if status < 0 else last) if status else None
+    if status != 0:
+        if status is None:
+            kind, reason = "time", f"no result for {task.timeout:.0f} s"
+        elif status == -signal.SIGKILL or "out of memory" in last:
+            kind, reason = "memory", "it was killed, most likely for want of memory" if status < 0 else last
+        else:
+            kind, reason = "error", f"it was ended by signal {-status} ({last})" if status < 0 else last
+        variant, holds = task.variant.name, False if check.promises or kind == "error" else None
+        message, figures = f"{variant}: not measured: {reason}", {"failed": kind, "variant": variant}
+        results.append(Result(check.title, holds, message, _ADVICE[kind], figures))
+    return results
 
 
 def make_json(task: Task, results: Mapping[str, Sequence[Result]]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.config import Config
-from tfdecouple.data.sample_images import make_extreme_images
+from tfdecouple.data.hard_images import make_hard_images
 from tfdecouple.doctor.check_runner import MODEL, QUICK_BATCH, Result, Task, load_small_config, make_doctor_config
 from tfdecouple.doctor.gpu_peaks import PEAKS, compute_ceiling
 from tfdecouple.errors import ExactnessWarning, UserError
@@ -201,7 +201,7 @@ def train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.nda
 def try_round_trips(task: Task) -> Iterator[Result]:
     """Yields a `Result` for each device: whether the small model reconstructs all images exactly from their codes."""
     photographs = load_photographs(64 if task.quick else PHOTOGRAPHS)
-    kinds = {"photographs": photographs, **make_extreme_images(photographs.shape[1:], len(photographs))}
+    kinds = {"photographs": photographs, **make_hard_images(photographs.shape[1:], len(photographs))}
     # All images are run as one batch, because TensorFlow would trace the model again for each batch size.
     images, names = np.concatenate([*kinds.values()]), np.repeat([*kinds], [len(group) for group in kinds.values()])
     for device in dict.fromkeys(["CPU:0", *task.devices]):

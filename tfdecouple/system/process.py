@@ -11,7 +11,10 @@ import logging
 import os
 import pathlib
 import re
+import select
+import subprocess
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -146,6 +149,45 @@ def make_python_command(*arguments: str, **environment: str) -> dict[str, Any]:
     folders = [folder for folder in map(os.path.realpath, sys.path) if folder != os.getcwd()]
     path = os.pathsep.join([*folders, str(pathlib.Path(__file__).resolve().parents[2])])
     return {"args": [sys.executable, "-P", *arguments], "env": {**os.environ, **environment, "PYTHONPATH": path}}
+
+
+def run_module(
+    module: str, *arguments: str, on_line: Callable[[str], Any], limit: float, given: bytes = b"", **environment: str
+) -> tuple[int | None, str]:
+    """Runs `python -m module` in a new process; returns its exit status, and the last line of its standard error.
+
+    The status is None if the process printed no line for `limit` seconds and was therefore killed. With
+    TFDECOUPLE_TRACEBACK in the environment, standard error is not read but shown, so that users see tracebacks.
+
+    Args:
+        module: the module's dotted name.
+        arguments: the arguments of the module.
+        on_line: a callback that receives each complete line of standard output, without its end, as it is printed.
+        limit: the number of seconds.
+        given: the content of standard input.
+        environment: variables that are set for the process.
+    """
+    command, status = make_python_command("-m", module, *arguments, **environment), None
+    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as errors:
+        source.write(given)
+        source.seek(0)
+        shown = None if os.environ.get("TFDECOUPLE_TRACEBACK") else errors
+        with subprocess.Popen(**command, stdin=source, stdout=subprocess.PIPE, stderr=shown) as process:
+            assert process.stdout is not None
+            rest, output = b"", process.stdout.fileno()
+            try:
+                while status is None and select.select([output], [], [], limit)[0]:
+                    if part := os.read(output, 2**16):
+                        *lines, rest = (rest + part).split(b"\n")
+                        for line in lines:
+                            on_line(line.decode("utf-8", "replace"))
+                    else:
+                        status = process.wait()
+            finally:
+                process.kill()
+        errors.seek(max(0, errors.seek(0, os.SEEK_END) - 2**16))
+        last = errors.read().decode("utf-8", "replace").rstrip().rpartition("\n")[2]
+    return status, one_line(last.strip().removeprefix("error: ") or "no message was read")
 
 
 def get_arguments(arguments: Sequence[str] | None) -> list[str]:
