@@ -21,7 +21,7 @@ from export.export_folder import (
     MANIFEST,
     TEXT_NAME,
     VECTORS,
-    Manifest,
+    ExportManifest,
     require_new_folder,
     stage_export,
 )
@@ -217,7 +217,7 @@ class _Exporter:
         for name, kind in self._formats.items():
             if kind.has_versions:
                 write_json(job.folders[name] / "assets.extra" / JSON_NAME, card)
-        manifest = Manifest.from_folder(built, self._parts)
+        manifest = ExportManifest.from_folder(built, self._parts)
         write_json(built / MANIFEST, manifest.model_dump())
         problems = [f"{change}: {name}" for change, name in manifest.find_changes(built)]
         problems += check_settings(built, card)

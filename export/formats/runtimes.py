@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from tfdecouple.config.shapes import Shape
 from tfdecouple.storage.files import count_records
 from tfdecouple.system.devices import count_cores
 
@@ -32,7 +33,6 @@ _DEFAULT = "serving_default"
 _METHOD = "tensorflow/serving/predict"
 
 Arrays = dict[str, np.ndarray]
-Shape = tuple[int | None, ...]
 
 
 class Runtime(contextlib.ExitStack, abc.ABC):

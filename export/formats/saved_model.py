@@ -10,7 +10,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
 from export.endpoints import Endpoint
-from export.exported_model import Answers, ExportedModel
+from export.exported_model import EndpointFunctions, ExportedModel
 from export.formats.runtimes import WARMUP_FILE
 from tfdecouple.storage.files import write_text
 
@@ -53,7 +53,7 @@ def save_saved_model(
 
 
 def _trace_endpoint(
-    answers: Answers, endpoint: Endpoint, report: Callable[[str], Any]
+    answers: EndpointFunctions, endpoint: Endpoint, report: Callable[[str], Any]
 ) -> tf.types.experimental.ConcreteFunction:
     def build_graph(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         report(f"SavedModel: {endpoint.name}")

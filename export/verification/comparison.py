@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from export.formats.runtimes import Runtime
+from export.formats.runtimes import Arrays, Runtime
 from tfdecouple.registry import FORMATS
 from tfdecouple.storage.files import open_npz
 
@@ -42,8 +42,6 @@ FACTOR = 4.0
 FLOOR = 2e-6
 # An image whose tolerance is at least this many bins is not compared, because rounding alone changes its pixels.
 UNSTABLE = 0.5
-
-Arrays = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass

@@ -24,7 +24,7 @@ from export.endpoints import (
     find_endpoint,
     list_endpoints,
 )
-from export.exported_model import Answers, Encoding
+from export.exported_model import Encoding, EndpointFunctions
 from export.verification.comparison import PERTURBATION, Answer
 from export.verification.verify import require_no_problems
 from tfdecouple import randomness
@@ -57,7 +57,7 @@ _SCORE_PERTURBATIONS = 6
 # The Keras model runs on batches of about this many pixels, all of one size, because TensorFlow traces each size anew.
 _PIXELS_AT_ONCE = 16 * 32 * 32
 
-Optional = np.ndarray | None
+MaybeArray = np.ndarray | None
 
 
 def choose_batch_sizes(side: int) -> tuple[int, int, int]:
@@ -277,7 +277,7 @@ def load_real_images(data: DataConfig, shape: tuple[int, int, int]) -> tuple[np.
     raise DataError("neither the data of this run nor the sample photographs can be read")
 
 
-class KerasAnswers(Answers):
+class KerasAnswers(EndpointFunctions):
     """The Keras model as the reference of the verification: computes codes, images and scores for `Endpoint.answer`.
 
     Answers to equal rows of inputs are computed once. For a model without z, z is None.
@@ -294,25 +294,25 @@ class KerasAnswers(Answers):
         require_initialized(model)
         super().__init__(model)
         self._unperturbed, self._rng = unperturbed, np.random.default_rng(seed)
-        self._cache: dict[bytes, list[Optional]] = {}
+        self._cache: dict[bytes, list[MaybeArray]] = {}
 
-    def encode(self, images: np.ndarray, labels: Optional = None) -> Encoding:
+    def encode(self, images: np.ndarray, labels: MaybeArray = None) -> Encoding:
         """Returns the Keras model's codes of uint8 images; labels are used only if z is a function of the label."""
         labels = labels if self.config.has_label_codes else None
         return Encoding(*self._answer_rows("encode", super().encode, images, labels))
 
-    def infer_posterior(self, images: np.ndarray) -> tuple[Optional, Optional]:
+    def infer_posterior(self, images: np.ndarray) -> tuple[MaybeArray, MaybeArray]:
         """Returns mean and log-variance of q(z|x) of uint8 images, as `encode` computes them."""
         return self.encode(images)[:2]
 
-    def decode(self, z: Optional, v: np.ndarray) -> np.ndarray:
+    def decode(self, z: MaybeArray, v: np.ndarray) -> np.ndarray:
         """Returns the images that the Keras model decodes, float64, in units of bins: k to k + 1 lies in bin k."""
         (x,) = self._answer_rows("decode", self._invert_flow, z, v)
         assert x is not None
         return self._quantizer.scale_to_bins(x.astype(np.float64))
 
     def score(
-        self, images: np.ndarray, z_noise: Optional, u_noise: np.ndarray, labels: Optional = None
+        self, images: np.ndarray, z_noise: MaybeArray, u_noise: np.ndarray, labels: MaybeArray = None
     ) -> dict[str, np.ndarray]:
         """Returns the Keras model's outlier scores of uint8 images, {name: array `[n]`}, given draws for z and u."""
         if self._unperturbed is not None:
@@ -331,7 +331,7 @@ class KerasAnswers(Answers):
         bins = np.asarray(super()._find_bins(images))
         return bins if self._unperturbed is None else self._perturb(bins, self.config.n_bins / 2)
 
-    def _invert_flow(self, z: Optional, v: np.ndarray) -> Any:
+    def _invert_flow(self, z: MaybeArray, v: np.ndarray) -> Any:
         if self._unperturbed is not None:
             z, v = None if z is None else self._perturb(z), self._perturb(v)
         return super()._invert_flow(z, v)
@@ -354,8 +354,8 @@ class KerasAnswers(Answers):
         return (other_mean + np.exp(other_log_variance / 2) * perturbed - mean) / np.exp(log_variance / 2)
 
     def _answer_rows(
-        self, method: str, compute: Callable[..., Sequence[Optional]], *inputs: Optional
-    ) -> list[Optional]:
+        self, method: str, compute: Callable[..., Sequence[MaybeArray]], *inputs: MaybeArray
+    ) -> list[MaybeArray]:
         """Returns the arrays of `compute(*inputs)`; rows that `method` has computed before come from a cache."""
         arrays = [array for array in inputs if array is not None]
         keys = [

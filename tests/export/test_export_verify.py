@@ -13,7 +13,7 @@ from helpers.exporting import ON_PAGE, list_onnx_names, read_vectors
 from helpers.refusals import refused
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
-from export.export_folder import MANIFEST, TEXT_NAME, Manifest, load_manifest
+from export.export_folder import MANIFEST, TEXT_NAME, ExportManifest, load_manifest
 from export.formats.runtimes import WARMUP_FILE, SavedModel
 from export.pipeline import ExportConfig, export
 from export.verification import verify
@@ -231,7 +231,7 @@ class TestAnswers:
         (copy / MANIFEST).write_text(json.dumps(whole))
         (copy / "savedmodel" / "1").rename(copy / "litert")
         (copy / "savedmodel").rmdir()
-        monkeypatch.setattr(Manifest, "find_changes", lambda *_: [])
+        monkeypatch.setattr(ExportManifest, "find_changes", lambda *_: [])
         find = importlib.util.find_spec
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None if "litert" in name else find(name))
         providers = ["CUDAExecutionProvider", "AzureExecutionProvider", *(["CPUExecutionProvider"] if started else [])]

@@ -12,7 +12,7 @@ from PIL import Image
 from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
 from tfdecouple.data.sources import Source
-from tfdecouple.data.splits import Arrays, MemorySplit
+from tfdecouple.data.splits import ImagesAndLabels, MemorySplit
 from tfdecouple.errors import DataError, nearest
 from tfdecouple.system.devices import read_total_memory
 
@@ -148,7 +148,9 @@ def draw_crop_boxes(size: tuple[int, int], split: str, sides: tuple[int, int], d
     return np.stack([lefts, tops, lefts + widths, tops + heights], axis=1)
 
 
-def cut_photograph_crops(pictures: tuple[Image.Image, ...], split: str, count: int, image_shape: ImageShape) -> Arrays:
+def cut_photograph_crops(
+    pictures: tuple[Image.Image, ...], split: str, count: int, image_shape: ImageShape
+) -> ImagesAndLabels:
     """Returns `count` random crops of a split's bands, uint8 [count, *image_shape], and their labels, int32 [count].
 
     The label of a crop is the index of its picture. Every call with the same arguments returns the same crops.

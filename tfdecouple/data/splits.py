@@ -13,7 +13,7 @@ import tensorflow as tf
 # The random algorithm of all data sets. TensorFlow's default would make the order depend on the device.
 ALGORITHM = "philox"
 
-Arrays = tuple[np.ndarray, np.ndarray]
+ImagesAndLabels = tuple[np.ndarray, np.ndarray]
 Tensors = tuple[tf.Tensor, tf.Tensor]
 
 
@@ -87,10 +87,10 @@ class MemorySplit(Split):
     """
 
     def __init__(
-        self, size: int, description: str, load: Callable[[], Arrays], keys: Sequence[str] | None = None
+        self, size: int, description: str, load: Callable[[], ImagesAndLabels], keys: Sequence[str] | None = None
     ) -> None:
         super().__init__(size, description, keys)
-        self._load: Callable[[], Arrays] | None = load
+        self._load: Callable[[], ImagesAndLabels] | None = load
         self._arrays: tuple[tf.Tensor, ...] = ()
 
     def load_split_arrays(self) -> None:
