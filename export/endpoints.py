@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfdecouple.config import ModelConfig
-from tfdecouple.config.shapes import describe_channels
+from tfdecouple.data.image_formats import describe_channels
 from tfdecouple.registry import ENDPOINTS
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from export.export_folder import EDITABLE, JSON_NAME, MOST_BYTES, VECTORS, load_manifest
 from export.verification.comparison import REPORT, Report
-from tfdecouple.data.image_file import describe_cropping
+from tfdecouple.data.image_formats import describe_cropping
 from tfdecouple.errors import UserError, make_printable, one_line
 from tfdecouple.registry import FORMATS
 from tfdecouple.storage.files import read_json

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from tfdecouple.data.image_formats import MOST_FILE_SIDE
 from tfdecouple.errors import DataError, UserError
 
 
@@ -134,7 +135,7 @@ class Sizes:
     """
 
     size: Literal["own", "model"] = "own"
-    max_side: Annotated[int, within(1, 16_383)] = 16_383
+    max_side: Annotated[int, within(1, MOST_FILE_SIDE)] = MOST_FILE_SIDE
     unlimited: bool = False
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tfdecouple.config.shapes import PILLOW_MODES
+from tfdecouple.data.image_formats import PILLOW_MODES
 from tfdecouple.errors import DataError
 from tfdecouple.system.progress import Counter
 

@@ -11,8 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.config import DataConfig
-from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, ImageShape
+from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
 from tfdecouple.data.image_file import crop_and_resize_tensor
+from tfdecouple.data.image_formats import PILLOW_MODES
 from tfdecouple.data.sources import Source
 from tfdecouple.data.splits import ImagesAndLabels, MemorySplit, RecordSplit, Split, Tensors
 from tfdecouple.errors import DataError, nearest, one_line

@@ -191,7 +191,7 @@ def make_text(results: Mapping[str, Sequence[CheckResult]]) -> Iterator[str]:
 
 
 def main() -> int:
-    """Runs the check whose name and `Task` are pickled in standard input; prints results as lines of JSON; returns 0."""
+    """Runs the check whose name and `Task` are pickled in standard input; prints its results as JSON; returns 0."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as results:
         # What libraries print to standard output goes to standard error, so that it does not mix with the results.
         os.dup2(2, 1)

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfdecouple.config import Config
-from tfdecouple.config.shapes import ImageShape, describe_images
+from tfdecouple.config.shapes import ImageShape
+from tfdecouple.data.image_formats import describe_images
 from tfdecouple.data.sources import SourceKind, find_source_kind, hide_image_path, replace_source
 from tfdecouple.errors import UserError, make_printable, one_line
 from tfdecouple.runs.opened_run import Run, write_run

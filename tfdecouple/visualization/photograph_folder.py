@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tfdecouple.config.shapes import MOST_FILE_SIDE
 from tfdecouple.data.image_folder import list_image_files
+from tfdecouple.data.image_formats import MOST_FILE_SIDE
 from tfdecouple.errors import DataError, UserError, make_printable
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.any_size import compute_size_multiple
