@@ -244,9 +244,7 @@ def measure_speed(task: Task) -> Iterator[CheckResult]:
         # An H200 is an H100 with another memory: both have the same peak.
         for name in [name for name in PEAKS if name in gpu.replace("H200", "H100")]:
             ceiling = compute_ceiling(make_doctor_config(task), "train", name)
-            message = (
-                f"{fastest / ceiling:.1%} of {ceiling:,.0f} images/s, by the published peak of the {name}"
-            )
+            message = f"{fastest / ceiling:.1%} of {ceiling:,.0f} images/s, by the published peak of the {name}"
             figures = {"gpu": gpu, "share": fastest / ceiling}
             yield CheckResult("train, share of the ceiling", None, message, "", figures)
 
