@@ -1,4 +1,4 @@
-"""What image files can hold, and texts that describe images and how to fit images to a model."""
+"""Facts about image files, and texts that describe images and how to fit images to a model."""
 
 from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
 

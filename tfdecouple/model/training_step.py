@@ -13,9 +13,8 @@ from tfdecouple.config import TrainingConfig
 from tfdecouple.execution.run_mode import RunMode
 from tfdecouple.model import objective
 from tfdecouple.model.base_model import BaseModel
-from tfdecouple.model.gradient import compute_gradient_norm
 from tfdecouple.model.step_effects import augment_images, compute_kl_weight
-from tfdecouple.numerics.arithmetic import get_sizes, sum_over_devices
+from tfdecouple.numerics.arithmetic import compute_gradient_norm, get_sizes, sum_over_devices
 from tfdecouple.numerics.kernels import use_kernels
 
 # Largest inversion error (relative difference between stored and recovered activations of an image) with which a step

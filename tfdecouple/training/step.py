@@ -12,8 +12,8 @@ import tensorflow as tf
 from tfdecouple import randomness
 from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.execution.run_mode import RunMode
-from tfdecouple.model.gradient import flatten_and_join
 from tfdecouple.model.training_step import DeviceResult, TrainingStep
+from tfdecouple.numerics.arithmetic import flatten_and_join
 from tfdecouple.registry import SCHEDULES
 from tfdecouple.training.state import TrainingState
 
