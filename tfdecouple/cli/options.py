@@ -48,7 +48,7 @@ def require_image_file(path: pathlib.Path) -> None:
         raise DataError(f"there is no image {path}; give the path of a file, or of a folder with --reference")
 
 
-# Exit statuses of programs, beside 0, 1, 2 and 130 (`system.process.Program`).
+# Exit statuses of programs, beside 0, 1, 2 and 130 (`system.process.run_program`).
 EXIT_DIVERGED, EXIT_LOST, EXIT_FAILED, EXIT_INTERRUPTED = 3, 4, 5, 75
 
 RunName = Annotated[

@@ -18,7 +18,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 from tfdecouple.errors import ConfigError, UserError, make_printable, one_line
 from tfdecouple.system.devices import count_cores
@@ -204,56 +204,41 @@ def get_arguments(arguments: Sequence[str] | None) -> list[str]:
 
 
 def run_program(main: Callable[[], int]) -> int:
-    """Runs the function `main` of a program inside a `Program`, and returns the exit status."""
-    with Program() as program:
-        program.status = main()
-    return program.status
+    """Runs the function `main` of a program, prints any error as one line, and returns the exit status.
 
-
-class Program:
-    """A context for the work of a program; prints any error raised inside as one line.
-
-    Attributes:
-        status: the exit status, which the work sets, by default 0; 2 after a user's mistake, a full disk or too little
-            memory; 130 after an interruption (Ctrl-C); 141 if the reader of the output, such as `head`, has ended; 1
-            after a fault of the program itself, whose traceback TFDECOUPLE_TRACEBACK=1 shows.
+    The status is that of `main`; 2 after a user's mistake, a full disk or too little memory; 130 after an interruption
+    (Ctrl-C); 141 if the reader of the output, such as `head`, has ended; 1 after a fault of the program itself, whose
+    traceback TFDECOUPLE_TRACEBACK=1 shows.
     """
-
-    status = 0
-
-    def __enter__(self) -> Self:
-        _prepare_output()
-        # The garbage collection at exit skips all objects, because it would take seconds with TensorFlow's graphs.
-        atexit.register(gc.freeze)
-        return self
-
-    def __exit__(self, kind: Any, raised: BaseException | None, trace: Any) -> bool:
+    _prepare_output()
+    # The garbage collection at exit skips all objects, because it would take seconds with TensorFlow's graphs.
+    atexit.register(gc.freeze)
+    try:
         try:
-            # The buffer is written here, so that a full disk raises OSError before the program ends.
-            if raised is None or isinstance(raised, SystemExit):
-                sys.stdout.flush()
-                return raised is None
-            raise raised
-        except UserError as error:
-            self.status = _print_error(str(error), 2)
-        except KeyboardInterrupt as interrupt:
-            self.status = _print_interruption(*interrupt.args)
-        except BrokenPipeError:
-            # The reader of the output has ended, so nobody would read a message.
-            drop_output()
-            self.status = 141
-        except OSError as error:
-            drop_output()
-            name = error.filename
-            where = "cannot write to standard output, or another file"
-            where = f"cannot use {name}" if isinstance(name, str) else where
-            self.status = _print_error(f"{where}: {error.strerror or error}; correct this and start again", 2)
-        except UnicodeError as error:
-            text = f"a name or text is not UTF-8 here ({error}); rename it, or set LC_ALL=C.UTF-8"
-            self.status = _print_error(text, 2)
-        except Exception as error:
-            self.status = _report_fault(error)
-        return True
+            status = main()
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        # The buffer is written here, so that a full disk raises OSError before the program ends.
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        return _print_error(str(error), 2)
+    except KeyboardInterrupt as interrupt:
+        return _print_interruption(*interrupt.args)
+    except BrokenPipeError:
+        # The reader of the output has ended, so nobody would read a message.
+        drop_output()
+        return 141
+    except OSError as error:
+        drop_output()
+        name = error.filename
+        where = f"cannot use {name}" if isinstance(name, str) else "cannot write to standard output, or another file"
+        return _print_error(f"{where}: {error.strerror or error}; correct this and start again", 2)
+    except UnicodeError as error:
+        return _print_error(f"a name or text is not UTF-8 here ({error}); rename it, or set LC_ALL=C.UTF-8", 2)
+    except Exception as error:
+        return _report_fault(error)
 
 
 def _report_fault(error: Exception) -> int:
