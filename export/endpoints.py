@@ -180,7 +180,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
         (vector("z_mean", "the z of encode"), vector("z_log_variance", "natural logarithm of the variance")),
         _encode_global, _call_posterior,
     )
-    decode = Endpoint("decode", "Decodes codes to images.", (*z, v), (images,), _decode, _decode, "decoder")
+    decode = Endpoint("decode", "Decodes codes to images.", (*z, v), (images,), _decode, _call_decode, "decoder")
     sample = Endpoint(
         "sample", "Turns noise into new images.",
         (*sample_labels, *z_noise, v_noise, temperature), (images,), _sample, _call_sample, "sampler",
@@ -207,7 +207,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
     )
     classify = Endpoint(
         "classify", "How probable each label is of images, by Bayes' rule.", (images,), (log_probabilities,),
-        _classify, _classify,
+        _classify, _call_classify,
     )
     # fmt: on
     if any_size:
@@ -252,7 +252,11 @@ def _call_posterior(model: DecoupledModel, inputs: Arrays) -> Arrays:
     return {"z_mean": posterior.mean(), "z_log_variance": 2 * np.log(posterior.stddev())}
 
 
-def _decode(model: EndpointFunctions | DecoupledModel, inputs: Arrays) -> Arrays:
+def _decode(model: EndpointFunctions, inputs: Arrays) -> Arrays:
+    return {"images": model.decode(inputs.get("z"), inputs["v"])}
+
+
+def _call_decode(model: DecoupledModel, inputs: Arrays) -> Arrays:
     return {"images": model.decode(inputs.get("z"), inputs["v"])}
 
 
@@ -317,5 +321,9 @@ def _call_outlier_scores(model: DecoupledModel, inputs: Arrays) -> Arrays:
     return model.outlier_scores(inputs["images"], inputs.get("labels"), noise=noise).to_dict()
 
 
-def _classify(model: EndpointFunctions | DecoupledModel, inputs: Arrays) -> Arrays:
+def _classify(model: EndpointFunctions, inputs: Arrays) -> Arrays:
+    return {"log_probabilities": model.classify(inputs["images"])}
+
+
+def _call_classify(model: DecoupledModel, inputs: Arrays) -> Arrays:
     return {"log_probabilities": model.classify(inputs["images"])}
