@@ -13,7 +13,8 @@ from tfdecouple.data.batches import make_evaluation_batches
 from tfdecouple.execution import runner
 from tfdecouple.execution.run_mode import RunMode
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
-from tfdecouple.model import DecoupledModel, gradient, objective, training_step
+from tfdecouple.model import DecoupledModel, objective, training_step
+from tfdecouple.numerics import arithmetic
 from tfdecouple.numerics.kernels import use_kernels
 from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.training import loop
@@ -23,7 +24,7 @@ from tfdecouple.training import loop
 def weights_of_both_sizes():
     """Lowers the limit of small weights to 64 numbers, so that a tiny model has small and large weights."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gradient, "_LARGEST_JOINED_SIZE", 64)
+        patch.setattr(arithmetic, "_LARGEST_JOINED_SIZE", 64)
         yield
 
 
