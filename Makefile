@@ -20,7 +20,7 @@ PYTEST_SLOW := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reor
 # each private part of TensorFlow, and of products that TF32 must not round.
 # They also show that pytest can collect modules whose packages the extra `test` does not install.
 SHORT := export tests/test_golden.py tests/data/test_image_files.py tests/test_untrusted.py::TestDataSet \
-	tests/corpus/test_encode.py::TestCodes tests/runtime/test_tensorflow_internals.py \
+	tests/corpus/test_encode.py::TestCodes tests/test_tensorflow_internals.py \
 	tests/training/test_optimizer.py::TestOptimizer::test_checkpoint_stores_views_of_a_flat_buffer_as_variables \
 	tests/training/test_step.py::TestPrecision::test_tf32_steps_keep_inversions_and_bounds_in_full_precision
 

@@ -23,9 +23,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import make_table, write_json  # noqa: E402
-from tfdecouple.data.sample_images import make_extreme_images  # noqa: E402
+from tfdecouple.data.hard_images import make_hard_images  # noqa: E402
 from tfdecouple.errors import ExactnessWarning, InversionError  # noqa: E402
-from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
+from tfdecouple.system.process import run_program, start_tensorflow  # noqa: E402
 
 HEADER = ["run", "alpha", "images", "of", "lost", "in subpixels", "RMS of v", "least of the lost"]
 # Number of images that are encoded and decoded at once.
@@ -67,7 +67,7 @@ def measure_runs(options: argparse.Namespace) -> int:
         for run in options.run:
             opened = Run.open(run)
             model, shape = opened.model, opened.config.model.image_shape
-            kinds = {} if options.every_image else make_extreme_images(shape, options.count)
+            kinds = {} if options.every_image else make_hard_images(shape, options.count)
             for name in options.data or ["photographs"]:
                 source = open_source(DataConfig(source=name, data_dir=options.data_dir), shape)
                 count = min(options.count, source.sizes["test"]) if not options.every_image else source.sizes["test"]

@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.export_worker import OTHERS, RUNTIMES  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runs.run_folder import RunFolder  # noqa: E402
-from tfdecouple.runtime.process import run_program  # noqa: E402
+from tfdecouple.system.process import run_program  # noqa: E402
 
 
 def main() -> int:

@@ -40,7 +40,7 @@ def serve_calls(runtime: str, run: pathlib.Path, exported: pathlib.Path, threads
 def set_up_tensorflow(threads: int):
     """Imports TensorFlow and makes it compute with `threads` threads; returns the module `tensorflow`."""
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-    from tfdecouple.runtime.process import start_tensorflow
+    from tfdecouple.system.process import start_tensorflow
 
     start_tensorflow()
     import tensorflow as tf

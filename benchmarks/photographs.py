@@ -37,7 +37,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import ROOT, run_text
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.process import run_program
+from tfdecouple.system.process import run_program
 
 TABLE = ROOT / "benchmarks" / "photographs.json"
 # The longer side of the written photographs, in pixels, at most.

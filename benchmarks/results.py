@@ -32,7 +32,7 @@ from benchmarks import paper  # noqa: E402
 from benchmarks.common import make_table, update_page  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.metrics.metric import Estimate  # noqa: E402
-from tfdecouple.runtime.process import run_program  # noqa: E402
+from tfdecouple.system.process import run_program  # noqa: E402
 
 PAGE, FILES = ROOT / "docs" / "RESULTS.md", ROOT / "docs" / "results"
 # The page of the tables that few readers need.

@@ -43,7 +43,7 @@ sys.path.insert(0, str(ROOT))
 
 from tfdecouple.config import MEMORY, PRECISIONS, Config, preset_config  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
-from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
+from tfdecouple.system.process import run_program, start_tensorflow  # noqa: E402
 
 # The kinds of work that are timed: training, evaluation of bits/dim, encoding, decoding, sampling.
 PHASES = ("train", "eval", "encode", "decode", "sample")
@@ -178,7 +178,7 @@ class Benchmark:
         import keras
 
         from tfdecouple.data.batches import make_training_batches
-        from tfdecouple.runtime.run_mode import RunMode
+        from tfdecouple.execution.run_mode import RunMode
         from tfdecouple.training.state import TrainingState
         from tfdecouple.training.step import TrainStep
         from tfdecouple.training.workers import make_strategy
@@ -240,7 +240,8 @@ def make_random_source(config: Config) -> Any:
     """Returns a data set (`Source`) of random images and labels with the image shape and classes of a config."""
     import numpy as np
 
-    from tfdecouple.data.splits import MemorySplit, Source
+    from tfdecouple.data.sources import Source
+    from tfdecouple.data.splits import MemorySplit
 
     shape, held_out = config.model.image_shape, 4 * config.training.batch_size
     counts = {"train": max(config.training.init_images, held_out), "validation": held_out, "test": held_out}

@@ -33,8 +33,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.common import make_table, run_json, update_page  # noqa: E402
 from tfdecouple.cli.options import EXIT_DIVERGED, EXIT_INTERRUPTED  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
-from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 from tfdecouple.storage.files import parse_json, write_json  # noqa: E402
+from tfdecouple.system.process import run_program, start_tensorflow  # noqa: E402
 
 PLAN, ROWS = ROOT / "benchmarks" / "trials.json", ROOT / "docs" / "results" / "trials.json"
 # Number of training images on which the classifier of z is fitted; the test has as many other training images.

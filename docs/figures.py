@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import tfdecouple
 from tfdecouple.data.sample_images import PHOTOGRAPHS, open_photograph
-from tfdecouple.runtime.process import run_program, start_tensorflow
+from tfdecouple.system.process import run_program, start_tensorflow
 
 IMAGES = pathlib.Path(__file__).parent / "images"
 # The photograph that gives v, and those that give z.

@@ -9,7 +9,8 @@ from typing import Any
 
 from export.endpoints import Endpoint
 from export.provenance import Provenance
-from tfdecouple.config.shapes import PILLOW_MODES, ImageShape, describe_channels
+from tfdecouple.config.shapes import ImageShape
+from tfdecouple.data.image_formats import PILLOW_MODES, describe_channels
 from tfdecouple.registry import FORMATS
 from tfdecouple.runs.publishing import make_model_card_head
 

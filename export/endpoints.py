@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfdecouple.config import ModelConfig
-from tfdecouple.config.shapes import describe_channels
+from tfdecouple.data.image_formats import describe_channels
 from tfdecouple.registry import ENDPOINTS
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from export.exported_model import Answers
+    from export.exported_model import EndpointFunctions
     from tfdecouple.model import DecoupledModel
 
 
@@ -91,8 +91,8 @@ class Endpoint:
         summary: a sentence that describes the endpoint.
         inputs: the inputs in the order of the signature.
         outputs: the outputs in the order of the signature.
-        answer: `answer(Answers, {input name: tensor})` returns `{output name: tensor}`. With the `Answers` of an
-            exported model it builds the graph of the endpoint. With `KerasAnswers`, inputs and outputs are NumPy
+        answer: `answer(EndpointFunctions, {input name: tensor})` returns `{output name: tensor}`. With the functions of
+            an exported model it builds the graph of the endpoint. With `KerasAnswers`, inputs and outputs are NumPy
             arrays, and images are values before they are rounded to pixels.
         reference: `reference(model, {input name: array})` returns `{output name: array}` by the public methods of the
             Keras model, independently of `answer`, whose faults it shows. Input "seed" has for each image the seed
@@ -104,7 +104,7 @@ class Endpoint:
     summary: str
     inputs: tuple[Array, ...]
     outputs: tuple[Array, ...]
-    answer: Callable[[Answers, Arrays], Arrays]
+    answer: Callable[[EndpointFunctions, Arrays], Arrays]
     reference: Callable[[DecoupledModel, Arrays], Arrays]
     onnx: str | None = None
 
@@ -206,8 +206,8 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
         _score, _call_outlier_scores,
     )
     classify = Endpoint(
-        "classify", "How probable each label is of images, by Bayes' rule.", (images,), (log_probabilities,), _classify,
-        _call_classify,
+        "classify", "How probable each label is of images, by Bayes' rule.", (images,), (log_probabilities,),
+        _classify, _call_classify,
     )
     # fmt: on
     if any_size:
@@ -215,19 +215,9 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
     lacking = {"encode_global", "switch", "interpolate", "edit"} if not with_z else set()
     lacking |= {"encode_global"} if by_label else set()
     lacking |= set() if has_labels else {"classify"}
-    every = (
-        encode,
-        encode_global,
-        decode,
-        sample,
-        switch,
-        interpolate,
-        edit,
-        score,
-        classify,
-        *(make_endpoint(config) for make_endpoint in ENDPOINTS.values()),
-    )
-    return tuple(endpoint for endpoint in every if endpoint.name not in lacking)
+    own = encode, encode_global, decode, sample, switch, interpolate, edit, score, classify
+    more = (make_endpoint(config) for make_endpoint in ENDPOINTS.values())
+    return tuple(endpoint for endpoint in (*own, *more) if endpoint.name not in lacking)
 
 
 def _free_sides(endpoint: Endpoint, image: tuple[int, ...], sides: tuple[str, str]) -> Endpoint:
@@ -242,7 +232,7 @@ def find_endpoint(config: ModelConfig, name: str) -> Endpoint:
     return next(endpoint for endpoint in list_endpoints(config) if endpoint.name == name)
 
 
-def _encode(model: Answers, inputs: Arrays) -> Arrays:
+def _encode(model: EndpointFunctions, inputs: Arrays) -> Arrays:
     z, _, v = model.encode(inputs["images"], inputs.get("labels"))
     return {"v": v} if z is None else {"z": z, "v": v}
 
@@ -252,7 +242,7 @@ def _call_encode(model: DecoupledModel, inputs: Arrays) -> Arrays:
     return {"z": z, "v": v}
 
 
-def _encode_global(model: Answers, inputs: Arrays) -> Arrays:
+def _encode_global(model: EndpointFunctions, inputs: Arrays) -> Arrays:
     z, z_log_variance = model.infer_posterior(inputs["images"])
     return {"z_mean": z, "z_log_variance": z_log_variance}
 
@@ -262,7 +252,7 @@ def _call_posterior(model: DecoupledModel, inputs: Arrays) -> Arrays:
     return {"z_mean": posterior.mean(), "z_log_variance": 2 * np.log(posterior.stddev())}
 
 
-def _decode(model: Answers, inputs: Arrays) -> Arrays:
+def _decode(model: EndpointFunctions, inputs: Arrays) -> Arrays:
     return {"images": model.decode(inputs.get("z"), inputs["v"])}
 
 
@@ -270,7 +260,7 @@ def _call_decode(model: DecoupledModel, inputs: Arrays) -> Arrays:
     return {"images": model.decode(inputs.get("z"), inputs["v"])}
 
 
-def _sample(model: Answers, inputs: Arrays) -> Arrays:
+def _sample(model: EndpointFunctions, inputs: Arrays) -> Arrays:
     z = model.z_from_noise(inputs.get("z_noise"), inputs.get("labels"))
     return {"images": model.decode(z, inputs["temperature"][:, None, None, None] * inputs["v_noise"])}
 
@@ -280,11 +270,11 @@ def _call_sample(model: DecoupledModel, inputs: Arrays) -> Arrays:
     return {"images": np.concatenate([model.sample(1, *row) for row in rows])}
 
 
-def _encode_both(model: Answers, inputs: Arrays) -> Iterator[Any]:
+def _encode_both(model: EndpointFunctions, inputs: Arrays) -> Iterator[Any]:
     return (model.encode(inputs[f"images_{which}"], inputs.get(f"labels_{which}")) for which in "ab")
 
 
-def _switch(model: Answers, inputs: Arrays) -> Arrays:
+def _switch(model: EndpointFunctions, inputs: Arrays) -> Arrays:
     a, b = _encode_both(model, inputs)
     return {"images_ab": model.decode(a.z, b.v), "images_ba": model.decode(b.z, a.v)}
 
@@ -298,7 +288,7 @@ def _pair_labels(inputs: Arrays) -> Any:
     return (inputs["labels_a"], inputs["labels_b"]) if "labels_a" in inputs else None
 
 
-def _interpolate(model: Answers, inputs: Arrays) -> Arrays:
+def _interpolate(model: EndpointFunctions, inputs: Arrays) -> Arrays:
     a, b = _encode_both(model, inputs)
     alpha, beta = inputs["alpha"][:, None], inputs["beta"][:, None, None, None]
     # This formula is exact at both ends: 1 * a + 0 * b is a, to the last bit.
@@ -313,7 +303,7 @@ def _call_interpolate(model: DecoupledModel, inputs: Arrays) -> Arrays:
     return {"images": np.concatenate(grids)[:, 0, 0]}
 
 
-def _edit(model: Answers, inputs: Arrays) -> Arrays:
+def _edit(model: EndpointFunctions, inputs: Arrays) -> Arrays:
     z, _, v = model.encode(inputs["images"], inputs.get("labels"))
     return {"edited": model.decode(z + inputs["amount"][:, None] * inputs["direction"], v)}
 
@@ -322,7 +312,7 @@ def _call_edit(model: DecoupledModel, inputs: Arrays) -> Arrays:
     return {"edited": model.edit(inputs["images"], inputs["direction"], inputs["amount"], inputs.get("labels"))}
 
 
-def _score(model: Answers, inputs: Arrays) -> Arrays:
+def _score(model: EndpointFunctions, inputs: Arrays) -> Arrays:
     return model.score(inputs["images"], inputs.get("z_noise"), inputs["u_noise"], inputs.get("labels"))
 
 
@@ -331,7 +321,7 @@ def _call_outlier_scores(model: DecoupledModel, inputs: Arrays) -> Arrays:
     return model.outlier_scores(inputs["images"], inputs.get("labels"), noise=noise).to_dict()
 
 
-def _classify(model: Answers, inputs: Arrays) -> Arrays:
+def _classify(model: EndpointFunctions, inputs: Arrays) -> Arrays:
     return {"log_probabilities": model.classify(inputs["images"])}
 
 

@@ -20,8 +20,8 @@ from filelock import FileLock, Timeout
 
 from tfdecouple.errors import UserError
 from tfdecouple.registry import FORMATS
-from tfdecouple.runtime.signals import handle_signals
 from tfdecouple.storage.files import FileDigest, read_json, read_model
+from tfdecouple.system.signals import handle_signals
 
 MANIFEST = "manifest.json"
 # The file of test vectors: inputs, and the Keras model's answers to them.
@@ -58,7 +58,7 @@ def _require_part(name: str) -> str:
     return name
 
 
-class Manifest(pydantic.BaseModel):
+class ExportManifest(pydantic.BaseModel):
     """The content of `manifest.json`: a record of all other files in an export folder.
 
     Attributes:
@@ -75,7 +75,7 @@ class Manifest(pydantic.BaseModel):
     files: dict[_Inside, FileDigest]
 
     @classmethod
-    def from_folder(cls, folder: pathlib.Path, parts: dict[str, dict[str, str]]) -> Manifest:
+    def from_folder(cls, folder: pathlib.Path, parts: dict[str, dict[str, str]]) -> ExportManifest:
         """Returns the manifest of an export in `folder` with `parts`; it leaves out files that no export writes."""
         names = (name for name, file_type in _list_entries(folder) if file_type == "file" and _is_written(name))
         return cls(format=1, parts=parts, files={name: FileDigest.from_file(folder / name) for name in names})
@@ -116,13 +116,13 @@ def _list_entries(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
             yield path.relative_to(folder).as_posix(), file_type
 
 
-def load_manifest(folder: pathlib.Path) -> Manifest:
+def load_manifest(folder: pathlib.Path) -> ExportManifest:
     """Returns the manifest of an export folder; UserError if the folder or a valid `manifest.json` is missing."""
     path = folder / MANIFEST
     if not folder.is_dir():
         raise UserError(f"there is no export folder {folder}")
     try:
-        return read_model(path, Manifest, MOST_BYTES)
+        return read_model(path, ExportManifest, MOST_BYTES)
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no {MANIFEST}, so that nothing can be verified; export its run again") from error
     except OSError as error:

@@ -1,6 +1,6 @@
 """The model of an export: the model's own computations, on networks whose weights are folded.
 
-`Answers` computes what endpoints return, with the networks of the Keras model or with those of an export.
+`EndpointFunctions` computes what endpoints return, with the networks of the Keras model or with those of an export.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from export.folding import Constant, ExportKernels, ExportMode, Network, find_difference, trace_network
+from export.folding import Constant, ExportKernels, ExportMode, TracedNetwork, find_difference, trace_network
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.any_size import find_both_bins, pad_and_shrink_images
 from tfdecouple.model.base_model import require_initialized
@@ -34,7 +34,7 @@ class Encoding(NamedTuple):
     v: tf.Tensor
 
 
-class Answers:
+class EndpointFunctions:
     """The functions of which endpoints are made, for the networks of the Keras model or of an export.
 
     `networks` is a `DecoupledModel`, or an object with the same attributes, such as `encoder` and `flow`.
@@ -111,8 +111,8 @@ class Answers:
 class _Method(NamedTuple):
     """A method of a network, traced and folded; `names` is {constant of `folded`: name of its weight}."""
 
-    traced: Network
-    folded: Network
+    traced: TracedNetwork
+    folded: TracedNetwork
     names: Mapping[str, str]
 
 
@@ -206,7 +206,7 @@ class ExportedModel:
         shape = self.config.image_shape if tensor.shape.rank == 4 else tensor.shape[1:]
         return rng.standard_normal((count, *shape))
 
-    def make_answers(self, read: Callable[[str], tf.Tensor], shared: bool = False) -> Answers:
+    def make_answers(self, read: Callable[[str], tf.Tensor], shared: bool = False) -> EndpointFunctions:
         """Returns the functions of which endpoints are made, for code that builds a graph.
 
         `read` returns the tensor of the weight of a name, in the caller's graph. If `shared`, a method of a network is
@@ -222,10 +222,10 @@ class ExportedModel:
             run = tf.function(call, autograph=False) if shared else call
             # Other arguments, such as None for a condition or a runner, would make another trace of a function.
             networks.setdefault(network, {})[name] = lambda *inputs, run=run: run(*filter(tf.is_tensor, inputs))
-        return Answers(_ExportedNetworks(self._model, networks))
+        return EndpointFunctions(_ExportedNetworks(self._model, networks))
 
 
-def _trace(model: DecoupledModel, any_size: bool, kernels: Kernels) -> dict[tuple[str, str], Network]:
+def _trace(model: DecoupledModel, any_size: bool, kernels: Kernels) -> dict[tuple[str, str], TracedNetwork]:
     """Returns {(network, method): trace} of all methods that endpoints call."""
     paths = {id(variable): path for path, variable in model.named_variables().items()}
     runner, traced = functools.partial(model.flow.runner, mode=ExportMode(kernels)), {}

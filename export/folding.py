@@ -16,10 +16,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.errors import InversionError
+from tfdecouple.execution.run_mode import RunMode
+from tfdecouple.execution.runner import run_functions_eagerly, substitute_weights
 from tfdecouple.numerics.arithmetic import get_sizes
 from tfdecouple.numerics.kernels import Kernels, use_kernels
-from tfdecouple.runtime.execution import run_functions_eagerly, substitute_weights
-from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.tensorflow_internals import replace_input
 
 Array = np.ndarray
@@ -163,7 +163,7 @@ class Constant:
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
+class TracedNetwork:
     """A traced method of a network: its graph, and the model's weights that it reads.
 
     Attributes:
@@ -259,7 +259,7 @@ class Network:
 
 def trace_network(
     method: Callable[..., Any], variables: Mapping[str, Any], specs: Sequence[tf.TensorSpec], kernels: Kernels
-) -> Network:
+) -> TracedNetwork:
     """Returns the traced `method`, a function of tensors with these `specs` that reads the model's `variables`."""
     values = {path: np.asarray(variable, np.float64) for path, variable in variables.items()}
     with tf.Graph().as_default() as graph, run_functions_eagerly(), use_kernels(kernels):
@@ -273,10 +273,12 @@ def trace_network(
             outputs = tuple(map(tf.identity, tf.nest.flatten(results)))
         if isinstance(kernels, ExportKernels):
             kernels.read_sizes_earlier(graph)
-    return Network(graph, inputs, outputs, results, weights)
+    return TracedNetwork(graph, inputs, outputs, results, weights)
 
 
-def find_difference(model: Network, folded: Network, weights: Mapping[str, Array], inputs: Sequence[Array]) -> float:
+def find_difference(
+    model: TracedNetwork, folded: TracedNetwork, weights: Mapping[str, Array], inputs: Sequence[Array]
+) -> float:
     """Returns the largest difference of a folded method's results from the model's, relative to the norm of a result.
 
     Both are computed from `inputs` in float64; `weights` is {name of a constant of `folded`: its values}.

@@ -21,7 +21,7 @@ from export.export_folder import (
     MANIFEST,
     TEXT_NAME,
     VECTORS,
-    Manifest,
+    ExportManifest,
     require_new_folder,
     stage_export,
 )
@@ -37,8 +37,8 @@ from tfdecouple.errors import UserError, one_line
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.any_size import find_weight_of_fixed_size
 from tfdecouple.registry import FORMATS
-from tfdecouple.runtime.signals import handle_signals
 from tfdecouple.storage.files import write_json, write_text
+from tfdecouple.system.signals import handle_signals
 
 # Error numbers of a full disk, and of an exhausted disk quota.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -167,7 +167,7 @@ def _build_and_publish(config: ExportConfig) -> list[pathlib.Path]:
         for kind in kinds:
             if kind.has_versions and kind.name in published:
                 write_json(job.locate_files(kind) / "assets.extra" / JSON_NAME, card)
-        manifest = Manifest.from_folder(built, parts)
+        manifest = ExportManifest.from_folder(built, parts)
         write_json(built / MANIFEST, manifest.model_dump())
         changes = [f"{change}: {name}" for change, name in manifest.find_changes(built)]
         require_no_problems([*changes, *check_settings(built, card)])

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfdecouple.config import Config, DataConfig
-from tfdecouple.data.image_file import describe_cropping, describe_resizing
+from tfdecouple.data.image_formats import describe_cropping, describe_resizing
 from tfdecouple.data.sources import choose_user_crop
 from tfdecouple.errors import RunError, one_line
 from tfdecouple.model import DecoupledModel

@@ -63,7 +63,7 @@ def pytest_collection_finish():
 @pytest.fixture
 def eager():
     """Makes each `tf.function` run eagerly during a test; for one or two calls this is faster than tracing."""
-    from tfdecouple.runtime.execution import run_functions_eagerly
+    from tfdecouple.execution.runner import run_functions_eagerly
 
     with run_functions_eagerly():
         yield
@@ -72,7 +72,7 @@ def eager():
 @pytest.fixture(scope="module")
 def eager_file():
     """Makes each `tf.function` run eagerly during all tests of a file, and in the file's module-scoped fixtures."""
-    from tfdecouple.runtime.execution import run_functions_eagerly
+    from tfdecouple.execution.runner import run_functions_eagerly
 
     with run_functions_eagerly():
         yield
@@ -223,7 +223,7 @@ def bfloat16():
 @pytest.fixture
 def quiet(monkeypatch):
     """Turns off the progress messages that the project's programs print when work takes long, as on slow machines."""
-    monkeypatch.setattr("tfdecouple.runtime.progress._FIRST", 1e6)
+    monkeypatch.setattr("tfdecouple.system.progress._FIRST", 1e6)
 
 
 @pytest.fixture

@@ -23,9 +23,9 @@ from tfdecouple.errors import ConfigError, DataError, RunError, UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks import architecture
 from tfdecouple.networks.architecture import count_parameters, require_memory
-from tfdecouple.runtime import devices, process
-from tfdecouple.runtime.process import run_program
 from tfdecouple.storage.files import parse_json
+from tfdecouple.system import devices, process
+from tfdecouple.system.process import run_program
 
 HUGE = "1" + "0" * 400
 NAMES = ["../../ESCAPED", "..", "", ".hidden", "a\0b", "a\x1b[2Jb", "a\ud800b", "é" * 150]

@@ -33,8 +33,8 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.latent_directions import Direction, Directions
 from tfdecouple.runs.metrics_log import MetricsLog
 from tfdecouple.runs.opened_run import hash_weights
-from tfdecouple.runtime.process import make_python_command
 from tfdecouple.storage.checkpoints import CheckpointFolder
+from tfdecouple.system.process import make_python_command
 
 pytestmark = pytest.mark.usefixtures("eager_file")
 

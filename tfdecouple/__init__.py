@@ -16,7 +16,7 @@ from tfdecouple.errors import (
     UserError,
     WolfError,
 )
-from tfdecouple.runtime.requirements import require_backend
+from tfdecouple.system.requirements import require_backend
 
 # Without this variable, TensorFlow leaves the library oneDNN off on processors without AVX-512, where oneDNN also makes
 # convolutions faster. TensorFlow reads the variable when it is imported.

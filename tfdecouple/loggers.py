@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfdecouple.registry import LOGGERS
-from tfdecouple.runtime.requirements import require_packages
 from tfdecouple.storage.files import convert_tensorflow_errors
+from tfdecouple.system.requirements import require_packages
 
 
 class Logger:

@@ -1,6 +1,6 @@
 """The private parts of TensorFlow that this package uses. They are all here, because a release may change them.
 
-Each has a test in tests/runtime/test_tensorflow_internals.py, which `make test-nightly` runs with the nightly builds.
+Each has a test in tests/test_tensorflow_internals.py, which `make test-nightly` runs with the nightly builds.
 """
 
 import contextlib

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from export import LOG
 from export.formats.runtimes import REMOTE, LiteRTFiles, OnnxFiles, Runtime, SavedModel
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.requirements import require_packages
+from tfdecouple.system.requirements import require_packages
 from tfdecouple.visualization import guided_filter
 
 if TYPE_CHECKING:

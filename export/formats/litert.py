@@ -18,7 +18,7 @@ from tfdecouple.errors import UserError, one_line
 from tfdecouple.numerics.arithmetic import get_sizes
 
 if TYPE_CHECKING:
-    from export.exported_model import Answers, ExportedModel
+    from export.exported_model import EndpointFunctions, ExportedModel
 
 
 def write_litert_files(exported: ExportedModel, endpoints: Sequence[Endpoint], folder: pathlib.Path) -> None:
@@ -59,7 +59,7 @@ def _add_shape_checks(endpoint: Endpoint) -> Endpoint:
     the batch axis. Axes of any size are not checked.
     """
 
-    def answer(answers: Answers, inputs: Arrays) -> Arrays:
+    def answer(answers: EndpointFunctions, inputs: Arrays) -> Arrays:
         import tensorflow as tf
 
         def check_shape(array: Array) -> tf.Tensor:

@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from tfdecouple.runtime.devices import count_cores
+from tfdecouple.config.shapes import Shape
 from tfdecouple.storage.files import count_records
+from tfdecouple.system.devices import count_cores
 
 # Path of the requests with which TensorFlow Serving warms a model up, below the folder of a SavedModel.
 WARMUP_FILE = pathlib.Path("assets.extra", "tf_serving_warmup_requests")
@@ -32,7 +33,6 @@ _DEFAULT = "serving_default"
 _METHOD = "tensorflow/serving/predict"
 
 Arrays = dict[str, np.ndarray]
-Shape = tuple[int | None, ...]
 
 
 class Runtime(contextlib.ExitStack, abc.ABC):
@@ -90,7 +90,7 @@ class SavedModel(Runtime):
 
     def __init__(self, folder: pathlib.Path, names: Mapping[str, str]):
         super().__init__(folder, names)
-        from tfdecouple.runtime.process import start_tensorflow
+        from tfdecouple.system.process import start_tensorflow
 
         start_tensorflow()
         import tensorflow as tf

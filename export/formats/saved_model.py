@@ -10,7 +10,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from export import LOG
 from export.endpoints import Endpoint
-from export.exported_model import Answers, ExportedModel
+from export.exported_model import EndpointFunctions, ExportedModel
 from export.formats.runtimes import WARMUP_FILE
 from tfdecouple.storage.files import write_text
 
@@ -47,7 +47,7 @@ def save_saved_model(exported: ExportedModel, endpoints: Sequence[Endpoint], fol
     (folder / "assets").rmdir()
 
 
-def _trace_endpoint(answers: Answers, endpoint: Endpoint) -> tf.types.experimental.ConcreteFunction:
+def _trace_endpoint(answers: EndpointFunctions, endpoint: Endpoint) -> tf.types.experimental.ConcreteFunction:
     def build_graph(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         LOG.info("SavedModel: %s", endpoint.name)
         # Shapes are checked in the graph, because a server does not check them, and a wrong rank would end its process.

@@ -14,7 +14,8 @@ from PIL import Image
 
 from export.provenance import Provenance
 from tfdecouple.config import DataConfig, ModelConfig
-from tfdecouple.config.shapes import describe_images, is_square_of_rgb
+from tfdecouple.config.shapes import is_square_of_rgb
+from tfdecouple.data.image_formats import describe_images
 from tfdecouple.data.sample_images import PHOTOGRAPHS, Photograph, open_photograph
 from tfdecouple.errors import UserError
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import itertools
 import json
 import pathlib
-import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -26,14 +26,12 @@ from typing import Any
 import numpy as np
 
 from export import LOG, show_progress
-from export.formats.runtimes import Runtime
+from export.formats.runtimes import Arrays, Runtime
 from tfdecouple.registry import FORMATS
 from tfdecouple.storage.files import open_npz
 
 # The largest count of pixels in a batch of images that are encoded and decoded.
 _PIXELS_AT_ONCE = 16 * 64 * 64
-# Seconds without a line of progress after which the process ends, as with files that have an endless loop.
-PATIENCE = 1800
 # Prefix of the line on standard output that has the report as JSON.
 REPORT = "report: "
 # The relative size of random changes of inputs, which show how much rounding can change the Keras model's answers.
@@ -45,8 +43,6 @@ FACTOR = 4.0
 FLOOR = 2e-6
 # An image whose tolerance is at least this many bins is not compared, because rounding alone changes its pixels.
 UNSTABLE = 0.5
-
-Arrays = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass
@@ -181,7 +177,7 @@ def _compare_round_trips(opened: Runtime, vectors: Arrays, found: Report, size: 
     Images that only the Keras model recovers are added as problems. `size` is "", or such as " 8x6" for files that take
     images of any size.
     """
-    for image_type, images in {"real": vectors["real"], **select_arrays(vectors, "extreme/")}.items():
+    for image_type, images in {"real": vectors["real"], **select_arrays(vectors, "hard/")}.items():
         height, width = images.shape[1:3]
         batch = max(1, min(16, _PIXELS_AT_ONCE // (height * width)))
         inputs = {"images": images}
@@ -365,15 +361,9 @@ def main(arguments: Sequence[str]) -> int:
     """
     runtime, folder, path, options = arguments
 
-    def show(text: str) -> None:
-        # The system ends a process that makes no progress, even inside of a runtime.
-        signal.alarm(PATIENCE)
-        print(text, flush=True)
-
-    signal.alarm(PATIENCE)
     with open_npz(path) as arrays:
         vectors = dict(arrays)
-    with show_progress(show):
+    with show_progress(functools.partial(print, flush=True)):
         found = compare_files(runtime, pathlib.Path(folder), vectors, **json.loads(options))
     print(REPORT + json.dumps(dataclasses.asdict(found)), flush=True)
     return 0

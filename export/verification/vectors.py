@@ -25,13 +25,14 @@ from export.endpoints import (
     find_endpoint,
     list_endpoints,
 )
-from export.exported_model import Answers, Encoding
+from export.exported_model import Encoding, EndpointFunctions
 from export.verification.comparison import PERTURBATION, Answer
 from export.verification.verify import require_no_problems
 from tfdecouple import randomness
 from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
 from tfdecouple.data.batches import load_images
+from tfdecouple.data.hard_images import make_hard_images
 from tfdecouple.data.image_file import crop_and_resize
 from tfdecouple.data.sources import open_source
 from tfdecouple.errors import DataError, ExactnessWarning
@@ -43,16 +44,21 @@ from tfdecouple.numerics.tf32 import full_float32
 _ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS = 32, 32 * 32 * 32
 # Sample photographs are cropped to at most this side in pixels, and the crops are enlarged for models of larger images.
 _PHOTOGRAPH_SIDE = 64
-# If a side has more pixels than this, one extreme image of each type, such as noise, is tried: each takes a second.
+# If a side has more pixels than this, one hard image of each type, such as noise, is tried: each takes a second.
 _LARGE = 48
+# The types of hard images that are encoded and decoded: {name in vectors and model card: kind in `make_hard_images`}.
+_HARD = {
+    "black and white": "black, white",
+    "noise": "noise",
+    "0/255 noise": "noise of 0 and 255",
+    "checkerboard": "checkerboard, black and white",
+}
 # The count of times that the inputs of endpoints that return single numbers are perturbed.
 _SCORE_PERTURBATIONS = 6
-
-
 # The Keras model runs on batches of about this many pixels, all of one size, because TensorFlow traces each size anew.
 _PIXELS_AT_ONCE = 16 * 32 * 32
 
-Optional = np.ndarray | None
+MaybeArray = np.ndarray | None
 
 
 def choose_batch_sizes(side: int) -> tuple[int, int, int]:
@@ -77,7 +83,7 @@ def make_test_vectors(model: DecoupledModel, images: np.ndarray, any_size: bool 
     """Returns the test vectors of a model, {name: array} of inputs and the model's answers, for images of one size.
 
     `in/ENDPOINT/INPUT` are inputs, `out/ENDPOINT/OUTPUT/FIELD` the Keras model's answers (fields of `Answer`), and
-    `batches` has the batch sizes. `real` and `extreme/TYPE` are quantised images to encode and decode. `kept/TYPE` has
+    `batches` has the batch sizes. `real` and `hard/TYPE` are quantised images to encode and decode. `kept/TYPE` has
     a bool for each image: whether the Keras model recovers the image exactly, from its codes and from codes changed by
     a relative 1e-6. If so, files must recover the image. `labels/TYPE` has the labels of the images, if z is a function
     of the label.
@@ -99,7 +105,9 @@ def make_test_vectors(model: DecoupledModel, images: np.ndarray, any_size: bool 
     others = [perturbed, *(KerasAnswers(model, plain, seed) for seed in range(1, _SCORE_PERTURBATIONS))]
     vectors: Arrays = {"batches": np.array(sizes)}
     LOG.info("  images to encode and decode")
-    image_types = {"real": images, **make_artificial_images(images.shape[1:], rng, 1 if side > _LARGE else 4)}
+    most = 1 if side > _LARGE else 4
+    hard = make_hard_images(images.shape[1:], most)
+    image_types = {"real": images, **{name: hard[kind][:most] for name, kind in _HARD.items()}}
     quantized = np.asarray(model.quantizer.quantize_pixels(np.concatenate([*image_types.values()])))
     labels = np.arange(len(quantized), dtype=np.int32) % config.classes if config.has_label_codes else None
     z, _, v = plain.encode(quantized, labels)
@@ -110,7 +118,7 @@ def make_test_vectors(model: DecoupledModel, images: np.ndarray, any_size: bool 
     for name, array in image_types.items():
         rows = slice(start, start + len(array))
         start += len(array)
-        vectors[name if name == "real" else f"extreme/{name}"] = quantized[rows]
+        vectors[name if name == "real" else f"hard/{name}"] = quantized[rows]
         vectors[f"kept/{name}"] = recovered[rows]
         if labels is not None:
             vectors[f"labels/{name}"] = labels[rows]
@@ -219,21 +227,6 @@ def draw_values(array: Array, rng: np.random.Generator, count: int) -> np.ndarra
     return rng.standard_normal((count, *array.shape), np.float32)
 
 
-def make_artificial_images(
-    shape: tuple[int, int, int], rng: np.random.Generator, most: int = 4
-) -> Mapping[str, np.ndarray]:
-    """Returns {type such as "black": artificial images, uint8 `[n, *shape]`}; each type has at most `most` images."""
-    height, width, channels = shape
-    board = np.indices((height, width)).sum(0)[:, :, None] % 2 * np.ones(channels, int) * 255
-    return {
-        "black": np.zeros((1, *shape), np.uint8),
-        "white": np.full((1, *shape), 255, np.uint8),
-        "noise": rng.integers(0, 256, (most, *shape), dtype=np.uint8),
-        "0/255 noise": (rng.integers(0, 2, (most, *shape)) * 255).astype(np.uint8),
-        "checkerboard": np.stack([board, 255 - board])[:most].astype(np.uint8),
-    }
-
-
 def make_picture(image_shape: ImageShape, centre_crop: int) -> Arrays:
     """Returns a picture of waves, larger than the images of a model, and the picture `fitted` by the model's own code.
 
@@ -279,7 +272,7 @@ def load_real_images(data: DataConfig, shape: tuple[int, int, int]) -> tuple[np.
     raise DataError("neither the data of this run nor the sample photographs can be read")
 
 
-class KerasAnswers(Answers):
+class KerasAnswers(EndpointFunctions):
     """The Keras model as the reference of the verification: computes codes, images and scores for `Endpoint.answer`.
 
     Answers to equal rows of inputs are computed once. For a model without z, z is None.
@@ -296,25 +289,25 @@ class KerasAnswers(Answers):
         require_initialized(model)
         super().__init__(model)
         self._unperturbed, self._rng = unperturbed, np.random.default_rng(seed)
-        self._cache: dict[bytes, list[Optional]] = {}
+        self._cache: dict[bytes, list[MaybeArray]] = {}
 
-    def encode(self, images: np.ndarray, labels: Optional = None) -> Encoding:
+    def encode(self, images: np.ndarray, labels: MaybeArray = None) -> Encoding:
         """Returns the Keras model's codes of uint8 images; labels are used only if z is a function of the label."""
         labels = labels if self.config.has_label_codes else None
         return Encoding(*self._answer_rows("encode", super().encode, images, labels))
 
-    def infer_posterior(self, images: np.ndarray) -> tuple[Optional, Optional]:
+    def infer_posterior(self, images: np.ndarray) -> tuple[MaybeArray, MaybeArray]:
         """Returns mean and log-variance of q(z|x) of uint8 images, as `encode` computes them."""
         return self.encode(images)[:2]
 
-    def decode(self, z: Optional, v: np.ndarray) -> np.ndarray:
+    def decode(self, z: MaybeArray, v: np.ndarray) -> np.ndarray:
         """Returns the images that the Keras model decodes, float64, in units of bins: k to k + 1 lies in bin k."""
         (x,) = self._answer_rows("decode", self._invert_flow, z, v)
         assert x is not None
         return self._quantizer.scale_to_bins(x.astype(np.float64))
 
     def score(
-        self, images: np.ndarray, z_noise: Optional, u_noise: np.ndarray, labels: Optional = None
+        self, images: np.ndarray, z_noise: MaybeArray, u_noise: np.ndarray, labels: MaybeArray = None
     ) -> dict[str, np.ndarray]:
         """Returns the Keras model's outlier scores of uint8 images, {name: array `[n]`}, given draws for z and u."""
         if self._unperturbed is not None:
@@ -333,7 +326,7 @@ class KerasAnswers(Answers):
         bins = np.asarray(super()._find_bins(images))
         return bins if self._unperturbed is None else self._perturb(bins, self.config.n_bins / 2)
 
-    def _invert_flow(self, z: Optional, v: np.ndarray) -> Any:
+    def _invert_flow(self, z: MaybeArray, v: np.ndarray) -> Any:
         if self._unperturbed is not None:
             z, v = None if z is None else self._perturb(z), self._perturb(v)
         return super()._invert_flow(z, v)
@@ -356,8 +349,8 @@ class KerasAnswers(Answers):
         return (other_mean + np.exp(other_log_variance / 2) * perturbed - mean) / np.exp(log_variance / 2)
 
     def _answer_rows(
-        self, method: str, compute: Callable[..., Sequence[Optional]], *inputs: Optional
-    ) -> list[Optional]:
+        self, method: str, compute: Callable[..., Sequence[MaybeArray]], *inputs: MaybeArray
+    ) -> list[MaybeArray]:
         """Returns the arrays of `compute(*inputs)`; rows that `method` has computed before come from a cache."""
         arrays = [array for array in inputs if array is not None]
         keys = [

@@ -2,9 +2,6 @@
 
 import json
 import pathlib
-import signal
-import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,12 +11,14 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 from export import LOG
 from export.export_folder import EDITABLE, JSON_NAME, MOST_BYTES, VECTORS, load_manifest
 from export.verification.comparison import REPORT, Report
-from tfdecouple.data.image_file import describe_cropping
+from tfdecouple.data.image_formats import describe_cropping
 from tfdecouple.errors import UserError, make_printable, one_line
 from tfdecouple.registry import FORMATS
-from tfdecouple.runtime.process import make_python_command
 from tfdecouple.storage.files import read_json
+from tfdecouple.system.process import run_module
 
+# Seconds without a line of progress after which a process is ended, as with files that have an endless loop.
+PATIENCE = 1800
 # The largest count of problems that an error message lists.
 _LISTED = 5
 
@@ -49,34 +48,21 @@ def compare_in_process(runtime: str, folder: pathlib.Path, vectors: pathlib.Path
     `vectors` is the file of test vectors (inputs and the Keras model's answers), and `options` has further arguments of
     `compare_files`. If the process fails, the failure is the only problem.
     """
+    found = []
+
+    def read_line(line: str) -> None:
+        if line.startswith(REPORT):
+            found.append(Report(**json.loads(line.removeprefix(REPORT))))
+        else:
+            LOG.info("%s", line)
+
     arguments = [runtime, str(folder), str(vectors), json.dumps(options)]
-    started = make_python_command("-m", "export.verification.comparison", *arguments)
-    found = None
-    with (
-        tempfile.TemporaryFile("w+", errors="replace") as errors,
-        subprocess.Popen(
-            **started, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True
-        ) as process,
-    ):
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if line.startswith(REPORT):
-                    found = Report(**json.loads(line.removeprefix(REPORT)))
-                else:
-                    LOG.info("%s", line.rstrip("\n"))
-            status = process.wait()
-        except BaseException:
-            process.kill()
-            raise
-        errors.seek(0)
-        lines = [line for line in errors.read().strip().splitlines() if line.strip()]
-    if status == -signal.SIGALRM:
-        lines = ["no progress for too long, as with an endless loop in the files"]
-    if status or found is None:
-        last = lines[-1].strip()[:300] if lines else "no message"
+    status, last = run_module("export.verification.comparison", *arguments, on_line=read_line, limit=PATIENCE)
+    if status is None:
+        last = "no progress for too long, as with an endless loop in the files"
+    if status != 0 or not found:
         return Report(problems=[f"the verification of {runtime} ended with status {status}: {last}"])
-    return found
+    return found[0]
 
 
 def verify_folder(folder: pathlib.Path) -> tuple[list[str], list[str]]:

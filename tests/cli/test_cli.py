@@ -9,8 +9,8 @@ from helpers.runs import run_config
 import tfdecouple
 from tfdecouple.cli import COMMANDS, app, main
 from tfdecouple.config import Config, list_option_names, parse_config, preset_config, preset_names
-from tfdecouple.runtime import process
 from tfdecouple.storage.files import write_json
+from tfdecouple.system import process
 
 NAMES = [name for name in app if not name.startswith("-")]
 # The help of every command, one after the other, and the heavy packages that were loaded for it.

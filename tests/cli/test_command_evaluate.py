@@ -24,13 +24,14 @@ from PIL import Image
 from tfdecouple.cli import main
 from tfdecouple.config import DataConfig, TrainingConfig
 from tfdecouple.data.batches import load_images
+from tfdecouple.data.drawn_images import draw_image_indices
 from tfdecouple.data.sources import open_source
 from tfdecouple.metrics import classification
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
-from tfdecouple.metrics.drawn_images import draw_image_indices
 from tfdecouple.metrics.frechet import draw_model_samples
-from tfdecouple.metrics.outliers import MADE, SCORES, OutlierScorer, compare_outlier_scores, make_outlier_images
+from tfdecouple.metrics.outliers import MADE, compare_outlier_scores, make_outlier_images
 from tfdecouple.model import DecoupledModel
+from tfdecouple.model.outlier_scores import SCORES, OutlierScorer
 from tfdecouple.runs.opened_run import load_model
 
 # But what the fixture of a class runs is traced, as users' programs are.

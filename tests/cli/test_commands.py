@@ -17,10 +17,10 @@ from PIL import Image
 
 from tfdecouple import randomness
 from tfdecouple.config import DataConfig
+from tfdecouple.data.drawn_images import draw_uncropped_images
 from tfdecouple.data.image_file import read_image
 from tfdecouple.data.sources import open_source
 from tfdecouple.errors import DataError
-from tfdecouple.metrics.drawn_images import draw_uncropped_images
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.latent_directions import Direction, Directions
 from tfdecouple.runs.opened_run import hash_weights, load_model

@@ -20,7 +20,7 @@ pytest.importorskip("apache_beam")
 
 from tfdecouple.cli import main
 from tfdecouple.corpus.beam import make_folder_reader
-from tfdecouple.data.image_file import describe_cropping
+from tfdecouple.data.image_formats import describe_cropping
 from tfdecouple.errors import DataError
 
 IN_MEMORY = ["--", "--runner=DirectRunner", "--direct_running_mode=in_memory"]

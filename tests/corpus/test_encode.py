@@ -17,8 +17,8 @@ from helpers.runs import write_run
 from tfdecouple.config import DataConfig
 from tfdecouple.corpus import code_files, read_codes
 from tfdecouple.errors import DataError
-from tfdecouple.metrics.outliers import SCORES, OutlierScorer
 from tfdecouple.model import DecoupledModel
+from tfdecouple.model.outlier_scores import SCORES, OutlierScorer
 from tfdecouple.runs.opened_run import Run
 
 # One test encodes as the command does, which traces.

@@ -14,8 +14,7 @@ from tfdecouple.data import sample_images as photographs_module
 from tfdecouple.data.batches import load_images
 from tfdecouple.data.image_folder import ImageFile, split_files_by_hash
 from tfdecouple.data.labels import check_labels, read_attributes
-from tfdecouple.data.sources import open_source, resolve_image_paths
-from tfdecouple.data.splits import Source
+from tfdecouple.data.sources import Source, open_source, resolve_image_paths
 
 
 @pytest.mark.parametrize(

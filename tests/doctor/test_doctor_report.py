@@ -11,7 +11,7 @@ from helpers.planted_checks import PLANTED
 from benchmarks.emulation import emulated_accelerator, keep_tf32_switch
 from tfdecouple.cli import main
 from tfdecouple.doctor import check_runner, checks
-from tfdecouple.doctor.check_runner import VARIANTS, Result, Task
+from tfdecouple.doctor.check_runner import VARIANTS, CheckResult, Task
 from tfdecouple.runs import opened_run
 from tfdecouple.runs.run_folder import RunFolder
 
@@ -71,7 +71,7 @@ class TestBuild:
 def test_doctor_uses_all_gpus_or_one_cpu_unless_the_user_gives_a_number(devices, asked, used, monkeypatch):
     tasks = []
     facts = {**FACTS, "devices": devices, "gpus": [{}] * len(devices) if "GPU:0" in devices else []}
-    found = [Result("versions", None, "", figures=facts)]
+    found = [CheckResult("versions", None, "", figures=facts)]
     monkeypatch.setattr(check_runner, "run_in_process", lambda name, task: tasks.append(task) or found)
     check_runner.run_checks(Task(requested=asked), ["exactness"], lambda text: None)
     assert tasks[-1].devices == tuple(devices[:used])
@@ -95,7 +95,7 @@ class TestCommand:
 
     @pytest.mark.parametrize(("holds", "status"), [(True, 0), (False, 5)])
     def test_doctor_status_is_5_if_a_check_fails(self, holds, status, monkeypatch, tmp_path, capsys):
-        result = Result("one", holds, "said", "" if holds else "do this")
+        result = CheckResult("one", holds, "said", "" if holds else "do this")
         monkeypatch.setattr(check_runner, "run_in_process", lambda name, task: [result])
         assert main(["doctor", "--out", str(tmp_path / "new"), "--only", "numerics"]) == status
         assert "said" in capsys.readouterr().out
@@ -118,7 +118,7 @@ def test_check_process_ignores_prints_and_modules_of_the_users_folder(run, tmp_p
     monkeypatch.chdir(tmp_path)
     (tmp_path / "json.py").write_text("raise SystemExit('imported from the folder of the user')")
     first, second = run("well")
-    assert first == Result("first", True, "well") and second.figures["devices"] == ["CPU:3"]
+    assert first == CheckResult("first", True, "well") and second.figures["devices"] == ["CPU:3"]
     assert str(tmp_path) not in second.figures["path"]
 
 
@@ -129,12 +129,12 @@ def test_check_process_ignores_prints_and_modules_of_the_users_folder(run, tmp_p
         ("wants_memory", 0, "memory", "2**60 bytes"),
         ("is_killed", 1, "memory", "killed"),
         ("crashes", 1, "error", "signal 11"),
-        ("hangs", 1, "time", "not done after 4 s"),
+        ("hangs", 1, "time", "no result for 4 s"),
     ],
 )
 def test_failed_check_process_adds_a_line_with_advice(run, name, before, kind, message):
     *results, last = run(name, 4 if kind == "time" else PATIENCE)
-    assert results == [Result("first", True, "well")] * before
+    assert results == [CheckResult("first", True, "well")] * before
     assert last.figures["failed"] == kind and message in last.message and "\n" not in last.message and last.advice
     assert last.holds is False
 

@@ -90,7 +90,7 @@ def models():
 def make_vectors(monkeypatch):
     """A function that makes the test vectors of a few images, of all endpoints or of one."""
     monkeypatch.setattr(vectors, "choose_batch_sizes", lambda side: (1, 2, 2))
-    monkeypatch.setattr(vectors, "make_artificial_images", lambda *given: {})
+    monkeypatch.setattr(vectors, "_HARD", {})
 
     def make(model, name=None):
         chosen = [one for one in list_endpoints(model.config) if name in (None, one.name)]

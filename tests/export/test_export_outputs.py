@@ -56,7 +56,7 @@ class TestCard:
             parity = {key: set(outputs) for key, outputs in entry["parity"].items()}
             assert parity == {key: every[key] for key in expected}
             assert all(trip["identical"] == trip["images"] > 0 for trip in entry["round_trip"].values())
-            assert set(entry["round_trip"]) == {"real", "black", "white", "noise", "0/255 noise", "checkerboard"}
+            assert set(entry["round_trip"]) == {"real", "black and white", "noise", "0/255 noise", "checkerboard"}
         text = (exported / TEXT_NAME).read_text()
         assert all(f"| `{key}` |" in text and f"| {key} |" in text for key in every)
         assert "nan" not in text.lower().split()

@@ -26,7 +26,7 @@ from export.verification.comparison import Report
 from tfdecouple.cli import main
 from tfdecouple.cli.options import EXIT_FAILED
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.signals import handle_signals
+from tfdecouple.system.signals import handle_signals
 
 
 def require_complete(to, version="1"):

@@ -14,14 +14,13 @@ from helpers.refusals import refused
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 from export import show_progress
-from export.export_folder import MANIFEST, TEXT_NAME, Manifest, load_manifest
+from export.export_folder import MANIFEST, TEXT_NAME, ExportManifest, load_manifest
 from export.formats.runtimes import WARMUP_FILE, SavedModel
 from export.pipeline import ExportConfig, export
 from export.verification import verify
 from export.verification.comparison import Report, compare_files
 from tfdecouple.cli import main
 from tfdecouple.cli.options import EXIT_FAILED
-from tfdecouple.runtime.process import make_python_command
 from tfdecouple.storage.files import FileDigest
 
 NOT_CHECKED = "its answers were not checked, since files of it are not as they were exported"
@@ -234,7 +233,7 @@ class TestAnswers:
         (copy / MANIFEST).write_text(json.dumps(whole))
         (copy / "savedmodel" / "1").rename(copy / "litert")
         (copy / "savedmodel").rmdir()
-        monkeypatch.setattr(Manifest, "find_changes", lambda *_: [])
+        monkeypatch.setattr(ExportManifest, "find_changes", lambda *_: [])
         find = importlib.util.find_spec
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None if "litert" in name else find(name))
         providers = ["CUDAExecutionProvider", "AzureExecutionProvider", *(["CPUExecutionProvider"] if started else [])]
@@ -287,15 +286,13 @@ def endless(tmp_path):
 
 
 def test_file_with_an_endless_loop_ends_its_verification(endless, monkeypatch):
-    started = make_python_command("-c", PATIENT, "onnx", str(endless / "onnx"), str(endless / "vectors.npz"), NAMES)
-    monkeypatch.setattr(verify, "make_python_command", lambda *arguments: started)
+    monkeypatch.setattr(verify, "PATIENCE", 10)
     paths = endless / "onnx", endless / "vectors.npz"
     (problem,) = verify.compare_in_process("onnx", *paths, json.loads(NAMES)).problems
     assert "no progress for too long" in problem
 
 
 NAMES = json.dumps({"names": {"encode": "encoder"}})
-PATIENT = "import sys; from export.verification import comparison as c; c.PATIENCE = 1; sys.exit(c.main(sys.argv[1:]))"
 
 
 def test_warm_up_requests_of_a_terabyte_are_refused_before_tensorflow_reads_them(tmp_path):

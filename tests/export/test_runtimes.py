@@ -27,7 +27,7 @@ from export.formats.runtimes import LiteRTFiles, OnnxFiles
 from export.pipeline import ExportConfig, export
 from export.verification.comparison import compare_files
 from export.verification.verify import verify_folder
-from tfdecouple.runtime.requirements import MissingPackageError
+from tfdecouple.system.requirements import MissingPackageError
 
 COUNT, BAD = 4, 2
 OTHERS = [row for row in range(COUNT) if row != BAD]

@@ -181,7 +181,7 @@ class TestAnswers:
 
 class TestRoundTrip:
     IMAGES = np.random.default_rng(0).integers(1, 255, (COUNT, 8, 8, 3), dtype=np.uint8)
-    KINDS = {"real": IMAGES, "extreme/black": np.zeros((1, 8, 8, 3), np.uint8), "extreme/noise": IMAGES[:4]}
+    KINDS = {"real": IMAGES, "hard/black": np.zeros((1, 8, 8, 3), np.uint8), "hard/noise": IMAGES[:4]}
 
     @pytest.fixture
     def report(self, compare):
@@ -190,7 +190,7 @@ class TestRoundTrip:
         def run(unkept=None, lost=None):
             v, vectors = self.IMAGES.astype(np.float32), dict(self.KINDS)
             for name, images in self.KINDS.items():
-                vectors[f"kept/{name.removeprefix('extreme/')}"] = np.arange(len(images)) != unkept
+                vectors[f"kept/{name.removeprefix('hard/')}"] = np.arange(len(images)) != unkept
             codes, decoded = Answer.from_floats(v, [v]), Answer.from_bins(v + 0.5, [v + 0.6], 256)
             vectors |= {"in/encode/images": self.IMAGES, "in/decode/v": v}
             vectors |= {f"out/encode/v/{field}": value for field, value in vars(codes).items()}

@@ -72,7 +72,7 @@ def get_exported_model(name, channels_first=False):
 
 
 def run_graph(exported, build, inputs):
-    """Builds a graph of folded networks by `build(Answers, {name: tensor})`, runs it, and returns its arrays."""
+    """Builds a graph by `build(EndpointFunctions, {name: tensor})`, runs it, and returns its arrays."""
     arrays = exported.collect_arrays()
     with tf.Graph().as_default():
         specs = {name: (array.dtype, [None, *array.shape[1:]]) for name, array in inputs.items()}

@@ -9,7 +9,8 @@ from PIL import Image
 from helpers.refusals import message_of
 from tfdecouple.config import DataConfig
 from tfdecouple.data.batches import make_training_batches
-from tfdecouple.data.splits import MemorySplit, Source
+from tfdecouple.data.sources import Source
+from tfdecouple.data.splits import MemorySplit
 from tfdecouple.errors import DataError
 
 SIZE = 8

@@ -7,23 +7,23 @@ import time
 import types
 
 from tfdecouple.doctor import check_runner
-from tfdecouple.doctor.check_runner import Check, Result
-from tfdecouple.runtime.process import run_program
+from tfdecouple.doctor.check_runner import Check, CheckResult
+from tfdecouple.system.process import run_program
 
 
 def well(task):
     print("chatter\n" * 10_000)
-    yield Result("first", True, "well")
-    yield Result("second", None, task.variant.name, figures={"devices": task.devices, "path": sys.path})
+    yield CheckResult("first", True, "well")
+    yield CheckResult("second", None, task.variant.name, figures={"devices": task.devices, "path": sys.path})
 
 
 def fails_late(task):
-    yield Result("first", True, "well")
+    yield CheckResult("first", True, "well")
     raise ValueError("no such\nkernel")
 
 
 def hangs(task):
-    yield Result("first", True, "well")
+    yield CheckResult("first", True, "well")
     time.sleep(1800)
 
 
@@ -32,12 +32,12 @@ def wants_memory(task):
 
 
 def is_killed(task):
-    yield Result("first", True, "well")
+    yield CheckResult("first", True, "well")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def crashes(task):
-    yield Result("first", True, "well")
+    yield CheckResult("first", True, "well")
     os.kill(os.getpid(), signal.SIGSEGV)
 
 

@@ -13,11 +13,11 @@ from helpers.refusals import message_of, refused
 import tfdecouple
 from tfdecouple.cli import main
 from tfdecouple.errors import WolfError
+from tfdecouple.execution.runner import run_functions_eagerly
 from tfdecouple.interop.wolf import assign_weights, import_wolf, read_state_dict, translate_config
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.objective import compute_label_log_probabilities, dequantize, map_noise_to_z
 from tfdecouple.runs.opened_run import load_model
-from tfdecouple.runtime.execution import run_functions_eagerly
 
 # Largest allowed difference from a result of wolf, the authors' code, divided by the result's largest value.
 NEAR = 1e-5

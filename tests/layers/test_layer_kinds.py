@@ -10,12 +10,12 @@ from helpers.refusals import message_of
 
 from tfdecouple.config import ModelConfig
 from tfdecouple.errors import ConfigError, UserError
+from tfdecouple.execution.run_mode import RunMode
+from tfdecouple.execution.runner import Traced
 from tfdecouple.layers import ActNorm, Coupling, InvertibleLinear, Squeeze
 from tfdecouple.layers.colour_map import make_colour_matrices, map_colours, measure_colours
 from tfdecouple.model import DecoupledModel
 from tfdecouple.numerics.kernels import use_kernels
-from tfdecouple.runtime.execution import Traced
-from tfdecouple.runtime.run_mode import RunMode
 
 # The channels that a coupling changes, by pattern, part and count of channels.
 CHANGED = {

@@ -10,7 +10,7 @@ from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.loggers import require_loggers
 from tfdecouple.registry import LOGGERS
 from tfdecouple.runs.metrics_log import MetricsLog, read_metrics
-from tfdecouple.runtime.requirements import MissingPackageError
+from tfdecouple.system.requirements import MissingPackageError
 
 CONFIG = Config(name="tiny", model=SMALL, training=TrainingConfig(learning_rate=0.5))
 

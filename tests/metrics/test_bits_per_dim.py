@@ -13,9 +13,10 @@ from PIL import Image
 
 from tfdecouple.errors import DataError, NotInitializedError, RunError
 from tfdecouple.layers import ActNorm, InvertibleLinear
-from tfdecouple.metrics.bits_per_dim import ELBO, IMPORTANCE_WEIGHTED, BoundEvaluator, compute_codec_bits
+from tfdecouple.metrics.bits_per_dim import ELBO, IMPORTANCE_WEIGHTED, BoundEvaluator
 from tfdecouple.metrics.metric import Estimate
 from tfdecouple.model import DecoupledModel
+from tfdecouple.model.outlier_scores import compute_codec_bits
 from tfdecouple.randomness import draw_u_noise, draw_z_noise
 from tfdecouple.training.workers import make_strategy
 

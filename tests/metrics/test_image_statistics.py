@@ -3,13 +3,13 @@ import pytest
 from helpers.evaluations import MeanColourModel
 from scipy import stats
 
-from tfdecouple.errors import DataError
-from tfdecouple.metrics import image_statistics as statistics
-from tfdecouple.metrics.direction_finding import (
+from tfdecouple.direction_finding import (
     find_label_directions,
     find_number_directions,
     find_statistic_directions,
 )
+from tfdecouple.errors import DataError
+from tfdecouple.metrics import image_statistics as statistics
 from tfdecouple.metrics.image_statistics import CHANGES, compute_brightness
 from tfdecouple.runs.latent_directions import CLASSIFIER, DECODED, MEANS
 

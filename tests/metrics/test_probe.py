@@ -10,9 +10,9 @@ from helpers.models import SMALL, random_images
 from helpers.numbered import make_memory_source
 from helpers.refusals import message_of
 
+from tfdecouple.data.drawn_images import draw_image_indices
 from tfdecouple.errors import DataError, NotInitializedError
 from tfdecouple.metrics import classification
-from tfdecouple.metrics.drawn_images import draw_image_indices
 from tfdecouple.metrics.metric import Estimate
 from tfdecouple.model import DecoupledModel
 

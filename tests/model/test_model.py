@@ -12,6 +12,7 @@ from helpers.variants import SMALLEST, STAGES, VARIANTS, equal, fresh, images_of
 from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import distributions as tfd
 
+from tfdecouple.data.hard_images import make_hard_images
 from tfdecouple.errors import DataError, ExactnessWarning, InversionError, UserError
 from tfdecouple.model import Codes, DecoupledModel, far_from_training
 from tfdecouple.model.codes import interpolate_codes
@@ -20,12 +21,7 @@ from tfdecouple.model.quantizer import Quantizer
 pytestmark = pytest.mark.usefixtures("eager")
 
 
-NOISE = np.random.default_rng(0).integers(0, 2, (3, 8, 8, 3), dtype="uint8")
-# Noise, black, white, noise of extremes, and a checkerboard: three images of each.
-IMAGES = np.concatenate(
-    [random_images(3, seed=3), 0 * NOISE, 0 * NOISE + 255, 255 * NOISE]
-    + [np.tile(255 * (np.indices((8, 8)).sum(0) % 2)[..., None], [3, 1, 1, 3]).astype("uint8")]
-)
+IMAGES = np.concatenate([*make_hard_images((8, 8, 3), 3).values()])
 
 
 def lossy(gain, shift):

@@ -28,10 +28,10 @@ from tfdecouple.layers import Coupling
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.metrics.classification import classify_images
 from tfdecouple.metrics.latent_use import compute_latent_use
-from tfdecouple.metrics.outliers import OutlierScorer
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.initialization import diagnose_model
 from tfdecouple.model.objective import map_noise_to_z
+from tfdecouple.model.outlier_scores import OutlierScorer
 
 enabled = tf.config.experimental.tensor_float_32_execution_enabled
 enable = tf.config.experimental.enable_tensor_float_32_execution

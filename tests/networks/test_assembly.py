@@ -12,14 +12,14 @@ from helpers.variants import ODD, SMALLEST, VARIANTS, equal, fresh, has_weights,
 
 from tfdecouple import randomness
 from tfdecouple.errors import NotInitializedError
+from tfdecouple.execution.run_mode import RunMode
+from tfdecouple.execution.runner import Traced
 from tfdecouple.layers import ActNorm
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.initialization import diagnose_model
 from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import BatchNorm, Encoder, ResNetBlock
 from tfdecouple.numerics.kernels import use_kernels
-from tfdecouple.runtime.execution import Traced
-from tfdecouple.runtime.run_mode import RunMode
 
 pytestmark = pytest.mark.usefixtures("eager")
 

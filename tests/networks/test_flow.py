@@ -9,13 +9,13 @@ from helpers.models import TINY, give_effect
 from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.errors import UserError
+from tfdecouple.execution import run_mode, runner
+from tfdecouple.execution.run_mode import RunMode
+from tfdecouple.execution.runner import run_functions_eagerly
 from tfdecouple.layers import Coupling
 from tfdecouple.model.training_step import INVERSION_BOUND
 from tfdecouple.networks.flow import FactorOut, Flow, FlowStep
 from tfdecouple.registry import TRANSFORMS
-from tfdecouple.runtime import execution, run_mode
-from tfdecouple.runtime.execution import run_functions_eagerly
-from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.transforms import Transform
 
 TWO_LEVELS = {"image_shape": (4, 4, 3), "steps": (1, 1), "hidden_channels": (4, 4)}
@@ -37,7 +37,7 @@ def make_flow(dtype="float64", **options):
     config, rng = dataclasses.replace(TINY, **options), np.random.default_rng(0)
     flow = Flow(config, dtype=dtype)
     flow.build()
-    flow.runner = execution.Traced()
+    flow.runner = runner.Traced()
     shapes = (3, *config.image_shape), (3, config.latent_dim)
     return give_effect(flow), *(tf.constant(rng.standard_normal(shape), dtype) for shape in shapes)
 
@@ -179,7 +179,7 @@ class TestGradients:
         monkeypatch.setattr(run_mode, "count_shards", lambda: 2)
         # A value of each image and stage that does not depend on rounding.
         monkeypatch.setattr(
-            execution, "measure_inversion_error", lambda _, stored: tf.cast(stored[:, 0, 0, 0] ** 2, tf.float32)
+            runner, "measure_inversion_error", lambda _, stored: tf.cast(stored[:, 0, 0, 0] ** 2, tf.float32)
         )
         flow, x, z = make_flow(**WITHOUT_Z)
         gradients = make_gradients(flow)

@@ -13,7 +13,7 @@ from tfdecouple.cli import main
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.errors import RunError, UntrustedError
 from tfdecouple.runs.opened_run import Run, hash_weights, load_model, save_run
-from tfdecouple.runs.pretrained import MANIFEST, Manifest
+from tfdecouple.runs.pretrained import MANIFEST, WeightsManifest
 from tfdecouple.runs.run_folder import RunFolder
 
 SUMMARY = {"steps": 9, "best_step": 1, "test": {"bits_per_dim": 6.54321, "standard_error": 0.1, "images": 4}}
@@ -87,9 +87,9 @@ def test_publish_leaves_out_a_damaged_summary(run, tmp_path, capsys):
 
 
 def test_manifest_lists_every_file_and_detects_changes(published, tmp_path):
-    manifest = Manifest.read(published / MANIFEST, "x")
+    manifest = WeightsManifest.read(published / MANIFEST, "x")
     files = {path.relative_to(published).as_posix() for path in published.rglob("*") if path.is_file()}
-    assert {*manifest.files, MANIFEST} == files and manifest == Manifest.from_folder(published)
+    assert {*manifest.files, MANIFEST} == files and manifest == WeightsManifest.from_folder(published)
     manifest.require_matching_files(published, "x")
     copy = shutil.copytree(published, tmp_path / "copy")
     (data,) = copy.glob("checkpoints/*.data-*")
@@ -119,7 +119,7 @@ def test_untrusted_manifest_is_refused(published, tmp_path, change, said):
     values = json.loads((published / MANIFEST).read_text())
     change(values)
     (tmp_path / MANIFEST).write_text(json.dumps(values))
-    line = message_of((RunError, UntrustedError), lambda: Manifest.read(tmp_path / MANIFEST, "hf://ada/faces"))
+    line = message_of((RunError, UntrustedError), lambda: WeightsManifest.read(tmp_path / MANIFEST, "hf://ada/faces"))
     assert said in line and "hf://ada/faces" in line
 
 

@@ -20,7 +20,7 @@ from tfdecouple.errors import RunError
 from tfdecouple.metrics.image_statistics import CHANGES
 from tfdecouple.runs import pretrained
 from tfdecouple.runs.opened_run import hash_weights
-from tfdecouple.runs.pretrained import MANIFEST, Manifest
+from tfdecouple.runs.pretrained import MANIFEST, WeightsManifest
 from tfdecouple.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("eager")
@@ -29,8 +29,8 @@ HERE = pretrained.find_pretrained("photographs")
 
 
 def test_bundled_weights_are_complete_and_small():
-    manifest = Manifest.read(HERE / MANIFEST, "photographs")
-    assert manifest == Manifest.from_folder(HERE)
+    manifest = WeightsManifest.read(HERE / MANIFEST, "photographs")
+    assert manifest == WeightsManifest.from_folder(HERE)
     assert sum(facts.bytes for name, facts in manifest.files.items() if "/best-" in name) < 8_000_000
 
 

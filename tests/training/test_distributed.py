@@ -14,9 +14,9 @@ from helpers.runs import assert_same_checkpoint, read_checkpoint, read_log, run_
 from helpers.worker_pairs import WorkerProcesses, WorkerThreads, choose_addresses
 
 from tfdecouple.data.sources import open_source
-from tfdecouple.runtime.progress import TrainingProgress
-from tfdecouple.runtime.signals import StopRequest
 from tfdecouple.storage.files import write_json
+from tfdecouple.system.progress import TrainingProgress
+from tfdecouple.system.signals import StopRequest
 from tfdecouple.training import InterruptedRunError, loop, train
 from tfdecouple.training.loop import Trainer
 from tfdecouple.training.state import TrainingState

@@ -17,7 +17,7 @@ from tfdecouple.errors import DataError, RunError
 from tfdecouple.runs.metrics_log import MetricsLog
 from tfdecouple.runs.opened_run import Run
 from tfdecouple.runs.run_folder import RunFolder
-from tfdecouple.runtime.signals import StopRequest
+from tfdecouple.system.signals import StopRequest
 from tfdecouple.training import DivergedError, InterruptedRunError, train
 
 

@@ -4,14 +4,14 @@ import tensorflow as tf
 
 from tfdecouple.config import TrainingConfig
 from tfdecouple.errors import RunError
-from tfdecouple.model import training_step
+from tfdecouple.numerics import arithmetic
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.training.optimizer import FlatBuffer, Optimizer, orthogonalize
 
 
 @pytest.fixture(params=["small", "large"])
 def size(request, monkeypatch):
-    monkeypatch.setattr(training_step, "_LARGEST_JOINED_SIZE", 2**12 if request.param == "small" else 0)
+    monkeypatch.setattr(arithmetic, "_LARGEST_JOINED_SIZE", 2**12 if request.param == "small" else 0)
 
 
 class Updated:

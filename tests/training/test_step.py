@@ -10,12 +10,13 @@ from helpers.variants import VARIANTS
 
 from benchmarks.emulation import emulated_accelerator
 from tfdecouple.data.batches import make_evaluation_batches
+from tfdecouple.execution import runner
+from tfdecouple.execution.run_mode import RunMode
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.model import DecoupledModel, objective, training_step
+from tfdecouple.numerics import arithmetic
 from tfdecouple.numerics.kernels import use_kernels
 from tfdecouple.numerics.tf32 import full_float32
-from tfdecouple.runtime import execution
-from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.training import loop
 
 
@@ -23,7 +24,7 @@ from tfdecouple.training import loop
 def weights_of_both_sizes():
     """Lowers the limit of small weights to 64 numbers, so that a tiny model has small and large weights."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_step, "_LARGEST_JOINED_SIZE", 64)
+        patch.setattr(arithmetic, "_LARGEST_JOINED_SIZE", 64)
         yield
 
 
@@ -271,7 +272,7 @@ class TestMicroBatches:
     )
     def test_micro_batches_and_devices_give_the_same_step(self, clipped, devices, micro_batches, memory, monkeypatch):
         # An error of each image and stage that does not depend on rounding.
-        monkeypatch.setattr(execution, "measure_inversion_error", lambda _, stored: 1e-7 * stored[:, 0, 0, 0] ** 2)
+        monkeypatch.setattr(runner, "measure_inversion_error", lambda _, stored: 1e-7 * stored[:, 0, 0, 0] ** 2)
         options = {"model": GLOW, "clip_norm": 0.25, "memory": memory}
         trainer = Trainer(devices, micro_batches=micro_batches, **options)
         whole = Trainer(**options) if memory == "invert" else None

@@ -13,7 +13,7 @@ from tfdecouple.cli.picture_commands import edit, interpolate, neighbours, proje
 from tfdecouple.cli.short_commands import completion, curves, doctor, explain, import_wolf, presets, publish
 from tfdecouple.cli.train import train
 from tfdecouple.errors import UserError, nearest
-from tfdecouple.runtime.process import get_arguments, run_program
+from tfdecouple.system.process import get_arguments, run_program
 
 # The help lists the commands in this order. The module of `evaluate`, whose options come from the metrics, is imported
 # when the command is used.

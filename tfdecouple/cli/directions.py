@@ -50,13 +50,13 @@ def directions(
     if len(given) > 1:
         raise UserError(f"{' and '.join(given)} are alternatives; give one of them")
     opened, results = open_run("directions", run, out, needs_z=True)
+    from tfdecouple import direction_finding
     from tfdecouple.config.shapes import RGB_CHANNELS
+    from tfdecouple.data.drawn_images import draw_image_indices, read_drawn_images
     from tfdecouple.data.labels import read_attributes
-    from tfdecouple.metrics import direction_finding
-    from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_images
     from tfdecouple.runs.latent_directions import Direction, Directions
     from tfdecouple.runs.opened_run import hash_weights
-    from tfdecouple.runtime.progress import Counter
+    from tfdecouple.system.progress import Counter
     from tfdecouple.visualization import grids
 
     if not opened.folder.is_folder:

@@ -8,8 +8,8 @@ from cyclopts import Parameter
 
 from tfdecouple.cli.options import DataSet, Folder, RunName, within
 from tfdecouple.errors import UserError
-from tfdecouple.runtime import process
-from tfdecouple.runtime.requirements import require_packages
+from tfdecouple.system import process
+from tfdecouple.system.requirements import require_packages
 
 if TYPE_CHECKING:
     from tfdecouple.corpus.code_files import Field
@@ -65,7 +65,7 @@ def encode(
     from tfdecouple.corpus import encoding
     from tfdecouple.corpus.code_files import CodesManifest, DataFacts, ModelFacts
     from tfdecouple.runs.opened_run import Run, hash_weights
-    from tfdecouple.runtime.progress import Counter
+    from tfdecouple.system.progress import Counter
 
     opened = Run.open(run)
     fields = _choose_fields(opened, v, z_std, scores)
@@ -117,7 +117,7 @@ def _verify_codes(out: pathlib.Path) -> int:
     process.start_tensorflow()
     from tfdecouple.corpus.code_files import CodesManifest
     from tfdecouple.corpus.encoding import verify_codes
-    from tfdecouple.runtime.progress import Counter, format_count
+    from tfdecouple.system.progress import Counter, format_count
 
     manifest = CodesManifest.read_manifest(out)
     if manifest is None:
@@ -136,7 +136,7 @@ def _verify_codes(out: pathlib.Path) -> int:
 
 def _choose_fields(opened: "Run", v: bool, z_std: bool, scores: bool) -> tuple["Field", ...]:
     from tfdecouple.corpus.code_files import Field
-    from tfdecouple.metrics.outliers import SCORES
+    from tfdecouple.model.outlier_scores import SCORES
 
     model, run = opened.config.model, opened.folder.run
     if z_std and model.has_label_codes:

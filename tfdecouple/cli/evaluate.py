@@ -14,8 +14,8 @@ from tfdecouple.cli.options import DataSet, Folder, RunName, Seed, Split, within
 from tfdecouple.errors import RunError, UserError, one_line
 from tfdecouple.metrics.metric import Metric, Option, Result
 from tfdecouple.registry import METRICS
-from tfdecouple.runtime import process
-from tfdecouple.runtime.requirements import require_packages
+from tfdecouple.system import process
+from tfdecouple.system.requirements import require_packages
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -156,8 +156,8 @@ class Evaluation:
     def make_image_batches(self) -> tf.data.Dataset:
         """Returns a dataset of batches of the images to evaluate: dicts with "image", "label", "index" and "weight"."""
         from tfdecouple.data.batches import make_evaluation_batches, round_batch_size
+        from tfdecouple.data.drawn_images import draw_image_indices
         from tfdecouple.data.labels import check_batch_labels
-        from tfdecouple.metrics.drawn_images import draw_image_indices
 
         options = self.options
         size = round_batch_size(self.batch_size, self.count, self.strategy.num_replicas_in_sync)

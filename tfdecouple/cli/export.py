@@ -6,8 +6,8 @@ import time
 
 from tfdecouple.cli.options import EXIT_FAILED
 from tfdecouple.errors import UserError
-from tfdecouple.runtime import process
-from tfdecouple.runtime.requirements import require_packages
+from tfdecouple.system import process
+from tfdecouple.system.requirements import require_packages
 
 
 def export(

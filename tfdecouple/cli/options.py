@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from tfdecouple.data.image_formats import MOST_FILE_SIDE
 from tfdecouple.errors import DataError, UserError
 
 
@@ -38,7 +39,7 @@ def _require_images(_: Any, paths: tuple[str, ...] | str | None) -> None:
             raise DataError(f"there is no image {path}; give the path of a file, or of a folder with --reference")
 
 
-# Exit statuses of programs, beside 0, 1, 2 and 130 (`runtime.process.Program`).
+# Exit statuses of programs, beside 0, 1, 2 and 130 (`system.process.run_program`).
 EXIT_DIVERGED, EXIT_LOST, EXIT_FAILED, EXIT_INTERRUPTED = 3, 4, 5, 75
 
 RunName = Annotated[
@@ -125,7 +126,7 @@ class Sizes:
     """
 
     size: Literal["own", "model"] = "own"
-    max_side: Annotated[int, within(1, 16_383)] = 16_383
+    max_side: Annotated[int, within(1, MOST_FILE_SIDE)] = MOST_FILE_SIDE
     unlimited: bool = False
 
 

@@ -32,8 +32,8 @@ from tfdecouple.cli.results import (
     read_photographs,
 )
 from tfdecouple.errors import DataError, UserError, make_printable, nearest
-from tfdecouple.runtime.progress import Counter, format_count
-from tfdecouple.runtime.requirements import require_packages
+from tfdecouple.system.progress import Counter, format_count
+from tfdecouple.system.requirements import require_packages
 
 # Number of nearest images that `neighbours` shows beside a sample.
 _NEAREST = 5
@@ -105,7 +105,7 @@ def reconstruct(
     opened, results = open_run("reconstruct", run, out)
     import numpy as np
 
-    from tfdecouple.metrics.drawn_images import draw_uncropped_images
+    from tfdecouple.data.drawn_images import draw_uncropped_images
     from tfdecouple.visualization import grids
 
     data, part = open_data(opened, source, split)
@@ -359,7 +359,7 @@ def neighbours(
     from scipy.spatial.distance import cdist
 
     from tfdecouple.data.batches import read_chosen_batches
-    from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_images
+    from tfdecouple.data.drawn_images import draw_image_indices, read_drawn_images
     from tfdecouple.visualization import grids
 
     (data, _), model, has_z = open_data(opened, source, split), opened.model, opened.config.model.has_encoder
@@ -417,7 +417,7 @@ def project(
     opened, results = open_run("project", run, out, needs_z=True)
     import numpy as np
 
-    from tfdecouple.metrics.drawn_images import draw_image_indices
+    from tfdecouple.data.drawn_images import draw_image_indices
     from tfdecouple.visualization import plots
 
     data, part = open_data(opened, source, split)

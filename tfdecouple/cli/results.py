@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tfdecouple.cli.options import DataSet, Sizes
 from tfdecouple.errors import DataError, UserError, make_printable
-from tfdecouple.runtime import process
+from tfdecouple.system import process
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
     from tfdecouple.config import Config
-    from tfdecouple.data.splits import Source
+    from tfdecouple.data.sources import Source
     from tfdecouple.runs.opened_run import Run
     from tfdecouple.visualization.full_size import UserPhotograph
 
@@ -79,7 +79,7 @@ def choose_split(config: Config, source: DataSet, split: str | None) -> str:
 
 def choose_images(opened: Run, source: Source, split: str, count: int, seed: int) -> Images:
     """Draws at most `count` images of a split."""
-    from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_images
+    from tfdecouple.data.drawn_images import draw_image_indices, read_drawn_images
 
     indices = draw_image_indices(source, split, count, seed)
     return _make_images(opened, source, split, indices, *read_drawn_images(opened.model, source, split, indices))
@@ -132,7 +132,7 @@ def choose_pairs(
     labels, and other images as "any". UserError is raised if the pairing needs labels and there are none, DataError if
     no two images make a pair.
     """
-    from tfdecouple.metrics.drawn_images import draw_image_indices, pair_images, read_drawn_images
+    from tfdecouple.data.drawn_images import draw_image_indices, pair_images, read_drawn_images
 
     data, split = open_data(opened, source, split)
     by_label = pairing != "any" and len(data.label_names) > 1

@@ -10,8 +10,8 @@ from cyclopts import Parameter
 
 from tfdecouple.cli.options import EXIT_FAILED, Devices, Out, RunName, Settings, within
 from tfdecouple.errors import UserError, nearest
-from tfdecouple.runtime import process
-from tfdecouple.runtime.requirements import require_packages
+from tfdecouple.system import process
+from tfdecouple.system.requirements import require_packages
 
 
 def presets(name: str | None = None, /) -> None:
@@ -170,7 +170,7 @@ def doctor(
         quick: run only what takes some minutes on two CPU cores.
         preset: time this preset; default a small model.
         only: run these checks only, such as numerics.
-        timeout: seconds after which a check is ended.
+        timeout: seconds without a result after which a check is ended.
     """
     from tfdecouple.doctor.check_runner import CHECKS, Task, make_doctor_config, make_json, make_text, run_checks
     from tfdecouple.storage.files import write_json, write_text

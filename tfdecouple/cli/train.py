@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Group, Parameter
 
 from tfdecouple.cli.options import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_LOST, Devices, Settings
-from tfdecouple.runtime import process
+from tfdecouple.system import process
 
 _IMAGES, _WHERE = Parameter(group=Group("Images")), Parameter(group=Group("Where"))
 

@@ -13,10 +13,6 @@ ImageShape = tuple[int, int, int]
 Shape = tuple[Any, ...]
 
 RGB_CHANNELS = 3
-# Pillow's name of the image mode for each number of channels that image files can have.
-PILLOW_MODES = {1: "L", RGB_CHANNELS: "RGB"}
-# All formats of image files can store sides of this many pixels.
-MOST_FILE_SIDE = 16_383
 
 # Smallest count of channels at the first level. Images with fewer channels are squeezed first: a coupling cannot split
 # one channel, and has only one way to split two channels, while successive couplings must split in different ways.
@@ -84,23 +80,6 @@ def is_square_of_rgb(image_shape: ImageShape) -> bool:
     """Returns whether images of this shape are square and have three channels."""
     height, width, channels = image_shape
     return height == width and channels == RGB_CHANNELS
-
-
-def describe_channels(channels: int) -> str:
-    """Returns "grey", "RGB" or a text such as "5 channels", for a number of channels."""
-    return {1: "grey", RGB_CHANNELS: "RGB"}.get(channels, f"{channels} channels")
-
-
-def describe_images(image_shape: ImageShape) -> str:
-    """Returns a text that describes images by height, width and channels.
-
-    >>> describe_images((28, 28, 1)), describe_images((32, 32, 3)), describe_images((48, 64, 5))
-    ('grey images of 28 x 28 pixels', 'images of 32 x 32 pixels', 'images of 48 x 64 pixels and 5 channels')
-    """
-    height, width, channels = image_shape
-    grey = "grey " if channels == 1 else ""
-    more = "" if channels in PILLOW_MODES else f" and {channels} channels"
-    return f"{grey}images of {height} x {width} pixels{more}"
 
 
 def is_squeezed_first(channels: int) -> bool:

@@ -16,9 +16,9 @@ import pydantic
 import tensorflow as tf
 
 from tfdecouple.errors import DataError, one_line
-from tfdecouple.metrics.outliers import SCORES
-from tfdecouple.runtime.requirements import require_packages
+from tfdecouple.model.outlier_scores import SCORES
 from tfdecouple.storage.files import FileDigest, count_records, read_model, write_json
+from tfdecouple.system.requirements import require_packages
 from tfdecouple.tensorflow_internals import GuardedDataset
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _MOST_BYTES, _MOST_FILES, _MOST_VALUES = 2**24, 75_000, 2**24
 # Limit for untrusted code files: bytes of the key of an image.
 _MOST_KEY_BYTES = 2**16
 # {name of a field, such as "z": the codes of n images, float32 `[n, ...]`}.
-Codes = Mapping[str, np.ndarray]
+Rows = Mapping[str, np.ndarray]
 # Largest number of images in a row group of a Parquet file, and of values that are read at once; small groups are slow.
 _GROUP_ROWS, _GROUP_VALUES = 1024, 2**22
 
@@ -198,7 +198,7 @@ def encode_image_key(key: str) -> bytes:
     return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").encode()
 
 
-def write_codes(name: str, path: pathlib.Path, fields: Sequence[Field], keys: Sequence[bytes], rows: Codes) -> None:
+def write_codes(name: str, path: pathlib.Path, fields: Sequence[Field], keys: Sequence[bytes], rows: Rows) -> None:
     """Writes the codes of n images into the file `path`, in the format `name`, "tfrecord" or "parquet".
 
     `keys` are the names of the images in UTF-8. `rows` has "label", int `[n]`, beside the codes of `fields`.
@@ -214,7 +214,7 @@ def write_codes(name: str, path: pathlib.Path, fields: Sequence[Field], keys: Se
         pq.write_table(make_parquet_table(keys, labels, arrays, fields), path, row_group_size=_GROUP_ROWS)
 
 
-def serialize_examples(keys: Sequence[bytes], labels: Sequence[int], arrays: Codes) -> Iterator[bytes]:
+def serialize_examples(keys: Sequence[bytes], labels: Sequence[int], arrays: Rows) -> Iterator[bytes]:
     """Yields, for each image, a serialised `tf.train.Example` with an image's key (UTF-8), label (-1: none), codes."""
     for row, (key, label) in enumerate(zip(keys, labels, strict=True)):
         example = tf.train.Example()
@@ -239,9 +239,7 @@ def make_parquet_schema(fields: Sequence[Field]) -> pa.Schema:
     return pa.schema(columns)
 
 
-def make_parquet_table(
-    keys: Sequence[bytes], labels: Sequence[int], arrays: Codes, fields: Sequence[Field]
-) -> pa.Table:
+def make_parquet_table(keys: Sequence[bytes], labels: Sequence[int], arrays: Rows, fields: Sequence[Field]) -> pa.Table:
     """Returns an Arrow table of key, label and codes `fields` of n images; arguments as for `serialize_examples`."""
     import pyarrow as pa
 

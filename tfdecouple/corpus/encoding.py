@@ -16,13 +16,13 @@ import tensorflow as tf
 from filelock import FileLock, Timeout
 
 from tfdecouple.arguments import as_labels
-from tfdecouple.corpus.code_files import CodesManifest, Field, Shard, ShardRange, encode_image_key, write_codes
+from tfdecouple.corpus.code_files import CodesManifest, Field, Rows, Shard, ShardRange, encode_image_key, write_codes
 from tfdecouple.data.labels import check_labels
-from tfdecouple.data.splits import Source
+from tfdecouple.data.sources import Source
 from tfdecouple.errors import UserError
 from tfdecouple.metrics.metric import require_finite_values
-from tfdecouple.metrics.outliers import SCORES, OutlierScorer
 from tfdecouple.model import DecoupledModel
+from tfdecouple.model.outlier_scores import SCORES, OutlierScorer
 from tfdecouple.numerics.exactness import far_from_training
 from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.runs.opened_run import Run, hash_weights, load_model, write_run
@@ -163,7 +163,6 @@ def verify_codes(folder: pathlib.Path, manifest: CodesManifest, counter: Callabl
     return lines
 
 
-Rows = dict[str, np.ndarray]
 # A function of images, their indices in the split and their labels. It returns {name of a field: array of codes}.
 ImageEncoder = Callable[[np.ndarray, np.ndarray, np.ndarray], Rows]
 

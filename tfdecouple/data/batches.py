@@ -7,9 +7,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.config import DataConfig
-from tfdecouple.data.splits import ALGORITHM, Source, fold_into_seed
+from tfdecouple.data.sources import Source
+from tfdecouple.data.splits import ALGORITHM, fold_into_seed
 from tfdecouple.errors import DataError
-from tfdecouple.runtime.progress import Counter
+from tfdecouple.system.progress import Counter
 
 
 def count_epoch_steps(source: Source, batch_size: int) -> int:

@@ -17,7 +17,8 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, ImageShape, describe_channels
+from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
+from tfdecouple.data.image_formats import PILLOW_MODES
 from tfdecouple.errors import DataError, one_line
 from tfdecouple.storage.files import get_regular_size
 
@@ -32,25 +33,6 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # The ending of NumPy's array files, which are the only accepted format for images with more than four channels.
 ARRAY_SUFFIX = ".npy"
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ARRAY_SUFFIX, ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-
-
-def describe_resizing(image_shape: ImageShape) -> str:
-    """Returns a text that says how to resize images for a model, for the metadata and the model card of an export."""
-    channels = image_shape[-1]
-    kind = describe_channels(channels) if channels in PILLOW_MODES else "pixels, each channel by itself"
-    return (
-        f"bilinear with antialiasing: Pillow's Image.resize(size, BILINEAR) on 8-bit {kind}; an image of the right "
-        "size passes"
-    )
-
-
-def describe_cropping(image_shape: ImageShape, centre_crop: int) -> str:
-    """Returns a text that says how to crop images for a model, for an export's metadata; programs read its digits."""
-    centre, limit = "centre square", f" of {centre_crop} pixels"
-    if image_shape[0] != image_shape[1]:
-        centre = "centre in the proportions of the model's images"
-        limit = f", {centre_crop} pixels along its shorter side"
-    return f"{centre}{limit}, or the largest" if centre_crop else f"largest {centre}"
 
 
 def find_centre_box(height: int, width: int, image_shape: ImageShape, centre_crop: int) -> tuple[int, int, int, int]:

@@ -16,7 +16,8 @@ import tensorflow as tf
 from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import ImageShape
 from tfdecouple.data.image_file import SUFFIXES, read_image
-from tfdecouple.data.splits import BadImages, MemorySplit, Source, Split, Tensors
+from tfdecouple.data.sources import BadImages, Source
+from tfdecouple.data.splits import MemorySplit, Split, Tensors
 from tfdecouple.errors import DataError
 
 # The fraction of the images that become test images by the hash of their file names; as many are for validation.

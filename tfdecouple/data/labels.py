@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.config import ModelConfig
-from tfdecouple.data.splits import Source
+from tfdecouple.data.sources import Source
 from tfdecouple.errors import DataError, one_line
 
 NO_LABEL = -1

@@ -1,19 +1,20 @@
-"""The data source `photographs`, crops of installed photographs, and synthetic images that are hard to encode."""
+"""The data source `photographs`: crops of photographs that scikit-image and scikit-learn install."""
 
 import concurrent.futures
 import functools
 import importlib.metadata
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
-from tfdecouple.data.splits import Arrays, MemorySplit, Source
+from tfdecouple.data.sources import Source
+from tfdecouple.data.splits import ImagesAndLabels, MemorySplit
 from tfdecouple.errors import DataError, nearest
-from tfdecouple.runtime.devices import read_total_memory
+from tfdecouple.system.devices import read_total_memory
 
 
 class Photograph(NamedTuple):
@@ -147,7 +148,9 @@ def draw_crop_boxes(size: tuple[int, int], split: str, sides: tuple[int, int], d
     return np.stack([lefts, tops, lefts + widths, tops + heights], axis=1)
 
 
-def cut_photograph_crops(pictures: tuple[Image.Image, ...], split: str, count: int, image_shape: ImageShape) -> Arrays:
+def cut_photograph_crops(
+    pictures: tuple[Image.Image, ...], split: str, count: int, image_shape: ImageShape
+) -> ImagesAndLabels:
     """Returns `count` random crops of a split's bands, uint8 [count, *image_shape], and their labels, int32 [count].
 
     The label of a crop is the index of its picture. Every call with the same arguments returns the same crops.
@@ -187,29 +190,3 @@ def open_photograph(photograph: Photograph) -> Image.Image:
             f"the photograph {photograph.path} is missing or damaged in the installed {photograph.package} "
             f"{package.version}; install a version that ships it, or use another data.source"
         ) from None
-
-
-def make_extreme_images(image_shape: ImageShape, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Returns images that are hard to encode, such as checkerboards: {name: uint8 `[n, height, width, channels]`}.
-
-    `doctor` and benchmarks test with them whether decoding is exact.
-    """
-    rng, odd = np.random.default_rng(seed), np.indices(image_shape[:2]).sum(0)[..., None] % 2
-    pairs: dict[str, Any] = {"black and white": (0, 255)}
-    kinds: dict[str, Any] = {"black, white": [0, 255]}
-    if image_shape[-1] == RGB_CHANNELS:
-        kinds["plain red, green, blue"] = 255 * np.eye(3, dtype=int)
-        # Each colour is paired with its opposite or a neighbour, so that neighbouring pixels differ most.
-        pairs["red and blue"] = (255, 0, 0), (0, 0, 255)
-        pairs["green and magenta"] = (0, 255, 0), (255, 0, 255)
-        pairs["cyan and yellow"] = (0, 255, 255), (255, 255, 0)
-    for name, (a, b) in pairs.items():
-        kinds[f"checkerboard, {name}"] = [np.where(odd == 0, a, b), np.where(odd == 0, b, a)]
-    kinds["noise"] = rng.integers(0, 256, (count, *image_shape), dtype=np.uint8)
-    kinds["noise of 0 and 255"] = 255 * rng.integers(0, 2, (count, *image_shape))
-    if image_shape[-1] > 1:
-        kinds["grey noise of 0 and 255"] = 255 * rng.integers(0, 2, (count, *image_shape[:2], 1))
-    return {
-        kind: np.stack([np.broadcast_to(image, image_shape) for image in images]).astype(np.uint8)
-        for kind, images in kinds.items()
-    }

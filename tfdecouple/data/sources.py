@@ -1,10 +1,13 @@
-"""The kinds of data sources (photographs, TFDS, folders), and functions that choose a kind by `data.source`."""
+"""Opened data sets (`Source`); the kinds of data sources (photographs, TFDS, folders), chosen by `data.source`."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import os
 import pathlib
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from tfdecouple.config import DataConfig
@@ -13,7 +16,113 @@ from tfdecouple.errors import DataError, nearest, one_line
 from tfdecouple.registry import SOURCES
 
 if TYPE_CHECKING:
-    from tfdecouple.data.splits import Source
+    from tfdecouple.data.splits import Split
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class BadImages:
+    """The unreadable images of a data set; `data.on_bad_image` decides whether they raise errors or are skipped.
+
+    tf.data reports an exception of a Python function only as text inside a TensorFlow error. This class therefore
+    stores the exceptions, and `find_image_error` returns the stored exception that the text quotes.
+
+    Attributes:
+        skipped: set of the paths of the skipped images.
+    """
+
+    def __init__(self, rule: str) -> None:
+        self.skipped: set[str] = set()
+        self._skips = rule == "skip"
+        self._errors: dict[str, DataError] = {}
+
+    def store_image_error(self, error: DataError, quoted: str = "") -> DataError:
+        """Stores and returns `error`, which `find_image_error` finds by `quoted`, or else by the error's message."""
+        return self._errors.setdefault(quoted or str(error), error)
+
+    def find_image_error(self, text: str) -> DataError | None:
+        """Returns the stored DataError that `text`, the message of a TensorFlow error, quotes, or None."""
+        return next((error for quoted, error in list(self._errors.items()) if quoted in text), None)
+
+    def skip_or_raise(self, path: str, error: DataError) -> None:
+        """Adds the unreadable image file `path` to `skipped`, or raises `error` if `data.on_bad_image` is "stop"."""
+        if not self._skips:
+            advice = "repair or remove it, or skip unreadable images with data.on_bad_image=skip"
+            raise self.store_image_error(DataError(f"{error}; {advice}")) from error
+        if path not in self.skipped:
+            self.skipped.add(path)
+            _LOGGER.warning("skipped: %s", error)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Source:
+    """An opened data set with three splits that have no image in common.
+
+    Attributes:
+        name: the value of `data.source`, such as "cifar10".
+        title: what messages call the data set, such as "sample photographs".
+        label_names: names of the labels; a label is an index into this tuple, which is empty for images without labels.
+        image_shape: height, width and channels of the images, after cropping and resizing.
+        splits: {"train": `Split`, "validation": `Split`, "test": `Split`}; `open_split("all")` adds
+            `all_images`.
+        all_images: a split of all images, or None.
+        note: a sentence on how the splits differ, which a training prints beside its results, or "".
+        bad_images: the record of unreadable images, and the rule whether to skip them.
+    """
+
+    name: str
+    title: str
+    label_names: tuple[str, ...]
+    image_shape: ImageShape
+    splits: Mapping[str, Split]
+    all_images: Split | None = None
+    note: str = ""
+    bad_images: BadImages = dataclasses.field(default_factory=lambda: BadImages("stop"))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """{split: count of its images}, a new dict, for the splits of this data set."""
+        return {name: split.size for name, split in self.splits.items()}
+
+    @property
+    def descriptions(self) -> dict[str, str]:
+        """{split: text that describes its images, such as "train[-1000:]"}, for the splits of this data set."""
+        return {name: split.description for name, split in self.splits.items()}
+
+    @property
+    def skipped(self) -> int:
+        """The count of this data set's images that were unreadable and skipped (`data.on_bad_image=skip`) until now."""
+        return len(self.bad_images.skipped)
+
+    def open_split(self, name: str) -> Split:
+        """Returns the `Split` called `name`, such as "train", ready to decode images; raises DataError if unknown."""
+        if name == "all" and self.all_images is not None:
+            self.splits = {**self.splits, name: self.all_images}
+        if name not in self.splits:
+            raise DataError(f"there is no split {name!r}; use one of {', '.join(self.splits)}")
+        self.splits[name].load_split_arrays()
+        return self.splits[name]
+
+    def find_image_key(self, split: str, index: int) -> str:
+        """Returns the unique key of an image: its path below the folder, or "SPLIT/INDEX" if images are not files."""
+        keys = self.splits[split].keys
+        return f"{split}/{index}" if keys is None else keys[index]
+
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """Returns a context for loops over batches, in which unreadable images and records raise a DataError."""
+        from tfdecouple.tensorflow_internals import READ_ERRORS
+
+        try:
+            yield
+        except READ_ERRORS as error:
+            # tf.data reads files ahead, so the latest stored error can be about a later image than the message.
+            cause = self.bad_images.find_image_error(str(error))
+            if cause is None and (isinstance(error, UnicodeDecodeError) or "IteratorGetNext" in str(error)):
+                cause = DataError(f"cannot read {self.title}: {one_line(error, first=True)}; prepare it again")
+            if cause is None:
+                raise
+            raise cause from None
 
 
 class SourceKind:

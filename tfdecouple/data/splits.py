@@ -1,136 +1,25 @@
-"""An opened data set (`Source`) and its splits, which list records in a fixed order and decode records to images."""
+"""The splits of data sets, which list records in a fixed order and decode records to images."""
 
 from __future__ import annotations
 
 import abc
-import contextlib
-import dataclasses
 import functools
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple.config.shapes import ImageShape
-from tfdecouple.errors import DataError, one_line
-from tfdecouple.tensorflow_internals import READ_ERRORS
-
 # The random algorithm of all data sets. TensorFlow's default would make the order depend on the device.
 ALGORITHM = "philox"
 
-Arrays = tuple[np.ndarray, np.ndarray]
+ImagesAndLabels = tuple[np.ndarray, np.ndarray]
 Tensors = tuple[tf.Tensor, tf.Tensor]
-
-_LOGGER = logging.getLogger(__name__)
 
 
 def fold_into_seed(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
     """Returns a new seed, int64 [2], computed from `seed`, int64 [2], and a number, such as that of an epoch."""
     return tf.random.experimental.stateless_fold_in(seed, number, alg=ALGORITHM)
-
-
-class BadImages:
-    """The unreadable images of a data set; `data.on_bad_image` decides whether they raise errors or are skipped.
-
-    tf.data reports an exception of a Python function only as text inside a TensorFlow error. This class therefore
-    stores the exceptions, and `find_image_error` returns the stored exception that the text quotes.
-
-    Attributes:
-        skipped: set of the paths of the skipped images.
-    """
-
-    def __init__(self, rule: str) -> None:
-        self.skipped: set[str] = set()
-        self._skips = rule == "skip"
-        self._errors: dict[str, DataError] = {}
-
-    def store_image_error(self, error: DataError, quoted: str = "") -> DataError:
-        """Stores and returns `error`, which `find_image_error` finds by `quoted`, or else by the error's message."""
-        return self._errors.setdefault(quoted or str(error), error)
-
-    def find_image_error(self, text: str) -> DataError | None:
-        """Returns the stored DataError that `text`, the message of a TensorFlow error, quotes, or None."""
-        return next((error for quoted, error in list(self._errors.items()) if quoted in text), None)
-
-    def skip_or_raise(self, path: str, error: DataError) -> None:
-        """Adds the unreadable image file `path` to `skipped`, or raises `error` if `data.on_bad_image` is "stop"."""
-        if not self._skips:
-            advice = "repair or remove it, or skip unreadable images with data.on_bad_image=skip"
-            raise self.store_image_error(DataError(f"{error}; {advice}")) from error
-        if path not in self.skipped:
-            self.skipped.add(path)
-            _LOGGER.warning("skipped: %s", error)
-
-
-@dataclasses.dataclass(kw_only=True)
-class Source:
-    """An opened data set with three splits that have no image in common.
-
-    Attributes:
-        name: the value of `data.source`, such as "cifar10".
-        title: what messages call the data set, such as "sample photographs".
-        label_names: names of the labels; a label is an index into this tuple, which is empty for images without labels.
-        image_shape: height, width and channels of the images, after cropping and resizing.
-        splits: {"train": `Split`, "validation": `Split`, "test": `Split`}; `open_split("all")` adds
-            `all_images`.
-        all_images: a split of all images, or None.
-        note: a sentence on how the splits differ, which a training prints beside its results, or "".
-        bad_images: the record of unreadable images, and the rule whether to skip them.
-    """
-
-    name: str
-    title: str
-    label_names: tuple[str, ...]
-    image_shape: ImageShape
-    splits: Mapping[str, Split]
-    all_images: Split | None = None
-    note: str = ""
-    bad_images: BadImages = dataclasses.field(default_factory=lambda: BadImages("stop"))
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """{split: count of its images}, a new dict, for the splits of this data set."""
-        return {name: split.size for name, split in self.splits.items()}
-
-    @property
-    def descriptions(self) -> dict[str, str]:
-        """{split: text that describes its images, such as "train[-1000:]"}, for the splits of this data set."""
-        return {name: split.description for name, split in self.splits.items()}
-
-    @property
-    def skipped(self) -> int:
-        """The count of this data set's images that were unreadable and skipped (`data.on_bad_image=skip`) until now."""
-        return len(self.bad_images.skipped)
-
-    def open_split(self, name: str) -> Split:
-        """Returns the `Split` called `name`, such as "train", ready to decode images; raises DataError if unknown."""
-        if name == "all" and self.all_images is not None:
-            self.splits = {**self.splits, name: self.all_images}
-        if name not in self.splits:
-            raise DataError(f"there is no split {name!r}; use one of {', '.join(self.splits)}")
-        self.splits[name].load_split_arrays()
-        return self.splits[name]
-
-    def find_image_key(self, split: str, index: int) -> str:
-        """Returns the unique key of an image: its path below the folder, or "SPLIT/INDEX" if images are not files."""
-        keys = self.splits[split].keys
-        return f"{split}/{index}" if keys is None else keys[index]
-
-    @contextlib.contextmanager
-    def guard(self) -> Iterator[None]:
-        """Returns a context for loops over batches, in which unreadable images and records raise a DataError."""
-        try:
-            yield
-        except READ_ERRORS as error:
-            # tf.data reads files ahead, so the latest stored error can be about a later image than the message.
-            cause = self.bad_images.find_image_error(str(error))
-            if cause is None and (isinstance(error, UnicodeDecodeError) or "IteratorGetNext" in str(error)):
-                cause = DataError(f"cannot read {self.title}: {one_line(error, first=True)}; prepare it again")
-            if cause is None:
-                raise
-            raise cause from None
 
 
 class Split(abc.ABC):
@@ -198,10 +87,10 @@ class MemorySplit(Split):
     """
 
     def __init__(
-        self, size: int, description: str, load: Callable[[], Arrays], keys: Sequence[str] | None = None
+        self, size: int, description: str, load: Callable[[], ImagesAndLabels], keys: Sequence[str] | None = None
     ) -> None:
         super().__init__(size, description, keys)
-        self._load: Callable[[], Arrays] | None = load
+        self._load: Callable[[], ImagesAndLabels] | None = load
         self._arrays: tuple[tf.Tensor, ...] = ()
 
     def load_split_arrays(self) -> None:

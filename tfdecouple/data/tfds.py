@@ -11,12 +11,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.config import DataConfig
-from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, ImageShape
+from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
 from tfdecouple.data.image_file import crop_and_resize_tensor
-from tfdecouple.data.splits import Arrays, MemorySplit, RecordSplit, Source, Split, Tensors
+from tfdecouple.data.image_formats import PILLOW_MODES
+from tfdecouple.data.sources import Source
+from tfdecouple.data.splits import ImagesAndLabels, MemorySplit, RecordSplit, Split, Tensors
 from tfdecouple.errors import DataError, nearest, one_line
-from tfdecouple.runtime.requirements import describe_missing_package
 from tfdecouple.storage.files import count_records
+from tfdecouple.system.requirements import describe_missing_package
 from tfdecouple.tensorflow_internals import READ_ERRORS
 
 # Encoded images are shuffled in memory within windows of about `_WINDOW_BYTES` bytes, but at least `_LEAST_WINDOW`
@@ -209,7 +211,7 @@ def decode_tfds_image(encoded: tf.Tensor, feature: Any) -> tf.Tensor:
     return tf.ensure_shape(pixels, feature.shape)
 
 
-def _load_decoded_images(split: Split, name: str, image_shape: ImageShape) -> Arrays:
+def _load_decoded_images(split: Split, name: str, image_shape: ImageShape) -> ImagesAndLabels:
     split.load_split_arrays()
     images = np.empty((split.size, *image_shape), np.uint8)
     labels = np.empty(split.size, np.int32)

@@ -7,15 +7,14 @@ import pathlib
 import pickle
 import pkgutil
 import signal
-import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tfdecouple.config import Config, preset_config
-from tfdecouple.errors import UserError, one_line
-from tfdecouple.runtime.process import make_python_command, run_program, start_tensorflow
+from tfdecouple.errors import UserError
+from tfdecouple.system.process import run_module, run_program, start_tensorflow
 
 # Environment variables that make idle threads sleep, instead of occupying a core while they wait for work.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
@@ -70,7 +69,7 @@ class Task(NamedTuple):
     devices: tuple[str, ...] = ("CPU:0",)
 
 
-class Result(NamedTuple):
+class CheckResult(NamedTuple):
     """The result of a check or measurement, one line of the report: its subject, the outcome, and the remedy."""
 
     what: str
@@ -84,7 +83,7 @@ class Check(NamedTuple):
     """A check of the command `doctor`; its results are the part of the report with the title `title`."""
 
     title: str
-    run: str  # "MODULE:NAME" of a function of a `Task` that yields `Result`s, for a module in `doctor/`
+    run: str  # "MODULE:NAME" of a function of a `Task` that yields `CheckResult`s, for a module in `doctor/`
     # Whether the check runs once for each variant, and the least number of devices that it needs.
     every_variant: bool = False
     devices: int = 1
@@ -116,13 +115,13 @@ def make_doctor_config(task: Task, batch: int = QUICK_BATCH) -> Config:
     return config.override([*settings, *task.settings, *task.variant.settings])
 
 
-def run_checks(task: Task, names: Iterable[str], progress: Callable[[str], Any]) -> dict[str, list[Result]]:
-    """Runs "build" and the checks `names`; returns {name: its `Result`s}; UserError if there are too few devices.
+def run_checks(task: Task, names: Iterable[str], progress: Callable[[str], Any]) -> dict[str, list[CheckResult]]:
+    """Runs "build" and the checks `names`; returns {name: its `CheckResult`s}; UserError if there are too few devices.
 
     The callback `progress` receives a line of text before each process starts.
     """
     devices: tuple[str, ...] = ("CPU:0",)
-    results: dict[str, list[Result]] = {}
+    results: dict[str, list[CheckResult]] = {}
     for name in [name for name in CHECKS if name == "build" or name in names]:
         results[name] = []
         for variant in VARIANTS if CHECKS[name].every_variant else VARIANTS[:1]:
@@ -137,39 +136,33 @@ def run_checks(task: Task, names: Iterable[str], progress: Callable[[str], Any])
     return results
 
 
-def run_in_process(name: str, task: Task) -> list[Result]:
-    """Runs the check `name` of `doctor` in a new process; returns its `Result`s, and one more if the process fails."""
-    check, limit = CHECKS[name], task.timeout
-    python, text = make_python_command("-m", _MODULE, **PASSIVE), pickle.dumps((name, task))
-    # With TFDECOUPLE_TRACEBACK the process shares this program's standard error, so that users see its tracebacks.
-    errors = None if os.environ.get("TFDECOUPLE_TRACEBACK") else subprocess.PIPE
-    try:
-        done = subprocess.run(**python, input=text, timeout=limit, check=False, stdout=subprocess.PIPE, stderr=errors)
-        output, failure = done.stdout, _explain_end(name, done.returncode, done.stderr or b"")
-    except subprocess.TimeoutExpired as expired:
-        output, failure = expired.stdout or b"", ("time", f"not done after {limit:.0f} s")
-    # Only complete lines are parsed, because a stopped process has possibly written only a part of its last line.
-    results = [Result(**json.loads(line)) for line in output.splitlines(keepends=True) if line.endswith(b"\n")]
-    if failure:
-        kind, variant = failure[0], task.variant.name
-        holds, message = False if check.promises or kind == "error" else None, f"{variant}: not measured: {failure[1]}"
-        results.append(Result(check.title, holds, message, _ADVICE[kind], {"failed": kind, "variant": variant}))
-    return results
-
-
-def _explain_end(name: str, status: int, errors: bytes) -> tuple[str, str] | None:
-    """Returns why a check's process failed, (key of `_ADVICE`, reason), or None; `errors` is its standard error."""
-    line = errors.decode("utf-8", "replace").rstrip().rpartition("\n")[2].strip().removeprefix("error: ")
-    last = one_line(line or "it printed nothing")
+def run_in_process(name: str, task: Task) -> list[CheckResult]:
+    """Runs the check `name` in a new process; returns its `CheckResult`s, and one more if the process fails."""
+    check, results = CHECKS[name], list[CheckResult]()
+    status, last = run_module(
+        _MODULE,
+        on_line=lambda line: results.append(CheckResult(**json.loads(line))),
+        limit=task.timeout,
+        given=pickle.dumps((name, task)),
+        **PASSIVE,
+    )
     if name == "build" and status == 2:
         # The check "build" runs first; it ends with status 2 if the user asks for more devices than there are.
         raise UserError(last)
-    if status == -signal.SIGKILL or "out of memory" in last:
-        return "memory", "it was killed, most likely for want of memory" if status < 0 else last
-    return ("error", f"it was ended by signal {-status} ({last})" if status < 0 else last) if status else None
+    if status != 0:
+        if status is None:
+            kind, reason = "time", f"no result for {task.timeout:.0f} s"
+        elif status == -signal.SIGKILL or "out of memory" in last:
+            kind, reason = "memory", "it was killed, most likely for want of memory" if status < 0 else last
+        else:
+            kind, reason = "error", f"it was ended by signal {-status} ({last})" if status < 0 else last
+        variant, holds = task.variant.name, False if check.promises or kind == "error" else None
+        message, figures = f"{variant}: not measured: {reason}", {"failed": kind, "variant": variant}
+        results.append(CheckResult(check.title, holds, message, _ADVICE[kind], figures))
+    return results
 
 
-def make_json(task: Task, results: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
+def make_json(task: Task, results: Mapping[str, Sequence[CheckResult]]) -> dict[str, Any]:
     """Returns the report of `doctor` as a dict of plain values for JSON; docs/results/doctor.md lists the fields."""
     return {
         # The version of this format, raised when a field changes its meaning or is removed.
@@ -181,7 +174,7 @@ def make_json(task: Task, results: Mapping[str, Sequence[Result]]) -> dict[str, 
     }
 
 
-def make_text(results: Mapping[str, Sequence[Result]]) -> Iterator[str]:
+def make_text(results: Mapping[str, Sequence[CheckResult]]) -> Iterator[str]:
     """Yields the lines of `doctor`'s report: the results of each check, then the failures with advice."""
     failures, count, marks = [], 0, {True: "holds", False: "FAILS", None: ""}
     for name, listed in results.items():
@@ -198,7 +191,7 @@ def make_text(results: Mapping[str, Sequence[Result]]) -> Iterator[str]:
 
 
 def main() -> int:
-    """Runs the check whose name and `Task` are pickled in standard input; prints each `Result` as JSON; returns 0."""
+    """Runs the check whose name and `Task` are pickled in standard input; prints its results as JSON; returns 0."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as results:
         # What libraries print to standard output goes to standard error, so that it does not mix with the results.
         os.dup2(2, 1)

@@ -19,15 +19,15 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.config import Config
-from tfdecouple.data.sample_images import make_extreme_images
-from tfdecouple.doctor.check_runner import MODEL, QUICK_BATCH, Result, Task, load_small_config, make_doctor_config
+from tfdecouple.data.hard_images import make_hard_images
+from tfdecouple.doctor.check_runner import MODEL, QUICK_BATCH, CheckResult, Task, load_small_config, make_doctor_config
+from tfdecouple.doctor.gpu_peaks import PEAKS, compute_ceiling
 from tfdecouple.errors import ExactnessWarning, UserError
+from tfdecouple.execution.run_mode import RunMode
 from tfdecouple.model.objective import map_noise_to_z
-from tfdecouple.networks.architecture import PEAKS, compute_ceiling
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runs.run_folder import RunFolder
-from tfdecouple.runtime.devices import describe_machine, format_bytes, list_instruction_sets, read_total_memory
-from tfdecouple.runtime.run_mode import RunMode
+from tfdecouple.system.devices import describe_machine, format_bytes, list_instruction_sets, read_total_memory
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
 from tfdecouple.training.workers import get_mirrored_strategy, make_strategy
@@ -60,8 +60,8 @@ BATCHES = {"CPU": (4, 16, 64), "GPU": (1, 16, 64, 256, 1024)}
 _SECONDS = {True: 0.3, False: 2.0}
 
 
-def inspect_machine(task: Task) -> Iterator[Result]:
-    """Yields `Result`s on this machine: facts, whether TensorFlow sees all GPUs, whether float32 is fully precise."""
+def inspect_machine(task: Task) -> Iterator[CheckResult]:
+    """Yields results on this machine: facts, whether TensorFlow sees all GPUs, whether float32 is fully precise."""
     gpus, built = tf.config.list_physical_devices("GPU"), tf.sysconfig.get_build_info()
     installed, devices = importlib.metadata.distributions(), tf.config.list_logical_devices("GPU" if gpus else "CPU")
     fields = "driver_version,name,memory.total,memory.used,compute_cap,mig.mode.current"
@@ -84,14 +84,14 @@ def inspect_machine(task: Task) -> Iterator[Result]:
     )
 
 
-def check_machine(facts: dict[str, Any]) -> Iterator[Result]:
-    """Yields the `Result`s of `inspect_machine` from the dict `facts`, which that function collects on a machine."""
+def check_machine(facts: dict[str, Any]) -> Iterator[CheckResult]:
+    """Yields the results of `inspect_machine` from the dict `facts`, which that function collects on a machine."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    yield Result("versions", None, versions, figures=facts)
+    yield CheckResult("versions", None, versions, figures=facts)
     sets, memory = ", ".join(facts["instructions"]), format_bytes(facts["memory_bytes"])
-    yield Result("machine", None, f"{facts['processor']}, {facts['cores']} cores ({sets}), {memory} of memory")
+    yield CheckResult("machine", None, f"{facts['processor']}, {facts['cores']} cores ({sets}), {memory} of memory")
     present, seen, environment = facts["nvidia_smi"], len(facts["gpus"]), facts["environment"]
-    yield from (Result("GPU", None, line) for line in present)
+    yield from (CheckResult("GPU", None, line) for line in present)
     cuda = f"CUDA {facts['cuda']}, cuDNN {facts['cudnn']}" if facts["cuda"] else "no CUDA"
     message = f"TensorFlow was built with {cuda} and sees {seen} GPUs, the driver {len(present)}"
     advice = "pip install -e '.[gpu]' brings the CUDA libraries that TensorFlow looks for; then a new shell"
@@ -102,10 +102,10 @@ def check_machine(facts: dict[str, Any]) -> Iterator[Result]:
         message += f"; {_VISIBLE} is {environment[_VISIBLE]!r}"
         advice += f"; and see whether {_VISIBLE} names GPUs that are there"
         holds = seen > 0 if present and re.match(r"\s*(\d|GPU-|MIG-)", environment[_VISIBLE]) else None
-    yield Result("GPUs in use", holds, message, advice)
+    yield CheckResult("GPUs in use", holds, message, advice)
     if rounding := [name for name in _ROUNDING if environment.get(name, "").lower() not in ("", "strict")]:
         values = ", ".join(f"{name}={environment[name]}" for name in rounding)
-        yield Result("float32 of the CPU", False, f"rounded by {values}", f"unset {' '.join(rounding)}")
+        yield CheckResult("float32 of the CPU", False, f"rounded by {values}", f"unset {' '.join(rounding)}")
 
 
 def load_photographs(count: int) -> np.ndarray:
@@ -152,8 +152,8 @@ def _join(variables: Mapping[str, Any]) -> np.ndarray:
     return np.concatenate([variable.numpy().ravel() for _, variable in sorted(variables.items())])
 
 
-def compare_numbers(task: Task) -> Iterator[Result]:
-    """Yields a `Result` for each device: whether the small model computes there the stored arrays of `numbers.npz`."""
+def compare_numbers(task: Task) -> Iterator[CheckResult]:
+    """Yields a result for each device: whether the small model computes there the stored arrays of `numbers.npz`."""
     right, images, variant = np.load(MODEL / NUMBERS), load_photographs(IMAGES), task.variant
     for device in dict.fromkeys(["CPU:0", *task.devices]):
         numbers = compute_numbers(device, images) if not variant.settings else {}
@@ -168,7 +168,7 @@ def compare_numbers(task: Task) -> Iterator[Result]:
             advice = f"{device} does not compute in full float32: look for variables that lower the precision (TF_*, "
             advice += "NVIDIA_*, XLA_FLAGS), for errors of its memory (nvidia-smi -q -d ECC), try another driver"
         figures = {"device": device, "variant": variant.name, "off": off}
-        yield Result(f"{device}, {variant.name}", not wrong, message, advice, figures)
+        yield CheckResult(f"{device}, {variant.name}", not wrong, message, advice, figures)
 
 
 def _compare(value: np.ndarray, right: np.ndarray, scale: np.ndarray) -> float:
@@ -176,8 +176,8 @@ def _compare(value: np.ndarray, right: np.ndarray, scale: np.ndarray) -> float:
     return round(float(np.linalg.norm(np.float64(value) - right) / np.linalg.norm(scale)), 9)
 
 
-def compare_devices(task: Task) -> Iterator[Result]:
-    """Yields one `Result`: whether training on all devices together gives the weights that one device gives."""
+def compare_devices(task: Task) -> Iterator[CheckResult]:
+    """Yields one `CheckResult`: whether training on all devices together gives the weights that one device gives."""
     count = len(task.devices)
     images = load_photographs(STEPS * count * max(2, IMAGES // count)).reshape(STEPS, -1, 16, 16, 3)
     start, alone = train_weights(make_strategy(1), images)
@@ -186,7 +186,7 @@ def compare_devices(task: Task) -> Iterator[Result]:
     message = "equal to the bit" if is_bitwise else f"off by {off:.0e} of the change in training"
     advice = "use --devices 1, report this; try NCCL_P2P_DISABLE=1, nvidia-smi topo -m, another driver or NCCL"
     what = f"weights after {STEPS} steps, 1 device against {count}"
-    yield Result(what, off <= WEIGHTS_BOUND, message, advice, {"off": off, "bitwise": is_bitwise})
+    yield CheckResult(what, off <= WEIGHTS_BOUND, message, advice, {"off": off, "bitwise": is_bitwise})
 
 
 def train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -198,10 +198,10 @@ def train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.nda
     return start, _join(state.trainable)
 
 
-def try_round_trips(task: Task) -> Iterator[Result]:
-    """Yields a `Result` for each device: whether the small model reconstructs all images exactly from their codes."""
+def try_round_trips(task: Task) -> Iterator[CheckResult]:
+    """Yields a result for each device: whether the small model reconstructs all images exactly from their codes."""
     photographs = load_photographs(64 if task.quick else PHOTOGRAPHS)
-    kinds = {"photographs": photographs, **make_extreme_images(photographs.shape[1:], len(photographs))}
+    kinds = {"photographs": photographs, **make_hard_images(photographs.shape[1:], len(photographs))}
     # All images are run as one batch, because TensorFlow would trace the model again for each batch size.
     images, names = np.concatenate([*kinds.values()]), np.repeat([*kinds], [len(group) for group in kinds.values()])
     for device in dict.fromkeys(["CPU:0", *task.devices]):
@@ -214,20 +214,11 @@ def try_round_trips(task: Task) -> Iterator[Result]:
         listed = ", ".join(f"{count} of {len(kinds[kind])} {kind}" for kind, count in lost.items() if count)
         message = f"lost: {listed}" if listed else f"all {len(images)} images of {len(kinds)} kinds are exact"
         advice = f"{device} computes inexactly: look for variables that lower the precision; decode nothing there"
-        yield Result(f"Keras, {device}", not listed, message, advice, {"device": device, "lost": lost})
+        yield CheckResult(f"Keras, {device}", not listed, message, advice, {"device": device, "lost": lost})
 
 
-def compare_with_ceiling(config: Config, gpu: str, rate: float) -> Iterator[Result]:
-    """Yields the share of the ceiling that training at `rate` images/s reaches on a GPU with this name, if known."""
-    # An H200 is an H100 with another memory: both have the same peak.
-    for name in [name for name in PEAKS if name in gpu.replace("H200", "H100")]:
-        ceiling = compute_ceiling(config, "train", name)
-        message = f"{rate / ceiling:.1%} of {ceiling:,.0f} images/s, calculated from the published peak of the {name}"
-        yield Result("train, share of the ceiling", None, message, "", {"gpu": gpu, "share": rate / ceiling})
-
-
-def measure_speed(task: Task) -> Iterator[Result]:
-    """Yields a `Result` with the speed in images per second for each batch size and phase (training, encoding ...)."""
+def measure_speed(task: Task) -> Iterator[CheckResult]:
+    """Yields a result with the speed in images per second for each batch size and phase (training, encoding ...)."""
     variant, count, fastest = task.variant, len(task.devices), 0.0
     sizes = [(batch, 1) for batch in ([QUICK_BATCH] if task.quick else BATCHES[task.devices[0][:3]])]
     if count > 1 and not variant.settings:
@@ -245,12 +236,17 @@ def measure_speed(task: Task) -> Iterator[Result]:
             where = f"{batch} images{f' on {devices} devices' if devices > 1 else ''}"
             message = f"{rate:,.1f} images/s, the first after {first:.1f} s"
             figures = {"phase": phase, "variant": variant.name, "batch": batch, "devices": devices}
-            yield Result(f"{phase}, {variant.name}, {where}", None, message, "", {**figures, "images_per_s": rate})
+            yield CheckResult(f"{phase}, {variant.name}, {where}", None, message, "", {**figures, "images_per_s": rate})
             fastest = max(fastest, rate) if phase == "train" and devices == 1 else fastest
             start = time.perf_counter()
     if not variant.settings and (gpus := tf.config.list_physical_devices("GPU")):
         gpu = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "")
-        yield from compare_with_ceiling(make_doctor_config(task), gpu, fastest)
+        # An H200 is an H100 with another memory: both have the same peak.
+        for name in [name for name in PEAKS if name in gpu.replace("H200", "H100")]:
+            ceiling = compute_ceiling(make_doctor_config(task), "train", name)
+            message = f"{fastest / ceiling:.1%} of {ceiling:,.0f} images/s, by the published peak of the {name}"
+            figures = {"gpu": gpu, "share": fastest / ceiling}
+            yield CheckResult("train, share of the ceiling", None, message, "", figures)
 
 
 def _make_phases(config: Config, devices: int) -> dict[str, Callable[[int], Any]]:

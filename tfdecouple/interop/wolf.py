@@ -15,8 +15,8 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.encoder import ResNetBlock
 from tfdecouple.networks.flow import Flow
 from tfdecouple.runs.opened_run import write_run
-from tfdecouple.runtime.requirements import require_packages
 from tfdecouple.storage.files import open_npz, read_json
+from tfdecouple.system.requirements import require_packages
 
 Arrays = Mapping[str, np.ndarray]
 Convert = Callable[[np.ndarray], np.ndarray]

@@ -183,7 +183,7 @@ class InvertibleLayer(BaseLayer):
 
     Attributes:
         runner: a function (method, layer, x, condition) that computes the results of the method
-            `forward_and_log_det` or `inverse_and_log_det`, such as `Traced()` (`runtime/execution.py`); None to run
+            `forward_and_log_det` or `inverse_and_log_det`, such as `Traced()` (`execution/runner.py`); None to run
             the layer's operations and those of its inner layers directly.
         recovers_input: whether the memory mode "invert" may recover the layer's input from the output instead of
             storing the input.

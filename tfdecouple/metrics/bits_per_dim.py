@@ -1,21 +1,18 @@
-"""Bits per dimension of images: by the ELBO, by the tighter importance-weighted bound, and of lossless codecs."""
+"""Bits per dimension of images: by the ELBO and by the tighter importance-weighted bound."""
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import functools
-import io
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfdecouple.config.shapes import RGB_CHANNELS
-from tfdecouple.metrics.drawn_images import draw_uncropped_images
+from tfdecouple.data.drawn_images import draw_uncropped_images
 from tfdecouple.metrics.metric import Estimate, Metric, Option, Result, format_table, require_finite_values
-from tfdecouple.runtime.progress import Counter, format_count
+from tfdecouple.system.progress import Counter, format_count
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -234,30 +231,3 @@ class BoundEvaluator:
 
     def _gather_from_devices(self, values: tf.Tensor) -> np.ndarray:
         return self._strategy.gather(values, axis=0).numpy()
-
-
-# Options of Pillow that give the smallest lossless files. `exact` also preserves the colours of transparent pixels.
-_CODECS: dict[str, dict[str, Any]] = {
-    "webp": {"format": "WEBP", "lossless": True, "quality": 100, "method": 6, "exact": True},
-    "png": {"format": "PNG", "optimize": True},
-}
-
-
-def compute_codec_bits(images: np.ndarray, codec: str) -> np.ndarray:
-    """Compresses each image losslessly, and returns the bits per colour value of each, float64 `[n]`.
-
-    The images are uint8 `[n, height, width, channels]`, and `codec` is "webp" or "png". Images without exactly three
-    channels are coded as one grey picture per channel. The bits include the header of each file (paper Table 1).
-    """
-    from PIL import Image
-
-    def count_bytes(image: np.ndarray) -> int:
-        total = 0
-        for picture in [image] if image.shape[-1] == RGB_CHANNELS else np.moveaxis(image, -1, 0):
-            file = io.BytesIO()
-            Image.fromarray(picture).save(file, **_CODECS[codec])
-            total += len(file.getvalue())
-        return total
-
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        return 8 * np.array(list(pool.map(count_bytes, images))) / images[0].size

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tfdecouple.data.drawn_images import draw_image_indices, encode_drawn_images, read_drawn_images
 from tfdecouple.errors import DataError
-from tfdecouple.metrics.drawn_images import draw_image_indices, encode_drawn_images, read_drawn_images
 from tfdecouple.metrics.metric import Estimate, Metric, Option, Result, format_table
-from tfdecouple.runtime.progress import Counter
+from tfdecouple.system.progress import Counter
 
 if TYPE_CHECKING:
     from sklearn.decomposition import PCA
 
-    from tfdecouple.data.splits import Source
+    from tfdecouple.data.sources import Source
     from tfdecouple.model import DecoupledModel
 
 CLASSIFIERS = ("linear SVM", "logistic regression")

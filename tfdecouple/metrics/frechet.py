@@ -11,8 +11,8 @@ import numpy as np
 from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
 from tfdecouple.errors import DataError, UntrustedError, UserError, one_line
 from tfdecouple.metrics.metric import Metric, Option, Result
-from tfdecouple.runtime.progress import Counter
 from tfdecouple.storage.files import hash_file
+from tfdecouple.system.progress import Counter
 
 if TYPE_CHECKING:
     from tfdecouple.config import Config

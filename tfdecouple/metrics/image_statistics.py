@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from tfdecouple.config import Config
-from tfdecouple.config.shapes import describe_images, is_square_of_rgb
+from tfdecouple.config.shapes import is_square_of_rgb
+from tfdecouple.data.drawn_images import decode_images, draw_image_indices, encode_drawn_images, read_drawn_images
+from tfdecouple.data.image_formats import describe_images
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.metrics.classification import fit_pca, flatten_images, standardize_features
-from tfdecouple.metrics.drawn_images import decode_images, draw_image_indices, encode_drawn_images, read_drawn_images
 from tfdecouple.metrics.latent_use import draw_derangement
 from tfdecouple.metrics.metric import Estimate, Metric, Result, format_table
 

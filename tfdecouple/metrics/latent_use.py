@@ -11,7 +11,7 @@ import numpy as np
 
 from tfdecouple.errors import DataError
 from tfdecouple.metrics.metric import Estimate, Metric, Result, format_table, require_finite_values
-from tfdecouple.runtime.progress import Counter, format_count
+from tfdecouple.system.progress import Counter, format_count
 
 if TYPE_CHECKING:
     import tensorflow as tf

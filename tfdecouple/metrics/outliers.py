@@ -8,36 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfdecouple.data.sources import SourceKind, find_source_kind, list_source_kinds, open_source, replace_source
+from tfdecouple.data.drawn_images import draw_image_indices
+from tfdecouple.data.sources import Source, SourceKind, find_source_kind, list_source_kinds, open_source, replace_source
 from tfdecouple.errors import UserError, nearest
-from tfdecouple.metrics.bits_per_dim import compute_codec_bits
-from tfdecouple.metrics.drawn_images import draw_image_indices
 from tfdecouple.metrics.metric import Metric, Option, Result, format_table, require_finite_values
-from tfdecouple.runtime.progress import Counter, format_count
+from tfdecouple.system.progress import Counter, format_count
 
 if TYPE_CHECKING:
-    import tensorflow as tf
-
     from tfdecouple.config import Config
-    from tfdecouple.data.splits import Source
+    from tfdecouple.model.outlier_scores import OutlierScorer, Scores
 
-MINUS_CODEC = "bits_per_dim_minus_codec"
-CODEC = "webp"
-# Descriptions of the scores, by name. Outliers should have a higher score, or a `shell` score that is farther from 0.
-SCORES = {
-    "bits_per_dim": "bits/dim",
-    MINUS_CODEC: f"bits/dim less {CODEC}'s",
-    "prior_nats": "-log p(z), nats",
-    "shell": "|v| off its shell, sd",
-    "typicality": "latents off their typical set, sd",
-}
 # The synthetic outliers that `make_outlier_images` makes.
 MADE = ("noise", "constant", "permuted")
 # False positives are counted at the threshold below which the fraction `PASSING` of the run's images lies. Confidence
 # intervals come from `RESAMPLES` bootstrap samples.
 PASSING, RESAMPLES = 0.95, 1000
-
-Scores = dict[str, np.ndarray]
 
 
 class Outliers(Metric):
@@ -70,6 +55,7 @@ class Outliers(Metric):
             source.open_split(options.split)
 
     def compute(self, evaluation: Any) -> Result:
+        from tfdecouple.model.outlier_scores import CODEC, SCORES, OutlierScorer
         from tfdecouple.visualization.plots import COLOURS, plot_histograms, render_figure
 
         options, source, count = self.options, evaluation.source, evaluation.count
@@ -129,6 +115,8 @@ class Outliers(Metric):
 
 
 def _format_separation(reports: dict[str, Any], options: Any) -> list[str]:
+    from tfdecouple.model.outlier_scores import SCORES
+
     draws = format_count(options.samples, "draw")
     lines = [f"outliers: how well each score separates them, {draws} per image, intervals of 95 %"]
     for name, report in reports.items():
@@ -146,50 +134,6 @@ def _format_separation(reports: dict[str, Any], options: Any) -> list[str]:
     return lines
 
 
-class OutlierScorer:
-    """A callable that computes outlier scores of images on one device: means over `samples` draws of z and u.
-
-    The draws depend on the seed and on the index of the image, so other images in a batch do not change a score.
-    """
-
-    def __init__(self, model: Any, samples: int = 1, seed: int = 0):
-        import tensorflow as tf
-
-        from tfdecouple import randomness
-
-        self._model, self._samples, config = model, samples, model.config
-
-        @tf.function(autograph=False)
-        def score_draw(images: tf.Tensor, index: tf.Tensor, number: tf.Tensor) -> dict[str, tf.Tensor]:
-            draw = seed, number, index
-            z = randomness.draw_z_noise(config.latent_dim, *draw)
-            u = randomness.draw_u_noise(config.image_shape, *draw, config.has_dequantizer)
-            return model.outlier_scores(images, noise=(z, u)).to_dict()
-
-        self._score_draw = score_draw
-
-    def __call__(self, images: np.ndarray, index: np.ndarray, count: int | None = None) -> Scores:
-        """Returns {name of a score: scores of the first `count` images, float64 `[count]`}.
-
-        The names are those of `SCORES`, without "prior_nats" for a model without a prior over z. `images` are uint8
-        `[n, height, width, channels]`, with padding at the end if `count` is less than n. `index`, `[n]`, has the
-        indices of the images in the split. TensorFlow traces the model once for each n.
-        """
-        import tensorflow as tf
-
-        from tfdecouple.numerics.tf32 import full_float32
-
-        inputs, sums = (tf.constant(images), tf.constant(index, tf.int64)), dict[str, Any]()
-        for number in range(self._samples):
-            with full_float32():
-                scores = self._score_draw(*inputs, tf.constant(number))
-            for name, values in scores.items():
-                sums[name] = sums.get(name, 0.0) + values.numpy()[:count].astype(np.float64)
-        scores = {name: total / self._samples for name, total in sums.items()}
-        coded = compute_codec_bits(np.asarray(self._model.quantizer.quantize_pixels(images[:count])), CODEC)
-        return {**scores, MINUS_CODEC: scores["bits_per_dim"] - coded}
-
-
 def _score_images(scorer: OutlierScorer, batches: Iterable[Mapping[str, Any]], name: str, total: int) -> Scores:
     """Returns {name of a score: array `[n]`} with "index" and "label" (-1: none); RunError if a score is not finite."""
     rows: list[Scores] = []
@@ -201,7 +145,7 @@ def _score_images(scorer: OutlierScorer, batches: Iterable[Mapping[str, Any]], n
             rows.append({**scorer(batch["image"], index, count), "index": index[:count], "label": label[:count]})
             counter(sum(len(row["index"]) for row in rows))
     scores = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
-    for key in scores.keys() & SCORES.keys():
+    for key in scores.keys() - {"index", "label"}:
         require_finite_values(f"{key} of {name}", scores[key], scores["index"])
     return scores
 

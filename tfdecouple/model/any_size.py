@@ -19,7 +19,7 @@ from tfdecouple.errors import DataError, UserError
 from tfdecouple.networks.architecture import compute_weight_shapes, count_inference_bytes
 from tfdecouple.numerics.arithmetic import get_sizes
 from tfdecouple.numerics.tf32 import full_float32
-from tfdecouple.runtime.devices import format_bytes, read_free_memory
+from tfdecouple.system.devices import format_bytes, read_free_memory
 
 # Height and width of images, in pixels: numbers, or scalar tensors while a graph is traced for any size.
 Size = tuple[int | tf.Tensor, int | tf.Tensor]

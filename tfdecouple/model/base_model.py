@@ -9,6 +9,8 @@ import tensorflow as tf
 from tfdecouple.config import ModelConfig, parse_config
 from tfdecouple.config.shapes import Shape
 from tfdecouple.errors import ConfigError, NotInitializedError, UserError, one_line
+from tfdecouple.execution.run_mode import RunMode
+from tfdecouple.execution.runner import Traced
 from tfdecouple.layers.base import InvertibleLayer, KeepsWeights, disable_autograph
 from tfdecouple.model.quantizer import Quantizer
 from tfdecouple.networks.architecture import count_by_network, make_networks, require_memory
@@ -16,9 +18,7 @@ from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import Encoder
 from tfdecouple.networks.flow import Flow
 from tfdecouple.networks.prior import LabelAffine, LabelCodes
-from tfdecouple.runtime.execution import Traced
-from tfdecouple.runtime.requirements import require_backend
-from tfdecouple.runtime.run_mode import RunMode
+from tfdecouple.system.requirements import require_backend
 
 
 @disable_autograph

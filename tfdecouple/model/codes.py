@@ -39,7 +39,7 @@ from tfdecouple.model.base_model import BaseModel, require_initialized
 from tfdecouple.model.objective import compute_label_log_probabilities, map_noise_to_z
 from tfdecouple.numerics.arithmetic import get_sizes
 from tfdecouple.numerics.exactness import far_from_training
-from tfdecouple.runtime.devices import read_free_memory
+from tfdecouple.system.devices import read_free_memory
 
 # `sample` and `interpolate` decode at most this many images at once to limit memory; results do not depend on it.
 CHUNK = 64

@@ -16,6 +16,7 @@ from tfdecouple.arguments import as_images, as_labels, as_tensor, require_images
 from tfdecouple.config import ModelConfig, TrainingConfig, parse_config
 from tfdecouple.config.training import OPTIMIZER_OPTIONS, RUN_OPTIONS, STEP_OPTIONS
 from tfdecouple.errors import DataError, DivergedError, UserError, warn_user
+from tfdecouple.execution.run_mode import RunMode
 from tfdecouple.layers.base import disable_autograph
 from tfdecouple.model.base_model import require_initialized
 from tfdecouple.model.codes import Codes, Coding, require_finite, warn_of_far_images
@@ -25,7 +26,6 @@ from tfdecouple.model.step_effects import add_first_noise, compute_kl_weight
 from tfdecouple.model.training_step import DeviceResult, TrainingStep, locate_images
 from tfdecouple.numerics.arithmetic import get_sizes, sum_over_devices
 from tfdecouple.numerics.tf32 import full_float32
-from tfdecouple.runtime.run_mode import RunMode
 
 # Names of arguments of Keras' `compile` that must be None, because the loss is always the negative bound.
 FIXED = ("loss", "loss_weights", "metrics", "weighted_metrics")

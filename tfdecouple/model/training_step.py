@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,19 +10,17 @@ import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.config import TrainingConfig
+from tfdecouple.execution.run_mode import RunMode
 from tfdecouple.model import objective
 from tfdecouple.model.base_model import BaseModel
 from tfdecouple.model.step_effects import augment_images, compute_kl_weight
-from tfdecouple.numerics.arithmetic import get_sizes, sum_over_devices
+from tfdecouple.numerics.arithmetic import compute_gradient_norm, get_sizes, sum_over_devices
 from tfdecouple.numerics.kernels import use_kernels
-from tfdecouple.runtime.run_mode import RunMode
 
 # Largest inversion error (relative difference between stored and recovered activations of an image) with which a step
 # is applied. At the bound for float32, gradients change by less than 1e-4 of the largest entry; at the other bounds, by
 # a tenth of the change from rounding the nets' operands. Usual errors are below 1/10 of the bound (docs/training.md).
 INVERSION_BOUND = {"float32": 1e-4, "tf32": 4e-3, "mixed_bfloat16": 6e-2}
-# Weights with at most this many entries are joined to one vector, so that a graph has fewer operations.
-_LARGEST_JOINED_SIZE = 2**15
 
 
 class DeviceResult(NamedTuple):
@@ -192,23 +189,3 @@ class TrainingStep:
         is_inverted = error <= INVERSION_BOUND[self.training.precision]
         is_sound = tf.math.is_finite(tf.add_n(terms)) & tf.math.is_finite(norm) & is_inverted
         return self.apply(DeviceResult(sums[:count], moving, terms, error, stop), is_sound, norm)
-
-
-def flatten_and_join(values: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Returns the entries of all tensors in `values` as one vector, one tensor after the other."""
-    # All tensors share one constant, because each operation of a training step lengthens the start of a run.
-    flat = tf.constant([-1])
-    return tf.concat([value if len(value.shape) == 1 else tf.reshape(value, flat) for value in values], 0)
-
-
-def is_small_weight(shape: Sequence[int]) -> bool:
-    """Returns whether a weight of this shape is small enough to be joined with other small weights to one vector."""
-    return math.prod(shape) <= _LARGEST_JOINED_SIZE
-
-
-def compute_gradient_norm(gradients: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Returns the Euclidean norm of all gradients together, a scalar."""
-    # Small gradients are joined, because every separate gradient would add an operation to the graph.
-    small = [gradient for gradient in gradients if is_small_weight(gradient.shape)]
-    large = [gradient for gradient in gradients if not is_small_weight(gradient.shape)]
-    return tf.linalg.global_norm([*large, flatten_and_join(small)] if small else large)

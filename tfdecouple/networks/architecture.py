@@ -9,11 +9,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tfdecouple.config import Config, ModelConfig
+from tfdecouple.config import ModelConfig
 from tfdecouple.config.shapes import Shape, StagePlan, name_flow_steps
 from tfdecouple.errors import ConfigError
 from tfdecouple.registry import ENCODERS, PRIORS
-from tfdecouple.runtime.devices import format_bytes, read_total_memory
+from tfdecouple.system.devices import format_bytes, read_total_memory
 
 if TYPE_CHECKING:
     from tfdecouple.layers.base import Cost
@@ -26,13 +26,6 @@ FLOAT32 = 4
 IMAGE_MAPS = 8
 # A pass without gradients holds this many hidden maps of a coupling net, and this many maps of a stage, at once.
 _HIDDEN_MAPS, _STAGE_MAPS = 3, 8
-# Published peaks of GPUs (H100 SXM, A100, GeForce RTX 4090) in TFLOP/s by `training.precision`, without sparsity.
-# Products of bfloat16 are summed in float32.
-PEAKS = {
-    "H100": {"float32": 66.9, "tf32": 494.7, "mixed_bfloat16": 989.4},
-    "A100": {"float32": 19.5, "tf32": 156.0, "mixed_bfloat16": 312.0},
-    "RTX 4090": {"float32": 82.6, "tf32": 82.6, "mixed_bfloat16": 165.2},
-}
 
 
 def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
@@ -187,13 +180,3 @@ def count_multiply_adds(config: ModelConfig) -> int:
     """Returns the multiply-adds for one image in encoder, flow and dequantizer (if there is one), without the prior."""
     in_flows = sum(cost.multiply_adds for cost in compute_flow_costs(config))
     return in_flows + sum(encoder.cost(x_shape).multiply_adds for encoder, x_shape in list_encoders(config))
-
-
-def compute_ceiling(config: Config, phase: str, gpu: str) -> float:
-    """Returns the images/s that a GPU can reach at most in a phase: its published peak over the products of an image.
-
-    `gpu` is a key of `PEAKS`, and `phase` is "train" or "eval". Only training has another precision than float32. A
-    training step computes as many products as three forward passes: one forward, and two gradients of each product.
-    """
-    precision, passes = (config.training.precision, 3) if phase == "train" else ("float32", 1)
-    return 1e12 * PEAKS[gpu][precision] / (2 * passes * count_multiply_adds(config.model))

@@ -1,8 +1,8 @@
 """The operations that layers leave to their caller: linear maps, the precision and memory of nets, parts of a batch.
 
 A layer calls `get_kernels()`. The default, `Kernels`, computes by TensorFlow's own operations in float32. Inside
-`use_kernels`, layers compute by other operations, such as those of a `RunMode` (`runtime/run_mode.py`), so that layers
-need not know how they are run.
+`use_kernels`, layers compute by other operations, such as those of a `RunMode` (`execution/run_mode.py`), so that
+layers need not know how they are run.
 """
 
 import contextlib

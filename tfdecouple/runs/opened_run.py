@@ -12,8 +12,7 @@ import numpy as np
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data.batches import read_chosen_batches
 from tfdecouple.data.labels import require_label_count
-from tfdecouple.data.sources import open_source, replace_source
-from tfdecouple.data.splits import Source
+from tfdecouple.data.sources import Source, open_source, replace_source
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.base_model import require_initialized

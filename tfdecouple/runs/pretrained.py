@@ -25,8 +25,8 @@ from typing import Any, Literal, Self
 import pydantic
 
 from tfdecouple.errors import RunError, UntrustedError, UserError, one_line
-from tfdecouple.runtime.requirements import require_packages
 from tfdecouple.storage.files import FileDigest, move_into_place, read_model, temporary_file, write_json, write_text
+from tfdecouple.system.requirements import require_packages
 
 BUNDLED = pathlib.Path(__file__).parents[1] / "pretrained"
 # Name of the bundled weights that commands use if the user names no run.
@@ -69,7 +69,7 @@ def find_pretrained(name: str) -> pathlib.Path | None:
     return BUNDLED / name if name in list_pretrained() else None
 
 
-class Manifest(pydantic.BaseModel):
+class WeightsManifest(pydantic.BaseModel):
     """The content of a manifest.json: the size and SHA-256 of each published file, by the file's path in the folder."""
 
     model_config = pydantic.ConfigDict(strict=True)
@@ -169,7 +169,7 @@ def download_weights(address: str) -> pathlib.Path:
                     raise
                 commit = reference.read_text(encoding="utf-8")
         folder = snapshots / commit
-        manifest = Manifest.read(folder / MANIFEST, address)
+        manifest = WeightsManifest.read(folder / MANIFEST, address)
         missing = {name: facts for name, facts in manifest.model_files.items() if not (folder / name).is_file()}
         total, free = sum(facts.bytes for facts in missing.values()), shutil.disk_usage(snapshots).free
         if total > free:
@@ -275,7 +275,7 @@ def upload_weights(folder: pathlib.Path, address: str, *, private: bool, message
     from huggingface_hub import CommitOperationAdd, HfApi, constants
 
     hub = HfApi(library_name="tfdecouple")
-    names = [*Manifest.read(folder / MANIFEST, str(folder)).files, MANIFEST]
+    names = [*WeightsManifest.read(folder / MANIFEST, str(folder)).files, MANIFEST]
     files = [CommitOperationAdd(name, folder / name) for name in names]
     # With telemetry, the client would ask the Hub for names of environment variables, and say which are set here (2.4).
     no_telemetry = unittest.mock.patch.object(constants, "HF_HUB_DISABLE_TELEMETRY", True)

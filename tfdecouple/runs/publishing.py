@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfdecouple.config import Config
-from tfdecouple.config.shapes import ImageShape, describe_images
+from tfdecouple.config.shapes import ImageShape
+from tfdecouple.data.image_formats import describe_images
 from tfdecouple.data.sources import SourceKind, find_source_kind, hide_image_path, replace_source
 from tfdecouple.errors import UserError, make_printable, one_line
 from tfdecouple.runs.opened_run import Run, write_run
-from tfdecouple.runs.pretrained import BUNDLED, CARD, HUB, Manifest, parse_hub_address, upload_weights
+from tfdecouple.runs.pretrained import BUNDLED, CARD, HUB, WeightsManifest, parse_hub_address, upload_weights
 from tfdecouple.runs.run_folder import (
     LABELS,
     METRICS,
@@ -149,7 +150,7 @@ def _write_published_files(
         else:
             print(f"{METRICS} has more than {METRICS_BYTES:,} bytes and is left out")
     write_text(folder / CARD, make_weights_card(opened, name, licence, summary, address))
-    Manifest.from_folder(folder).write(folder)
+    WeightsManifest.from_folder(folder).write(folder)
 
 
 def describe_training_images(config: Config, summary: Mapping[str, Any], step: int) -> tuple[str, str]:

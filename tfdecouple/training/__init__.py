@@ -1,7 +1,7 @@
 """Training of a model: the function `train`, its result (`Outcome`), and the errors that it raises."""
 
 from tfdecouple.errors import DivergedError
-from tfdecouple.runtime.signals import InterruptedRunError
+from tfdecouple.system.signals import InterruptedRunError
 from tfdecouple.training.loop import Outcome, train
 from tfdecouple.training.workers import LostWorkerError
 

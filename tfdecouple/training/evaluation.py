@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from tfdecouple.data.batches import load_images
-from tfdecouple.data.splits import Source
+from tfdecouple.data.sources import Source
 from tfdecouple.errors import UserError
-from tfdecouple.metrics.bits_per_dim import Bound, compute_codec_bits
+from tfdecouple.metrics.bits_per_dim import Bound
+from tfdecouple.model.outlier_scores import compute_codec_bits
 from tfdecouple.registry import DIAGNOSTICS
 from tfdecouple.runs.metrics_log import read_metrics
 from tfdecouple.runs.run_folder import METRICS

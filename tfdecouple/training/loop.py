@@ -14,15 +14,14 @@ import tensorflow as tf
 from tfdecouple.config import Config, describe_config
 from tfdecouple.data.batches import make_evaluation_batches, make_training_batches, round_batch_size
 from tfdecouple.data.labels import check_batch_labels, make_training_inputs, require_label_count
-from tfdecouple.data.sources import open_source
-from tfdecouple.data.splits import Source
+from tfdecouple.data.sources import Source, open_source
 from tfdecouple.errors import DivergedError, RunError, one_line
 from tfdecouple.metrics.bits_per_dim import Bound, BoundEvaluator
 from tfdecouple.model.step_effects import add_first_noise
 from tfdecouple.numerics.tf32 import has_tf32
 from tfdecouple.runs.run_folder import CONFIG
-from tfdecouple.runtime.progress import TrainingProgress
-from tfdecouple.runtime.signals import InterruptedRunError, StopRequest
+from tfdecouple.system.progress import TrainingProgress
+from tfdecouple.system.signals import InterruptedRunError, StopRequest
 from tfdecouple.training.evaluation import EvaluationReports
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import StepResult, TrainStep

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.config import TrainingConfig
-from tfdecouple.model.training_step import flatten_and_join, is_small_weight
+from tfdecouple.numerics.arithmetic import flatten_and_join, is_small_weight
 from tfdecouple.tensorflow_internals import VARIABLE_VALUE_KEY, Trackable
 
 # At most this many large weights are updated at the same time. Without a limit, TensorFlow would update all at once and

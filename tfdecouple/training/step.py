@@ -11,9 +11,10 @@ import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.config import TrainingConfig
-from tfdecouple.model.training_step import DeviceResult, TrainingStep, flatten_and_join
+from tfdecouple.execution.run_mode import RunMode
+from tfdecouple.model.training_step import DeviceResult, TrainingStep
+from tfdecouple.numerics.arithmetic import flatten_and_join
 from tfdecouple.registry import SCHEDULES
-from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.training.state import TrainingState
 
 # Learning rate of the first update of the warm-up, as in the paper's code.

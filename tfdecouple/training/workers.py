@@ -17,8 +17,8 @@ import pydantic
 import tensorflow as tf
 
 from tfdecouple.errors import ConfigError, RunError, UserError, one_line
-from tfdecouple.runtime.devices import MOST_DEVICES
 from tfdecouple.storage.files import parse_json
+from tfdecouple.system.devices import MOST_DEVICES
 from tfdecouple.tensorflow_internals import worker_timeout
 
 # Example of a value of the environment variable TF_CONFIG, for error messages.

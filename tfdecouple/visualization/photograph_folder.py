@@ -5,15 +5,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tfdecouple.config.shapes import MOST_FILE_SIDE
 from tfdecouple.data.image_folder import list_image_files
+from tfdecouple.data.image_formats import MOST_FILE_SIDE
 from tfdecouple.errors import DataError, UserError, make_printable
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.any_size import compute_size_multiple
 from tfdecouple.model.codes import interpolate_codes
 from tfdecouple.runs.opened_run import hash_weights
-from tfdecouple.runtime.progress import Counter
 from tfdecouple.storage.files import hash_file, read_json, write_bytes, write_json
+from tfdecouple.system.progress import Counter
 from tfdecouple.visualization.full_size import find_result_name, read_photograph
 from tfdecouple.visualization.guided_filter import shrink_photograph
 

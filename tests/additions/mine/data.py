@@ -7,7 +7,8 @@ from tfdecouple.data.sources import SourceKind
 
 
 def make_source(name, parts, image_shape):
-    from tfdecouple.data.splits import MemorySplit, Source
+    from tfdecouple.data.sources import Source
+    from tfdecouple.data.splits import MemorySplit
 
     splits = {
         split: MemorySplit(len(images), split, lambda images=images: (images, np.full(len(images), -1, np.int32)))

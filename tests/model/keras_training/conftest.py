@@ -4,8 +4,8 @@ import pytest
 from helpers.models import give_effect, random_images
 from helpers.variants import SMALLEST
 
+from tfdecouple.execution.runner import run_functions_eagerly
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runtime.execution import run_functions_eagerly
 
 IMAGES = random_images(20, size=4)
 

@@ -12,10 +12,10 @@ from helpers.variants import OF_CLASSES, SMALLEST
 
 from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.errors import ConfigError, DataError, DivergedError, ExactnessWarning, NotInitializedError, UserError
+from tfdecouple.execution.run_mode import RunMode
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.model import Codes, DecoupledModel, densities, objective
 from tfdecouple.model.keras_training import list_moving_statistics, read_first_images
-from tfdecouple.runtime.run_mode import RunMode
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
 from tfdecouple.training.workers import make_strategy

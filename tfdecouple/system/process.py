@@ -11,15 +11,18 @@ import logging
 import os
 import pathlib
 import re
+import select
+import subprocess
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 from tfdecouple.errors import ConfigError, UserError, make_printable, one_line
-from tfdecouple.runtime.devices import count_cores
-from tfdecouple.runtime.requirements import EXTRAS, describe_missing_package, require_backend
+from tfdecouple.system.devices import count_cores
+from tfdecouple.system.requirements import EXTRAS, describe_missing_package, require_backend
 
 # TensorFlow's environment variable that decides whether a program takes a GPU's memory as needed, not all at once.
 ALLOW_GROWTH = "TF_FORCE_GPU_ALLOW_GROWTH"
@@ -148,6 +151,45 @@ def make_python_command(*arguments: str, **environment: str) -> dict[str, Any]:
     return {"args": [sys.executable, "-P", *arguments], "env": {**os.environ, **environment, "PYTHONPATH": path}}
 
 
+def run_module(
+    module: str, *arguments: str, on_line: Callable[[str], Any], limit: float, given: bytes = b"", **environment: str
+) -> tuple[int | None, str]:
+    """Runs `python -m module` in a new process; returns its exit status, and the last line of its standard error.
+
+    The status is None if the process printed no line for `limit` seconds and was therefore killed. With
+    TFDECOUPLE_TRACEBACK in the environment, standard error is not read but shown, so that users see tracebacks.
+
+    Args:
+        module: the module's dotted name.
+        arguments: the arguments of the module.
+        on_line: a callback that receives each complete line of standard output, without its end, as it is printed.
+        limit: the number of seconds.
+        given: the content of standard input.
+        environment: variables that are set for the process.
+    """
+    command, status = make_python_command("-m", module, *arguments, **environment), None
+    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as errors:
+        source.write(given)
+        source.seek(0)
+        shown = None if os.environ.get("TFDECOUPLE_TRACEBACK") else errors
+        with subprocess.Popen(**command, stdin=source, stdout=subprocess.PIPE, stderr=shown) as process:
+            assert process.stdout is not None
+            rest, output = b"", process.stdout.fileno()
+            try:
+                while status is None and select.select([output], [], [], limit)[0]:
+                    if part := os.read(output, 2**16):
+                        *lines, rest = (rest + part).split(b"\n")
+                        for line in lines:
+                            on_line(line.decode("utf-8", "replace"))
+                    else:
+                        status = process.wait()
+            finally:
+                process.kill()
+        errors.seek(max(0, errors.seek(0, os.SEEK_END) - 2**16))
+        last = errors.read().decode("utf-8", "replace").rstrip().rpartition("\n")[2]
+    return status, one_line(last.strip().removeprefix("error: ") or "no message was read")
+
+
 def get_arguments(arguments: Sequence[str] | None) -> list[str]:
     """Returns a program's arguments as a list of str: `arguments`, or if it is None, the command line's.
 
@@ -162,56 +204,41 @@ def get_arguments(arguments: Sequence[str] | None) -> list[str]:
 
 
 def run_program(main: Callable[[], int]) -> int:
-    """Runs the function `main` of a program inside a `Program`, and returns the exit status."""
-    with Program() as program:
-        program.status = main()
-    return program.status
+    """Runs the function `main` of a program, prints any error as one line, and returns the exit status.
 
-
-class Program:
-    """A context for the work of a program; prints any error raised inside as one line.
-
-    Attributes:
-        status: the exit status, which the work sets, by default 0; 2 after a user's mistake, a full disk or too little
-            memory; 130 after an interruption (Ctrl-C); 141 if the reader of the output, such as `head`, has ended; 1
-            after a fault of the program itself, whose traceback TFDECOUPLE_TRACEBACK=1 shows.
+    The status is that of `main`; 2 after a user's mistake, a full disk or too little memory; 130 after an interruption
+    (Ctrl-C); 141 if the reader of the output, such as `head`, has ended; 1 after a fault of the program itself, whose
+    traceback TFDECOUPLE_TRACEBACK=1 shows.
     """
-
-    status = 0
-
-    def __enter__(self) -> Self:
-        _prepare_output()
-        # The garbage collection at exit skips all objects, because it would take seconds with TensorFlow's graphs.
-        atexit.register(gc.freeze)
-        return self
-
-    def __exit__(self, kind: Any, raised: BaseException | None, trace: Any) -> bool:
+    _prepare_output()
+    # The garbage collection at exit skips all objects, because it would take seconds with TensorFlow's graphs.
+    atexit.register(gc.freeze)
+    try:
         try:
-            # The buffer is written here, so that a full disk raises OSError before the program ends.
-            if raised is None or isinstance(raised, SystemExit):
-                sys.stdout.flush()
-                return raised is None
-            raise raised
-        except UserError as error:
-            self.status = _print_error(str(error), 2)
-        except KeyboardInterrupt as interrupt:
-            self.status = _print_interruption(*interrupt.args)
-        except BrokenPipeError:
-            # The reader of the output has ended, so nobody would read a message.
-            drop_output()
-            self.status = 141
-        except OSError as error:
-            drop_output()
-            name = error.filename
-            where = "cannot write to standard output, or another file"
-            where = f"cannot use {name}" if isinstance(name, str) else where
-            self.status = _print_error(f"{where}: {error.strerror or error}; correct this and start again", 2)
-        except UnicodeError as error:
-            text = f"a name or text is not UTF-8 here ({error}); rename it, or set LC_ALL=C.UTF-8"
-            self.status = _print_error(text, 2)
-        except Exception as error:
-            self.status = _report_fault(error)
-        return True
+            status = main()
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        # The buffer is written here, so that a full disk raises OSError before the program ends.
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        return _print_error(str(error), 2)
+    except KeyboardInterrupt as interrupt:
+        return _print_interruption(*interrupt.args)
+    except BrokenPipeError:
+        # The reader of the output has ended, so nobody would read a message.
+        drop_output()
+        return 141
+    except OSError as error:
+        drop_output()
+        name = error.filename
+        where = f"cannot use {name}" if isinstance(name, str) else "cannot write to standard output, or another file"
+        return _print_error(f"{where}: {error.strerror or error}; correct this and start again", 2)
+    except UnicodeError as error:
+        return _print_error(f"a name or text is not UTF-8 here ({error}); rename it, or set LC_ALL=C.UTF-8", 2)
+    except Exception as error:
+        return _report_fault(error)
 
 
 def _report_fault(error: Exception) -> int:

@@ -15,11 +15,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfdecouple.execution.run_mode import RunMode, split_into_parts
 from tfdecouple.layers.base import Condition, InvertibleLayer, Mapped, disable_autograph, run_layers
 from tfdecouple.layers.inversion import Gradients, invert_layers
 from tfdecouple.numerics.arithmetic import get_sizes
 from tfdecouple.numerics.kernels import use_kernels
-from tfdecouple.runtime.run_mode import RunMode, split_into_parts
 from tfdecouple.tensorflow_internals import is_traced_for_xla, pause_gradient_tapes
 
 

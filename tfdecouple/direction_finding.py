@@ -12,15 +12,15 @@ from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score, roc_auc_score
 from threadpoolctl import threadpool_limits
 
+from tfdecouple.data.drawn_images import decode_images, draw_image_indices, encode_drawn_images
 from tfdecouple.data.labels import Attributes, check_labels
-from tfdecouple.data.splits import Source
+from tfdecouple.data.sources import Source
 from tfdecouple.errors import DataError
 from tfdecouple.metrics.classification import STRENGTHS, fit_classifier
-from tfdecouple.metrics.drawn_images import decode_images, draw_image_indices, encode_drawn_images
 from tfdecouple.metrics.image_statistics import CHANGES
 from tfdecouple.runs.latent_directions import CLASSIFIER, DECODED, MEANS, Direction
 from tfdecouple.runs.opened_run import Run
-from tfdecouple.runtime.progress import Counter
+from tfdecouple.system.progress import Counter
 
 # At least this many training images must have a label, and at least this many must not. A fifth is held out to choose
 # C, the inverse strength of the classifier's regularisation.

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tfdecouple.config.shapes import PILLOW_MODES
+from tfdecouple.data.image_formats import PILLOW_MODES
 from tfdecouple.errors import DataError
-from tfdecouple.runtime.progress import Counter
+from tfdecouple.system.progress import Counter
 
 if TYPE_CHECKING:
-    from tfdecouple.data.splits import Source
+    from tfdecouple.data.sources import Source
     from tfdecouple.model import DecoupledModel
 
 

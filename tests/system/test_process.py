@@ -10,10 +10,10 @@ from helpers.refusals import message_of, refused
 
 from tfdecouple.cli import main
 from tfdecouple.errors import ConfigError
-from tfdecouple.runtime import process, progress
-from tfdecouple.runtime.process import run_program
-from tfdecouple.runtime.progress import Counter, TrainingProgress
-from tfdecouple.runtime.run_mode import count_shards
+from tfdecouple.execution.run_mode import count_shards
+from tfdecouple.system import process, progress
+from tfdecouple.system.process import run_program
+from tfdecouple.system.progress import Counter, TrainingProgress
 from tfdecouple.training.workers import make_device_input_options
 
 
@@ -40,7 +40,7 @@ def set_to(monkeypatch):
 
 PROGRAM = """
 import sys
-from tfdecouple.runtime.process import run_program, start_tensorflow
+from tfdecouple.system.process import run_program, start_tensorflow
 
 def main():
     start_tensorflow()

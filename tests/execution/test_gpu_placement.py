@@ -11,9 +11,9 @@ from helpers.variants import OF_CLASSES, STAGES, VARIANTS
 from tensorflow.python.framework import kernels, op_def_registry
 
 from tfdecouple.config import MEMORY, PRECISIONS
+from tfdecouple.execution.runner import substitute_weights
 from tfdecouple.layers import Coupling
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
-from tfdecouple.runtime.execution import substitute_weights
 
 # The logical device that stands for the GPU in explicit placements, as of a strategy. CPU:0 is the CPU.
 GPU = "CPU:1"

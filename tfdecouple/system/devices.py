@@ -19,8 +19,6 @@ _GROUP_FILES = (
     ("memory.current", "memory.max", "memory.stat", "inactive_file"),
     ("memory/memory.usage_in_bytes", "memory/memory.limit_in_bytes", "memory/memory.stat", "total_inactive_file"),
 )
-# Functions that return a limit in bytes return this number if there is no limit.
-_UNLIMITED = 2**63
 
 
 def count_cores() -> int:
@@ -58,7 +56,7 @@ def list_instruction_sets() -> list[str]:
 
 def read_total_memory() -> int:
     """Returns the memory of this machine in bytes, or the memory limit of this process's container if that is lower."""
-    limits = [_UNLIMITED]
+    limits = [2**63]
     with contextlib.suppress(AttributeError, ValueError, OSError):
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     for _, limit, _, _ in _GROUP_FILES:
@@ -79,21 +77,12 @@ def read_free_memory() -> int:
             cached = _read_fields(f"{_GROUP}/{parts}")[cache]
             in_use = max(0, _read_number(f"{_GROUP}/{used}") - cached)
             free.append(_read_number(f"{_GROUP}/{limit}") - in_use)
-    if (space := read_address_space_limit()) < _UNLIMITED:
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            free.append(space - 1024 * _read_fields("/proc/self/status")["VmSize"])
-    return max(0, min(free))
-
-
-def read_address_space_limit() -> int:
-    """Returns the largest address space of this process in bytes (`ulimit -v`); 2^63 if it is unlimited."""
-    try:
+    with contextlib.suppress(ImportError, OSError, ValueError, KeyError):
         import resource
 
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    except (ImportError, OSError):
-        return _UNLIMITED
-    return _UNLIMITED if limit == resource.RLIM_INFINITY else limit
+        if (space := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
+            free.append(space - 1024 * _read_fields("/proc/self/status")["VmSize"])
+    return max(0, min(free))
 
 
 def format_bytes(count: int) -> str:

@@ -8,11 +8,11 @@ from helpers.layers import CASES
 from helpers.models import SMALL, give_effect, random_images
 from helpers.variants import SMALLEST, fresh, variant
 
+from tfdecouple.execution import run_mode, runner
+from tfdecouple.execution.run_mode import RunMode
+from tfdecouple.execution.runner import Traced, run_functions_eagerly
 from tfdecouple.layers import InvertibleSequence
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runtime import execution, run_mode
-from tfdecouple.runtime.execution import Traced, run_functions_eagerly
-from tfdecouple.runtime.run_mode import RunMode
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ class TestShardsAndXla:
             used.add(shards)
             return split_batch(x, shards)
 
-        for module in (run_mode, execution):
+        for module in (run_mode, runner):
             monkeypatch.setattr(module, "split_into_parts", split)
         images, codes = random_images(count, 4), None
         for encoding, decoding in ((2, 2), (1, 2), (3, 1)):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdecouple.runtime import convolution
-from tfdecouple.runtime.convolution import convolve
+from tfdecouple.execution import convolution
+from tfdecouple.execution.convolution import convolve
 
 
 def draw_map(*shape, seed=0):

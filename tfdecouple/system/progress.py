@@ -11,7 +11,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from tfdecouple.runtime.process import drop_output
+from tfdecouple.system.process import drop_output
 
 # Without a terminal, the first line of a `Counter` is printed after this many seconds.
 _FIRST = 5.0

@@ -12,14 +12,13 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfdecouple.config import MEMORY, PRECISIONS
 from tfdecouple.errors import UserError
+from tfdecouple.execution import convolution
 from tfdecouple.numerics.arithmetic import get_sizes
 from tfdecouple.numerics.kernels import Kernels
 from tfdecouple.numerics.tf32 import full_float32, tensor_float_32
-from tfdecouple.runtime import convolution
 
-MEMORY_MODES = ("keep", "recompute", "invert")
-PRECISIONS = ("float32", "tf32", "mixed_bfloat16")
 # Largest size of a hidden map, in bytes, that stays in the cache of one core; measured with caches of 1 MiB.
 _CACHE_BYTES = 2**20
 
@@ -59,8 +58,8 @@ class RunMode:
     shards: int | None = None
 
     def __post_init__(self) -> None:
-        if self.memory not in (None, *MEMORY_MODES):
-            raise UserError(f"the memory mode is {self.memory!r}; it must be one of {', '.join(MEMORY_MODES)}")
+        if self.memory not in (None, *MEMORY):
+            raise UserError(f"the memory mode is {self.memory!r}; it must be one of {', '.join(MEMORY)}")
         if self.precision not in PRECISIONS:
             raise UserError(f"the precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
 
