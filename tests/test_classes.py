@@ -1,6 +1,5 @@
 import dataclasses
 
-import keras
 import numpy as np
 import pytest
 import scipy.special
@@ -168,13 +167,6 @@ class TestLabels:
         draws = noise(model)
         loss = lambda: tf.reduce_sum(model.bound(images, labels, noise=draws, training=True).bits_per_dim)  # noqa: E731
         assert_gradients_reach_weights(model, loss)
-
-    @pytest.mark.parametrize("name", OF_CLASSES)
-    def test_keras_saves_and_loads_a_model_with_labels(self, name, tmp_path):
-        model = variant(name)
-        model.save(tmp_path / "model.keras")
-        again = keras.saving.load_model(tmp_path / "model.keras")
-        equal(again.classify(images_of(model)), model.classify(images_of(model)))
 
     def test_model_without_labels_refuses_labels(self):
         model = variant("coupling")

@@ -13,7 +13,6 @@ from tfdecouple.config import Config
 from tfdecouple.errors import ConfigError, DataError, UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model import codes as model_module
-from tfdecouple.model.base_model import require_initialized
 from tfdecouple.model.initialization import diagnose_model
 from tfdecouple.model.objective import map_noise_to_z
 from tfdecouple.runs.latent_directions import MEANS, Direction
@@ -49,13 +48,6 @@ class TestInitialize:
         first = next(name for name in before if "actnorm" in name and name.startswith("flow/level_0"))
         equal(read_weights(model)[first], read_weights(other)[first])
         assert not np.array_equal(before[first], read_weights(model)[first])
-
-    def test_initialize_of_a_mirrored_model_refuses_a_second_call(self):
-        with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-            model = DecoupledModel(LEAST)
-        assert "not initialised" in message_of(UserError, lambda: require_initialized(model))
-        model.initialize(IMAGES)
-        assert "force=True" in message_of(UserError, lambda: model.initialize(IMAGES))
 
     def test_initialize_of_no_images_or_inside_a_tf_function_is_refused_and_changes_no_weight(self):
         model = DecoupledModel(LEAST)
@@ -122,11 +114,6 @@ WRONG = {
 
 
 class TestArguments:
-    def test_bound_takes_noise_in_float64_as_in_float32(self, small):
-        noise = np.random.default_rng(0).standard_normal((3, 4)), np.random.default_rng(0).random(IMAGES.shape)
-        single = (array.astype(np.float32) for array in noise)
-        equal(small.bound(IMAGES, noise=noise).bits_per_dim, small.bound(IMAGES, noise=single).bits_per_dim)
-
     @pytest.mark.parametrize("config", ["cifar10", pathlib.Path("runs"), None, Config(model=LEAST)])
     def test_model_of_a_name_says_how_to_make_it(self, config):
         message = message_of(ConfigError, lambda: DecoupledModel(config))

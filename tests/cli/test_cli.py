@@ -7,7 +7,7 @@ from helpers.places import run_command, run_python
 from helpers.runs import run_config
 
 import tfdecouple
-from tfdecouple.cli import COMMANDS, app, main
+from tfdecouple.cli import COMMANDS, app
 from tfdecouple.config import Config, list_option_names, parse_config, preset_config, preset_names
 from tfdecouple.runtime import process
 from tfdecouple.storage.files import write_json
@@ -48,10 +48,6 @@ class TestHelp:
         assert all(f" {name} " in out for name in NAMES)
         # The summary of `evaluate` stands beside its name, because listing the commands does not import its module.
         assert app["evaluate"].help == app["evaluate"].default_command.__doc__.partition("\n")[0]
-
-    def test_list_of_commands_imports_no_numpy(self):
-        code = "import sys; from tfdecouple.cli import main; main([]); print('numpy' in sys.modules)"
-        assert run_python("-c", code).stdout.endswith("\nFalse\n")
 
     def test_version_option_prints_the_installed_version(self, capsys):
         command("--version")
@@ -202,13 +198,6 @@ class TestProgram:
         assert process.run_program(interrupted) == 130
         assert capsys.readouterr().err == "interrupted\n"
         assert process.run_program(lambda: 1 // 0) == 1
-
-    def test_interrupted_command_ends_with_the_status_of_an_interruption(self, capsys, monkeypatch):
-        def interrupted(*_):
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(process, "start_tensorflow", interrupted)
-        assert main(["sample"]) == 130 and capsys.readouterr().err == "interrupted\n"
 
     def test_reader_that_goes_away_is_no_error(self):
         shell = f"set -o pipefail; '{sys.executable}' -m tfdecouple presets | head -n 1"

@@ -1,5 +1,4 @@
 import dataclasses
-import errno
 import json
 import pathlib
 import shutil
@@ -18,7 +17,6 @@ from PIL import Image
 from tfdecouple import randomness
 from tfdecouple.config import DataConfig
 from tfdecouple.data.image_file import read_image
-from tfdecouple.data.sources import open_source
 from tfdecouple.errors import DataError
 from tfdecouple.metrics.drawn_images import draw_uncropped_images
 from tfdecouple.model import DecoupledModel
@@ -233,14 +231,6 @@ class TestInterpolate:
         images = model.interpolate(*self.read_pairs(shown, image_folder), places, places, path=shown.facts["path"])
         shown.require(np.reshape(images, [6, 3, SIDE, SIDE, 3]), header=LINE, group=(3, 0))
 
-    def test_interpolate_without_z_has_one_row(self, run_without_z, image_folder, tmp_path):
-        command("interpolate", "--run", run_without_z, "--out", tmp_path, "--steps", 4)
-        shown = Shown(tmp_path, "interpolate")
-        pairs, places = self.read_pairs(shown, image_folder), [0, 1 / 3, 2 / 3, 1]
-        shown.require(
-            load_model(run_without_z).interpolate(*pairs, [0], places, path=shown.facts["path"])[0], header=LINE
-        )
-
     def test_interpolate_shows_line_and_arc_together(self, finished_run, image_folder, model, tmp_path):
         command("interpolate", "--run", finished_run, "--out", tmp_path, "--steps", 3, "--path", "both")
         shown, places = Shown(tmp_path, "interpolate"), [0, 0.5, 1]
@@ -266,13 +256,6 @@ class TestNeighbours:
             assert [row[0] for row in nearest[name]["indices"]] == [4, 17]
         halves = [np.insert(images[nearest[name]["indices"]], 0, repeated, axis=1) for name in ("pixels", "z")]
         shown.require(np.concatenate(halves, 1), header=LINE, group=(0, 6), width=1000)
-
-    def test_neighbours_without_z_searches_part_of_the_images(self, run_without_z, tmp_path):
-        command("neighbours", "--run", run_without_z, "--out", tmp_path, "--count", 3, "--search", 4)
-        facts = Shown(tmp_path, "neighbours").facts
-        assert set(facts["nearest"]) == {"pixels"} and facts["searched"] == 4
-        # No sample has more neighbours than images are searched.
-        assert np.shape(facts["nearest"]["pixels"]["indices"]) == (3, 4)
 
 
 class TestProject:
@@ -389,14 +372,6 @@ def test_evaluate_measures_bits_per_dim_of_every_image(tiny_run, sizes, tmp_path
     assert values["bits_per_dim"] == pytest.approx(np.mean([row["bits_per_dim"] for row in values["images"]]))
 
 
-def test_sample_photograph_at_its_own_size_is_the_band_of_the_split():
-    source = open_source(DataConfig(source="photographs", photographs=("chelsea", "coffee")), (32, 32, 3))
-    images = draw_uncropped_images(source, "test", 0, seed=0)
-    assert set(images) == {"chelsea", "coffee"} and len(draw_uncropped_images(source, "test", 1, seed=0)) == 1
-    # Of 451 x 300 and 600 x 400 pixels; a fifth of what two margins of 16 pixels leave.
-    assert images["chelsea"]().shape == (300, 83, 3) and images["coffee"]().shape == (400, 113, 3)
-
-
 def test_own_size_refuses_data_sets_without_files():
     source = SimpleNamespace(name="cifar10", title="TFDS cifar10/3.0.2", image_shape=(32, 32, 3))
     message = message_of(DataError, lambda: draw_uncropped_images(source, "test", 0, 0))
@@ -416,18 +391,6 @@ class TestRefusals:
         line = refuse(capsys, "switch", "--run", run_without_z)
         assert "has no z" in line and "switch needs one" in line
 
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ("project --count 3", "at least 4"),
-            ("switch --pairing within", "has none"),
-        ],
-    )
-    def test_wrong_argument_of_a_picture_command_is_one_line(self, capsys, finished_run, tmp_path, arguments, message):
-        name, *rest = arguments.split()
-        assert message in refuse(capsys, name, "--run", finished_run, "--out", tmp_path / "out", *rest)
-        assert not (tmp_path / "out").exists()
-
     def test_unreadable_image_and_unwritable_folder_are_one_line(self, capsys, finished_run, tmp_path):
         (tmp_path / "a.png").write_text("text")
         path = str(tmp_path / "a.png")
@@ -438,19 +401,3 @@ class TestRefusals:
                 # The run is missing, too: the folder is checked first.
                 line = refuse(capsys, name, "--run", "no", "--out", folder)
                 assert f"{path} is no folder; name another folder with --out" in line
-
-    def test_full_disk_names_the_file_of_the_result(self, capsys, finished_run, tmp_path, monkeypatch):
-        paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
-        for path in paths:
-            Image.new("RGB", (20, 30)).save(path)
-        write = pathlib.Path.write_bytes
-
-        def fill_disk(path, content):
-            if "z-of" in path.name:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return write(path, content)
-
-        monkeypatch.setattr(pathlib.Path, "write_bytes", fill_disk)
-        options = ["--run", str(finished_run), "--out", str(tmp_path / "out"), *paths]
-        line = refuse(capsys, "switch", *options, begun=True)
-        assert line.startswith(f"error: cannot use {tmp_path / 'out' / 'a-z-of-b.png'}: No space left on device")

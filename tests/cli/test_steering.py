@@ -173,19 +173,6 @@ class TestEdit:
         assert Run.open(other).directions().names == ["red", "green"]
 
 
-class TestDescription:
-    @pytest.mark.parametrize(("accuracy", "is_chance"), [(0.286, True), (0.55, True), (0.7, False)])
-    def test_direction_says_whether_its_accuracy_is_chance(self, accuracy, is_chance):
-        figures = {"accuracy": accuracy, "standard_error": 0.04}
-        text = Direction("a", "means", np.zeros(3), figures).describe_accuracy()
-        assert ("no better than chance" in text) == is_chance
-
-    def test_change_that_rounds_to_zero_has_no_minus_sign(self):
-        changes = {"brightness": -1e-3, "contrast": -0.5}
-        text = Direction("a", "means", np.zeros(3), {"changes": changes}).describe_accuracy()
-        assert text.startswith("brightness +0.00, contrast -0.50 ")
-
-
 class TestFile:
     def test_directions_file_keeps_vectors_to_the_bit(self, tmp_path):
         vector = np.random.default_rng(0).standard_normal(5).astype(np.float32)

@@ -1,8 +1,5 @@
 import dataclasses
-import errno
 import fcntl
-import os
-import re
 import shutil
 
 import numpy as np
@@ -15,7 +12,7 @@ from helpers.refusals import refused
 from helpers.runs import write_run
 
 from tfdecouple.config import DataConfig
-from tfdecouple.corpus import code_files, read_codes
+from tfdecouple.corpus import read_codes
 from tfdecouple.errors import DataError
 from tfdecouple.metrics.outliers import SCORES, OutlierScorer
 from tfdecouple.model import DecoupledModel
@@ -65,22 +62,6 @@ class TestCodes:
             z_by_key = dict(zip(table.column("key").to_pylist(), table.column("z").to_pylist(), strict=True))
             np.testing.assert_array_equal([z_by_key[key] for key in codes], z)
 
-    def test_encode_counts_images_far_from_the_training(self, encode, model, pictures, tmp_path, monkeypatch, capsys):
-        keys = sorted(key for key in list_image_keys(pictures) if key.startswith("test/"))
-        v = np.asarray(model.encode(read_pixels(pictures, keys)).v)
-        by_rms = sorted(zip(np.sqrt(np.square(v).mean((1, 2, 3))), keys, strict=True))
-        # All but the two nearest are far.
-        monkeypatch.setattr("tfdecouple.model.codes.FAR", float(by_rms[1][0] + by_rms[2][0]) / 2)
-        far = {key for _, key in by_rms[2:]}
-        assert encode("--split", "test", "--v") == 0
-        output = capsys.readouterr().out
-        line = re.search(
-            r"^(\d+) of the images, such as (\S+), are far from what the model was trained on", output, re.M
-        )
-        assert int(line[1]) == len(far) and line[2] in far
-        assert encode("--split", "test", out=tmp_path / "z") == 0
-        assert "are far from" not in capsys.readouterr().out
-
     def test_stored_scores_equal_those_of_evaluate(self, encode, model, pictures, tmp_path):
         assert encode("--split", "test", "--scores", "--format", "parquet") == 0
         codes = read_codes_by_key(tmp_path / "codes")
@@ -126,18 +107,6 @@ class TestCodes:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ("--format csv", '"csv" for --format'),
-            ("--images-per-shard 0", '"0" for --images-per-shard'),
-            ("--on-bad-image ignore", '"ignore" for --on-bad-image'),
-        ],
-    )
-    def test_wrong_option_of_encode_is_one_line(self, encode, tmp_path, capsys, arguments, message):
-        assert message in refused(capsys, lambda: encode(*arguments.split()))
-        assert not (tmp_path / "codes").exists()
-
     def test_encode_refuses_a_folder_of_another_job(self, encode, model, tiny_run, pictures, tmp_path, capsys):
         assert encode() == 0
         before = read_files(tmp_path / "codes")
@@ -177,28 +146,6 @@ class TestRefusals:
         (tmp_path / "codes" / "thesis.txt").write_text("mine")
         assert "holds other files, such as thesis.txt" in refused(capsys, encode)
         assert {path.name for path in (tmp_path / "codes").iterdir()} == {"thesis.txt"}
-
-    @pytest.mark.parametrize(
-        "error",
-        [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), tf.errors.ResourceExhaustedError(None, None, "full")],
-    )
-    def test_full_disk_keeps_complete_files_of_codes(self, encode, pictures, tmp_path, monkeypatch, capsys, error):
-        serialize_examples = code_files.serialize_examples
-        calls = []
-
-        def fails(*rest):
-            for example in serialize_examples(*rest):
-                calls.append(example)
-                if len(calls) == 10:
-                    raise error
-                yield example
-
-        monkeypatch.setattr(code_files, "serialize_examples", fails)
-        line = refused(capsys, encode)
-        assert "No space left on device" in line and "the same command resumes" in line
-        assert list(read_files(tmp_path / "codes", "*.tfrecord")) == [f"{FILES[0]}.tfrecord"]
-        assert encode() == 0
-        assert read_codes_by_key(tmp_path / "codes").keys() == list_image_keys(pictures)
 
 
 def test_a_crop_for_a_data_set_is_not_taken_for_the_users_images(model, pictures, tmp_path):

@@ -78,21 +78,6 @@ def test_doctor_uses_all_gpus_or_one_cpu_unless_the_user_gives_a_number(devices,
 
 
 class TestCommand:
-    @pytest.mark.parametrize(
-        ("arguments", "says"),
-        [
-            (["--only", "numeric"], "there is no check 'numeric'; there are build, numerics"),
-            (["--set", "training.batchsize=1"], "there is no option 'training.batchsize'"),
-            (["--devices", "0"], '"0" for --devices'),
-            (["--timeout", "0"], '"0" for --timeout'),
-            (["--out", "/proc/nothing"], "/proc/nothing"),
-        ],
-    )
-    def test_wrong_option_of_doctor_is_one_line(self, arguments, says, capsys):
-        assert main(["doctor", *arguments]) == 2
-        error = capsys.readouterr().err
-        assert says in error and error.count("\n") == 1
-
     @pytest.mark.parametrize(("holds", "status"), [(True, 0), (False, 5)])
     def test_doctor_status_is_5_if_a_check_fails(self, holds, status, monkeypatch, tmp_path, capsys):
         result = Result("one", holds, "said", "" if holds else "do this")

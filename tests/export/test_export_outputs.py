@@ -7,14 +7,12 @@ import re
 import numpy as np
 import onnx
 import pytest
-from google.protobuf import text_format
 from helpers import cards
 from helpers.exporting import ON_PAGE, read_card, read_tree
 from helpers.models import SMALL
 from helpers.program_inputs import WITHOUT_Z, write_onnx_models
 from helpers.serving_server import read_models
 from PIL import Image
-from tensorflow_serving.config import model_server_config_pb2
 
 from export import pipeline
 from export.card import judge_exactness, make_model_card, render_model_card
@@ -25,7 +23,6 @@ from export.formats.saved_model import write_serving_files
 from export.provenance import Provenance, make_safe_name, open_run
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data.sources import hide_image_path
-from tfdecouple.runs.publishing import describe_training_images
 
 
 class TestCard:
@@ -45,21 +42,6 @@ class TestCard:
         assert (exported / TEXT_NAME).read_text() == render_model_card(card)
         inner = json.loads((exported / "savedmodel" / "1" / "assets.extra" / JSON_NAME).read_text())
         assert inner == card
-
-    def test_card_states_parity_and_round_trip_of_every_endpoint(self, exported, opened):
-        card = read_card(exported)
-        endpoints = list_endpoints(opened[0].config)
-        every = {endpoint.name: {output.name for output in endpoint.outputs} for endpoint in endpoints}
-        with_onnx = {endpoint.name for endpoint in endpoints if endpoint.onnx}
-        for name, expected in {"savedmodel": set(every), "onnx": with_onnx}.items():
-            entry = card["formats"][name]
-            parity = {key: set(outputs) for key, outputs in entry["parity"].items()}
-            assert parity == {key: every[key] for key in expected}
-            assert all(trip["identical"] == trip["images"] > 0 for trip in entry["round_trip"].values())
-            assert set(entry["round_trip"]) == {"real", "black", "white", "noise", "0/255 noise", "checkerboard"}
-        text = (exported / TEXT_NAME).read_text()
-        assert all(f"| `{key}` |" in text and f"| {key} |" in text for key in every)
-        assert "nan" not in text.lower().split()
 
     def test_model_card_has_metrics_of_averaged_weights(self, quick, monkeypatch, finished_run, command, tmp_path):
         monkeypatch.setattr(pipeline, "open_run", open_run)
@@ -123,16 +105,6 @@ class TestWeb:
         monkeypatch.setenv("PATH", str(tmp_path))
         line = refused("--format", "web")
         assert "there is no npm here" in line and "--web-runtime" in line
-
-
-def test_models_config_serves_the_newest_version_of_the_model(exported):
-    (model,) = read_models(exported)
-    assert (model.name, model.base_path, model.model_platform) == ("tiny", "/models/tiny", "tensorflow")
-    assert not model.HasField("model_version_policy")
-    # What the comment tells to add must be right as well.
-    (advice,) = re.findall(r"# +(model_version_policy .*)", (exported / "models.config").read_text())
-    policy = text_format.Parse(advice, model_server_config_pb2.ModelConfig()).model_version_policy
-    assert list(policy.specific.versions) == [1, 2]
 
 
 @pytest.mark.parametrize("run_name", ["faces, 2nd try/ema", "../../etc", "Größe 3", 'a"b', "---", ""])
@@ -211,13 +183,6 @@ def test_card_names_a_folder_of_images_without_its_path() -> None:
     assert hide_image_path("3 test images of images in /home/somebody/photos", config).endswith("of images in photos")
     config = DataConfig(source="cifar10", data_dir="/data")
     assert hide_image_path("TFDS cifar10", config) == "TFDS cifar10"
-
-
-class TestRights:
-    def test_card_states_the_rights_in_the_training_images(self) -> None:
-        for source, said in {"photographs": "CC0", "cifar10": "Krizhevsky", "folder:faces": "not recorded"}.items():
-            config = Config(name="tiny", data=DataConfig(source=source))
-            assert said in describe_training_images(config, {}, 1)[1]
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import shutil
-import sys
 
 import numpy as np
 import onnxruntime
@@ -26,7 +25,6 @@ from export.formats.runtimes import LiteRTFiles, OnnxFiles
 from export.pipeline import ExportConfig, export
 from export.verification.comparison import compare_files
 from export.verification.verify import verify_folder
-from tfdecouple.runtime.requirements import MissingPackageError
 
 COUNT, BAD = 4, 2
 OTHERS = [row for row in range(COUNT) if row != BAD]
@@ -191,13 +189,6 @@ class TestShapesAndTypes:
 
 
 NAMES = list_onnx_names(SMALL)
-
-
-def test_a_missing_package_names_its_extra(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingPackageError, match=r"^the format litert needs ai_edge_litert.*tfdecouple\[litert\]"):
-        ExportConfig(run=tmp_path, to=tmp_path / "to", formats=("litert",))
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from export import pipeline
 from export.endpoints import list_endpoints
 from export.formats import onnx as onnx_writer
 from export.formats.runtimes import WARMUP_FILE
-from export.formats.saved_model import write_serving_files
 from export.pipeline import ExportConfig
 from export.verification import comparison
 from export.verification.comparison import compare_files
@@ -297,12 +296,6 @@ class TestProcess:
         err = refused("--endpoints", *SIGNATURES, expected=EXIT_FAILED)
         assert err.startswith("error: not published: ")
         assert f"weight decoder.onnx: {COUPLING}/last_direction has other numbers" in err
-
-    def test_export_whose_server_settings_name_another_model_is_refused(self, monkeypatch, built, refused):
-        write = "export.formats.saved_model.write_serving_files"
-        monkeypatch.setattr(write, lambda folder, name: write_serving_files(folder, "other"))
-        err = refused("--format", "savedmodel", "--endpoints", *SIGNATURES, expected=EXIT_FAILED)
-        assert err.startswith("error: not published: models.config names other and not the model tiny")
 
     def test_kill_of_the_verification_refuses_and_leaves_no_folder(self, monkeypatch, built, tiny_run, tmp_path):
         # As the kernel does where memory runs out.

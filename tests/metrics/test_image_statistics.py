@@ -74,11 +74,6 @@ def test_statistics_in_z_follow_z_in_a_switch_and_the_others_follow_v():
     assert report["statistics"]["brightest quadrant"]["r2"]["v, PCA"]["mean"] > 0.5
 
 
-def test_image_statistics_of_too_few_images_are_refused():
-    with pytest.raises(DataError, match="3 images are too few"):
-        statistics.compute_image_statistics(MeanColourModel(), images_of(0, 9), images_of(1, 3), batch_size=9)
-
-
 DIMENSIONS = 4
 COVARIANCE = np.array([[1.0, 0.8, 0, 0], [0.8, 1.0, 0, 0], [0, 0, 0.25, 0], [0, 0, 0, 4.0]])
 SHIFT = np.array([1.0, 0.0, 0.5, 0.0])

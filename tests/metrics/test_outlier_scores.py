@@ -41,11 +41,6 @@ class TestModelScores:
         values = np.concatenate([part.numpy().ravel() for part in parts])
         np.testing.assert_array_equal(np.sort(values), np.sort(v.numpy().ravel()))
 
-    def test_outlier_scores_of_no_images_are_empty(self, tiny_model):
-        empty = np.zeros((0, 8, 8, 3), np.uint8)
-        scores = tiny_model.outlier_scores(empty, noise=(np.zeros((0, 4), "f4"), np.zeros((0, 8, 8, 3), "f4")))
-        assert all(value.shape == (0,) for value in scores)
-
 
 class TestScores:
     @pytest.mark.parametrize("dimensions", [48, 192, 3072, 196_608])

@@ -107,14 +107,6 @@ class TestModel:
         equal(again.decode(*again.encode(images)), quantize(images, config.n_bits))
         equal(model.sample(2, seed=1), again.sample(2, seed=1))
 
-    def test_keras_file_of_an_uninitialised_model_stays_uninitialised(self, tmp_path):
-        model = DecoupledModel(SMALLEST)
-        model.save(tmp_path / "model.keras")
-        again = keras.saving.load_model(tmp_path / "model.keras")
-        assert has_weights(again, read_weights(model))
-        with pytest.raises(NotInitializedError):
-            again.sample(1)
-
     def test_names_of_weights_depend_on_the_config_alone(self):
         model = DecoupledModel(SMALLEST)
         names = list(model.named_variables())

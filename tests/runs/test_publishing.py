@@ -78,14 +78,6 @@ def test_model_card_has_the_header_of_the_hub(published):
     assert read.eval_results[0].metric_value == 6.5432
 
 
-def test_publish_leaves_out_a_damaged_summary(run, tmp_path, capsys):
-    damaged, to = shutil.copytree(run, tmp_path / "run"), tmp_path / "faces"
-    (damaged / "summary.json").write_text('{"steps": 9}')
-    assert main(["publish", "--run", str(damaged), "--to", str(to), "--licence", "mit"]) == 0
-    assert "summary.json cannot be read and is left out: it has no test results" in capsys.readouterr().out
-    assert not (to / "summary.json").exists() and "model-index" not in (to / "README.md").read_text()
-
-
 def test_manifest_lists_every_file_and_detects_changes(published, tmp_path):
     manifest = Manifest.read(published / MANIFEST, "x")
     files = {path.relative_to(published).as_posix() for path in published.rglob("*") if path.is_file()}
@@ -169,10 +161,3 @@ def test_weights_of_a_folder_are_published_with_data_that_all_users_have(run, pu
         # Whether the folder had the page's example photographs is not known.
         assert {example["seen"] for example in describe_model(provenance)["examples"]} == {None}
     assert RunFolder(published).read_config().data.source == "folder:faces"
-
-
-@pytest.mark.parametrize("data", ["photograps", "folder:/home/ada/faces"])
-def test_published_weights_take_data_that_all_users_have(data, run, tmp_path, capsys):
-    arguments = ["publish", "--run", str(run), "--to", str(tmp_path / "to"), "--licence", "mit", "--data", data]
-    assert f"--data is {data!r}; give a data set that all users have" in refused(capsys, lambda: main(arguments))
-    assert not (tmp_path / "to").exists()

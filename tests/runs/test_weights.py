@@ -12,7 +12,6 @@ from PIL import Image
 import tfdecouple
 from export.formats.web import make_example_files
 from tfdecouple.cli import main
-from tfdecouple.config import PHOTOGRAPHS, preset_config
 from tfdecouple.data.batches import load_images
 from tfdecouple.data.image_file import crop_and_resize
 from tfdecouple.data.sources import open_source
@@ -32,17 +31,6 @@ def test_bundled_weights_are_complete_and_small():
     manifest = Manifest.read(HERE / MANIFEST, "photographs")
     assert manifest == Manifest.from_folder(HERE)
     assert sum(facts.bytes for name, facts in manifest.files.items() if "/best-" in name) < 8_000_000
-
-
-def test_card_and_config_describe_the_bundled_weights():
-    config, summary = RunFolder("photographs").read_config(), RunFolder("photographs").read_summary()
-    assert config.data.photographs == PHOTOGRAPHS
-    assert config.model == preset_config("quickstart64").model
-    text = (HERE / "README.md").read_text()
-    assert 'tfdecouple.load_model("photographs")' in text
-    assert 'license: "apache-2.0"' in text and "all in the public domain or under CC0" in text
-    assert f"| bits per dimension | {summary['test']['bits_per_dim']:.3f} on 1000 test images" in text
-    assert summary["reconstruction"] == "16 of 16 images identical to the last pixel"
 
 
 def test_bundled_weights_decode_exactly_and_use_z():

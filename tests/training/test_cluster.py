@@ -4,20 +4,16 @@ import socket
 import subprocess
 import threading
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.places import PATIENCE, ROOT
 from helpers.refusals import refusal
-from helpers.runs import run_config
 from helpers.worker_pairs import WorkerThreads, choose_addresses
 
-from tfdecouple.cli.evaluate import Evaluation
-from tfdecouple.errors import ConfigError, DataError, RunError, UserError
-from tfdecouple.runs.opened_run import Run
-from tfdecouple.training import loop, train, workers
+from tfdecouple.errors import ConfigError, RunError, UserError
+from tfdecouple.training import workers
 from tfdecouple.training.workers import (
     Cluster,
     LostWorkerError,
@@ -83,20 +79,6 @@ class TestTfConfig:
         assert refused.startswith("TF_CONFIG is no description of a cluster") and message in refused
 
 
-def test_evaluation_uses_all_visible_gpus(monkeypatch):
-    def refuse(*_):
-        raise ConfigError("no run")
-
-    asked, devices = [], tf.config.list_logical_devices("CPU")
-    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: devices)
-    alone = tf.distribute.get_strategy()
-    monkeypatch.setattr(workers, "get_mirrored_strategy", lambda names: asked.append(names) or alone)
-    monkeypatch.setattr(Run, "open", refuse)
-    with pytest.raises(ConfigError, match="no run"):
-        Evaluation(SimpleNamespace(run="run"), [])
-    assert asked == [("CPU:0", "CPU:1")]
-
-
 def test_gpu_hidden_from_the_process_is_not_used(monkeypatch, set_tf_config):
     gpu, listed = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU"), tf.config.list_physical_devices
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [gpu] if kind == "GPU" else listed(kind))
@@ -104,27 +86,6 @@ def test_gpu_hidden_from_the_process_is_not_used(monkeypatch, set_tf_config):
     set_tf_config(tf_config())
     with pytest.raises(ConfigError, match="a worker of this cluster has only one CPU device"):
         make_strategy(2, find_cluster())
-
-
-def test_images_missing_on_one_worker_end_all_workers(image_folder, tmp_path, monkeypatch):
-    together, devices, ranks = WorkerThreads(), make_strategy(1), iter([0, 1])
-    monkeypatch.setattr(loop, "find_cluster", lambda: SimpleNamespace(rank=next(ranks), workers=["a:1", "b:1"]))
-    monkeypatch.setattr(loop, "meet_workers", lambda *_: None)
-    monkeypatch.setattr(loop, "make_strategy", lambda *_: devices)
-    monkeypatch.setattr(loop, "make_collective_sum", lambda *_: None)
-    monkeypatch.setattr(loop, "Workers", lambda count=1, rank=0, add=None: together.workers[rank])
-    opened = iter([False, True])
-
-    def open_source(*_):
-        if not next(opened):
-            raise DataError("no images")
-        return SimpleNamespace(label_names=())
-
-    monkeypatch.setattr(loop, "open_source", open_source)
-    ends = together.run(lambda _: train(run_config(image_folder), tmp_path / "run"))
-    first, second = sorted(map(str, ends), key=len)
-    assert first == "no images" and second in {f"worker {rank}: {first}" for rank in (0, 1)}
-    assert not (tmp_path / "run").exists()
 
 
 class TestMeeting:

@@ -293,12 +293,6 @@ class TestBestStep:
 
 
 class TestHealth:
-    def test_evaluation_of_a_healthy_training_says_so(self, fake_run, capsys):
-        fake_run.measure(lambda split: 3.0)
-        fake_run.train()
-        out = capsys.readouterr().out
-        assert out.count("; healthy\n") == 2 and "out of range" not in out
-
     def test_evaluation_names_metrics_that_are_out_of_range(self, fake_run, capsys, monkeypatch):
         fake_run.measure(lambda split: 9.0)
         fake_run.skip_steps({1})

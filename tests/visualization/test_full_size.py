@@ -124,15 +124,6 @@ class TestPhotograph:
             np.testing.assert_array_equal(np.asarray(again)[..., 3], upright[..., 3])
             assert 0x0112 not in again.getexif()
 
-    def test_16_bits_animations_and_grey_models_are_supported(self, tmp_path):
-        grey = (np.arange(600).reshape(20, 30) * 100).astype(np.uint16)
-        photograph = read_photograph(written(tmp_path, Image.fromarray(grey), "a.png"), 3, 2048)
-        np.testing.assert_array_equal(photograph.pixels, np.repeat((grey >> 8)[..., None], 3, -1))
-        frames = [Image.fromarray(np.full((9, 9, 3), value, np.uint8)) for value in (10, 200)]
-        animation = written(tmp_path, frames[0], "a.webp", save_all=True, append_images=frames[1:], lossless=True)
-        assert (read_photograph(animation, 3, 2048).pixels == 10).all()
-        assert read_photograph(animation, 1, 2048).pixels.shape == (9, 9, 1)
-
     def test_photograph_of_another_colour_space_becomes_srgb(self, tmp_path):
         profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
         srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
@@ -185,13 +176,6 @@ class TestPhotograph:
         photograph = read_photograph(path, 3, 2048)
         photograph.metadata["dpi"] = ("no", "number")
         assert Image.open(io.BytesIO(photograph.encode_photograph(photograph.pixels)[0])).size == (30, 20)
-
-    def test_losses_are_noted(self, tmp_path):
-        image = Image.fromarray(smooth_photograph(40, 50))
-        assert read_photograph(written(tmp_path, image, "a.png"), 3, 50).losses == {}
-        assert read_photograph(written(tmp_path, image, "a.jpg"), 3, 20).losses == {"shrunk": " from 50 x 40"}
-        deep = Image.fromarray(np.full((9, 9), 1000, np.uint16))
-        assert [*read_photograph(written(tmp_path, deep, "b.png"), 3, 50).losses] == ["8 bits instead of 16"]
 
     def test_unreadable_photograph_is_refused(self, tmp_path):
         (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
