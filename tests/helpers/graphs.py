@@ -23,16 +23,12 @@ WITH_STEP_LAYERS = {"steps": (1, (1, 1, 1), 2), "step_layers": tuple(LAYERS), "m
 # {name: config of a tested model}. Feature maps of TINY have odd channel counts (3, 9) and even ones (12, 24).
 VARIANTS = {
     "alpha-0.8": TINY,
-    "base": dataclasses.replace(TINY, conditioning="base", base_hidden=5),
     "none": dataclasses.replace(STAGES, conditioning="none"),
     "colour map": variants.VARIANTS["colour-map"],
     "normal prior": variants.VARIANTS["normal"],
     "combined": dataclasses.replace(TINY, latent_dim=5, n_bits=5, alpha=1.0, prior_alpha=1.0, **WITH_STEP_LAYERS),
     "dequantization": variants.VARIANTS["dequantization"],
     "grey": dataclasses.replace(variants.VARIANTS["dequantization"], image_shape=(4, 8, 1)),
-    "five channels": dataclasses.replace(
-        TINY, image_shape=(8, 4, 5), conditioning="base", base_hidden=5, encoder_channels=(4,)
-    ),
     "classes": OF_CLASSES["classes"],
     "prior of classes": OF_CLASSES["prior-classes"],
     "odd": ODD,

@@ -171,9 +171,6 @@ def pinned(name: str, python: str) -> dict[str, Version]:
     return versions
 
 
-TRAIN, SERVE = (ROOT / "docker" / f"{name}.Dockerfile" for name in ("train", "serve"))
-
-
 class TestRequirements:
     def test_extra_named_for_a_missing_package_installs_it(self):
         config, distributions = setup(), {"tensorflow_serving": "tensorflow-serving-api"}

@@ -45,13 +45,10 @@ class TestImages:
         start = snapshot(model)
         kinds = {
             "array": ((images,), False),
-            "tensor": ((tf.constant(images),), False),
             "data set": ((dataset(images).batch(10),), False),
             "PyDataset": ((Batches(images),), False),
             "generator": ((batch for batch in (images[:10], images[10:])), False),
             "array, labels": ((images, labels), True),
-            "(array, labels)": (((images, labels),), True),
-            "data set of pairs": ((dataset((images, labels)).batch(10),), True),
             "data set of dicts": ((dataset({"image": images, "label": labels}).batch(10),), True),
         }
         expected = None
