@@ -73,12 +73,6 @@ class TestCodes:
         equal(between[:, 0, 0], a)
         equal(between[:, 1, 1], b)
 
-    @pytest.mark.parametrize("labels", [3, [LABELS], None])
-    def test_switch_refuses_labels_that_are_no_pair_in_one_line(self, labels):
-        model = variant("classes")
-        message = message_of(DataError, lambda: model.switch(images_of(model), images_of(model), labels))
-        assert labels is None or "must be a pair" in message
-
     def test_model_with_class_codes_has_no_encoder_and_no_density_of_z(self):
         model = variant("classes")
         assert model.encoder is None and model.prior_flow is None

@@ -28,7 +28,7 @@ from tfdecouple.metrics import classification
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.metrics.drawn_images import draw_image_indices
 from tfdecouple.metrics.frechet import draw_model_samples
-from tfdecouple.metrics.outliers import MADE, SCORES, OutlierScorer, compare_outlier_scores, make_outlier_images
+from tfdecouple.metrics.outliers import MADE, SCORES, compare_outlier_scores, make_outlier_images
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import load_model
 
@@ -147,18 +147,6 @@ class TestMore:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            (["--frechet", "no/such.onnx"], "there is no extractor file no/such.onnx"),
-            (["--image-statistics", "--split", "train"], "--split is 'train', which --image-statistics is fitted on"),
-            (["--outliers", "noisy"], "did you mean noise"),
-            (["--outliers", "folder:/no/such"], "there is no folder /no/such"),
-        ],
-    )
-    def test_wrong_option_of_evaluate_is_one_line(self, made_run, capsys, tmp_path, arguments, message):
-        assert message in refused(capsys, "--run", made_run, "--out", tmp_path / "out", *arguments)
-
     def test_evaluate_refuses_latent_use_without_z(self, image_folder, tmp_path, capsys):
         run = make_run(tmp_path / "run", image_folder, conditioning="none")
         assert "has no z" in refused(capsys, "--run", run, "--latent-use")
@@ -253,14 +241,6 @@ class TestAllMetrics:
         bits = read(out, "bits_per_dim-validation")["bits_per_dim"]
         assert np.mean(known["bits_per_dim"]) == pytest.approx(bits, rel=1e-5)
         assert (out / "outliers-validation.png").is_file()
-
-    def test_outlier_scores_of_an_image_do_not_depend_on_its_batch(self, out, run, labelled):
-        scores = read(out, "outliers-validation")["per_image"]["validation"]
-        images, _ = load_images(open_source(DataConfig(source=f"folder:{labelled}"), (8, 8, 3)), "validation", 6)
-        right = OutlierScorer(load_model(run), 1, seed=3)(images[:4], np.arange(4))
-        order = np.argsort(scores["index"])[:4]
-        for name in SCORES:
-            np.testing.assert_allclose(np.array(scores[name])[order], right[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 class TestMadeImages:

@@ -2,14 +2,12 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.commands import command, refuse
 from helpers.models import SMALL, random_images, save_images
-from helpers.refusals import message_of
 from helpers.runs import run_config, write_run
 from helpers.variants import fresh
 from PIL import Image
@@ -17,8 +15,6 @@ from PIL import Image
 from tfdecouple import randomness
 from tfdecouple.config import DataConfig
 from tfdecouple.data.image_file import read_image
-from tfdecouple.errors import DataError
-from tfdecouple.metrics.drawn_images import draw_uncropped_images
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.latent_directions import Direction, Directions
 from tfdecouple.runs.opened_run import hash_weights, load_model
@@ -271,12 +267,6 @@ class TestProject:
         np.testing.assert_allclose(facts["points"], points, atol=1e-5)
         np.testing.assert_allclose(facts["explained_variance"], shares, atol=1e-5)
 
-    def test_project_shows_t_sne(self, finished_run, tmp_path):
-        command("project", "--run", finished_run, "--out", tmp_path, "--method", "tsne", "--count", 4)
-        facts = json.loads((tmp_path / "project-tsne.json").read_text())
-        assert np.isfinite(facts["points"]).all() and np.shape(facts["points"]) == (4, 2)
-        assert (tmp_path / "project-tsne.png").is_file()
-
 
 class TestCurves:
     def test_curves_show_the_values_of_the_log(self, finished_run, tmp_path, capsys):
@@ -372,12 +362,6 @@ def test_evaluate_measures_bits_per_dim_of_every_image(tiny_run, sizes, tmp_path
     assert values["bits_per_dim"] == pytest.approx(np.mean([row["bits_per_dim"] for row in values["images"]]))
 
 
-def test_own_size_refuses_data_sets_without_files():
-    source = SimpleNamespace(name="cifar10", title="TFDS cifar10/3.0.2", image_shape=(32, 32, 3))
-    message = message_of(DataError, lambda: draw_uncropped_images(source, "test", 0, 0))
-    assert message.startswith("TFDS cifar10/3.0.2 has no images of their own size")
-
-
 class TestRefusals:
     @pytest.mark.parametrize(("name", "says"), [("sample", "no checkpoint yet"), ("curves", "no metrics")])
     def test_commands_refuse_runs_without_checkpoint_or_metrics(self, capsys, image_folder, tmp_path, name, says):
@@ -386,10 +370,6 @@ class TestRefusals:
         write_text(tmp_path / "begun" / "config.json", run_config(image_folder).to_json())
         line = refuse(capsys, name, "--run", tmp_path / "begun")
         assert str(tmp_path / "begun") in line and says in line
-
-    def test_commands_that_need_z_refuse_a_model_without_z(self, capsys, run_without_z):
-        line = refuse(capsys, "switch", "--run", run_without_z)
-        assert "has no z" in line and "switch needs one" in line
 
     def test_unreadable_image_and_unwritable_folder_are_one_line(self, capsys, finished_run, tmp_path):
         (tmp_path / "a.png").write_text("text")

@@ -95,18 +95,6 @@ class TestDirections:
         np.testing.assert_array_equal(directions["is_red"].vector, directions["red"].vector)
         assert directions["brightness"].figures["kind"] == "number"
 
-    def test_directions_refuses_wrong_labels_amounts_and_files(self, run, coloured, image_folder, tmp_path, capsys):
-        def refuse_search(*more, folder=coloured):
-            return refuse(capsys, "directions", "--run", run, "--data", f"folder:{folder}", *more)
-
-        assert "directions need two or more" in refuse_search(folder=image_folder)
-        assert "'rde', which no image has; did you mean red" in refuse_search("--labels", "rde")
-        assert "--amounts" in refuse_search("--amounts", 1, "x")
-        assert "--split" in refuse_search("--split", "train")
-        (tmp_path / "others.csv").write_text("file,n\nx.png,1\n")
-        attributes = ("--attributes", tmp_path / "others.csv")
-        assert "no row for any of 24 images of train" in refuse_search(*attributes)
-
 
 class TestEdit:
     def test_edit_shows_images_along_the_direction(self, found, run, coloured, tmp_path, capsys):

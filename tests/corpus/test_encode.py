@@ -16,7 +16,6 @@ from tfdecouple.corpus import read_codes
 from tfdecouple.errors import DataError
 from tfdecouple.metrics.outliers import SCORES, OutlierScorer
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs.opened_run import Run
 
 # One test encodes as the command does, which traces.
 pytestmark = pytest.mark.usefixtures("eager_file", "quiet")
@@ -140,14 +139,3 @@ class TestRefusals:
             fcntl.flock(file, fcntl.LOCK_EX)
             assert "another program is writing to" in refused(capsys, encode)
         assert encode() == 0
-
-    def test_encode_refuses_a_folder_with_other_files(self, encode, tmp_path, capsys):
-        (tmp_path / "codes").mkdir()
-        (tmp_path / "codes" / "thesis.txt").write_text("mine")
-        assert "holds other files, such as thesis.txt" in refused(capsys, encode)
-        assert {path.name for path in (tmp_path / "codes").iterdir()} == {"thesis.txt"}
-
-
-def test_a_crop_for_a_data_set_is_not_taken_for_the_users_images(model, pictures, tmp_path):
-    run = write_run(tmp_path / "other", model, data=DataConfig(source="cifar10", centre_crop=4))
-    assert Run.open(run).make_data_config(f"folder:{pictures}").centre_crop == 0

@@ -98,14 +98,6 @@ class TestWeb:
             config = json.loads((to / "web" / "model" / "config.json").read_text())
             assert config["web_gpu"] == bool(options)
 
-    def test_runtime_that_is_missing_is_refused_before_anything_takes_time(self, quick, refused, monkeypatch, tmp_path):
-        monkeypatch.setattr(pipeline, "make_test_vectors", lambda *_, **__: pytest.fail("this takes time"))
-        line = refused("--format", "web", "--web-runtime", tmp_path)
-        assert str(tmp_path) in line and web.RUNTIME_FILES[2] in line
-        monkeypatch.setenv("PATH", str(tmp_path))
-        line = refused("--format", "web")
-        assert "there is no npm here" in line and "--web-runtime" in line
-
 
 @pytest.mark.parametrize("run_name", ["faces, 2nd try/ema", "../../etc", "Größe 3", 'a"b', "---", ""])
 def test_any_run_name_makes_a_model_that_can_be_served(run_name, tmp_path):

@@ -12,7 +12,6 @@ from helpers.refusals import message_of
 
 from tfdecouple.errors import DataError, NotInitializedError
 from tfdecouple.metrics import classification
-from tfdecouple.metrics.drawn_images import draw_image_indices
 from tfdecouple.metrics.metric import Estimate
 from tfdecouple.model import DecoupledModel
 
@@ -85,12 +84,6 @@ def test_pca_of_few_images_has_no_component_of_rounding_errors():
         pca = classification.fit_pca(values, 64, seed=0)
         assert len(pca.components_) == 19 and pca.explained_variance_.min() > 1e-3
         assert pca.transform(values).dtype == np.float32
-
-
-def test_images_are_drawn_from_the_whole_split_without_repetition(source):
-    indices = draw_image_indices(source, "train", 30, seed=0)
-    assert len(set(indices.tolist())) == 30 and indices.min() < 40 and indices.max() >= 80
-    assert set(indices) != set(draw_image_indices(source, "train", 30, seed=1))
 
 
 class TestLinearProbe:

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import yaml
-from helpers.refusals import message_of, refused
+from helpers.refusals import message_of
 
 from export.formats.web import describe_model
 from export.provenance import open_run
@@ -113,21 +113,6 @@ def test_untrusted_manifest_is_refused(published, tmp_path, change, said):
     (tmp_path / MANIFEST).write_text(json.dumps(values))
     line = message_of((RunError, UntrustedError), lambda: Manifest.read(tmp_path / MANIFEST, "hf://ada/faces"))
     assert said in line and "hf://ada/faces" in line
-
-
-def test_publish_refuses_wrong_arguments(run, published, tmp_path, capsys):
-    to = str(tmp_path / "new")
-
-    def said(*arguments):
-        return refused(capsys, lambda: main(["publish", *map(str, arguments)]))
-
-    assert "publish needs --licence" in said("--run", run, "--to", to)
-    line = said("--run", run, "--to", to, "--licence", "Apache 2")
-    assert "the licence is 'Apache 2'; name it as the Hub does" in line
-    assert "exists and is no empty folder" in said("--run", run, "--to", published, "--licence", "mit")
-    assert "is no address on the Hub" in said("--run", run, "--to", "hf://faces", "--licence", "mit")
-    assert "there is no run folder" in said("--run", tmp_path / "no", "--to", to, "--licence", "mit")
-    assert not (tmp_path / "new").exists() and not list(tmp_path.glob(".publish*"))
 
 
 @pytest.mark.parametrize("kind", ["saved alone", "imported"])

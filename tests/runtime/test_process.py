@@ -1,4 +1,3 @@
-import importlib.util
 import io
 import os
 from types import SimpleNamespace
@@ -8,7 +7,6 @@ import tensorflow as tf
 from helpers.places import run_python
 from helpers.refusals import message_of, refused
 
-from tfdecouple.cli import main
 from tfdecouple.errors import ConfigError
 from tfdecouple.runtime import process, progress
 from tfdecouple.runtime.process import run_program
@@ -75,11 +73,6 @@ class TestProcess:
         process.divide_cores(threads)
         assert [set_to["intra"], set_to["inter"], count_shards()] == expected
 
-    def test_count_of_threads_set_by_the_user_is_kept(self, set_to, monkeypatch):
-        monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "2")
-        process.divide_cores(2)
-        assert "intra" not in set_to
-
     @pytest.mark.parametrize("value", ["-1", "two", "99999"])
     def test_invalid_count_of_shards_is_refused(self, set_to, monkeypatch, value):
         monkeypatch.setenv(process.SHARDS, value)
@@ -99,14 +92,6 @@ class TestProcess:
     def test_import_switches_onednn_on_unless_the_user_set_it(self, users):
         program = "import os, tfdecouple; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
         assert run_python("-c", program, TF_ENABLE_ONEDNN_OPTS=users).stdout == f"{users or 1}\n"
-
-    def test_command_without_a_package_names_its_extra_before_it_begins(self, monkeypatch, capsys):
-        find, missing = importlib.util.find_spec, ("onnx", "pyarrow")
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else find(name))
-        line = refused(capsys, lambda: main(["export", "--run", "runs/x", "--to", "y"]))
-        assert "the export needs onnx, which is missing: pip install 'tfdecouple[export]'" in line
-        line = refused(capsys, lambda: main(["encode", "--run", "x", "--out", "y", "--format", "parquet"]))
-        assert "--format parquet needs pyarrow, which is missing: pip install 'tfdecouple[parquet]'" in line
 
     def test_failed_import_of_an_optional_package_names_its_extra(self, capsys):
         def draw():

@@ -19,7 +19,6 @@ from tfdecouple.training.workers import (
     LostWorkerError,
     convert_lost_worker_errors,
     find_cluster,
-    make_strategy,
     meet_workers,
 )
 
@@ -77,15 +76,6 @@ class TestTfConfig:
         set_tf_config(given)
         refused = refusal(find_cluster)
         assert refused.startswith("TF_CONFIG is no description of a cluster") and message in refused
-
-
-def test_gpu_hidden_from_the_process_is_not_used(monkeypatch, set_tf_config):
-    gpu, listed = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU"), tf.config.list_physical_devices
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [gpu] if kind == "GPU" else listed(kind))
-    assert "CPU" in make_strategy(1).extended.worker_devices[0]
-    set_tf_config(tf_config())
-    with pytest.raises(ConfigError, match="a worker of this cluster has only one CPU device"):
-        make_strategy(2, find_cluster())
 
 
 class TestMeeting:
@@ -177,16 +167,8 @@ class TestExamples:
         kubernetes_validate = pytest.importorskip("kubernetes_validate")
         yaml = pytest.importorskip("yaml")
 
-        def validate(text):
-            for resource in yaml.safe_load_all(text):
-                kubernetes_validate.validate(resource, kubernetes_validate.latest_version(), strict=True)
-
-        manifest = (CLUSTER_EXAMPLES / "kubernetes.yaml").read_text(encoding="utf-8")
-        validate(manifest)
-        for right, wrong in {"containerPort: 2222": "containerPort: many", "completions: 2": "completion: 2"}.items():
-            assert right in manifest
-            with pytest.raises(kubernetes_validate.ValidationError):
-                validate(manifest.replace(right, wrong))
+        for resource in yaml.safe_load_all((CLUSTER_EXAMPLES / "kubernetes.yaml").read_text(encoding="utf-8")):
+            kubernetes_validate.validate(resource, kubernetes_validate.latest_version(), strict=True)
 
     @pytest.mark.parametrize("index", [0, 1])
     def test_kubernetes_pods_have_each_others_addresses(self, tmp_path, set_tf_config, index):

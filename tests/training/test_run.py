@@ -218,12 +218,6 @@ class TestRefusals:
             message = message_of(RunError, lambda: train(runs.run_config(image_folder), tmp_path))
         assert "another program is training in" in message
 
-    def test_training_refuses_a_batch_that_devices_do_not_divide(self, tmp_path, image_folder):
-        config = runs.run_config(image_folder, batch_size=9)
-        message = message_of(ConfigError, lambda: train(config, tmp_path / "run", devices=2))
-        assert "training.batch_size is 9, no multiple of the 2 devices" in message
-        assert not (tmp_path / "run").exists()
-
 
 class TestWarmStart:
     def test_init_from_loads_the_best_weights_of_another_run(self, finished_run, image_folder, tmp_path, monkeypatch):
@@ -305,19 +299,6 @@ class TestHealth:
             assert value in first
         # The second evaluation counts only the steps since the first.
         assert "since step" not in second and "0.0012" in second
-
-    def test_gradient_far_above_its_median_is_a_warning_sign(self):
-        measured = {"smallest_scale": 0.5, "worst_condition": 9.0, "bits_per_dim": 3.0}
-        rows = [
-            {"kind": "train", "step": step, "gradient_norm": norm, "skipped_steps": 0, "bits_per_dim": 3.0}
-            for step, norm in enumerate([50.0, 2.0, 3.0, 2.0, 3.0, "nan", 31.0])
-        ]
-        assert evaluation.list_warning_signs(measured, rows[:-1]) == []
-        (sign,) = evaluation.list_warning_signs(measured, rows)
-        assert "gradient norm is 31" in sign
-        assert evaluation.list_warning_signs(measured, []) == []
-        not_finite = dict.fromkeys(measured, math.nan)
-        assert len(evaluation.list_warning_signs(not_finite, rows[:-1])) == 3
 
 
 class TestDivergence:

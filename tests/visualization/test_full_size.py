@@ -6,7 +6,6 @@ import pytest
 import tensorflow as tf
 from PIL import ExifTags, Image, ImageCms
 
-from tfdecouple.errors import DataError
 from tfdecouple.model.any_size import shrink_images
 from tfdecouple.visualization.full_size import read_photograph
 from tfdecouple.visualization.guided_filter import change_at_full_size, shrink_photograph
@@ -124,16 +123,6 @@ class TestPhotograph:
             np.testing.assert_array_equal(np.asarray(again)[..., 3], upright[..., 3])
             assert 0x0112 not in again.getexif()
 
-    def test_photograph_of_another_colour_space_becomes_srgb(self, tmp_path):
-        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
-        srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-        image = Image.fromarray(smooth_photograph(20, 30))
-        same = written(tmp_path, image, "a.png", icc_profile=srgb.tobytes())
-        assert np.abs(read_photograph(same, 3, 2048).pixels.astype(int) - np.asarray(image)).max() <= 1
-        # A profile that does not fit the pixels is left aside.
-        unfit = written(tmp_path, image, "b.png", icc_profile=profile.tobytes())
-        np.testing.assert_array_equal(read_photograph(unfit, 3, 2048).pixels, np.asarray(image))
-
     @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif", "a.bmp"])
     def test_result_keeps_exif_and_resolution_without_the_orientation(self, tmp_path, name):
         image = Image.fromarray(smooth_photograph(30, 50))
@@ -176,11 +165,3 @@ class TestPhotograph:
         photograph = read_photograph(path, 3, 2048)
         photograph.metadata["dpi"] = ("no", "number")
         assert Image.open(io.BytesIO(photograph.encode_photograph(photograph.pixels)[0])).size == (30, 20)
-
-    def test_unreadable_photograph_is_refused(self, tmp_path):
-        (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
-        for name in ("broken.png", "missing.png"):
-            with pytest.raises(DataError, match="cannot read the image"):
-                read_photograph(str(tmp_path / name), 3, 2048)
-        with pytest.raises(DataError, match="--size model"):
-            read_photograph(str(tmp_path / "broken.png"), 4, 2048)
