@@ -6,7 +6,6 @@ The laws of the layers in tests/layers/test_laws.py hold the values and log-dete
 import gc
 import weakref
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -82,11 +81,6 @@ class TestBijector:
         assert_close(y, tfb.Sigmoid().forward(x))
         assert_close(log_det, tf.reduce_sum(tfb.Sigmoid().forward_log_det_jacobian(x), -1))
         assert np.all(np.isfinite(bijectors.Sigmoid().forward_and_log_det(tf.constant([[-80.0], [80.0]]))[1]))
-
-    @pytest.mark.parametrize("kind", [tf.Variable, keras.Variable])
-    def test_bijector_refuses_a_variable_as_parameter(self, kind):
-        with pytest.raises(UserError, match="variable"):
-            bijectors.ChannelAffine(kind(np.zeros(3, "float32")), tf.zeros([3]))
 
     @pytest.mark.parametrize(
         "call",

@@ -139,12 +139,6 @@ class TestMore:
         assert f"active units         {use['active_units']} of 4" in out
         assert f"{use['shuffling_costs']['mean']:.4f} ± " in out
 
-    def test_single_image_has_no_standard_error_in_table_and_json(self, made_run, tmp_path, capsys):
-        assert command("--run", made_run, "--images", 1, "--out", tmp_path) == 0
-        text = (tmp_path / "bits_per_dim-test.json").read_text()
-        assert "NaN" not in text and json.loads(text)["standard_error"] is None
-        assert "±" not in capsys.readouterr().out
-
 
 class TestRefusals:
     def test_evaluate_refuses_latent_use_without_z(self, image_folder, tmp_path, capsys):

@@ -7,13 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.commands import command, refuse
-from helpers.models import SMALL, random_images, save_images
-from helpers.runs import run_config, write_run
-from helpers.variants import fresh
+from helpers.models import random_images, save_images
+from helpers.runs import run_config
 from PIL import Image
 
 from tfdecouple import randomness
-from tfdecouple.config import DataConfig
 from tfdecouple.data.image_file import read_image
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.latent_directions import Direction, Directions
@@ -43,14 +41,6 @@ def labelled(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(finished_run):
     return load_model(finished_run)
-
-
-@pytest.fixture(scope="module")
-def run_without_z(image_folder, tmp_path_factory):
-    """A run folder of a model without z, which sees 5 bits of each colour."""
-    model = fresh(dataclasses.replace(SMALL, conditioning="none", n_bits=5))
-    data = DataConfig(source=f"folder:{image_folder}")
-    return write_run(tmp_path_factory.mktemp("without") / "z", model, data=data)
 
 
 class Shown:
@@ -227,14 +217,6 @@ class TestInterpolate:
         images = model.interpolate(*self.read_pairs(shown, image_folder), places, places, path=shown.facts["path"])
         shown.require(np.reshape(images, [6, 3, SIDE, SIDE, 3]), header=LINE, group=(3, 0))
 
-    def test_interpolate_shows_line_and_arc_together(self, finished_run, image_folder, model, tmp_path):
-        command("interpolate", "--run", finished_run, "--out", tmp_path, "--steps", 3, "--path", "both")
-        shown, places = Shown(tmp_path, "interpolate"), [0, 0.5, 1]
-        a, b = self.read_pairs(shown, image_folder)
-        assert shown.facts["path"] == "both"
-        images = [model.interpolate(a, b, places, places, path=path)[0] for path in ("lerp", "slerp")]
-        shown.require(np.concatenate(images, 1), header=LINE, group=(0, 3), width=1600)
-
 
 class TestNeighbours:
     def test_neighbours_counts_repeated_images(self, finished_run, image_folder, model, tmp_path, monkeypatch):
@@ -269,17 +251,6 @@ class TestProject:
 
 
 class TestCurves:
-    def test_curves_show_the_values_of_the_log(self, finished_run, tmp_path, capsys):
-        command("curves", "--run", finished_run, "--out", tmp_path)
-        with Image.open(tmp_path / "curves.png") as picture:
-            assert picture.format == "PNG" and picture.size == (900, 660)
-        curves = RunFolder(finished_run).read_curves()
-        rows = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
-        for kind in ("train", "validation"):
-            values = [(row["step"], row["bits_per_dim"]) for row in rows if row["kind"] == kind]
-            assert list(zip(*curves[kind]["bits_per_dim"], strict=True)) == values
-        assert "to update 10" in capsys.readouterr().out
-
     def test_curves_leave_out_values_that_are_not_finite_and_absent_terms(self, finished_run, tmp_path):
         run = tmp_path / "still"
         run.mkdir()

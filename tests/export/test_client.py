@@ -118,11 +118,6 @@ def test_client_returns_the_models_codes_and_switches_in_batches_of_any_size(cli
         assert np.any(ours != images[:5]) and np.any(ours != images[5:])
 
 
-def test_client_takes_the_crop_of_the_metadata(tmp_path):
-    write_onnx_models(tmp_path, OF_5_BITS, **{**METADATA, "crop": "centre square of 140 pixels, or the largest"})
-    assert (source.Model(tmp_path).crop, source.Model(tmp_path).size) == (140, 8)
-
-
 def test_client_switches_photographs_as_the_command_does(exported, tiny_run, tmp_path):
     """The client runs where neither TensorFlow nor SciPy can be imported; one photograph has a colour profile."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -14,13 +14,12 @@ from helpers.program_inputs import WITHOUT_Z, write_onnx_models
 from helpers.serving_server import read_models
 from PIL import Image
 
-from export import pipeline
 from export.card import judge_exactness, make_model_card, render_model_card
 from export.endpoints import list_endpoints
 from export.export_folder import JSON_NAME, MANIFEST, TEXT_NAME, VECTORS
 from export.formats import web
 from export.formats.saved_model import write_serving_files
-from export.provenance import Provenance, make_safe_name, open_run
+from export.provenance import Provenance, make_safe_name
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data.sources import hide_image_path
 
@@ -42,18 +41,6 @@ class TestCard:
         assert (exported / TEXT_NAME).read_text() == render_model_card(card)
         inner = json.loads((exported / "savedmodel" / "1" / "assets.extra" / JSON_NAME).read_text())
         assert inner == card
-
-    def test_model_card_has_metrics_of_averaged_weights(self, quick, monkeypatch, finished_run, command, tmp_path):
-        monkeypatch.setattr(pipeline, "open_run", open_run)
-        assert command("--format", "savedmodel", "--name", "my faces/2", run=finished_run)[::2] == (0, "")
-        card, text = read_card(tmp_path / "to"), (tmp_path / "to" / TEXT_NAME).read_text()
-        summary = json.loads((finished_run / "summary.json").read_text())
-        named = {"name": "my-faces-2", "run": "run", "step": str(summary["best_step"]), "averaged": "true"}
-        assert {key: card[key] for key in named} == named
-        validation, test = summary["validation_bits_per_dim"], summary["test"]["bits_per_dim"]
-        assert card["bits_per_dim"] == {"validation": validation, "test": test, "test_images": 5}
-        assert f"run run, step {card['step']}, averaged" in text and f"{test:.3f} on 5 test images" in text
-        assert "my-faces-2" in (tmp_path / "to" / "models.config").read_text()
 
 
 class TestWeb:

@@ -16,7 +16,6 @@ from helpers.variants import images_of, variant
 import tfdecouple
 from benchmarks.emulation import emulated_accelerator, keep_tf32_switch
 from export.exported_model import ExportedModel
-from export.verification.comparison import compare_files
 from export.verification.vectors import choose_batch_sizes as batch_sizes
 from export.verification.vectors import make_test_vectors
 from tfdecouple.config import PHOTOGRAPHS, DataConfig
@@ -162,19 +161,6 @@ class TestModel:
 
 
 class TestStart:
-    def test_initialize_computes_in_full_float32(self):
-        def initialize():
-            tf.keras.utils.set_random_seed(0)
-            model = DecoupledModel(SMALL)
-            model.initialize(random_images(16), seed=3)
-            return [variable.numpy() for name, variable in model.named_variables().items() if "actnorm" in name]
-
-        full = initialize()
-        with emulated_accelerator():
-            assert same(initialize(), full)
-            with keep_tf32_switch():
-                assert not same(initialize(), full)
-
     def test_gradients_of_a_user_are_in_full_float32_within_the_context_only(self):
         model = built("coupling")
         weights = [variable.value for variable in model.trainable_variables]
@@ -214,17 +200,6 @@ class TestPrograms:
     def test_programs_with_a_model_compute_in_full_float32(self, name):
         kind, run = PROGRAMS[name]
         assert not check(name, run, built(kind) if kind in KINDS else variant(kind))
-
-    def test_verification_runs_a_saved_model_in_full_float32(self, monkeypatch, tmp_path):
-        seen = []
-
-        def load(*arguments):
-            seen.append(enabled())
-            raise ValueError("no file")
-
-        monkeypatch.setattr(tf.compat.v1.saved_model, "load", load)
-        report = compare_files("savedmodel", tmp_path, {}, {"encode": ""})
-        assert seen == [False] and "no file" in report.problems[0]
 
     def test_eight_threads_encode_in_full_float32_and_restore_the_switch_for_tf32(self):
         model = built("coupling")

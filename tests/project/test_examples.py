@@ -189,26 +189,6 @@ class TestExample:
         os.mkfifo(tmp_path / bad)
         example.refuses([folder, bad, good], f"cannot read the image {bad}: it is no regular file")
 
-    def test_example_refuses_unusable_models_in_one_line(self, example, exported, tmp_path):
-        picture = example.save("p", random_images(1, 8)[0])
-        both = (["--check"], [picture, picture])
-        for shape in ("8, 8, 1", "8, 12, 3", "8, 8, 5"):
-            folder = mean_colours(tmp_path, shape=shape)
-            for arguments in both:
-                example.refuses([folder, *arguments], f"takes images [{shape}], and this example squares of RGB alone")
-        labels = ENCODER.replace("images) =>", "images, int32[batch] labels) =>")
-        for arguments in both:
-            example.refuses([mean_colours(tmp_path, encoder=labels), *arguments], "takes images, labels")
-        folder = write_onnx_models(tmp_path / "without z", WITHOUT_Z)
-        words = str(folder / "encoder.onnx"), "without z there is nothing to switch"
-        example.refuses([folder, picture, picture], *words)
-        folder = mean_colours(tmp_path)
-        (folder / "decoder.onnx").write_bytes(b"not a model")
-        example.refuses([folder, picture, picture], f"cannot open the model {folder / 'decoder.onnx'}")
-        # Encoder and decoder are of different models here.
-        shutil.copy(exported / "onnx" / "decoder.onnx", folder)
-        example.refuses([folder, picture, picture], "cannot decode")
-
     @pytest.mark.parametrize("path", PROGRAMS)
     def test_every_program_has_the_pixel_limit_of_training(self, path):
         pattern = r"most_?pixels.* = .*(?:<<|\*\*) ?(\d+)"

@@ -1,18 +1,15 @@
 import dataclasses
 import json
-import pathlib
 import shutil
 
 import pytest
 import yaml
 from helpers.refusals import message_of
 
-from export.formats.web import describe_model
-from export.provenance import open_run
 from tfdecouple.cli import main
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.errors import RunError, UntrustedError
-from tfdecouple.runs.opened_run import Run, hash_weights, load_model, save_run
+from tfdecouple.runs.opened_run import hash_weights, load_model, save_run
 from tfdecouple.runs.pretrained import MANIFEST, Manifest
 from tfdecouple.runs.run_folder import RunFolder
 
@@ -126,23 +123,3 @@ def test_model_card_claims_nothing_of_unknown_images(kind, tiny_run, tmp_path):
     assert "| trained on | data unknown |\n| rights in the images | No licence is claimed: " in body
     assert "photograph" not in body and "CC0" not in body
     assert not any(b"secret" in path.read_bytes() for path in (tmp_path / "to").rglob("*") if path.is_file())
-
-
-def test_weights_of_a_folder_are_published_with_data_that_all_users_have(run, published, tmp_path):
-    """The model card and an export state what the weights were trained on, also after a second publication."""
-    first, second, rights = str(tmp_path / "first"), str(tmp_path / "second"), "104 photographs,\n all CC0."
-    stated = ["--data", "photographs", "--trained-on", "crops of\n104 photographs", "--rights", rights]
-    assert main(["publish", "--run", str(run), "--to", first, "--licence", "mit", *stated]) == 0
-    assert main(["publish", "--run", first, "--to", second]) == 0
-    for folder in (first, second):
-        assert RunFolder(folder).read_config().data.source == "photographs"
-        assert Run.open(folder).open_source(None, None).sizes
-        found, body = header(pathlib.Path(folder))
-        assert "| trained on | crops of 104 photographs, " in body
-        assert "| rights in the images | 104 photographs, all CC0. |" in body
-        assert found["model-index"][0]["results"][0]["dataset"]["type"] == "folder"
-        _, provenance = open_run(folder)
-        assert (provenance.data, provenance.rights) == ("crops of 104 photographs", "104 photographs, all CC0.")
-        # Whether the folder had the page's example photographs is not known.
-        assert {example["seen"] for example in describe_model(provenance)["examples"]} == {None}
-    assert RunFolder(published).read_config().data.source == "folder:faces"

@@ -10,7 +10,7 @@ from helpers.refusals import message_of, refused
 from tfdecouple.errors import ConfigError
 from tfdecouple.runtime import process, progress
 from tfdecouple.runtime.process import run_program
-from tfdecouple.runtime.progress import Counter, TrainingProgress
+from tfdecouple.runtime.progress import TrainingProgress
 from tfdecouple.runtime.run_mode import count_shards
 from tfdecouple.training.workers import make_device_input_options
 
@@ -107,33 +107,6 @@ def clock(monkeypatch):
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
-
-
-class TestCounter:
-    def test_progress_lines_begin_after_some_seconds_and_are_rare(self, clock):
-        file = io.StringIO()
-        with Counter("counting", 50, file) as counter:
-            for done, clock.now in [(10, 104), (20, 106), (30, 115), (40, 122), (50, 123)]:
-                counter(done)
-        first, second, _ = file.getvalue().splitlines()
-        assert first == "counting: 20 of 50 images, 5 images/s, 6 s left"
-        assert second == "counting: 40 of 50 images, 1.67 images/s, 6 s left"
-
-
-def test_progress_of_training_prints_plain_lines_without_a_terminal(clock):
-    file = io.StringIO()
-    progress = TrainingProgress(100, file)
-    for step in range(1, 101):
-        clock.now += 0.2
-        progress.set_metrics(3.14159, 1000.4)
-        progress.show_step(step)
-    progress.print_line("the end")
-    progress.close_bar()
-    lines = file.getvalue().splitlines()
-    # The first and the last step have a line, and between them at most one step in 15 seconds.
-    assert [line.split(":")[0] for line in lines] == ["step 1/100", "step 76/100", "step 100/100", "the end"]
-    assert lines[2].startswith("step 100/100: 3.142 bits/dim, 1000 images/s, 0 s left")
-    assert "\r" not in file.getvalue() and "\x1b" not in file.getvalue()
 
 
 def test_progress_of_training_ignores_a_closed_output(capsys):

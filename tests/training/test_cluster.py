@@ -12,7 +12,7 @@ from helpers.places import PATIENCE, ROOT
 from helpers.refusals import refusal
 from helpers.worker_pairs import WorkerThreads, choose_addresses
 
-from tfdecouple.errors import ConfigError, RunError, UserError
+from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.training import workers
 from tfdecouple.training.workers import (
     Cluster,
@@ -146,23 +146,6 @@ def stand_in(folder, name, script):
 
 
 class TestExamples:
-    @pytest.mark.parametrize(
-        ("status", "restarts", "again"), [(0, 0, False), (75, 0, True), (137, 3, True), (2, 0, False), (75, 50, False)]
-    )
-    def test_slurm_script_resumes_interrupted_runs_only(self, tmp_path, set_tf_config, status, restarts, again):
-        stand_in(tmp_path, "srun", f'SLURM_NODEID=1 "$@"; exit {status}')
-        stand_in(tmp_path, "python", 'echo "$TF_CONFIG"; echo "$@"')
-        variables = stand_in(tmp_path, "scontrol", '[ "$1" = show ] && printf "node9\\nnode10\\n" || echo "$@"')
-        variables |= {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts), "SLURM_JOB_NODELIST": "node[9-10]"}
-        command = ["bash", str(CLUSTER_EXAMPLES / "slurm.sh"), "--preset", "cifar10", "--set", "model.steps=[1, 2]"]
-        ended = subprocess.run(command, env=variables, capture_output=True, text=True)
-        assert (ended.returncode, ended.stderr) == (status, "")
-        told, *lines = ended.stdout.splitlines()
-        expected = "train.py --preset cifar10 --set model.steps=[1, 2]"
-        assert lines == [expected, *(["requeue 7"] if again else [])]
-        set_tf_config(told)
-        assert (find_cluster().workers, find_cluster().rank) == (["node9:16007", "node10:16007"], 1)
-
     def test_kubernetes_schemas_accept_the_manifest(self):
         kubernetes_validate = pytest.importorskip("kubernetes_validate")
         yaml = pytest.importorskip("yaml")
@@ -193,14 +176,6 @@ class TestWorkers:
 
         assert WorkerThreads(3).run(act) == [{"steps": [5, None], "word": "größer"}] * 3
         assert calls == [0]
-
-    def test_failure_of_the_chief_is_raised_in_all_workers(self):
-        def fail():
-            raise ConfigError("no such thing")
-
-        first, second = WorkerThreads().run(lambda workers: workers.call_on_chief(fail))
-        assert isinstance(first, ConfigError)
-        assert isinstance(second, RunError) and str(second) == "worker 0: no such thing"
 
     def test_failure_of_one_worker_is_raised_in_all_workers(self):
         def act(workers):

@@ -143,13 +143,6 @@ class TestFaults:
         assert line in capsys.readouterr().out
         assert Run.open(fake_run.path).step == 2
 
-    def test_second_interrupt_stops_a_training_at_once(self):
-        with StopRequest() as stop:
-            os.kill(os.getpid(), signal.SIGINT)
-            assert stop.reason == "SIGINT"
-            with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
-
     def test_training_under_nohup_ignores_hangups(self):
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:

@@ -87,14 +87,6 @@ class TestFolder:
             logged = {step: row[name] for (of, step), row in rows.items() if of == kind}
             assert shown == pytest.approx(logged, rel=1e-6), tag
 
-    def test_finished_run_keeps_only_the_last_checkpoints_and_the_best(self, finished_run):
-        best = json.loads((finished_run / "summary.json").read_text())["best_step"]
-        names = sorted(path.name for path in (finished_run / "checkpoints").iterdir())
-        stems = sorted([f"best-{best:09d}", "step-000000005", "step-000000010"])
-        assert names == [stem + ending for stem in stems for ending in (".data-00000-of-00001", ".index")]
-        files = {"config.json", "metrics.jsonl", "summary.json", ".lock"}
-        assert {path.name for path in finished_run.iterdir()} == files | {"checkpoints", "images", "tensorboard"}
-
 
 class TestResumption:
     @pytest.fixture(scope="class")

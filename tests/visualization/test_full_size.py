@@ -52,22 +52,6 @@ class TestChange:
         assert np.abs(change_at_full_size(photograph, small, small).astype(int) - photograph).max() <= 1
         np.testing.assert_array_equal(change_at_full_size(small, small, 255 - small), 255 - small)
 
-    def test_local_change_stays_local_at_full_size(self):
-        photograph = smooth_photograph(128, 128)
-        small = shrink(photograph)
-        after = small.copy()
-        after[:, :8] //= 2
-        result = change_at_full_size(photograph, small, after)
-        assert result[:, :32].mean() < 0.65 * photograph[:, :32].mean()
-        assert abs(result[:, 96:].mean() - photograph[:, 96:].mean()) < 4
-
-    def test_detail_of_the_photograph_is_kept(self):
-        photograph = smooth_photograph(120, 120)
-        result = change_at_full_size(photograph, shrink(photograph), np.full(SHAPE, 128, np.uint8))
-        before, after = luminance_gradients(photograph), luminance_gradients(result)
-        assert np.corrcoef(before, after)[0, 1] > 0.95
-        assert abs(result.mean() - 128) < 4
-
     def test_noise_of_a_smooth_photograph_does_not_grow(self):
         rng = np.random.default_rng(0)
         dusk = np.linspace([20, 40, 90], [60, 90, 150], 200)[:, None] + rng.normal(0, 2, (200, 160, 3))

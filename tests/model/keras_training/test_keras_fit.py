@@ -315,21 +315,6 @@ class TestPrecision:
 
 
 class TestStrategy:
-    def test_fit_outside_the_scope_of_a_strategy_trains_as_without_strategy(self, make, images):
-        right = make(keras.optimizers.AdamW(0.01), WITHOUT_Z)
-        weights = right.get_weights()
-        # The second of the two logical devices is not the default.
-        with tf.distribute.MirroredStrategy(["CPU:1"]).scope():
-            model = DecoupledModel(WITHOUT_Z)
-            model.compile(keras.optimizers.AdamW(0.01))
-        model.set_weights(weights)
-        losses = [m.fit(images, batch_size=10, shuffle=False, verbose=0).history["loss"] for m in (right, model)]
-        assert losses[1] == pytest.approx(losses[0])
-        for trained, expected in zip(model.get_weights(), right.get_weights(), strict=True):
-            np.testing.assert_allclose(trained, expected, atol=1e-4)
-        assert any(not np.array_equal(a, b) for a, b in zip(model.get_weights(), weights, strict=True))
-        model.train_on_batch(images)
-
     def test_methods_without_images_are_refused_in_one_line(self, make):
         model = make()
         for call in (model.fit, model.evaluate, lambda: model.predict(None), lambda: model.train_on_batch(None)):
