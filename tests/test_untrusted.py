@@ -256,14 +256,6 @@ class TestRunFolder:
             "checkpoints" in refused(capsys, lambda: main(["train", *options])) and sorted(other.rglob("*")) == before
         )
 
-    def test_training_refuses_a_lock_file_that_is_a_link(self, tmp_path, capsys):
-        (tmp_path / "run").mkdir()
-        (tmp_path / "run" / ".lock").symlink_to(tmp_path / "made")
-        (tmp_path / "config.json").write_text(Config(model=LEAST, data=DataConfig(photograph_crops=64)).to_json())
-        options = ["--config", tmp_path / "config.json", "--workdir", tmp_path / "run", "--steps", 1]
-        assert ".lock" in refused(capsys, lambda: main(["train", *map(str, options)]), begun=True)
-        assert not (tmp_path / "made").exists()
-
     def test_run_with_links_inside_its_folder_or_in_the_folder_of_weights_and_biases_is_opened(self, run, outside):
         logs = run / "wandb" / "offline-run-20260101_000000-1" / "logs"
         logs.mkdir(parents=True)

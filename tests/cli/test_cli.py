@@ -8,7 +8,7 @@ from helpers.runs import run_config
 
 import tfdecouple
 from tfdecouple.cli import COMMANDS, app
-from tfdecouple.config import Config, list_option_names, parse_config, preset_config, preset_names
+from tfdecouple.config import Config, list_option_names, parse_config, preset_config
 from tfdecouple.runtime import process
 from tfdecouple.storage.files import write_json
 
@@ -155,12 +155,6 @@ class TestRefusals:
 
 
 class TestPresets:
-    def test_presets_are_listed_with_descriptions(self, capsys):
-        command("presets")
-        lines = capsys.readouterr().out.splitlines()
-        assert [line.split()[0] for line in lines] == list(preset_names())
-        assert all(line.endswith(f" {preset_config(line.split()[0]).description}") for line in lines)
-
     def test_printed_preset_is_a_config_that_repeats_it(self, capsys):
         command("presets", "cifar10")
         out = capsys.readouterr().out
@@ -179,12 +173,6 @@ class TestExplain:
         for text in texts:
             name, _, default = text.partition("\n")[0].partition(" = ")
             assert len(text.splitlines()) > 1 and default == json.dumps(Config().flatten_options()[name])
-
-    def test_explain_finds_options_by_part_of_their_names(self, capsys):
-        command("explain", "kl_w", "model.alpha")
-        names = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line and line[0] != " "]
-        assert names == ["model.alpha", "training.kl_weight", "training.kl_warmup_steps"]
-        assert "did you mean model.alpha" in refuse(capsys, "explain", "model.alhpa")
 
 
 class TestProgram:

@@ -126,12 +126,6 @@ class TestSwitch:
             assert [a == b for a, b in zip(names, second["labels"], strict=True)] == [how == "within"] * 3
             shown.require(arrange_pairs(model, images[first["indices"]], images[second["indices"]]), group=(2, 2))
 
-    def test_switch_pairs_images_without_labels(self, finished_run, tmp_path):
-        command("switch", "--run", finished_run, "--out", tmp_path)
-        assert {path.name for path in tmp_path.iterdir()} == {"switch-any.png", "switch-any.json"}
-        # Of five images two pairs.
-        assert Shown(tmp_path, "switch-any").facts["count"] == 2
-
     def test_switch_writes_photographs_at_their_own_size(self, finished_run, model, tmp_path):
         kinds = [("a.jpg", 40, 30, "RGB"), ("b.png", 8, 8, "L")]
         kinds += [("more/a.png", 300, 10, "RGBA"), ("c.webp", 1, 1, "RGB")]

@@ -66,23 +66,6 @@ def test_switched_folder_has_names_sizes_and_v_of_photographs(switch, photograph
     np.testing.assert_array_equal(np.asarray(Image.open(out / "a.png")), expected)
 
 
-def test_unreadable_photographs_are_named_and_results_are_kept(switch, photographs, tmp_path, capsys):
-    assert switch() == 1
-    out, err = capsys.readouterr()
-    assert "4 photographs" in out and "2 skipped" in out
-    for name in ("header.png", "cut.png"):
-        assert err.count(str(photographs / name)) == 1
-    (tmp_path / "out" / "a.png").write_bytes(b"kept")
-    (tmp_path / "out" / "a.jpg").unlink()
-    save(photographs / "cut.png", (20, 20))
-    (photographs / "header.png").unlink()
-    assert switch() == 0
-    out, err = capsys.readouterr()
-    assert "2 photographs" in out and "3 there already" in out and "skipped" not in err
-    assert (tmp_path / "out" / "a.png").read_bytes() == b"kept"
-    assert (tmp_path / "out" / "a.jpg").is_file() and (tmp_path / "out" / "cut.png").is_file()
-
-
 def test_switch_refuses_a_folder_with_results_of_another_command(switch, photographs, tmp_path, capsys):
     assert switch("--strength", 1) == 1
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}

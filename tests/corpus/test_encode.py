@@ -14,7 +14,6 @@ from helpers.runs import write_run
 from tfdecouple.config import DataConfig
 from tfdecouple.corpus import read_codes
 from tfdecouple.errors import DataError
-from tfdecouple.metrics.outliers import SCORES, OutlierScorer
 from tfdecouple.model import DecoupledModel
 
 # One test encodes as the command does, which traces.
@@ -60,19 +59,6 @@ class TestCodes:
             assert table.schema.field("v").metadata == {b"shape": b"8,8,3"}
             z_by_key = dict(zip(table.column("key").to_pylist(), table.column("z").to_pylist(), strict=True))
             np.testing.assert_array_equal([z_by_key[key] for key in codes], z)
-
-    def test_stored_scores_equal_those_of_evaluate(self, encode, model, pictures, tmp_path):
-        assert encode("--split", "test", "--scores", "--format", "parquet") == 0
-        codes = read_codes_by_key(tmp_path / "codes")
-        keys = sorted(codes)
-        images = read_pixels(pictures, keys)
-        right = OutlierScorer(model)(images, np.arange(len(keys)))
-        assert set(right) == set(SCORES)
-        for name in SCORES:
-            found = np.array([codes[key][name] for key in keys])
-            assert found.shape == (5,) and found.dtype == np.float32
-            np.testing.assert_allclose(found, right[name], rtol=1e-4, atol=1e-4, err_msg=name)
-        assert set(codes[keys[0]]) == {"key", "label", "z", *SCORES}
 
     def test_encode_without_z_stores_v(self, encode, pictures, tmp_path_factory, tmp_path, capsys):
         model = DecoupledModel(dataclasses.replace(SMALL, conditioning="none"))

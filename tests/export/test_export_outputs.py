@@ -21,7 +21,6 @@ from export.formats import web
 from export.formats.saved_model import write_serving_files
 from export.provenance import Provenance, make_safe_name
 from tfdecouple.config import Config, DataConfig
-from tfdecouple.data.sources import hide_image_path
 
 
 class TestCard:
@@ -72,18 +71,6 @@ class TestWeb:
         assert known.items() <= config.items()
         size = sum(path.stat().st_size for path in page.rglob("*") if path.is_file())
         assert f"{size / 1e6:.1f} MB" in (tmp_path / "to" / TEXT_NAME).read_text()
-
-    def test_runtime_for_graphics_cards_comes_only_on_request(self, quick, command, refused, runtime, tmp_path):
-        line = refused("--format", "web", "--web-runtime", runtime, "--web-gpu")
-        assert web.GPU_FILES[2] in line
-        for name in web.GPU_FILES:
-            (runtime / "dist" / name).write_bytes(b"for cards")
-        for options, files in (((), web.RUNTIME_FILES), (("--web-gpu",), web.RUNTIME_FILES + web.GPU_FILES)):
-            to = tmp_path / str(len(options))
-            assert command("--format", "web", "--web-runtime", runtime / "dist", *options, to=to)[0] == 0
-            assert {path.name for path in (to / "web" / "runtime").iterdir()} == {*files}
-            config = json.loads((to / "web" / "model" / "config.json").read_text())
-            assert config["web_gpu"] == bool(options)
 
 
 @pytest.mark.parametrize("run_name", ["faces, 2nd try/ema", "../../etc", "Größe 3", 'a"b', "---", ""])
@@ -155,13 +142,6 @@ EXACTNESS = [
 def test_card_promises_exactness_only_if_it_was_measured(alpha, n_bits, formats, promised, said) -> None:
     found = judge_exactness(alpha, n_bits, formats)
     assert found["promised"] is promised == ("Promised for" in found["meaning"]) and said in found["meaning"]
-
-
-def test_card_names_a_folder_of_images_without_its_path() -> None:
-    config = DataConfig(source="folder:/home/somebody/photos")
-    assert hide_image_path("3 test images of images in /home/somebody/photos", config).endswith("of images in photos")
-    config = DataConfig(source="cifar10", data_dir="/data")
-    assert hide_image_path("TFDS cifar10", config) == "TFDS cifar10"
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from export.formats.runtimes import WARMUP_FILE
 from export.pipeline import ExportConfig
 from export.verification import comparison
 from export.verification.comparison import compare_files
-from export.verification.verify import RefusedError, check_settings
+from export.verification.verify import RefusedError
 from tfdecouple.cli.options import EXIT_FAILED
 from tfdecouple.data.image_file import describe_cropping
 
@@ -271,15 +271,6 @@ class TestSavedModel:
         names = [endpoint.name for endpoint in list_endpoints(model.config)]
         problems = compare_files("savedmodel", folder, vectors, dict.fromkeys(names, "")).problems
         assert "encode_global: it takes images of the shape [2, 16, 8, 3]" in problems
-
-
-def test_web_page_that_crops_otherwise_than_the_model_is_found(tmp_path):
-    (tmp_path / "web" / "model").mkdir(parents=True)
-    card = {"name": "it", "crop": describe_cropping((8, 8, 3), 64), "architecture": {"image_shape": [8, 8, 3]}}
-    for crop, problems in ((64, 0), (0, 1)):
-        page = {"name": "it", "image_shape": [8, 8, 3], "centre_crop": crop}
-        (tmp_path / "web" / "model" / "config.json").write_text(json.dumps(page))
-        assert len([*check_settings(tmp_path, card)]) == problems
 
 
 class TestProcess:

@@ -26,7 +26,7 @@ from helpers.runs import write_run
 from helpers.variants import OF_CLASSES, fresh
 from PIL import Image
 
-from export.formats.web import PAGE, RUNTIME_VERSION, describe_model
+from export.formats.web import PAGE, describe_model
 from export.pipeline import ExportConfig, export
 from export.provenance import open_run
 from tfdecouple.data.image_file import read_image, scale_to_8_bits
@@ -38,12 +38,6 @@ EXAMPLE = ROOT / "examples" / "web"
 CHECKS = TESTS / "helpers" / "page_checks.mjs"
 NEEDS_NODE = pytest.mark.skipif(shutil.which("node") is None, reason="there is no node")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def test_the_example_and_the_exporter_name_the_same_runtime():
-    package = json.loads((EXAMPLE / "package.json").read_text(encoding="utf-8"))
-    pinned = {**package.get("dependencies", {}), **package.get("devDependencies", {})}
-    assert pinned["onnxruntime-web"] == RUNTIME_VERSION
 
 
 def test_temperatures_of_the_slider_are_verified(exported):

@@ -88,19 +88,6 @@ class TestCodes:
             np.testing.assert_allclose(whole, divided, rtol=1e-4, atol=1e-4)
         equal(small_model.decode(*apart[0], apart[0].size), images)
 
-    def test_switch_edit_and_interpolate_give_the_size_of_v(self, small_model):
-        a, b = pictures(small_model, 11, 9, seed=1), pictures(small_model, 6, 14, seed=2)
-        ab, ba = small_model.switch(a, b)
-        assert ab.shape == b.shape and ba.shape == a.shape and np.any(ab != b)
-        equal(small_model.switch(a, a)[0], a)
-        direction = np.ones(4, np.float32)
-        equal(small_model.edit(a, direction, 0), a)
-        assert np.any(small_model.edit(a, direction, 2) != a)
-        grid = small_model.interpolate(a, a[::-1], [0, 1], [0, 0.5, 1])
-        assert grid.shape == (2, 2, 3, 11, 9, 3)
-        equal(grid[:, 0, 0], a)
-        equal(grid[:, 1, 2], a[::-1])
-
 
 class TestTraces:
     def test_traced_function_encodes_images_of_unknown_size(self):

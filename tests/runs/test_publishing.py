@@ -3,13 +3,12 @@ import json
 import shutil
 
 import pytest
-import yaml
 from helpers.refusals import message_of
 
 from tfdecouple.cli import main
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.errors import RunError, UntrustedError
-from tfdecouple.runs.opened_run import hash_weights, load_model, save_run
+from tfdecouple.runs.opened_run import hash_weights, load_model
 from tfdecouple.runs.pretrained import MANIFEST, Manifest
 from tfdecouple.runs.run_folder import RunFolder
 
@@ -45,11 +44,6 @@ def published(run, tmp_path_factory):
     return folder
 
 
-def header(folder):
-    _, text, body = (folder / "README.md").read_text().split("---\n", 2)
-    return yaml.safe_load(text), body
-
-
 def test_published_folder_contains_no_path_of_this_machine(run, published):
     files = [path for path in published.rglob("*") if path.is_file()]
     assert len(files) == 8
@@ -59,20 +53,6 @@ def test_published_folder_contains_no_path_of_this_machine(run, published):
     data = RunFolder(published).read_config().data
     assert (data.source, data.data_dir) == ("folder:faces", None)
     assert json.loads((published / "summary.json").read_text())["test"] == SUMMARY["test"]
-
-
-def test_model_card_has_the_header_of_the_hub(published):
-    found, body = header(published)
-    assert found["license"] == "cc-by-4.0" and found["library_name"] == "tfdecouple" and "keras" in found["tags"]
-    assert found["metrics"] == ["bits_per_dim"] and "datasets" not in found
-    ((result,),) = [index["results"] for index in found["model-index"]]
-    assert result["dataset"] == {"type": "folder", "name": "folder faces", "split": "test"}
-    assert result["metrics"][0]["value"] == 6.5432
-    assert "| licence of the weights | cc-by-4.0 |" in body and "6.543 on 4 test images" in body
-    assert "the person who trained the model knows their rights" in body
-    hub = pytest.importorskip("huggingface_hub")
-    read = hub.ModelCardData(**hub.ModelCard((published / "README.md").read_text()).data.to_dict())
-    assert read.eval_results[0].metric_value == 6.5432
 
 
 def test_manifest_lists_every_file_and_detects_changes(published, tmp_path):
@@ -110,16 +90,3 @@ def test_untrusted_manifest_is_refused(published, tmp_path, change, said):
     (tmp_path / MANIFEST).write_text(json.dumps(values))
     line = message_of((RunError, UntrustedError), lambda: Manifest.read(tmp_path / MANIFEST, "hf://ada/faces"))
     assert said in line and "hf://ada/faces" in line
-
-
-@pytest.mark.parametrize("kind", ["saved alone", "imported"])
-def test_model_card_claims_nothing_of_unknown_images(kind, tiny_run, tmp_path):
-    save_run(load_model(tiny_run), tmp_path / "run")
-    if kind != "saved alone":
-        (tmp_path / "run" / "summary.json").write_text('{"imported_from": "/home/ada/secret/model.npz"}')
-    assert main(["publish", "--run", str(tmp_path / "run"), "--to", str(tmp_path / "to"), "--licence", "mit"]) == 0
-    found, body = header(tmp_path / "to")
-    assert "model-index" not in found
-    assert "| trained on | data unknown |\n| rights in the images | No licence is claimed: " in body
-    assert "photograph" not in body and "CC0" not in body
-    assert not any(b"secret" in path.read_bytes() for path in (tmp_path / "to").rglob("*") if path.is_file())

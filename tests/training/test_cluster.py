@@ -16,8 +16,6 @@ from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.training import workers
 from tfdecouple.training.workers import (
     Cluster,
-    LostWorkerError,
-    convert_lost_worker_errors,
     find_cluster,
     meet_workers,
 )
@@ -206,10 +204,3 @@ class TestWorkers:
             return [variable.numpy().tobytes() for variable in variables]
 
         assert WorkerThreads().run(act) == [[value.tobytes() for value in values]] * 2
-
-    def test_error_of_a_lost_worker_is_one_line_with_the_reason(self):
-        message = "Graph execution error:\n\nDetected at x\nCollective ops is aborted by: Connection reset by peer\n"
-        with pytest.raises(LostWorkerError) as error, convert_lost_worker_errors(1):
-            raise tf.errors.UnavailableError(None, None, message)
-        assert "\n" not in str(error.value)
-        assert "worker 1 cannot continue" in str(error.value) and "Connection reset by peer" in str(error.value)

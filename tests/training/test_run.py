@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import runs
-from helpers.models import LEAST, SMALL
+from helpers.models import LEAST
 from helpers.refusals import message_of
 
-from tfdecouple.errors import ConfigError, RunError
+from tfdecouple.errors import RunError
 from tfdecouple.registry import DIAGNOSTICS
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import write_json
 from tfdecouple.training import DivergedError, evaluation, train
-from tfdecouple.training.training_folder import TrainingFolder, make_paths_absolute
+from tfdecouple.training.training_folder import TrainingFolder
 
 # The fixtures of classes are traced, as `finished_run` was.
 pytestmark = pytest.mark.usefixtures("eager")
@@ -184,13 +184,6 @@ def test_run_of_5_bits_without_pictures_ends_and_reports_that_tf32_needs_a_gpu(f
 
 
 class TestRefusals:
-    def test_resumption_names_changed_options_with_both_values(self, finished_run, image_folder):
-        config = runs.run_config(image_folder, learning_rate=0.5, batch_size=4)
-        message = message_of(RunError, lambda: train(config, finished_run))
-        assert "training.learning_rate was 0.01 and is now 0.5" in message
-        assert "training.batch_size was 8 and is now 4" in message
-        assert "only training.steps and training.loggers may change" in message
-
     def test_training_refuses_a_folder_with_other_files(self, tmp_path, image_folder):
         (tmp_path / "diary.txt").write_text("dear diary")
         with pytest.raises(RunError, match="exists and is no run folder"):
@@ -230,19 +223,6 @@ class TestWarmStart:
             np.testing.assert_array_equal(weights[name], variable, err_msg=name)
             if name in averages:
                 np.testing.assert_array_equal(averages[name], variable, err_msg=name)
-
-    def test_init_from_is_stored_as_an_absolute_path(self, image_folder, tmp_path, monkeypatch):
-        monkeypatch.chdir(tmp_path)
-        named = {"first": str(tmp_path / "first"), "photographs": "photographs", "hf://ada/faces": "hf://ada/faces"}
-        for typed, kept in [*named.items(), (None, None)]:
-            assert make_paths_absolute(runs.run_config(image_folder, init_from=typed)).training.init_from == kept
-
-    def test_init_from_names_a_different_architecture(self, finished_run, image_folder, tmp_path):
-        model = dataclasses.replace(SMALL, latent_dim=6)
-        config = runs.run_config(image_folder, model=model, init_from=str(finished_run))
-        message = message_of(ConfigError, lambda: train(config, tmp_path / "run"))
-        assert "model.latent_dim is 4 there and 6 here" in message
-        assert f"that of --config {finished_run / 'config.json'}:" in message
 
 
 class TestBestStep:

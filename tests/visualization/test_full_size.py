@@ -24,10 +24,6 @@ def shrink(pixels):
     return np.asarray(Image.fromarray(pixels).resize(SHAPE[1::-1], Image.Resampling.BOX))
 
 
-def luminance_gradients(pixels):
-    return np.concatenate([part.ravel() for part in np.gradient(pixels @ np.array([0.299, 0.587, 0.114]))])
-
-
 @pytest.mark.parametrize("shape", [(70, 45, 3), (5, 7, 1), (16, 16, 3), (1, 300, 3)], ids=str)
 def test_photograph_is_shrunk_to_the_pixels_that_the_encoder_gets(shape, eager):
     photograph = np.random.default_rng(0).integers(0, 256, shape, np.uint8)

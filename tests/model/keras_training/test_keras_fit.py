@@ -185,18 +185,6 @@ class TestHistory:
         assert losses[0] == losses[1]
         np.testing.assert_allclose(again["val_loss"], losses[0], rtol=1e-6)
 
-    def test_loss_has_the_weight_of_the_kl_and_is_nan_without_images(self, make, images):
-        model = make(kl_weight=0.5)
-        for row in (
-            model.evaluate(images, verbose=0, return_dict=True),
-            {name: values[0] for name, values in model.fit(images, batch_size=20, verbose=0).history.items()},
-        ):
-            assert row["loss"] == pytest.approx(row["reconstruction"] + 0.5 * row["kl"] + row["dequantization"])
-            nats = row["reconstruction"] + row["kl"] + row["dequantization"]
-            assert row["bits_per_dim"] == pytest.approx(nats / (4 * 4 * 3 * np.log(2)) + 7)
-        model.reset_metrics()
-        assert all(np.isnan(metric.result()) for metric in model.metrics)
-
 
 WITHOUT_Z = dataclasses.replace(SMALLEST, conditioning="none")
 

@@ -12,7 +12,7 @@ from helpers.layers import list_layers
 from helpers.models import random_images
 from helpers.places import ROOT, run_python
 from helpers.refusals import message_of
-from helpers.variants import OF_CLASSES, SMALLEST, VARIANTS, fresh, has_weights, read_weights, variant
+from helpers.variants import OF_CLASSES, SMALLEST, VARIANTS, fresh, read_weights, variant
 
 import tfdecouple
 from tfdecouple.cli import main
@@ -153,21 +153,10 @@ class TestErrors:
                     save(tf.train.Checkpoint(**objects), str(tmp_path / "x"))
         assert not [*tmp_path.iterdir()]
 
-    def test_weights_files_of_keras_have_all_weights(self, tmp_path):
-        model, copy = variant("coupling"), DecoupledModel(SMALLEST)
-        model.save_weights(tmp_path / "x.weights.h5")
-        copy.load_weights(tmp_path / "x.weights.h5")
-        assert bool(copy.initialized.value) and has_weights(copy, read_weights(model))
-
     @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "mixed_float16", keras.DTypePolicy("float64")])
     def test_model_in_another_dtype_than_float32_is_refused(self, dtype):
         assert "computes in float32" in message_of(UserError, lambda: DecoupledModel(SMALLEST, dtype=dtype))
         assert DecoupledModel(SMALLEST, dtype="float32").dtype == "float32"
-
-    def test_hdf5_file_which_keras_cannot_load_is_refused(self, tmp_path):
-        for name in ("x.h5", "x.hdf5"):
-            assert ".keras" in message_of(UserError, lambda name=name: variant("coupling").save(tmp_path / name))
-        assert not [*tmp_path.iterdir()]
 
     @pytest.mark.parametrize("name", ["compute_loss", "compute_metrics"])
     def test_method_that_fit_would_not_call_is_refused(self, name):
