@@ -34,7 +34,6 @@ from tfdecouple.runs.latent_directions import CLASSIFIER, MEANS, Direction, Dire
 from tfdecouple.runs.opened_run import hash_weights, load_model
 from tfdecouple.visualization.guided_filter import change_at_full_size, shrink_photograph
 
-EXAMPLE = ROOT / "examples" / "web"
 CHECKS = TESTS / "helpers" / "page_checks.mjs"
 NEEDS_NODE = pytest.mark.skipif(shutil.which("node") is None, reason="there is no node")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import runs
-from helpers.models import LEAST
+from helpers.models import LEAST, SMALL
 from helpers.refusals import message_of
 
-from tfdecouple.errors import RunError
+from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.registry import DIAGNOSTICS
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runs.run_folder import RunFolder
@@ -223,6 +223,13 @@ class TestWarmStart:
             np.testing.assert_array_equal(weights[name], variable, err_msg=name)
             if name in averages:
                 np.testing.assert_array_equal(averages[name], variable, err_msg=name)
+
+    def test_init_from_names_a_different_architecture(self, finished_run, image_folder, tmp_path):
+        model = dataclasses.replace(SMALL, latent_dim=6)
+        config = runs.run_config(image_folder, model=model, init_from=str(finished_run))
+        message = message_of(ConfigError, lambda: train(config, tmp_path / "run"))
+        assert "model.latent_dim is 4 there and 6 here" in message
+        assert f"that of --config {finished_run / 'config.json'}:" in message
 
 
 class TestBestStep:
