@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -287,6 +288,12 @@ class TestProcess:
         err = refused("--endpoints", *SIGNATURES, expected=EXIT_FAILED)
         assert err.startswith("error: not published: ")
         assert f"weight decoder.onnx: {COUPLING}/last_direction has other numbers" in err
+
+    def test_export_whose_folded_networks_differ_from_the_model_is_refused(self, monkeypatch, quick, refused):
+        wrong = SimpleNamespace(find_faults=lambda: ["flow.decode as folded is not the model's"], collect_arrays=dict)
+        monkeypatch.setattr("export.pipeline.ExportedModel", lambda *_: wrong)
+        err = refused(expected=EXIT_FAILED)
+        assert err.startswith("error: not published: ") and "as folded is not the model's" in err
 
     def test_kill_of_the_verification_refuses_and_leaves_no_folder(self, monkeypatch, built, tiny_run, tmp_path):
         # As the kernel does where memory runs out.

@@ -25,6 +25,7 @@ from tfdecouple.runs.pretrained import download_weights, find_pretrained
 
 pytest.importorskip("huggingface_hub")
 
+
 class Hub:
     """A server's `branches` {repository: {branch: commit}}, `commits` {commit: {path: content}}, requests `asked`."""
 

@@ -8,7 +8,7 @@ from helpers.refusals import message_of
 from tfdecouple.cli import main
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.errors import RunError, UntrustedError
-from tfdecouple.runs.opened_run import hash_weights, load_model
+from tfdecouple.runs.opened_run import hash_weights, load_model, save_run
 from tfdecouple.runs.pretrained import MANIFEST, Manifest
 from tfdecouple.runs.run_folder import RunFolder
 
@@ -90,3 +90,16 @@ def test_untrusted_manifest_is_refused(published, tmp_path, change, said):
     (tmp_path / MANIFEST).write_text(json.dumps(values))
     line = message_of((RunError, UntrustedError), lambda: Manifest.read(tmp_path / MANIFEST, "hf://ada/faces"))
     assert said in line and "hf://ada/faces" in line
+
+
+@pytest.mark.parametrize("kind", ["saved alone", "imported"])
+def test_model_card_claims_nothing_of_unknown_images(kind, tiny_run, tmp_path):
+    save_run(load_model(tiny_run), tmp_path / "run")
+    if kind != "saved alone":
+        (tmp_path / "run" / "summary.json").write_text('{"imported_from": "/home/ada/secret/model.npz"}')
+    assert main(["publish", "--run", str(tmp_path / "run"), "--to", str(tmp_path / "to"), "--licence", "mit"]) == 0
+    body = (tmp_path / "to" / "README.md").read_text()
+    assert "model-index" not in body
+    assert "| trained on | data unknown |\n| rights in the images | No licence is claimed: " in body
+    assert "photograph" not in body and "CC0" not in body
+    assert not any(b"secret" in path.read_bytes() for path in (tmp_path / "to").rglob("*") if path.is_file())
