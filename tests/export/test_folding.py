@@ -92,7 +92,7 @@ def assert_each_is_found(exported, names):
 
 
 # Models with the layout of their maps: whether channels come first.
-LAYOUTS = [("alpha-0.8", False), ("combined", True), ("dequantization", False), ("classes", True), ("odd", False)]
+LAYOUTS = [("combined", True), ("dequantization", False), ("classes", True), ("odd", False)]
 
 
 class TestCheck:

@@ -28,7 +28,6 @@ VARIANTS = {
     "normal prior": variants.VARIANTS["normal"],
     "combined": dataclasses.replace(TINY, latent_dim=5, n_bits=5, alpha=1.0, prior_alpha=1.0, **WITH_STEP_LAYERS),
     "dequantization": variants.VARIANTS["dequantization"],
-    "grey": dataclasses.replace(variants.VARIANTS["dequantization"], image_shape=(4, 8, 1)),
     "classes": OF_CLASSES["classes"],
     "prior of classes": OF_CLASSES["prior-classes"],
     "odd": ODD,

@@ -184,6 +184,13 @@ def test_run_of_5_bits_without_pictures_ends_and_reports_that_tf32_needs_a_gpu(f
 
 
 class TestRefusals:
+    def test_resumption_names_changed_options_with_both_values(self, finished_run, image_folder):
+        config = runs.run_config(image_folder, learning_rate=0.5, batch_size=4)
+        message = message_of(RunError, lambda: train(config, finished_run))
+        assert "training.learning_rate was 0.01 and is now 0.5" in message
+        assert "training.batch_size was 8 and is now 4" in message
+        assert "only training.steps and training.loggers may change" in message
+
     def test_training_refuses_a_folder_with_other_files(self, tmp_path, image_folder):
         (tmp_path / "diary.txt").write_text("dear diary")
         with pytest.raises(RunError, match="exists and is no run folder"):
