@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from helpers.models import random_images
 from helpers.places import DATA
-from helpers.refusals import message_of, refused
+from helpers.refusals import message_of
 
 import tfdecouple
 from tfdecouple.cli import main
@@ -153,25 +153,6 @@ def test_imported_model_computes_the_result_of_the_reference_code(computed, refe
 
 def test_imported_model_decodes_images_exactly(model, eager):
     np.testing.assert_array_equal(model.decode(*model.encode(IMAGES, verify=True)), IMAGES)
-
-
-class TestCommand:
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            (["--weights", "no/such.npz"], "no/such.npz"),
-            (["--config", "no/such.json"], "no/such.json"),
-            (["--image-shape", 48, 48, 3], "48"),
-            (["--n-bits", 9], "n_bits is 9"),
-            (["--n-bits", 0], '"0" for --n-bits'),
-        ],
-    )
-    def test_wrong_argument_of_the_import_gives_one_error_line_and_no_run(
-        self, tmp_path, eager, capsys, arguments, message
-    ):
-        line = refused(capsys, lambda: run_command("--workdir", tmp_path / "run", *arguments))
-        assert message in line
-        assert not (tmp_path / "run").exists()
 
 
 def write(folder, config, state):

@@ -90,16 +90,6 @@ def test_commands_use_bundled_weights_by_default(others, tmp_path, capsys):
     assert installed(others) == before
 
 
-def test_run_folder_precedes_bundled_weights_of_its_name(others, tiny_run, tmp_path):
-    assert RunFolder("photographs").path == others and not RunFolder("photographs").is_folder
-    (tmp_path / "here" / "photographs").mkdir()
-    # A folder of that name that is no run, of images for example, does not.
-    assert RunFolder("photographs").path == others
-    shutil.copytree(tiny_run, tmp_path / "here" / "photographs", dirs_exist_ok=True)
-    assert RunFolder("photographs").is_folder
-    assert (RunFolder("photographs").path / "config.json").samefile("photographs/config.json")
-
-
 def test_load_model_opens_bundled_weights_and_names_what_it_does_not_know(others):
     assert tfdecouple.load_model("photographs").config == SMALL
     with pytest.raises(RunError, match="the preset cifar10 has no weights"):

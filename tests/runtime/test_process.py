@@ -1,15 +1,13 @@
 import io
 import os
-from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
 from helpers.places import run_python
-from helpers.refusals import message_of, refused
+from helpers.refusals import message_of
 
 from tfdecouple.errors import ConfigError
-from tfdecouple.runtime import process, progress
-from tfdecouple.runtime.process import run_program
+from tfdecouple.runtime import process
 from tfdecouple.runtime.progress import TrainingProgress
 from tfdecouple.runtime.run_mode import count_shards
 from tfdecouple.training.workers import make_device_input_options
@@ -92,21 +90,6 @@ class TestProcess:
     def test_import_switches_onednn_on_unless_the_user_set_it(self, users):
         program = "import os, tfdecouple; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
         assert run_python("-c", program, TF_ENABLE_ONEDNN_OPTS=users).stdout == f"{users or 1}\n"
-
-    def test_failed_import_of_an_optional_package_names_its_extra(self, capsys):
-        def draw():
-            raise ModuleNotFoundError("No module named 'matplotlib.axes'", name="matplotlib.axes")
-
-        line = refused(capsys, lambda: run_program(draw))
-        assert "the command needs matplotlib, which is missing: pip install 'tfdecouple[plots]'" in line
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that stands still; `clock.now` sets it."""
-    clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    return clock
 
 
 def test_progress_of_training_ignores_a_closed_output(capsys):

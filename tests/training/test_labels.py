@@ -88,19 +88,6 @@ class TestRun:
             options = ["--pairing", "across"] if command != "reconstruct" else []
             assert main([command, "--run", str(labelled_run), "--out", str(tmp_path), "--count", "1", *options]) == 0
 
-    @pytest.mark.parametrize(
-        ("arguments", "words"),
-        [
-            (["evaluate", "--latent-use"], "function of the label"),
-            (["evaluate", "--probe"], "--classify"),
-            (["directions"], "function of the label"),
-            (["encode", "--z-std", "--out", "x"], "--z-std"),
-        ],
-    )
-    def test_metrics_that_need_a_posterior_refuse_class_codes(self, labelled_run, arguments, words, capsys):
-        command = [arguments[0], "--run", str(labelled_run), *arguments[1:]]
-        assert words in refused(capsys, lambda: main(command), begun=True)
-
 
 class TestRefusals:
     @pytest.mark.parametrize(("model", "count"), [(CODED, 4), (PRIOR, 2)])
