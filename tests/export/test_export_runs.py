@@ -94,15 +94,6 @@ def test_committed_run_exports_without_its_data(run, tmp_path, monkeypatch):
     assert all(entry["round_trip"]["real"]["identical"] >= 30 for entry in card["formats"].values())
 
 
-@pytest.mark.slow
-def test_bundled_weights_pass_verification_as_onnx_files(tmp_path):
-    card = exported_card("photographs", tmp_path / "to", formats=("onnx",))
-    passed(card, "onnx")
-    assert card["run"] == "photographs" and "photographs" in card["checked"]["real_images"]
-    real = card["formats"]["onnx"]["round_trip"]["real"]
-    assert real["identical"] == real["images"] >= 12
-
-
 def just_begun():
     """A model straight from its data-dependent start: couplings are the identity, the posterior is the prior."""
     random.seed(0)
