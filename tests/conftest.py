@@ -30,7 +30,7 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
 
 # With --doctest-modules pytest would import every conftest.py, and modules of the same name clash; and the additions,
 # which then would be registered in all tests.
-collect_ignore_glob = ["*/conftest.py", "*/additions/*"]
+collect_ignore_glob = ["*/conftest.py", "additions/*"]
 
 
 def pytest_addoption(parser):

@@ -30,7 +30,7 @@ from tfdecouple.layers import Coupling
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.objective import map_noise_to_z
 from tfdecouple.networks.architecture import compute_weight_shapes, count_multiply_adds, count_parameters
-from tfdecouple.registry import ENCODERS, LAYERS, LOGGERS, REGISTRIES, TRANSFORMS, Registry, register
+from tfdecouple.registry import ENCODERS, LAYERS, LOGGERS, REGISTRIES, TRANSFORMS, register
 from tfdecouple.training.step import compute_learning_rate
 
 pytestmark = pytest.mark.usefixtures("eager_file")
@@ -102,10 +102,6 @@ print(*METRICS, *FORMATS)
         assert first == "['mine', 'mine.additions']"
         assert {"brightness", "weights", "graphs"} <= {*second.split()}
 
-    def test_names_of_this_project_import_no_other_package(self, python_path):
-        code = "import sys; from tfdecouple.config import Config; Config(); print('mine' in sys.modules)"
-        assert run_python("-c", code, PYTHONPATH=python_path).stdout == "False\n"
-
     @pytest.mark.parametrize(
         ("section", "option", "value"),
         [
@@ -144,14 +140,6 @@ print(*METRICS, *FORMATS)
         (metadata / "entry_points.txt").write_text("[tfdecouple]\nx = broken\n", encoding="utf-8")
         done = run_python("-c", "from tfdecouple.registry import LAYERS; print(*LAYERS)", PYTHONPATH=str(tmp_path))
         assert done.stdout == "actnorm\n" and "no_such_module" in done.stderr and "broken" in done.stderr
-
-    def test_listing_of_names_has_a_length_and_misses_raise_key_error(self):
-        made = Registry("test", a="math:pi")
-        del REGISTRIES["test"]
-        assert [*made] == ["a"] and len(made) == 1 and made.get("b") is None
-        assert 3 < made["a"] < 4
-        with pytest.raises(KeyError):
-            made["b"]
 
 
 def test_code_of_the_page_is_code_of_the_package():

@@ -142,11 +142,6 @@ class TestTerminal:
         done = ended("presets", shell=closed)
         assert done.returncode == 0 and done.stderr == b""
 
-    def test_ascii_terminal_shows_errors_about_any_name(self):
-        done = ended("presets", "fácil ☃ \udce9", PYTHONIOENCODING="ascii")
-        assert done.returncode == 2
-        assert done.stderr.startswith(b"error: there is no preset") and done.stderr.count(b"\n") == 1
-
 
 class TestFaults:
     @pytest.mark.parametrize(
@@ -170,11 +165,6 @@ class TestFaults:
         assert run_program(program) == status
         err = capsys.readouterr().err
         assert err.startswith("error: ") and says in err and err.count("\n") == 1
-
-    def test_traceback_of_a_fault_is_shown_on_request(self, monkeypatch):
-        monkeypatch.setenv("TFDECOUPLE_TRACEBACK", "1")
-        with pytest.raises(KeyError):
-            run_program(lambda: {}["x"])
 
 
 TOO_LARGE = {

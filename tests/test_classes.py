@@ -1,6 +1,5 @@
 import dataclasses
 
-import keras
 import numpy as np
 import pytest
 import scipy.special
@@ -9,7 +8,7 @@ from helpers.models import assert_gradients_reach_weights, random_images
 from helpers.refusals import message_of
 from helpers.variants import OF_CLASSES, SMALLEST, equal, fresh, images_of, read_weights, variant
 
-from tfdecouple.errors import DataError, UserError
+from tfdecouple.errors import DataError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.codes import draw_labels
 from tfdecouple.model.objective import evaluate_bound, map_noise_to_z
@@ -73,19 +72,6 @@ class TestCodes:
         between = model.interpolate(a, b, [0, 1], [0, 1], (LABELS, LABELS[::-1]))
         equal(between[:, 0, 0], a)
         equal(between[:, 1, 1], b)
-
-    @pytest.mark.parametrize("labels", [3, [LABELS], None])
-    def test_switch_refuses_labels_that_are_no_pair_in_one_line(self, labels):
-        model = variant("classes")
-        message = message_of(DataError, lambda: model.switch(images_of(model), images_of(model), labels))
-        assert labels is None or "must be a pair" in message
-
-    def test_model_with_class_codes_has_no_encoder_and_no_density_of_z(self):
-        model = variant("classes")
-        assert model.encoder is None and model.prior_flow is None
-        images = images_of(model)
-        for call in (lambda: model.posterior(images), lambda: model.prior(), lambda: model.prior([0])):
-            assert "function of the label" in message_of(UserError, call)
 
     @pytest.mark.parametrize(
         ("labels", "words"),
@@ -168,16 +154,3 @@ class TestLabels:
         draws = noise(model)
         loss = lambda: tf.reduce_sum(model.bound(images, labels, noise=draws, training=True).bits_per_dim)  # noqa: E731
         assert_gradients_reach_weights(model, loss)
-
-    @pytest.mark.parametrize("name", OF_CLASSES)
-    def test_keras_saves_and_loads_a_model_with_labels(self, name, tmp_path):
-        model = variant(name)
-        model.save(tmp_path / "model.keras")
-        again = keras.saving.load_model(tmp_path / "model.keras")
-        equal(again.classify(images_of(model)), model.classify(images_of(model)))
-
-    def test_model_without_labels_refuses_labels(self):
-        model = variant("coupling")
-        assert "has no labels" in message_of(DataError, lambda: model.encode(images_of(model), LABELS))
-        for call in (lambda: model.classify(images_of(model)), lambda: model.prior([0])):
-            assert "has no labels" in message_of(UserError, call)

@@ -1,5 +1,4 @@
 import math
-import pathlib
 
 import numpy as np
 import pytest
@@ -9,11 +8,9 @@ from helpers.refusals import message_of
 from helpers.variants import equal, fresh, has_weights, read_weights
 
 from tfdecouple import randomness
-from tfdecouple.config import Config
-from tfdecouple.errors import ConfigError, DataError, UserError
+from tfdecouple.errors import DataError, UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model import codes as model_module
-from tfdecouple.model.base_model import require_initialized
 from tfdecouple.model.initialization import diagnose_model
 from tfdecouple.model.objective import map_noise_to_z
 from tfdecouple.runs.latent_directions import MEANS, Direction
@@ -49,13 +46,6 @@ class TestInitialize:
         first = next(name for name in before if "actnorm" in name and name.startswith("flow/level_0"))
         equal(read_weights(model)[first], read_weights(other)[first])
         assert not np.array_equal(before[first], read_weights(model)[first])
-
-    def test_initialize_of_a_mirrored_model_refuses_a_second_call(self):
-        with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-            model = DecoupledModel(LEAST)
-        assert "not initialised" in message_of(UserError, lambda: require_initialized(model))
-        model.initialize(IMAGES)
-        assert "force=True" in message_of(UserError, lambda: model.initialize(IMAGES))
 
     def test_initialize_of_no_images_or_inside_a_tf_function_is_refused_and_changes_no_weight(self):
         model = DecoupledModel(LEAST)
@@ -122,16 +112,6 @@ WRONG = {
 
 
 class TestArguments:
-    def test_bound_takes_noise_in_float64_as_in_float32(self, small):
-        noise = np.random.default_rng(0).standard_normal((3, 4)), np.random.default_rng(0).random(IMAGES.shape)
-        single = (array.astype(np.float32) for array in noise)
-        equal(small.bound(IMAGES, noise=noise).bits_per_dim, small.bound(IMAGES, noise=single).bits_per_dim)
-
-    @pytest.mark.parametrize("config", ["cifar10", pathlib.Path("runs"), None, Config(model=LEAST)])
-    def test_model_of_a_name_says_how_to_make_it(self, config):
-        message = message_of(ConfigError, lambda: DecoupledModel(config))
-        assert message.startswith("config is ") and "tfdecouple.load_model(" in message
-
     def test_condition_of_the_wrong_size_is_named_with_its_shape_in_every_call(self, small):
         x = tf.zeros([3, 8, 8, 3])
         tf.config.run_functions_eagerly(False)
@@ -197,16 +177,6 @@ class TestArguments:
         monkeypatch.setattr(small, "decode", lambda z, v: pytest.fail("images are drawn"))
         assert "out of memory with 1,000,000,000,000 images" in message_of(UserError, lambda: small.sample(10**12))
 
-    def test_methods_accept_lists_scalars_and_float64_arrays(self, small):
-        z, v = (np.asarray(code) for code in small.encode(IMAGES))
-        equal(small.decode(z.tolist(), v.astype(np.float64)), IMAGES)
-        equal(small.encode(list(IMAGES)).v, v)
-        a, b = IMAGES[:1], IMAGES[1:2]
-        whole = small.interpolate(a, b, [0.25], [0.5, 1])
-        for alphas in (0.25, np.array([0.25]), tf.constant(0.25)):
-            equal(small.interpolate(a, b, alphas, [0.5, 1]), whole)
-        equal(small.interpolate(a, b, 1, 1)[:, 0, 0], b)
-
     def test_edit_adds_the_direction_to_z_and_keeps_v(self, small, without_z):
         z, v = small.encode(IMAGES)
         expected = small.decode(z + 1.5 * DIRECTION, v)
@@ -217,13 +187,6 @@ class TestArguments:
         equal(edited, [expected[0], IMAGES[1], expected[2]])
         equal(small.edit(IMAGES, 100 * DIRECTION, -0.0), IMAGES)
         assert "has no z" in message_of(UserError, lambda: without_z.edit(IMAGES, DIRECTION, 1))
-
-    def test_edit_works_inside_a_tf_function(self, small):
-        tf.config.run_functions_eagerly(False)
-        traced = tf.function(small.edit, autograph=False)
-        edited = traced(tf.constant(IMAGES), tf.constant(DIRECTION), tf.constant([0.0, 1.0, 2.0]))
-        equal(edited[0], IMAGES[0])
-        assert np.any(edited[1] != IMAGES[1])
 
     def test_elbo_in_training_updates_moving_statistics_of_batch_normalisation(self):
         model, images = fresh(SMALL), random_images(8, seed=2)

@@ -2,7 +2,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -19,7 +18,6 @@ from helpers.evaluations import compute_mean_colours, write_onnx
 from helpers.models import SMALL, give_effect, random_images, save_images, strengthen_z
 from helpers.places import ROOT, user_environment
 from helpers.runs import write_run
-from PIL import Image
 
 from tfdecouple.cli import main
 from tfdecouple.config import DataConfig, TrainingConfig
@@ -31,7 +29,7 @@ from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.metrics.frechet import draw_model_samples
 from tfdecouple.metrics.outliers import MADE, compare_outlier_scores, make_outlier_images
 from tfdecouple.model import DecoupledModel
-from tfdecouple.model.outlier_scores import SCORES, OutlierScorer
+from tfdecouple.model.outlier_scores import SCORES
 from tfdecouple.runs.opened_run import load_model
 
 # But what the fixture of a class runs is traced, as users' programs are.
@@ -127,13 +125,6 @@ class TestEvaluations:
         out = capsys.readouterr().out
         assert "with this one: 1\n" in out and "with this one: 2\n" in out
 
-    def test_evaluations_of_a_read_only_run_are_counted_beside_the_results(self, run, tmp_path, monkeypatch):
-        # The superuser, who may run the tests, can write everywhere.
-        may = os.access
-        monkeypatch.setattr(os, "access", lambda path, mode: "run" not in str(path).split("/")[-2:] and may(path, mode))
-        assert command("--run", run, "--images", 1, "--out", tmp_path / "out") == 0
-        assert (tmp_path / "out" / "test_evaluations.log").exists() and not (run / "evaluation").exists()
-
 
 class TestMore:
     def test_evaluate_writes_importance_weighted_bound_and_use_of_z(self, made_run, tmp_path, capsys):
@@ -148,26 +139,8 @@ class TestMore:
         assert f"active units         {use['active_units']} of 4" in out
         assert f"{use['shuffling_costs']['mean']:.4f} ± " in out
 
-    def test_single_image_has_no_standard_error_in_table_and_json(self, made_run, tmp_path, capsys):
-        assert command("--run", made_run, "--images", 1, "--out", tmp_path) == 0
-        text = (tmp_path / "bits_per_dim-test.json").read_text()
-        assert "NaN" not in text and json.loads(text)["standard_error"] is None
-        assert "±" not in capsys.readouterr().out
-
 
 class TestRefusals:
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            (["--frechet", "no/such.onnx"], "there is no extractor file no/such.onnx"),
-            (["--image-statistics", "--split", "train"], "--split is 'train', which --image-statistics is fitted on"),
-            (["--outliers", "noisy"], "did you mean noise"),
-            (["--outliers", "folder:/no/such"], "there is no folder /no/such"),
-        ],
-    )
-    def test_wrong_option_of_evaluate_is_one_line(self, made_run, capsys, tmp_path, arguments, message):
-        assert message in refused(capsys, "--run", made_run, "--out", tmp_path / "out", *arguments)
-
     def test_evaluate_refuses_latent_use_without_z(self, image_folder, tmp_path, capsys):
         run = make_run(tmp_path / "run", image_folder, conditioning="none")
         assert "has no z" in refused(capsys, "--run", run, "--latent-use")
@@ -179,11 +152,6 @@ class TestRefusals:
         message = refused(capsys, "--run", made_run, "--out", tmp_path / "out", "--classify")
         assert "--classify needs a model with labels" in message
         assert not (tmp_path / "out").exists()
-
-    def test_evaluate_names_a_folder_that_cannot_be_written(self, made_run, tmp_path, capsys):
-        (tmp_path / "file").touch()
-        error = refused(capsys, "--run", made_run, "--images", 1, "--out", tmp_path / "file" / "out")
-        assert "cannot write " in error and "--out" in error
 
 
 COUNTS = {"train": 60, "validation": 6, "test": 24}
@@ -228,27 +196,6 @@ class TestAllMetrics:
         out.with_suffix(".txt").write_text(printed.getvalue())
         return out
 
-    def test_probe_classifies_dark_and_light_images(self, out):
-        values = read(out, "probe-test")
-        assert (values["train_images"], values["test_images"], values["classes"]) == (60, 24, 2)
-        assert [row["features"] for row in values["results"]] == ["pixels", "pixels, PCA", "z", "v", "v, PCA"]
-        pixels = values["results"][0]["classifiers"]
-        assert {kind: result["accuracy"] for kind, result in pixels.items()} == dict.fromkeys(pixels, 1.0)
-        assert values["chance"] == 0.5
-        assert np.sum(values["confusion"]["counts"]) == 24
-        with Image.open(out / "probe-test.png") as picture:
-            assert picture.format == "PNG"
-            picture.load()
-
-    def test_image_statistics_are_measured_on_the_requested_split(self, out):
-        values = read(out, "image_statistics-validation")
-        assert (values["split"], values["train_images"], values["images"]) == ("validation", 60, 6)
-        for name, found in values["statistics"].items():
-            assert set(found["r2"]) == {"z", "v, PCA", "pixels, PCA"}, name
-            assert 0 <= found["switch"]["nearer_to_z"]["mean"] <= 1
-        # Dark and light images: what the pixels tell at once.
-        assert values["statistics"]["brightness"]["r2"]["pixels, PCA"]["mean"] > 0.9
-
     def test_frechet_distance_and_floor_equal_the_formula(self, out, run, labelled):
         values = read(out, "frechet-test")
         assert (values["samples"], values["images"], values["floor_images"]) == (40, 24, 40)
@@ -277,14 +224,6 @@ class TestAllMetrics:
         assert np.mean(known["bits_per_dim"]) == pytest.approx(bits, rel=1e-5)
         assert (out / "outliers-validation.png").is_file()
 
-    def test_outlier_scores_of_an_image_do_not_depend_on_its_batch(self, out, run, labelled):
-        scores = read(out, "outliers-validation")["per_image"]["validation"]
-        images, _ = load_images(open_source(DataConfig(source=f"folder:{labelled}"), (8, 8, 3)), "validation", 6)
-        right = OutlierScorer(load_model(run), 1, seed=3)(images[:4], np.arange(4))
-        order = np.argsort(scores["index"])[:4]
-        for name in SCORES:
-            np.testing.assert_allclose(np.array(scores[name])[order], right[name], rtol=1e-4, atol=1e-4, err_msg=name)
-
 
 class TestMadeImages:
     @pytest.mark.parametrize("kind", MADE)
@@ -294,14 +233,6 @@ class TestMadeImages:
         assert made.shape == images.shape and made.dtype == np.uint8 and len(np.unique(made, axis=0)) == 50
         np.testing.assert_array_equal(make_outlier_images(kind, images[2:], np.arange(2, 50), 1), made[2:])
         assert not np.array_equal(make_outlier_images(kind, images, np.arange(50), 2), made)
-
-    def test_synthetic_outliers_are_noise_one_colour_or_permuted_pixels(self):
-        images = random_images(50)
-        noise, flat, permuted = (make_outlier_images(kind, images, np.arange(50), 1) for kind in MADE)
-        assert noise.mean() == pytest.approx(127.5, abs=3) and np.ptp(flat, (1, 2)).max() == 0
-        for before, after in zip(images, permuted, strict=True):
-            assert not np.array_equal(before, after)
-            np.testing.assert_array_equal(*(np.sort(pixels.reshape(-1, 3), 0) for pixels in (before, after)))
 
 
 class TestInterrupted:

@@ -1,26 +1,18 @@
 import dataclasses
-import errno
 import json
 import pathlib
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.commands import command, refuse
-from helpers.models import SMALL, random_images, save_images
-from helpers.refusals import message_of
-from helpers.runs import run_config, write_run
-from helpers.variants import fresh
+from helpers.models import random_images, save_images
+from helpers.runs import run_config
 from PIL import Image
 
 from tfdecouple import randomness
-from tfdecouple.config import DataConfig
-from tfdecouple.data.drawn_images import draw_uncropped_images
 from tfdecouple.data.image_file import read_image
-from tfdecouple.data.sources import open_source
-from tfdecouple.errors import DataError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.latent_directions import Direction, Directions
 from tfdecouple.runs.opened_run import hash_weights, load_model
@@ -49,14 +41,6 @@ def labelled(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(finished_run):
     return load_model(finished_run)
-
-
-@pytest.fixture(scope="module")
-def run_without_z(image_folder, tmp_path_factory):
-    """A run folder of a model without z, which sees 5 bits of each colour."""
-    model = fresh(dataclasses.replace(SMALL, conditioning="none", n_bits=5))
-    data = DataConfig(source=f"folder:{image_folder}")
-    return write_run(tmp_path_factory.mktemp("without") / "z", model, data=data)
 
 
 class Shown:
@@ -141,12 +125,6 @@ class TestSwitch:
             assert first["labels"] == names
             assert [a == b for a, b in zip(names, second["labels"], strict=True)] == [how == "within"] * 3
             shown.require(arrange_pairs(model, images[first["indices"]], images[second["indices"]]), group=(2, 2))
-
-    def test_switch_pairs_images_without_labels(self, finished_run, tmp_path):
-        command("switch", "--run", finished_run, "--out", tmp_path)
-        assert {path.name for path in tmp_path.iterdir()} == {"switch-any.png", "switch-any.json"}
-        # Of five images two pairs.
-        assert Shown(tmp_path, "switch-any").facts["count"] == 2
 
     def test_switch_writes_photographs_at_their_own_size(self, finished_run, model, tmp_path):
         kinds = [("a.jpg", 40, 30, "RGB"), ("b.png", 8, 8, "L")]
@@ -233,22 +211,6 @@ class TestInterpolate:
         images = model.interpolate(*self.read_pairs(shown, image_folder), places, places, path=shown.facts["path"])
         shown.require(np.reshape(images, [6, 3, SIDE, SIDE, 3]), header=LINE, group=(3, 0))
 
-    def test_interpolate_without_z_has_one_row(self, run_without_z, image_folder, tmp_path):
-        command("interpolate", "--run", run_without_z, "--out", tmp_path, "--steps", 4)
-        shown = Shown(tmp_path, "interpolate")
-        pairs, places = self.read_pairs(shown, image_folder), [0, 1 / 3, 2 / 3, 1]
-        shown.require(
-            load_model(run_without_z).interpolate(*pairs, [0], places, path=shown.facts["path"])[0], header=LINE
-        )
-
-    def test_interpolate_shows_line_and_arc_together(self, finished_run, image_folder, model, tmp_path):
-        command("interpolate", "--run", finished_run, "--out", tmp_path, "--steps", 3, "--path", "both")
-        shown, places = Shown(tmp_path, "interpolate"), [0, 0.5, 1]
-        a, b = self.read_pairs(shown, image_folder)
-        assert shown.facts["path"] == "both"
-        images = [model.interpolate(a, b, places, places, path=path)[0] for path in ("lerp", "slerp")]
-        shown.require(np.concatenate(images, 1), header=LINE, group=(0, 3), width=1600)
-
 
 class TestNeighbours:
     def test_neighbours_counts_repeated_images(self, finished_run, image_folder, model, tmp_path, monkeypatch):
@@ -267,13 +229,6 @@ class TestNeighbours:
         halves = [np.insert(images[nearest[name]["indices"]], 0, repeated, axis=1) for name in ("pixels", "z")]
         shown.require(np.concatenate(halves, 1), header=LINE, group=(0, 6), width=1000)
 
-    def test_neighbours_without_z_searches_part_of_the_images(self, run_without_z, tmp_path):
-        command("neighbours", "--run", run_without_z, "--out", tmp_path, "--count", 3, "--search", 4)
-        facts = Shown(tmp_path, "neighbours").facts
-        assert set(facts["nearest"]) == {"pixels"} and facts["searched"] == 4
-        # No sample has more neighbours than images are searched.
-        assert np.shape(facts["nearest"]["pixels"]["indices"]) == (3, 4)
-
 
 class TestProject:
     def test_project_shows_principal_components(self, finished_run, labelled, model, tmp_path):
@@ -288,25 +243,8 @@ class TestProject:
         np.testing.assert_allclose(facts["points"], points, atol=1e-5)
         np.testing.assert_allclose(facts["explained_variance"], shares, atol=1e-5)
 
-    def test_project_shows_t_sne(self, finished_run, tmp_path):
-        command("project", "--run", finished_run, "--out", tmp_path, "--method", "tsne", "--count", 4)
-        facts = json.loads((tmp_path / "project-tsne.json").read_text())
-        assert np.isfinite(facts["points"]).all() and np.shape(facts["points"]) == (4, 2)
-        assert (tmp_path / "project-tsne.png").is_file()
-
 
 class TestCurves:
-    def test_curves_show_the_values_of_the_log(self, finished_run, tmp_path, capsys):
-        command("curves", "--run", finished_run, "--out", tmp_path)
-        with Image.open(tmp_path / "curves.png") as picture:
-            assert picture.format == "PNG" and picture.size == (900, 660)
-        curves = RunFolder(finished_run).read_curves()
-        rows = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
-        for kind in ("train", "validation"):
-            values = [(row["step"], row["bits_per_dim"]) for row in rows if row["kind"] == kind]
-            assert list(zip(*curves[kind]["bits_per_dim"], strict=True)) == values
-        assert "to update 10" in capsys.readouterr().out
-
     def test_curves_leave_out_values_that_are_not_finite_and_absent_terms(self, finished_run, tmp_path):
         run = tmp_path / "still"
         run.mkdir()
@@ -389,20 +327,6 @@ def test_evaluate_measures_bits_per_dim_of_every_image(tiny_run, sizes, tmp_path
     assert values["bits_per_dim"] == pytest.approx(np.mean([row["bits_per_dim"] for row in values["images"]]))
 
 
-def test_sample_photograph_at_its_own_size_is_the_band_of_the_split():
-    source = open_source(DataConfig(source="photographs", photographs=("chelsea", "coffee")), (32, 32, 3))
-    images = draw_uncropped_images(source, "test", 0, seed=0)
-    assert set(images) == {"chelsea", "coffee"} and len(draw_uncropped_images(source, "test", 1, seed=0)) == 1
-    # Of 451 x 300 and 600 x 400 pixels; a fifth of what two margins of 16 pixels leave.
-    assert images["chelsea"]().shape == (300, 83, 3) and images["coffee"]().shape == (400, 113, 3)
-
-
-def test_own_size_refuses_data_sets_without_files():
-    source = SimpleNamespace(name="cifar10", title="TFDS cifar10/3.0.2", image_shape=(32, 32, 3))
-    message = message_of(DataError, lambda: draw_uncropped_images(source, "test", 0, 0))
-    assert message.startswith("TFDS cifar10/3.0.2 has no images of their own size")
-
-
 class TestRefusals:
     @pytest.mark.parametrize(("name", "says"), [("sample", "no checkpoint yet"), ("curves", "no metrics")])
     def test_commands_refuse_runs_without_checkpoint_or_metrics(self, capsys, image_folder, tmp_path, name, says):
@@ -411,22 +335,6 @@ class TestRefusals:
         write_text(tmp_path / "begun" / "config.json", run_config(image_folder).to_json())
         line = refuse(capsys, name, "--run", tmp_path / "begun")
         assert str(tmp_path / "begun") in line and says in line
-
-    def test_commands_that_need_z_refuse_a_model_without_z(self, capsys, run_without_z):
-        line = refuse(capsys, "switch", "--run", run_without_z)
-        assert "has no z" in line and "switch needs one" in line
-
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ("project --count 3", "at least 4"),
-            ("switch --pairing within", "has none"),
-        ],
-    )
-    def test_wrong_argument_of_a_picture_command_is_one_line(self, capsys, finished_run, tmp_path, arguments, message):
-        name, *rest = arguments.split()
-        assert message in refuse(capsys, name, "--run", finished_run, "--out", tmp_path / "out", *rest)
-        assert not (tmp_path / "out").exists()
 
     def test_unreadable_image_and_unwritable_folder_are_one_line(self, capsys, finished_run, tmp_path):
         (tmp_path / "a.png").write_text("text")
@@ -438,19 +346,3 @@ class TestRefusals:
                 # The run is missing, too: the folder is checked first.
                 line = refuse(capsys, name, "--run", "no", "--out", folder)
                 assert f"{path} is no folder; name another folder with --out" in line
-
-    def test_full_disk_names_the_file_of_the_result(self, capsys, finished_run, tmp_path, monkeypatch):
-        paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
-        for path in paths:
-            Image.new("RGB", (20, 30)).save(path)
-        write = pathlib.Path.write_bytes
-
-        def fill_disk(path, content):
-            if "z-of" in path.name:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return write(path, content)
-
-        monkeypatch.setattr(pathlib.Path, "write_bytes", fill_disk)
-        options = ["--run", str(finished_run), "--out", str(tmp_path / "out"), *paths]
-        line = refuse(capsys, "switch", *options, begun=True)
-        assert line.startswith(f"error: cannot use {tmp_path / 'out' / 'a-z-of-b.png'}: No space left on device")

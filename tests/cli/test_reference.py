@@ -9,7 +9,6 @@ from PIL import Image
 import tfdecouple
 from tfdecouple.cli import main
 from tfdecouple.runs.opened_run import load_model
-from tfdecouple.visualization import full_size
 
 pytestmark = pytest.mark.usefixtures("eager_file")
 
@@ -67,23 +66,6 @@ def test_switched_folder_has_names_sizes_and_v_of_photographs(switch, photograph
     np.testing.assert_array_equal(np.asarray(Image.open(out / "a.png")), expected)
 
 
-def test_unreadable_photographs_are_named_and_results_are_kept(switch, photographs, tmp_path, capsys):
-    assert switch() == 1
-    out, err = capsys.readouterr()
-    assert "4 photographs" in out and "2 skipped" in out
-    for name in ("header.png", "cut.png"):
-        assert err.count(str(photographs / name)) == 1
-    (tmp_path / "out" / "a.png").write_bytes(b"kept")
-    (tmp_path / "out" / "a.jpg").unlink()
-    save(photographs / "cut.png", (20, 20))
-    (photographs / "header.png").unlink()
-    assert switch() == 0
-    out, err = capsys.readouterr()
-    assert "2 photographs" in out and "3 there already" in out and "skipped" not in err
-    assert (tmp_path / "out" / "a.png").read_bytes() == b"kept"
-    assert (tmp_path / "out" / "a.jpg").is_file() and (tmp_path / "out" / "cut.png").is_file()
-
-
 def test_switch_refuses_a_folder_with_results_of_another_command(switch, photographs, tmp_path, capsys):
     assert switch("--strength", 1) == 1
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
@@ -130,35 +112,6 @@ def test_folder_that_cannot_be_switched_is_refused_with_nothing_written(switch, 
     assert "cannot write" in refused(capsys, lambda: switch(out=tmp_path / "file"))
     after = {*before, "file", "photographs/c.png", "reference.png"} - {"photographs/c.gif"}
     assert set(list_files(tmp_path)) == after
-
-
-def test_switch_refuses_a_reference_smaller_than_any_image_of_the_model(switch, tmp_path, capsys):
-    for size in ((1, 1), (1, 40)):
-        line = refused(capsys, lambda size=size: switch(reference=save(tmp_path / "small.png", size)))
-        assert f"{tmp_path / 'small.png'} has {size[1]} x {size[0]} pixels; give a reference of at least 2 x 2" in line
-    assert not (tmp_path / "out").exists()
-    # A limit for results does not make the reference smaller.
-    assert switch("--max-side", 1) == 1
-
-
-def test_switch_names_photographs_that_gain_or_lose_colours(
-    switch, photographs, finished_run, tmp_path, capsys, monkeypatch
-):
-    # The small untrained model changes no colours.
-    change = full_size.change_at_full_size
-    monkeypatch.setattr(full_size, "change_at_full_size", lambda *inputs: change(*inputs) // np.uint8([1, 1, 2]))
-    for name in ("c.gif", "cut.png", "header.png", "a.jpg"):
-        (photographs / name).unlink()
-    grey = save(tmp_path / "grey.png", (9, 9), "L")
-    assert switch() == 0
-    assert f"grey before: 1 photographs, such as {tmp_path}/out/deeper/grey.jpg\n" in capsys.readouterr().err
-    assert switch(reference=grey, out=tmp_path / "faded") == 0
-    line = f"less colours, as the reference is grey: 1 photographs, such as {tmp_path}/faded/a.png\n"
-    assert line in capsys.readouterr().err
-    (photographs / "a.png").unlink()
-    model = load_model(finished_run)
-    notes = tfdecouple.switch_folder(model, grey, photographs, tmp_path / "both", strength=1).notes
-    assert not any("less colours" in note for note in notes)
 
 
 def test_switch_folder_writes_the_files_that_the_command_writes(switch, photographs, finished_run, tmp_path):

@@ -95,18 +95,6 @@ class TestDirections:
         np.testing.assert_array_equal(directions["is_red"].vector, directions["red"].vector)
         assert directions["brightness"].figures["kind"] == "number"
 
-    def test_directions_refuses_wrong_labels_amounts_and_files(self, run, coloured, image_folder, tmp_path, capsys):
-        def refuse_search(*more, folder=coloured):
-            return refuse(capsys, "directions", "--run", run, "--data", f"folder:{folder}", *more)
-
-        assert "directions need two or more" in refuse_search(folder=image_folder)
-        assert "'rde', which no image has; did you mean red" in refuse_search("--labels", "rde")
-        assert "--amounts" in refuse_search("--amounts", 1, "x")
-        assert "--split" in refuse_search("--split", "train")
-        (tmp_path / "others.csv").write_text("file,n\nx.png,1\n")
-        attributes = ("--attributes", tmp_path / "others.csv")
-        assert "no row for any of 24 images of train" in refuse_search(*attributes)
-
 
 class TestEdit:
     def test_edit_shows_images_along_the_direction(self, found, run, coloured, tmp_path, capsys):
@@ -139,17 +127,6 @@ class TestEdit:
         line = refuse(capsys, *edit, "--method", "means", begun=True)
         assert "there is no direction 'more contrast' by the method means" in line
 
-    def test_default_amounts_stay_within_one_standard_deviation(self, found, run, coloured, train_codes, tmp_path):
-        (directions, _), (z, _) = found, train_codes
-        file = next((coloured / "train").rglob("*.png"))
-        arguments = ("--out", tmp_path, "--size", "model", "--direction", "red", file)
-        command("edit", "--run", run, *arguments)
-        amounts = json.loads((tmp_path / "edit.json").read_text())["amounts"]
-        assert len(amounts) > 2
-        for direction in directions:
-            vector = direction.vector.astype(np.float64)
-            assert max(map(abs, amounts)) <= (z @ vector / (vector @ vector)).std(), direction
-
     def test_edit_refuses_unknown_directions_and_files(self, found, run, tiny_run, coloured, tmp_path, capsys):
         file = next((coloured / "test").rglob("*.png"))
 
@@ -171,19 +148,6 @@ class TestEdit:
         find(other, coloured, "--labels", "red", "green")
         assert "written anew" in capsys.readouterr().err
         assert Run.open(other).directions().names == ["red", "green"]
-
-
-class TestDescription:
-    @pytest.mark.parametrize(("accuracy", "is_chance"), [(0.286, True), (0.55, True), (0.7, False)])
-    def test_direction_says_whether_its_accuracy_is_chance(self, accuracy, is_chance):
-        figures = {"accuracy": accuracy, "standard_error": 0.04}
-        text = Direction("a", "means", np.zeros(3), figures).describe_accuracy()
-        assert ("no better than chance" in text) == is_chance
-
-    def test_change_that_rounds_to_zero_has_no_minus_sign(self):
-        changes = {"brightness": -1e-3, "contrast": -0.5}
-        text = Direction("a", "means", np.zeros(3), {"changes": changes}).describe_accuracy()
-        assert text.startswith("brightness +0.00, contrast -0.50 ")
 
 
 class TestFile:

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sys
 
 import numpy as np
 import onnx
@@ -11,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.codes import read_codes_by_key
 from helpers.models import random_images
-from helpers.places import PATIENCE, ROOT, read_output
+from helpers.places import PATIENCE, ROOT
 from helpers.refusals import refused
 from helpers.servers import serve
 from PIL import Image
@@ -26,7 +25,6 @@ from tfdecouple.errors import DataError
 IN_MEMORY = ["--", "--runner=DirectRunner", "--direct_running_mode=in_memory"]
 # What a file system gives of a name that is not UTF-8.
 ODD = os.fsdecode(b"\xe9")
-TWO_WORKERS = ["--", "--runner=DirectRunner", "--direct_num_workers=2", "--direct_running_mode=multi_processing"]
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +110,6 @@ class TestPipeline:
             key for key, row in read_codes_by_key(out).items() if np.abs(row["z"] - single[key]["z"]).max() > 1e-4
         }
         assert others == {key for key in single if key.startswith("b/")}
-
-    @pytest.mark.slow
-    def test_beam_encodes_in_two_processes(self, exported, pictures, single, tmp_path):
-        out = tmp_path / "codes"
-        command = ["-m", "tfdecouple", "encode-beam", "--model", exported, "--images", pictures, "--out", out]
-        read_output(sys.executable, *command, "--v", "--batch-size", 4, *TWO_WORKERS)
-        assert_same(read_codes_by_key(out), single, "z", "v")
-        assert len(list(out.glob("all-*.tfrecord"))) == 2
 
     @pytest.mark.slow
     def test_beam_encodes_on_a_job_server_with_a_worker_pool(self, encode, single, tmp_path):

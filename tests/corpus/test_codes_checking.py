@@ -87,11 +87,6 @@ class TestVerify:
         status, lines = verify(out, capsys)
         assert status == 1 and "the weights of these codes cannot be read" in lines[0]
 
-    def test_encode_refuses_missing_arguments(self, tmp_path, capsys):
-        arguments = ["encode", "--out", str(tmp_path)]
-        assert "holds no codes to verify" in refused(capsys, lambda: main([*arguments, "--verify"]))
-        assert "encode needs --run RUN" in refused(capsys, lambda: main(arguments))
-
 
 def _changed(**values):
     return lambda manifest: json.dumps(manifest | values).encode()

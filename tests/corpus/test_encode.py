@@ -1,7 +1,5 @@
 import dataclasses
-import errno
 import fcntl
-import os
 import re
 import shutil
 
@@ -15,11 +13,9 @@ from helpers.refusals import refused
 from helpers.runs import write_run
 
 from tfdecouple.config import DataConfig
-from tfdecouple.corpus import code_files, read_codes
+from tfdecouple.corpus import read_codes
 from tfdecouple.errors import DataError
 from tfdecouple.model import DecoupledModel
-from tfdecouple.model.outlier_scores import SCORES, OutlierScorer
-from tfdecouple.runs.opened_run import Run
 
 # One test encodes as the command does, which traces.
 pytestmark = pytest.mark.usefixtures("eager_file", "quiet")
@@ -81,19 +77,6 @@ class TestCodes:
         assert encode("--split", "test", out=tmp_path / "z") == 0
         assert "are far from" not in capsys.readouterr().out
 
-    def test_stored_scores_equal_those_of_evaluate(self, encode, model, pictures, tmp_path):
-        assert encode("--split", "test", "--scores", "--format", "parquet") == 0
-        codes = read_codes_by_key(tmp_path / "codes")
-        keys = sorted(codes)
-        images = read_pixels(pictures, keys)
-        right = OutlierScorer(model)(images, np.arange(len(keys)))
-        assert set(right) == set(SCORES)
-        for name in SCORES:
-            found = np.array([codes[key][name] for key in keys])
-            assert found.shape == (5,) and found.dtype == np.float32
-            np.testing.assert_allclose(found, right[name], rtol=1e-4, atol=1e-4, err_msg=name)
-        assert set(codes[keys[0]]) == {"key", "label", "z", *SCORES}
-
     def test_encode_without_z_stores_v(self, encode, pictures, tmp_path_factory, tmp_path, capsys):
         model = DecoupledModel(dataclasses.replace(SMALL, conditioning="none"))
         model.initialize(random_images(16))
@@ -126,18 +109,6 @@ class TestCodes:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ("--format csv", '"csv" for --format'),
-            ("--images-per-shard 0", '"0" for --images-per-shard'),
-            ("--on-bad-image ignore", '"ignore" for --on-bad-image'),
-        ],
-    )
-    def test_wrong_option_of_encode_is_one_line(self, encode, tmp_path, capsys, arguments, message):
-        assert message in refused(capsys, lambda: encode(*arguments.split()))
-        assert not (tmp_path / "codes").exists()
-
     def test_encode_refuses_a_folder_of_another_job(self, encode, model, tiny_run, pictures, tmp_path, capsys):
         assert encode() == 0
         before = read_files(tmp_path / "codes")
@@ -171,36 +142,3 @@ class TestRefusals:
             fcntl.flock(file, fcntl.LOCK_EX)
             assert "another program is writing to" in refused(capsys, encode)
         assert encode() == 0
-
-    def test_encode_refuses_a_folder_with_other_files(self, encode, tmp_path, capsys):
-        (tmp_path / "codes").mkdir()
-        (tmp_path / "codes" / "thesis.txt").write_text("mine")
-        assert "holds other files, such as thesis.txt" in refused(capsys, encode)
-        assert {path.name for path in (tmp_path / "codes").iterdir()} == {"thesis.txt"}
-
-    @pytest.mark.parametrize(
-        "error",
-        [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), tf.errors.ResourceExhaustedError(None, None, "full")],
-    )
-    def test_full_disk_keeps_complete_files_of_codes(self, encode, pictures, tmp_path, monkeypatch, capsys, error):
-        serialize_examples = code_files.serialize_examples
-        calls = []
-
-        def fails(*rest):
-            for example in serialize_examples(*rest):
-                calls.append(example)
-                if len(calls) == 10:
-                    raise error
-                yield example
-
-        monkeypatch.setattr(code_files, "serialize_examples", fails)
-        line = refused(capsys, encode)
-        assert "No space left on device" in line and "the same command resumes" in line
-        assert list(read_files(tmp_path / "codes", "*.tfrecord")) == [f"{FILES[0]}.tfrecord"]
-        assert encode() == 0
-        assert read_codes_by_key(tmp_path / "codes").keys() == list_image_keys(pictures)
-
-
-def test_a_crop_for_a_data_set_is_not_taken_for_the_users_images(model, pictures, tmp_path):
-    run = write_run(tmp_path / "other", model, data=DataConfig(source="cifar10", centre_crop=4))
-    assert Run.open(run).make_data_config(f"folder:{pictures}").centre_crop == 0

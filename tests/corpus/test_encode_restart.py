@@ -7,7 +7,7 @@ import time
 
 import pytest
 from helpers.codes import FILES, assert_same_codes, list_image_keys, read_codes_by_key, read_files, read_manifest
-from helpers.models import SMALL, give_effect
+from helpers.models import give_effect
 from helpers.places import PATIENCE, ROOT, user_environment
 from helpers.refusals import refused
 
@@ -104,15 +104,6 @@ class TestRestart:
         assert not list(out.glob(".*.tmp"))
         assert_same_codes(out, unbroken)
 
-    def test_encode_starts_in_a_folder_of_a_killed_program(self, encode, tmp_path):
-        out = tmp_path / "codes"
-        (out / "_run" / "checkpoints").mkdir(parents=True)
-        (out / "_run" / "config.json").write_text("{")
-        (out / ".lock").touch()
-        (out / "._manifest.json.7.tmp").write_text("{")
-        assert encode() == 0
-        assert load_model(out / "_run").config == SMALL
-
     def test_encode_resumes_with_its_stored_weights(self, encode, tiny_run, tmp_path, stop_after, capsys):
         assert encode(out=tmp_path / "unbroken") == 0
         run = tmp_path / "tiny"
@@ -188,8 +179,7 @@ class TestKill:
 
 @pytest.mark.slow
 class TestFullDisk:
-    @pytest.mark.parametrize("kind", ["tfrecord", "parquet"])
-    @pytest.mark.parametrize("room", [0, 40, 350, 700])
+    @pytest.mark.parametrize(("kind", "room"), [("tfrecord", 0), ("tfrecord", 700), ("parquet", 350)])
     def test_encode_resumes_after_a_full_disk(self, tiny_run, disk, capsys, kind, room):
         small_disk = disk(4096)
         filler = small_disk / "filler"

@@ -1,8 +1,6 @@
 import io
-import json
 import os
 import pathlib
-import shutil
 import subprocess
 import types
 import warnings
@@ -10,16 +8,14 @@ import warnings
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.models import TINY, random_images
+from helpers.models import random_images
 from helpers.numbered import one_line_error
-from helpers.places import ROOT, read_output
+from helpers.places import ROOT
 from helpers.program_inputs import SIZE, load_program, make_png_header, write_picture_files
 from helpers.refusals import message_of
 from PIL import Image
 
-from tfdecouple.cli.options import Sizes
-from tfdecouple.cli.results import read_photographs
-from tfdecouple.config import Config, DataConfig
+from tfdecouple.config import DataConfig
 from tfdecouple.data.batches import load_images
 from tfdecouple.data.image_file import MOST_PIXELS, crop_and_resize, crop_and_resize_tensor, find_centre_box, read_image
 from tfdecouple.data.sources import open_source
@@ -140,10 +136,6 @@ class TestPythonClients:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             assert "pixels" in refuses(tmp_path / "x.png")
-
-    def test_client_refuses_pixels_of_32_bits(self, tmp_path, refuses):
-        Image.new("F", (8, 8)).save(tmp_path / "x.tif")
-        assert "pixels have the mode F, not 8 or 16 bits" in refuses(tmp_path / "x.tif")
 
 
 RGB, GREY = (8, 12, 3), (8, 12, 1)
@@ -304,15 +296,6 @@ def test_python_clients_read_images_as_training_does(picture_files, crop):
             assert_same(served.read_picture(path, shape, crop), right, name)
 
 
-def test_commands_read_images_as_training_does(picture_files, wanted):
-    model = types.SimpleNamespace(quantizer=types.SimpleNamespace(quantize_pixels=lambda pixels: pixels))
-    config = Config(name="tiny", model=TINY, data=DataConfig(source="cifar10"))
-    run = types.SimpleNamespace(model=model, config=config, note=lambda: "")
-    _, images = read_photographs(run, [str(path) for path in picture_files.values()], Sizes(size="model"))
-    for name, pixels in zip(picture_files, images, strict=True):
-        assert_same(pixels, wanted[name], name)
-
-
 def test_tensorflow_datasets_are_read_as_image_files_are(picture_files, wanted):
     """All but what TFDS' own features do not hold, such as palettes, and EXIF data, which it does not heed."""
     tfds = pytest.importorskip("tensorflow_datasets")
@@ -327,41 +310,3 @@ def test_tensorflow_datasets_are_read_as_image_files_are(picture_files, wanted):
         read_images = encoded.map(read, tf.data.AUTOTUNE).as_numpy_iterator()
         for name, pixels in zip(names, read_images, strict=True):
             assert_same(pixels, wanted[name], name)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("node") is None, reason="node not installed")
-def test_javascript_filter_gives_the_bytes_of_the_python_filter(tmp_path):
-    program = tmp_path / "resize.mjs"
-    shutil.copyfile(ROOT / "export" / "page" / "resize.js", tmp_path / "filter.mjs")
-    program.write_text(
-        'import { readFileSync, writeFileSync } from "node:fs";\n'
-        'import { resizeSquare } from "./filter.mjs";\n'
-        'for (const [name, side, size] of JSON.parse(readFileSync("cases.json")))\n'
-        "  writeFileSync(`${name}.out`, resizeSquare(readFileSync(name), side, size));\n"
-    )
-    rng = np.random.default_rng(0)
-    cases = [(int(side), int(size)) for side, size in rng.integers(1, 150, (60, 2))]
-    cases += [(1, 1), (32, 32), (1, 5), (5, 1), (64, 32), (2000, 32), (999, 256), (33, 32), (31, 32)]
-    right = []
-    for number, (side, size) in enumerate(cases):
-        # Values at both ends find sums that leave the range.
-        image = rng.integers(0, 256, (side, side, 3), np.uint8) if number % 2 else rng.choice([0, 255], (side, side, 3))
-        image = image.astype(np.uint8)
-        image.tofile(tmp_path / str(number))
-        right.append(crop_and_resize(image, (size, size, 3), 0))
-    listed = [[str(number), side, size] for number, (side, size) in enumerate(cases)]
-    (tmp_path / "cases.json").write_text(json.dumps(listed))
-    read_output("node", program, folder=tmp_path)
-    for number, image in enumerate(right):
-        assert_same(np.fromfile(tmp_path / f"{number}.out", np.uint8), image, str(cases[number]))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("npm") is None, reason="npm not installed")
-def test_node_example_reads_images_as_training_does(picture_files, wanted, exported, npm_example, tmp_path):
-    example = npm_example("onnxruntime_node") / "switch.mjs"
-    for name, path in picture_files.items():
-        # An image switched with itself is the image as the example read it.
-        assert "exactly the same" in read_output("node", example, exported / "onnx", path, path, folder=tmp_path), name
-        assert_same(np.asarray(Image.open(tmp_path / "ab.png")), wanted[name], name)

@@ -13,7 +13,7 @@ from tfdecouple.data import batches as data
 from tfdecouple.data import sample_images as photographs_module
 from tfdecouple.data.batches import load_images
 from tfdecouple.data.image_folder import ImageFile, split_files_by_hash
-from tfdecouple.data.labels import check_labels, read_attributes
+from tfdecouple.data.labels import read_attributes
 from tfdecouple.data.sources import Source, open_source, resolve_image_paths
 
 
@@ -89,25 +89,8 @@ def test_table_of_attributes_in_a_wrong_format_is_refused(table, text, part):
     assert "attributes.csv" in message and part in message
 
 
-def test_unreadable_table_of_attributes_is_refused(table, tmp_path):
-    assert "No such file" in one_line_error(lambda: read_attributes(str(tmp_path / "absent.csv")))
-    assert "UTF-8" in one_line_error(lambda: read_attributes(table("file,ä\n1,2\n", "latin-1")))
-
-
 def source(*names):
     return Source(name="x", title="things", label_names=names, image_shape=(8, 8, 3), splits={})
-
-
-@pytest.mark.parametrize(
-    ("names", "labels", "part"),
-    [
-        (("a", "b"), [0, 2], "label 2, but the data set has 2 labels, 0 to 1"),
-        (("a", "b"), [-2], "label -2"),
-        ((), [0], "has no labels"),
-    ],
-)
-def test_unknown_label_is_refused(names, labels, part):
-    assert part in one_line_error(lambda: check_labels(source(*names), np.array(labels)))
 
 
 class TestFolder:
@@ -142,18 +125,6 @@ class TestFolder:
         parts = split_files_by_hash(self._files(40))
         assert [file.key for file in parts["validation"]] == ["14.png", "18.png", "34.png", "38.png"]
         assert [file.key for file in parts["test"]] == ["0.png", "6.png", "8.png", "33.png"]
-
-    def test_many_images_leave_about_a_twentieth_for_validation_and_for_test(self):
-        parts = split_files_by_hash(self._files(4000))
-        assert {name: len(files) for name, files in parts.items()} == {"train": 3601, "validation": 208, "test": 191}
-
-    def test_few_images_leave_a_tenth_for_validation_and_for_test(self):
-        for count, least in ((3, 1), (10, 1), (79, 7), (200, 8)):
-            for prefix in "abcd":
-                files = self._files(count, prefix)
-                parts = split_files_by_hash(files)
-                assert sorted(sum(parts.values(), []), key=files.index) == files
-                assert min(len(parts["validation"]), len(parts["test"])) >= least and parts["train"]
 
     def test_missing_validation_is_held_out_of_train(self, tmp_path):
         numbered.write_images(tmp_path / "train", numbered.numbered_images(60))

@@ -14,20 +14,9 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tfdecouple.config import DataConfig
 from tfdecouple.data.batches import load_images
 from tfdecouple.data.sources import open_source
-from tfdecouple.data.tfds import choose_tfds_splits, find_feature_keys
+from tfdecouple.data.tfds import choose_tfds_splits
 
 REAL_DATA = os.environ.get("TFDECOUPLE_DATA_DIR")
-
-
-LABELS = [((), None), (("species",), "species"), (("coarse", "label"), "label"), (("a", "b"), None)]
-
-
-@pytest.mark.parametrize(("names", "label"), LABELS)
-def test_label_of_tfds_is_the_feature_label_or_the_only_class(names, label):
-    tfds = pytest.importorskip("tensorflow_datasets")
-    features = {"image": tfds.features.Image(shape=(8, 8, 3)), "number": tfds.features.Scalar(np.int64)}
-    features |= {name: tfds.features.ClassLabel(names=["x", "y"]) for name in names}
-    assert find_feature_keys("tfds:things", features) == ("image", label)
 
 
 class TestTfds:
@@ -90,15 +79,6 @@ class TestTfds:
         assert "--download" in one_line_error(lambda: self._open(str(tmp_path)))
         assert self._open(str(tmp_path), download=True).sizes["train"] == 26
         assert self._open(str(tmp_path)).sizes["train"] == 26
-
-    @pytest.mark.parametrize(
-        ("shape", "dtype", "part"), [((4, 4, 4), np.uint8, "(4, 4, 4)"), ((4, 4, 1), np.float32, "float32")]
-    )
-    def test_unusable_image_feature_of_tfds_is_refused(self, shape, dtype, part):
-        tfds = pytest.importorskip("tensorflow_datasets")
-        features = {"image": tfds.features.Image(shape=shape, dtype=dtype)}
-        message = one_line_error(lambda: find_feature_keys("tfds:odd_images", features))
-        assert part in message and "odd_images" in message
 
 
 def edit_info(**values):

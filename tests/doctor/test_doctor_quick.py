@@ -6,33 +6,31 @@ import sys
 import pytest
 from helpers.places import PATIENCE, ROOT, read_output, run_python
 
-from tfdecouple.doctor.check_runner import CHECKS
-
 pytestmark = pytest.mark.slow
 
 
 def test_quick_doctor_passes_on_two_logical_devices(tmp_path, forked):
     out = tmp_path / "out"
-    options = ["--quick", "--devices", 2, "--timeout", PATIENCE, "--out", out]
+    options = ["--quick", "--only", "exactness", "devices", "speed", "--devices", 2, "--timeout", PATIENCE]
+    options += ["--out", out]
     command = [sys.executable, "-m", "tfdecouple", "doctor", *options]
     printed = read_output(*command, folder=tmp_path, PYTHONPATH=str(ROOT))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     plain = json.loads((out / "doctor.json").read_text(encoding="utf-8"))
-    assert plain["holds"] and list(plain["checks"]) == list(CHECKS)
+    assert plain["holds"] and list(plain["checks"]) == ["build", "exactness", "devices", "speed"]
     # docs/results/doctor.md lists the fields.
     documented = (ROOT / "docs" / "results" / "doctor.md").read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in documented for name in plain)
     of = {name: {result["what"]: result for result in results} for name, results in plain["checks"].items()}
-    assert {"CPU:0, float32", "CPU:1, bfloat16 nets"} <= set(of["numerics"])
     assert {"Keras, CPU:0", "Keras, CPU:1"} == set(of["exactness"])
     assert [result["holds"] for result in of["devices"].values()] == [True]
     phases = {result["figures"]["phase"] for result in of["speed"].values() if "phase" in result["figures"]}
     assert phases == {"train", "eval", "encode", "decode"}
     assert any(result["figures"].get("devices") == 2 for result in of["speed"].values())
     holds = [result["holds"] for every in of.values() for result in every.values()]
-    assert holds.count(True) >= 7 and False not in holds
+    assert holds.count(True) >= 4 and False not in holds
     # What people see says the same, and how far it was on the way.
-    assert re.search(r"\[ *\d+ s\] numerics: .*, bfloat16 nets", printed)
+    assert re.search(r"\[ *\d+ s\] exactness: ", printed)
     assert f"All {holds.count(True)} tests passed." in printed
 
 

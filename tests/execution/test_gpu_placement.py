@@ -222,8 +222,7 @@ def assert_stays_on_gpu(traced_functions):
 @pytest.mark.slow
 @pytest.mark.usefixtures("gpu")
 class TestOnGpu:
-    @pytest.mark.parametrize("memory", MEMORY)
-    @pytest.mark.parametrize("precision", PRECISIONS)
+    @pytest.mark.parametrize(("precision", "memory"), zip(PRECISIONS, MEMORY, strict=True))
     def test_training_step_of_each_precision_and_memory_mode_waits_only_for_determinants(self, precision, memory):
         assert_stays_on_gpu(trace_step(Trainer(devices=None, model=STAGES, precision=precision, memory=memory)))
 

@@ -73,9 +73,7 @@ class TestShardsAndXla:
             largest = float(tf.reduce_max(tf.abs(theirs)) + 1)
             np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4 * largest)
 
-    @pytest.mark.parametrize(
-        "name", ["step-odd", "factor-out-additive", "prior-step-additive", "whitening-image", "sigmoid"]
-    )
+    @pytest.mark.parametrize("name", ["step-odd", "factor-out-additive", "whitening-image"])
     def test_loss_and_gradients_of_a_layer_compiled_by_xla_equal_those_of_tensorflow(self, name):
         case = CASES[name]
         layer = InvertibleSequence()
@@ -101,14 +99,6 @@ class TestShardsAndXla:
             return run(x, weights)
 
         assert_near(loss_and_gradients(True), loss_and_gradients(False))
-
-    def test_each_kind_of_layer_is_compiled_once_by_xla(self):
-        def count(steps):
-            flow = DecoupledModel(dataclasses.replace(SMALLEST, steps=steps), jit_compile=True).flow
-            run = tf.function(lambda x, z: flow.forward_and_log_det(x, z), autograph=False)
-            return count_programs(run, tf.zeros([1, 4, 4, 3]), tf.zeros([1, 4]))
-
-        assert count((1, 1)) == count((3, 2)) == (2, 0)
 
     def test_model_compiled_by_xla_decodes_images_exactly(self):
         config = dataclasses.replace(SMALLEST, conditioning="none")

@@ -130,17 +130,6 @@ def test_client_warns_of_images_far_from_the_training(client, model, monkeypatch
     assert source.FAR == exactness.FAR
 
 
-def test_jpeg_of_too_many_pixels_is_decoded_at_half_its_size(client, tmp_path, monkeypatch):
-    monkeypatch.setattr(client, "MOST_PIXELS", 1000)
-    Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(tmp_path / "x.jpg")
-    assert client.read_picture(tmp_path / "x.jpg", 3).shape == (20, 20, 3)
-
-
-def test_client_takes_the_crop_of_the_metadata(tmp_path):
-    write_onnx_models(tmp_path, OF_5_BITS, **{**METADATA, "crop": "centre square of 140 pixels, or the largest"})
-    assert (source.Model(tmp_path).crop, source.Model(tmp_path).size) == (140, 8)
-
-
 def test_client_switches_photographs_as_the_command_does(exported, tiny_run, tmp_path):
     """The client runs where neither TensorFlow nor SciPy can be imported; one photograph has a colour profile."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -269,12 +258,6 @@ def test_the_client_decodes_a_picture_at_its_own_size(sized_files, tmp_path, mon
     assert source.main(["--own-size", "a.png"]) == 1
     for wrong in (["--own-size"], ["--own-size", *["a.png"] * 3], ["--own-size", "--check", "a.png"]):
         assert source.main(wrong) == 2
-
-
-def test_client_refuses_own_sizes_for_files_of_one_size(exported, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(source, "FOLDER", exported)
-    assert source.main(["--own-size", "a.png"]) == 2
-    assert capsys.readouterr().err == "error: these files are for images of 8 x 8; export with --any-size\n"
 
 
 @pytest.mark.slow

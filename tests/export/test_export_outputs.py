@@ -7,25 +7,20 @@ import re
 import numpy as np
 import onnx
 import pytest
-from google.protobuf import text_format
 from helpers import cards
 from helpers.exporting import ON_PAGE, read_card, read_tree
 from helpers.models import SMALL
 from helpers.program_inputs import WITHOUT_Z, write_onnx_models
 from helpers.serving_server import read_models
 from PIL import Image
-from tensorflow_serving.config import model_server_config_pb2
 
-from export import pipeline
 from export.card import judge_exactness, make_model_card, render_model_card
 from export.endpoints import list_endpoints
 from export.export_folder import JSON_NAME, MANIFEST, TEXT_NAME, VECTORS
 from export.formats import web
 from export.formats.saved_model import write_serving_files
-from export.provenance import Provenance, make_safe_name, open_run
+from export.provenance import Provenance, make_safe_name
 from tfdecouple.config import Config, DataConfig
-from tfdecouple.data.sources import hide_image_path
-from tfdecouple.runs.publishing import describe_training_images
 
 
 class TestCard:
@@ -45,33 +40,6 @@ class TestCard:
         assert (exported / TEXT_NAME).read_text() == render_model_card(card)
         inner = json.loads((exported / "savedmodel" / "1" / "assets.extra" / JSON_NAME).read_text())
         assert inner == card
-
-    def test_card_states_parity_and_round_trip_of_every_endpoint(self, exported, opened):
-        card = read_card(exported)
-        endpoints = list_endpoints(opened[0].config)
-        every = {endpoint.name: {output.name for output in endpoint.outputs} for endpoint in endpoints}
-        with_onnx = {endpoint.name for endpoint in endpoints if endpoint.onnx}
-        for name, expected in {"savedmodel": set(every), "onnx": with_onnx}.items():
-            entry = card["formats"][name]
-            parity = {key: set(outputs) for key, outputs in entry["parity"].items()}
-            assert parity == {key: every[key] for key in expected}
-            assert all(trip["identical"] == trip["images"] > 0 for trip in entry["round_trip"].values())
-            assert set(entry["round_trip"]) == {"real", "black and white", "noise", "0/255 noise", "checkerboard"}
-        text = (exported / TEXT_NAME).read_text()
-        assert all(f"| `{key}` |" in text and f"| {key} |" in text for key in every)
-        assert "nan" not in text.lower().split()
-
-    def test_model_card_has_metrics_of_averaged_weights(self, quick, monkeypatch, finished_run, command, tmp_path):
-        monkeypatch.setattr(pipeline, "open_run", open_run)
-        assert command("--format", "savedmodel", "--name", "my faces/2", run=finished_run)[::2] == (0, "")
-        card, text = read_card(tmp_path / "to"), (tmp_path / "to" / TEXT_NAME).read_text()
-        summary = json.loads((finished_run / "summary.json").read_text())
-        named = {"name": "my-faces-2", "run": "run", "step": str(summary["best_step"]), "averaged": "true"}
-        assert {key: card[key] for key in named} == named
-        validation, test = summary["validation_bits_per_dim"], summary["test"]["bits_per_dim"]
-        assert card["bits_per_dim"] == {"validation": validation, "test": test, "test_images": 5}
-        assert f"run run, step {card['step']}, averaged" in text and f"{test:.3f} on 5 test images" in text
-        assert "my-faces-2" in (tmp_path / "to" / "models.config").read_text()
 
 
 class TestWeb:
@@ -103,36 +71,6 @@ class TestWeb:
         assert known.items() <= config.items()
         size = sum(path.stat().st_size for path in page.rglob("*") if path.is_file())
         assert f"{size / 1e6:.1f} MB" in (tmp_path / "to" / TEXT_NAME).read_text()
-
-    def test_runtime_for_graphics_cards_comes_only_on_request(self, quick, command, refused, runtime, tmp_path):
-        line = refused("--format", "web", "--web-runtime", runtime, "--web-gpu")
-        assert web.GPU_FILES[2] in line
-        for name in web.GPU_FILES:
-            (runtime / "dist" / name).write_bytes(b"for cards")
-        for options, files in (((), web.RUNTIME_FILES), (("--web-gpu",), web.RUNTIME_FILES + web.GPU_FILES)):
-            to = tmp_path / str(len(options))
-            assert command("--format", "web", "--web-runtime", runtime / "dist", *options, to=to)[0] == 0
-            assert {path.name for path in (to / "web" / "runtime").iterdir()} == {*files}
-            config = json.loads((to / "web" / "model" / "config.json").read_text())
-            assert config["web_gpu"] == bool(options)
-
-    def test_runtime_that_is_missing_is_refused_before_anything_takes_time(self, quick, refused, monkeypatch, tmp_path):
-        monkeypatch.setattr(pipeline, "make_test_vectors", lambda *_, **__: pytest.fail("this takes time"))
-        line = refused("--format", "web", "--web-runtime", tmp_path)
-        assert str(tmp_path) in line and web.RUNTIME_FILES[2] in line
-        monkeypatch.setenv("PATH", str(tmp_path))
-        line = refused("--format", "web")
-        assert "there is no npm here" in line and "--web-runtime" in line
-
-
-def test_models_config_serves_the_newest_version_of_the_model(exported):
-    (model,) = read_models(exported)
-    assert (model.name, model.base_path, model.model_platform) == ("tiny", "/models/tiny", "tensorflow")
-    assert not model.HasField("model_version_policy")
-    # What the comment tells to add must be right as well.
-    (advice,) = re.findall(r"# +(model_version_policy .*)", (exported / "models.config").read_text())
-    policy = text_format.Parse(advice, model_server_config_pb2.ModelConfig()).model_version_policy
-    assert list(policy.specific.versions) == [1, 2]
 
 
 @pytest.mark.parametrize("run_name", ["faces, 2nd try/ema", "../../etc", "Größe 3", 'a"b', "---", ""])
@@ -204,20 +142,6 @@ EXACTNESS = [
 def test_card_promises_exactness_only_if_it_was_measured(alpha, n_bits, formats, promised, said) -> None:
     found = judge_exactness(alpha, n_bits, formats)
     assert found["promised"] is promised == ("Promised for" in found["meaning"]) and said in found["meaning"]
-
-
-def test_card_names_a_folder_of_images_without_its_path() -> None:
-    config = DataConfig(source="folder:/home/somebody/photos")
-    assert hide_image_path("3 test images of images in /home/somebody/photos", config).endswith("of images in photos")
-    config = DataConfig(source="cifar10", data_dir="/data")
-    assert hide_image_path("TFDS cifar10", config) == "TFDS cifar10"
-
-
-class TestRights:
-    def test_card_states_the_rights_in_the_training_images(self) -> None:
-        for source, said in {"photographs": "CC0", "cifar10": "Krizhevsky", "folder:faces": "not recorded"}.items():
-            config = Config(name="tiny", data=DataConfig(source=source))
-            assert said in describe_training_images(config, {}, 1)[1]
 
 
 @pytest.fixture(scope="module")

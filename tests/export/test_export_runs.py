@@ -16,12 +16,12 @@ from helpers.variants import OF_CLASSES, fresh
 from PIL import Image
 
 from export.card import judge_exactness, render_model_card
-from export.endpoints import find_endpoint, list_endpoints
+from export.endpoints import list_endpoints
 from export.export_folder import JSON_NAME, TEXT_NAME
 from export.formats.web import describe_model, require_page_support
 from export.pipeline import ExportConfig, export
 from export.provenance import open_run
-from export.verification.vectors import KerasAnswers, load_real_images
+from export.verification.vectors import load_real_images
 from tfdecouple.config import DataConfig
 from tfdecouple.data.batches import load_images
 from tfdecouple.data.sources import open_source
@@ -83,21 +83,15 @@ def test_committed_run_exports_without_its_data(run, tmp_path, monkeypatch):
     for name in ("TFDECOUPLE_DATA_DIR", "TFDS_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
     monkeypatch.chdir(ROOT)
-    card = exported_card(run, tmp_path / "to")
-    passed(card)
+    # One run is exported whole, and of the rest what the other files are made of.
+    whole = run.name == "conditional"
+    part = {} if whole else {"formats": ("savedmodel",), "endpoints": ("encode", "decode", "score")}
+    card = exported_card(run, tmp_path / "to", **part)
+    passed(card, *part.get("formats", ()))
     offered = [endpoint.name for endpoint in list_endpoints(RunFolder(run).read_config().model)]
-    assert card["formats"]["savedmodel"]["signatures"] == offered
+    assert card["formats"]["savedmodel"]["signatures"] == (offered if whole else [*part["endpoints"]])
     assert "photographs" in card["checked"]["real_images"]
     assert all(entry["round_trip"]["real"]["identical"] >= 30 for entry in card["formats"].values())
-
-
-@pytest.mark.slow
-def test_bundled_weights_pass_verification_as_onnx_files(tmp_path):
-    card = exported_card("photographs", tmp_path / "to", formats=("onnx",))
-    passed(card, "onnx")
-    assert card["run"] == "photographs" and "photographs" in card["checked"]["real_images"]
-    real = card["formats"]["onnx"]["round_trip"]["real"]
-    assert real["identical"] == real["images"] >= 12
 
 
 def just_begun():
@@ -117,18 +111,6 @@ class TestJustBegun:
         vectors = read_vectors(tmp_path / "to")
         assert np.mean(~vectors["out/interpolate/images/exact"]) > 0.005
         assert (vectors["out/interpolate/images/bound"] < 0.01).all()
-
-    def test_log_variance_near_zero_keeps_its_digits(self, eager):
-        # By way of a standard deviation near 1 it would lose its digits.
-        begun = just_begun()
-        for variable in begun.trainable_variables:
-            if variable.path.endswith("encoder/last_gain"):
-                variable.assign(variable + 1e-5)
-        images = random_images(21)
-        right = np.asarray(begun.encoder.run_inference(begun.quantizer.find_bins(images) * (2 / 256) - 1)[1])
-        assert 1e-9 < np.abs(right).max() < 1e-3
-        answer = find_endpoint(begun.config, "encode_global").answer(KerasAnswers(begun), {"images": images})
-        np.testing.assert_allclose(answer["z_log_variance"], right, rtol=1e-5, atol=1e-10)
 
 
 def test_data_of_a_run_are_used_where_they_are_at_hand(finished_run):
@@ -169,16 +151,13 @@ def run(request, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("run", MODELS, indirect=True)
 def test_export_of_a_model_with_labels_passes_verification(run, tmp_path, npm_example):
-    with_z_of_labels = MODELS["classes"] == RunFolder(run).read_config().model
-    formats = ("savedmodel", "onnx", *(("litert",) if with_z_of_labels else ()))
-    export(ExportConfig(run=run, to=tmp_path / "to", formats=formats))
+    export(ExportConfig(run=run, to=tmp_path / "to"))
     card = read_card(tmp_path / "to")
-    assert {*card["formats"]} == {*formats}
     assert card["architecture"]["labels"] == NAMES
     assert "classify" in card["formats"]["savedmodel"]["parity"]
     text = (tmp_path / "to" / "MODEL_CARD.md").read_text()
     assert "7 labels" in text and "0 cat, 1 dog, 2 owl" in text
-    cards.run_python_blocks(tmp_path / "to", 2 if with_z_of_labels else 1)
+    cards.run_python_blocks(tmp_path / "to")
     cards.run_javascript_block(tmp_path / "to", npm_example("onnxruntime_node"))
     assert np.shape(cards.run_curl_block(tmp_path / "to")["z"]) == (6,)
 

@@ -1,5 +1,4 @@
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -14,7 +13,7 @@ from helpers.refusals import refused
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
 from export import show_progress
-from export.export_folder import MANIFEST, TEXT_NAME, ExportManifest, load_manifest
+from export.export_folder import MANIFEST, TEXT_NAME, load_manifest
 from export.formats.runtimes import WARMUP_FILE, SavedModel
 from export.pipeline import ExportConfig, export
 from export.verification import verify
@@ -225,34 +224,6 @@ class TestAnswers:
         monkeypatch.setattr(verify, "compare_in_process", run)
         assert list_problems(tmp_path / "to") == []
         assert seen == [("web", "model", sorted(ON_PAGE))]
-
-    @pytest.mark.parametrize("started", [True, False])
-    def test_answers_that_were_not_computed_are_named_and_not_called_right(self, copy, capsys, monkeypatch, started):
-        # Nobody here can open the files of one part, and one of the other part's runtimes does not start.
-        whole = json.loads((copy / MANIFEST).read_text().replace("savedmodel/1", "litert"))
-        (copy / MANIFEST).write_text(json.dumps(whole))
-        (copy / "savedmodel" / "1").rename(copy / "litert")
-        (copy / "savedmodel").rmdir()
-        monkeypatch.setattr(ExportManifest, "find_changes", lambda *_: [])
-        find = importlib.util.find_spec
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: None if "litert" in name else find(name))
-        providers = ["CUDAExecutionProvider", "AzureExecutionProvider", *(["CPUExecutionProvider"] if started else [])]
-        monkeypatch.setattr("onnxruntime.get_available_providers", lambda: providers)
-        asked = []
-
-        def run(runtime, folder, vectors, options):
-            asked.append(options["provider"])
-            return Report(notes={"unavailable": asked[-1]} if "CUDA" in asked[-1] else {})
-
-        monkeypatch.setattr(verify, "compare_in_process", run)
-        assert main(["export", "--verify", str(copy)]) == 0
-        out = capsys.readouterr().out
-        onnx_part = "onnx by CUDAExecutionProvider" if started else "onnx"
-        assert out.endswith(f"{copy}: all files are unchanged; outputs were not checked of litert, {onnx_part}\n")
-        assert "litert: ai-edge-litert is not installed here: not checked" in out
-        assert asked == [name for name in providers if "Azure" not in name]
-        assert "onnx: AzureExecutionProvider computes on a server elsewhere: not checked" in out
-        assert "onnx: CUDAExecutionProvider is installed but cannot be started here: not checked" in out
 
     @pytest.mark.filterwarnings("ignore:Specified provider")
     def test_provider_that_cannot_start_does_not_pass_as_another(self, exported, model):

@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -16,11 +17,10 @@ from export import pipeline
 from export.endpoints import list_endpoints
 from export.formats import onnx as onnx_writer
 from export.formats.runtimes import WARMUP_FILE
-from export.formats.saved_model import write_serving_files
 from export.pipeline import ExportConfig
 from export.verification import comparison
 from export.verification.comparison import compare_files
-from export.verification.verify import RefusedError, check_settings
+from export.verification.verify import RefusedError
 from tfdecouple.cli.options import EXIT_FAILED
 from tfdecouple.data.image_formats import describe_cropping
 
@@ -274,15 +274,6 @@ class TestSavedModel:
         assert "encode_global: it takes images of the shape [2, 16, 8, 3]" in problems
 
 
-def test_web_page_that_crops_otherwise_than_the_model_is_found(tmp_path):
-    (tmp_path / "web" / "model").mkdir(parents=True)
-    card = {"name": "it", "crop": describe_cropping((8, 8, 3), 64), "architecture": {"image_shape": [8, 8, 3]}}
-    for crop, problems in ((64, 0), (0, 1)):
-        page = {"name": "it", "image_shape": [8, 8, 3], "centre_crop": crop}
-        (tmp_path / "web" / "model" / "config.json").write_text(json.dumps(page))
-        assert len([*check_settings(tmp_path, card)]) == problems
-
-
 class TestProcess:
     def test_export_with_a_changed_weight_is_refused_in_one_line(self, monkeypatch, built, refused):
         build = onnx_writer.build_onnx
@@ -298,11 +289,11 @@ class TestProcess:
         assert err.startswith("error: not published: ")
         assert f"weight decoder.onnx: {COUPLING}/last_direction has other numbers" in err
 
-    def test_export_whose_server_settings_name_another_model_is_refused(self, monkeypatch, built, refused):
-        write = "export.formats.saved_model.write_serving_files"
-        monkeypatch.setattr(write, lambda folder, name: write_serving_files(folder, "other"))
-        err = refused("--format", "savedmodel", "--endpoints", *SIGNATURES, expected=EXIT_FAILED)
-        assert err.startswith("error: not published: models.config names other and not the model tiny")
+    def test_export_whose_folded_networks_differ_from_the_model_is_refused(self, monkeypatch, quick, refused):
+        wrong = SimpleNamespace(find_faults=lambda: ["flow.decode as folded is not the model's"], collect_arrays=dict)
+        monkeypatch.setattr("export.pipeline.ExportedModel", lambda *_: wrong)
+        err = refused(expected=EXIT_FAILED)
+        assert err.startswith("error: not published: ") and "as folded is not the model's" in err
 
     def test_kill_of_the_verification_refuses_and_leaves_no_folder(self, monkeypatch, built, tiny_run, tmp_path):
         # As the kernel does where memory runs out.

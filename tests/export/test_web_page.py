@@ -26,26 +26,17 @@ from helpers.runs import write_run
 from helpers.variants import OF_CLASSES, fresh
 from PIL import Image
 
-from export.formats.web import PAGE, RUNTIME_VERSION, describe_examples, describe_model, make_example_files
+from export.formats.web import PAGE, describe_model
 from export.pipeline import ExportConfig, export
 from export.provenance import open_run
-from tfdecouple.config import DataConfig
 from tfdecouple.data.image_file import read_image, scale_to_8_bits
 from tfdecouple.runs.latent_directions import CLASSIFIER, MEANS, Direction, Directions
 from tfdecouple.runs.opened_run import hash_weights, load_model
-from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.visualization.guided_filter import change_at_full_size, shrink_photograph
 
-EXAMPLE = ROOT / "examples" / "web"
 CHECKS = TESTS / "helpers" / "page_checks.mjs"
 NEEDS_NODE = pytest.mark.skipif(shutil.which("node") is None, reason="there is no node")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def test_the_example_and_the_exporter_name_the_same_runtime():
-    package = json.loads((EXAMPLE / "package.json").read_text(encoding="utf-8"))
-    pinned = {**package.get("dependencies", {}), **package.get("devDependencies", {})}
-    assert pinned["onnxruntime-web"] == RUNTIME_VERSION
 
 
 def test_temperatures_of_the_slider_are_verified(exported):
@@ -197,16 +188,6 @@ def test_directions_of_the_same_weights_alone_come_to_the_page(steered_run, tmp_
     Directions("0" * 64, {}, tuple(kept)).write(other)
     _, origin = open_run(other)
     assert "directions" not in describe_model(origin) and "other weights" in origin.omissions["directions.json"]
-
-
-def test_the_page_knows_which_examples_the_model_has_seen():
-    found = {example["file"]: example for example in describe_examples(RunFolder("photographs").read_config().data)}
-    assert set(found) == set(make_example_files())
-    assert found["model/coffee.jpg"]["seen"] is True and found["model/retina.jpg"]["seen"] is False
-    assert found["model/retina.jpg"]["licence"] == "CC0"
-    # "seen" is None if the data are other images or unknown, since nobody knows whether they had the example.
-    for data in (DataConfig(source="folder:."), DataConfig(source="tfds:mnist"), None):
-        assert {example["seen"] for example in describe_examples(data)} == {None}
 
 
 @pytest.fixture(scope="module")

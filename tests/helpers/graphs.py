@@ -1,21 +1,18 @@
-"""Small models, one for each config option that changes an export, as Keras models, folded networks and ONNX models."""
+"""Small models, one for each config option that changes an export, as Keras models and folded networks."""
 
 import dataclasses
 import functools
 import random
 
 import numpy as np
-import onnxruntime
 import tensorflow as tf
 
-from export.endpoints import IMAGE, find_endpoint, list_endpoints
+from export.endpoints import IMAGE, list_endpoints
 from export.exported_model import ExportedModel
-from export.formats.onnx import build_onnx
-from export.verification.vectors import KerasAnswers, draw_values
+from export.verification.vectors import draw_values
 from helpers import variants
 from helpers.models import TINY, give_effect, random_images
-from helpers.variants import ODD, OF_CLASSES, SMALLEST, STAGES, fresh
-from tfdecouple.model.objective import map_noise_to_z
+from helpers.variants import ODD, OF_CLASSES, STAGES, fresh
 from tfdecouple.registry import LAYERS
 
 # Largest allowed difference between an output of an export and of the Keras model, divided by the output's largest
@@ -26,22 +23,11 @@ WITH_STEP_LAYERS = {"steps": (1, (1, 1, 1), 2), "step_layers": tuple(LAYERS), "m
 # {name: config of a tested model}. Feature maps of TINY have odd channel counts (3, 9) and even ones (12, 24).
 VARIANTS = {
     "alpha-0.8": TINY,
-    "alpha-1": variants.VARIANTS["alpha-1"],
-    "additive": variants.VARIANTS["additive"],
-    "base": dataclasses.replace(TINY, conditioning="base", base_hidden=5),
     "none": dataclasses.replace(STAGES, conditioning="none"),
     "colour map": variants.VARIANTS["colour-map"],
     "normal prior": variants.VARIANTS["normal"],
-    "5 bits": dataclasses.replace(SMALLEST, n_bits=5),
-    "d_z 2": dataclasses.replace(SMALLEST, latent_dim=2),
-    "d_z 5": dataclasses.replace(SMALLEST, latent_dim=5, prior_steps=2),
-    "another factor": dataclasses.replace(TINY, steps=(1, (1, 1, 2), 1), factors=(6,)),
     "combined": dataclasses.replace(TINY, latent_dim=5, n_bits=5, alpha=1.0, prior_alpha=1.0, **WITH_STEP_LAYERS),
     "dequantization": variants.VARIANTS["dequantization"],
-    "grey": dataclasses.replace(variants.VARIANTS["dequantization"], image_shape=(4, 8, 1)),
-    "five channels": dataclasses.replace(
-        TINY, image_shape=(8, 4, 5), conditioning="base", base_hidden=5, encoder_channels=(4,)
-    ),
     "classes": OF_CLASSES["classes"],
     "prior of classes": OF_CLASSES["prior-classes"],
     "odd": ODD,
@@ -113,47 +99,6 @@ def make_inputs(config, count=5, seed=1):
     return given
 
 
-def compute_expected(name, endpoint_name):
-    """Returns {output name: array} that the Keras model VARIANTS[name] gives for an endpoint, such as "encode"."""
-    model, given = get_model(name), make_inputs(VARIANTS[name])
-    a, b = given["images_a"], given["images_b"]
-    labels = given["labels"] if model.config.has_labels else None
-    coded = labels if model.config.has_label_codes else None
-    both = None if coded is None else (given["labels_a"], given["labels_b"])
-    if endpoint_name == "classify":
-        return {"log_probabilities": model.classify(a)}
-    if endpoint_name == "encode":
-        codes = model.encode(a, coded)
-        return {"v": codes.v} if codes.z is None else codes._asdict()
-    if endpoint_name == "encode_global":
-        posterior = model.posterior(a)
-        return {"z_mean": posterior.mean(), "z_log_variance": 2 * np.log(posterior.stddev())}
-    if endpoint_name == "decode":
-        return {"images": model.decode(given["z"] if model.config.has_latent else None, given["v"])}
-    if endpoint_name == "sample":
-        z = map_noise_to_z(model, given["z_noise"], labels) if model.config.has_latent else None
-        return {"images": model.decode(z, given["temperature"][:, None, None, None] * given["v_noise"])}
-    if endpoint_name == "score":
-        return model.outlier_scores(a, labels, noise=(given["z_noise"], given["u_noise"])).to_dict()
-    if endpoint_name == "edit":
-        edited = model.edit(a, given["direction"], given["amount"], coded)
-        np.testing.assert_array_equal(edited[0], model.quantizer.quantize_pixels(a)[0])
-        return {"edited": edited}
-    if endpoint_name == "switch":
-        return dict(zip(("images_ab", "images_ba"), model.switch(a, b, both), strict=True))
-    if endpoint_name == "interpolate":
-        images = model.interpolate(a, b, list(given["alpha"]), list(given["beta"]), both)
-        return {"images": np.stack([images[k, k, k] for k in range(len(a))])}
-    # An endpoint without a case above gets the outputs that the export's verification expects.
-    endpoint = find_endpoint(model.config, endpoint_name)
-    answers = KerasAnswers(model)
-    right = endpoint.answer(answers, given)
-    return {
-        array.name: answers.to_pixels(right[array.name]) if array.dtype == "uint8" else right[array.name]
-        for array in endpoint.outputs
-    }
-
-
 def assert_same(found, right, n_bits=8, tolerance=TOLERANCE):
     """Asserts that two dicts of outputs agree: floats within `tolerance`, 99 % of pixels exactly, all within a bin."""
     assert set(found) == set(right)
@@ -166,27 +111,3 @@ def assert_same(found, right, n_bits=8, tolerance=TOLERANCE):
             assert difference.max() <= 256 // 2**n_bits and np.mean(difference > 0) < 0.01, output
         else:
             assert difference.max() < tolerance * np.abs(theirs).max(), output
-
-
-# Names of the models whose ONNX files are tested; each layer class is in at least one of them.
-IN_FILES = ["alpha-0.8", "combined", "classes", "grey", "five channels"]
-
-
-@functools.cache
-def get_onnx_model(name, endpoint):
-    """Returns the `onnx.ModelProto` of an endpoint, such as "encode", of the model VARIANTS[name]. Do not change it."""
-    return build_onnx(get_exported_model(name, True), find_endpoint(VARIANTS[name], endpoint), {"run": name})
-
-
-@functools.cache
-def open_onnx(name, endpoint):
-    """Returns the `onnxruntime.InferenceSession` of an endpoint, such as "encode", of the model VARIANTS[name]."""
-    content = get_onnx_model(name, endpoint).SerializeToString()
-    return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-
-
-def run_onnx(name, endpoint, **given):
-    """Runs the ONNX model of an endpoint, such as "encode", on random inputs and `given`; returns {name: output}."""
-    session, arrays = open_onnx(name, endpoint), {**make_inputs(VARIANTS[name]), **given}
-    values = session.run(None, {array.name: arrays[array.name] for array in session.get_inputs()})
-    return dict(zip((output.name for output in session.get_outputs()), values, strict=True))

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from helpers.models import random_images
 from helpers.places import DATA
-from helpers.refusals import message_of, refused
+from helpers.refusals import message_of
 
 import tfdecouple
 from tfdecouple.cli import main
@@ -155,30 +155,6 @@ def test_imported_model_decodes_images_exactly(model, eager):
     np.testing.assert_array_equal(model.decode(*model.encode(IMAGES, verify=True)), IMAGES)
 
 
-class TestCommand:
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            (["--weights", "no/such.npz"], "no/such.npz"),
-            (["--config", "no/such.json"], "no/such.json"),
-            (["--image-shape", 48, 48, 3], "48"),
-            (["--n-bits", 9], "n_bits is 9"),
-            (["--n-bits", 0], '"0" for --n-bits'),
-        ],
-    )
-    def test_wrong_argument_of_the_import_gives_one_error_line_and_no_run(
-        self, tmp_path, eager, capsys, arguments, message
-    ):
-        line = refused(capsys, lambda: run_command("--workdir", tmp_path / "run", *arguments))
-        assert message in line
-        assert not (tmp_path / "run").exists()
-
-    def test_import_does_not_overwrite_a_run(self, imported, eager, capsys):
-        before = (imported[0] / "config.json").read_bytes()
-        assert str(imported[0]) in refused(capsys, lambda: run_command("--workdir", imported[0]))
-        assert (imported[0] / "config.json").read_bytes() == before
-
-
 def write(folder, config, state):
     (folder / "config.json").write_text(json.dumps(config))
     np.savez(folder / "model.npz", **state)
@@ -192,26 +168,6 @@ def additive_state():
         if any(end in name for end in ("net.conv3.conv.", "net.fc3.linear.")):
             state[name] = array[: len(array) // 2]
     return state
-
-
-def of_two_levels():
-    """A first and a last level, with none between them, and no prior flow."""
-    config = edited(
-        {
-            "generator.flow.levels": 2,
-            "generator.flow.num_steps": [1, 1],
-            "generator.flow.factors": [],
-            "generator.flow.hidden_channels": [8, 16],
-            "discriminator.prior": {"type": "normal"},
-        }
-    )
-    upper = ("discriminator.prior.", *(f"generator.flow.blocks.{level}." for level in (1, 2, 3)))
-    state = {name: array for name, array in STATE.items() if not name.startswith(upper)}
-    # The first step of the first stage of level 1 stands for a last level: it has the right channels.
-    for name, array in STATE.items():
-        if ".blocks.1.layers.0.0." in name:
-            state[name.replace(".layers.0.0.", ".steps.0.")] = array
-    return config, state
 
 
 def without_z():
@@ -235,7 +191,6 @@ VARIANTS = {
         {"n_bits": 5},
         {"alpha": 0.5, "prior_alpha": 0.25, "n_bits": 5},
     ),
-    "two levels, normal prior": (*of_two_levels(), {}, {"steps": (1, 1), "hidden_channels": (8, 16)}),
     "without z": (*without_z(), {}, {"conditioning": "none"}),
 }
 

@@ -12,7 +12,7 @@ from tfdecouple.config import ModelConfig
 from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.execution.run_mode import RunMode
 from tfdecouple.execution.runner import Traced
-from tfdecouple.layers import ActNorm, Coupling, InvertibleLinear, Squeeze
+from tfdecouple.layers import Coupling, InvertibleLinear, Squeeze
 from tfdecouple.layers.colour_map import make_colour_matrices, map_colours, measure_colours
 from tfdecouple.model import DecoupledModel
 from tfdecouple.numerics.kernels import use_kernels
@@ -58,14 +58,6 @@ def make_photographs(count, channels=3):
 
 
 class TestLayer:
-    def test_actnorm_shifts_a_constant_channel_to_0_and_does_not_scale_it(self):
-        x = np.random.default_rng(0).standard_normal((4, 3, 3, 2)).astype("float32")
-        x[..., 1] = -0.75
-        layer = build_layer(ActNorm(), x.shape)
-        layer.initialize(tf.constant(x))
-        assert layer.log_scale.numpy()[1] == 0 and layer.log_scale.numpy()[0] != 0
-        np.testing.assert_array_equal(layer.forward_and_log_det(x)[0][..., 1], np.zeros((4, 3, 3)))
-
     def test_matrix_of_a_new_linear_layer_is_orthogonal(self):
         layer = build_layer(InvertibleLinear(dtype="float64"), (None, 7))
         matrix = layer.kernel.numpy()

@@ -1,4 +1,3 @@
-import importlib.util
 import sys
 from unittest import mock
 
@@ -7,10 +6,8 @@ from helpers.models import SMALL
 from PIL import Image
 
 from tfdecouple.config import Config, TrainingConfig
-from tfdecouple.loggers import require_loggers
 from tfdecouple.registry import LOGGERS
 from tfdecouple.runs.metrics_log import MetricsLog, read_metrics
-from tfdecouple.system.requirements import MissingPackageError
 
 CONFIG = Config(name="tiny", model=SMALL, training=TrainingConfig(learning_rate=0.5))
 
@@ -30,12 +27,6 @@ def open_log(folder, *names, step=0):
 
 
 class TestLogger:
-    def test_missing_package_of_a_logger_gives_one_error_line(self, monkeypatch):
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-        require_loggers(["tensorboard"])
-        with pytest.raises(MissingPackageError, match=r"training.loggers=wandb needs wandb, .*'tfdecouple\[loggers\]'"):
-            require_loggers(["tensorboard", "wandb"])
-
     def test_weights_and_biases_is_offline_and_one_run_over_restarts(self, tmp_path, wandb, monkeypatch):
         picture = tmp_path / "picture.png"
         Image.new("RGB", (3, 2)).save(picture)

@@ -2,14 +2,13 @@ import keras
 import numpy as np
 import pytest
 from helpers.evaluations import compute_mean_colours, compute_metric, write_onnx
-from helpers.models import SMALL, random_images
+from helpers.models import random_images
 from helpers.numbered import make_memory_source
 from helpers.refusals import message_of, refused
 
 from tfdecouple.cli import main
-from tfdecouple.errors import DataError, NotInitializedError, UntrustedError, UserError
+from tfdecouple.errors import UntrustedError, UserError
 from tfdecouple.metrics import frechet
-from tfdecouple.model import DecoupledModel
 
 pytestmark = pytest.mark.usefixtures("eager_file")
 
@@ -133,12 +132,6 @@ class TestResult:
         moments = [frechet.Moments(len(rows), rows.mean(0), np.cov(rows, rowvar=False)) for rows in both]
         assert values["images"] == len(images) and values["floor_split"] == "test"
         assert values["floor"] == pytest.approx(frechet.compute_frechet_distance(*moments), rel=1e-3)
-
-    def test_frechet_refuses_too_few_images_and_missing_weights(self, tiny_model, source, extractor):
-        with pytest.raises(DataError, match="test images is 1; a covariance needs at least 2"):
-            compute_frechet(tiny_model, source, extractor, frechet_images=1)
-        with pytest.raises(NotInitializedError):
-            compute_frechet(DecoupledModel(SMALL), source, extractor)
 
 
 class TestSamples:

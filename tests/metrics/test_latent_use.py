@@ -9,7 +9,6 @@ from helpers.models import random_images
 from helpers.variants import variant
 
 from tfdecouple.errors import DataError, RunError, UserError
-from tfdecouple.metrics import latent_use
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.metrics.latent_use import compute_latent_use, draw_derangement
 
@@ -79,14 +78,6 @@ class TestLinearGaussian:
         assert costs.mean == pytest.approx(expected, abs=4 * costs.standard_error)
         assert 0 < costs.standard_error < expected / 4
         assert costs.mean == pytest.approx(use.shuffled_bits_per_dim.mean - use.bits_per_dim.mean)
-
-    def test_information_is_at_most_the_log_of_the_number_of_images(self, monkeypatch):
-        images = np.arange(0, 256, 16, np.uint8).reshape(16, 1, 1, 1).repeat(3, 3)
-        model = LinearGaussian(1, slopes=[1, 0, 0], stddev=1e-3)
-        assert compute(model, images).mutual_information.mean == pytest.approx(math.log(16), abs=1e-9)
-        monkeypatch.setattr(latent_use, "INFORMATION_IMAGES", 8)
-        use = compute(model, images)
-        assert (use.images, use.information_images, use.information_limit) == (16, 8, math.log(8))
 
 
 class TestDraws:

@@ -41,11 +41,6 @@ class TestModelScores:
         values = np.concatenate([part.numpy().ravel() for part in parts])
         np.testing.assert_array_equal(np.sort(values), np.sort(v.numpy().ravel()))
 
-    def test_outlier_scores_of_no_images_are_empty(self, tiny_model):
-        empty = np.zeros((0, 8, 8, 3), np.uint8)
-        scores = tiny_model.outlier_scores(empty, noise=(np.zeros((0, 4), "f4"), np.zeros((0, 8, 8, 3), "f4")))
-        assert all(value.shape == (0,) for value in scores)
-
 
 class TestScores:
     @pytest.mark.parametrize("dimensions", [48, 192, 3072, 196_608])
@@ -85,11 +80,3 @@ def test_auroc_counts_ties_as_half_and_is_0_or_1_for_separate_scores():
     assert compare_outlier_scores(np.zeros(30), np.zeros(40), resamples=20) == half
     # 95 of the inliers score at most 94: a score of 94 passes, and higher ones do not.
     assert compare_outlier_scores(inliers, np.array([94.0, 94.5, 90.0, 200.0]), resamples=2)["false_positives"] == 0.5
-
-
-def test_bootstrap_intervals_contain_the_value_and_depend_on_the_seed():
-    scores = normals(1.0, 50)
-    separation, again, other = (compare_outlier_scores(*scores, seed=seed) for seed in (3, 3, 4))
-    assert separation == again != other
-    low, high = separation["auroc_interval"]
-    assert low < separation["auroc"] < high and 0.05 < high - low < 0.3

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import math
 from types import SimpleNamespace
@@ -6,15 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers.evaluations import compute_metric
-from helpers.models import SMALL, random_images
+from helpers.models import random_images
 from helpers.numbered import make_memory_source
 from helpers.refusals import message_of
 
-from tfdecouple.data.drawn_images import draw_image_indices
-from tfdecouple.errors import DataError, NotInitializedError
+from tfdecouple.errors import DataError
 from tfdecouple.metrics import classification
 from tfdecouple.metrics.metric import Estimate
-from tfdecouple.model import DecoupledModel
 
 # The tiny models' work is too small for graphs to pay.
 pytestmark = pytest.mark.usefixtures("eager")
@@ -87,12 +84,6 @@ def test_pca_of_few_images_has_no_component_of_rounding_errors():
         assert pca.transform(values).dtype == np.float32
 
 
-def test_images_are_drawn_from_the_whole_split_without_repetition(source):
-    indices = draw_image_indices(source, "train", 30, seed=0)
-    assert len(set(indices.tolist())) == 30 and indices.min() < 40 and indices.max() >= 80
-    assert set(indices) != set(draw_image_indices(source, "train", 30, seed=1))
-
-
 class TestLinearProbe:
     def test_probe_classifies_colours_by_pixels_and_prints_every_accuracy(self, result):
         values = result.values
@@ -148,18 +139,6 @@ class TestLinearProbe:
         confusion = classification.count_confusion("z", "a", labels, predicted)
         assert (confusion["labels"], confusion["accuracy"]) == ([2, 7, 9], 0.5)
         assert confusion["counts"] == [[1, 0, 1], [0, 1, 0], [1, 0, 0]]
-
-    def test_probe_of_a_model_without_z_classifies_quantised_pixels_and_v(self, source, fitted, monkeypatch):
-        model = DecoupledModel(dataclasses.replace(SMALL, conditioning="none", n_bits=3))
-        with pytest.raises(NotInitializedError):
-            probe_result(model, source)
-        model.initialize(random_images(16))
-        seen = []
-        monkeypatch.setattr(classification, "standardize_features", lambda *both: seen.append(both[0]) or both)
-        values = probe_result(model, source, 40, 20).values
-        assert [row["features"] for row in values["results"]] == ["pixels", "v"]
-        assert values["confusion"]["features"] == "v"
-        assert set(np.unique(seen[0] % 32)) == {0}
 
 
 @pytest.mark.parametrize(

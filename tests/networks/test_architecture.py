@@ -13,7 +13,7 @@ from helpers.variants import ODD, OF_CLASSES, VARIANTS
 from keras.src.backend.common import global_state
 
 from benchmarks.training_cost import count_stored_bytes
-from tfdecouple.config import preset_config, preset_names
+from tfdecouple.config import preset_config
 from tfdecouple.layers import Coupling
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.architecture import (
@@ -54,10 +54,7 @@ def without_values():
 
 
 # The configs above have all options; these presets are built fast.
-QUICK = ("quickstart", "cifar10_classes", "cifar10_glow_var")
-PRESETS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in preset_names()]
-# Presets whose notes state calculated costs.
-ESTIMATED = [name for name in preset_names() if "Estimate, not measured" in preset_config(name).notes]
+PRESETS = ("quickstart", "cifar10_classes", "cifar10_glow_var")
 
 REFERENCE = json.loads((DATA / "reference_parameter_counts.json").read_text())
 

@@ -14,7 +14,7 @@ from tfdecouple.execution.run_mode import RunMode
 from tfdecouple.execution.runner import run_functions_eagerly
 from tfdecouple.layers import Coupling
 from tfdecouple.model.training_step import INVERSION_BOUND
-from tfdecouple.networks.flow import FactorOut, Flow, FlowStep
+from tfdecouple.networks.flow import Flow, FlowStep
 from tfdecouple.registry import TRANSFORMS
 from tfdecouple.transforms import Transform
 
@@ -92,11 +92,6 @@ class TestFlow:
         for shape in [(3, 8, 8, 1), (3, 6, 8, 3), (8, 8, 3), (3, 192)]:
             with pytest.raises(UserError, match="it needs"):
                 getattr(flow, direction)(np.zeros(shape), z)
-
-    @pytest.mark.parametrize("dropped", [0, 4])
-    def test_factor_out_refuses_to_drop_no_or_all_channels(self, dropped):
-        with pytest.raises(UserError, match="of 4 channels"):
-            FactorOut(dropped, {"hidden": 4}).forward_and_log_det(np.ones((1, 2, 2, 4)))
 
 
 class TestTraces:

@@ -1,10 +1,8 @@
-import threading
 import warnings
 
 import pytest
 import tensorflow as tf
 from helpers.models import random_images
-from helpers.places import PATIENCE
 
 from tfdecouple.numerics import tf32
 from tfdecouple.numerics.tf32 import full_float32, tensor_float_32
@@ -66,21 +64,3 @@ class TestSwitch:
                 assert not enabled()
             assert enabled()
         assert enabled() is users
-
-    def test_full_float32_of_several_threads_restores_the_setting_with_the_last_thread(self):
-        first_left, second_in, seen = threading.Event(), threading.Event(), []
-
-        def stay():
-            with full_float32():
-                second_in.set()
-                assert first_left.wait(PATIENCE)
-                seen.append(enabled())
-
-        thread = threading.Thread(target=stay)
-        with full_float32():
-            thread.start()
-            assert second_in.wait(PATIENCE)
-        seen.append(enabled())
-        first_left.set()
-        thread.join()
-        assert seen == [False, False] and enabled()

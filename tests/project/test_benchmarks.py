@@ -1,9 +1,7 @@
 import dataclasses
-import hashlib
 import itertools
 import json
 import pathlib
-import shutil
 import sys
 
 import pytest
@@ -13,10 +11,9 @@ from helpers.places import ROOT, read_output
 from helpers.runs import write_run
 from helpers.variants import fresh
 
-from benchmarks import paper, photographs, results, scaling, trials
+from benchmarks import results, scaling, trials
 from benchmarks.common import update_page
-from tfdecouple.config import MEMORY, preset_config
-from tfdecouple.errors import UserError
+from tfdecouple.config import MEMORY
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -77,30 +74,6 @@ class TestBenchmarks:
         tables = {"trials": trials.render_trials(trials.read_rows(trials.ROWS))}
         assert update_page(ROOT / "docs" / "results" / "trials.md", tables, check=True) == 0
 
-    def test_paper_benchmark_finds_a_changed_count_of_parameters_and_restores_it(self, monkeypatch, capsys, tmp_path):
-        original = paper.PAGE.read_text(encoding="utf-8")
-        monkeypatch.setattr(paper, "PAGE", tmp_path / "page.md")
-        for name in ("TRAINING_PAGE", "OPTIONS_PAGE"):
-            monkeypatch.setattr(paper, name, pathlib.Path(shutil.copy(getattr(paper, name), tmp_path)))
-        paper.PAGE.write_text(original.replace("51,860,457", "CHANGED", 1), encoding="utf-8")
-        monkeypatch.setattr(sys, "argv", ["paper.py", "--check"])
-        assert paper.main() == 1 and "CHANGED" in capsys.readouterr().out
-        monkeypatch.setattr(sys, "argv", ["paper.py"])
-        assert paper.main() == 0 and paper.PAGE.read_text(encoding="utf-8") == original
-
-    def test_table_of_presets_is_made_from_their_configs(self, monkeypatch):
-        tables = {"presets": paper.render_presets()}
-        assert update_page(paper.TRAINING_PAGE, tables, check=True) == 0
-        # Twice as many updates take twice as long, and half as many micro-batches more memory.
-        changes = {"cifar10_small": ["training.steps=16000"], "cifar10": ["training.micro_batches=1"]}
-        changed = {name: preset_config(name).override(assignments) for name, assignments in changes.items()}
-        monkeypatch.setattr(paper, "preset_config", lambda name: changed.get(name) or preset_config(name))
-        before, after = (
-            {line.split(" |")[0]: line for line in text.splitlines()}
-            for text in (tables["presets"], paper.render_presets())
-        )
-        assert {name for name in before if before[name] != after[name]} == {"| `cifar10_small`", "| `cifar10`"}
-
     def test_result_files_belong_to_the_committed_weights(self):
         runs = (*results.TITLES, "quickstart")
         steps = {run: results.load_result(f"{run}/summary.json")["best_step"] for run in runs}
@@ -113,20 +86,3 @@ class TestBenchmarks:
         assert len(written) > 70
         for run, content in written:
             assert content["step"] == steps[run], (run, content)
-
-    @pytest.mark.parametrize("option", paper.OPTIONS)
-    def test_presets_have_the_options_that_the_paper_page_states(self, option):
-        _, stated = paper.OPTIONS[option]
-        values = [preset_config(name).flatten_options()[option] for name in paper.DATA_SETS.values()]
-        by_data_set = isinstance(stated, list) and len(stated) == len(values)
-        for value, expected in zip(values, stated if by_data_set else [stated] * len(values), strict=True):
-            assert expected is None or value == expected
-
-    def test_photograph_with_another_digest_is_refused(self, tmp_path):
-        row = {"package": "moors", "path": "heath.jpg", "sha256": hashlib.sha256(b"purple").hexdigest()}
-        (tmp_path / "moors").mkdir()
-        (tmp_path / "moors" / "heath.jpg").write_bytes(b"purple")
-        assert photographs.read_photograph(row, tmp_path) == b"purple"
-        (tmp_path / "moors" / "heath.jpg").write_bytes(b"brown")
-        with pytest.raises(UserError, match="SHA-256"):
-            photographs.read_photograph(row, tmp_path)

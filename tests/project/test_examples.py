@@ -3,7 +3,6 @@ import os
 import pathlib
 import re
 import shutil
-import sys
 
 import numpy as np
 import onnxruntime
@@ -13,7 +12,6 @@ from helpers.models import random_images
 from helpers.places import ROOT, TESTS, read_output, run_command
 from helpers.program_inputs import (
     WITHOUT_Z,
-    draw_smooth_image,
     make_png_header,
     quantize_to_5_bits,
     write_onnx_models,
@@ -166,22 +164,6 @@ class TestExample:
             right = read_image(str(tmp_path / "right.png"), (8, 8, 3), crop)
             np.testing.assert_array_equal(example.pixels("ab"), right)
 
-    def test_node_example_switches_photographs_as_the_client_of_the_export_does(self, npm_example, exported, tmp_path):
-        for name, shape in (("a.png", (40, 70)), ("b.jpg", (51, 33))):
-            Image.fromarray(draw_smooth_image(*shape)[:, :, :: 1 if name == "a.png" else -1]).save(tmp_path / name)
-        node = Example(["node", npm_example("onnxruntime_node") / "switch.mjs"], ".png", tmp_path)
-        node.refuses([exported / "onnx", "a.png", "a.png", "--own-size", "--strength", "2"], "--strength is 2")
-        pictures = ["a.png", "b.jpg", "--own-size", "--strength", "0.7"]
-        ended = node(exported / "onnx", *pictures)
-        assert (ended.returncode, ended.stderr) == (0, "")
-        assert "ab.png: z of a.png, v of b.jpg, 33 x 51 pixels" in ended.stdout
-        ours = {name: np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")) for name in ("ab", "ba")}
-        read_output(sys.executable, exported / "client.py", *pictures, folder=tmp_path)
-        for name, pixels in ours.items():
-            expected = np.asarray(Image.open(tmp_path / f"{name}.png"))
-            # JPEG decoders differ by 1, and so do the runtimes' images.
-            assert np.abs(pixels.astype(int) - expected).max() <= 4
-
     def test_example_refuses_wrong_arguments_and_pictures_in_one_line(self, example, exported, tmp_path):
         folder, good = exported / "onnx", example.save("p", random_images(1, 8)[0])
         bad = f"x{example.ending}"
@@ -206,26 +188,6 @@ class TestExample:
         (tmp_path / bad).unlink()
         os.mkfifo(tmp_path / bad)
         example.refuses([folder, bad, good], f"cannot read the image {bad}: it is no regular file")
-
-    def test_example_refuses_unusable_models_in_one_line(self, example, exported, tmp_path):
-        picture = example.save("p", random_images(1, 8)[0])
-        both = (["--check"], [picture, picture])
-        for shape in ("8, 8, 1", "8, 12, 3", "8, 8, 5"):
-            folder = mean_colours(tmp_path, shape=shape)
-            for arguments in both:
-                example.refuses([folder, *arguments], f"takes images [{shape}], and this example squares of RGB alone")
-        labels = ENCODER.replace("images) =>", "images, int32[batch] labels) =>")
-        for arguments in both:
-            example.refuses([mean_colours(tmp_path, encoder=labels), *arguments], "takes images, labels")
-        folder = write_onnx_models(tmp_path / "without z", WITHOUT_Z)
-        words = str(folder / "encoder.onnx"), "without z there is nothing to switch"
-        example.refuses([folder, picture, picture], *words)
-        folder = mean_colours(tmp_path)
-        (folder / "decoder.onnx").write_bytes(b"not a model")
-        example.refuses([folder, picture, picture], f"cannot open the model {folder / 'decoder.onnx'}")
-        # Encoder and decoder are of different models here.
-        shutil.copy(exported / "onnx" / "decoder.onnx", folder)
-        example.refuses([folder, picture, picture], "cannot decode")
 
     @pytest.mark.parametrize("path", PROGRAMS)
     def test_every_program_has_the_pixel_limit_of_training(self, path):

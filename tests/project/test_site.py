@@ -1,7 +1,6 @@
 import base64
 import importlib.util
 import io
-import json
 import os
 import pathlib
 import re
@@ -87,15 +86,6 @@ def outputs(notebook):
 
 def test_all_notebooks_are_tested():
     assert {path.stem for path in ROOT.glob("examples/*.ipynb")} == {*NOTEBOOKS}
-
-
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_committed_notebook_has_outputs_of_all_cells_in_order(name):
-    notebook = json.loads((ROOT / "examples" / f"{name}.ipynb").read_text(encoding="utf-8"))
-    counts = [cell["execution_count"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert counts == list(range(1, len(counts) + 1))
-    printed, sizes = outputs(notebook)
-    assert NOTEBOOKS[name] in printed and sizes
 
 
 @pytest.mark.slow

@@ -1,30 +1,29 @@
 """Weights on the Hugging Face Hub, through the Hub's own client, against a server on this machine."""
 
-import base64
 import contextlib
+import functools
 import hashlib
 import http.server
 import json
+import pathlib
 import re
 import shutil
 import threading
 import time
 import urllib.parse
+from types import SimpleNamespace
 
 import pytest
 from helpers.refusals import message_of, refused
 
 import tfdecouple
 from tfdecouple.cli import main
-from tfdecouple.errors import RunError, UntrustedError, UserError
+from tfdecouple.errors import RunError, UntrustedError
 from tfdecouple.runs import pretrained
 from tfdecouple.runs.opened_run import hash_weights, load_model
-from tfdecouple.runs.pretrained import download_weights, find_pretrained, parse_hub_address
+from tfdecouple.runs.pretrained import download_weights, find_pretrained
 
 pytest.importorskip("huggingface_hub")
-
-# Smallest size in bytes of files that the client must upload by the protocol of Git LFS.
-LFS_BYTES = 10_000
 
 
 class Hub:
@@ -32,11 +31,18 @@ class Hub:
 
     def __init__(self, url):
         self.url, self.branches, self.commits, self.private, self.asked = url, {}, {}, set(), []
-        self.objects = {}
 
     def files(self, repository, revision="main"):
         commit = self.branches.get(repository, {}).get(revision, revision)
         return self.commits.get(commit)
+
+    def create_repo(self, repository, private, exist_ok):
+        self.commit(repository, {".gitattributes": b""})
+        self.private |= {repository} if private else set()
+
+    def create_commit(self, repository, operations, commit_message, revision):
+        files = {made.path_in_repo: pathlib.Path(made.path_or_fileobj).read_bytes() for made in operations}
+        return SimpleNamespace(oid=self.commit(repository, files, revision or "main"))
 
     def commit(self, repository, files, branch="main"):
         """Makes a commit that holds exactly these files, on a branch; returns the commit's name."""
@@ -85,62 +91,6 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
-    def body(self):
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            parts = []
-            while size := int(self.rfile.readline(), 16):
-                parts.append(self.rfile.read(size))
-                self.rfile.readline()
-            self.rfile.readline()
-            return b"".join(parts)
-        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-
-    def do_PUT(self):
-        self.hub.asked.append((self.command, self.path))
-        content = self.body()
-        self.hub.objects[hashlib.sha256(content).hexdigest()] = content
-        return self.answer(200)
-
-    def do_POST(self):
-        self.hub.asked.append((self.command, self.path))
-        body, path = self.body(), urllib.parse.unquote(self.path)
-        if path == "/api/repos/create":
-            return self.create(json.loads(body))
-        if path == "/api/validate-yaml":
-            return self.answer(200, {"errors": [], "warnings": []})
-        if match := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
-            objects = [
-                {**entry, "actions": {"upload": {"href": f"{self.hub.url}/upload/{entry['oid']}", "header": {}}}}
-                for entry in json.loads(body)["objects"]
-            ]
-            return self.answer(200, {"transfer": "basic", "objects": objects})
-        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/(.+)", path)
-        if not match or match[1] not in self.hub.branches:
-            return self.answer(404, {"error": "no such page"}, X_Error_Code="RepoNotFound")
-        repository, what, revision = match.groups()
-        if what == "preupload":
-            files = json.loads(body)["files"]
-            modes = [(entry["path"], "lfs" if entry["size"] >= LFS_BYTES else "regular") for entry in files]
-            named = [{"path": name, "uploadMode": mode, "shouldIgnore": False, "oid": None} for name, mode in modes]
-            return self.answer(200, {"files": named})
-        files = dict(self.hub.files(repository, revision))
-        for line in map(json.loads, body.splitlines()):
-            value = line["value"]
-            if line["key"] == "file":
-                files[value["path"]] = base64.b64decode(value["content"])
-            elif line["key"] == "lfsFile":
-                files[value["path"]] = self.hub.objects[value["oid"]]
-        commit = self.hub.commit(repository, files, revision)
-        url = f"{self.hub.url}/{repository}/commit/{commit}"
-        return self.answer(200, {"success": True, "commitUrl": url, "commitOid": commit, "hookOutput": ""})
-
-    def create(self, asked):
-        repository = f"{asked.get('organization') or 'me'}/{asked['name']}"
-        self.hub.commit(repository, {".gitattributes": b""})
-        if asked.get("private") or asked.get("visibility") == "private":
-            self.hub.private.add(repository)
-        return self.answer(200, {"url": f"{self.hub.url}/{repository}", "name": repository, "id": repository})
-
 
 @contextlib.contextmanager
 def run_hub():
@@ -163,13 +113,11 @@ def hub(tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     with run_hub() as server:
-        # As HF_ENDPOINT, HF_HOME and HF_HUB_DISABLE_XET do before the client is imported.
+        # As HF_ENDPOINT and HF_HOME do before the client is imported.
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "store"))
-        # The storage that the Hub has had since Git LFS needs servers of its own.
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setenv("HF_TOKEN", "hf_of_this_test")
         download_weights.cache_clear()
         yield server
@@ -182,15 +130,17 @@ def weights(tiny_run, tmp_path_factory):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_published_weights_are_loaded_from_the_hub(hub, tiny_run, capsys):
+def test_published_weights_are_loaded_from_the_hub(hub, tiny_run, capsys, monkeypatch):
+    # The client's own protocol of uploads is not the subject.
+    for name in ("create_repo", "create_commit"):
+        answer = functools.partial(getattr(hub, name))
+        monkeypatch.setattr(f"huggingface_hub.HfApi.{name}", answer)
     assert main(["publish", "--run", str(tiny_run), "--to", "hf://ada/faces", "--licence", "mit", "--private"]) == 0
     commit = hub.branches["ada/faces"]["main"]
     assert f"load_model('hf://ada/faces@{commit}')" in capsys.readouterr().out
     assert hub.private == {"ada/faces"}
     files = hub.files("ada/faces")
     assert b'license: "mit"' in files["README.md"] and b'load_model("hf://ada/faces")' in files["README.md"]
-    # What is large went by itself, as numbers of a checkpoint do.
-    assert any(path.startswith("/upload/") for _, path in hub.asked)
     ours = hash_weights(load_model(tiny_run))
     assert hash_weights(tfdecouple.load_model(f"hf://ada/faces@{commit}")) == ours
     assert hash_weights(tfdecouple.load_model("hf://ada/faces@main")) == ours
@@ -306,14 +256,6 @@ def test_download_stops_after_its_time_limit(lied, monkeypatch, when, tmp_path):
     assert not [path for path in list_files(tmp_path) if path.endswith(".tmp")]
 
 
-def test_silent_hub_is_named_as_the_cause(lied, monkeypatch, tmp_path):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
-    ended = threading.Event()
-    assert "the Hub sends nothing of " in lied(lambda handler: ended.wait(10))
-    ended.set()
-    assert not [path for path in list_files(tmp_path) if path.endswith(".tmp")]
-
-
 def change_manifest(weights, **files):
     """Returns the files `weights` with another manifest, which also names `files`, {name: bytes}."""
     values = json.loads(weights["manifest.json"])
@@ -324,7 +266,7 @@ def change_manifest(weights, **files):
 DATA = "checkpoints/best-000000001.data-{:05d}-of-99999"
 
 
-@pytest.mark.parametrize("size", [10**12, 10**15, 2**63 - 1])
+@pytest.mark.parametrize("size", [10**12, 2**63 - 1])
 def test_manifest_of_terabytes_is_refused_before_the_download(hub, weights, size):
     hub.commit("ada/faces", change_manifest(weights, **{DATA.format(1): size}))
     assert f"{size:,}"[:4] in message_of(UntrustedError, lambda: find_pretrained("hf://ada/faces"))
@@ -346,20 +288,6 @@ def test_etag_header_cannot_choose_a_path(hub, weights, tmp_path, monkeypatch, t
     folder = find_pretrained("hf://ada/faces")
     assert {tmp_path / "store"} == {*tmp_path.iterdir()} and folder.is_relative_to(tmp_path / "store")
     assert len(list_files(tmp_path / "store")) == len(list_files(folder)) + 1
-
-
-@pytest.mark.parametrize("commit", ["../../../../outside", "", "main", "A" * 40])
-def test_commit_header_cannot_choose_a_path(lied, tmp_path, commit):
-    says = lied(lambda handler: start_answer(handler, X_Repo_Commit=commit, Content_Length=0))
-    # The commit of the files after the manifest is that of the manifest.
-    assert "names no commit" in says or "config.json of hf://ada/faces differs" in says
-    assert {*tmp_path.iterdir()} <= {tmp_path / "store"}
-
-
-@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "//", "http://127.0.0.1:9/", "#again"])
-def test_redirect_to_another_server_gives_one_error_line(lied, target):
-    says = lied(lambda handler: start_answer(handler, 302, Location=target, Content_Length=0))
-    assert says.startswith("hf://ada/faces: ") and "not supported" not in says
 
 
 def test_redirect_sends_no_token_to_another_server(hub, weights, monkeypatch):
@@ -397,18 +325,3 @@ def test_offline_branch_is_its_last_download_and_other_weights_give_one_error_li
 def test_missing_repository_gives_one_error_line(hub, weights, capsys, address):
     hub.commit("ada/faces", weights)
     assert refused(capsys, lambda: main(["sample", "--run", address])).startswith(f"error: {address}: 404")
-
-
-@pytest.mark.parametrize("address", ["hf://", "hf://ada", "hf://ada/faces@", "hf://ada/../x", "hf://ada/faces@../x"])
-def test_wrong_hub_address_is_refused(address):
-    with pytest.raises(UserError, match="is no address on the Hub"):
-        parse_hub_address(address)
-
-
-def test_damaged_cached_file_is_named(hub, weights):
-    hub.commit("ada/faces", weights)
-    path = find_pretrained("hf://ada/faces") / "config.json"
-    path.write_bytes(b"#" + weights["config.json"][1:])
-    download_weights.cache_clear()
-    with pytest.raises(RunError, match=f"remove {path.resolve()} and fetch it again"):
-        find_pretrained("hf://ada/faces")

@@ -1,18 +1,14 @@
 import dataclasses
 import json
-import pathlib
 import shutil
 
 import pytest
-import yaml
-from helpers.refusals import message_of, refused
+from helpers.refusals import message_of
 
-from export.formats.web import describe_model
-from export.provenance import open_run
 from tfdecouple.cli import main
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.errors import RunError, UntrustedError
-from tfdecouple.runs.opened_run import Run, hash_weights, load_model, save_run
+from tfdecouple.runs.opened_run import hash_weights, load_model, save_run
 from tfdecouple.runs.pretrained import MANIFEST, WeightsManifest
 from tfdecouple.runs.run_folder import RunFolder
 
@@ -48,11 +44,6 @@ def published(run, tmp_path_factory):
     return folder
 
 
-def header(folder):
-    _, text, body = (folder / "README.md").read_text().split("---\n", 2)
-    return yaml.safe_load(text), body
-
-
 def test_published_folder_contains_no_path_of_this_machine(run, published):
     files = [path for path in published.rglob("*") if path.is_file()]
     assert len(files) == 8
@@ -62,28 +53,6 @@ def test_published_folder_contains_no_path_of_this_machine(run, published):
     data = RunFolder(published).read_config().data
     assert (data.source, data.data_dir) == ("folder:faces", None)
     assert json.loads((published / "summary.json").read_text())["test"] == SUMMARY["test"]
-
-
-def test_model_card_has_the_header_of_the_hub(published):
-    found, body = header(published)
-    assert found["license"] == "cc-by-4.0" and found["library_name"] == "tfdecouple" and "keras" in found["tags"]
-    assert found["metrics"] == ["bits_per_dim"] and "datasets" not in found
-    ((result,),) = [index["results"] for index in found["model-index"]]
-    assert result["dataset"] == {"type": "folder", "name": "folder faces", "split": "test"}
-    assert result["metrics"][0]["value"] == 6.5432
-    assert "| licence of the weights | cc-by-4.0 |" in body and "6.543 on 4 test images" in body
-    assert "the person who trained the model knows their rights" in body
-    hub = pytest.importorskip("huggingface_hub")
-    read = hub.ModelCardData(**hub.ModelCard((published / "README.md").read_text()).data.to_dict())
-    assert read.eval_results[0].metric_value == 6.5432
-
-
-def test_publish_leaves_out_a_damaged_summary(run, tmp_path, capsys):
-    damaged, to = shutil.copytree(run, tmp_path / "run"), tmp_path / "faces"
-    (damaged / "summary.json").write_text('{"steps": 9}')
-    assert main(["publish", "--run", str(damaged), "--to", str(to), "--licence", "mit"]) == 0
-    assert "summary.json cannot be read and is left out: it has no test results" in capsys.readouterr().out
-    assert not (to / "summary.json").exists() and "model-index" not in (to / "README.md").read_text()
 
 
 def test_manifest_lists_every_file_and_detects_changes(published, tmp_path):
@@ -123,56 +92,14 @@ def test_untrusted_manifest_is_refused(published, tmp_path, change, said):
     assert said in line and "hf://ada/faces" in line
 
 
-def test_publish_refuses_wrong_arguments(run, published, tmp_path, capsys):
-    to = str(tmp_path / "new")
-
-    def said(*arguments):
-        return refused(capsys, lambda: main(["publish", *map(str, arguments)]))
-
-    assert "publish needs --licence" in said("--run", run, "--to", to)
-    line = said("--run", run, "--to", to, "--licence", "Apache 2")
-    assert "the licence is 'Apache 2'; name it as the Hub does" in line
-    assert "exists and is no empty folder" in said("--run", run, "--to", published, "--licence", "mit")
-    assert "is no address on the Hub" in said("--run", run, "--to", "hf://faces", "--licence", "mit")
-    assert "there is no run folder" in said("--run", tmp_path / "no", "--to", to, "--licence", "mit")
-    assert not (tmp_path / "new").exists() and not list(tmp_path.glob(".publish*"))
-
-
 @pytest.mark.parametrize("kind", ["saved alone", "imported"])
 def test_model_card_claims_nothing_of_unknown_images(kind, tiny_run, tmp_path):
     save_run(load_model(tiny_run), tmp_path / "run")
     if kind != "saved alone":
         (tmp_path / "run" / "summary.json").write_text('{"imported_from": "/home/ada/secret/model.npz"}')
     assert main(["publish", "--run", str(tmp_path / "run"), "--to", str(tmp_path / "to"), "--licence", "mit"]) == 0
-    found, body = header(tmp_path / "to")
-    assert "model-index" not in found
+    body = (tmp_path / "to" / "README.md").read_text()
+    assert "model-index" not in body
     assert "| trained on | data unknown |\n| rights in the images | No licence is claimed: " in body
     assert "photograph" not in body and "CC0" not in body
     assert not any(b"secret" in path.read_bytes() for path in (tmp_path / "to").rglob("*") if path.is_file())
-
-
-def test_weights_of_a_folder_are_published_with_data_that_all_users_have(run, published, tmp_path):
-    """The model card and an export state what the weights were trained on, also after a second publication."""
-    first, second, rights = str(tmp_path / "first"), str(tmp_path / "second"), "104 photographs,\n all CC0."
-    stated = ["--data", "photographs", "--trained-on", "crops of\n104 photographs", "--rights", rights]
-    assert main(["publish", "--run", str(run), "--to", first, "--licence", "mit", *stated]) == 0
-    assert main(["publish", "--run", first, "--to", second]) == 0
-    for folder in (first, second):
-        assert RunFolder(folder).read_config().data.source == "photographs"
-        assert Run.open(folder).open_source(None, None).sizes
-        found, body = header(pathlib.Path(folder))
-        assert "| trained on | crops of 104 photographs, " in body
-        assert "| rights in the images | 104 photographs, all CC0. |" in body
-        assert found["model-index"][0]["results"][0]["dataset"]["type"] == "folder"
-        _, provenance = open_run(folder)
-        assert (provenance.data, provenance.rights) == ("crops of 104 photographs", "104 photographs, all CC0.")
-        # Whether the folder had the page's example photographs is not known.
-        assert {example["seen"] for example in describe_model(provenance)["examples"]} == {None}
-    assert RunFolder(published).read_config().data.source == "folder:faces"
-
-
-@pytest.mark.parametrize("data", ["photograps", "folder:/home/ada/faces"])
-def test_published_weights_take_data_that_all_users_have(data, run, tmp_path, capsys):
-    arguments = ["publish", "--run", str(run), "--to", str(tmp_path / "to"), "--licence", "mit", "--data", data]
-    assert f"--data is {data!r}; give a data set that all users have" in refused(capsys, lambda: main(arguments))
-    assert not (tmp_path / "to").exists()

@@ -12,7 +12,6 @@ from PIL import Image
 import tfdecouple
 from export.formats.web import make_example_files
 from tfdecouple.cli import main
-from tfdecouple.config import PHOTOGRAPHS, preset_config
 from tfdecouple.data.batches import load_images
 from tfdecouple.data.image_file import crop_and_resize
 from tfdecouple.data.sources import open_source
@@ -32,17 +31,6 @@ def test_bundled_weights_are_complete_and_small():
     manifest = WeightsManifest.read(HERE / MANIFEST, "photographs")
     assert manifest == WeightsManifest.from_folder(HERE)
     assert sum(facts.bytes for name, facts in manifest.files.items() if "/best-" in name) < 8_000_000
-
-
-def test_card_and_config_describe_the_bundled_weights():
-    config, summary = RunFolder("photographs").read_config(), RunFolder("photographs").read_summary()
-    assert config.data.photographs == PHOTOGRAPHS
-    assert config.model == preset_config("quickstart64").model
-    text = (HERE / "README.md").read_text()
-    assert 'tfdecouple.load_model("photographs")' in text
-    assert 'license: "apache-2.0"' in text and "all in the public domain or under CC0" in text
-    assert f"| bits per dimension | {summary['test']['bits_per_dim']:.3f} on 1000 test images" in text
-    assert summary["reconstruction"] == "16 of 16 images identical to the last pixel"
 
 
 def test_bundled_weights_decode_exactly_and_use_z():
@@ -102,16 +90,6 @@ def test_commands_use_bundled_weights_by_default(others, tmp_path, capsys):
     assert installed(others) == before
 
 
-def test_run_folder_precedes_bundled_weights_of_its_name(others, tiny_run, tmp_path):
-    assert RunFolder("photographs").path == others and not RunFolder("photographs").is_folder
-    (tmp_path / "here" / "photographs").mkdir()
-    # A folder of that name that is no run, of images for example, does not.
-    assert RunFolder("photographs").path == others
-    shutil.copytree(tiny_run, tmp_path / "here" / "photographs", dirs_exist_ok=True)
-    assert RunFolder("photographs").is_folder
-    assert (RunFolder("photographs").path / "config.json").samefile("photographs/config.json")
-
-
 def test_load_model_opens_bundled_weights_and_names_what_it_does_not_know(others):
     assert tfdecouple.load_model("photographs").config == SMALL
     with pytest.raises(RunError, match="the preset cifar10 has no weights"):
@@ -144,7 +122,7 @@ class TestTrained:
             encoding="utf-8"
         )
 
-    @pytest.mark.parametrize(("size", "spacing"), [(50, 2), (1, 50), (3, 25)])
+    @pytest.mark.parametrize(("size", "spacing"), [(50, 5), (1, 100), (3, 50)])
     def test_bundled_weights_decode_crops_exactly(self, model, source, traced, size, spacing):
         crops = load_images(source, "test", 1000)[0][size % spacing :: spacing]
         crops = crops[: len(crops) // size * size]
@@ -157,7 +135,7 @@ class TestTrained:
         np.testing.assert_array_equal(model.decode(z, v), crops[: 2 * size])
 
     def test_bundled_weights_detect_outliers_better_than_likelihood(self, run, traced, tmp_path):
-        arguments = ["--run", run, "--images", "100", "--batch-size", "50", "--out", tmp_path]
+        arguments = ["--run", run, "--images", "50", "--batch-size", "50", "--out", tmp_path]
         assert main(["evaluate", *map(str, arguments), "--outliers", "noise", "constant"]) == 0
         kinds = json.loads((tmp_path / "outliers-test.json").read_text())["outliers"]
         noise, constant = (kinds[kind]["detection"] for kind in ("noise", "constant"))

@@ -1,19 +1,15 @@
-import importlib.util
 import io
 import os
-from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
 from helpers.places import run_python
-from helpers.refusals import message_of, refused
+from helpers.refusals import message_of
 
-from tfdecouple.cli import main
 from tfdecouple.errors import ConfigError
 from tfdecouple.execution.run_mode import count_shards
-from tfdecouple.system import process, progress
-from tfdecouple.system.process import run_program
-from tfdecouple.system.progress import Counter, TrainingProgress
+from tfdecouple.system import process
+from tfdecouple.system.progress import TrainingProgress
 from tfdecouple.training.workers import make_device_input_options
 
 
@@ -75,11 +71,6 @@ class TestProcess:
         process.divide_cores(threads)
         assert [set_to["intra"], set_to["inter"], count_shards()] == expected
 
-    def test_count_of_threads_set_by_the_user_is_kept(self, set_to, monkeypatch):
-        monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "2")
-        process.divide_cores(2)
-        assert "intra" not in set_to
-
     @pytest.mark.parametrize("value", ["-1", "two", "99999"])
     def test_invalid_count_of_shards_is_refused(self, set_to, monkeypatch, value):
         monkeypatch.setenv(process.SHARDS, value)
@@ -99,56 +90,6 @@ class TestProcess:
     def test_import_switches_onednn_on_unless_the_user_set_it(self, users):
         program = "import os, tfdecouple; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
         assert run_python("-c", program, TF_ENABLE_ONEDNN_OPTS=users).stdout == f"{users or 1}\n"
-
-    def test_command_without_a_package_names_its_extra_before_it_begins(self, monkeypatch, capsys):
-        find, missing = importlib.util.find_spec, ("onnx", "pyarrow")
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else find(name))
-        line = refused(capsys, lambda: main(["export", "--run", "runs/x", "--to", "y"]))
-        assert "the export needs onnx, which is missing: pip install 'tfdecouple[export]'" in line
-        line = refused(capsys, lambda: main(["encode", "--run", "x", "--out", "y", "--format", "parquet"]))
-        assert "--format parquet needs pyarrow, which is missing: pip install 'tfdecouple[parquet]'" in line
-
-    def test_failed_import_of_an_optional_package_names_its_extra(self, capsys):
-        def draw():
-            raise ModuleNotFoundError("No module named 'matplotlib.axes'", name="matplotlib.axes")
-
-        line = refused(capsys, lambda: run_program(draw))
-        assert "the command needs matplotlib, which is missing: pip install 'tfdecouple[plots]'" in line
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that stands still; `clock.now` sets it."""
-    clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    return clock
-
-
-class TestCounter:
-    def test_progress_lines_begin_after_some_seconds_and_are_rare(self, clock):
-        file = io.StringIO()
-        with Counter("counting", 50, file) as counter:
-            for done, clock.now in [(10, 104), (20, 106), (30, 115), (40, 122), (50, 123)]:
-                counter(done)
-        first, second, _ = file.getvalue().splitlines()
-        assert first == "counting: 20 of 50 images, 5 images/s, 6 s left"
-        assert second == "counting: 40 of 50 images, 1.67 images/s, 6 s left"
-
-
-def test_progress_of_training_prints_plain_lines_without_a_terminal(clock):
-    file = io.StringIO()
-    progress = TrainingProgress(100, file)
-    for step in range(1, 101):
-        clock.now += 0.2
-        progress.set_metrics(3.14159, 1000.4)
-        progress.show_step(step)
-    progress.print_line("the end")
-    progress.close_bar()
-    lines = file.getvalue().splitlines()
-    # The first and the last step have a line, and between them at most one step in 15 seconds.
-    assert [line.split(":")[0] for line in lines] == ["step 1/100", "step 76/100", "step 100/100", "the end"]
-    assert lines[2].startswith("step 100/100: 3.142 bits/dim, 1000 images/s, 0 s left")
-    assert "\r" not in file.getvalue() and "\x1b" not in file.getvalue()
 
 
 def test_progress_of_training_ignores_a_closed_output(capsys):

@@ -143,22 +143,6 @@ class TestFaults:
         assert line in capsys.readouterr().out
         assert Run.open(fake_run.path).step == 2
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-    def test_stop_request_notes_the_signal_and_restores_its_handler(self, number):
-        before = signal.getsignal(number)
-        with StopRequest() as stop:
-            assert stop.reason is None
-            os.kill(os.getpid(), number)
-            assert stop.reason == number.name
-        assert signal.getsignal(number) == before
-
-    def test_second_interrupt_stops_a_training_at_once(self):
-        with StopRequest() as stop:
-            os.kill(os.getpid(), signal.SIGINT)
-            assert stop.reason == "SIGINT"
-            with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
-
     def test_training_under_nohup_ignores_hangups(self):
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
@@ -183,8 +167,6 @@ class TestFaults:
 ROWS = [{"step": 1, "kind": "train", "a": 1.0}, {"step": 2, "kind": "train", "a": 2.0}]
 NO_ROWS = [b'{"kind": "train"}', b'{"step": "1", "kind": "train"}', b'{"step": 1}']
 NO_ROWS += [b"[1, 2]", b"7", b"\xff", b"[" * 9999]
-# Evaluations without bits/dim.
-NO_EVALUATIONS = [{}, {"bits_per_dim": None}, {"bits_per_dim": "low"}, {"bits_per_dim": [3]}, {"bits_per_dim": True}]
 
 
 class TestLog:
@@ -215,13 +197,3 @@ class TestLog:
         assert MetricsLog(tmp_path).open(2) == len(NO_ROWS)
         assert list(read_log_without_timing(tmp_path).values()) == ROWS
         assert (tmp_path / "metrics.jsonl").read_bytes().count(b"\n") == len(ROWS)
-
-    @pytest.mark.parametrize("row", NO_EVALUATIONS)
-    def test_logged_evaluation_without_its_bits_per_dim_is_ignored(self, tmp_path, row):
-        (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 2, "kind": "validation", **row}) + "\n")
-        log = MetricsLog(tmp_path)
-        assert log.validation_bits_per_dim(2) is None
-        assert log.open(2) == 1
-        for value in (3.5, math.inf):
-            log.write("validation", 2, {"bits_per_dim": value})
-            assert MetricsLog(tmp_path).open(2) == 0 and log.validation_bits_per_dim(2) == value

@@ -14,7 +14,7 @@ from helpers.variants import OF_CLASSES, SMALLEST, equal, fresh
 from PIL import Image
 
 from tfdecouple.cli import main
-from tfdecouple.errors import ConfigError, DataError, RunError
+from tfdecouple.errors import ConfigError, DataError
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.training import train
 from tfdecouple.training.state import TrainingState
@@ -88,27 +88,6 @@ class TestRun:
             options = ["--pairing", "across"] if command != "reconstruct" else []
             assert main([command, "--run", str(labelled_run), "--out", str(tmp_path), "--count", "1", *options]) == 0
 
-    @pytest.mark.parametrize(
-        ("arguments", "words"),
-        [
-            (["evaluate", "--latent-use"], "function of the label"),
-            (["evaluate", "--probe"], "--classify"),
-            (["directions"], "function of the label"),
-            (["encode", "--z-std", "--out", "x"], "--z-std"),
-        ],
-    )
-    def test_metrics_that_need_a_posterior_refuse_class_codes(self, labelled_run, arguments, words, capsys):
-        command = [arguments[0], "--run", str(labelled_run), *arguments[1:]]
-        assert words in refused(capsys, lambda: main(command), begun=True)
-
-    def test_evaluate_refuses_images_of_other_labels(self, labelled_run, labelled_folder, tmp_path, capsys):
-        shutil.copytree(labelled_folder, tmp_path / "other")
-        for split in ("train", "validation", "test"):
-            (tmp_path / "other" / split / "b").rename(tmp_path / "other" / split / "bb")
-        command = ["evaluate", "--run", str(labelled_run), "--data", f"folder:{tmp_path / 'other'}"]
-        line = refused(capsys, lambda: main(command), begun=True)
-        assert "'bb'" in line and "'b'" in line
-
 
 class TestRefusals:
     @pytest.mark.parametrize(("model", "count"), [(CODED, 4), (PRIOR, 2)])
@@ -127,18 +106,6 @@ class TestRefusals:
         write_images(tmp_path / "images" / "train", random_images(8, 4))
         message = message_of(DataError, lambda: train(config_of(tmp_path / "images"), tmp_path / "run"))
         assert "not from 0 to 2" in message and "model.prior" in message
-
-    def test_resumption_refuses_labels_of_other_names(self, labelled_folder, labelled_run, tmp_path):
-        shutil.copytree(labelled_folder, tmp_path / "images")
-        shutil.copytree(labelled_run, tmp_path / "run")
-        for split in ("train", "validation", "test"):
-            (tmp_path / "images" / split / "c").rename(tmp_path / "images" / split / "d")
-        values = json.loads((tmp_path / "run" / "config.json").read_text())
-        values["data"]["source"] = f"folder:{tmp_path / 'images'}"
-        (tmp_path / "run" / "config.json").write_text(json.dumps(values))
-        config = config_of(tmp_path / "images", micro_batches=2, steps=6)
-        message = message_of(RunError, lambda: train(config, tmp_path / "run"))
-        assert "'c' is now 'd'" in message
 
 
 class TestStart:

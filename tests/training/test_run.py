@@ -21,7 +21,7 @@ from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import write_json
 from tfdecouple.training import DivergedError, evaluation, train
-from tfdecouple.training.training_folder import TrainingFolder, make_paths_absolute
+from tfdecouple.training.training_folder import TrainingFolder
 
 # The fixtures of classes are traced, as `finished_run` was.
 pytestmark = pytest.mark.usefixtures("eager")
@@ -86,14 +86,6 @@ class TestFolder:
             shown = {event.step: float(tf.make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)}
             logged = {step: row[name] for (of, step), row in rows.items() if of == kind}
             assert shown == pytest.approx(logged, rel=1e-6), tag
-
-    def test_finished_run_keeps_only_the_last_checkpoints_and_the_best(self, finished_run):
-        best = json.loads((finished_run / "summary.json").read_text())["best_step"]
-        names = sorted(path.name for path in (finished_run / "checkpoints").iterdir())
-        stems = sorted([f"best-{best:09d}", "step-000000005", "step-000000010"])
-        assert names == [stem + ending for stem in stems for ending in (".data-00000-of-00001", ".index")]
-        files = {"config.json", "metrics.jsonl", "summary.json", ".lock"}
-        assert {path.name for path in finished_run.iterdir()} == files | {"checkpoints", "images", "tensorboard"}
 
 
 class TestResumption:
@@ -218,12 +210,6 @@ class TestRefusals:
             message = message_of(RunError, lambda: train(runs.run_config(image_folder), tmp_path))
         assert "another program is training in" in message
 
-    def test_training_refuses_a_batch_that_devices_do_not_divide(self, tmp_path, image_folder):
-        config = runs.run_config(image_folder, batch_size=9)
-        message = message_of(ConfigError, lambda: train(config, tmp_path / "run", devices=2))
-        assert "training.batch_size is 9, no multiple of the 2 devices" in message
-        assert not (tmp_path / "run").exists()
-
 
 class TestWarmStart:
     def test_init_from_loads_the_best_weights_of_another_run(self, finished_run, image_folder, tmp_path, monkeypatch):
@@ -244,12 +230,6 @@ class TestWarmStart:
             np.testing.assert_array_equal(weights[name], variable, err_msg=name)
             if name in averages:
                 np.testing.assert_array_equal(averages[name], variable, err_msg=name)
-
-    def test_init_from_is_stored_as_an_absolute_path(self, image_folder, tmp_path, monkeypatch):
-        monkeypatch.chdir(tmp_path)
-        named = {"first": str(tmp_path / "first"), "photographs": "photographs", "hf://ada/faces": "hf://ada/faces"}
-        for typed, kept in [*named.items(), (None, None)]:
-            assert make_paths_absolute(runs.run_config(image_folder, init_from=typed)).training.init_from == kept
 
     def test_init_from_names_a_different_architecture(self, finished_run, image_folder, tmp_path):
         model = dataclasses.replace(SMALL, latent_dim=6)
@@ -293,12 +273,6 @@ class TestBestStep:
 
 
 class TestHealth:
-    def test_evaluation_of_a_healthy_training_says_so(self, fake_run, capsys):
-        fake_run.measure(lambda split: 3.0)
-        fake_run.train()
-        out = capsys.readouterr().out
-        assert out.count("; healthy\n") == 2 and "out of range" not in out
-
     def test_evaluation_names_metrics_that_are_out_of_range(self, fake_run, capsys, monkeypatch):
         fake_run.measure(lambda split: 9.0)
         fake_run.skip_steps({1})
@@ -311,19 +285,6 @@ class TestHealth:
             assert value in first
         # The second evaluation counts only the steps since the first.
         assert "since step" not in second and "0.0012" in second
-
-    def test_gradient_far_above_its_median_is_a_warning_sign(self):
-        measured = {"smallest_scale": 0.5, "worst_condition": 9.0, "bits_per_dim": 3.0}
-        rows = [
-            {"kind": "train", "step": step, "gradient_norm": norm, "skipped_steps": 0, "bits_per_dim": 3.0}
-            for step, norm in enumerate([50.0, 2.0, 3.0, 2.0, 3.0, "nan", 31.0])
-        ]
-        assert evaluation.list_warning_signs(measured, rows[:-1]) == []
-        (sign,) = evaluation.list_warning_signs(measured, rows)
-        assert "gradient norm is 31" in sign
-        assert evaluation.list_warning_signs(measured, []) == []
-        not_finite = dict.fromkeys(measured, math.nan)
-        assert len(evaluation.list_warning_signs(not_finite, rows[:-1])) == 3
 
 
 class TestDivergence:

@@ -265,8 +265,6 @@ class TestMicroBatches:
         ("devices", "micro_batches", "memory"),
         [
             (1, 4, "keep"),
-            pytest.param(2, 1, "keep", marks=pytest.mark.slow),
-            pytest.param(2, 2, "keep", marks=pytest.mark.slow),
             pytest.param(2, 2, "invert", marks=pytest.mark.slow),
         ],
     )
