@@ -18,6 +18,7 @@ from tfdecouple.data.sources import Source
 from tfdecouple.errors import DataError
 from tfdecouple.metrics.classification import STRENGTHS, fit_classifier
 from tfdecouple.metrics.image_statistics import CHANGES
+from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.latent_directions import CLASSIFIER, DECODED, MEANS, Direction
 from tfdecouple.runs.opened_run import Run
 from tfdecouple.system.progress import Counter
@@ -161,7 +162,9 @@ def find_number_directions(
     ]
 
 
-def find_statistic_directions(model: Any, images: np.ndarray, held_out: np.ndarray, seed: int = 0) -> list[Direction]:
+def find_statistic_directions(
+    model: DecoupledModel, images: np.ndarray, held_out: np.ndarray, seed: int = 0
+) -> list[Direction]:
     """Returns for each of `CHANGES` the direction in z that changes only its statistic of decoded images.
 
     Each image is decoded from its v and from its z plus, and minus, half a random step, drawn from the covariance of z.

@@ -71,7 +71,7 @@ class GuardedDataset(tf.data.Dataset):
     def element_spec(self) -> Any:
         return self._dataset.element_spec
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Any]:
         return _GuardedIterator(self) if tf.executing_eagerly() else super().__iter__()
 
 

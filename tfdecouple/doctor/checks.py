@@ -113,7 +113,9 @@ def load_photographs(count: int) -> np.ndarray:
     return np.resize(np.load(MODEL / NUMBERS)["images"], (count, 16, 16, 3))
 
 
-def make_training(strategy: Any, settings: Sequence[str] = (), folder: pathlib.Path = MODEL) -> tuple[Any, Any]:
+def make_training(
+    strategy: tf.distribute.Strategy, settings: Sequence[str] = (), folder: pathlib.Path = MODEL
+) -> tuple[Any, Any]:
     """Returns a `TrainingState` with the trained weights of `doctor`'s small model, and its `TrainStep` to train on."""
     batch = [f"training.{name}={IMAGES}" for name in ("batch_size", "evaluation_batch_size")]
     config = load_small_config().override([*batch, "training.ema_decay=0.0", *settings])
@@ -189,7 +191,7 @@ def compare_devices(task: Task) -> Iterator[CheckResult]:
     yield CheckResult(what, off <= WEIGHTS_BOUND, message, advice, {"off": off, "bitwise": is_bitwise})
 
 
-def train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def train_weights(strategy: tf.distribute.Strategy, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the weights of the small model, `[n]`, before and after one training step on each of the batches."""
     state, step = make_training(strategy, [f"training.batch_size={images.shape[1]}", "training.warmup_steps=1"])
     start, data = _join(state.trainable), tf.data.Dataset.from_tensor_slices(images)

@@ -220,7 +220,7 @@ def _compute_r2(features: tuple[np.ndarray, ...], train_y: np.ndarray, y: np.nda
         predicted = ridge.predict(x.astype(np.float64)).reshape(y.shape)
     target = (y - mean) / scale
 
-    def r2(residuals: np.ndarray, totals: np.ndarray, axis: int = -1) -> Any:
+    def r2(residuals: np.ndarray, totals: np.ndarray, axis: int = -1) -> np.ndarray:
         return 1 - residuals.sum(axis) / np.maximum(totals.sum(axis), 1e-12)
 
     return _bootstrap_errors(r2, np.square(target - predicted).sum(1), np.square(target).sum(1), seed=seed)[0]

@@ -16,6 +16,8 @@ from tfdecouple.system.progress import Counter, format_count
 if TYPE_CHECKING:
     import tensorflow as tf
 
+    from tfdecouple.model import DecoupledModel
+
 # A dimension of z is active if its posterior mean varies over images by more than this variance (Burda et al., 2016).
 ACTIVE_VARIANCE = 0.01
 # Largest count of images for the mutual information, whose computing time grows with the square of this count.
@@ -104,7 +106,7 @@ class LatentUse:
 
 
 def compute_latent_use(
-    model: Any,
+    model: DecoupledModel,
     batches: tf.data.Dataset,
     *,
     samples: int = 1,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from tfdecouple.errors import RunError
 
@@ -25,7 +26,7 @@ class Estimate:
     standard_error: float
 
     @classmethod
-    def from_values(cls, values: Any) -> Estimate:
+    def from_values(cls, values: ArrayLike) -> Estimate:
         """Returns the `Estimate` of `values`, `[images]`, with one value per image; computes in float64."""
         values = np.asarray(values, np.float64)
         error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan

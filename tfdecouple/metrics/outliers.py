@@ -150,7 +150,7 @@ def _score_images(scorer: OutlierScorer, batches: Iterable[Mapping[str, Any]], n
     return scores
 
 
-def compute_auroc(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> Any:
+def compute_auroc(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> np.ndarray:
     """Returns the area under the ROC curve: the probability that an outlier scores higher than an inlier.
 
     A tie counts as half. `inliers` and `outliers` are scores, `[..., n]` and `[..., m]`; `axis` is the last axis.

@@ -132,16 +132,16 @@ class SkippedSteps(keras.callbacks.Callback):
         super().__init__()
         self._bound_metrics, self._every, self._steps = metrics, training.max_skipped_steps, 0
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._bound_metrics.not_applied.assign(0)
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         """Raises DivergedError if training has diverged, which is checked every `max_skipped_steps` steps."""
         self._steps += 1
         if self._steps % self._every == 0:
             self._require_convergence()
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Raises DivergedError if training has diverged; otherwise warns if steps of this epoch were skipped."""
         self._require_convergence()
         if count := int(self._bound_metrics.not_applied.numpy()):
@@ -259,13 +259,13 @@ def wrap_generator(x: Any) -> Any:
     return (batch if isinstance(batch, tuple) else (batch,) for batch in x)
 
 
-def _build_optimizer(model: Any) -> None:
+def _build_optimizer(model: keras.Model) -> None:
     # Keras places an optimizer's variables on the weights' devices, for which it needs the strategy's scope.
     with model.distribute_strategy.scope():
         model.optimizer.build(model.trainable_variables)
 
 
-def list_moving_statistics(model: Any) -> list[keras.Variable]:
+def list_moving_statistics(model: keras.Model) -> list[keras.Variable]:
     """Returns a list of the variables with moving means and variances of all batch normalisations in the model."""
     return [variable for variable in model.non_trainable_variables if variable.path.endswith(("_mean", "_variance"))]
 

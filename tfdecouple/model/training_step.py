@@ -41,8 +41,8 @@ class DeviceResult(NamedTuple):
     gradients: list[Any]
     moving: list[Any]
     terms: list[Any]
-    inversion_error: Any
-    stop: Any
+    inversion_error: tf.Tensor
+    stop: tf.Tensor
 
 
 def locate_images(images: tf.Tensor) -> tuple[Any, Any]:
@@ -104,7 +104,7 @@ class TrainingStep:
         images: tf.Tensor,
         labels: tf.Tensor | None,
         seed: tf.Tensor,
-        updates: Any,
+        updates: int | tf.Tensor,
         *,
         place: tuple[Any, Any] | None = None,
         number: int | tf.Tensor = 0,

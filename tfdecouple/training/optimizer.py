@@ -331,7 +331,7 @@ class BufferView(Trackable):
         """Returns this part of the flat buffer as a float32 NumPy array of the shape `self.shape`."""
         return self.read_value().numpy()
 
-    def assign(self, value: Any) -> None:
+    def assign(self, value: tf.Tensor) -> None:
         """Writes `value` into this part of the flat buffer on all devices; raises ValueError for a wrong shape."""
         value = tf.convert_to_tensor(value, self.dtype)
         if value.shape != self.shape:

@@ -37,15 +37,15 @@ class StepResult(NamedTuple):
             the stages, and the largest sum of any image in the batch is reported.
     """
 
-    bits_per_dim: Any
-    reconstruction: Any
-    kl: Any
-    dequantization: Any
-    gradient_norm: Any
-    learning_rate: Any
-    applied: Any
-    stop: Any
-    inversion_error: Any = 0.0
+    bits_per_dim: tf.Tensor
+    reconstruction: tf.Tensor
+    kl: tf.Tensor
+    dequantization: tf.Tensor
+    gradient_norm: tf.Tensor
+    learning_rate: tf.Tensor
+    applied: tf.Tensor
+    stop: tf.Tensor
+    inversion_error: tf.Tensor | float = 0.0
 
     def fetch_numbers(self) -> StepResult:
         """Waits for the step's end, copies this result from the devices, and returns it as Python numbers."""
@@ -99,28 +99,30 @@ class TrainStep:
                 sums = self._add_to_sums(sums, examples, step, stop, tf.constant(number))
             return self._apply_sums(sums)
 
-    def _take_undivided_step(self, examples: Any, step: tf.Tensor, stop: tf.Tensor) -> StepResult:
+    def _take_undivided_step(self, examples: tf.Tensor, step: tf.Tensor, stop: tf.Tensor) -> StepResult:
         return self._strategy.run(
             lambda examples: self._step.take(*self._list_arguments(examples, step), stop=stop), args=(examples,)
         )
 
-    def _add_micro_batch(self, sums: Any, examples: Any, step: tf.Tensor, stop: tf.Tensor, number: tf.Tensor) -> Any:
+    def _add_micro_batch(
+        self, sums: tf.Tensor, examples: tf.Tensor, step: tf.Tensor, stop: tf.Tensor, number: tf.Tensor
+    ) -> tf.Tensor:
         """Adds the results of a micro-batch to `sums`: one vector per device, because many tensors would take long."""
 
-        def add(sums: tf.Tensor, examples: Any) -> tf.Tensor:
+        def add(sums: tf.Tensor, examples: tf.Tensor) -> tf.Tensor:
             result = self._step.differentiate(*self._list_arguments(examples, step), number=number, stop=stop)
             return sums + flatten_and_join(tf.nest.flatten(result))
 
         return self._strategy.run(add, args=(sums, examples))
 
-    def _apply_micro_batches(self, sums: Any) -> StepResult:
+    def _apply_micro_batches(self, sums: tf.Tensor) -> StepResult:
         def split(sums: tf.Tensor) -> DeviceResult:
             flat = tf.nest.pack_sequence_as(self._shapes, tf.split(sums, self._sizes))
             return tf.nest.map_structure(tf.reshape, flat, self._shapes)
 
         return self._step.update(self._strategy, self._strategy.run(split, args=(sums,)))
 
-    def _list_arguments(self, examples: Any, step: tf.Tensor) -> tuple[Any, ...]:
+    def _list_arguments(self, examples: tf.Tensor, step: tf.Tensor) -> tuple[Any, ...]:
         images, labels = examples if self.state.model.config.has_labels else (examples, None)
         images = tf.ensure_shape(images, (self._images, *self.state.model.config.image_shape))
         if labels is not None:
