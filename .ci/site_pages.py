@@ -35,7 +35,7 @@ MODULE_NAMES = {
     "data": (
         "sources.open_source",
         "sources.choose_user_crop",
-        "splits.Source",
+        "sources.Source",
         "batches.make_training_batches",
         "batches.make_evaluation_batches",
         "batches.load_images",

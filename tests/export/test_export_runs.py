@@ -15,6 +15,7 @@ from helpers.runs import write_run
 from helpers.variants import OF_CLASSES, fresh
 from PIL import Image
 
+from export import show_progress
 from export.card import judge_exactness, render_model_card
 from export.endpoints import list_endpoints
 from export.export_folder import JSON_NAME, TEXT_NAME
@@ -39,7 +40,8 @@ COMMITTED += sorted(ROOT.glob("tests/data/golden/*/run"))
 def exported_card(run, to, **options):
     """Exports a run, whole where nothing else is said, and returns its card."""
     said = []
-    export(ExportConfig(run=run, to=to, **options), said.append)
+    with show_progress(said.append):
+        export(ExportConfig(run=run, to=to, **options))
     assert any("identical after encode and decode" in line for line in said)
     return read_card(to)
 
