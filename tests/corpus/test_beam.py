@@ -76,7 +76,7 @@ class TestPipeline:
     def test_beam_codes_equal_those_of_encode(
         self, encode, single, tiny_run, pictures, tmp_path, kind, capsys, monkeypatch
     ):
-        monkeypatch.setattr("tfdecouple.numerics.exactness.FAR", 0.0)
+        monkeypatch.setattr("tfdecouple.model.codes.FAR", 0.0)
         assert encode("--v", "--format", kind, "--shards", 3, *IN_MEMORY) == 0
         output = capsys.readouterr().out
         assert "24 images in 3" in output and "24 of the images are far from what" in output

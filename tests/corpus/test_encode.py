@@ -66,7 +66,7 @@ class TestCodes:
         v = np.asarray(model.encode(read_pixels(pictures, keys)).v)
         by_rms = sorted(zip(np.sqrt(np.square(v).mean((1, 2, 3))), keys, strict=True))
         # All but the two nearest are far.
-        monkeypatch.setattr("tfdecouple.numerics.exactness.FAR", float(by_rms[1][0] + by_rms[2][0]) / 2)
+        monkeypatch.setattr("tfdecouple.model.codes.FAR", float(by_rms[1][0] + by_rms[2][0]) / 2)
         far = {key for _, key in by_rms[2:]}
         assert encode("--split", "test", "--v") == 0
         output = capsys.readouterr().out

@@ -25,7 +25,7 @@ from export.formats.onnx import build_onnx
 from export.pipeline import ExportConfig, export
 from export.verification.verify import verify_folder
 from tfdecouple.cli import main
-from tfdecouple.numerics import exactness
+from tfdecouple.model import codes as of_model
 from tfdecouple.visualization.full_size import read_photograph
 
 ALL_COME_BACK = "16 of 16 test images decode exactly\n"
@@ -127,7 +127,7 @@ def test_client_warns_of_images_far_from_the_training(client, model, monkeypatch
     numbers = ", ".join(map(str, np.flatnonzero(lengths > bound)))
     with pytest.warns(UserWarning, match=f"^image {numbers} is unlike the training images"):
         client.Model().encode(images)
-    assert source.FAR == exactness.FAR
+    assert source.FAR == of_model.FAR
 
 
 def test_client_switches_photographs_as_the_command_does(exported, tiny_run, tmp_path):

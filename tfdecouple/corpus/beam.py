@@ -26,7 +26,7 @@ from tfdecouple.data.image_file import read_image
 from tfdecouple.data.image_folder import SPLIT_FOLDERS, SUFFIXES
 from tfdecouple.data.labels import NO_LABEL
 from tfdecouple.errors import DataError, UserError, one_line
-from tfdecouple.numerics.exactness import far_from_training
+from tfdecouple.model.codes import far_from_training
 
 # Name of the only split of the codes, because the pipeline encodes the images of all splits alike.
 SPLIT = "all"

@@ -22,8 +22,8 @@ from tfdecouple.data.sources import Source
 from tfdecouple.errors import UserError
 from tfdecouple.metrics.metric import require_finite_values
 from tfdecouple.model import DecoupledModel
+from tfdecouple.model.codes import far_from_training
 from tfdecouple.model.outlier_scores import SCORES, OutlierScorer
-from tfdecouple.numerics.exactness import far_from_training
 from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.runs.opened_run import Run, hash_weights, load_model, write_run
 from tfdecouple.storage.files import TEMPORARY, FileDigest, convert_tensorflow_errors, move_into_place, temporary_file

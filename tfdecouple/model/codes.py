@@ -38,13 +38,15 @@ from tfdecouple.model.any_size import (
 from tfdecouple.model.base_model import BaseModel, require_initialized
 from tfdecouple.model.objective import compute_label_log_probabilities, map_noise_to_z
 from tfdecouple.numerics.arithmetic import get_sizes
-from tfdecouple.numerics.exactness import far_from_training
 from tfdecouple.system.devices import read_free_memory
 
 # `sample` and `interpolate` decode at most this many images at once to limit memory; results do not depend on it.
 CHUNK = 64
 # Codes count as parallel if the sine of the angle between them is at most this. No unique arc connects parallel codes.
 _LEAST_SINE = 1e-6
+# An image counts as far from the training data if the root mean square of v is above this value. For images like the
+# training data it is near 1 (docs/RESULTS.md, "Reconstruction").
+FAR = 3.0
 
 
 class _CodePair(NamedTuple):
@@ -365,6 +367,27 @@ def _weigh_arc(a: tf.Tensor, b: tf.Tensor, positions: Sequence[float] | np.ndarr
     of_a = tf.where(has_arc, length / length_a * tf.sin((1 - position) * angle) / sine, 1 - position)
     of_b = tf.where(has_arc, length / length_b * tf.sin(position * angle) / sine, position)
     return tf.cast(of_a, tf.float32), tf.cast(of_b, tf.float32)
+
+
+def far_from_training(v: ArrayLike) -> np.ndarray:
+    """Returns for each image whether it is so unlike the training data that decoding may be inexact, bool `[batch]`.
+
+    Training makes v standard normal, so the root mean square of v is near 1 for images like the training data. Above 3
+    (`FAR`) the flow stretches the image so much that float32 may be too inexact for the inverse. This function does not
+    decode the images; `encode(images, verify=True)` does.
+
+    >>> far_from_training(np.stack([np.ones([4, 4, 3]), np.full([4, 4, 3], 5.0)])).tolist()
+    [False, True]
+
+    Args:
+        v: local codes, `[batch, height, width, channels]`.
+    """
+    v = np.asarray(v)
+    # The square of a v above 1e19 is infinite in float32, which rightly counts the image as far.
+    with np.errstate(over="ignore"):
+        rms = np.sqrt(np.square(v).mean(tuple(range(1, v.ndim))))
+    # A comparison with NaN is false, so its negation counts an image whose v contains NaN as far.
+    return ~(rms <= FAR)
 
 
 def warn_of_far_images(v: tf.Tensor) -> None:

@@ -260,7 +260,7 @@ class TestEvaluation:
         assert isinstance(codes, Codes) and all(isinstance(code, np.ndarray) for code in codes)
         np.testing.assert_allclose(codes.z, right.z, atol=1e-5)
         np.testing.assert_allclose(codes.v, right.v, atol=1e-5)
-        monkeypatch.setattr("tfdecouple.numerics.exactness.FAR", 0.0)
+        monkeypatch.setattr("tfdecouple.model.codes.FAR", 0.0)
         with pytest.warns(ExactnessWarning, match="far from what this model was trained on"):
             model.predict(images[:2], verbose=0)
         without = make(config=WITHOUT_Z)
