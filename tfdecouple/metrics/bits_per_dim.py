@@ -62,7 +62,7 @@ def _evaluate_bound(evaluation: Any, bound: str, k: int) -> tuple[Bound, str]:
 
 
 class OwnSize(Metric):
-    """The metric of bits/dim (the ELBO) of images at their original size, neither cropped nor resized."""
+    """The metric of bits/dim (the ELBO) of images at their original size."""
 
     name = "own_size"
     help = "also bits/dim of the images at their own size, neither cropped nor resized (folders and photographs)"
@@ -100,11 +100,8 @@ class Bound:
     Attributes:
         bound: the name of the bound, `ELBO` or `IMPORTANCE_WEIGHTED`.
         k: the number of draws of z and of the dequantisation noise u per image. The ELBO averages the log importance
-            weights of the draws; the importance-weighted bound (Burda et al., "Importance Weighted Autoencoders", 2016)
-            is the log of the average weight, equal to the ELBO for k = 1 and lower for larger k.
-        images: the number of images.
-        bits_per_dim: the bound in bits per colour value.
-        standard_error: the standard error of `bits_per_dim`, from the spread over images.
+            weights of the draws; the importance-weighted bound (Burda et al., 2016) is the log of the average weight.
+        bits_per_dim, standard_error: the bound in bits per colour value, and its error from the spread over images.
         reconstruction, kl, dequantization: the terms of the ELBO over these draws, in nats per image: -log p(x|z),
             log q(z|x) - log p(z), log q(u|x).
         gain: how far the bound is below the ELBO over these draws, in bits/dim; 0 for the ELBO.
@@ -137,10 +134,8 @@ class BoundEvaluator:
     in float64. So the batch size and the count of devices change a result by rounding alone. For a model without z,
     only the dequantisation noise u is drawn.
 
-    Args:
-        model: a `DecoupledModel` with weights, or another density that has the attributes `config`,
-            `quantizer` and `bound`.
-        strategy: the devices; None for the default device.
+    `model` is a `DecoupledModel` with weights, or another density that has the attributes `config`, `quantizer` and
+    `bound`. `strategy` has the devices; None for the default device.
     """
 
     def __init__(self, model: Any, strategy: tf.distribute.Strategy | None = None):
@@ -178,12 +173,11 @@ class BoundEvaluator:
         on_batch: Callable[[int], None] = lambda done: None,
         refuse_non_finite: bool = False,
     ) -> Bound:
-        """Returns a bound on the bits per dimension, averaged over the images of all batches.
+        """Returns a bound on the bits per dimension, from `k` draws per image, averaged over the images of all batches.
 
         `batches` is a dataset of `make_evaluation_batches`, whose batch size is a multiple of the number of devices.
-        `bound` is `ELBO` or `IMPORTANCE_WEIGHTED`, from `k` draws per image. The callback `on_batch` receives the
-        number of evaluated images after each draw. With `refuse_non_finite`, a bound that is not finite raises
-        RunError, with the indices of the images.
+        The callback `on_batch` receives the number of evaluated images after each draw. With `refuse_non_finite`, a
+        bound that is not finite raises RunError, with the indices of the images.
         """
         import tensorflow as tf
 
@@ -194,8 +188,7 @@ class BoundEvaluator:
             # A single device reads `batches` directly, because a distributed dataset can take long to close.
             batches = self._strategy.distribute_datasets_from_function(functools.partial(slice_for_replicas, batches))
         # Both lists get one array per batch: the ELBO terms, `[draws, images, terms]`, and the indices of the images.
-        terms, indices = [], []
-        done = 0
+        terms, indices, done = [], [], 0
         for batch in batches:
             counted = self._gather_from_devices(batch["weight"]) > 0
             images, rows = int(counted.sum()), []
@@ -214,20 +207,18 @@ class BoundEvaluator:
         # The terms are added in the same order twice, so that both bounds are identical for k = 1.
         elbo_nats = nats[:, 0] + nats[:, 1] + nats[:, 2]
         log_weights = -(draws[..., 0] + draws[..., 1] + draws[..., 2])
-        # Without this context NumPy would warn about the infinite weights of a diverged model.
-        with np.errstate(invalid="ignore"):
-            log_sum, log_square = np.logaddexp.reduce(log_weights), np.logaddexp.reduce(2 * log_weights)
-        bound_nats = elbo_nats if bound == ELBO else math.log(k) - log_sum
-        if refuse_non_finite:
-            require_finite_values("the bound", np.column_stack([bound_nats, nats]), np.concatenate(indices))
         convert, dimensions = self._model.quantizer.convert_to_bits_per_dim, math.prod(self._model.config.image_shape)
-        bits, elbo_bits = (convert(values, dimensions) for values in (bound_nats, elbo_nats))
+        # Without this context NumPy would warn about the infinite weights of a diverged model.
         with np.errstate(invalid="ignore", over="ignore"):
+            log_sum, log_square = np.logaddexp.reduce(log_weights), np.logaddexp.reduce(2 * log_weights)
+            bound_nats = elbo_nats if bound == ELBO else math.log(k) - log_sum
+            if refuse_non_finite:
+                require_finite_values("the bound", np.column_stack([bound_nats, nats]), np.concatenate(indices))
+            bits, elbo_bits = (convert(values, dimensions) for values in (bound_nats, elbo_nats))
             mean, error = dataclasses.astuple(Estimate.from_values(bits))
-            reconstruction, kl, dequantization = map(Estimate.from_values, nats.T)
-            gain = Estimate.from_values(elbo_bits - bits)
+            terms_and_gain = map(Estimate.from_values, (*nats.T, elbo_bits - bits))
             effective_draws = float(np.exp(2 * log_sum - log_square).mean())
-        return Bound(bound, k, len(bits), mean, error, reconstruction, kl, dequantization, gain, effective_draws)
+        return Bound(bound, k, len(bits), mean, error, *terms_and_gain, effective_draws)
 
     def _gather_from_devices(self, values: tf.Tensor) -> np.ndarray:
         return self._strategy.gather(values, axis=0).numpy()

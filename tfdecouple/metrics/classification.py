@@ -38,13 +38,10 @@ LEAST = 10
 class LinearProbe(Metric):
     """The metric of the test accuracy of linear classifiers on pixels, z (the posterior mean) and v (paper Table 4).
 
-    For a fair comparison with z, pixels and v are also reduced to d_z dimensions by PCA. A model without z is tested on
-    pixels and v only, without PCA. All features are standardised. Scalers, PCA and classifiers are fitted to training
-    images alone, without augmentation.
-
-    The SVM is scikit-learn's `LinearSVC` (one against the rest, squared hinge loss), which needs 24 bytes per feature
-    of a training image. The paper's code uses `SVC(kernel="linear", C=1)`, whose time grows with the square of the
-    number of images.
+    For a fair comparison with z, pixels and v are also reduced to d_z dimensions by PCA. All features are standardised.
+    Scalers, PCA and classifiers are fitted to training images alone, without augmentation. The SVM is scikit-learn's
+    `LinearSVC`; the paper's code uses `SVC(kernel="linear", C=1)`, whose time grows with the square of the number of
+    images.
     """
 
     name = "probe"
@@ -82,14 +79,9 @@ class LinearProbe(Metric):
                     fitted = fit_classifier(kind, features, labels, counter)
                 predictions[name, kind] = predicted = fitted.classifier.predict(test_features)
                 accuracy = Estimate.from_values(predicted == test_labels)
-                classifiers[kind] = {
-                    "accuracy": accuracy.mean,
-                    "standard_error": accuracy.standard_error,
-                    "C": fitted.strength,
-                    "held_out_accuracy": fitted.held_out_accuracy,
-                    "tried": fitted.tried,
-                    "converged": fitted.converged,
-                }
+                choice = {"C": fitted.strength, "held_out_accuracy": fitted.held_out_accuracy, "tried": fitted.tried}
+                choice |= {"accuracy": accuracy.mean, "standard_error": accuracy.standard_error}
+                classifiers[kind] = {**choice, "converged": fitted.converged}
                 # Progress goes to standard error, so that standard output has only the results.
                 print(f"{name} ({features.shape[1]:,}), {kind}: {accuracy.to_percent(2)}", file=sys.stderr, flush=True)
             rows[name] = {"features": name, "dimensions": features.shape[1], "classifiers": classifiers}
@@ -173,9 +165,8 @@ def flatten_images(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
 def fit_pca(features: np.ndarray, count: int, seed: int) -> PCA:
     """Returns a PCA of standardised training features, float32 `[n, features]`, with at most `count` components.
 
-    The PCA has at most n - 1 components, because n images around their mean span n - 1 dimensions. A further component
-    would be rounding error, which standardisation would enlarge. For more than 4,096 features the PCA is randomised
-    with `seed`.
+    The PCA has at most n - 1 components, because a further one would be rounding error, which standardisation would
+    enlarge. For more than 4,096 features the PCA is randomised with `seed`.
     """
     from sklearn.decomposition import PCA
     from threadpoolctl import threadpool_limits
@@ -206,12 +197,10 @@ def fit_classifier(
 ) -> FittedClassifier:
     """Chooses C on the last fifth of the training images; returns a classifier with this C, fitted to all the images.
 
-    The tried values of C, the inverse strength of the regularisation, rise by factors of ten. The search stops when the
-    accuracy on the last fifth is more than its standard error below the best one, because a larger C takes longer.
-
-    `kind` is one of `CLASSIFIERS`. `features`, float32 `[n, features]`, are standardised, of at least five images in
-    random order. The first four fifths of `labels`, int `[n]`, must have two different ones. The callback `on_fit`
-    receives the count of fits so far.
+    The search stops when the accuracy on the last fifth is more than its standard error below the best one, because a
+    larger C takes longer. `kind` is one of `CLASSIFIERS`. `features`, float32 `[n, features]`, are standardised, of at
+    least five images in random order. The first four fifths of `labels`, int `[n]`, must have two different ones. The
+    callback `on_fit` receives the count of fits so far.
     """
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
@@ -277,11 +266,10 @@ def classify_images(
 ) -> dict[str, Any]:
     """Classifies each image x as the label y with the highest p(y|x); returns a dict of the accuracy and more metrics.
 
-    The dict has plain Python values: `images`, the count of labelled images; `accuracy` and its `standard_error`;
-    `chance`, the share of the most frequent label; `log_probability`, the mean of log p(y|x) of the true label y in
-    nats; and `confusion`, the result of `count_confusion`. `batches` are dicts from `make_evaluation_batches`, and
-    `on_batch` is a callback that receives the count of images classified so far. If no image has a label, DataError is
-    raised.
+    `chance` is the share of the most frequent label, `log_probability` the mean of log p(y|x) of the true label y in
+    nats, `confusion` the result of `count_confusion`. `batches` are dicts from `make_evaluation_batches`, and
+    `on_batch` is a callback that receives the count of images classified so far. DataError is raised if no image has a
+    label.
     """
     import tensorflow as tf
 
@@ -315,8 +303,8 @@ def classify_images(
 def count_confusion(features: str, classifier: str, labels: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
     """Returns a dict with the confusion matrix of a classifier, from true `labels` and `predicted` labels, int `[n]`.
 
-    The keys are `features` and `classifier`, the names that were passed; `accuracy`; `labels`, a sorted list of all
-    true and predicted labels; and `counts`, the matrix, with a row for each true and a column for each predicted label.
+    `labels` of the dict are all true and predicted labels, sorted. `counts` is the matrix, with a row for each true and
+    a column for each predicted label.
     """
     from sklearn.metrics import confusion_matrix
 

@@ -37,7 +37,6 @@ class ImageStatistics(Metric):
     needs_z = needs_posterior = True
 
     def prepare_inputs(self, config: Config) -> None:
-        """Raises UserError if --split is train, to which regressions are fitted, or the images are no RGB squares."""
         if (split := self.options.split) in ("train", "all"):
             raise UserError(f"--split is {split!r}, which --image-statistics is fitted on; take validation or test")
         if not is_square_of_rgb(config.model.image_shape):
@@ -79,8 +78,7 @@ def compute_contrast(images: np.ndarray) -> np.ndarray:
 def compute_orientation(images: np.ndarray) -> np.ndarray:
     """Returns each image's dominant orientation: cosine and sine of twice the angle of its gradients, `[n, 2]`.
 
-    The vector comes from the structure tensor. Its length is 1 if all edges are parallel, and 0 if no orientation
-    prevails.
+    The vector's length is 1 if all edges are parallel, and 0 if no orientation prevails.
     """
     down, right = np.gradient(_compute_luminance(images), axis=(1, 2))
     energy = (right**2 + down**2).sum((1, 2))
@@ -91,8 +89,7 @@ def compute_orientation(images: np.ndarray) -> np.ndarray:
 def compute_spectral_slope(images: np.ndarray) -> np.ndarray:
     """Returns the slope of the log power of each image's luminance over the log frequency, `[n, 1]`.
 
-    The slope is about -2 in photographs, and lower in smoother images. The power at each frequency (1, 2, ... cycles
-    per image) is the mean over all directions.
+    The slope is about -2 in photographs, and lower in smoother images. The power is the mean over all directions.
     """
     luminance = _compute_luminance(images)
     side = luminance.shape[1]
@@ -139,19 +136,16 @@ def compute_image_statistics(
 ) -> dict[str, Any]:
     """Returns a dict of how well z and v predict statistics of images, and which code each follows in a switch.
 
-    Prediction: a ridge regression predicts the statistic from z (the posterior mean), from v, or from the pixels. The
-    regression is fitted to training images; v and pixels are reduced by PCA to at most d_z dimensions. R2 is computed
-    on `images`, over all components of a statistic. R2 is 0 if the prediction is the mean over the training images.
+    Prediction (`r2`): a ridge regression predicts the statistic from z (the posterior mean), from v, or from the
+    pixels. It is fitted to training images; v and pixels are reduced by PCA to at most d_z dimensions. R2 is computed
+    on `images`, and is 0 if the prediction is the mean over the training images.
 
-    Switch: each image n is decoded with the z of another image p, as decode(z of p, v of n). The statistic of the
-    decoded image is regressed by least squares on the statistics of p and of n, in units of standard deviations. The
-    two coefficients say how far the statistic follows z and v. `nearer_to_z` is the share of decoded images, without
-    ties, whose statistic is nearer to that of p than to that of n; 0.5 is chance.
+    Switch: each image n is decoded with the z of another image p. The statistic of the decoded image is regressed by
+    least squares on the statistics of p and of n, in units of standard deviations. The two coefficients say how far the
+    statistic follows `z` and `v`. `nearer_to_z` is the share of decoded images, without ties, whose statistic is nearer
+    to that of p than to that of n; 0.5 is chance.
 
-    `train` and `images` are uint8 `[n, S, S, 3]`, at least `LEAST` images each. The keys of the result are
-    `train_images` and `images` (counts), `dimensions` (d_z), and `statistics`. For each statistic there is `r2`, by the
-    features that predict it, and `switch`, with `z`, `v` and `nearer_to_z`. Each value is {"mean", "standard_error"}.
-    DataError is raised if there are fewer images.
+    `train` and `images` are uint8 `[n, S, S, 3]`. DataError is raised if there are fewer than `LEAST`.
     """
     for what, count in (("training images", len(train)), ("images", len(images))):
         if count < LEAST:

@@ -71,7 +71,7 @@ class Option(NamedTuple):
 
 
 class Metric:
-    """The base class of the metrics of the command `evaluate`; `cli/evaluate.py` has the list of all metrics.
+    """The base class of the metrics of the command `evaluate`.
 
     The module of a metric imports TensorFlow and scikit-learn inside functions, so that `--help` loads neither.
 
@@ -80,9 +80,8 @@ class Metric:
         option: the command-line option that requests the metric, made of its name, such as "--latent-use".
         help: the help text of this option.
         added_options: {name with underscores: `Option`} for `evaluate`; by default a flag with the metric's name.
-        needs_z: whether the metric needs a model with z.
+        needs_z, needs_labels: whether the metric needs a model with z, or with labels.
         needs_posterior: whether the metric rejects a model whose z is a function of the label instead of the image.
-        needs_labels: whether the metric needs a model with labels.
         needs_plots: whether the metric draws a plot, which needs matplotlib.
     """
 
@@ -135,7 +134,7 @@ def require_finite_values(what: str, values: np.ndarray, index: np.ndarray) -> N
     """Raises RunError, which lists the images with a NaN or an infinity, unless all `values` are finite.
 
     `values` are `[images, ...]`, and `index`, `[images]`, has the indices of the images in their split. `what` names
-    the values in the message, such as "the bound".
+    the values.
     """
     bad = np.flatnonzero(~np.isfinite(values).all(tuple(range(1, values.ndim))))
     if len(bad):

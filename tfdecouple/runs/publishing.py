@@ -48,22 +48,9 @@ def publish(
 ) -> str:
     """Publishes the best weights of a run; returns the path of their folder, or the address of their commit on the Hub.
 
-    Paths of this machine and the state of the training are not published.
-
-    Args:
-        run: a run folder, or the name or address of published weights.
-        to: a new or empty folder; or `hf://OWNER/NAME[@BRANCH]`, a repository on the Hub that is made if absent.
-        licence: the licence of the weights, as the Hub names it ("apache-2.0"); None to copy it from the model card
-            (README.md) of `run`.
-        name: the name of the model; None for the last part of `to`.
-        data: the data set, such as "photographs" or "cifar10", whose images the commands use with the published weights
-            unless the user names another; None for that of the training.
-        trained_on: a description of the training images for the model card; None for what is known of the data set.
-        rights: a sentence on the rights in these images, likewise.
-        private: whether a new repository on the Hub is private.
-
-    Raises:
-        UserError: where an argument is wrong, the run has no weights, or the Hub refuses the upload.
+    Paths of this machine and the state of the training are not published. The arguments are the options of the command
+    `publish`; without `licence`, that of the model card of `run` is copied. UserError is raised if an argument is
+    wrong, the run has no weights, or the Hub refuses the upload.
     """
     # This call refuses links out of the run folder before any file in it is read.
     RunFolder(run).read_config()
@@ -96,8 +83,7 @@ def publish(
 
 
 def _read_licence(run: str) -> str:
-    card = RunFolder(run).path / CARD
-    text = ""
+    card, text = RunFolder(run).path / CARD, ""
     if card.is_file():
         with card.open(encoding="utf-8", errors="replace") as file:
             text = file.read(_HEADER_LENGTH)

@@ -28,7 +28,7 @@ _INK = (0, 0, 0)
 _CHUNK = 64
 
 OnImages = Callable[[int], None]
-PairLabels = tuple[np.ndarray, np.ndarray] | None
+PairLabels = Sequence[np.ndarray | None]
 
 
 def _split_into_chunks(count: int) -> list[slice]:
@@ -163,12 +163,7 @@ def draw_reconstruction_grid(
 
 
 def switch_images(
-    model: DecoupledModel,
-    a: np.ndarray,
-    b: np.ndarray,
-    strength: float = 1.0,
-    on_images: OnImages = lambda done: None,
-    labels: PairLabels = None,
+    model: DecoupledModel, a: np.ndarray, b: np.ndarray, strength: float = 1.0, labels: PairLabels = (None, None)
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns decode(z, v of a) and decode(z, v of b), uint8, where z goes by `strength` to that of the other image.
 
@@ -176,11 +171,12 @@ def switch_images(
     """
     switched = np.empty_like(a), np.empty_like(b)
     for chunk in _split_into_chunks(len(a)):
-        known = (None, None) if labels is None else (labels[0][chunk], labels[1][chunk])
-        codes = [model.encode(images[chunk], label) for images, label in zip((a, b), known, strict=True)]
-        for images, (z, v), other in zip(switched, (each[:2] for each in codes), codes[::-1], strict=True):
-            images[chunk] = model.decode(interpolate_codes(z, other.z, [strength])[:, 0], v)
-        on_images(2 * chunk.stop)
+        (z_a, v_a), (z_b, v_b) = (
+            model.encode(images[chunk], None if known is None else known[chunk])[:2]
+            for images, known in zip((a, b), labels, strict=True)
+        )
+        switched[0][chunk] = model.decode(interpolate_codes(z_a, z_b, [strength])[:, 0], v_a)
+        switched[1][chunk] = model.decode(interpolate_codes(z_b, z_a, [strength])[:, 0], v_b)
     return switched
 
 
@@ -207,23 +203,21 @@ def interpolate_pairs(
     places: Sequence[float],
     paths: Sequence[str] = ("lerp",),
     on_images: OnImages = lambda done: None,
-    labels: PairLabels = None,
+    labels: PairLabels = (None, None),
 ) -> np.ndarray:
     """Interpolates between the images `a[i]` and `b[i]` in z and in v, and decodes the results.
 
     The result is uint8 `[n, paths, rows, places, height, width, channels]`. `places` are positions from 0 (`a[i]`) to 1
     (`b[i]`). z changes from row to row, and v from column to column; a model without z has one row. `paths` says how v
-    is interpolated: "lerp" (along a line) or "slerp" (along an arc).
+    is interpolated: "lerp" (along a line) or "slerp" (along an arc). `on_images` receives the count of finished pairs.
     """
-    z_places = places if model.config.has_latent else places[:1]
-    tiles: list[np.ndarray] = []
+    z_places, tiles = places if model.config.has_latent else places[:1], []
     for index in range(len(a)):
         pair = slice(index, index + 1)
-        known = None if labels is None else (labels[0][pair], labels[1][pair])
-        for path in paths:
-            tiles.append(np.asarray(model.interpolate(a[pair], b[pair], z_places, places, known, path))[0])
-            on_images(len(tiles) * len(z_places) * len(places))
-    return np.stack(tiles).reshape(len(a), len(paths), *tiles[0].shape)
+        known = [None if of_images is None else of_images[pair] for of_images in labels]
+        tiles.append([model.interpolate(a[pair], b[pair], z_places, places, known, path)[0] for path in paths])
+        on_images(len(tiles))
+    return np.array(tiles)
 
 
 def draw_interpolation_grid(

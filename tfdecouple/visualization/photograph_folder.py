@@ -47,9 +47,7 @@ def switch_folder(
 
     The model computes the change of colours at its own size, and `change_at_full_size` applies the change to the
     photograph. A result has the photograph's path below the folder and its file format, but PNG for a format such as
-    GIF. Photographs that cannot be read are skipped, and results of an earlier call with the same reference, model,
-    `strength`, `max_side` and `unlimited` (see `change_at_full_size`) are kept. The progress is shown on standard
-    error.
+    GIF. Photographs that cannot be read are skipped, and results of an earlier call with the same arguments are kept.
 
     >>> import tempfile
     >>> from PIL import Image
@@ -62,14 +60,10 @@ def switch_folder(
     ...     [path.name for path in result.written]
     ['a.png']
 
-    The model has RGB or grey images, and an encoder. `strength` goes from 0, z of the photograph itself, to 1, z of the
-    image `reference`. Photographs with a side of more than `max_side` pixels are shrunk.
-
-    Raises:
-        DataError: if `folder` has no images, or the reference cannot be read or is smaller than any image of the model.
-        UserError: before anything is written, if `out` is inside `folder` or holds other files of the results' names,
-            if two photographs would be written to the same file, or if the model has no z.
-        OSError: if a result cannot be written.
+    `strength` goes from 0, z of the photograph itself, to 1, z of the image `reference`. Photographs with a side of
+    more than `max_side` pixels are shrunk. DataError is raised if `folder` has no images or the reference cannot be
+    read, UserError, before anything is written, if `out` is inside `folder`, has results of other arguments, or two
+    photographs would be written to the same file, and OSError if a result cannot be written.
     """
     folder, out = pathlib.Path(folder), pathlib.Path(out)
     if not folder.is_dir():

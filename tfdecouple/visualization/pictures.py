@@ -39,10 +39,10 @@ class PictureInputs:
         """The decoded images, uint8, and the count of them that equal the originals; computed at the first use."""
         return grids.reconstruct_images(self.model, self.images, labels=self.labels)
 
-    def select_image_pairs(self, count: int) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
-        """Makes `count` pairs of the validation images; returns (first images, second images, their labels or None)."""
+    def select_image_pairs(self, count: int) -> tuple[np.ndarray, np.ndarray, grids.PairLabels]:
+        """Makes `count` pairs of the validation images; returns (first images, second images, labels of both)."""
         first, second = slice(count), slice(len(self.images) // 2, len(self.images) // 2 + count)
-        labels = None if self.labels is None else (self.labels[first], self.labels[second])
+        labels = [None if self.labels is None else self.labels[half] for half in (first, second)]
         return self.images[first], self.images[second], labels
 
 

@@ -96,11 +96,6 @@ def project_to_components(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Projects codes `[n, d]` to two principal components; returns points and the share of variance of each component.
 
     The points, `[n, 2]`, and the shares, `[2]`, are float64. n must be at least 2; for d = 1 the second component is 0.
-    The largest weight of a component is positive, so that its sign does not depend on chance.
-
-    >>> points, shares = project_to_components(np.array([[0.0, 0.0, 5.0], [3.0, 0.0, 5.0], [0.0, 1.0, 5.0]]))
-    >>> points.shape, bool(np.isclose(shares.sum(), 1))
-    ((3, 2), True)
     """
     from sklearn.decomposition import PCA
 
@@ -110,25 +105,13 @@ def project_to_components(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.pad(points, ((0, 0), (0, missing))), np.pad(pca.explained_variance_ratio_, (0, missing))
 
 
-def project_by_t_sne(codes: np.ndarray, seed: int) -> np.ndarray:
-    """Projects codes `[n, d]` to points `[n, 2]` by t-SNE, which keeps neighbours together; n must be at least 4."""
-    import threadpoolctl
-    from sklearn.manifold import TSNE
-
-    # The usual perplexity of 30, about the count of neighbours that matter, is too large for few points.
-    t_sne = TSNE(2, perplexity=min(30.0, (len(codes) - 1) / 3), init="pca", random_state=seed)
-    # If other programs use the cores, one thread is several times as fast as many, which wait in a busy loop.
-    with threadpoolctl.threadpool_limits(1):
-        return t_sne.fit_transform(np.asarray(codes, np.float32))
-
-
 def plot_projection(
     points: np.ndarray, labels: np.ndarray, names: Sequence[str], axis_names: Sequence[str], title: str
 ) -> Figure:
     """Plots points in two dimensions, `[n, 2]`, coloured by label; returns the matplotlib figure.
 
-    `labels` are the labels of the points, int `[n]`, -1 for no label. `names` are the names of the labels; a label
-    without a name is called by its index. The 14 most frequent labels get a colour and a shape; other points are grey.
+    `labels` are the labels of the points, int `[n]`, -1 for no label. `names` are the names of the labels. The 14 most
+    frequent labels get a colour and a shape; other points are grey.
     """
     figure = _make_figure(9, 6.6)
     axes = figure.add_subplot()
@@ -143,7 +126,7 @@ def plot_projection(
         style = {
             "color": COLOURS[number % len(COLOURS)],
             "marker": _MARKERS[(number + number // len(COLOURS)) % len(_MARKERS)],
-            "label": names[label] if label < len(names) else str(label),
+            "label": names[label],
         }
         chosen = labels == label
         axes.scatter(points[chosen, 0], points[chosen, 1], s=size, alpha=0.75, linewidths=0, **style)
@@ -191,10 +174,10 @@ def plot_confusion(confusion: Mapping[str, Any], label_names: Sequence[str]) -> 
     """Plots a confusion matrix, the result of `count_confusion`; returns the matplotlib figure.
 
     Rows are true classes, columns are predicted classes. The number in a cell is its count of images; the darkness is
-    the share of this count in the images of the true class. A class without a name in `label_names` has its index.
+    the share of this count in the images of the true class.
     """
     counts = np.asarray(confusion["counts"])
-    names = [label_names[label] if label < len(label_names) else str(label) for label in confusion["labels"]]
+    names = [label_names[label] for label in confusion["labels"]]
     side = min(3 + 0.45 * len(names), 12)
     figure = _make_figure(max(side, 6), side)
     axes = figure.add_subplot()
