@@ -117,7 +117,7 @@ class TestRefusals:
             ("interpolate LICENSE LICENSE --count 3", ["--count is for images of a data set"]),
             ("switch --reference LICENSE docs --data-dir d", ["--data-dir is for images of a data set"]),
             ("switch --reference LICENSE docs", ["--to OUT"]),
-            ("directions --run x --labels a --attributes b", ["--labels, --attributes and --statistics are alternatives"]),
+            ("directions --run x --labels a --attributes b", ["--labels, --attributes and --statistics"]),
             ("encode --out x", ["encode needs --run RUN"]),
             ("export --run a", ["--to DIR, or --verify DIR"]),
             ("export --verify a --run b", ["--verify", "--run"]),

@@ -55,7 +55,7 @@ def export(
     if verify and not (run or to):
         return _verify_export(verify, expect)
     if not run or not to or verify or expect:
-        raise UserError("export needs --run RUN and --to DIR, or --verify DIR, perhaps with --expect DIGEST, alone")
+        raise UserError("export needs --run RUN and --to DIR, or --verify DIR, which --expect DIGEST can follow")
 
     process.start_tensorflow()
     from export import pipeline, show_progress

@@ -8,18 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from tfdecouple.cli.options import (
-    Amounts,
-    Count,
-    DataSet,
-    Out,
-    PairedData,
-    Photograph,
-    RunName,
-    Seed,
-    Sizes,
-    within,
-)
+from tfdecouple.cli.options import Amounts, Count, DataSet, Out, PairedData, Photograph, RunName, Seed, Sizes, within
 from tfdecouple.cli.results import (
     choose_images,
     choose_pairs,
@@ -336,37 +325,31 @@ def neighbours(
     import numpy as np
     from scipy.spatial.distance import cdist
 
-    from tfdecouple.data.batches import read_chosen_batches
     from tfdecouple.data.drawn_images import draw_image_indices, read_drawn_images
-    from tfdecouple.visualization import grids
+    from tfdecouple.visualization.grids import draw_neighbour_grid
 
-    (data, split), model, has_z = open_data(opened, source, "train"), opened.model, opened.config.model.has_encoder
-    samples = np.asarray(model.sample(count, temperature, seed=seed))
-    drawn = draw_image_indices(data, split, search or data.sizes[split], seed)
-    queries = {"pixels": samples} | ({"z": opened.encode_z(samples)} if has_z else {})
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in queries}
-    searched: list[int] = []
-    for batch in read_chosen_batches(data, split, drawn, batch_size=64, title="searching"):
-        images = np.asarray(model.quantizer.quantize_pixels(batch["image"]))
-        for name, query in queries.items():
-            vectors = opened.encode_z(images) if name == "z" else images
-            columns[name].append(cdist(query.reshape(len(query), -1), vectors.reshape(len(vectors), -1)))
-        searched += batch["index"].tolist()
+    data, split = open_data(opened, source, "train")
+    samples = np.asarray(opened.model.sample(count, temperature, seed=seed))
+    searched = draw_image_indices(data, split, search or data.sizes[split], seed)
+    images = read_drawn_images(opened.model, data, split, searched)[0]
+    parts = np.array_split(images, -(-len(images) // 64))
+    vectors = {"pixels": (samples, parts)}
+    if opened.config.model.has_encoder:
+        vectors["z"] = opened.encode_z(samples), [opened.encode_z(part) for part in parts]
     nearest_images, found = {}, {}
-    for name in queries:
-        distances = np.concatenate(columns[name], 1)
+    for name, (queries, searched_vectors) in vectors.items():
+        flat = [array.reshape(len(array), -1) for array in (queries, *searched_vectors)]
+        distances = np.concatenate([cdist(flat[0], part) for part in flat[1:]], 1)
         order = np.argsort(distances, 1, kind="stable")[:, :_NEAREST]
-        indices, distances = np.array(searched)[order], np.take_along_axis(distances, order, 1)
-        # Each image is read once, even if it is a neighbour of several samples.
-        different, rows = np.unique(indices, return_inverse=True)
-        nearest_images[name] = read_drawn_images(model, data, split, different)[0][rows.reshape(indices.shape)]
-        found[name] = {"indices": indices.tolist(), "distances": distances.tolist()}
+        nearest_images[name] = images[order]
+        nearest_distances = np.take_along_axis(distances, order, 1)
+        found[name] = {"indices": searched[order].tolist(), "distances": nearest_distances.tolist()}
     copies = sum(row[0] == 0 for row in found["pixels"]["distances"])
     facts = {"data": data.title, "split": split, "searched": len(searched), "copies": copies, "nearest": found}
     facts |= {"seed": seed, "count": count, "temperature": temperature}
     summary = f"{count} samples beside their nearest of {len(searched):,} images; {copies} equal one"
     caption = f"Temperature {temperature}: {summary} ({data.title}, {split}).\n{opened.note()}"
-    results.write("neighbours", grids.draw_neighbour_grid(samples, nearest_images, caption), summary, facts)
+    results.write("neighbours", draw_neighbour_grid(samples, nearest_images, caption), summary, facts)
 
 
 def project(

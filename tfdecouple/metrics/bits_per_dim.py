@@ -95,29 +95,22 @@ class Bound:
     """A bound on the bits per dimension, averaged over images, with its terms.
 
     In expectation, it is an upper bound of -log2 p(image) per colour value, where p(image) is the integral of the
-    density over the bins of the pixels and over z (paper equation 2).
-
-    Attributes:
-        bound: the name of the bound, `ELBO` or `IMPORTANCE_WEIGHTED`.
-        k: the number of draws of z and of the dequantisation noise u per image. The ELBO averages the log importance
-            weights of the draws; the importance-weighted bound (Burda et al., 2016) is the log of the average weight.
-        bits_per_dim, standard_error: the bound in bits per colour value, and its error from the spread over images.
-        reconstruction, kl, dequantization: the terms of the ELBO over these draws, in nats per image: -log p(x|z),
-            log q(z|x) - log p(z), log q(u|x).
-        gain: how far the bound is below the ELBO over these draws, in bits/dim; 0 for the ELBO.
-        effective_draws: the mean over images of (sum of weights)**2 / sum of squared weights, from 1 to k. Near 1, few
-            draws dominate the bound, and more draws would lower it.
+    density over the bins of the pixels and over z (paper equation 2). The ELBO averages the log importance weights of
+    the draws; the importance-weighted bound (Burda et al., 2016) is the log of the average weight.
     """
 
-    bound: str
-    k: int
+    bound: str  # `ELBO` or `IMPORTANCE_WEIGHTED`
+    k: int  # draws of z and of the dequantisation noise u per image
     images: int
-    bits_per_dim: float
-    standard_error: float
+    bits_per_dim: float  # bits per colour value
+    standard_error: float  # from the spread over images
+    # The terms of the ELBO over these draws, in nats per image: -log p(x|z), log q(z|x) - log p(z), log q(u|x).
     reconstruction: Estimate
     kl: Estimate
     dequantization: Estimate
-    gain: Estimate
+    gain: Estimate  # how far the bound is below the ELBO over these draws, in bits/dim; 0 for the ELBO
+    # The mean over images of (sum of weights)**2 / sum of squared weights, from 1 to k. Near 1, few draws dominate the
+    # bound, and more draws would lower it.
     effective_draws: float
 
     def to_log_row(self) -> dict[str, float]:
@@ -216,9 +209,9 @@ class BoundEvaluator:
                 require_finite_values("the bound", np.column_stack([bound_nats, nats]), np.concatenate(indices))
             bits, elbo_bits = (convert(values, dimensions) for values in (bound_nats, elbo_nats))
             mean, error = dataclasses.astuple(Estimate.from_values(bits))
-            terms_and_gain = map(Estimate.from_values, (*nats.T, elbo_bits - bits))
+            reconstruction, kl, dequantization, gain = map(Estimate.from_values, (*nats.T, elbo_bits - bits))
             effective_draws = float(np.exp(2 * log_sum - log_square).mean())
-        return Bound(bound, k, len(bits), mean, error, *terms_and_gain, effective_draws)
+        return Bound(bound, k, len(bits), mean, error, reconstruction, kl, dequantization, gain, effective_draws)
 
     def _gather_from_devices(self, values: tf.Tensor) -> np.ndarray:
         return self._strategy.gather(values, axis=0).numpy()

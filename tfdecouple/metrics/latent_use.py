@@ -65,40 +65,27 @@ def _format_latent_use(use: LatentUse) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class LatentUse:
-    """Metrics of how much a model uses z, over a set of images; all nats are per image.
-
-    Attributes:
-        images, samples: the count of images, and the count of draws of z and of the dequantisation noise u per image.
-        kl: KL(q(z|x) || p(z)). It is exact for the normal prior of a model without labels, and otherwise estimated from
-            the draws; `kl_method` is "exact" or "Monte Carlo".
-        kl_to_normal: for each dimension, the mean over images of KL(q(z_i|x) || N(0, 1)), exact.
-        information: for each dimension, the mean over images of KL(q(z_i|x) || q(z_i)), an estimate of I(x; z_i) that
-            does not depend on the prior. q(z_i) is the aggregated posterior, the mean of q(z_i|x') over images x'.
-        mean_variance: for each dimension, the variance over images of the posterior mean.
-        active_units: the number of dimensions with a `mean_variance` above 0.01.
-        mutual_information: I(x; z) under q, of `information_images` images: the mean over images x of log q(z|x) minus
-            the log of the mean of q(z|x') over all images x'. The estimate is biased low, and at most
-            `information_limit`, the log of their count.
-        bits_per_dim: the negative ELBO, in bits per colour value.
-        shuffled_bits_per_dim: the negative ELBO with z of another image in the reconstruction term.
-        shuffling_costs: `shuffled_bits_per_dim` minus `bits_per_dim`; 0 if the flow ignores z.
-    """
+    """Metrics of how much a model uses z, over a set of images; all nats are per image."""
 
     prior: str
     images: int
-    samples: int
-    kl: Estimate
-    kl_method: str
-    kl_to_normal: tuple[float, ...]
+    samples: int  # draws of z and of the dequantisation noise u per image
+    kl: Estimate  # KL(q(z|x) || p(z))
+    kl_method: str  # "exact" for the normal prior of a model without labels, else "Monte Carlo", from the draws
+    kl_to_normal: tuple[float, ...]  # for each dimension, the mean over images of KL(q(z_i|x) || N(0, 1)), exact
+    # For each dimension, the mean over images of KL(q(z_i|x) || q(z_i)), an estimate of I(x; z_i) that does not depend
+    # on the prior. q(z_i) is the aggregated posterior, the mean of q(z_i|x') over images x'.
     information: tuple[float, ...]
-    mean_variance: tuple[float, ...]
-    active_units: int
+    mean_variance: tuple[float, ...]  # for each dimension, the variance over images of the posterior mean
+    active_units: int  # the number of dimensions with a `mean_variance` above 0.01
+    # I(x; z) under q: the mean over images x of log q(z|x) minus the log of the mean of q(z|x') over all images x'. The
+    # estimate is biased low, and at most `information_limit`, the log of the number of images.
     mutual_information: Estimate
     information_limit: float
     information_images: int
-    bits_per_dim: Estimate
-    shuffled_bits_per_dim: Estimate
-    shuffling_costs: Estimate
+    bits_per_dim: Estimate  # the negative ELBO, in bits per colour value
+    shuffled_bits_per_dim: Estimate  # the same with z of another image in the reconstruction term
+    shuffling_costs: Estimate  # the difference of both; 0 if the flow ignores z
 
 
 def compute_latent_use(

@@ -97,8 +97,8 @@ class WeightsManifest(pydantic.BaseModel):
                 raise UntrustedError(f"the manifest of {where} names {json.dumps(name)[:100]}, which no model needs")
         total = sum(facts.bytes for facts in manifest.model_files.values())
         if len(manifest.files) > _MOST_FILES or total > _MOST_BYTES:
-            names = f"{len(manifest.files):,} files of {total:,} bytes; at most {_MOST_FILES} of {_MOST_BYTES:,} are read"
-            raise UntrustedError(f"the manifest of {where} names {names}")
+            most = f"at most {_MOST_FILES} of {_MOST_BYTES:,}"
+            raise UntrustedError(f"the manifest of {where} names {len(manifest.files)} files, {total:,} bytes; {most}")
         if "config.json" not in manifest.files or not any("/best-" in name for name in manifest.files):
             raise RunError(f"the manifest of {where} must name the files of one model: a config and its best weights")
         return manifest

@@ -22,9 +22,8 @@ _SIDE = 128
 class PictureInputs:
     """The model, and validation images, from which an evaluation in training draws its pictures.
 
-    `images` are uint8 `[n, height, width, channels]`, and `labels` are their labels, int32 `[n]`, or None for a model
-    without labels. `seed` is the seed of samples, and `most` is the approximate count of images in a picture.
-    `label_names` are the names of all labels.
+    `images` are uint8 `[n, height, width, channels]`, and `labels` are int32 `[n]`, or None for a model without labels.
+    `seed` is the seed of samples, and `most` is the approximate count of images in a picture.
     """
 
     model: DecoupledModel
