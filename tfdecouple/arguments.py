@@ -114,10 +114,10 @@ def as_codes(
 
 
 def as_labels(value: ArrayLike, count: int | tf.Tensor | None, classes: int, required: bool) -> tf.Tensor | None:
-    """Converts labels of images to a tensor, int32 `[count]`; returns None if there are none.
+    """Converts whole numbers below `classes`, `[count]`, or one for all images, to labels, an int32 tensor `[count]`.
 
-    `value` has whole numbers below `classes`, `[count]`, or one number for all images; -1 or None stands for no label,
-    which is an error if labels are `required`. `count` is an int or a scalar tensor; None if `value` decides on it.
+    -1 or None stands for no label, which is an error if labels are `required`. `count` is an int or a scalar tensor;
+    None if `value` decides on it.
     """
     if not classes:
         if value is not None:
@@ -150,8 +150,8 @@ def as_labels(value: ArrayLike, count: int | tf.Tensor | None, classes: int, req
 def as_z_change(direction: ArrayLike, amount: ArrayLike, batch: int | None, latent_dim: int) -> tf.Tensor:
     """Returns amount * direction, what an edit adds to z of each image: float32 `[batch, d_z]` or `[1, d_z]`.
 
-    `direction` is a vector `[d_z]`, an array `[batch, d_z]`, or an object whose attribute `vector` is one of these.
-    `amount` is one number, or a number for each image. `batch` is None if a graph is traced for any count of images.
+    `direction` is a vector `[d_z]`, an array `[batch, d_z]`, or an object with the attribute `vector`. `amount` is one
+    number, or one for each image. `batch` is None if a graph is traced for any count of images.
     """
 
     def fits(leading: tf.TensorShape) -> bool:

@@ -36,7 +36,7 @@ def encode_examples(
     """Encodes at most `count` images drawn from a split: returns z, `[n, d_z]`, and the images' values, `[n, names]`.
 
     `names` are labels, or columns of the CSV file `attributes`. The value for a label is 1 if the image has it, else 0;
-    for a column, the number in the file; NaN if unknown. DataError is raised if no image is in the file.
+    NaN if unknown. DataError is raised if no image is in the file.
     """
     indices = np.sort(draw_image_indices(source, split, count, seed))
     z, label = run.encode_split(source, split, indices, f"encoding images of {split}")
@@ -49,10 +49,8 @@ def encode_examples(
     keys = [source.find_image_key(split, index) for index in indices.tolist()]
     values = attributes.look_up_attributes(keys)
     if np.isnan(values).all():
-        raise DataError(
-            f"{attributes.path} has no row for any of {len(keys)} images of {split}, such as {keys[0]}; its first "
-            "column must name the files"
-        )
+        lacks = f"no row for any of {len(keys)} images of {split}, such as {keys[0]}"
+        raise DataError(f"{attributes.path} has {lacks}; its first column must name the files")
     return z, values
 
 
@@ -79,10 +77,9 @@ def find_directions(
                 directions += find_number_directions(name, z, values, held_z, held_values)
             counter(number + 1)
     if not directions:
-        raise DataError(
-            f"no direction can be found: each needs {LEAST} images of two kinds, and there are "
-            f"{next(iter(missing.values()))} for {next(iter(missing))}; use more images, or others with --data"
-        )
+        name, found = next(iter(missing.items()))
+        needs = f"each needs {LEAST} images of two kinds, and there are {found} for {name}"
+        raise DataError(f"no direction can be found: {needs}; use more images, or others with --data")
     return directions, missing
 
 

@@ -65,7 +65,7 @@ class DataSet:
         data: photographs, folder:PATH, or the name of a TFDS data set (docs/data.md); default that of the run.
         data_dir: folder of prepared TFDS data sets; default that of the run.
         download: download and prepare the TFDS data set if it is missing.
-        split: part of the data; default test, but all images of a folder without parts that is not the run's.
+        split: part of the data; default, if not named above: test, or all of a folder that is not the run's.
     """
 
     data: str | None = None

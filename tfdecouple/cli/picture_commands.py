@@ -140,14 +140,25 @@ def switch(
     """
     source.require_pairs("switch", files, reference)
     strength = (0.9 if files else 1.0) if strength is None else strength
-    if reference is not None:
-        return _switch_folder(files, run, out, reference, strength, sizes)
+    if reference is not None and (len(files) != 1 or out is None or sizes.size != "own"):
+        needs = f"--reference needs one folder of photographs, got {len(files)}, and --to OUT"
+        raise UserError(f"{needs}; it takes no --size, as each photograph is written at its own size")
     opened, results = open_run("switch", run, out, needs_z=True)
     import numpy as np
 
     from tfdecouple.visualization import grids
     from tfdecouple.visualization.full_size import PhotographWriter
+    from tfdecouple.visualization.photograph_folder import switch_folder
 
+    if reference is not None:
+        with name_unwritable_path(results.path):
+            options = strength, sizes.max_side, sizes.unlimited
+            result = switch_folder(opened.model, reference, files[0], results.path, *options)
+        for line in (*(f"skipped: {error}" for error in result.errors), *result.notes):
+            print(line, file=sys.stderr)
+        counts = f"{len(result.kept)} there already, {len(result.errors)} skipped"
+        print(f"{out}: {len(result.written)} photographs with z of {reference} written, {counts}")
+        return 1 if result.errors else 0
     writer = PhotographWriter(results.path, sizes.unlimited)
     if files:
         groups = [read_pairs(opened, files, sizes)]
@@ -169,30 +180,6 @@ def switch(
         summary = f"{title.lower()}, {format_count(count, 'pair')}"
         results.write(f"switch-{how}", picture, summary, {**pairs.facts, "strength": strength})
     return 0
-
-
-def _switch_folder(
-    files: tuple[pathlib.Path, ...],
-    run: str,
-    out: pathlib.Path | None,
-    reference: pathlib.Path,
-    strength: float,
-    sizes: Sizes,
-) -> int:
-    """Writes all photographs of a folder with z of `reference`; returns 1 if a photograph cannot be read, else 0."""
-    if len(files) != 1 or out is None:
-        raise UserError(f"--reference needs one folder of photographs, got {len(files)}, and --to OUT")
-    if sizes.size != "own":
-        raise UserError("--reference takes no --size: each photograph is written at its own size")
-    opened, _ = open_run("switch", run, out, needs_z=True)
-    from tfdecouple.visualization.photograph_folder import switch_folder
-
-    with name_unwritable_path(out):
-        result = switch_folder(opened.model, reference, files[0], out, strength, sizes.max_side, sizes.unlimited)
-    print(*(f"skipped: {error}" for error in result.errors), *result.notes, sep="\n", file=sys.stderr)
-    counts = f"{len(result.kept)} there already, {len(result.errors)} skipped"
-    print(f"{out}: {len(result.written)} photographs with z of {reference} written, {counts}")
-    return 1 if result.errors else 0
 
 
 def interpolate(

@@ -4,14 +4,9 @@ import json
 import os
 import pathlib
 import sys
-from typing import Annotated
-
-from cyclopts import Group, Parameter
 
 from tfdecouple.cli.options import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_LOST, Devices, Settings
 from tfdecouple.system import process
-
-_IMAGES, _WHERE = Parameter(group=Group("Images")), Parameter(group=Group("Where"))
 
 
 def train(
@@ -22,11 +17,11 @@ def train(
     steps: int | None = None,
     seed: int | None = None,
     init_from: str | None = None,
-    data: Annotated[str | None, _IMAGES] = None,
-    data_dir: Annotated[str | None, _IMAGES] = None,
-    download: Annotated[bool, _IMAGES] = False,
-    workdir: Annotated[pathlib.Path | None, _WHERE] = None,
-    devices: Annotated[Devices, _WHERE] = None,
+    data: str | None = None,
+    data_dir: str | None = None,
+    download: bool = False,
+    workdir: pathlib.Path | None = None,
+    devices: Devices = None,
 ) -> int:
     """Train a model: `python train.py`.
 

@@ -16,8 +16,6 @@ from tfdecouple.metrics.metric import Estimate, Metric, Option, Result, format_t
 from tfdecouple.system.progress import Counter
 
 if TYPE_CHECKING:
-    from sklearn.decomposition import PCA
-
     from tfdecouple.data.sources import Source
     from tfdecouple.model import DecoupledModel
 
@@ -90,9 +88,7 @@ class LinearProbe(Metric):
             flat = standardize_features(*flatten_images(*both))
             classify(name, *flat)
             if model.config.has_latent:
-                pca = fit_pca(flat[0], model.config.latent_dim, options.seed)
-                reduced = (np.ascontiguousarray(pca.transform(array), np.float32) for array in flat)
-                classify(f"{name}, PCA", *standardize_features(*reduced))
+                classify(f"{name}, PCA", *reduce_features(flat[0], flat[1], model.config.latent_dim, options.seed))
 
         classify_with_pca("pixels", train, test)
         (z, v), (test_z, test_v) = (encode_drawn_images(model, group, evaluation.batch_size) for group in (train, test))
@@ -162,8 +158,8 @@ def flatten_images(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(array.reshape(len(array), -1).astype(np.float32, copy=False) for array in arrays)
 
 
-def fit_pca(features: np.ndarray, count: int, seed: int) -> PCA:
-    """Returns a PCA of standardised training features, float32 `[n, features]`, with at most `count` components.
+def reduce_features(train: np.ndarray, test: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, ...]:
+    """Reduces standardised features, float32 `[n, features]`, by a PCA of `train` to at most `count` standardised ones.
 
     The PCA has at most n - 1 components, because a further one would be rounding error, which standardisation would
     enlarge. For more than 4,096 features the PCA is randomised with `seed`.
@@ -171,11 +167,12 @@ def fit_pca(features: np.ndarray, count: int, seed: int) -> PCA:
     from sklearn.decomposition import PCA
     from threadpoolctl import threadpool_limits
 
-    solver = "covariance_eigh" if features.shape[1] <= _EXACT_PCA else "randomized"
-    pca = PCA(min(count, len(features) - 1, features.shape[1]), svd_solver=solver, random_state=seed)
+    solver = "covariance_eigh" if train.shape[1] <= _EXACT_PCA else "randomized"
+    pca = PCA(min(count, len(train) - 1, train.shape[1]), svd_solver=solver, random_state=seed)
     # On cores that other programs use, too, one thread is fastest, because several threads wait for each other.
     with threadpool_limits(1):
-        return pca.fit(features)
+        pca.fit(train)
+    return standardize_features(*(np.ascontiguousarray(pca.transform(array), np.float32) for array in (train, test)))
 
 
 class FittedClassifier(NamedTuple):

@@ -1,10 +1,10 @@
 """Published weights: bundled with the installation, or on the Hugging Face Hub.
 
-`tfdecouple publish` makes a folder of published weights: a run folder (see `run_folder`) with a model card,
-README.md, and with manifest.json, which has the size and SHA-256 of every other file. Only the files that a model needs
-are downloaded from the Hub: JSON and checkpoints. No code of a repository is run. The Hub's client chooses the address
-of the Hub (`HF_ENDPOINT`), the folder of downloaded files (`HF_HOME`) and the user's account. Its own download is not
-used, because it limits neither bytes nor seconds, and takes the names of files from headers of the answer.
+`tfdecouple publish` makes a folder of published weights: a run folder (see `run_folder`) with a model card, and with
+manifest.json, which has the size and SHA-256 of every other file. Only the files that a model needs are downloaded:
+JSON and checkpoints. No code of a repository is run. The Hub's client chooses the address of the Hub (`HF_ENDPOINT`),
+the folder of downloaded files (`HF_HOME`) and the user's account. Its own download is not used, because it limits
+neither bytes nor seconds, and takes the names of files from headers of the answer.
 """
 
 import contextlib
@@ -255,8 +255,7 @@ def _stream_file(
 def upload_weights(folder: pathlib.Path, address: str, *, private: bool, message: str) -> str:
     """Uploads a folder of published weights in one commit, and returns the address of the commit.
 
-    `address` is `hf://OWNER/NAME[@BRANCH]` on the Hugging Face Hub. A missing repository is created, as a private one
-    if `private` is true. `message` is the message of the commit.
+    `address` is `hf://OWNER/NAME[@BRANCH]`. A missing repository is created, as a private one if `private` is true.
     """
     repository, branch = parse_hub_address(address)
     require_packages("huggingface_hub", what=address)

@@ -17,15 +17,7 @@ from tfdecouple.data.sources import SourceKind, find_source_kind, hide_image_pat
 from tfdecouple.errors import UserError, make_printable, one_line
 from tfdecouple.runs.opened_run import Run, write_run
 from tfdecouple.runs.pretrained import BUNDLED, CARD, HUB, WeightsManifest, parse_hub_address, upload_weights
-from tfdecouple.runs.run_folder import (
-    LABELS,
-    METRICS,
-    METRICS_BYTES,
-    SUMMARY,
-    RunFolder,
-    find_test_metrics,
-    find_training_data,
-)
+from tfdecouple.runs.run_folder import LABELS, METRICS, METRICS_BYTES, RunFolder, find_test_metrics, find_training_data
 from tfdecouple.storage.files import write_text
 
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
@@ -94,13 +86,7 @@ def _read_licence(run: str) -> str:
 
 
 def _write_published_files(
-    opened: Run,
-    folder: pathlib.Path,
-    name: str,
-    licence: str,
-    address: str | None,
-    data: str,
-    stated: Mapping[str, str | None],
+    opened: Run, folder: pathlib.Path, name: str, licence: str, address: str | None, data: str, stated: dict[str, Any]
 ) -> None:
     config = opened.config
     directions = opened.directions() if config.model.has_latent else None
@@ -108,11 +94,11 @@ def _write_published_files(
     source = hide_image_path(config.data.source, config.data)
     options = dataclasses.replace(replace_source(config.data, data or source), data_dir=None)
     training = dataclasses.replace(config.training, init_from=None)
-    summary: dict[str, Any] = {}
     try:
         summary = opened.folder.read_summary() or {}
     except ValueError as error:
-        print(f"{SUMMARY} cannot be read and is left out: {one_line(error)}")
+        print(f"summary.json cannot be read and is left out: {one_line(error)}")
+        summary = {}
     if data:
         # If the weights were published before, their summary.json already has the training's data source.
         summary.setdefault("source", source)
@@ -130,11 +116,9 @@ def _write_published_files(
             direction.figures.pop("data", None)
             direction.figures.pop("source", None)
         dataclasses.replace(directions, about={**directions.about, "run": name}).write(folder)
-    if (metrics := opened.folder.path / METRICS).is_file():
-        if metrics.stat().st_size <= METRICS_BYTES:
-            shutil.copyfile(metrics, folder / METRICS)
-        else:
-            print(f"{METRICS} has more than {METRICS_BYTES:,} bytes and is left out")
+    metrics = opened.folder.path / METRICS
+    if metrics.is_file() and metrics.stat().st_size <= METRICS_BYTES:
+        shutil.copyfile(metrics, folder / METRICS)
     write_text(folder / CARD, make_weights_card(opened, name, licence, summary, address))
     WeightsManifest.from_folder(folder).write(folder)
 
@@ -156,27 +140,19 @@ def describe_training_images(config: Config, summary: Mapping[str, Any], step: i
 def make_weights_card(opened: Run, name: str, licence: str, summary: dict[str, Any], address: str | None = None) -> str:
     """Returns the text of the model card of published weights: a YAML header for the Hub, then Markdown.
 
-    `summary` is the content of summary.json, or {}. `address` is an address on the Hub, the name of bundled weights, or
-    None for a folder.
+    `address` is an address on the Hub, the name of bundled weights, or None for a folder.
     """
     config, model = opened.config, opened.config.model
     data, rights = describe_training_images(config, summary, opened.step)
     training = find_training_data(config, summary, opened.step)
     test = find_test_metrics(summary, opened.step) if training else None
-    header: dict[str, Any] = {
-        "license": licence,
-        "library_name": "tfdecouple",
-        "pipeline_tag": _TASK,
-        "tags": ["tfdecouple", "tensorflow", "keras", "normalizing-flow", "vae", "representation-learning"],
-        "metrics": ["bits_per_dim"],
-    }
+    header: dict[str, Any] = {"license": licence, "library_name": "tfdecouple", "pipeline_tag": _TASK}
+    header["tags"] = ["tfdecouple", "tensorflow", "keras", "normalizing-flow", "vae", "representation-learning"]
+    header["metrics"] = ["bits_per_dim"]
     if training and test:
         metric = {"type": "bits_per_dim", "name": "bits per dimension, ELBO", "value": round(test["bits_per_dim"], 4)}
-        result = {
-            "task": {"type": _TASK},
-            "dataset": {"type": training.source.partition(":")[0], "name": data, "split": "test"},
-            "metrics": [metric],
-        }
+        dataset = {"type": training.source.partition(":")[0], "name": data, "split": "test"}
+        result = {"task": {"type": _TASK}, "dataset": dataset, "metrics": [metric]}
         header["model-index"] = [{"name": name, "results": [result]}]
     run, latent_dim = address or f"path/to/{name}", model.latent_dim if model.has_latent else None
     parameters = opened.model.parameter_count()["total"]

@@ -22,16 +22,12 @@ MANIFEST = "switch.json"
 
 
 class SwitchedFolder(NamedTuple):
-    """The result of `switch_folder`: paths of photographs that this call (`written`) or an earlier call (`kept`) wrote.
-
-    `errors` has an error, with the path, for each photograph that cannot be read. `notes` has lines on what a user may
-    not expect, such as grey photographs with the colours of the reference, or a limited change of colours.
-    """
+    """The result of `switch_folder`."""
 
     written: list[pathlib.Path]
-    kept: list[pathlib.Path]
-    errors: list[DataError]
-    notes: list[str]
+    kept: list[pathlib.Path]  # written by an earlier call
+    errors: list[DataError]  # for each photograph that cannot be read, with its path
+    notes: list[str]  # on what a user may not expect, such as a limited change of colours
 
 
 def switch_folder(
@@ -90,15 +86,9 @@ def switch_folder(
             raise UserError(f"{photographs[path]} and {file.path} would both be written to {path}; rename one of them")
         photographs[path] = file.path
     result.kept.extend(path for path in photographs if path.exists())
-    job = {
-        "folder": str(folder.resolve()),
-        "reference": pathlib.PurePath(reference).name,
-        "reference_sha256": hash_file(pathlib.Path(reference)),
-        "weights_sha256": hash_weights(model),
-        "strength": float(strength),
-        "max_side": max_side,
-        "unlimited": unlimited,
-    }
+    job: dict[str, Any] = {"folder": str(folder.resolve()), "reference": pathlib.PurePath(reference).name}
+    job |= {"reference_sha256": hash_file(pathlib.Path(reference)), "weights_sha256": hash_weights(model)}
+    job |= {"strength": float(strength), "max_side": max_side, "unlimited": unlimited}
     _begin_job(out / MANIFEST, job, bool(result.kept))
     for path in result.kept:
         del photographs[path]
