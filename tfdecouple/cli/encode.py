@@ -115,7 +115,7 @@ def _verify_codes(out: pathlib.Path) -> int:
     process.start_tensorflow()
     from tfdecouple.corpus.code_files import CodesManifest
     from tfdecouple.corpus.encoding import verify_codes
-    from tfdecouple.system.progress import Counter
+    from tfdecouple.system.progress import Counter, format_count
 
     manifest = CodesManifest.read_manifest(out)
     if manifest is None:
@@ -123,8 +123,12 @@ def _verify_codes(out: pathlib.Path) -> int:
     total = len(manifest.list_shard_names())
     with Counter("verifying", total, unit="files") as counter:
         problems = verify_codes(out, manifest, counter)
-    print(*problems, f"{out}: {len(problems)} differences from what was written, in {total} files", sep="\n")
-    return 1 if problems else 0
+    if not problems:
+        print(f"{out}: all {total} files are what was written")
+        return 0
+    hint = "" if manifest.model.weights_sha256 is None else "; the command that wrote them makes bad files anew"
+    print(*problems, f"{out}: {format_count(len(problems), 'thing')} not as written{hint}", sep="\n")
+    return 1
 
 
 def _choose_fields(opened: "Run", v: bool, z_std: bool, scores: bool) -> tuple["Field", ...]:

@@ -116,9 +116,11 @@ def _write_published_files(
             direction.figures.pop("data", None)
             direction.figures.pop("source", None)
         dataclasses.replace(directions, about={**directions.about, "run": name}).write(folder)
-    metrics = opened.folder.path / METRICS
-    if metrics.is_file() and metrics.stat().st_size <= METRICS_BYTES:
-        shutil.copyfile(metrics, folder / METRICS)
+    if (metrics := opened.folder.path / METRICS).is_file():
+        if metrics.stat().st_size <= METRICS_BYTES:
+            shutil.copyfile(metrics, folder / METRICS)
+        else:
+            print(f"{METRICS} has more than {METRICS_BYTES:,} bytes and is left out")
     write_text(folder / CARD, make_weights_card(opened, name, licence, summary, address))
     WeightsManifest.from_folder(folder).write(folder)
 
