@@ -71,7 +71,7 @@ def curves(
     """
     require_packages("matplotlib", what="the command curves")
     process.start_tensorflow()
-    from tfdecouple.cli.results import write_picture
+    from tfdecouple.cli.results import Results
     from tfdecouple.runs.run_folder import PICTURES, RunFolder
     from tfdecouple.visualization.plots import Curves, plot_curves, render_figure
 
@@ -83,10 +83,9 @@ def curves(
         last = max(steps[-1] for lines in (entry.train, entry.validation) for steps, _ in lines.values())
         drawn.append(entry)
         facts.append({"run": path, "name": entry.name, "last_step": last})
-    picture = RunFolder(run[0]).find_results_folder(PICTURES, out) / "curves.png"
-    write_picture(picture, render_figure(plot_curves(drawn)), {"command": "curves", "runs": facts})
-    summary = "; ".join(f"{each['name']} to update {each['last_step']:,}" for each in facts)
-    print(f"{picture}: {summary}", flush=True)
+    results = Results(RunFolder(run[0]).find_results_folder(PICTURES, out), {"command": "curves"})
+    summary = "; ".join(f"{entry['name']} to update {entry['last_step']:,}" for entry in facts)
+    results.write("curves", render_figure(plot_curves(drawn)), summary, {"runs": facts})
 
 
 def import_wolf(

@@ -43,16 +43,15 @@ _ROUNDING = ("TF_SET_ONEDNN_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DE
 _COMPUTING = re.compile(r"(TF_|XLA_|NVIDIA_|CUDA_|NCCL_|ONEDNN_|DNNL_|MALLOC_|OMP_|KERAS_|TFDECOUPLE_).*")
 # Names the GPUs that a program may use; Slurm sets it in each job.
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
-# The file beside the small model's checkpoint with unseen photographs, and what the model computes from some of them in
-# float32 on a CPU.
+# The file beside the small model's checkpoint with unseen photographs, and what the model computes in float32 on a CPU
+# from one batch of the first `IMAGES` of these `PHOTOGRAPHS`.
 NUMBERS = "numbers.npz"
-# Number of photographs in `numbers.npz`, and of those from which its numbers were computed, in one batch.
 PHOTOGRAPHS, IMAGES = 128, 16
-# Largest allowed relative difference (Euclidean norm) of computed arrays from the arrays in `numbers.npz`. Gradients
-# have another bound, `Variant.gradient`. docs/results/doctor.md has the measurements.
+# Largest relative difference (Euclidean norm) of computed arrays from those in `numbers.npz` (docs/results/doctor.md).
+# Gradients have another bound, `Variant.gradient`.
 BOUND = 1e-4
 # Number of training steps on one device and on several, and the largest difference of their weights relative to the
-# change in training. The bound exceeds rounding errors, because Adam's steps are large for tiny gradients, too.
+# change in training, above rounding errors, because Adam's steps are large for tiny gradients, too.
 STEPS, WEIGHTS_BOUND = 10, 1e-3
 # Batch sizes that are timed on CPUs and on GPUs; some GPUs have too little memory for the last one.
 BATCHES = {"CPU": (4, 16, 64), "GPU": (1, 16, 64, 256, 1024)}

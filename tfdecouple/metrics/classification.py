@@ -176,17 +176,13 @@ def reduce_features(train: np.ndarray, test: np.ndarray, count: int, seed: int) 
 
 
 class FittedClassifier(NamedTuple):
-    """A classifier of scikit-learn, fitted to all training images with `strength`, the best C (inverse regularisation).
-
-    `tried` has pairs [C, accuracy on the held-out images of a classifier that was fitted without them], and
-    `held_out_accuracy` is the best of these accuracies. `converged` says whether the final fit converged.
-    """
+    """A classifier of scikit-learn, fitted to all training images, and how its C was chosen."""
 
     classifier: Any
-    strength: float
-    held_out_accuracy: float
-    tried: list[list[float]]
-    converged: bool
+    strength: float  # the best C, the inverse regularisation
+    held_out_accuracy: float  # on the held-out images, of a classifier with this C that was fitted without them
+    tried: list[list[float]]  # pairs [C, accuracy on the held-out images]
+    converged: bool  # whether the final fit converged
 
 
 def fit_classifier(

@@ -31,12 +31,9 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 
 class Curves(NamedTuple):
-    """The curves of a training run, {name of a metric in the log: (steps, values)}, on training and validation images.
+    """The curves of a training run, {name of a metric: (steps, values)}, on training and validation images."""
 
-    `name` is the name of the run in the legend of a plot.
-    """
-
-    name: str
+    name: str  # of the run in the legend of a plot
     train: Mapping[str, Curve]
     validation: Mapping[str, Curve]
 
@@ -51,9 +48,9 @@ def render_figure(figure: Figure) -> Image.Image:
 def plot_curves(runs: Sequence[Curves]) -> Figure:
     """Plots bits/dim, KL, log q(u|x) and learning rate of runs over their updates; each run must have bits/dim.
 
-    Curves on training images are thin. Curves on validation images are thick, with a point at each evaluation. A metric
-    that no run logs gets no panel. The axis of bits/dim leaves out the steep fall in the first tenth of each curve, and
-    the highest hundredth of the values after it, such as short peaks: these would flatten the rest.
+    Curves on training images are thin. Curves on validation images are thick, with a point at each evaluation. The axis
+    of bits/dim leaves out the steep fall in the first tenth of each curve, and the highest hundredth of the values
+    after it, such as short peaks: these would flatten the rest.
     """
     figure = _make_figure(9, 6.6)
     lower = [name for name in _NAMES if name != "bits_per_dim" and any(_collect_curves(run, name) for run in runs)]
@@ -140,9 +137,8 @@ def plot_projection(
 def plot_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], title: str) -> Figure:
     """Plots histograms of metrics of images, a panel for each metric; returns the matplotlib figure.
 
-    `panels` is {name of a metric: {name of a set of images: values of the metric, `[n]`}}. A panel has a histogram for
-    each set, the first one filled; all panels have the same sets. Values beyond the range of a panel count in its first
-    or last bin.
+    `panels` is {name of a metric: {name of a set of images: values of the metric, `[n]`}}, with the same sets in all
+    panels; the first is filled. Values beyond the range of a panel count in its first or last bin.
     """
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
