@@ -71,7 +71,7 @@ def sample(
             note = f"\n{opened.note()}"
             picture = draw_sample_grid(opened.model, rows, what, count=count, seed=seed, note=note, on_images=counter)
         facts = {"seed": seed, "count": count, "rows": rows}
-        results.write(file, picture, f"{count} samples of each of {', '.join(rows)}", facts)
+        results.write(file, picture, f"{count} samples for each of {', '.join(rows)} ({what})", facts)
 
 
 def reconstruct(
