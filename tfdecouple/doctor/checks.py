@@ -165,8 +165,8 @@ def compare_numbers(task: Task) -> Iterator[CheckResult]:
         message = f"relative errors: {listed}" + (f"; too large: {', '.join(wrong)}" if wrong else "")
         advice = f"do not train here with {' '.join(variant.settings)}"
         if not variant.settings:
-            advice = f"{device} rounds float32: look for variables that lower the precision (TF_*, NVIDIA_*, XLA_FLAGS), "
-            advice += "for errors of its memory (nvidia-smi -q -d ECC), try another driver"
+            advice = f"{device} rounds float32: look for variables that lower the precision (TF_*, NVIDIA_*, "
+            advice += "XLA_FLAGS), for errors of its memory (nvidia-smi -q -d ECC), try another driver"
         figures = {"device": device, "variant": variant.name, "off": off}
         yield CheckResult(f"{device}, {variant.name}", not wrong, message, advice, figures)
 
