@@ -28,10 +28,8 @@ def as_tensor(value: ArrayLike, name: str, error: type[UserError] = UserError) -
             value = np.stack(value)
         return tf.convert_to_tensor(value)
     except (ValueError, TypeError, OverflowError, AttributeError, tf.errors.OpError) as problem:
-        shown = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
-        raise error(
-            f"{name} is {shown} that cannot become a tensor; it must be an array of numbers, of one shape throughout"
-        ) from problem
+        shown = f"{name} is a {type(value).__name__} that cannot become a tensor"
+        raise error(f"{shown}; it must be an array of numbers, of one shape throughout") from problem
 
 
 def as_floats(value: ArrayLike, name: str) -> tf.Tensor:
@@ -111,17 +109,15 @@ def as_codes(
         needed = _format_batch_shape(image_shape, True)
         raise UserError(f"v is of shape {tuple(v.shape)}; this model needs {needed} that are multiples of {multiple}")
     if z is not None and (z.shape.rank != 2 or not v.shape[:1].is_compatible_with(z.shape[:1])):
-        raise UserError(
-            f"z is of shape {tuple(z.shape)}, and v has {v.shape[0]} images; z must be [{v.shape[0]}, {latent_dim}]"
-        )
+        raise UserError(f"z is of shape {tuple(z.shape)}, and v has {v.shape[0]} images; both must be of equally many")
     return z, v
 
 
 def as_labels(value: ArrayLike, count: int | tf.Tensor | None, classes: int, required: bool) -> tf.Tensor | None:
-    """Converts labels of images to a tensor, int32 `[count]`; returns None if there are none.
+    """Converts whole numbers below `classes`, `[count]`, or one for all images, to labels, an int32 tensor `[count]`.
 
-    `value` has whole numbers below `classes`, `[count]`, or one number for all images; -1 or None stands for no label,
-    which is an error if labels are `required`. `count` is an int or a scalar tensor; None if `value` decides on it.
+    -1 or None stands for no label, which is an error if labels are `required`. `count` is an int or a scalar tensor;
+    None if `value` decides on it.
     """
     if not classes:
         if value is not None:
@@ -154,8 +150,8 @@ def as_labels(value: ArrayLike, count: int | tf.Tensor | None, classes: int, req
 def as_z_change(direction: ArrayLike, amount: ArrayLike, batch: int | None, latent_dim: int) -> tf.Tensor:
     """Returns amount * direction, what an edit adds to z of each image: float32 `[batch, d_z]` or `[1, d_z]`.
 
-    `direction` is a vector `[d_z]`, an array `[batch, d_z]`, or an object whose attribute `vector` is one of these.
-    `amount` is one number, or a number for each image. `batch` is None if a graph is traced for any count of images.
+    `direction` is a vector `[d_z]`, an array `[batch, d_z]`, or an object with the attribute `vector`. `amount` is one
+    number, or one for each image. `batch` is None if a graph is traced for any count of images.
     """
 
     def fits(leading: tf.TensorShape) -> bool:
@@ -164,10 +160,7 @@ def as_z_change(direction: ArrayLike, amount: ArrayLike, batch: int | None, late
     direction = as_floats(getattr(direction, "vector", direction), "direction")
     shape = direction.shape
     if shape.rank not in (1, 2) or shape[-1] != latent_dim or not fits(shape[:-1]):
-        raise UserError(
-            f"direction is of shape {tuple(shape)}; this model needs [{latent_dim}], or [batch, {latent_dim}] with one "
-            "for each image"
-        )
+        raise UserError(f"direction is of shape {tuple(shape)}; it must be [{latent_dim}] or [batch, {latent_dim}]")
     if not _is_symbolic(direction) and not np.isfinite(direction).all():
         raise UserError("direction is not finite; it must be an array of finite numbers")
     amount = tf.cast(amount if _is_symbolic(amount) else as_numbers(amount, "amount"), tf.float32)

@@ -36,7 +36,7 @@ def encode_examples(
     """Encodes at most `count` images drawn from a split: returns z, `[n, d_z]`, and the images' values, `[n, names]`.
 
     `names` are labels, or columns of the CSV file `attributes`. The value for a label is 1 if the image has it, else 0;
-    for a column, the number in the file; NaN if unknown. DataError is raised if no image is in the file.
+    NaN if unknown. DataError is raised if no image is in the file.
     """
     indices = np.sort(draw_image_indices(source, split, count, seed))
     z, label = run.encode_split(source, split, indices, f"encoding images of {split}")
@@ -49,10 +49,8 @@ def encode_examples(
     keys = [source.find_image_key(split, index) for index in indices.tolist()]
     values = attributes.look_up_attributes(keys)
     if np.isnan(values).all():
-        raise DataError(
-            f"{attributes.path} has no row for any of {len(keys)} images of {split}, such as {keys[0]}; its first "
-            "column must name the files"
-        )
+        lacks = f"no row for any of {len(keys)} images of {split}, such as {keys[0]}"
+        raise DataError(f"{attributes.path} has {lacks}; its first column must name the files")
     return z, values
 
 
@@ -61,9 +59,8 @@ def find_directions(
 ) -> tuple[list[Direction], dict[str, list[int]]]:
     """Finds directions in z for `names`, labels or numbers; returns them, and {name: counts} where images are too few.
 
-    `training` and `held_out` are results of `encode_examples`. A direction is found in `training`, and its accuracy is
-    measured on `held_out`. The counts are those of the training images of each kind. DataError is raised if no
-    direction is found.
+    `training` and `held_out` are results of `encode_examples`. The counts are those of the training images of each
+    kind. DataError is raised if no direction is found.
     """
     directions, missing = list[Direction](), dict[str, list[int]]()
     with Counter("finding directions", len(names), unit="directions") as counter:
@@ -80,10 +77,9 @@ def find_directions(
                 directions += find_number_directions(name, z, values, held_z, held_values)
             counter(number + 1)
     if not directions:
-        raise DataError(
-            f"no direction can be found: each needs {LEAST} images of two kinds, and there are "
-            f"{next(iter(missing.values()))} for {next(iter(missing))}; use more images, or others with --data"
-        )
+        name, found = next(iter(missing.items()))
+        needs = f"each needs {LEAST} images of two kinds, and there are {found} for {name}"
+        raise DataError(f"no direction can be found: {needs}; use more images, or others with --data")
     return directions, missing
 
 
@@ -94,25 +90,18 @@ def find_label_directions(
 
     The first is the difference of means, as in Glow (Kingma and Dhariwal, 2018, section 6). The second is the normal of
     the classifier, which ignores properties that are only correlated with the label. Each is as long as the slope of
-    the mean of z per standard deviation of the label, which counts as 0 or 1: as the difference of the means times the
-    standard deviation. `has` and `held_has`, bool `[n]`, say which of the training and held-out images have the label.
-    At least `LEAST` training images have it, and at least `LEAST` lack it. The classifier is fitted to equally many
-    images with and without the label, drawn with `seed`, so that neither class dominates the threshold and the choice
-    of C, the inverse regularisation strength.
+    the mean of z per standard deviation of the label, which counts as 0 or 1. `has` and `held_has`, bool `[n]`, say
+    which of the training and held-out images have the label; at least `LEAST` training images have it, and at least
+    `LEAST` lack it. The classifier is fitted to equally many images of both kinds, drawn with `seed`.
 
     The metrics of a direction (`Direction.figures`) are `accuracy`, the mean of the accuracies on held-out images with
-    and without the label (0.5 is chance); the binomial `standard_error` of `accuracy`; `auroc`; counts of images; and
-    C. The first three are None if the held-out images all have the label, or all lack it.
+    and without the label (0.5 is chance); its binomial `standard_error`; `auroc`; counts of images; and C. The first
+    three are None if the held-out images all have the label, or all lack it.
     """
     means = z[has].mean(0, dtype=np.float64), z[~has].mean(0, dtype=np.float64)
     difference = means[0] - means[1]
-    counts = {
-        "kind": "label",
-        "images_with": int(has.sum()),
-        "images_without": int((~has).sum()),
-        "held_out_with": int(held_has.sum()),
-        "held_out_without": int((~held_has).sum()),
-    }
+    counts = {"kind": "label", "images_with": int(has.sum()), "images_without": int((~has).sum())}
+    counts |= {"held_out_with": int(held_has.sum()), "held_out_without": int((~held_has).sum())}
     slope = has.std() * difference
     by_means = _evaluate_scores(held_z @ difference - difference @ (means[0] + means[1]) / 2, held_has)
     rng = np.random.default_rng(seed)
@@ -138,9 +127,9 @@ def find_number_directions(
 
     The first is the slope of the mean of z per standard deviation of the attribute. The second is the normal of a ridge
     regression, whose penalty is chosen by leave-one-out cross-validation. `values` and `held_values`, `[n]`, are the
-    attribute of the training and held-out images; the training images must not all have the same value. The metrics of
-    a direction (`Direction.figures`) are the `r2` of a linear prediction of the attribute along the direction on the
-    held-out images (None if these all have the same value), counts of images, and the penalty.
+    attribute of the training images, not all the same, and of the held-out images. The metrics of a direction are the
+    `r2` of a linear prediction along it on the held-out images (None if these all have the same value), counts of
+    images, and the penalty.
     """
     mean, deviation = values.mean(), values.std()
     standard, held_standard = (values - mean) / deviation, (held_values - mean) / deviation
@@ -170,13 +159,11 @@ def find_statistic_directions(
     Each image is decoded from its v and from its z plus, and minus, half a random step, drawn from the covariance of z.
     Least squares give the change of each statistic, in its standard deviations over `images`, per standard deviation of
     z along each principal axis. The direction is the shortest step, in standard deviations of z, that changes its
-    statistic by 1 and the others by 0. The penalty `_LENGTH_PENALTY` shortens a direction along which decoded images
-    hardly change.
+    statistic by 1 and the others by 0. `_LENGTH_PENALTY` shortens a direction along which images hardly change.
 
-    `images` and `held_out` are uint8 `[n, height, width, 3]`, with values of the model's levels. The metric of a
-    direction is `changes`, {name in `CHANGES`: mean change of its statistic, in standard deviations, in the images of
-    `held_out` that are decoded from their v and from z plus the direction}. DataError is raised if all images have the
-    same value of a statistic.
+    `images` and `held_out` are uint8 `[n, height, width, 3]`. The metric of a direction is `changes`, {name in
+    `CHANGES`: mean change of its statistic, in standard deviations, when the direction is added to z of `held_out`}.
+    DataError is raised if all images have the same value of a statistic.
     """
 
     def compute(pixels: np.ndarray) -> np.ndarray:

@@ -18,10 +18,8 @@ class Logger:
     """The base class of loggers, which write the metrics and pictures of a training run; its methods do nothing.
 
     `folder` is the run folder, into which a logger writes nothing before `open`. `config` is the `Config` of the run.
-
-    Attributes:
-        package: name of the Python package that the logger needs and that an extra of tfdecouple installs; "" for none.
-        is_foreign: whether the logger calls another project's client; if that fails, the run continues without it.
+    `package` is the Python package that the logger needs, "" for none. If `is_foreign`, the logger calls another
+    project's client; if that fails, the run continues without it.
     """
 
     package = ""

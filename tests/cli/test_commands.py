@@ -76,7 +76,8 @@ class TestSample:
         for band, temperature in zip(images, (0.5, 1.0), strict=True):
             band[:12] = model.sample(12, temperature, seed=3)
         shown.require(images.reshape(4, 10, SIDE, SIDE, 3), group=(2, 0))
-        expected = {"run": str(finished_run), "averaged": True, "seed": 3, "count": 12, "temperatures": [0.5, 1.0]}
+        rows = {"0.5": {"temperature": 0.5}, "1": {"temperature": 1.0}}
+        expected = {"run": str(finished_run), "averaged": True, "seed": 3, "count": 12, "rows": rows}
         assert expected.items() <= shown.facts.items()
         assert shown.facts["step"] in (5, 10)
         assert capsys.readouterr().out.startswith(f"{tmp_path / 'sample.png'}: 12 samples")
@@ -233,8 +234,8 @@ class TestNeighbours:
 class TestProject:
     def test_project_shows_principal_components(self, finished_run, labelled, model, tmp_path):
         command("project", "--run", finished_run, "--out", tmp_path, "--data", f"folder:{labelled}", "--split", "train")
-        facts = json.loads((tmp_path / "project-pca.json").read_text())
-        with Image.open(tmp_path / "project-pca.png") as picture:
+        facts = json.loads((tmp_path / "project.json").read_text())
+        with Image.open(tmp_path / "project.png") as picture:
             assert picture.format == "PNG" and picture.size == (900, 660)
             assert len(set(picture.convert("RGB").getdata())) > 10
         assert facts["indices"] == list(range(12)) and facts["count"] == 12

@@ -87,9 +87,9 @@ def test_folder_that_cannot_be_switched_is_refused_with_nothing_written(switch, 
     (tmp_path / "link").symlink_to(photographs)
     mistakes = [
         ({"folder": tmp_path / "empty"}, "holds 0 images"),
-        ({"folder": tmp_path / "none"}, "there is no image"),
+        ({"folder": tmp_path / "none"}, "does not exist"),
         ({"folder": photographs / "a.png"}, "there is no folder"),
-        ({"reference": tmp_path / "none.png"}, "there is no image"),
+        ({"reference": tmp_path / "none.png"}, "does not exist"),
         ({"reference": photographs / "header.png"}, "cannot read the image"),
         ({"out": photographs}, "would be read as photographs"),
         ({"out": tmp_path / "link" / "results"}, "would be read as photographs"),

@@ -134,7 +134,7 @@ class TestEdit:
             return refuse(capsys, "edit", "--run", of, "--out", tmp_path, *more)
 
         assert "did you mean red" in edit(run, "--direction", "rad", file)
-        assert "there is no image" in edit(run, "--direction", "red", tmp_path / "no.png")
+        assert "does not exist" in edit(run, "--direction", "red", tmp_path / "no.png")
         assert "has no directions yet" in edit(tiny_run, "--direction", "red", file)
 
     def test_directions_of_other_weights_are_refused(self, found, run, tiny_run, coloured, tmp_path, capsys):

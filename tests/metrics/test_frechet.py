@@ -79,7 +79,7 @@ class TestExtractor:
             (lambda p: write_onnx(p / "a.onnx", shape="1, 8, 8, 3"), ("(2, 8, 8, 3)", "of any n")),
             (lambda p: write_onnx(p / "a.onnx", keep_dims=1), ("features of shape (2, 1, 1, 3)",)),
             (lambda p: write_onnx(p / "a.onnx", outputs=("a", "b")), ("has 2 outputs",)),
-            (lambda p: write_onnx(p / "a.onnx", divide_by=0.0), ("not finite",)),
+            (lambda p: write_onnx(p / "a.onnx", divide_by=0.0), ("must be finite",)),
             (lambda p: write_keras(p / "a.keras", dtype="float32"), ("takes float32 and", "uint8")),
             (lambda p: write_keras(p / "a.keras", shape=(16, 16, 3)), ("(2, 8, 8, 3)",)),
             (lambda p: write_keras(p / "a.keras", pooled=False), ("features of shape (2, 8, 8, 3)",)),

@@ -47,7 +47,7 @@ class TestDocument:
     def test_programs_accept_the_commands_in_their_help(self):
         docs = [app[name].default_command.__doc__ for name in app if not name.startswith("-")]
         examples = re.findall("^ {8}((?:python|tfdecouple) .*)", "\n".join(docs), re.MULTILINE)
-        assert len(examples) >= 7
+        assert examples
         for line in [*examples, *re.findall(r"`(tfdecouple [^`<>]+)`", "\n".join(docs))]:
             documents.check_command(line)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from cyclopts import App, CycloptsError, Parameter, UnknownCommandError, UnknownOptionError
+from cyclopts import App, CycloptsError, Parameter
 
 from tfdecouple import __version__
 from tfdecouple.cli.directions import directions
@@ -12,7 +12,7 @@ from tfdecouple.cli.export import export
 from tfdecouple.cli.picture_commands import edit, interpolate, neighbours, project, reconstruct, sample, switch
 from tfdecouple.cli.short_commands import completion, curves, doctor, explain, import_wolf, presets, publish
 from tfdecouple.cli.train import train
-from tfdecouple.errors import UserError, nearest
+from tfdecouple.errors import UserError
 from tfdecouple.system.process import get_arguments, run_program
 
 # The help lists the commands in this order. The module of `evaluate`, whose options come from the metrics, is imported
@@ -47,17 +47,6 @@ def _run_command(arguments: list[str]) -> int:
     try:
         return app(arguments, print_error=False, exit_on_error=False, verbose=False) or 0
     except CycloptsError as error:
-        raise UserError(_describe_mistake(error, arguments)) from error
-
-
-def _describe_mistake(error: CycloptsError, arguments: list[str]) -> str:
-    """Returns one line on a mistake in the command line, with the nearest name and how to get help."""
-    program = " ".join([app.name[0], *(error.command_chain or ())])
-    advice = f"{program} --help lists the options"
-    if isinstance(error, UnknownCommandError):
-        return f"there is no command {arguments[0]!r}{nearest(arguments[0], app)}; {program} --help lists them"
-    if isinstance(error, UnknownOptionError):
-        unknown = error.token.keyword or error.token.value
-        names = [name for argument in error.argument_collection for name in argument.names]
-        return f"there is no option {unknown}{nearest(unknown.partition('=')[0], names)}; {advice}"
-    return f"{str(error).rstrip('.')}; {advice}"
+        # The message names the mistake and the nearest name, but not always the command.
+        program = " ".join([*app.name, *(error.command_chain or ())])
+        raise UserError(f"{str(error).rstrip('.')}; {program} --help lists the options") from error

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tfdecouple.cli.options import Amounts, Count, DataSet, Out, Seed, within
 from tfdecouple.cli.picture_commands import make_file_name
@@ -17,7 +17,6 @@ def directions(
     *,
     run: str,
     out: Out = None,
-    split: Literal["validation", "test"] = "validation",
     source: DataSet = DataSet(),
     labels: tuple[str, ...] = (),
     attributes: str | None = None,
@@ -29,26 +28,20 @@ def directions(
 ) -> None:
     """Find directions in z for labels, for numbers such as an age, or for brightness and colour.
 
-    Each direction is found in training images and measured on held-out images; the result is printed. The file
-    directions.json in the run folder keeps all directions, for `edit` and the exported web page. A picture shows steps
-    along each direction.
+    Each direction is found in training images and measured on those of --split, by default validation; the result is
+    printed. The file directions.json in the run folder keeps all directions, for `edit` and the exported web page. A
+    picture shows steps along each direction.
 
     Args:
         run: run folder, into which directions.json is written.
-        split: the held-out images.
         labels: use these labels only.
-        attributes: find a direction for each column of this CSV file instead: a line of names, then for each image a
-            line that begins with the image's path below the data folder. A column with two values counts as a label.
-        statistics: find the directions brighter, warmer, more contrast and more saturated instead, which need no
-            labels: each changes that property of decoded images, and the other three as little as the model allows.
-        images: number of training images, drawn at random, and of images of --split; 0 means at most 10,000, or 500
-            with --statistics.
+        attributes: find a direction for each column of this CSV file instead (docs/understanding.md).
+        statistics: find the directions brighter, warmer, more contrast and more saturated, which need no labels.
+        images: number of training images and of held-out images; 0: at most 10,000, or 500 with --statistics.
         count: images in a picture, of --split.
     """
-    given = [name for name, value in (("--labels", labels), ("--attributes", attributes), ("--statistics", statistics))
-             if value]  # fmt: skip
-    if len(given) > 1:
-        raise UserError(f"{' and '.join(given)} are alternatives; give one of them")
+    if bool(labels) + bool(attributes) + statistics > 1:
+        raise UserError("--labels, --attributes and --statistics are alternatives; give one of them")
     opened, results = open_run("directions", run, out, needs_z=True)
     from tfdecouple import direction_finding
     from tfdecouple.config.shapes import RGB_CHANNELS
@@ -65,7 +58,7 @@ def directions(
     if statistics and opened.config.model.image_shape[-1] != RGB_CHANNELS:
         raise UserError(f"--statistics takes RGB images, and those of {run} are not; find --labels instead")
     columns = read_attributes(attributes) if attributes else None
-    (data, _), model = open_data(opened, source, split), opened.model
+    (data, split), model = open_data(opened, source, "validation"), opened.model
     if statistics:
         training, held_out = (
             read_drawn_images(model, data, part, draw_image_indices(data, part, images or _MOST_DECODED, seed))[0]

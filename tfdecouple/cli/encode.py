@@ -1,7 +1,7 @@
 """The commands `encode` and `encode-beam`, which write the codes (z, with --v also v) of images into files."""
 
-import dataclasses
 import pathlib
+import types
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
@@ -26,7 +26,6 @@ def encode(
     *,
     out: Folder,
     run: RunName | None = None,
-    split: Literal["train", "validation", "test", "all"] = "all",
     source: DataSet = DataSet(),
     format: _Format = "tfrecord",
     v: bool = False,
@@ -38,13 +37,12 @@ def encode(
     on_bad_image: Literal["stop", "skip"] | None = None,
     verify: bool = False,
 ) -> int:
-    """Write the codes of all images of a data set into files.
+    """Write the codes of all images of a data set, or of --split, into files.
 
     The same command resumes where it stopped. docs/data.md says what is in the files.
 
     Args:
         out: folder for the codes.
-        split: part of the data.
         format: format of the files.
         v: write v beside z: as many numbers as the image has.
         z_std: write the standard deviation of the posterior of z.
@@ -74,7 +72,7 @@ def encode(
     data = opened.open_source(source.data, source.data_dir, source.download, **reading)
     if opened.config.model.has_label_codes:
         opened.require_labels(data)
-    splits = ("train", "validation", "test") if split == "all" else (split,)
+    splits = ("train", "validation", "test") if source.split in (None, "all") else (source.split,)
     most = max(1, min(_MOST_IMAGES, _SHARD_BYTES // (64 + sum(4 * field.size for field in fields))))
     weights = hash_weights(opened.model)
     job = CodesManifest(
@@ -128,9 +126,8 @@ def _verify_codes(out: pathlib.Path) -> int:
     if not problems:
         print(f"{out}: all {total} files are what was written")
         return 0
-    print(*problems, sep="\n")
     hint = "" if manifest.model.weights_sha256 is None else "; the command that wrote them makes bad files anew"
-    print(f"{out}: {format_count(len(problems), 'thing')} not as written{hint}")
+    print(*problems, f"{out}: {format_count(len(problems), 'thing')} not as written{hint}", sep="\n")
     return 1
 
 
@@ -150,12 +147,24 @@ def _choose_fields(opened: "Run", v: bool, z_std: bool, scores: bool) -> tuple["
     return tuple(Field(name=name, shape=shapes.get(name, ())) for name in stored if stored[name])
 
 
-@Parameter(name="*")
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BeamOptions:
-    """The options of `encode-beam`, beside those of Beam.
+def encode_beam(
+    *beam: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    model: str,
+    images: str,
+    out: str,
+    format: _Format = "tfrecord",
+    v: bool = False,
+    batch_size: Annotated[int, within(1)] = 32,
+    shards: Annotated[int, within(0)] = 0,
+    threads: Annotated[int, within(1)] = 1,
+) -> None:
+    """Encode a folder of images on a cluster, with Apache Beam.
 
-    Attributes:
+    Needs an export (`tfdecouple export`) and the extra beam. What follows `--` goes to Beam: `-- --runner=DirectRunner
+    --direct_num_workers=2 --direct_running_mode=multi_processing`.
+
+    Args:
+        beam: after `--`, options of Beam and its runner.
         model: export folder, or an encoder.onnx.
         images: folder of images; sub-folders are labels.
         out: folder for the codes, new or empty.
@@ -165,33 +174,15 @@ class BeamOptions:
         shards: number of files; 0 for the runner's choice.
         threads: threads of each worker.
     """
-
-    model: str
-    images: str
-    out: str
-    format: _Format = "tfrecord"
-    v: bool = False
-    batch_size: Annotated[int, within(1)] = 32
-    shards: Annotated[int, within(0)] = 0
-    threads: Annotated[int, within(1)] = 1
-
-
-def encode_beam(*beam: Annotated[str, Parameter(allow_leading_hyphen=True)], options: BeamOptions) -> None:
-    """Encode a folder of images on a cluster, with Apache Beam.
-
-    Needs an export (`tfdecouple export`) and the extra beam. What follows `--` goes to Beam: `-- --runner=DirectRunner
-    --direct_num_workers=2 --direct_running_mode=multi_processing`.
-
-    Args:
-        beam: after `--`, options of Beam and its runner.
-    """
     require_packages("apache_beam", what="the command encode-beam")
     process.start_tensorflow()
     from tfdecouple.corpus.beam import encode_with_beam
 
+    options = types.SimpleNamespace(model=model, images=images, out=out, format=format, v=v)
+    vars(options).update(batch_size=batch_size, shards=shards, threads=threads)
     manifest, far = encode_with_beam(options, beam)
     skipped, written = manifest.totals["skipped"], f"{manifest.totals['images']:,} images in {len(manifest.shards)}"
     unreadable = f", {skipped} unreadable, named in _unreadable.txt" if skipped else ""
     if far:
         print(f"{far:,} of the images are {_FAR}")
-    print(f"{options.out}: {written} {manifest.format} files{unreadable}")
+    print(f"{out}: {written} {manifest.format} files{unreadable}")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from tfdecouple.cli.options import DataSet, Folder, RunName, Seed, Split, within
+from tfdecouple.cli.options import DataSet, Folder, RunName, Seed, within
 from tfdecouple.errors import RunError, UserError, one_line
-from tfdecouple.metrics.metric import Metric, Option, Result
+from tfdecouple.metrics.metric import Metric, Option
 from tfdecouple.registry import METRICS
 from tfdecouple.system import process
 from tfdecouple.system.requirements import require_packages
@@ -40,10 +39,9 @@ _MEASURED = Parameter(
     name="*",
     group=Group(
         "What to measure",
-        help="Bits/dim is always measured, and these options add metrics. The best weights of the run are used. Each "
-        "result is printed, and written as a JSON file into the folder --out. To choose between models use --split "
-        "validation: RUN/evaluation/test_evaluations.log counts the evaluations of test images. `encode --scores` "
-        "writes bits/dim of each image.",
+        help="Bits/dim is always measured, and these options add metrics. Each result is printed, and written as a "
+        "JSON file into --out. To choose between models use --split validation: evaluations of test images are "
+        "counted in RUN/evaluation/test_evaluations.log.",
     ),
 )
 
@@ -52,7 +50,6 @@ def evaluate(
     *,
     run: RunName = "photographs",
     out: Folder | None = None,
-    split: Split = None,
     source: DataSet = DataSet(),
     images: Annotated[int, within(0)] = 0,
     seed: Seed = 0,
@@ -66,7 +63,7 @@ def evaluate(
         images: number of images, drawn with --seed; 0 for all, see --probe.
         batch_size: images at once: changes memory and speed only; default the run's.
     """
-    options = types.SimpleNamespace(run=run, split=split, images=images, seed=seed, batch_size=batch_size)
+    options = types.SimpleNamespace(run=run, images=images, seed=seed, batch_size=batch_size)
     vars(options).update(vars(source) | vars(measured))
     metrics = [metric for metric in (kind(options) for kind in METRICS.values()) if metric.is_requested()]
     for metric in metrics:
@@ -75,7 +72,7 @@ def evaluate(
     process.start_tensorflow()
     import tensorflow as tf
 
-    from tfdecouple.cli.results import choose_split, name_unwritable_path
+    from tfdecouple.cli.results import choose_split, name_unwritable_path, write_picture
     from tfdecouple.runs.run_folder import EVALUATION, RunFolder
 
     folder = RunFolder(run)
@@ -83,7 +80,7 @@ def evaluate(
     files: list[str] = []
     try:
         config = folder.read_config()
-        options.split = choose_split(config, source, split)
+        options.split = choose_split(config, source)
         for metric in metrics:
             metric.prepare_inputs(config)
         evaluation = Evaluation(options, metrics)
@@ -98,9 +95,11 @@ def evaluate(
                             data = evaluation.source
                             title = f"{data.name}: {data.title}, test ({data.descriptions['test']})"
                             evaluation.test_evaluations = folder.count_test_evaluation(title, out)
-                    print("\n".join(evaluation.describe_inputs()))
+                    print(evaluation.describe_inputs())
                 print("\n" + "\n".join(result.lines), flush=True)
-                files.append(write_metric_result(out, evaluation, metric, result))
+                name = f"{metric.name}-{metric.split}"
+                write_picture(out / f"{name}.png", result.picture, evaluation.describe_metric(metric) | result.values)
+                files.append(f"{name}.json")
     except tf.errors.ResourceExhaustedError as error:
         raise RunError(f"out of memory; try a smaller --batch-size ({one_line(error, first=True)})") from error
     except (KeyboardInterrupt, Exception) as error:
@@ -118,8 +117,7 @@ class Evaluation:
         options: the options of the command.
         strategy: a `tf.distribute` strategy: over all GPUs if the machine has several, else TensorFlow's default.
         opened, source: the opened run, with its model and config, and the opened data set.
-        size: the number of images in the split `--split`.
-        count: the number of these images that are evaluated.
+        size, count: the number of images in the split `--split`, and of these that are evaluated.
         batch_size: the number of images in a batch, before it is rounded to a multiple of the number of devices.
         test_evaluations: the count of evaluations on test images, with this one; None if it uses no test images.
     """
@@ -167,28 +165,24 @@ class Evaluation:
         batches = make_evaluation_batches(self.source, options.split, batch_size=size, indices=indices)
         return check_batch_labels(batches, self.source, self.opened.config.model)
 
-    def describe_inputs(self) -> Iterator[str]:
-        """Yields lines of text on the run, the images and, if there are any, the evaluations on test images."""
-        split = self.options.split
-        averaged = "averaged " if self.opened.averaged else ""
-        yield f"{self.options.run}: {averaged}weights of step {self.opened.step}, seed {self.options.seed}"
+    def describe_inputs(self) -> str:
+        """Returns lines of text on the run, the images and, if there are any, the evaluations on test images."""
+        split, averaged = self.options.split, "averaged " if self.opened.averaged else ""
         images = f"{self.count:,} of {self.size:,} images{', drawn' if self.count < self.size else ''}"
-        yield f"{self.source.title}, {split} ({self.source.descriptions[split]}): {images}"
+        lines = [
+            f"{self.options.run}: {averaged}weights of step {self.opened.step}, seed {self.options.seed}",
+            f"{self.source.title}, {split} ({self.source.descriptions[split]}): {images}",
+        ]
         if self.test_evaluations is not None:
-            yield f"evaluations of these test images, with this one: {self.test_evaluations}"
+            lines.append(f"evaluations of these test images, with this one: {self.test_evaluations}")
+        return "\n".join(lines)
 
-
-def write_metric_result(out: pathlib.Path, evaluation: Evaluation, metric: Metric, result: Result) -> str:
-    """Writes a metric's values with facts on run and data as JSON, and its picture as PNG; returns the JSON's name."""
-    from tfdecouple.cli.results import write_picture
-
-    opened, source, splits = evaluation.opened, evaluation.source, metric.split.split("+")
-    values = {"command": "evaluate", "run": opened.folder.run, "step": opened.step, "averaged_weights": opened.averaged}
-    values |= {"data": source.title, "source": source.name, "seed": evaluation.options.seed, "split": metric.split}
-    values["split_description"] = "+".join(source.descriptions[split] for split in splits)
-    values["split_images"] = sum(source.sizes[split] for split in splits)
-    if evaluation.test_evaluations is not None:
-        values["test_evaluations"] = evaluation.test_evaluations
-    name = f"{metric.name}-{metric.split}"
-    write_picture(out / f"{name}.png", result.picture, {**values, **result.values})
-    return f"{name}.json"
+    def describe_metric(self, metric: Metric) -> dict[str, Any]:
+        """Returns facts on the run and the images of a metric for its JSON file."""
+        opened, source, splits = self.opened, self.source, metric.split.split("+")
+        facts = {"command": "evaluate", "run": opened.folder.run, "step": opened.step}
+        facts |= {"averaged_weights": opened.averaged, "seed": self.options.seed}
+        facts |= {"data": source.title, "source": source.name, "split": metric.split}
+        facts["split_description"] = "+".join(source.descriptions[split] for split in splits)
+        facts["split_images"] = sum(source.sizes[split] for split in splits)
+        return facts if self.test_evaluations is None else {**facts, "test_evaluations": self.test_evaluations}

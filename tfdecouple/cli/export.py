@@ -31,28 +31,19 @@ def export(
 
         tfdecouple export --run runs/quickstart --to exported/quickstart
 
-    A page that runs the model in the browser; serve its folder web with any server:
-
-        tfdecouple export --run runs/quickstart --to exported/quickstart --format web
-
-    Files for phones:
-
-        tfdecouple export --run runs/quickstart --to exported/quickstart --format litert
-
     The same checks again, on the machine where the files are used; without the run:
 
         tfdecouple export --verify exported/quickstart
 
-    Exit status: 0 published, or verified; 2 a mistake in the command or a full disk, named in one line; 5 a file did
-    not pass its check, nothing published, or with --verify, something is changed or wrong; 130 interrupted, nothing
-    published.
+    Exit status: 0 published, or verified; 2 a mistake in the command or a full disk; 5 a file did not pass its check,
+    nothing published, or with --verify, something is changed or wrong; 130 interrupted, nothing published.
 
     Args:
         run: run folder; bundled weights such as photographs; or published ones, hf://OWNER/NAME.
         to: export folder, which must not exist yet.
         verify: check an export folder again, here, without the run: digests of all files, and their answers.
         expect: with --verify: the SHA-256 of manifest.json that the export has printed.
-        format: one or several of savedmodel, onnx, litert, web.
+        format: one or several of savedmodel, onnx, litert (for phones), and web (a page for browsers).
         endpoints: signatures of the SavedModel; default all.
         any_size: files that encode and decode images of any height and width, instead of the model's.
         version: version of the SavedModel, for TensorFlow Serving; default 1.
@@ -61,14 +52,10 @@ def export(
         web_gpu: give the web page the runtime for graphics cards, too: 27 MB more, used where it is exact and faster.
     """
     require_packages("onnx", "tf2onnx", "onnxruntime", "tensorflow_serving", what="the export")
-    if verify is not None:
-        if run or to:
-            raise UserError("--verify takes an export folder and neither --run nor --to")
+    if verify and not (run or to):
         return _verify_export(verify, expect)
-    if expect:
-        raise UserError("--expect is for --verify: give --verify DIR, too")
-    if not run or not to:
-        raise UserError("export needs --run RUN and --to DIR, or --verify DIR")
+    if not run or not to or verify or expect:
+        raise UserError("export needs --run RUN and --to DIR, or --verify DIR, which --expect DIGEST can follow")
 
     process.start_tensorflow()
     from export import pipeline, show_progress

@@ -8,20 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from tfdecouple.cli.options import (
-    Amounts,
-    Count,
-    DataSet,
-    Out,
-    Pairing,
-    Photograph,
-    RunName,
-    Seed,
-    Sizes,
-    Split,
-    require_pairs,
-    within,
-)
+from tfdecouple.cli.options import Amounts, Count, DataSet, Out, PairedData, Photograph, RunName, Seed, Sizes, within
 from tfdecouple.cli.results import (
     choose_images,
     choose_pairs,
@@ -29,6 +16,7 @@ from tfdecouple.cli.results import (
     name_unwritable_path,
     open_data,
     open_run,
+    read_pairs,
     read_photographs,
 )
 from tfdecouple.errors import DataError, UserError, make_printable, nearest
@@ -55,42 +43,41 @@ def sample(
     The temperature multiplies v: below 1 samples are smoother. A column shares z and the direction of v.
 
     Args:
-        count: number of samples at each temperature.
+        count: number of samples in a row.
         temperatures: one or several temperatures.
         labels: draw a row of samples for each of these labels of the model, or for all.
     """
     opened, results = open_run("sample", run, out)
-    from tfdecouple.visualization import grids
+    from tfdecouple.visualization.grids import draw_sample_grid
 
-    facts = {"seed": seed, "count": count}
-    shared: dict[str, Any] = {**facts, "note": f"\n{opened.note()}"}
-    if not labels:
-        rows = {str(temperature): {"temperature": temperature} for temperature in temperatures}
+    names = opened.label_names
+    for label in labels:
+        if label not in names and not (names and label == "all"):
+            listed = ", ".join(names[:20]) or "none"
+            raise UserError(f"--labels has {label!r}, and the labels of {run} are: {listed}{nearest(label, names)}")
+    rows: dict[str, dict[str, Any]] = {f"{temperature:g}": {"temperature": temperature} for temperature in temperatures}
+    pictures = {"sample": ("the temperature of v", rows)}
+    if labels:
+        chosen = [name for name in names if name in labels or "all" in labels]
+        pictures = {
+            f"sample-{temperature}": (
+                f"a label; the temperature of v is {temperature}",
+                {name: {**arguments, "labels": names.index(name)} for name in chosen},
+            )
+            for temperature, arguments in rows.items()
+        }
+    for file, (what, rows) in pictures.items():
         with Counter("sampling", count * len(rows)) as counter:
-            picture = grids.draw_sample_grid(opened.model, rows, "the temperature of v", on_images=counter, **shared)
-        summary = f"{count} samples at temperature {', '.join(rows)}"
-        return results.write("sample", picture, summary, {**facts, "temperatures": temperatures})
-    if not (names := opened.label_names):
-        raise UserError(f"--labels needs a model with labels, and that of {run} has none")
-    for label in (labels := names if "all" in labels else labels):
-        if label not in names:
-            raise UserError(f"--labels has {label!r}, which is no label of {run}{nearest(label, names)}")
-    for temperature in temperatures:
-        rows = {label: {"temperature": temperature, "labels": names.index(label)} for label in labels}
-        what = f"a label; the temperature of v is {temperature:g}"
-        with Counter("sampling", count * len(labels)) as counter:
-            picture = grids.draw_sample_grid(opened.model, rows, what, on_images=counter, **shared)
-        summary = f"{count} samples of each of {len(labels)} labels at temperature {temperature}"
-        more = {"temperature": temperature, "labels": labels}
-        results.write(f"sample-{temperature:g}", picture, summary, {**facts, **more})
-    return None
+            note = f"\n{opened.note()}"
+            picture = draw_sample_grid(opened.model, rows, what, count=count, seed=seed, note=note, on_images=counter)
+        facts = {"seed": seed, "count": count, "rows": rows}
+        results.write(file, picture, f"{count} samples for each of {', '.join(rows)} ({what})", facts)
 
 
 def reconstruct(
     *,
     run: RunName = "photographs",
     out: Out = None,
-    split: Split = None,
     source: DataSet = DataSet(),
     count: Annotated[int, Count] = 20,
     seed: Seed = 0,
@@ -108,7 +95,7 @@ def reconstruct(
     from tfdecouple.data.drawn_images import draw_uncropped_images
     from tfdecouple.visualization import grids
 
-    data, part = open_data(opened, source, split)
+    data, part = open_data(opened, source)
     if not own_size:
         images = choose_images(opened, data, part, count, seed)
         with Counter("reconstructing", count := len(images.pixels)) as counter:
@@ -124,9 +111,9 @@ def reconstruct(
         summary = f"{width} x {height} pixels, {lost} of {image.size:,} subpixels differ"
         caption = f"Image and decode(encode(image)): {summary}. {opened.note()}"
         facts = {"data": data.title, "split": part, "image": name, "height": height, "width": width}
-        facts["lost_subpixels"] = lost
-        name = pathlib.PurePath(name).with_suffix("").as_posix().replace("/", "-")
-        results.write(f"reconstruct-{name}", grids.draw_grid(np.stack([image, decoded], 1), caption), summary, facts)
+        file = pathlib.PurePath(name).with_suffix("").as_posix().replace("/", "-")
+        picture = grids.draw_grid(np.stack([image, decoded], 1), caption)
+        results.write(f"reconstruct-{file}", picture, summary, {**facts, "lost_subpixels": lost})
     return None
 
 
@@ -137,12 +124,9 @@ def switch(
     reference: Photograph | None = None,
     strength: Annotated[float | None, within(0, 1)] = None,
     sizes: Sizes = Sizes(),
-    split: Split = None,
-    source: DataSet = DataSet(),
-    pairing: Pairing = None,
-    count: Annotated[int | None, Count] = None,
+    source: PairedData = PairedData(),
     seed: Seed = 0,
-) -> int | None:
+) -> int:
     """Exchange the global codes z of pairs of images (paper Figure 1).
 
     With your own photographs: `tfdecouple switch a.jpg b.jpg`, or, for z of one image in a folder of photographs,
@@ -152,67 +136,50 @@ def switch(
     Args:
         files: your own pairs, not the data set's, of any size: a.png b.png c.png d.png.
         reference: decode all photographs of the folder FILES with z of this image, at their own size, into --to.
-        strength: z of a result: from 0, z of the image itself, to 1, z of the other image; default 0.9 for your own
-            photographs, 1 for pairs of the data set.
-        count: number of pairs of the data set; default 10.
+        strength: z of a result, from 0, its own, to 1, that of the other image; default 0.9, 1 for a data set.
     """
-    require_pairs("switch", files, reference, source, split=split, pairing=pairing, count=count)
-    if reference is not None:
-        return _switch_folder(files, run, out, reference, 0.9 if strength is None else strength, sizes)
+    source.require_pairs("switch", files, reference)
+    strength = (0.9 if files else 1.0) if strength is None else strength
+    if reference is not None and (len(files) != 1 or out is None or sizes.size != "own"):
+        needs = f"--reference needs one folder of photographs, got {len(files)}, and --to OUT"
+        raise UserError(f"{needs}; it takes no --size, as each photograph is written at its own size")
     opened, results = open_run("switch", run, out, needs_z=True)
     import numpy as np
 
     from tfdecouple.visualization import grids
     from tfdecouple.visualization.full_size import PhotographWriter
-
-    if not files:
-        strength = 1.0 if strength is None else strength
-        pairs = choose_pairs(opened, source, split, pairing or "auto", ("within", "across"), count or 10, seed)
-        for how, (first, second) in pairs.items():
-            title = {"within": "Switch, equal labels", "across": "Switch, different labels"}.get(how, "Switch")
-            labels = None if first.labels is None or second.labels is None else (first.labels, second.labels)
-            with Counter("switching", 2 * len(first.pixels)) as counter:
-                switched = grids.switch_images(opened.model, first.pixels, second.pixels, strength, counter, labels)
-            picture = grids.draw_switch_grid(first.pixels, second.pixels, *switched, what=title, note=f"\n{first.note}")
-            facts = {"pairing": how, "first": first.facts, "second": second.facts, "seed": seed, "strength": strength}
-            summary = f"{title.lower()}, {format_count(len(first.pixels), 'pair')}"
-            results.write(f"switch-{how}", picture, summary, {**facts, "count": len(first.pixels)})
-        return None
-    strength = 0.9 if strength is None else strength
-    writer, grid = PhotographWriter(results.path, sizes.unlimited), []
-    with Counter("switching", len(files)) as counter:
-        for pair in zip(files[::2], files[1::2], strict=True):
-            photographs, (a, b) = read_photographs(opened, pair, sizes)
-            ba, ab = (images[0] for images in grids.switch_images(opened.model, a[None], b[None], strength))
-            grid.append((a, b, ba, ab))
-            counter(2 * len(grid))
-            for photograph, before, after, other in zip(photographs, (a, b), (ba, ab), pair[::-1], strict=False):
-                writer.write_photograph(photograph, before, after, f"z-of-{pathlib.PurePath(other).stem}")
-    a, b, ba, ab = map(np.stack, zip(*grid, strict=True))
-    picture = grids.draw_switch_grid(a, b, ba, ab, note=f"\nOwn images. {opened.note()}")
-    facts = {"pairing": "pairs", "first": {"files": files[::2]}, "second": {"files": files[1::2]}, "strength": strength}
-    results.write("switch-pairs", picture, f"switch, {format_count(len(grid), 'pair')}", {**facts, "count": len(grid)})
-    return None
-
-
-def _switch_folder(
-    files: tuple[str, ...], run: str, out: pathlib.Path | None, reference: str, strength: float, sizes: Sizes
-) -> int:
-    """Writes all photographs of a folder with z of `reference`; returns 1 if a photograph cannot be read, else 0."""
-    if len(files) != 1 or out is None:
-        raise UserError(f"--reference needs one folder of photographs, got {len(files)}, and --to OUT")
-    if sizes.size != "own":
-        raise UserError("--reference takes no --size: each photograph is written at its own size")
-    opened, _ = open_run("switch", run, out, needs_z=True)
     from tfdecouple.visualization.photograph_folder import switch_folder
 
-    with name_unwritable_path(out):
-        result = switch_folder(opened.model, reference, files[0], out, strength, sizes.max_side, sizes.unlimited)
-    for line in (*(f"skipped: {error}" for error in result.errors), *result.notes):
-        print(line, file=sys.stderr)
-    counts = f"{len(result.kept)} there already, {len(result.errors)} skipped"
-    print(f"{out}: {len(result.written)} photographs with z of {reference} written, {counts}")
-    return 1 if result.errors else 0
+    if reference is not None:
+        with name_unwritable_path(results.path):
+            options = strength, sizes.max_side, sizes.unlimited
+            result = switch_folder(opened.model, reference, files[0], results.path, *options)
+        for line in (*(f"skipped: {error}" for error in result.errors), *result.notes):
+            print(line, file=sys.stderr)
+        counts = f"{len(result.kept)} there already, {len(result.errors)} skipped"
+        print(f"{out}: {len(result.written)} photographs with z of {reference} written, {counts}")
+        return 1 if result.errors else 0
+    writer = PhotographWriter(results.path, sizes.unlimited)
+    if files:
+        groups = [read_pairs(opened, files, sizes)]
+    else:
+        groups = choose_pairs(opened, source, ("within", "across"), source.count or 10, seed)
+    for pairs in groups:
+        how, count, tiles = pairs.facts["pairing"], pairs.facts["count"], []
+        with Counter("switching", 2 * count) as counter:
+            for a, b, labels, photographs in pairs.parts:
+                switched = grids.switch_images(opened.model, a, b, strength, labels)
+                tiles.append((a, b, *switched))
+                counter(2 * sum(len(part[0]) for part in tiles))
+                for number, photograph in enumerate(photographs):
+                    change = f"z-of-{pathlib.PurePath(photographs[1 - number].path).stem}"
+                    writer.write_photograph(photograph, (a, b)[number][0], switched[number][0], change)
+        title = {"within": "Switch, equal labels", "across": "Switch, different labels"}.get(how, "Switch")
+        a, b, ba, ab = map(np.concatenate, zip(*tiles, strict=True))
+        picture = grids.draw_switch_grid(a, b, ba, ab, what=title, note=f"\n{pairs.note}")
+        summary = f"{title.lower()}, {format_count(count, 'pair')}"
+        results.write(f"switch-{how}", picture, summary, {**pairs.facts, "strength": strength})
+    return 0
 
 
 def interpolate(
@@ -222,10 +189,7 @@ def interpolate(
     steps: Annotated[int, within(2)] = 6,
     path: Literal["lerp", "slerp", "both"] = "lerp",
     sizes: Sizes = Sizes(),
-    split: Split = None,
-    source: DataSet = DataSet(),
-    pairing: Pairing = None,
-    count: Annotated[int | None, Count] = None,
+    source: PairedData = PairedData(),
     seed: Seed = 0,
 ) -> None:
     """Go from one image to another in z and v apart (paper Figure 5).
@@ -237,9 +201,8 @@ def interpolate(
         files: your own pairs, not the data set's, of any size: a.png b.png c.png d.png.
         steps: images in a row and in a column.
         path: path of v: lerp, a line as in the paper; slerp, an arc; both.
-        count: number of pairs of the data set, one below another; default 1.
     """
-    require_pairs("interpolate", files, None, source, split=split, pairing=pairing, count=count)
+    source.require_pairs("interpolate", files)
     opened, results = open_run("interpolate", run, out)
     import numpy as np
 
@@ -248,34 +211,27 @@ def interpolate(
 
     has_z, places = opened.config.model.has_latent, [step / (steps - 1) for step in range(steps)]
     paths = ("lerp", "slerp") if path == "both" else (path,)
-    what = "z downwards, v to the right" if has_z else "v from left to right, no z"
-    facts = {"seed": seed, "places": places, "path": path}
+    # Without z the model changes only v, and photographs at their own size keep their own v.
+    sizes = sizes if has_z else dataclasses.replace(sizes, size="model")
+    writer, bands = PhotographWriter(results.path, sizes.unlimited), []
     if files:
-        # Without z the model changes only v, and photographs at their own size keep their own v.
-        sizes = sizes if has_z else dataclasses.replace(sizes, size="model")
-        writer, bands, note = PhotographWriter(results.path, sizes.unlimited), [], f"Own images. {opened.note()}"
-        facts |= {"pairing": "pairs", "first": {"files": files[::2]}, "second": {"files": files[1::2]}}
-        for pair in zip(files[::2], files[1::2], strict=True):
-            photographs, (a, b) = read_photographs(opened, pair, sizes)
-            bands.append(grids.interpolate_pairs(opened.model, a[None], b[None], places, paths))
-            first, second = (pathlib.PurePath(file).stem for file in pair)
-            for step, place in enumerate(places[1:] if photographs else (), 1):
-                # The first column of the picture has v of the first image, and the last column v of the second.
-                of_a, of_b = bands[-1][0, 0, step, 0], bands[-1][0, 0, -1 - step, -1]
-                writer.write_photograph(photographs[0], a, of_a, f"z-{place:.2g}-of-{second}")
-                writer.write_photograph(photographs[1], b, of_b, f"z-{place:.2g}-of-{first}")
-        tiles = np.concatenate(bands)
+        pairs = read_pairs(opened, files, sizes)
     else:
-        pairs = choose_pairs(opened, source, split, pairing or "auto", ("across",), count or 1, seed)
-        ((facts["pairing"], (images, others)),) = pairs.items()
-        facts |= {"first": images.facts, "second": others.facts}
-        note, total = images.note, len(images.pixels) * len(paths) * len(places) * (len(places) if has_z else 1)
-        labels = None if images.labels is None or others.labels is None else (images.labels, others.labels)
-        with Counter("interpolating", total) as counter:
-            tiles = grids.interpolate_pairs(opened.model, images.pixels, others.pixels, places, paths, counter, labels)
-    picture = grids.draw_interpolation_grid(tiles, places, paths, f"\n{note}")
+        (pairs,) = choose_pairs(opened, source, ["across"], source.count or 1, seed)
+    for a, b, labels, photographs in pairs.parts:
+        with Counter("interpolating", len(a), unit="pairs") as counter:
+            bands.append(grids.interpolate_pairs(opened.model, a, b, places, paths, counter, labels))
+        for step, place in enumerate(places[1:] if photographs else (), 1):
+            # The first column of the picture has v of the first image, and the last column v of the second.
+            of_a, of_b = bands[-1][0, 0, step, 0], bands[-1][0, 0, -1 - step, -1]
+            first, second = (pathlib.PurePath(photograph.path).stem for photograph in photographs)
+            writer.write_photograph(photographs[0], a[0], of_a, f"z-{place:.2g}-of-{second}")
+            writer.write_photograph(photographs[1], b[0], of_b, f"z-{place:.2g}-of-{first}")
+    tiles = np.concatenate(bands)
+    picture = grids.draw_interpolation_grid(tiles, places, paths, f"\n{pairs.note}")
+    what = "z downwards, v to the right" if has_z else "v from left to right, no z"
     summary = f"{format_count(len(tiles), 'pair')} of images, {what}"
-    results.write("interpolate", picture, summary, {**facts, "count": len(tiles)})
+    results.write("interpolate", picture, summary, {**pairs.facts, "places": places, "path": path})
 
 
 def edit(
@@ -319,7 +275,7 @@ def edit(
                         change = f"{make_file_name(chosen.name)}{amount:+g}"
                         writer.write_photograph(photograph, small[0], edited, change)
     picture = grids.draw_edit_grid(np.concatenate(rows), [""], amounts, name, f"Own images. {opened.note()}")
-    facts = {"files": files, "direction": chosen.name, "method": chosen.method, "amounts": amounts}
+    facts = {"files": list(map(str, files)), "direction": chosen.name, "method": chosen.method, "amounts": amounts}
     results.write("edit", picture, f"{format_count(len(files), 'image')} along {name}, {chosen.method}", facts)
 
 
@@ -336,20 +292,18 @@ def neighbours(
     *,
     run: RunName = "photographs",
     out: Out = None,
-    split: Literal["train", "validation", "test"] = "train",
     source: DataSet = DataSet(),
     count: Annotated[int, Count] = 6,
     seed: Seed = 0,
     temperature: Annotated[float, _Temperature] = 0.8,
     search: Annotated[int, within(0)] = 1000,
 ) -> None:
-    """Show samples beside the training images nearest to them.
+    """Show samples beside the training images, or those of --split, nearest to them.
 
     Distances are Euclidean, between pixels and, where the model has z, between z. A model that repeats its training
     images gives samples equal to their neighbours.
 
     Args:
-        split: part of the data to search.
         count: number of samples.
         temperature: factor of v.
         search: number of images to search, drawn at random; 0 for all.
@@ -358,60 +312,47 @@ def neighbours(
     import numpy as np
     from scipy.spatial.distance import cdist
 
-    from tfdecouple.data.batches import read_chosen_batches
     from tfdecouple.data.drawn_images import draw_image_indices, read_drawn_images
-    from tfdecouple.visualization import grids
+    from tfdecouple.visualization.grids import draw_neighbour_grid
 
-    (data, _), model, has_z = open_data(opened, source, split), opened.model, opened.config.model.has_encoder
-    samples = np.asarray(model.sample(count, temperature, seed=seed))
-    drawn = draw_image_indices(data, split, search or data.sizes[split], seed)
-    queries = {"pixels": samples} | ({"z": opened.encode_z(samples)} if has_z else {})
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in queries}
-    searched: list[int] = []
-    for batch in read_chosen_batches(data, split, drawn, batch_size=64, title="searching"):
-        images = np.asarray(model.quantizer.quantize_pixels(batch["image"]))
-        for name, query in queries.items():
-            vectors = opened.encode_z(images) if name == "z" else images
-            columns[name].append(cdist(query.reshape(len(query), -1), vectors.reshape(len(vectors), -1)))
-        searched += batch["index"].tolist()
+    data, split = open_data(opened, source, "train")
+    samples = np.asarray(opened.model.sample(count, temperature, seed=seed))
+    searched = draw_image_indices(data, split, search or data.sizes[split], seed)
+    images = read_drawn_images(opened.model, data, split, searched)[0]
+    parts = np.array_split(images, -(-len(images) // 64))
+    vectors = {"pixels": (samples, parts)}
+    if opened.config.model.has_encoder:
+        vectors["z"] = opened.encode_z(samples), [opened.encode_z(part) for part in parts]
     nearest_images, found = {}, {}
-    for name in queries:
-        distances = np.concatenate(columns[name], 1)
+    for name, (queries, searched_vectors) in vectors.items():
+        flat = [array.reshape(len(array), -1) for array in (queries, *searched_vectors)]
+        distances = np.concatenate([cdist(flat[0], part) for part in flat[1:]], 1)
         order = np.argsort(distances, 1, kind="stable")[:, :_NEAREST]
-        indices, distances = np.array(searched)[order], np.take_along_axis(distances, order, 1)
-        # Each image is read once, even if it is a neighbour of several samples.
-        different, rows = np.unique(indices, return_inverse=True)
-        nearest_images[name] = read_drawn_images(model, data, split, different)[0][rows.reshape(indices.shape)]
-        found[name] = {"indices": indices.tolist(), "distances": distances.tolist()}
+        nearest_images[name] = images[order]
+        nearest_distances = np.take_along_axis(distances, order, 1)
+        found[name] = {"indices": searched[order].tolist(), "distances": nearest_distances.tolist()}
     copies = sum(row[0] == 0 for row in found["pixels"]["distances"])
-    caption = (
-        f"Samples at temperature {temperature} and the {min(_NEAREST, len(searched))} images nearest to each, "
-        f"by pixels{' and by z' if has_z else ''}, among {len(searched):,} images ({data.title}, {split}). "
-        f"{copies} of {count} samples equal one of them.\n{opened.note()}"
-    )
-    facts = {"data": data.title, "searched": len(searched), "copies": copies, "nearest": found}
-    facts |= {"split": split, "seed": seed, "count": count, "temperature": temperature}
+    facts = {"data": data.title, "split": split, "searched": len(searched), "copies": copies, "nearest": found}
+    facts |= {"seed": seed, "count": count, "temperature": temperature}
     summary = f"{count} samples beside their nearest of {len(searched):,} images; {copies} equal one"
-    results.write("neighbours", grids.draw_neighbour_grid(samples, nearest_images, caption), summary, facts)
+    caption = f"Temperature {temperature}: {summary} ({data.title}, {split}).\n{opened.note()}"
+    results.write("neighbours", draw_neighbour_grid(samples, nearest_images, caption), summary, facts)
 
 
 def project(
     *,
     run: RunName = "photographs",
     out: Out = None,
-    split: Split = None,
     source: DataSet = DataSet(),
     count: Annotated[int, Count] = 1000,
     seed: Seed = 0,
-    method: Literal["pca", "tsne"] = "pca",
 ) -> None:
-    """Show the global codes z of images in the plane, coloured by label.
+    """Show the two principal components of z of images, coloured by label.
 
     Images with similar z lie close together.
 
     Args:
         count: number of images.
-        method: pca, principal components, or tsne, t-SNE.
     """
     require_packages("matplotlib", what="the command project")
     opened, results = open_run("project", run, out, needs_z=True)
@@ -420,20 +361,16 @@ def project(
     from tfdecouple.data.drawn_images import draw_image_indices
     from tfdecouple.visualization import plots
 
-    data, part = open_data(opened, source, split)
+    data, part = open_data(opened, source)
     indices = np.sort(draw_image_indices(data, part, count, seed))
-    if len(indices) < 4:
-        raise DataError(f"project got {len(indices)} images; it needs at least 4")
+    if len(indices) < 2:
+        raise DataError(f"project got {len(indices)} images; it needs at least 2")
     codes, labels = opened.encode_split(data, part, indices, "encoding")
-    facts: dict[str, Any] = {"data": data.title, "split": part, "method": method, "seed": seed, "count": len(indices)}
-    if method == "pca":
-        points, shares = plots.project_to_components(codes)
-        facts["explained_variance"] = shares.tolist()
-        axes = tuple(f"principal component {n} ({share:.0%} of the variance)" for n, share in enumerate(shares, 1))
-    else:
-        points, axes = plots.project_by_t_sne(codes, seed), ("t-SNE 1", "t-SNE 2")
-    facts |= {"indices": indices.tolist(), "labels": get_label_names(data, labels), "points": points.tolist()}
+    points, shares = plots.project_to_components(codes)
+    axes = [f"principal component {n} ({share:.0%} of the variance)" for n, share in enumerate(shares, 1)]
     title = f"z of {len(indices):,} images: {data.title}, {part}\n{opened.note()}"
     picture = plots.render_figure(plots.plot_projection(points, labels, data.label_names, axes, title))
-    summary = f"z of {len(indices):,} images by {'PCA' if method == 'pca' else 't-SNE'}"
-    results.write(f"project-{method}", picture, summary, facts)
+    facts = {"data": data.title, "split": part, "seed": seed, "count": len(indices), "indices": indices.tolist()}
+    facts |= {"labels": get_label_names(data, labels), "points": points.tolist()}
+    summary = f"principal components of z of {len(indices):,} images"
+    results.write("project", picture, summary, {**facts, "explained_variance": shares.tolist()})

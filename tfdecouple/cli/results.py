@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tfdecouple.cli.options import DataSet, Sizes
+from tfdecouple.cli.options import DataSet, PairedData, Sizes
 from tfdecouple.errors import DataError, UserError, make_printable
 from tfdecouple.system import process
 
@@ -23,26 +23,34 @@ if TYPE_CHECKING:
 
 
 class Images(NamedTuple):
-    """Images for a model, with `facts` for a JSON file, and a `note` on data set and run for the caption of a picture.
+    """Images for a model, uint8 `[n, height, width, channels]`, and their labels, int32 `[n]`, None without labels.
 
-    `pixels`, uint8 `[n, height, width, channels]`, are quantised to the bits of the model. `labels` are the labels,
-    int32 `[n]`, for a model with labels; otherwise None.
+    `facts` on the images are for a JSON file, and the `note` on data set and run is for the caption of a picture.
     """
 
     pixels: np.ndarray
+    labels: np.ndarray | None
     facts: dict[str, Any]
     note: str
-    labels: np.ndarray | None = None
 
 
-class Results:
+class Pairs(NamedTuple):
+    """All pairs of a picture, with `facts` for a JSON file, among them "pairing" and "count", and a caption's `note`.
+
+    `parts` yields tuples of first images, second images, the labels of both or None, and a user's two photographs, if
+    these are to be changed at their own size, too.
+    """
+
+    parts: Iterable[tuple[np.ndarray, np.ndarray, Sequence[np.ndarray | None], list[UserPhotograph]]]
+    facts: dict[str, Any]
+    note: str
+
+
+class Results(NamedTuple):
     """The folder `path` for the results of a command, which get `facts` on the command and the run."""
 
-    def __init__(self, command: str, opened: Run, out: pathlib.Path | None) -> None:
-        from tfdecouple.runs.run_folder import PICTURES
-
-        self.path = opened.folder.find_results_folder(PICTURES, out)
-        self.facts = {"command": command, **opened.facts()}
+    path: pathlib.Path
+    facts: dict[str, Any]
 
     def write(self, name: str, picture: Image.Image, summary: str, facts: dict[str, Any]) -> None:
         """Writes a picture as NAME.png and `facts` as NAME.json, and prints the path with the summary."""
@@ -56,25 +64,27 @@ def open_run(command: str, run: str, out: pathlib.Path | None, needs_z: bool = F
     """Starts TensorFlow, opens a run for a command that draws pictures, and returns the run and the results' folder."""
     process.start_tensorflow()
     from tfdecouple.runs.opened_run import Run
+    from tfdecouple.runs.run_folder import PICTURES
 
     opened = Run.open(run, z_for=command if needs_z else "")
-    return opened, Results(command, opened, out)
+    facts = {"command": command, **opened.facts()}
+    return opened, Results(opened.folder.find_results_folder(PICTURES, out), facts)
 
 
-def open_data(opened: Run, source: DataSet, split: str | None) -> tuple[Source, str]:
-    """Opens a data set, by default the run's, and one split, by default as `choose_split` does; returns both."""
-    split = choose_split(opened.config, source, split)
+def open_data(opened: Run, source: DataSet, default: str | None = None) -> tuple[Source, str]:
+    """Opens a data set and a split, by default `default`, or the split of `choose_split`; returns both."""
+    split = source.split or default or choose_split(opened.config, source)
     data = opened.open_source(source.data, source.data_dir, source.download)
     data.open_split(split)
     return data, split
 
 
-def choose_split(config: Config, source: DataSet, split: str | None) -> str:
-    """Returns `split` if given; else "all" for a folder without splits that no training has used, or "test"."""
+def choose_split(config: Config, source: DataSet) -> str:
+    """Returns the chosen split; by default "all" for a folder without splits that no training has used, or "test"."""
     data = source.data or ""
     folder, trained = (pathlib.Path(name.removeprefix("folder:")).expanduser() for name in (data, config.data.source))
     is_folder = data.startswith("folder:") and not (folder / "train").is_dir()
-    return split or ("all" if is_folder and folder.resolve() != trained.resolve() else "test")
+    return source.split or ("all" if is_folder and folder.resolve() != trained.resolve() else "test")
 
 
 def choose_images(opened: Run, source: Source, split: str, count: int, seed: int) -> Images:
@@ -92,7 +102,7 @@ def _make_images(
     names = get_label_names(source, labels)
     facts = {"data": source.title, "split": split, "indices": indices.tolist(), "labels": names}
     note = f"Images: {source.title}, {split}. {opened.note()}"
-    return Images(pixels, facts, note, labels if opened.model.config.has_labels else None)
+    return Images(pixels, labels if opened.config.model.has_labels else None, facts, note)
 
 
 def get_label_names(source: Source, labels: np.ndarray) -> list[str | None]:
@@ -100,7 +110,54 @@ def get_label_names(source: Source, labels: np.ndarray) -> list[str | None]:
     return [source.label_names[label] if 0 <= label < len(source.label_names) else None for label in labels]
 
 
-def read_photographs(opened: Run, paths: Sequence[str], sizes: Sizes) -> tuple[list[UserPhotograph], np.ndarray]:
+def read_pairs(opened: Run, files: Sequence[pathlib.Path], sizes: Sizes) -> Pairs:
+    """Returns the pairs of a user's photographs; a pair is read when it is needed."""
+    both = files[::2], files[1::2]
+
+    def read_parts() -> Iterator[Any]:
+        for pair in zip(*both, strict=True):
+            photographs, pixels = read_photographs(opened, pair, sizes)
+            yield pixels[:1], pixels[1:], (None, None), photographs
+
+    first, second = ({"files": list(map(str, side))} for side in both)
+    facts = {"pairing": "pairs", "count": len(both[0]), "first": first, "second": second}
+    return Pairs(read_parts(), facts, f"Own images. {opened.note()}")
+
+
+def choose_pairs(opened: Run, source: PairedData, pairings: Sequence[str], count: int, seed: int) -> list[Pairs]:
+    """Draws at most `count` pairs of images of a data set for each pairing.
+
+    With the pairing "auto", labelled images are paired in all ways in `pairings`, such as "within" a label and "across"
+    labels, and other images as "any". UserError is raised if the pairing needs labels and there are none, DataError if
+    no two images make a pair.
+    """
+    from tfdecouple.data.drawn_images import draw_image_indices, pair_images, read_drawn_images
+
+    data, split = open_data(opened, source)
+    by_label = source.pairing != "any" and len(data.label_names) > 1
+    # More images are drawn than the pairs need, so that most labels have several images.
+    pool = draw_image_indices(data, split, max(500, 8 * count) if by_label else 2 * count, seed)
+    images, labels = read_drawn_images(opened.model, data, split, pool)
+    has_labels = len(set(labels[labels >= 0].tolist())) > 1
+    ways: list[str] = [source.pairing]
+    if source.pairing == "auto":
+        ways = list(pairings) if has_labels else ["any"]
+    elif source.pairing != "any" and not has_labels:
+        raise UserError(f"--pairing {ways[0]} needs images of several labels, but {split} of {data.title} has none")
+    chosen = []
+    for way in ways:
+        if len(pairs := pair_images(labels, way, count)):
+            a, b = (_make_images(opened, data, split, pool[i], images[i], labels[i]) for i in pairs.T)
+            facts = {"pairing": way, "count": len(pairs), "first": a.facts, "second": b.facts, "seed": seed}
+            chosen.append(Pairs([(a.pixels, b.pixels, (a.labels, b.labels), [])], facts, a.note))
+    if not chosen:
+        raise DataError(f"{split} of {data.title} has no two images for a pair; take another --split or --pairing")
+    return chosen
+
+
+def read_photographs(
+    opened: Run, paths: Sequence[pathlib.Path], sizes: Sizes
+) -> tuple[list[UserPhotograph], np.ndarray]:
     """Reads a user's photographs; returns them, and their pixels at the model's size, uint8 `[n, height, width, c]`.
 
     With --size own the whole photograph is reduced to the model's size; with --size model its middle, and the list is
@@ -115,43 +172,12 @@ def read_photographs(opened: Run, paths: Sequence[str], sizes: Sizes) -> tuple[l
 
     shape, photographs = opened.config.model.image_shape, []
     if sizes.size == "own":
-        photographs = [read_photograph(path, shape[-1], sizes.max_side) for path in paths]
+        photographs = [read_photograph(str(path), shape[-1], sizes.max_side) for path in paths]
         images = [shrink_photograph(photograph.pixels, *shape[:2]) for photograph in photographs]
     else:
         crop = choose_user_crop(opened.config.data)
-        images = [read_image(path, shape, crop) for path in paths]
+        images = [read_image(str(path), shape, crop) for path in paths]
     return photographs, np.asarray(opened.model.quantizer.quantize_pixels(np.stack(images)))
-
-
-def choose_pairs(
-    opened: Run, source: DataSet, split: str | None, pairing: str, pairings: Sequence[str], count: int, seed: int
-) -> dict[str, tuple[Images, ...]]:
-    """Draws at most `count` pairs of images for each pairing; returns {pairing: (first images, second images)}.
-
-    With `pairing` "auto", labelled images are paired in all ways in `pairings`, such as "within" a label and "across"
-    labels, and other images as "any". UserError is raised if the pairing needs labels and there are none, DataError if
-    no two images make a pair.
-    """
-    from tfdecouple.data.drawn_images import draw_image_indices, pair_images, read_drawn_images
-
-    data, split = open_data(opened, source, split)
-    by_label = pairing != "any" and len(data.label_names) > 1
-    # More images are drawn than the pairs need, so that most labels have several images.
-    pool = draw_image_indices(data, split, max(500, 8 * count) if by_label else 2 * count, seed)
-    images, labels = read_drawn_images(opened.model, data, split, pool)
-    has_labels = len(set(labels[labels >= 0].tolist())) > 1
-    how = "any" if pairing == "auto" else pairing
-    if how != "any" and not has_labels:
-        raise UserError(f"--pairing {how} needs images of several labels, but {split} of {data.title} has none")
-    chosen = {}
-    for name in pairings if pairing == "auto" and has_labels else (how,):
-        pairs = pair_images(labels, name, count)
-        if len(pairs):
-            chosen[name] = tuple(_make_images(opened, data, split, pool[i], images[i], labels[i]) for i in pairs.T)
-    if not chosen:
-        lacks = f"no two images for --pairing {pairing}; take another --split, --data or --pairing"
-        raise DataError(f"{split} of {data.title} has {lacks}")
-    return chosen
 
 
 def write_picture(path: pathlib.Path, picture: Image.Image | None, facts: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from tfdecouple.cli.options import EXIT_FAILED, Devices, Out, RunName, Settings, within
-from tfdecouple.errors import UserError, nearest
 from tfdecouple.system import process
 from tfdecouple.system.requirements import require_packages
 
@@ -72,22 +71,21 @@ def curves(
     """
     require_packages("matplotlib", what="the command curves")
     process.start_tensorflow()
-    from tfdecouple.cli.results import write_picture
+    from tfdecouple.cli.results import Results
     from tfdecouple.runs.run_folder import PICTURES, RunFolder
     from tfdecouple.visualization.plots import Curves, plot_curves, render_figure
 
     names = [RunFolder(path).name for path in run]
-    # In the legend, runs that share a name are called by their paths.
-    shown = [name if names.count(name) == 1 else path for path, name in zip(run, names, strict=True)]
-    drawn = [Curves(name, **RunFolder(path).read_curves()) for path, name in zip(run, shown, strict=True)]
-    facts = []
-    for path, entry in zip(run, drawn, strict=True):
+    drawn, facts = [], []
+    for path, name in zip(run, names, strict=True):
+        # In the legend, runs that share a name are called by their paths.
+        entry = Curves(name if names.count(name) == 1 else path, **RunFolder(path).read_curves())
         last = max(steps[-1] for lines in (entry.train, entry.validation) for steps, _ in lines.values())
+        drawn.append(entry)
         facts.append({"run": path, "name": entry.name, "last_step": last})
-    picture = RunFolder(run[0]).find_results_folder(PICTURES, out) / "curves.png"
-    write_picture(picture, render_figure(plot_curves(drawn)), {"command": "curves", "runs": facts})
-    summary = "; ".join(f"{each['name']} to update {each['last_step']:,}" for each in facts)
-    print(f"{picture}: {summary}", flush=True)
+    results = Results(RunFolder(run[0]).find_results_folder(PICTURES, out), {"command": "curves"})
+    summary = "; ".join(f"{entry['name']} to update {entry['last_step']:,}" for entry in facts)
+    results.write("curves", render_figure(plot_curves(drawn)), summary, {"runs": facts})
 
 
 def import_wolf(
@@ -135,8 +133,7 @@ def publish(
         to: a folder, new or empty; or hf://OWNER/NAME or hf://OWNER/NAME@BRANCH.
         licence: licence as the Hub names it: apache-2.0, cc-by-4.0, other; default the card's.
         name: name of the model; default the last part of --to.
-        data: data set that commands use with the published weights if the user names none: photographs, or a TFDS
-            name; default that of the training, which the model card states in any case.
+        data: default data set of commands with the published weights; default that of the training.
         trained_on: description of the training images, for the card; default the data set.
         rights: sentence on rights in the training images, for the card; default the data set's.
         private: make a new repository on the Hub private.
@@ -144,8 +141,9 @@ def publish(
     process.start_tensorflow()
     from tfdecouple.runs import publishing
 
-    more = {"licence": licence, "name": name, "data": data, "trained_on": trained_on, "rights": rights}
-    place = publishing.publish(run, to, private=private, **more)
+    place = publishing.publish(
+        run, to, licence=licence, name=name, data=data, trained_on=trained_on, rights=rights, private=private
+    )
     print(f"{place}: config, weights, card and manifest")
     print(f"  import tfdecouple; model = tfdecouple.load_model({place!r})")
 
@@ -157,27 +155,24 @@ def doctor(
     preset: str | None = None,
     settings: Settings = (),
     devices: Devices = None,
-    only: tuple[str, ...] = (),
+    only: tuple[Literal["build", "numerics", "exactness", "devices", "speed"], ...] = (),
     timeout: Annotated[int, within(1, 10**6)] = 900,
 ) -> int:
     """Test whether this machine computes correctly, and how fast it is.
 
-    Each check runs in a process of its own. Nothing is written but temporary files and the report of --out. The exit
-    status is 0 if every test passes, and 5 if one fails; the report says what to do. docs/exactness.md explains it.
+    Each check runs in a process of its own. The exit status is 0 if every test passes, and 5 if one fails; the report
+    says what to do (docs/exactness.md).
 
     Args:
         out: write doctor.json and doctor.txt there.
         quick: run only what takes some minutes on two CPU cores.
         preset: time this preset; default a small model.
-        only: run these checks only, such as numerics.
+        only: run these checks only.
         timeout: seconds without a result after which a check is ended.
     """
     from tfdecouple.doctor.check_runner import CHECKS, Task, make_doctor_config, make_json, make_text, run_checks
     from tfdecouple.storage.files import write_json, write_text
 
-    for name in only:
-        if name not in CHECKS:
-            raise UserError(f"there is no check {name!r}; there are {', '.join(CHECKS)}{nearest(name, [*CHECKS])}")
     task = Task(preset, settings, quick, timeout, devices)
     # A wrong preset, option or --out raises its error here, before the checks take minutes.
     make_doctor_config(task)
@@ -192,7 +187,6 @@ def doctor(
     if out is not None:
         write_json(out / "doctor.json", report)
         write_text(out / "doctor.txt", text + "\n")
-        print(f"\n{out / 'doctor.json'}")
     return 0 if report["holds"] else EXIT_FAILED
 
 

@@ -4,14 +4,9 @@ import json
 import os
 import pathlib
 import sys
-from typing import Annotated
-
-from cyclopts import Group, Parameter
 
 from tfdecouple.cli.options import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_LOST, Devices, Settings
 from tfdecouple.system import process
-
-_IMAGES, _WHERE = Parameter(group=Group("Images")), Parameter(group=Group("Where"))
 
 
 def train(
@@ -22,17 +17,15 @@ def train(
     steps: int | None = None,
     seed: int | None = None,
     init_from: str | None = None,
-    data: Annotated[str | None, _IMAGES] = None,
-    data_dir: Annotated[str | None, _IMAGES] = None,
-    download: Annotated[bool, _IMAGES] = False,
-    workdir: Annotated[pathlib.Path | None, _WHERE] = None,
-    devices: Annotated[Devices, _WHERE] = None,
+    data: str | None = None,
+    data_dir: str | None = None,
+    download: bool = False,
+    workdir: pathlib.Path | None = None,
+    devices: Devices = None,
 ) -> int:
     """Train a model: `python train.py`.
 
-    Trains the model of "Decoupling Global and Local Representations via Invertible Generative Flows": an encoder that
-    compresses an image to a small global code z, and an invertible flow, conditioned on z, that keeps all the rest in
-    a local code v. The same command again resumes where the run stopped. Ctrl-C, SIGTERM and SIGHUP save first.
+    The same command again resumes where the run stopped. Ctrl-C, SIGTERM and SIGHUP save first.
 
     The quickstart: photographs that come with the installation, minutes on a CPU:
 
@@ -46,9 +39,8 @@ def train(
 
         python train.py --data folder:/my/images --set model.latent_dim=32 --workdir runs/mine
 
-    Exit status: 0 done; 2 a mistake in the command or the data, said in one line; 3 diverged; 4 another worker of the
-    cluster has ended: run the same command again on all of them; 75 stopped by a signal, saved: run the same command
-    again.
+    Exit status: 0 done; 2 a mistake in the command or the data; 3 diverged; 4 another worker of the cluster has ended:
+    run the command again on all of them; 75 stopped by a signal, saved: run the command again.
 
     Args:
         preset: a set of options that `presets` lists.

@@ -41,18 +41,17 @@ _PACKAGES = (
 _ROUNDING = ("TF_SET_ONEDNN_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 # Matches names of environment variables that change how TensorFlow computes; the report lists them.
 _COMPUTING = re.compile(r"(TF_|XLA_|NVIDIA_|CUDA_|NCCL_|ONEDNN_|DNNL_|MALLOC_|OMP_|KERAS_|TFDECOUPLE_).*")
-# Environment variable that names the GPUs that a program may use; Slurm sets it in each job.
+# Names the GPUs that a program may use; Slurm sets it in each job.
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
-# The file beside the small model's checkpoint with unseen photographs, and what the model computes from some of them in
-# float32 on a CPU.
+# The file beside the small model's checkpoint with unseen photographs, and what the model computes in float32 on a CPU
+# from one batch of the first `IMAGES` of these `PHOTOGRAPHS`.
 NUMBERS = "numbers.npz"
-# Number of photographs in `numbers.npz`, and of those from which its numbers were computed, in one batch.
 PHOTOGRAPHS, IMAGES = 128, 16
-# Largest allowed relative difference (Euclidean norm) of computed arrays from the arrays in `numbers.npz`. Gradients
-# have another bound, `Variant.gradient`. docs/results/doctor.md has the measurements.
+# Largest relative difference (Euclidean norm) of computed arrays from those in `numbers.npz` (docs/results/doctor.md).
+# Gradients have another bound, `Variant.gradient`.
 BOUND = 1e-4
 # Number of training steps on one device and on several, and the largest difference of their weights relative to the
-# change in training. The bound exceeds rounding errors, because Adam's steps are large for tiny gradients, too.
+# change in training, above rounding errors, because Adam's steps are large for tiny gradients, too.
 STEPS, WEIGHTS_BOUND = 10, 1e-3
 # Batch sizes that are timed on CPUs and on GPUs; some GPUs have too little memory for the last one.
 BATCHES = {"CPU": (4, 16, 64), "GPU": (1, 16, 64, 256, 1024)}
@@ -97,8 +96,7 @@ def check_machine(facts: dict[str, Any]) -> Iterator[CheckResult]:
     advice = "pip install -e '.[gpu]' brings the CUDA libraries that TensorFlow looks for; then a new shell"
     holds = seen >= len(present) if present else None
     if _VISIBLE in environment:
-        # CUDA ignores an entry that names no GPU, and all later entries. So TensorFlow must see a GPU if the first
-        # entry names one.
+        # CUDA ignores an entry that names no GPU, and all later ones: only the first entry promises a GPU.
         message += f"; {_VISIBLE} is {environment[_VISIBLE]!r}"
         advice += f"; and see whether {_VISIBLE} names GPUs that are there"
         holds = seen > 0 if present and re.match(r"\s*(\d|GPU-|MIG-)", environment[_VISIBLE]) else None
@@ -167,8 +165,8 @@ def compare_numbers(task: Task) -> Iterator[CheckResult]:
         message = f"relative errors: {listed}" + (f"; too large: {', '.join(wrong)}" if wrong else "")
         advice = f"do not train here with {' '.join(variant.settings)}"
         if not variant.settings:
-            advice = f"{device} does not compute in full float32: look for variables that lower the precision (TF_*, "
-            advice += "NVIDIA_*, XLA_FLAGS), for errors of its memory (nvidia-smi -q -d ECC), try another driver"
+            advice = f"{device} rounds float32: look for variables that lower the precision (TF_*, NVIDIA_*, "
+            advice += "XLA_FLAGS), for errors of its memory (nvidia-smi -q -d ECC), try another driver"
         figures = {"device": device, "variant": variant.name, "off": off}
         yield CheckResult(f"{device}, {variant.name}", not wrong, message, advice, figures)
 

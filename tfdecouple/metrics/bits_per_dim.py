@@ -62,7 +62,7 @@ def _evaluate_bound(evaluation: Any, bound: str, k: int) -> tuple[Bound, str]:
 
 
 class OwnSize(Metric):
-    """The metric of bits/dim (the ELBO) of images at their original size, neither cropped nor resized."""
+    """The metric of bits/dim (the ELBO) of images at their original size."""
 
     name = "own_size"
     help = "also bits/dim of the images at their own size, neither cropped nor resized (folders and photographs)"
@@ -95,32 +95,22 @@ class Bound:
     """A bound on the bits per dimension, averaged over images, with its terms.
 
     In expectation, it is an upper bound of -log2 p(image) per colour value, where p(image) is the integral of the
-    density over the bins of the pixels and over z (paper equation 2).
-
-    Attributes:
-        bound: the name of the bound, `ELBO` or `IMPORTANCE_WEIGHTED`.
-        k: the number of draws of z and of the dequantisation noise u per image. The ELBO averages the log importance
-            weights of the draws; the importance-weighted bound (Burda et al., "Importance Weighted Autoencoders", 2016)
-            is the log of the average weight, equal to the ELBO for k = 1 and lower for larger k.
-        images: the number of images.
-        bits_per_dim: the bound in bits per colour value.
-        standard_error: the standard error of `bits_per_dim`, from the spread over images.
-        reconstruction, kl, dequantization: the terms of the ELBO over these draws, in nats per image: -log p(x|z),
-            log q(z|x) - log p(z), log q(u|x).
-        gain: how far the bound is below the ELBO over these draws, in bits/dim; 0 for the ELBO.
-        effective_draws: the mean over images of (sum of weights)**2 / sum of squared weights, from 1 to k. Near 1, few
-            draws dominate the bound, and more draws would lower it.
+    density over the bins of the pixels and over z (paper equation 2). The ELBO averages the log importance weights of
+    the draws; the importance-weighted bound (Burda et al., 2016) is the log of the average weight.
     """
 
-    bound: str
-    k: int
+    bound: str  # `ELBO` or `IMPORTANCE_WEIGHTED`
+    k: int  # draws of z and of the dequantisation noise u per image
     images: int
-    bits_per_dim: float
-    standard_error: float
+    bits_per_dim: float  # bits per colour value
+    standard_error: float  # from the spread over images
+    # The terms of the ELBO over these draws, in nats per image: -log p(x|z), log q(z|x) - log p(z), log q(u|x).
     reconstruction: Estimate
     kl: Estimate
     dequantization: Estimate
-    gain: Estimate
+    gain: Estimate  # how far the bound is below the ELBO over these draws, in bits/dim; 0 for the ELBO
+    # The mean over images of (sum of weights)**2 / sum of squared weights, from 1 to k. Near 1, few draws dominate the
+    # bound, and more draws would lower it.
     effective_draws: float
 
     def to_log_row(self) -> dict[str, float]:
@@ -137,10 +127,8 @@ class BoundEvaluator:
     in float64. So the batch size and the count of devices change a result by rounding alone. For a model without z,
     only the dequantisation noise u is drawn.
 
-    Args:
-        model: a `DecoupledModel` with weights, or another density that has the attributes `config`,
-            `quantizer` and `bound`.
-        strategy: the devices; None for the default device.
+    `model` is a `DecoupledModel` with weights, or another density that has the attributes `config`, `quantizer` and
+    `bound`. `strategy` has the devices; None for the default device.
     """
 
     def __init__(self, model: Any, strategy: tf.distribute.Strategy | None = None):
@@ -178,12 +166,11 @@ class BoundEvaluator:
         on_batch: Callable[[int], None] = lambda done: None,
         refuse_non_finite: bool = False,
     ) -> Bound:
-        """Returns a bound on the bits per dimension, averaged over the images of all batches.
+        """Returns a bound on the bits per dimension, from `k` draws per image, averaged over the images of all batches.
 
         `batches` is a dataset of `make_evaluation_batches`, whose batch size is a multiple of the number of devices.
-        `bound` is `ELBO` or `IMPORTANCE_WEIGHTED`, from `k` draws per image. The callback `on_batch` receives the
-        number of evaluated images after each draw. With `refuse_non_finite`, a bound that is not finite raises
-        RunError, with the indices of the images.
+        The callback `on_batch` receives the number of evaluated images after each draw. With `refuse_non_finite`, a
+        bound that is not finite raises RunError, with the indices of the images.
         """
         import tensorflow as tf
 
@@ -194,8 +181,7 @@ class BoundEvaluator:
             # A single device reads `batches` directly, because a distributed dataset can take long to close.
             batches = self._strategy.distribute_datasets_from_function(functools.partial(slice_for_replicas, batches))
         # Both lists get one array per batch: the ELBO terms, `[draws, images, terms]`, and the indices of the images.
-        terms, indices = [], []
-        done = 0
+        terms, indices, done = [], [], 0
         for batch in batches:
             counted = self._gather_from_devices(batch["weight"]) > 0
             images, rows = int(counted.sum()), []
@@ -214,18 +200,16 @@ class BoundEvaluator:
         # The terms are added in the same order twice, so that both bounds are identical for k = 1.
         elbo_nats = nats[:, 0] + nats[:, 1] + nats[:, 2]
         log_weights = -(draws[..., 0] + draws[..., 1] + draws[..., 2])
-        # Without this context NumPy would warn about the infinite weights of a diverged model.
-        with np.errstate(invalid="ignore"):
-            log_sum, log_square = np.logaddexp.reduce(log_weights), np.logaddexp.reduce(2 * log_weights)
-        bound_nats = elbo_nats if bound == ELBO else math.log(k) - log_sum
-        if refuse_non_finite:
-            require_finite_values("the bound", np.column_stack([bound_nats, nats]), np.concatenate(indices))
         convert, dimensions = self._model.quantizer.convert_to_bits_per_dim, math.prod(self._model.config.image_shape)
-        bits, elbo_bits = (convert(values, dimensions) for values in (bound_nats, elbo_nats))
+        # Without this context NumPy would warn about the infinite weights of a diverged model.
         with np.errstate(invalid="ignore", over="ignore"):
+            log_sum, log_square = np.logaddexp.reduce(log_weights), np.logaddexp.reduce(2 * log_weights)
+            bound_nats = elbo_nats if bound == ELBO else math.log(k) - log_sum
+            if refuse_non_finite:
+                require_finite_values("the bound", np.column_stack([bound_nats, nats]), np.concatenate(indices))
+            bits, elbo_bits = (convert(values, dimensions) for values in (bound_nats, elbo_nats))
             mean, error = dataclasses.astuple(Estimate.from_values(bits))
-            reconstruction, kl, dequantization = map(Estimate.from_values, nats.T)
-            gain = Estimate.from_values(elbo_bits - bits)
+            reconstruction, kl, dequantization, gain = map(Estimate.from_values, (*nats.T, elbo_bits - bits))
             effective_draws = float(np.exp(2 * log_sum - log_square).mean())
         return Bound(bound, k, len(bits), mean, error, reconstruction, kl, dequantization, gain, effective_draws)
 

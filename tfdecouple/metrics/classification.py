@@ -16,8 +16,6 @@ from tfdecouple.metrics.metric import Estimate, Metric, Option, Result, format_t
 from tfdecouple.system.progress import Counter
 
 if TYPE_CHECKING:
-    from sklearn.decomposition import PCA
-
     from tfdecouple.data.sources import Source
     from tfdecouple.model import DecoupledModel
 
@@ -38,13 +36,10 @@ LEAST = 10
 class LinearProbe(Metric):
     """The metric of the test accuracy of linear classifiers on pixels, z (the posterior mean) and v (paper Table 4).
 
-    For a fair comparison with z, pixels and v are also reduced to d_z dimensions by PCA. A model without z is tested on
-    pixels and v only, without PCA. All features are standardised. Scalers, PCA and classifiers are fitted to training
-    images alone, without augmentation.
-
-    The SVM is scikit-learn's `LinearSVC` (one against the rest, squared hinge loss), which needs 24 bytes per feature
-    of a training image. The paper's code uses `SVC(kernel="linear", C=1)`, whose time grows with the square of the
-    number of images.
+    For a fair comparison with z, pixels and v are also reduced to d_z dimensions by PCA. All features are standardised.
+    Scalers, PCA and classifiers are fitted to training images alone, without augmentation. The SVM is scikit-learn's
+    `LinearSVC`; the paper's code uses `SVC(kernel="linear", C=1)`, whose time grows with the square of the number of
+    images.
     """
 
     name = "probe"
@@ -82,14 +77,9 @@ class LinearProbe(Metric):
                     fitted = fit_classifier(kind, features, labels, counter)
                 predictions[name, kind] = predicted = fitted.classifier.predict(test_features)
                 accuracy = Estimate.from_values(predicted == test_labels)
-                classifiers[kind] = {
-                    "accuracy": accuracy.mean,
-                    "standard_error": accuracy.standard_error,
-                    "C": fitted.strength,
-                    "held_out_accuracy": fitted.held_out_accuracy,
-                    "tried": fitted.tried,
-                    "converged": fitted.converged,
-                }
+                choice = {"C": fitted.strength, "held_out_accuracy": fitted.held_out_accuracy, "tried": fitted.tried}
+                choice |= {"accuracy": accuracy.mean, "standard_error": accuracy.standard_error}
+                classifiers[kind] = {**choice, "converged": fitted.converged}
                 # Progress goes to standard error, so that standard output has only the results.
                 print(f"{name} ({features.shape[1]:,}), {kind}: {accuracy.to_percent(2)}", file=sys.stderr, flush=True)
             rows[name] = {"features": name, "dimensions": features.shape[1], "classifiers": classifiers}
@@ -98,9 +88,7 @@ class LinearProbe(Metric):
             flat = standardize_features(*flatten_images(*both))
             classify(name, *flat)
             if model.config.has_latent:
-                pca = fit_pca(flat[0], model.config.latent_dim, options.seed)
-                reduced = (np.ascontiguousarray(pca.transform(array), np.float32) for array in flat)
-                classify(f"{name}, PCA", *standardize_features(*reduced))
+                classify(f"{name}, PCA", *reduce_features(flat[0], flat[1], model.config.latent_dim, options.seed))
 
         classify_with_pca("pixels", train, test)
         (z, v), (test_z, test_v) = (encode_drawn_images(model, group, evaluation.batch_size) for group in (train, test))
@@ -170,35 +158,31 @@ def flatten_images(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(array.reshape(len(array), -1).astype(np.float32, copy=False) for array in arrays)
 
 
-def fit_pca(features: np.ndarray, count: int, seed: int) -> PCA:
-    """Returns a PCA of standardised training features, float32 `[n, features]`, with at most `count` components.
+def reduce_features(train: np.ndarray, test: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, ...]:
+    """Reduces standardised features, float32 `[n, features]`, by a PCA of `train` to at most `count` standardised ones.
 
-    The PCA has at most n - 1 components, because n images around their mean span n - 1 dimensions. A further component
-    would be rounding error, which standardisation would enlarge. For more than 4,096 features the PCA is randomised
-    with `seed`.
+    The PCA has at most n - 1 components, because a further one would be rounding error, which standardisation would
+    enlarge. For more than 4,096 features the PCA is randomised with `seed`.
     """
     from sklearn.decomposition import PCA
     from threadpoolctl import threadpool_limits
 
-    solver = "covariance_eigh" if features.shape[1] <= _EXACT_PCA else "randomized"
-    pca = PCA(min(count, len(features) - 1, features.shape[1]), svd_solver=solver, random_state=seed)
+    solver = "covariance_eigh" if train.shape[1] <= _EXACT_PCA else "randomized"
+    pca = PCA(min(count, len(train) - 1, train.shape[1]), svd_solver=solver, random_state=seed)
     # On cores that other programs use, too, one thread is fastest, because several threads wait for each other.
     with threadpool_limits(1):
-        return pca.fit(features)
+        pca.fit(train)
+    return standardize_features(*(np.ascontiguousarray(pca.transform(array), np.float32) for array in (train, test)))
 
 
 class FittedClassifier(NamedTuple):
-    """A classifier of scikit-learn, fitted to all training images with `strength`, the best C (inverse regularisation).
-
-    `tried` has pairs [C, accuracy on the held-out images of a classifier that was fitted without them], and
-    `held_out_accuracy` is the best of these accuracies. `converged` says whether the final fit converged.
-    """
+    """A classifier of scikit-learn, fitted to all training images, and how its C was chosen."""
 
     classifier: Any
-    strength: float
-    held_out_accuracy: float
-    tried: list[list[float]]
-    converged: bool
+    strength: float  # the best C, the inverse regularisation
+    held_out_accuracy: float  # on the held-out images, of a classifier with this C that was fitted without them
+    tried: list[list[float]]  # pairs [C, accuracy on the held-out images]
+    converged: bool  # whether the final fit converged
 
 
 def fit_classifier(
@@ -206,12 +190,10 @@ def fit_classifier(
 ) -> FittedClassifier:
     """Chooses C on the last fifth of the training images; returns a classifier with this C, fitted to all the images.
 
-    The tried values of C, the inverse strength of the regularisation, rise by factors of ten. The search stops when the
-    accuracy on the last fifth is more than its standard error below the best one, because a larger C takes longer.
-
-    `kind` is one of `CLASSIFIERS`. `features`, float32 `[n, features]`, are standardised, of at least five images in
-    random order. The first four fifths of `labels`, int `[n]`, must have two different ones. The callback `on_fit`
-    receives the count of fits so far.
+    The search stops when the accuracy on the last fifth is more than its standard error below the best one, because a
+    larger C takes longer. `kind` is one of `CLASSIFIERS`. `features`, float32 `[n, features]`, are standardised, of at
+    least five images in random order. The first four fifths of `labels`, int `[n]`, must have two different ones. The
+    callback `on_fit` receives the count of fits so far.
     """
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
@@ -277,11 +259,10 @@ def classify_images(
 ) -> dict[str, Any]:
     """Classifies each image x as the label y with the highest p(y|x); returns a dict of the accuracy and more metrics.
 
-    The dict has plain Python values: `images`, the count of labelled images; `accuracy` and its `standard_error`;
-    `chance`, the share of the most frequent label; `log_probability`, the mean of log p(y|x) of the true label y in
-    nats; and `confusion`, the result of `count_confusion`. `batches` are dicts from `make_evaluation_batches`, and
-    `on_batch` is a callback that receives the count of images classified so far. If no image has a label, DataError is
-    raised.
+    `chance` is the share of the most frequent label, `log_probability` the mean of log p(y|x) of the true label y in
+    nats, `confusion` the result of `count_confusion`. `batches` are dicts from `make_evaluation_batches`, and
+    `on_batch` is a callback that receives the count of images classified so far. DataError is raised if no image has a
+    label.
     """
     import tensorflow as tf
 
@@ -315,8 +296,8 @@ def classify_images(
 def count_confusion(features: str, classifier: str, labels: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
     """Returns a dict with the confusion matrix of a classifier, from true `labels` and `predicted` labels, int `[n]`.
 
-    The keys are `features` and `classifier`, the names that were passed; `accuracy`; `labels`, a sorted list of all
-    true and predicted labels; and `counts`, the matrix, with a row for each true and a column for each predicted label.
+    `labels` of the dict are all true and predicted labels, sorted. `counts` is the matrix, with a row for each true and
+    a column for each predicted label.
     """
     from sklearn.metrics import confusion_matrix
 

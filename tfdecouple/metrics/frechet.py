@@ -27,13 +27,10 @@ Extractor = Callable[[np.ndarray], np.ndarray]
 class FrechetDistance(Metric):
     """The metric of the Frechet distance between samples of a model and images of --frechet-split, with its floor.
 
-    For the Inception network of 2015-12-05 it is the paper's FID (section 3.1, Tables 2 and 3). Distances of other
-    networks, or if images are resized differently, are not comparable, so a distance is named after its network's file.
-
-    The floor is the distance between other images of the data set and the same images: training images, or test images
-    if --frechet-split has training images. A perfect model would reach it. The floor is above 0, because two finite
-    sets of images differ even if both come from one distribution; small sets differ more. All images are quantised to
-    the model's number of bits.
+    For the Inception network of 2015-12-05 it is the paper's FID (section 3.1, Tables 2 and 3). The floor is the
+    distance between training images and the same images, or test images if --frechet-split has training images. It is
+    above 0, because two finite sets of images differ even if both come from one distribution. All images are quantised
+    to the model's number of bits.
     """
 
     name = "frechet"
@@ -41,18 +38,12 @@ class FrechetDistance(Metric):
         "frechet": Option(
             str | None, None, "also the Frechet distance of samples by the features of a network, an ONNX or Keras file"
         ),
-        "trust": Option(
-            bool,
-            False,
-            "accept a Keras file (.keras) as the extractor, which can run code: use it only if you trust its source",
-        ),
+        "trust": Option(bool, False, "accept a Keras file, which can run code, for --frechet; trust its source"),
         "frechet_images": Option(int, 10_000, "samples of --frechet, and images to compare them with", least=2),
         "frechet_split": Option(
             Literal["train", "validation", "test", "train+validation"],
             "test",
-            "images of --frechet; train+validation are all that training may use. FID on CIFAR-10 usually compares "
-            "50,000 samples with all training images: "
-            "--frechet-images 50000 --frechet-split train+validation",
+            "images of --frechet; train+validation are all that training may use",
         ),
         "temperature": Option(float, 1.0, "temperature of v of the samples of --frechet"),
     }
@@ -94,18 +85,14 @@ class FrechetDistance(Metric):
         moments = {name: compute_feature_moments(self._extractor, batches) for name, batches in compared.items()}
         of_images, of_floor, of_samples = moments.values()
         features = len(of_images.mean)
-        warnings = [
-            f"{moment.images:,} {name} are no more than the {features:,} features: their covariance is singular and "
-            "the distance far too large; take more images"
-            for name, moment in moments.items()
-            if moment.images <= features
-        ]
-        warnings += [
-            f"{moment.images:,} {name}, all of the data set, are fewer than the {samples:,} samples: the "
-            f"{'floor is' if moment is of_floor else 'distance and its floor are'} larger than with as many"
-            for name, moment in moments.items()
-            if moment.images < samples
-        ]
+        warnings = []
+        for name, moment in moments.items():
+            if moment.images <= features:
+                reason = "their covariance is singular and the distance far too large; take more images"
+                warnings.append(f"{moment.images:,} {name} are no more than the {features:,} features: {reason}")
+            if moment.images < samples:
+                reason = f"are fewer than the {samples:,} samples: a distance is larger than with as many"
+                warnings.append(f"{moment.images:,} {name}, all of the data set, {reason}")
         path = pathlib.Path(options.frechet)
         values = {
             "name": f"Frechet distance ({path.name})",
@@ -195,11 +182,10 @@ def draw_model_samples(
 def open_feature_extractor(path: pathlib.Path | str, image_shape: ImageShape, trust: bool = False) -> Extractor:
     """Opens a Keras (`.keras`) or ONNX file; returns a function from uint8 images to features, float `[n, features]`.
 
-    The network in the file must have one input, uint8 images `[n, height, width, 3]`, and one output, `[n, features]`.
     The network gets images with the height and width of `image_shape`, and must resize them if it needs another size.
-    Grey images are repeated to three channels. The network is tried on two images. A Keras file can run code (Keras
-    refuses only Lambda layers), so UntrustedError is raised for it without `trust`. UserError is raised if the file
-    is missing or its network does not fit, and by the returned function for features that are not finite.
+    Grey images are repeated to three channels. The network is tried on two images. A Keras file can run code, so
+    UntrustedError is raised for it without `trust`. UserError is raised if the file is missing or its network does not
+    fit (see `_NEEDS`), and by the returned function for features that are not finite.
     """
     from tfdecouple.numerics.tf32 import full_float32
 
@@ -208,23 +194,15 @@ def open_feature_extractor(path: pathlib.Path | str, image_shape: ImageShape, tr
     if not path.is_file():
         raise UserError(f"there is no extractor file {path}; name an ONNX (.onnx) or Keras (.keras) file")
     if is_keras and not trust:
-        raise UntrustedError(
-            f"{path} is a Keras file, which can run code where Keras does not notice; give --trust where you know "
-            "where it comes from, or name an ONNX file"
-        )
+        raise UntrustedError(f"{path} is a Keras file, which can run code; give --trust if you know its origin")
     if image_shape[-1] not in (1, RGB_CHANNELS):
-        raise UserError(
-            f"the images have {image_shape[-1]} channels, and the extractor {path.name} takes 3; only grey images and "
-            "those of three channels can be compared by it"
-        )
+        raise UserError(f"the images have {image_shape[-1]} channels; --frechet needs grey images or three channels")
     try:
         run, dtypes, outputs = (_open_keras_extractor if is_keras else _open_onnx_extractor)(path)
     # Every exception is caught, because ONNX Runtime and Keras raise many exception classes for broken or unsafe files.
     except Exception as error:
-        raise UserError(
-            f"{path} cannot be opened as {'a Keras model' if is_keras else 'ONNX'}: {one_line(error)}; name an ONNX "
-            "(.onnx) or Keras (.keras) file"
-        ) from error
+        kind = "a Keras model" if is_keras else "ONNX"
+        raise UserError(f"{path} cannot be opened as {kind}: {one_line(error)}; name another file") from error
     if dtypes != ["uint8"] or outputs != 1:
         inputs = " and ".join(dtypes) or "nothing"
         raise UserError(f"the extractor {path.name} takes {inputs} and has {outputs} outputs; {_NEEDS}")
@@ -237,17 +215,11 @@ def open_feature_extractor(path: pathlib.Path | str, image_shape: ImageShape, tr
                 features = np.asarray(run(images))
         # Every exception is caught, because each runtime has its own exception class for images of the wrong size.
         except Exception as error:
-            raise UserError(
-                f"the extractor {path.name} fails on images of shape {images.shape}: {one_line(error)}; {_NEEDS}, "
-                "of any n and of these images' size"
-            ) from error
-        if features.ndim != 2 or len(features) != len(images):
-            raise UserError(
-                f"the extractor {path.name} gave features of shape {features.shape} for {len(images)} images; "
-                "they must be [images, features]"
-            )
-        if not np.isfinite(features).all():
-            raise UserError(f"the extractor {path.name} gave features that are not finite; use another")
+            shown = f"fails on images of shape {images.shape}: {one_line(error)}; {_NEEDS}"
+            raise UserError(f"the extractor {path.name} {shown}, of any n and of these images' size") from error
+        if features.shape[:-1] != (len(images),) or not np.isfinite(features).all():
+            shown = f"of shape {features.shape} for {len(images)} images"
+            raise UserError(f"the extractor {path.name} gave features {shown}; they must be finite [images, features]")
         return features
 
     extract(np.resize(np.arange(256, dtype=np.uint8), (2, *image_shape)))

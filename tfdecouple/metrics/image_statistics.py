@@ -12,7 +12,7 @@ from tfdecouple.config.shapes import is_square_of_rgb
 from tfdecouple.data.drawn_images import decode_images, draw_image_indices, encode_drawn_images, read_drawn_images
 from tfdecouple.data.image_formats import describe_images
 from tfdecouple.errors import DataError, UserError
-from tfdecouple.metrics.classification import fit_pca, flatten_images, standardize_features
+from tfdecouple.metrics.classification import flatten_images, reduce_features, standardize_features
 from tfdecouple.metrics.latent_use import draw_derangement
 from tfdecouple.metrics.metric import Estimate, Metric, Result, format_table
 
@@ -37,7 +37,6 @@ class ImageStatistics(Metric):
     needs_z = needs_posterior = True
 
     def prepare_inputs(self, config: Config) -> None:
-        """Raises UserError if --split is train, to which regressions are fitted, or the images are no RGB squares."""
         if (split := self.options.split) in ("train", "all"):
             raise UserError(f"--split is {split!r}, which --image-statistics is fitted on; take validation or test")
         if not is_square_of_rgb(config.model.image_shape):
@@ -79,8 +78,7 @@ def compute_contrast(images: np.ndarray) -> np.ndarray:
 def compute_orientation(images: np.ndarray) -> np.ndarray:
     """Returns each image's dominant orientation: cosine and sine of twice the angle of its gradients, `[n, 2]`.
 
-    The vector comes from the structure tensor. Its length is 1 if all edges are parallel, and 0 if no orientation
-    prevails.
+    The vector's length is 1 if all edges are parallel, and 0 if no orientation prevails.
     """
     down, right = np.gradient(_compute_luminance(images), axis=(1, 2))
     energy = (right**2 + down**2).sum((1, 2))
@@ -91,8 +89,7 @@ def compute_orientation(images: np.ndarray) -> np.ndarray:
 def compute_spectral_slope(images: np.ndarray) -> np.ndarray:
     """Returns the slope of the log power of each image's luminance over the log frequency, `[n, 1]`.
 
-    The slope is about -2 in photographs, and lower in smoother images. The power at each frequency (1, 2, ... cycles
-    per image) is the mean over all directions.
+    The slope is about -2 in photographs, and lower in smoother images. The power is the mean over all directions.
     """
     luminance = _compute_luminance(images)
     side = luminance.shape[1]
@@ -139,19 +136,16 @@ def compute_image_statistics(
 ) -> dict[str, Any]:
     """Returns a dict of how well z and v predict statistics of images, and which code each follows in a switch.
 
-    Prediction: a ridge regression predicts the statistic from z (the posterior mean), from v, or from the pixels. The
-    regression is fitted to training images; v and pixels are reduced by PCA to at most d_z dimensions. R2 is computed
-    on `images`, over all components of a statistic. R2 is 0 if the prediction is the mean over the training images.
+    Prediction (`r2`): a ridge regression predicts the statistic from z (the posterior mean), from v, or from the
+    pixels. It is fitted to training images; v and pixels are reduced by PCA to at most d_z dimensions. R2 is computed
+    on `images`, and is 0 if the prediction is the mean over the training images.
 
-    Switch: each image n is decoded with the z of another image p, as decode(z of p, v of n). The statistic of the
-    decoded image is regressed by least squares on the statistics of p and of n, in units of standard deviations. The
-    two coefficients say how far the statistic follows z and v. `nearer_to_z` is the share of decoded images, without
-    ties, whose statistic is nearer to that of p than to that of n; 0.5 is chance.
+    Switch: each image n is decoded with the z of another image p. The statistic of the decoded image is regressed by
+    least squares on the statistics of p and of n, in units of standard deviations. The two coefficients say how far the
+    statistic follows `z` and `v`. `nearer_to_z` is the share of decoded images, without ties, whose statistic is nearer
+    to that of p than to that of n; 0.5 is chance.
 
-    `train` and `images` are uint8 `[n, S, S, 3]`, at least `LEAST` images each. The keys of the result are
-    `train_images` and `images` (counts), `dimensions` (d_z), and `statistics`. For each statistic there is `r2`, by the
-    features that predict it, and `switch`, with `z`, `v` and `nearer_to_z`. Each value is {"mean", "standard_error"}.
-    DataError is raised if there are fewer images.
+    `train` and `images` are uint8 `[n, S, S, 3]`. DataError is raised if there are fewer than `LEAST`.
     """
     for what, count in (("training images", len(train)), ("images", len(images))):
         if count < LEAST:
@@ -166,8 +160,7 @@ def compute_image_statistics(
     features = {"z": standardize_features(train_z.copy(), z.copy())}
     for name, both in {"v, PCA": (train_v, v), "pixels, PCA": (train, images)}.items():
         flat = standardize_features(*flatten_images(*both))
-        pca = fit_pca(flat[0], z.shape[1], seed)
-        features[name] = standardize_features(*(pca.transform(array).astype(np.float32) for array in flat))
+        features[name] = reduce_features(flat[0], flat[1], z.shape[1], seed)
     statistics = {
         name: {
             "r2": {kind: _compute_r2(x, of_train[name], values, seed) for kind, x in features.items()},

@@ -65,44 +65,27 @@ def _format_latent_use(use: LatentUse) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class LatentUse:
-    """Metrics of how much a model uses z, over a set of images; all nats are per image.
-
-    Attributes:
-        prior: the name of the prior, "normal" or "flow".
-        images, samples: the count of images, and the count of draws of z and of the dequantisation noise u per image.
-        kl: KL(q(z|x) || p(z)). It is exact for the normal prior of a model without labels, and otherwise estimated from
-            the draws.
-        kl_method: "exact" or "Monte Carlo".
-        kl_to_normal: for each dimension, the mean over images of KL(q(z_i|x) || N(0, 1)), exact. The dimensions add up
-            to `kl` if `kl` is exact.
-        information: for each dimension, the mean over images of KL(q(z_i|x) || q(z_i)), an estimate of I(x; z_i) that
-            does not depend on the prior. q(z_i) is the aggregated posterior, the mean of q(z_i|x') over images x'.
-        mean_variance: for each dimension, the variance over images of the posterior mean.
-        active_units: the number of dimensions with a `mean_variance` above 0.01.
-        mutual_information: I(x; z) under q: the mean over images x of log q(z|x) minus the log of the mean of q(z|x')
-            over all images x', including x. The estimate is biased low, and at most `information_limit`.
-        information_limit: the log of `information_images`.
-        information_images: the number of images for the information: all images, or 4,096 that are drawn at random.
-        bits_per_dim: the negative ELBO, in bits per colour value.
-        shuffled_bits_per_dim: the negative ELBO with z of another image in the reconstruction term.
-        shuffling_costs: `shuffled_bits_per_dim` minus `bits_per_dim`; 0 if the flow ignores z.
-    """
+    """Metrics of how much a model uses z, over a set of images; all nats are per image."""
 
     prior: str
     images: int
-    samples: int
-    kl: Estimate
-    kl_method: str
-    kl_to_normal: tuple[float, ...]
+    samples: int  # draws of z and of the dequantisation noise u per image
+    kl: Estimate  # KL(q(z|x) || p(z))
+    kl_method: str  # "exact" for the normal prior of a model without labels, else "Monte Carlo", from the draws
+    kl_to_normal: tuple[float, ...]  # for each dimension, the mean over images of KL(q(z_i|x) || N(0, 1)), exact
+    # For each dimension, the mean over images of KL(q(z_i|x) || q(z_i)), an estimate of I(x; z_i) that does not depend
+    # on the prior. q(z_i) is the aggregated posterior, the mean of q(z_i|x') over images x'.
     information: tuple[float, ...]
-    mean_variance: tuple[float, ...]
-    active_units: int
+    mean_variance: tuple[float, ...]  # for each dimension, the variance over images of the posterior mean
+    active_units: int  # the number of dimensions with a `mean_variance` above 0.01
+    # I(x; z) under q: the mean over images x of log q(z|x) minus the log of the mean of q(z|x') over all images x'. The
+    # estimate is biased low, and at most `information_limit`, the log of the number of images.
     mutual_information: Estimate
     information_limit: float
     information_images: int
-    bits_per_dim: Estimate
-    shuffled_bits_per_dim: Estimate
-    shuffling_costs: Estimate
+    bits_per_dim: Estimate  # the negative ELBO, in bits per colour value
+    shuffled_bits_per_dim: Estimate  # the same with z of another image in the reconstruction term
+    shuffling_costs: Estimate  # the difference of both; 0 if the flow ignores z
 
 
 def compute_latent_use(
@@ -119,10 +102,9 @@ def compute_latent_use(
     DataError is raised if there are fewer than 2 images, and RunError if a posterior or a likelihood is not finite.
 
     `model` is a `DecoupledModel` with weights, or another density that has the attributes `config`, `prior`,
-    `posterior`, `likelihood`, `quantizer` and, if q(u|x) is learned, `dequantizer`. `batches`, a
-    dataset of `make_evaluation_batches`, is read 1 + `samples` times, where `samples` is the number of draws of z and
-    of the dequantisation noise u per image. The callback `on_batch` receives, after each batch, the number of images
-    finished in all passes so far.
+    `posterior`, `likelihood`, `quantizer` and, if q(u|x) is learned, `dequantizer`. `batches`, a dataset of
+    `make_evaluation_batches`, is read 1 + `samples` times. The callback `on_batch` receives, after each batch, the
+    number of images finished in all passes so far.
     """
     import tensorflow as tf
 
@@ -220,9 +202,7 @@ def compute_latent_use(
 def compute_mutual_information(z: np.ndarray, mean: np.ndarray, stddev: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the information that z has about the image in nats: by image, `[N]`, and by dimension of z, `[d_z]`.
 
-    The information for an image x is log q(z|x) minus the log of the mean of q(z|x') over all images x', at most log N.
-    For a dimension, it is the mean over images of this difference, computed from the dimension alone. `z` is one draw
-    from each q(z|x), a normal distribution with `mean` and `stddev`. All arrays are float64.
+    `z` is one draw from each q(z|x), a normal distribution with `mean` and `stddev`. All arrays are float64.
     """
     import tensorflow as tf
 

@@ -71,28 +71,20 @@ class Option(NamedTuple):
 
 
 class Metric:
-    """The base class of the metrics of the command `evaluate`; `cli/evaluate.py` has the list of all metrics.
+    """The base class of the metrics of the command `evaluate`.
 
     The module of a metric imports TensorFlow and scikit-learn inside functions, so that `--help` loads neither.
-
-    Attributes:
-        name: the name of the metric and of its JSON file, such as "latent_use".
-        option: the command-line option that requests the metric, made of its name, such as "--latent-use".
-        help: the help text of this option.
-        added_options: {name with underscores: `Option`} for `evaluate`; by default a flag with the metric's name.
-        needs_z: whether the metric needs a model with z.
-        needs_posterior: whether the metric rejects a model whose z is a function of the label instead of the image.
-        needs_labels: whether the metric needs a model with labels.
-        needs_plots: whether the metric draws a plot, which needs matplotlib.
     """
 
-    name: ClassVar[str]
-    option: ClassVar[str]
-    help: ClassVar[str] = ""
+    name: ClassVar[str]  # of the metric and of its JSON file, such as "latent_use"
+    option: ClassVar[str]  # the command-line option that requests the metric, such as "--latent-use"
+    help: ClassVar[str] = ""  # the help text of this option
     needs_z: ClassVar[bool] = False
+    # Whether the metric rejects a model whose z is a function of the label instead of the image.
     needs_posterior: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
-    needs_plots: ClassVar[bool] = False
+    needs_plots: ClassVar[bool] = False  # whether the metric needs matplotlib
+    # {name with underscores: `Option`} for `evaluate`; with a `help`, also a flag with the metric's name.
     added_options: ClassVar[Mapping[str, Option]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -135,7 +127,7 @@ def require_finite_values(what: str, values: np.ndarray, index: np.ndarray) -> N
     """Raises RunError, which lists the images with a NaN or an infinity, unless all `values` are finite.
 
     `values` are `[images, ...]`, and `index`, `[images]`, has the indices of the images in their split. `what` names
-    the values in the message, such as "the bound".
+    the values.
     """
     bad = np.flatnonzero(~np.isfinite(values).all(tuple(range(1, values.ndim))))
     if len(bad):

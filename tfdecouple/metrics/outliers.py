@@ -72,21 +72,14 @@ class Outliers(Metric):
                 detection[key] = compare_outlier_scores(inner, outer, options.seed)
             reports[name] = {"images": len(outliers["index"]), "known_images": count, "detection": detection}
             per_image[name] = outliers
-        values = {
-            "images": count,
-            "samples": options.samples,
-            "codec": CODEC,
-            "scores": meanings,
-            "outliers": reports,
-            # Scores are written with seven digits, because float32 has no more.
-            "per_image": {
-                name: {
-                    key: [value if isinstance(value, int) else float(f"{value:.7g}") for value in values.tolist()]
-                    for key, values in scores.items()
-                }
-                for name, scores in per_image.items()
-            },
+        # Scores are written with seven digits, because float32 has no more.
+        round_score = lambda value: float(f"{value:.7g}") if isinstance(value, float) else value  # noqa: E731
+        rounded = {
+            name: {key: list(map(round_score, values.tolist())) for key, values in scores.items()}
+            for name, scores in per_image.items()
         }
+        values = {"images": count, "samples": options.samples, "codec": CODEC, "scores": meanings}
+        values |= {"outliers": reports, "per_image": rounded}
         shown = list(per_image.items())[: 1 + len(COLOURS)]
         panels = {f"{key}: {text}": {name: scores[key] for name, scores in shown} for key, text in meanings.items()}
         title = f"Scores of {source.title}, {options.split}, and of outliers; the last bins include larger values"
@@ -175,8 +168,8 @@ def compare_outlier_scores(
 ) -> dict[str, Any]:
     """Returns a dict of how well a score separates inliers, with scores `[n]`, from outliers, with scores `[m]`.
 
-    The keys are `auroc`; `false_positives`, the share of outliers below the threshold that lets 95 % of the inliers
-    pass; and pairs `auroc_interval` and `false_positives_interval`, 95 % bootstrap intervals from `resamples` samples.
+    `false_positives` is the share of outliers below the threshold that lets 95 % of the inliers pass. `auroc_interval`
+    and `false_positives_interval` are 95 % bootstrap intervals from `resamples` samples.
     """
     import scipy.stats
 

@@ -26,20 +26,14 @@ class Direction:
     Adding `vector` to z changes the property by one standard deviation over images. A label counts as a property with
     the values 0 and 1.
 
-    Attributes:
-        name: the name of the label, of two labels ("coffee to rocket"), of the column of numbers, or "brighter" or
-            another name of a statistic of images.
-        method: how the direction was found: "means", the difference between the means of z (numeric property: the
-            slope of z); "classifier", the normal of a linear classifier (numeric property: of a ridge regression); or
-            "decoded", from decoded images (statistics of images).
-        vector: the direction as a vector in z, float32 `[d_z]`.
-        figures: metrics on held-out images, and counts of images, by name.
+    `method` is "means", the difference between the means of z (for numbers the slope of z); "classifier", the normal of
+    a linear classifier (for numbers of a ridge regression); or "decoded", from decoded images (for statistics).
     """
 
-    name: str
+    name: str  # of the label, of the column of numbers, or of the statistic, such as "brighter"
     method: str
-    vector: np.ndarray
-    figures: dict[str, Any] = dataclasses.field(default_factory=dict)
+    vector: np.ndarray  # float32 `[d_z]`
+    figures: dict[str, Any] = dataclasses.field(default_factory=dict)  # metrics on held-out images, counts of images
 
     def describe_accuracy(self) -> str:
         """Returns a text on what this direction predicts or changes in held-out images; "" if not measured."""
@@ -61,16 +55,10 @@ class Direction:
 
 @dataclasses.dataclass(frozen=True)
 class Directions:
-    """All directions in z of a run.
+    """All directions in z of a run, in the order in which they were found."""
 
-    Attributes:
-        weights_sha256: the SHA-256 of the model's weights with which the directions were found, hexadecimal.
-        about: the data set, counts of images and random seed with which the directions were found, by name.
-        directions: the directions, in the order in which they were found.
-    """
-
-    weights_sha256: str
-    about: Mapping[str, Any]
+    weights_sha256: str  # of the model's weights with which the directions were found, hexadecimal
+    about: Mapping[str, Any]  # the data set, counts of images and random seed with which the directions were found
     directions: tuple[Direction, ...]
 
     def __iter__(self) -> Iterator[Direction]:
@@ -117,8 +105,7 @@ class Directions:
     def read(cls, folder: str | pathlib.Path, latent_dim: int) -> Directions | None:
         """Returns the content of directions.json in a run folder, which may be untrusted; None without this file.
 
-        Raises:
-            RunError: where the file is damaged, or a vector has not `latent_dim` entries, the dimensions of z.
+        RunError is raised if the file is damaged, or a vector has not `latent_dim` entries, the dimensions of z.
         """
         path = pathlib.Path(folder) / FILE
         try:

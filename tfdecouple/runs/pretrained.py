@@ -1,10 +1,10 @@
 """Published weights: bundled with the installation, or on the Hugging Face Hub.
 
-`tfdecouple publish` makes a folder of published weights: a run folder (see `run_folder`) with a model card,
-README.md, and with manifest.json, which has the size and SHA-256 of every other file. Only the files that a model needs
-are downloaded from the Hub: JSON and checkpoints. No code of a repository is run. The Hub's client chooses the address
-of the Hub (`HF_ENDPOINT`), the folder of downloaded files (`HF_HOME`) and the user's account. Its own download is not
-used, because it limits neither bytes nor seconds, and takes the names of files from headers of the answer.
+`tfdecouple publish` makes a folder of published weights: a run folder (see `run_folder`) with a model card, and with
+manifest.json, which has the size and SHA-256 of every other file. Only the files that a model needs are downloaded:
+JSON and checkpoints. No code of a repository is run. The Hub's client chooses the address of the Hub (`HF_ENDPOINT`),
+the folder of downloaded files (`HF_HOME`) and the user's account. Its own download is not used, because it limits
+neither bytes nor seconds, and takes the names of files from headers of the answer.
 """
 
 import contextlib
@@ -54,11 +54,7 @@ _ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-
 
 
 def list_pretrained() -> tuple[str, ...]:
-    """Returns the names of the weights that are bundled with the installation.
-
-    >>> list_pretrained()
-    ('photographs',)
-    """
+    """Returns the names of the weights that are bundled with the installation."""
     return tuple(sorted(path.parent.name for path in BUNDLED.glob("*/manifest.json")))
 
 
@@ -90,9 +86,7 @@ class WeightsManifest(pydantic.BaseModel):
     def read(cls, path: pathlib.Path, where: str) -> Self:
         """Returns the manifest in an untrusted manifest.json (`path`); `where` names its folder in error messages.
 
-        Raises:
-            RunError: where the manifest is damaged, or lacks files that a model needs.
-            UntrustedError: where the manifest names files that no model needs.
+        RunError is raised if it is damaged, or lacks files that a model needs, UntrustedError if it names others.
         """
         try:
             manifest = read_model(path, cls, MANIFEST_BYTES)
@@ -103,10 +97,8 @@ class WeightsManifest(pydantic.BaseModel):
                 raise UntrustedError(f"the manifest of {where} names {json.dumps(name)[:100]}, which no model needs")
         total = sum(facts.bytes for facts in manifest.model_files.values())
         if len(manifest.files) > _MOST_FILES or total > _MOST_BYTES:
-            raise UntrustedError(
-                f"the manifest of {where} names {len(manifest.files):,} files of {total:,} bytes; at most "
-                f"{_MOST_FILES} of {_MOST_BYTES:,} are read"
-            )
+            most = f"at most {_MOST_FILES} of {_MOST_BYTES:,}"
+            raise UntrustedError(f"the manifest of {where} names {len(manifest.files)} files, {total:,} bytes; {most}")
         if "config.json" not in manifest.files or not any("/best-" in name for name in manifest.files):
             raise RunError(f"the manifest of {where} must name the files of one model: a config and its best weights")
         return manifest
@@ -123,9 +115,8 @@ class WeightsManifest(pydantic.BaseModel):
             if not path.is_file():
                 raise RunError(f"{where} lacks {name}, which its manifest names; fetch or publish it again")
             if facts != FileDigest.from_file(path):
-                raise RunError(
-                    f"{name} of {where} differs from its manifest; remove {path.resolve()} and fetch it again"
-                )
+                advice = f"remove {path.resolve()} and fetch it again"
+                raise RunError(f"{name} of {where} differs from its manifest; {advice}")
 
 
 def parse_hub_address(address: str) -> tuple[str, str | None]:
@@ -146,8 +137,7 @@ def parse_hub_address(address: str) -> tuple[str, str | None]:
 def download_weights(address: str) -> pathlib.Path:
     """Downloads weights from the Hub, compares sizes and digests with the manifest, and returns the weights' folder.
 
-    The folder is in the cache of the Hub's client. UserError is raised if the Hub lacks the weights, files differ from
-    the manifest or take too long, or the Hub's client is missing.
+    The folder is in the cache of the Hub's client. UserError is raised if this fails or takes too long.
     """
     repository, revision = parse_hub_address(address)
     require_packages("huggingface_hub", what=address)
@@ -173,9 +163,7 @@ def download_weights(address: str) -> pathlib.Path:
         missing = {name: facts for name, facts in manifest.model_files.items() if not (folder / name).is_file()}
         total, free = sum(facts.bytes for facts in missing.values()), shutil.disk_usage(snapshots).free
         if total > free:
-            raise RunError(
-                f"{address} has {total:,} bytes, and {free:,} are free in {store}; free some, or set HF_HOME"
-            )
+            raise RunError(f"{address} has {total:,} bytes, and {free:,} are free in {store}; set HF_HOME")
         end = time.monotonic() + _PATIENCE + total / _BYTES_PER_SECOND
         for name, facts in missing.items():
             _download_file(address, name, commit, snapshots, end - time.monotonic(), facts)
@@ -267,8 +255,7 @@ def _stream_file(
 def upload_weights(folder: pathlib.Path, address: str, *, private: bool, message: str) -> str:
     """Uploads a folder of published weights in one commit, and returns the address of the commit.
 
-    `address` is `hf://OWNER/NAME[@BRANCH]` on the Hugging Face Hub. A missing repository is created, as a private one
-    if `private` is true. `message` is the message of the commit.
+    `address` is `hf://OWNER/NAME[@BRANCH]`. A missing repository is created, as a private one if `private` is true.
     """
     repository, branch = parse_hub_address(address)
     require_packages("huggingface_hub", what=address)

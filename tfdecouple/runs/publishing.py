@@ -17,15 +17,7 @@ from tfdecouple.data.sources import SourceKind, find_source_kind, hide_image_pat
 from tfdecouple.errors import UserError, make_printable, one_line
 from tfdecouple.runs.opened_run import Run, write_run
 from tfdecouple.runs.pretrained import BUNDLED, CARD, HUB, WeightsManifest, parse_hub_address, upload_weights
-from tfdecouple.runs.run_folder import (
-    LABELS,
-    METRICS,
-    METRICS_BYTES,
-    SUMMARY,
-    RunFolder,
-    find_test_metrics,
-    find_training_data,
-)
+from tfdecouple.runs.run_folder import LABELS, METRICS, METRICS_BYTES, RunFolder, find_test_metrics, find_training_data
 from tfdecouple.storage.files import write_text
 
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
@@ -48,22 +40,9 @@ def publish(
 ) -> str:
     """Publishes the best weights of a run; returns the path of their folder, or the address of their commit on the Hub.
 
-    Paths of this machine and the state of the training are not published.
-
-    Args:
-        run: a run folder, or the name or address of published weights.
-        to: a new or empty folder; or `hf://OWNER/NAME[@BRANCH]`, a repository on the Hub that is made if absent.
-        licence: the licence of the weights, as the Hub names it ("apache-2.0"); None to copy it from the model card
-            (README.md) of `run`.
-        name: the name of the model; None for the last part of `to`.
-        data: the data set, such as "photographs" or "cifar10", whose images the commands use with the published weights
-            unless the user names another; None for that of the training.
-        trained_on: a description of the training images for the model card; None for what is known of the data set.
-        rights: a sentence on the rights in these images, likewise.
-        private: whether a new repository on the Hub is private.
-
-    Raises:
-        UserError: where an argument is wrong, the run has no weights, or the Hub refuses the upload.
+    Paths of this machine and the state of the training are not published. The arguments are the options of the command
+    `publish`; without `licence`, that of the model card of `run` is copied. UserError is raised if an argument is
+    wrong, the run has no weights, or the Hub refuses the upload.
     """
     # This call refuses links out of the run folder before any file in it is read.
     RunFolder(run).read_config()
@@ -96,8 +75,7 @@ def publish(
 
 
 def _read_licence(run: str) -> str:
-    card = RunFolder(run).path / CARD
-    text = ""
+    card, text = RunFolder(run).path / CARD, ""
     if card.is_file():
         with card.open(encoding="utf-8", errors="replace") as file:
             text = file.read(_HEADER_LENGTH)
@@ -108,13 +86,7 @@ def _read_licence(run: str) -> str:
 
 
 def _write_published_files(
-    opened: Run,
-    folder: pathlib.Path,
-    name: str,
-    licence: str,
-    address: str | None,
-    data: str,
-    stated: Mapping[str, str | None],
+    opened: Run, folder: pathlib.Path, name: str, licence: str, address: str | None, data: str, stated: dict[str, Any]
 ) -> None:
     config = opened.config
     directions = opened.directions() if config.model.has_latent else None
@@ -122,11 +94,11 @@ def _write_published_files(
     source = hide_image_path(config.data.source, config.data)
     options = dataclasses.replace(replace_source(config.data, data or source), data_dir=None)
     training = dataclasses.replace(config.training, init_from=None)
-    summary: dict[str, Any] = {}
     try:
         summary = opened.folder.read_summary() or {}
     except ValueError as error:
-        print(f"{SUMMARY} cannot be read and is left out: {one_line(error)}")
+        print(f"summary.json cannot be read and is left out: {one_line(error)}")
+        summary = {}
     if data:
         # If the weights were published before, their summary.json already has the training's data source.
         summary.setdefault("source", source)
@@ -170,27 +142,19 @@ def describe_training_images(config: Config, summary: Mapping[str, Any], step: i
 def make_weights_card(opened: Run, name: str, licence: str, summary: dict[str, Any], address: str | None = None) -> str:
     """Returns the text of the model card of published weights: a YAML header for the Hub, then Markdown.
 
-    `summary` is the content of summary.json, or {}. `address` is an address on the Hub, the name of bundled weights, or
-    None for a folder.
+    `address` is an address on the Hub, the name of bundled weights, or None for a folder.
     """
     config, model = opened.config, opened.config.model
     data, rights = describe_training_images(config, summary, opened.step)
     training = find_training_data(config, summary, opened.step)
     test = find_test_metrics(summary, opened.step) if training else None
-    header: dict[str, Any] = {
-        "license": licence,
-        "library_name": "tfdecouple",
-        "pipeline_tag": _TASK,
-        "tags": ["tfdecouple", "tensorflow", "keras", "normalizing-flow", "vae", "representation-learning"],
-        "metrics": ["bits_per_dim"],
-    }
+    header: dict[str, Any] = {"license": licence, "library_name": "tfdecouple", "pipeline_tag": _TASK}
+    header["tags"] = ["tfdecouple", "tensorflow", "keras", "normalizing-flow", "vae", "representation-learning"]
+    header["metrics"] = ["bits_per_dim"]
     if training and test:
         metric = {"type": "bits_per_dim", "name": "bits per dimension, ELBO", "value": round(test["bits_per_dim"], 4)}
-        result = {
-            "task": {"type": _TASK},
-            "dataset": {"type": training.source.partition(":")[0], "name": data, "split": "test"},
-            "metrics": [metric],
-        }
+        dataset = {"type": training.source.partition(":")[0], "name": data, "split": "test"}
+        result = {"task": {"type": _TASK}, "dataset": dataset, "metrics": [metric]}
         header["model-index"] = [{"name": name, "results": [result]}]
     run, latent_dim = address or f"path/to/{name}", model.latent_dim if model.has_latent else None
     parameters = opened.model.parameter_count()["total"]

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.model import DecoupledModel
+from tfdecouple.model.any_size import run_in_parts
 from tfdecouple.model.codes import interpolate_codes
 
 # Approximate width of most grids, in pixels.
@@ -28,11 +29,7 @@ _INK = (0, 0, 0)
 _CHUNK = 64
 
 OnImages = Callable[[int], None]
-PairLabels = tuple[np.ndarray, np.ndarray] | None
-
-
-def _split_into_chunks(count: int) -> list[slice]:
-    return [slice(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
+PairLabels = Sequence[np.ndarray | None]
 
 
 def draw_grid(
@@ -54,8 +51,8 @@ def draw_grid(
         images: the images, uint8 `[rows, columns, height, width, channels]`.
         caption: the text below the grid, wrapped to the grid's width; line breaks in the text are kept.
         group: (count of rows, count of columns) between wider gaps; 0 for no wider gaps.
-        row_labels: the texts to the left of the rows; empty for none.
-        column_labels: the texts above the columns; empty for none.
+        row_labels: the texts to the left of the rows.
+        column_labels: the texts above the columns.
         width: the approximate width of the grid in pixels, to which small images are enlarged by an integer factor.
         side: the largest width of an image in pixels; wider images are shrunk by an integer factor; 0 for no limit.
     """
@@ -143,11 +140,15 @@ def reconstruct_images(
     model: DecoupledModel, images: np.ndarray, on_images: OnImages = lambda done: None, labels: np.ndarray | None = None
 ) -> tuple[np.ndarray, int]:
     """Encodes and decodes images; returns the decoded images, uint8, and the count of them that equal the originals."""
-    decoded = np.empty_like(images)
-    for chunk in _split_into_chunks(len(images)):
-        known = None if labels is None else labels[chunk]
-        decoded[chunk] = model.decode(*model.encode(images[chunk], known))
-        on_images(chunk.stop)
+    done = 0
+
+    def reconstruct(part: np.ndarray, known: np.ndarray | None) -> np.ndarray:
+        nonlocal done
+        decoded = model.decode(*model.encode(part, known))
+        on_images(done := done + len(part))
+        return decoded
+
+    decoded = np.asarray(run_in_parts(reconstruct, _CHUNK, images, labels))
     return decoded, int((decoded == images).reshape(len(images), -1).all(1).sum())
 
 
@@ -163,25 +164,20 @@ def draw_reconstruction_grid(
 
 
 def switch_images(
-    model: DecoupledModel,
-    a: np.ndarray,
-    b: np.ndarray,
-    strength: float = 1.0,
-    on_images: OnImages = lambda done: None,
-    labels: PairLabels = None,
+    model: DecoupledModel, a: np.ndarray, b: np.ndarray, strength: float = 1.0, labels: PairLabels = (None, None)
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns decode(z, v of a) and decode(z, v of b), uint8, where z goes by `strength` to that of the other image.
 
     With `strength` 0, z is the image's own; with 1, it is the other's.
     """
-    switched = np.empty_like(a), np.empty_like(b)
-    for chunk in _split_into_chunks(len(a)):
-        known = (None, None) if labels is None else (labels[0][chunk], labels[1][chunk])
-        codes = [model.encode(images[chunk], label) for images, label in zip((a, b), known, strict=True)]
-        for images, (z, v), other in zip(switched, (each[:2] for each in codes), codes[::-1], strict=True):
-            images[chunk] = model.decode(interpolate_codes(z, other.z, [strength])[:, 0], v)
-        on_images(2 * chunk.stop)
-    return switched
+
+    def switch(a: np.ndarray, b: np.ndarray, labels_a: np.ndarray | None, labels_b: np.ndarray | None) -> Any:
+        (z_a, v_a), (z_b, v_b) = model.encode(a, labels_a)[:2], model.encode(b, labels_b)[:2]
+        ba = model.decode(interpolate_codes(z_a, z_b, [strength])[:, 0], v_a)
+        return ba, model.decode(interpolate_codes(z_b, z_a, [strength])[:, 0], v_b)
+
+    ba, ab = run_in_parts(switch, _CHUNK, a, b, *labels)
+    return np.asarray(ba), np.asarray(ab)
 
 
 def draw_switch_grid(
@@ -190,7 +186,6 @@ def draw_switch_grid(
     """Draws pairs of images, and what a model decodes after switching the z of a pair (paper Figure 1).
 
     A tile has two rows: an image of `a` beside `ba` (z of b, v of a), and an image of `b` beside `ab` (z of a, v of b).
-    A row of the picture has at most five tiles. `what` is the beginning of the caption.
     """
     columns = min(5, len(a))
     tiles = arrange_rows(np.stack([np.stack([a, ba], 1), np.stack([b, ab], 1)], 1), columns)
@@ -207,23 +202,21 @@ def interpolate_pairs(
     places: Sequence[float],
     paths: Sequence[str] = ("lerp",),
     on_images: OnImages = lambda done: None,
-    labels: PairLabels = None,
+    labels: PairLabels = (None, None),
 ) -> np.ndarray:
     """Interpolates between the images `a[i]` and `b[i]` in z and in v, and decodes the results.
 
     The result is uint8 `[n, paths, rows, places, height, width, channels]`. `places` are positions from 0 (`a[i]`) to 1
     (`b[i]`). z changes from row to row, and v from column to column; a model without z has one row. `paths` says how v
-    is interpolated: "lerp" (along a line) or "slerp" (along an arc).
+    is interpolated: "lerp" (along a line) or "slerp" (along an arc). `on_images` receives the count of finished pairs.
     """
-    z_places = places if model.config.has_latent else places[:1]
-    tiles: list[np.ndarray] = []
+    z_places, tiles = places if model.config.has_latent else places[:1], []
     for index in range(len(a)):
         pair = slice(index, index + 1)
-        known = None if labels is None else (labels[0][pair], labels[1][pair])
-        for path in paths:
-            tiles.append(np.asarray(model.interpolate(a[pair], b[pair], z_places, places, known, path))[0])
-            on_images(len(tiles) * len(z_places) * len(places))
-    return np.stack(tiles).reshape(len(a), len(paths), *tiles[0].shape)
+        known = [None if of_images is None else of_images[pair] for of_images in labels]
+        tiles.append([model.interpolate(a[pair], b[pair], z_places, places, known, path)[0] for path in paths])
+        on_images(len(tiles))
+    return np.array(tiles)
 
 
 def draw_interpolation_grid(
@@ -250,25 +243,20 @@ def draw_interpolation_grid(
 
 
 def edit_images(
-    model: DecoupledModel,
-    images: np.ndarray,
-    directions: Mapping[str, np.ndarray],
-    amounts: Sequence[float],
-    on_images: OnImages = lambda done: None,
+    model: DecoupledModel, images: np.ndarray, directions: Mapping[str, np.ndarray], amounts: Sequence[float]
 ) -> np.ndarray:
     """Moves z of images along each of the `directions`, {name: vector, float32 `[d_z]`}, by each of the `amounts`.
 
     The result is uint8 `[n, directions, amounts, height, width, channels]`. Each image is encoded once.
     """
-    edited, done = np.empty((len(images), len(directions), len(amounts), *images.shape[1:]), np.uint8), 0
-    for chunk in _split_into_chunks(len(images)):
-        z, v = model.encode(images[chunk])[:2]
+
+    def edit(part: np.ndarray) -> np.ndarray:
+        z, v = model.encode(part)[:2]
         assert z is not None
-        for row, vector in enumerate(directions.values()):
-            for column, amount in enumerate(amounts):
-                edited[chunk, row, column] = model.decode(z + np.float32(amount) * vector, v)
-                on_images(done := done + len(v))
-    return edited
+        rows = [[np.float32(amount) * vector for amount in amounts] for vector in directions.values()]
+        return np.moveaxis(np.array([[model.decode(z + change, v) for change in row] for row in rows]), 2, 0)
+
+    return np.asarray(run_in_parts(edit, _CHUNK, images))
 
 
 def draw_edit_grid(
@@ -276,8 +264,7 @@ def draw_edit_grid(
 ) -> Image.Image:
     """Draws the result of `edit_images`, a row for each image and direction, and a column for each amount.
 
-    Rows are labelled with `directions`, the names of the methods that found them, if there are several. The caption
-    calls the direction `name`.
+    If there are several `directions`, by different methods, their names label the rows. The caption calls them `name`.
     """
     return draw_grid(
         edited.reshape(-1, *edited.shape[2:]),

@@ -22,16 +22,12 @@ MANIFEST = "switch.json"
 
 
 class SwitchedFolder(NamedTuple):
-    """The result of `switch_folder`: paths of photographs that this call (`written`) or an earlier call (`kept`) wrote.
-
-    `errors` has an error, with the path, for each photograph that cannot be read. `notes` has lines on what a user may
-    not expect, such as grey photographs with the colours of the reference, or a limited change of colours.
-    """
+    """The result of `switch_folder`."""
 
     written: list[pathlib.Path]
-    kept: list[pathlib.Path]
-    errors: list[DataError]
-    notes: list[str]
+    kept: list[pathlib.Path]  # written by an earlier call
+    errors: list[DataError]  # for each photograph that cannot be read, with its path
+    notes: list[str]  # on what a user may not expect, such as a limited change of colours
 
 
 def switch_folder(
@@ -47,9 +43,7 @@ def switch_folder(
 
     The model computes the change of colours at its own size, and `change_at_full_size` applies the change to the
     photograph. A result has the photograph's path below the folder and its file format, but PNG for a format such as
-    GIF. Photographs that cannot be read are skipped, and results of an earlier call with the same reference, model,
-    `strength`, `max_side` and `unlimited` (see `change_at_full_size`) are kept. The progress is shown on standard
-    error.
+    GIF. Photographs that cannot be read are skipped, and results of an earlier call with the same arguments are kept.
 
     >>> import tempfile
     >>> from PIL import Image
@@ -62,14 +56,10 @@ def switch_folder(
     ...     [path.name for path in result.written]
     ['a.png']
 
-    The model has RGB or grey images, and an encoder. `strength` goes from 0, z of the photograph itself, to 1, z of the
-    image `reference`. Photographs with a side of more than `max_side` pixels are shrunk.
-
-    Raises:
-        DataError: if `folder` has no images, or the reference cannot be read or is smaller than any image of the model.
-        UserError: before anything is written, if `out` is inside `folder` or holds other files of the results' names,
-            if two photographs would be written to the same file, or if the model has no z.
-        OSError: if a result cannot be written.
+    `strength` goes from 0, z of the photograph itself, to 1, z of the image `reference`. Photographs with a side of
+    more than `max_side` pixels are shrunk. DataError is raised if `folder` has no images or the reference cannot be
+    read, UserError, before anything is written, if `out` is inside `folder`, has results of other arguments, or two
+    photographs would be written to the same file, and OSError if a result cannot be written.
     """
     folder, out = pathlib.Path(folder), pathlib.Path(out)
     if not folder.is_dir():
@@ -96,15 +86,9 @@ def switch_folder(
             raise UserError(f"{photographs[path]} and {file.path} would both be written to {path}; rename one of them")
         photographs[path] = file.path
     result.kept.extend(path for path in photographs if path.exists())
-    job = {
-        "folder": str(folder.resolve()),
-        "reference": pathlib.PurePath(reference).name,
-        "reference_sha256": hash_file(pathlib.Path(reference)),
-        "weights_sha256": hash_weights(model),
-        "strength": float(strength),
-        "max_side": max_side,
-        "unlimited": unlimited,
-    }
+    job: dict[str, Any] = {"folder": str(folder.resolve()), "reference": pathlib.PurePath(reference).name}
+    job |= {"reference_sha256": hash_file(pathlib.Path(reference)), "weights_sha256": hash_weights(model)}
+    job |= {"strength": float(strength), "max_side": max_side, "unlimited": unlimited}
     _begin_job(out / MANIFEST, job, bool(result.kept))
     for path in result.kept:
         del photographs[path]

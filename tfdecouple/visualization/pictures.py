@@ -22,9 +22,8 @@ _SIDE = 128
 class PictureInputs:
     """The model, and validation images, from which an evaluation in training draws its pictures.
 
-    `images` are uint8 `[n, height, width, channels]`, and `labels` are their labels, int32 `[n]`, or None for a model
-    without labels. `seed` is the seed of samples, and `most` is the approximate count of images in a picture.
-    `label_names` are the names of all labels.
+    `images` are uint8 `[n, height, width, channels]`, and `labels` are int32 `[n]`, or None for a model without labels.
+    `seed` is the seed of samples, and `most` is the approximate count of images in a picture.
     """
 
     model: DecoupledModel
@@ -39,10 +38,10 @@ class PictureInputs:
         """The decoded images, uint8, and the count of them that equal the originals; computed at the first use."""
         return grids.reconstruct_images(self.model, self.images, labels=self.labels)
 
-    def select_image_pairs(self, count: int) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
-        """Makes `count` pairs of the validation images; returns (first images, second images, their labels or None)."""
+    def select_image_pairs(self, count: int) -> tuple[np.ndarray, np.ndarray, grids.PairLabels]:
+        """Makes `count` pairs of the validation images; returns (first images, second images, labels of both)."""
         first, second = slice(count), slice(len(self.images) // 2, len(self.images) // 2 + count)
-        labels = None if self.labels is None else (self.labels[first], self.labels[second])
+        labels = [None if self.labels is None else self.labels[half] for half in (first, second)]
         return self.images[first], self.images[second], labels
 
 

@@ -31,12 +31,9 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 
 class Curves(NamedTuple):
-    """The curves of a training run, {name of a metric in the log: (steps, values)}, on training and validation images.
+    """The curves of a training run, {name of a metric: (steps, values)}, on training and validation images."""
 
-    `name` is the name of the run in the legend of a plot.
-    """
-
-    name: str
+    name: str  # of the run in the legend of a plot
     train: Mapping[str, Curve]
     validation: Mapping[str, Curve]
 
@@ -51,9 +48,9 @@ def render_figure(figure: Figure) -> Image.Image:
 def plot_curves(runs: Sequence[Curves]) -> Figure:
     """Plots bits/dim, KL, log q(u|x) and learning rate of runs over their updates; each run must have bits/dim.
 
-    Curves on training images are thin. Curves on validation images are thick, with a point at each evaluation. A metric
-    that no run logs gets no panel. The axis of bits/dim leaves out the steep fall in the first tenth of each curve, and
-    the highest hundredth of the values after it, such as short peaks: these would flatten the rest.
+    Curves on training images are thin. Curves on validation images are thick, with a point at each evaluation. The axis
+    of bits/dim leaves out the steep fall in the first tenth of each curve, and the highest hundredth of the values
+    after it, such as short peaks: these would flatten the rest.
     """
     figure = _make_figure(9, 6.6)
     lower = [name for name in _NAMES if name != "bits_per_dim" and any(_collect_curves(run, name) for run in runs)]
@@ -96,11 +93,6 @@ def project_to_components(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Projects codes `[n, d]` to two principal components; returns points and the share of variance of each component.
 
     The points, `[n, 2]`, and the shares, `[2]`, are float64. n must be at least 2; for d = 1 the second component is 0.
-    The largest weight of a component is positive, so that its sign does not depend on chance.
-
-    >>> points, shares = project_to_components(np.array([[0.0, 0.0, 5.0], [3.0, 0.0, 5.0], [0.0, 1.0, 5.0]]))
-    >>> points.shape, bool(np.isclose(shares.sum(), 1))
-    ((3, 2), True)
     """
     from sklearn.decomposition import PCA
 
@@ -110,25 +102,13 @@ def project_to_components(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.pad(points, ((0, 0), (0, missing))), np.pad(pca.explained_variance_ratio_, (0, missing))
 
 
-def project_by_t_sne(codes: np.ndarray, seed: int) -> np.ndarray:
-    """Projects codes `[n, d]` to points `[n, 2]` by t-SNE, which keeps neighbours together; n must be at least 4."""
-    import threadpoolctl
-    from sklearn.manifold import TSNE
-
-    # The usual perplexity of 30, about the count of neighbours that matter, is too large for few points.
-    t_sne = TSNE(2, perplexity=min(30.0, (len(codes) - 1) / 3), init="pca", random_state=seed)
-    # If other programs use the cores, one thread is several times as fast as many, which wait in a busy loop.
-    with threadpoolctl.threadpool_limits(1):
-        return t_sne.fit_transform(np.asarray(codes, np.float32))
-
-
 def plot_projection(
     points: np.ndarray, labels: np.ndarray, names: Sequence[str], axis_names: Sequence[str], title: str
 ) -> Figure:
     """Plots points in two dimensions, `[n, 2]`, coloured by label; returns the matplotlib figure.
 
-    `labels` are the labels of the points, int `[n]`, -1 for no label. `names` are the names of the labels; a label
-    without a name is called by its index. The 14 most frequent labels get a colour and a shape; other points are grey.
+    `labels` are the labels of the points, int `[n]`, -1 for no label. `names` are the names of the labels. The 14 most
+    frequent labels get a colour and a shape; other points are grey.
     """
     figure = _make_figure(9, 6.6)
     axes = figure.add_subplot()
@@ -143,7 +123,7 @@ def plot_projection(
         style = {
             "color": COLOURS[number % len(COLOURS)],
             "marker": _MARKERS[(number + number // len(COLOURS)) % len(_MARKERS)],
-            "label": names[label] if label < len(names) else str(label),
+            "label": names[label],
         }
         chosen = labels == label
         axes.scatter(points[chosen, 0], points[chosen, 1], s=size, alpha=0.75, linewidths=0, **style)
@@ -157,9 +137,8 @@ def plot_projection(
 def plot_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], title: str) -> Figure:
     """Plots histograms of metrics of images, a panel for each metric; returns the matplotlib figure.
 
-    `panels` is {name of a metric: {name of a set of images: values of the metric, `[n]`}}. A panel has a histogram for
-    each set, the first one filled; all panels have the same sets. Values beyond the range of a panel count in its first
-    or last bin.
+    `panels` is {name of a metric: {name of a set of images: values of the metric, `[n]`}}, with the same sets in all
+    panels; the first is filled. Values beyond the range of a panel count in its first or last bin.
     """
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
@@ -191,10 +170,10 @@ def plot_confusion(confusion: Mapping[str, Any], label_names: Sequence[str]) -> 
     """Plots a confusion matrix, the result of `count_confusion`; returns the matplotlib figure.
 
     Rows are true classes, columns are predicted classes. The number in a cell is its count of images; the darkness is
-    the share of this count in the images of the true class. A class without a name in `label_names` has its index.
+    the share of this count in the images of the true class.
     """
     counts = np.asarray(confusion["counts"])
-    names = [label_names[label] if label < len(label_names) else str(label) for label in confusion["labels"]]
+    names = [label_names[label] for label in confusion["labels"]]
     side = min(3 + 0.45 * len(names), 12)
     figure = _make_figure(max(side, 6), side)
     axes = figure.add_subplot()
