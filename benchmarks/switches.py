@@ -80,7 +80,8 @@ def switch_pairs(model: Any, pairs: list[Pair]) -> tuple[list[np.ndarray], float
         for images in zip(*pairs, strict=True)
     )
     z, v = model.encode(contents)
-    before, after = np.asarray(contents), np.asarray(model.decode(model.encode(references).z, v))
+    before = np.asarray(contents)
+    after = np.asarray(model.decode(model.match_z(model.encode(references).z, v), v))
     back = (np.asarray(model.decode(z, v)) == before).all((1, 2, 3)).sum()
     results = [change_at_full_size(a, *small) for (a, _), *small in zip(pairs, before, after, strict=True)]
     return results, float(back)

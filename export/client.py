@@ -35,6 +35,7 @@ from numpy.typing import ArrayLike
 
 FOLDER = pathlib.Path(__file__).parent
 MODES = {1: "L", 3: "RGB"}  # {number of channels: mode of Pillow's images}
+ROUNDS = 8  # Rounds of `Model.match_z`.
 FAR = 3.0  # The root mean square of v is near 1 for images like the training images, and above this for unlike ones.
 # Pillow reads these formats without another program. Pixels are limited, since a small file can hold a huge picture.
 FORMATS, MOST_PIXELS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"), 2**26
@@ -70,6 +71,9 @@ class Model:
         ]
         return dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
 
+    def _make_inputs(self, images: np.ndarray, labels: ArrayLike | None) -> dict[str, np.ndarray]:
+        return {"images": images} | ({"labels": np.asarray(labels, np.int32)} if self.needs_labels else {})
+
     def encode(self, images: np.ndarray, labels: ArrayLike | None = None) -> dict:
         """Encodes images, uint8 `[n, *shape]`, to {"z": float32 `[n, d_z]`, "v": float32 `[n, *shape]`}.
 
@@ -78,8 +82,7 @@ class Model:
         result has a third entry, "size", with (height, width) of the images. A warning names images that are unlike the
         training images and may not decode exactly.
         """
-        inputs = {"images": images} | ({"labels": np.asarray(labels, np.int32)} if self.needs_labels else {})
-        codes = self._run_session(self.encoder, inputs)
+        codes = self._run_session(self.encoder, self._make_inputs(images, labels))
         lengths = np.sqrt(np.square(codes["v"], dtype=np.float64).mean((1, 2, 3)))
         if far := np.flatnonzero(~(lengths <= FAR)).tolist():
             warnings.warn(
@@ -127,9 +130,20 @@ class Model:
         before = np.stack([shrink_photograph(photograph, *self.shape[:2]) for photograph in pair])
         before = before // self.step * self.step
         codes, part = self.encode(before, labels), np.float32(strength)
-        z = (1 - part) * codes["z"] + part * codes["z"][::-1]
+        z = self.match_z((1 - part) * codes["z"] + part * codes["z"][::-1], codes["v"], labels)
         changed_a, changed_b = map(change_at_full_size, pair, before, self.decode(**{**codes, "z": z}))
         return changed_b, changed_a
+
+    def match_z(self, wanted: np.ndarray, v: np.ndarray, labels: ArrayLike | None = None) -> np.ndarray:
+        """Returns z, float32 `[n, d_z]`, with which v decodes to images that encode to nearly the given z, `wanted`."""
+        z, nearest, least = wanted, wanted, np.full(len(wanted), np.inf)
+        for _ in range(ROUNDS + 1):
+            own = self._run_session(self.encoder, self._make_inputs(self.decode(z=z, v=v), labels))["z"]
+            distance = np.square(own - wanted).sum(1)
+            nearest = np.where((distance < least)[:, None], z, nearest)
+            least = np.fmin(least, distance)
+            z = z + wanted - own
+        return nearest
 
     def crop_and_resize(self, picture: np.ndarray) -> np.ndarray:
         """Crops a picture's centre and resizes it to the model's shape; the pixels equal those of training exactly."""

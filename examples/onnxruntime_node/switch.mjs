@@ -10,7 +10,7 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { InferenceSession, Tensor } from "onnxruntime-node";
 import sharp from "sharp";
-import { interpolateLinearly } from "../../export/page/code_arithmetic.js";
+import { interpolateLinearly, matchZ } from "../../export/page/code_arithmetic.js";
 import { applyColourMaps, fitColourMaps, shrinkToSquare } from "../../export/page/guided_filter.js";
 import { resizeSquare } from "../../export/page/resize.js";
 
@@ -279,12 +279,15 @@ async function switchPhotographs(models, paths, strength) {
   }
   roundToBins(before, models.binSize);
   const { z, v } = await models.encode(before, 2);
-  const changedZ = new Tensor("float32", interpolateLinearly(z.data, swapEntries(z).data, strength), z.dims);
-  const after = await models.decode({ z: changedZ, v });
+  const changedZ = interpolateLinearly(z.data, swapEntries(z).data, strength);
   for (const [index, name] of ["ba.png", "ab.png"].entries()) {
     const { width, height, rgba } = photographs[index];
     const [first, end] = [index * length, (index + 1) * length];
-    const maps = fitColourMaps(before.subarray(first, end), after.subarray(first, end), size);
+    const codes = { v: new Tensor("float32", v.data.slice(first, end), [1, size, size, CHANNELS]) };
+    const decode = (code) => models.decode({ ...codes, z: new Tensor("float32", code, [1, code.length]) });
+    const wanted = changedZ.slice((index * changedZ.length) / 2, ((index + 1) * changedZ.length) / 2);
+    const matched = await matchZ(wanted, async (code) => (await models.encode(await decode(code), 1)).z.data);
+    const maps = fitColourMaps(before.subarray(first, end), await decode(matched), size);
     const result = new Uint8ClampedArray(rgba.length);
     applyColourMaps(maps, size, photographs[index], result, 0, height);
     const raw = { width, height, channels: 4 };

@@ -11,6 +11,8 @@
 
 /** Below this sine of the angle between two vectors, the arc from one to the other is treated as not unique. */
 const SMALLEST_SINE = 1e-6;
+/** How often `matchZ` changes z. */
+const ROUNDS = 8;
 
 /**
  * Concatenates the images or codes of several pictures into one batch.
@@ -46,6 +48,23 @@ export function splitBatch(batch, count) {
  */
 export function interpolateLinearly(a, b, share) {
   return addWeightedCodes(a, b, Math.fround(1 - Math.fround(share)), Math.fround(share));
+}
+
+/**
+ * Changes z so that the image decoded from it and from v encodes to nearly the given z, as `match_z` in Python.
+ * @param {Float32Array} wanted z of one image.
+ * @param {(z: Float32Array) => Promise<Float32Array>} measureZ Decodes z and v, and returns z of the decoded image.
+ * @returns {Promise<Float32Array>}
+ */
+export async function matchZ(wanted, measureZ) {
+  let [z, nearest, least] = [wanted, wanted, Infinity];
+  for (let round = 0; round <= ROUNDS; round++) {
+    const own = await measureZ(z);
+    const distance = own.reduce((sum, value, k) => sum + (value - wanted[k]) ** 2, 0);
+    if (distance < least) [nearest, least] = [z, distance];
+    z = z.map((value, k) => Math.fround(value + wanted[k]) - own[k]);
+  }
+  return nearest;
 }
 
 /**

@@ -3,7 +3,7 @@
  * @module
  */
 
-import { joinBatch, splitBatch } from "./code_arithmetic.js";
+import { joinBatch, matchZ, splitBatch } from "./code_arithmetic.js";
 import { applyColourMaps, fitColourMaps, shrinkToSquare } from "./guided_filter.js";
 import { readPhotograph, roundToBins } from "./image_files.js";
 import { runLatestOnly } from "./latest_request.js";
@@ -20,6 +20,7 @@ const ROWS_AT_ONCE = 64;
  * @property {number} index The photograph that is shown: 0 for A, 1 for B.
  * @property {(zs: Float32Array[]) => Float32Array} [makeZ] Returns the new z from those of both photographs. Without
  *   this function, the photograph is unchanged.
+ * @property {boolean} [isSwitch] Whether the photograph's own z is to become this z, by `matchZ`.
  */
 
 /** Reads the photographs A and B, encodes small copies of them, and changes the photographs as the model changes these. */
@@ -99,7 +100,7 @@ export class Photographs {
    * @param {() => boolean} isNewest Returns false when the result is no longer needed.
    * @returns {Promise<ImageData | null>} Null if the result is not needed, or the pictures are small.
    */
-  async #computePhotograph({ index, makeZ }, isNewest) {
+  async #computePhotograph({ index, makeZ, isSwitch }, isNewest) {
     this.#encoded ??= this.#encodePhotographs(/** @type {File[]} */ (this.#files));
     const encoded = await this.#encoded;
     if (!encoded || !isNewest()) return null;
@@ -107,7 +108,11 @@ export class Photographs {
     const [photograph, before, v] = [encoded.photographs, encoded.before, encoded.vs].map((pair) => pair[index]);
     const { rgba, width, height } = photograph;
     if (!makeZ) return new ImageData(rgba, width, height);
-    const maps = fitColourMaps(before, await this.#model.decode(makeZ(zs), v, 1), size);
+    const decode = (/** @type {Float32Array} */ code) => this.#model.decode(code, v, 1);
+    const wanted = makeZ(zs);
+    const z = isSwitch ? await matchZ(wanted, async (code) => (await this.#model.encode(await decode(code), 1)).z) : wanted;
+    if (!isNewest()) return null;
+    const maps = fitColourMaps(before, await decode(z), size);
     const result = new ImageData(width, height);
     for (let row = 0; row < height; row += ROWS_AT_ONCE) {
       if (!isNewest()) return null;

@@ -75,7 +75,7 @@ export class SwapGrid {
     const { z, v } = CELLS[cell];
     const strength = getElement("strength").valueAsNumber;
     const makeZ = (/** @type {Float32Array[]} */ zs) => interpolateLinearly(zs[v], zs[z], strength);
-    this.#showPhotographs[cell](z === v ? { index: v } : { index: v, makeZ });
+    this.#showPhotographs[cell](z === v ? { index: v } : { index: v, makeZ, isSwitch: true });
   }
 
   /** Lets the grid compute its pictures, once the model is loaded. */

@@ -147,5 +147,19 @@ class TestLayer:
             # Images are encoded half a bin brighter than they are measured, which contrast multiplies.
             np.testing.assert_allclose(of_result, of_z, atol=3)
 
+    def test_matched_z_decodes_v_to_an_image_with_nearly_the_wanted_z(self):
+        model, images = DecoupledModel(CONFIG), make_photographs(16)
+        model.initialize(images)
+        for layer in model.flow.stage_layers:
+            give_effect(layer, scale=0.05)
+        (z, v), wanted = model.encode(images[:8]), model.encode(images[8:]).z
+
+        def measure_distances(used):
+            return np.square(model.encode(model.decode(used, v)).z - wanted).sum(1)
+
+        before, after = measure_distances(wanted), measure_distances(model.match_z(wanted, v))
+        assert (after <= before).all() and after.sum() < 0.2 * before.sum()
+        np.testing.assert_allclose(model.match_z(z, v), z, atol=1e-5)
+
     def test_colour_map_of_grey_images_needs_two_numbers_of_z(self):
         assert ModelConfig(image_shape=(8, 8, 1), latent_dim=2, steps=(1, 1), hidden_channels=(4, 4), colour_map=True)

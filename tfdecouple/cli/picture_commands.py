@@ -168,7 +168,7 @@ def switch(
         how, count, tiles = pairs.facts["pairing"], pairs.facts["count"], []
         with Counter("switching", 2 * count) as counter:
             for a, b, labels, photographs in pairs.parts:
-                switched = grids.switch_images(opened.model, a, b, strength, labels)
+                switched = grids.switch_images(opened.model, a, b, strength, labels, bool(photographs))
                 tiles.append((a, b, *switched))
                 counter(2 * sum(len(part[0]) for part in tiles))
                 for number, photograph in enumerate(photographs):

@@ -44,6 +44,8 @@ from tfdecouple.system.devices import read_free_memory
 CHUNK = 64
 # Codes count as parallel if the sine of the angle between them is at most this. No unique arc connects parallel codes.
 _LEAST_SINE = 1e-6
+# Rounds of `match_z`. Each decodes and encodes once more; later ones change hardly anything (docs/results/colours.md).
+ROUNDS = 8
 # An image counts as far from the training data if the root mean square of v is above this value. For images like the
 # training data it is near 1 (docs/RESULTS.md, "Reconstruction").
 FAR = 3.0
@@ -235,6 +237,31 @@ class Coding(BaseModel):
         a, b = as_image_batches("switch", a, b, self.config.image_shape)
         codes_a, codes_b = self._encode_pair(a, b, labels)
         return self.decode(codes_a.z, codes_b.v, codes_b.size), self.decode(codes_b.z, codes_a.v, codes_a.size)
+
+    def match_z(self, z: ArrayLike, v: ArrayLike) -> tf.Tensor:
+        """Returns z changed so that the image decoded from it and from v has, when encoded, nearly the z that was given.
+
+        After a switch, the couplings give a part of the old colours and contrast back, so the new image's own z lies
+        between the two. Each round adds to z what the new image's z lacks. For each image, the round counts whose image
+        has the nearest z; round 0 is the given z itself. Decoding the result with v is still exact.
+
+        Args:
+            z: global codes, float32 `[batch, d_z]`, such as those of other images than v.
+            v: local codes, float32 `[batch, height, width, channels]`.
+
+        Returns:
+            float32 `[batch, d_z]`.
+        """
+        wanted, v = as_codes(z, v, self._d_z, self.config.image_shape, compute_size_multiple(self.config))
+        z = nearest = wanted
+        least = tf.fill([get_sizes(v)[0]], math.inf)
+        for _ in range(ROUNDS + 1):
+            own = self.posterior(self.decode(z, v)).mean()
+            distance = tf.reduce_sum(tf.math.squared_difference(own, wanted), 1)
+            nearest = tf.where((distance < least)[:, None], z, nearest)
+            least = tf.minimum(least, distance)
+            z += wanted - own
+        return nearest
 
     def interpolate(
         self,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from PIL import Image, ImageDraw, ImageFont
 
 from tfdecouple.config.shapes import RGB_CHANNELS
@@ -164,17 +165,25 @@ def draw_reconstruction_grid(
 
 
 def switch_images(
-    model: DecoupledModel, a: np.ndarray, b: np.ndarray, strength: float = 1.0, labels: PairLabels = (None, None)
+    model: DecoupledModel,
+    a: np.ndarray,
+    b: np.ndarray,
+    strength: float = 1.0,
+    labels: PairLabels = (None, None),
+    match: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns decode(z, v of a) and decode(z, v of b), uint8, where z goes by `strength` to that of the other image.
 
-    With `strength` 0, z is the image's own; with 1, it is the other's.
+    With `strength` 0, z is the image's own; with 1, it is the other's. `match` says whether z goes through `match_z`.
     """
+
+    def decode(z: tf.Tensor, other: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
+        z = interpolate_codes(z, other, [strength])[:, 0]
+        return model.decode(model.match_z(z, v) if match else z, v)
 
     def switch(a: np.ndarray, b: np.ndarray, labels_a: np.ndarray | None, labels_b: np.ndarray | None) -> Any:
         (z_a, v_a), (z_b, v_b) = model.encode(a, labels_a)[:2], model.encode(b, labels_b)[:2]
-        ba = model.decode(interpolate_codes(z_a, z_b, [strength])[:, 0], v_a)
-        return ba, model.decode(interpolate_codes(z_b, z_a, [strength])[:, 0], v_b)
+        return decode(z_a, z_b, v_a), decode(z_b, z_a, v_b)
 
     ba, ab = run_in_parts(switch, _CHUNK, a, b, *labels)
     return np.asarray(ba), np.asarray(ab)

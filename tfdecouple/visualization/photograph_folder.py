@@ -103,7 +103,8 @@ def switch_folder(
                 small = shrink_photograph(photograph.pixels, *shape[:2])[None]
                 before = np.asarray(model.quantizer.quantize_pixels(small))
                 codes = model.encode(before)
-                after = model.decode(interpolate_codes(codes.z, z, [strength])[:, 0], codes.v)
+                wanted = interpolate_codes(codes.z, z, [strength])[:, 0]
+                after = model.decode(model.match_z(wanted, codes.v), codes.v)
                 pixels, notes = photograph.change_photograph(before[0], np.asarray(after)[0], unlimited)
                 write_bytes(path, photograph.encode_photograph(pixels)[0])
                 result.written.append(path)
