@@ -239,7 +239,7 @@ class Coding(BaseModel):
         return self.decode(codes_a.z, codes_b.v, codes_b.size), self.decode(codes_b.z, codes_a.v, codes_a.size)
 
     def match_z(self, z: ArrayLike, v: ArrayLike) -> tf.Tensor:
-        """Returns z changed so that the image decoded from it and from v has, when encoded, nearly the z that was given.
+        """Returns z changed so that the image decoded from it and from v encodes to nearly the z that was given.
 
         After a switch, the couplings give a part of the old colours and contrast back, so the new image's own z lies
         between the two. Each round adds to z what the new image's z lacks. For each image, the round counts whose image
