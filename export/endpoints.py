@@ -44,7 +44,6 @@ class Array:
     """The specification of one input or output of an endpoint.
 
     Attributes:
-        name: the name in the signature.
         dtype: "uint8", "float32" or "int32".
         shape: the shape without the batch axis, which always comes first.
         meaning: a description in a few words for the model card.
@@ -87,10 +86,8 @@ class Endpoint:
     """A function of an exported model that users can call by name, such as "encode".
 
     Attributes:
-        name: the name of the endpoint and of its signature in a SavedModel.
         summary: a sentence that describes the endpoint.
-        inputs: the inputs in the order of the signature.
-        outputs: the outputs in the order of the signature.
+        inputs, outputs: the inputs and outputs in the order of the signature.
         answer: `answer(EndpointFunctions, {input name: tensor})` returns `{output name: tensor}`. With the functions of
             an exported model it builds the graph of the endpoint. With `KerasAnswers`, inputs and outputs are NumPy
             arrays, and images are values before they are rounded to pixels.
@@ -107,12 +104,6 @@ class Endpoint:
     answer: Callable[[EndpointFunctions, Arrays], Arrays]
     reference: Callable[[DecoupledModel, Arrays], Arrays]
     onnx: str | None = None
-
-    def __post_init__(self) -> None:
-        """Raises ValueError if two inputs or outputs of the endpoint have the same name, which ONNX does not allow."""
-        names = [array.name for array in (*self.inputs, *self.outputs)]
-        if len({*names}) < len(names):
-            raise ValueError(f"endpoint {self.name} names two arrays alike ({', '.join(names)}); names must differ")
 
 
 def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoint, ...]:
@@ -160,10 +151,10 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
     beta = scalar("beta", "place of v between a (0) and b (1)", 1.0, 0.0)
     amount = scalar("amount", "multiples of the direction", 0.0, 2.0)
     # Rounding a weight can scale all of v, whose norm is about dimensions**0.5, so that the tolerance is wide.
-    shell_meaning = "standard deviations of |v| from its mean under the model"
-    shell = scalar("shell", shell_meaning, scale=4 * dimensions**0.5)
-    typicality_meaning = "root mean square of the same, by parts of the latents; about 1 under the model"
-    typicality = scalar("typicality", typicality_meaning, scale=4 * dimensions**0.5)
+    scale = 4 * dimensions**0.5
+    shell = scalar("shell", "standard deviations of |v| from its mean under the model", scale=scale)
+    meaning = "root mean square of the same, by parts of the latents; about 1 under the model"
+    typicality = scalar("typicality", meaning, scale=scale)
     # The tolerance is wide, because an output is the difference of log densities of several nats per dimension.
     meaning, scale = "log p(y|x) of each label y", 4 * dimensions
     log_probabilities = Array("log_probabilities", "float32", (config.classes,), meaning, scale=scale)
@@ -180,7 +171,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
         (vector("z_mean", "the z of encode"), vector("z_log_variance", "natural logarithm of the variance")),
         _encode_global, _call_posterior,
     )
-    decode = Endpoint("decode", "Decodes codes to images.", (*z, v), (images,), _decode, _call_decode, "decoder")
+    decode = Endpoint("decode", "Decodes codes to images.", (*z, v), (images,), _decode, _decode, "decoder")
     sample = Endpoint(
         "sample", "Turns noise into new images.",
         (*sample_labels, *z_noise, v_noise, temperature), (images,), _sample, _call_sample, "sampler",
@@ -207,7 +198,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
     )
     classify = Endpoint(
         "classify", "How probable each label is of images, by Bayes' rule.", (images,), (log_probabilities,),
-        _classify, _call_classify,
+        _classify, _classify,
     )
     # fmt: on
     if any_size:
@@ -225,11 +216,6 @@ def _free_sides(endpoint: Endpoint, image: tuple[int, ...], sides: tuple[str, st
         return tuple(dataclasses.replace(array, free=names) if array.shape == image else array for array in arrays)
 
     return dataclasses.replace(endpoint, inputs=free(endpoint.inputs, sides), outputs=free(endpoint.outputs, _PADDED))
-
-
-def find_endpoint(config: ModelConfig, name: str) -> Endpoint:
-    """Returns the endpoint called `name` of a model with this config; raises StopIteration if there is none."""
-    return next(endpoint for endpoint in list_endpoints(config) if endpoint.name == name)
 
 
 def _encode(model: EndpointFunctions, inputs: Arrays) -> Arrays:
@@ -252,11 +238,7 @@ def _call_posterior(model: DecoupledModel, inputs: Arrays) -> Arrays:
     return {"z_mean": posterior.mean(), "z_log_variance": 2 * np.log(posterior.stddev())}
 
 
-def _decode(model: EndpointFunctions, inputs: Arrays) -> Arrays:
-    return {"images": model.decode(inputs.get("z"), inputs["v"])}
-
-
-def _call_decode(model: DecoupledModel, inputs: Arrays) -> Arrays:
+def _decode(model: EndpointFunctions | DecoupledModel, inputs: Arrays) -> Arrays:
     return {"images": model.decode(inputs.get("z"), inputs["v"])}
 
 
@@ -321,9 +303,5 @@ def _call_outlier_scores(model: DecoupledModel, inputs: Arrays) -> Arrays:
     return model.outlier_scores(inputs["images"], inputs.get("labels"), noise=noise).to_dict()
 
 
-def _classify(model: EndpointFunctions, inputs: Arrays) -> Arrays:
-    return {"log_probabilities": model.classify(inputs["images"])}
-
-
-def _call_classify(model: DecoupledModel, inputs: Arrays) -> Arrays:
+def _classify(model: EndpointFunctions | DecoupledModel, inputs: Arrays) -> Arrays:
     return {"log_probabilities": model.classify(inputs["images"])}

@@ -1,18 +1,17 @@
-"""The model of an export: the model's own computations, on networks whose weights are folded.
-
-`EndpointFunctions` computes what endpoints return, with the networks of the Keras model or with those of an export.
-"""
+"""The model of an export: the model's own computations, on networks whose weights are folded."""
 
 from __future__ import annotations
 
 import functools
 import math
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from export.endpoints import list_endpoints
 from export.folding import Constant, ExportKernels, ExportMode, TracedNetwork, find_difference, trace_network
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.any_size import find_both_bins, pad_and_shrink_images
@@ -21,6 +20,8 @@ from tfdecouple.model.objective import evaluate_bound, evaluate_log_joint, map_n
 from tfdecouple.model.outlier_scores import OutlierScores, score_latents
 from tfdecouple.numerics.kernels import Kernels
 
+# The attributes of a `DecoupledModel` that are networks.
+_NETWORKS = ("flow", "encoder", "prior_flow", "prior_affine", "code_net", "dequantizer")
 # In float64 a folded method may differ from the model's by 1000 times as much as the model's own result changes when
 # all weights become larger by 2^-50. These are the least and the largest allowed difference, relative to the norm.
 _LEAST_TOLERANCE, _MOST_TOLERANCE = 1e-12, 1e-9
@@ -35,10 +36,7 @@ class Encoding(NamedTuple):
 
 
 class EndpointFunctions:
-    """The functions of which endpoints are made, for the networks of the Keras model or of an export.
-
-    `networks` is a `DecoupledModel`, or an object with the same attributes, such as `encoder` and `flow`.
-    """
+    """The functions of which endpoints are made; `networks` is a `DecoupledModel`, or has such attributes as `flow`."""
 
     def __init__(self, networks: Any):
         self.networks, self.config, self._quantizer = networks, networks.config, networks.quantizer
@@ -71,7 +69,7 @@ class EndpointFunctions:
         """Returns z that the prior makes of normal noise (and labels, if it has any); None for a model without z."""
         if not self.config.has_latent:
             return None
-        return self._run(lambda *inputs: (map_noise_to_z(self.networks, *inputs),), noise, labels)[0]
+        return self._run(lambda *inputs: [map_noise_to_z(self.networks, *inputs)], noise, labels)[0]
 
     def score(
         self, images: tf.Tensor, z_noise: tf.Tensor, u_noise: tf.Tensor, labels: tf.Tensor | None = None
@@ -91,11 +89,8 @@ class EndpointFunctions:
 
     def classify(self, images: tf.Tensor) -> tf.Tensor:
         """Returns log p(y|x) of each label y for uint8 images x, `[batch, classes]`."""
-
-        def compute(bins: tf.Tensor) -> tuple[tf.Tensor]:
-            return (tf.math.log_softmax(evaluate_log_joint(self.networks, bins)),)
-
-        return self._run(compute, self._find_bins(images))[0]
+        bins = self._find_bins(images)
+        return self._run(lambda part: [tf.math.log_softmax(evaluate_log_joint(self.networks, part))], bins)[0]
 
     def _find_bins(self, images: tf.Tensor) -> tf.Tensor:
         return self._quantizer.find_bins(images)
@@ -136,17 +131,12 @@ class _ExportedNetwork:
 class ExportedModel:
     """The folded networks of a model, from which the graphs of all endpoints (such as "encode") are made.
 
-    Args:
-        model: the Keras model.
-        channels_first: whether the graphs are for ONNX files, in which maps have their channels first.
-        any_size: whether the flow takes images of any height and width.
-        other: an export of the same model with its channels elsewhere, whose traces of the model are used again.
-
-    Raises:
-        NotInitializedError: if the model has no weights.
-        InversionError: if the matrix of a 1x1 convolution cannot be inverted, or a weight is not finite.
+    With `channels_first` the graphs are for ONNX files, in which maps have their channels first; with `any_size` the
+    flow takes images of any height and width. The traces of `other`, an export with the other layout, are used again.
+    InversionError is raised if the matrix of a 1x1 convolution cannot be inverted, or a weight is not finite.
 
     Attributes:
+        endpoints: the endpoints of the model.
         weights: {name: constant in float64}; equal constants of several methods have one name.
     """
 
@@ -158,8 +148,9 @@ class ExportedModel:
         other: ExportedModel | None = None,
     ):
         require_initialized(model)
-        self.config, self._model = model.config, model
+        self.endpoints = list_endpoints(model.config, any_size)
         self.weights: dict[str, Constant] = {}
+        self._model = model
         self._names: dict[bytes, str] = {}
         self._methods: dict[tuple[str, str], _Method] = {}
         self._sizes = {path: math.prod(variable.shape) for path, variable in model.named_variables().items()}
@@ -188,11 +179,16 @@ class ExportedModel:
 
         Both run in float64 on the same random inputs, and may differ by at most 1e-9 of the norm of a result.
         """
-        rng = np.random.default_rng(0)
+        rng, image_shape = np.random.default_rng(0), self._model.config.image_shape
         for (network, method), (traced, folded, names) in self._methods.items():
             # With labels as inputs, there is an image of each label.
-            count = self.config.classes if any(tensor.dtype == tf.int32 for tensor in traced.inputs) else 2
-            inputs = [self._draw_input(rng, count, tensor) for tensor in traced.inputs]
+            count = self._model.config.classes if any(tensor.dtype == tf.int32 for tensor in traced.inputs) else 2
+            inputs = [
+                np.arange(count, dtype=np.int32)
+                if tensor.dtype == tf.int32
+                else rng.standard_normal((count, *(image_shape if tensor.shape.rank == 4 else tensor.shape[1:])))
+                for tensor in traced.inputs
+            ]
             weights = {tensor: self.weights[name].values for tensor, name in names.items()}
             difference = find_difference(traced, folded, weights, inputs)
             rounded = {tensor.name: values * (1 + 2**-50) for tensor, values in traced.weights.values()}
@@ -200,29 +196,23 @@ class ExportedModel:
             if not difference <= np.clip(1000 * rounding, _LEAST_TOLERANCE, _MOST_TOLERANCE):
                 yield f"{network}.{method} as folded is not the model's: it differs by {difference:.1e} of the norm"
 
-    def _draw_input(self, rng: np.random.Generator, count: int, tensor: tf.Tensor) -> np.ndarray:
-        if tensor.dtype == tf.int32:
-            return np.arange(count, dtype=np.int32)
-        shape = self.config.image_shape if tensor.shape.rank == 4 else tensor.shape[1:]
-        return rng.standard_normal((count, *shape))
-
     def make_answers(self, read: Callable[[str], tf.Tensor], shared: bool = False) -> EndpointFunctions:
         """Returns the functions of which endpoints are made, for code that builds a graph.
 
         `read` returns the tensor of the weight of a name, in the caller's graph. If `shared`, a method of a network is
         a `tf.function`, so that a graph that calls it several times contains it once.
         """
-
-        def read_tensor(names: Mapping[Any, str], tensor: Any) -> tf.Tensor:
-            return read(names[tensor])
-
         networks: dict[str, dict[str, Any]] = {}
         for (network, name), method in self._methods.items():
-            call = functools.partial(method.folded.call, functools.partial(read_tensor, method.names))
+            call = functools.partial(method.folded.call, lambda tensor, names=method.names: read(names[tensor]))
             run = tf.function(call, autograph=False) if shared else call
             # Other arguments, such as None for a condition or a runner, would make another trace of a function.
             networks.setdefault(network, {})[name] = lambda *inputs, run=run: run(*filter(tf.is_tensor, inputs))
-        return EndpointFunctions(_ExportedNetworks(self._model, networks))
+        made: dict[str, Any] = dict.fromkeys(_NETWORKS)
+        made |= {name: _ExportedNetwork(getattr(self._model, name), methods) for name, methods in networks.items()}
+        return EndpointFunctions(
+            types.SimpleNamespace(config=self._model.config, quantizer=self._model.quantizer, **made)
+        )
 
 
 def _trace(model: DecoupledModel, any_size: bool, kernels: Kernels) -> dict[tuple[str, str], TracedNetwork]:
@@ -242,15 +232,6 @@ def _run_method(run: Callable[..., Any], method: str, *inputs: tf.Tensor) -> Any
     """Returns the results of a method that endpoints read: of an inverse, all but the log-determinant."""
     results = run(*inputs)
     return results[:1] if method == "inverse_and_log_det" else results
-
-
-class _ExportedNetworks:
-    """An object with those attributes of a `DecoupledModel` from which the objective and endpoints are computed."""
-
-    def __init__(self, model: DecoupledModel, methods: Mapping[str, Mapping[str, Any]]):
-        self.config, self.quantizer = model.config, model.quantizer
-        for name in ("flow", "encoder", "prior_flow", "prior_affine", "code_net", "dequantizer"):
-            setattr(self, name, _ExportedNetwork(getattr(model, name), methods[name]) if name in methods else None)
 
 
 def _list_methods(model: DecoupledModel, any_size: bool) -> Iterator[tuple[str, str, list[tf.TensorSpec]]]:

@@ -28,11 +28,9 @@ Array = np.ndarray
 class ExportKernels(Kernels):
     """The operations of exports: convolutions with biases, into which scales, shifts and orders of channels are merged.
 
-    What is merged becomes part of a kernel or a bias, which depends on weights alone and is computed in advance.
-
-    Args:
-        channels_first: whether channels are selected, reordered and scaled in maps whose channels come first, as in
-            ONNX files. tf2onnx removes the transpositions between such operations.
+    What is merged becomes part of a kernel or a bias, which depends on weights alone and is computed in advance. With
+    `channels_first`, channels are selected, reordered and scaled in maps whose channels come first, as in ONNX files;
+    tf2onnx removes the transpositions between such operations.
     """
 
     def __init__(self, channels_first: bool):
@@ -164,14 +162,10 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True)
 class TracedNetwork:
-    """A traced method of a network: its graph, and the model's weights that it reads.
+    """A traced method of a network: its graph in float32, and the model's weights that it reads.
 
-    Attributes:
-        graph: the graph, in float32.
-        inputs: the tensors of the method's arguments.
-        outputs: the tensors of the method's results.
-        results: the results, as the method returns them.
-        weights: {path of a weight in the model: (its placeholder in the graph, its values in float64)}.
+    `inputs` and `outputs` are the tensors of the method's arguments and results, and `results` the results as the
+    method returns them. `weights` is {path of a weight in the model: (its placeholder, its values in float64)}.
     """
 
     graph: tf.Graph

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from export import LOG
@@ -21,18 +20,18 @@ if TYPE_CHECKING:
     from export.exported_model import EndpointFunctions, ExportedModel
 
 
-def write_litert_files(exported: ExportedModel, endpoints: Sequence[Endpoint], folder: pathlib.Path) -> None:
-    """Writes a float32 LiteRT file for each endpoint into a folder, as `NAME.tflite`, with built-in operations alone.
+def write_litert_files(exported: ExportedModel, folder: pathlib.Path) -> dict[str, str]:
+    """Writes a float32 LiteRT file for each endpoint that has a file into a new folder; returns {endpoint: its name}.
 
-    NAME is `Endpoint.onnx`. TensorFlow converts the files from a temporary SavedModel.
-
-    Raises:
-        UserError: if an endpoint needs more than LiteRT's built-in operations.
+    TensorFlow converts the files from a temporary SavedModel. UserError is raised if an endpoint needs more than
+    LiteRT's built-in operations.
     """
     import tensorflow as tf
 
     from export.formats.saved_model import save_saved_model
 
+    folder.mkdir()
+    endpoints = [endpoint for endpoint in exported.endpoints if endpoint.onnx]
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         saved = pathlib.Path(scratch, "savedmodel")
         save_saved_model(exported, [*map(_add_shape_checks, endpoints)], saved)
@@ -49,6 +48,7 @@ def write_litert_files(exported: ExportedModel, endpoints: Sequence[Endpoint], f
                     "leave the format litert out"
                 ) from error
             (folder / f"{endpoint.onnx}.tflite").write_bytes(converted)
+    return {endpoint.name: str(endpoint.onnx) for endpoint in endpoints}
 
 
 def _add_shape_checks(endpoint: Endpoint) -> Endpoint:

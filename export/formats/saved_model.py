@@ -25,8 +25,7 @@ def save_saved_model(exported: ExportedModel, endpoints: Sequence[Endpoint], fol
     """Writes a SavedModel into the new folder `folder`, with each endpoint as a signature.
 
     The first endpoint is also the signature `serving_default`. The weights of `exported` are stored as variables, so
-    that all signatures share them and the size limit of a graph does not apply. A full disk raises OSError or
-    tf.errors.OpError.
+    that all signatures share them and the size limit of a graph does not apply.
     """
     # The variables are plain TensorFlow variables, because a SavedModel would contain a Keras layer's twice.
     module = tf.Module()

@@ -45,8 +45,7 @@ def require_no_problems(problems: Iterable[str]) -> None:
 def compare_in_process(runtime: str, folder: pathlib.Path, vectors: pathlib.Path, options: Mapping[str, Any]) -> Report:
     """Runs `comparison.compare_files` in a process that does not load the Keras model, and returns its report.
 
-    `vectors` is the file of test vectors (inputs and the Keras model's answers), and `options` has further arguments of
-    `compare_files`. If the process fails, the failure is the only problem.
+    `options` has further arguments of `compare_files`. If the process fails, the failure is the only problem.
     """
     found = []
 
@@ -68,11 +67,8 @@ def compare_in_process(runtime: str, folder: pathlib.Path, vectors: pathlib.Path
 def verify_folder(folder: pathlib.Path) -> tuple[list[str], list[str]]:
     """Verifies an export folder without the run; returns the problems, and the names of parts that could not be run.
 
-    The problems are a line for each file that is changed, missing or unknown, and for each part with wrong answers.
-    ONNX files are run with every execution provider of ONNX Runtime that is installed.
-
-    Raises:
-        UserError: if the folder has no manifest, or the manifest is damaged.
+    ONNX files are run with every execution provider of ONNX Runtime that is installed. UserError is raised if the
+    folder has no manifest, or the manifest is damaged.
     """
     manifest = load_manifest(folder)
     problems: list[str] = []

@@ -53,7 +53,7 @@ class Weights(Format):
     name, summary = "weights", "the folded weights as NumPy arrays"
     files = r"weights\.npz"
 
-    def write(self, job, exported, folder):
+    def write(self, exported, provenance, folder):
         folder.mkdir()
         np.savez(folder / "weights.npz", **exported.collect_arrays())
         return {}
@@ -69,11 +69,11 @@ class Graphs(Format):
 
         return GraphFiles
 
-    def write(self, job, exported, folder):
+    def write(self, exported, provenance, folder):
         from mine.graph_files import write_graph
 
         folder.mkdir()
-        for endpoint in job.endpoints:
-            if endpoint.onnx:
-                write_graph(exported, endpoint, folder / f"{endpoint.onnx}.pb")
-        return job.onnx_files
+        endpoints = [endpoint for endpoint in exported.endpoints if endpoint.onnx]
+        for endpoint in endpoints:
+            write_graph(exported, endpoint, folder / f"{endpoint.onnx}.pb")
+        return {endpoint.name: endpoint.onnx for endpoint in endpoints}
