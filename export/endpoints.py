@@ -171,7 +171,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
         (vector("z_mean", "the z of encode"), vector("z_log_variance", "natural logarithm of the variance")),
         _encode_global, _call_posterior,
     )
-    decode = Endpoint("decode", "Decodes codes to images.", (*z, v), (images,), _decode, _decode, "decoder")
+    decode = Endpoint("decode", "Decodes codes to images.", (*z, v), (images,), _decode, _call_decode, "decoder")
     sample = Endpoint(
         "sample", "Turns noise into new images.",
         (*sample_labels, *z_noise, v_noise, temperature), (images,), _sample, _call_sample, "sampler",
@@ -198,7 +198,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
     )
     classify = Endpoint(
         "classify", "How probable each label is of images, by Bayes' rule.", (images,), (log_probabilities,),
-        _classify, _classify,
+        _classify, _call_classify,
     )
     # fmt: on
     if any_size:
@@ -219,12 +219,12 @@ def _free_sides(endpoint: Endpoint, image: tuple[int, ...], sides: tuple[str, st
 
 
 def _encode(model: EndpointFunctions, inputs: Arrays) -> Arrays:
-    z, _, v = model.encode(inputs["images"], inputs.get("labels"))
+    z, v = model.encode(inputs["images"], inputs.get("labels"))
     return {"v": v} if z is None else {"z": z, "v": v}
 
 
 def _call_encode(model: DecoupledModel, inputs: Arrays) -> Arrays:
-    z, v = model.encode(inputs["images"], inputs.get("labels"))[:2]
+    z, v = model.encode(inputs["images"], inputs.get("labels"))
     return {"z": z, "v": v}
 
 
@@ -238,7 +238,11 @@ def _call_posterior(model: DecoupledModel, inputs: Arrays) -> Arrays:
     return {"z_mean": posterior.mean(), "z_log_variance": 2 * np.log(posterior.stddev())}
 
 
-def _decode(model: EndpointFunctions | DecoupledModel, inputs: Arrays) -> Arrays:
+def _decode(model: EndpointFunctions, inputs: Arrays) -> Arrays:
+    return {"images": model.decode(inputs.get("z"), inputs["v"])}
+
+
+def _call_decode(model: DecoupledModel, inputs: Arrays) -> Arrays:
     return {"images": model.decode(inputs.get("z"), inputs["v"])}
 
 
@@ -286,7 +290,7 @@ def _call_interpolate(model: DecoupledModel, inputs: Arrays) -> Arrays:
 
 
 def _edit(model: EndpointFunctions, inputs: Arrays) -> Arrays:
-    z, _, v = model.encode(inputs["images"], inputs.get("labels"))
+    z, v = model.encode(inputs["images"], inputs.get("labels"))
     return {"edited": model.decode(z + inputs["amount"][:, None] * inputs["direction"], v)}
 
 
@@ -295,7 +299,8 @@ def _call_edit(model: DecoupledModel, inputs: Arrays) -> Arrays:
 
 
 def _score(model: EndpointFunctions, inputs: Arrays) -> Arrays:
-    return model.score(inputs["images"], inputs.get("z_noise"), inputs["u_noise"], inputs.get("labels"))
+    noise = inputs.get("z_noise"), inputs["u_noise"]
+    return model.outlier_scores(inputs["images"], inputs.get("labels"), noise=noise).to_dict()
 
 
 def _call_outlier_scores(model: DecoupledModel, inputs: Arrays) -> Arrays:
@@ -303,5 +308,9 @@ def _call_outlier_scores(model: DecoupledModel, inputs: Arrays) -> Arrays:
     return model.outlier_scores(inputs["images"], inputs.get("labels"), noise=noise).to_dict()
 
 
-def _classify(model: EndpointFunctions | DecoupledModel, inputs: Arrays) -> Arrays:
+def _classify(model: EndpointFunctions, inputs: Arrays) -> Arrays:
+    return {"log_probabilities": model.classify(inputs["images"])}
+
+
+def _call_classify(model: DecoupledModel, inputs: Arrays) -> Arrays:
     return {"log_probabilities": model.classify(inputs["images"])}

@@ -16,6 +16,7 @@ from export.folding import Constant, ExportKernels, ExportMode, TracedNetwork, f
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.any_size import find_both_bins, pad_and_shrink_images
 from tfdecouple.model.base_model import require_initialized
+from tfdecouple.model.codes import Codes
 from tfdecouple.model.objective import evaluate_bound, evaluate_log_joint, map_noise_to_z
 from tfdecouple.model.outlier_scores import OutlierScores, score_latents
 from tfdecouple.numerics.kernels import Kernels
@@ -27,38 +28,33 @@ _NETWORKS = ("flow", "encoder", "prior_flow", "prior_affine", "code_net", "dequa
 _LEAST_TOLERANCE, _MOST_TOLERANCE = 1e-12, 1e-9
 
 
-class Encoding(NamedTuple):
-    """The codes of images: `z` and `z_log_variance` are `[batch, d_z]` or None; `v` has the shape of the images."""
-
-    z: tf.Tensor | None
-    z_log_variance: tf.Tensor | None
-    v: tf.Tensor
-
-
 class EndpointFunctions:
-    """The functions of which endpoints are made; `networks` is a `DecoupledModel`, or has such attributes as `flow`."""
+    """The functions of which endpoints are made; `networks` is a `DecoupledModel`, or has such attributes as `flow`.
+
+    Methods with the name of a method of `DecoupledModel` take the same arguments and return the same.
+    """
 
     def __init__(self, networks: Any):
         self.networks, self.config, self._quantizer = networks, networks.config, networks.quantizer
 
-    def encode(self, images: tf.Tensor, labels: tf.Tensor | None = None) -> Encoding:
+    def encode(self, images: tf.Tensor, labels: tf.Tensor | None = None) -> Codes:
         """Returns the codes of uint8 images, which may have any size; labels are for a z that they alone determine."""
         flow, quantizer = self.networks.flow, self._quantizer
         padded, shrunk = pad_and_shrink_images(self.config, tf.convert_to_tensor(images))
         bins, encoder_bins = find_both_bins(self._find_bins, padded, shrunk)
-        z, z_log_variance = self._infer_z(encoder_bins, labels)
+        by_label = self.networks.code_net is not None
+        z = self.z_from_noise(None, labels) if by_label else self._infer_z(encoder_bins)[0]
         (v,) = self._run(lambda part, z: flow.forward_and_log_det(quantizer.place_at_centres(part), z)[:1], bins, z)
-        return Encoding(z, z_log_variance, v)
+        return Codes(z, v)
 
     def infer_posterior(self, images: tf.Tensor) -> tuple[tf.Tensor | None, tf.Tensor | None]:
         """Returns mean and log-variance of q(z|x), each `[batch, d_z]`, for uint8 images of the model's size."""
-        return self._infer_z(self._find_bins(images), None)
+        return self._infer_z(self._find_bins(images))
 
-    def _infer_z(self, bins: tf.Tensor, labels: tf.Tensor | None) -> tuple[tf.Tensor | None, tf.Tensor | None]:
-        """Returns z and the log-variance of q(z|x) for images whose pixels are in bins `bins`; None without them."""
+    def _infer_z(self, bins: tf.Tensor) -> tuple[tf.Tensor | None, tf.Tensor | None]:
         encoder, quantizer = self.networks.encoder, self._quantizer
         if encoder is None:
-            return (None if self.networks.code_net is None else self.z_from_noise(None, labels)), None
+            return None, None
         return self._run(lambda part: encoder.run_inference(quantizer.place_at_edges(part)), bins)
 
     def decode(self, z: tf.Tensor | None, v: tf.Tensor) -> tf.Tensor:
@@ -71,21 +67,17 @@ class EndpointFunctions:
             return None
         return self._run(lambda *inputs: [map_noise_to_z(self.networks, *inputs)], noise, labels)[0]
 
-    def score(
-        self, images: tf.Tensor, z_noise: tf.Tensor, u_noise: tf.Tensor, labels: tf.Tensor | None = None
-    ) -> dict[str, tf.Tensor]:
-        """Returns the outlier scores of uint8 images, for noise of z and u, as {name: `[batch]`}."""
+    def outlier_scores(
+        self, images: tf.Tensor, labels: tf.Tensor | None = None, *, noise: tuple[tf.Tensor | None, tf.Tensor]
+    ) -> OutlierScores:
+        """Returns the outlier scores of uint8 images, for noise of z and u."""
 
-        def compute(
-            bins: tf.Tensor, z_noise: tf.Tensor, u_noise: tf.Tensor, labels: tf.Tensor | None
-        ) -> list[tf.Tensor]:
+        def compute(bins: tf.Tensor, z_noise: tf.Tensor, u_noise: tf.Tensor, labels: tf.Tensor) -> list[tf.Tensor]:
             bound = evaluate_bound(self.networks, bins, z_noise, u_noise, labels=labels)
-            scores = score_latents(self.networks.flow, *bound)
-            return [score for score in scores if score is not None]
+            return [*score_latents(self.networks.flow, *bound).to_dict().values()]
 
-        names = [name for name in OutlierScores._fields if name != "prior_nats" or self.config.has_encoder]
-        scores = self._run(compute, self._quantizer.find_bins(images), z_noise, u_noise, labels)
-        return dict(zip(names, scores, strict=True))
+        scores = self._run(compute, self._quantizer.find_bins(images), *noise, labels)
+        return OutlierScores(*scores) if self.networks.encoder else OutlierScores(scores[0], None, *scores[1:])
 
     def classify(self, images: tf.Tensor) -> tf.Tensor:
         """Returns log p(y|x) of each label y for uint8 images x, `[batch, classes]`."""
@@ -204,7 +196,11 @@ class ExportedModel:
         """
         networks: dict[str, dict[str, Any]] = {}
         for (network, name), method in self._methods.items():
-            call = functools.partial(method.folded.call, lambda tensor, names=method.names: read(names[tensor]))
+
+            def read_weight(tensor: str, names: Mapping[str, str] = method.names) -> tf.Tensor:
+                return read(names[tensor])
+
+            call = functools.partial(method.folded.call, read_weight)
             run = tf.function(call, autograph=False) if shared else call
             # Other arguments, such as None for a condition or a runner, would make another trace of a function.
             networks.setdefault(network, {})[name] = lambda *inputs, run=run: run(*filter(tf.is_tensor, inputs))

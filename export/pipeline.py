@@ -6,13 +6,11 @@ import errno
 import json
 import os
 import pathlib
-import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from export import LOG
 from export.card import make_model_card, render_model_card
@@ -33,17 +31,11 @@ from export.verification.comparison import digest_array
 from export.verification.vectors import choose_image_sizes, load_real_images, make_picture, make_test_vectors
 from export.verification.verify import check_settings, compare_in_process, require_no_problems
 from tfdecouple.data.sources import hide_image_path
-from tfdecouple.errors import UserError, one_line
+from tfdecouple.errors import UserError
 from tfdecouple.model.any_size import find_weight_of_fixed_size
 from tfdecouple.registry import FORMATS
-from tfdecouple.storage.files import write_json, write_text
+from tfdecouple.storage.files import convert_tensorflow_errors, write_json, write_text
 from tfdecouple.system.signals import handle_signals
-
-# Error numbers of a full disk, and of an exhausted disk quota.
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-# TensorFlow raises the same class of error for a full disk and for exhausted memory. If the message matches this
-# pattern, memory is exhausted.
-_OUT_OF_MEMORY = re.compile("OOM|allocat|out of memory", re.IGNORECASE)
 
 
 def export(
@@ -168,19 +160,13 @@ def _make_formats(names: Sequence[str], options: Mapping[str, Any]) -> list[Form
 def _explain_errors(to: pathlib.Path) -> Iterator[None]:
     """A context that turns errors of a full disk and of other failed writes to the folder `to` into UserError."""
     try:
-        yield
+        with convert_tensorflow_errors():
+            yield
     except BrokenPipeError:
         # The reader of the progress lines, such as `head`, has ended; `run_program` handles this error.
         raise
     except OSError as error:
         if error.errno == errno.ENOMEM:
             raise MemoryError(f"{error.strerror or error}") from error
-        advice = "; free some space there" if error.errno in _FULL else ""
+        advice = "; free some space there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise UserError(f"cannot write to {to}: {error.strerror or error}{advice}") from error
-    except tf.errors.OpError as error:
-        reason, advice = one_line(error, first=True), ""
-        if isinstance(error, tf.errors.ResourceExhaustedError):
-            if _OUT_OF_MEMORY.search(str(error)):
-                raise
-            reason, advice = os.strerror(errno.ENOSPC), "; free some space there"
-        raise UserError(f"cannot write to {to}: {reason}{advice}") from error

@@ -36,7 +36,6 @@ class Format(abc.ABC):
 
     Attributes:
         name: the name of the option's value, and of the folder.
-        summary: a description in a few words for the help.
         files: a regular expression of the paths of all files in the folder.
         channels_first: whether the files contain networks for maps with channels first.
         has_versions: whether the files are in a folder whose name is the number of a version.
@@ -45,7 +44,6 @@ class Format(abc.ABC):
     """
 
     name: ClassVar[str]
-    summary: ClassVar[str]
     files: ClassVar[str]
     channels_first: ClassVar[bool] = False
     has_versions: ClassVar[bool] = False
@@ -93,7 +91,7 @@ class _SavedModelFormat(Format):
     endpoints: tuple[str, ...] = ()
     version: int | None = None
 
-    name, summary = "savedmodel", "a SavedModel for TensorFlow Serving"
+    name = "savedmodel"
     files = (
         r"(saved_model|fingerprint)\.pb|variables/variables\.(index|data-\d{5}-of-\d{5})"
         r"|assets\.extra/(model_card\.json|tf_serving_warmup_requests)"
@@ -127,7 +125,7 @@ class _SavedModelFormat(Format):
 
 
 class _OnnxFormat(Format):
-    name, summary = "onnx", "files for ONNX Runtime"
+    name = "onnx"
     files, channels_first, runtime = r"\w+\.onnx", True, OnnxFiles
 
     def write(self, exported: ExportedModel, provenance: Provenance, folder: pathlib.Path) -> dict[str, str]:
@@ -149,7 +147,7 @@ class _OnnxFormat(Format):
 
 
 class _LiteRTFormat(Format):
-    name, summary = "litert", "LiteRT files for phones"
+    name = "litert"
     files, runtime = r"\w+\.tflite", LiteRTFiles
 
     def prepare(self, model: ModelConfig, endpoints: Sequence[Endpoint], scratch: pathlib.Path) -> None:
@@ -166,7 +164,7 @@ class _WebFormat(_OnnxFormat):
     web_runtime: pathlib.Path | None = None
     web_gpu: bool = False
 
-    name, summary = "web", "a static web page"
+    name = "web"
     files = r"\w+\.(js|html|css)|model/\w+\.(onnx|jpg|json)|runtime/[\w-][\w.-]*"
     inside = "model"
 

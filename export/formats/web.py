@@ -64,8 +64,8 @@ def write_web_page(
         (folder / path).write_bytes(content)
     loaded = [*(f"model/{name}.onnx" for name in names.values()), *(f"runtime/{name}" for name in RUNTIME_FILES)]
     sizes = {path: (folder / path).stat().st_size for path in loaded}
-    config = {**describe_model(provenance), "web_gpu": web_gpu, "sizes": sizes}
-    (folder / "model" / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    facts = {**describe_model(provenance), "web_gpu": web_gpu, "sizes": sizes}
+    (folder / "model" / "config.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return names
 
 

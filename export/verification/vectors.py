@@ -37,6 +37,7 @@ from tfdecouple.data.sources import open_source
 from tfdecouple.errors import DataError, ExactnessWarning
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.base_model import require_initialized
+from tfdecouple.model.outlier_scores import OutlierScores
 from tfdecouple.numerics.tf32 import full_float32
 
 # Limits of the real images that are encoded and decoded: their count, and the pixels of all together.
@@ -101,7 +102,7 @@ def make_test_vectors(model: DecoupledModel, images: np.ndarray, any_size: bool 
     for name, tried in {"real": images, **{name: hard[kind][:most] for name, kind in _HARD.items()}}.items():
         pixels = np.asarray(model.quantizer.quantize_pixels(tried))
         labels = np.arange(len(pixels), dtype=np.int32) % config.classes if config.has_label_codes else None
-        z, _, v = plain.encode(pixels, labels)
+        z, v = plain.encode(pixels, labels)
         decoded = [answers.to_pixels(answers.decode(z, v))[:, :height, :width] for answers in (plain, perturbed[0])]
         vectors[f"images/{name}"] = pixels
         vectors[f"kept/{name}"] = np.all([(recovered == pixels).all((1, 2, 3)) for recovered in decoded], 0)
@@ -172,7 +173,7 @@ def _make_codes(answers: KerasAnswers, images: np.ndarray, rng: np.random.Genera
     """
     config, count = answers.config, len(images)
     labels = np.arange(count, dtype=np.int32) % config.classes if config.has_labels else None
-    z, _, v = answers.encode(images, labels)
+    z, v = answers.encode(images, labels)
     z_noise = rng.standard_normal((count, config.latent_dim), np.float32) if config.has_encoder else None
     temperatures = np.linspace(*TEMPERATURES, count)[:, None, None, None]
     half, sampled_z = count // 2, answers.z_from_noise(z_noise, labels)
@@ -259,15 +260,15 @@ class KerasAnswers(EndpointFunctions):
             z, v = None if z is None else self._perturb(z), self._perturb(v)
         return self._quantizer.scale_to_bins(self._invert_flow(z, v)[0].astype(np.float64))
 
-    def score(
-        self, images: np.ndarray, z_noise: MaybeArray, u_noise: np.ndarray, labels: MaybeArray = None
-    ) -> dict[str, np.ndarray]:
-        """Returns the Keras model's outlier scores of uint8 images, {name: array `[n]`}, given draws for z and u."""
+    def outlier_scores(
+        self, images: np.ndarray, labels: MaybeArray = None, *, noise: tuple[MaybeArray, np.ndarray]
+    ) -> OutlierScores:
+        """Returns the Keras model's outlier scores of uint8 images, arrays `[n]`, given draws for z and u."""
         if self._unperturbed is not None:
-            z_noise = None if z_noise is None else self._perturb_noise(images, z_noise)
+            z_noise = None if noise[0] is None else self._perturb_noise(images, noise[0])
             # The noise u is changed in units of bins, so that x changes as much as it does for changed images.
-            u_noise = self._perturb(u_noise, self.config.n_bins / 2)
-        return super().score(images, z_noise, u_noise, labels)
+            noise = z_noise, self._perturb(noise[1], self._quantizer.n_bins / 2)
+        return super().outlier_scores(images, labels, noise=noise)
 
     def to_pixels(self, bins: np.ndarray) -> np.ndarray:
         """Converts values in units of bins to uint8 pixels; a value outside the bins gets the nearest bin's pixel."""
@@ -276,7 +277,7 @@ class KerasAnswers(EndpointFunctions):
 
     def _find_bins(self, images: Any) -> np.ndarray:
         bins = np.asarray(super()._find_bins(images))
-        return bins if self._unperturbed is None else self._perturb(bins, self.config.n_bins / 2)
+        return bins if self._unperturbed is None else self._perturb(bins, self._quantizer.n_bins / 2)
 
     def _perturb(self, values: np.ndarray, scale: float | None = None) -> np.ndarray:
         signs = self._rng.choice(np.array([-1.0, 1.0]), values.shape)
