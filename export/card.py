@@ -219,7 +219,7 @@ def _list_example_calls(card: Mapping[str, Any]) -> list[str]:
         for name, endpoint in card["endpoints"].items()
     }
     inputs, codes = ([array["name"] for array in arrays[name]] for name in ("encode", "decode"))
-    black = [(array["name"], _write_python_zeros(array)) for array in arrays["encode"]]
+    black = [(array["name"], f"np.zeros({(*array['shape'],)}, np.{array['dtype']})") for array in arrays["encode"]]
     signature = formats.get("savedmodel", {}).get("signatures", ["encode"])[0]
     values = {
         "name": card["name"],
@@ -244,16 +244,11 @@ def _list_example_calls(card: Mapping[str, Any]) -> list[str]:
 
 def _fill_free_axes(array: Mapping[str, Any], image_shape: ImageShape) -> dict[str, Any]:
     sides = [image_shape[axis] if isinstance(size, str) else size for axis, size in enumerate(array["shape"][1:])]
-    return {**array, "shape": ["batch", *sides]}
-
-
-def _write_python_zeros(array: Mapping[str, Any]) -> str:
-    sizes = ", ".join(map(str, [1, *array["shape"][1:]]))
-    return f"np.zeros(({sizes}{',' if len(array['shape']) == 1 else ''}), np.{array['dtype']})"
+    return {**array, "shape": [1, *sides]}
 
 
 def _write_js_zeros(array: Mapping[str, Any]) -> str:
-    sizes, kind = [1, *array["shape"][1:]], array["dtype"]
+    sizes, kind = array["shape"], array["dtype"]
     return f'new ort.Tensor("{kind}", new {kind.capitalize()}Array({math.prod(sizes)}), {sizes})'
 
 

@@ -109,9 +109,8 @@ class Endpoint:
 def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoint, ...]:
     """Returns the endpoints of a model with this config; the first is also the signature `serving_default`.
 
-    With `any_size` there are only `encode` and `decode`, for images of any height and width
-    (`tfdecouple.model.any_size`). Then v and decoded images have the height and width of the padded image, and the
-    caller crops decoded images.
+    With `any_size` there are only `encode` and `decode`, for images of any height and width. Then v and decoded images
+    have the height and width of the padded image (`tfdecouple.model.any_size`).
 
     >>> [endpoint.name for endpoint in list_endpoints(ModelConfig(conditioning="none"))][:4]
     ['encode', 'decode', 'sample', 'score']

@@ -200,7 +200,7 @@ class TracedNetwork:
         ops, reads = {*self._ops}, [*(tensor for op in self._ops for tensor in op.inputs), *self.outputs]
         names = {tensor.name: sources[tensor.op] for tensor in reads if tensor.op not in ops}
         try:
-            arrays = self.compute([*names], {tensor.name: values for tensor, values in self.weights.values()})
+            arrays = self.session.run([*names], {tensor.name: values for tensor, values in self.weights.values()})
         except tf.errors.InvalidArgumentError as error:
             op = error.op and self.graph.get_operation_by_name(error.op.name)
             paths = ", ".join(sorted(sources[op])) if op else "a weight"
@@ -213,17 +213,14 @@ class TracedNetwork:
         return constants
 
     @functools.cached_property
-    def _session(self) -> tf.compat.v1.Session:
+    def session(self) -> tf.compat.v1.Session:
+        """A session that computes tensors of this graph in float64."""
         with tf.Graph().as_default() as graph:
             tf.import_graph_def(widen_graph(self.graph.as_graph_def()), name="")
         # A graph that runs once or twice is not optimised, which would take longer than it saves.
         options = tf.compat.v1.ConfigProto()
         options.graph_options.rewrite_options.disable_meta_optimizer = True
         return tf.compat.v1.Session(graph=graph, config=options)
-
-    def compute(self, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
-        """Returns the values of the tensors `names`, computed in float64; `feeds` is {name of a tensor: its values}."""
-        return self._session.run(list(names), dict(feeds))
 
     @functools.cached_property
     def _graph_def(self) -> Any:
@@ -281,7 +278,7 @@ def find_difference(
     sides = []
     for network, others in ((model, feeds), (folded, weights)):
         arguments = {tensor.name: array for tensor, array in zip(network.inputs, inputs, strict=True)}
-        sides.append(network.compute([tensor.name for tensor in network.outputs], {**arguments, **others}))
+        sides.append(network.session.run([tensor.name for tensor in network.outputs], {**arguments, **others}))
     least, norm = np.finfo(np.float64).tiny ** 0.5, np.linalg.norm
     pairs = [(np.ravel(right), np.ravel(found)) for right, found in zip(*sides, strict=True)]
     return max(float(norm(right - found) / max(norm(right), least)) for right, found in pairs)

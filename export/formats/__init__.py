@@ -154,9 +154,9 @@ class _LiteRTFormat(Format):
         require_packages("ai_edge_litert", what="the format litert")
 
     def write(self, exported: ExportedModel, provenance: Provenance, folder: pathlib.Path) -> dict[str, str]:
-        from export.formats import litert
+        from export.formats import saved_model
 
-        return litert.write_litert_files(exported, folder)
+        return saved_model.write_litert_files(exported, folder)
 
 
 @dataclasses.dataclass

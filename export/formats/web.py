@@ -31,8 +31,6 @@ GPU_FILES = ("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-w
 EXAMPLE_SIDE = 640
 # The largest number of directions in z for which the page has a slider.
 _MOST_SLIDERS = 100
-
-
 # {title: photograph}: the page's example pictures, whose licences allow publication. The page opens with the first two.
 EXAMPLES = {
     "Chelsea the cat": PHOTOGRAPHS["chelsea"],
@@ -104,7 +102,7 @@ def describe_model(provenance: Provenance) -> dict[str, Any]:
         "latent_dim": model.latent_dim,
         "bits_per_dim": bits.get("test", bits.get("validation")),
         "data": provenance.data,
-        "examples": describe_examples(provenance.training_data),
+        "examples": _describe_examples(provenance.training_data),
     }
 
 
@@ -119,7 +117,7 @@ def make_example_files() -> dict[str, bytes]:
     return files
 
 
-def describe_examples(data: DataConfig | None) -> list[dict[str, Any]]:
+def _describe_examples(data: DataConfig | None) -> list[dict[str, Any]]:
     """Returns file, title, author, licence of each example; "seen" (None: unknown) says if the model trained on it."""
     seen = data.photographs if data is not None and data.source == "photographs" else None
     return [
@@ -135,12 +133,9 @@ def describe_examples(data: DataConfig | None) -> list[dict[str, Any]]:
 
 
 def find_web_runtime(chosen: pathlib.Path | None, scratch: pathlib.Path, web_gpu: bool) -> pathlib.Path:
-    """Returns the folder with the files of onnxruntime-web that the web page needs.
+    """Returns the folder with the files of onnxruntime-web that the web page needs; UserError without them.
 
     `chosen` is the folder that the user named; if it is None, npm fetches the files into `scratch`.
-
-    Raises:
-        UserError: if the files cannot be found or fetched; the message gives advice.
     """
     needed = RUNTIME_FILES + (GPU_FILES if web_gpu else ())
     if chosen is not None:

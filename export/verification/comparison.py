@@ -50,8 +50,8 @@ class Report:
     """The result of one comparison of exported files with test vectors.
 
     Attributes:
-        parity: the differences from the Keras model, {endpoint: {output: differences of `Answer.compare_file`}}. For
-            files that take images of any size, the key also has the size: "encode 8x8".
+        parity: {endpoint: {output: differences of `Answer.compare_file`}}; the key is such as "encode 8x8" for files
+            that take images of any size.
         round_trip: {type of images, such as "real" or "noise": {"images": count, "identical": count of images that
             encode and decode leave equal, "model": count of images that the Keras model recovers}}.
         problems: the reasons why the files must not be published, a line each.
@@ -96,10 +96,8 @@ def compare_files(
             problems = problems or [*_check_shapes(opened, endpoint, group, bool(size))]
             report.problems += [f"{endpoint}{size}: {problem}" for problem in problems]
             if endpoint in names:
+                LOG.info("  %s%s", endpoint, size)
                 report.parity[endpoint + size] = differences
-                for output, values in differences.items():
-                    listed = ", ".join(f"{name} {value:.2g}" for name, value in values.items())
-                    LOG.info("  %s%s: %s: differences: %s", endpoint, size, output, listed)
         try:
             opened.check_attachments(vectors)
         except Exception as error:  # TensorFlow raises any class of error for a damaged file
@@ -171,8 +169,7 @@ def _check_shapes(opened: Runtime, endpoint: str, vectors: Arrays, any_size: boo
 def _compare_round_trips(opened: Runtime, vectors: Arrays, report: Report, size: str) -> None:
     """Encodes and decodes the test images with the exported files, and adds the counts of recovered images to `report`.
 
-    Images that only the Keras model recovers are added as problems. `size` is "", or such as " 8x6" for files that take
-    images of any size.
+    Images that only the Keras model recovers are added as problems.
     """
     for image_type, images in select_arrays(vectors, "images/").items():
         height, width = images.shape[1:3]

@@ -241,12 +241,8 @@ def load_real_images(data: DataConfig, shape: tuple[int, int, int]) -> tuple[np.
 class KerasAnswers(EndpointFunctions):
     """The Keras model as the reference of the verification: computes NumPy arrays for `Endpoint.answer`.
 
-    Args:
-        model: the model, with weights.
-        unperturbed: None to answer the inputs as they are. Otherwise this object answers slightly changed inputs (each
-            value is changed at random, up or down, by a relative 1e-6, a pixel by this fraction of the range of
-            pixels), and the argument is the `KerasAnswers` that answers the unchanged inputs.
-        seed: the seed of the changes.
+    If `unperturbed` is given, the `KerasAnswers` for unchanged inputs, this object answers slightly changed inputs:
+    each value is changed at random, by `seed`, up or down by a relative 1e-6, a pixel by this fraction of its range.
     """
 
     def __init__(self, model: DecoupledModel, unperturbed: KerasAnswers | None = None, seed: int = 0):

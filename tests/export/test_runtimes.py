@@ -21,8 +21,8 @@ from export import show_progress
 from export.card import render_model_card
 from export.endpoints import list_endpoints
 from export.exported_model import ExportedModel
-from export.formats.litert import write_litert_files
 from export.formats.runtimes import LiteRTFiles, OnnxFiles
+from export.formats.saved_model import write_litert_files
 from export.pipeline import export
 from export.verification.comparison import compare_files
 from export.verification.verify import verify_folder
