@@ -30,11 +30,8 @@ VECTORS = "test_vectors.npz"
 JSON_NAME, TEXT_NAME = "model_card.json", "MODEL_CARD.md"
 # The settings of TensorFlow Serving. Users may edit these files, so the verification accepts changes in them.
 EDITABLE = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
-# Pattern of the files that an export writes beside the folders of its formats.
-_BESIDE = (
-    r"(client|guided_filter)\.py|model_card\.json|MODEL_CARD\.md|test_vectors\.npz|docker-compose\.yml"
-    r"|(batching|models|monitoring)\.config"
-)
+# The files that an export writes beside the folders of its formats, apart from the manifest.
+_BESIDE = ("client.py", "guided_filter.py", JSON_NAME, TEXT_NAME, VECTORS, *EDITABLE)
 # The largest size in bytes of a manifest or model card that is read.
 MOST_BYTES = 2**24
 # A path that does not lead out of the export folder, because no name in it begins with a dot.
@@ -44,7 +41,7 @@ _Inside = Annotated[str, pydantic.Field(pattern=r"^(\w[\w.-]*/)*\w[\w.-]*$")]
 def _is_written(name: str) -> bool:
     """Returns whether an export writes a file at the path `name` in its folder."""
     inside = (f"{kind}/{'[0-9]+/' * one.has_versions}(?:{one.files})" for kind, one in FORMATS.items())
-    return bool(re.fullmatch("|".join([_BESIDE, *inside]), name, re.ASCII))
+    return name in _BESIDE or any(re.fullmatch(pattern, name, re.ASCII) for pattern in inside)
 
 
 def _require_part(name: str) -> str:

@@ -76,7 +76,7 @@ class EndpointFunctions:
             bound = evaluate_bound(self.networks, bins, z_noise, u_noise, labels=labels)
             return [*score_latents(self.networks.flow, *bound).to_dict().values()]
 
-        scores = self._run(compute, self._quantizer.find_bins(images), *noise, labels)
+        scores = self._run(compute, self._find_bins(images), *noise, labels)
         return OutlierScores(*scores) if self.networks.encoder else OutlierScores(scores[0], None, *scores[1:])
 
     def classify(self, images: tf.Tensor) -> tf.Tensor:

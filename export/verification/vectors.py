@@ -37,7 +37,7 @@ from tfdecouple.data.sources import open_source
 from tfdecouple.errors import DataError, ExactnessWarning
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.base_model import require_initialized
-from tfdecouple.model.outlier_scores import OutlierScores
+from tfdecouple.model.codes import Codes
 from tfdecouple.numerics.tf32 import full_float32
 
 # Limits of the real images that are encoded and decoded: their count, and the pixels of all together.
@@ -95,7 +95,7 @@ def make_test_vectors(model: DecoupledModel, images: np.ndarray, any_size: bool 
     height, width = images.shape[1:3]
     sizes, most = choose_batch_sizes(max(height, width)), 1 if max(height, width) > _LARGE else 4
     plain = KerasAnswers(model)
-    perturbed = [KerasAnswers(model, plain, seed) for seed in range(_SCORE_PERTURBATIONS)]
+    perturbed = [KerasAnswers(model, seed) for seed in range(_SCORE_PERTURBATIONS)]
     vectors: Arrays = {"batches": np.array(sizes)}
     LOG.info("  images to encode and decode")
     hard = make_hard_images(images.shape[1:], most)
@@ -173,14 +173,14 @@ def _make_codes(answers: KerasAnswers, images: np.ndarray, rng: np.random.Genera
     """
     config, count = answers.config, len(images)
     labels = np.arange(count, dtype=np.int32) % config.classes if config.has_labels else None
-    z, v = answers.encode(images, labels)
+    z, v = answers.encode(images, labels if config.has_label_codes else None)
     z_noise = rng.standard_normal((count, config.latent_dim), np.float32) if config.has_encoder else None
     temperatures = np.linspace(*TEMPERATURES, count)[:, None, None, None]
-    half, sampled_z = count // 2, answers.z_from_noise(z_noise, labels)
-    v[half:] = (temperatures * rng.standard_normal(v.shape))[half:]
-    if z is not None and sampled_z is not None:
-        z[half:] = sampled_z[half:]
-    return {GLOBAL_CODE: z, LOCAL_CODE: v}
+    sampled_v = temperatures * rng.standard_normal(v.shape)
+    sampled_z = answers.z_from_noise(z_noise, labels)
+    is_sample = np.arange(count) >= count // 2
+    mixed_z = None if z is None else np.where(is_sample[:, None], sampled_z, z)
+    return {GLOBAL_CODE: mixed_z, LOCAL_CODE: np.where(is_sample[:, None, None, None], sampled_v, v).astype(np.float32)}
 
 
 def draw_values(array: Array, rng: np.random.Generator, count: int) -> np.ndarray:
@@ -241,30 +241,27 @@ def load_real_images(data: DataConfig, shape: tuple[int, int, int]) -> tuple[np.
 class KerasAnswers(EndpointFunctions):
     """The Keras model as the reference of the verification: computes NumPy arrays for `Endpoint.answer`.
 
-    If `unperturbed` is given, the `KerasAnswers` for unchanged inputs, this object answers slightly changed inputs:
-    each value is changed at random, by `seed`, up or down by a relative 1e-6, a pixel by this fraction of its range.
+    With a `seed`, this object answers slightly changed inputs: each value is changed at random, up or down, by a
+    relative 1e-6, a pixel by this fraction of its range.
     """
 
-    def __init__(self, model: DecoupledModel, unperturbed: KerasAnswers | None = None, seed: int = 0):
+    def __init__(self, model: DecoupledModel, seed: int | None = None):
         require_initialized(model)
         super().__init__(model)
-        self._unperturbed, self._rng = unperturbed, np.random.default_rng(seed)
+        self._rng = None if seed is None else np.random.default_rng(seed)
+        self._codes: dict[bytes, Codes] = {}
+
+    def encode(self, images: np.ndarray, labels: MaybeArray = None) -> Codes:
+        """Returns the Keras model's codes of uint8 images; several endpoints encode the same ones, once in all."""
+        key = images.tobytes() + (b"" if labels is None else labels.tobytes())
+        if key not in self._codes:
+            self._codes[key] = super().encode(images, labels)
+        return self._codes[key]
 
     def decode(self, z: MaybeArray, v: np.ndarray) -> np.ndarray:
         """Returns the images that the Keras model decodes, float64, in units of bins: k to k + 1 lies in bin k."""
-        if self._unperturbed is not None:
-            z, v = None if z is None else self._perturb(z), self._perturb(v)
+        z, v = None if z is None else self._perturb(z), self._perturb(v)
         return self._quantizer.scale_to_bins(self._invert_flow(z, v)[0].astype(np.float64))
-
-    def outlier_scores(
-        self, images: np.ndarray, labels: MaybeArray = None, *, noise: tuple[MaybeArray, np.ndarray]
-    ) -> OutlierScores:
-        """Returns the Keras model's outlier scores of uint8 images, arrays `[n]`, given draws for z and u."""
-        if self._unperturbed is not None:
-            z_noise = None if noise[0] is None else self._perturb_noise(images, noise[0])
-            # The noise u is changed in units of bins, so that x changes as much as it does for changed images.
-            noise = z_noise, self._perturb(noise[1], self._quantizer.n_bins / 2)
-        return super().outlier_scores(images, labels, noise=noise)
 
     def to_pixels(self, bins: np.ndarray) -> np.ndarray:
         """Converts values in units of bins to uint8 pixels; a value outside the bins gets the nearest bin's pixel."""
@@ -272,24 +269,13 @@ class KerasAnswers(EndpointFunctions):
         return (np.clip(bins, 0, self._quantizer.n_bins - 1) * self._quantizer.pixels_per_bin).astype(np.uint8)
 
     def _find_bins(self, images: Any) -> np.ndarray:
-        bins = np.asarray(super()._find_bins(images))
-        return bins if self._unperturbed is None else self._perturb(bins, self._quantizer.n_bins / 2)
+        return self._perturb(np.asarray(super()._find_bins(images)), self._quantizer.n_bins / 2)
 
     def _perturb(self, values: np.ndarray, scale: float | None = None) -> np.ndarray:
+        if self._rng is None:
+            return values
         signs = self._rng.choice(np.array([-1.0, 1.0]), values.shape)
         return (values + PERTURBATION * signs * (values if scale is None else scale)).astype(np.float32)
-
-    def _perturb_noise(self, images: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Returns noise that gives the z of slightly changed images, by mean and variance of z for unchanged images.
-
-        If only the noise were changed, a z of small variance would hardly change, but rounding the mean changes it.
-        """
-        assert self._unperturbed is not None
-        mean, log_variance = self._unperturbed.infer_posterior(images)
-        other_mean, other_log_variance = self.infer_posterior(images)
-        assert log_variance is not None and other_log_variance is not None
-        changed = other_mean + np.exp(other_log_variance / 2) * self._perturb(noise)
-        return (changed - mean) / np.exp(log_variance / 2)
 
     def _run(self, function: Callable[..., Any], *arrays: Any) -> list[np.ndarray]:
         given = [None if array is None else np.asarray(array) for array in arrays]
