@@ -2,6 +2,7 @@
 
 import math
 import os
+import pathlib
 import platform
 import string
 from collections.abc import Mapping, Sequence
@@ -11,9 +12,10 @@ from export.endpoints import Endpoint
 from export.provenance import Provenance
 from tfdecouple.config.shapes import ImageShape
 from tfdecouple.data.image_formats import PILLOW_MODES, describe_channels
-from tfdecouple.registry import FORMATS
 from tfdecouple.runs.publishing import make_model_card_head
 
+# The folder of the Markdown templates, at most one for each format, with code that runs the exported files.
+_CALLS = pathlib.Path(__file__).parent / "calls"
 # Lines of the model card: the settings with which each runtime computes in full float32.
 _EXACT_RUNTIMES = (
     "ONNX Runtime on a CPU: nothing.",
@@ -34,10 +36,8 @@ def make_model_card(
 ) -> dict[str, Any]:
     """Returns the model card of an export, facts about the exported model, as a dict for JSON.
 
-    `endpoints` are the functions that users can call, such as "encode". `images` says in words with which real images
-    the files were verified. `formats` is {exported format: a dict of its files and of the results of its verification},
-    such as "parity" (differences from the Keras model) and "round_trip" (counts of images that decode exactly).
-    `any_size` says whether the files take images of any height and width.
+    `images` says in words with which real images the files were verified. `formats` is {exported format: a dict of its
+    files and of the results of its verification}, such as "parity" and "round_trip" (`comparison.Report`).
     """
     model = provenance.config.model
     described = {
@@ -219,7 +219,7 @@ def _list_example_calls(card: Mapping[str, Any]) -> list[str]:
         for name, endpoint in card["endpoints"].items()
     }
     inputs, codes = ([array["name"] for array in arrays[name]] for name in ("encode", "decode"))
-    black = [(array["name"], _write_python_zeros(array)) for array in arrays["encode"]]
+    black = [(array["name"], f"np.zeros({(*array['shape'],)}, np.{array['dtype']})") for array in arrays["encode"]]
     signature = formats.get("savedmodel", {}).get("signatures", ["encode"])[0]
     values = {
         "name": card["name"],
@@ -238,22 +238,17 @@ def _list_example_calls(card: Mapping[str, Any]) -> list[str]:
         "json_inputs": ", ".join(map(_write_json_zeros, arrays[signature])),
         "megabytes": f"{formats.get('web', {}).get('bytes', 0) / 1e6:.1f}",
     }
-    templates = [kind().read_example() for name, kind in FORMATS.items() if name in formats]
-    return "\n".join(string.Template(template).substitute(values) for template in templates).splitlines()
+    templates = [path for name in formats if (path := _CALLS / f"{name}.md").is_file()]
+    return "\n".join(string.Template(path.read_text("utf-8")).substitute(values) for path in templates).splitlines()
 
 
 def _fill_free_axes(array: Mapping[str, Any], image_shape: ImageShape) -> dict[str, Any]:
     sides = [image_shape[axis] if isinstance(size, str) else size for axis, size in enumerate(array["shape"][1:])]
-    return {**array, "shape": ["batch", *sides]}
-
-
-def _write_python_zeros(array: Mapping[str, Any]) -> str:
-    sizes = ", ".join(map(str, [1, *array["shape"][1:]]))
-    return f"np.zeros(({sizes}{',' if len(array['shape']) == 1 else ''}), np.{array['dtype']})"
+    return {**array, "shape": [1, *sides]}
 
 
 def _write_js_zeros(array: Mapping[str, Any]) -> str:
-    sizes, kind = [1, *array["shape"][1:]], array["dtype"]
+    sizes, kind = array["shape"], array["dtype"]
     return f'new ort.Tensor("{kind}", new {kind.capitalize()}Array({math.prod(sizes)}), {sizes})'
 
 

@@ -52,7 +52,6 @@ class Model:
         self.encoder, self.decoder = map(self._open_session, ("encoder", "decoder"))
         about = self.encoder.get_modelmeta().custom_metadata_map
         self.shape = tuple(json.loads(about["image_shape"]))
-        self.size = self.shape[0]
         self.step = 256 >> int(about.get("n_bits") or 8)  # Below 8 bits, images decode to images // step * step.
         self.crop = int((re.search(r"\d+", about["crop"]) or ["0"])[0])
         inputs = self.encoder.get_inputs()

@@ -44,7 +44,6 @@ class Array:
     """The specification of one input or output of an endpoint.
 
     Attributes:
-        name: the name in the signature.
         dtype: "uint8", "float32" or "int32".
         shape: the shape without the batch axis, which always comes first.
         meaning: a description in a few words for the model card.
@@ -87,10 +86,8 @@ class Endpoint:
     """A function of an exported model that users can call by name, such as "encode".
 
     Attributes:
-        name: the name of the endpoint and of its signature in a SavedModel.
         summary: a sentence that describes the endpoint.
-        inputs: the inputs in the order of the signature.
-        outputs: the outputs in the order of the signature.
+        inputs, outputs: the inputs and outputs in the order of the signature.
         answer: `answer(EndpointFunctions, {input name: tensor})` returns `{output name: tensor}`. With the functions of
             an exported model it builds the graph of the endpoint. With `KerasAnswers`, inputs and outputs are NumPy
             arrays, and images are values before they are rounded to pixels.
@@ -108,19 +105,12 @@ class Endpoint:
     reference: Callable[[DecoupledModel, Arrays], Arrays]
     onnx: str | None = None
 
-    def __post_init__(self) -> None:
-        """Raises ValueError if two inputs or outputs of the endpoint have the same name, which ONNX does not allow."""
-        names = [array.name for array in (*self.inputs, *self.outputs)]
-        if len({*names}) < len(names):
-            raise ValueError(f"endpoint {self.name} names two arrays alike ({', '.join(names)}); names must differ")
-
 
 def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoint, ...]:
     """Returns the endpoints of a model with this config; the first is also the signature `serving_default`.
 
-    With `any_size` there are only `encode` and `decode`, for images of any height and width
-    (`tfdecouple.model.any_size`). Then v and decoded images have the height and width of the padded image, and the
-    caller crops decoded images.
+    With `any_size` there are only `encode` and `decode`, for images of any height and width. Then v and decoded images
+    have the height and width of the padded image (`tfdecouple.model.any_size`).
 
     >>> [endpoint.name for endpoint in list_endpoints(ModelConfig(conditioning="none"))][:4]
     ['encode', 'decode', 'sample', 'score']
@@ -160,10 +150,10 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
     beta = scalar("beta", "place of v between a (0) and b (1)", 1.0, 0.0)
     amount = scalar("amount", "multiples of the direction", 0.0, 2.0)
     # Rounding a weight can scale all of v, whose norm is about dimensions**0.5, so that the tolerance is wide.
-    shell_meaning = "standard deviations of |v| from its mean under the model"
-    shell = scalar("shell", shell_meaning, scale=4 * dimensions**0.5)
-    typicality_meaning = "root mean square of the same, by parts of the latents; about 1 under the model"
-    typicality = scalar("typicality", typicality_meaning, scale=4 * dimensions**0.5)
+    scale = 4 * dimensions**0.5
+    shell = scalar("shell", "standard deviations of |v| from its mean under the model", scale=scale)
+    meaning = "root mean square of the same, by parts of the latents; about 1 under the model"
+    typicality = scalar("typicality", meaning, scale=scale)
     # The tolerance is wide, because an output is the difference of log densities of several nats per dimension.
     meaning, scale = "log p(y|x) of each label y", 4 * dimensions
     log_probabilities = Array("log_probabilities", "float32", (config.classes,), meaning, scale=scale)
@@ -227,18 +217,13 @@ def _free_sides(endpoint: Endpoint, image: tuple[int, ...], sides: tuple[str, st
     return dataclasses.replace(endpoint, inputs=free(endpoint.inputs, sides), outputs=free(endpoint.outputs, _PADDED))
 
 
-def find_endpoint(config: ModelConfig, name: str) -> Endpoint:
-    """Returns the endpoint called `name` of a model with this config; raises StopIteration if there is none."""
-    return next(endpoint for endpoint in list_endpoints(config) if endpoint.name == name)
-
-
 def _encode(model: EndpointFunctions, inputs: Arrays) -> Arrays:
-    z, _, v = model.encode(inputs["images"], inputs.get("labels"))
+    z, v = model.encode(inputs["images"], inputs.get("labels"))
     return {"v": v} if z is None else {"z": z, "v": v}
 
 
 def _call_encode(model: DecoupledModel, inputs: Arrays) -> Arrays:
-    z, v = model.encode(inputs["images"], inputs.get("labels"))[:2]
+    z, v = model.encode(inputs["images"], inputs.get("labels"))
     return {"z": z, "v": v}
 
 
@@ -304,7 +289,7 @@ def _call_interpolate(model: DecoupledModel, inputs: Arrays) -> Arrays:
 
 
 def _edit(model: EndpointFunctions, inputs: Arrays) -> Arrays:
-    z, _, v = model.encode(inputs["images"], inputs.get("labels"))
+    z, v = model.encode(inputs["images"], inputs.get("labels"))
     return {"edited": model.decode(z + inputs["amount"][:, None] * inputs["direction"], v)}
 
 
@@ -313,7 +298,8 @@ def _call_edit(model: DecoupledModel, inputs: Arrays) -> Arrays:
 
 
 def _score(model: EndpointFunctions, inputs: Arrays) -> Arrays:
-    return model.score(inputs["images"], inputs.get("z_noise"), inputs["u_noise"], inputs.get("labels"))
+    noise = inputs.get("z_noise"), inputs["u_noise"]
+    return model.outlier_scores(inputs["images"], inputs.get("labels"), noise=noise).to_dict()
 
 
 def _call_outlier_scores(model: DecoupledModel, inputs: Arrays) -> Arrays:

@@ -30,17 +30,10 @@ VECTORS = "test_vectors.npz"
 JSON_NAME, TEXT_NAME = "model_card.json", "MODEL_CARD.md"
 # The settings of TensorFlow Serving. Users may edit these files, so the verification accepts changes in them.
 EDITABLE = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
-
-# Pattern of the files that an export writes beside the folders of its formats.
-_BESIDE = (
-    r"(client|guided_filter)\.py|model_card\.json|MODEL_CARD\.md|test_vectors\.npz|docker-compose\.yml"
-    r"|(batching|models|monitoring)\.config"
-)
-
+# The files that an export writes beside the folders of its formats, apart from the manifest.
+_BESIDE = ("client.py", "guided_filter.py", JSON_NAME, TEXT_NAME, VECTORS, *EDITABLE)
 # The largest size in bytes of a manifest or model card that is read.
 MOST_BYTES = 2**24
-
-
 # A path that does not lead out of the export folder, because no name in it begins with a dot.
 _Inside = Annotated[str, pydantic.Field(pattern=r"^(\w[\w.-]*/)*\w[\w.-]*$")]
 
@@ -48,7 +41,7 @@ _Inside = Annotated[str, pydantic.Field(pattern=r"^(\w[\w.-]*/)*\w[\w.-]*$")]
 def _is_written(name: str) -> bool:
     """Returns whether an export writes a file at the path `name` in its folder."""
     inside = (f"{kind}/{'[0-9]+/' * one.has_versions}(?:{one.files})" for kind, one in FORMATS.items())
-    return bool(re.fullmatch("|".join([_BESIDE, *inside]), name, re.ASCII))
+    return name in _BESIDE or any(re.fullmatch(pattern, name, re.ASCII) for pattern in inside)
 
 
 def _require_part(name: str) -> str:
@@ -61,11 +54,8 @@ def _require_part(name: str) -> str:
 class ExportManifest(pydantic.BaseModel):
     """The content of `manifest.json`: a record of all other files in an export folder.
 
-    Attributes:
-        format: the version of the manifest's format.
-        parts: {name of a part that can be verified, such as "savedmodel/3" or "onnx", which is the path of its folder:
-            {endpoint: name of its file, without suffix}}.
-        files: {path in the export folder: size and SHA-256 of the file}.
+    `parts` is {path of a folder that can be verified, such as "savedmodel/3": {endpoint: name of its file, without
+    suffix}}, and `files` is {path in the export folder: size and SHA-256 of the file}.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -118,17 +108,12 @@ def _list_entries(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
 
 def load_manifest(folder: pathlib.Path) -> ExportManifest:
     """Returns the manifest of an export folder; UserError if the folder or a valid `manifest.json` is missing."""
-    path = folder / MANIFEST
-    if not folder.is_dir():
-        raise UserError(f"there is no export folder {folder}")
     try:
-        return read_model(path, ExportManifest, MOST_BYTES)
+        return read_model(folder / MANIFEST, ExportManifest, MOST_BYTES)
     except FileNotFoundError as error:
-        raise UserError(f"{folder} has no {MANIFEST}, so that nothing can be verified; export its run again") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no manifest of an export: {error}; export the run again") from error
+        raise UserError(f"there is no {folder / MANIFEST}; name a folder that an export has made") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / MANIFEST} is no manifest of an export: {error}; export the run again") from error
 
 
 def require_new_folder(folder: pathlib.Path) -> None:
@@ -141,11 +126,9 @@ def require_new_folder(folder: pathlib.Path) -> None:
 def stage_export(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """A context that gives an empty hidden folder beside `folder`, on its file system, to build an export in.
 
-    The hidden folder is removed when the context ends. The hidden folder of a killed process is removed by the next
-    export to the same `folder`. Folders above are made if they do not exist, and are removed if nothing is published.
-
-    Raises:
-        UserError: if another process has entered this context for the same `folder`.
+    The hidden folder is removed when the context ends, or, after a kill, by the next export to the same `folder`.
+    Folders above are made, and are removed if nothing is published. UserError is raised if another process has entered
+    this context for the same `folder`.
     """
     above = folder.absolute().parent
     made = [parent for parent in (above, *above.parents) if not parent.exists()]

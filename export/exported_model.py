@@ -1,66 +1,60 @@
-"""The model of an export: the model's own computations, on networks whose weights are folded.
-
-`EndpointFunctions` computes what endpoints return, with the networks of the Keras model or with those of an export.
-"""
+"""The model of an export: the model's own computations, on networks whose weights are folded."""
 
 from __future__ import annotations
 
 import functools
 import math
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from export.endpoints import list_endpoints
 from export.folding import Constant, ExportKernels, ExportMode, TracedNetwork, find_difference, trace_network
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.any_size import find_both_bins, pad_and_shrink_images
 from tfdecouple.model.base_model import require_initialized
+from tfdecouple.model.codes import Codes
 from tfdecouple.model.objective import evaluate_bound, evaluate_log_joint, map_noise_to_z
 from tfdecouple.model.outlier_scores import OutlierScores, score_latents
 from tfdecouple.numerics.kernels import Kernels
 
+# The attributes of a `DecoupledModel` that are networks.
+_NETWORKS = ("flow", "encoder", "prior_flow", "prior_affine", "code_net", "dequantizer")
 # In float64 a folded method may differ from the model's by 1000 times as much as the model's own result changes when
 # all weights become larger by 2^-50. These are the least and the largest allowed difference, relative to the norm.
 _LEAST_TOLERANCE, _MOST_TOLERANCE = 1e-12, 1e-9
 
 
-class Encoding(NamedTuple):
-    """The codes of images: `z` and `z_log_variance` are `[batch, d_z]` or None; `v` has the shape of the images."""
-
-    z: tf.Tensor | None
-    z_log_variance: tf.Tensor | None
-    v: tf.Tensor
-
-
 class EndpointFunctions:
-    """The functions of which endpoints are made, for the networks of the Keras model or of an export.
+    """The functions of which endpoints are made; `networks` is a `DecoupledModel`, or has such attributes as `flow`.
 
-    `networks` is a `DecoupledModel`, or an object with the same attributes, such as `encoder` and `flow`.
+    Methods with the name of a method of `DecoupledModel` take the same arguments and return the same.
     """
 
     def __init__(self, networks: Any):
         self.networks, self.config, self._quantizer = networks, networks.config, networks.quantizer
 
-    def encode(self, images: tf.Tensor, labels: tf.Tensor | None = None) -> Encoding:
+    def encode(self, images: tf.Tensor, labels: tf.Tensor | None = None) -> Codes:
         """Returns the codes of uint8 images, which may have any size; labels are for a z that they alone determine."""
         flow, quantizer = self.networks.flow, self._quantizer
         padded, shrunk = pad_and_shrink_images(self.config, tf.convert_to_tensor(images))
         bins, encoder_bins = find_both_bins(self._find_bins, padded, shrunk)
-        z, z_log_variance = self._infer_z(encoder_bins, labels)
+        by_label = self.networks.code_net is not None
+        z = self.z_from_noise(None, labels) if by_label else self._infer_z(encoder_bins)[0]
         (v,) = self._run(lambda part, z: flow.forward_and_log_det(quantizer.place_at_centres(part), z)[:1], bins, z)
-        return Encoding(z, z_log_variance, v)
+        return Codes(z, v)
 
     def infer_posterior(self, images: tf.Tensor) -> tuple[tf.Tensor | None, tf.Tensor | None]:
         """Returns mean and log-variance of q(z|x), each `[batch, d_z]`, for uint8 images of the model's size."""
-        return self._infer_z(self._find_bins(images), None)
+        return self._infer_z(self._find_bins(images))
 
-    def _infer_z(self, bins: tf.Tensor, labels: tf.Tensor | None) -> tuple[tf.Tensor | None, tf.Tensor | None]:
-        """Returns z and the log-variance of q(z|x) for images whose pixels are in bins `bins`; None without them."""
+    def _infer_z(self, bins: tf.Tensor) -> tuple[tf.Tensor | None, tf.Tensor | None]:
         encoder, quantizer = self.networks.encoder, self._quantizer
         if encoder is None:
-            return (None if self.networks.code_net is None else self.z_from_noise(None, labels)), None
+            return None, None
         return self._run(lambda part: encoder.run_inference(quantizer.place_at_edges(part)), bins)
 
     def decode(self, z: tf.Tensor | None, v: tf.Tensor) -> tf.Tensor:
@@ -71,31 +65,24 @@ class EndpointFunctions:
         """Returns z that the prior makes of normal noise (and labels, if it has any); None for a model without z."""
         if not self.config.has_latent:
             return None
-        return self._run(lambda *inputs: (map_noise_to_z(self.networks, *inputs),), noise, labels)[0]
+        return self._run(lambda *inputs: [map_noise_to_z(self.networks, *inputs)], noise, labels)[0]
 
-    def score(
-        self, images: tf.Tensor, z_noise: tf.Tensor, u_noise: tf.Tensor, labels: tf.Tensor | None = None
-    ) -> dict[str, tf.Tensor]:
-        """Returns the outlier scores of uint8 images, for noise of z and u, as {name: `[batch]`}."""
+    def outlier_scores(
+        self, images: tf.Tensor, labels: tf.Tensor | None = None, *, noise: tuple[tf.Tensor | None, tf.Tensor]
+    ) -> OutlierScores:
+        """Returns the outlier scores of uint8 images, for noise of z and u."""
 
-        def compute(
-            bins: tf.Tensor, z_noise: tf.Tensor, u_noise: tf.Tensor, labels: tf.Tensor | None
-        ) -> list[tf.Tensor]:
+        def compute(bins: tf.Tensor, z_noise: tf.Tensor, u_noise: tf.Tensor, labels: tf.Tensor) -> list[tf.Tensor]:
             bound = evaluate_bound(self.networks, bins, z_noise, u_noise, labels=labels)
-            scores = score_latents(self.networks.flow, *bound)
-            return [score for score in scores if score is not None]
+            return [*score_latents(self.networks.flow, *bound).to_dict().values()]
 
-        names = [name for name in OutlierScores._fields if name != "prior_nats" or self.config.has_encoder]
-        scores = self._run(compute, self._quantizer.find_bins(images), z_noise, u_noise, labels)
-        return dict(zip(names, scores, strict=True))
+        scores = self._run(compute, self._find_bins(images), *noise, labels)
+        return OutlierScores(*scores) if self.networks.encoder else OutlierScores(scores[0], None, *scores[1:])
 
     def classify(self, images: tf.Tensor) -> tf.Tensor:
         """Returns log p(y|x) of each label y for uint8 images x, `[batch, classes]`."""
-
-        def compute(bins: tf.Tensor) -> tuple[tf.Tensor]:
-            return (tf.math.log_softmax(evaluate_log_joint(self.networks, bins)),)
-
-        return self._run(compute, self._find_bins(images))[0]
+        bins = self._find_bins(images)
+        return self._run(lambda part: [tf.math.log_softmax(evaluate_log_joint(self.networks, part))], bins)[0]
 
     def _find_bins(self, images: tf.Tensor) -> tf.Tensor:
         return self._quantizer.find_bins(images)
@@ -136,17 +123,12 @@ class _ExportedNetwork:
 class ExportedModel:
     """The folded networks of a model, from which the graphs of all endpoints (such as "encode") are made.
 
-    Args:
-        model: the Keras model.
-        channels_first: whether the graphs are for ONNX files, in which maps have their channels first.
-        any_size: whether the flow takes images of any height and width.
-        other: an export of the same model with its channels elsewhere, whose traces of the model are used again.
-
-    Raises:
-        NotInitializedError: if the model has no weights.
-        InversionError: if the matrix of a 1x1 convolution cannot be inverted, or a weight is not finite.
+    With `channels_first` the graphs are for ONNX files, in which maps have their channels first; with `any_size` the
+    flow takes images of any height and width. The traces of `other`, an export with the other layout, are used again.
+    InversionError is raised if the matrix of a 1x1 convolution cannot be inverted, or a weight is not finite.
 
     Attributes:
+        endpoints: the endpoints of the model.
         weights: {name: constant in float64}; equal constants of several methods have one name.
     """
 
@@ -158,8 +140,9 @@ class ExportedModel:
         other: ExportedModel | None = None,
     ):
         require_initialized(model)
-        self.config, self._model = model.config, model
+        self.endpoints = list_endpoints(model.config, any_size)
         self.weights: dict[str, Constant] = {}
+        self._model = model
         self._names: dict[bytes, str] = {}
         self._methods: dict[tuple[str, str], _Method] = {}
         self._sizes = {path: math.prod(variable.shape) for path, variable in model.named_variables().items()}
@@ -188,11 +171,16 @@ class ExportedModel:
 
         Both run in float64 on the same random inputs, and may differ by at most 1e-9 of the norm of a result.
         """
-        rng = np.random.default_rng(0)
+        rng, image_shape = np.random.default_rng(0), self._model.config.image_shape
         for (network, method), (traced, folded, names) in self._methods.items():
             # With labels as inputs, there is an image of each label.
-            count = self.config.classes if any(tensor.dtype == tf.int32 for tensor in traced.inputs) else 2
-            inputs = [self._draw_input(rng, count, tensor) for tensor in traced.inputs]
+            count = self._model.config.classes if any(tensor.dtype == tf.int32 for tensor in traced.inputs) else 2
+            inputs = [
+                np.arange(count, dtype=np.int32)
+                if tensor.dtype == tf.int32
+                else rng.standard_normal((count, *(image_shape if tensor.shape.rank == 4 else tensor.shape[1:])))
+                for tensor in traced.inputs
+            ]
             weights = {tensor: self.weights[name].values for tensor, name in names.items()}
             difference = find_difference(traced, folded, weights, inputs)
             rounded = {tensor.name: values * (1 + 2**-50) for tensor, values in traced.weights.values()}
@@ -200,29 +188,27 @@ class ExportedModel:
             if not difference <= np.clip(1000 * rounding, _LEAST_TOLERANCE, _MOST_TOLERANCE):
                 yield f"{network}.{method} as folded is not the model's: it differs by {difference:.1e} of the norm"
 
-    def _draw_input(self, rng: np.random.Generator, count: int, tensor: tf.Tensor) -> np.ndarray:
-        if tensor.dtype == tf.int32:
-            return np.arange(count, dtype=np.int32)
-        shape = self.config.image_shape if tensor.shape.rank == 4 else tensor.shape[1:]
-        return rng.standard_normal((count, *shape))
-
     def make_answers(self, read: Callable[[str], tf.Tensor], shared: bool = False) -> EndpointFunctions:
         """Returns the functions of which endpoints are made, for code that builds a graph.
 
         `read` returns the tensor of the weight of a name, in the caller's graph. If `shared`, a method of a network is
         a `tf.function`, so that a graph that calls it several times contains it once.
         """
-
-        def read_tensor(names: Mapping[Any, str], tensor: Any) -> tf.Tensor:
-            return read(names[tensor])
-
         networks: dict[str, dict[str, Any]] = {}
         for (network, name), method in self._methods.items():
-            call = functools.partial(method.folded.call, functools.partial(read_tensor, method.names))
+
+            def read_weight(tensor: str, names: Mapping[str, str] = method.names) -> tf.Tensor:
+                return read(names[tensor])
+
+            call = functools.partial(method.folded.call, read_weight)
             run = tf.function(call, autograph=False) if shared else call
             # Other arguments, such as None for a condition or a runner, would make another trace of a function.
             networks.setdefault(network, {})[name] = lambda *inputs, run=run: run(*filter(tf.is_tensor, inputs))
-        return EndpointFunctions(_ExportedNetworks(self._model, networks))
+        made: dict[str, Any] = dict.fromkeys(_NETWORKS)
+        made |= {name: _ExportedNetwork(getattr(self._model, name), methods) for name, methods in networks.items()}
+        return EndpointFunctions(
+            types.SimpleNamespace(config=self._model.config, quantizer=self._model.quantizer, **made)
+        )
 
 
 def _trace(model: DecoupledModel, any_size: bool, kernels: Kernels) -> dict[tuple[str, str], TracedNetwork]:
@@ -242,15 +228,6 @@ def _run_method(run: Callable[..., Any], method: str, *inputs: tf.Tensor) -> Any
     """Returns the results of a method that endpoints read: of an inverse, all but the log-determinant."""
     results = run(*inputs)
     return results[:1] if method == "inverse_and_log_det" else results
-
-
-class _ExportedNetworks:
-    """An object with those attributes of a `DecoupledModel` from which the objective and endpoints are computed."""
-
-    def __init__(self, model: DecoupledModel, methods: Mapping[str, Mapping[str, Any]]):
-        self.config, self.quantizer = model.config, model.quantizer
-        for name in ("flow", "encoder", "prior_flow", "prior_affine", "code_net", "dequantizer"):
-            setattr(self, name, _ExportedNetwork(getattr(model, name), methods[name]) if name in methods else None)
 
 
 def _list_methods(model: DecoupledModel, any_size: bool) -> Iterator[tuple[str, str, list[tf.TensorSpec]]]:

@@ -28,11 +28,9 @@ Array = np.ndarray
 class ExportKernels(Kernels):
     """The operations of exports: convolutions with biases, into which scales, shifts and orders of channels are merged.
 
-    What is merged becomes part of a kernel or a bias, which depends on weights alone and is computed in advance.
-
-    Args:
-        channels_first: whether channels are selected, reordered and scaled in maps whose channels come first, as in
-            ONNX files. tf2onnx removes the transpositions between such operations.
+    What is merged becomes part of a kernel or a bias, which depends on weights alone and is computed in advance. With
+    `channels_first`, channels are selected, reordered and scaled in maps whose channels come first, as in ONNX files;
+    tf2onnx removes the transpositions between such operations.
     """
 
     def __init__(self, channels_first: bool):
@@ -164,14 +162,10 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True)
 class TracedNetwork:
-    """A traced method of a network: its graph, and the model's weights that it reads.
+    """A traced method of a network: its graph in float32, and the model's weights that it reads.
 
-    Attributes:
-        graph: the graph, in float32.
-        inputs: the tensors of the method's arguments.
-        outputs: the tensors of the method's results.
-        results: the results, as the method returns them.
-        weights: {path of a weight in the model: (its placeholder in the graph, its values in float64)}.
+    `inputs` and `outputs` are the tensors of the method's arguments and results, and `results` the results as the
+    method returns them. `weights` is {path of a weight in the model: (its placeholder, its values in float64)}.
     """
 
     graph: tf.Graph
@@ -206,7 +200,7 @@ class TracedNetwork:
         ops, reads = {*self._ops}, [*(tensor for op in self._ops for tensor in op.inputs), *self.outputs]
         names = {tensor.name: sources[tensor.op] for tensor in reads if tensor.op not in ops}
         try:
-            arrays = self.compute([*names], {tensor.name: values for tensor, values in self.weights.values()})
+            arrays = self.session.run([*names], {tensor.name: values for tensor, values in self.weights.values()})
         except tf.errors.InvalidArgumentError as error:
             op = error.op and self.graph.get_operation_by_name(error.op.name)
             paths = ", ".join(sorted(sources[op])) if op else "a weight"
@@ -219,17 +213,14 @@ class TracedNetwork:
         return constants
 
     @functools.cached_property
-    def _session(self) -> tf.compat.v1.Session:
+    def session(self) -> tf.compat.v1.Session:
+        """A session that computes tensors of this graph in float64."""
         with tf.Graph().as_default() as graph:
             tf.import_graph_def(widen_graph(self.graph.as_graph_def()), name="")
         # A graph that runs once or twice is not optimised, which would take longer than it saves.
         options = tf.compat.v1.ConfigProto()
         options.graph_options.rewrite_options.disable_meta_optimizer = True
         return tf.compat.v1.Session(graph=graph, config=options)
-
-    def compute(self, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
-        """Returns the values of the tensors `names`, computed in float64; `feeds` is {name of a tensor: its values}."""
-        return self._session.run(list(names), dict(feeds))
 
     @functools.cached_property
     def _graph_def(self) -> Any:
@@ -287,7 +278,7 @@ def find_difference(
     sides = []
     for network, others in ((model, feeds), (folded, weights)):
         arguments = {tensor.name: array for tensor, array in zip(network.inputs, inputs, strict=True)}
-        sides.append(network.compute([tensor.name for tensor in network.outputs], {**arguments, **others}))
+        sides.append(network.session.run([tensor.name for tensor in network.outputs], {**arguments, **others}))
     least, norm = np.finfo(np.float64).tiny ** 0.5, np.linalg.norm
     pairs = [(np.ravel(right), np.ravel(found)) for right, found in zip(*sides, strict=True)]
     return max(float(norm(right - found) / max(norm(right), least)) for right, found in pairs)

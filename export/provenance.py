@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from export import LOG
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data.image_formats import describe_cropping, describe_resizing
 from tfdecouple.data.sources import choose_user_crop
@@ -27,23 +28,14 @@ _PACKAGES = ("tfdecouple", "tensorflow", "keras", "tf2onnx", "onnx")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """The run and the weights that are exported.
+    """The run and the weights that are exported, as facts for the files and for the model card.
 
     Attributes:
         name: the name of the exported model, safe in a URL and a path.
-        run: the name of the run folder.
-        config: the config of the run.
-        step: the training step at which the weights were saved.
-        averaged: whether the weights are averages over the training.
-        parameters: the number of trainable parameters.
-        data: a description of the training data.
-        rights: a sentence on the rights in the training images.
+        data, rights: descriptions of the training images, and of the rights in them.
         training_data: the data options of the training; None if unknown, as for imported weights.
         bits_per_dim: {"validation": bits/dim, "test": bits/dim, "test_images": count} of these weights, as far as the
             run recorded them; None if it recorded none.
-        directions: the directions in z along which one property of images changes; None if the run has none.
-        label_names: the names of the model's labels in their order; () for a model without labels.
-        omissions: the files of the run that cannot be used, {name of the file: reason}.
     """
 
     name: str
@@ -58,7 +50,6 @@ class Provenance:
     bits_per_dim: Mapping[str, Any] | None
     directions: Directions | None = None
     label_names: tuple[str, ...] = ()
-    omissions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def crop(self) -> int:
@@ -90,27 +81,22 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
     """Returns the model of a run with the run's best weights, and the provenance of the weights.
 
     `run` is the folder of a training run or an import, the name of bundled weights, or the address of published ones.
-    `name` is the name of the exported model, by default the name of the run.
-
-    Raises:
-        RunError: if the folder is no run folder, or has no complete checkpoint.
-        ConfigError: if the config of the run is invalid.
-        NotInitializedError: if the weights were never initialised.
+    `name` is the name of the exported model, by default the name of the run. Errors are those of `Run.open`, and
+    NotInitializedError if the weights were never initialised. Other files that cannot be read are logged and left out.
     """
     opened = Run.open(run)
     model, config, step = opened.model, opened.config, opened.step
     require_initialized(model)
     summary: dict[str, Any] = {}
-    omissions: dict[str, str] = {}
+    directions = None
     try:
         summary = opened.folder.read_summary() or {}
     except (OSError, ValueError) as error:
-        omissions[SUMMARY] = one_line(error)
-    directions = None
+        LOG.info("%s cannot be used and is left out: %s", SUMMARY, one_line(error))
     try:
         directions = opened.directions() if config.model.has_latent else None
     except RunError as error:
-        omissions[latent_directions.FILE] = str(error)
+        LOG.info("%s cannot be used and is left out: %s", latent_directions.FILE, error)
     bits: dict[str, Any] = {}
     if summary.get("best_step") == step and isinstance(summary.get("validation_bits_per_dim"), float):
         bits["validation"] = summary["validation_bits_per_dim"]
@@ -130,7 +116,6 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
         bits_per_dim=bits or None,
         directions=directions,
         label_names=opened.label_names,
-        omissions=omissions,
     )
 
 

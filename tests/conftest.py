@@ -238,10 +238,10 @@ def exported(tiny_run, tmp_path_factory):
     """The path of an export folder, made from the run `tiny_run`. Tests share the folder: never change it."""
 
     def make(folder):
-        from export.pipeline import ExportConfig, export
+        from export.pipeline import export
 
         with forked_programs():
-            export(ExportConfig(run=tiny_run, to=folder / "tiny"))
+            export(run=tiny_run, to=folder / "tiny")
 
     return copy_once(tmp_path_factory, "exported", make) / "tiny"
 

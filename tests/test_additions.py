@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.additions import FOLDER, install_additions, registered_additions
+from helpers.exporting import find_endpoint
 from helpers.forked import forked_programs
 from helpers.layers import assert_invertible
 from helpers.models import LEAST, random_images
@@ -18,7 +19,6 @@ from helpers.runs import read_log
 from helpers.variants import OF_CLASSES, SMALLEST, fresh
 from tensorflow_probability import distributions as tfd
 
-from export.endpoints import find_endpoint
 from export.exported_model import ExportedModel
 from export.verification.vectors import KerasAnswers, draw_values
 from tfdecouple.bijectors import with_log_det

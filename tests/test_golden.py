@@ -11,11 +11,11 @@ import shutil
 import numpy as np
 import onnxruntime
 import pytest
+from helpers.exporting import find_endpoint
 from helpers.graphs import call_endpoint
 from helpers.places import DATA
 
 import tfdecouple
-from export.endpoints import find_endpoint
 from export.exported_model import ExportedModel
 from export.formats.onnx import build_onnx
 from tfdecouple.model.objective import map_noise_to_z

@@ -74,12 +74,12 @@ def test_commands_switch_and_encode_images_of_a_grey_model(run, eager, tmp_path,
 
 @pytest.mark.slow
 def test_export_of_a_grey_model_is_verified_in_every_format(run, tmp_path, forked):
-    from export.pipeline import ExportConfig, export
+    from export.pipeline import export
 
     to, formats = tmp_path / "to", ("savedmodel", "onnx", "litert")
     with pytest.raises(UserError, match="the web page needs square RGB images"):
-        export(ExportConfig(run=run, to=to, formats=("web",)))
-    export(ExportConfig(run=run, to=to, formats=formats))
+        export(run=run, to=to, formats=("web",))
+    export(run=run, to=to, formats=formats)
     card = json.loads((to / "model_card.json").read_text())
     assert {*card["formats"]} == {*formats} and "photographs" in card["checked"]["real_images"]
     assert {"sample", "switch", "interpolate", "edit", "score"} < {*card["formats"]["savedmodel"]["signatures"]}

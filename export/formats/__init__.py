@@ -1,6 +1,6 @@
 """The formats of exported files: a class for each in the registry, with the modules that write and run the files.
 
-Options, help, model card, manifest and verification follow from the classes. Heavy packages are imported in methods.
+Help, model card, manifest and verification follow from the classes. Heavy packages are imported in methods.
 """
 
 from __future__ import annotations
@@ -23,94 +23,59 @@ if TYPE_CHECKING:
     from export.endpoints import Endpoint
     from export.exported_model import ExportedModel
     from export.provenance import Provenance
+    from export.verification.comparison import Report
+    from tfdecouple.config import ModelConfig
 
 # The program that is published beside ONNX files and runs them with ONNX Runtime and NumPy alone, and its module.
 CLIENT = (pathlib.Path(__file__).parents[1] / "client.py", pathlib.Path(guided_filter.__file__))
-# The folder of the Markdown templates, one for each format, with code that runs the exported files.
-_TEMPLATES = pathlib.Path(__file__).parents[1] / "calls"
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One export, for the formats: what is exported, and where its files are built.
-
-    Attributes:
-        config: the options, an `ExportConfig`.
-        provenance: the run of the weights.
-        endpoints: the endpoints of the model.
-        area: a hidden folder for files that are not published; its folder `built` becomes the export folder.
-    """
-
-    config: Any
-    provenance: Provenance
-    endpoints: Sequence[Endpoint]
-    area: pathlib.Path
-
-    @property
-    def onnx_files(self) -> dict[str, str]:
-        """The endpoints with an ONNX or LiteRT file, {endpoint: name of its file, without suffix}."""
-        return {endpoint.name: endpoint.onnx for endpoint in self.endpoints if endpoint.onnx}
-
-    def name_part(self, kind: Format) -> str:
-        """Returns the path of a format's files below the export folder, such as "savedmodel/3" or "onnx"."""
-        return f"{kind.name}/{self.config.version or 1}" if kind.has_versions else kind.name
-
-    def locate_files(self, kind: Format) -> pathlib.Path:
-        """Returns the folder into which this export writes the files of a format."""
-        return (self.area / "built" if kind.name in self.config.formats else self.area) / self.name_part(kind)
-
-
+@dataclasses.dataclass
 class Format(abc.ABC):
-    """The base class of formats.
+    """The base class of formats; the fields of a subclass are the options of `export` that are for this format alone.
 
     Attributes:
         name: the name of the option's value, and of the folder.
-        summary: a description in a few words for the help.
         files: a regular expression of the paths of all files in the folder.
-        options: the fields of `ExportConfig` that are for this format alone.
-        needs: the formats that are built first, even if they are not published.
         channels_first: whether the files contain networks for maps with channels first.
         has_versions: whether the files are in a folder whose name is the number of a version.
         runtime: the class that runs the files for the verification; None if nothing runs them.
         inside: the folder of the files that `runtime` opens, below the folder of the format.
-        copied: whether `runtime` opens copies of files of another format, which the export verified there.
     """
 
     name: ClassVar[str]
-    summary: ClassVar[str]
     files: ClassVar[str]
-    options: ClassVar[tuple[str, ...]] = ()
-    needs: ClassVar[tuple[str, ...]] = ()
     channels_first: ClassVar[bool] = False
     has_versions: ClassVar[bool] = False
     runtime: ClassVar[type[Runtime] | None] = None
     inside: ClassVar[str] = ""
-    copied: ClassVar[bool] = False
 
-    def require_support(self, config: Any) -> None:
-        """Raises UserError if the format cannot be written with the options `config`, before the run is opened."""
-        return
+    @property
+    def path(self) -> str:
+        """The path of the format's files below the export folder, such as "savedmodel/3" or "onnx"."""
+        return self.name
 
-    def prepare(self, job: Job) -> None:
-        """Raises UserError if the format cannot be written for this model; fetches what the format needs."""
+    def prepare(self, model: ModelConfig, endpoints: Sequence[Endpoint], scratch: pathlib.Path) -> None:
+        """Raises UserError if the format cannot be written for this model; fetches what it needs into `scratch`."""
         return
 
     @abc.abstractmethod
-    def write(self, job: Job, exported: ExportedModel, folder: pathlib.Path) -> dict[str, str]:
+    def write(self, exported: ExportedModel, provenance: Provenance, folder: pathlib.Path) -> dict[str, str]:
         """Writes the files into the new folder `folder`, and files that belong beside the folder of this format.
 
         Returns {endpoint that `runtime` calls: name of its file, without suffix}. `exported` has the folded networks,
         with channels first if the attribute `channels_first` says so.
         """
 
-    def describe(self, job: Job, folder: pathlib.Path, entries: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns further entries of the model card; without `runtime` "checked", how the files were checked.
+    def describe(self, folder: pathlib.Path, names: Mapping[str, str], report: Report | None) -> dict[str, Any]:
+        """Returns entries of the model card; without `runtime` "checked", how the files were checked.
 
-        `entries` are the model card's entries for the formats that this one `needs`.
+        `names` is what `write` returned, and `report` is the result of the verification, None without `runtime`.
         """
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*.*"))}
-        checked = {} if self.runtime else {"checked": "the folded weights were compared with the model's"}
-        return {"bytes": sizes, **checked}
+        if report is None:
+            return {"checked": "the folded weights were compared with the model's", "bytes": sizes}
+        return {"parity": report.parity, "round_trip": report.round_trip, **report.notes, "bytes": sizes}
 
     def list_runtimes(self) -> Iterator[tuple[str, dict[str, str]]]:
         """Yields (name, options of `compare_files`) of each package or provider here that can run the files."""
@@ -120,62 +85,56 @@ class Format(abc.ABC):
             else:
                 yield self.runtime.package, {}
 
-    def read_example(self) -> str:
-        """Returns a Markdown template with code that runs the files; "" if there is none."""
-        path = _TEMPLATES / f"{self.name}.md"
-        return path.read_text(encoding="utf-8") if path.is_file() else ""
 
-
+@dataclasses.dataclass
 class _SavedModelFormat(Format):
-    name, summary = "savedmodel", "a SavedModel for TensorFlow Serving"
+    endpoints: tuple[str, ...] = ()
+    version: int | None = None
+
+    name = "savedmodel"
     files = (
         r"(saved_model|fingerprint)\.pb|variables/variables\.(index|data-\d{5}-of-\d{5})"
         r"|assets\.extra/(model_card\.json|tf_serving_warmup_requests)"
     )
-    options, has_versions, runtime = ("endpoints", "version"), True, SavedModel
+    has_versions, runtime = True, SavedModel
 
-    def write(self, job: Job, exported: ExportedModel, folder: pathlib.Path) -> dict[str, str]:
-        from export.formats import saved_model
+    @property
+    def path(self) -> str:
+        return f"{self.name}/{self.version or 1}"
 
-        chosen = self._choose_endpoints(job)
-        saved_model.save_saved_model(exported, chosen, folder)
-        saved_model.write_warmup_requests(folder, job.provenance.name, chosen)
-        saved_model.write_serving_files(folder.parents[1], job.provenance.name)
-        return {endpoint.name: endpoint.name for endpoint in chosen}
-
-    def prepare(self, job: Job) -> None:
-        self._choose_endpoints(job)
-
-    def describe(self, job: Job, folder: pathlib.Path, entries: Mapping[str, Any]) -> dict[str, Any]:
-        return {"signatures": [endpoint.name for endpoint in self._choose_endpoints(job)]}
-
-    def _choose_endpoints(self, job: Job) -> list[Endpoint]:
-        offered = {endpoint.name: endpoint for endpoint in job.endpoints}
-        for name in job.config.endpoints:
+    def prepare(self, model: ModelConfig, endpoints: Sequence[Endpoint], scratch: pathlib.Path) -> None:
+        if self.version is not None and not 1 <= self.version < 2**63:
+            raise UserError(f"the version is {self.version}; it must be at least 1 and below 2**63")
+        offered = [endpoint.name for endpoint in endpoints]
+        for name in self.endpoints:
             if name not in offered:
                 raise UserError(f"this model has no endpoint {name!r}; it has {', '.join(offered)}")
-        return [offered[name] for name in dict.fromkeys(job.config.endpoints or offered)]
+
+    def write(self, exported: ExportedModel, provenance: Provenance, folder: pathlib.Path) -> dict[str, str]:
+        from export.formats import saved_model
+
+        offered = {endpoint.name: endpoint for endpoint in exported.endpoints}
+        chosen = [offered[name] for name in dict.fromkeys(self.endpoints or offered)]
+        saved_model.save_saved_model(exported, chosen, folder)
+        saved_model.write_warmup_requests(folder, provenance.name, chosen)
+        saved_model.write_serving_files(folder.parents[1], provenance.name)
+        return {endpoint.name: endpoint.name for endpoint in chosen}
+
+    def describe(self, folder: pathlib.Path, names: Mapping[str, str], report: Report | None) -> dict[str, Any]:
+        return {**super().describe(folder, names, report), "signatures": [*names]}
 
 
 class _OnnxFormat(Format):
-    name, summary = "onnx", "files for ONNX Runtime"
+    name = "onnx"
     files, channels_first, runtime = r"\w+\.onnx", True, OnnxFiles
 
-    def write(self, job: Job, exported: ExportedModel, folder: pathlib.Path) -> dict[str, str]:
-        import onnx
-
+    def write(self, exported: ExportedModel, provenance: Provenance, folder: pathlib.Path) -> dict[str, str]:
         from export.formats import onnx as writer
 
         folder.mkdir()
-        metadata = {**job.provenance.metadata, "name": job.provenance.name}
-        for endpoint in job.endpoints:
-            if endpoint.onnx:
-                LOG.info("ONNX: %s", endpoint.onnx)
-                model = writer.build_onnx(exported, endpoint, {**metadata, "endpoint": endpoint.name})
-                onnx.save(model, folder / f"{endpoint.onnx}.onnx")
         for path in CLIENT:
             shutil.copyfile(path, folder.parent / path.name)
-        return job.onnx_files
+        return writer.write_onnx_files(exported, provenance, folder)
 
     def list_runtimes(self) -> Iterator[tuple[str, dict[str, str]]]:
         import onnxruntime
@@ -188,51 +147,46 @@ class _OnnxFormat(Format):
 
 
 class _LiteRTFormat(Format):
-    name, summary = "litert", "LiteRT files for phones"
+    name = "litert"
     files, runtime = r"\w+\.tflite", LiteRTFiles
 
-    def require_support(self, config: Any) -> None:
+    def prepare(self, model: ModelConfig, endpoints: Sequence[Endpoint], scratch: pathlib.Path) -> None:
         require_packages("ai_edge_litert", what="the format litert")
 
-    def write(self, job: Job, exported: ExportedModel, folder: pathlib.Path) -> dict[str, str]:
-        from export.formats import litert
+    def write(self, exported: ExportedModel, provenance: Provenance, folder: pathlib.Path) -> dict[str, str]:
+        from export.formats import saved_model
 
-        folder.mkdir()
-        litert.write_litert_files(exported, [endpoint for endpoint in job.endpoints if endpoint.onnx], folder)
-        return job.onnx_files
+        return saved_model.write_litert_files(exported, folder)
 
 
+@dataclasses.dataclass
 class _WebFormat(_OnnxFormat):
-    name, summary = "web", "a static web page"
+    web_runtime: pathlib.Path | None = None
+    web_gpu: bool = False
+
+    name = "web"
     files = r"\w+\.(js|html|css)|model/\w+\.(onnx|jpg|json)|runtime/[\w-][\w.-]*"
-    options, needs, inside, copied = ("web_runtime", "web_gpu"), ("onnx",), "model", True
+    inside = "model"
 
-    def require_support(self, config: Any) -> None:
-        if config.any_size:
-            raise UserError("--any-size is not for the format web, whose page has pictures at their own size anyway")
-
-    def prepare(self, job: Job) -> None:
+    def prepare(self, model: ModelConfig, endpoints: Sequence[Endpoint], scratch: pathlib.Path) -> None:
         from export.formats import web
 
-        web.require_page_support(job.provenance.config.model)
+        if "sample" not in [endpoint.name for endpoint in endpoints]:
+            raise UserError("--any-size is not for the format web, whose page has pictures at their own size anyway")
+        web.require_page_support(model)
         LOG.info("looking for onnxruntime-web")
-        npm = job.area / "npm"
-        npm.mkdir()
-        web.find_web_runtime(job.config.web_runtime, npm, job.config.web_gpu)
+        self.web_runtime = web.find_web_runtime(self.web_runtime, scratch, self.web_gpu)
 
-    def write(self, job: Job, exported: ExportedModel, folder: pathlib.Path) -> dict[str, str]:
+    def write(self, exported: ExportedModel, provenance: Provenance, folder: pathlib.Path) -> dict[str, str]:
         from export.formats import web
 
         LOG.info("building the web page")
-        about = {**web.describe_model(job.provenance), "web_gpu": job.config.web_gpu}
-        npm = job.area / "npm"
-        runtime_files = web.find_web_runtime(job.config.web_runtime or npm, npm, job.config.web_gpu)
-        web.write_web_page(folder, job.locate_files(_OnnxFormat()), runtime_files, about)
-        return {name: file for name, file in job.onnx_files.items() if file in web.PAGE_MODELS}
+        assert self.web_runtime is not None
+        return web.write_web_page(exported, provenance, folder, self.web_runtime, self.web_gpu)
 
-    def describe(self, job: Job, folder: pathlib.Path, entries: Mapping[str, Any]) -> dict[str, Any]:
-        # The model card counts images that the ONNX files decode exactly in Python, because no browser was tried.
-        trips = entries["onnx"]["round_trip"].values()
+    def describe(self, folder: pathlib.Path, names: Mapping[str, str], report: Report | None) -> dict[str, Any]:
+        assert report is not None
+        trips = report.round_trip.values()
         kept, tried = (sum(trip[count] for trip in trips) for count in ("identical", "images"))
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         LOG.info("  the page is %.1f MB", size / 1e6)

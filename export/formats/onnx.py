@@ -7,16 +7,18 @@ folded graphs have few kinds of operations.
 import contextlib
 import io
 import logging
+import pathlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 import numpy as np
 import onnx
 import tensorflow as tf
 
+from export import LOG
 from export.endpoints import Endpoint
 from export.exported_model import ExportedModel
-from export.provenance import read_version
+from export.provenance import Provenance, read_version
 from tfdecouple.errors import UserError, one_line
 
 # The version of the ONNX operators: the highest that tf2onnx writes; ONNX Runtime reads it on all platforms.
@@ -29,17 +31,26 @@ _PASSES = (
 )  # fmt: skip
 
 
+def write_onnx_files(
+    exported: ExportedModel, provenance: Provenance, folder: pathlib.Path, names: Container[str | None] = ()
+) -> dict[str, str]:
+    """Writes the files `NAME.onnx` of endpoints into `folder`, those with `names` (() for all); {endpoint: NAME}."""
+    written = {}
+    for endpoint in exported.endpoints:
+        if endpoint.onnx and (not names or endpoint.onnx in names):
+            LOG.info("ONNX: %s", endpoint.onnx)
+            metadata = {**provenance.metadata, "name": provenance.name, "endpoint": endpoint.name}
+            onnx.save(build_onnx(exported, endpoint, metadata), folder / f"{endpoint.onnx}.onnx")
+            written[endpoint.name] = endpoint.onnx
+    return written
+
+
 def build_onnx(exported: ExportedModel, endpoint: Endpoint, metadata: Mapping[str, str]) -> onnx.ModelProto:
     """Returns the ONNX model of an endpoint; it contains all weights, and `metadata`, {name: text}, as properties.
 
-    `exported` has its channels first.
-
-    During the conversion, the weights are inputs of the graph; afterwards they become initializers of the ONNX model.
-    So tf2onnx does not spend most of its time on copying and folding weights, and a TensorFlow graph's size limit does
-    not apply.
-
-    Raises:
-        UserError: if tf2onnx cannot convert an operation of the graph.
+    `exported` has its channels first. During the conversion, the weights are inputs of the graph; afterwards they
+    become initializers. So tf2onnx does not spend most of its time on copying weights, and a TensorFlow graph's size
+    limit does not apply. UserError is raised if tf2onnx cannot convert an operation of the graph.
     """
     with _silence_tf2onnx():
         import tf2onnx.tfonnx
@@ -170,14 +181,11 @@ def _name_free_axes(graph: onnx.GraphProto, endpoint: Endpoint) -> None:
 
 @contextlib.contextmanager
 def _silence_tf2onnx() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("tf2onnx", "tensorflow")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)

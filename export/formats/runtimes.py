@@ -10,7 +10,7 @@ import contextlib
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -38,8 +38,9 @@ Arrays = dict[str, np.ndarray]
 class Runtime(contextlib.ExitStack, abc.ABC):
     """The base class of runtimes: a context manager that opens the files of a folder and closes them at its end.
 
+    `names` is {endpoint: name of its file, without suffix}.
+
     Attributes:
-        names: {endpoint: name of its file, without suffix}.
         package: the name of the Python package that runs the files.
         suffix: the suffix of the files, of which there is one for each name; "" if all endpoints share their files.
         layout: the order of the image axes for which the weights in the files are made, "NHWC" or "NCHW".
@@ -98,11 +99,6 @@ class SavedModel(Runtime):
 
         from tfdecouple.numerics.tf32 import full_float32
 
-        def make_function(signature: Any) -> Callable[..., list[np.ndarray]]:
-            feed, fetch = ([info.name for info in infos.values()] for infos in (signature.inputs, signature.outputs))
-            # `Session.run` would compare inputs with the placeholders and convert their types; a server does neither.
-            return self._session._make_callable_from_options(CallableOptions(feed=feed, fetch=fetch))
-
         with contextlib.ExitStack() as stack:
             stack.enter_context(full_float32())
             stack.enter_context(tf.Graph().as_default())
@@ -113,12 +109,15 @@ class SavedModel(Runtime):
             if {*self._signatures} != {*names, _DEFAULT}:
                 found = ", ".join(sorted(self._signatures))
                 raise ValueError(f"the signatures are {found}; expected {', '.join(sorted(names))} and {_DEFAULT}")
+            self._functions: dict[str, Callable[..., list[np.ndarray]]] = {}
             for name, signature in self._signatures.items():
                 if signature.method_name != _METHOD:
-                    raise ValueError(
-                        f"the signature {name} has the method {signature.method_name!r}; expected {_METHOD}"
-                    )
-            self._functions = {name: make_function(signature) for name, signature in self._signatures.items()}
+                    method = signature.method_name
+                    raise ValueError(f"the signature {name} has the method {method!r}; expected {_METHOD}")
+                # `Session.run` would compare inputs with placeholders and convert their types; a server does neither.
+                inputs, outputs = signature.inputs.values(), signature.outputs.values()
+                options = CallableOptions(feed=[i.name for i in inputs], fetch=[o.name for o in outputs])
+                self._functions[name] = self._session._make_callable_from_options(options)
             self.push(stack.pop_all())
         self.aliases = {_DEFAULT: next(iter(names))}
 
@@ -209,10 +208,7 @@ class OnnxFiles(Runtime):
 
 
 class LiteRTFiles(Runtime):
-    """A runtime for the verification that runs LiteRT files with the interpreter of the package ai-edge-litert.
-
-    As long as TensorFlow contains it, `tf.lite.Interpreter` has the same methods.
-    """
+    """A runtime for the verification that runs LiteRT files with the interpreter of the package ai-edge-litert."""
 
     package, suffix = "ai-edge-litert", ".tflite"
     # LiteRT's converter multiplies some weights into others, so not all weights equal the model's folded weights.

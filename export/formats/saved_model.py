@@ -1,7 +1,9 @@
-"""The writer of a SavedModel with endpoints as signatures, and of the settings of TensorFlow Serving."""
+"""The writers of a SavedModel, of the settings of TensorFlow Serving, and of LiteRT files, made from a SavedModel."""
 
+import dataclasses
 import pathlib
 import re
+import tempfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,9 +11,11 @@ import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
 from export import LOG
-from export.endpoints import Endpoint
+from export.endpoints import Array, Arrays, Endpoint
 from export.exported_model import EndpointFunctions, ExportedModel
 from export.formats.runtimes import WARMUP_FILE
+from tfdecouple.errors import UserError, one_line
+from tfdecouple.numerics.arithmetic import get_sizes
 from tfdecouple.storage.files import write_text
 
 # Each folded weight is a variable of the SavedModel, named by this prefix and the weight's name, "." replacing "/".
@@ -25,8 +29,7 @@ def save_saved_model(exported: ExportedModel, endpoints: Sequence[Endpoint], fol
     """Writes a SavedModel into the new folder `folder`, with each endpoint as a signature.
 
     The first endpoint is also the signature `serving_default`. The weights of `exported` are stored as variables, so
-    that all signatures share them and the size limit of a graph does not apply. A full disk raises OSError or
-    tf.errors.OpError.
+    that all signatures share them and the size limit of a graph does not apply.
     """
     # The variables are plain TensorFlow variables, because a SavedModel would contain a Keras layer's twice.
     module = tf.Module()
@@ -89,3 +92,50 @@ def write_serving_files(folder: pathlib.Path, name: str) -> None:
     """Writes settings of TensorFlow Serving for the model `name`: three .config files and docker-compose.yml."""
     for file in sorted(SETTINGS.iterdir()):
         write_text(folder / file.name, file.read_text(encoding="utf-8").replace("MODEL_NAME", name))
+
+
+def write_litert_files(exported: ExportedModel, folder: pathlib.Path) -> dict[str, str]:
+    """Writes a float32 LiteRT file for each endpoint that has a file into a new folder; returns {endpoint: its name}.
+
+    TensorFlow converts the files from a temporary SavedModel. If TensorFlow drops its converter, the package
+    litert-converter, which converts StableHLO, can replace it. UserError is raised if an endpoint needs more than
+    LiteRT's built-in operations.
+    """
+    folder.mkdir()
+    endpoints = [endpoint for endpoint in exported.endpoints if endpoint.onnx]
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        saved = pathlib.Path(scratch, "savedmodel")
+        save_saved_model(exported, [*map(_add_shape_checks, endpoints)], saved)
+        for endpoint in endpoints:
+            LOG.info("LiteRT: %s", endpoint.onnx)
+            converter = tf.lite.TFLiteConverter.from_saved_model(str(saved), signature_keys=[endpoint.name])
+            # With this setting the converter raises an error for a graph that needs more than built-in operations.
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+            try:
+                converted = converter.convert()
+            except Exception as error:
+                raise UserError(
+                    f"{endpoint.name} cannot be converted to LiteRT: {one_line(error, first=True)}; "
+                    "leave the format litert out"
+                ) from error
+            (folder / f"{endpoint.onnx}.tflite").write_bytes(converted)
+    return {endpoint.name: str(endpoint.onnx) for endpoint in endpoints}
+
+
+def _add_shape_checks(endpoint: Endpoint) -> Endpoint:
+    """Returns `endpoint` with a graph that raises an error for inputs of the wrong shape.
+
+    LiteRT's interpreter resizes its inputs to any array, and no built-in operation checks a shape. So the graph appends
+    a row of the right shape to each input and cuts it off again: concatenated arrays must have equal shapes apart from
+    the batch axis. Axes of any size are not checked.
+    """
+
+    def answer(answers: EndpointFunctions, inputs: Arrays) -> Arrays:
+        def check_shape(array: Array) -> tf.Tensor:
+            tensor = inputs[array.name]
+            row_shape = [1, *get_sizes(tensor)[1 : 1 + len(array.free)], *array.shape[len(array.free) :]]
+            return tf.concat([tensor, tf.zeros(row_shape, array.dtype)], 0)[:-1]
+
+        return endpoint.answer(answers, {array.name: check_shape(array) for array in endpoint.inputs})
+
+    return dataclasses.replace(endpoint, answer=answer)

@@ -7,11 +7,12 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image
 
+from export.exported_model import ExportedModel
+from export.formats.onnx import write_onnx_files
 from export.provenance import Provenance
 from tfdecouple.config import DataConfig, ModelConfig
 from tfdecouple.config.shapes import is_square_of_rgb
@@ -20,7 +21,6 @@ from tfdecouple.data.sample_images import PHOTOGRAPHS, Photograph, open_photogra
 from tfdecouple.errors import UserError
 
 PAGE = pathlib.Path(__file__).parents[1] / "page"
-CONFIG = "model/config.json"
 # The ONNX files that the web page runs in the browser.
 PAGE_MODELS = ("encoder", "decoder", "sampler")
 RUNTIME_VERSION = "1.30.0"
@@ -31,8 +31,6 @@ GPU_FILES = ("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-w
 EXAMPLE_SIDE = 640
 # The largest number of directions in z for which the page has a slider.
 _MOST_SLIDERS = 100
-
-
 # {title: photograph}: the page's example pictures, whose licences allow publication. The page opens with the first two.
 EXAMPLES = {
     "Chelsea the cat": PHOTOGRAPHS["chelsea"],
@@ -46,26 +44,27 @@ EXAMPLES = {
 }
 
 
-def write_web_page(folder: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Path, about: Mapping[str, Any]) -> None:
-    """Writes the web page into a new folder, with ONNX files from `onnx` and files of onnxruntime-web from `runtime`.
+def write_web_page(
+    exported: ExportedModel, provenance: Provenance, folder: pathlib.Path, runtime: pathlib.Path, web_gpu: bool
+) -> dict[str, str]:
+    """Writes the web page, with ONNX files and files of onnxruntime-web from `runtime`, into the new folder `folder`.
 
-    `about` is the dict of `describe_model` with one more entry, "web_gpu": whether the page also gets the runtime for
-    graphics cards.
+    With `web_gpu` the page also gets the runtime for graphics cards. Returns {endpoint: name of its ONNX file}.
     """
     # Node.js alone, in tests and in an example, needs package.json.
     shutil.copytree(PAGE, folder, ignore=shutil.ignore_patterns("package.json"))
-    sources = {f"model/{name}.onnx": onnx / f"{name}.onnx" for name in PAGE_MODELS}
-    sources |= {f"runtime/{name}": runtime / name for name in RUNTIME_FILES}
-    sizes = {path: source.stat().st_size for path, source in sources.items()}
-    if about["web_gpu"]:
-        sources |= {f"runtime/{name}": runtime / name for name in GPU_FILES}
-    for path, source in sources.items():
-        (folder / path).parent.mkdir(exist_ok=True)
-        shutil.copyfile(source, folder / path)
+    (folder / "model").mkdir()
+    (folder / "runtime").mkdir()
+    names = write_onnx_files(exported, provenance, folder / "model", PAGE_MODELS)
+    for name in RUNTIME_FILES + (GPU_FILES if web_gpu else ()):
+        shutil.copyfile(runtime / name, folder / "runtime" / name)
     for path, content in make_example_files().items():
         (folder / path).write_bytes(content)
-    config = {**about, "sizes": sizes}
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    loaded = [*(f"model/{name}.onnx" for name in names.values()), *(f"runtime/{name}" for name in RUNTIME_FILES)]
+    sizes = {path: (folder / path).stat().st_size for path in loaded}
+    facts = {**describe_model(provenance), "web_gpu": web_gpu, "sizes": sizes}
+    (folder / "model" / "config.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return names
 
 
 def require_page_support(model: ModelConfig) -> None:
@@ -103,7 +102,7 @@ def describe_model(provenance: Provenance) -> dict[str, Any]:
         "latent_dim": model.latent_dim,
         "bits_per_dim": bits.get("test", bits.get("validation")),
         "data": provenance.data,
-        "examples": describe_examples(provenance.training_data),
+        "examples": _describe_examples(provenance.training_data),
     }
 
 
@@ -118,7 +117,7 @@ def make_example_files() -> dict[str, bytes]:
     return files
 
 
-def describe_examples(data: DataConfig | None) -> list[dict[str, Any]]:
+def _describe_examples(data: DataConfig | None) -> list[dict[str, Any]]:
     """Returns file, title, author, licence of each example; "seen" (None: unknown) says if the model trained on it."""
     seen = data.photographs if data is not None and data.source == "photographs" else None
     return [
@@ -134,12 +133,9 @@ def describe_examples(data: DataConfig | None) -> list[dict[str, Any]]:
 
 
 def find_web_runtime(chosen: pathlib.Path | None, scratch: pathlib.Path, web_gpu: bool) -> pathlib.Path:
-    """Returns the folder with the files of onnxruntime-web that the web page needs.
+    """Returns the folder with the files of onnxruntime-web that the web page needs; UserError without them.
 
     `chosen` is the folder that the user named; if it is None, npm fetches the files into `scratch`.
-
-    Raises:
-        UserError: if the files cannot be found or fetched; the message gives advice.
     """
     needed = RUNTIME_FILES + (GPU_FILES if web_gpu else ())
     if chosen is not None:

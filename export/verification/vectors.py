@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,14 @@ from export.endpoints import (
     IMAGE,
     LABEL,
     LOCAL_CODE,
+    TEMPERATURES,
     UNIFORM,
     Array,
     Arrays,
     Endpoint,
-    find_endpoint,
     list_endpoints,
 )
-from export.exported_model import Encoding, EndpointFunctions
+from export.exported_model import EndpointFunctions
 from export.verification.comparison import PERTURBATION, Answer
 from export.verification.verify import require_no_problems
 from tfdecouple import randomness
@@ -38,6 +37,7 @@ from tfdecouple.data.sources import open_source
 from tfdecouple.errors import DataError, ExactnessWarning
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.base_model import require_initialized
+from tfdecouple.model.codes import Codes
 from tfdecouple.numerics.tf32 import full_float32
 
 # Limits of the real images that are encoded and decoded: their count, and the pixels of all together.
@@ -83,65 +83,48 @@ def make_test_vectors(model: DecoupledModel, images: np.ndarray, any_size: bool 
     """Returns the test vectors of a model, {name: array} of inputs and the model's answers, for images of one size.
 
     `in/ENDPOINT/INPUT` are inputs, `out/ENDPOINT/OUTPUT/FIELD` the Keras model's answers (fields of `Answer`), and
-    `batches` has the batch sizes. `real` and `hard/TYPE` are quantised images to encode and decode. `kept/TYPE` has
-    a bool for each image: whether the Keras model recovers the image exactly, from its codes and from codes changed by
-    a relative 1e-6. If so, files must recover the image. `labels/TYPE` has the labels of the images, if z is a function
-    of the label.
+    `batches` has the batch sizes. `images/TYPE` are quantised images to encode and decode, `labels/TYPE` their labels,
+    if z is a function of the label. `kept/TYPE` has a bool for each image: whether the Keras model recovers the image
+    exactly, from its codes and from codes changed by a relative 1e-6. If so, files must recover the image.
 
-    Args:
-        model: the Keras model.
-        images: real images, uint8 `[n, height, width, channels]`, n at least the sum of `choose_batch_sizes`.
-        any_size: whether the endpoints are those for images of any height and width.
-
-    Raises:
-        RefusedError: if the answer of an endpoint's function is not that of the model's own method.
+    `images` are real images, uint8 `[n, height, width, channels]`, n at least the sum of `choose_batch_sizes`. With
+    `any_size` the endpoints are those for images of any height and width. RefusedError is raised if the answer of an
+    endpoint's function is not that of the model's own method.
     """
     rng, config = np.random.default_rng(0), model.config
-    side = max(images.shape[1:3])
-    sizes = choose_batch_sizes(side)
+    height, width = images.shape[1:3]
+    sizes, most = choose_batch_sizes(max(height, width)), 1 if max(height, width) > _LARGE else 4
     plain = KerasAnswers(model)
-    perturbed = KerasAnswers(model, plain)
-    # A single number, such as a score, hardly changes in one image of five by chance; an array of numbers does not.
-    others = [perturbed, *(KerasAnswers(model, plain, seed) for seed in range(1, _SCORE_PERTURBATIONS))]
+    perturbed = [KerasAnswers(model, seed) for seed in range(_SCORE_PERTURBATIONS)]
     vectors: Arrays = {"batches": np.array(sizes)}
     LOG.info("  images to encode and decode")
-    most = 1 if side > _LARGE else 4
     hard = make_hard_images(images.shape[1:], most)
-    image_types = {"real": images, **{name: hard[kind][:most] for name, kind in _HARD.items()}}
-    quantized = np.asarray(model.quantizer.quantize_pixels(np.concatenate([*image_types.values()])))
-    labels = np.arange(len(quantized), dtype=np.int32) % config.classes if config.has_label_codes else None
-    z, _, v = plain.encode(quantized, labels)
-    height, width = quantized.shape[1:3]
-    decoded = (answers.to_pixels(answers.decode(z, v)) for answers in (plain, perturbed))
-    recovered = np.all([(pixels[:, :height, :width] == quantized).all((1, 2, 3)) for pixels in decoded], 0)
-    start = 0
-    for name, array in image_types.items():
-        rows = slice(start, start + len(array))
-        start += len(array)
-        vectors[name if name == "real" else f"hard/{name}"] = quantized[rows]
-        vectors[f"kept/{name}"] = recovered[rows]
+    for name, tried in {"real": images, **{name: hard[kind][:most] for name, kind in _HARD.items()}}.items():
+        pixels = np.asarray(model.quantizer.quantize_pixels(tried))
+        labels = np.arange(len(pixels), dtype=np.int32) % config.classes if config.has_label_codes else None
+        z, v = plain.encode(pixels, labels)
+        decoded = [answers.to_pixels(answers.decode(z, v))[:, :height, :width] for answers in (plain, perturbed[0])]
+        vectors[f"images/{name}"] = pixels
+        vectors[f"kept/{name}"] = np.all([(recovered == pixels).all((1, 2, 3)) for recovered in decoded], 0)
         if labels is not None:
-            vectors[f"labels/{name}"] = labels[rows]
-    inputs = _Inputs(plain, images[: sum(sizes)], rng)
+            vectors[f"labels/{name}"] = labels
+    images = images[: sum(sizes)]
+    codes = _make_codes(plain, images, rng)
     for endpoint in list_endpoints(config, any_size):
         LOG.info("  %s", endpoint.name)
-        values = {array.name: inputs.make_values(array, endpoint) for array in endpoint.inputs}
-        vectors |= {f"in/{endpoint.name}/{name}": array for name, array in values.items()}
-        single = not any(output.shape for output in endpoint.outputs)
-        right, *changed = (
-            {name: np.asarray(array) for name, array in endpoint.answer(answers, values).items()}
-            for answers in (plain, *(others if single else [perturbed]))
-        )
+        inputs = {array.name: _make_input(array, endpoint, images, codes, rng) for array in endpoint.inputs}
+        vectors |= {f"in/{endpoint.name}/{name}": array for name, array in inputs.items()}
+        # A single number, such as a score, hardly changes in one image of five by chance; an array of numbers does not.
+        count = 1 if any(output.shape for output in endpoint.outputs) else _SCORE_PERTURBATIONS
+        right, *changed = (endpoint.answer(answers, inputs) for answers in (plain, *perturbed[:count]))
         answers: dict[str, Answer] = {}
         for output in endpoint.outputs:
-            value, perturbed_values = right[output.name], [other[output.name] for other in changed]
-            if output.dtype == "uint8":
-                answer = Answer.from_bins(value, perturbed_values, config.n_bins)
-            else:
-                answer = Answer.from_floats(value, perturbed_values, output.scale)
-            vectors |= {f"out/{endpoint.name}/{output.name}/{field}": part for field, part in vars(answer).items()}
-            answers[output.name] = answer
-        require_no_problems(_compare_with_methods(model, endpoint, values, answers))
+            n_bins = config.n_bins if output.dtype == "uint8" else 0
+            value, *others = (np.asarray(outputs[output.name]) for outputs in (right, *changed))
+            answers[output.name] = Answer.from_model(value, others, n_bins, output.scale)
+            fields = vars(answers[output.name])
+            vectors |= {f"out/{endpoint.name}/{output.name}/{field}": array for field, array in fields.items()}
+        require_no_problems(_compare_with_methods(model, endpoint, inputs, answers))
     return vectors
 
 
@@ -157,61 +140,47 @@ def _compare_with_methods(
         warnings.simplefilter("ignore", ExactnessWarning)
         reference = endpoint.reference(model, {"seed": rows, **{name: array[rows] for name, array in inputs.items()}})
     for name, answer in answers.items():
-        fields = {field: array[rows] if array.size > 1 else array for field, array in vars(answer).items()}
-        _, problem = Answer(**fields).compare_file(np.asarray(reference[name]))
-        if problem:
+        chosen = Answer(answer.values[rows], answer.bound[rows], answer.n_bins)
+        if problem := chosen.compare_file(np.asarray(reference[name]))[1]:
             yield f"endpoint {endpoint.name} differs from the model's own method: {name}: {problem}"
 
 
-class _Inputs:
-    """Makes the inputs of endpoints for the verification; inputs of one name have the same values in all endpoints."""
+def _make_input(
+    array: Array, endpoint: Endpoint, images: np.ndarray, codes: Mapping[str, MaybeArray], rng: np.random.Generator
+) -> np.ndarray:
+    """Returns the test values of an input of `endpoint`, specified by `array`, with a row for each image."""
+    count = len(images)
+    if array.holds in (IMAGE, LABEL):
+        # Images of b are those of a shifted by half the batch. If the batch is even, each pair of images occurs in both
+        # orders. Labels are shifted by one, so that they differ within a pair.
+        alike = [other.name for other in endpoint.inputs if other.holds == array.holds]
+        values, shift = (images, count // 2) if array.holds == IMAGE else (draw_values(array, rng, count), 1)
+        return np.roll(values, shift * alike.index(array.name), 0)
+    if (code := codes.get(str(array.holds))) is not None:
+        return code
+    if array.name in ("z_noise", "v_noise"):
+        # The method `sample` of the model draws this noise for a seed that is the number of the row.
+        seeds = [randomness.derive_seed(row, array.name[0]) for row in range(count)]
+        return np.stack([tf.random.stateless_normal(array.shape, seed) for seed in seeds])
+    return draw_values(array, rng, count)
 
-    def __init__(self, answers: KerasAnswers, images: np.ndarray, rng: np.random.Generator):
-        self._answers, self._images, self._rng = answers, images, rng
-        self._made: Arrays = {}
 
-    def make_values(self, array: Array, endpoint: Endpoint) -> np.ndarray:
-        """Returns the test values of an input of `endpoint`, specified by `array`, with a row for each image."""
-        if array.holds in (IMAGE, LABEL):
-            # images_b are images_a shifted by half the batch. If the batch is even, each pair of images occurs in both
-            # orders, and the Keras model computes equal answers only once. Labels are shifted by one, so that they
-            # differ within a pair.
-            alike = [other.name for other in endpoint.inputs if other.holds == array.holds]
-            images = array.holds == IMAGE
-            values = self._images if images else draw_values(array, self._rng, len(self._images))
-            return np.roll(values, (len(values) // 2 if images else 1) * alike.index(array.name), 0)
-        if array.name not in self._made:
-            if array.holds in (GLOBAL_CODE, LOCAL_CODE):
-                self._made |= self._make_codes()
-            elif array.name in ("z_noise", "v_noise"):
-                # The method `sample` of the model draws this noise for a seed that is the number of the row.
-                seeds = [randomness.derive_seed(row, array.name[0]) for row in range(len(self._images))]
-                noise = [tf.random.stateless_normal(array.shape, seed) for seed in seeds]
-                self._made[array.name] = np.stack(noise)
-            else:
-                self._made[array.name] = draw_values(array, self._rng, len(self._images))
-        return self._made[array.name]
+def _make_codes(answers: KerasAnswers, images: np.ndarray, rng: np.random.Generator) -> dict[str, MaybeArray]:
+    """Returns z and v, by `Array.holds`: codes of images in the first half of the rows, then codes of samples.
 
-    def _make_codes(self) -> Arrays:
-        """Returns {"z": array, "v": array}: codes of images in the first half of the rows, then codes of samples.
-
-        Codes of images decode to the middle of a bin, so that an error below half a bin changes no pixel. Values
-        decoded from codes of samples lie anywhere in a bin, so that small errors change pixels.
-        """
-        sample = find_endpoint(self._answers.config, "sample")
-        inputs = {array.name: self.make_values(array, sample) for array in sample.inputs if array.name != "v_noise"}
-        encoding = self._answers.encode(self._images, inputs.get("labels"))
-        noise = self._rng.standard_normal(encoding.v.shape, np.float32)
-        codes = {
-            "z": self._answers.z_from_noise(inputs.get("z_noise"), inputs.get("labels")),
-            "v": inputs["temperature"][:, None, None, None] * noise,
-        }
-        half = len(self._images) // 2
-        mixed = {}
-        for name, of_samples in codes.items():
-            if of_samples is not None:
-                mixed[name] = np.concatenate([getattr(encoding, name)[:half], of_samples[half:]])
-        return mixed
+    Codes of images decode to the middle of a bin, so that an error below half a bin changes no pixel. Values decoded
+    from codes of samples lie anywhere in a bin, so that small errors change pixels.
+    """
+    config, count = answers.config, len(images)
+    labels = np.arange(count, dtype=np.int32) % config.classes if config.has_labels else None
+    z, v = answers.encode(images, labels if config.has_label_codes else None)
+    z_noise = rng.standard_normal((count, config.latent_dim), np.float32) if config.has_encoder else None
+    temperatures = np.linspace(*TEMPERATURES, count)[:, None, None, None]
+    sampled_v = temperatures * rng.standard_normal(v.shape)
+    sampled_z = answers.z_from_noise(z_noise, labels)
+    is_sample = np.arange(count) >= count // 2
+    mixed_z = None if z is None else np.where(is_sample[:, None], sampled_z, z)
+    return {GLOBAL_CODE: mixed_z, LOCAL_CODE: np.where(is_sample[:, None, None, None], sampled_v, v).astype(np.float32)}
 
 
 def draw_values(array: Array, rng: np.random.Generator, count: int) -> np.ndarray:
@@ -220,8 +189,8 @@ def draw_values(array: Array, rng: np.random.Generator, count: int) -> np.ndarra
         first, last = array.holds
         return np.linspace(first, last, count, dtype=np.float32)
     if array.holds == LABEL:
-        first, end = array.labels
-        return (first + np.arange(count) % (end - first)).astype(np.int32)
+        lowest, end = array.labels
+        return (lowest + np.arange(count) % (end - lowest)).astype(np.int32)
     if array.holds == UNIFORM:
         return rng.random((count, *array.shape), np.float32)
     return rng.standard_normal((count, *array.shape), np.float32)
@@ -242,10 +211,7 @@ def make_picture(image_shape: ImageShape, centre_crop: int) -> Arrays:
 def load_real_images(data: DataConfig, shape: tuple[int, int, int]) -> tuple[np.ndarray, str]:
     """Returns test images, uint8 `[n, *shape]`, of the run's data, and a description of their source.
 
-    If the run's data cannot be read, the images come from the sample photographs.
-
-    Raises:
-        DataError: if neither source can be read.
+    If the run's data cannot be read, the images come from the sample photographs; DataError if neither can be read.
     """
     height, width, channels = shape
     longer = max(height, width)
@@ -273,97 +239,43 @@ def load_real_images(data: DataConfig, shape: tuple[int, int, int]) -> tuple[np.
 
 
 class KerasAnswers(EndpointFunctions):
-    """The Keras model as the reference of the verification: computes codes, images and scores for `Endpoint.answer`.
+    """The Keras model as the reference of the verification: computes NumPy arrays for `Endpoint.answer`.
 
-    Answers to equal rows of inputs are computed once. For a model without z, z is None.
-
-    Args:
-        model: the model, with weights.
-        unperturbed: None to answer the inputs as they are. Otherwise this object answers slightly changed inputs (each
-            value is changed at random, up or down, by a relative 1e-6, a pixel by this fraction of the range of
-            pixels), and the argument is the `KerasAnswers` that answers the unchanged inputs.
-        seed: the seed of the changes.
+    With a `seed`, this object answers slightly changed inputs: each value is changed at random, up or down, by a
+    relative 1e-6, a pixel by this fraction of its range.
     """
 
-    def __init__(self, model: DecoupledModel, unperturbed: KerasAnswers | None = None, seed: int = 0):
+    def __init__(self, model: DecoupledModel, seed: int | None = None):
         require_initialized(model)
         super().__init__(model)
-        self._unperturbed, self._rng = unperturbed, np.random.default_rng(seed)
-        self._cache: dict[bytes, list[MaybeArray]] = {}
+        self._rng = None if seed is None else np.random.default_rng(seed)
+        self._codes: dict[bytes, Codes] = {}
 
-    def encode(self, images: np.ndarray, labels: MaybeArray = None) -> Encoding:
-        """Returns the Keras model's codes of uint8 images; labels are used only if z is a function of the label."""
-        labels = labels if self.config.has_label_codes else None
-        return Encoding(*self._answer_rows("encode", super().encode, images, labels))
-
-    def infer_posterior(self, images: np.ndarray) -> tuple[MaybeArray, MaybeArray]:
-        """Returns mean and log-variance of q(z|x) of uint8 images, as `encode` computes them."""
-        return self.encode(images)[:2]
+    def encode(self, images: np.ndarray, labels: MaybeArray = None) -> Codes:
+        """Returns the Keras model's codes of uint8 images; several endpoints encode the same ones, once in all."""
+        key = images.tobytes() + (b"" if labels is None else labels.tobytes())
+        if key not in self._codes:
+            self._codes[key] = super().encode(images, labels)
+        return self._codes[key]
 
     def decode(self, z: MaybeArray, v: np.ndarray) -> np.ndarray:
         """Returns the images that the Keras model decodes, float64, in units of bins: k to k + 1 lies in bin k."""
-        (x,) = self._answer_rows("decode", self._invert_flow, z, v)
-        assert x is not None
-        return self._quantizer.scale_to_bins(x.astype(np.float64))
-
-    def score(
-        self, images: np.ndarray, z_noise: MaybeArray, u_noise: np.ndarray, labels: MaybeArray = None
-    ) -> dict[str, np.ndarray]:
-        """Returns the Keras model's outlier scores of uint8 images, {name: array `[n]`}, given draws for z and u."""
-        if self._unperturbed is not None:
-            z_noise = None if z_noise is None else self._perturb_noise(images, z_noise)
-            # The noise u is changed in units of bins, so that x changes as much as it does for changed images.
-            u_noise = self._perturb(u_noise, self.config.n_bins / 2)
-        return super().score(images, z_noise, u_noise, labels)
+        z, v = None if z is None else self._perturb(z), self._perturb(v)
+        return self._quantizer.scale_to_bins(self._invert_flow(z, v)[0].astype(np.float64))
 
     def to_pixels(self, bins: np.ndarray) -> np.ndarray:
         """Converts values in units of bins to uint8 pixels; a value outside the bins gets the nearest bin's pixel."""
-        quantizer = self._quantizer
         bins = np.floor(np.nan_to_num(bins, nan=-1))
-        return (np.clip(bins, 0, quantizer.n_bins - 1) * quantizer.pixels_per_bin).astype(np.uint8)
+        return (np.clip(bins, 0, self._quantizer.n_bins - 1) * self._quantizer.pixels_per_bin).astype(np.uint8)
 
     def _find_bins(self, images: Any) -> np.ndarray:
-        bins = np.asarray(super()._find_bins(images))
-        return bins if self._unperturbed is None else self._perturb(bins, self.config.n_bins / 2)
-
-    def _invert_flow(self, z: MaybeArray, v: np.ndarray) -> Any:
-        if self._unperturbed is not None:
-            z, v = None if z is None else self._perturb(z), self._perturb(v)
-        return super()._invert_flow(z, v)
+        return self._perturb(np.asarray(super()._find_bins(images)), self._quantizer.n_bins / 2)
 
     def _perturb(self, values: np.ndarray, scale: float | None = None) -> np.ndarray:
+        if self._rng is None:
+            return values
         signs = self._rng.choice(np.array([-1.0, 1.0]), values.shape)
         return (values + PERTURBATION * signs * (values if scale is None else scale)).astype(np.float32)
-
-    def _perturb_noise(self, images: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Returns noise that gives the z of slightly changed images, by mean and variance of z for unchanged images.
-
-        If only the noise were changed, a z of small variance would hardly change, but rounding the mean changes it.
-        """
-        assert self._unperturbed is not None
-        perturbed = self._perturb(noise)
-        mean, log_variance = self._unperturbed.infer_posterior(images)
-        # The method of the base class does not compute v, which scores do not need.
-        other_mean, other_log_variance = super().infer_posterior(images)
-        assert log_variance is not None and other_log_variance is not None
-        return (other_mean + np.exp(other_log_variance / 2) * perturbed - mean) / np.exp(log_variance / 2)
-
-    def _answer_rows(
-        self, method: str, compute: Callable[..., Sequence[MaybeArray]], *inputs: MaybeArray
-    ) -> list[MaybeArray]:
-        """Returns the arrays of `compute(*inputs)`; rows that `method` has computed before come from a cache."""
-        arrays = [array for array in inputs if array is not None]
-        keys = [
-            hashlib.sha256(b"|".join([method.encode(), *(array[row].tobytes() for array in arrays)])).digest()
-            for row in range(len(arrays[0]))
-        ]
-        new_rows = list({key: row for row, key in enumerate(keys) if key not in self._cache}.values())
-        if new_rows:
-            results = compute(*(None if array is None else array[new_rows] for array in inputs))
-            for number, row in enumerate(new_rows):
-                self._cache[keys[row]] = [None if result is None else result[number] for result in results]
-        columns = zip(*(self._cache[key] for key in keys), strict=True)
-        return [None if column[0] is None else np.stack(column) for column in columns]
 
     def _run(self, function: Callable[..., Any], *arrays: Any) -> list[np.ndarray]:
         given = [None if array is None else np.asarray(array) for array in arrays]

@@ -14,7 +14,7 @@ from export.verification.comparison import REPORT, Report
 from tfdecouple.data.image_formats import describe_cropping
 from tfdecouple.errors import UserError, make_printable, one_line
 from tfdecouple.registry import FORMATS
-from tfdecouple.storage.files import read_json
+from tfdecouple.storage.files import read_bytes, read_json
 from tfdecouple.system.process import run_module
 
 # Seconds without a line of progress after which a process is ended, as with files that have an endless loop.
@@ -45,8 +45,7 @@ def require_no_problems(problems: Iterable[str]) -> None:
 def compare_in_process(runtime: str, folder: pathlib.Path, vectors: pathlib.Path, options: Mapping[str, Any]) -> Report:
     """Runs `comparison.compare_files` in a process that does not load the Keras model, and returns its report.
 
-    `vectors` is the file of test vectors (inputs and the Keras model's answers), and `options` has further arguments of
-    `compare_files`. If the process fails, the failure is the only problem.
+    `options` has further arguments of `compare_files`. If the process fails, the failure is the only problem.
     """
     found = []
 
@@ -68,24 +67,20 @@ def compare_in_process(runtime: str, folder: pathlib.Path, vectors: pathlib.Path
 def verify_folder(folder: pathlib.Path) -> tuple[list[str], list[str]]:
     """Verifies an export folder without the run; returns the problems, and the names of parts that could not be run.
 
-    The problems are a line for each file that is changed, missing or unknown, and for each part with wrong answers.
-    ONNX files are run with every execution provider of ONNX Runtime that is installed.
-
-    Raises:
-        UserError: if the folder has no manifest, or the manifest is damaged.
+    ONNX files are run with every execution provider of ONNX Runtime that is installed. UserError is raised if the
+    folder has no manifest, or the manifest is damaged.
     """
     manifest = load_manifest(folder)
     problems: list[str] = []
     not_compared: list[str] = []
-    changed: set[str] = set()
-    for change, name in manifest.find_changes(folder):
+    changes = [*manifest.find_changes(folder)]
+    changed = {name for _, name in changes}
+    for change, name in changes:
         if change == "changed" and name in EDITABLE:
             LOG.info("changed: %s (settings of a server, which are yours to edit)", name)
         else:
             problems.append(f"{change}: {name}")
-        changed.add(name)
-    same = len({*manifest.files} - changed)
-    LOG.info("%s of %s files are as they were exported", same, len(manifest.files))
+    LOG.info("%s of %s files are as they were exported", len({*manifest.files} - changed), len(manifest.files))
     if not manifest.parts:
         problems.append("the manifest names nothing that could be checked")
     try:
@@ -99,10 +94,9 @@ def verify_folder(folder: pathlib.Path) -> tuple[list[str], list[str]]:
             continue
         unavailable, compared = [], False
         kind = FORMATS[name.partition("/")[0]]()
-        where = f"{name}/{kind.inside}"
+        paths = (folder / name / kind.inside).resolve(), (folder / VECTORS).resolve()
         for runtime, options in kind.list_runtimes():
             LOG.info("%s: %s", name, runtime)
-            paths = (folder / where).resolve(), (folder / VECTORS).resolve()
             found = compare_in_process(kind.name, *paths, {"names": names, **options})
             if found.notes.get("unavailable"):
                 LOG.info("%s: %s is installed but cannot be started here: not checked", name, runtime)
@@ -118,10 +112,9 @@ def check_settings(folder: pathlib.Path, card: Mapping[str, Any]) -> Iterator[st
     """Yields a problem if `models.config` or `web/` in an export folder differs from the model card `card`."""
     path = folder / "models.config"
     if path.is_file():
-        with path.open("rb") as file:
-            text = file.read(MOST_BYTES)
         try:
-            names = [served.name for served in text_format.Parse(text, ModelServerConfig()).model_config_list.config]
+            settings = text_format.Parse(read_bytes(path, MOST_BYTES), ModelServerConfig())
+            names = [served.name for served in settings.model_config_list.config]
         except (text_format.ParseError, ValueError) as error:
             yield f"models.config cannot be read: {one_line(error)}"
         else:

@@ -1,7 +1,6 @@
 import shutil
 from types import SimpleNamespace
 
-import numpy as np
 import onnx
 import pytest
 from helpers import refusals
@@ -29,7 +28,9 @@ def replace(opened, monkeypatch):
 
     def replace_parts(parts):
         slow = {"pipeline.open_run": lambda run, name: opened}
-        slow["pipeline.ExportedModel"] = lambda *_: SimpleNamespace(find_faults=list, collect_arrays=dict)
+        endpoints = list_endpoints(opened[0].config)
+        stub = SimpleNamespace(find_faults=list, collect_arrays=dict, endpoints=endpoints)
+        slow["pipeline.ExportedModel"] = lambda *_: stub
         slow["pipeline.load_real_images"] = lambda data, shape: (None, "test images")
         for name, value in {**slow, **parts}.items():
             monkeypatch.setattr(f"export.{name}", value)
@@ -47,7 +48,7 @@ def quick(replace):
             (folder / name).write_text("weights")
 
     parts = {
-        "pipeline.make_test_vectors": lambda model, images: {},
+        "pipeline.make_test_vectors": lambda model, images, any_size: {},
         "formats.onnx.build_onnx": lambda exported, endpoint, metadata: onnx.ModelProto(producer_name="it"),
         "formats.saved_model.save_saved_model": save_placeholders,
         "pipeline.compare_in_process": lambda runtime, folder, vectors, options: Report(),
@@ -113,10 +114,8 @@ def small_saved_model(model, tmp_path_factory):
 def built(vectors, exported, small_saved_model, replace):
     """Makes exports copy finished files instead of building them, for tests of verification."""
     files = exported / "onnx"
-    digests = np.concatenate([array for name, array in vectors.items() if name.startswith("weights/")])
     parts = {
-        "pipeline.make_test_vectors": lambda model, images: dict(vectors),
-        "pipeline.digest_weights": lambda arrays: digests,
+        "pipeline.make_test_vectors": lambda model, images, any_size: dict(vectors),
         "formats.onnx.build_onnx": lambda exported, endpoint, metadata: onnx.load(files / f"{endpoint.onnx}.onnx"),
         "formats.saved_model.save_saved_model": lambda *given: shutil.copytree(small_saved_model, given[2]),
         "formats.saved_model.write_warmup_requests": lambda folder, name, chosen: None,

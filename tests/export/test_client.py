@@ -22,7 +22,7 @@ from export.endpoints import list_endpoints
 from export.exported_model import ExportedModel
 from export.formats import CLIENT
 from export.formats.onnx import build_onnx
-from export.pipeline import ExportConfig, export
+from export.pipeline import export
 from export.verification.verify import verify_folder
 from tfdecouple.cli import main
 from tfdecouple.model import codes as of_model
@@ -263,8 +263,7 @@ def test_the_client_decodes_a_picture_at_its_own_size(sized_files, tmp_path, mon
 @pytest.mark.slow
 def test_all_formats_are_verified_at_three_sizes(tiny_run, tmp_path):
     to = tmp_path / "to"
-    config = ExportConfig(run=tiny_run, to=to, formats=("savedmodel", "onnx", "litert"), any_size=True)
-    export(config)
+    export(tiny_run, to, ("savedmodel", "onnx", "litert"), any_size=True)
     card = json.loads((to / "model_card.json").read_text())
     sizes = ["8x8", "5x9", "21x9"]
     assert card["endpoints"].keys() == {"encode", "decode"}

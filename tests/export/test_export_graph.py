@@ -2,11 +2,11 @@ import importlib.metadata
 
 import onnx
 import pytest
+from helpers.exporting import find_endpoint
 from helpers.models import LEAST, SMALL
 from helpers.refusals import message_of
 from helpers.variants import fresh
 
-from export.endpoints import find_endpoint
 from export.exported_model import ExportedModel
 from export.formats.onnx import OPSET, build_onnx
 from tfdecouple.errors import UserError
@@ -20,7 +20,7 @@ def test_operation_that_tf2onnx_cannot_convert_is_refused_in_one_line(monkeypatc
 
     monkeypatch.setattr("tf2onnx.tfonnx.process_tf_graph", fail)
     exported = ExportedModel(fresh(LEAST), True)
-    message = message_of(UserError, lambda: build_onnx(exported, find_endpoint(exported.config, "decode"), {}))
+    message = message_of(UserError, lambda: build_onnx(exported, find_endpoint(LEAST, "decode"), {}))
     assert message.startswith("decode cannot be converted to ONNX: ")
     assert message.endswith("StridedSlice; leave the format onnx out")
 

@@ -13,11 +13,11 @@ import pathlib
 import numpy as np
 import onnxruntime
 import pytest
+from helpers.exporting import find_endpoint
 from helpers.graphs import call_endpoint
 from helpers.models import random_images
 from helpers.places import DATA
 
-from export.endpoints import find_endpoint
 from export.exported_model import ExportedModel
 from export.formats.onnx import build_onnx
 from tfdecouple.interop.wolf import import_wolf

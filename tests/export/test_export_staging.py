@@ -19,7 +19,7 @@ from helpers.variants import fresh
 
 from export import pipeline, show_progress
 from export.export_folder import stage_export
-from export.pipeline import ExportConfig, export
+from export.pipeline import export
 from export.verification.comparison import Report
 from tfdecouple.cli import main
 from tfdecouple.cli.options import EXIT_FAILED
@@ -44,7 +44,7 @@ class TestDestination:
     def test_export_folder_does_not_exist_until_the_export_is_complete(self, quick, tiny_run, tmp_path):
         seen = []
         with show_progress(lambda text: seen.append((tmp_path / "to").exists())):
-            export(ExportConfig(run=tiny_run, to=tmp_path / "to"))
+            export(run=tiny_run, to=tmp_path / "to")
         assert len(seen) > 5 and not any(seen)
         require_complete(tmp_path / "to")
 
@@ -52,7 +52,7 @@ class TestDestination:
         self, quick, command, tiny_run, tmp_path, caplog, capsys
     ):
         with caplog.at_level("INFO", "export"):
-            export(ExportConfig(run=tiny_run, to=tmp_path / "one"))
+            export(run=tiny_run, to=tmp_path / "one")
         assert "putting it in place" in caplog.messages and capsys.readouterr().out == ""
         logged = caplog.messages
         status, out, err = command()
@@ -76,7 +76,7 @@ class TestDestination:
                 make(tmp_path / "to")
 
         with show_progress(come_into_being), pytest.raises(UserError, match="exists already"):
-            export(ExportConfig(run=tiny_run, to=tmp_path / "to"))
+            export(run=tiny_run, to=tmp_path / "to")
         assert [path.name for path in tmp_path.iterdir()] == ["to"] and not (tmp_path / "to" / "onnx").exists()
 
     def test_destination_of_an_export_that_is_running_is_refused(self, quick, refused, tmp_path):
@@ -279,7 +279,7 @@ def test_a_model_without_z_is_exported_with_the_endpoints_that_it_has_and_withou
     model = fresh(dataclasses.replace(SMALL, conditioning="none"))
     run, to = write_run(tmp_path / "plain", model), tmp_path / "exported"
     assert "this model has none; leave the format web out" in refused("--format", "web", run=run)
-    export(ExportConfig(run=run, to=to))
+    export(run=run, to=to)
     card = read_card(to)
     assert {"encode", "decode", "sample", "score"} <= {*card["endpoints"]}
     assert not {"encode_global", "switch", "interpolate", "edit"} & {*card["endpoints"]}

@@ -15,7 +15,7 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from export import show_progress
 from export.export_folder import MANIFEST, TEXT_NAME, load_manifest
 from export.formats.runtimes import WARMUP_FILE, SavedModel
-from export.pipeline import ExportConfig, export
+from export.pipeline import export
 from export.verification import verify
 from export.verification.comparison import Report, compare_files
 from tfdecouple.cli import main
@@ -88,8 +88,8 @@ class TestManifest:
         assert line.startswith(f"error: {tmp_path / MANIFEST} is no manifest")
 
     def test_missing_manifest_or_folder_is_refused_in_one_line(self, tmp_path, capsys):
-        assert refuse(capsys, tmp_path).startswith(f"error: {tmp_path} has no manifest.json")
-        assert refuse(capsys, tmp_path / "none") == f"error: there is no export folder {tmp_path / 'none'}\n"
+        for folder in (tmp_path, tmp_path / "none"):
+            assert refuse(capsys, folder).startswith(f"error: there is no {folder / MANIFEST}; ")
 
     def test_digest_of_the_manifest_is_printed_and_compared(self, copy, files_alone, capsys):
         digest = hashlib.sha256((copy / MANIFEST).read_bytes()).hexdigest()
@@ -214,7 +214,7 @@ class TestAnswers:
 
     @pytest.mark.usefixtures("quick")
     def test_page_is_verified_with_its_own_models(self, tiny_run, runtime, tmp_path, monkeypatch):
-        export(ExportConfig(run=tiny_run, to=tmp_path / "to", formats=("web",), web_runtime=runtime))
+        export(run=tiny_run, to=tmp_path / "to", formats=("web",), web_runtime=runtime)
         seen = []
 
         def run(runtime, folder, vectors, options):
@@ -250,7 +250,7 @@ def endless(tmp_path):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     (tmp_path / "onnx").mkdir()
     onnx.save(model, tmp_path / "onnx" / "encoder.onnx")
-    values = {f"out/encode/z/{name}": np.zeros((1, 2), np.float32) for name in ("values", "bound", "exact", "step")}
+    values = {f"out/encode/z/{name}": np.zeros((1, 2), np.float32) for name in ("values", "bound", "n_bins")}
     values |= {"in/encode/images": np.zeros((1, 2), np.float32), "weights/NCHW": np.zeros(0, "U64")}
     np.savez_compressed(tmp_path / "vectors.npz", batches=np.array([1]), **values)
     return tmp_path

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import graphs
+from helpers.exporting import find_endpoint
 from helpers.models import random_images
 
 from export import folding
-from export.endpoints import find_endpoint
 from export.exported_model import ExportedModel
 from tfdecouple.errors import InversionError, NotInitializedError
 from tfdecouple.model import DecoupledModel

@@ -12,18 +12,18 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 from helpers import cards
-from helpers.exporting import list_onnx_names, read_vectors
+from helpers.exporting import find_endpoint, list_onnx_names, read_vectors
 from helpers.graphs import make_inputs
 from helpers.models import SMALL
 from tensorflow.python.client import pywrap_tf_session
 
 from export import show_progress
 from export.card import render_model_card
-from export.endpoints import find_endpoint, list_endpoints
+from export.endpoints import list_endpoints
 from export.exported_model import ExportedModel
-from export.formats.litert import write_litert_files
 from export.formats.runtimes import LiteRTFiles, OnnxFiles
-from export.pipeline import ExportConfig, export
+from export.formats.saved_model import write_litert_files
+from export.pipeline import export
 from export.verification.comparison import compare_files
 from export.verification.verify import verify_folder
 
@@ -85,9 +85,8 @@ def runtimes(exported, opened, tmp_path_factory):
         if name == "onnxruntime":
             return OnnxRuntime(exported / "onnx", FILES)
         pytest.importorskip("ai_edge_litert")
-        folder = tmp_path_factory.mktemp("litert")
-        offered = [endpoint for endpoint in list_endpoints(opened[0].config) if endpoint.onnx]
-        write_litert_files(ExportedModel(opened[0]), offered, folder)
+        folder = tmp_path_factory.mktemp("phone") / "litert"
+        write_litert_files(ExportedModel(opened[0]), folder)
         return LiteRT(folder, FILES)
 
     return runtime
@@ -188,7 +187,7 @@ NAMES = list_onnx_names(SMALL)
 @pytest.fixture(scope="module")
 def phone(tiny_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("phone") / "exported"
-    export(ExportConfig(run=tiny_run, to=folder, formats=("litert",)))
+    export(run=tiny_run, to=folder, formats=("litert",))
     return folder
 
 

@@ -17,7 +17,6 @@ from export import pipeline
 from export.endpoints import list_endpoints
 from export.formats import onnx as onnx_writer
 from export.formats.runtimes import WARMUP_FILE
-from export.pipeline import ExportConfig
 from export.verification import comparison
 from export.verification.comparison import compare_files
 from export.verification.verify import RefusedError
@@ -290,7 +289,7 @@ class TestProcess:
         assert f"weight decoder.onnx: {COUPLING}/last_direction has other numbers" in err
 
     def test_export_whose_folded_networks_differ_from_the_model_is_refused(self, monkeypatch, quick, refused):
-        wrong = SimpleNamespace(find_faults=lambda: ["flow.decode as folded is not the model's"], collect_arrays=dict)
+        wrong = SimpleNamespace(find_faults=lambda: ["flow.decode as folded is not the model's"])
         monkeypatch.setattr("export.pipeline.ExportedModel", lambda *_: wrong)
         err = refused(expected=EXIT_FAILED)
         assert err.startswith("error: not published: ") and "as folded is not the model's" in err
@@ -299,7 +298,6 @@ class TestProcess:
         # As the kernel does where memory runs out.
         (tmp_path / "sitecustomize.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
         monkeypatch.syspath_prepend(tmp_path)
-        config = ExportConfig(run=tiny_run, to=tmp_path / "a" / "b", formats=("onnx",))
         with pytest.raises(RefusedError, match="^not published: the verification of onnx ended with status -9: no mes"):
-            pipeline.export(config)
+            pipeline.export(tiny_run, tmp_path / "a" / "b", ("onnx",))
         assert not (tmp_path / "a").exists()

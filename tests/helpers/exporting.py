@@ -10,6 +10,11 @@ from export.formats.web import PAGE_MODELS
 from helpers.models import TINY
 
 
+def find_endpoint(config, name):
+    """Returns the endpoint called `name` of a model with this config."""
+    return next(endpoint for endpoint in list_endpoints(config) if endpoint.name == name)
+
+
 def list_onnx_names(config):
     """Returns {endpoint: name of its ONNX file without suffix} for the endpoints of a model that have a file."""
     return {endpoint.name: endpoint.onnx for endpoint in list_endpoints(config) if endpoint.onnx}

@@ -64,13 +64,12 @@ def export(
     from tfdecouple.storage.files import hash_file
 
     try:
-        config = pipeline.ExportConfig(
-            run=run, to=to, formats=tuple(dict.fromkeys(format)), endpoints=endpoints, any_size=any_size,
-            version=version, name=name, web_runtime=web_runtime, web_gpu=web_gpu,
-        )  # fmt: skip
         begun = time.monotonic()
         with show_progress(lambda text: print(f"[{time.monotonic() - begun:4.0f} s] {text}", flush=True)):
-            published = pipeline.export(config)
+            published = pipeline.export(
+                run, to, tuple(dict.fromkeys(format)), any_size=any_size, name=name, endpoints=endpoints,
+                version=version, web_runtime=web_runtime, web_gpu=web_gpu,
+            )  # fmt: skip
     except RefusedError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED

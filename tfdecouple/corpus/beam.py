@@ -35,14 +35,10 @@ _DIGESTS = "_digests.jsonl"
 
 
 def encode_with_beam(options: Any, beam_arguments: Sequence[str]) -> tuple[CodesManifest, int]:
-    """Encodes a folder of images, as `options` of the command `encode-beam` say.
+    """Encodes a folder of images, as `options` of the command `encode-beam` and of Beam and its runner say.
 
     Returns the manifest of the codes and, if v is among them, how many images are `far_from_training`, else 0.
-
-    `beam_arguments` are options of Beam and its runner.
-
-    Raises:
-        UserError: if the model or the images are missing, the output folder is not empty, or the pipeline fails.
+    UserError is raised if the model or the images are missing, the output folder is not empty, or the pipeline fails.
     """
     # The user's options come last, because Beam uses the last value of an option.
     beam_options = PipelineOptions(["--default_sdk_harness_log_level=ERROR", *beam_arguments])
@@ -72,12 +68,8 @@ def encode_with_beam(options: Any, beam_arguments: Sequence[str]) -> tuple[Codes
         result = pipeline.run()
         result.wait_until_finish()
         counters = result.metrics().query(MetricsFilter().with_namespace("tfdecouple"))["counters"]
-        counts = {
-            "images": 0,
-            UNREADABLE: 0,
-            FAR: 0,
-            **{counter.key.metric.name: counter.result for counter in counters},
-        }
+        counts = dict.fromkeys(("images", UNREADABLE, FAR), 0)
+        counts |= {counter.key.metric.name: counter.result for counter in counters}
         shards = [Shard.model_validate_json(line) for line in _read_file_bytes(f"{out}/{_DIGESTS}").splitlines()]
         shards.sort(key=lambda shard: shard.name)
         digest = hashlib.sha256(_read_file_bytes(model)).hexdigest()

@@ -326,8 +326,7 @@ def read_codes(folder: str | pathlib.Path, split: str | None = None, partial: bo
 
     Returns:
         A finite dataset of dicts, one for each image: "key" string [], "label" int32 [] (-1 for none) and those float32
-        arrays that were written: "z" [d_z], "z_std" [d_z], "v" [height, width, channels]; with --scores also the
-        scalars "bits_per_dim", "bits_per_dim_minus_codec", "shell", "typicality" and, with an encoder, "prior_nats".
+        arrays that were written: "z" [d_z], "z_std" [d_z], "v" [height, width, channels]; with --scores also scalars.
 
     Raises:
         DataError: if the folder holds no codes, lacks the split, or is incomplete and `partial` is False; here or in a

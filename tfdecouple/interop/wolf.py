@@ -42,12 +42,8 @@ def import_wolf(
     """Converts a checkpoint of wolf, the authors' PyTorch code, to a new run folder, and returns the model.
 
     `config_path` is wolf's JSON config, and `weights_path` its state dict, `.npz` (one array per name) or `.pt` (needs
-    torch). Wolf's config lacks height and width of the images in `image_shape`, and the bits per colour channel.
-
-    Raises:
-        WolfError: if the config has parts that this project does not have, such as MaCow flows, the weights do not fit
-            the config, or the run folder `workdir` is not empty.
-        ConfigError: if the folder's name is not valid as the name of a run.
+    torch). WolfError is raised if the config has parts that this project does not have, such as MaCow flows, the
+    weights do not fit the config, or the run folder `workdir` is not empty; ConfigError if its name is not valid.
     """
     folder = pathlib.Path(workdir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -75,7 +71,7 @@ def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """Returns the weights in a `.npz` or `.pt` file of wolf (the authors' PyTorch code) as {wolf's name: array}.
 
     WolfError is raised if the file is missing, damaged or in another format, torch is too old, or the file holds an
-    object that is no tensor or would run code; MissingPackageError, if the file needs torch, which is not installed.
+    object that is no tensor or would run code.
     """
     path = pathlib.Path(path)
     if not path.is_file():

@@ -21,10 +21,8 @@ Model = TypeVar("Model", bound=pydantic.BaseModel)
 
 # Pattern of the names of temporary files, which a program leaves behind if it is killed while it writes.
 TEMPORARY = ".*.tmp"
-
 # Pattern of a list of numbers in indented JSON. It matches in no JSON string, because JSON strings have no line breaks.
 _NUMBER_LIST = re.compile(r'\[\n([^][{}"]*)\]')
-
 # JSON whose lists and dicts are nested more deeply than this is refused; files of this project need fewer levels.
 _MOST_NESTING = 50
 
@@ -41,8 +39,8 @@ def count_records(path: str | pathlib.Path, least: int = 0, most: int = 2**28) -
     """Returns the count of records in an untrusted TFRecord file, from the lengths before and between its records.
 
     OSError, or ValueError if the file is not regular, ends within a record, or a record has less than `least` or more
-    than `most` bytes. TensorFlow (2.21) ends the process if a record claims more bytes than the machine's memory, so
-    this comes before it opens the file. TensorFlow compares the checksums of the lengths and of the records.
+    than `most` bytes. Call it before TensorFlow opens the file, because TensorFlow (2.21) ends the process if a record
+    claims more bytes than the machine's memory.
     """
     size, place, count = get_regular_size(path), 0, 0
     with open(path, "rb") as file:
@@ -111,20 +109,18 @@ def parse_json(text: str | bytes) -> Any:
         values = json.loads(text.decode() if isinstance(text, bytes) else text, parse_constant=float)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    level = [values]
-    for _ in range(_MOST_NESTING):
-        for value in level:
-            if isinstance(value, int) and abs(value) >= 2**63 or isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"the number {str(value)[:20]} is not finite or has more than 64 bits")
-        level = [
-            inner
-            for value in level
-            if isinstance(value, dict | list)
-            for inner in (value.values() if isinstance(value, dict) else value)
-        ]
-    if level:
-        raise ValueError("it is nested too deeply")
+    _check_values(values, _MOST_NESTING)
     return values
+
+
+def _check_values(value: Any, levels: int) -> None:
+    if isinstance(value, int) and abs(value) >= 2**63 or isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"the number {str(value)[:20]} is not finite or has more than 64 bits")
+    if isinstance(value, dict | list):
+        if not levels:
+            raise ValueError("it is nested too deeply")
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check_values(inner, levels - 1)
 
 
 @contextlib.contextmanager
@@ -135,6 +131,9 @@ def convert_tensorflow_errors() -> Iterator[None]:
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
+        # TensorFlow raises the same class of error for exhausted memory, and names the cause in the message.
+        if re.search("OOM|allocat|out of memory", str(error), re.IGNORECASE):
+            raise
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
     except tf.errors.OpError as error:
         raise OSError(errno.EIO, one_line(error, first=True)) from error

@@ -21,12 +21,12 @@ def make_reconstruct(config):
 
 
 def reconstruct(model, inputs):
-    z, _, v = model.encode(inputs["images"], inputs.get("labels"))
-    return {"decoded": model.decode(z, v)}
+    return {"decoded": model.decode(*model.encode(inputs["images"], inputs.get("labels")))}
 
 
 def call_reconstruct(model, inputs):
-    return {"decoded": model.decode(*model.encode(inputs["images"], inputs.get("labels")))}
+    model.encode(inputs["images"], inputs.get("labels"), verify=True)
+    return {"decoded": inputs["images"]}
 
 
 def make_length(config):
@@ -50,17 +50,17 @@ def call_length(model, inputs):
 
 
 class Weights(Format):
-    name, summary = "weights", "the folded weights as NumPy arrays"
+    name = "weights"
     files = r"weights\.npz"
 
-    def write(self, job, exported, folder):
+    def write(self, exported, provenance, folder):
         folder.mkdir()
         np.savez(folder / "weights.npz", **exported.collect_arrays())
         return {}
 
 
 class Graphs(Format):
-    name, summary = "graphs", "TensorFlow graphs with constants"
+    name = "graphs"
     files = r"\w+\.pb"
 
     @property
@@ -69,11 +69,11 @@ class Graphs(Format):
 
         return GraphFiles
 
-    def write(self, job, exported, folder):
+    def write(self, exported, provenance, folder):
         from mine.graph_files import write_graph
 
         folder.mkdir()
-        for endpoint in job.endpoints:
-            if endpoint.onnx:
-                write_graph(exported, endpoint, folder / f"{endpoint.onnx}.pb")
-        return job.onnx_files
+        endpoints = [endpoint for endpoint in exported.endpoints if endpoint.onnx]
+        for endpoint in endpoints:
+            write_graph(exported, endpoint, folder / f"{endpoint.onnx}.pb")
+        return {endpoint.name: endpoint.onnx for endpoint in endpoints}
