@@ -22,7 +22,7 @@ from tfdecouple.registry import ENDPOINTS
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from export.exported_model import EndpointFunctions
+    from export.endpoint_functions import EndpointFunctions
     from tfdecouple.model import DecoupledModel
 
 

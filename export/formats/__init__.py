@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from export import LOG
-from export.formats.runtimes import REMOTE, LiteRTFiles, OnnxFiles, Runtime, SavedModel
+from export.formats.runtimes import REMOTE, LiteRTFiles, OnnxFiles, Report, Runtime, SavedModel
 from tfdecouple.errors import UserError
 from tfdecouple.system.requirements import require_packages
 from tfdecouple.visualization import guided_filter
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from export.endpoints import Endpoint
     from export.exported_model import ExportedModel
     from export.provenance import Provenance
-    from export.verification.comparison import Report
     from tfdecouple.config import ModelConfig
 
 # The program that is published beside ONNX files and runs them with ONNX Runtime and NumPy alone, and its module.

@@ -7,10 +7,11 @@ needs Python functions fails.
 
 import abc
 import contextlib
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -33,6 +34,25 @@ _DEFAULT = "serving_default"
 _METHOD = "tensorflow/serving/predict"
 
 Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass
+class Report:
+    """The result of one comparison of exported files with test vectors.
+
+    Attributes:
+        parity: {endpoint: {output: differences of `comparison.Answer`}}; the key is such as "encode 8x8" for files
+            that take images of any size.
+        round_trip: {type of images, such as "real" or "noise": {"images": count, "identical": count of images that
+            encode and decode leave equal, "model": count of images that the Keras model recovers}}.
+        problems: the reasons why the files must not be published, a line each.
+        notes: the version of the runtime's package by its name, and under "unavailable" a provider that cannot start.
+    """
+
+    parity: dict[str, dict[str, dict[str, float]]] = dataclasses.field(default_factory=dict)
+    round_trip: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+    problems: list[str] = dataclasses.field(default_factory=list)
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Runtime(contextlib.ExitStack, abc.ABC):

@@ -11,8 +11,9 @@ import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
 from export import LOG
+from export.endpoint_functions import EndpointFunctions
 from export.endpoints import Array, Arrays, Endpoint
-from export.exported_model import EndpointFunctions, ExportedModel
+from export.exported_model import ExportedModel
 from export.formats.runtimes import WARMUP_FILE
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.numerics.arithmetic import get_sizes

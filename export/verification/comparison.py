@@ -21,12 +21,11 @@ import json
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from export import LOG, show_progress
-from export.formats.runtimes import Arrays, Runtime
+from export.formats.runtimes import Arrays, Report, Runtime
 from tfdecouple.registry import FORMATS
 from tfdecouple.storage.files import open_npz
 
@@ -43,25 +42,6 @@ FACTOR = 4.0
 FLOOR = 2e-6
 # An image whose tolerance is at least this many bins is not compared, because rounding alone changes its pixels.
 UNSTABLE = 0.5
-
-
-@dataclasses.dataclass
-class Report:
-    """The result of one comparison of exported files with test vectors.
-
-    Attributes:
-        parity: {endpoint: {output: differences of `Answer.compare_file`}}; the key is such as "encode 8x8" for files
-            that take images of any size.
-        round_trip: {type of images, such as "real" or "noise": {"images": count, "identical": count of images that
-            encode and decode leave equal, "model": count of images that the Keras model recovers}}.
-        problems: the reasons why the files must not be published, a line each.
-        notes: the version of the runtime's package by its name, and under "unavailable" a provider that cannot start.
-    """
-
-    parity: dict[str, dict[str, dict[str, float]]] = dataclasses.field(default_factory=dict)
-    round_trip: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
-    problems: list[str] = dataclasses.field(default_factory=list)
-    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def compare_files(

@@ -12,6 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 from export import LOG
+from export.endpoint_functions import EndpointFunctions
 from export.endpoints import (
     GLOBAL_CODE,
     IMAGE,
@@ -24,7 +25,6 @@ from export.endpoints import (
     Endpoint,
     list_endpoints,
 )
-from export.exported_model import EndpointFunctions
 from export.verification.comparison import PERTURBATION, Answer
 from export.verification.verify import require_no_problems
 from tfdecouple import randomness

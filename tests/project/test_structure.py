@@ -24,8 +24,8 @@ ORDER = [
 ]  # fmt: skip
 # The same for the modules and folders of export. The client imports nothing, because exports copy it.
 EXPORT_ORDER = [
-    "client", "folding", "exported_model", "endpoints", "provenance", "formats", "export_folder", "card",
-    "verification", "pipeline",
+    "client", "folding", "endpoint_functions", "endpoints", "exported_model", "provenance", "formats", "export_folder",
+    "card", "verification", "pipeline",
 ]  # fmt: skip
 
 
