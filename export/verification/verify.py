@@ -10,7 +10,8 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from export import LOG
 from export.export_folder import EDITABLE, JSON_NAME, MOST_BYTES, VECTORS, load_manifest
-from export.verification.comparison import REPORT, Report
+from export.formats.runtimes import Report
+from export.verification.comparison import REPORT
 from tfdecouple.data.image_formats import describe_cropping
 from tfdecouple.errors import UserError, make_printable, one_line
 from tfdecouple.registry import FORMATS
