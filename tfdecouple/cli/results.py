@@ -181,7 +181,7 @@ def read_photographs(
 
 
 def write_picture(path: pathlib.Path, picture: Image.Image | None, facts: dict[str, Any]) -> None:
-    """Writes a picture (None: only facts) to `path` as PNG, then `facts` as JSON, so that the JSON means complete."""
+    """Writes a picture (None: only facts) to `path` as PNG, then `facts` as JSON, which shows that both are whole."""
     from tfdecouple.storage.files import write_bytes, write_json
 
     with name_unwritable_path(path):

@@ -130,7 +130,7 @@ class CodesManifest(_Model):
         elif sum(-(-size // self.images_per_shard) for size in self.splits.values()) > _MOST_FILES:
             raise DataError(f"images_per_shard makes more than {_MOST_FILES:,} files; take more images for each")
         elif self.complete and [s.name for s in self.shards] != [s.name for s in self.list_shard_ranges()]:
-            raise ValueError("shards lists other files than splits and images_per_shard make")
+            raise ValueError("shards lists other files than follow from splits and images_per_shard")
         return self
 
     def list_shard_ranges(self) -> list[ShardRange]:

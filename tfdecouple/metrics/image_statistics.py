@@ -149,7 +149,7 @@ def compute_image_statistics(
     """
     for what, count in (("training images", len(train)), ("images", len(images))):
         if count < LEAST:
-            raise DataError(f"{count} {what} are too few for a regression of their statistics; at least {LEAST}")
+            raise DataError(f"{count} {what} are too few for a regression of their statistics; give {LEAST} or more")
     (train_z, train_v), (z, v) = (encode_drawn_images(model, group, batch_size) for group in (train, images))
     assert train_z is not None and z is not None, "the model has no z"
     partner = draw_derangement(len(images), seed)
