@@ -9,7 +9,7 @@ from helpers.models import SMALL, give_effect
 from helpers.refusals import message_of
 
 from tfdecouple.config import ModelConfig
-from tfdecouple.errors import ConfigError, UserError
+from tfdecouple.errors import ConfigError, InversionError, UserError
 from tfdecouple.execution.run_mode import RunMode
 from tfdecouple.execution.runner import Traced
 from tfdecouple.layers import Coupling, InvertibleLinear, Squeeze
@@ -160,6 +160,20 @@ class TestLayer:
         before, after = measure_distances(wanted), measure_distances(model.match_z(wanted, v))
         assert (after <= before).all() and after.sum() < 0.2 * before.sum()
         np.testing.assert_allclose(model.match_z(z, v), z, atol=1e-5)
+
+    def test_matching_ends_at_a_z_that_does_not_decode(self, monkeypatch):
+        model, images = DecoupledModel(CONFIG), make_photographs(16)
+        model.initialize(images)
+        (_, v), wanted = model.encode(images[:8]), model.encode(images[8:]).z
+        pictures = iter([model.decode(wanted, v)])
+
+        def decode(z, v):
+            if (picture := next(pictures, None)) is None:
+                raise InversionError("decode gave pixels that are not finite")
+            return picture
+
+        monkeypatch.setattr(model, "decode", decode)
+        np.testing.assert_array_equal(model.match_z(wanted, v), wanted)
 
     def test_colour_map_of_grey_images_needs_two_numbers_of_z(self):
         assert ModelConfig(image_shape=(8, 8, 1), latent_dim=2, steps=(1, 1), hidden_channels=(4, 4), colour_map=True)

@@ -256,7 +256,11 @@ class Coding(BaseModel):
         z = nearest = wanted
         least = tf.fill([get_sizes(v)[0]], math.inf)
         for _ in range(ROUNDS + 1):
-            own = self.posterior(self.decode(z, v)).mean()
+            try:
+                own = self.posterior(self.decode(z, v)).mean()
+            except InversionError:
+                # A changed z can leave the region in which v decodes to finite pixels; the given z raises in `decode`.
+                break
             distance = tf.reduce_sum(tf.math.squared_difference(own, wanted), 1)
             nearest = tf.where((distance < least)[:, None], z, nearest)
             least = tf.minimum(least, distance)
