@@ -238,7 +238,8 @@ class Answer:
         finite = change[np.isfinite(change)]
         typical = np.median(finite) if len(finite) else 0.0
         if n_bins:
-            # Values outside the bins count, too: a value of 1e11 that changes by 1e10 may change its sign in a file.
+            # Tolerances come from values before clipping. Far outside the bins, at 1e11 for example, a relative error
+            # can move a value across all bins.
             bound = np.maximum(change, min(typical, UNSTABLE / 2)) + FLOOR * n_bins / 2
             is_stable = (bound < UNSTABLE) & np.isfinite(values).reshape(len(values), -1).all(1)
             values = np.clip(np.nan_to_num(values), 0, n_bins)

@@ -97,7 +97,7 @@ def test_notebook_runs_and_draws_pictures_of_the_committed_sizes(name, tmp_path,
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             cell["outputs"], cell["execution_count"] = [], None
-            # A tenth of the updates shows that all cells work.
+            # The notebooks train with a tenth of their updates, which is enough to run every cell.
             cell["source"] = re.sub(r"^(updates = \d+)0$", r"\1", cell["source"], flags=re.MULTILINE)
     # The commands of this environment, as where the environment is active.
     monkeypatch.setenv("PATH", f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")

@@ -178,8 +178,9 @@ def encode_beam(
     process.start_tensorflow()
     from tfdecouple.corpus.beam import encode_with_beam
 
-    options = types.SimpleNamespace(model=model, images=images, out=out, format=format, v=v)
-    vars(options).update(batch_size=batch_size, shards=shards, threads=threads)
+    options = types.SimpleNamespace(
+        model=model, images=images, out=out, format=format, v=v, batch_size=batch_size, shards=shards, threads=threads
+    )
     manifest, far = encode_with_beam(options, beam)
     skipped, written = manifest.totals["skipped"], f"{manifest.totals['images']:,} images in {len(manifest.shards)}"
     unreadable = f", {skipped} unreadable, named in _unreadable.txt" if skipped else ""

@@ -159,7 +159,7 @@ def flatten_images(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def reduce_features(train: np.ndarray, test: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, ...]:
-    """Reduces standardised features, float32 `[n, features]`, by a PCA of `train` to at most `count` standardised ones.
+    """Reduces standardised features, float32 `[n, k]`, to at most `count` standardised principal components of `train`.
 
     The PCA has at most n - 1 components, because a further one would be rounding error, which standardisation would
     enlarge. For more than 4,096 features the PCA is randomised with `seed`.
