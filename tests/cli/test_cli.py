@@ -91,6 +91,8 @@ class TestRefusals:
             # The nearest name of a command or option, and the help of that command.
             ("encode_beam --run x", ['"encode_beam"', 'Did you mean "encode-beam"?', "tfdecouple --help"]),
             ("switch --strenght=1", ["Did you mean --strength?", "switch --help"]),
+            ("swich a b", ['Did you mean "switch"?; tfdecouple --help']),
+            ("switch no.png no.png", ["error: no.png does not exist; "]),
             ("evaluate --frechet-imags 3", ["Did you mean --frechet-images?", "evaluate --help"]),
             ("switch --pairing acros", ["acros", "--pairing", '"across"?', "switch --help"]),
             # Values.

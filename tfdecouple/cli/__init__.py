@@ -49,4 +49,6 @@ def _run_command(arguments: list[str]) -> int:
     except CycloptsError as error:
         # The message names the mistake and the nearest name, but not always the command.
         program = " ".join([*app.name, *(error.command_chain or ())])
-        raise UserError(f"{str(error).rstrip('.')}; {program} --help lists the options") from error
+        # For an unknown command it also has a list of commands, which it cuts off in the middle.
+        message = str(error).partition(" Available commands:")[0].rstrip(".")
+        raise UserError(f"{message}; {program} --help lists the options") from error
