@@ -61,7 +61,7 @@ def couplings():
     yield "coupling-one-of-four", Case(functools.partial(with_z, transformed=1), (2, 2, 4), (CONDITION,))
 
 
-Z, OPTIONS, ADDITIVE = (CONDITION,), {"hidden": 4, "condition_size": CONDITION}, {"hidden": 4, "transform": "additive"}
+Z, COLOURS, OPTIONS, ADDITIVE = (CONDITION,), (9,), {"hidden": 4, "condition_size": CONDITION}, {"hidden": 4, "transform": "additive"}
 # A learned dequantisation with channels that leave the flow, as in the paper's config for CelebA-HQ.
 THREE_LEVELS = dataclasses.replace(
     SMALLEST, **{**variants.DEQUANTIZATION_OF_THREE_LEVELS, "dequantization_map_channels": 3}
@@ -103,7 +103,7 @@ CASES = {
     "sigmoid": Case(layers.Sigmoid, (2, 2, 3)),
     "whitening-image": Case(functools.partial(layers.ConditionalWhitening, 5, CONDITION), (2, 2, 3), Z),
     "whitening-vector": Case(functools.partial(layers.ConditionalWhitening, 5, CONDITION), (5,), Z),
-    "colour-map": Case(functools.partial(layers.ColourMap, CONDITION), (2, 2, 3), Z),
+    "colour-map": Case(layers.ColourMap, (2, 2, 3), COLOURS),
     "coupling-map": Case(functools.partial(layers.Coupling, **OPTIONS), (2, 3, 4), (2, 3, CONDITION)),
     **dict(couplings()),
     **BLOCKS,

@@ -167,7 +167,7 @@ OFF_DEFAULT = {
     layers.InvertibleLinear: (layers.InvertibleLinear(**OTHER), (4,)),
     layers.InvertibleConv1x1: (layers.InvertibleConv1x1(**OTHER), (2, 2, 4)),
     layers.Squeeze: (layers.Squeeze(**OTHER), (2, 2, 3)),
-    layers.ColourMap: (layers.ColourMap(3, **OTHER), (2, 2, 3)),
+    layers.ColourMap: (layers.ColourMap(**OTHER), (2, 2, 3)),
     layers.ConditionalWhitening: (layers.ConditionalWhitening(5, 3, **OTHER), (2, 2, 3)),
     FlowStep: (FlowStep(COUPLINGS, ("actnorm",), **OTHER), (2, 2, 4)),
     FactorOut: (FactorOut(1, COUPLINGS, **OTHER), (2, 2, 4)),

@@ -47,7 +47,7 @@ SHAPES = {
     "one of float32, tf32, mixed_bfloat16": lambda: RunMode(precision="float16"),
 }
 
-CONFIG = dataclasses.replace(SMALL, colour_map=True, latent_dim=9)
+CONFIG = dataclasses.replace(SMALL, colour_map=True, latent_dim=10)
 
 
 def make_photographs(count, channels=3):
@@ -140,7 +140,6 @@ class TestLayer:
     def test_untrained_model_with_colour_map_switches_mean_and_contrast_of_colours(self):
         model, images = DecoupledModel(CONFIG), make_photographs(32)
         model.initialize(images)
-        np.testing.assert_allclose(np.std(model.encode(images).z, 0), 1, atol=0.01)
         result = np.asarray(model.switch(images[:16], images[16:])[0], float)
         for moment in (np.mean, np.std):
             of_z, of_result = moment(images[:16], (1, 2)), moment(result, (1, 2))
@@ -175,5 +174,5 @@ class TestLayer:
         monkeypatch.setattr(model, "decode", decode)
         np.testing.assert_array_equal(model.match_z(wanted, v), wanted)
 
-    def test_colour_map_of_grey_images_needs_two_numbers_of_z(self):
-        assert ModelConfig(image_shape=(8, 8, 1), latent_dim=2, steps=(1, 1), hidden_channels=(4, 4), colour_map=True)
+    def test_colour_map_of_grey_images_needs_three_numbers_of_z(self):
+        assert ModelConfig(image_shape=(8, 8, 1), latent_dim=3, steps=(1, 1), hidden_channels=(4, 4), colour_map=True)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from tfdecouple.config.shapes import ImageShape, StagePlan, is_squeezed_first, plan_flow_levels
+from tfdecouple.config.shapes import ImageShape, StagePlan, count_colour_numbers, is_squeezed_first, plan_flow_levels
 from tfdecouple.config.values import (
     Count,
     Fraction,
@@ -51,9 +51,9 @@ class ModelConfig:
             alpha, images less similar to the training images are still reconstructed exactly (docs/RESULTS.md,
             "Reconstruction").
         step_layers: further layers at the end of each flow step of the decoder, by registered names such as "actnorm".
-        colour_map: whether the flow begins with a map of the colours, a matrix and a shift made from z, and the ResNet
-            gets mean and covariance of the image's colours; z then also carries the colours of images unlike the
-            training images. False in the paper.
+        colour_map: whether z begins with mean and covariance of the image's colours, also of images unlike the training
+            images, and the flow with a map of the colours, a matrix and a shift made from these numbers; the couplings
+            get the other numbers of z. False in the paper.
         conditioner: the net of each coupling of the decoder's flow, by a registered name: "convolutional", the paper's.
         encoder: the network from an image to q(z|x), by a registered name: "resnet", the paper's, whose options are
             the next two.
@@ -167,12 +167,10 @@ class ModelConfig:
             f"{self.encoder!r}, model.conditioning {self.conditioning!r} and model.prior {self.prior!r}; set "
             "model.colour_map=false",
         )
-        channels = self.image_shape[-1]
-        least = channels * (channels + 3) // 2
         require(
-            not self.colour_map or self.latent_dim >= least,
-            f"model.latent_dim is {self.latent_dim}; model.colour_map needs at least {least} for images of "
-            f"{channels} channels",
+            self.latent_dim > self.colour_numbers or not self.colour_map,
+            f"model.latent_dim is {self.latent_dim}; model.colour_map needs at least {self.colour_numbers + 1} for images "
+            f"of {self.image_shape[-1]} channels",
         )
 
     def _check_flow(self, prefix: str = "") -> None:
@@ -247,6 +245,11 @@ class ModelConfig:
     def has_encoder(self) -> bool:
         """Whether the model has an encoder: z is drawn from a learned q(z|x)."""
         return self.has_latent and self.prior != "classes"
+
+    @property
+    def colour_numbers(self) -> int:
+        """The count of numbers at the beginning of z that are mean and covariance of colours; 0 without `colour_map`."""
+        return count_colour_numbers(self.image_shape[-1]) if self.colour_map else 0
 
     @property
     def has_label_codes(self) -> bool:

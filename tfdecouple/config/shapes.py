@@ -174,6 +174,15 @@ def name_flow_steps(count: int, prefix: str = "") -> tuple[str, ...]:
     return tuple(f"{prefix}step_{number}" for number in range(count))
 
 
+def count_colour_numbers(channels: int) -> int:
+    """Returns how many numbers describe mean and covariance of colours with this count of channels.
+
+    >>> count_colour_numbers(3)
+    9
+    """
+    return channels * (channels + 3) // 2
+
+
 def halve_channels(channels: int) -> tuple[int, int]:
     """Returns how many of `channels` a coupling leaves unchanged, and how many it changes: half, rounded down.
 

@@ -1,18 +1,18 @@
 """The colour map: an outermost layer of the flow that normalises the colours of an image by numbers made from z.
 
-The encoder gets the same numbers as additional inputs (`measure_colours`), so that z carries the colours of an image
-exactly, also of images unlike the training images. The paper does not have this layer.
+z begins with these numbers: the encoder measures them (`measure_colours`), so that z carries the colours of an image
+exactly, also of images unlike the training images. The couplings get the other numbers of z, so that they cannot react
+to the colours that the map has removed. The paper does not have this layer.
 """
 
-import functools
 import math
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple.config.shapes import Shape
-from tfdecouple.layers.base import Condition, Cost, InvertibleLayer, Mapped, Run, Weight
+from tfdecouple.config.shapes import Shape, count_colour_numbers
+from tfdecouple.layers.base import Condition, Cost, InvertibleLayer, Mapped, Run
 from tfdecouple.layers.conditioners import require_condition
 from tfdecouple.numerics.arithmetic import get_sizes, multiply_sizes
 from tfdecouple.numerics.kernels import multiply_channels, multiply_in_full_precision
@@ -20,24 +20,25 @@ from tfdecouple.numerics.kernels import multiply_channels, multiply_in_full_prec
 # Variance that is added to each channel, so that an image of one colour has finite numbers; two neighbouring pixel
 # values are 1/128 apart.
 _LEAST_VARIANCE = 3e-4
-# Standard deviation of the noise of q(z|x) at the start, in the entries of z that carry colours.
-START_DEVIATION = 0.05
 # Axes of colour: luminance, then two differences of colours, each of length 1.
 _AXES = np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2]]) / np.sqrt([[3], [2], [6]])
+# Mean and standard deviation of the numbers of colours over 64x64 crops of photographs (benchmarks/photographs.py),
+# rounded: means of axes, logarithms of scales, slopes.
+_USUAL = np.array([[-0.2, 0, 0, -0.9, -2.9, -3, 0, 0, 0.9], [0.7, 0.2, 0.2, 0.7, 0.7, 0.6, 0.2, 0.2, 0.7]])
 
 
-def count_colour_numbers(channels: int) -> int:
-    """Returns how many numbers describe mean and covariance of colours with this count of channels.
-
-    >>> count_colour_numbers(3)
-    9
-    """
-    return channels * (channels + 3) // 2
-
-
-def get_colour_axes(channels: int) -> np.ndarray:
+def _get_axes(channels: int) -> np.ndarray:
     """Returns the axes to which colours are rotated, float64 `[c, c]`: an orthogonal matrix with an axis a row."""
     return _AXES if channels == 3 else np.eye(channels)
+
+
+def _get_usual_numbers(channels: int) -> np.ndarray:
+    """Returns the mean (row 0) and standard deviation (row 1) of the numbers of usual photographs, float64 `[2, n]`."""
+    if channels == 3:
+        return _USUAL
+    # Each channel is taken to be as the grey values of photographs are.
+    counts = channels, channels, count_colour_numbers(channels) - 2 * channels
+    return np.repeat([[-0.1, -1.4, 0], [0.4, 0.7, 0.5]], counts, 1)
 
 
 def measure_colours(x: tf.Tensor) -> tf.Tensor:
@@ -45,13 +46,14 @@ def measure_colours(x: tf.Tensor) -> tf.Tensor:
 
     Channels are rotated to luminance and two colour differences. The n = c (c + 3) / 2 numbers are the means of the
     rotated channels; the logarithm of each channel's standard deviation that the channels before do not explain; and
-    the regression coefficients of each channel on the channels before (the LDL^T factors of the covariance).
+    the regression coefficients of each channel on the channels before (the LDL^T factors of the covariance). Each is
+    standardised by `_get_usual_numbers`.
 
     >>> measure_colours(tf.zeros([2, 4, 4, 3])).shape.as_list()
     [2, 9]
     """
     channels = x.shape[-1]
-    rotated = multiply_channels(x, tf.constant(get_colour_axes(channels).T, x.dtype), full=True)
+    rotated = multiply_channels(x, tf.constant(_get_axes(channels).T, x.dtype), full=True)
     mean = _average_pixels(rotated)
     planes = tf.unstack(rotated - mean[:, None, None], axis=-1)
     covariance = [[_average_pixels(a * b) for b in planes] for a in planes]
@@ -65,7 +67,8 @@ def measure_colours(x: tf.Tensor) -> tf.Tensor:
         for i in column:
             for k in column:
                 covariance[i][k] -= column[i] * column[k] * variance
-    return tf.concat([mean, tf.stack(log_scales + slopes, -1)], -1)
+    usual, deviation = _get_usual_numbers(channels)
+    return (tf.concat([mean, tf.stack(log_scales + slopes, -1)], -1) - usual) / deviation
 
 
 def _average_pixels(x: tf.Tensor) -> tf.Tensor:
@@ -79,7 +82,8 @@ def make_colour_matrices(numbers: tf.Tensor, channels: int) -> tuple[tf.Tensor, 
     The map is y = (x - shift) A for the colour x of each pixel, a row of channels. Returns A and its inverse,
     `[batch, c, c]`; shift, `[batch, c]`; and log |det A|, `[batch]`.
     """
-    axes = get_colour_axes(channels)
+    axes, (usual, deviation) = _get_axes(channels), _get_usual_numbers(channels)
+    numbers = numbers * deviation + usual
     rows, columns = (tf.constant(matrix, numbers.dtype) for matrix in (axes, axes.T))
     means, log_scales = numbers[:, :channels], numbers[:, channels : 2 * channels]
     slopes = iter(tf.unstack(numbers[:, 2 * channels :], axis=1))
@@ -103,36 +107,17 @@ def _stack_transposed(entries: list[list[tf.Tensor]]) -> tf.Tensor:
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class ColourMap(InvertibleLayer):
-    """A layer y = (x - shift(z)) A(z) that maps the colours of each image by its own matrix and shift, made from z.
+    """A layer y = (x - shift) A that maps the colours of each image by its own matrix and shift.
 
-    A linear map of z gives mean and covariance of the colours as `measure_colours` does. For the z of an image, after
-    `initialize_from_colours`, the colours of y have mean 0 and covariance I, so that a switch of z exchanges mean and
-    covariance of the colours. `condition_size` is the size of z.
+    The condition is an image's numbers of colours, `[batch, n]`. For those of `measure_colours`, the colours of y have
+    mean 0 and covariance I, so that a switch of z exchanges mean and covariance of the colours.
     """
-
-    saved_arguments = ("condition_size",)
 
     # A flow has one colour map, so recovering the layer's input by inversion would save little memory.
     recovers_input = False
 
-    def __init__(self, condition_size: int, **kwargs: object):
-        super().__init__(**kwargs)
-        self.condition_size = condition_size
-
-    def declare(self, x_shape: Shape, condition_shape: Shape | None = None) -> dict[str, Weight]:
-        count = count_colour_numbers(x_shape[-1])
-        initializer = functools.partial(keras.initializers.RandomNormal, stddev=0.05)
-        return {"kernel": Weight((self.condition_size, count), initializer), "bias": Weight((count,))}
-
     def cost(self, x_shape: Shape, condition_shape: Shape | None = None) -> Cost:
-        products = math.prod(x_shape[1:]) * x_shape[-1] + self.condition_size * count_colour_numbers(x_shape[-1])
-        return super().cost(x_shape, condition_shape).add_cost(Cost(products))
-
-    def initialize_from_colours(self, mean: tf.Tensor, deviation: tf.Tensor) -> None:
-        """Sets the weights so that z gives the colours `mean + deviation * z[:n]`; `mean` and `deviation` are `[n]`."""
-        rest = tf.zeros([self.condition_size - deviation.shape[0], deviation.shape[0]])
-        self.kernel.assign(tf.concat([tf.linalg.diag(deviation), rest], 0))
-        self.bias.assign(mean)
+        return super().cost(x_shape, condition_shape).add_cost(Cost(math.prod(x_shape[1:]) * x_shape[-1]))
 
     def run_forward(self, run: Run, x: tf.Tensor, condition: Condition) -> Mapped:
         matrix, _, shift, log_det = self._make_matrices(x, condition)
@@ -142,10 +127,8 @@ class ColourMap(InvertibleLayer):
         _, inverse, shift, log_det = self._make_matrices(y, condition)
         return map_colours(y, inverse) + shift[:, None, None], -log_det * multiply_sizes(get_sizes(y)[1:3], y.dtype)
 
-    def _make_matrices(self, x: tf.Tensor, z: Condition) -> tuple[tf.Tensor, ...]:
-        require_condition(self, self.condition_size, z)
-        weights = self.read_tensors()
-        numbers = multiply_in_full_precision(z, weights["kernel"]) + weights["bias"]
+    def _make_matrices(self, x: tf.Tensor, numbers: Condition) -> tuple[tf.Tensor, ...]:
+        require_condition(self, count_colour_numbers(x.shape[-1]), numbers)
         return make_colour_matrices(numbers, x.shape[-1])
 
 
@@ -154,9 +137,3 @@ def map_colours(x: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
     batch, height, width, channels = get_sizes(x)
     pixels = tf.reshape(x, [batch, height * width, channels])
     return tf.reshape(multiply_in_full_precision(pixels, matrix), [batch, height, width, channels])
-
-
-def compute_colour_moments(numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns mean and standard deviation, each `[n]`, of the colours' numbers `[images, n]` of training images."""
-    # The bound keeps the start finite if all images have equal colours.
-    return tf.reduce_mean(numbers, 0), tf.maximum(tf.math.reduce_std(numbers, 0), START_DEVIATION)

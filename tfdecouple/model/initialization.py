@@ -7,7 +7,6 @@ from tfdecouple.arguments import ArrayLike, as_images
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.layers import Coupling, InvertibleLinear
 from tfdecouple.layers.base import InvertibleLayer, Visit, disable_autograph
-from tfdecouple.layers.colour_map import compute_colour_moments, measure_colours
 from tfdecouple.model.base_model import BaseModel
 from tfdecouple.numerics.kernels import use_kernels
 
@@ -49,13 +48,10 @@ class Initialization(BaseModel):
             self.prior_affine.reset_to_zero()
         if self.encoder is not None:
             self.encoder.reset_to_zero()
-            # The reset has made q(z|x) N(0, I) for every image, so z is drawn without running the encoder.
             shape = [bins.shape[0], self.config.latent_dim]
             z = tf.random.stateless_normal(shape, randomness.derive_seed(seed, "initialize"))
-            if self.flow.colour_map is not None:
-                moments = compute_colour_moments(measure_colours(x))
-                self.encoder.initialize_from_colours(*moments)
-                self.flow.colour_map.initialize_from_colours(*moments)
+            # Without colours in z, the reset has made q(z|x) N(0, I) for every image.
+            if self.config.colour_map:
                 mean, log_variance = self.encoder.run_inference(x)
                 z = mean + tf.exp(log_variance / 2) * z
         elif self.code_net is not None:

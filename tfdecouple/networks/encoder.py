@@ -9,9 +9,9 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.config import ModelConfig
-from tfdecouple.config.shapes import Block, Shape, plan_encoder_blocks, plan_map_blocks
+from tfdecouple.config.shapes import Block, Shape, count_colour_numbers, plan_encoder_blocks, plan_map_blocks
 from tfdecouple.layers.base import BaseLayer, Children, Cost, Runner, Weight
-from tfdecouple.layers.colour_map import START_DEVIATION, count_colour_numbers, measure_colours
+from tfdecouple.layers.colour_map import measure_colours
 from tfdecouple.layers.conditioners import (
     StartsAtZero,
     declare_weight_norm,
@@ -22,6 +22,8 @@ from tfdecouple.numerics.arithmetic import get_sizes, multiply_sizes, sum_over_d
 from tfdecouple.numerics.kernels import get_kernels, multiply_in_full_precision
 from tfdecouple.numerics.tf32 import full_float32
 
+# Standard deviation of the noise of q(z|x) at the start, in the entries of z that are colours.
+_COLOUR_NOISE = 0.05
 # Weight of the old value when batch normalisation updates its moving statistics.
 _MOMENTUM = 0.9
 
@@ -251,14 +253,14 @@ class _BlockNetwork(ImageNetwork):
 class Encoder(StartsAtZero, _BlockNetwork):
     """The encoder: levels of two ResNet blocks each, then conv1x1 - ELU - flatten - FC to mean and log-variance of z.
 
-    At the start the last layer is 0, so z is standard normal for any image (the paper's zero initialisation, section
-    2.1). The paper's code aims at outputs of standard deviation 0.01 instead, and misses this value in training mode.
+    At the start the last layer is 0, so z (except for colours) is standard normal for any image (the paper's zero
+    initialisation, section 2.1). The paper's code aims at outputs of standard deviation 0.01 instead, and misses this value in training mode.
 
     Args:
         latent_dim: size of z.
         channels: count of output channels of each level; each level halves height and width.
         out_channels: count of channels before flattening (the paper's c').
-        colours: whether the last layer also gets mean and covariance of the image's colours (`measure_colours`).
+        colours: whether z begins with mean and covariance of the image's colours (`measure_colours`).
         **kwargs: arguments of `keras.layers.Layer`.
     """
 
@@ -275,10 +277,8 @@ class Encoder(StartsAtZero, _BlockNetwork):
         self.top = Convolution(out_channels, 1, bias_fan_in=self.channels[-1], name="top")
 
     def declare(self, x_shape: Shape, condition_shape: Shape | None = None) -> dict[str, Weight]:
-        weights = declare_weight_norm((math.prod(self.compute_map_shape(x_shape)[1:]), 2 * self.latent_dim))
-        if self.colours:
-            weights["colour_kernel"] = Weight((count_colour_numbers(x_shape[-1]), 2 * self.latent_dim))
-        return weights
+        outputs = 2 * self.latent_dim - self._count_colours(x_shape)
+        return declare_weight_norm((math.prod(self.compute_map_shape(x_shape)[1:]), outputs))
 
     def children(self, x_shape: Shape, condition_shape: Shape | None = None) -> Children:
         blocks = super().children(x_shape)
@@ -292,17 +292,8 @@ class Encoder(StartsAtZero, _BlockNetwork):
     def compute_output_shape(self, x_shape: Shape) -> tuple[tuple, tuple]:
         return ((x_shape[0], self.latent_dim),) * 2
 
-    def initialize_from_colours(self, mean: tf.Tensor, deviation: tf.Tensor) -> None:
-        """Sets the weights so that entry i of z is number i of the colours, standardised by `mean` and `deviation`.
-
-        The other entries of z stay standard normal, as `reset_to_zero` leaves them. The two vectors are `[n]`, for the
-        n numbers of `measure_colours`.
-        """
-        rest = [[0, 0], [0, 2 * self.latent_dim - deviation.shape[0]]]
-        self.colour_kernel.assign(tf.pad(tf.linalg.diag(1 / deviation), rest))
-        log_variance = tf.fill(deviation.shape, 2 * math.log(START_DEVIATION))
-        unused = tf.zeros([self.latent_dim - deviation.shape[0]])
-        self.last.bias.assign(tf.concat([-mean / deviation, unused, log_variance, unused], 0))
+    def _count_colours(self, x_shape: Shape) -> int:
+        return count_colour_numbers(x_shape[-1]) if self.colours else 0
 
     @full_float32()
     def call(self, x: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
@@ -310,9 +301,11 @@ class Encoder(StartsAtZero, _BlockNetwork):
         h = _join([tf.nn.elu(self.top.call(part)) for part in self._run_blocks(x, training)])
         h = tf.reshape(h, [-1, self.last.direction.shape[0]])
         h = tf.matmul(h, self.last.kernel()) + tf.convert_to_tensor(self.last.bias)
+        colours = self._count_colours(x.shape)
+        mean, log_variance = tf.split(h, [self.latent_dim - colours, self.latent_dim], -1)
         if self.colours:
-            h += multiply_in_full_precision(measure_colours(x), tf.convert_to_tensor(self.colour_kernel))
-        mean, log_variance = tf.split(h, 2, -1)
+            mean = tf.concat([measure_colours(x), mean], -1)
+            log_variance += [2 * math.log(_COLOUR_NOISE)] * colours + [0.0] * (self.latent_dim - colours)
         return mean, log_variance
 
 

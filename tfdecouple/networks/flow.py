@@ -129,8 +129,8 @@ class Flow(InvertibleComposite):
 
     Attributes:
         levels: the stages of each level, the highest resolution first.
-        condition_size: size of the vector, or channels of the full-resolution map, that conditions the flow; 0 for no
-            condition.
+        condition_size: size of the vector, or channels of the full-resolution map, that conditions the couplings; 0 for
+            no condition.
         local: whether the condition is a map, which is squeezed like the image, level by level.
         is_squeezed_first: whether the first level begins with a squeeze.
 
@@ -143,6 +143,8 @@ class Flow(InvertibleComposite):
     """
 
     saved_arguments = ("config",)
+    # Count of the numbers at the beginning of z that only the colour map gets.
+    _colours = 0
 
     def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: object):
         super().__init__(**kwargs)
@@ -153,8 +155,8 @@ class Flow(InvertibleComposite):
         # Keras finds layers in lists, but not in the dataclass `Stage`.
         self.stage_layers = [layer for stage in self.stages for layer in stage.layers]
         self.colour_map = self.whitening = None
-        if self.config.colour_map and not self.local:
-            self.colour_map = ColourMap(self.condition_size, name="colour_map", dtype=self.dtype_policy)
+        if self._colours:
+            self.colour_map = ColourMap(name="colour_map", dtype=self.dtype_policy)
         if self.config.conditioning == "base" and not self.local:
             self.whitening = ConditionalWhitening(
                 self.config.base_hidden, self.config.latent_dim, name="whitening", dtype=self.dtype_policy
@@ -175,7 +177,7 @@ class Flow(InvertibleComposite):
         image = (None, *self.config.image_shape)
         children: Children = []
         if self.colour_map is not None:
-            children.append((self.colour_map, image, (None, self.condition_size)))
+            children.append((self.colour_map, image, (None, self._colours)))
         for stage in self.stages:
             shape = (None, stage.plan.height, stage.plan.width, stage.plan.channels)
             children += [(layer, shape, self.compute_condition_shape(stage.plan)) for layer in stage.layers]
@@ -189,7 +191,8 @@ class Flow(InvertibleComposite):
 
     def _make_levels(self) -> tuple[tuple[Stage, ...], ...]:
         config = self.config
-        self.local, self.condition_size = False, config.latent_dim if config.conditioning == "coupling" else 0
+        self.local, self._colours = False, config.colour_numbers
+        self.condition_size = config.latent_dim - self._colours if config.conditioning == "coupling" else 0
         transforms = config.transform, config.multiscale_transform
         couplings = {"alpha": config.alpha, "conditioner": config.conditioner}
         return self._make_stages(config.levels, *transforms, config.step_layers, couplings)
@@ -231,7 +234,7 @@ class Flow(InvertibleComposite):
                 f"the flow got an array of shape {shape}; it needs [batch, height, width, "
                 f"{self.config.image_shape[-1]}] with sides that are multiples of {multiple}"
             )
-        size = self.condition_size if self.whitening is None else self.config.latent_dim
+        size = self._colours + self.condition_size if self.whitening is None else self.config.latent_dim
         x, condition = super()._prepare_inputs(x, condition if size else None)
         # The layers inside see the shapes of a trace, which may have no sizes.
         if condition is not None:
@@ -239,9 +242,10 @@ class Flow(InvertibleComposite):
         return x, condition
 
     def run_forward(self, run: Run, x: tf.Tensor, condition: Condition) -> Mapped:
-        h, level_condition, log_det = x, condition, make_zero_log_det(x)
+        h, log_det = x, make_zero_log_det(x)
+        colours, level_condition = self._split_condition(condition)
         if self.colour_map is not None:
-            h, log_det = run([self.colour_map], h, condition)
+            h, log_det = run([self.colour_map], h, colours)
         left: list[list[tf.Tensor]] = []
         log_dets = []
         for level, stages in enumerate(self.levels):
@@ -265,7 +269,8 @@ class Flow(InvertibleComposite):
         return v, log_det + change
 
     def run_inverse(self, run: Run, y: tf.Tensor, condition: Condition) -> Mapped:
-        h, level_condition, log_det = y, condition, make_zero_log_det(y)
+        h, log_det = y, make_zero_log_det(y)
+        colours, level_condition = self._split_condition(condition)
         if self.whitening is not None:
             h, whitening_log_det = run([self.whitening], y, condition)
         left, conditions = [], []
@@ -284,8 +289,14 @@ class Flow(InvertibleComposite):
         log_det = log_det if self.whitening is None else whitening_log_det + log_det
         if self.colour_map is None:
             return h, log_det
-        x, change = run([self.colour_map], h, condition)
+        x, change = run([self.colour_map], h, colours)
         return x, log_det + change
+
+    def _split_condition(self, condition: Condition) -> tuple[Condition, Condition]:
+        """Splits z into the numbers that the colour map gets, None without one, and the condition of the couplings."""
+        if condition is None or not self._colours:
+            return None, condition
+        return condition[:, : self._colours], condition[:, self._colours :]
 
     def _enter_level(self, level: int, h: tf.Tensor, condition: Condition) -> tuple[tf.Tensor, Condition]:
         if not (level or self.is_squeezed_first):

@@ -240,7 +240,7 @@ def _group_kernels(weights: _Named) -> list[list[str]]:
     groups: dict[Any, list[str]] = {}
     for name, weight in weights.items():
         is_kernel = name.startswith(("flow/", "encoder/")) and len(weight.shape) > 1
-        if is_kernel and not name.endswith("linear/kernel") and "colour" not in name:
+        if is_kernel and not name.endswith("linear/kernel"):
             shape = math.prod(weight.shape[:-1]), weight.shape[-1]
             groups.setdefault(shape if is_small_weight(weight.shape) else name, []).append(name)
     return list(groups.values())
