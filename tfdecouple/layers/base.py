@@ -201,8 +201,7 @@ class InvertibleLayer(BaseLayer):
 
         Args:
             x: `[batch, height, width, channels]`, or `[batch, channels]` for vectors.
-            condition: z, `[batch, d_z]`, or a feature map with the height and width of x, `[batch, height, width, c]`;
-                None for a layer without a condition.
+            condition: z, `[batch, d_z]`, or a feature map as large as x, `[batch, height, width, c]`; or None.
             runner: a function that runs the layer instead of the attribute `runner`; None for the attribute.
         """
         x, condition = self._prepare_inputs(x, condition)
@@ -225,10 +224,8 @@ class InvertibleLayer(BaseLayer):
         `bijector.forward(x, condition=z)`, or `bijector_kwargs={"condition": z}` in a `tfd.TransformedDistribution`.
         TFP runs the layer once for the value and once for the log-determinant, so training with the layer's
         `forward_and_log_det` is faster. TFP also caches outputs: make a new bijector when the layer's weights change.
+        `condition` is z, `[..., d_z]`, or a map, `[..., height, width, c]`, for calls without the keyword; or None.
         A layer that is not built raises UserError.
-
-        Args:
-            condition: z, `[..., d_z]`, or a map, `[..., height, width, c]`, for calls without the keyword; or None.
         """
         if not self.built:
             raise UserError(
@@ -249,7 +246,7 @@ class InvertibleLayer(BaseLayer):
         """Returns this layer's bijector from x to y (towards v), for given values of the layer's weights.
 
         `weights` is {name: tensor} with the names of `declare`; the bijector must be invertible for all values of the
-        weights. It is a `ClosedForm` of `tfdecouple/bijectors/` or a bijector of TFP, and acts on values, on channels
+        weights. It is a `ClosedForm` of `tfdecouple/bijectors.py` or a bijector of TFP, and acts on values, on channels
         (the last axis), or on images (`forward_min_event_ndims` of 0, 1 or 3). In a layer that is exported, the
         bijector may use only operations that tf2onnx converts (exp, tanh, sigmoid, softplus, log, products, sums,
         quotients; not expm1 and log1p).
@@ -266,7 +263,7 @@ class InvertibleLayer(BaseLayer):
 
     def cost(self, x_shape: Shape, condition_shape: Shape | None = None) -> Cost:
         """Returns this layer's `Cost` for one image: the sum over sub-layers, plus a stored input if it has weights."""
-        # A layer with weights stores its input, from which the gradients for the weights are computed.
+        # The gradients for the weights of a layer are computed from its stored input.
         stored = Cost(activations=math.prod(x_shape[1:]) if self.declare(x_shape, condition_shape) else 0)
         return stored.add_cost(super().cost(x_shape, condition_shape))
 
@@ -278,8 +275,7 @@ class InvertibleLayer(BaseLayer):
     def visit_layers(self, x: tf.Tensor, condition: Condition, visit: Visit) -> tf.Tensor:
         """Runs this layer's forward direction, but calls `visit` for each innermost layer; returns the output.
 
-        `visit(layer, x, condition)` must return the output of `layer` for x, possibly after a change of the layer's
-        weights. An innermost layer contains no invertible layers.
+        `visit(layer, x, condition)` must return the output of `layer` for x, possibly after changing its weights.
         """
         return visit(self, x, condition)
 
@@ -344,10 +340,9 @@ def run_layers(
 
 
 class InvertibleComposite(InvertibleLayer):
-    """An invertible layer that consists of inner layers; two methods describe the path of data through them.
+    """An invertible layer of inner layers, which its methods `run_forward` and `run_inverse` run by `run`, an argument.
 
-    Subclasses implement `run_forward` and `run_inverse`, which run inner layers by their argument `run`. Training,
-    inversion, initialisation and diagnostics pass different functions `run`.
+    Training, inversion, initialisation and diagnostics pass different functions `run`.
     """
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:

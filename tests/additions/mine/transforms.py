@@ -3,7 +3,7 @@
 import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
-from tfdecouple.bijectors.closed_form import ClosedForm
+from tfdecouple.bijectors import ClosedForm
 from tfdecouple.transforms import Transform
 
 
