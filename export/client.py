@@ -53,6 +53,7 @@ class Model:
         about = self.encoder.get_modelmeta().custom_metadata_map
         self.shape = tuple(json.loads(about["image_shape"]))
         self.step = 256 >> int(about.get("n_bits") or 8)  # Below 8 bits, images decode to images // step * step.
+        self.colours = int(about.get("colours") or 0)  # z begins with so many numbers of the image's colours.
         self.crop = int((re.search(r"\d+", about["crop"]) or ["0"])[0])
         inputs = self.encoder.get_inputs()
         self.needs_labels = any(array.name == "labels" for array in inputs)
@@ -134,14 +135,16 @@ class Model:
         return changed_b, changed_a
 
     def match_z(self, wanted: np.ndarray, v: np.ndarray, labels: ArrayLike | None = None) -> np.ndarray:
-        """Returns z, float32 `[n, d_z]`, with which v decodes to images that encode to nearly the given z, `wanted`."""
+        """Returns z, float32 `[n, d_z]`, with which v decodes to images whose own z, or its colours, is nearly `wanted`."""
         z, nearest, least = wanted, wanted, np.full(len(wanted), np.inf)
         for _ in range(ROUNDS + 1):
             own = self._run_session(self.encoder, self._make_inputs(self.decode(z=z, v=v), labels))["z"]
-            distance = np.square(own - wanted).sum(1)
+            lacking = wanted - own
+            lacking[:, self.colours or lacking.shape[1] :] = 0
+            distance = np.square(lacking).sum(1)
             nearest = np.where((distance < least)[:, None], z, nearest)
             least = np.fmin(least, distance)
-            z = z + wanted - own
+            z = z + lacking
         return nearest
 
     def crop_and_resize(self, picture: np.ndarray) -> np.ndarray:

@@ -68,6 +68,7 @@ class Provenance:
             "image_shape": json.dumps(model.image_shape),
             "n_bits": str(model.n_bits),
             "d_z": str(model.latent_dim if model.has_latent else 0),
+            "colours": str(model.colour_numbers),
             "value_range": "uint8 0..255",
             "crop": describe_cropping(model.image_shape, self.crop),
             "resize": describe_resizing(model.image_shape),

@@ -96,16 +96,16 @@ async function readPhotograph(path) {
 }
 
 /**
- * Returns the size of a bin: the difference between neighbouring pixel values of the model. ONNX Runtime for Node.js
- * cannot read the metadata of a model, so this function searches the bytes of the file.
- * @param {string} path Path of an ONNX file.
- * @returns {Promise<number>}
+ * Finds a number in the metadata of a model. ONNX Runtime for Node.js cannot read metadata, so this function searches the
+ * bytes of the file.
+ * @param {Buffer} file Content of an ONNX file.
+ * @param {string} name
+ * @returns {number | null} The number, if the metadata have it and it has one digit.
  */
-async function readBinSize(path) {
-  const file = await readFile(path);
-  const entry = Buffer.from("\n\x06n_bits\x12\x01");
+function findDigit(file, name) {
+  const entry = Buffer.from(`\n${String.fromCharCode(name.length)}${name}\x12\x01`);
   const start = file.lastIndexOf(entry);
-  return start < 0 ? 1 : 256 >> Number(String.fromCharCode(file[start + entry.length]));
+  return start < 0 ? null : Number(String.fromCharCode(file[start + entry.length]));
 }
 
 /**
@@ -193,7 +193,10 @@ class Models {
       );
     }
     models.size = shape[0];
-    models.binSize = await explainErrors(`read ${models.paths[0]}`, () => readBinSize(models.paths[0]));
+    const file = await explainErrors(`read ${models.paths[0]}`, () => readFile(models.paths[0]));
+    // The difference between neighbouring pixel values of the model.
+    models.binSize = 256 >> (findDigit(file, "n_bits") ?? 8);
+    models.colours = findDigit(file, "colours") ?? 0;
     return models;
   }
 
@@ -286,7 +289,7 @@ async function switchPhotographs(models, paths, strength) {
     const codes = { v: new Tensor("float32", v.data.slice(first, end), [1, size, size, CHANNELS]) };
     const decode = (code) => models.decode({ ...codes, z: new Tensor("float32", code, [1, code.length]) });
     const wanted = changedZ.slice((index * changedZ.length) / 2, ((index + 1) * changedZ.length) / 2);
-    const matched = await matchZ(wanted, async (code) => (await models.encode(await decode(code), 1)).z.data);
+    const matched = await matchZ(wanted, models.colours, async (code) => (await models.encode(await decode(code), 1)).z.data);
     const maps = fitColourMaps(before.subarray(first, end), await decode(matched), size);
     const result = new Uint8ClampedArray(rgba.length);
     applyColourMaps(maps, size, photographs[index], result, 0, height);

@@ -100,6 +100,7 @@ def describe_model(provenance: Provenance) -> dict[str, Any]:
         "n_bits": model.n_bits,
         "centre_crop": provenance.crop,
         "latent_dim": model.latent_dim,
+        "colours": model.colour_numbers,
         "bits_per_dim": bits.get("test", bits.get("validation")),
         "data": provenance.data,
         "examples": _describe_examples(provenance.training_data),

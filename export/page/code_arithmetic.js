@@ -53,16 +53,18 @@ export function interpolateLinearly(a, b, share) {
 /**
  * Changes z so that the image decoded from it and from v encodes to nearly the given z, as `match_z` in Python.
  * @param {Float32Array} wanted z of one image.
+ * @param {number} colours How many numbers at the beginning of z are colours, which alone are matched; 0 to match all of z.
  * @param {(z: Float32Array) => Promise<Float32Array>} measureZ Decodes z and v, and returns z of the decoded image.
  * @returns {Promise<Float32Array>}
  */
-export async function matchZ(wanted, measureZ) {
+export async function matchZ(wanted, colours, measureZ) {
   let [z, nearest, least] = [wanted, wanted, Infinity];
   for (let round = 0; round <= ROUNDS; round++) {
     const own = await measureZ(z);
-    const distance = own.reduce((sum, value, k) => sum + (value - wanted[k]) ** 2, 0);
+    const lacking = wanted.map((value, k) => (k < (colours || wanted.length) ? value - own[k] : 0));
+    const distance = lacking.reduce((sum, value) => sum + value ** 2, 0);
     if (distance < least) [nearest, least] = [z, distance];
-    z = z.map((value, k) => Math.fround(value + wanted[k]) - own[k]);
+    z = z.map((value, k) => value + lacking[k]);
   }
   return nearest;
 }

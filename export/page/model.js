@@ -15,6 +15,7 @@ import { WorkerClient } from "./worker_client.js";
  * @property {number[]} image_shape Height, width and channels.
  * @property {number} centre_crop Side in pixels of the middle square that training kept; 0 means the largest square.
  * @property {number} latent_dim How many numbers z has.
+ * @property {number} colours How many numbers at the beginning of z are the image's colours; 0 if z has no such part.
  * @property {number} n_bits Bits per colour value.
  * @property {number[]} [label_shares] The probability of each label, for a model whose sampler takes labels.
  * @property {number | null} bits_per_dim

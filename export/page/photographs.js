@@ -80,7 +80,7 @@ export class Photographs {
    *   the model's images, and so has no further detail to show.
    */
   async #encodePhotographs(files) {
-    const { image_shape: [size], n_bits: bits } = await this.#config;
+    const { image_shape: [size], n_bits: bits, colours } = await this.#config;
     const photographs = await Promise.all(
       files.map((file) => (file.photograph ??= readPhotograph(file.blob, file.name, LONGEST_SIDE))),
     );
@@ -91,7 +91,7 @@ export class Photographs {
       roundToBins(shrinkToSquare(rgba, width, height, size), bits),
     );
     const { z, v } = await this.#model.encode(joinBatch(before), 2);
-    return { size, photographs, before, zs: splitBatch(z, 2), vs: splitBatch(v, 2) };
+    return { size, colours, photographs, before, zs: splitBatch(z, 2), vs: splitBatch(v, 2) };
   }
 
   /**
@@ -104,13 +104,14 @@ export class Photographs {
     this.#encoded ??= this.#encodePhotographs(/** @type {File[]} */ (this.#files));
     const encoded = await this.#encoded;
     if (!encoded || !isNewest()) return null;
-    const { size, zs } = encoded;
+    const { size, colours, zs } = encoded;
     const [photograph, before, v] = [encoded.photographs, encoded.before, encoded.vs].map((pair) => pair[index]);
     const { rgba, width, height } = photograph;
     if (!makeZ) return new ImageData(rgba, width, height);
     const decode = (/** @type {Float32Array} */ code) => this.#model.decode(code, v, 1);
     const wanted = makeZ(zs);
-    const z = isSwitch ? await matchZ(wanted, async (code) => (await this.#model.encode(await decode(code), 1)).z) : wanted;
+    const measureZ = async (/** @type {Float32Array} */ code) => (await this.#model.encode(await decode(code), 1)).z;
+    const z = isSwitch ? await matchZ(wanted, colours, measureZ) : wanted;
     if (!isNewest()) return null;
     const maps = fitColourMaps(before, await decode(z), size);
     const result = new ImageData(width, height);

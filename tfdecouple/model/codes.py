@@ -242,8 +242,9 @@ class Coding(BaseModel):
         """Returns z changed so that the image decoded from it and from v encodes to nearly the z that was given.
 
         After a switch, the couplings give a part of the old colours and contrast back, so the new image's own z lies
-        between the two. Each round adds to z what the new image's z lacks. For each image, the round counts whose image
-        has the nearest z; round 0 is the given z itself. Decoding the result with v is still exact.
+        between the two. Each round adds to z what the new image's z lacks; with `model.colour_map`, only to the colours
+        with which z begins. For each image, the round counts whose image lacks least; round 0 is the given z itself.
+        Decoding the result with v is still exact.
 
         Args:
             z: global codes, float32 `[batch, d_z]`, such as those of other images than v.
@@ -261,10 +262,11 @@ class Coding(BaseModel):
             except InversionError:
                 # A changed z can leave the region in which v decodes to finite pixels; the given z raises in `decode`.
                 break
-            distance = tf.reduce_sum(tf.math.squared_difference(own, wanted), 1)
+            lacking = tf.where(tf.range(self._d_z) < (self.config.colour_numbers or self._d_z), wanted - own, 0.0)
+            distance = tf.reduce_sum(tf.square(lacking), 1)
             nearest = tf.where((distance < least)[:, None], z, nearest)
             least = tf.minimum(least, distance)
-            z += wanted - own
+            z += lacking
         return nearest
 
     def interpolate(
