@@ -19,7 +19,7 @@ from tfdecouple.system.progress import TrainingProgress
 from tfdecouple.system.signals import StopRequest
 from tfdecouple.training import InterruptedRunError, loop, train
 from tfdecouple.training.loop import Trainer
-from tfdecouple.training.state import TrainingState
+from tfdecouple.training.step import TrainingState
 from tfdecouple.training.training_folder import TrainingFolder
 from tfdecouple.training.workers import make_strategy
 

@@ -28,8 +28,7 @@ from tfdecouple.model.objective import map_noise_to_z
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.system.devices import describe_machine, format_bytes, list_instruction_sets, read_total_memory
-from tfdecouple.training.state import TrainingState
-from tfdecouple.training.step import TrainStep
+from tfdecouple.training.step import TrainingState, TrainStep
 from tfdecouple.training.workers import get_mirrored_strategy, make_strategy
 
 # Packages whose versions the report lists.

@@ -15,7 +15,7 @@ from tfdecouple.model.outlier_scores import compute_codec_bits
 from tfdecouple.registry import DIAGNOSTICS
 from tfdecouple.runs.metrics_log import read_metrics
 from tfdecouple.runs.run_folder import METRICS
-from tfdecouple.training.state import TrainingState
+from tfdecouple.training.step import TrainingState
 from tfdecouple.training.training_folder import TrainingFolder
 from tfdecouple.training.workers import on_chief
 from tfdecouple.visualization.grids import reconstruct_images

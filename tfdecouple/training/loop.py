@@ -23,8 +23,7 @@ from tfdecouple.runs.run_folder import CONFIG
 from tfdecouple.system.progress import TrainingProgress
 from tfdecouple.system.signals import InterruptedRunError, StopRequest
 from tfdecouple.training.evaluation import EvaluationReports
-from tfdecouple.training.state import TrainingState
-from tfdecouple.training.step import StepResult, TrainStep
+from tfdecouple.training.step import StepResult, TrainingState, TrainStep
 from tfdecouple.training.training_folder import TrainingFolder, make_paths_absolute
 from tfdecouple.training.workers import (
     Workers,

@@ -18,7 +18,7 @@ from tfdecouple.runs.metrics_log import MetricsLog
 from tfdecouple.runs.run_folder import CONFIG, LOCK, SUMMARY, RunFolder
 from tfdecouple.storage.checkpoints import DamagedCheckpointError
 from tfdecouple.storage.files import TEMPORARY
-from tfdecouple.training.state import TrainingState
+from tfdecouple.training.step import TrainingState
 from tfdecouple.training.workers import Workers, on_chief
 
 # Only these options may have another value when a run is resumed.
