@@ -12,12 +12,12 @@ from filelock import FileLock, Timeout
 from tfdecouple.config import Config, compare_configs, preset_config, preset_names
 from tfdecouple.data.sources import find_source_kind, resolve_image_paths
 from tfdecouple.errors import ConfigError, RunError
-from tfdecouple.loggers import require_loggers
+from tfdecouple.loggers import MetricsLog
 from tfdecouple.registry import LOGGERS
-from tfdecouple.runs.metrics_log import MetricsLog
 from tfdecouple.runs.run_folder import CONFIG, LOCK, SUMMARY, RunFolder
 from tfdecouple.storage.checkpoints import DamagedCheckpointError
 from tfdecouple.storage.files import TEMPORARY
+from tfdecouple.system.requirements import require_packages
 from tfdecouple.training.step import TrainingState
 from tfdecouple.training.workers import Workers, on_chief
 
@@ -73,7 +73,9 @@ class TrainingFolder(RunFolder):
 
         MissingPackageError is raised, before anything is written, if a logger's package is missing.
         """
-        require_loggers(self.config.training.loggers)
+        for name in self.config.training.loggers:
+            if package := LOGGERS[name].package:
+                require_packages(package, what=f"training.loggers={name}")
         self.is_resumed = self._holds_this_run()
         if self.is_resumed or (self.path / LOCK).exists():
             self._acquire_lock()
