@@ -21,10 +21,10 @@ import tensorflow as tf
 from tfdecouple.config import Config
 from tfdecouple.data.hard_images import make_hard_images
 from tfdecouple.doctor.check_runner import MODEL, QUICK_BATCH, CheckResult, Task, load_small_config, make_doctor_config
-from tfdecouple.doctor.gpu_peaks import PEAKS, compute_ceiling
 from tfdecouple.errors import ExactnessWarning, UserError
 from tfdecouple.execution.run_mode import RunMode
 from tfdecouple.model.objective import map_noise_to_z
+from tfdecouple.networks.architecture import count_multiply_adds
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.system.devices import describe_machine, format_bytes, list_instruction_sets, read_total_memory
@@ -56,6 +56,13 @@ STEPS, WEIGHTS_BOUND = 10, 1e-3
 BATCHES = {"CPU": (4, 16, 64), "GPU": (1, 16, 64, 256, 1024)}
 # Least duration of a timed repetition in seconds, with --quick (True) and without it (False).
 _SECONDS = {True: 0.3, False: 2.0}
+# Published peaks of GPUs (H100 SXM, A100, GeForce RTX 4090) in TFLOP/s by `training.precision`, without sparsity.
+# Products of bfloat16 are summed in float32.
+PEAKS = {
+    "H100": {"float32": 66.9, "tf32": 494.7, "mixed_bfloat16": 989.4},
+    "A100": {"float32": 19.5, "tf32": 156.0, "mixed_bfloat16": 312.0},
+    "RTX 4090": {"float32": 82.6, "tf32": 82.6, "mixed_bfloat16": 165.2},
+}
 
 
 def inspect_machine(task: Task) -> Iterator[CheckResult]:
@@ -277,3 +284,13 @@ def _make_phases(config: Config, devices: int) -> dict[str, Callable[[int], Any]
 
     encode, decode = lambda: model.encode(images, labels).v, lambda: model.decode(z, v)
     return {"train": train, "eval": repeat(score), "encode": repeat(encode), "decode": repeat(decode)}
+
+
+def compute_ceiling(config: Config, phase: str, gpu: str) -> float:
+    """Returns the images/s that a GPU can reach at most in a phase: its published peak over the products of an image.
+
+    `gpu` is a key of `PEAKS`, and `phase` is "train" or "eval". Only training has another precision than float32. A
+    training step computes as many products as three forward passes: one forward, and two gradients of each product.
+    """
+    precision, passes = (config.training.precision, 3) if phase == "train" else ("float32", 1)
+    return 1e12 * PEAKS[gpu][precision] / (2 * passes * count_multiply_adds(config.model))
