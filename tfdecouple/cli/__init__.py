@@ -6,12 +6,19 @@ from typing import Any
 from cyclopts import App, CycloptsError, Parameter
 
 from tfdecouple import __version__
-from tfdecouple.cli.directions import directions
 from tfdecouple.cli.encode import encode, encode_beam
-from tfdecouple.cli.export import export
-from tfdecouple.cli.picture_commands import edit, interpolate, neighbours, project, reconstruct, sample, switch
-from tfdecouple.cli.short_commands import completion, curves, doctor, explain, import_wolf, presets, publish
-from tfdecouple.cli.train import train
+from tfdecouple.cli.picture_commands import (
+    curves,
+    directions,
+    edit,
+    interpolate,
+    neighbours,
+    project,
+    reconstruct,
+    sample,
+    switch,
+)
+from tfdecouple.cli.run_commands import completion, doctor, explain, export, import_wolf, presets, publish, train
 from tfdecouple.errors import UserError
 from tfdecouple.system.process import get_arguments, run_program
 
