@@ -8,16 +8,7 @@ import textwrap
 import time
 from typing import Annotated, Literal
 
-from tfdecouple.cli.options import (
-    EXIT_DIVERGED,
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_LOST,
-    Devices,
-    RunName,
-    Settings,
-    within,
-)
+from tfdecouple.cli.options import EXIT_FAILED, Devices, RunName, Settings, within
 from tfdecouple.errors import UserError
 from tfdecouple.system import process
 from tfdecouple.system.requirements import require_packages
@@ -36,7 +27,7 @@ def train(
     download: bool = False,
     workdir: pathlib.Path | None = None,
     devices: Devices = None,
-) -> int:
+) -> None:
     """Train a model: `python train.py`.
 
     The same command again resumes where the run stopped. Ctrl-C, SIGTERM and SIGHUP save first.
@@ -81,16 +72,9 @@ def train(
 
     try:
         outcome = training.train(options, workdir, devices=devices, download=download)
-    except training.InterruptedRunError as error:
-        print(error, file=sys.stderr, flush=True)
-        return EXIT_INTERRUPTED
-    except (training.DivergedError, training.LostWorkerError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        if isinstance(error, training.LostWorkerError):
-            sys.stdout.flush()
-            # An ordinary exit would wait half a minute or more for the lost worker.
-            os._exit(EXIT_LOST)
-        return EXIT_DIVERGED
+    except training.LostWorkerError as error:
+        # An ordinary exit would wait half a minute or more for the lost worker.
+        os._exit(process.print_error(str(error), error.status))
     if outcome.is_chief:
         print()
         # Only folders that exist are named: training.pictures=0 and training.loggers=[] leave them out.
@@ -98,7 +82,6 @@ def train(
             if (workdir / folder).is_dir():
                 print(f"{title:10} {program}{workdir / folder}")
         print(f"In Python: import tfdecouple; model = tfdecouple.load_model({str(workdir)!r}); model.sample(16)")
-    return 0
 
 
 def presets(name: str | None = None, /) -> None:

@@ -300,6 +300,8 @@ _BROADCAST_BYTES = 2**24
 class LostWorkerError(RunError):
     """Raised in a worker that cannot continue because another worker has ended."""
 
+    status = 4
+
 
 @contextlib.contextmanager
 def convert_lost_worker_errors(rank: int) -> Iterator[None]:
