@@ -6,6 +6,7 @@ import pathlib
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from tfdecouple.cli.options import EXIT_FAILED, Devices, RunName, Settings, within
@@ -244,8 +245,7 @@ def export(
     from tfdecouple.storage.files import hash_file
 
     try:
-        begun = time.monotonic()
-        with show_progress(lambda text: print(f"[{time.monotonic() - begun:4.0f} s] {text}", flush=True)):
+        with show_progress(_make_timed_print()):
             published = pipeline.export(
                 run, to, tuple(dict.fromkeys(format)), any_size=any_size, name=name, endpoints=endpoints,
                 version=version, web_runtime=web_runtime, web_gpu=web_gpu,
@@ -315,16 +315,18 @@ def doctor(
     make_doctor_config(task)
     if out is not None:
         write_text(out / "doctor.txt", "not done yet\n")
-    start = time.monotonic()
-    results = run_checks(
-        task, only or CHECKS, lambda text: print(f"[{time.monotonic() - start:4.0f} s] {text}", flush=True)
-    )
+    results = run_checks(task, only or CHECKS, _make_timed_print())
     text, report = "\n".join(make_text(results)), make_json(task, results)
     print(text, flush=True)
     if out is not None:
         write_json(out / "doctor.json", report)
         write_text(out / "doctor.txt", text + "\n")
     return 0 if report["holds"] else EXIT_FAILED
+
+
+def _make_timed_print() -> Callable[[str], None]:
+    start = time.monotonic()
+    return lambda text: print(f"[{time.monotonic() - start:4.0f} s] {text}", flush=True)
 
 
 def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
