@@ -1,4 +1,4 @@
-"""Opened data sets (`Source`); the kinds of data sources (photographs, TFDS, folders), chosen by `data.source`."""
+"""Opened data sets (`Source`), and the base class of the kinds of data sources, chosen by `data.source`."""
 
 from __future__ import annotations
 
@@ -128,8 +128,7 @@ class Source:
 class SourceKind:
     """The base class of the kinds of data sources, such as TFDS or folders, each with its way to open a data set.
 
-    The registry `SOURCES` has the names that a kind opens. Only the method `open` imports TensorFlow, so that help
-    texts appear quickly.
+    The registry `SOURCES` has the names that a kind opens.
 
     Attributes:
         takes_path: whether the text behind the colon of `data.source` is a path, whose absolute form a run stores.
@@ -159,57 +158,6 @@ class SourceKind:
         is_path = os.path.isdir(os.path.expanduser(config.source)) or config.source.startswith(("/", ".", "~"))
         hint = f"; did you mean folder:{config.source}?" if is_path else nearest(config.source, SOURCES)
         raise DataError(f"there is no data.source {config.source!r}{hint}; there are {list_source_kinds()}")
-
-
-class Photographs(SourceKind):
-    """The data source `photographs`: crops of photographs that scikit-image and scikit-learn install."""
-
-    def locate_images(self, config: DataConfig) -> None:
-        """Returns None, because no option of the config holds the path of the sample photographs."""
-
-    def describe_image_rights(self, config: DataConfig) -> str:
-        from tfdecouple.data.sample_images import find_photographs
-
-        listed = ", ".join(f"{item.name} by {item.author} ({item.licence})" for item in find_photographs(config))
-        return f"Photographs that come with scikit-image and scikit-learn: {listed}."
-
-    def open(self, config: DataConfig, image_shape: ImageShape, download: bool) -> Source:
-        from tfdecouple.data.sample_images import open_photographs
-
-        return open_photographs(config, image_shape)
-
-
-class TensorFlowDatasets(SourceKind):
-    """The data sources `tfds:NAME`, of TensorFlow Datasets; the names of the paper's data sets need no "tfds:"."""
-
-    rights: ClassVar[dict[str, str]] = {
-        "cifar10": "CIFAR-10: its authors state no licence; they ask to cite Krizhevsky, 2009.",
-        "downsampled_imagenet": "ImageNet: its terms allow non-commercial research and education; the images have "
-        "owners.",
-        "lsun": "LSUN: its authors state no licence; the images have owners.",
-        "celeb_a_hq": "CelebA-HQ: for non-commercial research only; the images have owners.",
-        "": "Images of the TFDS data set {name}: see its own page for their licence.",
-    }
-
-    def open(self, config: DataConfig, image_shape: ImageShape, download: bool) -> Source:
-        from tfdecouple.data.tfds import open_tfds
-
-        return open_tfds(config, image_shape, download)
-
-
-class ImageFolder(SourceKind):
-    """The data source `folder:PATH`: a folder of image files."""
-
-    takes_path = True
-    crops_user_images = True
-    rights: ClassVar[dict[str, str]] = {
-        "": "Images from a folder: the person who trained the model knows their rights, which are not recorded here."
-    }
-
-    def open(self, config: DataConfig, image_shape: ImageShape, download: bool) -> Source:
-        from tfdecouple.data.image_folder import open_folder
-
-        return open_folder(config, image_shape)
 
 
 def find_source_kind(source: str) -> SourceKind:
