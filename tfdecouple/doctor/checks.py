@@ -5,7 +5,6 @@ import importlib.metadata
 import itertools
 import math
 import os
-import pathlib
 import re
 import statistics
 import subprocess
@@ -117,22 +116,20 @@ def load_photographs(count: int) -> np.ndarray:
     return np.resize(np.load(MODEL / NUMBERS)["images"], (count, 16, 16, 3))
 
 
-def make_training(
-    strategy: tf.distribute.Strategy, settings: Sequence[str] = (), folder: pathlib.Path = MODEL
-) -> tuple[Any, Any]:
+def make_training(strategy: tf.distribute.Strategy, settings: Sequence[str]) -> tuple[TrainingState, TrainStep]:
     """Returns a `TrainingState` with the trained weights of `doctor`'s small model, and its `TrainStep` to train on."""
     batch = [f"training.{name}={IMAGES}" for name in ("batch_size", "evaluation_batch_size")]
     config = load_small_config().override([*batch, "training.ema_decay=0.0", *settings])
     with strategy.scope():
         state = TrainingState(config)
-    RunFolder(folder).load_weights(state.model, averaged=False)
+    RunFolder(MODEL).load_weights(state.model, averaged=False)
     return state, TrainStep(state, strategy)
 
 
-def compute_numbers(device: str, images: np.ndarray, folder: pathlib.Path = MODEL) -> dict[str, np.ndarray]:
+def compute_numbers(device: str, images: np.ndarray) -> dict[str, np.ndarray]:
     """Returns {name: array} of what the small model computes on a device: z, v, x, bits/dim and samples."""
     with tf.device(device):
-        model, rng = load_model(folder), np.random.default_rng(1)
+        model, rng = load_model(MODEL), np.random.default_rng(1)
         z_noise = rng.standard_normal((IMAGES, model.config.latent_dim)).astype(np.float32)
         v_noise = rng.standard_normal((IMAGES, *model.config.image_shape)).astype(np.float32)
         u_noise = rng.random((IMAGES, *model.config.image_shape), np.float32)
@@ -144,11 +141,9 @@ def compute_numbers(device: str, images: np.ndarray, folder: pathlib.Path = MODE
     return {name: np.asarray(value) for name, value in values.items()}
 
 
-def compute_gradient(
-    device: str, images: np.ndarray, settings: Sequence[str] = (), folder: pathlib.Path = MODEL
-) -> np.ndarray:
+def compute_gradient(device: str, images: np.ndarray, settings: Sequence[str]) -> np.ndarray:
     """Returns the gradient of all weights of `doctor`'s small model in a training step on a device, float32 `[n]`."""
-    state, step = make_training(get_mirrored_strategy((device,)), tuple(settings), folder)
+    state, step = make_training(get_mirrored_strategy((device,)), settings)
     step([images], 0)
     # After the first step, Adam's running means of gradients are the gradient times 1 - beta_1.
     return _join(state.optimizer.means) / (1 - load_small_config().training.beta_1)

@@ -157,7 +157,7 @@ class Trainer:
     ):
         self.state, self.source, self.strategy, self.progress = state, source, strategy, progress
         self.directory, self.workers = directory, directory.workers
-        self.config, self.training = directory.config, state.training
+        self.training = state.training
         self.reports = EvaluationReports(state, source, directory, progress.show_note)
         self.take_step = TrainStep(state, strategy)
         self.evaluator = BoundEvaluator(state.model, strategy)
@@ -191,7 +191,7 @@ class Trainer:
         if self.workers.count > 1:
             devices += f" of {self.workers.count} workers"
         self.progress.print_line(
-            f"{describe_config(self.config)}: {self.state.model.parameter_count()['total']:,} parameters, "
+            f"{describe_config(self.directory.config)}: {self.state.model.parameter_count()['total']:,} parameters, "
             f"{devices}, run folder {self.directory.path}\n"
             f"{self.source.title}: {sizes['train']:,} training images, "
             f"{sizes['validation']:,} for validation ({self.source.descriptions['validation']}), "
@@ -209,7 +209,9 @@ class Trainer:
             self.progress.show_note(
                 f"initialising the weights from {count} training images, then tracing the first step", at_once=True
             )
-            first = make_training_batches(self.source, self.config.data, batch_size=count, seed=self.training.seed)
+            first = make_training_batches(
+                self.source, self.directory.config.data, batch_size=count, seed=self.training.seed
+            )
             images = add_first_noise(next(iter(first))["image"], self.training)
             self.state.model.initialize(images, seed=self.training.seed)
         else:
@@ -292,14 +294,14 @@ class Trainer:
         def load_examples(context: tf.distribute.InputContext) -> tf.data.Dataset:
             batches = make_training_batches(
                 self.source,
-                self.config.data,
+                self.directory.config.data,
                 batch_size=self.training.batch_size,
                 seed=self.training.seed,
                 start_step=self.step,
                 micro_batches=self.training.micro_batches,
                 context=context,
             )
-            return make_training_inputs(batches, self.source, self.config.model)
+            return make_training_inputs(batches, self.source, self.state.model.config)
 
         return iter(self.strategy.distribute_datasets_from_function(load_examples, make_device_input_options()))
 
@@ -411,4 +413,4 @@ class Trainer:
     def _load_evaluation_batches(self, split: str, count: int) -> tf.data.Dataset:
         size = round_batch_size(self.training.evaluation_batch_size, count, self.strategy.num_replicas_in_sync)
         batches = make_evaluation_batches(self.source, split, batch_size=size, limit=count)
-        return check_batch_labels(batches, self.source, self.config.model)
+        return check_batch_labels(batches, self.source, self.state.model.config)

@@ -254,22 +254,22 @@ class TrainStep:
         return result
 
 
-def compute_learning_rate(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
+def compute_learning_rate(training: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     """Returns the learning rate after `update` updates, a float32 scalar.
 
     The rate rises linearly from 1e-7 to `learning_rate` over `warmup_steps` updates. Then each update multiplies the
     rate by `decay_rate`. With `linear_decay` the rate is also multiplied by a factor that falls linearly from 1 at the
     end of the warm-up to 0 at the last step of the run. A registered `schedule` is called with this factor and the
-    config, and returns a further factor.
+    options of the training, and returns a further factor.
     """
     # The power is computed in float64, because a rounding error of 0.999997 in float32 grows in its millionth power.
     update = tf.cast(update, tf.float64)
-    peak, warmup = tf.constant(config.learning_rate, tf.float64), float(config.warmup_steps)
+    peak, warmup = tf.constant(training.learning_rate, tf.float64), float(training.warmup_steps)
     rising = WARMUP_START + (peak - WARMUP_START) * update / max(warmup, 1.0)
-    falling = peak * tf.pow(tf.constant(config.decay_rate, tf.float64), update - warmup)
-    left = tf.nn.relu((config.steps - update) / max(config.steps - warmup, 1.0))
-    if config.linear_decay:
+    falling = peak * tf.pow(tf.constant(training.decay_rate, tf.float64), update - warmup)
+    left = tf.nn.relu((training.steps - update) / max(training.steps - warmup, 1.0))
+    if training.linear_decay:
         falling *= left
-    if config.schedule is not None:
-        falling *= SCHEDULES[config.schedule](left, config)
+    if training.schedule is not None:
+        falling *= SCHEDULES[training.schedule](left, training)
     return tf.cast(tf.where(update < warmup, rising, falling), tf.float32)
