@@ -10,7 +10,11 @@ from collections.abc import Callable
 from typing import Annotated, Literal
 
 from tfdecouple.cli.options import EXIT_FAILED, Devices, RunName, Settings, within
+from tfdecouple.config import Config, describe_options, list_option_names, preset_config, preset_names
+from tfdecouple.config.run import make_unknown_option_error
+from tfdecouple.doctor.check_runner import CHECKS, Task, make_doctor_config, make_json, make_text, run_checks
 from tfdecouple.errors import UserError
+from tfdecouple.storage.files import hash_file, write_json, write_text
 from tfdecouple.system import process
 from tfdecouple.system.requirements import require_packages
 
@@ -59,8 +63,6 @@ def train(
         download: download and prepare the TFDS data set if it is missing.
         workdir: the run folder; default runs/PRESET.
     """
-    from tfdecouple.config import Config, preset_config
-
     shortcuts = {"training.steps": steps, "training.seed": seed, "training.init_from": init_from}
     shortcuts |= {"data.source": data, "data.data_dir": data_dir}
     changes = [f"{name}={json.dumps(value)}" for name, value in shortcuts.items() if value is not None]
@@ -91,8 +93,6 @@ def presets(name: str | None = None, /) -> None:
     Args:
         name: show all options of this preset.
     """
-    from tfdecouple.config import preset_config, preset_names
-
     if not name:
         names = preset_names()
         width = max(map(len, names))
@@ -116,9 +116,6 @@ def explain(*names: str) -> None:
     Args:
         names: only options whose names contain this text.
     """
-    from tfdecouple.config import Config, describe_options, list_option_names
-    from tfdecouple.config.run import make_unknown_option_error
-
     for name in names:
         if not any(name in option for option in list_option_names()):
             raise make_unknown_option_error(name)
@@ -242,7 +239,6 @@ def export(
     from export import pipeline, show_progress
     from export.export_folder import MANIFEST
     from export.verification.verify import RefusedError
-    from tfdecouple.storage.files import hash_file
 
     try:
         with show_progress(_make_timed_print()):
@@ -266,7 +262,6 @@ def _verify_export(folder: pathlib.Path, expected: str | None) -> int:
     from export import show_progress
     from export.export_folder import MANIFEST, load_manifest
     from export.verification.verify import join_problems, verify_folder
-    from tfdecouple.storage.files import hash_file
 
     load_manifest(folder)
     digest = hash_file(folder / MANIFEST)
@@ -307,9 +302,6 @@ def doctor(
         only: run these checks only.
         timeout: seconds without a result after which a check is ended.
     """
-    from tfdecouple.doctor.check_runner import CHECKS, Task, make_doctor_config, make_json, make_text, run_checks
-    from tfdecouple.storage.files import write_json, write_text
-
     task = Task(preset, settings, quick, timeout, devices)
     # A wrong preset, option or --out raises its error here, before the checks take minutes.
     make_doctor_config(task)
