@@ -54,12 +54,12 @@ class TestTwoRanks:
                 state, progress = states[workers.rank], TrainingProgress(config.training.steps, io.StringIO())
                 with contextlib.closing(TrainingFolder(tmp_path / "run", config, workers=workers)) as directory:
                     directory.require_same_run()
-                    trainer = Trainer(state, source, strategy, directory, progress)
-                    if summary := trainer.start():
-                        return summary
                     with loop.StopRequest() as stop:
-                        trainer.train_to_last_step(stop)
-                        return trainer.measure_test_images(stop)
+                        trainer = Trainer(state, source, strategy, directory, progress, stop)
+                        if summary := trainer.start():
+                            return summary
+                        trainer.train_to_last_step()
+                        return trainer.measure_test_images()
 
             return states, WorkerThreads().run(act)
 
