@@ -1,4 +1,4 @@
-"""Commands that draw pictures of a run: sample, reconstruct, switch, interpolate, directions, edit and so on."""
+"""Commands that draw pictures: of samples, images and directions in z of a run, and of its training."""
 
 import dataclasses
 import pathlib

@@ -26,7 +26,7 @@ from tfdecouple.model.objective import map_noise_to_z
 from tfdecouple.networks.architecture import count_multiply_adds
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runs.run_folder import RunFolder
-from tfdecouple.system.devices import describe_machine, format_bytes, list_instruction_sets, read_total_memory
+from tfdecouple.system.devices import describe_machine, format_bytes, read_cpuinfo, read_total_memory
 from tfdecouple.training.step import TrainingState, TrainStep
 from tfdecouple.training.workers import get_mirrored_strategy, make_strategy
 
@@ -35,6 +35,8 @@ _PACKAGES = (
     "tfdecouple", "tensorflow", "keras", "tensorflow-probability", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu",
     "nvidia-cudnn-cu12", "nvidia-nccl-cu12",
 )  # fmt: skip
+# Instruction sets of processors that matter for speed, by Linux' names.
+_INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 # Environment variables of oneDNN that let CPUs compute float32 in lower precision, unless set to "" or "strict".
 _ROUNDING = ("TF_SET_ONEDNN_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 # Matches names of environment variables that change how TensorFlow computes; the report lists them.
@@ -78,7 +80,7 @@ def inspect_machine(task: Task) -> Iterator[CheckResult]:
             "versions": {package.name: package.version for package in installed if package.name in _PACKAGES},
             "cuda": built.get("cuda_version"),
             "cudnn": built.get("cudnn_version"),
-            "instructions": list_instruction_sets(),
+            "instructions": [name for name in _INSTRUCTIONS if name in read_cpuinfo("flags").split()],
             "memory_bytes": read_total_memory(),
             "environment": {name: value for name, value in sorted(os.environ.items()) if _COMPUTING.fullmatch(name)},
             "gpus": [tf.config.experimental.get_device_details(gpu) for gpu in gpus],
