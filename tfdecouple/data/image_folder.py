@@ -13,7 +13,6 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import ImageShape
 from tfdecouple.data.image_file import SUFFIXES, read_image
 from tfdecouple.data.sources import BadImages, Source, SourceKind
@@ -49,7 +48,7 @@ class ImageFolder(SourceKind):
         "": "Images from a folder: the person who trained the model knows their rights, which are not recorded here."
     }
 
-    def open(self, config: DataConfig, image_shape: ImageShape, download: bool) -> Source:
+    def open(self, image_shape: ImageShape, download: bool) -> Source:
         """Returns the `Source` of the images in the folder that `config.source` names; sub-folders are labels.
 
         If all decoded images take at most `data.cache_gib` GiB, this method reads them into memory. It only lists the
@@ -58,6 +57,7 @@ class ImageFolder(SourceKind):
         folder is missing, has too few images for three splits or contradictory sub-folders, or if an image cannot be
         read.
         """
+        config = self.config
         # os.path.expanduser leaves "~name" of an unknown user as it is; Path.expanduser would raise an error.
         folder = pathlib.Path(os.path.expanduser(config.source.removeprefix("folder:")))
         if config.source == "folder:" or not folder.is_dir():

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
 from tfdecouple.data.sources import Source, SourceKind
 from tfdecouple.data.splits import ImagesAndLabels, MemorySplit
@@ -62,21 +61,22 @@ Box = tuple[int, int, int, int]
 class SamplePhotographs(SourceKind):
     """The data source `photographs`: random crops of the sample photographs; grey for images of one channel."""
 
-    def locate_images(self, config: DataConfig) -> None:
+    def locate_images(self) -> None:
         """Returns None, because no option of the config holds the path of the sample photographs."""
 
-    def describe_image_rights(self, config: DataConfig) -> str:
-        photographs = find_photographs(config.photographs)
+    def describe_image_rights(self) -> str:
+        photographs = find_photographs(self.config.photographs)
         listed = ", ".join(f"{item.name} by {item.author} ({item.licence})" for item in photographs)
         return f"Photographs that come with scikit-image and scikit-learn: {listed}."
 
-    def open(self, config: DataConfig, image_shape: ImageShape, download: bool) -> Source:
+    def open(self, image_shape: ImageShape, download: bool) -> Source:
         """Returns the `Source` of the crops.
 
         DataError is raised if a photograph is unknown, missing in the installed package or too small for crops of
         `image_shape`; if the images have neither 1 nor 3 channels; or if the crops need more memory than the machine
         has.
         """
+        config = self.config
         height, width, channels = image_shape
         if channels not in (1, RGB_CHANNELS):
             raise DataError(

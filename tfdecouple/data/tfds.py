@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
 from tfdecouple.data.image_file import crop_and_resize_tensor
 from tfdecouple.data.image_formats import PILLOW_MODES
@@ -39,13 +38,14 @@ class TensorFlowDatasets(SourceKind):
         "": "Images of the TFDS data set {name}: see its own page for their licence.",
     }
 
-    def open(self, config: DataConfig, image_shape: ImageShape, download: bool) -> Source:
+    def open(self, image_shape: ImageShape, download: bool) -> Source:
         """Opens the TFDS data set that `config.source` names; returns a `Source` with images of `image_shape`.
 
         If all decoded images take at most `data.cache_gib` GiB, the source holds them in memory. Otherwise each pass
         reads encoded images from disk. DataError is raised if TFDS lacks the data set, the data are not prepared, the
         download fails, or the images do not fit the model.
         """
+        config = self.config
         builder = _find_builder(config.source, config.data_dir)
         if not builder.is_prepared():
             # This check comes first, because TFDS would start a download to read a data set that is not prepared.

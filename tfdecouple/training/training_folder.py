@@ -99,9 +99,8 @@ class TrainingFolder(RunFolder):
             free.append("data.photographs")
         for name in free:
             changed.pop(name, None)
-        kinds = [find_source_kind(data.source) for data in (before.data, self.config.data)]
-        option, was = kinds[0].locate_images(before.data) or ("", "")
-        _, now = kinds[1].locate_images(self.config.data) or ("", "")
+        kinds = [find_source_kind(data) for data in (before.data, self.config.data)]
+        (option, was), (_, now) = (kind.locate_images() or ("", "") for kind in kinds)
         if option in changed and now and type(kinds[0]) is type(kinds[1]) and not os.path.exists(was):
             del changed[option]
             self._messages.append(f"images are read from {now}; {was}, where they were, is not there any more")
