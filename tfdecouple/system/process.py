@@ -40,13 +40,8 @@ def start_tensorflow(threads: int | None = None) -> None:
     """Imports TensorFlow without its messages, and sets the memory, threads and graph optimiser that TensorFlow uses.
 
     A program calls this function before anything else imports TensorFlow. The messages appear if the environment
-    variable TF_CPP_MIN_LOG_LEVEL is set.
-
-    Args:
-        threads: the number of threads that compute; None for one thread per core, or TensorFlow's default with a GPU.
-
-    Raises:
-        ConfigError: if Keras is set to another backend than TensorFlow, or TFDECOUPLE_SHARDS is invalid.
+    variable TF_CPP_MIN_LOG_LEVEL is set. `threads` compute; None stands for one per core, or TensorFlow's default with
+    a GPU. ConfigError is raised if Keras has another backend than TensorFlow, or TFDECOUPLE_SHARDS is invalid.
     """
     require_backend()
     _keep_memory()
@@ -156,16 +151,10 @@ def run_module(
 ) -> tuple[int | None, str]:
     """Runs `python -m module` in a new process; returns its exit status, and the last line of its standard error.
 
-    The status is None if the process printed no line for `limit` seconds and was therefore killed. With
-    TFDECOUPLE_TRACEBACK in the environment, standard error is not read but shown, so that users see tracebacks.
-
-    Args:
-        module: the module's dotted name.
-        arguments: the arguments of the module.
-        on_line: a callback that receives each complete line of standard output, without its end, as it is printed.
-        limit: the number of seconds.
-        given: the content of standard input.
-        environment: variables that are set for the process.
+    The process gets `given` as standard input, and the variables in `environment`. The callback `on_line` receives each
+    complete line of standard output, without its end, as it is printed. The status is None if the process printed no
+    line for `limit` seconds and was therefore killed. With TFDECOUPLE_TRACEBACK in the environment, standard error is
+    not read but shown, so that users see tracebacks.
     """
     command, status = make_python_command("-m", module, *arguments, **environment), None
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as errors:

@@ -122,13 +122,9 @@ class Optimizer:
     ) -> None:
         """Updates weights, moments, statistics and averages on the device of the replica that calls this method.
 
-        Args:
-            applied: whether to apply the update, a boolean scalar.
-            gradients: one gradient per weight, in the order of the constructor's `weights`.
-            statistics: new values of the moving statistics, in the order of the constructor's `statistics`.
-            updates: count of updates before this one, an integer scalar.
-            rate: learning rate, a float32 scalar.
-            gradient_scale: factor that clips the gradients; None if `clip_norm` is 0.
+        `gradients` and new values of the moving `statistics` are in the order of the constructor's arguments. All other
+        arguments are scalars: whether the update is `applied`, the count of `updates` before it, the learning `rate`,
+        and the `gradient_scale` that clips the gradients (None if `clip_norm` is 0).
         """
         applied, updates = tf.identity(applied), tf.identity(updates)
         scalars = self._compute_update_scalars(applied, updates, rate, gradient_scale)

@@ -189,13 +189,9 @@ class TrainStep:
     def __call__(self, micro_batches: Sequence[Any], step: int, stop: bool = False) -> StepResult:
         """Takes one training step and returns its result as tensors; on a GPU the call returns before the step ends.
 
-        The graph of the step has no `tf.cond`, because the host would have to wait for the value of the condition.
-
-        Args:
-            micro_batches: a list with the images of each micro-batch, uint8, one tensor per device; for a model with
-                labels, pairs of images and labels.
-            step: count of training steps before this one.
-            stop: whether a signal has asked this process to stop.
+        `micro_batches` has the images of each micro-batch, uint8, one tensor per device; for a model with labels, pairs
+        of images and labels. `step` is the count of training steps before this one, and `stop` says whether a signal
+        has asked this process to stop. The graph of the step has no `tf.cond`, for which the host would have to wait.
         """
         step, stop = tf.constant(step, tf.int32), tf.constant(float(stop))
         with self._mode.switch_tf32():

@@ -182,11 +182,8 @@ class TrainingFolder(RunFolder):
         """Loads the best weights of another run into the model; `run` is a folder or the name of bundled weights.
 
         A model with labels may start from a run without labels. The weights that depend on labels then keep their
-        initial values. If z is a function of the label, encoder and prior of the other run are not loaded.
-
-        Raises:
-            ConfigError: where architecture or labels differ in any other way.
-            RunError: where the other run has no weights.
+        initial values. If z is a function of the label, encoder and prior of the other run are not loaded. ConfigError
+        is raised where architecture or labels differ in any other way, RunError where the other run has no weights.
         """
         folder, model = RunFolder(run), self.config.model
         other = folder.read_config()
