@@ -139,7 +139,7 @@ def compute_hours(config: Config, precision: str) -> float:
 
     `precision` is "float32" or "tf32". Evaluations, and the multiply-adds of the prior over z, do not count.
     """
-    from tfdecouple.doctor.gpu_peaks import compute_ceiling
+    from tfdecouple.doctor.checks import compute_ceiling
 
     rate = SHARE * compute_ceiling(config.override([f"training.precision={precision}"]), "train", "A100")
     return config.training.steps * config.training.batch_size / rate / 3600

@@ -179,8 +179,7 @@ class Benchmark:
 
         from tfdecouple.data.batches import make_training_batches
         from tfdecouple.execution.run_mode import RunMode
-        from tfdecouple.training.state import TrainingState
-        from tfdecouple.training.step import TrainStep
+        from tfdecouple.training.step import TrainingState, TrainStep
         from tfdecouple.training.workers import make_strategy
 
         self.config, self.strategy, self.source = config, make_strategy(1), make_random_source(config)

@@ -31,10 +31,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import make_table, run_json, update_page  # noqa: E402
-from tfdecouple.cli.options import EXIT_DIVERGED, EXIT_INTERRUPTED  # noqa: E402
-from tfdecouple.errors import UserError  # noqa: E402
+from tfdecouple.errors import DivergedError, UserError  # noqa: E402
 from tfdecouple.storage.files import parse_json, write_json  # noqa: E402
 from tfdecouple.system.process import run_program, start_tensorflow  # noqa: E402
+from tfdecouple.system.signals import InterruptedRunError  # noqa: E402
 
 PLAN, ROWS = ROOT / "benchmarks" / "trials.json", ROOT / "docs" / "results" / "trials.json"
 # Number of training images on which the classifier of z is fitted; the test has as many other training images.
@@ -88,7 +88,7 @@ def run_action(options: argparse.Namespace) -> int:
         for trial in waiting:
             print(f"{trial.key}: {trial.command}")
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_INTERRUPTED))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(InterruptedRunError.status))
     for trial in waiting:
         others = [row for row in rows if (row["name"], row["seed"]) != (trial.name, trial.seed)]
         rows = [*others, run_trial(trial, options)]
@@ -140,13 +140,13 @@ def run_trial(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
             process.send_signal(signal.SIGTERM)
             process.wait()
             raise
-    if status == EXIT_INTERRUPTED:
-        raise SystemExit(EXIT_INTERRUPTED)
-    if status not in (0, EXIT_DIVERGED):
+    if status == InterruptedRunError.status:
+        raise SystemExit(InterruptedRunError.status)
+    if status not in (0, DivergedError.status):
         raise UserError(f"{trial.key}: train.py ended with status {status}; the run is in {run}")
     row: dict[str, Any] = {"name": trial.name, "seed": trial.seed, "command": trial.command}
     metrics = [parse_json(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    if status == EXIT_DIVERGED:
+    if status == DivergedError.status:
         row["diverged_after"] = metrics[-1]["step"]
     else:
         summary = parse_json((run / "summary.json").read_text(encoding="utf-8"))

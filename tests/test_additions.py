@@ -245,7 +245,7 @@ def test_sources_are_opened_from_any_folder_and_listed(additions, tmp_path, monk
     assert (load_images(sources.open_source(resolved, (8, 8, 3)), "train", 10)[0] == images[:20:2]).all()
     path = str(tmp_path / "images.npy")
     assert resolved.source == f"array:{path}"
-    assert sources.find_source_kind(resolved.source).locate_images(resolved) == ("data.source", path)
+    assert sources.find_source_kind(resolved).locate_images() == ("data.source", path)
 
 
 @pytest.mark.parametrize("name", ["reconstruct", "length"])

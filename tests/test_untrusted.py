@@ -29,9 +29,9 @@ from tfdecouple.data.image_file import read_image
 from tfdecouple.data.sources import open_source
 from tfdecouple.errors import DataError, RunError, UserError
 from tfdecouple.interop import wolf
+from tfdecouple.loggers import MetricsLog
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.latent_directions import Direction, Directions
-from tfdecouple.runs.metrics_log import MetricsLog
 from tfdecouple.runs.opened_run import hash_weights
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.system.process import make_python_command

@@ -18,8 +18,13 @@ class UserError(Exception):
     """The base class of errors that a user can correct; programs print them as one line, without a traceback.
 
     Messages can contain names from untrusted files, so `make_printable` removes unprintable characters.
+
+    Attributes:
+        status: exit status of a program that ends with the error (docs/troubleshooting.md).
+        prefix: text before the message.
     """
 
+    status, prefix = 2, "error: "
     # Without these attributes, Keras and AutoGraph would replace the error's message by a long text.
     _keras_call_info_injected = True
     ag_pass_through = True
@@ -42,6 +47,8 @@ class RunError(UserError):
 
 class DivergedError(RunError):
     """The error that ends training after `training.max_skipped_steps` steps in a row without an update of weights."""
+
+    status = 3
 
 
 class UntrustedError(UserError):

@@ -69,9 +69,9 @@ SCHEDULES = Registry("schedule")
 _TFDS = ("cifar10", "downsampled_imagenet/64x64", "lsun/bedroom", "celeb_a_hq/256", "tfds:NAME")
 SOURCES = Registry(
     "source",
-    photographs="tfdecouple.data.sources:Photographs",
-    **dict.fromkeys(_TFDS, "tfdecouple.data.sources:TensorFlowDatasets"),
-    **{"folder:PATH": "tfdecouple.data.sources:ImageFolder"},
+    photographs="tfdecouple.data.sample_images:SamplePhotographs",
+    **dict.fromkeys(_TFDS, "tfdecouple.data.tfds:TensorFlowDatasets"),
+    **{"folder:PATH": "tfdecouple.data.image_folder:ImageFolder"},
 )
 LOGGERS = Registry(
     "logger",

@@ -128,10 +128,9 @@ def candidates(image, pad, flip):
 def test_augmentation_gives_every_flip_and_crop_with_equal_frequency(pad, flip, shape):
     image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     counts = dict.fromkeys((candidate.tobytes() for candidate in candidates(image, pad, flip)), 0)
-    config = DataConfig(horizontal_flip=flip, pad_and_crop=pad)
 
     def augment(number):
-        return augment_image(tf.constant(image), tf.stack([tf.constant(5, tf.int64), number]), config)
+        return augment_image(tf.constant(image), tf.stack([tf.constant(5, tf.int64), number]), pad, flip)
 
     for result in tf.data.Dataset.range(20 * len(counts)).map(augment).as_numpy_iterator():
         assert result.dtype == np.uint8 and result.shape == image.shape

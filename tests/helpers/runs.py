@@ -12,7 +12,7 @@ from tensorflow.python.ops import gen_resource_variable_ops
 
 from helpers.models import SMALL
 from tfdecouple.config import Config, DataConfig, TrainingConfig
-from tfdecouple.runs.metrics_log import read_metrics
+from tfdecouple.loggers import read_metrics
 from tfdecouple.training.step import StepResult, TrainStep
 
 # Names of the metrics in metrics.jsonl that measure speed, which differs between two runs of one config.

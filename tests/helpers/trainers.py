@@ -11,8 +11,7 @@ from tfdecouple import randomness
 from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.model import step_effects
 from tfdecouple.training.optimizer import BufferView
-from tfdecouple.training.state import TrainingState
-from tfdecouple.training.step import TrainStep
+from tfdecouple.training.step import TrainingState, TrainStep
 from tfdecouple.training.workers import make_strategy
 
 BATCH = 8

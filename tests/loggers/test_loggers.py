@@ -6,8 +6,8 @@ from helpers.models import SMALL
 from PIL import Image
 
 from tfdecouple.config import Config, TrainingConfig
+from tfdecouple.loggers import MetricsLog, read_metrics
 from tfdecouple.registry import LOGGERS
-from tfdecouple.runs.metrics_log import MetricsLog, read_metrics
 
 CONFIG = Config(name="tiny", model=SMALL, training=TrainingConfig(learning_rate=0.5))
 

@@ -17,8 +17,8 @@ from helpers.servers import serve
 from PIL import Image
 
 from tfdecouple.config import Config
+from tfdecouple.loggers import MetricsLog, read_metrics
 from tfdecouple.registry import LOGGERS
-from tfdecouple.runs.metrics_log import MetricsLog, read_metrics
 
 pytestmark = pytest.mark.slow
 

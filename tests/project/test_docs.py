@@ -10,6 +10,9 @@ from helpers.places import ROOT
 import tfdecouple
 from tfdecouple.cli import app, options
 from tfdecouple.config import Config, list_option_names, preset_config, preset_names
+from tfdecouple.errors import DivergedError, UserError
+from tfdecouple.system.signals import InterruptedRunError
+from tfdecouple.training.workers import LostWorkerError
 
 TEXTS = [(path, path.read_text(encoding="utf-8")) for path in documents.DOCUMENTS]
 in_documents = pytest.mark.parametrize(("path", "text"), TEXTS, ids=[str(path.relative_to(ROOT)) for path, _ in TEXTS])
@@ -98,9 +101,9 @@ class TestDocument:
 
 class TestReferences:
     def test_exit_statuses_of_the_programs_differ_and_have_rows_in_the_table(self):
-        ends = [value for name, value in vars(options).items() if name.startswith("EXIT_")]
-        # A fault of the program, a mistake, an interruption, done.
-        ends += [1, 2, 130, 0]
+        ends = [error.status for error in (UserError, DivergedError, LostWorkerError, InterruptedRunError)]
+        # A fault of the program, an interruption, done.
+        ends += [options.EXIT_FAILED, 1, 130, 0]
         assert len(set(ends)) == len(ends) == 8
         page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
         assert set(map(int, re.findall(r"^\| (\d+) \|", page, re.M))) == set(ends)

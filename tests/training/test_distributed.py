@@ -19,7 +19,7 @@ from tfdecouple.system.progress import TrainingProgress
 from tfdecouple.system.signals import StopRequest
 from tfdecouple.training import InterruptedRunError, loop, train
 from tfdecouple.training.loop import Trainer
-from tfdecouple.training.state import TrainingState
+from tfdecouple.training.step import TrainingState
 from tfdecouple.training.training_folder import TrainingFolder
 from tfdecouple.training.workers import make_strategy
 
@@ -54,12 +54,12 @@ class TestTwoRanks:
                 state, progress = states[workers.rank], TrainingProgress(config.training.steps, io.StringIO())
                 with contextlib.closing(TrainingFolder(tmp_path / "run", config, workers=workers)) as directory:
                     directory.require_same_run()
-                    trainer = Trainer(state, source, strategy, directory, progress)
-                    if summary := trainer.start():
-                        return summary
                     with loop.StopRequest() as stop:
-                        trainer.train_to_last_step(stop)
-                        return trainer.measure_test_images(stop)
+                        trainer = Trainer(state, source, strategy, directory, progress, stop)
+                        if summary := trainer.start():
+                            return summary
+                        trainer.train_to_last_step()
+                        return trainer.measure_test_images()
 
             return states, WorkerThreads().run(act)
 

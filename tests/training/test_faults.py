@@ -14,7 +14,7 @@ from helpers.refusals import message_of
 from helpers.runs import call_before_steps, read_checkpoint, read_log_without_timing, run_config
 
 from tfdecouple.errors import DataError, RunError
-from tfdecouple.runs.metrics_log import MetricsLog
+from tfdecouple.loggers import MetricsLog
 from tfdecouple.runs.opened_run import Run
 from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.system.signals import StopRequest

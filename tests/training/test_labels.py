@@ -17,7 +17,7 @@ from tfdecouple.cli import main
 from tfdecouple.errors import ConfigError, DataError
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.training import train
-from tfdecouple.training.state import TrainingState
+from tfdecouple.training.step import TrainingState
 from tfdecouple.training.training_folder import TrainingFolder
 
 pytestmark = pytest.mark.usefixtures("eager_file")

@@ -12,8 +12,7 @@ from tfdecouple.model.step_effects import (
     compute_noise_deviation,
     draw_pattern_images,
 )
-from tfdecouple.training.state import TrainingState
-from tfdecouple.training.step import compute_learning_rate
+from tfdecouple.training.step import TrainingState, compute_learning_rate
 
 
 @pytest.fixture(scope="module")

@@ -6,20 +6,18 @@ from typing import Any
 from cyclopts import App, CycloptsError, Parameter
 
 from tfdecouple import __version__
-from tfdecouple.cli.directions import directions
-from tfdecouple.cli.encode import encode, encode_beam
-from tfdecouple.cli.export import export
-from tfdecouple.cli.picture_commands import edit, interpolate, neighbours, project, reconstruct, sample, switch
-from tfdecouple.cli.short_commands import completion, curves, doctor, explain, import_wolf, presets, publish
-from tfdecouple.cli.train import train
+from tfdecouple.cli import encode, picture_commands, run_commands
 from tfdecouple.errors import UserError
 from tfdecouple.system.process import get_arguments, run_program
 
 # The help lists the commands in this order. The module of `evaluate`, whose options come from the metrics, is imported
 # when the command is used.
 COMMANDS: list[Any] = [
-    train, presets, explain, sample, reconstruct, switch, interpolate, directions, edit, neighbours, project, curves,
-    "tfdecouple.cli.evaluate:evaluate", encode, encode_beam, import_wolf, publish, doctor, export, completion,
+    run_commands.train, run_commands.presets, run_commands.explain,
+    picture_commands.sample, picture_commands.reconstruct, picture_commands.switch, picture_commands.interpolate,
+    picture_commands.directions, picture_commands.edit, picture_commands.neighbours, picture_commands.project,
+    picture_commands.curves, "tfdecouple.cli.evaluate:evaluate", encode.encode, encode.encode_beam,
+    run_commands.import_wolf, run_commands.publish, run_commands.doctor, run_commands.export, run_commands.completion,
 ]  # fmt: skip
 
 app = App(

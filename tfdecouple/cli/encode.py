@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from tfdecouple.cli.options import DataSet, Folder, RunName, within
 from tfdecouple.errors import UserError
 from tfdecouple.system import process
+from tfdecouple.system.progress import Counter, format_count
 from tfdecouple.system.requirements import require_packages
 
 if TYPE_CHECKING:
@@ -63,7 +64,6 @@ def encode(
     from tfdecouple.corpus import encoding
     from tfdecouple.corpus.code_files import CodesManifest, DataFacts, ModelFacts
     from tfdecouple.runs.opened_run import Run, hash_weights
-    from tfdecouple.system.progress import Counter
 
     opened = Run.open(run)
     fields = _choose_fields(opened, v, z_std, scores)
@@ -115,7 +115,6 @@ def _verify_codes(out: pathlib.Path) -> int:
     process.start_tensorflow()
     from tfdecouple.corpus.code_files import CodesManifest
     from tfdecouple.corpus.encoding import verify_codes
-    from tfdecouple.system.progress import Counter, format_count
 
     manifest = CodesManifest.read_manifest(out)
     if manifest is None:

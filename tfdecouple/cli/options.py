@@ -10,8 +10,8 @@ from cyclopts import Parameter, validators
 from tfdecouple.data.image_formats import MOST_FILE_SIDE
 from tfdecouple.errors import UserError
 
-# Exit statuses of programs, beside 0, 1, 2 and 130 (`system.process.run_program`).
-EXIT_DIVERGED, EXIT_LOST, EXIT_FAILED, EXIT_INTERRUPTED = 3, 4, 5, 75
+# Exit status of `doctor` and `export` if a check fails.
+EXIT_FAILED = 5
 
 
 def within(least: float, most: float = 2**31 - 1, text: str | None = None) -> Parameter:

@@ -83,7 +83,8 @@ def make_training_batches(
     @tf.autograph.experimental.do_not_convert
     def make_example(number: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
         image, label = split.decode_record(record)
-        return {"image": augment_image(image, fold_into_seed(augmentation_seed, number), config), "label": label}
+        seed = fold_into_seed(augmentation_seed, number)
+        return {"image": augment_image(image, seed, config.pad_and_crop, config.horizontal_flip), "label": label}
 
     # Decoding comes after the loop over epochs, so that tf.data prefetches images of the next epoch in time.
     records = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch_records)
@@ -208,14 +209,13 @@ def _set_pipeline_options(batches: tf.data.Dataset) -> tf.data.Dataset:
     return batches.with_options(options).prefetch(2)
 
 
-def augment_image(image: tf.Tensor, seed: tf.Tensor, config: DataConfig) -> tf.Tensor:
+def augment_image(image: tf.Tensor, seed: tf.Tensor, pad: int, horizontal_flip: bool) -> tf.Tensor:
     """Shifts and mirrors an image, uint8 [height, width, channels], at random; `seed`, int64 [2], decides how.
 
-    The image is shifted by at most `config.pad_and_crop` pixels along each axis; its reflection fills the gap, as in
-    `numpy.pad(mode="reflect")`. If `config.horizontal_flip` is true, the image is mirrored with probability 1/2.
+    The image is shifted by at most `pad` pixels along each axis; its reflection fills the gap, as in
+    `numpy.pad(mode="reflect")`. If `horizontal_flip` is true, the image is mirrored with probability 1/2.
     """
-    pad = config.pad_and_crop
-    if not (config.horizontal_flip or pad):
+    if not (horizontal_flip or pad):
         return image
     height, width = image.shape[:2]
     rows, columns = tf.range(height), tf.range(width)
@@ -224,7 +224,7 @@ def augment_image(image: tf.Tensor, seed: tf.Tensor, config: DataConfig) -> tf.T
         # Shift and flip only change the indices of rows and columns, which is faster than `tf.pad` and `tf.slice`.
         shifts = tf.cast(tf.floor(draws[:2] * (2 * pad + 1)), tf.int32) - pad
         rows, columns = _reflect_indices(rows + shifts[0], height - 1), _reflect_indices(columns + shifts[1], width - 1)
-    if config.horizontal_flip:
+    if horizontal_flip:
         columns = tf.where(draws[2] < 0.5, tf.reverse(columns, [0]), columns)
     return tf.gather(tf.gather(image, rows), columns, axis=1)
 

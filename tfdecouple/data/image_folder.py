@@ -8,15 +8,14 @@ import os
 import pathlib
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import ImageShape
 from tfdecouple.data.image_file import SUFFIXES, read_image
-from tfdecouple.data.sources import BadImages, Source
+from tfdecouple.data.sources import BadImages, Source, SourceKind
 from tfdecouple.data.splits import MemorySplit, Split, Tensors
 from tfdecouple.errors import DataError
 
@@ -40,38 +39,49 @@ class ImageFile(NamedTuple):
     label_name: str
 
 
-def open_folder(config: DataConfig, image_shape: ImageShape) -> Source:
-    """Returns the `Source` of the images in the folder that `config.source` names; sub-folders are labels.
+class ImageFolder(SourceKind):
+    """The data source `folder:PATH`: a folder of image files, whose sub-folders are labels."""
 
-    If all decoded images take at most `data.cache_gib` GiB, this function reads them into memory. It only lists the
-    files of a larger folder, because even the headers of millions of files take long to read. An unreadable image in a
-    larger folder raises an error when a batch needs the image (see `Source.guard`). DataError is raised if the folder
-    is missing, has too few images for three splits or contradictory sub-folders, or if an image cannot be read.
-    """
-    # os.path.expanduser leaves "~name" of an unknown user as it is; Path.expanduser would raise an error.
-    folder = pathlib.Path(os.path.expanduser(config.source.removeprefix("folder:")))
-    if config.source == "folder:" or not folder.is_dir():
-        raise DataError(f"there is no folder {folder}; data.source=folder:PATH needs a folder of images")
-    files = _assign_files_to_splits(folder)
-    label_names = sorted({file.label_name for split_files, _ in files.values() for file in split_files} - {""})
-    labels = {name: label for label, name in enumerate(label_names)}
-    bad_images = BadImages(config.on_bad_image)
-    decoded_bytes = sum(len(split_files) for split_files, _ in files.values()) * math.prod(image_shape)
-    splits: dict[str, Split] = {}
-    for name, (split_files, description) in files.items():
-        split = FileSplit(split_files, folder, labels, description, image_shape, config.centre_crop, bad_images)
-        splits[name] = split.load_folder_into_memory() if decoded_bytes <= config.cache_gib * 2**30 else split
-    whole = sorted((file for split_files, _ in files.values() for file in split_files), key=lambda file: file.path)
-    all_images = FileSplit(whole, folder, labels, "all images", image_shape, config.centre_crop, bad_images)
-    return Source(
-        name=config.source,
-        title=f"images in {folder}",
-        label_names=tuple(label_names),
-        image_shape=image_shape,
-        splits=splits,
-        all_images=all_images,
-        bad_images=bad_images,
-    )
+    takes_path = True
+    crops_user_images = True
+    rights: ClassVar[dict[str, str]] = {
+        "": "Images from a folder: the person who trained the model knows their rights, which are not recorded here."
+    }
+
+    def open(self, image_shape: ImageShape, download: bool) -> Source:
+        """Returns the `Source` of the images in the folder that `config.source` names; sub-folders are labels.
+
+        If all decoded images take at most `data.cache_gib` GiB, this method reads them into memory. It only lists the
+        files of a larger folder, because even the headers of millions of files take long to read. An unreadable image
+        in a larger folder raises an error when a batch needs the image (see `Source.guard`). DataError is raised if the
+        folder is missing, has too few images for three splits or contradictory sub-folders, or if an image cannot be
+        read.
+        """
+        config = self.config
+        # os.path.expanduser leaves "~name" of an unknown user as it is; Path.expanduser would raise an error.
+        folder = pathlib.Path(os.path.expanduser(config.source.removeprefix("folder:")))
+        if config.source == "folder:" or not folder.is_dir():
+            raise DataError(f"there is no folder {folder}; data.source=folder:PATH needs a folder of images")
+        files = _assign_files_to_splits(folder)
+        label_names = sorted({file.label_name for split_files, _ in files.values() for file in split_files} - {""})
+        labels = {name: label for label, name in enumerate(label_names)}
+        bad_images = BadImages(config.on_bad_image)
+        decoded_bytes = sum(len(split_files) for split_files, _ in files.values()) * math.prod(image_shape)
+        splits: dict[str, Split] = {}
+        for name, (split_files, description) in files.items():
+            split = FileSplit(split_files, folder, labels, description, image_shape, config.centre_crop, bad_images)
+            splits[name] = split.load_folder_into_memory() if decoded_bytes <= config.cache_gib * 2**30 else split
+        whole = sorted((file for split_files, _ in files.values() for file in split_files), key=lambda file: file.path)
+        all_images = FileSplit(whole, folder, labels, "all images", image_shape, config.centre_crop, bad_images)
+        return Source(
+            name=config.source,
+            title=f"images in {folder}",
+            label_names=tuple(label_names),
+            image_shape=image_shape,
+            splits=splits,
+            all_images=all_images,
+            bad_images=bad_images,
+        )
 
 
 def split_files_by_hash(files: Sequence[ImageFile]) -> dict[str, list[ImageFile]]:

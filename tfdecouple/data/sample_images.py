@@ -4,14 +4,14 @@ import concurrent.futures
 import functools
 import importlib.metadata
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
-from tfdecouple.data.sources import Source
+from tfdecouple.data.sources import Source, SourceKind
 from tfdecouple.data.splits import ImagesAndLabels, MemorySplit
 from tfdecouple.errors import DataError, nearest
 from tfdecouple.system.devices import read_total_memory
@@ -58,56 +58,69 @@ _SEEDS = {"train": 1, "validation": 2, "test": 3}
 Box = tuple[int, int, int, int]
 
 
-def open_photographs(config: DataConfig, image_shape: ImageShape) -> Source:
-    """Returns the `Source` of random crops of the sample photographs; the crops are grey for images of one channel.
+class SamplePhotographs(SourceKind):
+    """The data source `photographs`: random crops of the sample photographs; grey for images of one channel."""
 
-    DataError is raised if a photograph is unknown, missing in the installed package or too small for crops of
-    `image_shape`; if the images have neither 1 nor 3 channels; or if the crops need more memory than the machine has.
-    """
-    height, width, channels = image_shape
-    if channels not in (1, RGB_CHANNELS):
-        raise DataError(
-            f"the sample photographs have 3 channels, or 1 as grey images, and the model's images have {channels}; "
-            "use another data.source"
-        )
-    pictures = tuple(map(open_photograph, find_photographs(config)))
-    for name, picture in zip(config.photographs, pictures, strict=True):
-        if max(height, width) > (largest := find_largest_crop_side(picture.size)):
+    def locate_images(self) -> None:
+        """Returns None, because no option of the config holds the path of the sample photographs."""
+
+    def describe_image_rights(self) -> str:
+        photographs = find_photographs(self.config.photographs)
+        listed = ", ".join(f"{item.name} by {item.author} ({item.licence})" for item in photographs)
+        return f"Photographs that come with scikit-image and scikit-learn: {listed}."
+
+    def open(self, image_shape: ImageShape, download: bool) -> Source:
+        """Returns the `Source` of the crops.
+
+        DataError is raised if a photograph is unknown, missing in the installed package or too small for crops of
+        `image_shape`; if the images have neither 1 nor 3 channels; or if the crops need more memory than the machine
+        has.
+        """
+        config = self.config
+        height, width, channels = image_shape
+        if channels not in (1, RGB_CHANNELS):
             raise DataError(
-                f"the images have a side of {max(height, width)} pixels, but the photograph {name} allows crops "
-                f"of {largest}; use at most that, or another data.source"
+                f"the sample photographs have 3 channels, or 1 as grey images, and the model's images have {channels}; "
+                "use another data.source"
             )
-    # The config in an untrusted run folder can ask for any count of crops, more than the machine's memory can hold.
-    if config.photograph_crops * math.prod(image_shape) > read_total_memory():
-        raise DataError(
-            f"data.photograph_crops is {config.photograph_crops}, more than this machine's memory holds; use fewer"
+        pictures = tuple(map(open_photograph, find_photographs(config.photographs)))
+        for name, picture in zip(config.photographs, pictures, strict=True):
+            if max(height, width) > (largest := find_largest_crop_side(picture.size)):
+                raise DataError(
+                    f"the images have a side of {max(height, width)} pixels, but the photograph {name} allows crops "
+                    f"of {largest}; use at most that, or another data.source"
+                )
+        # The config in an untrusted run folder can ask for any count of crops, more than the machine's memory can hold.
+        if config.photograph_crops * math.prod(image_shape) > read_total_memory():
+            raise DataError(
+                f"data.photograph_crops is {config.photograph_crops}, more than this machine's memory holds; use fewer"
+            )
+        counts = {"train": config.photograph_crops, **_HELD_OUT_CROPS}
+        splits = {
+            name: MemorySplit(
+                count,
+                f"{count} random crops of each photograph's {name} band",
+                functools.partial(cut_photograph_crops, pictures, name, count, image_shape),
+            )
+            for name, count in counts.items()
+        }
+        return Source(
+            name="photographs",
+            title="sample photographs",
+            label_names=config.photographs,
+            image_shape=image_shape,
+            splits=splits,
+            note="validation and test crops show different parts of the photographs, so their bits/dim differ",
         )
-    counts = {"train": config.photograph_crops, **_HELD_OUT_CROPS}
-    splits = {
-        name: MemorySplit(
-            count,
-            f"{count} random crops of each photograph's {name} band",
-            functools.partial(cut_photograph_crops, pictures, name, count, image_shape),
-        )
-        for name, count in counts.items()
-    }
-    return Source(
-        name="photographs",
-        title="sample photographs",
-        label_names=config.photographs,
-        image_shape=image_shape,
-        splits=splits,
-        note="validation and test crops show different parts of the photographs, so their bits/dim differ",
-    )
 
 
-def find_photographs(config: DataConfig) -> tuple[Photograph, ...]:
-    """Returns a tuple of the `Photograph`s that `config.photographs` names; raises DataError for an unknown name."""
-    for name in config.photographs:
+def find_photographs(names: Sequence[str]) -> tuple[Photograph, ...]:
+    """Returns a tuple of the `Photograph`s with these `names`; raises DataError for an unknown name."""
+    for name in names:
         if name not in PHOTOGRAPHS:
             hint = f"{nearest(name, PHOTOGRAPHS)}; there are {', '.join(PHOTOGRAPHS)}"
             raise DataError(f"data.photographs names {name!r}, and there is no such photograph{hint}")
-    return tuple(PHOTOGRAPHS[name] for name in config.photographs)
+    return tuple(PHOTOGRAPHS[name] for name in names)
 
 
 def find_split_band(size: tuple[int, int], split: str) -> Box:

@@ -1,4 +1,4 @@
-"""Opened data sets (`Source`); the kinds of data sources (photographs, TFDS, folders), chosen by `data.source`."""
+"""Opened data sets (`Source`), and the base class of the kinds of data sources, chosen by `data.source`."""
 
 from __future__ import annotations
 
@@ -128,8 +128,7 @@ class Source:
 class SourceKind:
     """The base class of the kinds of data sources, such as TFDS or folders, each with its way to open a data set.
 
-    The registry `SOURCES` has the names that a kind opens. Only the method `open` imports TensorFlow, so that help
-    texts appear quickly.
+    The registry `SOURCES` has the names that a kind opens. `config` names the data set.
 
     Attributes:
         takes_path: whether the text behind the colon of `data.source` is a path, whose absolute form a run stores.
@@ -143,84 +142,40 @@ class SourceKind:
     crops_user_images: ClassVar[bool] = False
     rights: ClassVar[dict[str, str]] = {"": "Images of {name}: their rights are not recorded here."}
 
-    def locate_images(self, config: DataConfig) -> tuple[str, str] | None:
+    def __init__(self, config: DataConfig):
+        self.config = config
+
+    def locate_images(self) -> tuple[str, str] | None:
         """Returns (option that holds the path of the images, path), such as ("data.data_dir", "/data"), or None."""
         if self.takes_path:
-            return "data.source", os.path.expanduser(config.source.partition(":")[2])
-        return ("data.data_dir", os.path.expanduser(config.data_dir)) if config.data_dir else None
+            return "data.source", os.path.expanduser(self.config.source.partition(":")[2])
+        return ("data.data_dir", os.path.expanduser(self.config.data_dir)) if self.config.data_dir else None
 
-    def describe_image_rights(self, config: DataConfig) -> str:
-        """Returns a sentence on the copyright of the images in the data set that the config names."""
-        name = config.source.rpartition(":")[2].partition("/")[0]
+    def describe_image_rights(self) -> str:
+        """Returns a sentence on the copyright of the images in the data set."""
+        name = self.config.source.rpartition(":")[2].partition("/")[0]
         return self.rights.get(name, self.rights[""]).format(name=name)
 
-    def open(self, config: DataConfig, image_shape: ImageShape, download: bool) -> Source:
-        """Opens the data set that `config.source` names; returns a `Source`; for the arguments see `open_source`."""
-        is_path = os.path.isdir(os.path.expanduser(config.source)) or config.source.startswith(("/", ".", "~"))
-        hint = f"; did you mean folder:{config.source}?" if is_path else nearest(config.source, SOURCES)
-        raise DataError(f"there is no data.source {config.source!r}{hint}; there are {list_source_kinds()}")
+    def open(self, image_shape: ImageShape, download: bool) -> Source:
+        """Opens the data set; returns a `Source`; for the arguments see `open_source`."""
+        source = self.config.source
+        is_path = os.path.isdir(os.path.expanduser(source)) or source.startswith(("/", ".", "~"))
+        hint = f"; did you mean folder:{source}?" if is_path else nearest(source, SOURCES)
+        raise DataError(f"there is no data.source {source!r}{hint}; there are {list_source_kinds()}")
 
 
-class Photographs(SourceKind):
-    """The data source `photographs`: crops of photographs that scikit-image and scikit-learn install."""
+def find_source_kind(config: DataConfig | str) -> SourceKind:
+    """Returns the `SourceKind` that opens the data set of a config, or of a value of `data.source`.
 
-    def locate_images(self, config: DataConfig) -> None:
-        """Returns None, because no option of the config holds the path of the sample photographs."""
-
-    def describe_image_rights(self, config: DataConfig) -> str:
-        from tfdecouple.data.sample_images import find_photographs
-
-        listed = ", ".join(f"{item.name} by {item.author} ({item.licence})" for item in find_photographs(config))
-        return f"Photographs that come with scikit-image and scikit-learn: {listed}."
-
-    def open(self, config: DataConfig, image_shape: ImageShape, download: bool) -> Source:
-        from tfdecouple.data.sample_images import open_photographs
-
-        return open_photographs(config, image_shape)
-
-
-class TensorFlowDatasets(SourceKind):
-    """The data sources `tfds:NAME`, of TensorFlow Datasets; the names of the paper's data sets need no "tfds:"."""
-
-    rights: ClassVar[dict[str, str]] = {
-        "cifar10": "CIFAR-10: its authors state no licence; they ask to cite Krizhevsky, 2009.",
-        "downsampled_imagenet": "ImageNet: its terms allow non-commercial research and education; the images have "
-        "owners.",
-        "lsun": "LSUN: its authors state no licence; the images have owners.",
-        "celeb_a_hq": "CelebA-HQ: for non-commercial research only; the images have owners.",
-        "": "Images of the TFDS data set {name}: see its own page for their licence.",
-    }
-
-    def open(self, config: DataConfig, image_shape: ImageShape, download: bool) -> Source:
-        from tfdecouple.data.tfds import open_tfds
-
-        return open_tfds(config, image_shape, download)
-
-
-class ImageFolder(SourceKind):
-    """The data source `folder:PATH`: a folder of image files."""
-
-    takes_path = True
-    crops_user_images = True
-    rights: ClassVar[dict[str, str]] = {
-        "": "Images from a folder: the person who trained the model knows their rights, which are not recorded here."
-    }
-
-    def open(self, config: DataConfig, image_shape: ImageShape, download: bool) -> Source:
-        from tfdecouple.data.image_folder import open_folder
-
-        return open_folder(config, image_shape)
-
-
-def find_source_kind(source: str) -> SourceKind:
-    """Returns the `SourceKind` that opens `source`, a value of `data.source`; for an unknown value, the base class's.
+    For an unknown value, it is an object of the base class.
 
     >>> type(find_source_kind("folder:mine")).__name__, type(find_source_kind("nothing")).__name__
     ('ImageFolder', 'SourceKind')
     """
-    prefix, colon, _ = source.partition(":")
-    names = (f"{prefix}:PATH", f"{prefix}:NAME") if colon else (source,)
-    return next((SOURCES[name] for name in names if name in SOURCES), SourceKind)()
+    config = DataConfig(source=config) if isinstance(config, str) else config
+    prefix, colon, _ = config.source.partition(":")
+    names = (f"{prefix}:PATH", f"{prefix}:NAME") if colon else (config.source,)
+    return next((SOURCES[name] for name in names if name in SOURCES), SourceKind)(config)
 
 
 def list_source_kinds() -> str:
@@ -235,7 +190,7 @@ def list_source_kinds() -> str:
 
 def resolve_image_paths(config: DataConfig) -> DataConfig:
     """Returns a copy of the config in which all paths are absolute, so that they hold in any working directory."""
-    kind = find_source_kind(config.source)
+    kind = find_source_kind(config)
     prefix, _, path = config.source.partition(":")
     if kind.takes_path and path:
         path = os.path.abspath(os.path.expanduser(path))
@@ -251,13 +206,13 @@ def hide_image_path(text: str, config: DataConfig) -> str:
     >>> hide_image_path("images in /home/me/photos", DataConfig(source="folder:/home/me/photos"))
     'images in photos'
     """
-    option, folder = find_source_kind(config.source).locate_images(config) or ("", "")
+    option, folder = find_source_kind(config).locate_images() or ("", "")
     return text.replace(folder, pathlib.Path(folder).name) if option == "data.source" else text
 
 
 def choose_user_crop(config: DataConfig) -> int:
     """Returns the `centre_crop`, in pixels, for image files that a user passes to a command; 0 for the largest crop."""
-    return config.centre_crop if find_source_kind(config.source).crops_user_images else 0
+    return config.centre_crop if find_source_kind(config).crops_user_images else 0
 
 
 def replace_source(config: DataConfig, source: str) -> DataConfig:
@@ -279,7 +234,7 @@ def open_source(config: DataConfig, image_shape: ImageShape, download: bool = Fa
     name is unknown, or the data are missing, unreadable or unusable.
     """
     try:
-        return find_source_kind(config.source).open(config, image_shape, download)
+        return find_source_kind(config).open(image_shape, download)
     except OSError as error:
         reason = error.strerror or one_line(error)
         raise DataError(f"cannot open data.source={config.source}: {reason}; fix this or use other images") from error

@@ -5,16 +5,15 @@ import importlib.util
 import math
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
 from tfdecouple.data.image_file import crop_and_resize_tensor
 from tfdecouple.data.image_formats import PILLOW_MODES
-from tfdecouple.data.sources import Source
+from tfdecouple.data.sources import Source, SourceKind
 from tfdecouple.data.splits import ImagesAndLabels, MemorySplit, RecordSplit, Split, Tensors
 from tfdecouple.errors import DataError, nearest, one_line
 from tfdecouple.storage.files import count_records
@@ -27,34 +26,49 @@ _WINDOW_BYTES = 2**27
 _LEAST_WINDOW = 1024
 
 
-def open_tfds(config: DataConfig, image_shape: ImageShape, download: bool) -> Source:
-    """Opens the TFDS data set that `config.source` names; returns a `Source` with images of `image_shape`.
+class TensorFlowDatasets(SourceKind):
+    """The data sources `tfds:NAME`, of TensorFlow Datasets; the names of the paper's data sets need no "tfds:"."""
 
-    If `download` is true, TFDS downloads and prepares missing data. If all decoded images take at most `data.cache_gib`
-    GiB, the source holds them in memory. Otherwise each pass reads encoded images from disk. DataError is raised if
-    TFDS lacks the data set, the data are not prepared, the download fails, or the images do not fit the model.
-    """
-    builder = _find_builder(config)
-    _require_prepared(builder, config, download)
-    info = builder.info
-    sizes = {name: split.num_examples for name, split in info.splits.items()}
-    chosen = choose_tfds_splits(config.source, sizes, config.validation_examples)
-    image_key, label_key = find_feature_keys(config.source, info.features, image_shape[-1])
-    splits: dict[str, Split] = {
-        name: _make_record_split(builder, notation, image_key, label_key, image_shape, config.centre_crop)
-        for name, notation in chosen.items()
+    rights: ClassVar[dict[str, str]] = {
+        "cifar10": "CIFAR-10: its authors state no licence; they ask to cite Krizhevsky, 2009.",
+        "downsampled_imagenet": "ImageNet: its terms allow non-commercial research and education; the images have "
+        "owners.",
+        "lsun": "LSUN: its authors state no licence; the images have owners.",
+        "celeb_a_hq": "CelebA-HQ: for non-commercial research only; the images have owners.",
+        "": "Images of the TFDS data set {name}: see its own page for their licence.",
     }
-    if sum(split.size for split in splits.values()) * math.prod(image_shape) <= config.cache_gib * 2**30:
-        for name, split in splits.items():
-            load = functools.partial(_load_decoded_images, split, info.full_name, image_shape)
-            splits[name] = MemorySplit(split.size, split.description, load)
-    return Source(
-        name=config.source,
-        title=f"TFDS {info.full_name}",
-        image_shape=image_shape,
-        label_names=tuple(info.features[label_key].names) if label_key else (),
-        splits=splits,
-    )
+
+    def open(self, image_shape: ImageShape, download: bool) -> Source:
+        """Opens the TFDS data set that `config.source` names; returns a `Source` with images of `image_shape`.
+
+        If all decoded images take at most `data.cache_gib` GiB, the source holds them in memory. Otherwise each pass
+        reads encoded images from disk. DataError is raised if TFDS lacks the data set, the data are not prepared, the
+        download fails, or the images do not fit the model.
+        """
+        config = self.config
+        builder = _find_builder(config.source, config.data_dir)
+        if not builder.is_prepared():
+            # This check comes first, because TFDS would start a download to read a data set that is not prepared.
+            _prepare(builder, config.source, config.data_dir, download)
+        info = builder.info
+        sizes = {name: split.num_examples for name, split in info.splits.items()}
+        chosen = choose_tfds_splits(config.source, sizes, config.validation_examples)
+        image_key, label_key = find_feature_keys(config.source, info.features, image_shape[-1])
+        splits: dict[str, Split] = {
+            name: _make_record_split(builder, notation, image_key, label_key, image_shape, config.centre_crop)
+            for name, notation in chosen.items()
+        }
+        if sum(split.size for split in splits.values()) * math.prod(image_shape) <= config.cache_gib * 2**30:
+            for name, split in splits.items():
+                load = functools.partial(_load_decoded_images, split, info.full_name, image_shape)
+                splits[name] = MemorySplit(split.size, split.description, load)
+        return Source(
+            name=config.source,
+            title=f"TFDS {info.full_name}",
+            image_shape=image_shape,
+            label_names=tuple(info.features[label_key].names) if label_key else (),
+            splits=splits,
+        )
 
 
 def choose_tfds_splits(source: str, sizes: Mapping[str, int], held_out: int) -> dict[str, str]:
@@ -83,15 +97,15 @@ def choose_tfds_splits(source: str, sizes: Mapping[str, int], held_out: int) -> 
     return {"train": f"train[:-{needed}]", **held}
 
 
-def _find_builder(config: DataConfig) -> Any:
+def _find_builder(source: str, data_dir: str | None) -> Any:
     # The builder's class always comes from TFDS. The function `tfds.builder` is not called, because it would import a
     # class that the metadata of an untrusted folder names.
     if importlib.util.find_spec("tensorflow_datasets") is None:
-        raise DataError(describe_missing_package("tensorflow_datasets", f"data.source={config.source}"))
+        raise DataError(describe_missing_package("tensorflow_datasets", f"data.source={source}"))
     import tensorflow_datasets as tfds
 
-    name = config.source.removeprefix("tfds:")
-    data_dir = os.path.expanduser(config.data_dir) if config.data_dir else None
+    name = source.removeprefix("tfds:")
+    data_dir = os.path.expanduser(data_dir) if data_dir else None
     try:
         parsed, options = tfds.core.naming.parse_builder_name_kwargs(name)
         if parsed.namespace or not set(options) <= {"config", "version"}:
@@ -110,22 +124,18 @@ def _find_builder(config: DataConfig) -> Any:
         raise DataError(f"cannot open the data set {name!r}{hint}: {one_line(error)}") from error
 
 
-def _require_prepared(builder: Any, config: DataConfig, download: bool) -> None:
-    # This check comes first, because TFDS would start a download to read a data set that is not prepared.
-    if builder.is_prepared():
-        return
+def _prepare(builder: Any, source: str, data_dir: str | None, download: bool) -> None:
     if not download:
-        name = config.source.removeprefix("tfds:")
-        data_dir = f" --data_dir {config.data_dir}" if config.data_dir else ""
+        option = f" --data_dir {data_dir}" if data_dir else ""
         raise DataError(
-            f"the data set {config.source} is not prepared in {builder.data_path}; name the right folder with "
-            f"--data-dir, or prepare it by adding --download or with: tfds build {name}{data_dir}"
+            f"the data set {source} is not prepared in {builder.data_path}; name the right folder with --data-dir, or "
+            f"prepare it by adding --download or with: tfds build {source.removeprefix('tfds:')}{option}"
         )
     try:
         builder.download_and_prepare()
     # TFDS raises exceptions of many classes if network, disk or checksums fail, so each of them becomes DataError.
     except Exception as error:
-        raise DataError(f"cannot prepare the data set {config.source}: {one_line(error)}") from error
+        raise DataError(f"cannot prepare the data set {source}: {one_line(error)}") from error
 
 
 def find_feature_keys(source: str, features: Mapping[str, Any], channels: int = RGB_CHANNELS) -> tuple[str, str | None]:

@@ -5,7 +5,6 @@ import importlib.metadata
 import itertools
 import math
 import os
-import pathlib
 import re
 import statistics
 import subprocess
@@ -21,15 +20,14 @@ import tensorflow as tf
 from tfdecouple.config import Config
 from tfdecouple.data.hard_images import make_hard_images
 from tfdecouple.doctor.check_runner import MODEL, QUICK_BATCH, CheckResult, Task, load_small_config, make_doctor_config
-from tfdecouple.doctor.gpu_peaks import PEAKS, compute_ceiling
 from tfdecouple.errors import ExactnessWarning, UserError
 from tfdecouple.execution.run_mode import RunMode
 from tfdecouple.model.objective import map_noise_to_z
+from tfdecouple.networks.architecture import count_multiply_adds
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runs.run_folder import RunFolder
-from tfdecouple.system.devices import describe_machine, format_bytes, list_instruction_sets, read_total_memory
-from tfdecouple.training.state import TrainingState
-from tfdecouple.training.step import TrainStep
+from tfdecouple.system.devices import describe_machine, format_bytes, read_cpuinfo, read_total_memory
+from tfdecouple.training.step import TrainingState, TrainStep
 from tfdecouple.training.workers import get_mirrored_strategy, make_strategy
 
 # Packages whose versions the report lists.
@@ -37,6 +35,8 @@ _PACKAGES = (
     "tfdecouple", "tensorflow", "keras", "tensorflow-probability", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu",
     "nvidia-cudnn-cu12", "nvidia-nccl-cu12",
 )  # fmt: skip
+# Instruction sets of processors that matter for speed, by Linux' names.
+_INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 # Environment variables of oneDNN that let CPUs compute float32 in lower precision, unless set to "" or "strict".
 _ROUNDING = ("TF_SET_ONEDNN_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 # Matches names of environment variables that change how TensorFlow computes; the report lists them.
@@ -57,6 +57,13 @@ STEPS, WEIGHTS_BOUND = 10, 1e-3
 BATCHES = {"CPU": (4, 16, 64), "GPU": (1, 16, 64, 256, 1024)}
 # Least duration of a timed repetition in seconds, with --quick (True) and without it (False).
 _SECONDS = {True: 0.3, False: 2.0}
+# Published peaks of GPUs (H100 SXM, A100, GeForce RTX 4090) in TFLOP/s by `training.precision`, without sparsity.
+# Products of bfloat16 are summed in float32.
+PEAKS = {
+    "H100": {"float32": 66.9, "tf32": 494.7, "mixed_bfloat16": 989.4},
+    "A100": {"float32": 19.5, "tf32": 156.0, "mixed_bfloat16": 312.0},
+    "RTX 4090": {"float32": 82.6, "tf32": 82.6, "mixed_bfloat16": 165.2},
+}
 
 
 def inspect_machine(task: Task) -> Iterator[CheckResult]:
@@ -73,7 +80,7 @@ def inspect_machine(task: Task) -> Iterator[CheckResult]:
             "versions": {package.name: package.version for package in installed if package.name in _PACKAGES},
             "cuda": built.get("cuda_version"),
             "cudnn": built.get("cudnn_version"),
-            "instructions": list_instruction_sets(),
+            "instructions": [name for name in _INSTRUCTIONS if name in read_cpuinfo("flags").split()],
             "memory_bytes": read_total_memory(),
             "environment": {name: value for name, value in sorted(os.environ.items()) if _COMPUTING.fullmatch(name)},
             "gpus": [tf.config.experimental.get_device_details(gpu) for gpu in gpus],
@@ -111,22 +118,20 @@ def load_photographs(count: int) -> np.ndarray:
     return np.resize(np.load(MODEL / NUMBERS)["images"], (count, 16, 16, 3))
 
 
-def make_training(
-    strategy: tf.distribute.Strategy, settings: Sequence[str] = (), folder: pathlib.Path = MODEL
-) -> tuple[Any, Any]:
+def make_training(strategy: tf.distribute.Strategy, settings: Sequence[str]) -> tuple[TrainingState, TrainStep]:
     """Returns a `TrainingState` with the trained weights of `doctor`'s small model, and its `TrainStep` to train on."""
     batch = [f"training.{name}={IMAGES}" for name in ("batch_size", "evaluation_batch_size")]
     config = load_small_config().override([*batch, "training.ema_decay=0.0", *settings])
     with strategy.scope():
         state = TrainingState(config)
-    RunFolder(folder).load_weights(state.model, averaged=False)
+    RunFolder(MODEL).load_weights(state.model, averaged=False)
     return state, TrainStep(state, strategy)
 
 
-def compute_numbers(device: str, images: np.ndarray, folder: pathlib.Path = MODEL) -> dict[str, np.ndarray]:
+def compute_numbers(device: str, images: np.ndarray) -> dict[str, np.ndarray]:
     """Returns {name: array} of what the small model computes on a device: z, v, x, bits/dim and samples."""
     with tf.device(device):
-        model, rng = load_model(folder), np.random.default_rng(1)
+        model, rng = load_model(MODEL), np.random.default_rng(1)
         z_noise = rng.standard_normal((IMAGES, model.config.latent_dim)).astype(np.float32)
         v_noise = rng.standard_normal((IMAGES, *model.config.image_shape)).astype(np.float32)
         u_noise = rng.random((IMAGES, *model.config.image_shape), np.float32)
@@ -138,11 +143,9 @@ def compute_numbers(device: str, images: np.ndarray, folder: pathlib.Path = MODE
     return {name: np.asarray(value) for name, value in values.items()}
 
 
-def compute_gradient(
-    device: str, images: np.ndarray, settings: Sequence[str] = (), folder: pathlib.Path = MODEL
-) -> np.ndarray:
+def compute_gradient(device: str, images: np.ndarray, settings: Sequence[str]) -> np.ndarray:
     """Returns the gradient of all weights of `doctor`'s small model in a training step on a device, float32 `[n]`."""
-    state, step = make_training(get_mirrored_strategy((device,)), tuple(settings), folder)
+    state, step = make_training(get_mirrored_strategy((device,)), settings)
     step([images], 0)
     # After the first step, Adam's running means of gradients are the gradient times 1 - beta_1.
     return _join(state.optimizer.means) / (1 - load_small_config().training.beta_1)
@@ -278,3 +281,13 @@ def _make_phases(config: Config, devices: int) -> dict[str, Callable[[int], Any]
 
     encode, decode = lambda: model.encode(images, labels).v, lambda: model.decode(z, v)
     return {"train": train, "eval": repeat(score), "encode": repeat(encode), "decode": repeat(decode)}
+
+
+def compute_ceiling(config: Config, phase: str, gpu: str) -> float:
+    """Returns the images/s that a GPU can reach at most in a phase: its published peak over the products of an image.
+
+    `gpu` is a key of `PEAKS`, and `phase` is "train" or "eval". Only training has another precision than float32. A
+    training step computes as many products as three forward passes: one forward, and two gradients of each product.
+    """
+    precision, passes = (config.training.precision, 3) if phase == "train" else ("float32", 1)
+    return 1e12 * PEAKS[gpu][precision] / (2 * passes * count_multiply_adds(config.model))

@@ -29,8 +29,6 @@ from tfdecouple.storage.files import FileDigest, move_into_place, read_model, te
 from tfdecouple.system.requirements import require_packages
 
 BUNDLED = pathlib.Path(__file__).parents[1] / "pretrained"
-# Name of the bundled weights that commands use if the user names no run.
-DEFAULT = "photographs"
 # Prefix of addresses on the Hugging Face Hub, such as hf://OWNER/NAME.
 HUB = "hf://"
 CARD, MANIFEST = "README.md", "manifest.json"

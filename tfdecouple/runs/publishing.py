@@ -134,7 +134,7 @@ def describe_training_images(config: Config, summary: Mapping[str, Any], step: i
     if training is None:
         data, rights = "data unknown" + (f" ({config.description})" if config.description else ""), _NO_RIGHTS
     else:
-        rights = find_source_kind(training.source).describe_image_rights(training)
+        rights = find_source_kind(training).describe_image_rights()
         data = summary.get("data") or training.source
     return hide_image_path(data, config.data), summary.get("rights", rights)
 

@@ -29,7 +29,7 @@ from PIL import Image
 
 from tfdecouple.config import Config, DataConfig, preset_names
 from tfdecouple.errors import RunError, UntrustedError, nearest, one_line
-from tfdecouple.runs.metrics_log import read_metrics
+from tfdecouple.loggers import read_metrics
 from tfdecouple.runs.pretrained import HUB, find_pretrained, list_pretrained
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 from tfdecouple.storage.files import read_json, read_model, write_json, write_text

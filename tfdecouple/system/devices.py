@@ -49,11 +49,6 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def list_instruction_sets() -> list[str]:
-    """Returns the processor's instruction sets that matter for speed, by Linux' names such as "avx2"."""
-    return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in read_cpuinfo("flags").split()]
-
-
 def read_total_memory() -> int:
     """Returns the memory of this machine in bytes, or the memory limit of this process's container if that is lower."""
     limits = [2**63]

@@ -40,13 +40,8 @@ def start_tensorflow(threads: int | None = None) -> None:
     """Imports TensorFlow without its messages, and sets the memory, threads and graph optimiser that TensorFlow uses.
 
     A program calls this function before anything else imports TensorFlow. The messages appear if the environment
-    variable TF_CPP_MIN_LOG_LEVEL is set.
-
-    Args:
-        threads: the number of threads that compute; None for one thread per core, or TensorFlow's default with a GPU.
-
-    Raises:
-        ConfigError: if Keras is set to another backend than TensorFlow, or TFDECOUPLE_SHARDS is invalid.
+    variable TF_CPP_MIN_LOG_LEVEL is set. `threads` compute; None stands for one per core, or TensorFlow's default with
+    a GPU. ConfigError is raised if Keras has another backend than TensorFlow, or TFDECOUPLE_SHARDS is invalid.
     """
     require_backend()
     _keep_memory()
@@ -156,16 +151,10 @@ def run_module(
 ) -> tuple[int | None, str]:
     """Runs `python -m module` in a new process; returns its exit status, and the last line of its standard error.
 
-    The status is None if the process printed no line for `limit` seconds and was therefore killed. With
-    TFDECOUPLE_TRACEBACK in the environment, standard error is not read but shown, so that users see tracebacks.
-
-    Args:
-        module: the module's dotted name.
-        arguments: the arguments of the module.
-        on_line: a callback that receives each complete line of standard output, without its end, as it is printed.
-        limit: the number of seconds.
-        given: the content of standard input.
-        environment: variables that are set for the process.
+    The process gets `given` as standard input, and the variables in `environment`. The callback `on_line` receives each
+    complete line of standard output, without its end, as it is printed. The status is None if the process printed no
+    line for `limit` seconds and was therefore killed. With TFDECOUPLE_TRACEBACK in the environment, standard error is
+    not read but shown, so that users see tracebacks.
     """
     command, status = make_python_command("-m", module, *arguments, **environment), None
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as errors:
@@ -206,9 +195,9 @@ def get_arguments(arguments: Sequence[str] | None) -> list[str]:
 def run_program(main: Callable[[], int]) -> int:
     """Runs the function `main` of a program, prints any error as one line, and returns the exit status.
 
-    The status is that of `main`; 2 after a user's mistake, a full disk or too little memory; 130 after an interruption
-    (Ctrl-C); 141 if the reader of the output, such as `head`, has ended; 1 after a fault of the program itself, whose
-    traceback TFDECOUPLE_TRACEBACK=1 shows.
+    The status is that of `main` or of a UserError; 2 after a full disk or with too little memory; 130 after an
+    interruption (Ctrl-C); 141 if the reader of the output, such as `head`, has ended; 1 after a fault of the program
+    itself, whose traceback TFDECOUPLE_TRACEBACK=1 shows.
     """
     _prepare_output()
     # The garbage collection at exit skips all objects, because it would take seconds with TensorFlow's graphs.
@@ -223,7 +212,7 @@ def run_program(main: Callable[[], int]) -> int:
         sys.stdout.flush()
         return status
     except UserError as error:
-        return _print_error(str(error), 2)
+        return print_error(str(error), error.status, error.prefix)
     except KeyboardInterrupt as interrupt:
         return _print_interruption(*interrupt.args)
     except BrokenPipeError:
@@ -234,9 +223,9 @@ def run_program(main: Callable[[], int]) -> int:
         drop_output()
         name = error.filename
         where = f"cannot use {name}" if isinstance(name, str) else "cannot write to standard output, or another file"
-        return _print_error(f"{where}: {error.strerror or error}; correct this and start again", 2)
+        return print_error(f"{where}: {error.strerror or error}; correct this and start again", 2)
     except UnicodeError as error:
-        return _print_error(f"a name or text is not UTF-8 here ({error}); rename it, or set LC_ALL=C.UTF-8", 2)
+        return print_error(f"a name or text is not UTF-8 here ({error}); rename it, or set LC_ALL=C.UTF-8", 2)
     except Exception as error:
         return _report_fault(error)
 
@@ -244,7 +233,7 @@ def run_program(main: Callable[[], int]) -> int:
 def _report_fault(error: Exception) -> int:
     package = (getattr(error, "name", None) or "").partition(".")[0]
     if isinstance(error, ModuleNotFoundError) and package in EXTRAS:
-        return _print_error(describe_missing_package(package, "the command"), 2)
+        return print_error(describe_missing_package(package, "the command"), 2)
     if was_interrupted(error):
         return _print_interruption()
     # The class of TensorFlow's error is compared by name, because TensorFlow is possibly not imported yet. The text
@@ -252,12 +241,12 @@ def _report_fault(error: Exception) -> int:
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
     if out_of_memory or "failed to map segment" in str(error):
         what = one_line(error, first=True)
-        return _print_error(f"out of memory ({what}); take fewer images at a time or a smaller model", 2)
+        return print_error(f"out of memory ({what}); take fewer images at a time or a smaller model", 2)
     if os.environ.get("TFDECOUPLE_TRACEBACK"):
         raise error
     *_, last = traceback.extract_tb(error.__traceback__)
     where = f"{type(error).__name__}: {error} ({pathlib.Path(last.filename).name}, line {last.lineno})"
-    return _print_error(f"a fault of this program, please report it: {where}; TFDECOUPLE_TRACEBACK=1 shows all", 1)
+    return print_error(f"a fault of this program, please report it: {where}; TFDECOUPLE_TRACEBACK=1 shows all", 1)
 
 
 def was_interrupted(error: BaseException) -> bool:
@@ -278,10 +267,11 @@ def _print_interruption(*saved: object) -> int:
     """Prints "interrupted" and the texts `saved`, which say what the program had saved; returns the exit status 130."""
     # Without this hook Python prints a message for each of TensorFlow's unfinished generators that fails at exit.
     sys.unraisablehook = lambda _: None
-    return _print_error("; ".join(["interrupted", *map(str, saved)]), 130, "")
+    return print_error("; ".join(["interrupted", *map(str, saved)]), 130, "")
 
 
-def _print_error(text: str, status: int, prefix: str = "error: ") -> int:
+def print_error(text: str, status: int, prefix: str = "error: ") -> int:
+    """Prints an error as one line on standard error, after all output before it; returns `status`."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

@@ -79,25 +79,24 @@ class Counter:
     images an earlier process finished, and `unit` names what is counted if it is not images.
     """
 
-    def __init__(self, what: str, total: int, file: TextIO | None = None, before: int = 0, unit: str = "images"):
+    def __init__(self, what: str, total: int, before: int = 0, unit: str = "images"):
         self._what, self._total, self._unit, self._before = what, total, unit, before
-        self._file = file or sys.stderr
         self._left = TimeLeft(total, _FIRST)
         self._bar: tqdm | None = None
         # The number of the last line, 0 before the first one, and the number of finished images.
         self._shown = self._done = 0
 
     def __enter__(self) -> Counter:
-        if self._file.isatty():
+        if sys.stderr.isatty():
             options = {"initial": self._before, "desc": self._what, "unit": f" {self._unit}", "leave": False}
-            self._bar = tqdm(total=self._total, file=self._file, dynamic_ncols=True, **options)
+            self._bar = tqdm(total=self._total, file=sys.stderr, dynamic_ncols=True, **options)
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.close()
         elif 0 < self._shown < self._done:
-            print(f"{self._what}: {self._done} of {self._total} {self._unit}", file=self._file, flush=True)
+            print(f"{self._what}: {self._done} of {self._total} {self._unit}", file=sys.stderr, flush=True)
 
     def __call__(self, done: int) -> None:
         """Shows that `done` images are finished: in the bar, or without a terminal in a line, if a line is due."""
@@ -108,7 +107,7 @@ class Counter:
             self._shown = done
             rate, left = self._left.measure_rate(done), self._left.format_time_left(done)
             speed = f", {rate:.3g} {self._unit}/s, {left}" if rate else ""
-            print(f"{self._what}: {done} of {self._total} {self._unit}{speed}", file=self._file, flush=True)
+            print(f"{self._what}: {done} of {self._total} {self._unit}{speed}", file=sys.stderr, flush=True)
 
 
 class TrainingProgress:

@@ -33,7 +33,7 @@ class InterruptedRunError(RunError):
     """Raised after a signal has stopped a run, whose state is saved."""
 
     # This exit status is EX_TEMPFAIL of sysexits.h, a temporary failure: the same command resumes the run.
-    status = 75
+    status, prefix = 75, ""
 
 
 class _Stopped(BaseException):

@@ -10,12 +10,12 @@ import numpy as np
 from tfdecouple.data.batches import load_images
 from tfdecouple.data.sources import Source
 from tfdecouple.errors import UserError
+from tfdecouple.loggers import read_metrics
 from tfdecouple.metrics.bits_per_dim import Bound
 from tfdecouple.model.outlier_scores import compute_codec_bits
 from tfdecouple.registry import DIAGNOSTICS
-from tfdecouple.runs.metrics_log import read_metrics
 from tfdecouple.runs.run_folder import METRICS
-from tfdecouple.training.state import TrainingState
+from tfdecouple.training.step import TrainingState
 from tfdecouple.training.training_folder import TrainingFolder
 from tfdecouple.training.workers import on_chief
 from tfdecouple.visualization.grids import reconstruct_images

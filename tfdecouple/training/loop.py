@@ -23,8 +23,7 @@ from tfdecouple.runs.run_folder import CONFIG
 from tfdecouple.system.progress import TrainingProgress
 from tfdecouple.system.signals import InterruptedRunError, StopRequest
 from tfdecouple.training.evaluation import EvaluationReports
-from tfdecouple.training.state import TrainingState
-from tfdecouple.training.step import StepResult, TrainStep
+from tfdecouple.training.step import StepResult, TrainingState, TrainStep
 from tfdecouple.training.training_folder import TrainingFolder, make_paths_absolute
 from tfdecouple.training.workers import (
     Workers,
@@ -114,12 +113,12 @@ def train(
         keras.utils.set_random_seed(training.seed)
         with strategy.scope():
             state = TrainingState(config)
-        trainer = Trainer(state, source, strategy, directory, progress)
+        trainer = Trainer(state, source, strategy, directory, progress, stop)
         summary = trainer.start()
         if summary is None:
             with stop:
-                trainer.train_to_last_step(stop)
-                summary = trainer.measure_test_images(stop)
+                trainer.train_to_last_step()
+                summary = trainer.measure_test_images()
         return Outcome(path, summary, is_chief)
 
 
@@ -155,10 +154,11 @@ class Trainer:
         strategy: tf.distribute.Strategy,
         directory: TrainingFolder,
         progress: TrainingProgress,
+        stop: StopRequest,
     ):
-        self.state, self.source, self.strategy, self.progress = state, source, strategy, progress
-        self.directory, self.workers = directory, directory.workers
-        self.config, self.training = directory.config, state.training
+        self.state, self.source, self.strategy = state, source, strategy
+        self.directory, self.workers, self.progress, self.stop = directory, directory.workers, progress, stop
+        self.training = state.training
         self.reports = EvaluationReports(state, source, directory, progress.show_note)
         self.take_step = TrainStep(state, strategy)
         self.evaluator = BoundEvaluator(state.model, strategy)
@@ -192,7 +192,7 @@ class Trainer:
         if self.workers.count > 1:
             devices += f" of {self.workers.count} workers"
         self.progress.print_line(
-            f"{describe_config(self.config)}: {self.state.model.parameter_count()['total']:,} parameters, "
+            f"{describe_config(self.directory.config)}: {self.state.model.parameter_count()['total']:,} parameters, "
             f"{devices}, run folder {self.directory.path}\n"
             f"{self.source.title}: {sizes['train']:,} training images, "
             f"{sizes['validation']:,} for validation ({self.source.descriptions['validation']}), "
@@ -210,7 +210,9 @@ class Trainer:
             self.progress.show_note(
                 f"initialising the weights from {count} training images, then tracing the first step", at_once=True
             )
-            first = make_training_batches(self.source, self.config.data, batch_size=count, seed=self.training.seed)
+            first = make_training_batches(
+                self.source, self.directory.config.data, batch_size=count, seed=self.training.seed
+            )
             images = add_first_noise(next(iter(first))["image"], self.training)
             self.state.model.initialize(images, seed=self.training.seed)
         else:
@@ -234,7 +236,7 @@ class Trainer:
         if damaged := self.directory.write_run_files(self.source.label_names):
             self.progress.print_line(f"metrics.jsonl: {damaged} damaged rows are left out; checkpoints are unchanged")
 
-    def train_to_last_step(self, stop: StopRequest) -> None:
+    def train_to_last_step(self) -> None:
         """Takes all remaining training steps; after a signal, saves the state and raises InterruptedRunError.
 
         Steps are dispatched without waiting for their results, so that a GPU is never idle. A step's result is copied
@@ -243,13 +245,13 @@ class Trainer:
         training = self.training
         batches, begun = self._load_training_batches(), self.step
         if begun:
-            self._restore_or_repeat_evaluation(stop)
+            self._restore_or_repeat_evaluation()
         since, last = time.monotonic(), begun
         result: StepResult | None = None
-        stopping = self._should_stop(stop)
+        stopping = self._should_stop()
         while self.step < training.steps and not stopping:
             micro_batches = [next(batches) for _ in range(training.micro_batches)]
-            result = self.take_step(micro_batches, self.step, bool(stop.reason))
+            result = self.take_step(micro_batches, self.step, bool(self.stop.reason))
             self.step += 1
             evaluates = self._is_evaluation_step()
             logs = self.step == training.steps or self.step % training.log_every == 0
@@ -264,22 +266,22 @@ class Trainer:
                 # A signal may end the program during the evaluation, so the state is saved before the evaluation.
                 self._save_checkpoint()
                 if evaluates:
-                    self._evaluate_validation(stop)
+                    self._evaluate_validation()
             if fetched:
                 # The images per second leave out the first step, which is slow for tracing, and evaluations.
                 since, last = time.monotonic(), self.step
-            stopping = self._should_stop(stop, fetched)
+            stopping = self._should_stop(fetched)
         if stopping and self.step < training.steps:
             if result is not None:
                 self._fetch_step_result(result)
             self._write_run_files()
             self._save_checkpoint(overwrite=False)
-            cause = stop.reason or "a signal to another worker"
+            cause = self.stop.reason or "a signal to another worker"
             raise InterruptedRunError(
                 f"stopped by {cause} at step {self.step} of {training.steps}, saved; the same command resumes"
             )
 
-    def _should_stop(self, stop: StopRequest, fetched: StepResult | None = None) -> bool:
+    def _should_stop(self, fetched: StepResult | None = None) -> bool:
         """Returns whether the run stops after the current step because of a signal to this process or another worker.
 
         `fetched` is the result of the step if it was copied to the host, else None. Several workers stop together, and
@@ -287,20 +289,20 @@ class Trainer:
         """
         if self.workers.count > 1:
             return fetched is not None and bool(fetched.stop)
-        return bool(stop.reason)
+        return bool(self.stop.reason)
 
     def _load_training_batches(self) -> Iterator[Any]:
         def load_examples(context: tf.distribute.InputContext) -> tf.data.Dataset:
             batches = make_training_batches(
                 self.source,
-                self.config.data,
+                self.directory.config.data,
                 batch_size=self.training.batch_size,
                 seed=self.training.seed,
                 start_step=self.step,
                 micro_batches=self.training.micro_batches,
                 context=context,
             )
-            return make_training_inputs(batches, self.source, self.config.model)
+            return make_training_inputs(batches, self.source, self.state.model.config)
 
         return iter(self.strategy.distribute_datasets_from_function(load_examples, make_device_input_options()))
 
@@ -350,7 +352,7 @@ class Trainer:
     def _is_evaluation_step(self) -> bool:
         return self.step == self.training.steps or self.step % self.training.evaluate_every == 0
 
-    def _restore_or_repeat_evaluation(self, stop: StopRequest) -> None:
+    def _restore_or_repeat_evaluation(self) -> None:
         """When a run resumes, finds the bits/dim of the current step in the log, or evaluates the validation images.
 
         The images are evaluated if an evaluation is due at the current step and the log has none. The log may also have
@@ -360,16 +362,16 @@ class Trainer:
         if bits_per_dim is not None:
             self.state.update_best_evaluation(self.step, bits_per_dim)
         elif self._is_evaluation_step():
-            self._evaluate_validation(stop)
+            self._evaluate_validation()
 
-    def _evaluate_validation(self, stop: StopRequest) -> None:
+    def _evaluate_validation(self) -> None:
         """Computes and logs the bits/dim of validation images; saves the weights if these are the best so far."""
         count = self._count_evaluated_images("validation", self.training.evaluation_images)
         where = (
             f"while the validation images were measured at step {self.step} of {self.training.steps}, saved; "
             "the same command resumes"
         )
-        with self._stop_evaluation_at_once(stop, where), self.state.optimizer.use_averages():
+        with self._stop_evaluation_at_once(where), self.state.optimizer.use_averages():
             count_batch = self.progress.make_counter("validation", count)
             batches = self._load_evaluation_batches("validation", count)
             measured = self.evaluator(batches, seed=self.training.seed, on_batch=count_batch)
@@ -377,14 +379,14 @@ class Trainer:
             message = self.reports.report_validation(self.step, measured, is_best)
         self.progress.print_line(message)
 
-    def measure_test_images(self, stop: StopRequest) -> dict[str, Any]:
+    def measure_test_images(self) -> dict[str, Any]:
         """Evaluates the best weights on test images, writes summary.json and returns its content, a dict."""
         training, count = self.training, self._count_evaluated_images("test")
         where = (
             f"while the test images were measured; all {self.step} steps and the best weights are saved, "
             "the same command measures them again"
         )
-        with self._stop_evaluation_at_once(stop, where):
+        with self._stop_evaluation_at_once(where):
             self.directory.load_best_weights(self.state)
             self._broadcast_model()
             test: Bound | None = None
@@ -400,9 +402,9 @@ class Trainer:
                 self.progress.print_line(line)
             return summary
 
-    def _stop_evaluation_at_once(self, stop: StopRequest, where: str) -> contextlib.AbstractContextManager[None]:
+    def _stop_evaluation_at_once(self, where: str) -> contextlib.AbstractContextManager[None]:
         """Returns a context in which a signal raises InterruptedRunError at once, except with several workers."""
-        return contextlib.nullcontext() if self.workers.count > 1 else stop.stop_at_once(where)
+        return contextlib.nullcontext() if self.workers.count > 1 else self.stop.stop_at_once(where)
 
     def _count_evaluated_images(self, split: str, limit: int = 0) -> int:
         """Returns how many images to evaluate: at most `limit` (0: all) and the images trained on, but at least 64."""
@@ -412,4 +414,4 @@ class Trainer:
     def _load_evaluation_batches(self, split: str, count: int) -> tf.data.Dataset:
         size = round_batch_size(self.training.evaluation_batch_size, count, self.strategy.num_replicas_in_sync)
         batches = make_evaluation_batches(self.source, split, batch_size=size, limit=count)
-        return check_batch_labels(batches, self.source, self.config.model)
+        return check_batch_labels(batches, self.source, self.state.model.config)

@@ -52,7 +52,7 @@ class Optimizer:
     to every variable.
 
     Args:
-        config: the options of training.
+        training: the options of training.
         weights: the trainable weights, variables by name.
         statistics: moving statistics of batch normalisation by name; the optimizer averages them, too.
 
@@ -62,12 +62,12 @@ class Optimizer:
         averages: running averages by name of the weight or statistic; empty if `ema_decay` is 0.
     """
 
-    def __init__(self, config: TrainingConfig, weights: _Named, statistics: _Named):
-        self._config = config
+    def __init__(self, training: TrainingConfig, weights: _Named, statistics: _Named):
+        self._training = training
         self._weights = weights
         self._statistics = statistics
-        self._averaged = {**weights, **statistics} if config.ema_decay else {}
-        groups = _group_kernels(weights) if config.optimizer == "muon" else []
+        self._averaged = {**weights, **statistics} if training.ema_decay else {}
+        groups = _group_kernels(weights) if training.optimizer == "muon" else []
         self._kernels = [(names, FlatBuffer({name: weights[name].shape for name in names})) for names in groups]
         momenta = {name: view for _, buffer in self._kernels for name, view in buffer.views.items()}
         by_adam = {name: weight for name, weight in weights.items() if name not in momenta}
@@ -83,7 +83,7 @@ class Optimizer:
         self.means |= momenta
         kernels = {name: weights[name].shape for name in momenta if is_small_weight(weights[name].shape)}
         together = {**small, **kernels, **{name: statistic.shape for name, statistic in statistics.items()}}
-        self._averages = FlatBuffer(together if config.ema_decay else {})
+        self._averages = FlatBuffer(together if training.ema_decay else {})
         self.averages = {
             name: self._averages.views.get(name) or _make_zero_variable(variable)
             for name, variable in self._averaged.items()
@@ -122,13 +122,9 @@ class Optimizer:
     ) -> None:
         """Updates weights, moments, statistics and averages on the device of the replica that calls this method.
 
-        Args:
-            applied: whether to apply the update, a boolean scalar.
-            gradients: one gradient per weight, in the order of the constructor's `weights`.
-            statistics: new values of the moving statistics, in the order of the constructor's `statistics`.
-            updates: count of updates before this one, an integer scalar.
-            rate: learning rate, a float32 scalar.
-            gradient_scale: factor that clips the gradients; None if `clip_norm` is 0.
+        `gradients` and new values of the moving `statistics` are in the order of the constructor's arguments. All other
+        arguments are scalars: whether the update is `applied`, the count of `updates` before it, the learning `rate`,
+        and the `gradient_scale` that clips the gradients (None if `clip_norm` is 0).
         """
         applied, updates = tf.identity(applied), tf.identity(updates)
         scalars = self._compute_update_scalars(applied, updates, rate, gradient_scale)
@@ -181,7 +177,7 @@ class Optimizer:
         # The direction is Nesterov's: the momentum one step ahead.
         ahead = tf.reshape(new + (1 - _MOMENTUM) * (gradient - new), [len(names), rows, columns])
         rate = scalars.rate * (
-            self._config.matrix_rate / (self._config.learning_rate or 1) * max(1, rows / columns) ** 0.5
+            self._training.matrix_rate / (self._training.learning_rate or 1) * max(1, rows / columns) ** 0.5
         )
         before = flatten_and_join([_read_variable(weight.handle) for weight in weights])
         difference = -rate * tf.reshape(orthogonalize(ahead), [-1]) - scalars.decay * before
@@ -197,7 +193,7 @@ class Optimizer:
 
     def _update_large(self, scalars: _UpdateScalars, gradient: tf.Tensor, name: str) -> tf.Operation:
         weight, mean, variance = (group[name].handle for group in (self._weights, self.means, self.variances))
-        if self._config.weight_decay:
+        if self._training.weight_decay:
             tf.raw_ops.AssignSubVariableOp(resource=weight, value=_read_variable(weight) * scalars.decay)
         done = _apply_adam(scalars, _scale_gradient(gradient, scalars), weight, mean, variance)
         if name not in self.averages:
@@ -211,26 +207,26 @@ class Optimizer:
     def _compute_update_scalars(
         self, applied: tf.Tensor, updates: tf.Tensor, rate: tf.Tensor, gradient_scale: tf.Tensor | None
     ) -> _UpdateScalars:
-        config = self._config
+        training = self._training
         count = tf.cast(updates + 1, tf.float64)
         power_1, power_2 = (
-            tf.cast(tf.pow(tf.constant(b, tf.float64), count), tf.float32) for b in (config.beta_1, config.beta_2)
+            tf.cast(tf.pow(tf.constant(b, tf.float64), count), tf.float32) for b in (training.beta_1, training.beta_2)
         )
         # A smaller decay in the first updates lets the averages forget the initial weights soon.
         before = tf.cast(updates, tf.float32)
-        average_decay = tf.minimum(config.ema_decay, (1 + before) / (10 + before))
+        average_decay = tf.minimum(training.ema_decay, (1 + before) / (10 + before))
         rate = tf.where(applied, rate, 0.0)
         return _UpdateScalars(
-            beta_1=tf.where(applied, config.beta_1, 1.0),
-            beta_2=tf.where(applied, config.beta_2, 1.0),
+            beta_1=tf.where(applied, training.beta_1, 1.0),
+            beta_2=tf.where(applied, training.beta_2, 1.0),
             beta_1_power=power_1,
             beta_2_power=power_2,
             rate=rate,
-            decay=rate * config.weight_decay,
+            decay=rate * training.weight_decay,
             # Adam adds epsilon after the bias correction, TensorFlow's kernel before it, so epsilon is scaled here.
-            epsilon=tf.where(applied, config.epsilon * tf.sqrt(1 - power_2), 1.0),
+            epsilon=tf.where(applied, training.epsilon * tf.sqrt(1 - power_2), 1.0),
             average_decay=tf.where(applied, average_decay, 1.0),
-            gradient_scale=tf.where(applied, gradient_scale if config.clip_norm else 1.0, 0.0),
+            gradient_scale=tf.where(applied, gradient_scale if training.clip_norm else 1.0, 0.0),
             momentum=tf.where(applied, _MOMENTUM, 1.0),
         )
 

@@ -12,13 +12,13 @@ from filelock import FileLock, Timeout
 from tfdecouple.config import Config, compare_configs, preset_config, preset_names
 from tfdecouple.data.sources import find_source_kind, resolve_image_paths
 from tfdecouple.errors import ConfigError, RunError
-from tfdecouple.loggers import require_loggers
+from tfdecouple.loggers import MetricsLog
 from tfdecouple.registry import LOGGERS
-from tfdecouple.runs.metrics_log import MetricsLog
 from tfdecouple.runs.run_folder import CONFIG, LOCK, SUMMARY, RunFolder
 from tfdecouple.storage.checkpoints import DamagedCheckpointError
 from tfdecouple.storage.files import TEMPORARY
-from tfdecouple.training.state import TrainingState
+from tfdecouple.system.requirements import require_packages
+from tfdecouple.training.step import TrainingState
 from tfdecouple.training.workers import Workers, on_chief
 
 # Only these options may have another value when a run is resumed.
@@ -73,7 +73,9 @@ class TrainingFolder(RunFolder):
 
         MissingPackageError is raised, before anything is written, if a logger's package is missing.
         """
-        require_loggers(self.config.training.loggers)
+        for name in self.config.training.loggers:
+            if package := LOGGERS[name].package:
+                require_packages(package, what=f"training.loggers={name}")
         self.is_resumed = self._holds_this_run()
         if self.is_resumed or (self.path / LOCK).exists():
             self._acquire_lock()
@@ -97,9 +99,8 @@ class TrainingFolder(RunFolder):
             free.append("data.photographs")
         for name in free:
             changed.pop(name, None)
-        kinds = [find_source_kind(data.source) for data in (before.data, self.config.data)]
-        option, was = kinds[0].locate_images(before.data) or ("", "")
-        _, now = kinds[1].locate_images(self.config.data) or ("", "")
+        kinds = [find_source_kind(data) for data in (before.data, self.config.data)]
+        (option, was), (_, now) = (kind.locate_images() or ("", "") for kind in kinds)
         if option in changed and now and type(kinds[0]) is type(kinds[1]) and not os.path.exists(was):
             del changed[option]
             self._messages.append(f"images are read from {now}; {was}, where they were, is not there any more")
@@ -181,11 +182,8 @@ class TrainingFolder(RunFolder):
         """Loads the best weights of another run into the model; `run` is a folder or the name of bundled weights.
 
         A model with labels may start from a run without labels. The weights that depend on labels then keep their
-        initial values. If z is a function of the label, encoder and prior of the other run are not loaded.
-
-        Raises:
-            ConfigError: where architecture or labels differ in any other way.
-            RunError: where the other run has no weights.
+        initial values. If z is a function of the label, encoder and prior of the other run are not loaded. ConfigError
+        is raised where architecture or labels differ in any other way, RunError where the other run has no weights.
         """
         folder, model = RunFolder(run), self.config.model
         other = folder.read_config()

@@ -104,13 +104,9 @@ def make_strategy(devices: int | None = None, cluster: Cluster | None = None) ->
     In a cluster the function waits until all workers have started, and returns a MultiWorkerMirroredStrategy over the
     devices of all workers. Call it before TensorFlow runs its first operation.
 
-    Args:
-        devices: number of devices of each worker; None for all GPUs, or one CPU. Several devices without a GPU are
-            logical CPU devices: they show how a run behaves on several devices, but are no faster.
-        cluster: the cluster of all workers; None for this process alone.
-
-    Raises:
-        ConfigError: where there are fewer devices than `devices`.
+    `devices` is the number of devices of each worker; None for all GPUs, or one CPU. Several devices without a GPU are
+    logical CPU devices: they show how a run behaves on several devices, but are no faster. ConfigError is raised where
+    there are fewer. `cluster` has all workers; None stands for this process alone.
     """
     if devices is not None and not 1 <= devices <= MOST_DEVICES:
         raise ConfigError(f"--devices is {devices}; it must be from 1 to {MOST_DEVICES}")
@@ -136,12 +132,8 @@ def meet_workers(cluster: Cluster, devices: int | None = None) -> None:
 
     TensorFlow then connects the workers through the same ports. Its own wait cannot be ended by a signal, and does not
     end if a worker has failed. So the other workers first connect to the chief's port, each with its failure if it has
-    one, and the chief answers with the first failure.
-
-    Raises:
-        ConfigError: if this worker's port is in use, if it has too few devices, or if another program than the chief
-            answers at the chief's address.
-        RunError: if another worker has failed.
+    one, and the chief answers with the first failure. ConfigError is raised if this worker's port is in use, if it has
+    too few devices, or if another program answers at the chief's address; RunError if another worker has failed.
     """
     failure = listener = first = None
     with contextlib.ExitStack() as stack:
@@ -299,6 +291,8 @@ _BROADCAST_BYTES = 2**24
 
 class LostWorkerError(RunError):
     """Raised in a worker that cannot continue because another worker has ended."""
+
+    status = 4
 
 
 @contextlib.contextmanager

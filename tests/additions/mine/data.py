@@ -18,7 +18,7 @@ def make_source(name, parts, image_shape):
 
 
 class Stripes(SourceKind):
-    def open(self, config, image_shape, download):
+    def open(self, image_shape, download):
         rows = np.random.default_rng(0).integers(0, 256, (3, 64, image_shape[0], 1, 1), np.uint8)
         images = np.broadcast_to(rows, (3, 64, *image_shape))
         return make_source("stripes", dict(zip(("train", "validation", "test"), images, strict=True)), image_shape)
@@ -29,10 +29,10 @@ class Arrays(SourceKind):
 
     takes_path = True
 
-    def open(self, config, image_shape, download):
-        images = np.load(self.locate_images(config)[1], allow_pickle=False)
+    def open(self, image_shape, download):
+        images = np.load(self.locate_images()[1], allow_pickle=False)
         if images.shape[1:] != image_shape or len(images) < 4:
-            raise DataError(f"{config.source} has the shape {images.shape}; it must be [n, *{image_shape}]")
+            raise DataError(f"{self.config.source} has the shape {images.shape}; it must be [n, *{image_shape}]")
         return make_source(
             "array", {"train": images[0::2], "validation": images[1::4], "test": images[3::4]}, image_shape
         )

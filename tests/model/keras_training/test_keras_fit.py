@@ -17,8 +17,7 @@ from tfdecouple.execution.runner import run_functions_eagerly
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.model import Codes, DecoupledModel, densities, objective
 from tfdecouple.model.keras_training import list_moving_statistics, read_first_images
-from tfdecouple.training.state import TrainingState
-from tfdecouple.training.step import TrainStep
+from tfdecouple.training.step import TrainingState, TrainStep
 from tfdecouple.training.workers import make_strategy
 
 NAMES = {"loss", "bits_per_dim", "reconstruction", "kl", "dequantization"}
