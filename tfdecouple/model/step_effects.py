@@ -70,11 +70,12 @@ def add_image_noise(images: tf.Tensor, deviation: tf.Tensor, normal: tf.Tensor) 
 
 
 def draw_pattern_images(shape: Sequence[int], seed: tf.Tensor) -> tf.Tensor:
-    """Returns synthetic images, uint8 of the given shape: half are noise, half are checkerboards of two colours.
+    """Returns synthetic images, uint8 of the given shape: a quarter are noise, the others checkerboards of two colours.
 
     The pixels of noise are independent. The fields of a checkerboard are squares with a side of 1, 2, 4, ... pixels, up
-    to one field that covers the image; all sides are equally likely. Half of all images have only the values 0 and 255,
-    and a quarter are grey (all channels are equal). An image depends only on the seed and on the index of the image.
+    to one field that covers the image; small sides, which are hardest to decode exactly, are most likely. Half of all
+    images have only the values 0 and 255, and a quarter are grey (all channels are equal). An image depends only on the
+    seed and on the index of the image.
     """
     batch, height, width, channels = shape
 
@@ -86,9 +87,9 @@ def draw_pattern_images(shape: Sequence[int], seed: tf.Tensor) -> tf.Tensor:
     values = tf.where(draw_uniform("grey") < 0.25, values[..., :1], values)
     sides = 1 + math.ceil(math.log2(max(height, width)))
     # On a GPU TensorFlow computes with int32 on the host, and with int64 on the GPU.
-    side = tf.cast(2 ** tf.floor(sides * draw_uniform("side")), tf.int64)
+    side = tf.cast(2 ** tf.floor(sides * draw_uniform("side") ** 2), tf.int64)
     rows, columns = np.arange(height)[None, :, None], np.arange(width)[None, None, :]
     # `values` has a colour for each pixel of noise; a checkerboard uses the first two of these colours.
     board = (rows // side + columns // side) % 2
-    positions = tf.where(draw_uniform("board") < 0.5, board, rows * width + columns)
+    positions = tf.where(draw_uniform("board") < 0.75, board, rows * width + columns)
     return tf.cast(tf.gather(values, positions, batch_dims=1), tf.uint8)
