@@ -16,11 +16,7 @@ from benchmarks.training_cost import count_stored_bytes
 from tfdecouple.config import preset_config
 from tfdecouple.layers import Coupling
 from tfdecouple.model import DecoupledModel
-from tfdecouple.networks.architecture import (
-    compute_weight_shapes,
-    count_by_network,
-    count_parameters,
-)
+from tfdecouple.networks.architecture import compute_weight_shapes, count_by_network, count_parameters
 from tfdecouple.registry import LAYERS, TRANSFORMS
 
 OF_FOUR_LEVELS = {"steps": (2, (1, 2), (3,), 1), "hidden_channels": (3, 4, 5, 6), "factors": (3, 2)}

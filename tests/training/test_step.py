@@ -262,11 +262,7 @@ class TestMicroBatches:
     """Without batch normalisation no division of a batch changes anything; the gradient is clipped as a whole."""
 
     @pytest.mark.parametrize(
-        ("devices", "micro_batches", "memory"),
-        [
-            (1, 4, "keep"),
-            pytest.param(2, 2, "invert", marks=pytest.mark.slow),
-        ],
+        ("devices", "micro_batches", "memory"), [(1, 4, "keep"), pytest.param(2, 2, "invert", marks=pytest.mark.slow)]
     )
     def test_micro_batches_and_devices_give_the_same_step(self, clipped, devices, micro_batches, memory, monkeypatch):
         # An error of each image and stage that does not depend on rounding.
