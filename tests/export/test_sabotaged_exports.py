@@ -267,7 +267,7 @@ class TestSavedModel:
 
 
 class TestProcess:
-    def test_export_with_a_changed_weight_is_refused_in_one_line(self, monkeypatch, built, refused):
+    def test_export_with_a_changed_weight_is_refused_in_one_line(self, monkeypatch, built, refused, forked):
         build = onnx_writer.build_onnx
 
         def sabotaged(exported, endpoint, metadata):
