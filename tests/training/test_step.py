@@ -298,10 +298,10 @@ class TestSteps:
 
     def test_learned_dequantization_is_in_the_loss_and_trains_with_recomputed_maps(self, eager):
         trainer = Trainer(model=VARIANTS["dequantization"], memory="recompute")
-        before, result = trainer.values(), trainer.take()
+        before, result, after = trainer.values(), trainer.take(), trainer.values()
         assert result.dequantization != 0 and result.applied
         names = [name for name in before if name.startswith("model/dequantizer/")]
-        assert names and all(np.any(trainer.values()[name] != before[name]) for name in names)
+        assert names and all(np.any(after[name] != before[name]) for name in names)
 
     @pytest.mark.parametrize(("kind", "device"), [("loss", 0), ("gradient", 1)])
     def test_step_that_is_not_finite_changes_nothing_on_any_device(self, poisoned, kind, device):
