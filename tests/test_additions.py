@@ -1,19 +1,22 @@
 """Additions of other packages: the registries, and the recipes of docs/extending.md, which tests/additions follows."""
 
 import dataclasses
+import importlib
 import json
+import os
 import re
+import sys
 import textwrap
+import tomllib
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.additions import FOLDER, install_additions, registered_additions
 from helpers.exporting import find_endpoint
 from helpers.forked import forked_programs
 from helpers.layers import assert_invertible
 from helpers.models import LEAST, random_images
-from helpers.places import ROOT, run_python
+from helpers.places import ROOT, TESTS, run_python
 from helpers.refusals import refusal
 from helpers.runs import read_log
 from helpers.variants import OF_CLASSES, SMALLEST, fresh
@@ -29,11 +32,12 @@ from tfdecouple.data.batches import load_images, make_training_batches
 from tfdecouple.layers import Coupling
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.objective import map_noise_to_z
-from tfdecouple.networks.architecture import compute_weight_shapes, count_multiply_adds, count_parameters
+from tfdecouple.networks.architecture import compute_weight_shapes, count_parameters
 from tfdecouple.registry import ENCODERS, LAYERS, LOGGERS, REGISTRIES, TRANSFORMS, register
 from tfdecouple.training.step import compute_learning_rate
 
 pytestmark = pytest.mark.usefixtures("eager_file")
+FOLDER = TESTS / "additions"
 IMAGES = random_images(16, 4)
 NAMES = {"step_layers": ("reflection",), "conditioner": "far", "encoder": "patches", "prior": "gaussian"}
 ALL_NAMES = {**NAMES, "transform": "skewed", "multiscale_transform": "power"}
@@ -51,13 +55,34 @@ print(all(np.array_equal(*pair) for pair in zip(*codes)) and np.any(codes[0].z !
 
 @pytest.fixture
 def python_path(tmp_path_factory):
-    """The PYTHONPATH of a Python in which the package of additions is installed."""
-    return install_additions(tmp_path_factory.mktemp("installed"))
+    """The PYTHONPATH of a Python in which the package of additions is installed: with the metadata that pip writes."""
+    folder = tmp_path_factory.mktemp("installed")
+    project = tomllib.loads((FOLDER / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    groups = [
+        "\n".join([f"[{group}]", *(f"{name} = {place}" for name, place in entries.items()), ""])
+        for group, entries in project["entry-points"].items()
+    ]
+    write_metadata(folder, project["name"], "\n".join(groups))
+    return os.pathsep.join(map(str, (FOLDER, folder)))
+
+
+def write_metadata(folder, name, entry_points):
+    """Writes the metadata of an installed package into `folder`."""
+    metadata = folder / f"{name}-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n", encoding="utf-8")
+    (metadata / "entry_points.txt").write_text(entry_points, encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def additions():
-    with registered_additions():
+    """Registers the additions in this process, without an entry point."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        for registry in REGISTRIES.values():
+            patch.setattr(registry, "entries", dict(registry.entries))
+        sys.modules.pop("mine.additions", None)
+        importlib.import_module("mine.additions")
         yield
 
 
@@ -134,10 +159,7 @@ print(*METRICS, *FORMATS)
 
     def test_package_whose_import_fails_is_left_out_with_a_warning(self, tmp_path):
         (tmp_path / "broken.py").write_text("import no_such_module\n", encoding="utf-8")
-        metadata = tmp_path / "broken-1.dist-info"
-        metadata.mkdir()
-        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n", encoding="utf-8")
-        (metadata / "entry_points.txt").write_text("[tfdecouple]\nx = broken\n", encoding="utf-8")
+        write_metadata(tmp_path, "broken", "[tfdecouple]\nx = broken\n")
         done = run_python("-c", "from tfdecouple.registry import LAYERS; print(*LAYERS)", PYTHONPATH=str(tmp_path))
         assert done.stdout == "actnorm\n" and "no_such_module" in done.stderr and "broken" in done.stderr
 
@@ -168,24 +190,6 @@ class TestNetworks:
             )
         np.testing.assert_array_equal(model.decode(*model.encode(IMAGES)), IMAGES)
         assert [*ExportedModel(model).find_faults()] == []
-
-    def test_conditioner_is_in_every_coupling_and_its_cost_is_counted(self, trained):
-        model, _ = trained
-        nets = [layer.net for layer in model.flow._flatten_layers() if isinstance(layer, Coupling)]
-        assert nets and {type(net).__name__ for net in nets} == {"FarNet"}
-        first = nets[0]
-        # 5x5 and 3x3 convolutions at each of 16 places, and z once.
-        adds = 16 * (25 * 2 * first.hidden + 9 * first.hidden * first.outputs) + 4 * first.hidden
-        assert first.cost((None, 4, 4, 2), (None, 4)).multiply_adds == adds
-        usual = dataclasses.replace(model.config, conditioner="convolutional")
-        assert count_multiply_adds(model.config) != count_multiply_adds(usual)
-
-    def test_encoder_starts_at_the_standard_normal_and_needs_no_options_of_the_resnet(self, additions):
-        model = DecoupledModel(dataclasses.replace(SMALLEST, encoder="patches", encoder_channels=(1, 1, 1, 1)))
-        model.initialize(IMAGES, seed=0)
-        posterior = model.posterior(IMAGES)
-        np.testing.assert_array_equal(posterior.mean(), np.zeros((16, 4)))
-        np.testing.assert_array_equal(posterior.stddev(), np.ones((16, 4)))
 
     def test_prior_is_a_learned_gaussian_that_is_sampled(self, additions):
         model = DecoupledModel(dataclasses.replace(SMALLEST, prior="gaussian"))

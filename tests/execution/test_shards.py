@@ -73,7 +73,10 @@ class TestShardsAndXla:
             largest = float(tf.reduce_max(tf.abs(theirs)) + 1)
             np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4 * largest)
 
-    @pytest.mark.parametrize("name", ["step-odd", "factor-out-additive", "whitening-image"])
+    @pytest.mark.parametrize(
+        "name",
+        ["step-odd", *(pytest.param(n, marks=pytest.mark.slow) for n in ("factor-out-additive", "whitening-image"))],
+    )
     def test_loss_and_gradients_of_a_layer_compiled_by_xla_equal_those_of_tensorflow(self, name):
         case = CASES[name]
         layer = InvertibleSequence()

@@ -145,13 +145,7 @@ def test_client_switches_photographs_as_the_command_does(exported, tiny_run, tmp
     arguments = ["-I", "-B", "-c", code, exported / "client.py", "--own-size", *extra, "a.png", "b.png"]
     done = run_python(*arguments, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    command = [
-        "switch",
-        "--run",
-        str(tiny_run),
-        *extra,
-        *(str(tmp_path / name) for name in ("a.png", "b.png")),
-    ]
+    command = ["switch", "--run", str(tiny_run), *extra, *(str(tmp_path / name) for name in ("a.png", "b.png"))]
     assert main([*command, "--out", str(tmp_path)]) == 0
     for ours, theirs, size in (("ab", "b-z-of-a", (33, 51)), ("ba", "a-z-of-b", (70, 40))):
         one, other = (read_photograph(str(tmp_path / f"{name}.png"), 3, 99).pixels for name in (ours, theirs))

@@ -36,7 +36,8 @@ CASES = [(name, layout) for name in FOLDERS for layout in ("NHWC", "NCHW")]
 LEFT_OUT = (("wolf_small", "NHWC"), ("wolf_small_var", "NCHW"), ("wolf_small_cat", "NCHW"))
 CASES = [case for case in CASES if case not in LEFT_OUT]
 
-pytestmark = pytest.mark.usefixtures("eager")
+# Quick tests compare these models with the reference (tests/interop) and exports with their models (test_folding.py).
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("eager")]
 
 
 class Reference:

@@ -256,8 +256,8 @@ def endless(tmp_path):
     return tmp_path
 
 
-def test_file_with_an_endless_loop_ends_its_verification(endless, monkeypatch):
-    monkeypatch.setattr(verify, "PATIENCE", 10)
+def test_file_with_an_endless_loop_ends_its_verification(endless, monkeypatch, forked):
+    monkeypatch.setattr(verify, "PATIENCE", 4)
     paths = endless / "onnx", endless / "vectors.npz"
     (problem,) = verify.compare_in_process("onnx", *paths, json.loads(NAMES)).problems
     assert "no progress for too long" in problem
@@ -274,7 +274,7 @@ def test_warm_up_requests_of_a_terabyte_are_refused_before_tensorflow_reads_them
         SavedModel.check_attachments(types.SimpleNamespace(folder=tmp_path), {})
 
 
-def test_test_vectors_that_expand_to_gigabytes_are_a_problem(tmp_path):
+def test_test_vectors_that_expand_to_gigabytes_are_a_problem(tmp_path, forked):
     np.savez_compressed(tmp_path / "vectors.npz", zeros=np.zeros(2**29, np.uint8))
     (problem,) = verify.compare_in_process("onnx", tmp_path, tmp_path / "vectors.npz", json.loads(NAMES)).problems
     assert "its arrays would take 536,871,040 bytes" in problem

@@ -79,11 +79,7 @@ EFFECTS = [
     ("sampler", one_image_alone, "sample: it fails at batch 3: "),
     ("encoder", turned_outputs, "encode: it returns v, z where the model returns z, v"),
     ("encoder", free_height, "encode: images is declared as [None, None, 8, 3] where the model has [None, 8, 8"),
-    (
-        "encoder",
-        partial(change_metadata, key="n_bits", value="5"),
-        f"{METADATA}encoder.onnx has n_bits = 5; expect",
-    ),
+    ("encoder", partial(change_metadata, key="n_bits", value="5"), f"{METADATA}encoder.onnx has n_bits = 5; expect"),
     ("decoder", partial(change_metadata, key="crop", value="centre 9"), f"{METADATA}decoder.onnx has crop = centre"),
     ("sampler", partial(change_metadata, key="endpoint", value="decode"), f"{METADATA}sampler.onnx has endpoint = d"),
 ]
@@ -223,10 +219,7 @@ SABOTAGES = {
     ],
     edit_signatures: [
         (rename_decode, f"{NOT_OPENED}ValueError: the sign"),
-        (
-            lambda s: set_size(s["decode"].inputs["v"], 0, 1),
-            "decode: v is declared as [1, 8, 8, 3] where ",
-        ),
+        (lambda s: set_size(s["decode"].inputs["v"], 0, 1), "decode: v is declared as [1, 8, 8, 3] where "),
         (lambda s: set_size(s["encode"].inputs["images"], 1, -1), "encode: images is declared as [None, None, 8, 3] "),
         (lambda s: s["decode"].ClearField("method_name"), f"{NOT_OPENED}ValueError: the signature decode"),
         (lambda s: s["serving_default"].CopyFrom(s["decode"]), "serving_default: it "),
@@ -274,7 +267,7 @@ class TestSavedModel:
 
 
 class TestProcess:
-    def test_export_with_a_changed_weight_is_refused_in_one_line(self, monkeypatch, built, refused):
+    def test_export_with_a_changed_weight_is_refused_in_one_line(self, monkeypatch, built, refused, forked):
         build = onnx_writer.build_onnx
 
         def sabotaged(exported, endpoint, metadata):

@@ -54,7 +54,8 @@ def get_model(name):
 @functools.cache
 def get_exported_model(name, channels_first=False):
     """Returns the folded networks of the model VARIANTS[name], made once. Do not change them."""
-    return ExportedModel(get_model(name), channels_first)
+    other = get_exported_model(name) if channels_first else None
+    return ExportedModel(get_model(name), channels_first, other=other)
 
 
 def run_graph(exported, build, inputs):

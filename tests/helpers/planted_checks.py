@@ -43,7 +43,6 @@ def crashes(task):
 
 NAMES = ("well", "fails_late", "hangs", "wants_memory", "is_killed", "crashes")
 PLANTED = {name: Check("planted", f"planted:{name}") for name in NAMES}
-PLANTED |= {f"measured_{name}": Check("planted", f"planted:{name}", promises=False) for name in NAMES}
 
 if __name__ == "__main__":
     check_runner.CHECKS.update(PLANTED)

@@ -3,11 +3,7 @@ import pytest
 from helpers.evaluations import MeanColourModel
 from scipy import stats
 
-from tfdecouple.direction_finding import (
-    find_label_directions,
-    find_number_directions,
-    find_statistic_directions,
-)
+from tfdecouple.direction_finding import find_label_directions, find_number_directions, find_statistic_directions
 from tfdecouple.errors import DataError
 from tfdecouple.metrics import image_statistics as statistics
 from tfdecouple.metrics.image_statistics import CHANGES, compute_brightness

@@ -120,8 +120,8 @@ class TestLinearProbe:
             np.testing.assert_allclose(codes_v, np.reshape(codes.v, (len(x), -1)), atol=1e-4)
 
     def test_probe_is_not_fitted_to_test_images(self, tiny_model, fitted):
-        for test in (coloured_images(50, 1), (np.zeros((50, 8, 8, 3), np.uint8), np.arange(50) % 3)):
-            probe_result(tiny_model, make_memory_source(train=coloured_images(100), test=test), 100, 50)
+        for test in (coloured_images(20, 1), (np.zeros((20, 8, 8, 3), np.uint8), np.arange(20) % 3)):
+            probe_result(tiny_model, make_memory_source(train=coloured_images(40), test=test), 40, 20)
         assert len(fitted) == 2 * 10
         for first, second in zip(fitted[:10], fitted[10:], strict=True):
             np.testing.assert_array_equal(first, second)

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from helpers.models import assert_gradients_reach_weights, random_images
 from helpers.refusals import message_of
-from helpers.variants import SMALLEST, STAGES, VARIANTS, equal, fresh, images_of, quantize, read_weights, variant
+from helpers.variants import SMALLEST, VARIANTS, equal, fresh, images_of, quantize, read_weights, variant
 
 from tfdecouple.data.hard_images import make_hard_images
 from tfdecouple.errors import DataError, ExactnessWarning, InversionError, UserError
@@ -293,10 +293,6 @@ class TestDensities:
     @pytest.mark.parametrize("name", ["base", "additive", "dequantization"])
     def test_every_weight_of_a_model_receives_a_gradient(self, name):
         every_weight_learns(fresh(VARIANTS[name]))
-
-    @pytest.mark.slow
-    def test_every_weight_of_a_traced_model_receives_a_gradient(self, traced):
-        every_weight_learns(fresh(STAGES))
 
     def test_reconstruction_term_has_gradients_for_mean_and_variance_of_z(self):
         model, images = fresh(SMALLEST), random_images(4, 4)

@@ -10,12 +10,7 @@ import pytest
 import tensorflow as tf
 from helpers.models import random_images
 from helpers.places import ROOT, TESTS, read_output, run_command
-from helpers.program_inputs import (
-    WITHOUT_Z,
-    make_png_header,
-    quantize_to_5_bits,
-    write_onnx_models,
-)
+from helpers.program_inputs import WITHOUT_Z, make_png_header, quantize_to_5_bits, write_onnx_models
 from PIL import Image
 from tensorflow.core.protobuf import saved_model_pb2
 

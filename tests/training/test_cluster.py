@@ -14,11 +14,7 @@ from helpers.worker_pairs import WorkerThreads, choose_addresses
 
 from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.training import workers
-from tfdecouple.training.workers import (
-    Cluster,
-    find_cluster,
-    meet_workers,
-)
+from tfdecouple.training.workers import Cluster, find_cluster, meet_workers
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def labelled_folder(tmp_path_factory):
 
 
 def config_of(folder, model=CODED, **training):
-    options = {"steps": 4, "evaluate_every": 2, "checkpoint_every": 2, "pictures": 0, **training}
+    options = {"steps": 2, "evaluate_every": 2, "checkpoint_every": 2, "pictures": 0, **training}
     return run_config(folder, model=model, **options)
 
 

@@ -72,7 +72,8 @@ class TestDescription:
 
 class TestFiles:
     def test_keras_file_keeps_optimizer_and_options(self, make, images, tmp_path, snapshot):
-        model = make(keras.optimizers.AdamW(1e-3, weight_decay=0.1), kl_weight=0.5, seed=7, max_skipped_steps=4)
+        optimizer = keras.optimizers.AdamW(1e-3, weight_decay=0.1)
+        model = make(optimizer, VARIANTS["none"], kl_weight=0.5, seed=7, max_skipped_steps=4)
         model.fit(images, batch_size=20, verbose=0)
         with warnings.catch_warnings():
             warnings.simplefilter("error")

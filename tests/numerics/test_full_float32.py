@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,7 +16,6 @@ from helpers.variants import images_of, variant
 
 import tfdecouple
 from benchmarks.emulation import emulated_accelerator, keep_tf32_switch
-from export.exported_model import ExportedModel
 from export.verification.vectors import choose_batch_sizes as batch_sizes
 from export.verification.vectors import make_test_vectors
 from tfdecouple.config import PHOTOGRAPHS, DataConfig
@@ -31,6 +31,8 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.model.initialization import diagnose_model
 from tfdecouple.model.objective import map_noise_to_z
 from tfdecouple.model.outlier_scores import OutlierScorer
+from tfdecouple.numerics import tf32
+from tfdecouple.numerics.tf32 import full_float32, tensor_float_32
 
 enabled = tf.config.experimental.tensor_float_32_execution_enabled
 enable = tf.config.experimental.enable_tensor_float_32_execution
@@ -54,7 +56,8 @@ PART = tf.constant(np.random.default_rng(2).standard_normal([3, 4, 4, 12]), tf.f
 def default_setting():
     enable(True)
     yield
-    assert enabled()
+    assert tf32._switch.full == tf32._switch.tf32 == 0
+    enable(True)
 
 
 @functools.cache
@@ -99,7 +102,6 @@ VERBS = {
     "step": lambda m: m.flow.levels[1][0].layers[0].forward_and_log_det(PART, z_of(m)),
     "1x1 convolution": lambda m: m.flow.levels[1][0].layers[0].sequence[1].inverse_and_log_det(PART),
     "coupling's scale": lambda m: scales(m),
-    "folding": lambda m: list(ExportedModel(m).collect_arrays().values()),
 }
 VERBS_OF_Z = {
     "encode's z": lambda m: m.encode(IMAGES).z,
@@ -112,8 +114,8 @@ VERBS_OF_Z = {
     "prior's sample": lambda m: m.prior().sample(3, seed=(0, 1)),
     "map_noise_to_z": lambda m: map_noise_to_z(m, NOISE),
 }
-# Computations in which TF32 never shows: pixels of 256 bins hide it, and NumPy multiplies the weights.
-COARSE = {"sample", "interpolate", "folding"}
+# Computations in which TF32 never shows, because pixels of 256 bins hide it.
+COARSE = {"sample", "interpolate"}
 
 
 def scales(model):
@@ -144,6 +146,53 @@ def check(name, run, model):
     return same(rounded, full)
 
 
+class TestWarning:
+    @pytest.fixture(autouse=True)
+    def gpu(self, monkeypatch):
+        monkeypatch.setattr(tf32, "has_visible_gpu", lambda: True)
+
+    @staticmethod
+    def traced(run):
+        """What is caught while a function is traced."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            tf.function(run, autograph=False).get_concrete_function()
+        return [warning for warning in caught if "TF32" in str(warning.message)]
+
+    def test_traced_model_warns_once_of_tf32_in_the_line_of_the_caller(self, small_model):
+        def run():
+            z, v = small_model.encode(random_images(2, 4))
+            return small_model.decode(z, v), small_model.prior().log_prob(z)
+
+        for _ in range(2):
+            caught = self.traced(run)
+            assert len(caught) == 1 and caught[0].filename == __file__
+            assert "\n" not in str(caught[0].message) and "may decode images inexactly" in str(caught[0].message)
+
+    def test_model_called_outside_a_trace_does_not_warn_of_tf32(self, small_model):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            small_model.decode(*small_model.encode(random_images(7, 4)))
+
+
+class TestSwitch:
+    @pytest.mark.parametrize("users", [True, False])
+    def test_contexts_turn_tf32_off_or_on_inside_and_restore_the_setting_of_the_user(self, users):
+        enable(users)
+        with full_float32():
+            assert not enabled()
+            with full_float32(), tensor_float_32():
+                assert not enabled()
+            assert not enabled()
+        assert enabled() is users
+        with tensor_float_32():
+            assert enabled()
+            with full_float32(), tensor_float_32():
+                assert not enabled()
+            assert enabled()
+        assert enabled() is users
+
+
 class TestModel:
     def test_every_method_of_a_model_computes_in_full_float32(self, model):
         verbs = {**VERBS, **(VERBS_OF_Z if model.config.has_latent else {})}
@@ -158,23 +207,6 @@ class TestModel:
                 images = model.quantizer.quantize_pixels(IMAGES)
                 np.testing.assert_array_equal(model.decode(*model.encode(images, verify=True)), images)
         assert tf.matmul(a, a) > 1
-
-
-class TestStart:
-    def test_gradients_of_a_user_are_in_full_float32_within_the_context_only(self):
-        model = built("coupling")
-        weights = [variable.value for variable in model.trainable_variables]
-
-        def gradients():
-            with tf.GradientTape() as tape:
-                loss = tf.reduce_mean(model.bound(IMAGES, seed=0).bits_per_dim)
-            return [value.numpy() for value in tape.gradient(loss, weights)]
-
-        full = gradients()
-        with emulated_accelerator():
-            with tfdecouple.full_float32():
-                assert same(gradients(), full)
-            assert not same(gradients(), full)
 
 
 # {name: (model, computation)} of programs with a model, and of networks that only some models have.
