@@ -135,7 +135,7 @@ class Model:
         return changed_b, changed_a
 
     def match_z(self, wanted: np.ndarray, v: np.ndarray, labels: ArrayLike | None = None) -> np.ndarray:
-        """Returns z, float32 `[n, d_z]`, with which v decodes to images whose own z, or its colours, is nearly `wanted`."""
+        """Returns z, float32 `[n, d_z]`, with which v decodes to images whose z, or its colours, is nearly `wanted`."""
         z, nearest, least = wanted, wanted, np.full(len(wanted), np.inf)
         for _ in range(ROUNDS + 1):
             own = self._run_session(self.encoder, self._make_inputs(self.decode(z=z, v=v), labels))["z"]

@@ -61,7 +61,9 @@ def couplings():
     yield "coupling-one-of-four", Case(functools.partial(with_z, transformed=1), (2, 2, 4), (CONDITION,))
 
 
-Z, COLOURS, OPTIONS, ADDITIVE = (CONDITION,), (9,), {"hidden": 4, "condition_size": CONDITION}, {"hidden": 4, "transform": "additive"}
+Z, OPTIONS, ADDITIVE = (CONDITION,), {"hidden": 4, "condition_size": CONDITION}, {"hidden": 4, "transform": "additive"}
+# Mean and covariance of three colours.
+COLOURS = (9,)
 # A learned dequantisation with channels that leave the flow, as in the paper's config for CelebA-HQ.
 THREE_LEVELS = dataclasses.replace(
     SMALLEST, **{**variants.DEQUANTIZATION_OF_THREE_LEVELS, "dequantization_map_channels": 3}

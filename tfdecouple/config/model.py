@@ -169,8 +169,8 @@ class ModelConfig:
         )
         require(
             self.latent_dim > self.colour_numbers or not self.colour_map,
-            f"model.latent_dim is {self.latent_dim}; model.colour_map needs at least {self.colour_numbers + 1} for images "
-            f"of {self.image_shape[-1]} channels",
+            f"model.latent_dim is {self.latent_dim}; model.colour_map needs at least {self.colour_numbers + 1} for "
+            f"images of {self.image_shape[-1]} channels",
         )
 
     def _check_flow(self, prefix: str = "") -> None:
@@ -248,7 +248,7 @@ class ModelConfig:
 
     @property
     def colour_numbers(self) -> int:
-        """The count of numbers at the beginning of z that are mean and covariance of colours; 0 without `colour_map`."""
+        """The count of numbers of z, its first ones, that are mean and covariance of colours; 0 without `colour_map`."""
         return count_colour_numbers(self.image_shape[-1]) if self.colour_map else 0
 
     @property

@@ -19,7 +19,7 @@ from tfdecouple.layers.conditioners import (
     make_kernel_initializer,
 )
 from tfdecouple.numerics.arithmetic import get_sizes, multiply_sizes, sum_over_devices
-from tfdecouple.numerics.kernels import get_kernels, multiply_in_full_precision
+from tfdecouple.numerics.kernels import get_kernels
 from tfdecouple.numerics.tf32 import full_float32
 
 # Standard deviation of the noise of q(z|x) at the start, in the entries of z that are colours.
@@ -254,7 +254,8 @@ class Encoder(StartsAtZero, _BlockNetwork):
     """The encoder: levels of two ResNet blocks each, then conv1x1 - ELU - flatten - FC to mean and log-variance of z.
 
     At the start the last layer is 0, so z (except for colours) is standard normal for any image (the paper's zero
-    initialisation, section 2.1). The paper's code aims at outputs of standard deviation 0.01 instead, and misses this value in training mode.
+    initialisation, section 2.1). The paper's code aims at outputs of standard deviation 0.01 instead, and misses this
+    value in training mode.
 
     Args:
         latent_dim: size of z.
