@@ -30,11 +30,8 @@ if os.environ.get("TFDECOUPLE_REFERENCE_DIR"):
 
 # Largest difference over the largest value; 1e-4 is promised, and at most 1.0e-6 was measured.
 MEASURED = 1e-5
-# In NCHW a file of each endpoint that has one is converted; those of models with their own dequantisation or labels are
-# no others but for what other tests convert. The folded graph in NHWC is tried with these models.
+# In NCHW a file of each endpoint that has one is converted; in NHWC the folded graph is tried.
 CASES = [(name, layout) for name in FOLDERS for layout in ("NHWC", "NCHW")]
-LEFT_OUT = (("wolf_small", "NHWC"), ("wolf_small_var", "NCHW"), ("wolf_small_cat", "NCHW"))
-CASES = [case for case in CASES if case not in LEFT_OUT]
 
 # Quick tests compare these models with the reference (tests/interop) and exports with their models (test_folding.py).
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("eager")]

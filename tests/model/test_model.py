@@ -162,15 +162,6 @@ class TestModel:
     def test_model_without_z_refuses_methods_that_need_z(self, call):
         assert "no z" in message_of(UserError, lambda: call(variant("none"), images_of(variant("none"))))
 
-    def test_switch_decodes_z_of_one_image_with_v_of_the_other(self, small_model):
-        a, b = images_of(small_model, 3, 1), images_of(small_model, 3, 2)
-        ab, ba = small_model.switch(a, b)
-        equal(ab, small_model.decode(small_model.encode(a).z, small_model.encode(b).v))
-        equal(ba, small_model.decode(small_model.encode(b).z, small_model.encode(a).v))
-        assert np.any(ab != b) and np.any(ba != a)
-        for image in small_model.switch(a, a):
-            equal(image, a)
-
     @pytest.mark.parametrize("path", ["lerp", "slerp"])
     def test_interpolation_has_images_and_switches_in_its_corners_and_codes_between(self, small_model, path):
         a, b = images_of(small_model, 3, 1), images_of(small_model, 3, 2)
