@@ -248,7 +248,7 @@ class ModelConfig:
 
     @property
     def colour_numbers(self) -> int:
-        """The count of numbers of z, its first ones, that are mean and covariance of colours; 0 without `colour_map`."""
+        """The count of the first numbers of z, mean and covariance of colours; 0 without `colour_map`."""
         return count_colour_numbers(self.image_shape[-1]) if self.colour_map else 0
 
     @property
