@@ -28,7 +28,7 @@ SITE_PATHS = {
     "SECURITY.md": "security_policy.md",
     **{f"examples/{path.name}": f"{path.stem}.md" for path in sorted(ROOT.glob("examples/*.ipynb"))},
 }
-# The packages below tfdecouple that get a page in the site's API; the page documents the names in their `__all__`.
+# The packages and modules below tfdecouple that get a page in the site's API; the page documents the names in their `__all__`.
 PUBLIC_PACKAGES = ("config", "layers", "bijectors", "training", "corpus")
 # The names on the API's pages of packages that have no `__all__`, because their names are imported from their modules.
 MODULE_NAMES = {
@@ -155,8 +155,8 @@ def list_public_names() -> dict[str, list[str]]:
 
 
 def _read_all(folder: str) -> list[str]:
-    """Returns the names in a package's `__all__`, read from the source in `folder` without importing the package."""
-    module = ast.parse((ROOT / folder / "__init__.py").read_text(encoding="utf-8"))
+    """Returns the names in the `__all__` of a package or module, read from its source without importing it."""
+    module = _parse_source(folder)
     (value,) = (
         node.value
         for node in module.body
@@ -165,11 +165,15 @@ def _read_all(folder: str) -> list[str]:
     return ast.literal_eval(value)
 
 
+def _parse_source(folder: str) -> ast.Module:
+    path = ROOT / folder / "__init__.py"
+    return ast.parse((path if path.exists() else ROOT / f"{folder}.py").read_text(encoding="utf-8"))
+
+
 def make_api_pages() -> Iterator[tuple[str, str]]:
     """Yields (path in the site, Markdown) of each page of the API."""
     for page, names in list_public_names().items():
-        package = ROOT / "tfdecouple" / ("" if page == "tfdecouple" else page) / "__init__.py"
-        about = ast.get_docstring(ast.parse(package.read_text(encoding="utf-8"))) or ""
+        about = ast.get_docstring(_parse_source("tfdecouple" if page == "tfdecouple" else f"tfdecouple/{page}")) or ""
         title = page if page == "tfdecouple" else f"tfdecouple.{page}"
         description = about.split("\n>>>")[0]
         lines = [f"# {title}", "", description, ""]

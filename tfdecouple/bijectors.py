@@ -21,6 +21,18 @@ from tfdecouple.errors import UserError
 from tfdecouple.numerics.arithmetic import compute_log_abs_det, get_sizes, invert_matrix, multiply_sizes
 from tfdecouple.numerics.kernels import get_kernels, multiply_channels
 
+__all__ = [
+    "BoundedAffine",
+    "ChannelAffine",
+    "ChannelMatrix",
+    "ClosedForm",
+    "Shift",
+    "Sigmoid",
+    "Squeeze",
+    "Whitening",
+    "with_log_det",
+]
+
 
 def with_log_det(bijector: tfb.Bijector) -> ClosedForm | _TfpBijector:
     """Returns a bijector with the methods `forward_and_log_det` and `inverse_and_log_det`, for any bijector of TFP.
