@@ -35,7 +35,7 @@ help: ## list the targets
 train: $(VENV)/.stamp-base ## train the quickstart preset, or on other images: make train ARGS="--data folder:DIR"
 	$(BIN)/python train.py $(ARGS)
 
-test: $(VENV)/.stamp-test ## run the quick tests: seven minutes on two cores
+test: $(VENV)/.stamp-test ## run the quick tests: five minutes on two cores
 	$(PYTEST) $(ARGS)
 
 test-slow: $(VENV)/.stamp-test-all tools ## run the long tests alone: kills, full disks, Slurm, browser, Node, C, Beam
