@@ -28,7 +28,7 @@ SITE_PATHS = {
     "SECURITY.md": "security_policy.md",
     **{f"examples/{path.name}": f"{path.stem}.md" for path in sorted(ROOT.glob("examples/*.ipynb"))},
 }
-# The packages and modules below tfdecouple that get a page in the site's API, which documents the names in their `__all__`.
+# The packages and modules below tfdecouple that get a page in the site's API, with the names in their `__all__`.
 PUBLIC_PACKAGES = ("config", "layers", "bijectors", "training", "corpus")
 # The names on the API's pages of packages that have no `__all__`, because their names are imported from their modules.
 MODULE_NAMES = {
