@@ -173,8 +173,8 @@ def _parse_source(folder: str) -> ast.Module:
 def make_api_pages() -> Iterator[tuple[str, str]]:
     """Yields (path in the site, Markdown) of each page of the API."""
     for page, names in list_public_names().items():
-        about = ast.get_docstring(_parse_source("tfdecouple" if page == "tfdecouple" else f"tfdecouple/{page}")) or ""
         title = page if page == "tfdecouple" else f"tfdecouple.{page}"
+        about = ast.get_docstring(_parse_source(title.replace(".", "/"))) or ""
         description = about.split("\n>>>")[0]
         lines = [f"# {title}", "", description, ""]
         for name in names:

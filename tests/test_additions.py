@@ -25,10 +25,10 @@ from tensorflow_probability import distributions as tfd
 from export.exported_model import ExportedModel
 from export.verification.vectors import KerasAnswers, draw_values
 from tfdecouple.bijectors import with_log_det
-from tfdecouple.cli.options import EXIT_FAILED
 from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig
 from tfdecouple.data import sources
 from tfdecouple.data.batches import load_images, make_training_batches
+from tfdecouple.errors import EXIT_FAILED
 from tfdecouple.layers import Coupling
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.objective import map_noise_to_z

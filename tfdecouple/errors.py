@@ -14,6 +14,10 @@ _OPERATION = re.compile(r"^\{\{.*?\}\} | \[Op:\w+\].*")
 _LIBRARIES = {"contextlib", "keras", "tensorflow", "tensorflow_probability", "tfdecouple"}
 
 
+# Exit status of `doctor` and `export` if a check fails.
+EXIT_FAILED = 5
+
+
 class UserError(Exception):
     """The base class of errors that a user can correct; programs print them as one line, without a traceback.
 

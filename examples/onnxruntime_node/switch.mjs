@@ -289,7 +289,8 @@ async function switchPhotographs(models, paths, strength) {
     const codes = { v: new Tensor("float32", v.data.slice(first, end), [1, size, size, CHANNELS]) };
     const decode = (code) => models.decode({ ...codes, z: new Tensor("float32", code, [1, code.length]) });
     const wanted = changedZ.slice((index * changedZ.length) / 2, ((index + 1) * changedZ.length) / 2);
-    const matched = await matchZ(wanted, models.colours, async (code) => (await models.encode(await decode(code), 1)).z.data);
+    const measureZ = async (code) => (await models.encode(await decode(code), 1)).z.data;
+    const matched = await matchZ(wanted, models.colours, measureZ);
     const maps = fitColourMaps(before.subarray(first, end), await decode(matched), size);
     const result = new Uint8ClampedArray(rgba.length);
     applyColourMaps(maps, size, photographs[index], result, 0, height);

@@ -13,7 +13,7 @@ from export.export_folder import EDITABLE, JSON_NAME, MOST_BYTES, VECTORS, load_
 from export.formats.runtimes import Report
 from export.verification.comparison import REPORT
 from tfdecouple.data.image_formats import describe_cropping
-from tfdecouple.errors import UserError, make_printable, one_line
+from tfdecouple.errors import EXIT_FAILED, UserError, make_printable, one_line
 from tfdecouple.registry import FORMATS
 from tfdecouple.storage.files import read_bytes, read_json
 from tfdecouple.system.process import run_module
@@ -26,6 +26,8 @@ _LISTED = 5
 
 class RefusedError(UserError):
     """Raised if exported files do not pass the verification; then nothing is published."""
+
+    status = EXIT_FAILED
 
 
 def join_problems(problems: Sequence[str]) -> str:

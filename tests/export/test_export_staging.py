@@ -22,8 +22,7 @@ from export.export_folder import stage_export
 from export.pipeline import export
 from export.verification.comparison import Report
 from tfdecouple.cli import main
-from tfdecouple.cli.options import EXIT_FAILED
-from tfdecouple.errors import UserError
+from tfdecouple.errors import EXIT_FAILED, UserError
 from tfdecouple.system.signals import handle_signals
 
 

@@ -19,7 +19,7 @@ from export.pipeline import export
 from export.verification import verify
 from export.verification.comparison import Report, compare_files
 from tfdecouple.cli import main
-from tfdecouple.cli.options import EXIT_FAILED
+from tfdecouple.errors import EXIT_FAILED
 from tfdecouple.storage.files import FileDigest
 
 NOT_CHECKED = "its answers were not checked, since files of it are not as they were exported"

@@ -20,8 +20,8 @@ from export.formats.runtimes import WARMUP_FILE
 from export.verification import comparison
 from export.verification.comparison import compare_files
 from export.verification.verify import RefusedError
-from tfdecouple.cli.options import EXIT_FAILED
 from tfdecouple.data.image_formats import describe_cropping
+from tfdecouple.errors import EXIT_FAILED
 
 COUPLING = "flow/level_1_part_0_step_0/coupling_continuous_first/net"
 MIX = "flow/level_0_part_0_step_0/linear/kernel"

@@ -172,7 +172,7 @@ OFF_DEFAULT = {
     FlowStep: (FlowStep(COUPLINGS, ("actnorm",), **OTHER), (2, 2, 4)),
     FactorOut: (FactorOut(1, COUPLINGS, **OTHER), (2, 2, 4)),
     PriorFlow: (PriorFlow(3, 5, **STEP), (4,)),
-    Encoder: (Encoder(10, (4, 5), 2, True, name="other"), (8, 8, 3)),
+    Encoder: (Encoder(10, (4, 5), 2, 9, name="other"), (8, 8, 3)),
     ResNetBlock: (ResNetBlock(5, 2, True, name="other"), (4, 4, 3)),
 }
 

@@ -8,9 +8,9 @@ from helpers import documents
 from helpers.places import ROOT
 
 import tfdecouple
-from tfdecouple.cli import app, options
+from tfdecouple.cli import app
 from tfdecouple.config import Config, list_option_names, preset_config, preset_names
-from tfdecouple.errors import DivergedError, UserError
+from tfdecouple.errors import EXIT_FAILED, DivergedError, UserError
 from tfdecouple.system.signals import InterruptedRunError
 from tfdecouple.training.workers import LostWorkerError
 
@@ -103,7 +103,7 @@ class TestReferences:
     def test_exit_statuses_of_the_programs_differ_and_have_rows_in_the_table(self):
         ends = [error.status for error in (UserError, DivergedError, LostWorkerError, InterruptedRunError)]
         # A fault of the program, an interruption, done.
-        ends += [options.EXIT_FAILED, 1, 130, 0]
+        ends += [EXIT_FAILED, 1, 130, 0]
         assert len(set(ends)) == len(ends) == 8
         page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
         assert set(map(int, re.findall(r"^\| (\d+) \|", page, re.M))) == set(ends)

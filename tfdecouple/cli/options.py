@@ -10,9 +10,6 @@ from cyclopts import Parameter, validators
 from tfdecouple.data.image_formats import MOST_FILE_SIDE
 from tfdecouple.errors import UserError
 
-# Exit status of `doctor` and `export` if a check fails.
-EXIT_FAILED = 5
-
 
 def within(least: float, most: float = 2**31 - 1, text: str | None = None) -> Parameter:
     """Returns the annotation of an option whose numbers lie from `least` to `most`; `text` is the option's help."""

@@ -3,17 +3,16 @@
 import json
 import os
 import pathlib
-import sys
 import textwrap
 import time
 from collections.abc import Callable
 from typing import Annotated, Literal
 
-from tfdecouple.cli.options import EXIT_FAILED, Devices, RunName, Settings, within
+from tfdecouple.cli.options import Devices, RunName, Settings, within
 from tfdecouple.config import Config, describe_options, list_option_names, preset_config, preset_names
 from tfdecouple.config.run import make_unknown_option_error
 from tfdecouple.doctor.check_runner import CHECKS, Task, make_doctor_config, make_json, make_text, run_checks
-from tfdecouple.errors import UserError
+from tfdecouple.errors import EXIT_FAILED, UserError
 from tfdecouple.storage.files import hash_file, write_json, write_text
 from tfdecouple.system import process
 from tfdecouple.system.requirements import require_packages
@@ -201,7 +200,7 @@ def export(
     name: str | None = None,
     web_runtime: pathlib.Path | None = None,
     web_gpu: bool = False,
-) -> int:
+) -> None:
     """Write a run for other programs, which use the files without this project.
 
     Every file is loaded and compared with the model in a process of its own before the export folder is made. A
@@ -231,53 +230,45 @@ def export(
     """
     require_packages("onnx", "tf2onnx", "onnxruntime", "tensorflow_serving", what="the export")
     if verify and not (run or to):
-        return _verify_export(verify, expect)
+        _verify_export(verify, expect)
+        return
     if not run or not to or verify or expect:
         raise UserError("export needs --run RUN and --to DIR, or --verify DIR, which --expect DIGEST can follow")
 
     process.start_tensorflow()
     from export import pipeline, show_progress
     from export.export_folder import MANIFEST
-    from export.verification.verify import RefusedError
 
-    try:
-        with show_progress(_make_timed_print()):
-            published = pipeline.export(
-                run, to, tuple(dict.fromkeys(format)), any_size=any_size, name=name, endpoints=endpoints,
-                version=version, web_runtime=web_runtime, web_gpu=web_gpu,
-            )  # fmt: skip
-    except RefusedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_FAILED
+    with show_progress(_make_timed_print()):
+        published = pipeline.export(
+            run, to, tuple(dict.fromkeys(format)), any_size=any_size, name=name, endpoints=endpoints, version=version,
+            web_runtime=web_runtime, web_gpu=web_gpu,
+        )  # fmt: skip
     print()
     for path in published:
         print(path)
     digest = hash_file(to / MANIFEST)
     print(f"\n{MANIFEST} has the SHA-256 {digest}; keep it elsewhere, for --verify DIR --expect DIGEST")
-    return 0
 
 
-def _verify_export(folder: pathlib.Path, expected: str | None) -> int:
-    """Verifies an export folder; `expected` is its manifest's SHA-256 (None: any); returns exit status 0 or 5."""
+def _verify_export(folder: pathlib.Path, expected: str | None) -> None:
+    """Verifies an export folder, whose manifest's SHA-256 is `expected` (None: any); RefusedError if it is changed."""
     from export import show_progress
     from export.export_folder import MANIFEST, load_manifest
-    from export.verification.verify import join_problems, verify_folder
+    from export.verification.verify import RefusedError, join_problems, verify_folder
 
     load_manifest(folder)
     digest = hash_file(folder / MANIFEST)
     if expected is not None and digest != expected.lower():
-        print(f"error: {folder / MANIFEST} has the SHA-256 {digest}; expected {expected}", file=sys.stderr)
-        return EXIT_FAILED
+        raise RefusedError(f"{folder / MANIFEST} has the SHA-256 {digest}; expected {expected}")
     with show_progress(lambda text: print(text, flush=True)):
         problems, not_compared = verify_folder(folder)
     print(f"{MANIFEST} has the SHA-256 {digest}", flush=True)
     if problems:
-        print(f"error: {folder} is not as it was exported: {join_problems(problems)}", file=sys.stderr)
-        return EXIT_FAILED
+        raise RefusedError(f"{folder} is not as it was exported: {join_problems(problems)}")
     unchecked = f"outputs were not checked of {', '.join(not_compared)}"
     agreed = "and all outputs agree with the stored ones"
     print(f"{folder}: all files are unchanged{'; ' + unchecked if not_compared else ', ' + agreed}")
-    return 0
 
 
 def doctor(

@@ -255,6 +255,7 @@ class Coding(BaseModel):
         """
         wanted, v = as_codes(z, v, self._d_z, self.config.image_shape, compute_size_multiple(self.config))
         z = nearest = wanted
+        is_matched = tf.range(self._d_z) < (self.config.colour_numbers or self._d_z)
         least = tf.fill([get_sizes(v)[0]], math.inf)
         for _ in range(ROUNDS + 1):
             try:
@@ -262,7 +263,7 @@ class Coding(BaseModel):
             except InversionError:
                 # A changed z can leave the region in which v decodes to finite pixels; the given z raises in `decode`.
                 break
-            lacking = tf.where(tf.range(self._d_z) < (self.config.colour_numbers or self._d_z), wanted - own, 0.0)
+            lacking = tf.where(is_matched, wanted - own, 0.0)
             distance = tf.reduce_sum(tf.square(lacking), 1)
             nearest = tf.where((distance < least)[:, None], z, nearest)
             least = tf.minimum(least, distance)

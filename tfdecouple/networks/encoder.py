@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.config import ModelConfig
-from tfdecouple.config.shapes import Block, Shape, count_colour_numbers, plan_encoder_blocks, plan_map_blocks
+from tfdecouple.config.shapes import Block, Shape, plan_encoder_blocks, plan_map_blocks
 from tfdecouple.layers.base import BaseLayer, Children, Cost, Runner, Weight
 from tfdecouple.layers.colour_map import measure_colours
 from tfdecouple.layers.conditioners import (
@@ -261,14 +261,15 @@ class Encoder(StartsAtZero, _BlockNetwork):
         latent_dim: size of z.
         channels: count of output channels of each level; each level halves height and width.
         out_channels: count of channels before flattening (the paper's c').
-        colours: whether z begins with mean and covariance of the image's colours (`measure_colours`).
+        colours: count of the first numbers of z that are mean and covariance of the image's colours
+            (`measure_colours`); 0 for none.
         **kwargs: arguments of `keras.layers.Layer`.
     """
 
     saved_arguments = ("latent_dim", "channels", "out_channels", "colours")
 
     def __init__(
-        self, latent_dim: int, channels: tuple[int, ...], out_channels: int, colours: bool = False, **kwargs: object
+        self, latent_dim: int, channels: tuple[int, ...], out_channels: int, colours: int = 0, **kwargs: object
     ):
         super().__init__(plan_encoder_blocks(channels), **kwargs)
         self.latent_dim = latent_dim
@@ -278,7 +279,7 @@ class Encoder(StartsAtZero, _BlockNetwork):
         self.top = Convolution(out_channels, 1, bias_fan_in=self.channels[-1], name="top")
 
     def declare(self, x_shape: Shape, condition_shape: Shape | None = None) -> dict[str, Weight]:
-        outputs = 2 * self.latent_dim - self._count_colours(x_shape)
+        outputs = 2 * self.latent_dim - self.colours
         return declare_weight_norm((math.prod(self.compute_map_shape(x_shape)[1:]), outputs))
 
     def children(self, x_shape: Shape, condition_shape: Shape | None = None) -> Children:
@@ -293,27 +294,24 @@ class Encoder(StartsAtZero, _BlockNetwork):
     def compute_output_shape(self, x_shape: Shape) -> tuple[tuple, tuple]:
         return ((x_shape[0], self.latent_dim),) * 2
 
-    def _count_colours(self, x_shape: Shape) -> int:
-        return count_colour_numbers(x_shape[-1]) if self.colours else 0
-
     @full_float32()
     def call(self, x: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns mean and log-variance of z, each `[batch, d_z]`, for images x in [-1, 1) without noise."""
         h = _join([tf.nn.elu(self.top.call(part)) for part in self._run_blocks(x, training)])
         h = tf.reshape(h, [-1, self.last.direction.shape[0]])
         h = tf.matmul(h, self.last.kernel()) + tf.convert_to_tensor(self.last.bias)
-        colours = self._count_colours(x.shape)
-        mean, log_variance = tf.split(h, [self.latent_dim - colours, self.latent_dim], -1)
+        rest = self.latent_dim - self.colours
+        mean, log_variance = tf.split(h, [rest, self.latent_dim], -1)
         if self.colours:
             mean = tf.concat([measure_colours(x), mean], -1)
-            log_variance += [2 * math.log(_COLOUR_NOISE)] * colours + [0.0] * (self.latent_dim - colours)
+            log_variance += [2 * math.log(_COLOUR_NOISE)] * self.colours + [0.0] * rest
         return mean, log_variance
 
 
 def make_encoder(config: ModelConfig, name: str) -> Encoder:
     """Returns the `Encoder` of a model's config, unbuilt."""
     return Encoder(
-        config.latent_dim, config.encoder_channels, config.encoder_out_channels, config.colour_map, name=name
+        config.latent_dim, config.encoder_channels, config.encoder_out_channels, config.colour_numbers, name=name
     )
 
 
