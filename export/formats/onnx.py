@@ -8,11 +8,11 @@ import contextlib
 import io
 import logging
 import pathlib
+import signal
 import warnings
 from collections.abc import Container, Iterator, Mapping
 
 import numpy as np
-import onnx
 import tensorflow as tf
 
 from export import LOG
@@ -20,6 +20,11 @@ from export.endpoints import Endpoint
 from export.exported_model import ExportedModel
 from export.provenance import Provenance, read_version
 from tfdecouple.errors import UserError, one_line
+from tfdecouple.system.signals import postpone_signals
+
+# Ctrl-C amid the import of onnx, whose C++ code does not expect it, would abort the process.
+with postpone_signals(signal.SIGINT, signal.SIGTERM):
+    import onnx
 
 # The version of the ONNX operators: the highest that tf2onnx writes; ONNX Runtime reads it on all platforms.
 OPSET = 18

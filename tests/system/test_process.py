@@ -1,5 +1,6 @@
 import io
 import os
+import signal
 
 import pytest
 import tensorflow as tf
@@ -10,6 +11,7 @@ from tfdecouple.errors import ConfigError
 from tfdecouple.execution.run_mode import count_shards
 from tfdecouple.system import process
 from tfdecouple.system.progress import TrainingProgress
+from tfdecouple.system.signals import postpone_signals
 from tfdecouple.training.workers import make_device_input_options
 
 
@@ -50,6 +52,12 @@ sys.exit(run_program(main))
 
 
 class TestProcess:
+    def test_postponed_signal_is_handled_at_the_end(self):
+        with pytest.raises(KeyboardInterrupt), postpone_signals(signal.SIGINT):
+            signal.raise_signal(signal.SIGINT)
+            finished = True
+        assert finished
+
     def test_graph_optimizer_and_memory_growth_are_on_only_with_gpus(self, set_to, monkeypatch):
         process.start_tensorflow()
         assert set_to["disable_meta_optimizer"] and not set_to["growth"]

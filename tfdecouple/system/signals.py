@@ -29,6 +29,16 @@ def handle_signals(handler: Callable[..., Any] | signal.Handlers, *signals: sign
             signal.signal(number, former)
 
 
+@contextlib.contextmanager
+def postpone_signals(*signals: signal.Signals) -> Iterator[None]:
+    """A context in which `signals` have no effect; each that came is handled at its end."""
+    received: set[int] = set()
+    with handle_signals(lambda number, _: received.add(number), *signals):
+        yield
+    for number in received:
+        signal.raise_signal(number)
+
+
 class InterruptedRunError(RunError):
     """Raised after a signal has stopped a run, whose state is saved."""
 
