@@ -138,6 +138,16 @@ class TestArguments:
         assert "no images" in message_of(DataError, lambda: diagnose_model(small, NONE))
         assert "0 and 3 images" in message_of(DataError, lambda: small.switch(NONE, IMAGES))
 
+    def test_graph_for_any_batch_size_accepts_an_empty_batch(self, small):
+        tf.config.run_functions_eagerly(False)
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 3], tf.uint8)])
+        def run(images):
+            return small.bound(images).bits_per_dim, small.decode(*small.encode(images))
+
+        assert [output.shape for output in run(NONE)] == [(0,), (0, 8, 8, 3)]
+        np.testing.assert_array_equal(run(IMAGES)[1], IMAGES)
+
     @pytest.mark.parametrize("kind", NO_IMAGES)
     def test_input_that_is_no_batch_of_images_is_refused(self, small, kind):
         given = NO_IMAGES[kind]
