@@ -96,6 +96,7 @@ function showConfig(config) {
   samplingSection.loadBar.setSizes({ [SAMPLER_FILE]: samplerSize });
   directionsSection.addSliders(config.directions ?? []);
   showModelFacts(config);
+  swapGrid.labelPictures(config.colours > 0);
   choosers.forEach((chooser, index) => {
     chooser.addExamples(config.examples);
     choosePicture(index, fetchBlob(config.examples[index].file), config.examples[index].title);

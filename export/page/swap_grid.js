@@ -6,7 +6,6 @@
 import { interpolateLinearly, joinBatch, splitBatch } from "./code_arithmetic.js";
 import { runLatestOnly } from "./latest_request.js";
 import { Picture, createElement, getElement, showVerdict } from "./page_elements.js";
-import { countDifferences, hasColoursOfZ } from "./pixel_comparison.js";
 
 /** @typedef {import("./code_arithmetic.js").Code} Code */
 /** @typedef {[Uint8Array, Uint8Array]} Images The RGB values of A and of B. */
@@ -23,6 +22,11 @@ const CELLS = [
 const ORIGINAL_CELLS = [0, 3];
 /** The cells that show the switched pictures, with the z of A and with the z of B. */
 const SWITCHED_CELLS = [1, 2];
+
+/** @param {Uint8Array} a @param {Uint8Array} b @returns {number} How many values of two images differ. */
+function countDifferences(a, b) {
+  return a.reduce((count, value, index) => count + Number(value !== b[index]), 0);
+}
 
 /** Shows the four pictures, and whether A and B are decoded exactly. */
 export class SwapGrid {
@@ -55,7 +59,7 @@ export class SwapGrid {
     const corner = createElement("span");
     const [topRow, bottomRow] = [[topLabel, topLeft, topRight], [bottomLabel, bottomLeft, bottomRight]];
     getElement("grid").append(corner, ...columnLabels, ...topRow, ...bottomRow);
-    this.#labelPictures([false, false]);
+    this.labelPictures(false);
   }
 
   /** Replaces A or B, and recomputes the grid. @param {number} index 0 for A, 1 for B. @param {Uint8Array} pixels RGB. */
@@ -64,7 +68,6 @@ export class SwapGrid {
     for (const show of this.#showPhotographs) show(null);
     this.#pictures[ORIGINAL_CELLS[index]].showPixels(pixels);
     for (const cell of SWITCHED_CELLS) this.#pictures[cell].markStale();
-    this.#labelPictures([false, false]);
     this.#onCodes(null, [], 0);
     showVerdict("", "open");
     this.#startSwap();
@@ -106,25 +109,22 @@ export class SwapGrid {
       return showVerdict(problem, "bad");
     }
     decoded.forEach((pixels, index) => this.#pictures[index].showPixels(pixels));
-    this.#labelPictures(
-      SWITCHED_CELLS.map((cell) => hasColoursOfZ(decoded[cell], images[CELLS[cell].z], images[CELLS[cell].v])),
-    );
     this.#showExactness(images, decoded);
     this.#onCodes([0, 1].map((k) => ({ z: zs[k], v: vs[k] })), decoded, performance.now() - start);
     CELLS.forEach((_, cell) => this.#showPhotograph(cell));
   }
 
   /**
-   * Labels the rows and the pictures. A row is called "colours of A" instead of "z of A" if its z carries the colours.
-   * @param {boolean[]} carriesColours For each row, whether its switched picture has the colours of the image of z.
+   * Labels the rows and the pictures. A row is called "colours of A" instead of "z of A" if z begins with colours.
+   * @param {boolean} hasColours Whether z begins with the image's colours.
    */
-  #labelPictures(carriesColours) {
+  labelPictures(hasColours) {
     this.#rowLabels.forEach((label, k) => {
-      label.replaceChildren(carriesColours[k] ? "colours" : createElement("i", {}, ["z"]), ` of ${LETTERS[k]}`);
+      label.replaceChildren(hasColours ? "colours" : createElement("i", {}, ["z"]), ` of ${LETTERS[k]}`);
     });
+    const relation = hasColours ? "in the colours of" : "with the z of";
     this.#pictures.forEach((picture, index) => {
       const { z, v } = CELLS[index];
-      const relation = carriesColours[z] ? "in the colours of" : "with the z of";
       picture.setLabel(z === v ? LETTERS[z] : `${LETTERS[v]} ${relation} ${LETTERS[z]}`);
     });
   }
