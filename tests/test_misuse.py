@@ -143,10 +143,12 @@ class TestArguments:
 
         @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 3], tf.uint8)])
         def run(images):
-            return small.bound(images).bits_per_dim, small.decode(*small.encode(images))
+            z, v = small.encode(images)
+            bits, density = small.bound(images).bits_per_dim, small.likelihood(z).log_prob(v)
+            return small.decode(z, v), bits, density, small.posterior(images).mean()
 
-        assert [output.shape for output in run(NONE)] == [(0,), (0, 8, 8, 3)]
-        np.testing.assert_array_equal(run(IMAGES)[1], IMAGES)
+        assert [output.shape for output in run(NONE)] == [(0, 8, 8, 3), (0,), (0,), (0, 4)]
+        np.testing.assert_array_equal(run(IMAGES)[0], IMAGES)
 
     @pytest.mark.parametrize("kind", NO_IMAGES)
     def test_input_that_is_no_batch_of_images_is_refused(self, small, kind):

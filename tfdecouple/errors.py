@@ -12,8 +12,6 @@ _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 _OPERATION = re.compile(r"^\{\{.*?\}\} | \[Op:\w+\].*")
 # `warn_user` skips stack frames of these packages, to find the line of the user's code that caused a warning.
 _LIBRARIES = {"contextlib", "keras", "tensorflow", "tensorflow_probability", "tfdecouple"}
-
-
 # Exit status of `doctor` and `export` if a check fails.
 EXIT_FAILED = 5
 

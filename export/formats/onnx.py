@@ -22,7 +22,7 @@ from export.provenance import Provenance, read_version
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.system.signals import postpone_signals
 
-# Ctrl-C amid the import of onnx, whose C++ code does not expect it, would abort the process.
+# Python's exception for Ctrl-C would abort the process while it imports onnx, whose C++ code does not catch it.
 with postpone_signals(signal.SIGINT, signal.SIGTERM):
     import onnx
 

@@ -95,7 +95,7 @@ def _end_with_thread_count() -> None:
 
 @functools.cache
 def _can_fork() -> bool:
-    """Starts the server; returns whether it has one thread: a forked process would lack all others."""
+    """Starts the server; returns whether it has only one thread, because forks of it lack all others."""
     others = {name: value for name, value in os.environ.items() if not name.startswith(READ_AT_START)}
     # NumPy's linear algebra gets one thread, so that the server has no other.
     more = {"TF_CPP_MIN_LOG_LEVEL": "3", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": TESTS}

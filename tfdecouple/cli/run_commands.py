@@ -252,7 +252,7 @@ def export(
 
 
 def _verify_export(folder: pathlib.Path, expected: str | None) -> None:
-    """Verifies an export folder, whose manifest's SHA-256 is `expected` (None: any); RefusedError if it is changed."""
+    """Raises RefusedError if an export folder is changed, or its manifest's SHA-256 is not `expected` (None: any)."""
     from export import show_progress
     from export.export_folder import MANIFEST, load_manifest
     from export.verification.verify import RefusedError, join_problems, verify_folder

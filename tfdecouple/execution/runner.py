@@ -60,13 +60,17 @@ class Traced:
                 largest inversion error of any image. The inversion error of an image is the largest difference between
                 recovered and stored input of a chain, relative to the input's largest value, summed over the chains.
         """
-        mode = mode or self.mode
-        if x.shape[0] == 0:
-            # Convolutions refuse an empty batch, so an image of zeros is computed instead.
-            image, z = (
-                value if value is None else tf.zeros([1, *value.shape[1:]], value.dtype) for value in (x, condition)
+        if x.shape[0] == 0 or (x.shape[0] is None and mode is None):
+            # TensorFlow's convolutions fail for an empty batch, so an image of zeros is computed, and then left out of
+            # the results. In a graph for any batch size, a short last batch can leave a device without images.
+            images = get_sizes(x)[0]
+            missing = 1 if x.shape[0] == 0 else tf.maximum(1 - images, 0)
+            x, condition = (
+                value if value is None else tf.pad(value, [[0, missing], *[[0, 0]] * (len(value.shape) - 1)])
+                for value in (x, condition)
             )
-            return tuple(output[:0] for output in self(method, network, image, z, mode))
+            return tuple(output[:images] for output in self(method, network, x, condition, mode or self.mode))
+        mode = mode or self.mode
         if probe is None and (traced := self._find_network_function(method, network, x, condition, mode)):
             return traced(x, condition)
         probes = None if probe is None or mode.memory != "invert" else _spread_probe(probe, x)

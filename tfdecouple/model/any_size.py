@@ -77,17 +77,6 @@ def run_within_memory(config: ModelConfig, function: Callable[..., Any], batch: 
     The function must treat each image separately; `others` are tensors `[batch, ...]` or None. Only images of another
     size than `config.image_shape` are divided, and not while a graph is traced.
     """
-    if (images := batch.shape[0]) is None:
-        # A device gets an empty batch if a short last batch has fewer images than there are devices. TensorFlow's
-        # convolutions then return too many channels, so an image of zeros is computed, and left out of the results.
-        images = tf.shape(batch)[0]
-        missing = tf.maximum(1 - images, 0)
-        padded = [
-            value if value is None else tf.pad(value, [[0, missing], *[[0, 0]] * (len(value.shape) - 1)])
-            for value in (batch, *others)
-        ]
-        results = function(*padded)
-        return tf.nest.map_structure(lambda result: None if result is None else result[:images], results)
     if not tf.executing_eagerly() or batch.shape[1:3] == config.image_shape[:2]:
         return function(batch, *others)
     count = count_images_at_once(config, *batch.shape[1:3])
