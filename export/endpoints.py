@@ -92,8 +92,8 @@ class Endpoint:
             an exported model it builds the graph of the endpoint. With `KerasAnswers`, inputs and outputs are NumPy
             arrays, and images are values before they are rounded to pixels.
         reference: `reference(model, {input name: array})` returns `{output name: array}` by the public methods of the
-            Keras model, independently of `answer`, whose faults it shows. Input "seed" has for each image the seed
-            with which `DecoupledModel.sample` draws the image's normal noise.
+            Keras model, independently of `answer`, whose faults it shows. It is the same function if it calls one
+            method. Input "seed" has for each image the seed with which `DecoupledModel.sample` draws its noise.
         onnx: the name of the endpoint's ONNX file, without suffix; None for an endpoint without a file.
     """
 
@@ -163,14 +163,14 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
     # fmt: off
     encode = Endpoint(
         "encode", "Encodes images deterministically; decode gives the very same pixels back.",
-        (images, *labels), (*z, v), _encode, _call_encode, "encoder",
+        (images, *labels), (*z, v), _encode, _encode, "encoder",
     )
     encode_global = Endpoint(
         "encode_global", "The posterior of z given images, a diagonal Gaussian.", (images,),
         (vector("z_mean", "the z of encode"), vector("z_log_variance", "natural logarithm of the variance")),
         _encode_global, _call_posterior,
     )
-    decode = Endpoint("decode", "Decodes codes to images.", (*z, v), (images,), _decode, _call_decode, "decoder")
+    decode = Endpoint("decode", "Decodes codes to images.", (*z, v), (images,), _decode, _decode, "decoder")
     sample = Endpoint(
         "sample", "Turns noise into new images.",
         (*sample_labels, *z_noise, v_noise, temperature), (images,), _sample, _call_sample, "sampler",
@@ -193,11 +193,11 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
         "Bits per dimension of images, an upper bound at one draw of the noise; and how usual its latents are.",
         (images, *score_labels, *z_noise, u_noise),
         (scalar("bits_per_dim", "lower is more probable"), *([nats] if config.has_encoder else []), shell, typicality),
-        _score, _call_outlier_scores,
+        _score, _score,
     )
     classify = Endpoint(
         "classify", "How probable each label is of images, by Bayes' rule.", (images,), (log_probabilities,),
-        _classify, _call_classify,
+        _classify, _classify,
     )
     # fmt: on
     if any_size:
@@ -217,14 +217,9 @@ def _free_sides(endpoint: Endpoint, image: tuple[int, ...], sides: tuple[str, st
     return dataclasses.replace(endpoint, inputs=free(endpoint.inputs, sides), outputs=free(endpoint.outputs, _PADDED))
 
 
-def _encode(model: EndpointFunctions, inputs: Arrays) -> Arrays:
+def _encode(model: EndpointFunctions | DecoupledModel, inputs: Arrays) -> Arrays:
     z, v = model.encode(inputs["images"], inputs.get("labels"))
     return {"v": v} if z is None else {"z": z, "v": v}
-
-
-def _call_encode(model: DecoupledModel, inputs: Arrays) -> Arrays:
-    z, v = model.encode(inputs["images"], inputs.get("labels"))
-    return {"z": z, "v": v}
 
 
 def _encode_global(model: EndpointFunctions, inputs: Arrays) -> Arrays:
@@ -237,11 +232,7 @@ def _call_posterior(model: DecoupledModel, inputs: Arrays) -> Arrays:
     return {"z_mean": posterior.mean(), "z_log_variance": 2 * np.log(posterior.stddev())}
 
 
-def _decode(model: EndpointFunctions, inputs: Arrays) -> Arrays:
-    return {"images": model.decode(inputs.get("z"), inputs["v"])}
-
-
-def _call_decode(model: DecoupledModel, inputs: Arrays) -> Arrays:
+def _decode(model: EndpointFunctions | DecoupledModel, inputs: Arrays) -> Arrays:
     return {"images": model.decode(inputs.get("z"), inputs["v"])}
 
 
@@ -297,19 +288,10 @@ def _call_edit(model: DecoupledModel, inputs: Arrays) -> Arrays:
     return {"edited": model.edit(inputs["images"], inputs["direction"], inputs["amount"], inputs.get("labels"))}
 
 
-def _score(model: EndpointFunctions, inputs: Arrays) -> Arrays:
+def _score(model: EndpointFunctions | DecoupledModel, inputs: Arrays) -> Arrays:
     noise = inputs.get("z_noise"), inputs["u_noise"]
     return model.outlier_scores(inputs["images"], inputs.get("labels"), noise=noise).to_dict()
 
 
-def _call_outlier_scores(model: DecoupledModel, inputs: Arrays) -> Arrays:
-    noise = inputs.get("z_noise"), inputs["u_noise"]
-    return model.outlier_scores(inputs["images"], inputs.get("labels"), noise=noise).to_dict()
-
-
-def _classify(model: EndpointFunctions, inputs: Arrays) -> Arrays:
-    return {"log_probabilities": model.classify(inputs["images"])}
-
-
-def _call_classify(model: DecoupledModel, inputs: Arrays) -> Arrays:
+def _classify(model: EndpointFunctions | DecoupledModel, inputs: Arrays) -> Arrays:
     return {"log_probabilities": model.classify(inputs["images"])}
