@@ -153,10 +153,10 @@ def round_hours(hours: float) -> int:
 def render_presets() -> str:
     """Returns a Markdown table of `MAIN_PRESETS`: images, parameters, memory, time and bits/dim of a training."""
     # `results` imports this module.
-    from benchmarks.results import compare_seeds, load_result
-    from tfdecouple.networks.architecture import count_multiply_adds, count_parameters
+    from benchmarks.results import load_result, load_seeds
+    from tfdecouple.networks.architecture import Architecture
 
-    _, seeds = compare_seeds()
+    seeds = load_seeds()
     bits = {name: f"{value} (paper)" for name, value in BITS.items()}
     bits["quickstart"] = f"{load_result('quickstart/summary.json')['test']['bits_per_dim']:.2f}"
     bundled = json.loads(
@@ -164,18 +164,20 @@ def render_presets() -> str:
     )
     bits["quickstart64"] = f"{bundled['test']['bits_per_dim']:.2f} (bundled weights)"
     for name, run in (("cifar10_small", "conditional"), ("cifar10_small_glow", "glow")):
-        bits[name] = f"{statistics.mean(seeds[run]):.2f} (JPEG re-encoded)"
+        bits[name] = f"{statistics.mean(steps[max(steps)] for steps in seeds[run]):.2f} (JPEG re-encoded)"
     rows = []
     for name in MAIN_PRESETS:
         config = preset_config(name)
-        training, parameters = config.training, count_parameters(config.model)["total"]
+        training, parameters = config.training, Architecture(config.model).count_parameters()["total"]
         micro_batch = training.batch_size // training.micro_batches
         memory = count_state_bytes(parameters) + micro_batch * count_activation_bytes(config.model)
         if name in BITS:
             duration = f"{round_hours(compute_hours(config, 'tf32'))} h on an A100 with TF32"
         else:
             # Three forward passes, and two operations for each multiply-add.
-            seconds = 6 * training.steps * training.batch_size * count_multiply_adds(config.model) / CPU_RATE
+            seconds = (
+                6 * training.steps * training.batch_size * Architecture(config.model).count_multiply_adds() / CPU_RATE
+            )
             duration = f"{max(seconds / 60, 1):.0f} min on two cores"
         images = config.description.partition(":")[0].partition(";")[0]
         rows.append([f"`{name}`", images, parameters, memory / 2**30, duration, bits[name]])
@@ -184,12 +186,15 @@ def render_presets() -> str:
 
 def render_models() -> str:
     """Returns a Markdown table with a row for each preset at the paper's size: bits/dim, parameters, hours."""
-    from tfdecouple.networks.architecture import count_parameters
+    from tfdecouple.networks.architecture import Architecture
 
     rows = []
     for name in list_models():
         config = preset_config(name)
-        images, parameters = config.description.partition(":")[0], count_parameters(config.model)["total"]
+        images, parameters = (
+            config.description.partition(":")[0],
+            Architecture(config.model).count_parameters()["total"],
+        )
         hours = round_hours(compute_hours(config, "tf32"))
         rows.append([images, describe_model(config), f"`{name}`", BITS.get(name, ""), parameters, hours])
     header = ["images", "model", "preset", "bits/dim in the paper", "parameters", "A100 hours, TF32"]

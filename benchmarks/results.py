@@ -51,6 +51,10 @@ TITLES = RUNS | {SMALL_KL: "ours, KL weight 0.03"}
 # For each compared model, the preset of the larger model in the paper; the paper's images differ from ours, too.
 PAPER_PRESETS = {"conditional": "cifar10", "base": "cifar10_base_conditioned", "glow": "cifar10_glow"}
 PAPER_INFOMAX = "49.62"
+# The short trainings, three seeds each: {folder in docs/results/seeds, without the seed: name in the table}, and the
+# updates whose evaluations the table has.
+SHORT_RUNS = {"conditional": "ours", "glow": "Glow"}
+SHORT_STEPS = (1000, 2000, 4000, 8000)
 # This name in a command stands for the value of --extractor, the ONNX feature extractor of the Fréchet distance.
 EXTRACTOR = "efficientnet_lite0_features.onnx"
 # Commands of `tfdecouple` that read no images and therefore take no --data-dir.
@@ -201,15 +205,14 @@ def _format_bits(evaluation: dict[str, Any]) -> str:
     return Estimate(evaluation["bits_per_dim"], evaluation["standard_error"]).to_text(4)
 
 
-def compare_seeds() -> tuple[int, dict[str, list[float]]]:
-    """Returns the last training step of the short runs, and {run: list of their validation bits/dim by seed}.
+def load_seeds() -> dict[str, list[dict[int, float]]]:
+    """Returns {short run: list with {update: bits/dim of the validation images} for each seed}.
 
-    Config and log of each short run are in docs/results/seeds/RUN-SEED; a model without short runs is left out.
+    Config and evaluations of each training are in docs/results/seeds/RUN-SEED.
     """
-    folders = {run: sorted((FILES / "seeds").glob(f"{run}-*")) for run in RUNS}
-    rows = {run: [_read_validation(folder)[-1] for folder in of_run] for run, of_run in folders.items() if of_run}
-    (step,) = {step for of_run in rows.values() for step, _ in of_run}
-    return step, {run: [bits for _, bits in of_run] for run, of_run in rows.items()}
+    return {
+        run: [dict(_read_validation(FILES / "seeds" / f"{run}-{seed}")) for seed in (0, 1, 2)] for run in SHORT_RUNS
+    }
 
 
 def _read_validation(run: pathlib.Path) -> list[tuple[int, float]]:
@@ -219,17 +222,20 @@ def _read_validation(run: pathlib.Path) -> list[tuple[int, float]]:
 
 
 def _render_seeds() -> str:
-    step, bits = compare_seeds()
-    rows = []
-    for run, values in bits.items():
-        listed = ", ".join(f"{value:.4f}" for value in values)
-        # Runs are subtracted seed by seed, because runs with equal seeds see the same images in the same order.
-        differences = [theirs - ours for ours, theirs in zip(bits["conditional"], values, strict=True)]
-        worse = Estimate.from_values(differences).to_text(4) if run != "conditional" else ""
-        rows.append([RUNS[run], listed, Estimate.from_values(values).to_text(4), worse])
-    return make_table(
-        ["model", f"validation bits/dim at update {step:,}, seeds 0, 1, 2", "mean", "difference from ours"], rows
-    )
+    seeds, rows = load_seeds(), []
+
+    def make_row(name: str, runs: list[dict[int, float]]) -> list[str]:
+        return [name, *(Estimate.from_values([run[step] for run in runs]).to_text(4) for step in SHORT_STEPS)]
+
+    for run, name in SHORT_RUNS.items():
+        last = ", ".join(f"{bits[SHORT_STEPS[-1]]:.4f}" for bits in seeds[run])
+        rows.append([*make_row(name, seeds[run]), last])
+    for run in [run for run in SHORT_RUNS if run != "glow"]:
+        # Trainings with equal seeds see the same images in the same order.
+        pairs = zip(seeds[run], seeds["glow"], strict=True)
+        differences = [{step: ours[step] - glow[step] for step in SHORT_STEPS} for ours, glow in pairs]
+        rows.append([*make_row(f"{SHORT_RUNS[run]}, minus Glow", differences), ""])
+    return make_table(["model", *(f"update {step:,}" for step in SHORT_STEPS), "seeds 0, 1, 2"], rows)
 
 
 def load_accuracies(run: str = "conditional") -> dict[str, dict[str, float]]:

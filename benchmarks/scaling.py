@@ -46,7 +46,7 @@ from benchmarks.training_cost import count_activation_bytes  # noqa: E402
 from tfdecouple.config import MEMORY, PRECISIONS, Config, preset_config  # noqa: E402
 from tfdecouple.doctor.checks import PEAKS, compute_ceiling  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
-from tfdecouple.networks.architecture import FLOAT32, count_parameters  # noqa: E402
+from tfdecouple.networks.architecture import FLOAT32, Architecture  # noqa: E402
 from tfdecouple.system.devices import describe_machine  # noqa: E402
 from tfdecouple.system.process import run_program  # noqa: E402
 
@@ -172,7 +172,7 @@ def measure_depth(
     small = min(images[1], max(images[0], round(mib / expected)))
     if memory == "recompute":
         # The backward pass frees activations while it makes gradients; activations set the peak only if larger.
-        gradients = 4 * count_parameters(deep.model)["total"] / MIB
+        gradients = 4 * Architecture(deep.model).count_parameters()["total"] / MIB
         small = max(small, math.ceil(3 * gradients / expected))
     extra = ["--set", f"model.steps={json.dumps(deep.model.steps)}", "--set", f"training.init_images={INIT_IMAGES}"]
     extra += ["--memory", memory]
@@ -215,7 +215,7 @@ def fit_exponent(x: Sequence[float], y: Sequence[float]) -> float:
 
 def find_largest_micro_batch(config: Config, gib: float, memory: str = "keep") -> int:
     """Returns the number of images in the largest micro-batch that a GPU with `gib` GiB can train on; 0 for none."""
-    training, parameters = config.training, count_parameters(config.model)["total"]
+    training, parameters = config.training, Architecture(config.model).count_parameters()["total"]
     state = count_state_bytes(parameters, averages=training.ema_decay > 0)
     image = count_activation_bytes(config.model, memory=memory, precision=training.precision)
     return max(0, int((USABLE * gib * GIB - state) / image))
@@ -226,7 +226,7 @@ def calculate_memory() -> Rows:
     rows = []
     for name in LARGE:
         config = preset_config(name)
-        parameters = count_parameters(config.model)["total"]
+        parameters = Architecture(config.model).count_parameters()["total"]
         row = {"preset": name, "params": parameters, "state_gib": count_state_bytes(parameters) / GIB}
         for memory in MEMORY:
             row[f"{memory}_gib_per_image"] = count_activation_bytes(config.model, memory=memory) / GIB

@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING
 
 from tfdecouple.config import ModelConfig
-from tfdecouple.networks.architecture import FLOAT32, IMAGE_MAPS, compute_flow_costs, list_encoders, list_stages
+from tfdecouple.networks.architecture import FLOAT32, IMAGE_MAPS, Architecture
 
 if TYPE_CHECKING:
     from tfdecouple.layers.base import Cost
@@ -31,12 +31,13 @@ def count_activation_bytes(config: ModelConfig, *, memory: str = "keep", precisi
     `precision` are values of `training.memory` and `training.precision`.
     """
     net_bytes = BFLOAT16 if precision == "mixed_bfloat16" else FLOAT32
-    stages = list_stages(config)
+    architecture = Architecture(config)
+    stages = architecture.stages
     if memory == "invert":
         stored = sum(2 * FLOAT32 * stage.positions * stage.channels for stage in stages)
     else:
-        stored = sum(count_stored_bytes(cost, net_bytes, memory) for cost in compute_flow_costs(config))
-    stored += FLOAT32 * sum(encoder.cost(x_shape).activations for encoder, x_shape in list_encoders(config))
+        stored = sum(count_stored_bytes(cost, net_bytes, memory) for cost in architecture.compute_flow_costs())
+    stored += FLOAT32 * sum(encoder.cost(x_shape).activations for encoder, x_shape in architecture.encoders)
     # A coupling net's backward pass holds three gradients of hidden maps and, except with "keep", two recomputed maps.
     hidden = net_bytes * (3 if memory == "keep" else 5)
     inverted = FLOAT32 * (_INVERSION_MAPS if memory == "invert" else 0)

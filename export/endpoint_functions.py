@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdecouple.model.any_size import find_both_bins, pad_and_shrink_images
+from tfdecouple.model.any_size import find_both_bins
 from tfdecouple.model.codes import Codes
 from tfdecouple.model.objective import evaluate_bound, evaluate_log_joint, map_noise_to_z
 from tfdecouple.model.outlier_scores import OutlierScores, score_latents
@@ -25,7 +25,7 @@ class EndpointFunctions:
     def encode(self, images: tf.Tensor, labels: tf.Tensor | None = None) -> Codes:
         """Returns the codes of uint8 images, which may have any size; labels are for a z that they alone determine."""
         flow, quantizer = self.networks.flow, self._quantizer
-        padded, shrunk = pad_and_shrink_images(self.config, tf.convert_to_tensor(images))
+        padded, shrunk = self.networks.any_size.pad_and_shrink_images(tf.convert_to_tensor(images))
         bins, encoder_bins = find_both_bins(self._find_bins, padded, shrunk)
         by_label = self.networks.code_net is not None
         z = self.z_from_noise(None, labels) if by_label else self._infer_z(encoder_bins)[0]

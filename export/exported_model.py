@@ -137,7 +137,9 @@ class ExportedModel:
         made: dict[str, Any] = dict.fromkeys(_NETWORKS)
         made |= {name: _ExportedNetwork(getattr(self._model, name), methods) for name, methods in networks.items()}
         return EndpointFunctions(
-            types.SimpleNamespace(config=self._model.config, quantizer=self._model.quantizer, **made)
+            types.SimpleNamespace(
+                config=self._model.config, quantizer=self._model.quantizer, any_size=self._model.any_size, **made
+            )
         )
 
 

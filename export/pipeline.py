@@ -32,7 +32,6 @@ from export.verification.vectors import choose_image_sizes, load_real_images, ma
 from export.verification.verify import check_settings, compare_in_process, require_no_problems
 from tfdecouple.data.sources import hide_image_path
 from tfdecouple.errors import UserError
-from tfdecouple.model.any_size import find_weight_of_fixed_size
 from tfdecouple.registry import FORMATS
 from tfdecouple.storage.files import convert_tensorflow_errors, write_json, write_text
 from tfdecouple.system.signals import handle_signals
@@ -80,7 +79,7 @@ def export(
         LOG.info("opening %s", run)
         model, provenance = open_run(run, name)
         shape = model.config.image_shape
-        if any_size and (weight := find_weight_of_fixed_size(model.config)):
+        if any_size and (weight := model.any_size.weight_of_fixed_size):
             raise UserError(
                 f"--any-size: the shape of the weight {weight} depends on the image size; leave --any-size out"
             )

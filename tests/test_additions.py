@@ -32,7 +32,7 @@ from tfdecouple.errors import EXIT_FAILED
 from tfdecouple.layers import Coupling
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.objective import map_noise_to_z
-from tfdecouple.networks.architecture import compute_weight_shapes, count_parameters
+from tfdecouple.networks.architecture import Architecture
 from tfdecouple.registry import ENCODERS, LAYERS, LOGGERS, REGISTRIES, TRANSFORMS, register
 from tfdecouple.training.step import compute_learning_rate
 
@@ -178,10 +178,10 @@ def test_code_of_the_page_is_code_of_the_package():
 class TestNetworks:
     def test_model_of_additions_is_planned_trained_exact_and_folded(self, trained):
         model, losses = trained
-        shapes = compute_weight_shapes(model.config)
+        shapes = Architecture(model.config).compute_weight_shapes()
         assert shapes == {path: tuple(value.shape) for path, value in model.named_variables().items()}
         assert shapes["flow/level_0_part_0_step_0/reflection/axis"] == (3,)
-        assert model.parameter_count() == count_parameters(model.config)
+        assert model.parameter_count() == Architecture(model.config).count_parameters()
         assert np.isfinite(losses).all() and losses[-1] < losses[0]
         # These weights start at 0.
         for name in ("reflection/axis", "encoder/last_bias", "prior_flow/shift"):

@@ -22,7 +22,7 @@ from tfdecouple.doctor import check_runner
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks import architecture
-from tfdecouple.networks.architecture import count_parameters, require_memory
+from tfdecouple.networks.architecture import Architecture
 from tfdecouple.storage.files import parse_json
 from tfdecouple.system import devices, process
 from tfdecouple.system.process import run_program
@@ -240,10 +240,12 @@ def test_config_that_does_not_fit_the_checkpoint_is_refused(enlarged, no_model, 
 class TestMemory:
     def test_model_is_refused_if_its_parameters_exceed_the_memory(self, monkeypatch):
         monkeypatch.setattr(architecture, "read_total_memory", lambda: 2**30)
-        require_memory(preset_config("celeba_hq_256").model)
-        monkeypatch.setattr(architecture, "read_total_memory", lambda: 4 * count_parameters(TINY)["total"] - 1)
+        Architecture(preset_config("celeba_hq_256").model).require_memory()
+        monkeypatch.setattr(
+            architecture, "read_total_memory", lambda: 4 * Architecture(TINY).count_parameters()["total"] - 1
+        )
         with pytest.raises(ConfigError, match="the model is too large: it needs"):
-            require_memory(TINY)
+            Architecture(TINY).require_memory()
 
     def test_memory_limit_of_a_container_bounds_total_and_free_memory(self, monkeypatch, tmp_path):
         monkeypatch.setattr(devices, "_GROUP_FILES", [])

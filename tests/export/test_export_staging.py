@@ -23,6 +23,7 @@ from export.pipeline import export
 from export.verification.comparison import Report
 from tfdecouple.cli import main
 from tfdecouple.errors import EXIT_FAILED, UserError
+from tfdecouple.model.any_size import AnySize
 from tfdecouple.system.signals import handle_signals
 
 
@@ -268,7 +269,7 @@ class TestMistakes:
 
 def test_any_size_is_refused_for_the_page_and_for_weights_of_fixed_size(quick, refused, monkeypatch):
     assert "--any-size is not for the format web" in refused("--any-size", "--format", "web")
-    monkeypatch.setattr("export.pipeline.find_weight_of_fixed_size", lambda config: "flow/whitening/last")
+    monkeypatch.setattr(AnySize, "weight_of_fixed_size", property(lambda _: "flow/whitening/last"))
     assert "the weight flow/whitening/last depends on the image size" in refused("--any-size")
 
 

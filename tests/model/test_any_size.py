@@ -11,8 +11,8 @@ from helpers.variants import SMALLEST, VARIANTS, equal, images_of, quantize, var
 
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.model import Codes, DecoupledModel, any_size
-from tfdecouple.model.any_size import compute_size_multiple, count_images_at_once, shrink_images
-from tfdecouple.networks.architecture import count_inference_bytes
+from tfdecouple.model.any_size import shrink_images
+from tfdecouple.networks.architecture import Architecture
 
 SIZES = [(11, 9), (1, 1), (2, 40)]
 
@@ -53,7 +53,7 @@ class TestCodes:
         for size in SIZES if name == "coupling" else [] if name.startswith(("base", "colour")) else SIZES[:1]:
             images = pictures(model, *size)
             codes = model.encode(images, verify=True)
-            multiple = compute_size_multiple(model.config)
+            multiple = model.any_size.multiple
             assert isinstance(codes, Codes) and codes.size == size
             assert codes.v.shape[1:3] == [-(-side // multiple) * multiple for side in size]
             equal(model.decode(*codes, codes.size), images)
@@ -82,7 +82,7 @@ class TestCodes:
         images = pictures(small_model, 12, 10, 5)
         together = small_model.encode(images), small_model.bound(images, seed=1)
         monkeypatch.setattr(any_size, "_PIXELS_AT_ONCE", 2 * 12 * 10)
-        assert count_images_at_once(small_model.config, 12, 10) == 2
+        assert small_model.any_size.count_images_at_once(12, 10) == 2
         apart = small_model.encode(images, verify=True), small_model.bound(images, seed=1)
         for whole, divided in zip(tf.nest.flatten(together), tf.nest.flatten(apart), strict=True):
             np.testing.assert_allclose(whole, divided, rtol=1e-4, atol=1e-4)
@@ -150,7 +150,7 @@ class TestRefusals:
         assert "whole number" in message_of(UserError, lambda: small_model.decode(z, v, (11.5, 9)))
 
     def test_images_too_large_for_memory_are_refused_before_computing(self, small_model, monkeypatch):
-        needed = count_inference_bytes(small_model.config, 120, 90)
+        needed = Architecture(small_model.config).count_inference_bytes(120, 90)
         monkeypatch.setattr(any_size, "read_free_memory", lambda: needed // 4)
         message = message_of(UserError, lambda: small_model.encode(pictures(small_model, 120, 90)))
         assert "90 x 120" in message and "45 x 60" in message

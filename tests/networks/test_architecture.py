@@ -14,7 +14,7 @@ from benchmarks.training_cost import count_stored_bytes
 from tfdecouple.config import preset_config
 from tfdecouple.layers import Coupling
 from tfdecouple.model import DecoupledModel
-from tfdecouple.networks.architecture import compute_weight_shapes, count_by_network, count_parameters
+from tfdecouple.networks.architecture import Architecture, count_by_network
 from tfdecouple.registry import LAYERS, TRANSFORMS
 
 OF_FOUR_LEVELS = {"steps": (2, (1, 2), (3,), 1), "hidden_channels": (3, 4, 5, 6), "factors": (3, 2)}
@@ -33,8 +33,10 @@ CONFIGS = {
 def check_weights(config):
     """Asserts that the planned names and shapes are those of the model that is built."""
     model = DecoupledModel(config)
-    assert compute_weight_shapes(config) == {name: tuple(v.shape) for name, v in model.named_variables().items()}
-    assert count_parameters(config) == model.parameter_count()
+    assert Architecture(config).compute_weight_shapes() == {
+        name: tuple(v.shape) for name, v in model.named_variables().items()
+    }
+    assert Architecture(config).count_parameters() == model.parameter_count()
     assert model.parameter_count()["total"] == sum(math.prod(v.shape) for v in model.trainable_variables)
 
 
@@ -50,8 +52,10 @@ class TestPlan:
     def test_parameter_counts_of_presets_equal_those_of_the_authors_code(self, preset):
         config, expected = preset_config(preset).model, REFERENCE[preset]
         networks = ("flow", "encoder", "prior", "class_codes", "dequantizer", "total")
-        assert count_parameters(config) == {name: expected[name] for name in networks if name in expected}
-        shapes = compute_weight_shapes(config)
+        assert Architecture(config).count_parameters() == {
+            name: expected[name] for name in networks if name in expected
+        }
+        shapes = Architecture(config).compute_weight_shapes()
         for part, count in expected.get("dequantizer parts", {}).items():
             part_shapes = {name: shape for name, shape in shapes.items() if name.startswith(f"dequantizer/{part}/")}
             assert count_by_network(part_shapes)["total"] == count

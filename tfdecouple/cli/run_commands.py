@@ -99,9 +99,9 @@ def presets(name: str | None = None, /) -> None:
         return
     config = preset_config(name)
     process.start_tensorflow()
-    from tfdecouple.networks.architecture import count_parameters
+    from tfdecouple.networks.architecture import Architecture
 
-    print(f"{config.name} {count_parameters(config.model)['total']:,} parameters  {config.description}")
+    print(f"{config.name} {Architecture(config.model).count_parameters()['total']:,} parameters  {config.description}")
     values = {name: value for name, value in config.to_dict().items() if name not in ("description", "notes")}
     print(f"\n{config.notes}\n\nWhat each option means: tfdecouple explain\n")
     print(json.dumps(values, indent=2))

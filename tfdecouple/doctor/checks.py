@@ -23,7 +23,7 @@ from tfdecouple.doctor.check_runner import MODEL, QUICK_BATCH, CheckResult, Task
 from tfdecouple.errors import ExactnessWarning, UserError
 from tfdecouple.execution.run_mode import RunMode
 from tfdecouple.model.objective import map_noise_to_z
-from tfdecouple.networks.architecture import count_multiply_adds
+from tfdecouple.networks.architecture import Architecture
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.system.devices import describe_machine, format_bytes, read_cpuinfo, read_total_memory
@@ -290,4 +290,4 @@ def compute_ceiling(config: Config, phase: str, gpu: str) -> float:
     training step computes as many products as three forward passes: one forward, and two gradients of each product.
     """
     precision, passes = (config.training.precision, 3) if phase == "train" else ("float32", 1)
-    return 1e12 * PEAKS[gpu][precision] / (2 * passes * count_multiply_adds(config.model))
+    return 1e12 * PEAKS[gpu][precision] / (2 * passes * Architecture(config.model).count_multiply_adds())

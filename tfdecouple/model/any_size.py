@@ -1,4 +1,4 @@
-"""Functions for images of another size than `config.image_shape`: resizing, padding, checks of size and of memory.
+"""Images of another size than `config.image_shape`: resizing, padding, checks of size and of memory.
 
 The flow and the dequantizer consist of convolutions, which work at any size. The encoder of z ends in a dense layer,
 which works at one size only. So z is the code of the image resized to `config.image_shape`, and v is the output of the
@@ -7,16 +7,14 @@ flow, given this z, for the image padded to sides that the flow can halve.
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from tfdecouple.arguments import ArrayLike, as_images, as_whole_number
-from tfdecouple.config import ModelConfig
 from tfdecouple.errors import DataError, UserError
-from tfdecouple.networks.architecture import compute_weight_shapes, count_inference_bytes
+from tfdecouple.networks.architecture import Architecture
 from tfdecouple.numerics.arithmetic import get_sizes
 from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.system.devices import format_bytes, read_free_memory
@@ -43,24 +41,100 @@ class FittedImages(NamedTuple):
     size: Size
 
 
-def fit_images(config: ModelConfig, images: ArrayLike) -> FittedImages:
-    """Returns uint8 images as `FittedImages`; raises DataError if the model cannot encode images of their size."""
-    images = as_images(images, config.image_shape, any_size=True)
-    if images.shape[1:3] != config.image_shape[:2]:
-        require_any_size(config, "images", images)
-    height, width = get_sizes(images)[1:3]
-    return FittedImages(*pad_and_shrink_images(config, images), (height, width))
+class AnySize:
+    """What a model does with images of any size: it pads, resizes and checks them, and runs within the free memory."""
 
+    def __init__(self, architecture: Architecture):
+        self._architecture, self._config = architecture, architecture.config
 
-def require_fitting_size(config: ModelConfig, v: tf.Tensor, size: Size | None) -> None:
-    """Raises DataError if the model cannot decode v, or UserError if v is not of the shape for images of `size`."""
-    if v.shape[1:3] != config.image_shape[:2]:
-        require_any_size(config, "v", v)
-    if size is not None and not any(map(tf.is_tensor, size)):
-        multiple = compute_size_multiple(config)
-        padded = [round_side_up(as_whole_number(side, "a side in size"), multiple) for side in size]
-        if not v.shape[1:3].is_compatible_with(padded):
-            raise UserError(f"size is {tuple(size)}, for which v is [batch, *{padded}, ...]; it is {tuple(v.shape)}")
+    @functools.cached_property
+    def multiple(self) -> int:
+        """The int that must divide an image's height and width, so that flow and dequantizer can halve the image.
+
+        >>> from tfdecouple.config import ModelConfig
+        >>> AnySize(Architecture(ModelConfig(image_shape=(32, 32, 3), steps=(2, (6, 6), (6, 6), 4)))).multiple
+        8
+        """
+        config = self._config
+        halvings = len(config.dequantization_encoder_channels) if config.has_dequantizer else 0
+        # All factors by which the networks reduce an image are powers of 2, so the largest is a multiple of all.
+        return max(2**halvings, *(stage.reduction for stage in self._architecture.stages))
+
+    @functools.cached_property
+    def weight_of_fixed_size(self) -> str:
+        """The path of a weight outside the encoder whose shape depends on the image size; "" if there is none."""
+        height, width, channels = self._config.image_shape
+        larger = dataclasses.replace(self._config, image_shape=(2 * height, 2 * width, channels))
+        other = Architecture(larger).compute_weight_shapes()
+        fixed = (name for name, shape in self._architecture.compute_weight_shapes().items() if shape != other[name])
+        return next((name for name in fixed if not name.startswith("encoder/")), "")
+
+    def fit_images(self, images: ArrayLike) -> FittedImages:
+        """Returns uint8 images as `FittedImages`; raises DataError if the model cannot encode images of their size."""
+        images = as_images(images, self._config.image_shape, any_size=True)
+        if not self._has_own_size(images):
+            self._require_any_size("images", images)
+        height, width = get_sizes(images)[1:3]
+        return FittedImages(*self.pad_and_shrink_images(images), (height, width))
+
+    def pad_and_shrink_images(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns uint8 images padded for the flow, and the images resized to `config.image_shape` for the encoder."""
+        if self._has_own_size(images):
+            return images, images
+        return pad_images(images, self.multiple), shrink_images(images, *self._config.image_shape[:2])
+
+    def require_fitting_size(self, v: tf.Tensor, size: Size | None) -> None:
+        """Raises DataError if the model cannot decode v, or UserError if v is not of the shape for images of `size`."""
+        if not self._has_own_size(v):
+            self._require_any_size("v", v)
+        if size is not None and not any(map(tf.is_tensor, size)):
+            padded = [round_side_up(as_whole_number(side, "a side in size"), self.multiple) for side in size]
+            if not v.shape[1:3].is_compatible_with(padded):
+                raise UserError(
+                    f"size is {tuple(size)}, for which v is [batch, *{padded}, ...]; it is {tuple(v.shape)}"
+                )
+
+    def _has_own_size(self, array: tf.Tensor) -> bool:
+        return array.shape[1:3] == self._config.image_shape[:2]
+
+    def _require_any_size(self, name: str, array: tf.Tensor) -> None:
+        """Raises DataError if the model accepts images of `config.image_shape` only, or a side of `array` is too long.
+
+        If the shape of a weight outside the encoder depends on the image size, the model accepts one size only. A side
+        is too long above `LONGEST_SIDE`. `array` is images or local codes, `[batch, height, width, channels]`, which
+        the message calls `name`.
+        """
+        shape, needed = tuple(array.shape), f"[batch, {', '.join(map(str, self._config.image_shape))}]"
+        if self.weight_of_fixed_size:
+            raise DataError(
+                f"{name} is of shape {shape}; this model accepts only {needed}, because the shape of its weight "
+                f"{self.weight_of_fixed_size} depends on the image size"
+            )
+        if max(side or 0 for side in shape[1:3]) > LONGEST_SIDE:
+            raise DataError(f"{name} is of shape {shape}; sides of images can have at most {LONGEST_SIDE:,} pixels")
+
+    def run_within_memory(self, function: Callable[..., Any], batch: tf.Tensor, *others: tf.Tensor) -> Any:
+        """Returns `function(batch, *others)`, computed for so few images at a time that the computation fits in memory.
+
+        The function must treat each image separately; `others` are tensors `[batch, ...]` or None. Only images of
+        another size than `config.image_shape` are divided, and not while a graph is traced.
+        """
+        if not tf.executing_eagerly() or self._has_own_size(batch):
+            return function(batch, *others)
+        count = self.count_images_at_once(*batch.shape[1:3])
+        return function(batch, *others) if batch.shape[0] <= count else run_in_parts(function, count, batch, *others)
+
+    def count_images_at_once(self, height: int, width: int) -> int:
+        """Returns how many images of this size are processed at once; UserError if memory is too small for one."""
+        needed, free = self._architecture.count_inference_bytes(height, width), read_free_memory()
+        if needed > free:
+            scale = (free / needed) ** 0.5
+            raise UserError(
+                f"an image of {width} x {height} pixels takes {format_bytes(needed)} of memory with this model; "
+                f"{format_bytes(free)} are free: shrink it to {int(scale * width)} x {int(scale * height)} pixels or "
+                "less"
+            )
+        return max(1, min(_PIXELS_AT_ONCE // (height * width), free // needed))
 
 
 def find_both_bins(
@@ -69,18 +143,6 @@ def find_both_bins(
     """Returns the bins of `padded` and of `shrunk`, computed only once if both are the same tensor."""
     bins = find_bins(padded)
     return bins, bins if shrunk is padded else find_bins(shrunk)
-
-
-def run_within_memory(config: ModelConfig, function: Callable[..., Any], batch: tf.Tensor, *others: tf.Tensor) -> Any:
-    """Returns `function(batch, *others)`, computed for so few images at a time that the computation fits in memory.
-
-    The function must treat each image separately; `others` are tensors `[batch, ...]` or None. Only images of another
-    size than `config.image_shape` are divided, and not while a graph is traced.
-    """
-    if not tf.executing_eagerly() or batch.shape[1:3] == config.image_shape[:2]:
-        return function(batch, *others)
-    count = count_images_at_once(config, *batch.shape[1:3])
-    return function(batch, *others) if batch.shape[0] <= count else run_in_parts(function, count, batch, *others)
 
 
 def run_in_parts(function: Callable[..., Any], count: int, *batches: tf.Tensor | None) -> Any:
@@ -118,13 +180,6 @@ def _average_second_axis(x: tf.Tensor, count: int) -> tf.Tensor:
     return tf.floor((2 * total + length) / (2 * length))
 
 
-def pad_and_shrink_images(config: ModelConfig, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns uint8 images padded for the flow, and the images resized to `config.image_shape` for the encoder."""
-    if images.shape[1:3] == config.image_shape[:2]:
-        return images, images
-    return pad_images(images, compute_size_multiple(config)), shrink_images(images, *config.image_shape[:2])
-
-
 def pad_images(images: tf.Tensor, multiple: int) -> tf.Tensor:
     """Pads images, by repeating the last row and column, to a height and a width divisible by `multiple`."""
     for axis, side in enumerate(get_sizes(images)[1:3], 1):
@@ -138,55 +193,3 @@ def round_side_up(side: int | tf.Tensor, multiple: int) -> int | tf.Tensor:
     """Returns `side`, an int or an integer tensor, rounded up to a multiple of `multiple`."""
     # ONNX rounds quotients towards zero and Python rounds them down, which is the same for this positive quotient.
     return (side + multiple - 1) // multiple * multiple
-
-
-@functools.lru_cache(maxsize=8)
-def compute_size_multiple(config: ModelConfig) -> int:
-    """Returns the int that must divide an image's height and width, so that flow and dequantizer can halve the image.
-
-    >>> compute_size_multiple(ModelConfig(image_shape=(32, 32, 3), steps=(2, (6, 6), (6, 6), 4)))
-    8
-    """
-    stages = itertools.chain(*config.levels, *config.dequantization_levels)
-    halvings = len(config.dequantization_encoder_channels) if config.has_dequantizer else 0
-    # All factors by which the networks reduce an image are powers of 2, so the largest is a multiple of every other.
-    return max(2**halvings, *(stage.reduction for stage in stages))
-
-
-@functools.lru_cache(maxsize=8)
-def find_weight_of_fixed_size(config: ModelConfig) -> str:
-    """Returns the path of a weight outside the encoder whose shape depends on the image size; "" if there is none."""
-    height, width, channels = config.image_shape
-    larger = dataclasses.replace(config, image_shape=(2 * height, 2 * width, channels))
-    other = compute_weight_shapes(larger)
-    fixed = (name for name, shape in compute_weight_shapes(config).items() if shape != other[name])
-    return next((name for name in fixed if not name.startswith("encoder/")), "")
-
-
-def require_any_size(config: ModelConfig, name: str, array: tf.Tensor) -> None:
-    """Raises DataError if the model accepts images of `config.image_shape` only, or a side of `array` is too long.
-
-    If the shape of a weight outside the encoder depends on the image size, the model accepts one size only. A side is
-    too long above `LONGEST_SIDE`. `array` is images or local codes, `[batch, height, width, channels]`, which the
-    message calls `name`.
-    """
-    shape, needed = tuple(array.shape), f"[batch, {', '.join(map(str, config.image_shape))}]"
-    if weight := find_weight_of_fixed_size(config):
-        raise DataError(
-            f"{name} is of shape {shape}; this model accepts only {needed}, because the shape of its weight {weight} "
-            "depends on the image size"
-        )
-    if max(side or 0 for side in shape[1:3]) > LONGEST_SIDE:
-        raise DataError(f"{name} is of shape {shape}; sides of images can have at most {LONGEST_SIDE:,} pixels")
-
-
-def count_images_at_once(config: ModelConfig, height: int, width: int) -> int:
-    """Returns how many images of this size the model processes at once; UserError if memory is too small for one."""
-    needed, free = count_inference_bytes(config, height, width), read_free_memory()
-    if needed > free:
-        scale = (free / needed) ** 0.5
-        raise UserError(
-            f"an image of {width} x {height} pixels takes {format_bytes(needed)} of memory with this model; "
-            f"{format_bytes(free)} are free: shrink it to {int(scale * width)} x {int(scale * height)} pixels or less"
-        )
-    return max(1, min(_PIXELS_AT_ONCE // (height * width), free // needed))

@@ -12,8 +12,9 @@ from tfdecouple.errors import ConfigError, NotInitializedError, UserError, one_l
 from tfdecouple.execution.run_mode import RunMode
 from tfdecouple.execution.runner import Traced
 from tfdecouple.layers.base import InvertibleLayer, KeepsWeights, disable_autograph
+from tfdecouple.model.any_size import AnySize
 from tfdecouple.model.quantizer import Quantizer
-from tfdecouple.networks.architecture import count_by_network, make_networks, require_memory
+from tfdecouple.networks.architecture import Architecture, count_by_network
 from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import Encoder
 from tfdecouple.networks.flow import Flow
@@ -36,9 +37,11 @@ class BaseModel(KeepsWeights, keras.Model):
             raise UserError(f"dtype is {self.dtype_policy.name}; the model computes in float32: leave dtype out")
         self.config = config if isinstance(config, ModelConfig) else parse_config(ModelConfig, config, "model.")
         # The check comes first, because a config from an untrusted file may ask for more memory than there is.
-        require_memory(self.config)
+        architecture = Architecture(self.config)
+        architecture.require_memory()
+        self.any_size = AnySize(architecture)
         self.quantizer = Quantizer(self.config.n_bits)
-        made = {name: network for name, (network, _) in make_networks(self.config).items()}
+        made = {name: network for name, (network, _) in architecture.make_networks().items()}
         self.flow: Flow = made["flow"]
         self.encoder: Encoder | None = made.get("encoder")
         self.prior_flow: InvertibleLayer | None = made.get("prior_flow")

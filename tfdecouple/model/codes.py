@@ -28,12 +28,8 @@ from tfdecouple.errors import DataError, ExactnessWarning, InversionError, UserE
 from tfdecouple.layers.base import disable_autograph
 from tfdecouple.model.any_size import (
     Size,
-    compute_size_multiple,
     find_both_bins,
-    fit_images,
-    require_fitting_size,
     run_in_parts,
-    run_within_memory,
 )
 from tfdecouple.model.base_model import BaseModel, require_initialized
 from tfdecouple.model.objective import compute_label_log_probabilities, map_noise_to_z
@@ -114,14 +110,14 @@ class Coding(BaseModel):
                 "outside, or leave verify out"
             )
         require_initialized(self)
-        fitted = fit_images(self.config, images)
+        fitted = self.any_size.fit_images(images)
         labels = as_labels(labels, get_sizes(fitted.padded)[0], self.config.classes, self.config.has_label_codes)
-        z, v = run_within_memory(self.config, self._encode_bins, fitted.padded, fitted.shrunk, labels)
+        z, v = self.any_size.run_within_memory(self._encode_bins, fitted.padded, fitted.shrunk, labels)
         if tf.executing_eagerly():
             require_finite("encode gave codes that are not finite", v, *([] if z is None else [z]))
             if verify:
                 # The flow is inverted here, because `decode` would raise another error for pixels that are not finite.
-                x = run_within_memory(self.config, self._invert_flow, v, z)
+                x = self.any_size.run_within_memory(self._invert_flow, v, z)
                 decoded, expected = self.quantizer.round_to_pixels(x), self.quantizer.quantize_pixels(fitted.padded)
                 require_exact_images(decoded, x, expected, self.config.bound_of_scales)
             else:
@@ -159,10 +155,10 @@ class Coding(BaseModel):
                 singular.
         """
         require_initialized(self)
-        z, v = as_codes(z, v, self._d_z, self.config.image_shape, compute_size_multiple(self.config))
-        require_fitting_size(self.config, v, size)
+        z, v = as_codes(z, v, self._d_z, self.config.image_shape, self.any_size.multiple)
+        self.any_size.require_fitting_size(v, size)
         try:
-            x = run_within_memory(self.config, self._invert_flow, v, z)
+            x = self.any_size.run_within_memory(self._invert_flow, v, z)
         except tf.errors.InvalidArgumentError as error:
             if "not invertible" not in error.message:
                 raise
@@ -253,7 +249,7 @@ class Coding(BaseModel):
         Returns:
             float32 `[batch, d_z]`.
         """
-        wanted, v = as_codes(z, v, self._d_z, self.config.image_shape, compute_size_multiple(self.config))
+        wanted, v = as_codes(z, v, self._d_z, self.config.image_shape, self.any_size.multiple)
         z = nearest = wanted
         is_matched = tf.range(self._d_z) < (self.config.colour_numbers or self._d_z)
         least = tf.fill([get_sizes(v)[0]], math.inf)

@@ -53,6 +53,7 @@ class DecoupledModel(Training, Coding, Densities, Initialization):
         prior_affine: shifts and scales z by the label before `prior_flow`; None if p(z) does not depend on labels.
         code_net: maps labels to z; None unless z is a function of the label.
         quantizer: converts pixels 0..255 to bins, bins to x in [-1, 1), and x to pixels.
+        any_size: pads, resizes and checks images of any size for the networks.
         dequantizer: draws u, the position of a pixel within its bin, from q(u|x); None if u is uniform.
     """
 

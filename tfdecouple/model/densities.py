@@ -12,7 +12,7 @@ from tfdecouple import randomness
 from tfdecouple.arguments import ArrayLike, as_images, as_labels, as_noise, as_z
 from tfdecouple.errors import UserError
 from tfdecouple.layers.base import disable_autograph
-from tfdecouple.model.any_size import find_both_bins, fit_images, run_within_memory
+from tfdecouple.model.any_size import find_both_bins
 from tfdecouple.model.base_model import BaseModel, require_initialized
 from tfdecouple.model.objective import (
     BoundTerms,
@@ -61,7 +61,7 @@ class Densities(BaseModel):
         """Returns q(z|x), a diagonal Gaussian `[batch]` of event shape `[d_z]`, for uint8 images (paper equation 5)."""
         self._require_latent("a posterior over z", density=True)
         require_initialized(self)
-        bins = self.quantizer.find_bins(fit_images(self.config, images).shrunk)
+        bins = self.quantizer.find_bins(self.any_size.fit_images(images).shrunk)
         assert self.encoder is not None
         mean, log_variance = self.encoder.run_inference(self.quantizer.place_at_edges(bins))
         return tfd.MultivariateNormalDiag(mean, tf.exp(log_variance / 2))
@@ -148,7 +148,7 @@ class Densities(BaseModel):
     ) -> tuple[BoundTerms, Latents]:
         """Returns the terms of the bound, as `bound` does, and the `Latents` of the same draw."""
         require_initialized(self)
-        fitted = fit_images(self.config, images)
+        fitted = self.any_size.fit_images(images)
         shape, config = get_sizes(fitted.padded), self.config
         labels = as_labels(labels, shape[0], config.classes, config.has_label_codes)
         if noise is None:
@@ -174,7 +174,7 @@ class Densities(BaseModel):
             with use_kernels(mode.kernels):
                 bound, latents = evaluate(*inputs, training=True, runner=functools.partial(self.flow.runner, mode=mode))
         else:
-            bound, latents = run_within_memory(config, evaluate, *inputs)
+            bound, latents = self.any_size.run_within_memory(evaluate, *inputs)
         if fitted.padded is fitted.shrunk:
             return bound, latents
         padding = multiply_sizes(shape[1:3], tf.float32) / multiply_sizes(fitted.size, tf.float32)

@@ -46,21 +46,21 @@ def add_first_noise(images: tf.Tensor, training: TrainingConfig) -> tf.Tensor:
     return add_image_noise(images, compute_noise_deviation(training, tf.constant(0)), normal)
 
 
-def compute_kl_weight(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
+def compute_kl_weight(training: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     """Returns the weight of the KL term in the loss after `update` updates, a float32 scalar.
 
     The weight rises linearly from 0 to `kl_weight` over `kl_warmup_steps` updates and then stays. In the paper the
     weight is always 1.
     """
-    if not config.kl_warmup_steps:
-        return tf.constant(config.kl_weight)
-    return config.kl_weight * tf.minimum(tf.cast(update, tf.float32) / config.kl_warmup_steps, 1.0)
+    if not training.kl_warmup_steps:
+        return tf.constant(training.kl_weight)
+    return training.kl_weight * tf.minimum(tf.cast(update, tf.float32) / training.kl_warmup_steps, 1.0)
 
 
-def compute_noise_deviation(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
+def compute_noise_deviation(training: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     """Returns the noise's deviation in pixel values: `noise`, falling along half a cosine (Tschannen et al., 2024)."""
-    done = tf.minimum(1.0, tf.cast(update, tf.float32) / max(config.noise_steps, 1))
-    return config.noise * tf.where(done < 1, (1 + tf.cos(math.pi * done)) / 2, 0.0)
+    done = tf.minimum(1.0, tf.cast(update, tf.float32) / max(training.noise_steps, 1))
+    return training.noise * tf.where(done < 1, (1 + tf.cos(math.pi * done)) / 2, 0.0)
 
 
 def add_image_noise(images: tf.Tensor, deviation: tf.Tensor, normal: tf.Tensor) -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""Functions that compute weight shapes, memory and multiply-adds of a model from its config, without building it."""
+"""The networks of a model, and what follows from its config alone: weight shapes, memory, multiply-adds."""
 
 from __future__ import annotations
 
@@ -28,57 +28,138 @@ IMAGE_MAPS = 8
 _HIDDEN_MAPS, _STAGE_MAPS = 3, 8
 
 
-def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
-    """Returns {name: (unbuilt network, input shape)} of all networks of a model; input shapes are batch first."""
-    from tfdecouple.networks.dequantizer import Dequantizer
-    from tfdecouple.networks.flow import Flow
-    from tfdecouple.networks.prior import LabelAffine, LabelCodes
-
-    image, z = (None, *config.image_shape), (None, config.latent_dim)
-    networks: dict[str, tuple[Any, tuple]] = {"flow": (Flow(config, name="flow"), image)}
-    if config.has_encoder:
-        networks["encoder"] = ENCODERS[config.encoder](config, name="encoder"), image
-        if config.prior != "normal":
-            networks["prior_flow"] = PRIORS[config.prior](config, name="prior_flow"), z
-        if config.has_labels:
-            networks["prior_affine"] = LabelAffine(config.classes, config.latent_dim, name="prior_affine"), z
-    if config.has_label_codes:
-        networks["class_codes"] = LabelCodes(config.classes, config.latent_dim, name="class_codes"), (None,)
-    if config.has_dequantizer:
-        networks["dequantizer"] = Dequantizer(config, name="dequantizer"), image
-    return networks
-
-
-@functools.lru_cache(maxsize=8)
-def make_smallest_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
-    """Returns the networks of `make_networks`, but with one flow step per stage, whose steps all have equal shapes."""
-
-    def reduce(steps: tuple) -> tuple:
-        return tuple((1,) * len(entry) if isinstance(entry, tuple) else 1 for entry in steps)
-
-    fewest: dict[str, Any] = {name: reduce(getattr(config, name)) for name in ("steps", "dequantization_steps")}
-    return make_networks(dataclasses.replace(config, prior_steps=1, **fewest))
-
-
-def compute_weight_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Returns {path: shape} of all weights of a model, with the paths of `DecoupledModel.named_variables`.
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """The networks that a model's config describes, and their sizes, computed without creating weights.
 
     >>> tiny = ModelConfig(image_shape=(8, 8, 3), steps=(1, (1, 1), 1), hidden_channels=(4, 4, 4))
-    >>> compute_weight_shapes(tiny)["flow/level_0_part_0_step_0/linear/kernel"]
+    >>> Architecture(tiny).compute_weight_shapes()["flow/level_0_part_0_step_0/linear/kernel"]
     (3, 3)
     """
-    repeated = {"prior_flow/step_0": [f"prior_flow/{name}" for name in name_flow_steps(config.prior_steps)]}
-    for flow, levels in (("flow", config.levels), ("dequantizer/flow", config.dequantization_levels)):
-        for stage in itertools.chain(*levels):
-            repeated[f"{flow}/{stage.step_names[0]}"] = [f"{flow}/{name}" for name in stage.step_names]
-    shapes: dict[str, Shape] = {"initialized": ()}
-    for name, (network, x_shape) in make_smallest_networks(config).items():
-        for path, shape in network.compute_weight_shapes(x_shape).items():
-            parts = f"{name}/{path}".split("/")
-            end = 3 if name == "dequantizer" else 2
-            step, weight = "/".join(parts[:end]), "/".join(parts[end:])
-            shapes |= {f"{equal}/{weight}".rstrip("/"): shape for equal in repeated.get(step, [step])}
-    return shapes
+
+    config: ModelConfig
+
+    def make_networks(self) -> dict[str, tuple[Any, tuple]]:
+        """Returns {name: (unbuilt network, input shape)} of all networks of a model; input shapes are batch first."""
+        from tfdecouple.networks.dequantizer import Dequantizer
+        from tfdecouple.networks.flow import Flow
+        from tfdecouple.networks.prior import LabelAffine, LabelCodes
+
+        config = self.config
+        image, z = (None, *config.image_shape), (None, config.latent_dim)
+        networks: dict[str, tuple[Any, tuple]] = {"flow": (Flow(config, name="flow"), image)}
+        if config.has_encoder:
+            networks["encoder"] = ENCODERS[config.encoder](config, name="encoder"), image
+            if config.prior != "normal":
+                networks["prior_flow"] = PRIORS[config.prior](config, name="prior_flow"), z
+            if config.has_labels:
+                networks["prior_affine"] = LabelAffine(config.classes, config.latent_dim, name="prior_affine"), z
+        if config.has_label_codes:
+            networks["class_codes"] = LabelCodes(config.classes, config.latent_dim, name="class_codes"), (None,)
+        if config.has_dequantizer:
+            networks["dequantizer"] = Dequantizer(config, name="dequantizer"), image
+        return networks
+
+    @functools.cached_property
+    def _smallest(self) -> dict[str, tuple[Any, tuple]]:
+        """The networks of `make_networks`, but with one flow step per stage, whose steps all have equal shapes."""
+
+        def reduce(steps: tuple) -> tuple:
+            return tuple((1,) * len(entry) if isinstance(entry, tuple) else 1 for entry in steps)
+
+        fewest: dict[str, Any] = {n: reduce(getattr(self.config, n)) for n in ("steps", "dequantization_steps")}
+        return Architecture(dataclasses.replace(self.config, prior_steps=1, **fewest)).make_networks()
+
+    @property
+    def stages(self) -> list[StagePlan]:
+        """The `StagePlan` of each stage in the model's flow, then of each stage in the dequantizer's flow."""
+        return list(itertools.chain(*self.config.levels, *self.config.dequantization_levels))
+
+    @property
+    def encoders(self) -> list[tuple[Any, tuple]]:
+        """[(unbuilt encoder, input shape)]: the encoder of z and the dequantizer's, if the model has them."""
+        encoders = [self._smallest["encoder"]] if self.config.has_encoder else []
+        if self.config.has_dequantizer:
+            dequantizer, x_shape = self._smallest["dequantizer"]
+            encoders.append((dequantizer.encoder, x_shape))
+        return encoders
+
+    def compute_weight_shapes(self) -> dict[str, Shape]:
+        """Returns {path: shape} of all weights of a model, with the paths of `DecoupledModel.named_variables`."""
+        config = self.config
+        repeated = {"prior_flow/step_0": [f"prior_flow/{name}" for name in name_flow_steps(config.prior_steps)]}
+        for flow, levels in (("flow", config.levels), ("dequantizer/flow", config.dequantization_levels)):
+            for stage in itertools.chain(*levels):
+                repeated[f"{flow}/{stage.step_names[0]}"] = [f"{flow}/{name}" for name in stage.step_names]
+        shapes: dict[str, Shape] = {"initialized": ()}
+        for name, (network, x_shape) in self._smallest.items():
+            for path, shape in network.compute_weight_shapes(x_shape).items():
+                parts = f"{name}/{path}".split("/")
+                end = 3 if name == "dequantizer" else 2
+                step, weight = "/".join(parts[:end]), "/".join(parts[end:])
+                shapes |= {f"{equal}/{weight}".rstrip("/"): shape for equal in repeated.get(step, [step])}
+        return shapes
+
+    def count_parameters(self) -> dict[str, int]:
+        """Returns {network: count of trainable parameters}, and the sum as "total"."""
+        return count_by_network(self.compute_weight_shapes())
+
+    def require_memory(self) -> None:
+        """Raises ConfigError, which names an option, if weights or the largest map of an image exceed the memory."""
+        memory, counts = read_total_memory(), self.count_parameters()
+        weights, image = counts["total"] * FLOAT32, self._count_widest_map() * FLOAT32
+        if max(weights, image) <= memory:
+            return
+        largest = max((name for name in counts if name != "total"), key=counts.__getitem__)
+        what = (
+            f"{format_bytes(weights)} for {counts['total']:,} parameters, most of them of the {largest}"
+            if weights >= image
+            else f"{format_bytes(image)} for a single image"
+        )
+        options = {name: value if isinstance(value, list) else [value] for name, value in self.config.to_dict().items()}
+        sizes = {name: max((n for n in values if type(n) is int), default=0) for name, values in options.items()}
+        name = max(sizes, key=sizes.__getitem__)
+        raise ConfigError(
+            f"the model is too large: it needs {what}, and this machine has {format_bytes(memory)} of memory; "
+            f"the largest of its sizes is in model.{name}, {sizes[name]}"
+        )
+
+    def _count_widest_map(self) -> int:
+        config, (height, width, channels) = self.config, self.config.image_shape
+        sizes = [height * width * max(channels, config.has_dequantizer * config.dequantization_map_channels)]
+        sizes += [stage.positions * stage.hidden for stage in self.stages]
+        for encoder, x_shape in self.encoders:
+            sizes += [math.prod(shape[1:]) for _, shape, _ in encoder.children(x_shape)]
+        return max(sizes)
+
+    def count_inference_bytes(self, height: int, width: int) -> int:
+        """Returns the bytes, besides weights, that `encode`, `decode` or `bound` needs for an image of this size."""
+        own_height, own_width, channels = self.config.image_shape
+        # Values are counted for an image of the config's size; the result is scaled by the ratio of the pixel counts.
+        maps = [stage.positions * (_HIDDEN_MAPS * stage.hidden + _STAGE_MAPS * stage.channels) for stage in self.stages]
+        if self.config.has_dequantizer:
+            encoder, x_shape = self.encoders[-1]
+            blocks = encoder.children(x_shape)
+            maps += [_HIDDEN_MAPS * math.prod(block.compute_output_shape(shape)[1:]) for block, shape, _ in blocks]
+        numbers = max(maps) + IMAGE_MAPS * own_height * own_width * channels
+        return FLOAT32 * numbers * height * width // (own_height * own_width)
+
+    def compute_flow_costs(self) -> Iterator[Cost]:
+        """Yields the `Cost` of each flow step and each `FactorOut` layer, in the model's and the dequantizer's flow."""
+        flows = [self._smallest["flow"][0]]
+        if self.config.has_dequantizer:
+            flows.append(self._smallest["dequantizer"][0].flow)
+        stages = ((flow, stage) for flow in flows for stage in flow.stages)
+        for (flow, stage), plan in zip(stages, self.stages, strict=True):
+            inputs = (None, plan.height, plan.width, plan.channels), flow.compute_condition_shape(plan)
+            yield from [stage.steps[0].cost(*inputs)] * plan.steps
+            if stage.factor_out is not None:
+                yield stage.factor_out.cost(*inputs)
+
+    def count_multiply_adds(self) -> int:
+        """Returns the multiply-adds for one image in encoder, flow and dequantizer (if there is one), without prior."""
+        in_flows = sum(cost.multiply_adds for cost in self.compute_flow_costs())
+        return in_flows + sum(encoder.cost(x_shape).multiply_adds for encoder, x_shape in self.encoders)
 
 
 def count_by_network(weights: Mapping[str, Shape]) -> dict[str, int]:
@@ -97,86 +178,3 @@ def count_by_network(weights: Mapping[str, Shape]) -> dict[str, int]:
             network = "prior" if network in ("prior_flow", "prior_affine") else network
             counts[network] = counts.get(network, 0) + math.prod(shape)
     return {**counts, "total": sum(counts.values())}
-
-
-def count_parameters(config: ModelConfig) -> dict[str, int]:
-    """Returns {network: count of trainable parameters}, and the sum as "total", from a model's config alone."""
-    return count_by_network(compute_weight_shapes(config))
-
-
-def _count_widest_map(config: ModelConfig) -> int:
-    height, width, channels = config.image_shape
-    sizes = [height * width * max(channels, config.has_dequantizer * config.dequantization_map_channels)]
-    sizes += [stage.positions * stage.hidden for stage in list_stages(config)]
-    for encoder, x_shape in list_encoders(config):
-        sizes += [math.prod(shape[1:]) for _, shape, _ in encoder.children(x_shape)]
-    return max(sizes)
-
-
-def require_memory(config: ModelConfig) -> None:
-    """Raises ConfigError, which names an option, if weights or the largest map of an image exceed the memory."""
-    memory = read_total_memory()
-    counts = count_parameters(config)
-    weights, image = counts["total"] * FLOAT32, _count_widest_map(config) * FLOAT32
-    if max(weights, image) <= memory:
-        return
-    largest = max((name for name in counts if name != "total"), key=counts.__getitem__)
-    what = (
-        f"{format_bytes(weights)} for {counts['total']:,} parameters, most of them of the {largest}"
-        if weights >= image
-        else f"{format_bytes(image)} for a single image"
-    )
-    options = {name: value if isinstance(value, list) else [value] for name, value in config.to_dict().items()}
-    sizes = {name: max((n for n in values if type(n) is int), default=0) for name, values in options.items()}
-    name = max(sizes, key=sizes.__getitem__)
-    raise ConfigError(
-        f"the model is too large: it needs {what}, and this machine has {format_bytes(memory)} of memory; "
-        f"the largest of its sizes is in model.{name}, {sizes[name]}"
-    )
-
-
-def count_inference_bytes(config: ModelConfig, height: int, width: int) -> int:
-    """Returns the bytes, besides weights, that `encode`, `decode` or `bound` needs for an image of this size."""
-    own_height, own_width, channels = config.image_shape
-    # Values are counted for an image of the config's size; the result is scaled by the ratio of the pixel counts.
-    stages = list_stages(config)
-    widest = [stage.positions * (_HIDDEN_MAPS * stage.hidden + _STAGE_MAPS * stage.channels) for stage in stages]
-    if config.has_dequantizer:
-        encoder, x_shape = list_encoders(config)[-1]
-        blocks = encoder.children(x_shape)
-        widest += [_HIDDEN_MAPS * math.prod(block.compute_output_shape(shape)[1:]) for block, shape, _ in blocks]
-    numbers = max(widest) + IMAGE_MAPS * own_height * own_width * channels
-    return FLOAT32 * numbers * height * width // (own_height * own_width)
-
-
-def list_stages(config: ModelConfig) -> list[StagePlan]:
-    """Returns the `StagePlan` of each stage in the model's flow, then of each stage in the dequantizer's flow."""
-    return list(itertools.chain(*config.levels, *config.dequantization_levels))
-
-
-def list_encoders(config: ModelConfig) -> list[tuple[Any, tuple]]:
-    """Returns [(unbuilt encoder, input shape)]: the encoder of z and the dequantizer's, if the model has them."""
-    networks = make_smallest_networks(config)
-    encoders = [networks["encoder"]] if config.has_encoder else []
-    if config.has_dequantizer:
-        dequantizer, x_shape = networks["dequantizer"]
-        encoders.append((dequantizer.encoder, x_shape))
-    return encoders
-
-
-def compute_flow_costs(config: ModelConfig) -> Iterator[Cost]:
-    """Yields the `Cost` of each flow step and each `FactorOut` layer, in the model's and the dequantizer's flow."""
-    networks = make_smallest_networks(config)
-    flows = [networks["flow"][0]] + ([networks["dequantizer"][0].flow] if config.has_dequantizer else [])
-    stages = ((flow, stage) for flow in flows for stage in flow.stages)
-    for (flow, stage), plan in zip(stages, list_stages(config), strict=True):
-        inputs = (None, plan.height, plan.width, plan.channels), flow.compute_condition_shape(plan)
-        yield from [stage.steps[0].cost(*inputs)] * plan.steps
-        if stage.factor_out is not None:
-            yield stage.factor_out.cost(*inputs)
-
-
-def count_multiply_adds(config: ModelConfig) -> int:
-    """Returns the multiply-adds for one image in encoder, flow and dequantizer (if there is one), without the prior."""
-    in_flows = sum(cost.multiply_adds for cost in compute_flow_costs(config))
-    return in_flows + sum(encoder.cost(x_shape).multiply_adds for encoder, x_shape in list_encoders(config))

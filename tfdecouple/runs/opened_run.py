@@ -16,7 +16,7 @@ from tfdecouple.data.sources import Source, open_source, replace_source
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.base_model import require_initialized
-from tfdecouple.networks.architecture import compute_weight_shapes
+from tfdecouple.networks.architecture import Architecture
 from tfdecouple.runs.latent_directions import Directions
 from tfdecouple.runs.run_folder import RunFolder
 
@@ -53,7 +53,7 @@ class Run:
         config = folder.read_config()
         if z_for and not config.model.has_latent:
             raise UserError(f"the model of {run} has no z (model.conditioning is 'none'), and {z_for} needs one")
-        folder.require_fitting_weights(compute_weight_shapes(config.model))
+        folder.require_fitting_weights(Architecture(config.model).compute_weight_shapes())
         model = DecoupledModel(config.model, jit_compile=jit_compile)
         step = folder.load_weights(model, averaged=config.training.ema_decay > 0)
         return cls(folder, config, model, step)

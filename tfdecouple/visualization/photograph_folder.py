@@ -9,7 +9,6 @@ from tfdecouple.data.image_folder import list_image_files
 from tfdecouple.data.image_formats import MOST_FILE_SIDE
 from tfdecouple.errors import DataError, UserError, make_printable
 from tfdecouple.model import DecoupledModel
-from tfdecouple.model.any_size import compute_size_multiple
 from tfdecouple.model.codes import interpolate_codes
 from tfdecouple.runs.opened_run import hash_weights
 from tfdecouple.storage.files import hash_file, read_json, write_bytes, write_json
@@ -67,7 +66,7 @@ def switch_folder(
     if out.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"results in {out} would be read as photographs of {folder}; name a folder outside of it")
     files = list_image_files(folder, 1)
-    shape, least = model.config.image_shape, compute_size_multiple(model.config)
+    shape, least = model.config.image_shape, model.any_size.multiple
     original = read_photograph(str(reference), shape[-1], MOST_FILE_SIDE)
     height, width = original.pixels.shape[:2]
     if min(height, width) < least:
