@@ -3,7 +3,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import cards
+from helpers.exporting import run_python_blocks
 from helpers.models import SMALL, random_images
 from helpers.numbered import write_images
 from helpers.places import copy_once, read_output
@@ -86,7 +86,7 @@ def test_export_of_a_grey_model_is_verified_in_every_format(run, tmp_path, forke
     for entry in card["formats"].values():
         assert {"encode", "decode", "sample"} <= {*entry["parity"]}
         assert all(trip["identical"] == trip["images"] for trip in entry["round_trip"].values())
-    cards.run_python_blocks(to, 2)
+    run_python_blocks(to, 2)
     text = (to / "MODEL_CARD.md").read_text()
     assert "| architecture | 8 x 12 grey, 8 bits" in text and "grey without transparency, cropped" in text
     for name in ("a.png", "b.png"):

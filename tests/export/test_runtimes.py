@@ -11,8 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import tensorflow as tf
-from helpers import cards
-from helpers.exporting import find_endpoint, list_onnx_names, read_vectors
+from helpers.exporting import find_endpoint, list_onnx_names, read_vectors, run_python_blocks
 from helpers.graphs import make_inputs
 from helpers.models import SMALL
 from tensorflow.python.client import pywrap_tf_session
@@ -201,7 +200,7 @@ class TestForPhones:
         assert set(NAMES) == set(entry["parity"]) and "ai-edge-litert" in entry and card["exact"]["promised"]
         assert all(trip["identical"] == trip["images"] for trip in entry["round_trip"].values())
         assert (phone / "MODEL_CARD.md").read_text() == render_model_card(card)
-        cards.run_python_blocks(phone)
+        run_python_blocks(phone)
 
     def test_litert_files_pass_verification_where_they_lie(self, phone):
         said = []
