@@ -189,7 +189,8 @@ class TestNetworks:
                 name
             )
         np.testing.assert_array_equal(model.decode(*model.encode(IMAGES)), IMAGES)
-        assert [*ExportedModel(model).find_faults()] == []
+        for channels_first in (False, True):
+            assert [*ExportedModel(model, channels_first).find_faults()] == []
 
     def test_prior_is_a_learned_gaussian_that_is_sampled(self, additions):
         model = DecoupledModel(dataclasses.replace(SMALLEST, prior="gaussian"))

@@ -1,11 +1,10 @@
-"""Exports of the models of the paper's authors: files and folded graph give the reference's float64 numbers.
+"""Files and graphs of exports give the float64 numbers of the models of the paper's authors.
 
 Beside the models in tests/data, the folders `wolf_small`, `wolf_base`, `wolf_small_var` and `wolf_small_cat` of the
 folder that the environment variable TFDECOUPLE_REFERENCE_DIR names are tried, each with config.json, model.npz and
 reference.npz.
 """
 
-import functools
 import math
 import os
 import pathlib
@@ -25,105 +24,67 @@ from tfdecouple.interop.wolf import import_wolf
 FOLDERS = {name: DATA / name for name in ("wolf_small", "wolf_small_var", "wolf_small_cat")}
 if os.environ.get("TFDECOUPLE_REFERENCE_DIR"):
     HELD_OUT = pathlib.Path(os.environ["TFDECOUPLE_REFERENCE_DIR"])
-    KINDS = ("wolf_small", "wolf_base", "wolf_small_var", "wolf_small_cat")
-    FOLDERS |= {f"held out {name}": HELD_OUT / name for name in KINDS}
-
+    FOLDERS |= {f"held out {name}": HELD_OUT / name for name in (*FOLDERS, "wolf_base")}
 # Largest difference over the largest value; 1e-4 is promised, and at most 1.0e-6 was measured.
 MEASURED = 1e-5
-# In NCHW a file of each endpoint that has one is converted; in NHWC the folded graph is tried.
-CASES = [(name, layout) for name in FOLDERS for layout in ("NHWC", "NCHW")]
+
 
 # Quick tests compare these models with the reference (tests/interop) and exports with their models (test_folding.py).
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("eager")]
+@pytest.mark.slow
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("name", FOLDERS)
+def test_exports_give_the_numbers_of_the_reference(name, tmp_path):
+    source = FOLDERS[name]
+    arrays = dict(np.load(source / "reference.npz"))
+    options = {"image_shape": arrays["images"].shape[1:], "n_bits": int(arrays["n_bits"])}
+    model = import_wolf(source / "config.json", source / "model.npz", workdir=tmp_path / "run", **options)
+    config, exported = model.config, ExportedModel(model, channels_first=True)
 
+    def call_file(name, **inputs):
+        endpoint = find_endpoint(config, name)
+        file = build_onnx(exported, endpoint, {}).SerializeToString()
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        inputs = {array.name: inputs[array.name].astype(array.dtype) for array in endpoint.inputs}
+        names = [array.name for array in endpoint.outputs]
+        return dict(zip(names, session.run(names, inputs), strict=True))
 
-class Reference:
-    """A model of the reference, imported and folded in a layout, with what the reference computed."""
-
-    def __init__(self, source, layout, workdir):
-        self.arrays = dict(np.load(source / "reference.npz"))
-        options = {"image_shape": self.arrays["images"].shape[1:], "n_bits": int(self.arrays["n_bits"])}
-        model = import_wolf(source / "config.json", source / "model.npz", workdir=workdir, **options)
-        # The z that belongs to `decoded`.
-        self.z_input = self.arrays.get("z_input", self.arrays.get("prior_sample"))
-        self.config, self.layout = model.config, layout
-        self.exported = ExportedModel(model, channels_first=layout == "NCHW")
-
-    @functools.cache  # noqa: B019 - as long as the module's fixture lives
-    def session(self, of):
-        built = build_onnx(self.exported, find_endpoint(self.config, of), {})
-        return onnxruntime.InferenceSession(built.SerializeToString(), providers=["CPUExecutionProvider"])
-
-    def call(self, of, **given):
-        """Runs an endpoint: of the folded graph in NHWC, of an ONNX file in NCHW."""
-        endpoint = find_endpoint(self.config, of)
-        given = {"labels": self.arrays.get("labels"), **given}
-        given = {array.name: given[array.name].astype(array.dtype) for array in endpoint.inputs}
-        if self.layout == "NCHW":
-            names = [array.name for array in endpoint.outputs]
-            return dict(zip(names, self.session(of).run(names, given), strict=True))
-        return call_endpoint(self.exported, endpoint, given)
-
-    def same(self, ours, name):
-        ours, theirs = np.asarray(ours, "float64"), self.arrays[name]
+    def assert_same(ours, name):
+        ours, theirs = np.asarray(ours, "float64"), arrays[name]
         assert ours.shape == theirs.shape and np.abs(theirs).max() > 0.01
-        found = np.abs(ours - theirs).max() / np.abs(theirs).max()
-        print(f"{name}: {found:.1e} of the largest value")
-        assert found < MEASURED
+        assert np.abs(ours - theirs).max() < MEASURED * np.abs(theirs).max(), name
 
-
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
-def reference(request, tmp_path_factory):
-    folder, layout = request.param
-    return Reference(FOLDERS[folder], layout, tmp_path_factory.mktemp("reference") / "run")
-
-
-def test_exported_codes_are_the_references(reference):
-    images, config = reference.arrays["images"], reference.config
-    codes = reference.call("encode", images=images)
-    reference.same(codes["v"], "v_bin_centre")
+    codes = call_file("encode", images=arrays["images"], labels=arrays.get("labels"))
+    assert_same(codes["v"], "v_bin_centre")
     if config.has_latent:
-        reference.same(codes["z"], "z" if config.has_label_codes else "posterior_mean")
-    # No file has the variance.
-    if config.has_encoder and reference.layout == "NHWC":
-        found = reference.call("encode_global", images=images)
-        reference.same(found["z_mean"], "posterior_mean")
-        reference.same(found["z_log_variance"], "posterior_log_variance")
+        assert_same(codes["z"], "z" if config.has_label_codes else "posterior_mean")
 
-
-def test_exported_decoder_gives_the_references_images(reference):
-    """Pixels of the reference's x; it carries an epsilon, so that a value on the border of two levels may differ."""
-    given = {"v": reference.arrays["v_input"]}
-    if reference.config.has_latent:
-        given["z"] = reference.z_input
-    found = reference.call("decode", **given)["images"]
-    n_bins = reference.config.n_bins
-    x = (reference.arrays["decoded"] + 1) * n_bins / 2
-    expected = np.clip(np.floor(x), 0, n_bins - 1)
+    # x of the reference carries an epsilon, so that a value on the border of two levels may differ.
+    decoded = call_file("decode", v=arrays["v_input"], z=arrays.get("z_input", arrays.get("prior_sample")))["images"]
+    x = (arrays["decoded"] + 1) * config.n_bins / 2
+    expected = np.clip(np.floor(x), 0, config.n_bins - 1)
     clear = np.abs(x - np.round(x)) > 1e-2
-    assert np.mean(clear) > 0.95
-    np.testing.assert_array_equal(found[clear], expected[clear])
-    assert np.abs(found.astype(int) - expected).max() <= 1
-    assert len(np.unique(expected)) > 50
+    assert np.mean(clear) > 0.95 and len(np.unique(expected)) > 50
+    np.testing.assert_array_equal(decoded[clear], expected[clear])
+    assert np.abs(decoded.astype(int) - expected).max() <= 1
 
+    images = np.concatenate([arrays["images"], random_images(6, config.image_shape)])
+    labels = np.arange(len(images)) % max(config.classes, 1)
+    codes = call_file("encode", images=images, labels=labels)
+    np.testing.assert_array_equal(call_file("decode", **codes)["images"], images)
 
-def test_exports_of_the_references_models_decode_images_exactly(reference):
-    size = reference.config.image_shape
-    images = np.concatenate([reference.arrays["images"], random_images(6, size)])
-    labels = np.arange(len(images)) % max(reference.config.classes, 1)
-    codes = reference.call("encode", images=images, labels=labels)
-    np.testing.assert_array_equal(reference.call("decode", **codes)["images"], images)
-
-
-@pytest.mark.parametrize("reference", [case for case in CASES if case[1] == "NHWC"], indirect=True, ids="-".join)
-def test_exported_bits_per_dimension_are_the_references(reference):
-    arrays = reference.arrays
-    noise = "dequantization_normal_noise" if reference.config.has_dequantizer else "dequantization_noise"
-    given = {"images": arrays["images"], "u_noise": arrays[noise]}
-    if reference.config.has_encoder:
-        given["z_noise"] = arrays["posterior_noise"]
-    found = reference.call("score", **given)
-    reference.same(found["bits_per_dim"], "bits_per_dim")
+    # No file has the variance and the score.
+    folded = ExportedModel(model)
+    if config.has_encoder:
+        made = call_endpoint(folded, find_endpoint(config, "encode_global"), {"images": arrays["images"]})
+        assert_same(made["z_mean"], "posterior_mean")
+        assert_same(made["z_log_variance"], "posterior_log_variance")
+    noise = arrays["dequantization_normal_noise" if config.has_dequantizer else "dequantization_noise"]
+    given = {"images": arrays["images"], "u_noise": noise, "labels": arrays.get("labels")}
+    given = {name: array.astype("float32") if name == "u_noise" else array for name, array in given.items()}
+    if config.has_encoder:
+        given["z_noise"] = arrays["posterior_noise"].astype("float32")
+    bits = call_endpoint(folded, find_endpoint(config, "score"), given)["bits_per_dim"]
+    assert_same(bits, "bits_per_dim")
     # A tail of a few bits per dimension is easily hidden beside the constants: in nats of the whole image as well.
-    nats = (found["bits_per_dim"] - arrays["bits_per_dim"]) * math.log(2) * math.prod(reference.config.image_shape)
+    nats = (bits - arrays["bits_per_dim"]) * math.log(2) * math.prod(config.image_shape)
     assert np.abs(nats).max() < MEASURED * np.abs(arrays["log_likelihood_x_given_z"]).max()
