@@ -40,11 +40,14 @@ def test_exports_give_the_numbers_of_the_reference(name, tmp_path):
     model = import_wolf(source / "config.json", source / "model.npz", workdir=tmp_path / "run", **options)
     config, exported = model.config, ExportedModel(model, channels_first=True)
 
-    def call_file(name, **inputs):
+    def call(name, layout="NCHW", **inputs):
+        """Runs an endpoint: an ONNX file in NCHW, the folded graph in NHWC."""
         endpoint = find_endpoint(config, name)
+        inputs = {array.name: inputs[array.name].astype(array.dtype) for array in endpoint.inputs}
+        if layout == "NHWC":
+            return call_endpoint(ExportedModel(model), endpoint, inputs)
         file = build_onnx(exported, endpoint, {}).SerializeToString()
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        inputs = {array.name: inputs[array.name].astype(array.dtype) for array in endpoint.inputs}
         names = [array.name for array in endpoint.outputs]
         return dict(zip(names, session.run(names, inputs), strict=True))
 
@@ -53,13 +56,13 @@ def test_exports_give_the_numbers_of_the_reference(name, tmp_path):
         assert ours.shape == theirs.shape and np.abs(theirs).max() > 0.01
         assert np.abs(ours - theirs).max() < MEASURED * np.abs(theirs).max(), name
 
-    codes = call_file("encode", images=arrays["images"], labels=arrays.get("labels"))
+    codes = call("encode", images=arrays["images"], labels=arrays.get("labels"))
     assert_same(codes["v"], "v_bin_centre")
     if config.has_latent:
         assert_same(codes["z"], "z" if config.has_label_codes else "posterior_mean")
 
     # x of the reference carries an epsilon, so that a value on the border of two levels may differ.
-    decoded = call_file("decode", v=arrays["v_input"], z=arrays.get("z_input", arrays.get("prior_sample")))["images"]
+    decoded = call("decode", v=arrays["v_input"], z=arrays.get("z_input", arrays.get("prior_sample")))["images"]
     x = (arrays["decoded"] + 1) * config.n_bins / 2
     expected = np.clip(np.floor(x), 0, config.n_bins - 1)
     clear = np.abs(x - np.round(x)) > 1e-2
@@ -69,21 +72,17 @@ def test_exports_give_the_numbers_of_the_reference(name, tmp_path):
 
     images = np.concatenate([arrays["images"], random_images(6, config.image_shape)])
     labels = np.arange(len(images)) % max(config.classes, 1)
-    codes = call_file("encode", images=images, labels=labels)
-    np.testing.assert_array_equal(call_file("decode", **codes)["images"], images)
+    codes = call("encode", images=images, labels=labels)
+    np.testing.assert_array_equal(call("decode", **codes)["images"], images)
 
     # No file has the variance and the score.
-    folded = ExportedModel(model)
     if config.has_encoder:
-        made = call_endpoint(folded, find_endpoint(config, "encode_global"), {"images": arrays["images"]})
+        made = call("encode_global", "NHWC", images=arrays["images"])
         assert_same(made["z_mean"], "posterior_mean")
         assert_same(made["z_log_variance"], "posterior_log_variance")
     noise = arrays["dequantization_normal_noise" if config.has_dequantizer else "dequantization_noise"]
-    given = {"images": arrays["images"], "u_noise": noise, "labels": arrays.get("labels")}
-    given = {name: array.astype("float32") if name == "u_noise" else array for name, array in given.items()}
-    if config.has_encoder:
-        given["z_noise"] = arrays["posterior_noise"].astype("float32")
-    bits = call_endpoint(folded, find_endpoint(config, "score"), given)["bits_per_dim"]
+    given = {"u_noise": noise, "z_noise": arrays.get("posterior_noise"), "labels": arrays.get("labels")}
+    bits = call("score", "NHWC", images=arrays["images"], **given)["bits_per_dim"]
     assert_same(bits, "bits_per_dim")
     # A tail of a few bits per dimension is easily hidden beside the constants: in nats of the whole image as well.
     nats = (bits - arrays["bits_per_dim"]) * math.log(2) * math.prod(config.image_shape)
