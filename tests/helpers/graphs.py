@@ -58,20 +58,13 @@ def get_exported_model(name, channels_first=False):
     return ExportedModel(get_model(name), channels_first, other=other)
 
 
-def run_graph(exported, build, inputs):
-    """Builds a graph by `build(EndpointFunctions, {name: tensor})`, runs it, and returns its arrays."""
-    arrays = exported.collect_arrays()
-    with tf.Graph().as_default():
-        specs = {name: (array.dtype, [None, *array.shape[1:]]) for name, array in inputs.items()}
-        placed = {name: tf.compat.v1.placeholder(*spec) for name, spec in specs.items()}
-        outputs = build(exported.make_answers(lambda name: tf.constant(arrays[name])), placed)
-        with tf.compat.v1.Session() as session:
-            return session.run(outputs, {tensor: inputs[name] for name, tensor in placed.items()})
-
-
 def call_endpoint(exported, endpoint, inputs):
     """Returns {output name: array} of an endpoint's folded graph for `inputs`, of which it takes those that it has."""
-    return run_graph(exported, endpoint.answer, {array.name: inputs[array.name] for array in endpoint.inputs})
+    arrays, names = exported.collect_arrays(), [array.name for array in endpoint.inputs]
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        placed = {name: tf.compat.v1.placeholder(inputs[name].dtype, [None, *inputs[name].shape[1:]]) for name in names}
+        outputs = endpoint.answer(exported.make_answers(lambda name: tf.constant(arrays[name])), placed)
+        return session.run(outputs, {tensor: inputs[name] for name, tensor in placed.items()})
 
 
 def make_inputs(config, count=5, seed=1):
