@@ -31,7 +31,7 @@ def written_by(name, folder, *arguments):
 
 
 class TestBenchmarks:
-    def test_scaling_rows_become_the_tables_of_the_docs(self, tmp_path):
+    def test_scaling_rows_become_the_tables_of_the_docs(self):
         calculated = {"memory": scaling.calculate_memory(), "ceiling": scaling.calculate_ceilings()}
         for name, page in SCALING.items():
             assert update_page(page, {name: scaling.render_table(name, calculated)}, check=True) == 0

@@ -14,33 +14,31 @@ pytestmark = pytest.mark.slow
 PACKAGES = ("tfdecouple", "export")
 
 
-def run(command, folder):
-    return read_output(*command, folder=folder, PYTHONPATH=None)
-
-
 def files_of(package):
     """The files of a package that belong into a wheel, as names below the root."""
     paths = (path for path in (ROOT / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     return {path.relative_to(ROOT).as_posix() for path in paths}
 
 
+def build(kind, to, folder):
+    code = f"import sys; from setuptools import build_meta; build_meta.build_{kind}(sys.argv[1])"
+    read_output(sys.executable, "-c", code, to, folder=folder, PYTHONPATH=None)
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("source")
-    for name in (*PACKAGES, "constraints", "docs", "tests", "examples", "benchmarks", ".git", ".venv", "runs"):
-        # A checkout also contains folders that must stay out of the distribution.
-        ignored = shutil.ignore_patterns("__pycache__")
-        if name in (*PACKAGES, "constraints"):
-            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-        else:
-            (folder / name).mkdir()
-            (folder / name / "__init__.py").touch()
+    for name in (*PACKAGES, "constraints"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    # A checkout also contains folders that must stay out of the distribution.
+    for name in ("docs", "tests", "examples", "benchmarks", ".git", ".venv", "runs"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").touch()
     for path in ROOT.iterdir():
         if path.is_file() and not path.name.startswith("."):
             shutil.copy(path, folder)
     out = folder / "dist"
-    code = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
-    run([sys.executable, "-c", code, out], folder)
+    build("sdist", out, folder)
     (archive,) = out.glob("*.tar.gz")
     return archive
 
@@ -51,8 +49,7 @@ def wheel(source, tmp_path_factory):
     with tarfile.open(source) as archive:
         archive.extractall(folder, filter="data")
     (unpacked,) = folder.iterdir()
-    code = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
-    run([sys.executable, "-c", code, folder], unpacked)
+    build("wheel", folder, unpacked)
     (built,) = folder.glob("*.whl")
     return built
 
@@ -80,5 +77,5 @@ class TestContents:
         assert metadata.description_content_type == "text/markdown" and metadata.license_files == ["LICENSE"]
         # The README is the long description.
         assert "Decoupling Global and Local Representations via Invertible" in " ".join(metadata.description.split())
-        printed = run([sys.executable, "-m", "twine", "check", "--strict", source, wheel], ROOT)
+        printed = read_output(sys.executable, "-m", "twine", "check", "--strict", source, wheel, PYTHONPATH=None)
         assert printed.count("PASSED") == 2
