@@ -68,29 +68,12 @@ def call_endpoint(exported, endpoint, inputs):
 
 
 def make_inputs(config, count=5, seed=1):
-    """Returns {input name: array} for all functions that an export offers: `count` random images, codes or labels."""
-    rng = np.random.default_rng(seed)
-    images = random_images(count, config.image_shape, seed)
-    draws = {
-        "z": rng.standard_normal((count, config.latent_dim)),
-        "v": rng.standard_normal((count, *config.image_shape)),
-        "z_noise": rng.standard_normal((count, config.latent_dim)),
-        "v_noise": rng.standard_normal((count, *config.image_shape)),
-        "u_noise": (rng.standard_normal if config.has_dequantizer else rng.random)((count, *config.image_shape)),
-        "direction": rng.standard_normal((count, config.latent_dim)),
-        "temperature": np.linspace(0.3, 1.0, count),
-        "amount": np.linspace(0.0, 2.0, count),
-        "alpha": np.linspace(0.0, 1.0, count),
-        "beta": np.linspace(0.9, 0.2, count),
-    }
-    pictures = {"images": images, "images_a": images, "images_b": images[::-1].copy()}
-    labels = np.arange(count, dtype=np.int32) % max(config.classes, 1)
-    labelled = {"labels": labels, "labels_a": labels, "labels_b": labels[::-1].copy()}
-    given = {**pictures, **labelled, **{name: values.astype("float32") for name, values in draws.items()}}
-    # An endpoint (an exported function, such as "encode") that a test adds can have inputs that are not listed above.
-    for array in (array for entry in list_endpoints(config) for array in entry.inputs if array.name not in given):
-        given[array.name] = images if array.holds == IMAGE else draw_values(array, rng, count)
-    return given
+    """Returns {input name: array} of all endpoints of a model: `count` random images, codes, noise or labels."""
+    rng, images, inputs = np.random.default_rng(seed), random_images(count, config.image_shape, seed), {}
+    for array in (array for endpoint in list_endpoints(config) for array in endpoint.inputs):
+        values = images if array.holds == IMAGE else draw_values(array, rng, count)
+        inputs[array.name] = values[::-1].copy() if array.name.endswith("_b") else values
+    return inputs
 
 
 def assert_same(found, right, n_bits=8, tolerance=TOLERANCE):
