@@ -87,7 +87,4 @@ def assert_close(ours, theirs, tolerance=1e-5):
 
 
 def assert_equal(ours, theirs, but=()):
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        if name not in but:
-            np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+    np.testing.assert_equal(*({name: a for name, a in arrays.items() if name not in but} for arrays in (ours, theirs)))
