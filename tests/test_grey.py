@@ -21,11 +21,9 @@ GREY = ModelConfig(**{**SMALL.to_dict(), "image_shape": SHAPE})
 
 def smooth(count, height, width):
     """Grey images in which neighbours are alike, uint8 `[count, height, width]`."""
-    rng = np.random.default_rng(count)
-    waves = rng.uniform(0, 1, (3, count, 1, 1))
-    y, x = np.mgrid[:height, :width]
-    smooth = 127 + 90 * np.sin(waves[0] * x + waves[1] * y + 6 * waves[2])
-    return (smooth + rng.uniform(0, 9, (count, height, width))).astype(np.uint8)
+    number, y, x = np.mgrid[:count, :height, :width]
+    noise = np.random.default_rng(0).uniform(0, 9, number.shape)
+    return (127 + 90 * np.sin(x / 3 + y / 2 + number) + noise).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")

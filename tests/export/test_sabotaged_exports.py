@@ -23,8 +23,6 @@ from export.verification.verify import RefusedError
 from tfdecouple.data.image_formats import describe_cropping
 from tfdecouple.errors import EXIT_FAILED
 
-COUPLING = "flow/level_1_part_0_step_0/coupling_continuous_first/net"
-MIX = "flow/level_0_part_0_step_0/linear/kernel"
 COUNT = 21
 NUMBERS = np.linspace(-2, 4, COUNT * 10, dtype=np.float32).reshape(COUNT, 10)
 
@@ -80,13 +78,14 @@ class TestTolerance:
 # Sabotages of an ONNX model.
 
 
-def change_weight(model, name, add=0.0, times=1.0):
-    """Changes the first number of a weight, or all of its numbers."""
-    # Weights that are made of one weight of the model are told apart by numbers.
-    tensor = next(array for array in model.graph.initializer if array.name.partition("#")[0] == name and array.dims)
-    changed = numpy_helper.to_array(tensor) * np.float32(times)
-    changed.flat[0] += add
-    tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
+def change_weights(model):
+    """Changes a number of each weight by a thousandth; returns the count of weights."""
+    floats = [array for array in model.graph.initializer if array.dims and array.data_type == onnx.TensorProto.FLOAT]
+    for tensor in floats:
+        array = numpy_helper.to_array(tensor).copy()
+        array.flat[-1] = array.flat[-1] * np.float32(1.001) or np.float32(1e-9)
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    return len(floats)
 
 
 def multiply_input(model, name, by):
@@ -121,9 +120,7 @@ CANNOT_OPEN, METADATA = "the onnx files cannot be opened: ", "the metadata do no
 # (file, sabotage, beginning of the problem). Pixels of samples show changes that codes of images, which decode to the
 # middle of a bin, hide.
 EFFECTS = [
-    ("encoder", partial(change_weight, name=f"{COUPLING}/last_direction", add=0.1), "encode: v: "),
-    ("encoder", partial(change_weight, name=MIX, times=1.0001), "encode: v: "),
-    ("sampler", partial(change_weight, name="prior_flow/step_0/actnorm_1/bias", add=0.1), "sample: images: "),
+    ("encoder", change_weights, "encode: v: "),
     ("decoder", partial(multiply_input, name="v", by=1.0001), "decode: images: "),
     ("sampler", partial(multiply_input, name="temperature", by=0), "sample: images: "),
     ("sampler", one_image_alone, "sample: it fails at batch 3: "),
@@ -176,17 +173,9 @@ class TestOnnx:
 
     @pytest.mark.parametrize("file", ["encoder", "decoder", "sampler"])
     def test_any_weight_changed_by_a_thousandth_is_found(self, onnx_problems, file, monkeypatch):
-        def change(model):
-            floats = [a for a in model.graph.initializer if a.dims and a.data_type == onnx.TensorProto.FLOAT]
-            for tensor in floats:
-                array = numpy_helper.to_array(tensor).copy()
-                array.flat[-1] = array.flat[-1] * np.float32(1.001) or np.float32(1e-9)
-                tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-            counts.append(len(floats))
-
         counts = []
         monkeypatch.setattr(comparison, "_compare_answers", lambda *_: ([], {}))
-        (problem,) = onnx_problems(file, change)
+        (problem,) = onnx_problems(file, lambda model: counts.append(change_weights(model)))
         assert problem.startswith(f"weight {file}.onnx: ") and f" and {counts[0] - 1} more has other numbers" in problem
 
     @pytest.mark.parametrize(("file", "change", "message"), EFFECTS)
@@ -339,13 +328,12 @@ class TestProcess:
         def sabotaged(exported, endpoint, metadata):
             model = build(exported, endpoint, metadata)
             if endpoint.onnx == "decoder":
-                change_weight(model, f"{COUPLING}/last_direction", add=0.1)
+                change_weights(model)
             return model
 
         monkeypatch.setattr("export.formats.onnx.build_onnx", sabotaged)
         err = refused("--endpoints", *SIGNATURES, expected=EXIT_FAILED)
-        assert err.startswith("error: not published: ")
-        assert f"weight decoder.onnx: {COUPLING}/last_direction has other numbers" in err
+        assert err.startswith("error: not published: ") and "weight decoder.onnx: " in err and "other numbers" in err
 
     def test_export_whose_folded_networks_differ_from_the_model_is_refused(self, monkeypatch, quick, refused):
         wrong = SimpleNamespace(find_faults=lambda: ["flow.decode as folded is not the model's"])
