@@ -34,7 +34,6 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.model.objective import map_noise_to_z
 from tfdecouple.networks.architecture import compute_weight_shapes, count_parameters
 from tfdecouple.registry import ENCODERS, LAYERS, LOGGERS, REGISTRIES, TRANSFORMS, register
-from tfdecouple.training.step import compute_learning_rate
 
 pytestmark = pytest.mark.usefixtures("eager_file")
 FOLDER = TESTS / "additions"
@@ -200,12 +199,6 @@ class TestNetworks:
         for value in (x, 2 * x):
             _, log_det = with_log_det(bijector).forward_and_log_det(value)
             np.testing.assert_allclose(bijector.forward_log_det_jacobian(value, event_ndims=3), log_det, atol=1e-9)
-
-
-def test_schedule_multiplies_the_rate_after_the_warm_up(additions):
-    config = TrainingConfig(steps=10, warmup_steps=2, decay_rate=1.0, learning_rate=0.5, schedule="cosine")
-    rates = [float(compute_learning_rate(config, tf.constant(update))) for update in (2, 6, 10)]
-    np.testing.assert_allclose(rates, [0.5, 0.25, 0], atol=1e-7)
 
 
 def test_sources_are_opened_from_any_folder_and_listed(additions, tmp_path, monkeypatch):
