@@ -64,6 +64,11 @@ def read_files(folder, pattern="*.*"):
     return {path.name: path.read_bytes() for path in folder.glob(pattern) if path.is_file()}
 
 
+def change_weights(run, step):
+    weights = give_effect(load_model(run), seed=1).named_variables()
+    CheckpointFolder(run / "checkpoints").write_checkpoint("best", step, {"model": weights})
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """The path of a folder with 20 training images in two classes, 6 validation images and 5 test images."""
@@ -285,9 +290,7 @@ class TestRestart:
         with pytest.raises(Stop):
             encode(run=run)
         stop_after(0)
-        trained = load_model(run)
-        give_effect(trained, seed=1)
-        CheckpointFolder(run / "checkpoints").write_checkpoint("best", 20, {"model": trained.named_variables()})
+        change_weights(run, 20)
         capsys.readouterr()
         line = refused(capsys, lambda: encode(run=run))
         assert "update 1 of the run tiny" in line and f"--run {tmp_path / 'codes'}/_run" in line
@@ -429,9 +432,7 @@ class TestVerify:
 
     def test_verify_finds_changed_or_lost_weights(self, codes, capsys):
         out = codes()
-        model = load_model(out / "_run")
-        give_effect(model, seed=1)
-        CheckpointFolder(out / "_run" / "checkpoints").write_checkpoint("best", 1, {"model": model.named_variables()})
+        change_weights(out / "_run", 1)
         status, lines = verify(out, capsys)
         assert status == 1 and lines[0] == f"{out / '_run'} holds other weights than made these codes"
         shutil.rmtree(out / "_run")
