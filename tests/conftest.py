@@ -60,22 +60,17 @@ def pytest_collection_finish():
     gc.set_threshold(50_000)
 
 
-@pytest.fixture
-def eager():
-    """Makes each `tf.function` run eagerly during a test; for one or two calls this is faster than tracing."""
+def run_eagerly():
     from tfdecouple.execution.runner import run_functions_eagerly
 
     with run_functions_eagerly():
         yield
 
 
-@pytest.fixture(scope="module")
-def eager_file():
-    """Makes each `tf.function` run eagerly during all tests of a file, and in the file's module-scoped fixtures."""
-    from tfdecouple.execution.runner import run_functions_eagerly
-
-    with run_functions_eagerly():
-        yield
+# Makes each `tf.function` run eagerly during a test; for one or two calls this is faster than tracing.
+eager = pytest.fixture(run_eagerly, name="eager")
+# The same during all tests of a file, and in the file's module-scoped fixtures.
+eager_file = pytest.fixture(run_eagerly, name="eager_file", scope="module")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -207,10 +202,7 @@ def tiny_run(tmp_path_factory):
 
 @pytest.fixture
 def bfloat16():
-    """Skips a test of bfloat16 if the variable ONEDNN_MAX_CPU_ISA withholds bfloat16 instructions from oneDNN.
-
-    TensorFlow does not read this variable. It asks the processor, and without AVX-512 it uses kernels of its own.
-    """
+    """Skips a test of bfloat16 if the variable ONEDNN_MAX_CPU_ISA, which TensorFlow does not read, withholds it."""
     import tensorflow as tf
 
     if "ONEDNN_MAX_CPU_ISA" in os.environ:

@@ -4,12 +4,14 @@ The laws of the layers in tests/layers/test_laws.py hold the values and log-dete
 """
 
 import gc
+import re
 import weakref
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.layers import assert_close
+from helpers.refusals import message_of
 from tensorflow_probability import bijectors as tfb
 
 from tfdecouple import bijectors
@@ -75,25 +77,20 @@ class TestBijector:
         for value, expected in zip(ours, gradients(plain), strict=True):
             assert_close(value, expected)
 
-    def test_sigmoid_equals_that_of_tfp_and_is_finite_for_large_inputs(self):
-        x = tf.constant([[-80.0, -30.0, 0.0, 30.0, 80.0, 1.0]], tf.float64)
-        y, log_det = bijectors.Sigmoid().forward_and_log_det(x)
-        assert_close(y, tfb.Sigmoid().forward(x))
-        assert_close(log_det, tf.reduce_sum(tfb.Sigmoid().forward_log_det_jacobian(x), -1))
-        assert np.all(np.isfinite(bijectors.Sigmoid().forward_and_log_det(tf.constant([[-80.0], [80.0]]))[1]))
+    def test_sigmoid_equals_that_of_tfp_for_large_inputs(self):
+        for x in (tf.constant([[-80.0, -30.0, 0.0, 30.0, 80.0, 1.0]], dtype) for dtype in (tf.float64, tf.float32)):
+            y, log_det = bijectors.Sigmoid().forward_and_log_det(x)
+            assert_close(y, tfb.Sigmoid().forward(x))
+            assert_close(log_det, tf.reduce_sum(tfb.Sigmoid().forward_log_det_jacobian(x), -1), 1e-6)
 
-    @pytest.mark.parametrize(
-        "call",
-        [
+    def test_bijector_refuses_parameters_and_inputs_of_a_wrong_shape(self):
+        for call in (
             lambda: bijectors.ChannelAffine(tf.zeros([2, 3]), tf.zeros([3])),
             lambda: bijectors.ChannelMatrix(tf.zeros([5, 3, 3])),
             lambda: bijectors.Squeeze().forward(X[:, :3]),
             lambda: bijectors.Squeeze().inverse(X),
-        ],
-    )
-    def test_bijector_refuses_parameters_and_inputs_of_a_wrong_shape(self, call):
-        with pytest.raises(UserError, match="ax[ie]s|even|multiple of 4"):
-            call()
+        ):
+            assert re.search("ax[ie]s|even|multiple of 4", message_of(UserError, call))
 
     def test_alpha_that_float32_rounds_to_1_acts_as_1(self):
         unbounded = tf.constant([-100.0, 0.0, 3.0])

@@ -112,14 +112,6 @@ WRONG = {
 
 
 class TestArguments:
-    def test_condition_of_the_wrong_size_is_named_with_its_shape_in_every_call(self, small):
-        x = tf.zeros([3, 8, 8, 3])
-        tf.config.run_functions_eagerly(False)
-        for size, batch in ((3, 3), (5, 2), (3, 1)):
-            inputs = x[:batch], tf.zeros([batch, size])
-            message = message_of(UserError, lambda inputs=inputs: small.flow(*inputs))
-            assert f"({batch}, {size})" in message and "[batch, 4]" in message
-
     def test_every_method_accepts_an_empty_batch(self, small):
         z, v = np.zeros((0, 4), np.float32), np.zeros((0, 8, 8, 3), np.float32)
         assert small.decode(*small.encode(NONE)).shape == (0, 8, 8, 3)

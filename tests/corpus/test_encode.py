@@ -1,5 +1,6 @@
 import dataclasses
 import fcntl
+import itertools
 import json
 import pathlib
 import re
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from helpers.codes import read_codes_by_key
+from helpers.codes import assert_same_codes, read_codes_by_key
 from helpers.models import SMALL, give_effect, random_images, save_images
 from helpers.places import PATIENCE, ROOT, user_environment
 from helpers.refusals import message_of, refused
@@ -37,25 +38,11 @@ pytestmark = pytest.mark.usefixtures("eager_file", "quiet")
 
 # Count of images in each split of the folder `pictures`.
 COUNTS = {"train": 20, "validation": 6, "test": 5}
+# An image that is encoded later has another place in its batch, and some processors then round it differently.
+ROUNDING = 1e-4
 # Names of the files that `tfdecouple encode` writes for `pictures`, in order, at 7 images a file.
 FILES = ["train-00000-of-00003", "train-00001-of-00003", "train-00002-of-00003"]
 FILES += ["validation-00000-of-00001", "test-00000-of-00001"]
-
-
-def assert_same_codes(folder, expected):
-    """Asserts that two folders have the same images, and equal codes up to rounding, given the folders' paths.
-
-    An image that is encoded later has another place in its batch, and some processors then round it differently.
-    """
-    codes, expected_codes = read_codes_by_key(folder), read_codes_by_key(expected)
-    assert codes.keys() == expected_codes.keys()
-    for key, row in codes.items():
-        assert row.keys() == expected_codes[key].keys()
-        for name, value in row.items():
-            if name in ("z", "v"):
-                np.testing.assert_allclose(value, expected_codes[key][name], rtol=1e-4, atol=1e-4)
-            else:
-                assert value == expected_codes[key][name]
 
 
 def read_pixels(folder, keys):
@@ -75,6 +62,11 @@ def read_manifest(folder):
 def read_files(folder, pattern="*.*"):
     """Returns {file name: bytes} of the files in `folder` whose names match the glob `pattern`."""
     return {path.name: path.read_bytes() for path in folder.glob(pattern) if path.is_file()}
+
+
+def change_weights(run, step):
+    weights = give_effect(load_model(run), seed=1).named_variables()
+    CheckpointFolder(run / "checkpoints").write_checkpoint("best", step, {"model": weights})
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +121,6 @@ class TestCodes:
         facts = read_manifest(out)
         assert facts["complete"] and facts["label_names"] == ["even", "odd"]
         assert facts["totals"]["images"] == 31 and facts["totals"]["skipped"] == 0
-        assert [(field["name"], field["shape"]) for field in facts["fields"]] == [
-            ("z", [4]), ("z_std", [4]), ("v", [8, 8, 3])
-        ]  # fmt: skip
         assert {"run": "tiny", "step": 1, "averaged": False}.items() <= facts["model"].items()
         assert [shard["images"] for shard in facts["shards"]] == [7, 7, 6, 6, 5]
         keys = [row["key"].decode() for row in read_codes(out).as_numpy_iterator()]
@@ -150,17 +139,11 @@ class TestCodes:
 
     def test_encode_counts_images_far_from_the_training(self, encode, model, pictures, tmp_path, monkeypatch, capsys):
         keys = sorted(key for key in list_image_keys(pictures) if key.startswith("test/"))
-        v = np.asarray(model.encode(read_pixels(pictures, keys)).v)
-        by_rms = sorted(zip(np.sqrt(np.square(v).mean((1, 2, 3))), keys, strict=True))
-        # All but the two nearest are far.
-        monkeypatch.setattr("tfdecouple.model.codes.FAR", float(by_rms[1][0] + by_rms[2][0]) / 2)
-        far = {key for _, key in by_rms[2:]}
+        rms = np.sqrt(np.square(model.encode(read_pixels(pictures, keys)).v).mean((1, 2, 3)))
+        monkeypatch.setattr("tfdecouple.model.codes.FAR", float(np.sort(rms)[1:3].mean()))
         assert encode("--split", "test", "--v") == 0
-        output = capsys.readouterr().out
-        line = re.search(
-            r"^(\d+) of the images, such as (\S+), are far from what the model was trained on", output, re.M
-        )
-        assert int(line[1]) == len(far) and line[2] in far
+        line = re.search(r"^3 of the images, such as (\S+), are far from", capsys.readouterr().out, re.M)
+        assert rms[keys.index(line[1])] > np.sort(rms)[1]
         assert encode("--split", "test", out=tmp_path / "z") == 0
         assert "are far from" not in capsys.readouterr().out
 
@@ -253,19 +236,17 @@ def reads(monkeypatch):
 def stop_after(monkeypatch):
     """A function that makes the program stop when it has written so many images; 0 for never."""
     serialize_examples = code_files.serialize_examples
-    left = [0]
-
-    def stopping(*rest):
-        for example in serialize_examples(*rest):
-            yield example
-            left[0] -= 1
-            if left[0] == 0:
-                raise Stop
-
-    monkeypatch.setattr(code_files, "serialize_examples", stopping)
 
     def set_left(count):
-        left[0] = count
+        written = itertools.count(1)
+
+        def stopping(*rest):
+            for example in serialize_examples(*rest):
+                yield example
+                if next(written) == count:
+                    raise Stop
+
+        monkeypatch.setattr(code_files, "serialize_examples", stopping)
 
     return set_left
 
@@ -294,25 +275,12 @@ class TestRestart:
         assert f"{whole} of 5 files are there already" in capsys.readouterr().out
         # Images of whole files are not even read.
         assert len(reads) == 31 - [0, 7, 14, 20, 26][whole]
-        assert_same_codes(out, tmp_path / "unbroken")
+        assert_same_codes(out, tmp_path / "unbroken", ROUNDING)
         assert read_codes_by_key(out).keys() == list_image_keys(pictures)
         reads.clear()
         before = read_files(out)
         assert encode("--v") == 0
         assert not reads and read_files(out) == before
-
-    def test_encode_writes_lost_and_cut_files_again(self, encode, tmp_path):
-        assert encode() == 0
-        out = tmp_path / "codes"
-        unbroken = tmp_path / "unbroken"
-        shutil.copytree(out, unbroken)
-        (out / f"{FILES[1]}.tfrecord").unlink()
-        cut = out / f"{FILES[3]}.tfrecord"
-        cut.write_bytes(cut.read_bytes()[:-40])
-        (out / ".train-00001-of-00003.tfrecord.1.tmp").write_text("what a killed program left")
-        assert encode() == 0
-        assert not list(out.glob(".*.tmp"))
-        assert_same_codes(out, unbroken)
 
     def test_encode_resumes_with_its_stored_weights(self, encode, tiny_run, tmp_path, stop_after, capsys):
         assert encode(out=tmp_path / "unbroken") == 0
@@ -322,14 +290,12 @@ class TestRestart:
         with pytest.raises(Stop):
             encode(run=run)
         stop_after(0)
-        trained = load_model(run)
-        give_effect(trained, seed=1)
-        CheckpointFolder(run / "checkpoints").write_checkpoint("best", 20, {"model": trained.named_variables()})
+        change_weights(run, 20)
         capsys.readouterr()
         line = refused(capsys, lambda: encode(run=run))
         assert "update 1 of the run tiny" in line and f"--run {tmp_path / 'codes'}/_run" in line
         assert encode(run=tmp_path / "codes" / "_run") == 0
-        assert_same_codes(tmp_path / "codes", tmp_path / "unbroken")
+        assert_same_codes(tmp_path / "codes", tmp_path / "unbroken", ROUNDING)
 
     def test_unreadable_files_stop_and_then_are_skipped(self, encode, pictures, tmp_path, capsys):
         data = tmp_path / "pictures"
@@ -348,43 +314,38 @@ class TestRestart:
         assert read_manifest(out)["totals"]["skipped"] == 1
 
 
-@pytest.mark.slow
-class TestKill:
-    def kill_amid(self, command, out):
-        """Runs the command to its end, killed three times before; False where it was over before a kill came."""
-        whole = 0
-        for kill in (True, True, True, False):
-            with subprocess.Popen(command, cwd=ROOT, env=user_environment(), stdout=subprocess.DEVNULL) as process:
-                end = time.monotonic() + PATIENCE
-                # Early among its 334 files, so that it is hardly ever over before the signal comes.
-                while kill and process.poll() is None and len(list(out.glob("*.parquet"))) < whole + 30:
-                    assert time.monotonic() < end
-                    time.sleep(0.002)
-                if kill:
-                    process.send_signal(signal.SIGKILL)
-                status = process.wait(PATIENCE)
-            assert status in ((-signal.SIGKILL, 0) if kill else (0,))
-            if kill and read_manifest(out)["complete"]:
-                return False
-            found = len(list(out.glob("*.parquet")))
-            assert found >= whole
-            whole = found
-        return True
+def is_over_before_kills(command, out):
+    """Runs a command three times, killed amid its work, and then to its end; True where it was over before a kill."""
+    whole = 0
+    for kill in (True, True, True, False):
+        with subprocess.Popen(command, cwd=ROOT, env=user_environment(), stdout=subprocess.DEVNULL) as process:
+            end = time.monotonic() + PATIENCE
+            # Early among its 334 files, so that it is hardly ever over before the signal comes.
+            while kill and process.poll() is None and len(list(out.glob("*.parquet"))) < whole + 30:
+                assert time.monotonic() < end
+                time.sleep(0.002)
+            if kill:
+                process.send_signal(signal.SIGKILL)
+            assert process.wait(PATIENCE) in ((-signal.SIGKILL, 0) if kill else (0,))
+        if kill and read_manifest(out)["complete"]:
+            return True
+        before, whole = whole, len(list(out.glob("*.parquet")))
+        assert whole >= before
+    return False
 
-    def test_killed_encoding_stores_each_image_once(self, tiny_run, tmp_path, forked):
-        out = tmp_path / "codes"
-        command = [sys.executable, "-m", "tfdecouple", "encode", "--run", tiny_run, "--out", out, "--v"]
-        command += ["--split", "test", "--images-per-shard", 3, "--batch-size", 8, "--format", "parquet"]
-        command = list(map(str, command))
-        for _ in range(6):
-            if self.kill_amid(command, out):
-                break
-            shutil.rmtree(out)
-        else:
-            raise AssertionError("it is always over before a kill comes")
-        assert read_manifest(out)["complete"] and not list(out.glob(".*.tmp"))
-        keys = [row["key"].decode() for row in read_codes(out).as_numpy_iterator()]
-        assert keys == [f"test/{number}" for number in range(1000)]
+
+@pytest.mark.slow
+def test_killed_encoding_stores_each_image_once(tiny_run, tmp_path, forked):
+    out = tmp_path / "codes"
+    command = [sys.executable, "-m", "tfdecouple", "encode", "--run", tiny_run, "--out", out, "--v"]
+    command += ["--split", "test", "--images-per-shard", 3, "--batch-size", 8, "--format", "parquet"]
+    tries = 1
+    while is_over_before_kills(list(map(str, command)), out):
+        shutil.rmtree(out)
+        assert (tries := tries + 1) < 7, "it is always over before a kill comes"
+    assert read_manifest(out)["complete"] and not list(out.glob(".*.tmp"))
+    keys = [row["key"].decode() for row in read_codes(out).as_numpy_iterator()]
+    assert keys == [f"test/{number}" for number in range(1000)]
 
 
 @pytest.mark.slow
@@ -396,10 +357,8 @@ class TestFullDisk:
         filler.write_bytes(bytes(1024 * (4072 - room)))
         arguments = ["--run", tiny_run, "--out", small_disk / "codes", "--v", "--split", "test", "--format", kind]
         arguments = list(map(str, ["encode", *arguments, "--images-per-shard", 50]))
-        assert main(arguments) == 2
-        out, err = capsys.readouterr()
-        assert err.startswith("error: cannot write") and err.count("\n") == 1
-        assert "No space left on device" in err
+        line = refused(capsys, lambda: main(arguments), begun=True)
+        assert line.startswith("error: cannot write") and "No space left on device" in line
         filler.unlink()
         before = read_files(small_disk / "codes", f"*.{kind}")
         assert main(arguments) == 0
@@ -446,10 +405,10 @@ def verify(out, capsys):
 
 class TestVerify:
     @pytest.mark.parametrize("kind", KINDS)
-    def test_verify_names_each_bad_file_and_returns_1(self, codes, capsys, kind):
+    def test_verify_names_each_bad_file_and_encode_writes_it_again(self, codes, written, encode_into, capsys, kind):
         out = codes(kind)
         assert verify(out, capsys) == (0, [f"{out}: all 5 files are what was written"])
-        names = [shard["name"] for shard in json.loads((out / MANIFEST).read_text())["shards"]]
+        names = [shard["name"] for shard in read_manifest(out)["shards"]]
         flip(out / names[0])
         (out / names[1]).unlink()
         size = (out / names[2]).stat().st_size
@@ -466,12 +425,14 @@ class TestVerify:
             f"{out}: 4 things not as written; the command that wrote them makes bad files anew",
         ]
         assert read_files(out) == before
+        (out / f".{names[0]}.1.tmp").write_text("what a killed program left")
+        assert encode_into(out, "--v", "--format", kind) == 0
+        assert not list(out.glob(".*.tmp"))
+        assert_same_codes(out, written[kind], ROUNDING)
 
     def test_verify_finds_changed_or_lost_weights(self, codes, capsys):
         out = codes()
-        model = load_model(out / "_run")
-        give_effect(model, seed=1)
-        CheckpointFolder(out / "_run" / "checkpoints").write_checkpoint("best", 1, {"model": model.named_variables()})
+        change_weights(out / "_run", 1)
         status, lines = verify(out, capsys)
         assert status == 1 and lines[0] == f"{out / '_run'} holds other weights than made these codes"
         shutil.rmtree(out / "_run")
@@ -496,16 +457,15 @@ DAMAGED = {
     "a list": lambda manifest: b"[]",
     "cut short": lambda manifest: json.dumps(manifest).encode()[:-9],
     "no UTF-8": lambda manifest: json.dumps(manifest).encode().replace(b"tiny", b"t\xe9ny"),
-    "nested deeply": lambda manifest: b'{"version":' * 100_000 + b"1" + b"}" * 100_000,
     "a number of 5000 digits": lambda manifest: b'{"version": ' + b"9" * 5000 + b"}",
     "another version": _changed(version=99),
     "a split leads out": _changed(splits={"../train": 3}),
     "too many images": _changed(splits={"train": 10**400}),
     "too many files": _changed(splits={"train": 10**15}, images_per_shard=1),
-    "51 MB": _changed(label_names=["x" * 51_000_000]),
     "no images to a file": _changed(images_per_shard=0),
     "fields of other names": _within("fields", "name", "key"),
     "a shape without end": _within("fields", "shape", [10**6] * 4),
+    "2^31 values": _within("fields", "shape", [2**31]),
     "another format": _changed(format="csv"),
     "totals without images": _changed(totals={}),
     "a shard that leads out": _within("shards", "name", "../../secret"),
@@ -516,12 +476,9 @@ DAMAGED = {
 class TestDamagedManifest:
     @pytest.mark.parametrize("shape", DAMAGED)
     def test_damaged_manifest_is_one_line(self, written, tmp_path, shape):
-        manifest = json.loads((written["tfrecord"] / MANIFEST).read_text())
+        manifest = read_manifest(written["tfrecord"])
         (tmp_path / MANIFEST).write_bytes(DAMAGED[shape](manifest))
-        with pytest.raises(DataError, match="manifest") as caught:
-            read_codes(tmp_path)
-        assert str(tmp_path / MANIFEST) in str(caught.value)
-        assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+        assert str(tmp_path / MANIFEST) in message_of(DataError, lambda: read_codes(tmp_path))
 
     def test_commands_refuse_a_damaged_manifest_and_change_nothing(self, codes, encode_into, capsys):
         out = codes()
@@ -534,7 +491,7 @@ class TestDamagedManifest:
 
 def test_interrupted_folder_is_verified_and_completed(codes, written, encode_into, capsys):
     out = codes()
-    manifest = json.loads((out / MANIFEST).read_text())
+    manifest = read_manifest(out)
     first, second, third, *others = manifest["shards"]
     for shard in others:
         (out / shard["name"]).unlink()
@@ -546,7 +503,7 @@ def test_interrupted_folder_is_verified_and_completed(codes, written, encode_int
     assert lines[2] == f"{out} has 3 of 5 files: it is not complete"
     assert encode_into(out, "--v") == 0
     assert "1 of 5 files are there already" in capsys.readouterr().out
-    assert_same_codes(out, written["tfrecord"])
+    assert_same_codes(out, written["tfrecord"], ROUNDING)
 
 
 def rewrite_records(change):
@@ -591,6 +548,12 @@ def repeat_zeros(table):
     return table.slice(0, 1).set_column(table.schema.get_field_index("z"), "z", zeros)
 
 
+def claim_values(path):
+    manifest = read_manifest(path.parent)
+    manifest["fields"][0]["shape"] = [2**24]
+    (path.parent / MANIFEST).write_text(json.dumps(manifest))
+
+
 # Damages of a code file, by format and description.
 DAMAGED_FILES = {
     "tfrecord: flipped bit": flip,
@@ -603,6 +566,8 @@ DAMAGED_FILES = {
     "tfrecord: no bytes in a record": claim_length(0),
     "tfrecord: no example": rewrite_records(lambda record: b"\xff" * len(record)),
     "tfrecord: another feature": rewrite_records(rename_feature),
+    "tfrecord: 2^24 values by the manifest": claim_values,
+    "parquet: 2^24 values by the manifest": claim_values,
     "parquet: no Parquet": lambda path: path.write_bytes(b"PAR1" + bytes(64) + b"PAR1"),
     "parquet: empty": lambda path: path.write_bytes(b""),
     "parquet: flipped bit": lambda path: flip(path, 60),
@@ -616,25 +581,15 @@ DAMAGED_FILES = {
 @pytest.mark.parametrize("damage", DAMAGED_FILES)
 def test_damaged_code_file_is_one_data_error(codes, damage):
     out = codes(damage.partition(":")[0])
-    name = json.loads((out / MANIFEST).read_text())["shards"][0]["name"]
+    name = read_manifest(out)["shards"][0]["name"]
     DAMAGED_FILES[damage](out / name)
     assert f"cannot read the codes {out}" in message_of(DataError, lambda: list(read_codes(out).as_numpy_iterator()))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_manifest_that_claims_large_codes_is_refused_before_memory_is_taken(codes, kind):
-    out = codes(kind)
-    manifest = json.loads((out / MANIFEST).read_text())
-    for values in (2**31, 2**24):
-        manifest["fields"][0]["shape"] = [values]
-        (out / MANIFEST).write_text(json.dumps(manifest))
-        message_of(DataError, lambda: read_codes(out))
 
 
 def test_parquet_file_with_long_keys_or_strong_compression_is_refused(tmp_path, codes):
     pq = pytest.importorskip("pyarrow.parquet")
     out = codes("parquet")
-    manifest = json.loads((out / MANIFEST).read_text())
+    manifest = read_manifest(out)
     (path, *_), fields = [out / shard["name"] for shard in manifest["shards"]], manifest["fields"]
     fields = [Field.model_validate(field) for field in fields]
     arrays = {field.name: np.zeros((1000, *field.shape), np.float32) for field in fields}

@@ -1,4 +1,3 @@
-import contextlib
 import functools
 import json
 import os
@@ -17,61 +16,31 @@ from tfdecouple.doctor.check_runner import VARIANTS, CheckResult, Task
 from tfdecouple.runs import opened_run
 from tfdecouple.runs.run_folder import RunFolder
 
-FACTS = {
-    "versions": {"tensorflow": "2.21.0"},
-    "processor": "a processor",
-    "cores": 2,
-    "instructions": ["avx2"],
-    "memory_bytes": 8 * 2**30,
-    "nvidia_smi": [],
-    "gpus": [],
-    "cuda": "12.5",
-    "cudnn": "9",
-    "environment": {},
-    "tf32_by_default": True,
-    "devices": ["CPU:0"],
-}
-GPU = "570.1, a GPU, 16384 MiB"
+FACTS = {"versions": {"tensorflow": "2.21.0"}, "processor": "a processor", "cores": 2, "instructions": ["avx2"]}
+FACTS |= {"memory_bytes": 8 * 2**30, "cuda": "12.5", "cudnn": "9", "tf32_by_default": True, "devices": ["CPU:0"]}
+VISIBLE = [("0", 2, 1, True), ("GPU-1,MIG-2", 2, 0, False), ("-1", 2, 0, None), ("NoDevFiles", 2, 0, None)]
 
 
-def of_machine(**changes):
-    return {result.what: result for result in checks.check_machine({**FACTS, **changes})}
+@pytest.mark.parametrize(("visible", "present", "seen", "holds"), [(None, 0, 0, None), (None, 2, 1, False), *VISIBLE])
+def test_build_fails_if_tensorflow_misses_visible_gpus(visible, present, seen, holds):
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    gpus = {"nvidia_smi": ["570.1, a GPU, 16384 MiB"] * present, "gpus": [{}] * seen, "environment": environment}
+    found = {result.what: result for result in checks.check_machine({**FACTS, **gpus})}
+    in_use = found["GPUs in use"]
+    assert in_use.holds is holds and (not present or "570.1, a GPU" in found["GPU"].message)
+    assert visible is None or "CUDA_VISIBLE_DEVICES" in in_use.message and "names GPUs" in in_use.advice
 
 
-class TestBuild:
-    @pytest.mark.parametrize(
-        ("visible", "present", "seen", "holds"),
-        [
-            (None, 0, 0, None),
-            (None, 2, 1, False),
-            ("0", 2, 1, True),
-            ("GPU-1,MIG-2", 2, 0, False),
-            ("-1", 2, 0, None),
-            ("NoDevFiles", 2, 0, None),
-        ],
-    )
-    def test_build_fails_if_tensorflow_misses_visible_gpus(self, visible, present, seen, holds):
-        environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-        found = of_machine(nvidia_smi=[GPU] * present, gpus=[{}] * seen, environment=environment)
-        assert found["GPUs in use"].holds is holds
-        assert not present or "570.1, a GPU" in found["GPU"].message
-        if visible is not None:
-            assert (
-                "CUDA_VISIBLE_DEVICES" in found["GPUs in use"].message and "names GPUs" in found["GPUs in use"].advice
-            )
-
-
-class TestCommand:
-    @pytest.mark.parametrize(("holds", "status"), [(True, 0), (False, 5)])
-    def test_doctor_status_is_5_if_a_check_fails(self, holds, status, monkeypatch, tmp_path, capsys):
-        result = CheckResult("one", holds, "said", "" if holds else "do this")
-        monkeypatch.setattr(check_runner, "run_in_process", lambda name, task: [result])
-        assert main(["doctor", "--out", str(tmp_path / "new"), "--only", "numerics"]) == status
-        assert "said" in capsys.readouterr().out
-        plain = json.loads((tmp_path / "new" / "doctor.json").read_text())
-        assert plain["holds"] is holds and list(plain["checks"]) == ["build", "numerics"]
-        text = (tmp_path / "new" / "doctor.txt").read_text()
-        assert "said" in text and ("What to do: do this" in text) is not holds
+@pytest.mark.parametrize(("holds", "status"), [(True, 0), (False, 5)])
+def test_doctor_status_is_5_if_a_check_fails(holds, status, monkeypatch, tmp_path, capsys):
+    result = CheckResult("one", holds, "said", "" if holds else "do this")
+    monkeypatch.setattr(check_runner, "run_in_process", lambda name, task: [result])
+    assert main(["doctor", "--out", str(tmp_path / "new"), "--only", "numerics"]) == status
+    assert "said" in capsys.readouterr().out
+    plain = json.loads((tmp_path / "new" / "doctor.json").read_text())
+    assert plain["holds"] is holds and list(plain["checks"]) == ["build", "numerics"]
+    text = (tmp_path / "new" / "doctor.txt").read_text()
+    assert "said" in text and ("What to do: do this" in text) is not holds
 
 
 @pytest.fixture
@@ -108,13 +77,6 @@ def test_failed_check_process_adds_a_line_with_advice(run, name, before, kind, m
     assert last.holds is False
 
 
-@contextlib.contextmanager
-def faulty():
-    """An accelerator with TF32 left on."""
-    with keep_tf32_switch(), emulated_accelerator():
-        yield
-
-
 @pytest.fixture(autouse=True, scope="module")
 def traced_once():
     """Models and steps that all tests share, because tracing takes most of their time."""
@@ -141,9 +103,8 @@ def compared_with(monkeypatch):
 
     def compare(factors, variant=VARIANTS[0], devices=("CPU:1",)):
         def compute(device, *_):
-            return {
-                name: value * factors.get(name, 1.0) if device == "CPU:1" else value for name, value in right.items()
-            }
+            chosen = factors if device == "CPU:1" else {}
+            return {name: value * chosen.get(name, 1.0) for name, value in right.items()}
 
         monkeypatch.setattr(checks, "compute_numbers", compute)
         monkeypatch.setattr(checks, "compute_gradient", lambda device, *_: compute(device)["gradient"])
@@ -170,7 +131,7 @@ class TestNumerics:
         assert variant == "float32" or result.figures["off"]["gradient"] > 1e-4
 
     def test_numerics_fail_with_tf32_left_on(self):
-        with faulty():
+        with keep_tf32_switch(), emulated_accelerator():
             result = compared()
         assert not result.holds and "float32" in result.advice, result.message
 
@@ -202,7 +163,7 @@ class TestExactness:
         assert len(result.figures["lost"]) == 10 and result.what == "Keras, CPU:0"
 
     def test_exactness_fails_for_images_that_tf32_loses(self):
-        with faulty():
+        with keep_tf32_switch(), emulated_accelerator():
             (result,) = checks.try_round_trips(Task(quick=True))
         assert result.holds is False and "lost: " in result.message and "noise" in result.message
 
@@ -219,9 +180,8 @@ def test_devices_whose_trained_weights_differ_fail(off, holds, monkeypatch):
 @pytest.mark.slow
 def test_quick_doctor_passes_on_two_logical_devices(tmp_path, forked):
     out = tmp_path / "out"
-    options = ["--quick", "--only", "exactness", "devices", "speed", "--devices", 2, "--timeout", PATIENCE]
-    options += ["--out", out]
-    command = [sys.executable, "-m", "tfdecouple", "doctor", *options]
+    options = ["--only", "exactness", "devices", "speed", "--devices", 2, "--timeout", PATIENCE, "--out", out]
+    command = [sys.executable, "-m", "tfdecouple", "doctor", "--quick", *options]
     printed = read_output(*command, folder=tmp_path, PYTHONPATH=str(ROOT))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     plain = json.loads((out / "doctor.json").read_text(encoding="utf-8"))
@@ -257,9 +217,8 @@ print("sockets are refused", file=sys.stderr)
 @pytest.mark.slow
 def test_doctor_finds_rounding_without_network_and_writable_folders(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK, encoding="utf-8")
-    nowhere = {"HOME": "/proc/nothing", "TMPDIR": "/proc/nothing", "KERAS_HOME": "/proc/nothing"}
-    rounds = {"ONEDNN_DEFAULT_FPMATH_MODE": "BF16"}
-    here = {**nowhere, **rounds, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    here = {**dict.fromkeys(("HOME", "TMPDIR", "KERAS_HOME"), "/proc/nothing"), "ONEDNN_DEFAULT_FPMATH_MODE": "BF16"}
+    here["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{ROOT}"
     options = ["--quick", "--only", "numerics", "--timeout", PATIENCE]
     # Nobody may write to the folder /proc, not even root.
     done = run_python("-m", "tfdecouple", "doctor", *options, folder="/proc", **here)

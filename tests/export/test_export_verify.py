@@ -6,9 +6,9 @@ import types
 from functools import partial
 
 import numpy as np
-import onnx
 import pytest
 from helpers.exporting import ON_PAGE, list_onnx_names, read_vectors
+from helpers.program_inputs import write_onnx_models
 from helpers.refusals import refused
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
@@ -33,16 +33,6 @@ def copy(exported, tmp_path):
 @pytest.fixture
 def files_alone(monkeypatch):
     monkeypatch.setattr(verify, "compare_in_process", lambda *_, **__: Report())
-
-
-@pytest.fixture
-def onnx_alone(monkeypatch):
-    """Compares the answers of ONNX files in this process, and leaves out those of other files."""
-
-    def compare(runtime, folder, vectors, options):
-        return compare_files(runtime, folder, dict(np.load(vectors)), **options) if runtime == "onnx" else Report()
-
-    monkeypatch.setattr(verify, "compare_in_process", compare)
 
 
 def refuse(capsys, folder, *options, status=2):
@@ -207,10 +197,12 @@ class TestAnswers:
         assert "onnx: CPUExecutionProvider\n" in out and "savedmodel/1: tensorflow\n" in out
         assert out.endswith(f"{exported}: all files are unchanged, and all outputs agree with the stored ones\n")
 
-    def test_endpoint_that_the_manifest_leaves_out_is_missed(self, copy, onnx_alone):
+    def test_endpoint_that_the_manifest_leaves_out_is_missed(self, copy):
         edit_manifest(copy, lambda manifest: manifest["parts"]["onnx"].pop("decode"))
-        (problem,) = list_problems(copy)
-        assert "the files are decoder.onnx, encoder.onnx, sampler.onnx; expected encoder.onnx, sa" in problem
+        edit_manifest(copy, lambda manifest: manifest["parts"]["savedmodel/1"].pop("decode"))
+        problems = "\n".join(list_problems(copy))
+        assert "the files are decoder.onnx, encoder.onnx, sampler.onnx; expected encoder.onnx, sa" in problems
+        assert "savedmodel/1" in problems
 
     @pytest.mark.usefixtures("quick")
     def test_page_is_verified_with_its_own_models(self, tiny_run, runtime, tmp_path, monkeypatch):
@@ -232,38 +224,27 @@ class TestAnswers:
         assert report.notes["unavailable"] == provider and report.parity == {}
 
 
-@pytest.fixture
-def endless(tmp_path):
-    """A folder with vectors.npz and the file encoder.onnx, which loops 2^62 times."""
-    tensor, helper = onnx.TensorProto, onnx.helper
-    scalars = {name: helper.make_tensor_value_info(name, kind, []) for name, kind in (("n", 7), ("on", 9), ("more", 9))}
-    body = helper.make_graph(
-        [helper.make_node("Identity", ["on"], ["more"]), helper.make_node("Identity", ["z_in"], ["z_out"])],
-        "body",
-        [scalars["n"], scalars["on"], helper.make_tensor_value_info("z_in", tensor.FLOAT, None)],
-        [scalars["more"], helper.make_tensor_value_info("z_out", tensor.FLOAT, None)],
-    )
-    constants = [helper.make_tensor("times", tensor.INT64, [], [2**62]), helper.make_tensor("go", tensor.BOOL, [], [1])]
-    arrays = [helper.make_tensor_value_info(name, tensor.FLOAT, [None, 2]) for name in ("images", "z")]
-    nodes = [helper.make_node("Loop", ["times", "go", "images"], ["z"], body=body)]
-    graph = helper.make_graph(nodes, "endless", arrays[:1], arrays[1:], constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    (tmp_path / "onnx").mkdir()
-    onnx.save(model, tmp_path / "onnx" / "encoder.onnx")
+ENDLESS = """
+    encoder (float[n, 2] images) => (float[n, 2] z) {
+        times = Constant <value = int64 {4611686018427387904}> ()
+        go = Constant <value = bool {1}> ()
+        z = Loop <body = body (int64 i, bool on, float[n, 2] z_in) => (bool more, float[n, 2] z_out) {
+            more = Identity (on)
+            z_out = Identity (z_in)
+        }> (times, go, images)
+    }
+"""
+OPTIONS = {"names": {"encode": "encoder"}}
+
+
+def test_file_with_an_endless_loop_ends_its_verification(tmp_path, monkeypatch, forked):
+    write_onnx_models(tmp_path / "onnx", {"encoder": ENDLESS})
     values = {f"out/encode/z/{name}": np.zeros((1, 2), np.float32) for name in ("values", "bound", "n_bins")}
     values |= {"in/encode/images": np.zeros((1, 2), np.float32), "weights/NCHW": np.zeros(0, "U64")}
     np.savez_compressed(tmp_path / "vectors.npz", batches=np.array([1]), **values)
-    return tmp_path
-
-
-def test_file_with_an_endless_loop_ends_its_verification(endless, monkeypatch, forked):
     monkeypatch.setattr(verify, "PATIENCE", 4)
-    paths = endless / "onnx", endless / "vectors.npz"
-    (problem,) = verify.compare_in_process("onnx", *paths, json.loads(NAMES)).problems
+    (problem,) = verify.compare_in_process("onnx", tmp_path / "onnx", tmp_path / "vectors.npz", OPTIONS).problems
     assert "no progress for too long" in problem
-
-
-NAMES = json.dumps({"names": {"encode": "encoder"}})
 
 
 def test_warm_up_requests_of_a_terabyte_are_refused_before_tensorflow_reads_them(tmp_path):
@@ -276,5 +257,5 @@ def test_warm_up_requests_of_a_terabyte_are_refused_before_tensorflow_reads_them
 
 def test_test_vectors_that_expand_to_gigabytes_are_a_problem(tmp_path, forked):
     np.savez_compressed(tmp_path / "vectors.npz", zeros=np.zeros(2**29, np.uint8))
-    (problem,) = verify.compare_in_process("onnx", tmp_path, tmp_path / "vectors.npz", json.loads(NAMES)).problems
+    (problem,) = verify.compare_in_process("onnx", tmp_path, tmp_path / "vectors.npz", OPTIONS).problems
     assert "its arrays would take 536,871,040 bytes" in problem

@@ -82,6 +82,31 @@ def write_transparent_files(folder):
     return right
 
 
+def run_node(folder, program, *arguments):
+    (folder / "run.mjs").write_text('import { readFileSync, writeFileSync } from "node:fs";' + program)
+    read_output("node", "run.mjs", *arguments, folder=folder)
+
+
+MAKE_OPAQUE = f"""
+import {{ makeOpaque }} from "{PAGE}/opaque_files.js";
+for (const name of process.argv.slice(2)) {{
+  const blob = await makeOpaque(new Blob([readFileSync(name)]));
+  writeFileSync(name, new Uint8Array(await blob.arrayBuffer()));
+}}
+"""
+CHANGE_PHOTOGRAPH = f"""
+import {{ applyColourMaps, fitColourMaps, shrinkToSquare }} from "{PAGE}/guided_filter.js";
+const [width, height, size] = process.argv.slice(2).map(Number);
+const rgba = new Uint8ClampedArray(readFileSync("photograph"));
+const before = shrinkToSquare(rgba, width, height, size);
+writeFileSync("before", before);
+const maps = fitColourMaps(before, readFileSync("after"), size);
+const result = new Uint8ClampedArray(rgba.length);
+applyColourMaps(maps, size, {{ width, height, rgba }}, result, 0, height);
+writeFileSync("result", result);
+"""
+
+
 @NEEDS_NODE
 def test_transparency_and_16_bits_are_taken_out_of_picture_files_and_colours_stay(tmp_path):
     right = write_transparent_files(tmp_path)
@@ -93,15 +118,7 @@ def test_transparency_and_16_bits_are_taken_out_of_picture_files_and_colours_sta
     (tmp_path / "torn.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "more.png").write_bytes(make_png(1, 1, zlib.compress(bytes(10**7)), colour_type=6))
     unchanged = {name: (tmp_path / name).read_bytes() for name in (*plain, "torn.png", "more.png")}
-    (tmp_path / "run.mjs").write_text(
-        'import { readFileSync, writeFileSync } from "node:fs";\n'
-        f'import {{ makeOpaque }} from "{PAGE}/opaque_files.js";\n'
-        "for (const name of process.argv.slice(2)) {\n"
-        "  const blob = await makeOpaque(new Blob([readFileSync(name)]));\n"
-        "  writeFileSync(name, new Uint8Array(await blob.arrayBuffer()));\n"
-        "}\n"
-    )
-    read_output("node", "run.mjs", *right, *unchanged, folder=tmp_path)
+    run_node(tmp_path, MAKE_OPAQUE, *right, *unchanged)
     for name, pixels in right.items():
         with Image.open(tmp_path / name) as image:
             assert not image.has_transparency_data and not image.mode.startswith("I"), name
@@ -112,18 +129,6 @@ def test_transparency_and_16_bits_are_taken_out_of_picture_files_and_colours_sta
 
 @NEEDS_NODE
 def test_the_page_changes_photographs_as_python_does(tmp_path):
-    (tmp_path / "run.mjs").write_text(
-        'import { readFileSync, writeFileSync } from "node:fs";\n'
-        f'import {{ applyColourMaps, fitColourMaps, shrinkToSquare }} from "{PAGE}/guided_filter.js";\n'
-        "const [width, height, size] = process.argv.slice(2).map(Number);\n"
-        'const rgba = new Uint8ClampedArray(readFileSync("photograph"));\n'
-        "const before = shrinkToSquare(rgba, width, height, size);\n"
-        'writeFileSync("before", before);\n'
-        'const maps = fitColourMaps(before, readFileSync("after"), size);\n'
-        "const result = new Uint8ClampedArray(rgba.length);\n"
-        "applyColourMaps(maps, size, { width, height, rgba }, result, 0, height);\n"
-        'writeFileSync("result", result);\n'
-    )
     rng = np.random.default_rng(0)
     for height, width, size, stretch in ((70, 45, 16, 0), (33, 90, 8, 0), (50, 60, 16, 5)):
         rgba = rng.integers(0, 256, (height, width, 4), np.uint8)
@@ -136,7 +141,7 @@ def test_the_page_changes_photographs_as_python_does(tmp_path):
             after = (stretch * (small - 120.0) @ rng.normal(0, 1, (3, 3)) + 120).clip(0, 255).astype(np.uint8)
         rgba.tofile(tmp_path / "photograph")
         after.tofile(tmp_path / "after")
-        read_output("node", "run.mjs", width, height, size, folder=tmp_path)
+        run_node(tmp_path, CHANGE_PHOTOGRAPH, width, height, size)
         before = shrink_photograph(rgba[..., :3], size, size)
         np.testing.assert_array_equal(np.fromfile(tmp_path / "before", np.uint8).reshape(before.shape), before)
         result = np.fromfile(tmp_path / "result", np.uint8).reshape(rgba.shape)
@@ -272,14 +277,7 @@ def test_the_page_works_in_other_browsers_than_chromium(browser, page, picture_f
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=page / "web")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    command = [
-        "xvfb-run",
-        "-a",
-        "-s",
-        "-screen 0 1400x1100x24",
-        sys.executable,
-        TESTS / "helpers" / "browser_checks.py",
-    ]
+    command = ["xvfb-run", "-a", "-s", "-screen 0 1400x1100x24", sys.executable, TESTS / "helpers/browser_checks.py"]
     url = f"http://127.0.0.1:{server.server_port}/"
     try:
         printed = read_output(*command, *programs, url, picture_files, tmp_path / "screenshot.png")

@@ -40,18 +40,16 @@ def split_code(text: str) -> list[Block]:
     return [Block(token.info, token.content) for token in tokens]
 
 
-def _list_spans(text: str) -> list:
-    return [span for token in MarkdownIt().parse(text) for span in token.children or []]
-
-
 def find_inline_code(text: str) -> list[str]:
     """Returns the pieces of code between single backquotes in a Markdown text; code blocks are left out."""
-    return [" ".join(span.content.split()) for span in _list_spans(text) if span.type == "code_inline"]
+    spans = [span for token in MarkdownIt().parse(text) for span in token.children or []]
+    return [" ".join(span.content.split()) for span in spans if span.type == "code_inline"]
 
 
 def find_links(text: str) -> list[str]:
     """Returns the targets (URLs or paths) of all links and images in a Markdown text, which can contain HTML."""
-    targets = [span.attrGet("href") or span.attrGet("src") for span in _list_spans(text)]
+    spans = [span for token in MarkdownIt().parse(text) for span in token.children or []]
+    targets = [span.attrGet("href") or span.attrGet("src") for span in spans]
     return [target for target in targets if target] + re.findall(r"(?:href|src)=\"([^\"]+)\"", text)
 
 
@@ -70,7 +68,7 @@ def list_commands(block: str) -> list[str]:
 
 
 class CommandError(AssertionError):
-    """The assertion error for a command in the documentation that would fail if a user ran it."""
+    """A command in the documentation would fail if a user ran it."""
 
 
 def _check_tfdecouple(arguments: list[str]) -> None:
@@ -125,19 +123,14 @@ def _check_stage(program: str, arguments: list[str], folder: pathlib.Path) -> No
         if extras := re.fullmatch(r"(?:\.|tfdecouple)\[([\w,-]+)\]", argument):
             setup = configparser.ConfigParser()
             setup.read(ROOT / "setup.cfg")
-            known = {name.replace("-", "_") for name in setup["options.extras_require"]}
-            unknown = {name.replace("-", "_") for name in extras[1].split(",")} - known
-            assert not unknown, f"setup.cfg has no extra {unknown}"
+            assert {*extras[1].split(",")} <= {*setup["options.extras_require"]}, f"setup.cfg lacks one of {extras[1]}"
     if program == "docker" and arguments[0] == "run" and "tfdecouple" in arguments:
         _check_tfdecouple(arguments[arguments.index("tfdecouple") + 1 :])
     return None
 
 
 def split_command(line: str) -> list[str]:
-    """Returns the words of a documented command, with examples in place of placeholders such as NAME.
-
-    Brackets around optional arguments are removed, as is the word "...". A placeholder of one capital letter becomes 1.
-    """
+    """Returns the words of a documented command, without brackets, with examples instead of placeholders like NAME."""
     line = re.sub(r"\[(-[^\[\]]*)\]", r"\1", line)
     line = re.sub(r"\bNAME=VALUE\b", "model.alpha=0.5", line)
     words = [re.sub(r"(?<![^=])[A-Z](?=$)", "1", word) for word in shlex.split(line, comments=True)]
@@ -150,10 +143,7 @@ def is_command(line: str) -> bool:
 
 
 def check_command(line: str, folder: pathlib.Path = ROOT) -> None:
-    """Raises CommandError if a command, or a chain of commands, names an option, preset or file that does not exist.
-
-    Paths in the command are relative to the repository or to `folder`.
-    """
+    """Raises CommandError if a chain of commands names an option, preset or file, also of `folder`, that is missing."""
     for is_separator, words in itertools.groupby(split_command(line), lambda word: word in ("|", "&&", ";")):
         if is_separator:
             continue

@@ -1,6 +1,8 @@
-"""Names of the files in an export, and functions that read export folders."""
+"""Names of the files in an export, and functions that read export folders and run the code in their model cards."""
 
 import json
+import re
+import sys
 
 import numpy as np
 
@@ -8,6 +10,7 @@ from export.endpoints import list_endpoints
 from export.export_folder import EDITABLE, JSON_NAME, MANIFEST, TEXT_NAME, VECTORS
 from export.formats.web import PAGE_MODELS
 from helpers.models import TINY
+from helpers.places import read_output
 
 
 def find_endpoint(config, name):
@@ -43,3 +46,39 @@ def read_tree(folder):
 
 def read_card(folder):
     return json.loads((folder / JSON_NAME).read_text())
+
+
+def read_code_blocks(folder, language):
+    """Returns the texts of the code blocks of one language, such as "js", in the model card of an export folder."""
+    return re.findall(rf"```{language}\n(.*?)```", (folder / TEXT_NAME).read_text(), re.DOTALL)
+
+
+def run_python_blocks(folder, count=1):
+    """Asserts that an export's model card has `count` Python blocks, each of which reconstructs a black image."""
+    shape = tuple(read_card(folder)["architecture"]["image_shape"])
+    programs = read_code_blocks(folder, "python")
+    assert len(programs) == count
+    for program in programs:
+        program += f"assert same.shape == (1, *{shape}) and same.dtype == np.uint8 and not same.any()\n"
+        read_output(sys.executable, "-c", program, folder=folder)
+
+
+def run_javascript_block(folder, example):
+    """Asserts that the JavaScript in an export's model card reconstructs a black image; `example` has npm packages."""
+    (program,) = read_code_blocks(folder, "js")
+    shape = ",".join(map(str, (1, *read_card(folder)["architecture"]["image_shape"])))
+    check = f'if (String(same.dims) !== "{shape}" || same.data.some((value) => value !== 0)) throw same;\n'
+    (example / "card.mjs").write_text(program + check)
+    read_output("node", example / "card.mjs", folder=folder)
+
+
+def run_curl_block(folder):
+    """Serves an export's SavedModel and runs the curl command in its model card; returns {output name: value}."""
+    from helpers.serving_server import Server
+
+    (command,) = read_code_blocks(folder, "sh")
+    with Server(folder / "savedmodel", read_card(folder)["name"]) as server:
+        assert "localhost:8501" in command
+        command = command.replace("localhost:8501", f"localhost:{server.rest_port}")
+        (prediction,) = json.loads(read_output("sh", "-c", command))["predictions"]
+    return prediction

@@ -1,13 +1,9 @@
 """Fast starts of Python programs in tests: processes are forked from a server that has imported TensorFlow.
 
-Importing TensorFlow takes some five seconds. Inside `forked_programs()`, `subprocess` forks programs that are started
-with `sys.executable`. A forked program has its own arguments, environment, folder, files, signals and status. Its
-children are forked as well. A new process is started for options of Python, for options of `subprocess` such as
-`start_new_session`, and for other values of environment variables that libraries read while they are loaded. Tests of
-imports, of messages while libraries are loaded, and of memory must not use forked programs.
-
-The server is that of `multiprocessing`. It imports this file and nothing of the project, so that a forked program finds
-the project where a new process would.
+Inside `forked_programs()`, `subprocess` forks programs that are started with `sys.executable`; their children are
+forked as well. A new process is started for options of Python or of `subprocess`, and for other values of environment
+variables that libraries read while they are loaded. Tests of imports, of messages while libraries are loaded, and of
+memory must not use forked programs. The server is that of `multiprocessing`. It imports nothing of the project.
 """
 
 from __future__ import annotations
@@ -37,8 +33,7 @@ READ_AT_START = (
     *("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_", "TF_", "XLA_", "ONEDNN_", "DNNL_", "KERAS", "CUDA"),
     *("OMP_", "GOMP_", "KMP_", "OPENBLAS_", "MKL_", "GRPC_"),
 )
-# Environment variables with a prefix in READ_AT_START that are allowed to differ between the server and a program:
-# the server sets them, libraries read them later, or they change no result.
+# Variables among these that may differ: the server sets them, libraries read them later, or they change no result.
 EXEMPT = (
     *("PYTHONPATH", "TF_CPP_MIN_LOG_LEVEL", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"),
     *("TF_ENABLE_ONEDNN_OPTS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OPENBLAS_NUM_THREADS"),
@@ -47,7 +42,6 @@ EXEMPT = (
 
 
 def _select_start_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Returns the variables in `environment` that libraries read when they are loaded, before a program is forked."""
     return {k: value for k, value in environment.items() if k.startswith(READ_AT_START) and k not in EXEMPT}
 
 
@@ -89,8 +83,8 @@ def _start(function, *arguments) -> multiprocessing.process.BaseProcess:
     return process
 
 
-def _end_with_thread_count() -> None:
-    sys.exit(len(os.listdir(f"/proc/{os.getppid()}/task")))
+def _require_one_thread_of_parent() -> None:
+    sys.exit(len(os.listdir(f"/proc/{os.getppid()}/task")) - 1)
 
 
 @functools.cache
@@ -106,12 +100,12 @@ def _can_fork() -> bool:
         os.dup2(nothing.fileno(), 2)
     try:
         with mock.patch.dict(os.environ, {**others, **_START_VARIABLES, **more}, clear=True):
-            process = _start(_end_with_thread_count)
+            process = _start(_require_one_thread_of_parent)
     finally:
         os.dup2(errors, 2)
         os.close(errors)
     process.join()
-    return process.exitcode == 1
+    return process.exitcode == 0
 
 
 class ForkedPopen(subprocess.Popen):

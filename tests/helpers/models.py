@@ -11,17 +11,9 @@ from tfdecouple.config import ModelConfig
 
 # The smallest config with every part of a model: three levels, the inner one with two stages, and odd channel counts.
 TINY = ModelConfig(
-    image_shape=(8, 8, 3),
-    latent_dim=4,
-    steps=(1, (1, 1), 1),
-    hidden_channels=(4, 6, 6),
-    alpha=0.8,
-    encoder_channels=(4, 6),
-    encoder_out_channels=2,
-    prior_steps=1,
-    prior_hidden=6,
-    prior_alpha=0.8,
-)
+    image_shape=(8, 8, 3), latent_dim=4, steps=(1, (1, 1), 1), hidden_channels=(4, 6, 6), alpha=0.8,
+    encoder_channels=(4, 6), encoder_out_channels=2, prior_steps=1, prior_hidden=6, prior_alpha=0.8,
+)  # fmt: skip
 
 # A config with only two levels, for tests of training runs, which spend most of their time on tracing.
 SMALL = dataclasses.replace(TINY, steps=(1, 1), hidden_channels=(4, 6), encoder_channels=(4,))

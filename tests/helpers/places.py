@@ -49,8 +49,7 @@ def read_output(*command, **options):
 def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
     """Returns the path of a folder that all test processes share; the first caller fills it by `make(folder)`.
 
-    Later callers wait until the folder is filled. Each `make` needs a name of its own. Tests must neither change the
-    folder nor lock a file in it.
+    Each `make` needs a name of its own. Tests must neither change the folder nor lock a file in it.
     """
     base = factory.getbasetemp()
     if SHARED in os.environ:

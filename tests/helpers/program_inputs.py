@@ -77,9 +77,7 @@ def make_png_header(width: int, height: int) -> bytes:
     return make_png(width, height, zlib.compress(bytes(99)))
 
 
-def make_png(
-    width: int, height: int, data: bytes, depth: int = 8, colour_type: int = 2, interlaced: bool = False
-) -> bytes:
+def make_png(width, height, data: bytes, depth=8, colour_type=2, interlaced=False) -> bytes:
     """Returns the bytes of a PNG file; `data` are its compressed rows, each with a filter byte before it."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:

@@ -46,10 +46,7 @@ def read_checkpoint(run, name):
 
 
 def assert_same_checkpoint(ours, theirs, name):
-    ours, theirs = read_checkpoint(ours, name), read_checkpoint(theirs, name)
-    assert ours.keys() == theirs.keys()
-    for key, value in ours.items():
-        np.testing.assert_array_equal(value, theirs[key], err_msg=key)
+    np.testing.assert_equal(read_checkpoint(ours, name), read_checkpoint(theirs, name))
 
 
 def read_log(run):

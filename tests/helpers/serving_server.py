@@ -31,8 +31,7 @@ class Refusal(Exception):
 class Servable:
     """A version of a SavedModel, loaded into a TensorFlow 1 session as TensorFlow Serving loads it."""
 
-    def __init__(self, folder, version):
-        self.version = version
+    def __init__(self, folder):
         self.session = tf.compat.v1.Session(graph=tf.Graph())
         with self.session.graph.as_default():
             meta_graph = tf.compat.v1.saved_model.load(self.session, ["serve"], str(folder))
@@ -61,7 +60,6 @@ class Servable:
         except (ValueError, tf.errors.InvalidArgumentError) as error:
             raise Refusal(INVALID, str(error)) from error
         response = predict_pb2.PredictResponse(model_spec=request.model_spec)
-        response.model_spec.signature_name, response.model_spec.version.value = name, self.version
         for key, array in outputs.items():
             response.outputs[key].CopyFrom(to_proto(array, signature.outputs[key].dtype))
         return response
@@ -118,7 +116,7 @@ class Server(prediction_service_pb2_grpc.PredictionServiceServicer):
     def __init__(self, base_path, name):
         # Each subfolder whose name is a number holds a version (file_system_storage_path_source.cc).
         newest = max(int(path.name) for path in base_path.iterdir() if path.name.isdecimal())
-        self.name, self.loaded = name, Servable(base_path / str(newest), newest)
+        self.name, self.loaded = name, Servable(base_path / str(newest))
 
     def __enter__(self):
         self._grpc = grpc.server(futures.ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", -1)])
@@ -142,19 +140,20 @@ class Server(prediction_service_pb2_grpc.PredictionServiceServicer):
         return self.loaded
 
     def metadata(self, name):
-        servable = self.servable(name)
-        response, signatures = metadata_pb2.GetModelMetadataResponse(), metadata_pb2.SignatureDefMap()
-        response.model_spec.name, response.model_spec.version.value = self.name, servable.version
-        for name, signature in servable.signatures.items():
-            signatures.signature_def[name].CopyFrom(signature)
-        response.metadata["signature_def"].Pack(signatures)
-        return response, signatures
+        """Returns the signatures as a protocol buffer; raises Refusal unless the model has this name."""
+        signatures = metadata_pb2.SignatureDefMap()
+        for key, signature in self.servable(name).signatures.items():
+            signatures.signature_def[key].CopyFrom(signature)
+        return signatures
 
     def Predict(self, request, context):
         return _or_abort(context, lambda: self.servable(request.model_spec.name).predict(request))
 
     def GetModelMetadata(self, request, context):
-        return _or_abort(context, lambda: self.metadata(request.model_spec.name)[0])
+        response = metadata_pb2.GetModelMetadataResponse(model_spec=request.model_spec)
+        signatures = _or_abort(context, lambda: self.metadata(request.model_spec.name))
+        response.metadata["signature_def"].Pack(signatures)
+        return response
 
 
 def _or_abort(context, answer):
@@ -187,11 +186,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(json.dumps(reply, indent=4).encode())
 
     def _look(self, name):
-        response, signatures = self.owner.metadata(name)
         # Converting the complete response would add "@type", which TensorFlow Serving's reply lacks.
         options = {"preserving_proto_field_name": True, "always_print_fields_with_no_presence": True}
-        spec, signatures = (json_format.MessageToDict(part, **options) for part in (response.model_spec, signatures))
-        return {"model_spec": spec, "metadata": {"signature_def": signatures}}
+        signatures = json_format.MessageToDict(self.owner.metadata(name), **options)
+        return {"model_spec": {"name": name}, "metadata": {"signature_def": signatures}}
 
     def _predict(self, name):
         servable = self.owner.servable(name)

@@ -1,8 +1,7 @@
 """A plugin of pytest that compares skipped tests with tests/expected_skips.txt.
 
-A line of that file is `TEST | REASON`. TEST is a test without its parameters, or the file of a module that is skipped.
-A line that ends in * stands for all reasons with this beginning. With pytest's option `-o strict_skips=true`, as in
-`make test-all`, a skip that is not in expected_skips.txt fails the run.
+A line of that file is `TEST | REASON`; TEST has no parameters, or is the file of a module. A line that ends in * stands
+for all reasons with this beginning. With `-o strict_skips=true`, as in `make test-all`, other skips fail the run.
 """
 
 import pytest

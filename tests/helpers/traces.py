@@ -9,6 +9,7 @@ import tensorflow as tf
 from tensorflow.python.framework import ops
 from tensorflow_probability import bijectors as tfb
 
+_REGISTRY: dict[str, dict[str, Any]] = ops.gradient_registry._registry
 # Beginnings of the names by which TensorFlow registers the gradients of traced `tf.custom_gradient`s and functions.
 _NAMES = ("CustomGradient-", "PartitionedCall-")
 
@@ -17,16 +18,15 @@ _NAMES = ("CustomGradient-", "PartitionedCall-")
 def release_traces() -> Iterator[None]:
     """Lets Python free a function that is traced inside the context as soon as the program has no reference to it.
 
-    TensorFlow registers a gradient for each traced function, forever. The gradient keeps the function's graph alive,
-    which takes megabytes. The context leaves only a weak reference in the registry, and lets the graph hold the
-    gradient, so that graph and gradient live as long as the function. It also empties TFP's cache of bijectors, which
-    holds the same graphs; TFP computes cached values again. Neither library has a public function for this.
+    TensorFlow registers a gradient for each traced function, which keeps the function's graph alive forever. The
+    context leaves only a weak reference in the registry, and lets the graph hold the gradient. It also empties TFP's
+    cache of bijectors, which holds the same graphs. Neither library has a public function for this.
     """
-    before = set(_get_registry())
+    before = set(_REGISTRY)
     try:
         yield
     finally:
-        for name in set(_get_registry()) - before:
+        for name in set(_REGISTRY) - before:
             if name.startswith(_NAMES):
                 _hold_weakly(name)
         # A later TFP may store its cache elsewhere; then only memory is lost.
@@ -37,19 +37,15 @@ def release_traces() -> Iterator[None]:
                 cache.pop(key, None)
 
 
-def _get_registry() -> dict[str, dict[str, Any]]:
-    return ops.gradient_registry._registry
-
-
 def _hold_weakly(name: str) -> None:
     """Replaces the gradient `name` in TensorFlow's registry by a weak reference; the gradient's graph then holds it."""
-    gradient = _get_registry()[name]["type"]
+    gradient = _REGISTRY[name]["type"]
     graph = _find_graph(gradient)
     if graph is None:
         return
     graph._gradients_of_ours = [*getattr(graph, "_gradients_of_ours", []), gradient]
-    held = weakref.ref(gradient, lambda _: _get_registry().pop(name, None))
-    _get_registry()[name]["type"] = lambda *arguments: held()(*arguments)  # type: ignore[misc]
+    held = weakref.ref(gradient, lambda _: _REGISTRY.pop(name, None))
+    _REGISTRY[name]["type"] = lambda *arguments: held()(*arguments)  # type: ignore[misc]
 
 
 def _find_graph(gradient: Callable) -> tf.Graph | None:

@@ -29,7 +29,7 @@ def augment_images(state, images, step, number=0, **training):
 class Trainer:
     """A training state and a `TrainStep` on logical CPU devices, with initial weights that ignore the device count."""
 
-    def __init__(self, devices=1, model=SMALL, effect=True, **training):
+    def __init__(self, devices=1, model=SMALL, **training):
         training = {"batch_size": BATCH, "learning_rate": 0.01, "warmup_steps": 2, "ema_decay": 0.9, **training}
         self.config = Config(model=model, training=TrainingConfig(**{"weight_decay": 0.01, **training}))
         self.strategy = make_strategy(devices)
@@ -37,8 +37,7 @@ class Trainer:
         with self.strategy.scope():
             self.state = TrainingState(self.config)
         self.state.model.initialize(random_images(16, model.image_shape, seed=9), seed=0)
-        if effect:
-            give_effect(self.state.model)
+        give_effect(self.state.model)
         self.state.optimizer.start_averages()
         self.step_function = TrainStep(self.state, self.strategy)
         self.steps = 0
@@ -87,7 +86,4 @@ def assert_close(ours, theirs, tolerance=1e-5):
 
 
 def assert_equal(ours, theirs, but=()):
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        if name not in but:
-            np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+    np.testing.assert_equal(*({name: a for name, a in arrays.items() if name not in but} for arrays in (ours, theirs)))

@@ -41,28 +41,12 @@ OF_CLASSES = {
 
 # A config with as many options as possible at other values than their defaults; some options exclude each other.
 ODD = ModelConfig(
-    image_shape=(8, 8, 3),
-    n_bits=6,
-    latent_dim=5,
-    conditioning="base",
-    steps=(1, (1,), 1),
-    hidden_channels=(3, 4, 5),
-    factors=(3,),
-    transform="additive",
-    multiscale_transform="additive",
-    alpha=0.5,
-    step_layers=("actnorm",),
-    encoder_channels=(3, 4),
-    encoder_out_channels=3,
-    prior_steps=1,
-    prior_hidden=5,
-    prior_transform="additive",
-    prior_alpha=0.25,
-    base_hidden=6,
-    **DEQUANTIZATION_OF_THREE_LEVELS,
-    dequantization_factors=(3,),
-    dequantization_transform="additive",
-)
+    image_shape=(8, 8, 3), n_bits=6, latent_dim=5, conditioning="base", base_hidden=6, step_layers=("actnorm",),
+    steps=(1, (1,), 1), hidden_channels=(3, 4, 5), factors=(3,), alpha=0.5, encoder_channels=(3, 4),
+    transform="additive", multiscale_transform="additive", encoder_out_channels=3,
+    prior_steps=1, prior_hidden=5, prior_transform="additive", prior_alpha=0.25,
+    **DEQUANTIZATION_OF_THREE_LEVELS, dequantization_factors=(3,), dequantization_transform="additive",
+)  # fmt: skip
 
 
 def fresh(config):

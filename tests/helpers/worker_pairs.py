@@ -91,9 +91,9 @@ class WorkerProcesses:
 
     def wait_for_checkpoint(self, beyond=0):
         """Waits until the workers have saved a checkpoint of a step after `beyond`; returns the latest saved step."""
-        begun = time.monotonic()
+        end = time.monotonic() + PATIENCE
         while max(self.saved(), default=0) <= beyond:
             assert all(process.poll() is None for process in self.processes), [p.communicate() for p in self.processes]
-            assert time.monotonic() < begun + PATIENCE
+            assert time.monotonic() < end
             time.sleep(0.1)
         return max(self.saved())

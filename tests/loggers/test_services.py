@@ -69,10 +69,8 @@ class TestWeightsAndBiases:
         with urllib.request.urlopen(f"{server}/api/v2/runs/{run}/metrics") as answer:
             metrics = json.load(answer)["metrics_by_key"]
         # The server counts rows; the step of the training is a metric. The last row of a step counts.
-        steps = {(entry["step"], entry["wall_time"]): entry["value"] for entry in metrics["step"]}
-        rows = sorted(
-            (entry["wall_time"], entry["step"], name, entry["value"]) for name in names for entry in metrics[name]
-        )
+        steps = {(row["step"], row["wall_time"]): row["value"] for row in metrics["step"]}
+        rows = sorted((row["wall_time"], row["step"], name, row["value"]) for name in names for row in metrics[name])
         logged = {(name, steps[row, time]): value for time, row, name, value in rows}
         assert logged == pytest.approx(expected)
         with urllib.request.urlopen(f"{server}/api/v2/runs/{run}/config") as answer:

@@ -25,13 +25,8 @@ def printed_by(name, *arguments):
     return read_output(sys.executable, ROOT / "benchmarks" / f"{name}.py", *arguments)
 
 
-def written_by(name, folder, *arguments):
-    printed_by(name, *arguments, "--json", folder / "measured.json")
-    return json.loads((folder / "measured.json").read_text(encoding="utf-8"))["rows"]
-
-
 class TestBenchmarks:
-    def test_scaling_rows_become_the_tables_of_the_docs(self, tmp_path):
+    def test_scaling_rows_become_the_tables_of_the_docs(self):
         calculated = {"memory": scaling.calculate_memory(), "ceiling": scaling.calculate_ceilings()}
         for name, page in SCALING.items():
             assert update_page(page, {name: scaling.render_table(name, calculated)}, check=True) == 0
@@ -49,8 +44,9 @@ class TestBenchmarks:
         folder = write_run(tmp_path / "run", fresh(dataclasses.replace(LEAST, image_shape=(4, 8, 1))))
         for split in ("train", "test"):
             write_images(tmp_path / "pictures" / split, random_images(4, (4, 8, 1)).squeeze())
-        data = f"folder:{tmp_path / 'pictures'}"
-        rows = written_by("exactness", tmp_path, "--run", folder, "--count", "3", "--data", data)
+        options = ["--count", "3", "--data", f"folder:{tmp_path / 'pictures'}", "--json", tmp_path / "measured.json"]
+        printed_by("exactness", "--run", folder, *options)
+        rows = json.loads((tmp_path / "measured.json").read_text(encoding="utf-8"))["rows"]
         assert len(rows) == 5 and rows[-1]["of"] == 3 and all(row["lost"] == 0 for row in rows)
 
     def test_export_benchmark_times_each_endpoint_of_a_runtime(self, exported):

@@ -2,10 +2,15 @@ import ast
 import configparser
 import os
 import re
+import shutil
 import subprocess
+import sys
+import tarfile
+import zipfile
 
 import pytest
-from helpers.places import ROOT, run_python
+from helpers.places import ROOT, read_output, run_python
+from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -29,17 +34,8 @@ EXPORT_ORDER = [
 ]  # fmt: skip
 
 
-def modules(package):
-    """{dotted name: file} of every module of a package."""
-    files = {}
-    for file in sorted(package.rglob("*.py")):
-        parts = file.relative_to(ROOT).with_suffix("").parts
-        files[".".join(part for part in parts if part != "__init__")] = file
-    return files
-
-
-PRODUCT, EXPORTS = modules(PACKAGE), modules(EXPORT)
-MODULES = PRODUCT | EXPORTS
+FILES = [*sorted(PACKAGE.rglob("*.py")), *sorted(EXPORT.rglob("*.py"))]
+MODULES = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES}
 
 
 def imported_names(file):
@@ -78,7 +74,7 @@ class TestImports:
 
     def test_layers_networks_and_objective_do_not_import_execution(self):
         alone = ("tfdecouple.layers", "tfdecouple.networks", "tfdecouple.bijectors", "tfdecouple.model.objective")
-        for module in (module for module in PRODUCT if module.startswith(alone)):
+        for module in (module for module in MODULES if module.startswith(alone)):
             assert not [name for name in IMPORTS[module] if name.startswith("tfdecouple.execution")], module
 
 
@@ -94,21 +90,19 @@ def test_lines_quoted_on_the_design_page_are_in_their_functions():
         assert ast.unparse(ast.parse(line)) in ast.unparse(found), (name, line)
 
 
-class TestImporting:
-    def test_help_configs_and_verification_load_no_tensorflow_and_print_nothing(self):
-        heavy = ("tensorflow", "keras", "tensorflow_probability", "tf_keras", "tensorflow_datasets", "tf2onnx")
-        light = "cli, tfdecouple.networks.architecture, export.endpoints, export.verification.comparison"
-        code = f"import sys, tfdecouple.{light}; tfdecouple.preset_config('cifar10')"
-        code += f"; print([name for name in {heavy} if name in sys.modules])"
-        assert run_python("-c", code).stdout == "[]\n"
+def test_help_configs_and_verification_load_no_tensorflow_and_print_nothing():
+    heavy = ("tensorflow", "keras", "tensorflow_probability", "tf_keras", "tensorflow_datasets", "tf2onnx")
+    light = "cli, tfdecouple.networks.architecture, export.endpoints, export.verification.comparison"
+    code = f"import sys, tfdecouple.{light}; tfdecouple.preset_config('cifar10')"
+    code += f"; print([name for name in {heavy} if name in sys.modules])"
+    assert run_python("-c", code).stdout == "[]\n"
 
 
-class TestPublicNames:
-    @pytest.mark.parametrize("name", tfdecouple.__all__)
-    def test_public_name_resolves_and_its_docstring_has_an_example(self, name):
+def test_public_names_resolve_and_their_docstrings_have_examples():
+    for name in tfdecouple.__all__:
         value = getattr(tfdecouple, name)
         assert value.__name__ == name and value.__module__.startswith("tfdecouple.")
-        assert isinstance(value, type) and issubclass(value, Exception) or ">>> " in value.__doc__
+        assert isinstance(value, type) and issubclass(value, Exception) or ">>> " in value.__doc__, name
 
 
 # Texts with which a module starts Python or forks.
@@ -120,8 +114,7 @@ STARTS = (
 
 def test_python_is_started_by_one_function_only():
     """`system.process.make_python_command` starts Python with -P, which imports no module of the working folder."""
-    files = [ROOT / "train.py", *PACKAGE.rglob("*.py"), *EXPORT.rglob("*.py")]
-    starters = [file for file in files if re.search(STARTS, file.read_text(encoding="utf-8"))]
+    starters = [file for file in (ROOT / "train.py", *FILES) if re.search(STARTS, file.read_text(encoding="utf-8"))]
     assert starters == [PACKAGE / "system" / "process.py"]
 
 
@@ -141,55 +134,43 @@ APART = {"beam", "litert", "loggers", "wolf"}
 PYTHONS = ("3.11", "3.12", "3.13")
 
 
-def requirements(text: str) -> list[Requirement]:
+def list_requirements(text: str) -> list[tuple[str, Requirement]]:
+    """Returns (canonical name, requirement) of each line of a text."""
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
-    return [Requirement(line) for line in lines if line]
+    return [(canonicalize_name(Requirement(line).name), Requirement(line)) for line in lines if line]
 
 
-def declared() -> dict[str, Requirement]:
-    """The requirements of an installation with the extra `all`."""
-    config = setup()
-    (ours,) = requirements(config["options.extras_require"]["all"])
-    texts = [config["options"]["install_requires"], *(config["options.extras_require"][name] for name in ours.extras)]
-    return {canonicalize_name(requirement.name): requirement for text in texts for requirement in requirements(text)}
-
-
-def setup() -> configparser.ConfigParser:
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg", encoding="utf-8")
-    return config
-
-
-def pinned(name: str, python: str) -> dict[str, Version]:
-    """The versions that a file of constraints pins for a version of Python."""
-    entries = requirements((ROOT / "constraints" / f"{name}.txt").read_text(encoding="utf-8"))
-    chosen = [entry for entry in entries if entry.marker is None or entry.marker.evaluate({"python_version": python})]
-    versions = {}
-    for entry in chosen:
-        (specifier,) = entry.specifier
-        assert specifier.operator == "==" and canonicalize_name(entry.name) not in versions
-        versions[canonicalize_name(entry.name)] = Version(specifier.version)
-    return versions
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg", encoding="utf-8")
+BASE, EXTRA_TEXTS = SETUP["options"]["install_requires"], dict(SETUP["options.extras_require"])
+((_, ALL),) = list_requirements(EXTRA_TEXTS["all"])
 
 
 class TestRequirements:
     def test_extra_named_for_a_missing_package_installs_it(self):
-        config, distributions = setup(), {"tensorflow_serving": "tensorflow-serving-api"}
-        extras, base = config["options.extras_require"], requirements(config["options"]["install_requires"])
+        distributions = {"tensorflow_serving": "tensorflow-serving-api"}
         for module, extra in EXTRAS.items():
             name = distributions.get(module, canonicalize_name(module))
-            assert name in {canonicalize_name(requirement.name) for requirement in requirements(extras[extra])}, module
-            assert name not in {canonicalize_name(requirement.name) for requirement in base}, module
-        (ours,) = requirements(extras["all"])
-        assert ours.extras == set(EXTRAS.values()) - APART
+            assert name in dict(list_requirements(EXTRA_TEXTS[extra])), module
+            assert name not in dict(list_requirements(BASE)), module
+        assert ALL.extras == set(EXTRAS.values()) - APART
 
     @pytest.mark.parametrize("python", PYTHONS)
     @pytest.mark.parametrize("name", ["lowest", "newest"])
     def test_constraints_pin_each_declared_package_within_its_range(self, name, python):
-        versions, wanted = pinned(name, python), declared()
-        assert versions.keys() == wanted.keys()
-        for package, version in versions.items():
-            assert wanted[package].specifier.contains(version), package
+        entries = list_requirements((ROOT / "constraints" / f"{name}.txt").read_text(encoding="utf-8"))
+        pins = [
+            (package, entry)
+            for package, entry in entries
+            if not entry.marker or entry.marker.evaluate({"python_version": python})
+        ]
+        texts = [BASE, *(EXTRA_TEXTS[extra] for extra in ALL.extras)]
+        wanted = {package: entry for text in texts for package, entry in list_requirements(text)}
+        assert sorted(package for package, _ in pins) == sorted(wanted)
+        for package, entry in pins:
+            (pin,) = entry.specifier
+            version = Version(pin.version)
+            assert pin.operator == "==" and wanted[package].specifier.contains(version), package
             # 0.25.* begins with 0.25.0.
             limits = [limit for limit in wanted[package].specifier if limit.operator in (">=", "~=", "==")]
             lowest = [Version(limit.version.removesuffix(".*")) for limit in limits]
@@ -197,10 +178,75 @@ class TestRequirements:
 
     @pytest.mark.parametrize("package", HOLES)
     def test_no_requirement_admits_a_vulnerable_version(self, package):
-        config = setup()
-        places = {"install_requires": config["options"]["install_requires"], **config["options.extras_require"]}
-        places |= {path: path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*/requirements.txt")}
-        places |= {path: path.read_text(encoding="utf-8") for path in (ROOT / "constraints").glob("*.txt")}
-        named = [(place, requirement) for place, text in places.items() for requirement in requirements(text)]
-        named = [(place, requirement) for place, requirement in named if canonicalize_name(requirement.name) == package]
-        assert named and [place for place, requirement in named if requirement.specifier.contains(HOLES[package])] == []
+        files = [*ROOT.glob("examples/*/requirements.txt"), *ROOT.glob("constraints/*.txt")]
+        texts = [BASE, *EXTRA_TEXTS.values(), *(path.read_text(encoding="utf-8") for path in files)]
+        named = [entry for text in texts for name, entry in list_requirements(text) if name == package]
+        assert named and [str(entry) for entry in named if entry.specifier.contains(HOLES[package])] == []
+
+
+def files_of(package):
+    """The files of a package that belong into a wheel, as names below the root."""
+    paths = (path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(ROOT).as_posix() for path in paths}
+
+
+def build(kind, to, folder):
+    code = f"import sys; from setuptools import build_meta; build_meta.build_{kind}(sys.argv[1])"
+    read_output(sys.executable, "-c", code, to, folder=folder, PYTHONPATH=None)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source")
+    for name in ("tfdecouple", "export", "constraints"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    # A checkout also contains folders that must stay out of the distribution.
+    for name in ("docs", "tests", "examples", "benchmarks", ".git", ".venv", "runs"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").touch()
+    for path in ROOT.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            shutil.copy(path, folder)
+    out = folder / "dist"
+    build("sdist", out, folder)
+    (archive,) = out.glob("*.tar.gz")
+    return archive
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    with tarfile.open(source) as archive:
+        archive.extractall(folder, filter="data")
+    (unpacked,) = folder.iterdir()
+    build("wheel", folder, unpacked)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.mark.slow
+class TestContents:
+    def test_wheel_has_exactly_the_files_of_both_packages(self, wheel):
+        names = set(zipfile.ZipFile(wheel).namelist())
+        metadata = {name for name in names if name.split("/")[0].endswith(".dist-info")}
+        assert names - metadata == files_of(PACKAGE) | files_of(EXPORT)
+        assert any(name.endswith("LICENSE") for name in metadata)
+
+    def test_source_distribution_has_licence_build_files_and_documentation(self, source):
+        with tarfile.open(source) as archive:
+            names = {name.partition("/")[2] for name in archive.getnames()}
+        assert {"LICENSE", "README.md", "setup.cfg", "pyproject.toml", "tfdecouple/model/decoupled_model.py"} <= names
+        assert {"train.py", "Makefile", "docs/__init__.py", "tests/__init__.py"} <= names
+        assert {"examples/__init__.py", "constraints/lowest.txt"} <= names
+        assert not any(name.startswith((".venv", "runs", ".git/")) for name in names)
+
+    def test_package_indexes_would_accept_the_metadata_of_the_wheel(self, source, wheel):
+        with zipfile.ZipFile(wheel) as archive:
+            (text,) = (archive.read(name) for name in archive.namelist() if name.endswith("dist-info/METADATA"))
+        metadata = Metadata.from_email(text, validate=True)
+        assert (metadata.name, str(metadata.version)) == ("tfdecouple", tfdecouple.__version__)
+        assert metadata.description_content_type == "text/markdown" and metadata.license_files == ["LICENSE"]
+        # The README is the long description.
+        assert "Decoupling Global and Local Representations via Invertible" in " ".join(metadata.description.split())
+        printed = read_output(sys.executable, "-m", "twine", "check", "--strict", source, wheel, PYTHONPATH=None)
+        assert printed.count("PASSED") == 2
