@@ -36,6 +36,7 @@ from numpy.typing import ArrayLike
 FOLDER = pathlib.Path(__file__).parent
 MODES = {1: "L", 3: "RGB"}  # {number of channels: mode of Pillow's images}
 ROUNDS = 8  # Rounds of `Model.match_z`.
+INEXACT = 5  # The exit status if a picture is not decoded exactly.
 FAR = 3.0  # The root mean square of v is near 1 for images like the training images, and above this for unlike ones.
 # Pillow reads these formats without another program. Pixels are limited, since a small file can hold a huge picture.
 FORMATS, MOST_PIXELS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"), 2**26
@@ -213,7 +214,7 @@ def read_picture(path: str | os.PathLike, channels: int, to_srgb: bool = False) 
 
 
 def _fail(text: str) -> int:
-    """Prints an error and returns 2, the exit status of errors; 1 is the status for images that decode inexactly."""
+    """Prints an error and returns 2, the exit status of errors."""
     print(f"error: {text}", file=sys.stderr)
     return 2
 
@@ -237,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--strength", type=float, default=0.9, metavar="X", help="with --own-size: how far z moves, 0-1"
     )
-    parser.add_argument("--check", action="store_true", help="encode and decode test images; status 1: not exact")
+    parser.add_argument("--check", action="store_true", help="encode and decode test images; status 5: not exact")
     options = parser.parse_args(arguments)
     paths, count = options.paths, options.sample
     counts = (0, 1) if options.check else (1, 2) if options.own_size else (2,) if count is None else (0,)
@@ -276,7 +277,7 @@ def _check_model(model: Model) -> int:
         lost = np.flatnonzero((model.decode(**codes) != images).any((1, 2, 3))).tolist()
     numbers = f"; not exact: {', '.join(map(str, lost))}" if lost else ""
     print(f"{len(images) - len(lost)} of {len(images)} test images decode exactly{numbers}")
-    return int(bool(lost))
+    return INEXACT if lost else 0
 
 
 def _decode_at_own_size(model: Model, path: str) -> int:
@@ -288,7 +289,7 @@ def _decode_at_own_size(model: Model, path: str) -> int:
         (decoded,) = model.decode(**model.encode(picture[None], [0]))  # Pictures decode exactly with any label.
     (height, width, _), lost = picture.shape, int((decoded != picture).sum())
     description = f"{path} decoded at {width} x {height}; {lost:,} of {picture.size:,} values are lost"
-    return _write_pictures({"own_size.png": (decoded, description)}) or int(bool(lost))
+    return _write_pictures({"own_size.png": (decoded, description)}) or (INEXACT if lost else 0)
 
 
 def _switch_pictures(model: Model, paths: list[str], strength: float | None) -> int:

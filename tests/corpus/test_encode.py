@@ -27,7 +27,7 @@ from tfdecouple.config import DataConfig
 from tfdecouple.corpus import code_files, read_codes
 from tfdecouple.corpus.code_files import Field, make_parquet_table
 from tfdecouple.data import image_folder
-from tfdecouple.errors import DataError
+from tfdecouple.errors import EXIT_FAILED, DataError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.storage.checkpoints import CheckpointFolder
@@ -416,7 +416,7 @@ class TestVerify:
         shutil.copy(out / names[4], out / f"test-00007-of-00002.{kind}")
         before = read_files(out)
         status, lines = verify(out, capsys)
-        assert status == 1
+        assert status == EXIT_FAILED
         assert lines == [
             f"{out / names[0]} has another content than was written (its SHA-256 differs)",
             f"{out / names[1]} cannot be read (No such file or directory)",
@@ -434,10 +434,10 @@ class TestVerify:
         out = codes()
         change_weights(out / "_run", 1)
         status, lines = verify(out, capsys)
-        assert status == 1 and lines[0] == f"{out / '_run'} holds other weights than made these codes"
+        assert status == EXIT_FAILED and lines[0] == f"{out / '_run'} holds other weights than made these codes"
         shutil.rmtree(out / "_run")
         status, lines = verify(out, capsys)
-        assert status == 1 and "the weights of these codes cannot be read" in lines[0]
+        assert status == EXIT_FAILED and "the weights of these codes cannot be read" in lines[0]
 
 
 def _changed(**values):
@@ -498,7 +498,7 @@ def test_interrupted_folder_is_verified_and_completed(codes, written, encode_int
     (out / MANIFEST).write_text(json.dumps(manifest | {"complete": False, "totals": {}, "shards": [third, second]}))
     flip(out / second["name"])
     status, lines = verify(out, capsys)
-    assert status == 1 and lines[0] == f"{out / first['name']} has no SHA-256 on record"
+    assert status == EXIT_FAILED and lines[0] == f"{out / first['name']} has no SHA-256 on record"
     assert lines[1].startswith(f"{out / second['name']} has another content")
     assert lines[2] == f"{out} has 3 of 5 files: it is not complete"
     assert encode_into(out, "--v") == 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from tfdecouple.cli.options import DataSet, Folder, RunName, within
-from tfdecouple.errors import UserError
+from tfdecouple.errors import EXIT_FAILED, UserError
 from tfdecouple.system import process
 from tfdecouple.system.progress import Counter, format_count
 from tfdecouple.system.requirements import require_packages
@@ -52,7 +52,7 @@ def encode(
         batch_size: images at a time; default as in evaluations.
         limit: only the first N images of each split.
         on_bad_image: stop or skip; default as the run's data.on_bad_image.
-        verify: encode nothing: check that each file of --out is what was written; else status 1.
+        verify: encode nothing: check that each file of --out is what was written; else status 5.
     """
     if verify:
         return _verify_codes(out)
@@ -127,7 +127,7 @@ def _verify_codes(out: pathlib.Path) -> int:
         return 0
     hint = "" if manifest.model.weights_sha256 is None else "; the command that wrote them makes bad files anew"
     print(*problems, f"{out}: {format_count(len(problems), 'thing')} not as written{hint}", sep="\n")
-    return 1
+    return EXIT_FAILED
 
 
 def _choose_fields(opened: "Run", v: bool, z_std: bool, scores: bool) -> tuple["Field", ...]:
