@@ -43,9 +43,13 @@ def model(finished_run):
     return load_model(finished_run)
 
 
+def read_facts(folder, name):
+    return json.loads((folder / f"{name}.json").read_text())
+
+
 class Shown:
     def __init__(self, folder, name):
-        self.facts = json.loads((folder / f"{name}.json").read_text())
+        self.facts = read_facts(folder, name)
         with Image.open(folder / f"{name}.png") as picture:
             assert picture.format == "PNG" and picture.mode == "RGB"
             self.pixels = np.asarray(picture)
@@ -83,28 +87,23 @@ class TestSample:
         assert capsys.readouterr().out.startswith(f"{tmp_path / 'sample.png'}: 12 samples")
 
 
-class TestReconstruct:
-    def test_reconstruct_shows_and_counts_exact_images(self, finished_run, image_folder, tmp_path):
-        command("reconstruct", "--run", finished_run, "--out", tmp_path)
-        shown = Shown(tmp_path, "reconstruct")
-        assert sorted(shown.facts["indices"]) == list(range(5))
-        images = files_of(image_folder, "test")[shown.facts["indices"]]
-        shown.require([images, images], group=(2, 0))
-        expected = {"exact": 5, "count": 5, "split": "test", "data": f"images in {image_folder}", "labels": [None] * 5}
-        assert expected.items() <= shown.facts.items()
-
-    def test_inexact_image_is_not_counted(self, finished_run, image_folder, tmp_path, monkeypatch, capsys):
-        decode, change = DecoupledModel.decode, np.uint8([0, 1, 0]).reshape(3, 1, 1, 1)
-        monkeypatch.setattr(DecoupledModel, "decode", lambda self, z, v: np.array(decode(self, z, v)) ^ change)
-        command("reconstruct", "--run", finished_run, "--out", tmp_path, "--split", "validation", "--count", 3)
-        shown = Shown(tmp_path, "reconstruct")
-        images = files_of(image_folder, "validation")[shown.facts["indices"]]
-        shown.require([images, images ^ change], group=(2, 0))
-        assert shown.facts["exact"] == 2
-        assert "2 of 3 images are equal to the last pixel" in capsys.readouterr().out
+@pytest.mark.parametrize(("changed", "exact"), [(0, 6), (1, 5)])
+def test_reconstruct_shows_images_and_counts_exact_ones(
+    finished_run, image_folder, tmp_path, monkeypatch, capsys, changed, exact
+):
+    decode, change = DecoupledModel.decode, np.uint8([0, changed, 0, 0, 0, 0]).reshape(6, 1, 1, 1)
+    monkeypatch.setattr(DecoupledModel, "decode", lambda self, z, v: np.array(decode(self, z, v)) ^ change)
+    command("reconstruct", "--run", finished_run, "--out", tmp_path, "--split", "validation")
+    shown = Shown(tmp_path, "reconstruct")
+    assert sorted(shown.facts["indices"]) == list(range(6))
+    images = files_of(image_folder, "validation")[shown.facts["indices"]]
+    shown.require([images, images ^ change], group=(2, 0))
+    expected = {"exact": exact, "count": 6, "split": "validation", "data": f"images in {image_folder}"}
+    assert expected.items() <= shown.facts.items()
+    assert f"{exact} of 6 images are equal to the last pixel" in capsys.readouterr().out
 
 
-def arrange_pairs(model, a, b, strength=1.0):
+def arrange_pairs(model, a, b, strength):
     """Returns the images of a switch, `[2, 2 * pairs, 8, 8, 3]`: of each pair a and ba, and below them b and ab."""
     (z_a, v_a), (z_b, v_b) = model.encode(a), model.encode(b)
     ba, ab = (
@@ -115,17 +114,18 @@ def arrange_pairs(model, a, b, strength=1.0):
 
 class TestSwitch:
     def test_switch_shows_pairs_within_and_across_labels(self, finished_run, labelled, model, tmp_path):
-        command("switch", "--run", finished_run, "--out", tmp_path, "--data", f"folder:{labelled}", "--count", 3)
+        options = ("--data", f"folder:{labelled}", "--count", 3, "--strength", 0.5)
+        command("switch", "--run", finished_run, "--out", tmp_path, *options)
         images = files_of(labelled, "test")
         for how in ("within", "across"):
             shown = Shown(tmp_path, f"switch-{how}")
             first, second = shown.facts["first"], shown.facts["second"]
-            assert shown.facts["pairing"] == how and shown.facts["count"] == 3
+            assert {"pairing": how, "count": 3, "strength": 0.5}.items() <= shown.facts.items()
             assert len({*first["indices"], *second["indices"]}) == 6
             names = [("bright", "dark")[index >= 4] for index in first["indices"]]
             assert first["labels"] == names
             assert [a == b for a, b in zip(names, second["labels"], strict=True)] == [how == "within"] * 3
-            shown.require(arrange_pairs(model, images[first["indices"]], images[second["indices"]]), group=(2, 2))
+            shown.require(arrange_pairs(model, images[first["indices"]], images[second["indices"]], 0.5), group=(2, 2))
 
     def test_switch_writes_photographs_at_their_own_size(self, finished_run, model, tmp_path):
         kinds = [("a.jpg", 40, 30, "RGB"), ("b.png", 8, 8, "L")]
@@ -153,33 +153,25 @@ class TestSwitch:
         command("switch", "--run", finished_run, "--out", tmp_path / "same", paths[0], tmp_path / "more/a.png")
         assert (tmp_path / "same/a-z-of-a.jpg").is_file() and (tmp_path / "same/a-z-of-a.png").is_file()
 
-    def test_strength_applies_to_photographs_and_to_every_picture(self, finished_run, labelled, model, tmp_path):
+    @pytest.mark.parametrize("strength", [0, 0.5, 1])
+    def test_strength_applies_to_photographs_and_their_picture(self, finished_run, model, tmp_path, strength):
         images = random_images(2, SIDE)
         save_images(tmp_path, {"a.png": images[0], "b.png": images[1]})
-        a, b = images[:1], images[1:]
-        for strength in (0, 0.5, 1):
-            out = tmp_path / str(strength)
-            options = ("--run", finished_run, "--out", out, "--strength", strength)
-            command("switch", *options, tmp_path / "a.png", tmp_path / "b.png")
-            expected = arrange_pairs(model, a, b, strength)
-            Shown(out, "switch-pairs").require(expected, group=(2, 2))
-            # Photographs of the model's own size become the model's pixels.
-            np.testing.assert_array_equal(np.asarray(Image.open(out / "a-z-of-b.png")), expected[0][1])
-            np.testing.assert_array_equal(np.asarray(Image.open(out / "b-z-of-a.png")), expected[1][1])
-            command("switch", *options, "--data", f"folder:{labelled}", "--pairing", "within", "--count", 2)
-            shown, test = Shown(out, "switch-within"), files_of(labelled, "test")
-            pairs = (test[shown.facts[which]["indices"]] for which in ("first", "second"))
-            shown.require(arrange_pairs(model, *pairs, strength), group=(2, 2))
-            assert shown.facts["strength"] == strength
+        options = ("--run", finished_run, "--out", tmp_path, "--strength", strength)
+        command("switch", *options, tmp_path / "a.png", tmp_path / "b.png")
+        expected = arrange_pairs(model, images[:1], images[1:], strength)
+        Shown(tmp_path, "switch-pairs").require(expected, group=(2, 2))
+        # Photographs of the model's own size become the model's pixels.
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a-z-of-b.png")), expected[0][1])
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "b-z-of-a.png")), expected[1][1])
 
 
 @pytest.mark.parametrize("size", ["own", "model"])
 @pytest.mark.parametrize("name", ["switch", "interpolate", "edit"])
 def test_each_photograph_is_read_and_encoded_once(finished_run, tmp_path, monkeypatch, name, size):
     opened, encoded = [], []
-    photographs = save_images(
-        tmp_path / "photographs", {f"{number}.png": random_images(1, 20)[0] for number in range(6)}
-    )
+    images = {f"{number}.png": random_images(1, 20)[0] for number in range(6)}
+    photographs = save_images(tmp_path / "photographs", images)
     run, read, encode = shutil.copytree(finished_run, tmp_path / "run"), Image.open, DecoupledModel.encode
     vector = np.ones(load_model(run).config.latent_dim, np.float32)
     Directions(hash_weights(load_model(run)), {}, (Direction("up", "means", vector, {}),)).write(run)
@@ -199,18 +191,13 @@ def test_each_photograph_is_read_and_encoded_once(finished_run, tmp_path, monkey
     assert len(opened) == sum(encoded) == len(files)
 
 
-class TestInterpolate:
-    @staticmethod
-    def read_pairs(shown, image_folder):
-        images = files_of(image_folder, "test")
-        return (images[shown.facts[which]["indices"]] for which in ("first", "second"))
-
-    def test_interpolate_shows_z_downwards_and_v_to_the_right(self, finished_run, image_folder, model, tmp_path):
-        command("interpolate", "--run", finished_run, "--out", tmp_path, "--steps", 3, "--count", 2)
-        shown, places = Shown(tmp_path, "interpolate"), [0, 0.5, 1]
-        assert shown.facts["places"] == places
-        images = model.interpolate(*self.read_pairs(shown, image_folder), places, places, path=shown.facts["path"])
-        shown.require(np.reshape(images, [6, 3, SIDE, SIDE, 3]), header=LINE, group=(3, 0))
+def test_interpolate_shows_z_downwards_and_v_to_the_right(finished_run, image_folder, model, tmp_path):
+    command("interpolate", "--run", finished_run, "--out", tmp_path, "--steps", 3, "--count", 2)
+    shown, places, images = Shown(tmp_path, "interpolate"), [0, 0.5, 1], files_of(image_folder, "test")
+    assert shown.facts["places"] == places
+    pairs = (images[shown.facts[which]["indices"]] for which in ("first", "second"))
+    grid = model.interpolate(*pairs, places, places, path=shown.facts["path"])
+    shown.require(np.reshape(grid, [6, 3, SIDE, SIDE, 3]), header=LINE, group=(3, 0))
 
 
 class TestNeighbours:
@@ -234,7 +221,7 @@ class TestNeighbours:
 class TestProject:
     def test_project_shows_principal_components(self, finished_run, labelled, model, tmp_path):
         command("project", "--run", finished_run, "--out", tmp_path, "--data", f"folder:{labelled}", "--split", "train")
-        facts = json.loads((tmp_path / "project.json").read_text())
+        facts = read_facts(tmp_path, "project")
         with Image.open(tmp_path / "project.png") as picture:
             assert picture.format == "PNG" and picture.size == (900, 660)
             assert len(set(picture.convert("RGB").getdata())) > 10
@@ -259,7 +246,7 @@ class TestCurves:
         ]
         write_text(run / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6, "ki')
         command("curves", "--run", run, "--run", finished_run)
-        facts = json.loads((run / "pictures" / "curves.json").read_text())["runs"]
+        facts = read_facts(run / "pictures", "curves")["runs"]
         assert [(entry["name"], entry["last_step"]) for entry in facts] == [("still", 4), ("run", 10)]
         curves = {"bits_per_dim": ([2, 4], [7.0, 6.0]), "learning_rate": ([4], [1.0])}
         assert RunFolder(run).read_curves() == {"train": curves, "validation": {}}
@@ -304,11 +291,9 @@ def test_folder_that_the_model_was_not_trained_on_is_measured_whole(tiny_run, si
     for options in (["--data", f"folder:{plain}"], ["--data", f"folder:{sizes}", "--split", "all"]):
         command("reconstruct", "--run", tiny_run, "--out", tmp_path / "out", *options)
         command("evaluate", "--run", tiny_run, "--out", tmp_path / "out", *options)
-        facts = [
-            json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("reconstruct", "bits_per_dim-all")
-        ]
+        shown, measured = (read_facts(tmp_path / "out", name) for name in ("reconstruct", "bits_per_dim-all"))
         count = sum(path.is_file() for path in pathlib.Path(options[1].removeprefix("folder:")).rglob("*"))
-        assert facts[0]["count"] == facts[1]["images"] == count and facts[0]["split"] == "all"
+        assert shown["count"] == measured["images"] == count and shown["split"] == "all"
     capsys.readouterr()
     assert "there is no split 'all'" in refuse(capsys, "evaluate", "--run", tiny_run, "--split", "all")
 
@@ -316,7 +301,7 @@ def test_folder_that_the_model_was_not_trained_on_is_measured_whole(tiny_run, si
 def test_evaluate_measures_bits_per_dim_of_every_image(tiny_run, sizes, tmp_path, capsys):
     options = ("--own-size", "--samples", 2, "--seed", 3)
     command("evaluate", "--run", tiny_run, "--data", f"folder:{sizes}", "--out", tmp_path, *options)
-    values = json.loads((tmp_path / "own_size-test.json").read_text())
+    values = read_facts(tmp_path, "own_size-test")
     assert f"{values['bits_per_dim']:.4f}" in capsys.readouterr().out and values["samples"] == 2
     model = load_model(tiny_run)
     for index, row in enumerate(values["images"]):
@@ -328,22 +313,18 @@ def test_evaluate_measures_bits_per_dim_of_every_image(tiny_run, sizes, tmp_path
     assert values["bits_per_dim"] == pytest.approx(np.mean([row["bits_per_dim"] for row in values["images"]]))
 
 
-class TestRefusals:
-    @pytest.mark.parametrize(("name", "says"), [("sample", "no checkpoint yet"), ("curves", "no metrics")])
-    def test_commands_refuse_runs_without_checkpoint_or_metrics(self, capsys, image_folder, tmp_path, name, says):
-        line = refuse(capsys, name, "--run", tmp_path / "none")
-        assert f"there is no run folder {tmp_path / 'none'}" in line
-        write_text(tmp_path / "begun" / "config.json", run_config(image_folder).to_json())
-        line = refuse(capsys, name, "--run", tmp_path / "begun")
-        assert str(tmp_path / "begun") in line and says in line
-
-    def test_unreadable_image_and_unwritable_folder_are_one_line(self, capsys, finished_run, tmp_path):
-        (tmp_path / "a.png").write_text("text")
-        path = str(tmp_path / "a.png")
-        line = refuse(capsys, "switch", "--run", finished_run, path, path)
-        assert f"cannot read the image {path}" in line and "on_bad_image" not in line
-        for name in ("curves", "evaluate", "encode", "switch"):
-            for folder in (path, f"{path}/deeper"):
-                # The run is missing, too: the folder is checked first.
-                line = refuse(capsys, name, "--run", "no", "--out", folder)
-                assert f"{path} is no folder; name another folder with --out" in line
+def test_unusable_run_image_or_output_folder_of_a_command_is_named_in_one_line(
+    capsys, finished_run, image_folder, tmp_path
+):
+    begun, path = tmp_path / "begun", tmp_path / "a.png"
+    write_text(begun / "config.json", run_config(image_folder).to_json())
+    path.write_text("text")
+    for name, says in (("sample", "no checkpoint yet"), ("curves", "no metrics")):
+        assert f"there is no run folder {tmp_path / 'none'}" in refuse(capsys, name, "--run", tmp_path / "none")
+        line = refuse(capsys, name, "--run", begun)
+        assert str(begun) in line and says in line
+    line = refuse(capsys, "switch", "--run", finished_run, path, path)
+    assert f"cannot read the image {path}" in line and "on_bad_image" not in line
+    # The run is missing, too: the folder is checked first.
+    for name in ("curves", "evaluate", "encode", "switch"):
+        assert f"{path} is no folder" in refuse(capsys, name, "--run", "no", "--out", path / "deeper")

@@ -98,11 +98,7 @@ def test_folder_that_cannot_be_switched_is_refused_with_nothing_written(switch, 
     before = list_files(tmp_path)
     for changes, message in mistakes:
         assert message in refused(capsys, lambda changes=changes: switch(**changes))
-    for others, message in (
-        (["--size", "model"], "--size"),
-        (["--pairing", "any"], "--pairing"),
-        ([photographs], "got 2"),
-    ):
+    for others, message in ((["--size", "model"], "--size"), ([photographs], "got 2")):
         assert message in refused(capsys, lambda others=others: switch(*others))
     save(photographs / "c.png", (9, 9))
     line = refused(capsys, switch)

@@ -64,8 +64,6 @@ class TestOverride:
             ("model.latent_dim", "NAME=VALUE"),
             ("model.latentdim=3", "model.latent_dim"),
             ("model=3", "no option 'model'"),
-            ("model.latent_dim=many", "'many'"),
-            ("model.alpha=2", "at most 1"),
             (f"training.steps={10**26}", "at most 9.2e+18"),
         ],
     )
@@ -79,10 +77,6 @@ class TestPresets:
         config = preset_config(name)
         assert config.name == name and config.description and "\n" not in config.description
         assert parse_config(Config, json.loads(config.to_json())) == config
-
-    def test_unknown_preset_is_refused_with_the_nearest(self):
-        assert "did you mean cifar10" in refusal(lambda: preset_config("cifar-10"))
-        assert "quickstart" in refusal(lambda: preset_config("zzz"))
 
 
 LEARNED = {"dequantization": "flow"}
@@ -132,13 +126,10 @@ class TestConfig:
 
     def test_unreadable_config_file_is_refused_by_name(self, tmp_path):
         path = tmp_path / "config.json"
-        message = refusal(lambda: Config.from_json(path))
-        assert "config.json" in message and "No such file" in message
+        assert f"{path}: No such file" in refusal(lambda: Config.from_json(path))
         for content in (b"{", b"", b"{'a': 1}", b"\xff\xfe\x00"):
             path.write_bytes(content)
-            message = refusal(lambda: Config.from_json(path))
-            assert "config.json" in message and "cannot be read" in message
-        refusal(lambda: Config.from_json(tmp_path))
+            assert f"{path} cannot be read" in refusal(lambda: Config.from_json(path))
 
     @pytest.mark.parametrize(
         ("channels", "shapes"),

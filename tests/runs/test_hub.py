@@ -158,16 +158,20 @@ def test_hub_commit_pins_weights_and_needs_no_network_once_cached(hub, weights):
     assert (find_pretrained(f"hf://ada/faces@{first}") / "config.json").is_file() and len(hub.asked) == asked
 
 
+def list_files(folder):
+    return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+
+
 def test_download_fetches_only_config_and_weights(hub, weights):
     hub.commit("ada/faces", {**weights, "evil.py": b"raise SystemExit", "metrics.jsonl": b"{}", "model.pkl": b"x"})
-    folder = find_pretrained("hf://ada/faces")
-    fetched = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    fetched = set(list_files(find_pretrained("hf://ada/faces")))
     assert fetched == {name for name in weights if name not in ("README.md", "metrics.jsonl")}
 
 
-def name_in_manifest(weights):
+def change_manifest(weights, **files):
+    """Returns the files `weights` with another manifest, which also names `files`, {name: bytes}."""
     values = json.loads(weights["manifest.json"])
-    values["files"]["../x"] = {"bytes": 1, "sha256": "0"}
+    values["files"] |= {name: {"bytes": size, "sha256": "0"} for name, size in files.items()}
     return {**weights, "manifest.json": json.dumps(values).encode()}
 
 
@@ -182,16 +186,12 @@ def without(weights, part):
         (lambda w: {**w, "config.json": w["config.json"] + b" "}, RunError, "config.json of .* has more than the"),
         (lambda w: without(w, "index"), RunError, "hf://ada/faces: 404"),
         (lambda w: without(w, "manifest.json"), RunError, "hf://ada/faces: 404"),
-        (name_in_manifest, UntrustedError, "which no model needs"),
+        (lambda w: change_manifest(w, **{"../x": 1}), UntrustedError, "which no model needs"),
     ],
 )
 def test_untrusted_repository_is_refused_in_one_line(hub, weights, made, error, said):
     hub.commit("ada/faces", made(weights))
     assert re.search(said, message_of(error, lambda: find_pretrained("hf://ada/faces")))
-
-
-def list_files(folder):
-    return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(params=["manifest.json", "config.json"])
@@ -254,13 +254,6 @@ def test_download_stops_after_its_time_limit(lied, monkeypatch, when, tmp_path):
     assert re.search("is not complete|takes too long", lied(drip))
     ended.set()
     assert not [path for path in list_files(tmp_path) if path.endswith(".tmp")]
-
-
-def change_manifest(weights, **files):
-    """Returns the files `weights` with another manifest, which also names `files`, {name: bytes}."""
-    values = json.loads(weights["manifest.json"])
-    values["files"] |= {name: {"bytes": size, "sha256": "0"} for name, size in files.items()}
-    return {**weights, "manifest.json": json.dumps(values).encode()}
 
 
 DATA = "checkpoints/best-000000001.data-{:05d}-of-99999"
