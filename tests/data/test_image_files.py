@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import random_images
-from helpers.numbered import one_line_error
+from helpers.numbered import one_line_error, write_images
 from helpers.places import ROOT
 from helpers.program_inputs import SIZE, load_program, make_png_header, write_picture_files
 from helpers.refusals import message_of
@@ -94,11 +94,9 @@ class TestPipes:
     @pytest.mark.parametrize("cache_gib", [0.0, 1.0])
     def test_pipe_among_images_is_skipped_on_request(self, tmp_path, cache_gib):
         for split in ("train", "validation", "test"):
-            (tmp_path / split).mkdir()
-            for number in range(3):
-                PICTURE.save(tmp_path / split / f"{number}.png")
-        os.mkfifo(tmp_path / "train" / "1a.png")
-        (tmp_path / "train" / "1b.png").symlink_to("/dev/zero")
+            write_images(tmp_path / split, [np.asarray(PICTURE)] * 3)
+        os.mkfifo(tmp_path / "train" / "001a.png")
+        (tmp_path / "train" / "001b.png").symlink_to("/dev/zero")
         config = DataConfig(source=f"folder:{tmp_path}", cache_gib=cache_gib, on_bad_image="skip")
         source = open_source(config, (8, 8, 3))
         images, _ = load_images(source, "train", 3)
@@ -109,33 +107,17 @@ class TestPipes:
 class TestPythonClients:
     """The client of an export, and the example that others start from."""
 
-    @pytest.fixture(params=["export/client.py", "examples/tf_serving/client.py"])
-    def refuses(self, request):
-        """Returns what the example says of a file that it must refuse."""
-        module = load_program(ROOT / request.param)
-        shape = 3 if request.param == "export/client.py" else (8, 8, 3)
-        # What its `main` makes one line of.
-        expected = getattr(module, "Problem", Exception)
-
-        def refuse(path):
-            with pytest.raises(expected) as caught:
-                module.read_picture(str(path), shape)
-            return str(caught.value)
-
-        return refuse
-
-    def test_client_starts_no_program_for_an_image(self, tmp_path, refuses, monkeypatch):
+    @pytest.mark.parametrize("name", ["export/client.py", "examples/tf_serving/client.py"])
+    def test_client_refuses_an_image_of_too_many_pixels_and_starts_no_program(self, tmp_path, monkeypatch, name):
+        module, shape = load_program(ROOT / name), 3 if name.startswith("export") else (8, 8, 3)
         monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("another program was started"))
-        PICTURE.save(tmp_path / "x.eps", "EPS")
-        (tmp_path / "x.eps").rename(tmp_path / "x.png")
-        assert "image" in refuses(tmp_path / "x.png")
-
-    @pytest.mark.parametrize("side", [12_000, 20_000])
-    def test_client_refuses_an_image_of_too_many_pixels(self, tmp_path, refuses, side):
-        (tmp_path / "x.png").write_bytes(make_png_header(side, side))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            assert "pixels" in refuses(tmp_path / "x.png")
+        PICTURE.save(eps := io.BytesIO(), "EPS")
+        large = [(make_png_header(side, side), "pixels") for side in (12_000, 20_000)]
+        for content, word in [(eps.getvalue(), "image"), *large]:
+            # The error of which its `main` makes one line.
+            with pytest.raises(getattr(module, "Problem", Exception), match=word), warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                module.read_picture(written(tmp_path / "x.png", content), shape)
 
 
 RGB, GREY = (8, 12, 3), (8, 12, 1)
