@@ -28,17 +28,20 @@ pytestmark = pytest.mark.usefixtures("eager")
 
 
 class FirstStepError(Exception):
-    """Raised in place of the first step, where a test is about what comes before it."""
+    """Raised instead of the first step, where a test is about what comes before it."""
 
 
-def stop_before_step(monkeypatch, number):
-    """Lets runs end before their first step, which must be `number`."""
+def train_until_step(config, run, number, look=lambda function: None):
+    """Trains until before the first step, which must be `number`; `look` gets the function that takes the step."""
 
-    def act(_, step):
+    def act(function, step):
         assert step == number
+        look(function)
         raise FirstStepError
 
-    runs.call_before_steps(monkeypatch, act)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(FirstStepError):
+        runs.call_before_steps(patch, act)
+        train(config, run)
 
 
 class TestFolder:
@@ -121,7 +124,7 @@ class TestResumption:
         ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (resumed_run, finished_run))
         assert ours == theirs
 
-    def test_resumption_skips_a_damaged_checkpoint(self, finished_run, image_folder, tmp_path, capsys, monkeypatch):
+    def test_resumption_skips_a_damaged_checkpoint(self, finished_run, image_folder, tmp_path, capsys):
         run = shutil.copytree(finished_run, tmp_path / "run")
         checkpoints = CheckpointFolder(run / "checkpoints")
         data = checkpoints.path / "step-000000010.data-00000-of-00001"
@@ -129,9 +132,7 @@ class TestResumption:
         # The best weights are of a step that the run has then not reached.
         for file in checkpoints.path.glob("best-*"):
             file.rename(file.with_name(f"best-000000010.{file.name.partition('.')[2]}"))
-        stop_before_step(monkeypatch, 5)
-        with pytest.raises(FirstStepError):
-            train(runs.run_config(image_folder), run)
+        train_until_step(runs.run_config(image_folder), run, 5)
         out = capsys.readouterr().out
         assert "not used: the checkpoint" in out and "step-000000010 is damaged" in out
         assert "resumes from step 5" in out
@@ -149,8 +150,7 @@ class TestResumption:
 class TestImageFolders:
     def test_complete_run_accepts_any_spelling_of_its_images(self, finished_run, image_folder, monkeypatch, capsys):
         def files():
-            paths = (path for path in finished_run.rglob("*") if path.is_file() and path.name != ".lock")
-            return {path: path.read_bytes() for path in paths}
+            return {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
 
         before = files()
         monkeypatch.chdir(image_folder.parent)
@@ -159,14 +159,13 @@ class TestImageFolders:
             assert "is complete at step 10" in capsys.readouterr().out
         assert files() == before
 
-    def test_resumption_accepts_a_moved_image_folder(self, finished_run, image_folder, tmp_path, monkeypatch, capsys):
+    def test_resumption_accepts_a_moved_image_folder(self, finished_run, image_folder, tmp_path, capsys):
         shutil.copytree(finished_run, tmp_path / "run")
         write_json(tmp_path / "run" / "config.json", runs.run_config(tmp_path / "gone").to_dict())
-        stop_before_step(monkeypatch, 10)
-        with pytest.raises(FirstStepError):
-            train(runs.run_config(image_folder, steps=11, loggers=()), tmp_path / "run")
+        config = runs.run_config(image_folder, steps=11, loggers=())
+        train_until_step(config, tmp_path / "run", 10)
         assert f"images are read from {image_folder}; {tmp_path / 'gone'}, where" in capsys.readouterr().out
-        assert RunFolder(tmp_path / "run").read_config() == runs.run_config(image_folder, steps=11, loggers=())
+        assert RunFolder(tmp_path / "run").read_config() == config
         # Two existing folders hold different images.
         (tmp_path / "other").mkdir()
         with pytest.raises(RunError, match="data.source was .* and is now"):
@@ -191,45 +190,33 @@ class TestRefusals:
         assert "training.batch_size was 8 and is now 4" in message
         assert "only training.steps and training.loggers may change" in message
 
-    def test_training_refuses_a_folder_with_other_files(self, tmp_path, image_folder):
-        (tmp_path / "diary.txt").write_text("dear diary")
-        with pytest.raises(RunError, match="exists and is no run folder"):
-            train(runs.run_config(image_folder), tmp_path)
-        assert [path.name for path in tmp_path.iterdir()] == ["diary.txt"]
-
-    def test_leftovers_of_a_killed_start_do_not_block_a_run(self, tmp_path, image_folder):
-        (tmp_path / ".lock").touch()
-        (tmp_path / ".config.json.123.tmp").write_text("{")
-        directory = TrainingFolder(tmp_path, runs.run_config(image_folder))
-        directory.require_same_run()
-        assert not directory.is_resumed
-
-    def test_training_refuses_a_folder_in_use(self, tmp_path, image_folder):
+    def test_training_refuses_a_folder_in_use_or_with_other_files_but_not_leftovers(self, tmp_path, image_folder):
+        config = runs.run_config(image_folder)
         with (tmp_path / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            message = message_of(RunError, lambda: train(runs.run_config(image_folder), tmp_path))
-        assert "another program is training in" in message
+            assert "another program is training in" in message_of(RunError, lambda: train(config, tmp_path))
+        # A killed start leaves these.
+        (tmp_path / ".config.json.123.tmp").write_text("{")
+        TrainingFolder(tmp_path, config).require_same_run()
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "diary.txt").write_text("dear diary")
+        assert "exists and is no run folder" in message_of(RunError, lambda: train(config, tmp_path / "other"))
+        assert [path.name for path in (tmp_path / "other").iterdir()] == ["diary.txt"]
 
 
 class TestWarmStart:
     def test_init_from_loads_the_best_weights_of_another_run(self, finished_run, image_folder, tmp_path, monkeypatch):
-        started = []
+        expected = load_model(finished_run).named_variables()
 
-        def look(function, step):
-            state = function.state
-            weights = {name: variable.numpy() for name, variable in state.model.named_variables().items()}
-            started.append((weights, {name: average.numpy() for name, average in state.optimizer.averages.items()}))
-            raise FirstStepError
+        def look(function):
+            averages = function.state.optimizer.averages
+            assert averages
+            for values in (function.state.model.named_variables(), averages):
+                for name, variable in values.items():
+                    np.testing.assert_array_equal(variable.numpy(), expected[name], err_msg=name)
 
-        runs.call_before_steps(monkeypatch, look)
         monkeypatch.chdir(finished_run.parent)
-        with pytest.raises(FirstStepError):
-            train(runs.run_config(image_folder, init_from=finished_run.name), tmp_path / "run")
-        ((weights, averages),) = started
-        for name, variable in load_model(finished_run).named_variables().items():
-            np.testing.assert_array_equal(weights[name], variable, err_msg=name)
-            if name in averages:
-                np.testing.assert_array_equal(averages[name], variable, err_msg=name)
+        train_until_step(runs.run_config(image_folder, init_from=finished_run.name), tmp_path / "run", 0, look)
 
     def test_init_from_names_a_different_architecture(self, finished_run, image_folder, tmp_path):
         model = dataclasses.replace(SMALL, latent_dim=6)
