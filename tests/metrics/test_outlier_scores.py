@@ -42,14 +42,13 @@ class TestModelScores:
         np.testing.assert_array_equal(np.sort(values), np.sort(v.numpy().ravel()))
 
 
-class TestScores:
-    @pytest.mark.parametrize("dimensions", [48, 192, 3072, 196_608])
-    def test_chi_moments_equal_those_of_scipy(self, dimensions):
-        mean, deviation = compute_chi_moments(dimensions)
-        assert mean == pytest.approx(stats.chi.mean(dimensions), rel=1e-8)
-        # Of large numbers SciPy's own variance is a difference that rounds.
-        exact = stats.chi.std(dimensions) if dimensions < 1000 else math.sqrt(0.5 - 1 / (8 * dimensions))
-        assert deviation == pytest.approx(exact, rel=1e-6)
+@pytest.mark.parametrize("dimensions", [48, 192, 3072, 196_608])
+def test_chi_moments_equal_those_of_scipy(dimensions):
+    mean, deviation = compute_chi_moments(dimensions)
+    assert mean == pytest.approx(stats.chi.mean(dimensions), rel=1e-8)
+    # Of large numbers SciPy's own variance is a difference that rounds.
+    exact = stats.chi.std(dimensions) if dimensions < 1000 else math.sqrt(0.5 - 1 / (8 * dimensions))
+    assert deviation == pytest.approx(exact, rel=1e-6)
 
 
 def normals(shift, count, seed=0):

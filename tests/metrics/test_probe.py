@@ -110,11 +110,9 @@ class TestLinearProbe:
         seen = []
         monkeypatch.setattr(classification, "standardize_features", lambda *both: seen.append(both) or both)
         probe_result(tiny_model, source, 30, 10, batch_size=20)
-        by_width = {}
-        for both in seen:
-            by_width.setdefault(both[0].shape[1], []).append(both)
-        pixels, v = by_width[192]
-        for x, codes_z, codes_v in zip(pixels, by_width[4][1], v, strict=True):
+        pixels, v = (both for both in seen if both[0].shape[1] == 192)
+        z = [both for both in seen if both[0].shape[1] == 4][1]
+        for x, codes_z, codes_v in zip(pixels, z, v, strict=True):
             codes = tiny_model.encode(x.reshape(-1, 8, 8, 3).astype(np.uint8))
             np.testing.assert_allclose(codes_z, codes.z, atol=1e-5)
             np.testing.assert_allclose(codes_v, np.reshape(codes.v, (len(x), -1)), atol=1e-4)

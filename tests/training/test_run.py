@@ -259,19 +259,18 @@ class TestBestStep:
             np.testing.assert_array_equal(best[key.replace("averages/", "model/", 1)], state[key], err_msg=key)
 
 
-class TestHealth:
-    def test_evaluation_names_metrics_that_are_out_of_range(self, fake_run, capsys, monkeypatch):
-        fake_run.measure(lambda split: 9.0)
-        fake_run.skip_steps({1})
-        diagnostics = {"smallest_scale": 0.0012, "worst_condition": 23456.0}
-        monkeypatch.setitem(DIAGNOSTICS.entries, "model", lambda model, images: diagnostics)
-        monkeypatch.setattr(evaluation, "draw_pictures", lambda inputs, *_: ({}, len(inputs.images) - 1))
-        fake_run.train()
-        first, second = [line for line in capsys.readouterr().out.splitlines() if "out of range" in line]
-        for value in ("0.0012", "2.3e+04", "since step 0: 1", "bits/dim more than", "5 of 6 images"):
-            assert value in first
-        # The second evaluation counts only the steps since the first.
-        assert "since step" not in second and "0.0012" in second
+def test_evaluation_names_metrics_that_are_out_of_range(fake_run, capsys, monkeypatch):
+    fake_run.measure(lambda split: 9.0)
+    fake_run.skip_steps({1})
+    diagnostics = {"smallest_scale": 0.0012, "worst_condition": 23456.0}
+    monkeypatch.setitem(DIAGNOSTICS.entries, "model", lambda model, images: diagnostics)
+    monkeypatch.setattr(evaluation, "draw_pictures", lambda inputs, *_: ({}, len(inputs.images) - 1))
+    fake_run.train()
+    first, second = [line for line in capsys.readouterr().out.splitlines() if "out of range" in line]
+    for value in ("0.0012", "2.3e+04", "since step 0: 1", "bits/dim more than", "5 of 6 images"):
+        assert value in first
+    # The second evaluation counts only the steps since the first.
+    assert "since step" not in second and "0.0012" in second
 
 
 class TestDivergence:
