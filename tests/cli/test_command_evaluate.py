@@ -203,14 +203,13 @@ class TestAllMetrics:
         assert (out / "outliers-validation.png").is_file()
 
 
-class TestMadeImages:
-    @pytest.mark.parametrize("kind", MADE)
-    def test_synthetic_outliers_depend_on_index_and_seed_alone(self, kind):
-        images = random_images(50)
-        made = make_outlier_images(kind, images, np.arange(50), 1)
-        assert made.shape == images.shape and made.dtype == np.uint8 and len(np.unique(made, axis=0)) == 50
-        np.testing.assert_array_equal(make_outlier_images(kind, images[2:], np.arange(2, 50), 1), made[2:])
-        assert not np.array_equal(make_outlier_images(kind, images, np.arange(50), 2), made)
+@pytest.mark.parametrize("kind", MADE)
+def test_synthetic_outliers_depend_on_index_and_seed_alone(kind):
+    images = random_images(50)
+    made = make_outlier_images(kind, images, np.arange(50), 1)
+    assert made.shape == images.shape and made.dtype == np.uint8 and len(np.unique(made, axis=0)) == 50
+    np.testing.assert_array_equal(make_outlier_images(kind, images[2:], np.arange(2, 50), 1), made[2:])
+    assert not np.array_equal(make_outlier_images(kind, images, np.arange(50), 2), made)
 
 
 class TestInterruption:

@@ -71,20 +71,19 @@ def files_of(folder, split):
     return np.stack([np.asarray(Image.open(path)) for path in paths])
 
 
-class TestSample:
-    def test_sample_shows_the_samples_of_the_model_at_each_temperature(self, finished_run, model, tmp_path, capsys):
-        options = ("--temperatures", 0.5, 1, "--count", 12, "--seed", 3)
-        command("sample", "--run", finished_run, "--out", tmp_path, *options)
-        shown = Shown(tmp_path, "sample")
-        images = np.full((2, 20, SIDE, SIDE, 3), 255, np.uint8)
-        for band, temperature in zip(images, (0.5, 1.0), strict=True):
-            band[:12] = model.sample(12, temperature, seed=3)
-        shown.require(images.reshape(4, 10, SIDE, SIDE, 3), group=(2, 0))
-        rows = {"0.5": {"temperature": 0.5}, "1": {"temperature": 1.0}}
-        expected = {"run": str(finished_run), "averaged": True, "seed": 3, "count": 12, "rows": rows}
-        assert expected.items() <= shown.facts.items()
-        assert shown.facts["step"] in (5, 10)
-        assert capsys.readouterr().out.startswith(f"{tmp_path / 'sample.png'}: 12 samples")
+def test_sample_shows_the_samples_of_the_model_at_each_temperature(finished_run, model, tmp_path, capsys):
+    options = ("--temperatures", 0.5, 1, "--count", 12, "--seed", 3)
+    command("sample", "--run", finished_run, "--out", tmp_path, *options)
+    shown = Shown(tmp_path, "sample")
+    images = np.full((2, 20, SIDE, SIDE, 3), 255, np.uint8)
+    for band, temperature in zip(images, (0.5, 1.0), strict=True):
+        band[:12] = model.sample(12, temperature, seed=3)
+    shown.require(images.reshape(4, 10, SIDE, SIDE, 3), group=(2, 0))
+    rows = {"0.5": {"temperature": 0.5}, "1": {"temperature": 1.0}}
+    expected = {"run": str(finished_run), "averaged": True, "seed": 3, "count": 12, "rows": rows}
+    assert expected.items() <= shown.facts.items()
+    assert shown.facts["step"] in (5, 10)
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'sample.png'}: 12 samples")
 
 
 @pytest.mark.parametrize(("changed", "exact"), [(0, 6), (1, 5)])
@@ -200,56 +199,53 @@ def test_interpolate_shows_z_downwards_and_v_to_the_right(finished_run, image_fo
     shown.require(np.reshape(grid, [6, 3, SIDE, SIDE, 3]), header=LINE, group=(3, 0))
 
 
-class TestNeighbours:
-    def test_neighbours_counts_repeated_images(self, finished_run, image_folder, model, tmp_path, monkeypatch):
-        images = files_of(image_folder, "train")
-        repeated = images[[4, 17]]
-        monkeypatch.setattr(DecoupledModel, "sample", lambda self, n, temperature, seed: tf.constant(repeated))
-        command("neighbours", "--run", finished_run, "--out", tmp_path, "--count", 2)
-        shown = Shown(tmp_path, "neighbours")
-        assert shown.facts["copies"] == 2 and shown.facts["searched"] == 20 and shown.facts["split"] == "train"
-        nearest = shown.facts["nearest"]
-        z = np.asarray(model.posterior(images).mean())
-        for name, vectors in {"pixels": images.reshape(20, -1).astype(float), "z": z}.items():
-            distances = np.linalg.norm(vectors[None] - vectors[[4, 17], None], axis=2)
-            np.testing.assert_allclose(nearest[name]["distances"], np.sort(distances, 1)[:, :5], atol=1e-4)
-            assert [row[0] for row in nearest[name]["indices"]] == [4, 17]
-        halves = [np.insert(images[nearest[name]["indices"]], 0, repeated, axis=1) for name in ("pixels", "z")]
-        shown.require(np.concatenate(halves, 1), header=LINE, group=(0, 6), width=1000)
+def test_neighbours_counts_repeated_images(finished_run, image_folder, model, tmp_path, monkeypatch):
+    images = files_of(image_folder, "train")
+    repeated = images[[4, 17]]
+    monkeypatch.setattr(DecoupledModel, "sample", lambda self, n, temperature, seed: tf.constant(repeated))
+    command("neighbours", "--run", finished_run, "--out", tmp_path, "--count", 2)
+    shown = Shown(tmp_path, "neighbours")
+    assert shown.facts["copies"] == 2 and shown.facts["searched"] == 20 and shown.facts["split"] == "train"
+    nearest = shown.facts["nearest"]
+    z = np.asarray(model.posterior(images).mean())
+    for name, vectors in {"pixels": images.reshape(20, -1).astype(float), "z": z}.items():
+        distances = np.linalg.norm(vectors[None] - vectors[[4, 17], None], axis=2)
+        np.testing.assert_allclose(nearest[name]["distances"], np.sort(distances, 1)[:, :5], atol=1e-4)
+        assert [row[0] for row in nearest[name]["indices"]] == [4, 17]
+    halves = [np.insert(images[nearest[name]["indices"]], 0, repeated, axis=1) for name in ("pixels", "z")]
+    shown.require(np.concatenate(halves, 1), header=LINE, group=(0, 6), width=1000)
 
 
-class TestProject:
-    def test_project_shows_principal_components(self, finished_run, labelled, model, tmp_path):
-        command("project", "--run", finished_run, "--out", tmp_path, "--data", f"folder:{labelled}", "--split", "train")
-        facts = read_facts(tmp_path, "project")
-        with Image.open(tmp_path / "project.png") as picture:
-            assert picture.format == "PNG" and picture.size == (900, 660)
-            assert len(set(picture.convert("RGB").getdata())) > 10
-        assert facts["indices"] == list(range(12)) and facts["count"] == 12
-        assert facts["labels"] == ["bright"] * 6 + ["dark"] * 6
-        points, shares = project_to_components(np.asarray(model.posterior(files_of(labelled, "train")).mean()))
-        np.testing.assert_allclose(facts["points"], points, atol=1e-5)
-        np.testing.assert_allclose(facts["explained_variance"], shares, atol=1e-5)
+def test_project_shows_principal_components(finished_run, labelled, model, tmp_path):
+    command("project", "--run", finished_run, "--out", tmp_path, "--data", f"folder:{labelled}", "--split", "train")
+    facts = read_facts(tmp_path, "project")
+    with Image.open(tmp_path / "project.png") as picture:
+        assert picture.format == "PNG" and picture.size == (900, 660)
+        assert len(set(picture.convert("RGB").getdata())) > 10
+    assert facts["indices"] == list(range(12)) and facts["count"] == 12
+    assert facts["labels"] == ["bright"] * 6 + ["dark"] * 6
+    points, shares = project_to_components(np.asarray(model.posterior(files_of(labelled, "train")).mean()))
+    np.testing.assert_allclose(facts["points"], points, atol=1e-5)
+    np.testing.assert_allclose(facts["explained_variance"], shares, atol=1e-5)
 
 
-class TestCurves:
-    def test_curves_leave_out_values_that_are_not_finite_and_absent_terms(self, finished_run, tmp_path):
-        run = tmp_path / "still"
-        run.mkdir()
-        config = RunFolder(finished_run).read_config()
-        # Where z is a function of the label there is no KL.
-        model = dataclasses.replace(config.model, classes=3, prior="classes")
-        write_text(run / "config.json", dataclasses.replace(config, model=model).to_json())
-        rows = [
-            {"step": 2, "kind": "train", "bits_per_dim": 7.0, "kl": 0.0, "learning_rate": "nan"},
-            {"step": 4, "kind": "train", "bits_per_dim": 6.0, "kl": 0.0, "learning_rate": 1.0},
-        ]
-        write_text(run / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6, "ki')
-        command("curves", "--run", run, "--run", finished_run)
-        facts = read_facts(run / "pictures", "curves")["runs"]
-        assert [(entry["name"], entry["last_step"]) for entry in facts] == [("still", 4), ("run", 10)]
-        curves = {"bits_per_dim": ([2, 4], [7.0, 6.0]), "learning_rate": ([4], [1.0])}
-        assert RunFolder(run).read_curves() == {"train": curves, "validation": {}}
+def test_curves_leave_out_values_that_are_not_finite_and_absent_terms(finished_run, tmp_path):
+    run = tmp_path / "still"
+    run.mkdir()
+    config = RunFolder(finished_run).read_config()
+    # Where z is a function of the label there is no KL.
+    model = dataclasses.replace(config.model, classes=3, prior="classes")
+    write_text(run / "config.json", dataclasses.replace(config, model=model).to_json())
+    rows = [
+        {"step": 2, "kind": "train", "bits_per_dim": 7.0, "kl": 0.0, "learning_rate": "nan"},
+        {"step": 4, "kind": "train", "bits_per_dim": 6.0, "kl": 0.0, "learning_rate": 1.0},
+    ]
+    write_text(run / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6, "ki')
+    command("curves", "--run", run, "--run", finished_run)
+    facts = read_facts(run / "pictures", "curves")["runs"]
+    assert [(entry["name"], entry["last_step"]) for entry in facts] == [("still", 4), ("run", 10)]
+    curves = {"bits_per_dim": ([2, 4], [7.0, 6.0]), "learning_rate": ([4], [1.0])}
+    assert RunFolder(run).read_curves() == {"train": curves, "validation": {}}
 
 
 # Sizes by name; the first picture lies on its side, as its EXIF data say.

@@ -72,37 +72,35 @@ def test_order_of_images_for_a_seed_never_changes():
     assert [batch["label"].tolist() for batch in batches] == [[5, 6, 7, 9, 0], [8, 4, 3, 2, 1], [9, 7, 5, 8, 6]]
 
 
-class TestEvaluation:
-    @pytest.mark.parametrize("batch_size", [4, 26, 40])
-    def test_evaluation_batches_have_each_image_once_and_padding_of_weight_0(self, source, batch_size):
-        wanted, labels = data.load_images(source, "train", TRAINING_IMAGES)
-        batches = list(data.make_evaluation_batches(source, "train", batch_size=batch_size).as_numpy_iterator())
-        assert len(batches) == -(-TRAINING_IMAGES // batch_size)
-        joined = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-        for batch in batches:
-            assert batch["image"].shape == (batch_size, SIZE, SIZE, 3) and batch["image"].dtype == np.uint8
-            assert batch["label"].dtype == np.int32 and batch["index"].dtype == np.int64
-            assert batch["weight"].dtype == np.float32
-        padding = len(joined["weight"]) - TRAINING_IMAGES
-        np.testing.assert_array_equal(joined["weight"], [1.0] * TRAINING_IMAGES + [0.0] * padding)
-        np.testing.assert_array_equal(joined["index"][:TRAINING_IMAGES], np.arange(TRAINING_IMAGES))
-        np.testing.assert_array_equal(joined["image"][:TRAINING_IMAGES], wanted)
-        np.testing.assert_array_equal(joined["label"][:TRAINING_IMAGES], labels)
-        assert not joined["image"][TRAINING_IMAGES:].any()
-        limited = data.make_evaluation_batches(source, "train", batch_size=batch_size, limit=7).as_numpy_iterator()
-        assert np.concatenate([batch["index"][batch["weight"] > 0] for batch in limited]).tolist() == list(range(7))
+@pytest.mark.parametrize("batch_size", [4, 26, 40])
+def test_evaluation_batches_have_each_image_once_and_padding_of_weight_0(source, batch_size):
+    wanted, labels = data.load_images(source, "train", TRAINING_IMAGES)
+    batches = list(data.make_evaluation_batches(source, "train", batch_size=batch_size).as_numpy_iterator())
+    assert len(batches) == -(-TRAINING_IMAGES // batch_size)
+    joined = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    for batch in batches:
+        assert batch["image"].shape == (batch_size, SIZE, SIZE, 3) and batch["image"].dtype == np.uint8
+        assert batch["label"].dtype == np.int32 and batch["index"].dtype == np.int64
+        assert batch["weight"].dtype == np.float32
+    padding = len(joined["weight"]) - TRAINING_IMAGES
+    np.testing.assert_array_equal(joined["weight"], [1.0] * TRAINING_IMAGES + [0.0] * padding)
+    np.testing.assert_array_equal(joined["index"][:TRAINING_IMAGES], np.arange(TRAINING_IMAGES))
+    np.testing.assert_array_equal(joined["image"][:TRAINING_IMAGES], wanted)
+    np.testing.assert_array_equal(joined["label"][:TRAINING_IMAGES], labels)
+    assert not joined["image"][TRAINING_IMAGES:].any()
+    limited = data.make_evaluation_batches(source, "train", batch_size=batch_size, limit=7).as_numpy_iterator()
+    assert np.concatenate([batch["index"][batch["weight"] > 0] for batch in limited]).tolist() == list(range(7))
 
 
-class TestChosenBatches:
-    def test_chosen_images_are_read_in_ascending_order(self, source):
-        images, labels = data.load_images(source, "train", TRAINING_IMAGES)
-        batches = list(data.read_chosen_batches(source, "train", np.array([9, 2, 5, 2]), batch_size=2))
-        assert [batch["index"].tolist() for batch in batches] == [[2, 5], [9]]
-        np.testing.assert_array_equal(np.concatenate([batch["image"] for batch in batches]), images[[2, 5, 9]])
-        np.testing.assert_array_equal(np.concatenate([batch["label"] for batch in batches]), labels[[2, 5, 9]])
-        assert list(data.read_chosen_batches(source, "train", np.zeros(0), batch_size=2)) == []
-        with pytest.raises(DataError, match=f"there is no image {TRAINING_IMAGES} in train"):
-            list(data.read_chosen_batches(source, "train", np.array([0, TRAINING_IMAGES]), batch_size=2))
+def test_chosen_images_are_read_in_ascending_order(source):
+    images, labels = data.load_images(source, "train", TRAINING_IMAGES)
+    batches = list(data.read_chosen_batches(source, "train", np.array([9, 2, 5, 2]), batch_size=2))
+    assert [batch["index"].tolist() for batch in batches] == [[2, 5], [9]]
+    np.testing.assert_array_equal(np.concatenate([batch["image"] for batch in batches]), images[[2, 5, 9]])
+    np.testing.assert_array_equal(np.concatenate([batch["label"] for batch in batches]), labels[[2, 5, 9]])
+    assert list(data.read_chosen_batches(source, "train", np.zeros(0), batch_size=2)) == []
+    with pytest.raises(DataError, match=f"there is no image {TRAINING_IMAGES} in train"):
+        list(data.read_chosen_batches(source, "train", np.array([0, TRAINING_IMAGES]), batch_size=2))
 
 
 def test_impossible_requests_of_images_are_refused():

@@ -176,6 +176,14 @@ class TestFiles:
         assert "/no/such.png" in one_line_error(lambda: read_image("/no/such.png", RGB, 0))
 
 
+def to_npy(array):
+    np.save(file := io.BytesIO(), array)
+    return file.getvalue()
+
+
+WHOLE = to_npy(noise(8, 12, 7))
+
+
 class TestArrays:
     def test_npy_image_may_have_any_number_of_channels(self, tmp_path):
         pixels, path = noise(16, 24, 7), str(tmp_path / "image.npy")
@@ -190,24 +198,20 @@ class TestArrays:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (noise(8, 12, 3), "uint8 [8, 12, 3], and the model takes uint8 [height, width, 7]"),
-            (np.zeros((8, 12, 7), np.float32), "float32"),
-            (np.array([{}]), "no array of numbers"),
-            (np.zeros((0, 12, 7), np.uint8), "[0, 12, 7]"),
+            (to_npy(noise(8, 12, 3)), "uint8 [8, 12, 3], and the model takes uint8 [height, width, 7]"),
+            (to_npy(np.zeros((8, 12, 7), np.float32)), "float32"),
+            (to_npy(np.array([{}])), "no array of numbers"),
+            (to_npy(np.zeros((0, 12, 7), np.uint8)), "[0, 12, 7]"),
+            (WHOLE[:-1], ""),
+            (b"\x93NUMPY", ""),
+            # The header claims more than there is.
+            (WHOLE.replace(b"(8, 12, 7), }       ", b"(99999, 99999, 7), }"), ""),
         ],
     )
-    def test_npy_file_of_another_shape_or_dtype_is_refused(self, tmp_path, content, message):
-        np.save(tmp_path / "image.npy", content)
-        assert message in one_line_error(lambda: read_image(str(tmp_path / "image.npy"), (8, 12, 7), 0))
-
-    def test_damaged_npy_file_is_refused(self, tmp_path):
-        whole = io.BytesIO()
-        np.save(whole, noise(8, 12, 7))
-        claims = whole.getvalue().replace(b"(8, 12, 7), }       ", b"(99999, 99999, 7), }")
-        assert len(claims) == len(whole.getvalue()) and claims != whole.getvalue()
-        for name, content in {"cut": whole.getvalue()[:-1], "no": b"\x93NUMPY", "claims": claims}.items():
-            (tmp_path / f"{name}.npy").write_bytes(content)
-            one_line_error(lambda name=name: read_image(str(tmp_path / f"{name}.npy"), (8, 12, 7), 0))
+    def test_npy_file_that_is_damaged_or_of_another_shape_or_dtype_is_refused(self, tmp_path, content, message):
+        assert content != WHOLE
+        path = written(tmp_path / "image.npy", content)
+        assert message in one_line_error(lambda: read_image(path, (8, 12, 7), 0))
 
 
 class TestFitting:

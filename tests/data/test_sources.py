@@ -379,16 +379,15 @@ def test_damaged_tfds_folder_is_refused_in_one_line(tiny_tfds, tmp_path, damage,
 
 
 @pytest.mark.skipif(REAL_DATA is None, reason="TFDECOUPLE_DATA_DIR is not set")
-class TestCifar10:
-    def test_validation_of_cifar10_is_the_end_of_train(self):
-        config = DataConfig(source="cifar10", data_dir=str(pathlib.Path(REAL_DATA, "tensorflow_datasets")))
-        source = open_source(config, (32, 32, 3))
-        assert source.sizes == {"train": 49000, "validation": 1000, "test": 10000}
-        tfds = pytest.importorskip("tensorflow_datasets")
-        options = {"data_dir": config.data_dir, "decoders": {"image": tfds.decode.SkipDecoding()}}
-        wanted = tfds.load("cifar10", split="train[-1000:]", download=False, **options)
-        images = source.open_split("validation").decode_examples()
-        for ours, theirs in zip(images.as_numpy_iterator(), wanted.as_numpy_iterator(), strict=True):
-            with Image.open(io.BytesIO(theirs["image"])) as image:
-                np.testing.assert_array_equal(ours["image"], image)
-            assert ours["label"] == theirs["label"]
+def test_validation_of_cifar10_is_the_end_of_train():
+    config = DataConfig(source="cifar10", data_dir=str(pathlib.Path(REAL_DATA, "tensorflow_datasets")))
+    source = open_source(config, (32, 32, 3))
+    assert source.sizes == {"train": 49000, "validation": 1000, "test": 10000}
+    tfds = pytest.importorskip("tensorflow_datasets")
+    options = {"data_dir": config.data_dir, "decoders": {"image": tfds.decode.SkipDecoding()}}
+    wanted = tfds.load("cifar10", split="train[-1000:]", download=False, **options)
+    images = source.open_split("validation").decode_examples()
+    for ours, theirs in zip(images.as_numpy_iterator(), wanted.as_numpy_iterator(), strict=True):
+        with Image.open(io.BytesIO(theirs["image"])) as image:
+            np.testing.assert_array_equal(ours["image"], image)
+        assert ours["label"] == theirs["label"]

@@ -34,13 +34,12 @@ def average_areas(values, count):
     return averages
 
 
-class TestShrinking:
-    @pytest.mark.parametrize(("old", "new"), [((13, 7), (4, 4)), ((5, 12), (5, 3)), ((2, 1), (5, 4)), ((9, 9), (9, 9))])
-    def test_shrunk_pixels_are_exact_averages_of_areas(self, old, new):
-        image = random_images(1, (*old, 3))[0]
-        rows = np.stack([[average_areas(image[:, x, c], new[0]) for c in range(3)] for x in range(old[1])], 1)
-        right = np.stack([[average_areas(rows[c, :, y], new[1]) for c in range(3)] for y in range(new[0])])
-        equal(shrink_images(tf.constant(image[None]), *new)[0], right.transpose(0, 2, 1))
+@pytest.mark.parametrize(("old", "new"), [((13, 7), (4, 4)), ((5, 12), (5, 3)), ((2, 1), (5, 4)), ((9, 9), (9, 9))])
+def test_shrunk_pixels_are_exact_averages_of_areas(old, new):
+    image = random_images(1, (*old, 3))[0]
+    rows = np.stack([[average_areas(image[:, x, c], new[0]) for c in range(3)] for x in range(old[1])], 1)
+    right = np.stack([[average_areas(rows[c, :, y], new[1]) for c in range(3)] for y in range(new[0])])
+    equal(shrink_images(tf.constant(image[None]), *new)[0], right.transpose(0, 2, 1))
 
 
 @pytest.mark.usefixtures("eager")
@@ -89,42 +88,40 @@ class TestCodes:
         equal(small_model.decode(*apart[0], apart[0].size), images)
 
 
-class TestTraces:
-    def test_traced_function_encodes_images_of_unknown_size(self):
-        model = variant("coupling")
-        images = pictures(model, 7, 10)
-        signature = [tf.TensorSpec([None, None, None, 3], tf.uint8)]
+def test_traced_function_encodes_images_of_unknown_size():
+    model = variant("coupling")
+    images = pictures(model, 7, 10)
+    signature = [tf.TensorSpec([None, None, None, 3], tf.uint8)]
 
-        def reconstruct(images):
-            codes = model.encode(images)
-            return model.decode(*codes, codes.size)
+    def reconstruct(images):
+        codes = model.encode(images)
+        return model.decode(*codes, codes.size)
 
-        back = tf.function(reconstruct, signature, autograph=False)
-        bits = tf.function(lambda images: model.bound(images, seed=1).bits_per_dim, signature, autograph=False)
-        equal(back(images), images)
-        np.testing.assert_allclose(bits(images), model.bound(images, seed=1).bits_per_dim, rtol=1e-5)
-        equal(back(images_of(model)), images_of(model))
+    back = tf.function(reconstruct, signature, autograph=False)
+    bits = tf.function(lambda images: model.bound(images, seed=1).bits_per_dim, signature, autograph=False)
+    equal(back(images), images)
+    np.testing.assert_allclose(bits(images), model.bound(images, seed=1).bits_per_dim, rtol=1e-5)
+    equal(back(images_of(model)), images_of(model))
 
 
 @pytest.mark.usefixtures("eager")
-class TestBound:
-    def test_bits_per_dim_at_another_size_follow_from_the_jacobian(self, small_model):
-        size = (7, 5)
-        model, images = small_model, pictures(small_model, *size, 1)
-        rng = np.random.default_rng(0)
-        z_noise, u = rng.standard_normal((1, 4)).astype("f4"), rng.random((1, 8, 6, 3), "f4")
-        bound = model.bound(images, noise=(z_noise, u))
-        posterior = model.posterior(shrink_images(tf.constant(images), 4, 4))
-        z = posterior.mean() + posterior.stddev() * z_noise
-        padded = np.pad(images, [(0, 0), (0, 1), (0, 1), (0, 0)], "edge")
-        x = tf.constant(2 * (padded + u) / 256 - 1)
-        v = model.flow.forward_and_log_det(x, z)[0].numpy().astype("f8")
-        nats = 0.5 * np.sum(v**2 + math.log(2 * math.pi))
-        nats -= jacobian_log_det(model.flow.forward_and_log_det, x, z)[0]
-        nats += float((posterior.log_prob(z) - model.prior().log_prob(z))[0])
-        # All bits of the padded image, shared out among the colour values of the image itself.
-        bits = (nats - 144 * math.log(2 / 256)) / math.log(2) / math.prod((*size, 3))
-        assert float(bound.bits_per_dim[0]) == pytest.approx(bits, rel=1e-5)
+def test_bits_per_dim_at_another_size_follow_from_the_jacobian(small_model):
+    size = (7, 5)
+    model, images = small_model, pictures(small_model, *size, 1)
+    rng = np.random.default_rng(0)
+    z_noise, u = rng.standard_normal((1, 4)).astype("f4"), rng.random((1, 8, 6, 3), "f4")
+    bound = model.bound(images, noise=(z_noise, u))
+    posterior = model.posterior(shrink_images(tf.constant(images), 4, 4))
+    z = posterior.mean() + posterior.stddev() * z_noise
+    padded = np.pad(images, [(0, 0), (0, 1), (0, 1), (0, 0)], "edge")
+    x = tf.constant(2 * (padded + u) / 256 - 1)
+    v = model.flow.forward_and_log_det(x, z)[0].numpy().astype("f8")
+    nats = 0.5 * np.sum(v**2 + math.log(2 * math.pi))
+    nats -= jacobian_log_det(model.flow.forward_and_log_det, x, z)[0]
+    nats += float((posterior.log_prob(z) - model.prior().log_prob(z))[0])
+    # All bits of the padded image, shared out among the colour values of the image itself.
+    bits = (nats - 144 * math.log(2 / 256)) / math.log(2) / math.prod((*size, 3))
+    assert float(bound.bits_per_dim[0]) == pytest.approx(bits, rel=1e-5)
 
 
 @pytest.mark.usefixtures("eager")

@@ -98,21 +98,16 @@ class TestModel:
         assert "tf.function" in message_of(UserError, lambda: encode(tf.constant(images_of(small_model))))
 
     @pytest.mark.parametrize(
-        ("name", "value"),
-        [
-            ("flow/level_1_part_0_step_0/coupling_alternate_first/net/last_bias", math.inf),
-            ("flow/level_1_part_0_step_0/linear/kernel", math.nan),
-        ],
+        ("name", "value"), [("coupling_alternate_first/net/last_bias", math.inf), ("linear/kernel", math.nan)]
     )
     def test_encode_decode_and_sample_refuse_weights_that_are_not_finite(self, name, value):
         model = fresh(SMALLEST)
         images = images_of(model)
         codes = model.encode(images)
-        variable = model.named_variables()[name]
+        variable = model.named_variables()[f"flow/level_1_part_0_step_0/{name}"]
         variable.assign(np.full(variable.shape, value))
-        assert "image 0, 1, 2 of the batch" in message_of(InversionError, lambda: model.encode(images))
-        assert "image 0, 1, 2 of the batch" in message_of(InversionError, lambda: model.decode(*codes))
-        message_of(InversionError, lambda: model.sample(2, seed=0))
+        for call in (lambda: model.encode(images), lambda: model.decode(*codes), lambda: model.sample(3, seed=0)):
+            assert "image 0, 1, 2 of the batch" in message_of(InversionError, call)
         variable.assign(np.zeros(variable.shape))
         model.encoder.last.bias.assign(np.full(8, math.nan))
         message_of(InversionError, lambda: model.encode(images))
@@ -136,13 +131,10 @@ class TestModel:
         scale = model.flow.whitening.inverse_and_log_det(zero + 1, z)[0] - mean
         np.testing.assert_allclose(v, (h - mean) / scale, rtol=1e-3, atol=1e-4)
 
-    def test_model_without_z_encodes_decodes_samples_and_interpolates(self):
+    def test_model_without_z_interpolates_v(self):
         model = variant("none")
         a, b = images_of(model, 2, 1), images_of(model, 2, 2)
-        codes = model.encode(a)
-        assert codes.z is None and model.encoder is None and model.prior_flow is None
-        equal(model.decode(None, codes.v), a)
-        assert model.sample(3, seed=1).shape == (3, 4, 4, 3)
+        assert model.encode(a).z is None and model.encoder is None and model.prior_flow is None
         grid = model.interpolate(a, b, [0, 1], [0, 1])
         equal(grid[:, 0], grid[:, 1])
         equal(grid[:, 0, 0], a)
@@ -235,17 +227,6 @@ class TestLikelihood:
         np.testing.assert_allclose(together[2], small_model.likelihood(z[2]).log_prob(x[0]), rtol=1e-5)
 
 
-def every_weight_learns(model):
-    images = images_of(model, 4)
-    rng = np.random.default_rng(0)
-    z_noise = rng.standard_normal((4, model.config.latent_dim)).astype("float32")
-    u_noise = rng.random(images.shape, "float32")
-    assert len(model.trainable_variables) > 30
-    assert_gradients_reach_weights(
-        model, lambda: tf.reduce_mean(model.bound(images, noise=(z_noise, u_noise), training=True).bits_per_dim)
-    )
-
-
 PIXELS = np.arange(256, dtype="uint8")
 
 
@@ -271,19 +252,17 @@ class TestPixelBins:
         np.testing.assert_array_equal(quantizer.scale_to_bins(edges), bins)
 
 
-PLACES = [0, 0.25, 0.5, 0.75, 1]
-
-
-def measure_angles(codes, other):
-    codes, other = codes.astype(np.float64), other.astype(np.float64)
-    cosine = (codes * other).sum(-1) / np.linalg.norm(codes, axis=-1) / np.linalg.norm(other, axis=-1)
-    return np.arccos(np.clip(cosine, -1, 1))
-
-
 class TestDensities:
     @pytest.mark.parametrize("name", ["base", "additive", "dequantization"])
     def test_every_weight_of_a_model_receives_a_gradient(self, name):
-        every_weight_learns(fresh(VARIANTS[name]))
+        model, rng = fresh(VARIANTS[name]), np.random.default_rng(0)
+        images = images_of(model, 4)
+        noise = rng.standard_normal((4, model.config.latent_dim)).astype("float32"), rng.random(images.shape, "float32")
+
+        def compute_loss():
+            return tf.reduce_mean(model.bound(images, noise=noise, training=True).bits_per_dim)
+
+        assert_gradients_reach_weights(model, compute_loss)
 
     def test_reconstruction_term_has_gradients_for_mean_and_variance_of_z(self):
         model, images = fresh(SMALLEST), random_images(4, 4)
@@ -300,11 +279,6 @@ class TestDensities:
         # -log P(image) >= -nats; the image is a cell of sides 2/n_bins in each of 192 directions.
         discrete = nats - 192 * math.log(2 / 2**n_bits)
         np.testing.assert_allclose(elbo.bits_per_dim, discrete / (192 * math.log(2)), rtol=1e-5)
-        np.testing.assert_allclose(
-            model.quantizer.convert_to_bits_per_dim(nats, math.prod(model.config.image_shape)),
-            discrete / (192 * math.log(2)),
-            rtol=1e-12,
-        )
 
     @pytest.mark.parametrize("name", ["coupling", "additive", "normal"])
     def test_kl_of_a_bound_is_the_difference_of_two_log_densities(self, name):
@@ -319,6 +293,15 @@ class TestDensities:
         x = tf.constant([-9.0, -1.0, -1 + 1.9 / 256, 0.0, 1 - 1e-4, 1.0, 9.0])
         np.testing.assert_array_equal(Quantizer(8).round_to_pixels(x), [0, 0, 0, 128, 255, 255, 255])
         np.testing.assert_array_equal(Quantizer(1).round_to_pixels(x), [0, 0, 0, 128, 128, 128, 128])
+
+
+PLACES = [0, 0.25, 0.5, 0.75, 1]
+
+
+def measure_angles(codes, other):
+    codes, other = codes.astype(np.float64), other.astype(np.float64)
+    cosine = (codes * other).sum(-1) / np.linalg.norm(codes, axis=-1) / np.linalg.norm(other, axis=-1)
+    return np.arccos(np.clip(cosine, -1, 1))
 
 
 class TestInterpolation:

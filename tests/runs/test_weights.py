@@ -171,7 +171,9 @@ def test_untrusted_manifest_is_refused(published, tmp_path, change, said):
 
 @pytest.mark.parametrize("kind", ["saved alone", "imported"])
 def test_model_card_claims_nothing_of_unknown_images(kind, tiny_run, tmp_path):
-    save_run(load_model(tiny_run), tmp_path / "run")
+    model = load_model(tiny_run)
+    save_run(model, tmp_path / "run")
+    assert hash_weights(load_model(tmp_path / "run")) == hash_weights(model)
     if kind != "saved alone":
         (tmp_path / "run" / "summary.json").write_text('{"imported_from": "/home/ada/secret/model.npz"}')
     command("publish", "--run", tmp_path / "run", "--to", tmp_path / "to", "--licence", "mit")
