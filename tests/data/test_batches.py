@@ -113,19 +113,14 @@ def test_impossible_requests_of_images_are_refused():
     assert "pad_and_crop is 8; it must be below the shorter side of the images, 8" in message
 
 
-def candidates(image, pad, flip):
-    padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
-    height, width, _ = image.shape
-    crops = [padded[y : y + height, x : x + width] for y in range(2 * pad + 1) for x in range(2 * pad + 1)]
-    return crops + [crop[:, ::-1] for crop in crops] if flip else crops
-
-
 @pytest.mark.parametrize(
     ("pad", "flip", "shape"), [(0, True, (SIZE, SIZE, 3)), (2, True, (SIZE, 12, 1)), (SIZE - 2, False, (SIZE, SIZE, 3))]
 )
 def test_augmentation_gives_every_flip_and_crop_with_equal_frequency(pad, flip, shape):
-    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    counts = dict.fromkeys((candidate.tobytes() for candidate in candidates(image, pad, flip)), 0)
+    image, (height, width, _) = np.random.default_rng(0).integers(0, 256, shape, np.uint8), shape
+    padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
+    crops = [padded[y : y + height, x : x + width] for y in range(2 * pad + 1) for x in range(2 * pad + 1)]
+    counts = dict.fromkeys([crop.tobytes() for crop in crops] + [crop[:, ::-1].tobytes() for crop in crops if flip], 0)
 
     def augment(number):
         return augment_image(tf.constant(image), tf.stack([tf.constant(5, tf.int64), number]), pad, flip)

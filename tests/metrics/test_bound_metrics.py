@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import math
 
 import numpy as np
@@ -257,8 +256,7 @@ def test_use_of_z_has_the_kl_and_the_bits_per_dim_of_the_elbo(kind):
     assert use.kl.mean == pytest.approx(elbo.kl.mean, rel=1e-5)
     assert use.bits_per_dim.mean == pytest.approx(elbo.bits_per_dim, rel=1e-5)
     assert use.bits_per_dim.standard_error == pytest.approx(elbo.standard_error, rel=1e-4)
-    assert use.shuffling_costs.mean != 0
-    assert json.loads(json.dumps(dataclasses.asdict(use)))["images"] == 3
+    assert use.shuffling_costs.mean != 0 and use.images == 3
 
 
 @pytest.mark.usefixtures("eager")

@@ -181,20 +181,10 @@ def test_contexts_turn_tf32_off_or_on_inside_and_restore_the_setting_of_the_user
     assert enabled() is users
 
 
-class TestModel:
-    def test_every_method_of_a_model_computes_in_full_float32(self, model):
-        verbs = {**VERBS, **(VERBS_OF_Z if model.config.has_latent else {})}
-        blind = {name for name, run in verbs.items() if check(name, run, model)}
-        assert blind <= COARSE
-
-    def test_images_are_recovered_while_products_of_the_user_keep_tf32(self, model):
-        a = tf.constant([[1.0 + 2**-12]])
-        with emulated_accelerator():
-            for _ in range(2):
-                assert tf.matmul(a, a) == 1 and enabled()
-                images = model.quantizer.quantize_pixels(IMAGES)
-                np.testing.assert_array_equal(model.decode(*model.encode(images, verify=True)), images)
-        assert tf.matmul(a, a) > 1
+def test_every_method_of_a_model_computes_in_full_float32(model):
+    verbs = {**VERBS, **(VERBS_OF_Z if model.config.has_latent else {})}
+    blind = {name for name, run in verbs.items() if check(name, run, model)}
+    assert blind <= COARSE
 
 
 # {name: (model, computation)} of programs with a model, and of networks that only some models have.
@@ -230,7 +220,7 @@ class TestPrograms:
         def encode():
             begin.wait()
             for _ in range(10):
-                codes = model.encode(images)
+                codes = model.encode(images, verify=True)
                 exact.extend([np.array_equal(codes.v, v), np.array_equal(model.decode(*codes), images)])
 
         def multiply():

