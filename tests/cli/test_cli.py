@@ -13,7 +13,6 @@ from tfdecouple.storage.files import write_json
 from tfdecouple.system import process
 
 NAMES = [name for name in app if not name.startswith("-")]
-# The help of every command, one after the other, and the heavy packages that were loaded for it.
 HELP = f"""
 import sys
 from tfdecouple.cli import main
@@ -52,28 +51,19 @@ class TestHelp:
         assert capsys.readouterr().out == f"tfdecouple {tfdecouple.__version__}\n"
 
 
-class TestCompletion:
-    @pytest.mark.parametrize(
-        ("typed", "completed"),
-        [
-            ("swi", "switch"),
-            ("switch --str", "--strength"),
-            ("switch --pairing ac", "across"),
-            ("evaluate --frec", "--frechet --frechet-images --frechet-split"),
-            ("export --fo", "--format"),
-        ],
-    )
-    def test_bash_completes_commands_options_and_choices(self, script, typed, completed):
+def test_bash_completes_commands_options_and_choices(tmp_path):
+    script = tmp_path / "tfdecouple.bash"
+    script.write_text(run_python("-m", "tfdecouple", "completion", "bash").stdout)
+    for typed, completed in (
+        ("swi", "switch"),
+        ("switch --pairing ac", "across"),
+        ("evaluate --frec", "--frechet --frechet-images --frechet-split"),
+        ("export --fo", "--format"),
+    ):
         words = ["tfdecouple", *typed.split()]
         code = f"source {script}; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; "
         code += f"_tfdecouple tfdecouple '{words[-1]}' '{words[-2]}'; echo ${{COMPREPLY[*]}}"
         assert run_command("bash", "-c", code).stdout == f"{completed}\n"
-
-    @pytest.fixture(scope="class")
-    def script(self, tmp_path_factory):
-        script = tmp_path_factory.mktemp("completion") / "tfdecouple.bash"
-        script.write_text(run_python("-m", "tfdecouple", "completion", "bash").stdout)
-        return script
 
 
 class TestRefusals:

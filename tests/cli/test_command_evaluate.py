@@ -184,7 +184,6 @@ class TestAllMetrics:
         assert values["distance"] == pytest.approx(distance(samples, real["test"]), rel=1e-4)
         drawn = np.random.default_rng(3).permutation(60)[:40]
         assert values["floor"] == pytest.approx(distance(real["train"][drawn], real["test"]), rel=1e-4)
-        # Noise in the place of images is far from them.
         assert values["distance"] > 2 * values["floor"]
 
     def test_outlier_detection_is_computed_from_the_scores_of_each_image(self, out, kinds):
@@ -229,7 +228,6 @@ class TestInterruption:
         out, err = capsys.readouterr()
         assert err.splitlines()[-1] == f"interrupted; kept in {tmp_path}: bits_per_dim-test.json"
         assert "results:" not in out
-        # What an earlier evaluation left is as it was, and nothing lies there half written.
         assert read(tmp_path, "probe-test") == {"earlier": True}
         assert (tmp_path / "probe-test.png").read_bytes() == b"earlier"
         names = {"bits_per_dim-test.json", "probe-test.json", "probe-test.png"}

@@ -1,18 +1,8 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.numbered import (
-    AUGMENTED,
-    PLAIN,
-    SIZE,
-    TRAINING_IMAGES,
-    assert_same,
-    make_memory_source,
-    numbered_images,
-    one_line_error,
-    read_numbers,
-    take_batches,
-)
+from helpers import numbered
+from helpers.numbered import PLAIN, SIZE, TRAINING_IMAGES, make_memory_source, numbered_images, take_batches
 from helpers.runs import run_config
 
 from tfdecouple.config import DataConfig
@@ -27,15 +17,16 @@ from tfdecouple.errors import DataError
 @pytest.mark.parametrize("source", ["memory", "records"], indirect=True)
 class TestTrainingOrder:
     def test_training_batches_from_any_step_equal_those_of_an_unbroken_run(self, source):
-        unbroken = take_batches(source, AUGMENTED, 15)
+        unbroken = take_batches(source, numbered.AUGMENTED, 15)
         # 6 batches an epoch: starts at, before and after its borders.
         for step in (5, 6, 14):
-            assert_same(take_batches(source, AUGMENTED, 15 - step, start_step=step), unbroken[step:])
+            batches = take_batches(source, numbered.AUGMENTED, 15 - step, start_step=step)
+            numbered.assert_same(batches, unbroken[step:])
 
     def test_training_epochs_differ_in_order_and_repeat_no_image(self, source):
         assert data.count_epoch_steps(source, 4) == 6
         batches = take_batches(source, PLAIN, 36)
-        epochs = [read_numbers(batches[6 * epoch : 6 * epoch + 6]) for epoch in range(6)]
+        epochs = [numbered.read_numbers(batches[6 * epoch : 6 * epoch + 6]) for epoch in range(6)]
         assert all(len(set(epoch)) == len(epoch) == 24 for epoch in epochs)
         assert len({tuple(epoch) for epoch in epochs}) == 6
         assert len({frozenset(epoch) for epoch in epochs}) > 1
@@ -105,12 +96,17 @@ def test_chosen_images_are_read_in_ascending_order(source):
 
 def test_impossible_requests_of_images_are_refused():
     source = make_memory_source(train=(numbered_images(26),))
-    assert "27, but numbers has 26 training images" in one_line_error(lambda: data.count_epoch_steps(source, 27))
-    assert "no split 'tset'; use one of train" in one_line_error(lambda: data.load_images(source, "tset", 1))
-    assert "numbers has 26 of them in train" in one_line_error(lambda: data.load_images(source, "train", 30))
     config = DataConfig(pad_and_crop=SIZE)
-    message = one_line_error(lambda: data.make_training_batches(source, config, batch_size=2, seed=1))
-    assert "pad_and_crop is 8; it must be below the shorter side of the images, 8" in message
+    for call, words in (
+        (lambda: data.count_epoch_steps(source, 27), "27, but numbers has 26 training images"),
+        (lambda: data.load_images(source, "tset", 1), "no split 'tset'; use one of train"),
+        (lambda: data.load_images(source, "train", 30), "numbers has 26 of them in train"),
+        (
+            lambda: data.make_training_batches(source, config, batch_size=2, seed=1),
+            "pad_and_crop is 8; it must be below",
+        ),
+    ):
+        assert words in numbered.one_line_error(call)
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,8 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.numbered import (
-    PLAIN,
-    SIZE,
-    assert_same,
-    numbered_images,
-    one_line_error,
-    read_numbers,
-    take_batches,
-    write_images,
-)
+from helpers import numbered
+from helpers.numbered import SIZE, numbered_images, one_line_error, write_images
 from PIL import Image
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
@@ -111,7 +103,7 @@ def load_numbers(source, split, count, **options):
 
 def train(source, count=2):
     with source.guard():
-        return take_batches(source, PLAIN, count, batch_size=5)
+        return numbered.take_batches(source, numbered.PLAIN, count, batch_size=5)
 
 
 class TestFolder:
@@ -193,8 +185,9 @@ class TestFolder:
         assert source.skipped == 2
         # The next readable image stands in for a bad one, in every epoch alike.
         for epoch in (batches[:2], batches[2:]):
-            assert sorted(read_numbers(epoch)) == [0, 1, 2, 4, 4, 5, 6, 8, 8, 9]
-        assert_same(take_batches(source, PLAIN, 1, start_step=3, batch_size=5), batches[3:])
+            assert sorted(numbered.read_numbers(epoch)) == [0, 1, 2, 4, 4, 5, 6, 8, 8, 9]
+        resumed = numbered.take_batches(source, numbered.PLAIN, 1, start_step=3, batch_size=5)
+        numbered.assert_same(resumed, batches[3:])
         weighed = list(make_evaluation_batches(source, "train", batch_size=3).as_numpy_iterator())
         indices = [int(i) for batch in weighed for i, w in zip(batch["index"], batch["weight"], strict=True) if w]
         assert indices == [0, 1, 2, 4, 5, 6, 8, 9] and source.skipped == 2
@@ -227,7 +220,6 @@ class TestPhotographs:
         assert "names 'cofee', and there is no such photograph; did you mean coffee?; there are astronaut," in message
 
     def test_boxes_of_crops_never_change(self):
-        # Crops must be the same on every machine and with every version of NumPy.
         draws = np.random.default_rng(3).random((1000, 3))
         boxes = sample_images.draw_crop_boxes((640, 427), "test", (32, 32), draws)
         assert hashlib.sha256(boxes.astype("<i8").tobytes()).hexdigest()[:16] == "f95893a383df9c23"

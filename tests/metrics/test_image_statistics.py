@@ -57,7 +57,6 @@ def test_statistics_in_z_follow_z_in_a_switch_and_the_others_follow_v():
     model = MeanColourModel()
     report = statistics.compute_image_statistics(model, images_of(0, 150), images_of(1, 101), batch_size=25)
     assert (report["train_images"], report["images"], report["dimensions"]) == (150, 101, 3)
-    # All batches are of one size.
     assert model.batches == {25}
     for name, result in report["statistics"].items():
         switch = result["switch"]

@@ -12,7 +12,6 @@ from tfdecouple.errors import DataError
 from tfdecouple.metrics import classification
 from tfdecouple.metrics.metric import Estimate
 
-# The tiny models' work is too small for graphs to pay.
 pytestmark = pytest.mark.usefixtures("eager")
 
 
@@ -36,7 +35,6 @@ def source():
 @pytest.fixture(scope="module")
 def result(tiny_model, source):
     with pytest.MonkeyPatch.context() as patch:
-        # Few strengths save time.
         patch.setattr(classification, "STRENGTHS", (1e-4, 1e-2))
         return probe_result(tiny_model, source)
 

@@ -154,7 +154,6 @@ def test_hub_commit_pins_weights_and_needs_no_network_once_cached(hub, weights):
     assert find_pretrained("hf://ada/faces").name == second and find_pretrained(f"hf://ada/faces@{first}").name == first
     asked = len(hub.asked)
     download_weights.cache_clear()
-    # A commit in the cache needs no network.
     assert (find_pretrained(f"hf://ada/faces@{first}") / "config.json").is_file() and len(hub.asked) == asked
 
 

@@ -46,7 +46,6 @@ def test_bundled_weights_decode_exactly_and_use_z():
     np.testing.assert_array_equal(model.decode(z, v), images)
     switched = model.decode(np.roll(z, -1, 0), v).numpy()
     assert all((ours != image).mean() > 0.1 for ours, image in zip(switched, images, strict=True))
-    # Directions of these weights come along, too.
     directions = tfdecouple.load_directions("photographs")
     assert directions.weights_sha256 == hash_weights(model) and directions.names == [*CHANGES]
     assert directions.about["run"] == "photographs"
@@ -192,14 +191,6 @@ class TestTrained:
         """A copy of the weights as a run folder, in which evaluations of test images may be counted."""
         return shutil.copytree(HERE, tmp_path_factory.mktemp("trained") / "run")
 
-    @pytest.fixture(scope="class")
-    def model(self):
-        return tfdecouple.load_model("photographs")
-
-    @pytest.fixture(scope="class")
-    def source(self):
-        return open_source(RunFolder("photographs").read_config().data, (64, 64, 3))
-
     def test_bits_per_dim_of_the_sample_photographs_are_those_of_the_docs(self, run, traced, tmp_path):
         command("evaluate", "--run", run, "--out", tmp_path)
         report = json.loads((tmp_path / "bits_per_dim-test.json").read_text())
@@ -208,8 +199,9 @@ class TestTrained:
         assert f"{report['bits_per_dim']:.2f} bits/dim" in page
 
     @pytest.mark.parametrize(("size", "spacing"), [(50, 5), (1, 100), (3, 50)])
-    def test_bundled_weights_decode_crops_exactly(self, model, source, traced, size, spacing):
-        crops = load_images(source, "test", 1000)[0][size % spacing :: spacing]
+    def test_bundled_weights_decode_crops_exactly(self, traced, size, spacing):
+        model, config = load_model("photographs"), RunFolder("photographs").read_config()
+        crops = load_images(open_source(config.data, (64, 64, 3)), "test", 1000)[0][size % spacing :: spacing]
         crops = crops[: len(crops) // size * size]
         batches = np.split(crops, len(crops) // size)
         codes = [model.encode(batch) for batch in batches]

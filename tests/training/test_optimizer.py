@@ -95,7 +95,6 @@ class TestOptimizer:
         with pytest.raises(ValueError, match="shape"):
             vector.views["d"].assign(np.zeros(3, np.float32))
         alone, other = {name: tf.Variable(tf.zeros(shape)) for name, shape in shapes.items()}, FlatBuffer(shapes)
-        # Views are read as variables, and variables as views.
         for step, (written, read) in enumerate([(vector.views, alone), (alone, other.views)]):
             folder = CheckpointFolder(tmp_path)
             folder.write_checkpoint("step", step, {"means": written})

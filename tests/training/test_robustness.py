@@ -20,9 +20,6 @@ from tfdecouple.storage.files import write_json
 
 pytestmark = pytest.mark.slow
 
-# Options of runs that a signal ends.
-ENDLESS = {"steps": 100_000, "evaluate_every": 100_000}
-
 
 def write_options(config, run, beside=None):
     """Writes the config into a folder beside the run, and returns the options of `train.py`."""
@@ -128,7 +125,8 @@ class TestKill:
 
     def test_kills_amid_saving_lose_no_saved_step(self, image_folder, tmp_path):
         run = tmp_path / "run"
-        config = run_config(image_folder, model=LEAST, **ENDLESS, checkpoint_every=1, keep_checkpoints=2)
+        options = {"steps": 100_000, "evaluate_every": 100_000, "checkpoint_every": 1, "keep_checkpoints": 2}
+        config = run_config(image_folder, model=LEAST, **options)
         rng = random.Random(0)
         reached = -1
         for number in range(4):

@@ -75,7 +75,6 @@ class TestFolder:
         rows = runs.read_log_without_timing(finished_run)
         tags = set(events.Tags()["tensors"])
         assert {"samples", "reconstructions", "switch", "interpolation"} <= tags
-        # The config is there, too, for the tab of hyperparameters.
         config = "_hparams_/session_start_info"
         content = plugin_data_pb2.HParamsPluginData.FromString(events.SummaryMetadata(config).plugin_data.content)
         options = content.session_start_info.hparams
@@ -288,7 +287,6 @@ class TestDivergence:
         for key, value in good.items():
             if not key.startswith("counters/"):
                 np.testing.assert_array_equal(last[key], value, err_msg=key)
-        # Without the cause, the same command resumes.
         fake_run.skip_steps(())
         assert fake_run.call_train_program(**options) == 0
         row = fake_run.read_log()["train", 10]
