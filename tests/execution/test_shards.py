@@ -44,17 +44,14 @@ class TestShardsAndXla:
 
         for module in (run_mode, runner):
             monkeypatch.setattr(module, "split_into_parts", split)
-        images, codes = random_images(count, 4), None
+        images = random_images(count, 4)
         for encoding, decoding in ((2, 2), (1, 2), (3, 1)):
-            for shards in (encoding, decoding):
-                used.clear()
-                set_shards(shards)
-                if codes is None:
-                    codes = model.encode(images)
-                else:
-                    np.testing.assert_array_equal(model.decode(*codes), images)
-                    codes = None
-                assert used - {1} == ({shards} if 1 < shards <= count else set())
+            used.clear()
+            set_shards(encoding)
+            codes = model.encode(images)
+            set_shards(decoding)
+            np.testing.assert_array_equal(model.decode(*codes), images)
+            assert used - {1} == {shards for shards in (encoding, decoding) if 1 < shards <= count}
 
     def test_elbo_and_gradients_of_two_shards_equal_those_of_one(self, set_shards, eager):
         model = give_effect(DecoupledModel(SMALL), scale=0.05)

@@ -161,12 +161,6 @@ class TestKill:
         assert steps == sorted(steps)
 
 
-@pytest.fixture
-def small_disk(disk):
-    """A file system of 3 MiB; skips where none can be made."""
-    return disk(3 * 1024)
-
-
 def fill(folder, leave=0):
     """Fills up a file system but for some bytes."""
     with (folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
@@ -194,7 +188,8 @@ class TestFullDisk:
 
     # The log fits and no checkpoint; the checkpoint, and not all pictures of the evaluation.
     @pytest.mark.parametrize("room", [40, 120])
-    def test_training_resumes_after_a_full_disk(self, config, stopped_run, whole_run, small_disk, tmp_path, room):
+    def test_training_resumes_after_a_full_disk(self, config, stopped_run, whole_run, disk, tmp_path, room):
+        small_disk = disk(3 * 1024)
         run = small_disk / "run"
         shutil.copytree(stopped_run, run)
         checkpoints = CheckpointFolder(run / "checkpoints")

@@ -1,4 +1,3 @@
-import dataclasses
 import re
 import warnings
 
@@ -50,11 +49,10 @@ class TestDescription:
         assert len(rows) == len(list_layers(model)) - 1
         assert all("(None," in row.split("│")[2] for row in rows), text
 
-    def test_keras_builds_models_from_input_and_output_of_a_model(self, images, monkeypatch):
-        model = variant("coupling")
+    def test_keras_builds_models_from_input_and_output_of_a_model(self, images):
+        model, without = variant("coupling"), variant("none")
         of_z = keras.Model(model.input, model.output.z)
         np.testing.assert_allclose(of_z(images), model.encode(images).z, atol=1e-5)
-        without = DecoupledModel(dataclasses.replace(SMALLEST, conditioning="none"))
         with pytest.raises(AttributeError, match="a model without z has no symbolic output"):
             _ = without.output
         pytest.importorskip("pydot", reason="pydot is not installed")
