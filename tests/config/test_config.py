@@ -110,11 +110,6 @@ SECTIONS = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig
 
 
 class TestConfig:
-    @pytest.mark.parametrize(("factors", "dropped"), [((4,), [0, 3, 9, 0]), ((4, 3), [0, 3, 12, 0])])
-    def test_single_factor_of_a_config_applies_to_every_inner_level(self, factors, dropped):
-        config = ModelConfig(steps=(1, (1,), (1,), 1), hidden_channels=(4,) * 4, factors=factors)
-        assert [level[0].dropped for level in config.levels] == dropped
-
     def test_unreadable_config_file_is_refused_by_name(self, tmp_path):
         path = tmp_path / "config.json"
         assert f"{path}: No such file" in refusal(lambda: Config.from_json(path))

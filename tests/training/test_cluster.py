@@ -155,15 +155,6 @@ class TestExamples:
 
 
 class TestWorkers:
-    def test_all_workers_get_the_chiefs_result(self):
-        calls = []
-
-        def act(workers):
-            return workers.call_on_chief(lambda: calls.append(workers.rank) or {"steps": [5, None], "word": "größer"})
-
-        assert WorkerThreads(3).run(act) == [{"steps": [5, None], "word": "größer"}] * 3
-        assert calls == [0]
-
     def test_failure_of_one_worker_is_raised_in_all_workers(self):
         def act(workers):
             def fail():
