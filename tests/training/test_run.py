@@ -23,7 +23,6 @@ from tfdecouple.storage.files import write_json
 from tfdecouple.training import DivergedError, evaluation, train
 from tfdecouple.training.training_folder import TrainingFolder
 
-# The fixtures of classes are traced, as `finished_run` was.
 pytestmark = pytest.mark.usefixtures("eager")
 
 
@@ -90,19 +89,6 @@ class TestFolder:
 
 
 class TestResumption:
-    @pytest.fixture(scope="class")
-    def resumed_run(self, finished_run, image_folder, tmp_path_factory):
-        """`finished_run` as a program would have left it that was killed amid its log's window, and started again."""
-        run = tmp_path_factory.mktemp("resumed") / "run"
-        shutil.copytree(finished_run, run)
-        for left in [run / "summary.json", *(run / "checkpoints").glob("*-000000010.*")]:
-            left.unlink()
-        with pytest.MonkeyPatch.context() as patch:
-            # The pictures are those of the finished run.
-            patch.setattr(evaluation, "draw_pictures", lambda inputs, *_: ({}, len(inputs.images)))
-            train(runs.run_config(image_folder), run)
-        return run
-
     def test_signal_stops_a_run_between_steps_and_the_same_command_resumes(self, fake_run, fake_step, capsys):
         with pytest.MonkeyPatch.context() as patch:
             runs.call_before_steps(patch, lambda _, step: step == 6 and os.kill(os.getpid(), signal.SIGTERM), fake_step)
@@ -116,11 +102,18 @@ class TestResumption:
         # This row averages two steps, one of each program.
         assert fake_run.read_log()["train", 8]["kl"] == np.mean([fake_step.kl(6), fake_step.kl(7)])
 
-    def test_resumed_run_ends_bit_for_bit_as_an_unbroken_one(self, resumed_run, finished_run):
-        runs.assert_same_checkpoint(resumed_run, finished_run, "step-000000010")
-        assert runs.read_log_without_timing(resumed_run) == runs.read_log_without_timing(finished_run)
-        ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (resumed_run, finished_run))
-        assert ours == theirs
+    def test_resumed_run_ends_bit_for_bit_as_an_unbroken_one(
+        self, finished_run, image_folder, tmp_path, traced, monkeypatch
+    ):
+        # A program that was killed amid its log's window would have left this folder.
+        run = shutil.copytree(finished_run, tmp_path / "run")
+        for left in [run / "summary.json", *(run / "checkpoints").glob("*-000000010.*")]:
+            left.unlink()
+        monkeypatch.setattr(evaluation, "draw_pictures", lambda inputs, *_: ({}, len(inputs.images)))
+        train(runs.run_config(image_folder), run)
+        runs.assert_same_checkpoint(run, finished_run, "step-000000010")
+        for read in (runs.read_log_without_timing, lambda run: RunFolder(run).read_summary()):
+            assert read(run) == read(finished_run)
 
     def test_resumption_skips_a_damaged_checkpoint(self, finished_run, image_folder, tmp_path, capsys):
         run = shutil.copytree(finished_run, tmp_path / "run")
@@ -184,9 +177,8 @@ class TestRefusals:
     def test_resumption_names_changed_options_with_both_values(self, finished_run, image_folder):
         config = runs.run_config(image_folder, learning_rate=0.5, batch_size=4)
         message = message_of(RunError, lambda: train(config, finished_run))
-        assert "training.learning_rate was 0.01 and is now 0.5" in message
-        assert "training.batch_size was 8 and is now 4" in message
-        assert "only training.steps and training.loggers may change" in message
+        for words in ("training.learning_rate was 0.01 and is now 0.5", "training.batch_size was 8 and is now 4"):
+            assert words in message
 
     def test_training_refuses_a_folder_in_use_or_with_other_files_but_not_leftovers(self, tmp_path, image_folder):
         config = runs.run_config(image_folder)
@@ -265,8 +257,9 @@ def test_evaluation_names_metrics_that_are_out_of_range(fake_run, capsys, monkey
     monkeypatch.setattr(evaluation, "draw_pictures", lambda inputs, *_: ({}, len(inputs.images) - 1))
     fake_run.train()
     first, second = [line for line in capsys.readouterr().out.splitlines() if "out of range" in line]
-    for value in ("0.0012", "2.3e+04", "since step 0: 1", "bits/dim more than", "5 of 6 images"):
-        assert value in first
+    assert all(
+        words in first for words in ("0.0012", "2.3e+04", "since step 0: 1", "bits/dim more than", "5 of 6 images")
+    )
     # The second evaluation counts only the steps since the first.
     assert "since step" not in second and "0.0012" in second
 
