@@ -108,9 +108,8 @@ def test_reconstruct_shows_images_and_counts_exact_ones(
 def arrange_pairs(model, a, b, strength):
     """Returns the images of a switch, `[2, 2 * pairs, 8, 8, 3]`: of each pair a and ba, and below them b and ab."""
     (z_a, v_a), (z_b, v_b) = model.encode(a), model.encode(b)
-    ba, ab = (
-        model.decode((1 - strength) * z + strength * other, v) for z, other, v in ((z_a, z_b, v_a), (z_b, z_a, v_b))
-    )
+    ba = model.decode((1 - strength) * z_a + strength * z_b, v_a)
+    ab = model.decode((1 - strength) * z_b + strength * z_a, v_b)
     return [np.stack(images, 1).reshape(-1, SIDE, SIDE, 3) for images in ([a, ba], [b, ab])]
 
 
@@ -178,15 +177,13 @@ def test_each_photograph_is_read_and_encoded_once(finished_run, tmp_path, monkey
     vector = np.ones(load_model(run).config.latent_dim, np.float32)
     Directions(hash_weights(load_model(run)), {}, (Direction("up", "means", vector, {}),)).write(run)
 
-    def count_open(file, *more, **options):
-        opened.append(file)
-        return read(file, *more, **options)
-
     def count_encode(model, images, *more, **options):
         encoded.append(len(images))
         return encode(model, images, *more, **options)
 
-    monkeypatch.setattr(Image, "open", count_open)
+    monkeypatch.setattr(
+        Image, "open", lambda file, *more, **options: opened.append(file) or read(file, *more, **options)
+    )
     monkeypatch.setattr(DecoupledModel, "encode", count_encode)
     files, more = sorted(photographs.iterdir()), ["--direction", "up"] if name == "edit" else []
     command(name, *files, "--run", run, "--out", tmp_path / "out", "--size", size, *more)

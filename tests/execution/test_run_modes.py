@@ -39,14 +39,9 @@ class TestShardsAndXla:
     @pytest.mark.parametrize("count", [1, 2, 7])
     def test_model_decodes_exactly_with_any_shards(self, set_shards, eager, monkeypatch, count):
         # The test runs eagerly, since a trace keeps the shards that it was made with.
-        model, used, split_batch = variant("coupling"), set(), run_mode.split_into_parts
-
-        def split(x, shards):
-            used.add(shards)
-            return split_batch(x, shards)
-
+        model, used, split = variant("coupling"), set(), run_mode.split_into_parts
         for module in (run_mode, runner):
-            monkeypatch.setattr(module, "split_into_parts", split)
+            monkeypatch.setattr(module, "split_into_parts", lambda x, shards: used.add(shards) or split(x, shards))
         images = random_images(count, 4)
         for encoding, decoding in ((2, 2), (1, 2), (3, 1)):
             used.clear()

@@ -63,11 +63,10 @@ class TestImages:
     @pytest.mark.parametrize("kind", ["classes", "prior-classes"])
     def test_fit_passes_labels_to_the_bound(self, make, images, kind, monkeypatch):
         model, labels = make(config=OF_CLASSES[kind]), np.arange(20) % 3
-        taken = []
-        original = objective.evaluate_bound
+        taken, original = [], objective.evaluate_bound
 
         def look(*arguments, labels, **options):
-            taken.append(None if labels is None else np.array(labels))
+            taken.append(np.array(labels))
             return original(*arguments, labels=labels, **options)
 
         for module in (objective, densities):
@@ -145,15 +144,10 @@ def test_compile_passes_its_options_to_the_step_and_checks_them(make, images, mo
     model = make(optimizer, **options, seed=3, max_skipped_steps=4)
     assert model.optimizer is optimizer and not model.jit_compile
     assert (model._options.seed, model._options.max_skipped_steps) == (3, 4)
-    passed = {}
-
-    def note(memory, precision, jit_compile):
-        passed.update(memory=memory, precision=precision, jit_compile=jit_compile)
-        return RunMode(memory, precision)
-
-    monkeypatch.setattr("tfdecouple.model.training_step.RunMode", note)
+    modes = []
+    monkeypatch.setattr("tfdecouple.model.training_step.RunMode", lambda *a: modes.append(a) or RunMode(*a[:2]))
     logs = model.train_on_batch(images, return_dict=True)
-    assert {**passed, "kl_weight": 0.5} == options
+    assert modes == [("invert", "tf32", True)]
     assert logs["loss"] == pytest.approx(logs["reconstruction"] + 0.5 * logs["kl"] + logs["dequantization"])
     for name, value in {"kl_weight": -1, "memory": "all", "precision": "half", "seed": 2.5}.items():
         with pytest.raises(UserError, match=f"training.{name} is"):
@@ -260,12 +254,7 @@ class TestPrecision:
     @pytest.mark.usefixtures("bfloat16")
     def test_precision_of_fit_follows_the_dtype_policy_of_keras(self, make, images, policy, monkeypatch):
         asked, losses = [], []
-
-        def note(*arguments, **options):
-            asked.append(RunMode(*arguments, **options).precision)
-            return RunMode(*arguments, **options)
-
-        monkeypatch.setattr("tfdecouple.model.training_step.RunMode", note)
+        monkeypatch.setattr("tfdecouple.model.training_step.RunMode", lambda *a: asked.append(a[1]) or RunMode(*a))
         for global_policy, told in (("mixed_bfloat16", None), ("float32", "mixed_bfloat16")):
             policy(global_policy)
             model = make(config=WITHOUT_Z, precision=told)
