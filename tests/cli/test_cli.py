@@ -13,7 +13,6 @@ from tfdecouple.storage.files import write_json
 from tfdecouple.system import process
 
 NAMES = [name for name in app if not name.startswith("-")]
-# The help of every command, one after the other, and the heavy packages that were loaded for it.
 HELP = f"""
 import sys
 from tfdecouple.cli import main
@@ -42,46 +41,29 @@ class TestHelp:
         lacking = [argument.name for argument in arguments if argument.show and not argument.parameter.help]
         assert not lacking
 
-    def test_program_without_arguments_lists_the_commands_with_their_summaries(self, capsys):
+    def test_program_alone_lists_its_commands_and_with_version_its_version(self, capsys):
         command()
         out = capsys.readouterr().out
         assert all(f" {name} " in out for name in NAMES)
         # The summary of `evaluate` stands beside its name, because listing the commands does not import its module.
         assert app["evaluate"].help == app["evaluate"].default_command.__doc__.partition("\n")[0]
-
-    def test_version_option_prints_the_installed_version(self, capsys):
         command("--version")
         assert capsys.readouterr().out == f"tfdecouple {tfdecouple.__version__}\n"
 
 
-class TestCompletion:
-    @pytest.mark.parametrize(
-        ("typed", "completed"),
-        [
-            ("swi", "switch"),
-            ("switch --str", "--strength"),
-            ("switch --pairing ac", "across"),
-            ("evaluate --frec", "--frechet --frechet-images --frechet-split"),
-            ("export --fo", "--format"),
-        ],
-    )
-    def test_bash_completes_commands_options_and_choices(self, script, typed, completed):
+def test_bash_completes_commands_options_and_choices(tmp_path):
+    script = tmp_path / "tfdecouple.bash"
+    script.write_text(run_python("-m", "tfdecouple", "completion", "bash").stdout)
+    for typed, completed in (
+        ("swi", "switch"),
+        ("switch --pairing ac", "across"),
+        ("evaluate --frec", "--frechet --frechet-images --frechet-split"),
+        ("export --fo", "--format"),
+    ):
         words = ["tfdecouple", *typed.split()]
         code = f"source {script}; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; "
         code += f"_tfdecouple tfdecouple '{words[-1]}' '{words[-2]}'; echo ${{COMPREPLY[*]}}"
         assert run_command("bash", "-c", code).stdout == f"{completed}\n"
-
-    @pytest.fixture(scope="class")
-    def script(self, tmp_path_factory):
-        script = tmp_path_factory.mktemp("completion") / "tfdecouple.bash"
-        script.write_text(run_python("-m", "tfdecouple", "completion", "bash").stdout)
-        return script
-
-    @pytest.mark.parametrize("shell", ["zsh", "fish"])
-    def test_other_shells_get_a_script_with_every_command(self, shell, capsys):
-        command("completion", shell)
-        out = capsys.readouterr().out
-        assert all(name in out for name in NAMES)
 
 
 class TestRefusals:
@@ -92,7 +74,6 @@ class TestRefusals:
             ("encode_beam --run x", ['"encode_beam"', 'Did you mean "encode-beam"?', "tfdecouple --help"]),
             ("switch --strenght=1", ["Did you mean --strength?", "switch --help"]),
             ("swich a b", ['Did you mean "switch"?; tfdecouple --help']),
-            ("switch no.png no.png", ["error: no.png does not exist; "]),
             ("evaluate --frechet-imags 3", ["Did you mean --frechet-images?", "evaluate --help"]),
             ("switch --pairing acros", ["acros", "--pairing", '"across"?', "switch --help"]),
             # Values.
@@ -102,18 +83,16 @@ class TestRefusals:
             ("switch --strength 1.5", ["--strength", "1.5", "<= 1"]),
             ("evaluate --images -1", ["--images", "-1", ">= 0"]),
             ("evaluate --frechet-images 1", ["--frechet-images", ">= 2"]),
-            ("evaluate --seed 2147483648", ["--seed", "2147483648", "<= 2147483647"]),
-            ("evaluate --temperature nan", ["--temperature", "nan"]),
             ("train --steps many", ["--steps", "many"]),
             ("sample --count", ["--count", "requires an argument"]),
             ("sample more", ["more"]),
             ("import-wolf --config a --weights b --image-shape 1 2 --workdir c", ["--image-shape", "Only got 2"]),
             ("edit --direction x", ["edit needs", "image files"]),
             # Files and options that do not fit each other.
-            ("switch no.png such.png", ["no.png"]),
-            ("interpolate no.png such.png", ["no.png"]),
-            ("edit no.png --direction x", ["no.png"]),
+            ("switch no.png such.png", ["error: no.png does not exist; "]),
+            ("edit no.png --direction x", ["error: no.png does not exist; "]),
             ("switch LICENSE", ["switch got 1 images"]),
+            ("interpolate LICENSE", ["interpolate got 1 images"]),
             ("switch LICENSE LICENSE --pairing any", ["--pairing is for images of a data set", "LICENSE"]),
             ("switch LICENSE LICENSE --split test", ["--split is for images of a data set"]),
             ("interpolate LICENSE LICENSE --count 3", ["--count is for images of a data set"]),
@@ -143,55 +122,36 @@ class TestRefusals:
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         assert "needs matplotlib, which is missing" in refuse(capsys, *typed.split())
 
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            (["--data", "photograph"], "did you mean photographs"),
-            (["--data", "folder:/no/such/folder"], "/no/such/folder"),
-        ],
-    )
-    def test_training_without_images_makes_no_folder(self, capsys, tmp_path, arguments, message):
-        assert message in refuse(capsys, "train", *arguments, "--workdir", tmp_path / "run")
-        assert not (tmp_path / "run").exists()
+
+def test_printed_preset_is_a_config_that_repeats_it(capsys):
+    command("presets", "cifar10")
+    out = capsys.readouterr().out
+    preset = preset_config("cifar10")
+    assert out.count(preset.notes) == out.count(preset.description) == 1
+    values = json.loads(out[out.index("\n{\n") :])
+    assert parse_config(Config, {**values, "notes": preset.notes, "description": preset.description}) == preset
+    assert "did you mean quickstart" in refuse(capsys, "presets", "quickstar")
 
 
-class TestPresets:
-    def test_printed_preset_is_a_config_that_repeats_it(self, capsys):
-        command("presets", "cifar10")
-        out = capsys.readouterr().out
-        preset = preset_config("cifar10")
-        assert out.count(preset.notes) == out.count(preset.description) == 1
-        values = json.loads(out[out.index("\n{\n") :])
-        assert parse_config(Config, {**values, "notes": preset.notes, "description": preset.description}) == preset
-        assert "did you mean quickstart" in refuse(capsys, "presets", "quickstar")
-
-
-class TestExplain:
-    def test_each_option_is_explained_with_its_default(self, capsys):
-        command("explain")
-        texts = capsys.readouterr().out.split("\n\n")
-        assert [text.split()[0] for text in texts] == list(list_option_names())
-        for text in texts:
-            name, _, default = text.partition("\n")[0].partition(" = ")
-            assert len(text.splitlines()) > 1 and default == json.dumps(Config().flatten_options()[name])
+def test_each_option_is_explained_with_its_default(capsys):
+    command("explain")
+    texts = capsys.readouterr().out.split("\n\n")
+    assert [text.split()[0] for text in texts] == list(list_option_names())
+    for text in texts:
+        name, _, default = text.partition("\n")[0].partition(" = ")
+        assert len(text.splitlines()) > 1 and default == json.dumps(Config().flatten_options()[name])
 
 
 class TestProgram:
-    @pytest.mark.parametrize("became", [RuntimeError("no way out"), "INTERNAL: KeyboardInterrupt: "])
-    def test_interrupt_is_one_line(self, capsys, became):
-        """Also where cleaning up failed on the way out, and where TensorFlow made an error of its own of it."""
-
+    def test_interrupt_is_one_line_even_if_cleaning_up_fails(self, capsys):
         def interrupted():
-            if isinstance(became, str):
-                raise RuntimeError(became)
             try:
                 raise KeyboardInterrupt
             finally:
-                raise became
+                raise RuntimeError("no way out")
 
         assert process.run_program(interrupted) == 130
         assert capsys.readouterr().err == "interrupted\n"
-        assert process.run_program(lambda: 1 // 0) == 1
 
     def test_reader_that_goes_away_is_no_error(self):
         shell = f"set -o pipefail; '{sys.executable}' -m tfdecouple presets | head -n 1"

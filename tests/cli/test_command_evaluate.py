@@ -1,6 +1,4 @@
-import contextlib
 import dataclasses
-import io
 import json
 import shutil
 import signal
@@ -12,14 +10,13 @@ import numpy as np
 import pytest
 import scipy.linalg
 import tensorflow as tf
-from helpers import refusals
+from helpers.commands import command, refuse
 from helpers.densities import counted_batches
 from helpers.evaluations import compute_mean_colours, write_onnx
 from helpers.models import SMALL, give_effect, random_images, save_images, strengthen_z
 from helpers.places import ROOT, user_environment
 from helpers.runs import write_run
 
-from tfdecouple.cli import main
 from tfdecouple.config import DataConfig, TrainingConfig
 from tfdecouple.data.batches import load_images
 from tfdecouple.data.drawn_images import draw_image_indices
@@ -50,12 +47,8 @@ def made_run(image_folder, tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("runs") / "made", image_folder)
 
 
-def command(*arguments):
-    return main(["evaluate", *map(str, arguments)])
-
-
-def refused(capsys, *arguments):
-    return refusals.refused(capsys, lambda: command(*arguments))
+def evaluate(*arguments, status=0):
+    command("evaluate", *arguments, status=status)
 
 
 def read(folder, name):
@@ -63,31 +56,46 @@ def read(folder, name):
 
 
 @pytest.fixture(scope="module")
-def known(made_run, image_folder):
+def source(image_folder):
+    return open_source(DataConfig(source=f"folder:{image_folder}"), (8, 8, 3))
+
+
+@pytest.fixture(scope="module")
+def known(made_run, source):
     """Bits/dim of the test images by the evaluator, seed 4."""
-    source = open_source(DataConfig(source=f"folder:{image_folder}"), (8, 8, 3))
-    images = next(source.open_split("test").decode_examples().batch(5).as_numpy_iterator())["image"]
-    return BoundEvaluator(load_model(made_run))(counted_batches(images, 5), seed=4)
+    return BoundEvaluator(load_model(made_run))(counted_batches(load_images(source, "test", 5)[0], 5), seed=4)
 
 
 class TestBitsPerDim:
-    def test_evaluate_prints_and_writes_the_evaluators_bits_per_dim(self, made_run, tmp_path, capsys, known, quiet):
-        assert command("--run", made_run, "--seed", 4, "--batch-size", 2, "--out", tmp_path) == 0
-        values = read(tmp_path, "bits_per_dim-test")
-        assert values["bits_per_dim"] == pytest.approx(known.bits_per_dim, rel=1e-6)
-        assert values["standard_error"] == pytest.approx(known.standard_error, rel=1e-5)
-        assert values["reconstruction"]["mean"] == pytest.approx(known.reconstruction.mean, rel=1e-6)
+    def test_evaluate_prints_and_writes_bits_per_dim_importance_weighted_bound_and_use_of_z(
+        self, made_run, tmp_path, capsys, known, quiet
+    ):
+        options = ("--importance", 4, "--latent-use", "--seed", 4, "--batch-size", 2, "--out", tmp_path)
+        evaluate("--run", made_run, *options)
+        elbo, bound, use = (read(tmp_path, f"{name}-test") for name in ("bits_per_dim", "importance", "latent_use"))
+        assert elbo["bits_per_dim"] == pytest.approx(known.bits_per_dim, rel=1e-6)
+        assert elbo["standard_error"] == pytest.approx(known.standard_error, rel=1e-5)
+        assert elbo["reconstruction"]["mean"] == pytest.approx(known.reconstruction.mean, rel=1e-6)
+        assert bound["bound"] == "importance-weighted" and bound["k"] == 4 and bound["images"] == 5
+        assert bound["gain"]["mean"] > 0 and 1 <= bound["effective_draws"] <= 4
+        assert use["images"] == 5 and use["prior"] == "flow" and use["seed"] == 4 and len(use["information"]) == 4
+        assert use["bits_per_dim"]["mean"] == pytest.approx(elbo["bits_per_dim"], rel=1e-6)
         out, err = capsys.readouterr()
-        assert f"{known.bits_per_dim:.4f} ± {known.standard_error:.4f} bits/dim: ELBO" in out
-        assert f"results: {tmp_path}" in out
+        for printed in (
+            f"{known.bits_per_dim:.4f} ± {known.standard_error:.4f} bits/dim: ELBO",
+            f"{bound['bits_per_dim']:.4f}",
+            f"active units         {use['active_units']} of 4",
+            f"{use['shuffling_costs']['mean']:.4f} ± ",
+            f"results: {tmp_path}",
+        ):
+            assert printed in out
         # Quick work has no progress to report.
         assert err == ""
 
-    def test_json_file_names_run_data_and_split(self, made_run, image_folder, tmp_path):
+    def test_json_file_names_run_data_and_split(self, made_run, image_folder, source, tmp_path):
         options = ("--split", "validation", "--images", 4, "--samples", 2, "--out", tmp_path)
-        assert command("--run", made_run, *options) == 0
+        evaluate("--run", made_run, *options)
         values = read(tmp_path, "bits_per_dim-validation")
-        source = open_source(DataConfig(source=f"folder:{image_folder}"), (8, 8, 3))
         expected = {"command": "evaluate", "run": str(made_run), "step": 1, "averaged_weights": True, "seed": 0}
         expected |= {"data": source.title, "source": f"folder:{image_folder}", "split": "validation", "k": 2}
         expected |= {"split_description": source.descriptions["validation"], "split_images": 6, "images": 4}
@@ -95,63 +103,36 @@ class TestBitsPerDim:
         # Only test images are counted.
         assert "test_evaluations" not in values and not list(tmp_path.rglob("*.log"))
 
-    def test_drawn_images_have_the_same_bits_per_dim_as_among_all_images(self, made_run, image_folder, tmp_path, known):
-        assert command("--run", made_run, "--images", 3, "--batch-size", 2, "--seed", 4, "--out", tmp_path) == 0
-        source = open_source(DataConfig(source=f"folder:{image_folder}"), (8, 8, 3))
+    def test_drawn_images_have_the_same_bits_per_dim_as_among_all_images(self, made_run, source, tmp_path, known):
+        evaluate("--run", made_run, "--images", 3, "--batch-size", 2, "--seed", 4, "--out", tmp_path)
         drawn = np.sort(draw_image_indices(source, "test", 3, 4))
         assert drawn.tolist() != [0, 1, 2]
-        every = next(source.open_split("test").decode_examples().batch(5).as_numpy_iterator())
-        batch = {name: every[name][drawn] for name in ("image", "index")} | {"weight": np.ones(3, np.float32)}
+        batch = {"image": load_images(source, "test", 5)[0][drawn], "index": drawn, "weight": np.ones(3, np.float32)}
         expected = BoundEvaluator(load_model(made_run))(tf.data.Dataset.from_tensors(batch), seed=4)
         values = read(tmp_path, "bits_per_dim-test")
         assert values["images"] == 3 and values["split_images"] == 5
         assert values["bits_per_dim"] == pytest.approx(expected.bits_per_dim, rel=1e-6)
         assert values["bits_per_dim"] != pytest.approx(known.bits_per_dim, rel=1e-6)
 
-
-class TestEvaluations:
-    @pytest.fixture
-    def run(self, made_run, tmp_path):
-        return shutil.copytree(made_run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
-
-    def test_each_evaluation_of_test_images_is_counted_in_the_run(self, run, tmp_path, capsys):
+    def test_each_evaluation_of_test_images_is_counted_in_the_run(self, made_run, tmp_path, capsys):
+        run = shutil.copytree(made_run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
         (run / "evaluation").mkdir()
         (run / "evaluation" / "test_evaluations.log").write_text("other data\n")
         for out in ("a", "b"):
-            assert command("--run", run, "--images", 1, "--out", tmp_path / out) == 0
+            evaluate("--run", run, "--images", 1, "--out", tmp_path / out)
         _, first, second = (run / "evaluation" / "test_evaluations.log").read_text().splitlines()
         assert first == second and read(tmp_path / "b", "bits_per_dim-test")["test_evaluations"] == 2
         assert not list(tmp_path.glob("[ab]/*.log"))
         out = capsys.readouterr().out
         assert "with this one: 1\n" in out and "with this one: 2\n" in out
 
-
-class TestMore:
-    def test_evaluate_writes_importance_weighted_bound_and_use_of_z(self, made_run, tmp_path, capsys):
-        assert command("--run", made_run, "--importance", 4, "--latent-use", "--seed", 4, "--out", tmp_path) == 0
-        elbo, bound, use = (read(tmp_path, f"{name}-test") for name in ("bits_per_dim", "importance", "latent_use"))
-        assert bound["bound"] == "importance-weighted" and bound["k"] == 4 and bound["images"] == 5
-        assert bound["gain"]["mean"] > 0 and 1 <= bound["effective_draws"] <= 4
-        assert use["images"] == 5 and use["prior"] == "flow" and use["seed"] == 4 and len(use["information"]) == 4
-        assert use["bits_per_dim"]["mean"] == pytest.approx(elbo["bits_per_dim"], rel=1e-6)
-        out = capsys.readouterr().out
-        assert f"{bound['bits_per_dim']:.4f}" in out
-        assert f"active units         {use['active_units']} of 4" in out
-        assert f"{use['shuffling_costs']['mean']:.4f} ± " in out
-
-
-class TestRefusals:
-    def test_evaluate_refuses_latent_use_without_z(self, image_folder, tmp_path, capsys):
-        run = make_run(tmp_path / "run", image_folder, conditioning="none")
-        assert "has no z" in refused(capsys, "--run", run, "--latent-use")
-        # Its bits/dim can be had.
-        assert command("--run", run, "--importance", 2) == 0
+    def test_evaluate_refuses_metrics_that_the_model_lacks_before_measuring(self, image_folder, tmp_path, capsys):
+        run, out = make_run(tmp_path / "run", image_folder, conditioning="none"), tmp_path / "out"
+        for option, says in (("--latent-use", "has no z"), ("--classify", "needs a model with labels")):
+            assert says in refuse(capsys, "evaluate", "--run", run, "--out", out, option)
+        assert not out.exists()
+        evaluate("--run", run, "--importance", 2)
         assert read(run / "evaluation", "importance-test")["kl"]["mean"] == 0
-
-    def test_evaluate_refuses_classify_without_labels_before_measuring(self, made_run, tmp_path, capsys):
-        message = refused(capsys, "--run", made_run, "--out", tmp_path / "out", "--classify")
-        assert "--classify needs a model with labels" in message
-        assert not (tmp_path / "out").exists()
 
 
 COUNTS = {"train": 60, "validation": 6, "test": 24}
@@ -188,12 +169,10 @@ class TestAllMetrics:
 
     @pytest.fixture(scope="class")
     def out(self, run, kinds, tmp_path_factory):
-        out, extractor = tmp_path_factory.mktemp("evaluation"), tmp_path_factory.mktemp("extractor") / "colours.onnx"
-        write_onnx(extractor)
-        more = ["--probe", "--frechet", extractor, "--frechet-images", 40, "--image-statistics", "--seed", 3]
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            assert command("--run", run, "--out", out, "--split", "validation", *more, "--outliers", *kinds) == 0
-        out.with_suffix(".txt").write_text(printed.getvalue())
+        out, extractor = (tmp_path_factory.mktemp(name) for name in ("evaluation", "extractor"))
+        more = ["--probe", "--frechet", write_onnx(extractor / "colours.onnx"), "--frechet-images", 40, "--seed", 3]
+        more += ["--image-statistics", "--outliers", *kinds]
+        evaluate("--run", run, "--out", out, "--split", "validation", *more)
         return out
 
     def test_frechet_distance_and_floor_equal_the_formula(self, out, run, labelled):
@@ -206,7 +185,6 @@ class TestAllMetrics:
         assert values["distance"] == pytest.approx(distance(samples, real["test"]), rel=1e-4)
         drawn = np.random.default_rng(3).permutation(60)[:40]
         assert values["floor"] == pytest.approx(distance(real["train"][drawn], real["test"]), rel=1e-4)
-        # Noise in the place of images is far from them.
         assert values["distance"] > 2 * values["floor"]
 
     def test_outlier_detection_is_computed_from_the_scores_of_each_image(self, out, kinds):
@@ -225,17 +203,16 @@ class TestAllMetrics:
         assert (out / "outliers-validation.png").is_file()
 
 
-class TestMadeImages:
-    @pytest.mark.parametrize("kind", MADE)
-    def test_synthetic_outliers_depend_on_index_and_seed_alone(self, kind):
-        images = random_images(50)
-        made = make_outlier_images(kind, images, np.arange(50), 1)
-        assert made.shape == images.shape and made.dtype == np.uint8 and len(np.unique(made, axis=0)) == 50
-        np.testing.assert_array_equal(make_outlier_images(kind, images[2:], np.arange(2, 50), 1), made[2:])
-        assert not np.array_equal(make_outlier_images(kind, images, np.arange(50), 2), made)
+@pytest.mark.parametrize("kind", MADE)
+def test_synthetic_outliers_depend_on_index_and_seed_alone(kind):
+    images = random_images(50)
+    made = make_outlier_images(kind, images, np.arange(50), 1)
+    assert made.shape == images.shape and made.dtype == np.uint8 and len(np.unique(made, axis=0)) == 50
+    np.testing.assert_array_equal(make_outlier_images(kind, images[2:], np.arange(2, 50), 1), made[2:])
+    assert not np.array_equal(make_outlier_images(kind, images, np.arange(50), 2), made)
 
 
-class TestInterrupted:
+class TestInterruption:
     def test_interrupted_probe_keeps_earlier_results(self, run, tmp_path, monkeypatch, capsys):
         (tmp_path / "probe-test.json").write_text('{"earlier": true}')
         (tmp_path / "probe-test.png").write_bytes(b"earlier")
@@ -248,11 +225,10 @@ class TestInterrupted:
             return fit_classifier(*arguments)
 
         monkeypatch.setattr(classification, "fit_classifier", fit)
-        assert command("--run", run, "--out", tmp_path, "--images", 20, "--probe") == 130
+        evaluate("--run", run, "--out", tmp_path, "--images", 20, "--probe", status=130)
         out, err = capsys.readouterr()
         assert err.splitlines()[-1] == f"interrupted; kept in {tmp_path}: bits_per_dim-test.json"
         assert "results:" not in out
-        # What an earlier evaluation left is as it was, and nothing lies there half written.
         assert read(tmp_path, "probe-test") == {"earlier": True}
         assert (tmp_path / "probe-test.png").read_bytes() == b"earlier"
         names = {"bits_per_dim-test.json", "probe-test.json", "probe-test.png"}
@@ -264,16 +240,16 @@ class TestInterrupted:
             raise became
 
         monkeypatch.setattr(BoundEvaluator, "__call__", interrupted)
-        assert command("--run", run, "--out", tmp_path / "out") == 130
+        evaluate("--run", run, "--out", tmp_path / "out", status=130)
         assert capsys.readouterr().err.endswith("interrupted; nothing was measured yet\n")
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.slow
     def test_signal_keeps_finished_metrics(self, run, tmp_path, forked):
-        command = [sys.executable, "-m", "tfdecouple", "evaluate", "--run", run, "--out", tmp_path, "--images", 4]
-        command += ["--importance", 10**8]
+        program = [sys.executable, "-m", "tfdecouple", "evaluate", "--run", run, "--out", tmp_path, "--images", 4]
+        program += ["--importance", 10**8]
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        with subprocess.Popen(list(map(str, command)), cwd=ROOT, env=user_environment(), **options) as process:
+        with subprocess.Popen(list(map(str, program)), cwd=ROOT, env=user_environment(), **options) as process:
             # Progress with the second figure: the first is on the disk.
             for line in process.stderr:
                 if line.startswith("importance-weighted"):

@@ -50,20 +50,14 @@ def found(run, coloured, tmp_path_factory, eager_file):
     return load_directions(run), pictures
 
 
-@pytest.fixture(scope="module")
-def train_codes(run, coloured, eager_file):
-    """The model's z of the training images, in the order of their paths, and whether each image is red."""
-    files = sorted((coloured / "train").rglob("*.png"))
-    images = np.stack([read_image(str(file), (8, 8, 3), 0) for file in files])
-    return load_model(run).posterior(images).mean().numpy(), np.array([file.parent.name == "red" for file in files])
-
-
 class TestDirections:
-    def test_directions_of_each_label_are_found_by_both_methods(self, found, run, train_codes):
-        directions, _ = found
+    def test_directions_of_each_label_are_found_by_both_methods_and_shown(self, found, run, coloured):
+        (directions, pictures), model = found, load_model(run)
         assert directions.names == ["blue", "green", "red"] and len(directions) == 6
-        assert directions.weights_sha256 == hash_weights(load_model(run))
-        z, is_red = train_codes
+        assert directions.weights_sha256 == hash_weights(model)
+        files = sorted((coloured / "train").rglob("*.png"))
+        z = model.posterior(np.stack([read_image(str(file), (8, 8, 3), 0) for file in files])).mean().numpy()
+        is_red = np.array([file.parent.name == "red" for file in files])
         expected = is_red.std() * (z[is_red].mean(0) - z[~is_red].mean(0))
         np.testing.assert_allclose(directions["red"].vector, expected, atol=1e-5)
         for direction in directions:
@@ -71,9 +65,6 @@ class TestDirections:
             assert 0 <= figures["accuracy"] <= 1 and figures["split"] == "validation"
             assert (figures["held_out_with"], figures["held_out_without"]) == (4, 8)
             assert (figures["images_with"], figures["images_without"]) == (8, 16)
-
-    def test_directions_writes_a_picture_with_facts_for_each_label(self, found):
-        _, pictures = found
         names = {f"direction-{name}.{kind}" for name in ("red", "green", "blue") for kind in ("png", "json")}
         assert {path.name for path in pictures.iterdir()} == names
         facts = json.loads((pictures / "direction-red.json").read_text())
@@ -100,8 +91,7 @@ class TestEdit:
     def test_edit_shows_images_along_the_direction(self, found, run, coloured, tmp_path, capsys):
         directions, _ = found
         file = coloured / "test" / "green" / "green-0.png"
-        arguments = ("edit", "--run", run, "--out", tmp_path, "--direction", "red", "--amounts", 0, 1.5)
-        command(*arguments[:1], file, *arguments[1:])
+        command("edit", file, "--run", run, "--out", tmp_path, "--direction", "red", "--amounts", 0, 1.5)
         assert "along red, means" in capsys.readouterr().out
         facts = json.loads((tmp_path / "edit.json").read_text())
         assert facts["amounts"] == [0, 1.5] and facts["files"] == [str(file)]
@@ -127,23 +117,19 @@ class TestEdit:
         line = refuse(capsys, *edit, "--method", "means", begun=True)
         assert "there is no direction 'more contrast' by the method means" in line
 
-    def test_edit_refuses_unknown_directions_and_files(self, found, run, tiny_run, coloured, tmp_path, capsys):
-        file = next((coloured / "test").rglob("*.png"))
-
-        def edit(of, *more):
-            return refuse(capsys, "edit", "--run", of, "--out", tmp_path, *more)
-
-        assert "did you mean red" in edit(run, "--direction", "rad", file)
-        assert "does not exist" in edit(run, "--direction", "red", tmp_path / "no.png")
-        assert "has no directions yet" in edit(tiny_run, "--direction", "red", file)
-
-    def test_directions_of_other_weights_are_refused(self, found, run, tiny_run, coloured, tmp_path, capsys):
+    def test_edit_refuses_unknown_directions_and_those_of_other_weights(
+        self, found, run, tiny_run, coloured, tmp_path, capsys
+    ):
         other = shutil.copytree(run, tmp_path / "other")
         values = json.loads((other / "directions.json").read_text())
         (other / "directions.json").write_text(json.dumps({**values, "weights_sha256": "0" * 64}))
         file = next((coloured / "test").rglob("*.png"))
-        said = refuse(capsys, "edit", "--run", other, "--direction", "red", file)
-        assert "other weights" in said
+        for folder, name, says in (
+            (run, "rad", "did you mean red"),
+            (tiny_run, "red", "has no directions yet"),
+            (other, "red", "other weights"),
+        ):
+            assert says in refuse(capsys, "edit", "--run", folder, "--direction", name, file)
         # They are found again, and the old ones go.
         find(other, coloured, "--labels", "red", "green")
         assert "written anew" in capsys.readouterr().err

@@ -6,16 +6,7 @@ import numpy as np
 import pytest
 from helpers.refusals import refusal
 
-from tfdecouple.config import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    TrainingConfig,
-    compare_configs,
-    parse_config,
-    preset_config,
-    preset_names,
-)
+from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig, parse_config, preset_config, preset_names
 
 # Options of every type, off their defaults.
 FLOW = {"steps": (1, (1, 2), 3), "hidden_channels": (4, 5, 6), "alpha": 0.5, "step_layers": ("actnorm",)}
@@ -54,9 +45,9 @@ class TestOverride:
         ],
     )
     def test_override_changes_one_option_only(self, assignment, section, option, value):
-        changed = EVERYTHING.override([assignment])
-        assert getattr(getattr(changed, section), option) == value
-        assert set(compare_configs(EVERYTHING, changed)) == {f"{section}.{option}"}
+        changed = dataclasses.replace(getattr(EVERYTHING, section), **{option: value})
+        assert changed != getattr(EVERYTHING, section)
+        assert EVERYTHING.override([assignment]) == dataclasses.replace(EVERYTHING, **{section: changed})
 
     @pytest.mark.parametrize(
         ("assignment", "expected"),
@@ -64,8 +55,6 @@ class TestOverride:
             ("model.latent_dim", "NAME=VALUE"),
             ("model.latentdim=3", "model.latent_dim"),
             ("model=3", "no option 'model'"),
-            ("model.latent_dim=many", "'many'"),
-            ("model.alpha=2", "at most 1"),
             (f"training.steps={10**26}", "at most 9.2e+18"),
         ],
     )
@@ -79,10 +68,6 @@ class TestPresets:
         config = preset_config(name)
         assert config.name == name and config.description and "\n" not in config.description
         assert parse_config(Config, json.loads(config.to_json())) == config
-
-    def test_unknown_preset_is_refused_with_the_nearest(self):
-        assert "did you mean cifar10" in refusal(lambda: preset_config("cifar-10"))
-        assert "quickstart" in refusal(lambda: preset_config("zzz"))
 
 
 LEARNED = {"dequantization": "flow"}
@@ -125,20 +110,12 @@ SECTIONS = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig
 
 
 class TestConfig:
-    @pytest.mark.parametrize(("factors", "dropped"), [((4,), [0, 3, 9, 0]), ((4, 3), [0, 3, 12, 0])])
-    def test_single_factor_of_a_config_applies_to_every_inner_level(self, factors, dropped):
-        config = ModelConfig(steps=(1, (1,), (1,), 1), hidden_channels=(4,) * 4, factors=factors)
-        assert [level[0].dropped for level in config.levels] == dropped
-
     def test_unreadable_config_file_is_refused_by_name(self, tmp_path):
         path = tmp_path / "config.json"
-        message = refusal(lambda: Config.from_json(path))
-        assert "config.json" in message and "No such file" in message
+        assert f"{path}: No such file" in refusal(lambda: Config.from_json(path))
         for content in (b"{", b"", b"{'a': 1}", b"\xff\xfe\x00"):
             path.write_bytes(content)
-            message = refusal(lambda: Config.from_json(path))
-            assert "config.json" in message and "cannot be read" in message
-        refusal(lambda: Config.from_json(tmp_path))
+            assert f"{path} cannot be read" in refusal(lambda: Config.from_json(path))
 
     @pytest.mark.parametrize(
         ("channels", "shapes"),

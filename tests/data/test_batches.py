@@ -1,18 +1,8 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.numbered import (
-    AUGMENTED,
-    PLAIN,
-    SIZE,
-    TRAINING_IMAGES,
-    assert_same,
-    make_memory_source,
-    numbered_images,
-    one_line_error,
-    read_numbers,
-    take_batches,
-)
+from helpers import numbered
+from helpers.numbered import PLAIN, SIZE, TRAINING_IMAGES, make_memory_source, numbered_images, take_batches
 from helpers.runs import run_config
 
 from tfdecouple.config import DataConfig
@@ -27,15 +17,16 @@ from tfdecouple.errors import DataError
 @pytest.mark.parametrize("source", ["memory", "records"], indirect=True)
 class TestTrainingOrder:
     def test_training_batches_from_any_step_equal_those_of_an_unbroken_run(self, source):
-        unbroken = take_batches(source, AUGMENTED, 15)
+        unbroken = take_batches(source, numbered.AUGMENTED, 15)
         # 6 batches an epoch: starts at, before and after its borders.
         for step in (5, 6, 14):
-            assert_same(take_batches(source, AUGMENTED, 15 - step, start_step=step), unbroken[step:])
+            batches = take_batches(source, numbered.AUGMENTED, 15 - step, start_step=step)
+            numbered.assert_same(batches, unbroken[step:])
 
     def test_training_epochs_differ_in_order_and_repeat_no_image(self, source):
         assert data.count_epoch_steps(source, 4) == 6
         batches = take_batches(source, PLAIN, 36)
-        epochs = [read_numbers(batches[6 * epoch : 6 * epoch + 6]) for epoch in range(6)]
+        epochs = [numbered.read_numbers(batches[6 * epoch : 6 * epoch + 6]) for epoch in range(6)]
         assert all(len(set(epoch)) == len(epoch) == 24 for epoch in epochs)
         assert len({tuple(epoch) for epoch in epochs}) == 6
         assert len({frozenset(epoch) for epoch in epochs}) > 1
@@ -72,62 +63,60 @@ def test_order_of_images_for_a_seed_never_changes():
     assert [batch["label"].tolist() for batch in batches] == [[5, 6, 7, 9, 0], [8, 4, 3, 2, 1], [9, 7, 5, 8, 6]]
 
 
-class TestEvaluation:
-    @pytest.mark.parametrize("batch_size", [4, 26, 40])
-    def test_evaluation_batches_have_each_image_once_and_padding_of_weight_0(self, source, batch_size):
-        wanted, labels = data.load_images(source, "train", TRAINING_IMAGES)
-        batches = list(data.make_evaluation_batches(source, "train", batch_size=batch_size).as_numpy_iterator())
-        assert len(batches) == -(-TRAINING_IMAGES // batch_size)
-        joined = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-        for batch in batches:
-            assert batch["image"].shape == (batch_size, SIZE, SIZE, 3) and batch["image"].dtype == np.uint8
-            assert batch["label"].dtype == np.int32 and batch["index"].dtype == np.int64
-            assert batch["weight"].dtype == np.float32
-        padding = len(joined["weight"]) - TRAINING_IMAGES
-        np.testing.assert_array_equal(joined["weight"], [1.0] * TRAINING_IMAGES + [0.0] * padding)
-        np.testing.assert_array_equal(joined["index"][:TRAINING_IMAGES], np.arange(TRAINING_IMAGES))
-        np.testing.assert_array_equal(joined["image"][:TRAINING_IMAGES], wanted)
-        np.testing.assert_array_equal(joined["label"][:TRAINING_IMAGES], labels)
-        assert not joined["image"][TRAINING_IMAGES:].any()
-        limited = data.make_evaluation_batches(source, "train", batch_size=batch_size, limit=7).as_numpy_iterator()
-        assert np.concatenate([batch["index"][batch["weight"] > 0] for batch in limited]).tolist() == list(range(7))
+@pytest.mark.parametrize("batch_size", [4, 26, 40])
+def test_evaluation_batches_have_each_image_once_and_padding_of_weight_0(source, batch_size):
+    wanted, labels = data.load_images(source, "train", TRAINING_IMAGES)
+    batches = list(data.make_evaluation_batches(source, "train", batch_size=batch_size).as_numpy_iterator())
+    assert len(batches) == -(-TRAINING_IMAGES // batch_size)
+    joined = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    for batch in batches:
+        assert batch["image"].shape == (batch_size, SIZE, SIZE, 3) and batch["image"].dtype == np.uint8
+        assert batch["label"].dtype == np.int32 and batch["index"].dtype == np.int64
+        assert batch["weight"].dtype == np.float32
+    padding = len(joined["weight"]) - TRAINING_IMAGES
+    np.testing.assert_array_equal(joined["weight"], [1.0] * TRAINING_IMAGES + [0.0] * padding)
+    np.testing.assert_array_equal(joined["index"][:TRAINING_IMAGES], np.arange(TRAINING_IMAGES))
+    np.testing.assert_array_equal(joined["image"][:TRAINING_IMAGES], wanted)
+    np.testing.assert_array_equal(joined["label"][:TRAINING_IMAGES], labels)
+    assert not joined["image"][TRAINING_IMAGES:].any()
+    limited = data.make_evaluation_batches(source, "train", batch_size=batch_size, limit=7).as_numpy_iterator()
+    assert np.concatenate([batch["index"][batch["weight"] > 0] for batch in limited]).tolist() == list(range(7))
 
 
-class TestChosenBatches:
-    def test_chosen_images_are_read_in_ascending_order(self, source):
-        images, labels = data.load_images(source, "train", TRAINING_IMAGES)
-        batches = list(data.read_chosen_batches(source, "train", np.array([9, 2, 5, 2]), batch_size=2))
-        assert [batch["index"].tolist() for batch in batches] == [[2, 5], [9]]
-        np.testing.assert_array_equal(np.concatenate([batch["image"] for batch in batches]), images[[2, 5, 9]])
-        np.testing.assert_array_equal(np.concatenate([batch["label"] for batch in batches]), labels[[2, 5, 9]])
-        assert list(data.read_chosen_batches(source, "train", np.zeros(0), batch_size=2)) == []
-        with pytest.raises(DataError, match=f"there is no image {TRAINING_IMAGES} in train"):
-            list(data.read_chosen_batches(source, "train", np.array([0, TRAINING_IMAGES]), batch_size=2))
+def test_chosen_images_are_read_in_ascending_order(source):
+    images, labels = data.load_images(source, "train", TRAINING_IMAGES)
+    batches = list(data.read_chosen_batches(source, "train", np.array([9, 2, 5, 2]), batch_size=2))
+    assert [batch["index"].tolist() for batch in batches] == [[2, 5], [9]]
+    np.testing.assert_array_equal(np.concatenate([batch["image"] for batch in batches]), images[[2, 5, 9]])
+    np.testing.assert_array_equal(np.concatenate([batch["label"] for batch in batches]), labels[[2, 5, 9]])
+    assert list(data.read_chosen_batches(source, "train", np.zeros(0), batch_size=2)) == []
+    with pytest.raises(DataError, match=f"there is no image {TRAINING_IMAGES} in train"):
+        list(data.read_chosen_batches(source, "train", np.array([0, TRAINING_IMAGES]), batch_size=2))
 
 
 def test_impossible_requests_of_images_are_refused():
     source = make_memory_source(train=(numbered_images(26),))
-    assert "27, but numbers has 26 training images" in one_line_error(lambda: data.count_epoch_steps(source, 27))
-    assert "no split 'tset'; use one of train" in one_line_error(lambda: data.load_images(source, "tset", 1))
-    assert "numbers has 26 of them in train" in one_line_error(lambda: data.load_images(source, "train", 30))
     config = DataConfig(pad_and_crop=SIZE)
-    message = one_line_error(lambda: data.make_training_batches(source, config, batch_size=2, seed=1))
-    assert "pad_and_crop is 8; it must be below the shorter side of the images, 8" in message
-
-
-def candidates(image, pad, flip):
-    padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
-    height, width, _ = image.shape
-    crops = [padded[y : y + height, x : x + width] for y in range(2 * pad + 1) for x in range(2 * pad + 1)]
-    return crops + [crop[:, ::-1] for crop in crops] if flip else crops
+    for call, words in (
+        (lambda: data.count_epoch_steps(source, 27), "27, but numbers has 26 training images"),
+        (lambda: data.load_images(source, "tset", 1), "no split 'tset'; use one of train"),
+        (lambda: data.load_images(source, "train", 30), "numbers has 26 of them in train"),
+        (
+            lambda: data.make_training_batches(source, config, batch_size=2, seed=1),
+            "pad_and_crop is 8; it must be below",
+        ),
+    ):
+        assert words in numbered.one_line_error(call)
 
 
 @pytest.mark.parametrize(
     ("pad", "flip", "shape"), [(0, True, (SIZE, SIZE, 3)), (2, True, (SIZE, 12, 1)), (SIZE - 2, False, (SIZE, SIZE, 3))]
 )
 def test_augmentation_gives_every_flip_and_crop_with_equal_frequency(pad, flip, shape):
-    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    counts = dict.fromkeys((candidate.tobytes() for candidate in candidates(image, pad, flip)), 0)
+    image, (height, width, _) = np.random.default_rng(0).integers(0, 256, shape, np.uint8), shape
+    padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
+    crops = [padded[y : y + height, x : x + width] for y in range(2 * pad + 1) for x in range(2 * pad + 1)]
+    counts = dict.fromkeys([crop.tobytes() for crop in crops] + [crop[:, ::-1].tobytes() for crop in crops if flip], 0)
 
     def augment(number):
         return augment_image(tf.constant(image), tf.stack([tf.constant(5, tf.int64), number]), pad, flip)

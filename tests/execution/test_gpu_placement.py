@@ -1,6 +1,7 @@
 """Where TensorFlow would run the model on a machine with a GPU, by the kernels that TensorFlow registers."""
 
 import functools
+import itertools
 import re
 from typing import Any, NamedTuple
 
@@ -26,22 +27,22 @@ _COMPLETED_BY_HOST = {"LogMatrixDeterminant", "MatrixDeterminant", "MatrixInvers
 
 
 class Placement(NamedTuple):
-    """What a traced function would do on a machine with a GPU: dicts from a description to a place in the function.
+    """What a traced function would do on a machine with a GPU, as descriptions.
 
     `downloads` (for which the host waits) and `uploads` are copies, described as "MAKER -> USER". `waiting` are
     operations that complete on the host, and `on_cpu` operations on floats without a GPU kernel.
     """
 
-    downloads: dict[str, str]
-    uploads: dict[str, str]
-    waiting: dict[str, str]
-    on_cpu: dict[str, str]
+    downloads: set[str]
+    uploads: set[str]
+    waiting: set[str]
+    on_cpu: set[str]
 
 
 def place_on_gpu(traced: tf.types.experimental.ConcreteFunction) -> Placement:
     """Returns the `Placement` of a traced function and of all functions that it calls, each counted once."""
     library = {function.signature.name: function for function in traced.graph.as_graph_def().library.function}
-    placement, definitions = Placement({}, {}, {}, {}), [traced.function_def]
+    placement, definitions = Placement(set(), set(), set(), set()), [traced.function_def]
     nodes = [node for definition in [*definitions, *library.values()] for node in definition.node_def]
     conditions = {node.attr["cond"].func.name for node in nodes if node.op in ("While", "StatelessWhile")}
     while definitions:
@@ -61,25 +62,24 @@ def _place_function(definition: Any, placement: Placement, is_condition: bool) -
         for arg, position, dtype in _list_arguments(node, "output_arg"):
             made[f"{node.name}:{arg}:{position}"] = node.op, _is_in_gpu_memory(node, arg, dtype, kernel)
 
-    def record(source: str, user: str, is_used_on_gpu: bool, dtype: tf.DType, where: str) -> None:
+    def record(source: str, user: str, is_used_on_gpu: bool, dtype: tf.DType) -> None:
         maker, is_on_gpu = made[source]
         if is_on_gpu != is_used_on_gpu and dtype not in _HANDLES:
-            (placement.downloads if is_on_gpu else placement.uploads)[f"{maker} -> {user}"] = where
+            (placement.downloads if is_on_gpu else placement.uploads).add(f"{maker} -> {user}")
 
     for node, kernel in placed:
-        where, inputs = f"{definition.signature.name}/{node.name}", _list_arguments(node, "input_arg")
+        inputs = _list_arguments(node, "input_arg")
         dtypes = {dtype for _, _, dtype in [*inputs, *_list_arguments(node, "output_arg")]}
         if kernel is None and "CPU:0" not in node.device and any(dtype.is_floating for dtype in dtypes):
-            placement.on_cpu[f"{node.op} {', '.join(sorted(dtype.name for dtype in dtypes))}"] = where
+            placement.on_cpu.add(f"{node.op} {', '.join(sorted(dtype.name for dtype in dtypes))}: {node.name}")
         if node.op in _COMPLETED_BY_HOST:
-            placement.waiting[node.op] = where
+            placement.waiting.add(node.op)
         for source, (arg, _, dtype) in zip(node.input, inputs, strict=False):
-            record(source, node.op, _is_in_gpu_memory(node, arg, dtype, kernel), dtype, where)
+            record(source, node.op, _is_in_gpu_memory(node, arg, dtype, kernel), dtype)
     for arg in definition.signature.output_arg:
         dtype = tf.as_dtype(arg.type)
-        # The host decides whether a loop goes on.
-        is_used_on_gpu = _is_passed_on_gpu(dtype) and not is_condition
-        record(definition.ret[arg.name], "result", is_used_on_gpu, dtype, definition.signature.name)
+        # The host decides whether a loop continues.
+        record(definition.ret[arg.name], "result", _is_passed_on_gpu(dtype) and not is_condition, dtype)
 
 
 def _list_arguments(node: Any, kind: str) -> list[tuple[str, int, tf.DType]]:
@@ -122,14 +122,12 @@ def _find_gpu_kernel(node: Any) -> Any:
 
 @functools.cache
 def _match_kernel(op: str, attributes: tuple[tuple[str, int], ...]) -> Any:
-    types = dict(attributes)
-    registered = kernels.get_registered_kernels_for_op(op).kernel
-    for kind in _KERNEL_TYPES:
-        for kernel in registered:
-            limits = [limit for limit in kernel.constraint if limit.name in types]
-            fits = all(types[limit.name] in limit.allowed_values.list.type for limit in limits)
-            if kernel.device_type == kind and not kernel.label and fits:
-                return kernel
+    types, registered = dict(attributes), kernels.get_registered_kernels_for_op(op).kernel
+    for kind, kernel in itertools.product(_KERNEL_TYPES, registered):
+        limits = [limit for limit in kernel.constraint if limit.name in types]
+        fits = all(types[limit.name] in limit.allowed_values.list.type for limit in limits)
+        if kernel.device_type == kind and not kernel.label and fits:
+            return kernel
     return None
 
 
@@ -148,11 +146,8 @@ UPLOADS = {
     **{f"argument -> {user}": "labels" for user in ("Cast", "GatherV2", "OneHot")},
     **{f"EnsureShape -> {user}": "labels" for user in ("Cast", "GatherV2", "OneHot")},
 }
-# Operations whose results the host has to see before the GPU continues, one of each for a 1x1 convolution.
-WAITING = {
-    "LogMatrixDeterminant": "cuSolver reports a singular matrix to the host",
-    "MatrixInverse": "cuSolver reports a singular matrix to the host",
-}
+# Operations of a 1x1 convolution for which the host waits, because cuSolver reports singular matrices to it.
+WAITING = {"LogMatrixDeterminant", "MatrixInverse"}
 MODELS = {
     "stages": STAGES,
     "dequantization": VARIANTS["dequantization"],
@@ -168,11 +163,11 @@ SCALAR, WHOLE = tf.TensorSpec([]), tf.TensorSpec([], tf.int32)
 def gpu(monkeypatch):
     """Makes the code take its branches for a GPU; a logical CPU device stands for the GPU."""
     (device,) = (cpu for cpu in tf.config.list_logical_devices("CPU") if cpu.name.endswith(GPU))
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind=None: ["/GPU:0"] if kind == "GPU" else [])
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind=None: [device])
     before = tf.config.experimental.tensor_float_32_execution_enabled()
     # Traces that can later run in TF32 would warn.
     tf.config.experimental.enable_tensor_float_32_execution(False)
-    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind=None: ["/GPU:0"] if kind == "GPU" else [])
-    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind=None: [device])
     yield
     tf.config.experimental.enable_tensor_float_32_execution(before)
 
@@ -215,8 +210,8 @@ def assert_stays_on_gpu(traced_functions):
     """Asserts that traced functions compute on the GPU, copy nothing from it, and wait only for what is listed."""
     for traced in traced_functions:
         placement = place_on_gpu(traced)
-        assert placement.on_cpu == {} and placement.downloads == {}, traced.name
-        assert set(placement.uploads) <= set(UPLOADS) and set(placement.waiting) <= set(WAITING), traced.name
+        assert not placement.on_cpu | placement.downloads, traced.name
+        assert placement.uploads <= set(UPLOADS) and placement.waiting <= WAITING, traced.name
 
 
 @pytest.mark.slow

@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.commands import command
 from helpers.models import random_images
 from helpers.places import DATA
 from helpers.refusals import message_of
 
 import tfdecouple
-from tfdecouple.cli import main
 from tfdecouple.errors import WolfError
 from tfdecouple.execution.runner import run_functions_eagerly
 from tfdecouple.interop.wolf import assign_weights, import_wolf, read_state_dict, translate_config
@@ -61,25 +61,14 @@ FOLDER, CONFIG, IMAGES, edited = REFERENCE.folder, REFERENCE.config, REFERENCE.i
 STATE = read_state_dict(FOLDER / "model.npz")
 
 
-def run_command(*arguments):
-    options = {"--config": [FOLDER / "config.json"], "--weights": [FOLDER / "model.npz"], "--image-shape": [32, 32, 3]}
-    defaults = [word for name, values in options.items() if name not in arguments for word in (name, *values)]
-    return main(list(map(str, ["import-wolf", *defaults, *arguments])))
-
-
 @pytest.fixture(scope="module")
-def imported(tmp_path_factory):
-    """The run folder that the command made, and what it printed."""
-    run, printed = tmp_path_factory.mktemp("imported") / "wolf", []
-    with pytest.MonkeyPatch.context() as patch, run_functions_eagerly():
-        patch.setattr("builtins.print", lambda *text, **options: printed.append(" ".join(map(str, text))))
-        assert run_command("--workdir", run) == 0
-    return run, "\n".join(printed)
-
-
-@pytest.fixture(scope="module")
-def model(imported):
-    return tfdecouple.load_model(imported[0])
+def model(tmp_path_factory):
+    """The model of the run folder that the command makes."""
+    run, files = tmp_path_factory.mktemp("imported") / "wolf", (FOLDER / "config.json", FOLDER / "model.npz")
+    with run_functions_eagerly():
+        options = ("--config", files[0], "--weights", files[1], "--image-shape", 32, 32, 3, "--workdir", run)
+        command("import-wolf", *options)
+    return tfdecouple.load_model(run)
 
 
 def compute(reference, model):
@@ -161,50 +150,42 @@ def write(folder, config, state):
     return folder / "config.json", folder / "model.npz"
 
 
-def additive_state():
-    """Without the half of each coupling's outputs that is the scale."""
-    state = dict(STATE)
-    for name, array in STATE.items():
-        if any(end in name for end in ("net.conv3.conv.", "net.fc3.linear.")):
-            state[name] = array[: len(array) // 2]
-    return state
-
-
-def without_z():
-    """The unconditional flow: no encoder, no prior, no net from z in the couplings."""
-    config = edited({"discriminator": {"type": "base"}, "generator.flow.h_channels": 0})
-    state = {name: a for name, a in STATE.items() if name.startswith("generator.") and "h_net" not in name}
-    return config, state
-
-
-ADDITIVE = {
-    "generator.flow.transform": "additive",
-    "generator.flow.prior_transform": "additive",
-    "discriminator.prior.transform": "additive",
+TRANSFORMS = ("generator.flow.transform", "generator.flow.prior_transform", "discriminator.prior.transform")
+# Without the half of each coupling's outputs that is the scale.
+ADDITIVE_STATE = {
+    name: array[: len(array) // 2] if "net.conv3.conv." in name or "net.fc3.linear." in name else array
+    for name, array in STATE.items()
 }
-# name: config, weights, what import_wolf is told, what the imported config must say
+# {name: (changed options of wolf's config, weights, expected options of the imported config)}.
 VARIANTS = {
-    "additive": (edited(ADDITIVE), additive_state(), {}, {"transform": "additive", "prior_transform": "additive"}),
+    "additive": (
+        dict.fromkeys(TRANSFORMS, "additive"),
+        ADDITIVE_STATE,
+        {"transform": "additive", "prior_transform": "additive"},
+    ),
     "alpha and 5 bits": (
-        edited({"generator.flow.alpha": 0.5, "discriminator.prior.alpha": 0.25}),
+        {"generator.flow.alpha": 0.5, "discriminator.prior.alpha": 0.25},
         STATE,
-        {"n_bits": 5},
         {"alpha": 0.5, "prior_alpha": 0.25, "n_bits": 5},
     ),
-    "without z": (*without_z(), {}, {"conditioning": "none"}),
+    # The unconditional flow has no encoder, no prior and in couplings no net from z.
+    "without z": (
+        {"discriminator": {"type": "base"}, "generator.flow.h_channels": 0},
+        {name: a for name, a in STATE.items() if name.startswith("generator.") and "h_net" not in name},
+        {"conditioning": "none"},
+    ),
 }
 
 
 class TestVariants:
     @pytest.mark.parametrize("name", VARIANTS)
     def test_variant_of_a_checkpoint_is_imported_and_decodes_exactly(self, name, tmp_path, eager):
-        config, state, options, expected = VARIANTS[name]
-        options = {"image_shape": (32, 32, 3), **options}
-        model = import_wolf(*write(tmp_path, config, state), workdir=tmp_path / "run", **options)
+        changes, state, expected = VARIANTS[name]
+        options = {"image_shape": (32, 32, 3), "n_bits": expected.get("n_bits", 8), "workdir": tmp_path / "run"}
+        model = import_wolf(*write(tmp_path, edited(changes), state), **options)
         assert {key: getattr(model.config, key) for key in expected} == expected
-        images = random_images(1, options["image_shape"]) // 4 + 96
-        levels = 256 // model.config.n_bins
-        np.testing.assert_array_equal(model.decode(*model.encode(images)), images // levels * levels)
+        images = random_images(1, 32) // 4 + 96
+        np.testing.assert_array_equal(model.decode(*model.encode(images)), model.quantizer.quantize_pixels(images))
 
     def test_missing_options_of_a_checkpoint_have_the_defaults_of_the_reference_code(self):
         options = "alpha factors levels coupling_type transform prior_transform activation inverse in_channels"
@@ -273,11 +254,6 @@ def test_image_shape_that_does_not_fit_the_checkpoint_is_refused(size, word):
 STEP = "generator.flow.blocks.0.steps.0"
 
 
-@pytest.fixture(scope="module")
-def scratch(model):
-    return tfdecouple.DecoupledModel(model.config)
-
-
 class TestWeights:
     @pytest.mark.parametrize(
         ("change", "words"),
@@ -290,12 +266,12 @@ class TestWeights:
         ],
         ids=["missing", "superfluous", "shape", "shape-of-vector", "rank"],
     )
-    def test_weight_that_does_not_fit_the_config_is_named(self, change, words, scratch):
+    def test_weight_that_does_not_fit_the_config_is_named(self, change, words, model):
         changed = STATE | {f"{STEP}.{name}": array for name, array in change.items()}
-        state = {name: array for name, array in changed.items() if array is not None}
-        message = message_of(WolfError, lambda: assign_weights(scratch, state))
+        state, new = {name: array for name, array in changed.items() if array is not None}, DecoupledModel(model.config)
+        message = message_of(WolfError, lambda: assign_weights(new, state))
         assert [word for word in words if word not in message] == []
-        assert not scratch.initialized.numpy()
+        assert not new.initialized.numpy()
 
     def test_refused_import_leaves_no_run_folder(self, tmp_path):
         paths = write(tmp_path, CONFIG, {**STATE, "extra": np.zeros(3)})
@@ -315,22 +291,21 @@ def archived(first=b"", flag=0):
     return bytes(content)
 
 
-class TestFiles:
-    @pytest.mark.parametrize(
-        ("name", "content", "word"),
-        [
-            ("weights.h5", b"x", "neither .npz nor .pt"),
-            ("weights.npz", b"no archive", "no readable .npz"),
-            ("weights.npz", (FOLDER / "model.npz").read_bytes()[:1000], "no readable .npz"),
-            ("weights.npz", archived(first=b"damaged"), "no readable .npz"),
-            ("weights.npz", archived(flag=1), "no readable .npz"),
-        ],
-    )
-    def test_weights_file_that_is_damaged_or_of_another_format_is_named(self, tmp_path, name, content, word):
-        path = tmp_path / name
-        path.write_bytes(content)
-        message = message_of(WolfError, lambda: read_state_dict(path))
-        assert name in message and word in message
+@pytest.mark.parametrize(
+    ("name", "content", "word"),
+    [
+        ("weights.h5", b"x", "neither .npz nor .pt"),
+        ("weights.npz", b"no archive", "no readable .npz"),
+        ("weights.npz", (FOLDER / "model.npz").read_bytes()[:1000], "no readable .npz"),
+        ("weights.npz", archived(first=b"damaged"), "no readable .npz"),
+        ("weights.npz", archived(flag=1), "no readable .npz"),
+    ],
+)
+def test_weights_file_that_is_damaged_or_of_another_format_is_named(tmp_path, name, content, word):
+    path = tmp_path / name
+    path.write_bytes(content)
+    message = message_of(WolfError, lambda: read_state_dict(path))
+    assert name in message and word in message
 
 
 class TestTorch:
@@ -340,8 +315,7 @@ class TestTorch:
         ids=["core", "bare", "data-parallel"],
     )
     def test_pt_file_of_any_wrapping_has_the_same_arrays(self, tmp_path, wrap):
-        torch = pytest.importorskip("torch")
-        path = tmp_path / "model.pt"
+        torch, path = pytest.importorskip("torch"), tmp_path / "model.pt"
         # NumPy has no bfloat16, so such an array becomes float32.
         half = {"half": torch.tensor([0.5, -3.0], dtype=torch.bfloat16)}
         torch.save(wrap({name: torch.from_numpy(array) for name, array in STATE.items()} | half), path)
@@ -359,8 +333,7 @@ class TestTorch:
         ],
     )
     def test_pt_file_without_a_state_dict_is_named(self, tmp_path, wrap, words):
-        torch = pytest.importorskip("torch")
-        path = tmp_path / "model.pt"
+        torch, path = pytest.importorskip("torch"), tmp_path / "model.pt"
         torch.save(wrap({"a": torch.zeros(2)}), path)
         message = message_of(WolfError, lambda: read_state_dict(path))
         assert [word for word in ["model.pt", "state dict", *words] if word not in message] == []

@@ -9,17 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.layers import (
-    BATCH,
-    BLOCKS,
-    CASES,
-    CONDITIONAL,
-    KINDS,
-    assert_close,
-    assert_invertible,
-    build_layer,
-    get_case,
-)
+from helpers.layers import BLOCKS, CASES, CONDITIONAL, KINDS, assert_close, assert_invertible, build_layer, get_case
 from helpers.models import assert_gradients_reach_weights, give_effect, visit_layers_with
 
 from tfdecouple import layers
@@ -107,15 +97,6 @@ def test_visit_of_a_network_reaches_every_elementary_layer_once(name):
 
 
 @pytest.mark.parametrize("name", CONDITIONAL)
-def test_output_and_log_det_of_a_layer_depend_on_its_condition(name):
-    layer, x, condition = get_case(name)
-    y, log_det = layer.forward_and_log_det(x, condition)
-    other, other_log_det = layer.forward_and_log_det(x, condition + 1)
-    assert np.abs(y - other).max() > 1e-3
-    assert ("additive" in name and "dequantizing" not in name) or np.abs(log_det - other_log_det).max() > 1e-3
-
-
-@pytest.mark.parametrize("name", CONDITIONAL)
 @pytest.mark.parametrize("direction", ["forward_and_log_det", "inverse_and_log_det"])
 def test_layer_refuses_a_missing_or_misshapen_condition(name, direction):
     layer, x, condition = get_case(name)
@@ -140,7 +121,7 @@ def test_results_of_a_layer_ignore_the_dtype_policy_of_keras(name):
         shapes = [(None, *shape) for shape in (case.shape, case.condition) if shape is not None]
         layer.build(*shapes)
         give_effect(layer)
-        x, condition = tf.ones([BATCH, *case.shape]), None if len(shapes) == 1 else tf.ones([BATCH, *case.condition])
+        x, condition = tf.ones([2, *case.shape]), None if len(shapes) == 1 else tf.ones([2, *case.condition])
 
         class UserLayer(keras.layers.Layer):
             def call(self, unused):
@@ -209,7 +190,7 @@ def test_bijector_of_a_layer_agrees_with_it_for_any_leading_axes(name):
         return
     bijector, many = layer.as_bijector(condition), tf.stack([x + 1, x, x - 1])[:, None]
     outputs, log_dets = bijector.forward(many), bijector.forward_log_det_jacobian(many, event_ndims=ndims)
-    assert outputs.shape[:3] == log_dets.shape == (3, 1, BATCH)
+    assert outputs.shape[:3] == log_dets.shape == (3, 1, len(x))
     assert_close(outputs[1, 0], y)
     assert_close(log_dets[1, 0], log_det)
 
@@ -218,10 +199,10 @@ def test_bijector_of_a_layer_agrees_with_it_for_any_leading_axes(name):
 def test_batch_shape_of_a_bijector_is_that_of_its_condition(name):
     layer, x, condition = get_case(name)
     bijector = layer.as_bijector(tf.stack([condition, condition + 1, condition - 1]))
-    assert bijector.experimental_batch_shape() == (3, BATCH)
+    assert bijector.experimental_batch_shape() == (3, len(x))
     assert bijector.experimental_batch_shape(x_event_ndims=len(x.shape)) == (3,)
     assert layer.as_bijector().experimental_batch_shape() == ()
     sliced = bijector[1]
-    assert sliced.experimental_batch_shape_tensor() == BATCH
+    assert sliced.experimental_batch_shape_tensor() == len(x)
     assert_close(sliced.condition, condition + 1)
     assert_close(sliced.forward(x), layer.forward_and_log_det(x, condition + 1)[0])

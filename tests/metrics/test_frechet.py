@@ -1,13 +1,13 @@
 import keras
 import numpy as np
 import pytest
+from helpers.commands import refuse
 from helpers.evaluations import compute_mean_colours, compute_metric, write_onnx
 from helpers.models import random_images
 from helpers.numbered import make_memory_source
-from helpers.refusals import message_of, refused
+from helpers.refusals import message_of
 
-from tfdecouple.cli import main
-from tfdecouple.errors import UntrustedError, UserError
+from tfdecouple.errors import UserError
 from tfdecouple.metrics import frechet
 
 pytestmark = pytest.mark.usefixtures("eager_file")
@@ -56,11 +56,6 @@ def write_keras(path, dtype="uint8", shape=(None, None, 3), pooled=True):
     return path
 
 
-@pytest.fixture(scope="module")
-def extractor(tmp_path_factory):
-    return write_onnx(tmp_path_factory.mktemp("extractor") / "colours.onnx")
-
-
 class TestExtractor:
     @pytest.mark.parametrize(("write", "name"), [(write_onnx, "a.onnx"), (write_keras, "a.keras")])
     def test_extractor_gives_features_of_uint8_images(self, write, name, tmp_path):
@@ -93,53 +88,39 @@ class TestExtractor:
     def test_other_files_and_keras_code_are_refused_as_extractors(self, tmp_path):
         images = keras.Input((None, None, 3), dtype="uint8")
         keras.Model(images, keras.layers.Lambda(lambda x: x[:, 0, 0])(images)).save(tmp_path / "code.keras")
+        for name in ("text.onnx", "text.keras"):
+            (tmp_path / name).write_text("no network\n")
         for name, part in {"text.onnx": "as ONNX", "text.keras": "Keras", "code.keras": "cannot be opened"}.items():
-            if name.startswith("text"):
-                (tmp_path / name).write_text("no network\n")
             with pytest.raises(UserError, match=part):
                 frechet.open_feature_extractor(tmp_path / name, (8, 8, 3), trust=True)
 
     def test_keras_extractor_needs_trust(self, tiny_run, tmp_path, monkeypatch, capsys):
         path = write_keras(tmp_path / "a.keras")
         monkeypatch.setattr(keras.saving, "load_model", lambda *_, **__: pytest.fail("it was opened"))
-        with pytest.raises(UntrustedError, match="--trust"):
-            frechet.open_feature_extractor(path, (8, 8, 3))
-        command = ["evaluate", "--run", str(tiny_run), "--frechet", str(path)]
-        assert "give --trust" in refused(capsys, lambda: main(command))
+        assert "give --trust" in refuse(capsys, "evaluate", "--run", tiny_run, "--frechet", path)
 
 
-def samples(model, count, temperature=0.7, seed=0, batch_size=16):
-    return np.concatenate(list(frechet.draw_model_samples(model, count, temperature, seed, batch_size)))
+@pytest.mark.parametrize("split", ["train", "train+validation"])
+def test_frechet_compares_with_the_chosen_split(tiny_model, tmp_path, split):
+    parts = {name: random_images(20 * n, seed=n) // n for n, name in enumerate(("train", "validation", "test"), 1)}
+    source, extractor = make_memory_source(**{name: (images,) for name, images in parts.items()}), tmp_path / "a.onnx"
+    options = {"frechet": write_onnx(extractor), "frechet_images": 60, "frechet_split": split}
+    values = compute_metric(frechet.FrechetDistance, tiny_model, source, **options).values
+    images = np.concatenate([parts[name] for name in split.split("+")])
+    both = [compute_mean_colours(features) for features in (images, parts["test"])]
+    moments = [frechet.Moments(len(rows), rows.mean(0), np.cov(rows, rowvar=False)) for rows in both]
+    assert values["images"] == len(images) and values["floor_split"] == "test"
+    assert values["floor"] == pytest.approx(frechet.compute_frechet_distance(*moments), rel=1e-3)
 
 
-def compute_frechet(model, source, extractor, frechet_images=40, frechet_split="test"):
-    options = {"frechet_images": frechet_images, "frechet_split": frechet_split, "temperature": 0.7, "batch_size": 16}
-    return compute_metric(frechet.FrechetDistance, model, source, frechet=extractor, **options)
+def test_sample_depends_on_its_number_and_the_seed_alone(tiny_model):
+    def draw(count, seed, batch_size):
+        batches = frechet.draw_model_samples(tiny_model, count, 0.7, seed, batch_size)
+        return np.concatenate(list(batches)).astype(int)
 
-
-class TestResult:
-    @pytest.fixture(scope="class")
-    def source(self):
-        return make_memory_source(train=(random_images(60, seed=1) // 2,), test=(random_images(50, seed=2),))
-
-    @pytest.mark.parametrize("split", ["train", "train+validation"])
-    def test_frechet_compares_with_the_chosen_split(self, tiny_model, extractor, split):
-        parts = {name: random_images(20 * n, seed=n) // n for n, name in enumerate(("train", "validation", "test"), 1)}
-        source = make_memory_source(**{name: (images,) for name, images in parts.items()})
-        values = compute_frechet(tiny_model, source, extractor, 60, split).values
-        images = np.concatenate([parts[name] for name in split.split("+")])
-        both = [compute_mean_colours(features) for features in (images, parts["test"])]
-        moments = [frechet.Moments(len(rows), rows.mean(0), np.cov(rows, rowvar=False)) for rows in both]
-        assert values["images"] == len(images) and values["floor_split"] == "test"
-        assert values["floor"] == pytest.approx(frechet.compute_frechet_distance(*moments), rel=1e-3)
-
-
-class TestSamples:
-    def test_sample_depends_on_its_number_and_the_seed_alone(self, tiny_model):
-        result = samples(tiny_model, 20, batch_size=16)
-        assert result.shape == (20, 8, 8, 3) and result.dtype == np.uint8
-        assert len(np.unique(result.reshape(20, -1), axis=0)) == 20
-        # Rounding can move a pixel by a level.
-        np.testing.assert_allclose(samples(tiny_model, 20, batch_size=10).astype(int), result, atol=1)
-        np.testing.assert_allclose(samples(tiny_model, 5).astype(int), result[:5], atol=1)
-        assert (samples(tiny_model, 4, seed=1) != result[:4]).any()
+    samples = draw(20, 0, 16)
+    assert samples.shape == (20, 8, 8, 3) and len(np.unique(samples.reshape(20, -1), axis=0)) == 20
+    # Rounding can move a pixel by a level.
+    np.testing.assert_allclose(draw(20, 0, 10), samples, atol=1)
+    np.testing.assert_allclose(draw(5, 0, 16), samples[:5], atol=1)
+    assert (draw(4, 1, 16) != samples[:4]).any()

@@ -57,7 +57,6 @@ def test_statistics_in_z_follow_z_in_a_switch_and_the_others_follow_v():
     model = MeanColourModel()
     report = statistics.compute_image_statistics(model, images_of(0, 150), images_of(1, 101), batch_size=25)
     assert (report["train_images"], report["images"], report["dimensions"]) == (150, 101, 3)
-    # All batches are of one size.
     assert model.batches == {25}
     for name, result in report["statistics"].items():
         switch = result["switch"]
@@ -87,50 +86,43 @@ def cosine(a, b):
     return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
 
-class TestLabelDirections:
-    @pytest.mark.parametrize("share", [0.5, 0.1], ids=["even", "rare"])
-    def test_label_directions_and_accuracy_have_closed_forms(self, share):
-        training, held_out = classes(20_000, share), classes(5_000, share, seed=1)
-        directions = find_label_directions("label", *training, *held_out, seed=0)
-        assert [direction.method for direction in directions] == [MEANS, CLASSIFIER]
-        # Both go as far as the means lie apart along them, times the standard deviation of the label.
-        unit = np.sqrt(share * (1 - share))
-        np.testing.assert_allclose(directions[0].vector, unit * SHIFT, atol=0.15 * unit)
-        normal = np.linalg.solve(COVARIANCE, SHIFT)
-        assert cosine(directions[1].vector, normal) > 0.95
-        length = unit * normal @ SHIFT / np.linalg.norm(normal)
-        assert np.linalg.norm(directions[1].vector) == pytest.approx(length, rel=0.1)
-        best = np.sqrt(SHIFT @ np.linalg.solve(COVARIANCE, SHIFT))
-        along = SHIFT @ SHIFT / np.sqrt(SHIFT @ COVARIANCE @ SHIFT)
-        for direction, distance in zip(directions, (along, best), strict=True):
-            figures = direction.figures
-            accuracy = stats.norm.cdf(distance / 2)
-            assert figures["accuracy"] == pytest.approx(accuracy, abs=max(4 * figures["standard_error"], 0.02))
-            assert figures["auroc"] == pytest.approx(stats.norm.cdf(distance / np.sqrt(2)), abs=0.03)
-            assert figures["images_with"] + figures["images_without"] == 20_000
-        assert directions[1].figures["accuracy"] > directions[0].figures["accuracy"]
+@pytest.mark.parametrize("share", [0.5, 0.1], ids=["even", "rare"])
+def test_label_directions_and_accuracy_have_closed_forms(share):
+    training, held_out = classes(20_000, share), classes(5_000, share, seed=1)
+    directions = find_label_directions("label", *training, *held_out, seed=0)
+    assert [direction.method for direction in directions] == [MEANS, CLASSIFIER]
+    # Both go as far as the means lie apart along them, times the standard deviation of the label.
+    unit = np.sqrt(share * (1 - share))
+    np.testing.assert_allclose(directions[0].vector, unit * SHIFT, atol=0.15 * unit)
+    normal = np.linalg.solve(COVARIANCE, SHIFT)
+    assert cosine(directions[1].vector, normal) > 0.95
+    length = unit * normal @ SHIFT / np.linalg.norm(normal)
+    assert np.linalg.norm(directions[1].vector) == pytest.approx(length, rel=0.1)
+    best = np.sqrt(SHIFT @ np.linalg.solve(COVARIANCE, SHIFT))
+    along = SHIFT @ SHIFT / np.sqrt(SHIFT @ COVARIANCE @ SHIFT)
+    for direction, distance in zip(directions, (along, best), strict=True):
+        figures = direction.figures
+        accuracy = stats.norm.cdf(distance / 2)
+        assert figures["accuracy"] == pytest.approx(accuracy, abs=max(4 * figures["standard_error"], 0.02))
+        assert figures["auroc"] == pytest.approx(stats.norm.cdf(distance / np.sqrt(2)), abs=0.03)
+        assert figures["images_with"] + figures["images_without"] == 20_000
+    assert directions[1].figures["accuracy"] > directions[0].figures["accuracy"]
 
 
-class TestNumberDirections:
-    @pytest.fixture(scope="class")
-    def numbers(self):
-        rng = np.random.default_rng(2)
-        made = []
-        for count in (20_000, 5_000):
-            values = 50 + 10 * rng.standard_normal(count)
-            z = rng.multivariate_normal(np.zeros(DIMENSIONS), COVARIANCE, count) + (values[:, None] - 50) / 10 * SHIFT
-            made += [z.astype(np.float32), values]
-        return made
-
-    def test_number_directions_and_r2_have_closed_forms(self, numbers):
-        slope, ridge = find_number_directions("age", *numbers)
-        np.testing.assert_allclose(slope.vector, SHIFT, atol=0.1)
-        assert cosine(ridge.vector, np.linalg.solve(COVARIANCE, SHIFT)) > 0.98
-        assert slope.figures["deviation"] == pytest.approx(10, rel=0.05)
-        signal = SHIFT @ np.linalg.solve(COVARIANCE, SHIFT)
-        assert ridge.figures["r2"] == pytest.approx(signal / (1 + signal), abs=0.02)
-        along = (SHIFT @ SHIFT) ** 2 / (SHIFT @ COVARIANCE @ SHIFT)
-        assert slope.figures["r2"] == pytest.approx(along / (1 + along), abs=0.03)
+def test_number_directions_and_r2_have_closed_forms():
+    numbers, rng = [], np.random.default_rng(2)
+    for count in (20_000, 5_000):
+        values = 50 + 10 * rng.standard_normal(count)
+        z = rng.multivariate_normal(np.zeros(DIMENSIONS), COVARIANCE, count) + (values[:, None] - 50) / 10 * SHIFT
+        numbers += [z.astype(np.float32), values]
+    slope, ridge = find_number_directions("age", *numbers)
+    np.testing.assert_allclose(slope.vector, SHIFT, atol=0.1)
+    assert cosine(ridge.vector, np.linalg.solve(COVARIANCE, SHIFT)) > 0.98
+    assert slope.figures["deviation"] == pytest.approx(10, rel=0.05)
+    signal = SHIFT @ np.linalg.solve(COVARIANCE, SHIFT)
+    assert ridge.figures["r2"] == pytest.approx(signal / (1 + signal), abs=0.02)
+    along = (SHIFT @ SHIFT) ** 2 / (SHIFT @ COVARIANCE @ SHIFT)
+    assert slope.figures["r2"] == pytest.approx(along / (1 + along), abs=0.03)
 
 
 class TestStatisticDirections:

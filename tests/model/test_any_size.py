@@ -1,4 +1,3 @@
-import dataclasses
 import fractions
 import math
 
@@ -7,10 +6,10 @@ import pytest
 import tensorflow as tf
 from helpers.models import jacobian_log_det, random_images
 from helpers.refusals import message_of
-from helpers.variants import SMALLEST, VARIANTS, equal, images_of, quantize, variant
+from helpers.variants import VARIANTS, equal, images_of, quantize, variant
 
 from tfdecouple.errors import DataError, UserError
-from tfdecouple.model import Codes, DecoupledModel, any_size
+from tfdecouple.model import Codes, any_size
 from tfdecouple.model.any_size import shrink_images
 from tfdecouple.networks.architecture import Architecture
 
@@ -34,13 +33,12 @@ def average_areas(values, count):
     return averages
 
 
-class TestShrinking:
-    @pytest.mark.parametrize(("old", "new"), [((13, 7), (4, 4)), ((5, 12), (5, 3)), ((2, 1), (5, 4)), ((9, 9), (9, 9))])
-    def test_shrunk_pixels_are_exact_averages_of_areas(self, old, new):
-        image = random_images(1, (*old, 3))[0]
-        rows = np.stack([[average_areas(image[:, x, c], new[0]) for c in range(3)] for x in range(old[1])], 1)
-        right = np.stack([[average_areas(rows[c, :, y], new[1]) for c in range(3)] for y in range(new[0])])
-        equal(shrink_images(tf.constant(image[None]), *new)[0], right.transpose(0, 2, 1))
+@pytest.mark.parametrize(("old", "new"), [((13, 7), (4, 4)), ((5, 12), (5, 3)), ((2, 1), (5, 4)), ((9, 9), (9, 9))])
+def test_shrunk_pixels_are_exact_averages_of_areas(old, new):
+    image = random_images(1, (*old, 3))[0]
+    rows = np.stack([[average_areas(image[:, x, c], new[0]) for c in range(3)] for x in range(old[1])], 1)
+    right = np.stack([[average_areas(rows[c, :, y], new[1]) for c in range(3)] for y in range(new[0])])
+    equal(shrink_images(tf.constant(image[None]), *new)[0], right.transpose(0, 2, 1))
 
 
 @pytest.mark.usefixtures("eager")
@@ -65,18 +63,14 @@ class TestCodes:
         equal(codes.z, model.code_net(tf.constant([0, 2])))
         equal(model.decode(*codes, codes.size), images)
 
-    def test_z_is_of_the_shrunk_image_and_v_is_of_a_flow_of_the_image_size(self, small_model):
+    def test_z_is_of_the_shrunk_image_and_v_of_the_padded_one(self, small_model):
         images = pictures(small_model, 11, 9)
         z, v = small_model.encode(images)
-        shrunk = shrink_images(tf.constant(images), 4, 4)
-        equal(z, small_model.encode(shrunk).z)
+        equal(z, small_model.encode(shrink_images(tf.constant(images), 4, 4)).z)
         equal(z, small_model.posterior(images).mean())
-        larger = DecoupledModel(dataclasses.replace(SMALLEST, image_shape=(12, 10, 3)))
-        for name, variable in larger.named_variables().items():
-            if not name.startswith("encoder/"):
-                variable.assign(small_model.named_variables()[name])
-        x = larger.quantizer.place_at_centres(np.pad(images, [(0, 0), (0, 1), (0, 1), (0, 0)], "edge").astype("f4"))
-        np.testing.assert_allclose(v, larger.flow.forward_and_log_det(x, z)[0], rtol=1e-5, atol=1e-5)
+        padded = np.pad(images, [(0, 0), (0, 1), (0, 1), (0, 0)], "edge").astype("f4")
+        expected = small_model.flow.forward_and_log_det(small_model.quantizer.place_at_centres(padded), z)[0]
+        np.testing.assert_allclose(v, expected, rtol=1e-5, atol=1e-5)
 
     def test_batch_divided_for_memory_gives_equal_codes_and_bounds(self, small_model, monkeypatch):
         images = pictures(small_model, 12, 10, 5)
@@ -89,42 +83,39 @@ class TestCodes:
         equal(small_model.decode(*apart[0], apart[0].size), images)
 
 
-class TestTraces:
-    def test_traced_function_encodes_images_of_unknown_size(self):
-        model = variant("coupling")
-        images = pictures(model, 7, 10)
-        signature = [tf.TensorSpec([None, None, None, 3], tf.uint8)]
+def test_traced_function_encodes_images_of_unknown_size():
+    model = variant("coupling")
+    images = pictures(model, 7, 10)
 
-        def reconstruct(images):
-            codes = model.encode(images)
-            return model.decode(*codes, codes.size)
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)], autograph=False)
+    def run(images):
+        codes = model.encode(images)
+        return model.decode(*codes, codes.size), model.bound(images, seed=1).bits_per_dim
 
-        back = tf.function(reconstruct, signature, autograph=False)
-        bits = tf.function(lambda images: model.bound(images, seed=1).bits_per_dim, signature, autograph=False)
-        equal(back(images), images)
-        np.testing.assert_allclose(bits(images), model.bound(images, seed=1).bits_per_dim, rtol=1e-5)
-        equal(back(images_of(model)), images_of(model))
+    reconstructed, bits = run(images)
+    equal(reconstructed, images)
+    np.testing.assert_allclose(bits, model.bound(images, seed=1).bits_per_dim, rtol=1e-5)
+    equal(run(images_of(model))[0], images_of(model))
 
 
 @pytest.mark.usefixtures("eager")
-class TestBound:
-    def test_bits_per_dim_at_another_size_follow_from_the_jacobian(self, small_model):
-        size = (7, 5)
-        model, images = small_model, pictures(small_model, *size, 1)
-        rng = np.random.default_rng(0)
-        z_noise, u = rng.standard_normal((1, 4)).astype("f4"), rng.random((1, 8, 6, 3), "f4")
-        bound = model.bound(images, noise=(z_noise, u))
-        posterior = model.posterior(shrink_images(tf.constant(images), 4, 4))
-        z = posterior.mean() + posterior.stddev() * z_noise
-        padded = np.pad(images, [(0, 0), (0, 1), (0, 1), (0, 0)], "edge")
-        x = tf.constant(2 * (padded + u) / 256 - 1)
-        v = model.flow.forward_and_log_det(x, z)[0].numpy().astype("f8")
-        nats = 0.5 * np.sum(v**2 + math.log(2 * math.pi))
-        nats -= jacobian_log_det(model.flow.forward_and_log_det, x, z)[0]
-        nats += float((posterior.log_prob(z) - model.prior().log_prob(z))[0])
-        # All bits of the padded image, shared out among the colour values of the image itself.
-        bits = (nats - 144 * math.log(2 / 256)) / math.log(2) / math.prod((*size, 3))
-        assert float(bound.bits_per_dim[0]) == pytest.approx(bits, rel=1e-5)
+def test_bits_per_dim_at_another_size_follow_from_the_jacobian(small_model):
+    size = (7, 5)
+    model, images = small_model, pictures(small_model, *size, 1)
+    rng = np.random.default_rng(0)
+    z_noise, u = rng.standard_normal((1, 4)).astype("f4"), rng.random((1, 8, 6, 3), "f4")
+    bound = model.bound(images, noise=(z_noise, u))
+    posterior = model.posterior(shrink_images(tf.constant(images), 4, 4))
+    z = posterior.mean() + posterior.stddev() * z_noise
+    padded = np.pad(images, [(0, 0), (0, 1), (0, 1), (0, 0)], "edge")
+    x = tf.constant(2 * (padded + u) / 256 - 1)
+    v = model.flow.forward_and_log_det(x, z)[0].numpy().astype("f8")
+    nats = 0.5 * np.sum(v**2 + math.log(2 * math.pi))
+    nats -= jacobian_log_det(model.flow.forward_and_log_det, x, z)[0]
+    nats += float((posterior.log_prob(z) - model.prior().log_prob(z))[0])
+    # All bits of the padded image, shared out among the colour values of the image itself.
+    bits = (nats - 144 * math.log(2 / 256)) / math.log(2) / math.prod((*size, 3))
+    assert float(bound.bits_per_dim[0]) == pytest.approx(bits, rel=1e-5)
 
 
 @pytest.mark.usefixtures("eager")
@@ -137,17 +128,14 @@ class TestRefusals:
         z = np.zeros((2, 4), np.float32)
         assert "whitening" in message_of(DataError, lambda: model.decode(z, np.zeros((2, 12, 10, 3))))
 
-    @pytest.mark.parametrize("shape", [(2, 0, 5, 3), (2, 5, 5, 1), (5, 5, 3)])
-    def test_images_of_any_size_with_wrong_channels_or_axes_are_refused(self, small_model, shape):
-        message = message_of(DataError, lambda: small_model.encode(np.zeros(shape, np.uint8)))
-        assert str(shape) in message and "another height and width" in message
-
-    def test_decode_refuses_a_size_that_does_not_fit_v(self, small_model):
+    def test_wrong_channels_or_axes_and_a_size_that_does_not_fit_v_are_refused(self, small_model):
+        for shape in ((2, 0, 5, 3), (2, 5, 5, 1), (5, 5, 3)):
+            message = message_of(DataError, lambda shape=shape: small_model.encode(np.zeros(shape, np.uint8)))
+            assert str(shape) in message and "another height and width" in message
         z, v = small_model.encode(pictures(small_model, 11, 9))
         assert "multiples of 2" in message_of(UserError, lambda: small_model.decode(z, v[:, :11]))
-        for wrong in ((11, 11), (1, 9)):
-            assert "size is" in message_of(UserError, lambda wrong=wrong: small_model.decode(z, v, wrong))
-        assert "whole number" in message_of(UserError, lambda: small_model.decode(z, v, (11.5, 9)))
+        for size, words in (((11, 11), "size is"), ((1, 9), "size is"), ((11.5, 9), "whole number")):
+            assert words in message_of(UserError, lambda size=size: small_model.decode(z, v, size))
 
     def test_images_too_large_for_memory_are_refused_before_computing(self, small_model, monkeypatch):
         needed = Architecture(small_model.config).count_inference_bytes(120, 90)

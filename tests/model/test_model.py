@@ -11,7 +11,7 @@ from helpers.refusals import message_of
 from helpers.variants import SMALLEST, VARIANTS, equal, fresh, images_of, quantize, read_weights, variant
 
 from tfdecouple.data.hard_images import make_hard_images
-from tfdecouple.errors import DataError, ExactnessWarning, InversionError, UserError
+from tfdecouple.errors import ExactnessWarning, InversionError, UserError
 from tfdecouple.model import Codes, DecoupledModel, far_from_training
 from tfdecouple.model.codes import interpolate_codes
 from tfdecouple.model.quantizer import Quantizer
@@ -20,6 +20,8 @@ pytestmark = pytest.mark.usefixtures("eager")
 
 
 IMAGES = np.concatenate([*make_hard_images((8, 8, 3), 3).values()])
+WITH_NAN = np.zeros((3, 4, 4, 3), np.float32)
+WITH_NAN[1, 0, 0, 0] = math.nan
 
 
 def lossy(gain, shift):
@@ -98,29 +100,19 @@ class TestModel:
         assert "tf.function" in message_of(UserError, lambda: encode(tf.constant(images_of(small_model))))
 
     @pytest.mark.parametrize(
-        ("name", "value"),
-        [
-            ("flow/level_1_part_0_step_0/coupling_alternate_first/net/last_bias", math.inf),
-            ("flow/level_1_part_0_step_0/linear/kernel", math.nan),
-        ],
+        ("name", "value"), [("coupling_alternate_first/net/last_bias", math.inf), ("linear/kernel", math.nan)]
     )
     def test_encode_decode_and_sample_refuse_weights_that_are_not_finite(self, name, value):
         model = fresh(SMALLEST)
         images = images_of(model)
         codes = model.encode(images)
-        variable = model.named_variables()[name]
+        variable = model.named_variables()[f"flow/level_1_part_0_step_0/{name}"]
         variable.assign(np.full(variable.shape, value))
-        assert "image 0, 1, 2 of the batch" in message_of(InversionError, lambda: model.encode(images))
-        assert "image 0, 1, 2 of the batch" in message_of(InversionError, lambda: model.decode(*codes))
-        message_of(InversionError, lambda: model.sample(2, seed=0))
+        for call in (lambda: model.encode(images), lambda: model.decode(*codes), lambda: model.sample(3, seed=0)):
+            assert "image 0, 1, 2 of the batch" in message_of(InversionError, call)
         variable.assign(np.zeros(variable.shape))
         model.encoder.last.bias.assign(np.full(8, math.nan))
         message_of(InversionError, lambda: model.encode(images))
-
-    def test_decode_names_only_the_image_with_nan(self, small_model):
-        z, v = (np.array(code) for code in small_model.encode(images_of(small_model)))
-        v[1, 0, 0, 0] = math.nan
-        assert "image 1 of the batch" in message_of(InversionError, lambda: small_model.decode(z, v))
 
     def test_v_of_base_conditioning_is_the_code_of_the_flow_without_z_whitened_by_z(self):
         model = variant("base-additive")
@@ -136,31 +128,35 @@ class TestModel:
         scale = model.flow.whitening.inverse_and_log_det(zero + 1, z)[0] - mean
         np.testing.assert_allclose(v, (h - mean) / scale, rtol=1e-3, atol=1e-4)
 
-    def test_model_without_z_encodes_decodes_samples_and_interpolates(self):
+    def test_model_without_z_interpolates_v(self):
         model = variant("none")
         a, b = images_of(model, 2, 1), images_of(model, 2, 2)
-        codes = model.encode(a)
-        assert codes.z is None and model.encoder is None and model.prior_flow is None
-        equal(model.decode(None, codes.v), a)
-        assert model.sample(3, seed=1).shape == (3, 4, 4, 3)
+        assert model.encode(a).z is None and model.encoder is None and model.prior_flow is None
         grid = model.interpolate(a, b, [0, 1], [0, 1])
         equal(grid[:, 0], grid[:, 1])
         equal(grid[:, 0, 0], a)
         equal(grid[:, 0, 1], b)
 
     @pytest.mark.parametrize(
-        "call",
+        ("name", "words", "call"),
         [
-            lambda model, images: model.posterior(images),
-            lambda model, images: model.prior(),
-            lambda model, images: model.switch(images, images),
-            lambda model, images: model.likelihood(np.zeros((3, 4))),
-            lambda model, images: model.decode(np.zeros((3, 4)), np.zeros(images.shape)),
+            ("none", "no z", lambda model, images: model.posterior(images)),
+            ("none", "no z", lambda model, images: model.prior()),
+            ("none", "no z", lambda model, images: model.switch(images, images)),
+            ("none", "no z", lambda model, images: model.likelihood(np.zeros((3, 4)))),
+            ("none", "no z", lambda model, images: model.decode(np.zeros((3, 4)), np.zeros(images.shape))),
+            ("prior-classes", "needs [batch, 4, 4, 3]", lambda model, images: model.initialize(images[:, :2])),
+            ("prior-classes", "needs [batch, 4, 4, 3]", lambda model, images: model.classify(images[:, :2])),
+            ("coupling", "image 1 of the batch", lambda model, images: model.decode(np.zeros((3, 4)), WITH_NAN)),
+            (
+                "coupling",
+                "path is 'arc'",
+                lambda model, images: model.interpolate(images, images, [0], [0], path="arc"),
+            ),
         ],
-        ids=["posterior", "prior", "switch", "likelihood of z", "decode of z"],
     )
-    def test_model_without_z_refuses_methods_that_need_z(self, call):
-        assert "no z" in message_of(UserError, lambda: call(variant("none"), images_of(variant("none"))))
+    def test_impossible_call_of_a_method_is_refused(self, name, words, call):
+        assert words in message_of(UserError, lambda: call(variant(name), images_of(variant(name))))
 
     @pytest.mark.parametrize("path", ["lerp", "slerp"])
     def test_interpolation_has_images_and_switches_in_its_corners_and_codes_between(self, small_model, path):
@@ -175,13 +171,6 @@ class TestModel:
         equal(grid[:, 0, 2], ab)  # z of a, v of b
         v = interpolate_codes(v_a, v_b, [0.75], path)[:, 0]
         equal(grid[:, 1, 1], small_model.decode(0.75 * z_a + 0.25 * z_b, v))
-        assert "path is 'arc'" in message_of(UserError, lambda: small_model.interpolate(a, b, [0], [0], path="arc"))
-
-    @pytest.mark.parametrize("method", ["initialize", "classify"])
-    def test_methods_of_one_image_size_refuse_other_sizes(self, method):
-        images = np.zeros((2, 4, 8, 3), "uint8")
-        message = message_of(DataError, lambda: getattr(variant("prior-classes"), method)(images))
-        assert "(2, 4, 8, 3); this model needs [batch, 4, 4, 3]" in message
 
     def test_model_computes_in_float32_under_any_dtype_policy(self):
         before = keras.config.dtype_policy()
@@ -235,17 +224,6 @@ class TestLikelihood:
         np.testing.assert_allclose(together[2], small_model.likelihood(z[2]).log_prob(x[0]), rtol=1e-5)
 
 
-def every_weight_learns(model):
-    images = images_of(model, 4)
-    rng = np.random.default_rng(0)
-    z_noise = rng.standard_normal((4, model.config.latent_dim)).astype("float32")
-    u_noise = rng.random(images.shape, "float32")
-    assert len(model.trainable_variables) > 30
-    assert_gradients_reach_weights(
-        model, lambda: tf.reduce_mean(model.bound(images, noise=(z_noise, u_noise), training=True).bits_per_dim)
-    )
-
-
 PIXELS = np.arange(256, dtype="uint8")
 
 
@@ -271,19 +249,17 @@ class TestPixelBins:
         np.testing.assert_array_equal(quantizer.scale_to_bins(edges), bins)
 
 
-PLACES = [0, 0.25, 0.5, 0.75, 1]
-
-
-def measure_angles(codes, other):
-    codes, other = codes.astype(np.float64), other.astype(np.float64)
-    cosine = (codes * other).sum(-1) / np.linalg.norm(codes, axis=-1) / np.linalg.norm(other, axis=-1)
-    return np.arccos(np.clip(cosine, -1, 1))
-
-
 class TestDensities:
     @pytest.mark.parametrize("name", ["base", "additive", "dequantization"])
     def test_every_weight_of_a_model_receives_a_gradient(self, name):
-        every_weight_learns(fresh(VARIANTS[name]))
+        model, rng = fresh(VARIANTS[name]), np.random.default_rng(0)
+        images = images_of(model, 4)
+        noise = rng.standard_normal((4, model.config.latent_dim)).astype("float32"), rng.random(images.shape, "float32")
+
+        def compute_loss():
+            return tf.reduce_mean(model.bound(images, noise=noise, training=True).bits_per_dim)
+
+        assert_gradients_reach_weights(model, compute_loss)
 
     def test_reconstruction_term_has_gradients_for_mean_and_variance_of_z(self):
         model, images = fresh(SMALLEST), random_images(4, 4)
@@ -300,11 +276,6 @@ class TestDensities:
         # -log P(image) >= -nats; the image is a cell of sides 2/n_bins in each of 192 directions.
         discrete = nats - 192 * math.log(2 / 2**n_bits)
         np.testing.assert_allclose(elbo.bits_per_dim, discrete / (192 * math.log(2)), rtol=1e-5)
-        np.testing.assert_allclose(
-            model.quantizer.convert_to_bits_per_dim(nats, math.prod(model.config.image_shape)),
-            discrete / (192 * math.log(2)),
-            rtol=1e-12,
-        )
 
     @pytest.mark.parametrize("name", ["coupling", "additive", "normal"])
     def test_kl_of_a_bound_is_the_difference_of_two_log_densities(self, name):
@@ -319,6 +290,15 @@ class TestDensities:
         x = tf.constant([-9.0, -1.0, -1 + 1.9 / 256, 0.0, 1 - 1e-4, 1.0, 9.0])
         np.testing.assert_array_equal(Quantizer(8).round_to_pixels(x), [0, 0, 0, 128, 255, 255, 255])
         np.testing.assert_array_equal(Quantizer(1).round_to_pixels(x), [0, 0, 0, 128, 128, 128, 128])
+
+
+PLACES = [0, 0.25, 0.5, 0.75, 1]
+
+
+def measure_angles(codes, other):
+    codes, other = codes.astype(np.float64), other.astype(np.float64)
+    cosine = (codes * other).sum(-1) / np.linalg.norm(codes, axis=-1) / np.linalg.norm(other, axis=-1)
+    return np.arccos(np.clip(cosine, -1, 1))
 
 
 class TestInterpolation:

@@ -1,5 +1,6 @@
 import collections
 import dataclasses
+import json
 import math
 import random
 
@@ -7,19 +8,25 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.models import give_effect, random_images, visit_layers_with
-from helpers.variants import ODD, SMALLEST, VARIANTS, equal, fresh, has_weights, images_of, quantize, read_weights
+from helpers.layers import THREE_LEVELS, build_layer
+from helpers.models import SMALL, TINY, give_effect, random_images, visit_layers_with
+from helpers.places import DATA
+from helpers.variants import ODD, OF_CLASSES, SMALLEST, VARIANTS, equal, fresh, has_weights, images_of, read_weights
 
+from benchmarks.training_cost import count_stored_bytes
 from tfdecouple import randomness
+from tfdecouple.config import preset_config
 from tfdecouple.errors import NotInitializedError
 from tfdecouple.execution.run_mode import RunMode
 from tfdecouple.execution.runner import Traced
-from tfdecouple.layers import ActNorm
+from tfdecouple.layers import ActNorm, Coupling
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.initialization import diagnose_model
+from tfdecouple.networks.architecture import Architecture, count_by_network
 from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import BatchNorm, ResNetBlock
 from tfdecouple.numerics.kernels import use_kernels
+from tfdecouple.registry import LAYERS, TRANSFORMS
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -66,7 +73,7 @@ class TestModel:
         first = read_weights(model)
         for variable in model.variables:
             variable.assign(tf.zeros_like(variable))
-        # Whose seeds Keras draws for a new model.
+        # Keras draws the seeds of a new model from this seed.
         random.seed(0)
         model.initialized.assign(True)
         model.initialize(random_images(16, 4), force=True)
@@ -95,24 +102,14 @@ class TestModel:
     @pytest.mark.parametrize("config", [ODD, VARIANTS["none"]])
     def test_keras_file_of_a_model_keeps_config_weights_and_results(self, config, tmp_path):
         model = fresh(config)
-        path = tmp_path / "model.keras"
-        model.save(path)
-        again = keras.saving.load_model(path)
+        model.save(tmp_path / "model.keras")
+        again = keras.saving.load_model(tmp_path / "model.keras")
         assert type(again) is DecoupledModel and again.config == config
         assert list(read_weights(again)) == list(read_weights(model)) and has_weights(again, read_weights(model))
-        assert bool(again.initialized.value)
         images = images_of(model)
         for ours, theirs in zip(tf.nest.flatten(model(images)), tf.nest.flatten(again(images)), strict=True):
             equal(ours, theirs)
-        equal(again.decode(*again.encode(images)), quantize(images, config.n_bits))
-        equal(model.sample(2, seed=1), again.sample(2, seed=1))
-
-    def test_names_of_weights_depend_on_the_config_alone(self):
-        model = DecoupledModel(SMALLEST)
-        names = list(model.named_variables())
-        assert list(DecoupledModel(SMALLEST, name="other").named_variables()) == names
-        assert len(set(names)) == len(names) == len(model.variables)
-        assert "flow/level_0_part_0_step_0/actnorm_1/bias" in names and "initialized" in names
+        equal(again.decode(*again.encode(images)), model.quantizer.quantize_pixels(images))
 
     @pytest.mark.parametrize("network", ["flow", "prior_flow"])
     def test_diagnose_finds_the_smallest_scale_and_the_worst_matrix(self, network):
@@ -128,33 +125,15 @@ class TestModel:
         assert signs["worst_condition"] == pytest.approx(50, rel=1e-4)
 
 
-def built(layer, shape):
-    layer.build(shape)
-    return layer
-
-
-def with_statistics(layer, seed=0):
-    """Gives every weight an effect and every moving statistic a value of its own."""
-    give_effect(layer, seed)
-    rng = np.random.default_rng(seed)
-    for variable in layer.non_trainable_variables:
-        if variable.name.startswith("moving"):
-            variable.assign(rng.uniform(0.5, 1.5, variable.shape).astype("float32"))
-    return layer
-
-
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype("float32")
-
-
-TWO_LEVELS = dataclasses.replace(VARIANTS["dequantization"], dequantization_map_channels=2)
+def noise(*shape):
+    return np.random.default_rng(0).standard_normal(shape).astype("float32")
 
 
 class TestNetworks:
     @pytest.mark.parametrize("transposed", [False, True])
     def test_gradient_of_a_1x1_kernel_in_the_encoder_has_no_stride(self, transposed):
         """With strides, oneDNN reads beyond its memory if the count of images is odd."""
-        block = built(ResNetBlock(4, 2, transposed), (None, 4, 4, 3))
+        block = build_layer(ResNetBlock(4, 2, transposed), (None, 4, 4, 3))
 
         @tf.function
         def gradients(x):
@@ -172,11 +151,11 @@ class TestNetworks:
     @pytest.mark.parametrize("training", [False, True])
     @pytest.mark.parametrize("shards", [None, [5], [2, 3], [1, 1, 3]])
     def test_batch_normalisation_in_shards_equals_that_of_keras(self, training, shards):
-        keras_layer = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
-        ours, theirs = (with_statistics(built(layer, (None, 4, 4, 3))) for layer in (BatchNorm(), keras_layer))
-        theirs.set_weights(ours.get_weights())
-        x = tf.constant(noise(5, 4, 4, 3) + 2)
-        upstream = noise(5, 4, 4, 3)
+        ours, theirs = BatchNorm(), keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
+        weights = np.random.default_rng(1).uniform(0.5, 1.5, (4, 3))
+        for layer in (ours, theirs):
+            build_layer(layer, (None, 4, 4, 3)).set_weights(list(weights))
+        x, upstream = tf.constant(noise(5, 4, 4, 3) + 2), noise(5, 4, 4, 3)
 
         def with_gradients(layer, run):
             with tf.GradientTape() as tape:
@@ -197,26 +176,84 @@ class TestNetworks:
 
     @pytest.mark.parametrize("training", [False, True])
     def test_dequantizer_computes_equal_noise_in_shards(self, training):
-        layer = Dequantizer(TWO_LEVELS)
+        layer, mode = Dequantizer(VARIANTS["dequantization"]), RunMode(shards=2)
         layer.build()
         give_effect(layer)
-        rng = np.random.default_rng(0)
-        x, noise = (rng.standard_normal((3, 4, 4, 3)).astype("float32") for _ in range(2))
-        whole = layer(x, noise, training=training)
-        mode = RunMode(shards=2)
+        x, u_noise = noise(2, 3, 4, 4, 3)
+        whole = layer(x, u_noise, training=training)
         with use_kernels(mode.kernels):
-            parts = layer(x, noise, training=training, runner=Traced(mode))
+            parts = layer(x, u_noise, training=training, runner=Traced(mode))
         for ours, theirs in zip(parts, whole, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
     def test_dequantizer_starts_near_the_uniform_distribution(self):
-        layer = Dequantizer(TWO_LEVELS)
+        layer, u_noise = Dequantizer(VARIANTS["dequantization"]), noise(500, 4, 4, 3)
         layer.build()
-        rng = np.random.default_rng(0)
-        noise = rng.standard_normal((500, 4, 4, 3)).astype("float32")
         layer.flow.initialize_from_noise(randomness.make_seed(0))
-        u, log_det = layer(np.zeros((500, 4, 4, 3), "float32"), noise)
-        log_q = -0.5 * (np.square(noise) + np.log(2 * np.pi)).sum((1, 2, 3)) - np.asarray(log_det)
+        u, log_det = layer(np.zeros((500, 4, 4, 3), "float32"), u_noise)
+        log_q = -0.5 * (np.square(u_noise) + np.log(2 * np.pi)).sum((1, 2, 3)) - np.asarray(log_det)
         # By quadrature: 0.00951 nats a number; noise of standard deviation 1 would give 0.193.
         assert 0.0095 - 0.003 < log_q.mean() / 48 < 0.0095 + 0.003
         assert abs(np.mean(u) - 0.5) < 0.01 and abs(np.var(u) - 1 / 12) < 0.005
+
+
+OF_FOUR_LEVELS = {"steps": (2, (1, 2), (3,), 1), "hidden_channels": (3, 4, 5, 6), "factors": (3, 2)}
+# One config for each option of a model, with odd counts of channels, several stages and levels.
+CONFIGS = {
+    **VARIANTS,
+    **OF_CLASSES,
+    "odd": ODD,
+    "dequantization of three levels": THREE_LEVELS,
+    "step layers": dataclasses.replace(SMALL, step_layers=tuple(LAYERS), latent_dim=7),
+    "thirds": dataclasses.replace(TINY, image_shape=(16, 16, 3), prior_steps=3, **OF_FOUR_LEVELS),
+    "seven channels": dataclasses.replace(TINY, image_shape=(4, 12, 7), conditioning="base"),
+}
+
+
+REFERENCE = json.loads((DATA / "reference_parameter_counts.json").read_text())
+
+
+class TestPlan:
+    @pytest.mark.parametrize("name", CONFIGS)
+    def test_planned_weights_of_a_config_are_those_of_the_built_model(self, name):
+        config, model = CONFIGS[name], DecoupledModel(CONFIGS[name])
+        assert Architecture(config).compute_weight_shapes() == {
+            name: tuple(v.shape) for name, v in model.named_variables().items()
+        }
+        assert Architecture(config).count_parameters() == model.parameter_count()
+        assert model.parameter_count()["total"] == sum(math.prod(v.shape) for v in model.trainable_variables)
+
+    @pytest.mark.parametrize("preset", REFERENCE)
+    def test_parameter_counts_of_presets_equal_those_of_the_authors_code(self, preset):
+        config, expected = preset_config(preset).model, REFERENCE[preset]
+        networks = ("flow", "encoder", "prior", "class_codes", "dequantizer", "total")
+        assert Architecture(config).count_parameters() == {
+            name: expected[name] for name in networks if name in expected
+        }
+        shapes = Architecture(config).compute_weight_shapes()
+        for part, count in expected.get("dequantizer parts", {}).items():
+            part_shapes = {name: shape for name, shape in shapes.items() if name.startswith(f"dequantizer/{part}/")}
+            assert count_by_network(part_shapes)["total"] == count
+        sizes = {name: math.prod(shape) for name, shape in shapes.items() if name.startswith("flow/")}
+        for level, count in enumerate(expected["levels"]):
+            assert sum(size for name, size in sizes.items() if name.startswith(f"flow/level_{level}_")) == count
+        for layer, weight, key in (
+            ("actnorm", "/log_scale", "actnorms"),
+            ("linear", "/kernel", "linear_maps"),
+            ("coupling", "/net/last_gain", "couplings"),
+        ):
+            layer_sizes = {name: size for name, size in sizes.items() if name.split("/")[2].startswith(layer)}
+            assert [sum(name.endswith(weight) for name in layer_sizes), sum(layer_sizes.values())] == expected[key]
+
+    def test_cost_of_a_coupling_equals_a_count_by_hand(self):
+        def cost(alpha):
+            return Coupling(8, 3, alpha=alpha).cost((None, 2, 2, 3), (None, 3))
+
+        # At each of 4 positions 9*2*8 + 8*8 + 9*8*2, and 3*8 once.
+        assert cost(1.0).multiply_adds == 4 * (144 + 64 + 144) + 24
+        # The net's inputs of 2 + 8 + 8 numbers, and three or four numbers for the scaled channel.
+        assert count_stored_bytes(cost(1.0), net_bytes=4, memory="keep") == 4 * 4 * (18 + 3)
+        assert count_stored_bytes(cost(0.5), net_bytes=2, memory="keep") == 4 * (2 * 18 + 4 * 4)
+        assert count_stored_bytes(cost(1.0), net_bytes=4, memory="recompute") == 4 * 4 * (2 + 3)
+        # A transform without a count of its own counts x, and each parameter twice.
+        assert TRANSFORMS["affine"]._replace(activations=None).count_activations(0.5) == 5

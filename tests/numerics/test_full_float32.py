@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.densities import counted_batches
 from helpers.layers import list_layers
 from helpers.models import SMALL, give_effect, random_images
 from helpers.places import PATIENCE, ROOT
@@ -45,6 +46,7 @@ KINDS = {
     "none": dataclasses.replace(SMALL, conditioning="none"),
 }
 IMAGES, OTHERS = random_images(3), random_images(3, seed=1)
+BATCHES = counted_batches(IMAGES, 3)
 LABELS = tf.constant([0, 2, 1])
 NOISE = tf.constant(np.random.default_rng(0).standard_normal([3, 4]), tf.float32)
 X = tf.constant(np.random.default_rng(1).uniform(-1, 1, [3, 8, 8, 3]), tf.float32)
@@ -74,10 +76,6 @@ def model(request):
 
 def z_of(model):
     return NOISE if model.config.has_latent else None
-
-
-def batches():
-    return tf.data.Dataset.from_tensors({"image": IMAGES, "index": tf.range(3), "weight": tf.ones([3])})
 
 
 def labelled(model):
@@ -127,23 +125,21 @@ def scales(model):
     ]
 
 
-def answers(run, model):
-    return [np.asarray(value) for value in tf.nest.flatten(run(model)) if value is not None]
-
-
-def same(one, other):
-    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
-
-
 def check(name, run, model):
     """Asserts that rounded products change no result; returns whether they change none with TF32 left on."""
-    full = answers(run, model)
+
+    def is_equal(results, others):
+        return all(np.array_equal(a, b) for a, b in zip(results, others, strict=True))
+
+    def compute():
+        return [np.asarray(value) for value in tf.nest.flatten(run(model)) if value is not None]
+
+    full = compute()
     with emulated_accelerator():
-        assert same(answers(run, model), full), name
+        assert is_equal(compute(), full), name
         assert enabled()
         with keep_tf32_switch():
-            rounded = answers(run, model)
-    return same(rounded, full)
+            return is_equal(compute(), full)
 
 
 class TestWarning:
@@ -151,23 +147,16 @@ class TestWarning:
     def gpu(self, monkeypatch):
         monkeypatch.setattr(tf32, "has_visible_gpu", lambda: True)
 
-    @staticmethod
-    def traced(run):
-        """What is caught while a function is traced."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            tf.function(run, autograph=False).get_concrete_function()
-        return [warning for warning in caught if "TF32" in str(warning.message)]
-
     def test_traced_model_warns_once_of_tf32_in_the_line_of_the_caller(self, small_model):
         def run():
             z, v = small_model.encode(random_images(2, 4))
             return small_model.decode(z, v), small_model.prior().log_prob(z)
 
         for _ in range(2):
-            caught = self.traced(run)
-            assert len(caught) == 1 and caught[0].filename == __file__
-            assert "\n" not in str(caught[0].message) and "may decode images inexactly" in str(caught[0].message)
+            with pytest.warns(RuntimeWarning, match="TF32.*may decode images inexactly") as caught:
+                tf.function(run, autograph=False).get_concrete_function()
+            (filename,) = (warning.filename for warning in caught if "TF32" in str(warning.message))
+            assert filename == __file__
 
     def test_model_called_outside_a_trace_does_not_warn_of_tf32(self, small_model):
         with warnings.catch_warnings():
@@ -175,44 +164,33 @@ class TestWarning:
             small_model.decode(*small_model.encode(random_images(7, 4)))
 
 
-class TestSwitch:
-    @pytest.mark.parametrize("users", [True, False])
-    def test_contexts_turn_tf32_off_or_on_inside_and_restore_the_setting_of_the_user(self, users):
-        enable(users)
-        with full_float32():
+@pytest.mark.parametrize("users", [True, False])
+def test_contexts_turn_tf32_off_or_on_inside_and_restore_the_setting_of_the_user(users):
+    enable(users)
+    with full_float32():
+        assert not enabled()
+        with full_float32(), tensor_float_32():
             assert not enabled()
-            with full_float32(), tensor_float_32():
-                assert not enabled()
+        assert not enabled()
+    assert enabled() is users
+    with tensor_float_32():
+        assert enabled()
+        with full_float32(), tensor_float_32():
             assert not enabled()
-        assert enabled() is users
-        with tensor_float_32():
-            assert enabled()
-            with full_float32(), tensor_float_32():
-                assert not enabled()
-            assert enabled()
-        assert enabled() is users
+        assert enabled()
+    assert enabled() is users
 
 
-class TestModel:
-    def test_every_method_of_a_model_computes_in_full_float32(self, model):
-        verbs = {**VERBS, **(VERBS_OF_Z if model.config.has_latent else {})}
-        blind = {name for name, run in verbs.items() if check(name, run, model)}
-        assert blind <= COARSE
-
-    def test_images_are_recovered_while_products_of_the_user_keep_tf32(self, model):
-        a = tf.constant([[1.0 + 2**-12]])
-        with emulated_accelerator():
-            for _ in range(2):
-                assert tf.matmul(a, a) == 1 and enabled()
-                images = model.quantizer.quantize_pixels(IMAGES)
-                np.testing.assert_array_equal(model.decode(*model.encode(images, verify=True)), images)
-        assert tf.matmul(a, a) > 1
+def test_every_method_of_a_model_computes_in_full_float32(model):
+    verbs = {**VERBS, **(VERBS_OF_Z if model.config.has_latent else {})}
+    blind = {name for name, run in verbs.items() if check(name, run, model)}
+    assert blind <= COARSE
 
 
 # {name: (model, computation)} of programs with a model, and of networks that only some models have.
 PROGRAMS = {
-    "bounds": ("coupling", lambda m: list(BoundEvaluator(m)(batches(), k=2).to_log_row().values())),
-    "latent use": ("coupling", lambda m: list(dataclasses.asdict(compute_latent_use(m, batches())).values())),
+    "bounds": ("coupling", lambda m: list(BoundEvaluator(m)(BATCHES, k=2).to_log_row().values())),
+    "latent use": ("coupling", lambda m: list(dataclasses.asdict(compute_latent_use(m, BATCHES)).values())),
     "corpus": ("coupling", lambda m: make_image_encoder(m, FIELDS, 4)(IMAGES, np.arange(3), np.zeros(3, np.int32))),
     "test vectors": ("coupling", lambda m: make_test_vectors(m, random_images(sum(batch_sizes(8)), seed=2))),
     "classification": ("classes", lambda m: classify_images(m, labelled(m))["log_probability"]),
@@ -242,7 +220,7 @@ class TestPrograms:
         def encode():
             begin.wait()
             for _ in range(10):
-                codes = model.encode(images)
+                codes = model.encode(images, verify=True)
                 exact.extend([np.array_equal(codes.v, v), np.array_equal(model.decode(*codes), images)])
 
         def multiply():
@@ -265,22 +243,16 @@ CROPS = [28, 101, 173, 27, 138, 174, 62, 30]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", sorted(path.parent.name for path in RESULTS.glob("*/checkpoints")))
-class TestTrainedRuns:
-    @pytest.fixture(scope="class")
-    def crops(self):
-        names = (*PHOTOGRAPHS[:5], "motorcycle_left", PHOTOGRAPHS[5])
-        source = open_source(DataConfig(source="photographs", photographs=names), (32, 32, 3))
-        return load_images(source, "test", max(CROPS) + 1)[0][CROPS]
+def test_trained_runs_recover_images_that_tf32_would_lose(run):
+    names = (*PHOTOGRAPHS[:5], "motorcycle_left", PHOTOGRAPHS[5])
+    source = open_source(DataConfig(source="photographs", photographs=names), (32, 32, 3))
+    crops, model = load_images(source, "test", max(CROPS) + 1)[0][CROPS], tfdecouple.load_model(RESULTS / run)
 
-    def test_trained_runs_recover_images_that_tf32_would_lose(self, run, crops):
-        model = tfdecouple.load_model(RESULTS / run)
+    def lost():
+        return int((np.asarray(model.decode(*model.encode(crops))) != crops).any((1, 2, 3)).sum())
 
-        def lost():
-            back = np.asarray(model.decode(*model.encode(crops)))
-            return int((back != crops).any((1, 2, 3)).sum())
-
-        with emulated_accelerator(), keep_tf32_switch():
-            assert lost() > 0
-        # Other kernels also sum in another order.
-        with emulated_accelerator(noise=1e-6):
-            assert lost() == 0 and enabled()
+    with emulated_accelerator(), keep_tf32_switch():
+        assert lost() > 0
+    # Other kernels also sum in another order.
+    with emulated_accelerator(noise=1e-6):
+        assert lost() == 0 and enabled()

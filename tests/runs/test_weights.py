@@ -1,24 +1,26 @@
+import dataclasses
 import io
 import json
 import shutil
 
 import numpy as np
 import pytest
-from helpers.models import SMALL, random_images
+from helpers.commands import command, refuse
+from helpers.models import SMALL, random_images, save_images
 from helpers.places import ROOT
-from helpers.refusals import refused
+from helpers.refusals import message_of
 from PIL import Image
 
 import tfdecouple
 from export.formats.web import make_example_files
-from tfdecouple.cli import main
+from tfdecouple.config import Config, DataConfig
 from tfdecouple.data.batches import load_images
 from tfdecouple.data.image_file import crop_and_resize
 from tfdecouple.data.sources import open_source
-from tfdecouple.errors import RunError
+from tfdecouple.errors import RunError, UntrustedError
 from tfdecouple.metrics.image_statistics import CHANGES
 from tfdecouple.runs import pretrained
-from tfdecouple.runs.opened_run import hash_weights
+from tfdecouple.runs.opened_run import hash_weights, load_model, save_run
 from tfdecouple.runs.pretrained import MANIFEST, WeightsManifest
 from tfdecouple.runs.run_folder import RunFolder
 
@@ -44,7 +46,6 @@ def test_bundled_weights_decode_exactly_and_use_z():
     np.testing.assert_array_equal(model.decode(z, v), images)
     switched = model.decode(np.roll(z, -1, 0), v).numpy()
     assert all((ours != image).mean() > 0.1 for ours, image in zip(switched, images, strict=True))
-    # Directions of these weights come along, too.
     directions = tfdecouple.load_directions("photographs")
     assert directions.weights_sha256 == hash_weights(model) and directions.names == [*CHANGES]
     assert directions.about["run"] == "photographs"
@@ -57,37 +58,29 @@ def test_bundled_weights_decode_exactly_and_use_z():
 def others(tiny_run, tmp_path, monkeypatch):
     """An installation whose weights are tiny ones of the same name, and a working folder with two images."""
     folder = tmp_path / "site" / "photographs"
-    assert main(["publish", "--run", str(tiny_run), "--to", str(folder), "--licence", "mit"]) == 0
+    command("publish", "--run", tiny_run, "--to", folder, "--licence", "mit")
     monkeypatch.setattr(pretrained, "BUNDLED", folder.parent)
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    for name, image in zip(("a.png", "b.png"), random_images(2, 20), strict=True):
-        Image.fromarray(image).save(name)
+    images = random_images(2, 20)
+    monkeypatch.chdir(save_images(tmp_path / "here", {"a.png": images[0], "b.png": images[1]}))
     return folder
 
 
-def installed(folder):
-    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")}
+def test_commands_use_bundled_weights_by_default_and_do_not_change_them(others, tmp_path, capsys):
+    def installed():
+        return {path: path.stat().st_mtime_ns for path in others.rglob("*")}
 
-
-def test_commands_use_bundled_weights_by_default(others, tmp_path, capsys):
-    before = installed(others)
-    assert main(["switch", "a.png", "b.png"]) == 0
-    assert "pictures/switch-pairs.png: switch, 1 pair" in capsys.readouterr().out
-    facts = json.loads((tmp_path / "here" / "pictures" / "switch-pairs.json").read_text())
+    before, pictures = installed(), tmp_path / "here" / "pictures"
+    command("switch", "a.png", "b.png")
+    facts = json.loads((pictures / "switch-pairs.json").read_text())
     assert facts["run"] == "photographs" and facts["first"]["files"] == ["a.png"]
-    assert main(["switch", "a.png", "b.png", "--out", "elsewhere"]) == 0
+    command("switch", "a.png", "b.png", "--out", "elsewhere")
     assert (tmp_path / "here" / "elsewhere" / "switch-pairs.png").is_file()
-    assert main(["sample", "--count", "2", "--run", "photographs"]) == 0
-    assert (tmp_path / "here" / "pictures" / "sample.png").is_file()
+    command("sample", "--count", 2, "--run", "photographs")
+    assert (pictures / "sample.png").is_file()
     capsys.readouterr()
-    assert "interpolate got 1 images" in refused(capsys, lambda: main(["interpolate", "a.png"]))
-    line = refused(capsys, lambda: main(["directions", "--run", "photographs"]))
-    assert "tfdecouple publish --run photographs --to DIR" in line
-    line = refused(capsys, lambda: main(["curves", "--run", "photographs"]))
-    assert "photographs has no metrics" in line
-    # Nothing was written where they lie.
-    assert installed(others) == before
+    for name, says in (("directions", "publish --run photographs --to DIR"), ("curves", "photographs has no metrics")):
+        assert says in refuse(capsys, name, "--run", "photographs")
+    assert installed() == before
 
 
 def test_load_model_opens_bundled_weights_and_names_what_it_does_not_know(others):
@@ -98,6 +91,98 @@ def test_load_model_opens_bundled_weights_and_names_what_it_does_not_know(others
         tfdecouple.load_model("photograph")
 
 
+SUMMARY = {"steps": 9, "best_step": 1, "test": {"bits_per_dim": 6.54321, "standard_error": 0.1, "images": 4}}
+SUMMARY |= {"data": "folder /home/ada/secret place/faces", "reconstruction": "4 of 4 images identical"}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run, tmp_path_factory):
+    """The tiny run as one on a user's own images, with the paths of a machine in it."""
+    folder = tmp_path_factory.mktemp("mine") / "faces run"
+    shutil.copytree(tiny_run, folder)
+    config = Config.from_json(folder / "config.json")
+    data = DataConfig(source="folder:/home/ada/secret place/faces", data_dir="/home/ada/sets")
+    training = dataclasses.replace(config.training, init_from="/home/ada/runs/first")
+    (folder / "config.json").write_text(dataclasses.replace(config, data=data, training=training).to_json())
+    (folder / "summary.json").write_text(json.dumps(SUMMARY))
+    (folder / "metrics.jsonl").write_text('{"step": 1, "kind": "train", "bits_per_dim": 7.0}\n')
+    directions = {"version": 1, "weights_sha256": hash_weights(load_model(folder)), "run": str(folder)}
+    smile = {"name": "smile", "method": "means", "data": SUMMARY["data"], "vector": [1.0, 0, 0, 0]}
+    age = {**smile, "name": "age", "source": "folder:/home/ada/clients/", "data": "images in /home/ada/clients"}
+    (folder / "directions.json").write_text(json.dumps({**directions, "directions": [smile, age]}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def published(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published") / "faces"
+    command("publish", "--run", run, "--to", folder, "--licence", "cc-by-4.0")
+    return folder
+
+
+def test_published_folder_contains_no_path_of_this_machine(run, published):
+    files = [path for path in published.rglob("*") if path.is_file()]
+    assert len(files) == 8
+    for path in files:
+        content = path.read_bytes()
+        assert b"/home/" not in content and b"secret" not in content and str(run.parent).encode() not in content, path
+    data = RunFolder(published).read_config().data
+    assert (data.source, data.data_dir) == ("folder:faces", None)
+    assert json.loads((published / "summary.json").read_text())["test"] == SUMMARY["test"]
+
+
+def test_manifest_lists_every_file_and_detects_changes(published, tmp_path):
+    manifest = WeightsManifest.read(published / MANIFEST, "x")
+    files = {path.relative_to(published).as_posix() for path in published.rglob("*") if path.is_file()}
+    assert {*manifest.files, MANIFEST} == files
+    manifest.require_matching_files(published, "x")
+    copy = shutil.copytree(published, tmp_path / "copy")
+    (data,) = copy.glob("checkpoints/*.data-*")
+    content = data.read_bytes()
+    data.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    with pytest.raises(RunError, match=r"checkpoints/best-000000001.data-.* of x differs from its manifest"):
+        manifest.require_matching_files(copy, "x")
+    data.unlink()
+    with pytest.raises(RunError, match=r"x lacks checkpoints/best-000000001.data"):
+        manifest.require_matching_files(copy, "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda values: values["files"].update({"model.py": {"bytes": 1, "sha256": "0"}}), '"model.py", which no'),
+        (lambda values: values["files"].update({"../config.json": {"bytes": 1, "sha256": "0"}}), "no model"),
+        (lambda values: values["files"].update({"checkpoints/best-1.pkl": {"bytes": 1, "sha256": "0"}}), "no model"),
+        (lambda values: values["files"].pop("config.json"), "a config and its best weights"),
+        (lambda values: values["files"]["config.json"].update(bytes=-1), "files.config.json.bytes is -1"),
+        (lambda values: values["files"]["config.json"].update(bytes=True), "files.config.json.bytes is True"),
+        (lambda values: values.update(format=2), "format is 2"),
+        (lambda values: values.update(files=[1]), "is damaged"),
+    ],
+)
+def test_untrusted_manifest_is_refused(published, tmp_path, change, said):
+    values = json.loads((published / MANIFEST).read_text())
+    change(values)
+    (tmp_path / MANIFEST).write_text(json.dumps(values))
+    line = message_of((RunError, UntrustedError), lambda: WeightsManifest.read(tmp_path / MANIFEST, "hf://ada/faces"))
+    assert said in line and "hf://ada/faces" in line
+
+
+@pytest.mark.parametrize("kind", ["saved alone", "imported"])
+def test_model_card_claims_nothing_of_unknown_images(kind, tiny_run, tmp_path):
+    model = load_model(tiny_run)
+    save_run(model, tmp_path / "run")
+    assert hash_weights(load_model(tmp_path / "run")) == hash_weights(model)
+    if kind != "saved alone":
+        (tmp_path / "run" / "summary.json").write_text('{"imported_from": "/home/ada/secret/model.npz"}')
+    command("publish", "--run", tmp_path / "run", "--to", tmp_path / "to", "--licence", "mit")
+    body = (tmp_path / "to" / "README.md").read_text()
+    assert "model-index" not in body
+    assert "| trained on | data unknown |\n| rights in the images | No licence is claimed: " in body
+    assert "photograph" not in body and "CC0" not in body
+    assert not any(b"secret" in path.read_bytes() for path in (tmp_path / "to").rglob("*") if path.is_file())
+
+
 class TestTrained:
     pytestmark = pytest.mark.slow
 
@@ -106,25 +191,17 @@ class TestTrained:
         """A copy of the weights as a run folder, in which evaluations of test images may be counted."""
         return shutil.copytree(HERE, tmp_path_factory.mktemp("trained") / "run")
 
-    @pytest.fixture(scope="class")
-    def model(self):
-        return tfdecouple.load_model("photographs")
-
-    @pytest.fixture(scope="class")
-    def source(self):
-        return open_source(RunFolder("photographs").read_config().data, (64, 64, 3))
-
     def test_bits_per_dim_of_the_sample_photographs_are_those_of_the_docs(self, run, traced, tmp_path):
-        assert main(["evaluate", "--run", str(run), "--out", str(tmp_path)]) == 0
+        command("evaluate", "--run", run, "--out", tmp_path)
         report = json.loads((tmp_path / "bits_per_dim-test.json").read_text())
         assert report["images"] == 1000 and report["step"] == RunFolder("photographs").read_summary()["best_step"]
-        assert f"{report['bits_per_dim']:.2f} bits/dim" in (ROOT / "docs" / "understanding.md").read_text(
-            encoding="utf-8"
-        )
+        page = (ROOT / "docs" / "understanding.md").read_text(encoding="utf-8")
+        assert f"{report['bits_per_dim']:.2f} bits/dim" in page
 
     @pytest.mark.parametrize(("size", "spacing"), [(50, 5), (1, 100), (3, 50)])
-    def test_bundled_weights_decode_crops_exactly(self, model, source, traced, size, spacing):
-        crops = load_images(source, "test", 1000)[0][size % spacing :: spacing]
+    def test_bundled_weights_decode_crops_exactly(self, traced, size, spacing):
+        model, config = load_model("photographs"), RunFolder("photographs").read_config()
+        crops = load_images(open_source(config.data, (64, 64, 3)), "test", 1000)[0][size % spacing :: spacing]
         crops = crops[: len(crops) // size * size]
         batches = np.split(crops, len(crops) // size)
         codes = [model.encode(batch) for batch in batches]
@@ -135,8 +212,8 @@ class TestTrained:
         np.testing.assert_array_equal(model.decode(z, v), crops[: 2 * size])
 
     def test_bundled_weights_detect_outliers_better_than_likelihood(self, run, traced, tmp_path):
-        arguments = ["--run", run, "--images", "50", "--batch-size", "50", "--out", tmp_path]
-        assert main(["evaluate", *map(str, arguments), "--outliers", "noise", "constant"]) == 0
+        options = ("--images", 50, "--batch-size", 50, "--out", tmp_path, "--outliers", "noise", "constant")
+        command("evaluate", "--run", run, *options)
         kinds = json.loads((tmp_path / "outliers-test.json").read_text())["outliers"]
         noise, constant = (kinds[kind]["detection"] for kind in ("noise", "constant"))
         assert all(noise[name]["auroc"] > 0.95 for name in ("bits_per_dim", "shell", "typicality")), noise

@@ -1,28 +1,32 @@
 import json
 import os
+import pathlib
+import re
+import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.places import PATIENCE, ROOT
+from helpers.models import LEAST
+from helpers.places import PATIENCE, ROOT, user_environment
 from helpers.refusals import refusal
+from helpers.runs import run_config
 from helpers.worker_pairs import WorkerThreads, choose_addresses
 
 from tfdecouple.errors import ConfigError, UserError
+from tfdecouple.storage.files import write_json
 from tfdecouple.training import workers
 from tfdecouple.training.workers import Cluster, find_cluster, meet_workers
 
 
 @pytest.fixture
 def set_tf_config(monkeypatch):
-    def set_config(values):
-        monkeypatch.setenv("TF_CONFIG", values if isinstance(values, str) else json.dumps(values))
-
-    return set_config
+    return lambda given: monkeypatch.setenv("TF_CONFIG", given if isinstance(given, str) else json.dumps(given))
 
 
 def tf_config(cluster=None, **task):
@@ -52,18 +56,15 @@ class TestTfConfig:
         ("given", "message"),
         [
             ("{", "Expecting property name"),
-            ([], "Input should be a valid dictionary"),
-            (tf_config({"worker": ["a:1"], "ps": ["b:1"]}), "cluster.ps.[key]: Input should be 'chief' or 'worker'"),
-            (tf_config({"worker": ["a", "b:1"]}), "cluster.worker.0: String should match pattern"),
-            (tf_config({"worker": "a:1"}), "cluster.worker: Input should be a valid list"),
+            (tf_config({"worker": ["a:1"], "ps": ["b:1"]}), "cluster.ps"),
+            (tf_config({"worker": ["a", "b:1"]}), "cluster.worker.0"),
             (tf_config({"worker": ["a:1", "a:1"]}), "names an address twice"),
             (tf_config({"chief": ["a:1", "b:1"]}), "more than one chief"),
             ({"cluster": {"worker": ["a:1", "b:1"]}}, "task must name one of the workers"),
             (tf_config(type="chief"), "task must name one of the workers"),
-            (tf_config(type=["worker"]), "task.type: Input should be 'chief', 'worker'"),
+            (tf_config(type=["worker"]), "task.type"),
             (tf_config(index=2), "task must name one of the workers"),
-            (tf_config(index=-1), "task.index: Input should be greater than or equal to 0"),
-            (tf_config(index=None), "task.index: Input should be a valid integer"),
+            (tf_config(index=-1), "task.index"),
         ],
     )
     def test_wrong_tf_config_is_refused_in_one_line(self, set_tf_config, given, message):
@@ -129,30 +130,22 @@ class TestMeeting:
         assert self.meet(addresses, before=connect_and_end) == [None] * 3
 
 
-CLUSTER_EXAMPLES = ROOT / "examples" / "cluster"
-
-
-def stand_in(folder, name, script):
-    """Puts a program of this name in front of all others."""
-    (folder / name).write_text(f"#!/bin/bash\n{script}\n")
-    (folder / name).chmod(0o755)
-    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+KUBERNETES = (ROOT / "examples" / "cluster" / "kubernetes.yaml").read_text(encoding="utf-8")
 
 
 class TestExamples:
     def test_kubernetes_schemas_accept_the_manifest(self):
-        kubernetes_validate = pytest.importorskip("kubernetes_validate")
-        yaml = pytest.importorskip("yaml")
-
-        for resource in yaml.safe_load_all((CLUSTER_EXAMPLES / "kubernetes.yaml").read_text(encoding="utf-8")):
+        kubernetes_validate, yaml = pytest.importorskip("kubernetes_validate"), pytest.importorskip("yaml")
+        for resource in yaml.safe_load_all(KUBERNETES):
             kubernetes_validate.validate(resource, kubernetes_validate.latest_version(), strict=True)
 
     @pytest.mark.parametrize("index", [0, 1])
     def test_kubernetes_pods_have_each_others_addresses(self, tmp_path, set_tf_config, index):
-        lines = (CLUSTER_EXAMPLES / "kubernetes.yaml").read_text().splitlines()
-        first = next(number for number, line in enumerate(lines) if line.strip() == "- |") + 1
-        script = "\n".join(lines[first : next(n for n, line in enumerate(lines) if "ports:" in line)])
-        variables = stand_in(tmp_path, "tfdecouple", 'echo "$TF_CONFIG"')
+        script = KUBERNETES.partition("- |\n")[2].partition("ports:")[0]
+        # This program stands in front of the real one.
+        (tmp_path / "tfdecouple").write_text('#!/bin/bash\necho "$TF_CONFIG"\n')
+        (tmp_path / "tfdecouple").chmod(0o755)
+        variables = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
         variables |= {"WORKERS": "2", "JOB_COMPLETION_INDEX": str(index)}
         written = subprocess.run(["bash", "-c", script], env=variables, capture_output=True, text=True, check=True)
         set_tf_config(written.stdout)
@@ -162,15 +155,6 @@ class TestExamples:
 
 
 class TestWorkers:
-    def test_all_workers_get_the_chiefs_result(self):
-        calls = []
-
-        def act(workers):
-            return workers.call_on_chief(lambda: calls.append(workers.rank) or {"steps": [5, None], "word": "größer"})
-
-        assert WorkerThreads(3).run(act) == [{"steps": [5, None], "word": "größer"}] * 3
-        assert calls == [0]
-
     def test_failure_of_one_worker_is_raised_in_all_workers(self):
         def act(workers):
             def fail():
@@ -200,3 +184,138 @@ class TestWorkers:
             return [variable.numpy().tobytes() for variable in variables]
 
         assert WorkerThreads().run(act) == [[value.tobytes() for value in values]] * 2
+
+
+# Training on a Slurm cluster of two nodes, each in namespaces of this machine, needs slurm-wlm and munge.
+# {PLACE} is a folder. Slurm starts a requeued job only after the credentials of its last start have expired.
+CONF = """
+ClusterName=test
+SlurmctldHost=n1
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={PLACE}/munge.socket,cred_expire=5
+CredType=cred/munge
+StateSaveLocation={PLACE}/state
+SlurmdSpoolDir={PLACE}/spool.%n
+SlurmctldPidFile={PLACE}/slurmctld.pid
+SlurmdPidFile={PLACE}/slurmd.%n.pid
+SlurmctldLogFile={PLACE}/slurmctld.log
+SlurmdLogFile={PLACE}/slurmd.%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SelectType=select/linear
+SchedulerType=sched/backfill
+ReturnToService=2
+MpiDefault=none
+SlurmdParameters=config_overrides
+NodeName=n[1-2] CPUs=2 RealMemory=1000
+PartitionName=main Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+class Machine:
+    """A host name, a network, a process tree and a file /etc/hosts of their own, on this machine."""
+
+    def __init__(self, name, hosts):
+        script = f"hostname {name} && mount --bind {hosts} /etc/hosts && ip link set lo up && echo up && exec sleep inf"
+        command = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        self._process = subprocess.Popen([*command, "sh", "-c", script], **pipes)
+        if self._process.stdout.readline() != "up\n":
+            pytest.skip("a Slurm cluster needs the right to make network namespaces")
+        children = f"/proc/{self._process.pid}/task/{self._process.pid}/children"
+        self.pid = pathlib.Path(children).read_text().strip()
+
+    def run(self, *command, **options):
+        enter = ["nsenter", "--target", self.pid, "--net", "--uts", "--mount", "--pid", f"--wd={ROOT}"]
+        done = subprocess.run([*enter, *map(str, command)], capture_output=True, text=True, timeout=PATIENCE, **options)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+        return done.stdout
+
+    def end(self):
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """A function that runs a command of Slurm on the first of two nodes, with its job's files in `tmp_path`."""
+    if not all(map(shutil.which, ("slurmctld", "slurmd", "munged"))):
+        pytest.skip("Slurm is not installed")
+    for folder in ("state", "spool.n1", "spool.n2"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "slurm.conf").write_text(CONF.replace("{PLACE}", str(tmp_path)))
+    (tmp_path / "hosts").write_text("127.0.0.1 localhost\n10.9.8.1 n1\n10.9.8.2 n2\n")
+    key = tmp_path / "munge.key"
+    key.write_bytes(os.urandom(128))
+    key.chmod(0o400)
+    environment = {**user_environment(), "SLURM_CONF": str(tmp_path / "slurm.conf")}
+    environment["PATH"] = f"{pathlib.Path(sys.executable).parent}:{environment['PATH']}"
+    machines = []
+    try:
+        for name in ("n1", "n2"):
+            machines.append(Machine(name, tmp_path / "hosts"))
+        first, second = machines
+        link = ["ip", "link", "add", "cable", "netns", first.pid, "type", "veth", "peer", "name", "cable"]
+        subprocess.run([*link, "netns", second.pid], check=True)
+        for number, machine in enumerate(machines, 1):
+            machine.run("ip", "address", "add", f"10.9.8.{number}/24", "dev", "cable")
+            machine.run("ip", "link", "set", "cable", "up")
+        options = {"key-file": key, "socket": tmp_path / "munge.socket", "pid-file": tmp_path / "munged.pid"}
+        options |= {"log-file": tmp_path / "munged.log", "seed-file": tmp_path / "munged.seed"}
+        first.run("munged", "--force", *(f"--{name}={value}" for name, value in options.items()))
+        first.run("slurmctld", "-i", env=environment)
+        for machine in machines:
+            machine.run("slurmd", env=environment)
+        first.run("srun", "--nodes=2", "--ntasks=2", "hostname", env=environment)
+
+        def run(*command):
+            return first.run(*command, env=environment)
+
+        yield run
+    finally:
+        for machine in machines:
+            machine.end()
+
+
+@pytest.mark.slow
+def test_job_resumes_after_a_signal_a_lost_worker_and_the_time_limit(slurm, image_folder, tmp_path):
+    endless = run_config(image_folder, model=LEAST, steps=10**6, evaluate_every=10**6, pictures=0)
+    write_json(tmp_path / "config.json", endless.to_dict())
+    job = ["sbatch", "--parsable", "--gres=none", "--cpus-per-task=1", f"--output={tmp_path}/job.log"]
+    script = ["examples/cluster/slurm.sh", "--config", tmp_path / "config.json", "--workdir", tmp_path / "run"]
+    number = slurm(*job, *script).strip()
+    begun = time.monotonic()
+
+    def wait_for(is_done):
+        """Waits until is_done(log of the job, steps at which it resumed, latest saved step); returns the log."""
+        while True:
+            log = (tmp_path / "job.log").read_text() if (tmp_path / "job.log").exists() else ""
+            resumed = [int(step) for step in re.findall(r"resumes from step (\d+)\n", log)]
+            saved = [int(path.stem[5:]) for path in (tmp_path / "run").glob("checkpoints/step-*.index")]
+            if is_done(log, resumed, max(saved, default=0)):
+                return log
+            assert time.monotonic() < begun + PATIENCE, log
+            time.sleep(0.2)
+
+    def wait_for_start(count):
+        """Waits until the job has resumed `count` times and has saved a later step."""
+        return wait_for(lambda log, resumed, saved: len(resumed) == count and saved > max(resumed, default=0))
+
+    assert "2 CPUs of 2 workers" in wait_for_start(0)
+    slurm("scancel", "--signal=TERM", number)
+    log = wait_for_start(1)
+    message = "stopped by SIGTERM at step "
+    assert re.search(rf"{message}\d+ of 1000000, saved; the same command resumes\n", log)
+
+    slurm("pkill", "--signal=KILL", "--full", "^python train.py ")
+    assert "another worker has ended, so worker 1 cannot continue" in wait_for_start(2)
+
+    # Slurm sends SIGTERM two minutes before the limit.
+    minutes = int(slurm("squeue", "--noheader", "--format=%M", f"--jobs={number}").split(":")[-2])
+    slurm("scontrol", "update", f"JobId={number}", f"TimeLimit={minutes + 2}")
+    wait_for(lambda log, resumed, saved: log.count(message) == 4)
+    slurm("scontrol", "update", f"JobId={number}", "TimeLimit=UNLIMITED")
+    wait_for_start(3)
+    slurm("scancel", number)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers.models import LEAST
 from helpers.places import PATIENCE, run_python
-from helpers.runs import assert_same_checkpoint, read_checkpoint, read_log, run_config
+from helpers.runs import assert_same_checkpoint, read_log, run_config
 from helpers.worker_pairs import WorkerProcesses, WorkerThreads, choose_addresses
 
 from tfdecouple.data.sources import open_source
@@ -66,20 +66,15 @@ class TestTwoRanks:
         return run
 
     def test_only_the_chief_writes_and_no_signal_ends_the_test(self, ranks, stand_ins, tmp_path, monkeypatch):
-        asked = []
-
-        class Noted(StopRequest):
-            def __enter__(self):
-                asked.append(self)
-                return super().__enter__()
+        stops, make = [], StopRequest
 
         def measure(split):
             # All steps are taken. Threads get no signals.
-            for stop in asked:
+            for stop in stops:
                 stop.reason = "SIGTERM"
             return 8.0
 
-        monkeypatch.setattr(loop, "StopRequest", Noted)
+        monkeypatch.setattr(loop, "StopRequest", lambda: stops.append(make()) or stops[-1])
         stand_ins(measure)
         states, (chiefs, others) = ranks(steps=5)
         assert chiefs == others == json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -109,24 +104,13 @@ class TestTwoRanks:
 @pytest.mark.slow
 class TestTwoProcesses:
     def test_two_processes_write_the_folder_of_one_and_only_the_chief_prints(self, shared_run, finished_run):
-        (status, out, err), (other_status, other_out, other_err) = shared_run.ended
-        assert (status, other_status) == (0, 0), (err, other_err)
-        assert (err, other_err) == ("", "")
+        (status, out, err), other = shared_run.ended
+        assert (status, err) == (0, "") and other == (0, "", "")
         assert "2 CPUs of 2 workers" in out and "step 10: validation" in out
-        assert other_out == ""
         for pattern in ("*", "images/*", "checkpoints/*"):
             names = [sorted(path.name for path in run.glob(pattern)) for run in (shared_run.folder, finished_run)]
             assert names[0] == names[1]
         assert len(list((shared_run.folder / "tensorboard").iterdir())) == 1
-
-    @pytest.mark.parametrize("step", [5, 10])
-    def test_two_processes_train_the_weights_of_one_process(self, shared_run, finished_run, step):
-        # Ten steps of Adam at a learning rate of 0.01 enlarge what another order of additions changes; two devices of
-        # one process differ from one by as much.
-        ours, theirs = (read_checkpoint(run, f"step-{step:09d}") for run in (shared_run.folder, finished_run))
-        assert ours.keys() == theirs.keys()
-        for key, value in ours.items():
-            np.testing.assert_allclose(value, theirs[key], rtol=5e-5, atol=5e-5, err_msg=key)
 
     def test_two_devices_train_exactly_as_two_processes(self, shared_run, finished_run, image_folder, tmp_path, forked):
         # A program like the two: the last digits depend on how many threads an operation has.

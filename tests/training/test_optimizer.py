@@ -33,42 +33,31 @@ class Updated:
         return [variable.numpy() for variable in variables]
 
 
-class TestMuon:
-    NAMES = ("flow/step/first", "flow/step/linear/kernel", "encoder/last_direction", "prior_flow/step/first")
-
-    def make(self, **config):
-        """Returns four matrices under Muon, of which the first and the third are kernels, and their optimizer."""
-        rng = np.random.default_rng(0)
-        weights = {name: tf.Variable(rng.standard_normal((6, 4)), dtype=tf.float32) for name in self.NAMES}
-        optimizer = Optimizer(TrainingConfig(optimizer="muon", learning_rate=0.1, **config), weights, {})
-        optimizer.start_averages()
-        return weights, optimizer
-
-    @staticmethod
-    def apply(optimizer, gradients, applied=True, rate=0.1):
-        update = tf.function(optimizer.apply_update, autograph=False)
-        inputs = [tf.constant(gradient, tf.float32) for gradient in gradients]
-        update(tf.constant(applied), inputs, [], tf.constant(0, tf.int64), tf.constant(rate), tf.constant(1.0))
-
-    @pytest.mark.usefixtures("size")
-    def test_muon_updates_kernels_by_orthogonal_matrices_and_other_weights_by_adam(self):
-        weights, optimizer = self.make(matrix_rate=0.5, ema_decay=0.9, weight_decay=0.0)
-        before = [weight.numpy() for weight in weights.values()]
-        gradients = np.random.default_rng(1).standard_normal((4, 6, 4))
-        self.apply(optimizer, gradients, rate=0.05)
-        for name, old, slope in zip(self.NAMES, before, gradients, strict=True):
-            change = weights[name].numpy() - old
-            if name in self.NAMES[::2]:
-                # Half of the peak of `learning_rate` is half of `matrix_rate`; a tall matrix moves further.
-                u, values, v = np.linalg.svd(-change / (0.25 * 1.5**0.5), full_matrices=False)
-                assert (values > 0.6).all() and (values < 1.3).all()
-                ours, _, right = np.linalg.svd(slope, full_matrices=False)
-                np.testing.assert_allclose(u @ v, ours @ right, atol=0.25)
-            else:
-                np.testing.assert_allclose(change, -0.05 * np.sign(slope), rtol=1e-3)
-            expected = 0.1 * old + 0.9 * weights[name].numpy()
-            np.testing.assert_allclose(optimizer.averages[name].numpy(), expected, rtol=1e-5)
-        assert set(optimizer.variances) == set(self.NAMES[1::2]) and set(optimizer.means) == set(self.NAMES)
+@pytest.mark.usefixtures("size")
+def test_muon_updates_kernels_by_orthogonal_matrices_and_other_weights_by_adam():
+    # The first and the third of these matrices are kernels.
+    names = ("flow/step/first", "flow/step/linear/kernel", "encoder/last_direction", "prior_flow/step/first")
+    before, slopes = np.random.default_rng(0).standard_normal((2, 4, 6, 4)).astype(np.float32)
+    weights = {name: tf.Variable(value) for name, value in zip(names, before, strict=True)}
+    config = {"learning_rate": 0.1, "matrix_rate": 0.5, "ema_decay": 0.9, "weight_decay": 0.0}
+    optimizer = Optimizer(TrainingConfig(optimizer="muon", **config), weights, {})
+    optimizer.start_averages()
+    update = tf.function(optimizer.apply_update, autograph=False)
+    inputs = tf.constant(True), list(map(tf.constant, slopes)), [], tf.constant(0, tf.int64)
+    update(*inputs, tf.constant(0.05), tf.constant(1.0))
+    for name, old, slope in zip(names, before, slopes, strict=True):
+        change = weights[name].numpy() - old
+        if name in names[::2]:
+            # Half of the peak of `learning_rate` is half of `matrix_rate`; a tall matrix moves further.
+            u, values, v = np.linalg.svd(-change / (0.25 * 1.5**0.5), full_matrices=False)
+            assert (values > 0.6).all() and (values < 1.3).all()
+            ours, _, right = np.linalg.svd(slope, full_matrices=False)
+            np.testing.assert_allclose(u @ v, ours @ right, atol=0.25)
+        else:
+            np.testing.assert_allclose(change, -0.05 * np.sign(slope), rtol=1e-3)
+        expected = 0.1 * old + 0.9 * weights[name].numpy()
+        np.testing.assert_allclose(optimizer.averages[name].numpy(), expected, rtol=1e-5)
+    assert set(optimizer.variances) == set(names[1::2]) and set(optimizer.means) == set(names)
 
 
 class TestOptimizer:
@@ -98,16 +87,14 @@ class TestOptimizer:
 
     def test_checkpoint_stores_views_of_a_flat_buffer_as_variables(self, tmp_path):
         shapes = {"a/b": tf.TensorShape([2, 3]), "c": tf.TensorShape([]), "d": tf.TensorShape([4])}
-        rng = np.random.default_rng(0)
+        vector, rng = FlatBuffer(shapes), np.random.default_rng(0)
         values = {name: rng.random(shape, np.float32) for name, shape in shapes.items()}
-        vector = FlatBuffer(shapes)
         for name, value in values.items():
             vector.views[name].assign(value)
         np.testing.assert_array_equal(vector.variable, np.concatenate([value.ravel() for value in values.values()]))
         with pytest.raises(ValueError, match="shape"):
             vector.views["d"].assign(np.zeros(3, np.float32))
         alone, other = {name: tf.Variable(tf.zeros(shape)) for name, shape in shapes.items()}, FlatBuffer(shapes)
-        # Views are read as variables, and variables as views.
         for step, (written, read) in enumerate([(vector.views, alone), (alone, other.views)]):
             folder = CheckpointFolder(tmp_path)
             folder.write_checkpoint("step", step, {"means": written})

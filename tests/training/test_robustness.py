@@ -20,9 +20,6 @@ from tfdecouple.storage.files import write_json
 
 pytestmark = pytest.mark.slow
 
-# Options of runs that a signal ends.
-ENDLESS = {"steps": 100_000, "evaluate_every": 100_000}
-
 
 def write_options(config, run, beside=None):
     """Writes the config into a folder beside the run, and returns the options of `train.py`."""
@@ -128,7 +125,8 @@ class TestKill:
 
     def test_kills_amid_saving_lose_no_saved_step(self, image_folder, tmp_path):
         run = tmp_path / "run"
-        config = run_config(image_folder, model=LEAST, **ENDLESS, checkpoint_every=1, keep_checkpoints=2)
+        options = {"steps": 100_000, "evaluate_every": 100_000, "checkpoint_every": 1, "keep_checkpoints": 2}
+        config = run_config(image_folder, model=LEAST, **options)
         rng = random.Random(0)
         reached = -1
         for number in range(4):
@@ -163,12 +161,6 @@ class TestKill:
         assert steps == sorted(steps)
 
 
-@pytest.fixture
-def small_disk(disk):
-    """A file system of 3 MiB; skips where none can be made."""
-    return disk(3 * 1024)
-
-
 def fill(folder, leave=0):
     """Fills up a file system but for some bytes."""
     with (folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
@@ -196,7 +188,8 @@ class TestFullDisk:
 
     # The log fits and no checkpoint; the checkpoint, and not all pictures of the evaluation.
     @pytest.mark.parametrize("room", [40, 120])
-    def test_training_resumes_after_a_full_disk(self, config, stopped_run, whole_run, small_disk, tmp_path, room):
+    def test_training_resumes_after_a_full_disk(self, config, stopped_run, whole_run, disk, tmp_path, room):
+        small_disk = disk(3 * 1024)
         run = small_disk / "run"
         shutil.copytree(stopped_run, run)
         checkpoints = CheckpointFolder(run / "checkpoints")

@@ -23,22 +23,24 @@ from tfdecouple.storage.files import write_json
 from tfdecouple.training import DivergedError, evaluation, train
 from tfdecouple.training.training_folder import TrainingFolder
 
-# The fixtures of classes are traced, as `finished_run` was.
 pytestmark = pytest.mark.usefixtures("eager")
 
 
 class FirstStepError(Exception):
-    """Raised in place of the first step, where a test is about what comes before it."""
+    """Raised instead of the first step, where a test is about what comes before it."""
 
 
-def stop_before_step(monkeypatch, number):
-    """Lets runs end before their first step, which must be `number`."""
+def train_until_step(config, run, number, look=lambda function: None):
+    """Trains until before the first step, which must be `number`; `look` gets the function that takes the step."""
 
-    def act(_, step):
+    def act(function, step):
         assert step == number
+        look(function)
         raise FirstStepError
 
-    runs.call_before_steps(monkeypatch, act)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(FirstStepError):
+        runs.call_before_steps(patch, act)
+        train(config, run)
 
 
 class TestFolder:
@@ -57,7 +59,6 @@ class TestFolder:
         assert summary["reconstruction"] == "5 of 5 images identical to the last pixel"
         assert summary["lossless_codecs_images"] == 5
         assert set(summary["lossless_codecs_bits_per_dim"]) == {"webp", "png"}
-        assert summary["parameters"]["total"] > 1000
 
     def test_training_reads_devices_only_at_rows_of_the_log(self, watched_run):
         # Evaluations are at 5 and 10, and the first step of a process is read.
@@ -73,7 +74,6 @@ class TestFolder:
         rows = runs.read_log_without_timing(finished_run)
         tags = set(events.Tags()["tensors"])
         assert {"samples", "reconstructions", "switch", "interpolation"} <= tags
-        # The config is there, too, for the tab of hyperparameters.
         config = "_hparams_/session_start_info"
         content = plugin_data_pb2.HParamsPluginData.FromString(events.SummaryMetadata(config).plugin_data.content)
         options = content.session_start_info.hparams
@@ -89,19 +89,6 @@ class TestFolder:
 
 
 class TestResumption:
-    @pytest.fixture(scope="class")
-    def resumed_run(self, finished_run, image_folder, tmp_path_factory):
-        """`finished_run` as a program would have left it that was killed amid its log's window, and started again."""
-        run = tmp_path_factory.mktemp("resumed") / "run"
-        shutil.copytree(finished_run, run)
-        for left in [run / "summary.json", *(run / "checkpoints").glob("*-000000010.*")]:
-            left.unlink()
-        with pytest.MonkeyPatch.context() as patch:
-            # The pictures are those of the finished run.
-            patch.setattr(evaluation, "draw_pictures", lambda inputs, *_: ({}, len(inputs.images)))
-            train(runs.run_config(image_folder), run)
-        return run
-
     def test_signal_stops_a_run_between_steps_and_the_same_command_resumes(self, fake_run, fake_step, capsys):
         with pytest.MonkeyPatch.context() as patch:
             runs.call_before_steps(patch, lambda _, step: step == 6 and os.kill(os.getpid(), signal.SIGTERM), fake_step)
@@ -115,13 +102,20 @@ class TestResumption:
         # This row averages two steps, one of each program.
         assert fake_run.read_log()["train", 8]["kl"] == np.mean([fake_step.kl(6), fake_step.kl(7)])
 
-    def test_resumed_run_ends_bit_for_bit_as_an_unbroken_one(self, resumed_run, finished_run):
-        runs.assert_same_checkpoint(resumed_run, finished_run, "step-000000010")
-        assert runs.read_log_without_timing(resumed_run) == runs.read_log_without_timing(finished_run)
-        ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (resumed_run, finished_run))
-        assert ours == theirs
+    def test_resumed_run_ends_bit_for_bit_as_an_unbroken_one(
+        self, finished_run, image_folder, tmp_path, traced, monkeypatch
+    ):
+        # A program that was killed amid its log's window would have left this folder.
+        run = shutil.copytree(finished_run, tmp_path / "run")
+        for left in [run / "summary.json", *(run / "checkpoints").glob("*-000000010.*")]:
+            left.unlink()
+        monkeypatch.setattr(evaluation, "draw_pictures", lambda inputs, *_: ({}, len(inputs.images)))
+        train(runs.run_config(image_folder), run)
+        runs.assert_same_checkpoint(run, finished_run, "step-000000010")
+        for read in (runs.read_log_without_timing, lambda run: RunFolder(run).read_summary()):
+            assert read(run) == read(finished_run)
 
-    def test_resumption_skips_a_damaged_checkpoint(self, finished_run, image_folder, tmp_path, capsys, monkeypatch):
+    def test_resumption_skips_a_damaged_checkpoint(self, finished_run, image_folder, tmp_path, capsys):
         run = shutil.copytree(finished_run, tmp_path / "run")
         checkpoints = CheckpointFolder(run / "checkpoints")
         data = checkpoints.path / "step-000000010.data-00000-of-00001"
@@ -129,9 +123,7 @@ class TestResumption:
         # The best weights are of a step that the run has then not reached.
         for file in checkpoints.path.glob("best-*"):
             file.rename(file.with_name(f"best-000000010.{file.name.partition('.')[2]}"))
-        stop_before_step(monkeypatch, 5)
-        with pytest.raises(FirstStepError):
-            train(runs.run_config(image_folder), run)
+        train_until_step(runs.run_config(image_folder), run, 5)
         out = capsys.readouterr().out
         assert "not used: the checkpoint" in out and "step-000000010 is damaged" in out
         assert "resumes from step 5" in out
@@ -149,8 +141,7 @@ class TestResumption:
 class TestImageFolders:
     def test_complete_run_accepts_any_spelling_of_its_images(self, finished_run, image_folder, monkeypatch, capsys):
         def files():
-            paths = (path for path in finished_run.rglob("*") if path.is_file() and path.name != ".lock")
-            return {path: path.read_bytes() for path in paths}
+            return {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
 
         before = files()
         monkeypatch.chdir(image_folder.parent)
@@ -159,14 +150,13 @@ class TestImageFolders:
             assert "is complete at step 10" in capsys.readouterr().out
         assert files() == before
 
-    def test_resumption_accepts_a_moved_image_folder(self, finished_run, image_folder, tmp_path, monkeypatch, capsys):
+    def test_resumption_accepts_a_moved_image_folder(self, finished_run, image_folder, tmp_path, capsys):
         shutil.copytree(finished_run, tmp_path / "run")
         write_json(tmp_path / "run" / "config.json", runs.run_config(tmp_path / "gone").to_dict())
-        stop_before_step(monkeypatch, 10)
-        with pytest.raises(FirstStepError):
-            train(runs.run_config(image_folder, steps=11, loggers=()), tmp_path / "run")
+        config = runs.run_config(image_folder, steps=11, loggers=())
+        train_until_step(config, tmp_path / "run", 10)
         assert f"images are read from {image_folder}; {tmp_path / 'gone'}, where" in capsys.readouterr().out
-        assert RunFolder(tmp_path / "run").read_config() == runs.run_config(image_folder, steps=11, loggers=())
+        assert RunFolder(tmp_path / "run").read_config() == config
         # Two existing folders hold different images.
         (tmp_path / "other").mkdir()
         with pytest.raises(RunError, match="data.source was .* and is now"):
@@ -187,49 +177,36 @@ class TestRefusals:
     def test_resumption_names_changed_options_with_both_values(self, finished_run, image_folder):
         config = runs.run_config(image_folder, learning_rate=0.5, batch_size=4)
         message = message_of(RunError, lambda: train(config, finished_run))
-        assert "training.learning_rate was 0.01 and is now 0.5" in message
-        assert "training.batch_size was 8 and is now 4" in message
-        assert "only training.steps and training.loggers may change" in message
+        for words in ("training.learning_rate was 0.01 and is now 0.5", "training.batch_size was 8 and is now 4"):
+            assert words in message
 
-    def test_training_refuses_a_folder_with_other_files(self, tmp_path, image_folder):
-        (tmp_path / "diary.txt").write_text("dear diary")
-        with pytest.raises(RunError, match="exists and is no run folder"):
-            train(runs.run_config(image_folder), tmp_path)
-        assert [path.name for path in tmp_path.iterdir()] == ["diary.txt"]
-
-    def test_leftovers_of_a_killed_start_do_not_block_a_run(self, tmp_path, image_folder):
-        (tmp_path / ".lock").touch()
-        (tmp_path / ".config.json.123.tmp").write_text("{")
-        directory = TrainingFolder(tmp_path, runs.run_config(image_folder))
-        directory.require_same_run()
-        assert not directory.is_resumed
-
-    def test_training_refuses_a_folder_in_use(self, tmp_path, image_folder):
+    def test_training_refuses_a_folder_in_use_or_with_other_files_but_not_leftovers(self, tmp_path, image_folder):
+        config = runs.run_config(image_folder)
         with (tmp_path / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            message = message_of(RunError, lambda: train(runs.run_config(image_folder), tmp_path))
-        assert "another program is training in" in message
+            assert "another program is training in" in message_of(RunError, lambda: train(config, tmp_path))
+        # A killed start leaves these.
+        (tmp_path / ".config.json.123.tmp").write_text("{")
+        TrainingFolder(tmp_path, config).require_same_run()
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "diary.txt").write_text("dear diary")
+        assert "exists and is no run folder" in message_of(RunError, lambda: train(config, tmp_path / "other"))
+        assert [path.name for path in (tmp_path / "other").iterdir()] == ["diary.txt"]
 
 
 class TestWarmStart:
     def test_init_from_loads_the_best_weights_of_another_run(self, finished_run, image_folder, tmp_path, monkeypatch):
-        started = []
+        expected = load_model(finished_run).named_variables()
 
-        def look(function, step):
-            state = function.state
-            weights = {name: variable.numpy() for name, variable in state.model.named_variables().items()}
-            started.append((weights, {name: average.numpy() for name, average in state.optimizer.averages.items()}))
-            raise FirstStepError
+        def look(function):
+            averages = function.state.optimizer.averages
+            assert averages
+            for values in (function.state.model.named_variables(), averages):
+                for name, variable in values.items():
+                    np.testing.assert_array_equal(variable.numpy(), expected[name], err_msg=name)
 
-        runs.call_before_steps(monkeypatch, look)
         monkeypatch.chdir(finished_run.parent)
-        with pytest.raises(FirstStepError):
-            train(runs.run_config(image_folder, init_from=finished_run.name), tmp_path / "run")
-        ((weights, averages),) = started
-        for name, variable in load_model(finished_run).named_variables().items():
-            np.testing.assert_array_equal(weights[name], variable, err_msg=name)
-            if name in averages:
-                np.testing.assert_array_equal(averages[name], variable, err_msg=name)
+        train_until_step(runs.run_config(image_folder, init_from=finished_run.name), tmp_path / "run", 0, look)
 
     def test_init_from_names_a_different_architecture(self, finished_run, image_folder, tmp_path):
         model = dataclasses.replace(SMALL, latent_dim=6)
@@ -272,19 +249,19 @@ class TestBestStep:
             np.testing.assert_array_equal(best[key.replace("averages/", "model/", 1)], state[key], err_msg=key)
 
 
-class TestHealth:
-    def test_evaluation_names_metrics_that_are_out_of_range(self, fake_run, capsys, monkeypatch):
-        fake_run.measure(lambda split: 9.0)
-        fake_run.skip_steps({1})
-        diagnostics = {"smallest_scale": 0.0012, "worst_condition": 23456.0}
-        monkeypatch.setitem(DIAGNOSTICS.entries, "model", lambda model, images: diagnostics)
-        monkeypatch.setattr(evaluation, "draw_pictures", lambda inputs, *_: ({}, len(inputs.images) - 1))
-        fake_run.train()
-        first, second = [line for line in capsys.readouterr().out.splitlines() if "out of range" in line]
-        for value in ("0.0012", "2.3e+04", "since step 0: 1", "bits/dim more than", "5 of 6 images"):
-            assert value in first
-        # The second evaluation counts only the steps since the first.
-        assert "since step" not in second and "0.0012" in second
+def test_evaluation_names_metrics_that_are_out_of_range(fake_run, capsys, monkeypatch):
+    fake_run.measure(lambda split: 9.0)
+    fake_run.skip_steps({1})
+    diagnostics = {"smallest_scale": 0.0012, "worst_condition": 23456.0}
+    monkeypatch.setitem(DIAGNOSTICS.entries, "model", lambda model, images: diagnostics)
+    monkeypatch.setattr(evaluation, "draw_pictures", lambda inputs, *_: ({}, len(inputs.images) - 1))
+    fake_run.train()
+    first, second = [line for line in capsys.readouterr().out.splitlines() if "out of range" in line]
+    assert all(
+        words in first for words in ("0.0012", "2.3e+04", "since step 0: 1", "bits/dim more than", "5 of 6 images")
+    )
+    # The second evaluation counts only the steps since the first.
+    assert "since step" not in second and "0.0012" in second
 
 
 class TestDivergence:
@@ -303,7 +280,6 @@ class TestDivergence:
         for key, value in good.items():
             if not key.startswith("counters/"):
                 np.testing.assert_array_equal(last[key], value, err_msg=key)
-        # Without the cause, the same command resumes.
         fake_run.skip_steps(())
         assert fake_run.call_train_program(**options) == 0
         row = fake_run.read_log()["train", 10]

@@ -6,12 +6,8 @@ from helpers.trainers import BATCH, augment_images
 
 from tfdecouple import randomness
 from tfdecouple.config import Config, TrainingConfig
-from tfdecouple.model.step_effects import (
-    add_image_noise,
-    compute_kl_weight,
-    compute_noise_deviation,
-    draw_pattern_images,
-)
+from tfdecouple.model import step_effects
+from tfdecouple.model.step_effects import draw_pattern_images
 from tfdecouple.training.step import TrainingState, compute_learning_rate
 
 
@@ -67,12 +63,13 @@ class TestSchedule:
     @pytest.mark.parametrize(("warmup", "expected"), [(0, [0.4, 0.4, 0.4, 0.4]), (4, [0.0, 0.1, 0.4, 0.4])])
     def test_kl_weight_rises_linearly_then_stays(self, warmup, expected):
         config = TrainingConfig(kl_weight=0.4, kl_warmup_steps=warmup)
-        weights = [compute_kl_weight(config, tf.constant(update, tf.int64)) for update in (0, 1, 5, 100)]
+        weights = [step_effects.compute_kl_weight(config, tf.constant(update, tf.int64)) for update in (0, 1, 5, 100)]
         np.testing.assert_allclose(weights, expected, rtol=1e-6)
 
     def test_image_noise_falls_along_a_cosine_to_0(self):
         config = TrainingConfig(noise=32, noise_steps=8)
-        deviations = [compute_noise_deviation(config, tf.constant(update, tf.int64)) for update in (0, 2, 4, 6, 8, 100)]
+        updates = [tf.constant(update, tf.int64) for update in (0, 2, 4, 6, 8, 100)]
+        deviations = [step_effects.compute_noise_deviation(config, update) for update in updates]
         expected = [32, 16 + 16 * np.sqrt(0.5), 16, 16 - 16 * np.sqrt(0.5), 0, 0]
         np.testing.assert_allclose(deviations, expected, rtol=1e-6)
         assert deviations[4] == deviations[5] == 0
@@ -87,7 +84,7 @@ class TestSchedule:
         noisy = seen(images)
         seed = randomness.derive_seed(TrainingConfig().seed, "step", step, "images")
         noise = tf.random.stateless_normal(images.shape, seed)
-        np.testing.assert_array_equal(noisy, add_image_noise(images, 32.0, noise))
+        np.testing.assert_array_equal(noisy, step_effects.add_image_noise(images, 32.0, noise))
         np.testing.assert_array_equal(seen(images[4:], number=1, micro_batches=2), noisy[4:])
         state.updates.assign(2)
         assert 0 < np.abs(seen(images).astype(int) - images).mean() < np.abs(noisy.astype(int) - images).mean()

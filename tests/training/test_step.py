@@ -50,11 +50,7 @@ def clipped():
 
 
 class TestStep:
-    def test_step_reports_terms_of_the_bound_and_learning_rate(self, one_device):
-        result = one_device[2][0]
-        nats = result.reconstruction + result.kl + result.dequantization
-        assert result.bits_per_dim == pytest.approx(nats / (8 * 8 * 3 * math.log(2)) + 7, rel=1e-5)
-        assert result.kl != 0 and result.applied
+    def test_step_reports_the_learning_rate(self, one_device):
         rates = [result.learning_rate for result in one_device[2]]
         np.testing.assert_allclose(rates, [1e-7, 0.5 * (0.01 + 1e-7), 0.01], rtol=1e-5)
 
@@ -83,7 +79,7 @@ class TestStep:
             moments = [v - 0.9 * before[n] for n, v in trainer.values().items() if n.startswith("means/prior_flow/")]
             assert moments and all(value.any() == has_gradient for value in moments)
         nats = result.reconstruction + result.kl + result.dequantization
-        assert result.bits_per_dim == pytest.approx(nats / (8 * 8 * 3 * math.log(2)) + 7, rel=1e-5)
+        assert result.kl != 0 and result.bits_per_dim == pytest.approx(nats / (8 * 8 * 3 * math.log(2)) + 7, rel=1e-5)
 
     def test_step_graph_has_no_control_flow_on_the_host(self, one_device):
         # A GPU would stand still while the host waits for the predicate of a condition.

@@ -20,12 +20,7 @@ def images():
     return IMAGES
 
 
-@pytest.fixture
-def make():
-    return made
-
-
-def made(optimizer=None, config=SMALLEST, start=True, **options):
+def make_model(optimizer=None, config=SMALLEST, start=True, **options):
     keras.utils.set_random_seed(1)
     model = DecoupledModel(config)
     if start:
@@ -36,16 +31,18 @@ def made(optimizer=None, config=SMALLEST, start=True, **options):
     return model
 
 
+@pytest.fixture
+def make():
+    return make_model
+
+
 @pytest.fixture(scope="module")
 def model():
     """A compiled model that several tests train on: do not count on its weights."""
     with run_functions_eagerly():
-        return made()
+        return make_model()
 
 
 @pytest.fixture
 def snapshot():
-    def copied(model):
-        return [np.array(variable) for variable in (*model.weights, *model.optimizer.variables)]
-
-    return copied
+    return lambda model: [np.array(variable) for variable in (*model.weights, *model.optimizer.variables)]

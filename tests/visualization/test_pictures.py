@@ -4,11 +4,16 @@ import struct
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.models import random_images
 from PIL import ExifTags, Image, ImageCms
 
 from tfdecouple.model.any_size import shrink_images
+from tfdecouple.registry import PICTURES
+from tfdecouple.visualization import plots
 from tfdecouple.visualization.full_size import read_photograph
+from tfdecouple.visualization.grids import WIDTH, draw_grid
 from tfdecouple.visualization.guided_filter import change_at_full_size, shrink_photograph
+from tfdecouple.visualization.pictures import PictureInputs, draw_pictures
 
 SHAPE = (16, 16, 3)
 
@@ -55,12 +60,11 @@ class TestChange:
         small = shrink(photograph)
         # Blue becomes orange, and the colours differ four times as much.
         after = (4.0 * (small - small.mean((0, 1)))[..., ::-1] + (180, 120, 70)).clip(0, 255).astype(np.uint8)
-        noise = [
-            np.std(np.diff(pixels.astype(float), axis=1), axis=(0, 1)).max()
-            for pixels in (photograph, *(change_at_full_size(photograph, small, after, u) for u in (False, True)))
-        ]
+        limited, unlimited = (change_at_full_size(photograph, small, after, option) for option in (False, True))
+        steps = (np.diff(pixels.astype(float), axis=1) for pixels in (photograph, limited, unlimited))
+        noise = [np.std(step, axis=(0, 1)).max() for step in steps]
         assert noise[1] < 1.2 * noise[0] and noise[2] > 1.5 * noise[0]
-        assert np.abs(change_at_full_size(photograph, small, after).mean((0, 1)) - after.mean((0, 1))).max() < 6
+        assert np.abs(limited.mean((0, 1)) - after.mean((0, 1))).max() < 6
 
     @pytest.mark.parametrize("offset", [90, -90])
     def test_values_beyond_black_and_white_are_compressed_in_order(self, offset):
@@ -80,17 +84,6 @@ def written(tmp_path, image, name, **options):
 
 
 class TestPhotograph:
-    @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif", "a.bmp"])
-    def test_result_has_the_file_format_of_the_photograph(self, tmp_path, name):
-        path = written(tmp_path, Image.fromarray(smooth_photograph(30, 50)), name)
-        photograph = read_photograph(path, 3, 2048)
-        assert (
-            photograph.pixels.shape == (30, 50, 3) and shrink_photograph(photograph.pixels, *SHAPE[:2]).shape == SHAPE
-        )
-        content, suffix = photograph.encode_photograph(photograph.pixels)
-        with Image.open(io.BytesIO(content)) as again, Image.open(path) as first:
-            assert again.format == first.format and again.size == (50, 30) and name.endswith(suffix)
-
     def test_photograph_is_turned_upright_and_keeps_its_transparency(self, tmp_path):
         pixels = np.dstack([smooth_photograph(20, 30), np.arange(600).reshape(20, 30) % 256]).astype(np.uint8)
         image = Image.fromarray(pixels)
@@ -104,15 +97,18 @@ class TestPhotograph:
             assert 0x0112 not in again.getexif()
 
     @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif", "a.bmp"])
-    def test_result_keeps_exif_and_resolution_without_the_orientation(self, tmp_path, name):
+    def test_result_keeps_format_exif_and_resolution_without_the_orientation(self, tmp_path, name):
         image = Image.fromarray(smooth_photograph(30, 50))
         exif = image.getexif()
         exif[ExifTags.Base.Orientation], exif[ExifTags.Base.Make] = 6, "Camera"
         exif[ExifTags.IFD.Exif] = {ExifTags.Base.ExposureTime: 0.25, ExifTags.Base.ExifImageWidth: 50}
         exif[ExifTags.IFD.GPSInfo] = {ExifTags.GPS.GPSLatitudeRef: "N"}
-        photograph = read_photograph(written(tmp_path, image, name, exif=exif.tobytes(), dpi=(300, 300)), 3, 2048)
-        with Image.open(io.BytesIO(photograph.encode_photograph(photograph.pixels)[0])) as result:
+        path = written(tmp_path, image, name, exif=exif.tobytes(), dpi=(300, 300))
+        photograph = read_photograph(path, 3, 2048)
+        content, suffix = photograph.encode_photograph(photograph.pixels)
+        with Image.open(io.BytesIO(content)) as result, Image.open(path) as first:
             result.load()
+            assert result.format == first.format and name.endswith(suffix)
             if not name.endswith("webp"):
                 assert result.info["dpi"] == pytest.approx((300, 300), abs=0.1)
             if name.endswith("bmp"):
@@ -145,3 +141,62 @@ class TestPhotograph:
         photograph = read_photograph(path, 3, 2048)
         photograph.metadata["dpi"] = ("no", "number")
         assert Image.open(io.BytesIO(photograph.encode_photograph(photograph.pixels)[0])).size == (30, 20)
+
+
+def tile(picture, left, top, size, factor):
+    """The image at a place of a picture, each of whose pixels must be a square of one colour."""
+    pixels = np.asarray(picture)[top : top + size * factor, left : left + size * factor]
+    small = pixels[::factor, ::factor]
+    np.testing.assert_array_equal(pixels, small.repeat(factor, 0).repeat(factor, 1))
+    return small
+
+
+class TestGrid:
+    @pytest.mark.parametrize("group", [(0, 0), (1, 3)])
+    def test_grid_shows_every_image_at_its_place_enlarged_by_a_whole_factor(self, group):
+        images = random_images(8).reshape(2, 4, 8, 8, 3)
+        picture = draw_grid(images, group=group)
+        # Images of 8 pixels and gaps of 2 are enlarged by the whole factor that makes them about as wide as all grids.
+        factor, gap = WIDTH // (4 * 10), 2
+        pixels = np.asarray(picture).astype(int)
+        covered = np.zeros(pixels.shape[:2], bool)
+        for row in range(2):
+            for column in range(4):
+                gaps = [place // size if size else 0 for place, size in zip((row, column), group, strict=True)]
+                top = gap + row * (8 * factor + gap) + gaps[0] * 3 * gap
+                left = gap + column * (8 * factor + gap) + gaps[1] * 3 * gap
+                np.testing.assert_array_equal(tile(picture, left, top, 8, factor), images[row, column])
+                covered[top : top + 8 * factor, left : left + 8 * factor] = True
+        assert (pixels[~covered] == 255).all()
+
+    @pytest.mark.parametrize(("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (5, [0, 1, 2])])
+    def test_grid_shows_the_first_channels_of_unusual_images(self, channels, shown):
+        images = random_images(2, (8, 8, channels)).reshape(1, 2, 8, 8, channels)
+        picture = draw_grid(images)
+        np.testing.assert_array_equal(tile(picture, 2, 2, 8, WIDTH // 20), images[0, 0][..., shown])
+
+    def test_grid_keeps_the_size_of_large_images_unless_a_side_is_given(self):
+        images = random_images(2, size=400).reshape(1, 2, 400, 400, 3)
+        picture = draw_grid(images)
+        np.testing.assert_array_equal(tile(picture, 404, 2, 400, 1), images[0, 1])
+        images = random_images(2, size=8).reshape(1, 2, 8, 8, 3)
+        means = images.reshape(1, 2, 4, 2, 4, 2, 3).mean((3, 5))
+        picture = draw_grid(images, side=5, width=0)
+        for column in range(2):
+            shown = tile(picture, 2 + column * 6, 2, 4, 1)
+            np.testing.assert_allclose(shown, means[0, column], atol=0.5)
+        assert draw_grid(images, side=8).size == draw_grid(images).size
+
+
+def test_two_images_suffice_for_all_pictures_of_an_evaluation(tiny_model, eager):
+    pictures, exact = draw_pictures(PictureInputs(tiny_model, random_images(2), most=4))
+    assert set(pictures) == {"reconstructions", "samples", "interpolation", "switch"} and exact == 2
+    assert PICTURES["switch"](PictureInputs(tiny_model, random_images(1))) is None
+
+
+def test_principal_components_have_the_largest_variances():
+    codes = np.random.default_rng(0).standard_normal((500, 3)) * [1, 5, 3] + 7
+    points, shares = plots.project_to_components(codes)
+    np.testing.assert_allclose(np.abs(np.corrcoef(points.T, codes[:, 1:].T)[[0, 1], [2, 3]]), 1, atol=0.01)
+    np.testing.assert_allclose(shares, [25 / 35, 9 / 35], atol=0.05)
+    np.testing.assert_allclose(plots.project_to_components(codes[:, :1])[1], [1, 0])
