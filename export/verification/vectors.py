@@ -119,7 +119,7 @@ def make_test_vectors(model: DecoupledModel, images: np.ndarray, any_size: bool 
         right, *changed = (endpoint.answer(answers, inputs) for answers in (plain, *perturbed[:count]))
         answers: dict[str, Answer] = {}
         for output in endpoint.outputs:
-            n_bins = config.n_bins if output.dtype == "uint8" else 0
+            n_bins = model.quantizer.n_bins if output.dtype == "uint8" else 0
             value, *others = (np.asarray(outputs[output.name]) for outputs in (right, *changed))
             answers[output.name] = Answer.from_model(value, others, n_bins, output.scale)
             fields = vars(answers[output.name])

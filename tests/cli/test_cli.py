@@ -66,6 +66,13 @@ def test_bash_completes_commands_options_and_choices(tmp_path):
         assert run_command("bash", "-c", code).stdout == f"{completed}\n"
 
 
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_get_a_script_with_every_command(shell, capsys):
+    command("completion", shell)
+    out = capsys.readouterr().out
+    assert all(name in out for name in NAMES)
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("typed", "parts"),

@@ -279,8 +279,8 @@ def test_exported_files_give_the_numbers_of_the_reference(name, tmp_path):
 
     # x of the reference carries an epsilon, so that a value on the border of two levels may differ.
     decoded = call("decode", v=arrays["v_input"], z=arrays.get("z_input", arrays.get("prior_sample")))["images"]
-    x = (arrays["decoded"] + 1) * config.n_bins / 2
-    expected = np.clip(np.floor(x), 0, config.n_bins - 1)
+    x = (arrays["decoded"] + 1) * model.quantizer.n_bins / 2
+    expected = np.clip(np.floor(x), 0, model.quantizer.n_bins - 1)
     clear = np.abs(x - np.round(x)) > 1e-2
     assert np.mean(clear) > 0.95 and len(np.unique(expected)) > 50
     np.testing.assert_array_equal(decoded[clear], expected[clear])

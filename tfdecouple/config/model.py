@@ -272,11 +272,6 @@ class ModelConfig:
         return self.dequantization == "flow"
 
     @property
-    def n_bins(self) -> int:
-        """The count of bins to which each colour value of a pixel is quantised, `2**n_bits`."""
-        return 2**self.n_bits
-
-    @property
     def levels(self) -> tuple[tuple[StagePlan, ...], ...]:
         """The plans of the stages (flow steps of one shape) of each level of the flow: a tuple of tuples, by level."""
         return plan_flow_levels(self.image_shape, self.steps, self.hidden_channels, self.factors)
