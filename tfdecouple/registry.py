@@ -59,7 +59,7 @@ REGISTRIES: dict[str, Registry] = {}
 LAYERS = Registry("layer", actnorm="tfdecouple.layers:ActNorm")
 # Nets of the couplings of the image flow, for `model.conditioner`.
 CONDITIONERS = Registry("conditioner", convolutional="tfdecouple.layers.conditioners:ConvNet")
-TRANSFORMS = Registry("transform", affine="tfdecouple.transforms:AFFINE", additive="tfdecouple.transforms:ADDITIVE")
+TRANSFORMS = Registry("transform", affine="tfdecouple.bijectors:AFFINE", additive="tfdecouple.bijectors:ADDITIVE")
 # Functions of (config, name) that make an unbuilt encoder, or a flow from z to N(0, I).
 ENCODERS = Registry("encoder", resnet="tfdecouple.networks.encoder:make_encoder")
 PRIORS = Registry("prior", flow="tfdecouple.networks.prior:make_prior_flow")

@@ -8,6 +8,7 @@ import tensorflow as tf
 from helpers.models import TINY, give_effect
 from tensorflow_probability import bijectors as tfb
 
+from tfdecouple.bijectors import Transform
 from tfdecouple.errors import UserError
 from tfdecouple.execution import run_mode, runner
 from tfdecouple.execution.run_mode import RunMode
@@ -16,7 +17,6 @@ from tfdecouple.layers import Coupling
 from tfdecouple.model.training_step import INVERSION_BOUND
 from tfdecouple.networks.flow import Flow, FlowStep
 from tfdecouple.registry import TRANSFORMS
-from tfdecouple.transforms import Transform
 
 TWO_LEVELS = {"image_shape": (4, 4, 3), "steps": (1, 1), "hidden_channels": (4, 4)}
 WITHOUT_Z = {**TWO_LEVELS, "conditioning": "none"}

@@ -23,7 +23,7 @@ EXPORT = ROOT / "export"
 # Each module or folder of the package, and the folder export, may import only those that stand before it.
 ORDER = [
     "errors", "registry", "arguments", "randomness", "tensorflow_internals", "numerics", "system", "storage",
-    "bijectors", "transforms", "config", "loggers", "layers", "networks", "execution", "model", "data", "runs",
+    "bijectors", "config", "loggers", "layers", "networks", "execution", "model", "data", "runs",
     "interop", "visualization", "metrics", "direction_finding", "corpus", "training", "doctor", "export",
     "cli", "__main__",
 ]  # fmt: skip

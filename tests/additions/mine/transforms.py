@@ -3,8 +3,7 @@
 import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
-from tfdecouple.bijectors import ClosedForm
-from tfdecouple.transforms import Transform
+from tfdecouple.bijectors import ClosedForm, Transform
 
 
 def make_skewed(shift, skewness, tails, alpha):
