@@ -5,7 +5,8 @@
 Prints a table row for each run and each set of images, such as noise or the test images of a data set: how many images
 there are ("of") and how many change ("lost"), how many subpixels (colour values) change, and the root mean square (RMS)
 of v. The RMS is near 1 for images like the training images, and `DecoupledModel.encode` warns if the RMS is large. With
---every-image the program uses all test images of each --data, and no other images.
+--every-image the program uses all test images of each --data, and no other images; with --drawn, noise and
+checkerboards with squares of 1, 2 and 4 pixels and of the whole image, each with --count draws of colours.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ def main() -> int:
     text = "keep TF32 on, which the project turns off, to show which images --emulate then makes inexact"
     parser.add_argument("--keep-tf32", action="store_true", help=text)
     parser.add_argument("--every-image", action="store_true", help="count all test images of each --data, no others")
+    parser.add_argument(
+        "--drawn", action="store_true", help="count noise and checkerboards of drawn colours, no others"
+    )
     parser.add_argument("--json", type=pathlib.Path, help="write the counts to this file")
     options = parser.parse_args()
     return run_program(lambda: measure_runs(options))
@@ -68,7 +72,9 @@ def measure_runs(options: argparse.Namespace) -> int:
             opened = Run.open(run)
             model, shape = opened.model, opened.config.model.image_shape
             kinds = {} if options.every_image else make_hard_images(shape, options.count)
-            for name in options.data or ["photographs"]:
+            if options.drawn:
+                kinds = draw_hard_images(shape, options.count)
+            for name in [] if options.drawn else options.data or ["photographs"]:
                 source = open_source(DataConfig(source=name, data_dir=options.data_dir), shape)
                 count = min(options.count, source.sizes["test"]) if not options.every_image else source.sizes["test"]
                 kinds[source.title] = load_images(source, "test", count)[0]
@@ -77,6 +83,18 @@ def measure_runs(options: argparse.Namespace) -> int:
     print(make_table(HEADER, [format_row(row) for row in rows]))
     write_json(options.json, {"rows": rows})
     return 0
+
+
+def draw_hard_images(shape: tuple[int, int, int], count: int) -> dict[str, np.ndarray]:
+    """Returns {kind: uint8 `[count, *shape]`}: noise and checkerboards, of all values and of 0 and 255."""
+    rng, kinds = np.random.default_rng(0), {}
+    for of, values in (("all values", np.arange(256, dtype=np.uint8)), ("0 and 255", np.array([0, 255], np.uint8))):
+        kinds[f"noise of {of}"] = rng.choice(values, (count, *shape))
+        for side in (1, 2, 4, max(shape)):
+            is_first = (np.indices(shape[:2]) // side).sum(0)[..., None] % 2 == 0
+            first, second = rng.choice(values, (2, count, 1, 1, shape[-1]))
+            kinds[f"squares of {side}, {of}"] = np.where(is_first, first, second)
+    return kinds
 
 
 def count_changed_subpixels(model: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
