@@ -23,7 +23,7 @@ from tfdecouple.model.codes import Codes, Coding, require_finite, warn_of_far_im
 from tfdecouple.model.densities import Densities
 from tfdecouple.model.initialization import Initialization
 from tfdecouple.model.step_effects import add_first_noise, compute_kl_weight
-from tfdecouple.model.training_step import DeviceResult, TrainingStep, locate_images
+from tfdecouple.model.training_step import NO_IMAGE, DeviceResult, TrainingStep, locate_images
 from tfdecouple.numerics.arithmetic import get_sizes, sum_over_devices
 from tfdecouple.numerics.tf32 import full_float32
 
@@ -387,7 +387,16 @@ class Training(Coding, Densities, Initialization):
             # Keras cannot know that smaller values of these metrics are better, so "auto" is replaced by "min".
             if getattr(callback, "mode", "") == "auto" and callback.monitor.removeprefix("val_") in names:
                 callback.mode = "min"
-        return keras.Model.fit(self, wrap_generator(x), y, *rest, callbacks=callbacks, **options)
+        try:
+            return keras.Model.fit(self, wrap_generator(x), y, *rest, callbacks=callbacks, **options)
+        except tf.errors.InvalidArgumentError as error:
+            if NO_IMAGE not in error.message:
+                raise
+            devices = self.distribute_strategy.num_replicas_in_sync
+            raise DataError(
+                f"{NO_IMAGE}, and in training each of the {devices} devices needs one; leave out images of the last "
+                "batch, or batch them yourself by tf.data's batch(size, drop_remainder=True)"
+            ) from None
 
     def evaluate(self, x: Any = None, y: Any = None, *rest: Any, **options: Any) -> Any:
         """Returns the metrics of the evidence lower bound, means over all images, as `keras.Model.evaluate` does.
@@ -452,7 +461,7 @@ class Training(Coding, Densities, Initialization):
         training, metrics = self._require_compiled("fit")
         images, labels = self._read_batch(data)
         labels = as_labels(labels, get_sizes(images)[0], self.config.classes, self.config.has_label_codes)
-        optimizer, place = self.optimizer, locate_images(images)
+        optimizer, place = self.optimizer, locate_images(images, trains=True)
         update = tf.convert_to_tensor(optimizer.iterations)
         seed = randomness.derive_seed(training.seed, "step", update)
         if optimizer.gradient_accumulation_steps:

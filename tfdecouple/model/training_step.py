@@ -21,6 +21,7 @@ from tfdecouple.numerics.kernels import use_kernels
 # is applied. At the bound for float32, gradients change by less than 1e-4 of the largest entry; at the other bounds, by
 # a tenth of the change from rounding the nets' operands. Usual errors are below 1/10 of the bound (docs/training.md).
 INVERSION_BOUND = {"float32": 1e-4, "tf32": 4e-3, "mixed_bfloat16": 6e-2}
+NO_IMAGE = "a device got no image of a batch"
 
 
 class DeviceResult(NamedTuple):
@@ -45,10 +46,12 @@ class DeviceResult(NamedTuple):
     stop: tf.Tensor
 
 
-def locate_images(images: tf.Tensor) -> tuple[Any, Any]:
+def locate_images(images: tf.Tensor, trains: bool = False) -> tuple[Any, Any]:
     """Returns the index of this device's first image in the batch of all devices, and the size of that batch.
 
     The devices hold consecutive parts of the batch, which may differ in size: the last batch of an epoch is smaller.
+    With `trains`, running the graph raises InvalidArgumentError, with the text `NO_IMAGE`, if a device has no image,
+    whose gradient TensorFlow cannot compute.
     """
     count, replica = get_sizes(images)[0], tf.distribute.get_replica_context()
     devices = replica.num_replicas_in_sync
@@ -56,6 +59,10 @@ def locate_images(images: tf.Tensor) -> tuple[Any, Any]:
         return 0, count
     index = tf.cast(replica.replica_id_in_sync_group, tf.int32)
     counts = sum_over_devices(place_in_vector(tf.convert_to_tensor(count), index, devices))
+    if trains:
+        # All devices know all counts, so all stop here; otherwise those with images would wait for the others.
+        with tf.control_dependencies([tf.debugging.assert_positive(counts, NO_IMAGE)]):
+            counts = tf.identity(counts)
     return tf.reduce_sum(counts[:index]), tf.reduce_sum(counts)
 
 

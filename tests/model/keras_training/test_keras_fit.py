@@ -293,6 +293,13 @@ class TestStrategy:
             np.testing.assert_array_equal(first, second, err_msg=variable.path)
             assert variable.path.endswith("initialized") or np.any(first != start), variable.path
 
+    def test_batch_with_fewer_images_than_devices_is_refused_in_one_line(self, images):
+        with make_strategy(2).scope():
+            model = DecoupledModel(WITHOUT_Z)
+            model.compile("sgd")
+        with pytest.raises(DataError, match="^a device got no image of a batch, and in training each of the 2 devices"):
+            model.fit(images[:3], batch_size=2, shuffle=False, verbose=0)
+
     def test_several_steps_per_execution_on_several_devices_are_refused_in_one_line(self, images):
         with make_strategy(2).scope():
             model = DecoupledModel(WITHOUT_Z)
