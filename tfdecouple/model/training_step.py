@@ -21,6 +21,7 @@ from tfdecouple.numerics.kernels import use_kernels
 # is applied. At the bound for float32, gradients change by less than 1e-4 of the largest entry; at the other bounds, by
 # a tenth of the change from rounding the nets' operands. Usual errors are below 1/10 of the bound (docs/training.md).
 INVERSION_BOUND = {"float32": 1e-4, "tf32": 4e-3, "mixed_bfloat16": 6e-2}
+# The error of a step in which a device has no image.
 NO_IMAGE = "a device got no image of a batch"
 
 
