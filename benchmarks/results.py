@@ -51,7 +51,14 @@ TITLES = RUNS | {SMALL_KL: "ours, KL weight 0.03"}
 # For each compared model, the preset of the larger model in the paper; the paper's images differ from ours, too.
 PAPER_PRESETS = {"conditional": "cifar10", "base": "cifar10_base_conditioned", "glow": "cifar10_glow"}
 PAPER_INFOMAX = "49.62"
-# The updates whose evaluations the table of short runs has.
+# The short runs, three seeds each: {folder in docs/results/seeds, without the seed: name in the table}, and the updates
+# whose evaluations the table has.
+SHORT_RUNS = {
+    "conditional": "ours",
+    "conditional-kl1": "ours, KL weight rising to 1",
+    "base": "baseline",
+    "glow": "Glow",
+}
 SHORT_STEPS = (1000, 2000, 4000, 8000)
 # This name in a command stands for the value of --extractor, the ONNX feature extractor of the Fréchet distance.
 EXTRACTOR = "efficientnet_lite0_features.onnx"
@@ -204,11 +211,13 @@ def _format_bits(evaluation: dict[str, Any]) -> str:
 
 
 def load_seeds() -> dict[str, list[dict[int, float]]]:
-    """Returns {model of `RUNS`: list with {update: bits/dim of the validation images} for each seed}, of short runs.
+    """Returns {short run: list with {update: bits/dim of the validation images} for each seed}.
 
     Config and evaluations of each training are in docs/results/seeds/RUN-SEED.
     """
-    return {run: [dict(_read_validation(FILES / "seeds" / f"{run}-{seed}")) for seed in (0, 1, 2)] for run in RUNS}
+    return {
+        run: [dict(_read_validation(FILES / "seeds" / f"{run}-{seed}")) for seed in (0, 1, 2)] for run in SHORT_RUNS
+    }
 
 
 def _read_validation(run: pathlib.Path) -> list[tuple[int, float]]:
@@ -223,14 +232,14 @@ def _render_seeds() -> str:
     def make_row(name: str, runs: list[dict[int, float]]) -> list[str]:
         return [name, *(Estimate.from_values([run[step] for run in runs]).to_text(4) for step in SHORT_STEPS)]
 
-    for run, name in RUNS.items():
+    for run, name in SHORT_RUNS.items():
         last = ", ".join(f"{bits[SHORT_STEPS[-1]]:.4f}" for bits in seeds[run])
         rows.append([*make_row(name, seeds[run]), last])
-    for run in [run for run in RUNS if run != "glow"]:
+    for run in [run for run in SHORT_RUNS if run != "glow"]:
         # Trainings with equal seeds see the same images in the same order.
         pairs = zip(seeds[run], seeds["glow"], strict=True)
         differences = [{step: ours[step] - glow[step] for step in SHORT_STEPS} for ours, glow in pairs]
-        rows.append([*make_row(f"{RUNS[run]}, minus Glow", differences), ""])
+        rows.append([*make_row(f"{SHORT_RUNS[run]}, minus Glow", differences), ""])
     return make_table(["model", *(f"update {step:,}" for step in SHORT_STEPS), "seeds 0, 1, 2"], rows)
 
 
