@@ -68,7 +68,8 @@ def measure_export(options: argparse.Namespace) -> int:
 
 def time_export(run: pathlib.Path, to: pathlib.Path, extra: list[str]) -> dict[str, object]:
     """Exports a run as SavedModel, ONNX and `extra` formats to the folder `to`; returns a dict of seconds and bytes."""
-    command = [sys.executable, "-m", "export", "--run", str(run), "--to", str(to), "--format", "savedmodel", "onnx"]
+    command = [sys.executable, "-m", "tfdecouple", "export", "--run", str(run), "--to", str(to)]
+    command += ["--format", "savedmodel", "onnx"]
     process = subprocess.Popen([*command, *extra], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     begun, marks = time.monotonic(), []
     for line in process.stdout:

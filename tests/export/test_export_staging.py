@@ -116,7 +116,8 @@ def least_run(tmp_path_factory):
 
 def start_program(run, to):
     """Starts `python -m export` with few signatures, so that the moments of an export come soon."""
-    command = [sys.executable, "-m", "export", "--run", str(run), "--to", str(to), "--endpoints", "encode", "decode"]
+    command = [sys.executable, "-m", "tfdecouple", "export", "--run", str(run), "--to", str(to)]
+    command += ["--endpoints", "encode", "decode"]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with forked_programs():
         return subprocess.Popen(command, cwd=ROOT, env=user_environment(), **options)

@@ -92,8 +92,8 @@ def _check_tfdecouple(arguments: list[str]) -> None:
 def _check_python(arguments: list[str], folder: pathlib.Path) -> None:
     # Python's option -P does not change which program runs, so it is dropped.
     first, *rest = [argument for argument in arguments if argument != "-P"]
-    if first == "-m" and rest[0] in ("tfdecouple", "export"):
-        _check_tfdecouple(rest[1:] if rest[0] == "tfdecouple" else rest)
+    if first == "-m" and rest[0] == "tfdecouple":
+        _check_tfdecouple(rest[1:])
     elif first == "-m":
         assert importlib.util.find_spec(rest[0].partition(".")[0]), f"there is no module {rest[0]}"
     elif first == "-c":
