@@ -115,7 +115,7 @@ def least_run(tmp_path_factory):
 
 
 def start_program(run, to):
-    """Starts `python -m export` with few signatures, so that the moments of an export come soon."""
+    """Starts an export with few signatures, so that the moments of an export come soon."""
     command = [sys.executable, "-m", "tfdecouple", "export", "--run", str(run), "--to", str(to)]
     command += ["--endpoints", "encode", "decode"]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
