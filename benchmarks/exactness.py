@@ -44,9 +44,7 @@ def main() -> int:
     text = "keep TF32 on, which the project turns off, to show which images --emulate then makes inexact"
     parser.add_argument("--keep-tf32", action="store_true", help=text)
     parser.add_argument("--every-image", action="store_true", help="count all test images of each --data, no others")
-    parser.add_argument(
-        "--drawn", action="store_true", help="count noise and checkerboards of drawn colours, no others"
-    )
+    parser.add_argument("--drawn", action="store_true", help="count noise and drawn checkerboards, no others")
     parser.add_argument("--json", type=pathlib.Path, help="write the counts to this file")
     options = parser.parse_args()
     return run_program(lambda: measure_runs(options))
@@ -71,10 +69,12 @@ def measure_runs(options: argparse.Namespace) -> int:
         for run in options.run:
             opened = Run.open(run)
             model, shape = opened.model, opened.config.model.image_shape
-            kinds = {} if options.every_image else make_hard_images(shape, options.count)
+            kinds, sources = {}, options.data or ["photographs"]
             if options.drawn:
-                kinds = draw_hard_images(shape, options.count)
-            for name in [] if options.drawn else options.data or ["photographs"]:
+                kinds, sources = draw_hard_images(shape, options.count), []
+            elif not options.every_image:
+                kinds = make_hard_images(shape, options.count)
+            for name in sources:
                 source = open_source(DataConfig(source=name, data_dir=options.data_dir), shape)
                 count = min(options.count, source.sizes["test"]) if not options.every_image else source.sizes["test"]
                 kinds[source.title] = load_images(source, "test", count)[0]

@@ -168,16 +168,15 @@ def render_presets() -> str:
     rows = []
     for name in MAIN_PRESETS:
         config = preset_config(name)
-        training, parameters = config.training, Architecture(config.model).count_parameters()["total"]
+        training, architecture = config.training, Architecture(config.model)
+        parameters = architecture.count_parameters()["total"]
         micro_batch = training.batch_size // training.micro_batches
         memory = count_state_bytes(parameters) + micro_batch * count_activation_bytes(config.model)
         if name in BITS:
             duration = f"{round_hours(compute_hours(config, 'tf32'))} h on an A100 with TF32"
         else:
             # Three forward passes, and two operations for each multiply-add.
-            seconds = (
-                6 * training.steps * training.batch_size * Architecture(config.model).count_multiply_adds() / CPU_RATE
-            )
+            seconds = 6 * training.steps * training.batch_size * architecture.count_multiply_adds() / CPU_RATE
             duration = f"{max(seconds / 60, 1):.0f} min on two cores"
         images = config.description.partition(":")[0].partition(";")[0]
         rows.append([f"`{name}`", images, parameters, memory / 2**30, duration, bits[name]])
@@ -191,10 +190,8 @@ def render_models() -> str:
     rows = []
     for name in list_models():
         config = preset_config(name)
-        images, parameters = (
-            config.description.partition(":")[0],
-            Architecture(config.model).count_parameters()["total"],
-        )
+        images = config.description.partition(":")[0]
+        parameters = Architecture(config.model).count_parameters()["total"]
         hours = round_hours(compute_hours(config, "tf32"))
         rows.append([images, describe_model(config), f"`{name}`", BITS.get(name, ""), parameters, hours])
     header = ["images", "model", "preset", "bits/dim in the paper", "parameters", "A100 hours, TF32"]

@@ -375,10 +375,9 @@ class Transform(NamedTuple):
         make_bijector: function that makes the transform's bijector from x_b to y_b (direction x -> v). Its arguments
             are a tensor of unbounded values, of the shape of x_b, for each parameter, and the keyword `alpha`, the
             largest difference between a scale and 1, in (0, 1]. The bijector is elementwise
-            (`forward_min_event_ndims=0`), a `ClosedForm` or a bijector of TFP. Every
-            coupling starts with parameters of 0, for which it must be the identity. Forward and inverse should use
-            operations that tf2onnx converts (exp, tanh, sigmoid, softplus, log, products, sums, quotients; not expm1
-            and log1p).
+            (`forward_min_event_ndims=0`), a `ClosedForm` or a bijector of TFP. Every coupling starts with parameters of
+            0, for which it must be the identity. Forward and inverse should use operations that tf2onnx converts (exp,
+            tanh, sigmoid, softplus, log, products, sums, quotients; not expm1 and log1p).
         parameters: count of parameters that the net inside a coupling computes for each entry of x_b.
         activations: function from alpha to the count of values that are stored for the backward pass, per entry of
             x_b; None for an estimate: x_b, and each parameter before and after it is bounded.

@@ -12,7 +12,7 @@ _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 _OPERATION = re.compile(r"^\{\{.*?\}\} | \[Op:\w+\].*")
 # `warn_user` skips stack frames of these packages, to find the line of the user's code that caused a warning.
 _LIBRARIES = {"contextlib", "keras", "tensorflow", "tensorflow_probability", "tfdecouple"}
-# Exit status of `doctor` and `export` if a check fails.
+# Exit status of a program whose check fails: of the machine, of exported files or of codes.
 EXIT_FAILED = 5
 
 

@@ -249,8 +249,7 @@ if os.environ.get("TFDECOUPLE_REFERENCE_DIR"):
 MEASURED = 1e-5
 
 
-# Quick tests compare these models with the reference (tests/interop), and exports with their
-# models, among them the variance of z and bits/dim, which no file has.
+# tests/interop compares the models with the reference, and the first test of this file the exports with the models.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FOLDERS)
 def test_exported_files_give_the_numbers_of_the_reference(name, tmp_path):

@@ -26,11 +26,7 @@ from tfdecouple.arguments import (
 from tfdecouple.config import ModelConfig
 from tfdecouple.errors import DataError, ExactnessWarning, InversionError, UserError, warn_user
 from tfdecouple.layers.base import disable_autograph
-from tfdecouple.model.any_size import (
-    Size,
-    find_both_bins,
-    run_in_parts,
-)
+from tfdecouple.model.any_size import Size, find_both_bins, run_in_parts
 from tfdecouple.model.base_model import BaseModel, require_initialized
 from tfdecouple.model.objective import compute_label_log_probabilities, map_noise_to_z
 from tfdecouple.numerics.arithmetic import get_sizes

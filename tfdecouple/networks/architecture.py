@@ -60,15 +60,9 @@ class Architecture:
             networks["dequantizer"] = Dequantizer(config, name="dequantizer"), image
         return networks
 
-    @functools.cached_property
+    @property
     def _smallest(self) -> dict[str, tuple[Any, tuple]]:
-        """The networks of `make_networks`, but with one flow step per stage, whose steps all have equal shapes."""
-
-        def reduce(steps: tuple) -> tuple:
-            return tuple((1,) * len(entry) if isinstance(entry, tuple) else 1 for entry in steps)
-
-        fewest: dict[str, Any] = {n: reduce(getattr(self.config, n)) for n in ("steps", "dequantization_steps")}
-        return Architecture(dataclasses.replace(self.config, prior_steps=1, **fewest)).make_networks()
+        return _make_smallest_networks(self.config)
 
     @property
     def stages(self) -> list[StagePlan]:
@@ -160,6 +154,17 @@ class Architecture:
         """Returns the multiply-adds for one image in encoder, flow and dequantizer (if there is one), without prior."""
         in_flows = sum(cost.multiply_adds for cost in self.compute_flow_costs())
         return in_flows + sum(encoder.cost(x_shape).multiply_adds for encoder, x_shape in self.encoders)
+
+
+@functools.lru_cache(maxsize=8)
+def _make_smallest_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
+    """Returns the networks of a config, but with one flow step per stage, whose steps all have equal shapes."""
+
+    def reduce(steps: tuple) -> tuple:
+        return tuple((1,) * len(entry) if isinstance(entry, tuple) else 1 for entry in steps)
+
+    fewest: dict[str, Any] = {name: reduce(getattr(config, name)) for name in ("steps", "dequantization_steps")}
+    return Architecture(dataclasses.replace(config, prior_steps=1, **fewest)).make_networks()
 
 
 def count_by_network(weights: Mapping[str, Shape]) -> dict[str, int]:
