@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import make_table, update_page  # noqa: E402
 from benchmarks.scaling import count_state_bytes  # noqa: E402
-from benchmarks.training_cost import count_activation_bytes  # noqa: E402
+from benchmarks.training_cost import compute_ceiling, count_activation_bytes, count_multiply_adds  # noqa: E402
 from tfdecouple.config import Config, preset_config, preset_names  # noqa: E402
 from tfdecouple.system.process import run_program  # noqa: E402
 
@@ -139,8 +139,6 @@ def compute_hours(config: Config, precision: str) -> float:
 
     `precision` is "float32" or "tf32". Evaluations, and the multiply-adds of the prior over z, do not count.
     """
-    from tfdecouple.doctor.checks import compute_ceiling
-
     rate = SHARE * compute_ceiling(config.override([f"training.precision={precision}"]), "train", "A100")
     return config.training.steps * config.training.batch_size / rate / 3600
 
@@ -176,7 +174,7 @@ def render_presets() -> str:
             duration = f"{round_hours(compute_hours(config, 'tf32'))} h on an A100 with TF32"
         else:
             # Three forward passes, and two operations for each multiply-add.
-            seconds = 6 * training.steps * training.batch_size * architecture.count_multiply_adds() / CPU_RATE
+            seconds = 6 * training.steps * training.batch_size * count_multiply_adds(config.model) / CPU_RATE
             duration = f"{max(seconds / 60, 1):.0f} min on two cores"
         images = config.description.partition(":")[0].partition(";")[0]
         rows.append([f"`{name}`", images, parameters, memory / 2**30, duration, bits[name]])

@@ -42,9 +42,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import make_table, run_throughput, update_page, write_json  # noqa: E402
-from benchmarks.training_cost import count_activation_bytes  # noqa: E402
+from benchmarks.training_cost import PEAKS, compute_ceiling, count_activation_bytes  # noqa: E402
 from tfdecouple.config import MEMORY, PRECISIONS, Config, preset_config  # noqa: E402
-from tfdecouple.doctor.checks import PEAKS, compute_ceiling  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.networks.architecture import FLOAT32, Architecture  # noqa: E402
 from tfdecouple.system.devices import describe_machine  # noqa: E402

@@ -379,20 +379,13 @@ class Transform(NamedTuple):
             0, for which it must be the identity. Forward and inverse should use operations that tf2onnx converts (exp,
             tanh, sigmoid, softplus, log, products, sums, quotients; not expm1 and log1p).
         parameters: count of parameters that the net inside a coupling computes for each entry of x_b.
-        activations: function from alpha to the count of values that are stored for the backward pass, per entry of
-            x_b; None for an estimate: x_b, and each parameter before and after it is bounded.
     """
 
     make_bijector: Callable[..., Any]
     parameters: int
-    activations: Callable[[float], int] | None = None
-
-    def count_activations(self, alpha: float) -> int:
-        """Returns how many values this transform stores for the backward pass, per entry of x_b, its input."""
-        return 1 + 2 * self.parameters if self.activations is None else self.activations(alpha)
 
 
 # The net gives b and u; y = s x + b with s = 1 + alpha tanh(u/2) (equation 6, B.2).
-AFFINE = Transform(BoundedAffine, 2, lambda alpha: 3 if alpha == 1 else 4)
-# The net gives b; y = x + b stores no value, because x, b and y have the same gradient.
-ADDITIVE = Transform(Shift, 1, lambda alpha: 0)
+AFFINE = Transform(BoundedAffine, 2)
+# The net gives b; y = x + b.
+ADDITIVE = Transform(Shift, 1)

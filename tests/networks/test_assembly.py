@@ -13,7 +13,7 @@ from helpers.models import SMALL, TINY, give_effect, random_images, visit_layers
 from helpers.places import DATA
 from helpers.variants import ODD, OF_CLASSES, SMALLEST, VARIANTS, equal, fresh, has_weights, images_of, read_weights
 
-from benchmarks.training_cost import count_stored_bytes
+from benchmarks.training_cost import count_products, count_stored_bytes
 from tfdecouple import randomness
 from tfdecouple.config import preset_config
 from tfdecouple.errors import NotInitializedError
@@ -26,7 +26,7 @@ from tfdecouple.networks.architecture import Architecture, count_by_network
 from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import BatchNorm, ResNetBlock
 from tfdecouple.numerics.kernels import use_kernels
-from tfdecouple.registry import LAYERS, TRANSFORMS
+from tfdecouple.registry import LAYERS
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -245,15 +245,15 @@ class TestPlan:
             layer_sizes = {name: size for name, size in sizes.items() if name.split("/")[2].startswith(layer)}
             assert [sum(name.endswith(weight) for name in layer_sizes), sum(layer_sizes.values())] == expected[key]
 
-    def test_cost_of_a_coupling_equals_a_count_by_hand(self):
-        def cost(alpha):
-            return Coupling(8, 3, alpha=alpha).cost((None, 2, 2, 3), (None, 3))
+    def test_calculated_cost_of_a_coupling_equals_a_count_by_hand(self):
+        shapes = (None, 2, 2, 3), (None, 3)
+
+        def count_bytes(alpha, **options):
+            return count_stored_bytes(Coupling(8, 3, alpha=alpha), *shapes, **options)
 
         # At each of 4 positions 9*2*8 + 8*8 + 9*8*2, and 3*8 once.
-        assert cost(1.0).multiply_adds == 4 * (144 + 64 + 144) + 24
+        assert count_products(Coupling(8, 3), *shapes) == 4 * (144 + 64 + 144) + 24
         # The net's inputs of 2 + 8 + 8 numbers, and three or four numbers for the scaled channel.
-        assert count_stored_bytes(cost(1.0), net_bytes=4, memory="keep") == 4 * 4 * (18 + 3)
-        assert count_stored_bytes(cost(0.5), net_bytes=2, memory="keep") == 4 * (2 * 18 + 4 * 4)
-        assert count_stored_bytes(cost(1.0), net_bytes=4, memory="recompute") == 4 * 4 * (2 + 3)
-        # A transform without a count of its own counts x, and each parameter twice.
-        assert TRANSFORMS["affine"]._replace(activations=None).count_activations(0.5) == 5
+        assert count_bytes(1.0) == 4 * 4 * (18 + 3)
+        assert count_bytes(0.5, net_bytes=2) == 4 * (2 * 18 + 4 * 4)
+        assert count_bytes(1.0, memory="recompute") == 4 * 4 * (2 + 3)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import keras
 import tensorflow as tf
@@ -58,26 +57,6 @@ class Weight(NamedTuple):
     trainable: bool = True
 
 
-class Cost(NamedTuple):
-    """The cost of a layer for one image: multiply-adds of the forward direction, and sizes of stored activations.
-
-    Attributes:
-        multiply_adds: count of multiply-adds.
-        activations: count of float32 values that the backward pass needs, without those of coupling nets.
-        net_inputs: count of values in the inputs of the coupling nets, which are stored in the precision of the nets.
-        hidden_map: count of values in one hidden map of each coupling net, summed over the coupling nets.
-    """
-
-    multiply_adds: int = 0
-    activations: int = 0
-    net_inputs: int = 0
-    hidden_map: int = 0
-
-    def add_cost(self, other: Cost) -> Self:
-        """Returns a `Cost`, the sum of this cost and `other` field by field."""
-        return type(self)(*(one + two for one, two in zip(self, other, strict=True)))
-
-
 class KeepsWeights:
     """A mixin, listed before the Keras class, that refuses Keras' replacement of weights, and `tf.train.Checkpoint`."""
 
@@ -101,8 +80,7 @@ class BaseLayer(KeepsWeights, keras.layers.Layer):
 
     Without casts, a method of the layer can be called directly inside a user's layer in mixed precision. Subclasses
     specify the layer's weights (`declare`) and its inner layers (`children`) for inputs of any shape. The names, shapes
-    and count of a model's weights, and the cost of a model, are computed from these specifications before a weight is
-    created.
+    and count of a model's weights are computed from these specifications before a weight is created.
 
     Attributes:
         saved_arguments: names of the constructor's arguments that `get_config` returns; each is also an attribute.
@@ -134,13 +112,6 @@ class BaseLayer(KeepsWeights, keras.layers.Layer):
             inner = layer.compute_weight_shapes(inner_shape, condition)
             shapes |= {f"{layer.name}/{name}": shape for name, shape in inner.items()}
         return shapes
-
-    def cost(self, x_shape: Shape, condition_shape: Shape | None = None) -> Cost:
-        """Returns this layer's `Cost` (multiply-adds, stored values) for one image: the sum over direct sub-layers."""
-        cost = Cost()
-        for layer, inner_shape, condition in self.children(x_shape, condition_shape):
-            cost = cost.add_cost(layer.cost(inner_shape, condition))
-        return cost
 
     def build(self, x_shape: Shape, condition_shape: Shape | None = None) -> None:
         """Creates this layer's weights, which `declare` specifies, and builds the sub-layers that `children` lists."""
@@ -260,12 +231,6 @@ class InvertibleLayer(BaseLayer):
         if condition_shape is not None:
             self._condition_ndims = len(condition_shape) - 1
         super().build(x_shape, condition_shape)
-
-    def cost(self, x_shape: Shape, condition_shape: Shape | None = None) -> Cost:
-        """Returns this layer's `Cost` for one image: the sum over sub-layers, plus a stored input if it has weights."""
-        # The gradients for the weights of a layer are computed from its stored input.
-        stored = Cost(activations=math.prod(x_shape[1:]) if self.declare(x_shape, condition_shape) else 0)
-        return stored.add_cost(super().cost(x_shape, condition_shape))
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
         """Returns this layer's outputs for a batch x; layers that initialise weights from x override this method."""

@@ -5,14 +5,12 @@ exactly, also of images unlike the training images. The couplings get the other 
 to the colours that the map has removed. The paper does not have this layer.
 """
 
-import math
-
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple.config.shapes import Shape, count_colour_numbers
-from tfdecouple.layers.base import Condition, Cost, InvertibleLayer, Mapped, Run
+from tfdecouple.config.shapes import count_colour_numbers
+from tfdecouple.layers.base import Condition, InvertibleLayer, Mapped, Run
 from tfdecouple.layers.conditioners import require_condition
 from tfdecouple.numerics.arithmetic import get_sizes, multiply_sizes
 from tfdecouple.numerics.kernels import multiply_channels, multiply_in_full_precision
@@ -115,9 +113,6 @@ class ColourMap(InvertibleLayer):
 
     # A flow has one colour map, so recovering the layer's input by inversion would save little memory.
     recovers_input = False
-
-    def cost(self, x_shape: Shape, condition_shape: Shape | None = None) -> Cost:
-        return super().cost(x_shape, condition_shape).add_cost(Cost(math.prod(x_shape[1:]) * x_shape[-1]))
 
     def run_forward(self, run: Run, x: tf.Tensor, condition: Condition) -> Mapped:
         matrix, _, shift, log_det = self._make_matrices(x, condition)

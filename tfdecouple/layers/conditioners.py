@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfdecouple.config.shapes import Shape
 from tfdecouple.errors import UserError
-from tfdecouple.layers.base import BaseLayer, Condition, Cost, Weight
+from tfdecouple.layers.base import BaseLayer, Condition, Weight
 from tfdecouple.numerics.kernels import (
     Kernels,
     get_kernels,
@@ -122,14 +122,6 @@ class CouplingNet(StartsAtZero, BaseLayer):
 
     def compute_output_shape(self, x_shape: Shape, condition_shape: Shape | None = None) -> tuple:
         return (*x_shape[:-1], self.outputs)
-
-    def cost(self, x_shape: Shape, condition_shape: Shape | None = None) -> Cost:
-        positions = math.prod(x_shape[1:-1])
-        shapes = [weight.shape for weight in self.declare(x_shape, condition_shape).values()]
-        adds = sum(math.prod(shape) * (positions if len(shape) == 4 else 1) for shape in shapes if len(shape) > 1)
-        map_channels = self.condition_size if condition_shape is not None and len(condition_shape) == 4 else 0
-        net_inputs = positions * (x_shape[-1] + map_channels)
-        return Cost(adds, net_inputs=net_inputs, hidden_map=positions * self.hidden)
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")

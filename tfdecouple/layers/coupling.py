@@ -1,7 +1,6 @@
 """The coupling layer, which transforms some channels depending on the other channels and z (paper equation 6)."""
 
 import dataclasses
-import math
 from typing import Any
 
 import keras
@@ -10,7 +9,7 @@ import tensorflow as tf
 from tfdecouple.bijectors import with_log_det
 from tfdecouple.config.shapes import Shape, halve_channels
 from tfdecouple.errors import ConfigError, UserError
-from tfdecouple.layers.base import Children, Condition, Cost, InvertibleLayer, Mapped, Run
+from tfdecouple.layers.base import Children, Condition, InvertibleLayer, Mapped, Run
 from tfdecouple.layers.conditioners import MLP, ConvNet, CouplingNet, LocalConvNet
 from tfdecouple.layers.inversion import Gradients
 from tfdecouple.numerics.kernels import get_kernels
@@ -148,11 +147,6 @@ class Coupling(InvertibleLayer):
                 net = LocalConvNet
             self.net = net(self._outputs, self.hidden, self.condition_size, dtype=self.dtype_policy, name="net")
         return [(self.net, (*x_shape[:-1], unchanged), condition_shape)]
-
-    def cost(self, x_shape: Shape, condition_shape: Shape | None = None) -> Cost:
-        _, transformed = self.split.count_channels(x_shape[-1])
-        activations = math.prod(x_shape[1:-1]) * transformed * TRANSFORMS[self.transform].count_activations(self.alpha)
-        return super().cost(x_shape, condition_shape).add_cost(Cost(activations=activations))
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
         """Sets the output of the coupling net to 0, so that the coupling is the identity, and returns x."""

@@ -11,7 +11,7 @@ from tfdecouple import bijectors
 from tfdecouple.bijectors import ChannelAffine, ChannelMatrix, ClosedForm, Whitening
 from tfdecouple.config.shapes import Shape
 from tfdecouple.errors import UserError
-from tfdecouple.layers.base import BaseLayer, Condition, Cost, InvertibleLayer, Weight
+from tfdecouple.layers.base import BaseLayer, Condition, InvertibleLayer, Weight
 from tfdecouple.layers.conditioners import (
     StartsAtZero,
     WeightNorm,
@@ -78,9 +78,6 @@ class InvertibleLinear(InvertibleLayer):
         """Returns the condition number of W, a float64 scalar: its largest singular value divided by its smallest."""
         values = tf.linalg.svd(tf.cast(self.kernel, tf.float64), compute_uv=False)
         return values[0] / values[-1]
-
-    def cost(self, x_shape: Shape, condition_shape: Shape | None = None) -> Cost:
-        return super().cost(x_shape, condition_shape).add_cost(Cost(math.prod(x_shape[1:]) * x_shape[-1]))
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ChannelMatrix:
         return ChannelMatrix(weights["kernel"])

@@ -1,4 +1,4 @@
-"""The networks of a model, and what follows from its config alone: weight shapes, memory, multiply-adds."""
+"""The networks of a model, and what follows from its config alone: weight shapes and memory."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from tfdecouple.config import ModelConfig
 from tfdecouple.config.shapes import Shape, StagePlan, name_flow_steps
 from tfdecouple.errors import ConfigError
 from tfdecouple.registry import ENCODERS, PRIORS
 from tfdecouple.system.devices import format_bytes, read_total_memory
-
-if TYPE_CHECKING:
-    from tfdecouple.layers.base import Cost
-
 
 # Bytes of one value.
 FLOAT32 = 4
@@ -137,23 +133,6 @@ class Architecture:
             maps += [_HIDDEN_MAPS * math.prod(block.compute_output_shape(shape)[1:]) for block, shape, _ in blocks]
         numbers = max(maps) + IMAGE_MAPS * own_height * own_width * channels
         return FLOAT32 * numbers * height * width // (own_height * own_width)
-
-    def compute_flow_costs(self) -> Iterator[Cost]:
-        """Yields the `Cost` of each flow step and each `FactorOut` layer, in the model's and the dequantizer's flow."""
-        flows = [self._smallest["flow"][0]]
-        if self.config.has_dequantizer:
-            flows.append(self._smallest["dequantizer"][0].flow)
-        stages = ((flow, stage) for flow in flows for stage in flow.stages)
-        for (flow, stage), plan in zip(stages, self.stages, strict=True):
-            inputs = (None, plan.height, plan.width, plan.channels), flow.compute_condition_shape(plan)
-            yield from [stage.steps[0].cost(*inputs)] * plan.steps
-            if stage.factor_out is not None:
-                yield stage.factor_out.cost(*inputs)
-
-    def count_multiply_adds(self) -> int:
-        """Returns the multiply-adds for one image in encoder, flow and dequantizer (if there is one), without prior."""
-        in_flows = sum(cost.multiply_adds for cost in self.compute_flow_costs())
-        return in_flows + sum(encoder.cost(x_shape).multiply_adds for encoder, x_shape in self.encoders)
 
 
 @functools.lru_cache(maxsize=8)

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfdecouple.config import ModelConfig
 from tfdecouple.config.shapes import Block, Shape, plan_encoder_blocks, plan_map_blocks
-from tfdecouple.layers.base import BaseLayer, Children, Cost, Runner, Weight
+from tfdecouple.layers.base import BaseLayer, Children, Runner, Weight
 from tfdecouple.layers.colour_map import measure_colours
 from tfdecouple.layers.conditioners import (
     StartsAtZero,
@@ -170,21 +170,6 @@ class ResNetBlock(BaseLayer):
             (layer, shape, None)
             for layer, shape in zip(layers, (x_shape, inner, inner, inner, x_shape, inner), strict=False)
         ]
-
-    def cost(self, x_shape: Shape, condition_shape: Shape | None = None) -> Cost:
-        self.children(x_shape)
-        *sides, channels = x_shape[1:]
-        *out_sides, planes = self.compute_output_shape(x_shape)[1:]
-        shortcut, out, border = bool(self.shortcut), math.prod(out_sides), 0 if self.transposed else 2
-        # A convolution applies its kernel at each output position, a transposed one at each input position; the smaller
-        # of the two counts is right in both cases.
-        first = channels * planes * (9 + shortcut) * min(math.prod(sides), out)
-        # The backward pass needs the padded inputs of the two convolutions, the inputs of batch normalisations, and the
-        # outputs of the two ELUs.
-        inner = planes * math.prod(side + border for side in out_sides)
-        before = channels * math.prod(side + border for side in sides)
-        activations = before + inner + (2 + shortcut + 2) * planes * out
-        return Cost(first + 9 * planes**2 * out, activations)
 
     def compute_output_shape(self, x_shape: Shape) -> tuple:
         return self.convolution_1.compute_output_shape(x_shape)
