@@ -141,23 +141,6 @@ def parse_config(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T
     return cls(**options)
 
 
-def _refuse_unknown_options(cls: type) -> None:
-    """Makes the constructor of a config class raise ConfigError, with the nearest name, for an unknown option."""
-    construct, names = cls.__init__, [field.name for field in dataclasses.fields(cls)]  # type: ignore[misc]
-
-    @functools.wraps(construct)
-    def construct_checked(self: Any, **options: Any) -> None:
-        for name in options.keys() - {*names}:
-            raise ConfigError(f"{cls.__name__} has no option {name!r}{nearest(name, names)}")
-        construct(self, **options)
-
-    cls.__init__ = construct_checked  # type: ignore[misc]
-
-
-for _class in (ModelConfig, DataConfig, TrainingConfig, Config):
-    _refuse_unknown_options(_class)
-
-
 def make_unknown_option_error(name: str) -> ConfigError:
     """Returns the ConfigError for an unknown option; the message suggests the option with the most similar name."""
     # An option of the same name in any section is suggested first, because the user may have left out the section.
