@@ -87,18 +87,12 @@ def choose_split(config: Config, source: DataSet) -> str:
     return source.split or ("all" if is_folder and folder.resolve() != trained.resolve() else "test")
 
 
-def choose_images(opened: Run, source: Source, split: str, count: int, seed: int) -> Images:
-    """Draws at most `count` images of a split."""
-    from tfdecouple.data.drawn_images import draw_image_indices, read_drawn_images
+def read_images(opened: Run, source: Source, split: str, indices: np.ndarray) -> Images:
+    """Reads the images of a split with `indices`."""
+    from tfdecouple.data.drawn_images import read_drawn_images
 
-    indices = draw_image_indices(source, split, count, seed)
-    return _make_images(opened, source, split, indices, *read_drawn_images(opened.model, source, split, indices))
-
-
-def _make_images(
-    opened: Run, source: Source, split: str, indices: np.ndarray, pixels: np.ndarray, labels: np.ndarray
-) -> Images:
     opened.require_labels(source)
+    pixels, labels = read_drawn_images(opened.model, source, split, indices)
     names = get_label_names(source, labels)
     facts = {"data": source.title, "split": split, "indices": indices.tolist(), "labels": names}
     note = f"Images: {source.title}, {split}. {opened.note()}"
@@ -110,8 +104,7 @@ def get_label_names(source: Source, labels: np.ndarray) -> list[str | None]:
     return [source.label_names[label] if 0 <= label < len(source.label_names) else None for label in labels]
 
 
-def read_pairs(opened: Run, files: Sequence[pathlib.Path], sizes: Sizes) -> Pairs:
-    """Returns the pairs of a user's photographs; a pair is read when it is needed."""
+def _read_pairs(opened: Run, files: Sequence[pathlib.Path], sizes: Sizes) -> Pairs:
     both = files[::2], files[1::2]
 
     def read_parts() -> Iterator[Any]:
@@ -124,20 +117,32 @@ def read_pairs(opened: Run, files: Sequence[pathlib.Path], sizes: Sizes) -> Pair
     return Pairs(read_parts(), facts, f"Own images. {opened.note()}")
 
 
-def choose_pairs(opened: Run, source: PairedData, pairings: Sequence[str], count: int, seed: int) -> list[Pairs]:
-    """Draws at most `count` pairs of images of a data set for each pairing.
+def choose_pairs(
+    opened: Run,
+    files: Sequence[pathlib.Path],
+    sizes: Sizes,
+    source: PairedData,
+    pairings: Sequence[str],
+    count: int,
+    seed: int,
+) -> list[Pairs]:
+    """Returns the pairs of a user's photographs `files`, each read when it is needed, or pairs of a data set.
 
-    With the pairing "auto", labelled images are paired in all ways in `pairings`, such as "within" a label and "across"
-    labels, and other images as "any". UserError is raised if the pairing needs labels and there are none, DataError if
-    no two images make a pair.
+    From the data set, at most `source.count`, or else `count`, pairs are drawn for each pairing. With the pairing
+    "auto", labelled images are paired in all ways in `pairings`, such as "within" a label and "across" labels, and
+    other images as "any". UserError is raised if the pairing needs labels and there are none, DataError if no two
+    images make a pair.
     """
+    if files:
+        return [_read_pairs(opened, files, sizes)]
     from tfdecouple.data.drawn_images import draw_image_indices, pair_images, read_drawn_images
 
+    count = source.count or count
     data, split = open_data(opened, source)
     by_label = source.pairing != "any" and len(data.label_names) > 1
     # More images are drawn than the pairs need, so that most labels have several images.
     pool = draw_image_indices(data, split, max(500, 8 * count) if by_label else 2 * count, seed)
-    images, labels = read_drawn_images(opened.model, data, split, pool)
+    labels = read_drawn_images(opened.model, data, split, pool)[1]
     has_labels = len(set(labels[labels >= 0].tolist())) > 1
     ways: list[str] = [source.pairing]
     if source.pairing == "auto":
@@ -147,7 +152,7 @@ def choose_pairs(opened: Run, source: PairedData, pairings: Sequence[str], count
     chosen = []
     for way in ways:
         if len(pairs := pair_images(labels, way, count)):
-            a, b = (_make_images(opened, data, split, pool[i], images[i], labels[i]) for i in pairs.T)
+            a, b = (read_images(opened, data, split, pool[side]) for side in pairs.T)
             facts = {"pairing": way, "count": len(pairs), "first": a.facts, "second": b.facts, "seed": seed}
             chosen.append(Pairs([(a.pixels, b.pixels, (a.labels, b.labels), [])], facts, a.note))
     if not chosen:

@@ -11,7 +11,7 @@ from tfdecouple.errors import DataError, UserError, make_printable
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.codes import interpolate_codes
 from tfdecouple.runs.opened_run import hash_weights
-from tfdecouple.storage.files import hash_file, read_json, write_bytes, write_json
+from tfdecouple.storage.files import hash_file, read_json, write_json
 from tfdecouple.system.progress import Counter
 from tfdecouple.visualization.full_size import find_result_name, read_photograph
 from tfdecouple.visualization.guided_filter import shrink_photograph
@@ -76,11 +76,7 @@ def switch_folder(
     result, noted = SwitchedFolder([], [], [], []), dict[str, list[str]]()
     photographs: dict[pathlib.Path, str] = {}
     for file in files:
-        try:
-            path = out / pathlib.PurePath(file.key).with_name(find_result_name(file.path))
-        except DataError as error:
-            result.errors.append(error)
-            continue
+        path = out / pathlib.PurePath(file.key).with_name(find_result_name(file.path))
         if path in photographs:
             raise UserError(f"{photographs[path]} and {file.path} would both be written to {path}; rename one of them")
         photographs[path] = file.path
@@ -104,8 +100,7 @@ def switch_folder(
                 codes = model.encode(before)
                 wanted = interpolate_codes(codes.z, z, [strength])[:, 0]
                 after = model.decode(model.match_z(wanted, codes.v), codes.v)
-                pixels, notes = photograph.change_photograph(before[0], np.asarray(after)[0], unlimited)
-                write_bytes(path, photograph.encode_photograph(pixels)[0])
+                notes = photograph.write_changed(path, before[0], np.asarray(after)[0], unlimited)
                 result.written.append(path)
                 if original.is_grey and not photograph.is_grey:
                     notes["less colours, as the reference is grey"] = ""
