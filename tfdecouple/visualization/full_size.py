@@ -14,7 +14,7 @@ from PIL.ExifTags import IFD, Base
 from tfdecouple.data.image_file import FULL_SIZE, open_image_file, scale_to_8_bits
 from tfdecouple.errors import DataError, one_line
 from tfdecouple.storage.files import write_bytes
-from tfdecouple.visualization.guided_filter import NOTED, change_at_full_size
+from tfdecouple.visualization.guided_filter import change_at_full_size
 
 # {file ending: (Pillow's name of the format, options for saving)}. A photograph in another format is saved as PNG.
 _JPEG: tuple[str, dict[str, Any]] = ("JPEG", {"quality": 95, "subsampling": 0})
@@ -50,27 +50,10 @@ class UserPhotograph:
     metadata: dict[str, Any]
     losses: dict[str, str]
 
-    @property
-    def is_grey(self) -> bool:
-        """Whether the photograph has no colours, whatever its file format: all channels of a pixel are equal."""
-        return bool((self.pixels == self.pixels[..., :1]).all())
-
-    def write_changed(
-        self, path: pathlib.Path, before: np.ndarray, after: np.ndarray, unlimited: bool
-    ) -> dict[str, str]:
-        """Writes `change_at_full_size` of this photograph to `path`; returns notes, {what: details}, on what was lost.
-
-        The file ending of `path` is that of `find_result_name`.
-        """
-        notes = dict(self.losses)
-        pixels = change_at_full_size(self.pixels, before, after, unlimited, notes)
-        if self.is_grey and (pixels != pixels[..., :1]).any():
-            notes["grey before"] = ""
-        clipped = float((np.isin(pixels, (0, 255)) & (pixels != self.pixels)).mean())
-        if clipped >= NOTED:
-            notes["clipped"] = f", {clipped:.0%} of the values became 0 or 255"
+    def write_changed(self, path: pathlib.Path, before: np.ndarray, after: np.ndarray, unlimited: bool) -> None:
+        """Writes `change_at_full_size` of this photograph to `path`, whose ending is that of `find_result_name`."""
+        pixels = change_at_full_size(self.pixels, before, after, unlimited)
         write_bytes(path, self.encode_photograph(pixels, path.suffix))
-        return notes
 
     def encode_photograph(self, pixels: np.ndarray, suffix: str) -> bytes:
         """Returns `pixels`, uint8, as the bytes of an image file with the ending `suffix`, such as ".jpg".
@@ -189,6 +172,6 @@ class PhotographWriter:
         paths = (name.with_name(f"{name.stem}-{change}{number}{name.suffix}") for number in numbers)
         path = next(path for path in paths if path not in self._written)
         self._written.add(path)
-        notes = photograph.write_changed(path, before, after, self._unlimited)
+        photograph.write_changed(path, before, after, self._unlimited)
         size = f"{photograph.pixels.shape[1]} x {photograph.pixels.shape[0]} pixels"
-        print(f"{path}: {'; '.join((size, *map(''.join, notes.items())))}", flush=True)
+        print(f"{path}: {'; '.join((size, *map(''.join, photograph.losses.items())))}", flush=True)

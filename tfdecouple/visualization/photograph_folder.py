@@ -26,7 +26,7 @@ class SwitchedFolder(NamedTuple):
     written: list[pathlib.Path]
     kept: list[pathlib.Path]  # written by an earlier call
     errors: list[DataError]  # for each photograph that cannot be read, with its path
-    notes: list[str]  # on what a user may not expect, such as a limited change of colours
+    notes: list[str]  # on what was lost: photographs that were shrunk, or had more than 8 bits
 
 
 def switch_folder(
@@ -87,9 +87,8 @@ def switch_folder(
     _begin_job(out / MANIFEST, job, bool(result.kept))
     for path in result.kept:
         del photographs[path]
-    done = len(files) - len(photographs)
-    with Counter("switching", len(files), before=done) as counter:
-        for path, source in photographs.items():
+    with Counter("switching", len(photographs)) as counter:
+        for done, (path, source) in enumerate(photographs.items(), 1):
             try:
                 photograph = read_photograph(source, shape[-1], max_side)
             except DataError as error:
@@ -100,13 +99,11 @@ def switch_folder(
                 codes = model.encode(before)
                 wanted = interpolate_codes(codes.z, z, [strength])[:, 0]
                 after = model.decode(model.match_z(wanted, codes.v), codes.v)
-                notes = photograph.write_changed(path, before[0], np.asarray(after)[0], unlimited)
+                photograph.write_changed(path, before[0], np.asarray(after)[0], unlimited)
                 result.written.append(path)
-                if original.is_grey and not photograph.is_grey:
-                    notes["less colours, as the reference is grey"] = ""
-                for what, details in notes.items():
+                for what, details in photograph.losses.items():
                     noted.setdefault(what, []).append(f"{path}{details}")
-            counter(done := done + 1)
+            counter(done)
     for what, texts in noted.items():
         result.notes.append(make_printable(f"{what}: {len(texts)} photographs, such as {texts[0]}"))
     return result
