@@ -28,21 +28,20 @@ class Counter:
     Args:
         what: the name of the work.
         total: the number of images.
-        before: how many of them an earlier process finished.
         unit: what is counted, if it is not images.
         file: where the progress is shown; default standard error.
     """
 
-    def __init__(self, what: str, total: int, before: int = 0, unit: str = "images", file: TextIO | None = None):
+    def __init__(self, what: str, total: int, unit: str = "images", file: TextIO | None = None):
         self.file = file or sys.stderr
-        self._what, self._total, self._before, self._unit = what, total, before, unit
+        self._what, self._total, self._unit = what, total, unit
         self._bar: tqdm | None = None
         self._start: tuple[float, int] | None = None
         self._next = time.monotonic() + _FIRST
 
     def __enter__(self) -> Counter:
         if self.file.isatty():
-            self(self._before)
+            self(0)
         return self
 
     def __exit__(self, *error: object) -> None:
