@@ -147,7 +147,6 @@ def switch(
     import numpy as np
 
     from tfdecouple.visualization import grids
-    from tfdecouple.visualization.full_size import PhotographWriter
     from tfdecouple.visualization.photograph_folder import switch_folder
 
     if reference is not None:
@@ -159,7 +158,6 @@ def switch(
         counts = f"{len(result.kept)} there already, {len(result.errors)} skipped"
         print(f"{out}: {len(result.written)} photographs with z of {reference} written, {counts}")
         return 1 if result.errors else 0
-    writer = PhotographWriter(results.path, sizes.unlimited)
     for pairs in choose_pairs(opened, files, sizes, source, ("within", "across"), 10, seed):
         how, tiles = pairs.facts["pairing"], []
         for a, b, labels, photographs in pairs.parts:
@@ -167,7 +165,8 @@ def switch(
             tiles.append((a, b, *switched))
             for number, photograph in enumerate(photographs):
                 change = f"z-of-{pathlib.PurePath(photographs[1 - number].path).stem}"
-                writer.write_photograph(photograph, (a, b)[number][0], switched[number][0], change)
+                small, changed = (a, b)[number][0], switched[number][0]
+                results.write_photograph(photograph, small, changed, change, sizes.unlimited)
         title = {"within": "Switch, equal labels", "across": "Switch, different labels"}.get(how, "Switch")
         a, b, ba, ab = map(np.concatenate, zip(*tiles, strict=True))
         picture = grids.draw_switch_grid(a, b, ba, ab, what=title, note=f"\n{pairs.note}")
@@ -201,22 +200,20 @@ def interpolate(
     import numpy as np
 
     from tfdecouple.visualization import grids
-    from tfdecouple.visualization.full_size import PhotographWriter
 
     has_z, places = opened.config.model.has_latent, [step / (steps - 1) for step in range(steps)]
-    paths = ("lerp", "slerp") if path == "both" else (path,)
-    # Without z the model changes only v, and photographs at their own size keep their own v.
-    sizes = sizes if has_z else dataclasses.replace(sizes, size="model")
-    writer, bands = PhotographWriter(results.path, sizes.unlimited), []
+    paths, bands = ("lerp", "slerp") if path == "both" else (path,), []
     (pairs,) = choose_pairs(opened, files, sizes, source, ["across"], 1, seed)
     for a, b, labels, photographs in pairs.parts:
         bands.append(grids.interpolate_pairs(opened.model, a, b, places, paths, labels))
-        for step, place in enumerate(places[1:] if photographs else (), 1):
+        # Without z the model changes only v, and photographs at their own size keep their own v.
+        for step, place in enumerate(places[1:] if photographs and has_z else (), 1):
             # The first column of the picture has v of the first image, and the last column v of the second.
             of_a, of_b = bands[-1][0, 0, step, 0], bands[-1][0, 0, -1 - step, -1]
             first, second = (pathlib.PurePath(photograph.path).stem for photograph in photographs)
-            writer.write_photograph(photographs[0], a[0], of_a, f"z-{place:.2g}-of-{second}")
-            writer.write_photograph(photographs[1], b[0], of_b, f"z-{place:.2g}-of-{first}")
+            change, unlimited = f"z-{place:.2g}-of", sizes.unlimited
+            results.write_photograph(photographs[0], a[0], of_a, f"{change}-{second}", unlimited)
+            results.write_photograph(photographs[1], b[0], of_b, f"{change}-{first}", unlimited)
     tiles = np.concatenate(bands)
     picture = grids.draw_interpolation_grid(tiles, places, paths, f"\n{pairs.note}")
     what = "z downwards, v to the right" if has_z else "v from left to right, no z"
@@ -342,18 +339,18 @@ def edit(
 
     from tfdecouple.runs.opened_run import load_directions
     from tfdecouple.visualization import grids
-    from tfdecouple.visualization.full_size import PhotographWriter
 
     # For a run without directions, `opened.directions()` is None, and `load_directions` raises an error with advice.
     chosen = (opened.directions() or load_directions(run)).find(direction, method)
-    writer, rows, name = PhotographWriter(results.path, sizes.unlimited), [], make_printable(chosen.name, 100)
+    rows, name = [], make_printable(chosen.name, 100)
     for file in files:
         photographs, small = read_photographs(opened, [file], sizes)
         rows.append(grids.edit_images(opened.model, small, [chosen.vector], amounts))
         for photograph in photographs:
             for amount, edited in zip(amounts, rows[-1][0, 0], strict=True):
                 if amount:
-                    writer.write_photograph(photograph, small[0], edited, f"{make_file_name(chosen.name)}{amount:+g}")
+                    change = f"{make_file_name(chosen.name)}{amount:+g}"
+                    results.write_photograph(photograph, small[0], edited, change, sizes.unlimited)
     picture = grids.draw_edit_grid(np.concatenate(rows), [""], amounts, name, f"Own images. {opened.note()}")
     facts = {"files": list(map(str, files)), "direction": chosen.name, "method": chosen.method, "amounts": amounts}
     results.write("edit", picture, f"{format_count(len(files), 'image')} along {name}, {chosen.method}", facts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -46,11 +47,13 @@ class Pairs(NamedTuple):
     note: str
 
 
-class Results(NamedTuple):
-    """The folder `path` for the results of a command, which get `facts` on the command and the run."""
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """The folder `path` for the results of a command; pictures get `facts` on the command and the run."""
 
     path: pathlib.Path
     facts: dict[str, Any]
+    photographs: set[pathlib.Path] = dataclasses.field(default_factory=set)  # written so far
 
     def write(self, name: str, picture: Image.Image, summary: str, facts: dict[str, Any]) -> None:
         """Writes a picture as NAME.png and `facts` as NAME.json, and prints the path with the summary."""
@@ -58,6 +61,23 @@ class Results(NamedTuple):
         write_picture(path, picture, {**self.facts, **facts})
         # The summary can have names from untrusted files.
         print(make_printable(f"{path}: {summary}"), flush=True)
+
+    def write_photograph(
+        self, photograph: UserPhotograph, before: np.ndarray, after: np.ndarray, change: str, unlimited: bool
+    ) -> None:
+        """Writes a photograph at its own size, changed as from `before` to `after`, and prints its path.
+
+        `before` is the photograph at the model's size, uint8 `[height, width, channels]`, like `after`. With `change`
+        "z-of-b", a.jpg becomes a-z-of-b.jpg; a number follows where photographs of different folders have one name.
+        """
+        name, number = self.path / photograph.result_name, 1
+        path = name.with_stem(f"{name.stem}-{change}")
+        while path in self.photographs:
+            path = name.with_stem(f"{name.stem}-{change}-{(number := number + 1)}")
+        self.photographs.add(path)
+        photograph.write_changed(path, before, after, unlimited)
+        size = f"{photograph.pixels.shape[1]} x {photograph.pixels.shape[0]} pixels"
+        print(f"{path}: {'; '.join((size, *map(''.join, photograph.losses.items())))}", flush=True)
 
 
 def open_run(command: str, run: str, out: pathlib.Path | None, needs_z: bool = False) -> tuple[Run, Results]:

@@ -50,6 +50,11 @@ class UserPhotograph:
     metadata: dict[str, Any]
     losses: dict[str, str]
 
+    @property
+    def result_name(self) -> str:
+        """The name under which the changed photograph is saved (`find_result_name`)."""
+        return find_result_name(self.path)
+
     def write_changed(self, path: pathlib.Path, before: np.ndarray, after: np.ndarray, unlimited: bool) -> None:
         """Writes `change_at_full_size` of this photograph to `path`, whose ending is that of `find_result_name`."""
         pixels = change_at_full_size(self.pixels, before, after, unlimited)
@@ -150,28 +155,3 @@ def _copy_exif(exif: Image.Exif, size: tuple[int, int]) -> Image.Exif:
                 tags |= {Base.ExifImageWidth: size[0], Base.ExifImageHeight: size[1]}
             copy[group] = tags
     return copy
-
-
-class PhotographWriter:
-    """Writes photographs at their own size, changed as the model changed small copies, into the folder `out`.
-
-    `unlimited` is that of `change_at_full_size`.
-    """
-
-    def __init__(self, out: pathlib.Path, unlimited: bool) -> None:
-        self._out, self._unlimited, self._written = out, unlimited, set[pathlib.Path]()
-
-    def write_photograph(self, photograph: UserPhotograph, before: np.ndarray, after: np.ndarray, change: str) -> None:
-        """Applies the change from `before` to `after` to a photograph, writes the result, and prints its path.
-
-        `before` is the photograph at the model's size, uint8 `[height, width, channels]`, like `after`. With `change`
-        "z-of-b", a.jpg becomes a-z-of-b.jpg; a number follows where photographs of different folders have one name.
-        """
-        name = self._out / find_result_name(photograph.path)
-        numbers = ("", *(f"-{number}" for number in range(2, len(self._written) + 3)))
-        paths = (name.with_name(f"{name.stem}-{change}{number}{name.suffix}") for number in numbers)
-        path = next(path for path in paths if path not in self._written)
-        self._written.add(path)
-        photograph.write_changed(path, before, after, self._unlimited)
-        size = f"{photograph.pixels.shape[1]} x {photograph.pixels.shape[0]} pixels"
-        print(f"{path}: {'; '.join((size, *map(''.join, photograph.losses.items())))}", flush=True)
