@@ -51,7 +51,7 @@ def test_bash_completes_commands_options_and_choices(tmp_path):
     script.write_text(run_python("-m", "tfdecouple", "completion", "bash").stdout)
     for typed, completed in (
         ("swi", "switch"),
-        ("switch --pairing ac", "across"),
+        ("interpolate --path sl", "slerp"),
         ("evaluate --frec", "--frechet --frechet-images --frechet-split"),
         ("export --fo", "--format"),
     ):
@@ -81,7 +81,7 @@ class TestRefusals:
             ("switch --strenght=1", ["Did you mean --strength?", "switch --help"]),
             ("swich a b", ['Did you mean "switch"?; tfdecouple --help']),
             ("evaluate --frechet-imags 3", ["Did you mean --frechet-images?", "evaluate --help"]),
-            ("switch --pairing acros", ["acros", "--pairing", '"across"?', "switch --help"]),
+            ("interpolate --path slrp", ["slrp", "--path", '"slerp"?', "interpolate --help"]),
             ("sample --temperatures 0.5 -1", ["--temperatures", "-1", ">= 0"]),
             ("neighbours --temperature inf", ["--temperature", "inf"]),
             ("switch --strength 1.5", ["--strength", "1.5", "<= 1"]),
@@ -92,7 +92,7 @@ class TestRefusals:
             ("edit --direction x", ["edit needs", "image files"]),
             ("switch no.png such.png", ["error: no.png does not exist; "]),
             ("switch LICENSE", ["switch got 1 images"]),
-            ("switch LICENSE LICENSE --pairing any", ["--pairing is for images of a data set", "LICENSE"]),
+            ("switch LICENSE LICENSE --split test", ["--split is for images of a data set", "LICENSE"]),
             ("switch --reference LICENSE docs --data-dir d", ["--data-dir is for images of a data set"]),
             ("switch --reference LICENSE docs", ["--to OUT"]),
             ("directions --run x --labels a --attributes b", ["--labels, --attributes and --statistics"]),

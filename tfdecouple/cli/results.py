@@ -148,10 +148,9 @@ def choose_pairs(
 ) -> list[Pairs]:
     """Returns the pairs of a user's photographs `files`, each read when it is needed, or pairs of a data set.
 
-    From the data set, at most `source.count`, or else `count`, pairs are drawn for each pairing. With the pairing
-    "auto", labelled images are paired in all ways in `pairings`, such as "within" a label and "across" labels, and
-    other images as "any". UserError is raised if the pairing needs labels and there are none, DataError if no two
-    images make a pair.
+    From the data set, at most `source.count`, or else `count`, pairs are drawn for each pairing: for images of several
+    labels those in `pairings`, such as "within" a label and "across" labels, for other images "any". DataError is
+    raised if no two images make a pair.
     """
     if files:
         return [_read_pairs(opened, files, sizes)]
@@ -159,24 +158,18 @@ def choose_pairs(
 
     count = source.count or count
     data, split = open_data(opened, source)
-    by_label = source.pairing != "any" and len(data.label_names) > 1
     # More images are drawn than the pairs need, so that most labels have several images.
-    pool = draw_image_indices(data, split, max(500, 8 * count) if by_label else 2 * count, seed)
+    most = max(500, 8 * count) if len(data.label_names) > 1 else 2 * count
+    pool = draw_image_indices(data, split, most, seed)
     labels = read_drawn_images(opened.model, data, split, pool)[1]
-    has_labels = len(set(labels[labels >= 0].tolist())) > 1
-    ways: list[str] = [source.pairing]
-    if source.pairing == "auto":
-        ways = list(pairings) if has_labels else ["any"]
-    elif source.pairing != "any" and not has_labels:
-        raise UserError(f"--pairing {ways[0]} needs images of several labels, but {split} of {data.title} has none")
     chosen = []
-    for way in ways:
+    for way in pairings if len(set(labels[labels >= 0].tolist())) > 1 else ["any"]:
         if len(pairs := pair_images(labels, way, count)):
             a, b = (read_images(opened, data, split, pool[side]) for side in pairs.T)
             facts = {"pairing": way, "count": len(pairs), "first": a.facts, "second": b.facts, "seed": seed}
             chosen.append(Pairs([(a.pixels, b.pixels, (a.labels, b.labels), [])], facts, a.note))
     if not chosen:
-        raise DataError(f"{split} of {data.title} has no two images for a pair; take another --split or --pairing")
+        raise DataError(f"{split} of {data.title} has no two images for a pair; take another --split")
     return chosen
 
 

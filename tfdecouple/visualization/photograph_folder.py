@@ -44,6 +44,17 @@ def switch_folder(
     photograph. A result has the photograph's path below the folder and its file format, but PNG for a format such as
     GIF. Photographs that cannot be read are skipped, and results of an earlier call with the same arguments are kept.
 
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> from tfdecouple.runs.opened_run import load_model
+    >>> with tempfile.TemporaryDirectory() as name:
+    ...     folder = pathlib.Path(name, "photographs")
+    ...     folder.mkdir()
+    ...     Image.new("RGB", (32, 24)).save(folder / "a.png")
+    ...     result = switch_folder(load_model("photographs"), folder / "a.png", folder, f"{name}/out", 1.0)
+    ...     [path.name for path in result.written]
+    ['a.png']
+
     `strength` goes from 0, z of the photograph itself, to 1, z of the image `reference`. Photographs with a side of
     more than `max_side` pixels are shrunk. DataError is raised if `folder` has no images or the reference cannot be
     read, UserError, before anything is written, if `out` is inside `folder`, has results of other arguments, or two
@@ -55,12 +66,8 @@ def switch_folder(
     if out.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"results in {out} would be read as photographs of {folder}; name a folder outside of it")
     files = list_image_files(folder, 1)
-    shape, least = model.config.image_shape, model.any_size.multiple
+    shape = model.config.image_shape
     original = read_photograph(str(reference), shape[-1], MOST_FILE_SIDE)
-    height, width = original.pixels.shape[:2]
-    if min(height, width) < least:
-        need = f"give a reference of at least {least} x {least}"
-        raise DataError(f"{reference} has {width} x {height} pixels; {need}, the smallest image of this model")
     z = model.posterior(shrink_photograph(original.pixels, *shape[:2])[None]).mean()
     result, noted = SwitchedFolder([], [], [], []), dict[str, list[str]]()
     photographs: dict[pathlib.Path, str] = {}
