@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from tfdecouple.system.process import drop_output, print_error
 
-# Without a terminal, the first line of a `Counter` is printed after this many seconds, and others so far apart.
+# Without a terminal, a `Counter` prints a line this many seconds after its first call, and others so far apart.
 _FIRST, _INTERVAL = 5.0, 15.0
 
 
@@ -22,8 +22,8 @@ def format_count(number: int, noun: str) -> str:
 class Counter:
     """A context that shows how many of `total` images are done: a bar on a terminal, else a line every few seconds.
 
-    The code inside calls the `Counter` with the number of finished images. The speed is measured from the first call
-    on, so that earlier time for tracing does not count.
+    The code inside calls the `Counter` with the number of finished images. Times and speed are measured from the first
+    call on, so that earlier time for tracing does not count.
 
     Args:
         what: the name of the work.
@@ -37,7 +37,7 @@ class Counter:
         self._what, self._total, self._unit = what, total, unit
         self._bar: tqdm | None = None
         self._start: tuple[float, int] | None = None
-        self._next = time.monotonic() + _FIRST
+        self._next = 0.0
 
     def __enter__(self) -> Counter:
         if self.file.isatty():
@@ -54,14 +54,15 @@ class Counter:
         In a line, the note stands instead of the speed.
         """
         now = time.monotonic()
-        self._start = self._start or (now, done)
+        if self._start is None:
+            self._start, self._next = (now, done), now + _FIRST
         if self.file.isatty():
             if self._bar is None:
                 options = {"total": self._total, "initial": done, "unit": f" {self._unit}", "leave": False}
                 self._bar = tqdm(desc=self._what, file=self.file, dynamic_ncols=True, **options)
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(done - self._bar.n)
-        elif now >= self._next:
+        elif now >= self._next and done < self._total:
             self._next = now + _INTERVAL
             (start, before), line = self._start, f"{self._what} {done}/{self._total}"
             if done > before:

@@ -160,7 +160,7 @@ class Trainer:
         self.state, self.source, self.strategy = state, source, strategy
         self.directory, self.workers, self.progress, self.stop = directory, directory.workers, progress, stop
         self.training = state.training
-        self.reports = EvaluationReports(state, source, directory, self._show_progress)
+        self.reports = EvaluationReports(state, source, directory)
         self.take_step = TrainStep(state, strategy)
         self.evaluator = BoundEvaluator(state.model, strategy)
         self.step = self._read_at = 0
@@ -263,7 +263,7 @@ class Trainer:
             if logs and fetched:
                 images_per_second = (self.step - last) * training.batch_size / (time.monotonic() - since)
                 self._log_training_row(fetched.learning_rate, images_per_second)
-            self._show_progress(self._metrics)
+            self.progress(self.step, self._metrics)
             if saves:
                 # A signal may end the program during the evaluation, so the state is saved before the evaluation.
                 self._save_checkpoint()
@@ -342,9 +342,6 @@ class Trainer:
         self.directory.write_training_row(self.step, row)
         digits = 0 if images_per_second >= 10 else 2
         self._metrics = f"{row['bits_per_dim']:.3f} bits/dim, {images_per_second:.{digits}f} images/s"
-
-    def _show_progress(self, note: str) -> None:
-        self.progress(self.step, note)
 
     def _save_checkpoint(self, overwrite: bool = True) -> None:
         """Writes a checkpoint of this step; DivergedError if a weight is not finite: no run could resume."""
