@@ -70,7 +70,9 @@ class Results:
         `before` is the photograph at the model's size, uint8 `[height, width, channels]`, like `after`. With `change`
         "z-of-b", a.jpg becomes a-z-of-b.jpg; a number follows where photographs of different folders have one name.
         """
-        name, number = self.path / photograph.result_name, 1
+        from tfdecouple.visualization.full_size import find_result_name
+
+        name, number = self.path / find_result_name(photograph.path), 1
         path = name.with_stem(f"{name.stem}-{change}")
         while path in self.photographs:
             path = name.with_stem(f"{name.stem}-{change}-{(number := number + 1)}")

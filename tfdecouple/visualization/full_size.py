@@ -50,11 +50,6 @@ class UserPhotograph:
     metadata: dict[str, Any]
     losses: dict[str, str]
 
-    @property
-    def result_name(self) -> str:
-        """The name under which the changed photograph is saved (`find_result_name`)."""
-        return find_result_name(self.path)
-
     def write_changed(self, path: pathlib.Path, before: np.ndarray, after: np.ndarray, unlimited: bool) -> None:
         """Writes `change_at_full_size` of this photograph to `path`, whose ending is that of `find_result_name`."""
         pixels = change_at_full_size(self.pixels, before, after, unlimited)
