@@ -110,9 +110,9 @@ def find_label_directions(
     chosen = np.stack([kind[: min(map(len, kinds))] for kind in kinds], 1).ravel()
     # z is not standardised, so that the regularisation keeps the weights of dimensions small that hardly vary.
     centre = z[chosen].mean(0, dtype=np.float64)
-    fitted = fit_classifier("logistic regression", _subtract_centre(z[chosen], centre), has[chosen])
+    fitted = fit_classifier("logistic regression", (z[chosen] - centre).astype(np.float32), has[chosen])
     weights = fitted.classifier.coef_[0].astype(np.float64)
-    scores = _subtract_centre(held_z, centre) @ weights + fitted.classifier.intercept_[0]
+    scores = (held_z - centre) @ weights + fitted.classifier.intercept_[0]
     by_classifier = _evaluate_scores(scores, held_has) | {"C": fitted.strength, "converged": fitted.converged}
     return [
         Direction(name, MEANS, slope.astype(np.float32), counts | by_means),
@@ -133,17 +133,16 @@ def find_number_directions(
     """
     mean, deviation = values.mean(), values.std()
     standard, held_standard = (values - mean) / deviation, (held_values - mean) / deviation
-    centre = z.mean(0, dtype=np.float64)
-    slope = (z - centre).T @ standard / len(z)
+    slope = (z - z.mean(0, dtype=np.float64)).T @ standard / len(z)
     counts = {"kind": "number", "images": len(values), "held_out": len(held_values), "deviation": float(deviation)}
     along = z @ slope
     factor = float(np.mean((along - along.mean()) * standard) / along.var()) if along.var() > 0 else 0.0
     with threadpool_limits(1):
-        ridge = RidgeCV(alphas=[1 / strength for strength in STRENGTHS]).fit(_subtract_centre(z, centre), standard)
+        ridge = RidgeCV(alphas=[1 / strength for strength in STRENGTHS]).fit(z.astype(np.float64), standard)
     r2 = dict.fromkeys((MEANS, CLASSIFIER))
     if len(held_values) > 1 and np.ptp(held_values) > 0:
         r2[MEANS] = float(r2_score(held_standard, factor * (held_z @ slope - along.mean())))
-        r2[CLASSIFIER] = float(r2_score(held_standard, ridge.predict(_subtract_centre(held_z, centre))))
+        r2[CLASSIFIER] = float(r2_score(held_standard, ridge.predict(held_z)))
     normal = _scale_normal(np.asarray(ridge.coef_, np.float64), slope)
     return [
         Direction(name, MEANS, slope.astype(np.float32), counts | {"r2": r2[MEANS]}),
@@ -190,10 +189,6 @@ def find_statistic_directions(
         figures = {**counts, "deviation": float(deviation[number]), "changes": changes}
         directions.append(Direction(name, DECODED, vector, figures))
     return directions
-
-
-def _subtract_centre(z: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    return (z - centre).astype(np.float32)
 
 
 def _scale_normal(normal: np.ndarray, difference: np.ndarray) -> np.ndarray:

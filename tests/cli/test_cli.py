@@ -23,11 +23,6 @@ print("loaded:", {{"tensorflow", "keras", "sklearn", "scipy", "matplotlib", "PIL
 """
 
 
-@pytest.fixture
-def no_tensorflow(monkeypatch):
-    monkeypatch.setattr(process, "start_tensorflow", lambda *_: pytest.fail("TensorFlow was started"))
-
-
 class TestHelp:
     def test_help_of_every_command_needs_no_tensorflow(self):
         ended = run_python("-c", HELP)
@@ -56,7 +51,7 @@ def test_bash_completes_commands_options_and_choices(tmp_path):
     script.write_text(run_python("-m", "tfdecouple", "completion", "bash").stdout)
     for typed, completed in (
         ("swi", "switch"),
-        ("switch --pairing ac", "across"),
+        ("interpolate --path sl", "slerp"),
         ("evaluate --frec", "--frechet --frechet-images --frechet-split"),
         ("export --fo", "--format"),
     ):
@@ -74,6 +69,10 @@ def test_other_shells_get_a_script_with_every_command(shell, capsys):
 
 
 class TestRefusals:
+    @pytest.fixture(autouse=True)
+    def no_tensorflow(self, monkeypatch):
+        monkeypatch.setattr(process, "start_tensorflow", lambda *_: pytest.fail("TensorFlow was started"))
+
     @pytest.mark.parametrize(
         ("typed", "parts"),
         [
@@ -82,27 +81,18 @@ class TestRefusals:
             ("switch --strenght=1", ["Did you mean --strength?", "switch --help"]),
             ("swich a b", ['Did you mean "switch"?; tfdecouple --help']),
             ("evaluate --frechet-imags 3", ["Did you mean --frechet-images?", "evaluate --help"]),
-            ("switch --pairing acros", ["acros", "--pairing", '"across"?', "switch --help"]),
-            # Values.
+            ("interpolate --path slrp", ["slrp", "--path", '"slerp"?', "interpolate --help"]),
             ("sample --temperatures 0.5 -1", ["--temperatures", "-1", ">= 0"]),
             ("neighbours --temperature inf", ["--temperature", "inf"]),
-            ("switch --max-side 99999", ["--max-side", "99999", "<= 16383"]),
             ("switch --strength 1.5", ["--strength", "1.5", "<= 1"]),
-            ("evaluate --images -1", ["--images", "-1", ">= 0"]),
             ("evaluate --frechet-images 1", ["--frechet-images", ">= 2"]),
-            ("train --steps many", ["--steps", "many"]),
             ("sample --count", ["--count", "requires an argument"]),
             ("sample more", ["more"]),
             ("import-wolf --config a --weights b --image-shape 1 2 --workdir c", ["--image-shape", "Only got 2"]),
             ("edit --direction x", ["edit needs", "image files"]),
-            # Files and options that do not fit each other.
             ("switch no.png such.png", ["error: no.png does not exist; "]),
-            ("edit no.png --direction x", ["error: no.png does not exist; "]),
             ("switch LICENSE", ["switch got 1 images"]),
-            ("interpolate LICENSE", ["interpolate got 1 images"]),
-            ("switch LICENSE LICENSE --pairing any", ["--pairing is for images of a data set", "LICENSE"]),
-            ("switch LICENSE LICENSE --split test", ["--split is for images of a data set"]),
-            ("interpolate LICENSE LICENSE --count 3", ["--count is for images of a data set"]),
+            ("switch LICENSE LICENSE --split test", ["--split is for images of a data set", "LICENSE"]),
             ("switch --reference LICENSE docs --data-dir d", ["--data-dir is for images of a data set"]),
             ("switch --reference LICENSE docs", ["--to OUT"]),
             ("directions --run x --labels a --attributes b", ["--labels, --attributes and --statistics"]),
@@ -112,20 +102,18 @@ class TestRefusals:
             ("sample --out LICENSE/deeper", ["LICENSE is no folder", "--out"]),
             ("train --set model.alpha=2", ["model.alpha is 2"]),
             ("train --steps 0", ["training.steps is 0", "at least 1"]),
-            ("train --devices 257", ["257", "--devices"]),
             ("doctor --only numeric", ['"numeric"', "--only", '"numerics"?']),
             ("doctor --set training.batchsize=1", ["no option 'training.batchsize'"]),
             ("encode --run x --out y --format csv", ["csv", "--format"]),
-            ("encode --run x --out y --images-per-shard 0", ["0", "--images-per-shard"]),
         ],
     )
-    def test_mistake_is_one_line_before_tensorflow_starts(self, capsys, no_tensorflow, monkeypatch, typed, parts):
+    def test_mistake_is_one_line_before_tensorflow_starts(self, capsys, monkeypatch, typed, parts):
         monkeypatch.chdir(tfdecouple.__path__[0] + "/..")
         line = refuse(capsys, *typed.split())
         assert all(part in line for part in parts), line
 
     @pytest.mark.parametrize("typed", ["curves --run x", "project", "evaluate --outliers noise", "evaluate --probe"])
-    def test_missing_matplotlib_is_found_before_tensorflow_starts(self, capsys, no_tensorflow, monkeypatch, typed):
+    def test_missing_matplotlib_is_found_before_tensorflow_starts(self, capsys, monkeypatch, typed):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         assert "needs matplotlib, which is missing" in refuse(capsys, *typed.split())
 

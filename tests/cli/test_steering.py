@@ -151,9 +151,6 @@ class TestFile:
         ("change", "part"),
         [
             ({"version": 2}, "version"),
-            ({"weights_sha256": 3}, "weights_sha256"),
-            ({"directions": [3]}, "directions.0"),
-            ({"directions": [{"name": "", "method": "means", "vector": [1, 2]}]}, "directions.0.name"),
             ({"directions": [{"name": "a", "method": "magic", "vector": [1, 2]}]}, "directions.0.method"),
             ({"directions": [{"name": "a", "method": "means", "vector": [1]}]}, "the 2 numbers"),
             ({"directions": [{"name": "a", "method": "means", "vector": [1, 1e300]}]}, "directions.0.vector.1"),

@@ -1,4 +1,3 @@
-import io
 import os
 import signal
 
@@ -10,7 +9,7 @@ from helpers.refusals import message_of
 from tfdecouple.errors import ConfigError
 from tfdecouple.execution.run_mode import count_shards
 from tfdecouple.system import process
-from tfdecouple.system.progress import TrainingProgress
+from tfdecouple.system.progress import Counter
 from tfdecouple.system.signals import postpone_signals
 from tfdecouple.training.workers import make_device_input_options
 
@@ -100,19 +99,14 @@ class TestProcess:
         assert run_python("-c", program, TF_ENABLE_ONEDNN_OPTS=users).stdout == f"{users or 1}\n"
 
 
-def test_progress_of_training_ignores_a_closed_output(capsys):
-    class Closed(io.StringIO):
-        def write(self, *_):
-            raise OSError(5, "Input/output error")
-
-        flush = write
-
-    progress = TrainingProgress(2, Closed())
-    progress.set_metrics(3.0, 10.0)
-    progress.show_step(1)
-    progress.print_line("more")
-    progress.show_step(2)
-    progress.show_note("still more")
-    progress.close_bar()
+def test_progress_of_training_ignores_a_full_disk(capsys, monkeypatch):
+    monkeypatch.setattr("tfdecouple.system.progress._FIRST", 0.0)
+    with open("/dev/full", "w") as full, Counter("step", 2, file=full) as progress:
+        progress(1)
+        progress.print_line("more")
+        progress(2)
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "cannot write to standard output (Input/output error); training continues" in err
+    assert err == (
+        "cannot write to standard output (No space left on device); training continues without this output, and "
+        "metrics.jsonl has the metrics\n"
+    )

@@ -15,7 +15,7 @@ from helpers.worker_pairs import WorkerProcesses, WorkerThreads, choose_addresse
 
 from tfdecouple.data.sources import open_source
 from tfdecouple.storage.files import write_json
-from tfdecouple.system.progress import TrainingProgress
+from tfdecouple.system.progress import Counter
 from tfdecouple.system.signals import StopRequest
 from tfdecouple.training import InterruptedRunError, loop, train
 from tfdecouple.training.loop import Trainer
@@ -51,7 +51,7 @@ class TestTwoRanks:
             states = [TrainingState(config) for _ in range(2)]
 
             def act(workers):
-                state, progress = states[workers.rank], TrainingProgress(config.training.steps, io.StringIO())
+                state, progress = states[workers.rank], Counter("step", config.training.steps, file=io.StringIO())
                 with contextlib.closing(TrainingFolder(tmp_path / "run", config, workers=workers)) as directory:
                     directory.require_same_run()
                     with loop.StopRequest() as stop:

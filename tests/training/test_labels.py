@@ -86,7 +86,7 @@ class TestRun:
         assert "'d'" in refuse(capsys, "sample", *options, 2, "--labels", "d")
         command("reconstruct", *options, 1)
         for name in ("switch", "interpolate"):
-            command(name, *options, 1, "--pairing", "across")
+            command(name, *options, 1)
 
 
 class TestRefusals:

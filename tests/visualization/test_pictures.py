@@ -92,7 +92,7 @@ class TestPhotograph:
         photograph = read_photograph(written(tmp_path, image, "a.png", exif=exif), 3, 2048)
         upright = np.rot90(pixels, -1)
         np.testing.assert_array_equal(photograph.pixels, upright[..., :3])
-        with Image.open(io.BytesIO(photograph.encode_photograph(255 - photograph.pixels)[0])) as again:
+        with Image.open(io.BytesIO(photograph.encode_photograph(255 - photograph.pixels, ".png"))) as again:
             np.testing.assert_array_equal(np.asarray(again)[..., 3], upright[..., 3])
             assert 0x0112 not in again.getexif()
 
@@ -105,10 +105,10 @@ class TestPhotograph:
         exif[ExifTags.IFD.GPSInfo] = {ExifTags.GPS.GPSLatitudeRef: "N"}
         path = written(tmp_path, image, name, exif=exif.tobytes(), dpi=(300, 300))
         photograph = read_photograph(path, 3, 2048)
-        content, suffix = photograph.encode_photograph(photograph.pixels)
+        content = photograph.encode_photograph(photograph.pixels, name[1:])
         with Image.open(io.BytesIO(content)) as result, Image.open(path) as first:
             result.load()
-            assert result.format == first.format and name.endswith(suffix)
+            assert result.format == first.format
             if not name.endswith("webp"):
                 assert result.info["dpi"] == pytest.approx((300, 300), abs=0.1)
             if name.endswith("bmp"):
@@ -128,7 +128,7 @@ class TestPhotograph:
         image = Image.fromarray(smooth_photograph(20, 30))
         photograph = read_photograph(written(tmp_path, image, "a.png", icc_profile=bytes(content)), 3, 2048)
         assert np.abs(photograph.pixels[..., ::-1].astype(int) - np.asarray(image)).max() <= 3
-        with Image.open(io.BytesIO(photograph.encode_photograph(photograph.pixels)[0])) as result:
+        with Image.open(io.BytesIO(photograph.encode_photograph(photograph.pixels, ".png"))) as result:
             assert result.info["icc_profile"] == bytes(content)
             assert np.abs(np.asarray(result).astype(int) - np.asarray(image)).max() <= 4
 
@@ -140,7 +140,7 @@ class TestPhotograph:
         (tmp_path / "a.jpg").write_bytes(start + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + rest)
         photograph = read_photograph(path, 3, 2048)
         photograph.metadata["dpi"] = ("no", "number")
-        assert Image.open(io.BytesIO(photograph.encode_photograph(photograph.pixels)[0])).size == (30, 20)
+        assert Image.open(io.BytesIO(photograph.encode_photograph(photograph.pixels, ".jpg"))).size == (30, 20)
 
 
 def tile(picture, left, top, size, factor):

@@ -92,16 +92,14 @@ def encode(
     )
     batch_size = batch_size or opened.config.training.evaluation_batch_size
     with encoding.open_codes_folder(out, job, opened) as folder:
-        shards, total = folder.manifest.list_shard_ranges(), sum(folder.manifest.splits.values())
+        shards = folder.manifest.list_shard_ranges()
         with Counter("checking what is there", len(shards), unit="files") as counter:
             missing = folder.find_missing_shards(print, counter)
         if len(missing) < len(shards):
             print(f"{out}: {len(shards) - len(missing)} of {len(shards)} files are there already")
-        before = total - sum(shard.stop - shard.start for shard in missing)
         encoder = encoding.make_image_encoder(opened.model, fields, batch_size)
-        with Counter("encoding", total, before=before) as counter:
-            count = lambda done: counter(before + done)  # noqa: E731
-            far = encoding.encode_shards(folder, missing, data, encoder, batch_size, count)
+        with Counter("encoding", sum(shard.stop - shard.start for shard in missing)) as counter:
+            far = encoding.encode_shards(folder, missing, data, encoder, batch_size, counter)
         if far:
             print(f"{len(far):,} of the images, such as {far[0].decode()}, are {_FAR}")
         manifest = folder.finish()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 
 from tfdecouple.cli.options import DataSet, Folder, RunName, Seed, within
-from tfdecouple.errors import RunError, UserError, one_line
+from tfdecouple.errors import UserError
 from tfdecouple.metrics.metric import Metric, Option
 from tfdecouple.registry import METRICS
 from tfdecouple.system import process
@@ -70,8 +70,6 @@ def evaluate(
         if metric.needs_plots:
             require_packages("matplotlib", what=metric.option)
     process.start_tensorflow()
-    import tensorflow as tf
-
     from tfdecouple.cli.results import choose_split, name_unwritable_path, write_picture
     from tfdecouple.runs.run_folder import EVALUATION, RunFolder
 
@@ -100,8 +98,6 @@ def evaluate(
                 name = f"{metric.name}-{metric.split}"
                 write_picture(out / f"{name}.png", result.picture, evaluation.describe_metric(metric) | result.values)
                 files.append(f"{name}.json")
-    except tf.errors.ResourceExhaustedError as error:
-        raise RunError(f"out of memory; try a smaller --batch-size ({one_line(error, first=True)})") from error
     except (KeyboardInterrupt, Exception) as error:
         if not process.was_interrupted(error):
             raise

@@ -83,11 +83,9 @@ class PairedData(DataSet):
     """The data set of a command that draws pairs of images.
 
     Attributes:
-        pairing: pairs within a label, across labels or any; default auto: within and across if there are labels.
         count: number of pairs of the data set; default 10, of interpolate 1.
     """
 
-    pairing: Literal["auto", "within", "across", "any"] = "auto"
     count: Annotated[int | None, within(1, 100_000)] = None
 
     def require_pairs(self, command: str, files: Sequence[pathlib.Path], reference: pathlib.Path | None = None) -> None:
@@ -96,7 +94,7 @@ class PairedData(DataSet):
         With a `reference`, the only file is a folder of photographs.
         """
         for name, value in dataclasses.asdict(self).items():
-            if files and value not in (None, False, "auto"):
+            if files and value not in (None, False):
                 option = f"--{name.replace('_', '-')}"
                 instead = f"and the command got {files[0]}; leave {option} out"
                 raise UserError(f"{option} is for images of a data set, {instead}")

@@ -11,18 +11,17 @@ from cyclopts import Parameter
 from tfdecouple.cli.options import Amounts, Count, DataSet, Out, PairedData, Photograph, RunName, Seed, Sizes, within
 from tfdecouple.cli.results import (
     Results,
-    choose_images,
     choose_pairs,
     get_label_names,
     name_unwritable_path,
     open_data,
     open_run,
-    read_pairs,
+    read_images,
     read_photographs,
 )
 from tfdecouple.errors import DataError, RunError, UserError, make_printable, nearest
 from tfdecouple.system import process
-from tfdecouple.system.progress import Counter, format_count
+from tfdecouple.system.progress import format_count
 from tfdecouple.system.requirements import require_packages
 
 # The most training images, and the most held-out images, without --images; with --statistics they are also decoded.
@@ -71,9 +70,7 @@ def sample(
             for temperature, arguments in rows.items()
         }
     for file, (what, rows) in pictures.items():
-        with Counter("sampling", count * len(rows)) as counter:
-            note = f"\n{opened.note()}"
-            picture = draw_sample_grid(opened.model, rows, what, count=count, seed=seed, note=note, on_images=counter)
+        picture = draw_sample_grid(opened.model, rows, what, count=count, seed=seed, note=f"\n{opened.note()}")
         facts = {"seed": seed, "count": count, "rows": rows}
         results.write(file, picture, f"{count} samples for each of {', '.join(rows)} ({what})", facts)
 
@@ -96,17 +93,17 @@ def reconstruct(
     opened, results = open_run("reconstruct", run, out)
     import numpy as np
 
-    from tfdecouple.data.drawn_images import draw_uncropped_images
+    from tfdecouple.data.drawn_images import draw_image_indices, draw_uncropped_images
     from tfdecouple.visualization import grids
 
     data, part = open_data(opened, source)
     if not own_size:
-        images = choose_images(opened, data, part, count, seed)
-        with Counter("reconstructing", count := len(images.pixels)) as counter:
-            decoded, exact = grids.reconstruct_images(opened.model, images.pixels, counter, images.labels)
+        images = read_images(opened, data, part, draw_image_indices(data, part, count, seed))
+        decoded, exact = grids.reconstruct_images(opened.model, images.pixels, images.labels)
         picture = grids.draw_reconstruction_grid(images.pixels, decoded, exact, f"\n{images.note}")
-        facts = {**images.facts, "seed": seed, "count": count, "exact": exact}
-        return results.write("reconstruct", picture, f"{exact} of {count} images are equal to the last pixel", facts)
+        facts = {**images.facts, "seed": seed, "count": (count := len(decoded)), "exact": exact}
+        results.write("reconstruct", picture, f"{exact} of {count} images are equal to the last pixel", facts)
+        return
     for name, read in draw_uncropped_images(data, part, count, seed).items():
         image = opened.model.quantizer.quantize_pixels(read()[None]).numpy()
         codes = opened.model.encode(image)
@@ -118,7 +115,6 @@ def reconstruct(
         file = pathlib.PurePath(name).with_suffix("").as_posix().replace("/", "-")
         picture = grids.draw_grid(np.stack([image, decoded], 1), caption)
         results.write(f"reconstruct-{file}", picture, summary, {**facts, "lost_subpixels": lost})
-    return None
 
 
 def switch(
@@ -151,7 +147,6 @@ def switch(
     import numpy as np
 
     from tfdecouple.visualization import grids
-    from tfdecouple.visualization.full_size import PhotographWriter
     from tfdecouple.visualization.photograph_folder import switch_folder
 
     if reference is not None:
@@ -163,25 +158,19 @@ def switch(
         counts = f"{len(result.kept)} there already, {len(result.errors)} skipped"
         print(f"{out}: {len(result.written)} photographs with z of {reference} written, {counts}")
         return 1 if result.errors else 0
-    writer = PhotographWriter(results.path, sizes.unlimited)
-    if files:
-        groups = [read_pairs(opened, files, sizes)]
-    else:
-        groups = choose_pairs(opened, source, ("within", "across"), source.count or 10, seed)
-    for pairs in groups:
-        how, count, tiles = pairs.facts["pairing"], pairs.facts["count"], []
-        with Counter("switching", 2 * count) as counter:
-            for a, b, labels, photographs in pairs.parts:
-                switched = grids.switch_images(opened.model, a, b, strength, labels, bool(photographs))
-                tiles.append((a, b, *switched))
-                counter(2 * sum(len(part[0]) for part in tiles))
-                for number, photograph in enumerate(photographs):
-                    change = f"z-of-{pathlib.PurePath(photographs[1 - number].path).stem}"
-                    writer.write_photograph(photograph, (a, b)[number][0], switched[number][0], change)
+    for pairs in choose_pairs(opened, files, sizes, source, ("within", "across"), 10, seed):
+        how, tiles = pairs.facts["pairing"], []
+        for a, b, labels, photographs in pairs.parts:
+            switched = grids.switch_images(opened.model, a, b, strength, labels, bool(photographs))
+            tiles.append((a, b, *switched))
+            for number, photograph in enumerate(photographs):
+                change = f"z-of-{pathlib.PurePath(photographs[1 - number].path).stem}"
+                small, changed = (a, b)[number][0], switched[number][0]
+                results.write_photograph(photograph, small, changed, change, sizes.unlimited)
         title = {"within": "Switch, equal labels", "across": "Switch, different labels"}.get(how, "Switch")
         a, b, ba, ab = map(np.concatenate, zip(*tiles, strict=True))
         picture = grids.draw_switch_grid(a, b, ba, ab, what=title, note=f"\n{pairs.note}")
-        summary = f"{title.lower()}, {format_count(count, 'pair')}"
+        summary = f"{title.lower()}, {format_count(len(a), 'pair')}"
         results.write(f"switch-{how}", picture, summary, {**pairs.facts, "strength": strength})
     return 0
 
@@ -211,26 +200,20 @@ def interpolate(
     import numpy as np
 
     from tfdecouple.visualization import grids
-    from tfdecouple.visualization.full_size import PhotographWriter
 
     has_z, places = opened.config.model.has_latent, [step / (steps - 1) for step in range(steps)]
-    paths = ("lerp", "slerp") if path == "both" else (path,)
-    # Without z the model changes only v, and photographs at their own size keep their own v.
-    sizes = sizes if has_z else dataclasses.replace(sizes, size="model")
-    writer, bands = PhotographWriter(results.path, sizes.unlimited), []
-    if files:
-        pairs = read_pairs(opened, files, sizes)
-    else:
-        (pairs,) = choose_pairs(opened, source, ["across"], source.count or 1, seed)
+    paths, bands = ("lerp", "slerp") if path == "both" else (path,), []
+    (pairs,) = choose_pairs(opened, files, sizes, source, ["across"], 1, seed)
     for a, b, labels, photographs in pairs.parts:
-        with Counter("interpolating", len(a), unit="pairs") as counter:
-            bands.append(grids.interpolate_pairs(opened.model, a, b, places, paths, counter, labels))
-        for step, place in enumerate(places[1:] if photographs else (), 1):
+        bands.append(grids.interpolate_pairs(opened.model, a, b, places, paths, labels))
+        # Without z the model changes only v, and photographs at their own size keep their own v.
+        for step, place in enumerate(places[1:] if photographs and has_z else (), 1):
             # The first column of the picture has v of the first image, and the last column v of the second.
             of_a, of_b = bands[-1][0, 0, step, 0], bands[-1][0, 0, -1 - step, -1]
             first, second = (pathlib.PurePath(photograph.path).stem for photograph in photographs)
-            writer.write_photograph(photographs[0], a[0], of_a, f"z-{place:.2g}-of-{second}")
-            writer.write_photograph(photographs[1], b[0], of_b, f"z-{place:.2g}-of-{first}")
+            change, unlimited = f"z-{place:.2g}-of", sizes.unlimited
+            results.write_photograph(photographs[0], a[0], of_a, f"{change}-{second}", unlimited)
+            results.write_photograph(photographs[1], b[0], of_b, f"{change}-{first}", unlimited)
     tiles = np.concatenate(bands)
     picture = grids.draw_interpolation_grid(tiles, places, paths, f"\n{pairs.note}")
     what = "z downwards, v to the right" if has_z else "v from left to right, no z"
@@ -272,7 +255,7 @@ def directions(
     from tfdecouple.config.shapes import RGB_CHANNELS
     from tfdecouple.data.drawn_images import draw_image_indices, read_drawn_images
     from tfdecouple.data.labels import read_attributes
-    from tfdecouple.runs.latent_directions import Direction, Directions
+    from tfdecouple.runs.latent_directions import Directions
     from tfdecouple.runs.opened_run import hash_weights
     from tfdecouple.visualization import grids
 
@@ -313,26 +296,22 @@ def directions(
         # Earlier directions are dropped if their file is damaged or they belong to other weights; else they are kept.
         print(f"directions.json is written anew: {error}", file=sys.stderr, flush=True)
         earlier = ()
-    by_name: dict[str, list[Direction]] = {}
-    for direction in found:
-        by_name.setdefault(direction.name, []).append(direction)
-    kept = (direction for direction in earlier if direction.name not in by_name)
+    names = list(dict.fromkeys(direction.name for direction in found))
+    kept = (direction for direction in earlier if direction.name not in names)
     path = Directions(hash_weights(model), opened.facts(), (*kept, *found)).write(opened.folder.path)
     for direction in found:
         accuracy = direction.describe_accuracy() or "not measured: all held-out images are of one kind"
-        print(f"{make_printable(direction.name, 100):{max(map(len, by_name))}}  {direction.method:10}  {accuracy}")
+        print(f"{make_printable(direction.name, 100):{max(map(len, names))}}  {direction.method:10}  {accuracy}")
     print(f"{path}: {len(found)} directions in z", flush=True)
-    shown = choose_images(opened, data, split, count, seed)
-    with Counter("pictures", len(by_name), unit="pictures") as counter:
-        for number, (name, alike) in enumerate(by_name.items(), 1):
-            methods = {direction.method: direction.vector for direction in alike}
-            edited = grids.edit_images(model, shown.pixels, methods, amounts)
-            picture = grids.draw_edit_grid(edited, list(methods), amounts, name, shown.note)
-            facts = {**shown.facts, "seed": seed, "amounts": amounts, "direction": name}
-            facts["found"] = {direction.method: dict(direction.figures) for direction in alike}
-            summary = f"steps along {name} of {len(shown.pixels)} images"
-            results.write(f"direction-{make_file_name(name)}", picture, summary, facts)
-            counter(number)
+    shown = read_images(opened, data, split, draw_image_indices(data, split, count, seed))
+    for name in names:
+        methods = {direction.method: direction for direction in found if direction.name == name}
+        edited = grids.edit_images(model, shown.pixels, [method.vector for method in methods.values()], amounts)
+        picture = grids.draw_edit_grid(edited, list(methods), amounts, name, shown.note)
+        facts = {**shown.facts, "seed": seed, "amounts": amounts, "direction": name}
+        facts["found"] = {method: dict(direction.figures) for method, direction in methods.items()}
+        summary = f"steps along {name} of {len(shown.pixels)} images"
+        results.write(f"direction-{make_file_name(name)}", picture, summary, facts)
 
 
 def edit(
@@ -360,21 +339,18 @@ def edit(
 
     from tfdecouple.runs.opened_run import load_directions
     from tfdecouple.visualization import grids
-    from tfdecouple.visualization.full_size import PhotographWriter
 
     # For a run without directions, `opened.directions()` is None, and `load_directions` raises an error with advice.
     chosen = (opened.directions() or load_directions(run)).find(direction, method)
-    writer, rows, name = PhotographWriter(results.path, sizes.unlimited), [], make_printable(chosen.name, 100)
-    with Counter("editing", len(files)) as counter:
-        for file in files:
-            photographs, small = read_photographs(opened, [file], sizes)
-            rows.append(grids.edit_images(opened.model, small, {"": chosen.vector}, amounts))
-            counter(len(rows))
-            for photograph in photographs:
-                for amount, edited in zip(amounts, rows[-1][0, 0], strict=True):
-                    if amount:
-                        change = f"{make_file_name(chosen.name)}{amount:+g}"
-                        writer.write_photograph(photograph, small[0], edited, change)
+    rows, name = [], make_printable(chosen.name, 100)
+    for file in files:
+        photographs, small = read_photographs(opened, [file], sizes)
+        rows.append(grids.edit_images(opened.model, small, [chosen.vector], amounts))
+        for photograph in photographs:
+            for amount, edited in zip(amounts, rows[-1][0, 0], strict=True):
+                if amount:
+                    change = f"{make_file_name(chosen.name)}{amount:+g}"
+                    results.write_photograph(photograph, small[0], edited, change, sizes.unlimited)
     picture = grids.draw_edit_grid(np.concatenate(rows), [""], amounts, name, f"Own images. {opened.note()}")
     facts = {"files": list(map(str, files)), "direction": chosen.name, "method": chosen.method, "amounts": amounts}
     results.write("edit", picture, f"{format_count(len(files), 'image')} along {name}, {chosen.method}", facts)
@@ -421,13 +397,13 @@ def neighbours(
     searched = draw_image_indices(data, split, search or data.sizes[split], seed)
     images = read_drawn_images(opened.model, data, split, searched)[0]
     parts = np.array_split(images, -(-len(images) // 64))
-    vectors = {"pixels": (samples, parts)}
+    vectors: dict[str, Any] = {"pixels": lambda pixels: pixels.reshape(len(pixels), -1)}
     if opened.config.model.has_encoder:
-        vectors["z"] = opened.encode_z(samples), [opened.encode_z(part) for part in parts]
+        vectors["z"] = opened.encode_z
     nearest_images, found = {}, {}
-    for name, (queries, searched_vectors) in vectors.items():
-        flat = [array.reshape(len(array), -1) for array in (queries, *searched_vectors)]
-        distances = np.concatenate([cdist(flat[0], part) for part in flat[1:]], 1)
+    for name, encode in vectors.items():
+        queries = encode(samples)
+        distances = np.concatenate([cdist(queries, encode(part)) for part in parts], 1)
         order = np.argsort(distances, 1, kind="stable")[:, :_NEAREST]
         nearest_images[name] = images[order]
         nearest_distances = np.take_along_axis(distances, order, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -46,11 +47,13 @@ class Pairs(NamedTuple):
     note: str
 
 
-class Results(NamedTuple):
-    """The folder `path` for the results of a command, which get `facts` on the command and the run."""
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """The folder `path` for the results of a command; pictures get `facts` on the command and the run."""
 
     path: pathlib.Path
     facts: dict[str, Any]
+    photographs: set[pathlib.Path] = dataclasses.field(default_factory=set)  # written so far
 
     def write(self, name: str, picture: Image.Image, summary: str, facts: dict[str, Any]) -> None:
         """Writes a picture as NAME.png and `facts` as NAME.json, and prints the path with the summary."""
@@ -58,6 +61,25 @@ class Results(NamedTuple):
         write_picture(path, picture, {**self.facts, **facts})
         # The summary can have names from untrusted files.
         print(make_printable(f"{path}: {summary}"), flush=True)
+
+    def write_photograph(
+        self, photograph: UserPhotograph, before: np.ndarray, after: np.ndarray, change: str, unlimited: bool
+    ) -> None:
+        """Writes a photograph at its own size, changed as from `before` to `after`, and prints its path.
+
+        `before` is the photograph at the model's size, uint8 `[height, width, channels]`, like `after`. With `change`
+        "z-of-b", a.jpg becomes a-z-of-b.jpg; a number follows where photographs of different folders have one name.
+        """
+        from tfdecouple.visualization.full_size import find_result_name
+
+        name, number = self.path / find_result_name(photograph.path), 1
+        path = name.with_stem(f"{name.stem}-{change}")
+        while path in self.photographs:
+            path = name.with_stem(f"{name.stem}-{change}-{(number := number + 1)}")
+        self.photographs.add(path)
+        photograph.write_changed(path, before, after, unlimited)
+        size = f"{photograph.pixels.shape[1]} x {photograph.pixels.shape[0]} pixels"
+        print(f"{path}: {'; '.join((size, *map(''.join, photograph.losses.items())))}", flush=True)
 
 
 def open_run(command: str, run: str, out: pathlib.Path | None, needs_z: bool = False) -> tuple[Run, Results]:
@@ -87,18 +109,12 @@ def choose_split(config: Config, source: DataSet) -> str:
     return source.split or ("all" if is_folder and folder.resolve() != trained.resolve() else "test")
 
 
-def choose_images(opened: Run, source: Source, split: str, count: int, seed: int) -> Images:
-    """Draws at most `count` images of a split."""
-    from tfdecouple.data.drawn_images import draw_image_indices, read_drawn_images
+def read_images(opened: Run, source: Source, split: str, indices: np.ndarray) -> Images:
+    """Reads the images of a split with `indices`."""
+    from tfdecouple.data.drawn_images import read_drawn_images
 
-    indices = draw_image_indices(source, split, count, seed)
-    return _make_images(opened, source, split, indices, *read_drawn_images(opened.model, source, split, indices))
-
-
-def _make_images(
-    opened: Run, source: Source, split: str, indices: np.ndarray, pixels: np.ndarray, labels: np.ndarray
-) -> Images:
     opened.require_labels(source)
+    pixels, labels = read_drawn_images(opened.model, source, split, indices)
     names = get_label_names(source, labels)
     facts = {"data": source.title, "split": split, "indices": indices.tolist(), "labels": names}
     note = f"Images: {source.title}, {split}. {opened.note()}"
@@ -110,8 +126,7 @@ def get_label_names(source: Source, labels: np.ndarray) -> list[str | None]:
     return [source.label_names[label] if 0 <= label < len(source.label_names) else None for label in labels]
 
 
-def read_pairs(opened: Run, files: Sequence[pathlib.Path], sizes: Sizes) -> Pairs:
-    """Returns the pairs of a user's photographs; a pair is read when it is needed."""
+def _read_pairs(opened: Run, files: Sequence[pathlib.Path], sizes: Sizes) -> Pairs:
     both = files[::2], files[1::2]
 
     def read_parts() -> Iterator[Any]:
@@ -124,34 +139,39 @@ def read_pairs(opened: Run, files: Sequence[pathlib.Path], sizes: Sizes) -> Pair
     return Pairs(read_parts(), facts, f"Own images. {opened.note()}")
 
 
-def choose_pairs(opened: Run, source: PairedData, pairings: Sequence[str], count: int, seed: int) -> list[Pairs]:
-    """Draws at most `count` pairs of images of a data set for each pairing.
+def choose_pairs(
+    opened: Run,
+    files: Sequence[pathlib.Path],
+    sizes: Sizes,
+    source: PairedData,
+    pairings: Sequence[str],
+    count: int,
+    seed: int,
+) -> list[Pairs]:
+    """Returns the pairs of a user's photographs `files`, each read when it is needed, or pairs of a data set.
 
-    With the pairing "auto", labelled images are paired in all ways in `pairings`, such as "within" a label and "across"
-    labels, and other images as "any". UserError is raised if the pairing needs labels and there are none, DataError if
-    no two images make a pair.
+    From the data set, at most `source.count`, or else `count`, pairs are drawn for each pairing: for images of several
+    labels those in `pairings`, such as "within" a label and "across" labels, for other images "any". DataError is
+    raised if no two images make a pair.
     """
+    if files:
+        return [_read_pairs(opened, files, sizes)]
     from tfdecouple.data.drawn_images import draw_image_indices, pair_images, read_drawn_images
 
+    count = source.count or count
     data, split = open_data(opened, source)
-    by_label = source.pairing != "any" and len(data.label_names) > 1
     # More images are drawn than the pairs need, so that most labels have several images.
-    pool = draw_image_indices(data, split, max(500, 8 * count) if by_label else 2 * count, seed)
-    images, labels = read_drawn_images(opened.model, data, split, pool)
-    has_labels = len(set(labels[labels >= 0].tolist())) > 1
-    ways: list[str] = [source.pairing]
-    if source.pairing == "auto":
-        ways = list(pairings) if has_labels else ["any"]
-    elif source.pairing != "any" and not has_labels:
-        raise UserError(f"--pairing {ways[0]} needs images of several labels, but {split} of {data.title} has none")
+    most = max(500, 8 * count) if len(data.label_names) > 1 else 2 * count
+    pool = draw_image_indices(data, split, most, seed)
+    labels = read_drawn_images(opened.model, data, split, pool)[1]
     chosen = []
-    for way in ways:
+    for way in pairings if len(set(labels[labels >= 0].tolist())) > 1 else ["any"]:
         if len(pairs := pair_images(labels, way, count)):
-            a, b = (_make_images(opened, data, split, pool[i], images[i], labels[i]) for i in pairs.T)
+            a, b = (read_images(opened, data, split, pool[side]) for side in pairs.T)
             facts = {"pairing": way, "count": len(pairs), "first": a.facts, "second": b.facts, "seed": seed}
             chosen.append(Pairs([(a.pixels, b.pixels, (a.labels, b.labels), [])], facts, a.note))
     if not chosen:
-        raise DataError(f"{split} of {data.title} has no two images for a pair; take another --split or --pairing")
+        raise DataError(f"{split} of {data.title} has no two images for a pair; take another --split")
     return chosen
 
 

@@ -2,7 +2,7 @@
 
 import pathlib
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,13 +31,10 @@ _HELP_PAGE = "docs/troubleshooting.md#is-my-training-healthy"
 
 
 class EvaluationReports:
-    """Writes the results of evaluations to the run folder; all workers call its methods, and the chief writes.
+    """Writes the results of evaluations to the run folder; all workers call its methods, and the chief writes."""
 
-    `note` is a function that shows a text to the user; it gets texts such as "drawing samples" before slow work.
-    """
-
-    def __init__(self, state: TrainingState, source: Source, directory: TrainingFolder, note: Callable[[str], None]):
-        self._state, self._source, self._directory, self._show_note = state, source, directory, note
+    def __init__(self, state: TrainingState, source: Source, directory: TrainingFolder):
+        self._state, self._source, self._directory = state, source, directory
         self._training, self.workers = state.training, directory.workers
 
     @on_chief
@@ -95,7 +92,6 @@ class EvaluationReports:
             lines.append("test: not evaluated (training.evaluation_samples=0)")
         else:
             images, labels = load_images(self._source, "test", min(_MOST_COMPRESSED, count), at_most=True)
-            self._show_note("lossless codecs")
             # WebP and PNG store 8 bits per colour value; a comparison with a model of fewer bits would be unfair.
             codecs = ("webp", "png") if self._state.model.config.n_bits == 8 else ()
             coded = {codec: float(compute_codec_bits(images, codec).mean()) for codec in codecs}
@@ -125,7 +121,7 @@ class EvaluationReports:
         try:
             seed, label_names = self._training.seed, self._source.label_names
             inputs = PictureInputs(self._state.model, images, seed, self._count_shown_images(step), labels, label_names)
-            pictures, exact = draw_pictures(inputs, lambda name: self._show_note(f"drawing {name}"))
+            pictures, exact = draw_pictures(inputs)
         except UserError as error:
             # With `model.alpha` = 1, a coupling's scale can be near 0, and inverting then fails; the run continues.
             return f"no pictures ({error})", {}

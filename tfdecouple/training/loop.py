@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +21,7 @@ from tfdecouple.metrics.bits_per_dim import Bound, BoundEvaluator
 from tfdecouple.model.step_effects import add_first_noise
 from tfdecouple.numerics.tf32 import has_tf32
 from tfdecouple.runs.run_folder import CONFIG
-from tfdecouple.system.progress import TrainingProgress
+from tfdecouple.system.progress import Counter
 from tfdecouple.system.signals import InterruptedRunError, StopRequest
 from tfdecouple.training.evaluation import EvaluationReports
 from tfdecouple.training.step import StepResult, TrainingState, TrainStep
@@ -79,8 +80,8 @@ def train(
     with contextlib.ExitStack() as stack:
         is_chief = group is None or group.rank == 0
         quiet = None if is_chief else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-        progress = TrainingProgress(config.training.steps, quiet)
-        stack.callback(progress.close_bar)
+        progress = Counter("step", config.training.steps, unit="steps", file=quiet or sys.stdout)
+        stack.push(progress)
         stop = StopRequest()
         if group is not None:
             progress.print_line(f"waiting for all of {len(group.workers)} workers: {', '.join(group.workers)}")
@@ -153,17 +154,18 @@ class Trainer:
         source: Source,
         strategy: tf.distribute.Strategy,
         directory: TrainingFolder,
-        progress: TrainingProgress,
+        progress: Counter,
         stop: StopRequest,
     ):
         self.state, self.source, self.strategy = state, source, strategy
         self.directory, self.workers, self.progress, self.stop = directory, directory.workers, progress, stop
         self.training = state.training
-        self.reports = EvaluationReports(state, source, directory, progress.show_note)
+        self.reports = EvaluationReports(state, source, directory)
         self.take_step = TrainStep(state, strategy)
         self.evaluator = BoundEvaluator(state.model, strategy)
         self.step = self._read_at = 0
         self.skipped = 0
+        self._metrics = ""
         self._files_written = False
 
     def start(self) -> dict[str, Any] | None:
@@ -177,7 +179,7 @@ class Trainer:
         self.skipped = self.step - int(self.state.updates.numpy())
         if summary := self.directory.read_finished_summary():
             return summary
-        self.progress.show_start(self.step)
+        self.progress(self.step)
         self._print_run_description(messages)
         if is_new:
             self._initialize_weights()
@@ -207,8 +209,8 @@ class Trainer:
         run = self.training.init_from
         if run is None:
             count = min(self.training.init_images, self.source.sizes["train"])
-            self.progress.show_note(
-                f"initialising the weights from {count} training images, then tracing the first step", at_once=True
+            self.progress.print_line(
+                f"initialising the weights from {count} training images, then tracing the first step"
             )
             first = make_training_batches(
                 self.source, self.directory.config.data, batch_size=count, seed=self.training.seed
@@ -261,7 +263,7 @@ class Trainer:
             if logs and fetched:
                 images_per_second = (self.step - last) * training.batch_size / (time.monotonic() - since)
                 self._log_training_row(fetched.learning_rate, images_per_second)
-            self.progress.show_step(self.step)
+            self.progress(self.step, self._metrics)
             if saves:
                 # A signal may end the program during the evaluation, so the state is saved before the evaluation.
                 self._save_checkpoint()
@@ -338,7 +340,8 @@ class Trainer:
             "skipped_steps": self.skipped,
         }
         self.directory.write_training_row(self.step, row)
-        self.progress.set_metrics(row["bits_per_dim"], images_per_second)
+        digits = 0 if images_per_second >= 10 else 2
+        self._metrics = f"{row['bits_per_dim']:.3f} bits/dim, {images_per_second:.{digits}f} images/s"
 
     def _save_checkpoint(self, overwrite: bool = True) -> None:
         """Writes a checkpoint of this step; DivergedError if a weight is not finite: no run could resume."""
@@ -372,9 +375,9 @@ class Trainer:
             "the same command resumes"
         )
         with self._stop_evaluation_at_once(where), self.state.optimizer.use_averages():
-            count_batch = self.progress.make_counter("validation", count)
             batches = self._load_evaluation_batches("validation", count)
-            measured = self.evaluator(batches, seed=self.training.seed, on_batch=count_batch)
+            with Counter("validation", count, file=self.progress.file) as counter:
+                measured = self.evaluator(batches, seed=self.training.seed, on_batch=counter)
             is_best = self.state.update_best_evaluation(self.step, measured.bits_per_dim)
             message = self.reports.report_validation(self.step, measured, is_best)
         self.progress.print_line(message)
@@ -391,12 +394,9 @@ class Trainer:
             self._broadcast_model()
             test: Bound | None = None
             if training.evaluation_samples:
-                test = self.evaluator(
-                    self._load_evaluation_batches("test", count),
-                    k=training.evaluation_samples,
-                    seed=training.seed,
-                    on_batch=self.progress.make_counter("test", count),
-                )
+                batches, k = self._load_evaluation_batches("test", count), training.evaluation_samples
+                with Counter("test", count, file=self.progress.file) as counter:
+                    test = self.evaluator(batches, k=k, seed=training.seed, on_batch=counter)
             summary, lines = self.reports.write_summary(self.step, test, count)
             for line in lines:
                 self.progress.print_line(line)

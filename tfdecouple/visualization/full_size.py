@@ -1,12 +1,10 @@
 """Functions that read a user's photographs, and write them with the changes of colours of `guided_filter`."""
 
-import contextlib
 import dataclasses
 import io
 import pathlib
 import re
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,17 +14,19 @@ from PIL.ExifTags import IFD, Base
 from tfdecouple.data.image_file import FULL_SIZE, open_image_file, scale_to_8_bits
 from tfdecouple.errors import DataError, one_line
 from tfdecouple.storage.files import write_bytes
-from tfdecouple.visualization.guided_filter import NOTED, change_at_full_size
+from tfdecouple.visualization.guided_filter import change_at_full_size
 
-# {Pillow's name of a file format: (file ending, options of Pillow for saving)}. A photograph in another format is saved
-# as a PNG file.
-_WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
-    "BMP": (".bmp", {}),
-    "JPEG": (".jpg", {"quality": 95, "subsampling": 0}),
-    "PNG": (".png", {}),
+# {file ending: (Pillow's name of the format, options for saving)}. A photograph in another format is saved as PNG.
+_JPEG: tuple[str, dict[str, Any]] = ("JPEG", {"quality": 95, "subsampling": 0})
+_WRITTEN = {
+    ".bmp": ("BMP", {}),
+    ".jpeg": _JPEG,
+    ".jpg": _JPEG,
+    ".png": ("PNG", {}),
     # With compression, Pillow cannot write EXIF.
-    "TIFF": (".tif", {}),
-    "WEBP": (".webp", {"quality": 95}),
+    ".tif": ("TIFF", {}),
+    ".tiff": ("TIFF", {}),
+    ".webp": ("WEBP", {"quality": 95}),
 }
 # Tags of EXIF that results keep, beside the groups of exposure and place.
 _EXIF_TAGS = (
@@ -37,7 +37,7 @@ _EXIF_TAGS = (
 
 @dataclasses.dataclass(frozen=True)
 class UserPhotograph:
-    """A photograph that a user passes to a command, read from the file `path` in Pillow's `format`, such as "JPEG".
+    """A photograph that a user passes to a command, read from the file `path`.
 
     `pixels` are upright and in sRGB, uint8 `[H, W, 3]`, or `[H, W, 1]` for a model of grey images. `alpha` is the alpha
     channel, uint8 `[H, W]`, or None. `metadata` has options of Pillow's `save`: EXIF, colour profile and dots per inch.
@@ -47,78 +47,45 @@ class UserPhotograph:
     path: str
     pixels: np.ndarray
     alpha: np.ndarray | None
-    format: str
     metadata: dict[str, Any]
     losses: dict[str, str]
 
-    @property
-    def is_grey(self) -> bool:
-        """Whether the photograph has no colours, whatever its file format: all channels of a pixel are equal."""
-        return bool((self.pixels == self.pixels[..., :1]).all())
+    def write_changed(self, path: pathlib.Path, before: np.ndarray, after: np.ndarray, unlimited: bool) -> None:
+        """Writes `change_at_full_size` of this photograph to `path`, whose ending is that of `find_result_name`."""
+        pixels = change_at_full_size(self.pixels, before, after, unlimited)
+        write_bytes(path, self.encode_photograph(pixels, path.suffix))
 
-    def change_photograph(
-        self, before: np.ndarray, after: np.ndarray, unlimited: bool
-    ) -> tuple[np.ndarray, dict[str, str]]:
-        """Returns `change_at_full_size` of this photograph, and notes, {what: details}, on losses and limits."""
-        notes = dict(self.losses)
-        pixels = change_at_full_size(self.pixels, before, after, unlimited, notes)
-        if self.is_grey and (pixels != pixels[..., :1]).any():
-            notes["grey before"] = ""
-        clipped = float((np.isin(pixels, (0, 255)) & (pixels != self.pixels)).mean())
-        if clipped >= NOTED:
-            notes["clipped"] = f", {clipped:.0%} of the values became 0 or 255"
-        return pixels, notes
-
-    def encode_photograph(self, pixels: np.ndarray) -> tuple[bytes, str]:
-        """Encodes `pixels`, uint8, in this photograph's file format; returns (bytes, file ending such as ".jpg").
+    def encode_photograph(self, pixels: np.ndarray, suffix: str) -> bytes:
+        """Returns `pixels`, uint8, as the bytes of an image file with the ending `suffix`, such as ".jpg".
 
         The file has the photograph's metadata, and its colour profile, to which the pixels are converted.
         """
+        kind, options = _WRITTEN[suffix.lower()]
         image = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0])
         if profile := self.metadata.get("icc_profile"):
             image = ImageCms.profileToProfile(image, ImageCms.createProfile("sRGB"), io.BytesIO(profile)) or image
-        if self.alpha is not None:
+        if self.alpha is not None and kind != "JPEG":
             image.putalpha(Image.fromarray(self.alpha))
-        kind, suffix = _choose_format(self.path, self.format)
         buffer = io.BytesIO()
         try:
             # Pillow's TIFF writer takes EXIF as bytes alone.
             metadata = {**self.metadata, "exif": self.metadata["exif"].tobytes()}
-            image.save(buffer, kind, **_WRITTEN[kind][1], **metadata)
+            image.save(buffer, kind, **options, **metadata)
         # Damaged metadata raise nearly any class of exception.
         except Exception:
             buffer = io.BytesIO()
-            image.save(buffer, kind, **_WRITTEN[kind][1], icc_profile=profile)
-        return buffer.getvalue(), suffix
-
-
-def _choose_format(path: str, kind: str) -> tuple[str, str]:
-    """Returns (Pillow's format, file ending) for saving a photograph that was read in the format `kind`, or PNG."""
-    if kind not in _WRITTEN:
-        return "PNG", ".png"
-    return kind, pathlib.PurePath(path).suffix or _WRITTEN[kind][0]
-
-
-@contextlib.contextmanager
-def _open_photograph(path: str) -> Iterator[tuple[Image.Image, str]]:
-    """A context with a photograph's Pillow image and format; it converts each exception inside to a DataError."""
-    try:
-        with warnings.catch_warnings(action="ignore"), open_image_file(path) as image:
-            # Many telephones write MPO files: a JPEG file with further pictures at its end.
-            yield image, "JPEG" if image.format == "MPO" else image.format or "PNG"
-    # Pillow raises nearly any class of exception for a damaged file, so each exception becomes DataError.
-    except Exception as error:
-        raise DataError(f"cannot read the image {path}: {one_line(error)}; give another image file") from error
+            image.save(buffer, kind, **options, icc_profile=profile)
+        return buffer.getvalue()
 
 
 def find_result_name(path: str) -> str:
-    """Returns the name under which a changed photograph is saved: that of `path`, if its format can be written.
+    """Returns the name under which a changed photograph is saved: that of `path`, ending in .png for other formats.
 
-    The name ends in .png for a photograph in another format. Only the header of the file is read; DataError is raised
-    if it is damaged.
+    >>> [find_result_name(path) for path in ("more/a.JPG", "more/a.gif")]
+    ['a.JPG', 'a.png']
     """
-    with _open_photograph(path) as (_, kind):
-        return pathlib.PurePath(path).with_suffix(_choose_format(path, kind)[1]).name
+    name = pathlib.PurePath(path)
+    return name.name if name.suffix.lower() in _WRITTEN else name.with_suffix(".png").name
 
 
 def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
@@ -130,39 +97,47 @@ def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
     """
     if channels not in (1, 3):
         raise DataError(f"the model's images have {channels} channels, and photographs have 3 or 1; use --size model")
-    with _open_photograph(path) as (image, kind):
-        width, height = image.info.get(FULL_SIZE, image.size)
-        # After `draft`, Pillow decodes a large JPEG file at a fraction of its size, which saves most of the time.
-        image.draft("RGB", (max_side, max_side))
-        metadata = {name: image.info[name] for name in ("icc_profile", "dpi") if image.info.get(name)}
-        # Pillow has no mode for 16-bit colours: it reads them as 8 bits by a decoder of this name.
-        is_deep = image.mode.startswith(("I", "F")) or re.search(r"(RGB[AX]?|LA?);16", str(getattr(image, "tile", "")))
-        losses = {"8 bits instead of 16": ""} if is_deep else {}
-        image = scale_to_8_bits(image)
-        has_alpha = image.has_transparency_data and channels == 3
-        mode = "RGBA" if has_alpha else "RGB"
-        # `convert` would copy all pixels even if the mode is right.
-        image = image if image.mode == mode else image.convert(mode)
-        image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-        if max(image.size) < max(width, height):
-            losses["shrunk"] = f" from {width} x {height}"
-        exif = image.getexif()
-        image = ImageOps.exif_transpose(image)
-        alpha = np.asarray(image.getchannel("A")) if has_alpha else None
-        image = image.convert("RGB")
-        # If the colour profile is missing or broken, the colours are taken as sRGB without an error.
-        try:
-            if profile := metadata.get("icc_profile"):
-                srgb = ImageCms.createProfile("sRGB")
-                image = ImageCms.profileToProfile(image, io.BytesIO(profile), srgb) or image
-                ImageCms.profileToProfile(Image.new("RGB", (1, 1)), srgb, io.BytesIO(profile))
-        except (ImageCms.PyCMSError, OSError):
-            del metadata["icc_profile"]
-        pixels = np.asarray(image if channels == 3 else image.convert("L"))
-        if channels == 1:
-            metadata.pop("icc_profile", None)
-        metadata["exif"] = _copy_exif(exif, image.size)
-    return UserPhotograph(path, pixels.reshape(*pixels.shape[:2], channels), alpha, kind, metadata, losses)
+    try:
+        with warnings.catch_warnings(action="ignore"), open_image_file(path) as image:
+            return _convert_photograph(path, image, channels, max_side)
+    # Pillow raises nearly any class of exception for a damaged file, so each exception becomes DataError.
+    except Exception as error:
+        raise DataError(f"cannot read the image {path}: {one_line(error)}; give another image file") from error
+
+
+def _convert_photograph(path: str, image: Image.Image, channels: int, max_side: int) -> UserPhotograph:
+    width, height = image.info.get(FULL_SIZE, image.size)
+    # After `draft`, Pillow decodes a large JPEG file at a fraction of its size, which saves most of the time.
+    image.draft("RGB", (max_side, max_side))
+    metadata = {name: image.info[name] for name in ("icc_profile", "dpi") if image.info.get(name)}
+    # Pillow has no mode for 16-bit colours: it reads them as 8 bits by a decoder of this name.
+    is_deep = image.mode.startswith(("I", "F")) or re.search(r"(RGB[AX]?|LA?);16", str(getattr(image, "tile", "")))
+    losses = {"8 bits instead of 16": ""} if is_deep else {}
+    image = scale_to_8_bits(image)
+    has_alpha = image.has_transparency_data and channels == 3
+    mode = "RGBA" if has_alpha else "RGB"
+    # `convert` would copy all pixels even if the mode is right.
+    image = image if image.mode == mode else image.convert(mode)
+    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    if max(image.size) < max(width, height):
+        losses["shrunk"] = f" from {width} x {height}"
+    exif = image.getexif()
+    image = ImageOps.exif_transpose(image)
+    alpha = np.asarray(image.getchannel("A")) if has_alpha else None
+    image = image.convert("RGB")
+    # If the colour profile is missing or broken, the colours are taken as sRGB without an error.
+    try:
+        if profile := metadata.get("icc_profile"):
+            srgb = ImageCms.createProfile("sRGB")
+            image = ImageCms.profileToProfile(image, io.BytesIO(profile), srgb) or image
+            ImageCms.profileToProfile(Image.new("RGB", (1, 1)), srgb, io.BytesIO(profile))
+    except (ImageCms.PyCMSError, OSError):
+        del metadata["icc_profile"]
+    pixels = np.asarray(image if channels == 3 else image.convert("L"))
+    if channels == 1:
+        metadata.pop("icc_profile", None)
+    metadata["exif"] = _copy_exif(exif, image.size)
+    return UserPhotograph(path, pixels.reshape(*pixels.shape[:2], channels), alpha, metadata, losses)
 
 
 def _copy_exif(exif: Image.Exif, size: tuple[int, int]) -> Image.Exif:
@@ -175,29 +150,3 @@ def _copy_exif(exif: Image.Exif, size: tuple[int, int]) -> Image.Exif:
                 tags |= {Base.ExifImageWidth: size[0], Base.ExifImageHeight: size[1]}
             copy[group] = tags
     return copy
-
-
-class PhotographWriter:
-    """Writes photographs at their own size, changed as the model changed small copies, into the folder `out`.
-
-    `unlimited` is that of `change_at_full_size`.
-    """
-
-    def __init__(self, out: pathlib.Path, unlimited: bool) -> None:
-        self._out, self._unlimited, self._written = out, unlimited, set[pathlib.Path]()
-
-    def write_photograph(self, photograph: UserPhotograph, before: np.ndarray, after: np.ndarray, change: str) -> None:
-        """Applies the change from `before` to `after` to a photograph, writes the result, and prints its path.
-
-        `before` is the photograph at the model's size, uint8 `[height, width, channels]`, like `after`. With `change`
-        "z-of-b", a.jpg becomes a-z-of-b.jpg; a number follows where photographs of different folders have one name.
-        """
-        pixels, notes = photograph.change_photograph(before, after, self._unlimited)
-        content, suffix = photograph.encode_photograph(pixels)
-        numbers = ("", *(f"-{number}" for number in range(2, len(self._written) + 3)))
-        names = (f"{pathlib.PurePath(photograph.path).stem}-{change}{number}{suffix}" for number in numbers)
-        path = next(self._out / name for name in names if self._out / name not in self._written)
-        self._written.add(path)
-        write_bytes(path, content)
-        size = f"{pixels.shape[1]} x {pixels.shape[0]} pixels"
-        print(f"{path}: {'; '.join((size, *map(''.join, notes.items())))}", flush=True)

@@ -1,13 +1,12 @@
 """Functions that draw grids of images: any images, or a model's samples, reconstructions, switches and edits.
 
-Images are uint8 `[n, height, width, channels]`. Four arguments mean the same in all functions. `note` is a text that
+Images are uint8 `[n, height, width, channels]`. Three arguments mean the same in all functions. `note` is a text that
 ends the caption. `side` is the largest width of an image in the grid, in pixels; 0 for no limit. `labels` are the
-labels of the images, `[n]`, or two arrays for pairs of images, or None for a model without labels. `on_images` is a
-callback that receives the count of finished images.
+labels of the images, `[n]`, or two arrays for pairs of images, or None for a model without labels.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.any_size import run_in_parts
 from tfdecouple.model.codes import interpolate_codes
+from tfdecouple.system.progress import Counter
 
 # Approximate width of most grids, in pixels.
 WIDTH = 800
@@ -29,7 +29,6 @@ _INK = (0, 0, 0)
 # Count of images that the model computes at once, which affects the memory in use, but no picture.
 _CHUNK = 64
 
-OnImages = Callable[[int], None]
 PairLabels = Sequence[np.ndarray | None]
 
 
@@ -119,7 +118,6 @@ def draw_sample_grid(
     count: int = 10,
     seed: int = 0,
     note: str = "",
-    on_images: OnImages = lambda done: None,
     side: int = 0,
 ) -> Image.Image:
     """Returns a picture of `count` samples for each entry of `rows`, {label of the row: arguments of `model.sample`}.
@@ -127,9 +125,10 @@ def draw_sample_grid(
     Samples of different rows share their noise. The caption calls the labels of the rows `what`.
     """
     bands = []
-    for arguments in rows.values():
-        bands.append(arrange_rows(np.asarray(model.sample(count, seed=seed, **arguments)), min(count, 10)))
-        on_images(len(bands) * count)
+    with Counter("sampling", count * len(rows)) as counter:
+        for arguments in rows.values():
+            bands.append(arrange_rows(np.asarray(model.sample(count, seed=seed, **arguments)), min(count, 10)))
+            counter(len(bands) * count)
     height = len(bands[0])
     caption = f"Samples, labelled with {what}; samples at the same position share their noise. {note}"
     labels = [label if row == 0 else "" for label in rows for row in range(height)]
@@ -138,18 +137,16 @@ def draw_sample_grid(
 
 
 def reconstruct_images(
-    model: DecoupledModel, images: np.ndarray, on_images: OnImages = lambda done: None, labels: np.ndarray | None = None
+    model: DecoupledModel, images: np.ndarray, labels: np.ndarray | None = None
 ) -> tuple[np.ndarray, int]:
     """Encodes and decodes images; returns the decoded images, uint8, and the count of them that equal the originals."""
-    done = 0
-
-    def reconstruct(part: np.ndarray, known: np.ndarray | None) -> np.ndarray:
-        nonlocal done
-        decoded = model.decode(*model.encode(part, known))
-        on_images(done := done + len(part))
-        return decoded
-
-    decoded = np.asarray(run_in_parts(reconstruct, _CHUNK, images, labels))
+    parts = []
+    with Counter("reconstructing", len(images)) as counter:
+        for start in range(0, len(images), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            parts.append(model.decode(*model.encode(images[part], None if labels is None else labels[part])))
+            counter(min(start + _CHUNK, len(images)))
+    decoded = np.concatenate(parts)
     return decoded, int((decoded == images).reshape(len(images), -1).all(1).sum())
 
 
@@ -210,21 +207,21 @@ def interpolate_pairs(
     b: np.ndarray,
     places: Sequence[float],
     paths: Sequence[str] = ("lerp",),
-    on_images: OnImages = lambda done: None,
     labels: PairLabels = (None, None),
 ) -> np.ndarray:
     """Interpolates between the images `a[i]` and `b[i]` in z and in v, and decodes the results.
 
     The result is uint8 `[n, paths, rows, places, height, width, channels]`. `places` are positions from 0 (`a[i]`) to 1
     (`b[i]`). z changes from row to row, and v from column to column; a model without z has one row. `paths` says how v
-    is interpolated: "lerp" (along a line) or "slerp" (along an arc). `on_images` receives the count of finished pairs.
+    is interpolated: "lerp" (along a line) or "slerp" (along an arc).
     """
     z_places, tiles = places if model.config.has_latent else places[:1], []
-    for index in range(len(a)):
-        pair = slice(index, index + 1)
-        known = [None if of_images is None else of_images[pair] for of_images in labels]
-        tiles.append([model.interpolate(a[pair], b[pair], z_places, places, known, path)[0] for path in paths])
-        on_images(len(tiles))
+    with Counter("interpolating", len(a), unit="pairs") as counter:
+        for index in range(len(a)):
+            pair = slice(index, index + 1)
+            known = [None if of_images is None else of_images[pair] for of_images in labels]
+            tiles.append([model.interpolate(a[pair], b[pair], z_places, places, known, path)[0] for path in paths])
+            counter(len(tiles))
     return np.array(tiles)
 
 
@@ -252,9 +249,9 @@ def draw_interpolation_grid(
 
 
 def edit_images(
-    model: DecoupledModel, images: np.ndarray, directions: Mapping[str, np.ndarray], amounts: Sequence[float]
+    model: DecoupledModel, images: np.ndarray, directions: Sequence[np.ndarray], amounts: Sequence[float]
 ) -> np.ndarray:
-    """Moves z of images along each of the `directions`, {name: vector, float32 `[d_z]`}, by each of the `amounts`.
+    """Moves z of images along each of the `directions`, vectors float32 `[d_z]`, by each of the `amounts`.
 
     The result is uint8 `[n, directions, amounts, height, width, channels]`. Each image is encoded once.
     """
@@ -262,7 +259,7 @@ def edit_images(
     def edit(part: np.ndarray) -> np.ndarray:
         z, v = model.encode(part)[:2]
         assert z is not None
-        rows = [[np.float32(amount) * vector for amount in amounts] for vector in directions.values()]
+        rows = [[np.float32(amount) * vector for amount in amounts] for vector in directions]
         return np.moveaxis(np.array([[model.decode(z + change, v) for change in row] for row in rows]), 2, 0)
 
     return np.asarray(run_in_parts(edit, _CHUNK, images))

@@ -11,7 +11,7 @@ from tfdecouple.errors import DataError, UserError, make_printable
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.codes import interpolate_codes
 from tfdecouple.runs.opened_run import hash_weights
-from tfdecouple.storage.files import hash_file, read_json, write_bytes, write_json
+from tfdecouple.storage.files import hash_file, read_json, write_json
 from tfdecouple.system.progress import Counter
 from tfdecouple.visualization.full_size import find_result_name, read_photograph
 from tfdecouple.visualization.guided_filter import shrink_photograph
@@ -26,7 +26,7 @@ class SwitchedFolder(NamedTuple):
     written: list[pathlib.Path]
     kept: list[pathlib.Path]  # written by an earlier call
     errors: list[DataError]  # for each photograph that cannot be read, with its path
-    notes: list[str]  # on what a user may not expect, such as a limited change of colours
+    notes: list[str]  # on what was lost: photographs that were shrunk, or had more than 8 bits
 
 
 def switch_folder(
@@ -66,21 +66,13 @@ def switch_folder(
     if out.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"results in {out} would be read as photographs of {folder}; name a folder outside of it")
     files = list_image_files(folder, 1)
-    shape, least = model.config.image_shape, model.any_size.multiple
+    shape = model.config.image_shape
     original = read_photograph(str(reference), shape[-1], MOST_FILE_SIDE)
-    height, width = original.pixels.shape[:2]
-    if min(height, width) < least:
-        need = f"give a reference of at least {least} x {least}"
-        raise DataError(f"{reference} has {width} x {height} pixels; {need}, the smallest image of this model")
     z = model.posterior(shrink_photograph(original.pixels, *shape[:2])[None]).mean()
     result, noted = SwitchedFolder([], [], [], []), dict[str, list[str]]()
     photographs: dict[pathlib.Path, str] = {}
     for file in files:
-        try:
-            path = out / pathlib.PurePath(file.key).with_name(find_result_name(file.path))
-        except DataError as error:
-            result.errors.append(error)
-            continue
+        path = out / pathlib.PurePath(file.key).with_name(find_result_name(file.path))
         if path in photographs:
             raise UserError(f"{photographs[path]} and {file.path} would both be written to {path}; rename one of them")
         photographs[path] = file.path
@@ -91,9 +83,8 @@ def switch_folder(
     _begin_job(out / MANIFEST, job, bool(result.kept))
     for path in result.kept:
         del photographs[path]
-    done = len(files) - len(photographs)
-    with Counter("switching", len(files), before=done) as counter:
-        for path, source in photographs.items():
+    with Counter("switching", len(photographs)) as counter:
+        for done, (path, source) in enumerate(photographs.items(), 1):
             try:
                 photograph = read_photograph(source, shape[-1], max_side)
             except DataError as error:
@@ -104,14 +95,11 @@ def switch_folder(
                 codes = model.encode(before)
                 wanted = interpolate_codes(codes.z, z, [strength])[:, 0]
                 after = model.decode(model.match_z(wanted, codes.v), codes.v)
-                pixels, notes = photograph.change_photograph(before[0], np.asarray(after)[0], unlimited)
-                write_bytes(path, photograph.encode_photograph(pixels)[0])
+                photograph.write_changed(path, before[0], np.asarray(after)[0], unlimited)
                 result.written.append(path)
-                if original.is_grey and not photograph.is_grey:
-                    notes["less colours, as the reference is grey"] = ""
-                for what, details in notes.items():
+                for what, details in photograph.losses.items():
                     noted.setdefault(what, []).append(f"{path}{details}")
-            counter(done := done + 1)
+            counter(done)
     for what, texts in noted.items():
         result.notes.append(make_printable(f"{what}: {len(texts)} photographs, such as {texts[0]}"))
     return result

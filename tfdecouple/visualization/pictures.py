@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -88,16 +88,10 @@ def _draw_switch(inputs: PictureInputs) -> Image.Image | None:
     return grids.draw_switch_grid(a, b, *grids.switch_images(inputs.model, a, b, labels=labels), side=_SIDE)
 
 
-def draw_pictures(
-    inputs: PictureInputs, on_picture: Callable[[str], None] = lambda name: None
-) -> tuple[dict[str, Image.Image], int]:
+def draw_pictures(inputs: PictureInputs) -> tuple[dict[str, Image.Image], int]:
     """Draws all pictures of an evaluation; returns {name: picture}, and how many images are reconstructed exactly.
 
-    `on_picture` is a callback that receives the name of each picture before it is drawn. UserError is raised if the
-    model yields pixels that are not finite.
+    UserError is raised if the model yields pixels that are not finite.
     """
-    drawn = {}
-    for name, draw in PICTURES.items():
-        on_picture(name)
-        drawn[name] = draw(inputs)
+    drawn = {name: draw(inputs) for name, draw in PICTURES.items()}
     return {name: picture for name, picture in drawn.items() if picture is not None}, inputs.reconstructed[1]
