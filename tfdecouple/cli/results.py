@@ -77,9 +77,9 @@ class Results:
         while path in self.photographs:
             path = name.with_stem(f"{name.stem}-{change}-{(number := number + 1)}")
         self.photographs.add(path)
-        photograph.write_changed(path, before, after, unlimited)
+        notes = photograph.write_changed(path, before, after, unlimited)
         size = f"{photograph.pixels.shape[1]} x {photograph.pixels.shape[0]} pixels"
-        print(f"{path}: {'; '.join((size, *map(''.join, photograph.losses.items())))}", flush=True)
+        print(f"{path}: {'; '.join((size, *map(''.join, notes.items())))}", flush=True)
 
 
 def open_run(command: str, run: str, out: pathlib.Path | None, needs_z: bool = False) -> tuple[Run, Results]:

@@ -14,7 +14,7 @@ from PIL.ExifTags import IFD, Base
 from tfdecouple.data.image_file import FULL_SIZE, open_image_file, scale_to_8_bits
 from tfdecouple.errors import DataError, one_line
 from tfdecouple.storage.files import write_bytes
-from tfdecouple.visualization.guided_filter import change_at_full_size
+from tfdecouple.visualization.guided_filter import NOTED, change_at_full_size
 
 # {file ending: (Pillow's name of the format, options for saving)}. A photograph in another format is saved as PNG.
 _JPEG: tuple[str, dict[str, Any]] = ("JPEG", {"quality": 95, "subsampling": 0})
@@ -50,10 +50,20 @@ class UserPhotograph:
     metadata: dict[str, Any]
     losses: dict[str, str]
 
-    def write_changed(self, path: pathlib.Path, before: np.ndarray, after: np.ndarray, unlimited: bool) -> None:
-        """Writes `change_at_full_size` of this photograph to `path`, whose ending is that of `find_result_name`."""
-        pixels = change_at_full_size(self.pixels, before, after, unlimited)
+    def write_changed(
+        self, path: pathlib.Path, before: np.ndarray, after: np.ndarray, unlimited: bool
+    ) -> dict[str, str]:
+        """Writes `change_at_full_size` of this photograph to `path`; returns notes, {what: details}, on what was lost.
+
+        The file ending of `path` is that of `find_result_name`.
+        """
+        notes = dict(self.losses)
+        pixels = change_at_full_size(self.pixels, before, after, unlimited, notes)
+        clipped = float((np.isin(pixels, (0, 255)) & (pixels != self.pixels)).mean())
+        if clipped >= NOTED:
+            notes["clipped"] = f", {clipped:.0%} of the values became 0 or 255"
         write_bytes(path, self.encode_photograph(pixels, path.suffix))
+        return notes
 
     def encode_photograph(self, pixels: np.ndarray, suffix: str) -> bytes:
         """Returns `pixels`, uint8, as the bytes of an image file with the ending `suffix`, such as ".jpg".

@@ -21,11 +21,17 @@ _EVENNESS = 0.01
 _LEAST_CONTRAST = 0.8
 # Distance to black and white, in 8-bit values, in which values that the filter moves towards them are compressed.
 _SHOULDER = np.float32(32)
+# Share of a picture from which on a note says what happened to it.
+NOTED = 0.05
 _LUMINANCE = (0.299, 0.587, 0.114)
 
 
 def change_at_full_size(
-    photograph: np.ndarray, before: np.ndarray, after: np.ndarray, unlimited: bool = False
+    photograph: np.ndarray,
+    before: np.ndarray,
+    after: np.ndarray,
+    unlimited: bool = False,
+    notes: dict[str, str] | None = None,
 ) -> np.ndarray:
     """Changes the colours of a photograph as they change from `before` to `after`; returns uint8 `[H, W, channels]`.
 
@@ -35,14 +41,17 @@ def change_at_full_size(
 
     Differences of colours grow at most twofold, and not at all where the photograph is smooth, so that noise and blocks
     of JPEG stay invisible. Values near black and white are compressed instead of clipped. `unlimited` lifts both
-    limits.
+    limits. If the first limit takes away a third of the growth in a twentieth of the picture, `notes["limited"]` gets a
+    text on it.
 
     `photograph`, uint8 `[H, W, channels]`, has three channels or one. `before` is the photograph in the size of the
     model's images, and `after` is the image that the model made of `before`; both are uint8 `[h, w, channels]`.
     """
     if photograph.shape == after.shape:
         return after
-    maps = _fit_colour_maps(before / np.float32(255), after / np.float32(255), unlimited)
+    maps, limited = _fit_colour_maps(before / np.float32(255), after / np.float32(255), unlimited)
+    if notes is not None and limited >= NOTED:
+        notes["limited"] = f" in {limited:.0%} of the picture"
     maps = np.moveaxis(maps, 1, -1).astype(np.float32)
     maps[:, :, -1] *= 255
     # The last row and column are repeated, so that the pixels at the borders also lie between two maps.
@@ -116,16 +125,18 @@ def _find_neighbours(length: int, small_length: int) -> tuple[np.ndarray, np.nda
     return low, (places - low).astype(np.float32)
 
 
-def _fit_colour_maps(before: np.ndarray, after: np.ndarray, unlimited: bool) -> np.ndarray:
+def _fit_colour_maps(before: np.ndarray, after: np.ndarray, unlimited: bool) -> tuple[np.ndarray, float]:
     """Fits, for each pixel, an affine map of the colours of `before` to the colours of `after` in its neighbourhood.
 
     The images are float32 `[h, w, channels]`, from 0 to 1. The function returns the maps, float64
     `[h, w, channels, channels + 1]`: for each channel of `after`, the gain of each channel of `before`, and an offset.
     Each map is a mean of least-squares fits in squares of pixels, whose singular values are limited if not `unlimited`.
+    Also returned is the share of squares in which the largest singular value was more than 1.5 times its limit.
     """
     channels = before.shape[-1]
     identity = np.eye(channels)
     weights = np.array(_LUMINANCE if channels == 3 else [1.0])
+    limited = 0.0
 
     def average_in_square(values: np.ndarray) -> np.ndarray:
         reach = _WINDOW // 2
@@ -147,12 +158,14 @@ def _fit_colour_maps(before: np.ndarray, after: np.ndarray, unlimited: bool) -> 
         contrast = np.einsum("i,...ij->...", weights, gains)
         gains = gains + np.maximum(_LEAST_CONTRAST - contrast, 0)[..., None, None] * identity
         if limit:
+            nonlocal limited
             variance = np.trace(covariance, axis1=-2, axis2=-1)[..., None]
             most = 1 + variance / (variance + ridge)
             left, stretch, right = np.linalg.svd(gains)
+            limited = float((stretch[..., :1] > 1.5 * most).mean())
             gains = left * np.minimum(stretch, most)[..., None, :] @ right
         offsets = mean_after - np.einsum("...ij,...j->...i", gains, mean_before)
         return np.concatenate([gains, offsets[..., None]], -1)
 
     whole = fit(average_everywhere, 1e-3, identity, False)[..., :-1]
-    return average_in_square(fit(average_in_square, _EVENNESS, whole, not unlimited))
+    return average_in_square(fit(average_in_square, _EVENNESS, whole, not unlimited)), limited

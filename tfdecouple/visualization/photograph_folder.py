@@ -26,7 +26,7 @@ class SwitchedFolder(NamedTuple):
     written: list[pathlib.Path]
     kept: list[pathlib.Path]  # written by an earlier call
     errors: list[DataError]  # for each photograph that cannot be read, with its path
-    notes: list[str]  # on what was lost: photographs that were shrunk, or had more than 8 bits
+    notes: list[str]  # on what a user may not expect, such as a limited change of colours
 
 
 def switch_folder(
@@ -95,9 +95,9 @@ def switch_folder(
                 codes = model.encode(before)
                 wanted = interpolate_codes(codes.z, z, [strength])[:, 0]
                 after = model.decode(model.match_z(wanted, codes.v), codes.v)
-                photograph.write_changed(path, before[0], np.asarray(after)[0], unlimited)
+                notes = photograph.write_changed(path, before[0], np.asarray(after)[0], unlimited)
                 result.written.append(path)
-                for what, details in photograph.losses.items():
+                for what, details in notes.items():
                     noted.setdefault(what, []).append(f"{path}{details}")
             counter(done)
     for what, texts in noted.items():
