@@ -16,6 +16,7 @@ import numpy as np
 import pydantic
 import tensorflow as tf
 
+from tfdecouple.config import TrainingConfig
 from tfdecouple.errors import ConfigError, RunError, UserError, one_line
 from tfdecouple.storage.files import parse_json
 from tfdecouple.system.devices import MOST_DEVICES
@@ -264,11 +265,11 @@ def make_device_input_options() -> tf.distribute.InputOptions:
     return tf.distribute.InputOptions(experimental_per_replica_buffer_size=batches)
 
 
-def require_divisible_batch(size: int, micro_batches: int, replicas: int) -> None:
-    """Raises ConfigError unless the batch size is a multiple of `replicas` (devices) times `micro_batches`."""
-    slices = replicas * micro_batches
+def require_divisible_batch(training: TrainingConfig, replicas: int) -> None:
+    """Raises ConfigError unless the batch size is a multiple of `replicas` (devices) times the micro-batches."""
+    size, slices = training.batch_size, replicas * training.micro_batches
     if size % slices:
-        micro = f" times {micro_batches} micro-batches" if micro_batches > 1 else ""
+        micro = f" times {training.micro_batches} micro-batches" if training.micro_batches > 1 else ""
         least = "smaller than" if size < slices else "no multiple of"
         raise ConfigError(
             f"training.batch_size is {size}, {least} the {replicas} devices{micro}; take a multiple of {slices}"
