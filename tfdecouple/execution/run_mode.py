@@ -68,10 +68,6 @@ class RunMode:
         """The operations by which layers compute in this mode, for `use_kernels`."""
         return _ModeKernels(self)
 
-    def replace(self, **changes: Any) -> RunMode:
-        """Returns this mode with the fields in `changes` replaced."""
-        return dataclasses.replace(self, **changes)
-
     def switch_tf32(self) -> contextlib.AbstractContextManager[None]:
         """Returns a context that sets TensorFlow's switch for TF32, which acts when operations run, to this mode."""
         return tensor_float_32() if self.kernels.allows_tf32 else full_float32()

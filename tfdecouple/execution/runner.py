@@ -7,6 +7,7 @@ with the number of operations.
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -56,9 +57,9 @@ class Traced:
             x: the batch, `[batch, ...]`.
             condition: z or a map for each image, `[batch, ...]`, or None.
             mode: how the network runs; None for the attribute `mode`.
-            probe: with the memory mode "invert", a float32 scalar that a gradient tape watches. Its gradient is the
-                largest inversion error of any image. The inversion error of an image is the largest difference between
-                recovered and stored input of a chain, relative to the input's largest value, summed over the chains.
+            probe: with the memory mode "invert", float32 zeros, `[batch]`, that a gradient tape watches. Their
+                gradients are the images' inversion errors: the largest difference between recovered and stored input
+                of a chain, relative to the input's largest value, summed over the chains.
         """
         if x.shape[0] == 0 or (x.shape[0] is None and mode is None):
             # TensorFlow's convolutions fail for an empty batch, so an image of zeros is computed, and then left out of
@@ -73,9 +74,8 @@ class Traced:
         mode = mode or self.mode
         if probe is None and (traced := self._find_network_function(method, network, x, condition, mode)):
             return traced(x, condition)
-        probes = None if probe is None or mode.memory != "invert" else _spread_probe(probe, x)
         count, outputs = mode.count_parts(x), []
-        parts = (split_into_parts(batch, count) for batch in (x, condition, probes))
+        parts = (split_into_parts(batch, count) for batch in (x, condition, probe))
         run_layer = functools.partial(self._run_layer, method, mode)
         with use_kernels(mode.kernels):
             for part, z, part_probes in zip(*parts, strict=True):
@@ -140,7 +140,7 @@ class Traced:
     ) -> Mapped:
         """Returns the results of `run`, with a backward pass that recovers the inputs of the layers from their output.
 
-        `probe` are error probes, `[batch]`, whose gradients are the images' inversion errors; None for no probes.
+        The gradients of `probe`, `[batch]` or None, are the images' inversion errors.
         """
         # Only layers on images are inverted, because the activations of layers on vectors take little memory.
         if len(x.shape) != 4 or not all(layer.recovers_input for layer in layers):
@@ -148,7 +148,7 @@ class Traced:
         variables = [variable for layer in layers for variable in layer.variables]
         given = [value for value in (condition, probe) if value is not None]
         # The hidden maps of coupling nets are stored, which takes little memory for one layer at a time.
-        keep = mode.replace(memory="keep")
+        keep = dataclasses.replace(mode, memory="keep")
         invert = functools.partial(self._run_layer, _invert_layer, keep)
 
         @tf.custom_gradient
@@ -206,16 +206,6 @@ def _describe_layer(layer: keras.layers.Layer) -> str:
     config = layer.get_config()
     config.pop("name")
     return f"{type(layer).__name__} {json.dumps(config, sort_keys=True)}"
-
-
-def _spread_probe(probe: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """Returns error probes `[batch]` for the images of x; the largest of their gradients becomes that of `probe`."""
-
-    @tf.custom_gradient
-    def spread(probe: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-        return tf.fill(get_sizes(x)[:1], probe), tf.reduce_max
-
-    return spread(probe)
 
 
 def measure_inversion_error(recovered: tf.Tensor, stored: tf.Tensor) -> tf.Tensor:
