@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import make_table, update_page  # noqa: E402
-from benchmarks.scaling import count_state_bytes  # noqa: E402
+from benchmarks.scaling import compute_ceiling, count_state_bytes  # noqa: E402
 from benchmarks.training_cost import count_activation_bytes  # noqa: E402
 from tfdecouple.config import Config, preset_config, preset_names  # noqa: E402
 from tfdecouple.system.process import run_program  # noqa: E402
@@ -139,8 +139,6 @@ def compute_hours(config: Config, precision: str) -> float:
 
     `precision` is "float32" or "tf32". Evaluations, and the multiply-adds of the prior over z, do not count.
     """
-    from tfdecouple.doctor.checks import compute_ceiling
-
     rate = SHARE * compute_ceiling(config.override([f"training.precision={precision}"]), "train", "A100")
     return config.training.steps * config.training.batch_size / rate / 3600
 

@@ -44,12 +44,18 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.common import make_table, run_throughput, update_page, write_json  # noqa: E402
 from benchmarks.training_cost import count_activation_bytes  # noqa: E402
 from tfdecouple.config import MEMORY, PRECISIONS, Config, preset_config  # noqa: E402
-from tfdecouple.doctor.checks import PEAKS, compute_ceiling  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.networks.architecture import FLOAT32, Architecture  # noqa: E402
 from tfdecouple.system.devices import describe_machine  # noqa: E402
 from tfdecouple.system.process import run_program  # noqa: E402
 
+# Published peaks of GPUs (H100 SXM, A100, GeForce RTX 4090) in TFLOP/s by `training.precision`, without sparsity.
+# Products of bfloat16 are summed in float32.
+PEAKS = {
+    "H100": {"float32": 66.9, "tf32": 494.7, "mixed_bfloat16": 989.4},
+    "A100": {"float32": 19.5, "tf32": 156.0, "mixed_bfloat16": 312.0},
+    "RTX 4090": {"float32": 82.6, "tf32": 82.6, "mixed_bfloat16": 165.2},
+}
 TABLES = ("batch", "depth", "large", "memory", "ceiling")
 # Kinds of work of `throughput.py`, and numbers of images in a batch, that the table "batch" measures.
 KINDS = ("train", "encode", "decode")
@@ -234,6 +240,16 @@ def calculate_memory() -> Rows:
                 row[f"{memory}_on_{gib}"] = find_largest_micro_batch(config, gib, memory)
         rows.append(row)
     return rows
+
+
+def compute_ceiling(config: Config, phase: str, gpu: str) -> float:
+    """Returns the images/s that a GPU of `PEAKS` can reach at most in a phase ("train" or "eval").
+
+    Only training has another precision than float32. A training step computes as many products as three forward passes:
+    one forward, and two gradients of each product.
+    """
+    precision, passes = (config.training.precision, 3) if phase == "train" else ("float32", 1)
+    return 1e12 * PEAKS[gpu][precision] / (2 * passes * Architecture(config.model).count_multiply_adds())
 
 
 def calculate_ceilings() -> Rows:

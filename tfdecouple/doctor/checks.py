@@ -23,7 +23,6 @@ from tfdecouple.doctor.check_runner import MODEL, QUICK_BATCH, CheckResult, Task
 from tfdecouple.errors import ExactnessWarning, UserError
 from tfdecouple.execution.run_mode import RunMode
 from tfdecouple.model.objective import map_noise_to_z
-from tfdecouple.networks.architecture import Architecture
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.system.devices import describe_machine, format_bytes, read_cpuinfo, read_total_memory
@@ -57,13 +56,6 @@ STEPS, WEIGHTS_BOUND = 10, 1e-3
 BATCHES = {"CPU": (4, 16, 64), "GPU": (1, 16, 64, 256, 1024)}
 # Least duration of a timed repetition in seconds, with --quick (True) and without it (False).
 _SECONDS = {True: 0.3, False: 2.0}
-# Published peaks of GPUs (H100 SXM, A100, GeForce RTX 4090) in TFLOP/s by `training.precision`, without sparsity.
-# Products of bfloat16 are summed in float32.
-PEAKS = {
-    "H100": {"float32": 66.9, "tf32": 494.7, "mixed_bfloat16": 989.4},
-    "A100": {"float32": 19.5, "tf32": 156.0, "mixed_bfloat16": 312.0},
-    "RTX 4090": {"float32": 82.6, "tf32": 82.6, "mixed_bfloat16": 165.2},
-}
 
 
 def inspect_machine(task: Task) -> Iterator[CheckResult]:
@@ -222,7 +214,7 @@ def try_round_trips(task: Task) -> Iterator[CheckResult]:
 
 def measure_speed(task: Task) -> Iterator[CheckResult]:
     """Yields a result with the speed in images per second for each batch size and phase (training, encoding ...)."""
-    variant, count, fastest = task.variant, len(task.devices), 0.0
+    variant, count = task.variant, len(task.devices)
     sizes = [(batch, 1) for batch in ([QUICK_BATCH] if task.quick else BATCHES[task.devices[0][:3]])]
     if count > 1 and not variant.settings:
         sizes.append((QUICK_BATCH * count, count))
@@ -240,16 +232,7 @@ def measure_speed(task: Task) -> Iterator[CheckResult]:
             message = f"{rate:,.1f} images/s, the first after {first:.1f} s"
             figures = {"phase": phase, "variant": variant.name, "batch": batch, "devices": devices}
             yield CheckResult(f"{phase}, {variant.name}, {where}", None, message, "", {**figures, "images_per_s": rate})
-            fastest = max(fastest, rate) if phase == "train" and devices == 1 else fastest
             start = time.perf_counter()
-    if not variant.settings and (gpus := tf.config.list_physical_devices("GPU")):
-        gpu = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "")
-        # An H200 is an H100 with another memory: both have the same peak.
-        for name in [name for name in PEAKS if name in gpu.replace("H200", "H100")]:
-            ceiling = compute_ceiling(make_doctor_config(task), "train", name)
-            message = f"{fastest / ceiling:.1%} of {ceiling:,.0f} images/s, by the published peak of the {name}"
-            figures = {"gpu": gpu, "share": fastest / ceiling}
-            yield CheckResult("train, share of the ceiling", None, message, "", figures)
 
 
 def _make_phases(config: Config, devices: int) -> dict[str, Callable[[int], Any]]:
@@ -281,13 +264,3 @@ def _make_phases(config: Config, devices: int) -> dict[str, Callable[[int], Any]
 
     encode, decode = lambda: model.encode(images, labels).v, lambda: model.decode(z, v)
     return {"train": train, "eval": repeat(score), "encode": repeat(encode), "decode": repeat(decode)}
-
-
-def compute_ceiling(config: Config, phase: str, gpu: str) -> float:
-    """Returns the images/s that a GPU can reach at most in a phase: its published peak over the products of an image.
-
-    `gpu` is a key of `PEAKS`, and `phase` is "train" or "eval". Only training has another precision than float32. A
-    training step computes as many products as three forward passes: one forward, and two gradients of each product.
-    """
-    precision, passes = (config.training.precision, 3) if phase == "train" else ("float32", 1)
-    return 1e12 * PEAKS[gpu][precision] / (2 * passes * Architecture(config.model).count_multiply_adds())

@@ -1,9 +1,8 @@
 """The runner of networks, `Traced`: traces that layers share, shards of a batch, inversion of layers.
 
-The layers of a deep flow have few different shapes and options. Layers with equal shapes and options share one trace (a
-`tf.function`), so that the time for tracing does not grow with the depth. The caller's graph calls these functions
-instead of containing their operations, because the time in which TensorFlow prepares a graph for its first run grows
-with the number of operations.
+Layers with equal shapes and options share one trace (a `tf.function`), so that the time for tracing does not grow with
+the depth. The caller's graph calls these functions instead of containing their operations, because the time in which
+TensorFlow prepares a graph for its first run grows with the number of operations.
 """
 
 import contextlib
@@ -26,13 +25,10 @@ from tfdecouple.tensorflow_internals import is_traced_for_xla, pause_gradient_ta
 
 @disable_autograph
 class Traced:
-    """A runner of networks, `flow.runner = Traced()`: networks may share it, and layers share traces.
+    """A runner of networks, `flow.runner = Traced()`: networks may share it; `mode` is for calls that give none.
 
     In eager mode a network runs by a trace of its own, which captures the network's variables, because passing a
     thousand weights as arguments took 45 ms a call.
-
-    Args:
-        mode: the `RunMode` of calls that give none.
     """
 
     def __init__(self, mode: RunMode | None = None) -> None:

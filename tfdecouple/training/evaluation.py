@@ -31,10 +31,7 @@ _HELP_PAGE = "docs/troubleshooting.md#is-my-training-healthy"
 
 
 class EvaluationReports:
-    """Writes the results of evaluations to the run folder; all workers call its methods, and the chief writes.
-
-    `note` is a function that shows a text to the user; it gets texts such as "drawing samples" before slow work.
-    """
+    """Writes the results of evaluations to the run folder; `note` shows a text, such as "drawing samples", to users."""
 
     def __init__(self, state: TrainingState, source: Source, directory: TrainingFolder, note: Callable[[str], None]):
         self._state, self._source, self._directory, self._show_note = state, source, directory, note
@@ -42,11 +39,7 @@ class EvaluationReports:
 
     @on_chief
     def report_validation(self, step: int, measured: Bound, is_best: bool) -> str:
-        """Saves the results of an evaluation on validation images; returns a message for the user, one line of text.
-
-        The bound in bits/dim (`measured`, after `step` training steps) and diagnostics of the model go to the log, and
-        pictures to the folder images/. If `is_best` is true, the weights are saved as the best weights of the run.
-        """
+        """Writes `measured`, diagnostics and pictures, and if `is_best` the best weights; returns a text for users."""
         count = min(self._count_shown_images(step), self._source.sizes["validation"])
         # `at_most=True` accepts fewer images than `count`, because some files may be unreadable.
         images, labels = load_images(self._source, "validation", count, at_most=True)

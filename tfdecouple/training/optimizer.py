@@ -42,19 +42,15 @@ class Optimizer:
     Keras' optimizers build some twenty operations for each variable, and a deep flow has a thousand variables. Here one
     vector has the first moments of all small weights, a second one the second moments, and a third one the averages;
     one operation changes each vector. TensorFlow's fused kernel updates each large weight without temporary copies.
-    Muon's small kernels of equal shape share one vector of momenta, so that they are orthogonalised together.
-
-    The graph has no `tf.cond`, because the host would have to wait for a GPU in each step. A skipped update adds zero
-    to every variable.
+    Muon's small kernels of equal shape share one vector of momenta, so that they are orthogonalised together. A skipped
+    update adds zero to every variable, because for a `tf.cond` the host would have to wait for a GPU in each step.
 
     Args:
         training: the options of training.
-        weights: the trainable weights, variables by name.
-        statistics: moving statistics of batch normalisation by name; the optimizer averages them, too.
+        weights, statistics: trainable weights, and moving statistics of batch normalisation: variables by name.
 
     Attributes:
-        means, variances: the first and second moments of the gradients, by name of the weight. Muon's kernels have no
-            second moments.
+        means, variances: the first and second moments of the gradients by name; Muon's kernels have no second ones.
         averages: running averages by name of the weight or statistic; empty if `ema_decay` is 0.
     """
 

@@ -80,23 +80,18 @@ def find_cluster() -> Cluster | None:
         return None
     try:
         cluster = Cluster.model_validate(parse_json(text))
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        raise _make_cluster_error(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        workers, task = cluster.workers, cluster.task
+        if len(workers) < 2:
+            return None
+        if len(set(workers)) < len(workers) or len(cluster.cluster.get("chief", [])) > 1:
+            raise ValueError("it names an address twice, or more than one chief")
+        if not task.type or task.index >= len(cluster.cluster.get(task.type, [])):
+            raise ValueError("task must name one of the workers")
     except ValueError as error:
-        raise _make_cluster_error(str(error)) from error
-    workers, task = cluster.workers, cluster.task
-    if len(workers) < 2:
-        return None
-    if len(set(workers)) < len(workers) or len(cluster.cluster.get("chief", [])) > 1:
-        raise _make_cluster_error("it names an address twice, or more than one chief")
-    if not task.type or task.index >= len(cluster.cluster.get(task.type, [])):
-        raise _make_cluster_error("task must name one of the workers")
+        first = error.errors()[0] if isinstance(error, pydantic.ValidationError) else None
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else one_line(error)
+        raise ConfigError(f"TF_CONFIG is no description of a cluster ({problem}); such as {_EXAMPLE}") from error
     return cluster
-
-
-def _make_cluster_error(problem: str) -> ConfigError:
-    return ConfigError(f"TF_CONFIG is no description of a cluster ({one_line(problem)}); such as {_EXAMPLE}")
 
 
 def make_strategy(devices: int | None = None, cluster: Cluster | None = None) -> tf.distribute.MirroredStrategy:
@@ -112,7 +107,13 @@ def make_strategy(devices: int | None = None, cluster: Cluster | None = None) ->
     if devices is not None and not 1 <= devices <= MOST_DEVICES:
         raise ConfigError(f"--devices is {devices}; it must be from 1 to {MOST_DEVICES}")
     if cluster is not None:
-        return _make_cluster_strategy(cluster, devices)
+        if gpus := _choose_gpus(devices):
+            tf.config.set_visible_devices(gpus, "GPU")
+        implementation = _Communication.AUTO if gpus else _Communication.RING
+        options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
+        with worker_timeout(_MOST_SILENCE):
+            # TensorFlow reads the same TF_CONFIG.
+            return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
     cpu = tf.config.list_physical_devices("CPU")[0]
     if kind == "CPU" and (devices or 1) > max(1, len(tf.config.get_logical_device_configuration(cpu) or [])):
@@ -243,22 +244,6 @@ def _choose_gpus(devices: int | None) -> list[tf.config.PhysicalDevice]:
     return gpus[: devices or present]
 
 
-def _make_cluster_strategy(cluster: Cluster, devices: int | None) -> tf.distribute.MultiWorkerMirroredStrategy:
-    if gpus := _choose_gpus(devices):
-        tf.config.set_visible_devices(gpus, "GPU")
-    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-        tf.train.ClusterSpec(cluster.cluster),
-        task_type=cluster.task.type,
-        task_id=cluster.task.index,
-        num_accelerators={"GPU": len(gpus)},
-        rpc_layer="grpc",
-    )
-    implementation = _Communication.AUTO if gpus else _Communication.RING
-    options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
-    with worker_timeout(_MOST_SILENCE):
-        return tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
-
-
 def make_device_input_options() -> tf.distribute.InputOptions:
     """Returns input options that make a distributed dataset copy the next batches to the devices during a step."""
     batches = 2 if tf.config.get_visible_devices("GPU") else 1
@@ -313,8 +298,7 @@ def convert_lost_worker_errors(rank: int) -> Iterator[None]:
 class Workers:
     """The workers (processes) of a run, or this process alone: calls functions in all workers and exchanges results.
 
-    Every method is a barrier: all workers must call the same methods in the same order. Values are exchanged by one
-    collective operation, the sum over devices, which training needs anyway.
+    Every method is a barrier: all workers must call the same methods in the same order.
 
     >>> alone = Workers()
     >>> alone.call_on_chief(lambda: 1), alone.call_on_all(lambda: 2)
