@@ -49,7 +49,7 @@ def list_users(tensor):
 
 
 def make_gradients(flow):
-    """Returns a function of mode, x and z: the loss, and its gradients for x and z, the largest inversion error, and those for weights."""
+    """Returns a function of mode, x and z: the loss; gradients for x and z, the inversion error, those for weights."""
     weights = [variable.value for variable in flow.trainable_variables]
 
     @tf.function(autograph=False)
