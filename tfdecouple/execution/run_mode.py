@@ -12,8 +12,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdecouple.config import MEMORY, PRECISIONS
-from tfdecouple.errors import UserError
 from tfdecouple.execution import convolution
 from tfdecouple.numerics.arithmetic import get_sizes
 from tfdecouple.numerics.kernels import Kernels
@@ -44,21 +42,12 @@ class RunMode:
             "tf32" to these and the encoder (`multiply_in_full_precision`).
         jit_compile: whether XLA compiles the layers of a network, anew for each batch size.
         shards: the number of parts into which a batch of images is split; None for `count_shards()`.
-
-    Raises:
-        UserError: if memory mode or precision is unknown.
     """
 
     memory: str | None = None
     precision: str = "float32"
     jit_compile: bool = False
     shards: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.memory not in (None, *MEMORY):
-            raise UserError(f"the memory mode is {self.memory!r}; it must be one of {', '.join(MEMORY)}")
-        if self.precision not in PRECISIONS:
-            raise UserError(f"the precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
 
     @functools.cached_property
     def kernels(self) -> Kernels:
