@@ -54,7 +54,7 @@ def make_gradients(flow):
 
     @tf.function(autograph=False)
     def gradients(mode, x, z):
-        probe = tf.zeros([len(x)])
+        probe = tf.zeros([x.shape[0]])
         # Without a mode, TensorFlow's operations compute the layers.
         runner = mode and functools.partial(flow.runner, mode=RunMode(mode), probe=probe)
         with tf.GradientTape() as tape:

@@ -322,11 +322,28 @@ class Workers:
         If `act` fails in this process, its error is raised. If `act` fails only in others, RunError is raised with the
         message of the failed process of lowest rank.
         """
-        return self._call_and_exchange(act)[0]
+        if self.count == 1:
+            return act()
+        result, failure, message = None, None, ""
+        try:
+            result = act()
+        except Exception as error:
+            failure = error
+            line = one_line(error)
+            message = (str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {line}") or "failed"
+        messages = [json.loads(text) for text in self._exchange_texts(json.dumps(message))]
+        if failure is not None:
+            raise failure
+        for rank, other in enumerate(messages):
+            if other:
+                raise RunError(f"worker {rank}: {other}")
+        return result
 
     def call_on_chief(self, act: Callable[[], Any]) -> Any:
         """Returns in every process what `act` returns in the chief's; an error there becomes RunError elsewhere."""
-        result, text = self._call_and_exchange(act if self.rank == 0 else lambda: None)
+        result = self.call_on_all(act if self.rank == 0 else lambda: None)
+        # A value that JSON cannot hold becomes a text, because an error in one process would let the others wait.
+        text = self._exchange_texts(json.dumps(result, default=str))[0]
         return result if self.rank == 0 else json.loads(text)
 
     def require_equal(self, what: str, values: Mapping[str, Any]) -> None:
@@ -353,27 +370,6 @@ class Workers:
             parts = np.split(data, np.cumsum([value.nbytes for value in values])[:-1])
             for variable, value, part in zip(chosen, values, parts, strict=True):
                 variable.assign(np.frombuffer(part.tobytes(), value.dtype).reshape(value.shape))
-
-    def _call_and_exchange(self, act: Callable[[], Any]) -> tuple[Any, str]:
-        """Calls `act`; returns the result of this process, and the result of the chief's process as a JSON text."""
-        if self.count == 1:
-            return act(), "null"
-        result, failure, message = None, None, ""
-        try:
-            result = act()
-        except Exception as error:
-            failure = error
-            line = one_line(error)
-            message = (str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {line}") or "failed"
-        # `call_on_all` allows results that JSON cannot hold; `default=str` makes them texts, which no caller uses.
-        text = json.dumps(result, default=str) if self.rank == 0 and not failure else "null"
-        answers = [json.loads(answer) for answer in self._exchange_texts(json.dumps([message, text]))]
-        if failure is not None:
-            raise failure
-        for index, (other, _) in enumerate(answers):
-            if other:
-                raise RunError(f"worker {index}: {other}")
-        return result, answers[0][1]
 
     def _exchange_texts(self, text: str) -> list[str]:
         """Sends this worker's `text` to all workers, and returns a list of the texts of all workers, by rank."""
