@@ -61,9 +61,9 @@ class Trainer:
 
         def read(variable):
             if device is not None:
-                is_view = isinstance(variable, BufferView)
-                copies = variable.device_copies() if is_view else self.strategy.experimental_local_results(variable)
-                variable = copies[device]
+                view = variable if isinstance(variable, BufferView) else None
+                variable = self.strategy.experimental_local_results(view._vector if view else variable)[device]
+                variable = BufferView(variable, view._part.start, view.shape) if view else variable
             return variable.numpy()
 
         return {

@@ -43,8 +43,6 @@ SHAPES = {
     "(1, 4)": lambda: Squeeze().forward_and_log_det(np.ones((1, 4))),
     "6 channels": lambda: Squeeze().inverse_and_log_det(np.ones((1, 2, 2, 6))),
     "condition": lambda: Coupling(4, CONDITION).forward_and_log_det(np.ones((2, 6)), np.ones((2, CONDITION))),
-    "one of keep, recompute, invert": lambda: RunMode("recomputed"),
-    "one of float32, tf32, mixed_bfloat16": lambda: RunMode(precision="float16"),
 }
 
 CONFIG = dataclasses.replace(SMALL, colour_map=True, latent_dim=10)

@@ -49,19 +49,20 @@ def list_users(tensor):
 
 
 def make_gradients(flow):
-    """Returns a function of mode, x and z: the loss, and its gradients for x, z, the probe and the weights."""
+    """Returns a function of mode, x and z: the loss; gradients for x and z, the inversion error, those for weights."""
     weights = [variable.value for variable in flow.trainable_variables]
 
     @tf.function(autograph=False)
     def gradients(mode, x, z):
-        probe = tf.zeros([])
+        probe = tf.zeros([x.shape[0]])
         # Without a mode, TensorFlow's operations compute the layers.
         runner = mode and functools.partial(flow.runner, mode=RunMode(mode), probe=probe)
         with tf.GradientTape() as tape:
             tape.watch([x, z, probe])
             v, log_det = flow.forward_and_log_det(x, z, runner)
             loss = tf.reduce_sum(v**2 * tf.linspace(tf.ones([], v.dtype), 2, 3)) - tf.reduce_sum(tf.sin(log_det))
-        return loss, tape.gradient(loss, [x, z, probe, *weights], unconnected_gradients="zero")
+        x_slope, z_slope, errors, *slopes = tape.gradient(loss, [x, z, probe, *weights], unconnected_gradients="zero")
+        return loss, [x_slope, z_slope, tf.reduce_max(errors), *slopes]
 
     return gradients
 

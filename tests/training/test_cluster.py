@@ -36,15 +36,15 @@ def tf_config(cluster=None, **task):
 
 class TestTfConfig:
     @pytest.mark.parametrize(
-        ("cluster", "task", "workers", "rank"),
+        ("given", "workers", "rank"),
         [
-            (None, {"index": 1}, ["a:1", "b:1"], 1),
-            ({"worker": ["a:1", "b:1"], "chief": ["c:1"]}, {"index": "1"}, ["c:1", "a:1", "b:1"], 2),
-            ({"worker": ["a:1"], "chief": ["c:1"]}, {"type": "chief"}, ["c:1", "a:1"], 0),
+            (tf_config(index=1), ["a:1", "b:1"], 1),
+            (tf_config({"worker": ["a:1", "b:1"], "chief": ["c:1"]}, index="1"), ["c:1", "a:1", "b:1"], 2),
+            (tf_config({"worker": ["a:1"], "chief": ["c:1"]}, type="chief"), ["c:1", "a:1"], 0),
         ],
     )
-    def test_cluster_of_tf_config_lists_the_chief_first(self, set_tf_config, cluster, task, workers, rank):
-        set_tf_config(tf_config(cluster, **task))
+    def test_cluster_of_tf_config_lists_the_chief_first(self, set_tf_config, given, workers, rank):
+        set_tf_config(given)
         assert (find_cluster().workers, find_cluster().rank) == (workers, rank)
 
     @pytest.mark.parametrize("given", ["", " ", {}, {"cluster": {}}, tf_config({"worker": ["a:1"]})])

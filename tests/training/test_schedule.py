@@ -7,7 +7,7 @@ from helpers.trainers import BATCH, augment_images
 from tfdecouple import randomness
 from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.model import step_effects
-from tfdecouple.model.step_effects import draw_pattern_images
+from tfdecouple.model.step_effects import compute_kl_weight, compute_noise_deviation, draw_pattern_images
 from tfdecouple.training.step import TrainingState, compute_learning_rate
 
 
@@ -60,19 +60,18 @@ class TestSchedule:
             assert rate.dtype == tf.float32
             np.testing.assert_allclose(rate, rising if update < warmup else falling, rtol=1e-6)
 
-    @pytest.mark.parametrize(("warmup", "expected"), [(0, [0.4, 0.4, 0.4, 0.4]), (4, [0.0, 0.1, 0.4, 0.4])])
-    def test_kl_weight_rises_linearly_then_stays(self, warmup, expected):
-        config = TrainingConfig(kl_weight=0.4, kl_warmup_steps=warmup)
-        weights = [step_effects.compute_kl_weight(config, tf.constant(update, tf.int64)) for update in (0, 1, 5, 100)]
-        np.testing.assert_allclose(weights, expected, rtol=1e-6)
-
-    def test_image_noise_falls_along_a_cosine_to_0(self):
-        config = TrainingConfig(noise=32, noise_steps=8)
-        updates = [tf.constant(update, tf.int64) for update in (0, 2, 4, 6, 8, 100)]
-        deviations = [step_effects.compute_noise_deviation(config, update) for update in updates]
-        expected = [32, 16 + 16 * np.sqrt(0.5), 16, 16 - 16 * np.sqrt(0.5), 0, 0]
-        np.testing.assert_allclose(deviations, expected, rtol=1e-6)
-        assert deviations[4] == deviations[5] == 0
+    @pytest.mark.parametrize(
+        ("compute", "options", "expected"),
+        [
+            (compute_kl_weight, {"kl_weight": 0.4, "kl_warmup_steps": 0}, [0.4, 0.4, 0.4, 0.4]),
+            (compute_kl_weight, {"kl_weight": 0.4, "kl_warmup_steps": 4}, [0, 0.2, 0.4, 0.4]),
+            (compute_noise_deviation, {"noise": 32, "noise_steps": 4}, [32, 16, 0, 0]),
+            (compute_noise_deviation, {"noise": 32, "noise_steps": 8}, [32, 16 + 16 * np.sqrt(0.5), 16, 0]),
+        ],
+    )
+    def test_kl_weight_rises_linearly_and_image_noise_falls_along_a_cosine(self, compute, options, expected):
+        values = [compute(TrainingConfig(**options), tf.constant(update, tf.int64)) for update in (0, 2, 4, 100)]
+        np.testing.assert_allclose(values, expected, rtol=1e-6)
 
     @pytest.mark.usefixtures("eager")
     def test_image_noise_depends_on_update_and_index_in_the_batch(self, state):

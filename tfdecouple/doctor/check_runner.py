@@ -27,7 +27,7 @@ _ADVICE = {
     "error": "run this check alone (--only NAME) with TFDECOUPLE_TRACEBACK=1 in the environment; report what it prints",
 }
 _MODULE = "tfdecouple.doctor.check_runner"
-# The run folder of the small model that the checks use.
+# The run folder of the small model that the checks use: encoder, prior flow, and a flow of 3 levels for 16 x 16 images.
 MODEL = pathlib.Path(__file__).parent / "model"
 # Batch size that is timed with --quick, and batch size per device when several devices are timed together.
 QUICK_BATCH = 16
@@ -101,14 +101,9 @@ CHECKS = {
 }
 
 
-def load_small_config() -> Config:
-    """Returns the config of `doctor`'s small model: encoder, prior flow, and a flow of 3 levels for 16 x 16 images."""
-    return Config.from_json(MODEL / "config.json")
-
-
 def make_doctor_config(task: Task, batch: int = QUICK_BATCH) -> Config:
     """Returns the config that `doctor` times: that of the preset or small model, with the settings of the variant."""
-    config = preset_config(task.preset) if task.preset else load_small_config()
+    config = preset_config(task.preset) if task.preset else Config.from_json(MODEL / "config.json")
     # With the preset's learning rate, training could diverge, because one batch is repeated.
     settings = ["training.learning_rate=1e-6", "training.micro_batches=1"]
     settings += [f"training.{name}={batch}" for name in ("batch_size", "evaluation_batch_size")]

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from tfdecouple.config import Config
 from tfdecouple.data.hard_images import make_hard_images
-from tfdecouple.doctor.check_runner import MODEL, QUICK_BATCH, CheckResult, Task, load_small_config, make_doctor_config
+from tfdecouple.doctor.check_runner import MODEL, QUICK_BATCH, CheckResult, Task, make_doctor_config
 from tfdecouple.errors import ExactnessWarning, UserError
 from tfdecouple.execution.run_mode import RunMode
 from tfdecouple.model.objective import map_noise_to_z
@@ -113,7 +113,7 @@ def load_photographs(count: int) -> np.ndarray:
 def make_training(strategy: tf.distribute.Strategy, settings: Sequence[str]) -> tuple[TrainingState, TrainStep]:
     """Returns a `TrainingState` with the trained weights of `doctor`'s small model, and its `TrainStep` to train on."""
     batch = [f"training.{name}={IMAGES}" for name in ("batch_size", "evaluation_batch_size")]
-    config = load_small_config().override([*batch, "training.ema_decay=0.0", *settings])
+    config = RunFolder(MODEL).read_config().override([*batch, "training.ema_decay=0.0", *settings])
     with strategy.scope():
         state = TrainingState(config)
     RunFolder(MODEL).load_weights(state.model, averaged=False)
@@ -140,7 +140,7 @@ def compute_gradient(device: str, images: np.ndarray, settings: Sequence[str]) -
     state, step = make_training(get_mirrored_strategy((device,)), settings)
     step([images], 0)
     # After the first step, Adam's running means of gradients are the gradient times 1 - beta_1.
-    return _join(state.optimizer.means) / (1 - load_small_config().training.beta_1)
+    return _join(state.optimizer.means) / (1 - state.training.beta_1)
 
 
 def _join(variables: Mapping[str, Any]) -> np.ndarray:

@@ -24,13 +24,9 @@ _LEAST_RATIO = {True: 32, False: 12}
 
 @tf.custom_gradient
 def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Convolves feature maps with a 3x3 kernel and zero padding; callers get maps `[batch, height, width, outputs]`.
+    """Convolves feature maps x with a kernel `[3, 3, inputs, outputs]` of their dtype, and zero padding.
 
-    Only the decorator gets the second result, the function that computes gradients.
-
-    Args:
-        x: feature maps, `[batch, height, width, inputs]`.
-        kernel: kernel `[3, 3, inputs, outputs]` of the dtype of x.
+    Callers get maps `[batch, height, width, outputs]`; the second result, the gradient function, is for the decorator.
     """
     return _convolve(x, kernel), lambda upstream: (
         compute_input_gradient(x, kernel, upstream),
@@ -40,15 +36,10 @@ def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 
 @tf.custom_gradient
 def convolve_normed(x: tf.Tensor, direction: tf.Tensor, gain: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Convolves maps with the weight-normalised 3x3 kernel g V / ||V||; callers get `[batch, height, width, outputs]`.
+    """Convolves feature maps x as `convolve` does, with the kernel g V / ||V||, cast to the dtype of x.
 
-    Only the decorator gets the second result, the function that computes gradients. It computes the kernel
+    `direction` is V, `[3, 3, inputs, outputs]`, and `gain` is g, `[outputs]`. The gradient function computes the kernel
     again: stored kernels would take as much memory as all weights, for each shard (part) of a batch.
-
-    Args:
-        x: feature maps, `[batch, height, width, inputs]`.
-        direction: V, `[3, 3, inputs, outputs]`.
-        gain: g, `[outputs]`, of the dtype of `direction`; the kernel is cast to the dtype of x.
     """
     norm = tf.sqrt(tf.reduce_sum(tf.square(direction), [0, 1, 2]))
     scale = gain / norm

@@ -12,8 +12,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdecouple.config import MEMORY, PRECISIONS
-from tfdecouple.errors import UserError
 from tfdecouple.execution import convolution
 from tfdecouple.numerics.arithmetic import get_sizes
 from tfdecouple.numerics.kernels import Kernels
@@ -30,26 +28,20 @@ class RunMode:
     "keep" stores all activations. "recompute" does not store the hidden maps of coupling nets, which have many times as
     many channels as the maps between layers: computing them a second time takes most of a forward pass's time. Values
     and gradients are equal to the bit with "keep" and "recompute". "invert" stores the input and the output of each
-    chain of flow layers: the backward pass starts from the output, and each layer returns its input and its gradients
-    together; gradients differ only by rounding. Rounding errors add up along a chain, and a layer that divides by small
-    scales multiplies them, so the recovered input of a chain is compared with the stored input.
+    chain of flow layers: the backward pass starts from the output, and each layer returns its input and its gradients.
+    Gradients differ by rounding errors, which add up along a chain, so the recovered input of a chain is compared with
+    the stored input.
 
-    Training can use a lower precision while encode and decode of the same model use float32. Exact inversion needs
-    float32, because in lower precision the inputs of a net are rounded differently in the two directions.
+    Exact inversion needs float32, because in lower precision the inputs of a net are rounded differently in the two
+    directions. So training can use a lower precision, while encode and decode of the same model use float32.
 
     Attributes:
         memory: "keep", "recompute" or "invert"; with None gradients are correct, too, but nets run in the way that is
             fastest without a backward pass.
-        precision: precision of the products in nets. "mixed_bfloat16" applies to the coupling nets of images only.
-            "tf32" allows TF32 in the encoder and in the coupling nets of images; all other products are computed
-            without TF32 (`multiply_in_full_precision`).
-        jit_compile: whether XLA compiles the layers of a network. Layers with equal shapes and options share one
-            compiled program for the forward direction and one for the gradient. XLA compiles for known shapes, and
-            compiles again for another batch size.
+        precision: precision of the products in nets. "mixed_bfloat16" applies to the coupling nets of images only,
+            "tf32" to these and the encoder (`multiply_in_full_precision`).
+        jit_compile: whether XLA compiles the layers of a network, anew for each batch size.
         shards: the number of parts into which a batch of images is split; None for `count_shards()`.
-
-    Raises:
-        UserError: if memory mode or precision is unknown.
     """
 
     memory: str | None = None
@@ -57,20 +49,10 @@ class RunMode:
     jit_compile: bool = False
     shards: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.memory not in (None, *MEMORY):
-            raise UserError(f"the memory mode is {self.memory!r}; it must be one of {', '.join(MEMORY)}")
-        if self.precision not in PRECISIONS:
-            raise UserError(f"the precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
-
     @functools.cached_property
     def kernels(self) -> Kernels:
         """The operations by which layers compute in this mode, for `use_kernels`."""
         return _ModeKernels(self)
-
-    def replace(self, **changes: Any) -> RunMode:
-        """Returns this mode with the fields in `changes` replaced."""
-        return dataclasses.replace(self, **changes)
 
     def switch_tf32(self) -> contextlib.AbstractContextManager[None]:
         """Returns a context that sets TensorFlow's switch for TF32, which acts when operations run, to this mode."""
@@ -96,13 +78,9 @@ class _ModeKernels(Kernels):
     def run_net(
         self, net: Callable[..., tf.Tensor], x: tf.Tensor, condition: tf.Tensor | None, *weights: tf.Tensor
     ) -> tf.Tensor:
-        """Returns the output of a coupling net whose hidden maps are stored or recomputed, as the memory mode selects.
-
-        Without a memory mode, and in the forward pass of "invert", the net runs on a few images at a time, so that
-        their hidden maps stay in the cache of a core.
-        """
         if self._mode.memory == "keep":
             return net(x, condition, *weights)
+        # Without a memory mode, and in the forward pass of "invert", no hidden map is needed later.
         return (_run_recomputing if self._mode.memory == "recompute" else run_in_slices)(net, x, condition, *weights)
 
     def split_batch(self, x: tf.Tensor) -> list[tf.Tensor]:
@@ -164,14 +142,12 @@ def run_in_slices(
 ) -> tf.Tensor:
     """Runs a coupling net on a few images at a time, so that hidden maps stay in a core's cache; returns the output.
 
-    If an operation uses several cores or a GPU, the net runs on all images at once. `Kernels.run_net` describes the
-    net and the net's arguments x, `condition` and `weights`.
+    If an operation uses several cores or a GPU, the net runs on all images at once. `Kernels.run_net` has the inputs.
     """
     has_own_core = tf.config.threading.get_intra_op_parallelism_threads() == 1
     if not has_own_core or tf.config.get_visible_devices("GPU") or not x.shape.is_fully_defined():
         return net(x, condition, *weights)
-    width = weights[0].shape[-1]
-    count = max(1, _CACHE_BYTES // (math.prod(x.shape[1:-1]) * width * x.dtype.size))
+    count = max(1, _CACHE_BYTES // (math.prod(x.shape[1:-1]) * weights[0].shape[-1] * x.dtype.size))
     if x.shape[0] <= count:
         return net(x, condition, *weights)
     outputs: list[tf.Tensor] = []

@@ -1,12 +1,12 @@
 """The runner of networks, `Traced`: traces that layers share, shards of a batch, inversion of layers.
 
-The layers of a deep flow have few different shapes and options. Layers with equal shapes and options share one trace (a
-`tf.function`), so that the time for tracing does not grow with the depth. The caller's graph calls these functions
-instead of containing their operations, because the time in which TensorFlow prepares a graph for its first run grows
-with the number of operations.
+Layers with equal shapes and options share one trace (a `tf.function`), so that the time for tracing does not grow with
+the depth. The caller's graph calls these functions instead of containing their operations, because the time in which
+TensorFlow prepares a graph for its first run grows with the number of operations.
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,13 +25,10 @@ from tfdecouple.tensorflow_internals import is_traced_for_xla, pause_gradient_ta
 
 @disable_autograph
 class Traced:
-    """A runner of networks, `flow.runner = Traced()`: networks may share it, and layers share traces.
+    """A runner of networks, `flow.runner = Traced()`: networks may share it; `mode` is for calls that give none.
 
     In eager mode a network runs by a trace of its own, which captures the network's variables, because passing a
     thousand weights as arguments took 45 ms a call.
-
-    Args:
-        mode: the `RunMode` of calls that give none.
     """
 
     def __init__(self, mode: RunMode | None = None) -> None:
@@ -56,9 +53,9 @@ class Traced:
             x: the batch, `[batch, ...]`.
             condition: z or a map for each image, `[batch, ...]`, or None.
             mode: how the network runs; None for the attribute `mode`.
-            probe: with the memory mode "invert", a float32 scalar that a gradient tape watches. Its gradient is the
-                largest inversion error of any image. The inversion error of an image is the largest difference between
-                recovered and stored input of a chain, relative to the input's largest value, summed over the chains.
+            probe: with the memory mode "invert", float32 zeros, `[batch]`, that a gradient tape watches. Their
+                gradients are the images' inversion errors: the largest difference between recovered and stored input
+                of a chain, relative to the input's largest value, summed over the chains.
         """
         if x.shape[0] == 0 or (x.shape[0] is None and mode is None):
             # TensorFlow's convolutions fail for an empty batch, so an image of zeros is computed, and then left out of
@@ -73,9 +70,8 @@ class Traced:
         mode = mode or self.mode
         if probe is None and (traced := self._find_network_function(method, network, x, condition, mode)):
             return traced(x, condition)
-        probes = None if probe is None or mode.memory != "invert" else _spread_probe(probe, x)
         count, outputs = mode.count_parts(x), []
-        parts = (split_into_parts(batch, count) for batch in (x, condition, probes))
+        parts = (split_into_parts(batch, count) for batch in (x, condition, probe))
         run_layer = functools.partial(self._run_layer, method, mode)
         with use_kernels(mode.kernels):
             for part, z, part_probes in zip(*parts, strict=True):
@@ -140,7 +136,7 @@ class Traced:
     ) -> Mapped:
         """Returns the results of `run`, with a backward pass that recovers the inputs of the layers from their output.
 
-        `probe` are error probes, `[batch]`, whose gradients are the images' inversion errors; None for no probes.
+        The gradients of `probe`, `[batch]` or None, are the images' inversion errors.
         """
         # Only layers on images are inverted, because the activations of layers on vectors take little memory.
         if len(x.shape) != 4 or not all(layer.recovers_input for layer in layers):
@@ -148,7 +144,7 @@ class Traced:
         variables = [variable for layer in layers for variable in layer.variables]
         given = [value for value in (condition, probe) if value is not None]
         # The hidden maps of coupling nets are stored, which takes little memory for one layer at a time.
-        keep = mode.replace(memory="keep")
+        keep = dataclasses.replace(mode, memory="keep")
         invert = functools.partial(self._run_layer, _invert_layer, keep)
 
         @tf.custom_gradient
@@ -206,16 +202,6 @@ def _describe_layer(layer: keras.layers.Layer) -> str:
     config = layer.get_config()
     config.pop("name")
     return f"{type(layer).__name__} {json.dumps(config, sort_keys=True)}"
-
-
-def _spread_probe(probe: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """Returns error probes `[batch]` for the images of x; the largest of their gradients becomes that of `probe`."""
-
-    @tf.custom_gradient
-    def spread(probe: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-        return tf.fill(get_sizes(x)[:1], probe), tf.reduce_max
-
-    return spread(probe)
 
 
 def measure_inversion_error(recovered: tf.Tensor, stored: tf.Tensor) -> tf.Tensor:

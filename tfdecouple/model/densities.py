@@ -1,5 +1,6 @@
 """The densities of a model: prior, posterior, likelihood, evidence lower bound, and scores that follow from them."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -170,7 +171,7 @@ class Densities(BaseModel):
         # An empty batch has no statistics, so the encoder normalises as in evaluation.
         if training and fitted.padded.shape[0] != 0:
             # All activations are kept for the gradients of a user's training loop.
-            mode = self.flow.runner.mode.replace(memory="keep")
+            mode = dataclasses.replace(self.flow.runner.mode, memory="keep")
             with use_kernels(mode.kernels):
                 bound, latents = evaluate(*inputs, training=True, runner=functools.partial(self.flow.runner, mode=mode))
         else:

@@ -141,8 +141,8 @@ class TrainingStep:
         u = randomness.draw_pixel_noise(shape, randomness.derive_seed(seed, "u"), config.has_dequantizer)[part]
         # Each weight becomes one tensor, which all shards use (parts of the batch that run in parallel).
         weights = [tf.convert_to_tensor(weight) for weight in self.trainable]
-        # The backward pass returns the inversion error as the gradient of this dummy scalar (see `Traced`).
-        probe = tf.zeros([])
+        # The backward pass returns the images' inversion errors as the gradient of these zeros (see `Traced`).
+        probe = tf.zeros([count])
         mode = RunMode(training.memory, training.precision, training.jit_compile)
         runner = functools.partial(self.model.flow.runner, mode=mode, probe=probe)
         # The scope keeps new moving statistics of batch normalisation out of the variables, so a step can be skipped.
@@ -160,7 +160,7 @@ class TrainingStep:
                 terms = [tf.reduce_sum(term) / total for term in (bound.reconstruction, bound.kl, bound.dequantization)]
                 reconstruction, kl, dequantization = terms
                 loss = reconstruction + compute_kl_weight(training, updates) * kl + dequantization
-            *gradients, error = tape.gradient(loss, [*weights, probe], unconnected_gradients="zero")
+            *gradients, image_errors = tape.gradient(loss, [*weights, probe], unconnected_gradients="zero")
         # A network that is not trainable computes no new moving statistics, so its variables' values are returned.
         new = [(variable, scope.get_current_value(variable)) for variable in self.moving]
         moving = [tf.convert_to_tensor(variable if value is None else value) for variable, value in new]
@@ -168,7 +168,9 @@ class TrainingStep:
             # Moving statistics change once per update, towards the mean of the micro-batches' statistics.
             moving = [statistic / training.micro_batches for statistic in moving]
         # The step needs the largest inversion error, but results of devices are added up.
-        errors = place_in_vector(error, number * devices + index, training.micro_batches * devices)
+        errors = place_in_vector(
+            tf.reduce_max(image_errors), number * devices + index, training.micro_batches * devices
+        )
         return DeviceResult(gradients, moving, terms, errors, tf.identity(stop))
 
     def update(self, strategy: tf.distribute.Strategy, results: DeviceResult) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from tfdecouple.data.batches import load_images
 from tfdecouple.data.sources import Source
@@ -18,7 +19,6 @@ from tfdecouple.runs.run_folder import METRICS
 from tfdecouple.training.step import TrainingState
 from tfdecouple.training.training_folder import TrainingFolder
 from tfdecouple.training.workers import on_chief
-from tfdecouple.visualization.grids import reconstruct_images
 from tfdecouple.visualization.pictures import PictureInputs, count_shown_images, draw_pictures
 
 # At the end of a run, up to this many test images are also compressed with WebP and PNG, to compare bits/dim.
@@ -39,29 +39,24 @@ class EvaluationReports:
 
     @on_chief
     def report_validation(self, step: int, measured: Bound, is_best: bool) -> str:
-        """Saves the results of an evaluation on validation images; returns a message for the user, one line of text.
-
-        The bound in bits/dim (`measured`, after `step` training steps) and diagnostics of the model go to the log, and
-        pictures to the folder images/. If `is_best` is true, the weights are saved as the best weights of the run.
-        """
-        model = self._state.model
+        """Writes `measured`, diagnostics and pictures, and if `is_best` the best weights; returns a text for users."""
         count = min(self._count_shown_images(step), self._source.sizes["validation"])
         # `at_most=True` accepts fewer images than `count`, because some files may be unreadable.
         images, labels = load_images(self._source, "validation", count, at_most=True)
-        images = np.asarray(model.quantizer.quantize_pixels(images))
-        results = [diagnose(model, images) for diagnose in DIAGNOSTICS.values()]
+        images = np.asarray(self._state.model.quantizer.quantize_pixels(images))
+        results = [diagnose(self._state.model, images) for diagnose in DIAGNOSTICS.values()]
         diagnostics = {name: value for result in results for name, value in result.items()}
         if is_best:
             self._directory.write_best_weights(self._state.group_checkpoint_variables()["model"], step)
-        exactness, pictures = self._draw_pictures(step, images, labels if model.config.has_labels else None)
+        exactness, pictures = self._reconstruct(images, labels, step, draws=bool(self._training.pictures))
         row = {**measured.to_log_row(), **diagnostics}
         signs = list_warning_signs(row, list(read_metrics(self._directory.path / METRICS)))
-        if not exactness.endswith(_describe_exact_count(len(images), images)):
-            signs.append(exactness)
+        if not exactness.startswith(f"{len(images)} of"):
+            signs.append(f"reconstruction: {exactness}")
         self._directory.log.write("validation", step, row, pictures)
         return (
             f"step {step}: validation {measured.bits_per_dim:.4f} bits/dim on {measured.images} images"
-            f"{' (best so far)' if is_best else ''}; {exactness}"
+            f"{' (best so far)' if is_best else ''}; reconstruction: {exactness}"
             + (f"\n  out of range: {'; '.join(signs)}: see {_HELP_PAGE}" if signs else "; healthy")
         )
 
@@ -95,10 +90,10 @@ class EvaluationReports:
             # WebP and PNG store 8 bits per colour value; a comparison with a model of fewer bits would be unfair.
             codecs = ("webp", "png") if self._state.model.config.n_bits == 8 else ()
             coded = {codec: float(compute_codec_bits(images, codec).mean()) for codec in codecs}
-            shown = self._count_shown_images(step)
+            shown = slice(self._count_shown_images(step))
             summary["lossless_codecs_bits_per_dim"] = coded
             summary["lossless_codecs_images"] = len(images)
-            summary["reconstruction"] = self._describe_exactness(images[:shown], labels[:shown])
+            summary["reconstruction"], _ = self._reconstruct(images[shown], labels[shown], step)
             samples = f"{test.k} sample{'s' if test.k > 1 else ''}"
             about = f"ELBO, {samples}, {test.images} images, {'averaged ' if averages else ''}weights of step {loaded}"
             lines.append(f"test: {test.bits_per_dim:.4f} bits/dim ({about})")
@@ -113,33 +108,25 @@ class EvaluationReports:
         most = count_shown_images(self._state.model.config.image_shape)
         return max(_LEAST_RECONSTRUCTED, min(self._training.pictures, most, step * self._training.batch_size))
 
-    def _draw_pictures(
-        self, step: int, images: np.ndarray, labels: np.ndarray | None
+    def _reconstruct(
+        self, images: np.ndarray, labels: np.ndarray, step: int, draws: bool = False
     ) -> tuple[str, dict[str, pathlib.Path]]:
-        if not self._training.pictures:
-            return f"reconstruction: {self._describe_exactness(images, labels)}", {}
+        """Returns a text on how many images are reconstructed exactly; with `draws`, also the paths of new pictures."""
+        model, most, label_names = self._state.model, self._count_shown_images(step), self._source.label_names
+        images = np.asarray(model.quantizer.quantize_pixels(images))
+        known = labels if model.config.has_labels else None
+        inputs = PictureInputs(model, images, self._training.seed, most, known, label_names)
+        pictures: dict[str, Image.Image] = {}
         try:
-            seed, label_names = self._training.seed, self._source.label_names
-            inputs = PictureInputs(self._state.model, images, seed, self._count_shown_images(step), labels, label_names)
-            pictures, exact = draw_pictures(inputs)
+            if draws:
+                pictures, exact = draw_pictures(inputs)
+            else:
+                exact = inputs.reconstructed[1]
         except UserError as error:
             # With `model.alpha` = 1, a coupling's scale can be near 0, and inverting then fails; the run continues.
-            return f"no pictures ({error})", {}
-        paths = self._directory.write_pictures(step, pictures)
-        return f"reconstruction: {_describe_exact_count(exact, images)}", paths
-
-    def _describe_exactness(self, images: np.ndarray, labels: np.ndarray | None) -> str:
-        model = self._state.model
-        try:
-            quantized = np.asarray(model.quantizer.quantize_pixels(images))
-            _, exact = reconstruct_images(model, quantized, labels=labels if model.config.has_labels else None)
-        except UserError as error:
-            return f"not measured ({error})"
-        return _describe_exact_count(exact, images)
-
-
-def _describe_exact_count(exact: int, images: np.ndarray) -> str:
-    return f"{exact} of {len(images)} images identical to the last pixel"
+            return f"not measured ({error})", {}
+        paths = self._directory.write_pictures(step, pictures) if pictures else {}
+        return f"{exact} of {len(images)} images identical to the last pixel", paths
 
 
 def list_warning_signs(measured: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:

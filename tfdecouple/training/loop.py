@@ -77,29 +77,27 @@ def train(
     path = pathlib.Path(workdir)
     config = make_paths_absolute(config)
     group = find_cluster()
+    count, rank = (len(group.workers), group.rank) if group else (1, 0)
     with contextlib.ExitStack() as stack:
-        is_chief = group is None or group.rank == 0
-        quiet = None if is_chief else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+        quiet = stack.enter_context(open(os.devnull, "w", encoding="utf-8")) if rank else None
         progress = Counter("step", config.training.steps, unit="steps", file=quiet or sys.stdout)
         stack.push(progress)
         stop = StopRequest()
         if group is not None:
-            progress.print_line(f"waiting for all of {len(group.workers)} workers: {', '.join(group.workers)}")
+            progress.print_line(f"waiting for all of {count} workers: {', '.join(group.workers)}")
             with stop, stop.stop_at_once("before all workers had started; the same command starts again"):
                 meet_workers(group, devices)
-            stack.enter_context(convert_lost_worker_errors(group.rank))
-        strategy, workers = make_strategy(devices, group), Workers()
+            stack.enter_context(convert_lost_worker_errors(rank))
+        strategy = make_strategy(devices, group)
         if group is not None:
             # TensorFlow has set a handler of SIGTERM that does nothing. All workers stop together after a first step.
             stack.enter_context(stop)
-            count = len(group.workers)
-            workers = Workers(count, group.rank, make_collective_sum(strategy, count))
+        workers = Workers(count, rank, make_collective_sum(strategy, count))
         stack.enter_context(_convert_resource_errors(path))
         workers.require_equal("the options", config.flatten_options())
         directory = TrainingFolder(path, config, progress.print_line, workers)
         stack.callback(directory.close)
-        training, replicas = config.training, strategy.num_replicas_in_sync
-        require_divisible_batch(training.batch_size, training.micro_batches, replicas)
+        require_divisible_batch(config.training, strategy.num_replicas_in_sync)
         directory.require_same_run()
 
         def open_images() -> Source:
@@ -111,7 +109,7 @@ def train(
         directory.require_label_names(source.label_names)
         workers.require_equal("the numbers of images", source.sizes)
         stack.enter_context(source.guard())
-        keras.utils.set_random_seed(training.seed)
+        keras.utils.set_random_seed(config.training.seed)
         with strategy.scope():
             state = TrainingState(config)
         trainer = Trainer(state, source, strategy, directory, progress, stop)
@@ -120,7 +118,7 @@ def train(
             with stop:
                 trainer.train_to_last_step()
                 summary = trainer.measure_test_images()
-        return Outcome(path, summary, is_chief)
+        return Outcome(path, summary, is_chief=rank == 0)
 
 
 @contextlib.contextmanager
@@ -170,8 +168,8 @@ class Trainer:
 
     def start(self) -> dict[str, Any] | None:
         """Restores the newest state, or initialises the weights; returns the dict in summary.json if the run ended."""
-        messages, is_new = self.directory.restore_newest_state(self.state)
-        if not is_new:
+        is_resumed = self.directory.restore_newest_state(self.state)
+        if is_resumed:
             self.workers.broadcast_variables(
                 variable for group in self.state.group_checkpoint_variables().values() for variable in group.values()
             )
@@ -180,14 +178,15 @@ class Trainer:
         if summary := self.directory.read_finished_summary():
             return summary
         self.progress(self.step)
-        self._print_run_description(messages)
-        if is_new:
-            self._initialize_weights()
-        else:
+        self._print_run_description()
+        if is_resumed:
+            self.progress.print_line(f"resumes from step {self.step}")
             self._write_run_files()
+        else:
+            self._initialize_weights()
         return None
 
-    def _print_run_description(self, messages: list[str]) -> None:
+    def _print_run_description(self) -> None:
         sizes, count = self.source.sizes, self.strategy.num_replicas_in_sync
         kind = self.strategy.extended.worker_devices[0].rpartition("device:")[2].partition(":")[0]
         devices = f"{count} {kind}{'s' if count > 1 else ''}"
@@ -200,8 +199,6 @@ class Trainer:
             f"{sizes['validation']:,} for validation ({self.source.descriptions['validation']}), "
             f"{sizes['test']:,} for test"
         )
-        for message in messages:
-            self.progress.print_line(message)
         if self.training.precision == "tf32" and not has_tf32():
             self.progress.print_line("training.precision=tf32 changes nothing here: no GPU has TF32 (Ampere or newer)")
 
@@ -247,7 +244,12 @@ class Trainer:
         training = self.training
         batches, begun = self._load_training_batches(), self.step
         if begun:
-            self._restore_or_repeat_evaluation()
+            # The log may also have an evaluation where none is due: at the former last step, if there are more now.
+            bits_per_dim = self.directory.read_validation_bits(begun)
+            if bits_per_dim is not None:
+                self.state.update_best_evaluation(begun, bits_per_dim)
+            elif self._is_evaluation_step():
+                self._evaluate_validation()
         since, last = time.monotonic(), begun
         result: StepResult | None = None
         stopping = self._should_stop()
@@ -355,18 +357,6 @@ class Trainer:
     def _is_evaluation_step(self) -> bool:
         return self.step == self.training.steps or self.step % self.training.evaluate_every == 0
 
-    def _restore_or_repeat_evaluation(self) -> None:
-        """When a run resumes, finds the bits/dim of the current step in the log, or evaluates the validation images.
-
-        The images are evaluated if an evaluation is due at the current step and the log has none. The log may also have
-        an evaluation where none is due: at the former last step, if `training.steps` was raised.
-        """
-        bits_per_dim = self.directory.read_validation_bits(self.step)
-        if bits_per_dim is not None:
-            self.state.update_best_evaluation(self.step, bits_per_dim)
-        elif self._is_evaluation_step():
-            self._evaluate_validation()
-
     def _evaluate_validation(self) -> None:
         """Computes and logs the bits/dim of validation images; saves the weights if these are the best so far."""
         count = self._count_evaluated_images("validation", self.training.evaluation_images)
@@ -375,16 +365,14 @@ class Trainer:
             "the same command resumes"
         )
         with self._stop_evaluation_at_once(where), self.state.optimizer.use_averages():
-            batches = self._load_evaluation_batches("validation", count)
-            with Counter("validation", count, file=self.progress.file) as counter:
-                measured = self.evaluator(batches, seed=self.training.seed, on_batch=counter)
+            measured = self._evaluate("validation", count)
             is_best = self.state.update_best_evaluation(self.step, measured.bits_per_dim)
             message = self.reports.report_validation(self.step, measured, is_best)
         self.progress.print_line(message)
 
     def measure_test_images(self) -> dict[str, Any]:
         """Evaluates the best weights on test images, writes summary.json and returns its content, a dict."""
-        training, count = self.training, self._count_evaluated_images("test")
+        count = self._count_evaluated_images("test")
         where = (
             f"while the test images were measured; all {self.step} steps and the best weights are saved, "
             "the same command measures them again"
@@ -392,11 +380,7 @@ class Trainer:
         with self._stop_evaluation_at_once(where):
             self.directory.load_best_weights(self.state)
             self._broadcast_model()
-            test: Bound | None = None
-            if training.evaluation_samples:
-                batches, k = self._load_evaluation_batches("test", count), training.evaluation_samples
-                with Counter("test", count, file=self.progress.file) as counter:
-                    test = self.evaluator(batches, k=k, seed=training.seed, on_batch=counter)
+            test = self._evaluate("test", count, draws) if (draws := self.training.evaluation_samples) else None
             summary, lines = self.reports.write_summary(self.step, test, count)
             for line in lines:
                 self.progress.print_line(line)
@@ -411,7 +395,10 @@ class Trainer:
         size = self.source.sizes[split]
         return min(size, limit or size, max(self.step * self.training.batch_size, _LEAST_EVALUATED))
 
-    def _load_evaluation_batches(self, split: str, count: int) -> tf.data.Dataset:
+    def _evaluate(self, split: str, count: int, draws: int = 1) -> Bound:
+        """Returns the bound of the first `count` images of a split, from `draws` draws for each image."""
         size = round_batch_size(self.training.evaluation_batch_size, count, self.strategy.num_replicas_in_sync)
         batches = make_evaluation_batches(self.source, split, batch_size=size, limit=count)
-        return check_batch_labels(batches, self.source, self.state.model.config)
+        batches = check_batch_labels(batches, self.source, self.state.model.config)
+        with Counter(split, count, file=self.progress.file) as counter:
+            return self.evaluator(batches, k=draws, seed=self.training.seed, on_batch=counter)

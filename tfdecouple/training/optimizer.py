@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,15 +27,10 @@ _Named = Mapping[str, tf.Variable]
 
 
 class _UpdateScalars(NamedTuple):
-    """Float32 scalars of Adam's rule for one update; in a skipped update their values keep all variables unchanged."""
+    """Float32 scalars of one update; in a skipped update their values keep all variables unchanged."""
 
-    beta_1: tf.Tensor
-    beta_2: tf.Tensor
-    beta_1_power: tf.Tensor
-    beta_2_power: tf.Tensor
-    rate: tf.Tensor
+    adam: dict[str, tf.Tensor]  # arguments of TensorFlow's kernel for Adam
     decay: tf.Tensor
-    epsilon: tf.Tensor
     average_decay: tf.Tensor
     gradient_scale: tf.Tensor
     momentum: tf.Tensor
@@ -46,19 +42,15 @@ class Optimizer:
     Keras' optimizers build some twenty operations for each variable, and a deep flow has a thousand variables. Here one
     vector has the first moments of all small weights, a second one the second moments, and a third one the averages;
     one operation changes each vector. TensorFlow's fused kernel updates each large weight without temporary copies.
-    Muon's small kernels of equal shape share one vector of momenta, so that they are orthogonalised together.
-
-    The graph has no `tf.cond`, because the host would have to wait for a GPU in each step. A skipped update adds zero
-    to every variable.
+    Muon's small kernels of equal shape share one vector of momenta, so that they are orthogonalised together. A skipped
+    update adds zero to every variable, because for a `tf.cond` the host would have to wait for a GPU in each step.
 
     Args:
         training: the options of training.
-        weights: the trainable weights, variables by name.
-        statistics: moving statistics of batch normalisation by name; the optimizer averages them, too.
+        weights, statistics: trainable weights, and moving statistics of batch normalisation: variables by name.
 
     Attributes:
-        means, variances: the first and second moments of the gradients, by name of the weight. Muon's kernels have no
-            second moments.
+        means, variances: the first and second moments of the gradients by name; Muon's kernels have no second ones.
         averages: running averages by name of the weight or statistic; empty if `ema_decay` is 0.
     """
 
@@ -133,76 +125,80 @@ class Optimizer:
         for number, name in enumerate(self._large):
             with tf.control_dependencies(chains[number % _LARGE_AT_ONCE]):
                 chains[number % _LARGE_AT_ONCE] = [self._update_large(scalars, by_name[name], name)]
-        new_values = self._update_small(scalars, by_name) if self._small else []
-        for names, momenta in self._kernels:
-            new_values += self._update_kernels(scalars, [by_name[name] for name in names], names, momenta)
+        groups = [(self._small, self._compute_adam_change)] if self._small else []
+        groups += [(names, functools.partial(self._compute_muon_change, buffer)) for names, buffer in self._kernels]
+        new_values = []
+        for names, compute_change in groups:
+            after = self._update_joined(scalars, by_name, names, compute_change)
+            if is_small_weight(self._weights[names[0]].shape):
+                new_values.append(after)
+            elif names[0] in self.averages:
+                average = self.averages[names[0]]
+                _move_average(average.handle, tf.reshape(after, average.shape), scalars)
         if self._statistics:
             variables = list(self._statistics.values())
-            new = tf.where(
-                applied,
-                flatten_and_join(statistics),
-                flatten_and_join([_read_variable(variable.handle) for variable in variables]),
-            )
+            new = tf.where(applied, flatten_and_join(statistics), _join_variables(variables))
             for variable, value in zip(variables, _split_vector_like(new, variables), strict=True):
                 tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)
             new_values.append(new)
         if self._averages.views:
-            average = self._averages.variable.handle
-            change = _read_variable(average) - tf.concat(new_values, 0)
-            # This operation, made for SGD, subtracts alpha * delta from the averages in place, without a copy of them.
-            tf.raw_ops.ResourceApplyGradientDescent(var=average, alpha=1 - scalars.average_decay, delta=change)
+            _move_average(self._averages.variable.handle, tf.concat(new_values, 0), scalars)
 
-    def _update_small(self, scalars: _UpdateScalars, gradients: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
-        weights = [self._weights[name] for name in self._small]
-        before, change = flatten_and_join([_read_variable(weight.handle) for weight in weights]), self._changes.handle
-        tf.raw_ops.AssignVariableOp(resource=change, value=before * -scalars.decay)
-        gradient = _scale_gradient(flatten_and_join([gradients[name] for name in self._small]), scalars)
-        _apply_adam(scalars, gradient, change, self._means.variable.handle, self._variances.variable.handle)
-        difference = _read_variable(change)
-        for weight, value in zip(weights, _split_vector_like(difference, weights), strict=True):
+    def _update_joined(
+        self,
+        scalars: _UpdateScalars,
+        gradients: Mapping[str, tf.Tensor],
+        names: list[str],
+        compute_change: Callable[[_UpdateScalars, tf.Tensor, tf.Tensor], tf.Tensor],
+    ) -> tf.Tensor:
+        """Adds `compute_change(scalars, weights, gradient)` to weights joined to a vector; returns their new values."""
+        weights = [self._weights[name] for name in names]
+        before, gradient = _join_variables(weights), flatten_and_join([gradients[name] for name in names])
+        # A scale of 0 gives 0 even where the gradient is NaN.
+        gradient = tf.math.multiply_no_nan(gradient, scalars.gradient_scale)
+        change = compute_change(scalars, before, gradient)
+        for weight, value in zip(weights, _split_vector_like(change, weights), strict=True):
             # Weights are changed in place, because new buffers in each step would fragment the device's memory.
             tf.raw_ops.AssignAddVariableOp(resource=weight.handle, value=value)
-        return [before + difference]
+        return before + change
 
-    def _update_kernels(
-        self, scalars: _UpdateScalars, gradients: list[tf.Tensor], names: list[str], momenta: FlatBuffer
-    ) -> list[tf.Tensor]:
-        """Updates kernels of one shape by Muon; returns the new kernels as [one vector], or [] for a large kernel."""
-        weights, handle = [self._weights[name] for name in names], momenta.variable.handle
-        gradient = _scale_gradient(flatten_and_join(gradients), scalars)
+    def _compute_adam_change(self, scalars: _UpdateScalars, before: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
+        change, mean, variance = (
+            buffer.handle for buffer in (self._changes, self._means.variable, self._variances.variable)
+        )
+        tf.raw_ops.AssignVariableOp(resource=change, value=before * -scalars.decay)
+        tf.raw_ops.ResourceApplyAdam(var=change, m=mean, v=variance, grad=gradient, **scalars.adam)
+        return _read_variable(change)
+
+    def _compute_muon_change(
+        self, momenta: FlatBuffer, scalars: _UpdateScalars, before: tf.Tensor, gradient: tf.Tensor
+    ) -> tf.Tensor:
+        """Returns Muon's change of kernels of one shape, joined to a vector, and updates their momenta."""
+        handle, shape = momenta.variable.handle, next(iter(momenta.views.values())).shape
         old = _read_variable(handle)
         new = old + (1 - scalars.momentum) * (gradient - old)
         tf.raw_ops.AssignVariableOp(resource=handle, value=new)
-        rows, columns = math.prod(weights[0].shape[:-1]), weights[0].shape[-1]
+        rows, columns = math.prod(shape[:-1]), shape[-1]
         # The direction is Nesterov's: the momentum one step ahead.
-        ahead = tf.reshape(new + (1 - _MOMENTUM) * (gradient - new), [len(names), rows, columns])
-        rate = scalars.rate * (
-            self._training.matrix_rate / (self._training.learning_rate or 1) * max(1, rows / columns) ** 0.5
-        )
-        before = flatten_and_join([_read_variable(weight.handle) for weight in weights])
-        difference = -rate * tf.reshape(orthogonalize(ahead), [-1]) - scalars.decay * before
-        for weight, value in zip(weights, _split_vector_like(difference, weights), strict=True):
-            tf.raw_ops.AssignAddVariableOp(resource=weight.handle, value=value)
-        if is_small_weight(weights[0].shape):
-            return [before + difference]
-        if names[0] in self.averages:
-            average, after = self.averages[names[0]].handle, tf.reshape(before + difference, weights[0].shape)
-            change = _read_variable(average) - after
-            tf.raw_ops.ResourceApplyGradientDescent(var=average, alpha=1 - scalars.average_decay, delta=change)
-        return []
+        ahead = tf.reshape(new + (1 - _MOMENTUM) * (gradient - new), [-1, rows, columns])
+        ratio = self._training.matrix_rate / (self._training.learning_rate or 1) * max(1, rows / columns) ** 0.5
+        rate = scalars.adam["lr"] * ratio
+        return -rate * tf.reshape(orthogonalize(ahead), [-1]) - scalars.decay * before
 
     def _update_large(self, scalars: _UpdateScalars, gradient: tf.Tensor, name: str) -> tf.Operation:
         weight, mean, variance = (group[name].handle for group in (self._weights, self.means, self.variances))
         if self._training.weight_decay:
             tf.raw_ops.AssignSubVariableOp(resource=weight, value=_read_variable(weight) * scalars.decay)
-        done = _apply_adam(scalars, _scale_gradient(gradient, scalars), weight, mean, variance)
+        gradient = tf.math.multiply_no_nan(gradient, scalars.gradient_scale)
+        done = tf.raw_ops.ResourceApplyAdam(var=weight, m=mean, v=variance, grad=gradient, **scalars.adam)
         if name not in self.averages:
             return done
         # Adam's kernel computes m = beta_1 * m + (1 - beta_1) * gradient. With the average as m and the weight as the
         # gradient, it updates the average in one operation. The kernel also changes a variable and a second moment: a
         # rate of 0 keeps the variable (here `mean`) as it is, and a beta_2 of 1 keeps the second moment (`variance`).
-        still = scalars._replace(rate=tf.zeros([]), beta_1=scalars.average_decay, beta_2=tf.ones([]))
-        return _apply_adam(still, _read_variable(weight), mean, self.averages[name].handle, variance)
+        still = {**scalars.adam, "lr": tf.zeros([]), "beta1": scalars.average_decay, "beta2": tf.ones([])}
+        average, value = self.averages[name].handle, _read_variable(weight)
+        return tf.raw_ops.ResourceApplyAdam(var=mean, m=average, v=variance, grad=value, **still)
 
     def _compute_update_scalars(
         self, applied: tf.Tensor, updates: tf.Tensor, rate: tf.Tensor, gradient_scale: tf.Tensor | None
@@ -216,15 +212,18 @@ class Optimizer:
         before = tf.cast(updates, tf.float32)
         average_decay = tf.minimum(training.ema_decay, (1 + before) / (10 + before))
         rate = tf.where(applied, rate, 0.0)
-        return _UpdateScalars(
-            beta_1=tf.where(applied, training.beta_1, 1.0),
-            beta_2=tf.where(applied, training.beta_2, 1.0),
-            beta_1_power=power_1,
-            beta_2_power=power_2,
-            rate=rate,
-            decay=rate * training.weight_decay,
+        adam = {
+            "beta1": tf.where(applied, training.beta_1, 1.0),
+            "beta2": tf.where(applied, training.beta_2, 1.0),
+            "beta1_power": power_1,
+            "beta2_power": power_2,
+            "lr": rate,
             # Adam adds epsilon after the bias correction, TensorFlow's kernel before it, so epsilon is scaled here.
-            epsilon=tf.where(applied, training.epsilon * tf.sqrt(1 - power_2), 1.0),
+            "epsilon": tf.where(applied, training.epsilon * tf.sqrt(1 - power_2), 1.0),
+        }
+        return _UpdateScalars(
+            adam=adam,
+            decay=rate * training.weight_decay,
             average_decay=tf.where(applied, average_decay, 1.0),
             gradient_scale=tf.where(applied, gradient_scale if training.clip_norm else 1.0, 0.0),
             momentum=tf.where(applied, _MOMENTUM, 1.0),
@@ -264,17 +263,15 @@ def orthogonalize(matrices: tf.Tensor) -> tf.Tensor:
     return tf.matmul(matrices, product) if tall else tf.matmul(product, matrices)
 
 
-def _apply_adam(
-    scalars: _UpdateScalars, gradient: tf.Tensor, weight: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor
-) -> tf.Operation:
-    powers = {"beta1_power": scalars.beta_1_power, "beta2_power": scalars.beta_2_power}
-    options = {"beta1": scalars.beta_1, "beta2": scalars.beta_2, "epsilon": scalars.epsilon, "lr": scalars.rate}
-    return tf.raw_ops.ResourceApplyAdam(var=weight, m=mean, v=variance, grad=gradient, **powers, **options)
+def _move_average(average: tf.Tensor, value: tf.Tensor, scalars: _UpdateScalars) -> None:
+    """Moves the running average with the handle `average` towards `value`."""
+    change = _read_variable(average) - value
+    # This operation, made for SGD, subtracts alpha * delta from the average in place, without a copy of it.
+    tf.raw_ops.ResourceApplyGradientDescent(var=average, alpha=1 - scalars.average_decay, delta=change)
 
 
-def _scale_gradient(gradient: tf.Tensor, scalars: _UpdateScalars) -> tf.Tensor:
-    """Returns the gradient times `scalars.gradient_scale`; a scale of 0 gives 0 even where the gradient is NaN."""
-    return tf.math.multiply_no_nan(gradient, scalars.gradient_scale)
+def _join_variables(variables: Sequence[tf.Variable]) -> tf.Tensor:
+    return flatten_and_join([_read_variable(variable.handle) for variable in variables])
 
 
 def _split_vector_like(vector: tf.Tensor, variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
@@ -332,21 +329,16 @@ class BufferView(Trackable):
         value = tf.convert_to_tensor(value, self.dtype)
         if value.shape != self.shape:
             raise ValueError(f"a value of shape {value.shape} does not fit a view of shape {self.shape}")
-        for copy in self.device_copies():
+        distributed = isinstance(self._vector, tf.distribute.DistributedValues)
+        for vector in self._vector.values if distributed else (self._vector,):
             # `variable[begin:end].assign` would first copy the slice, so the operation is called directly.
             tf.raw_ops.ResourceStridedSliceAssign(
-                ref=copy._vector.handle,
+                ref=vector.handle,
                 begin=[self._part.start],
                 end=[self._part.stop],
                 strides=[1],
                 value=tf.reshape(value, [-1]),
             )
-
-    def device_copies(self) -> tuple[BufferView, ...]:
-        """Returns one `BufferView` per device, which reads and writes this part of that device's copy of the buffer."""
-        distributed = isinstance(self._vector, tf.distribute.DistributedValues)
-        vectors = self._vector.values if distributed else (self._vector,)
-        return tuple(BufferView(vector, self._part.start, self.shape) for vector in vectors)
 
     def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
         return {VARIABLE_VALUE_KEY: self.read_value()}

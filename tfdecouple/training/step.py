@@ -29,10 +29,8 @@ class StepResult(NamedTuple):
     """The result of a training step: scalar tensors on the devices, or Python numbers after `fetch_numbers`.
 
     Attributes:
-        bits_per_dim: bits/dim of the batch, the mean over its images.
-        reconstruction, kl, dequantization: the terms of the bound, mean nats per image.
+        bits_per_dim: mean bits/dim of the batch; reconstruction, kl, dequantization: its terms in nats per image.
         gradient_norm: global norm of the gradient before clipping.
-        learning_rate: the learning rate of the step.
         applied: whether the update was applied. It is not applied if the loss or the gradient norm is not finite,
             `inversion_error` is above its bound, or training has halted.
         stop: above 0 if a signal has asked any worker to stop; the value is the same in all workers.
@@ -60,20 +58,17 @@ class TrainingState:
     """The model, the optimizer and the counters of a training; create the state inside `strategy.scope()`.
 
     Attributes:
-        training: the options of the training.
-        trainable: trainable weights of the model by name.
-        moving: moving statistics of batch normalisation by name.
+        trainable, moving: the model's trainable weights, and moving statistics of batch normalisation, by name.
         step: number of steps, including skipped ones; it determines which images come next.
         updates: number of applied updates; it determines the learning rate and the other schedules.
         skipped: number of skipped steps in a row.
         best_step, best_bits_per_dim: step and bits/dim of the best evaluation on the validation images.
         window: a vector: sums of `RUNNING_MEANS` over the applied steps since the last row of the log, then the number
             of these steps.
-        not_finite: a vector: in how many steps each of `RUNNING_MEANS` was not finite; not in checkpoints.
-        refused_error: largest inversion error (with `training.memory=invert`) of steps that were skipped because of
-            this error; not in checkpoints.
-        halted: 1 once `max_skipped_steps` steps in a row were skipped, else 0; not in checkpoints. Later steps, which
-            the host may already have dispatched, then change nothing.
+        not_finite: a vector: in how many steps each of `RUNNING_MEANS` was not finite.
+        refused_error: largest inversion error (`training.memory=invert`) of steps that were skipped because of it.
+        halted: 1 once `max_skipped_steps` steps in a row were skipped, else 0. Later steps, which the host may already
+            have dispatched, then change nothing. The last three are not in checkpoints.
     """
 
     def __init__(self, config: Config):

@@ -58,7 +58,6 @@ class TrainingFolder(RunFolder):
         self.workers = workers or Workers()
         self.log = MetricsLog(path, [LOGGERS[name](path, config) for name in config.training.loggers], report)
         self.is_resumed, self.loaded_step, self._begun = False, 0, 0
-        self._messages: list[str] = []
 
     def close(self) -> None:
         """Closes the log of this run and releases the lock of its folder."""
@@ -103,7 +102,7 @@ class TrainingFolder(RunFolder):
         (option, was), (_, now) = (kind.locate_images() or ("", "") for kind in kinds)
         if option in changed and now and type(kinds[0]) is type(kinds[1]) and not os.path.exists(was):
             del changed[option]
-            self._messages.append(f"images are read from {now}; {was}, where they were, is not there any more")
+            self._report(f"images are read from {now}; {was}, where they were, is not there any more")
         if changed:
             listed = "; ".join(f"{name} was {old!r} and is now {new!r}" for name, (old, new) in changed.items())
             raise RunError(
@@ -133,33 +132,30 @@ class TrainingFolder(RunFolder):
             )
 
     @on_chief
-    def restore_newest_state(self, state: TrainingState) -> tuple[list[str], bool]:
-        """Loads the newest checkpoint; returns messages, and if the run is new; RunError if none is readable."""
+    def restore_newest_state(self, state: TrainingState) -> bool:
+        """Loads the newest readable checkpoint; returns whether there was one; RunError if none can be read."""
         self.checkpoints.remove_remains()
         for left in self.path.glob(TEMPORARY):
             left.unlink(missing_ok=True)
-        messages = [*self._messages, *(self._read_newest_checkpoint(state) if self.is_resumed else [])]
-        self._begun = int(state.step.numpy())
-        return messages, self._begun == 0 and not self.checkpoints.list_checkpoint_steps()
-
-    def _read_newest_checkpoint(self, state: TrainingState) -> list[str]:
-        messages: list[str] = []
-        for step in self.checkpoints.list_checkpoint_steps():
+        problem = None
+        for step in self.checkpoints.list_checkpoint_steps() if self.is_resumed else ():
             try:
                 self.checkpoints.read_checkpoint("step", step, state.group_checkpoint_variables())
             except DamagedCheckpointError as error:
-                messages.append(f"not used: {error}")
+                problem = f"not used: {error}"
+                self._report(problem)
                 continue
-            messages.append(f"resumes from step {int(state.step.numpy())}")
             # The run will repeat the steps after `step`, so their checkpoints and best weights are removed.
             for kind in ("step", "best"):
                 for newer in (s for s in self.checkpoints.list_checkpoint_steps(kind) if s > step):
                     self.checkpoints.remove_checkpoint(kind, newer)
-            return messages
-        if messages:
-            problem = f"no checkpoint in {self.checkpoints.path} can be read: {messages[-1]}"
-            raise RunError(f"{problem}; move the folder away to start again")
-        return messages
+            self._begun = int(state.step.numpy())
+            return True
+        if problem:
+            raise RunError(
+                f"no checkpoint in {self.checkpoints.path} can be read: {problem}; move the folder away to start again"
+            )
+        return False
 
     @on_chief
     def read_finished_summary(self) -> dict[str, Any] | None:

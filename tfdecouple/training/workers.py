@@ -16,6 +16,7 @@ import numpy as np
 import pydantic
 import tensorflow as tf
 
+from tfdecouple.config import TrainingConfig
 from tfdecouple.errors import ConfigError, RunError, UserError, one_line
 from tfdecouple.storage.files import parse_json
 from tfdecouple.system.devices import MOST_DEVICES
@@ -79,23 +80,18 @@ def find_cluster() -> Cluster | None:
         return None
     try:
         cluster = Cluster.model_validate(parse_json(text))
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        raise _make_cluster_error(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        workers, task = cluster.workers, cluster.task
+        if len(workers) < 2:
+            return None
+        if len(set(workers)) < len(workers) or len(cluster.cluster.get("chief", [])) > 1:
+            raise ValueError("it names an address twice, or more than one chief")
+        if not task.type or task.index >= len(cluster.cluster.get(task.type, [])):
+            raise ValueError("task must name one of the workers")
     except ValueError as error:
-        raise _make_cluster_error(str(error)) from error
-    workers, task = cluster.workers, cluster.task
-    if len(workers) < 2:
-        return None
-    if len(set(workers)) < len(workers) or len(cluster.cluster.get("chief", [])) > 1:
-        raise _make_cluster_error("it names an address twice, or more than one chief")
-    if not task.type or task.index >= len(cluster.cluster.get(task.type, [])):
-        raise _make_cluster_error("task must name one of the workers")
+        first = error.errors()[0] if isinstance(error, pydantic.ValidationError) else None
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else one_line(error)
+        raise ConfigError(f"TF_CONFIG is no description of a cluster ({problem}); such as {_EXAMPLE}") from error
     return cluster
-
-
-def _make_cluster_error(problem: str) -> ConfigError:
-    return ConfigError(f"TF_CONFIG is no description of a cluster ({one_line(problem)}); such as {_EXAMPLE}")
 
 
 def make_strategy(devices: int | None = None, cluster: Cluster | None = None) -> tf.distribute.MirroredStrategy:
@@ -111,7 +107,13 @@ def make_strategy(devices: int | None = None, cluster: Cluster | None = None) ->
     if devices is not None and not 1 <= devices <= MOST_DEVICES:
         raise ConfigError(f"--devices is {devices}; it must be from 1 to {MOST_DEVICES}")
     if cluster is not None:
-        return _make_cluster_strategy(cluster, devices)
+        if gpus := _choose_gpus(devices):
+            tf.config.set_visible_devices(gpus, "GPU")
+        implementation = _Communication.AUTO if gpus else _Communication.RING
+        options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
+        with worker_timeout(_MOST_SILENCE):
+            # TensorFlow reads the same TF_CONFIG.
+            return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
     cpu = tf.config.list_physical_devices("CPU")[0]
     if kind == "CPU" and (devices or 1) > max(1, len(tf.config.get_logical_device_configuration(cpu) or [])):
@@ -242,33 +244,17 @@ def _choose_gpus(devices: int | None) -> list[tf.config.PhysicalDevice]:
     return gpus[: devices or present]
 
 
-def _make_cluster_strategy(cluster: Cluster, devices: int | None) -> tf.distribute.MultiWorkerMirroredStrategy:
-    if gpus := _choose_gpus(devices):
-        tf.config.set_visible_devices(gpus, "GPU")
-    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-        tf.train.ClusterSpec(cluster.cluster),
-        task_type=cluster.task.type,
-        task_id=cluster.task.index,
-        num_accelerators={"GPU": len(gpus)},
-        rpc_layer="grpc",
-    )
-    implementation = _Communication.AUTO if gpus else _Communication.RING
-    options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
-    with worker_timeout(_MOST_SILENCE):
-        return tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
-
-
 def make_device_input_options() -> tf.distribute.InputOptions:
     """Returns input options that make a distributed dataset copy the next batches to the devices during a step."""
     batches = 2 if tf.config.get_visible_devices("GPU") else 1
     return tf.distribute.InputOptions(experimental_per_replica_buffer_size=batches)
 
 
-def require_divisible_batch(size: int, micro_batches: int, replicas: int) -> None:
-    """Raises ConfigError unless the batch size is a multiple of `replicas` (devices) times `micro_batches`."""
-    slices = replicas * micro_batches
+def require_divisible_batch(training: TrainingConfig, replicas: int) -> None:
+    """Raises ConfigError unless the batch size is a multiple of `replicas` (devices) times the micro-batches."""
+    size, slices = training.batch_size, replicas * training.micro_batches
     if size % slices:
-        micro = f" times {micro_batches} micro-batches" if micro_batches > 1 else ""
+        micro = f" times {training.micro_batches} micro-batches" if training.micro_batches > 1 else ""
         least = "smaller than" if size < slices else "no multiple of"
         raise ConfigError(
             f"training.batch_size is {size}, {least} the {replicas} devices{micro}; take a multiple of {slices}"
@@ -312,8 +298,7 @@ def convert_lost_worker_errors(rank: int) -> Iterator[None]:
 class Workers:
     """The workers (processes) of a run, or this process alone: calls functions in all workers and exchanges results.
 
-    Every method is a barrier: all workers must call the same methods in the same order. Values are exchanged by one
-    collective operation, the sum over devices, which training needs anyway.
+    Every method is a barrier: all workers must call the same methods in the same order.
 
     >>> alone = Workers()
     >>> alone.call_on_chief(lambda: 1), alone.call_on_all(lambda: 2)
@@ -337,11 +322,28 @@ class Workers:
         If `act` fails in this process, its error is raised. If `act` fails only in others, RunError is raised with the
         message of the failed process of lowest rank.
         """
-        return self._call_and_exchange(act)[0]
+        if self.count == 1:
+            return act()
+        result, failure, message = None, None, ""
+        try:
+            result = act()
+        except Exception as error:
+            failure = error
+            line = one_line(error)
+            message = (str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {line}") or "failed"
+        messages = [json.loads(text) for text in self._exchange_texts(json.dumps(message))]
+        if failure is not None:
+            raise failure
+        for rank, other in enumerate(messages):
+            if other:
+                raise RunError(f"worker {rank}: {other}")
+        return result
 
     def call_on_chief(self, act: Callable[[], Any]) -> Any:
         """Returns in every process what `act` returns in the chief's; an error there becomes RunError elsewhere."""
-        result, text = self._call_and_exchange(act if self.rank == 0 else lambda: None)
+        result = self.call_on_all(act if self.rank == 0 else lambda: None)
+        # A value that JSON cannot hold becomes a text, because an error in one process would let the others wait.
+        text = self._exchange_texts(json.dumps(result, default=str))[0]
         return result if self.rank == 0 else json.loads(text)
 
     def require_equal(self, what: str, values: Mapping[str, Any]) -> None:
@@ -368,27 +370,6 @@ class Workers:
             parts = np.split(data, np.cumsum([value.nbytes for value in values])[:-1])
             for variable, value, part in zip(chosen, values, parts, strict=True):
                 variable.assign(np.frombuffer(part.tobytes(), value.dtype).reshape(value.shape))
-
-    def _call_and_exchange(self, act: Callable[[], Any]) -> tuple[Any, str]:
-        """Calls `act`; returns the result of this process, and the result of the chief's process as a JSON text."""
-        if self.count == 1:
-            return act(), "null"
-        result, failure, message = None, None, ""
-        try:
-            result = act()
-        except Exception as error:
-            failure = error
-            line = one_line(error)
-            message = (str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {line}") or "failed"
-        # `call_on_all` allows results that JSON cannot hold; `default=str` makes them texts, which no caller uses.
-        text = json.dumps(result, default=str) if self.rank == 0 and not failure else "null"
-        answers = [json.loads(answer) for answer in self._exchange_texts(json.dumps([message, text]))]
-        if failure is not None:
-            raise failure
-        for index, (other, _) in enumerate(answers):
-            if other:
-                raise RunError(f"worker {index}: {other}")
-        return result, answers[0][1]
 
     def _exchange_texts(self, text: str) -> list[str]:
         """Sends this worker's `text` to all workers, and returns a list of the texts of all workers, by rank."""
