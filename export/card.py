@@ -5,12 +5,11 @@ import os
 import pathlib
 import platform
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from export.endpoints import Endpoint
 from export.provenance import Provenance
-from tfdecouple.config.shapes import ImageShape
 from tfdecouple.data.image_formats import PILLOW_MODES, describe_channels
 from tfdecouple.runs.publishing import make_model_card_head
 
@@ -155,8 +154,10 @@ def render_model_card(card: Mapping[str, Any]) -> str:
         "| --- | --- | --- | --- |",
     ]
     for name, endpoint in card["endpoints"].items():
-        takes = ", ".join(map(_describe_endpoint_array, endpoint["inputs"]))
-        returns = ", ".join(map(_describe_endpoint_array, endpoint["outputs"]))
+        takes, returns = (
+            ", ".join(f"{array['name']} {array['dtype']} [{', '.join(map(str, array['shape']))}]" for array in arrays)
+            for arrays in (endpoint["inputs"], endpoint["outputs"])
+        )
         lines.append(f"| `{name}` | {takes} | {returns} | {endpoint['onnx'] or ''} |")
     lines += ["", "## Measured before publication", ""]
     for name, entry in card["formats"].items():
@@ -186,10 +187,6 @@ def _describe_bits_per_dim(bits: Mapping[str, Any] | None) -> str:
     return ", ".join(parts) + " (ELBO)"
 
 
-def _describe_endpoint_array(array: Mapping[str, Any]) -> str:
-    return f"{array['name']} {array['dtype']} [{', '.join(map(str, array['shape']))}]"
-
-
 def _list_verification_results(name: str, entry: Mapping[str, Any]) -> list[str]:
     lines = [f"### {name}", "", f"Files: {', '.join(entry['files'])}", ""]
     if "signatures" in entry:
@@ -214,46 +211,33 @@ def _list_verification_results(name: str, entry: Mapping[str, Any]) -> list[str]
 
 def _list_example_calls(card: Mapping[str, Any]) -> list[str]:
     formats, image_shape = card["formats"], card["architecture"]["image_shape"]
-    arrays = {
-        name: [_fill_free_axes(array, image_shape) for array in endpoint["inputs"]]
-        for name, endpoint in card["endpoints"].items()
-    }
-    inputs, codes = ([array["name"] for array in arrays[name]] for name in ("encode", "decode"))
-    black = [(array["name"], f"np.zeros({(*array['shape'],)}, np.{array['dtype']})") for array in arrays["encode"]]
+
+    def list_inputs(endpoint: str) -> Iterator[tuple[str, str, list[int]]]:
+        for array in card["endpoints"][endpoint]["inputs"]:
+            # Axes of any size have names. In examples, images have the size of the model's images.
+            sizes = enumerate(array["shape"][1:])
+            yield array["name"], array["dtype"], [n if isinstance(n, int) else image_shape[axis] for axis, n in sizes]
+
+    def write_json_zeros(dtype: str, sides: list[int]) -> str:
+        value = "0.0" if dtype == "float32" else "0"
+        for size in reversed(sides):
+            value = f"[{value}] * {size}"
+        return value
+
+    inputs, codes = [*list_inputs("encode")], [name for name, *_ in list_inputs("decode")]
     signature = formats.get("savedmodel", {}).get("signatures", ["encode"])[0]
     values = {
         "name": card["name"],
-        "inputs": ", ".join(inputs),
         "codes": ", ".join(codes),
-        "assign_inputs": "\n".join(f"{name} = {value}" for name, value in black),
-        "assign_codes": ", ".join(codes) if len(codes) > 1 else f"({codes[0]},)",
-        "feed_inputs": "{" + ", ".join(f'"{name}": {name}' for name in inputs) + "}",
-        "feed_codes": "{" + ", ".join(f'"{name}": {name}' for name in codes) + "}",
-        "js_assign_inputs": "\n".join(
-            f"const {entry['name']} = {_write_js_zeros(entry)};" for entry in arrays["encode"]
+        "code_items": ", ".join(f'"{name}": {name}' for name in codes),
+        "inputs": ", ".join(f'"{name}": np.zeros({(1, *sides)}, np.{dtype})' for name, dtype, sides in inputs),
+        "js_inputs": ", ".join(
+            f'{name}: new ort.Tensor("{dtype}", new {dtype.capitalize()}Array({math.prod(sides)}), {[1, *sides]})'
+            for name, dtype, sides in inputs
         ),
-        "keyword_inputs": ", ".join(f"{name}={value}" for name, value in black),
-        "keyword_codes": ", ".join(f'{name}=codes["{name}"]' for name in codes),
         "signature": signature,
-        "json_inputs": ", ".join(map(_write_json_zeros, arrays[signature])),
+        "json_inputs": ", ".join(f'"{name}": {write_json_zeros(*rest)}' for name, *rest in list_inputs(signature)),
         "megabytes": f"{formats.get('web', {}).get('bytes', 0) / 1e6:.1f}",
     }
     templates = [path for name in formats if (path := _CALLS / f"{name}.md").is_file()]
     return "\n".join(string.Template(path.read_text("utf-8")).substitute(values) for path in templates).splitlines()
-
-
-def _fill_free_axes(array: Mapping[str, Any], image_shape: ImageShape) -> dict[str, Any]:
-    sides = [image_shape[axis] if isinstance(size, str) else size for axis, size in enumerate(array["shape"][1:])]
-    return {**array, "shape": [1, *sides]}
-
-
-def _write_js_zeros(array: Mapping[str, Any]) -> str:
-    sizes, kind = array["shape"], array["dtype"]
-    return f'new ort.Tensor("{kind}", new {kind.capitalize()}Array({math.prod(sizes)}), {sizes})'
-
-
-def _write_json_zeros(array: Mapping[str, Any]) -> str:
-    value = "0.0" if array["dtype"] == "float32" else "0"
-    for size in reversed(array["shape"][1:]):
-        value = f"[{value}] * {size}"
-    return f'"{array["name"]}": {value}'
