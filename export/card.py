@@ -15,15 +15,8 @@ from tfdecouple.runs.publishing import make_model_card_head
 
 # The folder of the Markdown templates, at most one for each format, with code that runs the exported files.
 _CALLS = pathlib.Path(__file__).parent / "calls"
-# Lines of the model card: the settings with which each runtime computes in full float32.
-_EXACT_RUNTIMES = (
-    "ONNX Runtime on a CPU: nothing.",
-    "ONNX Runtime on NVIDIA GPUs: the option `use_tf32: 0` of the CUDA provider.",
-    "OpenVINO: `INFERENCE_PRECISION_HINT: f32`; a processor with AMX computes in bfloat16 otherwise.",
-    "TensorFlow and TensorFlow Serving on NVIDIA GPUs: `NVIDIA_TF32_OVERRIDE=0` in the environment "
-    "(`docker compose up tf-serving-gpu` sets it).",
-    "All: decode with the runtime, the device and the precision that encoded.",
-)
+# The template of the model card after its head, below which the examples follow.
+_TEMPLATE = pathlib.Path(__file__).parent / "card.md"
 
 
 def make_model_card(
@@ -143,29 +136,19 @@ def render_model_card(card: Mapping[str, Any]) -> str:
         + ("; or at their own size, to which decoded images must be cropped" if card["any_size"] else ""),
         "checked": f"on {card['checked']['real_images']}; {card['checked']['machine']}",
     }
-    lines = [
-        *make_model_card_head(card["name"], shape, architecture["n_bits"], latent_dim, rows),
-        "",
-        "## Endpoints",
-        "",
-        "The batch is the first axis of every array. Noise is an input, so that the caller decides what is random.",
-        "",
-        "| endpoint | takes | returns | ONNX |",
-        "| --- | --- | --- | --- |",
-    ]
+    endpoints, results = [], []
     for name, endpoint in card["endpoints"].items():
         takes, returns = (
             ", ".join(f"{array['name']} {array['dtype']} [{', '.join(map(str, array['shape']))}]" for array in arrays)
             for arrays in (endpoint["inputs"], endpoint["outputs"])
         )
-        lines.append(f"| `{name}` | {takes} | {returns} | {endpoint['onnx'] or ''} |")
-    lines += ["", "## Measured before publication", ""]
+        endpoints.append(f"| `{name}` | {takes} | {returns} | {endpoint['onnx'] or ''} |")
     for name, entry in card["formats"].items():
-        lines += _list_verification_results(name, entry)
-    lines += ["## To be exact", "", "Each runtime must compute in float32:", ""]
-    lines += [f"- {line}" for line in _EXACT_RUNTIMES]
-    lines += ["", "## Calling it", "", *_list_example_calls(card)]
-    return "\n".join(lines) + "\n"
+        results += _list_verification_results(name, entry)
+    head = make_model_card_head(card["name"], shape, architecture["n_bits"], latent_dim, rows)
+    template = string.Template(_TEMPLATE.read_text(encoding="utf-8"))
+    body = template.substitute(endpoints="\n".join(endpoints), results="\n".join(results).strip())
+    return "\n".join([*head, "", body, *_list_example_calls(card)]) + "\n"
 
 
 def _describe_labels(architecture: Mapping[str, Any]) -> str:
