@@ -114,17 +114,20 @@ def render_model_card(card: Mapping[str, Any]) -> str:
     architecture, shape = card["architecture"], card["architecture"]["image_shape"]
     latent_dim = architecture["latent_dim"]
     sides, named, is_usual = f"{shape[0]} x {shape[1]}", describe_channels(shape[-1]), shape[-1] in PILLOW_MODES
+    names = architecture.get("labels") or []
+    what = "z a function of the label" if architecture["prior"] == "classes" else "a prior over z with a part each"
+    parts = [
+        f"{sides} {named if is_usual else f'with {named}'}",
+        f"{architecture['n_bits']} bits",
+        "no z (an unconditional flow)" if latent_dim is None else f"z of {latent_dim} numbers",
+        f"v of the image's size, {architecture['parameters']:,} parameters",
+        "additive couplings" if architecture["alpha"] is None else f"alpha {architecture['alpha']}",
+    ]
+    if architecture.get("dequantization") == "flow":
+        parts.append("u in the bins of pixels drawn from a learned q(u|x) (u_noise of `score` is standard normal)")
+    labels = f"; {len(names)} labels, {what}: {', '.join(f'{number} {name}' for number, name in enumerate(names))}"
     rows = {
-        "architecture": f"{sides} {named if is_usual else f'with {named}'}, {architecture['n_bits']} bits, "
-        + ("no z (an unconditional flow), " if latent_dim is None else f"z of {latent_dim} numbers, ")
-        + f"v of the image's size, {architecture['parameters']:,} parameters, "
-        + ("additive couplings" if architecture["alpha"] is None else f"alpha {architecture['alpha']}")
-        + (
-            ", u in the bins of pixels drawn from a learned q(u|x) (u_noise of `score` is standard normal)"
-            if architecture.get("dequantization") == "flow"
-            else ""
-        )
-        + _describe_labels(architecture),
+        "architecture": ", ".join(parts) + (labels if names else ""),
         "weights": f"run {card['run']}, step {card['step']}" + (", averaged" if card["averaged"] == "true" else ""),
         "trained on": card["data"]["source"],
         "rights in the images": card["data"]["licence"],
@@ -149,14 +152,6 @@ def render_model_card(card: Mapping[str, Any]) -> str:
     template = string.Template(_TEMPLATE.read_text(encoding="utf-8"))
     body = template.substitute(endpoints="\n".join(endpoints), results="\n".join(results).strip())
     return "\n".join([*head, "", body, *_list_example_calls(card)]) + "\n"
-
-
-def _describe_labels(architecture: Mapping[str, Any]) -> str:
-    names = architecture.get("labels") or []
-    if not names:
-        return ""
-    what = "z a function of the label" if architecture["prior"] == "classes" else "a prior over z with a part each"
-    return f"; {len(names)} labels, {what}: {', '.join(f'{number} {name}' for number, name in enumerate(names))}"
 
 
 def _describe_bits_per_dim(bits: Mapping[str, Any] | None) -> str:
