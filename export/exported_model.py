@@ -111,8 +111,8 @@ class ExportedModel:
     def make_answers(self, read: Callable[[str], tf.Tensor], shared: bool = False) -> EndpointFunctions:
         """Returns the functions of which endpoints are made, for code that builds a graph.
 
-        `read` returns the tensor of the weight of a name, in the caller's graph. If `shared`, a method of a network is
-        a `tf.function`, so that a graph that calls it several times contains it once.
+        `read` returns the tensor of the weight of a name, in the caller's graph. If `shared`, a graph that calls a
+        method of a network several times contains it once, as a `tf.function`.
         """
         networks: dict[str, dict[str, Any]] = {}
         for (network, name), method in self._methods.items():

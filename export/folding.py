@@ -164,8 +164,8 @@ class Constant:
 class TracedNetwork:
     """A traced method of a network: its graph in float32, and the model's weights that it reads.
 
-    `inputs` and `outputs` are the tensors of the method's arguments and results, and `results` the results as the
-    method returns them. `weights` is {path of a weight in the model: (its placeholder, its values in float64)}.
+    `outputs` are the tensors in `results`, which have the structure that the method returns. `weights` is {path of a
+    weight in the model: (its placeholder, its values in float64)}.
     """
 
     graph: tf.Graph

@@ -1,8 +1,4 @@
-"""Builds ONNX models: tf2onnx converts the graph of an endpoint, and then its weights are inserted.
-
-No other module calls tf2onnx. Without it, `build_onnx` can write the nodes of an endpoint with `onnx.helper`, because
-folded graphs have few kinds of operations.
-"""
+"""Builds ONNX models: tf2onnx, which no other module calls, converts the graph of an endpoint without its weights."""
 
 import contextlib
 import io
@@ -139,7 +135,7 @@ def _replace_elu(graph: onnx.GraphProto) -> None:
     It computes Elu on one thread and without vector instructions. The two are equal, because exp(0) - 1 = 0 <= x above
     0, and exp(x) - 1 >= x below.
     """
-    nodes = list(graph.node)
+    nodes = [*graph.node]
     del graph.node[:]
     for number, name in enumerate(("elu/zero", "elu/one")):
         graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(number, np.float32), name))

@@ -56,7 +56,7 @@ def compare_files(
         vectors: the test vectors, {name: array} (`vectors.make_test_vectors`), with digests of weights, `metadata` as
             JSON, and `picture` and `fitted`. For files that take images of any size, `sizes` has names of sizes, such
             as "8x6", and the names of the arrays for this size begin with "8x6/".
-        names: {endpoint: name of its file, without suffix}.
+        names: {endpoint: name of its file}.
         provider: an execution provider of ONNX Runtime; "" for the CPU.
     """
     report, kind = Report(), FORMATS[runtime]()
@@ -97,14 +97,13 @@ def _compare_answers(opened: Runtime, endpoint: str, vectors: Arrays) -> tuple[l
     inputs, parts = select_arrays(vectors, f"in/{own_name}/"), select_arrays(vectors, f"out/{own_name}/")
     if not parts:
         return ["it cannot be compared: there are no answers of the model to it"], {}
-    sizes, start, answers = vectors["batches"].tolist(), 0, []
-    for size in sizes:
-        batch = {name: array[start : start + size] for name, array in inputs.items()}
+    sizes, answers = vectors["batches"].tolist(), []
+    for end, size in zip(itertools.accumulate(sizes), sizes, strict=True):
         try:
+            batch = {name: array[end - size : end] for name, array in inputs.items()}
             answers.append(opened.call_endpoint(endpoint, batch))
         except Exception as error:  # a runtime raises any class of error
             return [f"it fails at batch {size}: {find_first_reason(error)}"], {}
-        start += size
     expected, returned = list(dict.fromkeys(name.partition("/")[0] for name in parts)), list(answers[0])
     if opened.sorts_outputs:
         returned, expected = sorted(returned), sorted(expected)
@@ -157,8 +156,7 @@ def _compare_round_trips(opened: Runtime, vectors: Arrays, report: Report, size:
         inputs, recovered = {"images": images}, vectors[f"kept/{image_type}"]
         if f"labels/{image_type}" in vectors:
             inputs["labels"] = vectors[f"labels/{image_type}"]
-        decoded = []
-        batch = max(1, min(16, _PIXELS_AT_ONCE // (height * width)))
+        decoded, batch = [], max(1, min(16, _PIXELS_AT_ONCE // (height * width)))
         for start in range(0, len(images), batch):
             codes = opened.call_endpoint("encode", {name: a[start : start + batch] for name, a in inputs.items()})
             decoded.append(opened.call_endpoint("decode", codes)["images"][:, :height, :width])
