@@ -18,7 +18,7 @@ def show_progress(show: Callable[[str], object]) -> Iterator[None]:
     """A context in which `show` is called with each line of progress of exports."""
     handler, level = logging.Handler(), LOG.level
     # Errors of `show` are raised, because an export ends if nobody reads its lines any more.
-    handler.emit = lambda record: show(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: show(record.getMessage())  # type: ignore[assignment, method-assign]
     LOG.addHandler(handler)
     LOG.setLevel(logging.INFO)
     # Libraries that an export imports give the root logger a handler, which would print each line again.

@@ -85,8 +85,8 @@ def describe_model(provenance: Provenance) -> dict[str, Any]:
     """Returns facts about the model for the web page, as a dict: shape, bits/dim, labels, directions in z, examples."""
     bits, model, found = provenance.bits_per_dim or {}, provenance.config.model, provenance.directions
     sliders = [
-        {"name": name, "vector": found[name].vector.tolist(), "description": found[name].describe_accuracy()}
-        for name in (found.names[:_MOST_SLIDERS] if found else ())
+        {"name": entry.name, "vector": entry.vector.tolist(), "description": entry.describe_accuracy()}
+        for entry in ([found[name] for name in found.names[:_MOST_SLIDERS]] if found else ())
     ]
     return {
         **({"directions": sliders} if sliders else {}),

@@ -175,7 +175,8 @@ def _make_codes(answers: KerasAnswers, images: np.ndarray, rng: np.random.Genera
 def draw_values(array: Array, rng: np.random.Generator, count: int) -> np.ndarray:
     """Returns `count` test values of an input, `[count, *array.shape]`: noise, labels, or evenly spaced scalars."""
     if not isinstance(array.holds, str):
-        return np.linspace(*array.holds, count, dtype=np.float32)
+        first, last = array.holds
+        return np.linspace(first, last, count, dtype=np.float32)
     if array.holds == LABEL:
         lowest, end = array.labels
         return (lowest + np.arange(count) % (end - lowest)).astype(np.int32)
