@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,14 +14,6 @@ from tfdecouple.doctor.check_runner import PASSIVE
 from tfdecouple.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-
-
-def run_throughput(phase: str, *arguments: str) -> dict[str, Any]:
-    """Runs `throughput.py`, which times a model, in a new process; returns its measurements, {name: value}.
-
-    `phase` is a kind of work and a batch size: "train16" trains on batches of 16 images.
-    """
-    return run_json([sys.executable, str(ROOT / "benchmarks" / "throughput.py"), "--phase", phase, *arguments])
 
 
 def run_json(command: Sequence[str]) -> dict[str, Any]:
@@ -88,9 +79,3 @@ def update_page(page: pathlib.Path, tables: Mapping[str, str], check: bool = Fal
     wrong = [f"the page has {ours!r}, and its table {theirs!r}" for ours, theirs in pairs if ours != theirs]
     print("\n".join(wrong or [f"the tables of {page.name} are up to date"]))
     return 1 if wrong else 0
-
-
-def write_json(path: str | pathlib.Path | None, value: Mapping[str, Any]) -> None:
-    """Writes the mapping `value` to the file `path` as a JSON object; does nothing if `path` is None."""
-    if path:
-        pathlib.Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

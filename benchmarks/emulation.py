@@ -37,6 +37,7 @@ _PRODUCTS: dict[str, tuple[int, ...] | None] = {
 # Float32 has 23 bits of mantissa and TF32 has 10, so rounding drops 13 bits.
 _DROPPED_BITS = 13
 _SEED = 0
+_switch_is_on = tf.config.experimental.tensor_float_32_execution_enabled
 
 # This counter makes the names of copied functions and new graph nodes unique in the process, as TensorFlow requires.
 _names = itertools.count(1)
@@ -73,11 +74,7 @@ def keep_tf32_switch() -> Iterator[None]:
 
 
 class _Emulation:
-    """Replacements of the two functions by which TensorFlow runs operations, which emulate an accelerator's rounding.
-
-    Args:
-        noise: largest relative change of each number in a product's result; 0 for none.
-    """
+    """Replacements of the two functions by which TensorFlow runs operations; `noise` as in `emulated_accelerator`."""
 
     def __init__(self, noise: float):
         self._noise = noise
@@ -183,9 +180,9 @@ class _Emulation:
             return new
 
         def make_call(suffix: str, function: Any, inputs: list[str]) -> node_def_pb2.NodeDef:
-            new = make_node(suffix, "PartitionedCall", inputs)
-            new.attr["Tin"].list.type.extend([tf.float32.as_datatype_enum] * len(inputs))
-            new.attr["Tout"].list.type.append(tf.float32.as_datatype_enum)
+            new, float32 = make_node(suffix, "PartitionedCall", inputs), tf.float32.as_datatype_enum
+            new.attr["Tin"].list.type.extend([float32] * len(inputs))
+            new.attr["Tout"].list.type.append(float32)
             new.attr["f"].func.name = function.name
             return new
 
@@ -229,10 +226,6 @@ def _round_to_tf32(x: tf.Tensor) -> tf.Tensor:
     odd = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, _DROPPED_BITS), 1)
     bits = tf.bitwise.bitwise_and(bits + odd + (2 ** (_DROPPED_BITS - 1) - 1), -(2**_DROPPED_BITS))
     return tf.where(tf.math.is_finite(x), tf.bitcast(bits, tf.float32), x)
-
-
-def _switch_is_on() -> bool:
-    return tf.config.experimental.tensor_float_32_execution_enabled()
 
 
 def _pass_gradient(change: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:

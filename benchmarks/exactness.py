@@ -23,9 +23,10 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import make_table, write_json  # noqa: E402
+from benchmarks.common import make_table  # noqa: E402
 from tfdecouple.data.hard_images import make_hard_images  # noqa: E402
 from tfdecouple.errors import ExactnessWarning, InversionError  # noqa: E402
+from tfdecouple.storage.files import write_json  # noqa: E402
 from tfdecouple.system.process import run_program, start_tensorflow  # noqa: E402
 
 HEADER = ["run", "alpha", "images", "of", "lost", "in subpixels", "RMS of v", "least of the lost"]
@@ -81,7 +82,8 @@ def measure_runs(options: argparse.Namespace) -> int:
             weights = {"run": run.name, "step": opened.step, "alpha": model.config.alpha}
             rows += [{**weights, "images": kind, **count_changes(model, images)} for kind, images in kinds.items()]
     print(make_table(HEADER, [format_row(row) for row in rows]))
-    write_json(options.json, {"rows": rows})
+    if options.json:
+        write_json(options.json, {"rows": rows})
     return 0
 
 

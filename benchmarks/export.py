@@ -1,4 +1,4 @@
-"""Measures how long an export takes, how large it is, and how fast each runtime is compared with the Keras model.
+"""Measures how fast exported files are in each runtime, compared with the Keras model.
 
     python benchmarks/export.py --run runs/quickstart
     python benchmarks/export.py --exported exported/quickstart --runtimes onnx openvino --openvino-python ENV/bin/python
@@ -6,8 +6,8 @@
 The program exports a run, or uses an existing export folder. Then it encodes and decodes with the Keras model, the
 SavedModel, ONNX Runtime and the requested runtimes. Each runtime has its own process with the same number of threads,
 and the runtimes take turns call by call, so that their rates can be compared even on a busy machine. The program prints
-a JSON line for the export, and one for each runtime, endpoint ("encode" or "decode") and batch size, with the median
-wall and CPU times of a call.
+a JSON line for each runtime, endpoint ("encode" or "decode") and batch size, with the median wall and CPU times of a
+call.
 
 OpenVINO runs the ONNX files in float32 (`INFERENCE_PRECISION_HINT=f32`); its interpreter needs only numpy and openvino.
 `litert` needs an export folder with LiteRT files.
@@ -23,11 +23,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.common import run_text  # noqa: E402
 from benchmarks.export_worker import OTHERS, RUNTIMES  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runs.run_folder import RunFolder  # noqa: E402
@@ -61,36 +61,11 @@ def measure_export(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         run, exported = RunFolder(options.run).path.resolve(), pathlib.Path(folder) / "exported"
         runtimes = options.runtimes or [*RUNTIMES]
-        print(json.dumps(time_export(run, exported, ["litert"] if "litert" in runtimes else [])), flush=True)
+        command = [sys.executable, "-m", "tfdecouple", "export", "--run", str(run), "--to", str(exported)]
+        formats = ["savedmodel", "onnx", *(["litert"] if "litert" in runtimes else [])]
+        run_text([*command, "--format", *formats], ROOT)
         measure_runtimes(run, exported, runtimes, options)
     return 0
-
-
-def time_export(run: pathlib.Path, to: pathlib.Path, extra: list[str]) -> dict[str, object]:
-    """Exports a run as SavedModel, ONNX and `extra` formats to the folder `to`; returns a dict of seconds and bytes."""
-    command = [sys.executable, "-m", "tfdecouple", "export", "--run", str(run), "--to", str(to)]
-    command += ["--format", "savedmodel", "onnx"]
-    process = subprocess.Popen([*command, *extra], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    begun, marks = time.monotonic(), []
-    for line in process.stdout:
-        marks.append((time.monotonic() - begun, line.strip()))
-    if process.wait():
-        raise UserError("the export failed; its error is above")
-    total = time.monotonic() - begun
-
-    def find_mark(text: str) -> float:
-        return next(seconds for seconds, line in marks if text in line)
-
-    sizes = {path.name: path.stat().st_size for path in sorted((to / "onnx").iterdir())}
-    return {
-        "what": "export",
-        "run": run.name,
-        "total_s": round(total, 1),
-        "savedmodel_s": round(find_mark("verifying savedmodel") - find_mark("SavedModel: "), 1),
-        "onnx_s": round(find_mark("verifying onnx") - find_mark("ONNX: "), 1),
-        "onnx_bytes": sizes,
-        "savedmodel_bytes": sum(p.stat().st_size for p in (to / "savedmodel").rglob("*") if p.is_file()),
-    }
 
 
 def measure_runtimes(

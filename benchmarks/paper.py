@@ -13,7 +13,6 @@ import json
 import pathlib
 import statistics
 import sys
-from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -23,10 +22,6 @@ from benchmarks.scaling import count_state_bytes  # noqa: E402
 from benchmarks.training_cost import compute_ceiling, count_activation_bytes, count_multiply_adds  # noqa: E402
 from tfdecouple.config import Config, preset_config, preset_names  # noqa: E402
 from tfdecouple.system.process import run_program  # noqa: E402
-
-PAGE = ROOT / "docs" / "paper.md"
-OPTIONS_PAGE = ROOT / "docs" / "results" / "paper.md"
-TRAINING_PAGE = ROOT / "docs" / "training.md"
 
 # Bits/dim in the paper's Tables 1 and 3, by preset.
 BITS = {
@@ -60,55 +55,27 @@ CPU_RATE = 130e9
 
 # The presets of the paper's models of 8-bit images, whose options the table "options" shows.
 DATA_SETS = {"CIFAR-10": "cifar10", "ImageNet": "imagenet64", "LSUN": "lsun_bedroom_128", "CelebA-HQ": "celeba_hq_256"}
-# {option: (its source, its value in the source: for each data set, or one for all)}. None stands for our own choice.
-CODE, README = "authors' code", "CIFAR-10: authors' README; others: ours"
-OPTIONS: dict[str, tuple[str, Any]] = {
-    "training.batch_size": ("Table 5", [512, 256, 256, 40]),
-    "model.latent_dim": ("Table 5: d_z", [64, 128, 256, 256]),
-    "training.weight_decay": ("Table 5", [1e-6, 5e-4, 5e-4, 5e-4]),
-    "training.warmup_steps": ("Table 5", [50, 200, 200, 200]),
-    "training.learning_rate": ("C.2", 1e-3),
-    "training.decay_rate": ("C.2", 0.999997),
-    "training.beta_1": ("C.2", 0.9),
-    "training.beta_2": ("C.2", 0.999),
-    "training.epsilon": ("C.2", 1e-8),
-    "data.horizontal_flip": ("C.1", [True, False, False, True]),
-    "data.pad_and_crop": ("C.1", [4, 0, 0, 0]),
-    "data.centre_crop": ("C.1; 256: authors' code", [0, 0, 256, 0]),
-    "model.image_shape": ("section 3", [[side, side, 3] for side in (32, 64, 128, 256)]),
-    "model.n_bits": ("Table 1; 5 in 5-bit rows", 8),
-    "model.transform": ("section 3; additive in 5-bit rows", "affine"),
-    "model.alpha": ("B.2", [1.0, 0.5, 1.0, 1.0]),
-    "model.dequantization": ("section 3", "uniform"),
-    "model.conditioning": ("section 2.2; none: Glow, base: Table 3", "coupling"),
-    "model.conditioner": ("equation 7", "convolutional"),
-    "model.factors": ("section 2.2: M", [4]),
-    "model.prior": ("B.3", "flow"),
-    "training.kl_weight": ("equation 2", 1.0),
-    "model.steps": (
-        CODE,
-        [
-            [2, [6, 6], [6, 6], 4],
-            [2, [8, 8], [8, 8], [6, 6], 4],
-            [2, [16, 16], [16, 16], [8, 8], [4, 4], 2],
-            [2, [12, 12], [10, 10], [8, 8], [4, 4], [2, 2], 1],
-        ],
-    ),
-    "model.hidden_channels": (CODE, [[24, *[512] * 3], [24, *[512] * 4], [24, *[256] * 4, 512], [24, *[256] * 5, 512]]),
-    "model.encoder_channels": (
-        CODE,
-        [[48, 96, 96], [48, 96, 96, 192], [48, 96, 96, 192, 192], [48, 96, 96, 192, 192, 256]],
-    ),
-    "model.encoder_out_channels": (CODE, [8, 32, 32, 32]),
-    "model.prior_steps": (CODE, 2),
-    "model.prior_hidden": (CODE, [256, 256, 512, 512]),
-    "model.prior_alpha": (CODE, 1.0),
-    "training.clip_norm": (CODE, 0.0),
-    "training.ema_decay": (CODE, 0.0),
-    "training.evaluation_samples": (CODE, 5),
-    "training.micro_batches": (README, [2, None, None, None]),
-    "training.init_images": (README, [2048, None, None, None]),
-    "training.steps": ("ours; 15,000 epochs in the authors' README for CIFAR-10", None),
+# {source: the options whose values it states}, in the order of the table.
+SOURCES = {
+    "Table 5: d_z": "model.latent_dim",
+    "Table 5": "training.batch_size training.weight_decay training.warmup_steps",
+    "C.2": "training.learning_rate training.decay_rate training.beta_1 training.beta_2 training.epsilon",
+    "C.1": "data.horizontal_flip data.pad_and_crop",
+    "C.1; 256: authors' code": "data.centre_crop",
+    "section 3": "model.image_shape model.dequantization",
+    "Table 1; 5 in 5-bit rows": "model.n_bits",
+    "section 3; additive in 5-bit rows": "model.transform",
+    "B.2": "model.alpha",
+    "section 2.2; none: Glow, base: Table 3": "model.conditioning",
+    "equation 7": "model.conditioner",
+    "section 2.2: M": "model.factors",
+    "B.3": "model.prior",
+    "equation 2": "training.kl_weight",
+    "authors' code": "model.steps model.hidden_channels model.encoder_channels model.encoder_out_channels "
+    "model.prior_steps model.prior_hidden model.prior_alpha training.clip_norm training.ema_decay "
+    "training.evaluation_samples",
+    "CIFAR-10: authors' README; others: ours": "training.micro_batches training.init_images",
+    "ours; 15,000 epochs in the authors' README for CIFAR-10": "training.steps",
 }
 
 
@@ -116,16 +83,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing: print the lines that differ")
     options = parser.parse_args()
-    return run_program(lambda: _update_pages(options.check))
-
-
-def _update_pages(check: bool) -> int:
-    tables = {
-        PAGE: {"models": render_models()},
-        OPTIONS_PAGE: {"options": render_options()},
-        TRAINING_PAGE: {"presets": render_presets()},
-    }
-    return max(update_page(page, rendered, check) for page, rendered in tables.items())
+    return max(update_page(page, {name: render()}, options.check) for page, (name, render) in TABLES.items())
 
 
 def list_models() -> list[str]:
@@ -134,17 +92,13 @@ def list_models() -> list[str]:
     return [*BITS, *(name for name in preset_names() if name not in BITS and not name.startswith(small))]
 
 
-def compute_hours(config: Config, precision: str) -> float:
-    """Returns the hours that an A100 needs for all updates of a run, by calculation, at `SHARE` of its peak.
+def compute_hours(config: Config) -> int:
+    """Returns the hours, to two digits, that an A100 needs for all updates of a run, calculated at `SHARE` of its peak.
 
-    `precision` is "float32" or "tf32". Evaluations, and the multiply-adds of the prior over z, do not count.
+    The precision is TF32. Evaluations, and the multiply-adds of the prior over z, do not count.
     """
-    rate = SHARE * compute_ceiling(config.override([f"training.precision={precision}"]), "train", "A100")
-    return config.training.steps * config.training.batch_size / rate / 3600
-
-
-def round_hours(hours: float) -> int:
-    """Returns hours with two significant digits, as an integer."""
+    rate = SHARE * compute_ceiling(config.override(["training.precision=tf32"]), "train", "A100")
+    hours = config.training.steps * config.training.batch_size / rate / 3600
     return int(round(hours, 2 - len(str(int(hours)))))
 
 
@@ -171,7 +125,7 @@ def render_presets() -> str:
         micro_batch = training.batch_size // training.micro_batches
         memory = count_state_bytes(parameters) + micro_batch * count_activation_bytes(config.model)
         if name in BITS:
-            duration = f"{round_hours(compute_hours(config, 'tf32'))} h on an A100 with TF32"
+            duration = f"{compute_hours(config)} h on an A100 with TF32"
         else:
             # Three forward passes, and two operations for each multiply-add.
             seconds = 6 * training.steps * training.batch_size * count_multiply_adds(config.model) / CPU_RATE
@@ -190,8 +144,8 @@ def render_models() -> str:
         config = preset_config(name)
         images = config.description.partition(":")[0]
         parameters = Architecture(config.model).count_parameters()["total"]
-        hours = round_hours(compute_hours(config, "tf32"))
-        rows.append([images, describe_model(config), f"`{name}`", BITS.get(name, ""), parameters, hours])
+        model = describe_model(config)
+        rows.append([images, model, f"`{name}`", BITS.get(name, ""), parameters, compute_hours(config)])
     header = ["images", "model", "preset", "bits/dim in the paper", "parameters", "A100 hours, TF32"]
     return make_table(header, rows)
 
@@ -205,14 +159,21 @@ def describe_model(config: Config) -> str:
 
 
 def render_options() -> str:
-    """Returns a Markdown table of the hyper-parameters: option, source, and the presets' value for each data set."""
+    """Returns a Markdown table of the hyper-parameters: option, source, and the value in each preset of `DATA_SETS`."""
     presets = [preset_config(name).flatten_options() for name in DATA_SETS.values()]
-    rows = []
-    for option, (source, _) in OPTIONS.items():
-        values = [json.dumps(preset[option]).strip('"') for preset in presets]
-        rows.append([f"`{option}`", source, *values])
+    rows = [
+        [f"`{option}`", source, *(json.dumps(preset[option]).strip('"') for preset in presets)]
+        for source, options in SOURCES.items()
+        for option in options.split()
+    ]
     return make_table(["option", "source", *DATA_SETS], rows)
 
 
+TABLES = {
+    ROOT / "docs" / "paper.md": ("models", render_models),
+    ROOT / "docs" / "results" / "paper.md": ("options", render_options),
+    ROOT / "docs" / "training.md": ("presets", render_presets),
+}
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

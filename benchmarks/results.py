@@ -169,12 +169,9 @@ def load_result(name: str) -> Any:
 
 def _render_models() -> str:
     presets = {run: f"`{load_result(f'{run}/config.json')['name']}`" for run in RUNS}
-    rows = [[name, presets[run], count_run_parameters(run), CONDITIONED[run]] for run, name in RUNS.items()]
+    counts = {run: load_result(f"{run}/summary.json")["parameters"]["total"] for run in RUNS}
+    rows = [[name, presets[run], counts[run], CONDITIONED[run]] for run, name in RUNS.items()]
     return make_table(["model", "preset", "parameters", "what z conditions"], rows)
-
-
-def count_run_parameters(run: str) -> int:
-    return int(load_result(f"{run}/summary.json")["parameters"]["total"])
 
 
 def _render_bits() -> str:

@@ -41,11 +41,12 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import make_table, run_throughput, update_page, write_json  # noqa: E402
+from benchmarks.common import make_table, run_json, update_page  # noqa: E402
 from benchmarks.training_cost import PEAKS, compute_ceiling, count_activation_bytes  # noqa: E402
 from tfdecouple.config import MEMORY, PRECISIONS, Config, preset_config  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.networks.architecture import FLOAT32, Architecture  # noqa: E402
+from tfdecouple.storage.files import write_json  # noqa: E402
 from tfdecouple.system.devices import describe_machine  # noqa: E402
 from tfdecouple.system.process import run_program  # noqa: E402
 
@@ -111,17 +112,18 @@ def measure_tables(options: argparse.Namespace) -> int:
     for name in names:
         if name not in TABLES:
             raise UserError(f"there is no table {name!r}; there are {', '.join(TABLES)}")
-    measured: dict[str, Any] = {"machine": describe_machine()}
+    measured: dict[str, Any] = {"machine": describe_machine(), "memory": calculate_memory()}
+    measured["ceiling"] = calculate_ceilings()
     measures = {
         "batch": lambda: measure_batches(options),
         "depth": lambda: measure_depths(options, {options.preset: DEPTHS}, DEPTH_BATCH, MEMORY_MIB, MEMORY_IMAGES),
         "large": lambda: measure_depths(options, MEASURED, LARGE_BATCH, LARGE_MEMORY_MIB, LARGE_MEMORY_IMAGES),
     }
-    for name in [name for name in measures if name in names]:
-        measured[name] = measures[name]()
-        write_json(options.json, measured)
-    measured |= {"memory": calculate_memory(), "ceiling": calculate_ceilings()}
-    write_json(options.json, measured)
+    for name in names:
+        if name in measures:
+            measured[name] = measures[name]()
+        if options.json:
+            write_json(options.json, measured)
     tables = {name: render_table(name, measured) for name in names}
     print("\n\n".join(tables.values()))
     if options.docs:
@@ -136,7 +138,7 @@ def measure_batches(options: argparse.Namespace) -> Rows:
     """Returns measurements for the table "batch", a list of dicts: for each kind of work (such as encode) and batch."""
     variants = [(kind, memory) for kind in KINDS for memory in (MEMORY if kind == "train" else ("",))]
     return [
-        run_phase(options, f"{kind}{batch}", ["--memory", memory] if memory else [])
+        run_phase(options, f"{kind}{batch}", ["--set", f"training.memory={memory}"] if memory else [])
         | {"kind": f"{kind}, {memory}" if memory else kind}
         for kind, memory in variants
         for batch in BATCHES
@@ -173,8 +175,8 @@ def measure_depth(
         # The backward pass frees activations while it makes gradients; activations set the peak only if larger.
         gradients = 4 * Architecture(deep.model).count_parameters()["total"] / MIB
         small = max(small, math.ceil(3 * gradients / expected))
-    extra = ["--set", f"model.steps={json.dumps(deep.model.steps)}", "--set", f"training.init_images={INIT_IMAGES}"]
-    extra += ["--memory", memory]
+    changes = [f"model.steps={json.dumps(deep.model.steps)}", f"training.init_images={INIT_IMAGES}"]
+    extra = [word for change in (*changes, f"training.memory={memory}") for word in ("--set", change)]
     row = run_phase(options, f"train{batch}", extra, preset)
     # The two batches run at the same time, because memory does not depend on speed. One thread means that the
     # batch is one shard, as on a GPU; of two shards, one could free activations before the other has computed its own.
@@ -194,11 +196,10 @@ def measure_depth(
 def run_phase(options: argparse.Namespace, phase: str, extra: Sequence[str], preset: str = "") -> dict[str, Any]:
     """Runs `throughput.py` for a phase such as "train16", with the arguments `extra`; returns {measurement: value}."""
     preset = preset or options.preset
-    arguments = ["--preset", preset, "--threads", str(options.threads)]
-    for assignment in options.set:
-        arguments += ["--set", assignment]
+    command = [sys.executable, str(ROOT / "benchmarks" / "throughput.py"), "--phase", phase, "--preset", preset]
+    changes = [word for change in options.set for word in ("--set", change)]
     # `extra` comes last, so that its number of flow steps overrides the user's --set.
-    row = run_throughput(phase, *arguments, *extra)
+    row = run_json([*command, "--threads", str(options.threads), *changes, *extra])
     rate = f"{row['images_per_s']:.2f} images/s, " if "images_per_s" in row else ""
     print(f"{preset} {phase} {' '.join(extra)}: {rate}{row['peak_rss_mib']:.0f} MiB", file=sys.stderr, flush=True)
     return row

@@ -22,8 +22,9 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import make_table, update_page, write_json
+from benchmarks.common import make_table, update_page
 from benchmarks.photographs import LUMINANCE, change_colours
+from tfdecouple.storage.files import write_json
 from tfdecouple.system.process import run_program, start_tensorflow
 
 # Before switches, photographs are shrunk until their longest side has this many pixels.

@@ -41,7 +41,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # This checkout comes first on `sys.path`, so that no other installed version of the project is measured.
 sys.path.insert(0, str(ROOT))
 
-from tfdecouple.config import MEMORY, PRECISIONS, Config, preset_config  # noqa: E402
+from tfdecouple.config import Config, preset_config  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.system.process import run_program, start_tensorflow  # noqa: E402
 
@@ -64,8 +64,6 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2, help="number of threads (default 2)")
     parser.add_argument("--reps", type=int, default=3, help="repetitions (default 3)")
     parser.add_argument("--seconds", type=float, default=2.0, help="least duration of a repetition (default 2)")
-    parser.add_argument("--precision", choices=PRECISIONS, help="training.precision (default: the preset's)")
-    parser.add_argument("--memory", choices=MEMORY, help="training.memory (default: the preset's)")
     parser.add_argument("--live", action="store_true", help="count the bytes of live tensors (slower)")
     options = parser.parse_args()
     return run_program(lambda: measure_phase(options))
@@ -132,31 +130,19 @@ def parse_phase(text: str) -> tuple[str, int]:
 
 
 def make_config(options: argparse.Namespace, kind: str, batch: int) -> Config:
-    """Returns the config of --preset, with --precision, --memory and --set, for timing work such as "train"."""
+    """Returns the config of --preset with --set, for timing `kind` on batches of `batch` images without micro-batches.
+
+    The learning rate is tiny, because the benchmark repeats few images, on which training could diverge.
+    """
     config = preset_config(options.preset)
-    trains = kind in ("train", "first_step")
-    for value, option in ((options.precision, "--precision"), (options.memory, "--memory")):
-        if value and value != "float32" and not trains:
-            raise UserError(f"{option} concerns training alone; {options.phase} does not train")
-    if trains and not config.training.ema_decay:
+    if kind in ("train", "first_step") and not config.training.ema_decay:
         print(f"the preset averages no weights: training.ema_decay={EMA_DECAY} is set, to count the work", flush=True)
-    training = {"precision": options.precision, "memory": options.memory}
-    changes = [f"training.{name}={value}" for name, value in training.items() if value]
-    config = make_timed_config(config, batch).override([*changes, *options.set])
+    settings = [f"training.ema_decay={config.training.ema_decay or EMA_DECAY}", "training.learning_rate=1e-6"]
+    settings += [f"training.{name}={batch}" for name in ("batch_size", "evaluation_batch_size")]
+    config = config.override([*settings, "training.micro_batches=1", *options.set])
     if config.training.batch_size != batch:
         raise UserError(f"the phase says {batch} images and --set training.batch_size={config.training.batch_size}")
     return config
-
-
-def make_timed_config(config: Config, batch: int) -> Config:
-    """Returns `config` changed for timing: batch size `batch`, no micro-batches, averaged weights, tiny learning rate.
-
-    With the learning rate of `config`, training can diverge, because the benchmark repeats few images.
-    """
-    decay = config.training.ema_decay or EMA_DECAY
-    settings = ["training.learning_rate=1e-6", "training.micro_batches=1", f"training.ema_decay={decay}"]
-    settings += [f"training.{name}={batch}" for name in ("batch_size", "evaluation_batch_size")]
-    return config.override(settings)
 
 
 class Work(NamedTuple):

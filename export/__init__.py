@@ -13,20 +13,12 @@ from collections.abc import Callable, Iterator
 LOG = logging.getLogger("export")
 
 
-class _CallHandler(logging.Handler):
-    def __init__(self, show: Callable[[str], object]):
-        super().__init__()
-        self._show = show
-
-    def emit(self, record: logging.LogRecord) -> None:
-        # Errors of `show` are raised, because an export ends if nobody reads its lines any more.
-        self._show(record.getMessage())
-
-
 @contextlib.contextmanager
 def show_progress(show: Callable[[str], object]) -> Iterator[None]:
     """A context in which `show` is called with each line of progress of exports."""
-    handler, level = _CallHandler(show), LOG.level
+    handler, level = logging.Handler(), LOG.level
+    # Errors of `show` are raised, because an export ends if nobody reads its lines any more.
+    handler.emit = lambda record: show(record.getMessage())  # type: ignore[assignment, method-assign]
     LOG.addHandler(handler)
     LOG.setLevel(logging.INFO)
     # Libraries that an export imports give the root logger a handler, which would print each line again.

@@ -5,26 +5,18 @@ import os
 import pathlib
 import platform
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from export.endpoints import Endpoint
 from export.provenance import Provenance
-from tfdecouple.config.shapes import ImageShape
 from tfdecouple.data.image_formats import PILLOW_MODES, describe_channels
 from tfdecouple.runs.publishing import make_model_card_head
 
 # The folder of the Markdown templates, at most one for each format, with code that runs the exported files.
 _CALLS = pathlib.Path(__file__).parent / "calls"
-# Lines of the model card: the settings with which each runtime computes in full float32.
-_EXACT_RUNTIMES = (
-    "ONNX Runtime on a CPU: nothing.",
-    "ONNX Runtime on NVIDIA GPUs: the option `use_tf32: 0` of the CUDA provider.",
-    "OpenVINO: `INFERENCE_PRECISION_HINT: f32`; a processor with AMX computes in bfloat16 otherwise.",
-    "TensorFlow and TensorFlow Serving on NVIDIA GPUs: `NVIDIA_TF32_OVERRIDE=0` in the environment "
-    "(`docker compose up tf-serving-gpu` sets it).",
-    "All: decode with the runtime, the device and the precision that encoded.",
-)
+# The template of the model card after its head, below which the examples follow.
+_TEMPLATE = pathlib.Path(__file__).parent / "card.md"
 
 
 def make_model_card(
@@ -122,17 +114,20 @@ def render_model_card(card: Mapping[str, Any]) -> str:
     architecture, shape = card["architecture"], card["architecture"]["image_shape"]
     latent_dim = architecture["latent_dim"]
     sides, named, is_usual = f"{shape[0]} x {shape[1]}", describe_channels(shape[-1]), shape[-1] in PILLOW_MODES
+    names = architecture.get("labels") or []
+    what = "z a function of the label" if architecture["prior"] == "classes" else "a prior over z with a part each"
+    parts = [
+        f"{sides} {named if is_usual else f'with {named}'}",
+        f"{architecture['n_bits']} bits",
+        "no z (an unconditional flow)" if latent_dim is None else f"z of {latent_dim} numbers",
+        f"v of the image's size, {architecture['parameters']:,} parameters",
+        "additive couplings" if architecture["alpha"] is None else f"alpha {architecture['alpha']}",
+    ]
+    if architecture.get("dequantization") == "flow":
+        parts.append("u in the bins of pixels drawn from a learned q(u|x) (u_noise of `score` is standard normal)")
+    labels = f"; {len(names)} labels, {what}: {', '.join(f'{number} {name}' for number, name in enumerate(names))}"
     rows = {
-        "architecture": f"{sides} {named if is_usual else f'with {named}'}, {architecture['n_bits']} bits, "
-        + ("no z (an unconditional flow), " if latent_dim is None else f"z of {latent_dim} numbers, ")
-        + f"v of the image's size, {architecture['parameters']:,} parameters, "
-        + ("additive couplings" if architecture["alpha"] is None else f"alpha {architecture['alpha']}")
-        + (
-            ", u in the bins of pixels drawn from a learned q(u|x) (u_noise of `score` is standard normal)"
-            if architecture.get("dequantization") == "flow"
-            else ""
-        )
-        + _describe_labels(architecture),
+        "architecture": ", ".join(parts) + (labels if names else ""),
         "weights": f"run {card['run']}, step {card['step']}" + (", averaged" if card["averaged"] == "true" else ""),
         "trained on": card["data"]["source"],
         "rights in the images": card["data"]["licence"],
@@ -144,35 +139,19 @@ def render_model_card(card: Mapping[str, Any]) -> str:
         + ("; or at their own size, to which decoded images must be cropped" if card["any_size"] else ""),
         "checked": f"on {card['checked']['real_images']}; {card['checked']['machine']}",
     }
-    lines = [
-        *make_model_card_head(card["name"], shape, architecture["n_bits"], latent_dim, rows),
-        "",
-        "## Endpoints",
-        "",
-        "The batch is the first axis of every array. Noise is an input, so that the caller decides what is random.",
-        "",
-        "| endpoint | takes | returns | ONNX |",
-        "| --- | --- | --- | --- |",
-    ]
+    endpoints, results = [], []
     for name, endpoint in card["endpoints"].items():
-        takes = ", ".join(map(_describe_endpoint_array, endpoint["inputs"]))
-        returns = ", ".join(map(_describe_endpoint_array, endpoint["outputs"]))
-        lines.append(f"| `{name}` | {takes} | {returns} | {endpoint['onnx'] or ''} |")
-    lines += ["", "## Measured before publication", ""]
+        takes, returns = (
+            ", ".join(f"{array['name']} {array['dtype']} [{', '.join(map(str, array['shape']))}]" for array in arrays)
+            for arrays in (endpoint["inputs"], endpoint["outputs"])
+        )
+        endpoints.append(f"| `{name}` | {takes} | {returns} | {endpoint['onnx'] or ''} |")
     for name, entry in card["formats"].items():
-        lines += _list_verification_results(name, entry)
-    lines += ["## To be exact", "", "Each runtime must compute in float32:", ""]
-    lines += [f"- {line}" for line in _EXACT_RUNTIMES]
-    lines += ["", "## Calling it", "", *_list_example_calls(card)]
-    return "\n".join(lines) + "\n"
-
-
-def _describe_labels(architecture: Mapping[str, Any]) -> str:
-    names = architecture.get("labels") or []
-    if not names:
-        return ""
-    what = "z a function of the label" if architecture["prior"] == "classes" else "a prior over z with a part each"
-    return f"; {len(names)} labels, {what}: {', '.join(f'{number} {name}' for number, name in enumerate(names))}"
+        results += _list_verification_results(name, entry)
+    head = make_model_card_head(card["name"], shape, architecture["n_bits"], latent_dim, rows)
+    template = string.Template(_TEMPLATE.read_text(encoding="utf-8"))
+    body = template.substitute(endpoints="\n".join(endpoints), results="\n".join(results).strip())
+    return "\n".join([*head, "", body, *_list_example_calls(card)]) + "\n"
 
 
 def _describe_bits_per_dim(bits: Mapping[str, Any] | None) -> str:
@@ -184,10 +163,6 @@ def _describe_bits_per_dim(bits: Mapping[str, Any] | None) -> str:
     if "validation" in bits:
         parts.append(f"{bits['validation']:.3f} on validation images")
     return ", ".join(parts) + " (ELBO)"
-
-
-def _describe_endpoint_array(array: Mapping[str, Any]) -> str:
-    return f"{array['name']} {array['dtype']} [{', '.join(map(str, array['shape']))}]"
 
 
 def _list_verification_results(name: str, entry: Mapping[str, Any]) -> list[str]:
@@ -214,46 +189,34 @@ def _list_verification_results(name: str, entry: Mapping[str, Any]) -> list[str]
 
 def _list_example_calls(card: Mapping[str, Any]) -> list[str]:
     formats, image_shape = card["formats"], card["architecture"]["image_shape"]
-    arrays = {
-        name: [_fill_free_axes(array, image_shape) for array in endpoint["inputs"]]
-        for name, endpoint in card["endpoints"].items()
-    }
-    inputs, codes = ([array["name"] for array in arrays[name]] for name in ("encode", "decode"))
-    black = [(array["name"], f"np.zeros({(*array['shape'],)}, np.{array['dtype']})") for array in arrays["encode"]]
+
+    def list_inputs(endpoint: str) -> Iterator[tuple[str, tuple[str, list[int]]]]:
+        for array in card["endpoints"][endpoint]["inputs"]:
+            # Axes of any size have names. In examples, images have the size of the model's images.
+            sizes = enumerate(array["shape"][1:])
+            sides = [size if isinstance(size, int) else image_shape[axis] for axis, size in sizes]
+            yield array["name"], (array["dtype"], sides)
+
+    def write_json_zeros(dtype: str, sides: list[int]) -> str:
+        value = "0.0" if dtype == "float32" else "0"
+        for size in reversed(sides):
+            value = f"[{value}] * {size}"
+        return value
+
+    inputs, codes = [*list_inputs("encode")], [name for name, _ in list_inputs("decode")]
     signature = formats.get("savedmodel", {}).get("signatures", ["encode"])[0]
     values = {
         "name": card["name"],
-        "inputs": ", ".join(inputs),
         "codes": ", ".join(codes),
-        "assign_inputs": "\n".join(f"{name} = {value}" for name, value in black),
-        "assign_codes": ", ".join(codes) if len(codes) > 1 else f"({codes[0]},)",
-        "feed_inputs": "{" + ", ".join(f'"{name}": {name}' for name in inputs) + "}",
-        "feed_codes": "{" + ", ".join(f'"{name}": {name}' for name in codes) + "}",
-        "js_assign_inputs": "\n".join(
-            f"const {entry['name']} = {_write_js_zeros(entry)};" for entry in arrays["encode"]
+        "code_items": ", ".join(f'"{name}": {name}' for name in codes),
+        "inputs": ", ".join(f'"{name}": np.zeros({(1, *sides)}, np.{dtype})' for name, (dtype, sides) in inputs),
+        "js_inputs": ", ".join(
+            f'{name}: new ort.Tensor("{dtype}", new {dtype.capitalize()}Array({math.prod(sides)}), {[1, *sides]})'
+            for name, (dtype, sides) in inputs
         ),
-        "keyword_inputs": ", ".join(f"{name}={value}" for name, value in black),
-        "keyword_codes": ", ".join(f'{name}=codes["{name}"]' for name in codes),
         "signature": signature,
-        "json_inputs": ", ".join(map(_write_json_zeros, arrays[signature])),
+        "json_inputs": ", ".join(f'"{name}": {write_json_zeros(*kind)}' for name, kind in list_inputs(signature)),
         "megabytes": f"{formats.get('web', {}).get('bytes', 0) / 1e6:.1f}",
     }
     templates = [path for name in formats if (path := _CALLS / f"{name}.md").is_file()]
     return "\n".join(string.Template(path.read_text("utf-8")).substitute(values) for path in templates).splitlines()
-
-
-def _fill_free_axes(array: Mapping[str, Any], image_shape: ImageShape) -> dict[str, Any]:
-    sides = [image_shape[axis] if isinstance(size, str) else size for axis, size in enumerate(array["shape"][1:])]
-    return {**array, "shape": [1, *sides]}
-
-
-def _write_js_zeros(array: Mapping[str, Any]) -> str:
-    sizes, kind = array["shape"], array["dtype"]
-    return f'new ort.Tensor("{kind}", new {kind.capitalize()}Array({math.prod(sizes)}), {sizes})'
-
-
-def _write_json_zeros(array: Mapping[str, Any]) -> str:
-    value = "0.0" if array["dtype"] == "float32" else "0"
-    for size in reversed(array["shape"][1:]):
-        value = f"[{value}] * {size}"
-    return f'"{array["name"]}": {value}'

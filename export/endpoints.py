@@ -1,8 +1,7 @@
 """The endpoints of an export, functions that users call by name such as "encode": their class, and all endpoints.
 
-A new endpoint needs changes in this file alone: a function that computes its outputs, for the Keras model and for an
-export, one that calls the model's own method, and an `Endpoint` in `list_endpoints`. All else follows from the
-`Endpoint`. TensorFlow is imported only when a graph is built, because the import takes seconds.
+Graphs, files, model card and verification follow from an `Endpoint`. TensorFlow is imported only when a graph is built,
+because the import takes seconds.
 """
 
 from __future__ import annotations
@@ -50,8 +49,7 @@ class Array:
         holds: the content of an input: `IMAGE`, `GLOBAL_CODE`, `LOCAL_CODE`, `NORMAL`, `UNIFORM` or `LABEL`; for a
             scalar, a pair of the first and the last value that the verification tries.
         labels: for `LABEL`, the smallest label and the largest label plus one.
-        scale: for an output of floats, the magnitude of the terms whose sum it is. The verification allows a rounding
-            error of the output in proportion to this magnitude.
+        scale: for an output of floats, the magnitude of the terms whose sum it is; its tolerance is in proportion.
         free: the names of the axes height and width, for files that take images of any size; else (). `shape` has the
             sizes of the model's images in both cases.
     """

@@ -33,21 +33,11 @@ class _Method(NamedTuple):
     names: Mapping[str, str]
 
 
-class _ExportedNetwork:
-    """A network of an export: its methods are the folded methods of the model's network `layer`."""
-
-    call: Callable[..., Any]
-
-    def __init__(self, layer: Any, methods: Mapping[str, Callable[..., Any]]):
-        self._layer = layer
-        vars(self).update(methods)
+class _ExportedNetwork(types.SimpleNamespace):
+    """A network of an export: its methods are the folded methods of a network of the model."""
 
     def __call__(self, *inputs: tf.Tensor) -> Any:
         return self.call(*inputs)
-
-    def split_v(self, v: tf.Tensor) -> list[tf.Tensor]:
-        """Returns the parts of v in the order in which they leave the flow; this needs no weights."""
-        return self._layer.split_v(v)
 
 
 class ExportedModel:
@@ -121,8 +111,8 @@ class ExportedModel:
     def make_answers(self, read: Callable[[str], tf.Tensor], shared: bool = False) -> EndpointFunctions:
         """Returns the functions of which endpoints are made, for code that builds a graph.
 
-        `read` returns the tensor of the weight of a name, in the caller's graph. If `shared`, a method of a network is
-        a `tf.function`, so that a graph that calls it several times contains it once.
+        `read` returns the tensor of the weight of a name, in the caller's graph. If `shared`, a graph that calls a
+        method of a network several times contains it once, as a `tf.function`.
         """
         networks: dict[str, dict[str, Any]] = {}
         for (network, name), method in self._methods.items():
@@ -134,13 +124,11 @@ class ExportedModel:
             run = tf.function(call, autograph=False) if shared else call
             # Other arguments, such as None for a condition or a runner, would make another trace of a function.
             networks.setdefault(network, {})[name] = lambda *inputs, run=run: run(*filter(tf.is_tensor, inputs))
-        made: dict[str, Any] = dict.fromkeys(_NETWORKS)
-        made |= {name: _ExportedNetwork(getattr(self._model, name), methods) for name, methods in networks.items()}
-        return EndpointFunctions(
-            types.SimpleNamespace(
-                config=self._model.config, quantizer=self._model.quantizer, any_size=self._model.any_size, **made
-            )
-        )
+        made = {name: _ExportedNetwork(**methods) for name, methods in networks.items()}
+        # Parts of v are split without weights.
+        made["flow"].split_v = self._model.flow.split_v
+        same = {name: getattr(self._model, name) for name in ("config", "quantizer", "any_size")}
+        return EndpointFunctions(types.SimpleNamespace(**{**dict.fromkeys(_NETWORKS), **made, **same}))
 
 
 def _trace(model: DecoupledModel, any_size: bool, kernels: Kernels) -> dict[tuple[str, str], TracedNetwork]:

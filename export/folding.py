@@ -164,8 +164,8 @@ class Constant:
 class TracedNetwork:
     """A traced method of a network: its graph in float32, and the model's weights that it reads.
 
-    `inputs` and `outputs` are the tensors of the method's arguments and results, and `results` the results as the
-    method returns them. `weights` is {path of a weight in the model: (its placeholder, its values in float64)}.
+    `outputs` are the tensors in `results`, which have the structure that the method returns. `weights` is {path of a
+    weight in the model: (its placeholder, its values in float64)}.
     """
 
     graph: tf.Graph
@@ -177,16 +177,14 @@ class TracedNetwork:
     @functools.cached_property
     def _ops(self) -> list[tf.Operation]:
         """The operations that depend on the arguments and on which the outputs depend, in the order of computation."""
-        varying, needed, waiting = {tensor.op for tensor in self.inputs}, set(), [tensor.op for tensor in self.outputs]
-        for op in self.graph.get_operations():
+        ops, varying, needed = self.graph.get_operations(), {t.op for t in self.inputs}, {t.op for t in self.outputs}
+        for op in ops:
             if any(tensor.op in varying for tensor in op.inputs):
                 varying.add(op)
-        while waiting:
-            op = waiting.pop()
-            if op in varying and op not in needed:
-                needed.add(op)
-                waiting += [tensor.op for tensor in op.inputs]
-        return [op for op in self.graph.get_operations() if op in needed]
+        for op in reversed(ops):
+            if op in needed:
+                needed.update(tensor.op for tensor in op.inputs)
+        return [op for op in ops if op in needed and op in varying]
 
     @functools.cached_property
     def constants(self) -> dict[str, Constant]:
@@ -216,7 +214,7 @@ class TracedNetwork:
     def session(self) -> tf.compat.v1.Session:
         """A session that computes tensors of this graph in float64."""
         with tf.Graph().as_default() as graph:
-            tf.import_graph_def(widen_graph(self.graph.as_graph_def()), name="")
+            tf.import_graph_def(_widen_graph(self.graph.as_graph_def()), name="")
         # A graph that runs once or twice is not optimised, which would take longer than it saves.
         options = tf.compat.v1.ConfigProto()
         options.graph_options.rewrite_options.disable_meta_optimizer = True
@@ -284,12 +282,11 @@ def find_difference(
     return max(float(norm(right - found) / max(norm(right), least)) for right, found in pairs)
 
 
-def widen_graph(graph_def: Any) -> Any:
-    """Returns a copy of a graph in which float64 replaces float32 everywhere."""
-    wide = type(graph_def)()
-    wide.CopyFrom(graph_def)
+def _widen_graph(graph_def: Any) -> Any:
+    """Replaces float32 by float64 everywhere in the definition of a graph, and returns it."""
     single, double = tf.float32.as_datatype_enum, tf.float64.as_datatype_enum
-    nodes = [*wide.node, *(node for function in wide.library.function for node in function.node_def)]
+    functions = graph_def.library.function
+    nodes = [*graph_def.node, *(node for function in functions for node in function.node_def)]
     for attribute in (attribute for node in nodes for attribute in node.attr.values()):
         kind = attribute.WhichOneof("value")
         if kind == "type" and attribute.type == single:
@@ -299,6 +296,6 @@ def widen_graph(graph_def: Any) -> Any:
         elif kind == "tensor" and attribute.tensor.dtype == single:
             values = tf.make_ndarray(attribute.tensor).astype(np.float64)
             attribute.tensor.CopyFrom(tf.make_tensor_proto(values))
-    for argument in (arg for f in wide.library.function for arg in [*f.signature.input_arg, *f.signature.output_arg]):
+    for argument in (arg for f in functions for arg in [*f.signature.input_arg, *f.signature.output_arg]):
         argument.type = double if argument.type == single else argument.type
-    return wide
+    return graph_def

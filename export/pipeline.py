@@ -28,7 +28,7 @@ from export.exported_model import ExportedModel
 from export.formats import Format
 from export.provenance import open_run
 from export.verification.comparison import digest_array
-from export.verification.vectors import choose_image_sizes, load_real_images, make_picture, make_test_vectors
+from export.verification.vectors import load_real_images, make_picture, make_test_vectors
 from export.verification.verify import check_settings, compare_in_process, require_no_problems
 from tfdecouple.data.sources import hide_image_path
 from tfdecouple.errors import UserError
@@ -51,8 +51,7 @@ def export(
 ) -> list[pathlib.Path]:
     """Exports a run and returns the new paths: the SavedModel's version, folders of other formats, the model card.
 
-    The files are built and verified in a hidden folder beside the export folder, which is then renamed. If an error is
-    raised, there is no export folder. The logger "export" gets lines of progress.
+    If an error is raised, there is no export folder. The logger "export" gets lines of progress.
 
     Args:
         run: the run folder, or the name or address of bundled or published weights.
@@ -95,9 +94,10 @@ def export(
             digests = sorted(map(digest_array, exported[first].collect_arrays().values()))
             vectors[f"weights/{'NCHW' if first else 'NHWC'}"] = np.array(digests)
         LOG.info("asking the Keras model for the right answers")
-        sizes = choose_image_sizes(*shape[:2]) if any_size else [shape[:2]]
+        (rows, columns, channels), sizes = shape, [shape[:2]]
+        sizes += [(rows + 1, columns * 2 // 3), (rows * 3 // 2 - 3, columns * 2 + 5)] if any_size else []
         for height, width in sizes:
-            images, source = load_real_images(provenance.config.data, (height, width, shape[-1]))
+            images, source = load_real_images(provenance.config.data, (height, width, channels))
             made = make_test_vectors(model, images, any_size)
             vectors |= {f"{width}x{height}/{key}": array for key, array in made.items()} if any_size else made
         if any_size:
@@ -144,14 +144,13 @@ def _make_formats(names: Sequence[str], options: Mapping[str, Any]) -> list[Form
         own = {field.name: options[field.name] for field in dataclasses.fields(kind) if field.name in options}
         if name in names:
             formats.append(kind(**own))
-            continue
-        for option, value in own.items():
-            if value:
-                shown = "" if value is True else f" {' '.join(value) if isinstance(value, tuple) else value}"
-                raise UserError(
-                    f"--{option.replace('_', '-')}{shown} is for the format {name} alone, and the formats are "
-                    f"{', '.join(names)}; leave it out, or add {name} to --format"
-                )
+        elif wrong := [option for option, value in own.items() if value]:
+            option, value = wrong[0], own[wrong[0]]
+            shown = "" if value is True else f" {' '.join(value) if isinstance(value, tuple) else value}"
+            raise UserError(
+                f"--{option.replace('_', '-')}{shown} is for the format {name} alone, and the formats are "
+                f"{', '.join(names)}; leave it out, or add {name} to --format"
+            )
     return formats
 
 

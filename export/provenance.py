@@ -79,11 +79,10 @@ class Provenance:
 
 
 def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[DecoupledModel, Provenance]:
-    """Returns the model of a run with the run's best weights, and the provenance of the weights.
+    """Returns the model of a run with the run's best weights, and their provenance; `run` and errors as of `Run.open`.
 
-    `run` is the folder of a training run or an import, the name of bundled weights, or the address of published ones.
-    `name` is the name of the exported model, by default the name of the run. Errors are those of `Run.open`, and
-    NotInitializedError if the weights were never initialised. Other files that cannot be read are logged and left out.
+    `name` is the name of the exported model, by default the name of the run. NotInitializedError is raised if the
+    weights were never initialised. Other files that cannot be read are logged and left out.
     """
     opened = Run.open(run)
     model, config, step = opened.model, opened.config, opened.step

@@ -62,15 +62,11 @@ class Format(abc.ABC):
     def write(self, exported: ExportedModel, provenance: Provenance, folder: pathlib.Path) -> dict[str, str]:
         """Writes the files into the new folder `folder`, and files that belong beside the folder of this format.
 
-        Returns {endpoint that `runtime` calls: name of its file, without suffix}. `exported` has the folded networks,
-        with channels first if the attribute `channels_first` says so.
+        Returns {endpoint that `runtime` calls: name of its file, without suffix}.
         """
 
     def describe(self, folder: pathlib.Path, names: Mapping[str, str], report: Report | None) -> dict[str, Any]:
-        """Returns entries of the model card; without `runtime` "checked", how the files were checked.
-
-        `names` is what `write` returned, and `report` is the result of the verification, None without `runtime`.
-        """
+        """Returns entries of the model card; `names` is what `write` returned, `report` is None without `runtime`."""
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*.*"))}
         if report is None:
             return {"checked": "the folded weights were compared with the model's", "bytes": sizes}
@@ -78,11 +74,10 @@ class Format(abc.ABC):
 
     def list_runtimes(self) -> Iterator[tuple[str, dict[str, str]]]:
         """Yields (name, options of `compare_files`) of each package or provider here that can run the files."""
-        if self.runtime is not None:
-            if importlib.util.find_spec(self.runtime.package.replace("-", "_")) is None:
-                LOG.info("%s: %s is not installed here: not checked", self.name, self.runtime.package)
-            else:
-                yield self.runtime.package, {}
+        if self.runtime is not None and importlib.util.find_spec(self.runtime.package.replace("-", "_")) is None:
+            LOG.info("%s: %s is not installed here: not checked", self.name, self.runtime.package)
+        elif self.runtime is not None:
+            yield self.runtime.package, {}
 
 
 @dataclasses.dataclass

@@ -1,8 +1,4 @@
-"""Builds ONNX models: tf2onnx converts the graph of an endpoint, and then its weights are inserted.
-
-No other module calls tf2onnx. Without it, `build_onnx` can write the nodes of an endpoint with `onnx.helper`, because
-folded graphs have few kinds of operations.
-"""
+"""Builds ONNX models: tf2onnx, which no other module calls, converts the graph of an endpoint without its weights."""
 
 import contextlib
 import io
@@ -72,6 +68,8 @@ def build_onnx(exported: ExportedModel, endpoint: Endpoint, metadata: Mapping[st
         # Log-determinants, and the weights that only they need, are left out.
         needed = tf.compat.v1.graph_util.extract_sub_graph(graph.as_graph_def(), [tensor.op.name for tensor in outputs])
         weights = {node.name: names[node.name] for node in needed.node if node.name in names}
+        renamed = {tensor.name: array.name for tensor, array in zip(outputs, endpoint.outputs, strict=True)}
+        renamed |= {f"{name}:0": name for name in inputs} | {f"{key}:0": name for key, name in weights.items()}
         with tf.Graph().as_default() as graph:
             tf.import_graph_def(needed, name="")
         try:
@@ -80,6 +78,7 @@ def build_onnx(exported: ExportedModel, endpoint: Endpoint, metadata: Mapping[st
                 opset=OPSET,
                 input_names=[*(tensor.name for tensor in inputs.values()), *(f"{key}:0" for key in weights)],
                 output_names=[tensor.name for tensor in outputs],
+                tensors_to_rename=renamed,
             )
         except ValueError as error:
             reason = f"{endpoint.name} cannot be converted to ONNX: {one_line(error, first=True)}"
@@ -93,17 +92,12 @@ def build_onnx(exported: ExportedModel, endpoint: Endpoint, metadata: Mapping[st
             converted = passed.optimize(converted, 0)
         converted.topological_sort(converted.get_nodes())
         model = converted.make_model(endpoint.summary)
-    renamed = {tensor.name: array.name for tensor, array in zip(outputs, endpoint.outputs, strict=True)}
-    renamed |= {f"{array.name}:0": array.name for array in endpoint.inputs}
-    renamed |= {f"{key}:0": name for key, name in weights.items()}
-    _rename_values(model.graph, renamed)
     _insert_weights(model.graph, {name: arrays[name] for name in weights.values()})
     _replace_elu(model.graph)
     _name_free_axes(model.graph, endpoint)
     used = {node.domain for node in model.graph.node}
-    imports = [entry for entry in model.opset_import if entry.domain in used]
-    del model.opset_import[:]
-    model.opset_import.extend(imports)
+    for entry in [entry for entry in model.opset_import if entry.domain not in used]:
+        model.opset_import.remove(entry)
     model.producer_name, model.producer_version = "tfdecouple", read_version("tfdecouple")
     model.graph.name = endpoint.name
     model.doc_string = endpoint.summary
@@ -111,44 +105,28 @@ def build_onnx(exported: ExportedModel, endpoint: Endpoint, metadata: Mapping[st
     return model
 
 
-def _rename_values(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
-    for node in graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-        node.output[:] = [names.get(name, name) for name in node.output]
-    for value in [*graph.input, *graph.output]:
-        value.name = names.get(value.name, value.name)
-
-
 def _insert_weights(graph: onnx.GraphProto, arrays: Mapping[str, np.ndarray]) -> None:
     """Turns inputs of an ONNX graph that are weights, {name: array}, into initializers; transposes them in advance."""
-    inputs = [value for value in graph.input if value.name not in arrays]
-    del graph.input[:]
-    graph.input.extend(inputs)
-    transposed: dict[str, tuple[str, list[int]]] = {}
-    nodes, used = [], set()
-    for node in graph.node:
-        if node.op_type == "Transpose" and node.input[0] in arrays:
-            order = next(list(attribute.ints) for attribute in node.attribute if attribute.name == "perm")
-            transposed[node.output[0]] = (node.input[0], order)
-        else:
-            nodes.append(node)
-            used.update(node.input)
-    del graph.node[:]
-    graph.node.extend(nodes)
+    for value in [value for value in graph.input if value.name in arrays]:
+        graph.input.remove(value)
     for tensor in graph.initializer:
         # The optimiser gives single numbers the rank of a map.
         if tensor.data_type == onnx.TensorProto.FLOAT and set(tensor.dims) == {1}:
             tensor.ClearField("dims")
-    names = {}
-    for output, (name, order) in transposed.items():
+    transpositions = [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in arrays]
+    for node in transpositions:
+        graph.node.remove(node)
+    used, names = {name for node in graph.node for name in node.input}, {}
+    for node in transpositions:
+        name, order = node.input[0], node.attribute[0].ints
         # A weight that the graph uses both as it is and transposed becomes two initializers, which need two names.
-        names[output] = f"{name}/{''.join(map(str, order))}" if name in used else name
+        names[node.output[0]] = f"{name}/{''.join(map(str, order))}" if name in used else name
         array = np.ascontiguousarray(np.transpose(arrays[name], order))
-        graph.initializer.append(onnx.numpy_helper.from_array(array, names[output]))
-    for name, array in arrays.items():
-        if name in used:
-            graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    _rename_values(graph, names)
+        graph.initializer.append(onnx.numpy_helper.from_array(array, names[node.output[0]]))
+    for name in [name for name in arrays if name in used]:
+        graph.initializer.append(onnx.numpy_helper.from_array(arrays[name], name))
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
 
 
 def _replace_elu(graph: onnx.GraphProto) -> None:
@@ -157,7 +135,7 @@ def _replace_elu(graph: onnx.GraphProto) -> None:
     It computes Elu on one thread and without vector instructions. The two are equal, because exp(0) - 1 = 0 <= x above
     0, and exp(x) - 1 >= x below.
     """
-    nodes = list(graph.node)
+    nodes = [*graph.node]
     del graph.node[:]
     for number, name in enumerate(("elu/zero", "elu/one")):
         graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(number, np.float32), name))

@@ -6,7 +6,6 @@ needs Python functions fails.
 """
 
 import abc
-import contextlib
 import dataclasses
 import json
 import pathlib
@@ -55,15 +54,12 @@ class Report:
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-class Runtime(contextlib.ExitStack, abc.ABC):
-    """The base class of runtimes: a context manager that opens the files of a folder and closes them at its end.
-
-    `names` is {endpoint: name of its file, without suffix}.
+class Runtime(abc.ABC):
+    """The base class of runtimes, which open the files of a folder; `names` is {endpoint: name of its file}.
 
     Attributes:
         package: the name of the Python package that runs the files.
         suffix: the suffix of the files, of which there is one for each name; "" if all endpoints share their files.
-        layout: the order of the image axes for which the weights in the files are made, "NHWC" or "NCHW".
         sorts_outputs: whether `call_endpoint` returns outputs sorted by name, not in the endpoint's order.
         share: the fraction of values in the files' weights that must equal the model's folded weights to the last bit.
         attachments: what the files hold besides graphs and weights, for messages.
@@ -73,14 +69,12 @@ class Runtime(contextlib.ExitStack, abc.ABC):
 
     package: ClassVar[str]
     suffix: ClassVar[str] = ""
-    layout: ClassVar[str] = "NHWC"
     sorts_outputs: ClassVar[bool] = True
     share: ClassVar[float] = 1.0
     attachments: ClassVar[str] = ""
 
     def __init__(self, folder: pathlib.Path, names: Mapping[str, str]):
-        super().__init__()
-        self.folder, self.names = folder, dict(names)
+        self.folder, self.names = folder, names
         found = {path.name for path in folder.glob(f"*{self.suffix}")}
         expected = {f"{name}{self.suffix}" for name in names.values()}
         if self.suffix and found != expected:
@@ -98,6 +92,7 @@ class Runtime(contextlib.ExitStack, abc.ABC):
 
     def check_attachments(self, vectors: Arrays) -> None:
         """Raises an error for a fault in the `attachments`; `vectors` are those of `comparison.compare_files`."""
+        return
 
     @abc.abstractmethod
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
@@ -119,26 +114,23 @@ class SavedModel(Runtime):
 
         from tfdecouple.numerics.tf32 import full_float32
 
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(full_float32())
-            stack.enter_context(tf.Graph().as_default())
-            self._session = stack.enter_context(tf.compat.v1.Session())
+        self._graph = tf.Graph()
+        self._session = tf.compat.v1.Session(graph=self._graph)
+        with self._graph.as_default():
             meta = tf.compat.v1.saved_model.load(self._session, ["serve"], str(folder))
-            # `__saved_model_init_op` is left out, because it is an operation for the loader and no signature.
-            self._signatures = {name: one for name, one in meta.signature_def.items() if not name.startswith("__")}
-            if {*self._signatures} != {*names, _DEFAULT}:
-                found = ", ".join(sorted(self._signatures))
-                raise ValueError(f"the signatures are {found}; expected {', '.join(sorted(names))} and {_DEFAULT}")
-            self._functions: dict[str, Callable[..., list[np.ndarray]]] = {}
-            for name, signature in self._signatures.items():
-                if signature.method_name != _METHOD:
-                    method = signature.method_name
-                    raise ValueError(f"the signature {name} has the method {method!r}; expected {_METHOD}")
-                # `Session.run` would compare inputs with placeholders and convert their types; a server does neither.
-                inputs, outputs = signature.inputs.values(), signature.outputs.values()
-                options = CallableOptions(feed=[i.name for i in inputs], fetch=[o.name for o in outputs])
-                self._functions[name] = self._session._make_callable_from_options(options)
-            self.push(stack.pop_all())
+        # `__saved_model_init_op` is left out, because it is an operation for the loader and no signature.
+        self._signatures = {name: one for name, one in meta.signature_def.items() if not name.startswith("__")}
+        if {*self._signatures} != {*names, _DEFAULT}:
+            found = ", ".join(sorted(self._signatures))
+            raise ValueError(f"the signatures are {found}; expected {', '.join(sorted(names))} and {_DEFAULT}")
+        self._functions: dict[str, Callable[..., list[np.ndarray]]] = {}
+        for name, signature in self._signatures.items():
+            if (method := signature.method_name) != _METHOD:
+                raise ValueError(f"the signature {name} has the method {method!r}; expected {_METHOD}")
+            # `Session.run` would compare inputs with placeholders and convert their types; a server does neither.
+            inputs, outputs = signature.inputs.values(), signature.outputs.values()
+            options = CallableOptions(feed=[i.name for i in inputs], fetch=[o.name for o in outputs])
+            self._functions[name] = full_float32()(self._session._make_callable_from_options(options))
         self.aliases = {_DEFAULT: next(iter(names))}
 
     def call_endpoint(self, endpoint: str, inputs: Arrays) -> Arrays:
@@ -169,7 +161,7 @@ class SavedModel(Runtime):
             raise ValueError(f"they are for {', '.join(asked)}; expected is one for each signature")
 
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
-        names = [op.name for op in self._session.graph.get_operations() if op.type == "VarHandleOp"]
+        names = [op.name for op in self._graph.get_operations() if op.type == "VarHandleOp"]
         # All variables are read in one call, because every call of a session takes time for the whole graph.
         yield from zip(names, self._session.run([f"{name}/Read/ReadVariableOp:0" for name in names]), strict=True)
 
@@ -177,7 +169,7 @@ class SavedModel(Runtime):
 class OnnxFiles(Runtime):
     """A runtime for the verification that runs ONNX files with one execution provider of ONNX Runtime."""
 
-    package, suffix, layout = "onnxruntime", ".onnx", "NCHW"
+    package, suffix = "onnxruntime", ".onnx"
     sorts_outputs, attachments = False, "metadata"
 
     def __init__(self, folder: pathlib.Path, names: Mapping[str, str], provider: str = "CPUExecutionProvider"):

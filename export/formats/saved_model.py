@@ -40,7 +40,6 @@ def save_saved_model(exported: ExportedModel, endpoints: Sequence[Endpoint], fol
     }
     module.folded = list(stored.values())
     answers = exported.make_answers(lambda name: tf.convert_to_tensor(stored[name]), shared=True)
-    # The functions are traced here once; `keras.export.ExportArchive` would trace them a second time.
     signatures = {endpoint.name: _trace_endpoint(answers, endpoint) for endpoint in endpoints}
     for name, function in signatures.items():
         setattr(module, name, function)
@@ -98,8 +97,7 @@ def write_serving_files(folder: pathlib.Path, name: str) -> None:
 def write_litert_files(exported: ExportedModel, folder: pathlib.Path) -> dict[str, str]:
     """Writes a float32 LiteRT file for each endpoint that has a file into a new folder; returns {endpoint: its name}.
 
-    TensorFlow converts the files from a temporary SavedModel. If TensorFlow drops its converter, the package
-    litert-converter, which converts StableHLO, can replace it. UserError is raised if an endpoint needs more than
+    TensorFlow converts the files from a temporary SavedModel. UserError is raised if an endpoint needs more than
     LiteRT's built-in operations.
     """
     folder.mkdir()

@@ -2,11 +2,9 @@
 
 import io
 import json
-import os
 import pathlib
 import shutil
 import subprocess
-import tempfile
 from typing import Any
 
 from PIL import Image
@@ -85,12 +83,10 @@ def require_page_support(model: ModelConfig) -> None:
 
 def describe_model(provenance: Provenance) -> dict[str, Any]:
     """Returns facts about the model for the web page, as a dict: shape, bits/dim, labels, directions in z, examples."""
-    bits, model = provenance.bits_per_dim or {}, provenance.config.model
-    found = provenance.directions
-    directions = [found[name] for name in found.names[:_MOST_SLIDERS]] if found else []
+    bits, model, found = provenance.bits_per_dim or {}, provenance.config.model, provenance.directions
     sliders = [
         {"name": entry.name, "vector": entry.vector.tolist(), "description": entry.describe_accuracy()}
-        for entry in directions
+        for entry in ([found[name] for name in found.names[:_MOST_SLIDERS]] if found else ())
     ]
     return {
         **({"directions": sliders} if sliders else {}),
@@ -151,15 +147,9 @@ def find_web_runtime(chosen: pathlib.Path | None, scratch: pathlib.Path, web_gpu
     npm = shutil.which("npm")
     if npm is None:
         raise UserError(f"the web page needs {package}, and there is no npm here; {advice}")
-    with tempfile.TemporaryDirectory(dir=scratch) as cache:
-        result = subprocess.run(
-            [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(scratch), package],
-            env={**os.environ, "npm_config_cache": cache},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    folders = ["--prefix", str(scratch), "--cache", str(scratch / "cache")]
+    command = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", *folders, package]
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if result.returncode:
         lines = [line for line in result.stderr.splitlines() if line.strip()]
         raise UserError(f"npm cannot fetch {package} ({lines[0][:200] if lines else 'no message'}); {advice}")

@@ -20,12 +20,13 @@ import itertools
 import json
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 import numpy as np
 
 from export import LOG, show_progress
 from export.formats.runtimes import Arrays, Report, Runtime
+from tfdecouple.errors import one_line
 from tfdecouple.registry import FORMATS
 from tfdecouple.storage.files import open_npz
 
@@ -55,38 +56,38 @@ def compare_files(
         vectors: the test vectors, {name: array} (`vectors.make_test_vectors`), with digests of weights, `metadata` as
             JSON, and `picture` and `fitted`. For files that take images of any size, `sizes` has names of sizes, such
             as "8x6", and the names of the arrays for this size begin with "8x6/".
-        names: {endpoint: name of its file, without suffix}.
+        names: {endpoint: name of its file}.
         provider: an execution provider of ONNX Runtime; "" for the CPU.
     """
-    report, runtime_class = Report(), FORMATS[runtime]().runtime
-    report.notes[runtime_class.package] = importlib.metadata.version(runtime_class.package)
+    report, kind = Report(), FORMATS[runtime]()
+    report.notes[kind.runtime.package] = importlib.metadata.version(kind.runtime.package)
     try:
-        opened = runtime_class(folder, names, **({"provider": provider} if provider else {}))
+        opened = kind.runtime(folder, names, **({"provider": provider} if provider else {}))
     except Exception as error:  # a runtime raises any class of error for a file that it cannot read
         report.problems.append(f"the {runtime} files cannot be opened: {find_first_reason(error)}")
         return report
-    with opened:
-        if not opened.available:
-            report.notes["unavailable"] = provider
-            return report
-        report.problems += _compare_weight_digests(opened, vectors)
-        groups = {f" {size}": select_arrays(vectors, f"{size}/") for size in vectors.get("sizes", ())} or {"": vectors}
-        for (size, group), endpoint in itertools.product(groups.items(), [*names, *opened.aliases]):
-            problems, differences = _compare_answers(opened, endpoint, group)
-            problems = problems or [*_check_shapes(opened, endpoint, group, bool(size))]
-            report.problems += [f"{endpoint}{size}: {problem}" for problem in problems]
-            if endpoint in names:
-                LOG.info("  %s%s", endpoint, size)
-                report.parity[endpoint + size] = differences
-        try:
-            opened.check_attachments(vectors)
-        except Exception as error:  # TensorFlow raises any class of error for a damaged file
-            report.problems.append(f"the {opened.attachments} do not pass: {find_first_reason(error)}")
-        if not report.problems and {"encode", "decode"} <= {*names}:
-            for size, group in groups.items():
-                _compare_round_trips(opened, group, report, size)
-            counts = [f"{name} {trip['identical']}/{trip['images']}" for name, trip in report.round_trip.items()]
-            LOG.info("  identical after encode and decode: %s", ", ".join(counts))
+    if not opened.available:
+        report.notes["unavailable"] = provider
+        return report
+    digests = vectors[f"weights/{'NCHW' if kind.channels_first else 'NHWC'}"]
+    report.problems += _compare_weight_digests(opened, {*digests.tolist()})
+    groups = {f" {size}": select_arrays(vectors, f"{size}/") for size in vectors.get("sizes", ())} or {"": vectors}
+    for (size, group), endpoint in itertools.product(groups.items(), [*names, *opened.aliases]):
+        problems, differences = _compare_answers(opened, endpoint, group)
+        problems = problems or [*_check_shapes(opened, endpoint, group, bool(size))]
+        report.problems += [f"{endpoint}{size}: {problem}" for problem in problems]
+        if endpoint in names:
+            LOG.info("  %s%s", endpoint, size)
+            report.parity[endpoint + size] = differences
+    try:
+        opened.check_attachments(vectors)
+    except Exception as error:  # TensorFlow raises any class of error for a damaged file
+        report.problems.append(f"the {opened.attachments} do not pass: {find_first_reason(error)}")
+    if not report.problems and {"encode", "decode"} <= {*names}:
+        for size, group in groups.items():
+            _compare_round_trips(opened, group, report, size)
+        counts = [f"{name} {trip['identical']}/{trip['images']}" for name, trip in report.round_trip.items()]
+        LOG.info("  identical after encode and decode: %s", ", ".join(counts))
     return report
 
 
@@ -96,14 +97,13 @@ def _compare_answers(opened: Runtime, endpoint: str, vectors: Arrays) -> tuple[l
     inputs, parts = select_arrays(vectors, f"in/{own_name}/"), select_arrays(vectors, f"out/{own_name}/")
     if not parts:
         return ["it cannot be compared: there are no answers of the model to it"], {}
-    sizes, start, answers = vectors["batches"].tolist(), 0, []
-    for size in sizes:
-        batch = {name: array[start : start + size] for name, array in inputs.items()}
+    sizes, answers = vectors["batches"].tolist(), []
+    for end, size in zip(itertools.accumulate(sizes), sizes, strict=True):
         try:
+            batch = {name: array[end - size : end] for name, array in inputs.items()}
             answers.append(opened.call_endpoint(endpoint, batch))
         except Exception as error:  # a runtime raises any class of error
             return [f"it fails at batch {size}: {find_first_reason(error)}"], {}
-        start += size
     expected, returned = list(dict.fromkeys(name.partition("/")[0] for name in parts)), list(answers[0])
     if opened.sorts_outputs:
         returned, expected = sorted(returned), sorted(expected)
@@ -156,8 +156,7 @@ def _compare_round_trips(opened: Runtime, vectors: Arrays, report: Report, size:
         inputs, recovered = {"images": images}, vectors[f"kept/{image_type}"]
         if f"labels/{image_type}" in vectors:
             inputs["labels"] = vectors[f"labels/{image_type}"]
-        decoded = []
-        batch = max(1, min(16, _PIXELS_AT_ONCE // (height * width)))
+        decoded, batch = [], max(1, min(16, _PIXELS_AT_ONCE // (height * width)))
         for start in range(0, len(images), batch):
             codes = opened.call_endpoint("encode", {name: a[start : start + batch] for name, a in inputs.items()})
             decoded.append(opened.call_endpoint("decode", codes)["images"][:, :height, :width])
@@ -172,9 +171,8 @@ def _compare_round_trips(opened: Runtime, vectors: Arrays, report: Report, size:
             )
 
 
-def _compare_weight_digests(opened: Runtime, vectors: Arrays) -> Iterator[str]:
+def _compare_weight_digests(opened: Runtime, digests: Set[str]) -> Iterator[str]:
     """Yields a problem for each weight that is not finite float32, and one if too many have an unknown digest."""
-    digests = {*vectors[f"weights/{opened.layout}"].tolist()}
     total, equal, others = 0, 0, []
     for name, array in opened.read_weights():
         if array.dtype != np.float32 or not np.isfinite(array).all():
@@ -204,8 +202,7 @@ def find_first_reason(error: BaseException) -> str:
     """Returns in one line the type and message of the first exception in the chain that led to `error`."""
     while error.__context__ is not None:
         error = error.__context__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {one_line(error, 300, first=True)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,15 +269,16 @@ class Answer:
                 change = np.abs(found - values)
             is_right = change <= self.bound[:, None]
             scale, unit = max(np.abs(values[compared]).max(initial=0), np.finfo(np.float32).tiny), ""
-        differences = {"max": 0.0, "mean": 0.0, "unstable": int((~compared).sum())}
+        errors = change[compared] if compared.any() else np.zeros(1)
+        differences = {"max": float(errors.max() / scale), "mean": float(errors.mean() / scale)}
+        differences["unstable"] = int((~compared).sum())
         if self.n_bins:
-            differences["differing"] = float((change[compared] > 0).mean()) if compared.any() else 0.0
+            differences["differing"] = float((errors > 0).mean())
         if not compared.any():
             return differences, (
                 "the Keras model itself has no stable answer to any of the images: inputs perturbed by "
                 f"{PERTURBATION:g} change its values by half a bin and more, or the values are not finite"
             )
-        differences |= {"max": float(change[compared].max() / scale), "mean": float(change[compared].mean() / scale)}
         wrong = (~is_right).sum(1) * compared
         if not wrong.any():
             return differences, None
@@ -298,11 +296,7 @@ def _find_largest(values: np.ndarray) -> np.ndarray:
 
 
 def main(runtime: str, folder: str, path: str, options: str) -> None:
-    """Runs `python -m export.verification.comparison`; the last line on standard output is the report.
-
-    The arguments are the runtime, the folder of the files, the path of the test vectors, and a JSON dict of further
-    arguments of `compare_files`.
-    """
+    """Runs `compare_files` with the test vectors at `path` and a JSON dict of `options`; prints progress and report."""
     with open_npz(path) as arrays:
         vectors = dict(arrays)
     with show_progress(functools.partial(print, flush=True)):

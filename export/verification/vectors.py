@@ -36,7 +36,6 @@ from tfdecouple.data.image_file import crop_and_resize
 from tfdecouple.data.sources import open_source
 from tfdecouple.errors import DataError, ExactnessWarning
 from tfdecouple.model import DecoupledModel
-from tfdecouple.model.base_model import require_initialized
 from tfdecouple.model.codes import Codes
 from tfdecouple.numerics.tf32 import full_float32
 
@@ -67,15 +66,7 @@ def choose_batch_sizes(side: int) -> tuple[int, int, int]:
     The Keras model computes its answers in batches of other sizes. So the comparison detects a file in which one image
     of a batch changes the answer to another image.
     """
-    for most, largest in ((32, 17), (64, 8), (128, 4)):
-        if side <= most:
-            return (1, 3, largest)
-    return (1, 2, 1)
-
-
-def choose_image_sizes(height: int, width: int) -> list[tuple[int, int]]:
-    """Returns the sizes (height, width) at which files for images of any size are verified, first the model's size."""
-    return [(height, width), (height + 1, width * 2 // 3), (height * 3 // 2 - 3, width * 2 + 5)]
+    return (1, 3, 17 if side <= 32 else 8 if side <= 64 else 4) if side <= 128 else (1, 2, 1)
 
 
 @full_float32()
@@ -87,15 +78,13 @@ def make_test_vectors(model: DecoupledModel, images: np.ndarray, any_size: bool 
     if z is a function of the label. `kept/TYPE` has a bool for each image: whether the Keras model recovers the image
     exactly, from its codes and from codes changed by a relative 1e-6. If so, files must recover the image.
 
-    `images` are real images, uint8 `[n, height, width, channels]`, n at least the sum of `choose_batch_sizes`. With
-    `any_size` the endpoints are those for images of any height and width. RefusedError is raised if the answer of an
-    endpoint's function is not that of the model's own method.
+    `images` are real images, uint8 `[n, height, width, channels]`, n at least the sum of `choose_batch_sizes`.
+    RefusedError is raised if the answer of an endpoint's function is not that of the model's own method.
     """
     rng, config = np.random.default_rng(0), model.config
     height, width = images.shape[1:3]
     sizes, most = choose_batch_sizes(max(height, width)), 1 if max(height, width) > _LARGE else 4
-    plain = KerasAnswers(model)
-    perturbed = [KerasAnswers(model, seed) for seed in range(_SCORE_PERTURBATIONS)]
+    plain, *perturbed = (KerasAnswers(model, seed) for seed in (None, *range(_SCORE_PERTURBATIONS)))
     vectors: Arrays = {"batches": np.array(sizes)}
     LOG.info("  images to encode and decode")
     hard = make_hard_images(images.shape[1:], most)
@@ -160,7 +149,7 @@ def _make_input(
         return code
     if array.name in ("z_noise", "v_noise"):
         # The method `sample` of the model draws this noise for a seed that is the number of the row.
-        seeds = [randomness.derive_seed(row, array.name[0]) for row in range(count)]
+        seeds = (randomness.derive_seed(row, array.name[0]) for row in range(count))
         return np.stack([tf.random.stateless_normal(array.shape, seed) for seed in seeds])
     return draw_values(array, rng, count)
 
@@ -197,10 +186,9 @@ def draw_values(array: Array, rng: np.random.Generator, count: int) -> np.ndarra
 
 
 def make_picture(image_shape: ImageShape, centre_crop: int) -> Arrays:
-    """Returns a picture of waves, larger than the images of a model, and the picture `fitted` by the model's own code.
+    """Returns a picture of waves, uint8 `[height, width, channels]`, and `fitted`, cropped and resized as in training.
 
-    Both are uint8 `[height, width, channels]`; the fitted picture has `image_shape`. `centre_crop` is the side in
-    pixels of the centre that is cropped from pictures of users; 0 for the largest.
+    `centre_crop` is the side in pixels of the centre that is cropped; 0 for the largest.
     """
     side, channels = 2 * max(*image_shape, centre_crop), image_shape[-1]
     y, x, channel = np.ogrid[: side + 3, : side + 40, :channels]
@@ -246,7 +234,6 @@ class KerasAnswers(EndpointFunctions):
     """
 
     def __init__(self, model: DecoupledModel, seed: int | None = None):
-        require_initialized(model)
         super().__init__(model)
         self._rng = None if seed is None else np.random.default_rng(seed)
         self._codes: dict[bytes, Codes] = {}

@@ -81,13 +81,11 @@ class TestDestination:
         require_complete(tmp_path / "to")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 class TestSignals:
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_signal_amid_the_rename_comes_too_late(self, quick, command, monkeypatch, tmp_path, number):
         # TensorFlow's threads are about, which may take a signal that the main thread has blocked.
-        rename = os.rename
-
-        def signalled(source, target):
+        def signalled(source, target, rename=os.rename):
             os.kill(os.getpid(), number)
             time.sleep(0.05)
             rename(source, target)
@@ -98,7 +96,6 @@ class TestSignals:
         require_complete(tmp_path / "to")
         assert signal.getsignal(number) is before
 
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_signal_before_the_rename_ends_the_export(self, quick, command, monkeypatch, tmp_path, number):
         def signalled(*_, **__):
             os.kill(os.getpid(), number)
@@ -123,13 +120,6 @@ def start_program(run, to):
         return subprocess.Popen(command, cwd=ROOT, env=user_environment(), **options)
 
 
-def run_program(run, to):
-    """Returns the status and the errors of an export."""
-    process = start_program(run, to)
-    err = process.communicate(timeout=PATIENCE)[1]
-    return process.returncode, err
-
-
 # Moments of an export by the message at their beginning, with the seconds to wait from there on an idle machine.
 MOMENTS = {"SavedModel: decode": 0.0, "verifying savedmodel": 0.5, "ONNX: decoder": 0.2}
 
@@ -152,7 +142,8 @@ def end_amid(message, number, run, to):
 
 
 def publish(run, to):
-    assert run_program(run, to) == (0, "")
+    process = start_program(run, to)
+    assert process.communicate(timeout=PATIENCE)[1] == "" and process.returncode == 0
     require_complete(to)
 
 
@@ -175,8 +166,9 @@ class TestProcess:
         whole = make_once(tmp_path_factory, "whole", lambda folder: publish(least_run, folder / "to")) / "to"
         kilobytes = 4 + int(share * sum(-(-path.stat().st_size // 4096) * 4 for path in whole.rglob("*")))
         folder = disk(kilobytes)
-        status, err = run_program(least_run, folder / "to")
-        assert status == 2 and err.count("\n") == 1, err
+        process = start_program(least_run, folder / "to")
+        err = process.communicate(timeout=PATIENCE)[1]
+        assert process.returncode == 2 and err.count("\n") == 1, err
         assert err.startswith(f"error: cannot write to {folder / 'to'}: ") and "No space left on device" in err
         assert list(folder.iterdir()) == []
 
@@ -190,7 +182,6 @@ class TestMistakes:
             (["--format", "onnx", "--endpoints", "encode"], "--endpoints encode is for the format savedmodel alone, "),
             (["--format", "onnx", "--version", "2"], "--version 2 is for the format savedmodel alone, and the formats"),
             (["--web-runtime", "x"], "web alone, and the formats are savedmodel, onnx; leave it out, or add web to --"),
-            (["--web-gpu"], "--web-gpu is for the format web alone, and the formats"),
             (["--any-size", "--format", "web"], "--any-size is not for the format web"),
         ],
     )

@@ -14,10 +14,9 @@ import tensorflow as tf
 from helpers.exporting import find_endpoint, list_onnx_names, read_vectors, run_python_blocks
 from helpers.graphs import make_inputs
 from helpers.models import SMALL
-from tensorflow.python.client import pywrap_tf_session
 
 from export.endpoints import list_endpoints
-from export.formats.runtimes import LiteRTFiles, OnnxFiles
+from export.formats.runtimes import LiteRTFiles, OnnxFiles, SavedModel
 from export.pipeline import export
 from export.verification.comparison import compare_files
 
@@ -34,30 +33,11 @@ class OnnxRuntime(OnnxFiles):
     not_finite = 0
 
 
-class SavedModelSession:
-    """The SavedModel of an export in a V1 session, run as C runs it: Python would check shapes itself."""
-
+class SavedModelSession(SavedModel):
     offered = EVERY_ENDPOINT
     wrong_shape = (tf.errors.InvalidArgumentError, r"not compatible with expected shape \[\?[^$]*shape_of_{name}\b")
     unequal = (tf.errors.InvalidArgumentError, "shape|Shape|dimension")
     not_finite = 0
-
-    def __init__(self, folder):
-        self.graph = tf.Graph()
-        self.session = tf.compat.v1.Session(graph=self.graph)
-        with self.graph.as_default():
-            self.signatures = tf.compat.v1.saved_model.load(self.session, ["serve"], str(folder)).signature_def
-        self.session._extend_graph()
-
-    def call_endpoint(self, endpoint, inputs):
-        signature = self.signatures[endpoint]
-        feeds = {self._output(signature.inputs[name]): array for name, array in inputs.items()}
-        fetches = [self._output(info) for info in signature.outputs.values()]
-        made = pywrap_tf_session.TF_SessionRun_wrapper(self.session._session, None, feeds, fetches, [], None)
-        return dict(zip(signature.outputs, made, strict=True))
-
-    def _output(self, info):
-        return self.graph.get_tensor_by_name(info.name)._as_tf_output()
 
 
 class LiteRT(LiteRTFiles):
@@ -83,7 +63,7 @@ def runtimes(exported, request):
     @functools.cache
     def runtime(name):
         if name == "SavedModel":
-            return SavedModelSession(exported / "savedmodel" / "1")
+            return SavedModelSession(exported / "savedmodel" / "1", dict.fromkeys(EVERY_ENDPOINT, ""))
         if name == "onnxruntime":
             return OnnxRuntime(exported / "onnx", FILES)
         return LiteRT(request.getfixturevalue("phone") / "litert", FILES)
