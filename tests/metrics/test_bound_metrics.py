@@ -160,9 +160,6 @@ class TestUse:
         assert use.mutual_information.mean == pytest.approx(expected, abs=4 * use.mutual_information.standard_error)
         assert 0 < use.mutual_information.standard_error < 0.04
         assert use.information_limit == math.log(600) and use.information_images == 600
-        # Only z_0 depends on the image; the other dimensions are N(0, 1) for every image.
-        assert use.information[0] == pytest.approx(use.mutual_information.mean, abs=1e-6)
-        assert use.information[1:] == pytest.approx([0, 0], abs=1e-9)
 
     def test_active_units_are_those_whose_posterior_mean_varies(self, use, model, images):
         variance = (model.x(images) @ model.slopes).var(ddof=1)
@@ -229,7 +226,7 @@ class TestDrawsOfUse:
 def test_use_of_z_has_the_kl_and_the_bits_per_dim_of_the_elbo(kind):
     model, batches = variant(kind), counted_batches(random_images(3, 4), 3)
     use, elbo = compute_latent_use(model, batches, seed=4), BoundEvaluator(model)(batches, seed=4)
-    assert len(use.information) == len(use.kl_to_normal) == len(use.mean_variance) == model.config.latent_dim
+    assert len(use.kl_to_normal) == len(use.mean_variance) == model.config.latent_dim
     assert use.kl.mean == pytest.approx(elbo.kl.mean, rel=1e-5)
     assert use.bits_per_dim.mean == pytest.approx(elbo.bits_per_dim, rel=1e-5)
     assert use.bits_per_dim.standard_error == pytest.approx(elbo.standard_error, rel=1e-4)
