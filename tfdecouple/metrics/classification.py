@@ -67,34 +67,33 @@ class LinearProbe(Metric):
                 f"the {len(fitted_labels)} training images of {source.title} to fit on are all of one class; a probe "
                 "needs two or more, so take more images or other data"
             )
+        (z, v), (test_z, test_v) = (encode_drawn_images(model, group, evaluation.batch_size) for group in (train, test))
         rows: dict[str, dict[str, Any]] = {}
         predictions: dict[tuple[str, str], np.ndarray] = {}
-
-        def classify(name: str, features: np.ndarray, test_features: np.ndarray) -> None:
-            classifiers = {}
-            for kind in CLASSIFIERS:
-                with Counter(f"{name}, {kind}", len(STRENGTHS) + 1, unit="fits") as counter:
-                    fitted = fit_classifier(kind, features, labels, counter)
-                predictions[name, kind] = predicted = fitted.classifier.predict(test_features)
-                accuracy = Estimate.from_values(predicted == test_labels)
-                choice = {"C": fitted.strength, "held_out_accuracy": fitted.held_out_accuracy, "tried": fitted.tried}
-                choice |= {"accuracy": accuracy.mean, "standard_error": accuracy.standard_error}
-                classifiers[kind] = {**choice, "converged": fitted.converged}
-                # Progress goes to standard error, so that standard output has only the results.
-                print(f"{name} ({features.shape[1]:,}), {kind}: {accuracy.to_percent(2)}", file=sys.stderr, flush=True)
-            rows[name] = {"features": name, "dimensions": features.shape[1], "classifiers": classifiers}
-
-        def classify_with_pca(name: str, *both: np.ndarray) -> None:
-            flat = standardize_features(*flatten_images(*both))
-            classify(name, *flat)
-            if model.config.has_latent:
-                classify(f"{name}, PCA", *reduce_features(flat[0], flat[1], model.config.latent_dim, options.seed))
-
-        classify_with_pca("pixels", train, test)
-        (z, v), (test_z, test_v) = (encode_drawn_images(model, group, evaluation.batch_size) for group in (train, test))
-        if z is not None and test_z is not None:
-            classify("z", *standardize_features(z, test_z))
-        classify_with_pca("v", v, test_v)
+        for title, both in {"pixels": (train, test), "z": (z, test_z), "v": (v, test_v)}.items():
+            if both[0] is None:
+                continue
+            groups = {title: standardize_features(*both)}
+            if z is not None and title != "z":
+                groups[f"{title}, PCA"] = reduce_features(*groups[title], model.config.latent_dim, options.seed)
+            for name, (features, test_features) in groups.items():
+                classifiers = {}
+                for kind in CLASSIFIERS:
+                    with Counter(f"{name}, {kind}", len(STRENGTHS) + 1, unit="fits") as counter:
+                        fitted = fit_classifier(kind, features, labels, counter)
+                    predictions[name, kind] = predicted = fitted.classifier.predict(test_features)
+                    accuracy = Estimate.from_values(predicted == test_labels)
+                    choice = {
+                        "C": fitted.strength,
+                        "held_out_accuracy": fitted.held_out_accuracy,
+                        "tried": fitted.tried,
+                    }
+                    choice |= {"accuracy": accuracy.mean, "standard_error": accuracy.standard_error}
+                    classifiers[kind] = {**choice, "converged": fitted.converged}
+                    # Progress goes to standard error, so that standard output has only the results.
+                    shown = f"{name} ({features.shape[1]:,}), {kind}: {accuracy.to_percent(2)}"
+                    print(shown, file=sys.stderr, flush=True)
+                rows[name] = {"features": name, "dimensions": features.shape[1], "classifiers": classifiers}
 
         name = "z" if z is not None else "v"
         classifiers = rows[name]["classifiers"]
@@ -145,20 +144,19 @@ def make_classifier(kind: str) -> Any:
     return LogisticRegression(max_iter=MAX_ITERATIONS, warm_start=True)
 
 
-def standardize_features(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Scales arrays in place so that `train` has mean 0 and deviation 1; a constant feature of `train` becomes 0."""
+def standardize_features(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns arrays `[n, ...]` as features, float32 `[n, k]`, scaled to mean 0 and deviation 1 in `train`.
+
+    A constant feature of `train` becomes 0. Arrays of float32 are changed in place.
+    """
     from sklearn.preprocessing import StandardScaler
 
-    scaler = StandardScaler(copy=False).fit(train)
-    return tuple(scaler.transform(features) for features in (train, *others))
+    flat, test_flat = (array.reshape(len(array), -1).astype(np.float32, copy=False) for array in (train, test))
+    scaler = StandardScaler(copy=False).fit(flat)
+    return scaler.transform(flat), scaler.transform(test_flat)
 
 
-def flatten_images(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Returns each array of images, `[n, ...]`, as an array of features, float32 `[n, features]`."""
-    return tuple(array.reshape(len(array), -1).astype(np.float32, copy=False) for array in arrays)
-
-
-def reduce_features(train: np.ndarray, test: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, ...]:
+def reduce_features(train: np.ndarray, test: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Reduces standardised features, float32 `[n, k]`, to at most `count` standardised principal components of `train`.
 
     The PCA has at most n - 1 components, because a further one would be rounding error, which standardisation would
@@ -172,7 +170,8 @@ def reduce_features(train: np.ndarray, test: np.ndarray, count: int, seed: int) 
     # On cores that other programs use, too, one thread is fastest, because several threads wait for each other.
     with threadpool_limits(1):
         pca.fit(train)
-    return standardize_features(*(np.ascontiguousarray(pca.transform(array), np.float32) for array in (train, test)))
+    reduced, reduced_test = (np.ascontiguousarray(pca.transform(array), np.float32) for array in (train, test))
+    return standardize_features(reduced, reduced_test)
 
 
 class FittedClassifier(NamedTuple):

@@ -72,14 +72,10 @@ class Outliers(Metric):
                 detection[key] = compare_outlier_scores(inner, outer, options.seed)
             reports[name] = {"images": len(outliers["index"]), "known_images": count, "detection": detection}
             per_image[name] = outliers
-        # Scores are written with seven digits, because float32 has no more.
-        round_score = lambda value: float(f"{value:.7g}") if isinstance(value, float) else value  # noqa: E731
-        rounded = {
-            name: {key: list(map(round_score, values.tolist())) for key, values in scores.items()}
-            for name, scores in per_image.items()
+        values = {"images": count, "samples": options.samples, "codec": CODEC, "scores": meanings, "outliers": reports}
+        values["per_image"] = {
+            name: {key: array.tolist() for key, array in scores.items()} for name, scores in per_image.items()
         }
-        values = {"images": count, "samples": options.samples, "codec": CODEC, "scores": meanings}
-        values |= {"outliers": reports, "per_image": rounded}
         shown = list(per_image.items())[: 1 + len(COLOURS)]
         panels = {f"{key}: {text}": {name: scores[key] for name, scores in shown} for key, text in meanings.items()}
         title = f"Scores of {source.title}, {options.split}, and of outliers; the last bins include larger values"
