@@ -244,7 +244,7 @@ def test_download_stops_after_its_time_limit(lied, monkeypatch, when, tmp_path):
                     handler.wfile.write(b" ")
                     handler.wfile.flush()
 
-    assert re.search("is not complete|takes too long", lied(drip))
+    assert "is not complete" in lied(drip)
     ended.set()
     assert not [path for path in list_files(tmp_path) if path.endswith(".tmp")]
 
