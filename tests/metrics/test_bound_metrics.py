@@ -52,7 +52,7 @@ class TestBound:
         # The draws are float32.
         assert result.bits_per_dim == pytest.approx(truth.mean(), abs=1e-6)
         assert result.standard_error == pytest.approx(truth.std(ddof=1) / math.sqrt(20), abs=1e-6)
-        assert result.effective_draws == pytest.approx(k, rel=1e-5) and result.gain.mean == pytest.approx(0, abs=1e-6)
+        assert result.gain.mean == pytest.approx(0, abs=1e-6)
 
     def test_elbo_is_above_the_marginal_by_the_kl_to_the_exact_posterior(self):
         model, images = LOOSE, gaussian_images(200)
@@ -72,8 +72,6 @@ class TestBound:
         truth = model.quantizer.convert_to_bits_per_dim(-model.log_marginal(images[:40]), 3).mean()
         many = evaluate(model, images[:40], k=200)
         assert many.bits_per_dim == pytest.approx(truth, abs=0.005)
-        assert single.effective_draws == pytest.approx(1)
-        assert 1.1 < double.effective_draws < fourfold.effective_draws < many.effective_draws < 150
 
 
 class TestDrawsOfBounds:

@@ -167,19 +167,17 @@ def _translate_flow(values: Mapping[str, Any], name: str, inverse: bool) -> dict
     _get_choice(values, f"{name}.type", ("glow",))
     _require_values(values, name, activation="elu", coupling_type="conv", in_channels=3, normalize=None)
     _get_choice(values, f"{name}.inverse", (inverse,), True)
-    steps = _get_whole_numbers(values, f"{name}.num_steps")
+    steps, hidden = _get_value(values, f"{name}.num_steps", list), _get_value(values, f"{name}.hidden_channels")
     if not steps:
         raise WolfError(f"the reference's config has {name}.num_steps []; it must have an entry for each level")
-    hidden = _get_value(values, f"{name}.hidden_channels")
-    is_same = isinstance(hidden, int)
     _require_values(values, name, levels=len(steps))
     return {
         "steps": steps,
-        "hidden_channels": (hidden,) * len(steps) if is_same else _get_whole_numbers(values, f"{name}.hidden_channels"),
-        "factors": _get_whole_numbers(values, f"{name}.factors", [4] * (len(steps) - 2)) or (4,),
+        "hidden_channels": [hidden] * len(steps) if isinstance(hidden, int) else hidden,
+        "factors": _get_value(values, f"{name}.factors", list, [4] * (len(steps) - 2)) or (4,),
         "transform": _get_choice(values, f"{name}.transform", _TRANSFORMS, "affine"),
         "multiscale_transform": _get_choice(values, f"{name}.prior_transform", _TRANSFORMS, "affine"),
-        "alpha": _get_value(values, f"{name}.alpha", float, 1.0),
+        "alpha": _get_value(values, f"{name}.alpha", default=1.0),
     }
 
 
@@ -193,11 +191,11 @@ def _translate_dequantizer(values: Mapping[str, Any]) -> dict[str, Any]:
     _get_choice(values, "dequantizer.flow.h_channels", (map_channels,))
     options = _translate_flow(values, "dequantizer.flow", inverse=False)
     del options["multiscale_transform"]
-    if any(isinstance(entry, tuple) for entry in options["steps"]):
+    if any(isinstance(entry, list) for entry in options["steps"]):
         _get_choice(values, "dequantizer.flow.prior_transform", (options["transform"],), "affine")
     return {
         "dequantization": "flow",
-        "dequantization_encoder_channels": _get_whole_numbers(values, "dequantizer.encoder.hidden_planes"),
+        "dequantization_encoder_channels": _get_value(values, "dequantizer.encoder.hidden_planes"),
         "dequantization_map_channels": map_channels,
         **{f"dequantization_{name}": value for name, value in options.items()},
     }
@@ -220,7 +218,7 @@ def _translate_encoder_and_prior(values: Mapping[str, Any], image_shape: ImageSh
     _get_choice(values, "discriminator.encoder.type", ("global_resnet_bn",))
     _require_values(values, "discriminator.encoder", activation="elu", in_planes=3)
     prior = _get_choice(values, "discriminator.prior.type", ("flow", "normal"))
-    planes = _get_whole_numbers(values, "discriminator.encoder.hidden_planes")
+    planes = _get_value(values, "discriminator.encoder.hidden_planes", list)
     out_planes = _get_value(values, "discriminator.encoder.out_planes", int)
     in_dim = _get_value(values, "discriminator.in_dim", int)
     height, width = (side // 2 ** len(planes) for side in image_shape[:2])
@@ -233,10 +231,10 @@ def _translate_encoder_and_prior(values: Mapping[str, Any], image_shape: ImageSh
     if prior == "flow":
         _require_values(values, "discriminator.prior", coupling_type="mlp", activation="elu", heads=1)
         options |= {
-            "prior_steps": _get_value(values, "discriminator.prior.num_steps", int),
-            "prior_hidden": _get_value(values, "discriminator.prior.hidden_features", int),
+            "prior_steps": _get_value(values, "discriminator.prior.num_steps"),
+            "prior_hidden": _get_value(values, "discriminator.prior.hidden_features"),
             "prior_transform": _get_choice(values, "discriminator.prior.transform", _TRANSFORMS, "affine"),
-            "prior_alpha": _get_value(values, "discriminator.prior.alpha", float, 1.0),
+            "prior_alpha": _get_value(values, "discriminator.prior.alpha", default=1.0),
         }
     return options
 
@@ -256,22 +254,9 @@ def _get_value(values: object, name: str, kind: type = object, default: object =
                 return default
             raise WolfError(f"the reference's config lacks {name}")
         values = values[key]
-    if kind is float and isinstance(values, int):
-        values = float(values)
     if not isinstance(values, kind):
         raise WolfError(f"the reference's config has {name} {values!r}, which is no {kind.__name__}")
     return values
-
-
-def _get_whole_numbers(values: object, name: str, default: object = ...) -> tuple:
-    def make_tuple(value: object, may_nest: bool) -> object:
-        if isinstance(value, list) and may_nest:
-            return tuple(make_tuple(inner, False) for inner in value)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        raise WolfError(f"the reference's config has {name} with {value!r} in it, which is no whole number")
-
-    return tuple(make_tuple(value, True) for value in _get_value(values, name, list, default))
 
 
 def _get_choice(values: object, name: str, choices: tuple[Any, ...], default: object = ...) -> Any:

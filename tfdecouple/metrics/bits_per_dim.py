@@ -46,8 +46,7 @@ class ImportanceWeighted(Metric):
     def compute(self, evaluation: Any) -> Result:
         bound, line = _evaluate_bound(evaluation, IMPORTANCE_WEIGHTED, self.options.importance)
         gain = f"    {bound.gain.to_text(4)} below the ELBO over the same draws"
-        draws = f"    {bound.effective_draws:.2f} effective draws of {bound.k}"
-        return Result(dataclasses.asdict(bound), [line, gain, draws])
+        return Result(dataclasses.asdict(bound), [line, gain])
 
 
 def _evaluate_bound(evaluation: Any, bound: str, k: int) -> tuple[Bound, str]:
@@ -79,9 +78,6 @@ class Bound:
     kl: Estimate
     dequantization: Estimate
     gain: Estimate  # how far the bound is below the ELBO over these draws, in bits/dim; 0 for the ELBO
-    # The mean over images of (sum of weights)**2 / sum of squared weights, from 1 to k. Near 1, few draws dominate the
-    # bound, and more draws would lower it.
-    effective_draws: float
 
     def to_log_row(self) -> dict[str, float]:
         """Returns this bound as a dict for a row of the training log: the bound, its terms, counts of images, draws."""
@@ -173,15 +169,13 @@ class BoundEvaluator:
         convert, dimensions = self._model.quantizer.convert_to_bits_per_dim, math.prod(self._model.config.image_shape)
         # Without this context NumPy would warn about the infinite weights of a diverged model.
         with np.errstate(invalid="ignore", over="ignore"):
-            log_sum, log_square = np.logaddexp.reduce(log_weights), np.logaddexp.reduce(2 * log_weights)
-            bound_nats = elbo_nats if bound == ELBO else math.log(k) - log_sum
+            bound_nats = elbo_nats if bound == ELBO else math.log(k) - np.logaddexp.reduce(log_weights)
             if refuse_non_finite:
                 require_finite_values("the bound", np.column_stack([bound_nats, nats]), np.concatenate(indices))
             bits, elbo_bits = (convert(values, dimensions) for values in (bound_nats, elbo_nats))
             mean, error = dataclasses.astuple(Estimate.from_values(bits))
-            reconstruction, kl, dequantization, gain = map(Estimate.from_values, (*nats.T, elbo_bits - bits))
-            effective_draws = float(np.exp(2 * log_sum - log_square).mean())
-        return Bound(bound, k, len(bits), mean, error, reconstruction, kl, dequantization, gain, effective_draws)
+            terms_and_gain = map(Estimate.from_values, (*nats.T, elbo_bits - bits))
+        return Bound(bound, k, len(bits), mean, error, *terms_and_gain)
 
     def _gather_from_devices(self, values: tf.Tensor) -> np.ndarray:
         return self._strategy.gather(values, axis=0).numpy()

@@ -6,7 +6,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -48,11 +48,8 @@ class LinearProbe(Metric):
     added_options = {"probe_images": Option(int, 0, _IMAGES)}
     split = "test"
     needs_posterior = True
-    needs_plots = True
 
     def compute(self, evaluation: Any) -> Result:
-        from tfdecouple.visualization.plots import plot_confusion, render_figure
-
         options, source, model = self.options, evaluation.source, evaluation.opened.model
         default = min(IMAGES, VALUES // math.prod(model.config.image_shape))
         train_images = max(options.images, LEAST) if options.images else default
@@ -68,8 +65,7 @@ class LinearProbe(Metric):
                 "needs two or more, so take more images or other data"
             )
         (z, v), (test_z, test_v) = (encode_drawn_images(model, group, evaluation.batch_size) for group in (train, test))
-        rows: dict[str, dict[str, Any]] = {}
-        predictions: dict[tuple[str, str], np.ndarray] = {}
+        rows = []
         for title, both in {"pixels": (train, test), "z": (z, test_z), "v": (v, test_v)}.items():
             if both[0] is None:
                 continue
@@ -80,28 +76,16 @@ class LinearProbe(Metric):
                 classifiers = {}
                 for kind in CLASSIFIERS:
                     with Counter(f"{name}, {kind}", len(STRENGTHS) + 1, unit="fits") as counter:
-                        fitted = fit_classifier(kind, features, labels, counter)
-                    predictions[name, kind] = predicted = fitted.classifier.predict(test_features)
-                    accuracy = Estimate.from_values(predicted == test_labels)
-                    choice = {
-                        "C": fitted.strength,
-                        "held_out_accuracy": fitted.held_out_accuracy,
-                        "tried": fitted.tried,
-                    }
-                    choice |= {"accuracy": accuracy.mean, "standard_error": accuracy.standard_error}
-                    classifiers[kind] = {**choice, "converged": fitted.converged}
+                        classifier, choice = fit_classifier(kind, features, labels, counter)
+                    accuracy = Estimate.from_values(classifier.predict(test_features) == test_labels)
+                    result = {"accuracy": accuracy.mean, "standard_error": accuracy.standard_error}
+                    classifiers[kind] = choice | result
                     # Progress goes to standard error, so that standard output has only the results.
                     shown = f"{name} ({features.shape[1]:,}), {kind}: {accuracy.to_percent(2)}"
                     print(shown, file=sys.stderr, flush=True)
-                rows[name] = {"features": name, "dimensions": features.shape[1], "classifiers": classifiers}
-
-        name = "z" if z is not None else "v"
-        classifiers = rows[name]["classifiers"]
-        # The picture shows the classifier with the best held-out accuracy: test images must not influence the choice.
-        kind = max(classifiers, key=lambda kind: classifiers[kind]["held_out_accuracy"])
+                rows.append({"features": name, "dimensions": features.shape[1], "classifiers": classifiers})
         report = {
-            "results": list(rows.values()),
-            "confusion": count_confusion(name, kind, test_labels, predictions[name, kind]),
+            "results": rows,
             "chance": float(np.unique(test_labels, return_counts=True)[1].max() / len(test_labels)),
             "train_images": len(labels),
             "test_images": len(test_labels),
@@ -109,8 +93,7 @@ class LinearProbe(Metric):
             "classes": len(np.unique(labels)),
             "seed": options.seed,
         }
-        picture = render_figure(plot_confusion(report["confusion"], source.label_names))
-        return Result(report, _format_linear_classifiers(report), picture)
+        return Result(report, _format_linear_classifiers(report))
 
 
 def _format_linear_classifiers(report: dict[str, Any]) -> list[str]:
@@ -174,20 +157,13 @@ def reduce_features(train: np.ndarray, test: np.ndarray, count: int, seed: int) 
     return standardize_features(reduced, reduced_test)
 
 
-class FittedClassifier(NamedTuple):
-    """A classifier of scikit-learn, fitted to all training images, and how its C was chosen."""
-
-    classifier: Any
-    strength: float  # the best C, the inverse regularisation
-    held_out_accuracy: float  # on the held-out images, of a classifier with this C that was fitted without them
-    tried: list[list[float]]  # pairs [C, accuracy on the held-out images]
-    converged: bool  # whether the final fit converged
-
-
 def fit_classifier(
     kind: str, features: np.ndarray, labels: np.ndarray, on_fit: Callable[[int], None] = lambda fits: None
-) -> FittedClassifier:
+) -> tuple[Any, dict[str, Any]]:
     """Chooses C on the last fifth of the training images; returns a classifier with this C, fitted to all the images.
+
+    Also returns a dict: `C`, the inverse regularisation; `held_out_accuracy`, on the last fifth, of a classifier with
+    this C that was fitted without it; `tried`, pairs [C, this accuracy]; and whether the final fit `converged`.
 
     The search stops when the accuracy on the last fifth is more than its standard error below the best one, because a
     larger C takes longer. `kind` is one of `CLASSIFIERS`. `features`, float32 `[n, features]`, are standardised, of at
@@ -202,7 +178,7 @@ def fit_classifier(
     # With one thread, results do not depend on the number of cores. More threads are at most twice as fast here, and 15
     # times as slow on cores with other work, because threads wait for each other.
     with threadpool_limits(1), warnings.catch_warnings():
-        # The attribute `converged` of the result says the same as this warning.
+        # The entry `converged` of the result says the same as this warning.
         warnings.simplefilter("ignore", ConvergenceWarning)
         for strength in STRENGTHS:
             classifier.set_params(C=strength).fit(features[:-held_out], labels[:-held_out])
@@ -215,7 +191,8 @@ def fit_classifier(
         strength = next(strength for strength, accuracy in tried if accuracy == best)
         # A new classifier is fitted, because a warm start from the last value of C would be far from the solution.
         classifier = make_classifier(kind).set_params(C=strength).fit(features, labels)
-    return FittedClassifier(classifier, strength, best, tried, bool(np.max(classifier.n_iter_) < MAX_ITERATIONS))
+    converged = bool(np.max(classifier.n_iter_) < MAX_ITERATIONS)
+    return classifier, {"C": strength, "held_out_accuracy": best, "tried": tried, "converged": converged}
 
 
 def read_labelled_images(
@@ -259,11 +236,12 @@ def classify_images(
     """Classifies each image x as the label y with the highest p(y|x); returns a dict of the accuracy and more metrics.
 
     `chance` is the share of the most frequent label, `log_probability` the mean of log p(y|x) of the true label y in
-    nats, `confusion` the result of `count_confusion`. `batches` are dicts from `make_evaluation_batches`, and
-    `on_batch` is a callback that receives the count of images classified so far. DataError is raised if no image has a
-    label.
+    nats. `confusion` has `counts`, a row for each true and a column for each predicted label. `batches` are dicts from
+    `make_evaluation_batches`, and `on_batch` is a callback that receives the count of images classified so far.
+    DataError is raised if no image has a label.
     """
     import tensorflow as tf
+    from sklearn.metrics import confusion_matrix
 
     from tfdecouple.numerics.tf32 import full_float32
 
@@ -282,29 +260,13 @@ def classify_images(
         raise DataError("no image has a label; use images with labels, such as in sub-folders")
     predicted = log_p.argmax(1)
     accuracy = Estimate.from_values(predicted == true_labels)
+    shown = np.union1d(true_labels, predicted)
+    counts = confusion_matrix(true_labels, predicted, labels=shown).tolist()
     return {
         "images": len(true_labels),
         "accuracy": accuracy.mean,
         "standard_error": accuracy.standard_error,
         "chance": float(np.bincount(true_labels).max() / len(true_labels)),
         "log_probability": float(log_p[np.arange(len(true_labels)), true_labels].mean()),
-        "confusion": count_confusion("Bayes' rule", "p(y|x)", true_labels, predicted),
-    }
-
-
-def count_confusion(features: str, classifier: str, labels: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
-    """Returns a dict with the confusion matrix of a classifier, from true `labels` and `predicted` labels, int `[n]`.
-
-    `labels` of the dict are all true and predicted labels, sorted. `counts` is the matrix, with a row for each true and
-    a column for each predicted label.
-    """
-    from sklearn.metrics import confusion_matrix
-
-    values = np.union1d(labels, predicted)
-    return {
-        "features": features,
-        "classifier": classifier,
-        "accuracy": float(np.mean(labels == predicted)),
-        "labels": values.tolist(),
-        "counts": confusion_matrix(labels, predicted, labels=values).tolist(),
+        "confusion": {"labels": shown.tolist(), "counts": counts, "accuracy": accuracy.mean},
     }
