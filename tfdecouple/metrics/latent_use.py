@@ -52,11 +52,11 @@ def _format_latent_use(use: LatentUse) -> list[str]:
         f"    bits/dim             {use.bits_per_dim.to_text(4)}, and with the z of another image "
         f"{use.shuffled_bits_per_dim.to_text(4)}: {use.shuffling_costs.to_text(4)} worse",
     ]
-    order = sorted(range(dimensions), key=use.kl_to_normal.__getitem__, reverse=True)[:_LISTED]
+    order = sorted(range(dimensions), key=use.mean_variance.__getitem__, reverse=True)[:_LISTED]
     rows = [["dimension", "variance of mean", "KL to N(0, 1)"]]
     lines += format_table(rows + [[str(n), f"{use.mean_variance[n]:.4f}", f"{use.kl_to_normal[n]:.4f}"] for n in order])
     if dimensions > _LISTED:
-        lines.append(f"    and {dimensions - _LISTED} dimensions with a smaller KL")
+        lines.append(f"    and {dimensions - _LISTED} dimensions with a smaller variance")
     return lines
 
 

@@ -104,12 +104,9 @@ class RunFolder:
         return CheckpointFolder(self.path / CHECKPOINTS, self._keep)
 
     def read_config(self) -> Config:
-        """Returns the config of the run, after checking that no link leads out of its folder.
+        """Returns the config of the run; ConfigError if it is invalid, RunError if there is no run folder.
 
-        Raises:
-            RunError: where the folder is missing or is no run folder.
-            UntrustedError: where the folder holds links that lead out of it, or anything but files and folders.
-            ConfigError: where the config is invalid.
+        UntrustedError is raised if the folder holds links that lead out of it, or anything but files and folders.
         """
         if not self.path.is_dir():
             bundled = list_pretrained()
