@@ -275,7 +275,7 @@ def _convert_array(array: np.ndarray, name: str, rank: int, model: DecoupledMode
     """Returns wolf's array for the weight `name`, of rank `rank`, of this project; ValueError for a wrong rank."""
     if name.endswith(("linear/kernel", "class_codes/embedding")):
         return array
-    if name == "encoder/last_direction":
+    if name == "encoder/last_direction" and model.encoder is not None:
         # The inputs of wolf's kernel `[out, in]` are flattened feature maps with channels first.
         *sides, planes = model.encoder.compute_map_shape((None, *model.config.image_shape))[1:]
         return array.reshape(len(array), planes, *sides).transpose(2, 3, 1, 0).reshape(-1, len(array))

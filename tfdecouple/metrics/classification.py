@@ -65,12 +65,11 @@ class LinearProbe(Metric):
                 "needs two or more, so take more images or other data"
             )
         (z, v), (test_z, test_v) = (encode_drawn_images(model, group, evaluation.batch_size) for group in (train, test))
+        codes = {} if z is None or test_z is None else {"z": (z, test_z)}
         rows = []
-        for title, both in {"pixels": (train, test), "z": (z, test_z), "v": (v, test_v)}.items():
-            if both[0] is None:
-                continue
+        for title, both in {"pixels": (train, test), **codes, "v": (v, test_v)}.items():
             groups = {title: standardize_features(*both)}
-            if z is not None and title != "z":
+            if codes and title != "z":
                 groups[f"{title}, PCA"] = reduce_features(*groups[title], model.config.latent_dim, options.seed)
             for name, (features, test_features) in groups.items():
                 classifiers = {}

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from tfdecouple.config import Config
     from tfdecouple.model import DecoupledModel
 
-_NEEDS = f"it needs one input, uint8 images [n, height, width, {RGB_CHANNELS}], and one output, features [n, features]"
-
 # Type of a function from uint8 images `[n, height, width, channels]` to their features, float `[n, features]`.
 Extractor = Callable[[np.ndarray], np.ndarray]
 
@@ -183,7 +181,7 @@ def open_feature_extractor(path: pathlib.Path | str, image_shape: ImageShape) ->
 
     The network gets images with the height and width of `image_shape`, and must resize them if it needs another size.
     Grey images are repeated to three channels. The network is tried on two images. UserError is raised if the file is
-    missing or its network does not fit (see `_NEEDS`), and by the returned function for features that are not finite.
+    missing or its network does not fit, and by the returned function for features that are not finite.
     """
     import onnxruntime
 
@@ -208,11 +206,13 @@ def open_feature_extractor(path: pathlib.Path | str, image_shape: ImageShape) ->
         if images.shape[-1] == 1:
             images = np.repeat(images, RGB_CHANNELS, -1)
         try:
-            (features,) = session.run(None, {name: images})
+            (output,) = session.run(None, {name: images})
         # Every exception is caught, because ONNX Runtime has several classes for inputs that do not fit.
         except Exception as error:
-            shown = f"fails on images of shape {images.shape}: {one_line(error)}; {_NEEDS}"
-            raise UserError(f"the extractor {path.name} {shown}, of any n and of these images' size") from error
+            shown = f"fails on images of shape {images.shape}: {one_line(error)}"
+            needs = f"one input, uint8 images [n, height, width, {RGB_CHANNELS}] of any n and of these images' size"
+            raise UserError(f"the extractor {path.name} {shown}; it needs {needs}, and one output, features") from error
+        features = np.asarray(output)
         if features.shape[:-1] != (len(images),) or not np.isfinite(features).all():
             shown = f"of shape {features.shape} for {len(images)} images"
             raise UserError(f"the extractor {path.name} gave features {shown}; they must be finite [images, features]")

@@ -83,7 +83,7 @@ class Outliers(Metric):
         return Result(values, _format_separation(reports, options), render_figure(figure))
 
     def _read_outlier_batches(self, evaluation: Any, name: str) -> Iterator[Mapping[str, Any]]:
-        """Yields at most `evaluation.count` outliers `name`, as dicts of "image", "index", "weight", maybe "label"."""
+        """Yields at most `evaluation.count` outliers `name`, as dicts of "image", "index" and "weight"."""
         from tfdecouple.data.batches import make_evaluation_batches
 
         options, start = self.options, 0
@@ -124,17 +124,16 @@ def _format_separation(reports: dict[str, Any], options: Any) -> list[str]:
 
 
 def _score_images(scorer: OutlierScorer, batches: Iterable[Mapping[str, Any]], name: str, total: int) -> Scores:
-    """Returns {name of a score: array `[n]`} with "index" and "label" (-1: none); RunError if a score is not finite."""
+    """Returns {name of a score: array `[n]`} with "index"; RunError if a score is not finite."""
     rows: list[Scores] = []
     with Counter(f"scores of {name}", total) as counter:
         for batch in batches:
             # Padding is at the end of the last batch, so the first `count` images of each batch are the real ones.
             index, count = batch["index"], int((batch["weight"] > 0).sum())
-            label = batch.get("label", np.full(len(index), -1))
-            rows.append({**scorer(batch["image"], index, count), "index": index[:count], "label": label[:count]})
+            rows.append({**scorer(batch["image"], index, count), "index": index[:count]})
             counter(sum(len(row["index"]) for row in rows))
     scores = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
-    for key in scores.keys() - {"index", "label"}:
+    for key in scores.keys() - {"index"}:
         require_finite_values(f"{key} of {name}", scores[key], scores["index"])
     return scores
 
