@@ -196,7 +196,7 @@ def write_run(
     config.to_json()  # A config that cannot be written raises its error here, before the folder is made.
     folder.mkdir(parents=True, exist_ok=True)
     run = RunFolder(folder, is_written=True)
-    run.write_best_weights(model.named_variables(), step)
+    run.checkpoints.write_checkpoint("best", step, {"model": model.named_variables()})
     run.write_config(config, label_names)
     if summary:
         run.write_summary(summary)

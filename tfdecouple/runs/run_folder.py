@@ -268,10 +268,6 @@ class RunFolder:
         if config.model.has_labels and label_names:
             write_json(self.path / LABELS, label_names)
 
-    def write_best_weights(self, variables: Mapping[str, Any], step: int) -> None:
-        """Writes weights, {name: variable}, after `step` training steps, as the best weights of the run."""
-        self.checkpoints.write_checkpoint("best", step, {"model": variables})
-
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json."""
         write_json(self.path / SUMMARY, summary)

@@ -55,7 +55,8 @@ class EvaluationReports:
         results = [diagnose(model, images) for diagnose in DIAGNOSTICS.values()]
         diagnostics = {name: value for result in results for name, value in result.items()}
         if is_best:
-            self._directory.write_best_weights(self._state.group_checkpoint_variables()["model"], step)
+            weights = {"model": self._state.group_checkpoint_variables()["model"]}
+            self._directory.checkpoints.write_checkpoint("best", step, weights)
         exactness, pictures = self._draw_pictures(step, images, labels if model.config.has_labels else None)
         row = {**measured.to_log_row(), **diagnostics}
         signs = list_warning_signs(row, list(read_metrics(self._directory.path / METRICS)))
