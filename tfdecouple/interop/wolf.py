@@ -338,13 +338,13 @@ _RENAMES = {
 
 def match_weights(model: DecoupledModel) -> dict[str, str]:
     """Returns {name in this project: name in wolf} of all weights of a model."""
-    names = [name for name in model.named_variables() if name != "initialized"]
-    matches = {}
-    for name in names:
+    variables, matches = model.named_variables(), {}
+    for name in variables:
         theirs = name
         for pattern, replacement in _RENAMES.items():
             theirs = re.sub(pattern, replacement, theirs)
         # wolf numbers the parts of a level only where channels leave the flow after a part.
-        is_numbered = f"{name.partition('_step_')[0]}_factor_out/linear/kernel" in names
+        is_numbered = f"{name.partition('_step_')[0]}_factor_out/linear/kernel" in variables
         matches[name] = theirs if is_numbered else re.sub(r"layers\.\d+", "steps", theirs)
+    del matches["initialized"]
     return matches

@@ -206,12 +206,10 @@ def load_directions(run: str | pathlib.Path) -> Directions:
     """Returns the `Directions` in z that `tfdecouple directions` found for a run.
 
     Unlike `Run.directions`, the function does not check that the directions were found with the run's present weights.
+    RunError is raised if the folder is no run folder, or its directions are missing or damaged.
 
     >>> sorted({direction.name for direction in load_directions("photographs")})[:2]
     ['brighter', 'more contrast']
-
-    Raises:
-        RunError: where the folder is no run folder, or its directions are missing or damaged.
     """
     folder = RunFolder(run)
     directions = Directions.read(folder.path, folder.read_config().model.latent_dim)

@@ -66,15 +66,9 @@ class _Summary(pydantic.BaseModel):
 class RunFolder:
     """The files of a run, which may be untrusted; a program that trains or saves a model also writes them.
 
-    Args:
-        run: a folder; the name of bundled weights, such as "photographs", unless a run folder in the working directory
-            has the same name; or an address `hf://OWNER/NAME[@REVISION]` on the Hub.
-        is_written: whether the run is written: `run` is then a path in any case.
-        keep: how many checkpoints of the training state are kept.
-
-    Attributes:
-        run: the argument `run` as text.
-        is_folder: whether `run` is read as a path of a folder, not as a name or address of published weights.
+    `run` is a folder; the name of bundled weights, such as "photographs", unless a run folder in the working directory
+    has the same name; or an address `hf://OWNER/NAME[@REVISION]` on the Hub. The attribute `is_folder` says whether it
+    is read as a path, as it always is if the run `is_written`. `keep` checkpoints of the training state are kept.
     """
 
     def __init__(self, run: str | pathlib.Path, *, is_written: bool = False, keep: int = 3):
