@@ -329,7 +329,7 @@ def test_file_that_is_no_array_is_refused_without_advice_to_run_its_code(tmp_pat
     "array", [np.array(["x"]), np.zeros(1, [("a", "f4")]), b"no array"], ids=["text", "struct", "bytes"]
 )
 def test_weights_of_the_reference_that_are_no_numbers_are_refused(array):
-    theirs, *_ = next(iter(wolf.match_weights(model := DecoupledModel(LEAST))))
+    theirs = next(iter(wolf.match_weights(model := DecoupledModel(LEAST)).values()))
     assert f"{theirs} is " in message_of(UserError, lambda: wolf.assign_weights(model, {theirs: array}))
 
 

@@ -110,10 +110,10 @@ def find_label_directions(
     chosen = np.stack([kind[: min(map(len, kinds))] for kind in kinds], 1).ravel()
     # z is not standardised, so that the regularisation keeps the weights of dimensions small that hardly vary.
     centre = z[chosen].mean(0, dtype=np.float64)
-    fitted = fit_classifier("logistic regression", (z[chosen] - centre).astype(np.float32), has[chosen])
-    weights = fitted.classifier.coef_[0].astype(np.float64)
-    scores = (held_z - centre) @ weights + fitted.classifier.intercept_[0]
-    by_classifier = _evaluate_scores(scores, held_has) | {"C": fitted.strength, "converged": fitted.converged}
+    classifier, choice = fit_classifier("logistic regression", (z[chosen] - centre).astype(np.float32), has[chosen])
+    weights = classifier.coef_[0].astype(np.float64)
+    scores = (held_z - centre) @ weights + classifier.intercept_[0]
+    by_classifier = _evaluate_scores(scores, held_has) | {"C": choice["C"], "converged": choice["converged"]}
     return [
         Direction(name, MEANS, slope.astype(np.float32), counts | by_means),
         Direction(name, CLASSIFIER, _scale_normal(weights, slope), counts | by_classifier),

@@ -112,7 +112,7 @@ class TestRefusals:
         line = refuse(capsys, *typed.split())
         assert all(part in line for part in parts), line
 
-    @pytest.mark.parametrize("typed", ["curves --run x", "project", "evaluate --outliers noise", "evaluate --probe"])
+    @pytest.mark.parametrize("typed", ["curves --run x", "project", "evaluate --outliers noise", "evaluate --classify"])
     def test_missing_matplotlib_is_found_before_tensorflow_starts(self, capsys, monkeypatch, typed):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         assert "needs matplotlib, which is missing" in refuse(capsys, *typed.split())

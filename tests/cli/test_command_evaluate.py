@@ -77,8 +77,8 @@ class TestBitsPerDim:
         assert elbo["standard_error"] == pytest.approx(known.standard_error, rel=1e-5)
         assert elbo["reconstruction"]["mean"] == pytest.approx(known.reconstruction.mean, rel=1e-6)
         assert bound["bound"] == "importance-weighted" and bound["k"] == 4 and bound["images"] == 5
-        assert bound["gain"]["mean"] > 0 and 1 <= bound["effective_draws"] <= 4
-        assert use["images"] == 5 and use["prior"] == "flow" and use["seed"] == 4 and len(use["information"]) == 4
+        assert bound["gain"]["mean"] > 0
+        assert use["images"] == 5 and use["prior"] == "flow" and use["seed"] == 4 and len(use["kl_to_normal"]) == 4
         assert use["bits_per_dim"]["mean"] == pytest.approx(elbo["bits_per_dim"], rel=1e-6)
         out, err = capsys.readouterr()
         for printed in (

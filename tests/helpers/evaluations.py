@@ -7,7 +7,7 @@ import onnx.parser
 import tensorflow as tf
 
 # Command-line options of `evaluate` that the metrics use, with values for small data sets.
-OPTIONS = {"images": 0, "samples": 1, "seed": 0, "temperature": 1.0, "trust": False}
+OPTIONS = {"images": 0, "samples": 1, "seed": 0, "temperature": 1.0}
 OPTIONS |= {"probe_images": 0, "frechet_images": 10_000, "frechet_split": "test"}
 
 

@@ -208,7 +208,7 @@ UNSUPPORTED = {
         ({"generator.flow.num_steps": [1, [1, 1], [1, 1, 1, 1], 1]}, ["impossible", "steps[2]"]),
         ({"generator.flow": ...}, ["lacks", "generator.flow"]),
         ({"generator.flow.num_steps": []}, ["generator.flow.num_steps []", "an entry for each level"]),
-        ({"generator.flow.num_steps": [1, ["a"], [1], 1]}, ["num_steps"]),
+        ({"generator.flow.num_steps": [1, ["a"], [1], 1]}, ["impossible", "steps", "'a'"]),
         ({"discriminator.dim": "8", "generator.flow.h_channels": "8"}, ["dim"]),
     ],
     (CLASSES, "discriminator."): [

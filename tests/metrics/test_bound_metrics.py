@@ -52,7 +52,7 @@ class TestBound:
         # The draws are float32.
         assert result.bits_per_dim == pytest.approx(truth.mean(), abs=1e-6)
         assert result.standard_error == pytest.approx(truth.std(ddof=1) / math.sqrt(20), abs=1e-6)
-        assert result.effective_draws == pytest.approx(k, rel=1e-5) and result.gain.mean == pytest.approx(0, abs=1e-6)
+        assert result.gain.mean == pytest.approx(0, abs=1e-6)
 
     def test_elbo_is_above_the_marginal_by_the_kl_to_the_exact_posterior(self):
         model, images = LOOSE, gaussian_images(200)
@@ -72,8 +72,6 @@ class TestBound:
         truth = model.quantizer.convert_to_bits_per_dim(-model.log_marginal(images[:40]), 3).mean()
         many = evaluate(model, images[:40], k=200)
         assert many.bits_per_dim == pytest.approx(truth, abs=0.005)
-        assert single.effective_draws == pytest.approx(1)
-        assert 1.1 < double.effective_draws < fourfold.effective_draws < many.effective_draws < 150
 
 
 class TestDrawsOfBounds:
@@ -160,9 +158,6 @@ class TestUse:
         assert use.mutual_information.mean == pytest.approx(expected, abs=4 * use.mutual_information.standard_error)
         assert 0 < use.mutual_information.standard_error < 0.04
         assert use.information_limit == math.log(600) and use.information_images == 600
-        # Only z_0 depends on the image; the other dimensions are N(0, 1) for every image.
-        assert use.information[0] == pytest.approx(use.mutual_information.mean, abs=1e-6)
-        assert use.information[1:] == pytest.approx([0, 0], abs=1e-9)
 
     def test_active_units_are_those_whose_posterior_mean_varies(self, use, model, images):
         variance = (model.x(images) @ model.slopes).var(ddof=1)
@@ -229,7 +224,7 @@ class TestDrawsOfUse:
 def test_use_of_z_has_the_kl_and_the_bits_per_dim_of_the_elbo(kind):
     model, batches = variant(kind), counted_batches(random_images(3, 4), 3)
     use, elbo = compute_latent_use(model, batches, seed=4), BoundEvaluator(model)(batches, seed=4)
-    assert len(use.information) == len(use.kl_to_normal) == len(use.mean_variance) == model.config.latent_dim
+    assert len(use.kl_to_normal) == len(use.mean_variance) == model.config.latent_dim
     assert use.kl.mean == pytest.approx(elbo.kl.mean, rel=1e-5)
     assert use.bits_per_dim.mean == pytest.approx(elbo.bits_per_dim, rel=1e-5)
     assert use.bits_per_dim.standard_error == pytest.approx(elbo.standard_error, rel=1e-4)

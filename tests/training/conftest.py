@@ -22,7 +22,7 @@ def stand_ins(monkeypatch):
     def fake(measure=lambda split: 8.0):
         def evaluate(batches, k=1, **_):
             one, zero = Estimate(1.0, 0.1), Estimate(0.0, 0.0)
-            return Bound(ELBO, k, 5, measure(batches), 0.1, one, one, zero, zero, 1.0)
+            return Bound(ELBO, k, 5, measure(batches), 0.1, one, one, zero, zero)
 
         monkeypatch.setattr(loop, "BoundEvaluator", lambda *_: evaluate)
         monkeypatch.setattr(loop, "make_evaluation_batches", lambda source, split, **_: split)

@@ -1,9 +1,8 @@
 """Imports checkpoints of wolf, the PyTorch code of the paper's authors; error messages call wolf "the reference"."""
 
-import math
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,16 +11,9 @@ from tfdecouple.config import Config, ModelConfig, TrainingConfig
 from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
 from tfdecouple.errors import ConfigError, WolfError, one_line
 from tfdecouple.model import DecoupledModel
-from tfdecouple.networks.encoder import ResNetBlock
-from tfdecouple.networks.flow import Flow
 from tfdecouple.runs.opened_run import write_run
 from tfdecouple.storage.files import open_npz, read_json
 from tfdecouple.system.requirements import require_packages
-
-Arrays = Mapping[str, np.ndarray]
-Convert = Callable[[np.ndarray], np.ndarray]
-# A weight's name in wolf (the authors' code), its name in this project, and the function that converts wolf's array.
-WeightMatch = tuple[str, str, Convert]
 
 # Advice at the end of error messages about files that hold more than a state dict.
 _SAVE = "save the model's state dict alone: torch.save(model.state_dict(), FILE)"
@@ -118,16 +110,16 @@ def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     return weights
 
 
-def assign_weights(model: DecoupledModel, state: Arrays) -> None:
+def assign_weights(model: DecoupledModel, state: Mapping[str, np.ndarray]) -> None:
     """Copies wolf's weights, {name: array}, into a model; WolfError names a missing, superfluous or wrong array."""
     variables = model.named_variables()
     unused = {name for name in state if not name.endswith(_DERIVED)}
-    for theirs, ours, convert in match_weights(model):
+    for ours, theirs in match_weights(model).items():
         if theirs not in state:
             raise WolfError(f"the weights lack {theirs}, which the config needs")
-        variable = variables.pop(ours)
+        variable = variables[ours]
         try:
-            value = convert(np.asarray(state[theirs], np.float32))
+            value = _convert_array(np.asarray(state[theirs], np.float32), ours, len(variable.shape), model)
         except (ValueError, TypeError):
             # An array of text, or of the wrong rank or size, cannot be converted; the error below reports its shape.
             value = None
@@ -138,8 +130,7 @@ def assign_weights(model: DecoupledModel, state: Arrays) -> None:
         unused.discard(theirs)
     if unused:
         raise WolfError(f"the weights hold {sorted(unused)[0]}, which this model does not have ({len(unused)} in all)")
-    variables.pop("initialized").assign(True)
-    assert not variables, f"weights without a source: {sorted(variables)}"
+    variables["initialized"].assign(True)
 
 
 def translate_config(values: Mapping[str, Any], *, image_shape: ImageShape, n_bits: int = 8) -> ModelConfig:
@@ -176,19 +167,17 @@ def _translate_flow(values: Mapping[str, Any], name: str, inverse: bool) -> dict
     _get_choice(values, f"{name}.type", ("glow",))
     _require_values(values, name, activation="elu", coupling_type="conv", in_channels=3, normalize=None)
     _get_choice(values, f"{name}.inverse", (inverse,), True)
-    steps = _get_whole_numbers(values, f"{name}.num_steps")
+    steps, hidden = _get_value(values, f"{name}.num_steps", list), _get_value(values, f"{name}.hidden_channels")
     if not steps:
         raise WolfError(f"the reference's config has {name}.num_steps []; it must have an entry for each level")
-    hidden = _get_value(values, f"{name}.hidden_channels")
-    is_same = isinstance(hidden, int)
     _require_values(values, name, levels=len(steps))
     return {
         "steps": steps,
-        "hidden_channels": (hidden,) * len(steps) if is_same else _get_whole_numbers(values, f"{name}.hidden_channels"),
-        "factors": _get_whole_numbers(values, f"{name}.factors", [4] * (len(steps) - 2)) or (4,),
+        "hidden_channels": [hidden] * len(steps) if isinstance(hidden, int) else hidden,
+        "factors": _get_value(values, f"{name}.factors", list, [4] * (len(steps) - 2)) or (4,),
         "transform": _get_choice(values, f"{name}.transform", _TRANSFORMS, "affine"),
         "multiscale_transform": _get_choice(values, f"{name}.prior_transform", _TRANSFORMS, "affine"),
-        "alpha": _get_value(values, f"{name}.alpha", float, 1.0),
+        "alpha": _get_value(values, f"{name}.alpha", default=1.0),
     }
 
 
@@ -202,11 +191,11 @@ def _translate_dequantizer(values: Mapping[str, Any]) -> dict[str, Any]:
     _get_choice(values, "dequantizer.flow.h_channels", (map_channels,))
     options = _translate_flow(values, "dequantizer.flow", inverse=False)
     del options["multiscale_transform"]
-    if any(isinstance(entry, tuple) for entry in options["steps"]):
+    if any(isinstance(entry, list) for entry in options["steps"]):
         _get_choice(values, "dequantizer.flow.prior_transform", (options["transform"],), "affine")
     return {
         "dequantization": "flow",
-        "dequantization_encoder_channels": _get_whole_numbers(values, "dequantizer.encoder.hidden_planes"),
+        "dequantization_encoder_channels": _get_value(values, "dequantizer.encoder.hidden_planes"),
         "dequantization_map_channels": map_channels,
         **{f"dequantization_{name}": value for name, value in options.items()},
     }
@@ -214,16 +203,14 @@ def _translate_dequantizer(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _get_class_probabilities(values: Mapping[str, Any]) -> tuple[float, ...]:
     """Returns p(y) of each class y up to a factor, from the config of wolf (authors' code); () if it has none."""
-    names = ("discriminator.probs", "discriminator.logits")
-    given = {name: numbers for name in names if (numbers := _get_value(values, name, default=None)) is not None}
-    if len(given) > 1:
-        raise WolfError(f"the authors' config.json has {' and '.join(names)}; remove one")
-    for name, numbers in given.items():
-        if not isinstance(numbers, list) or not all(isinstance(number, int | float) for number in numbers):
-            raise WolfError(f"the reference's config has {name} {numbers!r}, which is no list of numbers")
-        highest = max(numbers, default=0)
-        return tuple(map(float, numbers if name == names[0] else (math.exp(number - highest) for number in numbers)))
-    return ()
+    probabilities, logits = (_get_value(values, f"discriminator.{name}", default=None) for name in ("probs", "logits"))
+    if probabilities is not None and logits is not None:
+        raise WolfError("the authors' config.json has discriminator.probs and discriminator.logits; remove one")
+    numbers = probabilities or logits or []
+    if not isinstance(numbers, list) or not all(isinstance(number, int | float) for number in numbers):
+        name = "probs" if probabilities else "logits"
+        raise WolfError(f"the reference's config has discriminator.{name} {numbers!r}, which is no list of numbers")
+    return tuple(map(float, numbers if probabilities else np.exp(np.subtract(numbers, max(numbers, default=0)))))
 
 
 def _translate_encoder_and_prior(values: Mapping[str, Any], image_shape: ImageShape) -> dict[str, Any]:
@@ -231,7 +218,7 @@ def _translate_encoder_and_prior(values: Mapping[str, Any], image_shape: ImageSh
     _get_choice(values, "discriminator.encoder.type", ("global_resnet_bn",))
     _require_values(values, "discriminator.encoder", activation="elu", in_planes=3)
     prior = _get_choice(values, "discriminator.prior.type", ("flow", "normal"))
-    planes = _get_whole_numbers(values, "discriminator.encoder.hidden_planes")
+    planes = _get_value(values, "discriminator.encoder.hidden_planes", list)
     out_planes = _get_value(values, "discriminator.encoder.out_planes", int)
     in_dim = _get_value(values, "discriminator.in_dim", int)
     height, width = (side // 2 ** len(planes) for side in image_shape[:2])
@@ -244,10 +231,10 @@ def _translate_encoder_and_prior(values: Mapping[str, Any], image_shape: ImageSh
     if prior == "flow":
         _require_values(values, "discriminator.prior", coupling_type="mlp", activation="elu", heads=1)
         options |= {
-            "prior_steps": _get_value(values, "discriminator.prior.num_steps", int),
-            "prior_hidden": _get_value(values, "discriminator.prior.hidden_features", int),
+            "prior_steps": _get_value(values, "discriminator.prior.num_steps"),
+            "prior_hidden": _get_value(values, "discriminator.prior.hidden_features"),
             "prior_transform": _get_choice(values, "discriminator.prior.transform", _TRANSFORMS, "affine"),
-            "prior_alpha": _get_value(values, "discriminator.prior.alpha", float, 1.0),
+            "prior_alpha": _get_value(values, "discriminator.prior.alpha", default=1.0),
         }
     return options
 
@@ -267,22 +254,9 @@ def _get_value(values: object, name: str, kind: type = object, default: object =
                 return default
             raise WolfError(f"the reference's config lacks {name}")
         values = values[key]
-    if kind is float and isinstance(values, int):
-        values = float(values)
     if not isinstance(values, kind):
         raise WolfError(f"the reference's config has {name} {values!r}, which is no {kind.__name__}")
     return values
-
-
-def _get_whole_numbers(values: object, name: str, default: object = ...) -> tuple:
-    def make_tuple(value: object, may_nest: bool) -> object:
-        if isinstance(value, list) and may_nest:
-            return tuple(make_tuple(inner, False) for inner in value)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        raise WolfError(f"the reference's config has {name} with {value!r} in it, which is no whole number")
-
-    return tuple(make_tuple(value, True) for value in _get_value(values, name, list, default))
 
 
 def _get_choice(values: object, name: str, choices: tuple[Any, ...], default: object = ...) -> Any:
@@ -297,137 +271,80 @@ def _require_values(values: object, section: str, **required: object) -> None:
         _get_choice(values, f"{section}.{option}", (value,), value)
 
 
-def _convert_kernel(array: np.ndarray) -> np.ndarray:
-    """Returns Torch's kernel `[out, in, h, w]` as TensorFlow's `[h, w, in, out]`; also if transposed."""
-    return array.transpose(2, 3, 1, 0)
+def _convert_array(array: np.ndarray, name: str, rank: int, model: DecoupledModel) -> np.ndarray:
+    """Returns wolf's array for the weight `name`, of rank `rank`, of this project; ValueError for a wrong rank."""
+    if name.endswith(("linear/kernel", "class_codes/embedding")):
+        return array
+    if name == "encoder/last_direction" and model.encoder is not None:
+        # The inputs of wolf's kernel `[out, in]` are flattened feature maps with channels first.
+        *sides, planes = model.encoder.compute_map_shape((None, *model.config.image_shape))[1:]
+        return array.reshape(len(array), planes, *sides).transpose(2, 3, 1, 0).reshape(-1, len(array))
+    if rank == 1:
+        return array.ravel()
+    # Kernels of torch are `[out, in, h, w]` and `[out, in]`; transposed convolutions exchange in and out in both.
+    return array.transpose(2, 3, 1, 0) if rank == 4 else array.transpose()
 
 
-# Each table from `_STEP` to `_TRANSPOSED_BLOCK` maps this project's names of layers to those of wolf (authors' code).
-_STEP = {
-    "actnorm_1": "actnorm",
-    "linear": "conv1x1",
-    "actnorm_2": "unit.actnorm",
-    "coupling_continuous_last": "unit.coupling1_up",
-    "coupling_continuous_first": "unit.coupling1_dn",
-    "coupling_alternate_last": "unit.coupling2_up",
-    "coupling_alternate_first": "unit.coupling2_dn",
-}
-_PRIOR_STEP = {**_STEP, "linear": "linear"}
-_FACTOR_OUT = {"linear": "conv1x1", "coupling": "coupling", "actnorm": "actnorm"}
-_BLOCK = {
-    "convolution_1": "conv1",
-    "norm_1": "bn1",
-    "convolution_2": "conv2",
-    "norm_2": "bn2",
-    "shortcut_convolution": "downsample.0",
-    "shortcut_norm": "downsample.1",
-}
-_TRANSPOSED_BLOCK = {**_BLOCK, "convolution_1": "deconv1", "convolution_2": "deconv2"}
-
-# Each table below maps this project's names of weights to pairs: the name in wolf (the authors' code), and the function
-# that converts wolf's array.
-_IMAGE_WEIGHTS: dict[str, tuple[str, Convert]] = {
-    "log_scale": ("log_scale", np.ravel),
-    "bias": ("bias", np.ravel),
-    "kernel": ("weight", np.asarray),
-    "net/first": ("net.conv1.weight", _convert_kernel),
-    "net/second": ("net.conv2.weight", _convert_kernel),
-    "net/condition_kernel": ("h_net.net.weight", np.transpose),
-    "net/condition_bias": ("h_net.net.bias", np.asarray),
-    "net/last_direction": ("net.conv3.conv.weight_v", _convert_kernel),
-    "net/last_gain": ("net.conv3.conv.weight_g", np.ravel),
-    "net/last_bias": ("net.conv3.conv.bias", np.asarray),
-}
-_IMAGE_WEIGHTS_WITH_MAP = {**_IMAGE_WEIGHTS, "net/condition_kernel": ("h_net.net.weight", _convert_kernel)}
-_VECTOR_WEIGHTS: dict[str, tuple[str, Convert]] = {
-    **_IMAGE_WEIGHTS,
-    "net/first": ("net.fc1.weight", np.transpose),
-    "net/first_bias": ("net.fc1.bias", np.asarray),
-    "net/second": ("net.fc2.weight", np.transpose),
-    "net/second_bias": ("net.fc2.bias", np.asarray),
-    "net/last_direction": ("net.fc3.linear.weight_v", np.transpose),
-    "net/last_gain": ("net.fc3.linear.weight_g", np.ravel),
-    "net/last_bias": ("net.fc3.linear.bias", np.asarray),
-}
-_ENCODER_WEIGHTS: dict[str, tuple[str, Convert]] = {
-    "kernel": ("weight", _convert_kernel),
-    "gamma": ("weight", np.asarray),
-    "beta": ("bias", np.asarray),
-    "moving_mean": ("running_mean", np.asarray),
-    "moving_variance": ("running_var", np.asarray),
-}
-_CLASS_WEIGHTS: dict[str, tuple[str, Convert]] = {
-    "embedding": ("embed.weight", np.asarray),
-    "first": ("net.0.weight", np.transpose),
-    "first_bias": ("net.0.bias", np.asarray),
-    "second": ("net.2.weight", np.transpose),
-    "second_bias": ("net.2.bias", np.asarray),
-    "last": ("net.4.weight", np.transpose),
-    "last_bias": ("net.4.bias", np.asarray),
+# Rules that turn names of this project's weights into those of wolf: patterns and their replacements, in this order.
+_RENAMES = {
+    # Weights of nets, before their net is renamed.
+    r"/(first|second|last)$": r"/\1_kernel",
+    r"/net/condition_": r"/h_net.net/",
+    r"^(prior_flow/.*)/net/last_": r"\1/net.fc3.linear/",
+    r"/net/last_": "/net.conv3.conv/",
+    r"^(prior_flow/.*)/net/first_": r"\1/net.fc1/",
+    r"/net/first_": "/net.conv1/",
+    r"^(prior_flow/.*)/net/second_": r"\1/net.fc2/",
+    r"/net/second_": "/net.conv2/",
+    r"^class_codes/embedding": "discriminator.embed.weight",
+    r"^class_codes/first_": "discriminator.net.0/",
+    r"^class_codes/second_": "discriminator.net.2/",
+    r"^class_codes/last_": "discriminator.net.4/",
+    r"^encoder/last_": "discriminator.fc.linear/",
+    r"/(kernel|gamma)$": "/weight",
+    r"/beta$": "/bias",
+    r"/direction$": "/weight_v",
+    r"/gain$": "/weight_g",
+    r"/moving_variance$": "/running_var",
+    r"/moving_": "/running_",
+    # Layers.
+    r"/actnorm_1/": "/actnorm/",
+    r"/actnorm_2/": "/unit.actnorm/",
+    r"/coupling_continuous_": "/unit.coupling1_",
+    r"/coupling_alternate_": "/unit.coupling2_",
+    r"(coupling\d)_first/": r"\1_dn/",
+    r"(coupling\d)_last/": r"\1_up/",
+    r"^(flow|dequantizer)/(.*)/linear/": r"\1/\2/conv1x1/",
+    r"/shortcut_convolution/": "/downsample.0/",
+    r"/shortcut_norm/": "/downsample.1/",
+    r"(/up_.*)/convolution_": r"\1/deconv",
+    r"/convolution_": "/conv",
+    r"/norm_": "/bn",
+    # Parts of networks, and networks.
+    r"/level_(\d+)_part_(\d+)_factor_out/": r"/blocks.\1.priors.\2/",
+    r"/level_(\d+)_part_(\d+)_step_(\d+)/": r"/blocks.\1.layers.\2.\3/",
+    r"/level_(\d+)_block_": r"/resnet\1.main.",
+    r"/up_(\d+)_block_": r"/deresnet\1.main.",
+    r"main.1/": "main.0/",
+    r"main.2/": "main.1/",
+    r"^flow/": "generator.flow/",
+    r"^dequantizer/flow/": "dequantizer.flow.core/",
+    r"^prior_flow/step_": "discriminator.prior.flow.steps.",
+    r"^dequantizer/encoder/": "dequantizer.encoder.net/",
+    r"^encoder/": "discriminator.encoder.net/",
+    r"/": ".",
 }
 
 
-def match_weights(model: DecoupledModel) -> Iterator[WeightMatch]:
-    """Yields (name in wolf, name in this project, function that converts wolf's array) for each weight of a model."""
-    weights = list(model.named_variables())
-    yield from _match_flow("generator.flow", "flow", model.flow, weights)
-    if (dequantizer := model.dequantizer) is not None:
-        yield from _match_blocks("dequantizer.encoder.net", "dequantizer/encoder", dequantizer.encoder.blocks, weights)
-        yield from _match_flow("dequantizer.flow.core", "dequantizer/flow", dequantizer.flow, weights)
-    if (encoder := model.encoder) is not None:
-        root = "discriminator.encoder.net"
-        yield from _match_blocks(root, "encoder", encoder.blocks, weights)
-        *sides, planes = encoder.compute_map_shape((None, *model.config.image_shape))[1:]
-
-        def convert_dense_kernel(array: np.ndarray) -> np.ndarray:
-            """Returns wolf's kernel `[out, in]` as `[in, out]`, with flattened inputs channels last, not first."""
-            return _convert_kernel(array.reshape(len(array), planes, *sides)).reshape(-1, len(array))
-
-        yield f"{root}.top.weight", "encoder/top/kernel", _convert_kernel
-        yield f"{root}.top.bias", "encoder/top/bias", np.asarray
-        yield "discriminator.fc.linear.weight_v", "encoder/last_direction", convert_dense_kernel
-        yield "discriminator.fc.linear.weight_g", "encoder/last_gain", np.ravel
-        yield "discriminator.fc.linear.bias", "encoder/last_bias", np.asarray
-    if model.code_net is not None:
-        for name, (theirs, convert) in _CLASS_WEIGHTS.items():
-            yield f"discriminator.{theirs}", f"class_codes/{name}", convert
-    if model.prior_flow is not None:
-        for index, step in enumerate(model.prior_flow.sequence):
-            theirs = f"discriminator.prior.flow.steps.{index}"
-            yield from _match_layer(theirs, f"prior_flow/{step.name}", weights, _PRIOR_STEP, _VECTOR_WEIGHTS)
-
-
-def _match_flow(root: str, ours: str, flow: Flow, weights: list[str]) -> Iterator[WeightMatch]:
-    names = _IMAGE_WEIGHTS_WITH_MAP if flow.local else _IMAGE_WEIGHTS
-    for level, stages in enumerate(flow.levels):
-        block = f"{root}.blocks.{level}"
-        for number, stage in enumerate(stages):
-            steps = f"{block}.layers.{number}" if stage.factor_out else f"{block}.steps"
-            for index, step in enumerate(stage.steps):
-                yield from _match_layer(f"{steps}.{index}", f"{ours}/{step.name}", weights, _STEP, names)
-            if stage.factor_out is not None:
-                theirs, name = f"{block}.priors.{number}", f"{ours}/{stage.factor_out.name}"
-                yield from _match_layer(theirs, name, weights, _FACTOR_OUT, names)
-
-
-def _match_layer(
-    theirs: str, ours: str, weights: list[str], layers: Mapping[str, str], names: Mapping[str, tuple[str, Convert]]
-) -> Iterator[WeightMatch]:
-    """Yields a `WeightMatch` for each of `weights` below `ours`; names in wolf (authors' code) begin with `theirs`.
-
-    `layers` and `names` are two of the tables above, of names of layers and of names of weights.
-    """
-    for path in weights:
-        if path.startswith(f"{ours}/"):
-            layer, _, weight = path.removeprefix(f"{ours}/").partition("/")
-            their_weight, convert = names[weight]
-            yield f"{theirs}.{layers[layer]}.{their_weight}", path, convert
-
-
-def _match_blocks(root: str, ours: str, blocks: list[ResNetBlock], weights: list[str]) -> Iterator[WeightMatch]:
-    levels = sum(not block.transposed for block in blocks) // 2
-    for index, block in enumerate(blocks):
-        level = 2 * levels - 1 - index // 2 if block.transposed else index // 2
-        layers = _TRANSPOSED_BLOCK if block.transposed else _BLOCK
-        theirs = f"{root}.{'de' if block.transposed else ''}resnet{level}.main.{index % 2}"
-        yield from _match_layer(theirs, f"{ours}/{block.name}", weights, layers, _ENCODER_WEIGHTS)
+def match_weights(model: DecoupledModel) -> dict[str, str]:
+    """Returns {name in this project: name in wolf} of all weights of a model."""
+    variables, matches = model.named_variables(), {}
+    for name in variables:
+        theirs = name
+        for pattern, replacement in _RENAMES.items():
+            theirs = re.sub(pattern, replacement, theirs)
+        # wolf numbers the parts of a level only where channels leave the flow after a part.
+        is_numbered = f"{name.partition('_step_')[0]}_factor_out/linear/kernel" in variables
+        matches[name] = theirs if is_numbered else re.sub(r"layers\.\d+", "steps", theirs)
+    del matches["initialized"]
+    return matches

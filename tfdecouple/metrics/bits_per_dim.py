@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfdecouple.data.drawn_images import draw_uncropped_images
 from tfdecouple.metrics.metric import Estimate, Metric, Option, Result, format_table, require_finite_values
 from tfdecouple.system.progress import Counter, format_count
 
@@ -47,8 +46,7 @@ class ImportanceWeighted(Metric):
     def compute(self, evaluation: Any) -> Result:
         bound, line = _evaluate_bound(evaluation, IMPORTANCE_WEIGHTED, self.options.importance)
         gain = f"    {bound.gain.to_text(4)} below the ELBO over the same draws"
-        draws = f"    {bound.effective_draws:.2f} effective draws of {bound.k}"
-        return Result(dataclasses.asdict(bound), [line, gain, draws])
+        return Result(dataclasses.asdict(bound), [line, gain])
 
 
 def _evaluate_bound(evaluation: Any, bound: str, k: int) -> tuple[Bound, str]:
@@ -59,35 +57,6 @@ def _evaluate_bound(evaluation: Any, bound: str, k: int) -> tuple[Bound, str]:
         result = evaluator(batches, bound=bound, k=k, seed=seed, on_batch=counter, refuse_non_finite=True)
     bits, name = Estimate(result.bits_per_dim, result.standard_error).to_text(4), bound + " bound" * (bound != ELBO)
     return result, f"{bits} bits/dim: {name}, {draws}, {result.images:,} images"
-
-
-class OwnSize(Metric):
-    """The metric of bits/dim (the ELBO) of images at their original size."""
-
-    name = "own_size"
-    help = "also bits/dim of the images at their own size, neither cropped nor resized (folders and photographs)"
-
-    def compute(self, evaluation: Any) -> Result:
-        from tfdecouple import randomness
-
-        options, model = self.options, evaluation.opened.model
-        images = draw_uncropped_images(evaluation.source, options.split, options.images, options.seed)
-        rows = []
-        with Counter("ELBO at own size", len(images)) as counter:
-            for index, (name, read) in enumerate(images.items()):
-                image = read()
-                seeds = [randomness.derive_seed(options.seed, "own size", index, k) for k in range(options.samples)]
-                bits = np.mean([float(model.bound(image[None], seed=seed).bits_per_dim[0]) for seed in seeds])
-                rows.append({"image": name, "height": image.shape[0], "width": image.shape[1], "bits_per_dim": bits})
-                counter(index + 1)
-        bits_per_dim = np.array([row["bits_per_dim"] for row in rows])
-        require_finite_values("the bound", bits_per_dim, np.arange(len(rows)))
-        mean, draws = Estimate.from_values(bits_per_dim), format_count(options.samples, "draw")
-        lines = [f"{mean.to_text(4)} bits/dim: ELBO at own size, {draws} per image, {len(rows):,} images"]
-        for name, height, width, bits in map(dict.values, rows[:20]):
-            lines.append(f"    {bits:.4f}  {width} x {height}  {name}")
-        values = {"bits_per_dim": mean.mean, "standard_error": mean.standard_error, "samples": options.samples}
-        return Result({**values, "images": rows}, lines)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +78,6 @@ class Bound:
     kl: Estimate
     dequantization: Estimate
     gain: Estimate  # how far the bound is below the ELBO over these draws, in bits/dim; 0 for the ELBO
-    # The mean over images of (sum of weights)**2 / sum of squared weights, from 1 to k. Near 1, few draws dominate the
-    # bound, and more draws would lower it.
-    effective_draws: float
 
     def to_log_row(self) -> dict[str, float]:
         """Returns this bound as a dict for a row of the training log: the bound, its terms, counts of images, draws."""
@@ -203,15 +169,13 @@ class BoundEvaluator:
         convert, dimensions = self._model.quantizer.convert_to_bits_per_dim, math.prod(self._model.config.image_shape)
         # Without this context NumPy would warn about the infinite weights of a diverged model.
         with np.errstate(invalid="ignore", over="ignore"):
-            log_sum, log_square = np.logaddexp.reduce(log_weights), np.logaddexp.reduce(2 * log_weights)
-            bound_nats = elbo_nats if bound == ELBO else math.log(k) - log_sum
+            bound_nats = elbo_nats if bound == ELBO else math.log(k) - np.logaddexp.reduce(log_weights)
             if refuse_non_finite:
                 require_finite_values("the bound", np.column_stack([bound_nats, nats]), np.concatenate(indices))
             bits, elbo_bits = (convert(values, dimensions) for values in (bound_nats, elbo_nats))
             mean, error = dataclasses.astuple(Estimate.from_values(bits))
-            reconstruction, kl, dequantization, gain = map(Estimate.from_values, (*nats.T, elbo_bits - bits))
-            effective_draws = float(np.exp(2 * log_sum - log_square).mean())
-        return Bound(bound, k, len(bits), mean, error, reconstruction, kl, dequantization, gain, effective_draws)
+            terms_and_gain = map(Estimate.from_values, (*nats.T, elbo_bits - bits))
+        return Bound(bound, k, len(bits), mean, error, *terms_and_gain)
 
     def _gather_from_devices(self, values: tf.Tensor) -> np.ndarray:
         return self._strategy.gather(values, axis=0).numpy()

@@ -6,7 +6,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -48,11 +48,8 @@ class LinearProbe(Metric):
     added_options = {"probe_images": Option(int, 0, _IMAGES)}
     split = "test"
     needs_posterior = True
-    needs_plots = True
 
     def compute(self, evaluation: Any) -> Result:
-        from tfdecouple.visualization.plots import plot_confusion, render_figure
-
         options, source, model = self.options, evaluation.source, evaluation.opened.model
         default = min(IMAGES, VALUES // math.prod(model.config.image_shape))
         train_images = max(options.images, LEAST) if options.images else default
@@ -67,42 +64,27 @@ class LinearProbe(Metric):
                 f"the {len(fitted_labels)} training images of {source.title} to fit on are all of one class; a probe "
                 "needs two or more, so take more images or other data"
             )
-        rows: dict[str, dict[str, Any]] = {}
-        predictions: dict[tuple[str, str], np.ndarray] = {}
-
-        def classify(name: str, features: np.ndarray, test_features: np.ndarray) -> None:
-            classifiers = {}
-            for kind in CLASSIFIERS:
-                with Counter(f"{name}, {kind}", len(STRENGTHS) + 1, unit="fits") as counter:
-                    fitted = fit_classifier(kind, features, labels, counter)
-                predictions[name, kind] = predicted = fitted.classifier.predict(test_features)
-                accuracy = Estimate.from_values(predicted == test_labels)
-                choice = {"C": fitted.strength, "held_out_accuracy": fitted.held_out_accuracy, "tried": fitted.tried}
-                choice |= {"accuracy": accuracy.mean, "standard_error": accuracy.standard_error}
-                classifiers[kind] = {**choice, "converged": fitted.converged}
-                # Progress goes to standard error, so that standard output has only the results.
-                print(f"{name} ({features.shape[1]:,}), {kind}: {accuracy.to_percent(2)}", file=sys.stderr, flush=True)
-            rows[name] = {"features": name, "dimensions": features.shape[1], "classifiers": classifiers}
-
-        def classify_with_pca(name: str, *both: np.ndarray) -> None:
-            flat = standardize_features(*flatten_images(*both))
-            classify(name, *flat)
-            if model.config.has_latent:
-                classify(f"{name}, PCA", *reduce_features(flat[0], flat[1], model.config.latent_dim, options.seed))
-
-        classify_with_pca("pixels", train, test)
         (z, v), (test_z, test_v) = (encode_drawn_images(model, group, evaluation.batch_size) for group in (train, test))
-        if z is not None and test_z is not None:
-            classify("z", *standardize_features(z, test_z))
-        classify_with_pca("v", v, test_v)
-
-        name = "z" if z is not None else "v"
-        classifiers = rows[name]["classifiers"]
-        # The picture shows the classifier with the best held-out accuracy: test images must not influence the choice.
-        kind = max(classifiers, key=lambda kind: classifiers[kind]["held_out_accuracy"])
+        codes = {} if z is None or test_z is None else {"z": (z, test_z)}
+        rows = []
+        for title, both in {"pixels": (train, test), **codes, "v": (v, test_v)}.items():
+            groups = {title: standardize_features(*both)}
+            if codes and title != "z":
+                groups[f"{title}, PCA"] = reduce_features(*groups[title], model.config.latent_dim, options.seed)
+            for name, (features, test_features) in groups.items():
+                classifiers = {}
+                for kind in CLASSIFIERS:
+                    with Counter(f"{name}, {kind}", len(STRENGTHS) + 1, unit="fits") as counter:
+                        classifier, choice = fit_classifier(kind, features, labels, counter)
+                    accuracy = Estimate.from_values(classifier.predict(test_features) == test_labels)
+                    result = {"accuracy": accuracy.mean, "standard_error": accuracy.standard_error}
+                    classifiers[kind] = choice | result
+                    # Progress goes to standard error, so that standard output has only the results.
+                    shown = f"{name} ({features.shape[1]:,}), {kind}: {accuracy.to_percent(2)}"
+                    print(shown, file=sys.stderr, flush=True)
+                rows.append({"features": name, "dimensions": features.shape[1], "classifiers": classifiers})
         report = {
-            "results": list(rows.values()),
-            "confusion": count_confusion(name, kind, test_labels, predictions[name, kind]),
+            "results": rows,
             "chance": float(np.unique(test_labels, return_counts=True)[1].max() / len(test_labels)),
             "train_images": len(labels),
             "test_images": len(test_labels),
@@ -110,8 +92,7 @@ class LinearProbe(Metric):
             "classes": len(np.unique(labels)),
             "seed": options.seed,
         }
-        picture = render_figure(plot_confusion(report["confusion"], source.label_names))
-        return Result(report, _format_linear_classifiers(report), picture)
+        return Result(report, _format_linear_classifiers(report))
 
 
 def _format_linear_classifiers(report: dict[str, Any]) -> list[str]:
@@ -145,20 +126,19 @@ def make_classifier(kind: str) -> Any:
     return LogisticRegression(max_iter=MAX_ITERATIONS, warm_start=True)
 
 
-def standardize_features(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Scales arrays in place so that `train` has mean 0 and deviation 1; a constant feature of `train` becomes 0."""
+def standardize_features(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns arrays `[n, ...]` as features, float32 `[n, k]`, scaled to mean 0 and deviation 1 in `train`.
+
+    A constant feature of `train` becomes 0. Arrays of float32 are changed in place.
+    """
     from sklearn.preprocessing import StandardScaler
 
-    scaler = StandardScaler(copy=False).fit(train)
-    return tuple(scaler.transform(features) for features in (train, *others))
+    flat, test_flat = (array.reshape(len(array), -1).astype(np.float32, copy=False) for array in (train, test))
+    scaler = StandardScaler(copy=False).fit(flat)
+    return scaler.transform(flat), scaler.transform(test_flat)
 
 
-def flatten_images(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Returns each array of images, `[n, ...]`, as an array of features, float32 `[n, features]`."""
-    return tuple(array.reshape(len(array), -1).astype(np.float32, copy=False) for array in arrays)
-
-
-def reduce_features(train: np.ndarray, test: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, ...]:
+def reduce_features(train: np.ndarray, test: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Reduces standardised features, float32 `[n, k]`, to at most `count` standardised principal components of `train`.
 
     The PCA has at most n - 1 components, because a further one would be rounding error, which standardisation would
@@ -172,23 +152,17 @@ def reduce_features(train: np.ndarray, test: np.ndarray, count: int, seed: int) 
     # On cores that other programs use, too, one thread is fastest, because several threads wait for each other.
     with threadpool_limits(1):
         pca.fit(train)
-    return standardize_features(*(np.ascontiguousarray(pca.transform(array), np.float32) for array in (train, test)))
-
-
-class FittedClassifier(NamedTuple):
-    """A classifier of scikit-learn, fitted to all training images, and how its C was chosen."""
-
-    classifier: Any
-    strength: float  # the best C, the inverse regularisation
-    held_out_accuracy: float  # on the held-out images, of a classifier with this C that was fitted without them
-    tried: list[list[float]]  # pairs [C, accuracy on the held-out images]
-    converged: bool  # whether the final fit converged
+    reduced, reduced_test = (np.ascontiguousarray(pca.transform(array), np.float32) for array in (train, test))
+    return standardize_features(reduced, reduced_test)
 
 
 def fit_classifier(
     kind: str, features: np.ndarray, labels: np.ndarray, on_fit: Callable[[int], None] = lambda fits: None
-) -> FittedClassifier:
+) -> tuple[Any, dict[str, Any]]:
     """Chooses C on the last fifth of the training images; returns a classifier with this C, fitted to all the images.
+
+    Also returns a dict: `C`, the inverse regularisation; `held_out_accuracy`, on the last fifth, of a classifier with
+    this C that was fitted without it; `tried`, pairs [C, this accuracy]; and whether the final fit `converged`.
 
     The search stops when the accuracy on the last fifth is more than its standard error below the best one, because a
     larger C takes longer. `kind` is one of `CLASSIFIERS`. `features`, float32 `[n, features]`, are standardised, of at
@@ -203,7 +177,7 @@ def fit_classifier(
     # With one thread, results do not depend on the number of cores. More threads are at most twice as fast here, and 15
     # times as slow on cores with other work, because threads wait for each other.
     with threadpool_limits(1), warnings.catch_warnings():
-        # The attribute `converged` of the result says the same as this warning.
+        # The entry `converged` of the result says the same as this warning.
         warnings.simplefilter("ignore", ConvergenceWarning)
         for strength in STRENGTHS:
             classifier.set_params(C=strength).fit(features[:-held_out], labels[:-held_out])
@@ -216,7 +190,8 @@ def fit_classifier(
         strength = next(strength for strength, accuracy in tried if accuracy == best)
         # A new classifier is fitted, because a warm start from the last value of C would be far from the solution.
         classifier = make_classifier(kind).set_params(C=strength).fit(features, labels)
-    return FittedClassifier(classifier, strength, best, tried, bool(np.max(classifier.n_iter_) < MAX_ITERATIONS))
+    converged = bool(np.max(classifier.n_iter_) < MAX_ITERATIONS)
+    return classifier, {"C": strength, "held_out_accuracy": best, "tried": tried, "converged": converged}
 
 
 def read_labelled_images(
@@ -260,11 +235,12 @@ def classify_images(
     """Classifies each image x as the label y with the highest p(y|x); returns a dict of the accuracy and more metrics.
 
     `chance` is the share of the most frequent label, `log_probability` the mean of log p(y|x) of the true label y in
-    nats, `confusion` the result of `count_confusion`. `batches` are dicts from `make_evaluation_batches`, and
-    `on_batch` is a callback that receives the count of images classified so far. DataError is raised if no image has a
-    label.
+    nats. `confusion` has `counts`, a row for each true and a column for each predicted label. `batches` are dicts from
+    `make_evaluation_batches`, and `on_batch` is a callback that receives the count of images classified so far.
+    DataError is raised if no image has a label.
     """
     import tensorflow as tf
+    from sklearn.metrics import confusion_matrix
 
     from tfdecouple.numerics.tf32 import full_float32
 
@@ -283,29 +259,13 @@ def classify_images(
         raise DataError("no image has a label; use images with labels, such as in sub-folders")
     predicted = log_p.argmax(1)
     accuracy = Estimate.from_values(predicted == true_labels)
+    shown = np.union1d(true_labels, predicted)
+    counts = confusion_matrix(true_labels, predicted, labels=shown).tolist()
     return {
         "images": len(true_labels),
         "accuracy": accuracy.mean,
         "standard_error": accuracy.standard_error,
         "chance": float(np.bincount(true_labels).max() / len(true_labels)),
         "log_probability": float(log_p[np.arange(len(true_labels)), true_labels].mean()),
-        "confusion": count_confusion("Bayes' rule", "p(y|x)", true_labels, predicted),
-    }
-
-
-def count_confusion(features: str, classifier: str, labels: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
-    """Returns a dict with the confusion matrix of a classifier, from true `labels` and `predicted` labels, int `[n]`.
-
-    `labels` of the dict are all true and predicted labels, sorted. `counts` is the matrix, with a row for each true and
-    a column for each predicted label.
-    """
-    from sklearn.metrics import confusion_matrix
-
-    values = np.union1d(labels, predicted)
-    return {
-        "features": features,
-        "classifier": classifier,
-        "accuracy": float(np.mean(labels == predicted)),
-        "labels": values.tolist(),
-        "counts": confusion_matrix(labels, predicted, labels=values).tolist(),
+        "confusion": {"labels": shown.tolist(), "counts": counts, "accuracy": accuracy.mean},
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
-from tfdecouple.errors import DataError, UntrustedError, UserError, one_line
+from tfdecouple.errors import DataError, UserError, one_line
 from tfdecouple.metrics.metric import Metric, Option, Result
 from tfdecouple.storage.files import hash_file
 from tfdecouple.system.progress import Counter
@@ -17,8 +17,6 @@ from tfdecouple.system.progress import Counter
 if TYPE_CHECKING:
     from tfdecouple.config import Config
     from tfdecouple.model import DecoupledModel
-
-_NEEDS = f"it needs one input, uint8 images [n, height, width, {RGB_CHANNELS}], and one output, features [n, features]"
 
 # Type of a function from uint8 images `[n, height, width, channels]` to their features, float `[n, features]`.
 Extractor = Callable[[np.ndarray], np.ndarray]
@@ -36,9 +34,8 @@ class FrechetDistance(Metric):
     name = "frechet"
     added_options = {
         "frechet": Option(
-            str | None, None, "also the Frechet distance of samples by the features of a network, an ONNX or Keras file"
+            str | None, None, "also the Frechet distance of samples by the features of a network, an ONNX file"
         ),
-        "trust": Option(bool, False, "accept a Keras file, which can run code, for --frechet; trust its source"),
         "frechet_images": Option(int, 10_000, "samples of --frechet, and images to compare them with", least=2),
         "frechet_split": Option(
             Literal["train", "validation", "test", "train+validation"],
@@ -54,7 +51,7 @@ class FrechetDistance(Metric):
 
     def prepare_inputs(self, config: Config) -> None:
         options = self.options
-        self._extractor = open_feature_extractor(options.frechet, config.model.image_shape, options.trust)
+        self._extractor = open_feature_extractor(options.frechet, config.model.image_shape)
 
     def compute(self, evaluation: Any) -> Result:
         """Returns the Frechet distance of samples and its floor, in squared units of features, and warnings."""
@@ -179,44 +176,43 @@ def draw_model_samples(
             counter(done)
 
 
-def open_feature_extractor(path: pathlib.Path | str, image_shape: ImageShape, trust: bool = False) -> Extractor:
-    """Opens a Keras (`.keras`) or ONNX file; returns a function from uint8 images to features, float `[n, features]`.
+def open_feature_extractor(path: pathlib.Path | str, image_shape: ImageShape) -> Extractor:
+    """Opens an ONNX file; returns a function from uint8 images to features, float `[n, features]`.
 
     The network gets images with the height and width of `image_shape`, and must resize them if it needs another size.
-    Grey images are repeated to three channels. The network is tried on two images. A Keras file can run code, so
-    UntrustedError is raised for it without `trust`. UserError is raised if the file is missing or its network does not
-    fit (see `_NEEDS`), and by the returned function for features that are not finite.
+    Grey images are repeated to three channels. The network is tried on two images. UserError is raised if the file is
+    missing or its network does not fit, and by the returned function for features that are not finite.
     """
-    from tfdecouple.numerics.tf32 import full_float32
+    import onnxruntime
 
-    path = pathlib.Path(path)
-    is_keras = path.suffix == ".keras"
+    path, options = pathlib.Path(path), onnxruntime.SessionOptions()
     if not path.is_file():
-        raise UserError(f"there is no extractor file {path}; name an ONNX (.onnx) or Keras (.keras) file")
-    if is_keras and not trust:
-        raise UntrustedError(f"{path} is a Keras file, which can run code; give --trust if you know its origin")
+        raise UserError(f"there is no extractor file {path}; name an ONNX (.onnx) file")
     if image_shape[-1] not in (1, RGB_CHANNELS):
         raise UserError(f"the images have {image_shape[-1]} channels; --frechet needs grey images or three channels")
+    # Level 4 logs fatal errors only. All other errors need no log, because ONNX Runtime raises them as exceptions.
+    options.log_severity_level = 4
+    # By default ONNX Runtime would compute products on a GPU in TF32, which is less precise than float32.
+    providers = {"CUDAExecutionProvider": {"use_tf32": "0"}, "CPUExecutionProvider": {}}
+    available = [pair for pair in providers.items() if pair[0] in onnxruntime.get_available_providers()]
     try:
-        run, dtypes, outputs = (_open_keras_extractor if is_keras else _open_onnx_extractor)(path)
-    # Every exception is caught, because ONNX Runtime and Keras raise many exception classes for broken or unsafe files.
+        session = onnxruntime.InferenceSession(path, options, providers=available)
+        name = session.get_inputs()[0].name
+    # Every exception is caught, because ONNX Runtime raises many exception classes for broken files.
     except Exception as error:
-        kind = "a Keras model" if is_keras else "ONNX"
-        raise UserError(f"{path} cannot be opened as {kind}: {one_line(error)}; name another file") from error
-    if dtypes != ["uint8"] or outputs != 1:
-        inputs = " and ".join(dtypes) or "nothing"
-        raise UserError(f"the extractor {path.name} takes {inputs} and has {outputs} outputs; {_NEEDS}")
+        raise UserError(f"{path} cannot be opened as ONNX: {one_line(error)}; name another file") from error
 
     def extract(images: np.ndarray) -> np.ndarray:
         if images.shape[-1] == 1:
             images = np.repeat(images, RGB_CHANNELS, -1)
         try:
-            with full_float32():
-                features = np.asarray(run(images))
-        # Every exception is caught, because each runtime has its own exception class for images of the wrong size.
+            (output,) = session.run(None, {name: images})
+        # Every exception is caught, because ONNX Runtime has several classes for inputs that do not fit.
         except Exception as error:
-            shown = f"fails on images of shape {images.shape}: {one_line(error)}; {_NEEDS}"
-            raise UserError(f"the extractor {path.name} {shown}, of any n and of these images' size") from error
+            shown = f"fails on images of shape {images.shape}: {one_line(error)}"
+            needs = f"one input, uint8 images [n, height, width, {RGB_CHANNELS}] of any n and of these images' size"
+            raise UserError(f"the extractor {path.name} {shown}; it needs {needs}, and one output, features") from error
+        features = np.asarray(output)
         if features.shape[:-1] != (len(images),) or not np.isfinite(features).all():
             shown = f"of shape {features.shape} for {len(images)} images"
             raise UserError(f"the extractor {path.name} gave features {shown}; they must be finite [images, features]")
@@ -224,26 +220,3 @@ def open_feature_extractor(path: pathlib.Path | str, image_shape: ImageShape, tr
 
     extract(np.resize(np.arange(256, dtype=np.uint8), (2, *image_shape)))
     return extract
-
-
-def _open_onnx_extractor(path: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], list[str], int]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    # Level 4 logs fatal errors only. All other errors need no log, because ONNX Runtime raises them as exceptions.
-    options.log_severity_level = 4
-    # By default ONNX Runtime would compute products on a GPU in TF32, which is less precise than float32.
-    providers = {"CUDAExecutionProvider": {"use_tf32": "0"}, "CPUExecutionProvider": {}}
-    available = [pair for pair in providers.items() if pair[0] in onnxruntime.get_available_providers()]
-    session = onnxruntime.InferenceSession(path, options, providers=available)
-    inputs = session.get_inputs()
-    dtypes = [array.type.removeprefix("tensor(").removesuffix(")") for array in inputs]
-    return lambda images: session.run(None, {inputs[0].name: images})[0], dtypes, len(session.get_outputs())
-
-
-def _open_keras_extractor(path: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], list[str], int]:
-    import keras
-
-    model = keras.saving.load_model(path, compile=False)
-    inputs, outputs = getattr(model, "inputs", None) or [], getattr(model, "outputs", None) or []
-    return model.predict_on_batch, [keras.backend.standardize_dtype(array.dtype) for array in inputs], len(outputs)

@@ -12,7 +12,7 @@ from tfdecouple.config.shapes import is_square_of_rgb
 from tfdecouple.data.drawn_images import decode_images, draw_image_indices, encode_drawn_images, read_drawn_images
 from tfdecouple.data.image_formats import describe_images
 from tfdecouple.errors import DataError, UserError
-from tfdecouple.metrics.classification import flatten_images, reduce_features, standardize_features
+from tfdecouple.metrics.classification import reduce_features, standardize_features
 from tfdecouple.metrics.latent_use import draw_derangement
 from tfdecouple.metrics.metric import Estimate, Metric, Result, format_table
 
@@ -159,8 +159,7 @@ def compute_image_statistics(
     )
     features = {"z": standardize_features(train_z.copy(), z.copy())}
     for name, both in {"v, PCA": (train_v, v), "pixels, PCA": (train, images)}.items():
-        flat = standardize_features(*flatten_images(*both))
-        features[name] = reduce_features(flat[0], flat[1], z.shape[1], seed)
+        features[name] = reduce_features(*standardize_features(*both), z.shape[1], seed)
     statistics = {
         name: {
             "r2": {kind: _compute_r2(x, of_train[name], values, seed) for kind, x in features.items()},

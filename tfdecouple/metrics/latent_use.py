@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 ACTIVE_VARIANCE = 0.01
 # Largest count of images for the mutual information, whose computing time grows with the square of this count.
 INFORMATION_IMAGES = 4096
-# Largest number of array elements in one step of the mutual information; it limits the memory and changes no result.
-_CHUNK_NUMBERS = 2**21
 # Count of dimensions of z in the printed table; the JSON file has all dimensions.
 _LISTED = 12
 
@@ -54,12 +52,11 @@ def _format_latent_use(use: LatentUse) -> list[str]:
         f"    bits/dim             {use.bits_per_dim.to_text(4)}, and with the z of another image "
         f"{use.shuffled_bits_per_dim.to_text(4)}: {use.shuffling_costs.to_text(4)} worse",
     ]
-    order = sorted(range(dimensions), key=use.information.__getitem__, reverse=True)[:_LISTED]
-    columns = use.mean_variance, use.kl_to_normal, use.information
-    rows = [["dimension", "variance of mean", "KL to N(0, 1)", "information I(x; z_i), KL to q(z_i)"]]
-    lines += format_table(rows + [[str(n), *(f"{column[n]:.4f}" for column in columns)] for n in order])
+    order = sorted(range(dimensions), key=use.mean_variance.__getitem__, reverse=True)[:_LISTED]
+    rows = [["dimension", "variance of mean", "KL to N(0, 1)"]]
+    lines += format_table(rows + [[str(n), f"{use.mean_variance[n]:.4f}", f"{use.kl_to_normal[n]:.4f}"] for n in order])
     if dimensions > _LISTED:
-        lines.append(f"    and {dimensions - _LISTED} dimensions with less information")
+        lines.append(f"    and {dimensions - _LISTED} dimensions with a smaller variance")
     return lines
 
 
@@ -73,9 +70,6 @@ class LatentUse:
     kl: Estimate  # KL(q(z|x) || p(z))
     kl_method: str  # "exact" for the normal prior of a model without labels, else "Monte Carlo", from the draws
     kl_to_normal: tuple[float, ...]  # for each dimension, the mean over images of KL(q(z_i|x) || N(0, 1)), exact
-    # For each dimension, the mean over images of KL(q(z_i|x) || q(z_i)), an estimate of I(x; z_i) that does not depend
-    # on the prior. q(z_i) is the aggregated posterior, the mean of q(z_i|x') over images x'.
-    information: tuple[float, ...]
     mean_variance: tuple[float, ...]  # for each dimension, the variance over images of the posterior mean
     active_units: int  # the number of dimensions with a `mean_variance` above 0.01
     # I(x; z) under q: the mean over images x of log q(z|x) minus the log of the mean of q(z|x') over all images x'. The
@@ -130,21 +124,13 @@ def compute_latent_use(
         terms = [log_q - model.likelihood(codes[i]).log_prob(x) for i in (0, 1)]
         return tf.stack([*terms, model.prior().log_prob(codes[0])], 1)
 
-    done = 0
-
-    def iterate_batches() -> Iterator[tuple[dict[str, tf.Tensor], np.ndarray]]:
-        """Yields pairs of a batch and a mask, bool `[batch]`, False for padding; calls `on_batch` after each batch."""
-        nonlocal done
+    with full_float32():
+        rows, indices, done = [], [], 0
         for batch in batches:
             counted = batch["weight"].numpy() > 0
-            yield batch, counted
-            on_batch(done := done + int(counted.sum()))
-
-    with full_float32():
-        rows, indices = [], []
-        for batch, counted in iterate_batches():
             rows.append(encode(batch).numpy()[counted])
             indices.append(batch["index"].numpy()[counted].astype(np.int64))
+            on_batch(done := done + len(indices[-1]))
         index = np.concatenate(indices)
         mean, stddev = np.concatenate(rows).astype(np.float64).transpose(1, 0, 2)
         count, dimensions = mean.shape
@@ -155,24 +141,25 @@ def compute_latent_use(
         # The images are drawn at random, because the first images of a folder that is sorted by class are of one class.
         informed = np.sort(np.random.default_rng(seed).permutation(count)[:INFORMATION_IMAGES])
         kl, matching, shuffled = np.zeros((3, count))
-        total, per_dimension = np.zeros(len(informed)), np.zeros(dimensions)
+        information = np.zeros(len(informed))
         for number in range(samples):
             # `BoundEvaluator` draws the same noise for this seed, so that this metric and the ELBO use the same z.
             z = mean + stddev * randomness.draw_z_noise(config.latent_dim, seed, number, index).numpy()
             other = z[draw_derangement(count, [seed, number])]
             rows, start = [], 0
-            for batch, counted in iterate_batches():
+            for batch in batches:
+                counted = batch["weight"].numpy() > 0
                 stop = start + int(counted.sum())
                 # Padding gets a z of zeros, so that the batch keeps its shape. The results of padding are dropped.
                 codes = np.zeros([2, len(counted), dimensions], np.float32)
                 codes[:, counted] = z[start:stop], other[start:stop]
                 start = stop
                 rows.append(compute_terms(batch, tf.constant(codes), tf.constant(number)).numpy()[counted])
+                on_batch(count * (number + 1) + stop)
             nats = np.concatenate(rows).astype(np.float64).T
             kl += _compute_log_density(z, mean, stddev).sum(1) - nats[2]
             matching, shuffled = matching + nats[0], shuffled + nats[1]
-            of_image, of_dimension = compute_mutual_information(z[informed], mean[informed], stddev[informed])
-            total, per_dimension = total + of_image, per_dimension + of_dimension
+            information += compute_mutual_information(z[informed], mean[informed], stddev[informed])
     kl_to_normal = (np.square(mean) + np.square(stddev) - 1) / 2 - np.log(stddev)
     is_exact = config.prior == "normal" and not getattr(config, "has_labels", False)
     kl = kl_to_normal.sum(1) if is_exact else kl / samples
@@ -187,10 +174,9 @@ def compute_latent_use(
         kl=Estimate.from_values(kl),
         kl_method="exact" if is_exact else "Monte Carlo",
         kl_to_normal=tuple(kl_to_normal.mean(0).tolist()),
-        information=tuple((per_dimension / samples).tolist()),
         mean_variance=tuple(variance.tolist()),
         active_units=int((variance > ACTIVE_VARIANCE).sum()),
-        mutual_information=Estimate.from_values(total / samples),
+        mutual_information=Estimate.from_values(information / samples),
         information_limit=math.log(len(informed)),
         information_images=len(informed),
         bits_per_dim=Estimate.from_values(bits),
@@ -199,29 +185,23 @@ def compute_latent_use(
     )
 
 
-def compute_mutual_information(z: np.ndarray, mean: np.ndarray, stddev: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the information that z has about the image in nats: by image, `[N]`, and by dimension of z, `[d_z]`.
+def compute_mutual_information(z: np.ndarray, mean: np.ndarray, stddev: np.ndarray) -> np.ndarray:
+    """Returns the information that z has about each image in nats: log q(z|x) - log q(z), `[N]`.
 
-    `z` is one draw from each q(z|x), a normal distribution with `mean` and `stddev`. All arrays are float64.
+    `z` is one draw from each q(z|x), a normal distribution with `mean` and `stddev`, and q(z) is the mean of q(z|x')
+    over all images x'. All arrays are float64 `[N, d_z]`.
     """
-    import tensorflow as tf
+    import scipy.special
 
-    count, dimensions = z.shape
-    log_stddev, inverse = tf.constant(np.log(stddev)), tf.constant(1 / stddev)
-    rows = max(1, _CHUNK_NUMBERS // (count * dimensions))
-    joint, marginal = [], np.zeros(dimensions)
-    for start in range(0, count, rows):
-        chunk = tf.constant(z[start : start + rows])[:, None]
-        # The array `[rows, N, d_z]` is float64, because log densities of one z differ by hundreds of nats.
-        densities = -tf.square((chunk - mean) * inverse) / 2 - log_stddev - math.log(2 * math.pi) / 2
-        joint.append(tf.reduce_logsumexp(tf.reduce_sum(densities, 2), 1).numpy())
-        marginal += tf.reduce_sum(tf.reduce_logsumexp(densities, 1), 0).numpy()
-    log_density = _compute_log_density(z, mean, stddev)
-    total = log_density.sum(1) - (np.concatenate(joint) - math.log(count))
-    return total, log_density.mean(0) - (marginal / count - math.log(count))
+    precision, log_density = 1 / np.square(stddev), _compute_log_density(z, mean, stddev).sum(1)
+    # log q(z|x') = z . linear - z^2 . precision / 2 + constant. Parts of z limit the memory of the array [N, N].
+    linear, constant = mean * precision, _compute_log_density(0, mean, stddev).sum(1)
+    parts = np.array_split(z, 1 + len(z) // 512)
+    total = [scipy.special.logsumexp(part @ linear.T - part**2 @ precision.T / 2 + constant, 1) for part in parts]
+    return log_density - np.concatenate(total) + math.log(len(z))
 
 
-def _compute_log_density(z: np.ndarray, mean: np.ndarray, stddev: np.ndarray) -> np.ndarray:
+def _compute_log_density(z: np.ndarray | float, mean: np.ndarray, stddev: np.ndarray) -> np.ndarray:
     return -np.square((z - mean) / stddev) / 2 - np.log(stddev) - math.log(2 * math.pi) / 2
 
 

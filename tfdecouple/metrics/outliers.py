@@ -72,14 +72,10 @@ class Outliers(Metric):
                 detection[key] = compare_outlier_scores(inner, outer, options.seed)
             reports[name] = {"images": len(outliers["index"]), "known_images": count, "detection": detection}
             per_image[name] = outliers
-        # Scores are written with seven digits, because float32 has no more.
-        round_score = lambda value: float(f"{value:.7g}") if isinstance(value, float) else value  # noqa: E731
-        rounded = {
-            name: {key: list(map(round_score, values.tolist())) for key, values in scores.items()}
-            for name, scores in per_image.items()
+        values = {"images": count, "samples": options.samples, "codec": CODEC, "scores": meanings, "outliers": reports}
+        values["per_image"] = {
+            name: {key: array.tolist() for key, array in scores.items()} for name, scores in per_image.items()
         }
-        values = {"images": count, "samples": options.samples, "codec": CODEC, "scores": meanings}
-        values |= {"outliers": reports, "per_image": rounded}
         shown = list(per_image.items())[: 1 + len(COLOURS)]
         panels = {f"{key}: {text}": {name: scores[key] for name, scores in shown} for key, text in meanings.items()}
         title = f"Scores of {source.title}, {options.split}, and of outliers; the last bins include larger values"
@@ -87,7 +83,7 @@ class Outliers(Metric):
         return Result(values, _format_separation(reports, options), render_figure(figure))
 
     def _read_outlier_batches(self, evaluation: Any, name: str) -> Iterator[Mapping[str, Any]]:
-        """Yields at most `evaluation.count` outliers `name`, as dicts of "image", "index", "weight", maybe "label"."""
+        """Yields at most `evaluation.count` outliers `name`, as dicts of "image", "index" and "weight"."""
         from tfdecouple.data.batches import make_evaluation_batches
 
         options, start = self.options, 0
@@ -128,17 +124,16 @@ def _format_separation(reports: dict[str, Any], options: Any) -> list[str]:
 
 
 def _score_images(scorer: OutlierScorer, batches: Iterable[Mapping[str, Any]], name: str, total: int) -> Scores:
-    """Returns {name of a score: array `[n]`} with "index" and "label" (-1: none); RunError if a score is not finite."""
+    """Returns {name of a score: array `[n]`} with "index"; RunError if a score is not finite."""
     rows: list[Scores] = []
     with Counter(f"scores of {name}", total) as counter:
         for batch in batches:
             # Padding is at the end of the last batch, so the first `count` images of each batch are the real ones.
             index, count = batch["index"], int((batch["weight"] > 0).sum())
-            label = batch.get("label", np.full(len(index), -1))
-            rows.append({**scorer(batch["image"], index, count), "index": index[:count], "label": label[:count]})
+            rows.append({**scorer(batch["image"], index, count), "index": index[:count]})
             counter(sum(len(row["index"]) for row in rows))
     scores = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
-    for key in scores.keys() - {"index", "label"}:
+    for key in scores.keys() - {"index"}:
         require_finite_values(f"{key} of {name}", scores[key], scores["index"])
     return scores
 

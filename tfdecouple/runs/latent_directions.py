@@ -86,7 +86,7 @@ class Directions:
         return matches[0]
 
     def write(self, folder: pathlib.Path) -> pathlib.Path:
-        """Writes directions.json into a run folder and returns the file's path; raises RunError if writing fails."""
+        """Writes directions.json into a run folder and returns the file's path."""
         path = folder / FILE
         # Python writes floats to JSON without rounding, so `read` returns exactly the same vectors.
         directions = [
@@ -94,11 +94,7 @@ class Directions:
             for entry in self.directions
         ]
         values = {"version": 1, "weights_sha256": self.weights_sha256, **self.about, "directions": directions}
-        try:
-            write_json(path, values)
-        except OSError as error:
-            reason = error.strerror or error
-            raise RunError(f"cannot write {path}: {reason}; check free space and permissions") from error
+        write_json(path, values)
         return path
 
     @classmethod

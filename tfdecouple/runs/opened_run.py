@@ -39,15 +39,8 @@ class Run:
     def open(cls, run: str | pathlib.Path, z_for: str = "", jit_compile: bool = False) -> Self:
         """Reads a run's config, builds the model, loads the best weights; the run may be untrusted (SECURITY.md).
 
-        Args:
-            run: a run folder, the name of bundled weights, or an address on the Hub (see `RunFolder`).
-            z_for: name of the command that needs a model with z, for the error message; "" if z is not needed.
-            jit_compile: whether XLA compiles the model's functions.
-
-        Raises:
-            RunError: where the folder is no run folder, or holds no complete checkpoint that fits its config.
-            ConfigError: where the config is invalid, or its model needs more memory than the machine has.
-            UserError: where the model has no z and `z_for` is given.
+        `run` and the errors are those of `load_model`. UserError is also raised if the model has no z and `z_for` is
+        given, the name of a command that needs z.
         """
         folder = RunFolder(run)
         config = folder.read_config()
@@ -145,9 +138,8 @@ def load_model(run: str | pathlib.Path, *, jit_compile: bool = False) -> Decoupl
         jit_compile: whether XLA compiles the model's functions when they are first used with a batch size.
 
     Raises:
-        RunError: where nothing has this name, the folder holds no complete checkpoint yet, or a file differs from its
-            digest.
-        ConfigError: where the config of the run is invalid.
+        RunError: where nothing has this name, or no complete checkpoint fits the config, or a digest is wrong.
+        ConfigError: where the config is invalid, or its model needs more memory than the machine has.
         UserError: where the Hub's client is missing.
     """
     return Run.open(run, jit_compile=jit_compile).model
@@ -204,7 +196,7 @@ def write_run(
     config.to_json()  # A config that cannot be written raises its error here, before the folder is made.
     folder.mkdir(parents=True, exist_ok=True)
     run = RunFolder(folder, is_written=True)
-    run.write_best_weights(model.named_variables(), step)
+    run.checkpoints.write_checkpoint("best", step, {"model": model.named_variables()})
     run.write_config(config, label_names)
     if summary:
         run.write_summary(summary)
@@ -214,12 +206,10 @@ def load_directions(run: str | pathlib.Path) -> Directions:
     """Returns the `Directions` in z that `tfdecouple directions` found for a run.
 
     Unlike `Run.directions`, the function does not check that the directions were found with the run's present weights.
+    RunError is raised if the folder is no run folder, or its directions are missing or damaged.
 
     >>> sorted({direction.name for direction in load_directions("photographs")})[:2]
     ['brighter', 'more contrast']
-
-    Raises:
-        RunError: where the folder is no run folder, or its directions are missing or damaged.
     """
     folder = RunFolder(run)
     directions = Directions.read(folder.path, folder.read_config().model.latent_dim)

@@ -7,12 +7,12 @@ the folder of downloaded files (`HF_HOME`) and the user's account. Its own downl
 neither bytes nor seconds, and takes the names of files from headers of the answer.
 """
 
+import concurrent.futures
 import contextlib
 import functools
 import json
 import os
 import pathlib
-import queue
 import re
 import shutil
 import threading
@@ -20,7 +20,7 @@ import time
 import unittest.mock
 import urllib.parse
 from collections.abc import Iterator
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import pydantic
 
@@ -38,8 +38,6 @@ _PATIENCE, _BYTES_PER_SECOND = 60, 100_000
 # Limits of the files that a manifest names: their count, and the bytes of all together.
 _MOST_FILES, _MOST_BYTES = 100, 2**33
 _MOST_REDIRECTS = 5
-# Held during an upload, which changes a setting of the Hub's client.
-_UPLOAD = threading.Lock()
 # Pattern of the names of the files that a model needs; no other files are downloaded from the Hub.
 NEEDED = re.compile(
     r"config\.json|summary\.json|directions\.json|labels\.json|checkpoints/best-\d{9}\.(index|data-\d{5}-of-\d{5})",
@@ -180,29 +178,28 @@ def _download_file(
     RunError is raised for a file that is missing or differs from `facts` (None: has more than `MANIFEST_BYTES`), and
     TimeoutError if the file is not complete after `seconds`, or the Hub sends nothing for the time that its client has.
     """
-    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    result = concurrent.futures.Future[str]()
 
     def download() -> None:
         try:
-            answers.put(_stream_file(address, name, revision, snapshots, facts, time.monotonic() + seconds))
-        except Exception as error:  # it is raised in the other thread
-            # The classes are ReadTimeout and ConnectTimeout of httpx or of httpx2, by the version of the Hub's client.
-            silent = type(error).__name__.endswith("Timeout")
-            answers.put(TimeoutError(f"the Hub sends nothing of {name}; try again later") if silent else error)
+            result.set_result(_stream_file(address, name, revision, snapshots, facts, time.monotonic() + seconds))
+        except Exception as error:
+            result.set_exception(error)
 
     # The Hub's client has no limit for the time of a whole answer, only for the time between two parts of it.
     threading.Thread(target=download, daemon=True).start()
     try:
-        answer = answers.get(timeout=max(seconds, 0))
-    except queue.Empty:
-        answer = TimeoutError(f"{name} is not complete, after the longest time that files of this size may take")
+        return result.result(max(seconds, 0))
+    except Exception as error:
+        # Other classes are ReadTimeout and ConnectTimeout of httpx or of httpx2, by the version of the Hub's client.
+        if not type(error).__name__.endswith(("Timeout", "TimeoutError")):
+            raise
+        text = f"{name} is not complete, after the longest time that files of this size may take; try again later"
+        raise TimeoutError(text) from error
     finally:
         # The thread may still wait for the Hub.
         for path in snapshots.rglob(f".{pathlib.PurePath(name).name}.{os.getpid()}.tmp"):
             path.unlink(missing_ok=True)
-    if isinstance(answer, Exception):
-        raise answer
-    return str(answer)
 
 
 def _stream_file(
@@ -241,7 +238,7 @@ def _stream_file(
                         if file.tell() + len(chunk) > most:
                             raise RunError(f"{name} of {address} has more than the {most:,} bytes that it should have")
                         if time.monotonic() > deadline:
-                            raise TimeoutError(f"{name} takes too long")
+                            raise TimeoutError
                         file.write(chunk)
                 if facts and FileDigest.from_file(temporary) != facts:
                     raise RunError(f"{name} of {address} differs from its manifest; fetch or publish it again")
@@ -264,7 +261,7 @@ def upload_weights(folder: pathlib.Path, address: str, *, private: bool, message
     files = [CommitOperationAdd(name, folder / name) for name in names]
     # With telemetry, the client would ask the Hub for names of environment variables, and say which are set here (2.4).
     no_telemetry = unittest.mock.patch.object(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    with _convert_hub_errors(address), _UPLOAD, no_telemetry:
+    with _convert_hub_errors(address), no_telemetry:
         hub.create_repo(repository, private=private, exist_ok=True)
         if branch:
             hub.create_branch(repository, branch=branch, exist_ok=True)

@@ -105,8 +105,6 @@ def _write_published_files(
     summary |= {name: " ".join(text.split()) for name, text in stated.items() if text}
     if summary.get("data"):
         summary["data"] = hide_image_path(summary["data"], config.data)
-    if "imported_from" in summary:
-        summary["imported_from"] = re.split(r"[/\\]", summary["imported_from"])[-1]
     has_labels = (opened.folder.path / LABELS).is_file()
     published = dataclasses.replace(config, data=options, training=training)
     write_run(folder, opened.model, published, opened.step, summary, opened.label_names if has_labels else ())

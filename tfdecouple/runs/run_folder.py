@@ -66,15 +66,9 @@ class _Summary(pydantic.BaseModel):
 class RunFolder:
     """The files of a run, which may be untrusted; a program that trains or saves a model also writes them.
 
-    Args:
-        run: a folder; the name of bundled weights, such as "photographs", unless a run folder in the working directory
-            has the same name; or an address `hf://OWNER/NAME[@REVISION]` on the Hub.
-        is_written: whether the run is written: `run` is then a path in any case.
-        keep: how many checkpoints of the training state are kept.
-
-    Attributes:
-        run: the argument `run` as text.
-        is_folder: whether `run` is read as a path of a folder, not as a name or address of published weights.
+    `run` is a folder; the name of bundled weights, such as "photographs", unless a run folder in the working directory
+    has the same name; or an address `hf://OWNER/NAME[@REVISION]` on the Hub. The attribute `is_folder` says whether it
+    is read as a path, as it always is if the run `is_written`. `keep` checkpoints of the training state are kept.
     """
 
     def __init__(self, run: str | pathlib.Path, *, is_written: bool = False, keep: int = 3):
@@ -104,12 +98,9 @@ class RunFolder:
         return CheckpointFolder(self.path / CHECKPOINTS, self._keep)
 
     def read_config(self) -> Config:
-        """Returns the config of the run, after checking that no link leads out of its folder.
+        """Returns the config of the run; ConfigError if it is invalid, RunError if there is no run folder.
 
-        Raises:
-            RunError: where the folder is missing or is no run folder.
-            UntrustedError: where the folder holds links that lead out of it, or anything but files and folders.
-            ConfigError: where the config is invalid.
+        UntrustedError is raised if the folder holds links that lead out of it, or anything but files and folders.
         """
         if not self.path.is_dir():
             bundled = list_pretrained()
@@ -270,10 +261,6 @@ class RunFolder:
         write_text(self.path / CONFIG, config.to_json())
         if config.model.has_labels and label_names:
             write_json(self.path / LABELS, label_names)
-
-    def write_best_weights(self, variables: Mapping[str, Any], step: int) -> None:
-        """Writes weights, {name: variable}, after `step` training steps, as the best weights of the run."""
-        self.checkpoints.write_checkpoint("best", step, {"model": variables})
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json."""

@@ -47,7 +47,8 @@ class EvaluationReports:
         results = [diagnose(self._state.model, images) for diagnose in DIAGNOSTICS.values()]
         diagnostics = {name: value for result in results for name, value in result.items()}
         if is_best:
-            self._directory.write_best_weights(self._state.group_checkpoint_variables()["model"], step)
+            weights = {"model": self._state.group_checkpoint_variables()["model"]}
+            self._directory.checkpoints.write_checkpoint("best", step, weights)
         exactness, pictures = self._reconstruct(images, labels, step, draws=bool(self._training.pictures))
         row = {**measured.to_log_row(), **diagnostics}
         signs = list_warning_signs(row, list(read_metrics(self._directory.path / METRICS)))

@@ -167,7 +167,7 @@ def plot_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], title: str) 
 
 
 def plot_confusion(confusion: Mapping[str, Any], label_names: Sequence[str]) -> Figure:
-    """Plots a confusion matrix, the result of `count_confusion`; returns the matplotlib figure.
+    """Plots a confusion matrix, `confusion` in the result of `classify_images`; returns the matplotlib figure.
 
     Rows are true classes, columns are predicted classes. The number in a cell is its count of images; the darkness is
     the share of this count in the images of the true class.
@@ -188,7 +188,7 @@ def plot_confusion(confusion: Mapping[str, Any], label_names: Sequence[str]) -> 
     axes.set_xlabel("predicted class", fontsize=_TEXT)
     axes.set_ylabel("true class", fontsize=_TEXT)
     right = f"{100 * confusion['accuracy']:.1f} % of {counts.sum():,} images right"
-    figure.suptitle(f"{confusion['features']}, {confusion['classifier']}: {right}", fontsize=_TEXT)
+    figure.suptitle(f"Bayes' rule, p(y|x): {right}", fontsize=_TEXT)
     return figure
 
 
