@@ -89,6 +89,7 @@ METRICS = Registry(
     "metric",
     bits_per_dim="tfdecouple.metrics.bits_per_dim:BitsPerDim",
     importance="tfdecouple.metrics.bits_per_dim:ImportanceWeighted",
+    own_size="tfdecouple.metrics.bits_per_dim:OwnSize",
     latent_use="tfdecouple.metrics.latent_use:UseOfZ",
     image_statistics="tfdecouple.metrics.image_statistics:ImageStatistics",
     classify="tfdecouple.metrics.classification:Classification",

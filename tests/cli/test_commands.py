@@ -13,6 +13,7 @@ from helpers.runs import run_config
 from PIL import Image
 
 import tfdecouple
+from tfdecouple import randomness
 from tfdecouple.cli import main
 from tfdecouple.data.image_file import read_image
 from tfdecouple.model import DecoupledModel
@@ -291,6 +292,21 @@ def test_folder_that_the_model_was_not_trained_on_is_measured_whole(tiny_run, si
         assert shown["count"] == measured["images"] == count and shown["split"] == "all"
     capsys.readouterr()
     assert "there is no split 'all'" in refuse(capsys, "evaluate", "--run", tiny_run, "--split", "all")
+
+
+def test_evaluate_measures_bits_per_dim_of_every_image(tiny_run, sizes, tmp_path, capsys):
+    options = ("--own-size", "--samples", 2, "--seed", 3)
+    command("evaluate", "--run", tiny_run, "--data", f"folder:{sizes}", "--out", tmp_path, *options)
+    values = read_facts(tmp_path, "own_size-test")
+    assert f"{values['bits_per_dim']:.4f}" in capsys.readouterr().out and values["samples"] == 2
+    model = load_model(tiny_run)
+    for index, row in enumerate(values["images"]):
+        name = row["image"].removeprefix("test/")
+        assert SIZES[name] == (row["height"], row["width"])
+        seeds = [randomness.derive_seed(3, "own size", index, draw) for draw in range(2)]
+        bits = [float(model.bound(read_sized(name)[None], seed=seed).bits_per_dim[0]) for seed in seeds]
+        assert row["bits_per_dim"] == pytest.approx(np.mean(bits), rel=1e-6)
+    assert values["bits_per_dim"] == pytest.approx(np.mean([row["bits_per_dim"] for row in values["images"]]))
 
 
 def test_unusable_run_image_or_output_folder_of_a_command_is_named_in_one_line(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tfdecouple.data.drawn_images import draw_uncropped_images
 from tfdecouple.metrics.metric import Estimate, Metric, Option, Result, format_table, require_finite_values
 from tfdecouple.system.progress import Counter, format_count
 
@@ -57,6 +58,35 @@ def _evaluate_bound(evaluation: Any, bound: str, k: int) -> tuple[Bound, str]:
         result = evaluator(batches, bound=bound, k=k, seed=seed, on_batch=counter, refuse_non_finite=True)
     bits, name = Estimate(result.bits_per_dim, result.standard_error).to_text(4), bound + " bound" * (bound != ELBO)
     return result, f"{bits} bits/dim: {name}, {draws}, {result.images:,} images"
+
+
+class OwnSize(Metric):
+    """The metric of bits/dim (the ELBO) of images at their original size."""
+
+    name = "own_size"
+    help = "also bits/dim of the images at their own size, neither cropped nor resized (folders and photographs)"
+
+    def compute(self, evaluation: Any) -> Result:
+        from tfdecouple import randomness
+
+        options, model = self.options, evaluation.opened.model
+        images = draw_uncropped_images(evaluation.source, options.split, options.images, options.seed)
+        rows = []
+        with Counter("ELBO at own size", len(images)) as counter:
+            for index, (name, read) in enumerate(images.items()):
+                image = read()
+                seeds = [randomness.derive_seed(options.seed, "own size", index, k) for k in range(options.samples)]
+                bits = np.mean([float(model.bound(image[None], seed=seed).bits_per_dim[0]) for seed in seeds])
+                rows.append({"image": name, "height": image.shape[0], "width": image.shape[1], "bits_per_dim": bits})
+                counter(index + 1)
+        bits_per_dim = np.array([row["bits_per_dim"] for row in rows])
+        require_finite_values("the bound", bits_per_dim, np.arange(len(rows)))
+        mean, draws = Estimate.from_values(bits_per_dim), format_count(options.samples, "draw")
+        lines = [f"{mean.to_text(4)} bits/dim: ELBO at own size, {draws} per image, {len(rows):,} images"]
+        for name, height, width, bits in map(dict.values, rows[:20]):
+            lines.append(f"    {bits:.4f}  {width} x {height}  {name}")
+        values = {"bits_per_dim": mean.mean, "standard_error": mean.standard_error, "samples": options.samples}
+        return Result({**values, "images": rows}, lines)
 
 
 @dataclasses.dataclass(frozen=True)
