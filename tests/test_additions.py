@@ -168,8 +168,9 @@ class TestNetworks:
         changed = {path for path, value in model.named_variables().items() if np.any(value != 0)}
         assert {"flow/level_0_part_0_step_0/reflection/axis", "encoder/last_bias", "prior_flow/shift"} <= changed
         np.testing.assert_array_equal(model.decode(*model.encode(IMAGES)), IMAGES)
-        for channels_first in (False, True):
-            assert [*ExportedModel(model, channels_first).find_faults()] == []
+        exported = ExportedModel(model)
+        for exported in (exported, ExportedModel(model, channels_first=True, other=exported)):
+            assert [*exported.find_faults()] == []
 
     def test_prior_is_a_learned_gaussian_that_is_sampled(self, trained):
         model, _ = trained
@@ -180,10 +181,7 @@ class TestNetworks:
         np.testing.assert_allclose(map_noise_to_z(model, tf.zeros([1, 4]))[0], -shift, atol=1e-6)
 
     def test_layer_inverts_with_the_log_det_of_its_jacobian(self, additions):
-        layer, x = (
-            LAYERS["reflection"](dtype="float64"),
-            tf.constant(np.random.default_rng(0).normal(size=(2, 2, 2, 4))),
-        )
+        layer, x = LAYERS["reflection"](dtype="float64"), tf.constant(np.random.default_rng(0).normal(size=(2, 2, 2, 4)))
         layer.build((None, 2, 2, 4))
         assert np.abs(assert_invertible(give_effect(layer, scale=1.0), x)[0] - x).max() > 0.1
 

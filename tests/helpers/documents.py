@@ -6,10 +6,10 @@ import itertools
 import pathlib
 import re
 import shlex
-from typing import NamedTuple
 
 import pytest
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from helpers.places import ROOT
 from tfdecouple.cli import app
@@ -27,17 +27,9 @@ PROGRAMS = ("tfdecouple", "python", "python3", "make", "pip", "npm", "node", "py
 PROGRAMS += ("docker", "curl", "export", "sudo")
 
 
-class Block(NamedTuple):
-    """A block of code in a Markdown document: the language after the opening ```, or ""; the code."""
-
-    language: str
-    text: str
-
-
-def split_code(text: str) -> list[Block]:
-    """Returns the code blocks of a Markdown text."""
-    tokens = [token for token in MarkdownIt().parse(text) if token.type in ("fence", "code_block")]
-    return [Block(token.info, token.content) for token in tokens]
+def split_code(text: str) -> list[Token]:
+    """Returns the code blocks of a Markdown text; `info` is the language after the opening ```, `content` the code."""
+    return [token for token in MarkdownIt().parse(text) if token.type in ("fence", "code_block")]
 
 
 def find_inline_code(text: str) -> list[str]:

@@ -74,7 +74,6 @@ _FLOWS = {
     "base": dataclasses.replace(STAGES, conditioning="base", base_hidden=5),
     "grey": VARIANTS["grey"],
     "plain": dataclasses.replace(STAGES, **_PLAIN),
-    "three-stages": dataclasses.replace(STAGES, steps=(1, (1, 2, 1), 1)),
     "factors-2-and-3": dataclasses.replace(
         STAGES, steps=(1, (1,), (1, 1), 1), factors=(2, 3), hidden_channels=(3, 3, 3, 3), image_shape=(8, 8, 3)
     ),

@@ -212,8 +212,8 @@ class TestKerasModel:
     @pytest.mark.slow
     def test_script_of_the_keras_page_runs(self, tmp_path, monkeypatch):
         (block,) = split_code(PAGE)
-        code = re.sub(r"batch_size=64,\n    epochs=10", "batch_size=8,\n    epochs=2", block.text)
-        assert code != block.text
+        code = re.sub(r"batch_size=64,\n    epochs=10", "batch_size=8,\n    epochs=2", block.content)
+        assert code != block.content
         monkeypatch.chdir(tmp_path)
         names = {"images": random_images(20, size=32), "test_images": random_images(5, size=32)}
         exec(compile(code, "docs/keras.md", "exec"), names)
