@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.models import jacobian_log_det, random_images
+from helpers.models import assert_all_close, jacobian_log_det, random_images
 from helpers.refusals import message_of
 from helpers.variants import VARIANTS, equal, images_of, quantize, variant
 
@@ -78,8 +78,7 @@ class TestCodes:
         monkeypatch.setattr(any_size, "_PIXELS_AT_ONCE", 2 * 12 * 10)
         assert small_model.any_size.count_images_at_once(12, 10) == 2
         apart = small_model.encode(images, verify=True), small_model.bound(images, seed=1)
-        for whole, divided in zip(tf.nest.flatten(together), tf.nest.flatten(apart), strict=True):
-            np.testing.assert_allclose(whole, divided, rtol=1e-4, atol=1e-4)
+        assert_all_close(together, apart, rtol=1e-4, atol=1e-4)
         equal(small_model.decode(*apart[0], apart[0].size), images)
 
 

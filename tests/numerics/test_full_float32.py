@@ -162,7 +162,9 @@ def test_contexts_turn_tf32_off_or_on_inside_and_restore_the_setting_of_the_user
 
 
 # Models that together have every kind of layer and of p(z).
-@pytest.mark.parametrize("kind", ["coupling", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("base", "none"))])
+@pytest.mark.parametrize(
+    "kind", ["coupling", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("base", "none"))]
+)
 def test_every_method_of_a_model_computes_in_full_float32(kind):
     model = variant(kind)
     verbs = {**VERBS, **(VERBS_OF_Z if model.config.has_latent else {})}
