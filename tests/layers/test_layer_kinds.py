@@ -8,7 +8,6 @@ from helpers.layers import CONDITION, SCALES, assert_close, build_layer
 from helpers.models import SMALL, give_effect
 from helpers.refusals import message_of
 
-from tfdecouple.config import ModelConfig
 from tfdecouple.errors import ConfigError, InversionError, UserError
 from tfdecouple.execution.run_mode import RunMode
 from tfdecouple.execution.runner import Traced
@@ -170,6 +169,3 @@ class TestLayer:
 
         monkeypatch.setattr(model, "decode", decode_once)
         np.testing.assert_array_equal(model.match_z(wanted, v), wanted)
-
-    def test_colour_map_of_grey_images_needs_three_numbers_of_z(self):
-        assert ModelConfig(image_shape=(8, 8, 1), latent_dim=3, steps=(1, 1), hidden_channels=(4, 4), colour_map=True)

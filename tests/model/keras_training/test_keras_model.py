@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from helpers.documents import split_code
 from helpers.layers import list_layers
-from helpers.models import random_images
+from helpers.models import assert_all_close, random_images
 from helpers.places import ROOT, run_python
 from helpers.refusals import message_of
 from helpers.variants import OF_CLASSES, SMALLEST, VARIANTS, fresh, read_weights, variant
@@ -52,10 +52,7 @@ class TestDescription:
 
     def test_keras_builds_models_from_input_and_output_of_a_model(self, images):
         model, without = variant("coupling"), variant("none")
-        for ours, theirs in zip(
-            keras.Model(model.input, list(model.output))(images), model.encode(images), strict=True
-        ):
-            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+        assert_all_close([*keras.Model(model.input, list(model.output))(images)], [*model.encode(images)], atol=1e-5)
         with pytest.raises(AttributeError, match="a model without z has no symbolic output"):
             _ = without.output
         pytest.importorskip("pydot", reason="pydot is not installed")
@@ -76,12 +73,10 @@ class TestFiles:
             model.save(tmp_path / "x.keras")
             loaded = keras.saving.load_model(tmp_path / "x.keras")
         assert loaded._options == model._options and loaded.optimizer.weight_decay == pytest.approx(0.1)
-        for ours, theirs in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
-            np.testing.assert_array_equal(np.array(ours), np.array(theirs), err_msg=theirs.path)
+        assert_all_close(loaded.optimizer.variables, model.optimizer.variables, rtol=0)
         for fitted in (model, loaded):
             fitted.fit(images, batch_size=20, shuffle=False, verbose=0)
-        for ours, theirs in zip(loaded.weights, model.weights, strict=True):
-            np.testing.assert_allclose(np.array(ours), np.array(theirs), rtol=1e-4, atol=1e-5, err_msg=theirs.path)
+        assert_all_close(loaded.weights, model.weights, rtol=1e-4, atol=1e-5)
 
     def test_layers_that_are_not_trainable_stay_so_in_fit_and_in_a_file(self, make, images, tmp_path):
         model = make(keras.optimizers.SGD(1e-3, momentum=0.5))
@@ -99,8 +94,7 @@ class TestFiles:
         names = [variable.path for variable in model.trainable_variables]
         for copy in (loaded, keras.models.clone_model(model)):
             assert [variable.path for variable in copy.trainable_variables] == names
-        for ours, theirs in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
-            np.testing.assert_array_equal(np.array(ours), np.array(theirs), err_msg=theirs.path)
+        assert_all_close(loaded.optimizer.variables, model.optimizer.variables, rtol=0)
 
     def test_save_run_refuses_used_folders_and_wrong_configs_and_writes_nothing(self, tmp_path):
         model, to = variant("coupling"), tmp_path / "other"
@@ -195,8 +189,7 @@ class TestKerasModel:
         loaded = tf.saved_model.load(str(tmp_path / "exported"))
         # The two names stand for one signature.
         assert set(loaded.signatures) == {"serve", "serving_default"}
-        for ours, theirs in zip(loaded.serve(images), model(tf.constant(images)), strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+        assert_all_close([*loaded.serve(images)], [*model(tf.constant(images))], atol=1e-5)
         assert loaded.serve(images[:1])[1].shape == (1, 4, 4, 3)
 
     def test_keras_export_of_an_unusable_model_is_refused_and_writes_nothing(self, tmp_path):
