@@ -87,7 +87,7 @@ def trained(additions, eager_file):
     model.initialize(IMAGES, seed=0)
     noise = tf.random.stateless_normal([16, 4], [0, 1]), tf.random.stateless_uniform([16, 4, 4, 3], [0, 2])
     weights, losses = [variable.value for variable in model.trainable_variables], []
-    for _ in range(6):
+    for _ in range(4):
         with tf.GradientTape() as tape:
             terms = model.bound(IMAGES, noise=noise, training=True)[:3]
             loss = tf.add_n([tf.reduce_mean(term) for term in terms])

@@ -35,7 +35,6 @@ model, classifier = (keras.saving.load_model(folder + f"/{name}.keras") for name
 np.savez(folder + "/answers.npz", model.decode(*model.encode(images)), classifier.predict(images, verbose=0))
 """
 SAMPLE = "import sys\nfrom tfdecouple.cli import main\nsys.exit(main(['sample', '--run', sys.argv[1]]))"
-LOOK = "import tfdecouple\ntry:\n    tfdecouple.DecoupledModel\nexcept tfdecouple.UserError as e:\n    print(e)"
 
 
 class TestDescription:
@@ -148,14 +147,10 @@ class TestErrors:
 
     def test_another_backend_of_keras_is_refused_in_one_line(self, tmp_path):
         # A backend whose package is missing, for which any import of Keras ends in a traceback.
-        backend = "nonsense"
-        variables = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        ended = run_python("-c", SAMPLE, tmp_path, **variables)
+        ended = run_python("-c", SAMPLE, tmp_path, KERAS_BACKEND="nonsense", TF_CPP_MIN_LOG_LEVEL="3")
         assert ended.returncode == 2
-        assert ended.stderr.startswith(f"error: Keras' backend is '{backend}' (by KERAS_BACKEND); tfdecouple needs")
+        assert ended.stderr.startswith("error: Keras' backend is 'nonsense' (by KERAS_BACKEND); tfdecouple needs")
         assert ended.stderr.count("\n") == 1
-        ended = run_python("-c", LOOK, **variables)
-        assert ended.stdout.startswith(f"Keras' backend is '{backend}'"), ended.stderr[-1000:]
 
 
 class TestKerasModel:
