@@ -146,7 +146,7 @@ def run_python_blocks(name, count, **names):
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked")
 class TestPrograms:
-    """The script of docs/keras.md runs in tests/model/keras_training."""
+    """The script of docs/keras.md runs in tests/model/test_keras_model.py."""
 
     def test_commands_of_the_readme_run_in_order(self, tmp_path):
         """Commands that need images of the reader are left out."""

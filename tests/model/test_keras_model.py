@@ -10,12 +10,15 @@ from helpers.layers import list_layers
 from helpers.models import assert_all_close, random_images
 from helpers.places import ROOT, run_python
 from helpers.refusals import message_of
-from helpers.variants import OF_CLASSES, SMALLEST, VARIANTS, fresh, read_weights, variant
+from helpers.variants import OF_CLASSES, SMALLEST, VARIANTS, compile_model, fresh, read_weights, variant
 
 import tfdecouple
 from tfdecouple.errors import ConfigError, DataError, NotInitializedError, RunError, UserError
 from tfdecouple.model import DecoupledModel
 
+pytestmark = pytest.mark.usefixtures("eager")
+
+IMAGES = random_images(20, 4)
 PAGE = (ROOT / "docs" / "keras.md").read_text(encoding="utf-8")
 
 
@@ -49,9 +52,9 @@ class TestDescription:
         assert len(rows) == len(list_layers(model)) - 1
         assert all("(None," in row.split("│")[2] for row in rows), text
 
-    def test_keras_builds_models_from_input_and_output_of_a_model(self, images):
+    def test_keras_builds_models_from_input_and_output_of_a_model(self):
         model, without = variant("coupling"), variant("none")
-        assert_all_close([*keras.Model(model.input, list(model.output))(images)], [*model.encode(images)], atol=1e-5)
+        assert_all_close([*keras.Model(model.input, list(model.output))(IMAGES)], [*model.encode(IMAGES)], atol=1e-5)
         with pytest.raises(AttributeError, match="a model without z has no symbolic output"):
             _ = without.output
         pytest.importorskip("pydot", reason="pydot is not installed")
@@ -61,10 +64,10 @@ class TestDescription:
 
 
 class TestFiles:
-    def test_keras_file_keeps_optimizer_and_options(self, make, images, tmp_path, snapshot):
+    def test_keras_file_keeps_optimizer_and_options(self, tmp_path):
         optimizer = keras.optimizers.AdamW(1e-3, weight_decay=0.1)
-        model = make(optimizer, VARIANTS["none"], kl_weight=0.5, seed=7, max_skipped_steps=4)
-        model.fit(images, batch_size=20, verbose=0)
+        model = compile_model(optimizer, VARIANTS["none"], kl_weight=0.5, seed=7, max_skipped_steps=4)
+        model.fit(IMAGES, batch_size=20, verbose=0)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             # Keras gets this warning from NumPy for any model.
@@ -74,15 +77,15 @@ class TestFiles:
         assert loaded._options == model._options and loaded.optimizer.weight_decay == pytest.approx(0.1)
         assert_all_close(loaded.optimizer.variables, model.optimizer.variables, rtol=0)
         for fitted in (model, loaded):
-            fitted.fit(images, batch_size=20, shuffle=False, verbose=0)
+            fitted.fit(IMAGES, batch_size=20, shuffle=False, verbose=0)
         assert_all_close(loaded.weights, model.weights, rtol=1e-4, atol=1e-5)
 
-    def test_layers_that_are_not_trainable_stay_so_in_fit_and_in_a_file(self, make, images, tmp_path):
-        model = make(keras.optimizers.SGD(1e-3, momentum=0.5))
+    def test_layers_that_are_not_trainable_stay_so_in_fit_and_in_a_file(self, tmp_path):
+        model = compile_model(keras.optimizers.SGD(1e-3, momentum=0.5))
         model.encoder.trainable = False
         model.encoder.blocks[0].norm_1.trainable = True
         before = read_weights(model)
-        model.fit(images[:10], batch_size=10, verbose=0)
+        model.fit(IMAGES[:10], batch_size=10, verbose=0)
         changed = {name for name, value in read_weights(model).items() if np.any(value != before[name])}
         assert all("/level_0_block_1/norm_1/" in name for name in changed if name.startswith("encoder/"))
         assert {name.partition("/")[0] for name in changed} == {"encoder", "flow", "prior_flow"}
@@ -109,9 +112,9 @@ class TestFiles:
 
 
 class TestErrors:
-    def test_errors_stay_one_line_through_keras_and_autograph(self, images, traced):
+    def test_errors_stay_one_line_through_keras_and_autograph(self, traced):
         model = variant("coupling")
-        floats = tf.constant(images, tf.float32)
+        floats = tf.constant(IMAGES, tf.float32)
         encode = tf.function(lambda images: model.encode(images))
         for call in (lambda: model(floats), lambda: encode(floats), lambda: model.flow(floats[:, :2], None)):
             assert "\x1b" not in message_of(UserError, call)
@@ -155,28 +158,28 @@ class TestErrors:
 
 class TestKerasModel:
     @pytest.mark.slow
-    def test_keras_files_load_in_a_new_process_once_the_class_is_imported(self, images, tmp_path, forked):
+    def test_keras_files_load_in_a_new_process_once_the_class_is_imported(self, tmp_path, forked):
         whole = make_classifier(variant("coupling"))
         variant("coupling").save(tmp_path / "model.keras")
         whole.save(tmp_path / "classifier.keras")
-        np.save(tmp_path / "images.npy", images)
+        np.save(tmp_path / "images.npy", IMAGES)
         ended = run_python("-c", LOAD, tmp_path)
         assert ended.returncode == 0, ended.stderr[-2000:]
         decoded, classes = np.load(tmp_path / "answers.npz").values()
-        np.testing.assert_array_equal(decoded, images)
-        np.testing.assert_allclose(classes, whole.predict(images, verbose=0), atol=1e-5)
+        np.testing.assert_array_equal(decoded, IMAGES)
+        np.testing.assert_allclose(classes, whole.predict(IMAGES, verbose=0), atol=1e-5)
 
-    def test_keras_model_around_an_uninitialised_model_or_other_images_is_refused(self, images):
+    def test_keras_model_around_an_uninitialised_model_or_other_images_is_refused(self):
         whole = make_classifier(DecoupledModel(SMALLEST))
         with pytest.raises(NotInitializedError, match="not initialised"):
-            whole(tf.constant(images))
+            whole(tf.constant(IMAGES))
         with pytest.raises(DataError, match="float32"):
             variant("coupling")(keras.Input((4, 4, 3)))
         with pytest.raises(DataError, match="needs"):
             variant("coupling")(keras.Input((16, 16, 3), dtype="uint8"))
 
     @pytest.mark.slow
-    def test_keras_export_of_a_model_that_was_never_called_serves_codes(self, images, tmp_path):
+    def test_keras_export_of_a_model_that_was_never_called_serves_codes(self, tmp_path):
         model = fresh(SMALLEST)
         tf.config.run_functions_eagerly(False)
         model.export(tmp_path / "exported", verbose=False)
@@ -184,8 +187,8 @@ class TestKerasModel:
         loaded = tf.saved_model.load(str(tmp_path / "exported"))
         # The two names stand for one signature.
         assert set(loaded.signatures) == {"serve", "serving_default"}
-        assert_all_close([*loaded.serve(images)], [*model(tf.constant(images))], atol=1e-5)
-        assert loaded.serve(images[:1])[1].shape == (1, 4, 4, 3)
+        assert_all_close([*loaded.serve(IMAGES)], [*model(tf.constant(IMAGES))], atol=1e-5)
+        assert loaded.serve(IMAGES[:1])[1].shape == (1, 4, 4, 3)
 
     def test_keras_export_of_an_unusable_model_is_refused_and_writes_nothing(self, tmp_path):
         to = tmp_path / "exported"
