@@ -4,7 +4,6 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import dataclasses
 import gc
 import json
 import random
@@ -129,21 +128,6 @@ def small_model(traced):
     from helpers.variants import variant
 
     return variant("coupling")
-
-
-@pytest.fixture
-def of_bits(tiny_model, traced, monkeypatch):
-    """A function of `n_bits` that sets `tiny_model` to that many bits per colour value for one test, and returns it."""
-    from helpers.models import TINY
-
-    from tfdecouple.model.quantizer import Quantizer
-
-    def choose(n_bits):
-        monkeypatch.setattr(tiny_model, "config", dataclasses.replace(TINY, n_bits=n_bits))
-        monkeypatch.setattr(tiny_model, "quantizer", Quantizer(n_bits))
-        return tiny_model
-
-    return choose
 
 
 @pytest.fixture(scope="session")

@@ -45,18 +45,13 @@ TEXTS = {
     "not UTF-8": b'{"name": "\xe9"}',
 }
 COMMAND_LINES = [
-    *(
-        "train --seed 4294967296",
-        "train --set name=../../ESCAPED",
-        "train --config .",
-        "train --set model.steps=[\uff11,\uff12]",
-    ),
+    *("train --seed 4294967296", "train --set name=../../ESCAPED", "train --config ."),
+    *("train --set model.steps=[\uff11,\uff12]", "train --set model.steps=" + "[" * 900),
     *("sample --count 1000000000000", "sample --seed -1", f"sample --seed {HUGE}", "switch --seed 2147483648"),
     *("sample --temperatures nan", "edit --run photographs --direction coffee --amounts inf x.png"),
     *("train --preset a\x1b[2Jb", "train --config no\udce9/\x1b.json", "train --set data.source=folder:\0"),
     # Arguments are empty where a shell variable is not set.
-    *("train --set model.steps=" + "[" * 900, "train --workdir ", "train ", "sample --out ", "switch  "),
-    "export --run photographs --to ",
+    *("train --workdir ", "train ", "sample --out ", "switch  ", "export --run photographs --to "),
 ]
 
 

@@ -12,8 +12,11 @@ from helpers.runs import run_config, write_run
 from helpers.variants import fresh
 from PIL import Image
 
+from export.pipeline import export
+from tfdecouple.cli import main
 from tfdecouple.config import ModelConfig
 from tfdecouple.errors import UserError
+from tfdecouple.training import train
 
 SHAPE = (8, 12, 1)
 GREY = ModelConfig(**{**SMALL.to_dict(), "image_shape": SHAPE})
@@ -33,8 +36,6 @@ def run(tmp_path_factory):
 
 @pytest.mark.slow
 def test_training_on_grey_files_with_labels_lowers_bits_per_dim(tmp_path):
-    from tfdecouple.training import train
-
     for label, name in enumerate("ab"):
         write_images(tmp_path / "images" / name, smooth(40, 16, 24)[label::2])
     config = run_config(tmp_path / "images", model=GREY, steps=10, evaluate_every=10, learning_rate=0.03)
@@ -49,8 +50,6 @@ def test_training_on_grey_files_with_labels_lowers_bits_per_dim(tmp_path):
 
 
 def test_commands_switch_and_encode_images_of_a_grey_model(run, eager, tmp_path, capsys):
-    from tfdecouple.cli import main
-
     for number in range(2):
         Image.fromarray(random_images(1, (20, 20, 3), number)[0]).save(tmp_path / f"{number}.png")
     files = [str(tmp_path / f"{number}.png") for number in range(2)]
@@ -72,8 +71,6 @@ def test_commands_switch_and_encode_images_of_a_grey_model(run, eager, tmp_path,
 
 @pytest.mark.slow
 def test_export_of_a_grey_model_is_verified_in_every_format(run, tmp_path, forked):
-    from export.pipeline import export
-
     to, formats = tmp_path / "to", ("savedmodel", "onnx", "litert")
     with pytest.raises(UserError, match="the web page needs square RGB images"):
         export(run=run, to=to, formats=("web",))

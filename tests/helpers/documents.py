@@ -6,10 +6,10 @@ import itertools
 import pathlib
 import re
 import shlex
-from typing import NamedTuple
 
 import pytest
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from helpers.places import ROOT
 from tfdecouple.cli import app
@@ -22,22 +22,14 @@ DOCUMENTS = sorted(
     for path in ROOT.glob(pattern)
     if path.name != "MODEL_CARD.md" and "node_modules" not in path.parts
 )
-# Programs that documented commands run; those without a check in `_check_stage` may have any arguments.
+# Programs that documented commands run; those without a check in `_check_program` may have any arguments.
 PROGRAMS = ("tfdecouple", "python", "python3", "make", "pip", "npm", "node", "pytest", "sbatch", "kubectl", "bash")
 PROGRAMS += ("docker", "curl", "export", "sudo")
 
 
-class Block(NamedTuple):
-    """A block of code in a Markdown document: the language after the opening ```, or ""; the code."""
-
-    language: str
-    text: str
-
-
-def split_code(text: str) -> list[Block]:
-    """Returns the code blocks of a Markdown text."""
-    tokens = [token for token in MarkdownIt().parse(text) if token.type in ("fence", "code_block")]
-    return [Block(token.info, token.content) for token in tokens]
+def split_code(text: str) -> list[Token]:
+    """Returns the code blocks of a Markdown text; `info` is the language after the opening ```, `content` the code."""
+    return [token for token in MarkdownIt().parse(text) if token.type in ("fence", "code_block")]
 
 
 def find_inline_code(text: str) -> list[str]:
@@ -89,43 +81,33 @@ def _check_tfdecouple(arguments: list[str]) -> None:
         preset_config(options["name"])
 
 
-def _check_python(arguments: list[str], folder: pathlib.Path) -> None:
-    # Python's option -P does not change which program runs, so it is dropped.
-    first, *rest = [argument for argument in arguments if argument != "-P"]
-    if first == "-m" and rest[0] == "tfdecouple":
-        _check_tfdecouple(rest[1:])
-    elif first == "-m":
-        assert importlib.util.find_spec(rest[0].partition(".")[0]), f"there is no module {rest[0]}"
-    elif first == "-c":
-        compile(rest[0], "-c", "exec")
-    elif first == "train.py":
-        _check_tfdecouple(["train", *rest])
-    else:
-        # A document can name a program in its own folder, or client.py, which exports copy from the folder export/.
-        assert any((place / first).is_file() for place in (ROOT, folder, ROOT / "export")), f"there is no {first}"
-
-
-def _check_stage(program: str, arguments: list[str], folder: pathlib.Path) -> None:
-    """Raises an error if a program without pipes would fail for its arguments, or a file among these is missing."""
+def _check_program(program: str, arguments: list[str], folder: pathlib.Path) -> None:
+    """Raises an error if a program would fail for its arguments, or a file among these is missing."""
     if program in ("python", "python3"):
-        return _check_python(arguments, folder)
-    if program == "tfdecouple":
-        return _check_tfdecouple(arguments)
-    for before, argument in itertools.pairwise(["", *arguments]):
-        path = argument.partition("::")[0]
+        # Python's option -P does not change which program runs.
+        program, *arguments = [argument for argument in arguments if argument != "-P"]
+        if program == "-m":
+            program, *arguments = arguments
+            assert importlib.util.find_spec(program.partition(".")[0]), f"there is no module {program}"
+    words = [program, *arguments]
+    if program == "train.py":
+        return _check_tfdecouple(["train", *arguments])
+    if program == "tfdecouple" or words[:2] == ["docker", "run"] and "tfdecouple" in words:
+        return _check_tfdecouple(words[words.index("tfdecouple") + 1 :])
+    for before, word in itertools.pairwise(["", *words]):
+        path = word.partition("::")[0]
         if before in ("-f", "-r") or re.match(r"(examples|docs|benchmarks|tests)/|.*\.(py|mjs)$", path):
-            assert (folder / path).exists() or (ROOT / path).exists(), f"there is no {path}"
-        if program == "make":
+            # A document can name a program in its own folder, or client.py, which exports copy from the folder export/.
+            assert any((place / path).exists() for place in (ROOT, folder, ROOT / "export")), f"there is no {path}"
+        if before and program == "make":
             targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
-            assert "=" in argument or argument in targets, f"make has no target {argument}"
-        if argument.startswith("ARGS=") and "train" in arguments:
-            _check_tfdecouple(["train", *shlex.split(argument.removeprefix("ARGS="))])
-        if extras := re.fullmatch(r"(?:\.|tfdecouple)\[([\w,-]+)\]", argument):
+            assert "=" in word or word in targets, f"make has no target {word}"
+        if word.startswith("ARGS=") and "train" in words:
+            _check_tfdecouple(["train", *shlex.split(word.removeprefix("ARGS="))])
+        if extras := re.fullmatch(r"(?:\.|tfdecouple)\[([\w,-]+)\]", word):
             setup = configparser.ConfigParser()
             setup.read(ROOT / "setup.cfg")
             assert {*extras[1].split(",")} <= {*setup["options.extras_require"]}, f"setup.cfg lacks one of {extras[1]}"
-    if program == "docker" and arguments[0] == "run" and "tfdecouple" in arguments:
-        _check_tfdecouple(arguments[arguments.index("tfdecouple") + 1 :])
     return None
 
 
@@ -151,6 +133,6 @@ def check_command(line: str, folder: pathlib.Path = ROOT) -> None:
         if program not in PROGRAMS:
             raise CommandError(f"{program} is a program that this test does not know; add it to PROGRAMS")
         try:
-            _check_stage(program, arguments, folder)
+            _check_program(program, arguments, folder)
         except Exception as error:
             raise CommandError(f"{line}\n{error}") from error

@@ -15,6 +15,7 @@ import functools
 import importlib
 import inspect
 import multiprocessing
+import operator
 import os
 import pathlib
 import runpy
@@ -67,11 +68,7 @@ class _Descriptor:
         self.number = number
 
     def __reduce__(self):
-        return _detach, (reduction.DupFd(self.number),)
-
-
-def _detach(passed) -> int:
-    return passed.detach()
+        return operator.methodcaller("detach"), (reduction.DupFd(self.number),)
 
 
 def _start(function, *arguments) -> multiprocessing.process.BaseProcess:

@@ -66,6 +66,12 @@ def assert_gradients_reach_weights(layer, loss):
         assert np.all(np.isfinite(gradient)) and np.any(gradient != 0), variable.path
 
 
+def assert_all_close(ours, theirs, rtol=1e-7, atol=0.0):
+    """Asserts that two nests have equally many arrays or variables, and close values (equal ones with `rtol=0`)."""
+    for index, pair in enumerate(zip(tf.nest.flatten(ours), tf.nest.flatten(theirs), strict=True)):
+        np.testing.assert_allclose(*map(np.array, pair), rtol=rtol, atol=atol, err_msg=f"array {index}")
+
+
 def jacobian_log_det(forward, x, condition=None):
     """Returns log |det dy/dx| for each example x, `[batch]`, by automatic differentiation; `forward` returns (y, ...).
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import keras
 import numpy as np
 
 from helpers.models import SMALL, give_effect, random_images
@@ -59,6 +60,18 @@ def fresh(config):
     if model.code_net is not None:
         model.code_net.embedding.assign(20 * model.code_net.embedding)
     return give_effect(model)
+
+
+def compile_model(optimizer=None, config=SMALLEST, start=True, **options):
+    """Returns a model compiled for `fit`, always with the same weights; initialised and perturbed if `start`."""
+    keras.utils.set_random_seed(1)
+    model = DecoupledModel(config)
+    if start:
+        model.initialize(random_images(20, 4))
+        give_effect(model)
+    # Without moments, whose update takes an eager step as long as all else.
+    model.compile(optimizer or keras.optimizers.SGD(1e-6), **options)
+    return model
 
 
 @functools.cache

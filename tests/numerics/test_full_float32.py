@@ -1,7 +1,6 @@
 """Exactness where products are rounded: everything that a model computes, on an emulated GPU."""
 
 import dataclasses
-import functools
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +10,9 @@ import pytest
 import tensorflow as tf
 from helpers.densities import counted_batches
 from helpers.layers import list_layers
-from helpers.models import SMALL, give_effect, random_images
+from helpers.models import random_images
 from helpers.places import PATIENCE, ROOT
-from helpers.variants import images_of, variant
+from helpers.variants import variant
 
 import tfdecouple
 from benchmarks.emulation import emulated_accelerator, keep_tf32_switch
@@ -28,7 +27,6 @@ from tfdecouple.layers import Coupling
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.metrics.classification import classify_images
 from tfdecouple.metrics.latent_use import compute_latent_use
-from tfdecouple.model import DecoupledModel
 from tfdecouple.model.initialization import diagnose_model
 from tfdecouple.model.objective import map_noise_to_z
 from tfdecouple.model.outlier_scores import OutlierScorer
@@ -39,19 +37,13 @@ enabled = tf.config.experimental.tensor_float_32_execution_enabled
 enable = tf.config.experimental.enable_tensor_float_32_execution
 RESULTS = ROOT / "docs" / "results"
 
-# Models that together have every kind of layer and of p(z).
-KINDS = {
-    "coupling": SMALL,
-    "base": dataclasses.replace(SMALL, conditioning="base", base_hidden=6),
-    "none": dataclasses.replace(SMALL, conditioning="none"),
-}
-IMAGES, OTHERS = random_images(3), random_images(3, seed=1)
+IMAGES, OTHERS = random_images(3, 4), random_images(3, 4, seed=1)
 BATCHES = counted_batches(IMAGES, 3)
 LABELS = tf.constant([0, 2, 1])
 NOISE = tf.constant(np.random.default_rng(0).standard_normal([3, 4]), tf.float32)
-X = tf.constant(np.random.default_rng(1).uniform(-1, 1, [3, 8, 8, 3]), tf.float32)
-FIELDS = [Field(name=name, shape=shape) for name, shape in (("z", (4,)), ("z_std", (4,)), ("v", (8, 8, 3)))]
-PART = tf.constant(np.random.default_rng(2).standard_normal([3, 4, 4, 12]), tf.float32)
+X = tf.constant(np.random.default_rng(1).uniform(-1, 1, [3, 4, 4, 3]), tf.float32)
+FIELDS = [Field(name=name, shape=shape) for name, shape in (("z", (4,)), ("z_std", (4,)), ("v", (4, 4, 3)))]
+PART = tf.constant(np.random.default_rng(2).standard_normal([3, 2, 2, 12]), tf.float32)
 
 
 @pytest.fixture(autouse=True)
@@ -62,28 +54,16 @@ def default_setting():
     enable(True)
 
 
-@functools.cache
-def built(kind):
-    model = DecoupledModel(KINDS[kind])
-    model.initialize(random_images(16))
-    return give_effect(model, scale=0.2)
-
-
-@pytest.fixture(params=[pytest.param(kind, marks=() if kind == "coupling" else pytest.mark.slow) for kind in KINDS])
-def model(request):
-    return built(request.param)
-
-
 def z_of(model):
     return NOISE if model.config.has_latent else None
 
 
-def labelled(model):
-    return [{"image": images_of(model), "label": LABELS.numpy(), "weight": np.ones(3, np.float32)}]
+def labelled():
+    return [{"image": IMAGES, "label": LABELS.numpy(), "weight": np.ones(3, np.float32)}]
 
 
 def centres(model):
-    return model.quantizer.place_at_centres(model.quantizer.find_bins(tf.constant(images_of(model))))
+    return model.quantizer.place_at_centres(model.quantizer.find_bins(tf.constant(IMAGES)))
 
 
 # {name: computation} of every model, and of models with z.
@@ -118,7 +98,7 @@ COARSE = {"sample", "interpolate"}
 
 def scales(model):
     layer = next(layer for layer in list_layers(model.flow) if isinstance(layer, Coupling))
-    x = tf.ones([3, 8, 8, layer._channels])
+    x = tf.ones([3, 4, 4, layer._channels])
     return [
         layer.compute_slopes(x, z_of(model) if layer.condition_size else None),
         layer.net(layer.split(x)[0], z_of(model)),
@@ -181,7 +161,12 @@ def test_contexts_turn_tf32_off_or_on_inside_and_restore_the_setting_of_the_user
     assert enabled() is users
 
 
-def test_every_method_of_a_model_computes_in_full_float32(model):
+# Models that together have every kind of layer and of p(z).
+@pytest.mark.parametrize(
+    "kind", ["coupling", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("base", "none"))]
+)
+def test_every_method_of_a_model_computes_in_full_float32(kind):
+    model = variant(kind)
     verbs = {**VERBS, **(VERBS_OF_Z if model.config.has_latent else {})}
     blind = {name for name, run in verbs.items() if check(name, run, model)}
     assert blind <= COARSE
@@ -192,27 +177,28 @@ PROGRAMS = {
     "bounds": ("coupling", lambda m: list(BoundEvaluator(m)(BATCHES, k=2).to_log_row().values())),
     "latent use": ("coupling", lambda m: list(dataclasses.asdict(compute_latent_use(m, BATCHES)).values())),
     "corpus": ("coupling", lambda m: make_image_encoder(m, FIELDS, 4)(IMAGES, np.arange(3), np.zeros(3, np.int32))),
-    "test vectors": ("coupling", lambda m: make_test_vectors(m, random_images(sum(batch_sizes(8)), seed=2))),
-    "classification": ("classes", lambda m: classify_images(m, labelled(m))["log_probability"]),
-    "outliers": ("none", lambda m: list(OutlierScorer(m)(images_of(m), np.arange(3)).values())),
+    "test vectors": ("coupling", lambda m: make_test_vectors(m, random_images(sum(batch_sizes(4)), 4, seed=2))),
+    "classification": ("classes", lambda m: classify_images(m, labelled())["log_probability"]),
+    "outliers": ("none", lambda m: list(OutlierScorer(m)(IMAGES, np.arange(3)).values())),
     "code of each label": ("classes", lambda m: m.code_net.compute_codes()),
     "codes of labels": ("classes", lambda m: m.code_net(LABELS)),
     "z by its label": ("prior-classes", lambda m: m.prior_affine.invert_for_labels(NOISE, LABELS)),
     "map of u": ("dequantization", lambda m: m.dequantizer.encoder(centres(m))),
     "map of u, fast": ("dequantization", lambda m: m.dequantizer.encoder.run_inference(centres(m))),
 }
-SLOW = ("latent use", "test vectors")
-MARKED = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in PROGRAMS]
 
 
 class TestPrograms:
-    @pytest.mark.parametrize("name", MARKED)
+    @pytest.mark.usefixtures("eager")
+    @pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "test vectors")) for name in PROGRAMS]
+    )
     def test_programs_with_a_model_compute_in_full_float32(self, name):
         kind, run = PROGRAMS[name]
-        assert not check(name, run, built(kind) if kind in KINDS else variant(kind))
+        assert not check(name, run, variant(kind))
 
     def test_eight_threads_encode_in_full_float32_and_restore_the_switch_for_tf32(self):
-        model = built("coupling")
+        model = variant("coupling")
         images, v = np.asarray(model.quantizer.quantize_pixels(IMAGES)), model.encode(IMAGES).v.numpy()
         a, products, exact = tf.constant([[1.0 + 2**-12]]), set(), []
         unrounded, begin = float(tf.matmul(a, a)[0, 0]), threading.Barrier(8, timeout=PATIENCE)

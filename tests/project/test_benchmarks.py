@@ -13,7 +13,6 @@ from helpers.variants import fresh
 
 from benchmarks import results, scaling, trials
 from benchmarks.common import update_page
-from tfdecouple.config import MEMORY
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -30,14 +29,6 @@ class TestBenchmarks:
         calculated = {"memory": scaling.calculate_memory(), "ceiling": scaling.calculate_ceilings()}
         for name, page in SCALING.items():
             assert update_page(page, {name: scaling.render_table(name, calculated)}, check=True) == 0
-        depths = [
-            {"depth": depth, "preset": "imagenet64", "memory": mode, "ms_per_call": 10.0 * depth**2}
-            | {"first_call_s": 5.0 * depth, "second_step_s": 0.1, "peak_rss_mib": 900.0}
-            | {"mib_per_image": 3.0 * depth, "calculated_mib_per_image": 3.1 * depth}
-            for mode in MEMORY
-            for depth in (1, 2, 4)
-        ]
-        assert "| invert | exponent | 2.00 | 1.01 | 0.00 | 1.00 |" in scaling.render_table("depth", {"depth": depths})
 
     @pytest.mark.slow
     def test_exactness_benchmark_loses_no_value_of_grey_rectangles(self, tmp_path):

@@ -3,7 +3,6 @@
 import ast
 import base64
 import dataclasses
-import importlib.util
 import io
 import os
 import pathlib
@@ -18,8 +17,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import documents
-from helpers.models import TINY, random_images, save_images
+from helpers.models import LEAST, TINY, random_images, save_images
 from helpers.places import DATA, PATIENCE, ROOT, read_output, run_python
+from helpers.program_inputs import load_program
 from PIL import Image
 
 import tfdecouple
@@ -37,9 +37,9 @@ class TestDocument:
     def test_programs_accept_the_commands_of_a_document(self, name):
         spans = documents.find_inline_code(TEXTS[name])
         commands = [code for code in spans if documents.is_command(code)]
-        for block in (block for block in documents.split_code(TEXTS[name]) if block.language not in ("python", "json")):
-            lines = documents.list_commands(block.text)
-            commands += [line for line in lines if block.language or documents.is_command(line)]
+        for block in (block for block in documents.split_code(TEXTS[name]) if block.info not in ("python", "json")):
+            lines = documents.list_commands(block.content)
+            commands += [line for line in lines if block.info or documents.is_command(line)]
         for line in commands:
             # `a|b` stands for two commands.
             choice = re.search(r"\b\w+(\|\w+)+\b", line)
@@ -68,13 +68,13 @@ class TestDocument:
             documents.check_command(line)
 
     @pytest.mark.parametrize("name", TEXTS)
-    def test_options_python_names_and_files_in_a_document_exist(self, name, tiny_model):
+    def test_options_python_names_and_files_in_a_document_exist(self, name):
         places = (ROOT, (ROOT / name).parent, ROOT / "tfdecouple", ROOT / "export")
         for code in documents.find_inline_code(TEXTS[name]):
             option = re.match(r"(training|data|model)\.([a-z_]+)\b(?!\.py)", code)
             if option and "/" not in code:
-                of_model = option[1] == "model" and option[2] in dir(tiny_model)
-                assert option[0] in list_option_names() or of_model or code.endswith(".json"), f"`{code}`"
+                is_option = option[0] in list_option_names() or code.endswith(".json")
+                assert is_option or option[2] in dir(tfdecouple.DecoupledModel(LEAST)), f"`{code}`"
                 if re.fullmatch(r"\w+\.\w+=\w+", code):
                     Config().override([re.sub(r"=[A-Z]$", "=1", code)])
             if dotted := re.match(r"((?:tfdecouple|export)(?:\.\w+)+)", code):
@@ -125,7 +125,7 @@ SHORT += ["training.batch_size=8", "training.init_images=16", "training.evaluati
 
 def list_programs(name):
     """Returns the commands that run the project's programs in the blocks of a document, as arguments of Python."""
-    blocks = [block.text for block in documents.split_code(TEXTS[name]) if not block.language]
+    blocks = [block.content for block in documents.split_code(TEXTS[name]) if not block.info]
     lines = [line for text in blocks for line in documents.list_commands(text)]
     words = [documents.split_command(line) for line in lines if line.startswith(("python", "tfdecouple"))]
     return [rest if program == "python" else ["-m", program, *rest] for program, *rest in words]
@@ -133,7 +133,7 @@ def list_programs(name):
 
 def run_python_blocks(name, count, **names):
     """Runs the Python blocks of a document, which share variables; returns {name: value} of these."""
-    blocks = [block.text for block in documents.split_code(TEXTS[name]) if block.language == "python"]
+    blocks = [block.content for block in documents.split_code(TEXTS[name]) if block.info == "python"]
     assert len(blocks) == count
     for block in map(textwrap.dedent, blocks):
         # A function is also called, with variables of its arguments' names.
@@ -146,7 +146,7 @@ def run_python_blocks(name, count, **names):
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked")
 class TestPrograms:
-    """The script of docs/keras.md runs in tests/model/keras_training."""
+    """The script of docs/keras.md runs in tests/model/test_keras_model.py."""
 
     def test_commands_of_the_readme_run_in_order(self, tmp_path):
         """Commands that need images of the reader are left out."""
@@ -215,13 +215,6 @@ class TestPrograms:
         run_python_blocks(f"docs/{page}.md", count, **names)
 
 
-def load_file(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.slow
 def test_site_builds_without_warnings_and_fetches_nothing_from_elsewhere(tmp_path):
     pytest.importorskip("mkdocs")
@@ -229,7 +222,7 @@ def test_site_builds_without_warnings_and_fetches_nothing_from_elsewhere(tmp_pat
     done = run_python("-m", "mkdocs", "build", "--quiet", "--site-dir", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     pages = {path: path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html")}
-    for page, names in load_file(ROOT / ".ci" / "site_pages.py").list_public_names().items():
+    for page, names in load_program(ROOT / ".ci" / "site_pages.py").list_public_names().items():
         anchors = re.findall(r'id="([^"]+)"', pages[tmp_path / "api" / page / "index.html"])
         assert set(names) <= set(anchors), page
     for path, text in pages.items():
@@ -245,7 +238,7 @@ def test_site_builds_without_warnings_and_fetches_nothing_from_elsewhere(tmp_pat
 
 @pytest.fixture
 def figures():
-    return load_file(ROOT / "docs" / "figures.py")
+    return load_program(ROOT / "docs" / "figures.py")
 
 
 def test_committed_figure_of_the_architecture_is_what_the_program_draws(figures):
