@@ -116,7 +116,7 @@ def render_presets() -> str:
     )
     bits["quickstart64"] = f"{bundled['test']['bits_per_dim']:.2f} (bundled weights)"
     for name, run in (("cifar10_small", "conditional"), ("cifar10_small_glow", "glow")):
-        bits[name] = f"{statistics.mean(steps[max(steps)] for steps in seeds[run]):.2f} (JPEG re-encoded)"
+        bits[name] = f"{statistics.mean(seeds[run][max(seeds[run])]):.2f} (JPEG re-encoded)"
     rows = []
     for name in MAIN_PRESETS:
         config = preset_config(name)

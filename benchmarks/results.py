@@ -51,15 +51,16 @@ TITLES = RUNS | {SMALL_KL: "ours, KL weight 0.03"}
 # For each compared model, the preset of the larger model in the paper; the paper's images differ from ours, too.
 PAPER_PRESETS = {"conditional": "cifar10", "base": "cifar10_base_conditioned", "glow": "cifar10_glow"}
 PAPER_INFOMAX = "49.62"
-# The short runs, three seeds each: {folder in docs/results/seeds, without the seed: name in the table}, and the updates
-# whose evaluations the table has.
+# The short trainings, three seeds each: {folder in docs/results/seeds, without updates and seed: name in the table}, and
+# numbers of updates of complete trainings. The folder's name has no number for the last of them.
 SHORT_RUNS = {
     "conditional": "ours",
+    "conditional-kl0.3": "ours, KL weight rising to 0.3",
     "conditional-kl1": "ours, KL weight rising to 1",
     "base": "baseline",
     "glow": "Glow",
 }
-SHORT_STEPS = (1000, 2000, 4000, 8000)
+SHORT_STEPS = (2000, 4000, 8000)
 # This name in a command stands for the value of --extractor, the ONNX feature extractor of the Fréchet distance.
 EXTRACTOR = "efficientnet_lite0_features.onnx"
 # Commands of `tfdecouple` that read no images and therefore take no --data-dir.
@@ -207,14 +208,19 @@ def _format_bits(evaluation: dict[str, Any]) -> str:
     return Estimate(evaluation["bits_per_dim"], evaluation["standard_error"]).to_text(4)
 
 
-def load_seeds() -> dict[str, list[dict[int, float]]]:
-    """Returns {short run: list with {update: bits/dim of the validation images} for each seed}.
+def load_seeds() -> dict[str, dict[int, list[float]]]:
+    """Returns {short training: {its number of updates: bits/dim of the validation images for each seed}}.
 
-    Config and evaluations of each training are in docs/results/seeds/RUN-SEED.
+    Config and evaluations of each training are in docs/results/seeds.
     """
-    return {
-        run: [dict(_read_validation(FILES / "seeds" / f"{run}-{seed}")) for seed in (0, 1, 2)] for run in SHORT_RUNS
-    }
+    seeds: dict[str, dict[int, list[float]]] = {run: {} for run in SHORT_RUNS}
+    for run, bits in seeds.items():
+        for steps in SHORT_STEPS:
+            name = run if steps == SHORT_STEPS[-1] else f"{run}-{steps}"
+            folders = [FILES / "seeds" / f"{name}-{seed}" for seed in (0, 1, 2)]
+            if folders[0].is_dir():
+                bits[steps] = [dict(_read_validation(folder))[steps] for folder in folders]
+    return seeds
 
 
 def _read_validation(run: pathlib.Path) -> list[tuple[int, float]]:
@@ -226,18 +232,20 @@ def _read_validation(run: pathlib.Path) -> list[tuple[int, float]]:
 def _render_seeds() -> str:
     seeds, rows = load_seeds(), []
 
-    def make_row(name: str, runs: list[dict[int, float]]) -> list[str]:
-        return [name, *(Estimate.from_values([run[step] for run in runs]).to_text(4) for step in SHORT_STEPS)]
+    def make_row(name: str, bits: dict[int, list[float]]) -> list[str]:
+        return [name, *(Estimate.from_values(bits[n]).to_text(4) if n in bits else "" for n in SHORT_STEPS)]
 
     for run, name in SHORT_RUNS.items():
-        last = ", ".join(f"{bits[SHORT_STEPS[-1]]:.4f}" for bits in seeds[run])
+        last = ", ".join(f"{bits:.4f}" for bits in seeds[run][SHORT_STEPS[-1]])
         rows.append([*make_row(name, seeds[run]), last])
     for run in [run for run in SHORT_RUNS if run != "glow"]:
         # Trainings with equal seeds see the same images in the same order.
-        pairs = zip(seeds[run], seeds["glow"], strict=True)
-        differences = [{step: ours[step] - glow[step] for step in SHORT_STEPS} for ours, glow in pairs]
+        differences = {
+            steps: [ours - glow for ours, glow in zip(bits, seeds["glow"][steps], strict=True)]
+            for steps, bits in seeds[run].items()
+        }
         rows.append([*make_row(f"{SHORT_RUNS[run]}, minus Glow", differences), ""])
-    return make_table(["model", *(f"update {step:,}" for step in SHORT_STEPS), "seeds 0, 1, 2"], rows)
+    return make_table(["model", *(f"{steps:,} updates" for steps in SHORT_STEPS), "seeds 0, 1, 2"], rows)
 
 
 def load_accuracies(run: str = "conditional") -> dict[str, dict[str, float]]:
