@@ -115,7 +115,7 @@ def render_presets() -> str:
         (ROOT / "tfdecouple" / "pretrained" / "photographs" / "summary.json").read_text(encoding="utf-8")
     )
     bits["quickstart64"] = f"{bundled['test']['bits_per_dim']:.2f} (bundled weights)"
-    for name, run in (("cifar10_small", "conditional"), ("cifar10_small_glow", "glow")):
+    for name, run in (("cifar10_small", "conditional-kl0.3"), ("cifar10_small_glow", "glow")):
         bits[name] = f"{statistics.mean(seeds[run][max(seeds[run])]):.2f} (JPEG re-encoded)"
     rows = []
     for name in MAIN_PRESETS:

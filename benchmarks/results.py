@@ -45,7 +45,7 @@ CONDITIONED = {
     "base": "mean and scale of the Gaussian of v (the paper's Table 3)",
     "glow": "nothing (no z)",
 }
-# Our model with the preset's KL weight, in the tables "bits" and "probe"; weights and log are in commit a09d8794.
+# Our model with another KL weight, in the tables "bits" and "probe"; weights and log are in commit a09d8794.
 SMALL_KL = "conditional-kl0.03"
 TITLES = RUNS | {SMALL_KL: "ours, KL weight 0.03"}
 # For each compared model, the preset of the larger model in the paper; the paper's images differ from ours, too.
@@ -54,8 +54,8 @@ PAPER_INFOMAX = "49.62"
 # The short trainings, three seeds each: {folder in docs/results/seeds, without updates and seed: name in the table}, and
 # numbers of updates of complete trainings. The folder's name has no number for the last of them.
 SHORT_RUNS = {
-    "conditional": "ours",
-    "conditional-kl0.3": "ours, KL weight rising to 0.3",
+    "conditional-kl0.3": "ours",
+    "conditional": "ours, KL weight 0.03",
     "conditional-kl1": "ours, KL weight rising to 1",
     "base": "baseline",
     "glow": "Glow",
