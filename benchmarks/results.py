@@ -51,8 +51,8 @@ TITLES = RUNS | {SMALL_KL: "ours, KL weight 0.03"}
 # For each compared model, the preset of the larger model in the paper; the paper's images differ from ours, too.
 PAPER_PRESETS = {"conditional": "cifar10", "base": "cifar10_base_conditioned", "glow": "cifar10_glow"}
 PAPER_INFOMAX = "49.62"
-# The short trainings, three seeds each: {folder in docs/results/seeds, without updates and seed: name in the table}, and
-# numbers of updates of complete trainings. The folder's name has no number for the last of them.
+# The short trainings, three seeds each: {folder in docs/results/seeds, without updates and seed: name in the table},
+# and the numbers of updates of trainings. The folder's name has no number for the last of them.
 SHORT_RUNS = {
     "conditional-kl0.3": "ours",
     "conditional": "ours, KL weight 0.03",
