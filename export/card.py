@@ -190,12 +190,12 @@ def _list_verification_results(name: str, entry: Mapping[str, Any]) -> list[str]
 def _list_example_calls(card: Mapping[str, Any]) -> list[str]:
     formats, image_shape = card["formats"], card["architecture"]["image_shape"]
 
-    def list_inputs(endpoint: str) -> Iterator[tuple[str, tuple[str, list[int]]]]:
+    def list_inputs(endpoint: str) -> Iterator[tuple[str, str, list[int]]]:
         for array in card["endpoints"][endpoint]["inputs"]:
             # Axes of any size have names. In examples, images have the size of the model's images.
             sizes = enumerate(array["shape"][1:])
             sides = [size if isinstance(size, int) else image_shape[axis] for axis, size in sizes]
-            yield array["name"], (array["dtype"], sides)
+            yield array["name"], array["dtype"], sides
 
     def write_json_zeros(dtype: str, sides: list[int]) -> str:
         value = "0.0" if dtype == "float32" else "0"
@@ -203,19 +203,21 @@ def _list_example_calls(card: Mapping[str, Any]) -> list[str]:
             value = f"[{value}] * {size}"
         return value
 
-    inputs, codes = [*list_inputs("encode")], [name for name, _ in list_inputs("decode")]
+    inputs, codes = [*list_inputs("encode")], [name for name, _, _ in list_inputs("decode")]
     signature = formats.get("savedmodel", {}).get("signatures", ["encode"])[0]
     values = {
         "name": card["name"],
         "codes": ", ".join(codes),
         "code_items": ", ".join(f'"{name}": {name}' for name in codes),
-        "inputs": ", ".join(f'"{name}": np.zeros({(1, *sides)}, np.{dtype})' for name, (dtype, sides) in inputs),
+        "inputs": ", ".join(f'"{name}": np.zeros({(1, *sides)}, np.{dtype})' for name, dtype, sides in inputs),
         "js_inputs": ", ".join(
             f'{name}: new ort.Tensor("{dtype}", new {dtype.capitalize()}Array({math.prod(sides)}), {[1, *sides]})'
-            for name, (dtype, sides) in inputs
+            for name, dtype, sides in inputs
         ),
         "signature": signature,
-        "json_inputs": ", ".join(f'"{name}": {write_json_zeros(*kind)}' for name, kind in list_inputs(signature)),
+        "json_inputs": ", ".join(
+            f'"{name}": {write_json_zeros(dtype, sides)}' for name, dtype, sides in list_inputs(signature)
+        ),
         "megabytes": f"{formats.get('web', {}).get('bytes', 0) / 1e6:.1f}",
     }
     templates = [path for name in formats if (path := _CALLS / f"{name}.md").is_file()]

@@ -66,7 +66,10 @@ def choose_batch_sizes(side: int) -> tuple[int, int, int]:
     The Keras model computes its answers in batches of other sizes. So the comparison detects a file in which one image
     of a batch changes the answer to another image.
     """
-    return (1, 3, 17 if side <= 32 else 8 if side <= 64 else 4) if side <= 128 else (1, 2, 1)
+    for most, largest in ((32, 17), (64, 8), (128, 4)):
+        if side <= most:
+            return (1, 3, largest)
+    return (1, 2, 1)
 
 
 @full_float32()

@@ -49,7 +49,7 @@ class Pairs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """The folder `path` for the results of a command; pictures get `facts` on the command and the run."""
+    """Writes results into the folder `path`; the JSON file of a picture also has `facts` on the command and the run."""
 
     path: pathlib.Path
     facts: dict[str, Any]
@@ -113,8 +113,13 @@ def read_images(opened: Run, source: Source, split: str, indices: np.ndarray) ->
     """Reads the images of a split with `indices`."""
     from tfdecouple.data.drawn_images import read_drawn_images
 
+    return _make_images(opened, source, split, indices, *read_drawn_images(opened.model, source, split, indices))
+
+
+def _make_images(
+    opened: Run, source: Source, split: str, indices: np.ndarray, pixels: np.ndarray, labels: np.ndarray
+) -> Images:
     opened.require_labels(source)
-    pixels, labels = read_drawn_images(opened.model, source, split, indices)
     names = get_label_names(source, labels)
     facts = {"data": source.title, "split": split, "indices": indices.tolist(), "labels": names}
     note = f"Images: {source.title}, {split}. {opened.note()}"
@@ -163,11 +168,11 @@ def choose_pairs(
     # More images are drawn than the pairs need, so that most labels have several images.
     most = max(500, 8 * count) if len(data.label_names) > 1 else 2 * count
     pool = draw_image_indices(data, split, most, seed)
-    labels = read_drawn_images(opened.model, data, split, pool)[1]
+    pixels, labels = read_drawn_images(opened.model, data, split, pool)
     chosen = []
     for way in pairings if len(set(labels[labels >= 0].tolist())) > 1 else ["any"]:
         if len(pairs := pair_images(labels, way, count)):
-            a, b = (read_images(opened, data, split, pool[side]) for side in pairs.T)
+            a, b = (_make_images(opened, data, split, pool[side], pixels[side], labels[side]) for side in pairs.T)
             facts = {"pairing": way, "count": len(pairs), "first": a.facts, "second": b.facts, "seed": seed}
             chosen.append(Pairs([(a.pixels, b.pixels, (a.labels, b.labels), [])], facts, a.note))
     if not chosen:

@@ -24,7 +24,7 @@ _LEAST_RATIO = {True: 32, False: 12}
 
 @tf.custom_gradient
 def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Convolves feature maps x with a kernel `[3, 3, inputs, outputs]` of their dtype, and zero padding.
+    """Convolves feature maps x with a kernel `[3, 3, inputs, outputs]` of the dtype of x, and zero padding.
 
     Callers get maps `[batch, height, width, outputs]`; the second result, the gradient function, is for the decorator.
     """
@@ -36,7 +36,7 @@ def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 
 @tf.custom_gradient
 def convolve_normed(x: tf.Tensor, direction: tf.Tensor, gain: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Convolves feature maps x as `convolve` does, with the kernel g V / ||V||, cast to the dtype of x.
+    """Returns what `convolve` returns, for the weight-normalised kernel g V / ||V||, which is cast to the dtype of x.
 
     `direction` is V, `[3, 3, inputs, outputs]`, and `gain` is g, `[outputs]`. The gradient function computes the kernel
     again: stored kernels would take as much memory as all weights, for each shard (part) of a batch.

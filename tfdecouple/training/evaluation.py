@@ -94,7 +94,8 @@ class EvaluationReports:
             shown = slice(self._count_shown_images(step))
             summary["lossless_codecs_bits_per_dim"] = coded
             summary["lossless_codecs_images"] = len(images)
-            summary["reconstruction"], _ = self._reconstruct(images[shown], labels[shown], step)
+            quantized = np.asarray(self._state.model.quantizer.quantize_pixels(images[shown]))
+            summary["reconstruction"], _ = self._reconstruct(quantized, labels[shown], step)
             samples = f"{test.k} sample{'s' if test.k > 1 else ''}"
             about = f"ELBO, {samples}, {test.images} images, {'averaged ' if averages else ''}weights of step {loaded}"
             lines.append(f"test: {test.bits_per_dim:.4f} bits/dim ({about})")
@@ -112,9 +113,11 @@ class EvaluationReports:
     def _reconstruct(
         self, images: np.ndarray, labels: np.ndarray, step: int, draws: bool = False
     ) -> tuple[str, dict[str, pathlib.Path]]:
-        """Returns a text on how many images are reconstructed exactly; with `draws`, also the paths of new pictures."""
+        """Returns a text on how many images are reconstructed exactly; with `draws`, also the paths of new pictures.
+
+        The images are quantised to the model's number of bits.
+        """
         model, most, label_names = self._state.model, self._count_shown_images(step), self._source.label_names
-        images = np.asarray(model.quantizer.quantize_pixels(images))
         known = labels if model.config.has_labels else None
         inputs = PictureInputs(model, images, self._training.seed, most, known, label_names)
         pictures: dict[str, Image.Image] = {}

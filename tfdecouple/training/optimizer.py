@@ -173,7 +173,7 @@ class Optimizer:
     def _compute_muon_change(
         self, momenta: FlatBuffer, scalars: _UpdateScalars, before: tf.Tensor, gradient: tf.Tensor
     ) -> tf.Tensor:
-        """Returns Muon's change of kernels of one shape, joined to a vector, and updates their momenta."""
+        """Returns the change by Muon of kernels of one shape, joined to one vector; also updates the momenta."""
         handle, shape = momenta.variable.handle, next(iter(momenta.views.values())).shape
         old = _read_variable(handle)
         new = old + (1 - scalars.momentum) * (gradient - old)
