@@ -11,13 +11,15 @@ import re
 import stat
 import zipfile
 from collections.abc import Iterator
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeAlias, TypeVar
 
 import pydantic
 
 from tfdecouple.errors import one_line
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
+# Values of a JSON object by name, such as a summary, a row of a log, or measured figures.
+Facts: TypeAlias = dict[str, Any]
 
 # Pattern of the names of temporary files, which a program leaves behind if it is killed while it writes.
 TEMPORARY = ".*.tmp"
