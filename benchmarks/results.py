@@ -25,6 +25,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from matplotlib.figure import Figure
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -51,8 +54,7 @@ TITLES = RUNS | {SMALL_KL: "ours, KL weight 0.03"}
 # For each compared model, the preset of the larger model in the paper; the paper's images differ from ours, too.
 PAPER_PRESETS = {"conditional": "cifar10", "base": "cifar10_base_conditioned", "glow": "cifar10_glow"}
 PAPER_INFOMAX = "49.62"
-# The short trainings, three seeds each: {folder in docs/results/seeds, without updates and seed: name in the table},
-# and the numbers of updates of trainings. The folder's name has no number for the last of them.
+# The short trainings in docs/results/seeds/NAME-UPDATES-SEED: {NAME: name in the table}, and their numbers of updates.
 SHORT_RUNS = {
     "conditional-kl0.3": "ours",
     "conditional": "ours, KL weight 0.03",
@@ -61,6 +63,8 @@ SHORT_RUNS = {
     "glow": "Glow",
 }
 SHORT_STEPS = (2000, 4000, 8000)
+# The number of updates of the long runs, and the accuracy of z, in per cent, up to which `draw_budget` extrapolates.
+LONG_STEPS, GOAL = 91000, 54
 # This name in a command stands for the value of --extractor, the ONNX feature extractor of the Fréchet distance.
 EXTRACTOR = "efficientnet_lite0_features.onnx"
 # Commands of `tfdecouple` that read no images and therefore take no --data-dir.
@@ -141,7 +145,9 @@ def run_action(options: argparse.Namespace) -> int:
 
 
 def update_pages(check: bool) -> int:
-    """Makes all tables, or with `check` prints the lines that differ; returns 1 if there are such lines, else 0."""
+    """Makes tables and plot, or with `check` prints the lines that differ; returns 1 if there are any, else 0."""
+    if not check:
+        draw_budget().savefig(FILES / "budget.png")
     pages = {PAGE: TABLES, DETAILS: DETAIL_TABLES}
     return max(
         update_page(page, {name: render() for name, render in tables.items()}, check) for page, tables in pages.items()
@@ -208,18 +214,18 @@ def _format_bits(evaluation: dict[str, Any]) -> str:
     return Estimate(evaluation["bits_per_dim"], evaluation["standard_error"]).to_text(4)
 
 
-def load_seeds() -> dict[str, dict[int, list[float]]]:
-    """Returns {short training: {its number of updates: bits/dim of the validation images for each seed}}.
+def load_seeds() -> dict[tuple[str, int], dict[int, dict[str, float]]]:
+    """Returns {(short training, its number of updates): {seed: metrics}} from docs/results/seeds.
 
-    Config and evaluations of each training are in docs/results/seeds.
+    The metrics are "bits" (bits/dim of the validation images), and for some trainings "accuracy" (that of z, in %).
     """
-    seeds: dict[str, dict[int, list[float]]] = {run: {} for run in SHORT_RUNS}
-    for run, bits in seeds.items():
-        for steps in SHORT_STEPS:
-            name = run if steps == SHORT_STEPS[-1] else f"{run}-{steps}"
-            folders = [FILES / "seeds" / f"{name}-{seed}" for seed in (0, 1, 2)]
-            if folders[0].is_dir():
-                bits[steps] = [dict(_read_validation(folder))[steps] for folder in folders]
+    seeds: dict[tuple[str, int], dict[int, dict[str, float]]] = {}
+    for folder in sorted((FILES / "seeds").iterdir()):
+        name, steps, seed = folder.name.rsplit("-", 2)
+        metrics = {"bits": dict(_read_validation(folder))[int(steps)]}
+        if (folder / "probe.json").is_file():
+            metrics["accuracy"] = 100 * load_result(f"seeds/{folder.name}/probe.json")["probe_accuracy"]
+        seeds.setdefault((name, int(steps)), {})[int(seed)] = metrics
     return seeds
 
 
@@ -229,23 +235,58 @@ def _read_validation(run: pathlib.Path) -> list[tuple[int, float]]:
     return [(int(row["step"]), float(row["bits_per_dim"])) for row in rows if row["kind"] == "validation"]
 
 
+def compare_with_glow(name: str, steps: int) -> list[float]:
+    """Returns bits/dim of the short training `name` minus Glow's, for each seed of both, which see equal images."""
+    seeds = load_seeds()
+    ours, glow = seeds.get((name, steps), {}), seeds["glow", steps]
+    return [ours[seed]["bits"] - glow[seed]["bits"] for seed in ours if seed in glow]
+
+
 def _render_seeds() -> str:
     seeds, rows = load_seeds(), []
-
-    def make_row(name: str, bits: dict[int, list[float]]) -> list[str]:
-        return [name, *(Estimate.from_values(bits[n]).to_text(4) if n in bits else "" for n in SHORT_STEPS)]
-
-    for run, name in SHORT_RUNS.items():
-        last = ", ".join(f"{bits:.4f}" for bits in seeds[run][SHORT_STEPS[-1]])
-        rows.append([*make_row(name, seeds[run]), last])
-    for run in [run for run in SHORT_RUNS if run != "glow"]:
-        # Trainings with equal seeds see the same images in the same order.
-        differences = {
-            steps: [ours - glow for ours, glow in zip(bits, seeds["glow"][steps], strict=True)]
-            for steps, bits in seeds[run].items()
-        }
-        rows.append([*make_row(f"{SHORT_RUNS[run]}, minus Glow", differences), ""])
+    for name, title in SHORT_RUNS.items():
+        bits = [[metrics["bits"] for metrics in seeds.get((name, steps), {}).values()] for steps in SHORT_STEPS]
+        rows.append([title, *map(_format_seeds, bits), ", ".join(f"{value:.4f}" for value in bits[-1])])
+    for name in [name for name in SHORT_RUNS if name != "glow"]:
+        differences = [compare_with_glow(name, steps) for steps in SHORT_STEPS]
+        rows.append([f"{SHORT_RUNS[name]}, minus Glow", *map(_format_seeds, differences), ""])
     return make_table(["model", *(f"{steps:,} updates" for steps in SHORT_STEPS), "seeds 0, 1, 2"], rows)
+
+
+def _format_seeds(values: list[float]) -> str:
+    more = f" ({len(values)} seeds)" if len(values) > 3 else ""
+    return Estimate.from_values(values).to_text(4) + more if values else ""
+
+
+def draw_budget() -> Figure:
+    """Plots our model's bits/dim minus Glow's, and the accuracy of z, over the number of updates of a training.
+
+    Bars are two standard errors over seeds; the longest trainings have one seed. The line through the accuracies is
+    linear in the logarithm of the number of updates, and ends where it reaches `GOAL`.
+    """
+    seeds, name = load_seeds(), next(iter(SHORT_RUNS))
+    bits = {steps: compare_with_glow(name, steps) for steps in SHORT_STEPS}
+    accuracies = {steps: [metrics["accuracy"] for metrics in seeds[name, steps].values()] for steps in SHORT_STEPS}
+    ours, glow = (dict(_read_validation(FILES / run))[LONG_STEPS] for run in ("conditional", "glow"))
+    bits[LONG_STEPS] = [ours - glow]
+    accuracies[LONG_STEPS] = [100 * load_result("conditional/evaluation/probe.json")["probe_accuracy"]]
+    figure = Figure(figsize=(9, 3.6), dpi=100, layout="constrained")
+    panels = figure.subplots(1, 2)
+    labels = ("bits/dim, ours minus Glow", "accuracy of z, %")
+    for axes, label, metric in zip(panels, labels, (bits, accuracies), strict=True):
+        estimates = [Estimate.from_values(values) for values in metric.values()]
+        errors = [2 * np.nan_to_num(estimate.standard_error) for estimate in estimates]
+        means = [estimate.mean for estimate in estimates]
+        axes.errorbar(list(metric), means, errors, fmt="o", capsize=4)
+        axes.set(xscale="log", xlabel="updates", ylabel=label)
+        axes.grid(color="#DDDDDD")
+    panels[0].axhline(0, color="black", linewidth=1)
+    slope, start = np.polyfit(np.log([*accuracies]), [np.mean(values) for values in accuracies.values()], 1)
+    reached = np.exp((GOAL - start) / slope)
+    line = np.array([SHORT_STEPS[0], reached])
+    panels[1].plot(line, start + slope * np.log(line), "--", color="#999999")
+    panels[1].annotate(f"{GOAL} % after {reached:,.0f} updates?", (reached, GOAL), ha="right", va="bottom")
+    return figure
 
 
 def load_accuracies(run: str = "conditional") -> dict[str, dict[str, float]]:

@@ -179,11 +179,11 @@ def measure_probe(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
     means = [model.posterior(images[start : start + size]).mean() for start in range(0, 2 * half, size)]
     z = np.concatenate(means)
     fitted_on, held_out = standardize_features(z[:half], z[half:])
-    fitted = fit_classifier("logistic regression", fitted_on, labels[:half])
-    accuracy = float(np.mean(fitted.classifier.predict(held_out) == labels[half:]))
+    classifier, choice = fit_classifier("logistic regression", fitted_on, labels[:half])
+    accuracy = float(np.mean(classifier.predict(held_out) == labels[half:]))
     return {
         "probe_images": half,
-        "probe_C": fitted.strength,
+        "probe_C": choice["C"],
         "probe_accuracy": accuracy,
         "probe_standard_error": float(np.sqrt(accuracy * (1 - accuracy) / half)),
     }
