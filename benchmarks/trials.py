@@ -182,6 +182,7 @@ def measure_probe(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
     classifier, choice = fit_classifier("logistic regression", fitted_on, labels[:half])
     accuracy = float(np.mean(classifier.predict(held_out) == labels[half:]))
     return {
+        "step": opened.step,
         "probe_images": half,
         "probe_C": choice["C"],
         "probe_accuracy": accuracy,
