@@ -5,13 +5,13 @@ import os
 import pathlib
 import platform
 import string
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from export.endpoints import Endpoint
 from export.provenance import Provenance
 from tfdecouple.data.image_formats import PILLOW_MODES, describe_channels
 from tfdecouple.runs.publishing import make_model_card_head
+from tfdecouple.storage.files import Facts
 
 # The folder of the Markdown templates, at most one for each format, with code that runs the exported files.
 _CALLS = pathlib.Path(__file__).parent / "calls"
@@ -23,9 +23,9 @@ def make_model_card(
     provenance: Provenance,
     endpoints: Sequence[Endpoint],
     images: str,
-    formats: Mapping[str, Any],
+    formats: Facts,
     any_size: bool = False,
-) -> dict[str, Any]:
+) -> Facts:
     """Returns the model card of an export, facts about the exported model, as a dict for JSON.
 
     `images` says in words with which real images the files were verified. `formats` is {exported format: a dict of its
@@ -72,7 +72,7 @@ def make_model_card(
     }
 
 
-def judge_exactness(alpha: float | None, n_bits: int, formats: Mapping[str, Any]) -> dict[str, Any]:
+def judge_exactness(alpha: float | None, n_bits: int, formats: Facts) -> Facts:
     """Returns {"promised": whether the model card promises exact decoding, "meaning": a text on this promise}.
 
     Decoding is exact if an encoded image decodes to the very same pixels. The model card promises this, for images like
@@ -109,7 +109,7 @@ def judge_exactness(alpha: float | None, n_bits: int, formats: Mapping[str, Any]
     return {"promised": promised, "meaning": " ".join(parts)}
 
 
-def render_model_card(card: Mapping[str, Any]) -> str:
+def render_model_card(card: Facts) -> str:
     """Returns the model card, a dict from `make_model_card`, as Markdown text."""
     architecture, shape = card["architecture"], card["architecture"]["image_shape"]
     latent_dim = architecture["latent_dim"]
@@ -154,7 +154,7 @@ def render_model_card(card: Mapping[str, Any]) -> str:
     return "\n".join([*head, "", body, *_list_example_calls(card)]) + "\n"
 
 
-def _describe_bits_per_dim(bits: Mapping[str, Any] | None) -> str:
+def _describe_bits_per_dim(bits: Facts | None) -> str:
     if not bits:
         return "not recorded for these weights"
     parts = []
@@ -165,7 +165,7 @@ def _describe_bits_per_dim(bits: Mapping[str, Any] | None) -> str:
     return ", ".join(parts) + " (ELBO)"
 
 
-def _list_verification_results(name: str, entry: Mapping[str, Any]) -> list[str]:
+def _list_verification_results(name: str, entry: Facts) -> list[str]:
     lines = [f"### {name}", "", f"Files: {', '.join(entry['files'])}", ""]
     if "signatures" in entry:
         lines += [f"Signatures: {', '.join(entry['signatures'])}", ""]
@@ -187,7 +187,7 @@ def _list_verification_results(name: str, entry: Mapping[str, Any]) -> list[str]
     return [*lines, "", *([identical, ""] if trips else [])]
 
 
-def _list_example_calls(card: Mapping[str, Any]) -> list[str]:
+def _list_example_calls(card: Facts) -> list[str]:
     formats, image_shape = card["formats"], card["architecture"]["image_shape"]
 
     def list_inputs(endpoint: str) -> Iterator[tuple[str, str, list[int]]]:

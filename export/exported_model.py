@@ -17,6 +17,7 @@ from export.folding import Constant, ExportKernels, ExportMode, TracedNetwork, f
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.base_model import require_initialized
 from tfdecouple.numerics.kernels import Kernels
+from tfdecouple.storage.files import Facts
 
 # The attributes of a `DecoupledModel` that are networks.
 _NETWORKS = ("flow", "encoder", "prior_flow", "prior_affine", "code_net", "dequantizer")
@@ -114,7 +115,7 @@ class ExportedModel:
         `read` returns the tensor of the weight of a name, in the caller's graph. If `shared`, a graph that calls a
         method of a network several times contains it once, as a `tf.function`.
         """
-        networks: dict[str, dict[str, Any]] = {}
+        networks: dict[str, Facts] = {}
         for (network, name), method in self._methods.items():
 
             def read_weight(tensor: str, names: Mapping[str, str] = method.names) -> tf.Tensor:

@@ -7,8 +7,7 @@ import json
 import os
 import pathlib
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -33,7 +32,7 @@ from export.verification.verify import check_settings, compare_in_process, requi
 from tfdecouple.data.sources import hide_image_path
 from tfdecouple.errors import UserError
 from tfdecouple.registry import FORMATS
-from tfdecouple.storage.files import convert_tensorflow_errors, write_json, write_text
+from tfdecouple.storage.files import Facts, convert_tensorflow_errors, write_json, write_text
 from tfdecouple.system.signals import handle_signals
 
 
@@ -105,7 +104,7 @@ def export(
         vectors["metadata"] = np.array(json.dumps(provenance.metadata))
         vectors |= make_picture(shape, provenance.crop)
         np.savez_compressed(built / VECTORS, allow_pickle=False, **vectors)
-        entries: dict[str, dict[str, Any]] = {}
+        entries: dict[str, Facts] = {}
         # {path of a part of the export, such as "savedmodel/3": {endpoint: name of its file}}
         parts: dict[str, dict[str, str]] = {}
         for kind in kinds:
@@ -135,7 +134,7 @@ def export(
     return [to.absolute() / path for path in (*parts, TEXT_NAME)]
 
 
-def _make_formats(names: Sequence[str], options: Mapping[str, Any]) -> list[Format]:
+def _make_formats(names: Sequence[str], options: Facts) -> list[Format]:
     """Returns the formats `names` with their options; UserError for an option of a format that is not among `names`."""
     for name in names:
         FORMATS.require(name, "a format")

@@ -7,8 +7,6 @@ import importlib.metadata
 import json
 import pathlib
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from export import LOG
 from tfdecouple.config import Config, DataConfig
@@ -22,6 +20,7 @@ from tfdecouple.runs.latent_directions import Directions
 from tfdecouple.runs.opened_run import Run
 from tfdecouple.runs.publishing import describe_training_images
 from tfdecouple.runs.run_folder import SUMMARY, find_test_metrics, find_training_data
+from tfdecouple.storage.files import Facts
 
 _PACKAGES = ("tfdecouple", "tensorflow", "keras", "tf2onnx", "onnx")
 
@@ -47,7 +46,7 @@ class Provenance:
     data: str
     rights: str
     training_data: DataConfig | None
-    bits_per_dim: Mapping[str, Any] | None
+    bits_per_dim: Facts | None
     directions: Directions | None = None
     label_names: tuple[str, ...] = ()
 
@@ -87,7 +86,7 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
     opened = Run.open(run)
     model, config, step = opened.model, opened.config, opened.step
     require_initialized(model)
-    summary: dict[str, Any] = {}
+    summary: Facts = {}
     directions = None
     try:
         summary = opened.folder.read_summary() or {}
@@ -97,7 +96,7 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
         directions = opened.directions() if config.model.has_latent else None
     except RunError as error:
         LOG.info("%s cannot be used and is left out: %s", latent_directions.FILE, error)
-    bits: dict[str, Any] = {}
+    bits: Facts = {}
     if summary.get("best_step") == step and isinstance(summary.get("validation_bits_per_dim"), float):
         bits["validation"] = summary["validation_bits_per_dim"]
     if test := find_test_metrics(summary, step):

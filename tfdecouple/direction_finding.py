@@ -5,7 +5,6 @@ In all functions `z` are the codes of the training images, float32 `[n, d_z]`, a
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from sklearn.linear_model import RidgeCV
@@ -21,6 +20,7 @@ from tfdecouple.metrics.image_statistics import CHANGES
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.latent_directions import CLASSIFIER, DECODED, MEANS, Direction
 from tfdecouple.runs.opened_run import Run
+from tfdecouple.storage.files import Facts
 from tfdecouple.system.progress import Counter
 
 # At least this many training images must have a label, and at least this many must not. A fifth is held out to choose
@@ -196,7 +196,7 @@ def _scale_normal(normal: np.ndarray, difference: np.ndarray) -> np.ndarray:
     return ((abs(normal @ difference) / square if square > 0 else 0.0) * normal).astype(np.float32)
 
 
-def _evaluate_scores(scores: np.ndarray, has: np.ndarray) -> dict[str, Any]:
+def _evaluate_scores(scores: np.ndarray, has: np.ndarray) -> Facts:
     """Returns accuracy, its standard error and AUROC of a classifier that predicts the label if a score is above 0."""
     if has.all() or not has.any():
         return {"accuracy": None, "standard_error": None, "auroc": None}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tfdecouple.errors import one_line
-from tfdecouple.storage.files import convert_tensorflow_errors, move_into_place, parse_json, temporary_file
+from tfdecouple.storage.files import Facts, convert_tensorflow_errors, move_into_place, parse_json, temporary_file
 
 # The log is read in pieces of at most this length, so a longer line counts as several damaged lines.
 _MOST_LINE_BYTES = 2**16
@@ -39,7 +39,7 @@ class Logger:
     def open(self, step: int) -> None:
         """Starts the log of a run, or resumes it at `step`; a resumed run logs the steps after `step` once more."""
 
-    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+    def write(self, kind: str, step: int, values: Facts) -> None:
         """Adds `values`, {name of a metric: value} of a training step; `kind` is "train", "validation" or "test"."""
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
@@ -52,7 +52,7 @@ class Logger:
         """Closes this logger's files and connections at the end of a run."""
 
 
-def select_numbers(kind: str, values: Mapping[str, Any]) -> dict[str, float]:
+def select_numbers(kind: str, values: Facts) -> dict[str, float]:
     """Returns {"KIND/NAME": number}, such as "train/bits_per_dim", for the metrics in `values` that are numbers."""
     return {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
 
@@ -76,7 +76,7 @@ class TensorBoard(Logger):
                 options = self.config.flatten_options().items()
                 hparams.hparams({name: v if isinstance(v, float | int | str) else json.dumps(v) for name, v in options})
 
-    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+    def write(self, kind: str, step: int, values: Facts) -> None:
         import tensorflow as tf
 
         with convert_tensorflow_errors(), self._writer.as_default(step=step):
@@ -130,7 +130,7 @@ class WeightsAndBiases(Logger):
         # A resumed run repeats steps, but the client's step counter cannot go back, so "step" is logged as a metric.
         self._run.define_metric("*", step_metric="step")
 
-    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+    def write(self, kind: str, step: int, values: Facts) -> None:
         self._run.log({"step": step, **select_numbers(kind, values)})
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
@@ -173,7 +173,7 @@ class MLflow(Logger):
         self._run = (folder / "id").read_text(encoding="utf-8")
         self._client.update_run(self._run, status="RUNNING")
 
-    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+    def write(self, kind: str, step: int, values: Facts) -> None:
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
@@ -224,7 +224,7 @@ class MetricsLog:
         self._call_loggers(lambda logger: logger.open(step))
         return damaged
 
-    def write(self, kind: str, step: int, values: Mapping[str, Any], pictures: Mapping[str, pathlib.Path] = {}) -> None:
+    def write(self, kind: str, step: int, values: Facts, pictures: Mapping[str, pathlib.Path] = {}) -> None:
         """Adds a row: step, `kind` ("train", "validation", "test") and metrics; loggers also get `pictures`."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_format_log_row({"step": step, "kind": kind, **values}))
@@ -262,12 +262,12 @@ class MetricsLog:
                 self._report(f"{name} failed and gets no more rows: {one_line(error)}")
 
 
-def read_metrics(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+def read_metrics(path: pathlib.Path) -> Iterator[Facts]:
     """Yields the rows of a run's metrics.jsonl (`path`) as dicts, without damaged rows; nothing without the file."""
     return filter(None, _read_log_lines(path)) if path.is_file() else iter(())
 
 
-def _read_log_lines(path: pathlib.Path) -> Iterator[dict[str, Any] | None]:
+def _read_log_lines(path: pathlib.Path) -> Iterator[Facts | None]:
     with path.open("rb") as file:
         while line := file.readline(_MOST_LINE_BYTES):
             row = _parse_log_row(line)
@@ -275,7 +275,7 @@ def _read_log_lines(path: pathlib.Path) -> Iterator[dict[str, Any] | None]:
                 yield row
 
 
-def _parse_log_row(line: bytes) -> dict[str, Any] | None:
+def _parse_log_row(line: bytes) -> Facts | None:
     try:
         row = parse_json(line)
     except ValueError:
@@ -287,6 +287,6 @@ def _parse_log_row(line: bytes) -> dict[str, Any] | None:
     return row if is_row else None
 
 
-def _format_log_row(row: Mapping[str, Any]) -> str:
+def _format_log_row(row: Facts) -> str:
     safe = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     return json.dumps(safe) + "\n"

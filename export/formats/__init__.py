@@ -11,11 +11,12 @@ import importlib.util
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from export import LOG
 from export.formats.runtimes import REMOTE, LiteRTFiles, OnnxFiles, Report, Runtime, SavedModel
 from tfdecouple.errors import UserError
+from tfdecouple.storage.files import Facts
 from tfdecouple.system.requirements import require_packages
 from tfdecouple.visualization import guided_filter
 
@@ -65,7 +66,7 @@ class Format(abc.ABC):
         Returns {endpoint that `runtime` calls: name of its file, without suffix}.
         """
 
-    def describe(self, folder: pathlib.Path, names: Mapping[str, str], report: Report | None) -> dict[str, Any]:
+    def describe(self, folder: pathlib.Path, names: Mapping[str, str], report: Report | None) -> Facts:
         """Returns entries of the model card; `names` is what `write` returned, `report` is None without `runtime`."""
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*.*"))}
         if report is None:
@@ -114,7 +115,7 @@ class _SavedModelFormat(Format):
         saved_model.write_serving_files(folder.parents[1], provenance.name)
         return {endpoint.name: endpoint.name for endpoint in chosen}
 
-    def describe(self, folder: pathlib.Path, names: Mapping[str, str], report: Report | None) -> dict[str, Any]:
+    def describe(self, folder: pathlib.Path, names: Mapping[str, str], report: Report | None) -> Facts:
         return {**super().describe(folder, names, report), "signatures": [*names]}
 
 
@@ -178,7 +179,7 @@ class _WebFormat(_OnnxFormat):
         assert self.web_runtime is not None
         return web.write_web_page(exported, provenance, folder, self.web_runtime, self.web_gpu)
 
-    def describe(self, folder: pathlib.Path, names: Mapping[str, str], report: Report | None) -> dict[str, Any]:
+    def describe(self, folder: pathlib.Path, names: Mapping[str, str], report: Report | None) -> Facts:
         assert report is not None
         trips = report.round_trip.values()
         kept, tried = (sum(trip[count] for trip in trips) for count in ("identical", "images"))

@@ -10,12 +10,12 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from tfdecouple.config.shapes import Shape
-from tfdecouple.storage.files import count_records
+from tfdecouple.storage.files import Facts, count_records
 from tfdecouple.system.devices import count_cores
 
 # Path of the requests with which TensorFlow Serving warms a model up, below the folder of a SavedModel.
@@ -51,7 +51,7 @@ class Report:
     parity: dict[str, dict[str, dict[str, float]]] = dataclasses.field(default_factory=dict)
     round_trip: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     problems: list[str] = dataclasses.field(default_factory=list)
-    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    notes: Facts = dataclasses.field(default_factory=dict)
 
 
 class Runtime(abc.ABC):

@@ -5,7 +5,6 @@ import json
 import pathlib
 import shutil
 import subprocess
-from typing import Any
 
 from PIL import Image
 
@@ -17,6 +16,7 @@ from tfdecouple.config.shapes import is_square_of_rgb
 from tfdecouple.data.image_formats import describe_images
 from tfdecouple.data.sample_images import PHOTOGRAPHS, Photograph, open_photograph
 from tfdecouple.errors import UserError
+from tfdecouple.storage.files import Facts
 
 PAGE = pathlib.Path(__file__).parents[1] / "page"
 # The ONNX files that the web page runs in the browser.
@@ -81,7 +81,7 @@ def require_page_support(model: ModelConfig) -> None:
         )
 
 
-def describe_model(provenance: Provenance) -> dict[str, Any]:
+def describe_model(provenance: Provenance) -> Facts:
     """Returns facts about the model for the web page, as a dict: shape, bits/dim, labels, directions in z, examples."""
     bits, model, found = provenance.bits_per_dim or {}, provenance.config.model, provenance.directions
     sliders = [
@@ -114,7 +114,7 @@ def make_example_files() -> dict[str, bytes]:
     return files
 
 
-def _describe_examples(data: DataConfig | None) -> list[dict[str, Any]]:
+def _describe_examples(data: DataConfig | None) -> list[Facts]:
     """Returns file, title, author, licence of each example; "seen" (None: unknown) says if the model trained on it."""
     seen = data.photographs if data is not None and data.source == "photographs" else None
     return [

@@ -2,8 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 from google.protobuf import text_format
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
@@ -15,7 +14,7 @@ from export.verification.comparison import REPORT
 from tfdecouple.data.image_formats import describe_cropping
 from tfdecouple.errors import EXIT_FAILED, UserError, make_printable, one_line
 from tfdecouple.registry import FORMATS
-from tfdecouple.storage.files import read_bytes, read_json
+from tfdecouple.storage.files import Facts, read_bytes, read_json
 from tfdecouple.system.process import run_module
 
 # Seconds without a line of progress after which a process is ended, as with files that have an endless loop.
@@ -45,7 +44,7 @@ def require_no_problems(problems: Iterable[str]) -> None:
         raise RefusedError(f"not published: {join_problems(found)}")
 
 
-def compare_in_process(runtime: str, folder: pathlib.Path, vectors: pathlib.Path, options: Mapping[str, Any]) -> Report:
+def compare_in_process(runtime: str, folder: pathlib.Path, vectors: pathlib.Path, options: Facts) -> Report:
     """Runs `comparison.compare_files` in a process that does not load the Keras model, and returns its report.
 
     `options` has further arguments of `compare_files`. If the process fails, the failure is the only problem.
@@ -111,7 +110,7 @@ def verify_folder(folder: pathlib.Path) -> tuple[list[str], list[str]]:
     return problems, not_compared
 
 
-def check_settings(folder: pathlib.Path, card: Mapping[str, Any]) -> Iterator[str]:
+def check_settings(folder: pathlib.Path, card: Facts) -> Iterator[str]:
     """Yields a problem if `models.config` or `web/` in an export folder differs from the model card `card`."""
     path = folder / "models.config"
     if path.is_file():

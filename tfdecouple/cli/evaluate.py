@@ -13,6 +13,7 @@ from tfdecouple.cli.options import DataSet, Folder, RunName, Seed, within
 from tfdecouple.errors import UserError
 from tfdecouple.metrics.metric import Metric, Option
 from tfdecouple.registry import METRICS
+from tfdecouple.storage.files import Facts
 from tfdecouple.system import process
 from tfdecouple.system.requirements import require_packages
 
@@ -173,7 +174,7 @@ class Evaluation:
             lines.append(f"evaluations of these test images, with this one: {self.test_evaluations}")
         return "\n".join(lines)
 
-    def describe_metric(self, metric: Metric) -> dict[str, Any]:
+    def describe_metric(self, metric: Metric) -> Facts:
         """Returns facts on the run and the images of a metric for its JSON file."""
         opened, source, splits = self.opened, self.source, metric.split.split("+")
         facts = {"command": "evaluate", "run": opened.folder.run, "step": opened.step}

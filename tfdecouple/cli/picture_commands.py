@@ -20,6 +20,7 @@ from tfdecouple.cli.results import (
     read_photographs,
 )
 from tfdecouple.errors import DataError, RunError, UserError, make_printable, nearest
+from tfdecouple.storage.files import Facts
 from tfdecouple.system import process
 from tfdecouple.system.progress import format_count
 from tfdecouple.system.requirements import require_packages
@@ -58,7 +59,7 @@ def sample(
         if label not in names and not (names and label == "all"):
             listed = ", ".join(names[:20]) or "none"
             raise UserError(f"--labels has {label!r}, and the labels of {run} are: {listed}{nearest(label, names)}")
-    rows: dict[str, dict[str, Any]] = {f"{temperature:g}": {"temperature": temperature} for temperature in temperatures}
+    rows: dict[str, Facts] = {f"{temperature:g}": {"temperature": temperature} for temperature in temperatures}
     pictures = {"sample": ("the temperature of v", rows)}
     if labels:
         chosen = [name for name in names if name in labels or "all" in labels]

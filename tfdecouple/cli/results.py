@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tfdecouple.cli.options import DataSet, PairedData, Sizes
 from tfdecouple.errors import DataError, UserError, make_printable
+from tfdecouple.storage.files import Facts
 from tfdecouple.system import process
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Images(NamedTuple):
 
     pixels: np.ndarray
     labels: np.ndarray | None
-    facts: dict[str, Any]
+    facts: Facts
     note: str
 
 
@@ -43,7 +44,7 @@ class Pairs(NamedTuple):
     """
 
     parts: Iterable[tuple[np.ndarray, np.ndarray, Sequence[np.ndarray | None], list[UserPhotograph]]]
-    facts: dict[str, Any]
+    facts: Facts
     note: str
 
 
@@ -52,10 +53,10 @@ class Results:
     """Writes results into the folder `path`; the JSON file of a picture also has `facts` on the command and the run."""
 
     path: pathlib.Path
-    facts: dict[str, Any]
+    facts: Facts
     photographs: set[pathlib.Path] = dataclasses.field(default_factory=set)  # written so far
 
-    def write(self, name: str, picture: Image.Image, summary: str, facts: dict[str, Any]) -> None:
+    def write(self, name: str, picture: Image.Image, summary: str, facts: Facts) -> None:
         """Writes a picture as NAME.png and `facts` as NAME.json, and prints the path with the summary."""
         path = self.path / f"{name}.png"
         write_picture(path, picture, {**self.facts, **facts})
@@ -205,7 +206,7 @@ def read_photographs(
     return photographs, np.asarray(opened.model.quantizer.quantize_pixels(np.stack(images)))
 
 
-def write_picture(path: pathlib.Path, picture: Image.Image | None, facts: dict[str, Any]) -> None:
+def write_picture(path: pathlib.Path, picture: Image.Image | None, facts: Facts) -> None:
     """Writes a picture (None: only facts) to `path` as PNG, then `facts` as JSON, which shows that both are whole."""
     from tfdecouple.storage.files import write_bytes, write_json
 

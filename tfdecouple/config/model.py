@@ -1,7 +1,7 @@
 """The options of the model's architecture: `ModelConfig`."""
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 
@@ -16,6 +16,7 @@ from tfdecouple.config.values import (
     validate_options,
 )
 from tfdecouple.registry import CONDITIONERS, ENCODERS, LAYERS, PRIORS, TRANSFORMS
+from tfdecouple.storage.files import Facts
 
 # Type of a factor n: 1/n of a level's channels leave the flow at the end of each stage of the level.
 Factor = Annotated[int, pydantic.Field(ge=2)]
@@ -227,7 +228,7 @@ class ModelConfig:
             f"times ({option}), so both must be multiples of {scale}, such as {nearest}, to which images are resized",
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Facts:
         """Returns the options of the model: a dict of JSON values by name."""
         return to_json_values(dataclasses.asdict(self))
 

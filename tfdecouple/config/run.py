@@ -20,7 +20,7 @@ from tfdecouple.config.model import ModelConfig
 from tfdecouple.config.training import DataConfig, TrainingConfig
 from tfdecouple.config.values import format_value, require, to_json_values, validate_options
 from tfdecouple.errors import ConfigError, nearest
-from tfdecouple.storage.files import parse_json, read_json
+from tfdecouple.storage.files import Facts, parse_json, read_json
 
 T = typing.TypeVar("T")
 
@@ -68,7 +68,7 @@ class Config:
             'without slashes, control characters and any of :*?"<>|, without a dot or blank at its ends',
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Facts:
         """Returns this config as a nested dict of JSON values, by section and option."""
         return to_json_values(dataclasses.asdict(self))
 
@@ -76,7 +76,7 @@ class Config:
         """Returns this config as an indented JSON text."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
-    def flatten_options(self) -> dict[str, Any]:
+    def flatten_options(self) -> Facts:
         """Returns all options of this config in one dict: JSON values by dotted name, such as "model.latent_dim"."""
         values = self.to_dict()
         return {name: functools.reduce(operator.getitem, name.split("."), values) for name in list_option_names()}
@@ -123,7 +123,7 @@ class Config:
         return parse_config(Config, values)
 
 
-def parse_config(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+def parse_config(cls: type[T], values: Facts, prefix: str = "") -> T:
     """Returns an instance of the config class `cls` with the options in `values`; other options have their defaults.
 
     `values` has JSON values by name. ConfigError is raised for an unknown name, a wrong type or an impossible value; in

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from tfdecouple.config import Config, preset_config
 from tfdecouple.errors import UserError
+from tfdecouple.storage.files import Facts
 from tfdecouple.system.process import run_module, run_program, start_tensorflow
 
 # Environment variables that make idle threads sleep, instead of occupying a core while they wait for work.
@@ -76,7 +77,7 @@ class CheckResult(NamedTuple):
     holds: bool | None  # whether the check succeeded; None if nothing was tested, as for a fact or a measurement
     message: str
     advice: str = ""
-    figures: dict[str, Any] = {}  # the numbers behind the message, plain values for JSON
+    figures: Facts = {}  # the numbers behind the message, plain values for JSON
 
 
 class Check(NamedTuple):
@@ -157,7 +158,7 @@ def run_in_process(name: str, task: Task) -> list[CheckResult]:
     return results
 
 
-def make_json(task: Task, results: Mapping[str, Sequence[CheckResult]]) -> dict[str, Any]:
+def make_json(task: Task, results: Mapping[str, Sequence[CheckResult]]) -> Facts:
     """Returns the report of `doctor` as a dict of plain values for JSON; docs/results/doctor.md lists the fields."""
     return {
         # The version of this format, raised when a field changes its meaning or is removed.

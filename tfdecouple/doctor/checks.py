@@ -25,6 +25,7 @@ from tfdecouple.execution.run_mode import RunMode
 from tfdecouple.model.objective import map_noise_to_z
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runs.run_folder import RunFolder
+from tfdecouple.storage.files import Facts
 from tfdecouple.system.devices import describe_machine, format_bytes, read_cpuinfo, read_total_memory
 from tfdecouple.training.step import TrainingState, TrainStep
 from tfdecouple.training.workers import get_mirrored_strategy, make_strategy
@@ -82,7 +83,7 @@ def inspect_machine(task: Task) -> Iterator[CheckResult]:
     )
 
 
-def check_machine(facts: dict[str, Any]) -> Iterator[CheckResult]:
+def check_machine(facts: Facts) -> Iterator[CheckResult]:
     """Yields the results of `inspect_machine` from the dict `facts`, which that function collects on a machine."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     yield CheckResult("versions", None, versions, figures=facts)

@@ -12,7 +12,7 @@ from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
 from tfdecouple.errors import ConfigError, WolfError, one_line
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import write_run
-from tfdecouple.storage.files import open_npz, read_json
+from tfdecouple.storage.files import Facts, open_npz, read_json
 from tfdecouple.system.requirements import require_packages
 
 # Advice at the end of error messages about files that hold more than a state dict.
@@ -133,14 +133,14 @@ def assign_weights(model: DecoupledModel, state: Mapping[str, np.ndarray]) -> No
     variables["initialized"].assign(True)
 
 
-def translate_config(values: Mapping[str, Any], *, image_shape: ImageShape, n_bits: int = 8) -> ModelConfig:
+def translate_config(values: Facts, *, image_shape: ImageShape, n_bits: int = 8) -> ModelConfig:
     """Returns the `ModelConfig` for wolf's JSON config `values`; WolfError for a missing value or an unknown part."""
     if image_shape[-1] != RGB_CHANNELS:
         raise WolfError(f"the number of channels is {image_shape[-1]}; models of the reference have {RGB_CHANNELS}")
     kind = _get_choice(values, "discriminator.type", ("gaussian", "base", "categorical"))
     # In the config of wolf (the authors' code), a flow's entry `inverse` tells which direction is computed directly: x
     # to v in the flow for images (inverse=True), noise to u in the flow for dequantisation (inverse=False).
-    options: dict[str, Any] = {
+    options: Facts = {
         "image_shape": image_shape,
         "n_bits": n_bits,
         **_translate_flow(values, "generator.flow", inverse=True),
@@ -162,7 +162,7 @@ def translate_config(values: Mapping[str, Any], *, image_shape: ImageShape, n_bi
         raise WolfError(f"the reference's config describes an impossible model: {error}") from error
 
 
-def _translate_flow(values: Mapping[str, Any], name: str, inverse: bool) -> dict[str, Any]:
+def _translate_flow(values: Facts, name: str, inverse: bool) -> Facts:
     """Returns {option: value} of the flow in section `name` of wolf's config; WolfError for another `inverse`."""
     _get_choice(values, f"{name}.type", ("glow",))
     _require_values(values, name, activation="elu", coupling_type="conv", in_channels=3, normalize=None)
@@ -181,7 +181,7 @@ def _translate_flow(values: Mapping[str, Any], name: str, inverse: bool) -> dict
     }
 
 
-def _translate_dequantizer(values: Mapping[str, Any]) -> dict[str, Any]:
+def _translate_dequantizer(values: Facts) -> Facts:
     if _get_choice(values, "dequantizer.type", ("uniform", "flow")) == "uniform":
         return {}
     _get_choice(values, "dequantizer.encoder.type", ("local_resnet_bn",))
@@ -201,7 +201,7 @@ def _translate_dequantizer(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _get_class_probabilities(values: Mapping[str, Any]) -> tuple[float, ...]:
+def _get_class_probabilities(values: Facts) -> tuple[float, ...]:
     """Returns p(y) of each class y up to a factor, from the config of wolf (authors' code); () if it has none."""
     probabilities, logits = (_get_value(values, f"discriminator.{name}", default=None) for name in ("probs", "logits"))
     if probabilities is not None and logits is not None:
@@ -213,7 +213,7 @@ def _get_class_probabilities(values: Mapping[str, Any]) -> tuple[float, ...]:
     return tuple(map(float, numbers if probabilities else np.exp(np.subtract(numbers, max(numbers, default=0)))))
 
 
-def _translate_encoder_and_prior(values: Mapping[str, Any], image_shape: ImageShape) -> dict[str, Any]:
+def _translate_encoder_and_prior(values: Facts, image_shape: ImageShape) -> Facts:
     dim = _get_latent_dim(values)
     _get_choice(values, "discriminator.encoder.type", ("global_resnet_bn",))
     _require_values(values, "discriminator.encoder", activation="elu", in_planes=3)
@@ -239,7 +239,7 @@ def _translate_encoder_and_prior(values: Mapping[str, Any], image_shape: ImageSh
     return options
 
 
-def _get_latent_dim(values: Mapping[str, Any]) -> int:
+def _get_latent_dim(values: Facts) -> int:
     """Returns the dimension of z in the config of wolf (authors' code); WolfError if the flow expects another."""
     dim = _get_value(values, "discriminator.dim", int)
     _get_choice(values, "generator.flow.h_type", ("global_linear",))

@@ -18,6 +18,7 @@ from tfdecouple.layers.inversion import Gradients, invert_layers
 from tfdecouple.layers.layer_bijector import LayerBijector, cast_to_tensor
 from tfdecouple.numerics.arithmetic import make_zero_log_det
 from tfdecouple.numerics.tf32 import full_float32
+from tfdecouple.storage.files import Facts
 
 # The layers inside a layer, each with the shapes of its input and of its condition.
 Children: TypeAlias = "list[tuple[BaseLayer, Shape, Shape | None]]"
@@ -130,7 +131,7 @@ class BaseLayer(KeepsWeights, keras.layers.Layer):
                 layer.build(*(shape for shape in in_shapes if shape is not None))
         self.built = True
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Facts:
         """Returns {name: value} of the constructor's arguments, plain values, with which Keras rebuilds this layer."""
         values = {name: getattr(self, name) for name in self.saved_arguments}
         plain = {name: value.to_dict() if hasattr(value, "to_dict") else value for name, value in values.items()}

@@ -13,6 +13,7 @@ import numpy as np
 from tfdecouple.data.drawn_images import draw_image_indices, encode_drawn_images, read_drawn_images
 from tfdecouple.errors import DataError
 from tfdecouple.metrics.metric import Estimate, Metric, Option, Result, format_table
+from tfdecouple.storage.files import Facts
 from tfdecouple.system.progress import Counter
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class LinearProbe(Metric):
         return Result(report, _format_linear_classifiers(report))
 
 
-def _format_linear_classifiers(report: dict[str, Any]) -> list[str]:
+def _format_linear_classifiers(report: Facts) -> list[str]:
     lines = [
         f"Test accuracy of linear classifiers, {report['classes']} classes (paper Table 4): "
         f"{report['train_images']:,} training, {report['test_images']:,} test images."
@@ -158,7 +159,7 @@ def reduce_features(train: np.ndarray, test: np.ndarray, count: int, seed: int) 
 
 def fit_classifier(
     kind: str, features: np.ndarray, labels: np.ndarray, on_fit: Callable[[int], None] = lambda fits: None
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[Any, Facts]:
     """Chooses C on the last fifth of the training images; returns a classifier with this C, fitted to all the images.
 
     Also returns a dict: `C`, the inverse regularisation; `held_out_accuracy`, on the last fifth, of a classifier with
@@ -231,7 +232,7 @@ class Classification(Metric):
 
 def classify_images(
     model: DecoupledModel, batches: Iterable[Mapping[str, Any]], on_batch: Callable[[int], None] = lambda done: None
-) -> dict[str, Any]:
+) -> Facts:
     """Classifies each image x as the label y with the highest p(y|x); returns a dict of the accuracy and more metrics.
 
     `chance` is the share of the most frequent label, `log_probability` the mean of log p(y|x) of the true label y in

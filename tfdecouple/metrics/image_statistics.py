@@ -15,6 +15,7 @@ from tfdecouple.errors import DataError, UserError
 from tfdecouple.metrics.classification import reduce_features, standardize_features
 from tfdecouple.metrics.latent_use import draw_derangement
 from tfdecouple.metrics.metric import Estimate, Metric, Result, format_table
+from tfdecouple.storage.files import Facts
 
 # Smallest number of training images for the regressions, and smallest number of evaluated images.
 LEAST = 4
@@ -133,7 +134,7 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 def compute_image_statistics(
     model: Any, train: np.ndarray, images: np.ndarray, *, batch_size: int, seed: int = 0
-) -> dict[str, Any]:
+) -> Facts:
     """Returns a dict of how well z and v predict statistics of images, and which code each follows in a switch.
 
     Prediction (`r2`): a ridge regression predicts the statistic from z (the posterior mean), from v, or from the
@@ -170,7 +171,7 @@ def compute_image_statistics(
     return {"train_images": len(train), "images": len(images), "dimensions": z.shape[1], "statistics": statistics}
 
 
-def _format_image_statistics(report: dict[str, Any]) -> list[str]:
+def _format_image_statistics(report: Facts) -> list[str]:
     lines = [
         f"statistics of images: R2 of a linear regression from {report['dimensions']} numbers at most, fitted on "
         f"{report['train_images']:,} training images, on {report['images']:,} images; and after a switch of z"

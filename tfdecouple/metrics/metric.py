@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tfdecouple.errors import RunError
+from tfdecouple.storage.files import Facts
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -56,7 +57,7 @@ class Result(NamedTuple):
     The values are plain Python objects; NaN and infinities become null in the file.
     """
 
-    values: dict[str, Any]
+    values: Facts
     lines: Sequence[str]
     picture: Image.Image | None = None
 

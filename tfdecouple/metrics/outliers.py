@@ -12,6 +12,7 @@ from tfdecouple.data.drawn_images import draw_image_indices
 from tfdecouple.data.sources import Source, SourceKind, find_source_kind, list_source_kinds, open_source, replace_source
 from tfdecouple.errors import UserError, nearest
 from tfdecouple.metrics.metric import Metric, Option, Result, format_table, require_finite_values
+from tfdecouple.storage.files import Facts
 from tfdecouple.system.progress import Counter, format_count
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class Outliers(Metric):
             yield from batches.as_numpy_iterator()
 
 
-def _format_separation(reports: dict[str, Any], options: Any) -> list[str]:
+def _format_separation(reports: Facts, options: Any) -> list[str]:
     from tfdecouple.model.outlier_scores import SCORES
 
     draws = format_count(options.samples, "draw")
@@ -160,7 +161,7 @@ def _compute_separation(inliers: np.ndarray, outliers: np.ndarray, axis: int = -
 
 def compare_outlier_scores(
     inliers: np.ndarray, outliers: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
-) -> dict[str, Any]:
+) -> Facts:
     """Returns a dict of how well a score separates inliers, with scores `[n]`, from outliers, with scores `[m]`.
 
     `false_positives` is the share of outliers below the threshold that lets 95 % of the inliers pass. `auroc_interval`

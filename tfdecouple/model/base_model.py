@@ -1,7 +1,7 @@
 """The networks and weights of a model: the base class of `DecoupledModel` and of the classes with its methods."""
 
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Self
 
 import keras
 import tensorflow as tf
@@ -19,6 +19,7 @@ from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import Encoder
 from tfdecouple.networks.flow import Flow
 from tfdecouple.networks.prior import LabelAffine, LabelCodes
+from tfdecouple.storage.files import Facts
 from tfdecouple.system.requirements import require_backend
 
 
@@ -26,7 +27,7 @@ from tfdecouple.system.requirements import require_backend
 class BaseModel(KeepsWeights, keras.Model):
     """A Keras model with the networks of a config; arguments and attributes are those of `DecoupledModel`."""
 
-    def __init__(self, config: ModelConfig | dict[str, Any], *, jit_compile: bool = False, **kwargs: object):
+    def __init__(self, config: ModelConfig | Facts, *, jit_compile: bool = False, **kwargs: object):
         require_backend()
         if not isinstance(config, ModelConfig | dict):
             known = "a ModelConfig or a dict; tfdecouple.load_model(NAME) opens trained weights"
@@ -69,13 +70,13 @@ class BaseModel(KeepsWeights, keras.Model):
         self.initialized = self.add_weight((), "zeros", "bool", trainable=False, name="initialized")
         self.built = True
 
-    def get_config(self) -> dict[str, Any]:
+    def get_config(self) -> Facts:
         """Returns a dict for `from_config`: the model's name, config, and paths of layers that are not trainable."""
         untrained = [path for path, layer in _walk_layers(self) if not layer.trainable]
         return {"name": self.name, "config": self.config.to_dict(), **({"untrained": untrained} if untrained else {})}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: object = None) -> Self:
+    def from_config(cls, config: Facts, custom_objects: object = None) -> Self:
         """Returns a new, uninitialised model from a dict of `get_config`; the same layers are not trainable."""
         arguments = dict(config)
         untrained = arguments.pop("untrained", ())

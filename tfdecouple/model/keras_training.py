@@ -26,6 +26,7 @@ from tfdecouple.model.step_effects import add_first_noise, compute_kl_weight
 from tfdecouple.model.training_step import NO_IMAGE, DeviceResult, TrainingStep, locate_images
 from tfdecouple.numerics.arithmetic import get_sizes, sum_over_devices
 from tfdecouple.numerics.tf32 import full_float32
+from tfdecouple.storage.files import Facts
 
 # Names of arguments of Keras' `compile` that must be None, because the loss is always the negative bound.
 FIXED = ("loss", "loss_weights", "metrics", "weighted_metrics")
@@ -35,7 +36,7 @@ TERMS = ("reconstruction", "kl", "dequantization")
 _POLICIES = {"mixed_bfloat16": "mixed_bfloat16", "bfloat16": "mixed_bfloat16"}
 
 
-def make_training_config(options: dict[str, Any]) -> TrainingConfig:
+def make_training_config(options: Facts) -> TrainingConfig:
     """Returns the `TrainingConfig` of the arguments of `compile`, {name: value}; raises the errors of `compile`."""
     for name in FIXED:
         if options.get(name) is not None:
@@ -310,7 +311,7 @@ class Training(Coding, Densities, Initialization):
         # These attributes are set last, so that they keep their old values if Keras refuses an argument.
         self._options, self._bound_metrics = training, metrics
 
-    def get_compile_config(self) -> dict[str, Any]:
+    def get_compile_config(self) -> Facts:
         """Returns {name: value} of the arguments of this model's `compile`, plain values that Keras saves with it."""
         config = keras.Model.get_compile_config(self)
         if not config or self._options is None:
@@ -319,7 +320,7 @@ class Training(Coding, Densities, Initialization):
             config.pop(name, None)
         return {**config, **{name: getattr(self._options, name) for name in STEP_OPTIONS}}
 
-    def compile_from_config(self, config: dict[str, Any]) -> None:
+    def compile_from_config(self, config: Facts) -> None:
         """Compiles a loaded model with the dict that `get_compile_config` returned when the model was saved."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         _build_optimizer(self)

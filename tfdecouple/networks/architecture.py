@@ -13,6 +13,7 @@ from tfdecouple.config import ModelConfig
 from tfdecouple.config.shapes import Shape, StagePlan, name_flow_steps
 from tfdecouple.errors import ConfigError
 from tfdecouple.registry import ENCODERS, PRIORS
+from tfdecouple.storage.files import Facts
 from tfdecouple.system.devices import format_bytes, read_total_memory
 
 # Bytes of one value.
@@ -142,7 +143,7 @@ def _make_smallest_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]
     def reduce(steps: tuple) -> tuple:
         return tuple((1,) * len(entry) if isinstance(entry, tuple) else 1 for entry in steps)
 
-    fewest: dict[str, Any] = {name: reduce(getattr(config, name)) for name in ("steps", "dequantization_steps")}
+    fewest: Facts = {name: reduce(getattr(config, name)) for name in ("steps", "dequantization_steps")}
     return Architecture(dataclasses.replace(config, prior_steps=1, **fewest)).make_networks()
 
 

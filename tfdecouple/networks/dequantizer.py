@@ -5,7 +5,6 @@ has it. The flow consists of the same layers as the decoder, conditioned on a ma
 """
 
 import math
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -16,6 +15,7 @@ from tfdecouple.layers import ActNorm, Sigmoid
 from tfdecouple.layers.base import BaseLayer, Children, Condition, InvertibleLayer, Mapped, Run, Runner
 from tfdecouple.networks.encoder import LocalResNet
 from tfdecouple.networks.flow import Flow, Stage
+from tfdecouple.storage.files import Facts
 
 # The sigmoid of normal noise is closest to uniform for this standard deviation: its relative entropy to uniform noise
 # is 0.0095 nats per value, and 0.193 nats for the standard deviation 1.
@@ -32,7 +32,7 @@ class DequantizingFlow(Flow):
     Noise and u have the shape of the images, `[batch, height, width, channels]`.
     """
 
-    def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: object):
+    def __init__(self, config: ModelConfig | Facts, **kwargs: object):
         super().__init__(config, **kwargs)
         self.sigmoid = Sigmoid(name="sigmoid", dtype=self.dtype_policy)
 
@@ -84,7 +84,7 @@ class Dequantizer(BaseLayer):
 
     saved_arguments = ("config",)
 
-    def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: object):
+    def __init__(self, config: ModelConfig | Facts, **kwargs: object):
         super().__init__(**kwargs)
         self.config = config if isinstance(config, ModelConfig) else parse_config(ModelConfig, config, "model.")
         self.encoder = LocalResNet(

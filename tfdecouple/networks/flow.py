@@ -26,6 +26,7 @@ from tfdecouple.layers.conditioners import require_condition
 from tfdecouple.numerics.arithmetic import make_zero_log_det
 from tfdecouple.numerics.kernels import get_kernels
 from tfdecouple.registry import LAYERS
+from tfdecouple.storage.files import Facts
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -146,7 +147,7 @@ class Flow(InvertibleComposite):
     # Count of the numbers at the beginning of z that only the colour map gets.
     _colours = 0
 
-    def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: object):
+    def __init__(self, config: ModelConfig | Facts, **kwargs: object):
         super().__init__(**kwargs)
         self.config = config if isinstance(config, ModelConfig) else parse_config(ModelConfig, config, "model.")
         self.is_squeezed_first = is_squeezed_first(self.config.image_shape[-1])

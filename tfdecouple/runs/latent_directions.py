@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
 import numpy as np
 import pydantic
 
 from tfdecouple.errors import RunError, UserError, nearest, one_line
-from tfdecouple.storage.files import read_model, write_json
+from tfdecouple.storage.files import Facts, read_model, write_json
 
 FILE = "directions.json"
 MEANS, CLASSIFIER, DECODED = "means", "classifier", "decoded"
@@ -33,7 +33,7 @@ class Direction:
     name: str  # of the label, of the column of numbers, or of the statistic, such as "brighter"
     method: str
     vector: np.ndarray  # float32 `[d_z]`
-    figures: dict[str, Any] = dataclasses.field(default_factory=dict)  # metrics on held-out images, counts of images
+    figures: Facts = dataclasses.field(default_factory=dict)  # metrics on held-out images, counts of images
 
     def describe_accuracy(self) -> str:
         """Returns a text on what this direction predicts or changes in held-out images; "" if not measured."""
@@ -58,7 +58,7 @@ class Directions:
     """All directions in z of a run, in the order in which they were found."""
 
     weights_sha256: str  # of the model's weights with which the directions were found, hexadecimal
-    about: Mapping[str, Any]  # the data set, counts of images and random seed with which the directions were found
+    about: Facts  # the data set, counts of images and random seed with which the directions were found
     directions: tuple[Direction, ...]
 
     def __iter__(self) -> Iterator[Direction]:

@@ -4,8 +4,8 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from tfdecouple.model.base_model import require_initialized
 from tfdecouple.networks.architecture import Architecture
 from tfdecouple.runs.latent_directions import Directions
 from tfdecouple.runs.run_folder import RunFolder
+from tfdecouple.storage.files import Facts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Run:
         """Whether this run's weights were averaged over training steps (`training.ema_decay` is above 0)."""
         return self.config.training.ema_decay > 0
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Facts:
         """Returns a dict that identifies this run in a JSON file: path, step, and whether weights are averaged."""
         return {"run": self.folder.run, "step": self.step, "averaged": self.averaged}
 
@@ -186,7 +187,7 @@ def write_run(
     model: DecoupledModel,
     config: Config,
     step: int,
-    summary: Mapping[str, Any] | None = None,
+    summary: Facts | None = None,
     label_names: Sequence[str] = (),
 ) -> None:
     """Writes a run folder with a config and the weights of `model`, as the best weights, after `step` training steps.

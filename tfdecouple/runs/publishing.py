@@ -8,7 +8,6 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from typing import Any
 
 from tfdecouple.config import Config
 from tfdecouple.config.shapes import ImageShape
@@ -18,7 +17,7 @@ from tfdecouple.errors import UserError, make_printable, one_line
 from tfdecouple.runs.opened_run import Run, write_run
 from tfdecouple.runs.pretrained import BUNDLED, CARD, HUB, WeightsManifest, parse_hub_address, upload_weights
 from tfdecouple.runs.run_folder import LABELS, METRICS, METRICS_BYTES, RunFolder, find_test_metrics, find_training_data
-from tfdecouple.storage.files import write_text
+from tfdecouple.storage.files import Facts, write_text
 
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
 # The header of a model card, which has the licence, ends within so many characters.
@@ -86,7 +85,7 @@ def _read_licence(run: str) -> str:
 
 
 def _write_published_files(
-    opened: Run, folder: pathlib.Path, name: str, licence: str, address: str | None, data: str, stated: dict[str, Any]
+    opened: Run, folder: pathlib.Path, name: str, licence: str, address: str | None, data: str, stated: Facts
 ) -> None:
     config = opened.config
     directions = opened.directions() if config.model.has_latent else None
@@ -123,7 +122,7 @@ def _write_published_files(
     WeightsManifest.from_folder(folder).write(folder)
 
 
-def describe_training_images(config: Config, summary: Mapping[str, Any], step: int) -> tuple[str, str]:
+def describe_training_images(config: Config, summary: Facts, step: int) -> tuple[str, str]:
     """Returns what the weights of `step` were trained on, and the rights in these images: two texts for a model card.
 
     `summary` is the content of summary.json, or {}.
@@ -137,7 +136,7 @@ def describe_training_images(config: Config, summary: Mapping[str, Any], step: i
     return hide_image_path(data, config.data), summary.get("rights", rights)
 
 
-def make_weights_card(opened: Run, name: str, licence: str, summary: dict[str, Any], address: str | None = None) -> str:
+def make_weights_card(opened: Run, name: str, licence: str, summary: Facts, address: str | None = None) -> str:
     """Returns the text of the model card of published weights: a YAML header for the Hub, then Markdown.
 
     `address` is an address on the Hub, the name of bundled weights, or None for a folder.
@@ -146,7 +145,7 @@ def make_weights_card(opened: Run, name: str, licence: str, summary: dict[str, A
     data, rights = describe_training_images(config, summary, opened.step)
     training = find_training_data(config, summary, opened.step)
     test = find_test_metrics(summary, opened.step) if training else None
-    header: dict[str, Any] = {"license": licence, "library_name": "tfdecouple", "pipeline_tag": _TASK}
+    header: Facts = {"license": licence, "library_name": "tfdecouple", "pipeline_tag": _TASK}
     header["tags"] = ["tfdecouple", "tensorflow", "keras", "normalizing-flow", "vae", "representation-learning"]
     header["metrics"] = ["bits_per_dim"]
     if training and test:

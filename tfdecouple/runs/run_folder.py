@@ -32,7 +32,7 @@ from tfdecouple.errors import RunError, UntrustedError, nearest, one_line
 from tfdecouple.loggers import read_metrics
 from tfdecouple.runs.pretrained import HUB, find_pretrained, list_pretrained
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
-from tfdecouple.storage.files import read_json, read_model, write_json, write_text
+from tfdecouple.storage.files import Facts, read_json, read_model, write_json, write_text
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -198,7 +198,7 @@ class RunFolder:
         pairs = zip(self.read_label_names(classes), names, strict=True)
         return next((pair for pair in pairs if pair[0] != pair[1]), None)
 
-    def read_summary(self) -> dict[str, Any] | None:
+    def read_summary(self) -> Facts | None:
         """Returns the content of summary.json, a dict, or None without the file; raises ValueError if damaged."""
         if not (self.path / SUMMARY).is_file():
             return None
@@ -262,7 +262,7 @@ class RunFolder:
         if config.model.has_labels and label_names:
             write_json(self.path / LABELS, label_names)
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
+    def write_summary(self, summary: Facts) -> None:
         """Writes summary.json."""
         write_json(self.path / SUMMARY, summary)
 
@@ -272,13 +272,13 @@ def list_averaged_weights(model: Any) -> set[str]:
     return {name for name, variable in model.named_variables().items() if variable.dtype == "float32"}
 
 
-def find_test_metrics(summary: Mapping[str, Any], step: int) -> Mapping[str, Any] | None:
+def find_test_metrics(summary: Facts, step: int) -> Facts | None:
     """Returns the test metrics in a run's `summary`, a dict; None if missing, not finite, or of another step."""
     test = summary.get("test") if summary.get("best_step") == step else None
     return test if test and test["bits_per_dim"] is not None else None
 
 
-def find_training_data(config: Config, summary: Mapping[str, Any], step: int) -> DataConfig | None:
+def find_training_data(config: Config, summary: Facts, step: int) -> DataConfig | None:
     """Returns the data options with which the weights of `step` were trained; None if their images are unknown.
 
     For an imported checkpoint, and for a model that `save_run` got without a config, the images are unknown: the config

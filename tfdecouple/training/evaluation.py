@@ -2,8 +2,7 @@
 
 import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -16,6 +15,7 @@ from tfdecouple.metrics.bits_per_dim import Bound
 from tfdecouple.model.outlier_scores import compute_codec_bits
 from tfdecouple.registry import DIAGNOSTICS
 from tfdecouple.runs.run_folder import METRICS
+from tfdecouple.storage.files import Facts
 from tfdecouple.training.step import TrainingState
 from tfdecouple.training.training_folder import TrainingFolder
 from tfdecouple.training.workers import on_chief
@@ -62,7 +62,7 @@ class EvaluationReports:
         )
 
     @on_chief
-    def write_summary(self, step: int, test: Bound | None, count: int) -> tuple[dict[str, Any], list[str]]:
+    def write_summary(self, step: int, test: Bound | None, count: int) -> tuple[Facts, list[str]]:
         """Writes summary.json; returns its content, a dict, and a list of lines that tell the user the results.
 
         `step` is the count of training steps. `test` is the bound on the bits/dim of the first `count` test images, or
@@ -70,7 +70,7 @@ class EvaluationReports:
         """
         best, loaded = int(self._state.best_step.numpy()), self._directory.loaded_step
         averages = bool(self._training.ema_decay)
-        summary: dict[str, Any] = {
+        summary: Facts = {
             "steps": step,
             # If the best weights cannot be read, this is the step of the weights that `Run.open` loads instead.
             "best_step": loaded,
@@ -133,7 +133,7 @@ class EvaluationReports:
         return f"{exact} of {len(images)} images identical to the last pixel", paths
 
 
-def list_warning_signs(measured: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def list_warning_signs(measured: Facts, rows: Sequence[Facts]) -> list[str]:
     """Returns texts on the metrics that are out of the range of a healthy training, each with its value.
 
     `measured` has the metrics of an evaluation on validation images, and `rows` are the rows of the log before it.

@@ -21,6 +21,7 @@ from tfdecouple.metrics.bits_per_dim import Bound, BoundEvaluator
 from tfdecouple.model.step_effects import add_first_noise
 from tfdecouple.numerics.tf32 import has_tf32
 from tfdecouple.runs.run_folder import CONFIG
+from tfdecouple.storage.files import Facts
 from tfdecouple.system.progress import Counter
 from tfdecouple.system.signals import InterruptedRunError, StopRequest
 from tfdecouple.training.evaluation import EvaluationReports
@@ -46,7 +47,7 @@ class Outcome:
     """The result of `train`: the run folder, the content of summary.json, and whether this process wrote the folder."""
 
     workdir: pathlib.Path
-    summary: dict[str, Any]
+    summary: Facts
     is_chief: bool = True
 
 
@@ -166,7 +167,7 @@ class Trainer:
         self._metrics = ""
         self._files_written = False
 
-    def start(self) -> dict[str, Any] | None:
+    def start(self) -> Facts | None:
         """Restores the newest state, or initialises the weights; returns the dict in summary.json if the run ended."""
         is_resumed = self.directory.restore_newest_state(self.state)
         if is_resumed:
@@ -370,7 +371,7 @@ class Trainer:
             message = self.reports.report_validation(self.step, measured, is_best)
         self.progress.print_line(message)
 
-    def measure_test_images(self) -> dict[str, Any]:
+    def measure_test_images(self) -> Facts:
         """Evaluates the best weights on test images, writes summary.json and returns its content, a dict."""
         count = self._count_evaluated_images("test")
         where = (

@@ -4,8 +4,7 @@ import dataclasses
 import errno
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from filelock import FileLock, Timeout
 
@@ -16,7 +15,7 @@ from tfdecouple.loggers import MetricsLog
 from tfdecouple.registry import LOGGERS
 from tfdecouple.runs.run_folder import CONFIG, LOCK, SUMMARY, RunFolder
 from tfdecouple.storage.checkpoints import DamagedCheckpointError
-from tfdecouple.storage.files import TEMPORARY
+from tfdecouple.storage.files import TEMPORARY, Facts
 from tfdecouple.system.requirements import require_packages
 from tfdecouple.training.step import TrainingState
 from tfdecouple.training.workers import Workers, on_chief
@@ -158,7 +157,7 @@ class TrainingFolder(RunFolder):
         return False
 
     @on_chief
-    def read_finished_summary(self) -> dict[str, Any] | None:
+    def read_finished_summary(self) -> Facts | None:
         """If the run has taken all steps, prints a message and returns the content of summary.json; otherwise None."""
         step = self._begun
         if step < self.config.training.steps:
@@ -215,7 +214,7 @@ class TrainingFolder(RunFolder):
         return self.log.open(self._begun, is_last=self._begun >= self.config.training.steps)
 
     @on_chief
-    def write_training_row(self, step: int, row: Mapping[str, Any]) -> None:
+    def write_training_row(self, step: int, row: Facts) -> None:
         """Adds the metrics of the steps before `step` to the log, as {name: value}."""
         self.log.write("train", step, row)
 
@@ -242,7 +241,7 @@ class TrainingFolder(RunFolder):
         """Loads the run's best weights into the model, or its newest readable weights if the best are damaged."""
         self.loaded_step = self.load_weights(state.model, averaged=self.config.training.ema_decay > 0)
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
+    def write_summary(self, summary: Facts) -> None:
         """Writes `summary` to summary.json; if it has test metrics, also adds them as a row to the log."""
         if summary["test"] is not None:
             self.log.write("test", summary["steps"], summary["test"])

@@ -9,7 +9,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from tfdecouple.config import TrainingConfig
 from tfdecouple.errors import ConfigError, RunError, UserError, one_line
-from tfdecouple.storage.files import parse_json
+from tfdecouple.storage.files import Facts, parse_json
 from tfdecouple.system.devices import MOST_DEVICES
 from tfdecouple.tensorflow_internals import worker_timeout
 
@@ -346,7 +346,7 @@ class Workers:
         text = self._exchange_texts(json.dumps(result, default=str))[0]
         return result if self.rank == 0 else json.loads(text)
 
-    def require_equal(self, what: str, values: Mapping[str, Any]) -> None:
+    def require_equal(self, what: str, values: Facts) -> None:
         """Raises RunError in every process, with `what` and the differences, unless all workers have equal `values`."""
         chiefs, *others = map(json.loads, self._exchange_texts(json.dumps(values)))
         for rank, other in enumerate(others, 1):

@@ -1,7 +1,7 @@
 """A function that decodes all photographs of a folder with z of one reference, and writes them at their own size."""
 
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from tfdecouple.errors import DataError, UserError, make_printable
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.codes import interpolate_codes
 from tfdecouple.runs.opened_run import hash_weights
-from tfdecouple.storage.files import hash_file, read_json, write_json
+from tfdecouple.storage.files import Facts, hash_file, read_json, write_json
 from tfdecouple.system.progress import Counter
 from tfdecouple.visualization.full_size import find_result_name, read_photograph
 from tfdecouple.visualization.guided_filter import shrink_photograph
@@ -77,7 +77,7 @@ def switch_folder(
             raise UserError(f"{photographs[path]} and {file.path} would both be written to {path}; rename one of them")
         photographs[path] = file.path
     result.kept.extend(path for path in photographs if path.exists())
-    job: dict[str, Any] = {"folder": str(folder.resolve()), "reference": pathlib.PurePath(reference).name}
+    job: Facts = {"folder": str(folder.resolve()), "reference": pathlib.PurePath(reference).name}
     job |= {"reference_sha256": hash_file(pathlib.Path(reference)), "weights_sha256": hash_weights(model)}
     job |= {"strength": float(strength), "max_side": max_side, "unlimited": unlimited}
     _begin_job(out / MANIFEST, job, bool(result.kept))
@@ -105,7 +105,7 @@ def switch_folder(
     return result
 
 
-def _begin_job(manifest: pathlib.Path, job: dict[str, Any], has_results: bool) -> None:
+def _begin_job(manifest: pathlib.Path, job: Facts, has_results: bool) -> None:
     """Writes `job` as the JSON file `manifest`; raises UserError if the folder has results of another job."""
     try:
         earlier = read_json(manifest)
