@@ -244,7 +244,7 @@ def _call_sample(model: DecoupledModel, inputs: Arrays) -> Arrays:
     return {"images": np.concatenate([model.sample(1, *row) for row in rows])}
 
 
-def _encode_both(model: EndpointFunctions, inputs: Arrays) -> Iterator[Any]:
+def _encode_both(model: EndpointFunctions, inputs: Arrays) -> Iterator[tf.Tensor]:
     return (model.encode(inputs[f"images_{which}"], inputs.get(f"labels_{which}")) for which in "ab")
 
 

@@ -36,9 +36,9 @@ class ExportKernels(Kernels):
     def __init__(self, channels_first: bool):
         self._channels_first = channels_first
         # {result: (input, kernel, bias, step)}, {result: (input, scale, shift)}, {interleaved map: (even, odd)}
-        self._linear: dict[Any, tuple[tf.Tensor, tf.Tensor, Any, int]] = {}
-        self._affine: dict[Any, tuple[tf.Tensor, tf.Tensor, tf.Tensor]] = {}
-        self._pairs: dict[Any, tuple[tf.Tensor, tf.Tensor]] = {}
+        self._linear: dict[object, tuple[tf.Tensor, tf.Tensor, Any, int]] = {}
+        self._affine: dict[object, tuple[tf.Tensor, tf.Tensor, tf.Tensor]] = {}
+        self._pairs: dict[object, tuple[tf.Tensor, tf.Tensor]] = {}
 
     def convolve(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         return self._map_linearly(x, kernel)
@@ -107,7 +107,7 @@ class ExportKernels(Kernels):
         # Slices with a step along the last axis would take a hundred times as long in TensorFlow.
         return tuple(tf.unstack(tf.reshape(x, [*get_sizes(x)[:-1], x.shape[-1] // 2, 2]), axis=-1))
 
-    def _map_linearly(self, x: tf.Tensor, kernel: tf.Tensor, bias: Any = None, step: int = 1) -> tf.Tensor:
+    def _map_linearly(self, x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None = None, step: int = 1) -> tf.Tensor:
         # A runtime pads more quickly if it need not compute the padding from the size of the image.
         y = tf.nn.conv2d(x, kernel, step, [[0, 0], *[[kernel.shape[0] // 2] * 2] * 2, [0, 0]])
         y = y if bias is None else tf.nn.bias_add(y, bias)

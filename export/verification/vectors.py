@@ -258,7 +258,7 @@ class KerasAnswers(EndpointFunctions):
         bins = np.floor(np.nan_to_num(bins, nan=-1))
         return (np.clip(bins, 0, self._quantizer.n_bins - 1) * self._quantizer.pixels_per_bin).astype(np.uint8)
 
-    def _find_bins(self, images: Any) -> np.ndarray:
+    def _find_bins(self, images: tf.Tensor) -> np.ndarray:
         return self._perturb(np.asarray(super()._find_bins(images)), self._quantizer.n_bins / 2)
 
     def _perturb(self, values: np.ndarray, scale: float | None = None) -> np.ndarray:

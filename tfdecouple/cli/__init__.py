@@ -1,7 +1,7 @@
 """The commands of `tfdecouple`: each is a function whose signature has its options, and whose docstring is its help."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -12,7 +12,7 @@ from tfdecouple.system.process import get_arguments, run_program
 
 # The help lists the commands in this order. The module of `evaluate`, whose options come from the metrics, is imported
 # when the command is used.
-COMMANDS: list[Any] = [
+COMMANDS: list[Callable[..., int | None] | str] = [
     run_commands.train, run_commands.presets, run_commands.explain,
     picture_commands.sample, picture_commands.reconstruct, picture_commands.switch, picture_commands.interpolate,
     picture_commands.directions, picture_commands.edit, picture_commands.neighbours, picture_commands.project,

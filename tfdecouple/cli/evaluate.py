@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 from cyclopts import Group, Parameter
 
 from tfdecouple.cli.options import DataSet, Folder, RunName, Seed, within
-from tfdecouple.errors import UserError
-from tfdecouple.metrics.metric import Metric, Option
+from tfdecouple.metrics.metric import Evaluation, Option
 from tfdecouple.registry import METRICS
-from tfdecouple.storage.files import Facts
 from tfdecouple.system import process
 from tfdecouple.system.requirements import require_packages
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 
 def _annotate_option(option: Option) -> Parameter:
@@ -71,8 +65,11 @@ def evaluate(
         if metric.needs_plots:
             require_packages("matplotlib", what=metric.option)
     process.start_tensorflow()
+    import tensorflow as tf
+
     from tfdecouple.cli.results import choose_split, name_unwritable_path, write_picture
     from tfdecouple.runs.run_folder import EVALUATION, RunFolder
+    from tfdecouple.training.workers import get_mirrored_strategy
 
     folder = RunFolder(run)
     out = folder.find_results_folder(EVALUATION, out)
@@ -82,7 +79,9 @@ def evaluate(
         options.split = choose_split(config, source)
         for metric in metrics:
             metric.prepare_inputs(config)
-        evaluation = Evaluation(options, metrics)
+        gpus = tuple(gpu.name.partition("device:")[2] for gpu in tf.config.list_logical_devices("GPU"))
+        strategy = get_mirrored_strategy(gpus) if len(gpus) > 1 else tf.distribute.get_strategy()
+        evaluation = Evaluation(options, metrics, strategy)
         with evaluation.source.guard():
             for metric in metrics:
                 result = metric.compute(evaluation)
@@ -105,81 +104,3 @@ def evaluate(
         text = f"kept in {out}: {', '.join(files)}" if files else "nothing was measured yet"
         raise KeyboardInterrupt(text) from error
     print(f"\nresults: {out}")
-
-
-class Evaluation:
-    """The run, the images and the devices that all metrics of the command `evaluate` share.
-
-    Attributes:
-        options: the options of the command.
-        strategy: a `tf.distribute` strategy: over all GPUs if the machine has several, else TensorFlow's default.
-        opened, source: the opened run, with its model and config, and the opened data set.
-        size, count: the number of images in the split `--split`, and of these that are evaluated.
-        batch_size: the number of images in a batch, before it is rounded to a multiple of the number of devices.
-        test_evaluations: the count of evaluations on test images, with this one; None if it uses no test images.
-    """
-
-    test_evaluations: int | None = None
-
-    def __init__(self, options: Any, metrics: Sequence[Metric]):
-        import tensorflow as tf
-
-        from tfdecouple.runs.opened_run import Run
-        from tfdecouple.training.workers import get_mirrored_strategy
-
-        self.options = options
-        gpus = tuple(gpu.name.partition("device:")[2] for gpu in tf.config.list_logical_devices("GPU"))
-        self.strategy = get_mirrored_strategy(gpus) if len(gpus) > 1 else tf.distribute.get_strategy()
-        with self.strategy.scope():
-            self.opened = Run.open(options.run, next((metric.option for metric in metrics if metric.needs_z), ""))
-        model = self.opened.config.model
-        for metric in metrics:
-            if metric.needs_labels and not model.has_labels:
-                raise UserError(f"{metric.option} needs a model with labels; that of {options.run} has none")
-            if metric.needs_posterior and model.has_label_codes:
-                raise UserError(
-                    f"{metric.option} needs z of an image, and z of this model is a function of the label "
-                    "(model.prior is 'classes'); --classify measures what z knows of the label"
-                )
-        self.source = self.opened.open_source(options.data, options.data_dir, options.download)
-        self.source.open_split(options.split)
-        self.opened.require_labels(self.source)
-        self.size = self.source.sizes[options.split]
-        self.count = min(options.images or self.size, self.size)
-        self.batch_size: int = options.batch_size or self.opened.config.training.evaluation_batch_size
-
-    def make_image_batches(self) -> tf.data.Dataset:
-        """Returns a dataset of batches of the images to evaluate: dicts with "image", "label", "index" and "weight"."""
-        from tfdecouple.data.batches import make_evaluation_batches, round_batch_size
-        from tfdecouple.data.drawn_images import draw_image_indices
-        from tfdecouple.data.labels import check_batch_labels
-
-        options = self.options
-        size = round_batch_size(self.batch_size, self.count, self.strategy.num_replicas_in_sync)
-        # A part of a split is drawn at random, because the first images of a folder often share a label.
-        drawn = self.count < self.size
-        indices = draw_image_indices(self.source, options.split, self.count, options.seed) if drawn else None
-        batches = make_evaluation_batches(self.source, options.split, batch_size=size, indices=indices)
-        return check_batch_labels(batches, self.source, self.opened.config.model)
-
-    def describe_inputs(self) -> str:
-        """Returns lines of text on the run, the images and, if there are any, the evaluations on test images."""
-        split, averaged = self.options.split, "averaged " if self.opened.averaged else ""
-        images = f"{self.count:,} of {self.size:,} images{', drawn' if self.count < self.size else ''}"
-        lines = [
-            f"{self.options.run}: {averaged}weights of step {self.opened.step}, seed {self.options.seed}",
-            f"{self.source.title}, {split} ({self.source.descriptions[split]}): {images}",
-        ]
-        if self.test_evaluations is not None:
-            lines.append(f"evaluations of these test images, with this one: {self.test_evaluations}")
-        return "\n".join(lines)
-
-    def describe_metric(self, metric: Metric) -> Facts:
-        """Returns facts on the run and the images of a metric for its JSON file."""
-        opened, source, splits = self.opened, self.source, metric.split.split("+")
-        facts = {"command": "evaluate", "run": opened.folder.run, "step": opened.step}
-        facts |= {"averaged_weights": opened.averaged, "seed": self.options.seed}
-        facts |= {"data": source.title, "source": source.name, "split": metric.split}
-        facts["split_description"] = "+".join(source.descriptions[split] for split in splits)
-        facts["split_images"] = sum(source.sizes[split] for split in splits)
-        return facts if self.test_evaluations is None else {**facts, "test_evaluations": self.test_evaluations}

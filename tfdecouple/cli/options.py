@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter, validators
 
@@ -18,13 +18,13 @@ def within(least: float, most: float = 2**31 - 1, text: str | None = None) -> Pa
     return Parameter(validator=validator, help=text) if text else Parameter(validator=validator)
 
 
-def _require_results_folder(_: Any, path: pathlib.Path | None) -> None:
+def _require_results_folder(_: object, path: pathlib.Path | None) -> None:
     existing = next((folder for folder in (path, *path.parents) if folder.exists()), None) if path else None
     if existing and not existing.is_dir():
         raise UserError(f"cannot write into {path}: {existing} is no folder; name another folder with --out")
 
 
-def _require_photographs(_: Any, paths: pathlib.Path | tuple[pathlib.Path, ...]) -> None:
+def _require_photographs(_: object, paths: pathlib.Path | tuple[pathlib.Path, ...]) -> None:
     for path in paths if isinstance(paths, tuple) else (paths,):
         if path is not None and not path.exists():
             raise UserError(f"{path} does not exist; name a photograph, or a folder of them")

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tfdecouple.cli.options import DataSet, PairedData, Sizes
 from tfdecouple.errors import DataError, UserError, make_printable
@@ -135,7 +135,7 @@ def get_label_names(source: Source, labels: np.ndarray) -> list[str | None]:
 def _read_pairs(opened: Run, files: Sequence[pathlib.Path], sizes: Sizes) -> Pairs:
     both = files[::2], files[1::2]
 
-    def read_parts() -> Iterator[Any]:
+    def read_parts() -> Iterator[tuple]:
         for pair in zip(*both, strict=True):
             photographs, pixels = read_photographs(opened, pair, sizes)
             yield pixels[:1], pixels[1:], (None, None), photographs

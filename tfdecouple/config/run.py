@@ -14,7 +14,6 @@ import pathlib
 import re
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from tfdecouple.config.model import ModelConfig
 from tfdecouple.config.training import DataConfig, TrainingConfig
@@ -172,7 +171,7 @@ def describe_options() -> dict[str, str]:
     return {name: meanings[name] for name in list_option_names()}
 
 
-def compare_configs(ours: Config, theirs: Config) -> dict[str, tuple[Any, Any]]:
+def compare_configs(ours: Config, theirs: Config) -> dict[str, tuple[object, object]]:
     """Returns the options in which two configs differ: a dict of pairs of values (ours, theirs) by dotted name."""
     others = theirs.flatten_options()
     return {name: (value, others[name]) for name, value in ours.flatten_options().items() if value != others[name]}

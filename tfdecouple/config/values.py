@@ -50,7 +50,7 @@ def format_value(value: object) -> str:
     return text if len(text) <= 120 else f"{text[:100]} ... ({len(text):,} characters)"
 
 
-def validate_options(config: Any, prefix: str = "") -> None:
+def validate_options(config: object, prefix: str = "") -> None:
     """Checks all options of a config, and converts each value in place to the type that its option declares.
 
     Sections of the config, such as `model`, are skipped, because each section was checked when it was made. ConfigError
@@ -78,7 +78,7 @@ def validate_options(config: Any, prefix: str = "") -> None:
 
 
 @functools.cache
-def _make_type_adapters(cls: type) -> dict[str, tuple[Any, pydantic.TypeAdapter]]:
+def _make_type_adapters(cls: type) -> dict[str, tuple[object, pydantic.TypeAdapter]]:
     adapters = {}
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
         if typing.get_origin(hint) is tuple:

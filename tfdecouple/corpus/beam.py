@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -34,7 +35,7 @@ UNREADABLE, FAR = "unreadable", "far"
 _DIGESTS = "_digests.jsonl"
 
 
-def encode_with_beam(options: Any, beam_arguments: Sequence[str]) -> tuple[CodesManifest, int]:
+def encode_with_beam(options: SimpleNamespace, beam_arguments: Sequence[str]) -> tuple[CodesManifest, int]:
     """Encodes a folder of images, as `options` of the command `encode-beam` and of Beam and its runner say.
 
     Returns the manifest of the codes and, if v is among them, how many images are `far_from_training`, else 0.
@@ -103,7 +104,9 @@ def _convert_beam_errors(message: str, *unchanged: type[Exception]) -> Iterator[
         raise UserError(f"{message}: {text[-1][:400]}") from error
 
 
-def _add_pipeline_steps(pipeline: Any, options: Any, reader: FolderReader, encoder: tuple, out: str) -> None:
+def _add_pipeline_steps(
+    pipeline: Any, options: SimpleNamespace, reader: FolderReader, encoder: tuple, out: str
+) -> None:
     text = functools.partial(beam.io.WriteToText, shard_name_template="", num_shards=1)
     read = (
         pipeline
@@ -242,7 +245,7 @@ def _find_encoder_file(model: str) -> str:
     raise UserError(f"there is no encoder.onnx in {model}; tfdecouple export --run RUN --to {model} makes one")
 
 
-def _choose_output_fields(session: Any, options: Any) -> tuple[tuple[Field, ...], ImageShape]:
+def _choose_output_fields(session: Any, options: SimpleNamespace) -> tuple[tuple[Field, ...], ImageShape]:
     """Returns the fields to store and the shape of the images; UserError for an ONNX file that cannot be used."""
     outputs = {output.name: tuple(output.shape[1:]) for output in session.get_outputs()}
     inputs = {array.name: tuple(array.shape[1:]) for array in session.get_inputs()}

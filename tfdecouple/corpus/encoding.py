@@ -9,7 +9,6 @@ import itertools
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -83,7 +82,7 @@ class CodesFolder:
     path: pathlib.Path
     manifest: CodesManifest
 
-    def find_missing_shards(self, report: Callable[[str], Any], counter: Callable[[int], None]) -> list[ShardRange]:
+    def find_missing_shards(self, report: Callable[[str], object], counter: Callable[[int], None]) -> list[ShardRange]:
         """Removes damaged code files, and returns a `ShardRange` for each code file that is still to be written.
 
         `report` receives a text about each removed file, and `counter` the count of files checked so far.

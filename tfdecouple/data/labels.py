@@ -2,7 +2,7 @@
 
 import csv
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,7 +100,7 @@ def read_attributes(path: str) -> Attributes:
         raise DataError(f"cannot read the attributes {path}: {reason}; give a CSV file in UTF-8") from error
 
 
-def _parse_attribute_rows(path: str, lines: Any) -> Attributes:
+def _parse_attribute_rows(path: str, lines: Iterator[str]) -> Attributes:
     names = tuple(name.strip() for name in next(lines, []))[1:]
     if not names or not all(names) or len(set(names)) < len(names):
         raise DataError(f"{path} must begin with a line of names, each different, such as: file,age,smiling")

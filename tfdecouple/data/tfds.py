@@ -5,7 +5,7 @@ import importlib.util
 import math
 import os
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -19,6 +19,9 @@ from tfdecouple.errors import DataError, nearest, one_line
 from tfdecouple.storage.files import count_records
 from tfdecouple.system.requirements import describe_missing_package
 from tfdecouple.tensorflow_internals import READ_ERRORS
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
 # Encoded images are shuffled in memory within windows of about `_WINDOW_BYTES` bytes, but at least `_LEAST_WINDOW`
 # images. This suffices, because TFDS stores the images in random order.
@@ -97,7 +100,7 @@ def choose_tfds_splits(source: str, sizes: Mapping[str, int], held_out: int) -> 
     return {"train": f"train[:-{needed}]", **held}
 
 
-def _find_builder(source: str, data_dir: str | None) -> Any:
+def _find_builder(source: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
     # The builder's class always comes from TFDS. The function `tfds.builder` is not called, because it would import a
     # class that the metadata of an untrusted folder names.
     if importlib.util.find_spec("tensorflow_datasets") is None:
@@ -124,7 +127,7 @@ def _find_builder(source: str, data_dir: str | None) -> Any:
         raise DataError(f"cannot open the data set {name!r}{hint}: {one_line(error)}") from error
 
 
-def _prepare(builder: Any, source: str, data_dir: str | None, download: bool) -> None:
+def _prepare(builder: "tfds.core.DatasetBuilder", source: str, data_dir: str | None, download: bool) -> None:
     if not download:
         option = f" --data_dir {data_dir}" if data_dir else ""
         raise DataError(
@@ -167,7 +170,12 @@ def find_feature_keys(source: str, features: Mapping[str, Any], channels: int = 
 
 
 def _make_record_split(
-    builder: Any, notation: str, image_key: str, label_key: str | None, image_shape: ImageShape, centre_crop: int
+    builder: "tfds.core.DatasetBuilder",
+    notation: str,
+    image_key: str,
+    label_key: str | None,
+    image_shape: ImageShape,
+    centre_crop: int,
 ) -> RecordSplit:
     import tensorflow_datasets as tfds
 
@@ -210,7 +218,7 @@ def _make_record_split(
     return RecordSplit(split.num_examples, notation, check=check, records=records, decode=decode, window=window)
 
 
-def decode_tfds_image(encoded: tf.Tensor, feature: Any) -> tf.Tensor:
+def decode_tfds_image(encoded: tf.Tensor, feature: "tfds.features.FeatureConnector") -> tf.Tensor:
     """Decodes an image file, a string tensor, to the pixels that Pillow gives, uint8 [H, W, channels]."""
     pixels = tf.cond(
         tf.io.is_jpeg(encoded),

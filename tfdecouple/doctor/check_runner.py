@@ -10,7 +10,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tfdecouple.config import Config, preset_config
 from tfdecouple.errors import UserError
@@ -111,7 +111,7 @@ def make_doctor_config(task: Task, batch: int = QUICK_BATCH) -> Config:
     return config.override([*settings, *task.settings, *task.variant.settings])
 
 
-def run_checks(task: Task, names: Iterable[str], progress: Callable[[str], Any]) -> dict[str, list[CheckResult]]:
+def run_checks(task: Task, names: Iterable[str], progress: Callable[[str], object]) -> dict[str, list[CheckResult]]:
     """Runs "build" and the checks `names`; returns {name: its `CheckResult`s}; UserError if there are too few devices.
 
     The callback `progress` receives a line of text before each process starts.

@@ -236,7 +236,7 @@ def measure_speed(task: Task) -> Iterator[CheckResult]:
             start = time.perf_counter()
 
 
-def _make_phases(config: Config, devices: int) -> dict[str, Callable[[int], Any]]:
+def _make_phases(config: Config, devices: int) -> dict[str, Callable[[int], object]]:
     """Returns {phase: function that does the phase's work as often as its argument says}, for a new model."""
     strategy, batch = make_strategy(devices), config.training.batch_size
     with strategy.scope():
@@ -260,7 +260,7 @@ def _make_phases(config: Config, devices: int) -> dict[str, Callable[[int], Any]
         if not (result := result.fetch_numbers()).applied:
             raise UserError(f"a step was not applied: {result}")
 
-    def repeat(call: Callable[[], Any]) -> Callable[[int], Any]:
+    def repeat(call: Callable[[], tf.Tensor]) -> Callable[[int], object]:
         return lambda count: [call().numpy() for _ in range(count)]
 
     encode, decode = lambda: model.encode(images, labels).v, lambda: model.decode(z, v)

@@ -6,16 +6,18 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tfdecouple.data.drawn_images import draw_uncropped_images
-from tfdecouple.metrics.metric import Estimate, Metric, Option, Result, format_table, require_finite_values
+from tfdecouple.metrics.metric import Estimate, Evaluation, Metric, Option, Result, format_table, require_finite_values
 from tfdecouple.system.progress import Counter, format_count
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+    from tfdecouple.model import DecoupledModel
 
 ELBO = "ELBO"
 IMPORTANCE_WEIGHTED = "importance-weighted"
@@ -31,7 +33,7 @@ class BitsPerDim(Metric):
     def is_requested(self) -> bool:
         return True
 
-    def compute(self, evaluation: Any) -> Result:
+    def compute(self, evaluation: Evaluation) -> Result:
         elbo, line = _evaluate_bound(evaluation, ELBO, self.options.samples)
         terms = [[term, f"{getattr(elbo, term).to_text(2)} nats per image"] for term in _TERMS]
         return Result(dataclasses.asdict(elbo), [line, *format_table(terms)])
@@ -44,13 +46,13 @@ class ImportanceWeighted(Metric):
     _HELP = "also the importance-weighted bound over N draws per image, tighter than the ELBO; 0 for none"
     added_options = {"importance": Option(int, 0, _HELP)}
 
-    def compute(self, evaluation: Any) -> Result:
+    def compute(self, evaluation: Evaluation) -> Result:
         bound, line = _evaluate_bound(evaluation, IMPORTANCE_WEIGHTED, self.options.importance)
         gain = f"    {bound.gain.to_text(4)} below the ELBO over the same draws"
         return Result(dataclasses.asdict(bound), [line, gain])
 
 
-def _evaluate_bound(evaluation: Any, bound: str, k: int) -> tuple[Bound, str]:
+def _evaluate_bound(evaluation: Evaluation, bound: str, k: int) -> tuple[Bound, str]:
     evaluator = BoundEvaluator(evaluation.opened.model, evaluation.strategy)
     batches, seed = evaluation.make_image_batches(), evaluation.options.seed
     draws = f"{format_count(k, 'draw')} per image"
@@ -66,7 +68,7 @@ class OwnSize(Metric):
     name = "own_size"
     help = "also bits/dim of the images at their own size, neither cropped nor resized (folders and photographs)"
 
-    def compute(self, evaluation: Any) -> Result:
+    def compute(self, evaluation: Evaluation) -> Result:
         from tfdecouple import randomness
 
         options, model = self.options, evaluation.opened.model
@@ -127,7 +129,7 @@ class BoundEvaluator:
     `bound`. `strategy` has the devices; None for the default device.
     """
 
-    def __init__(self, model: Any, strategy: tf.distribute.Strategy | None = None):
+    def __init__(self, model: DecoupledModel, strategy: tf.distribute.Strategy | None = None):
         import tensorflow as tf
 
         from tfdecouple import randomness

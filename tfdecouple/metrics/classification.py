@@ -12,7 +12,7 @@ import numpy as np
 
 from tfdecouple.data.drawn_images import draw_image_indices, encode_drawn_images, read_drawn_images
 from tfdecouple.errors import DataError
-from tfdecouple.metrics.metric import Estimate, Metric, Option, Result, format_table
+from tfdecouple.metrics.metric import Estimate, Evaluation, Metric, Option, Result, format_table
 from tfdecouple.storage.files import Facts
 from tfdecouple.system.progress import Counter
 
@@ -50,7 +50,7 @@ class LinearProbe(Metric):
     split = "test"
     needs_posterior = True
 
-    def compute(self, evaluation: Any) -> Result:
+    def compute(self, evaluation: Evaluation) -> Result:
         options, source, model = self.options, evaluation.source, evaluation.opened.model
         default = min(IMAGES, VALUES // math.prod(model.config.image_shape))
         train_images = max(options.images, LEAST) if options.images else default
@@ -215,7 +215,7 @@ class Classification(Metric):
     needs_labels = True
     needs_plots = True
 
-    def compute(self, evaluation: Any) -> Result:
+    def compute(self, evaluation: Evaluation) -> Result:
         from tfdecouple.visualization.plots import plot_confusion, render_figure
 
         opened = evaluation.opened

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
 from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
 from tfdecouple.errors import DataError, UserError, one_line
-from tfdecouple.metrics.metric import Metric, Option, Result
+from tfdecouple.metrics.metric import Evaluation, Metric, Option, Result
 from tfdecouple.storage.files import hash_file
 from tfdecouple.system.progress import Counter
 
@@ -53,7 +53,7 @@ class FrechetDistance(Metric):
         options = self.options
         self._extractor = open_feature_extractor(options.frechet, config.model.image_shape)
 
-    def compute(self, evaluation: Any) -> Result:
+    def compute(self, evaluation: Evaluation) -> Result:
         """Returns the Frechet distance of samples and its floor, in squared units of features, and warnings."""
         from tfdecouple.data.batches import read_chosen_batches
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,8 +14,11 @@ from tfdecouple.data.image_formats import describe_images
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.metrics.classification import reduce_features, standardize_features
 from tfdecouple.metrics.latent_use import draw_derangement
-from tfdecouple.metrics.metric import Estimate, Metric, Result, format_table
+from tfdecouple.metrics.metric import Estimate, Evaluation, Metric, Result, format_table
 from tfdecouple.storage.files import Facts
+
+if TYPE_CHECKING:
+    from tfdecouple.model import DecoupledModel
 
 # Smallest number of training images for the regressions, and smallest number of evaluated images.
 LEAST = 4
@@ -44,7 +47,7 @@ class ImageStatistics(Metric):
             images = describe_images(config.model.image_shape)
             raise UserError(f"--image-statistics needs square RGB images, and this model has {images}; leave it out")
 
-    def compute(self, evaluation: Any) -> Result:
+    def compute(self, evaluation: Evaluation) -> Result:
         options, source, opened = self.options, evaluation.source, evaluation.opened
         most = max(_VALUES // math.prod(opened.config.model.image_shape), LEAST)
         images = []
@@ -133,7 +136,7 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def compute_image_statistics(
-    model: Any, train: np.ndarray, images: np.ndarray, *, batch_size: int, seed: int = 0
+    model: "DecoupledModel", train: np.ndarray, images: np.ndarray, *, batch_size: int, seed: int = 0
 ) -> Facts:
     """Returns a dict of how well z and v predict statistics of images, and which code each follows in a switch.
 
@@ -188,7 +191,7 @@ def _compute_luminance(images: np.ndarray) -> np.ndarray:
     return images @ np.array([0.299, 0.587, 0.114])
 
 
-def _bootstrap_errors(statistic: Callable[..., Any], *values: np.ndarray, seed: int) -> list[dict[str, float]]:
+def _bootstrap_errors(statistic: Callable[..., np.ndarray], *values: np.ndarray, seed: int) -> list[dict[str, float]]:
     import scipy.stats
 
     errors = scipy.stats.bootstrap(

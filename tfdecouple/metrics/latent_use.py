@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tfdecouple.errors import DataError
-from tfdecouple.metrics.metric import Estimate, Metric, Result, format_table, require_finite_values
+from tfdecouple.metrics.metric import Estimate, Evaluation, Metric, Result, format_table, require_finite_values
 from tfdecouple.system.progress import Counter, format_count
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class UseOfZ(Metric):
     help = "also how much the model uses z"
     needs_z = needs_posterior = True
 
-    def compute(self, evaluation: Any) -> Result:
+    def compute(self, evaluation: Evaluation) -> Result:
         model, draws, seed = evaluation.opened.model, self.options.samples, self.options.seed
         with Counter("use of z", evaluation.count * (1 + draws)) as counter:
             use = compute_latent_use(model, evaluation.make_image_batches(), samples=draws, seed=seed, on_batch=counter)

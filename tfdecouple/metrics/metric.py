@@ -1,19 +1,21 @@
-"""The base class of the metrics of the command `evaluate`, the results of metrics, and means with standard errors."""
+"""The base class of the metrics of the command `evaluate`, their inputs and results, and means with standard errors."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tfdecouple.errors import RunError
+from tfdecouple.errors import RunError, UserError
 from tfdecouple.storage.files import Facts
 
 if TYPE_CHECKING:
+    import tensorflow as tf
     from PIL import Image
 
     from tfdecouple.config import Config
@@ -65,8 +67,8 @@ class Result(NamedTuple):
 class Option(NamedTuple):
     """An option of the command `evaluate`: its type, default, help text, and the least value of a number."""
 
-    kind: Any
-    default: Any
+    kind: object  # a type, or an annotation such as `str | None`
+    default: object
     help: str
     least: float = 0
 
@@ -93,7 +95,7 @@ class Metric:
         if cls.help:
             cls.added_options = {cls.name: Option(bool, False, cls.help), **cls.added_options}
 
-    def __init__(self, options: Any):
+    def __init__(self, options: SimpleNamespace):
         self.options = options
 
     @property
@@ -108,9 +110,82 @@ class Metric:
     def prepare_inputs(self, config: Config) -> None:
         """Checks options and files before any metric is computed; UserError if one does not fit the run's `config`."""
 
-    def compute(self, evaluation: Any) -> Result:
-        """Computes this metric of a `cli.evaluate.Evaluation`; UserError for a reason that the user can change."""
+    def compute(self, evaluation: Evaluation) -> Result:
+        """Computes this metric of an `Evaluation`; UserError for a reason that the user can change."""
         raise NotImplementedError
+
+
+class Evaluation:
+    """The run, the images and the devices that all metrics of the command `evaluate` share.
+
+    Attributes:
+        options: the options of the command.
+        strategy: a `tf.distribute` strategy: over all GPUs if the machine has several, else TensorFlow's default.
+        opened, source: the opened run, with its model and config, and the opened data set.
+        size, count: the number of images in the split `--split`, and of these that are evaluated.
+        batch_size: the number of images in a batch, before it is rounded to a multiple of the number of devices.
+        test_evaluations: the count of evaluations on test images, with this one; None if it uses no test images.
+    """
+
+    test_evaluations: int | None = None
+
+    def __init__(self, options: SimpleNamespace, metrics: Sequence[Metric], strategy: tf.distribute.Strategy):
+        from tfdecouple.runs.opened_run import Run
+
+        self.options, self.strategy = options, strategy
+        with strategy.scope():
+            self.opened = Run.open(options.run, next((metric.option for metric in metrics if metric.needs_z), ""))
+        model = self.opened.config.model
+        for metric in metrics:
+            if metric.needs_labels and not model.has_labels:
+                raise UserError(f"{metric.option} needs a model with labels; that of {options.run} has none")
+            if metric.needs_posterior and model.has_label_codes:
+                raise UserError(
+                    f"{metric.option} needs z of an image, and z of this model is a function of the label "
+                    "(model.prior is 'classes'); --classify measures what z knows of the label"
+                )
+        self.source = self.opened.open_source(options.data, options.data_dir, options.download)
+        self.source.open_split(options.split)
+        self.opened.require_labels(self.source)
+        self.size = self.source.sizes[options.split]
+        self.count = min(options.images or self.size, self.size)
+        self.batch_size: int = options.batch_size or self.opened.config.training.evaluation_batch_size
+
+    def make_image_batches(self) -> tf.data.Dataset:
+        """Returns a dataset of batches of the images to evaluate: dicts with "image", "label", "index" and "weight"."""
+        from tfdecouple.data.batches import make_evaluation_batches, round_batch_size
+        from tfdecouple.data.drawn_images import draw_image_indices
+        from tfdecouple.data.labels import check_batch_labels
+
+        options = self.options
+        size = round_batch_size(self.batch_size, self.count, self.strategy.num_replicas_in_sync)
+        # A part of a split is drawn at random, because the first images of a folder often share a label.
+        drawn = self.count < self.size
+        indices = draw_image_indices(self.source, options.split, self.count, options.seed) if drawn else None
+        batches = make_evaluation_batches(self.source, options.split, batch_size=size, indices=indices)
+        return check_batch_labels(batches, self.source, self.opened.config.model)
+
+    def describe_inputs(self) -> str:
+        """Returns lines of text on the run, the images and, if there are any, the evaluations on test images."""
+        split, averaged = self.options.split, "averaged " if self.opened.averaged else ""
+        images = f"{self.count:,} of {self.size:,} images{', drawn' if self.count < self.size else ''}"
+        lines = [
+            f"{self.options.run}: {averaged}weights of step {self.opened.step}, seed {self.options.seed}",
+            f"{self.source.title}, {split} ({self.source.descriptions[split]}): {images}",
+        ]
+        if self.test_evaluations is not None:
+            lines.append(f"evaluations of these test images, with this one: {self.test_evaluations}")
+        return "\n".join(lines)
+
+    def describe_metric(self, metric: Metric) -> Facts:
+        """Returns facts on the run and the images of a metric for its JSON file."""
+        opened, source, splits = self.opened, self.source, metric.split.split("+")
+        facts = {"command": "evaluate", "run": opened.folder.run, "step": opened.step}
+        facts |= {"averaged_weights": opened.averaged, "seed": self.options.seed}
+        facts |= {"data": source.title, "source": source.name, "split": metric.split}
+        facts["split_description"] = "+".join(source.descriptions[split] for split in splits)
+        facts["split_images"] = sum(source.sizes[split] for split in splits)
+        return facts if self.test_evaluations is None else {**facts, "test_evaluations": self.test_evaluations}
 
 
 def format_table(rows: Sequence[Sequence[str]], indent: int = 4) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from tfdecouple.data.drawn_images import draw_image_indices
 from tfdecouple.data.sources import Source, SourceKind, find_source_kind, list_source_kinds, open_source, replace_source
 from tfdecouple.errors import UserError, nearest
-from tfdecouple.metrics.metric import Metric, Option, Result, format_table, require_finite_values
+from tfdecouple.metrics.metric import Evaluation, Metric, Option, Result, format_table, require_finite_values
 from tfdecouple.storage.files import Facts
 from tfdecouple.system.progress import Counter, format_count
 
@@ -55,7 +56,7 @@ class Outliers(Metric):
             self._sources[name] = source = open_source(data, config.model.image_shape, download=options.download)
             source.open_split(options.split)
 
-    def compute(self, evaluation: Any) -> Result:
+    def compute(self, evaluation: Evaluation) -> Result:
         from tfdecouple.model.outlier_scores import CODEC, SCORES, OutlierScorer
         from tfdecouple.visualization.plots import COLOURS, plot_histograms, render_figure
 
@@ -83,7 +84,7 @@ class Outliers(Metric):
         figure = plot_histograms(panels, f"{title}\n{evaluation.opened.note()}")
         return Result(values, _format_separation(reports, options), render_figure(figure))
 
-    def _read_outlier_batches(self, evaluation: Any, name: str) -> Iterator[Mapping[str, Any]]:
+    def _read_outlier_batches(self, evaluation: Evaluation, name: str) -> Iterator[Mapping[str, Any]]:
         """Yields at most `evaluation.count` outliers `name`, as dicts of "image", "index" and "weight"."""
         from tfdecouple.data.batches import make_evaluation_batches
 
@@ -104,7 +105,7 @@ class Outliers(Metric):
             yield from batches.as_numpy_iterator()
 
 
-def _format_separation(reports: Facts, options: Any) -> list[str]:
+def _format_separation(reports: Facts, options: SimpleNamespace) -> list[str]:
     from tfdecouple.model.outlier_scores import SCORES
 
     draws = format_count(options.samples, "draw")

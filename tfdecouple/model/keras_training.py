@@ -185,7 +185,7 @@ def unpack_images(data: Any) -> tuple[Any, Any]:
     return images, labels
 
 
-def is_read_by_batches(x: Any) -> bool:
+def is_read_by_batches(x: object) -> bool:
     """Returns whether x, an argument of `fit`, yields batches (a data set, a generator), rather than being an array."""
     return not (isinstance(x, tuple | list | dict) or tf.is_tensor(x) or hasattr(x, "__array__"))
 

@@ -86,7 +86,7 @@ class OutlierScorer:
         `[n, height, width, channels]`, with padding at the end if `count` is less than n. `index`, `[n]`, has the
         indices of the images in the split. TensorFlow traces the model once for each n.
         """
-        inputs, sums = (tf.constant(images), tf.constant(index, tf.int64)), dict[str, Any]()
+        inputs, sums = (tf.constant(images), tf.constant(index, tf.int64)), dict[str, np.ndarray]()
         for number in range(self._samples):
             with full_float32():
                 scores = self._score_draw(*inputs, tf.constant(number))

@@ -21,7 +21,7 @@ import json
 import os
 import pathlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pydantic
@@ -33,6 +33,9 @@ from tfdecouple.loggers import read_metrics
 from tfdecouple.runs.pretrained import HUB, find_pretrained, list_pretrained
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 from tfdecouple.storage.files import Facts, read_json, read_model, write_json, write_text
+
+if TYPE_CHECKING:
+    from tfdecouple.model import DecoupledModel
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -154,7 +157,7 @@ class RunFolder:
                     )
             return
 
-    def load_weights(self, model: Any, averaged: bool, names: Collection[str] | None = None) -> int:
+    def load_weights(self, model: "DecoupledModel", averaged: bool, names: Collection[str] | None = None) -> int:
         """Loads the best weights into a model of the run's config, and returns the step of these weights.
 
         If the best weights are damaged, weights in the newest readable checkpoint of the training state are loaded
@@ -267,7 +270,7 @@ class RunFolder:
         write_json(self.path / SUMMARY, summary)
 
 
-def list_averaged_weights(model: Any) -> set[str]:
+def list_averaged_weights(model: "DecoupledModel") -> set[str]:
     """Returns the names of the model's variables that a training averages: trainable weights and moving statistics."""
     return {name for name, variable in model.named_variables().items() if variable.dtype == "float32"}
 

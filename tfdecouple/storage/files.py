@@ -115,7 +115,7 @@ def parse_json(text: str | bytes) -> Any:
     return values
 
 
-def _check_values(value: Any, levels: int) -> None:
+def _check_values(value: object, levels: int) -> None:
     if isinstance(value, int) and abs(value) >= 2**63 or isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"the number {str(value)[:20]} is not finite or has more than 64 bits")
     if isinstance(value, dict | list):

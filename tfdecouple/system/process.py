@@ -144,7 +144,7 @@ def make_python_command(*arguments: str, **environment: str) -> dict[str, Any]:
 
 
 def run_module(
-    module: str, *arguments: str, on_line: Callable[[str], Any], limit: float, given: bytes = b"", **environment: str
+    module: str, *arguments: str, on_line: Callable[[str], object], limit: float, given: bytes = b"", **environment: str
 ) -> tuple[int | None, str]:
     """Runs `python -m module` in a new process; returns its exit status, and the last line of its standard error.
 

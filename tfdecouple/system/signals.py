@@ -5,7 +5,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, Self
+from typing import Self
 
 from tfdecouple.errors import RunError
 
@@ -14,7 +14,7 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if
 
 
 @contextlib.contextmanager
-def handle_signals(handler: Callable[..., Any] | signal.Handlers, *signals: signal.Signals) -> Iterator[None]:
+def handle_signals(handler: Callable[..., object] | signal.Handlers, *signals: signal.Signals) -> Iterator[None]:
     """A context in which `handler` handles `signals`; has no effect outside the main thread, as Python requires.
 
     A signal mask would not be enough: it applies to one thread, and TensorFlow's threads would get the signals.

@@ -7,7 +7,6 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -296,7 +295,7 @@ class Trainer:
             return fetched is not None and bool(fetched.stop)
         return bool(self.stop.reason)
 
-    def _load_training_batches(self) -> Iterator[Any]:
+    def _load_training_batches(self) -> Iterator[list]:
         def load_examples(context: tf.distribute.InputContext) -> tf.data.Dataset:
             batches = make_training_batches(
                 self.source,

@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -232,7 +232,7 @@ class Optimizer:
 
 def _group_kernels(weights: _Named) -> list[list[str]]:
     """Returns the names of coupling nets' and encoder's kernels, grouped by shape; a large kernel is alone."""
-    groups: dict[Any, list[str]] = {}
+    groups: dict[object, list[str]] = {}
     for name, weight in weights.items():
         is_kernel = name.startswith(("flow/", "encoder/")) and len(weight.shape) > 1
         if is_kernel and not name.endswith("linear/kernel"):

@@ -220,7 +220,7 @@ class TrainStep:
 
         return self._step.update(self._strategy, self._strategy.run(split, args=(sums,)))
 
-    def _list_arguments(self, examples: tf.Tensor, step: tf.Tensor) -> tuple[Any, ...]:
+    def _list_arguments(self, examples: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, ...]:
         images, labels = examples if self.state.model.config.has_labels else (examples, None)
         images = tf.ensure_shape(images, (self._images, *self.state.model.config.image_shape))
         if labels is not None:
