@@ -75,6 +75,6 @@ class EndpointFunctions:
     def _invert_flow(self, z: tf.Tensor | None, v: tf.Tensor) -> tf.Tensor:
         return self._run(lambda z, v: self.networks.flow.inverse_and_log_det(v, z)[:1], z, v)
 
-    def _run(self, function: Callable[..., Any], *inputs: Any) -> Any:
+    def _run(self, function: Callable, *inputs: tf.Tensor | None) -> Any:
         """Returns `function(*inputs)`, a sequence of tensors; inputs and results have one row for each image."""
         return function(*inputs)

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 # {name: array}, or {name: tensor} where a graph is built.
-Arrays = dict[str, Any]
+Arrays = dict[str, tf.Tensor]
 
 # The values of `Array.holds`, which says what an endpoint's input contains if the input is no scalar.
 IMAGE, GLOBAL_CODE, LOCAL_CODE, NORMAL, UNIFORM = "image", "global code", "local code", "normal noise", "uniform noise"
@@ -258,7 +258,7 @@ def _call_switch(model: DecoupledModel, inputs: Arrays) -> Arrays:
     return dict(zip(("images_ab", "images_ba"), images, strict=True))
 
 
-def _pair_labels(inputs: Arrays) -> Any:
+def _pair_labels(inputs: Arrays) -> tuple | None:
     return (inputs["labels_a"], inputs["labels_b"]) if "labels_a" in inputs else None
 
 
@@ -270,7 +270,8 @@ def _interpolate(model: EndpointFunctions, inputs: Arrays) -> Arrays:
 
 
 def _call_interpolate(model: DecoupledModel, inputs: Arrays) -> Arrays:
-    labels = zip(*_pair_labels(inputs), strict=True) if "labels_a" in inputs else itertools.repeat(None)
+    pairs = _pair_labels(inputs)
+    labels = zip(*pairs, strict=True) if pairs else itertools.repeat(None)
     rows = zip(*(inputs[name] for name in ("images_a", "images_b", "alpha", "beta")), labels, strict=False)
     # The method would compute each pair of images at all positions of a batch, so each call has one pair.
     grids = [model.interpolate(a[None], b[None], *rest) for a, b, *rest in rows]

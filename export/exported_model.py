@@ -145,7 +145,7 @@ def _trace(model: DecoupledModel, any_size: bool, kernels: Kernels) -> dict[tupl
     return traced
 
 
-def _run_method(run: Callable[..., Any], method: str, *inputs: tf.Tensor) -> Any:
+def _run_method(run: Callable, method: str, *inputs: tf.Tensor) -> Any:
     """Returns the results of a method that endpoints read: of an inverse, all but the log-determinant."""
     results = run(*inputs)
     return results[:1] if method == "inverse_and_log_det" else results

@@ -36,7 +36,7 @@ class ExportKernels(Kernels):
     def __init__(self, channels_first: bool):
         self._channels_first = channels_first
         # {result: (input, kernel, bias, step)}, {result: (input, scale, shift)}, {interleaved map: (even, odd)}
-        self._linear: dict[object, tuple[tf.Tensor, tf.Tensor, Any, int]] = {}
+        self._linear: dict[object, tuple[tf.Tensor, tf.Tensor, tf.Tensor | None, int]] = {}
         self._affine: dict[object, tuple[tf.Tensor, tf.Tensor, tf.Tensor]] = {}
         self._pairs: dict[object, tuple[tf.Tensor, tf.Tensor]] = {}
 
@@ -221,7 +221,7 @@ class TracedNetwork:
         return tf.compat.v1.Session(graph=graph, config=options)
 
     @functools.cached_property
-    def _graph_def(self) -> Any:
+    def _graph_def(self) -> tf.compat.v1.GraphDef:
         """The definition of the operations that depend on the arguments."""
         graph_def, names = self.graph.as_graph_def(), {op.name for op in self._ops if op.type != "Placeholder"}
         nodes = [node for node in graph_def.node if node.name in names]
@@ -247,7 +247,7 @@ class TracedNetwork:
 
 
 def trace_network(
-    method: Callable[..., Any], variables: Mapping[str, Any], specs: Sequence[tf.TensorSpec], kernels: Kernels
+    method: Callable, variables: Mapping[str, tf.Variable], specs: Sequence[tf.TensorSpec], kernels: Kernels
 ) -> TracedNetwork:
     """Returns the traced `method`, a function of tensors with these `specs` that reads the model's `variables`."""
     values = {path: np.asarray(variable, np.float64) for path, variable in variables.items()}
@@ -282,7 +282,7 @@ def find_difference(
     return max(float(norm(right - found) / max(norm(right), least)) for right, found in pairs)
 
 
-def _widen_graph(graph_def: Any) -> Any:
+def _widen_graph(graph_def: tf.compat.v1.GraphDef) -> tf.compat.v1.GraphDef:
     """Replaces float32 by float64 everywhere in the definition of a graph, and returns it."""
     single, double = tf.float32.as_datatype_enum, tf.float64.as_datatype_enum
     functions = graph_def.library.function

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -102,7 +102,7 @@ class ClosedForm(tfb.Bijector):
         )
 
     @classmethod
-    def _parameter_properties(cls, dtype: tf.DType) -> dict[str, Any]:
+    def _parameter_properties(cls, dtype: tf.DType) -> dict[str, object]:
         return {name: tfp_util.ParameterProperties(event_ndims=ndims) for name, ndims in cls.parameter_ndims.items()}
 
     def forward_and_log_det(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -381,7 +381,7 @@ class Transform(NamedTuple):
         parameters: count of parameters that the net inside a coupling computes for each entry of x_b.
     """
 
-    make_bijector: Callable[..., Any]
+    make_bijector: Callable[..., tfb.Bijector]
     parameters: int
 
 

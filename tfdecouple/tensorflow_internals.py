@@ -6,7 +6,6 @@ Each has a test in tests/test_tensorflow_internals.py, which `make test-nightly`
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.data.ops.iterator_ops import OwnedIterator
@@ -68,10 +67,10 @@ class GuardedDataset(tf.data.Dataset):
         return [self._dataset]
 
     @property
-    def element_spec(self) -> Any:
+    def element_spec(self) -> tf.TypeSpec:
         return self._dataset.element_spec
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[tf.Tensor]:
         return _GuardedIterator(self) if tf.executing_eagerly() else super().__iter__()
 
 
@@ -80,7 +79,7 @@ class _GuardedIterator(OwnedIterator):
         super().__init__(dataset)
         self._guard = dataset._guard
 
-    def _next_internal(self) -> Any:
+    def _next_internal(self) -> tf.Tensor:
         try:
             return super()._next_internal()
         except tf.errors.OutOfRangeError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -267,7 +266,7 @@ class KerasAnswers(EndpointFunctions):
         signs = self._rng.choice(np.array([-1.0, 1.0]), values.shape)
         return (values + PERTURBATION * signs * (values if scale is None else scale)).astype(np.float32)
 
-    def _run(self, function: Callable[..., Any], *arrays: Any) -> list[np.ndarray]:
+    def _run(self, function: Callable, *arrays: tf.Tensor) -> list[np.ndarray]:
         given = [None if array is None else np.asarray(array) for array in arrays]
         inputs = [array for array in given if array is not None]
         length, pixels = len(inputs[0]), max(math.prod(array.shape[1:3]) for array in inputs)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-
 from cyclopts import App, CycloptsError, Parameter
 
 from tfdecouple import __version__

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -28,6 +28,9 @@ from tfdecouple.data.image_folder import SPLIT_FOLDERS, SUFFIXES
 from tfdecouple.data.labels import NO_LABEL
 from tfdecouple.errors import DataError, UserError, one_line
 from tfdecouple.model.codes import far_from_training
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 # Name of the only split of the codes, because the pipeline encodes the images of all splits alike.
 SPLIT = "all"
@@ -105,7 +108,7 @@ def _convert_beam_errors(message: str, *unchanged: type[Exception]) -> Iterator[
 
 
 def _add_pipeline_steps(
-    pipeline: Any, options: SimpleNamespace, reader: FolderReader, encoder: tuple, out: str
+    pipeline: beam.Pipeline, options: SimpleNamespace, reader: FolderReader, encoder: tuple, out: str
 ) -> None:
     text = functools.partial(beam.io.WriteToText, shard_name_template="", num_shards=1)
     read = (
@@ -206,7 +209,7 @@ def encode_batch(
 
 
 @functools.lru_cache(maxsize=1)
-def open_encoder_session(model: str, threads: int, names: tuple[str, ...] = ()) -> Any:
+def open_encoder_session(model: str, threads: int, names: tuple[str, ...] = ()) -> onnxruntime.InferenceSession:
     """Returns an ONNX Runtime session, shared by a process, that computes the outputs `names` (() for all) of a file.
 
     If "v" is not among `names`, the flow is removed from the graph, because ONNX Runtime would run the flow even if v
@@ -245,7 +248,9 @@ def _find_encoder_file(model: str) -> str:
     raise UserError(f"there is no encoder.onnx in {model}; tfdecouple export --run RUN --to {model} makes one")
 
 
-def _choose_output_fields(session: Any, options: SimpleNamespace) -> tuple[tuple[Field, ...], ImageShape]:
+def _choose_output_fields(
+    session: onnxruntime.InferenceSession, options: SimpleNamespace
+) -> tuple[tuple[Field, ...], ImageShape]:
     """Returns the fields to store and the shape of the images; UserError for an ONNX file that cannot be used."""
     outputs = {output.name: tuple(output.shape[1:]) for output in session.get_outputs()}
     inputs = {array.name: tuple(array.shape[1:]) for array in session.get_inputs()}

@@ -2,7 +2,7 @@
 
 import csv
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,7 @@ def check_batch_labels(batches: tf.data.Dataset, source: Source, model: ModelCon
     source.bad_images.store_image_error(DataError(message), _UNKNOWN)
 
     @tf.autograph.experimental.do_not_convert
-    def check(batch: dict[str, Any]) -> dict[str, Any]:
+    def check(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         label = batch["label"]
         is_valid = tf.reduce_all((label >= least) & (label < model.classes))
         with tf.control_dependencies([tf.debugging.Assert(is_valid, [_UNKNOWN])]):
@@ -100,7 +100,7 @@ def read_attributes(path: str) -> Attributes:
         raise DataError(f"cannot read the attributes {path}: {reason}; give a CSV file in UTF-8") from error
 
 
-def _parse_attribute_rows(path: str, lines: Iterator[str]) -> Attributes:
+def _parse_attribute_rows(path: str, lines: Any) -> Attributes:
     names = tuple(name.strip() for name in next(lines, []))[1:]
     if not names or not all(names) or len(set(names)) < len(names):
         raise DataError(f"{path} must begin with a line of names, each different, such as: file,age,smiling")

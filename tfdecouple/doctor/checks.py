@@ -12,8 +12,8 @@ import time
 import timeit
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -144,7 +144,7 @@ def compute_gradient(device: str, images: np.ndarray, settings: Sequence[str]) -
     return _join(state.optimizer.means) / (1 - state.training.beta_1)
 
 
-def _join(variables: Mapping[str, Any]) -> np.ndarray:
+def _join(variables: Mapping[str, keras.Variable]) -> np.ndarray:
     return np.concatenate([variable.numpy().ravel() for _, variable in sorted(variables.items())])
 
 

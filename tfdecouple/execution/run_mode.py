@@ -8,7 +8,6 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import tensorflow as tf
 
@@ -100,7 +99,7 @@ def count_shards() -> int:
     return max(1, tf.config.threading.get_inter_op_parallelism_threads() // threads)
 
 
-def split_into_parts(x: tf.Tensor | None, count: int) -> list[Any]:
+def split_into_parts(x: tf.Tensor | None, count: int) -> list[tf.Tensor | None]:
     """Splits a batch into `count` parts of nearly equal size; None gives a list of `count` times None."""
     if x is None or count == 1:
         return [x] * count

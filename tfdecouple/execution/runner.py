@@ -16,7 +16,7 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.execution.run_mode import RunMode, split_into_parts
-from tfdecouple.layers.base import Condition, InvertibleLayer, Mapped, disable_autograph, run_layers
+from tfdecouple.layers.base import Condition, InvertibleLayer, Mapped, Run, disable_autograph, run_layers
 from tfdecouple.layers.inversion import Gradients, invert_layers
 from tfdecouple.numerics.arithmetic import get_sizes
 from tfdecouple.numerics.kernels import use_kernels
@@ -33,12 +33,12 @@ class Traced:
 
     def __init__(self, mode: RunMode | None = None) -> None:
         self.mode = mode or RunMode()
-        self._layer_functions: dict[tuple, Any] = {}
+        self._layer_functions: dict[tuple, Callable] = {}
         self._network_functions: dict[tuple, tuple[list[keras.Variable], Any]] = {}
 
     def __call__(
         self,
-        method: Callable[..., Any],
+        method: Callable,
         network: InvertibleLayer,
         x: tf.Tensor,
         condition: Condition = None,
@@ -75,7 +75,7 @@ class Traced:
         run_layer = functools.partial(self._run_layer, method, mode)
         with use_kernels(mode.kernels):
             for part, z, part_probes in zip(*parts, strict=True):
-                run: Any = functools.partial(run_layers, run_layer)
+                run: Run = functools.partial(run_layers, run_layer)
                 if method is InvertibleLayer.forward_and_log_det:
                     if mode.memory == "invert":
                         run = functools.partial(self._run_for_inversion, run, mode, part_probes)
@@ -87,7 +87,7 @@ class Traced:
         return outputs[0] if count == 1 else tuple(tf.concat(parts, 0) for parts in zip(*outputs, strict=True))
 
     def _run_layer(
-        self, method: Callable[..., Any], mode: RunMode, layer: InvertibleLayer, x: tf.Tensor, *others: Condition
+        self, method: Callable, mode: RunMode, layer: InvertibleLayer, x: tf.Tensor, *others: Condition
     ) -> Any:
         """Returns `method(layer, x, *others)`, computed by a trace that all layers with equal shapes and options share.
 
@@ -107,8 +107,8 @@ class Traced:
         return self._layer_functions[key]([tf.convert_to_tensor(variable) for variable in layer.variables], x, *others)
 
     def _find_network_function(
-        self, method: Callable[..., Any], network: InvertibleLayer, x: tf.Tensor, condition: Condition, mode: RunMode
-    ) -> Callable[..., Any] | None:
+        self, method: Callable, network: InvertibleLayer, x: tf.Tensor, condition: Condition, mode: RunMode
+    ) -> Callable | None:
         """Returns a trace for the batch x, or None if the caller is traced itself or weights are replaced."""
         if not tf.executing_eagerly() or tf.config.functions_run_eagerly():
             return None
@@ -154,7 +154,7 @@ class Traced:
             with pause_gradient_tapes(), substitute_weights(weights):
                 y, log_det = run(layers, x, condition)
 
-            def gradient(*upstream: tf.Tensor) -> list[Any]:
+            def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
                 with use_kernels(keep.kernels), substitute_weights(weights):
                     result = invert_layers(invert, layers, y, condition, *upstream)
                 gradients = [] if condition is None else [result.condition_gradient]
@@ -178,7 +178,7 @@ def substitute_weights(values: Iterable[tuple[keras.Variable, tf.Tensor]]) -> ke
     return scope
 
 
-def _make_traced_function(run: Callable[..., Any], compiled: bool = False) -> Any:
+def _make_traced_function(run: Callable, compiled: bool = False) -> Any:
     """Returns `run` as a `tf.function` that stays a function in a caller's graph: TensorFlow does not inline it."""
     return tf.function(
         # TensorFlow warns if one Python function is traced often, so each trace gets a new `partial` of `run`.

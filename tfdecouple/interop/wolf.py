@@ -259,7 +259,7 @@ def _get_value(values: object, name: str, kind: type = object, default: object =
     return values
 
 
-def _get_choice(values: object, name: str, choices: tuple[Any, ...], default: object = ...) -> Any:
+def _get_choice(values: object, name: str, choices: tuple, default: object = ...) -> Any:
     value = _get_value(values, name, default=default)
     if value not in choices:
         raise WolfError(f"{name} is {value!r}, which is not supported; supported: {', '.join(map(str, choices))}")

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import keras
 import tensorflow as tf
@@ -62,7 +62,7 @@ class WeightNorm(NamedTuple):
     bias: keras.Variable
 
     @classmethod
-    def from_weights(cls, weights: Mapping[str, Any]) -> Self:
+    def from_weights(cls, weights: Mapping[str, keras.Variable]) -> Self:
         """Returns a `WeightNorm` with direction, gain and bias from {name: value} of a layer's weights."""
         return cls(*(weights[f"last_{name}"] for name in cls._fields))
 

@@ -1,8 +1,9 @@
 """The backward pass by inversion: layers recover their inputs from their outputs instead of storing activations."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import keras
 import tensorflow as tf
 
 
@@ -21,7 +22,7 @@ class Gradients(NamedTuple):
 
 def invert_layers(
     call: Callable[..., Gradients],
-    layers: Sequence[Any],
+    layers: Sequence[keras.Layer],
     y: tf.Tensor,
     condition: tf.Tensor | None,
     y_gradient: tf.Tensor,

@@ -2,8 +2,8 @@
 
 import itertools
 from collections.abc import Callable
-from typing import Any
 
+import keras
 import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import util as tfp_util
@@ -20,7 +20,7 @@ class LayerBijector(tfb.Bijector):
     Its methods take the keyword `condition`; without the keyword they use the constructor's `condition`.
     """
 
-    def __init__(self, layer: Any, condition: tf.Tensor | None):
+    def __init__(self, layer: keras.Layer, condition: tf.Tensor | None):
         parameters = dict(locals())
         self._layer = layer
         self._condition = condition

@@ -231,7 +231,9 @@ class Classification(Metric):
 
 
 def classify_images(
-    model: DecoupledModel, batches: Iterable[Mapping[str, Any]], on_batch: Callable[[int], None] = lambda done: None
+    model: DecoupledModel,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    on_batch: Callable[[int], None] = lambda done: None,
 ) -> Facts:
     """Classifies each image x as the label y with the highest p(y|x); returns a dict of the accuracy and more metrics.
 

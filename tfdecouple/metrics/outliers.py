@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -84,7 +84,7 @@ class Outliers(Metric):
         figure = plot_histograms(panels, f"{title}\n{evaluation.opened.note()}")
         return Result(values, _format_separation(reports, options), render_figure(figure))
 
-    def _read_outlier_batches(self, evaluation: Evaluation, name: str) -> Iterator[Mapping[str, Any]]:
+    def _read_outlier_batches(self, evaluation: Evaluation, name: str) -> Iterator[Mapping[str, np.ndarray]]:
         """Yields at most `evaluation.count` outliers `name`, as dicts of "image", "index" and "weight"."""
         from tfdecouple.data.batches import make_evaluation_batches
 
@@ -125,7 +125,7 @@ def _format_separation(reports: Facts, options: SimpleNamespace) -> list[str]:
     return lines
 
 
-def _score_images(scorer: OutlierScorer, batches: Iterable[Mapping[str, Any]], name: str, total: int) -> Scores:
+def _score_images(scorer: OutlierScorer, batches: Iterable[Mapping[str, np.ndarray]], name: str, total: int) -> Scores:
     """Returns {name of a score: array `[n]`} with "index"; RunError if a score is not finite."""
     rows: list[Scores] = []
     with Counter(f"scores of {name}", total) as counter:

@@ -8,7 +8,7 @@ flow, given this z, for the image padded to sides that the flow can halve.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import tensorflow as tf
 
@@ -18,6 +18,8 @@ from tfdecouple.networks.architecture import Architecture
 from tfdecouple.numerics.arithmetic import get_sizes
 from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.system.devices import format_bytes, read_free_memory
+
+T = TypeVar("T")
 
 # Height and width of images, in pixels: numbers, or scalar tensors while a graph is traced for any size.
 Size = tuple[int | tf.Tensor, int | tf.Tensor]
@@ -113,7 +115,7 @@ class AnySize:
         if max(side or 0 for side in shape[1:3]) > LONGEST_SIDE:
             raise DataError(f"{name} is of shape {shape}; sides of images can have at most {LONGEST_SIDE:,} pixels")
 
-    def run_within_memory(self, function: Callable[..., Any], batch: tf.Tensor, *others: tf.Tensor) -> Any:
+    def run_within_memory(self, function: Callable[..., T], batch: tf.Tensor, *others: tf.Tensor) -> T:
         """Returns `function(batch, *others)`, computed for so few images at a time that the computation fits in memory.
 
         The function must treat each image separately; `others` are tensors `[batch, ...]` or None. Only images of
@@ -145,7 +147,7 @@ def find_both_bins(
     return bins, bins if shrunk is padded else find_bins(shrunk)
 
 
-def run_in_parts(function: Callable[..., Any], count: int, *batches: tf.Tensor | None) -> Any:
+def run_in_parts(function: Callable[..., T], count: int, *batches: tf.Tensor | None) -> T:
     """Calls `function` on `count` entries at a time of `batches`, each `[n, ...]` or None; returns joined results."""
     size = next(batch.shape[0] for batch in batches if batch is not None)
     slices = [slice(start, start + count) for start in range(0, size, count)]

@@ -75,7 +75,7 @@ class BoundMetrics:
         not_applied: count of steps skipped in this epoch, an int64 variable.
     """
 
-    def __init__(self, bits_per_dim: Callable[[Any], Any], training: TrainingConfig):
+    def __init__(self, bits_per_dim: Callable[[tf.Tensor], tf.Tensor], training: TrainingConfig):
         self._bits_per_dim, self._training = bits_per_dim, training
         self.metrics = [_MeanOfImages(name, "float64") for name in ("loss", "bits_per_dim", *TERMS)]
         self.skipped, self.not_applied = (tf.Variable(np.int64(0), trainable=False) for _ in range(2))
@@ -117,7 +117,7 @@ class _MeanOfImages(keras.metrics.Mean):
     Each device adds the images of all devices, so that the mean is the same on each of them.
     """
 
-    def add_variable(self, *arguments: Any, aggregation: Any = None, **options: Any) -> Any:
+    def add_variable(self, *arguments: object, aggregation: object = None, **options: object) -> keras.Variable:
         """Returns a new variable whose copies on all devices are equal; Keras would add the copies up."""
         return super().add_variable(*arguments, aggregation="only_first_replica", **options)
 
@@ -160,13 +160,13 @@ class SkippedSteps(keras.callbacks.Callback):
             )
 
 
-def require_equal_weights(*weights: Any) -> None:
+def require_equal_weights(*weights: object) -> None:
     """Raises UserError unless all `weights` of images or classes, arguments of Keras' `fit`, are None."""
     if any(weight is not None for weight in weights):
         raise UserError("all images have equal weight in the bound: leave out sample_weight and class_weight")
 
 
-def unpack_images(data: Any) -> tuple[Any, Any]:
+def unpack_images(data: Any) -> tuple:
     """Returns (images, labels), with None for no labels, from the data that `fit` or a training step receives.
 
     The data are images; a tuple of images and labels; or a dict with `image` and optionally `label`, as from TensorFlow
@@ -277,9 +277,9 @@ class Training(Coding, Densities, Initialization):
 
     _options: TrainingConfig | None = None
     _bound_metrics: BoundMetrics | None = None
-    train_function: Any
-    test_function: Any
-    predict_function: Any
+    train_function: Callable
+    test_function: Callable
+    predict_function: Callable
 
     def compile(self, optimizer: Any = "adam", loss: None = None, **options: Any) -> None:
         """Sets the options of `fit` and `evaluate`, which minimise and measure the negative evidence lower bound.
@@ -517,11 +517,11 @@ class Training(Coding, Densities, Initialization):
         metrics.add_images(sum_over_devices(tf.reduce_sum(terms, -1)) / count, count, training.kl_weight)
         return metrics.collect_results()
 
-    def predict_step(self, data: Any) -> Any:
+    def predict_step(self, data: Any) -> tf.Tensor | tuple:
         """Returns the codes (z, v) of a batch of images for `predict`, or only the tensor v for a model without z."""
         codes = self.encode(*self._read_batch(data))
         return codes.v if codes.z is None else tuple(codes)
 
-    def _read_batch(self, data: Any) -> tuple[tf.Tensor, Any]:
+    def _read_batch(self, data: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
         images, labels = unpack_images(data)
         return as_images(images, self.config.image_shape), labels if self.config.has_labels else None

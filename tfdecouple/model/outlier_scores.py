@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -67,7 +68,7 @@ class OutlierScorer:
     The draws depend on the seed and on the index of the image, so other images in a batch do not change a score.
     """
 
-    def __init__(self, model: Any, samples: int = 1, seed: int = 0):
+    def __init__(self, model: keras.Model, samples: int = 1, seed: int = 0):
         self._model, self._samples, config = model, samples, model.config
 
         @tf.function(autograph=False)

@@ -40,14 +40,14 @@ class DeviceResult(NamedTuple):
         stop: above 0 if a signal has asked a process to stop.
     """
 
-    gradients: list[Any]
-    moving: list[Any]
-    terms: list[Any]
+    gradients: list[tf.Tensor]
+    moving: list[tf.Tensor]
+    terms: list[tf.Tensor]
     inversion_error: tf.Tensor
     stop: tf.Tensor
 
 
-def locate_images(images: tf.Tensor, trains: bool = False) -> tuple[Any, Any]:
+def locate_images(images: tf.Tensor, trains: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the index of this device's first image in the batch of all devices, and the size of that batch.
 
     The devices hold consecutive parts of the batch, which may differ in size: the last batch of an epoch is smaller.
@@ -97,9 +97,9 @@ class TrainingStep:
     training: TrainingConfig
     trainable: Sequence[keras.Variable]
     moving: Sequence[keras.Variable]
-    apply: Callable[[DeviceResult, tf.Tensor, tf.Tensor], Any]
+    apply: Callable[[DeviceResult, tf.Tensor, tf.Tensor], object]
 
-    def take(self, *arguments: Any, **options: Any) -> Any:
+    def take(self, *arguments: tf.Tensor | None, **options: Any) -> Any:
         """Takes a step on the whole batch and returns the result of `apply`; call it on each device of the strategy.
 
         The arguments are those of `differentiate`.
@@ -114,7 +114,7 @@ class TrainingStep:
         seed: tf.Tensor,
         updates: int | tf.Tensor,
         *,
-        place: tuple[Any, Any] | None = None,
+        place: tuple[tf.Tensor, tf.Tensor] | None = None,
         number: int | tf.Tensor = 0,
         stop: tf.Tensor | float = 0.0,
     ) -> DeviceResult:
@@ -180,7 +180,9 @@ class TrainingStep:
         """
         options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=self.training.bytes_per_pack)
 
-        def reduce_to_devices(reduction: Any, values: list[Any], variables: Sequence[Any]) -> list[Any]:
+        def reduce_to_devices(
+            reduction: tf.distribute.ReduceOp, values: list[tf.Tensor], variables: Sequence[keras.Variable]
+        ) -> list[tf.Tensor]:
             pairs = [(value, variable.value) for value, variable in zip(values, variables, strict=True)]
             # A model without an encoder has no moving statistics, and TensorFlow cannot reduce an empty list.
             return list(strategy.extended.batch_reduce_to(reduction, pairs, options)) if pairs else []

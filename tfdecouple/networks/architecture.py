@@ -25,6 +25,10 @@ IMAGE_MAPS = 8
 _HIDDEN_MAPS, _STAGE_MAPS = 3, 8
 
 
+# A network that is not built, and the shape of its input, batch first.
+PlacedNetwork = tuple[Any, Shape]
+
+
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """The networks that a model's config describes, and their sizes, computed without creating weights.
@@ -36,7 +40,7 @@ class Architecture:
 
     config: ModelConfig
 
-    def make_networks(self) -> dict[str, tuple[Any, tuple]]:
+    def make_networks(self) -> dict[str, PlacedNetwork]:
         """Returns {name: (unbuilt network, input shape)} of all networks of a model; input shapes are batch first."""
         from tfdecouple.networks.dequantizer import Dequantizer
         from tfdecouple.networks.flow import Flow
@@ -44,7 +48,7 @@ class Architecture:
 
         config = self.config
         image, z = (None, *config.image_shape), (None, config.latent_dim)
-        networks: dict[str, tuple[Any, tuple]] = {"flow": (Flow(config, name="flow"), image)}
+        networks: dict[str, PlacedNetwork] = {"flow": (Flow(config, name="flow"), image)}
         if config.has_encoder:
             networks["encoder"] = ENCODERS[config.encoder](config, name="encoder"), image
             if config.prior != "normal":
@@ -58,7 +62,7 @@ class Architecture:
         return networks
 
     @property
-    def _smallest(self) -> dict[str, tuple[Any, tuple]]:
+    def _smallest(self) -> dict[str, PlacedNetwork]:
         return _make_smallest_networks(self.config)
 
     @property
@@ -67,7 +71,7 @@ class Architecture:
         return list(itertools.chain(*self.config.levels, *self.config.dequantization_levels))
 
     @property
-    def encoders(self) -> list[tuple[Any, tuple]]:
+    def encoders(self) -> list[PlacedNetwork]:
         """[(unbuilt encoder, input shape)]: the encoder of z and the dequantizer's, if the model has them."""
         encoders = [self._smallest["encoder"]] if self.config.has_encoder else []
         if self.config.has_dequantizer:
@@ -137,7 +141,7 @@ class Architecture:
 
 
 @functools.lru_cache(maxsize=8)
-def _make_smallest_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
+def _make_smallest_networks(config: ModelConfig) -> dict[str, PlacedNetwork]:
     """Returns the networks of a config, but with one flow step per stage, whose steps all have equal shapes."""
 
     def reduce(steps: tuple) -> tuple:

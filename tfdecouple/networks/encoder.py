@@ -200,7 +200,7 @@ class ImageNetwork(BaseLayer):
     runner: Any = None
 
     @full_float32()
-    def run_inference(self, x: tf.Tensor, runner: Runner | None = None) -> Any:
+    def run_inference(self, x: tf.Tensor, runner: Runner | None = None) -> tf.Tensor:
         """Returns `call(x, training=False)` for images x, computed by `runner`, or by the attribute if it is None."""
         if not (runner := runner or self.runner):
             return self(x, training=False)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import tensorflow as tf
 
@@ -56,7 +55,7 @@ def multiply_sizes(factors: Iterable[int | tf.Tensor], dtype: tf.DType) -> tf.Te
     return tf.constant(count, dtype) if isinstance(count, int) else tf.cast(count, dtype)
 
 
-def sum_over_devices(values: Any) -> Any:
+def sum_over_devices(values: tf.Tensor) -> tf.Tensor:
     """Returns the sums of `values`, tensors in any structure, over all devices of the strategy that runs the caller."""
     replica = tf.distribute.get_replica_context()
     if replica is None or replica.num_replicas_in_sync == 1:

@@ -15,7 +15,7 @@ import pathlib
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -25,7 +25,7 @@ from tensorflow.core.protobuf.tensor_bundle_pb2 import BundleEntryProto, BundleH
 from tfdecouple.errors import RunError, one_line
 from tfdecouple.storage.files import convert_tensorflow_errors, read_bytes
 
-Variables = Mapping[str, Any]
+Variables = Mapping[str, tf.Variable]
 
 # End of the keys that TensorFlow gives variables in a checkpoint.
 _KEY_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"

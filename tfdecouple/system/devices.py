@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import pathlib
 import platform
-from typing import Any
 
 # The largest number of devices of one process.
 MOST_DEVICES = 256
@@ -37,7 +36,7 @@ def read_cpuinfo(field: str) -> str:
     return ""
 
 
-def describe_machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, object]:
     """Returns a dict of facts about this machine on which speed depends: processor, cores, load, versions."""
     return {
         "processor": read_cpuinfo("model name") or platform.processor(),

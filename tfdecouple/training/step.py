@@ -87,7 +87,7 @@ class TrainingState:
         self.not_finite = tf.Variable(np.zeros(len(RUNNING_MEANS), np.int64), trainable=False)
         self.refused_error = tf.Variable(np.float32(0), trainable=False)
 
-    def group_checkpoint_variables(self) -> dict[str, Mapping[str, Any]]:
+    def group_checkpoint_variables(self) -> dict[str, Mapping[str, tf.Variable]]:
         """Returns the variables for a checkpoint, a dict of dicts by group and name; group "model" has the weights."""
         counters = ("step", "updates", "skipped", "best_step", "best_bits_per_dim", "window")
         return {

@@ -7,7 +7,6 @@ labels of the images, `[n]`, or two arrays for pairs of images, or None for a mo
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +16,7 @@ from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.any_size import run_in_parts
 from tfdecouple.model.codes import interpolate_codes
+from tfdecouple.storage.files import Facts
 from tfdecouple.system.progress import Counter
 
 # Approximate width of most grids, in pixels.
@@ -112,7 +112,7 @@ def arrange_rows(images: np.ndarray, columns: int) -> np.ndarray:
 
 def draw_sample_grid(
     model: DecoupledModel,
-    rows: Mapping[str, Mapping[str, Any]],
+    rows: Mapping[str, Facts],
     what: str,
     *,
     count: int = 10,
@@ -178,7 +178,7 @@ def switch_images(
         z = interpolate_codes(z, other, [strength])[:, 0]
         return model.decode(model.match_z(z, v) if match else z, v)
 
-    def switch(a: np.ndarray, b: np.ndarray, labels_a: np.ndarray | None, labels_b: np.ndarray | None) -> Any:
+    def switch(a: np.ndarray, b: np.ndarray, labels_a: np.ndarray | None, labels_b: np.ndarray | None) -> tf.Tensor:
         (z_a, v_a), (z_b, v_b) = model.encode(a, labels_a)[:2], model.encode(b, labels_b)[:2]
         return decode(z_a, z_b, v_a), decode(z_b, z_a, v_b)
 

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from tfdecouple.storage.files import Facts
+
 # The colours of Okabe and Ito, which people with any colour vision can distinguish; the dark colours come first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "^", "s", "D", "v", "P", "X")
@@ -54,7 +56,7 @@ def plot_curves(runs: Sequence[Curves]) -> Figure:
     """
     figure = _make_figure(9, 6.6)
     lower = [name for name in _NAMES if name != "bits_per_dim" and any(_collect_curves(run, name) for run in runs)]
-    rows: list[Any] = [["bits_per_dim"] * len(lower), lower] if lower else [["bits_per_dim"]]
+    rows: list[list] = [["bits_per_dim"] * len(lower), lower] if lower else [["bits_per_dim"]]
     panels = figure.subplot_mosaic(rows, height_ratios=(1.7, 1) if lower else None)
     is_alone = len(runs) == 1
     for name, axes in panels.items():
@@ -166,7 +168,7 @@ def plot_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], title: str) 
     return figure
 
 
-def plot_confusion(confusion: Mapping[str, Any], label_names: Sequence[str]) -> Figure:
+def plot_confusion(confusion: Facts, label_names: Sequence[str]) -> Figure:
     """Plots a confusion matrix, `confusion` in the result of `classify_images`; returns the matplotlib figure.
 
     Rows are true classes, columns are predicted classes. The number in a cell is its count of images; the darkness is
