@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 # {name: array}, or {name: tensor} where a graph is built.
-Arrays = dict[str, tf.Tensor]
+Arrays: TypeAlias = "dict[str, tf.Tensor]"
 
 # The values of `Array.holds`, which says what an endpoint's input contains if the input is no scalar.
 IMAGE, GLOBAL_CODE, LOCAL_CODE, NORMAL, UNIFORM = "image", "global code", "local code", "normal noise", "uniform noise"
