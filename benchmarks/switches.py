@@ -24,9 +24,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import make_table, update_page
 from benchmarks.photographs import LUMINANCE, change_colours
+from tfdecouple.errors import UserError
 from tfdecouple.storage.files import write_json
 from tfdecouple.system.process import run_program, start_tensorflow
 
+# The reference of a photograph is the one this many places later in the shuffled list.
+SHIFT = 7
 # Before switches, photographs are shrunk until their longest side has this many pixels.
 LONGEST = 320
 # The metrics of `measure_transfer`, in its order; "back" counts the photographs that decode to exactly the same pixels.
@@ -59,7 +62,7 @@ def measure_switches(files: list[pathlib.Path], runs: list[str]) -> dict[str, li
     }
     metrics: dict[str, list[float]] = {}
     for kind, photographs in sets.items():
-        pairs = list(zip(photographs, photographs[7:] + photographs[:7], strict=True))
+        pairs = list(zip(photographs, photographs[SHIFT:] + photographs[:SHIFT], strict=True))
         for name, function in others.items():
             metrics[f"{name}, {kind}"] = measure_transfer(pairs, [function(a, b) for a, b in pairs])
         for name, model in models.items():
@@ -175,6 +178,8 @@ def main() -> int:
     start_tensorflow()
     options.out.mkdir(parents=True, exist_ok=True)
     files = sorted(path for path in options.photographs.iterdir() if path.is_file())
+    if len(files) <= SHIFT:
+        raise UserError(f"{options.photographs} has {len(files)} photographs; the pairs need at least {SHIFT + 1}")
     metrics = measure_switches(files, options.runs)
     table = make_table(
         ("switch, photographs", *METRICS),
