@@ -6,11 +6,11 @@
     python benchmarks/results.py --measure pictures exactness --data-dir DIR   # measures some; --list has the names
 
 Every number in these tables is in a file in docs/results. Training wrote metrics.jsonl and summary.json. Commands
-that --list shows wrote the other files from the weights in the repository, with three exceptions: benchmarks/trials.py
-writes trials.json, benchmarks/exactness.py wrote exactness_before_patterns.json from weights that are not kept, and the
-weights of conditional-kl0.03 are in an earlier commit. The repository has no weights of the quickstart: the commands
-under "quickstart" train them first. `make results` runs the third command above. In a page each table stands
-between its lines `<!-- NAME -->` and `<!-- end NAME -->`.
+that --list shows wrote the other files from the weights in the repository, with these exceptions: benchmarks/trials.py
+writes trials.json and `benchmarks/trials.py --measure RUN` prints probe.json, and the weights of conditional-kl0.03 are
+in an earlier commit. The repository has no weights of the quickstart: the commands under "quickstart" train them first.
+`make results` runs the third command above. In a page each table stands between its lines `<!-- NAME -->` and
+`<!-- end NAME -->`.
 """
 
 from __future__ import annotations
@@ -353,25 +353,6 @@ def _render_exactness() -> str:
     return make_table(header, rows)
 
 
-def _render_patterns() -> str:
-    # After this update, training also uses patterns (synthetic images: noise and checkerboards).
-    begin = load_result("conditional/config.json")["training"]["patterns_after"]
-    lost = {
-        (name, row["run"]): row["lost"]
-        for name in ("exactness_before_patterns.json", "exactness.json")
-        for row in load_result(name)["rows"]
-        if row["images"] == "noise of 0 and 255"
-    }
-    rows = []
-    for run, name in RUNS.items():
-        evaluations = dict(_read_validation(FILES / run))
-        steps = [max(step for step in evaluations if step <= begin), load_result(f"{run}/summary.json")["best_step"]]
-        counts = [lost["exactness_before_patterns.json", run], lost["exactness.json", run]]
-        rows.append([name, *(f"{evaluations[step]:.4f}" for step in steps), *counts])
-    titles = ["validation bits/dim", "inexact of 256 noise images"]
-    return make_table(["model", *(f"{title}, {when}" for title in titles for when in ("before", "after"))], rows)
-
-
 # Outlier scores, the rows of the table "outliers": {name in the JSON file: title in the table}.
 SCORES = {"bits_per_dim": "bits/dim", "bits_per_dim_minus_codec": "bits/dim minus WebP's", "prior_nats": "-log p(z)"}
 SCORES |= {"shell": "shell (length of v)", "typicality": "typicality"}
@@ -402,7 +383,6 @@ DETAIL_TABLES: dict[str, Callable[[], str]] = {
     "seeds": _render_seeds,
     "statistics": _render_statistics,
     "exactness": _render_exactness,
-    "patterns": _render_patterns,
     "outliers": _render_outliers,
 }
 

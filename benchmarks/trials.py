@@ -70,7 +70,7 @@ def main() -> int:
     parser.add_argument("--json", type=pathlib.Path, default=ROWS, help=f"rows (default {ROWS.relative_to(ROOT)})")
     parser.add_argument("--docs", type=pathlib.Path, help="put the table into this file, at <!-- trials -->, and end")
     parser.add_argument("--list", action="store_true", help="print the commands of the trials without a row, and end")
-    parser.add_argument("--measure", type=pathlib.Path, metavar="RUN", help=argparse.SUPPRESS)
+    parser.add_argument("--measure", type=pathlib.Path, metavar="RUN", help="print the accuracy of z of a run, and end")
     options = parser.parse_args()
     return run_program(lambda: run_action(options))
 
