@@ -9,7 +9,6 @@ Each measurement runs in a process of its own (`throughput.py`). The tables are:
   batch   images/s of training with each training.memory, of encoding and of decoding, for each batch size
   depth   seconds of a training step and of tracing, and memory, for each number of flow steps in a stage and each
           training.memory
-  large   like depth, for presets with images of 64 and 256 pixels, and 2 images in a batch
   memory  calculated, for the presets for large images: memory of a training step, and largest micro-batch on a GPU
   ceiling  calculated: images/s that a GPU can reach at most, by its published peak
 
@@ -50,7 +49,7 @@ from tfdecouple.storage.files import write_json  # noqa: E402
 from tfdecouple.system.devices import describe_machine  # noqa: E402
 from tfdecouple.system.process import run_program  # noqa: E402
 
-TABLES = ("batch", "depth", "large", "memory", "ceiling")
+TABLES = ("batch", "depth", "memory", "ceiling")
 # Kinds of work of `throughput.py`, and numbers of images in a batch, that the table "batch" measures.
 KINDS = ("train", "encode", "decode")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -61,9 +60,6 @@ DEPTH_BATCH = 16
 LARGE = ("imagenet64", "lsun_bedroom_128", "celeba_hq_256")
 # Presets for which the table "ceiling" is calculated.
 CEILINGS = ("quickstart", "cifar10", *LARGE)
-# The table "large" measures these presets with these numbers of flow steps in a stage; 24 GB of memory are enough.
-MEASURED = {"imagenet64": (1, 4, 16), "celeba_hq_256": (1, 2, 4)}
-LARGE_BATCH = 2
 GPUS_GIB = (24, 80)
 # Fraction of a GPU's memory that tensors can use; the CUDA context, convolution workspaces and gaps take the rest.
 USABLE = 0.9
@@ -71,7 +67,6 @@ GIB, MIB = 2**30, 2**20
 # A memory measurement compares two batches. The smaller batch has about this many MiB of activations, so that they
 # outweigh workspaces and weights; its number of images is limited to this range, so that a CPU is fast enough.
 MEMORY_MIB, MEMORY_IMAGES = 256, (4, 128)
-LARGE_MEMORY_MIB, LARGE_MEMORY_IMAGES = 1536, (LARGE_BATCH, 12)
 # Number of images in the data-dependent initialisation during a memory measurement. With so few images, the training
 # step and not the initialisation sets the peak of memory.
 INIT_IMAGES = 2
@@ -114,14 +109,11 @@ def measure_tables(options: argparse.Namespace) -> int:
             raise UserError(f"there is no table {name!r}; there are {', '.join(TABLES)}")
     measured: dict[str, Any] = {"machine": describe_machine(), "memory": calculate_memory()}
     measured["ceiling"] = calculate_ceilings()
-    measures = {
-        "batch": lambda: measure_batches(options),
-        "depth": lambda: measure_depths(options, {options.preset: DEPTHS}, DEPTH_BATCH, MEMORY_MIB, MEMORY_IMAGES),
-        "large": lambda: measure_depths(options, MEASURED, LARGE_BATCH, LARGE_MEMORY_MIB, LARGE_MEMORY_IMAGES),
-    }
     for name in names:
-        if name in measures:
-            measured[name] = measures[name]()
+        if name == "batch":
+            measured[name] = measure_batches(options)
+        elif name == "depth":
+            measured[name] = [measure_depth(options, memory, depth) for memory in MEMORY for depth in DEPTHS]
         if options.json:
             write_json(options.json, measured)
     tables = {name: render_table(name, measured) for name in names}
@@ -145,63 +137,48 @@ def measure_batches(options: argparse.Namespace) -> Rows:
     ]
 
 
-def measure_depths(options: argparse.Namespace, presets: dict[str, tuple[int, ...]], *sizes: Any) -> Rows:
-    """Returns measurements of training, a list of dicts, for `presets`, {preset: numbers of flow steps in a stage}.
+def measure_depth(options: argparse.Namespace, memory: str, depth: int) -> dict[str, Any]:
+    """Returns a dict of measurements of training at a depth: times with `DEPTH_BATCH` images, and memory per image.
 
-    `sizes` are the last three arguments of `measure_depth`.
+    Depth is the number of flow steps in a stage. Memory is measured with two batches. The smaller batch has about
+    `MEMORY_MIB` MiB of activations, and a number of images within `MEMORY_IMAGES` ("recompute" can need more). The
+    other batch is twice as large.
     """
-    return [
-        measure_depth(options, preset, memory, depth, *sizes)
-        for preset, depths in presets.items()
-        for memory in MEMORY
-        for depth in depths
-    ]
-
-
-def measure_depth(
-    options: argparse.Namespace, preset: str, memory: str, depth: int, batch: int, mib: int, images: tuple[int, int]
-) -> dict[str, Any]:
-    """Returns a dict of measurements of training at a depth: times with `batch` images, and memory per image.
-
-    Depth is the number of flow steps in a stage. Memory is measured with two batches. The smaller batch has about `mib`
-    MiB of activations, and a number of images within the bounds `images` ("recompute" can need more). The other batch
-    is twice as large.
-    """
-    deep = set_depth(preset_config(preset).override(options.set), depth)
+    deep = set_depth(preset_config(options.preset).override(options.set), depth)
     training = deep.override([f"training.memory={memory}"]).training
     expected = count_activation_bytes(deep.model, memory=memory, precision=training.precision) / MIB
-    small = min(images[1], max(images[0], round(mib / expected)))
+    small = min(MEMORY_IMAGES[1], max(MEMORY_IMAGES[0], round(MEMORY_MIB / expected)))
     if memory == "recompute":
         # The backward pass frees activations while it makes gradients; activations set the peak only if larger.
         gradients = 4 * Architecture(deep.model).count_parameters()["total"] / MIB
         small = max(small, math.ceil(3 * gradients / expected))
     changes = [f"model.steps={json.dumps(deep.model.steps)}", f"training.init_images={INIT_IMAGES}"]
     extra = [word for change in (*changes, f"training.memory={memory}") for word in ("--set", change)]
-    row = run_phase(options, f"train{batch}", extra, preset)
+    row = run_phase(options, f"train{DEPTH_BATCH}", extra)
     # The two batches run at the same time, because memory does not depend on speed. One thread means that the
     # batch is one shard, as on a GPU; of two shards, one could free activations before the other has computed its own.
     extra += ["--live", "--threads", "1"]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        steps = [pool.submit(run_phase, options, f"first_step{b}", extra, preset) for b in (small, 2 * small)]
+        steps = [pool.submit(run_phase, options, f"first_step{b}", extra) for b in (small, 2 * small)]
         live = [step.result()["peak_live_mib"] for step in steps]
     return row | {
+        "memory": memory,
         "depth": depth,
-        "live_mib": live,
-        "memory_batches": [small, 2 * small],
         "mib_per_image": (live[1] - live[0]) / small,
         "calculated_mib_per_image": expected,
     }
 
 
-def run_phase(options: argparse.Namespace, phase: str, extra: Sequence[str], preset: str = "") -> dict[str, Any]:
+def run_phase(options: argparse.Namespace, phase: str, extra: Sequence[str]) -> dict[str, Any]:
     """Runs `throughput.py` for a phase such as "train16", with the arguments `extra`; returns {measurement: value}."""
-    preset = preset or options.preset
-    command = [sys.executable, str(ROOT / "benchmarks" / "throughput.py"), "--phase", phase, "--preset", preset]
+    command = [sys.executable, str(ROOT / "benchmarks" / "throughput.py"), "--phase", phase, "--preset", options.preset]
     changes = [word for change in options.set for word in ("--set", change)]
     # `extra` comes last, so that its number of flow steps overrides the user's --set.
     row = run_json([*command, "--threads", str(options.threads), *changes, *extra])
     rate = f"{row['images_per_s']:.2f} images/s, " if "images_per_s" in row else ""
-    print(f"{preset} {phase} {' '.join(extra)}: {rate}{row['peak_rss_mib']:.0f} MiB", file=sys.stderr, flush=True)
+    print(
+        f"{options.preset} {phase} {' '.join(extra)}: {rate}{row['peak_rss_mib']:.0f} MiB", file=sys.stderr, flush=True
+    )
     return row
 
 
@@ -252,11 +229,9 @@ def calculate_ceilings() -> Rows:
 
 def render_table(name: str, measured: dict[str, Any]) -> str:
     """Returns the Markdown table `name`, one of TABLES; `measured` is {name of a table: list of dicts}."""
-    if name in ("depth", "large"):
-        return render_depths(measured[name], ["preset", "memory"] if name == "large" else ["memory"])
     if name == "ceiling":
         return make_table(list(measured[name][0]), [list(row.values()) for row in measured[name]])
-    return {"batch": render_batches, "memory": render_memory}[name](measured[name])
+    return {"batch": render_batches, "depth": render_depths, "memory": render_memory}[name](measured[name])
 
 
 def render_batches(rows: Rows) -> str:
@@ -270,19 +245,16 @@ def render_batches(rows: Rows) -> str:
     return make_table(["batch size", *kinds], lines)
 
 
-def render_depths(rows: Rows, names: list[str]) -> str:
+def render_depths(rows: Rows) -> str:
     """Returns a Markdown table of time and memory of training at each depth (number of flow steps in each stage).
 
-    The first columns are `names`, such as "memory". After the rows with equal values in these columns comes a row with
-    growth exponents.
+    After the rows of each `training.memory` comes a row with growth exponents.
     """
-    header = [{"memory": "training.memory"}.get(name, name) for name in names]
-    header += ["flow steps", "ms/update", "tracing, s", "process, MiB", "MiB/image, measured", "MiB/image, calculated"]
-    groups: dict[tuple[str, ...], Rows] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    header = ["training.memory", "flow steps", "ms/update", "tracing, s", "process, MiB"]
+    header += ["MiB/image, measured", "MiB/image, calculated"]
     lines: list[list[object]] = []
-    for group, chosen in groups.items():
+    for memory in dict.fromkeys(row["memory"] for row in rows):
+        chosen = [row for row in rows if row["memory"] == memory]
         columns = [
             [float(row["ms_per_call"]) for row in chosen],
             # Only the first call includes tracing. The least value is 0.01, because 0 has no logarithm.
@@ -292,8 +264,8 @@ def render_depths(rows: Rows, names: list[str]) -> str:
         ]
         depths = [row["depth"] for row in chosen]
         calculated = [float(row["calculated_mib_per_image"]) for row in chosen]
-        lines += [[*group, *line] for line in zip(depths, *columns, calculated, strict=True)]
-        lines.append([*group, "exponent", *(f"{fit_exponent(depths, column):z.2f}" for column in columns), ""])
+        lines += [[memory, *line] for line in zip(depths, *columns, calculated, strict=True)]
+        lines.append([memory, "exponent", *(f"{fit_exponent(depths, column):z.2f}" for column in columns), ""])
     return make_table(header, lines)
 
 
