@@ -23,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -75,11 +76,11 @@ def measure_runtimes(
     pythons = {"openvino": options.openvino_python}
     program = str(ROOT / "benchmarks" / "export_worker.py")
     arguments = [str(run), str(exported), str(options.threads), str(max(options.batches))]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    workers = {}
+    workers: dict[str, Any] = {}
     for runtime in runtimes:
         command = [pythons.get(runtime, sys.executable), program, runtime, *arguments]
-        workers[runtime] = subprocess.Popen(command, cwd=ROOT, **pipes)
+        pipe = subprocess.PIPE
+        workers[runtime] = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
 
     def time_call(runtime: str, endpoint: str, batch: int) -> tuple[float, float]:
         worker = workers[runtime]

@@ -28,7 +28,7 @@ def serve_calls(runtime: str, run: pathlib.Path, exported: pathlib.Path, threads
     shape = {"images": model["image_shape"], "v": model["image_shape"], "z": [model["latent_dim"]]}
     names = {"encode": ["images"], "decode": ["v"] if model["latent_dim"] is None else ["z", "v"]}
     rng = np.random.default_rng(0)
-    inputs = {"images": rng.integers(0, 256, (most, *shape["images"]), dtype=np.uint8)}
+    inputs: dict[str, np.ndarray] = {"images": rng.integers(0, 256, (most, *shape["images"]), dtype=np.uint8)}
     inputs |= {name: 0.5 * rng.standard_normal((most, *shape[name]), np.float32) for name in names["decode"]}
     for line in sys.stdin:
         endpoint, batch = line.split()[0], int(line.split()[1])
@@ -57,7 +57,7 @@ def open_keras(run: pathlib.Path, exported: pathlib.Path, threads: int):
     model = tfdecouple.load_model(run)
 
     def call(endpoint: str, inputs: dict[str, np.ndarray]) -> object:
-        return model.encode(**inputs) if endpoint == "encode" else model.decode(inputs.get("z"), inputs["v"])
+        return model.encode(inputs["images"]) if endpoint == "encode" else model.decode(inputs.get("z"), inputs["v"])
 
     return call
 
@@ -118,5 +118,5 @@ RUNTIMES = {"keras": open_keras, "savedmodel": open_saved_model, "onnx": open_on
 OTHERS = {"openvino": open_openvino, "litert": open_litert}
 
 if __name__ == "__main__":
-    name, *folders, threads, most = sys.argv[1:]
-    serve_calls(name, *map(pathlib.Path, folders), threads=int(threads), most=int(most))
+    name, run, exported, threads, most = sys.argv[1:]
+    serve_calls(name, pathlib.Path(run), pathlib.Path(exported), int(threads), int(most))

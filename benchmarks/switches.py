@@ -113,7 +113,7 @@ def measure_transfer(pairs: list[Pair], results: list[np.ndarray]) -> list[float
             change = np.atleast_1d(of_reference - of_content)
             shares[number] += change @ np.atleast_1d(of_result - of_content), change @ change
         slopes = [np.stack(np.gradient(image / 255 @ LUMINANCE)).ravel() for image in (pair[0], result)]
-        correlations.append(float(np.corrcoef(*slopes)[0, 1]))
+        correlations.append(float(np.corrcoef(slopes)[0, 1]))
         content, reference, changed = (rgb2lab(image) for image in images)
         distances.append(measure_distance(changed, reference))
         parts = zip(np.array_split(changed, 3), np.array_split(reference, 3), strict=True)

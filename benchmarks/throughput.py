@@ -201,10 +201,10 @@ class Benchmark:
             return Work(lambda: model.sample(batch, temperature=0.7, seed=0).numpy(), batch)
         images, labels = load_images(self.source, "test", batch, at_most=True)
         images = np.resize(images, (batch, *images.shape[1:]))
-        labels = np.resize(labels, batch) if model.config.has_labels else None
+        given = (images, np.resize(labels, batch)) if model.config.has_labels else (images,)
         if phase == "encode":
-            return Work(lambda: model.encode(images, labels).v.numpy(), batch)
-        z, v = model.encode(images, labels)[:2]
+            return Work(lambda: model.encode(*given).v.numpy(), batch)
+        z, v = model.encode(*given)[:2]
         return Work(lambda: model.decode(z, v).numpy(), batch)
 
     def _make_step(self) -> Callable[[], Any]:

@@ -5,10 +5,10 @@
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from tfdecouple.config import Config, ModelConfig
+from tfdecouple.config.shapes import Shape
 from tfdecouple.layers import Coupling, InvertibleLayer, InvertibleLinear
 from tfdecouple.layers.conditioners import CouplingNet
 from tfdecouple.networks.architecture import FLOAT32, IMAGE_MAPS, Architecture
@@ -45,7 +45,7 @@ def count_multiply_adds(config: ModelConfig) -> int:
     return sum(count_products(*networks[name]) for name in ("encoder", "flow", "dequantizer") if name in networks)
 
 
-def count_products(layer: Any, x_shape: Sequence[Any], condition_shape: Sequence[Any] | None = None) -> int:
+def count_products(layer: Any, x_shape: Shape, condition_shape: Shape | None = None) -> int:
     """Returns the multiply-adds of a layer and its inner layers for one image; shapes are batch first."""
     positions, count = math.prod(x_shape[1:-1]), 0
     if isinstance(layer, Convolution):
@@ -90,8 +90,8 @@ def count_activation_bytes(config: ModelConfig, *, memory: str = "keep", precisi
 
 def count_stored_bytes(
     layer: Any,
-    x_shape: Sequence[Any],
-    condition_shape: Sequence[Any] | None = None,
+    x_shape: Shape,
+    condition_shape: Shape | None = None,
     net_bytes: int = FLOAT32,
     memory: str = "keep",
 ) -> int:
@@ -114,10 +114,12 @@ def count_stored_bytes(
     if isinstance(layer, Coupling) and layer.transform == "affine":
         # Additive couplings store no value, because x, b and y have the same gradient.
         count += positions * layer.split.count_channels(channels)[1] * (3 if layer.alpha == 1 else 4)
-    return FLOAT32 * count + sum(count_stored_bytes(*child, net_bytes, memory) for child in children)
+    return FLOAT32 * count + sum(
+        count_stored_bytes(inner, x, condition, net_bytes, memory) for inner, x, condition in children
+    )
 
 
-def _count_block_values(block: ResNetBlock, x_shape: Sequence[Any]) -> int:
+def _count_block_values(block: ResNetBlock, x_shape: Shape) -> int:
     """Returns how many values a block stores: padded inputs of convolutions, inputs of norms, outputs of two ELUs."""
     *sides, planes = block.compute_output_shape(x_shape)[1:]
     border, has_shortcut = 0 if block.transposed else 2, bool(block.shortcut)
