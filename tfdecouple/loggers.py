@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tfdecouple.errors import one_line
-from tfdecouple.storage.files import Facts, convert_tensorflow_errors, move_into_place, parse_json, temporary_file
+from tfdecouple.storage.files import Facts, convert_tensorflow_errors, parse_json, replace_file
 
 # The log is read in pieces of at most this length, so a longer line counts as several damaged lines.
 _MOST_LINE_BYTES = 2**16
@@ -213,14 +213,12 @@ class MetricsLog:
         damaged = 0
         if self._path.exists():
             measured_again = (step, "test") if is_last else None
-            with temporary_file(self._path) as temporary:
-                with temporary.open("w", encoding="utf-8") as file:
-                    for row in _read_log_lines(self._path):
-                        if row is None:
-                            damaged += 1
-                        elif row["step"] <= step and (row["step"], row["kind"]) != measured_again:
-                            file.write(_format_log_row(row))
-                move_into_place(temporary, self._path)
+            with replace_file(self._path) as temporary, temporary.open("w", encoding="utf-8") as file:
+                for row in _read_log_lines(self._path):
+                    if row is None:
+                        damaged += 1
+                    elif row["step"] <= step and (row["step"], row["kind"]) != measured_again:
+                        file.write(_format_log_row(row))
         self._call_loggers(lambda logger: logger.open(step))
         return damaged
 

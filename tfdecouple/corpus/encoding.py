@@ -25,7 +25,7 @@ from tfdecouple.model.codes import far_from_training
 from tfdecouple.model.outlier_scores import SCORES, OutlierScorer
 from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.runs.opened_run import Run, hash_weights, load_model, write_run
-from tfdecouple.storage.files import TEMPORARY, FileDigest, convert_tensorflow_errors, move_into_place, temporary_file
+from tfdecouple.storage.files import TEMPORARY, FileDigest, convert_tensorflow_errors, replace_file
 
 # Name of the run folder with the weights of the encoding model. No other weights can decode the codes.
 RUN = "_run"
@@ -104,14 +104,13 @@ class CodesFolder:
         `keys` are the names of the file's images in UTF-8, and `rows` is a dict of "label" and code arrays with an
         entry for each image. Raises UserError if the file cannot be written.
         """
-        with convert_write_errors(self.path), temporary_file(self.path / shard.name) as temporary:
+        with convert_write_errors(self.path), replace_file(self.path / shard.name) as temporary:
             write_codes(self.manifest.format, temporary, self.manifest.fields, keys, rows)
             entry = Shard(name=shard.name, images=len(keys), **FileDigest.from_file(temporary).model_dump())
             others = [other for other in self.manifest.shards if other.name != shard.name]
             self.manifest = self.manifest.model_copy(update={"complete": False, "shards": (*others, entry)})
             # The manifest comes first: a file without an entry would be written again after a kill.
             self.manifest.write_manifest(self.path)
-            move_into_place(temporary, self.path / shard.name)
 
     def finish(self) -> CodesManifest:
         """Writes and returns the manifest of the complete folder, with all code files in their order."""

@@ -1,13 +1,14 @@
 """The data source `folder:PATH`: a folder of image files, assigned to splits by sub-folders or a hash of file names."""
 
 import concurrent.futures
+import dataclasses
 import hashlib
 import itertools
 import math
 import os
 import pathlib
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -66,13 +67,26 @@ class ImageFolder(SourceKind):
         label_names = sorted({file.label_name for split_files, _ in files.values() for file in split_files} - {""})
         labels = {name: label for label, name in enumerate(label_names)}
         bad_images = BadImages(config.on_bad_image)
-        decoded_bytes = sum(len(split_files) for split_files, _ in files.values()) * math.prod(image_shape)
+
+        def make_split(files: Sequence[ImageFile], description: str) -> FileSplit:
+            return FileSplit(
+                len(files),
+                description,
+                keys=[pathlib.Path(file.path).relative_to(folder).as_posix() for file in files],
+                paths=[file.path for file in files],
+                labels=np.array([labels.get(file.label_name, -1) for file in files], np.int32),
+                image_shape=image_shape,
+                centre_crop=config.centre_crop,
+                bad_images=bad_images,
+            )
+
+        whole = sorted((file for split_files, _ in files.values() for file in split_files), key=lambda file: file.path)
+        all_images = make_split(whole, "all images")
+        fits = all_images.size * math.prod(image_shape) <= config.cache_gib * 2**30
         splits: dict[str, Split] = {}
         for name, (split_files, description) in files.items():
-            split = FileSplit(split_files, folder, labels, description, image_shape, config.centre_crop, bad_images)
-            splits[name] = split.load_folder_into_memory() if decoded_bytes <= config.cache_gib * 2**30 else split
-        whole = sorted((file for split_files, _ in files.values() for file in split_files), key=lambda file: file.path)
-        all_images = FileSplit(whole, folder, labels, "all images", image_shape, config.centre_crop, bad_images)
+            split = make_split(split_files, description)
+            splits[name] = split.load_folder_into_memory() if fits else split
         return Source(
             name=config.source,
             title=f"images in {folder}",
@@ -153,30 +167,19 @@ def list_image_files(folder: pathlib.Path, least: int) -> list[ImageFile]:
     return sorted(files, key=lambda file: file.key)
 
 
+@dataclasses.dataclass(eq=False, kw_only=True)
 class FileSplit(Split):
-    """A split of image files, which reads a file each time a batch needs the image."""
+    """A split of image files with `paths` and `labels`, int32 `[size]`; it reads a file each time a batch needs it."""
 
-    def __init__(
-        self,
-        files: Sequence[ImageFile],
-        folder: pathlib.Path,
-        labels: Mapping[str, int],
-        description: str,
-        image_shape: ImageShape,
-        centre_crop: int,
-        bad_images: BadImages,
-    ) -> None:
-        keys = [pathlib.Path(file.path).relative_to(folder).as_posix() for file in files]
-        super().__init__(len(files), description, keys)
-        self._paths = [file.path for file in files]
-        self._labels = np.array([labels.get(file.label_name, -1) for file in files], np.int32)
-        self._image_shape = image_shape
-        self._centre_crop = centre_crop
-        self._bad_images = bad_images
+    paths: Sequence[str]
+    labels: np.ndarray
+    image_shape: ImageShape
+    centre_crop: int
+    bad_images: BadImages
 
     def load_folder_into_memory(self) -> MemorySplit:
         """Returns a `MemorySplit` of the readable images; DataError if none is, or by `data.on_bad_image`."""
-        images = np.empty((self.size, *self._image_shape), np.uint8)
+        images = np.empty((self.size, *self.image_shape), np.uint8)
 
         def fill(index: int) -> bool:
             if (image := self._read_unless_skipped(index)) is None:
@@ -189,49 +192,46 @@ class FileSplit(Split):
         if not readable.any():
             raise self._make_none_readable_error()
         images = images if readable.all() else images[readable]
-        labels, keys = self._labels[readable], list(itertools.compress(self.keys or (), readable))
-        return MemorySplit(len(images), self.description, lambda: (images, labels), keys)
+        labels, keys = self.labels[readable], list(itertools.compress(self.keys or (), readable))
+        return MemorySplit(len(images), self.description, lambda: (images, labels), keys=keys)
 
     def decode_record(self, record: tf.Tensor) -> Tensors:
         # If unreadable images were left out instead of replaced, all later batches would shift, and a resumed run would
         # have to read all earlier images to find its position.
-        return self._decode_next_readable(record)[:2]
-
-    def decode_examples(self, indices: np.ndarray | None = None, replace_unreadable: bool = False) -> tf.data.Dataset:
-        if replace_unreadable:
-            return super().decode_examples(indices)
-
-        @tf.autograph.experimental.do_not_convert
-        def decode(index: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-            image, label, position = self._decode_next_readable(index)
-            return {"image": image, "label": label, "index": index}, tf.equal(position, index)
-
-        records = self.list_records() if indices is None else self.select_records(indices)
-        examples = records.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        return examples.filter(lambda _, is_readable: is_readable).map(lambda example, _: example)
-
-    def _decode_next_readable(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns (image, label, index) of the first readable image from `index` on; the search wraps around to 0."""
-
-        def read(index: int) -> tuple[np.ndarray, np.int32, np.int64]:
+        def read_next_readable(index: int) -> tuple[np.ndarray, np.int32]:
             for position in itertools.chain(range(index, self.size), range(index)):
                 if (image := self._read_unless_skipped(position)) is not None:
-                    return image, self._labels[position], np.int64(position)
-            raise self._bad_images.store_image_error(self._make_none_readable_error())
+                    return image, self.labels[position]
+            raise self.bad_images.store_image_error(self._make_none_readable_error())
 
-        image, label, position = tf.numpy_function(read, [index], [tf.uint8, tf.int32, tf.int64])
-        return tf.ensure_shape(image, self._image_shape), tf.ensure_shape(label, []), position
+        image, label = tf.numpy_function(read_next_readable, [record], [tf.uint8, tf.int32])
+        return tf.ensure_shape(image, self.image_shape), tf.ensure_shape(label, [])
+
+    def decode_examples(self, indices: np.ndarray | None = None, replace_unreadable: bool = False) -> tf.data.Dataset:
+        examples = super().decode_examples(indices)
+        if replace_unreadable:
+            return examples
+
+        @tf.autograph.experimental.do_not_convert
+        def is_readable(example: dict[str, tf.Tensor]) -> tf.Tensor:
+            # By now, decoding has added the path of an unreadable image to `skipped`.
+            is_skipped = tf.numpy_function(
+                lambda index: self.paths[index] in self.bad_images.skipped, [example["index"]], tf.bool
+            )
+            return ~tf.ensure_shape(is_skipped, [])
+
+        return examples.filter(is_readable)
 
     def _read_unless_skipped(self, index: int) -> np.ndarray | None:
         """Reads the image file with this index, uint8 [height, width, channels]; returns None if it is skipped."""
-        path = self._paths[index]
-        if path in self._bad_images.skipped:
+        path = self.paths[index]
+        if path in self.bad_images.skipped:
             return None
         try:
-            return read_image(path, self._image_shape, self._centre_crop)
+            return read_image(path, self.image_shape, self.centre_crop)
         except DataError as error:
-            self._bad_images.skip_or_raise(path, error)
+            self.bad_images.skip_or_raise(path, error)
             return None
 
     def _make_none_readable_error(self) -> DataError:
-        return DataError(f"none of the {self.size} images can be read, the first is {self._paths[0]}; repair them")
+        return DataError(f"none of the {self.size} images can be read, the first is {self.paths[0]}; repair them")

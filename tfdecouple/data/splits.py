@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import abc
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -22,6 +21,7 @@ def fold_into_seed(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
     return tf.random.experimental.stateless_fold_in(seed, number, alg=ALGORITHM)
 
 
+@dataclasses.dataclass(eq=False)
 class Split(abc.ABC):
     """The base class of splits, which list records in a fixed order; `decode_record` turns a record into an image.
 
@@ -34,10 +34,9 @@ class Split(abc.ABC):
         keys: list of the images' names, unique in the data set; None if images have no names.
     """
 
-    def __init__(self, size: int, description: str, keys: Sequence[str] | None = None) -> None:
-        self.size = size
-        self.description = description
-        self.keys = keys
+    size: int
+    description: str
+    keys: Sequence[str] | None = dataclasses.field(default=None, kw_only=True)
 
     def load_split_arrays(self) -> None:  # noqa: B027 - most splits need nothing
         """Checks files, and loads the arrays of `decode_record`, which in TensorFlow's trace would become constants."""
@@ -79,68 +78,54 @@ class Split(abc.ABC):
         return pairs.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
+@dataclasses.dataclass(eq=False)
 class MemorySplit(Split):
     """A split that holds its decoded images in memory, as one array.
 
-    The argument `load` is a function that returns the images, uint8 [size, height, width, channels], and the labels,
-    int32 [size]. The first `Source.open_split` calls `load`; later ones reuse the arrays.
+    The function `load` returns the images, uint8 [size, height, width, channels], and the labels, int32 [size]. The
+    first `Source.open_split` calls `load`; later ones reuse the arrays.
     """
 
-    def __init__(
-        self, size: int, description: str, load: Callable[[], ImagesAndLabels], keys: Sequence[str] | None = None
-    ) -> None:
-        super().__init__(size, description, keys)
-        self._load: Callable[[], ImagesAndLabels] | None = load
-        self._arrays: tuple[tf.Tensor, ...] = ()
+    load: Callable[[], ImagesAndLabels] | None
+    _arrays: tuple[tf.Tensor, ...] = dataclasses.field(default=(), init=False)
 
     def load_split_arrays(self) -> None:
-        if self._load is not None:
+        if self.load is not None:
             # The arrays stay in the memory of the CPU, because tf.data pipelines run there.
             with tf.device("/CPU:0"):
-                self._arrays = tuple(tf.convert_to_tensor(array) for array in self._load())
+                self._arrays = tuple(tf.convert_to_tensor(array) for array in self.load())
             # The function is dropped, because it possibly holds a second copy of the arrays in memory.
-            self._load = None
+            self.load = None
 
     def decode_record(self, record: tf.Tensor) -> Tensors:
         images, labels = self._arrays
         return tf.gather(images, record), tf.gather(labels, record)
 
 
+@dataclasses.dataclass(eq=False, kw_only=True)
 class RecordSplit(Split):
     """A split that is too large for the memory and can only be read in order.
 
-    `check` is a function that raises DataError if the files of the split cannot be read. `records` is a dataset of
-    encoded images with labels (dense tensors of fixed shapes), in the same order in every pass. `decode` is a function
-    of a record that returns (image, label). `window` is the count of records that are shuffled together, in memory.
+    The function `check` raises DataError if the files of the split cannot be read. `records` is a dataset of encoded
+    images with labels (dense tensors of fixed shapes), in the same order in every pass. The function `decode` of a
+    record returns (image, label). `window` is the count of records that are shuffled together, in memory.
     """
 
-    def __init__(
-        self,
-        size: int,
-        description: str,
-        *,
-        check: Callable[[], None],
-        records: tf.data.Dataset,
-        decode: Callable[[Any], Tensors],
-        window: int,
-    ) -> None:
-        super().__init__(size, description)
-        # The files are checked once, and only those of a split that is used.
-        self._check = functools.cache(check)
-        self._records = records
-        self._decode = decode
-        self._window = window
+    check: Callable[[], None]
+    records: tf.data.Dataset
+    decode: Callable[[Mapping[str, tf.Tensor]], Tensors]
+    window: int
 
     def load_split_arrays(self) -> None:
-        self._check()
+        self.check()
 
     def list_records(self) -> tf.data.Dataset:
-        return self._records
+        return self.records
 
     def select_records(self, indices: np.ndarray) -> tf.data.Dataset:
         """Returns a dataset of the encoded records with `indices`, int64 [n]; skips the others without decoding."""
         is_chosen = tf.constant(np.isin(np.arange(self.size), indices))
-        numbered = self._records.take(int(np.max(indices, initial=-1)) + 1).enumerate()
+        numbered = self.records.take(int(np.max(indices, initial=-1)) + 1).enumerate()
         return numbered.filter(lambda index, _: is_chosen[index]).map(lambda _, record: record)
 
     def shuffle_records(self, seed: tf.Tensor) -> tf.data.Dataset:
@@ -149,9 +134,9 @@ class RecordSplit(Split):
         The first window begins at a random one of the first `window` records; the records before that one come last.
         `seed`, int64 [2], determines this record and the order.
         """
-        first = tf.random.stateless_uniform([], seed, 0, self._window, tf.int64, alg=ALGORITHM)
-        windows = self._records.skip(first).batch(self._window)
-        windows = windows.concatenate(self._records.take(first).batch(self._window))
+        first = tf.random.stateless_uniform([], seed, 0, self.window, tf.int64, alg=ALGORITHM)
+        windows = self.records.skip(first).batch(self.window)
+        windows = windows.concatenate(self.records.take(first).batch(self.window))
 
         def permute(number: tf.Tensor, window: tf.Tensor) -> tf.data.Dataset:
             count = tf.shape(tf.nest.flatten(window)[0])[0]
@@ -162,5 +147,5 @@ class RecordSplit(Split):
 
         return windows.enumerate().flat_map(permute)
 
-    def decode_record(self, record: tf.Tensor) -> Tensors:
-        return self._decode(record)
+    def decode_record(self, record: Mapping[str, tf.Tensor]) -> Tensors:
+        return self.decode(record)

@@ -202,6 +202,8 @@ def _make_record_split(
         image = crop_and_resize_tensor(decode_tfds_image(record[image_key], feature), image_shape, centre_crop)
         return image, tf.cast(record[label_key], tf.int32) if label_key else tf.constant(-1, tf.int32)
 
+    # The files are checked once, and only those of a split that is used.
+    @functools.cache
     def check() -> None:
         for part in split.file_instructions:
             try:

@@ -25,7 +25,7 @@ from typing import Literal, Self
 import pydantic
 
 from tfdecouple.errors import RunError, UntrustedError, UserError, one_line
-from tfdecouple.storage.files import FileDigest, move_into_place, read_model, temporary_file, write_json, write_text
+from tfdecouple.storage.files import FileDigest, read_model, replace_file, write_json, write_text
 from tfdecouple.system.requirements import require_packages
 
 BUNDLED = pathlib.Path(__file__).parents[1] / "pretrained"
@@ -232,7 +232,7 @@ def _stream_file(
             if not _COMMIT.fullmatch(commit):
                 raise RunError(f"{address}: the answer names no commit, so HF_ENDPOINT names no Hub")
             path = snapshots / commit / name
-            with temporary_file(path) as temporary:
+            with replace_file(path) as temporary:
                 with temporary.open("wb") as file:
                     for chunk in response.iter_raw():
                         if file.tell() + len(chunk) > most:
@@ -242,7 +242,6 @@ def _stream_file(
                         file.write(chunk)
                 if facts and FileDigest.from_file(temporary) != facts:
                     raise RunError(f"{name} of {address} differs from its manifest; fetch or publish it again")
-                move_into_place(temporary, path)
             return commit
     raise RunError(f"{address}: more than {_MOST_REDIRECTS} redirects for {name}")
 

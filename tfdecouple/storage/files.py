@@ -142,31 +142,25 @@ def convert_tensorflow_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def temporary_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Returns a context with a hidden path beside `path`; a file that is still there at the end is removed.
+def replace_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Returns a context with a hidden path beside `path`; a file written there replaces `path` at the context's end.
 
-    Write the file to the hidden path, then call `move_into_place`. The folder of `path` is made if it is missing.
+    After an error, also of the final flush to the disk (fsync), `path` is unchanged, and the new file is removed. The
+    folder of `path` is made if it is missing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
     except OSError as error:
         # A full disk raises an error without a file's name.
         error.filename = error.filename or str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def move_into_place(temporary: pathlib.Path, path: pathlib.Path) -> None:
-    """Flushes a file made with `temporary_file` to the disk (fsync), then renames the file to `path`.
-
-    If flushing raises OSError, as for a full disk, an old file at `path` stays unchanged.
-    """
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def hash_file(path: pathlib.Path) -> str:
@@ -189,10 +183,9 @@ class FileDigest(pydantic.BaseModel):
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
-    """Writes bytes to a file completely or not at all, by renaming a temporary file."""
-    with temporary_file(path) as temporary:
+    """Writes bytes to a file, completely or not at all."""
+    with replace_file(path) as temporary:
         temporary.write_bytes(content)
-        move_into_place(temporary, path)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
