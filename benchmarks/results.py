@@ -275,17 +275,18 @@ def draw_budget() -> Figure:
     labels = ("bits/dim, ours minus Glow", "accuracy of z, %")
     for axes, label, metric in zip(panels, labels, (bits, accuracies), strict=True):
         estimates = [Estimate.from_values(values) for values in metric.values()]
-        errors = [2 * np.nan_to_num(estimate.standard_error) for estimate in estimates]
+        errors = [2 * estimate.standard_error for estimate in estimates]
         means = [estimate.mean for estimate in estimates]
         axes.errorbar(list(metric), means, errors, fmt="o", capsize=4)
         axes.set(xscale="log", xlabel="updates", ylabel=label)
         axes.grid(color="#DDDDDD")
+        axes.margins(y=0.12)
     panels[0].axhline(0, color="black", linewidth=1)
     slope, start = np.polyfit(np.log([*accuracies]), [np.mean(values) for values in accuracies.values()], 1)
     reached = np.exp((GOAL - start) / slope)
     line = np.array([SHORT_STEPS[0], reached])
     panels[1].plot(line, start + slope * np.log(line), "--", color="#999999")
-    panels[1].annotate(f"{GOAL} % after {reached:,.0f} updates?", (reached, GOAL), ha="right", va="bottom")
+    panels[1].annotate(f"{GOAL} % after {round(reached, -4):,.0f} updates?  ", (reached, GOAL), ha="right")
     return figure
 
 
