@@ -11,7 +11,7 @@ from tfdecouple.config import Config, ModelConfig
 from tfdecouple.config.shapes import Shape
 from tfdecouple.layers import Coupling, InvertibleLayer, InvertibleLinear
 from tfdecouple.layers.conditioners import CouplingNet
-from tfdecouple.networks.architecture import FLOAT32, IMAGE_MAPS, Architecture
+from tfdecouple.networks.architecture import FLOAT32, IMAGE_MAPS, Architecture, PlacedNetwork
 from tfdecouple.networks.encoder import Convolution, ResNetBlock
 
 # Bytes of one value in the coupling nets with precision "mixed_bfloat16".
@@ -39,9 +39,15 @@ def compute_ceiling(config: Config, phase: str, gpu: str) -> float:
 
 
 @functools.cache
+def make_networks(config: ModelConfig) -> dict[str, PlacedNetwork]:
+    """Returns the networks of a config, with the shapes of their inputs; many steps take a second."""
+    return Architecture(config).make_networks()
+
+
+@functools.cache
 def count_multiply_adds(config: ModelConfig) -> int:
     """Returns the multiply-adds for one image in encoder, flow and dequantizer (if there is one), without prior."""
-    networks = Architecture(config).make_networks()
+    networks = make_networks(config)
     return sum(count_products(*networks[name]) for name in ("encoder", "flow", "dequantizer") if name in networks)
 
 
@@ -71,7 +77,7 @@ def count_activation_bytes(config: ModelConfig, *, memory: str = "keep", precisi
     `precision` are values of `training.memory` and `training.precision`.
     """
     net_bytes = BFLOAT16 if precision == "mixed_bfloat16" else FLOAT32
-    architecture, networks = Architecture(config), Architecture(config).make_networks()
+    architecture, networks = Architecture(config), make_networks(config)
     stages, flows = architecture.stages, [networks["flow"]]
     if "dequantizer" in networks:
         dequantizer, x_shape = networks["dequantizer"]
