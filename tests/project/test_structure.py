@@ -55,8 +55,8 @@ IMPORTS = {module: imported_names(file) for module, file in MODULES.items()}
 
 def find_wrong_imports(imports, package, order):
     """Returns texts "module imports name" of imports that point from a part of a package to a later part."""
-    # `python -m export` starts the command, as `tfdecouple/__main__.py` does; `import tfdecouple` has public names.
-    modules = [name for name in imports if name not in ("tfdecouple", "export.__main__")]
+    # `import tfdecouple` has public names of all parts.
+    modules = [name for name in imports if name != "tfdecouple"]
     below = {name: name.removeprefix(f"{package}.").partition(".")[0] for name in modules}
     places = {
         name: order.index(part) for name, part in below.items() if part in order or name.startswith(f"{package}.")
