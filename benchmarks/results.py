@@ -250,7 +250,8 @@ def _render_seeds() -> str:
     for name in [name for name in SHORT_RUNS if name != "glow"]:
         differences = [compare_with_glow(name, steps) for steps in SHORT_STEPS]
         rows.append([f"{SHORT_RUNS[name]}, minus Glow", *map(_format_seeds, differences), ""])
-    return make_table(["model", *(f"{steps:,} updates" for steps in SHORT_STEPS), f"{SHORT_STEPS[-1]:,} updates, seeds 0, 1, 2"], rows)
+    titles = [f"{steps:,} updates" for steps in SHORT_STEPS]
+    return make_table(["model", *titles, f"{titles[-1]}, seeds 0, 1, 2"], rows)
 
 
 def _format_seeds(values: list[float]) -> str:
