@@ -66,6 +66,11 @@ class Config:
             f"name is {format_value(name)}; it must be the plain name of a folder, of 1 to {_NAME_BYTES} bytes: "
             'without slashes, control characters and any of :*?"<>|, without a dot or blank at its ends',
         )
+        require(
+            not self.training.contrast or self.model.has_encoder,
+            f"training.contrast is {self.training.contrast:g}, but this model has no encoder, whose z of two crops the "
+            "term would compare; leave training.contrast at 0",
+        )
 
     def to_dict(self) -> Facts:
         """Returns this config as a nested dict of JSON values, by section and option."""

@@ -53,6 +53,10 @@ class TrainingConfig:
         kl_weight: weight of the KL term in the loss; 1 in the paper. With a smaller weight, z keeps more of the image.
             Reported bounds always have weight 1.
         kl_warmup_steps: number of updates in which the KL weight rises linearly from 0; 0 in the paper.
+        contrast: weight of a further term of the loss, with which z predicts classes better; 0 for none, as in the
+            paper. Two random crops of each image, with changed colours, shall have similar z, and crops of other images
+            in the device's batch (or micro-batch) other z (van den Oord et al., 2018; docs/training.md). Reported
+            bounds never have this term.
         noise: standard deviation, in pixel values 0..255, of normal noise on the training images at the first update.
             The deviation falls to 0 over `noise_steps`, along a cosine; the images are rounded and clipped to 0..255.
             0 for no noise, as in the paper. Validation and test images never have noise.
@@ -114,6 +118,7 @@ class TrainingConfig:
     ema_decay: BelowOne = 0.0
     kl_weight: NonNegative = 1.0
     kl_warmup_steps: Count = 0
+    contrast: NonNegative = 0.0
     noise: Annotated[float, pydantic.Field(ge=0, le=255)] = 0.0
     noise_steps: Count = 0
     patterns: BelowOne = 0.0

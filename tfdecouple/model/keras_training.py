@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.arguments import as_images, as_labels, as_tensor, require_images
-from tfdecouple.config import ModelConfig, TrainingConfig, parse_config
+from tfdecouple.config import Config, ModelConfig, TrainingConfig, parse_config
 from tfdecouple.config.training import OPTIMIZER_OPTIONS, RUN_OPTIONS, STEP_OPTIONS
 from tfdecouple.errors import DataError, DivergedError, UserError, warn_user
 from tfdecouple.execution.run_mode import RunMode
@@ -302,7 +302,8 @@ class Training(Coding, Densities, Initialization):
                     f"{type(self).__name__} overrides {name}, which fit never calls, because the loss is always the "
                     "negative bound; override train_step"
                 )
-        training = make_training_config({"loss": loss, **options})
+        # The config of a run also checks that options of model and training suit each other.
+        training = Config(model=self.config, training=make_training_config({"loss": loss, **options})).training
         options = {name: value for name, value in options.items() if name not in STEP_OPTIONS}
         dimensions = math.prod(self.config.image_shape)
         metrics = BoundMetrics(lambda nats: self.quantizer.convert_to_bits_per_dim(nats, dimensions), training)

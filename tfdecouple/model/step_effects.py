@@ -1,4 +1,4 @@
-"""Effects of options in a training step, of `train.py` and of Keras' `fit`: changed images, weight of the KL term.
+"""Effects of options in a training step, of `train.py` and of Keras' `fit`: changed images and terms of the loss.
 
 In all functions `update` is the number of updates before this one, an integer scalar; skipped steps do not count.
 """
@@ -11,6 +11,10 @@ import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.config import TrainingConfig
+from tfdecouple.numerics.arithmetic import get_sizes
+
+# Similarities of z, cosines in [-1, 1], are divided by this temperature to compare crops.
+_TEMPERATURE = 0.2
 
 
 def augment_images(
@@ -55,6 +59,48 @@ def compute_kl_weight(training: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     if not training.kl_warmup_steps:
         return tf.constant(training.kl_weight)
     return training.kl_weight * tf.minimum(tf.cast(update, tf.float32) / training.kl_warmup_steps, 1.0)
+
+
+def draw_crops(images: tf.Tensor, seed: tf.Tensor, device_slice: slice, batch_size: int | tf.Tensor) -> tf.Tensor:
+    """Returns two random crops of each of a device's images: float32 `[2 n, height, width, channels]`.
+
+    The rows are one crop of each image, and then the other. A crop has 40 to 100 % of the area of its image, whose size
+    it is resized to; half of the crops are mirrored; and each channel is multiplied by a number between 0.7 and 1.3 and
+    moved by up to 0.3. As in `augment_images`, the draws depend on the place of the image in the whole batch.
+
+    Args:
+        images: the device's images, float32 `[n, height, width, channels]` with colour values between -1 and 1.
+        seed: seed of the step's noise.
+        device_slice: the device's part of the batch.
+        batch_size: count of images in the whole batch.
+    """
+    count, height, width, channels = get_sizes(images)
+    drawn = tf.random.stateless_uniform([2, batch_size, 4 + 2 * channels], randomness.derive_seed(seed, "crops"))
+    drawn = tf.reshape(drawn[:, device_slice], [2 * count, 4 + 2 * channels])
+    side = tf.sqrt(0.4 + 0.6 * drawn[:, 0])
+    top, left = (1 - side) * drawn[:, 1], (1 - side) * drawn[:, 2]
+    right = left + side
+    # A box whose left side exceeds its right side gives a mirrored crop.
+    is_mirrored = drawn[:, 3] < 0.5
+    boxes = [top, tf.where(is_mirrored, right, left), top + side, tf.where(is_mirrored, left, right)]
+    crops = tf.image.crop_and_resize(images, tf.stack(boxes, -1), tf.tile(tf.range(count), [2]), [height, width])
+    gain, shift = tf.split(drawn[:, None, None, 4:], 2, -1)
+    return crops * (0.7 + 0.6 * gain) + (0.6 * shift - 0.3)
+
+
+def compute_contrast(z: tf.Tensor) -> tf.Tensor:
+    """Returns how well z identifies the crops of an image: -log of a probability, in nats, float32 `[n]`.
+
+    `z`, `[2 n, d_z]`, are the codes of the crops of `draw_crops`. The probability is that with which a crop chooses the
+    other crop of its image among all other crops, by the cosine of the last half of z (InfoNCE, van den Oord et al.,
+    2018, in the form of Chen et al., 2020). The first half remains free for colours, which two crops do not share.
+    """
+    codes = tf.math.l2_normalize(z[:, z.shape[1] // 2 :], -1)
+    count = get_sizes(codes)[0] // 2
+    identity = tf.eye(2 * count)
+    log_probs = tf.nn.log_softmax(tf.matmul(codes, codes, transpose_b=True) / _TEMPERATURE - 1e9 * identity)
+    chosen = tf.reduce_sum(log_probs * tf.roll(identity, count, 1), -1)
+    return -tf.reduce_mean(tf.reshape(chosen, [2, count]), 0)
 
 
 def compute_noise_deviation(training: TrainingConfig, update: tf.Tensor) -> tf.Tensor:

@@ -13,7 +13,7 @@ from tfdecouple.config import TrainingConfig
 from tfdecouple.execution.run_mode import RunMode
 from tfdecouple.model import objective
 from tfdecouple.model.base_model import BaseModel
-from tfdecouple.model.step_effects import augment_images, compute_kl_weight
+from tfdecouple.model.step_effects import augment_images, compute_contrast, compute_kl_weight, draw_crops
 from tfdecouple.numerics.arithmetic import compute_gradient_norm, get_sizes, sum_over_devices
 from tfdecouple.numerics.kernels import use_kernels
 
@@ -156,14 +156,19 @@ class TrainingStep:
                 options = {"labels": labels, "training": images.shape[0] != 0 or devices > 1, "runner": runner}
                 bins = self.model.quantizer.find_bins(images)
                 bound, _ = objective.evaluate_bound(self.model, bins, z, u, **options)
+                # A network that is not trainable computes no new statistics, so its variables' values are returned.
+                new = [(variable, scope.get_current_value(variable)) for variable in self.moving]
+                moving = [tf.convert_to_tensor(variable if value is None else value) for variable, value in new]
                 total = tf.cast(batch_size, tf.float32)
                 terms = [tf.reduce_sum(term) / total for term in (bound.reconstruction, bound.kl, bound.dequantization)]
                 reconstruction, kl, dequantization = terms
                 loss = reconstruction + compute_kl_weight(training, updates) * kl + dequantization
+                if training.contrast and self.model.encoder is not None:
+                    # Evaluations encode whole images, so the statistics of crops do not enter the moving ones above.
+                    crops = draw_crops(self.model.quantizer.place_at_edges(bins), seed, part, batch_size)
+                    codes, _ = self.model.encoder(crops, training=options["training"])
+                    loss += training.contrast * tf.reduce_sum(compute_contrast(codes)) / total
             *gradients, image_errors = tape.gradient(loss, [*weights, probe], unconnected_gradients="zero")
-        # A network that is not trainable computes no new moving statistics, so its variables' values are returned.
-        new = [(variable, scope.get_current_value(variable)) for variable in self.moving]
-        moving = [tf.convert_to_tensor(variable if value is None else value) for variable, value in new]
         if training.micro_batches > 1:
             # Moving statistics change once per update, towards the mean of the micro-batches' statistics.
             moving = [statistic / training.micro_batches for statistic in moving]
