@@ -169,3 +169,9 @@ class TestConfig:
         section, _, option = name.partition(".")
         message = refusal(lambda: SECTIONS[section](**{option: value, **others}))
         assert expected in message and f"{section}." in message
+
+    def test_contrast_of_a_model_without_encoder_is_refused(self):
+        without = {"conditioning": "none"}, {"prior": "classes", "classes": 3}
+        for options in without:
+            parts = {"model": ModelConfig(**options), "training": TrainingConfig(contrast=1.5)}
+            assert "training.contrast is 1.5" in refusal(lambda parts=parts: Config(**parts))

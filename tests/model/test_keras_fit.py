@@ -167,6 +167,8 @@ def test_compile_passes_its_options_to_the_step_and_checks_them(monkeypatch):
     for name, value in {"kl_weight": -1, "memory": "all", "precision": "half", "seed": 2.5}.items():
         with pytest.raises(UserError, match=f"training.{name} is"):
             model.compile("adam", **{name: value})
+    with pytest.raises(UserError, match="training.contrast is 2"):
+        compile_model(config=WITHOUT_Z, contrast=2)
 
 
 def test_history_has_the_terms_of_the_bound_and_evaluate_is_repeatable(model):
@@ -185,7 +187,8 @@ class TestTraining:
     def test_fit_takes_the_steps_of_the_trainer_with_every_option(self):
         optimizer = keras.optimizers.AdamW(0.01, weight_decay=0.01, epsilon=1e-8)
         # None of these options has its default value.
-        options = {"kl_weight": 3.0, "kl_warmup_steps": 4, "noise": 30.0, "noise_steps": 5, "patterns": 0.3, "seed": 5}
+        options = {"kl_weight": 3.0, "kl_warmup_steps": 4, "noise": 30.0, "noise_steps": 5, "patterns": 0.3}
+        options |= {"contrast": 2.0, "seed": 5}
         keras_model = compile_model(optimizer, **options)
         options |= {"learning_rate": 0.01, "weight_decay": 0.01, "batch_size": 10}
         training = TrainingConfig(**options, warmup_steps=0, decay_rate=1.0, clip_norm=0.0)

@@ -49,6 +49,40 @@ class TestPatterns:
             assert patterns.shape == (64, *shape) and patterns.min() == 0 and patterns.max() == 255
 
 
+class TestContrast:
+    def test_crops_are_boxes_of_their_image_with_changed_colours(self):
+        # Red rises by columns, green by rows, and blue is the number of the image.
+        ramp, count = np.linspace(-1, 1, 8, dtype="float32"), 300
+        number = np.linspace(0.5, 1, count, dtype="float32")[:, None, None]
+        images = np.stack(np.broadcast_arrays(ramp[None, None], ramp[None, :, None], number), -1)
+        crops = step_effects.draw_crops(tf.constant(images), randomness.make_seed(0), slice(None), count).numpy()
+        assert crops.shape == (2 * count, 8, 8, 3)
+        red, green, blue = np.moveaxis(crops, -1, 0)
+        slopes = np.stack([np.diff(red, axis=2), np.diff(green, axis=1).swapaxes(1, 2)]) * 3.5
+        # Both are linear: a slope is the side of the box times the gain of the colour.
+        assert np.ptp(slopes, axis=(2, 3)).max() < 1e-4 and np.ptp(red, axis=1).max() < 1e-5
+        sides = slopes[..., 0, 0]
+        assert 0.7 * 0.4**0.5 - 1e-4 < np.abs(sides).min() < 0.5 and 1.2 < np.abs(sides).max() < 1.3 + 1e-4
+        assert 0.4 < (sides[0] < 0).mean() < 0.6 and (sides[1] > 0).all()
+        assert np.ptp(blue, axis=(1, 2)).max() < 1e-5
+        (gain, shift), blues = np.polyfit(np.tile(number.ravel(), 2), blue[:, 0, 0], 1), blue[:, 0, 0].reshape(2, -1)
+        assert 0.8 < gain < 1.2 and abs(shift) < 0.2 and np.abs(blues[0] - blues[1]).max() > 0.3
+
+    def test_crops_depend_on_index_in_the_batch_alone(self):
+        images, seed = tf.random.stateless_uniform([BATCH, 8, 6, 1], [1, 2]), randomness.make_seed(3)
+        whole = np.split(step_effects.draw_crops(images, seed, slice(None), BATCH), 2)
+        part = np.split(step_effects.draw_crops(images[4:], seed, slice(4, BATCH), BATCH), 2)
+        np.testing.assert_allclose(part, [crops[4:] for crops in whole], atol=1e-6)
+
+    def test_contrast_is_the_log_probability_of_the_other_crop(self):
+        z = np.random.default_rng(0).normal(size=(6, 8)).astype("float32")
+        codes = z[:, 4:] / np.linalg.norm(z[:, 4:], axis=1, keepdims=True)
+        weights = np.exp(codes @ codes.T / 0.2)
+        np.fill_diagonal(weights, 0)
+        expected = [-np.log(weights[i, (i + 3) % 6] / weights[i].sum()) for i in range(6)]
+        np.testing.assert_allclose(step_effects.compute_contrast(z), np.reshape(expected, [2, 3]).mean(0), rtol=1e-4)
+
+
 class TestSchedule:
     @pytest.mark.parametrize("warmup", [0, 1, 50])
     def test_learning_rate_rises_linearly_then_decays_exponentially(self, warmup):

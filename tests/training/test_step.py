@@ -81,6 +81,23 @@ class TestStep:
         nats = result.reconstruction + result.kl + result.dequantization
         assert result.kl != 0 and result.bits_per_dim == pytest.approx(nats / (8 * 8 * 3 * math.log(2)) + 7, rel=1e-5)
 
+    def test_contrast_changes_the_gradient_of_the_encoder_alone(self, one_device, eager):
+        trainer = Trainer(contrast=500.0)
+        before = trainer.values()
+        result, plain = trainer.take(), one_device[2][0]
+        assert result.gradient_norm > 1.01 * plain.gradient_norm
+        for name in ("bits_per_dim", "reconstruction", "kl", "dequantization"):
+            assert getattr(result, name) == pytest.approx(getattr(plain, name), rel=1e-5)
+        after = trainer.values()
+        for name, value in one_device[1][1].items():
+            if name.startswith("means/"):
+                is_same = np.allclose(after[name], value, rtol=1e-3, atol=1e-5)
+                # The kernels of the encoder; its batch normalisation hides the biases before it.
+                assert is_same or name.startswith("means/encoder/"), name
+            elif "moving" in name:
+                assert not np.array_equal(value, before[name])
+                np.testing.assert_allclose(after[name], value, rtol=1e-5)
+
     def test_step_graph_has_no_control_flow_on_the_host(self, one_device):
         # A GPU would stand still while the host waits for the predicate of a condition.
         (whole,) = one_device[0].step_function._take_step._list_all_concrete_functions_for_serialization()

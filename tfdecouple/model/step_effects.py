@@ -77,15 +77,21 @@ def draw_crops(images: tf.Tensor, seed: tf.Tensor, device_slice: slice, batch_si
     count, height, width, channels = get_sizes(images)
     drawn = tf.random.stateless_uniform([2, batch_size, 4 + 2 * channels], randomness.derive_seed(seed, "crops"))
     drawn = tf.reshape(drawn[:, device_slice], [2 * count, 4 + 2 * channels])
-    side = tf.sqrt(0.4 + 0.6 * drawn[:, 0])
-    top, left = (1 - side) * drawn[:, 1], (1 - side) * drawn[:, 2]
-    right = left + side
-    # A box whose left side exceeds its right side gives a mirrored crop.
-    is_mirrored = drawn[:, 3] < 0.5
-    boxes = [top, tf.where(is_mirrored, right, left), top + side, tf.where(is_mirrored, left, right)]
-    crops = tf.image.crop_and_resize(images, tf.stack(boxes, -1), tf.tile(tf.range(count), [2]), [height, width])
+    side = tf.sqrt(0.4 + 0.6 * drawn[:, :1])
+    top, left = (1 - side) * drawn[:, 1:2], (1 - side) * drawn[:, 2:3]
+    rows, columns = (start + side * tf.linspace(0.0, 1.0, size) for start, size in ((top, height), (left, width)))
+    columns = tf.where(drawn[:, 3:4] < 0.5, columns[:, ::-1], columns)
+    crops = tf.einsum("nij,njwc->niwc", _interpolate(rows), tf.tile(images, [2, 1, 1, 1]))
+    crops = tf.einsum("nij,nhjc->nhic", _interpolate(columns), crops)
     gain, shift = tf.split(drawn[:, None, None, 4:], 2, -1)
     return crops * (0.7 + 0.6 * gain) + (0.6 * shift - 0.3)
+
+
+def _interpolate(places: tf.Tensor) -> tf.Tensor:
+    """Returns matrices `[n, size, size]` that interpolate lines of `size` pixels linearly at places in 0..1."""
+    size = get_sizes(places)[1]
+    distances = places[:, :, None] * tf.cast(size - 1, tf.float32) - tf.range(tf.cast(size, tf.float32))
+    return tf.nn.relu(1 - tf.abs(distances))
 
 
 def compute_contrast(z: tf.Tensor) -> tf.Tensor:
