@@ -5,12 +5,10 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 
 import pytest
 from helpers.places import ROOT, read_output, run_python
-from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -184,69 +182,31 @@ class TestRequirements:
         assert named and [str(entry) for entry in named if entry.specifier.contains(HOLES[package])] == []
 
 
-def files_of(package):
-    """The files of a package that belong into a wheel, as names below the root."""
-    paths = (path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return {path.relative_to(ROOT).as_posix() for path in paths}
-
-
-def build(kind, to, folder):
-    code = f"import sys; from setuptools import build_meta; build_meta.build_{kind}(sys.argv[1])"
-    read_output(sys.executable, "-c", code, to, folder=folder, PYTHONPATH=None)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("source")
+@pytest.mark.slow
+def test_wheel_has_exactly_the_files_of_both_packages_and_valid_metadata(tmp_path):
+    source, archives = tmp_path / "source", tmp_path / "archives"
     for name in ("tfdecouple", "export", "constraints"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    # A checkout also contains folders that must stay out of the distribution.
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    # A checkout also contains folders that must stay out of the wheel, or out of both archives.
     for name in ("docs", "tests", "examples", "benchmarks", ".git", ".venv", "runs"):
-        (folder / name).mkdir()
-        (folder / name / "__init__.py").touch()
+        (source / name).mkdir()
+        (source / name / "__init__.py").touch()
     for path in ROOT.iterdir():
         if path.is_file() and not path.name.startswith("."):
-            shutil.copy(path, folder)
-    out = folder / "dist"
-    build("sdist", out, folder)
-    (archive,) = out.glob("*.tar.gz")
-    return archive
-
-
-@pytest.fixture(scope="module")
-def wheel(source, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
-    with tarfile.open(source) as archive:
-        archive.extractall(folder, filter="data")
-    (unpacked,) = folder.iterdir()
-    build("wheel", folder, unpacked)
-    (built,) = folder.glob("*.whl")
-    return built
-
-
-@pytest.mark.slow
-class TestContents:
-    def test_wheel_has_exactly_the_files_of_both_packages(self, wheel):
-        names = set(zipfile.ZipFile(wheel).namelist())
-        metadata = {name for name in names if name.split("/")[0].endswith(".dist-info")}
-        assert names - metadata == files_of(PACKAGE) | files_of(EXPORT)
-        assert any(name.endswith("LICENSE") for name in metadata)
-
-    def test_source_distribution_has_licence_build_files_and_documentation(self, source):
-        with tarfile.open(source) as archive:
-            names = {name.partition("/")[2] for name in archive.getnames()}
-        assert {"LICENSE", "README.md", "setup.cfg", "pyproject.toml", "tfdecouple/model/decoupled_model.py"} <= names
-        assert {"train.py", "Makefile", "docs/__init__.py", "tests/__init__.py"} <= names
-        assert {"examples/__init__.py", "constraints/lowest.txt"} <= names
-        assert not any(name.startswith((".venv", "runs", ".git/")) for name in names)
-
-    def test_package_indexes_would_accept_the_metadata_of_the_wheel(self, source, wheel):
-        with zipfile.ZipFile(wheel) as archive:
-            (text,) = (archive.read(name) for name in archive.namelist() if name.endswith("dist-info/METADATA"))
-        metadata = Metadata.from_email(text, validate=True)
-        assert (metadata.name, str(metadata.version)) == ("tfdecouple", tfdecouple.__version__)
-        assert metadata.description_content_type == "text/markdown" and metadata.license_files == ["LICENSE"]
-        # The README is the long description.
-        assert "Decoupling Global and Local Representations via Invertible" in " ".join(metadata.description.split())
-        printed = read_output(sys.executable, "-m", "twine", "check", "--strict", source, wheel, PYTHONPATH=None)
-        assert printed.count("PASSED") == 2
+            shutil.copy(path, source)
+    for kind, folder in (("sdist", source), ("wheel", tmp_path / f"tfdecouple-{tfdecouple.__version__}")):
+        code = f"import sys; from setuptools import build_meta; build_meta.build_{kind}(sys.argv[1])"
+        read_output(sys.executable, "-c", code, archives, folder=folder, PYTHONPATH=None)
+        if kind == "sdist":
+            shutil.unpack_archive(next(archives.iterdir()), tmp_path, filter="data")
+            needed = {"LICENSE", "train.py", "Makefile", "docs", "tests", "examples", "constraints"}
+            names = {path.name for path in next(tmp_path.glob("tfdecouple-*")).iterdir()}
+            assert needed <= names and not {".git", ".venv", "runs"} & names
+    names = zipfile.ZipFile(next(archives.glob("*.whl"))).namelist()
+    files = [path for package in (PACKAGE, EXPORT) for path in package.rglob("*") if path.is_file()]
+    files = {path.relative_to(ROOT).as_posix() for path in files if "__pycache__" not in path.parts}
+    assert {name for name in names if ".dist-info/" not in name} == files
+    assert any(name.endswith("LICENSE") for name in names)
+    # Package indexes show the README.
+    printed = read_output(sys.executable, "-m", "twine", "check", "--strict", *archives.iterdir(), PYTHONPATH=None)
+    assert printed.count("PASSED") == 2
