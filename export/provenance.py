@@ -19,7 +19,7 @@ from tfdecouple.runs import latent_directions
 from tfdecouple.runs.latent_directions import Directions
 from tfdecouple.runs.opened_run import Run
 from tfdecouple.runs.publishing import describe_training_images
-from tfdecouple.runs.run_folder import SUMMARY, find_test_metrics, find_training_data
+from tfdecouple.runs.run_folder import CONFIG, SUMMARY, find_test_metrics, find_training_data
 from tfdecouple.storage.files import Facts
 
 _PACKAGES = ("tfdecouple", "tensorflow", "keras", "tf2onnx", "onnx")
@@ -31,6 +31,7 @@ class Provenance:
 
     Attributes:
         name: the name of the exported model, safe in a URL and a path.
+        config_sha256: the SHA-256 digest of the run's config.json, in hexadecimal digits, as `sha256sum` prints it.
         data, rights: descriptions of the training images, and of the rights in them.
         training_data: the data options of the training; None if unknown, as for imported weights.
         bits_per_dim: {"validation": bits/dim, "test": bits/dim, "test_images": count} of these weights, as far as the
@@ -40,6 +41,7 @@ class Provenance:
     name: str
     run: str
     config: Config
+    config_sha256: str
     step: int
     averaged: bool
     parameters: int
@@ -59,7 +61,6 @@ class Provenance:
     def metadata(self) -> dict[str, str]:
         """Facts about run and model, {name: text}, for the metadata of ONNX files and for the model card."""
         model = self.config.model
-        config = json.dumps(self.config.to_dict(), sort_keys=True)
         return {
             "run": self.run,
             "step": str(self.step),
@@ -72,7 +73,7 @@ class Provenance:
             "crop": describe_cropping(model.image_shape, self.crop),
             "resize": describe_resizing(model.image_shape),
             "precision": "float32",
-            "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
+            "config_sha256": self.config_sha256,
             "versions": ", ".join(f"{package} {read_version(package)}" for package in _PACKAGES),
         }
 
@@ -106,6 +107,7 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
         name=make_safe_name(name or opened.folder.name),
         run=opened.folder.name,
         config=config,
+        config_sha256=hashlib.sha256((opened.folder.path / CONFIG).read_bytes()).hexdigest(),
         step=step,
         averaged=opened.averaged,
         parameters=model.parameter_count()["total"],

@@ -152,7 +152,8 @@ def without_z(tmp_path_factory):
     folder = tmp_path_factory.mktemp("without_z")
     config = Config(name="tiny", model=dataclasses.replace(SMALL, conditioning="none"))
     about = {"name": "tiny", "run": "tiny", "config": config, "step": 1, "averaged": False, "parameters": 1}
-    provenance = Provenance(**about, data="any", rights="any", training_data=config.data, bits_per_dim=None)
+    data = {"data": "any", "rights": "any", "training_data": config.data}
+    provenance = Provenance(**about, **data, config_sha256="0" * 64, bits_per_dim=None)
     card = make_model_card(provenance, list_endpoints(config.model), "4 test images", {"onnx": entry()})
     (folder / JSON_NAME).write_text(json.dumps(card))
     (folder / TEXT_NAME).write_text(render_model_card(card))
@@ -196,8 +197,7 @@ def test_committed_card_is_made_of_its_figures_and_these_are_of_its_run():
     architecture = card["architecture"]
     assert card["exact"] == judge_exactness(architecture["alpha"], architecture["n_bits"], card["formats"])
     config, summary = RunFolder(run).read_config(), json.loads((run / "summary.json").read_text())
-    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()
-    assert card["config_sha256"] == digest
+    assert card["config_sha256"] == hashlib.sha256((run / "config.json").read_bytes()).hexdigest()
     assert card["run"] == run.name and int(card["step"]) == summary["best_step"]
     assert card["bits_per_dim"]["test"] == summary["test"]["bits_per_dim"]
     offered = [endpoint.name for endpoint in list_endpoints(config.model)]
@@ -221,6 +221,7 @@ def test_committed_run_exports_without_its_data(run, tmp_path, monkeypatch):
         endpoints = tuple(endpoint.name for endpoint in list_endpoints(RunFolder(run).read_config().model))
     export(run, tmp_path / "to", formats, endpoints=endpoints)
     card = read_card(tmp_path / "to")
+    assert card["config_sha256"] == hashlib.sha256((run / "config.json").read_bytes()).hexdigest()
     assert_passed(card, *formats)
     assert card["formats"]["savedmodel"]["signatures"] == [*endpoints]
     assert "photographs" in card["checked"]["real_images"]
