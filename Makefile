@@ -16,12 +16,12 @@ SERVICES := tests/loggers/test_services.py tests/corpus/test_object_storage.py
 # run in the order of the files, because the order of xdist puts single tests last, which take longest.
 PYTEST_SLOW := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m slow $(SERVICES:%=--deselect %)
 
-# Tests that use each required package (a trained model, SavedModel, ONNX, a fresh export, image files, TFDS and Parquet) and
-# each private part of TensorFlow, and of products that TF32 must not round.
+# Tests that use each required package (a trained model, checkpoints, SavedModel, ONNX, a fresh export, image files, TFDS and
+# Parquet) and each private part of TensorFlow, and of products that TF32 must not round.
 # They also show that pytest can collect modules whose packages the extra `test` does not install.
 SHORT := export tests/test_golden.py tests/data/test_image_files.py tests/test_untrusted.py::TestDataSet \
 	tests/corpus/test_encode.py::TestCodes tests/test_tensorflow_internals.py \
-	tests/training/test_optimizer.py::TestOptimizer::test_checkpoint_stores_views_of_a_flat_buffer_as_variables \
+	tests/storage/test_checkpoints.py::TestCheckpointFolder \
 	tests/training/test_step.py::TestPrecision::test_tf32_steps_keep_inversions_and_bounds_in_full_precision
 
 .DEFAULT_GOAL := help

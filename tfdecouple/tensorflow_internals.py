@@ -11,7 +11,6 @@ import tensorflow as tf
 from tensorflow.python.data.ops.iterator_ops import OwnedIterator
 from tensorflow.python.eager import context, record
 from tensorflow.python.ops import control_flow_util
-from tensorflow.python.trackable.base import VARIABLE_VALUE_KEY, Trackable  # noqa: F401 - other modules import them
 from tensorflow.python.util import _pywrap_util_port
 
 # A context in which no gradient tape records operations; `tf.GradientTape.stop_recording` needs the tape, which a layer

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+from safetensors.numpy import load_file
 from tensorflow.python.framework import ops
 from tensorflow.python.ops import gen_resource_variable_ops
 
@@ -39,10 +40,8 @@ def write_run(folder, model, **config):
 
 
 def read_checkpoint(run, name):
-    """Returns {key: array} of all variables in the checkpoint `name`, such as "best", of the run folder `run`."""
-    reader = tf.train.load_checkpoint(str(run / "checkpoints" / name))
-    keys = [key for key in reader.get_variable_to_shape_map() if "VARIABLE_VALUE" in key]
-    return {key: reader.get_tensor(key) for key in keys}
+    """Returns {GROUP/NAME: array} of the checkpoint `name`, such as "best-000000010", of the run folder `run`."""
+    return load_file(run / "checkpoints" / f"{name}.safetensors")
 
 
 def assert_same_checkpoint(ours, theirs, name):

@@ -87,7 +87,7 @@ class WorkerProcesses:
         self.processes = []
 
     def saved(self):
-        return sorted(int(path.stem[5:]) for path in self.run.glob("checkpoints/step-*.index"))
+        return sorted(int(path.stem[5:]) for path in self.run.glob("checkpoints/step-*.safetensors"))
 
     def wait_for_checkpoint(self, beyond=0):
         """Waits until the workers have saved a checkpoint of a step after `beyond`; returns the latest saved step."""

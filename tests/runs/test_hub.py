@@ -164,7 +164,7 @@ def without(weights, part):
     return {name: content for name, content in weights.items() if part not in name}
 
 
-DATA = "checkpoints/best-000000001.data-00001-of-99999"
+DATA = "checkpoints/best-000000002.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ DATA = "checkpoints/best-000000001.data-00001-of-99999"
     [
         (lambda w: {**w, "config.json": w["config.json"].replace(b"8", b"9")}, RunError, "config.json of .* differs"),
         (lambda w: {**w, "config.json": w["config.json"] + b" "}, RunError, "config.json of .* has more than the"),
-        (lambda w: without(w, "index"), RunError, "hf://ada/faces: 404"),
+        (lambda w: without(w, "safetensors"), RunError, "hf://ada/faces: 404"),
         (lambda w: without(w, "manifest.json"), RunError, "hf://ada/faces: 404"),
         (lambda w: change_manifest(w, **{"../x": 1}), UntrustedError, "which no model needs"),
         (lambda w: change_manifest(w, **{DATA: 10**12}), UntrustedError, "1,000,0.* bytes"),
@@ -268,7 +268,7 @@ def test_redirect_sends_no_token_to_another_server(hub, weights, monkeypatch):
 
         def redirect(handler):
             tokens.setdefault(handler.hub.url, set()).add(handler.headers.get("Authorization"))
-            if handler.hub is elsewhere or not handler.path.endswith(".index"):
+            if handler.hub is elsewhere or not handler.path.endswith(".safetensors"):
                 return honest(handler)
             return start_answer(handler, 302, Location=elsewhere.url + handler.path, Content_Length=0)
 

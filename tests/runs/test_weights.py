@@ -122,7 +122,7 @@ def published(run, tmp_path_factory):
 
 def test_published_folder_contains_no_path_of_this_machine(run, published):
     files = [path for path in published.rglob("*") if path.is_file()]
-    assert len(files) == 8
+    assert len(files) == 7
     for path in files:
         content = path.read_bytes()
         assert b"/home/" not in content and b"secret" not in content and str(run.parent).encode() not in content, path
@@ -137,13 +137,13 @@ def test_manifest_lists_every_file_and_detects_changes(published, tmp_path):
     assert {*manifest.files, MANIFEST} == files
     manifest.require_matching_files(published, "x")
     copy = shutil.copytree(published, tmp_path / "copy")
-    (data,) = copy.glob("checkpoints/*.data-*")
+    (data,) = copy.glob("checkpoints/*")
     content = data.read_bytes()
     data.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
-    with pytest.raises(RunError, match=r"checkpoints/best-000000001.data-.* of x differs from its manifest"):
+    with pytest.raises(RunError, match=r"checkpoints/best-000000001.safetensors of x differs from its manifest"):
         manifest.require_matching_files(copy, "x")
     data.unlink()
-    with pytest.raises(RunError, match=r"x lacks checkpoints/best-000000001.data"):
+    with pytest.raises(RunError, match=r"x lacks checkpoints/best-000000001.safetensors"):
         manifest.require_matching_files(copy, "x")
 
 

@@ -293,7 +293,7 @@ def test_job_resumes_after_a_signal_a_lost_worker_and_the_time_limit(slurm, imag
         while True:
             log = (tmp_path / "job.log").read_text() if (tmp_path / "job.log").exists() else ""
             resumed = [int(step) for step in re.findall(r"resumes from step (\d+)\n", log)]
-            saved = [int(path.stem[5:]) for path in (tmp_path / "run").glob("checkpoints/step-*.index")]
+            saved = [int(path.stem[5:]) for path in (tmp_path / "run").glob("checkpoints/step-*.safetensors")]
             if is_done(log, resumed, max(saved, default=0)):
                 return log
             assert time.monotonic() < begun + PATIENCE, log

@@ -16,6 +16,7 @@ from helpers.runs import assert_same_checkpoint, read_log_without_timing, run_co
 
 from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.storage.checkpoints import CheckpointFolder
+from tfdecouple.storage.files import TEMPORARY
 from tfdecouple.storage.files import write_json
 
 pytestmark = pytest.mark.slow
@@ -54,7 +55,7 @@ class Program:
         return self.wait_for(lambda: self.newest() >= step)
 
     def pause_amid_saving(self):
-        """Stops the program, without an end to it, while TensorFlow's temporary folder of a checkpoint is there."""
+        """Stops the program, without an end to it, while the temporary file of a checkpoint is there."""
         while True:
             assert self.wait_for(self.is_saving)
             self.process.send_signal(signal.SIGSTOP)
@@ -71,7 +72,7 @@ class Program:
         return status.rpartition(")")[2].split()[0] == "T"
 
     def is_saving(self):
-        return any((self.run / "checkpoints").glob("*_temp*"))
+        return any((self.run / "checkpoints").glob(TEMPORARY))
 
     def newest(self):
         return max([-1, *CheckpointFolder(self.run / "checkpoints").list_checkpoint_steps()])
@@ -138,8 +139,8 @@ class TestKill:
         status, out, err = program.end(signal.SIGTERM)
         assert status == 75
         assert f"resumes from step {reached}\n" in out, out
-        # Two checkpoints of two files each, and nothing that any of the killed programs left.
-        assert len(list((run / "checkpoints").iterdir())) == 4
+        # Two checkpoints, and nothing that any of the killed programs left.
+        assert len(list((run / "checkpoints").iterdir())) == 2
         names = {".lock", "checkpoints", "config.json", "metrics.jsonl", "tensorboard"}
         assert {path.name for path in run.iterdir()} == names
         steps = [step for _, step in read_log_without_timing(run)]

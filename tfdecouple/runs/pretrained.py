@@ -40,7 +40,7 @@ _MOST_FILES, _MOST_BYTES = 100, 2**33
 _MOST_REDIRECTS = 5
 # Pattern of the names of the files that a model needs; no other files are downloaded from the Hub.
 NEEDED = re.compile(
-    r"config\.json|summary\.json|directions\.json|labels\.json|checkpoints/best-\d{9}\.(index|data-\d{5}-of-\d{5})",
+    r"config\.json|summary\.json|directions\.json|labels\.json|checkpoints/best-\d{9}\.safetensors",
     re.ASCII,
 )
 # These published files are for people only, so the program never downloads them.

@@ -1,7 +1,7 @@
 """The files of a run, in one class that finds, reads and writes them: `RunFolder`.
 
     config.json      the config of the run
-    checkpoints/     best-NNNNNNNNN, the best weights, and step-NNNNNNNNN, the whole state of the training
+    checkpoints/     best-NNNNNNNNN.safetensors, the best weights, and step-..., the whole state of the training
     metrics.jsonl    the log: one row of metrics in each line
     summary.json     the test metrics of a finished training, or the origin of imported weights
     images/          pictures of each evaluation in training, step-NNNNNNNNN-NAME.png

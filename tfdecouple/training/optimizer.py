@@ -14,7 +14,6 @@ import tensorflow as tf
 
 from tfdecouple.config import TrainingConfig
 from tfdecouple.numerics.arithmetic import flatten_and_join, is_small_weight
-from tfdecouple.tensorflow_internals import VARIABLE_VALUE_KEY, Trackable
 
 # At most this many large weights are updated at the same time. Without a limit, TensorFlow would update all at once and
 # hold temporary copies of all weights: half a gigabyte for the 52 million weights of the preset cifar10.
@@ -306,7 +305,7 @@ class FlatBuffer:
         }
 
 
-class BufferView(Trackable):
+class BufferView:
     """A part of a flat buffer (a vector variable) that is read, assigned and saved like a variable of shape `shape`."""
 
     dtype = tf.float32
@@ -339,6 +338,3 @@ class BufferView(Trackable):
                 strides=[1],
                 value=tf.reshape(value, [-1]),
             )
-
-    def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
-        return {VARIABLE_VALUE_KEY: self.read_value()}
