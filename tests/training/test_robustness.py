@@ -16,8 +16,7 @@ from helpers.runs import assert_same_checkpoint, read_log_without_timing, run_co
 
 from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.storage.checkpoints import CheckpointFolder
-from tfdecouple.storage.files import TEMPORARY
-from tfdecouple.storage.files import write_json
+from tfdecouple.storage.files import TEMPORARY, write_json
 
 pytestmark = pytest.mark.slow
 
