@@ -57,12 +57,13 @@ class CheckpointFolder:
         The newest `keep` checkpoints of kind "step" stay, and only the new one of kind "best". RunError is raised if
         the file cannot be written (a full disk, no permission); older checkpoints then stay.
         """
-        path, values = self.checkpoint_path(kind, step), {}
+        path = self.checkpoint_path(kind, step)
+        values: dict[str, np.ndarray] = {}
         for group, variables in groups.items():
             values |= {f"{group}/{name}": np.asarray(variable.numpy()) for name, variable in variables.items()}
         checksum = 0
         for name in sorted(values):
-            checksum = zlib.crc32(values[name], checksum)
+            checksum = zlib.crc32(values[name].data, checksum)
         try:
             write_bytes(path, save(values, {_CHECKSUM: f"{checksum:08x}"}))
         except OSError as error:
