@@ -188,7 +188,7 @@ def assert_passed(card, *formats):
                 # Pixels differ by one level where they differ.
                 assert figures["max"] <= 256 // 2 ** int(card["n_bits"])
             else:
-                # The verification bounds the largest difference. Processors disagree on it, because inputs are rounded.
+                # The largest difference varies between processors. The export's verification has checked it.
                 assert figures["mean"] <= 1e-5
 
 

@@ -107,8 +107,8 @@ class CheckpointFolder:
     def read_weight_shapes(self, kind: str, step: int) -> dict[str, tuple[int, ...]]:
         """Returns {name: shape} of a checkpoint's weights; DamagedCheckpointError if header or size is wrong."""
         with _open_checkpoint(self.checkpoint_path(kind, step)) as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
-        return {name.removeprefix("model/"): shape for name, shape in shapes.items() if name.startswith("model/")}
+            names = [name for name in sorted(file.keys()) if name.startswith("model/")]
+            return {name.removeprefix("model/"): tuple(file.get_slice(name).get_shape()) for name in names}
 
     def remove_checkpoint(self, kind: str, step: int) -> None:
         """Removes a checkpoint from this folder."""

@@ -67,9 +67,6 @@ class Optimizer:
         self._large = [name for name in by_adam if name not in small]
         self._means, self._variances = FlatBuffer(small), FlatBuffer(small)
         self._changes = tf.Variable(tf.zeros_like(self._means.variable), trainable=False)
-        # Those of small weights are views, which are read and assigned like variables.
-        self.means: dict[str, tf.Variable]
-        self.variances: dict[str, tf.Variable]
         self.means, self.variances = (
             {name: buffer.views.get(name) or _make_zero_variable(weight) for name, weight in by_adam.items()}
             for buffer in (self._means, self._variances)
@@ -78,7 +75,7 @@ class Optimizer:
         kernels = {name: weights[name].shape for name in momenta if is_small_weight(weights[name].shape)}
         together = {**small, **kernels, **{name: statistic.shape for name, statistic in statistics.items()}}
         self._averages = FlatBuffer(together if training.ema_decay else {})
-        self.averages: dict[str, tf.Variable] = {
+        self.averages = {
             name: self._averages.views.get(name) or _make_zero_variable(variable)
             for name, variable in self._averaged.items()
         }
@@ -302,7 +299,7 @@ class FlatBuffer:
         counts = [math.prod(shape) for shape in shapes.values()]
         self.variable = tf.Variable(tf.zeros([sum(counts)]), trainable=False)
         starts = itertools.accumulate(counts, initial=0)
-        self.views = {
+        self.views: dict[str, tf.Variable] = {
             name: BufferView(self.variable, start, shape)
             for (name, shape), start in zip(shapes.items(), starts, strict=False)
         }
