@@ -67,7 +67,7 @@ def evaluate(
     process.start_tensorflow()
     import tensorflow as tf
 
-    from tfdecouple.cli.results import choose_split, name_unwritable_path, write_picture
+    from tfdecouple.cli.results import choose_split, write_picture
     from tfdecouple.runs.run_folder import EVALUATION, RunFolder
     from tfdecouple.training.workers import get_mirrored_strategy
 
@@ -86,13 +86,11 @@ def evaluate(
             for metric in metrics:
                 result = metric.compute(evaluation)
                 if not files:
-                    with name_unwritable_path(out):
-                        out.mkdir(parents=True, exist_ok=True)
-                        # Test images count as evaluated from the first result on; a failure before it does not count.
-                        if "test" in [metric.split for metric in metrics]:
-                            data = evaluation.source
-                            title = f"{data.name}: {data.title}, test ({data.descriptions['test']})"
-                            evaluation.test_evaluations = folder.count_test_evaluation(title, out)
+                    # Test images count as evaluated from the first result on; a failure before it does not count.
+                    if "test" in [metric.split for metric in metrics]:
+                        data = evaluation.source
+                        title = f"{data.name}: {data.title}, test ({data.descriptions['test']})"
+                        evaluation.test_evaluations = folder.count_test_evaluation(title, out)
                     print(evaluation.describe_inputs())
                 print("\n" + "\n".join(result.lines), flush=True)
                 name = f"{metric.name}-{metric.split}"

@@ -13,7 +13,6 @@ from tfdecouple.cli.results import (
     Results,
     choose_pairs,
     get_label_names,
-    name_unwritable_path,
     open_data,
     open_run,
     read_images,
@@ -151,9 +150,8 @@ def switch(
     from tfdecouple.visualization.photograph_folder import switch_folder
 
     if reference is not None:
-        with name_unwritable_path(results.path):
-            options = strength, sizes.max_side, sizes.unlimited
-            result = switch_folder(opened.model, reference, files[0], results.path, *options)
+        options = strength, sizes.max_side, sizes.unlimited
+        result = switch_folder(opened.model, reference, files[0], results.path, *options)
         for line in (*(f"skipped: {error}" for error in result.errors), *result.notes):
             print(line, file=sys.stderr)
         counts = f"{len(result.kept)} there already, {len(result.errors)} skipped"

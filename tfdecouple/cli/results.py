@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import pathlib
@@ -10,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from tfdecouple.cli.options import DataSet, PairedData, Sizes
-from tfdecouple.errors import DataError, UserError, make_printable
+from tfdecouple.errors import DataError, make_printable
 from tfdecouple.storage.files import Facts
 from tfdecouple.system import process
 
@@ -210,17 +209,7 @@ def write_picture(path: pathlib.Path, picture: Image.Image | None, facts: Facts)
     """Writes a picture (None: only facts) to `path` as PNG, then `facts` as JSON, which shows that both are whole."""
     from tfdecouple.storage.files import write_bytes, write_json
 
-    with name_unwritable_path(path):
-        if picture is not None:
-            picture.save(buffer := io.BytesIO(), "PNG")
-            write_bytes(path, buffer.getvalue())
-        write_json(path.with_suffix(".json"), facts)
-
-
-@contextlib.contextmanager
-def name_unwritable_path(path: pathlib.Path) -> Iterator[None]:
-    """A context that converts an OSError to a UserError, whose message has `path` and advises to use --out."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; name another folder with --out") from error
+    if picture is not None:
+        picture.save(buffer := io.BytesIO(), "PNG")
+        write_bytes(path, buffer.getvalue())
+    write_json(path.with_suffix(".json"), facts)

@@ -56,21 +56,18 @@ def publish(
     if not on_hub and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{to} exists and is no empty folder; name another with --to")
     opened = Run.open(run)
-    try:
-        if not on_hub:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".publish-", dir=None if on_hub else target.parent) as scratch:
-            folder = pathlib.Path(scratch) / "model"
-            folder.mkdir()
-            address = to if on_hub else name if target.parent == BUNDLED else None
-            stated = {"data": trained_on, "rights": rights}
-            _write_published_files(opened, folder, name, licence, address, data or "", stated)
-            if on_hub:
-                return upload_weights(folder, to, private=private, message=f"{name}, update {opened.step}")
-            os.replace(folder, target)
-            return to
-    except OSError as error:
-        raise UserError(f"cannot publish to {to}: {error.strerror or error}") from error
+    if not on_hub:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".publish-", dir=None if on_hub else target.parent) as scratch:
+        folder = pathlib.Path(scratch) / "model"
+        folder.mkdir()
+        address = to if on_hub else name if target.parent == BUNDLED else None
+        stated = {"data": trained_on, "rights": rights}
+        _write_published_files(opened, folder, name, licence, address, data or "", stated)
+        if on_hub:
+            return upload_weights(folder, to, private=private, message=f"{name}, update {opened.step}")
+        os.replace(folder, target)
+        return to
 
 
 def _read_licence(run: str) -> str:
