@@ -20,7 +20,7 @@ from helpers.refusals import message_of
 from tfdecouple.errors import RunError, UntrustedError
 from tfdecouple.runs import pretrained
 from tfdecouple.runs.opened_run import hash_weights, load_model
-from tfdecouple.runs.pretrained import download_weights, find_pretrained
+from tfdecouple.runs.pretrained import download_weights
 
 pytest.importorskip("huggingface_hub")
 
@@ -138,18 +138,19 @@ def test_published_weights_are_loaded_from_the_hub(hub, tiny_run, capsys, monkey
 
 def test_hub_commit_pins_weights_and_needs_no_network_once_cached(hub, weights):
     first = hub.commit("ada/faces", weights)
-    assert find_pretrained("hf://ada/faces").name == first
+    assert download_weights("hf://ada/faces").name == first
     second = hub.commit("ada/faces", {**weights, "more.txt": b"x"})
     download_weights.cache_clear()
-    assert find_pretrained("hf://ada/faces").name == second and find_pretrained(f"hf://ada/faces@{first}").name == first
+    assert download_weights("hf://ada/faces").name == second
+    assert download_weights(f"hf://ada/faces@{first}").name == first
     asked = len(hub.asked)
     download_weights.cache_clear()
-    assert (find_pretrained(f"hf://ada/faces@{first}") / "config.json").is_file() and len(hub.asked) == asked
+    assert (download_weights(f"hf://ada/faces@{first}") / "config.json").is_file() and len(hub.asked) == asked
 
 
 def test_download_fetches_only_config_and_weights(hub, weights):
     hub.commit("ada/faces", {**weights, "evil.py": b"raise SystemExit", "metrics.jsonl": b"{}", "model.pkl": b"x"})
-    fetched = set(list_files(find_pretrained("hf://ada/faces")))
+    fetched = set(list_files(download_weights("hf://ada/faces")))
     assert fetched == {name for name in weights if name not in ("README.md", "metrics.jsonl")}
 
 
@@ -181,7 +182,7 @@ DATA = "checkpoints/best-000000002.safetensors"
 )
 def test_untrusted_repository_is_refused_in_one_line(hub, weights, made, error, said):
     hub.commit("ada/faces", made(weights))
-    assert re.search(said, message_of(error, lambda: find_pretrained("hf://ada/faces")))
+    assert re.search(said, message_of(error, lambda: download_weights("hf://ada/faces")))
     assert error is RunError or [path.rpartition("/")[2] for path in hub.asked] == ["manifest.json"]
 
 
@@ -197,7 +198,7 @@ def lied(hub, weights, request, monkeypatch):
 
         monkeypatch.setattr(HubHandler, "do_GET", answer_or_lie)
         hub.commit("ada/faces", weights)
-        return message_of(RunError, lambda: find_pretrained("hf://ada/faces"))
+        return message_of(RunError, lambda: download_weights("hf://ada/faces"))
 
     return lie
 
@@ -248,7 +249,7 @@ def test_download_stops_after_its_time_limit(lied, monkeypatch, when, tmp_path):
 def test_download_that_does_not_fit_on_the_disk_is_refused_before_it_begins(hub, weights, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 99, 99))
     hub.commit("ada/faces", weights)
-    assert "99 are free in" in message_of(RunError, lambda: find_pretrained("hf://ada/faces"))
+    assert "99 are free in" in message_of(RunError, lambda: download_weights("hf://ada/faces"))
     assert len(hub.asked) == 1
 
 
@@ -256,7 +257,7 @@ def test_download_that_does_not_fit_on_the_disk_is_refused_before_it_begins(hub,
 def test_commit_in_an_answer_cannot_choose_a_path(hub, weights, tmp_path, monkeypatch, commit):
     monkeypatch.setattr(hub, "find_commit", lambda repository, revision: commit)
     hub.commits[commit] = weights
-    assert "the answer names no commit" in message_of(RunError, lambda: find_pretrained("hf://ada/faces"))
+    assert "the answer names no commit" in message_of(RunError, lambda: download_weights("hf://ada/faces"))
     assert not list_files(tmp_path)
 
 
@@ -273,22 +274,22 @@ def test_redirect_sends_no_token_to_another_server(hub, weights, monkeypatch):
             return start_answer(handler, 302, Location=elsewhere.url + handler.path, Content_Length=0)
 
         monkeypatch.setattr(HubHandler, "do_GET", redirect)
-        assert find_pretrained("hf://ada/faces").name == commit
+        assert download_weights("hf://ada/faces").name == commit
     assert tokens == {hub.url: {"Bearer hf_of_this_test"}, elsewhere.url: {None}}
 
 
 def test_offline_branch_is_its_last_download_and_other_weights_give_one_error_line(hub, weights, monkeypatch):
     from huggingface_hub import constants
 
-    folder = (hub.commit("ada/faces", weights), find_pretrained("hf://ada/faces"))[1]
+    folder = (hub.commit("ada/faces", weights), download_weights("hf://ada/faces"))[1]
     hub.commit("ada/known", weights)
     nowhere = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nowhere)
     # The client tries again and again.
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     download_weights.cache_clear()
-    assert find_pretrained("hf://ada/faces") == folder
-    assert message_of(RunError, lambda: find_pretrained("hf://ada/known")).startswith("hf://ada/known: ")
+    assert download_weights("hf://ada/faces") == folder
+    assert message_of(RunError, lambda: download_weights("hf://ada/known")).startswith("hf://ada/known: ")
 
 
 @pytest.mark.parametrize("address", ["hf://ada/nobody", "hf://ada/faces@nothing"])

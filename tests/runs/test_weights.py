@@ -19,14 +19,14 @@ from tfdecouple.data.image_file import crop_and_resize
 from tfdecouple.data.sources import open_source
 from tfdecouple.errors import RunError, UntrustedError
 from tfdecouple.metrics.image_statistics import CHANGES
-from tfdecouple.runs import pretrained
+from tfdecouple.runs import pretrained, run_folder
 from tfdecouple.runs.opened_run import hash_weights, load_model, save_run
 from tfdecouple.runs.pretrained import MANIFEST, WeightsManifest
 from tfdecouple.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("eager")
 
-HERE = pretrained.find_pretrained("photographs")
+HERE = pretrained.BUNDLED / "photographs"
 
 
 def test_bundled_weights_are_complete_and_small():
@@ -59,7 +59,8 @@ def others(tiny_run, tmp_path, monkeypatch):
     """An installation whose weights are tiny ones of the same name, and a working folder with two images."""
     folder = tmp_path / "site" / "photographs"
     command("publish", "--run", tiny_run, "--to", folder, "--licence", "mit")
-    monkeypatch.setattr(pretrained, "BUNDLED", folder.parent)
+    for module in (pretrained, run_folder):
+        monkeypatch.setattr(module, "BUNDLED", folder.parent)
     images = random_images(2, 20)
     monkeypatch.chdir(save_images(tmp_path / "here", {"a.png": images[0], "b.png": images[1]}))
     return folder

@@ -25,7 +25,7 @@ from typing import Literal, Self
 import pydantic
 
 from tfdecouple.errors import RunError, UntrustedError, UserError, one_line
-from tfdecouple.storage.files import FileDigest, read_model, replace_file, write_json, write_text
+from tfdecouple.storage.files import FileDigest, read_model, replace_file, write_text
 from tfdecouple.system.requirements import require_packages
 
 BUNDLED = pathlib.Path(__file__).parents[1] / "pretrained"
@@ -54,13 +54,6 @@ def list_pretrained() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in BUNDLED.glob("*/manifest.json")))
 
 
-def find_pretrained(name: str) -> pathlib.Path | None:
-    """Returns the folder of the weights `name`, bundled or from the Hub; None if unknown; UserError if unusable."""
-    if name.startswith(HUB):
-        return download_weights(name)
-    return BUNDLED / name if name in list_pretrained() else None
-
-
 class WeightsManifest(pydantic.BaseModel):
     """The content of a manifest.json: the size and SHA-256 of each published file, by the file's path in the folder."""
 
@@ -73,10 +66,6 @@ class WeightsManifest(pydantic.BaseModel):
         """Returns the manifest of all files in a folder and its sub-folders, except an existing manifest.json."""
         paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         return cls(files={name: FileDigest.from_file(path) for name, path in paths.items() if name != MANIFEST})
-
-    def write(self, folder: pathlib.Path) -> None:
-        """Writes this manifest into the file manifest.json of a folder."""
-        write_json(folder / MANIFEST, self.model_dump())
 
     @classmethod
     def read(cls, path: pathlib.Path, where: str) -> Self:

@@ -15,9 +15,9 @@ from tfdecouple.data.image_formats import describe_images
 from tfdecouple.data.sources import SourceKind, find_source_kind, hide_image_path, replace_source
 from tfdecouple.errors import UserError, make_printable, one_line
 from tfdecouple.runs.opened_run import Run, write_run
-from tfdecouple.runs.pretrained import BUNDLED, CARD, HUB, WeightsManifest, parse_hub_address, upload_weights
+from tfdecouple.runs.pretrained import BUNDLED, CARD, HUB, MANIFEST, WeightsManifest, parse_hub_address, upload_weights
 from tfdecouple.runs.run_folder import LABELS, METRICS, METRICS_BYTES, RunFolder, find_test_metrics, find_training_data
-from tfdecouple.storage.files import Facts, write_text
+from tfdecouple.storage.files import Facts, write_json, write_text
 
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
 # The header of a model card, which has the licence, ends within so many characters.
@@ -116,7 +116,7 @@ def _write_published_files(
         else:
             print(f"{METRICS} has more than {METRICS_BYTES:,} bytes and is left out")
     write_text(folder / CARD, make_weights_card(opened, name, licence, summary, address))
-    WeightsManifest.from_folder(folder).write(folder)
+    write_json(folder / MANIFEST, WeightsManifest.from_folder(folder).model_dump())
 
 
 def describe_training_images(config: Config, summary: Facts, step: int) -> tuple[str, str]:

@@ -30,7 +30,7 @@ from PIL import Image
 from tfdecouple.config import Config, DataConfig, preset_names
 from tfdecouple.errors import RunError, UntrustedError, nearest, one_line
 from tfdecouple.loggers import read_metrics
-from tfdecouple.runs.pretrained import HUB, find_pretrained, list_pretrained
+from tfdecouple.runs.pretrained import BUNDLED, HUB, download_weights, list_pretrained
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 from tfdecouple.storage.files import Facts, read_json, read_model, write_json, write_text
 
@@ -82,7 +82,9 @@ class RunFolder:
     @functools.cached_property
     def path(self) -> pathlib.Path:
         """The folder with the files; UserError if weights from the Hub are needed and cannot be downloaded."""
-        return pathlib.Path(self.run) if self.is_folder else find_pretrained(self.run) or pathlib.Path(self.run)
+        if self.is_folder:
+            return pathlib.Path(self.run)
+        return download_weights(self.run) if self.run.startswith(HUB) else BUNDLED / self.run
 
     @property
     def name(self) -> str:
