@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Self
@@ -119,11 +118,8 @@ class Run:
 
     def make_data_config(self, source: str | None, **others: object) -> DataConfig:
         """Returns the run's `DataConfig` with the data set `source` (None: the run's) and the options `others`."""
-        config = self.config
-        if source is not None:
-            config = dataclasses.replace(config, data=replace_source(config.data, source))
-        changes = [f"data.{name}={json.dumps(value)}" for name, value in others.items() if value is not None]
-        return config.override(changes).data
+        data = self.config.data if source is None else replace_source(self.config.data, source)
+        return dataclasses.replace(data, **{name: value for name, value in others.items() if value is not None})
 
 
 def load_model(run: str | pathlib.Path, *, jit_compile: bool = False) -> DecoupledModel:
