@@ -24,10 +24,6 @@ from tfdecouple.system import process
 from tfdecouple.system.progress import format_count
 from tfdecouple.system.requirements import require_packages
 
-# The most training images, and the most held-out images, without --images; with --statistics they are also decoded.
-_MOST_IMAGES, _MOST_DECODED = 10_000, 500
-# Number of nearest images that `neighbours` shows beside a sample.
-_NEAREST = 5
 # Temperatures, the factors by which v is multiplied.
 _Temperature = within(0, 1000)
 
@@ -267,7 +263,7 @@ def directions(
     (data, split), model = open_data(opened, source, "validation"), opened.model
     if statistics:
         training, held_out = (
-            read_drawn_images(model, data, part, draw_image_indices(data, part, images or _MOST_DECODED, seed))[0]
+            read_drawn_images(model, data, part, draw_image_indices(data, part, images or 500, seed))[0]
             for part in ("train", split)
         )
         found = direction_finding.find_statistic_directions(model, training, held_out, seed=seed)
@@ -281,7 +277,7 @@ def directions(
             if name not in data.label_names:
                 raise UserError(f"--labels has {name!r}, which no image has{nearest(name, data.label_names)}")
         names = list(columns.names if columns else dict.fromkeys(labels or data.label_names))
-        chosen = (images or _MOST_IMAGES, seed, names, columns)
+        chosen = (images or 10_000, seed, names, columns)
         examples = [direction_finding.encode_examples(opened, data, part, *chosen) for part in ("train", split)]
         found, missing = direction_finding.find_directions(names, examples[0], examples[1], seed)
         for name, counts in missing.items():
@@ -403,7 +399,7 @@ def neighbours(
     for name, encode in vectors.items():
         queries = encode(samples)
         distances = np.concatenate([cdist(queries, encode(part)) for part in parts], 1)
-        order = np.argsort(distances, 1, kind="stable")[:, :_NEAREST]
+        order = np.argsort(distances, 1, kind="stable")[:, :5]
         nearest_images[name] = images[order]
         nearest_distances = np.take_along_axis(distances, order, 1)
         found[name] = {"indices": searched[order].tolist(), "distances": nearest_distances.tolist()}

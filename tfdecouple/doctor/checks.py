@@ -55,8 +55,6 @@ BOUND = 1e-4
 STEPS, WEIGHTS_BOUND = 10, 1e-3
 # Batch sizes that are timed on CPUs and on GPUs; some GPUs have too little memory for the last one.
 BATCHES = {"CPU": (4, 16, 64), "GPU": (1, 16, 64, 256, 1024)}
-# Least duration of a timed repetition in seconds, with --quick (True) and without it (False).
-_SECONDS = {True: 0.3, False: 2.0}
 
 
 def inspect_machine(task: Task) -> Iterator[CheckResult]:
@@ -226,7 +224,8 @@ def measure_speed(task: Task) -> Iterator[CheckResult]:
             phases[phase](1)
             first = time.perf_counter() - start
             once = timeit.timeit(lambda: phases[phase](1), number=1)  # noqa: B023 - called here
-            calls = max(1, math.ceil(_SECONDS[task.quick] / once))
+            # A timed repetition takes at least so many seconds.
+            calls = max(1, math.ceil((0.3 if task.quick else 2.0) / once))
             seconds = timeit.repeat(lambda: phases[phase](calls), number=1, repeat=3)  # noqa: B023 - called here
             rate = batch * calls / statistics.median(seconds)
             where = f"{batch} images{f' on {devices} devices' if devices > 1 else ''}"

@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 
 # Smallest number of training images for the regressions, and smallest number of evaluated images.
 LEAST = 4
-# Candidate penalties of the ridge regressions; leave-one-out cross-validation on the training images chooses one.
-_PENALTIES = np.logspace(-1, 5, 13)
-# Number of bootstrap samples for each standard error.
-_RESAMPLES = 200
 # The regressions use at most `_FITTED` training images, and at most `_VALUES` colour values in the images of a split.
 _FITTED, _VALUES = 2_000, 2**25
 
@@ -195,7 +191,7 @@ def _bootstrap_errors(statistic: Callable[..., np.ndarray], *values: np.ndarray,
     import scipy.stats
 
     errors = scipy.stats.bootstrap(
-        values, statistic, n_resamples=_RESAMPLES, paired=True, vectorized=True, method="percentile", rng=seed
+        values, statistic, n_resamples=200, paired=True, vectorized=True, method="percentile", rng=seed
     ).standard_error
     pairs = zip(np.ravel(statistic(*values)), np.ravel(errors), strict=True)
     return [{"mean": float(mean), "standard_error": float(error)} for mean, error in pairs]
@@ -212,7 +208,8 @@ def _compute_r2(features: tuple[np.ndarray, ...], train_y: np.ndarray, y: np.nda
     train_x, x = features
     mean, scale = train_y.mean(0), np.maximum(train_y.std(0), 1e-12)
     with threadpool_limits(1):
-        ridge = RidgeCV(alphas=_PENALTIES).fit(train_x.astype(np.float64), (train_y - mean) / scale)
+        # Leave-one-out cross-validation chooses the penalty.
+        ridge = RidgeCV(alphas=np.logspace(-1, 5, 13)).fit(train_x.astype(np.float64), (train_y - mean) / scale)
         predicted = ridge.predict(x.astype(np.float64)).reshape(y.shape)
     target = (y - mean) / scale
 

@@ -43,8 +43,6 @@ NEEDED = re.compile(
     r"config\.json|summary\.json|directions\.json|labels\.json|checkpoints/best-\d{9}\.safetensors",
     re.ASCII,
 )
-# These published files are for people only, so the program never downloads them.
-FOR_PEOPLE = (CARD, "metrics.jsonl")
 _COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+(/[\w.-]+)*))?", re.ASCII)
 
@@ -91,7 +89,7 @@ class WeightsManifest(pydantic.BaseModel):
     @property
     def model_files(self) -> dict[str, FileDigest]:
         """The size and SHA-256 of each published file that a model needs: a dict by the file's path in its folder."""
-        return {name: facts for name, facts in self.files.items() if name not in FOR_PEOPLE}
+        return {name: facts for name, facts in self.files.items() if name not in (CARD, "metrics.jsonl")}
 
     def require_matching_files(self, folder: pathlib.Path, where: str) -> None:
         """Raises RunError unless `folder` has all files that a model needs, with this manifest's sizes and SHA-256."""

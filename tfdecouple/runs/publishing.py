@@ -19,9 +19,6 @@ from tfdecouple.runs.pretrained import BUNDLED, CARD, HUB, MANIFEST, WeightsMani
 from tfdecouple.runs.run_folder import LABELS, METRICS, METRICS_BYTES, RunFolder, find_test_metrics, find_training_data
 from tfdecouple.storage.files import Facts, write_json, write_text
 
-_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
-# The header of a model card, which has the licence, ends within so many characters.
-_HEADER_LENGTH = 2**16
 _NO_RIGHTS = "No licence is claimed: the weights do not say what images they were trained on."
 _TASK = "unconditional-image-generation"
 
@@ -46,7 +43,7 @@ def publish(
     # This call refuses links out of the run folder before any file in it is read.
     RunFolder(run).read_config()
     licence = licence or _read_licence(run)
-    if not _LICENCE.fullmatch(licence):
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence, re.ASCII):
         raise UserError(f"the licence is {licence!r}; name it as the Hub does, such as apache-2.0, cc-by-4.0 or other")
     if data and ((kind := find_source_kind(data)).takes_path or type(kind) is SourceKind):
         raise UserError(f"--data is {data!r}; give a data set that all users have: photographs, or a TFDS name")
@@ -74,7 +71,8 @@ def _read_licence(run: str) -> str:
     card, text = RunFolder(run).path / CARD, ""
     if card.is_file():
         with card.open(encoding="utf-8", errors="replace") as file:
-            text = file.read(_HEADER_LENGTH)
+            # The header, which has the licence, ends within so many characters.
+            text = file.read(2**16)
     match = re.search(r'^license: "?([^"\n]+)"?$', text, re.M)
     if match is None:
         raise UserError("publish needs --licence, that of the weights as the Hub names it, such as apache-2.0")

@@ -43,8 +43,6 @@ SUMMARY = "summary.json"
 LABELS = "labels.json"
 # File name of the log, and the largest size in bytes that is plotted and published.
 METRICS, METRICS_BYTES = "metrics.jsonl", 2**27
-# Larger values of metrics are not drawn.
-_LARGEST = 1e100
 IMAGES, PICTURES, EVALUATION = "images", "pictures", "evaluation"
 LOCK = ".lock"
 
@@ -225,8 +223,8 @@ class RunFolder:
         curves: dict[str, dict[str, tuple[list[float], list[float]]]] = {"train": {}, "validation": {}}
         for row in read_metrics(path):
             for metric, value in row.items() if row["kind"] in curves else ():
-                # The log has NaN and infinity as text. Sums of larger numbers than these would be infinite in a plot.
-                if isinstance(value, int | float) and abs(value) < _LARGEST and not absent.get(metric):
+                # The log has NaN and infinity as text. Sums of larger numbers than 1e100 would be infinite in a plot.
+                if isinstance(value, int | float) and abs(value) < 1e100 and not absent.get(metric):
                     steps, values = curves[row["kind"]].setdefault(metric, ([], []))
                     steps.append(row["step"])
                     values.append(value)

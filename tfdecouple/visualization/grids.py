@@ -24,8 +24,6 @@ WIDTH = 800
 # Height of a line of text, in pixels.
 LINE = 18
 _GAP = 2
-_BACKGROUND = (255, 255, 255)
-_INK = (0, 0, 0)
 # Count of images that the model computes at once, which affects the memory in use, but no picture.
 _CHUNK = 64
 
@@ -76,7 +74,7 @@ def draw_grid(
     left, top = find_corner(rows - 1, columns - 1)
     right, bottom = left + tile_width + _GAP, top + tile_height + _GAP
     lines = [line for text in caption.splitlines() for line in _wrap_caption(text, font, right - 2 * _GAP)]
-    picture = Image.new("RGB", (right, bottom + LINE * len(lines) + (6 if lines else 0)), _BACKGROUND)
+    picture = Image.new("RGB", (right, bottom + LINE * len(lines) + (6 if lines else 0)), "white")
     for row in range(rows):
         for column in range(columns):
             tile = Image.fromarray(images[row, column])
@@ -85,12 +83,12 @@ def draw_grid(
     draw = ImageDraw.Draw(picture)
     for row, label in enumerate(row_labels):
         middle = find_corner(row, 0)[1] + tile_height // 2
-        draw.text((margin - 4, middle), label, fill=_INK, font=font, anchor="rm")
+        draw.text((margin - 4, middle), label, fill="black", font=font, anchor="rm")
     for column, label in enumerate(column_labels):
         middle = find_corner(0, column)[0] + tile_width // 2
-        draw.text((middle, header // 2 + 1), label, fill=_INK, font=font, anchor="mm")
+        draw.text((middle, header // 2 + 1), label, fill="black", font=font, anchor="mm")
     for number, line in enumerate(lines):
-        draw.text((_GAP, bottom + LINE * number), line, fill=_INK, font=font)
+        draw.text((_GAP, bottom + LINE * number), line, fill="black", font=font)
     return picture
 
 

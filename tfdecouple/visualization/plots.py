@@ -23,10 +23,6 @@ _NAMES = {
     "dequantization": "log q(u|x), nats/image",
     "learning_rate": "learning rate",
 }
-# Plots of confusion matrices with more classes than this have no room for numbers in their cells.
-_NUMBERED_CLASSES = 40
-# At most this many labels get a colour and a shape in a plot of points; the points of all other labels are grey.
-_COLOURED_LABELS = 14
 
 # The type of a curve: (indices of training steps, values of a metric), both `[n]`.
 Curve = tuple[Sequence[float], Sequence[float]]
@@ -115,7 +111,7 @@ def plot_projection(
     figure = _make_figure(9, 6.6)
     axes = figure.add_subplot()
     present, counts = np.unique(labels[labels >= 0], return_counts=True)
-    coloured = np.sort(present[np.argsort(-counts, kind="stable")][:_COLOURED_LABELS])
+    coloured = np.sort(present[np.argsort(-counts, kind="stable")][:14])
     size = float(np.clip(24000 / max(len(points), 1), 9, 60))
     rest = ~np.isin(labels, coloured)
     if rest.any():
@@ -181,7 +177,8 @@ def plot_confusion(confusion: Facts, label_names: Sequence[str]) -> Figure:
     axes = figure.add_subplot()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    if len(names) <= _NUMBERED_CLASSES:
+    # The cells of more classes have no room for numbers.
+    if len(names) <= 40:
         for row, column in np.argwhere(counts):
             text, colour = str(counts[row, column]), "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, text, fontsize=_SMALL - 2, ha="center", va="center", color=colour)
