@@ -93,11 +93,10 @@ class PairedData(DataSet):
 
         With a `reference`, the only file is a folder of photographs.
         """
-        for name, value in dataclasses.asdict(self).items():
-            if files and value not in (None, False):
-                option = f"--{name.replace('_', '-')}"
-                instead = f"and the command got {files[0]}; leave {option} out"
-                raise UserError(f"{option} is for images of a data set, {instead}")
+        given = [f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value]
+        if files and given:
+            instead = f"and the command got {files[0]}; leave {given[0]} out"
+            raise UserError(f"{given[0]} is for images of a data set, {instead}")
         if reference is None and len(files) % 2:
             raise UserError(f"{command} got {len(files)} images; it takes pairs, an even number")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from tfdecouple.cli.options import DataSet, PairedData, Sizes
@@ -131,19 +131,6 @@ def get_label_names(source: Source, labels: np.ndarray) -> list[str | None]:
     return [source.label_names[label] if 0 <= label < len(source.label_names) else None for label in labels]
 
 
-def _read_pairs(opened: Run, files: Sequence[pathlib.Path], sizes: Sizes) -> Pairs:
-    both = files[::2], files[1::2]
-
-    def read_parts() -> Iterator[tuple]:
-        for pair in zip(*both, strict=True):
-            photographs, pixels = read_photographs(opened, pair, sizes)
-            yield pixels[:1], pixels[1:], (None, None), photographs
-
-    first, second = ({"files": list(map(str, side))} for side in both)
-    facts = {"pairing": "pairs", "count": len(both[0]), "first": first, "second": second}
-    return Pairs(read_parts(), facts, f"Own images. {opened.note()}")
-
-
 def choose_pairs(
     opened: Run,
     files: Sequence[pathlib.Path],
@@ -160,7 +147,12 @@ def choose_pairs(
     raised if no two images make a pair.
     """
     if files:
-        return [_read_pairs(opened, files, sizes)]
+        both = files[::2], files[1::2]
+        read = (read_photographs(opened, pair, sizes) for pair in zip(*both, strict=True))
+        parts = ((pixels[:1], pixels[1:], (None, None), photographs) for photographs, pixels in read)
+        first, second = ({"files": list(map(str, side))} for side in both)
+        facts = {"pairing": "pairs", "count": len(both[0]), "first": first, "second": second}
+        return [Pairs(parts, facts, f"Own images. {opened.note()}")]
     from tfdecouple.data.drawn_images import draw_image_indices, pair_images, read_drawn_images
 
     count = source.count or count
