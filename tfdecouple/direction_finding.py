@@ -56,13 +56,12 @@ def encode_examples(
 
 def find_directions(
     names: Sequence[str], training: tuple[np.ndarray, np.ndarray], held_out: tuple[np.ndarray, np.ndarray], seed: int
-) -> tuple[list[Direction], dict[str, list[int]]]:
-    """Finds directions in z for `names`, labels or numbers; returns them, and {name: counts} where images are too few.
+) -> tuple[list[Direction], list[str]]:
+    """Finds directions in z for `names`, labels or numbers; returns them, and a text for each name with too few images.
 
-    `training` and `held_out` are results of `encode_examples`. The counts are those of the training images of each
-    kind. DataError is raised if no direction is found.
+    `training` and `held_out` are results of `encode_examples`. DataError is raised if no direction is found.
     """
-    directions, missing = list[Direction](), dict[str, list[int]]()
+    directions, missing = list[Direction](), list[str]()
     with Counter("finding directions", len(names), unit="directions") as counter:
         for number, name in enumerate(names):
             counted, held = ~np.isnan(training[1][:, number]), ~np.isnan(held_out[1][:, number])
@@ -70,16 +69,15 @@ def find_directions(
             held_z, held_values = held_out[0][held], held_out[1][held, number]
             kinds, counts = np.unique(values, return_counts=True)
             if len(kinds) < 2 or len(values) < 2 * LEAST or (len(kinds) == 2 and counts.min() < LEAST):
-                missing[name] = counts.tolist()
+                needs = f"it needs {LEAST} images of two kinds, and there are {counts.tolist()}"
+                missing.append(f"no direction {name}: {needs}")
             elif len(kinds) == 2:
                 directions += find_label_directions(name, z, values == kinds[1], held_z, held_values == kinds[1], seed)
             else:
                 directions += find_number_directions(name, z, values, held_z, held_values)
             counter(number + 1)
     if not directions:
-        name, found = next(iter(missing.items()))
-        needs = f"each needs {LEAST} images of two kinds, and there are {found} for {name}"
-        raise DataError(f"no direction can be found: {needs}; use more images, or others with --data")
+        raise DataError(f"{missing[0]}; use more images, or others with --data")
     return directions, missing
 
 

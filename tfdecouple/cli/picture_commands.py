@@ -280,9 +280,8 @@ def directions(
         chosen = (images or 10_000, seed, names, columns)
         examples = [direction_finding.encode_examples(opened, data, part, *chosen) for part in ("train", split)]
         found, missing = direction_finding.find_directions(names, examples[0], examples[1], seed)
-        for name, counts in missing.items():
-            needs = f"it needs {direction_finding.LEAST} images of two kinds, and there are {counts}"
-            print(f"no direction {name}: {needs}", file=sys.stderr)
+        for text in missing:
+            print(text, file=sys.stderr)
     about = {"data": data.title, "source": data.name, "split": split, "seed": seed}
     found = [dataclasses.replace(direction, figures={**direction.figures, **about}) for direction in found]
     try:
