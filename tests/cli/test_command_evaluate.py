@@ -181,7 +181,7 @@ class TestAllMetrics:
         assert values["features"] == 3 and values["extractor"]["file"] == "colours.onnx"
         source = open_source(DataConfig(source=f"folder:{labelled}"), (8, 8, 3))
         real = {split: load_images(source, split, count)[0] for split, count in COUNTS.items()}
-        samples = np.concatenate(list(draw_model_samples(load_model(run), 40, 1.0, 3, 8)))
+        samples = np.concatenate(list(draw_model_samples(load_model(run), 40, 1.0, 3)))
         assert values["distance"] == pytest.approx(distance(samples, real["test"]), rel=1e-4)
         drawn = np.random.default_rng(3).permutation(60)[:40]
         assert values["floor"] == pytest.approx(distance(real["train"][drawn], real["test"]), rel=1e-4)

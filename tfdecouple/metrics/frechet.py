@@ -50,8 +50,7 @@ class FrechetDistance(Metric):
         return str(self.options.frechet_split)
 
     def prepare_inputs(self, config: Config) -> None:
-        options = self.options
-        self._extractor = open_feature_extractor(options.frechet, config.model.image_shape)
+        self._extractor = open_feature_extractor(self.options.frechet, config.model.image_shape)
 
     def compute(self, evaluation: Evaluation) -> Result:
         """Returns the Frechet distance of samples and its floor, in squared units of features, and warnings."""
@@ -77,7 +76,7 @@ class FrechetDistance(Metric):
         compared = {
             f"{split} images": draw_images(split),
             f"{floor_split} images": draw_images(floor_split),
-            "samples": draw_model_samples(model, samples, options.temperature, options.seed, evaluation.batch_size),
+            "samples": draw_model_samples(model, samples, options.temperature, options.seed),
         }
         moments = {name: compute_feature_moments(self._extractor, batches) for name, batches in compared.items()}
         of_images, of_floor, of_samples = moments.values()
@@ -149,30 +148,17 @@ def compute_frechet_distance(a: Moments, b: Moments) -> float:
     return max(float(np.square(a.mean - b.mean).sum() + traces - 2 * overlap), 0.0)
 
 
-def draw_model_samples(
-    model: DecoupledModel, count: int, temperature: float, seed: int, batch_size: int
-) -> Iterator[np.ndarray]:
+def draw_model_samples(model: DecoupledModel, count: int, temperature: float, seed: int) -> Iterator[np.ndarray]:
     """Yields uint8 batches of `count` samples; sample k depends only on k, `seed`, `temperature` and the model."""
-    import tensorflow as tf
-
     from tfdecouple import randomness
-    from tfdecouple.model.codes import draw_labels
-    from tfdecouple.model.objective import map_noise_to_z
+    from tfdecouple.model.codes import CHUNK
 
-    config = model.config
-    frechet_seed = randomness.derive_seed(seed, "frechet")
     with Counter("sampling", count, unit="samples") as counter:
-        for start in range(0, count, batch_size):
-            # The last batch also has the full size, because another size would make TensorFlow trace the model again.
-            numbers = tf.range(start, start + batch_size)
-            z_noise = randomness.draw_noise_by_index([config.latent_dim], frechet_seed, numbers, "z")
-            v_noise = randomness.draw_noise_by_index(config.image_shape, frechet_seed, numbers, "v")
-            labels = None
-            if config.has_labels:
-                labels = draw_labels(config, start, start + batch_size, randomness.derive_seed(frechet_seed, "labels"))
-            z = map_noise_to_z(model, z_noise, labels) if config.has_latent else None
-            done = min(start + batch_size, count)
-            yield model.decode(z, temperature * v_noise).numpy()[: done - start]
+        for start in range(0, count, CHUNK):
+            # The last batch is cut, because a draw of another size would make TensorFlow trace the model again.
+            samples = model.sample(CHUNK, temperature, randomness.derive_seed(seed, "frechet", start)).numpy()
+            done = min(start + CHUNK, count)
+            yield samples[: done - start]
             counter(done)
 
 
