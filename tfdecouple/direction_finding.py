@@ -39,7 +39,7 @@ def encode_examples(
     NaN if unknown. DataError is raised if no image is in the file.
     """
     indices = np.sort(draw_image_indices(source, split, count, seed))
-    z, label = run.encode_split(source, split, indices, f"encoding images of {split}")
+    z, label = run.encode_split(source, split, indices)
     label = check_labels(source, label)
     if attributes is None:
         numbers = [source.label_names.index(name) for name in names]

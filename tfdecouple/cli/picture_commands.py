@@ -436,7 +436,7 @@ def project(
     indices = np.sort(draw_image_indices(data, part, count, seed))
     if len(indices) < 2:
         raise DataError(f"project got {len(indices)} images; it needs at least 2")
-    codes, labels = opened.encode_split(data, part, indices, "encoding")
+    codes, labels = opened.encode_split(data, part, indices)
     points, shares = plots.project_to_components(codes)
     axes = [f"principal component {n} ({share:.0%} of the variance)" for n, share in enumerate(shares, 1)]
     title = f"z of {len(indices):,} images: {data.title}, {part}\n{opened.note()}"

@@ -68,12 +68,10 @@ class Run:
         """Returns the means of q(z|x) of uint8 images, float32 `[n, d_z]`, without computing v."""
         return np.asarray(self.model.posterior(images).mean())
 
-    def encode_split(
-        self, source: Source, split: str, indices: np.ndarray, title: str
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def encode_split(self, source: Source, split: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns means of q(z|x), float32 `[n, d_z]`, and labels, int32 `[n]`; `indices` must ascend."""
         codes, labels = [], []
-        for batch in read_chosen_batches(source, split, indices, batch_size=128, title=title):
+        for batch in read_chosen_batches(source, split, indices, batch_size=128, title=f"encoding {split}"):
             codes.append(self.encode_z(batch["image"]))
             labels.append(batch["label"])
         return np.concatenate(codes), np.concatenate(labels)
