@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.linear_model import RidgeCV
-from sklearn.metrics import r2_score, roc_auc_score
+from sklearn.linear_model import LinearRegression, RidgeCV
+from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from tfdecouple.data.drawn_images import decode_images, draw_image_indices, encode_drawn_images
@@ -133,14 +133,13 @@ def find_number_directions(
     standard, held_standard = (values - mean) / deviation, (held_values - mean) / deviation
     slope = (z - z.mean(0, dtype=np.float64)).T @ standard / len(z)
     counts = {"kind": "number", "images": len(values), "held_out": len(held_values), "deviation": float(deviation)}
-    along = z @ slope
-    factor = float(np.mean((along - along.mean()) * standard) / along.var()) if along.var() > 0 else 0.0
+    line = LinearRegression().fit((z @ slope)[:, None], standard)
     with threadpool_limits(1):
         ridge = RidgeCV(alphas=[1 / strength for strength in STRENGTHS]).fit(z.astype(np.float64), standard)
     r2 = dict.fromkeys((MEANS, CLASSIFIER))
     if len(held_values) > 1 and np.ptp(held_values) > 0:
-        r2[MEANS] = float(r2_score(held_standard, factor * (held_z @ slope - along.mean())))
-        r2[CLASSIFIER] = float(r2_score(held_standard, ridge.predict(held_z)))
+        r2[MEANS] = float(line.score((held_z @ slope)[:, None], held_standard))
+        r2[CLASSIFIER] = float(ridge.score(held_z, held_standard))
     normal = _scale_normal(np.asarray(ridge.coef_, np.float64), slope)
     return [
         Direction(name, MEANS, slope.astype(np.float32), counts | {"r2": r2[MEANS]}),
