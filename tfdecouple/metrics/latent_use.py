@@ -100,6 +100,7 @@ def compute_latent_use(
     `make_evaluation_batches`, is read 1 + `samples` times. The callback `on_batch` receives, after each batch, the
     number of images finished in all passes so far.
     """
+    import scipy.stats
     import tensorflow as tf
 
     from tfdecouple import randomness
@@ -157,7 +158,7 @@ def compute_latent_use(
                 rows.append(compute_terms(batch, tf.constant(codes), tf.constant(number)).numpy()[counted])
                 on_batch(count * (number + 1) + stop)
             nats = np.concatenate(rows).astype(np.float64).T
-            kl += _compute_log_density(z, mean, stddev).sum(1) - nats[2]
+            kl += scipy.stats.norm.logpdf(z, mean, stddev).sum(1) - nats[2]
             matching, shuffled = matching + nats[0], shuffled + nats[1]
             information += compute_mutual_information(z[informed], mean[informed], stddev[informed])
     kl_to_normal = (np.square(mean) + np.square(stddev) - 1) / 2 - np.log(stddev)
@@ -192,17 +193,14 @@ def compute_mutual_information(z: np.ndarray, mean: np.ndarray, stddev: np.ndarr
     over all images x'. All arrays are float64 `[N, d_z]`.
     """
     import scipy.special
+    import scipy.stats
 
-    precision, log_density = 1 / np.square(stddev), _compute_log_density(z, mean, stddev).sum(1)
+    precision, log_density = 1 / np.square(stddev), scipy.stats.norm.logpdf(z, mean, stddev).sum(1)
     # log q(z|x') = z . linear - z^2 . precision / 2 + constant. Parts of z limit the memory of the array [N, N].
-    linear, constant = mean * precision, _compute_log_density(0, mean, stddev).sum(1)
+    linear, constant = mean * precision, scipy.stats.norm.logpdf(0, mean, stddev).sum(1)
     parts = np.array_split(z, 1 + len(z) // 512)
     total = [scipy.special.logsumexp(part @ linear.T - part**2 @ precision.T / 2 + constant, 1) for part in parts]
     return log_density - np.concatenate(total) + math.log(len(z))
-
-
-def _compute_log_density(z: np.ndarray | float, mean: np.ndarray, stddev: np.ndarray) -> np.ndarray:
-    return -np.square((z - mean) / stddev) / 2 - np.log(stddev) - math.log(2 * math.pi) / 2
 
 
 def draw_derangement(count: int, seed: int | list[int]) -> np.ndarray:
