@@ -24,15 +24,14 @@ def _require_results_folder(_: object, path: pathlib.Path | None) -> None:
         raise UserError(f"cannot write into {path}: {existing} is no folder; name another folder with --out")
 
 
-def _require_photographs(_: object, paths: pathlib.Path | tuple[pathlib.Path, ...]) -> None:
-    for path in paths if isinstance(paths, tuple) else (paths,):
-        if path is not None and not path.exists():
-            raise UserError(f"{path} does not exist; name a photograph, or a folder of them")
+def _require_photograph(_: object, path: pathlib.Path | None) -> None:
+    if path is not None and not path.exists():
+        raise UserError(f"{path} does not exist; name a photograph, or a folder of them")
 
 
 # Paths are checked before TensorFlow is imported, which takes seconds.
 Folder = Annotated[pathlib.Path, Parameter(validator=_require_results_folder)]
-Photograph = Annotated[pathlib.Path, Parameter(validator=_require_photographs)]
+Photograph = Annotated[pathlib.Path, Parameter(validator=_require_photograph)]
 RunName = Annotated[
     str,
     Parameter("--run", help="run folder, also one in training; bundled weights: photographs; or hf://OWNER/NAME"),
