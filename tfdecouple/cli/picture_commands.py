@@ -460,16 +460,16 @@ def curves(
     require_packages("matplotlib", what="the command curves")
     process.start_tensorflow()
     from tfdecouple.runs.run_folder import PICTURES, RunFolder
-    from tfdecouple.visualization.plots import Curves, plot_curves, render_figure
+    from tfdecouple.visualization.plots import plot_curves, render_figure
 
     names = [RunFolder(path).name for path in run]
-    drawn, facts = [], []
+    drawn, facts = {}, []
     for path, name in zip(run, names, strict=True):
         # In the legend, runs that share a name are called by their paths.
-        entry = Curves(name if names.count(name) == 1 else path, **RunFolder(path).read_curves())
-        last = max(steps[-1] for lines in (entry.train, entry.validation) for steps, _ in lines.values())
-        drawn.append(entry)
-        facts.append({"run": path, "name": entry.name, "last_step": last})
+        shown = name if names.count(name) == 1 else path
+        drawn[shown] = RunFolder(path).read_curves()
+        last = max(steps[-1] for lines in drawn[shown].values() for steps, _ in lines.values())
+        facts.append({"run": path, "name": shown, "last_step": last})
     results = Results(RunFolder(run[0]).find_results_folder(PICTURES, out), {"command": "curves"})
     summary = "; ".join(f"{entry['name']} to update {entry['last_step']:,}" for entry in facts)
     results.write("curves", render_figure(plot_curves(drawn)), summary, {"runs": facts})

@@ -1,7 +1,7 @@
 """Functions that plot training curves, codes projected to two dimensions, histograms and confusion matrices."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,16 +24,8 @@ _NAMES = {
     "learning_rate": "learning rate",
 }
 
-# The type of a curve: (indices of training steps, values of a metric), both `[n]`.
-Curve = tuple[Sequence[float], Sequence[float]]
-
-
-class Curves(NamedTuple):
-    """The curves of a training run, {name of a metric: (steps, values)}, on training and validation images."""
-
-    name: str  # of the run in the legend of a plot
-    train: Mapping[str, Curve]
-    validation: Mapping[str, Curve]
+# The type of the curves of a run: {"train" or "validation" images: {metric: (training steps, values), both `[n]`}}.
+Curves = Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]
 
 
 def render_figure(figure: Figure) -> Image.Image:
@@ -43,27 +35,27 @@ def render_figure(figure: Figure) -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def plot_curves(runs: Sequence[Curves]) -> Figure:
-    """Plots bits/dim, KL, log q(u|x) and learning rate of runs over their updates; each run must have bits/dim.
+def plot_curves(runs: Mapping[str, Curves]) -> Figure:
+    """Plots bits/dim, KL, log q(u|x) and learning rate of runs, by name, over their updates; all must have bits/dim.
 
     Curves on training images are thin. Curves on validation images are thick, with a point at each evaluation. The axis
     of bits/dim leaves out the steep fall in the first tenth of each curve, and the highest hundredth of the values
     after it, such as short peaks: these would flatten the rest.
     """
     figure = _make_figure(9, 6.6)
-    lower = [name for name in _NAMES if name != "bits_per_dim" and any(_collect_curves(run, name) for run in runs)]
+    lower = [name for name in _NAMES if name != "bits_per_dim" and _collect_curves(runs, name)]
     rows: list[list] = [["bits_per_dim"] * len(lower), lower] if lower else [["bits_per_dim"]]
     panels = figure.subplot_mosaic(rows, height_ratios=(1.7, 1) if lower else None)
     is_alone = len(runs) == 1
     for name, axes in panels.items():
-        for number, run in enumerate(runs):
-            colour, begin = COLOURS[number % len(COLOURS)], "" if is_alone else f"{run.name}, "
-            if name in run.train:
-                axes.plot(*run.train[name], color=colour, linewidth=1, alpha=0.6, label=f"{begin}training")
-            if name in run.validation:
+        for number, (run, curves) in enumerate(runs.items()):
+            colour, begin = COLOURS[number % len(COLOURS)], "" if is_alone else f"{run}, "
+            if name in curves["train"]:
+                axes.plot(*curves["train"][name], color=colour, linewidth=1, alpha=0.6, label=f"{begin}training")
+            if name in curves["validation"]:
                 style: dict[str, Any] = {"linewidth": 2, "marker": _MARKERS[number % len(_MARKERS)], "markersize": 6}
                 style["color"] = COLOURS[1] if is_alone else colour
-                axes.plot(*run.validation[name], label=f"{begin}validation", **style)
+                axes.plot(*curves["validation"][name], label=f"{begin}validation", **style)
         _style_axes(axes, "update", _NAMES[name])
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 10000 else f"{value:g}")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -73,18 +65,17 @@ def plot_curves(runs: Sequence[Curves]) -> Figure:
     if "learning_rate" in panels:
         panels["learning_rate"].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     bits = panels["bits_per_dim"]
-    lines = [np.asarray(line) for run in runs for line in _collect_curves(run, "bits_per_dim")]
-    later = [values[steps >= steps[-1] / 10] for steps, values in lines]
+    later = [values[steps >= steps[-1] / 10] for steps, values in _collect_curves(runs, "bits_per_dim")]
     low, high = min(map(np.min, later)), max(np.quantile(values, 0.99) for values in later)
     if room := (high - low) / 20:
         bits.set_ylim(low - room, high + room)
     bits.legend(fontsize=_SMALL, frameon=False)
-    bits.set_title(runs[0].name if is_alone else f"{len(runs)} runs", fontsize=_TEXT + 2, loc="left")
+    bits.set_title(next(iter(runs)) if is_alone else f"{len(runs)} runs", fontsize=_TEXT + 2, loc="left")
     return figure
 
 
-def _collect_curves(run: Curves, name: str) -> list[Curve]:
-    return [lines[name] for lines in (run.train, run.validation) if name in lines]
+def _collect_curves(runs: Mapping[str, Curves], name: str) -> list[np.ndarray]:
+    return [np.asarray(lines[name]) for curves in runs.values() for lines in curves.values() if name in lines]
 
 
 def project_to_components(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
