@@ -78,30 +78,6 @@ class DataSet:
 
 @Parameter(name="*")
 @dataclasses.dataclass(frozen=True)
-class PairedData(DataSet):
-    """The data set of a command that draws pairs of images.
-
-    Attributes:
-        count: number of pairs of the data set; default 10, of interpolate 1.
-    """
-
-    count: Annotated[int | None, within(1, 100_000)] = None
-
-    def require_pairs(self, command: str, files: Sequence[pathlib.Path], reference: pathlib.Path | None = None) -> None:
-        """Raises UserError for an odd number of photographs, or if an option of the data set is given with them.
-
-        With a `reference`, the only file is a folder of photographs.
-        """
-        given = [f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value]
-        if files and given:
-            instead = f"and the command got {files[0]}; leave {given[0]} out"
-            raise UserError(f"{given[0]} is for images of a data set, {instead}")
-        if reference is None and len(files) % 2:
-            raise UserError(f"{command} got {len(files)} images; it takes pairs, an even number")
-
-
-@Parameter(name="*")
-@dataclasses.dataclass(frozen=True)
 class Sizes:
     """The sizes of results for a user's photographs.
 
@@ -114,3 +90,29 @@ class Sizes:
     size: Literal["own", "model"] = "own"
     max_side: Annotated[int, within(1, MOST_FILE_SIDE)] = MOST_FILE_SIDE
     unlimited: bool = False
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True)
+class PairOptions(DataSet, Sizes):
+    """The options of a command that takes pairs of photographs, or draws pairs of images of a data set.
+
+    Attributes:
+        count: number of pairs of the data set; default 10, of interpolate 1.
+    """
+
+    count: Annotated[int | None, Count] = None
+    seed: Seed = 0
+
+    def require_pairs(self, command: str, files: Sequence[pathlib.Path], reference: pathlib.Path | None = None) -> None:
+        """Raises UserError for an odd number of photographs, or if an option of the data set is given with them.
+
+        With a `reference`, the only file is a folder of photographs.
+        """
+        names = ("data", "data_dir", "download", "split", "count")
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
+        if files and given:
+            instead = f"and the command got {files[0]}; leave {given[0]} out"
+            raise UserError(f"{given[0]} is for images of a data set, {instead}")
+        if reference is None and len(files) % 2:
+            raise UserError(f"{command} got {len(files)} images; it takes pairs, an even number")

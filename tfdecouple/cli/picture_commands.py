@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from tfdecouple.cli.options import Amounts, Count, DataSet, Out, PairedData, Photograph, RunName, Seed, Sizes, within
+from tfdecouple.cli.options import Amounts, Count, DataSet, Out, PairOptions, Photograph, RunName, Seed, Sizes, within
 from tfdecouple.cli.results import (
     Results,
     choose_pairs,
@@ -119,9 +119,7 @@ def switch(
     out: Annotated[Out, Parameter(alias="--to")] = None,
     reference: Photograph | None = None,
     strength: Annotated[float | None, within(0, 1)] = None,
-    sizes: Sizes = Sizes(),
-    source: PairedData = PairedData(),
-    seed: Seed = 0,
+    pairing: PairOptions = PairOptions(),
 ) -> int:
     """Exchange the global codes z of pairs of images (paper Figure 1).
 
@@ -134,9 +132,9 @@ def switch(
         reference: decode all photographs of the folder FILES with z of this image, at their own size, into --to.
         strength: z of a result, from 0, its own, to 1, that of the other image; default 0.9, 1 for a data set.
     """
-    source.require_pairs("switch", files, reference)
+    pairing.require_pairs("switch", files, reference)
     strength = (0.9 if files else 1.0) if strength is None else strength
-    if reference is not None and (len(files) != 1 or out is None or sizes.size != "own"):
+    if reference is not None and (len(files) != 1 or out is None or pairing.size != "own"):
         needs = f"--reference needs one folder of photographs, got {len(files)}, and --to OUT"
         raise UserError(f"{needs}; it takes no --size, as each photograph is written at its own size")
     opened, results = open_run("switch", run, out, needs_z=True)
@@ -146,14 +144,14 @@ def switch(
     from tfdecouple.visualization.photograph_folder import switch_folder
 
     if reference is not None:
-        options = strength, sizes.max_side, sizes.unlimited
+        options = strength, pairing.max_side, pairing.unlimited
         result = switch_folder(opened.model, reference, files[0], results.path, *options)
         for line in (*(f"skipped: {error}" for error in result.errors), *result.notes):
             print(line, file=sys.stderr)
         counts = f"{len(result.kept)} there already, {len(result.errors)} skipped"
         print(f"{out}: {len(result.written)} photographs with z of {reference} written, {counts}")
         return 1 if result.errors else 0
-    for pairs in choose_pairs(opened, files, sizes, source, ("within", "across"), 10, seed):
+    for pairs in choose_pairs(opened, files, pairing, ("within", "across"), 10):
         how, tiles = pairs.facts["pairing"], []
         for a, b, labels, photographs in pairs.parts:
             switched = grids.switch_images(opened.model, a, b, strength, labels, bool(photographs))
@@ -161,7 +159,7 @@ def switch(
             for number, photograph in enumerate(photographs):
                 change = f"z-of-{pathlib.PurePath(photographs[1 - number].path).stem}"
                 small, changed = (a, b)[number][0], switched[number][0]
-                results.write_photograph(photograph, small, changed, change, sizes.unlimited)
+                results.write_photograph(photograph, small, changed, change, pairing.unlimited)
         title = {"within": "Switch, equal labels", "across": "Switch, different labels"}.get(how, "Switch")
         a, b, ba, ab = map(np.concatenate, zip(*tiles, strict=True))
         picture = grids.draw_switch_grid(a, b, ba, ab, what=title, note=f"\n{pairs.note}")
@@ -176,9 +174,7 @@ def interpolate(
     out: Out = None,
     steps: Annotated[int, within(2)] = 6,
     path: Literal["lerp", "slerp", "both"] = "lerp",
-    sizes: Sizes = Sizes(),
-    source: PairedData = PairedData(),
-    seed: Seed = 0,
+    pairing: PairOptions = PairOptions(),
 ) -> None:
     """Go from one image to another in z and v apart (paper Figure 5).
 
@@ -190,7 +186,7 @@ def interpolate(
         steps: images in a row and in a column.
         path: path of v: lerp, a line as in the paper; slerp, an arc; both.
     """
-    source.require_pairs("interpolate", files)
+    pairing.require_pairs("interpolate", files)
     opened, results = open_run("interpolate", run, out)
     import numpy as np
 
@@ -198,7 +194,7 @@ def interpolate(
 
     has_z, places = opened.config.model.has_latent, [step / (steps - 1) for step in range(steps)]
     paths, bands = ("lerp", "slerp") if path == "both" else (path,), []
-    (pairs,) = choose_pairs(opened, files, sizes, source, ["across"], 1, seed)
+    (pairs,) = choose_pairs(opened, files, pairing, ["across"], 1)
     for a, b, labels, photographs in pairs.parts:
         bands.append(grids.interpolate_pairs(opened.model, a, b, places, paths, labels))
         # Without z the model changes only v, and photographs at their own size keep their own v.
@@ -206,7 +202,7 @@ def interpolate(
             # The first column of the picture has v of the first image, and the last column v of the second.
             of_a, of_b = bands[-1][0, 0, step, 0], bands[-1][0, 0, -1 - step, -1]
             first, second = (pathlib.PurePath(photograph.path).stem for photograph in photographs)
-            change, unlimited = f"z-{place:.2g}-of", sizes.unlimited
+            change, unlimited = f"z-{place:.2g}-of", pairing.unlimited
             results.write_photograph(photographs[0], a[0], of_a, f"{change}-{second}", unlimited)
             results.write_photograph(photographs[1], b[0], of_b, f"{change}-{first}", unlimited)
     tiles = np.concatenate(bands)

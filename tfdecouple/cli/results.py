@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from tfdecouple.cli.options import DataSet, PairedData, Sizes
+from tfdecouple.cli.options import DataSet, PairOptions, Sizes
 from tfdecouple.errors import DataError, make_printable
 from tfdecouple.storage.files import Facts
 from tfdecouple.system import process
@@ -132,40 +132,34 @@ def get_label_names(source: Source, labels: np.ndarray) -> list[str | None]:
 
 
 def choose_pairs(
-    opened: Run,
-    files: Sequence[pathlib.Path],
-    sizes: Sizes,
-    source: PairedData,
-    pairings: Sequence[str],
-    count: int,
-    seed: int,
+    opened: Run, files: Sequence[pathlib.Path], options: PairOptions, pairings: Sequence[str], count: int
 ) -> list[Pairs]:
     """Returns the pairs of a user's photographs `files`, each read when it is needed, or pairs of a data set.
 
-    From the data set, at most `source.count`, or else `count`, pairs are drawn for each pairing: for images of several
+    From the data set, at most `options.count`, or else `count`, pairs are drawn for each pairing: for images of several
     labels those in `pairings`, such as "within" a label and "across" labels, for other images "any". DataError is
     raised if no two images make a pair.
     """
     if files:
         both = files[::2], files[1::2]
-        read = (read_photographs(opened, pair, sizes) for pair in zip(*both, strict=True))
+        read = (read_photographs(opened, pair, options) for pair in zip(*both, strict=True))
         parts = ((pixels[:1], pixels[1:], (None, None), photographs) for photographs, pixels in read)
         first, second = ({"files": list(map(str, side))} for side in both)
         facts = {"pairing": "pairs", "count": len(both[0]), "first": first, "second": second}
         return [Pairs(parts, facts, f"Own images. {opened.note()}")]
     from tfdecouple.data.drawn_images import draw_image_indices, pair_images, read_drawn_images
 
-    count = source.count or count
-    data, split = open_data(opened, source)
+    count = options.count or count
+    data, split = open_data(opened, options)
     # More images are drawn than the pairs need, so that most labels have several images.
     most = max(500, 8 * count) if len(data.label_names) > 1 else 2 * count
-    pool = draw_image_indices(data, split, most, seed)
+    pool = draw_image_indices(data, split, most, options.seed)
     pixels, labels = read_drawn_images(opened.model, data, split, pool)
     chosen = []
     for way in pairings if len(set(labels[labels >= 0].tolist())) > 1 else ["any"]:
         if len(pairs := pair_images(labels, way, count)):
             a, b = (_make_images(opened, data, split, pool[side], pixels[side], labels[side]) for side in pairs.T)
-            facts = {"pairing": way, "count": len(pairs), "first": a.facts, "second": b.facts, "seed": seed}
+            facts = {"pairing": way, "count": len(pairs), "first": a.facts, "second": b.facts, "seed": options.seed}
             chosen.append(Pairs([(a.pixels, b.pixels, (a.labels, b.labels), [])], facts, a.note))
     if not chosen:
         raise DataError(f"{split} of {data.title} has no two images for a pair; take another --split")
