@@ -63,6 +63,7 @@ def encode(
     process.start_tensorflow()
     from tfdecouple.corpus import encoding
     from tfdecouple.corpus.code_files import CodesManifest, DataFacts, ModelFacts
+    from tfdecouple.data.sources import replace_source
     from tfdecouple.runs.opened_run import Run, hash_weights
 
     opened = Run.open(run)
@@ -82,7 +83,7 @@ def encode(
         data=DataFacts(
             title=data.title,
             image_shape=data.image_shape,
-            centre_crop=opened.make_data_config(source.data).centre_crop,
+            centre_crop=replace_source(opened.config.data, source.data).centre_crop,
             descriptions={split: data.descriptions[split] for split in splits},
             keys_sha256=encoding.hash_image_keys(data, splits),
         ),

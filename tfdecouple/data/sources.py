@@ -8,7 +8,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import ImageShape
@@ -215,16 +215,20 @@ def choose_user_crop(config: DataConfig) -> int:
     return config.centre_crop if find_source_kind(config).crops_user_images else 0
 
 
-def replace_source(config: DataConfig, source: str) -> DataConfig:
+def replace_source(config: DataConfig, source: str | None, **others: Any) -> DataConfig:
     """Returns a copy of the config with another `source`; a `centre_crop` that fits only the old source becomes 0.
+
+    `others` are new values of other options. The copy keeps the config's value for None.
 
     >>> bedrooms = DataConfig(source="lsun/bedroom", centre_crop=256)
     >>> [replace_source(bedrooms, name).centre_crop for name in ("folder:mine", "cifar10", "tfds:lsun/bedroom")]
     [0, 0, 256]
     """
+    source = source or config.source
     is_same = source.removeprefix("tfds:") == config.source.removeprefix("tfds:")
     crop = config.centre_crop if is_same else choose_user_crop(config)
-    return dataclasses.replace(config, source=source, centre_crop=crop)
+    changes = {name: value for name, value in others.items() if value is not None}
+    return dataclasses.replace(config, source=source, centre_crop=crop, **changes)
 
 
 def open_source(config: DataConfig, image_shape: ImageShape, download: bool = False) -> Source:

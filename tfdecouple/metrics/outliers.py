@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -50,9 +49,7 @@ class Outliers(Metric):
             if type(find_source_kind(name)) is SourceKind:
                 listed = f"{', '.join(MADE)}, and {list_source_kinds()}"
                 raise UserError(f"--outliers has {name!r}{nearest(name, MADE)}; there are {listed}")
-            data = replace_source(config.data, name)
-            if options.data_dir:
-                data = dataclasses.replace(data, data_dir=options.data_dir)
+            data = replace_source(config.data, name, data_dir=options.data_dir)
             self._sources[name] = source = open_source(data, config.model.image_shape, download=options.download)
             source.open_split(options.split)
 

@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from tfdecouple.config import Config, DataConfig
+from tfdecouple.config import Config
 from tfdecouple.data.batches import read_chosen_batches
 from tfdecouple.data.labels import require_label_count
 from tfdecouple.data.sources import Source, open_source, replace_source
@@ -111,13 +111,8 @@ class Run:
         `source` has the form of the option `data.source`. Further keywords are other options of `DataConfig`; an option
         that is None keeps the run's value. With `download` TFDS downloads and prepares missing data.
         """
-        data = self.make_data_config(source, data_dir=data_dir, **others)
+        data = replace_source(self.config.data, source, data_dir=data_dir, **others)
         return open_source(data, self.config.model.image_shape, download=download)
-
-    def make_data_config(self, source: str | None, **others: object) -> DataConfig:
-        """Returns the run's `DataConfig` with the data set `source` (None: the run's) and the options `others`."""
-        data = self.config.data if source is None else replace_source(self.config.data, source)
-        return dataclasses.replace(data, **{name: value for name, value in others.items() if value is not None})
 
 
 def load_model(run: str | pathlib.Path, *, jit_compile: bool = False) -> DecoupledModel:
