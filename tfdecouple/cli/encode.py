@@ -68,9 +68,8 @@ def encode(
 
     opened = Run.open(run)
     fields = _choose_fields(opened, v, z_std, scores)
-    # The images are not cached in memory (cache_gib=0), because each image is needed once.
-    reading = {"on_bad_image": on_bad_image, "cache_gib": 0.0}
-    data = opened.open_source(source.data, source.data_dir, source.download, **reading)
+    # The images are not cached in memory, because each image is needed once.
+    data = opened.open_source(source.data, source.data_dir, source.download, on_bad_image=on_bad_image, cache_gib=0.0)
     if opened.config.model.has_label_codes:
         opened.require_labels(data)
     splits = ("train", "validation", "test") if source.split in (None, "all") else (source.split,)
