@@ -85,14 +85,10 @@ class Outliers(Metric):
         """Yields at most `evaluation.count` outliers `name`, as dicts of "image", "index" and "weight"."""
         from tfdecouple.data.batches import make_evaluation_batches
 
-        options, start = self.options, 0
+        options = self.options
         if name in MADE:
             for batch in evaluation.make_image_batches().as_numpy_iterator():
-                # Noise and constant images get indices from 0, so that they do not depend on the run's data set.
-                index = batch["index"] if name == "permuted" else start + np.arange(len(batch["index"]))
-                start += len(index)
-                images = make_outlier_images(name, batch["image"], index, options.seed)
-                yield {"image": images, "index": index, "weight": batch["weight"]}
+                yield {**batch, "image": make_outlier_images(name, batch["image"], batch["index"], options.seed)}
             return
         source = self._sources[name]
         size, count = (min(limit, evaluation.count) for limit in (evaluation.batch_size, source.sizes[options.split]))
