@@ -89,7 +89,7 @@ class TestRefusals:
             ("sample --count", ["--count", "requires an argument"]),
             ("sample more", ["more"]),
             ("import-wolf --config a --weights b --image-shape 1 2 --workdir c", ["--image-shape", "Only got 2"]),
-            ("edit --direction x", ["edit needs", "image files"]),
+            ("edit --direction x", ["edit", "FILES requires an argument"]),
             ("switch no.png such.png", ["error: no.png does not exist; "]),
             ("switch LICENSE", ["switch got 1 images"]),
             ("switch LICENSE LICENSE --split test", ["--split is for images of a data set", "LICENSE"]),

@@ -305,7 +305,7 @@ def directions(
 
 
 def edit(
-    *files: Photograph,
+    *files: Annotated[Photograph, Parameter(required=True)],
     direction: str,
     run: RunName = "photographs",
     out: Out = None,
@@ -322,8 +322,6 @@ def edit(
         direction: name of the direction.
         method: how the direction was found; default the first that the run has.
     """
-    if not files:
-        raise UserError("edit needs one or several image files")
     opened, results = open_run("edit", run, out, needs_z=True)
     import numpy as np
 
