@@ -153,8 +153,7 @@ def reduce_features(train: np.ndarray, test: np.ndarray, count: int, seed: int) 
     # On cores that other programs use, too, one thread is fastest, because several threads wait for each other.
     with threadpool_limits(1):
         pca.fit(train)
-    reduced, reduced_test = (np.ascontiguousarray(pca.transform(array), np.float32) for array in (train, test))
-    return standardize_features(reduced, reduced_test)
+    return standardize_features(pca.transform(train), pca.transform(test))
 
 
 def fit_classifier(
