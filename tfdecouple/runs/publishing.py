@@ -38,7 +38,7 @@ def publish(
 
     Paths of this machine and the state of the training are not published. The arguments are the options of the command
     `publish`; without `licence`, that of the model card of `run` is copied. UserError is raised if an argument is
-    wrong, the run has no weights, or the Hub refuses the upload.
+    wrong, the run has no weights, or the Hub refuses the upload, and OSError if the folder cannot be written.
     """
     # This call refuses links out of the run folder before any file in it is read.
     RunFolder(run).read_config()
