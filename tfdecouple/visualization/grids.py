@@ -172,13 +172,12 @@ def switch_images(
     With `strength` 0, z is the image's own; with 1, it is the other's. `match` says whether z goes through `match_z`.
     """
 
-    def decode(z: tf.Tensor, other: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
-        z = interpolate_codes(z, other, [strength])[:, 0]
-        return model.decode(model.match_z(z, v) if match else z, v)
-
-    def switch(a: np.ndarray, b: np.ndarray, labels_a: np.ndarray | None, labels_b: np.ndarray | None) -> tf.Tensor:
-        (z_a, v_a), (z_b, v_b) = model.encode(a, labels_a)[:2], model.encode(b, labels_b)[:2]
-        return decode(z_a, z_b, v_a), decode(z_b, z_a, v_b)
+    def switch(a: np.ndarray, b: np.ndarray, *known: np.ndarray | None) -> list[tf.Tensor]:
+        codes, switched = [model.encode(a, known[0]), model.encode(b, known[1])], []
+        for (own_z, v), (other_z, _) in (codes, codes[::-1]):
+            z = interpolate_codes(own_z, other_z, [strength])[:, 0]
+            switched.append(model.decode(model.match_z(z, v) if match else z, v))
+        return switched
 
     ba, ab = run_in_parts(switch, _CHUNK, a, b, *labels)
     return np.asarray(ba), np.asarray(ab)
