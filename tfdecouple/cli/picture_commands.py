@@ -24,9 +24,6 @@ from tfdecouple.system import process
 from tfdecouple.system.progress import format_count
 from tfdecouple.system.requirements import require_packages
 
-# Temperatures, the factors by which v is multiplied.
-_Temperature = within(0, 1000)
-
 
 def sample(
     *,
@@ -34,7 +31,7 @@ def sample(
     out: Out = None,
     count: Annotated[int, Count] = 10,
     seed: Seed = 0,
-    temperatures: Annotated[tuple[float, ...], _Temperature] = (0.5, 0.7, 0.8, 0.9, 1.0),
+    temperatures: Annotated[tuple[float, ...], within(0, 1000)] = (0.5, 0.7, 0.8, 0.9, 1.0),
     labels: tuple[str, ...] = (),
 ) -> None:
     """Draw new images at several temperatures.
@@ -360,7 +357,7 @@ def neighbours(
     source: DataSet = DataSet(),
     count: Annotated[int, Count] = 6,
     seed: Seed = 0,
-    temperature: Annotated[float, _Temperature] = 0.8,
+    temperature: Annotated[float, within(0, 1000)] = 0.8,
     search: Annotated[int, within(0)] = 1000,
 ) -> None:
     """Show samples beside the training images, or those of --split, nearest to them.

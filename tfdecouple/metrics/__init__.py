@@ -1,1 +1,1 @@
-"""The metrics of the command `evaluate`, one module each, and functions that find directions in z."""
+"""The metrics of the command `evaluate`, one module each."""

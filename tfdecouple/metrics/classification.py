@@ -26,8 +26,6 @@ STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 # One in five training images is held out to choose C.
 HELD_OUT = 5
 MAX_ITERATIONS = 1000
-# Largest number of features for an exact PCA. For more, the covariance matrix takes longer than a randomised PCA.
-_EXACT_PCA = 4096
 # By default classifiers get at most 10,000 images, and at most 2**26 colour values in all, because both lengthen a fit.
 IMAGES, VALUES = 10_000, 2**26
 # Smallest number of training images of the classifiers.
@@ -148,7 +146,8 @@ def reduce_features(train: np.ndarray, test: np.ndarray, count: int, seed: int) 
     from sklearn.decomposition import PCA
     from threadpoolctl import threadpool_limits
 
-    solver = "covariance_eigh" if train.shape[1] <= _EXACT_PCA else "randomized"
+    # The covariance matrix of more features takes longer than a randomised PCA.
+    solver = "covariance_eigh" if train.shape[1] <= 4096 else "randomized"
     pca = PCA(min(count, len(train) - 1, train.shape[1]), svd_solver=solver, random_state=seed)
     # On cores that other programs use, too, one thread is fastest, because several threads wait for each other.
     with threadpool_limits(1):

@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 
     from tfdecouple.model import DecoupledModel
 
-# A dimension of z is active if its posterior mean varies over images by more than this variance (Burda et al., 2016).
-ACTIVE_VARIANCE = 0.01
-# Largest count of images for the mutual information, whose computing time grows with the square of this count.
-INFORMATION_IMAGES = 4096
 # Count of dimensions of z in the printed table; the JSON file has all dimensions.
 _LISTED = 12
 
@@ -71,7 +67,7 @@ class LatentUse:
     kl_method: str  # "exact" for the normal prior of a model without labels, else "Monte Carlo", from the draws
     kl_to_normal: tuple[float, ...]  # for each dimension, the mean over images of KL(q(z_i|x) || N(0, 1)), exact
     mean_variance: tuple[float, ...]  # for each dimension, the variance over images of the posterior mean
-    active_units: int  # the number of dimensions with a `mean_variance` above 0.01
+    active_units: int  # the number of dimensions with a `mean_variance` above 0.01 (Burda et al., 2016)
     # I(x; z) under q: the mean over images x of log q(z|x) minus the log of the mean of q(z|x') over all images x'. The
     # estimate is biased low, and at most `information_limit`, the log of the number of images.
     mutual_information: Estimate
@@ -139,8 +135,9 @@ def compute_latent_use(
         require_finite_values("q(z|x)", np.stack([mean, np.where(stddev > 0, stddev, math.nan)], 1), index)
         if count < 2:
             raise DataError(f"{count} image is too few to measure the use of z; at least 2 are needed")
-        # The images are drawn at random, because the first images of a folder that is sorted by class are of one class.
-        informed = np.sort(np.random.default_rng(seed).permutation(count)[:INFORMATION_IMAGES])
+        # The computing time of the mutual information grows with the square of the count of images. They are drawn at
+        # random, because the first images of a folder that is sorted by class are of one class.
+        informed = np.sort(np.random.default_rng(seed).permutation(count)[:4096])
         kl, matching, shuffled = np.zeros((3, count))
         information = np.zeros(len(informed))
         for number in range(samples):
@@ -176,7 +173,7 @@ def compute_latent_use(
         kl_method="exact" if is_exact else "Monte Carlo",
         kl_to_normal=tuple(kl_to_normal.mean(0).tolist()),
         mean_variance=tuple(variance.tolist()),
-        active_units=int((variance > ACTIVE_VARIANCE).sum()),
+        active_units=int((variance > 0.01).sum()),
         mutual_information=Estimate.from_values(information / samples),
         information_limit=math.log(len(informed)),
         information_images=len(informed),
