@@ -1,7 +1,5 @@
 """Functions that the benchmark programs share: they run programs that measure, and write tables and JSON files."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

@@ -9,8 +9,6 @@ of v. The RMS is near 1 for images like the training images, and `DecoupledModel
 checkerboards with squares of 1, 2 and 4 pixels and of the whole image, each with --count draws of colours.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import pathlib

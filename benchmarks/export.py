@@ -13,8 +13,6 @@ OpenVINO runs the ONNX files in float32 (`INFERENCE_PRECISION_HINT=f32`); its in
 `litert` needs an export folder with LiteRT files.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

@@ -6,8 +6,6 @@
 In a page each table stands between its lines `<!-- NAME -->` and `<!-- end NAME -->`.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import pathlib

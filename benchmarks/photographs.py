@@ -16,8 +16,6 @@ The program needs Debian's apt-get and dpkg-deb and downloads some 200 MB from t
 installs packages nor changes apt-get's settings.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import io

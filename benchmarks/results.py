@@ -13,8 +13,6 @@ in an earlier commit. The repository has no weights of the quickstart: the comma
 `<!-- end NAME -->`.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import json

@@ -24,8 +24,6 @@ the prediction of `tfdecouple/networks/architecture.py` for the same memory.
 each table, so that an interrupted run keeps the finished tables.
 """
 
-from __future__ import annotations
-
 import argparse
 import concurrent.futures
 import json

@@ -9,8 +9,6 @@ strength. Classical transfers of colour are measured beside. All is measured aga
 each photograph. The program writes the metrics to `OUT/switches.json`.
 """
 
-from __future__ import annotations
-
 import argparse
 import pathlib
 import random

@@ -21,8 +21,6 @@ the largest memory of TensorFlow's tensors at one time, weights included, counte
 for GPUs.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

@@ -16,8 +16,6 @@ the program writes a row with the command and the metrics to --json. A trial tha
 interrupted trial resumes from its last checkpoint.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import pathlib
