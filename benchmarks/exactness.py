@@ -18,14 +18,13 @@ from typing import Any
 
 import numpy as np
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import make_table  # noqa: E402
-from tfdecouple.data.hard_images import make_hard_images  # noqa: E402
-from tfdecouple.errors import ExactnessWarning, InversionError  # noqa: E402
-from tfdecouple.storage.files import write_json  # noqa: E402
-from tfdecouple.system.process import run_program, start_tensorflow  # noqa: E402
+from benchmarks.common import make_table
+from tfdecouple.data.hard_images import make_hard_images
+from tfdecouple.errors import ExactnessWarning, InversionError
+from tfdecouple.storage.files import write_json
+from tfdecouple.system.process import run_program, start_tensorflow
 
 HEADER = ["run", "alpha", "images", "of", "lost", "in subpixels", "RMS of v", "least of the lost"]
 # Number of images that are encoded and decoded at once.

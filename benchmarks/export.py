@@ -23,14 +23,13 @@ import sys
 import tempfile
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import run_text  # noqa: E402
-from benchmarks.export_worker import OTHERS, RUNTIMES  # noqa: E402
-from tfdecouple.errors import UserError  # noqa: E402
-from tfdecouple.runs.run_folder import RunFolder  # noqa: E402
-from tfdecouple.system.process import run_program  # noqa: E402
+from benchmarks.common import ROOT, run_text
+from benchmarks.export_worker import OTHERS, RUNTIMES
+from tfdecouple.errors import UserError
+from tfdecouple.runs.run_folder import RunFolder
+from tfdecouple.system.process import run_program
 
 
 def main() -> int:

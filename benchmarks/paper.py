@@ -12,14 +12,13 @@ import pathlib
 import statistics
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import make_table, update_page  # noqa: E402
-from benchmarks.scaling import count_state_bytes  # noqa: E402
-from benchmarks.training_cost import compute_ceiling, count_activation_bytes, count_multiply_adds  # noqa: E402
-from tfdecouple.config import Config, preset_config, preset_names  # noqa: E402
-from tfdecouple.system.process import run_program  # noqa: E402
+from benchmarks.common import ROOT, make_table, update_page
+from benchmarks.scaling import count_state_bytes
+from benchmarks.training_cost import compute_ceiling, count_activation_bytes, count_multiply_adds
+from tfdecouple.config import Config, preset_config, preset_names
+from tfdecouple.system.process import run_program
 
 # Bits/dim in the paper's Tables 1 and 3, by preset.
 BITS = {

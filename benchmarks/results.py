@@ -26,14 +26,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks import paper  # noqa: E402
-from benchmarks.common import make_table, update_page  # noqa: E402
-from tfdecouple.errors import UserError  # noqa: E402
-from tfdecouple.metrics.metric import Estimate  # noqa: E402
-from tfdecouple.system.process import run_program  # noqa: E402
+from benchmarks import paper
+from benchmarks.common import ROOT, make_table, update_page
+from tfdecouple.errors import UserError
+from tfdecouple.metrics.metric import Estimate
+from tfdecouple.system.process import run_program
 
 PAGE, FILES = ROOT / "docs" / "RESULTS.md", ROOT / "docs" / "results"
 # The page of the tables that few readers need.

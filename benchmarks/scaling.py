@@ -35,17 +35,16 @@ from typing import Any
 
 import numpy as np
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import make_table, run_json, update_page  # noqa: E402
-from benchmarks.training_cost import PEAKS, compute_ceiling, count_activation_bytes  # noqa: E402
-from tfdecouple.config import MEMORY, PRECISIONS, Config, preset_config  # noqa: E402
-from tfdecouple.errors import UserError  # noqa: E402
-from tfdecouple.networks.architecture import FLOAT32, Architecture  # noqa: E402
-from tfdecouple.storage.files import write_json  # noqa: E402
-from tfdecouple.system.devices import describe_machine  # noqa: E402
-from tfdecouple.system.process import run_program  # noqa: E402
+from benchmarks.common import ROOT, make_table, run_json, update_page
+from benchmarks.training_cost import PEAKS, compute_ceiling, count_activation_bytes
+from tfdecouple.config import MEMORY, PRECISIONS, Config, preset_config
+from tfdecouple.errors import UserError
+from tfdecouple.networks.architecture import FLOAT32, Architecture
+from tfdecouple.storage.files import write_json
+from tfdecouple.system.devices import describe_machine
+from tfdecouple.system.process import run_program
 
 TABLES = ("batch", "depth", "memory", "ceiling")
 # Kinds of work of `throughput.py`, and numbers of images in a batch, that the table "batch" measures.

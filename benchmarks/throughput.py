@@ -35,13 +35,12 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 # This checkout comes first on `sys.path`, so that no other installed version of the project is measured.
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from tfdecouple.config import Config, preset_config  # noqa: E402
-from tfdecouple.errors import UserError  # noqa: E402
-from tfdecouple.system.process import run_program, start_tensorflow  # noqa: E402
+from tfdecouple.config import Config, preset_config
+from tfdecouple.errors import UserError
+from tfdecouple.system.process import run_program, start_tensorflow
 
 # The kinds of work that are timed: training, evaluation of bits/dim, encoding, decoding, sampling.
 PHASES = ("train", "eval", "encode", "decode", "sample")

@@ -25,14 +25,13 @@ import subprocess
 import sys
 from typing import Any, NamedTuple
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import make_table, run_json, update_page  # noqa: E402
-from tfdecouple.errors import DivergedError, UserError  # noqa: E402
-from tfdecouple.storage.files import parse_json, write_json  # noqa: E402
-from tfdecouple.system.process import run_program, start_tensorflow  # noqa: E402
-from tfdecouple.system.signals import InterruptedRunError  # noqa: E402
+from benchmarks.common import ROOT, make_table, run_json, update_page
+from tfdecouple.errors import DivergedError, UserError
+from tfdecouple.storage.files import parse_json, write_json
+from tfdecouple.system.process import run_program, start_tensorflow
+from tfdecouple.system.signals import InterruptedRunError
 
 PLAN, ROWS = ROOT / "benchmarks" / "trials.json", ROOT / "docs" / "results" / "trials.json"
 # Number of training images on which the classifier of z is fitted; the test has as many other training images.
