@@ -45,11 +45,6 @@ def main() -> int:
     parser.add_argument("--drawn", action="store_true", help="count noise and drawn checkerboards, no others")
     parser.add_argument("--json", type=pathlib.Path, help="write the counts to this file")
     options = parser.parse_args()
-    return run_program(lambda: measure_runs(options))
-
-
-def measure_runs(options: argparse.Namespace) -> int:
-    """Encodes and decodes images with the model of each --run; prints how many images change; returns exit status 0."""
     start_tensorflow()
     from benchmarks.emulation import emulated_accelerator, keep_tf32_switch
     from tfdecouple.config import DataConfig
@@ -139,4 +134,4 @@ def format_row(row: dict[str, Any]) -> list[object]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -43,11 +43,6 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7, help="timed calls of each endpoint and batch size (default 7)")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="batch sizes (default 1 16)")
     options = parser.parse_args()
-    return run_program(lambda: measure_export(options))
-
-
-def measure_export(options: argparse.Namespace) -> int:
-    """Exports --run, or uses the folder --exported; times encoding and decoding in --runtimes; returns status 0."""
     if options.exported:
         if not options.exported.is_dir():
             raise UserError(f"there is no export folder {options.exported}")
@@ -118,4 +113,4 @@ def measure_runtimes(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -118,11 +118,6 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help=text)
     parser.add_argument("--list", action="store_true", help="print the commands, and end")
     options = parser.parse_args()
-    return run_program(lambda: run_action(options))
-
-
-def run_action(options: argparse.Namespace) -> int:
-    """Lists commands, runs them, and makes or checks tables, as the options say; returns 1 if --check fails, else 0."""
     commands = list_commands()
     if options.list:
         for name, lines in commands.items():
@@ -387,4 +382,4 @@ DETAIL_TABLES: dict[str, Callable[[], str]] = {
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

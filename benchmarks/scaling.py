@@ -95,11 +95,6 @@ def main() -> int:
     parser.add_argument("--json", type=pathlib.Path, help="write all measurements to this file")
     parser.add_argument("--docs", type=pathlib.Path, help="put the tables into this Markdown file")
     options = parser.parse_args()
-    return run_program(lambda: measure_tables(options))
-
-
-def measure_tables(options: argparse.Namespace) -> int:
-    """Measures and prints the tables in --tables; writes the files in --json and --docs; returns status 0."""
     names = [name for name in options.tables.split(",") if name]
     for name in names:
         if name not in TABLES:
@@ -284,4 +279,4 @@ def render_memory(rows: Rows) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

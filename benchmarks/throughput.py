@@ -63,11 +63,6 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=2.0, help="least duration of a repetition (default 2)")
     parser.add_argument("--live", action="store_true", help="count the bytes of live tensors (slower)")
     options = parser.parse_args()
-    return run_program(lambda: measure_phase(options))
-
-
-def measure_phase(options: argparse.Namespace) -> int:
-    """Times the work in --phase, such as train16 (training on 16 images); prints a JSON object; returns status 0."""
     kind, batch = parse_phase(options.phase)
     trains = kind in ("train", "first_step")
     config = make_config(options, kind, batch)
@@ -263,4 +258,4 @@ def read_peak_rss_mib() -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -69,11 +69,6 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the commands of the trials without a row, and end")
     parser.add_argument("--measure", type=pathlib.Path, metavar="RUN", help="print the accuracy of z of a run, and end")
     options = parser.parse_args()
-    return run_program(lambda: run_action(options))
-
-
-def run_action(options: argparse.Namespace) -> int:
-    """Runs or lists the trials without a result, or makes their table, as the options say; returns exit status 0."""
     if options.measure:
         print(json.dumps(measure_probe(options.measure, options.data_dir)))
         return 0
@@ -216,4 +211,4 @@ def _format_metrics(row: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main))
