@@ -18,6 +18,7 @@ from benchmarks.common import ROOT, make_table, update_page
 from benchmarks.scaling import count_state_bytes
 from benchmarks.training_cost import compute_ceiling, count_activation_bytes, count_multiply_adds
 from tfdecouple.config import Config, preset_config, preset_names
+from tfdecouple.storage.files import read_json
 from tfdecouple.system.process import run_program
 
 # Bits/dim in the paper's Tables 1 and 3, by preset.
@@ -108,9 +109,7 @@ def render_presets() -> str:
     seeds = load_seeds()
     bits = {name: f"{value} (paper)" for name, value in BITS.items()}
     bits["quickstart"] = f"{load_result('quickstart/summary.json')['test']['bits_per_dim']:.2f}"
-    bundled = json.loads(
-        (ROOT / "tfdecouple" / "pretrained" / "photographs" / "summary.json").read_text(encoding="utf-8")
-    )
+    bundled = read_json(ROOT / "tfdecouple" / "pretrained" / "photographs" / "summary.json")
     bits["quickstart64"] = f"{bundled['test']['bits_per_dim']:.2f} (bundled weights)"
     for name, run in (("cifar10_small", "conditional-kl0.3"), ("cifar10_small_glow", "glow")):
         mean = statistics.mean(metrics["bits"] for metrics in seeds[run, preset_config(name).training.steps].values())

@@ -19,7 +19,6 @@ installs packages nor changes apt-get's settings.
 import argparse
 import hashlib
 import io
-import json
 import pathlib
 import shutil
 import struct
@@ -35,6 +34,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import ROOT, run_text
 from tfdecouple.errors import UserError
+from tfdecouple.storage.files import read_json
 from tfdecouple.system.process import run_program
 
 TABLE = ROOT / "benchmarks" / "photographs.json"
@@ -132,7 +132,7 @@ def write_photographs(folder: pathlib.Path) -> None:
     """Makes a new folder with the sub-folders train and test, whose PNG files are named in photographs.json."""
     if folder.exists():
         raise UserError(f"{folder} exists; name a new folder")
-    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    table = read_json(TABLE)
     with tempfile.TemporaryDirectory() as name:
         scratch = pathlib.Path(name)
         print(f"Downloads {len(table['suites'])} packages of Debian")

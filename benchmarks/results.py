@@ -15,7 +15,6 @@ in an earlier commit. The repository has no weights of the quickstart: the comma
 
 import argparse
 import functools
-import json
 import pathlib
 import shlex
 import subprocess
@@ -31,7 +30,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks import paper
 from benchmarks.common import ROOT, make_table, update_page
 from tfdecouple.errors import UserError
+from tfdecouple.loggers import read_metrics
 from tfdecouple.metrics.metric import Estimate
+from tfdecouple.storage.files import read_json
 from tfdecouple.system.process import run_program
 
 PAGE, FILES = ROOT / "docs" / "RESULTS.md", ROOT / "docs" / "results"
@@ -160,7 +161,7 @@ def run_command(line: str, options: argparse.Namespace) -> None:
 @functools.cache
 def load_result(name: str) -> Any:
     """Returns the parsed content of the JSON file `name` in docs/results; each file is read only once."""
-    return json.loads((FILES / name).read_text(encoding="utf-8"))
+    return read_json(FILES / name)
 
 
 # --- Each function below makes one table. ---
@@ -223,8 +224,8 @@ def load_seeds() -> dict[tuple[str, int], dict[int, dict[str, float]]]:
 
 def _read_validation(run: pathlib.Path) -> list[tuple[int, float]]:
     """Returns (training step, bits/dim) of each evaluation on validation images, from metrics.jsonl in `run`."""
-    rows = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return [(int(row["step"]), float(row["bits_per_dim"])) for row in rows if row["kind"] == "validation"]
+    rows = read_metrics(run / "metrics.jsonl")
+    return [(row["step"], row["bits_per_dim"]) for row in rows if row["kind"] == "validation"]
 
 
 def compare_with_glow(name: str, steps: int) -> list[float]:

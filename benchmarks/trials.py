@@ -29,7 +29,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import ROOT, make_table, run_json, update_page
 from tfdecouple.errors import DivergedError, UserError
-from tfdecouple.storage.files import parse_json, write_json
+from tfdecouple.loggers import read_metrics
+from tfdecouple.storage.files import read_json, write_json
 from tfdecouple.system.process import run_program, start_tensorflow
 from tfdecouple.system.signals import InterruptedRunError
 
@@ -90,7 +91,7 @@ def main() -> int:
 
 def list_trials(only: list[str] | None = None) -> list[Trial]:
     """Returns a `Trial` for each trial in trials.json (or each named in `only`) and seed, all with seed 0 first."""
-    plan = parse_json(PLAN.read_text(encoding="utf-8"))
+    plan = read_json(PLAN)
     trials = plan["trials"]
     options = {trial["name"]: trial.get("set", []) for trial in trials}
     for name in only or []:
@@ -137,11 +138,11 @@ def run_trial(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
     if status not in (0, DivergedError.status):
         raise UserError(f"{trial.key}: train.py ended with status {status}; the run is in {run}")
     row: dict[str, Any] = {"name": trial.name, "seed": trial.seed, "command": trial.command}
-    metrics = [parse_json(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    metrics = [*read_metrics(run / "metrics.jsonl")]
     if status == DivergedError.status:
         row["diverged_after"] = metrics[-1]["step"]
     else:
-        summary = parse_json((run / "summary.json").read_text(encoding="utf-8"))
+        summary = read_json(run / "summary.json")
         (best,) = [row for row in metrics if (row["kind"], row["step"]) == ("validation", summary["best_step"])]
         row |= {
             "data": summary["data"],
@@ -184,7 +185,7 @@ def measure_probe(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
     """Returns the trials' metrics in a JSON file, a list with a dict for each trial and seed; [] without the file."""
-    return list(parse_json(path.read_text(encoding="utf-8"))["rows"]) if path.is_file() else []
+    return read_json(path)["rows"] if path.is_file() else []
 
 
 def render_trials(rows: list[dict[str, Any]]) -> str:
