@@ -127,10 +127,8 @@ def count_changes(model: Any, images: np.ndarray) -> dict[str, Any]:
 
 def format_row(row: dict[str, Any]) -> list[object]:
     """Returns a table row, a list of cells, from `row`, the dict of a model, a set of images and counts of changes."""
-    least, most = (f"{row[name]:.3g}" for name in ("least_rms", "most_rms"))
-    spread = least if row["of"] == 1 else f"{least} to {most}"
-    counts = [row["of"], row["lost"], row["subpixels"]]
-    return [row["run"], str(row["alpha"]), row["images"], *counts, spread, row["least_rms_of_the_lost"]]
+    names, counts = [row["run"], str(row["alpha"]), row["images"]], [row["of"], row["lost"], row["subpixels"]]
+    return [*names, *counts, f"{row['least_rms']:.3g} to {row['most_rms']:.3g}", row["least_rms_of_the_lost"]]
 
 
 if __name__ == "__main__":
