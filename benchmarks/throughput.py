@@ -42,15 +42,9 @@ from tfdecouple.config import Config, preset_config
 from tfdecouple.errors import UserError
 from tfdecouple.system.process import run_program, start_tensorflow
 
-# The kinds of work that are timed: training, evaluation of bits/dim, encoding, decoding, sampling.
-PHASES = ("train", "eval", "encode", "decode", "sample")
+KINDS = ("train", "eval", "encode", "decode", "sample", "first_step")
 # Decay of the weights' moving average for presets without one, so that every benchmark includes the averaging.
 EMA_DECAY = 0.999
-# With this environment variable TensorFlow counts the bytes of tensors on CPUs; it makes the process slower.
-COUNTING = {"TF_CPU_ALLOCATOR_USE_BFC": "1"}
-KINDS = (*PHASES, "first_step")
-# Batch size of the phase "first_step" without a number; all other phases, such as train16, need a number.
-FIRST_STEP_BATCH = 16
 
 
 def main() -> int:
@@ -67,7 +61,8 @@ def main() -> int:
     trains = kind in ("train", "first_step")
     config = make_config(options, kind, batch)
     if options.live:
-        os.environ.update(COUNTING)
+        # With this variable TensorFlow counts the bytes of tensors on CPUs, which makes the process slower.
+        os.environ["TF_CPU_ALLOCATOR_USE_BFC"] = "1"
     start_tensorflow(options.threads)
     import tensorflow as tf
 
@@ -112,13 +107,12 @@ def main() -> int:
 
 def parse_phase(text: str) -> tuple[str, int]:
     """Splits a phase such as "train16" into the kind of work, "train", and the number of images in a batch, 16."""
-    match = re.fullmatch(r"([a-z_]+?)(\d*)", text)
-    kind, digits = match.groups() if match else ("", "")
-    if kind not in KINDS or not (digits or kind == "first_step") or (digits and not int(digits)):
+    match = re.fullmatch(rf"({'|'.join(KINDS)})([1-9]\d*)", text)
+    if not match:
         raise UserError(
             f"there is no phase {text!r}; it is one of {', '.join(KINDS)} and a number of images, such as train16"
         )
-    return kind, int(digits or FIRST_STEP_BATCH)
+    return match[1], int(match[2])
 
 
 def make_config(options: argparse.Namespace, kind: str, batch: int) -> Config:
