@@ -21,10 +21,9 @@ import hashlib
 import io
 import pathlib
 import shutil
-import struct
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,8 +47,6 @@ SIDE, CROPS = 64, {"train": 16384, "val": 512, "test": 1000}
 VALIDATION = 20
 # Weights of red, green and blue in the luminance of a pixel.
 LUMINANCE = np.array([0.299, 0.587, 0.114])
-# A bit in an entry of a Qt resource file.
-IS_FOLDER = 2
 
 
 def download_packages(suites: Mapping[str, str], folder: pathlib.Path) -> None:
@@ -81,35 +78,19 @@ def download_packages(suites: Mapping[str, str], folder: pathlib.Path) -> None:
             run_text(["dpkg-deb", "--extract", str(archive), str(folder / package)])
 
 
-def read_resource(content: bytes, path: str) -> bytes:
-    """Returns the file at `path` ("folder/name.webp") in a Qt resource file (.rcc), which has the bytes `content`.
+def list_resources(content: bytes) -> Iterator[bytes]:
+    """Yields the files in a Qt resource file (.rcc), which has the bytes `content`; UserError for another file.
 
-    A resource file has a tree of entries, a block of data and a block of names. All numbers are big-endian.
+    The third number of the header is the place of the files, each after its size. All numbers are big-endian, in 4
+    bytes. What follows the files is taken for files, too.
     """
-    magic, version, tree, data, names = struct.unpack_from(">4s4I", content.ljust(20, b"\0"))
-    if magic != b"qres":
+    if not content.startswith(b"qres"):
         raise UserError("the file is no Qt resource file, because it does not begin with qres")
-    # Since version 2, an entry ends with a time of 8 bytes.
-    length = 14 if version < 2 else 22
-
-    def read_name(entry: int) -> str:
-        start = names + struct.unpack_from(">I", content, entry)[0]
-        end = start + 6 + 2 * struct.unpack_from(">H", content, start)[0]
-        return content[start + 6 : end].decode("utf-16-be")
-
-    entry = tree
-    for part in path.split("/"):
-        flags, count, first = struct.unpack_from(">HII", content, entry + 4)
-        entries = [tree + length * number for number in range(first, first + count)] if flags & IS_FOLDER else []
-        matches = [child for child in entries if read_name(child) == part]
-        if not matches:
-            raise UserError(f"the Qt resource file has no file {path}")
-        entry = matches[0]
-    flags, start = struct.unpack_from(">H4xI", content, entry + 4)
-    if flags:
-        raise UserError(f"{path} in the Qt resource file is compressed or a folder; only plain files can be read")
-    size = struct.unpack_from(">I", content, data + start)[0]
-    return content[data + start + 4 : data + start + 4 + size]
+    place = int.from_bytes(content[12:16])
+    while place < len(content):
+        size = int.from_bytes(content[place : place + 4])
+        yield content[place + 4 : place + 4 + size]
+        place += 4 + size
 
 
 def read_photograph(photograph: Mapping[str, Any], folder: pathlib.Path) -> bytes:
@@ -119,13 +100,10 @@ def read_photograph(photograph: Mapping[str, Any], folder: pathlib.Path) -> byte
         content = (folder / photograph["package"] / photograph["path"]).read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {name}: {error.strerror}") from error
-    if "resource" in photograph:
-        content = read_resource(content, photograph["resource"])
-        name = f"{photograph['resource']} in {name}"
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != photograph["sha256"]:
-        raise UserError(f"{name} has the SHA-256 {digest} instead of {photograph['sha256']}")
-    return content
+    for file in list_resources(content) if "resource" in photograph else [content]:
+        if hashlib.sha256(file).hexdigest() == photograph["sha256"]:
+            return file
+    raise UserError(f"{name} has no photograph with the SHA-256 {photograph['sha256']}")
 
 
 def write_photographs(folder: pathlib.Path) -> None:
