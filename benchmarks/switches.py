@@ -30,7 +30,7 @@ from tfdecouple.system.process import run_program, start_tensorflow
 SHIFT = 7
 # Before switches, photographs are shrunk until their longest side has this many pixels.
 LONGEST = 320
-# The metrics of `measure_transfer`, in its order; "back" counts the photographs that decode to exactly the same pixels.
+# The metrics of `measure_transfer`, in its order, and the count of photographs that decode to exactly the same pixels.
 METRICS = (
     "colour", "luminance", "contrast", "gradients", "least gradients", "distance", "in thirds", "colour noise",
     "most noise", "clipped, %", "most clipped, %", "back",
@@ -42,8 +42,10 @@ LINES, QUANTILES, STEP = 32, 256, 7
 Pair = tuple[np.ndarray, np.ndarray]
 
 
-def measure_switches(files: list[pathlib.Path], runs: list[str]) -> dict[str, list[float]]:
-    """Returns {method, photographs: metrics} for classical methods and each run."""
+def measure_switches(files: list[pathlib.Path], runs: list[str]) -> dict[str, dict[str, float]]:
+    """Returns {method, photographs: {metric: value}} for classical methods and each run."""
+    from skimage.exposure import match_histograms
+
     from tfdecouple.runs.opened_run import Run
     from tfdecouple.visualization.full_size import read_photograph
 
@@ -56,16 +58,16 @@ def measure_switches(files: list[pathlib.Path], runs: list[str]) -> dict[str, li
         "unchanged": lambda a, b: a,
         "Reinhard": match_moments,
         "Monge-Kantorovich": match_covariances,
-        "`match_histograms`": match_colours,
+        "`match_histograms`": lambda a, b: match_histograms(a, b, channel_axis=-1).astype(np.uint8),
     }
-    metrics: dict[str, list[float]] = {}
+    metrics: dict[str, dict[str, float]] = {}
     for kind, photographs in sets.items():
         pairs = list(zip(photographs, photographs[SHIFT:] + photographs[:SHIFT], strict=True))
         for name, function in others.items():
             metrics[f"{name}, {kind}"] = measure_transfer(pairs, [function(a, b) for a, b in pairs])
         for name, model in models.items():
             results, back = switch_pairs(model, pairs)
-            metrics[f"{name}, {kind}"] = [*measure_transfer(pairs, results), back]
+            metrics[f"{name}, {kind}"] = {**measure_transfer(pairs, results), "back": back}
     return metrics
 
 
@@ -89,8 +91,8 @@ def switch_pairs(model: Any, pairs: list[Pair]) -> tuple[list[np.ndarray], float
     return results, float(back)
 
 
-def measure_transfer(pairs: list[Pair], results: list[np.ndarray]) -> list[float]:
-    """Returns how far results have the colours of a reference image and the detail of a content image, by `METRICS`.
+def measure_transfer(pairs: list[Pair], results: list[np.ndarray]) -> dict[str, float]:
+    """Returns how far results have the colours of a reference image and the detail of a content image, by metric.
 
     A pair is (content, reference), both uint8 `[height, width, 3]`, as is a result. The first three metrics are 0 if
     the result equals the content, and 1 if the result equals the reference, in the mean colour (less its lightness),
@@ -121,7 +123,8 @@ def measure_transfer(pairs: list[Pair], results: list[np.ndarray]) -> list[float
         clipped.append(100 * np.isin(result, (0, 255)).mean())
     gained = (shares[:, 0] / shares[:, 1]).tolist()
     means = [float(np.mean(correlations)), min(correlations), float(np.mean(distances)), float(np.mean(thirds))]
-    return [*gained, *means, *(float(function(list_)) for list_ in (noise, clipped) for function in (np.mean, max))]
+    values = [*gained, *means, *(float(function(list_)) for list_ in (noise, clipped) for function in (np.mean, max))]
+    return dict(zip(METRICS[:-1], values, strict=True))
 
 
 def measure_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -159,13 +162,6 @@ def match_covariances(content: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return np.clip(matched + 0.5, 0, 255).astype(np.uint8).reshape(content.shape)
 
 
-def match_colours(content: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Returns the image `content`, uint8, with the histogram of `reference` in each colour channel."""
-    from skimage.exposure import match_histograms
-
-    return match_histograms(content, reference, channel_axis=-1).astype(np.uint8)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", type=pathlib.Path, metavar="PHOTOGRAPHS", help="a folder of image files")
@@ -179,12 +175,10 @@ def main() -> int:
     if len(files) <= SHIFT:
         raise UserError(f"{options.photographs} has {len(files)} photographs; the pairs need at least {SHIFT + 1}")
     metrics = measure_switches(files, options.runs)
-    table = make_table(
-        ("switch, photographs", *METRICS),
-        [(name, *row, *[""] * (len(METRICS) - len(row))) for name, row in metrics.items()],
-    )
+    rows = [[name, *map(values.get, METRICS)] for name, values in metrics.items()]
+    table = make_table(["switch, photographs", *METRICS], rows)
     print(table)
-    write_json(options.out / "switches.json", {k: dict(zip(METRICS, row, strict=False)) for k, row in metrics.items()})
+    write_json(options.out / "switches.json", metrics)
     if options.docs:
         update_page(options.docs, {"switches": table})
     return 0
