@@ -84,12 +84,6 @@ def main() -> int:
     return max(update_page(page, {name: render()}, options.check) for page, (name, render) in TABLES.items())
 
 
-def list_models() -> list[str]:
-    """Returns the names of all presets at the paper's size: first the models of the paper, in the order of its rows."""
-    small = ("quickstart", "cifar10_small")
-    return [*BITS, *(name for name in preset_names() if name not in BITS and not name.startswith(small))]
-
-
 def compute_hours(config: Config) -> int:
     """Returns the hours, to two digits, that an A100 needs for all updates of a run, calculated at `SHARE` of its peak.
 
@@ -136,8 +130,10 @@ def render_models() -> str:
     """Returns a Markdown table with a row for each preset at the paper's size: bits/dim, parameters, hours."""
     from tfdecouple.networks.architecture import Architecture
 
-    rows = []
-    for name in list_models():
+    rows, small = [], ("quickstart", "cifar10_small")
+    # First the models of the paper, in the order of its rows.
+    others = [name for name in preset_names() if name not in BITS and not name.startswith(small)]
+    for name in [*BITS, *others]:
         config = preset_config(name)
         images = config.description.partition(":")[0]
         parameters = Architecture(config.model).count_parameters()["total"]

@@ -284,31 +284,22 @@ def draw_budget() -> Figure:
     return figure
 
 
-def load_accuracies(run: str = "conditional") -> dict[str, dict[str, float]]:
-    """Returns {features of a run, such as "z": {linear classifier: test accuracy in %, "dimensions": count}}."""
-    return {
-        row["features"]: {
-            "dimensions": row["dimensions"],
-            **{name: 100 * result["accuracy"] for name, result in row["classifiers"].items()},
-        }
-        for row in load_result(f"{run}/evaluation/probe/probe-test.json")["results"]
-    }
-
-
 def _render_probe() -> str:
     rows: list[list[object]] = []
-    names = {"pixels": "raw pixels", "pixels, PCA": "raw pixels, PCA"}
+    names, kinds = {"pixels": "raw pixels", "pixels, PCA": "raw pixels, PCA"}, ["linear SVM", "logistic regression"]
     # Pixels have one row, because their accuracy does not depend on the model.
     for run, pixels in (("conditional", ("pixels", "pixels, PCA")), (SMALL_KL, ())):
-        accuracies = load_accuracies(run)
+        results = load_result(f"{run}/evaluation/probe/probe-test.json")["results"]
+        by_features = {result["features"]: result for result in results}
         for features in ("z", "v", "v, PCA", *pixels):
-            metrics, strong = accuracies[features], "**" if features == "z" else ""
-            per_cent = [f"{strong}{metrics[kind]:.1f}{strong}" for kind in ("linear SVM", "logistic regression")]
+            result, strong = by_features[features], "**" if features == "z" else ""
+            accuracies = [100 * result["classifiers"][kind]["accuracy"] for kind in kinds]
+            per_cent = [f"{strong}{accuracy:.1f}{strong}" for accuracy in accuracies]
             in_paper = paper.PROBE.get(features, "") if run == "conditional" else ""
             of = "" if features in names else TITLES[run]
-            rows.append([names.get(features, features), of, int(metrics["dimensions"]), *per_cent, in_paper])
+            rows.append([names.get(features, features), of, result["dimensions"], *per_cent, in_paper])
     rows.append(["Deep InfoMax, quoted by the paper", "", "", "", "", PAPER_INFOMAX])
-    return make_table(["features", "model", "dimensions", "linear SVM", "logistic regression", "in the paper"], rows)
+    return make_table(["features", "model", "dimensions", *kinds, "in the paper"], rows)
 
 
 def _render_statistics() -> str:

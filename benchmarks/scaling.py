@@ -71,12 +71,6 @@ INIT_IMAGES = 2
 Rows = list[dict[str, Any]]
 
 
-def set_depth(config: Config, steps: int) -> Config:
-    """Returns a copy of the config `config` with `steps` flow steps in every stage of the flow."""
-    counts = [[steps] * len(entry) if isinstance(entry, tuple) else steps for entry in config.model.steps]
-    return config.override([f"model.steps={counts}"])
-
-
 def count_state_bytes(parameters: int, averages: bool = False) -> int:
     """Returns the bytes of the float32 tensors in training with micro-batches that do not grow with the batch.
 
@@ -136,7 +130,9 @@ def measure_depth(options: argparse.Namespace, memory: str, depth: int) -> dict[
     `MEMORY_MIB` MiB of activations, and a number of images within `MEMORY_IMAGES` ("recompute" can need more). The
     other batch is twice as large.
     """
-    deep = set_depth(preset_config(options.preset).override(options.set), depth)
+    config = preset_config(options.preset).override(options.set)
+    counts = [[depth] * len(entry) if isinstance(entry, tuple) else depth for entry in config.model.steps]
+    deep = config.override([f"model.steps={counts}"])
     training = deep.override([f"training.memory={memory}"]).training
     expected = count_activation_bytes(deep.model, memory=memory, precision=training.precision) / MIB
     small = min(MEMORY_IMAGES[1], max(MEMORY_IMAGES[0], round(MEMORY_MIB / expected)))
@@ -182,7 +178,7 @@ def fit_exponent(x: Sequence[float], y: Sequence[float]) -> float:
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
-def find_largest_micro_batch(config: Config, gib: float, memory: str = "keep") -> int:
+def find_largest_micro_batch(config: Config, gib: float, memory: str) -> int:
     """Returns the number of images in the largest micro-batch that a GPU with `gib` GiB can train on; 0 for none."""
     training, parameters = config.training, Architecture(config.model).count_parameters()["total"]
     state = count_state_bytes(parameters, averages=training.ema_decay > 0)
