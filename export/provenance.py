@@ -1,8 +1,6 @@
 """The provenance of exported weights: the training run, its config, its data and its metrics."""
 
 import dataclasses
-import functools
-import hashlib
 import importlib.metadata
 import json
 import pathlib
@@ -20,7 +18,7 @@ from tfdecouple.runs.latent_directions import Directions
 from tfdecouple.runs.opened_run import Run
 from tfdecouple.runs.publishing import describe_training_images
 from tfdecouple.runs.run_folder import CONFIG, SUMMARY, find_test_metrics, find_training_data
-from tfdecouple.storage.files import Facts
+from tfdecouple.storage.files import Facts, hash_file
 
 _PACKAGES = ("tfdecouple", "tensorflow", "keras", "tf2onnx", "onnx")
 
@@ -31,7 +29,8 @@ class Provenance:
 
     Attributes:
         name: the name of the exported model, safe in a URL and a path.
-        config_sha256: the SHA-256 digest of the run's config.json, in hexadecimal digits, as `sha256sum` prints it.
+        metadata: facts about run and model, {name: text}, for the metadata of ONNX files and for the model card.
+        crop: the side in pixels of the centre square to crop from an image of the export's user; 0: the largest square.
         data, rights: descriptions of the training images, and of the rights in them.
         training_data: the data options of the training; None if unknown, as for imported weights.
         bits_per_dim: {"validation": bits/dim, "test": bits/dim, "test_images": count} of these weights, as far as the
@@ -39,11 +38,9 @@ class Provenance:
     """
 
     name: str
-    run: str
     config: Config
-    config_sha256: str
-    step: int
-    averaged: bool
+    metadata: dict[str, str]
+    crop: int
     parameters: int
     data: str
     rights: str
@@ -51,31 +48,6 @@ class Provenance:
     bits_per_dim: Facts | None
     directions: Directions | None = None
     label_names: tuple[str, ...] = ()
-
-    @property
-    def crop(self) -> int:
-        """The side in pixels of the centre square to crop from an image of the export's user; 0: the largest square."""
-        return choose_user_crop(self.config.data)
-
-    @functools.cached_property
-    def metadata(self) -> dict[str, str]:
-        """Facts about run and model, {name: text}, for the metadata of ONNX files and for the model card."""
-        model = self.config.model
-        return {
-            "run": self.run,
-            "step": str(self.step),
-            "averaged": str(self.averaged).lower(),
-            "image_shape": json.dumps(model.image_shape),
-            "n_bits": str(model.n_bits),
-            "d_z": str(model.latent_dim if model.has_latent else 0),
-            "colours": str(model.colour_numbers),
-            "value_range": "uint8 0..255",
-            "crop": describe_cropping(model.image_shape, self.crop),
-            "resize": describe_resizing(model.image_shape),
-            "precision": "float32",
-            "config_sha256": self.config_sha256,
-            "versions": ", ".join(f"{package} {read_version(package)}" for package in _PACKAGES),
-        }
 
 
 def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[DecoupledModel, Provenance]:
@@ -103,13 +75,28 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
     if test := find_test_metrics(summary, step):
         bits |= {"test": test["bits_per_dim"], "test_images": test["images"]}
     data, rights = describe_training_images(config, summary, step)
+    crop, shape = choose_user_crop(config.data), config.model.image_shape
+    metadata = {
+        "run": opened.folder.name,
+        "step": str(step),
+        "averaged": str(opened.averaged).lower(),
+        "image_shape": json.dumps(shape),
+        "n_bits": str(config.model.n_bits),
+        "d_z": str(config.model.latent_dim if config.model.has_latent else 0),
+        "colours": str(config.model.colour_numbers),
+        "value_range": "uint8 0..255",
+        "crop": describe_cropping(shape, crop),
+        "resize": describe_resizing(shape),
+        "precision": "float32",
+        # As `sha256sum` prints it.
+        "config_sha256": hash_file(opened.folder.path / CONFIG),
+        "versions": ", ".join(f"{package} {read_version(package)}" for package in _PACKAGES),
+    }
     return model, Provenance(
         name=make_safe_name(name or opened.folder.name),
-        run=opened.folder.name,
         config=config,
-        config_sha256=hashlib.sha256((opened.folder.path / CONFIG).read_bytes()).hexdigest(),
-        step=step,
-        averaged=opened.averaged,
+        metadata=metadata,
+        crop=crop,
         parameters=model.parameter_count()["total"],
         data=data,
         rights=rights,

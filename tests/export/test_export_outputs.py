@@ -151,9 +151,9 @@ def without_z(tmp_path_factory):
     """A folder with a model card and ONNX files of a model without z."""
     folder = tmp_path_factory.mktemp("without_z")
     config = Config(name="tiny", model=dataclasses.replace(SMALL, conditioning="none"))
-    about = {"name": "tiny", "run": "tiny", "config": config, "step": 1, "averaged": False, "parameters": 1}
-    data = {"data": "any", "rights": "any", "training_data": config.data}
-    provenance = Provenance(**about, **data, config_sha256="0" * 64, bits_per_dim=None)
+    metadata = {"run": "tiny", "step": "1", "averaged": "false", "crop": "square", "resize": "by Pillow"}
+    about = {"name": "tiny", "config": config, "metadata": metadata, "crop": 0, "parameters": 1}
+    provenance = Provenance(**about, data="any", rights="any", training_data=config.data, bits_per_dim=None)
     card = make_model_card(provenance, list_endpoints(config.model), "4 test images", {"onnx": entry()})
     (folder / JSON_NAME).write_text(json.dumps(card))
     (folder / TEXT_NAME).write_text(render_model_card(card))
