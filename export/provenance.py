@@ -12,7 +12,6 @@ from tfdecouple.data.image_formats import describe_cropping, describe_resizing
 from tfdecouple.data.sources import choose_user_crop
 from tfdecouple.errors import RunError, one_line
 from tfdecouple.model import DecoupledModel
-from tfdecouple.model.base_model import require_initialized
 from tfdecouple.runs import latent_directions
 from tfdecouple.runs.latent_directions import Directions
 from tfdecouple.runs.opened_run import Run
@@ -53,12 +52,11 @@ class Provenance:
 def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[DecoupledModel, Provenance]:
     """Returns the model of a run with the run's best weights, and their provenance; `run` and errors as of `Run.open`.
 
-    `name` is the name of the exported model, by default the name of the run. NotInitializedError is raised if the
-    weights were never initialised. Other files that cannot be read are logged and left out.
+    `name` is the name of the exported model, by default the name of the run. Other files that cannot be read are logged
+    and left out.
     """
     opened = Run.open(run)
     model, config, step = opened.model, opened.config, opened.step
-    require_initialized(model)
     summary: Facts = {}
     directions = None
     try:
