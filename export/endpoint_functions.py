@@ -1,7 +1,5 @@
 """The functions of which endpoints are made: the model's own computations, on Keras networks or those of an export."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

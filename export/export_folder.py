@@ -4,8 +4,6 @@ The manifest has the SHA-256 of every file. With the manifest and the answers of
 `tfdecouple export --verify DIR` verifies the files without the run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pathlib
@@ -13,7 +11,7 @@ import re
 import shutil
 import signal
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import pydantic
 from filelock import FileLock, Timeout
@@ -65,7 +63,7 @@ class ExportManifest(pydantic.BaseModel):
     files: dict[_Inside, FileDigest]
 
     @classmethod
-    def from_folder(cls, folder: pathlib.Path, parts: dict[str, dict[str, str]]) -> ExportManifest:
+    def from_folder(cls, folder: pathlib.Path, parts: dict[str, dict[str, str]]) -> Self:
         """Returns the manifest of an export in `folder` with `parts`; it leaves out files that no export writes."""
         names = (name for name, file_type in _list_entries(folder) if file_type == "file" and _is_written(name))
         return cls(format=1, parts=parts, files={name: FileDigest.from_file(folder / name) for name in names})

@@ -5,8 +5,6 @@
 depend on weights alone are evaluated in float64; they are the weights of an export.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence

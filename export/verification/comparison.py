@@ -9,8 +9,6 @@ for inputs perturbed by a relative 1e-6. A file's answer is accepted if it diffe
 times the difference between the two answers. A single number may change little by chance, so it is perturbed six times.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -21,6 +19,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence, Set
+from typing import Self
 
 import numpy as np
 
@@ -223,7 +222,7 @@ class Answer:
     @classmethod
     def from_model(
         cls, values: np.ndarray, perturbed: Sequence[np.ndarray], n_bins: int = 0, scale: float = 1.0
-    ) -> Answer:
+    ) -> Self:
         """Returns the `Answer` for `values`, the Keras model's output, each `[n, ...]`, in units of bins for pixels.
 
         `perturbed` are the model's outputs for inputs that are changed by a relative 1e-6. A tolerance is 4 times the
