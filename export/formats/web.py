@@ -11,7 +11,7 @@ from PIL import Image
 from export.exported_model import ExportedModel
 from export.formats.onnx import write_onnx_files
 from export.provenance import Provenance
-from tfdecouple.config import DataConfig, ModelConfig
+from tfdecouple.config import ModelConfig
 from tfdecouple.config.shapes import is_square_of_rgb
 from tfdecouple.data.image_formats import describe_images
 from tfdecouple.data.sample_images import PHOTOGRAPHS, Photograph, open_photograph
@@ -88,6 +88,8 @@ def describe_model(provenance: Provenance) -> Facts:
         {"name": entry.name, "vector": entry.vector.tolist(), "description": entry.describe_accuracy()}
         for entry in ([found[name] for name in found.names[:_MOST_SLIDERS]] if found else ())
     ]
+    data = provenance.training_data
+    seen = data.photographs if data is not None and data.source == "photographs" else None
     return {
         **({"directions": sliders} if sliders else {}),
         **({"label_shares": list(model.label_shares)} if model.has_labels else {}),
@@ -99,7 +101,17 @@ def describe_model(provenance: Provenance) -> Facts:
         "colours": model.colour_numbers,
         "bits_per_dim": bits.get("test", bits.get("validation")),
         "data": provenance.data,
-        "examples": _describe_examples(provenance.training_data),
+        "examples": [
+            {
+                "file": f"model/{photograph.name}.jpg",
+                "title": title,
+                "author": photograph.author,
+                "licence": photograph.licence,
+                # Whether the model was trained on it; None: unknown.
+                "seen": None if seen is None else photograph.name in seen,
+            }
+            for title, photograph in EXAMPLES.items()
+        ],
     }
 
 
@@ -112,21 +124,6 @@ def make_example_files() -> dict[str, bytes]:
         image.save(buffer, "JPEG", quality=90)
         files[f"model/{photograph.name}.jpg"] = buffer.getvalue()
     return files
-
-
-def _describe_examples(data: DataConfig | None) -> list[Facts]:
-    """Returns file, title, author, licence of each example; "seen" (None: unknown) says if the model trained on it."""
-    seen = data.photographs if data is not None and data.source == "photographs" else None
-    return [
-        {
-            "file": f"model/{photograph.name}.jpg",
-            "title": title,
-            "author": photograph.author,
-            "licence": photograph.licence,
-            "seen": None if seen is None else photograph.name in seen,
-        }
-        for title, photograph in EXAMPLES.items()
-    ]
 
 
 def find_web_runtime(chosen: pathlib.Path | None, scratch: pathlib.Path, web_gpu: bool) -> pathlib.Path:
