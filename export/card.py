@@ -114,7 +114,7 @@ def render_model_card(card: Facts) -> str:
     architecture, shape = card["architecture"], card["architecture"]["image_shape"]
     latent_dim = architecture["latent_dim"]
     sides, named, is_usual = f"{shape[0]} x {shape[1]}", describe_channels(shape[-1]), shape[-1] in PILLOW_MODES
-    names = architecture.get("labels") or []
+    names = architecture["labels"]
     what = "z a function of the label" if architecture["prior"] == "classes" else "a prior over z with a part each"
     parts = [
         f"{sides} {named if is_usual else f'with {named}'}",
@@ -123,7 +123,7 @@ def render_model_card(card: Facts) -> str:
         f"v of the image's size, {architecture['parameters']:,} parameters",
         "additive couplings" if architecture["alpha"] is None else f"alpha {architecture['alpha']}",
     ]
-    if architecture.get("dequantization") == "flow":
+    if architecture["dequantization"] == "flow":
         parts.append("u in the bins of pixels drawn from a learned q(u|x) (u_noise of `score` is standard normal)")
     labels = f"; {len(names)} labels, {what}: {', '.join(f'{number} {name}' for number, name in enumerate(names))}"
     rows = {
