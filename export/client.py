@@ -257,10 +257,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _check_model(model)
     if model.shape[-1] not in MODES:
         return _fail(f"files have no {model.shape[-1]} channels here; call Model in a program")
-    try:
+    with _explain_errors("use picture files without Pillow (pip install pillow)"):
         import PIL  # noqa: F401
-    except ImportError as error:
-        return _fail(f"picture files need Pillow (pip install pillow): {error}")
     if len(paths) == 1:
         return _decode_at_own_size(model, *paths)
     if paths:
