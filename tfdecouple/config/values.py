@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import numbers
 import typing
 from collections.abc import Mapping
@@ -114,8 +115,4 @@ def _convert_numbers(value: object, name: str) -> Any:
 
 def to_json_values(value: object) -> Any:
     """Returns a copy of nested dicts, lists and tuples in which all tuples are lists, as in JSON."""
-    if isinstance(value, Mapping):
-        return {key: to_json_values(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json_values(inner) for inner in value]
-    return value
+    return json.loads(json.dumps(value))
