@@ -41,13 +41,10 @@ class Split(abc.ABC):
     def load_split_arrays(self) -> None:  # noqa: B027 - most splits need nothing
         """Checks files, and loads the arrays of `decode_record`, which in TensorFlow's trace would become constants."""
 
-    def list_records(self) -> tf.data.Dataset:
-        """Returns a dataset of all records of this split, in order; here a record is an image's index, int64 []."""
-        return tf.data.Dataset.range(self.size)
-
-    def select_records(self, indices: np.ndarray) -> tf.data.Dataset:
-        """Returns a dataset of this split's records with `indices`, int64 [n], which must ascend without repetition."""
-        return tf.data.Dataset.from_tensor_slices(indices)
+    def number_records(self, indices: np.ndarray) -> tf.data.Dataset:
+        """Returns a dataset of pairs (index, record) of the images with `indices`, int64 [n], ascending, each once."""
+        numbers = tf.data.Dataset.from_tensor_slices(indices)
+        return tf.data.Dataset.zip(numbers, numbers)
 
     def shuffle_records(self, seed: tf.Tensor) -> tf.data.Dataset:
         """Returns a dataset of all records of this split, in a random order that depends only on `seed`, int64 [2]."""
@@ -66,15 +63,13 @@ class Split(abc.ABC):
         int64 [], the image's index in the split. With `replace_unreadable`, the next readable image replaces an
         unreadable one, so that the dataset has n images. Otherwise the dataset leaves unreadable images out.
         """
-        numbers = tf.data.Dataset.range(self.size) if indices is None else tf.data.Dataset.from_tensor_slices(indices)
-        records = self.list_records() if indices is None else self.select_records(indices)
 
         @tf.autograph.experimental.do_not_convert
         def decode(index: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
             image, label = self.decode_record(record)
             return {"image": image, "label": label, "index": index}
 
-        pairs = tf.data.Dataset.zip(numbers, records)
+        pairs = self.number_records(np.arange(self.size) if indices is None else indices)
         return pairs.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
@@ -119,14 +114,11 @@ class RecordSplit(Split):
     def load_split_arrays(self) -> None:
         self.check()
 
-    def list_records(self) -> tf.data.Dataset:
-        return self.records
-
-    def select_records(self, indices: np.ndarray) -> tf.data.Dataset:
-        """Returns a dataset of the encoded records with `indices`, int64 [n]; skips the others without decoding."""
+    def number_records(self, indices: np.ndarray) -> tf.data.Dataset:
+        """Returns a dataset of pairs (index, encoded record) of `indices`, int64 [n]; other records are not decoded."""
         is_chosen = tf.constant(np.isin(np.arange(self.size), indices))
         numbered = self.records.take(int(np.max(indices, initial=-1)) + 1).enumerate()
-        return numbered.filter(lambda index, _: is_chosen[index]).map(lambda _, record: record)
+        return numbered.filter(lambda index, _: is_chosen[index])
 
     def shuffle_records(self, seed: tf.Tensor) -> tf.data.Dataset:
         """Returns a dataset of all encoded records of this split, shuffled within windows of `window` records.
