@@ -122,18 +122,10 @@ def make_evaluation_batches(
     if limit:
         examples = examples.take(limit)
 
-    @tf.autograph.experimental.do_not_convert
-    def pad(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        missing = batch_size - tf.shape(batch["label"])[0]
-
-        def fill(values: tf.Tensor) -> tf.Tensor:
-            filled = tf.pad(values, [[0, missing]] + [[0, 0]] * (values.shape.rank - 1))
-            return tf.ensure_shape(filled, [batch_size, *values.shape[1:]])
-
-        weight = tf.ones_like(batch["label"], tf.float32)
-        return {name: fill(values) for name, values in {**batch, "weight": weight}.items()}
-
-    return _set_pipeline_options(examples.batch(batch_size).map(pad))
+    weighted = examples.map(lambda example: {**example, "weight": tf.ones([])})
+    zeros = {name: tf.zeros(spec.shape, spec.dtype) for name, spec in weighted.element_spec.items()}
+    padding = tf.data.Dataset.from_tensors(zeros).repeat(batch_size - 1)
+    return _set_pipeline_options(weighted.concatenate(padding).batch(batch_size, drop_remainder=True))
 
 
 def slice_for_replicas(batches: tf.data.Dataset, context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -149,8 +141,7 @@ def slice_for_replicas(batches: tf.data.Dataset, context: tf.distribute.InputCon
     @tf.autograph.experimental.do_not_convert
     def slice_batch(batch: tf.Tensor) -> tf.Tensor:
         def cut(values: tf.Tensor) -> tf.Tensor:
-            size = values.shape[0]
-            return tf.reshape(values, [replicas, size // replicas if size else -1, *values.shape[1:]])[first:][:count]
+            return tf.reshape(values, [replicas, -1, *values.shape[1:]])[first:][:count]
 
         return tf.nest.map_structure(cut, batch)
 
