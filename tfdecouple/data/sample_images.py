@@ -55,8 +55,6 @@ MARGIN = 16
 _HELD_OUT_CROPS = {"validation": 512, "test": 1000}
 _SEEDS = {"train": 1, "validation": 2, "test": 3}
 
-Box = tuple[int, int, int, int]
-
 
 class SamplePhotographs(SourceKind):
     """The data source `photographs`: random crops of the sample photographs; grey for images of one channel."""
@@ -123,7 +121,7 @@ def find_photographs(names: Sequence[str]) -> tuple[Photograph, ...]:
     return tuple(PHOTOGRAPHS[name] for name in names)
 
 
-def find_split_band(size: tuple[int, int], split: str) -> Box:
+def find_split_band(size: tuple[int, int], split: str) -> tuple[int, int, int, int]:
     """Returns a split's part of a photograph of `size` (width, height): (left, top, right, bottom), exclusive."""
     width, height = size
     length = max(size) - MARGIN * (len(BANDS) - 1)
@@ -146,18 +144,19 @@ def find_largest_crop_side(size: tuple[int, int]) -> int:
 
 
 def draw_crop_boxes(size: tuple[int, int], split: str, sides: tuple[int, int], draws: np.ndarray) -> np.ndarray:
-    """Returns random rectangles (left, top, right, bottom) inside a split's band of a photograph, int64 [N, 4].
+    """Returns random rectangles (left, top, right, bottom) in a split's band of a photograph of `size`, int64 [N, 4].
 
-    The rectangles have the proportions of `sides`, the (height, width) of the model's images. A rectangle's longer side
-    is log-uniform between the longer one of `sides` and `find_largest_crop_side(size)`, so that all scales are equally
-    frequent. Each row of `draws`, uniform numbers in [0, 1), float64 [N, 3], decides on side, column and row of one.
+    Coordinates begin at the band's corner. The rectangles have the proportions of `sides`, the (height, width) of the
+    model's images. A rectangle's longer side is log-uniform between the longer one of `sides` and
+    `find_largest_crop_side(size)`, so that all scales are equally frequent. Each row of `draws`, uniform numbers in
+    [0, 1), float64 [N, 3], decides on side, column and row of one.
     """
     left, top, right, bottom = find_split_band(size, split)
     least = np.array(sides)
     ratio = find_largest_crop_side(size) / least.max()
     heights, widths = np.rint(least[:, None] * ratio ** draws[:, 0]).astype(np.int64)
-    lefts = left + (draws[:, 1] * (right - left - widths + 1)).astype(np.int64)
-    tops = top + (draws[:, 2] * (bottom - top - heights + 1)).astype(np.int64)
+    lefts = (draws[:, 1] * (right - left - widths + 1)).astype(np.int64)
+    tops = (draws[:, 2] * (bottom - top - heights + 1)).astype(np.int64)
     return np.stack([lefts, tops, lefts + widths, tops + heights], axis=1)
 
 
@@ -180,8 +179,7 @@ def cut_photograph_crops(
 
     def fill(label: int) -> None:
         numbers = np.flatnonzero(labels == label)
-        left, top, _, _ = find_split_band(pictures[label].size, split)
-        boxes = draw_crop_boxes(pictures[label].size, split, (height, width), draws[numbers]) - (left, top, left, top)
+        boxes = draw_crop_boxes(pictures[label].size, split, (height, width), draws[numbers])
         for number, box in zip(numbers, boxes.tolist(), strict=True):
             crop = bands[label].resize((width, height), Image.Resampling.LANCZOS, box=box)
             images[number] = np.asarray(crop).reshape(image_shape)
