@@ -100,7 +100,8 @@ class Source:
             self.splits = {**self.splits, name: self.all_images}
         if name not in self.splits:
             raise DataError(f"there is no split {name!r}; use one of {', '.join(self.splits)}")
-        self.splits[name].load_split_arrays()
+        with self.guard():
+            self.splits[name].load_split_arrays()
         return self.splits[name]
 
     def find_image_key(self, split: str, index: int) -> str:
@@ -110,7 +111,7 @@ class Source:
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
-        """Returns a context for loops over batches, in which unreadable images and records raise a DataError."""
+        """Returns a context for reading images, in which unreadable images and records raise a DataError."""
         from tfdecouple.tensorflow_internals import READ_ERRORS
 
         try:

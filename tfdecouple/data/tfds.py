@@ -18,7 +18,6 @@ from tfdecouple.data.splits import ImagesAndLabels, MemorySplit, RecordSplit, Sp
 from tfdecouple.errors import DataError, nearest, one_line
 from tfdecouple.storage.files import count_records
 from tfdecouple.system.requirements import describe_missing_package
-from tfdecouple.tensorflow_internals import READ_ERRORS
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -63,7 +62,7 @@ class TensorFlowDatasets(SourceKind):
         }
         if sum(split.size for split in splits.values()) * math.prod(image_shape) <= config.cache_gib * 2**30:
             for name, split in splits.items():
-                load = functools.partial(_load_decoded_images, split, info.full_name, image_shape)
+                load = functools.partial(_load_decoded_images, split, image_shape)
                 splits[name] = MemorySplit(split.size, split.description, load)
         return Source(
             name=config.source,
@@ -231,14 +230,10 @@ def decode_tfds_image(encoded: tf.Tensor, feature: "tfds.features.FeatureConnect
     return tf.ensure_shape(pixels, feature.shape)
 
 
-def _load_decoded_images(split: Split, name: str, image_shape: ImageShape) -> ImagesAndLabels:
+def _load_decoded_images(split: Split, image_shape: ImageShape) -> ImagesAndLabels:
     split.load_split_arrays()
     images = np.empty((split.size, *image_shape), np.uint8)
     labels = np.empty(split.size, np.int32)
-    try:
-        for batch in split.decode_examples().batch(256).prefetch(4).as_numpy_iterator():
-            images[batch["index"]], labels[batch["index"]] = batch["image"], batch["label"]
-    except READ_ERRORS as error:
-        text = f"cannot read {split.description} of {name}: {one_line(error, first=True)}"
-        raise DataError(f"{text}; prepare the data set again") from error
+    for batch in split.decode_examples().batch(256).prefetch(4).as_numpy_iterator():
+        images[batch["index"]], labels[batch["index"]] = batch["image"], batch["label"]
     return images, labels
