@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple.config.shapes import RGB_CHANNELS, ImageShape
+from tfdecouple.config.shapes import ImageShape
 from tfdecouple.data.image_file import crop_and_resize_tensor
 from tfdecouple.data.image_formats import PILLOW_MODES
 from tfdecouple.data.sources import Source, SourceKind
@@ -140,7 +140,7 @@ def _prepare(builder: "tfds.core.DatasetBuilder", source: str, data_dir: str | N
         raise DataError(f"cannot prepare the data set {source}: {one_line(error)}") from error
 
 
-def find_feature_keys(source: str, features: Mapping[str, Any], channels: int = RGB_CHANNELS) -> tuple[str, str | None]:
+def find_feature_keys(source: str, features: Mapping[str, Any], channels: int) -> tuple[str, str | None]:
     """Returns (name of the TFDS feature with the images, name of the feature with the labels or None).
 
     If several features are images, the function chooses "image", and if several are labels, "label". Several label
@@ -178,24 +178,21 @@ def _make_record_split(
 ) -> RecordSplit:
     import tensorflow_datasets as tfds
 
-    features = builder.info.features
-    pictures = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    # Other features are left out, because shuffling stacks records, and these features can vary in shape.
+    used = dict.fromkeys([image_key, label_key] if label_key else [image_key], True)
     try:
         split = builder.info.splits[notation]
         records = builder.as_dataset(
             split=notation,
             shuffle_files=False,
-            decoders={key: tfds.decode.SkipDecoding() for key in pictures},
+            decoders=tfds.decode.PartialDecoding(used, {image_key: tfds.decode.SkipDecoding()}),
             # TFDS must read one file after another, because interleaved files would give the images in another order.
             read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
         )
     # TFDS raises exceptions of many classes for wrong metadata and other formats of files.
     except Exception as error:
         raise DataError(f"cannot read {notation} of {builder.info.full_name}: {one_line(error)}") from error
-    # Only image and label are kept: shuffling stacks records, and other features can vary in shape.
-    keys = [image_key, label_key] if label_key else [image_key]
-    records = records.map(lambda record: {key: record[key] for key in keys})
-    feature = features[image_key]
+    feature = builder.info.features[image_key]
 
     def decode(record: Mapping[str, tf.Tensor]) -> Tensors:
         image = crop_and_resize_tensor(decode_tfds_image(record[image_key], feature), image_shape, centre_crop)
