@@ -58,10 +58,7 @@ def select_numbers(kind: str, values: Facts) -> dict[str, float]:
 
 
 class TensorBoard(Logger):
-    """The logger that writes metrics, pictures and the config to `tensorboard/` in the run folder, for TensorBoard.
-
-    If the disk is full, methods raise OSError, which ends the run.
-    """
+    """The logger that writes metrics, pictures and the config to `tensorboard/` in the run folder, for TensorBoard."""
 
     _writer: Any = None
 
@@ -70,16 +67,15 @@ class TensorBoard(Logger):
         import tensorflow as tf
         from tensorboard.plugins.hparams import api as hparams
 
-        with convert_tensorflow_errors():
-            self._writer = tf.summary.create_file_writer(str(self.folder / "tensorboard"))
-            with self._writer.as_default(step=step):
-                options = self.config.flatten_options().items()
-                hparams.hparams({name: v if isinstance(v, float | int | str) else json.dumps(v) for name, v in options})
+        self._writer = tf.summary.create_file_writer(str(self.folder / "tensorboard"))
+        with self._writer.as_default(step=step):
+            options = self.config.flatten_options().items()
+            hparams.hparams({name: v if isinstance(v, float | int | str) else json.dumps(v) for name, v in options})
 
     def write(self, kind: str, step: int, values: Facts) -> None:
         import tensorflow as tf
 
-        with convert_tensorflow_errors(), self._writer.as_default(step=step):
+        with self._writer.as_default(step=step):
             for name, value in select_numbers(kind, values).items():
                 tf.summary.scalar(name, value)
 
@@ -88,17 +84,15 @@ class TensorBoard(Logger):
         import tensorflow as tf
         from PIL import Image
 
-        with convert_tensorflow_errors(), self._writer.as_default(step=step), Image.open(path) as picture:
+        with self._writer.as_default(step=step), Image.open(path) as picture:
             tf.summary.image(name, np.asarray(picture.convert("RGB"))[None])
 
     def flush(self) -> None:
-        with convert_tensorflow_errors():
-            self._writer.flush()
+        self._writer.flush()
 
     def close(self) -> None:
         if self._writer is not None:
-            with convert_tensorflow_errors():
-                self._writer.close()
+            self._writer.close()
 
 
 class WeightsAndBiases(Logger):
@@ -250,7 +244,8 @@ class MetricsLog:
     def _call_loggers(self, call: Callable[[Logger], None]) -> None:
         for logger in list(self._loggers):
             try:
-                call(logger)
+                with convert_tensorflow_errors():
+                    call(logger)
             # Every exception is caught, because a client of another project may raise anything.
             except Exception as error:
                 if not logger.is_foreign:
