@@ -14,10 +14,6 @@ Shape = tuple[Any, ...]
 
 RGB_CHANNELS = 3
 
-# Smallest count of channels at the first level. Images with fewer channels are squeezed first: a coupling cannot split
-# one channel, and has only one way to split two channels, while successive couplings must split in different ways.
-LEAST_CHANNELS = 3
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StagePlan:
@@ -84,7 +80,8 @@ def is_square_of_rgb(image_shape: ImageShape) -> bool:
 
 def is_squeezed_first(channels: int) -> bool:
     """Returns whether a flow squeezes images with this count of channels (2 x 2 pixels to channels) before level 0."""
-    return channels < LEAST_CHANNELS
+    # A coupling cannot split one channel, and successive couplings would split two channels in the same way.
+    return channels <= 2
 
 
 def plan_flow_levels(
