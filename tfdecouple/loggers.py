@@ -17,8 +17,6 @@ from tfdecouple.storage.files import Facts, convert_tensorflow_errors, parse_jso
 _MOST_LINE_BYTES = 2**16
 # Name of the metric by which the best weights are chosen; every row of validation metrics has this metric.
 _SELECTED_BY = "bits_per_dim"
-# The log has these texts instead of NaN and infinities, because JSON has no such numbers.
-_NOT_FINITE = ("nan", "inf", "-inf")
 
 
 class Logger:
@@ -271,15 +269,14 @@ def _read_log_lines(path: pathlib.Path) -> Iterator[Facts | None]:
 def _parse_log_row(line: bytes) -> Facts | None:
     try:
         row = parse_json(line)
-    except ValueError:
+        if row["kind"] == "validation":
+            float(row[_SELECTED_BY])
+        return row if type(row["step"]) is int and isinstance(row["kind"], str) else None
+    except (ValueError, TypeError, KeyError):
         return None
-    is_row = isinstance(row, dict) and type(row.get("step")) is int and isinstance(row.get("kind"), str)
-    if is_row and row["kind"] == "validation":
-        value = row.get(_SELECTED_BY)
-        is_row = type(value) in (int, float) or value in _NOT_FINITE
-    return row if is_row else None
 
 
 def _format_log_row(row: Facts) -> str:
+    # JSON has no NaN and no infinities, so the log has the texts "nan", "inf" and "-inf".
     safe = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     return json.dumps(safe) + "\n"
