@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from tfdecouple.errors import RunError, one_line
-from tfdecouple.storage.files import TEMPORARY, get_regular_size, write_bytes
+from tfdecouple.storage.files import get_regular_size, write_bytes
 
 Variables = Mapping[str, tf.Variable]
 
@@ -113,11 +113,6 @@ class CheckpointFolder:
     def remove_checkpoint(self, kind: str, step: int) -> None:
         """Removes a checkpoint from this folder."""
         self.checkpoint_path(kind, step).unlink(missing_ok=True)
-
-    def remove_remains(self) -> None:
-        """Removes the temporary files of interrupted writes from this folder."""
-        for left in self.path.glob(TEMPORARY):
-            left.unlink(missing_ok=True)
 
 
 class DamagedCheckpointError(RunError):

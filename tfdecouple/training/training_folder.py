@@ -133,8 +133,7 @@ class TrainingFolder(RunFolder):
     @on_chief
     def restore_newest_state(self, state: TrainingState) -> bool:
         """Loads the newest readable checkpoint; returns whether there was one; RunError if none can be read."""
-        self.checkpoints.remove_remains()
-        for left in self.path.glob(TEMPORARY):
+        for left in (*self.path.glob(TEMPORARY), *self.checkpoints.path.glob(TEMPORARY)):
             left.unlink(missing_ok=True)
         problem = None
         for step in self.checkpoints.list_checkpoint_steps() if self.is_resumed else ():
