@@ -13,20 +13,22 @@ from tfdecouple.system.progress import Counter
 from tfdecouple.system.signals import postpone_signals
 from tfdecouple.training.workers import make_device_input_options
 
+ALLOW_GROWTH = "TF_FORCE_GPU_ALLOW_GROWTH"
+
 
 @pytest.fixture
 def set_to(monkeypatch):
     """The settings that TensorFlow gets, by name; `gpus` is the list of pretended GPUs."""
-    settings = {"gpus": [], "growth": []}
-    for name in (process.ALLOW_GROWTH, process.SHARDS, "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+    settings = {"gpus": []}
+    # The variable is set first, so that its value is restored after the test.
+    monkeypatch.setenv(ALLOW_GROWTH, "")
+    for name in (ALLOW_GROWTH, process.SHARDS, "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
     for name in ("list_physical_devices", "get_visible_devices"):
         monkeypatch.setattr(tf.config, name, lambda kind=None: settings["gpus"] if kind == "GPU" else [])
     monkeypatch.setattr(process, "_keep_memory", lambda: None)
     monkeypatch.setattr(process.gc, "set_threshold", lambda *_: None)
-    growth = settings["growth"]
-    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda gpu, on: growth.append((gpu, on)))
     monkeypatch.setattr(tf.config.optimizer, "set_experimental_options", settings.update)
     for kind in ("intra", "inter"):
         name = f"{kind}_op_parallelism_threads"
@@ -57,17 +59,22 @@ class TestProcess:
             finished = True
         assert finished
 
-    def test_graph_optimizer_and_memory_growth_are_on_only_with_gpus(self, set_to, monkeypatch):
+    def test_graph_optimizer_is_on_only_with_gpus(self, set_to):
         process.start_tensorflow()
-        assert set_to["disable_meta_optimizer"] and not set_to["growth"]
+        assert set_to["disable_meta_optimizer"]
         assert make_device_input_options().experimental_per_replica_buffer_size == 1
         set_to["gpus"] = ["GPU:0", "GPU:1"]
         process.start_tensorflow()
-        assert not set_to["disable_meta_optimizer"] and set_to["growth"] == [("GPU:0", True), ("GPU:1", True)]
+        assert not set_to["disable_meta_optimizer"]
         assert make_device_input_options().experimental_per_replica_buffer_size == 2
-        monkeypatch.setenv(process.ALLOW_GROWTH, "false")
+
+    @pytest.mark.usefixtures("set_to")
+    def test_memory_of_gpus_grows_unless_the_user_forbids_it(self, monkeypatch):
         process.start_tensorflow()
-        assert len(set_to["growth"]) == 2
+        assert os.environ[ALLOW_GROWTH] == "true"
+        monkeypatch.setenv(ALLOW_GROWTH, "false")
+        process.start_tensorflow()
+        assert os.environ[ALLOW_GROWTH] == "false"
 
     @pytest.mark.parametrize(
         ("threads", "variable", "expected"),

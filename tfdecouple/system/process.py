@@ -24,8 +24,6 @@ from tfdecouple.errors import ConfigError, UserError, make_printable, one_line
 from tfdecouple.system.devices import count_cores
 from tfdecouple.system.requirements import EXTRAS, describe_missing_package, require_backend
 
-# TensorFlow's environment variable that decides whether a program takes a GPU's memory as needed, not all at once.
-ALLOW_GROWTH = "TF_FORCE_GPU_ALLOW_GROWTH"
 # Environment variable with the number of shards, parts of a batch that a CPU computes at the same time.
 SHARDS = "TFDECOUPLE_SHARDS"
 # Options of glibc's malloc.h in bytes: free memory at the end of the heap that glibc keeps (M_TRIM_THRESHOLD), extra
@@ -45,6 +43,8 @@ def start_tensorflow(threads: int | None = None) -> None:
     """
     require_backend()
     _keep_memory()
+    # TensorFlow then takes a GPU's memory as needed, and not all of it at the start.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     # With Python's default thresholds, garbage collection takes a tenth of the time in which a program starts.
     gc.set_threshold(100_000, 20, 20)
     is_quiet = "TF_CPP_MIN_LOG_LEVEL" not in os.environ
@@ -59,12 +59,6 @@ def start_tensorflow(threads: int | None = None) -> None:
     # Grappler, TensorFlow's optimiser of graphs, is off without a GPU: on two CPU cores it took 10 of the 29 seconds to
     # the first training step of the quickstart, and made each step slower (58 images/s instead of 98).
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": not gpus})
-    if ALLOW_GROWTH not in os.environ:
-        # TensorFlow raises RuntimeError if it has started to use the GPUs; then the earlier setting stays.
-        with contextlib.suppress(RuntimeError):
-            for gpu in gpus:
-                # Without this setting TensorFlow takes all memory of a GPU at the start.
-                tf.config.experimental.set_memory_growth(gpu, True)
     if threads or not gpus:
         divide_cores(threads or count_cores())
 
