@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import pydantic
 
-from tfdecouple.errors import ConfigError
+from tfdecouple.errors import ConfigError, make_printable
 
 # Types of numeric options; pydantic checks the range.
 Count = Annotated[int, pydantic.Field(ge=0)]
@@ -47,8 +47,7 @@ def require(condition: bool, message: str) -> None:
 
 def format_value(value: object) -> str:
     """Returns the value of an option as a text of one line for an error message; a long text is cut short."""
-    text = " ".join(repr(value).splitlines())
-    return text if len(text) <= 120 else f"{text[:100]} ... ({len(text):,} characters)"
+    return make_printable(repr(value), 120)
 
 
 def validate_options(config: object, prefix: str = "") -> None:
