@@ -75,7 +75,7 @@ class CheckpointFolder:
         for other in self.list_checkpoint_steps(kind)[self.keep if kind == "step" else 0 :]:
             # The new checkpoint stays even if an older run in this folder has left checkpoints of later steps.
             if other != step:
-                self.remove_checkpoint(kind, other)
+                self.checkpoint_path(kind, other).unlink(missing_ok=True)
 
     def read_checkpoint(self, kind: str, step: int, groups: Mapping[str, Variables]) -> None:
         """Loads values from a checkpoint into the variables in `groups`, a dict of dicts by group and name.
@@ -109,10 +109,6 @@ class CheckpointFolder:
         with _open_checkpoint(self.checkpoint_path(kind, step)) as file:
             names = [name for name in sorted(file.keys()) if name.startswith("model/")]
             return {name.removeprefix("model/"): tuple(file.get_slice(name).get_shape()) for name in names}
-
-    def remove_checkpoint(self, kind: str, step: int) -> None:
-        """Removes a checkpoint from this folder."""
-        self.checkpoint_path(kind, step).unlink(missing_ok=True)
 
 
 class DamagedCheckpointError(RunError):

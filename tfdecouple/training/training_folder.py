@@ -146,7 +146,7 @@ class TrainingFolder(RunFolder):
             # The run will repeat the steps after `step`, so their checkpoints and best weights are removed.
             for kind in ("step", "best"):
                 for newer in (s for s in self.checkpoints.list_checkpoint_steps(kind) if s > step):
-                    self.checkpoints.remove_checkpoint(kind, newer)
+                    self.checkpoints.checkpoint_path(kind, newer).unlink(missing_ok=True)
             self._begun = int(state.step.numpy())
             return True
         if problem:
