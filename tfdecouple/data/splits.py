@@ -41,9 +41,9 @@ class Split(abc.ABC):
     def load_split_arrays(self) -> None:  # noqa: B027 - most splits need nothing
         """Checks files, and loads the arrays of `decode_record`, which in TensorFlow's trace would become constants."""
 
-    def number_records(self, indices: np.ndarray) -> tf.data.Dataset:
-        """Returns a dataset of pairs (index, record) of the images with `indices`, int64 [n], ascending, each once."""
-        numbers = tf.data.Dataset.from_tensor_slices(indices)
+    def number_records(self, indices: np.ndarray | None) -> tf.data.Dataset:
+        """Returns a dataset of pairs (index, record) of the images with `indices`, ascending int64 [n], or of all."""
+        numbers = tf.data.Dataset.range(self.size) if indices is None else tf.data.Dataset.from_tensor_slices(indices)
         return tf.data.Dataset.zip(numbers, numbers)
 
     def shuffle_records(self, seed: tf.Tensor) -> tf.data.Dataset:
@@ -69,8 +69,7 @@ class Split(abc.ABC):
             image, label = self.decode_record(record)
             return {"image": image, "label": label, "index": index}
 
-        pairs = self.number_records(np.arange(self.size) if indices is None else indices)
-        return pairs.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return self.number_records(indices).map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 @dataclasses.dataclass(eq=False)
@@ -114,8 +113,10 @@ class RecordSplit(Split):
     def load_split_arrays(self) -> None:
         self.check()
 
-    def number_records(self, indices: np.ndarray) -> tf.data.Dataset:
+    def number_records(self, indices: np.ndarray | None) -> tf.data.Dataset:
         """Returns a dataset of pairs (index, encoded record) of `indices`, int64 [n]; other records are not decoded."""
+        if indices is None:
+            return self.records.enumerate()
         is_chosen = tf.constant(np.isin(np.arange(self.size), indices))
         numbered = self.records.take(int(np.max(indices, initial=-1)) + 1).enumerate()
         return numbered.filter(lambda index, _: is_chosen[index])
