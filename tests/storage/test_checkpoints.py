@@ -184,4 +184,3 @@ class TestWriting:
             with pytest.raises(OSError, match="No space"):
                 write_bytes(path, b"new")
         assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
-
