@@ -56,7 +56,7 @@ def fresh(config):
     model.initialize(random_images(16, config.image_shape))
     if model.encoder is not None:
         give_effect(model.encoder.blocks[-1], scale=0.5)
-        model.encoder.last.gain.assign_add(np.full(model.encoder.last.gain.shape, 0.5))
+        model.encoder.last_gain.assign_add(np.full(model.encoder.last_gain.shape, 0.5))
     if model.code_net is not None:
         model.code_net.embedding.assign(20 * model.code_net.embedding)
     return give_effect(model)

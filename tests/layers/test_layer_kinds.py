@@ -92,7 +92,7 @@ class TestLayer:
 
     def test_log_det_of_a_coupling_with_alpha_1_is_finite_where_the_scale_underflows(self):
         layer = build_layer(Coupling(4), (None, 1, 1, 2))
-        layer.net.last.bias.assign([0.0, -200.0])
+        layer.net.last_bias.assign([0.0, -200.0])
         assert layer.compute_slopes(np.ones((1, 1, 1, 2))).numpy().max() == 0
         log_det = layer.forward_and_log_det(np.ones((1, 1, 1, 2)))[1]
         np.testing.assert_allclose(log_det, [math.log(2) - 200], rtol=1e-6)

@@ -37,9 +37,9 @@ def lossy(gain, shift):
     first[1, 1] = 1
     net.first.assign(first)
     net.second.assign(np.eye(4)[None, None])
-    net.last.direction.assign(np.ones(net.last.direction.shape))
-    net.last.gain.assign([0.0, -gain])
-    net.last.bias.assign([shift, 0.0])
+    net.last_direction.assign(np.ones(net.last_direction.shape))
+    net.last_gain.assign([0.0, -gain])
+    net.last_bias.assign([shift, 0.0])
     return model
 
 
@@ -123,7 +123,7 @@ class TestModel:
         for call in (lambda: model.encode(images), lambda: model.decode(*codes), lambda: model.sample(3, seed=0)):
             assert "image 0, 1, 2 of the batch" in message_of(InversionError, call)
         variable.assign(np.zeros(variable.shape))
-        model.encoder.last.bias.assign(np.full(8, math.nan))
+        model.encoder.last_bias.assign(np.full(8, math.nan))
         message_of(InversionError, lambda: model.encode(images))
 
     def test_v_of_base_conditioning_is_the_code_of_the_flow_without_z_whitened_by_z(self):
@@ -282,7 +282,7 @@ class TestDensities:
         model, images = fresh(SMALLEST), random_images(4, 4)
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(model.bound(images, noise=(tf.ones([4, 4]), tf.zeros([4, 4, 4, 3]))).reconstruction)
-        gradient = tape.gradient(loss, model.encoder.last.bias.value)
+        gradient = tape.gradient(loss, model.encoder.last_bias.value)
         assert np.all(gradient.numpy() != 0)
 
     @pytest.mark.parametrize("n_bits", [8, 5, 1])

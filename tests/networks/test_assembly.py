@@ -116,7 +116,7 @@ class TestModel:
         model = DecoupledModel(dataclasses.replace(SMALLEST, alpha=1.0, prior_alpha=1.0))
         model.initialize(random_images(16, 4))
         step = model.flow.levels[0][0].steps[0] if network == "flow" else model.prior_flow.sequence[0]
-        bias = step.sequence[2].net.last.bias
+        bias = step.sequence[2].net.last_bias
         bias.assign(np.where(np.arange(bias.shape[0]) >= bias.shape[0] // 2, -10.0, 0.0))
         kernel = step.sequence[1].kernel
         kernel.assign(np.diag([50.0] + [1.0] * (kernel.shape[0] - 1)))

@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Mapping
-from typing import NamedTuple, Self
 
 import keras
 import tensorflow as tf
@@ -42,7 +41,11 @@ def require_condition(layer: keras.layers.Layer, size: int, condition: Condition
 
 
 def declare_weight_norm(shape: Shape) -> dict[str, Weight]:
-    """Returns {name: `Weight` (shape, initializer)} for a `WeightNorm` with a kernel of `shape`, outputs last."""
+    """Returns {name: `Weight`} of a weight-normalised kernel (`normalize_kernel`) of `shape`, outputs last, and a bias.
+
+    Gain and bias are 0 at the start, so the output is exactly 0 for any direction, and every coupling whose net ends in
+    this kernel starts as the identity.
+    """
     return {
         "last_direction": Weight(shape, functools.partial(keras.initializers.RandomNormal, stddev=0.05)),
         "last_gain": Weight(shape[-1:]),
@@ -50,38 +53,15 @@ def declare_weight_norm(shape: Shape) -> dict[str, Weight]:
     }
 
 
-class WeightNorm(NamedTuple):
-    """A weight-normalised kernel g * V / ||V|| and a bias: direction V, gain g `[outputs]` and bias `[outputs]`.
-
-    The norm is taken over all axes except the last. Gain and bias are 0 at the start, so the output is exactly 0 for
-    any direction, and every coupling whose net ends in this kernel starts as the identity.
-    """
-
-    direction: keras.Variable
-    gain: keras.Variable
-    bias: keras.Variable
-
-    @classmethod
-    def from_weights(cls, weights: Mapping[str, keras.Variable]) -> Self:
-        """Returns a `WeightNorm` with direction, gain and bias from {name: value} of a layer's weights."""
-        return cls(*(weights[f"last_{name}"] for name in cls._fields))
-
-    def kernel(self) -> tf.Tensor:
-        """Returns the kernel g * V / ||V||, a tensor of the shape of V, with the outputs as the last axis."""
-        return normalize_kernel(tf.convert_to_tensor(self.direction), tf.convert_to_tensor(self.gain))
-
-
 class StartsAtZero:
-    """A mixin for layers whose last kernel, a `WeightNorm`, starts at 0; list it before the Keras base class."""
+    """A mixin for layers whose last kernel is that of `declare_weight_norm`; list it before the Keras base class."""
 
-    @property
-    def last(self) -> WeightNorm:
-        """Direction, gain and bias of this layer's last convolution, which is weight-normalised, as a `WeightNorm`."""
-        return WeightNorm(self.last_direction, self.last_gain, self.last_bias)  # type: ignore[attr-defined]
+    last_gain: keras.Variable
+    last_bias: keras.Variable
 
     def reset_to_zero(self) -> None:
         """Sets gain and bias of this layer's last kernel to 0, so that the layer's output is 0 for every input."""
-        for weight in (self.last.gain, self.last.bias):
+        for weight in (self.last_gain, self.last_bias):
             weight.assign(tf.zeros_like(weight))
 
 
@@ -89,8 +69,7 @@ class CouplingNet(StartsAtZero, BaseLayer):
     """A neural net that computes the parameters of a coupling's transform from the unchanged channels x_a and from z.
 
     Subclasses implement `declare` and `output`. The output must be 0 at the start, so that couplings start as the
-    identity: a net ends in a `WeightNorm`, or overrides `reset_to_zero`. `cost` counts multiply-adds from the shapes of
-    the weights: a kernel of four axes is a convolution, and one of two axes is multiplied by one vector per image.
+    identity: a net ends in the kernel of `declare_weight_norm`, or overrides `reset_to_zero`.
 
     Args:
         outputs: count of output channels.
@@ -148,10 +127,10 @@ class ConvNet(CouplingNet):
         return weights | declare_weight_norm((3, 3, self.hidden, self.outputs))
 
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
-        kernels, last = get_kernels(), WeightNorm.from_weights(weights)
+        kernels = get_kernels()
         dtype = kernels.net_dtype or self.compute_dtype
         arguments = [tf.cast(weights["first"], dtype), tf.cast(tf.squeeze(weights["second"], [0, 1]), dtype)]
-        arguments += [last.direction, last.gain]
+        arguments += [weights["last_direction"], weights["last_gain"]]
         shift = None
         if self.condition_size:
             require_condition(self, self.condition_size, condition, self._local)
@@ -164,7 +143,7 @@ class ConvNet(CouplingNet):
                 # FC(z) is one vector per image, much smaller than a map, so full precision costs little time here.
                 shift = tf.cast(tf.matmul(condition, weights["condition_kernel"]) + weights["condition_bias"], dtype)
         y = kernels.run_net(functools.partial(_run_hidden_maps, kernels), tf.cast(x, dtype), shift, *arguments)
-        return kernels.add_bias(tf.cast(y, self.compute_dtype), last.bias)
+        return kernels.add_bias(tf.cast(y, self.compute_dtype), weights["last_bias"])
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -212,7 +191,7 @@ class MLP(CouplingNet):
         }
 
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
-        last = WeightNorm.from_weights(weights)
         h = tf.nn.elu(multiply_in_full_precision(x, weights["first"]) + weights["first_bias"])
         h = tf.nn.elu(multiply_in_full_precision(h, weights["second"]) + weights["second_bias"])
-        return multiply_in_full_precision(h, last.kernel()) + last.bias
+        kernel = normalize_kernel(weights["last_direction"], weights["last_gain"])
+        return multiply_in_full_precision(h, kernel) + weights["last_bias"]

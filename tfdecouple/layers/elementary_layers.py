@@ -14,13 +14,12 @@ from tfdecouple.errors import UserError
 from tfdecouple.layers.base import BaseLayer, Condition, InvertibleLayer, Weight
 from tfdecouple.layers.conditioners import (
     StartsAtZero,
-    WeightNorm,
     declare_weight_norm,
     make_kernel_initializer,
     require_condition,
 )
 from tfdecouple.numerics.arithmetic import get_sizes, multiply_sizes
-from tfdecouple.numerics.kernels import multiply_in_full_precision
+from tfdecouple.numerics.kernels import multiply_in_full_precision, normalize_kernel
 
 # A channel with a smaller standard deviation counts as constant; pixel values k and k + 1 are 2/256 apart in x.
 _CONSTANT = 1e-4
@@ -169,7 +168,7 @@ class ConditionalWhitening(StartsAtZero, InvertibleLayer):
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ClosedForm:
         require_condition(self, self.condition_size, condition)
         h = tf.nn.elu(multiply_in_full_precision(condition, weights["first"]) + weights["first_bias"])
-        last = WeightNorm.from_weights(weights)
-        mean, log_scale = tf.split(multiply_in_full_precision(h, last.kernel()) + last.bias, 2, -1)
+        kernel = normalize_kernel(weights["last_direction"], weights["last_gain"])
+        mean, log_scale = tf.split(multiply_in_full_precision(h, kernel) + weights["last_bias"], 2, -1)
         shape = (-1, *self._sides, self._channels)
         return Whitening(tf.reshape(mean, shape), tf.reshape(log_scale, shape))

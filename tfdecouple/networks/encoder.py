@@ -19,7 +19,7 @@ from tfdecouple.layers.conditioners import (
     make_kernel_initializer,
 )
 from tfdecouple.numerics.arithmetic import get_sizes, multiply_sizes, sum_over_devices
-from tfdecouple.numerics.kernels import get_kernels
+from tfdecouple.numerics.kernels import get_kernels, normalize_kernel
 from tfdecouple.numerics.tf32 import full_float32
 
 # Standard deviation of the noise of q(z|x) at the start, in the entries of z that are colours.
@@ -283,8 +283,9 @@ class Encoder(StartsAtZero, _BlockNetwork):
     def call(self, x: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns mean and log-variance of z, each `[batch, d_z]`, for images x in [-1, 1) without noise."""
         h = _join([tf.nn.elu(self.top.call(part)) for part in self._run_blocks(x, training)])
-        h = tf.reshape(h, [-1, self.last.direction.shape[0]])
-        h = tf.matmul(h, self.last.kernel()) + tf.convert_to_tensor(self.last.bias)
+        weights = self.read_tensors()
+        kernel = normalize_kernel(weights["last_direction"], weights["last_gain"])
+        h = tf.matmul(tf.reshape(h, [-1, kernel.shape[0]]), kernel) + weights["last_bias"]
         rest = self.latent_dim - self.colours
         mean, log_variance = tf.split(h, [rest, self.latent_dim], -1)
         if self.colours:

@@ -9,11 +9,11 @@ from tfdecouple.layers.base import InvertibleLayer, Weight
 from tfdecouple.layers.conditioners import (
     CouplingNet,
     StartsAtZero,
-    WeightNorm,
     declare_weight_norm,
     make_kernel_initializer,
 )
 from tfdecouple.networks.encoder import ImageNetwork
+from tfdecouple.numerics.kernels import normalize_kernel
 
 
 @keras.saving.register_keras_serializable(package="mine")
@@ -41,8 +41,8 @@ class FarNet(CouplingNet):
         h = tf.nn.conv2d(x, weights["first"], 1, "SAME")
         if self.condition_size:
             h += tf.matmul(condition, weights["of_z"])[:, None, None]
-        last = WeightNorm.from_weights(weights)
-        return tf.nn.conv2d(tf.nn.elu(h), last.kernel(), 1, "SAME") + last.bias
+        kernel = normalize_kernel(weights["last_direction"], weights["last_gain"])
+        return tf.nn.conv2d(tf.nn.elu(h), kernel, 1, "SAME") + weights["last_bias"]
 
 
 @keras.saving.register_keras_serializable(package="mine")
@@ -80,8 +80,9 @@ class PatchEncoder(StartsAtZero, ImageNetwork):
     @full_float32()
     def call(self, x, training=False):
         h = tf.nn.elu(tf.nn.conv2d(x, tf.convert_to_tensor(self.patches), 4, "VALID"))
-        h = tf.matmul(tf.reduce_mean(h, [1, 2]), self.last.kernel()) + tf.convert_to_tensor(self.last.bias)
-        return tf.split(h, 2, -1)
+        weights = self.read_tensors()
+        kernel = normalize_kernel(weights["last_direction"], weights["last_gain"])
+        return tf.split(tf.matmul(tf.reduce_mean(h, [1, 2]), kernel) + weights["last_bias"], 2, -1)
 
 
 def make_patch_encoder(config, name):
