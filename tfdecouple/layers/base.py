@@ -81,14 +81,11 @@ class BaseLayer(KeepsWeights, keras.layers.Layer):
 
     Without casts, a method of the layer can be called directly inside a user's layer in mixed precision. Subclasses
     specify the layer's weights (`declare`) and its inner layers (`children`) for inputs of any shape. The names, shapes
-    and count of a model's weights are computed from these specifications before a weight is created.
-
-    Attributes:
-        saved_arguments: names of the constructor's arguments that `get_config` returns; each is also an attribute.
+    and count of a model's weights are computed from these specifications before a weight is created. Each argument of a
+    subclass's constructor is also an attribute, from which `get_config` reads its value.
     """
 
     built: bool
-    saved_arguments: tuple[str, ...] = ()
 
     def __init__(self, *, dtype: str | keras.DTypePolicy = "float32", **kwargs: object):
         super().__init__(dtype=dtype, **kwargs)
@@ -133,9 +130,10 @@ class BaseLayer(KeepsWeights, keras.layers.Layer):
 
     def get_config(self) -> Facts:
         """Returns {name: value} of the constructor's arguments, plain values, with which Keras rebuilds this layer."""
-        values = {name: getattr(self, name) for name in self.saved_arguments}
+        arguments = inspect.signature(type(self)).parameters.values()
+        values = {item.name: getattr(self, item.name) for item in arguments if item.kind != item.VAR_KEYWORD}
         plain = {name: value.to_dict() if hasattr(value, "to_dict") else value for name, value in values.items()}
-        return {**super().get_config(), **plain}
+        return {**plain, **super().get_config()}
 
     def read_tensors(self) -> dict[str, tf.Tensor]:
         """Returns {name: tensor} with the values of this layer's weights, without those of inner layers."""

@@ -78,8 +78,6 @@ class CouplingNet(StartsAtZero, BaseLayer):
         **kwargs: arguments of `BaseLayer`, for example `dtype`.
     """
 
-    saved_arguments = ("outputs", "hidden", "condition_size")
-
     def __init__(self, outputs: int, hidden: int, condition_size: int = 0, **kwargs: object):
         super().__init__(**kwargs)
         self.outputs = outputs

@@ -104,10 +104,6 @@ class Coupling(InvertibleLayer):
     True
     """
 
-    saved_arguments = (
-        "hidden", "condition_size", "pattern", "part", "transformed", "transform", "alpha", "conditioner",
-    )  # fmt: skip
-
     def __init__(
         self,
         hidden: int,

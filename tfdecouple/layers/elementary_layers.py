@@ -142,8 +142,6 @@ class ConditionalWhitening(StartsAtZero, InvertibleLayer):
     `hidden`; the last FC is weight-normalised and 0 at the start, as in couplings. `condition_size` is the size of z.
     """
 
-    saved_arguments = ("hidden", "condition_size")
-
     # A flow has at most one whitening layer, so recovering the layer's input by inversion would save little memory.
     recovers_input = False
 

@@ -82,8 +82,6 @@ class DequantizingFlow(Flow):
 class Dequantizer(BaseLayer):
     """The network of q(u|x): an encoder computes a map of the image, and a flow given the map turns noise into u."""
 
-    saved_arguments = ("config",)
-
     def __init__(self, config: ModelConfig | Facts, **kwargs: object):
         super().__init__(**kwargs)
         self.config = config if isinstance(config, ModelConfig) else parse_config(ModelConfig, config, "model.")

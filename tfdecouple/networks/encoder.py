@@ -146,8 +146,6 @@ class ResNetBlock(BaseLayer):
     `transposed`.
     """
 
-    saved_arguments = ("planes", "strides", "transposed")
-
     def __init__(self, planes: int, strides: int = 1, transposed: bool = False, **kwargs: object):
         super().__init__(**kwargs)
         self.planes = planes
@@ -251,8 +249,6 @@ class Encoder(StartsAtZero, _BlockNetwork):
         **kwargs: arguments of `keras.layers.Layer`.
     """
 
-    saved_arguments = ("latent_dim", "channels", "out_channels", "colours")
-
     def __init__(
         self, latent_dim: int, channels: tuple[int, ...], out_channels: int, colours: int = 0, **kwargs: object
     ):
@@ -308,8 +304,6 @@ class LocalResNet(_BlockNetwork):
     `channels` are the counts of output channels of the encoder's levels, which each halve height and width.
     `map_channels` is the count of channels of the map.
     """
-
-    saved_arguments = ("channels", "map_channels")
 
     def __init__(self, channels: tuple[int, ...], map_channels: int, **kwargs: object):
         super().__init__(plan_map_blocks(channels, map_channels), **kwargs)

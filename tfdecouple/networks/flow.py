@@ -40,7 +40,6 @@ class FlowStep(InvertibleSequence):
         **kwargs: arguments of `InvertibleLayer`.
     """
 
-    saved_arguments = ("couplings", "step_layers")
     _linear: type[InvertibleLinear] = InvertibleConv1x1
 
     def __init__(self, couplings: Mapping[str, Any], step_layers: Sequence[str] = (), **kwargs: object):
@@ -71,8 +70,6 @@ class FactorOut(InvertibleComposite):
     prior). Coupling and actnorm change only these channels. Glow instead learns a conditional Gaussian of the channels
     that leave. `couplings` are keyword arguments of the `Coupling`, as for `FlowStep`.
     """
-
-    saved_arguments = ("dropped", "couplings")
 
     def __init__(self, dropped: int, couplings: Mapping[str, Any], **kwargs: object):
         super().__init__(**kwargs)
@@ -143,7 +140,6 @@ class Flow(InvertibleComposite):
     ([2, 8, 8, 3], [2])
     """
 
-    saved_arguments = ("config",)
     # Count of the numbers at the beginning of z that only the colour map gets.
     _colours = 0
 

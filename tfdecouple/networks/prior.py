@@ -41,8 +41,6 @@ class PriorFlow(InvertibleSequence):
         **kwargs: arguments of `InvertibleLayer`.
     """
 
-    saved_arguments = ("steps", "hidden", "transform", "alpha")
-
     def __init__(self, steps: int, hidden: int, *, transform: str = "affine", alpha: float = 1.0, **kwargs: object):
         super().__init__(**kwargs)
         self.steps, self.hidden, self.transform, self.alpha = steps, hidden, transform, alpha
@@ -58,8 +56,6 @@ def make_prior_flow(config: ModelConfig, name: str) -> PriorFlow:
 
 class _LabelLayer(BaseLayer):
     """The base class of layers with separate weights for each of `classes` labels; `latent_dim` is the size of z."""
-
-    saved_arguments = ("classes", "latent_dim")
 
     def __init__(self, classes: int, latent_dim: int, **kwargs: object):
         super().__init__(**kwargs)

@@ -64,8 +64,6 @@ def make_gaussian_prior(config, name):
 class PatchEncoder(StartsAtZero, ImageNetwork):
     """FC of each patch of 4 x 4 pixels - ELU - mean over the patches - FC."""
 
-    saved_arguments = ("latent_dim",)
-
     def __init__(self, latent_dim, **kwargs):
         super().__init__(**kwargs)
         self.latent_dim = latent_dim
