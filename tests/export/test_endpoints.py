@@ -102,7 +102,7 @@ class TestFolding:
     def test_what_cannot_be_inverted_is_refused_by_name(self):
         model = DecoupledModel(VARIANTS["none"])
         model.initialize(random_images(16, 4))
-        kernel = model.flow.levels[1][0].steps[0].sequence[1].kernel
+        kernel = model.flow.levels[1][0].layers[0].sequence[1].kernel
         for value in (0.0, np.nan):
             kernel.assign(np.full(kernel.shape, value))
             with pytest.raises(InversionError, match="level_1_part_0_step_0"):

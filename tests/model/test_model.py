@@ -28,7 +28,7 @@ def lossy(gain, shift):
     """A model with alpha = 1 whose first coupling shrinks what is bright and leaves what is dark."""
     model = DecoupledModel(dataclasses.replace(SMALLEST, alpha=1.0))
     model.initialize(random_images(16, 4))
-    step = model.flow.levels[0][0].steps[0]
+    step = model.flow.levels[0][0].layers[0]
     step.sequence[1].kernel.assign(np.eye(3))
     net = step.sequence[2].net
     for variable in (net.condition_kernel, net.condition_bias):

@@ -115,7 +115,7 @@ class TestModel:
     def test_diagnose_finds_the_smallest_scale_and_the_worst_matrix(self, network):
         model = DecoupledModel(dataclasses.replace(SMALLEST, alpha=1.0, prior_alpha=1.0))
         model.initialize(random_images(16, 4))
-        step = model.flow.levels[0][0].steps[0] if network == "flow" else model.prior_flow.sequence[0]
+        step = model.flow.levels[0][0].layers[0] if network == "flow" else model.prior_flow.sequence[0]
         bias = step.sequence[2].net.last_bias
         bias.assign(np.where(np.arange(bias.shape[0]) >= bias.shape[0] // 2, -10.0, 0.0))
         kernel = step.sequence[1].kernel

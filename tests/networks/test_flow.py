@@ -81,7 +81,7 @@ class TestTraces:
     @pytest.mark.parametrize("method", ["forward_and_log_det", "inverse_and_log_det"])
     def test_values_that_replace_weights_reach_the_traces_of_a_flow(self, method):
         flow, x, z = make_flow(**TWO_LEVELS)
-        run, bias = getattr(flow, method), flow.levels[0][0].steps[0].sequence[0].bias
+        run, bias = getattr(flow, method), flow.levels[0][0].layers[0].sequence[0].bias
         before = run(x, z)
         with keras.StatelessScope(state_mapping=[(bias, bias + 0.5)]):
             replaced = run(x, z)

@@ -104,13 +104,7 @@ class Stage:
     """The layers of a stage: flow steps with equally many channels, then a `FactorOut` layer if channels leave."""
 
     plan: StagePlan
-    steps: tuple[FlowStep, ...]
-    factor_out: FactorOut | None
-
-    @property
-    def layers(self) -> tuple[InvertibleLayer, ...]:
-        """All layers of this stage, a tuple in the order of the forward direction (from x towards v)."""
-        return (*self.steps, self.factor_out) if self.factor_out else self.steps
+    layers: list[InvertibleLayer]
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -207,10 +201,12 @@ class Flow(InvertibleComposite):
         def make_stage(plan: StagePlan) -> Stage:
             common = {"hidden": plan.hidden, "condition_size": self.compute_condition_shape(plan)[-1] or 0, **couplings}
             in_steps, before_leaving = {**common, "transform": transform}, {**common, "transform": multiscale_transform}
-            steps = tuple(FlowStep(in_steps, step_layers, name=name, dtype=dtype) for name in plan.step_names)
-            if not plan.dropped:
-                return Stage(plan, steps, None)
-            return Stage(plan, steps, FactorOut(plan.dropped, before_leaving, name=plan.factor_out_name, dtype=dtype))
+            layers: list[InvertibleLayer] = [
+                FlowStep(in_steps, step_layers, name=name, dtype=dtype) for name in plan.step_names
+            ]
+            if plan.dropped:
+                layers.append(FactorOut(plan.dropped, before_leaving, name=plan.factor_out_name, dtype=dtype))
+            return Stage(plan, layers)
 
         return tuple(tuple(map(make_stage, level)) for level in levels)
 
