@@ -2,7 +2,7 @@
 
 from tfdecouple.layers.base import InvertibleComposite, InvertibleLayer, InvertibleSequence
 from tfdecouple.layers.colour_map import ColourMap
-from tfdecouple.layers.conditioners import MLP, ConvNet, LocalConvNet
+from tfdecouple.layers.conditioners import MLP, ConvNet
 from tfdecouple.layers.coupling import Coupling
 from tfdecouple.layers.elementary_layers import (
     ActNorm,
@@ -25,7 +25,6 @@ __all__ = [
     "InvertibleLayer",
     "InvertibleLinear",
     "InvertibleSequence",
-    "LocalConvNet",
     "Sigmoid",
     "Squeeze",
 ]

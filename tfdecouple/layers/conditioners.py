@@ -106,11 +106,9 @@ class ConvNet(CouplingNet):
     """The paper's coupling net for images (equation 7): conv3x3 - ELU - conv1x1 + FC(z) - ELU - conv3x3.
 
     The first two convolutions have no bias and the third is weight-normalised with a bias, as in the paper's code.
-    Zero padding keeps height and width.
+    Zero padding keeps height and width. If the net is built for a feature map as large as x, instead of the vector z, a
+    3x3 convolution of that map replaces FC(z).
     """
-
-    # True if the condition is a feature map, which the net convolves, and False if it is the vector z.
-    _local = False
 
     def declare(self, x_shape: Shape, condition_shape: Shape | None = None) -> dict[str, Weight]:
         weights = {
@@ -118,7 +116,8 @@ class ConvNet(CouplingNet):
             "second": Weight((1, 1, self.hidden, self.hidden), make_kernel_initializer),
         }
         if self.condition_size:
-            kernel = (*((3, 3) if self._local else ()), self.condition_size, self.hidden)
+            is_local = condition_shape is not None and len(condition_shape) == 4
+            kernel = (*((3, 3) if is_local else ()), self.condition_size, self.hidden)
             weights["condition_kernel"] = Weight(kernel, make_kernel_initializer)
             initializer = functools.partial(make_bias_initializer, math.prod(kernel[:-1]))
             weights["condition_bias"] = Weight(kernel[-1:], initializer)
@@ -131,8 +130,9 @@ class ConvNet(CouplingNet):
         arguments += [weights["last_direction"], weights["last_gain"]]
         shift = None
         if self.condition_size:
-            require_condition(self, self.condition_size, condition, self._local)
-            if self._local:
+            is_local = len(weights["condition_kernel"].shape) == 4
+            require_condition(self, self.condition_size, condition, is_local)
+            if is_local:
                 # The convolved condition is as large as a hidden map. `_run_hidden_maps` computes it, because only
                 # that function can compute maps again in the backward pass instead of storing them.
                 shift = tf.cast(condition, dtype)
@@ -142,13 +142,6 @@ class ConvNet(CouplingNet):
                 shift = tf.cast(tf.matmul(condition, weights["condition_kernel"]) + weights["condition_bias"], dtype)
         y = kernels.run_net(functools.partial(_run_hidden_maps, kernels), tf.cast(x, dtype), shift, *arguments)
         return kernels.add_bias(tf.cast(y, self.compute_dtype), weights["last_bias"])
-
-
-@keras.saving.register_keras_serializable(package="tfdecouple")
-class LocalConvNet(ConvNet):
-    """A `ConvNet` whose condition is a feature map as large as x; a 3x3 convolution of that map replaces FC(z)."""
-
-    _local = True
 
 
 def _run_hidden_maps(

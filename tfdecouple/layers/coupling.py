@@ -10,7 +10,7 @@ from tfdecouple.bijectors import with_log_det
 from tfdecouple.config.shapes import Shape, halve_channels
 from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.layers.base import Children, Condition, InvertibleLayer, Mapped, Run
-from tfdecouple.layers.conditioners import MLP, ConvNet, CouplingNet, LocalConvNet
+from tfdecouple.layers.conditioners import MLP, ConvNet, CouplingNet
 from tfdecouple.layers.inversion import Gradients
 from tfdecouple.numerics.kernels import get_kernels
 from tfdecouple.numerics.tf32 import full_float32
@@ -86,7 +86,7 @@ class Coupling(InvertibleLayer):
 
     `ChannelSplit` splits the channels of x into x_a and x_b. A neural net, the conditioner, computes the parameters of
     the transform from x_a and z; the transform is a bijector of x_b. The condition may also be a feature map, with the
-    height and width of x, instead of the vector z; a coupling that is built for a feature map has a `LocalConvNet`.
+    height and width of x, instead of the vector z.
 
     Args:
         hidden: hidden channels of the coupling net, a `ConvNet` for images and an `MLP` for vectors.
@@ -139,8 +139,6 @@ class Coupling(InvertibleLayer):
             net: type[CouplingNet] = ConvNet if len(x_shape) == 4 else MLP
             if self.conditioner is not None:
                 net = CONDITIONERS[self.conditioner]
-            elif self.condition_size and condition_shape is not None and len(condition_shape) == 4:
-                net = LocalConvNet
             self.net = net(self._outputs, self.hidden, self.condition_size, dtype=self.dtype_policy, name="net")
         return [(self.net, (*x_shape[:-1], unchanged), condition_shape)]
 
