@@ -107,15 +107,12 @@ class BatchNorm(BaseLayer):
     def compute_output_shape(self, x_shape: Shape) -> tuple:
         return tuple(x_shape)
 
-    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Normalises maps x by the statistics of the batch in training, and otherwise by the moving statistics.
-
-        In training the moving statistics are updated. A layer that is not trainable always uses the moving statistics.
-        """
-        return self.normalize([x], training)[0]
-
     def normalize(self, parts: list[tf.Tensor], training: bool) -> list[tf.Tensor]:
-        """Normalises a batch of maps, given in parts that are computed in parallel, as `call` normalises one tensor."""
+        """Normalises a batch of maps, given in parts that are computed in parallel; returns the normalised parts.
+
+        In training the statistics are those of the batch, and the moving statistics are updated; otherwise, and in a
+        layer that is not trainable, they are the moving statistics.
+        """
         if training and self.trainable:
             mean, variance = _batch_statistics(parts)
             for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
