@@ -1,11 +1,11 @@
-"""The shapes of images, and of the feature maps in flows and encoders, level by level.
+"""The shapes of images, and of the feature maps in flows, level by level.
 
 The config uses these functions for its checks, and the networks are built from the functions' results.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 # Type of an image's shape: height, width and channels.
 ImageShape = tuple[int, int, int]
@@ -58,18 +58,6 @@ class StagePlan:
     def factor_out_name(self) -> str:
         """The name of the layer at the end of this stage, which transforms the channels that leave the flow."""
         return f"{self.name}_factor_out"
-
-
-class Block(NamedTuple):
-    """The plan of a ResNet block of an encoder: the name of its layer, and the channels of its output (`planes`).
-
-    A block with `strides` 2 halves height and width, or doubles them if its convolutions are transposed.
-    """
-
-    name: str
-    planes: int
-    strides: int
-    transposed: bool = False
 
 
 def is_square_of_rgb(image_shape: ImageShape) -> bool:
@@ -129,37 +117,6 @@ def plan_flow_levels(
             channels -= dropped
         levels.append(tuple(stages))
     return tuple(levels)
-
-
-def plan_encoder_blocks(planes: Sequence[int]) -> tuple[Block, ...]:
-    """Returns the blocks of an encoder, two per level; the second halves height and width. `planes`: channels by level.
-
-    >>> [(block.name, block.planes, block.strides) for block in plan_encoder_blocks((8, 16))][:3]
-    [('level_0_block_1', 8, 1), ('level_0_block_2', 8, 2), ('level_1_block_1', 16, 1)]
-    """
-    return tuple(
-        Block(f"level_{level}_block_{strides}", width, strides)
-        for level, width in enumerate(planes)
-        for strides in (1, 2)
-    )
-
-
-def plan_map_blocks(planes: Sequence[int], map_channels: int) -> tuple[Block, ...]:
-    """Returns the blocks of a network from an image to a feature map with the image's height and width.
-
-    The blocks of an encoder come first. Then each level, in reverse order, has two blocks of transposed convolutions.
-    The second block doubles height and width. It has the channels of the following level; the last has `map_channels`.
-
-    >>> [(block.name, block.planes, block.strides) for block in plan_map_blocks((8, 16), 4)[4:]]
-    [('up_1_block_1', 16, 1), ('up_1_block_2', 8, 2), ('up_0_block_1', 8, 1), ('up_0_block_2', 4, 2)]
-    """
-    narrower = (map_channels, *planes)
-    back = (
-        Block(f"up_{level}_block_{strides}", width, strides, transposed=True)
-        for level in reversed(range(len(planes)))
-        for strides, width in ((1, planes[level]), (2, narrower[level]))
-    )
-    return (*plan_encoder_blocks(planes), *back)
 
 
 def name_flow_steps(count: int, prefix: str = "") -> tuple[str, ...]:

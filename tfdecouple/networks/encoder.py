@@ -2,14 +2,14 @@
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfdecouple.config import ModelConfig
-from tfdecouple.config.shapes import Block, Shape, plan_encoder_blocks, plan_map_blocks
+from tfdecouple.config.shapes import Shape
 from tfdecouple.layers.base import BaseLayer, Children, Runner, Weight
 from tfdecouple.layers.colour_map import measure_colours
 from tfdecouple.layers.conditioners import (
@@ -207,11 +207,19 @@ class ImageNetwork(BaseLayer):
 
 
 class _BlockNetwork(ImageNetwork):
-    """The base class of networks that run ResNet blocks in sequence, made from descriptions (`Block`) of the blocks."""
+    """The base class of networks that run ResNet blocks in sequence: first two blocks for each level of an encoder.
 
-    def __init__(self, blocks: Iterable[Block], **kwargs: object):
+    The second block of a level halves height and width. `channels` are the counts of output channels of the levels.
+    """
+
+    def __init__(self, channels: Sequence[int], **kwargs: object):
         super().__init__(**kwargs)
-        self.blocks = [ResNetBlock(block.planes, block.strides, block.transposed, name=block.name) for block in blocks]
+        self.channels = tuple(channels)
+        self.blocks = [
+            ResNetBlock(planes, strides, name=f"level_{level}_block_{strides}")
+            for level, planes in enumerate(channels)
+            for strides in (1, 2)
+        ]
 
     def children(self, x_shape: Shape, condition_shape: Shape | None = None) -> Children:
         children: Children = []
@@ -249,9 +257,8 @@ class Encoder(StartsAtZero, _BlockNetwork):
     def __init__(
         self, latent_dim: int, channels: tuple[int, ...], out_channels: int, colours: int = 0, **kwargs: object
     ):
-        super().__init__(plan_encoder_blocks(channels), **kwargs)
+        super().__init__(channels, **kwargs)
         self.latent_dim = latent_dim
-        self.channels = tuple(channels)
         self.out_channels = out_channels
         self.colours = colours
         self.top = Convolution(out_channels, 1, bias_fan_in=self.channels[-1], name="top")
@@ -303,9 +310,15 @@ class LocalResNet(_BlockNetwork):
     """
 
     def __init__(self, channels: tuple[int, ...], map_channels: int, **kwargs: object):
-        super().__init__(plan_map_blocks(channels, map_channels), **kwargs)
-        self.channels = tuple(channels)
+        super().__init__(channels, **kwargs)
         self.map_channels = map_channels
+        # The second transposed block of a level doubles height and width, and has the channels of the level before.
+        narrower = (map_channels, *channels)
+        self.blocks.extend(
+            ResNetBlock(planes, strides, transposed=True, name=f"up_{level}_block_{strides}")
+            for level in reversed(range(len(channels)))
+            for strides, planes in ((1, channels[level]), (2, narrower[level]))
+        )
 
     def compute_output_shape(self, x_shape: Shape) -> tuple:
         return (*x_shape[:-1], self.map_channels)
