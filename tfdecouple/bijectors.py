@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -83,11 +83,16 @@ class ClosedForm(tfb.Bijector):
     parameter_ndims: ClassVar[Mapping[str, int]] = {}
 
     def __init__(
-        self, event_ndims: int, *, is_constant_jacobian: bool = True, name: str | None = None, **parameters: object
+        self, event_ndims: int, *, is_constant_jacobian: bool = True, name: str | None = None, **parameters: Any
     ):
         dtype = None
         for parameter, ndims in self.parameter_ndims.items():
-            value = _as_parameter(parameters[parameter])
+            if hasattr(parameters[parameter], "assign"):
+                raise UserError(
+                    f"a bijector got the variable {parameters[parameter].name}, of which it would hold a copy without "
+                    "gradients; pass tf.convert_to_tensor(variable) in the call that uses it"
+                )
+            value = tf.convert_to_tensor(parameters[parameter])
             if ndims and value.shape.rank != ndims:
                 axes = "axis" if ndims == 1 else "axes"
                 raise UserError(f"{parameter} is of shape {tuple(value.shape)}; it must have {ndims} {axes}")
@@ -130,16 +135,6 @@ class ClosedForm(tfb.Bijector):
         if log_det.shape.as_list() != x.shape[: len(events)].as_list():
             log_det = tf.broadcast_to(log_det, events)
         return tf.reduce_sum(log_det, list(range(1, len(events))))
-
-
-def _as_parameter(value: tf.Tensor) -> tf.Tensor:
-    """Converts a bijector's parameter to a tensor; raises UserError for a variable, which would get no gradient."""
-    if hasattr(value, "assign"):
-        raise UserError(
-            f"a bijector got the variable {value.name}, of which it would hold a copy without gradients; pass "
-            "tf.convert_to_tensor(variable) in the call that uses it"
-        )
-    return tf.convert_to_tensor(value)
 
 
 class BoundedAffine(ClosedForm):
