@@ -10,12 +10,13 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from tfdecouple.errors import InversionError
 from tfdecouple.execution.run_mode import RunMode
-from tfdecouple.execution.runner import run_functions_eagerly, substitute_weights
+from tfdecouple.execution.runner import run_functions_eagerly
 from tfdecouple.numerics.arithmetic import get_sizes
 from tfdecouple.numerics.kernels import Kernels, use_kernels
 from tfdecouple.tensorflow_internals import replace_input
@@ -255,7 +256,7 @@ def trace_network(
             path: (tf.compat.v1.placeholder(variable.dtype, variable.shape), values[path])
             for path, variable in variables.items()
         }
-        with substitute_weights((variables[path], tensor) for path, (tensor, _) in weights.items()):
+        with keras.StatelessScope((variables[path], tensor) for path, (tensor, _) in weights.items()):
             results = method(*inputs)
             outputs = tuple(map(tf.identity, tf.nest.flatten(results)))
         if isinstance(kernels, ExportKernels):

@@ -5,6 +5,7 @@ import itertools
 import re
 from typing import Any, NamedTuple
 
+import keras
 import pytest
 import tensorflow as tf
 from helpers.trainers import BATCH, Trainer
@@ -12,7 +13,6 @@ from helpers.variants import OF_CLASSES, STAGES, VARIANTS
 from tensorflow.python.framework import kernels, op_def_registry
 
 from tfdecouple.config import MEMORY, PRECISIONS
-from tfdecouple.execution.runner import substitute_weights
 from tfdecouple.layers import Coupling
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 
@@ -238,7 +238,7 @@ def lower_products():
     weights = [tf.convert_to_tensor(variable) for variable in layer.variables]
 
     def compute_gradients(x, z, *values):
-        with substitute_weights(zip(layer.variables, values, strict=True)), tf.GradientTape() as tape:
+        with keras.StatelessScope(zip(layer.variables, values, strict=True)), tf.GradientTape() as tape:
             tape.watch([x, z, *values])
             y, log_det = layer.forward_and_log_det(x, z)
             loss = tf.reduce_sum(y**2) - tf.reduce_sum(log_det)

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -100,7 +100,7 @@ class Traced:
         if key not in self._layer_functions:
 
             def run(weights: list[tf.Tensor], *inputs: Condition) -> Any:
-                with substitute_weights(zip(layer.variables, weights, strict=True)):
+                with keras.StatelessScope(zip(layer.variables, weights, strict=True)):
                     return method(layer, *inputs)
 
             self._layer_functions[key] = _make_traced_function(run, mode.jit_compile)
@@ -151,11 +151,11 @@ class Traced:
         def run_recovering(x: tf.Tensor, *others: tf.Tensor) -> tuple[Mapped, Callable]:
             weights = list(zip(variables, others[len(given) :], strict=True))
             # The gradient tape does not record the layers, because the tape would store the activations of each layer.
-            with pause_gradient_tapes(), substitute_weights(weights):
+            with pause_gradient_tapes(), keras.StatelessScope(weights):
                 y, log_det = run(layers, x, condition)
 
             def gradient(*upstream: tf.Tensor) -> list[tf.Tensor | None]:
-                with use_kernels(keep.kernels), substitute_weights(weights):
+                with use_kernels(keep.kernels), keras.StatelessScope(weights):
                     result = invert_layers(invert, layers, y, condition, *upstream)
                 gradients = [] if condition is None else [result.condition_gradient]
                 gradients += [] if probe is None else [measure_inversion_error(result.x, x)]
@@ -168,14 +168,6 @@ class Traced:
 
 def _invert_layer(layer: InvertibleLayer, *inputs: Condition) -> Gradients:
     return layer.inverse_and_gradients(*inputs)
-
-
-def substitute_weights(values: Iterable[tuple[keras.Variable, tf.Tensor]]) -> keras.StatelessScope:
-    """Returns a `keras.StatelessScope`; inside it, each variable in `values` has the value of the paired tensor."""
-    scope = keras.StatelessScope()
-    for pair in values:
-        scope.add_update(pair)
-    return scope
 
 
 def _make_traced_function(run: Callable, compiled: bool = False) -> Any:
