@@ -31,9 +31,6 @@ from tfdecouple.storage.files import Facts
 # Names of arguments of Keras' `compile` that must be None, because the loss is always the negative bound.
 FIXED = ("loss", "loss_weights", "metrics", "weighted_metrics")
 TERMS = ("reconstruction", "kl", "dequantization")
-# The default precision of training for a global dtype policy of Keras. Policies with float16 are refused; under all
-# other policies models train in float32.
-_POLICIES = {"mixed_bfloat16": "mixed_bfloat16", "bfloat16": "mixed_bfloat16"}
 
 
 def make_training_config(options: Facts) -> TrainingConfig:
@@ -51,12 +48,13 @@ def make_training_config(options: Facts) -> TrainingConfig:
     others = inspect.signature(keras.Model.compile).parameters.keys() - {*STEP_OPTIONS}
     policy, values = keras.config.dtype_policy().name, {name: options[name] for name in options.keys() - others}
     if values.get("precision") is None:
-        if "float16" in policy and policy not in _POLICIES:
+        is_bfloat16 = policy in ("bfloat16", "mixed_bfloat16")
+        if "float16" in policy and not is_bfloat16:
             raise UserError(
                 f"Keras' policy is {policy}, in which these models do not train; take mixed_bfloat16, or "
                 "compile(precision='float32')"
             )
-        values["precision"] = _POLICIES.get(policy, "float32")
+        values["precision"] = "mixed_bfloat16" if is_bfloat16 else "float32"
     # Keras' default for this argument, "auto", does not mean that the user wants XLA, so only True switches XLA on.
     values["jit_compile"] = values.get("jit_compile") is True
     return parse_config(TrainingConfig, values, "training.")
