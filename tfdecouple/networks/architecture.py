@@ -62,10 +62,6 @@ class Architecture:
         return networks
 
     @property
-    def _smallest(self) -> dict[str, PlacedNetwork]:
-        return _make_smallest_networks(self.config)
-
-    @property
     def stages(self) -> list[StagePlan]:
         """The `StagePlan` of each stage in the model's flow, then of each stage in the dequantizer's flow."""
         return list(itertools.chain(*self.config.levels, *self.config.dequantization_levels))
@@ -73,9 +69,10 @@ class Architecture:
     @property
     def encoders(self) -> list[PlacedNetwork]:
         """[(unbuilt encoder, input shape)]: the encoder of z and the dequantizer's, if the model has them."""
-        encoders = [self._smallest["encoder"]] if self.config.has_encoder else []
+        networks = _make_smallest_networks(self.config)
+        encoders = [networks["encoder"]] if self.config.has_encoder else []
         if self.config.has_dequantizer:
-            dequantizer, x_shape = self._smallest["dequantizer"]
+            dequantizer, x_shape = networks["dequantizer"]
             encoders.append((dequantizer.encoder, x_shape))
         return encoders
 
@@ -87,7 +84,7 @@ class Architecture:
             for stage in itertools.chain(*levels):
                 repeated[f"{flow}/{stage.step_names[0]}"] = [f"{flow}/{name}" for name in stage.step_names]
         shapes: dict[str, Shape] = {"initialized": ()}
-        for name, (network, x_shape) in self._smallest.items():
+        for name, (network, x_shape) in _make_smallest_networks(config).items():
             for path, shape in network.compute_weight_shapes(x_shape).items():
                 parts = f"{name}/{path}".split("/")
                 end = 3 if name == "dequantizer" else 2
