@@ -21,7 +21,6 @@ class StagePlan:
 
     Attributes:
         name: prefix of the names of the stage's layers, such as `level_0_part_0`.
-        level: index of the stage's level; level 0 has the highest resolution.
         reduction: ratio of the height of the image to the height of the stage's feature maps.
         height, width, channels: shape of the stage's feature maps.
         hidden: channels of the hidden maps of the coupling nets.
@@ -30,7 +29,6 @@ class StagePlan:
     """
 
     name: str
-    level: int
     reduction: int
     height: int
     width: int
@@ -38,11 +36,6 @@ class StagePlan:
     hidden: int
     steps: int
     dropped: int
-
-    @property
-    def remaining(self) -> int:
-        """The count of channels that stay in the flow after this stage."""
-        return self.channels - self.dropped
 
     @property
     def positions(self) -> int:
@@ -53,11 +46,6 @@ class StagePlan:
     def step_names(self) -> tuple[str, ...]:
         """The names of this stage's flow steps, such as `level_0_part_0_step_0`, in the forward direction (x to v)."""
         return name_flow_steps(self.steps, f"{self.name}_")
-
-    @property
-    def factor_out_name(self) -> str:
-        """The name of the layer at the end of this stage, which transforms the channels that leave the flow."""
-        return f"{self.name}_factor_out"
 
 
 def is_square_of_rgb(image_shape: ImageShape) -> bool:
@@ -104,7 +92,6 @@ def plan_flow_levels(
             stages.append(
                 StagePlan(
                     name=f"level_{level}_part_{number}",
-                    level=level,
                     reduction=reduction,
                     height=height // reduction,
                     width=width // reduction,
@@ -135,12 +122,3 @@ def count_colour_numbers(channels: int) -> int:
     9
     """
     return channels * (channels + 3) // 2
-
-
-def halve_channels(channels: int) -> tuple[int, int]:
-    """Returns how many of `channels` a coupling leaves unchanged, and how many it changes: half, rounded down.
-
-    >>> halve_channels(7)
-    (4, 3)
-    """
-    return channels - channels // 2, channels // 2

@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.bijectors import with_log_det
-from tfdecouple.config.shapes import Shape, halve_channels
+from tfdecouple.config.shapes import Shape
 from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.layers.base import Children, Condition, InvertibleLayer, Mapped, Run
 from tfdecouple.layers.conditioners import MLP, ConvNet, CouplingNet
@@ -53,7 +53,7 @@ class ChannelSplit:
 
     def count_channels(self, channels: int) -> tuple[int, int]:
         """Returns how many of `channels` channels go to x_a and how many to x_b; raises UserError if one count is 0."""
-        transformed = halve_channels(channels)[1] if self.transformed is None else self.transformed
+        transformed = channels // 2 if self.transformed is None else self.transformed
         if not 0 < transformed < channels:
             raise UserError(f"a coupling cannot transform {transformed} of {channels} channels; both sides need one")
         return channels - transformed, transformed

@@ -205,7 +205,7 @@ class Flow(InvertibleComposite):
                 FlowStep(in_steps, step_layers, name=name, dtype=dtype) for name in plan.step_names
             ]
             if plan.dropped:
-                layers.append(FactorOut(plan.dropped, before_leaving, name=plan.factor_out_name, dtype=dtype))
+                layers.append(FactorOut(plan.dropped, before_leaving, name=f"{plan.name}_factor_out", dtype=dtype))
             return Stage(plan, layers)
 
         return tuple(tuple(map(make_stage, level)) for level in levels)
@@ -249,7 +249,8 @@ class Flow(InvertibleComposite):
                 h, change = run(stage.layers, h, level_condition)
                 log_dets[-1] += change
                 if stage.plan.dropped:
-                    h, dropped = get_kernels().split_channels(h, [stage.plan.remaining, stage.plan.dropped])
+                    counts = [stage.plan.channels - stage.plan.dropped, stage.plan.dropped]
+                    h, dropped = get_kernels().split_channels(h, counts)
                     left[-1].append(dropped)
         for level in reversed(range(len(self.levels))):
             # In v the channels that remained come first, then the channels that left, from the last stage to the first.
