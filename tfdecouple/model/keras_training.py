@@ -28,14 +28,12 @@ from tfdecouple.numerics.arithmetic import get_sizes, sum_over_devices
 from tfdecouple.numerics.tf32 import full_float32
 from tfdecouple.storage.files import Facts
 
-# Names of arguments of Keras' `compile` that must be None, because the loss is always the negative bound.
-FIXED = ("loss", "loss_weights", "metrics", "weighted_metrics")
 TERMS = ("reconstruction", "kl", "dequantization")
 
 
 def make_training_config(options: Facts) -> TrainingConfig:
     """Returns the `TrainingConfig` of the arguments of `compile`, {name: value}; raises the errors of `compile`."""
-    for name in FIXED:
+    for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
         if options.get(name) is not None:
             raise UserError(
                 f"compile got {name}; the loss is the negative evidence lower bound and its terms are the metrics: "
@@ -315,8 +313,6 @@ class Training(Coding, Densities, Initialization):
         config = keras.Model.get_compile_config(self)
         if not config or self._options is None:
             return config
-        for name in FIXED:
-            config.pop(name, None)
         return {**config, **{name: getattr(self._options, name) for name in STEP_OPTIONS}}
 
     def compile_from_config(self, config: Facts) -> None:
