@@ -122,14 +122,6 @@ def traced(eager):
     tf.config.run_functions_eagerly(False)
 
 
-@pytest.fixture
-def small_model(traced):
-    """An initialised `DecoupledModel` of the smallest config, with tracing on. Tests share it: never change it."""
-    from helpers.variants import variant
-
-    return variant("coupling")
-
-
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory):
     """The path of a folder of PNG images in three subfolders: train (20 images), validation (6) and test (5)."""

@@ -13,6 +13,8 @@ from tfdecouple.model import Codes, any_size
 from tfdecouple.model.any_size import shrink_images
 from tfdecouple.networks.architecture import Architecture
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 SIZES = [(11, 9), (1, 1), (2, 40)]
 
 
@@ -41,7 +43,6 @@ def test_shrunk_pixels_are_exact_averages_of_areas(old, new):
     equal(shrink_images(tf.constant(image[None]), *new)[0], right.transpose(0, 2, 1))
 
 
-@pytest.mark.usefixtures("eager")
 class TestCodes:
     @pytest.mark.parametrize("name", VARIANTS)
     def test_every_kind_of_model_recovers_images_of_its_own_size_and_of_others(self, name):
@@ -63,26 +64,28 @@ class TestCodes:
         equal(codes.z, model.code_net(tf.constant([0, 2])))
         equal(model.decode(*codes, codes.size), images)
 
-    def test_z_is_of_the_shrunk_image_and_v_of_the_padded_one(self, small_model):
-        images = pictures(small_model, 11, 9)
-        z, v = small_model.encode(images)
-        equal(z, small_model.encode(shrink_images(tf.constant(images), 4, 4)).z)
-        equal(z, small_model.posterior(images).mean())
+    def test_z_is_of_the_shrunk_image_and_v_of_the_padded_one(self):
+        model = variant("coupling")
+        images = pictures(model, 11, 9)
+        z, v = model.encode(images)
+        equal(z, model.encode(shrink_images(tf.constant(images), 4, 4)).z)
+        equal(z, model.posterior(images).mean())
         padded = np.pad(images, [(0, 0), (0, 1), (0, 1), (0, 0)], "edge").astype("f4")
-        expected = small_model.flow.forward_and_log_det(small_model.quantizer.place_at_centres(padded), z)[0]
+        expected = model.flow.forward_and_log_det(model.quantizer.place_at_centres(padded), z)[0]
         np.testing.assert_allclose(v, expected, rtol=1e-5, atol=1e-5)
 
-    def test_batch_divided_for_memory_gives_equal_codes_and_bounds(self, small_model, monkeypatch):
-        images = pictures(small_model, 12, 10, 5)
-        together = small_model.encode(images), small_model.bound(images, seed=1)
+    def test_batch_divided_for_memory_gives_equal_codes_and_bounds(self, monkeypatch):
+        model = variant("coupling")
+        images = pictures(model, 12, 10, 5)
+        together = model.encode(images), model.bound(images, seed=1)
         monkeypatch.setattr(any_size, "_PIXELS_AT_ONCE", 2 * 12 * 10)
-        assert small_model.any_size.count_images_at_once(12, 10) == 2
-        apart = small_model.encode(images, verify=True), small_model.bound(images, seed=1)
+        assert model.any_size.count_images_at_once(12, 10) == 2
+        apart = model.encode(images, verify=True), model.bound(images, seed=1)
         assert_all_close(together, apart, rtol=1e-4, atol=1e-4)
-        equal(small_model.decode(*apart[0], apart[0].size), images)
+        equal(model.decode(*apart[0], apart[0].size), images)
 
 
-def test_traced_function_encodes_images_of_unknown_size():
+def test_traced_function_encodes_images_of_unknown_size(traced):
     model = variant("coupling")
     images = pictures(model, 7, 10)
 
@@ -97,10 +100,9 @@ def test_traced_function_encodes_images_of_unknown_size():
     equal(run(images_of(model))[0], images_of(model))
 
 
-@pytest.mark.usefixtures("eager")
-def test_bits_per_dim_at_another_size_follow_from_the_jacobian(small_model):
-    size = (7, 5)
-    model, images = small_model, pictures(small_model, *size, 1)
+def test_bits_per_dim_at_another_size_follow_from_the_jacobian():
+    size, model = (7, 5), variant("coupling")
+    images = pictures(model, *size, 1)
     rng = np.random.default_rng(0)
     z_noise, u = rng.standard_normal((1, 4)).astype("f4"), rng.random((1, 8, 6, 3), "f4")
     bound = model.bound(images, noise=(z_noise, u))
@@ -117,7 +119,6 @@ def test_bits_per_dim_at_another_size_follow_from_the_jacobian(small_model):
     assert float(bound.bits_per_dim[0]) == pytest.approx(bits, rel=1e-5)
 
 
-@pytest.mark.usefixtures("eager")
 class TestRefusals:
     def test_model_of_fixed_size_refuses_other_sizes_and_names_a_weight(self):
         model = variant("base")
@@ -127,19 +128,21 @@ class TestRefusals:
         z = np.zeros((2, 4), np.float32)
         assert "whitening" in message_of(DataError, lambda: model.decode(z, np.zeros((2, 12, 10, 3))))
 
-    def test_wrong_channels_or_axes_and_a_size_that_does_not_fit_v_are_refused(self, small_model):
+    def test_wrong_channels_or_axes_and_a_size_that_does_not_fit_v_are_refused(self):
+        model = variant("coupling")
         for shape in ((2, 0, 5, 3), (2, 5, 5, 1), (5, 5, 3)):
-            message = message_of(DataError, lambda shape=shape: small_model.encode(np.zeros(shape, np.uint8)))
+            message = message_of(DataError, lambda shape=shape: model.encode(np.zeros(shape, np.uint8)))
             assert str(shape) in message and "another height and width" in message
-        z, v = small_model.encode(pictures(small_model, 11, 9))
-        assert "multiples of 2" in message_of(UserError, lambda: small_model.decode(z, v[:, :11]))
+        z, v = model.encode(pictures(model, 11, 9))
+        assert "multiples of 2" in message_of(UserError, lambda: model.decode(z, v[:, :11]))
         for size, words in (((11, 11), "size is"), ((1, 9), "size is"), ((11.5, 9), "whole number")):
-            assert words in message_of(UserError, lambda size=size: small_model.decode(z, v, size))
+            assert words in message_of(UserError, lambda size=size: model.decode(z, v, size))
 
-    def test_images_too_large_for_memory_are_refused_before_computing(self, small_model, monkeypatch):
-        needed = Architecture(small_model.config).count_inference_bytes(120, 90)
+    def test_images_too_large_for_memory_are_refused_before_computing(self, monkeypatch):
+        model = variant("coupling")
+        needed = Architecture(model.config).count_inference_bytes(120, 90)
         monkeypatch.setattr(any_size, "read_free_memory", lambda: needed // 4)
-        message = message_of(UserError, lambda: small_model.encode(pictures(small_model, 120, 90)))
+        message = message_of(UserError, lambda: model.encode(pictures(model, 120, 90)))
         assert "90 x 120" in message and "45 x 60" in message
         # The memory of the model's own size is not limited by it.
-        small_model.encode(images_of(small_model))
+        model.encode(images_of(model))

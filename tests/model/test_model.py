@@ -44,13 +44,14 @@ def lossy(gain, shift):
 
 
 @pytest.fixture
-def of_bits(small_model, monkeypatch):
-    """A function of `n_bits` that sets `small_model` to that many bits per colour value, and returns it."""
+def of_bits(monkeypatch):
+    """A function of `n_bits` that sets the model `coupling` to that many bits per colour value, and returns it."""
 
     def choose(n_bits):
-        monkeypatch.setattr(small_model, "config", dataclasses.replace(SMALLEST, n_bits=n_bits))
-        monkeypatch.setattr(small_model, "quantizer", Quantizer(n_bits))
-        return small_model
+        model = variant("coupling")
+        monkeypatch.setattr(model, "config", dataclasses.replace(SMALLEST, n_bits=n_bits))
+        monkeypatch.setattr(model, "quantizer", Quantizer(n_bits))
+        return model
 
     return choose
 
@@ -107,9 +108,10 @@ class TestModel:
             # Images that were recovered by decoding need no warning.
             model.encode(images, verify=True)
 
-    def test_encode_with_verify_is_refused_within_a_function(self, small_model):
-        encode = tf.function(lambda images: small_model.encode(images, verify=True))
-        assert "tf.function" in message_of(UserError, lambda: encode(tf.constant(images_of(small_model))))
+    def test_encode_with_verify_is_refused_within_a_function(self, traced):
+        model = variant("coupling")
+        encode = tf.function(lambda images: model.encode(images, verify=True))
+        assert "tf.function" in message_of(UserError, lambda: encode(tf.constant(images_of(model))))
 
     @pytest.mark.parametrize(
         ("name", "value"), [("coupling_alternate_first/net/last_bias", math.inf), ("linear/kernel", math.nan)]
@@ -171,18 +173,19 @@ class TestModel:
         assert words in message_of(UserError, lambda: call(variant(name), images_of(variant(name))))
 
     @pytest.mark.parametrize("path", ["lerp", "slerp"])
-    def test_interpolation_has_images_and_switches_in_its_corners_and_codes_between(self, small_model, path):
-        a, b = images_of(small_model, 3, 1), images_of(small_model, 3, 2)
-        (z_a, v_a), (z_b, v_b) = small_model.encode(a), small_model.encode(b)
-        grid = small_model.interpolate(a, b, [0, 0.25, 1], [0, 0.75, 1], path=path)
+    def test_interpolation_has_images_and_switches_in_its_corners_and_codes_between(self, path):
+        model = variant("coupling")
+        a, b = images_of(model, 3, 1), images_of(model, 3, 2)
+        (z_a, v_a), (z_b, v_b) = model.encode(a), model.encode(b)
+        grid = model.interpolate(a, b, [0, 0.25, 1], [0, 0.75, 1], path=path)
         assert grid.shape == (3, 3, 3, 4, 4, 3) and grid.dtype == tf.uint8
         equal(grid[:, 0, 0], a)
         equal(grid[:, 2, 2], b)
-        ab, ba = small_model.switch(a, b)
+        ab, ba = model.switch(a, b)
         equal(grid[:, 2, 0], ba)  # z of b, v of a
         equal(grid[:, 0, 2], ab)  # z of a, v of b
         v = interpolate_codes(v_a, v_b, [0.75], path)[:, 0]
-        equal(grid[:, 1, 1], small_model.decode(0.75 * z_a + 0.25 * z_b, v))
+        equal(grid[:, 1, 1], model.decode(0.75 * z_a + 0.25 * z_b, v))
 
     @pytest.mark.parametrize("name", ["base", "colour-map", "dequantization"])
     def test_model_computes_in_float32_under_any_dtype_policy_inside_a_layer_of_the_user(self, name):
@@ -225,12 +228,13 @@ class TestLikelihood:
         elbo = model.bound(images, noise=(noise, u))
         np.testing.assert_allclose(model.likelihood(z).log_prob(x), -elbo.reconstruction, rtol=1e-5)
 
-    def test_likelihood_has_the_batch_shape_of_z(self, small_model):
-        _, _, x, z = self.inputs(small_model)
+    def test_likelihood_has_the_batch_shape_of_z(self):
+        model = variant("coupling")
+        _, _, x, z = self.inputs(model)
         for shape in ((4,), (3, 4), (1, 3, 4), (3, 1, 4)):
-            likelihood = small_model.likelihood(z[0] if shape == (4,) else z.reshape(shape))
+            likelihood = model.likelihood(z[0] if shape == (4,) else z.reshape(shape))
             assert likelihood.batch_shape == shape[:-1] and likelihood.event_shape == (4, 4, 3)
-        likelihood = small_model.likelihood(z)
+        likelihood = model.likelihood(z)
         samples = likelihood.sample([2, 5], seed=1)
         assert samples.shape == (2, 5, 3, 4, 4, 3) and samples.dtype == tf.float32
         log_prob = likelihood.log_prob(samples)
@@ -238,7 +242,7 @@ class TestLikelihood:
         np.testing.assert_allclose(log_prob[1, 4], likelihood.log_prob(samples[1, 4]), rtol=1e-4)
         # One image under several z.
         together = likelihood.log_prob(x[0])
-        np.testing.assert_allclose(together[2], small_model.likelihood(z[2]).log_prob(x[0]), rtol=1e-5)
+        np.testing.assert_allclose(together[2], model.likelihood(z[2]).log_prob(x[0]), rtol=1e-5)
 
 
 PIXELS = np.arange(256, dtype="uint8")

@@ -127,10 +127,12 @@ class TestWarning:
     def gpu(self, monkeypatch):
         monkeypatch.setattr(tf32, "has_visible_gpu", lambda: True)
 
-    def test_traced_model_warns_once_of_tf32_in_the_line_of_the_caller(self, small_model):
+    def test_traced_model_warns_once_of_tf32_in_the_line_of_the_caller(self):
+        model = variant("coupling")
+
         def run():
-            z, v = small_model.encode(random_images(2, 4))
-            return small_model.decode(z, v), small_model.prior().log_prob(z)
+            z, v = model.encode(random_images(2, 4))
+            return model.decode(z, v), model.prior().log_prob(z)
 
         for _ in range(2):
             with pytest.warns(RuntimeWarning, match="TF32.*may decode images inexactly") as caught:
@@ -138,10 +140,11 @@ class TestWarning:
             (filename,) = (warning.filename for warning in caught if "TF32" in str(warning.message))
             assert filename == __file__
 
-    def test_model_called_outside_a_trace_does_not_warn_of_tf32(self, small_model):
+    def test_model_called_outside_a_trace_does_not_warn_of_tf32(self):
+        model = variant("coupling")
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
-            small_model.decode(*small_model.encode(random_images(7, 4)))
+            model.decode(*model.encode(random_images(7, 4)))
 
 
 @pytest.mark.parametrize("users", [True, False])
