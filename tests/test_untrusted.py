@@ -17,13 +17,13 @@ import zipfile
 
 import numpy as np
 import pytest
+from helpers.commands import command, refuse
 from helpers.models import LEAST
-from helpers.refusals import message_of, refused
+from helpers.refusals import message_of
 from PIL import Image
 
 import tfdecouple
 from export.export_folder import load_manifest as load_export_manifest
-from tfdecouple.cli import main
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.corpus.code_files import CodesManifest
 from tfdecouple.data.image_file import read_image
@@ -82,12 +82,11 @@ def planted(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("entry", ["", os.curdir, "{}"])
-def test_subprocess_imports_nothing_from_the_working_folder(planted, monkeypatch, entry):
+def test_subprocess_imports_nothing_from_the_working_folder(planted, monkeypatch):
     for name in ("json", "tfdecouple", "export"):
         (planted / f"{name}.py").write_text(PAYLOAD)
     # With `python -m` the working folder is the first entry of `sys.path`; with `python -c` it is "".
-    monkeypatch.setattr(sys, "path", [entry.format(planted), *sys.path])
+    monkeypatch.setattr(sys, "path", ["", os.curdir, str(planted), *sys.path])
     imports = "import json, onnxruntime, tfdecouple, export, os; print(os.environ['MARK'])"
     command = make_python_command("-c", imports, MARK="here")
     ended = subprocess.run(**command, capture_output=True, text=True)
@@ -189,11 +188,11 @@ class TestRunFolder:
         make(path, outside)
         assert path.name in message_of(UserError, lambda: tfdecouple.load_model("run"))
 
-    @pytest.mark.parametrize("command", ["publish --run run --to published --licence mit", "sample --run run"])
-    def test_command_refuses_a_run_folder_with_a_link_outside(self, run, outside, command, monkeypatch, capsys):
+    @pytest.mark.parametrize("line", ["publish --run run --to published --licence mit", "sample --run run"])
+    def test_command_refuses_a_run_folder_with_a_link_outside(self, run, outside, line, monkeypatch, capsys):
         monkeypatch.chdir(run.parent)
         (run / "metrics.jsonl").symlink_to(outside)
-        assert "metrics.jsonl is a link" in refused(capsys, lambda: main(command.split()))
+        assert "metrics.jsonl is a link" in refuse(capsys, *line.split())
         assert not (run.parent / "published").exists() and not (run / "pictures").exists()
 
     @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -204,8 +203,8 @@ class TestRunFolder:
         name = next(name for name in weights if name.startswith("flow/") and name.endswith("/kernel"))
         weights[name].assign(np.full(weights[name].shape, value, np.float32))
         folder.write_checkpoint("best", folder.list_checkpoint_steps("best")[0], {"model": weights})
-        for command in (["sample"], ["publish", "--to", str(tmp_path / "x"), "--licence", "mit"]):
-            line = refused(capsys, lambda command=command: main([*command, "--run", str(run)]))
+        for words in (["sample"], ["publish", "--to", tmp_path / "x", "--licence", "mit"]):
+            line = refuse(capsys, *words, "--run", run)
             assert f"the weights of {run} are not finite ({name} at step " in line
         assert not (tmp_path / "x").exists()
 
@@ -215,11 +214,11 @@ class TestRunFolder:
         vector = np.zeros(model.config.latent_dim, np.float32)
         Directions(hash_weights(model), {}, (Direction(name, "means", vector),)).write(run)
         Image.fromarray(np.zeros(model.config.image_shape, np.uint8)).save(tmp_path / "a.png")
-        command = ["edit", "--run", run, "--out", tmp_path / "out", "--size", "model", "--direction"]
-        assert main(list(map(str, [*command, name, tmp_path / "a.png"]))) == 0
+        words = ("edit", tmp_path / "a.png", "--run", run, "--out", tmp_path / "out", "--size", "model", "--direction")
+        command(*words, name)
         (line,) = capsys.readouterr().out.splitlines()
         assert line.isprintable() and len(line) < 1000
-        assert "'none'" in refused(capsys, lambda: main(list(map(str, [*command, "none", tmp_path / "a.png"]))))
+        assert "'none'" in refuse(capsys, *words, "none")
         Directions(hash_weights(model), {}, (Direction("x" * 10**6, "means", vector),)).write(run)
         message_of(RunError, lambda: tfdecouple.load_directions(run))
 
@@ -227,9 +226,8 @@ class TestRunFolder:
         (run / "README.md").write_text('---\nlicense: "mit"\n')
         for name in ("README.md", "metrics.jsonl"):
             sparse(run / name)
-        command = ["publish", "--run", str(run), "--to", str(tmp_path / "published")]
         with at_most_memory(10**8):
-            assert main(command) == 0
+            command("publish", "--run", run, "--to", tmp_path / "published")
         assert "metrics.jsonl has more than 134,217,728 bytes and is left out" in capsys.readouterr().out
         files = {path.name: path.stat().st_size for path in (tmp_path / "published").iterdir()}
         assert "metrics.jsonl" not in files and files["README.md"] < 10_000
@@ -239,7 +237,7 @@ class TestRunFolder:
         texts = {"rights": "mine\n# Heading <img src=x> | [link](http://x) \x1b[2J \\<b>", "data": "<script>"}
         texts |= {"source": "x", "imported_from": "a|b", "reconstruction": "<i>"}
         (run / "summary.json").write_text(json.dumps(texts))
-        assert main(["publish", "--run", str(run), "--to", str(tmp_path / "published")]) == 0
+        command("publish", "--run", run, "--to", tmp_path / "published")
         card = (tmp_path / "published" / "README.md").read_text()
         assert "\x1b" not in card and "\n# Heading" not in card
         body = card.partition("\n---\n")[2]
@@ -253,8 +251,8 @@ class TestRunFolder:
         shutil.rmtree(run / "checkpoints")
         (run / "checkpoints").symlink_to(other / "checkpoints")
         before = sorted(other.rglob("*"))
-        command = ["train", "--config", str(run / "config.json"), "--workdir", str(run), "--steps", "41"]
-        assert "checkpoints" in refused(capsys, lambda: main(command)) and sorted(other.rglob("*")) == before
+        line = refuse(capsys, "train", "--config", run / "config.json", "--workdir", run, "--steps", 41)
+        assert "checkpoints" in line and sorted(other.rglob("*")) == before
 
     def test_run_with_links_inside_its_folder_or_in_the_folder_of_weights_and_biases_is_opened(self, run, outside):
         logs = run / "wandb" / "offline-run-20260101_000000-1" / "logs"
