@@ -1,10 +1,12 @@
 import pytest
-from helpers.models import LEAST
+import tensorflow as tf
+from helpers.models import LEAST, random_images
 from helpers.runs import FakeStep, read_log_without_timing, run_config
 
 from tfdecouple.cli import main
 from tfdecouple.metrics.bits_per_dim import ELBO, Bound
 from tfdecouple.metrics.metric import Estimate
+from tfdecouple.model import DecoupledModel
 from tfdecouple.registry import DIAGNOSTICS
 from tfdecouple.runs.run_folder import RunFolder
 from tfdecouple.storage.checkpoints import CheckpointFolder
@@ -33,8 +35,14 @@ def stand_ins(monkeypatch):
 
 @pytest.fixture
 def fake_step(eager, monkeypatch):
-    """The class FakeStep, which replaces TrainStep; other functions run eagerly, so that nothing is traced."""
+    """The class FakeStep, which replaces TrainStep; other functions run eagerly, so that nothing is traced.
+
+    FakeStep uses no images, so training batches are always the same, and the weights are not initialised from images.
+    """
+    batches = tf.data.Dataset.from_tensors({"image": random_images(8)}).repeat()
     monkeypatch.setattr(loop, "TrainStep", FakeStep)
+    monkeypatch.setattr(loop, "make_training_batches", lambda *_, **__: batches)
+    monkeypatch.setattr(DecoupledModel, "initialize", lambda model, *_, **__: model.initialized.assign(True))
     return FakeStep
 
 

@@ -33,7 +33,7 @@ class TestFaults:
 
         call_before_steps(monkeypatch, act)
         with pytest.raises(RunError, match="out of memory; start again with a smaller training.batch_size"):
-            train(run_config(image_folder), tmp_path / "run")
+            train(run_config(image_folder, model=LEAST), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
     def test_damaged_summary_of_a_run_is_detected(self, tmp_path):
