@@ -168,7 +168,7 @@ def test_compile_passes_its_options_to_the_step_and_checks_them(monkeypatch):
         with pytest.raises(UserError, match=f"training.{name} is"):
             model.compile("adam", **{name: value})
     with pytest.raises(UserError, match="training.contrast is 2"):
-        compile_model(config=WITHOUT_Z, contrast=2)
+        compile_model(config=WITHOUT_Z, start=False, contrast=2)
 
 
 def test_history_has_the_terms_of_the_bound_and_evaluate_is_repeatable(model):
@@ -261,39 +261,43 @@ class TestEvaluation:
         assert without.predict(IMAGES[:3], verbose=0).z is None
 
 
-class TestPrecision:
-    @pytest.fixture
-    def policy(self):
-        before = keras.config.dtype_policy()
-        yield keras.config.set_dtype_policy
-        keras.config.set_dtype_policy(before)
+@pytest.fixture
+def policy():
+    before = keras.config.dtype_policy()
+    yield keras.config.set_dtype_policy
+    keras.config.set_dtype_policy(before)
 
-    @pytest.mark.usefixtures("bfloat16")
-    def test_precision_of_fit_follows_the_dtype_policy_of_keras(self, policy, monkeypatch):
-        asked, losses = [], []
-        monkeypatch.setattr("tfdecouple.model.training_step.RunMode", lambda *a: asked.append(a[1]) or RunMode(*a))
-        for global_policy, told in (("mixed_bfloat16", None), ("float32", "mixed_bfloat16")):
-            policy(global_policy)
-            model = compile_model(config=WITHOUT_Z, precision=told)
-            losses.append(model.fit(IMAGES[:4], verbose=0, shuffle=False).history["loss"])
-            assert model.dtype_policy.name == "float32"
-            assert {variable.dtype for variable in model.trainable_variables} == {"float32"}
-        assert set(asked) == {"mixed_bfloat16"} and losses[0] == losses[1]
-        policy("mixed_float16")
-        with pytest.raises(UserError, match="policy is mixed_float16, in which these models do not train"):
-            compile_model()
-        compile_model(precision="float32")
+
+@pytest.mark.usefixtures("bfloat16")
+def test_precision_of_fit_follows_the_dtype_policy_of_keras(policy, monkeypatch):
+    asked, losses = [], []
+    monkeypatch.setattr("tfdecouple.model.training_step.RunMode", lambda *a: asked.append(a[1]) or RunMode(*a))
+    for global_policy, told in (("mixed_bfloat16", None), ("float32", "mixed_bfloat16")):
+        policy(global_policy)
+        model = compile_model(config=WITHOUT_Z, precision=told)
+        losses.append(model.fit(IMAGES[:4], verbose=0, shuffle=False).history["loss"])
+        assert model.dtype_policy.name == "float32"
+        assert {variable.dtype for variable in model.trainable_variables} == {"float32"}
+    assert set(asked) == {"mixed_bfloat16"} and losses[0] == losses[1]
+    policy("mixed_float16")
+    with pytest.raises(UserError, match="policy is mixed_float16, in which these models do not train"):
+        compile_model(start=False)
+    compile_model(start=False, precision="float32")
 
 
 class TestStrategy:
-    def test_two_devices_train_evaluate_and_predict_as_one_device(self):
+    def test_two_devices_train_evaluate_and_predict_as_one_device_also_in_an_own_loop(self):
         # The devices get four and three images in training. Of the last batch of an evaluation, the second device gets
         # none. Clipping bounds the gradient of the whole batch.
         models, images = [compile_model(keras.optimizers.SGD(0.1, global_clipnorm=0.5), WITHOUT_Z)], IMAGES[:7]
+        weights = models[0].get_weights()
         with make_strategy(2).scope():
-            models.append(DecoupledModel(WITHOUT_Z))
-            models[1].compile(keras.optimizers.SGD(0.1, global_clipnorm=0.5))
-        models[1].set_weights(weights := models[0].get_weights())
+            for _ in range(2):
+                models.append(DecoupledModel(WITHOUT_Z))
+                models[-1].compile(keras.optimizers.SGD(0.1, global_clipnorm=0.5))
+                models[-1].set_weights(weights)
+                models[-1].optimizer.build(models[-1].trainable_variables)
+        own = models.pop()
         histories, evaluations, codes = [], [], []
         for model in models:
             histories.append(model.fit(images, shuffle=False, verbose=0).history)
@@ -309,6 +313,12 @@ class TestStrategy:
             first, second = (copy.numpy() for copy in trained.value.values)
             np.testing.assert_array_equal(first, second, err_msg=variable.path)
             assert variable.path.endswith("initialized") or np.any(first != start), variable.path
+        batches = tf.data.Dataset.from_tensor_slices(images).batch(7)
+        for batch in own.distribute_strategy.experimental_distribute_dataset(batches):
+            own.distribute_strategy.run(own.train_step, args=(batch,))
+        values = {name: float(value) for name, value in own.get_metrics_result().items()}
+        assert values == {name: pytest.approx(histories[0][name][0], rel=1e-4, abs=1e-5) for name in NAMES}
+        assert_all_close(own.get_weights(), models[0].get_weights(), atol=1e-4)
 
     def test_fewer_images_than_devices_and_several_steps_per_execution_are_refused(self):
         with make_strategy(2).scope():
@@ -340,19 +350,3 @@ class TestOwnClass:
         assert history.pop("steps") == [2] and ends == [1]
         for name, values in expected.items():
             assert history[name] == pytest.approx(values, rel=1e-4, abs=1e-5), name
-
-    def test_own_loop_trains_as_fit(self):
-        right = compile_model(keras.optimizers.SGD(0.1), WITHOUT_Z)
-        with make_strategy(2).scope():
-            model = DecoupledModel(WITHOUT_Z)
-            model.compile(keras.optimizers.SGD(0.1))
-            model.optimizer.build(model.trainable_variables)
-        model.set_weights(right.get_weights())
-        data = tf.data.Dataset.from_tensor_slices(IMAGES).batch(10)
-        for batch in model.distribute_strategy.experimental_distribute_dataset(data):
-            model.distribute_strategy.run(model.train_step, args=(batch,))
-        expected = right.fit(IMAGES, batch_size=10, shuffle=False, verbose=0).history
-        assert {name: float(value) for name, value in model.get_metrics_result().items()} == {
-            name: pytest.approx(expected[name][0], rel=1e-4, abs=1e-5) for name in NAMES
-        }
-        assert_all_close(model.get_weights(), right.get_weights(), atol=1e-4)

@@ -19,7 +19,6 @@ from tfdecouple.model import DecoupledModel
 pytestmark = pytest.mark.usefixtures("eager")
 
 IMAGES = random_images(20, 4)
-PAGE = (ROOT / "docs" / "keras.md").read_text(encoding="utf-8")
 
 
 def make_classifier(model):
@@ -76,9 +75,7 @@ class TestFiles:
             loaded = keras.saving.load_model(tmp_path / "x.keras")
         assert loaded._options == model._options and loaded.optimizer.weight_decay == pytest.approx(0.1)
         assert_all_close(loaded.optimizer.variables, model.optimizer.variables, rtol=0)
-        for fitted in (model, loaded):
-            fitted.fit(IMAGES, batch_size=20, shuffle=False, verbose=0)
-        assert_all_close(loaded.weights, model.weights, rtol=1e-4, atol=1e-5)
+        assert_all_close(loaded.weights, model.weights, rtol=0)
 
     def test_layers_that_are_not_trainable_stay_so_in_fit_and_in_a_file(self, tmp_path):
         model = compile_model(keras.optimizers.SGD(1e-3, momentum=0.5))
@@ -202,7 +199,7 @@ class TestKerasModel:
 
     @pytest.mark.slow
     def test_script_of_the_keras_page_runs(self, tmp_path, monkeypatch):
-        (block,) = split_code(PAGE)
+        (block,) = split_code((ROOT / "docs" / "keras.md").read_text(encoding="utf-8"))
         code = re.sub(r"batch_size=64,\n    epochs=10", "batch_size=8,\n    epochs=2", block.content)
         assert code != block.content
         monkeypatch.chdir(tmp_path)
