@@ -22,7 +22,6 @@ TOLERANCE = 1e-5
 WITH_STEP_LAYERS = {"steps": (1, (1, 1, 1), 2), "step_layers": tuple(LAYERS), "multiscale_transform": "additive"}
 # {name: config of a tested model}. Feature maps of TINY have odd channel counts (3, 9) and even ones (12, 24).
 VARIANTS = {
-    "alpha-0.8": TINY,
     "none": dataclasses.replace(STAGES, conditioning="none"),
     "colour map": variants.VARIANTS["colour-map"],
     "normal prior": variants.VARIANTS["normal"],
