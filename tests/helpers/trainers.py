@@ -46,11 +46,9 @@ class Trainer:
         """Takes `count` training steps, each on other random images; returns the last `StepResult`, as numbers."""
         model = self.config.model
         for _ in range(count):
-            examples = random_images(BATCH, model.image_shape, seed=100 + self.steps)
-            if model.has_labels:
-                examples = examples, np.arange(BATCH, dtype=np.int32) % model.classes
+            images = random_images(BATCH, model.image_shape, seed=100 + self.steps)
             size = BATCH // self.config.training.micro_batches
-            batches = tf.data.Dataset.from_tensor_slices(examples).batch(size)
+            batches = tf.data.Dataset.from_tensor_slices(images).batch(size)
             micro_batches = self.strategy.experimental_distribute_dataset(batches)
             result = self.step_function(list(micro_batches), self.steps)
             self.steps += 1

@@ -10,7 +10,6 @@ from helpers.numbered import write_images
 from helpers.places import copy_once, make_once
 from helpers.refusals import message_of
 from helpers.runs import read_log, run_config, write_run
-from helpers.trainers import Trainer, assert_close
 from helpers.variants import OF_CLASSES, SMALLEST, equal, fresh
 from PIL import Image
 
@@ -128,12 +127,3 @@ class TestStart:
         directory.load_initial_weights(state, str(run), ("b", "a", "c"))
         message = message_of(ConfigError, lambda: directory.load_initial_weights(state, str(run), ("a", "b", "c")))
         assert "the label 'b' where the images have 'a'" in message
-
-
-def test_two_devices_take_the_step_of_one_device_with_labels():
-    one, two = Trainer(1, CODED), Trainer(2, CODED)
-    assert one.take().applied and two.take().applied
-    values = one.values()
-    of_labels = [value for name, value in values.items() if name.startswith("means/class_codes")]
-    assert of_labels and all(np.any(value) for value in of_labels)
-    assert_close(two.values(), values, 1e-4)
