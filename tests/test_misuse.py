@@ -130,18 +130,6 @@ class TestArguments:
         assert "no images" in message_of(DataError, lambda: diagnose_model(small, NONE))
         assert "0 and 3 images" in message_of(DataError, lambda: small.switch(NONE, IMAGES))
 
-    def test_graph_for_any_batch_size_accepts_an_empty_batch(self, small):
-        tf.config.run_functions_eagerly(False)
-
-        @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 3], tf.uint8)])
-        def run(images):
-            z, v = small.encode(images)
-            bits, density = small.bound(images).bits_per_dim, small.likelihood(z).log_prob(v)
-            return small.decode(z, v), bits, density, small.posterior(images).mean()
-
-        assert [output.shape for output in run(NONE)] == [(0, 8, 8, 3), (0,), (0,), (0, 4)]
-        np.testing.assert_array_equal(run(IMAGES)[0], IMAGES)
-
     @pytest.mark.parametrize("kind", NO_IMAGES)
     def test_input_that_is_no_batch_of_images_is_refused(self, small, kind):
         given = NO_IMAGES[kind]

@@ -85,17 +85,20 @@ class TestCodes:
         equal(model.decode(*apart[0], apart[0].size), images)
 
 
-def test_traced_function_encodes_images_of_unknown_size(traced):
+def test_traced_function_encodes_images_of_unknown_size_and_empty_batches(traced):
     model = variant("coupling")
     images = pictures(model, 7, 10)
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)], autograph=False)
     def run(images):
         codes = model.encode(images)
-        return model.decode(*codes, codes.size), model.bound(images, seed=1).bits_per_dim
+        bits, z = model.bound(images, seed=1).bits_per_dim, model.posterior(images).mean()
+        return model.decode(*codes, codes.size), bits, z
 
-    reconstructed, bits = run(images)
+    reconstructed, bits, z = run(images)
+    assert [output.shape for output in run(images[:0])] == [(0, 7, 10, 3), (0,), (0, 4)]
     equal(reconstructed, images)
+    equal(z, model.encode(images).z)
     np.testing.assert_allclose(bits, model.bound(images, seed=1).bits_per_dim, rtol=1e-5)
     equal(run(images_of(model))[0], images_of(model))
 
