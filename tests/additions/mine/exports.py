@@ -1,4 +1,4 @@
-"""Two endpoints and two formats of exports."""
+"""An endpoint and two formats of exports."""
 
 import numpy as np
 
@@ -27,26 +27,6 @@ def reconstruct(model, inputs):
 def call_reconstruct(model, inputs):
     model.encode(inputs["images"], inputs.get("labels"), verify=True)
     return {"decoded": inputs["images"]}
-
-
-def make_length(config):
-    return Endpoint(
-        name="length", summary="Measures how long v is.", inputs=list_inputs(config),
-        outputs=(Array("length", "float32", (), "the length of v"),),
-        answer=measure_length, reference=call_length,
-    )  # fmt: skip
-
-
-def measure_length(model, inputs):
-    import tensorflow as tf
-
-    v = model.encode(inputs["images"], inputs.get("labels")).v
-    return {"length": tf.norm(tf.reshape(v, [tf.shape(v)[0], -1]), axis=1)}
-
-
-def call_length(model, inputs):
-    v = model.encode(inputs["images"], inputs.get("labels")).v
-    return {"length": np.sqrt(np.square(v).sum((1, 2, 3)))}
 
 
 class Weights(Format):
