@@ -154,21 +154,8 @@ class TestSwitch:
         command("switch", "--run", finished_run, "--out", tmp_path / "same", paths[0], tmp_path / "more/a.png")
         assert (tmp_path / "same/a-z-of-a.jpg").is_file() and (tmp_path / "same/a-z-of-a.png").is_file()
 
-    @pytest.mark.parametrize("strength", [0, 1])
-    def test_strength_applies_to_photographs_and_their_picture(self, finished_run, model, tmp_path, strength):
-        images = random_images(2, SIDE)
-        save_images(tmp_path, {"a.png": images[0], "b.png": images[1]})
-        paths = tmp_path / "a.png", tmp_path / "b.png"
-        command("switch", "--run", finished_run, "--out", tmp_path, "--strength", strength, *paths)
-        expected = arrange_pairs(model, images[:1], images[1:], strength)
-        Shown(tmp_path, "switch-pairs").require(expected, group=(2, 2))
-        # Photographs of the model's own size become the model's pixels.
-        for row, name in zip(expected, ("a-z-of-b.png", "b-z-of-a.png"), strict=True):
-            np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / name)), row[1])
 
-
-@pytest.mark.parametrize("size", ["own", "model"])
-@pytest.mark.parametrize("name", ["switch", "interpolate", "edit"])
+@pytest.mark.parametrize(("name", "size"), [("switch", "own"), ("interpolate", "model"), ("edit", "own")])
 def test_each_photograph_is_read_and_encoded_once(finished_run, tmp_path, monkeypatch, name, size):
     opened, encoded = [], []
     images = {f"{number}.png": random_images(1, 20)[0] for number in range(6)}
