@@ -1,9 +1,6 @@
 import dataclasses
 import json
 import shutil
-import signal
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -14,7 +11,6 @@ from helpers.commands import command, refuse
 from helpers.densities import counted_batches
 from helpers.evaluations import compute_mean_colours, write_onnx
 from helpers.models import SMALL, give_effect, random_images, save_images, strengthen_z
-from helpers.places import ROOT, user_environment
 from helpers.runs import write_run
 
 from tfdecouple.config import DataConfig, TrainingConfig
@@ -47,10 +43,6 @@ def made_run(image_folder, tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("runs") / "made", image_folder)
 
 
-def evaluate(*arguments, status=0):
-    command("evaluate", *arguments, status=status)
-
-
 def read(folder, name):
     return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -71,7 +63,7 @@ class TestBitsPerDim:
         self, made_run, tmp_path, capsys, known, quiet
     ):
         options = ("--importance", 4, "--latent-use", "--seed", 4, "--batch-size", 2, "--out", tmp_path)
-        evaluate("--run", made_run, *options)
+        command("evaluate", "--run", made_run, *options)
         elbo, bound, use = (read(tmp_path, f"{name}-test") for name in ("bits_per_dim", "importance", "latent_use"))
         assert elbo["bits_per_dim"] == pytest.approx(known.bits_per_dim, rel=1e-6)
         assert elbo["standard_error"] == pytest.approx(known.standard_error, rel=1e-5)
@@ -94,7 +86,7 @@ class TestBitsPerDim:
 
     def test_json_file_names_run_data_and_split(self, made_run, image_folder, source, tmp_path):
         options = ("--split", "validation", "--images", 4, "--samples", 2, "--out", tmp_path)
-        evaluate("--run", made_run, *options)
+        command("evaluate", "--run", made_run, *options)
         values = read(tmp_path, "bits_per_dim-validation")
         expected = {"command": "evaluate", "run": str(made_run), "step": 1, "averaged_weights": True, "seed": 0}
         expected |= {"data": source.title, "source": f"folder:{image_folder}", "split": "validation", "k": 2}
@@ -104,7 +96,7 @@ class TestBitsPerDim:
         assert "test_evaluations" not in values and not list(tmp_path.rglob("*.log"))
 
     def test_drawn_images_have_the_same_bits_per_dim_as_among_all_images(self, made_run, source, tmp_path, known):
-        evaluate("--run", made_run, "--images", 3, "--batch-size", 2, "--seed", 4, "--out", tmp_path)
+        command("evaluate", "--run", made_run, "--images", 3, "--batch-size", 2, "--seed", 4, "--out", tmp_path)
         drawn = np.sort(draw_image_indices(source, "test", 3, 4))
         assert drawn.tolist() != [0, 1, 2]
         batch = {"image": load_images(source, "test", 5)[0][drawn], "index": drawn, "weight": np.ones(3, np.float32)}
@@ -119,7 +111,7 @@ class TestBitsPerDim:
         (run / "evaluation").mkdir()
         (run / "evaluation" / "test_evaluations.log").write_text("other data\n")
         for out in ("a", "b"):
-            evaluate("--run", run, "--images", 1, "--out", tmp_path / out)
+            command("evaluate", "--run", run, "--images", 1, "--out", tmp_path / out)
         _, first, second = (run / "evaluation" / "test_evaluations.log").read_text().splitlines()
         assert first == second and read(tmp_path / "b", "bits_per_dim-test")["test_evaluations"] == 2
         assert not list(tmp_path.glob("[ab]/*.log"))
@@ -131,7 +123,7 @@ class TestBitsPerDim:
         for option, says in (("--latent-use", "has no z"), ("--classify", "needs a model with labels")):
             assert says in refuse(capsys, "evaluate", "--run", run, "--out", out, option)
         assert not out.exists()
-        evaluate("--run", run, "--importance", 2)
+        command("evaluate", "--run", run, "--importance", 2)
         assert read(run / "evaluation", "importance-test")["kl"]["mean"] == 0
 
 
@@ -172,7 +164,7 @@ class TestAllMetrics:
         out, extractor = (tmp_path_factory.mktemp(name) for name in ("evaluation", "extractor"))
         more = ["--probe", "--frechet", write_onnx(extractor / "colours.onnx"), "--frechet-images", 40, "--seed", 3]
         more += ["--image-statistics", "--outliers", *kinds]
-        evaluate("--run", run, "--out", out, "--split", "validation", *more)
+        command("evaluate", "--run", run, "--out", out, "--split", "validation", *more)
         return out
 
     def test_frechet_distance_and_floor_equal_the_formula(self, out, run, labelled):
@@ -225,7 +217,7 @@ class TestInterruption:
             return fit_classifier(*arguments)
 
         monkeypatch.setattr(classification, "fit_classifier", fit)
-        evaluate("--run", run, "--out", tmp_path, "--images", 20, "--probe", status=130)
+        command("evaluate", "--run", run, "--out", tmp_path, "--images", 20, "--probe", status=130)
         out, err = capsys.readouterr()
         assert err.splitlines()[-1] == f"interrupted; kept in {tmp_path}: bits_per_dim-test.json"
         assert "results:" not in out
@@ -240,24 +232,6 @@ class TestInterruption:
             raise became
 
         monkeypatch.setattr(BoundEvaluator, "__call__", interrupted)
-        evaluate("--run", run, "--out", tmp_path / "out", status=130)
+        command("evaluate", "--run", run, "--out", tmp_path / "out", status=130)
         assert capsys.readouterr().err.endswith("interrupted; nothing was measured yet\n")
         assert not (tmp_path / "out").exists()
-
-    @pytest.mark.slow
-    def test_signal_keeps_finished_metrics(self, run, tmp_path, forked):
-        program = [sys.executable, "-m", "tfdecouple", "evaluate", "--run", run, "--out", tmp_path, "--images", 4]
-        program += ["--importance", 10**8]
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        with subprocess.Popen(list(map(str, program)), cwd=ROOT, env=user_environment(), **options) as process:
-            # Progress with the second figure: the first is on the disk.
-            for line in process.stderr:
-                if line.startswith("importance-weighted"):
-                    break
-            process.send_signal(signal.SIGINT)
-            err = process.communicate()[1]
-        assert process.returncode == 130, err
-        assert err.splitlines()[-1] == f"interrupted; kept in {tmp_path}: bits_per_dim-test.json"
-        assert "Traceback" not in err
-        assert {path.name for path in tmp_path.iterdir()} == {"bits_per_dim-test.json"}
-        assert read(tmp_path, "bits_per_dim-test")["images"] == 4
