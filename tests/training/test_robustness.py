@@ -99,51 +99,42 @@ sys.exit(main(["train", *sys.argv[1:]]))
 """
 
 
-def killed_after_step_5(config, run):
-    with forked_programs():
-        done = run_python("-c", KILLED, *write_options(config, run))
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert CheckpointFolder(run / "checkpoints").list_checkpoint_steps() == [5] and not (run / "summary.json").exists()
-    return run
-
-
-class TestKill:
-    def test_kills_amid_saving_lose_no_saved_step(self, image_folder, tmp_path):
-        run = tmp_path / "run"
-        options = {"steps": 100_000, "evaluate_every": 100_000, "checkpoint_every": 1, "keep_checkpoints": 2}
-        config = run_config(image_folder, model=LEAST, **options)
-        rng = random.Random(0)
-        reached = -1
-        for number in range(4):
-            program = Program(config, run)
-            goal = max(reached, 0) + rng.randrange(1, 6)
-            assert program.wait_for_step(goal)
-            if number % 2:
-                program.pause_amid_saving()
-            else:
-                time.sleep(rng.random() * 0.05)
-            status, out, err = program.end(signal.SIGKILL)
-            assert status == -signal.SIGKILL
-            # Half of the kills leave a save half done.
-            assert program.is_saving() or number % 2 == 0
-            newest = program.newest()
-            assert newest >= goal
-            assert err == ""
-            if number:
-                assert f"resumes from step {reached}\n" in out, out
-                assert "no checkpoint" not in out
-            reached = newest
+def test_kills_amid_saving_lose_no_saved_step(image_folder, tmp_path):
+    run = tmp_path / "run"
+    options = {"steps": 100_000, "evaluate_every": 100_000, "checkpoint_every": 1, "keep_checkpoints": 2}
+    config = run_config(image_folder, model=LEAST, **options)
+    rng = random.Random(0)
+    reached = -1
+    for number in range(4):
         program = Program(config, run)
-        assert program.wait_for_step(reached + 1)
-        status, out, err = program.end(signal.SIGTERM)
-        assert status == 75
-        assert f"resumes from step {reached}\n" in out, out
-        # Two checkpoints, and nothing that any of the killed programs left.
-        assert len(list((run / "checkpoints").iterdir())) == 2
-        names = {".lock", "checkpoints", "config.json", "metrics.jsonl", "tensorboard"}
-        assert {path.name for path in run.iterdir()} == names
-        steps = [step for _, step in read_log_without_timing(run)]
-        assert steps == sorted(steps)
+        goal = max(reached, 0) + rng.randrange(1, 6)
+        assert program.wait_for_step(goal)
+        if number % 2:
+            program.pause_amid_saving()
+        else:
+            time.sleep(rng.random() * 0.05)
+        status, out, err = program.end(signal.SIGKILL)
+        assert status == -signal.SIGKILL
+        # Half of the kills leave a save half done.
+        assert program.is_saving() or number % 2 == 0
+        newest = program.newest()
+        assert newest >= goal
+        assert err == ""
+        if number:
+            assert f"resumes from step {reached}\n" in out, out
+            assert "no checkpoint" not in out
+        reached = newest
+    program = Program(config, run)
+    assert program.wait_for_step(reached + 1)
+    status, out, err = program.end(signal.SIGTERM)
+    assert status == 75
+    assert f"resumes from step {reached}\n" in out, out
+    # Two checkpoints, and nothing that any of the killed programs left.
+    assert len(list((run / "checkpoints").iterdir())) == 2
+    names = {".lock", "checkpoints", "config.json", "metrics.jsonl", "tensorboard"}
+    assert {path.name for path in run.iterdir()} == names
+    steps = [step for _, step in read_log_without_timing(run)]
+    assert steps == sorted(steps)
 
 
 def fill(folder, leave=0):
@@ -162,7 +153,12 @@ class TestFullDisk:
 
     @pytest.fixture(scope="class")
     def stopped_run(self, config, tmp_path_factory):
-        return killed_after_step_5(config, tmp_path_factory.mktemp("stopped") / "run")
+        run = tmp_path_factory.mktemp("stopped") / "run"
+        with forked_programs():
+            done = run_python("-c", KILLED, *write_options(config, run))
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert not (run / "summary.json").exists()
+        return run
 
     @pytest.fixture(scope="class")
     def whole_run(self, config, tmp_path_factory):
