@@ -3,17 +3,16 @@ import sys
 
 import numpy as np
 import pytest
+from helpers.commands import command, refuse
 from helpers.exporting import run_python_blocks
 from helpers.models import SMALL, random_images
 from helpers.numbered import write_images
 from helpers.places import copy_once, read_output
-from helpers.refusals import refused
 from helpers.runs import run_config, write_run
 from helpers.variants import fresh
 from PIL import Image
 
 from export.pipeline import export
-from tfdecouple.cli import main
 from tfdecouple.config import ModelConfig
 from tfdecouple.errors import UserError
 from tfdecouple.training import train
@@ -52,18 +51,18 @@ def test_training_on_grey_files_with_labels_lowers_bits_per_dim(tmp_path):
 def test_commands_switch_and_encode_images_of_a_grey_model(run, eager, tmp_path, capsys):
     for number in range(2):
         Image.fromarray(random_images(1, (20, 20, 3), number)[0]).save(tmp_path / f"{number}.png")
-    files = [str(tmp_path / f"{number}.png") for number in range(2)]
-    assert main(["switch", "--run", str(run), "--out", str(tmp_path), *files]) == 0
+    files = [tmp_path / f"{number}.png" for number in range(2)]
+    command("switch", "--run", run, "--out", tmp_path, *files)
     with Image.open(tmp_path / "switch-pairs.png") as picture:
         pixels = np.asarray(picture)[:60].astype(int)
     assert np.ptp(pixels, -1).max() == 0 and np.ptp(pixels) > 50
     capsys.readouterr()
-    line = refused(capsys, lambda: main(["evaluate", "--run", str(run), "--image-statistics"]))
+    line = refuse(capsys, "evaluate", "--run", run, "--image-statistics")
     assert "grey images of 8 x 12 pixels; leave it out" in line
     for split in ("train", "validation", "test"):
         write_images(tmp_path / "images" / split, smooth(1, 16, 24))
-    images = ["--data", f"folder:{tmp_path / 'images'}", "--split", "test"]
-    assert main(["encode", "--run", str(run), *images, "--v", "--out", str(tmp_path / "codes")]) == 0
+    images = ("--data", f"folder:{tmp_path / 'images'}", "--split", "test")
+    command("encode", "--run", run, *images, "--v", "--out", tmp_path / "codes")
     manifest = json.loads((tmp_path / "codes" / "_manifest.json").read_text())
     assert manifest["data"]["image_shape"] == [8, 12, 1]
     assert [field["shape"] for field in manifest["fields"] if field["name"] == "v"] == [[8, 12, 1]]

@@ -9,6 +9,7 @@ import onnx
 import pyarrow.parquet as pq
 import pytest
 from helpers.codes import assert_same_codes, read_codes_by_key
+from helpers.commands import command, refuse
 from helpers.models import random_images
 from helpers.places import PATIENCE, ROOT
 from helpers.refusals import refused
@@ -57,8 +58,8 @@ def encode(exported, pictures, tmp_path):
 def single(tiny_run, pictures, tmp_path_factory):
     """The codes that the command for one machine writes of the same images."""
     out = tmp_path_factory.mktemp("single") / "codes"
-    arguments = ["--run", tiny_run, "--data", f"folder:{pictures}", "--out", out, "--v", "--on-bad-image", "skip"]
-    assert main(["encode", *map(str, arguments)]) == 0
+    options = ("--run", tiny_run, "--data", f"folder:{pictures}", "--out", out, "--v", "--on-bad-image", "skip")
+    command("encode", *options)
     return out
 
 
@@ -81,11 +82,11 @@ class TestPipeline:
         assert manifest["label_names"] == ["a", "b", ODD] and manifest["complete"]
         assert (manifest["totals"]["images"], manifest["totals"]["skipped"]) == (24, 1)
         assert {"run": "tiny", "step": 1}.items() <= manifest["model"].items()
-        assert main(["encode", "--verify", "--out", str(out)]) == 0
+        command("encode", "--verify", "--out", out)
         assert f"{out}: all 3 files are what was written" in capsys.readouterr().out
         assert not list(out.glob("beam-temp*"))
-        arguments = ["encode", "--run", tiny_run, "--data", f"folder:{pictures}", "--out", out]
-        assert "was written by encode-beam" in refused(capsys, lambda: main(list(map(str, arguments))))
+        line = refuse(capsys, "encode", "--run", tiny_run, "--data", f"folder:{pictures}", "--out", out)
+        assert "was written by encode-beam" in line
         assert "is not empty" in refused(capsys, lambda: encode(*IN_MEMORY))
         if kind == "parquet":
             assert pq.read_table(out).num_rows == 24

@@ -11,10 +11,12 @@ import sys
 import time
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from helpers.codes import assert_same_codes, read_codes_by_key
+from helpers.commands import command, refuse
 from helpers.models import SMALL, give_effect, random_images, save_images
 from helpers.places import PATIENCE, ROOT, user_environment
 from helpers.refusals import message_of, refused
@@ -337,10 +339,10 @@ def is_over_before_kills(command, out):
 @pytest.mark.slow
 def test_killed_encoding_stores_each_image_once(tiny_run, tmp_path, forked):
     out = tmp_path / "codes"
-    command = [sys.executable, "-m", "tfdecouple", "encode", "--run", tiny_run, "--out", out, "--v"]
-    command += ["--split", "test", "--images-per-shard", 3, "--batch-size", 8, "--format", "parquet"]
+    program = [sys.executable, "-m", "tfdecouple", "encode", "--run", tiny_run, "--out", out, "--v"]
+    program += ["--split", "test", "--images-per-shard", 3, "--batch-size", 8, "--format", "parquet"]
     tries = 1
-    while is_over_before_kills(list(map(str, command)), out):
+    while is_over_before_kills(list(map(str, program)), out):
         shutil.rmtree(out)
         assert (tries := tries + 1) < 7, "it is always over before a kill comes"
     assert read_manifest(out)["complete"] and not list(out.glob(".*.tmp"))
@@ -349,23 +351,21 @@ def test_killed_encoding_stores_each_image_once(tiny_run, tmp_path, forked):
 
 
 @pytest.mark.slow
-class TestFullDisk:
-    @pytest.mark.parametrize(("kind", "room"), [("tfrecord", 0), ("tfrecord", 700), ("parquet", 350)])
-    def test_encode_resumes_after_a_full_disk(self, tiny_run, disk, capsys, kind, room):
-        small_disk = disk(4096)
-        filler = small_disk / "filler"
-        filler.write_bytes(bytes(1024 * (4072 - room)))
-        arguments = ["--run", tiny_run, "--out", small_disk / "codes", "--v", "--split", "test", "--format", kind]
-        arguments = list(map(str, ["encode", *arguments, "--images-per-shard", 50]))
-        line = refused(capsys, lambda: main(arguments), begun=True)
-        assert line.startswith("error: cannot write") and "No space left on device" in line
-        filler.unlink()
-        before = read_files(small_disk / "codes", f"*.{kind}")
-        assert main(arguments) == 0
-        # What was whole is kept as it was, and the rest comes, each image once.
-        assert before.items() <= read_files(small_disk / "codes", f"*.{kind}").items()
-        assert list(read_codes_by_key(small_disk / "codes")) == [f"test/{number}" for number in range(1000)]
-        assert main(["encode", "--verify", "--out", str(small_disk / "codes")]) == 0
+@pytest.mark.parametrize(("kind", "room"), [("tfrecord", 0), ("tfrecord", 700), ("parquet", 350)])
+def test_encode_resumes_after_a_full_disk(tiny_run, disk, capsys, kind, room):
+    small_disk = disk(4096)
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(1024 * (4072 - room)))
+    arguments = ("encode", "--run", tiny_run, "--out", small_disk / "codes", "--v", "--split", "test", "--format", kind)
+    line = refuse(capsys, *arguments, "--images-per-shard", 50, begun=True)
+    assert line.startswith("error: cannot write") and "No space left on device" in line
+    filler.unlink()
+    before = read_files(small_disk / "codes", f"*.{kind}")
+    command(*arguments, "--images-per-shard", 50)
+    # What was whole is kept as it was, and the rest comes, each image once.
+    assert before.items() <= read_files(small_disk / "codes", f"*.{kind}").items()
+    assert list(read_codes_by_key(small_disk / "codes")) == [f"test/{number}" for number in range(1000)]
+    command("encode", "--verify", "--out", small_disk / "codes")
 
 
 MANIFEST = "_manifest.json"
@@ -518,10 +518,6 @@ def rewrite_records(change):
     return rewrite
 
 
-def rename_feature(record):
-    return record.replace(b"\x01z\x12", b"\x01y\x12")
-
-
 def claim_length(length):
     """Returns a damage: a file whose first record claims `length` bytes, with the right checksum of the length."""
 
@@ -534,7 +530,6 @@ def claim_length(length):
 
 def change_table(change):
     def rewrite(path):
-        pq = pytest.importorskip("pyarrow.parquet")
         pq.write_table(change(pq.read_table(path)), path)
 
     return rewrite
@@ -542,8 +537,6 @@ def change_table(change):
 
 def repeat_zeros(table):
     """Returns a table whose z is a list of 10^6 zeros in a row; as a Parquet file it has few bytes."""
-    import pyarrow as pa
-
     zeros = pa.ListArray.from_arrays([0, 10**6], pa.array(np.zeros(10**6, np.float32)))
     return table.slice(0, 1).set_column(table.schema.get_field_index("z"), "z", zeros)
 
@@ -565,7 +558,7 @@ DAMAGED_FILES = {
     "tfrecord: 2^63 bytes in a record": claim_length(2**63),
     "tfrecord: no bytes in a record": claim_length(0),
     "tfrecord: no example": rewrite_records(lambda record: b"\xff" * len(record)),
-    "tfrecord: another feature": rewrite_records(rename_feature),
+    "tfrecord: another feature": rewrite_records(lambda record: record.replace(b"\x01z\x12", b"\x01y\x12")),
     "tfrecord: 2^24 values by the manifest": claim_values,
     "parquet: 2^24 values by the manifest": claim_values,
     "parquet: no Parquet": lambda path: path.write_bytes(b"PAR1" + bytes(64) + b"PAR1"),
@@ -587,7 +580,6 @@ def test_damaged_code_file_is_one_data_error(codes, damage):
 
 
 def test_parquet_file_with_long_keys_or_strong_compression_is_refused(tmp_path, codes):
-    pq = pytest.importorskip("pyarrow.parquet")
     out = codes("parquet")
     manifest = read_manifest(out)
     (path, *_), fields = [out / shard["name"] for shard in manifest["shards"]], manifest["fields"]

@@ -9,6 +9,6 @@ def command(*arguments, status=0):
     assert main([str(argument) for argument in arguments]) == status
 
 
-def refuse(capsys, *arguments, begun=False):
+def refuse(capsys, *arguments, **options):
     """Runs `tfdecouple`, asserts as `refused` does that it ends with one line on the user's mistake; returns it."""
-    return refused(capsys, lambda: main([str(argument) for argument in arguments]), begun=begun)
+    return refused(capsys, lambda: main([str(argument) for argument in arguments]), **options)
