@@ -94,9 +94,8 @@ def test_subprocess_imports_nothing_from_the_working_folder(planted, monkeypatch
     assert not (planted / "ran").exists()
 
 
-@pytest.mark.parametrize("command", [["explain"], ["export", "--help"]], ids=" ".join)
-def test_program_imports_nothing_from_the_working_folder(planted, command):
-    ended = subprocess.run([sys.executable, "-m", "tfdecouple", *command], capture_output=True, text=True)
+def test_program_imports_nothing_from_the_working_folder(planted):
+    ended = subprocess.run([sys.executable, "-m", "tfdecouple", "explain"], capture_output=True, text=True)
     assert (ended.stderr, ended.returncode) == ("", 0)
     assert not (planted / "ran").exists()
 

@@ -84,7 +84,6 @@ class TestRefusals:
             ("sample --temperatures 0.5 -1", ["--temperatures", "-1", ">= 0"]),
             ("switch --strength 1.5", ["--strength", "1.5", "<= 1"]),
             ("sample --count", ["--count", "requires an argument"]),
-            ("sample more", ["more"]),
             ("import-wolf --config a --weights b --image-shape 1 2 --workdir c", ["--image-shape", "Only got 2"]),
             ("edit --direction x", ["edit", "FILES requires an argument"]),
             ("switch no.png such.png", ["error: no.png does not exist; "]),
