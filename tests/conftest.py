@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import functools
 import gc
 import json
 import random
@@ -217,24 +218,22 @@ def exported(tiny_run, tmp_path_factory):
 @pytest.fixture(scope="session")
 def npm_example(tmp_path_factory):
     """A function of `name` that copies examples/NAME, adds the npm packages it needs, and returns the copy's path."""
-    copies = {}
 
+    @functools.cache
     def copy(name):
-        if name not in copies:
-            folder = tmp_path_factory.mktemp("npm") / "examples" / name
-            ignored = shutil.ignore_patterns("node_modules", "package-lock.json", "site")
-            shutil.copytree(ROOT / "examples" / name, folder, ignore=ignored)
-            # An example imports modules of the web page.
-            (folder.parents[1] / "export").symlink_to(ROOT / "export")
-            installed = ROOT / ".venv" / "npm" / name
-            wanted = (folder / "package.json").read_bytes()
-            if installed.is_dir() and (installed / "package.json").read_bytes() == wanted:
-                (folder / "node_modules").symlink_to(installed / "node_modules")
-            else:
-                options = {"folder": folder, "ONNXRUNTIME_NODE_INSTALL": "skip"}
-                read_output("npm", "install", "--no-audit", "--no-fund", "--no-package-lock", **options)
-            copies[name] = folder
-        return copies[name]
+        folder = tmp_path_factory.mktemp("npm") / "examples" / name
+        ignored = shutil.ignore_patterns("node_modules", "package-lock.json", "site")
+        shutil.copytree(ROOT / "examples" / name, folder, ignore=ignored)
+        # An example imports modules of the web page.
+        (folder.parents[1] / "export").symlink_to(ROOT / "export")
+        installed = ROOT / ".venv" / "npm" / name
+        wanted = (folder / "package.json").read_bytes()
+        if installed.is_dir() and (installed / "package.json").read_bytes() == wanted:
+            (folder / "node_modules").symlink_to(installed / "node_modules")
+        else:
+            options = {"folder": folder, "ONNXRUNTIME_NODE_INSTALL": "skip"}
+            read_output("npm", "install", "--no-audit", "--no-fund", "--no-package-lock", **options)
+        return folder
 
     return copy
 

@@ -19,8 +19,7 @@ from export.exported_model import ExportedModel
 from export.formats.onnx import build_onnx
 from tfdecouple.model.objective import map_noise_to_z
 
-GOLDEN = DATA / "golden"
-GENERATIONS = sorted((path for path in GOLDEN.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+GENERATIONS = sorted((DATA / "golden").glob("[0-9]*"), key=lambda path: int(path.name))
 # The largest difference, as a share of the largest value.
 TOLERANCE = 1e-5
 

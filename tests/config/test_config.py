@@ -62,12 +62,11 @@ class TestOverride:
         assert expected in refusal(lambda: Config().override([assignment]))
 
 
-class TestPresets:
-    @pytest.mark.parametrize("name", preset_names())
-    def test_preset_loads_has_a_description_and_survives_json(self, name):
-        config = preset_config(name)
-        assert config.name == name and config.description and "\n" not in config.description
-        assert parse_config(Config, json.loads(config.to_json())) == config
+@pytest.mark.parametrize("name", preset_names())
+def test_preset_loads_has_a_description_and_survives_json(name):
+    config = preset_config(name)
+    assert config.name == name and config.description and "\n" not in config.description
+    assert parse_config(Config, json.loads(config.to_json())) == config
 
 
 LEARNED = {"dequantization": "flow"}

@@ -104,20 +104,17 @@ class TestPipes:
         assert source.skipped == 2
 
 
-class TestPythonClients:
-    """The client of an export, and the example that others start from."""
-
-    @pytest.mark.parametrize("name", ["export/client.py", "examples/tf_serving/client.py"])
-    def test_client_refuses_an_image_of_too_many_pixels_and_starts_no_program(self, tmp_path, monkeypatch, name):
-        module, shape = load_program(ROOT / name), 3 if name.startswith("export") else (8, 8, 3)
-        monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("another program was started"))
-        PICTURE.save(eps := io.BytesIO(), "EPS")
-        large = [(make_png_header(side, side), "pixels") for side in (12_000, 20_000)]
-        for content, word in [(eps.getvalue(), "image"), *large]:
-            # The error of which its `main` makes one line.
-            with pytest.raises(getattr(module, "Problem", Exception), match=word), warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                module.read_picture(written(tmp_path / "x.png", content), shape)
+@pytest.mark.parametrize("name", ["export/client.py", "examples/tf_serving/client.py"])
+def test_client_refuses_an_image_of_too_many_pixels_and_starts_no_program(tmp_path, monkeypatch, name):
+    module, shape = load_program(ROOT / name), 3 if name.startswith("export") else (8, 8, 3)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("another program was started"))
+    PICTURE.save(eps := io.BytesIO(), "EPS")
+    large = [(make_png_header(side, side), "pixels") for side in (12_000, 20_000)]
+    for content, word in [(eps.getvalue(), "image"), *large]:
+        # The error of which its `main` makes one line.
+        with pytest.raises(getattr(module, "Problem", Exception), match=word), warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            module.read_picture(written(tmp_path / "x.png", content), shape)
 
 
 RGB, GREY = (8, 12, 3), (8, 12, 1)

@@ -39,10 +39,6 @@ def refuse(capsys, folder, *options, status=2):
     return refused(capsys, lambda: main(["export", "--verify", str(folder), *options]), begun=True, status=status)
 
 
-def list_problems(folder):
-    return verify.verify_folder(folder)[0]
-
-
 def edit_manifest(folder, change):
     manifest = json.loads((folder / MANIFEST).read_text())
     change(manifest)
@@ -172,7 +168,7 @@ class TestFiles:
         ran = []
         monkeypatch.setattr(verify, "compare_in_process", lambda *given: ran.append(given[1].name) or Report())
         change(copy)
-        problems = list_problems(copy)
+        problems = verify.verify_folder(copy)[0]
         assert any(line.startswith(problem) for line in problems), problems
         parts = [] if "link: manifest" in problem else load_manifest(copy).parts
         changed = [part for part in parts if problem.partition(": ")[2].startswith(f"{part}/")]
@@ -200,7 +196,7 @@ class TestAnswers:
     def test_endpoint_that_the_manifest_leaves_out_is_missed(self, copy):
         edit_manifest(copy, lambda manifest: manifest["parts"]["onnx"].pop("decode"))
         edit_manifest(copy, lambda manifest: manifest["parts"]["savedmodel/1"].pop("decode"))
-        problems = "\n".join(list_problems(copy))
+        problems = "\n".join(verify.verify_folder(copy)[0])
         assert "the files are decoder.onnx, encoder.onnx, sampler.onnx; expected encoder.onnx, sa" in problems
         assert "savedmodel/1" in problems
 
@@ -209,7 +205,7 @@ class TestAnswers:
         export(run=tiny_run, to=tmp_path / "to", formats=("web",), web_runtime=runtime)
         calls = []
         monkeypatch.setattr(verify, "compare_in_process", lambda *given: calls.append(given) or Report())
-        assert list_problems(tmp_path / "to") == []
+        assert verify.verify_folder(tmp_path / "to")[0] == []
         ((name, folder, _, options),) = calls
         assert (name, folder.name) == ("web", "model")
         assert {f"{name}.onnx" for name in options["names"].values()} == {*ON_PAGE}

@@ -38,7 +38,6 @@ SHAPES = {
     "3 x 2 pixels": lambda: Squeeze().forward_and_log_det(np.ones((1, 3, 2, 1))),
     "(1, 4)": lambda: Squeeze().forward_and_log_det(np.ones((1, 4))),
     "6 channels": lambda: Squeeze().inverse_and_log_det(np.ones((1, 2, 2, 6))),
-    "condition": lambda: Coupling(4, CONDITION).forward_and_log_det(np.ones((2, 6)), np.ones((2, CONDITION))),
 }
 
 CONFIG = dataclasses.replace(SMALL, colour_map=True, latent_dim=10)

@@ -16,7 +16,6 @@ from helpers.worker_pairs import WorkerProcesses, WorkerThreads, choose_addresse
 from tfdecouple.data.sources import open_source
 from tfdecouple.storage.files import write_json
 from tfdecouple.system.progress import Counter
-from tfdecouple.system.signals import StopRequest
 from tfdecouple.training import InterruptedRunError, loop, train
 from tfdecouple.training.loop import Trainer
 from tfdecouple.training.step import TrainingState
@@ -73,7 +72,7 @@ class TestTwoRanks:
             assert isinstance(error, InterruptedRunError)
             assert "stopped by a signal to another worker at step 4 of 10, saved" in str(error)
         monkeypatch.setattr(fake_step, "told_to_stop", None)
-        stops, make = [], StopRequest
+        stops, make = [], loop.StopRequest
 
         def measure(split):
             # After the last step, a signal ends no distributed run. Threads get no signals.
