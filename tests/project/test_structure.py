@@ -95,11 +95,13 @@ def test_help_configs_and_verification_load_no_tensorflow_and_print_nothing():
     assert run_python("-c", code).stdout == "[]\n"
 
 
-def test_public_names_resolve_and_their_docstrings_have_examples():
+def test_public_names_resolve_and_have_examples_in_docstrings_or_pages():
+    pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
     for name in tfdecouple.__all__:
         value = getattr(tfdecouple, name)
         assert value.__name__ == name and value.__module__.startswith("tfdecouple.")
-        assert isinstance(value, type) and issubclass(value, Exception) or ">>> " in value.__doc__, name
+        has_example = ">>> " in value.__doc__ or f"tfdecouple.{name}(" in pages
+        assert isinstance(value, type) and issubclass(value, Exception) or has_example, name
 
 
 # Texts with which a module starts Python or forks.

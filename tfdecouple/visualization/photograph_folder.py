@@ -44,17 +44,6 @@ def switch_folder(
     photograph. A result has the photograph's path below the folder and its file format, but PNG for a format such as
     GIF. Photographs that cannot be read are skipped, and results of an earlier call with the same arguments are kept.
 
-    >>> import tempfile
-    >>> from PIL import Image
-    >>> from tfdecouple.runs.opened_run import load_model
-    >>> with tempfile.TemporaryDirectory() as name:
-    ...     folder = pathlib.Path(name, "photographs")
-    ...     folder.mkdir()
-    ...     Image.new("RGB", (32, 24)).save(folder / "a.png")
-    ...     result = switch_folder(load_model("photographs"), folder / "a.png", folder, f"{name}/out", 1.0)
-    ...     [path.name for path in result.written]
-    ['a.png']
-
     `strength` goes from 0, z of the photograph itself, to 1, z of the image `reference`. Photographs with a side of
     more than `max_side` pixels are shrunk. DataError is raised if `folder` has no images or the reference cannot be
     read, UserError, before anything is written, if `out` is inside `folder`, has results of other arguments, or two
