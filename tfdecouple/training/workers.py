@@ -181,9 +181,10 @@ def _collect_failures(listener: socket.socket, count: int, failure: str) -> tupl
             if readable is listener:
                 connection = listener.accept()[0]
                 connection.settimeout(_MOST_HANDSHAKE)
-                with contextlib.suppress(OSError, ValueError, TypeError):
+                # The file is closed here, as Python drops the exception of a signal that comes while a destructor runs.
+                with contextlib.suppress(OSError, ValueError, TypeError), connection.makefile("rb") as lines:
                     connection.sendall(_GREETING)
-                    rank, text = json.loads(connection.makefile("rb").readline(_MOST_BYTES))
+                    rank, text = json.loads(lines.readline(_MOST_BYTES))
                     joined[connection] = rank, text
             else:
                 # The worker has ended, and may be started again.
